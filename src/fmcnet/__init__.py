@@ -1,0 +1,1 @@
+"""fmcnet: visible-infrared person re-identification."""

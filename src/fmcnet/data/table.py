@@ -1,0 +1,91 @@
+"""A dataset is a table: one row an image, whatever benchmark or folder it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcnet.errors import DataError
+from fmcnet.types import IntArray, Modality
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Table:
+    """The images of a dataset, column by column; rows are sorted by path within a reader's own order.
+
+    Attributes:
+        name: what was read: "sysu", "regdb", "llcm", "csv"...
+        root: the folder that `path` is relative to.
+        path: (N,) str, POSIX separators.
+        pid: (N,) int64, identity as the dataset numbers it (a CSV's names are numbered in sorted order).
+        camid: (N,) int64, `NO_CAMERA` where unknown.
+        modality: (N,) uint8, 0 visible, 1 infrared.
+        split: (N,) str, one of `SPLITS`.
+        role: (N,) str, "query", "gallery" or "" (both).
+        time: (N,) str, a time stamp as given, or "".
+        pid_names: for datasets whose identities are not numbers: name of pid i at position i.
+        notes: remarks of the reader that a person should see (identities dropped, files ignored).
+    """
+
+    name: str
+    root: Path
+    path: NDArray[np.str_]
+    pid: IntArray
+    camid: IntArray
+    modality: NDArray[np.uint8]
+    split: NDArray[np.str_]
+    role: NDArray[np.str_]
+    time: NDArray[np.str_]
+    pid_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("path", "pid", "camid", "modality", "split", "role", "time")
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(getattr(self, name)) for name in self.COLUMNS}
+        if len(set(lengths.values())) > 1:
+            raise DataError(f"the columns of a table differ in length: {lengths}")
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+    def take(self, rows: NDArray[Any]) -> Table:
+        """The given rows (indices or a mask), in the given order."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in self.COLUMNS})
+
+    def select(self, *, split: str | tuple[str, ...] | None = None, modality: Modality | None = None) -> Table:
+        """The rows of the given split(s) and modality, order kept."""
+        mask = np.ones(len(self), dtype=bool)
+        if split is not None:
+            mask &= np.isin(self.split, [split] if isinstance(split, str) else list(split))
+        if modality is not None:
+            mask &= self.modality == modality.code
+        return self.take(np.flatnonzero(mask))
+
+    def labels(self) -> tuple[IntArray, IntArray]:
+        """Class labels 0..C-1 in sorted order of pid: (labels (N,), pids (C,))."""
+        pids, labels = np.unique(self.pid, return_inverse=True)
+        return labels.astype(np.int64), pids
+
+    def index(self) -> IntArray:
+        """(N,) 1-based position of each image among the path-sorted images of its pid and camera."""
+        order = np.lexsort((self.path, self.modality, self.camid, self.pid))
+        position = np.empty(len(self), dtype=np.int64)
+        count, last = 0, None
+        for row in order:
+            key = (int(self.pid[row]), int(self.camid[row]), int(self.modality[row]))
+            count = count + 1 if key == last else 1
+            position[row], last = count, key
+        return position
+
+    def full_path(self, row: int) -> Path:
+        """The file of one row."""
+        return self.root / str(self.path[row])
+
+

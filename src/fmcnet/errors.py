@@ -1,0 +1,35 @@
+"""What a user did wrong, said once and clearly.
+
+Every error a user can cause is an `FmcnetError`: its text says what was wrong, where, and what to do.
+The command line prints that text without a traceback and ends with exit code 2.
+"""
+
+from __future__ import annotations
+
+
+class FmcnetError(Exception):
+    """A mistake in the input (data, configuration, checkpoint, arguments), not a bug in fmcnet."""
+
+
+class DataError(FmcnetError):
+    """A dataset, table or image that cannot be used as it is."""
+
+
+class ConfigError(FmcnetError):
+    """A configuration with faults; the message lists all of them."""
+
+
+class CheckpointError(FmcnetError):
+    """Weights or a run folder that are missing, damaged, or belong to another model."""
+
+
+class TrainingError(FmcnetError):
+    """Training cannot go on: a loss term became NaN or infinite, or the batches cannot be formed."""
+
+
+class ProtocolError(FmcnetError):
+    """Embeddings and protocol do not fit each other."""
+
+
+class MissingDependencyError(FmcnetError):
+    """An optional package is not installed; the message names the extra that brings it."""

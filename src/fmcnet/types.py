@@ -1,0 +1,125 @@
+"""The value objects that travel through fmcnet: small, frozen, shapes stated once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcnet.errors import DataError
+
+NO_CAMERA = -1
+"""`camid` of an image whose camera is not known; no camera rule applies to it."""
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+
+
+class Modality(str, Enum):
+    """The two modalities of the task. `V` and `I` in the paper's notation."""
+
+    VISIBLE = "visible"
+    INFRARED = "infrared"
+
+    @property
+    def other(self) -> Modality:
+        """The modality a query of this one is searched in."""
+        return Modality.INFRARED if self is Modality.VISIBLE else Modality.VISIBLE
+
+    @property
+    def code(self) -> int:
+        """0 for visible, 1 for infrared: the number stored in tables and embeddings."""
+        return 0 if self is Modality.VISIBLE else 1
+
+    @staticmethod
+    def from_code(code: int) -> Modality:
+        """The modality of a stored number (0 or 1)."""
+        return Modality.INFRARED if code else Modality.VISIBLE
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Descriptors of N images with what a protocol needs to know of each image.
+
+    Attributes:
+        features: (N, D) float32, as the model gave them (not necessarily of unit length).
+        pid: (N,) int64, the identity.
+        camid: (N,) int64, the camera; `NO_CAMERA` (-1) where unknown.
+        modality: (N,) uint8, 0 visible, 1 infrared (`Modality.code`).
+        index: (N,) int64, 1-based position of the image among the sorted images of the same identity
+            and camera (what the official SYSU-MM01 draw counts).
+        name: (N,) str, the image's path relative to its dataset, or "" where unknown.
+
+    Raises:
+        DataError: on construction, when lengths differ, or a feature is NaN or infinite (names the row).
+    """
+
+    features: FloatArray
+    pid: IntArray
+    camid: IntArray
+    modality: NDArray[np.uint8]
+    index: IntArray
+    name: NDArray[np.str_]
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 2:
+            raise DataError(f"features must be a matrix (N, D), got shape {self.features.shape}")
+        n = len(self.features)
+        for field in fields(self)[1:]:
+            column = getattr(self, field.name)
+            if column.shape != (n,):
+                raise DataError(
+                    f"'{field.name}' has shape {column.shape}, but features has {n} rows: give one value per row"
+                )
+        bad = np.flatnonzero(~np.isfinite(self.features).all(axis=1))
+        if len(bad):
+            row = int(bad[0])
+            label = f" ({self.name[row]})" if self.name[row] else ""
+            raise DataError(
+                f"{len(bad)} of {n} embeddings hold NaN or infinity, the first in row {row}{label}, "
+                f"pid {int(self.pid[row])}: check the model or drop these rows"
+            )
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def take(self, rows: NDArray[Any]) -> Embeddings:
+        """The given rows (indices or a mask), in the given order."""
+        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def of(self, modality: Modality) -> Embeddings:
+        """The rows of one modality, order kept."""
+        return self.take(np.flatnonzero(self.modality == modality.code))
+
+    def save(self, path: str | Path) -> Path:
+        """Write all arrays to an `.npz` file and return its path."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as stream:
+            np.savez(stream, **{f.name: getattr(self, f.name) for f in fields(self)})
+        return path
+
+    @staticmethod
+    def load(path: str | Path) -> Embeddings:
+        """Read a file written by `save`.
+
+        Raises:
+            DataError: when the file is not such a file or lacks an array.
+        """
+        try:
+            with np.load(Path(path), allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path} is not a readable .npz file: {error}") from error
+        missing = [f.name for f in fields(Embeddings) if f.name not in arrays]
+        if missing:
+            raise DataError(f"{path} lacks the arrays {', '.join(missing)}; it holds {', '.join(arrays)}")
+        return Embeddings(**{f.name: arrays[f.name] for f in fields(Embeddings)})
