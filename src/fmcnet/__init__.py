@@ -1,1 +1,56 @@
-"""fmcnet: visible-infrared person re-identification."""
+"""fmcnet: visible-infrared person re-identification (FMCNet, CVPR 2022).
+
+Public names are imported on first use, so `import fmcnet` takes milliseconds and does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Modality": "fmcnet.types",
+    "Embeddings": "fmcnet.types",
+    "Table": "fmcnet.data.table",
+    "read_dataset": "fmcnet.data.benchmarks",
+    "generate": "fmcnet.data.generated",
+    "Config": "fmcnet.config",
+    "load_config": "fmcnet.config",
+    "FMCNet": "fmcnet.model.fmcnet",
+    "build_model": "fmcnet.model.build",
+    "train": "fmcnet.training.loop",
+    "Encoder": "fmcnet.inference.encoder",
+    "load": "fmcnet.inference.encoder",
+    "evaluate": "fmcnet.evaluation.engine",
+    "protocols": "fmcnet.evaluation.protocols",
+    "FmcnetError": "fmcnet.errors",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from fmcnet.config import Config, load_config
+    from fmcnet.data.benchmarks import read_dataset
+    from fmcnet.data.generated import generate
+    from fmcnet.data.table import Table
+    from fmcnet.errors import FmcnetError
+    from fmcnet.evaluation import protocols
+    from fmcnet.evaluation.engine import evaluate
+    from fmcnet.inference.encoder import Encoder, load
+    from fmcnet.model.build import build_model
+    from fmcnet.model.fmcnet import FMCNet
+    from fmcnet.training.loop import train
+    from fmcnet.types import Embeddings, Modality
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'fmcnet' has no attribute '{name}'")
+    module = importlib.import_module(_PUBLIC[name])
+    return module if _PUBLIC[name].rsplit(".", 1)[-1] == name else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -77,7 +77,7 @@ class Embeddings:
             column = getattr(self, field.name)
             if column.shape != (n,):
                 raise DataError(
-                    f"'{field.name}' has shape {column.shape}, but features has {n} rows: give one value per row"
+                    f"'{field.name}' has shape {column.shape}, but features has {n} rows: give a value a row"
                 )
         bad = np.flatnonzero(~np.isfinite(self.features).all(axis=1))
         if len(bad):

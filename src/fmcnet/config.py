@@ -1,0 +1,243 @@
+"""One typed tree of settings; YAML in and out; `key.sub=value` overrides; every fault reported at once.
+
+Defaults are the recipe of the shipped files' header; `paper()` gives the paper's literal settings. What the
+paper does not say is marked "ours".
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fmcnet.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Section):
+    """What is read, at which size, and how batches are drawn."""
+
+    layout: Literal["auto", "sysu", "regdb", "llcm", "csv"] = "auto"
+    split: Annotated[int, Field(ge=1, le=10)] = 1  # RegDB: which of the ten splits
+    height: Positive = 288
+    width: Positive = 144
+    train_splits: tuple[Literal["train", "val"], ...] = ("train",)
+    identities: Annotated[int, Field(ge=2)] = 8  # P
+    images: Positive = 4  # K, of each modality
+
+
+class AugmentConfig(_Section):
+    """Augmentation of whole batches; all ours (the paper does not say)."""
+
+    pad: Annotated[int, Field(ge=0)] = 10
+    flip: Probability = 0.5
+    erase: Probability = 0.5  # random erasing, chance per image
+    channel: Literal["none", "exchange", "mix"] = "exchange"  # visible images only
+    channel_probability: Probability = 0.5
+
+
+class ModelConfig(_Section):
+    """Backbone and modules."""
+
+    variant: Literal["base", "sfd", "fmc", "full"] = "full"
+    arch: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
+    width: Positive = 64
+    last_stride: Literal[1, 2] = 1  # ours (most of the field)
+    pretrained: str | None = None  # "imagenet", a path to a torchvision state dict, or none
+    pooling: Literal["avg", "gem"] = "avg"  # gem: ours
+    neck: bool = True  # BNNeck: ours
+    generator_hidden: Positive | None = None
+    generator_norm: bool = False  # ours
+    generator_relu: bool = True  # ours
+    w1: float = 0.5
+    w2: float = 0.5
+
+
+class LossConfig(_Section):
+    """Margins and weights; the numbers of section 1 of the method, and the weights the paper leaves open."""
+
+    rho1: NonNegative = 1.0
+    rho2: NonNegative = 0.7
+    rho3: NonNegative = 0.7
+    rho4: NonNegative = 0.7
+    alpha: NonNegative = 2.0
+    beta: NonNegative = 2.0
+    lambda1: NonNegative = 0.5
+    lambda2: NonNegative = 0.5
+    shs: bool = True  # rows of the paper's ablation of the MD loss
+    sps: bool = True
+    dc: bool = True
+    gan: NonNegative = 1.0  # weights of the FMC terms: not in the paper
+    fc: NonNegative = 1.0
+    ic: NonNegative = 1.0
+    md: NonNegative = 1.0  # weight of L_MD: 1 in the paper
+    mc: NonNegative = 1.0  # weight of L_MC: 1 in the paper
+    saturating: bool = True  # False: the non-saturating generator loss (ours)
+    normalize: bool = False  # centre losses on features of unit length (ours)
+    reduction: Literal["sum", "mean"] = "sum"  # over the P identities in (4), (5), (6), (17); mean: ours
+    fc_reduction: Literal["sum", "mean"] = "sum"  # over the D dimensions in (13); mean: ours
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # more than 0: ours
+    detach_compensation: bool = False  # FMC losses train only generators and classifiers (ours)
+
+
+class TrainingConfig(_Section):
+    """Optimiser, schedule, checkpoints. All ours."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    epochs: Positive = 80
+    steps_per_epoch: Positive | None = None  # none: as many as cover the images of the larger modality once
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 3.5e-4
+    backbone_lr_factor: Annotated[float, Field(gt=0)] = (
+        1.0  # learning rate of stems and tails over that of heads
+    )
+    discriminator_lr: Annotated[float, Field(gt=0)] = 3.5e-4
+    weight_decay: NonNegative = 5e-4
+    schedule: Literal["onecycle", "multistep", "cosine", "constant"] = "multistep"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of all steps
+    milestones: tuple[Probability, ...] = (0.5, 0.75)  # shares of all steps, rate / 10 at each
+    clip: NonNegative = 0.0  # largest gradient norm; 0: off
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_every: Positive = 200  # steps
+    validate_every: Annotated[int, Field(ge=0)] = 0  # epochs; 0: never
+    select: Literal["last", "val", "test"] = "last"  # test stamps the report
+
+
+class EvaluationConfig(_Section):
+    """How a trained model is judged."""
+
+    mode: Literal["all", "indoor"] = "all"
+    shots: Literal[1, 10] = 1
+    draw: Literal["auto", "official", "seeded"] = "auto"
+    trials: Annotated[int, Field(ge=1, le=10)] = 10
+    direction: Literal["i2v", "v2i", "both"] = "i2v"
+    reading: Literal["a", "b", "c"] = "a"  # LLCM
+    cmc: Literal["image", "identity"] = "image"  # RegDB
+    distance: Literal["cosine", "euclidean"] = "cosine"
+    batch: Positive = 64
+
+
+class Config(_Section):
+    """Everything that defines a run."""
+
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    losses: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.training.select == "val" and "val" in self.data.train_splits:
+            raise ValueError(
+                "training.select=val needs val identities that are not trained on: "
+                "take 'val' out of data.train_splits or set training.select=last"
+            )
+        if self.training.select != "last" and not self.training.validate_every:
+            raise ValueError(f"training.select={self.training.select} needs training.validate_every > 0")
+        return self
+
+    def to_yaml(self) -> str:
+        """The whole tree as YAML that `load_config` reads back to an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(
+    source: str | Path | dict[str, Any] | None = None, overrides: list[str] | tuple[str, ...] = ()
+) -> Config:
+    """Read a configuration and apply overrides.
+
+    Args:
+        source: a YAML file, the name of a shipped file (`shipped()`), a tree, or None for the defaults.
+        overrides: "key.sub=value" each, the value read as YAML ("model.neck=false").
+
+    Raises:
+        ConfigError: listing every fault with its path, the value given and the reason.
+    """
+    where = "the defaults"
+    tree: Any = {}
+    if isinstance(source, dict):
+        tree, where = source, "the given tree"
+    elif source is not None:
+        path = _find(source)
+        where = str(path)
+        try:
+            tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{where} must hold sections (data, model, losses, ...), not a {type(tree).__name__}"
+        )
+    tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    faults = [fault for item in overrides if (fault := _apply(tree, item))]
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        faults += [_say(entry, tree) for entry in error.errors()]
+    if faults:
+        listed = "\n".join(f"  {fault}" for fault in faults)
+        raise ConfigError(f"{len(faults)} fault{'s' * (len(faults) > 1)} in {where}:\n{listed}")
+    return config
+
+
+def shipped() -> dict[str, Path]:
+    """The configuration files inside the package, by name."""
+    folder = Path(__file__).parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    known = shipped()
+    if str(source) in known:
+        return known[str(source)]
+    raise ConfigError(f"no configuration file {source}: give a YAML file or one of {', '.join(known)}")
+
+
+def _apply(tree: dict[str, Any], item: str) -> str | None:
+    key, equals, text = item.partition("=")
+    parts = key.strip().split(".")
+    if not equals or len(parts) != 2 or not all(parts):
+        return f"override '{item}': write section.key=value, as in model.variant=base"
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return f"override '{item}': the value is not valid YAML"
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    section = tree.setdefault(parts[0], {})
+    if not isinstance(section, dict):
+        return f"override '{item}': {parts[0]} is not a section"
+    section[parts[1]] = value
+    return None
+
+
+def _say(entry: Any, tree: dict[str, Any]) -> str:
+    path = ".".join(str(part) for part in entry["loc"]) or "configuration"
+    reason = entry["msg"].removeprefix("Value error, ")
+    if entry["type"] == "extra_forbidden":
+        section = entry["loc"][0] if len(entry["loc"]) > 1 else None
+        fields = Config.model_fields
+        if section in fields:
+            known: list[str] = list(fields[str(section)].annotation.model_fields)  # type: ignore[union-attr]
+        else:
+            known = list(fields)
+        return f"{path}: no such setting; known here: {', '.join(known)}"
+    if entry["type"] == "value_error":
+        return reason if path == "configuration" else f"{path}: {reason}"
+    return f"{path} = {entry['input']!r}: {reason[0].lower()}{reason[1:]}"

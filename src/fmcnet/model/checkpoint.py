@@ -1,0 +1,138 @@
+"""A model on disk: `model.safetensors` beside `model.json`, which says everything the weights do not."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import fmcnet
+from fmcnet.config import Config, load_config
+from fmcnet.errors import CheckpointError
+from fmcnet.files import write_atomically
+from fmcnet.model.build import build_model
+from fmcnet.model.fmcnet import FMCNet
+
+FORMAT = "fmcnet-model-1"
+WEIGHTS = "model.safetensors"
+CARD = "model.json"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What travels with the weights.
+
+    Attributes:
+        config: the run's whole configuration; data.height and data.width are the input size.
+        classes: number of training identities. pids: which (C,), in label order.
+        dataset: name of the training table. step: optimisation steps done.
+        similarity: what embeddings are compared by.
+        selected: how the weights were picked: "last", "val" or "test".
+        versions: of fmcnet, torch and Python.
+    """
+
+    config: Config
+    pids: tuple[int, ...]
+    dataset: str
+    step: int
+    selected: str = "last"
+    similarity: str = "cosine"
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+
+    @property
+    def classes(self) -> int:
+        """Number of training identities."""
+        return len(self.pids)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As written to `model.json`."""
+        tree = asdict(self) | {"config": self.config.model_dump(mode="json"), "pids": list(self.pids)}
+        return {"format": FORMAT, **tree}
+
+
+def versions() -> dict[str, str]:
+    """Versions that a number depends on."""
+    return {
+        "fmcnet": fmcnet.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+
+
+def save_pretrained(model: FMCNet, card: ModelCard, folder: str | Path) -> Path:
+    """Write `model.safetensors` and `model.json`; each appears whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
+    text = json.dumps(card.to_dict(), indent=1) + "\n"
+    write_atomically(folder / CARD, lambda path: path.write_text(text, encoding="utf-8"))
+    return folder
+
+
+def read_card(folder: str | Path) -> ModelCard:
+    """Read `model.json` alone.
+
+    Raises:
+        CheckpointError: when it is missing, damaged, or not fmcnet's.
+    """
+    path = Path(folder) / CARD
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} holds no {CARD}: give the folder of a finished run (fmcnet train --out FOLDER)"
+        )
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+            raise CheckpointError(f"{path} is not a model card of this version (format {FORMAT})")
+        tree.pop("format")
+        return ModelCard(**{**tree, "config": load_config(tree["config"]), "pids": tuple(tree["pids"])})
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def load_pretrained_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[FMCNet, ModelCard]:
+    """The model of a run, in eval mode, and its card; loading is strict.
+
+    Raises:
+        CheckpointError: when files are missing or damaged, or the weights are another model's.
+    """
+    card = read_card(folder)
+    model = build_model(card.config.model, card.classes)
+    load_weights(model, Path(folder) / WEIGHTS)
+    return model.to(device).eval(), card
+
+
+def load_weights(model: FMCNet, path: Path) -> None:
+    """Load a safetensors file strictly into `model`.
+
+    Raises:
+        CheckpointError: naming the first keys and shapes that differ.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no weights at {path}")
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
+    wanted = model.state_dict()
+    faults = [f"missing {key}" for key in wanted if key not in state]
+    faults += [f"unexpected {key}" for key in state if key not in wanted]
+    faults += [
+        f"{key} is {tuple(state[key].shape)}, should be {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise CheckpointError(
+            f"{path} holds the weights of another model than {path.with_name(CARD).name} describes: "
+            f"{'; '.join(faults[:3])}{more}"
+        )
+    model.load_state_dict(state)

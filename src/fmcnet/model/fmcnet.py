@@ -1,0 +1,193 @@
+"""The wiring of FMCNet and of the ablated variants of the paper's Table 2."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fmcnet.model.modules import Compensation, Decomposition, Fusion
+from fmcnet.types import Modality
+
+VARIANTS = ("base", "sfd", "fmc", "full")
+"""Rows of the paper's Table 2: Base; + SFD (shared feature only); + FMC by plain concatenation; full."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ModalityOutput(NamedTuple):
+    """Every feature and score of one half of the batch; what a variant does not have is None.
+
+    Attributes:
+        shared: F_sh,m (B, D). shared_scores: S_sh,m (B, C).
+        specific: F_sp,m (B, D). specific_scores: S_sp,m (B, C).
+        generated: F'_sp of the OTHER modality (B, D). generated_scores: P_sp^other of it (B, C).
+        fused: F_fp,m (B, 2D). fused_scores: S_fp,m (B, C).
+        embedding: the descriptor that is searched by, (B, E).
+    """
+
+    shared: Tensor
+    shared_scores: Tensor
+    specific: Tensor | None
+    specific_scores: Tensor | None
+    generated: Tensor | None
+    generated_scores: Tensor | None
+    fused: Tensor | None
+    fused_scores: Tensor | None
+    embedding: Tensor
+
+
+class FMCNetOutput(NamedTuple):
+    """The two aligned halves of a batch, in train and eval alike."""
+
+    visible: ModalityOutput
+    infrared: ModalityOutput
+
+    def of(self, modality: Modality) -> ModalityOutput:
+        """The half of one modality."""
+        return self.visible if modality is Modality.VISIBLE else self.infrared
+
+
+class FMCNet(nn.Module):
+    """FMCNet (CVPR 2022): decomposition, compensation and fusion.
+
+    The variant follows from the parts given: `Base` has no specific branch in `decomposition`; `sfd` has
+    one but no `compensation`; `fmc` has no `fusion` and concatenates; `full` has all.
+
+    Args:
+        decomposition: SFD. compensation: FMC or None. fusion: SFF or None.
+        mean, std: per-channel statistics of images in 0..1; buffers, so they travel with the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        decomposition: Decomposition,
+        compensation: Compensation | None = None,
+        fusion: Fusion | None = None,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.decomposition = decomposition
+        self.compensation = compensation
+        self.fusion = fusion
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    @property
+    def variant(self) -> str:
+        """Which row of Table 2 this is: one of `VARIANTS`."""
+        if self.fusion is not None:
+            return "full"
+        if self.compensation is not None:
+            return "fmc"
+        return "sfd" if self.decomposition.has_specific else "base"
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), uint8 0..255 or float 0..1, to what the stems take."""
+        if images.dtype == torch.uint8:
+            images = images.to(self.mean.dtype) / 255.0
+        return (images - self.mean) / self.std
+
+    def forward(self, visible: Tensor, infrared: Tensor) -> FMCNetOutput:
+        """Every feature and score of a batch of two halves.
+
+        Args:
+            visible: (B_V, 3, H, W), uint8 0..255 or float 0..1. infrared: (B_I, 3, H, W), likewise.
+        """
+        sh_v, sh_i, sp_v, sp_i = self.decomposition(self.preprocess(visible), self.preprocess(infrared))
+        scores_v, scores_i = self.decomposition.classify_shared(torch.cat([sh_v, sh_i])).split(
+            [len(sh_v), len(sh_i)]
+        )
+        generated_i = generated_v = fused_v = fused_i = fused_scores_v = fused_scores_i = None
+        if self.compensation is not None:
+            generated_i = self.compensation(sh_v, Modality.VISIBLE)  # F'_sp,I from F_sh,V
+            generated_v = self.compensation(sh_i, Modality.INFRARED)  # F'_sp,V from F_sh,I
+        if self.fusion is not None:
+            fused_v = self.fusion(sh_v, sp_v, generated_i)
+            fused_i = self.fusion(sh_i, sp_i, generated_v)
+            fused_scores_v, fused_scores_i = self.fusion.classify(torch.cat([fused_v, fused_i])).split(
+                [len(fused_v), len(fused_i)]
+            )
+        return FMCNetOutput(
+            visible=self._half(Modality.VISIBLE, sh_v, scores_v, sp_v, generated_i, fused_v, fused_scores_v),
+            infrared=self._half(
+                Modality.INFRARED, sh_i, scores_i, sp_i, generated_v, fused_i, fused_scores_i
+            ),
+        )
+
+    def embed(self, images: Tensor, modality: Modality) -> Tensor:
+        """The descriptor of images of ONE modality; computes nothing that it does not need.
+
+        Args:
+            images: (B, 3, H, W), uint8 0..255 or float 0..1.
+
+        Returns:
+            (B, E): E = D for Base and + SFD, 3D for + FMC, 2D for the full model.
+        """
+        stem = self.decomposition.stem(self.preprocess(images), modality)
+        shared = self.decomposition.shared(stem)
+        if self.compensation is None:
+            return self._descriptor(modality, shared, None, None, None)
+        specific = self.decomposition.specific(stem, modality)
+        generated = self.compensation(shared, modality)
+        fused = None if self.fusion is None else self.fusion(shared, specific, generated)
+        return self._descriptor(modality, shared, specific, generated, fused)
+
+    def _half(
+        self,
+        modality: Modality,
+        shared: Tensor,
+        shared_scores: Tensor,
+        specific: Tensor | None,
+        generated: Tensor | None,
+        fused: Tensor | None,
+        fused_scores: Tensor | None,
+    ) -> ModalityOutput:
+        sfd = self.decomposition
+        return ModalityOutput(
+            shared=shared,
+            shared_scores=shared_scores,
+            specific=specific,
+            specific_scores=None if specific is None else sfd.classifier(modality)(specific),
+            generated=generated,
+            generated_scores=None if generated is None else sfd.classifier(modality.other)(generated),
+            fused=fused,
+            fused_scores=fused_scores,
+            embedding=self._descriptor(modality, shared, specific, generated, fused),
+        )
+
+    def _descriptor(
+        self,
+        modality: Modality,
+        shared: Tensor,
+        specific: Tensor | None,
+        generated: Tensor | None,
+        fused: Tensor | None,
+    ) -> Tensor:
+        # The running statistics of the necks must move once a batch, by the scores only: read them here.
+        sfd = self.decomposition
+        if self.fusion is not None and fused is not None:
+            return _frozen(self.fusion.classify.neck, fused)
+        head = _frozen(sfd.classify_shared.neck, shared)
+        if self.compensation is None or specific is None or generated is None:
+            return head
+        # "FMC by simple concatenation" (Table 2). Ours: real or generated, the visible part stands first, so
+        # that positions mean the same whatever the image's modality.
+        own = _frozen(sfd.classifier(modality).neck, specific)
+        other = _frozen(sfd.classifier(modality.other).neck, generated)
+        pair = (own, other) if modality is Modality.VISIBLE else (other, own)
+        return torch.cat([head, *pair], dim=1)
+
+
+def _frozen(neck: nn.Module, feature: Tensor) -> Tensor:
+    if isinstance(neck, nn.BatchNorm1d):
+        return nn.functional.batch_norm(
+            feature, neck.running_mean, neck.running_var, neck.weight, neck.bias, False, 0.0, neck.eps
+        )
+    return feature

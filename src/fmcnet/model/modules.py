@@ -1,0 +1,214 @@
+"""FMCNet's three modules, one class each: SFD, FMC and SFF.
+
+Constructors take modules and numbers; `model/build.py` makes them from a configuration.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fmcnet.types import Modality
+
+
+class IdentityClassifier(nn.Module):
+    """P_*: one linear layer over the C training identities, eq. (2), (14), (18).
+
+    Args:
+        dim: length D of the feature.
+        classes: number C of training identities.
+        neck: put a batch normalisation between feature and layer (BNNeck, Luo et al. 2019). Ours: with it
+            the layer has no bias and the descriptor is the normalised feature; without it (the paper's
+            literal form) `normalise` is the identity.
+    """
+
+    def __init__(self, dim: int, classes: int, neck: bool = False) -> None:
+        super().__init__()
+        self.neck: nn.Module = nn.BatchNorm1d(dim) if neck else nn.Identity()
+        self.linear = nn.Linear(dim, classes, bias=not neck)
+        if neck:
+            nn.init.normal_(self.linear.weight, std=0.001)
+            bn = cast(nn.BatchNorm1d, self.neck)
+            bn.bias.requires_grad_(False)  # as Luo et al.: a centred neck suits the cosine
+
+    def normalise(self, feature: Tensor) -> Tensor:
+        """(B, D) to (B, D): the feature as the layer sees it."""
+        return cast(Tensor, self.neck(feature))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(B, D) to scores (B, C)."""
+        return cast(Tensor, self.linear(self.neck(feature)))
+
+
+class Decomposition(nn.Module):
+    """SFD, section 3.1: splits each modality's feature into a shared and a specific one, eq. (1), (2).
+
+    E_V and E_I have separate weights, E_sh is one for both, E_sp^V and E_sp^I have separate weights.
+
+    Args:
+        stem_visible: E_V. stem_infrared: E_I.
+        shared: E_sh. classify_shared: P_sh.
+        specific_visible: E_sp^V, and so on; None in the Base variant, which has no specific part.
+    """
+
+    def __init__(
+        self,
+        stem_visible: nn.Module,
+        stem_infrared: nn.Module,
+        shared: nn.Module,
+        classify_shared: IdentityClassifier,
+        specific_visible: nn.Module | None = None,
+        specific_infrared: nn.Module | None = None,
+        classify_visible: IdentityClassifier | None = None,
+        classify_infrared: IdentityClassifier | None = None,
+    ) -> None:
+        super().__init__()
+        self.stem_visible = stem_visible
+        self.stem_infrared = stem_infrared
+        self.shared = shared
+        self.classify_shared = classify_shared
+        self.specific_visible = specific_visible
+        self.specific_infrared = specific_infrared
+        self.classify_visible = classify_visible
+        self.classify_infrared = classify_infrared
+
+    @property
+    def has_specific(self) -> bool:
+        """False in the Base variant."""
+        return self.specific_visible is not None
+
+    def stem(self, images: Tensor, modality: Modality) -> Tensor:
+        """E_m: images (B, 3, H, W) to F_m (B, C, h, w)."""
+        stem = self.stem_visible if modality is Modality.VISIBLE else self.stem_infrared
+        return cast(Tensor, stem(images))
+
+    def specific(self, stem_feature: Tensor, modality: Modality) -> Tensor:
+        """E_sp^m: F_m (B, C, h, w) to F_sp,m (B, D)."""
+        tail = self.specific_visible if modality is Modality.VISIBLE else self.specific_infrared
+        assert tail is not None, "this variant has no specific branch"
+        return cast(Tensor, tail(stem_feature))
+
+    def classifier(self, modality: Modality) -> IdentityClassifier:
+        """P_sp^m."""
+        head = self.classify_visible if modality is Modality.VISIBLE else self.classify_infrared
+        assert head is not None, "this variant has no specific branch"
+        return head
+
+    def forward(
+        self, visible: Tensor, infrared: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Both halves at once; E_sh sees them in one concatenated pass.
+
+        Args:
+            visible: (B_V, 3, H, W). infrared: (B_I, 3, H, W).
+
+        Returns:
+            F_sh,V (B_V, D), F_sh,I (B_I, D), F_sp,V (B_V, D) or None, F_sp,I (B_I, D) or None.
+        """
+        f_v = self.stem(visible, Modality.VISIBLE)
+        f_i = self.stem(infrared, Modality.INFRARED)
+        shared = self.shared(torch.cat([f_v, f_i]))
+        sh_v, sh_i = shared.split([len(f_v), len(f_i)])
+        if not self.has_specific:
+            return sh_v, sh_i, None, None
+        return sh_v, sh_i, self.specific(f_v, Modality.VISIBLE), self.specific(f_i, Modality.INFRARED)
+
+
+class Generator(nn.Sequential):
+    """G of eq. (11): three stacked fully connected layers, D to D.
+
+    The paper gives neither the hidden width nor what stands between the layers. Ours: hidden width D (a
+    setting), ReLU between, optionally batch normalisation between, and a ReLU at the end because the real
+    features are pooled ReLU outputs and so never negative (`final_relu`, a setting).
+    """
+
+    def __init__(
+        self, dim: int, hidden: int | None = None, norm: bool = False, final_relu: bool = True
+    ) -> None:
+        hidden = hidden or dim
+        layers: list[nn.Module] = []
+        for inputs, outputs in ((dim, hidden), (hidden, hidden)):
+            layers.append(nn.Linear(inputs, outputs))
+            if norm:
+                layers.append(nn.BatchNorm1d(outputs))
+            layers.append(nn.ReLU(inplace=True))
+        layers.append(nn.Linear(hidden, dim))
+        if final_relu:
+            layers.append(nn.ReLU(inplace=True))
+        super().__init__(*layers)
+
+
+class Discriminator(nn.Module):
+    """D of eq. (12): one fully connected layer + sigmoid.
+
+    `forward` gives the logit; the losses take the logarithm of its sigmoid in one safe step
+    (`log sigmoid(z)` never overflows), `probability` gives the paper's D(x).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, 1)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(B, D) to logits (B,)."""
+        return cast(Tensor, self.linear(feature)).squeeze(1)
+
+    def probability(self, feature: Tensor) -> Tensor:
+        """(B, D) to D(x) in 0..1, (B,): how real the feature looks."""
+        return torch.sigmoid(self(feature))
+
+
+class Compensation(nn.Module):
+    """FMC, section 3.2: generates the missing modality's specific feature from the shared one, eq. (11).
+
+    Generators and discriminators are named by the modality they produce and judge: `to_infrared` is
+    G_{V-I}, `judge_infrared` is D_{V-I} (real: F_sp,I).
+    """
+
+    def __init__(
+        self,
+        to_infrared: nn.Module,
+        to_visible: nn.Module,
+        judge_infrared: Discriminator,
+        judge_visible: Discriminator,
+    ) -> None:
+        super().__init__()
+        self.to_infrared = to_infrared
+        self.to_visible = to_visible
+        self.judge_infrared = judge_infrared
+        self.judge_visible = judge_visible
+
+    def forward(self, shared: Tensor, modality: Modality) -> Tensor:
+        """F_sh of images of `modality` (B, D) to the generated specific feature of the other (B, D)."""
+        generator = self.to_infrared if modality is Modality.VISIBLE else self.to_visible
+        return cast(Tensor, generator(shared))
+
+    def judge(self, target: Modality) -> Discriminator:
+        """The discriminator whose real samples are the specific features of `target`."""
+        return self.judge_infrared if target is Modality.INFRARED else self.judge_visible
+
+    def discriminator_parameters(self) -> list[nn.Parameter]:
+        """What the max player of eq. (12) owns; everything else belongs to the min player."""
+        return [*self.judge_infrared.parameters(), *self.judge_visible.parameters()]
+
+
+class Fusion(nn.Module):
+    """SFF, section 3.3: fuses specific and generated into one, and that with the shared, eq. (15), (16).
+
+    F_fu,V = w1 F_sp,V + w2 F'_sp,I and, mirrored, F_fu,I = w1 F_sp,I + w2 F'_sp,V: w1 weighs the image's
+    own specific feature, w2 the generated one. F_fp = Cat(F_sh, F_fu). The paper gives no initial value for
+    the two scalars; ours is 0.5 each (the mean).
+    """
+
+    def __init__(self, classify: IdentityClassifier, w1: float = 0.5, w2: float = 0.5) -> None:
+        super().__init__()
+        self.w1 = nn.Parameter(torch.tensor(w1))
+        self.w2 = nn.Parameter(torch.tensor(w2))
+        self.classify = classify
+
+    def forward(self, shared: Tensor, specific: Tensor, generated: Tensor) -> Tensor:
+        """F_sh, F_sp, F'_sp, each (B, D), to F_fp (B, 2D)."""
+        fused = self.w1 * specific + self.w2 * generated
+        return torch.cat([shared, fused], dim=1)

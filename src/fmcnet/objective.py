@@ -1,0 +1,132 @@
+"""The composition of the paper's losses, eq. (7), (10), (19): every term by name, weighted as it is summed."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fmcnet import losses
+from fmcnet.config import LossConfig
+from fmcnet.model.fmcnet import FMCNet, FMCNetOutput, ModalityOutput
+from fmcnet.types import Modality
+
+TERMS = {
+    "id_shared": "eq. (8)",
+    "id_specific": "eq. (8)",
+    "shs": "eq. (6)",
+    "dc": "lambda1 x eq. (4)",
+    "sps": "lambda2 x eq. (5)",
+    "gan": "eq. (12), generators",
+    "fc": "eq. (13)",
+    "ic": "eq. (14)",
+    "mc": "eq. (17)",
+    "id_fused": "eq. (18)",
+    "discriminator": "eq. (12), discriminators",
+}
+"""Name of every logged term and the equation it is; weights are included."""
+
+
+def objective(
+    model: FMCNet, output: FMCNetOutput, labels: Tensor, identities: int, config: LossConfig
+) -> dict[str, Tensor]:
+    """What encoders, classifiers, generators and fusion minimise; the total is the sum of the values.
+
+    Args:
+        model: gives the discriminators, which are read here but not trained.
+        output: of a batch of two aligned halves of P*K images.
+        labels: (P*K,), the same for both halves. identities: P.
+        config: margins and weights.
+
+    Returns:
+        Scalars by the names of `TERMS`, only those that the model's variant has.
+    """
+    v, i = output.visible, output.infrared
+    smoothing = config.label_smoothing
+
+    def ce(scores: Tensor | None) -> Tensor:
+        return losses.identity_loss(cast(Tensor, scores), labels, smoothing)
+
+    terms = {"id_shared": ce(v.shared_scores) + ce(i.shared_scores)}
+    if v.specific is None or i.specific is None:
+        return terms
+    terms["id_specific"] = ce(v.specific_scores) + ce(i.specific_scores)
+    terms |= _decomposition_terms(v, i, identities, config)
+    if model.compensation is not None:
+        terms |= _compensation_terms(model, output, labels, identities, config)
+    if v.fused is not None and i.fused is not None:
+        fused_v, fused_i = (_centers(feature, identities, config) for feature in (v.fused, i.fused))
+        scale = config.mc / (identities if config.reduction == "mean" else 1)
+        terms["mc"] = scale * losses.cross_modality_center_loss(fused_v, fused_i, config.beta, config.rho4)
+        terms["id_fused"] = ce(v.fused_scores) + ce(i.fused_scores)
+    return terms
+
+
+def discriminator_objective(model: FMCNet, output: FMCNetOutput) -> dict[str, Tensor]:
+    """What the discriminators minimise: the negative of eq. (12), both directions; features are held fixed."""
+    if model.compensation is None:
+        return {}
+    total = output.visible.shared.new_zeros(())
+    for target in (Modality.INFRARED, Modality.VISIBLE):
+        real = cast(Tensor, output.of(target).specific).detach()
+        fake = cast(Tensor, output.of(target.other).generated).detach()
+        judge = model.compensation.judge(target)
+        total = total - losses.adversarial_value(judge(real), judge(fake))
+    return {"discriminator": total}
+
+
+def _scaled(feature: Tensor, config: LossConfig) -> Tensor:
+    # Ours: on features of unit length the margins 0.7 and 1 are comparable to the largest distance, 2.
+    return F.normalize(feature, dim=1) if config.normalize else feature
+
+
+def _centers(feature: Tensor, identities: int, config: LossConfig) -> Tensor:
+    return losses.centers(_scaled(feature, config), identities)
+
+
+def _decomposition_terms(
+    v: ModalityOutput, i: ModalityOutput, identities: int, config: LossConfig
+) -> dict[str, Tensor]:
+    """L_MD, eq. (7), as its three weighted terms."""
+    sp_v, sp_i = (_centers(cast(Tensor, half.specific), identities, config) for half in (v, i))
+    sh_v, sh_i = (_centers(half.shared, identities, config) for half in (v, i))
+    scale = config.md / (identities if config.reduction == "mean" else 1)
+    terms: dict[str, Tensor] = {}
+    if config.shs:
+        terms["shs"] = scale * losses.cross_modality_center_loss(sh_v, sh_i, config.alpha, config.rho3)
+    if config.dc:
+        terms["dc"] = scale * config.lambda1 * losses.decomposition_loss(sp_v, sp_i, sh_v, sh_i, config.rho1)
+    if config.sps:
+        terms["sps"] = scale * config.lambda2 * losses.specific_separation_loss(sp_v, sp_i, config.rho2)
+    return terms
+
+
+def _compensation_terms(
+    model: FMCNet, output: FMCNetOutput, labels: Tensor, identities: int, config: LossConfig
+) -> dict[str, Tensor]:
+    """Eq. (12) for the generators, (13), (14), each summed over both directions."""
+    assert model.compensation is not None
+    zero = output.visible.shared.new_zeros(())
+    gan, fc, ic = zero, zero, zero
+    for target in (Modality.INFRARED, Modality.VISIBLE):
+        generated = cast(Tensor, output.of(target.other).generated)
+        scores = cast(Tensor, output.of(target.other).generated_scores)
+        judge = model.compensation.judge(target)
+        # The discriminator takes no gradient here: its weights are constants of the generator's step.
+        logits = F.linear(generated, judge.linear.weight.detach(), judge.linear.bias.detach()).squeeze(1)
+        gan = gan + losses.generator_loss(logits, config.saturating)
+        # Ours: the real centres are targets, not trained towards the generated features.
+        real = _centers(cast(Tensor, output.of(target).specific).detach(), identities, config)
+        gap = losses.feature_consistency_loss(_scaled(generated, config), real)
+        fc = fc + (gap / generated.shape[1] if config.fc_reduction == "mean" else gap)
+        ic = ic + losses.identity_loss(scores, labels, config.label_smoothing)
+    terms = {"gan": config.gan * gan, "fc": config.fc * fc, "ic": config.ic * ic}
+    weights = {"gan": config.gan, "fc": config.fc, "ic": config.ic}
+    return {name: term for name, term in terms.items() if weights[name] > 0}
+
+
+def total(terms: dict[str, Tensor]) -> Tensor:
+    """The sum of all terms."""
+    return torch.stack([term.float() for term in terms.values()]).sum()
