@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import DataError
-from fmcnet.types import IntArray, Modality
+from fmcnet.types import NO_CAMERA, IntArray, Modality
 
 SPLITS = ("train", "val", "test")
+
+
+class Record(NamedTuple):
+    """One row of a table before it becomes columns; see `Table` for the meaning of each value."""
+
+    path: str
+    pid: int
+    modality: Modality
+    camid: int = NO_CAMERA
+    split: str = "train"
+    role: str = ""
+    time: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,31 @@ class Table:
         if len(set(lengths.values())) > 1:
             raise DataError(f"the columns of a table differ in length: {lengths}")
 
+    @classmethod
+    def from_records(
+        cls,
+        name: str,
+        root: Path,
+        records: Sequence[Record],
+        *,
+        pid_names: Sequence[str] = (),
+        notes: Sequence[str] = (),
+    ) -> Table:
+        """The table of the given rows, order kept."""
+        return cls(
+            name=name,
+            root=Path(root),
+            path=np.array([r.path for r in records], dtype=np.str_),
+            pid=np.array([r.pid for r in records], dtype=np.int64),
+            camid=np.array([r.camid for r in records], dtype=np.int64),
+            modality=np.array([r.modality.code for r in records], dtype=np.uint8),
+            split=np.array([r.split for r in records], dtype=np.str_),
+            role=np.array([r.role for r in records], dtype=np.str_),
+            time=np.array([r.time for r in records], dtype=np.str_),
+            pid_names=tuple(pid_names),
+            notes=tuple(notes),
+        )
+
     def __len__(self) -> int:
         return len(self.path)
 
@@ -59,7 +97,9 @@ class Table:
         """The given rows (indices or a mask), in the given order."""
         return replace(self, **{name: getattr(self, name)[rows] for name in self.COLUMNS})
 
-    def select(self, *, split: str | tuple[str, ...] | None = None, modality: Modality | None = None) -> Table:
+    def select(
+        self, *, split: str | tuple[str, ...] | None = None, modality: Modality | None = None
+    ) -> Table:
         """The rows of the given split(s) and modality, order kept."""
         mask = np.ones(len(self), dtype=bool)
         if split is not None:
@@ -88,4 +128,10 @@ class Table:
         """The file of one row."""
         return self.root / str(self.path[row])
 
+    def full_paths(self) -> list[Path]:
+        """The file of every row."""
+        return [self.root / str(path) for path in self.path]
 
+    def pid_name(self, pid: int) -> str:
+        """How the dataset calls an identity: its name where it has one, its number otherwise."""
+        return self.pid_names[pid] if self.pid_names else str(pid)
