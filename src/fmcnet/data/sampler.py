@@ -1,0 +1,176 @@
+"""Identity x modality batches: P identities, K visible and K infrared images each, two aligned halves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcnet.errors import DataError
+from fmcnet.types import IntArray, Modality
+
+
+class IdentityModalitySampler:
+    """Batches of row numbers; a pure function of (data, seed, epoch, rank), so any batch can be drawn again.
+
+    One draw is made for all ranks: `world * identities` distinct identities a step, of which each rank takes
+    its own `identities`. Two ranks with P each therefore see, side by side, exactly the batches of one
+    process with 2 P. Within an epoch identities come as one shuffled pass after another, so any two differ by at most
+    one appearance; the images of an identity come in shuffled passes of their own.
+
+    Args:
+        pid_labels: (N,) the identity of each row (any integers).
+        modality: (N,) 0 visible, 1 infrared.
+        identities: P, of one rank.
+        images: K, of each identity and modality.
+        seed: of all draws.
+        rank: this process, 0..world-1.
+        world: number of processes.
+        steps: batches an epoch; default: as many as it takes for as many draws as the larger modality has
+            images, `ceil(max(N_visible, N_infrared) / (world * P * K))` over the identities in use.
+        camid: (N,) cameras; when given, the K images of an identity are spread over its cameras.
+
+    Attributes:
+        steps: batches an epoch, also `len(sampler)`.
+        notes: what a person should know: identities left out, images repeated.
+
+    Raises:
+        DataError: when the arguments are out of range or too few identities have both modalities.
+    """
+
+    def __init__(
+        self,
+        pid_labels: NDArray[np.integer],
+        modality: NDArray[np.integer],
+        *,
+        identities: int = 8,
+        images: int = 4,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        steps: int | None = None,
+        camid: NDArray[np.integer] | None = None,
+    ) -> None:
+        if identities < 1 or images < 1 or (steps is not None and steps < 1):
+            raise DataError(
+                f"identities, images and steps must be at least 1, got {identities}, {images}, {steps}"
+            )
+        if not 0 <= rank < world:
+            raise DataError(f"rank {rank} is not among the {world} processes 0..{world - 1}")
+        pid_labels, modality = np.asarray(pid_labels), np.asarray(modality)
+        if pid_labels.shape != modality.shape or pid_labels.ndim != 1:
+            raise DataError(
+                f"one identity and one modality a row: got {pid_labels.shape} and {modality.shape}"
+            )
+        self.identities, self.images = identities, images
+        self.seed, self.rank, self.world = seed, rank, world
+        self.camid = None if camid is None else np.asarray(camid)
+        rows = [_rows_by_pid(pid_labels, modality, m) for m in (Modality.VISIBLE, Modality.INFRARED)]
+        self.pids = sorted(set(rows[0]) & set(rows[1]))
+        self.notes = self._notes(rows)
+        needed = identities * world
+        if len(self.pids) < needed:
+            ranks = f" x {world} processes" if world > 1 else ""
+            raise DataError(
+                f"a batch needs {identities} identities{ranks}, but only {len(self.pids)} have both "
+                "visible and infrared images: lower the number of identities in a batch (option `identities`) "
+                f"to {max(1, len(self.pids) // world)} or less, or give more data"
+            )
+        self._rows = [[by_pid[pid] for pid in self.pids] for by_pid in rows]
+        larger = max(sum(map(len, half)) for half in self._rows)
+        self.steps = steps if steps is not None else ceil(larger / (needed * images))
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[IntArray, IntArray]]:
+        """The batches of an epoch, from step `start` on (to resume): visible and infrared rows, (P*K,) each.
+
+        The halves are aligned: position `p * K + k` holds the k-th image of the p-th identity in both.
+        """
+        visible, infrared = self.plan(epoch)
+        mine = slice(self.rank * self.identities, (self.rank + 1) * self.identities)
+        for step in range(start, self.steps):
+            yield visible[step, mine].reshape(-1), infrared[step, mine].reshape(-1)
+
+    def plan(self, epoch: int) -> tuple[IntArray, IntArray]:
+        """The rows of a whole epoch, all ranks: visible and infrared, each (steps, world * P, K)."""
+        rng = np.random.default_rng([self.seed & (2**63 - 1), epoch])
+        size = self.identities * self.world
+        drawn = np.empty((self.steps, size), dtype=np.int64)
+        stream = _Stream(np.arange(len(self.pids)), rng)
+        for step in range(self.steps):
+            drawn[step] = stream.take(size)
+        halves = []
+        for rows in self._rows:
+            streams = [_Stream(own, rng, None if self.camid is None else self.camid[own]) for own in rows]
+            half = np.empty((self.steps, size, self.images), dtype=np.int64)
+            for step in range(self.steps):
+                for slot in range(size):
+                    half[step, slot] = streams[drawn[step, slot]].take(self.images)
+            halves.append(half)
+        return halves[0], halves[1]
+
+    def _notes(self, rows: Sequence[dict[int, IntArray]]) -> tuple[str, ...]:
+        notes = []
+        left_out = len(set(rows[0]) ^ set(rows[1]))
+        if left_out:
+            notes.append(f"{left_out} identities lack a modality and are left out of the batches")
+        for by_pid, kind in zip(rows, Modality, strict=True):
+            few = sum(len(by_pid[pid]) < self.images for pid in self.pids)
+            if few:
+                notes.append(
+                    f"{few} of {len(self.pids)} identities have fewer than {self.images} {kind} images: "
+                    "theirs are repeated within a batch"
+                )
+        return tuple(notes)
+
+
+class _Stream:
+    """Items in one shuffled pass after another; a draw holds no item twice unless there are too few."""
+
+    def __init__(
+        self, items: IntArray, rng: np.random.Generator, groups: NDArray[np.integer] | None = None
+    ) -> None:
+        self._items, self._rng, self._groups = items, rng, groups
+        self._left: list[int] = []
+
+    def take(self, count: int) -> list[int]:
+        taken: list[int] = []
+        while len(taken) < count:
+            if not self._left:
+                fresh = self._shuffled()
+                # At the seam between two passes, what this draw holds already goes to the end of the new one.
+                held = set(taken)
+                self._left = [i for i in fresh if i not in held] + [i for i in fresh if i in held]
+            want = count - len(taken)
+            taken += self._left[:want]
+            self._left = self._left[want:]
+        return taken
+
+    def _shuffled(self) -> list[int]:
+        order = self._rng.permutation(len(self._items))
+        if self._groups is not None:
+            # Round robin over the groups: the n-th item of each group before the (n+1)-th of any.
+            seen: dict[int, int] = {}
+            turn = np.empty(len(order), dtype=np.int64)
+            for place, item in enumerate(order):
+                group = int(self._groups[item])
+                turn[place] = seen[group] = seen.get(group, -1) + 1
+            order = order[np.argsort(turn, kind="stable")]
+        shuffled: list[int] = self._items[order].tolist()
+        return shuffled
+
+
+def _rows_by_pid(
+    pid_labels: NDArray[np.integer], modality: NDArray[np.integer], kind: Modality
+) -> dict[int, IntArray]:
+    """Rows of each identity in one modality, ascending."""
+    rows = np.flatnonzero(modality == kind.code)
+    order = rows[np.argsort(pid_labels[rows], kind="stable")]
+    pids, starts = np.unique(pid_labels[order], return_index=True)
+    return {
+        int(pid): own.astype(np.int64) for pid, own in zip(pids, np.split(order, starts[1:]), strict=True)
+    }
