@@ -1,0 +1,181 @@
+"""What a surface looks like in each spectrum: visible albedo, near-infrared reflectance, temperature.
+
+The three are correlated, not equal. Most dyes are transparent in the near infrared, so the fibre decides how
+bright a cloth looks there; a minority of pigments (carbon black) stays dark. A pattern has its own contrast in
+each spectrum and may vanish in one. Temperature follows thickness and fit, never colour. All numbers are ours,
+chosen to be plausible, not measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+PATTERNS = ("plain", "hstripes", "vstripes", "checks", "print", "dots", "block")
+"""Garment textures; "print" is a motif on the front, "block" a second colour on the lower part."""
+
+_DYES: tuple[tuple[tuple[float, float, float], float], ...] = (
+    ((0.035, 0.035, 0.04), 0.17),
+    ((0.16, 0.16, 0.17), 0.09),
+    ((0.40, 0.40, 0.41), 0.08),
+    ((0.78, 0.77, 0.74), 0.13),
+    ((0.04, 0.06, 0.18), 0.10),
+    ((0.10, 0.22, 0.50), 0.10),
+    ((0.32, 0.52, 0.72), 0.05),
+    ((0.50, 0.05, 0.06), 0.08),
+    ((0.66, 0.30, 0.36), 0.04),
+    ((0.07, 0.22, 0.10), 0.05),
+    ((0.34, 0.36, 0.16), 0.03),
+    ((0.25, 0.14, 0.07), 0.05),
+    ((0.60, 0.48, 0.32), 0.06),
+    ((0.72, 0.55, 0.08), 0.04),
+    ((0.66, 0.27, 0.05), 0.03),
+    ((0.24, 0.09, 0.32), 0.04),
+)
+"""(linear RGB albedo in [0, 1], weight) of the dyes garments are drawn from."""
+
+_FABRICS: tuple[tuple[float, float, float], ...] = (
+    (0.70, 0.40, 0.0),
+    (0.82, 0.20, 0.4),
+    (0.42, 0.22, 1.2),
+    (0.12, 0.18, 0.3),
+)
+"""(near-infrared reflectance of the fibre, weight, warmth in K of insulation): cotton, synthetic, wool or denim,
+cloth with a carbon pigment."""
+
+RGB = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Material:
+    """One material with up to two tones.
+
+    Attributes:
+        visible: two linear RGB albedos in [0, 1].
+        nir: two near-infrared reflectances in [0, 1].
+        temperature: surface temperature in degrees Celsius of a still person indoors.
+        temperature_tone: difference of the second tone in kelvin (a thick print is cooler).
+        pattern: one of `PATTERNS`.
+        period: period of the pattern in metres, 0.04 to 0.2.
+        duty: fraction of a period taken by the second tone, 0.25 to 0.6.
+        phase: offset of the pattern in periods, 0 to 1.
+    """
+
+    visible: tuple[RGB, RGB]
+    nir: tuple[float, float]
+    temperature: float
+    temperature_tone: float = 0.0
+    pattern: str = "plain"
+    period: float = 0.1
+    duty: float = 0.5
+    phase: float = 0.0
+
+    @staticmethod
+    def plain(rgb: RGB, nir: float, temperature: float) -> Material:
+        """A material of one tone."""
+        return Material((rgb, rgb), (nir, nir), temperature)
+
+
+def luminance(rgb: RGB) -> float:
+    """Luminance in [0, 1] of a linear RGB albedo (Rec. 709 weights)."""
+    return 0.2126 * rgb[0] + 0.7152 * rgb[1] + 0.0722 * rgb[2]
+
+
+def _weighted(rng: np.random.Generator, weights: list[float]) -> int:
+    edges = np.cumsum(weights) / sum(weights)
+    return min(int(np.searchsorted(edges, rng.random(), side="right")), len(weights) - 1)
+
+
+def _dye(rng: np.random.Generator) -> RGB:
+    rgb = _DYES[_weighted(rng, [w for _, w in _DYES])][0]
+    gain = float(np.exp(rng.normal(0.0, 0.18)))
+    r, g, b = (float(np.clip(c * gain * np.exp(rng.normal(0.0, 0.10)), 0.02, 0.92)) for c in rgb)
+    return (r, g, b)
+
+
+def _nir(rng: np.random.Generator, rgb: RGB, fibre: float) -> float:
+    """Near-infrared reflectance: the fibre's, pulled by the visible lightness, with a spread of its own."""
+    value = 0.62 * fibre + 0.42 * float(np.sqrt(luminance(rgb))) - 0.06 + rng.normal(0.0, 0.05)
+    return float(np.clip(value, 0.04, 0.95))
+
+
+def make_garment(
+    rng: np.random.Generator, *, warm: float, plain: float = 0.36, offset: float = 0.0
+) -> Material:
+    """A garment of a random dye, fabric and pattern.
+
+    Args:
+        rng: source of the draws.
+        warm: insulation in kelvin; the outside of a thick garment is cooler by about as much.
+        plain: probability of no pattern in visible light.
+        offset: shift of the temperature in kelvin (a bag hangs off the body and is cooler).
+    """
+    first, second = _dye(rng), _dye(rng)
+    for _ in range(4):
+        if abs(luminance(first) - luminance(second)) > 0.12:
+            break
+        second = _dye(rng)
+    fibre, _, wool = _FABRICS[_weighted(rng, [w for _, w, _ in _FABRICS])]
+    nir_first = _nir(rng, first, fibre)
+    kind = rng.random()
+    if kind < 0.20:  # the dyes differ, the fibre is one: the pattern vanishes in the near infrared
+        nir_second = float(np.clip(nir_first + rng.normal(0.0, 0.02), 0.04, 0.95))
+    else:
+        step = float(rng.uniform(0.16, 0.42)) * float(np.sign(luminance(second) - luminance(first)) or 1.0)
+        if kind > 0.85 or not 0.04 <= nir_first + step <= 0.95:
+            step = -step
+        nir_second = float(np.clip(nir_first + step, 0.04, 0.95))
+    pattern = PATTERNS[0]
+    if rng.random() >= plain:
+        pattern = PATTERNS[1 + _weighted(rng, [0.26, 0.16, 0.18, 0.18, 0.10, 0.12])]
+        if rng.random() < 0.08:  # tone in tone: visible only in the near infrared
+            second = tuple_scale(first, 1.06)
+    return Material(
+        visible=(first, second),
+        nir=(nir_first, nir_second),
+        temperature=30.2 - 1.1 * warm - 0.7 * wool + float(rng.normal(0.0, 1.0)) + offset,
+        temperature_tone=-float(rng.uniform(0.3, 1.6)) if pattern in ("print", "block") else 0.0,
+        pattern=pattern,
+        period=float(np.exp(rng.uniform(np.log(0.055), np.log(0.20)))),
+        duty=float(rng.uniform(0.28, 0.60)),
+        phase=float(rng.random()),
+    )
+
+
+def tuple_scale(rgb: RGB, gain: float) -> RGB:
+    """A colour times a gain, kept in [0, 1]."""
+    return (min(rgb[0] * gain, 1.0), min(rgb[1] * gain, 1.0), min(rgb[2] * gain, 1.0))
+
+
+def skin_material(rng: np.random.Generator) -> Material:
+    """Skin: visible tone from fair to dark, near-infrared reflectance high for all, 32.5 to 35 degrees."""
+    depth = float(rng.beta(1.6, 2.2))
+    fair, dark = np.array([0.62, 0.40, 0.30]), np.array([0.13, 0.07, 0.045])
+    r, g, b = (float(c) for c in fair + (dark - fair) * depth)
+    nir = 0.66 - 0.20 * depth + float(rng.normal(0.0, 0.03))
+    return Material.plain((r, g, b), nir, 33.8 + float(np.clip(rng.normal(0.0, 0.4), -1.2, 1.2)))
+
+
+def hair_material(rng: np.random.Generator) -> Material:
+    """Hair from black to blond or grey; melanin lets near-infrared light through, so it is brighter there."""
+    tones: tuple[tuple[RGB, float], ...] = (
+        ((0.02, 0.018, 0.016), 0.16),
+        ((0.07, 0.04, 0.025), 0.28),
+        ((0.17, 0.09, 0.045), 0.38),
+        ((0.46, 0.32, 0.15), 0.56),
+        ((0.36, 0.35, 0.34), 0.50),
+    )
+    rgb, nir = tones[_weighted(rng, [0.38, 0.26, 0.14, 0.12, 0.10])]
+    return Material.plain(
+        rgb, float(np.clip(nir + rng.normal(0.0, 0.05), 0.06, 0.8)), 28.5 + float(rng.normal(0.0, 0.6))
+    )
+
+
+def make_leather(rng: np.random.Generator) -> Material:
+    """Shoes: dark, brown or light, two tones (upper and sole)."""
+    garment = make_garment(rng, warm=2.6, plain=1.0)
+    sole = (0.75, 0.75, 0.73) if rng.random() < 0.4 else (0.05, 0.05, 0.05)
+    return replace(
+        garment, visible=(garment.visible[0], sole), nir=(garment.nir[0], 0.6 if sole[0] > 0.5 else 0.12)
+    )
