@@ -201,7 +201,7 @@ def _row(cells: dict[str, str], base: Path, listed: dict[Path, set[str]]) -> tup
         pid=cells["pid"],
         modality=modality or Modality.VISIBLE,
         camid=int(match[1]) if match else NO_CAMERA,
-        split=_SPLITS.get(split, ""),
+        split=_SPLITS.get(split, split),
         role=_ROLES.get(role, ""),
         time=cells.get("time", ""),
     )

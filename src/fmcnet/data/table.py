@@ -135,3 +135,11 @@ class Table:
     def pid_name(self, pid: int) -> str:
         """How the dataset calls an identity: its name where it has one, its number otherwise."""
         return self.pid_names[pid] if self.pid_names else str(pid)
+
+    def records(self) -> list[Record]:
+        """The rows, one by one."""
+        columns = (self.path, self.pid, self.modality, self.camid, self.split, self.role, self.time)
+        return [
+            Record(path, pid, Modality.from_code(code), camid, split, role, time)
+            for path, pid, code, camid, split, role, time in zip(*(c.tolist() for c in columns), strict=True)
+        ]
