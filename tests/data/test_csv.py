@@ -1,0 +1,199 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trees
+
+from fmcnet.data.benchmarks import read_dataset
+from fmcnet.data.csv_table import read_csv, write_csv
+from fmcnet.errors import DataError
+from fmcnet.types import NO_CAMERA, Modality
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return trees.csv_folder(tmp_path)
+
+
+def test_three_columns_are_enough(file: Path) -> None:
+    table = read_csv(file)
+    assert len(table) == 16
+    assert table.pid_names == ("anna", "bob", "carl", "dora")
+    assert set(table.camid) == {NO_CAMERA}
+    assert set(table.role) == {""}
+    assert set(table.split) == {"train", "test"}
+    assert table.root == file.parent
+    assert table.full_path(0).is_file()
+
+
+def test_the_held_out_share_is_the_same_each_time_and_said(file: Path) -> None:
+    table = read_csv(file)
+    test = set(table.select(split="test").pid)
+    assert len(test) == 1
+    assert "1 of 4 identities are held out" in table.notes[0]
+    lines = file.read_text().strip().split("\n")
+    file.write_text("\n".join([lines[0], *reversed(lines[1:])]))
+    assert set(read_csv(file).select(split="test").pid) == test
+    assert len(set(read_csv(file, test_share=0.5).select(split="test").pid)) == 2
+    assert set(read_csv(file, test_share=0).split) == {"train"}
+
+
+def test_all_columns_and_synonyms(file: Path) -> None:
+    file.write_text(
+        "Path,PID,Modality,CamID,Split,Role,Time\n"
+        "img/anna_visible_1.png,3,RGB,2,training,gallery,12:00\n"
+        "img/anna_infrared_1.png,3,Thermal,cam4,train,,\n"
+        "img/bob_visible_1.png,12,vis,,test,Gallery,\n"
+        "img/bob_infrared_1.png,12,NIR,-1,test,probe,\n"
+    )
+    table = read_csv(file)
+    assert table.pid.tolist() == [3, 3, 12, 12]
+    assert table.pid_names == ()
+    assert table.camid.tolist() == [2, 4, NO_CAMERA, NO_CAMERA]
+    assert table.modality.tolist() == [0, 1, 0, 1]
+    assert table.split.tolist() == ["train", "train", "test", "test"]
+    assert table.role.tolist() == ["gallery", "", "gallery", "query"]
+    assert table.time[0] == "12:00"
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_spreadsheet_dialects(file: Path, separator: str, ending: str, encoding: str) -> None:
+    text = file.read_text().replace(",", separator).replace("\n", ending)
+    before = read_csv(file).path.tolist()
+    file.write_bytes(text.encode(encoding))
+    assert read_csv(file).path.tolist() == before
+
+
+def test_windows_and_absolute_paths(file: Path) -> None:
+    file.write_text(
+        "path,pid,modality\n"
+        "img\\anna_visible_1.png,a,visible\n"
+        f"{file.parent / 'img/anna_infrared_1.png'},a,infrared\n"
+    )
+    table = read_csv(file)
+    assert table.path.tolist() == ["img/anna_visible_1.png", "img/anna_infrared_1.png"]
+
+
+def test_quoted_values_may_hold_the_separator(file: Path) -> None:
+    trees.write_image(file.parent / "img/a, b.png")
+    file.write_text('path,pid,modality\n"img/a, b.png",x,vis\nimg/anna_infrared_1.png,x,ir\n')
+    assert read_csv(file).path[0] == "img/a, b.png"
+
+
+def test_all_faults_are_listed_with_their_lines(file: Path) -> None:
+    file.write_text(
+        "path,pid,modality,camid,split,role\n"
+        "img/anna_visible_1.png,anna,visible,1,train,\n"
+        "img/none.png,anna,infrared,1,train,\n"
+        "img/anna_infrared_1.png,,x-ray,one,dev,judge\n"
+        "\n"
+        "img/bob_visible_1.png,bob\n"
+        "img/anna_visible_1.png,anna,visible,1,train,\n"
+    )
+    with pytest.raises(DataError) as caught:
+        read_csv(file)
+    message = str(caught.value)
+    assert "has 8 faults" in message
+    for words in (
+        "line 3: there is no file 'img/none.png'",
+        "line 4: pid is empty",
+        "line 4: modality 'x-ray' is neither",
+        "line 4: camid 'one' is not a whole number",
+        "line 4: split 'dev' is none of train, val, test",
+        "line 4: role 'judge'",
+        "line 6: 2 values for 6 columns",
+        "line 7: path 'img/anna_visible_1.png' stands in line 2 already",
+    ):
+        assert words in message
+
+
+def test_many_faults_are_counted(file: Path) -> None:
+    file.write_text("path,pid,modality\n" + "".join(f"no{n}.png,a,vis\n" for n in range(35)))
+    with pytest.raises(DataError, match=r"has 35 faults(.|\n)*no19.png(.|\n)*and 15 more") as caught:
+        read_csv(file)
+    assert "no20.png" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("file,pid\na,b\n", "line 1: no column path, modality in the header"),
+        ("path,pid,modality,pid\n", "the column pid stands twice"),
+        ("path,pid,modality\n", "no row below its header"),
+        ("", "no row below its header"),
+    ],
+)
+def test_headers(file: Path, text: str, words: str) -> None:
+    file.write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_csv(file)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist or is no file: give a CSV like"):
+        read_csv(tmp_path / "no.csv")
+
+
+def _with_splits(file: Path, split_of: dict[str, str]) -> None:
+    lines = file.read_text().strip().split("\n")
+    rows = [f"{line},{split_of.get(line.split(',')[1], 'train')}" for line in lines[1:]]
+    file.write_text("\n".join([lines[0] + ",split", *rows]))
+
+
+def test_half_given_splits_are_a_fault(file: Path) -> None:
+    _with_splits(file, {"bob": ""})
+    with pytest.raises(DataError, match=r"4 rows have no split, the first is img/bob_visible_1\.png"):
+        read_csv(file)
+
+
+def test_an_identity_in_two_splits_is_named(file: Path) -> None:
+    _with_splits(file, {"bob": "test"})
+    file.write_text(
+        file.read_text().replace("bob_visible_1.png,bob,visible,test", "bob_visible_1.png,bob,visible,train")
+    )
+    with pytest.raises(DataError, match="1 identities are in both train and test: bob"):
+        read_csv(file)
+
+
+def test_a_test_only_csv_is_welcome(file: Path) -> None:
+    _with_splits(file, dict.fromkeys(("anna", "bob", "carl", "dora"), "test"))
+    assert set(read_csv(file).split) == {"test"}
+
+
+def test_single_modality_identities(file: Path) -> None:
+    _with_splits(file, {"dora": "test"})
+    text = "\n".join(line for line in file.read_text().split("\n") if ",bob,infrared" not in line)
+    file.write_text(text)
+    table = read_csv(file)
+    assert "bob" not in {table.pid_name(pid) for pid in table.pid}
+    assert table.notes == ("train: 1 identity seen in one modality only, dropped from training: bob",)
+
+
+def _same(first, second) -> None:
+    for column in ("pid", "camid", "modality", "split", "role", "time"):
+        np.testing.assert_array_equal(getattr(first, column), getattr(second, column))
+    assert first.pid_names == second.pid_names
+    assert [p.resolve() for p in first.full_paths()] == [p.resolve() for p in second.full_paths()]
+
+
+@pytest.mark.parametrize("layout", ["sysu", "regdb", "llcm", "csv_folder"])
+@pytest.mark.parametrize("place", ["inside.csv", "elsewhere/out.csv"])
+def test_writing_and_reading_give_the_same_table(tmp_path: Path, layout: str, place: str) -> None:
+    source = getattr(trees, layout)(tmp_path / "data")
+    table = read_dataset(source)
+    target = tmp_path / "data" / place if place == "inside.csv" else tmp_path / place
+    again = read_csv(write_csv(table, target))
+    _same(table, again)
+    assert again.select(modality=Modality.INFRARED).path.size
+    if place == "inside.csv":
+        assert again.path.tolist() == table.path.tolist()
+
+
+def test_round_trip_of_a_relative_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees.sysu(tmp_path / "data", images=1)
+    monkeypatch.chdir(tmp_path)
+    table = read_dataset("data")
+    again = read_csv(write_csv(table, "out/x.csv"))
+    _same(table, again)

@@ -1,0 +1,131 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trees
+from PIL import Image
+
+from fmcnet.data.images import MAX_LISTED, load_image, require_readable, verify_images
+from fmcnet.data.table import Record, Table
+from fmcnet.errors import DataError
+from fmcnet.types import Modality
+
+
+def damage(path: Path, kind: str) -> Path:
+    """Write a broken image of the given kind."""
+    if kind == "absent":
+        return path
+    trees.write_image(path, size=(60, 120))
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "zero bytes":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("<html>404 not found</html>\n")
+    elif kind == "noise":
+        path.write_bytes(bytes(range(256)) * 4)
+    elif kind == "folder":
+        path.unlink()
+        path.mkdir()
+    return path
+
+
+KINDS = {
+    "truncated": "truncated",
+    "zero bytes": r"empty \(0 bytes\)",
+    "text": "a text file, not an image",
+    "noise": "not an image in a known format",
+    "absent": "no such file",
+    "folder": "it is a folder",
+}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_broken_images_are_named_with_the_reason(tmp_path: Path, kind: str, suffix: str) -> None:
+    path = damage(tmp_path / f"x{suffix}", kind)
+    with pytest.raises(DataError, match=rf"cannot read the image .*x\{suffix}: .*{KINDS[kind]}"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "CMYK"])
+def test_every_mode_becomes_three_channels(tmp_path: Path, mode: str) -> None:
+    suffix = "tif" if mode == "CMYK" else "png"
+    pixels = load_image(trees.write_image(tmp_path / f"x.{suffix}", mode=mode))
+    assert pixels.shape == (12, 6, 3)
+    assert pixels.dtype == np.uint8
+
+
+def test_one_channel_infrared_is_repeated(tmp_path: Path) -> None:
+    pixels = load_image(trees.write_image(tmp_path / "x.png", mode="L"))
+    assert (pixels == pixels[..., :1]).all()
+    assert pixels.std() > 0
+
+
+def test_orientation_is_respected(tmp_path: Path) -> None:
+    image = Image.fromarray(np.arange(60, dtype=np.uint8).reshape(10, 6))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to show
+    image.save(tmp_path / "x.png", exif=exif)
+    pixels = load_image(tmp_path / "x.png")
+    assert pixels.shape == (6, 10, 3)
+    np.testing.assert_array_equal(pixels[..., 0], np.rot90(np.asarray(image), -1))
+
+
+def test_sixteen_bit_thermal_is_stretched(tmp_path: Path) -> None:
+    raw = np.linspace(7000, 9000, 64 * 32).reshape(64, 32).astype(np.uint16)
+    raw[0, 0] = 65535  # a dead pixel must not flatten the rest
+    Image.fromarray(raw).save(tmp_path / "x.png")
+    pixels = load_image(tmp_path / "x.png")[..., 0]
+    assert pixels.min() == 0
+    assert pixels.max() == 255
+    assert 100 < pixels[32].mean() < 155
+
+
+def test_sixteen_bits_that_hold_eight_stay_as_they_are(tmp_path: Path) -> None:
+    raw = np.arange(200, dtype=np.uint16).reshape(20, 10)
+    Image.fromarray(raw).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(load_image(tmp_path / "x.png")[..., 0], raw)
+
+
+def test_a_flat_or_float_thermal_image(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 9000, dtype=np.uint16)).save(tmp_path / "x.png")
+    assert load_image(tmp_path / "x.png").max() == 0
+    Image.fromarray(np.linspace(-10, 40, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "x.tif")
+    assert load_image(tmp_path / "x.tif").max() == 255
+    Image.fromarray(np.full((4, 4), np.nan, dtype=np.float32)).save(tmp_path / "y.tif")
+    with pytest.raises(DataError, match="NaN"):
+        load_image(tmp_path / "y.tif")
+
+
+def _table(root: Path, paths: list[str]) -> Table:
+    return Table.from_records("x", root, [Record(path, 1, Modality.VISIBLE) for path in paths])
+
+
+def test_all_unreadable_images_are_listed_in_order(tmp_path: Path) -> None:
+    paths = []
+    for n, kind in enumerate(["", "truncated", "zero bytes", "", "text", "absent"]):
+        damage(tmp_path / f"{n}.jpg", kind)
+        paths.append(f"{n}.jpg")
+    faults = verify_images(_table(tmp_path, paths), workers=3)
+    assert [path for path, _ in faults] == ["1.jpg", "2.jpg", "4.jpg", "5.jpg"]
+    with pytest.raises(DataError) as caught:
+        require_readable(_table(tmp_path, paths))
+    assert str(caught.value).startswith(f"4 of 6 images under {tmp_path} cannot be read:\n  1.jpg: ")
+    assert "4.jpg: a text file" in str(caught.value)
+
+
+def test_a_long_list_ends_with_the_rest_counted(tmp_path: Path) -> None:
+    paths = [f"{n:02d}.jpg" for n in range(MAX_LISTED + 5)]
+    with pytest.raises(DataError, match=r"25 of 25 images(.|\n)*19.jpg(.|\n)*and 5 more") as caught:
+        require_readable(_table(tmp_path, paths))
+    assert "20.jpg" not in str(caught.value)
+
+
+def test_readable_images_raise_nothing_and_a_bar_can_be_shown(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    trees.write_image(tmp_path / "a.jpg")
+    require_readable(_table(tmp_path, ["a.jpg"]))
+    assert capfd.readouterr().err == ""
+    require_readable(_table(tmp_path, ["a.jpg"]), progress=True)

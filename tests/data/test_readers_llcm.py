@@ -1,0 +1,102 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trees
+
+from fmcnet.data.benchmarks import read_llcm
+from fmcnet.errors import DataError
+from fmcnet.types import Modality
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return trees.llcm(tmp_path / "llcm")
+
+
+def test_a_sound_tree(root: Path) -> None:
+    table = read_llcm(root)
+    assert len(table) == 32
+    assert np.unique(table.select(split="train").pid).tolist() == [1, 4]
+    assert np.unique(table.select(split="test").pid).tolist() == [2, 30]
+    for split in ("train", "test"):
+        part = table.select(split=split)
+        assert np.unique(part.select(modality=Modality.VISIBLE).camid).tolist() == [1, 3]
+        assert np.unique(part.select(modality=Modality.INFRARED).camid).tolist() == [1, 2]
+
+
+def test_cameras_are_tokens_not_positions(root: Path) -> None:
+    """Neither the length of the root's name, nor of the file's, nor a 'c' elsewhere matters."""
+    old = "vis/0001/0001_c03_s0000_f10_vis.jpg"
+    new = "vis/0001/longer_name_0001_c3_scc07_vis.jpg"
+    (root / old).rename(root / new)
+    index = root / "idx/train_vis.txt"
+    index.write_text(index.read_text().replace(old, new))
+    table = read_llcm(root)
+    assert table.camid[table.path == new].tolist() == [3]
+
+
+def test_windows_separators_bom_and_case(root: Path) -> None:
+    before = read_llcm(root).path.tolist()
+    index = root / "idx/train_nir.txt"
+    index.write_bytes(("\ufeff" + index.read_text().replace("/", "\\").replace("\n", "\r\n")).encode())
+    (root / "idx/test_id.txt").write_bytes("\ufeff2,30,\r\n".encode())
+    assert read_llcm(root).path.tolist() == before
+    (root / "test_vis/cam1").rename(root / "test_vis/Cam1")
+    assert len(read_llcm(root)) == 32
+
+
+def test_a_test_identity_of_one_modality_is_kept_and_said(root: Path) -> None:
+    for camera in (1, 2):
+        shutil.rmtree(root / f"test_nir/cam{camera}/0030")
+    table = read_llcm(root)
+    assert 30 in table.pid
+    assert table.notes == (
+        "test: 1 identity seen in one modality only, kept: a probe of it has no match: 30",
+    )
+
+
+def _no_camera(root: Path) -> None:
+    index = root / "idx/train_vis.txt"
+    trees.write_image(root / "vis/0001/plain.jpg")
+    index.write_text(index.read_text() + "\nvis/0001/plain.jpg 0")
+
+
+def _no_camera_folders(root: Path) -> None:
+    shutil.rmtree(root / "test_vis")
+    (root / "test_vis").mkdir()
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "no folders": (
+        lambda r: [shutil.rmtree(r / name) for name in ("vis", "test_nir")],
+        ["lacks the folder vis, the folder test_nir", "Expected:"],
+    ),
+    "no list": (lambda r: (r / "idx/test_id.txt").unlink(), ["lacks idx/test_id.txt", "Expected:"]),
+    "absent ids": (lambda r: (r / "idx/test_id.txt").write_text("2,30,77,78"), ["2 identities", "77, 78"]),
+    "absent image": (
+        lambda r: shutil.rmtree(r / "nir/0004"),
+        ["train_nir.txt lists 4 images that are not there", "nir/0004/0004_c01_s0000_f10_nir.jpg (line 5)"],
+    ),
+    "overlap": (lambda r: shutil.copytree(r / "vis/0001", r / "test_vis/cam1/0001"), []),
+    "no camera in a name": (
+        _no_camera,
+        ["1 training images hold no camera like '_c03_'", "vis/0001/plain.jpg"],
+    ),
+    "no camera folder": (_no_camera_folders, ["test_vis holds no camera folder", "Expected:"]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_trees_give_one_clear_message(root: Path, name: str) -> None:
+    damage, words = BROKEN[name]
+    damage(root)
+    if name == "overlap":
+        (root / "idx/test_id.txt").write_text("1,2,30")
+        words = ["1 identities are in both train and test: 1"]
+    with pytest.raises(DataError) as caught:
+        read_llcm(root)
+    for word in words:
+        assert word in str(caught.value)

@@ -1,0 +1,130 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trees
+
+from fmcnet.data.benchmarks import read_regdb
+from fmcnet.errors import DataError
+from fmcnet.types import Modality
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return trees.regdb(tmp_path / "regdb")
+
+
+def edit(file: Path, change: Callable[[str], str]) -> None:
+    file.write_bytes(change(file.read_text()).encode())
+
+
+def test_identities_come_from_folders_not_from_labels(root: Path) -> None:
+    table = read_regdb(root)
+    assert np.unique(table.select(split="train").pid).tolist() == [1, 3]
+    assert np.unique(table.select(split="test").pid).tolist() == [2, 12]
+    assert np.unique(table.select(modality=Modality.VISIBLE).camid).tolist() == [1]
+    assert np.unique(table.select(modality=Modality.INFRARED).camid).tolist() == [2]
+    assert len(table) == 16
+    assert table.notes == ()
+
+
+def test_each_trial_has_its_own_split(root: Path) -> None:
+    assert np.unique(read_regdb(root, 2).select(split="train").pid).tolist() == [2, 12]
+    with pytest.raises(DataError, match="splits 1 to 10, not 11"):
+        read_regdb(root, 11)
+    with pytest.raises(DataError, match=r"lacks idx/train_visible_3.txt, idx/train_thermal_3.txt"):
+        read_regdb(root, 3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.replace("/", "\\"),
+        lambda s: s.replace("\n", "\r\n"),
+        lambda s: "\ufeff" + s,
+        lambda s: s.replace(" ", "\t"),
+        lambda s: "\n" + s.strip() + "\n\n",
+        lambda s: s.replace("Visible/", "./visible/"),
+    ],
+    ids=["Windows separators", "CRLF", "BOM", "tab", "blank lines", "wrong case"],
+)
+def test_idx_files_as_editors_leave_them(root: Path, change: Callable[[str], str]) -> None:
+    before = read_regdb(root).path.tolist()
+    edit(root / "idx/train_visible_1.txt", change)
+    assert read_regdb(root).path.tolist() == before
+
+
+def test_the_order_of_lines_does_not_matter(root: Path) -> None:
+    before = read_regdb(root).path.tolist()
+    edit(root / "idx/train_visible_1.txt", lambda s: "\n".join(reversed(s.strip().split("\n"))))
+    assert read_regdb(root).path.tolist() == before
+
+
+def test_folders_in_wrong_case_are_read_and_said(root: Path) -> None:
+    (root / "Visible").rename(root / "visible")
+    table = read_regdb(root)
+    assert len(table) == 16
+    assert "visible/1/v_0.bmp" in table.path
+    assert "'visible' read as 'Visible'" in table.notes[0]
+
+
+def _absent(root: Path) -> None:
+    for file in (root / "Thermal/12").iterdir():
+        file.unlink()
+
+
+def _many_absent(root: Path) -> None:
+    edit(
+        root / "idx/test_visible_1.txt", lambda s: s + "".join(f"Visible/2/no_{n}.bmp 0\n" for n in range(14))
+    )
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "no folder": (lambda r: shutil.rmtree(r / "Thermal"), ["lacks the folder Thermal", "Expected:"]),
+    "no file": (
+        lambda r: (r / "idx/test_thermal_1.txt").unlink(),
+        ["lacks idx/test_thermal_1.txt", "Expected:"],
+    ),
+    "absent images": (_absent, ["lists 2 images that are not there", "Thermal/12/t_0.bmp (line 3)"]),
+    "many absent images": (_many_absent, ["lists 14 images that are not there", "no_9.bmp", "and 4 more"]),
+    "no label": (
+        lambda r: edit(r / "idx/test_visible_1.txt", lambda s: s + "Visible/2/v_0.bmp\n"),
+        ["1 lines are not 'relative/path label'", "line 5"],
+    ),
+    "empty": (lambda r: (r / "idx/train_visible_1.txt").write_text(""), ["lists no image"]),
+    "label of another folder": (
+        lambda r: edit(
+            r / "idx/train_visible_1.txt", lambda s: s.replace("Visible/3/v_0.bmp 1", "Visible/3/v_0.bmp 0")
+        ),
+        ["labels and identity folders disagree", "label 0 is given to folders [1, 3]"],
+    ),
+    "modalities labelled apart": (
+        lambda r: edit(
+            r / "idx/train_thermal_1.txt",
+            lambda s: s.translate(str.maketrans({"\n": " x\n"})).replace("0 x", "9").replace("1 x", "8"),
+        ),
+        ["labels and identity folders disagree"],
+    ),
+    "overlap": (
+        lambda r: [
+            shutil.copy(r / f"idx/train_{k}_1.txt", r / f"idx/test_{k}_1.txt") for k in ("visible", "thermal")
+        ],
+        ["2 identities are in both train and test: 1, 3"],
+    ),
+    "modalities mixed up": (
+        lambda r: shutil.copy(r / "idx/train_thermal_1.txt", r / "idx/train_visible_1.txt"),
+        ["4 lines name an image outside Visible/"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_trees_give_one_clear_message(root: Path, name: str) -> None:
+    damage, words = BROKEN[name]
+    damage(root)
+    with pytest.raises(DataError) as caught:
+        read_regdb(root)
+    for word in words:
+        assert word in str(caught.value)

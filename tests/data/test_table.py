@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmcnet.data.table import Record, Table
+from fmcnet.errors import DataError
+from fmcnet.types import NO_CAMERA, Modality
+
+V, I = Modality.VISIBLE, Modality.INFRARED  # noqa: E741
+
+RECORDS = [
+    Record("cam2/7/b.jpg", 7, V, 2, "test"),
+    Record("cam2/7/a.jpg", 7, V, 2, "test"),
+    Record("cam3/7/a.jpg", 7, I, 3, "test", "query", "noon"),
+    Record("cam1/4/a.jpg", 4, V, 1, "train"),
+]
+
+
+def table() -> Table:
+    return Table.from_records("sysu", Path("/data"), RECORDS)
+
+
+def test_records_and_columns_are_the_same_thing() -> None:
+    assert table().records() == RECORDS
+    assert Record("x", 1, V).camid == NO_CAMERA
+
+
+def test_selection_keeps_order_and_types() -> None:
+    test = table().select(split="test", modality=V)
+    assert test.path.tolist() == ["cam2/7/b.jpg", "cam2/7/a.jpg"]
+    assert test.pid.dtype == np.int64
+    assert len(table().select(split=("train", "val"))) == 1
+
+
+def test_index_counts_sorted_paths_within_identity_and_camera() -> None:
+    assert table().index().tolist() == [2, 1, 1, 1]
+
+
+def test_labels_follow_the_sorted_identities() -> None:
+    labels, pids = table().labels()
+    assert labels.tolist() == [1, 1, 1, 0]
+    assert pids.tolist() == [4, 7]
+
+
+def test_paths_and_names() -> None:
+    assert table().full_paths()[0] == Path("/data/cam2/7/b.jpg") == table().full_path(0)
+    assert table().pid_name(7) == "7"
+    named = Table.from_records("csv", Path(), [Record("a", 1, V)], pid_names=["anna", "bob"])
+    assert named.pid_name(1) == "bob"
+
+
+def test_columns_of_different_length_are_refused() -> None:
+    good = table()
+    with pytest.raises(DataError, match="differ in length"):
+        Table(
+            "x", Path(), good.path[:1], good.pid, good.camid, good.modality, good.split, good.role, good.time
+        )
+
+
+def test_an_empty_table_works() -> None:
+    empty = Table.from_records("x", Path(), [])
+    assert len(empty) == 0
+    assert len(empty.select(split="train")) == 0
+    assert empty.index().shape == (0,)
