@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trees
 from PIL import Image
 
 from fmcnet.data import cache as cache_module
@@ -12,6 +11,7 @@ from fmcnet.data.benchmarks import read_sysu
 from fmcnet.data.cache import ImageCache, cache_key, default_folder
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
+from tests.data import trees
 
 
 @pytest.fixture

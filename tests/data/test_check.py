@@ -3,12 +3,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import trees
 
 from fmcnet.data.benchmarks import read_dataset
 from fmcnet.data.check import HOMES, PUBLISHED, check
 from fmcnet.data.summary import summary
 from fmcnet.errors import DataError
+from tests.data import trees
 
 
 @pytest.mark.parametrize("layout", ["sysu", "regdb", "llcm", "csv_folder"])

@@ -2,13 +2,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trees
 from PIL import Image
 
 from fmcnet.data.images import MAX_LISTED, load_image, require_readable, verify_images
 from fmcnet.data.table import Record, Table
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
+from tests.data import trees
 
 
 def damage(path: Path, kind: str) -> Path:

@@ -1,10 +1,10 @@
 from pathlib import Path
 
 import pytest
-import trees
 
 from fmcnet.data.benchmarks import detect_layout, read_dataset
 from fmcnet.errors import DataError
+from tests.data import trees
 
 
 @pytest.mark.parametrize("layout", ["sysu", "regdb", "llcm"])

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trees
 
 from fmcnet.data.benchmarks import read_llcm
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
+from tests.data import trees
 
 
 @pytest.fixture

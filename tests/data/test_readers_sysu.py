@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trees
 from scipy.io import savemat
 
 from fmcnet.data.benchmarks import read_sysu
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
+from tests.data import trees
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 
