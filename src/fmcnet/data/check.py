@@ -205,13 +205,13 @@ def _parts(root: Path, layout: str) -> tuple[Part, ...]:
     """The folders and files of a layout, looked up without regard to letter case."""
     names = {entry.name.lower(): entry for entry in root.iterdir()}
 
-    def part(name: str, remark: str = "") -> Part:
+    def part(name: str) -> Part:
         top, _, rest = name.partition("/")
         entry = names.get(top.lower())
         if entry is None or not rest:
-            return Part(name, entry is not None, remark)
+            return Part(name, entry is not None)
         inside = {child.name.lower() for child in entry.iterdir()} if entry.is_dir() else set()
-        return Part(name, rest.lower() in inside, remark)
+        return Part(name, rest.lower() in inside)
 
     if layout == "csv":
         return ()
@@ -220,8 +220,9 @@ def _parts(root: Path, layout: str) -> tuple[Part, ...]:
         for split in SPLITS:
             text, matlab = part(f"exp/{split}_id.txt"), part(f"exp/{split}_id.mat")
             parts.append(matlab if matlab.present and not text.present else text)
-        permutation = "exp/rand_perm_cam.mat"
-        parts.append(part(permutation, "only for the official gallery draw; in the authors' evaluation code"))
+        draw = part("exp/rand_perm_cam.mat")
+        remark = "only for the official gallery draw; in the authors' evaluation code"
+        parts.append(draw if draw.present else Part(draw.name, False, remark))
     if layout == "llcm":
         parts += [part(f"idx/{name}.txt") for name in ("train_vis", "train_nir", "test_id")]
     if layout == "regdb":
