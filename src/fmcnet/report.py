@@ -1,0 +1,151 @@
+"""The report folder: what was measured, how, and pictures of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmcnet import figures
+from fmcnet.evaluation.results import METRICS
+from fmcnet.evaluation.runs import Judged, RunEvaluation
+from fmcnet.files import write_atomically
+from fmcnet.model.checkpoint import versions
+from fmcnet.types import Modality
+
+TITLES = {
+    "base": "Base",
+    "sfd": "+ SFD",
+    "fmc": "+ FMC (concatenation)",
+    "full": "FMCNet (full)",
+}
+
+
+def write_report(
+    judged: dict[str, Judged],
+    runs: dict[str, Path],
+    out: str | Path,
+    *,
+    extra: dict[str, Any] | None = None,
+    pictures: bool = True,
+) -> Path:
+    """Write `report.md`, `report.json` and `figures/` for one or several runs on one test set.
+
+    Args:
+        judged: embeddings and evaluations by title; the last is the one that ranked lists and maps are of.
+        runs: run folder by title, for training curves.
+        out: the folder.
+        extra: facts for both files (dataset, seeds, timings).
+        pictures: False where matplotlib is not installed.
+
+    Returns:
+        The path of report.md.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    main = list(judged.values())[-1]
+    made: dict[str, str] = {}
+    if pictures:
+        drawn = {
+            "CMC": figures.cmc_curves(judged, out / "figures" / "cmc.png"),
+            "Training curves": figures.training_curves(runs, out / "figures" / "curves.png"),
+            "Ranked lists (green: right, red: wrong; first trial, queries drawn at random)": figures.ranked_lists(
+                main, out / "figures" / "ranked.png"
+            ),
+            "Similarity of pairs across the modalities": figures.similarity_histogram(
+                main, out / "figures" / "similarity.png"
+            ),
+        }
+        if main.encoder.model.decomposition.has_specific:
+            drawn["Feature maps, test identities"] = figures.feature_map(
+                main.encoder, main.table, out / "figures" / "features.png"
+            )
+        made = {title: path.relative_to(out).as_posix() for title, path in drawn.items()}
+    facts = _facts(judged, runs, extra or {})
+    text = json.dumps({**facts, "figures": made}, indent=1) + "\n"
+    write_atomically(out / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
+    page = _page(judged, facts, made)
+    return write_atomically(out / "report.md", lambda path: path.write_text(page, encoding="utf-8"))
+
+
+def _facts(judged: dict[str, Judged], runs: dict[str, Path], extra: dict[str, Any]) -> dict[str, Any]:
+    main = list(judged.values())[-1]
+    table = main.table
+    return {
+        "dataset": {
+            "name": table.name,
+            "root": str(table.root),
+            "identities": len(np.unique(table.pid)),
+            "visible": len(table.select(modality=Modality.VISIBLE)),
+            "infrared": len(table.select(modality=Modality.INFRARED)),
+        },
+        "versions": versions(),
+        "runs": {
+            title: {
+                "run": str(runs[title]),
+                "variant": one.encoder.model.variant,
+                "seed": one.encoder.card.config.training.seed,
+                "step": one.encoder.card.step,
+                "selected_on": one.encoder.card.selected,
+                "parameters": sum(p.numel() for p in one.encoder.model.parameters()),
+                "evaluations": [evaluation.to_dict() for evaluation in one.evaluations],
+            }
+            for title, one in judged.items()
+        },
+        **extra,
+    }
+
+
+def _page(judged: dict[str, Judged], facts: dict[str, Any], made: dict[str, str]) -> str:
+    data = facts["dataset"]
+    lines = [
+        "# fmcnet report",
+        "",
+        f"Test set: {data['name']} at `{data['root']}`, {data['identities']} identities, "
+        f"{data['visible']} visible and {data['infrared']} infrared images.",
+        "",
+    ]
+    for direction in (e.direction for e in next(iter(judged.values())).evaluations):
+        rows = [
+            (title, evaluation)
+            for title, one in judged.items()
+            for evaluation in one.evaluations
+            if evaluation.direction == direction
+        ]
+        lines += [f"## {_direction(direction)}", "", rows[0][1].result.protocol, ""]
+        lines += markdown_table(rows)
+    if any(run["selected_on"] == "test" for run in facts["runs"].values()):
+        lines += ["**SELECTED ON THE TEST SET: these figures are optimistic and compare with none that are not.**", ""]
+    lines += ["## Runs", "", "| run | variant | seed | step | weights | parameters |", "|---|---|---|---|---|---|"]
+    for title, run in facts["runs"].items():
+        lines.append(
+            f"| {title} | {run['variant']} | {run['seed']} | {run['step']} | {run['selected_on']} | "
+            f"{run['parameters']:,} |"
+        )
+    lines += ["", "Versions: " + ", ".join(f"{name} {number}" for name, number in facts["versions"].items()), ""]
+    for key, value in facts.items():
+        if isinstance(value, (str, int, float)):
+            lines += [f"{key.replace('_', ' ')}: {value}", ""]
+    for title, path in made.items():
+        lines += [f"## {title}", "", f"![{title}]({path})", ""]
+    return "\n".join(lines)
+
+
+def markdown_table(rows: list[tuple[str, RunEvaluation]]) -> list[str]:
+    """Figures in percent, mean and population standard deviation over trials."""
+    lines = [
+        "| | " + " | ".join(METRICS) + " | Rank-1 over chance |",
+        "|---|" + "---|" * (len(METRICS) + 1),
+    ]
+    for title, one in rows:
+        mean, std = one.result.mean, one.result.std
+        cells = [f"{100 * mean[name]:.2f} ± {100 * std[name]:.2f}" for name in METRICS]
+        times = mean["rank1"] / one.chance if one.chance else float("nan")
+        lines.append(f"| {title} | " + " | ".join(cells) + f" | {times:.1f} x ({100 * one.chance:.2f} %) |")
+    return [*lines, ""]
+
+
+def _direction(direction: str) -> str:
+    return {"i2v": "Infrared to visible", "v2i": "Visible to infrared"}[direction]

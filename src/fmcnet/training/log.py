@@ -1,0 +1,50 @@
+"""The training log: one JSON line a step, cut back to the checkpoint on resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fmcnet.files import write_atomically
+
+LOG = "log.jsonl"
+
+
+class TrainingLog:
+    """Appends records to `RUN/log.jsonl`; every record has the key "step" or "validated_step"."""
+
+    def __init__(self, run: Path, keep_until: int = 0) -> None:
+        self.path = run / LOG
+        kept = [record for record in read_log(run) if _position(record) <= keep_until]
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))
+        self._stream = self.path.open("a", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record."""
+        self._stream.write(json.dumps(record) + "\n")
+
+    def flush(self) -> None:
+        """Everything written so far is on disk when this returns."""
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._stream.close()
+
+
+def read_log(run: str | Path) -> list[dict[str, Any]]:
+    """The records of a run's log; a last line cut short by a kill is left out."""
+    path = Path(run) / LOG
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def _position(record: dict[str, Any]) -> int:
+    return int(record.get("step", record.get("validated_step", 0)))

@@ -1,0 +1,82 @@
+"""Which weights a training keeps: the last, the best on held-out identities, or (stamped) the best on test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fmcnet.config import Config
+from fmcnet.data.table import Table
+from fmcnet.errors import DataError
+from fmcnet.evaluation import protocols
+from fmcnet.evaluation.engine import evaluate
+from fmcnet.inference.encoder import Encoder
+from fmcnet.model.checkpoint import WEIGHTS, ModelCard, load_weights, save_pretrained
+from fmcnet.model.fmcnet import FMCNet
+from fmcnet.runtime import Runtime
+from fmcnet.types import Modality
+
+
+class ModelSelection:
+    """Validates every `training.validate_every` epochs and remembers the best weights.
+
+    The measure is mAP, every infrared image searched in every visible one of the held-out identities
+    (identities of split "val"; where a dataset has none, a share of the training identities must be named
+    "val" in its table). With `training.select=test` the test identities take their place, and every report
+    of the run says so.
+    """
+
+    def __init__(self, config: Config, table: Table, run: Path, place: Runtime) -> None:
+        self.select, self.every = config.training.select, config.training.validate_every
+        self.batch, self.place, self.folder = config.evaluation.batch, place, run / "checkpoints" / "best"
+        self.best: dict[str, float] = {}
+        self.rows: Table | None = None
+        if not self.every:
+            return
+        split = "test" if self.select == "test" else "val"
+        rows = table.select(split=split)
+        if not all(len(rows.select(modality=modality)) for modality in Modality):
+            raise DataError(
+                f"validation needs '{split}' identities seen in both modalities, and {table.root} has none: set "
+                "training.validate_every=0 and training.select=last, or name some identities 'val'"
+            )
+        self.rows = rows
+
+    def due(self, epoch: int) -> bool:
+        """Whether to validate after `epoch` (1-based)."""
+        return bool(self.every) and epoch % self.every == 0
+
+    def validate(self, model: FMCNet, card: ModelCard, step: int) -> dict[str, Any]:
+        """Measure, keep the weights if they are the best so far, and return the log's record."""
+        assert self.rows is not None
+        if not self.place.main:
+            return {}
+        model.eval()
+        encoder = Encoder(model, card, self.place.device)
+        embeddings = encoder.embed_table(self.rows, batch_size=self.batch, progress=False)
+        protocol = protocols.custom(query=Modality.INFRARED, gallery=Modality.VISIBLE, name="validation")
+        mean = evaluate(embeddings, protocol).mean
+        if self.select != "last" and mean["mAP"] > self.best.get("mAP", -1.0):
+            self.best = {"mAP": mean["mAP"], "step": step}
+            save_pretrained(model, card, self.folder)
+        model.train()
+        return {"validated_step": step, "mAP": mean["mAP"], "rank1": mean["rank1"]}
+
+    def facts(self) -> dict[str, float]:
+        """For the checkpoint."""
+        return dict(self.best)
+
+    def restore(self, facts: dict[str, float]) -> None:
+        """From the checkpoint."""
+        self.best = dict(facts)
+
+    @torch.no_grad()
+    def chosen(self, model: FMCNet) -> tuple[FMCNet, int | None]:
+        """The selected weights, loaded into `model`, and their step; None: the last."""
+        if not self.best:
+            return model, None
+        model.cpu()
+        load_weights(model, self.folder / WEIGHTS)
+        return model, int(self.best["step"])
