@@ -1,1 +1,1 @@
-"""Part of fmcnet."""
+"""Evaluation: protocols as data, one engine, and what may be shown beside the plain figures."""

@@ -1,0 +1,163 @@
+"""The inner kernel: how many images and identities a probe's true matches have above them.
+
+A block of similarities has its columns arranged by identity (`Columns`). One sort per probe and one binary search
+per true match give every rank, so nothing is looped over in Python and nothing of size Q x G x K is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmcnet.types import IntArray
+
+PADDING = 1.6
+"""Identities are padded to one length while the block grows by no more than this factor."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How the gallery images of a trial (or of a block of it) are laid out as columns.
+
+    Attributes:
+        pids: (n,) the identities, ascending.
+        source: (C,) int64 tensor, position of each column in the block it is taken from; padding points at the
+            block's last column, which holds -inf.
+        members: (n, L) int64 tensor, the columns of each identity, padded with a column of -inf.
+        rows: (n, L) int64, the gallery row of each member, -1 for padding.
+        padded: columns are (L, n): the l-th image of every identity side by side.
+    """
+
+    pids: IntArray
+    source: Tensor
+    members: Tensor
+    rows: IntArray
+    padded: bool
+
+    @staticmethod
+    def arrange(
+        positions: IntArray, rows: IntArray, pid: IntArray, pad: int, device: torch.device
+    ) -> Columns:
+        """Lay out a set of gallery images.
+
+        Args:
+            positions: (G,) where each is in the block.
+            rows: (G,) its row among the embeddings.
+            pid: (G,) its identity.
+            pad: position of the block's column of -inf.
+            device: where the tensors go.
+        """
+        order = np.argsort(pid, kind="stable")
+        pids, start, count = np.unique(pid[order], return_index=True, return_counts=True)
+        longest = int(count.max())
+        slot = np.arange(longest)
+        inside = slot[None, :] < count[:, None]  # (n, L)
+        nth = np.where(inside, start[:, None] + slot[None, :], 0)
+        table = np.where(inside, positions[order][nth], pad)  # (n, L) positions in the block
+        who = np.where(inside, rows[order][nth], -1)
+        padded = table.size <= PADDING * len(positions) + 64
+        if padded:
+            source = table.T.ravel()
+            members = slot[None, :] * len(pids) + np.arange(len(pids))[:, None]
+        else:
+            source = np.append(positions[order], pad)
+            members = np.where(inside, nth, len(positions))
+        return Columns(
+            pids=pids,
+            source=torch.from_numpy(np.ascontiguousarray(source)).to(device),
+            members=torch.from_numpy(np.ascontiguousarray(members)).to(device),
+            rows=who,
+            padded=padded,
+        )
+
+    def identity_of(self, pid: IntArray) -> tuple[IntArray, IntArray]:
+        """For probes' identities (q,): their place in `pids` (0 where absent) and whether they are there."""
+        place = np.minimum(np.searchsorted(self.pids, pid), len(self.pids) - 1)
+        return place, self.pids[place] == pid
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The true matches of a block of probes, best first.
+
+    Attributes:
+        values: (q, K) similarities, descending, -inf where there is none.
+        number: (q,) int64, how many there are.
+    """
+
+    values: Tensor
+    number: Tensor
+
+    @staticmethod
+    def of(values: Tensor) -> Matches:
+        """From similarities in any order, -inf for none."""
+        ordered = values.sort(dim=1, descending=True).values
+        return Matches(ordered, (ordered > -torch.inf).sum(1))
+
+
+def own_columns(
+    block: Tensor, columns: Columns, place: Tensor, present: Tensor, skipped: Tensor | None
+) -> Tensor:
+    """Take the true matches' similarities (q, L) out of a block (q, C), leaving -inf in their place.
+
+    Args:
+        block: similarities; changed in place.
+        columns: its layout.
+        place: (q,) the identity of each probe in the layout.
+        present: (q,) bool, whether it is there at all.
+        skipped: (q, L) bool, true matches that the skip rule hides; or None.
+    """
+    members = columns.members[place]  # (q, L)
+    values = block.gather(1, members)
+    absent = ~present[:, None]
+    if skipped is not None:
+        absent = absent | skipped
+    # A probe whose identity is absent must leave identity 0's similarities alone: it rewrites what it read.
+    kept = torch.where(present[:, None], torch.full_like(values, -torch.inf), values)
+    block.scatter_(1, members, kept)
+    return values.masked_fill_(absent, -torch.inf)
+
+
+def count_above(block: Tensor, columns: Columns, thresholds: Tensor, tie: float) -> tuple[Tensor, Tensor]:
+    """Count what is at least as similar as each threshold.
+
+    Args:
+        block: (q, C) similarities of other identities' images (-inf: nothing there); destroyed.
+        columns: its layout.
+        thresholds: (q, K) similarities of the true matches, best first.
+        tie: similarities within this are equal, and count.
+
+    Returns:
+        (q, K) int64 images, and (q,) int64 identities at least as similar as the best true match.
+    """
+    lowered = thresholds - tie
+    best = lowered[:, :1]
+    n = len(columns.pids)
+    if columns.padded:
+        identities = (block.view(len(block), -1, n).amax(1) >= best).sum(1)
+    else:
+        running = torch.cumsum(block >= best, 1, dtype=torch.int32)
+        last = columns.members.amax(1) if columns.rows.min() >= 0 else _last_columns(columns)
+        upto = running.index_select(1, last)
+        fresh = torch.diff(upto, dim=1, prepend=torch.zeros_like(upto[:, :1]))
+        identities = (fresh > 0).sum(1)
+    ordered = sort_rows(block)
+    above = ordered.shape[1] - torch.searchsorted(ordered, lowered)
+    return above, identities
+
+
+def _last_columns(columns: Columns) -> Tensor:
+    """(n,) the last column of each identity in the compact layout."""
+    length = torch.from_numpy((columns.rows >= 0).sum(1)).to(columns.members.device)
+    return columns.members.gather(1, length[:, None] - 1)[:, 0]
+
+
+def sort_rows(block: Tensor) -> Tensor:
+    """Each row ascending. On CPU by numpy, in place: its vectorised sort is 25 times as fast as torch's."""
+    if block.device.type == "cpu":
+        block.numpy().sort(axis=1)
+        return block
+    return block.sort(dim=1).values

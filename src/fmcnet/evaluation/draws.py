@@ -1,0 +1,207 @@
+"""How the images of a trial are drawn: all of them, the official permutation, or Python's `random`.
+
+Source: shared protocols, section 2. On SYSU-MM01 two draws circulate whose galleries share 9 to 20 of 301 images.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fmcnet.errors import ProtocolError
+from fmcnet.types import Embeddings, IntArray
+
+DrawKind = Literal["all", "official", "seeded"]
+PERMUTATION_FILE = "rand_perm_cam.mat"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How many images per identity and camera enter a trial, and who picks them.
+
+    Attributes:
+        kind: "all" (every image, one trial); "official" (`rand_perm_cam.mat`); "seeded" (Python's `random`).
+        shots: images per identity and camera; None takes all.
+        trials: number of trials.
+        seed: of a seeded draw; trial t uses `random.seed(seed + t)`, t = 0, 1, ...
+        permutation: the official draw's file.
+    """
+
+    kind: DrawKind = "all"
+    shots: int | None = None
+    trials: int = 1
+    seed: int = 0
+    permutation: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("all", "official", "seeded"):
+            raise ProtocolError(f"unknown draw '{self.kind}': use official, seeded or all")
+        if self.trials < 1:
+            raise ProtocolError(f"a protocol needs at least one trial, got {self.trials}")
+        if self.shots is not None and self.shots < 1:
+            raise ProtocolError(f"shots must be 1 or more, got {self.shots}")
+        if self.kind == "official" and self.permutation is None:
+            raise ProtocolError(
+                f"the official draw needs {PERMUTATION_FILE}: give its path, or use the seeded draw "
+                "(the file comes with the authors' evaluation code, not with the dataset)"
+            )
+
+    def describe(self) -> str:
+        """The draw in words, as part of a protocol's sentence."""
+        if self.kind == "all" or self.shots is None:
+            return "every image, nothing drawn"
+        what = f"{self.shots} image{'s' * (self.shots > 1)} per identity and camera"
+        how = f"official draw ({PERMUTATION_FILE})"
+        if self.kind == "seeded":
+            how = f"seeded draw (Python's random, seeds {self.seed} to {self.seed + self.trials - 1})"
+        return f"{what}, {how}, {self.trials} trial{'s' * (self.trials > 1)}"
+
+    def pick(self, embeddings: Embeddings, rows: IntArray) -> list[IntArray]:
+        """The rows that each trial keeps of `rows`, sorted by identity, camera and index.
+
+        Raises:
+            ProtocolError: when the draw does not fit the embeddings (images that are not there, `index` not unique).
+        """
+        groups = _groups(embeddings, rows)
+        if self.kind == "all" or self.shots is None:
+            return (
+                [np.concatenate([g for _, _, g in groups])] * self.trials if groups else [rows] * self.trials
+            )
+        if self.kind == "seeded":
+            return [self._seeded(groups, self.seed + t) for t in range(self.trials)]
+        assert self.permutation is not None
+        table = read_permutation(self.permutation)
+        return [self._official(embeddings, groups, table, t) for t in range(self.trials)]
+
+    def _seeded(self, groups: list[tuple[int, int, IntArray]], seed: int) -> IntArray:
+        """`random.choice` over the sorted file names, identity by identity, camera by camera (AGW, CAJ, DEEN, PMT).
+
+        Only the number of names matters to `random.choice`, so positions are drawn instead of names. For more than
+        one shot nothing is published; we take `random.sample` and say that it is ours.
+        """
+        generator = random.Random(seed)
+        picked: list[int] = []
+        for _, _, rows in groups:
+            if self.shots == 1:
+                picked.append(int(generator.choice(rows)))
+            else:
+                positions = generator.sample(range(len(rows)), min(self.shots or 1, len(rows)))
+                picked.extend(int(rows[p]) for p in positions)
+        return np.array(picked, dtype=np.int64)
+
+    def _official(
+        self,
+        embeddings: Embeddings,
+        groups: list[tuple[int, int, IntArray]],
+        table: dict[tuple[int, int], IntArray],
+        trial: int,
+    ) -> IntArray:
+        picked: list[IntArray] = []
+        for pid, camera, rows in groups:
+            permutation = table.get((camera, pid))
+            if permutation is None or trial >= len(permutation) or permutation.shape[1] == 0:
+                raise ProtocolError(
+                    f"{self.permutation} has no draw for trial {trial + 1}, camera {camera}, identity {pid}, of "
+                    f"which the embeddings hold {len(rows)} images: it belongs to another dataset or split"
+                )
+            wanted = permutation[trial, : self.shots]
+            index = embeddings.index[rows]
+            place = np.minimum(np.searchsorted(index, wanted), len(index) - 1)
+            absent = wanted[index[place] != wanted]
+            if len(absent):
+                raise ProtocolError(
+                    f"the official draw takes image {int(absent[0])} of identity {pid}, camera {camera} (trial "
+                    f"{trial + 1}), but the embeddings hold only {len(rows)} images there (the permutation counts "
+                    f"{permutation.shape[1]}): embed every test image, with 1-based 'index' in sorted order"
+                )
+            picked.append(rows[place])
+        return np.concatenate(picked) if picked else np.zeros(0, dtype=np.int64)
+
+
+def _groups(embeddings: Embeddings, rows: IntArray) -> list[tuple[int, int, IntArray]]:
+    """(pid, camid, rows sorted by index) for every identity, camera and modality, ascending."""
+    if not len(rows):
+        return []
+    modality = embeddings.modality[rows].astype(np.int64)
+    order = np.lexsort((embeddings.index[rows], modality, embeddings.camid[rows], embeddings.pid[rows]))
+    rows, modality = rows[order], modality[order]
+    pid, camera = embeddings.pid[rows], embeddings.camid[rows]
+    new = np.flatnonzero((np.diff(pid) != 0) | (np.diff(camera) != 0) | (np.diff(modality) != 0)) + 1
+    parts = np.split(rows, new)
+    return [(int(pid[s]), int(camera[s]), part) for s, part in zip([0, *new.tolist()], parts, strict=True)]
+
+
+def check_index(embeddings: Embeddings, rows: IntArray) -> None:
+    """Raise unless `index` tells the images of an identity and camera apart, which a draw needs.
+
+    Raises:
+        ProtocolError: naming the first two rows that share pid, camid and index.
+    """
+    columns = (embeddings.pid, embeddings.camid, embeddings.modality, embeddings.index)
+    key = np.stack([column[rows].astype(np.int64) for column in columns], axis=1)
+    order = np.lexsort(key.T[::-1])
+    same = np.flatnonzero((np.diff(key[order], axis=0) == 0).all(axis=1))
+    if len(same):
+        a, b = sorted((int(rows[order[same[0]]]), int(rows[order[same[0] + 1]])))
+        raise ProtocolError(
+            f"rows {a} and {b} have the same pid ({int(embeddings.pid[a])}), camera ({int(embeddings.camid[a])}) and "
+            f"index ({int(embeddings.index[a])}): a draw needs 'index', the 1-based position among the sorted images "
+            "of an identity and camera"
+        )
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, stamp: float) -> dict[tuple[int, int], IntArray]:
+    from scipy.io import loadmat
+
+    try:
+        content: dict[str, Any] = loadmat(str(path))
+    except Exception as error:  # scipy raises many kinds
+        raise ProtocolError(f"{path} is not a readable MATLAB file: {error}") from error
+    if "rand_perm_cam" not in content:
+        held = ", ".join(k for k in content if not k.startswith("__")) or "nothing"
+        raise ProtocolError(f"{path} lacks the variable 'rand_perm_cam' (it holds {held})")
+    table: dict[tuple[int, int], IntArray] = {}
+    for camera, cell in enumerate(np.asarray(content["rand_perm_cam"], dtype=object).ravel(), start=1):
+        for pid, permutation in enumerate(np.asarray(cell, dtype=object).ravel(), start=1):
+            matrix = np.asarray(permutation)
+            if matrix.ndim == 2 and matrix.size:
+                table[camera, pid] = matrix.astype(np.int64)
+    return table
+
+
+def read_permutation(path: str | Path) -> dict[tuple[int, int], IntArray]:
+    """The official draw: (camera, pid) -> (10, number of images) int64, 1-based permutations, a row a trial.
+
+    Raises:
+        ProtocolError: when the file is missing or is not the expected MATLAB file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ProtocolError(
+            f"{path} does not exist: give the path of {PERMUTATION_FILE}, or use the seeded draw"
+        )
+    return _read(path.resolve(), path.stat().st_mtime)
+
+
+def find_permutation(root: str | Path) -> Path:
+    """`rand_perm_cam.mat` in a dataset's folder or in its `exp/`.
+
+    Raises:
+        ProtocolError: when it is in neither, saying where it comes from.
+    """
+    places: Sequence[Path] = [Path(root) / PERMUTATION_FILE, Path(root) / "exp" / PERMUTATION_FILE]
+    for place in places:
+        if place.is_file():
+            return place
+    raise ProtocolError(
+        f"{PERMUTATION_FILE} is neither in {root} nor in {Path(root) / 'exp'}. The official gallery draw is not in "
+        "the dataset's archive: it comes with the authors' evaluation code. Put it into exp/, give its path, or use "
+        "the seeded draw (draw='seeded', --draw seeded), which is another gallery and is named in the report"
+    )

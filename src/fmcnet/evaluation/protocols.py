@@ -1,0 +1,294 @@
+"""Evaluation protocols as data: what is searched in what, how it is drawn, skipped and counted.
+
+Source: shared protocols, section 2; docs/which-number.md explains the differences. What the sources leave open
+is chosen here and listed in `Protocol.ours`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from fmcnet.errors import ProtocolError
+from fmcnet.evaluation.draws import Draw, check_index
+from fmcnet.evaluation.rules import Selection, SkipRule
+from fmcnet.types import BoolArray, Embeddings, IntArray, Modality
+
+CmcRule = Literal["identity", "image"]
+Trial = tuple[IntArray, IntArray]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way to turn embeddings into numbers; two numbers compare only when their protocols are equal.
+
+    Attributes:
+        name: short, for tables.
+        query: the probes.
+        gallery: what is searched.
+        draw: which of the drawn set's images enter each trial.
+        skip: which gallery images a probe does not see.
+        cmc: "identity" keeps each gallery identity's best image and ranks identities; "image" ranks images.
+        drawn: the set the draw applies to.
+        ours: choices that no source prescribes.
+        given: the sets were given with the embeddings; nothing is selected or drawn.
+    """
+
+    name: str
+    query: Selection
+    gallery: Selection
+    draw: Draw = field(default_factory=Draw)
+    skip: SkipRule = field(default_factory=SkipRule)
+    cmc: CmcRule = "identity"
+    drawn: Literal["gallery", "query"] = "gallery"
+    ours: tuple[str, ...] = ()
+    given: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("CMC rule", self.cmc, ("identity", "image"))
+
+    def sentence(self) -> str:
+        """The protocol in one sentence, as every report prints it."""
+        direction = f"{self.query.describe()} searched in {self.gallery.describe()}"
+        draw = self.draw.describe()
+        if self.drawn == "query":
+            draw += " (the draw is of the query set)"
+        if self.given:
+            draw = "query and gallery sets as given"
+        counting = "identities (each gallery identity's best image)" if self.cmc == "identity" else "images"
+        text = f"{self.name}: {direction}; {draw}; {self.skip.describe()}; CMC counts {counting}"
+        if self.ours:
+            text += f"; ours: {', '.join(self.ours)}"
+        return text + "."
+
+    def as_given(self) -> Protocol:
+        """The same skip and CMC rules on sets that somebody else has chosen and drawn."""
+        return replace(
+            self,
+            name=f"{self.name.split()[0]}'s rules",
+            query=Selection(self.query.modality),
+            gallery=Selection(self.gallery.modality),
+            draw=Draw(),
+            drawn="gallery",
+            ours=(),
+            given=True,
+        )
+
+    def trials(
+        self,
+        embeddings: Embeddings,
+        *,
+        query_mask: BoolArray | None = None,
+        gallery_mask: BoolArray | None = None,
+    ) -> list[Trial]:
+        """The trials as (query rows, gallery rows), both int64 positions in `embeddings`.
+
+        Args:
+            embeddings: all images that could take part.
+            query_mask: (N,) bool; only these rows may be probes (a table's role column, say).
+            gallery_mask: (N,) bool; only these rows may be searched.
+
+        Raises:
+            ProtocolError: when a set is empty or the draw does not fit.
+        """
+        query = self._rows("query", self.query, embeddings, query_mask)
+        gallery = self._rows("gallery", self.gallery, embeddings, gallery_mask)
+        if self.draw.kind == "all":
+            return [(query, gallery)] * self.draw.trials
+        rows = gallery if self.drawn == "gallery" else query
+        check_index(embeddings, rows)
+        picks = self.draw.pick(embeddings, rows)
+        if self.drawn == "gallery":
+            return [(query, pick) for pick in picks]
+        return [(pick, gallery) for pick in picks]
+
+    def _rows(
+        self, what: str, selection: Selection, embeddings: Embeddings, mask: BoolArray | None
+    ) -> IntArray:
+        chosen = selection.mask(embeddings)
+        if mask is not None:
+            given = np.asarray(mask)
+            if given.dtype != np.bool_ or given.shape != (len(embeddings),):
+                raise ProtocolError(
+                    f"the {what} mask must hold one bool for each of the {len(embeddings)} embeddings, "
+                    f"got {given.dtype} of shape {given.shape}"
+                )
+            chosen &= given
+        rows = np.flatnonzero(chosen)
+        if not len(rows):
+            visible = int((embeddings.modality == 0).sum())
+            cameras = ", ".join(map(str, np.unique(embeddings.camid).tolist()[:20]))
+            raise ProtocolError(
+                f"{self.name}: no {what} image. It takes {selection.describe()}, but the {len(embeddings)} "
+                f"embeddings hold {visible} visible and {len(embeddings) - visible} infrared images "
+                f"of cameras {cameras or 'none'}: check modality, camera numbers and masks"
+            )
+        return rows
+
+
+def _one_of(what: str, value: object, allowed: Iterable[object]) -> None:
+    if value not in tuple(allowed):
+        raise ProtocolError(f"unknown {what} '{value}': use {' or '.join(map(str, allowed))}")
+
+
+def sysu(
+    mode: str = "all",
+    shots: int = 1,
+    draw: str = "official",
+    permutation: str | Path | None = None,
+    trials: int = 10,
+    direction: str = "i2v",
+    seed: int = 0,
+) -> Protocol:
+    """SYSU-MM01, ten trials.
+
+    Args:
+        mode: "all" (gallery cameras 1, 2, 4, 5) or "indoor" (1, 2). Probes are cameras 3 and 6 in both.
+        shots: 1 or 10 gallery images per identity and camera.
+        draw: "official" (needs `permutation`) or "seeded" (AGW and its descendants).
+        permutation: path of `rand_perm_cam.mat`; see `find_permutation`.
+        trials: the first so many trials.
+        direction: "i2v", the benchmark's; "v2i", its mirror image, which is ours: visible probes of the mode's
+            cameras, infrared gallery of cameras 3 and 6, a camera-2 probe skips camera 3.
+        seed: of the first seeded trial.
+
+    Raises:
+        ProtocolError: on an unknown option, or when the official draw lacks its file.
+    """
+    _one_of("SYSU-MM01 mode", mode, ("all", "indoor"))
+    _one_of("draw", draw, ("official", "seeded"))
+    _one_of("SYSU-MM01 direction", direction, ("i2v", "v2i"))
+    _one_of("number of shots", shots, (1, 10))
+    if draw == "official" and not 1 <= trials <= 10:
+        raise ProtocolError(f"the official draw has ten trials, got trials={trials}")
+    visible = Selection(Modality.VISIBLE, (1, 2, 4, 5) if mode == "all" else (1, 2))
+    infrared = Selection(Modality.INFRARED, (3, 6))
+    forward = direction == "i2v"
+    ours: tuple[str, ...] = () if forward else ("the direction, symmetric to the benchmark's",)
+    if draw == "seeded" and shots > 1:
+        ours += ("random.sample for more than one shot",)
+    return Protocol(
+        name=f"SYSU-MM01 {mode}-search, {'single' if shots == 1 else 'multi'}-shot",
+        query=infrared if forward else visible,
+        gallery=visible if forward else infrared,
+        draw=Draw(
+            "official" if draw == "official" else "seeded",
+            shots=shots,
+            trials=trials,
+            seed=seed,
+            permutation=Path(permutation) if permutation is not None and draw == "official" else None,
+        ),
+        skip=SkipRule("camera_pairs", ((3, 2),) if forward else ((2, 3),)),
+        cmc="identity",
+        ours=ours,
+    )
+
+
+def regdb(direction: str = "v2t", cmc: str = "image") -> Protocol:
+    """RegDB, one split: all against all, no camera rule. Ten splits are ten models; join them by `pool`.
+
+    Args:
+        direction: "v2t" (visible probes, thermal gallery) or "t2v".
+        cmc: "image" (AGW, DEEN, PMT) or "identity" (MPANet and its descendants); only R5, R10 and R20 differ.
+
+    Raises:
+        ProtocolError: on an unknown option.
+    """
+    _one_of("RegDB direction", direction, ("v2t", "t2v"))
+    _one_of("CMC rule", cmc, ("image", "identity"))
+    probe = Modality.VISIBLE if direction == "v2t" else Modality.INFRARED
+    return Protocol(
+        name=f"RegDB {'visible to thermal' if direction == 'v2t' else 'thermal to visible'}",
+        query=Selection(probe),
+        gallery=Selection(probe.other),
+        cmc="image" if cmc == "image" else "identity",
+    )
+
+
+def llcm(reading: str = "a", direction: str = "v2i", trials: int = 10, seed: int = 0) -> Protocol:
+    """LLCM, in one of the three readings that circulate.
+
+    Args:
+        reading: "a", the paper's: every test image of one modality searched in one random image per identity and
+            camera of the other; "b", the released test script's: as (a) from infrared to visible, but visible to
+            infrared swaps those two sets (one random visible image per identity and camera searched in every
+            infrared image); "c": all against all, nothing skipped, one trial.
+        direction: "v2i" or "i2v".
+        trials: of the seeded draw; the paper's ten.
+        seed: of the first trial; `random.seed(seed + trial)` and `random.choice` over the sorted names.
+
+    Raises:
+        ProtocolError: on an unknown option.
+    """
+    _one_of("LLCM reading", reading, ("a", "b", "c"))
+    _one_of("LLCM direction", direction, ("v2i", "i2v"))
+    probe = Modality.VISIBLE if direction == "v2i" else Modality.INFRARED
+    title = {"a": "the paper's", "b": "the released script's", "c": "all against all"}[reading]
+    arrow = "visible to infrared" if direction == "v2i" else "infrared to visible"
+    everything = reading == "c"
+    return Protocol(
+        name=f"LLCM reading {reading} ({title}), {arrow}",
+        query=Selection(probe),
+        gallery=Selection(probe.other),
+        draw=Draw() if everything else Draw("seeded", shots=1, trials=trials, seed=seed),
+        skip=SkipRule() if everything else SkipRule("same_identity_and_camera"),
+        cmc="identity",
+        drawn="query" if reading == "b" and direction == "v2i" else "gallery",
+        ours=("the counting of identities",) if everything else ("the seeds (0, 1, ... as on SYSU-MM01)",),
+    )
+
+
+def custom(
+    query: Modality | str | None = Modality.INFRARED,
+    gallery: Modality | str | None = Modality.VISIBLE,
+    *,
+    skip: str | Iterable[tuple[int, int]] | SkipRule | None = None,
+    shots: int | None = None,
+    trials: int = 1,
+    seed: int = 0,
+    cmc: str = "image",
+    name: str = "custom",
+) -> Protocol:
+    """A protocol for one's own data; cameras are optional.
+
+    Args:
+        query: modality of the probes; None takes both.
+        gallery: modality of the gallery; None takes both. An image is never its own match.
+        skip: None, "same_identity_and_camera", "same_camera", or pairs (probe camera, gallery camera).
+        shots: gallery images per identity and camera, drawn by `random.seed(seed + trial)`; None takes all.
+        trials: of the draw; only with `shots`.
+        seed: of the first trial.
+        cmc: "image" or "identity".
+        name: how reports call it.
+
+    Raises:
+        ProtocolError: on an unknown option.
+    """
+    if shots is None and trials != 1:
+        raise ProtocolError(
+            f"trials={trials} without shots would repeat the same trial: give shots or trials=1"
+        )
+    _one_of("CMC rule", cmc, ("image", "identity"))
+    return Protocol(
+        name=name,
+        query=Selection(_modality("query", query)),
+        gallery=Selection(_modality("gallery", gallery)),
+        draw=Draw() if shots is None else Draw("seeded", shots=shots, trials=trials, seed=seed),
+        skip=SkipRule.of(skip),
+        cmc="image" if cmc == "image" else "identity",
+    )
+
+
+def _modality(what: str, value: Modality | str | None) -> Modality | None:
+    if value is None or isinstance(value, Modality):
+        return value
+    try:
+        return Modality(value)
+    except ValueError:
+        raise ProtocolError(
+            f"unknown {what} modality '{value}': use visible, infrared or None (both)"
+        ) from None

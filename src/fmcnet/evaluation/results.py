@@ -1,0 +1,126 @@
+"""What an evaluation says: scores per trial, their mean and spread, and what they are scores of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcnet.errors import ProtocolError
+
+METRICS = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The figures of one trial, fractions in 0..1.
+
+    Attributes:
+        rank1, rank5, rank10, rank20: share of counted probes with a true match among the first k (CMC).
+        mAP: mean over counted probes of mean_k(k / rank_k), over all remaining gallery images.
+        mINP: mean over counted probes of number of true matches / rank of the last one.
+        queries: probes counted; a probe with no true match left after the skip rule is not.
+        gallery: gallery images of the trial.
+        cmc: (min(longest rank, 1000),) float64, the CMC curve from rank 1.
+    """
+
+    rank1: float
+    rank5: float
+    rank10: float
+    rank20: float
+    mAP: float
+    mINP: float
+    queries: int
+    gallery: int
+    cmc: NDArray[np.float64] = field(repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, float]:
+        """The six figures by name."""
+        return {name: float(getattr(self, name)) for name in METRICS}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Trials of one protocol on one set of embeddings.
+
+    Attributes:
+        protocol: the protocol in one sentence.
+        distance: "cosine" or "euclidean".
+        precision: "float32" or "float64", the arithmetic of the similarities.
+        trials: the scores, in order.
+        extras: what was applied beyond the plain ranking, in words; empty for a plain figure.
+        plain: with extras, the evaluation without them: never show one without the other.
+    """
+
+    protocol: str
+    distance: str
+    precision: str
+    trials: tuple[Scores, ...]
+    extras: tuple[str, ...] = ()
+    plain: Evaluation | None = None
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Mean over trials, by name."""
+        return {name: float(np.mean([getattr(t, name) for t in self.trials])) for name in METRICS}
+
+    @property
+    def std(self) -> dict[str, float]:
+        """Population standard deviation over trials (divided by their number), by name."""
+        return {name: float(np.std([getattr(t, name) for t in self.trials])) for name in METRICS}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: protocol, trials, mean, std, and what else describes the numbers."""
+        content: dict[str, Any] = {
+            "protocol": self.protocol,
+            "trials": [trial.to_dict() for trial in self.trials],
+            "mean": self.mean,
+            "std": self.std,
+            "distance": self.distance,
+            "precision": self.precision,
+            "queries": [trial.queries for trial in self.trials],
+            "gallery": [trial.gallery for trial in self.trials],
+            "extras": list(self.extras),
+        }
+        if self.plain is not None:
+            content["plain"] = self.plain.to_dict()
+        return content
+
+    def summary(self) -> str:
+        """A few lines for a person: the sentence, the mean and spread in percent, the plain figure beside extras."""
+        mean, std = self.mean, self.std
+        figures = "  ".join(f"{name} {100 * mean[name]:.2f} ± {100 * std[name]:.2f}" for name in METRICS)
+        lines = [
+            self.protocol,
+            f"  {self.distance}" + "".join(f" + {e}" for e in self.extras) + f": {figures}",
+        ]
+        if self.plain is not None:
+            lines.append(self.plain.summary().splitlines()[1])
+        return "\n".join(lines)
+
+
+def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """One evaluation over the trials of several, RegDB's ten splits (ten models) above all.
+
+    Raises:
+        ProtocolError: when there is none, or protocol, distance or extras differ.
+    """
+    if not evaluations:
+        raise ProtocolError("no evaluation to pool")
+    kinds = {(e.protocol, e.distance, e.extras) for e in evaluations}
+    if len(kinds) > 1:
+        said = " | ".join(sorted(f"{protocol} ({distance})" for protocol, distance, _ in kinds))
+        raise ProtocolError(f"evaluations of different protocols cannot be pooled: {said}")
+    first = evaluations[0]
+    plains = [e.plain for e in evaluations if e.plain is not None]
+    return Evaluation(
+        protocol=first.protocol,
+        distance=first.distance,
+        precision=first.precision,
+        trials=tuple(trial for e in evaluations for trial in e.trials),
+        extras=first.extras,
+        plain=pool(plains) if len(plains) == len(evaluations) else None,
+    )

@@ -1,0 +1,140 @@
+"""Similarities between embeddings, block by block, on CPU or GPU, in one defined arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fmcnet.errors import DataError, ProtocolError
+from fmcnet.types import Embeddings, IntArray
+
+DOUBLE_BELOW = 2**33
+"""With "auto", products of up to this many multiplications are made in float64, larger ones in float32."""
+
+ULPS = 4
+"""Similarities closer than so many units of rounding, at the largest magnitude there is, are equal."""
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How similar two embeddings are: larger is more alike.
+
+    Attributes:
+        distance: "cosine" (of L2-normalised embeddings) or "euclidean" (minus half the squared distance, up to
+            a constant per probe, which ranks alike).
+        dtype: torch.float32 or torch.float64.
+        device: where products are made.
+        centre: (D,) float64 subtracted before a Euclidean product: distances stay, cancellation shrinks.
+        tie: similarities that differ by less are equal.
+    """
+
+    distance: str
+    dtype: torch.dtype
+    device: torch.device
+    centre: NDArray[np.float64] | None
+    tie: float
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic's name, for reports."""
+        return "float64" if self.dtype == torch.float64 else "float32"
+
+    @staticmethod
+    def prepare(
+        embeddings: Embeddings,
+        rows: IntArray,
+        *,
+        distance: str,
+        device: str | torch.device = "cpu",
+        precision: str = "auto",
+        products: int = 0,
+    ) -> Similarity:
+        """The similarity of the images in `rows` of `embeddings`.
+
+        Args:
+            embeddings: all images.
+            rows: those that take part.
+            distance: "cosine" or "euclidean".
+            device: of torch.
+            precision: "float32", "float64", or "auto" (see `DOUBLE_BELOW`).
+            products: Q x G x D, for "auto".
+
+        Raises:
+            ProtocolError: on an unknown option.
+        """
+        if distance not in ("cosine", "euclidean"):
+            raise ProtocolError(f"unknown distance '{distance}': use cosine or euclidean")
+        if precision not in ("auto", "float32", "float64"):
+            raise ProtocolError(f"unknown precision '{precision}': use auto, float32 or float64")
+        place = torch.device(device)
+        double = precision == "float64" or (precision == "auto" and products <= DOUBLE_BELOW)
+        dtype = torch.float64 if double and place.type != "mps" else torch.float32
+        epsilon = float(torch.finfo(dtype).eps)
+        if distance == "cosine":
+            return Similarity(distance, dtype, place, None, ULPS * epsilon)
+        centre, largest = _centre_and_largest(embeddings, rows)
+        return Similarity(distance, dtype, place, centre, ULPS * epsilon * 1.5 * largest)
+
+    def load(self, embeddings: Embeddings, rows: IntArray) -> Tensor:
+        """(n, D): the embeddings of `rows` as they enter the product.
+
+        Raises:
+            DataError: when an embedding is all zeros and the distance is cosine (names the row).
+        """
+        taken = np.take(embeddings.features, rows, axis=0)
+        block = torch.from_numpy(taken).to(self.device, self.dtype)
+        if self.centre is not None:
+            block = block - torch.from_numpy(self.centre).to(self.device, self.dtype)
+            return block
+        length = torch.linalg.vector_norm(block, dim=1, keepdim=True)
+        if len(rows) and not bool(length.min() > 0):
+            _name_zero(embeddings, rows[int(length[:, 0].argmin())])
+        return block.div_(length)
+
+    def offset(self, gallery: Tensor) -> Tensor | None:
+        """(G,) what a Euclidean product subtracts for each gallery embedding: half its squared length."""
+        return None if self.centre is None else (gallery * gallery).sum(1).div_(2)
+
+    def block(self, query: Tensor, gallery: Tensor, offset: Tensor | None) -> Tensor:
+        """(Q, G) similarities of loaded embeddings."""
+        product = query @ gallery.T
+        return product if offset is None else product.sub_(offset)
+
+    def pairs(self, query: Tensor, gallery: Tensor) -> Tensor:
+        """(Q, K) similarities of each query (Q, D) with its own K gallery embeddings (Q, K, D)."""
+        product = torch.bmm(gallery, query[:, :, None])[:, :, 0]
+        return product if self.centre is None else product.sub_((gallery * gallery).sum(2).div_(2))
+
+    def readable(self, query: Tensor, values: Tensor) -> Tensor:
+        """Similarities (Q, k) as a person reads them: cosine in -1..1, or minus the Euclidean distance."""
+        if self.centre is None:
+            return values
+        squared = (query * query).sum(1, keepdim=True) - 2 * values
+        return squared.clamp_min_(0).sqrt_().neg_()
+
+
+def _name_zero(embeddings: Embeddings, row: int) -> None:
+    label = f" ({embeddings.name[row]})" if embeddings.name[row] else ""
+    raise DataError(
+        f"embedding {row}{label}, pid {int(embeddings.pid[row])}, is all zeros, which has no cosine similarity: "
+        "check the model, drop the row, or use the Euclidean distance"
+    )
+
+
+def _centre_and_largest(embeddings: Embeddings, rows: IntArray) -> tuple[NDArray[np.float64], float]:
+    """Mean of the embeddings, and the largest squared distance from it."""
+    total: Any = 0.0
+    parts = [rows[s : s + 65536] for s in range(0, len(rows), 65536)]
+    for part in parts:
+        total = total + np.take(embeddings.features, part, axis=0).sum(axis=0, dtype=np.float64)
+    centre: NDArray[np.float64] = np.asarray(total / max(len(rows), 1), dtype=np.float64)
+    largest = 0.0
+    for part in parts:
+        offset = np.take(embeddings.features, part, axis=0) - centre.astype(np.float32)
+        largest = max(largest, float(np.einsum("nd,nd->n", offset, offset, dtype=np.float64).max()))
+    return centre, largest
