@@ -1,168 +1,26 @@
-"""Body and clothes as primitives: limbs (round cones) and quadrics (ellipsoids, elliptic frustums).
-
-Body frame: x to the person's left, y up from the floor, z forwards, in metres. View frame: x right, y up, z towards the
-camera. A view is a yaw, a camera pitch and a mild perspective (each primitive is scaled by its own depth).
-"""
+"""Body and clothes as primitives: limbs (round cones), ellipsoids, elliptic frustums and rounded boxes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import cos, pi, sin
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fmcnet.data.generated.identity import BAG, DARK, HAIR, HAT, LOWER, SHOE, SKIN, UPPER, Identity
-
-RULE_PLAIN, RULE_HEAD, RULE_HAIR, RULE_HAT, RULE_CHEST = range(5)
-"""How a quadric assigns material slots to its points; see `render`."""
-
-Matrix = NDArray[np.float64]
-Vector = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Pose:
-    """What changes from image to image. Angles in radians.
-
-    Attributes:
-        yaw: 0 faces the camera, pi shows the back.
-        phase: walking phase, 0 to 2 pi.
-        stride: amplitude relative to the identity's own stride, 0 (standing) to 1.2.
-        swing: amplitude of the arms in radians.
-        bend: bend of the elbows in radians.
-        phone: +1 or -1 raises that forearm, 0 none.
-        nod: pitch of the head.
-        turn: yaw of the head relative to the body.
-    """
-
-    yaw: float
-    phase: float
-    stride: float
-    swing: float
-    bend: float
-    phone: float
-    nod: float
-    turn: float
-
-
-@dataclass(frozen=True)
-class View:
-    """Camera pitch in radians (positive looks down) and distance in metres."""
-
-    pitch: float
-    distance: float
-
-
-@dataclass(frozen=True)
-class Limb:
-    """A round cone from a to b in view space; the slot changes at the fraction `cut` of its length.
-
-    `tex` is the texture height at a, `length` the true length in metres, so patterns do not stretch when foreshortened.
-    """
-
-    a: Vector
-    b: Vector
-    ra: float
-    rb: float
-    slot_a: int
-    slot_b: int
-    cut: float
-    tex: float
-    length: float
-    around: float
-
-
-@dataclass(frozen=True)
-class Quadric:
-    """An ellipsoid, or (`frustum`) a cone section with local radius 1 + k y for y in [0, 1].
-
-    Attributes:
-        centre: view-space origin of the local frame (a frustum's lower end).
-        matrix: (3, 3) view offset to local coordinates.
-        frustum: whether it is a frustum.
-        k: growth of the frustum's radius from y = 0 to y = 1.
-        slot: material slot.
-        rule: one of the RULE_ constants.
-        tex: texture height in metres at local y = 0.
-        tex_scale: metres of texture height per local y.
-        width: metres of texture per radian around.
-    """
-
-    centre: Vector
-    matrix: Matrix
-    frustum: bool
-    k: float
-    slot: int
-    rule: int
-    tex: float
-    tex_scale: float
-    width: float
-
-
-class _Builder:
-    """Collects primitives, turning body coordinates into view coordinates."""
-
-    def __init__(self, pose: Pose, view: View, height: float) -> None:
-        cy, sy, cp, sp = cos(pose.yaw), sin(pose.yaw), cos(view.pitch), sin(view.pitch)
-        turn = np.array([[cy, 0.0, sy], [0.0, 1.0, 0.0], [-sy, 0.0, cy]])
-        tilt = np.array([[1.0, 0.0, 0.0], [0.0, cp, -sp], [0.0, sp, cp]])
-        self.rotation: Matrix = tilt @ turn
-        self.distance = view.distance
-        self.yaw = pose.yaw
-        self.middle = np.array([0.0, 0.5 * height, 0.0])
-        self.parts: list[Limb | Quadric] = []
-
-    def _view(self, point: Matrix) -> tuple[Vector, float]:
-        x, y, z = (float(c) for c in self.rotation @ (point - self.middle))
-        scale = self.distance / (self.distance - z)
-        return (x * scale, y * scale, z), scale
-
-    def limb(
-        self,
-        a: Matrix,
-        b: Matrix,
-        ra: float,
-        rb: float,
-        slots: tuple[int, int, float],
-        tex: float,
-        around: float = 3.0,
-    ) -> None:
-        va, sa = self._view(a)
-        vb, sb = self._view(b)
-        length = float(np.linalg.norm(b - a))
-        self.parts.append(
-            Limb(va, vb, ra * sa, rb * sb, slots[0], slots[1], slots[2], tex, length, around + self.yaw)
-        )
-
-    def quadric(
-        self,
-        centre: Matrix,
-        radii: Vector,
-        slot: int,
-        *,
-        frustum: bool = False,
-        k: float = 0.0,
-        rule: int = RULE_PLAIN,
-        tilt: Matrix | None = None,
-        tex: float = 0.0,
-        width: float = 0.14,
-    ) -> None:
-        origin, scale = self._view(centre)
-        rotation = self.rotation if tilt is None else self.rotation @ tilt
-        matrix = rotation.T / (np.array(radii) * scale)[:, None]
-        self.parts.append(Quadric(origin, matrix, frustum, k, slot, rule, tex, radii[1], width))
-
-
-def _pitch(angle: float) -> Matrix:
-    """Rotation about x: positive leans forwards."""
-    c, s = cos(angle), sin(angle)
-    return np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
-
-
-def _yaw(angle: float) -> Matrix:
-    c, s = cos(angle), sin(angle)
-    return np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
+from fmcnet.data.generated.identity import BAG, HAIR, HAT, LOWER, SHOE, SKIN, UPPER, Identity
+from fmcnet.data.generated.primitives import (
+    RULE_CHEST,
+    RULE_HAIR,
+    RULE_HAT,
+    RULE_HEAD,
+    Builder,
+    Limb,
+    Matrix,
+    Pose,
+    Quadric,
+    View,
+    pitch_matrix,
+    yaw_matrix,
+)
 
 
 def _swing(length: float, angle: float, out: float) -> Matrix:
@@ -170,11 +28,11 @@ def _swing(length: float, angle: float, out: float) -> Matrix:
     return np.array([length * sin(out), -length * cos(angle) * cos(out), length * sin(angle) * cos(out)])
 
 
-def _leg(build: _Builder, who: Identity, pose: Pose, side: float, hip: Matrix, swing: float) -> None:
+def _leg(build: Builder, who: Identity, pose: Pose, side: float, hip: Matrix, swing: float) -> None:
     body, h = who.body, who.body.height
     upper = 0.49 * body.leg * h
     lower = 0.47 * body.leg * h
-    step = pose.stride * body.stride
+    step = pose.stride * body.stride * (0.55 if who.bottom in ("skirt", "dress") else 1.0)
     thigh = step * swing
     knee = max(0.0, 0.12 + 1.0 * step * cos(pose.phase + (0.0 if side > 0 else pi) + 0.4)) * (
         1.0 if step > 0.05 else 0.3
@@ -182,7 +40,7 @@ def _leg(build: _Builder, who: Identity, pose: Pose, side: float, hip: Matrix, s
     mid = hip + _swing(upper, thigh, 0.02 * side)
     ankle = mid + _swing(lower, thigh - knee, -0.01 * side)
     fat = 0.5 + 0.5 * body.girth
-    top, joint, end = 0.050 * h * fat, 0.033 * h * fat, 0.024 * h * fat
+    top, joint, end = 0.053 * h * fat, 0.033 * h * fat, 0.024 * h * fat
     long = who.bottom == "trousers"
     loose = who.loose if long or who.bottom == "shorts" else 1.0
     knee_height = 0.47 * body.leg
@@ -206,12 +64,12 @@ def _leg(build: _Builder, who: Identity, pose: Pose, side: float, hip: Matrix, s
     calf = (0.5 + 0.5 * loose) if long else 1.0
     hem = end * (loose**1.6 if long else 1.0) * (1.25 if who.boots > 0.0 else 1.0)
     build.limb(mid, ankle, wide if long else joint, max(hem, end) * calf, shin_slots, hip[1] - upper)
-    toe = _pitch(0.6 * max(0.0, knee - thigh - 0.25))
+    toe = pitch_matrix(0.6 * max(0.0, knee - thigh - 0.25))
     foot = ankle + toe @ np.array([0.01 * side, -0.022 * h, 0.042 * h])
     build.quadric(foot, (0.027 * h, 0.021 * h, 0.072 * h), SHOE, tilt=toe)
 
 
-def _arm(build: _Builder, who: Identity, pose: Pose, side: float, shoulder: Matrix, swing: float) -> None:
+def _arm(build: Builder, who: Identity, pose: Pose, side: float, shoulder: Matrix, swing: float) -> None:
     body, h = who.body, who.body.height
     upper, lower = 0.172 * h * body.arm, 0.150 * h * body.arm
     fat = 0.45 + 0.55 * body.girth
@@ -238,12 +96,14 @@ def _arm(build: _Builder, who: Identity, pose: Pose, side: float, shoulder: Matr
     if carries:
         size = who.bag_size
         centre = hand + np.array([0.02 * side, -0.13 * size, 0.0])
-        build.quadric(centre, (0.06 * size, 0.20 * size, 0.19 * size), BAG, tex=0.3, width=0.16)
+        build.quadric(
+            centre, (0.055 * size, 0.165 * size, 0.17 * size), BAG, shape="box", tex=0.3, width=0.16
+        )
 
 
-def _head(build: _Builder, who: Identity, pose: Pose, neck: Matrix) -> None:
+def _head(build: Builder, who: Identity, pose: Pose, neck: Matrix) -> None:
     h, size = who.body.height, who.body.head
-    turn = _yaw(pose.turn) @ _pitch(pose.nod)
+    turn = yaw_matrix(pose.turn) @ pitch_matrix(pose.nod)
     a, b, c = 0.047 * h * size, 0.069 * h * size, 0.056 * h * size
     centre = neck + np.array([0.0, 0.062 * h * size + 0.01, 0.012 * h])
     build.limb(neck - np.array([0.0, 0.03 * h, 0.012]), centre, 0.034 * h, 0.031 * h, (SKIN, SKIN, 1.0), 0.0)
@@ -276,85 +136,121 @@ def _head(build: _Builder, who: Identity, pose: Pose, neck: Matrix) -> None:
             )
 
 
-def _torso(build: _Builder, who: Identity, lean: Matrix, hips: Matrix, chest: float) -> None:
+def _torso(build: Builder, who: Identity, lean: Matrix, hips: Matrix, chest: float) -> None:
     body, h = who.body, who.body.height
     pelvis_y, waist_y = body.leg * h, (body.leg + 0.105) * h
     deep = 0.072 * h * (0.35 + 0.65 * body.girth)
     waist_w, waist_d = 0.5 * (body.hip + body.shoulder) * 0.86, deep * 0.95
-    top_w = body.shoulder * 0.93
+    top_w = body.shoulder * 0.88
     waist = hips + np.array([0.0, waist_y - pelvis_y, 0.0])
-    length = chest - waist_y
+    length = chest - 0.012 * h - waist_y
     k = top_w / waist_w - 1.0
     build.quadric(
-        waist, (waist_w, length, waist_d), UPPER, frustum=True, k=k, rule=RULE_CHEST, tilt=lean, tex=waist_y
+        waist,
+        (waist_w, length, waist_d),
+        UPPER,
+        shape="frustum",
+        k=k,
+        rule=RULE_CHEST,
+        tilt=lean,
+        tex=waist_y,
     )
     yoke = waist + lean @ np.array([0.0, length, 0.0])
-    build.quadric(yoke, (top_w * 1.02, 0.042 * h, waist_d * (1.0 + k) * 1.01), UPPER, tilt=lean, tex=chest)
+    depth = min(waist_d * (1.0 + k) * 1.01, 0.115 * h)
+    build.quadric(yoke, (top_w * 1.02, 0.050 * h, depth), UPPER, rule=RULE_CHEST, tilt=lean, tex=chest)
     hip_w, hip_d = body.hip * 1.06, deep * 1.10
     slack = 0.5 + 0.5 * who.loose if who.bottom in ("trousers", "shorts") else 1.0
     build.quadric(
-        hips - np.array([0.0, 0.01 * h, 0.0]), (hip_w * slack, 0.075 * h, hip_d * slack), LOWER, tex=pelvis_y
+        hips - np.array([0.0, 0.01 * h, 0.0]), (hip_w * slack, 0.062 * h, hip_d * slack), LOWER, tex=pelvis_y
     )
     build.quadric(
-        hips, (hip_w, waist_y - pelvis_y, hip_d), LOWER, frustum=True, k=waist_w / hip_w - 1.0, tex=pelvis_y
+        hips,
+        (hip_w, waist_y - pelvis_y, hip_d),
+        LOWER,
+        shape="frustum",
+        k=waist_w / hip_w - 1.0,
+        tex=pelvis_y,
     )
-    hem = max(0.0, body.leg + 0.105 - 0.07 - who.hem)
-    flare = 1.0 + 0.35 * (who.flare - 1.0)
-    low = np.array([0.0, hem * h - pelvis_y, 0.0])
-    end_w = max(hip_w, waist_w) * (1.05 + 0.6 * (flare - 1.0))
-    span = waist_y - hem * h + 0.02
-    build.quadric(
-        hips + low,
-        (end_w, span, max(hip_d, waist_d) * 1.10),
-        UPPER,
-        frustum=True,
-        k=waist_w * 1.01 / end_w - 1.0,
-        rule=RULE_CHEST,
-        tex=hem * h,
-    )
+    skirt_w = 0.0
     if who.bottom in ("skirt", "dress"):
         end = who.bottom_length * h
-        wide = hip_w * who.flare * (1.05 + 0.25 * (1.0 - who.bottom_length / 0.38))
-        span = waist_y - end
+        skirt_w = hip_w * who.flare * (1.05 + 0.25 * (1.0 - who.bottom_length / 0.38))
         base = hips + np.array([0.0, end - pelvis_y, 0.0])
-        build.quadric(base, (wide, span, wide * 0.85), LOWER, frustum=True, k=waist_w / wide - 1.0, tex=end)
+        radii = (skirt_w, waist_y - end, skirt_w * 0.92)
+        build.quadric(base, radii, LOWER, shape="frustum", k=waist_w / skirt_w - 1.0, tex=end)
+    _hem(build, who, hips, (waist_w, waist_d), (hip_w * slack, hip_d * slack), skirt_w)
 
 
-def _bag(build: _Builder, who: Identity, lean: Matrix, hips: Matrix, chest: float) -> None:
+def _hem(
+    build: Builder,
+    who: Identity,
+    hips: Matrix,
+    waist: tuple[float, float],
+    hip: tuple[float, float],
+    skirt: float,
+) -> None:
+    """The part of the upper garment below the waist, wide enough to cover what is under it."""
+    body, h = who.body, who.body.height
+    waist_y = (body.leg + 0.105) * h
+    hem_y = max(0.0, body.leg + 0.035 - who.hem) * h
+    wide = max(hip[0], waist[0]) * (1.07 + 0.2 * (who.flare - 1.0))
+    deep = max(hip[1], waist[1]) * 1.12
+    if skirt > 0.0:
+        share = min(1.0, (waist_y - hem_y) / (waist_y - who.bottom_length * h))
+        under = waist[0] + (skirt - waist[0]) * share
+        wide, deep = max(wide, 1.05 * under), max(deep, 1.0 * under)
+    top = max(waist[0] * 1.03 / wide, waist[1] * 1.04 / deep)
+    build.quadric(
+        hips + np.array([0.0, hem_y - body.leg * h, 0.0]),
+        (wide, waist_y + 0.03 - hem_y, deep),
+        UPPER,
+        shape="frustum",
+        k=top - 1.0,
+        rule=RULE_CHEST,
+        tex=hem_y,
+    )
+
+
+def _bag(build: Builder, who: Identity, lean: Matrix, hips: Matrix, chest: float) -> None:
     body, h, size = who.body, who.body.height, who.bag_size
     if who.bag == "backpack":
         centre = hips + lean @ np.array(
             [0.0, chest - body.leg * h - 0.17, -0.072 * h * body.girth - 0.075 * size]
         )
-        build.quadric(centre, (0.15 * size, 0.23 * size, 0.105 * size), BAG, tilt=lean, tex=0.3, width=0.15)
+        build.quadric(
+            centre, (0.14 * size, 0.22 * size, 0.09 * size), BAG, shape="box", tilt=lean, tex=0.3, width=0.15
+        )
         low = lean @ np.array([0.0, -0.07 * size, -0.055 * size])
         build.quadric(
-            centre + low, (0.115 * size, 0.11 * size, 0.08 * size), BAG, tilt=lean, tex=0.2, width=0.12
+            centre + low,
+            (0.105 * size, 0.10 * size, 0.07 * size),
+            BAG,
+            shape="box",
+            tilt=lean,
+            tex=0.2,
+            width=0.12,
         )
     elif who.bag == "shoulder":
         centre = hips + np.array([who.bag_side * (body.hip * 1.12 + 0.04), -0.02, 0.01])
-        build.quadric(centre, (0.06 * size, 0.125 * size, 0.16 * size), BAG, tex=0.3, width=0.14)
+        build.quadric(centre, (0.05 * size, 0.11 * size, 0.15 * size), BAG, shape="box", tex=0.3, width=0.14)
 
 
 def build_body(who: Identity, pose: Pose, view: View) -> list[Limb | Quadric]:
     """The primitives of a person in view space, origin at half stature above the feet."""
     body, h = who.body, who.body.height
-    build = _Builder(pose, view, h)
+    build = Builder(pose, view, h)
     step = pose.stride * body.stride
     drop = 0.06 * step * step * abs(sin(pose.phase)) * h
     hips = np.array([0.0, body.leg * h - drop, 0.0])
     chest = 0.815 * h + (body.leg - 0.515) * 0.35 * h
-    lean = _pitch(body.stoop)
+    lean = pitch_matrix(body.stoop)
     _torso(build, who, lean, hips, chest)
     rise = chest - body.leg * h
     left = sin(pose.phase)
     for side, swing in ((1.0, left), (-1.0, -left)):
         _leg(build, who, pose, side, hips + np.array([side * body.hip * 0.56, -0.01 * h, 0.0]), swing)
-        socket = hips + lean @ np.array([side * (body.shoulder * 0.96), rise + 0.002 * h, 0.0])
+        socket = hips + lean @ np.array([side * (body.shoulder * 0.90), rise - 0.014 * h, 0.0])
         _arm(build, who, pose, side, socket, -swing)
     _head(build, who, pose, hips + lean @ np.array([0.0, rise + 0.045 * h, 0.0]))
     _bag(build, who, lean, hips, chest)
     return build.parts
-
-
-__all__ = ["DARK", "Limb", "Pose", "Quadric", "View", "build_body"]

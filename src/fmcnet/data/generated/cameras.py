@@ -83,8 +83,8 @@ def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
 def camera(layout: str, seed: int, camid: int, infrared: bool) -> Camera:
     """The camera of a number: a pure function of its arguments.
 
-    In SYSU-MM01's and RegDB's layouts the number alone says the spectrum; LLCM has a visible and an infrared camera of
-    the same number in the same place, so `infrared` chooses.
+    In SYSU-MM01's and RegDB's layouts the number alone says the spectrum; LLCM has a visible and an infrared camera
+    of the same number in the same place, so `infrared` chooses.
     """
     number = {"sysu": 1, "regdb": 2, "llcm": 3}[layout]
     spectrum, place, outdoor = _placements(layout, "nir" if infrared else "visible")[camid]

@@ -82,7 +82,7 @@ def generate(
     """Write a generated benchmark in a public dataset's own layout.
 
     Args:
-        layout: "sysu" (visible and near infrared), "regdb" (visible and thermal) or "llcm" (low light and near infrared).
+        layout: "sysu" (visible, near infrared), "regdb" (visible, thermal) or "llcm" (low light, near infrared).
         preset: "tiny" (tests), "small" (demo) or "full" (the real dataset's numbers).
         seed: non-negative; same seed, same pixels.
         out: folder to write; new, empty, or one that this function began with the same arguments (it continues).

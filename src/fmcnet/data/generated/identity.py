@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fmcnet.data.generated.materials import Material, hair_material, make_garment, make_leather, skin_material
+from fmcnet.data.generated.materials import (
+    Material,
+    dark_of,
+    hair_material,
+    make_garment,
+    make_leather,
+    skin_material,
+)
 
 SKIN, HAIR, UPPER, LOWER, SHOE, BAG, HAT, DARK, INNER = range(9)
 """Material slots of an identity, in the order of `Identity.materials`."""
@@ -128,7 +135,7 @@ def draw_identity(seed: int, pid: int) -> Identity:
     sleeves = _pick(rng, ("long", "short", "none"), (0.52, 0.36, 0.12))
     bottom = _pick(rng, ("trousers", "shorts", "skirt", "dress"), (0.52, 0.20, 0.15, 0.13))
     coat = sleeves == "long" and bottom in ("trousers", "skirt") and rng.random() < 0.25
-    hem = _between(rng, 0.17, 0.30) if coat else _between(rng, 0.02, 0.09)
+    hem = _between(rng, 0.17, 0.30) if coat else _between(rng, 0.04, 0.10)
     if bottom == "shorts":
         bottom_length = _between(rng, 0.27, 0.39)
     elif bottom == "trousers":
@@ -138,15 +145,16 @@ def draw_identity(seed: int, pid: int) -> Identity:
     jacket = sleeves == "long" and bottom != "dress" and rng.random() < 0.40
     upper = make_garment(rng, warm=2.0 if coat else (0.9 if sleeves == "long" else 0.1))
     lower = make_garment(rng, warm=0.6, plain=0.62)
+    skin = skin_material(rng)
     materials = (
-        skin_material(rng),
+        skin,
         hair_material(rng),
         upper,
         upper if bottom == "dress" else lower,
         make_leather(rng),
         make_garment(rng, warm=3.0, plain=0.70, offset=-3.5),
         make_garment(rng, warm=1.2, plain=0.75),
-        Material.plain((0.05, 0.04, 0.04), 0.08, 33.0),
+        dark_of(skin),
         make_garment(rng, warm=0.0, plain=0.70),
     )
     return Identity(

@@ -9,7 +9,7 @@ from math import cos, pi, sin
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.data.generated.body import Pose, View, build_body
+from fmcnet.data.generated.body import build_body
 from fmcnet.data.generated.cameras import (
     Camera,
     camera,
@@ -19,6 +19,7 @@ from fmcnet.data.generated.cameras import (
     scene_of,
 )
 from fmcnet.data.generated.identity import Identity, draw_identity
+from fmcnet.data.generated.primitives import Pose, View
 from fmcnet.data.generated.render import GBuffer, rasterise
 from fmcnet.data.generated.scene import Scene
 from fmcnet.data.generated.shading import Light, Surface, shade_nir, shade_thermal, shade_visible, surface_of
@@ -179,6 +180,9 @@ def render_image(key: ImageKey, height: int, width: int) -> NDArray[np.uint8]:
     fill = float(np.clip(rng.normal(0.90, 0.045), 0.78, 1.06))
     scale = fill * h / stature
     origin = (w * (0.5 + float(rng.normal(0.0, 0.045))), h * (0.5 + float(rng.normal(0.0, 0.022))))
+    if rng.random() < 0.06:  # the detector cut feet or head
+        scale *= 1.18
+        origin = (origin[0], origin[1] + (0.09 if rng.random() < 0.7 else -0.06) * h)
     event = rng.random()
     if event < 0.07:  # another person's part in the crop
         other = _identity(key.seed, 100_000 + int(rng.integers(0, 2000)))

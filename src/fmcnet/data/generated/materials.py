@@ -134,7 +134,7 @@ def make_garment(
     return Material(
         visible=(first, second),
         nir=(nir_first, nir_second),
-        temperature=30.2 - 1.1 * warm - 0.7 * wool + float(rng.normal(0.0, 1.0)) + offset,
+        temperature=29.4 - 1.2 * warm - 0.8 * wool + float(rng.normal(0.0, 1.4)) + offset,
         temperature_tone=-float(rng.uniform(0.3, 1.6)) if pattern in ("print", "block") else 0.0,
         pattern=pattern,
         period=float(np.exp(rng.uniform(np.log(0.055), np.log(0.20)))),
@@ -155,6 +155,12 @@ def skin_material(rng: np.random.Generator) -> Material:
     r, g, b = (float(c) for c in fair + (dark - fair) * depth)
     nir = 0.66 - 0.20 * depth + float(rng.normal(0.0, 0.03))
     return Material.plain((r, g, b), nir, 33.8 + float(np.clip(rng.normal(0.0, 0.4), -1.2, 1.2)))
+
+
+def dark_of(skin: Material) -> Material:
+    """Eyes and mouth: darker skin."""
+    rgb = tuple_scale(skin.visible[0], 0.3)
+    return Material.plain(rgb, 0.5 * skin.nir[0], skin.temperature - 0.2)
 
 
 def hair_material(rng: np.random.Generator) -> Material:

@@ -159,7 +159,7 @@ def _plan_regdb(amounts: Preset, seed: int) -> Plan:
 
 
 def _llcm_cameras(rng: np.random.Generator, pid: int) -> tuple[list[int], list[int]]:
-    """Four to six visible cameras of nine, and the infrared ones of the same places (there is no infrared camera 3)."""
+    """Four to six visible cameras of nine, and the infrared ones of the same places (there is no infrared 3)."""
     del pid
     visible = sorted(int(c) for c in rng.choice(np.arange(1, 10), int(rng.integers(4, 7)), replace=False))
     return visible, [c for c in visible if c != 3]

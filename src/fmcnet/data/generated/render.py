@@ -1,18 +1,21 @@
 """Rasterise a body into a G-buffer: depth, normal, texture coordinates and material slot per pixel.
 
-Every primitive is intersected analytically with parallel rays inside its own screen bounding box (z-buffered); perspective
-is in the primitives' sizes and places (see `body`). Shading comes later and only where a body was hit.
+Every primitive is intersected analytically with parallel rays inside its own screen bounding box (z-buffered);
+perspective is in the primitives' sizes and places (see `primitives`). Shading comes later and only where a body
+was hit.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, floor, sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.data.generated.body import (
+from fmcnet.data.generated.identity import BAG, DARK, HAIR, INNER, Identity
+from fmcnet.data.generated.primitives import (
     RULE_CHEST,
     RULE_HAIR,
     RULE_HAT,
@@ -21,7 +24,6 @@ from fmcnet.data.generated.body import (
     Limb,
     Quadric,
 )
-from fmcnet.data.generated.identity import BAG, DARK, HAIR, INNER, Identity
 
 EMPTY = 255
 """Slot of a pixel no body covers."""
@@ -69,8 +71,8 @@ def _store(
     x0: int,
     rows: NDArray[np.intp],
     cols: NDArray[np.intp],
-    z: Float,
-    planes: tuple[Float, ...],
+    z: NDArray[np.floating[Any]],
+    planes: tuple[NDArray[np.floating[Any]], ...],
     slot: NDArray[np.uint8] | int,
 ) -> None:
     flat = (rows + y0) * buffer.depth.shape[1] + (cols + x0)
@@ -115,7 +117,10 @@ def _draw_limb(buffer: GBuffer, limb: Limb, origin: tuple[float, float]) -> None
 def _extent(q: Quadric) -> tuple[float, float, float, float]:
     """x low, x high, y low, y high of a quadric around its centre, in metres."""
     axes = np.linalg.inv(q.matrix)
-    if not q.frustum:
+    if q.shape == "box":
+        ex, ey = float(np.abs(axes[0]).sum()), float(np.abs(axes[1]).sum())
+        return -ex, ex, -ey, ey
+    if q.shape == "ellipsoid":
         ex, ey = float(np.linalg.norm(axes[0])), float(np.linalg.norm(axes[1]))
         return -ex, ex, -ey, ey
     lows, highs = [], []
@@ -141,24 +146,14 @@ def _draw_quadric(buffer: GBuffer, q: Quadric, origin: tuple[float, float], who:
     m = [[float(c) for c in row] for row in q.matrix]
     (d0, d1, d2), k = (m[0][2], m[1][2], m[2][2]), q.k
     o0, o1, o2 = (m[i][0] * px + m[i][1] * py for i in range(3))
-    if q.frustum:
-        rim = 1.0 + k * o1
-        a = d0 * d0 + d2 * d2 - k * k * d1 * d1
-        b = o0 * d0 + o2 * d2 - (k * d1) * rim
-        c = o0 * o0 + o2 * o2 - rim * rim
-    else:
-        a = d0 * d0 + d1 * d1 + d2 * d2
-        b = o0 * d0 + o1 * d1 + o2 * d2
-        c = o0 * o0 + o1 * o1 + o2 * o2 - 1.0
-    if a < 1e-6:
+    solved = (
+        _box_ray(o0, o1, o2, (d0, d1, d2)) if q.shape == "box" else _quadric_ray(q, o0, o1, o2, (d0, d1, d2))
+    )
+    if solved is None:
         return
-    inside = b * b - a * c
-    ray = (np.sqrt(np.maximum(inside, 0.0)) - b) / a
+    ray, hit = solved
     front = ray + cz
-    hit = (inside > 0.0) & (front > buffer.depth[y0:y1, x0:x1])
-    if q.frustum:
-        level = o1 + ray * d1
-        hit &= (level >= 0.0) & (level <= 1.0)
+    hit &= front > buffer.depth[y0:y1, x0:x1]
     rows, cols = np.nonzero(hit)
     if not len(rows):
         return
@@ -172,13 +167,58 @@ def _draw_quadric(buffer: GBuffer, q: Quadric, origin: tuple[float, float], who:
             qx, qy, qz = qx[keep], qy[keep], qz[keep]
             if not len(rows):
                 return
-    gy = -k * (1.0 + k * qy) if q.frustum else qy
-    nx = m[0][0] * qx + m[1][0] * gy + m[2][0] * qz
-    ny = m[0][1] * qx + m[1][1] * gy + m[2][1] * qz
-    nz = m[0][2] * qx + m[1][2] * gy + m[2][2] * qz
+    if q.shape == "box":  # a high power: flat faces, soft edges
+        gx, gy, gz = qx**5, qy**5, qz**5
+    else:
+        gx, gy, gz = qx, -k * (1.0 + k * qy) if q.shape == "frustum" else qy, qz
+    nx = m[0][0] * gx + m[1][0] * gy + m[2][0] * gz
+    ny = m[0][1] * gx + m[1][1] * gy + m[2][1] * gz
+    nz = m[0][2] * gx + m[1][2] * gy + m[2][2] * gz
     size = 1.0 / np.sqrt(nx * nx + ny * ny + nz * nz + 1e-12)
     planes = (nx * size, ny * size, nz * size, np.arctan2(qx, qz) * q.width, q.tex + qy * q.tex_scale)
     _store(buffer, y0, x0, rows, cols, ray + cz, planes, slot)
+
+
+def _quadric_ray(
+    q: Quadric, o0: Float, o1: Float, o2: Float, d: tuple[float, float, float]
+) -> tuple[Float, NDArray[np.bool_]] | None:
+    """Nearest hits along z of an ellipsoid or frustum: (ray parameter, hit), or None when the ray runs along it."""
+    k = q.k
+    if q.shape == "frustum":
+        rim = 1.0 + k * o1
+        a = d[0] * d[0] + d[2] * d[2] - k * k * d[1] * d[1]
+        b = o0 * d[0] + o2 * d[2] - (k * d[1]) * rim
+        c = o0 * o0 + o2 * o2 - rim * rim
+    else:
+        a = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
+        b = o0 * d[0] + o1 * d[1] + o2 * d[2]
+        c = o0 * o0 + o1 * o1 + o2 * o2 - 1.0
+    if a < 1e-6:
+        return None
+    inside = b * b - a * c
+    ray = (np.sqrt(np.maximum(inside, 0.0)) - b) / a
+    hit = inside > 0.0
+    if q.shape == "frustum":
+        level = o1 + ray * d[1]
+        hit &= (level >= 0.0) & (level <= 1.0)
+    return ray, hit
+
+
+def _box_ray(
+    o0: Float, o1: Float, o2: Float, d: tuple[float, float, float]
+) -> tuple[Float, NDArray[np.bool_]]:
+    """Nearest hits along z of a box [-1, 1]^3 rounded by a ball of radius 1.36."""
+    a = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
+    b = o0 * d[0] + o1 * d[1] + o2 * d[2]
+    inside = b * b - a * (o0 * o0 + o1 * o1 + o2 * o2 - 1.36 * 1.36)
+    root = np.sqrt(np.maximum(inside, 0.0))
+    leave, enter = (root - b) / a, (-root - b) / a
+    for o, step in zip((o0, o1, o2), d, strict=True):
+        step = step if abs(step) > 1e-4 else 1e-4
+        edge, middle = abs(1.0 / step), o * (-1.0 / step)
+        leave = np.minimum(leave, middle + edge)
+        enter = np.maximum(enter, middle - edge)
+    return leave, (inside > 0.0) & (leave > enter)
 
 
 def _slots(
@@ -187,17 +227,16 @@ def _slots(
     """Slots of the hit points of a quadric with a rule, and which points exist (None: all)."""
     if q.rule == RULE_HEAD:
         slot = np.full(qx.shape, q.slot, dtype=np.uint8)
-        face = (qz > 0.5) & (np.abs(qy - 0.12) < 0.10) & (np.abs(np.abs(qx) - 0.38) < 0.17)
+        face = (qz > 0.5) & (np.abs(qy - 0.10) < 0.075) & (np.abs(np.abs(qx) - 0.38) < 0.15)
         mouth = (qz > 0.5) & (np.abs(qy + 0.45) < 0.05) & (np.abs(qx) < 0.22)
         slot[face | mouth] = DARK
         if who.hair != "bald":
             slot[qy > 0.55 + 0.55 * qz] = HAIR
         return slot, None
     if q.rule == RULE_HAIR:
-        reach = 0.35 if who.hair == "short" else 0.05
-        return q.slot, qy > reach + 0.75 * qz if who.hair == "short" else (qy > 0.48 + 0.2 * qz) | (
-            qz < reach - 0.1
-        )
+        if who.hair == "short":
+            return q.slot, qy > 0.35 + 0.75 * qz
+        return q.slot, (qy > 0.48 + 0.2 * qz) | (qz < -0.05)
     if q.rule == RULE_HAT:
         return q.slot, qy > 0.30 + 0.12 * qz
     slot = np.full(qx.shape, q.slot, dtype=np.uint8)

@@ -100,11 +100,11 @@ def _furnish(
         visible[:sky] = _grey_colour(rng, 0.6, 0.85, 0.06)
         nir[:sky] = 0.06
         thermal[:sky] = 9.0
-    for _ in range(22):
+    for _ in range(34):
         wide = int(unit * rng.uniform(0.12, 0.75))
         left = int(rng.uniform(-0.5 * wide, width - 0.5 * wide))
         kind = rng.random()
-        tint = 0.30 if kind > 0.5 else 0.10
+        tint = 0.22 if kind > 0.6 else 0.07
         if kind < 0.35:
             top, bottom = int(height * rng.uniform(0.05, 0.35)), horizon
         elif kind < 0.65:
@@ -116,7 +116,7 @@ def _furnish(
                 int(horizon + height * rng.uniform(0.0, 0.09)),
             )
         window = (slice(max(0, top), bottom), slice(max(0, left), min(width, left + wide)))
-        colour = _grey_colour(rng, 0.06, 0.65, tint)
+        colour = _grey_colour(rng, 0.04, 0.62, tint)
         bright = float(colour.mean())
         visible[window] = colour
         nir[window] = 0.10 + 0.35 * bright + float(rng.uniform(0.0, 0.22))

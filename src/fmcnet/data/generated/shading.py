@@ -1,6 +1,7 @@
 """From geometry and materials to light: visible radiance, near-infrared radiance, surface temperature.
 
-Only covered pixels are shaded. Patterns share their geometry between the spectra; their contrast is each spectrum's own.
+Only covered pixels are shaded. Patterns share their geometry between the spectra; their contrast is each
+spectrum's own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
-from fmcnet.data.generated.identity import SLOT_NAMES, Identity
+from fmcnet.data.generated.identity import DARK, SLOT_NAMES, UPPER, Identity
 from fmcnet.data.generated.materials import Material
 from fmcnet.data.generated.render import EMPTY, GBuffer
 
@@ -44,6 +45,8 @@ class Surface:
         mix: (M,) float32 in [0, 1], weight of a material's second tone.
         nx, ny, nz: (M,) float32 unit normals.
         open_sky: (M,) float32 in [0.4, 1], what ambient occlusion leaves.
+        fold: (M,) float32 in [-1, 1], wrinkles of cloth; 0 on skin and hair.
+        low: (M,) float32 in [0, 1], 0 at the waist and above, 1 at the feet (limbs cool).
     """
 
     flat: NDArray[np.intp]
@@ -53,6 +56,8 @@ class Surface:
     ny: Float
     nz: Float
     open_sky: Float
+    fold: Float
+    low: Float
 
 
 def pattern_weight(material: Material, s: Float, t: Float) -> Float:
@@ -107,7 +112,11 @@ def surface_of(buffer: GBuffer, who: Identity) -> Surface:
     open_sky = np.clip(1.0 - 3.2 * np.maximum(near - 0.005, 0.0), 0.4, 1.0).astype(np.float32)
     planes = (p.reshape(-1)[flat] for p in (buffer.nx, buffer.ny, buffer.nz))
     nx, ny, nz = planes
-    return Surface(flat, slot, mix, nx, ny, nz, open_sky)
+    a, b, c = (float(v) for v in np.random.default_rng([7002, who.pid]).uniform(0.0, 6.28, 3))
+    wave = np.sin(23.0 * s + 9.0 * t + a) * np.sin(19.0 * t + 2.2 * np.sin(14.0 * s + b) + c)
+    fold = np.where((slot >= UPPER) & (slot != DARK), wave, 0.0).astype(np.float32)
+    low = np.clip(1.0 - t / 0.9, 0.0, 1.0).astype(np.float32)
+    return Surface(flat, slot, mix, nx, ny, nz, open_sky, fold, low)
 
 
 def _table(values: list[Any]) -> Float:
@@ -121,7 +130,7 @@ def shade_visible(surface: Surface, who: Identity, light: Light) -> Float:
     albedo = low[surface.slot] + step[surface.slot] * surface.mix[:, None]
     x, y, z = light.direction
     cosine = np.maximum((surface.nx * x + surface.ny * y + surface.nz * z + 0.15) / 1.15, 0.0)
-    key = cosine * (0.35 + 0.65 * surface.open_sky)
+    key = cosine * (0.35 + 0.65 * surface.open_sky) * (1.0 + 0.16 * surface.fold)
     ambient = surface.open_sky * (0.75 + 0.25 * surface.ny)
     return np.asarray(
         albedo * (key[:, None] * _table(list(light.key)) + ambient[:, None] * _table(list(light.ambient))),
@@ -130,11 +139,11 @@ def shade_visible(surface: Surface, who: Identity, light: Light) -> Float:
 
 
 def shade_nir(surface: Surface, who: Identity, power: float, ambient: float) -> Float:
-    """Near-infrared radiance (M,) under a lamp beside the lens: reflectance * (ambient + power * cosine to the camera)."""
+    """Near-infrared radiance (M,), lamp beside the lens: reflectance * (ambient + power * cosine to the camera)."""
     low = _table([m.nir[0] for m in who.materials])
     step = _table([m.nir[1] for m in who.materials]) - low
     reflectance = low[surface.slot] + step[surface.slot] * surface.mix
-    cosine = 0.22 + 0.78 * surface.nz
+    cosine = (0.22 + 0.78 * surface.nz) * (1.0 + 0.10 * surface.fold)
     return np.asarray(reflectance * surface.open_sky * (ambient + power * cosine), np.float32)
 
 
@@ -148,4 +157,5 @@ def shade_thermal(surface: Surface, who: Identity) -> Float:
     )
     tone = _table([m.temperature_tone for m in who.materials])
     value = base[surface.slot] + tone[surface.slot] * surface.mix
-    return np.asarray(value - 2.2 * (1.0 - surface.nz) ** 2 + 1.6 * (1.0 - surface.open_sky), np.float32)
+    value += 0.8 * surface.fold - 1.2 * surface.low + 1.6 * (1.0 - surface.open_sky)
+    return np.asarray(value - 2.2 * (1.0 - surface.nz) ** 2, np.float32)
