@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.results import Scores
+from fmcnet.types import IntArray
 
 CURVE = 1000
 """Longest CMC curve kept."""
@@ -46,6 +47,17 @@ class Ranks:
         """Ranks of n probes, still to be filled."""
         whole = np.zeros((3, n), dtype=np.int64)
         return Ranks(whole[0], whole[1], whole[2], np.zeros(n), np.zeros(n))
+
+    def restored(self, order: IntArray) -> Ranks:
+        """The ranks of probes that were ranked in `order`, put back in their own order."""
+        back = np.argsort(order, kind="stable")
+        return Ranks(
+            self.matches[back],
+            self.first_image[back],
+            self.first_identity[back],
+            self.ap[back],
+            self.inp[back],
+        )
 
     def fill(
         self,

@@ -1,0 +1,276 @@
+"""Ranking the true matches of all trials of one probe set, probes and candidates in blocks.
+
+Trials share the similarities: each probe meets each candidate of any trial once. The probes go through in blocks;
+when even a block of probes against all candidates is too large, the candidates go through in blocks too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fmcnet.evaluation.counting import Columns, Matches, count_above, own_columns
+from fmcnet.evaluation.protocols import Trial
+from fmcnet.evaluation.ranking import Ranks
+from fmcnet.evaluation.rules import SkipRule
+from fmcnet.evaluation.similarity import Similarity
+from fmcnet.types import BoolArray, Embeddings, IntArray
+
+CHUNK_BYTES = 64 * 2**20
+"""Working memory of the engine beyond the embeddings, unless told otherwise."""
+
+COPIES = 4
+"""Blocks of similarities alive at once, at most."""
+
+
+def rank_trials(
+    embeddings: Embeddings,
+    trials: Sequence[Trial],
+    skip: SkipRule,
+    *,
+    distance: str = "cosine",
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    chunk_bytes: int = CHUNK_BYTES,
+) -> tuple[list[Ranks], str]:
+    """Rank the true matches of every probe in every trial; all trials have the same probes.
+
+    Returns:
+        The ranks, a trial each, and the arithmetic used.
+    """
+    query = trials[0][0]
+    union = np.unique(np.concatenate([gallery for _, gallery in trials]))
+    union = union[np.argsort(embeddings.pid[union], kind="stable")]
+    similarity = Similarity.prepare(
+        embeddings,
+        np.union1d(query, union) if distance == "euclidean" else union,
+        distance=distance,
+        device=device,
+        precision=precision,
+        products=len(query) * len(union) * embeddings.features.shape[1],
+    )
+    width = 8 if similarity.precision == "float64" else 4
+    budget = max(1, chunk_bytes // (COPIES * width))
+    order = _by_camera(embeddings, query)
+    run = _Run(embeddings, similarity, skip, [gallery for _, gallery in trials], query[order], budget)
+    fits = budget // (len(union) + 1) >= min(len(query), 128)
+    fits &= len(union) * embeddings.features.shape[1] <= 2 * COPIES * budget
+    ranked = run.one_block(union) if fits else run.many_blocks(union)
+    return [one.restored(order) for one in ranked], similarity.precision
+
+
+def rank_given(
+    embeddings: Embeddings,
+    trial: Trial,
+    skip: SkipRule,
+    similarities: Callable[[IntArray], NDArray[np.float64]],
+    *,
+    tie: float = 0.0,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Ranks:
+    """Rank a trial from similarities that somebody else computes (re-ranking, another model's scores).
+
+    Args:
+        embeddings: identities, cameras; the features are not looked at.
+        trial: (query rows, gallery rows).
+        skip: the rule.
+        similarities: given positions (q,) in the trial's query rows, their (q, G) similarities in the order of
+            the trial's gallery rows; larger is more alike.
+        tie: similarities closer than this are equal.
+        chunk_bytes: bound of a block.
+    """
+    query, gallery = trial
+    columns = np.argsort(embeddings.pid[gallery], kind="stable")
+    order = _by_camera(embeddings, query)
+    similarity = Similarity("given", torch.float64, torch.device("cpu"), None, tie)
+    run = _Run(embeddings, similarity, skip, [gallery], query[order], max(1, chunk_bytes // (COPIES * 8)))
+
+    def block(rows: slice) -> Tensor:
+        given = similarities(order[rows])
+        full = np.full((len(given), len(gallery) + 1), -np.inf)
+        full[:, :-1] = given[:, columns]
+        values = torch.from_numpy(full)
+        run.hide_cameras(values, query[order[rows]], gallery[columns])
+        return values
+
+    return run.dense(gallery[columns], block)[0].restored(order)
+
+
+def _by_camera(embeddings: Embeddings, query: IntArray) -> IntArray:
+    """The order of the probes is free: by camera and identity, a camera rule touches whole slices."""
+    return np.lexsort((embeddings.pid[query], embeddings.camid[query])).astype(np.int64)
+
+
+class _Run:
+    """The state of one pass: probes in blocks, candidates in one block or in many."""
+
+    def __init__(
+        self,
+        embeddings: Embeddings,
+        similarity: Similarity,
+        skip: SkipRule,
+        galleries: list[IntArray],
+        query: IntArray,
+        budget: int,
+    ) -> None:
+        self.embeddings, self.similarity, self.skip = embeddings, similarity, skip
+        self.galleries, self.query, self.budget = galleries, query, budget
+        self.device = similarity.device
+
+    def one_block(self, union: IntArray) -> list[Ranks]:
+        """All candidates (ordered by identity) fit beside a block of probes."""
+        gallery = self.similarity.load(self.embeddings, union)
+
+        def similarities(rows: slice) -> Tensor:
+            query = self.query[rows]
+            return self._similarities(self.similarity.load(self.embeddings, query), query, gallery, union)
+
+        return self.dense(union, similarities)
+
+    def dense(self, union: IntArray, similarities: Callable[[slice], Tensor]) -> list[Ranks]:
+        """Rank from similarities (q, len(union) + 1) that a function gives for a block of probes."""
+        layouts = self._layouts(union)
+        ranks = [Ranks.empty(len(self.query)) for _ in self.galleries]
+        for rows in _slices(len(self.query), self.budget // (len(union) + 1)):
+            query = self.query[rows]
+            block = similarities(rows)
+            for one, columns in zip(ranks, layouts, strict=True):
+                assert columns is not None
+                place, present = self._places(columns, query)
+                taken = block.index_select(1, columns.source)
+                hidden = self._hidden(columns, query)
+                found = Matches.of(own_columns(taken, columns, place, present, hidden))
+                above, identities = count_above(taken, columns, found.values, self.similarity.tie)
+                one.fill(rows, found.number.cpu().numpy(), above.cpu().numpy(), identities.cpu().numpy())
+        return ranks
+
+    def many_blocks(self, union: IntArray) -> list[Ranks]:
+        """Candidates in blocks too: first the true matches' similarities, pair by pair, then the counting."""
+        ranks = [Ranks.empty(len(self.query)) for _ in self.galleries]
+        probes = min(len(self.query), max(64, min(4096, int(self.budget**0.5))))
+        for rows in _slices(len(self.query), probes):
+            query = self.query[rows]
+            loaded = self.similarity.load(self.embeddings, query)
+            found = [self._matches(loaded, query, gallery) for gallery in self.galleries]
+            above = [torch.zeros_like(f.values, dtype=torch.int64) for f in found]
+            identities = [torch.zeros_like(f.number) for f in found]
+            for part in self._parts(union, max(1, self.budget // max(len(query), loaded.shape[1]))):
+                gallery = self.similarity.load(self.embeddings, part)
+                block = self._similarities(loaded, query, gallery, part)
+                for t, columns in enumerate(self._layouts(part)):
+                    if columns is None:
+                        continue
+                    place, present = self._places(columns, query)
+                    taken = block.index_select(1, columns.source)
+                    own_columns(taken, columns, place, present, None)
+                    more, others = count_above(taken, columns, found[t].values, self.similarity.tie)
+                    above[t] += more
+                    identities[t] += others
+            for one, f, a, i in zip(ranks, found, above, identities, strict=True):
+                one.fill(rows, f.number.cpu().numpy(), a.cpu().numpy(), i.cpu().numpy())
+        return ranks
+
+    def _similarities(self, loaded: Tensor, query: IntArray, gallery: Tensor, rows: IntArray) -> Tensor:
+        """(q, G + 1): similarities after the camera rule; the last column is -inf, what padding points at."""
+        block = torch.empty((len(query), len(rows) + 1), dtype=gallery.dtype, device=self.device)
+        torch.mm(loaded, gallery.T, out=block[:, :-1])
+        offset = self.similarity.offset(gallery)
+        if offset is not None:
+            block[:, :-1].sub_(offset)
+        block[:, -1] = -torch.inf
+        self.hide_cameras(block, query, rows)
+        return block
+
+    def hide_cameras(self, block: Tensor, query: IntArray, rows: IntArray) -> None:
+        """Set to -inf what a camera rule hides from these probes, whatever the identity."""
+        cameras = self.embeddings.camid[query]
+        there = self.embeddings.camid[rows]
+        for camera in (
+            np.unique(cameras).tolist() if self.skip.kind in ("same_camera", "camera_pairs") else ()
+        ):
+            columns = np.flatnonzero(np.isin(there, self.skip.hidden_cameras(camera)))
+            if len(columns):
+                mine = np.flatnonzero(cameras == camera)  # contiguous: probes are ordered by camera
+                part = block[int(mine[0]) : int(mine[-1]) + 1]
+                part.index_fill_(1, torch.from_numpy(columns).to(self.device), -torch.inf)
+
+    def _layouts(self, rows: IntArray) -> list[Columns | None]:
+        """Each trial's columns within a block of candidates; None where it has none there."""
+        at = np.full(len(self.embeddings), -1, dtype=np.int64)
+        at[rows] = np.arange(len(rows))
+        layouts: list[Columns | None] = []
+        for gallery in self.galleries:
+            mine = gallery[at[gallery] >= 0]
+            layouts.append(
+                Columns.arrange(at[mine], mine, self.embeddings.pid[mine], len(rows), self.device)
+                if len(mine)
+                else None
+            )
+        return layouts
+
+    def _places(self, columns: Columns, query: IntArray) -> tuple[Tensor, Tensor]:
+        place, present = columns.identity_of(self.embeddings.pid[query])
+        return torch.from_numpy(place).to(self.device), torch.from_numpy(present).to(self.device)
+
+    def _hidden(self, columns: Columns, query: IntArray) -> Tensor | None:
+        """(q, L) true matches that the probe must not see by rule or because they are the probe itself."""
+        place, _ = columns.identity_of(self.embeddings.pid[query])
+        hidden = self._hidden_pairs(query, columns.rows[place])
+        return None if hidden is None else torch.from_numpy(hidden).to(self.device)
+
+    def _hidden_pairs(self, query: IntArray, rows: IntArray) -> BoolArray | None:
+        """The same for given gallery rows (q, L), -1 for none; None when nothing can be hidden."""
+        cameras = self.embeddings.camid[query]
+        hidden: BoolArray = rows == query[:, None]
+        if self.skip.kind in ("same_identity_and_camera", "same_camera"):
+            hidden |= (self.embeddings.camid[rows] == cameras[:, None]) & (cameras >= 0)[:, None]
+        elif self.skip.kind == "camera_pairs":
+            there = self.embeddings.camid[rows]
+            for camera in np.unique(cameras).tolist():
+                mine = (cameras == camera)[:, None]
+                hidden |= mine & np.isin(there, self.skip.hidden_cameras(camera))
+        return hidden
+
+    def _matches(self, loaded: Tensor, query: IntArray, gallery: IntArray) -> Matches:
+        """The true matches' similarities of a block of probes, computed pair by pair."""
+        pids = np.unique(self.embeddings.pid[query])
+        mine = gallery[np.isin(self.embeddings.pid[gallery], pids)]
+        if not len(mine):
+            return Matches.of(torch.full((len(query), 1), -torch.inf, dtype=loaded.dtype, device=self.device))
+        columns = Columns.arrange(mine, mine, self.embeddings.pid[mine], -1, self.device)
+        place, present = columns.identity_of(self.embeddings.pid[query])
+        rows = columns.rows[place]
+        values = torch.empty(rows.shape, dtype=loaded.dtype, device=self.device)
+        for part in _slices(len(query), max(1, self.budget // (rows.shape[1] * loaded.shape[1]))):
+            filled = np.where(rows[part] < 0, mine[0], rows[part]).ravel()
+            near = self.similarity.load(self.embeddings, filled)
+            shape = (len(rows[part]), rows.shape[1], loaded.shape[1])
+            values[part] = self.similarity.pairs(loaded[part], near.view(shape))
+        absent = (rows < 0) | ~present[:, None]
+        hidden = self._hidden_pairs(query, rows)
+        if hidden is not None:
+            absent |= hidden
+        return Matches.of(values.masked_fill_(torch.from_numpy(absent).to(self.device), -torch.inf))
+
+    def _parts(self, union: IntArray, size: int) -> Iterator[IntArray]:
+        """Candidates (ordered by identity) in blocks of about `size`, an identity never split."""
+        pid = self.embeddings.pid[union]
+        ends = np.append(np.flatnonzero(np.diff(pid)) + 1, len(union))
+        start = 0
+        while start < len(union):
+            fit = int(np.searchsorted(ends, start + size, side="right")) - 1
+            if fit < 0 or ends[fit] <= start:  # one identity alone is larger than a block
+                fit = int(np.searchsorted(ends, start, side="right"))
+            stop = int(ends[fit])
+            yield union[start:stop]
+            start = stop
+
+
+def _slices(n: int, size: int) -> Iterator[slice]:
+    """n rows in slices of at most `size`."""
+    size = max(1, size)
+    return (slice(start, min(n, start + size)) for start in range(0, n, size))
