@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
+from fmcnet.evaluation.extras import Extra, rank_with_extras
 from fmcnet.evaluation.passes import CHUNK_BYTES, rank_trials
 from fmcnet.evaluation.protocols import Protocol
 from fmcnet.evaluation.ranking import Ranks, scores
@@ -24,6 +26,7 @@ def evaluate(
     chunk_bytes: int = CHUNK_BYTES,
     query_mask: BoolArray | None = None,
     gallery_mask: BoolArray | None = None,
+    extras: Sequence[Extra] = (),
 ) -> Evaluation:
     """Score embeddings under a protocol.
 
@@ -37,15 +40,17 @@ def evaluate(
             images than fit goes over it).
         query_mask: (N,) bool, which rows may be probes.
         gallery_mask: (N,) bool, which rows may be searched.
+        extras: `QueryExpansion` and `KReciprocal`, in the order of application: none unless asked for.
 
     Returns:
-        The scores of every trial. Ties count against the probe (`ranking`).
+        The scores of every trial. Ties count against the probe (`ranking`). With extras, the evaluation names them
+        and holds the plain figure beside (`Evaluation.plain`).
 
     Raises:
         ProtocolError: when protocol and embeddings do not fit, or no probe has a true match.
         DataError: when an embedding is all zeros and the distance is cosine.
     """
-    return evaluate_all(
+    plain = evaluate_all(
         embeddings,
         [protocol],
         distance=distance,
@@ -55,6 +60,19 @@ def evaluate(
         query_mask=query_mask,
         gallery_mask=gallery_mask,
     )[0]
+    if not extras:
+        return plain
+    trials = tuple(
+        scores(
+            rank_with_extras(
+                embeddings, trial, protocol.skip, extras, distance=distance, chunk_bytes=chunk_bytes
+            ),
+            protocol.cmc,
+            len(trial[1]),
+        )
+        for trial in protocol.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)
+    )
+    return replace(plain, trials=trials, extras=tuple(e.describe() for e in extras), plain=plain)
 
 
 def evaluate_all(

@@ -31,6 +31,7 @@ class Similarity:
         device: where products are made.
         centre: (D,) float64 subtracted before a Euclidean product: distances stay, cancellation shrinks.
         tie: similarities that differ by less are equal.
+        radius: 1, or the largest distance of an embedding from the centre.
     """
 
     distance: str
@@ -38,6 +39,7 @@ class Similarity:
     device: torch.device
     centre: NDArray[np.float64] | None
     tie: float
+    radius: float = 1.0
 
     @property
     def precision(self) -> str:
@@ -78,7 +80,7 @@ class Similarity:
         if distance == "cosine":
             return Similarity(distance, dtype, place, None, ULPS * epsilon)
         centre, largest = _centre_and_largest(embeddings, rows)
-        return Similarity(distance, dtype, place, centre, ULPS * epsilon * 1.5 * largest)
+        return Similarity(distance, dtype, place, centre, ULPS * epsilon * 1.5 * largest, largest**0.5)
 
     def load(self, embeddings: Embeddings, rows: IntArray) -> Tensor:
         """(n, D): the embeddings of `rows` as they enter the product.

@@ -1,0 +1,197 @@
+"""Is this the same person? ROC, true-match rate at fixed false-match rates, and the two histograms.
+
+Every probe is paired with every gallery image of the protocol's sets (nothing is drawn), except what the skip rule
+hides. A pair is accepted when its similarity reaches the threshold. The curve is exact: the true-match rate only
+changes at a true match's similarity, so false matches are counted at those thresholds, block by block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fmcnet.errors import ProtocolError
+from fmcnet.evaluation.draws import Draw
+from fmcnet.evaluation.passes import CHUNK_BYTES
+from fmcnet.evaluation.protocols import Protocol
+from fmcnet.evaluation.similarity import Similarity
+from fmcnet.types import BoolArray, Embeddings, IntArray
+
+FALSE_MATCH_RATES = (1e-1, 1e-2, 1e-3, 1e-4)
+ENOUGH = 10
+"""A false-match rate is reported when at least so many false matches make it up."""
+
+POINTS = 512
+"""Points of a stored ROC curve."""
+
+FloatVector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How well a threshold on the similarity tells true pairs from false ones.
+
+    Attributes:
+        protocol: the sets and the skip rule, in one sentence.
+        distance: "cosine" (similarity in -1..1) or "euclidean" (similarity is minus the distance).
+        positives, negatives: numbers of true and of false pairs.
+        auc: area under the ROC curve, ties counted half.
+        true_match_rates: false-match rate -> (true-match rate, threshold), or None where the false pairs are too
+            few (fewer than `ENOUGH` expected false matches).
+        roc: (2, P) false-match rates and true-match rates, ascending, at most `POINTS` points.
+        edges: (B + 1,) histogram edges.
+        positive_histogram, negative_histogram: (B,) int64 counts.
+    """
+
+    protocol: str
+    distance: str
+    positives: int
+    negatives: int
+    auc: float
+    true_match_rates: dict[float, tuple[float, float] | None]
+    roc: NDArray[np.float64]
+    edges: FloatVector
+    positive_histogram: IntArray
+    negative_histogram: IntArray
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; false-match rates become text keys such as "0.001"."""
+        return {
+            "protocol": self.protocol,
+            "distance": self.distance,
+            "positives": self.positives,
+            "negatives": self.negatives,
+            "auc": self.auc,
+            "true_match_rate": {
+                f"{rate:g}": None if found is None else {"rate": found[0], "threshold": found[1]}
+                for rate, found in self.true_match_rates.items()
+            },
+            "roc": {"false_match_rate": self.roc[0].tolist(), "true_match_rate": self.roc[1].tolist()},
+            "histogram": {
+                "edges": self.edges.tolist(),
+                "positive": self.positive_histogram.tolist(),
+                "negative": self.negative_histogram.tolist(),
+            },
+        }
+
+
+def verification(
+    embeddings: Embeddings,
+    protocol: Protocol,
+    *,
+    distance: str = "cosine",
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    bins: int = 100,
+    chunk_bytes: int = CHUNK_BYTES,
+    query_mask: BoolArray | None = None,
+    gallery_mask: BoolArray | None = None,
+) -> Verification:
+    """Compare every probe with every gallery image of a protocol's sets.
+
+    Args:
+        embeddings: all images.
+        protocol: its sets and skip rule; its draw is not used.
+        bins: of the histograms.
+        distance, device, precision, chunk_bytes, query_mask, gallery_mask: see `engine.evaluate`.
+
+    Raises:
+        ProtocolError: when there is no true or no false pair.
+        DataError: when an embedding is all zeros and the distance is cosine.
+    """
+    whole = replace(protocol, draw=Draw(), drawn="gallery", ours=())
+    query, gallery = whole.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)[0]
+    rows = np.union1d(query, gallery)
+    similarity = Similarity.prepare(
+        embeddings,
+        rows,
+        distance=distance,
+        device=device,
+        precision=precision,
+        products=len(query) * len(gallery) * embeddings.features.shape[1],
+    )
+    pairs = _Pairs(embeddings, whole, similarity, query, gallery, max(1024, chunk_bytes // 64))
+    positive = np.sort(np.concatenate([p for p, _ in pairs.blocks()]))
+    low, high = (-1.0, 1.0) if distance == "cosine" else (-2.0 * similarity.radius, 0.0)
+    edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
+    counts = np.zeros(bins, dtype=np.int64)
+    reaching, total = np.zeros((2, len(positive)), dtype=np.int64), 0
+    for _, negative in pairs.blocks():
+        negative.sort()
+        reaching[0] += len(negative) - np.searchsorted(negative, positive, side="left")
+        reaching[1] += len(negative) - np.searchsorted(negative, positive, side="right")
+        counts += np.histogram(np.clip(negative, low, edges[-1]), edges)[0]
+        total += len(negative)
+    if not len(positive) or not total:
+        raise ProtocolError(
+            f"{protocol.name}: {len(positive)} true and {total} false pairs: verification needs both. Check that the "
+            "sets hold the same identities, more than one"
+        )
+    return Verification(
+        protocol=whole.sentence(),
+        distance=distance,
+        positives=len(positive),
+        negatives=total,
+        auc=float(1 - (reaching[0] + reaching[1]).sum() / 2 / len(positive) / total),
+        true_match_rates={rate: _at(rate, positive, reaching[0], total) for rate in FALSE_MATCH_RATES},
+        roc=_curve(positive, reaching[0], total),
+        edges=edges,
+        positive_histogram=np.histogram(np.clip(positive, low, edges[-1]), edges)[0].astype(np.int64),
+        negative_histogram=counts,
+    )
+
+
+def _at(rate: float, positive: FloatVector, reaching: IntArray, total: int) -> tuple[float, float] | None:
+    """The true-match rate at the lowest threshold whose false-match rate is at most `rate`."""
+    if rate * total < ENOUGH:
+        return None
+    first = int(np.argmax(reaching <= rate * total)) if (reaching <= rate * total).any() else len(positive)
+    if first == len(positive):
+        return 0.0, float(positive[-1])
+    return (len(positive) - first) / len(positive), float(positive[first])
+
+
+def _curve(positive: FloatVector, reaching: IntArray, total: int) -> NDArray[np.float64]:
+    """False- against true-match rate at the true matches' similarities, thinned evenly in both rates' ranks."""
+    n = len(positive)
+    # Equal similarities are one threshold: keep the first of each run, where all of them are accepted.
+    new = np.flatnonzero(np.append(True, np.diff(positive) > 0))[::-1]
+    false, true = reaching[new] / total, (n - new) / n
+    if len(new) > POINTS - 2:
+        kept = np.unique(np.linspace(0, len(new) - 1, POINTS - 2).round().astype(np.int64))
+        false, true = false[kept], true[kept]
+    return np.stack([np.concatenate([[0.0], false, [1.0]]), np.concatenate([[0.0], true, [1.0]])])
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """All pairs of a probe set and a gallery, as (true, false) similarities, block by block."""
+
+    embeddings: Embeddings
+    protocol: Protocol
+    similarity: Similarity
+    query: IntArray
+    gallery: IntArray
+    budget: int
+
+    def blocks(self) -> Iterator[tuple[FloatVector, FloatVector]]:
+        """The similarities of each block's pairs that the skip rule leaves."""
+        e, s = self.embeddings, self.similarity
+        wide = max(1, min(len(self.gallery), self.budget // min(len(self.query), 256)))
+        tall = max(1, self.budget // wide)
+        for part in (self.gallery[i : i + wide] for i in range(0, len(self.gallery), wide)):
+            near = s.load(e, part)
+            offset = s.offset(near)
+            for rows in (self.query[i : i + tall] for i in range(0, len(self.query), tall)):
+                loaded = s.load(e, rows)
+                values = s.readable(loaded, s.block(loaded, near, offset)).double().cpu().numpy()
+                seen = rows[:, None] != part[None, :]
+                if self.protocol.skip.kind != "none":
+                    seen &= ~self.protocol.skip.mask(e.pid[rows], e.camid[rows], e.pid[part], e.camid[part])
+                same = e.pid[rows][:, None] == e.pid[part][None, :]
+                yield values[same & seen], values[~same & seen]

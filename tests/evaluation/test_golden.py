@@ -1,0 +1,107 @@
+"""Every value of ../shared/golden: the public evaluators' figures on the same features."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from fmcnet.evaluation.engine import evaluate
+from fmcnet.evaluation.protocols import sysu
+from fmcnet.evaluation.score import score_file
+from tests.evaluation.shared_golden import CARRIED, PERMUTATION, SHARED, needs_shared, read_json, sysu_embeddings
+
+NAMES = {"r1": "rank1", "r5": "rank5", "r10": "rank10", "r20": "rank20", "mAP": "mAP", "mINP": "mINP"}
+OFFICIAL = 1e-9
+"""The official code works in float64; so do we here."""
+FLOAT32_OUTPUT = 1e-6
+"""AGW and DEEN return float32 CMC curves: 3e-8 at most, well within the asked 1e-6."""
+
+
+def agree(found, expected, tolerance):
+    for theirs, ours in NAMES.items():
+        if theirs in expected:
+            assert getattr(found, ours) == pytest.approx(expected[theirs], abs=tolerance), theirs
+
+
+@needs_shared
+@pytest.mark.parametrize("mode", ["all", "indoor"])
+@pytest.mark.parametrize("shots", [1, 10])
+def test_official_matlab_evaluator(mode, shots):
+    expected = read_json("sysu_expected.json")["official_evaluator"][f"{mode}_search_{shots}shot"]
+    found = evaluate(sysu_embeddings(), sysu(mode, shots, "official", PERMUTATION), distance="euclidean")
+    assert len(found.trials) == len(expected) == 10
+    for ours, theirs in zip(found.trials, expected, strict=True):
+        agree(ours, theirs, OFFICIAL)
+        assert ours.queries == (3803 if mode == "all" else 2208)
+        assert ours.gallery == {"all": 301, "indoor": 112}[mode] * shots
+
+
+@needs_shared
+@pytest.mark.parametrize("mode", ["all", "indoor"])
+def test_agw_evaluator(mode):
+    expected = read_json("sysu_expected.json")["agw_evaluator"][f"{mode}_search_1shot"]
+    protocol = sysu(mode, 1, "seeded")
+    found = evaluate(sysu_embeddings(), protocol, distance="cosine")
+    e = sysu_embeddings()
+    for ours, theirs, (_, gallery) in zip(found.trials, expected, protocol.trials(e), strict=True):
+        agree(ours, theirs, FLOAT32_OUTPUT)
+        assert ours.gallery == theirs["n_gallery"]
+        first = [f"{n}.jpg" for n in names(e, gallery[:5])]
+        assert first == theirs["first_gallery"]
+
+
+def names(e, rows):
+    return [f"cam{e.camid[r]}/{e.pid[r]:04d}/{e.index[r]:04d}" for r in rows]
+
+
+def digest(e, rows):
+    return hashlib.sha256("\n".join(sorted(names(e, rows))).encode()).hexdigest()[:16]
+
+
+@needs_shared
+@pytest.mark.parametrize("mode", ["all", "indoor"])
+def test_gallery_digests_of_every_trial(mode):
+    e = sysu_embeddings()
+    draws = {
+        "agw": sysu(mode, 1, "seeded"),
+        "off": sysu(mode, 1, "official", PERMUTATION),
+        "off10": sysu(mode, 10, "official", PERMUTATION),
+    }
+    galleries = {name: [g for _, g in p.trials(e)] for name, p in draws.items()}
+    for trial in range(10):
+        expected = read_json("sysu_gallery_hashes.json")[f"{mode}/{trial}"]
+        for name, drawn in galleries.items():
+            assert len(drawn[trial]) == expected[f"{name}_n"]
+            assert digest(e, drawn[trial]) == expected[f"{name}_sha"], (name, trial)
+        shared = np.intersect1d(galleries["agw"][trial], galleries["off"][trial])
+        assert len(shared) == expected["overlap"]
+
+
+@pytest.mark.parametrize("protocol", ["llcm", "regdb", "sysu"])
+@pytest.mark.parametrize("folder", [CARRIED, pytest.param(SHARED, marks=needs_shared)], ids=["carried", "shared"])
+def test_small_case(protocol, folder):
+    expected = json.loads((folder / "small.json").read_text())[protocol]
+    found = score_file(folder / "small.npz", protocol, distance="cosine")
+    assert len(found.trials) == 1
+    agree(found.trials[0], expected, FLOAT32_OUTPUT)
+
+
+@needs_shared
+def test_bounded_memory_changes_nothing():
+    """Gallery in blocks of a few identities instead of one block: the same figures to the last bit."""
+    protocol = sysu("indoor", 10, "official", PERMUTATION, trials=2)
+    whole = evaluate(sysu_embeddings(), protocol, distance="euclidean")
+    blocks = evaluate(sysu_embeddings(), protocol, distance="euclidean", chunk_bytes=300_000)
+    assert whole.to_dict() == blocks.to_dict()
+
+
+def test_the_test_split_has_its_96_identities():
+    from scipy.io import loadmat
+
+    ids = loadmat(CARRIED / "test_id.mat")["id"].ravel()
+    assert len(ids) == 96
+    if SHARED.is_dir():
+        assert sorted(ids.tolist()) == np.unique(sysu_embeddings().pid).tolist()
