@@ -143,8 +143,8 @@ def draw_identity(seed: int, pid: int) -> Identity:
     else:
         bottom_length = _between(rng, 0.14, 0.38)
     jacket = sleeves == "long" and bottom != "dress" and rng.random() < 0.40
-    upper = make_garment(rng, warm=2.0 if coat else (0.9 if sleeves == "long" else 0.1))
-    lower = make_garment(rng, warm=0.6, plain=0.62)
+    upper = make_garment(rng, warm=2.0 if coat else (0.9 if sleeves == "long" else 0.1), plain=0.46)
+    lower = make_garment(rng, warm=0.6, plain=0.72)
     skin = skin_material(rng)
     materials = (
         skin,
@@ -152,7 +152,7 @@ def draw_identity(seed: int, pid: int) -> Identity:
         upper,
         upper if bottom == "dress" else lower,
         make_leather(rng),
-        make_garment(rng, warm=3.0, plain=0.70, offset=-3.5),
+        make_garment(rng, warm=3.0, plain=0.84, offset=-3.5),
         make_garment(rng, warm=1.2, plain=0.75),
         dark_of(skin),
         make_garment(rng, warm=0.0, plain=0.70),

@@ -96,7 +96,7 @@ def _dye(rng: np.random.Generator) -> RGB:
 
 def _nir(rng: np.random.Generator, rgb: RGB, fibre: float) -> float:
     """Near-infrared reflectance: the fibre's, pulled by the visible lightness, with a spread of its own."""
-    value = 0.62 * fibre + 0.42 * float(np.sqrt(luminance(rgb))) - 0.06 + rng.normal(0.0, 0.05)
+    value = 0.64 * fibre + 0.36 * float(np.sqrt(luminance(rgb))) - 0.08 + rng.normal(0.0, 0.06)
     return float(np.clip(value, 0.04, 0.95))
 
 
@@ -119,11 +119,11 @@ def make_garment(
     fibre, _, wool = _FABRICS[_weighted(rng, [w for _, w, _ in _FABRICS])]
     nir_first = _nir(rng, first, fibre)
     kind = rng.random()
-    if kind < 0.20:  # the dyes differ, the fibre is one: the pattern vanishes in the near infrared
+    if kind < 0.34:  # the dyes differ, the fibre is one: the pattern vanishes in the near infrared
         nir_second = float(np.clip(nir_first + rng.normal(0.0, 0.02), 0.04, 0.95))
     else:
-        step = float(rng.uniform(0.16, 0.42)) * float(np.sign(luminance(second) - luminance(first)) or 1.0)
-        if kind > 0.85 or not 0.04 <= nir_first + step <= 0.95:
+        step = float(rng.uniform(0.12, 0.38)) * float(np.sign(luminance(second) - luminance(first)) or 1.0)
+        if kind > 0.80 or not 0.04 <= nir_first + step <= 0.95:
             step = -step
         nir_second = float(np.clip(nir_first + step, 0.04, 0.95))
     pattern = PATTERNS[0]

@@ -1,0 +1,76 @@
+"""Images per second of the generated benchmark on one core, rendering and JPEG writing included.
+
+    OMP_NUM_THREADS=1 python benchmarks/generation.py [--repeats 5] [--images 400] [--layout sysu] [--height 128]
+
+Prints JSON: images/s of each repeat, their median and range, and the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import __version__ as pillow_version
+
+from fmcnet.data.generated.plan import make_plan
+from fmcnet.data.generated.presets import resolve_preset
+from fmcnet.data.generated.writers import write_images
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--layout", default="sysu")
+    parser.add_argument("--height", type=int, default=128)
+    args = parser.parse_args()
+    size = (args.height, args.height // 2)
+    plan = make_plan(args.layout, resolve_preset(args.layout, "small"), 0)
+    step = max(1, len(plan.jobs) // args.images)
+    jobs = plan.jobs[::step][: args.images]
+    rates, cpu_rates = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(folder, args.layout, 0, jobs[:40], *size)  # scenes drawn, files cached
+        for _ in range(args.repeats):
+            wall, cpu = time.perf_counter(), time.process_time()
+            write_images(folder, args.layout, 0, jobs, *size)
+            rates.append(len(jobs) / (time.perf_counter() - wall))
+            cpu_rates.append(len(jobs) / (time.process_time() - cpu))
+    report = {
+        "what": f"{args.layout}, {size[0]}x{size[1]} (H x W), one process, render + encode + write",
+        "images": len(jobs),
+        "images_per_second": [round(rate, 1) for rate in rates],
+        "median": round(statistics.median(rates), 1),
+        "range": [round(min(rates), 1), round(max(rates), 1)],
+        "per_cpu_second_median": round(statistics.median(cpu_rates), 1),
+        "machine": {
+            "cpu": processor(),
+            "cpus": os.cpu_count(),
+            "load": [round(v, 2) for v in os.getloadavg()],
+            "python": sys.version.split()[0],
+            "numpy": np.__version__,
+            "pillow": pillow_version,
+        },
+    }
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
