@@ -21,3 +21,24 @@ ROOT = Path(__file__).parents[1]
 def _cache_of_its_own(tmp_path_factory, monkeypatch):
     """No test reads or fills the user's image cache."""
     monkeypatch.setenv("FMCNET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sysu(tmp_path_factory):
+    """The generated benchmark, preset tiny, in SYSU-MM01's layout. Do not change it: copy it first."""
+    from fmcnet.data.generated import generate
+
+    root = tmp_path_factory.mktemp("tiny") / "sysu"
+    generate("sysu", "tiny", 0, root, workers=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, tiny_sysu):
+    """A run of the full model trained for a few steps on `tiny_sysu`. Do not change it: copy it first."""
+    from fmcnet.config import load_config
+    from fmcnet.training.loop import train
+
+    out = tmp_path_factory.mktemp("tiny") / "run"
+    train(load_config("tiny"), tiny_sysu, out, progress=False)
+    return out

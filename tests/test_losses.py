@@ -18,7 +18,10 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 def features(p, k, d, *, count, dtype=torch.float64, scale=0.5, seed=0):
     generator = torch.Generator().manual_seed(seed + 1000 * p + 100 * k + d)
-    return [(torch.randn(p * k, d, generator=generator, dtype=torch.float64) * scale).to(dtype) for _ in range(count)]
+    return [
+        (torch.randn(p * k, d, generator=generator, dtype=torch.float64) * scale).to(dtype)
+        for _ in range(count)
+    ]
 
 
 def close(fast, expected, dtype):
@@ -46,7 +49,9 @@ def center_sets(shape, dtype, count):
 def test_equation_3_centres(shape):
     p, k, d = shape
     (f,) = features(p, k, d, count=1)
-    assert torch.allclose(losses.centers(f, p), torch.tensor(slow.centres(f.tolist(), p), dtype=torch.float64))
+    assert torch.allclose(
+        losses.centers(f, p), torch.tensor(slow.centres(f.tolist(), p), dtype=torch.float64)
+    )
 
 
 def test_equation_3_refuses_ragged_identities():
@@ -135,7 +140,9 @@ def test_gradients_against_finite_differences():
     assert torch.autograd.gradcheck(lambda *x: losses.decomposition_loss(*x, margin=1.0), c)
     assert torch.autograd.gradcheck(lambda *x: losses.specific_separation_loss(*x, margin=3.0), c[:2])
     assert torch.autograd.gradcheck(lambda *x: losses.cross_modality_center_loss(*x, margin=3.0), c[:2])
-    assert torch.autograd.gradcheck(losses.feature_consistency_loss, (c[0], c[1][:2].detach().requires_grad_()))
+    assert torch.autograd.gradcheck(
+        losses.feature_consistency_loss, (c[0], c[1][:2].detach().requires_grad_())
+    )
     z = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: losses.adversarial_value(x[0], x[1]), z)
     labels = torch.tensor([1, 4])
@@ -160,7 +167,10 @@ def test_gradient_flows_into_both_arguments():
 def test_symmetric_under_exchange_of_the_modalities(p, d, seed):
     sp_v, sp_i, sh_v, sh_i = features(p, 1, d, count=4, seed=seed)
     same = [
-        (losses.decomposition_loss(sp_v, sp_i, sh_v, sh_i), losses.decomposition_loss(sp_i, sp_v, sh_i, sh_v)),
+        (
+            losses.decomposition_loss(sp_v, sp_i, sh_v, sh_i),
+            losses.decomposition_loss(sp_i, sp_v, sh_i, sh_v),
+        ),
         (losses.specific_separation_loss(sp_v, sp_i), losses.specific_separation_loss(sp_i, sp_v)),
         (losses.cross_modality_center_loss(sh_v, sh_i), losses.cross_modality_center_loss(sh_i, sh_v)),
     ]

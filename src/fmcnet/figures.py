@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from numpy.typing import NDArray
 
 from fmcnet.data.images import load_image
 from fmcnet.data.table import Table
-from fmcnet.evaluation.engine import ranked_list
+from fmcnet.evaluation.nearest import ranked_lists as nearest
 from fmcnet.evaluation.protocols import Protocol
 from fmcnet.evaluation.runs import Judged, roles
+from fmcnet.evaluation.verification import verification
 from fmcnet.inference.encoder import Encoder
 from fmcnet.runtime import require
 from fmcnet.training.log import read_log
@@ -28,7 +28,10 @@ def _axes(rows: int, columns: int, size: tuple[float, float], **options: Any) ->
     matplotlib = require("matplotlib", "plot")
     matplotlib.use("Agg")
     pyplot = require("matplotlib.pyplot", "plot")
-    return pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    made: tuple[Any, Any] = pyplot.subplots(
+        rows, columns, figsize=size, squeeze=False, layout="constrained", **options
+    )
+    return made
 
 
 def _write(figure: Any, path: Path) -> Path:
@@ -48,7 +51,9 @@ def training_curves(runs: dict[str, Path], path: Path) -> Path:
     for ax, (title, run) in zip(axes[0], runs.items(), strict=True):
         records = read_log(run)
         steps = [r for r in records if "step" in r]
-        names = [name for name in (steps[0] if steps else {}) if name not in ("step", "epoch", "rate", "loss")]
+        names = [
+            name for name in (steps[0] if steps else {}) if name not in ("step", "epoch", "rate", "loss")
+        ]
         for number, name in enumerate(names):
             values = np.array([r[name] for r in steps], dtype=float)
             at, smooth = _smooth(np.array([r["step"] for r in steps]), values)
@@ -104,26 +109,24 @@ def ranked_lists(judged: Judged, path: Path, queries: int = 6, top: int = 10, se
     """
     one, table = judged.evaluations[0], judged.table
     picked = _pick_queries(judged, one.protocol, queries, seed)
-    lists = [
-        ranked_list(
-            judged.embeddings,
-            one.protocol,
-            row,
-            k=top,
-            gallery_mask=roles(table, "gallery"),
-        )
-        for row in picked
-    ]
+    lists = nearest(
+        judged.embeddings,
+        one.protocol,
+        queries=picked,
+        k=top,
+        query_mask=roles(table, "query"),
+        gallery_mask=roles(table, "gallery"),
+    )
     figure, axes = _axes(len(lists), top + 1, (0.82 * (top + 1), 1.62 * len(lists) + 0.3))
     for line, (row, answers) in enumerate(zip(picked, lists, strict=True)):
         _show(axes[line][0], table, row, f"pid {table.pid[row]} cam {table.camid[row]}", INK)
         for place in range(top):
             ax = axes[line][place + 1]
-            if place >= len(answers.rows):
+            if place >= len(answers.gallery):
                 ax.axis("off")
                 continue
             colour = RIGHT if answers.correct[place] else WRONG
-            _show(ax, table, int(answers.rows[place]), f"{answers.similarities[place]:.2f}", colour)
+            _show(ax, table, int(answers.gallery[place]), f"{answers.similarity[place]:.2f}", colour)
     axes[0][0].set_title("query", fontsize=9)
     for place in range(top):
         axes[0][place + 1].set_title(str(place + 1), fontsize=9)
@@ -236,29 +239,36 @@ def collect_features(
 
 def similarity_histogram(judged: Judged, path: Path, bins: int = 80) -> Path:
     """Similarities of pairs of one identity and of two, across the modalities."""
-    from fmcnet.evaluation.verification import verify
-
-    result = verify(judged.embeddings, bins=bins)
+    result = verification(
+        judged.embeddings,
+        judged.evaluations[0].protocol,
+        bins=bins,
+        query_mask=roles(judged.table, "query"),
+        gallery_mask=roles(judged.table, "gallery"),
+    )
     figure, axes = _axes(1, 1, (5.2, 3.6))
     ax = axes[0][0]
-    width = np.diff(result.bin_edges)
+    width = np.diff(result.edges)
     for name, counts, colour in (
-        ("same identity", result.positive_counts, RIGHT),
-        ("different identities", result.negative_counts, WRONG),
+        ("same identity", result.positive_histogram, RIGHT),
+        ("different identities", result.negative_histogram, WRONG),
     ):
-        density = counts / max(1, counts.sum()) / width
-        ax.stairs(density, result.bin_edges, fill=True, alpha=0.45, color=colour, label=name)
+        ax.stairs(
+            counts / max(1, counts.sum()) / width,
+            result.edges,
+            fill=True,
+            alpha=0.45,
+            color=colour,
+            label=name,
+        )
+    rates = [(rate, found) for rate, found in result.true_match_rates.items() if found]
+    if rates:
+        rate, (found, threshold) = rates[-1]
+        ax.axvline(threshold, color=INK, linestyle=":", linewidth=1)
+        ax.set_title(
+            f"AUC {result.auc:.3f}; {100 * found:.1f} % of true pairs pass at {100 * rate:g} % false ones",
+            fontsize=9,
+        )
     ax.set(xlabel="cosine similarity, visible against infrared", ylabel="density")
     ax.legend(fontsize=8)
-    return _write(figure, path)
-
-
-def bars(values: Sequence[tuple[str, float]], path: Path, label: str) -> Path:
-    """Horizontal bars of percentages with their numbers."""
-    figure, axes = _axes(1, 1, (6.0, 0.5 * len(values) + 0.9))
-    ax = axes[0][0]
-    drawn = ax.barh([name for name, _ in values], [100 * value for _, value in values], color=COLOURS["shared"])
-    ax.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8)
-    ax.invert_yaxis()
-    ax.set(xlabel=label, xlim=(0, 108))
     return _write(figure, path)

@@ -111,8 +111,11 @@ def _compensation_terms(
     zero = output.visible.shared.new_zeros(())
     gan, fc, ic = zero, zero, zero
     for target in (Modality.INFRARED, Modality.VISIBLE):
-        generated = cast(Tensor, output.of(target.other).generated)
-        scores = cast(Tensor, output.of(target.other).generated_scores)
+        source = output.of(target.other)
+        generated, scores = cast(Tensor, source.generated), cast(Tensor, source.generated_scores)
+        if config.detach_compensation:
+            generated = model.compensation(source.shared.detach(), target.other)
+            scores = model.decomposition.classifier(target)(generated)
         judge = model.compensation.judge(target)
         # The discriminator takes no gradient here: its weights are constants of the generator's step.
         logits = F.linear(generated, judge.linear.weight.detach(), judge.linear.bias.detach()).squeeze(1)

@@ -77,6 +77,7 @@ def _facts(judged: dict[str, Judged], runs: dict[str, Path], extra: dict[str, An
         "dataset": {
             "name": table.name,
             "root": str(table.root),
+            "generated": (table.root / "generated.json").is_file(),
             "identities": len(np.unique(table.pid)),
             "visible": len(table.select(modality=Modality.VISIBLE)),
             "infrared": len(table.select(modality=Modality.INFRARED)),
@@ -103,7 +104,8 @@ def _page(judged: dict[str, Judged], facts: dict[str, Any], made: dict[str, str]
     lines = [
         "# fmcnet report",
         "",
-        f"Test set: {data['name']} at `{data['root']}`, {data['identities']} identities, "
+        f"Test set: {'GENERATED data in the layout of ' if data['generated'] else ''}{data['name']} at "
+        f"`{data['root']}`, {data['identities']} identities, "
         f"{data['visible']} visible and {data['infrared']} infrared images.",
         "",
     ]
@@ -117,14 +119,26 @@ def _page(judged: dict[str, Judged], facts: dict[str, Any], made: dict[str, str]
         lines += [f"## {_direction(direction)}", "", rows[0][1].result.protocol, ""]
         lines += markdown_table(rows)
     if any(run["selected_on"] == "test" for run in facts["runs"].values()):
-        lines += ["**SELECTED ON THE TEST SET: these figures are optimistic and compare with none that are not.**", ""]
-    lines += ["## Runs", "", "| run | variant | seed | step | weights | parameters |", "|---|---|---|---|---|---|"]
+        lines += [
+            "**SELECTED ON THE TEST SET: these figures are optimistic and compare with none that are not.**",
+            "",
+        ]
+    lines += [
+        "## Runs",
+        "",
+        "| run | variant | seed | step | weights | parameters |",
+        "|---|---|---|---|---|---|",
+    ]
     for title, run in facts["runs"].items():
         lines.append(
             f"| {title} | {run['variant']} | {run['seed']} | {run['step']} | {run['selected_on']} | "
             f"{run['parameters']:,} |"
         )
-    lines += ["", "Versions: " + ", ".join(f"{name} {number}" for name, number in facts["versions"].items()), ""]
+    lines += [
+        "",
+        "Versions: " + ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
+        "",
+    ]
     for key, value in facts.items():
         if isinstance(value, (str, int, float)):
             lines += [f"{key.replace('_', ' ')}: {value}", ""]

@@ -76,8 +76,10 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter], world: int) -> N
     flat = torch.cat([grad.flatten() for grad in grads])
     dist.all_reduce(flat)
     flat /= world
-    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-        grad.copy_(part.view_as(grad))
+    at = 0
+    for grad in grads:
+        grad.copy_(flat[at : at + grad.numel()].view_as(grad))
+        at += grad.numel()
 
 
 def average_buffers(model: torch.nn.Module, world: int) -> None:

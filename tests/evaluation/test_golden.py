@@ -11,7 +11,14 @@ import pytest
 from fmcnet.evaluation.engine import evaluate
 from fmcnet.evaluation.protocols import sysu
 from fmcnet.evaluation.score import score_file
-from tests.evaluation.shared_golden import CARRIED, PERMUTATION, SHARED, needs_shared, read_json, sysu_embeddings
+from tests.evaluation.shared_golden import (
+    CARRIED,
+    PERMUTATION,
+    SHARED,
+    needs_shared,
+    read_json,
+    sysu_embeddings,
+)
 
 NAMES = {"r1": "rank1", "r5": "rank5", "r10": "rank10", "r20": "rank20", "mAP": "mAP", "mINP": "mINP"}
 OFFICIAL = 1e-9
@@ -83,7 +90,9 @@ def test_gallery_digests_of_every_trial(mode):
 
 
 @pytest.mark.parametrize("protocol", ["llcm", "regdb", "sysu"])
-@pytest.mark.parametrize("folder", [CARRIED, pytest.param(SHARED, marks=needs_shared)], ids=["carried", "shared"])
+@pytest.mark.parametrize(
+    "folder", [CARRIED, pytest.param(SHARED, marks=needs_shared)], ids=["carried", "shared"]
+)
 def test_small_case(protocol, folder):
     expected = json.loads((folder / "small.json").read_text())[protocol]
     found = score_file(folder / "small.npz", protocol, distance="cosine")

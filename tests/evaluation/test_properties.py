@@ -37,8 +37,9 @@ def scored(e, protocol, **options):
     try:
         return evaluate(e, protocol, **options).trials[0]
     except ProtocolError as error:
-        assert "none of the" in str(error)
-        return None
+        if "none of the" in str(error):
+            return None
+        raise
 
 
 def same(a, b, tolerance=1e-12):
@@ -66,7 +67,14 @@ def test_equal_to_the_slow_evaluator(seed, rule, cmc, distance, chunk, gallery):
     matrix = [[similarity_slow(e.features[q], e.features[g], distance) for g in searched] for q in query]
     itself = {(i, j) for i, q in enumerate(query) for j, g in enumerate(searched) if q == g}
     expected = evaluate_slow(
-        matrix, e.pid[query], e.pid[searched], e.camid[query], e.camid[searched], SkipRule.of(rule), cmc, itself
+        matrix,
+        e.pid[query],
+        e.pid[searched],
+        e.camid[query],
+        e.camid[searched],
+        SkipRule.of(rule),
+        cmc,
+        itself,
     )
     if expected is None:
         assert found is None
@@ -170,7 +178,9 @@ def test_one_identity_scores_one():
 
 def test_no_match_at_all_is_one_clear_error():
     e = embeddings(np.eye(4), [1, 2, 3, 4], [1] * 4, [1, 1, 0, 0])
-    with pytest.raises(ProtocolError, match="none of the 2 probes has a true match among the 2 gallery images"):
+    with pytest.raises(
+        ProtocolError, match="none of the 2 probes has a true match among the 2 gallery images"
+    ):
         evaluate(e, custom())
 
 
@@ -178,7 +188,7 @@ def test_no_match_at_all_is_one_clear_error():
 @pytest.mark.parametrize("order", [1, -1])
 def test_all_similarities_equal_is_the_worst_rank(distance, order):
     """A collapsed model: ties count against the probe, whatever the order of the rows."""
-    e = embeddings(np.ones((11, 3)), [5] + list(range(10)), [1] * 11, [1] + [0] * 10)
+    e = embeddings(np.ones((11, 3)), [5, *range(10)], [1] * 11, [1] + [0] * 10)
     found = evaluate(e.take(np.arange(11)[::order]), custom(cmc="identity"), distance=distance).trials[0]
     assert (found.rank1, found.rank5, found.rank10) == (0.0, 0.0, 1.0)
     assert found.mAP == found.mINP == pytest.approx(0.1)

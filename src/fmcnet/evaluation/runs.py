@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation import protocols
 from fmcnet.evaluation.draws import find_permutation
 from fmcnet.evaluation.engine import evaluate
+from fmcnet.evaluation.extras import KReciprocal
 from fmcnet.evaluation.protocols import Protocol
 from fmcnet.evaluation.results import Evaluation
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.types import BoolArray, Embeddings, Modality
 
 EMBEDDINGS = "embeddings"
+FLIP = "flip at test time"
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def judge(
     split: str = "test",
     device: str = "auto",
     flip: bool = False,
+    rerank: bool = False,
     progress: bool | None = None,
 ) -> Judged:
     """Evaluate a run on a dataset's test identities.
@@ -144,6 +148,7 @@ def judge(
         config: protocol settings; None: those of the run.
         device: where to embed.
         flip: average each embedding with its mirror image's; named in every report.
+        rerank: k-reciprocal re-ranking; named in every report, the plain figure beside it.
 
     Raises:
         DataError: when the split is empty or identities of it were trained on.
@@ -161,18 +166,30 @@ def judge(
                 f"{len(known)} of the {split} identities are among those that {run} was trained on, "
                 f"the first is {int(known[0])}: is --data the dataset of this run?"
             )
-    embeddings = encoder.embed_table(
-        rows, batch_size=settings.batch, flip=flip, store=Path(run) / EMBEDDINGS, progress=progress
+    kinds = (False, True) if flip else (False,)
+    plain, *mirrored = (
+        encoder.embed_table(
+            rows, batch_size=settings.batch, flip=mirror, store=Path(run) / EMBEDDINGS, progress=progress
+        )
+        for mirror in kinds
     )
+    embeddings = mirrored[0] if mirrored else plain
+    score = partial(
+        evaluate,
+        distance=settings.distance,
+        query_mask=roles(rows, "query"),
+        gallery_mask=roles(rows, "gallery"),
+    )
+    extras = (KReciprocal(),) if rerank else ()
     results = []
     for direction, protocol in protocols_for(rows, settings).items():
-        result = evaluate(
-            embeddings,
-            protocol,
-            distance=settings.distance,
-            query_mask=roles(rows, "query"),
-            gallery_mask=roles(rows, "gallery"),
-        )
+        result = score(embeddings, protocol, extras=extras)
+        if flip:
+            result = replace(
+                result,
+                extras=(FLIP, *result.extras),
+                plain=score(plain, protocol),
+            )
         chance = chance_rank1(embeddings, protocol, rows)
         results.append(RunEvaluation(direction, protocol, result, chance))
     return Judged(encoder, rows, embeddings, tuple(results))

@@ -112,6 +112,11 @@ class Similarity:
         product = torch.bmm(gallery, query[:, :, None])[:, :, 0]
         return product if self.centre is None else product.sub_((gallery * gallery).sum(2).div_(2))
 
+    def between(self, query: Tensor, gallery: Tensor, offset: Tensor | None) -> Tensor:
+        """(Q, G) similarities that compare between probes too: cosine, or minus half the squared distance."""
+        values = self.block(query, gallery, offset)
+        return values if self.centre is None else values.sub_((query * query).sum(1, keepdim=True).div_(2))
+
     def readable(self, query: Tensor, values: Tensor) -> Tensor:
         """Similarities (Q, k) as a person reads them: cosine in -1..1, or minus the Euclidean distance."""
         if self.centre is None:

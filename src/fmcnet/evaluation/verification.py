@@ -123,10 +123,11 @@ def verification(
     reaching, total = np.zeros((2, len(positive)), dtype=np.int64), 0
     for _, negative in pairs.blocks():
         negative.sort()
-        reaching[0] += len(negative) - np.searchsorted(negative, positive, side="left")
-        reaching[1] += len(negative) - np.searchsorted(negative, positive, side="right")
-        counts += np.histogram(np.clip(negative, low, edges[-1]), edges)[0]
+        reaching[0] += len(negative) - np.searchsorted(negative, positive - similarity.tie, side="left")
+        reaching[1] += len(negative) - np.searchsorted(negative, positive + similarity.tie, side="right")
+        counts += np.histogram(np.clip(_readable(negative, distance), low, edges[-1]), edges)[0]
         total += len(negative)
+    shown = _readable(positive, distance)
     if not len(positive) or not total:
         raise ProtocolError(
             f"{protocol.name}: {len(positive)} true and {total} false pairs: verification needs both. Check that the "
@@ -138,12 +139,17 @@ def verification(
         positives=len(positive),
         negatives=total,
         auc=float(1 - (reaching[0] + reaching[1]).sum() / 2 / len(positive) / total),
-        true_match_rates={rate: _at(rate, positive, reaching[0], total) for rate in FALSE_MATCH_RATES},
+        true_match_rates={rate: _at(rate, shown, reaching[0], total) for rate in FALSE_MATCH_RATES},
         roc=_curve(positive, reaching[0], total),
         edges=edges,
-        positive_histogram=np.histogram(np.clip(positive, low, edges[-1]), edges)[0].astype(np.int64),
+        positive_histogram=np.histogram(np.clip(shown, low, edges[-1]), edges)[0].astype(np.int64),
         negative_histogram=counts,
     )
+
+
+def _readable(values: FloatVector, distance: str) -> FloatVector:
+    """Cosine as it is; minus half the squared distance as minus the distance."""
+    return values if distance == "cosine" else -np.sqrt(np.maximum(-2 * values, 0))
 
 
 def _at(rate: float, positive: FloatVector, reaching: IntArray, total: int) -> tuple[float, float] | None:
@@ -189,7 +195,7 @@ class _Pairs:
             offset = s.offset(near)
             for rows in (self.query[i : i + tall] for i in range(0, len(self.query), tall)):
                 loaded = s.load(e, rows)
-                values = s.readable(loaded, s.block(loaded, near, offset)).double().cpu().numpy()
+                values = s.between(loaded, near, offset).double().cpu().numpy()
                 seen = rows[:, None] != part[None, :]
                 if self.protocol.skip.kind != "none":
                     seen &= ~self.protocol.skip.mask(e.pid[rows], e.camid[rows], e.pid[part], e.camid[part])

@@ -118,6 +118,20 @@ def train(
         return job.run_all(resume, progress, description)
 
 
+def total_steps(config: Config, table: Table, world: int = 1) -> int:
+    """How many steps `train` will do on this table."""
+    rows = table.select(split=config.data.train_splits)
+    sampler = IdentityModalitySampler(
+        rows.pid,
+        rows.modality,
+        identities=config.data.identities,
+        images=config.data.images,
+        world=world,
+        steps=config.training.steps_per_epoch,
+    )
+    return config.training.epochs * sampler.steps
+
+
 class _Job:
     """One training under way."""
 

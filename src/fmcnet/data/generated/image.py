@@ -177,9 +177,9 @@ def render_image(key: ImageKey, height: int, width: int) -> NDArray[np.uint8]:
     light = _light(cam, rng)
 
     stature = who.body.height * (cos(cam.pitch) + 0.10 * sin(cam.pitch))
-    fill = float(np.clip(rng.normal(0.88, 0.065), 0.70, 1.06))
+    fill = float(np.clip(rng.normal(0.89, 0.055), 0.72, 1.06))
     scale = fill * h / stature
-    origin = (w * (0.5 + float(rng.normal(0.0, 0.06))), h * (0.5 + float(rng.normal(0.0, 0.03))))
+    origin = (w * (0.5 + float(rng.normal(0.0, 0.05))), h * (0.5 + float(rng.normal(0.0, 0.026))))
     if rng.random() < 0.06:  # the detector cut feet or head
         scale *= 1.18
         origin = (origin[0], origin[1] + (0.09 if rng.random() < 0.7 else -0.06) * h)

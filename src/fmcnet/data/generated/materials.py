@@ -1,7 +1,7 @@
 """What a surface looks like in each spectrum: visible albedo, near-infrared reflectance, temperature.
 
-The three are correlated, not equal. Most dyes are transparent in the near infrared, so the fibre decides how
-bright a cloth looks there; a minority of pigments (carbon black) stays dark. A pattern has its own contrast in
+The three are correlated, not equal. Most dyes are transparent in the near infrared, so cloth is bright
+there whatever its colour; some dyes and pigments (carbon black) stay dark. A pattern has its own contrast in
 each spectrum and may vanish in one. Temperature follows thickness and fit, never colour. All numbers are ours,
 chosen to be plausible, not measured.
 """
@@ -15,33 +15,34 @@ import numpy as np
 PATTERNS = ("plain", "hstripes", "vstripes", "checks", "print", "dots", "block")
 """Garment textures; "print" is a motif on the front, "block" a second colour on the lower part."""
 
-_DYES: tuple[tuple[tuple[float, float, float], float], ...] = (
-    ((0.035, 0.035, 0.04), 0.17),
-    ((0.16, 0.16, 0.17), 0.09),
-    ((0.40, 0.40, 0.41), 0.08),
-    ((0.78, 0.77, 0.74), 0.13),
-    ((0.04, 0.06, 0.18), 0.10),
-    ((0.10, 0.22, 0.50), 0.10),
-    ((0.32, 0.52, 0.72), 0.05),
-    ((0.50, 0.05, 0.06), 0.08),
-    ((0.66, 0.30, 0.36), 0.04),
-    ((0.07, 0.22, 0.10), 0.05),
-    ((0.34, 0.36, 0.16), 0.03),
-    ((0.25, 0.14, 0.07), 0.05),
-    ((0.60, 0.48, 0.32), 0.06),
-    ((0.72, 0.55, 0.08), 0.04),
-    ((0.66, 0.27, 0.05), 0.03),
-    ((0.24, 0.09, 0.32), 0.04),
+_DYES: tuple[tuple[tuple[float, float, float], float, float], ...] = (
+    ((0.030, 0.030, 0.035), 0.52, 0.15),  # organic black: transparent in the near infrared
+    ((0.15, 0.15, 0.16), 0.14, 0.10),  # carbon grey: dark in both
+    ((0.40, 0.40, 0.41), 0.36, 0.08),
+    ((0.78, 0.77, 0.74), 0.82, 0.13),
+    ((0.04, 0.06, 0.18), 0.26, 0.10),
+    ((0.10, 0.22, 0.50), 0.58, 0.10),
+    ((0.32, 0.52, 0.72), 0.72, 0.05),
+    ((0.50, 0.05, 0.06), 0.84, 0.09),
+    ((0.66, 0.30, 0.36), 0.66, 0.04),
+    ((0.07, 0.22, 0.10), 0.40, 0.06),
+    ((0.34, 0.36, 0.16), 0.28, 0.03),
+    ((0.25, 0.14, 0.07), 0.47, 0.05),
+    ((0.60, 0.48, 0.32), 0.55, 0.06),
+    ((0.72, 0.55, 0.08), 0.76, 0.04),
+    ((0.66, 0.27, 0.05), 0.88, 0.03),
+    ((0.24, 0.09, 0.32), 0.20, 0.05),
 )
-"""(linear RGB albedo in [0, 1], weight) of the dyes garments are drawn from."""
+"""(linear RGB albedo, near-infrared reflectance, weight) of the dyes garments are drawn from: a network can learn
+the second from the first, a histogram of grey levels cannot."""
 
 _FABRICS: tuple[tuple[float, float, float], ...] = (
-    (0.70, 0.40, 0.0),
-    (0.82, 0.20, 0.4),
-    (0.42, 0.22, 1.2),
-    (0.12, 0.18, 0.3),
+    (0.00, 0.42, 0.0),
+    (0.07, 0.24, 0.4),
+    (-0.07, 0.24, 1.2),
+    (-0.45, 0.10, 0.3),
 )
-"""(near-infrared reflectance of the fibre, weight, warmth in K of insulation): cotton, synthetic, wool or denim,
+"""(change of the near-infrared reflectance, weight, warmth in K of insulation): cotton, synthetic, wool or denim,
 cloth with a carbon pigment."""
 
 RGB = tuple[float, float, float]
@@ -87,17 +88,17 @@ def _weighted(rng: np.random.Generator, weights: list[float]) -> int:
     return min(int(np.searchsorted(edges, rng.random(), side="right")), len(weights) - 1)
 
 
-def _dye(rng: np.random.Generator) -> RGB:
-    rgb = _DYES[_weighted(rng, [w for _, w in _DYES])][0]
+def _dye(rng: np.random.Generator) -> tuple[RGB, float]:
+    """A dye's albedo, varied a little, and its near-infrared reflectance."""
+    rgb, nir, _ = _DYES[_weighted(rng, [w for _, _, w in _DYES])]
     gain = float(np.exp(rng.normal(0.0, 0.18)))
     r, g, b = (float(np.clip(c * gain * np.exp(rng.normal(0.0, 0.10)), 0.02, 0.92)) for c in rgb)
-    return (r, g, b)
+    return (r, g, b), nir
 
 
-def _nir(rng: np.random.Generator, rgb: RGB, fibre: float) -> float:
-    """Near-infrared reflectance: the fibre's, pulled by the visible lightness, with a spread of its own."""
-    value = 0.64 * fibre + 0.36 * float(np.sqrt(luminance(rgb))) - 0.08 + rng.normal(0.0, 0.06)
-    return float(np.clip(value, 0.04, 0.95))
+def _nir(rng: np.random.Generator, dye: float, fibre: float) -> float:
+    """Near-infrared reflectance: the dye's, shifted by the fibre, with a spread of its own."""
+    return float(np.clip(dye + fibre + rng.normal(0.0, 0.045), 0.05, 0.95))
 
 
 def make_garment(
@@ -111,21 +112,15 @@ def make_garment(
         plain: probability of no pattern in visible light.
         offset: shift of the temperature in kelvin (a bag hangs off the body and is cooler).
     """
-    first, second = _dye(rng), _dye(rng)
+    (first, first_nir), (second, second_nir) = _dye(rng), _dye(rng)
     for _ in range(4):
         if abs(luminance(first) - luminance(second)) > 0.12:
             break
-        second = _dye(rng)
+        second, second_nir = _dye(rng)
     fibre, _, wool = _FABRICS[_weighted(rng, [w for _, w, _ in _FABRICS])]
-    nir_first = _nir(rng, first, fibre)
-    kind = rng.random()
-    if kind < 0.34:  # the dyes differ, the fibre is one: the pattern vanishes in the near infrared
-        nir_second = float(np.clip(nir_first + rng.normal(0.0, 0.02), 0.04, 0.95))
-    else:
-        step = float(rng.uniform(0.12, 0.38)) * float(np.sign(luminance(second) - luminance(first)) or 1.0)
-        if kind > 0.80 or not 0.04 <= nir_first + step <= 0.95:
-            step = -step
-        nir_second = float(np.clip(nir_first + step, 0.04, 0.95))
+    nir_first, nir_second = _nir(rng, first_nir, fibre), _nir(rng, second_nir, fibre)
+    if rng.random() < 0.22:  # dyed alike for the near infrared: the pattern vanishes there
+        nir_second = float(np.clip(nir_first + rng.normal(0.0, 0.02), 0.05, 0.95))
     pattern = PATTERNS[0]
     if rng.random() >= plain:
         pattern = PATTERNS[1 + _weighted(rng, [0.26, 0.16, 0.18, 0.18, 0.10, 0.12])]

@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+OUT    ?= demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help: ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+# Installed again only when what is installed changes.
+$(BIN)/.installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(BIN)/.installed ## set up, generate a benchmark, train Base and FMCNet, evaluate, report (into demo/)
+	@$(BIN)/fmcnet demo --out $(OUT)
+
+test: $(BIN)/.installed ## set up and run all tests
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(BIN)/.installed ## ruff and the strict type checker
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(BIN)/.installed ## let ruff format the code
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format --quiet .
+
+bench: $(BIN)/.installed ## timings as ratios against named baselines (minutes)
+	@for f in benchmarks/*.py; do $(BIN)/python $$f; done
+
+clean: ## remove the environment and what the demo wrote
+	rm -rf $(VENV) $(OUT)

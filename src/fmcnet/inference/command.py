@@ -1,0 +1,107 @@
+"""What `fmcnet embed` and `fmcnet info` do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmcnet.data.images import open_rgb
+from fmcnet.errors import DataError
+from fmcnet.files import write_atomically
+from fmcnet.inference.encoder import load, parse_modality
+from fmcnet.model.build import build_model
+from fmcnet.model.checkpoint import WEIGHTS, read_card
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def list_images(sources: Sequence[str | Path]) -> list[Path]:
+    """The images named, and those below the folders named, each folder's sorted by path.
+
+    Raises:
+        DataError: for a path that does not exist or a folder without images.
+    """
+    found: list[Path] = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            inside = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inside:
+                raise DataError(f"{source} holds no images ({', '.join(SUFFIXES)})")
+            found += inside
+        elif source.is_file():
+            found.append(source)
+        else:
+            raise DataError(f"no such image or folder: {source}")
+    return found
+
+
+def embed_files(
+    run: str | Path,
+    sources: Sequence[str | Path],
+    modality: str,
+    out: str | Path,
+    *,
+    batch: int = 64,
+    normalize: bool = True,
+    device: str = "auto",
+) -> tuple[int, int]:
+    """Embed images and write `features` (N, E) float32, `name` (N,) and `modality` to an `.npz`.
+
+    Returns:
+        (N, E).
+
+    Raises:
+        DataError: listing every image that cannot be read; nothing is written then.
+    """
+    kind = parse_modality(modality)
+    encoder = load(run, device)
+    paths = list_images(sources)
+    faults = []
+    for path in paths:
+        try:
+            open_rgb(path)
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        shown = "\n".join(f"  {fault}" for fault in faults[:20])
+        raise DataError(f"{len(faults)} of {len(paths)} images cannot be read:\n{shown}")
+    features = encoder.encode(list(paths), kind, batch_size=batch, normalize=normalize)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:
+            np.savez(
+                stream,
+                features=features,
+                name=np.array([str(p) for p in paths]),
+                modality=np.full(len(paths), kind.code, dtype=np.uint8),
+            )
+
+    write_atomically(out, write)
+    return features.shape[0], features.shape[1]
+
+
+def describe_run(run: str | Path) -> dict[str, Any]:
+    """What a run is, as a flat dictionary with one nested "config"."""
+    card = read_card(run)
+    model = build_model(card.config.model, card.classes)
+    weights = Path(run) / WEIGHTS
+    return {
+        "run": str(run),
+        "variant": model.variant,
+        "backbone": f"{card.config.model.arch}, width {card.config.model.width}",
+        "input": f"{card.config.data.height} x {card.config.data.width} (H x W)",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trained_on": card.dataset,
+        "identities": card.classes,
+        "step": card.step,
+        "selected_on": card.selected,
+        "similarity": card.similarity,
+        "weights_mib": round(weights.stat().st_size / 2**20, 1) if weights.is_file() else None,
+        "versions": card.versions,
+        "config": card.config.model_dump(mode="json"),
+    }

@@ -1,0 +1,112 @@
+"""What `fmcnet evaluate` does: one run, or the ten of RegDB, by the dataset's protocol, with a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fmcnet.config import EvaluationConfig, load_config
+from fmcnet.data.benchmarks import read_dataset
+from fmcnet.errors import CheckpointError
+from fmcnet.evaluation.results import pool
+from fmcnet.evaluation.runs import Judged, RunEvaluation, judge
+from fmcnet.model.checkpoint import CARD, read_card
+from fmcnet.report import TITLES, write_report
+from fmcnet.training.splits import split_runs
+
+STAMP = "SELECTED ON THE TEST SET: optimistic, and comparable with no figure that is not."
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """Figures by direction, and where the report is.
+
+    Attributes:
+        run: what was evaluated. runs: the run folders (several for RegDB's splits).
+        evaluations: by direction; trials of several splits are pooled.
+        stamp: a warning that must stand beside the figures, or "".
+        report: the path of report.md, None where none was written.
+    """
+
+    run: Path
+    runs: tuple[Path, ...]
+    evaluations: tuple[RunEvaluation, ...]
+    stamp: str
+    report: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json` and `evaluation.json`."""
+        return {
+            "run": str(self.run),
+            "runs": [str(run) for run in self.runs],
+            "evaluations": [one.to_dict() for one in self.evaluations],
+            "stamp": self.stamp,
+            "report": str(self.report) if self.report else None,
+        }
+
+
+def evaluation_settings(base: EvaluationConfig, overrides: list[str]) -> EvaluationConfig:
+    """The run's evaluation settings with "mode=indoor"-like overrides ("evaluation." may stand before).
+
+    Raises:
+        ConfigError: listing all faults.
+    """
+    items = [f"evaluation.{item.removeprefix('evaluation.')}" for item in overrides]
+    return load_config({"evaluation": base.model_dump(mode="json")}, items).evaluation
+
+
+def evaluate_run(
+    run: str | Path,
+    data: str | Path,
+    overrides: list[str] | None = None,
+    *,
+    flip: bool = False,
+    rerank: bool = False,
+    out: Path | None = None,
+    device: str = "auto",
+    progress: bool | None = None,
+) -> EvaluateResult:
+    """Evaluate a run, or a folder of RegDB splits, on a dataset's test identities.
+
+    Args:
+        run: a run folder, or one that holds `split-NN` runs.
+        data: the dataset.
+        overrides: evaluation settings that differ from the run's, as "mode=indoor".
+        flip, rerank: opt-in extras, named in every report.
+        out: where the report goes; None: no report.
+        device: where to embed. progress: show a bar; None: on a terminal only.
+
+    Raises:
+        CheckpointError: when there is no run.
+        DataError, ProtocolError: when data and protocol do not fit.
+    """
+    run = Path(run)
+    runs = (run,) if (run / CARD).is_file() else tuple(split_runs(run))
+    if not runs:
+        raise CheckpointError(f"{run} holds no finished run: give the --out folder of fmcnet train")
+    parts: list[Judged] = []
+    stamp = ""
+    for one in runs:
+        card = read_card(one)
+        stamp = STAMP if card.selected == "test" else stamp
+        table = read_dataset(data, layout=card.config.data.layout, trial=card.config.data.split)
+        settings = evaluation_settings(card.config.evaluation, overrides or [])
+        parts.append(judge(one, table, settings, device=device, flip=flip, rerank=rerank, progress=progress))
+    main = parts[-1]
+    if len(parts) > 1:
+        together = tuple(
+            replace(
+                several[0],
+                result=pool([e.result for e in several]),
+                chance=sum(e.chance for e in several) / len(several),
+            )
+            for several in zip(*(part.evaluations for part in parts), strict=True)
+        )
+        main = replace(main, evaluations=together)
+    report = None
+    if out is not None:
+        title = TITLES[main.encoder.model.variant]
+        extra = {"splits": len(parts), "stamp": stamp} if len(parts) > 1 or stamp else {}
+        report = write_report({title: main}, {title: runs[-1]}, out, extra=extra)
+    return EvaluateResult(run, runs, main.evaluations, stamp, report)

@@ -1,0 +1,77 @@
+"""RegDB's ten splits: ten models, one after the other, resumable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fmcnet.config import Config
+from fmcnet.data.benchmarks import detect_layout
+from fmcnet.errors import ConfigError
+from fmcnet.model.checkpoint import CARD
+from fmcnet.training.loop import TrainingSummary, train
+
+
+def parse_splits(text: str) -> tuple[int, ...]:
+    """ "1-10" or "1,3,5-7" as numbers.
+
+    Raises:
+        ConfigError: for anything else, or numbers outside 1..10.
+    """
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            numbers += range(int(first), int(last if dash else first) + 1)
+        except ValueError:
+            raise ConfigError(f"--splits {text}: write numbers and ranges, as 1-10 or 1,3,5-7") from None
+    if not numbers or min(numbers) < 1 or max(numbers) > 10:
+        raise ConfigError(f"--splits {text}: RegDB's splits are 1 to 10")
+    return tuple(dict.fromkeys(numbers))
+
+
+def split_folder(out: Path, split: int) -> Path:
+    """Where the model of one split lives below the folder of all."""
+    return out / f"split-{split:02d}"
+
+
+def split_runs(folder: Path) -> list[Path]:
+    """The finished runs of a folder that `train_splits` wrote, by split."""
+    return [path for path in sorted(folder.glob("split-*")) if (path / CARD).is_file()]
+
+
+def train_splits(
+    config: Config,
+    data: str | Path,
+    out: Path,
+    splits: tuple[int, ...],
+    *,
+    one: bool,
+    resume: bool,
+    device: str = "auto",
+    progress: bool | None = None,
+) -> list[TrainingSummary]:
+    """Train one run in `out` (`one`), or one a split in `out/split-NN`; with `resume` finished ones are kept.
+
+    Raises:
+        ConfigError: when splits are asked of a dataset that has none.
+    """
+    if one:
+        return [train(config, data, out, resume=resume, device=device, progress=progress)]
+    layout = config.data.layout if config.data.layout != "auto" else detect_layout(data)
+    if layout != "regdb":
+        raise ConfigError(f"--splits is for RegDB; {data} is {layout}, which has one split")
+    summaries = []
+    for split in splits:
+        settings = config.model_copy(update={"data": config.data.model_copy(update={"split": split})})
+        summaries.append(
+            train(
+                settings,
+                data,
+                split_folder(out, split),
+                resume=resume,
+                device=device,
+                progress=progress,
+                description=f"split {split}",
+            )
+        )
+    return summaries

@@ -1,0 +1,206 @@
+"""Protocols as data: what they select and draw, what they say, what they refuse."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from fmcnet.errors import ProtocolError
+from fmcnet.evaluation.draws import find_permutation
+from fmcnet.evaluation.engine import evaluate
+from fmcnet.evaluation.protocols import custom, llcm, regdb, sysu
+from fmcnet.evaluation.results import pool
+from tests.evaluation.shared_golden import embeddings
+
+
+def benchmark(cameras, per_camera=3, people=(2, 5, 9), infrared=(3, 6), seed=0):
+    """A few images of every identity and camera, rows shuffled."""
+    rows = [(p, c, i) for p in people for c in cameras for i in range(1, per_camera + 1)]
+    generator = np.random.default_rng(seed)
+    generator.shuffle(rows)
+    pid, camid, index = np.array(rows).T
+    features = generator.standard_normal((len(rows), 4))
+    return embeddings(features, pid, camid, np.isin(camid, infrared), index)
+
+
+def write_permutation(path, people=9, sizes=3, trials=10):
+    generator = np.random.default_rng(1)
+    cells = np.empty((6, 1), dtype=object)
+    for camera in range(6):
+        cells[camera, 0] = np.empty((people, 1), dtype=object)
+        for pid in range(people):
+            cells[camera, 0][pid, 0] = np.array(
+                [generator.permutation(sizes) + 1 for _ in range(trials)], dtype=np.uint8
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, {"rand_perm_cam": cells})
+    return path, cells
+
+
+def test_official_draw_reads_a_file_of_the_same_structure(tmp_path):
+    path, cells = write_permutation(tmp_path / "exp" / "rand_perm_cam.mat")
+    e = benchmark([1, 2, 3, 4, 5, 6])
+    protocol = sysu("all", 1, "official", find_permutation(tmp_path))
+    trials = protocol.trials(e)
+    assert find_permutation(tmp_path) == path
+    assert len(trials) == 10
+    for trial, (query, gallery) in enumerate(trials):
+        assert (e.modality[query] == 1).all()
+        assert len(query) == 3 * 2 * 3
+        assert len(gallery) == 3 * 4
+        for row in gallery:
+            assert e.index[row] == cells[e.camid[row] - 1, 0][e.pid[row] - 1, 0][trial, 0]
+    both = sysu("indoor", 10, "official", path).trials(e)
+    assert all(len(gallery) == 3 * 2 * 3 for _, gallery in both)  # fewer than ten there: all of them
+    back = sysu("all", 1, "official", path, direction="v2i")
+    assert {int(c) for _, g in back.trials(e) for c in e.camid[g]} == {3, 6}
+    assert "ours: the direction" in back.sentence()
+
+
+def test_seeded_draw_is_pythons_random_over_sorted_names():
+    e = benchmark([1, 2, 3, 4, 5, 6], per_camera=5)
+    for trial, (_, gallery) in enumerate(sysu("all", 1, "seeded").trials(e)):
+        random.seed(trial)
+        expected = [
+            random.choice(sorted(f"cam{c}/{p:04d}/{i:04d}.jpg" for i in range(1, 6)))
+            for p in (2, 5, 9)
+            for c in (1, 2, 4, 5)
+        ]
+        found = [f"cam{e.camid[r]}/{e.pid[r]:04d}/{e.index[r]:04d}.jpg" for r in gallery]
+        assert found == expected
+
+
+def test_a_missing_permutation_says_where_it_comes_from(tmp_path):
+    with pytest.raises(ProtocolError, match="not in the dataset's archive"):
+        find_permutation(tmp_path)
+    with pytest.raises(ProtocolError, match=r"rand_perm_cam.mat.*seeded"):
+        sysu()
+    e = benchmark([1, 2, 3, 4, 5, 6])
+    with pytest.raises(ProtocolError, match="does not exist"):
+        sysu(permutation=tmp_path / "no.mat").trials(e)
+    (tmp_path / "bad.mat").write_text("hello")
+    with pytest.raises(ProtocolError, match="not a readable MATLAB file"):
+        sysu(permutation=tmp_path / "bad.mat").trials(e)
+    savemat(tmp_path / "other.mat", {"x": [1]})
+    with pytest.raises(ProtocolError, match="lacks the variable 'rand_perm_cam'"):
+        sysu(permutation=tmp_path / "other.mat").trials(e)
+
+
+def test_a_permutation_of_other_data_is_refused(tmp_path):
+    path, _ = write_permutation(tmp_path / "rand_perm_cam.mat", people=5)
+    e = benchmark([1, 2, 3, 4, 5, 6])
+    with pytest.raises(ProtocolError, match="no draw for trial 1, camera 1, identity 9"):
+        sysu(permutation=path).trials(e)
+    path, _ = write_permutation(tmp_path / "rand_perm_cam.mat", sizes=8)
+    with pytest.raises(ProtocolError, match="hold only 3 images there"):
+        sysu(permutation=path).trials(e)
+    twice = embeddings(e.features, e.pid, e.camid, e.modality, np.ones(len(e)))
+    with pytest.raises(ProtocolError, match="have the same pid"):
+        sysu(draw="seeded").trials(twice)
+
+
+def test_sentences_name_draw_shots_skip_counting_and_direction(tmp_path):
+    said = sysu("indoor", 1, "seeded").sentence()
+    for part in ("indoor", "cameras 3, 6 searched in visible images of cameras 1, 2", "1 image", "seeds 0 to 9",
+                 "10 trials", "camera-3 probe skips every camera-2", "counts identities"):  # fmt: skip
+        assert part in said
+    assert "counts images" in regdb().sentence()
+    assert "no image is skipped" in regdb().sentence()
+    assert "visible images searched in infrared" in regdb("v2t").sentence()
+    assert "reading b" in llcm("b").sentence()
+    assert "draw is of the query set" in llcm("b", "v2i").sentence()
+    assert all("\n" not in p.sentence() for p in (regdb(), llcm(), custom(), sysu(draw="seeded")))
+
+
+def test_llcm_readings():
+    e = benchmark([1, 2, 3], per_camera=4, infrared=())
+    n = benchmark([1, 2], per_camera=4, infrared=(1, 2), seed=1)
+    e = embeddings(
+        np.vstack([e.features, n.features]), [*e.pid, *n.pid], [*e.camid, *n.camid], [*e.modality, *n.modality],
+        [*e.index, *n.index],
+    )  # fmt: skip
+    sizes = {
+        ("a", "v2i"): (36, 6, 10), ("a", "i2v"): (24, 9, 10), ("b", "i2v"): (24, 9, 10), ("b", "v2i"): (9, 24, 10),
+        ("c", "v2i"): (36, 24, 1), ("c", "i2v"): (24, 36, 1),
+    }  # fmt: skip
+    for (reading, direction), (queries, gallery, trials) in sizes.items():
+        plan = llcm(reading, direction).trials(e)
+        assert len(plan) == trials
+        assert {(len(q), len(g)) for q, g in plan} == {(queries, gallery)}, (reading, direction)
+        assert len(evaluate(e, llcm(reading, direction)).trials) == trials
+    assert [q.tolist() for _, q in llcm("a", "i2v").trials(e)] == [
+        q.tolist() for q, _ in llcm("b", "v2i").trials(e)
+    ]
+
+
+def test_regdb_image_and_identity_counts_differ_beyond_rank_1_only():
+    e = benchmark([1, 2], per_camera=10, people=range(30), infrared=(2,))
+    image, identity = (evaluate(e, regdb(cmc=c)).trials[0] for c in ("image", "identity"))
+    assert image.rank1 == identity.rank1
+    assert image.mAP == identity.mAP
+    assert image.rank5 < identity.rank5
+    joined = pool([evaluate(e, regdb()) for _ in range(3)])
+    assert len(joined.trials) == 3
+    assert joined.std["rank1"] == 0.0
+    with pytest.raises(ProtocolError, match="cannot be pooled"):
+        pool([evaluate(e, regdb()), evaluate(e, regdb("t2v"))])
+
+
+def test_ones_own_data_without_cameras():
+    generator = np.random.default_rng(0)
+    pid = generator.integers(0, 6, 60)
+    modality = np.arange(60) % 2
+    index = [int(((pid[:i] == pid[i]) & (modality[:i] == modality[i])).sum()) + 1 for i in range(60)]
+    e = embeddings(generator.standard_normal((60, 3)), pid, [-1] * 60, modality, index)
+    plain = evaluate(e, custom()).trials[0]
+    for rule in ("same_camera", "same_identity_and_camera", [(-1, -1)]):
+        assert evaluate(e, custom(skip=rule)).trials[0] == plain  # no camera, no camera rule
+    few = custom(shots=1, trials=4, seed=7)
+    assert {len(g) for _, g in few.trials(e)} == {6}
+    assert len({tuple(g) for _, g in few.trials(e)}) > 1
+    roles = np.arange(60) < 20
+    query, gallery = custom().trials(e, query_mask=roles, gallery_mask=~roles)[0]
+    assert (query < 20).all()
+    assert (gallery >= 20).all()
+
+
+def test_an_image_is_never_its_own_match():
+    e = embeddings(np.eye(3) + 0.01, [1, 1, 2], [1, 1, 1], [0, 0, 0])
+    found = evaluate(e, custom("visible", "visible")).trials[0]
+    assert found.queries == 2  # the third has no other image
+    assert found.mAP < 1.0  # and the first two tie with identity 2, nobody finds himself
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: sysu("outdoor", draw="seeded"), "mode 'outdoor': use all or indoor"),
+        (lambda: sysu(shots=3, draw="seeded"), "number of shots '3'"),
+        (lambda: sysu(draw="mine"), "draw 'mine'"),
+        (lambda: sysu(draw="seeded", direction="t2v"), "direction 't2v'"),
+        (lambda: sysu(permutation="x", trials=11), "ten trials"),
+        (lambda: sysu(draw="seeded", trials=0), "at least one trial"),
+        (lambda: regdb("i2v"), "direction 'i2v'"),
+        (lambda: regdb(cmc="id"), "CMC rule 'id'"),
+        (lambda: llcm("d"), "reading 'd'"),
+        (lambda: custom("thermal"), "query modality 'thermal'"),
+        (lambda: custom(trials=3), "without shots"),
+        (lambda: custom(skip="camera"), "skip rule 'camera'"),
+        (lambda: custom(skip="camera_pairs"), "goes with a list"),
+        (lambda: custom(shots=0), "shots must be 1 or more"),
+    ],
+)
+def test_unknown_options_are_named(make, text):
+    with pytest.raises(ProtocolError, match=text):
+        make()
+
+
+def test_empty_sets_and_wrong_masks_are_named():
+    e = benchmark([1, 2, 4])
+    with pytest.raises(ProtocolError, match=r"no query image.*27 visible and 0 infrared.*cameras 1, 2, 4"):
+        sysu(draw="seeded").trials(e)
+    with pytest.raises(ProtocolError, match="the gallery mask must hold one bool"):
+        custom("visible", "visible").trials(e, gallery_mask=np.ones(3, dtype=bool))

@@ -1,0 +1,126 @@
+"""Anyone's embeddings in an `.npz`: right reading, clear refusals."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from fmcnet.errors import DataError, ProtocolError
+from fmcnet.evaluation.score import score_file
+from tests.evaluation.shared_golden import CARRIED, PERMUTATION, SHARED, needs_shared
+from tests.evaluation.test_protocols import benchmark
+
+
+def arrays():
+    e = benchmark([1, 2, 3, 4, 5, 6])
+    return {"features": e.features, "pid": e.pid, "cam": e.camid, "index": e.index}
+
+
+def save(tmp_path, **content):
+    path = tmp_path / "e.npz"
+    np.savez(path, **content)
+    return path
+
+
+@needs_shared
+def test_the_json_has_the_promised_form():
+    found = score_file(
+        SHARED / "sysu_features.npz", "sysu", permutation=PERMUTATION, distance="euclidean"
+    ).to_dict()
+    assert {"protocol", "trials", "mean", "std"} <= set(found)
+    names = {"rank1", "rank5", "rank10", "rank20", "mAP", "mINP"}
+    assert all(set(trial) == names for trial in found["trials"])
+    assert len(found["trials"]) == 10
+    assert set(found["mean"]) == set(found["std"]) == names
+    assert found["std"]["mAP"] == pytest.approx(np.std([t["mAP"] for t in found["trials"]]))
+    assert json.loads(json.dumps(found)) == found
+    beside = score_file(SHARED / "sysu_features.npz", "sysu", distance="euclidean").to_dict()
+    assert beside == found  # the permutation lies beside the file
+
+
+def test_given_sets_draw_nothing():
+    for draw in ("official", "seeded"):
+        found = score_file(CARRIED / "small.npz", "sysu", draw=draw)
+        assert "as given" in found.protocol
+        assert "seed" not in found.protocol
+    assert "visible images searched in infrared" in score_file(CARRIED / "small.npz", "llcm").protocol
+
+
+def test_modality_and_saved_embeddings(tmp_path):
+    content = arrays()
+    content["modality"] = np.isin(content["cam"], (3, 6))
+    for protocol in ("sysu", "regdb", "llcm"):
+        score_file(save(tmp_path, **content), protocol, draw="seeded")
+    e = benchmark([1, 2, 3, 4, 5, 6])
+    again = score_file(e.save(tmp_path / "saved.npz"), draw="seeded")
+    assert again.to_dict() == score_file(save(tmp_path, **arrays()), draw="seeded").to_dict()
+
+
+def without(name):
+    return {k: v for k, v in arrays().items() if k != name}
+
+
+def replaced(name, value):
+    return {**arrays(), name: value}
+
+
+def nan_row():
+    features = arrays()["features"].copy()
+    features[17, 2] = np.nan
+    return features
+
+
+N = len(arrays()["pid"])
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (without("index"), "lacks the array index.*it holds features, pid, cam"),
+        (without("features"), "lacks the array features"),
+        ({"x": np.ones(3)}, "lacks the arrays features, pid, cam, index"),
+        (replaced("pid", np.ones(3)), r"'pid' has shape \(3,\), but there are 54 embeddings"),
+        (replaced("pid", np.full(N, 0.5)), "whole numbers"),
+        (replaced("features", np.ones(N)), "'features' must be a matrix"),
+        (replaced("features", np.array([["a"] * 2] * N)), "'features' must be a matrix of numbers"),
+        (replaced("features", nan_row()), "first in row 17"),
+        (replaced("cam", np.full(N, 8)), "row 0 has camera 8, but sysu has cameras 1, 2, 3, 4, 5, 6"),
+        (replaced("modality", np.full(N, 2)), "'modality' is 2 in row 0"),
+        ({"query_features": np.ones((2, 2))}, "lacks the arrays query_pid, query_cam"),
+        (
+            {
+                f"{side}_{name}": value
+                for side, width in (("query", 3), ("gallery", 4))
+                for name, value in (("features", np.ones((2, width))), ("pid", [1, 2]), ("cam", [3, 4]))
+            },
+            "query_features has 3 columns, gallery_features 4",
+        ),
+    ],
+)
+def test_faults_are_named(tmp_path, content, text):
+    with pytest.raises(DataError, match=text):
+        score_file(save(tmp_path, **content), draw="seeded")
+
+
+def test_files_and_options_are_named(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        score_file(tmp_path / "no.npz")
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(DataError, match="not a readable"):
+        score_file(tmp_path / "text.npz")
+    np.save(tmp_path / "one.npy", np.ones(3))
+    with pytest.raises(DataError, match="single array"):
+        score_file(tmp_path / "one.npy")
+    path = save(tmp_path, **arrays())
+    with pytest.raises(ProtocolError, match="unknown protocol 'market'"):
+        score_file(path, "market")
+    with pytest.raises(ProtocolError, match="not in the dataset's archive"):
+        score_file(path)
+    with pytest.raises(ProtocolError, match="unknown distance 'dot'"):
+        score_file(path, draw="seeded", distance="dot")
+    with pytest.raises(ProtocolError, match="unknown precision"):
+        score_file(path, draw="seeded", precision="half")
+    with pytest.raises(DataError, match="lacks the array modality"):
+        score_file(path, "llcm")

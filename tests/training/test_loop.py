@@ -1,0 +1,241 @@
+"""Training: exact resume, kills, NaN, refusals, the log, the min-max game."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fmcnet.config import LossConfig, load_config
+from fmcnet.errors import CheckpointError, DataError, TrainingError
+from fmcnet.model.build import build_model
+from fmcnet.objective import TERMS, discriminator_objective, objective, total
+from fmcnet.training import loop
+from fmcnet.training.log import read_log
+from fmcnet.training.state import checkpoints
+
+
+def weights(run):
+    return load_file(run / "model.safetensors")
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+def test_a_run_folder(tiny_run):
+    assert {"config.yaml", "log.jsonl", "checkpoints", "model.safetensors", "model.json"} <= {
+        p.name for p in tiny_run.iterdir()
+    }
+    records = [r for r in read_log(tiny_run) if "step" in r]
+    assert [r["step"] for r in records] == list(range(1, 11))
+    assert set(TERMS) < set(records[0])
+    assert records[0]["loss"] == pytest.approx(
+        sum(records[0][t] for t in TERMS if t != "discriminator"), rel=1e-5
+    )
+    assert [r["validated_step"] for r in read_log(tiny_run) if "validated_step" in r] == [5, 10]
+    card = json.loads((tiny_run / "model.json").read_text())
+    assert card["step"] == 10
+    assert len(card["pids"]) == card["config"]["data"]["identities"] * 3
+    assert card["pids"] == sorted(card["pids"])
+
+
+def test_same_seed_same_bits_and_other_seed_other_bits(tiny_run, tiny_sysu, tmp_path):
+    loop.train(load_config("tiny"), tiny_sysu, tmp_path / "again", progress=False)
+    assert_same(weights(tiny_run), weights(tmp_path / "again"))
+    loop.train(load_config("tiny", ["training.seed=1"]), tiny_sysu, tmp_path / "other", progress=False)
+    key = "decomposition.shared.layer4.1.conv2.weight"
+    assert not torch.equal(weights(tiny_run)[key], weights(tmp_path / "other")[key])
+
+
+@pytest.mark.parametrize("stop_at", [4, 5, 9])
+def test_resume_equals_uninterrupted_bit_for_bit(tiny_run, tiny_sysu, tmp_path, monkeypatch, stop_at):
+    """Stopped between, at and after checkpoints (every 3 steps), within and at the end of an epoch (5 steps)."""
+    step = loop._Job._step
+
+    def stopping(self, number):
+        if number == stop_at:
+            raise RuntimeError("power cut")
+        return step(self, number)
+
+    monkeypatch.setattr(loop._Job, "_step", stopping)
+    with pytest.raises(RuntimeError, match="power cut"):
+        loop.train(load_config("tiny"), tiny_sysu, tmp_path / "run", progress=False)
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    summary = loop.train(load_config("tiny"), tiny_sysu, tmp_path / "run", resume=True, progress=False)
+    assert summary.resumed_from == stop_at // 3 * 3
+    assert_same(weights(tiny_run), weights(tmp_path / "run"))
+    assert read_log(tmp_path / "run") == read_log(tiny_run)
+
+
+def test_resuming_a_finished_run_changes_nothing(tiny_sysu, tmp_path):
+    config = load_config("tiny", ["training.epochs=1"])
+    loop.train(config, tiny_sysu, tmp_path / "run", progress=False)
+    before, log = weights(tmp_path / "run"), read_log(tmp_path / "run")
+    assert loop.train(config, tiny_sysu, tmp_path / "run", resume=True, progress=False).resumed_from == 5
+    assert_same(before, weights(tmp_path / "run"))
+    assert read_log(tmp_path / "run") == log
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_process_stopped_from_outside_goes_on_exactly(tiny_sysu, tmp_path, signal_number, code):
+    """Ctrl-C leaves a checkpoint of the very step; after kill -9 the newest one is taken."""
+    settings = ["training.epochs=8", "training.validate_every=0"]
+    loop.train(load_config("tiny", settings), tiny_sysu, tmp_path / "whole", progress=False)
+    run = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "fmcnet",
+        "train",
+        "--config",
+        "tiny",
+        "--data",
+        str(tiny_sysu),
+        "--out",
+        str(run),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, *settings], env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not checkpoints(run) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal_number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert not (run / "model.safetensors").exists(), "too quick: the run ended before the signal"
+    if code == 130:
+        assert "stopped after step" in said
+        assert "Traceback" not in said
+    finished = subprocess.run(
+        [*command, *settings, "--resume"], env=environment, capture_output=True, timeout=120
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert_same(weights(tmp_path / "whole"), weights(run))
+    assert read_log(run) == read_log(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("term", ["dc", "discriminator", "id_fused"])
+def test_nan_in_a_term_names_the_term_and_the_last_checkpoint(tiny_sysu, tmp_path, monkeypatch, term):
+    target = "discriminator_objective" if term == "discriminator" else "objective"
+    real, calls = getattr(loop, target), []
+
+    def poisoned(*arguments):
+        calls.append(1)
+        terms = real(*arguments)
+        return {**terms, term: terms[term] * float("nan")} if len(calls) == 5 else terms
+
+    monkeypatch.setattr(loop, target, poisoned)
+    with pytest.raises(TrainingError, match=f"step 5: {term} became NaN.*step-000003"):
+        loop.train(load_config("tiny"), tiny_sysu, tmp_path / "run", progress=False)
+    assert len(checkpoints(tmp_path / "run")) == 1
+
+
+def test_refusals(tiny_run, tiny_sysu, tmp_path):
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        loop.train(load_config("tiny"), tiny_sysu, tiny_run)
+    with pytest.raises(CheckpointError, match=r"training\.lr: .* there, 0\.5 now"):
+        loop.train(load_config("tiny", ["training.lr=0.5"]), tiny_sysu, tiny_run, resume=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("keep me")
+    with pytest.raises(DataError, match="not an fmcnet run"):
+        loop.train(load_config("tiny"), tiny_sysu, tmp_path / "mine")
+    with pytest.raises(DataError, match="lower the number of identities"):
+        loop.train(load_config("tiny", ["data.identities=99"]), tiny_sysu, tmp_path / "many")
+
+
+def test_selection_on_validation_identities_takes_the_best_step(tiny_sysu, tmp_path):
+    config = load_config("tiny", ["training.select=val", "training.epochs=4"])
+    summary = loop.train(config, tiny_sysu, tmp_path / "run", progress=False)
+    measured = {r["validated_step"]: r["mAP"] for r in read_log(tmp_path / "run") if "validated_step" in r}
+    best = max(measured, key=lambda step: (measured[step], -step))
+    card = json.loads((tmp_path / "run" / "model.json").read_text())
+    assert (card["step"], card["selected"], summary.selected) == (best, "val", "val")
+
+
+def game(saturating=True, **changes):
+    torch.manual_seed(0)
+    from fmcnet.config import ModelConfig
+
+    model = build_model(ModelConfig(arch="resnet18", width=8, variant="full"), 4)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(2, 8, 3, 32, 16, generator=generator)
+    labels = torch.arange(4).repeat_interleave(2)
+    return model, model(images[0], images[1]), labels, LossConfig(saturating=saturating, **changes)
+
+
+def gradients(loss, module):
+    return [
+        0.0 if g is None else float(g.abs().sum())
+        for g in torch.autograd.grad(
+            loss, [p for p in module.parameters() if p.requires_grad], retain_graph=True, allow_unused=True
+        )
+    ]
+
+
+def test_the_two_players_own_disjoint_parameters():
+    model, output, labels, config = game()
+    judged = total(discriminator_objective(model, output))
+    assert sum(gradients(judged, model.compensation.judge_infrared)) > 0
+    assert sum(gradients(judged, model.compensation.to_infrared)) == 0
+    assert sum(gradients(judged, model.decomposition)) == 0
+    terms = objective(model, output, labels, 4, config)
+    assert sum(gradients(total(terms), model.compensation.judge_infrared)) == 0
+    assert sum(gradients(terms["gan"], model.compensation.to_infrared)) > 0
+    assert sum(gradients(terms["gan"], model.compensation.to_visible)) > 0
+
+
+@pytest.mark.parametrize("saturating", [True, False])
+def test_alternating_steps_play_min_max(saturating):
+    """Steps of the discriminator raise the value (12); steps of the generator lower it."""
+    model, output, _, _ = game(saturating)
+    fmc = model.compensation
+    shared, real = output.visible.shared.detach(), output.infrared.specific.detach()
+    from fmcnet.losses import adversarial_value, generator_loss
+
+    def value():
+        return float(adversarial_value(fmc.judge_infrared(real), fmc.judge_infrared(fmc.to_infrared(shared))))
+
+    judge = torch.optim.SGD(fmc.judge_infrared.parameters(), lr=0.01)
+    start = value()
+    for _ in range(20):
+        judge.zero_grad()
+        (
+            -adversarial_value(fmc.judge_infrared(real), fmc.judge_infrared(fmc.to_infrared(shared).detach()))
+        ).backward()
+        judge.step()
+    raised = value()
+    assert raised > start
+    player = torch.optim.SGD(fmc.to_infrared.parameters(), lr=0.01)
+    for _ in range(20):
+        player.zero_grad()
+        generator_loss(fmc.judge_infrared(fmc.to_infrared(shared)), saturating).backward()
+        player.step()
+    assert value() < raised
+
+
+@pytest.mark.parametrize(
+    ("changes", "gone"), [({"gan": 0}, "gan"), ({"fc": 0}, "fc"), ({"ic": 0}, "ic"), ({"dc": False}, "dc")]
+)
+def test_rows_of_the_papers_ablations_are_settings(changes, gone):
+    model, output, labels, config = game(**changes)
+    assert set(objective(model, output, labels, 4, config)) == set(TERMS) - {"discriminator", gone}
+
+
+def test_detached_compensation_leaves_the_encoders_alone():
+    for detach in (False, True):
+        model, output, labels, config = game(detach_compensation=detach)
+        terms = objective(model, output, labels, 4, config)
+        moved = sum(gradients(terms["fc"] + terms["gan"] + terms["ic"], model.decomposition.shared))
+        assert (moved == 0) is detach
