@@ -72,9 +72,9 @@ def contact_sheet(
 
 
 def save_page(path: str | Path, seed: int = 0, pids: Sequence[int] = range(1, 10)) -> Path:
-    """Write the page of the documentation as a PNG of 200 colours (small enough to keep in a repository)."""
+    """Write the page of the documentation as a PNG of 256 colours (small enough to keep in a repository)."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     page = contact_sheet(seed, pids)
-    page.quantize(200, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(target, optimize=True)
+    page.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(target, optimize=True)
     return target
