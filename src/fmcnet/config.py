@@ -56,6 +56,9 @@ class ModelConfig(_Section):
     pretrained: str | None = None  # "imagenet", a path to a torchvision state dict, or none
     pooling: Literal["avg", "gem"] = "avg"  # gem: ours
     neck: bool = True  # BNNeck: ours
+    unit_features: bool = (
+        False  # F_sh, F_sp, F'_sp of unit length, where margins of 0.7 and 1 mean something: ours
+    )
     generator_hidden: Positive | None = None
     generator_norm: bool = False  # ours
     generator_relu: bool = True  # ours
@@ -83,7 +86,6 @@ class LossConfig(_Section):
     md: NonNegative = 1.0  # weight of L_MD: 1 in the paper
     mc: NonNegative = 1.0  # weight of L_MC: 1 in the paper
     saturating: bool = True  # False: the non-saturating generator loss (ours)
-    normalize: bool = False  # centre losses on features of unit length (ours)
     reduction: Literal["sum", "mean"] = "sum"  # over the P identities in (4), (5), (6), (17); mean: ours
     fc_reduction: Literal["sum", "mean"] = "sum"  # over the D dimensions in (13); mean: ours
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # more than 0: ours

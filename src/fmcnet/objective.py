@@ -57,7 +57,7 @@ def objective(
     if model.compensation is not None:
         terms |= _compensation_terms(model, output, labels, identities, config)
     if v.fused is not None and i.fused is not None:
-        fused_v, fused_i = (_centers(feature, identities, config) for feature in (v.fused, i.fused))
+        fused_v, fused_i = (losses.centers(feature, identities) for feature in (v.fused, i.fused))
         scale = config.mc / (identities if config.reduction == "mean" else 1)
         terms["mc"] = scale * losses.cross_modality_center_loss(fused_v, fused_i, config.beta, config.rho4)
         terms["id_fused"] = ce(v.fused_scores) + ce(i.fused_scores)
@@ -77,21 +77,12 @@ def discriminator_objective(model: FMCNet, output: FMCNetOutput) -> dict[str, Te
     return {"discriminator": total}
 
 
-def _scaled(feature: Tensor, config: LossConfig) -> Tensor:
-    # Ours: on features of unit length the margins 0.7 and 1 are comparable to the largest distance, 2.
-    return F.normalize(feature, dim=1) if config.normalize else feature
-
-
-def _centers(feature: Tensor, identities: int, config: LossConfig) -> Tensor:
-    return losses.centers(_scaled(feature, config), identities)
-
-
 def _decomposition_terms(
     v: ModalityOutput, i: ModalityOutput, identities: int, config: LossConfig
 ) -> dict[str, Tensor]:
     """L_MD, eq. (7), as its three weighted terms."""
-    sp_v, sp_i = (_centers(cast(Tensor, half.specific), identities, config) for half in (v, i))
-    sh_v, sh_i = (_centers(half.shared, identities, config) for half in (v, i))
+    sp_v, sp_i = (losses.centers(cast(Tensor, half.specific), identities) for half in (v, i))
+    sh_v, sh_i = (losses.centers(half.shared, identities) for half in (v, i))
     scale = config.md / (identities if config.reduction == "mean" else 1)
     terms: dict[str, Tensor] = {}
     if config.shs:
@@ -121,8 +112,8 @@ def _compensation_terms(
         logits = F.linear(generated, judge.linear.weight.detach(), judge.linear.bias.detach()).squeeze(1)
         gan = gan + losses.generator_loss(logits, config.saturating)
         # Ours: the real centres are targets, not trained towards the generated features.
-        real = _centers(cast(Tensor, output.of(target).specific).detach(), identities, config)
-        gap = losses.feature_consistency_loss(_scaled(generated, config), real)
+        real = losses.centers(cast(Tensor, output.of(target).specific).detach(), identities)
+        gap = losses.feature_consistency_loss(generated, real)
         fc = fc + (gap / generated.shape[1] if config.fc_reduction == "mean" else gap)
         ic = ic + losses.identity_loss(scores, labels, config.label_smoothing)
     terms = {"gan": config.gan * gan, "fc": config.fc * fc, "ic": config.ic * ic}

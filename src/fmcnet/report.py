@@ -154,10 +154,19 @@ def markdown_table(rows: list[tuple[str, RunEvaluation]]) -> list[str]:
         "|---|" + "---|" * (len(METRICS) + 1),
     ]
     for title, one in rows:
-        mean, std = one.result.mean, one.result.std
-        cells = [f"{100 * mean[name]:.2f} ± {100 * std[name]:.2f}" for name in METRICS]
-        times = mean["rank1"] / one.chance if one.chance else float("nan")
-        lines.append(f"| {title} | " + " | ".join(cells) + f" | {times:.1f} x ({100 * one.chance:.2f} %) |")
+        kinds = [(title, one.result)]
+        if one.result.plain is not None:  # extras are never shown without the plain figure
+            kinds = [
+                (f"{title}, plain", one.result.plain),
+                (f"{title} + {' + '.join(one.result.extras)}", one.result),
+            ]
+        for name_of_row, result in kinds:
+            mean, std = result.mean, result.std
+            cells = [f"{100 * mean[name]:.2f} ± {100 * std[name]:.2f}" for name in METRICS]
+            times = mean["rank1"] / one.chance if one.chance else float("nan")
+            lines.append(
+                f"| {name_of_row} | " + " | ".join(cells) + f" | {times:.1f} x ({100 * one.chance:.2f} %) |"
+            )
     return [*lines, ""]
 
 

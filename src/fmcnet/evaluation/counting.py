@@ -1,7 +1,11 @@
 """The inner kernel: how many images and identities a probe's true matches have above them.
 
-A block of similarities has its columns arranged by identity (`Columns`). One sort per probe and one binary search
-per true match give every rank, so nothing is looped over in Python and nothing of size Q x G x K is made.
+A block of similarities has its gallery images arranged by identity (`Columns`). Nothing is looped over in
+Python, and nothing of size Q x G x K is made. There are two ways, with equal results:
+
+- many true matches: one sort per probe and one binary search per true match (`count_above`), on a block (q, C);
+- few (`FEW`): one comparison per true match, counted in bytes, on a block stored as (C, q), whose rows are gallery
+  images: taking a trial's images out of it copies whole rows (`count_above_few`).
 """
 
 from __future__ import annotations
@@ -13,6 +17,9 @@ import torch
 from torch import Tensor
 
 from fmcnet.types import IntArray
+
+FEW = 8
+"""Up to so many true matches per probe are compared one by one."""
 
 PADDING = 1.6
 """Identities are padded to one length while the block grows by no more than this factor."""
@@ -73,6 +80,11 @@ class Columns:
             padded=padded,
         )
 
+    @property
+    def few(self) -> bool:
+        """Whether `count_above_few` applies."""
+        return self.padded and self.members.shape[1] <= FEW
+
     def identity_of(self, pid: IntArray) -> tuple[IntArray, IntArray]:
         """For probes' identities (q,): their place in `pids` (0 where absent) and whether they are there."""
         place = np.minimum(np.searchsorted(self.pids, pid), len(self.pids) - 1)
@@ -104,7 +116,7 @@ def own_columns(
     """Take the true matches' similarities (q, L) out of a block (q, C), leaving -inf in their place.
 
     Args:
-        block: similarities; changed in place.
+        block: similarities, in either memory order; changed in place.
         columns: its layout.
         place: (q,) the identity of each probe in the layout.
         present: (q,) bool, whether it is there at all.
@@ -147,6 +159,31 @@ def count_above(block: Tensor, columns: Columns, thresholds: Tensor, tie: float)
     ordered = sort_rows(block)
     above = ordered.shape[1] - torch.searchsorted(ordered, lowered)
     return above, identities
+
+
+def count_above_few(block: Tensor, columns: Columns, thresholds: Tensor, tie: float) -> tuple[Tensor, Tensor]:
+    """`count_above` for few thresholds, on a block (q, C) stored as (C, q), which is left as it is."""
+    stored = block.T
+    lowered = (thresholds - tie).T.contiguous()  # (K, q)
+    above = torch.empty(lowered.shape, dtype=torch.int64, device=block.device)
+    identities = above[0]
+    for k, threshold in enumerate(lowered):
+        reached = stored >= threshold
+        above[k] = _count_rows(reached)
+        if k == 0:
+            identities = _count_rows(reached.view(-1, len(columns.pids), len(block)).any(0))
+    return above.T, identities
+
+
+def _count_rows(flags: Tensor) -> Tensor:
+    """(q,) how many of the rows (C, q) are True; on CPU added up as bytes, 255 rows at a time."""
+    if flags.device.type != "cpu":
+        return flags.sum(0)
+    counts = np.zeros(flags.shape[1], dtype=np.int64)
+    octets = flags.numpy().view(np.uint8)
+    for start in range(0, len(octets), 255):
+        counts += np.add.reduce(octets[start : start + 255], axis=0, dtype=np.uint8)
+    return torch.from_numpy(counts)
 
 
 def _last_columns(columns: Columns) -> Tensor:

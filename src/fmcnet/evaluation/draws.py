@@ -76,8 +76,7 @@ class Draw:
         if self.kind == "seeded":
             return [self._seeded(groups, self.seed + t) for t in range(self.trials)]
         assert self.permutation is not None
-        table = read_permutation(self.permutation)
-        return [self._official(embeddings, groups, table, t) for t in range(self.trials)]
+        return self._official(embeddings, groups, read_permutation(self.permutation))
 
     def _seeded(self, groups: list[tuple[int, int, IntArray]], seed: int) -> IntArray:
         """`random.choice` over the sorted file names, identity by identity, camera by camera (AGW, CAJ, DEEN, PMT).
@@ -100,28 +99,30 @@ class Draw:
         embeddings: Embeddings,
         groups: list[tuple[int, int, IntArray]],
         table: dict[tuple[int, int], IntArray],
-        trial: int,
-    ) -> IntArray:
-        picked: list[IntArray] = []
+    ) -> list[IntArray]:
+        """Row r of `rand_perm_cam{camera}{pid}` for trial r, its first `shots` entries, 1-based."""
+        picked: list[IntArray] = []  # (trials, shots) rows for each identity and camera
         for pid, camera, rows in groups:
             permutation = table.get((camera, pid))
-            if permutation is None or trial >= len(permutation) or permutation.shape[1] == 0:
+            if permutation is None or self.trials > len(permutation):
                 raise ProtocolError(
-                    f"{self.permutation} has no draw for trial {trial + 1}, camera {camera}, identity {pid}, of "
-                    f"which the embeddings hold {len(rows)} images: it belongs to another dataset or split"
+                    f"{self.permutation} has no draw for trial {1 if permutation is None else self.trials}, camera "
+                    f"{camera}, identity {pid}, of which the embeddings hold {len(rows)} images: it belongs to "
+                    "another dataset or split"
                 )
-            wanted = permutation[trial, : self.shots]
+            wanted = permutation[: self.trials, : self.shots]
             index = embeddings.index[rows]
             place = np.minimum(np.searchsorted(index, wanted), len(index) - 1)
-            absent = wanted[index[place] != wanted]
+            absent = np.argwhere(index[place] != wanted)
             if len(absent):
+                trial, shot = absent[0].tolist()
                 raise ProtocolError(
-                    f"the official draw takes image {int(absent[0])} of identity {pid}, camera {camera} (trial "
-                    f"{trial + 1}), but the embeddings hold only {len(rows)} images there (the permutation counts "
-                    f"{permutation.shape[1]}): embed every test image, with 1-based 'index' in sorted order"
+                    f"the official draw takes image {int(wanted[trial, shot])} of identity {pid}, camera {camera} "
+                    f"(trial {trial + 1}), but the embeddings hold only {len(rows)} images there (the permutation "
+                    f"counts {permutation.shape[1]}): embed every test image, with 1-based 'index' in sorted order"
                 )
             picked.append(rows[place])
-        return np.concatenate(picked) if picked else np.zeros(0, dtype=np.int64)
+        return list(np.concatenate(picked, axis=1))
 
 
 def _groups(embeddings: Embeddings, rows: IntArray) -> list[tuple[int, int, IntArray]]:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fmcnet.evaluation.counting import Columns, Matches, count_above, own_columns
+from fmcnet.evaluation.counting import FEW, Columns, Matches, count_above, count_above_few, own_columns
 from fmcnet.evaluation.protocols import Trial
 from fmcnet.evaluation.ranking import Ranks
 from fmcnet.evaluation.rules import SkipRule
@@ -89,7 +89,7 @@ def rank_given(
     similarity = Similarity("given", torch.float64, torch.device("cpu"), None, tie)
     run = _Run(embeddings, similarity, skip, [gallery], query[order], max(1, chunk_bytes // (COPIES * 8)))
 
-    def block(rows: slice) -> Tensor:
+    def block(rows: slice, few: bool) -> Tensor:
         given = similarities(order[rows])
         full = np.full((len(given), len(gallery) + 1), -np.inf)
         full[:, :-1] = given[:, columns]
@@ -125,26 +125,33 @@ class _Run:
         """All candidates (ordered by identity) fit beside a block of probes."""
         gallery = self.similarity.load(self.embeddings, union)
 
-        def similarities(rows: slice) -> Tensor:
+        def similarities(rows: slice, few: bool) -> Tensor:
             query = self.query[rows]
-            return self._similarities(self.similarity.load(self.embeddings, query), query, gallery, union)
+            return self._similarities(
+                self.similarity.load(self.embeddings, query), query, gallery, union, few
+            )
 
         return self.dense(union, similarities)
 
-    def dense(self, union: IntArray, similarities: Callable[[slice], Tensor]) -> list[Ranks]:
-        """Rank from similarities (q, len(union) + 1) that a function gives for a block of probes."""
+    def dense(self, union: IntArray, similarities: Callable[[slice, bool], Tensor]) -> list[Ranks]:
+        """Rank from similarities (q, len(union) + 1) that a function gives for a block of probes.
+
+        Its second argument says how they should lie in memory (`counting`).
+        """
         layouts = self._layouts(union)
+        few = all(columns is not None and columns.few for columns in layouts)
         ranks = [Ranks.empty(len(self.query)) for _ in self.galleries]
         for rows in _slices(len(self.query), self.budget // (len(union) + 1)):
             query = self.query[rows]
-            block = similarities(rows)
+            block = _stored(similarities(rows, few), few)
             for one, columns in zip(ranks, layouts, strict=True):
                 assert columns is not None
                 place, present = self._places(columns, query)
-                taken = block.index_select(1, columns.source)
+                taken = _take(block, columns, few)
                 hidden = self._hidden(columns, query)
                 found = Matches.of(own_columns(taken, columns, place, present, hidden))
-                above, identities = count_above(taken, columns, found.values, self.similarity.tie)
+                count = count_above_few if few else count_above
+                above, identities = count(taken, columns, found.values, self.similarity.tie)
                 one.fill(rows, found.number.cpu().numpy(), above.cpu().numpy(), identities.cpu().numpy())
         return ranks
 
@@ -160,24 +167,36 @@ class _Run:
             identities = [torch.zeros_like(f.number) for f in found]
             for part in self._parts(union, max(1, self.budget // max(len(query), loaded.shape[1]))):
                 gallery = self.similarity.load(self.embeddings, part)
-                block = self._similarities(loaded, query, gallery, part)
-                for t, columns in enumerate(self._layouts(part)):
+                layouts = self._layouts(part)
+                few = all(c is None or c.few for c in layouts) and all(
+                    f.values.shape[1] <= FEW for f in found
+                )
+                block = self._similarities(loaded, query, gallery, part, few)
+                for t, columns in enumerate(layouts):
                     if columns is None:
                         continue
                     place, present = self._places(columns, query)
-                    taken = block.index_select(1, columns.source)
+                    taken = _take(block, columns, few)
                     own_columns(taken, columns, place, present, None)
-                    more, others = count_above(taken, columns, found[t].values, self.similarity.tie)
+                    count = count_above_few if few else count_above
+                    more, others = count(taken, columns, found[t].values, self.similarity.tie)
                     above[t] += more
                     identities[t] += others
             for one, f, a, i in zip(ranks, found, above, identities, strict=True):
                 one.fill(rows, f.number.cpu().numpy(), a.cpu().numpy(), i.cpu().numpy())
         return ranks
 
-    def _similarities(self, loaded: Tensor, query: IntArray, gallery: Tensor, rows: IntArray) -> Tensor:
+    def _similarities(
+        self, loaded: Tensor, query: IntArray, gallery: Tensor, rows: IntArray, few: bool
+    ) -> Tensor:
         """(q, G + 1): similarities after the camera rule; the last column is -inf, what padding points at."""
-        block = torch.empty((len(query), len(rows) + 1), dtype=gallery.dtype, device=self.device)
-        torch.mm(loaded, gallery.T, out=block[:, :-1])
+        shape = (len(rows) + 1, len(query)) if few else (len(query), len(rows) + 1)
+        block = torch.empty(shape, dtype=gallery.dtype, device=self.device)
+        if few:
+            torch.mm(gallery, loaded.T, out=block[:-1])
+            block = block.T
+        else:
+            torch.mm(loaded, gallery.T, out=block[:, :-1])
         offset = self.similarity.offset(gallery)
         if offset is not None:
             block[:, :-1].sub_(offset)
@@ -268,6 +287,16 @@ class _Run:
             stop = int(ends[fit])
             yield union[start:stop]
             start = stop
+
+
+def _stored(block: Tensor, few: bool) -> Tensor:
+    """A block (q, C) stored as the way of counting wants it."""
+    return block.T.contiguous().T if few else block.contiguous()
+
+
+def _take(block: Tensor, columns: Columns, few: bool) -> Tensor:
+    """The columns of a trial, copied out of a block, stored in the same way."""
+    return block.T.index_select(0, columns.source).T if few else block.index_select(1, columns.source)
 
 
 def _slices(n: int, size: int) -> Iterator[slice]:

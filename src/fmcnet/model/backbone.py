@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmcnet.errors import ConfigError
@@ -177,9 +178,12 @@ class Tail(nn.Module):
         width: channels of the network's first block; 64 is the published network.
         last_stride: stride of conv5_x: 2 as in ResNet, 1 as most re-identification code.
         pooling: "avg" as the paper, or "gem" (ours).
+        unit: bring the feature to unit length (ours; see `ModelConfig.unit_features`).
     """
 
-    def __init__(self, arch: str, width: int = 64, last_stride: int = 1, pooling: str = "avg") -> None:
+    def __init__(
+        self, arch: str, width: int = 64, last_stride: int = 1, pooling: str = "avg", unit: bool = False
+    ) -> None:
         super().__init__()
         spec = spec_of(arch)
         expansion = 4 if spec.bottleneck else 1
@@ -189,8 +193,10 @@ class Tail(nn.Module):
         self.layer4 = _stage(spec, width * 4 * expansion, width * 8, spec.depths[3], last_stride)
         self.pool: nn.Module = GeM() if pooling == "gem" else AveragePool()
         self.dim = width * 8 * expansion
+        self.unit = unit
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """F_m (B, C, h, w) to a feature (B, dim)."""
-        return cast(Tensor, self.pool(self.layer4(self.layer3(x))))
+        feature = cast(Tensor, self.pool(self.layer4(self.layer3(x))))
+        return F.normalize(feature, dim=1) if self.unit else feature

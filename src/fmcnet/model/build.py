@@ -24,7 +24,7 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
     """
 
     def tail() -> Tail:
-        return Tail(config.arch, config.width, config.last_stride, config.pooling)
+        return Tail(config.arch, config.width, config.last_stride, config.pooling, config.unit_features)
 
     shared = tail()
     dim = shared.dim
@@ -34,7 +34,9 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         return IdentityClassifier(length, classes, config.neck)
 
     def generator() -> Generator:
-        return Generator(dim, config.generator_hidden, config.generator_norm, config.generator_relu)
+        return Generator(
+            dim, config.generator_hidden, config.generator_norm, config.generator_relu, config.unit_features
+        )
 
     decomposition = Decomposition(
         Stem(config.arch, config.width),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmcnet.types import Modality
@@ -116,17 +117,24 @@ class Decomposition(nn.Module):
         return sh_v, sh_i, self.specific(f_v, Modality.VISIBLE), self.specific(f_i, Modality.INFRARED)
 
 
-class Generator(nn.Sequential):
+class Generator(nn.Module):
     """G of eq. (11): three stacked fully connected layers, D to D.
 
     The paper gives neither the hidden width nor what stands between the layers. Ours: hidden width D (a
-    setting), ReLU between, optionally batch normalisation between, and a ReLU at the end because the real
-    features are pooled ReLU outputs and so never negative (`final_relu`, a setting).
+    setting), ReLU between, optionally batch normalisation between, a ReLU at the end because the real features
+    are pooled ReLU outputs and so never negative (`final_relu`), and, where the real features are brought to
+    unit length, the same for the generated ones (`unit`).
     """
 
     def __init__(
-        self, dim: int, hidden: int | None = None, norm: bool = False, final_relu: bool = True
+        self,
+        dim: int,
+        hidden: int | None = None,
+        norm: bool = False,
+        final_relu: bool = True,
+        unit: bool = False,
     ) -> None:
+        super().__init__()
         hidden = hidden or dim
         layers: list[nn.Module] = []
         for inputs, outputs in ((dim, hidden), (hidden, hidden)):
@@ -137,7 +145,13 @@ class Generator(nn.Sequential):
         layers.append(nn.Linear(hidden, dim))
         if final_relu:
             layers.append(nn.ReLU(inplace=True))
-        super().__init__(*layers)
+        self.layers = nn.Sequential(*layers)
+        self.unit = unit
+
+    def forward(self, shared: Tensor) -> Tensor:
+        """F_sh (B, D) to F'_sp of the other modality (B, D)."""
+        out = cast(Tensor, self.layers(shared))
+        return F.normalize(out, dim=1) if self.unit else out
 
 
 class Discriminator(nn.Module):

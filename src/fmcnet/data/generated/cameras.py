@@ -89,16 +89,16 @@ def camera(layout: str, seed: int, camid: int, infrared: bool) -> Camera:
     number = {"sysu": 1, "regdb": 2, "llcm": 3}[layout]
     spectrum, place, outdoor = _placements(layout, "nir" if infrared else "visible")[camid]
     rng = np.random.default_rng([7201, seed, number, camid, int(infrared)])
-    warmth = float(rng.normal(0.0, 0.16))
+    warmth = float(rng.normal(0.0, 0.11))
     tint = np.exp(np.array([warmth, 0.0, -warmth]))
     key = tint * (float(rng.uniform(0.9, 1.3)) if outdoor else float(rng.uniform(0.5, 0.85)))
     ambient = (0.5 + 0.5 * tint) * float(rng.uniform(0.45, 0.65))
-    mixing = np.eye(3) * 1.12 - 0.04 + rng.normal(0.0, 0.045, (3, 3))
+    mixing = np.eye(3) * 1.12 - 0.04 + rng.normal(0.0, 0.03, (3, 3))
     mixing *= 1.0 / mixing.sum(axis=1, keepdims=True) * np.exp(rng.normal(0.0, 0.06, (3, 1)))
     low_light = 0.7 if layout == "llcm" else 1.0
-    exposure = low_light * float(rng.uniform(0.65, 1.15)) / float(np.mean(key) * 0.55 + np.mean(ambient))
-    noise = float(rng.uniform(2.0, 4.5)) * (1.6 if layout == "llcm" else 1.0)
-    native, blur = float(rng.uniform(0.65, 1.0)), float(rng.uniform(0.2, 0.7))
+    exposure = low_light * float(rng.uniform(0.75, 1.10)) / float(np.mean(key) * 0.55 + np.mean(ambient))
+    noise = float(rng.uniform(1.2, 3.0)) * (1.6 if layout == "llcm" else 1.0)
+    native, blur = float(rng.uniform(0.75, 1.0)), float(rng.uniform(0.1, 0.5))
     if spectrum == "nir":
         noise, blur = 1.3 * noise, blur + 0.1
     elif spectrum == "thermal":
@@ -160,10 +160,10 @@ def _sense(
 
 def develop_visible(radiance: Float, cam: Camera, size: tuple[int, int], rng: np.random.Generator) -> Bytes:
     """Linear RGB (h, w, 3) to the written image, (height, width, 3) uint8."""
-    gain = cam.exposure * float(np.exp(rng.normal(0.0, 0.12)))
+    gain = cam.exposure * float(np.exp(rng.normal(0.0, 0.08)))
     matrix = (np.array(cam.response, dtype=np.float32).reshape(3, 3) * np.float32(gain)).T
     image = Image.fromarray(_tone(radiance @ matrix, cam.gamma))
-    return _sense(image, cam, size, float(rng.uniform(0.8, 1.0)), rng)
+    return _sense(image, cam, size, float(rng.uniform(0.88, 1.0)), rng)
 
 
 def develop_nir(radiance: Float, cam: Camera, size: tuple[int, int], rng: np.random.Generator) -> Bytes:
@@ -172,9 +172,9 @@ def develop_nir(radiance: Float, cam: Camera, size: tuple[int, int], rng: np.ran
     y = (np.arange(h, dtype=np.float32) / h - 0.42 - 0.05 * float(rng.normal()))[:, None]
     x = (np.arange(w, dtype=np.float32) / w - 0.5 - 0.05 * float(rng.normal()))[None, :]
     spot = 1.0 / (1.0 + 1.3 * (y * y) + 0.55 * (x * x))
-    gain = 0.80 * float(np.exp(rng.normal(0.0, 0.12)))
+    gain = 0.80 * float(np.exp(rng.normal(0.0, 0.08)))
     image = Image.fromarray(_tone(radiance * (spot * np.float32(gain)), cam.gamma + 0.10))
-    return _sense(image, cam, size, float(rng.uniform(0.8, 1.0)), rng)
+    return _sense(image, cam, size, float(rng.uniform(0.88, 1.0)), rng)
 
 
 def develop_thermal(celsius: Float, cam: Camera, size: tuple[int, int], rng: np.random.Generator) -> Bytes:

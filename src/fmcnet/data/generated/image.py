@@ -85,7 +85,7 @@ def _light(cam: Camera, rng: np.random.Generator) -> Light:
     azimuth = cam.light[0] + float(rng.normal(0.0, 0.35))
     elevation = float(np.clip(cam.light[1] + rng.normal(0.0, 0.12), 0.2, 1.45))
     flat = cos(elevation)
-    gain = float(np.exp(rng.normal(0.0, 0.15)))
+    gain = float(np.exp(rng.normal(0.0, 0.10)))
     key = (cam.key[0] * gain, cam.key[1] * gain, cam.key[2] * gain)
     return Light((flat * sin(azimuth), sin(elevation), flat * cos(azimuth)), key, cam.ambient)
 
@@ -177,9 +177,9 @@ def render_image(key: ImageKey, height: int, width: int) -> NDArray[np.uint8]:
     light = _light(cam, rng)
 
     stature = who.body.height * (cos(cam.pitch) + 0.10 * sin(cam.pitch))
-    fill = float(np.clip(rng.normal(0.89, 0.055), 0.72, 1.06))
+    fill = float(np.clip(rng.normal(0.88, 0.065), 0.70, 1.06))
     scale = fill * h / stature
-    origin = (w * (0.5 + float(rng.normal(0.0, 0.05))), h * (0.5 + float(rng.normal(0.0, 0.026))))
+    origin = (w * (0.5 + float(rng.normal(0.0, 0.065))), h * (0.5 + float(rng.normal(0.0, 0.032))))
     if rng.random() < 0.06:  # the detector cut feet or head
         scale *= 1.18
         origin = (origin[0], origin[1] + (0.09 if rng.random() < 0.7 else -0.06) * h)

@@ -96,9 +96,10 @@ def _dye(rng: np.random.Generator) -> tuple[RGB, float]:
     return (r, g, b), nir
 
 
-def _nir(rng: np.random.Generator, dye: float, fibre: float) -> float:
-    """Near-infrared reflectance: the dye's, shifted by the fibre, with a spread of its own."""
-    return float(np.clip(dye + fibre + rng.normal(0.0, 0.045), 0.05, 0.95))
+def _nir(rng: np.random.Generator, rgb: RGB, dye: float, fibre: float) -> float:
+    """Near-infrared reflectance: the dye's, pulled by the lightness, shifted by the fibre, with some spread."""
+    pulled = 0.65 * dye + 0.35 * (0.05 + 1.05 * float(np.sqrt(luminance(rgb))))
+    return float(np.clip(pulled + fibre + rng.normal(0.0, 0.04), 0.05, 0.95))
 
 
 def make_garment(
@@ -118,7 +119,7 @@ def make_garment(
             break
         second, second_nir = _dye(rng)
     fibre, _, wool = _FABRICS[_weighted(rng, [w for _, w, _ in _FABRICS])]
-    nir_first, nir_second = _nir(rng, first_nir, fibre), _nir(rng, second_nir, fibre)
+    nir_first, nir_second = _nir(rng, first, first_nir, fibre), _nir(rng, second, second_nir, fibre)
     if rng.random() < 0.22:  # dyed alike for the near infrared: the pattern vanishes there
         nir_second = float(np.clip(nir_first + rng.normal(0.0, 0.02), 0.05, 0.95))
     pattern = PATTERNS[0]
@@ -132,7 +133,7 @@ def make_garment(
         temperature=29.4 - 1.2 * warm - 0.8 * wool + float(rng.normal(0.0, 1.4)) + offset,
         temperature_tone=-float(rng.uniform(0.3, 1.6)) if pattern in ("print", "block") else 0.0,
         pattern=pattern,
-        period=float(np.exp(rng.uniform(np.log(0.055), np.log(0.20)))),
+        period=float(np.exp(rng.uniform(np.log(0.075), np.log(0.26)))),
         duty=float(rng.uniform(0.28, 0.60)),
         phase=float(rng.random()),
     )

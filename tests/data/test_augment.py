@@ -1,0 +1,104 @@
+"""Augmentation: ranges, determinism, and what each part does, against a loop over images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fmcnet.config import AugmentConfig
+from fmcnet.data.augment import augment
+from fmcnet.runtime import seeded_generator
+from fmcnet.types import Modality
+
+CPU = torch.device("cpu")
+OFF = {"pad": 0, "flip": 0.0, "erase": 0.0, "channel": "none"}
+
+
+def images(n=64, h=24, w=12):
+    return torch.randint(0, 256, (n, 3, h, w), dtype=torch.uint8, generator=seeded_generator(CPU, 9))
+
+
+def run(batch, modality=Modality.VISIBLE, seed=0, **settings):
+    return augment(batch, modality, AugmentConfig(**{**OFF, **settings}), seeded_generator(CPU, seed))
+
+
+def test_nothing_on_is_scaling_only():
+    assert torch.equal(run(images()), images().float() / 255)
+
+
+def test_same_generator_same_result_and_range():
+    full = {"pad": 4, "flip": 0.5, "erase": 0.5, "channel": "mix"}
+    a, b, c = (run(images(), seed=s, **full) for s in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert a.shape == (64, 3, 24, 12)
+    assert a.dtype == torch.float32
+    assert a.min() >= 0
+    assert a.max() <= 1
+
+
+def test_crops_are_shifts_of_the_padded_image_and_all_shifts_occur():
+    batch, pad = images(300, 8, 6), 2
+    out = run(batch, pad=pad)
+    seen = set()
+    for before, after in zip(batch, out, strict=True):
+        padded = torch.nn.functional.pad(before.float() / 255, (pad,) * 4)
+        hits = [
+            (y, x)
+            for y in range(2 * pad + 1)
+            for x in range(2 * pad + 1)
+            if torch.equal(padded[:, y : y + 8, x : x + 6], after)
+        ]
+        assert len(hits) == 1
+        seen.add(hits[0])
+    assert len(seen) == 25
+
+
+def test_flips_mirror_whole_images_half_of_the_time():
+    batch = images(400)
+    out, plain = run(batch, flip=0.5), batch.float() / 255
+    mirrored = [torch.equal(o, p.flip(2)) for o, p in zip(out, plain, strict=True)]
+    kept = [torch.equal(o, p) for o, p in zip(out, plain, strict=True)]
+    assert all(a != b for a, b in zip(mirrored, kept, strict=True))
+    assert 140 < sum(mirrored) < 260
+
+
+def test_channel_exchange_takes_one_of_the_three_channels():
+    out, plain = run(images(90), channel="exchange", channel_probability=1.0), images(90).float() / 255
+    which = [
+        [torch.equal(o, p[c].expand(3, -1, -1)) for c in range(3)] for o, p in zip(out, plain, strict=True)
+    ]
+    assert all(sum(w) == 1 for w in which)
+    assert {w.index(True) for w in which} == {0, 1, 2}
+
+
+def test_channel_mixing_is_a_convex_combination():
+    out, plain = run(images(), channel="mix", channel_probability=1.0), images().float() / 255
+    assert torch.equal(out[:, 0], out[:, 1])
+    assert torch.equal(out[:, 0], out[:, 2])
+    assert (out[:, 0] <= plain.max(dim=1).values + 1e-6).all()
+    assert (out[:, 0] >= plain.min(dim=1).values - 1e-6).all()
+    for o, p in zip(out[:8], plain[:8], strict=True):
+        weights = torch.linalg.lstsq(p.flatten(1).T, o[0].flatten()[:, None]).solution.flatten()
+        assert float(weights.sum()) == pytest.approx(1, abs=1e-3)
+
+
+def test_infrared_channels_stay_equal():
+    grey = images()[:, :1].expand(-1, 3, -1, -1).contiguous()
+    full = {"pad": 4, "flip": 0.5, "erase": 0.5, "channel": "mix", "channel_probability": 1.0}
+    out = run(grey, Modality.INFRARED, **full)
+    assert torch.equal(out[:, 0], out[:, 1])
+    assert torch.equal(out[:, 0], out[:, 2])
+    coloured = run(images(), Modality.INFRARED, channel="mix", channel_probability=1.0)
+    assert torch.equal(coloured, images().float() / 255)
+
+
+def test_erasing_fills_one_box_with_the_images_mean():
+    out, plain = run(images(200), erase=1.0), images(200).float() / 255
+    for o, p in zip(out, plain, strict=True):
+        changed = (o != p).any(dim=0)
+        rows, columns = changed.any(dim=1).nonzero(), changed.any(dim=0).nonzero()
+        assert len(rows), "an image was not erased"
+        box = o[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert torch.allclose(box, p.mean().expand_as(box), atol=1e-6)
+        assert changed.float().mean() < 0.42

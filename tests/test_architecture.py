@@ -1,0 +1,83 @@
+"""Imports run in one direction; the package is quick to import; every public name exists."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import fmcnet
+
+SOURCE = Path(fmcnet.__file__).parent
+LAYERS = [
+    ("errors", "files", "types", "config", "runtime", "progress"),
+    ("data",),
+    ("model", "losses", "objective"),
+    ("inference",),
+    ("evaluation",),
+    ("training",),
+    ("figures",),
+    ("report",),
+    ("studies",),
+    ("cli", "__main__"),
+]
+"""From left to right; a module imports from its own layer and from those before it."""
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def imports(path: Path) -> set[str]:
+    """First-level parts of fmcnet that a file imports, wherever in the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "fmcnet":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("fmcnet.")}
+    return found & LEVEL.keys()
+
+
+def test_imports_run_from_left_to_right():
+    files = [p for p in SOURCE.rglob("*.py") if p != SOURCE / "__init__.py"]
+    part = {p: p.relative_to(SOURCE).parts[0].removesuffix(".py") for p in files}
+    assert set(part.values()) <= LEVEL.keys(), "a new part of the package needs a layer here"
+    backwards = [
+        f"{p.relative_to(SOURCE)} imports {name}"
+        for p in files
+        for name in imports(p)
+        if LEVEL[name] > LEVEL[part[p]]
+    ]
+    assert not backwards
+
+
+def test_the_test_sees_a_backward_import(tmp_path):
+    (tmp_path / "bad.py").write_text("def f():\n    from fmcnet.training.loop import train\n")
+    assert imports(tmp_path / "bad.py") == {"training"}
+
+
+def fresh(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_fmcnet_does_not_import_torch():
+    heavy = ("torch", "numpy", "scipy", "PIL", "matplotlib", "pydantic", "typer")
+    assert fresh(f"import sys, fmcnet; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
+
+
+def test_the_command_line_starts_without_torch():
+    assert fresh("import sys, fmcnet.cli; print('torch' in sys.modules)").strip() == "False"
+
+
+def test_readers_and_the_generator_work_without_torch():
+    code = "import sys, fmcnet.data.benchmarks, fmcnet.data.generated; print('torch' in sys.modules)"
+    assert fresh(code).strip() == "False"
+
+
+def test_every_public_name_exists():
+    for name in fmcnet.__all__:
+        assert getattr(fmcnet, name) is not None
+    assert set(fmcnet.__all__) <= set(dir(fmcnet))
+    assert not hasattr(fmcnet, "no_such_name")

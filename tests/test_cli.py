@@ -1,0 +1,317 @@
+"""The commands as a user types them: what they print, write and answer to mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fmcnet.cli import app
+from fmcnet.data.benchmarks import read_dataset
+from fmcnet.data.csv_table import write_csv
+from fmcnet.data.generated import generate
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], prog_name="fmcnet")
+    assert result.exit_code == code, result.output + str(result.exception)
+    assert "Traceback" not in result.output
+    return result
+
+
+def said(result):
+    return " ".join(result.output.split())
+
+
+def as_json(*arguments, code=0):
+    return json.loads(run(*arguments, "--json", code=code).stdout)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [], ["demo"], ["train"], ["evaluate"], ["embed"], ["score"], ["info"], ["data"], ["data", "generate"],
+        ["data", "check"], ["data", "summary"], ["report"], ["report", "compare"],
+    ],
+)  # fmt: skip
+def test_every_command_explains_itself(command):
+    assert "Usage: fmcnet" in run(*command, "--help").output
+
+
+def test_version():
+    assert run("--version").output.startswith("fmcnet 0.")
+
+
+def test_generate_check_and_summary(tmp_path):
+    made = as_json(
+        "data", "generate", "--preset", "tiny", "--seed", 3, "--out", tmp_path / "d", "--workers", 1
+    )
+    assert made["written"] == made["images"] > 0
+    again = as_json(
+        "data", "generate", "--preset", "tiny", "--seed", 3, "--out", tmp_path / "d", "--workers", 1
+    )
+    assert (again["written"], again["digest"]) == (0, made["digest"])
+    refused = run("data", "generate", "--preset", "tiny", "--seed", 4, "--out", tmp_path / "d", code=2)
+    assert str(tmp_path / "d").split("/")[-1] in said(refused)
+    assert as_json("data", "check", tmp_path / "d")["ok"] is True
+    assert "SYSU-MM01" in run("data", "check", tmp_path / "d").output
+    assert "infrared" in run("data", "summary", tmp_path / "d").output
+    assert as_json("data", "summary", tmp_path / "d")
+
+
+def test_check_of_a_broken_tree_ends_with_1(tiny_sysu, tmp_path):
+    shutil.copytree(tiny_sysu, tmp_path / "d")
+    (tmp_path / "d" / "exp" / "test_id.txt").unlink()
+    (tmp_path / "d" / "exp" / "test_id.mat").unlink()
+    assert "test_id.txt" in run("data", "check", tmp_path / "d", code=1).output
+
+
+def test_info(tiny_run):
+    facts = as_json("info", tiny_run)
+    assert facts["variant"] == "full"
+    assert facts["input"].startswith("64 x 32")
+    assert facts["config"]["losses"]["rho1"] == 1.0
+    assert "parameters" in run("info", tiny_run).output
+
+
+def test_embed(tiny_run, tiny_sysu, tmp_path):
+    first = sorted((tiny_sysu / "cam3").rglob("*.jpg"))[0]
+    answer = as_json(
+        "embed", tiny_run, tiny_sysu / "cam6", first, "--modality", "infrared", "--out", tmp_path / "e.npz"
+    )
+    stored = np.load(tmp_path / "e.npz")
+    assert stored["features"].shape == (answer["images"], answer["dim"])
+    assert np.allclose(np.linalg.norm(stored["features"], axis=1), 1, atol=1e-5)
+    assert stored["name"][-1] == str(first)
+    alone = as_json("embed", tiny_run, first, "--modality", "infrared", "--out", tmp_path / "one.npz")
+    assert alone["images"] == 1
+    assert np.allclose(np.load(tmp_path / "one.npz")["features"][0], stored["features"][-1], atol=1e-5)
+
+
+def test_embed_lists_every_unreadable_image_and_writes_nothing(tiny_run, tiny_sysu, tmp_path):
+    folder = tmp_path / "crops"
+    shutil.copytree(sorted((tiny_sysu / "cam3").iterdir())[0], folder)
+    good = sorted(folder.iterdir())[0]
+    (folder / "cut.jpg").write_bytes(good.read_bytes()[:200])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("not an image")
+    result = run("embed", tiny_run, folder, "--modality", "infrared", "--out", tmp_path / "e.npz", code=2)
+    assert "3 of" in said(result)
+    assert all(name in said(result).replace(" ", "") for name in ("cut.jpg", "empty.jpg", "text.jpg"))
+    assert not (tmp_path / "e.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "/nowhere", "--out", "{tmp}/r"], "/nowhere does not exist"),
+        (["train", "--data", "{data}", "--out", "{run}", "--config", "tiny"], "already holds a run"),
+        (["train", "--data", "{data}", "--out", "{tmp}/r", "--config", "nope"], "no configuration file nope"),
+        (["train", "--data", "{data}", "--out", "{tmp}/r", "model.arch=vgg"], "model.arch = 'vgg'"),
+        (["train", "--data", "{data}", "--out", "{tmp}/r", "--device", "cuda:9"], "device 'cuda:9' cannot be used"),
+        (["train", "--data", "{data}", "--out", "{tmp}/r", "--splits", "1-3"], "--splits is for RegDB"),
+        (["train", "--data", "{data}", "--out", "{tmp}/r", "--splits", "0-3"], "splits are 1 to 10"),
+        (["evaluate", "{tmp}", "--data", "{data}"], "holds no finished run"),
+        (["evaluate", "{run}", "--data", "/nowhere"], "/nowhere does not exist"),
+        (["evaluate", "{run}", "--data", "{data}", "shots=3"], "evaluation.shots = 3"),
+        (["info", "{data}"], "holds no model.json"),
+        (["embed", "{run}", "/no.jpg", "--modality", "infrared", "--out", "{tmp}/e.npz"], "no such image"),
+        (["embed", "{run}", "{data}/cam3", "--modality", "thermal", "--out", "{tmp}/e.npz"], "say visible or infrared"),
+        (["embed", "{run}", "{data}/exp", "--modality", "visible", "--out", "{tmp}/e.npz"], "holds no images"),
+        (["data", "generate", "--layout", "market", "--out", "{tmp}/d"], "market"),
+        (["data", "generate", "--preset", "huge", "--out", "{tmp}/d"], "huge"),
+        (["data", "generate", "--preset", "tiny", "--out", "{run}"], "run"),
+        (["demo", "--preset", "full", "--out", "{tmp}/d"], "unknown preset 'full'"),
+        (["score", "{tmp}/none.npz"], "none.npz"),
+        (["report", "compare", "{tmp}"], "has no readable report"),
+        (["trian"], "No such command"),
+        (["train", "--data", "{data}", "--ouut", "x"], "No such option"),
+    ],
+)  # fmt: skip
+def test_a_mistake_gives_one_message_and_exit_code_2(arguments, message, tiny_run, tiny_sysu, tmp_path):
+    filled = [a.format(tmp=tmp_path, data=tiny_sysu, run=tiny_run) for a in arguments]
+    assert message.replace(" ", "") in run(*filled, code=2).output.replace("\n", "").replace(" ", "").replace(
+        "│", ""
+    )
+
+
+def test_weights_of_another_model_and_damaged_files(tiny_run, tmp_path):
+    run_folder = tmp_path / "run"
+    shutil.copytree(tiny_run, run_folder)
+    card = json.loads((run_folder / "model.json").read_text())
+    card["config"]["model"]["variant"] = "base"
+    (run_folder / "model.json").write_text(json.dumps(card))
+    embed = ["embed", run_folder, tiny_run, "--modality", "visible", "--out", tmp_path / "e.npz"]
+    assert "weights of another model" in said(run(*embed, code=2))
+    (run_folder / "model.json").write_text("{")
+    assert "damaged" in said(run("info", run_folder, code=2))
+    shutil.copy(tiny_run / "model.json", run_folder)
+    (run_folder / "model.safetensors").write_bytes(b"\0" * 100)
+    assert "damaged or not a safetensors file" in said(run(*embed, code=2))
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "text"])
+def test_training_on_a_tree_with_a_broken_image_names_it(tiny_sysu, tmp_path, kind):
+    shutil.copytree(tiny_sysu, tmp_path / "d")
+    ids = (tiny_sysu / "exp" / "train_id.txt").read_text().strip().split(",")
+    victim = next(p for i in ids for p in sorted((tmp_path / "d" / "cam1" / f"{int(i):04d}").glob("*.jpg")))
+    content = {"cut": victim.read_bytes()[:300], "empty": b"", "text": b"hello"}[kind]
+    victim.write_bytes(content)
+    result = run("train", "--config", "tiny", "--data", tmp_path / "d", "--out", tmp_path / "r", code=2)
+    assert victim.name in said(result)
+    assert victim.parent.name in said(result)
+
+
+@pytest.mark.parametrize("layout", ["sysu", "regdb", "llcm", "csv"])
+def test_train_and_evaluate_on_every_layout(layout, tmp_path, tiny_sysu):
+    data = tmp_path / "data"
+    if layout == "csv":
+        table = read_dataset(tiny_sysu)
+        rows = table.select(split=("train", "test"))
+        data.mkdir()
+        data = write_csv(rows, data / "mine.csv")
+        lines = [line.split(",") for line in data.read_text().splitlines()]
+        keep = [lines[0].index(name) for name in ("path", "pid", "modality", "split")]
+        cut = [",".join(line[k] for k in keep) for line in lines]
+        (tiny_sysu.parent / "mine.csv").write_text("\n".join(cut))  # beside the images: paths stay right
+        for number, line in enumerate(lines):
+            if number:
+                cut[number] = f"{tiny_sysu / line[0]}," + ",".join(line[k] for k in keep[1:])
+        data.write_text("\n".join(cut) + "\n")
+    else:
+        generate(layout, "tiny", 1, data, workers=1)
+    out = tmp_path / "run"
+    settings = ["training.validate_every=0", "training.epochs=1", "data.identities=3"]
+    trained = as_json("train", "--config", "tiny", "--data", data, "--out", out, *settings)
+    assert trained["dataset"] == layout
+    answer = as_json("evaluate", out, "--data", data, "--both")
+    assert [e["direction"] for e in answer["evaluations"]] == ["i2v", "v2i"]
+    for one in answer["evaluations"]:
+        assert 0 <= one["mean"]["rank1"] <= one["mean"]["rank20"] <= 1
+        assert 0 < one["chance_rank1"] < 1
+    report = (out / "report" / "report.md").read_text()
+    assert answer["evaluations"][0]["protocol"] in report
+    assert sorted(p.name for p in (out / "report" / "figures").iterdir()) == [
+        "cmc.png", "curves.png", "features.png", "ranked.png", "similarity.png",
+    ]  # fmt: skip
+    for picture in (out / "report" / "figures").iterdir():
+        assert np.asarray(Image.open(picture).convert("L")).std() > 5
+
+
+def test_regdb_splits_are_trained_resumed_and_pooled(tmp_path):
+    data, out = tmp_path / "regdb", tmp_path / "runs"
+    generate("regdb", "tiny", 0, data, workers=1)
+    settings = [
+        "training.validate_every=0",
+        "training.epochs=1",
+        "training.steps_per_epoch=2",
+        "data.identities=3",
+    ]
+    train = ["train", "--config", "tiny", "--data", data, "--out", out, *settings]
+    first = as_json(*train, "--splits", "1-2")
+    assert [one["resumed_from"] for one in first] == [0, 0]
+    more = as_json(*train, "--splits", "1-3", "--resume")
+    assert [one["resumed_from"] for one in more] == [2, 2, 0]
+    answer = as_json("evaluate", out, "--data", data, "--both")
+    assert len(answer["runs"]) == 3
+    singles = [as_json("evaluate", run_, "--data", data, "--no-report", "--both") for run_ in answer["runs"]]
+    for number, one in enumerate(answer["evaluations"]):
+        assert len(one["trials"]) == 3
+        alone = [s["evaluations"][number]["mean"]["mAP"] for s in singles]
+        assert one["mean"]["mAP"] == pytest.approx(np.mean(alone))
+    compared = as_json("report", "compare", out, "--out", tmp_path / "cmp")
+    ours = compared["rows"][-1]
+    assert any("3 of RegDB's ten splits" in flag for flag in ours["flags"])
+    assert any("GENERATED" in flag for flag in ours["flags"])
+    assert set(ours["figures"]) == {"regdb_t2v", "regdb_v2t"}
+
+
+def test_evaluating_on_identities_that_were_trained_on_is_refused(tiny_run, tiny_sysu, tmp_path):
+    shutil.copytree(tiny_sysu, tmp_path / "d")
+    for suffix in ("txt", "mat"):
+        a, b = tmp_path / "d" / "exp" / f"train_id.{suffix}", tmp_path / "d" / "exp" / f"test_id.{suffix}"
+        train, test = a.read_bytes(), b.read_bytes()
+        a.write_bytes(test)
+        b.write_bytes(train)
+    assert "trained on" in said(run("evaluate", tiny_run, "--data", tmp_path / "d", code=2))
+
+
+def test_extras_are_named_beside_the_plain_figure(tiny_run, tiny_sysu, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    answer = as_json("evaluate", tmp_path / "run", "--data", tiny_sysu, "--flip", "--rerank")
+    one = answer["evaluations"][0]
+    assert [e.split(" (")[0] for e in one["extras"]] == ["flip at test time", "k-reciprocal re-ranking"]
+    plain = as_json("evaluate", tmp_path / "run", "--data", tiny_sysu, "--no-report")["evaluations"][0]
+    assert one["plain"]["mean"] == plain["mean"]
+    report = (tmp_path / "run" / "report" / "report.md").read_text()
+    assert "flip at test time" in report
+    assert "k-reciprocal re-ranking" in report
+
+
+def test_selection_on_test_stamps_everything(tiny_sysu, tmp_path):
+    out = tmp_path / "run"
+    run(
+        "train",
+        "--config",
+        "tiny",
+        "--data",
+        tiny_sysu,
+        "--out",
+        out,
+        "training.select=test",
+        "training.epochs=1",
+    )
+    assert "SELECTED ON THE TEST SET" in run("evaluate", out, "--data", tiny_sysu).output
+    assert "SELECTED ON THE TEST SET" in (out / "report" / "report.md").read_text()
+    compared = as_json("report", "compare", out, "--out", tmp_path / "cmp")
+    assert "selected on the test set" in compared["rows"][-1]["flags"]
+
+
+def test_the_embedding_cache_is_used_and_never_stale(tiny_run, tiny_sysu, tmp_path, monkeypatch):
+    from fmcnet.inference.encoder import Encoder
+
+    data, folder = tmp_path / "d", tmp_path / "run"
+    shutil.copytree(tiny_sysu, data)
+    shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("embeddings", "report"))
+    first = as_json("evaluate", folder, "--data", data, "--no-report")
+    real, calls = Encoder._embed, []
+    monkeypatch.setattr(Encoder, "_embed", lambda self, *a: calls.append(1) or real(self, *a))
+    assert as_json("evaluate", folder, "--data", data, "--no-report")["evaluations"] == first["evaluations"]
+    assert not calls
+    changed = sorted((data / "cam6").rglob("*.jpg"))[-1]
+    Image.new("L", (32, 64), 128).save(changed)
+    as_json("evaluate", folder, "--data", data, "--no-report")
+    assert calls, "a changed image must be embedded again"
+
+
+def test_score_prints_the_documented_json(tiny_run, tiny_sysu, tmp_path):
+    from fmcnet.inference.encoder import load
+
+    table = read_dataset(tiny_sysu).select(split="test")
+    file = load(tiny_run).embed_table(table, progress=False).save(tmp_path / "e.npz")
+    permutation = tiny_sysu / "exp" / "rand_perm_cam.mat"
+    content = as_json("score", file, "--protocol", "sysu", "--draw", "official", "--permutation", permutation)
+    assert len(content["trials"]) == 10
+    assert (
+        set(content["trials"][0])
+        == {"rank1", "rank5", "rank10", "rank20", "mAP", "mINP"}
+        == set(content["mean"])
+    )
+    judged = as_json("evaluate", tiny_run, "--data", tiny_sysu, "--no-report")["evaluations"][0]
+    assert content["mean"] == pytest.approx(judged["mean"])
+    assert "seeded draw" in run("score", file, "--draw", "seeded").output
+    assert "rand_perm_cam.mat" in said(run("score", file, code=2))
+
+
+def test_demo_on_the_tiny_preset(tmp_path):
+    answer = as_json("demo", "--preset", "tiny", "--out", tmp_path / "demo")
+    assert set(answer["figures"]) == {"Base", "FMCNet (full)"}
+    report = (tmp_path / "demo" / "report" / "report.md").read_text()
+    for word in ("Base", "FMCNet (full)", "GENERATED", "official draw", "seed", "Versions"):
+        assert word in report
+    again = as_json("demo", "--preset", "tiny", "--out", tmp_path / "demo")
+    assert again["figures"] == answer["figures"]
