@@ -120,7 +120,7 @@ def test_embed_lists_every_unreadable_image_and_writes_nothing(tiny_run, tiny_sy
         (["evaluate", "{run}", "--data", "{data}", "shots=3"], "evaluation.shots = 3"),
         (["info", "{data}"], "holds no model.json"),
         (["embed", "{run}", "/no.jpg", "--modality", "infrared", "--out", "{tmp}/e.npz"], "no such image"),
-        (["embed", "{run}", "{data}/cam3", "--modality", "thermal", "--out", "{tmp}/e.npz"], "say visible or infrared"),
+        (["embed", "{run}", "{data}/cam3", "--modality", "warm", "--out", "{tmp}/e.npz"], "say visible or"),
         (["embed", "{run}", "{data}/exp", "--modality", "visible", "--out", "{tmp}/e.npz"], "holds no images"),
         (["data", "generate", "--layout", "market", "--out", "{tmp}/d"], "market"),
         (["data", "generate", "--preset", "huge", "--out", "{tmp}/d"], "huge"),

@@ -52,7 +52,7 @@ def test_settings_that_exclude_each_other():
         load_config(
             None, ["training.select=val", "training.validate_every=1", "data.train_splits=[train, val]"]
         )
-    with pytest.raises(ConfigError, match="needs training.validate_every > 0"):
+    with pytest.raises(ConfigError, match=r"needs training\.validate_every > 0"):
         load_config(None, ["training.select=test"])
 
 

@@ -79,6 +79,12 @@ def test_single_modality_path_computes_nothing_it_does_not_need(variant, runs):
 def test_equation_1_who_shares_what():
     """E_sh is one module for both modalities; the stems and the specific tails are not."""
     sfd = tiny().decomposition
+    assert torch.equal(
+        sfd.stem_visible.conv1.weight, sfd.stem_infrared.conv1.weight
+    )  # equal at the start only
+    for apart in (sfd.stem_infrared, sfd.specific_infrared):
+        for parameter in apart.parameters():
+            parameter.data = torch.randn_like(parameter) * 0.1 if parameter.ndim > 1 else parameter.data
     visible, infrared = (x.float() / 255 for x in batch())
     out = sfd.eval()(visible, infrared)
     swapped = sfd(infrared, visible)

@@ -31,7 +31,8 @@ def evaluate_slow(similarity, query_pid, gallery_pid, query_cam, gallery_cam, ru
         left = [
             g
             for g in range(len(gallery_pid))
-            if not skips(rule, query_pid[q], query_cam[q], gallery_pid[g], gallery_cam[g]) and (q, g) not in self_pairs
+            if not skips(rule, query_pid[q], query_cam[q], gallery_pid[g], gallery_cam[g])
+            and (q, g) not in self_pairs
         ]
         left.sort(key=lambda g: (-similarity[q][g], gallery_pid[g] == query_pid[q], g))
         hits = [position for position, g in enumerate(left, 1) if gallery_pid[g] == query_pid[q]]
@@ -50,4 +51,9 @@ def evaluate_slow(similarity, query_pid, gallery_pid, query_cam, gallery_cam, ru
     if not firsts:
         return None
     found = {f"rank{k}": float(np.mean([f <= k for f in firsts])) for k in (1, 5, 10, 20)}
-    return {**found, "mAP": float(np.mean(precisions)), "mINP": float(np.mean(penalties)), "queries": len(firsts)}
+    return {
+        **found,
+        "mAP": float(np.mean(precisions)),
+        "mINP": float(np.mean(penalties)),
+        "queries": len(firsts),
+    }

@@ -167,12 +167,25 @@ def count_above_few(block: Tensor, columns: Columns, thresholds: Tensor, tie: fl
     lowered = (thresholds - tie).T.contiguous()  # (K, q)
     above = torch.empty(lowered.shape, dtype=torch.int64, device=block.device)
     identities = above[0]
+    reached = torch.empty(stored.shape, dtype=torch.bool, device=block.device)
     for k, threshold in enumerate(lowered):
-        reached = stored >= threshold
+        _reaching(stored, threshold, reached)
         above[k] = _count_rows(reached)
         if k == 0:
-            identities = _count_rows(reached.view(-1, len(columns.pids), len(block)).any(0))
+            images = reached.view(-1, len(columns.pids), len(block))
+            anyone = images[0].clone()
+            for image in images[1:]:
+                anyone |= image
+            identities = _count_rows(anyone)
     return above.T, identities
+
+
+def _reaching(stored: Tensor, threshold: Tensor, out: Tensor) -> None:
+    """(C, q) where a similarity reaches the probe's threshold; numpy compares three times as fast on CPU."""
+    if stored.device.type == "cpu":
+        np.greater_equal(stored.numpy(), threshold.numpy(), out=out.numpy())
+    else:
+        torch.ge(stored, threshold, out=out)
 
 
 def _count_rows(flags: Tensor) -> Tensor:

@@ -18,6 +18,10 @@ from fmcnet.model.modules import (
 def build_model(config: ModelConfig, classes: int) -> FMCNet:
     """FMCNet or one of the variants of the paper's Table 2, randomly initialised.
 
+    Both stems start from the same weights, and so do all tails: with ImageNet weights they do, in the paper, and
+    it is what lets two separate stems speak one language from the first step. Keeping it for a random start is
+    ours.
+
     Args:
         config: `config.variant` says which parts are made; the parts are the same classes in every variant.
         classes: number of training identities.
@@ -48,6 +52,10 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         classify_visible=head() if has_specific else None,
         classify_infrared=head() if has_specific else None,
     )
+    decomposition.stem_infrared.load_state_dict(decomposition.stem_visible.state_dict())
+    for specific in (decomposition.specific_visible, decomposition.specific_infrared):
+        if specific is not None:
+            specific.load_state_dict(shared.state_dict())
     compensation = None
     if config.variant in ("fmc", "full"):
         compensation = Compensation(generator(), generator(), Discriminator(dim), Discriminator(dim))

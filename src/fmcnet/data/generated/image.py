@@ -177,14 +177,14 @@ def render_image(key: ImageKey, height: int, width: int) -> NDArray[np.uint8]:
     light = _light(cam, rng)
 
     stature = who.body.height * (cos(cam.pitch) + 0.10 * sin(cam.pitch))
-    fill = float(np.clip(rng.normal(0.88, 0.065), 0.70, 1.06))
+    fill = float(np.clip(rng.normal(0.86, 0.085), 0.64, 1.06))
     scale = fill * h / stature
-    origin = (w * (0.5 + float(rng.normal(0.0, 0.065))), h * (0.5 + float(rng.normal(0.0, 0.032))))
-    if rng.random() < 0.06:  # the detector cut feet or head
+    origin = (w * (0.5 + float(rng.normal(0.0, 0.075))), h * (0.5 + float(rng.normal(0.0, 0.040))))
+    if rng.random() < 0.05:  # the detector cut feet or head
         scale *= 1.18
         origin = (origin[0], origin[1] + (0.09 if rng.random() < 0.7 else -0.06) * h)
     event = rng.random()
-    if event < 0.07:  # another person's part in the crop
+    if event < 0.05:  # another person's part in the crop
         other = _identity(key.seed, 100_000 + int(rng.integers(0, 2000)))
         side = 1.0 if rng.random() < 0.5 else -1.0
         place = (origin[0] + side * w * float(rng.uniform(0.42, 0.62)), origin[1] - 0.02 * h)
@@ -200,7 +200,7 @@ def render_image(key: ImageKey, height: int, width: int) -> NDArray[np.uint8]:
         )
     buffer = GBuffer.empty(h, w, scale)
     _paint(canvas, _draw(buffer, who, cam, rng, origin), who, cam, light)
-    if event > 0.92:
+    if event > 0.94:
         _occlude(canvas, cam, rng)
     develop = {"visible": develop_visible, "nir": develop_nir, "thermal": develop_thermal}[cam.spectrum]
     return develop(canvas, cam, (width, height), rng)

@@ -37,10 +37,10 @@ _DYES: tuple[tuple[tuple[float, float, float], float, float], ...] = (
 the second from the first, a histogram of grey levels cannot."""
 
 _FABRICS: tuple[tuple[float, float, float], ...] = (
-    (0.00, 0.42, 0.0),
+    (0.00, 0.45, 0.0),
     (0.07, 0.24, 0.4),
     (-0.07, 0.24, 1.2),
-    (-0.45, 0.10, 0.3),
+    (-0.40, 0.07, 0.3),
 )
 """(change of the near-infrared reflectance, weight, warmth in K of insulation): cotton, synthetic, wool or denim,
 cloth with a carbon pigment."""
@@ -98,8 +98,8 @@ def _dye(rng: np.random.Generator) -> tuple[RGB, float]:
 
 def _nir(rng: np.random.Generator, rgb: RGB, dye: float, fibre: float) -> float:
     """Near-infrared reflectance: the dye's, pulled by the lightness, shifted by the fibre, with some spread."""
-    pulled = 0.65 * dye + 0.35 * (0.05 + 1.05 * float(np.sqrt(luminance(rgb))))
-    return float(np.clip(pulled + fibre + rng.normal(0.0, 0.04), 0.05, 0.95))
+    pulled = 0.55 * dye + 0.45 * (0.02 + 1.05 * float(np.sqrt(luminance(rgb))))
+    return float(np.clip(pulled + fibre + rng.normal(0.0, 0.03), 0.05, 0.95))
 
 
 def make_garment(

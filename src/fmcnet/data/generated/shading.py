@@ -130,7 +130,7 @@ def shade_visible(surface: Surface, who: Identity, light: Light) -> Float:
     albedo = low[surface.slot] + step[surface.slot] * surface.mix[:, None]
     x, y, z = light.direction
     cosine = np.maximum((surface.nx * x + surface.ny * y + surface.nz * z + 0.15) / 1.15, 0.0)
-    key = cosine * (0.35 + 0.65 * surface.open_sky) * (1.0 + 0.16 * surface.fold)
+    key = cosine * (0.35 + 0.65 * surface.open_sky) * (1.0 + 0.11 * surface.fold)
     ambient = surface.open_sky * (0.75 + 0.25 * surface.ny)
     return np.asarray(
         albedo * (key[:, None] * _table(list(light.key)) + ambient[:, None] * _table(list(light.ambient))),
@@ -143,7 +143,7 @@ def shade_nir(surface: Surface, who: Identity, power: float, ambient: float) -> 
     low = _table([m.nir[0] for m in who.materials])
     step = _table([m.nir[1] for m in who.materials]) - low
     reflectance = low[surface.slot] + step[surface.slot] * surface.mix
-    cosine = (0.22 + 0.78 * surface.nz) * (1.0 + 0.10 * surface.fold)
+    cosine = (0.22 + 0.78 * surface.nz) * (1.0 + 0.08 * surface.fold)
     return np.asarray(reflectance * surface.open_sky * (ambient + power * cosine), np.float32)
 
 

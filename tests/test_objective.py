@@ -1,0 +1,131 @@
+"""The composition of the losses, recomputed from features by the slow loops: eq. (7), (10), (12), (14), (19)."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fmcnet.config import LossConfig, ModelConfig
+from fmcnet.model.build import build_model
+from fmcnet.objective import TERMS, discriminator_objective, objective, total
+from tests.reference import losses_slow as slow
+
+P, K = 3, 2
+
+
+@pytest.fixture(scope="module")
+def played():
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(arch="resnet18", width=8, variant="full", neck=False), 5).double()
+    images = torch.rand(2, P * K, 3, 32, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    labels = torch.tensor([0, 0, 3, 3, 4, 4])
+    return model, model(images[0], images[1]), labels
+
+
+def lists(output):
+    return {
+        (m, name): getattr(half, name).detach().tolist()
+        for m, half in (("v", output.visible), ("i", output.infrared))
+        for name in half._fields
+    }
+
+
+@pytest.mark.parametrize(
+    "config", [LossConfig(), LossConfig(gan=0.3, fc=0.2, ic=0.7, md=0.5, mc=2, alpha=1.5, rho4=3)]
+)
+def test_the_terms_are_the_papers_sums(played, config):
+    model, output, labels = played
+    f, y = lists(output), labels.tolist()
+    c = {key: slow.centres(value, P) for key, value in f.items()}
+    ce = slow.cross_entropy
+    expected = {
+        "id_shared": ce(f["v", "shared_scores"], y) + ce(f["i", "shared_scores"], y),
+        "id_specific": ce(f["v", "specific_scores"], y) + ce(f["i", "specific_scores"], y),
+        "shs": config.md * slow.equation_6(c["v", "shared"], c["i", "shared"], config.alpha, config.rho3),
+        "dc": config.md
+        * config.lambda1
+        * slow.equation_4(
+            c["v", "specific"], c["i", "specific"], c["v", "shared"], c["i", "shared"], config.rho1
+        ),
+        "sps": config.md
+        * config.lambda2
+        * slow.equation_5(c["v", "specific"], c["i", "specific"], config.rho2),
+        # v's generated feature is infrared: judged by D_{V-I}, drawn to C_sp,I, classified by P_sp^I
+        "fc": config.fc
+        * (
+            slow.equation_13(f["v", "generated"], f["i", "specific"], P)
+            + slow.equation_13(f["i", "generated"], f["v", "specific"], P)
+        ),
+        "ic": config.ic * (ce(f["v", "generated_scores"], y) + ce(f["i", "generated_scores"], y)),
+        "mc": config.mc * slow.equation_6(c["v", "fused"], c["i", "fused"], config.beta, config.rho4),
+        "id_fused": ce(f["v", "fused_scores"], y) + ce(f["i", "fused_scores"], y),
+    }
+    judge_i, judge_v = model.compensation.judge_infrared, model.compensation.judge_visible
+    fake_i = judge_i(output.visible.generated).tolist()
+    fake_v = judge_v(output.infrared.generated).tolist()
+    real_i, real_v = judge_i(output.infrared.specific).tolist(), judge_v(output.visible.specific).tolist()
+    expected["gan"] = config.gan * sum(
+        sum(math.log(1 - slow.sigmoid(z)) for z in fake) / len(fake) for fake in (fake_i, fake_v)
+    )
+    terms = objective(model, output, labels, P, config)
+    assert {name: float(term.detach()) for name, term in terms.items()} == pytest.approx(expected)
+    assert float(total(terms).detach()) == pytest.approx(sum(expected.values()), rel=1e-5)
+    judged = discriminator_objective(model, output)
+    assert float(judged["discriminator"]) == pytest.approx(
+        -(slow.equation_12(real_i, fake_i) + slow.equation_12(real_v, fake_v)), rel=1e-5
+    )
+    assert set(terms) | set(judged) == set(TERMS)
+
+
+def test_mean_reductions_are_the_sums_divided(played):
+    model, output, labels = played
+    literal = objective(model, output, labels, P, LossConfig())
+    ours = objective(model, output, labels, P, LossConfig(reduction="mean", fc_reduction="mean"))
+    for name in ("shs", "dc", "sps", "mc"):
+        assert float(ours[name]) == pytest.approx(float(literal[name]) / P)
+    assert float(ours["fc"]) == pytest.approx(float(literal["fc"]) / output.visible.shared.shape[1])
+
+
+def test_the_whole_objective_is_symmetric_under_exchange_of_the_modalities(played):
+    """Swap the images and every module's two halves: each term stays."""
+    model, output, labels = played
+    before = objective(model, output, labels, P, LossConfig())
+    torch.manual_seed(0)
+    swapped = build_model(ModelConfig(arch="resnet18", width=8, variant="full", neck=False), 5).double()
+    names = {"visible": "infrared", "infrared": "visible"}
+    state = {}
+    for key, value in model.state_dict().items():
+        for a, b in names.items():
+            if f"_{a}" in key:
+                key = key.replace(f"_{a}", f"_{b}")
+                break
+        state[key] = value
+    swapped.load_state_dict(state)
+    swapped.eval()
+    model.eval()
+    images = torch.rand(2, P * K, 3, 32, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    before = objective(model, model(images[0], images[1]), labels, P, LossConfig())
+    after = objective(swapped, swapped(images[1], images[0]), labels, P, LossConfig())
+    model.train()
+    for name in before:
+        assert float(before[name]) == pytest.approx(float(after[name])), name
+
+
+@pytest.mark.parametrize(
+    ("variant", "terms"),
+    [
+        ("base", {"id_shared"}),
+        ("sfd", {"id_shared", "id_specific", "shs", "dc", "sps"}),
+        ("fmc", {"id_shared", "id_specific", "shs", "dc", "sps", "gan", "fc", "ic"}),
+        ("full", set(TERMS) - {"discriminator"}),
+    ],
+)
+def test_each_variant_has_its_own_terms(variant, terms):
+    model = build_model(ModelConfig(arch="resnet18", width=8, variant=variant), 3)
+    images = torch.rand(2, 6, 3, 32, 16)
+    output = model(images[0], images[1])
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    assert set(objective(model, output, labels, 3, LossConfig())) == terms
+    assert bool(discriminator_objective(model, output)) == (variant in ("fmc", "full"))
