@@ -304,12 +304,12 @@ def test_materials_are_related_and_not_equal() -> None:
         light = np.sqrt([luminance(p.materials[slot].visible[0]) for p in people])
         nir = np.array([p.materials[slot].nir[0] for p in people])
         warm = np.array([p.materials[slot].temperature for p in people])
-        assert 0.25 < np.corrcoef(light, nir)[0, 1] < 0.65
+        assert 0.5 < np.corrcoef(light, nir)[0, 1] < 0.85
         assert abs(np.corrcoef(light, warm)[0, 1]) < 0.15
         assert nir.std() > 0.12
     patterned = [p.materials[UPPER] for p in people if p.materials[UPPER].pattern != "plain"]
     step = np.array([m.nir[1] - m.nir[0] for m in patterned])
-    assert 0.2 < np.mean(np.abs(step) < 0.05) < 0.55  # vanishes in the near infrared
+    assert 0.15 < np.mean(np.abs(step) < 0.05) < 0.45  # vanishes in the near infrared
     assert all(0.0 <= v <= 1.0 for m in patterned for v in (*m.nir, *m.visible[0], *m.visible[1]))
 
 

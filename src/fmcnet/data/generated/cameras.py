@@ -172,7 +172,7 @@ def develop_nir(radiance: Float, cam: Camera, size: tuple[int, int], rng: np.ran
     y = (np.arange(h, dtype=np.float32) / h - 0.42 - 0.05 * float(rng.normal()))[:, None]
     x = (np.arange(w, dtype=np.float32) / w - 0.5 - 0.05 * float(rng.normal()))[None, :]
     spot = 1.0 / (1.0 + 1.3 * (y * y) + 0.55 * (x * x))
-    gain = 0.80 * float(np.exp(rng.normal(0.0, 0.08)))
+    gain = 0.62 * float(np.exp(rng.normal(0.0, 0.08)))
     image = Image.fromarray(_tone(radiance * (spot * np.float32(gain)), cam.gamma + 0.10))
     return _sense(image, cam, size, float(rng.uniform(0.88, 1.0)), rng)
 

@@ -98,7 +98,7 @@ def _dye(rng: np.random.Generator) -> tuple[RGB, float]:
 
 def _nir(rng: np.random.Generator, rgb: RGB, dye: float, fibre: float) -> float:
     """Near-infrared reflectance: the dye's, pulled by the lightness, shifted by the fibre, with some spread."""
-    pulled = 0.55 * dye + 0.45 * (0.02 + 1.05 * float(np.sqrt(luminance(rgb))))
+    pulled = 0.5 * dye + 0.5 * (0.02 + 1.05 * float(np.sqrt(luminance(rgb))))
     return float(np.clip(pulled + fibre + rng.normal(0.0, 0.03), 0.05, 0.95))
 
 
