@@ -82,6 +82,15 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter], world: int) -> N
         at += grad.numel()
 
 
+def any_rank(flag: bool, place: Runtime) -> bool:
+    """True on every rank when it is true on one."""
+    if place.world < 2:
+        return flag
+    told = torch.tensor(float(flag), device=place.device)
+    dist.all_reduce(told)
+    return bool(told > 0)
+
+
 def average_buffers(model: torch.nn.Module, world: int) -> None:
     """Replace floating-point buffers (running statistics) by their mean over the ranks."""
     if world < 2:

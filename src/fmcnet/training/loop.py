@@ -28,7 +28,15 @@ from fmcnet.model.fmcnet import FMCNet
 from fmcnet.model.weights import load_pretrained
 from fmcnet.objective import discriminator_objective, objective, total
 from fmcnet.progress import Progress
-from fmcnet.runtime import Runtime, average_buffers, average_gradients, move, runtime, seeded_generator
+from fmcnet.runtime import (
+    Runtime,
+    any_rank,
+    average_buffers,
+    average_gradients,
+    move,
+    runtime,
+    seeded_generator,
+)
 from fmcnet.training.log import TrainingLog
 from fmcnet.training.optim import build_optimizers, rate, set_rate
 from fmcnet.training.selection import ModelSelection
@@ -184,11 +192,10 @@ class _Job:
                         record = self.selection.validate(self.model, replace(self.card, step=done), done)
                         if log:
                             log.write(record)
-                    if stop.asked or (
-                        done % self.config.training.checkpoint_every == 0 and done < self.steps
-                    ):
+                    stopping = any_rank(stop.asked, self.place)
+                    if stopping or (done % self.config.training.checkpoint_every == 0 and done < self.steps):
                         self._save(done, terms, log)
-                    if stop.asked:
+                    if stopping:
                         raise KeyboardInterrupt(f"stopped after step {done} of {self.steps}")
         finally:
             if log:
