@@ -32,6 +32,9 @@ class DataConfig(_Section):
     height: Positive = 288
     width: Positive = 144
     train_splits: tuple[Literal["train", "val"], ...] = ("train",)
+    val_share: Annotated[float, Field(ge=0, le=0.5)] = (
+        0.1  # of train identities, where the dataset names no val
+    )
     identities: Annotated[int, Field(ge=2)] = 8  # P
     images: Positive = 4  # K, of each modality
 

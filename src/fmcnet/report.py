@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from fmcnet import figures
+from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.results import METRICS
-from fmcnet.evaluation.runs import Judged, RunEvaluation
+from fmcnet.evaluation.runs import Judged, RunEvaluation, roles
+from fmcnet.evaluation.verification import verification
 from fmcnet.files import write_atomically
 from fmcnet.model.checkpoint import versions
 from fmcnet.types import Modality
@@ -64,10 +66,24 @@ def write_report(
             )
         made = {title: path.relative_to(out).as_posix() for title, path in drawn.items()}
     facts = _facts(judged, runs, extra or {})
+    facts["verification"] = _verification(main)
     text = json.dumps({**facts, "figures": made}, indent=1) + "\n"
     write_atomically(out / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
     page = _page(judged, facts, made)
     return write_atomically(out / "report.md", lambda path: path.write_text(page, encoding="utf-8"))
+
+
+def _verification(judged: Judged) -> dict[str, Any] | None:
+    """Is this the same person? Rates of the main run's first direction; None where no false pairs exist."""
+    try:
+        return verification(
+            judged.embeddings,
+            judged.evaluations[0].protocol,
+            query_mask=roles(judged.table, "query"),
+            gallery_mask=roles(judged.table, "gallery"),
+        ).to_dict()
+    except ProtocolError:
+        return None
 
 
 def _facts(judged: dict[str, Judged], runs: dict[str, Path], extra: dict[str, Any]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def test_averaged_gradients_are_the_mean(tmp_path):
 import torch, torch.distributed as dist
 from fmcnet.runtime import average_gradients, any_rank, runtime
 with runtime("cpu") as place:
-    p = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(4)), torch.nn.Parameter(torch.zeros(1))]
+    p = [torch.nn.Parameter(torch.zeros(size)) for size in ((2, 3), (4,), (1,))]
     p[0].grad = torch.full((2, 3), float(place.rank)); p[1].grad = torch.arange(4.0) * (place.rank + 1)
     average_gradients(p, place.world)
     assert torch.equal(p[0].grad, torch.full((2, 3), 0.5)) and torch.equal(p[1].grad, torch.arange(4.0) * 1.5)

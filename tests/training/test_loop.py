@@ -239,3 +239,24 @@ def test_detached_compensation_leaves_the_encoders_alone():
         terms = objective(model, output, labels, 4, config)
         moved = sum(gradients(terms["fc"] + terms["gan"] + terms["ic"], model.decomposition.shared))
         assert (moved == 0) is detach
+
+
+def test_where_a_dataset_names_no_validation_identities_a_share_is_held_out(tiny_sysu):
+    from dataclasses import replace
+
+    import numpy as np
+
+    from fmcnet.data.benchmarks import read_dataset
+
+    table = read_dataset(tiny_sysu)
+    config = load_config("tiny", ["data.val_share=0.25"])
+    assert loop.hold_out(table, config) is table  # SYSU-MM01 has val_id
+    bare = replace(table, split=np.where(table.split == "val", "train", table.split))
+    held = loop.hold_out(bare, config)
+    train, val = (set(held.select(split=s).pid.tolist()) for s in ("train", "val"))
+    assert len(val) == round(0.25 * len(train | val))
+    assert not train & val
+    assert train | val == set(bare.select(split="train").pid.tolist())
+    assert np.array_equal(held.split == "test", bare.split == "test")
+    assert np.array_equal(loop.hold_out(bare, config).split, held.split)
+    assert loop.hold_out(bare, load_config("tiny", ["training.validate_every=0"])) is bare

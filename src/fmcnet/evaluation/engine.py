@@ -36,8 +36,8 @@ def evaluate(
         distance: "cosine" (of L2-normalised embeddings) or "euclidean" (of the embeddings as they are).
         device: "cpu", "cuda", ... (torch).
         precision: "float32", "float64", or "auto": float64 unless the product is large (`DOUBLE_BELOW`).
-        chunk_bytes: bound of the working memory beyond the embeddings (per block; a single identity with more
-            images than fit goes over it).
+        chunk_bytes: bound of a block of similarities with its copies. The engine takes a few times as much beyond
+            the embeddings, whatever their number (one identity with more images than fit goes over it).
         query_mask: (N,) bool, which rows may be probes.
         gallery_mask: (N,) bool, which rows may be searched.
         extras: `QueryExpansion` and `KReciprocal`, in the order of application: none unless asked for.

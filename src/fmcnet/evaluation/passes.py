@@ -20,8 +20,11 @@ from fmcnet.evaluation.rules import SkipRule
 from fmcnet.evaluation.similarity import Similarity
 from fmcnet.types import BoolArray, Embeddings, IntArray
 
-CHUNK_BYTES = 64 * 2**20
-"""Working memory of the engine beyond the embeddings, unless told otherwise."""
+CHUNK_BYTES = 32 * 2**20
+"""Bound of a block of similarities with its copies, unless told otherwise."""
+
+GALLERY_SHARE = 4
+"""Candidates stay loaded through a run when they take up to so many times the bound."""
 
 COPIES = 4
 """Blocks of similarities alive at once, at most."""
@@ -58,7 +61,7 @@ def rank_trials(
     order = _by_camera(embeddings, query)
     run = _Run(embeddings, similarity, skip, [gallery for _, gallery in trials], query[order], budget)
     fits = budget // (len(union) + 1) >= min(len(query), 128)
-    fits &= len(union) * embeddings.features.shape[1] <= 2 * COPIES * budget
+    fits &= len(union) * embeddings.features.shape[1] * width <= GALLERY_SHARE * chunk_bytes
     ranked = run.one_block(union) if fits else run.many_blocks(union)
     return [one.restored(order) for one in ranked], similarity.precision
 
@@ -138,7 +141,7 @@ class _Run:
 
         Its second argument says how they should lie in memory (`counting`).
         """
-        layouts = self._layouts(union)
+        layouts = self._layouts(union, self._positions(union), slice(0, len(union)))
         few = all(columns is not None and columns.few for columns in layouts)
         ranks = [Ranks.empty(len(self.query)) for _ in self.galleries]
         for rows in _slices(len(self.query), self.budget // (len(union) + 1)):
@@ -158,6 +161,7 @@ class _Run:
     def many_blocks(self, union: IntArray) -> list[Ranks]:
         """Candidates in blocks too: first the true matches' similarities, pair by pair, then the counting."""
         ranks = [Ranks.empty(len(self.query)) for _ in self.galleries]
+        positions = self._positions(union)
         probes = min(len(self.query), max(64, min(4096, int(self.budget**0.5))))
         for rows in _slices(len(self.query), probes):
             query = self.query[rows]
@@ -165,9 +169,10 @@ class _Run:
             found = [self._matches(loaded, query, gallery) for gallery in self.galleries]
             above = [torch.zeros_like(f.values, dtype=torch.int64) for f in found]
             identities = [torch.zeros_like(f.number) for f in found]
-            for part in self._parts(union, max(1, self.budget // max(len(query), loaded.shape[1]))):
+            for span in self._spans(union, max(1, self.budget // max(len(query), loaded.shape[1]))):
+                part = union[span]
                 gallery = self.similarity.load(self.embeddings, part)
-                layouts = self._layouts(part)
+                layouts = self._layouts(union, positions, span)
                 few = all(c is None or c.few for c in layouts) and all(
                     f.values.shape[1] <= FEW for f in found
                 )
@@ -217,17 +222,22 @@ class _Run:
                 part = block[int(mine[0]) : int(mine[-1]) + 1]
                 part.index_fill_(1, torch.from_numpy(columns).to(self.device), -torch.inf)
 
-    def _layouts(self, rows: IntArray) -> list[Columns | None]:
+    def _positions(self, union: IntArray) -> list[IntArray]:
+        """For each trial, the ascending positions of its gallery within the union of all."""
+        at = np.empty(len(self.embeddings), dtype=np.int64)
+        at[union] = np.arange(len(union))
+        return [np.sort(at[gallery]) for gallery in self.galleries]
+
+    def _layouts(self, union: IntArray, positions: list[IntArray], part: slice) -> list[Columns | None]:
         """Each trial's columns within a block of candidates; None where it has none there."""
-        at = np.full(len(self.embeddings), -1, dtype=np.int64)
-        at[rows] = np.arange(len(rows))
         layouts: list[Columns | None] = []
-        for gallery in self.galleries:
-            mine = gallery[at[gallery] >= 0]
+        for inside in positions:
+            first, last = np.searchsorted(inside, (part.start, part.stop))
+            mine = inside[first:last]
+            rows, pid = union[mine], self.embeddings.pid[union[mine]]
+            pad = part.stop - part.start
             layouts.append(
-                Columns.arrange(at[mine], mine, self.embeddings.pid[mine], len(rows), self.device)
-                if len(mine)
-                else None
+                Columns.arrange(mine - part.start, rows, pid, pad, self.device) if len(mine) else None
             )
         return layouts
 
@@ -275,7 +285,7 @@ class _Run:
             absent |= hidden
         return Matches.of(values.masked_fill_(torch.from_numpy(absent).to(self.device), -torch.inf))
 
-    def _parts(self, union: IntArray, size: int) -> Iterator[IntArray]:
+    def _spans(self, union: IntArray, size: int) -> Iterator[slice]:
         """Candidates (ordered by identity) in blocks of about `size`, an identity never split."""
         pid = self.embeddings.pid[union]
         ends = np.append(np.flatnonzero(np.diff(pid)) + 1, len(union))
@@ -285,7 +295,7 @@ class _Run:
             if fit < 0 or ends[fit] <= start:  # one identity alone is larger than a block
                 fit = int(np.searchsorted(ends, start, side="right"))
             stop = int(ends[fit])
-            yield union[start:stop]
+            yield slice(start, stop)
             start = stop
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.evaluation.nearest import largest
+from fmcnet.evaluation.passes import CHUNK_BYTES
 from fmcnet.types import IntArray
 
 Matrix = NDArray[np.float64]
@@ -66,7 +67,7 @@ def k_reciprocal(
     k2: int = 6,
     weight: float = 0.3,
     *,
-    chunk_bytes: int = 64 * 2**20,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Reranked:
     """Prepare the re-ranking of a trial.
 

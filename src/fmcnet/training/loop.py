@@ -39,7 +39,7 @@ from fmcnet.runtime import (
 )
 from fmcnet.training.log import TrainingLog
 from fmcnet.training.optim import build_optimizers, rate, set_rate
-from fmcnet.training.selection import ModelSelection
+from fmcnet.training.selection import ModelSelection, hold_out
 from fmcnet.training.state import checkpoints, load_checkpoint, save_checkpoint
 from fmcnet.types import IntArray, Modality
 
@@ -102,6 +102,7 @@ def train(
             if isinstance(data, Table)
             else read_dataset(data, layout=config.data.layout, trial=config.data.split)
         )
+        table = hold_out(table, config)
         rows = table.select(split=config.data.train_splits)
         labels, pids = rows.labels()
         sampler = IdentityModalitySampler(
@@ -128,7 +129,7 @@ def train(
 
 def total_steps(config: Config, table: Table, world: int = 1) -> int:
     """How many steps `train` will do on this table."""
-    rows = table.select(split=config.data.train_splits)
+    rows = hold_out(table, config).select(split=config.data.train_splits)
     sampler = IdentityModalitySampler(
         rows.pid,
         rows.modality,

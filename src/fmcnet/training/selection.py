@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fmcnet.config import Config
@@ -19,13 +21,30 @@ from fmcnet.runtime import Runtime
 from fmcnet.types import Modality
 
 
+def hold_out(table: Table, config: Config) -> Table:
+    """The table with a share of its training identities named "val", where validation needs some and it has none.
+
+    RegDB, LLCM and most CSVs name no validation identities. The share is `data.val_share` of the training
+    identities, drawn by `training.seed`; nothing changes when no validation is asked for or val identities exist.
+    """
+    wanted = config.training.validate_every and config.training.select != "test"
+    if not wanted or (table.split == "val").any() or not config.data.val_share:
+        return table
+    pids = np.unique(table.pid[table.split == "train"])
+    count = max(1, round(config.data.val_share * len(pids)))
+    held = np.random.default_rng(config.training.seed).permutation(pids)[:count]
+    mask = (table.split == "train") & np.isin(table.pid, held)
+    said = f"{count} of {len(pids)} training identities are held out for validation (data.val_share)"
+    split = np.where(mask, "val", table.split.astype("<U5"))
+    return replace(table, split=split, notes=(*table.notes, said))
+
+
 class ModelSelection:
     """Validates every `training.validate_every` epochs and remembers the best weights.
 
     The measure is mAP, every infrared image searched in every visible one of the held-out identities
-    (identities of split "val"; where a dataset has none, a share of the training identities must be named
-    "val" in its table). With `training.select=test` the test identities take their place, and every report
-    of the run says so.
+    (identities of split "val"; see `hold_out` for datasets that name none). With `training.select=test` the test
+    identities take their place, and every report of the run says so.
     """
 
     def __init__(self, config: Config, table: Table, run: Path, place: Runtime) -> None:
@@ -40,7 +59,7 @@ class ModelSelection:
         if not all(len(rows.select(modality=modality)) for modality in Modality):
             raise DataError(
                 f"validation needs '{split}' identities seen in both modalities, and {table.root} has none: set "
-                "training.validate_every=0 and training.select=last, or name some identities 'val'"
+                "training.validate_every=0 and training.select=last, or data.val_share above 0"
             )
         self.rows = rows
 

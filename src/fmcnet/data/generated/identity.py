@@ -142,8 +142,8 @@ def draw_identity(seed: int, pid: int) -> Identity:
         bottom_length = _pick_length(rng)
     else:
         bottom_length = _between(rng, 0.14, 0.38)
-    jacket = sleeves == "long" and bottom != "dress" and rng.random() < 0.40
-    upper = make_garment(rng, warm=2.0 if coat else (0.9 if sleeves == "long" else 0.1), plain=0.42)
+    jacket = sleeves == "long" and bottom != "dress" and rng.random() < 0.25
+    upper = make_garment(rng, warm=2.0 if coat else (0.9 if sleeves == "long" else 0.1), plain=0.36)
     lower = make_garment(rng, warm=0.6, plain=0.66)
     skin = skin_material(rng)
     materials = (

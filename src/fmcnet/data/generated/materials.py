@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 PATTERNS = ("plain", "hstripes", "vstripes", "checks", "print", "dots", "block")
-"""Garment textures; "print" is a motif on the front, "block" a second colour on the lower part."""
+"""Garment textures; "print" is a motif on front and back, "block" a second colour on the lower part."""
 
 _DYES: tuple[tuple[tuple[float, float, float], float, float], ...] = (
     ((0.030, 0.030, 0.035), 0.52, 0.15),  # organic black: transparent in the near infrared
@@ -120,7 +120,7 @@ def make_garment(
         second, second_nir = _dye(rng)
     fibre, _, wool = _FABRICS[_weighted(rng, [w for _, w, _ in _FABRICS])]
     nir_first, nir_second = _nir(rng, first, first_nir, fibre), _nir(rng, second, second_nir, fibre)
-    if rng.random() < 0.22:  # dyed alike for the near infrared: the pattern vanishes there
+    if rng.random() < 0.18:  # dyed alike for the near infrared: the pattern vanishes there
         nir_second = float(np.clip(nir_first + rng.normal(0.0, 0.02), 0.05, 0.95))
     pattern = PATTERNS[0]
     if rng.random() >= plain:

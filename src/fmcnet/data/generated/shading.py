@@ -78,7 +78,8 @@ def pattern_weight(material: Material, s: Float, t: Float) -> Float:
     if material.pattern == "block":
         return (t < 0.98 + 0.30 * phase).astype(np.float32)
     if material.pattern == "print":
-        x, y = s / (0.075 + 0.10 * duty), (t - 1.22) / (0.07 + 0.5 * period)
+        around = (s + 0.22) % 0.44 - 0.22  # front and back: half a turn of a torso is 0.44 m of texture
+        x, y = around / (0.075 + 0.10 * duty), (t - 1.22) / (0.07 + 0.5 * period)
         wave = 1.0 + 0.25 * np.sin(3.0 * np.arctan2(y, x) + 6.28 * phase) if phase > 0.5 else 1.0
         ring = x * x + y * y
         return np.asarray((ring < wave) & (ring > (0.30 if phase < 0.3 else 0.0)), dtype=np.float32)
