@@ -23,7 +23,7 @@ from fmcnet.data.generated.presets import Preset, resolve_preset
 from fmcnet.data.generated.writers import SCRATCH, side_files, write_atomic, write_images
 from fmcnet.errors import DataError
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same seed would give other pixels or files."""
 
 MANIFEST = "generated.json"

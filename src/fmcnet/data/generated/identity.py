@@ -143,7 +143,7 @@ def draw_identity(seed: int, pid: int) -> Identity:
     else:
         bottom_length = _between(rng, 0.14, 0.38)
     jacket = sleeves == "long" and bottom != "dress" and rng.random() < 0.25
-    upper = make_garment(rng, warm=2.0 if coat else (0.9 if sleeves == "long" else 0.1), plain=0.36)
+    upper = make_garment(rng, warm=2.0 if coat else (0.9 if sleeves == "long" else 0.1), plain=0.42)
     lower = make_garment(rng, warm=0.6, plain=0.66)
     skin = skin_material(rng)
     materials = (

@@ -177,9 +177,9 @@ def render_image(key: ImageKey, height: int, width: int) -> NDArray[np.uint8]:
     light = _light(cam, rng)
 
     stature = who.body.height * (cos(cam.pitch) + 0.10 * sin(cam.pitch))
-    fill = float(np.clip(rng.normal(0.87, 0.07), 0.68, 1.06))
+    fill = float(np.clip(rng.normal(0.86, 0.085), 0.64, 1.06))
     scale = fill * h / stature
-    origin = (w * (0.5 + float(rng.normal(0.0, 0.065))), h * (0.5 + float(rng.normal(0.0, 0.034))))
+    origin = (w * (0.5 + float(rng.normal(0.0, 0.075))), h * (0.5 + float(rng.normal(0.0, 0.040))))
     if rng.random() < 0.05:  # the detector cut feet or head
         scale *= 1.18
         origin = (origin[0], origin[1] + (0.09 if rng.random() < 0.7 else -0.06) * h)

@@ -120,7 +120,7 @@ def make_garment(
         second, second_nir = _dye(rng)
     fibre, _, wool = _FABRICS[_weighted(rng, [w for _, w, _ in _FABRICS])]
     nir_first, nir_second = _nir(rng, first, first_nir, fibre), _nir(rng, second, second_nir, fibre)
-    if rng.random() < 0.18:  # dyed alike for the near infrared: the pattern vanishes there
+    if rng.random() < 0.22:  # dyed alike for the near infrared: the pattern vanishes there
         nir_second = float(np.clip(nir_first + rng.normal(0.0, 0.02), 0.05, 0.95))
     pattern = PATTERNS[0]
     if rng.random() >= plain:

@@ -38,7 +38,7 @@ class GBuffer:
     Attributes:
         depth: float32, metres towards the camera, `-9` where empty.
         nx, ny, nz: float32, unit normal in view space (x right, y up, z to the camera).
-        s, t: float32, texture coordinates in metres, around and along; s of a limb is far from 0 (no prints there).
+        s, t: float32, texture coordinates in metres, around and along; s of a limb is about 50 (no prints there).
         slot: uint8, material slot or `EMPTY`.
         scale: pixels per metre.
     """
@@ -107,7 +107,13 @@ def _draw_limb(buffer: GBuffer, limb: Limb, origin: tuple[float, float]) -> None
     bulge = np.sqrt(inside[rows, cols])
     length = sqrt(flat)
     angle = np.arctan2(ex * (-dy / length) + ey * (dx / length), bulge)
-    planes = (ex / r, ey / r, bulge / r, (angle + limb.around) * float(big), limb.tex - u * limb.length)
+    planes = (
+        ex / r,
+        ey / r,
+        bulge / r,
+        (angle + limb.around) * float(big) + 50.0,
+        limb.tex - u * limb.length,
+    )
     slot: NDArray[np.uint8] | int = limb.slot_a
     if limb.slot_a != limb.slot_b:
         slot = np.where(u < limb.cut, np.uint8(limb.slot_a), np.uint8(limb.slot_b))

@@ -82,7 +82,9 @@ def pattern_weight(material: Material, s: Float, t: Float) -> Float:
         x, y = around / (0.075 + 0.10 * duty), (t - 1.22) / (0.07 + 0.5 * period)
         wave = 1.0 + 0.25 * np.sin(3.0 * np.arctan2(y, x) + 6.28 * phase) if phase > 0.5 else 1.0
         ring = x * x + y * y
-        return np.asarray((ring < wave) & (ring > (0.30 if phase < 0.3 else 0.0)), dtype=np.float32)
+        return np.asarray(
+            (np.abs(s) < 1.0) & (ring < wave) & (ring > (0.30 if phase < 0.3 else 0.0)), dtype=np.float32
+        )
     return np.zeros_like(s)
 
 
