@@ -5,9 +5,9 @@ Written here in our own words after the shape of two of them, with the same work
 - `agw_like`: AGW and its descendants (CAJ, DEEN, PMT): similarity of float64 arrays per trial (they collect features
   in `np.zeros`, which is float64), one argsort, then per probe a camera mask, a unique over the ranked identities,
   cumulative sums, and precision by a list comprehension;
-- `mpanet_like`: MPANet and its descendants, which also do ten shots: Euclidean distance in float32 per trial, one
-  argsort, then two loops over the probes (CMC, mAP), each rebuilding the ranked identities without the skipped ones by
-  a list comprehension.
+- `mpanet_like`: MPANet and its descendants, which also do ten shots: Euclidean distance in float32 per trial,
+  one argsort, then two loops over the probes (CMC, mAP), each rebuilding the ranked identities without the skipped
+  ones by a list comprehension.
 
 Both get a trial's rows ready made; drawing galleries and choosing rows is not timed.
 """

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fmcnet.evaluation.engine import evaluate
 from fmcnet.evaluation.protocols import sysu
+from fmcnet.evaluation.rules import SkipRule
 from fmcnet.evaluation.score import score_file
 from tests.evaluation.shared_golden import (
     CARRIED,
@@ -116,3 +119,37 @@ def test_the_test_split_has_its_96_identities():
     assert len(ids) == 96
     if SHARED.is_dir():
         assert sorted(ids.tolist()) == np.unique(sysu_embeddings().pid).tolist()
+
+
+@needs_shared
+def test_the_figures_of_the_docs_page():
+    page = (Path(__file__).parents[2] / "docs" / "which-number.md").read_text()
+    e = sysu_embeddings()
+    cases = [(m, s, "official") for m in ("all", "indoor") for s in (1, 10)]
+    for mode, shots, draw in [*cases, ("all", 1, "seeded"), ("indoor", 1, "seeded")]:
+        found = evaluate(e, sysu(mode, shots, draw, PERMUTATION))
+        mean, each = found.mean, [100 * t.rank1 for t in found.trials]
+        assert (
+            f"| {mode}-search, {shots} shot{'s' * (shots > 1)} | {draw} | {100 * mean['rank1']:.2f} ± "
+            f"{100 * found.std['rank1']:.2f} | {100 * mean['rank10']:.2f} | {100 * mean['mAP']:.2f} | "
+            f"{min(each):.2f} to {max(each):.2f} |"
+        ) in page
+    official = sysu("all", 1, "official", PERMUTATION)
+    bare = evaluate(e, replace(official, skip=SkipRule())).mean
+    assert f"from 10.59 to {100 * bare['rank1']:.2f} here and mAP from" in page
+    assert f"13.65 to {100 * bare['mAP']:.2f}." in page
+    images = evaluate(e, replace(sysu("all", 10, "official", PERMUTATION), cmc="image")).mean
+    assert f"Rank-20 is {100 * images['rank20']:.2f} instead of 77.14" in page
+    assert f"and {100 * evaluate(e, official, distance='euclidean').mean['rank1']:.2f})" in page
+    assert " ".join(official.sentence().split()) in " ".join(page.replace("> ", "").split())
+
+
+def test_the_small_figures_of_the_docs_page():
+    page = (Path(__file__).parents[2] / "docs" / "which-number.md").read_text()
+    for cmc, title in (("image", "images (default)"), ("identity", "identities")):
+        mean = score_file(CARRIED / "small.npz", "regdb", cmc=cmc).mean
+        row = " | ".join(f"{100 * mean[name]:.2f}" for name in ("rank1", "rank5", "rank10", "rank20", "mAP"))
+        assert f"| {title} | {row} |" in page
+    ruled, bare = (score_file(CARRIED / "small.npz", "llcm", reading=r).mean for r in "ac")
+    assert f"Rank-1 {100 * ruled['rank1']:.2f} and mAP {100 * ruled['mAP']:.2f} with it" in page
+    assert f"{100 * bare['rank1']:.2f} and {100 * bare['mAP']:.2f} without" in page
