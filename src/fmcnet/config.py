@@ -64,7 +64,6 @@ class ModelConfig(_Section):
     )
     generator_hidden: Positive | None = None
     generator_norm: bool = False  # ours
-    generator_relu: bool = True  # ours
     w1: float = 0.5
     w2: float = 0.5
 

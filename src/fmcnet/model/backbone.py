@@ -178,7 +178,8 @@ class Tail(nn.Module):
         width: channels of the network's first block; 64 is the published network.
         last_stride: stride of conv5_x: 2 as in ResNet, 1 as most re-identification code.
         pooling: "avg" as the paper, or "gem" (ours).
-        unit: bring the feature to unit length (ours; see `ModelConfig.unit_features`).
+        unit: centre and scale each dimension by batch normalisation, then bring the feature to unit length
+            (ours; see `ModelConfig.unit_features`).
     """
 
     def __init__(
@@ -193,10 +194,10 @@ class Tail(nn.Module):
         self.layer4 = _stage(spec, width * 4 * expansion, width * 8, spec.depths[3], last_stride)
         self.pool: nn.Module = GeM() if pooling == "gem" else AveragePool()
         self.dim = width * 8 * expansion
-        self.unit = unit
+        self.norm = nn.BatchNorm1d(self.dim) if unit else None
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """F_m (B, C, h, w) to a feature (B, dim)."""
         feature = cast(Tensor, self.pool(self.layer4(self.layer3(x))))
-        return F.normalize(feature, dim=1) if self.unit else feature
+        return feature if self.norm is None else F.normalize(self.norm(feature), dim=1)

@@ -38,9 +38,7 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         return IdentityClassifier(length, classes, config.neck)
 
     def generator() -> Generator:
-        return Generator(
-            dim, config.generator_hidden, config.generator_norm, config.generator_relu, config.unit_features
-        )
+        return Generator(dim, config.generator_hidden, config.generator_norm, config.unit_features)
 
     decomposition = Decomposition(
         Stem(config.arch, config.width),
@@ -60,4 +58,4 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
     if config.variant in ("fmc", "full"):
         compensation = Compensation(generator(), generator(), Discriminator(dim), Discriminator(dim))
     fusion = Fusion(head(2 * dim), config.w1, config.w2) if config.variant == "full" else None
-    return FMCNet(decomposition, compensation, fusion)
+    return FMCNet(decomposition, compensation, fusion, after_neck=config.neck and not config.unit_features)

@@ -58,6 +58,7 @@ class FMCNet(nn.Module):
 
     Args:
         decomposition: SFD. compensation: FMC or None. fusion: SFF or None.
+        after_neck: the descriptor is what the classifiers' necks give (ours), not the feature itself.
         mean, std: per-channel statistics of images in 0..1; buffers, so they travel with the weights.
     """
 
@@ -71,11 +72,13 @@ class FMCNet(nn.Module):
         fusion: Fusion | None = None,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
+        after_neck: bool = False,
     ) -> None:
         super().__init__()
         self.decomposition = decomposition
         self.compensation = compensation
         self.fusion = fusion
+        self.after_neck = after_neck
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
@@ -170,22 +173,26 @@ class FMCNet(nn.Module):
         generated: Tensor | None,
         fused: Tensor | None,
     ) -> Tensor:
-        # The running statistics of the necks must move once a batch, by the scores only: read them here.
-        sfd = self.decomposition
+        sfd, neck = self.decomposition, (_through if self.after_neck else _as_it_is)
         if self.fusion is not None and fused is not None:
-            return _frozen(self.fusion.classify.neck, fused)
-        head = _frozen(sfd.classify_shared.neck, shared)
+            return neck(self.fusion.classify.neck, fused)
+        head = neck(sfd.classify_shared.neck, shared)
         if self.compensation is None or specific is None or generated is None:
             return head
         # "FMC by simple concatenation" (Table 2). Ours: real or generated, the visible part stands first, so
         # that positions mean the same whatever the image's modality.
-        own = _frozen(sfd.classifier(modality).neck, specific)
-        other = _frozen(sfd.classifier(modality.other).neck, generated)
+        own = neck(sfd.classifier(modality).neck, specific)
+        other = neck(sfd.classifier(modality.other).neck, generated)
         pair = (own, other) if modality is Modality.VISIBLE else (other, own)
         return torch.cat([head, *pair], dim=1)
 
 
-def _frozen(neck: nn.Module, feature: Tensor) -> Tensor:
+def _as_it_is(neck: nn.Module, feature: Tensor) -> Tensor:
+    return feature
+
+
+def _through(neck: nn.Module, feature: Tensor) -> Tensor:
+    # With the running statistics, which must move once a batch, by the scores only.
     if isinstance(neck, nn.BatchNorm1d):
         return nn.functional.batch_norm(
             feature, neck.running_mean, neck.running_var, neck.weight, neck.bias, False, 0.0, neck.eps

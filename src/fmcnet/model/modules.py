@@ -21,8 +21,7 @@ class IdentityClassifier(nn.Module):
         dim: length D of the feature.
         classes: number C of training identities.
         neck: put a batch normalisation between feature and layer (BNNeck, Luo et al. 2019). Ours: with it
-            the layer has no bias and the descriptor is the normalised feature; without it (the paper's
-            literal form) `normalise` is the identity.
+            the layer has no bias; without it is the paper's literal form.
     """
 
     def __init__(self, dim: int, classes: int, neck: bool = False) -> None:
@@ -33,10 +32,6 @@ class IdentityClassifier(nn.Module):
             nn.init.normal_(self.linear.weight, std=0.001)
             bn = cast(nn.BatchNorm1d, self.neck)
             bn.bias.requires_grad_(False)  # as Luo et al.: a centred neck suits the cosine
-
-    def normalise(self, feature: Tensor) -> Tensor:
-        """(B, D) to (B, D): the feature as the layer sees it."""
-        return cast(Tensor, self.neck(feature))
 
     def forward(self, feature: Tensor) -> Tensor:
         """(B, D) to scores (B, C)."""
@@ -121,9 +116,9 @@ class Generator(nn.Module):
     """G of eq. (11): three stacked fully connected layers, D to D.
 
     The paper gives neither the hidden width nor what stands between the layers. Ours: hidden width D (a
-    setting), ReLU between, optionally batch normalisation between, a ReLU at the end because the real features
-    are pooled ReLU outputs and so never negative (`final_relu`), and, where the real features are brought to
-    unit length, the same for the generated ones (`unit`).
+    setting), ReLU between, optionally batch normalisation between. At the end a ReLU, because the real
+    features are pooled ReLU outputs and so never negative; where those are centred and of unit length
+    (`unit`), unit length instead.
     """
 
     def __init__(
@@ -131,7 +126,6 @@ class Generator(nn.Module):
         dim: int,
         hidden: int | None = None,
         norm: bool = False,
-        final_relu: bool = True,
         unit: bool = False,
     ) -> None:
         super().__init__()
@@ -143,7 +137,7 @@ class Generator(nn.Module):
                 layers.append(nn.BatchNorm1d(outputs))
             layers.append(nn.ReLU(inplace=True))
         layers.append(nn.Linear(hidden, dim))
-        if final_relu:
+        if not unit:
             layers.append(nn.ReLU(inplace=True))
         self.layers = nn.Sequential(*layers)
         self.unit = unit

@@ -49,7 +49,9 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
         (tail, _TAIL) for tail in tails if tail is not None
     ]:
         part = {key: value for key, value in state.items() if key.startswith(prefixes)}
-        wanted = {key: value for key, value in module.state_dict().items() if not key.startswith("pool.")}
+        wanted = {
+            key: value for key, value in module.state_dict().items() if not key.startswith(("pool.", "norm."))
+        }
         counters = {key for key in wanted if key.endswith("num_batches_tracked")}
         missing = sorted(wanted.keys() - part.keys() - counters)
         extra = sorted(part.keys() - wanted.keys())
