@@ -25,6 +25,22 @@ PADDING = 1.6
 """Identities are padded to one length while the block grows by no more than this factor."""
 
 
+class Scratch:
+    """Memory used again from block to block: on CPU, fresh pages cost three times as much as what is done in them."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self.held: dict[str, Tensor] = {}
+
+    def get(self, name: str, shape: tuple[int, int], dtype: torch.dtype | None = None) -> Tensor:
+        """An uninitialised matrix, valid until `name` is asked for again."""
+        size = shape[0] * shape[1]
+        held = self.held.get(name)
+        if held is None or held.numel() < size:
+            held = self.held[name] = torch.empty(size, dtype=dtype or self.dtype, device=self.device)
+        return held[:size].view(shape)
+
+
 @dataclass(frozen=True)
 class Columns:
     """How the gallery images of a trial (or of a block of it) are laid out as columns.
@@ -133,7 +149,9 @@ def own_columns(
     return values.masked_fill_(absent, -torch.inf)
 
 
-def count_above(block: Tensor, columns: Columns, thresholds: Tensor, tie: float) -> tuple[Tensor, Tensor]:
+def count_above(
+    block: Tensor, columns: Columns, thresholds: Tensor, tie: float, scratch: Scratch
+) -> tuple[Tensor, Tensor]:
     """Count what is at least as similar as each threshold.
 
     Args:
@@ -141,6 +159,7 @@ def count_above(block: Tensor, columns: Columns, thresholds: Tensor, tie: float)
         columns: its layout.
         thresholds: (q, K) similarities of the true matches, best first.
         tie: similarities within this are equal, and count.
+        scratch: memory to use again.
 
     Returns:
         (q, K) int64 images, and (q,) int64 identities at least as similar as the best true match.
@@ -161,13 +180,15 @@ def count_above(block: Tensor, columns: Columns, thresholds: Tensor, tie: float)
     return above, identities
 
 
-def count_above_few(block: Tensor, columns: Columns, thresholds: Tensor, tie: float) -> tuple[Tensor, Tensor]:
+def count_above_few(
+    block: Tensor, columns: Columns, thresholds: Tensor, tie: float, scratch: Scratch
+) -> tuple[Tensor, Tensor]:
     """`count_above` for few thresholds, on a block (q, C) stored as (C, q), which is left as it is."""
     stored = block.T
     lowered = (thresholds - tie).T.contiguous()  # (K, q)
     above = torch.empty(lowered.shape, dtype=torch.int64, device=block.device)
     identities = above[0]
-    reached = torch.empty(stored.shape, dtype=torch.bool, device=block.device)
+    reached = scratch.get("reached", (stored.shape[0], stored.shape[1]), torch.bool)
     for k, threshold in enumerate(lowered):
         _reaching(stored, threshold, reached)
         above[k] = _count_rows(reached)

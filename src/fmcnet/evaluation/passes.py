@@ -13,7 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fmcnet.evaluation.counting import FEW, Columns, Matches, count_above, count_above_few, own_columns
+from fmcnet.evaluation.counting import (
+    FEW,
+    Columns,
+    Matches,
+    Scratch,
+    count_above,
+    count_above_few,
+    own_columns,
+)
 from fmcnet.evaluation.protocols import Trial
 from fmcnet.evaluation.ranking import Ranks
 from fmcnet.evaluation.rules import SkipRule
@@ -123,6 +131,7 @@ class _Run:
         self.embeddings, self.similarity, self.skip = embeddings, similarity, skip
         self.galleries, self.query, self.budget = galleries, query, budget
         self.device = similarity.device
+        self.scratch = Scratch(similarity.dtype, similarity.device)
 
     def one_block(self, union: IntArray) -> list[Ranks]:
         """All candidates (ordered by identity) fit beside a block of probes."""
@@ -150,11 +159,11 @@ class _Run:
             for one, columns in zip(ranks, layouts, strict=True):
                 assert columns is not None
                 place, present = self._places(columns, query)
-                taken = _take(block, columns, few)
+                taken = self._take(block, columns, few)
                 hidden = self._hidden(columns, query)
                 found = Matches.of(own_columns(taken, columns, place, present, hidden))
                 count = count_above_few if few else count_above
-                above, identities = count(taken, columns, found.values, self.similarity.tie)
+                above, identities = count(taken, columns, found.values, self.similarity.tie, self.scratch)
                 one.fill(rows, found.number.cpu().numpy(), above.cpu().numpy(), identities.cpu().numpy())
         return ranks
 
@@ -181,10 +190,10 @@ class _Run:
                     if columns is None:
                         continue
                     place, present = self._places(columns, query)
-                    taken = _take(block, columns, few)
+                    taken = self._take(block, columns, few)
                     own_columns(taken, columns, place, present, None)
                     count = count_above_few if few else count_above
-                    more, others = count(taken, columns, found[t].values, self.similarity.tie)
+                    more, others = count(taken, columns, found[t].values, self.similarity.tie, self.scratch)
                     above[t] += more
                     identities[t] += others
             for one, f, a, i in zip(ranks, found, above, identities, strict=True):
@@ -196,7 +205,7 @@ class _Run:
     ) -> Tensor:
         """(q, G + 1): similarities after the camera rule; the last column is -inf, what padding points at."""
         shape = (len(rows) + 1, len(query)) if few else (len(query), len(rows) + 1)
-        block = torch.empty(shape, dtype=gallery.dtype, device=self.device)
+        block = self.scratch.get("block", shape)
         if few:
             torch.mm(gallery, loaded.T, out=block[:-1])
             block = block.T
@@ -208,6 +217,15 @@ class _Run:
         block[:, -1] = -torch.inf
         self.hide_cameras(block, query, rows)
         return block
+
+    def _take(self, block: Tensor, columns: Columns, few: bool) -> Tensor:
+        """The columns of a trial, copied out of a block, stored in the same way."""
+        n = len(columns.source)
+        if few:
+            taken = self.scratch.get("taken", (n, len(block)))
+            return torch.index_select(block.T, 0, columns.source, out=taken).T
+        taken = self.scratch.get("taken", (len(block), n))
+        return torch.index_select(block, 1, columns.source, out=taken)
 
     def hide_cameras(self, block: Tensor, query: IntArray, rows: IntArray) -> None:
         """Set to -inf what a camera rule hides from these probes, whatever the identity."""
@@ -302,11 +320,6 @@ class _Run:
 def _stored(block: Tensor, few: bool) -> Tensor:
     """A block (q, C) stored as the way of counting wants it."""
     return block.T.contiguous().T if few else block.contiguous()
-
-
-def _take(block: Tensor, columns: Columns, few: bool) -> Tensor:
-    """The columns of a trial, copied out of a block, stored in the same way."""
-    return block.T.index_select(0, columns.source).T if few else block.index_select(1, columns.source)
 
 
 def _slices(n: int, size: int) -> Iterator[slice]:
