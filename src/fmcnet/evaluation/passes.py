@@ -130,6 +130,7 @@ class _Run:
     ) -> None:
         self.embeddings, self.similarity, self.skip = embeddings, similarity, skip
         self.galleries, self.query, self.budget = galleries, query, budget
+        self.overlap = any(np.isin(query, gallery).any() for gallery in galleries)
         self.device = similarity.device
         self.scratch = Scratch(similarity.dtype, similarity.device)
 
@@ -264,13 +265,14 @@ class _Run:
         return torch.from_numpy(place).to(self.device), torch.from_numpy(present).to(self.device)
 
     def _hidden(self, columns: Columns, query: IntArray) -> Tensor | None:
-        """(q, L) true matches that the probe must not see by rule or because they are the probe itself."""
+        """(q, L) true matches that the probe must not see and that `hide_cameras` has left; None for none."""
+        if self.skip.kind != "same_identity_and_camera" and not self.overlap:
+            return None
         place, _ = columns.identity_of(self.embeddings.pid[query])
-        hidden = self._hidden_pairs(query, columns.rows[place])
-        return None if hidden is None else torch.from_numpy(hidden).to(self.device)
+        return torch.from_numpy(self._hidden_pairs(query, columns.rows[place])).to(self.device)
 
-    def _hidden_pairs(self, query: IntArray, rows: IntArray) -> BoolArray | None:
-        """The same for given gallery rows (q, L), -1 for none; None when nothing can be hidden."""
+    def _hidden_pairs(self, query: IntArray, rows: IntArray) -> BoolArray:
+        """For given gallery rows (q, L), -1 for none: hidden by rule, or because they are the probe itself."""
         cameras = self.embeddings.camid[query]
         hidden: BoolArray = rows == query[:, None]
         if self.skip.kind in ("same_identity_and_camera", "same_camera"):
@@ -298,9 +300,7 @@ class _Run:
             shape = (len(rows[part]), rows.shape[1], loaded.shape[1])
             values[part] = self.similarity.pairs(loaded[part], near.view(shape))
         absent = (rows < 0) | ~present[:, None]
-        hidden = self._hidden_pairs(query, rows)
-        if hidden is not None:
-            absent |= hidden
+        absent |= self._hidden_pairs(query, rows)
         return Matches.of(values.masked_fill_(torch.from_numpy(absent).to(self.device), -torch.inf))
 
     def _spans(self, union: IntArray, size: int) -> Iterator[slice]:
