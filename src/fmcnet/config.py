@@ -53,6 +53,7 @@ class ModelConfig(_Section):
     """Backbone and modules."""
 
     variant: Literal["base", "sfd", "fmc", "full"] = "full"
+    single_stream: bool = False  # one stem for both modalities (base only): a baseline, ours
     arch: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
     width: Positive = 64
     last_stride: Literal[1, 2] = 1  # ours (most of the field)
@@ -150,6 +151,8 @@ class Config(_Section):
             )
         if self.training.select != "last" and not self.training.validate_every:
             raise ValueError(f"training.select={self.training.select} needs training.validate_every > 0")
+        if self.model.single_stream and self.model.variant != "base":
+            raise ValueError(f"model.single_stream is for model.variant=base, not {self.model.variant}")
         return self
 
     def to_yaml(self) -> str:

@@ -205,3 +205,15 @@ def test_unknown_names():
         Stem("vgg")
     with pytest.raises(ConfigError, match="unknown pooling"):
         Tail("resnet18", pooling="max")
+
+
+def test_the_single_stream_baseline_has_one_stem_and_saves():
+    from fmcnet.config import load_config
+
+    model = tiny("base", single_stream=True)
+    assert model.decomposition.stem_visible is model.decomposition.stem_infrared
+    twice = tiny("base")
+    saved = sum(p.numel() for p in twice.parameters()) - sum(p.numel() for p in model.parameters())
+    assert saved == sum(p.numel() for p in twice.decomposition.stem_infrared.parameters())
+    with pytest.raises(ConfigError, match="single_stream is for"):
+        load_config(None, ["model.single_stream=true"])

@@ -40,9 +40,10 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
     def generator() -> Generator:
         return Generator(dim, config.generator_hidden, config.generator_norm, config.unit_features)
 
+    stem = Stem(config.arch, config.width)
     decomposition = Decomposition(
-        Stem(config.arch, config.width),
-        Stem(config.arch, config.width),
+        stem,
+        stem if config.single_stream else Stem(config.arch, config.width),
         shared,
         head(),
         specific_visible=tail() if has_specific else None,
@@ -58,4 +59,4 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
     if config.variant in ("fmc", "full"):
         compensation = Compensation(generator(), generator(), Discriminator(dim), Discriminator(dim))
     fusion = Fusion(head(2 * dim), config.w1, config.w2) if config.variant == "full" else None
-    return FMCNet(decomposition, compensation, fusion, after_neck=config.neck and not config.unit_features)
+    return FMCNet(decomposition, compensation, fusion, after_neck=config.neck)

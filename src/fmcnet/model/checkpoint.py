@@ -69,7 +69,7 @@ def save_pretrained(model: FMCNet, card: ModelCard, folder: str | Path) -> Path:
     """Write `model.safetensors` and `model.json`; each appears whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
     write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
     text = json.dumps(card.to_dict(), indent=1) + "\n"
     write_atomically(folder / CARD, lambda path: path.write_text(text, encoding="utf-8"))
