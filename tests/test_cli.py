@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fmcnet.cli import app
@@ -240,6 +241,34 @@ def test_evaluating_on_identities_that_were_trained_on_is_refused(tiny_run, tiny
     assert "trained on" in said(run("evaluate", tiny_run, "--data", tmp_path / "d", code=2))
 
 
+def test_another_dataset_with_the_same_numbers_may_be_evaluated(tiny_run, tmp_path):
+    generate("sysu", "tiny", 5, tmp_path / "d", workers=1)
+    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("embeddings", "report"))
+    for suffix in ("txt", "mat"):
+        a, b = tmp_path / "d" / "exp" / f"train_id.{suffix}", tmp_path / "d" / "exp" / f"test_id.{suffix}"
+        train, test = a.read_bytes(), b.read_bytes()
+        a.write_bytes(test)
+        b.write_bytes(train)
+    # the same files as another seed's would be: seed 5's people are others, only the numbers agree
+    victim = sorted((tmp_path / "d" / "cam1").rglob("*.jpg"))[-1]
+    victim.rename(victim.with_name("9999.jpg"))
+    assert as_json("evaluate", tmp_path / "run", "--data", tmp_path / "d", "--no-report", "draw=seeded")[
+        "evaluations"
+    ]
+
+
+def test_without_plotting_packages_the_report_has_figures_in_numbers(
+    tiny_run, tiny_sysu, tmp_path, monkeypatch
+):
+    from fmcnet import report
+
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    shutil.copytree(tiny_run, tmp_path / "run")
+    assert "rank1" in run("evaluate", tmp_path / "run", "--data", tiny_sysu, "--out", tmp_path / "rep").output
+    assert "| rank1 |" in (tmp_path / "rep" / "report.md").read_text()
+    assert not (tmp_path / "rep" / "figures").exists()
+
+
 def test_extras_are_named_beside_the_plain_figure(tiny_run, tiny_sysu, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "run")
     answer = as_json("evaluate", tmp_path / "run", "--data", tiny_sysu, "--flip", "--rerank")
@@ -286,6 +315,22 @@ def test_the_embedding_cache_is_used_and_never_stale(tiny_run, tiny_sysu, tmp_pa
     Image.new("L", (32, 64), 128).save(changed)
     as_json("evaluate", folder, "--data", data, "--no-report")
     assert calls, "a changed image must be embedded again"
+    for other in ("weights", "table", "damage"):
+        calls.clear()
+        kept = sorted((folder / "embeddings").iterdir(), key=lambda p: p.stat().st_mtime)[-1]
+        if other == "weights":
+            state = load_file(folder / "model.safetensors")
+            save_file(
+                {k: v * 1.001 if v.is_floating_point() else v for k, v in state.items()},
+                folder / "model.safetensors",
+            )
+        elif other == "table":
+            ids = data / "exp" / "test_id.txt"
+            ids.write_text(",".join(ids.read_text().strip().split(",")[:-1]) + "\n")
+        else:
+            kept.write_bytes(kept.read_bytes()[: kept.stat().st_size // 2])
+        as_json("evaluate", folder, "--data", data, "--no-report")
+        assert calls, other
 
 
 def test_score_prints_the_documented_json(tiny_run, tiny_sysu, tmp_path):

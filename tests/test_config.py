@@ -48,7 +48,7 @@ def test_overrides_are_read_as_yaml():
 
 
 def test_settings_that_exclude_each_other():
-    with pytest.raises(ConfigError, match="needs val identities that are not trained on"):
+    with pytest.raises(ConfigError, match="validation needs val identities that are not trained on"):
         load_config(
             None, ["training.select=val", "training.validate_every=1", "data.train_splits=[train, val]"]
         )
@@ -99,4 +99,4 @@ def test_paper_settings_contain_nothing_of_ours_that_changes_an_equation():
     assert (paper.losses.reduction, paper.losses.fc_reduction) == ("sum", "sum")
     assert paper.losses.label_smoothing == 0
     assert (paper.losses.md, paper.losses.mc) == (1, 1)
-    assert not paper.losses.detach_compensation
+    assert not paper.losses.detach_targets

@@ -92,7 +92,7 @@ class LossConfig(_Section):
     reduction: Literal["sum", "mean"] = "sum"  # over the P identities in (4), (5), (6), (17); mean: ours
     fc_reduction: Literal["sum", "mean"] = "sum"  # over the D dimensions in (13); mean: ours
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # more than 0: ours
-    detach_compensation: bool = False  # FMC losses train only generators and classifiers (ours)
+    detach_targets: bool = False  # real centres of (13) are constants (ours); false: they move, too
 
 
 class TrainingConfig(_Section):
@@ -106,6 +106,7 @@ class TrainingConfig(_Section):
     backbone_lr_factor: Annotated[float, Field(gt=0)] = (
         1.0  # learning rate of stems and tails over that of heads
     )
+    fusion_lr_factor: Annotated[float, Field(ge=0)] = 1.0  # learning rate of w1 and w2 over that of heads
     discriminator_lr: Annotated[float, Field(gt=0)] = 3.5e-4
     weight_decay: NonNegative = 5e-4
     schedule: Literal["onecycle", "multistep", "cosine", "constant"] = "multistep"
@@ -144,10 +145,11 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if self.training.select == "val" and "val" in self.data.train_splits:
+        validates = self.training.validate_every > 0 and self.training.select != "test"
+        if (validates or self.training.select == "val") and "val" in self.data.train_splits:
             raise ValueError(
-                "training.select=val needs val identities that are not trained on: "
-                "take 'val' out of data.train_splits or set training.select=last"
+                "validation needs val identities that are not trained on: "
+                "take 'val' out of data.train_splits or set training.validate_every=0"
             )
         if self.training.select != "last" and not self.training.validate_every:
             raise ValueError(f"training.select={self.training.select} needs training.validate_every > 0")

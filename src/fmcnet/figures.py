@@ -88,8 +88,13 @@ def cmc_curves(judged: dict[str, Judged], path: Path) -> Path:
     """CMC of each run's first direction, mean over trials, with chance at rank 1."""
     figure, axes = _axes(1, 1, (5.2, 3.8))
     ax = axes[0][0]
-    for number, (title, one) in enumerate(judged.items()):
+    lines = []
+    for title, one in judged.items():
         result = one.evaluations[0].result
+        lines.append((" + ".join([title, *result.extras]), result))
+        if result.plain is not None:  # never the extra without the plain figure
+            lines.append((f"{title}, plain", result.plain))
+    for number, (title, result) in enumerate(lines):
         length = min(50, *(len(trial.cmc) for trial in result.trials))
         curve = np.mean([trial.cmc[:length] for trial in result.trials], axis=0)
         label = f"{title}: R1 {100 * curve[0]:.1f} %, mAP {100 * result.mean['mAP']:.1f} %"
@@ -114,6 +119,7 @@ def ranked_lists(judged: Judged, path: Path, queries: int = 6, top: int = 10, se
         one.protocol,
         queries=picked,
         k=top,
+        distance=one.result.distance,
         query_mask=roles(table, "query"),
         gallery_mask=roles(table, "gallery"),
     )
@@ -243,6 +249,7 @@ def similarity_histogram(judged: Judged, path: Path, bins: int = 80) -> Path:
         judged.embeddings,
         judged.evaluations[0].protocol,
         bins=bins,
+        distance=judged.evaluations[0].result.distance,
         query_mask=roles(judged.table, "query"),
         gallery_mask=roles(judged.table, "gallery"),
     )
@@ -269,6 +276,6 @@ def similarity_histogram(judged: Judged, path: Path, bins: int = 80) -> Path:
             f"AUC {result.auc:.3f}; {100 * found:.1f} % of true pairs pass at {100 * rate:g} % false ones",
             fontsize=9,
         )
-    ax.set(xlabel="cosine similarity, visible against infrared", ylabel="density")
+    ax.set(xlabel=f"similarity ({result.distance}), visible against infrared", ylabel="density")
     ax.legend(fontsize=8)
     return _write(figure, path)

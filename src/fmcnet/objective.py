@@ -104,15 +104,12 @@ def _compensation_terms(
     for target in (Modality.INFRARED, Modality.VISIBLE):
         source = output.of(target.other)
         generated, scores = cast(Tensor, source.generated), cast(Tensor, source.generated_scores)
-        if config.detach_compensation:
-            generated = model.compensation(source.shared.detach(), target.other)
-            scores = model.decomposition.classifier(target)(generated)
         judge = model.compensation.judge(target)
         # The discriminator takes no gradient here: its weights are constants of the generator's step.
         logits = F.linear(generated, judge.linear.weight.detach(), judge.linear.bias.detach()).squeeze(1)
         gan = gan + losses.generator_loss(logits, config.saturating)
-        # Ours: the real centres are targets, not trained towards the generated features.
-        real = losses.centers(cast(Tensor, output.of(target).specific).detach(), identities)
+        real = losses.centers(cast(Tensor, output.of(target).specific), identities)
+        real = real.detach() if config.detach_targets else real
         gap = losses.feature_consistency_loss(generated, real)
         fc = fc + (gap / generated.shape[1] if config.fc_reduction == "mean" else gap)
         ic = ic + losses.identity_loss(scores, labels, config.label_smoothing)

@@ -63,5 +63,10 @@ class Progress:
         now = time.monotonic()
         if self._lines and now - self._last > EVERY:
             self._last = now
-            left = (now - self._started) / (self._done - self._first) * (self._total - self._done)
-            logger.info("%s %d/%d, %.0f s left  %s", self._description, self._done, self._total, left, note)
+            mine = self._done - self._first
+            left = (
+                f"{(now - self._started) / mine * (self._total - self._done):.0f} s left"
+                if mine
+                else "starting"
+            )
+            logger.info("%s %d/%d, %s  %s", self._description, self._done, self._total, left, note)

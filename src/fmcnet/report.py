@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from fmcnet.evaluation.verification import verification
 from fmcnet.files import write_atomically
 from fmcnet.model.checkpoint import versions
 from fmcnet.types import Modality
+
+logger = logging.getLogger(__name__)
 
 TITLES = {
     "base": "Base",
@@ -31,7 +35,7 @@ def write_report(
     out: str | Path,
     *,
     extra: dict[str, Any] | None = None,
-    pictures: bool = True,
+    pictures: bool | None = None,
 ) -> Path:
     """Write `report.md`, `report.json` and `figures/` for one or several runs on one test set.
 
@@ -40,7 +44,7 @@ def write_report(
         runs: run folder by title, for training curves.
         out: the folder.
         extra: facts for both files (dataset, seeds, timings).
-        pictures: False where matplotlib is not installed.
+        pictures: None draws them where matplotlib and scikit-learn (fmcnet[plot]) are installed.
 
     Returns:
         The path of report.md.
@@ -49,22 +53,12 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     main = list(judged.values())[-1]
     made: dict[str, str] = {}
+    if pictures is None:
+        pictures = all(find_spec(module) for module in ("matplotlib", "sklearn"))
+        if not pictures:
+            logger.warning("no pictures in the report: pip install 'fmcnet[plot]' brings what draws them")
     if pictures:
-        drawn = {
-            "CMC": figures.cmc_curves(judged, out / "figures" / "cmc.png"),
-            "Training curves": figures.training_curves(runs, out / "figures" / "curves.png"),
-            "Ranked lists (green: right, red: wrong; first trial, queries drawn at random)": figures.ranked_lists(
-                main, out / "figures" / "ranked.png"
-            ),
-            "Similarity of pairs across the modalities": figures.similarity_histogram(
-                main, out / "figures" / "similarity.png"
-            ),
-        }
-        if main.encoder.model.decomposition.has_specific:
-            drawn["Feature maps, test identities"] = figures.feature_map(
-                main.encoder, main.table, out / "figures" / "features.png"
-            )
-        made = {title: path.relative_to(out).as_posix() for title, path in drawn.items()}
+        made = {title: path.relative_to(out).as_posix() for title, path in _draw(judged, runs, out).items()}
     facts = _facts(judged, runs, extra or {})
     facts["verification"] = _verification(main)
     text = json.dumps({**facts, "figures": made}, indent=1) + "\n"
@@ -73,12 +67,33 @@ def write_report(
     return write_atomically(out / "report.md", lambda path: path.write_text(page, encoding="utf-8"))
 
 
+def _draw(judged: dict[str, Judged], runs: dict[str, Path], out: Path) -> dict[str, Path]:
+    """All figures by title; those that the data do not allow are left out."""
+    main = list(judged.values())[-1]
+    ranked = "Ranked lists (green: right, red: wrong; first trial, plain ranking, queries drawn at random)"
+    drawn = {
+        "CMC": figures.cmc_curves(judged, out / "figures" / "cmc.png"),
+        "Training curves": figures.training_curves(runs, out / "figures" / "curves.png"),
+        ranked: figures.ranked_lists(main, out / "figures" / "ranked.png"),
+    }
+    try:
+        title = "Similarity of pairs across the modalities"
+        drawn[title] = figures.similarity_histogram(main, out / "figures" / "similarity.png")
+    except ProtocolError as error:
+        logger.warning("no similarity histogram: %s", error)
+    if main.encoder.model.decomposition.has_specific:
+        path = figures.feature_map(main.encoder, main.table, out / "figures" / "features.png")
+        drawn["Feature maps, test identities"] = path
+    return drawn
+
+
 def _verification(judged: Judged) -> dict[str, Any] | None:
     """Is this the same person? Rates of the main run's first direction; None where no false pairs exist."""
     try:
         return verification(
             judged.embeddings,
             judged.evaluations[0].protocol,
+            distance=judged.evaluations[0].result.distance,
             query_mask=roles(judged.table, "query"),
             gallery_mask=roles(judged.table, "gallery"),
         ).to_dict()

@@ -43,6 +43,11 @@ def pick_device(name: str = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    rank, world = os.environ.get("LOCAL_RANK", "0"), int(os.environ.get("WORLD_SIZE", "1"))
+    if name == "cuda":
+        name = f"cuda:{rank}"
+    elif name.startswith("cuda:") and world > 1:
+        raise FmcnetError(f"--device {name} would put all {world} processes on one GPU: say cuda or auto")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

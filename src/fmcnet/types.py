@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
@@ -115,9 +117,12 @@ class Embeddings:
             DataError: when the file is not such a file or lacks an array.
         """
         try:
-            with np.load(Path(path), allow_pickle=False) as stored:
+            stored = np.load(Path(path), allow_pickle=False)
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise DataError(f"{path} holds one array; an .npz file with several is needed")
+            with stored:
                 arrays = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{path} is not a readable .npz file: {error}") from error
         missing = [f.name for f in fields(Embeddings) if f.name not in arrays]
         if missing:

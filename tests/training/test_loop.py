@@ -153,6 +153,9 @@ def test_refusals(tiny_run, tiny_sysu, tmp_path):
         loop.train(load_config("tiny"), tiny_sysu, tmp_path / "mine")
     with pytest.raises(DataError, match="lower the number of identities"):
         loop.train(load_config("tiny", ["data.identities=99"]), tiny_sysu, tmp_path / "many")
+    with pytest.raises(DataError, match="does not exist"):
+        loop.train(load_config("tiny"), tmp_path / "nowhere", tmp_path / "many")
+    assert not (tmp_path / "many").exists()  # a mistake leaves nothing that stands in the way of the next try
 
 
 def test_selection_on_validation_identities_takes_the_best_step(tiny_sysu, tmp_path):
@@ -205,7 +208,9 @@ def test_alternating_steps_play_min_max(saturating):
     from fmcnet.losses import adversarial_value, generator_loss
 
     def value():
-        return float(adversarial_value(fmc.judge_infrared(real), fmc.judge_infrared(fmc.to_infrared(shared))))
+        return float(
+            adversarial_value(fmc.judge_infrared(real), fmc.judge_infrared(fmc.to_infrared(shared))).detach()
+        )
 
     judge = torch.optim.SGD(fmc.judge_infrared.parameters(), lr=0.01)
     start = value()
@@ -233,12 +238,102 @@ def test_rows_of_the_papers_ablations_are_settings(changes, gone):
     assert set(objective(model, output, labels, 4, config)) == set(TERMS) - {"discriminator", gone}
 
 
-def test_detached_compensation_leaves_the_encoders_alone():
+def test_detached_targets_move_only_the_generated_side():
     for detach in (False, True):
-        model, output, labels, config = game(detach_compensation=detach)
-        terms = objective(model, output, labels, 4, config)
-        moved = sum(gradients(terms["fc"] + terms["gan"] + terms["ic"], model.decomposition.shared))
-        assert (moved == 0) is detach
+        model, output, labels, config = game(detach_targets=detach)
+        fc = objective(model, output, labels, 4, config)["fc"]
+        assert (sum(gradients(fc, model.decomposition.specific_infrared)) == 0) is detach
+        assert sum(gradients(fc, model.compensation.to_infrared)) > 0
+
+
+def test_one_step_updates_the_judges_first_and_the_others_with_the_updated_judges(
+    tiny_sysu, tmp_path, monkeypatch
+):
+    """Who moves when: recorded inside the real step."""
+    seen = []
+    descend = loop._Job._descend
+
+    def recording(self, optimizer, loss, step, name, clip=0.0):
+        parts = {
+            "judges": self.model.compensation.judge_infrared,
+            "generator": self.model.compensation.to_infrared,
+        }
+        before = {k: [p.clone() for p in m.parameters()] for k, m in parts.items()}
+        descend(self, optimizer, loss, step, name, clip)
+        moved = {
+            k: any(not torch.equal(a, b) for a, b in zip(before[k], m.parameters(), strict=True))
+            for k, m in parts.items()
+        }
+        seen.append((name, moved))
+
+    monkeypatch.setattr(loop._Job, "_descend", recording)
+    settings = ["training.epochs=1", "training.steps_per_epoch=2", "training.validate_every=0"]
+    loop.train(load_config("tiny", settings), tiny_sysu, tmp_path / "run", progress=False)
+    turns = [
+        ("discriminator gradient", {"judges": True, "generator": False}),
+        ("gradient", {"judges": False, "generator": True}),
+    ]
+    assert seen == turns * 2
+
+
+@pytest.mark.parametrize("who", ["gradient", "discriminator gradient"])
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched(
+    tiny_sysu, tmp_path, monkeypatch, who
+):
+    descend = loop._Job._descend
+
+    def poisoned(self, optimizer, loss, step, name, clip=0.0):
+        if name == who and step == 4:
+            loss = loss + (optimizer.param_groups[0]["params"][0].sum() * 0).sqrt()  # finite, gradient NaN
+        descend(self, optimizer, loss, step, name, clip)
+
+    monkeypatch.setattr(loop._Job, "_descend", poisoned)
+    with pytest.raises(TrainingError, match=f"step 5: {who} became NaN"):
+        loop.train(load_config("tiny", ["training.clip=0"]), tiny_sysu, tmp_path / "run", progress=False)
+
+
+def test_a_checkpoint_is_not_resumed_on_other_data(tiny_sysu, tmp_path):
+    import shutil
+
+    settings = ["training.validate_every=0", "training.epochs=1"]
+    loop.train(load_config("tiny", settings), tiny_sysu, tmp_path / "run", progress=False)
+    shutil.copytree(tiny_sysu, tmp_path / "other")
+    ids = (tiny_sysu / "exp" / "train_id.txt").read_text().strip().split(",")
+    folders = (tmp_path / "other" / "cam1" / f"{int(i):04d}" for i in ids)
+    victim = sorted(next(f for f in folders if f.is_dir()).glob("*.jpg"))[-1]
+    victim.rename(victim.with_name("9999.jpg"))
+    with pytest.raises(CheckpointError, match="other images or identities"):
+        loop.train(
+            load_config("tiny", settings), tmp_path / "other", tmp_path / "run", resume=True, progress=False
+        )
+
+
+def test_a_damaged_checkpoint_says_what_to_do(tiny_sysu, tmp_path):
+    settings = ["training.validate_every=0", "training.epochs=1"]
+    loop.train(load_config("tiny", settings), tiny_sysu, tmp_path / "run", progress=False)
+    (checkpoints(tmp_path / "run")[-1] / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="delete this folder to resume from the one before"):
+        loop.train(load_config("tiny", settings), tiny_sysu, tmp_path / "run", resume=True, progress=False)
+
+
+def test_checkpoints_sort_by_number(tmp_path):
+    for step in ("step-999999", "step-1000000", "step-000003"):
+        (tmp_path / "checkpoints" / step).mkdir(parents=True)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-000003", "step-999999", "step-1000000"]
+
+
+def test_progress_without_a_terminal_survives_a_start_without_steps(caplog, monkeypatch):
+    import logging
+
+    from fmcnet import progress
+
+    monkeypatch.setattr(progress, "EVERY", -1.0)
+    caplog.set_level(logging.INFO)
+    with progress.Progress("waiting", 10) as bar:
+        bar.advance("nothing yet", 0)
+        bar.advance("", 5)
+    assert "waiting 0/10, starting" in caplog.text
+    assert "waiting 5/10" in caplog.text
 
 
 def test_where_a_dataset_names_no_validation_identities_a_share_is_held_out(tiny_sysu):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -143,3 +144,16 @@ class Table:
             Record(path, pid, Modality.from_code(code), camid, split, role, time)
             for path, pid, code, camid, split, role, time in zip(*(c.tolist() for c in columns), strict=True)
         ]
+
+
+def fingerprint(table: Table, *columns: NDArray[np.str_]) -> str:
+    """16 hex digits that name a dataset: its paths and identities, whatever its place, order and splits.
+
+    Args:
+        table: the dataset. columns: further columns (N,) that shall count, as the split.
+    """
+    names = [table.pid_names[pid] if table.pid_names else str(pid) for pid in table.pid.tolist()]
+    lines = sorted(
+        "\t".join(row) for row in zip(table.path.tolist(), names, *(c.tolist() for c in columns), strict=True)
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fmcnet.config import EvaluationConfig
-from fmcnet.data.table import Table
+from fmcnet.data.table import Table, fingerprint
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation import protocols
 from fmcnet.evaluation.draws import find_permutation
@@ -158,13 +158,12 @@ def judge(
     rows = table.select(split=split)
     if not len(rows):
         raise DataError(f"{table.root} has no images of split '{split}'")
-    if encoder.card.dataset == table.name and split == "test":
+    if encoder.card.data == fingerprint(table):
         known = np.intersect1d(rows.pid, np.array(encoder.card.pids, dtype=np.int64))
-        same_split = table.name != "regdb"
-        if len(known) and same_split:
+        if len(known):
             raise DataError(
-                f"{len(known)} of the {split} identities are among those that {run} was trained on, "
-                f"the first is {int(known[0])}: is --data the dataset of this run?"
+                f"{len(known)} of the {split} identities are among those that {run} was trained on, the first is "
+                f"{table.pid_name(int(known[0]))}: the splits of {table.root} have changed since"
             )
     kinds = (False, True) if flip else (False,)
     plain, *mirrored = (

@@ -35,7 +35,8 @@ def load(run: str | Path, device: str = "auto") -> Encoder:
     """
     chosen = pick_device(device)
     model, card = load_pretrained_model(run, chosen)
-    digest = hashlib.sha256((Path(run) / WEIGHTS).read_bytes()).hexdigest()[:16]
+    described = card.config.model.model_dump_json().encode()
+    digest = hashlib.sha256(described + (Path(run) / WEIGHTS).read_bytes()).hexdigest()[:16]
     return Encoder(model, card, chosen, digest)
 
 

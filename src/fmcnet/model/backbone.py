@@ -194,7 +194,7 @@ class Tail(nn.Module):
         self.layer4 = _stage(spec, width * 4 * expansion, width * 8, spec.depths[3], last_stride)
         self.pool: nn.Module = GeM() if pooling == "gem" else AveragePool()
         self.dim = width * 8 * expansion
-        self.norm = nn.BatchNorm1d(self.dim) if unit else None
+        self.norm = nn.BatchNorm1d(self.dim, affine=False) if unit else None
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -59,4 +59,4 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
     if config.variant in ("fmc", "full"):
         compensation = Compensation(generator(), generator(), Discriminator(dim), Discriminator(dim))
     fusion = Fusion(head(2 * dim), config.w1, config.w2) if config.variant == "full" else None
-    return FMCNet(decomposition, compensation, fusion, after_neck=config.neck)
+    return FMCNet(decomposition, compensation, fusion, after_neck=config.neck and not config.unit_features)

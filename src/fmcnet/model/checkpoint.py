@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import fmcnet
 from fmcnet.config import Config, load_config
-from fmcnet.errors import CheckpointError
+from fmcnet.errors import CheckpointError, ConfigError
 from fmcnet.files import write_atomically
 from fmcnet.model.build import build_model
 from fmcnet.model.fmcnet import FMCNet
@@ -32,6 +32,7 @@ class ModelCard:
         config: the run's whole configuration; data.height and data.width are the input size.
         classes: number of training identities. pids: which (C,), in label order.
         dataset: name of the training table. step: optimisation steps done.
+        data: the training dataset's `fingerprint`.
         similarity: what embeddings are compared by.
         selected: how the weights were picked: "last", "val" or "test".
         versions: of fmcnet, torch and Python.
@@ -41,6 +42,7 @@ class ModelCard:
     pids: tuple[int, ...]
     dataset: str
     step: int
+    data: str = ""
     selected: str = "last"
     similarity: str = "cosine"
     versions: dict[str, str] = field(default_factory=lambda: versions())
@@ -93,6 +95,8 @@ def read_card(folder: str | Path) -> ModelCard:
             raise CheckpointError(f"{path} is not a model card of this version (format {FORMAT})")
         tree.pop("format")
         return ModelCard(**{**tree, "config": load_config(tree["config"]), "pids": tuple(tree["pids"])})
+    except ConfigError as error:
+        raise CheckpointError(f"{path} was written by another version of fmcnet: {error}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 

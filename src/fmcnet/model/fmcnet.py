@@ -117,11 +117,13 @@ class FMCNet(nn.Module):
             fused_scores_v, fused_scores_i = self.fusion.classify(torch.cat([fused_v, fused_i])).split(
                 [len(fused_v), len(fused_i)]
             )
+        real_v, fake_v = self._specific_scores(Modality.VISIBLE, sp_v, generated_v)
+        real_i, fake_i = self._specific_scores(Modality.INFRARED, sp_i, generated_i)
+        half_v = (sh_v, scores_v, sp_v, real_v, generated_i, fake_i, fused_v, fused_scores_v)
+        half_i = (sh_i, scores_i, sp_i, real_i, generated_v, fake_v, fused_i, fused_scores_i)
         return FMCNetOutput(
-            visible=self._half(Modality.VISIBLE, sh_v, scores_v, sp_v, generated_i, fused_v, fused_scores_v),
-            infrared=self._half(
-                Modality.INFRARED, sh_i, scores_i, sp_i, generated_v, fused_i, fused_scores_i
-            ),
+            ModalityOutput(*half_v, self._descriptor(Modality.VISIBLE, sh_v, sp_v, generated_i, fused_v)),
+            ModalityOutput(*half_i, self._descriptor(Modality.INFRARED, sh_i, sp_i, generated_v, fused_i)),
         )
 
     def embed(self, images: Tensor, modality: Modality) -> Tensor:
@@ -142,28 +144,17 @@ class FMCNet(nn.Module):
         fused = None if self.fusion is None else self.fusion(shared, specific, generated)
         return self._descriptor(modality, shared, specific, generated, fused)
 
-    def _half(
-        self,
-        modality: Modality,
-        shared: Tensor,
-        shared_scores: Tensor,
-        specific: Tensor | None,
-        generated: Tensor | None,
-        fused: Tensor | None,
-        fused_scores: Tensor | None,
-    ) -> ModalityOutput:
-        sfd = self.decomposition
-        return ModalityOutput(
-            shared=shared,
-            shared_scores=shared_scores,
-            specific=specific,
-            specific_scores=None if specific is None else sfd.classifier(modality)(specific),
-            generated=generated,
-            generated_scores=None if generated is None else sfd.classifier(modality.other)(generated),
-            fused=fused,
-            fused_scores=fused_scores,
-            embedding=self._descriptor(modality, shared, specific, generated, fused),
-        )
+    def _specific_scores(
+        self, modality: Modality, real: Tensor | None, generated: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """P_sp^m of real and generated features of one modality, in one pass, so that a neck sees both."""
+        if real is None:
+            return None, None
+        classify = self.decomposition.classifier(modality)
+        if generated is None:
+            return classify(real), None
+        scores = classify(torch.cat([real, generated]))
+        return scores[: len(real)], scores[len(real) :]
 
     def _descriptor(
         self,

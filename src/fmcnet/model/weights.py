@@ -74,7 +74,7 @@ def _read(source: str, arch: str) -> dict[str, Tensor]:
     if source == "imagenet":
         try:
             loaded = torch.hub.load_state_dict_from_url(IMAGENET_ADDRESSES[arch], check_hash=True)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise CheckpointError(
                 f"could not fetch {IMAGENET_ADDRESSES[arch]} ({error}). Without network: fetch it elsewhere and "
                 "set model.pretrained to its path, or to null for random initialisation."

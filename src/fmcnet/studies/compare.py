@@ -120,6 +120,12 @@ def _run_row(run: Path) -> Row:
         else:
             flags.append(f"not a published setting, left out: {evaluation['protocol']}")
         flags += [str(extra) for extra in evaluation.get("extras", [])]
+        if (
+            dataset["name"] in ("sysu", "llcm")
+            and len(evaluation["trials"]) < 10
+            and "reading c" not in evaluation["protocol"]
+        ):
+            flags.append(f"{len(evaluation['trials'])} of ten trials")
         if "official" not in evaluation["protocol"] and dataset["name"] == "sysu":
             flags.append("seeded gallery draw")
         if "reading" in evaluation["protocol"] and "reading a" not in evaluation["protocol"]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,20 @@ def _train_both(out: Path, config: str, settings: list[str], quiet: bool) -> Non
         try:
             _watch(out, {variant: running[variant] for variant in group}, config, settings, quiet)
         except BaseException:
-            for process in running.values():
-                if process.poll() is None:
-                    process.terminate()
+            _stop(running.values())
             raise
+
+
+def _stop(running: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Let the trainings write a checkpoint and end; after half a minute end them."""
+    for process in running:
+        if process.poll() is None:
+            process.terminate()
+    for process in running:
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _watch(

@@ -19,7 +19,7 @@ class TrainingLog:
         kept = [record for record in read_log(run) if _position(record) <= keep_until]
         text = "".join(json.dumps(record) + "\n" for record in kept)
         write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))
-        self._stream = self.path.open("a", encoding="utf-8")
+        self._stream = self.path.open("a", encoding="utf-8", buffering=1)  # line by line: watchers see it
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record."""

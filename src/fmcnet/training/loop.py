@@ -19,7 +19,7 @@ from fmcnet.data.augment import augment
 from fmcnet.data.benchmarks import read_dataset
 from fmcnet.data.cache import ImageCache
 from fmcnet.data.sampler import IdentityModalitySampler
-from fmcnet.data.table import Table
+from fmcnet.data.table import Table, fingerprint
 from fmcnet.errors import CheckpointError, DataError, TrainingError
 from fmcnet.files import write_atomically
 from fmcnet.model.build import build_model
@@ -96,7 +96,8 @@ def train(
     """
     run = Path(out)
     with runtime(device) as place:
-        _prepare(run, config, resume, place)
+        if place.main:
+            _check_folder(run, config, resume)
         table = (
             data
             if isinstance(data, Table)
@@ -122,7 +123,10 @@ def train(
         torch.manual_seed(config.training.seed)
         model = build_model(config.model, len(pids))
         load_pretrained(model, config.model.pretrained, config.model.arch)
-        card = ModelCard(config, tuple(int(pid) for pid in pids), table.name, 0)
+        if place.main:  # only now: a mistake in data or settings leaves no half-made run behind
+            run.mkdir(parents=True, exist_ok=True)
+            write_atomically(run / CONFIG, lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
+        card = ModelCard(config, tuple(int(pid) for pid in pids), table.name, 0, fingerprint(table))
         job = _Job(config, run, place, model.to(place.device), card, sampler, cache, labels, table)
         return job.run_all(resume, progress, description)
 
@@ -171,6 +175,7 @@ class _Job:
         stored = checkpoints(self.path) if resume else []
         if stored:
             facts = load_checkpoint(stored[-1], self.model, self.optimizers)
+            self._check_same(facts, stored[-1])
             first, terms = int(facts["step"]), facts["terms"]
             self.selection.restore(facts["selection"])
             if self.place.main:
@@ -193,7 +198,7 @@ class _Job:
                         record = self.selection.validate(self.model, replace(self.card, step=done), done)
                         if log:
                             log.write(record)
-                    stopping = any_rank(stop.asked, self.place)
+                    stopping = any_rank(stop.asked > 0, self.place)
                     if stopping or (done % self.config.training.checkpoint_every == 0 and done < self.steps):
                         self._save(done, terms, log)
                     if stopping:
@@ -220,6 +225,29 @@ class _Job:
             selected=self.config.training.select,
         )
 
+    def _identity(self) -> dict[str, Any]:
+        """What must not change between a checkpoint and its resume, beside the settings."""
+        return {
+            "data": fingerprint(self.cache.table, self.cache.table.split),
+            "processes": self.place.world,
+            "steps": self.steps,
+        }
+
+    def _check_same(self, facts: dict[str, Any], folder: Path) -> None:
+        names = {
+            "data": "other images or identities",
+            "processes": "another number of processes",
+            "steps": "other steps",
+        }
+        now = self._identity()
+        changed = [
+            f"{names[key]} ({facts[key]} there, {now[key]} now)" for key in now if facts[key] != now[key]
+        ]
+        if changed:
+            raise CheckpointError(
+                f"{folder} cannot be resumed exactly: it was made with {', '.join(changed)}"
+            )
+
     def _step(self, step: int) -> dict[str, float]:
         """One step of the game: discriminators, then everything else. Pure in (weights, seed, step)."""
         config = self.config
@@ -236,11 +264,11 @@ class _Job:
             judged = discriminator_objective(self.model, output)
         if self.judge_optimizer is not None:
             self._check(judged, step)
-            self._descend(self.judge_optimizer, total(judged), step)
+            self._descend(self.judge_optimizer, total(judged), step, "discriminator gradient")
         with autocast:
             terms = objective(self.model, output, labels, config.data.identities, config.losses)
         self._check(terms, step)
-        self._descend(self.optimizer, total(terms), step, config.training.clip)
+        self._descend(self.optimizer, total(terms), step, "gradient", config.training.clip)
         names = [*terms, *judged]
         values = torch.stack([*terms.values(), *judged.values()]).detach().double().cpu().tolist()
         return {"loss": sum(values[: len(terms)]), **dict(zip(names, values, strict=True)), "rate": factor}
@@ -258,14 +286,15 @@ class _Job:
             halves.append(augment(images, modality, config.augment, generator))
         return halves[0], halves[1], move(self.labels[self._plan[start][0]], device)
 
-    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor, step: int, clip: float = 0.0) -> None:
+    def _descend(
+        self, optimizer: torch.optim.Optimizer, loss: Tensor, step: int, name: str, clip: float = 0.0
+    ) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         average_gradients(parameters, self.place.world)
-        if clip:
-            norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
-            self._check({"gradient": norm}, step)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, clip or torch.inf)
+        self._check({name: norm}, step)  # before the weights are touched: a checkpoint never holds NaN
         optimizer.step()
 
     def _check(self, terms: dict[str, Tensor], step: int) -> None:
@@ -277,7 +306,7 @@ class _Job:
         where = f"the last good checkpoint is {good[-1]}" if good else "there was no checkpoint yet"
         raise TrainingError(
             f"step {step + 1}: {', '.join(bad)} became NaN or infinite; {where}. "
-            "Lower training.lr, set training.clip, or use training.precision=fp32, then train again."
+            "Train into a new --out with a lower training.lr, with training.clip, or training.precision=fp32."
         )
 
     def _save(self, done: int, terms: dict[str, float], log: TrainingLog | None) -> None:
@@ -286,40 +315,39 @@ class _Job:
             return
         if log:
             log.flush()
-        facts = {"terms": terms, "selection": self.selection.facts()}
+        facts = {"terms": terms, "selection": self.selection.facts(), **self._identity()}
         save_checkpoint(self.path, done, self.model, replace(self.card, step=done), self.optimizers, facts)
+        self.selection.forget()
 
 
 class _StopAtStepEnd:
-    """Ctrl-C ends the training after the step under way, with a checkpoint; a second one ends it at once."""
+    """Ctrl-C or SIGTERM ends the training after the step under way, with a checkpoint; a third signal at once."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = 0
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> _StopAtStepEnd:
-        self._before = None
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, *_: object) -> None:
-        if self.asked:
+        self.asked += 1
+        if self.asked > 2:
             raise KeyboardInterrupt
-        self.asked = True
 
 
 def _shown(terms: dict[str, float]) -> str:
     return " ".join(f"{name} {value:.2f}" for name, value in terms.items() if name != "rate")
 
 
-def _prepare(run: Path, config: Config, resume: bool, place: Runtime) -> None:
-    """Refuse to overwrite a run or to resume another one; write config.yaml."""
-    if not place.main:
-        return
+def _check_folder(run: Path, config: Config, resume: bool) -> None:
+    """Refuse to overwrite a run, to resume another one, or to write into somebody's folder."""
     stored = run / CONFIG
     if stored.is_file():
         if not resume:
@@ -330,8 +358,6 @@ def _prepare(run: Path, config: Config, resume: bool, place: Runtime) -> None:
             raise CheckpointError(f"{run} was started with other settings ({'; '.join(changed[:5])})")
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise DataError(f"{run} exists and is not an fmcnet run: give a new or empty folder as --out")
-    run.mkdir(parents=True, exist_ok=True)
-    write_atomically(stored, lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ def build_optimizers(
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
     """The optimiser of the min player (everything but the discriminators) and that of the max player.
 
-    Stems and tails learn at `lr * backbone_lr_factor`, heads, generators and fusion at `lr`. Weight decay is
-    for matrices and kernels only.
+    Stems and tails learn at `lr * backbone_lr_factor`, w1 and w2 at `lr * fusion_lr_factor`, heads and generators
+    at `lr`. Weight decay is for matrices and kernels only.
     """
     judges = model.compensation.discriminator_parameters() if model.compensation else []
     judge_ids = {id(parameter) for parameter in judges}
@@ -27,17 +27,20 @@ def build_optimizers(
         if name.startswith(("stem", "shared", "specific"))
         for parameter in child.parameters()
     }
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    fusion = {id(parameter) for parameter in ((model.fusion.w1, model.fusion.w2) if model.fusion else ())}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad and id(parameter) not in judge_ids:
-            groups.setdefault((id(parameter) in backbone, parameter.ndim > 1), []).append(parameter)
+            factor = config.backbone_lr_factor if id(parameter) in backbone else 1.0
+            factor = config.fusion_lr_factor if id(parameter) in fusion else factor
+            groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
     described = [
         {
             "params": parameters,
-            "lr": config.lr * (config.backbone_lr_factor if is_backbone else 1.0),
+            "lr": config.lr * factor,
             "weight_decay": config.weight_decay if decays else 0.0,
         }
-        for (is_backbone, decays), parameters in groups.items()
+        for (factor, decays), parameters in groups.items()
     ]
     return _make(described, config), (
         _make([{"params": judges, "lr": config.discriminator_lr, "weight_decay": 0.0}], config)

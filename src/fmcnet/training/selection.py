@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class ModelSelection:
 
     def __init__(self, config: Config, table: Table, run: Path, place: Runtime) -> None:
         self.select, self.every = config.training.select, config.training.validate_every
-        self.batch, self.place, self.folder = config.evaluation.batch, place, run / "checkpoints" / "best"
+        self.batch, self.place, self.folder = config.evaluation.batch, place, run / "checkpoints"
         self.best: dict[str, float] = {}
         self.rows: Table | None = None
         if not self.every:
@@ -79,9 +80,18 @@ class ModelSelection:
         mean = evaluate(embeddings, protocol).mean
         if self.select != "last" and mean["mAP"] > self.best.get("mAP", -1.0):
             self.best = {"mAP": mean["mAP"], "step": step}
-            save_pretrained(model, card, self.folder)
+            save_pretrained(model, card, self._best(step))
         model.train()
         return {"validated_step": step, "mAP": mean["mAP"], "rank1": mean["rank1"]}
+
+    def _best(self, step: int) -> Path:
+        return self.folder / f"best-{step:06d}"
+
+    def forget(self) -> None:
+        """Drop weights that were the best once; to be called when a checkpoint has recorded the present best."""
+        for old in self.folder.glob("best-*"):
+            if not self.best or old != self._best(int(self.best["step"])):
+                shutil.rmtree(old, ignore_errors=True)
 
     def facts(self) -> dict[str, float]:
         """For the checkpoint."""
@@ -97,5 +107,5 @@ class ModelSelection:
         if not self.best:
             return model, None
         model.cpu()
-        load_weights(model, self.folder / WEIGHTS)
+        load_weights(model, self._best(int(self.best["step"])) / WEIGHTS)
         return model, int(self.best["step"])

@@ -21,7 +21,8 @@ def parse_splits(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         try:
-            numbers += range(int(first), int(last if dash else first) + 1)
+            ends = int(first), int(last if dash else first)
+            numbers += range(min(ends), max(ends) + 1)
         except ValueError:
             raise ConfigError(f"--splits {text}: write numbers and ranges, as 1-10 or 1,3,5-7") from None
     if not numbers or min(numbers) < 1 or max(numbers) > 10:

@@ -7,6 +7,7 @@ the step's number are all there is to keep.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ def save_checkpoint(
                     scalars[f"{name}.{index}.{key}"] = value
     save_file(tensors, building / _STATE)
     (building / _FACTS).write_text(json.dumps({"step": step, "scalars": scalars, **facts}), encoding="utf-8")
+    for file in building.iterdir():
+        with file.open("rb+") as stream:
+            os.fsync(stream.fileno())  # whole on disk before it takes its name
     shutil.rmtree(folder, ignore_errors=True)
     building.rename(folder)
     for old in checkpoints(run)[:-KEEP]:
@@ -59,7 +63,7 @@ def save_checkpoint(
 
 def checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
-    return sorted((run / "checkpoints").glob("step-*"))
+    return sorted((run / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def load_checkpoint(
@@ -70,11 +74,11 @@ def load_checkpoint(
     Raises:
         CheckpointError: when a file is missing or damaged.
     """
-    load_weights(model, folder / WEIGHTS)
     try:
+        load_weights(model, folder / WEIGHTS)
         tensors = load_file(folder / _STATE)
         facts: dict[str, Any] = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-    except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError, CheckpointError) as error:
         raise CheckpointError(
             f"{folder} is damaged ({error}): delete this folder to resume from the one before it"
         ) from error

@@ -37,7 +37,7 @@ class Preset:
 
 _PRESETS: dict[tuple[str, str], Preset] = {
     ("sysu", "tiny"): Preset(12, 4, 8, 64, 32, 2, 2),
-    ("sysu", "small"): Preset(700, 20, 100, 128, 64, 2, 2),
+    ("sysu", "small"): Preset(700, 20, 200, 128, 64, 2, 2),
     ("sysu", "full"): Preset(296, 99, 96, 288, 144, 0, 0, 1),
     ("regdb", "tiny"): Preset(8, 0, 8, 64, 32, 3, 3),
     ("regdb", "small"): Preset(100, 0, 100, 128, 64, 10, 10),
