@@ -271,9 +271,13 @@ def test_without_plotting_packages_the_report_has_figures_in_numbers(
 
 def test_extras_are_named_beside_the_plain_figure(tiny_run, tiny_sysu, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "run")
-    answer = as_json("evaluate", tmp_path / "run", "--data", tiny_sysu, "--flip", "--rerank")
+    answer = as_json("evaluate", tmp_path / "run", "--data", tiny_sysu, "--flip", "--rerank", "--expand")
     one = answer["evaluations"][0]
-    assert [e.split(" (")[0] for e in one["extras"]] == ["flip at test time", "k-reciprocal re-ranking"]
+    assert [e.split(" (")[0] for e in one["extras"]] == [
+        "flip at test time",
+        "query expansion",
+        "k-reciprocal re-ranking",
+    ]
     plain = as_json("evaluate", tmp_path / "run", "--data", tiny_sysu, "--no-report")["evaluations"][0]
     assert one["plain"]["mean"] == plain["mean"]
     report = (tmp_path / "run" / "report" / "report.md").read_text()

@@ -280,6 +280,9 @@ def evaluate(
     rerank: Annotated[
         bool, typer.Option("--rerank", help="k-reciprocal re-ranking, shown beside the plain figure.")
     ] = False,
+    expand: Annotated[
+        bool, typer.Option("--expand", help="Average query expansion, shown beside the plain figure.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Where to write the report; default RUN/report.")] = None,
     report: Annotated[bool, typer.Option(help="Write the report folder.")] = True,
     device: Device = "auto",
@@ -298,6 +301,7 @@ def evaluate(
         settings,
         flip=flip,
         rerank=rerank,
+        expand=expand,
         out=(out or run / "report") if report else None,
         device=device,
         progress=False if json_ else None,

@@ -15,7 +15,7 @@ from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation import protocols
 from fmcnet.evaluation.draws import find_permutation
 from fmcnet.evaluation.engine import evaluate
-from fmcnet.evaluation.extras import KReciprocal
+from fmcnet.evaluation.extras import Extra, KReciprocal, QueryExpansion
 from fmcnet.evaluation.protocols import Protocol
 from fmcnet.evaluation.results import Evaluation
 from fmcnet.inference.encoder import Encoder, load
@@ -138,6 +138,7 @@ def judge(
     device: str = "auto",
     flip: bool = False,
     rerank: bool = False,
+    expand: bool = False,
     progress: bool | None = None,
 ) -> Judged:
     """Evaluate a run on a dataset's test identities.
@@ -148,6 +149,7 @@ def judge(
         config: protocol settings; None: those of the run.
         device: where to embed.
         flip: average each embedding with its mirror image's; named in every report.
+        expand: average query expansion, likewise.
         rerank: k-reciprocal re-ranking; named in every report, the plain figure beside it.
 
     Raises:
@@ -179,7 +181,8 @@ def judge(
         query_mask=roles(rows, "query"),
         gallery_mask=roles(rows, "gallery"),
     )
-    extras = (KReciprocal(),) if rerank else ()
+    extras: list[Extra] = [QueryExpansion()] if expand else []
+    extras += [KReciprocal()] if rerank else []
     results = []
     for direction, protocol in protocols_for(rows, settings).items():
         result = score(embeddings, protocol, extras=extras)

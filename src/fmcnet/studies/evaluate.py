@@ -63,6 +63,7 @@ def evaluate_run(
     *,
     flip: bool = False,
     rerank: bool = False,
+    expand: bool = False,
     out: Path | None = None,
     device: str = "auto",
     progress: bool | None = None,
@@ -73,7 +74,7 @@ def evaluate_run(
         run: a run folder, or one that holds `split-NN` runs.
         data: the dataset.
         overrides: evaluation settings that differ from the run's, as "mode=indoor".
-        flip, rerank: opt-in extras, named in every report.
+        flip, rerank, expand: opt-in extras, named in every report.
         out: where the report goes; None: no report.
         device: where to embed. progress: show a bar; None: on a terminal only.
 
@@ -92,7 +93,18 @@ def evaluate_run(
         stamp = STAMP if card.selected == "test" else stamp
         table = read_dataset(data, layout=card.config.data.layout, trial=card.config.data.split)
         settings = evaluation_settings(card.config.evaluation, overrides or [])
-        parts.append(judge(one, table, settings, device=device, flip=flip, rerank=rerank, progress=progress))
+        parts.append(
+            judge(
+                one,
+                table,
+                settings,
+                device=device,
+                flip=flip,
+                rerank=rerank,
+                expand=expand,
+                progress=progress,
+            )
+        )
     main = parts[-1]
     if len(parts) > 1:
         together = tuple(
