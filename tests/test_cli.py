@@ -196,6 +196,7 @@ def test_train_and_evaluate_on_every_layout(layout, tmp_path, tiny_sysu):
         assert 0 < one["chance_rank1"] < 1
     report = (out / "report" / "report.md").read_text()
     assert answer["evaluations"][0]["protocol"] in report
+    assert "| false-match rate | true-match rate |" in report
     assert sorted(p.name for p in (out / "report" / "figures").iterdir()) == [
         "cmc.png", "curves.png", "features.png", "ranked.png", "similarity.png",
     ]  # fmt: skip

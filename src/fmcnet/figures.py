@@ -57,7 +57,8 @@ def training_curves(runs: dict[str, Path], path: Path) -> Path:
         for number, name in enumerate(names):
             values = np.array([r[name] for r in steps], dtype=float)
             at, smooth = _smooth(np.array([r["step"] for r in steps]), values)
-            ax.plot(at, smooth, label=name, color=f"C{number}", linewidth=1.4)
+            style = "-" if number < 10 else "--"  # ten colours, then the same ones dashed
+            ax.plot(at, smooth, style, label=name, color=f"C{number}", linewidth=1.4)
         ax.set(title=title, xlabel="step", ylabel="loss term (weighted, moving mean)")
         ax.grid(alpha=0.25)
         validated = [r for r in records if "validated_step" in r]
@@ -186,7 +187,7 @@ def feature_map(encoder: Encoder, table: Table, path: Path, identities: int = 16
     ).fit_transform(stacked)
     ends = np.cumsum([len(features[name]) for name in names])
     at = dict(zip(names, np.split(places, ends[:-1]), strict=True))
-    figure, axes = _axes(1, 2, (10.4, 4.8), sharex=True, sharey=True)
+    figure, axes = _axes(1, 2, (10.4, 5.0), sharex=True, sharey=True)
     panels = {
         "shared and specific (the paper's Fig. 4)": ("shared", "specific"),
         "with generated (the paper's Fig. 5)": ("shared", "specific", "generated"),
@@ -206,7 +207,7 @@ def feature_map(encoder: Encoder, table: Table, path: Path, identities: int = 16
                         label=name,
                     )
         ax.set(title=title, xticks=[], yticks=[])
-        ax.legend(fontsize=8)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     return _write(figure, path)
 
 
@@ -268,9 +269,9 @@ def similarity_histogram(judged: Judged, path: Path, bins: int = 80) -> Path:
             color=colour,
             label=name,
         )
-    rates = [(rate, found) for rate, found in result.true_match_rates.items() if found]
-    if rates:
-        rate, (found, threshold) = rates[-1]
+    marked = result.true_match_rates[0.01]
+    if marked:
+        rate, (found, threshold) = 0.01, marked
         ax.axvline(threshold, color=INK, linestyle=":", linewidth=1)
         ax.set_title(
             f"AUC {result.auc:.3f}; {100 * found:.1f} % of true pairs pass at {100 * rate:g} % false ones",

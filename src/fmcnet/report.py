@@ -154,6 +154,7 @@ def _page(judged: dict[str, Judged], facts: dict[str, Any], made: dict[str, str]
             "**SELECTED ON THE TEST SET: these figures are optimistic and compare with none that are not.**",
             "",
         ]
+    lines += _verification_lines(list(judged)[-1], facts["verification"])
     lines += [
         "## Runs",
         "",
@@ -171,11 +172,33 @@ def _page(judged: dict[str, Judged], facts: dict[str, Any], made: dict[str, str]
         "",
     ]
     for key, value in facts.items():
-        if isinstance(value, (str, int, float)):
+        if key == "seconds":
+            lines += ["Seconds: " + ", ".join(f"{what} {took:.0f}" for what, took in value.items()), ""]
+        elif isinstance(value, (str, int, float)):
             lines += [f"{key.replace('_', ' ')}: {value}", ""]
     for title, path in made.items():
         lines += [f"## {title}", "", f"![{title}]({path})", ""]
     return "\n".join(lines)
+
+
+def _verification_lines(title: str, verified: dict[str, Any] | None) -> list[str]:
+    if not verified:
+        return []
+    lines = [
+        "## Same person or not",
+        "",
+        f"{title}: {verified['positives']:,} true and {verified['negatives']:,} false pairs across the modalities, "
+        f"nothing drawn, {verified['distance']}. Area under the ROC curve {verified['auc']:.4f}.",
+        "",
+        "| false-match rate | true-match rate | at the threshold |",
+        "|---|---|---|",
+    ]
+    for rate, found in verified["true_match_rate"].items():
+        cells = (
+            f"{100 * found['rate']:.2f} % | {found['threshold']:.3f}" if found else "too few false pairs | -"
+        )
+        lines.append(f"| {100 * float(rate):g} % | {cells} |")
+    return [*lines, ""]
 
 
 def markdown_table(rows: list[tuple[str, RunEvaluation]]) -> list[str]:
