@@ -355,3 +355,43 @@ def test_where_a_dataset_names_no_validation_identities_a_share_is_held_out(tiny
     assert np.array_equal(held.split == "test", bare.split == "test")
     assert np.array_equal(loop.hold_out(bare, config).split, held.split)
     assert loop.hold_out(bare, load_config("tiny", ["training.validate_every=0"])) is bare
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["training.optimizer=sgd", "training.schedule=multistep", "training.lr=0.01", "model.variant=sfd"],
+        ["training.precision=bf16", "training.schedule=cosine", "model.variant=full"],
+        ["training.schedule=constant", "training.warmup=0", "model.variant=fmc", "model.pooling=gem"],
+        ["model.variant=base", "model.single_stream=true", "model.generator_norm=true"],
+        ["model.neck=false", "model.unit_features=false", "losses.saturating=true", "losses.reduction=sum"],
+    ],
+    ids=lambda s: s[0],
+)
+def test_every_kind_of_training_ends_with_a_model_that_embeds(tiny_sysu, tmp_path, settings):
+    from fmcnet.data.benchmarks import read_dataset
+    from fmcnet.inference.encoder import load
+
+    more = ["training.epochs=1", "training.steps_per_epoch=3", "training.validate_every=0"]
+    loop.train(load_config("tiny", [*settings, *more]), tiny_sysu, tmp_path / "run", progress=False)
+    embeddings = load(tmp_path / "run", "cpu").embed_table(
+        read_dataset(tiny_sysu).select(split="test"), progress=False
+    )
+    assert len(embeddings) > 0  # Embeddings refuses what is not finite
+
+
+def test_learning_rates_rise_and_fall():
+    from fmcnet.training.optim import rate
+
+    for schedule in ("onecycle", "cosine", "multistep", "constant"):
+        config = load_config("tiny", [f"training.schedule={schedule}", "training.warmup=0.2"]).training
+        values = [rate(step, 100, config) for step in range(100)]
+        assert all(0 < v <= 1 for v in values)
+        assert values[:20] == sorted(values[:20])
+        assert max(values) == pytest.approx(1, abs=1e-3)
+        assert values[20:] == sorted(values[20:], reverse=True)
+    settings = ["training.schedule=multistep", "training.warmup=0", "training.milestones=[0.5, 0.75]"]
+    config = load_config("tiny", settings).training
+    assert [rate(step, 100, config) for step in (0, 49, 50, 74, 75, 99)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
