@@ -365,3 +365,76 @@ def test_demo_on_the_tiny_preset(tmp_path):
         assert word in report
     again = as_json("demo", "--preset", "tiny", "--out", tmp_path / "demo")
     assert again["figures"] == answer["figures"]
+
+
+def small_csv(folder, tiny_sysu, identities):
+    table = read_dataset(tiny_sysu).select(split="train")
+    keep = sorted(set(table.pid.tolist()))[:identities]
+    lines = ["path,pid,modality,split"] + [
+        f"{tiny_sysu / r.path},{r.pid},{r.modality},train" for r in table.records() if r.pid in keep
+    ]
+    test = read_dataset(tiny_sysu).select(split="test")
+    lines += [f"{tiny_sysu / r.path},{r.pid},{r.modality},test" for r in test.records()]
+    (folder / "few.csv").write_text("\n".join(lines) + "\n")
+    return folder / "few.csv"
+
+
+@pytest.mark.parametrize("identities", [1, 2])
+def test_too_few_identities_are_told_and_leave_nothing_behind(identities, tiny_sysu, tmp_path):
+    data = small_csv(tmp_path, tiny_sysu, identities)
+    result = run(
+        "train", "--config", "tiny", "--data", data, "--out", tmp_path / "r", "data.identities=2", code=2
+    )
+    assert "give more training identities" in said(result)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_refused_validation_leaves_nothing_behind(tiny_sysu, tmp_path):
+    train = [
+        "train",
+        "--config",
+        "tiny",
+        "--data",
+        small_csv(tmp_path, tiny_sysu, 2),
+        "--out",
+        tmp_path / "r",
+    ]
+    train += ["data.identities=2", "data.val_share=0", "training.epochs=1"]
+    assert "training.validate_every=0" in said(run(*train, code=2))
+    run(*train, "training.validate_every=0")
+
+
+def test_the_demo_does_not_write_into_a_foreign_folder(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert "holds other things (thesis.txt)" in said(
+        run("demo", "--preset", "tiny", "--out", tmp_path, code=2)
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_broken_crops_can_be_left_out(tiny_run, tiny_sysu, tmp_path):
+    folder = tmp_path / "night"
+    shutil.copytree(sorted((tiny_sysu / "cam3").iterdir())[0], folder)
+    (folder / "0000.jpg").write_bytes(b"")
+    good = len(list(folder.iterdir())) - 1
+    arguments = [
+        "embed",
+        tiny_run,
+        folder,
+        "--modality",
+        "ir",
+        "--out",
+        tmp_path / "e.npz",
+        "--skip-unreadable",
+    ]
+    assert as_json(*arguments)["images"] == good
+    assert len(np.load(tmp_path / "e.npz")["features"]) == good
+
+
+def test_an_interrupted_generation_is_named(tiny_sysu, tmp_path):
+    shutil.copytree(tiny_sysu, tmp_path / "d")
+    manifest = tmp_path / "d" / "generated.json"
+    manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
+    output = said(run("data", "check", tmp_path / "d", code=1))
+    assert "generation was interrupted" in output
+    assert "agreement" not in output

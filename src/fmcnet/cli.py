@@ -33,7 +33,7 @@ class _Commands(typer.core.TyperGroup):
             _fail(str(error), 2)
         except KeyboardInterrupt as stop:
             said = str(stop)
-            _fail(f"interrupted{f': {said}' if said else ''}; what was done is kept", 130)
+            _fail(f"interrupted{f': {said}' if said else ''}", 130)
         except OSError as error:
             _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
 
@@ -211,7 +211,10 @@ def train(
         typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings, as model.variant=base."),
     ] = None,
     config: Annotated[
-        str, typer.Option(help="A YAML file, or a shipped one by name: sysu, regdb, llcm, generated.")
+        str,
+        typer.Option(
+            help="A YAML file, or a shipped one by name: sysu, regdb, llcm, paper, generated, tiny."
+        ),
     ] = "generated",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     splits: Annotated[
@@ -324,17 +327,29 @@ def evaluate(
 def embed(
     run: Run,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
-    modality: Annotated[str, typer.Option(help="visible or infrared: what all these images are.")],
+    modality: Annotated[
+        str,
+        typer.Option(help="visible (vis, rgb) or infrared (ir, nir, thermal): what all these images are."),
+    ],
     out: Annotated[Path, typer.Option(help="The .npz to write: features (N, E), name (N,).")],
     batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave broken images out (listed) instead of stopping.")
+    ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Do not bring embeddings to unit length.")] = False,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
-    """Turn images into embeddings; a dot product of two is their cosine similarity."""
+    """Turn images into embeddings; a dot product of two is their cosine similarity.
+
+    The .npz holds features (N, E) float32, name (N,) and modality (N,). To score embeddings by a protocol, use
+    fmcnet evaluate, which knows pid and camera.
+    """
     from fmcnet.inference.command import embed_files
 
-    count, dim = embed_files(run, images, modality, out, batch=batch, normalize=not raw, device=device)
+    count, dim = embed_files(
+        run, images, modality, out, batch=batch, normalize=not raw, skip=skip_unreadable, device=device
+    )
     if json_:
         _print_json({"out": str(out), "images": count, "dim": dim, "modality": modality})
     else:
@@ -361,7 +376,12 @@ def score(
     distance: Annotated[str, typer.Option(help="cosine or euclidean.")] = "cosine",
     json_: Json = False,
 ) -> None:
-    """Score embeddings made by any code with a named protocol."""
+    """Score embeddings made by any code with a named protocol.
+
+    FILE holds features (N, D), pid (N,), cam (N,), index (N,): the 1-based position among the sorted images of that
+    identity and camera; and modality (N,), 0 visible, 1 infrared, where the camera does not tell (LLCM, CSV). Or
+    query_features, query_pid, query_cam and the same with gallery_, as drawn by somebody else.
+    """
     from fmcnet.evaluation.score import score_file
 
     result = score_file(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def training_curves(runs: dict[str, Path], path: Path) -> Path:
     Args:
         runs: run folder by title. path: the PNG to write.
     """
-    figure, axes = _axes(1, len(runs), (5.6 * len(runs), 3.8))
+    figure, axes = _axes(1, len(runs), (5.6 * len(runs), 4.4))
     for ax, (title, run) in zip(axes[0], runs.items(), strict=True):
         records = read_log(run)
         steps = [r for r in records if "step" in r]
@@ -74,7 +75,7 @@ def training_curves(runs: dict[str, Path], path: Path) -> Path:
             )
             twin.set(ylabel="mAP on validation identities, %", ylim=(0, None))
             handles, labels = [*handles, line], [*labels, "validation mAP (right axis)"]
-        ax.legend(handles, labels, fontsize=7, ncols=2)
+        ax.legend(handles, labels, fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return _write(figure, path)
 
 
@@ -87,7 +88,7 @@ def _smooth(at: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArr
 
 def cmc_curves(judged: dict[str, Judged], path: Path) -> Path:
     """CMC of each run's first direction, mean over trials, with chance at rank 1."""
-    figure, axes = _axes(1, 1, (5.2, 3.8))
+    figure, axes = _axes(1, 1, (5.4, 4.4))
     ax = axes[0][0]
     lines = []
     for title, one in judged.items():
@@ -98,13 +99,14 @@ def cmc_curves(judged: dict[str, Judged], path: Path) -> Path:
     for number, (title, result) in enumerate(lines):
         length = min(50, *(len(trial.cmc) for trial in result.trials))
         curve = np.mean([trial.cmc[:length] for trial in result.trials], axis=0)
-        label = f"{title}: R1 {100 * curve[0]:.1f} %, mAP {100 * result.mean['mAP']:.1f} %"
+        label = f"{fill(title, 60)}: R1 {100 * curve[0]:.1f} %, mAP {100 * result.mean['mAP']:.1f} %"
         ax.plot(np.arange(1, length + 1), 100 * curve, color=f"C{number}", label=label)
     chance = next(iter(judged.values())).evaluations[0].chance
     ax.axhline(100 * chance, color=INK, linestyle=":", label=f"chance at rank 1: {100 * chance:.2f} %")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set(xlabel="rank", ylabel="probes with a match up to this rank, %", ylim=(0, 100))
     ax.grid(alpha=0.25)
-    ax.legend(fontsize=8)
+    figure.legend(loc="outside lower center", fontsize=7)
     return _write(figure, path)
 
 

@@ -116,7 +116,7 @@ def test_few_images_and_missing_modalities_are_said() -> None:
 def test_too_few_identities_name_the_option() -> None:
     pids, modality = made([(4, 4)] * 5)
     with pytest.raises(
-        DataError, match=r"needs 8 identities, but only 5 have both.*`identities`\) to 5 or less"
+        DataError, match=r"needs 8 identities, but only 5 of those.*data\.identities\) to 5 or less"
     ):
         IdentityModalitySampler(pids, modality)
     with pytest.raises(DataError, match=r"needs 3 identities x 2 processes.* to 2 or less"):

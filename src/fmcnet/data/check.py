@@ -169,6 +169,12 @@ def check(
         except DataError as error:
             return CheckReport(str(root), "", (), (), (str(error),), (), (), tuple(HOMES.values()))
     problems: list[str] = []
+    manifest = root / "generated.json"
+    generated = manifest.is_file()
+    if generated and '"complete": true' not in manifest.read_text(encoding="utf-8"):
+        problems.append(
+            "its generation was interrupted: call the same fmcnet data generate again, it goes on"
+        )
     notes: list[str] = []
     tables: list[Table] = []
     trials, absent = _trials(root) if layout == "regdb" and root.is_dir() else ([1], [])
@@ -193,7 +199,7 @@ def check(
         problems=tuple(problems),
         unreadable=tuple(unreadable),
         notes=tuple(notes),
-        homes=(HOMES[layout],) if layout in HOMES else (),
+        homes=(HOMES[layout],) if layout in HOMES and not generated else (),
     )
 
 

@@ -19,7 +19,7 @@ REQUIRED = ("path", "pid", "modality")
 OPTIONAL = ("camid", "split", "role", "time")
 MAX_FAULTS = 20
 
-_MODALITIES = {
+MODALITIES = {
     **dict.fromkeys(("visible", "vis", "v", "rgb", "color", "colour", "0"), Modality.VISIBLE),
     **dict.fromkeys(("infrared", "ir", "i", "nir", "thermal", "lwir", "1"), Modality.INFRARED),
 }
@@ -181,7 +181,7 @@ def _row(cells: dict[str, str], base: Path, listed: dict[Path, set[str]]) -> tup
             path = Path(path).relative_to(base).as_posix()
     if not cells["pid"]:
         wrong.append("pid is empty")
-    modality = _MODALITIES.get(cells["modality"].lower())
+    modality = MODALITIES.get(cells["modality"].lower())
     if modality is None:
         wrong.append(
             f"modality '{cells['modality']}' is neither visible (vis, rgb) nor infrared (ir, nir, thermal)"

@@ -73,10 +73,14 @@ class IdentityModalitySampler:
         needed = identities * world
         if len(self.pids) < needed:
             ranks = f" x {world} processes" if world > 1 else ""
+            enough = len(self.pids) // world
+            advice = (
+                f"lower the number of identities in a batch (data.identities) to {enough} or less, or "
+                * (enough > 1)
+            )
             raise DataError(
-                f"a batch needs {identities} identities{ranks}, but only {len(self.pids)} have both "
-                "visible and infrared images: lower the number of identities in a batch (option `identities`) "
-                f"to {max(1, len(self.pids) // world)} or less, or give more data"
+                f"a batch needs {identities} identities{ranks}, but only {len(self.pids)} of those to train on have "
+                f"both visible and infrared images: {advice}give more training identities"
             )
         self._rows = [[by_pid[pid] for pid in self.pids] for by_pid in rows]
         larger = max(sum(map(len, half)) for half in self._rows)
@@ -171,6 +175,8 @@ def _rows_by_pid(
     rows = np.flatnonzero(modality == kind.code)
     order = rows[np.argsort(pid_labels[rows], kind="stable")]
     pids, starts = np.unique(pid_labels[order], return_index=True)
+    if not len(pids):
+        return {}
     return {
         int(pid): own.astype(np.int64) for pid, own in zip(pids, np.split(order, starts[1:]), strict=True)
     }

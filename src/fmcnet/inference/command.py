@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from fmcnet.files import write_atomically
 from fmcnet.inference.encoder import load, parse_modality
 from fmcnet.model.build import build_model
 from fmcnet.model.checkpoint import WEIGHTS, read_card
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -46,6 +49,7 @@ def embed_files(
     *,
     batch: int = 64,
     normalize: bool = True,
+    skip: bool = False,
     device: str = "auto",
 ) -> tuple[int, int]:
     """Embed images and write `features` (N, E) float32, `name` (N,) and `modality` to an `.npz`.
@@ -54,23 +58,32 @@ def embed_files(
         (N, E).
 
     Raises:
-        DataError: listing every image that cannot be read; nothing is written then.
+        DataError: listing every image that cannot be read (nothing is written then), unless `skip` leaves them out.
     """
+    out = Path(out)
+    if out.is_dir() or out.suffix != ".npz":
+        raise DataError(f"--out {out}: give the name of an .npz file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out {out}: {error.strerror}") from error
     kind = parse_modality(modality)
     encoder = load(run, device)
     paths = list_images(sources)
-    faults = []
+    faults: dict[Path, str] = {}
     for path in paths:
         try:
             open_rgb(path)
         except DataError as error:
-            faults.append(str(error))
+            faults[path] = str(error)
     if faults:
-        shown = "\n".join(f"  {fault}" for fault in faults[:20])
-        raise DataError(f"{len(faults)} of {len(paths)} images cannot be read:\n{shown}")
+        shown = "\n".join(f"  {fault}" for fault in list(faults.values())[:20])
+        said = f"{len(faults)} of {len(paths)} images cannot be read:\n{shown}"
+        if not skip or len(faults) == len(paths):
+            raise DataError(said if skip else f"{said}\n--skip-unreadable leaves them out")
+        logger.warning("left out: %s", said)
+        paths = [path for path in paths if path not in faults]
     features = encoder.encode(list(paths), kind, batch_size=batch, normalize=normalize)
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
 
     def write(path: Path) -> None:
         with path.open("wb") as stream:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fmcnet.data.cache import ImageCache, cache_key, resize
+from fmcnet.data.csv_table import MODALITIES
 from fmcnet.data.images import open_rgb
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError, FmcnetError
@@ -165,12 +166,13 @@ class Encoder:
 
 
 def parse_modality(text: Modality | str) -> Modality:
-    """ "visible" or "infrared" as a `Modality`.
+    """ "visible", "infrared" or a synonym that a CSV may use ("ir", "thermal", "rgb"...) as a `Modality`.
 
     Raises:
         FmcnetError: for anything else.
     """
-    try:
-        return Modality(text)
-    except ValueError:
-        raise FmcnetError(f"unknown modality '{text}': say visible or infrared") from None
+    if isinstance(text, Modality):
+        return text
+    if text.lower() not in MODALITIES:
+        raise FmcnetError(f"unknown modality '{text}': say visible or infrared")
+    return MODALITIES[text.lower()]

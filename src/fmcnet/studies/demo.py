@@ -29,6 +29,7 @@ from fmcnet.types import Modality
 logger = logging.getLogger(__name__)
 
 VARIANTS = ("base", "full")
+OWN = ("data", "base", "full", "base.log", "full.log", "report")
 CONFIGS = {"tiny": "tiny", "small": "generated"}
 
 
@@ -60,6 +61,11 @@ def run_demo(
     if preset not in CONFIGS:
         raise FmcnetError(f"unknown preset '{preset}' for the demo: choose {' or '.join(CONFIGS)}")
     out = Path(out)
+    foreign = [p.name for p in out.iterdir() if p.name not in OWN] if out.is_dir() else []
+    if foreign:
+        raise FmcnetError(
+            f"{out} holds other things ({', '.join(sorted(foreign)[:5])}): give a new folder as --out"
+        )
     started = time.perf_counter()
     load_config(CONFIGS[preset], [*overrides, f"training.seed={seed}"])  # faults are told before any work
     made = generate("sysu", preset, seed, out / "data", progress=not quiet)

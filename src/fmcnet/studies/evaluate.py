@@ -14,6 +14,7 @@ from fmcnet.evaluation.runs import Judged, RunEvaluation, judge
 from fmcnet.model.checkpoint import CARD, read_card
 from fmcnet.report import TITLES, write_report
 from fmcnet.training.splits import split_runs
+from fmcnet.training.state import checkpoints
 
 STAMP = "SELECTED ON THE TEST SET: optimistic, and comparable with no figure that is not."
 
@@ -85,6 +86,11 @@ def evaluate_run(
     run = Path(run)
     runs = (run,) if (run / CARD).is_file() else tuple(split_runs(run))
     if not runs:
+        under_way = checkpoints(run)
+        if under_way:
+            raise CheckpointError(
+                f"{run} is not finished (it stopped at {under_way[-1].name}): train on with --resume"
+            )
         raise CheckpointError(f"{run} holds no finished run: give the --out folder of fmcnet train")
     parts: list[Judged] = []
     stamp = ""

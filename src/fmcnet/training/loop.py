@@ -122,12 +122,13 @@ def train(
         cache = ImageCache(rows, config.data.height, config.data.width, progress=progress)
         torch.manual_seed(config.training.seed)
         model = build_model(config.model, len(pids))
-        load_pretrained(model, config.model.pretrained, config.model.arch)
+        if not (resume and checkpoints(run)):
+            load_pretrained(model, config.model.pretrained, config.model.arch)
+        card = ModelCard(config, tuple(int(pid) for pid in pids), table.name, 0, fingerprint(table))
+        job = _Job(config, run, place, model.to(place.device), card, sampler, cache, labels, table)
         if place.main:  # only now: a mistake in data or settings leaves no half-made run behind
             run.mkdir(parents=True, exist_ok=True)
             write_atomically(run / CONFIG, lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
-        card = ModelCard(config, tuple(int(pid) for pid in pids), table.name, 0, fingerprint(table))
-        job = _Job(config, run, place, model.to(place.device), card, sampler, cache, labels, table)
         return job.run_all(resume, progress, description)
 
 
@@ -202,7 +203,9 @@ class _Job:
                     if stopping or (done % self.config.training.checkpoint_every == 0 and done < self.steps):
                         self._save(done, terms, log)
                     if stopping:
-                        raise KeyboardInterrupt(f"stopped after step {done} of {self.steps}")
+                        raise KeyboardInterrupt(
+                            f"stopped after step {done} of {self.steps}; the same command with --resume goes on there"
+                        )
         finally:
             if log:
                 log.close()
@@ -351,7 +354,9 @@ def _check_folder(run: Path, config: Config, resume: bool) -> None:
     stored = run / CONFIG
     if stored.is_file():
         if not resume:
-            raise CheckpointError(f"{run} already holds a run: go on with --resume, or give another --out")
+            raise CheckpointError(
+                f"{run} already holds a run: go on with --resume (in Python: resume=True), or give another --out"
+            )
         old, new = (_flat(tree.model_dump(mode="json")) for tree in (load_config(stored), config))
         changed = [f"{key}: {old[key]} there, {new[key]} now" for key in old if old[key] != new[key]]
         if changed:
