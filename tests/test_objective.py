@@ -85,7 +85,9 @@ def test_mean_reductions_are_the_sums_divided(played):
     ours = objective(model, output, labels, P, LossConfig(reduction="mean", fc_reduction="mean"))
     for name in ("shs", "dc", "sps", "mc"):
         assert float(ours[name].detach()) == pytest.approx(float(literal[name].detach()) / P)
-    assert float(ours["fc"].detach()) == pytest.approx(float(literal["fc"]) / output.visible.shared.shape[1])
+    assert float(ours["fc"].detach()) == pytest.approx(
+        float(literal["fc"].detach()) / output.visible.shared.shape[1]
+    )
 
 
 def test_the_whole_objective_is_symmetric_under_exchange_of_the_modalities(played):

@@ -208,8 +208,8 @@ def test_full_plans_have_the_real_numbers() -> None:
 
 def test_small_preset_fits_the_demo() -> None:
     plan = make_plan("sysu", resolve_preset("sysu", "small"), 0)
-    assert (len(plan.train), len(plan.val), len(plan.test)) == (300, 20, 100)
-    assert 6500 < len(plan.jobs) <= 8000
+    assert (len(plan.train), len(plan.val), len(plan.test)) == (700, 20, 200)
+    assert 9000 < len(plan.jobs) <= 10000
 
 
 @pytest.mark.parametrize("size", [(128, 64), (288, 144)])
