@@ -6,10 +6,12 @@ commands, so `--help` is quick.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -76,6 +78,15 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+@contextlib.contextmanager
+def _goes_on() -> Iterator[None]:
+    """Say, on Ctrl-C, that the same command continues."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on where it was") from None
+
+
 def _escape(text: str) -> str:
     from rich.markup import escape
 
@@ -134,7 +145,8 @@ def demo(
     """
     from fmcnet.studies.demo import run_demo
 
-    result = run_demo(out, preset=preset, seed=seed, quiet=json_)
+    with _goes_on():
+        result = run_demo(out, preset=preset, seed=seed, quiet=json_)
     if json_:
         _print_json(result)
 
@@ -153,7 +165,8 @@ def data_generate(
     """Write the generated two-modality benchmark in the layout of SYSU-MM01, RegDB or LLCM."""
     from fmcnet.data.generated import generate
 
-    summary = generate(layout, preset, seed, out, workers=workers or None, progress=not json_)
+    with _goes_on():
+        summary = generate(layout, preset, seed, out, workers=workers or None, progress=not json_)
     if json_:
         _print_json(summary.as_dict())
         return

@@ -135,9 +135,11 @@ def _watch(
     if not running:
         return
     each = total_steps(load_config(config, settings), read_dataset(out / "data"))
-    done = dict.fromkeys(running, 0)
+    done = {variant: _steps_done(out / variant) for variant in running}
     names = " and ".join(TITLES[variant] for variant in running)
-    with Progress(f"training {names}", each * len(running), show=False if quiet else None) as bar:
+    with Progress(
+        f"training {names}", each * len(running), sum(done.values()), show=False if quiet else None
+    ) as bar:
         while True:
             alive = any(process.poll() is None for process in running.values())
             for variant, process in running.items():
@@ -152,6 +154,10 @@ def _watch(
             if not alive:
                 return
             time.sleep(1.0)
+
+
+def _steps_done(run: Path) -> int:
+    return max((int(record["step"]) for record in read_log(run) if "step" in record), default=0)
 
 
 def _show(judged: dict[str, Judged], result: dict[str, Any]) -> None:
