@@ -443,7 +443,9 @@ def info(run: Run, json_: Json = False) -> None:
         _print_json(facts)
         return
     config = facts.pop("config")
-    _print_table(str(run), {**facts, **{f"config.{k}": v for k, v in config.items()}})
+    sections = {"versions": facts.pop("versions"), **config}
+    listed = {name: ", ".join(f"{k} {v}" for k, v in section.items()) for name, section in sections.items()}
+    _print_table(str(run), {**facts, **listed})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """One typed tree of settings; YAML in and out; `key.sub=value` overrides; every fault reported at once.
 
-Defaults are the recipe of the shipped files' header; `paper()` gives the paper's literal settings. What the
-paper does not say is marked "ours".
+The paper's margins and weights are the defaults; `configs/paper.yaml` holds its literal equations, the other shipped
+files a recipe each. What the paper does not say is marked "ours".
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,6 +39,7 @@ from fmcnet.training.log import TrainingLog
 from fmcnet.training.optim import build_optimizers, rate, set_rate
 from fmcnet.training.selection import ModelSelection, hold_out
 from fmcnet.training.state import checkpoints, load_checkpoint, save_checkpoint
+from fmcnet.training.stop import StopAtStepEnd
 from fmcnet.types import IntArray, Modality
 
 logger = logging.getLogger(__name__)
@@ -182,7 +181,7 @@ class _Job:
             if self.place.main:
                 logger.info("resuming %s from step %d of %d", self.path, first, self.steps)
         log = TrainingLog(self.path, first) if self.place.main else None
-        stop = _StopAtStepEnd()
+        stop = StopAtStepEnd()
         try:
             with (
                 stop,
@@ -321,28 +320,6 @@ class _Job:
         facts = {"terms": terms, "selection": self.selection.facts(), **self._identity()}
         save_checkpoint(self.path, done, self.model, replace(self.card, step=done), self.optimizers, facts)
         self.selection.forget()
-
-
-class _StopAtStepEnd:
-    """Ctrl-C or SIGTERM ends the training after the step under way, with a checkpoint; a third signal at once."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> _StopAtStepEnd:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, *_: object) -> None:
-        self.asked += 1
-        if self.asked > 2:
-            raise KeyboardInterrupt
 
 
 def _shown(terms: dict[str, float]) -> str:

@@ -1,0 +1,35 @@
+"""Stopping a training between two steps, when nothing is half done."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+
+class StopAtStepEnd:
+    """Ctrl-C or SIGTERM ends the training after the step under way, with a checkpoint; a third signal at once.
+
+    Two are one wish: a terminal and a parent process may both pass the same Ctrl-C on.
+
+    Attributes:
+        asked: how many signals came.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopAtStepEnd:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, *_: object) -> None:
+        self.asked += 1
+        if self.asked > 2:
+            raise KeyboardInterrupt
