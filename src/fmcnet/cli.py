@@ -215,6 +215,31 @@ def data_summary(
             typer.echo(line)
 
 
+@data_app.command("cache")
+def data_cache(
+    folder: Annotated[
+        Path | None, typer.Option(help="Default: $FMCNET_CACHE, else ~/.cache/fmcnet.", show_default=False)
+    ] = None,
+    prune: Annotated[
+        str | None,
+        typer.Option(metavar="AGE", help="Remove what was not used for so long, as 30d or 12h; 0d: all."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """List the decoded images kept on disk, and remove those no longer used; they can always be built again."""
+    from fmcnet.data.cache import default_folder
+    from fmcnet.data.cache_folder import look, parse_age
+    from fmcnet.data.cache_folder import prune as remove
+
+    place = folder or default_folder()
+    found = look(place) if prune is None else remove(place, parse_age(prune))
+    if json_:
+        _print_json(found.to_dict())
+    else:
+        for line in found.lines():
+            typer.echo(line)
+
+
 @app.command()
 def train(
     data: Data,

@@ -37,6 +37,7 @@ class DataConfig(_Section):
     )
     identities: Annotated[int, Field(ge=2)] = 8  # P
     images: Positive = 4  # K, of each modality
+    cache: Annotated[str, Field(min_length=1)] = "auto"  # auto, beside (in the dataset's folder), or a folder
 
 
 class AugmentConfig(_Section):

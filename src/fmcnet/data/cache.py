@@ -5,20 +5,37 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fmcnet.data.cache_file import (
+    Put,
+    UnfitError,
+    map_stored,
+    open_stored,
+    read_facts,
+    remove_left,
+    remove_stored,
+    write_stored,
+)
+from fmcnet.data.cache_lock import held
 from fmcnet.data.images import in_threads, open_rgb, raise_unreadable
+from fmcnet.data.room import free_memory, mib, require_disk
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
 
 VERSION = 1
 """Part of every key: raise it when decoding or resizing changes."""
+
+BESIDE = ".fmcnet-cache"
+"""The folder inside a dataset's own that `data.cache: beside` means."""
+
+MEMORY_SHARE = 0.8
+"""Of the free memory: more than that is not taken for images when they cannot be stored."""
 
 _log = logging.getLogger(__name__)
 
@@ -27,25 +44,29 @@ class ImageCache:
     """The images of a table, decoded and resized (Pillow's bilinear with antialiasing).
 
     The file's name is a digest of the table's root, the paths, sizes and modification times of the images,
-    the size (H, W) and `VERSION`, so a stale cache is never read: a changed image has another name. It is built
-    under a temporary name and moved into place, so a half-built one is never seen, by any process.
+    the size (H, W) and `VERSION`, so a stale cache is never read: a changed image has another name, and the
+    file of the images as they were is removed once the new one is there. Beside it a .json holds digests of its
+    blocks, which are checked on opening; a damaged file is built again, with a warning. Of several processes one
+    builds, the others wait and open the same file: its memory is shared between them. A half-built file is never
+    seen under its name. Pickled (for worker processes), a stored cache is its path, not its pixels.
 
     Args:
         table: the images; `images[i]` belongs to row i.
         height: H.
         width: W.
-        folder: where to keep the file; default `$FMCNET_CACHE`, else `~/.cache/fmcnet`. Where it cannot be
-            written, the images are held in memory, and a warning is logged.
+        folder: where to keep the file, see `cache_folder`; default `$FMCNET_CACHE`, else `~/.cache/fmcnet`.
+            Where it cannot be written or has no room, the images are held in memory, and a warning is logged.
         workers: decoding threads.
         progress: show a bar while building; None: only on a terminal.
 
     Attributes:
         images: (N, H, W, 3) uint8, read-only; memory-mapped, or an array where nothing could be written.
         path: the cache's file, None where the images are in memory.
-        built: whether this object decoded the images (False: they were there already).
+        built: whether this object decoded the images (False: they were there already, or another process did).
 
     Raises:
-        DataError: one message with all images that cannot be read.
+        DataError: one message with all images that cannot be read; or: the images fit neither into the folder
+            nor into memory.
     """
 
     images: NDArray[np.uint8]
@@ -66,35 +87,97 @@ class ImageCache:
             raise DataError(f"the image size must be positive, got {height} x {width} (height x width)")
         self.table = table
         self.height, self.width = height, width
-        shape = (len(table), height, width, 3)
+        self._workers, self._progress = workers, progress
+        self._shape = (len(table), height, width, 3)
         folder = Path(folder).expanduser() if folder is not None else default_folder()
         target = folder / f"{table.name}-{height}x{width}-{cache_key(table, height, width)}.npy"
-        stored = _open(target, shape) if len(table) else None
-        self.built = stored is None
-        if stored is not None:
-            self.images, self.path = stored, target
-            return
-        temporary = _temporary(folder, shape) if len(table) else None
-        if temporary is None:
-            self.images, self.path = np.empty(shape, dtype=np.uint8), None
-            self._fill(self.images, workers, progress)
-            self.images.flags.writeable = False
+        self.path, self.built = target, False
+        if not len(table):
+            self._hold_in_memory()
             return
         try:
-            mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-            self._fill(mapped, workers, progress)
-            mapped.flush()
-            del mapped
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        self.images, self.path = np.load(target, mmap_mode="r"), target
+            self.images = open_stored(target, self._shape)
+        except (OSError, UnfitError):
+            try:
+                self._store(target)
+            except OSError as error:
+                self._warn_or_raise(folder, error.strerror or str(error))
+                self._hold_in_memory()
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def _fill(self, out: NDArray[np.uint8], workers: int, progress: bool | None) -> None:
-        """Decode every row into `out` (N, H, W, 3)."""
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the pixels, where they are in a file."""
+        return {k: v for k, v in self.__dict__.items() if k != "images" or self.path is None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.path is not None:
+            try:
+                self.images = map_stored(self.path, self._shape)
+            except UnfitError as error:
+                raise DataError(
+                    f"the image cache {self.path} is gone or damaged ({error}): start again"
+                ) from error
+
+    def _store(self, target: Path) -> None:
+        """Build the file, unless another process has done so by the time this one holds the lock.
+
+        Raises:
+            OSError: when it cannot be stored.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with held(target) as alone:
+            try:
+                self.images = open_stored(target, self._shape)
+                return
+            except FileNotFoundError:
+                pass
+            except UnfitError as error:
+                _log.warning("the image cache %s cannot be used (%s): building it again", target, error)
+            if alone:
+                remove_left(target)
+            require_disk(target.parent, int(np.prod(self._shape)))
+            series = cache_series(self.table, self.height, self.width)
+            root = str(self.table.root.resolve())
+            facts = {"series": series, "root": root, "images": len(self.table)}
+            write_stored(target, self._shape, facts, self._fill)
+            try:
+                self.images = map_stored(target, self._shape)
+            except UnfitError as error:
+                raise OSError(f"{target} does not hold what was written: {error}") from error
+            self.built = True
+        for other in target.parent.glob(f"*-{self.height}x{self.width}-*.npy"):
+            if other != target and (read_facts(other) or {}).get("series") == series:
+                remove_stored(other)
+
+    def _hold_in_memory(self) -> None:
+        images = np.empty(self._shape, dtype=np.uint8)
+        self._fill(images.__setitem__)
+        images.flags.writeable = False
+        self.images, self.path, self.built = images, None, True
+
+    def _warn_or_raise(self, folder: Path, reason: str) -> None:
+        """Say why the images are held in memory; raise where they do not fit there either."""
+        count, need, room = len(self.table), int(np.prod(self._shape)), free_memory()
+        if room is not None and need > MEMORY_SHARE * room:
+            raise DataError(
+                f"{count} images at {self.height} x {self.width} take {mib(need)}: the image cache folder {folder} "
+                f"cannot be used ({reason}), and only {mib(room)} of memory are free. Set data.cache or "
+                f"FMCNET_CACHE to a folder with {mib(1.1 * need)} free, or make data.height and data.width smaller"
+            )
+        _log.warning(
+            "the image cache folder %s cannot be used (%s): holding %d images (%s) in memory; "
+            "set data.cache or FMCNET_CACHE to a folder with room",
+            folder,
+            reason,
+            count,
+            mib(need),
+        )
+
+    def _fill(self, put: Put) -> None:
+        """Decode every row and hand it to `put`."""
 
         def decode(row: int) -> str:
             path = self.table.full_path(row)
@@ -102,11 +185,11 @@ class ImageCache:
                 image = open_rgb(path)
             except DataError as error:
                 return str(error).removeprefix(f"cannot read the image {path}: ")
-            out[row] = resize(image, self.height, self.width)
+            put(row, resize(image, self.height, self.width))
             return ""
 
         rows = range(len(self.table))
-        outcomes = in_threads(decode, rows, workers, "caching images", progress)
+        outcomes = in_threads(decode, rows, self._workers, "caching images", self._progress)
         faults = [(str(self.table.path[row]), reason) for row, reason in enumerate(outcomes) if reason]
         raise_unreadable(self.table, faults)
 
@@ -124,6 +207,18 @@ def default_folder() -> Path:
     return Path(given).expanduser() if given else Path.home() / ".cache" / "fmcnet"
 
 
+def cache_folder(setting: str, root: Path) -> Path:
+    """The folder that `data.cache` means.
+
+    Args:
+        setting: "auto" (`default_folder()`), "beside" (`.fmcnet-cache` in the dataset's folder), or a folder.
+        root: the dataset's folder (`Table.root`).
+    """
+    if setting == "auto":
+        return default_folder()
+    return root / BESIDE if setting == "beside" else Path(setting).expanduser()
+
+
 def cache_key(table: Table, height: int, width: int) -> str:
     """24 hex digits that change with the images (paths, sizes, times), their order and the size wanted."""
     digest = hashlib.sha256(f"{VERSION}\n{table.root.resolve()}\n{height}x{width}\n".encode())
@@ -137,34 +232,9 @@ def cache_key(table: Table, height: int, width: int) -> str:
     return digest.hexdigest()[:24]
 
 
-def _open(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """The stored array, None where there is none of that shape (a damaged file is built again)."""
-    mode: Literal["r"] = "r"
-    try:
-        stored: NDArray[np.uint8] = np.load(path, mmap_mode=mode)
-    except (OSError, ValueError, EOFError):
-        return None
-    return stored if stored.shape == shape and stored.dtype == np.uint8 else None
-
-
-def _temporary(folder: Path, shape: tuple[int, ...]) -> Path | None:
-    """An empty file of a new name in the folder, None (and a warning) where that cannot be written or fit."""
-    need = int(np.prod(shape))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        status = os.statvfs(folder) if hasattr(os, "statvfs") else None
-        if status is not None and status.f_bavail * status.f_frsize < need:
-            raise OSError(f"{need / 2**20:.0f} MiB are needed, less is free")
-        handle, name = tempfile.mkstemp(prefix=".building-", suffix=".npy", dir=folder)
-        os.close(handle)
-    except OSError as error:
-        _log.warning(
-            "the image cache folder %s cannot be used (%s): holding %d images (%.0f MiB) in memory; "
-            "set FMCNET_CACHE to a folder with room",
-            folder,
-            error.strerror or error,
-            shape[0],
-            need / 2**20,
-        )
-        return None
-    return Path(name)
+def cache_series(table: Table, height: int, width: int) -> str:
+    """24 hex digits like `cache_key` that stay when the content of images changes: the same list of paths."""
+    digest = hashlib.sha256(f"series {VERSION}\n{table.root.resolve()}\n{height}x{width}\n".encode())
+    for path in table.path.tolist():
+        digest.update(f"{path}\n".encode())
+    return digest.hexdigest()[:24]

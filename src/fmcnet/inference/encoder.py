@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from fmcnet.data.cache import ImageCache, cache_key, resize
+from fmcnet.data.cache import ImageCache, cache_folder, cache_key, resize
 from fmcnet.data.csv_table import MODALITIES
 from fmcnet.data.images import open_rgb
 from fmcnet.data.table import Table
@@ -124,7 +124,8 @@ class Encoder:
                     return Embeddings.load(kept)
                 except DataError:  # damaged: made again below
                     kept.unlink()
-        cache = ImageCache(table, self.height, self.width, progress=progress)
+        folder = cache_folder(self.card.config.data.cache, table.root)
+        cache = ImageCache(table, self.height, self.width, folder=folder, progress=progress)
         features: NDArray[np.float32] | None = None
         with Progress("embedding", len(table), show=progress) as bar:
             for modality in Modality:
