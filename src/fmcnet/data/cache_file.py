@@ -90,6 +90,28 @@ def open_stored(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return stored
 
 
+def map_stored(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """The stored array (N, H, W, 3), memory-mapped, read-only; its digests are not looked at.
+
+    A file of more than half the memory is opened for random access, so that the system does not read ahead what
+    training will not ask for.
+
+    Raises:
+        UnfitError: when it is missing, cut, or holds something else.
+    """
+    try:
+        stored: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise UnfitError(str(error)) from error
+    if stored.shape != shape or stored.dtype != np.uint8:
+        raise UnfitError(f"it holds {stored.dtype} {stored.shape}")
+    base: Any = stored.base
+    memory = total_memory()
+    if memory and stored.nbytes > memory / 2 and isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
+        base.madvise(mmap.MADV_RANDOM)
+    return stored
+
+
 def write_stored(
     path: Path, shape: tuple[int, ...], facts: dict[str, Any], fill: Callable[[Put], None]
 ) -> None:
