@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fmcnet.cli import app
 from fmcnet.data.benchmarks import read_dataset
+from fmcnet.data.cache import ImageCache
 from fmcnet.data.csv_table import write_csv
 from fmcnet.data.generated import generate
 
@@ -36,7 +37,7 @@ def as_json(*arguments, code=0):
     "command",
     [
         [], ["demo"], ["train"], ["evaluate"], ["embed"], ["score"], ["info"], ["data"], ["data", "generate"],
-        ["data", "check"], ["data", "summary"], ["report"], ["report", "compare"],
+        ["data", "check"], ["data", "summary"], ["data", "cache"], ["report"], ["report", "compare"],
     ],
 )  # fmt: skip
 def test_every_command_explains_itself(command):
@@ -69,6 +70,17 @@ def test_check_of_a_broken_tree_ends_with_1(tiny_sysu, tmp_path):
     (tmp_path / "d" / "exp" / "test_id.txt").unlink()
     (tmp_path / "d" / "exp" / "test_id.mat").unlink()
     assert "test_id.txt" in run("data", "check", tmp_path / "d", code=1).output
+
+
+def test_caches_are_listed_and_pruned(tiny_sysu, tmp_path):
+    ImageCache(read_dataset(tiny_sysu), 12, 6, folder=tmp_path / "c")
+    (found,) = as_json("data", "cache", "--folder", tmp_path / "c")["caches"]
+    assert found["root"] == str(tiny_sysu)
+    assert "12 x 6" in said(run("data", "cache", "--folder", tmp_path / "c"))
+    assert as_json("data", "cache", "--folder", tmp_path / "c", "--prune", "30d")["removed"] == []
+    assert "removed 1" in said(run("data", "cache", "--folder", tmp_path / "c", "--prune", "0h"))
+    assert list((tmp_path / "c").iterdir()) == []
+    assert "write days or hours" in said(run("data", "cache", "--prune", "soon", code=2))
 
 
 def test_info(tiny_run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import re
 import threading
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.data.cache_lock import held
-from fmcnet.data.room import reserve
+from fmcnet.data.room import reserve, total_memory
 from fmcnet.files import write_atomically
 
 FORMAT = 1

@@ -1,0 +1,122 @@
+"""Where caches are, which there are, and removing them."""
+
+import os
+import shutil
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fmcnet.data.benchmarks import read_dataset, read_sysu
+from fmcnet.data.cache import ImageCache, cache_folder, default_folder
+from fmcnet.data.cache_folder import look, parse_age, prune
+from fmcnet.data.cache_lock import held
+from fmcnet.data.check import check
+from fmcnet.data.csv_table import write_csv
+from fmcnet.data.generated import generate
+from fmcnet.data.table import Table
+from fmcnet.errors import ConfigError, DataError
+from tests.data import trees
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    return read_sysu(trees.sysu(tmp_path / "data", images=1))
+
+
+def test_the_setting(tmp_path: Path) -> None:
+    assert cache_folder("auto", tmp_path) == default_folder()
+    assert cache_folder("beside", tmp_path) == tmp_path / ".fmcnet-cache"
+    assert cache_folder("~/x", tmp_path) == Path.home() / "x"
+
+
+@pytest.mark.parametrize("layout", ["sysu", "regdb", "llcm", "csv"])
+def test_a_cache_beside_a_dataset_is_no_part_of_it(tmp_path: Path, tiny_sysu: Path, layout: str) -> None:
+    root = tmp_path / "data"
+    if layout == "csv":
+        shutil.copytree(tiny_sysu, root)
+        path = root / "data.csv"
+        write_csv(read_dataset(root), path)
+        shutil.rmtree(root / "exp")
+    else:
+        generate(layout, "tiny", 0, root, workers=1)
+        path = root
+    before, checked = read_dataset(path), check(path, images=False).to_dict()
+    cache = ImageCache(before, 12, 6, folder=cache_folder("beside", before.root))
+    assert cache.path.parent == root / ".fmcnet-cache"
+    after = read_dataset(path)
+    assert (after.name, after.notes, after.records()) == (before.name, before.notes, before.records())
+    assert check(path, images=False).to_dict() == checked
+    assert not ImageCache(after, 12, 6, folder=cache_folder("beside", after.root)).built
+
+
+def test_the_cache_of_changed_images_replaces_the_old_one(tmp_path: Path, table: Table) -> None:
+    folder = tmp_path / "cache"
+    before = ImageCache(table, 12, 6, folder=folder)
+    kept = before.images.copy()
+    others = [
+        ImageCache(table, 6, 12, folder=folder).path,
+        ImageCache(table.select(split="test"), 12, 6, folder=folder).path,
+    ]
+    status = table.full_path(0).stat()
+    Image.new("RGB", (6, 12), "red").save(table.full_path(0))
+    os.utime(table.full_path(0), ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    after = ImageCache(table, 12, 6, folder=folder)
+    assert after.built
+    assert after.images[0, 0, 0, 0] > 200 > kept[0, 0, 0, 0]
+    np.testing.assert_array_equal(after.images[1:], kept[1:])
+    np.testing.assert_array_equal(before.images, kept)
+    stems = {path.stem for path in (after.path, *others)}
+    assert {p.name for p in folder.iterdir()} == {f"{s}{e}" for s in stems for e in (".npy", ".json")}
+
+
+def test_listing_and_pruning(tmp_path: Path, table: Table) -> None:
+    folder = tmp_path / "cache"
+    assert look(folder).caches == prune(folder, timedelta(0)).removed == ()
+    old = ImageCache(table, 12, 6, folder=folder).path
+    new = ImageCache(table, 24, 10, folder=folder).path
+    bare = ImageCache(table, 6, 12, folder=folder).path
+    bare.with_suffix(".json").unlink()
+    foreign = folder / "mine.npy"
+    foreign.write_bytes(b"not ours")
+    past = time.time() - 40 * 86400
+    for path in (old.with_suffix(".json"), bare):
+        os.utime(path, (past, past))
+    found = look(folder)
+    assert {entry.name for entry in found.caches} == {old.name, new.name, bare.name}
+    first = found.caches[0]
+    assert (first.name, first.images, first.size, first.root) == (new.name, 36, "24 x 10", str(table.root))
+    assert first.bytes == new.stat().st_size
+    assert "will be built again" in "\n".join(found.lines())
+
+    ImageCache(table, 12, 6, folder=folder)  # used again now
+    assert [entry.name for entry in prune(folder, timedelta(days=30)).removed] == [bare.name]
+    os.utime(old.with_suffix(".json"), (past, past))
+    temporary = folder / f".{old.stem}.{'0' * 32}.building"
+    temporary.write_bytes(b"")
+    with held(new):
+        (folder / f".{new.stem}.{'0' * 32}.building").write_bytes(b"")
+    (folder / ".other.building").write_bytes(b"")
+    result = prune(folder, timedelta(days=30))
+    assert [entry.name for entry in result.removed] == [old.name]
+    assert result.temporaries == 2
+    assert "removed 1" in "\n".join(result.lines())
+    names = {new.name, new.with_suffix(".json").name, foreign.name, ".other.building"}
+    assert {p.name for p in folder.iterdir()} == names
+
+
+def test_durations() -> None:
+    assert parse_age("30d") == timedelta(days=30)
+    assert parse_age(" 12h") == timedelta(hours=12)
+    for bad in ("30", "d", "-1d", "1w", "", "1.5d", "99999999999d"):
+        with pytest.raises(ConfigError, match=f"'{bad}' is no duration: write days or hours, as 30d or 12h"):
+            parse_age(bad)
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("")
+    with pytest.raises(DataError, match="is a file"):
+        look(tmp_path / "x")
