@@ -52,7 +52,8 @@ class Listing:
     def lines(self) -> list[str]:
         """For people."""
         total = mib(sum(entry.bytes for entry in self.caches))
-        lines = [f"{len(self.caches)} image caches, {total}, in {self.folder}"]
+        count = "1 image cache" if len(self.caches) == 1 else f"{len(self.caches)} image caches"
+        lines = [f"{count}, {total}, in {self.folder}"]
         lines += [_line(entry) for entry in self.caches]
         if self.removed:
             freed = mib(sum(entry.bytes for entry in self.removed))
