@@ -11,7 +11,7 @@ import fmcnet
 
 SOURCE = Path(fmcnet.__file__).parent
 LAYERS = [
-    ("errors", "files", "types", "config", "runtime", "progress"),
+    ("errors", "files", "types", "config", "runtime", "parallel", "progress"),
     ("data",),
     ("model", "losses", "objective"),
     ("inference",),

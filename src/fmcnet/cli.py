@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from rich.logging import RichHandler
 from rich.table import Table as RichTable
 
 from fmcnet import __version__
-from fmcnet.errors import FmcnetError
+from fmcnet.errors import FmcnetError, Interrupted
 
 
 class _Commands(typer.core.TyperGroup):
@@ -35,7 +36,7 @@ class _Commands(typer.core.TyperGroup):
             _fail(str(error), 2)
         except KeyboardInterrupt as stop:
             said = str(stop)
-            _fail(f"interrupted{f': {said}' if said else ''}", 130)
+            _fail(f"interrupted{f': {said}' if said else ''}", getattr(stop, "code", 130))
         except OSError as error:
             _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
 
@@ -85,6 +86,14 @@ def _goes_on() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on where it was") from None
+
+
+def _resuming() -> str:
+    """The command of this process, with --resume, as a person types it."""
+    arguments = [*sys.argv[1:], *([] if "--resume" in sys.argv else ["--resume"])]
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    start = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", str(world)), "-m"]
+    return shlex.join([*(start if world > 1 else []), "fmcnet", *arguments])
 
 
 def _escape(text: str) -> str:
@@ -258,6 +267,12 @@ def train(
     splits: Annotated[
         str, typer.Option(help="RegDB: the splits to train, as 1-10 or 1,3; a run each in OUT/split-NN.")
     ] = "",
+    track: Annotated[
+        list[str] | None, typer.Option(help="tensorboard or wandb, beside the log; may be given twice.")
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Watch a few steps; write OUT/profile: a trace and a table.")
+    ] = False,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
@@ -266,23 +281,28 @@ def train(
     fmcnet train --config sysu --data /data/SYSU-MM01 --out runs/sysu training.seed=1
 
     Ctrl-C writes a checkpoint; the same command with --resume goes on exactly there. On several GPUs:
-    torchrun --nproc-per-node 4 -m fmcnet train ...
+    torchrun --nproc-per-node 4 -m fmcnet train ... (docs/training.md: from laptop to eight GPUs).
     """
     from fmcnet.config import load_config
     from fmcnet.training.splits import parse_splits, train_splits
 
     settings = load_config(config, overrides or [])
     chosen = parse_splits(splits) if splits else (settings.data.split,)
-    results = train_splits(
-        settings,
-        data,
-        out,
-        chosen,
-        one=not splits,
-        resume=resume,
-        device=device,
-        progress=False if json_ else None,
-    )
+    try:
+        results = train_splits(
+            settings,
+            data,
+            out,
+            chosen,
+            one=not splits,
+            resume=resume,
+            device=device,
+            progress=False if json_ else None,
+            trackers=track or (),
+            profile=profile,
+        )
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}. Go on with\n  {_resuming()}", stop.code) from None
     if int(os.environ.get("RANK", "0")):
         return
     if json_:
@@ -298,7 +318,7 @@ def train(
                 "images": result.images,
                 "parameters": f"{result.parameters:,}",
                 "steps": f"{result.steps} (from {result.resumed_from})",
-                "seconds": f"{result.seconds:.0f}",
+                "seconds": f"{result.seconds:.0f} ({result.images_per_second:.0f} images/s)",
                 "last terms": terms,
                 "weights": f"{result.selected}: {result.run / 'model.safetensors'}",
                 "log": result.run / "log.jsonl",
@@ -347,6 +367,8 @@ def evaluate(
         device=device,
         progress=False if json_ else None,
     )
+    if int(os.environ.get("RANK", "0")):
+        return
     if json_:
         _print_json(result.to_dict())
         return

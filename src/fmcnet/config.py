@@ -37,6 +37,8 @@ class DataConfig(_Section):
     )
     identities: Annotated[int, Field(ge=2)] = 8  # P
     images: Positive = 4  # K, of each modality
+    share: Literal["process", "all"] = "process"  # P and K are of each process, or of all together
+    hard: Annotated[float, Field(ge=0, le=0.9)] = 0.0  # share of P that are look-alikes of the others: ours
     cache: Annotated[str, Field(min_length=1)] = "auto"  # auto, beside (in the dataset's folder), or a folder
 
 
@@ -68,6 +70,7 @@ class ModelConfig(_Section):
     generator_norm: bool = False  # ours
     w1: float = 0.5
     w2: float = 0.5
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before every classifier: ours
 
 
 class LossConfig(_Section):
@@ -114,8 +117,20 @@ class TrainingConfig(_Section):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of all steps
     milestones: tuple[Probability, ...] = (0.5, 0.75)  # shares of all steps, rate / 10 at each
     clip: NonNegative = 0.0  # largest gradient norm; 0: off
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 or fp16 on GPUs, else fp32
+    channels_last: Literal["auto", "yes", "no"] = "auto"  # memory format; auto: where it was measured quicker
+    compile: bool = False  # torch.compile
+    accumulate: Positive = 1  # whole P x K batches whose gradients are averaged before a step
+    recompute: bool = (
+        False  # activations of stems and tails anew in the backward pass: less memory, more time
+    )
+    sync_batchnorm: bool = False  # batch statistics over all processes
+    sync_centers: bool = False  # centre losses over the identities of all processes
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights that are kept; 0: off
+    log_every: Positive = 10  # steps between two readings of the losses
     checkpoint_every: Positive = 200  # steps
+    checkpoint_minutes: NonNegative = 10.0  # and after so many minutes; 0: by steps only
+    keep: Positive = 2  # checkpoints
     validate_every: Annotated[int, Field(ge=0)] = 0  # epochs; 0: never
     select: Literal["last", "val", "test"] = "last"  # test stamps the report
 

@@ -33,3 +33,15 @@ class ProtocolError(FmcnetError):
 
 class MissingDependencyError(FmcnetError):
     """An optional package is not installed; the message names the extra that brings it."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A training that was asked to stop did so: it wrote a checkpoint, and can go on.
+
+    Attributes:
+        code: exit code of the process: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    def __init__(self, message: str, code: int = 130) -> None:
+        super().__init__(message)
+        self.code = code

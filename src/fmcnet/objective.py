@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -30,7 +31,12 @@ TERMS = {
 
 
 def objective(
-    model: FMCNet, output: FMCNetOutput, labels: Tensor, identities: int, config: LossConfig
+    model: FMCNet,
+    output: FMCNetOutput,
+    labels: Tensor,
+    identities: int,
+    config: LossConfig,
+    gather: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """What encoders, classifiers, generators and fusion minimise; the total is the sum of the values.
 
@@ -39,6 +45,8 @@ def objective(
         output: of a batch of two aligned halves of P*K images.
         labels: (P*K,), the same for both halves. identities: P.
         config: margins and weights.
+        gather: turns this process's centres (P, D) into those of all processes, so that (4), (5), (6) and (17)
+            see every identity of the step; None: each process its own.
 
     Returns:
         Scalars by the names of `TERMS`, only those that the model's variant has.
@@ -53,12 +61,12 @@ def objective(
     if v.specific is None or i.specific is None:
         return terms
     terms["id_specific"] = ce(v.specific_scores) + ce(i.specific_scores)
-    terms |= _decomposition_terms(v, i, identities, config)
+    terms |= _decomposition_terms(v, i, identities, config, gather)
     if model.compensation is not None:
         terms |= _compensation_terms(model, output, labels, identities, config)
     if v.fused is not None and i.fused is not None:
-        fused_v, fused_i = (losses.centers(feature, identities) for feature in (v.fused, i.fused))
-        scale = config.mc / (identities if config.reduction == "mean" else 1)
+        fused_v, fused_i = (_centers(feature, identities, gather) for feature in (v.fused, i.fused))
+        scale = config.mc / (len(fused_v) if config.reduction == "mean" else 1)
         terms["mc"] = scale * losses.cross_modality_center_loss(fused_v, fused_i, config.beta, config.rho4)
         terms["id_fused"] = ce(v.fused_scores) + ce(i.fused_scores)
     return terms
@@ -77,13 +85,22 @@ def discriminator_objective(model: FMCNet, output: FMCNetOutput) -> dict[str, Te
     return {"discriminator": total}
 
 
+def _centers(feature: Tensor, identities: int, gather: Callable[[Tensor], Tensor] | None) -> Tensor:
+    own = losses.centers(feature, identities)
+    return own if gather is None else gather(own)
+
+
 def _decomposition_terms(
-    v: ModalityOutput, i: ModalityOutput, identities: int, config: LossConfig
+    v: ModalityOutput,
+    i: ModalityOutput,
+    identities: int,
+    config: LossConfig,
+    gather: Callable[[Tensor], Tensor] | None,
 ) -> dict[str, Tensor]:
     """L_MD, eq. (7), as its three weighted terms."""
-    sp_v, sp_i = (losses.centers(cast(Tensor, half.specific), identities) for half in (v, i))
-    sh_v, sh_i = (losses.centers(half.shared, identities) for half in (v, i))
-    scale = config.md / (identities if config.reduction == "mean" else 1)
+    sp_v, sp_i = (_centers(cast(Tensor, half.specific), identities, gather) for half in (v, i))
+    sh_v, sh_i = (_centers(half.shared, identities, gather) for half in (v, i))
+    scale = config.md / (len(sh_v) if config.reduction == "mean" else 1)
     terms: dict[str, Tensor] = {}
     if config.shs:
         terms["shs"] = scale * losses.cross_modality_center_loss(sh_v, sh_i, config.alpha, config.rho3)

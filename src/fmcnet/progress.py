@@ -29,6 +29,7 @@ class Progress:
         self._description, self._total, self._done, self._first = description, total, done, done
         self._bar: RichProgress | None = None
         self._lines = show is not False
+        self._note = ""
         self._started = self._last = time.monotonic()
         if sys.stderr.isatty() if show is None else show:
             self._bar = RichProgress(
@@ -55,10 +56,11 @@ class Progress:
             self._bar.stop()
 
     def advance(self, note: str = "", count: int = 1) -> None:
-        """`count` more steps are done; `note` is shown at the end of the line."""
+        """`count` more steps are done; `note` is shown at the end of the line, until the next one."""
         self._done += count
+        self._note = note or self._note
         if self._bar:
-            self._bar.update(self._task, advance=count, note=note)
+            self._bar.update(self._task, advance=count, note=self._note)
             return
         now = time.monotonic()
         if self._lines and now - self._last > EVERY:
@@ -69,4 +71,4 @@ class Progress:
                 if mine
                 else "starting"
             )
-            logger.info("%s %d/%d, %s  %s", self._description, self._done, self._total, left, note)
+            logger.info("%s %d/%d, %s  %s", self._description, self._done, self._total, left, self._note)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fmcnet.config import AugmentConfig
-from fmcnet.data.augment import augment
+from fmcnet.data.augment import _at_once, _in_slices, augment, draw
 from fmcnet.runtime import seeded_generator
 from fmcnet.types import Modality
 
@@ -22,19 +22,58 @@ def run(batch, modality=Modality.VISIBLE, seed=0, **settings):
     return augment(batch, modality, AugmentConfig(**{**OFF, **settings}), seeded_generator(CPU, seed))
 
 
-def test_nothing_on_is_scaling_only():
-    assert torch.equal(run(images()), images().float() / 255)
+def test_nothing_on_changes_nothing():
+    out = run(images())
+    assert torch.equal(out, images())
+    assert out.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_same_generator_same_result_and_range():
+def test_same_generator_same_result():
     full = {"pad": 4, "flip": 0.5, "erase": 0.5, "channel": "mix"}
     a, b, c = (run(images(), seed=s, **full) for s in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert a.shape == (64, 3, 24, 12)
-    assert a.dtype == torch.float32
-    assert a.min() >= 0
-    assert a.max() <= 1
+    assert a.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("channel", ["none", "exchange", "mix"])
+@pytest.mark.parametrize("modality", list(Modality))
+def test_image_by_image_and_all_at_once_agree_with_a_loop_over_pixels(channel, modality):
+    config = AugmentConfig(pad=3, flip=0.5, erase=0.5, channel=channel, channel_probability=0.7)
+    batch = images(40, 14, 9)
+    draws = draw(40, 14, 9, modality, config, seeded_generator(CPU, 5))
+    pixels = batch.permute(0, 2, 3, 1).contiguous()
+    slices, gathered = _in_slices(pixels, draws, 3), _at_once(pixels, draws, 3)
+    slow = torch.stack([slowly(pixels[i], draws.part(i, 1), 3) for i in range(40)])
+    # A mixture on the edge between two numbers may be rounded either way; a fill follows from such pixels.
+    for found in (slices, gathered):
+        assert (found.int() - slow.int()).abs().max() <= (1 if channel == "mix" else 0)
+
+
+def slowly(image, draws, pad):
+    height, width, _ = image.shape
+    (top, left), flip, mix = draws.shift[0].tolist(), bool(draws.flip), draws.mix[0].tolist()
+    out = torch.zeros_like(image)
+    for y in range(height):
+        for x in range(width):
+            from_y, from_x = y + top - pad, (width - 1 - x if flip else x) + left - pad
+            if 0 <= from_y < height and 0 <= from_x < width:
+                pixel = image[from_y, from_x].tolist()
+                if draws.grey:
+                    pixel = [round(sum(w * p for w, p in zip(mix, pixel, strict=True)))] * 3
+                out[y, x] = torch.tensor(pixel)
+    y0, x0, y1, x1 = draws.box[0].tolist()
+    out[y0:y1, x0:x1] = round(out.double().mean().item())
+    return out
+
+
+def test_what_is_drawn_for_all_processes_is_what_each_takes_its_part_of():
+    config = AugmentConfig()
+    whole = draw(12, 24, 12, Modality.VISIBLE, config, seeded_generator(CPU, 3))
+    again = draw(12, 24, 12, Modality.VISIBLE, config, seeded_generator(CPU, 3))
+    for a, b, c in zip(whole, again.part(0, 6), again.part(6, 6), strict=True):
+        assert torch.equal(a, torch.cat([b, c]))
 
 
 def test_crops_are_shifts_of_the_padded_image_and_all_shifts_occur():
@@ -42,7 +81,7 @@ def test_crops_are_shifts_of_the_padded_image_and_all_shifts_occur():
     out = run(batch, pad=pad)
     seen = set()
     for before, after in zip(batch, out, strict=True):
-        padded = torch.nn.functional.pad(before.float() / 255, (pad,) * 4)
+        padded = torch.nn.functional.pad(before, (pad,) * 4)
         hits = [
             (y, x)
             for y in range(2 * pad + 1)
@@ -56,7 +95,7 @@ def test_crops_are_shifts_of_the_padded_image_and_all_shifts_occur():
 
 def test_flips_mirror_whole_images_half_of_the_time():
     batch = images(400)
-    out, plain = run(batch, flip=0.5), batch.float() / 255
+    out, plain = run(batch, flip=0.5), batch
     mirrored = [torch.equal(o, p.flip(2)) for o, p in zip(out, plain, strict=True)]
     kept = [torch.equal(o, p) for o, p in zip(out, plain, strict=True)]
     assert all(a != b for a, b in zip(mirrored, kept, strict=True))
@@ -64,7 +103,7 @@ def test_flips_mirror_whole_images_half_of_the_time():
 
 
 def test_channel_exchange_takes_one_of_the_three_channels():
-    out, plain = run(images(90), channel="exchange", channel_probability=1.0), images(90).float() / 255
+    out, plain = run(images(90), channel="exchange", channel_probability=1.0), images(90)
     which = [
         [torch.equal(o, p[c].expand(3, -1, -1)) for c in range(3)] for o, p in zip(out, plain, strict=True)
     ]
@@ -73,14 +112,14 @@ def test_channel_exchange_takes_one_of_the_three_channels():
 
 
 def test_channel_mixing_is_a_convex_combination():
-    out, plain = run(images(), channel="mix", channel_probability=1.0), images().float() / 255
+    out, plain = run(images(), channel="mix", channel_probability=1.0), images()
     assert torch.equal(out[:, 0], out[:, 1])
     assert torch.equal(out[:, 0], out[:, 2])
-    assert (out[:, 0] <= plain.max(dim=1).values + 1e-6).all()
-    assert (out[:, 0] >= plain.min(dim=1).values - 1e-6).all()
-    for o, p in zip(out[:8], plain[:8], strict=True):
+    assert (out[:, 0] <= plain.max(dim=1).values).all()
+    assert (out[:, 0] >= plain.min(dim=1).values).all()
+    for o, p in zip(out[:8].float(), plain[:8].float(), strict=True):
         weights = torch.linalg.lstsq(p.flatten(1).T, o[0].flatten()[:, None]).solution.flatten()
-        assert float(weights.sum()) == pytest.approx(1, abs=1e-3)
+        assert float(weights.sum()) == pytest.approx(1, abs=5e-3)
 
 
 def test_infrared_channels_stay_equal():
@@ -90,15 +129,15 @@ def test_infrared_channels_stay_equal():
     assert torch.equal(out[:, 0], out[:, 1])
     assert torch.equal(out[:, 0], out[:, 2])
     coloured = run(images(), Modality.INFRARED, channel="mix", channel_probability=1.0)
-    assert torch.equal(coloured, images().float() / 255)
+    assert torch.equal(coloured, images())
 
 
 def test_erasing_fills_one_box_with_the_images_mean():
-    out, plain = run(images(200), erase=1.0), images(200).float() / 255
+    out, plain = run(images(200), erase=1.0), images(200)
     for o, p in zip(out, plain, strict=True):
         changed = (o != p).any(dim=0)
         rows, columns = changed.any(dim=1).nonzero(), changed.any(dim=0).nonzero()
         assert len(rows), "an image was not erased"
         box = o[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-        assert torch.allclose(box, p.mean().expand_as(box), atol=1e-6)
+        assert (box == round(p.double().mean().item())).all()
         assert changed.float().mean() < 0.42

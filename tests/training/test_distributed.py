@@ -72,13 +72,14 @@ def test_two_ranks_train_and_resume(tiny_sysu, tmp_path):
 def test_averaged_gradients_are_the_mean(tmp_path):
     code = """
 import torch, torch.distributed as dist
-from fmcnet.runtime import average_gradients, any_rank, runtime
+from fmcnet.parallel import agree, average_gradients
+from fmcnet.runtime import runtime
 with runtime("cpu") as place:
     p = [torch.nn.Parameter(torch.zeros(size)) for size in ((2, 3), (4,), (1,))]
     p[0].grad = torch.full((2, 3), float(place.rank)); p[1].grad = torch.arange(4.0) * (place.rank + 1)
     average_gradients(p, place.world)
     assert torch.equal(p[0].grad, torch.full((2, 3), 0.5)) and torch.equal(p[1].grad, torch.arange(4.0) * 1.5)
-    assert p[2].grad is None and any_rank(place.rank == 1, place) and not any_rank(False, place)
+    assert p[2].grad is None and agree([place.rank == 1, False], place) == [True, False]
     open(f"{place.rank}.ok", "w").close()
 """
     (tmp_path / "check.py").write_text(code)

@@ -31,9 +31,14 @@ class IdentityModalitySampler:
         steps: batches an epoch; default: as many as it takes for as many draws as the larger modality has
             images, `ceil(max(N_visible, N_infrared) / (world * P * K))` over the identities in use.
         camid: (N,) cameras; when given, the K images of an identity are spread over its cameras.
+        hard: share of a step's identities, 0..0.9, that are look-alikes of the drawn ones (ours), once
+            `neighbors` is set.
 
     Attributes:
         steps: batches an epoch, also `len(sampler)`.
+        pids: the identities in use, ascending; positions in it are what `neighbors` holds.
+        neighbors: (len(pids), n) for each identity the positions of its look-alikes, nearest first; None at first:
+            every identity is drawn in turn. It is read when an epoch is planned.
         notes: what a person should know: identities left out, images repeated.
 
     Raises:
@@ -52,6 +57,7 @@ class IdentityModalitySampler:
         world: int = 1,
         steps: int | None = None,
         camid: NDArray[np.integer] | None = None,
+        hard: float = 0.0,
     ) -> None:
         if identities < 1 or images < 1 or (steps is not None and steps < 1):
             raise DataError(
@@ -67,6 +73,8 @@ class IdentityModalitySampler:
         self.identities, self.images = identities, images
         self.seed, self.rank, self.world = seed, rank, world
         self.camid = None if camid is None else np.asarray(camid)
+        self.hard = hard
+        self.neighbors: IntArray | None = None
         rows = [_rows_by_pid(pid_labels, modality, m) for m in (Modality.VISIBLE, Modality.INFRARED)]
         self.pids = sorted(set(rows[0]) & set(rows[1]))
         self.notes = self._notes(rows)
@@ -105,8 +113,9 @@ class IdentityModalitySampler:
         size = self.identities * self.world
         drawn = np.empty((self.steps, size), dtype=np.int64)
         stream = _Stream(np.arange(len(self.pids)), rng)
+        alike = round(self.hard * size) if self.neighbors is not None else 0
         for step in range(self.steps):
-            drawn[step] = stream.take(size)
+            drawn[step] = self._with_look_alikes(stream.take(size - alike), size)
         halves = []
         for rows in self._rows:
             streams = [_Stream(own, rng, None if self.camid is None else self.camid[own]) for own in rows]
@@ -116,6 +125,20 @@ class IdentityModalitySampler:
                     half[step, slot] = streams[drawn[step, slot]].take(self.images)
             halves.append(half)
         return halves[0], halves[1]
+
+    def _with_look_alikes(self, drawn: list[int], size: int) -> list[int]:
+        """The drawn identities and the nearest of each that is not there yet, in turn, until there are `size`."""
+        if len(drawn) == size or self.neighbors is None:
+            return drawn
+        held, chosen = set(drawn), list(drawn)
+        for position in self.neighbors[drawn].T.ravel():  # all nearest ones first, then all second ones
+            if len(chosen) == size:
+                return chosen
+            if int(position) not in held:
+                held.add(int(position))
+                chosen.append(int(position))
+        rest = [position for position in range(len(self.pids)) if position not in held]
+        return chosen + rest[: size - len(chosen)]
 
     def _notes(self, rows: Sequence[dict[int, IntArray]]) -> tuple[str, ...]:
         notes = []

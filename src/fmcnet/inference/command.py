@@ -14,7 +14,7 @@ from fmcnet.errors import DataError
 from fmcnet.files import write_atomically
 from fmcnet.inference.encoder import load, parse_modality
 from fmcnet.model.build import build_model
-from fmcnet.model.checkpoint import WEIGHTS, read_card
+from fmcnet.model.checkpoint import CARD, WEIGHTS, read_card, weights_digest
 
 logger = logging.getLogger(__name__)
 
@@ -99,10 +99,21 @@ def embed_files(
 
 
 def describe_run(run: str | Path) -> dict[str, Any]:
-    """What a run is, as a flat dictionary with one nested "config"."""
-    card = read_card(run)
+    """What a run is, as a flat dictionary with one nested "config".
+
+    Of a run that is not finished its newest checkpoint is described: "finished" is False then.
+
+    Raises:
+        CheckpointError: when there is no model, or a damaged one.
+    """
+    folder = Path(run)
+    if not (folder / CARD).is_file():
+        stored = (folder / "checkpoints").glob("step-*")
+        newest = max(stored, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+        folder = newest or folder
+    card = read_card(folder)
     model = build_model(card.config.model, card.classes)
-    weights = Path(run) / WEIGHTS
+    weights = folder / WEIGHTS
     return {
         "run": str(run),
         "variant": model.variant,
@@ -112,9 +123,12 @@ def describe_run(run: str | Path) -> dict[str, Any]:
         "trained_on": card.dataset,
         "identities": card.classes,
         "step": card.step,
+        "finished": folder == Path(run),
         "selected_on": card.selected,
         "similarity": card.similarity,
+        "weights": str(weights),
         "weights_mib": round(weights.stat().st_size / 2**20, 1) if weights.is_file() else None,
+        "weights_sha256": weights_digest(weights),
         "versions": card.versions,
         "config": card.config.model_dump(mode="json"),
     }

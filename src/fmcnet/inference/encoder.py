@@ -23,7 +23,7 @@ from fmcnet.model.checkpoint import WEIGHTS, ModelCard, load_pretrained_model
 from fmcnet.model.fmcnet import FMCNet
 from fmcnet.progress import Progress
 from fmcnet.runtime import pick_device
-from fmcnet.types import Embeddings, FloatArray, Modality
+from fmcnet.types import Embeddings, FloatArray, IntArray, Modality
 
 ImageLike = str | Path | Image.Image | NDArray[np.uint8]
 
@@ -114,36 +114,56 @@ class Encoder:
                 files' sizes and times; a later call reads it back. None: nothing is kept.
             progress: show a bar; None: on a terminal only.
         """
-        kept = None
-        if store is not None and self.digest:
-            key = f"{self.digest}|{cache_key(table, self.height, self.width)}|flip={flip}"
-            columns = np.stack([table.pid, table.camid, table.modality.astype(np.int64)]).tobytes()
-            kept = store / f"{hashlib.sha256(key.encode() + columns).hexdigest()[:24]}.npz"
-            if kept.is_file():
-                try:
-                    return Embeddings.load(kept)
-                except DataError:  # damaged: made again below
-                    kept.unlink()
+        kept = self.kept_at(table, flip, store)
+        if kept is not None and kept.is_file():
+            try:
+                return Embeddings.load(kept)
+            except DataError:  # damaged: made again below
+                kept.unlink()
+        features = self.embed_rows(
+            table, np.arange(len(table)), batch_size=batch_size, flip=flip, progress=progress
+        )
+        return keep(features, table, kept)
+
+    def kept_at(self, table: Table, flip: bool, store: Path | None) -> Path | None:
+        """The file in the folder `store` that keeps a table's embeddings; None: nothing is kept."""
+        if store is None or not self.digest:
+            return None
+        key = f"{self.digest}|{cache_key(table, self.height, self.width)}|flip={flip}"
+        columns = np.stack([table.pid, table.camid, table.modality.astype(np.int64)]).tobytes()
+        return store / f"{hashlib.sha256(key.encode() + columns).hexdigest()[:24]}.npz"
+
+    def embed_rows(
+        self,
+        table: Table,
+        rows: IntArray,
+        *,
+        batch_size: int = 64,
+        flip: bool = False,
+        progress: bool | None = None,
+    ) -> FloatArray:
+        """Descriptors of some rows of a table, in their order: (len(rows), E) float32.
+
+        Raises:
+            DataError: when there are no rows, or an image of the table cannot be read.
+        """
+        if not len(rows):
+            raise DataError(f"there are no images to embed in {table.root}")
         folder = cache_folder(self.card.config.data.cache, table.root)
         cache = ImageCache(table, self.height, self.width, folder=folder, progress=progress)
         features: NDArray[np.float32] | None = None
-        with Progress("embedding", len(table), show=progress) as bar:
+        with Progress("embedding", len(rows), show=progress) as bar:
             for modality in Modality:
-                rows = np.flatnonzero(table.modality == modality.code)
-                for at in range(0, len(rows), batch_size):
-                    batch = rows[at : at + batch_size]
-                    part = self._embed(cache.images[batch], modality, flip).numpy()
+                mine = np.flatnonzero(table.modality[rows] == modality.code)
+                for at in range(0, len(mine), batch_size):
+                    batch = mine[at : at + batch_size]
+                    part = self._embed(cache.images[rows[batch]], modality, flip).numpy()
                     if features is None:
-                        features = np.empty((len(table), part.shape[1]), dtype=np.float32)
+                        features = np.empty((len(rows), part.shape[1]), dtype=np.float32)
                     features[batch] = part
                     bar.advance(count=len(batch))
-        if features is None:
-            raise DataError(f"there are no images to embed in {table.root}")
-        result = Embeddings(features, table.pid, table.camid, table.modality, table.index(), table.path)
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(kept, result.save)
-        return result
+        assert features is not None
+        return features
 
     def _open(self, image: ImageLike) -> NDArray[np.uint8]:
         if isinstance(image, (str, Path)):
@@ -164,6 +184,15 @@ class Encoder:
         if flip:
             out = (out + self.model.embed(batch.flip(3), modality)) / 2
         return out.float().cpu()
+
+
+def keep(features: FloatArray, table: Table, kept: Path | None) -> Embeddings:
+    """Features (N, E) of a table's rows as `Embeddings`, written to the file `kept` if there is one."""
+    result = Embeddings(features, table.pid, table.camid, table.modality, table.index(), table.path)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, result.save)
+    return result
 
 
 def parse_modality(text: Modality | str) -> Modality:

@@ -35,7 +35,7 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
     has_specific = config.variant != "base"
 
     def head(length: int = dim) -> IdentityClassifier:
-        return IdentityClassifier(length, classes, config.neck)
+        return IdentityClassifier(length, classes, config.neck, config.dropout)
 
     def generator() -> Generator:
         return Generator(dim, config.generator_hidden, config.generator_norm, config.unit_features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from dataclasses import asdict, dataclass, field
@@ -111,6 +112,26 @@ def load_pretrained_model(folder: str | Path, device: str | torch.device = "cpu"
     model = build_model(card.config.model, card.classes)
     load_weights(model, Path(folder) / WEIGHTS)
     return model.to(device).eval(), card
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256, in hexadecimal, of all weights and buffers in a safetensors file: names, types, shapes and values.
+
+    Two files with the same digest hold the same model, bit for bit, whatever else differs between the files.
+
+    Raises:
+        CheckpointError: when the file is missing or damaged.
+    """
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is missing or damaged: {error}") from error
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()
 
 
 def load_weights(model: FMCNet, path: Path) -> None:

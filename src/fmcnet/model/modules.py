@@ -5,11 +5,14 @@ Constructors take modules and numbers; `model/build.py` makes them from a config
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fmcnet.types import Modality
 
@@ -22,10 +25,12 @@ class IdentityClassifier(nn.Module):
         classes: number C of training identities.
         neck: put a batch normalisation between feature and layer (BNNeck, Luo et al. 2019). Ours: with it
             the layer has no bias; without it is the paper's literal form.
+        dropout: share of the feature's values that are set to 0 before the layer, in training. Ours.
     """
 
-    def __init__(self, dim: int, classes: int, neck: bool = False) -> None:
+    def __init__(self, dim: int, classes: int, neck: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = dropout
         self.neck: nn.Module = nn.BatchNorm1d(dim) if neck else nn.Identity()
         self.linear = nn.Linear(dim, classes, bias=not neck)
         if neck:
@@ -35,7 +40,10 @@ class IdentityClassifier(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """(B, D) to scores (B, C)."""
-        return cast(Tensor, self.linear(self.neck(feature)))
+        seen = self.neck(feature)
+        if self.dropout:
+            seen = F.dropout(seen, self.dropout, self.training)
+        return cast(Tensor, self.linear(seen))
 
 
 class Decomposition(nn.Module):
@@ -47,6 +55,9 @@ class Decomposition(nn.Module):
         stem_visible: E_V. stem_infrared: E_I.
         shared: E_sh. classify_shared: P_sh.
         specific_visible: E_sp^V, and so on; None in the Base variant, which has no specific part.
+
+    Attributes:
+        recompute: forget the activations of stems and tails, and compute them anew in the backward pass.
     """
 
     def __init__(
@@ -69,6 +80,7 @@ class Decomposition(nn.Module):
         self.specific_infrared = specific_infrared
         self.classify_visible = classify_visible
         self.classify_infrared = classify_infrared
+        self.recompute = False
 
     @property
     def has_specific(self) -> bool:
@@ -78,13 +90,13 @@ class Decomposition(nn.Module):
     def stem(self, images: Tensor, modality: Modality) -> Tensor:
         """E_m: images (B, 3, H, W) to F_m (B, C, h, w)."""
         stem = self.stem_visible if modality is Modality.VISIBLE else self.stem_infrared
-        return cast(Tensor, stem(images))
+        return self._run(stem, images)
 
     def specific(self, stem_feature: Tensor, modality: Modality) -> Tensor:
         """E_sp^m: F_m (B, C, h, w) to F_sp,m (B, D)."""
         tail = self.specific_visible if modality is Modality.VISIBLE else self.specific_infrared
         assert tail is not None, "this variant has no specific branch"
-        return cast(Tensor, tail(stem_feature))
+        return self._run(tail, stem_feature)
 
     def classifier(self, modality: Modality) -> IdentityClassifier:
         """P_sp^m."""
@@ -105,11 +117,31 @@ class Decomposition(nn.Module):
         """
         f_v = self.stem(visible, Modality.VISIBLE)
         f_i = self.stem(infrared, Modality.INFRARED)
-        shared = self.shared(torch.cat([f_v, f_i]))
+        shared = self._run(self.shared, torch.cat([f_v, f_i]))
         sh_v, sh_i = shared.split([len(f_v), len(f_i)])
         if not self.has_specific:
             return sh_v, sh_i, None, None
         return sh_v, sh_i, self.specific(f_v, Modality.VISIBLE), self.specific(f_i, Modality.INFRARED)
+
+    def _run(self, module: nn.Module, x: Tensor) -> Tensor:
+        if not (self.recompute and self.training and torch.is_grad_enabled()):
+            return cast(Tensor, module(x))
+        second = lambda: (nullcontext(), _statistics_kept(module))  # noqa: E731
+        return cast(Tensor, checkpoint(module, x, use_reentrant=False, context_fn=second))
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """While activations are computed a second time, running statistics do not move a second time."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    tracked = [norm.track_running_stats for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm, kept in zip(norms, tracked, strict=True):
+            norm.track_running_stats = kept
 
 
 class Generator(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ from fmcnet.config import EvaluationConfig, load_config
 from fmcnet.data.benchmarks import read_dataset
 from fmcnet.errors import CheckpointError
 from fmcnet.evaluation.results import pool
-from fmcnet.evaluation.runs import Judged, RunEvaluation, judge
+from fmcnet.evaluation.runs import EMBEDDINGS, Judged, RunEvaluation, judge
+from fmcnet.inference.encoder import load
+from fmcnet.inference.shared import embed_shared
 from fmcnet.model.checkpoint import CARD, read_card
+from fmcnet.parallel import agree
 from fmcnet.report import TITLES, write_report
+from fmcnet.runtime import runtime
 from fmcnet.training.splits import split_runs
 from fmcnet.training.state import checkpoints
 
@@ -79,6 +84,8 @@ def evaluate_run(
         out: where the report goes; None: no report.
         device: where to embed. progress: show a bar; None: on a terminal only.
 
+    Started by `torchrun`, the processes share the embedding; rank 0 does the rest, the result is empty elsewhere.
+
     Raises:
         CheckpointError: when there is no run.
         DataError, ProtocolError: when data and protocol do not fit.
@@ -92,6 +99,10 @@ def evaluate_run(
                 f"{run} is not finished (it stopped at {under_way[-1].name}): train on with --resume"
             )
         raise CheckpointError(f"{run} holds no finished run: give the --out folder of fmcnet train")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _embed_together(runs, data, flip, device, progress)
+        if int(os.environ["RANK"]):
+            return EvaluateResult(run, runs, (), "", None)
     parts: list[Judged] = []
     stamp = ""
     for one in runs:
@@ -128,3 +139,29 @@ def evaluate_run(
         extra = {"splits": len(parts), "stamp": stamp} if len(parts) > 1 or stamp else {}
         report = write_report({title: main}, {title: runs[-1]}, out, extra=extra)
     return EvaluateResult(run, runs, main.evaluations, stamp, report)
+
+
+def _embed_together(
+    runs: tuple[Path, ...], data: str | Path, flip: bool, device: str, progress: bool | None
+) -> None:
+    """All processes fill the runs' stores of embeddings, which `judge` then reads."""
+    with runtime(device) as place:
+        for one in runs:
+            encoder = load(one, str(place.device))
+            config = encoder.card.config
+            table = read_dataset(data, layout=config.data.layout, trial=config.data.split).select(
+                split="test"
+            )
+            for mirror in (False, True) if flip else (False,):
+                kept = encoder.kept_at(table, mirror, one / EMBEDDINGS)
+                [missing] = agree([kept is None or not kept.is_file()], place)
+                if missing:
+                    embed_shared(
+                        encoder,
+                        table,
+                        place,
+                        batch_size=config.evaluation.batch,
+                        flip=mirror,
+                        store=one / EMBEDDINGS,
+                        progress=progress,
+                    )

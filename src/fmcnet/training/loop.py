@@ -4,47 +4,52 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch.profiler import record_function
 
 from fmcnet.config import Config, load_config
-from fmcnet.data.augment import augment
 from fmcnet.data.benchmarks import read_dataset
-from fmcnet.data.cache import ImageCache
+from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.sampler import IdentityModalitySampler
 from fmcnet.data.table import Table, fingerprint
-from fmcnet.errors import CheckpointError, DataError, TrainingError
+from fmcnet.errors import CheckpointError, DataError, Interrupted, TrainingError
 from fmcnet.files import write_atomically
 from fmcnet.model.build import build_model
 from fmcnet.model.checkpoint import ModelCard, save_pretrained
 from fmcnet.model.fmcnet import FMCNet
 from fmcnet.model.weights import load_pretrained
-from fmcnet.objective import discriminator_objective, objective, total
+from fmcnet.parallel import agree
 from fmcnet.progress import Progress
-from fmcnet.runtime import (
-    Runtime,
-    any_rank,
-    average_buffers,
-    average_gradients,
-    move,
-    runtime,
-    seeded_generator,
-)
+from fmcnet.runtime import Runtime, keep_freed_memory, resident_bytes, runtime
+from fmcnet.training.batches import Batches
+from fmcnet.training.feed import identities_of, look_alikes, make_sampler
+from fmcnet.training.game import GRADIENT, Game, NotFinite
 from fmcnet.training.log import TrainingLog
-from fmcnet.training.optim import build_optimizers, rate, set_rate
+from fmcnet.training.profile import StepProfile
 from fmcnet.training.selection import ModelSelection, hold_out
-from fmcnet.training.state import checkpoints, load_checkpoint, save_checkpoint
+from fmcnet.training.state import checkpoints, load_newest, save_checkpoint
 from fmcnet.training.stop import StopAtStepEnd
-from fmcnet.types import IntArray, Modality
+from fmcnet.training.track import Tracker, make_trackers
+from fmcnet.types import IntArray
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
+MAY_CHANGE = (
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.checkpoint_minutes",
+    "training.keep",
+    "data.cache",
+)
+"""Settings that may differ when a run is resumed: they change when things are written, not what is computed."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class TrainingSummary:
     steps: int
     resumed_from: int
     seconds: float
+    images_per_second: float
     images: int
     identities: int
     parameters: int
@@ -77,6 +83,8 @@ def train(
     device: str = "auto",
     progress: bool | None = None,
     description: str = "training",
+    trackers: Sequence[str | Tracker] = (),
+    profile: bool = False,
 ) -> TrainingSummary:
     """Train FMCNet, or a variant of it, and leave a run folder that evaluates and embeds.
 
@@ -84,17 +92,22 @@ def train(
         config: everything that defines the run.
         data: a dataset's folder or CSV, or a table.
         out: the run folder: config.yaml, log.jsonl, checkpoints/, model.safetensors, model.json.
-        resume: go on from the newest checkpoint in `out`; the result equals an uninterrupted run, bit for
-            bit on the CPU. With nothing there yet the training starts.
+        resume: go on from the newest checkpoint in `out` that is whole; the result equals an uninterrupted run, bit
+            for bit on the CPU. With nothing there yet the training starts.
         device: "auto", "cpu", "cuda", "cuda:1", "mps". Started by `torchrun`, each process takes its own.
         progress: show a bar; None: on a terminal only.
+        trackers: beside the log: "tensorboard", "wandb", or objects with the methods of `Tracker`.
+        profile: watch a few steps and write RUN/profile.
 
     Raises:
         FmcnetError: for unusable data, configuration or folder; `TrainingError` when a loss term is no
             longer finite, naming the term and the last good checkpoint.
+        Interrupted: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     run = Path(out)
     with runtime(device) as place:
+        if place.device.type == "cpu":
+            keep_freed_memory()
         if place.main:
             _check_folder(run, config, resume)
         table = (
@@ -105,44 +118,30 @@ def train(
         table = hold_out(table, config)
         rows = table.select(split=config.data.train_splits)
         labels, pids = rows.labels()
-        sampler = IdentityModalitySampler(
-            labels,
-            rows.modality,
-            identities=config.data.identities,
-            images=config.data.images,
-            seed=config.training.seed,
-            rank=place.rank,
-            world=place.world,
-            steps=config.training.steps_per_epoch,
-        )
+        sampler = make_sampler(config, rows, labels, place.rank, place.world)
         if place.main:
             for note in (*table.notes, *sampler.notes):
                 logger.info("%s", note)
-        cache = ImageCache(rows, config.data.height, config.data.width, progress=progress)
+        folder = cache_folder(config.data.cache, table.root)
+        cache = ImageCache(rows, config.data.height, config.data.width, folder=folder, progress=progress)
         torch.manual_seed(config.training.seed)
         model = build_model(config.model, len(pids))
         if not (resume and checkpoints(run)):
             load_pretrained(model, config.model.pretrained, config.model.arch)
+        torch.manual_seed(config.training.seed * 1_000_003 + place.rank)  # dropout differs between processes
         card = ModelCard(config, tuple(int(pid) for pid in pids), table.name, 0, fingerprint(table))
-        job = _Job(config, run, place, model.to(place.device), card, sampler, cache, labels, table)
+        job = _Job(config, run, place, model, card, sampler, cache, labels, table)
         if place.main:  # only now: a mistake in data or settings leaves no half-made run behind
             run.mkdir(parents=True, exist_ok=True)
             write_atomically(run / CONFIG, lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
-        return job.run_all(resume, progress, description)
+        return job.run_all(resume, progress, description, trackers, profile)
 
 
 def total_steps(config: Config, table: Table, world: int = 1) -> int:
     """How many steps `train` will do on this table."""
     rows = hold_out(table, config).select(split=config.data.train_splits)
-    sampler = IdentityModalitySampler(
-        rows.pid,
-        rows.modality,
-        identities=config.data.identities,
-        images=config.data.images,
-        world=world,
-        steps=config.training.steps_per_epoch,
-    )
-    return config.training.epochs * sampler.steps
+    sampler = make_sampler(config, rows, rows.labels()[0], 0, world)
+    return config.training.epochs * sampler.steps // config.training.accumulate
 
 
 class _Job:
@@ -160,72 +159,125 @@ class _Job:
         labels: IntArray,
         table: Table,
     ) -> None:
-        self.config, self.path, self.place, self.model, self.card = config, run, place, model, card
-        self.sampler, self.cache, self.labels = sampler, cache, torch.from_numpy(labels)
-        self.optimizer, self.judge_optimizer = build_optimizers(model, config.training)
-        self.optimizers = {"main": self.optimizer, "judge": self.judge_optimizer}
-        self.steps = config.training.epochs * sampler.steps
+        self.config, self.path, self.place, self.card = config, run, place, card
+        self.sampler, self.cache, self.labels, self.table = sampler, cache, labels, table
+        self.epoch = sampler.steps // config.training.accumulate  # steps of one
+        self.steps = config.training.epochs * self.epoch
+        self.game = Game(config, model, place, identities_of(config, place.world), self.steps)
+        self.images = 2 * sampler.identities * sampler.images * config.training.accumulate * place.world
         self.selection = ModelSelection(config, table, run, place)
-        self.table = table
-        self._epoch, self._plan = -1, list[tuple[IntArray, IntArray]]()
+        self.log: TrainingLog | None = None
+        self.trackers: list[Tracker] = []
+        self.terms: dict[str, float] = {}
+        self.saved = 0.0  # when, by the clock
 
-    def run_all(self, resume: bool, progress: bool | None, description: str) -> TrainingSummary:
+    def run_all(
+        self,
+        resume: bool,
+        progress: bool | None,
+        description: str,
+        trackers: Sequence[str | Tracker],
+        profile: bool,
+    ) -> TrainingSummary:
         """All steps from the newest checkpoint (or the start) to the last."""
-        started, first, terms = time.perf_counter(), 0, {}
-        stored = checkpoints(self.path) if resume else []
-        if stored:
-            facts = load_checkpoint(stored[-1], self.model, self.optimizers)
-            self._check_same(facts, stored[-1])
-            first, terms = int(facts["step"]), facts["terms"]
-            self.selection.restore(facts["selection"])
-            if self.place.main:
-                logger.info("resuming %s from step %d of %d", self.path, first, self.steps)
-        log = TrainingLog(self.path, first) if self.place.main else None
+        started, first = time.perf_counter(), self._restore() if resume else 0
+        main, several = self.place.main, self.config.training.accumulate
+        bar = Progress(description, self.steps, first, show=progress if main else False)
         stop = StopAtStepEnd()
-        try:
-            with (
-                stop,
-                Progress(description, self.steps, first, show=progress if self.place.main else False) as bar,
-            ):
-                for step in range(first, self.steps):
-                    terms = self._step(step)
-                    if log:
-                        log.write({"step": step + 1, "epoch": step // self.sampler.steps + 1, **terms})
-                    bar.advance(_shown(terms))
-                    done = step + 1
-                    if done % self.sampler.steps == 0 and self.selection.due(done // self.sampler.steps):
-                        average_buffers(self.model, self.place.world)
-                        record = self.selection.validate(self.model, replace(self.card, step=done), done)
-                        if log:
-                            log.write(record)
-                    stopping = any_rank(stop.asked > 0, self.place)
-                    if stopping or (done % self.config.training.checkpoint_every == 0 and done < self.steps):
-                        self._save(done, terms, log)
-                    if stopping:
-                        raise KeyboardInterrupt(
-                            f"stopped after step {done} of {self.steps}; the same command with --resume goes on there"
-                        )
-        finally:
-            if log:
-                log.close()
-        self._save(self.steps, terms, None)
-        if self.place.main:
-            chosen, at = self.selection.chosen(self.model)
-            final = replace(self.card, step=at or self.steps, selected=self.config.training.select)
-            save_pretrained(chosen, final, self.path)
-        return TrainingSummary(
-            run=self.path,
-            variant=self.model.variant,
-            dataset=self.table.name,
-            steps=self.steps,
-            resumed_from=first,
-            seconds=time.perf_counter() - started,
-            images=len(self.cache),
-            identities=self.card.classes,
-            parameters=sum(p.numel() for p in self.model.parameters()),
-            last_terms=terms,
-            selected=self.config.training.select,
+        batches = Batches(
+            self.cache.images,
+            self.labels,
+            self.sampler,
+            self.config.augment,
+            self.config.training.seed,
+            self.place,
+            first=first * several,
+            last=self.steps * several,
         )
+        watch = StepProfile(self.path, self.place.device.type == "cuda") if profile and main else None
+        try:
+            if main:
+                self.log = TrainingLog(self.path, first)
+                named = [name for name in trackers if isinstance(name, str)]
+                self.trackers = make_trackers(named, self.path, self.config, first)
+                self.trackers += [tracker for tracker in trackers if not isinstance(tracker, str)]
+            self.saved = time.monotonic()
+            with stop, bar, batches, watch or nullcontext():
+                stream = iter(batches)
+                for step in range(first, self.steps):
+                    self._look_for_alikes(step)
+                    with record_function("fmcnet: data"):
+                        drawn = list(islice(stream, several))
+                    self.game.step(drawn, step)
+                    if watch:
+                        watch.step()
+                    self._after(step + 1, stop, bar, started, first)
+        finally:
+            for tracker in self.trackers:
+                tracker.close()
+            if self.log:
+                self.log.close()
+                self.log = None
+        if watch and watch.table:
+            logger.info("%s\nthe profile: %s", watch.table, watch.folder)
+        return self._finish(first, started)
+
+    def _after(self, done: int, stop: StopAtStepEnd, bar: Progress, started: float, first: int) -> None:
+        """What follows a step: reading, validation, a checkpoint, stopping."""
+        training = self.config.training
+        late = (
+            training.checkpoint_minutes and time.monotonic() - self.saved > 60 * training.checkpoint_minutes
+        )
+        stopping, due = agree([stop.asked > 0, bool(late) and self.place.main], self.place)
+        validates = done % self.epoch == 0 and self.selection.due(done // self.epoch)
+        saves = done < self.steps and (stopping or due or done % training.checkpoint_every == 0)
+        note = ""
+        if done % training.log_every == 0 or validates or saves or done == self.steps:
+            self._read()
+            rate = (done - first) * self.images / (time.perf_counter() - started)
+            note = f"{rate:.0f} images/s  {_memory(self.place)}  {_shown(self.terms)}"
+        bar.advance(note)
+        if validates:
+            record = self.selection.validate(self.game.export(), replace(self.card, step=done), done)
+            self._write([record] if record else [], "validated_step")
+        if saves:
+            self._save(done, must=stopping)
+        if stopping and done < self.steps:
+            raise Interrupted(
+                f"stopped after step {done} of {self.steps}; the checkpoint is in {self.path / 'checkpoints'}",
+                143 if stop.terminated else 130,
+            )
+
+    def _read(self) -> None:
+        try:
+            records = self.game.read()
+        except NotFinite as found:
+            good = checkpoints(self.path)
+            where = f"the last good checkpoint is {good[-1]}" if good else "there was no checkpoint yet"
+            raise TrainingError(
+                f"step {found.step}: {', '.join(found.names)} became NaN or infinite; {where}. "
+                "Train into a new --out with a lower training.lr, with training.clip, or training.precision=fp32."
+            ) from found
+        for record in records:
+            record["epoch"] = (int(record["step"]) - 1) // self.epoch + 1
+        if records:
+            self.terms = {k: v for k, v in records[-1].items() if k not in ("step", "epoch")}
+        self._write(records, "step")
+
+    def _write(self, records: Sequence[dict[str, Any]], key: str) -> None:
+        """To the log and the trackers (rank 0); a full disk does not end a training."""
+        for record in records if self.log else ():
+            try:
+                self.log.write(record)  # type: ignore[union-attr]
+            except OSError as error:
+                logger.warning("%s: %s; these steps are missing there", self.log.path, error.strerror)  # type: ignore[union-attr]
+            for tracker in self.trackers:
+                tracker.log(int(record[key]), {k: v for k, v in record.items() if k not in (key, "epoch")})
+
+    def _look_for_alikes(self, step: int) -> None:
+        if self.config.data.hard and step % self.epoch == 0 and step:
+            weights = self.game.model.decomposition.classify_shared.linear.weight
+            self.sampler.neighbors = look_alikes(weights, self.sampler.pids, self.place)
 
     def _identity(self) -> dict[str, Any]:
         """What must not change between a checkpoint and its resume, beside the settings."""
@@ -235,7 +287,21 @@ class _Job:
             "steps": self.steps,
         }
 
-    def _check_same(self, facts: dict[str, Any], folder: Path) -> None:
+    def _restore(self) -> int:
+        """Take up the newest whole checkpoint; the number of steps done."""
+        stored = load_newest(self.path, self.game, self._check_same)
+        if stored is None:
+            return 0
+        facts, extra = stored
+        self.terms = facts["terms"]
+        self.selection.restore(facts["selection"])
+        if "neighbors" in extra:
+            self.sampler.neighbors = extra["neighbors"].numpy()
+        if self.place.main:
+            logger.info("resuming %s from step %d of %d", self.path, facts["step"], self.steps)
+        return int(facts["step"])
+
+    def _check_same(self, facts: dict[str, Any]) -> None:
         names = {
             "data": "other images or identities",
             "processes": "another number of processes",
@@ -243,87 +309,78 @@ class _Job:
         }
         now = self._identity()
         changed = [
-            f"{names[key]} ({facts[key]} there, {now[key]} now)" for key in now if facts[key] != now[key]
+            f"{names[key]} ({facts.get(key)} there, {now[key]} now)"
+            for key in now
+            if facts.get(key) != now[key]
         ]
         if changed:
             raise CheckpointError(
-                f"{folder} cannot be resumed exactly: it was made with {', '.join(changed)}"
+                f"{self.path} cannot be resumed exactly: it was made with {', '.join(changed)}"
             )
 
-    def _step(self, step: int) -> dict[str, float]:
-        """One step of the game: discriminators, then everything else. Pure in (weights, seed, step)."""
-        config = self.config
-        factor = rate(step, self.steps, config.training)
-        set_rate(self.optimizer, factor)
-        set_rate(self.judge_optimizer, factor)
-        visible, infrared, labels = self._batch(step)
-        self.model.train()
-        autocast = torch.autocast(
-            self.place.device.type, torch.bfloat16, enabled=config.training.precision == "bf16"
-        )
-        with autocast:
-            output = self.model(visible, infrared)
-            judged = discriminator_objective(self.model, output)
-        if self.judge_optimizer is not None:
-            self._check(judged, step)
-            self._descend(self.judge_optimizer, total(judged), step, "discriminator gradient")
-        with autocast:
-            terms = objective(self.model, output, labels, config.data.identities, config.losses)
-        self._check(terms, step)
-        self._descend(self.optimizer, total(terms), step, "gradient", config.training.clip)
-        names = [*terms, *judged]
-        values = torch.stack([*terms.values(), *judged.values()]).detach().double().cpu().tolist()
-        return {"loss": sum(values[: len(terms)]), **dict(zip(names, values, strict=True)), "rate": factor}
-
-    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Two aligned, augmented halves (P*K, 3, H, W) and their labels (P*K,)."""
-        config, device = self.config, self.place.device
-        epoch, start = divmod(step, self.sampler.steps)
-        if self._epoch != epoch:
-            self._plan, self._epoch = list(self.sampler.batches(epoch)), epoch
-        halves = []
-        for modality, rows in zip(Modality, self._plan[start], strict=True):
-            images = move(torch.from_numpy(self.cache.images[rows]).permute(0, 3, 1, 2), device)
-            generator = seeded_generator(device, config.training.seed, step, self.place.rank, modality.code)
-            halves.append(augment(images, modality, config.augment, generator))
-        return halves[0], halves[1], move(self.labels[self._plan[start][0]], device)
-
-    def _descend(
-        self, optimizer: torch.optim.Optimizer, loss: Tensor, step: int, name: str, clip: float = 0.0
-    ) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        average_gradients(parameters, self.place.world)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, clip or torch.inf)
-        self._check({name: norm}, step)  # before the weights are touched: a checkpoint never holds NaN
-        optimizer.step()
-
-    def _check(self, terms: dict[str, Tensor], step: int) -> None:
-        values = torch.stack([term.detach().float() for term in terms.values()])
-        if torch.isfinite(values).all():
+    def _save(self, done: int, must: bool) -> None:
+        """Write a checkpoint. One that cannot be written ends the training only if it must be."""
+        facts = {"terms": self.terms, "selection": self.selection.facts(), **self._identity()}
+        neighbors = self.sampler.neighbors
+        extra = {} if neighbors is None else {"neighbors": torch.from_numpy(neighbors)}
+        self.saved = time.monotonic()
+        try:
+            if self.log:
+                self.log.flush()
+            card = replace(self.card, step=done)
+            keep = self.config.training.keep
+            save_checkpoint(self.path, done, self.game, card, facts, keep=keep, extra=extra)
+        except OSError as error:
+            good = checkpoints(self.path)
+            said = (
+                f"no checkpoint of step {done} could be written into {self.path / 'checkpoints'}: "
+                f"{error.strerror or error}. {f'The last one is {good[-1].name}' if good else 'There is none yet'}"
+            )
+            if must:
+                raise CheckpointError(f"{said}: make room, then go on from there with --resume") from error
+            logger.warning("%s; training goes on and tries again at the next", said)
             return
-        bad = [name for name, value in zip(terms, values.tolist(), strict=True) if not np.isfinite(value)]
-        good = checkpoints(self.path)
-        where = f"the last good checkpoint is {good[-1]}" if good else "there was no checkpoint yet"
-        raise TrainingError(
-            f"step {step + 1}: {', '.join(bad)} became NaN or infinite; {where}. "
-            "Train into a new --out with a lower training.lr, with training.clip, or training.precision=fp32."
-        )
+        if self.place.main:
+            self.selection.forget()
 
-    def _save(self, done: int, terms: dict[str, float], log: TrainingLog | None) -> None:
-        average_buffers(self.model, self.place.world)
-        if not self.place.main:
-            return
-        if log:
-            log.flush()
-        facts = {"terms": terms, "selection": self.selection.facts(), **self._identity()}
-        save_checkpoint(self.path, done, self.model, replace(self.card, step=done), self.optimizers, facts)
-        self.selection.forget()
+    def _finish(self, first: int, started: float) -> TrainingSummary:
+        seconds = time.perf_counter() - started
+        self._save(self.steps, must=True)
+        exported = self.game.export()
+        if self.place.main:
+            chosen, at = self.selection.chosen(exported)
+            final = replace(self.card, step=at or self.steps, selected=self.config.training.select)
+            try:
+                save_pretrained(chosen, final, self.path)
+            except OSError as error:
+                raise CheckpointError(
+                    f"the model could not be written into {self.path}: {error.strerror or error}. Nothing is lost: "
+                    "make room, then the same command with --resume writes it"
+                ) from error
+        return TrainingSummary(
+            run=self.path,
+            variant=exported.variant,
+            dataset=self.table.name,
+            steps=self.steps,
+            resumed_from=first,
+            seconds=seconds,
+            images_per_second=(self.steps - first) * self.images / seconds,
+            images=len(self.cache),
+            identities=self.card.classes,
+            parameters=sum(p.numel() for p in exported.parameters()),
+            last_terms=self.terms,
+            selected=self.config.training.select,
+        )
 
 
 def _shown(terms: dict[str, float]) -> str:
-    return " ".join(f"{name} {value:.2f}" for name, value in terms.items() if name != "rate")
+    return " ".join(f"{k} {v:.2f}" for k, v in terms.items() if k != "rate" and GRADIENT not in k)
+
+
+def _memory(place: Runtime) -> str:
+    """Of the GPU at its fullest, else of the process."""
+    taken = torch.cuda.max_memory_allocated(place.device) if place.device.type == "cuda" else resident_bytes()
+    return f"{taken / 2**30:.1f} GiB" if taken else ""
 
 
 def _check_folder(run: Path, config: Config, resume: bool) -> None:
@@ -335,7 +392,11 @@ def _check_folder(run: Path, config: Config, resume: bool) -> None:
                 f"{run} already holds a run: go on with --resume (in Python: resume=True), or give another --out"
             )
         old, new = (_flat(tree.model_dump(mode="json")) for tree in (load_config(stored), config))
-        changed = [f"{key}: {old[key]} there, {new[key]} now" for key in old if old[key] != new[key]]
+        changed = [
+            f"{key}: {old[key]} there, {new[key]} now"
+            for key in old
+            if old[key] != new[key] and key not in MAY_CHANGE
+        ]
         if changed:
             raise CheckpointError(f"{run} was started with other settings ({'; '.join(changed[:5])})")
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):

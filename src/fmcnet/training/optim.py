@@ -12,12 +12,16 @@ from fmcnet.model.fmcnet import FMCNet
 
 
 def build_optimizers(
-    model: FMCNet, config: TrainingConfig
+    model: FMCNet, config: TrainingConfig, fused: bool = False
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
     """The optimiser of the min player (everything but the discriminators) and that of the max player.
 
     Stems and tails learn at `lr * backbone_lr_factor`, w1 and w2 at `lr * fusion_lr_factor`, heads and generators
     at `lr`. Weight decay is for matrices and kernels only.
+
+    Args:
+        model: already where it will be trained. config: settings.
+        fused: one kernel for all parameters (PyTorch has them for CPUs and CUDA).
     """
     judges = model.compensation.discriminator_parameters() if model.compensation else []
     judge_ids = {id(parameter) for parameter in judges}
@@ -42,18 +46,19 @@ def build_optimizers(
         }
         for (factor, decays), parameters in groups.items()
     ]
-    return _make(described, config), (
-        _make([{"params": judges, "lr": config.discriminator_lr, "weight_decay": 0.0}], config)
+    return _make(described, config, fused), (
+        _make([{"params": judges, "lr": config.discriminator_lr, "weight_decay": 0.0}], config, fused)
         if judges
         else None
     )
 
 
-def _make(groups: list[dict[str, object]], config: TrainingConfig) -> torch.optim.Optimizer:
+def _make(groups: list[dict[str, object]], config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
+    optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
+        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=fused)
     else:
-        optimizer = torch.optim.AdamW(groups, lr=config.lr)
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=fused)
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
     return optimizer

@@ -16,6 +16,7 @@ from fmcnet.errors import DataError
 from fmcnet.evaluation import protocols
 from fmcnet.evaluation.engine import evaluate
 from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.shared import embed_shared
 from fmcnet.model.checkpoint import WEIGHTS, ModelCard, load_weights, save_pretrained
 from fmcnet.model.fmcnet import FMCNet
 from fmcnet.runtime import Runtime
@@ -69,19 +70,20 @@ class ModelSelection:
         return bool(self.every) and epoch % self.every == 0
 
     def validate(self, model: FMCNet, card: ModelCard, step: int) -> dict[str, Any]:
-        """Measure, keep the weights if they are the best so far, and return the log's record."""
+        """Measure, keep the weights if they are the best so far, and return the log's record (empty but on rank 0).
+
+        Every process calls, with the same weights in eval mode, and embeds its share of the images.
+        """
         assert self.rows is not None
-        if not self.place.main:
-            return {}
-        model.eval()
         encoder = Encoder(model, card, self.place.device)
-        embeddings = encoder.embed_table(self.rows, batch_size=self.batch, progress=False)
+        embeddings = embed_shared(encoder, self.rows, self.place, batch_size=self.batch, progress=False)
+        if embeddings is None:
+            return {}
         protocol = protocols.custom(query=Modality.INFRARED, gallery=Modality.VISIBLE, name="validation")
         mean = evaluate(embeddings, protocol).mean
         if self.select != "last" and mean["mAP"] > self.best.get("mAP", -1.0):
             self.best = {"mAP": mean["mAP"], "step": step}
             save_pretrained(model, card, self._best(step))
-        model.train()
         return {"validated_step": step, "mAP": mean["mAP"], "rank1": mean["rank1"]}
 
     def _best(self, step: int) -> Path:

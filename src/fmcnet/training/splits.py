@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fmcnet.config import Config
@@ -50,6 +51,8 @@ def train_splits(
     resume: bool,
     device: str = "auto",
     progress: bool | None = None,
+    trackers: Sequence[str] = (),
+    profile: bool = False,
 ) -> list[TrainingSummary]:
     """Train one run in `out` (`one`), or one a split in `out/split-NN`; with `resume` finished ones are kept.
 
@@ -57,7 +60,18 @@ def train_splits(
         ConfigError: when splits are asked of a dataset that has none.
     """
     if one:
-        return [train(config, data, out, resume=resume, device=device, progress=progress)]
+        return [
+            train(
+                config,
+                data,
+                out,
+                resume=resume,
+                device=device,
+                progress=progress,
+                trackers=trackers,
+                profile=profile,
+            )
+        ]
     layout = config.data.layout if config.data.layout != "auto" else detect_layout(data)
     if layout != "regdb":
         raise ConfigError(f"--splits is for RegDB; {data} is {layout}, which has one split")
@@ -73,6 +87,8 @@ def train_splits(
                 device=device,
                 progress=progress,
                 description=f"split {split}",
+                trackers=trackers,
+                profile=profile,
             )
         )
     return summaries

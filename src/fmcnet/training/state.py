@@ -1,14 +1,24 @@
 """Checkpoints of a training under way: everything that an exact resume needs, in safetensors and JSON.
 
-Batches, augmentation and learning rates are pure functions of (seed, step), so weights, optimiser states and
-the step's number are all there is to keep.
+A checkpoint is a folder `RUN/checkpoints/step-NNNNNN`:
+
+- `model.safetensors`, `model.json`: the weights as trained at that step, which load as a model;
+- `state.safetensors`: both optimisers, averaged weights, look-alikes of the sampler, and of every process its random
+  numbers' state and, beyond the first, its running statistics;
+- `state.json`: the step (from which follow the sampler's position and the learning rates), the scaler, the best
+  validated weights, what must not change before a resume, and SHA-256 digests of the other files.
+
+It is written under another name, brought to disk, and renamed. A damaged one is passed over for the one before.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,78 +28,191 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fmcnet.errors import CheckpointError
-from fmcnet.model.checkpoint import WEIGHTS, ModelCard, load_weights, save_pretrained
-from fmcnet.model.fmcnet import FMCNet
+from fmcnet.model.checkpoint import CARD, WEIGHTS, ModelCard, load_weights, save_pretrained
+from fmcnet.parallel import gather
+from fmcnet.training.game import Game
 
-KEEP = 2
-_STATE = "state.safetensors"
-_FACTS = "state.json"
+STATE = "state.safetensors"
+FACTS = "state.json"
+
+logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(
     run: Path,
     step: int,
-    model: FMCNet,
+    game: Game,
     card: ModelCard,
-    optimizers: dict[str, torch.optim.Optimizer | None],
     facts: dict[str, Any],
-) -> Path:
-    """Write `run/checkpoints/step-NNNNNN` under another name, rename it, drop all but the newest `KEEP`."""
+    *,
+    keep: int,
+    extra: dict[str, Tensor],
+) -> Path | None:
+    """Write the checkpoint of `step`, then drop all but the newest `keep`. Every process calls; rank 0 writes.
+
+    Args:
+        run: the run folder. step: steps done. game: the training. card: of the weights.
+        facts: JSON values to come back as they are. extra: tensors, likewise.
+
+    Raises:
+        OSError: when it cannot be written; the checkpoints that were there still are.
+    """
+    own = {"rng": torch.get_rng_state()}
+    if game.place.device.type == "cuda":
+        own["cuda_rng"] = torch.cuda.get_rng_state(game.place.device)
+    if game.place.world > 1:
+        own |= {f"buffer.{k}": v.detach().cpu() for k, v in game.model.named_buffers()}
+    everybody = gather(own, game.place)
+    if not game.place.main:
+        return None
     folder = run / "checkpoints" / f"step-{step:06d}"
     building = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    save_pretrained(model, card, building)
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for name, optimizer in optimizers.items():
-        for index, entry in (optimizer.state_dict()["state"] if optimizer else {}).items():
-            for key, value in entry.items():
-                if isinstance(value, Tensor):
-                    tensors[f"{name}.{index}.{key}"] = value.detach().cpu().contiguous()
-                elif value is not None:
-                    scalars[f"{name}.{index}.{key}"] = value
-    save_file(tensors, building / _STATE)
-    (building / _FACTS).write_text(json.dumps({"step": step, "scalars": scalars, **facts}), encoding="utf-8")
-    for file in building.iterdir():
-        with file.open("rb+") as stream:
-            os.fsync(stream.fileno())  # whole on disk before it takes its name
-    shutil.rmtree(folder, ignore_errors=True)
-    building.rename(folder)
-    for old in checkpoints(run)[:-KEEP]:
+    try:
+        building.mkdir(parents=True)
+        save_pretrained(game.model, card, building)
+        tensors, scalars = _optimizer_states(game)
+        tensors |= {f"rank{rank}.{k}": v for rank, own in enumerate(everybody) for k, v in own.items()}
+        tensors |= {f"ema.{k}": v for k, v in (game.ema.values if game.ema else {}).items()}
+        tensors |= {f"extra.{k}": v for k, v in extra.items()}
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, building / STATE)
+        digests = {name: file_digest(building / name) for name in (WEIGHTS, CARD, STATE)}
+        whole = {
+            "step": step,
+            "scalars": scalars,
+            "scaler": game.scaler.state_dict(),
+            "digests": digests,
+            **facts,
+        }
+        (building / FACTS).write_text(json.dumps(whole), encoding="utf-8")
+        for file in building.iterdir():
+            _to_disk(file)
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
+        _to_disk(folder.parent)
+    except SafetensorError as error:  # its way of saying that the disk is full, too
+        raise OSError(f"{building}: {error}") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
+    """Checkpoints of a run, oldest first."""
     return sorted((run / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def load_checkpoint(
-    folder: Path, model: FMCNet, optimizers: dict[str, torch.optim.Optimizer | None]
-) -> dict[str, Any]:
-    """Load weights and optimiser states in place and return the stored facts, `step` among them.
+def load_newest(
+    run: Path, game: Game, check: Callable[[dict[str, Any]], None]
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Take up the newest checkpoint that is whole; passes over damaged ones, with a warning.
+
+    Args:
+        run: the run folder. game: gets everything. check: is shown the facts and raises if they do not suit.
+
+    Returns:
+        Its facts ("step" among them) and extra tensors; None when there is no checkpoint.
 
     Raises:
-        CheckpointError: when a file is missing or damaged.
+        CheckpointError: when there are some, all damaged.
     """
+    found = checkpoints(run)
+    for at, folder in enumerate(reversed(found)):
+        try:
+            facts, tensors = _read(folder, game)
+        except CheckpointError as error:
+            before = found[-2 - at].name if at + 1 < len(found) else None
+            if before is None:
+                raise CheckpointError(
+                    f"{error}; there is no other checkpoint: start again in a new folder, or delete {run}"
+                ) from error
+            if game.place.main:
+                logger.warning("%s: going back to the one before, %s", error, before)
+            continue
+        check(facts)
+        _take_up(facts, tensors, game)
+        return facts, _under("extra", tensors)
+    return None
+
+
+def _read(folder: Path, game: Game) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Facts and tensors; the weights are loaded already."""
     try:
-        load_weights(model, folder / WEIGHTS)
-        tensors = load_file(folder / _STATE)
-        facts: dict[str, Any] = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-    except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError, CheckpointError) as error:
-        raise CheckpointError(
-            f"{folder} is damaged ({error}): delete this folder to resume from the one before it"
-        ) from error
-    flat: dict[str, Any] = {**tensors, **facts.pop("scalars")}
-    for name, optimizer in optimizers.items():
+        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        for name, digest in facts["digests"].items():
+            if file_digest(folder / name) != digest:
+                raise CheckpointError(f"{name} is not what was written")
+        tensors = load_file(folder / STATE)
+        load_weights(game.model, folder / WEIGHTS)
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError, CheckpointError) as error:
+        raise CheckpointError(f"the checkpoint {folder} is damaged ({error})") from error
+    return facts, tensors
+
+
+def _take_up(facts: dict[str, Any], tensors: dict[str, Tensor], game: Game) -> None:
+    rank = f"rank{game.place.rank}"
+    _load_optimizers(game, {**tensors, **facts["scalars"]})
+    game.scaler.load_state_dict(facts["scaler"])
+    if game.ema:
+        game.ema.load(_under("ema", tensors))
+    buffers = dict(game.model.named_buffers())
+    for key, value in _under(f"{rank}.buffer", tensors).items():
+        buffers[key].copy_(value)
+    torch.set_rng_state(tensors[f"{rank}.rng"])
+    if f"{rank}.cuda_rng" in tensors and game.place.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors[f"{rank}.cuda_rng"], game.place.device)
+
+
+def _optimizer_states(game: Game) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for name, optimizer in game.optimizers.items():
+        for index, entry in (optimizer.state_dict()["state"] if optimizer else {}).items():
+            for key, value in entry.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{name}.{index}.{key}"] = value
+                elif value is not None:
+                    scalars[f"{name}.{index}.{key}"] = value
+    return tensors, scalars
+
+
+def _load_optimizers(game: Game, flat: dict[str, Any]) -> None:
+    for name, optimizer in game.optimizers.items():
         if optimizer is None:
             continue
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Any]] = {}
         for key, value in flat.items():
-            owner, index, field = key.split(".", 2)
+            owner, index, field = ([*key.split(".", 2), "", ""])[:3]
             if owner == name:
+                own = parameters[int(index)]
+                if isinstance(value, Tensor) and value.shape == own.shape and value.dim():
+                    value = torch.empty_like(own).copy_(value)  # laid in memory as the weights are
                 state.setdefault(int(index), {})[field] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return facts
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    """Whole on disk when this returns (folders: where the system can)."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

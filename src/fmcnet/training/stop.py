@@ -14,10 +14,12 @@ class StopAtStepEnd:
 
     Attributes:
         asked: how many signals came.
+        terminated: whether one of them was SIGTERM.
     """
 
     def __init__(self) -> None:
         self.asked = 0
+        self.terminated = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopAtStepEnd:
@@ -29,7 +31,8 @@ class StopAtStepEnd:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _ask(self, *_: object) -> None:
+    def _ask(self, number: int, *_: object) -> None:
         self.asked += 1
+        self.terminated |= number == signal.SIGTERM
         if self.asked > 2:
             raise KeyboardInterrupt
