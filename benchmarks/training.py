@@ -1,26 +1,31 @@
 """Training throughput in images per second: our feeding and our step against the public recipe's.
 
-    OMP_NUM_THREADS=1 python benchmarks/training.py                 # all cases, some minutes
-    OMP_NUM_THREADS=1 python benchmarks/training.py data both       # some cases
-    OMP_NUM_THREADS=2 python benchmarks/training.py --out benchmarks/training-2-threads.json
-    python benchmarks/training.py --device cuda --workers 4 --out benchmarks/training-cuda.json
+    python benchmarks/training.py                     # all cases on all cores, some minutes
+    python benchmarks/training.py data both           # some cases
+    python benchmarks/training.py --device cuda --arch resnet50 --height 288 --width 144 --workers 8
 
-The baseline is `public_recipe.py`: read there what it renders and where it deviates. Both sides run in this one
-process, turn about (A B A B ...), each turn with a warm-up that is not counted; the median of a side's turns is its
-rate, and the ratio of the medians the result. Every image of a batch counts, visible and infrared: 2 P K a batch.
-Results go to benchmarks/training.json, with machine and date.
+The baseline is `public_recipe.py`: read there what it renders and where it deviates. Each side lives in a process of
+its own (ours keeps freed memory, which would help the other), asleep while the other is measured; turn about (A B A B
+...), each turn with a warm-up that is not counted. The median of a side's turns is its rate, and the ratio of the
+medians the result. Every image of a batch counts, visible and infrared: 2 P K a batch. Results go to
+benchmarks/training.json, with machine and date.
 
-Images come from the generated benchmark (made once, into fmcnet's cache folder), 288x144 on disk and 128x64 in the
-batch; the model is FMCNet in full over ResNet-18, P = 8, K = 4.
+"wait" is the share of our step in which it waits for data, "of the matrix rate" how much of the rate of one large
+matrix product (in the type that the network computes in) a step's arithmetic reaches; both in the case "both".
+
+Images come from the generated benchmark (made once, into fmcnet's cache folder), 288x144 on disk and, unless said
+otherwise, 128x64 in the batch; the model is FMCNet in full over ResNet-18, P = 8, K = 4.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import statistics
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
@@ -36,6 +41,11 @@ from fmcnet.data.benchmarks import read_dataset
 from fmcnet.data.cache import ImageCache, default_folder
 from fmcnet.data.generated import generate
 from fmcnet.data.table import Table
+from fmcnet.model.build import build_model
+from fmcnet.runtime import Runtime, keep_freed_memory
+from fmcnet.training.batches import Batch, Batches
+from fmcnet.training.feed import make_sampler
+from fmcnet.training.game import Game, precision
 from fmcnet.types import Modality
 
 HERE = Path(__file__).parent
@@ -71,6 +81,7 @@ class Setting:
     config: Config
     device: torch.device
     workers: int
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -81,14 +92,14 @@ class Case:
         name: on the command line and in the results.
         what: in words.
         baseline: starts a turn of the public recipe.
-        ours: starts a turn of ours; None: the baseline is measured alone.
+        ours: starts a turn of ours.
         warm: batches at the start of a turn that are not counted: at least those that workers hold ready.
     """
 
     name: str
     what: str
     baseline: Callable[[Setting], Turn]
-    ours: Callable[[Setting], Turn] | None = None
+    ours: Callable[[Setting], Turn]
     warm: int = 8
 
 
@@ -174,13 +185,93 @@ def public_both(**options: bool) -> Callable[[Setting], Turn]:
     return turn
 
 
+def our_batches(setting: Setting, plain: bool = False) -> Batches:
+    """Our feeding of the same images, with the same augmentation (plain: crops and flips only)."""
+    config, table = setting.config, train_table()
+    labels, _ = table.labels()
+    place = Runtime(setting.device)
+    augment = config.augment
+    if plain:
+        augment = augment.model_copy(update={"erase": 0.0, "channel": "none"})
+    images = image_cache(config.data.height, config.data.width).images
+    return Batches(
+        images, labels, make_sampler(config, table, labels, 0, 1), augment, SEED, place, last=10**9
+    )
+
+
+@cache
+def our_game(setting: Setting) -> Game:
+    """Our model and optimisers; one for all turns."""
+    torch.manual_seed(SEED)
+    config, classes = setting.config, len(train_table().labels()[1])
+    return Game(
+        config, build_model(config.model, classes), Runtime(setting.device), config.data.identities, 10**9
+    )
+
+
+def our_data(**options: bool) -> Callable[[Setting], Turn]:
+    """The data alone, up to normalised float images on the device."""
+
+    def turn(setting: Setting) -> Turn:
+        model = our_game(setting).model
+        with our_batches(setting, **options) as batches:
+            for visible, infrared, _ in batches:
+                with torch.no_grad():
+                    model.preprocess(visible), model.preprocess(infrared)
+                yield len(visible) + len(infrared)
+
+    return turn
+
+
+def our_step(setting: Setting, stream: Iterator[Batch]) -> Turn:
+    """Training as `fmcnet train` does it, reading the losses every `log_every` steps."""
+    game = our_game(setting)
+    for number, batch in enumerate(stream):
+        game.step([batch], number)
+        if number % setting.config.training.log_every == 0:
+            game.read()
+        yield 2 * len(batch.visible)
+
+
+def our_step_alone(setting: Setting) -> Turn:
+    """The step alone, on one batch that lies on the device."""
+    with our_batches(setting) as batches:
+        batch = next(iter(batches))
+    while True:
+        yield from our_step(setting, iter([batch]))
+
+
+def our_both(setting: Setting) -> Turn:
+    """Data and step; notes how long it waited for data."""
+    with our_batches(setting) as batches:
+        started = time.perf_counter()
+        for count in our_step(setting, iter(batches)):
+            WAITED["share"] = batches.waited / (time.perf_counter() - started)
+            yield count
+
+
+WAITED: dict[str, float] = {}
+
 CASES = [
-    Case("data", "data alone, images in memory, CAJ's augmentation", public_data()),
-    Case("data-plain", "data alone, images in memory, AGW's augmentation", public_data(plain=True)),
-    Case("data-decode", "data alone, files decoded at each access, CAJ's", public_data(decode=True)),
-    Case("step", "step alone, one batch in memory", public_step_alone, warm=1),
-    Case("both", "data and step, images in memory, CAJ's augmentation", public_both(), warm=2),
-    Case("both-decode", "data and step, files decoded at each access", public_both(decode=True), warm=2),
+    Case("data", "data alone, images in memory, CAJ's augmentation", public_data(), our_data()),
+    Case(
+        "data-plain",
+        "data alone, images in memory, AGW's augmentation",
+        public_data(plain=True),
+        our_data(plain=True),
+    ),
+    Case(
+        "data-decode", "data alone, files decoded at each access, CAJ's", public_data(decode=True), our_data()
+    ),
+    Case("step", "step alone, one batch in memory", public_step_alone, our_step_alone, warm=2),
+    Case("both", "data and step, images in memory, CAJ's augmentation", public_both(), our_both, warm=3),
+    Case(
+        "both-decode",
+        "data and step, files decoded at each access",
+        public_both(decode=True),
+        our_both,
+        warm=3,
+    ),
 ]
 
 
@@ -202,17 +293,53 @@ def turn_rate(turn: Turn, seconds: float, warm: int, device: torch.device) -> fl
         return images / (time.perf_counter() - start)
 
 
-def measure(case: Case, setting: Setting, seconds: float, repeats: int) -> dict[str, Any]:
+class Side:
+    """One side in a process of its own, which sleeps while it is not asked."""
+
+    def __init__(self, name: str, setting: Setting) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(name, setting, theirs))
+        self._process.start()
+
+    def ask(self, case: str, seconds: float) -> dict[str, float]:
+        """A turn: "rate" in images/s, and what else the side has to say."""
+        self._pipe.send((case, seconds))
+        answer: dict[str, float] = self._pipe.recv()
+        return answer
+
+    def close(self) -> None:
+        self._pipe.send(None)
+        self._process.join()
+
+
+def _serve(name: str, setting: Setting, pipe: Any) -> None:
+    torch.set_num_threads(setting.threads)
+    if name == "ours" and setting.device.type == "cpu":
+        keep_freed_memory()
+    known = {case.name: case for case in CASES}
+    while (asked := pipe.recv()) is not None:
+        case, seconds = known[asked[0]], asked[1]
+        start = case.ours if name == "ours" else case.baseline
+        WAITED.clear()
+        pipe.send({"rate": turn_rate(start(setting), seconds, case.warm, setting.device), **WAITED})
+
+
+def measure(
+    case: Case, sides: dict[str, Side], setting: Setting, seconds: float, repeats: int
+) -> dict[str, Any]:
     """Both sides turn about in one run (A B A B ...), and what came of it."""
-    sides = {"public": case.baseline} | ({} if case.ours is None else {"ours": case.ours})
-    rates: dict[str, list[float]] = {side: [] for side in sides}
+    answers: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for _ in range(repeats):
-        for side, start in sides.items():
-            rates[side].append(turn_rate(start(setting), seconds, case.warm, setting.device))
+        for name, side in sides.items():
+            answers[name].append(side.ask(case.name, seconds))
+    rates = {side: [a["rate"] for a in found] for side, found in answers.items()}
     data = setting.config.data
     result: dict[str, Any] = {
         "what": case.what,
         "images_in_a_batch": 2 * data.identities * data.images,
+        "size": f"{data.height}x{data.width}",
+        "threads": setting.threads,
         "workers_of_public": setting.workers,
         "turns": repeats,
         "seconds_a_turn": seconds,
@@ -220,9 +347,41 @@ def measure(case: Case, setting: Setting, seconds: float, repeats: int) -> dict[
     for side, found in rates.items():
         result[f"{side}_images_per_s"] = round(statistics.median(found), 1)
         result[f"{side}_range"] = [round(min(found), 1), round(max(found), 1)]
-    if case.ours is not None:
-        result["ratio"] = round(statistics.median(rates["ours"]) / statistics.median(rates["public"]), 2)
+    result["ratio"] = round(statistics.median(rates["ours"]) / statistics.median(rates["public"]), 2)
+    if "share" in answers["ours"][0]:
+        result["wait"] = round(statistics.median(a["share"] for a in answers["ours"]), 4)
+        work = step_flops(setting) / (2 * data.identities * data.images) * statistics.median(rates["ours"])
+        peak = matrix_rate(setting)
+        result["tflops"] = {"step": round(work / 1e12, 3), "matrix_product": round(peak / 1e12, 3)}
+        result["of_the_matrix_rate"] = round(work / peak, 3)
     return result
+
+
+def step_flops(setting: Setting) -> float:
+    """Floating-point operations of one step, by PyTorch's counter."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    game = our_game(setting)
+    with our_batches(setting) as batches, FlopCounterMode(display=False) as counter:
+        game.step([next(iter(batches))], 0)
+    return float(counter.get_total_flops())
+
+
+def matrix_rate(setting: Setting) -> float:
+    """Operations per second of one large matrix product in the type that the network computes in."""
+    size = 8192 if setting.device.type == "cuda" else 2048
+    kind = precision(setting.config.training.precision, setting.device)
+    a, b = (torch.randn(size, size, device=setting.device).to(kind) for _ in range(2))
+    best = 0.0
+    for _ in range(12):
+        if setting.device.type == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        a @ b
+        if setting.device.type == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
 
 
 def main() -> None:
@@ -230,25 +389,39 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", metavar="case", help=f"of {', '.join(c.name for c in CASES)}")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a turn")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each side")
-    parser.add_argument("--workers", type=int, default=2, help="of the public loader; its own default is 4")
+    parser.add_argument("--workers", type=int, default=4, help="of the public loader; 4 is its own default")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch, both sides")
+    parser.add_argument("--arch", default="resnet18")
+    parser.add_argument("--height", type=int, default=128)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--identities", type=int, default=8)
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="more settings, of both sides: training.compile=true"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "training.json")
     args = parser.parse_args()
     known = {case.name: case for case in CASES}
     if unknown := set(args.cases) - set(known):
         parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    setting = Setting(CONFIG, torch.device(args.device), args.workers)
+    size = [f"data.height={args.height}", f"data.width={args.width}", f"data.identities={args.identities}"]
+    config = load_config(CONFIG.model_dump(mode="json"), [*size, f"model.arch={args.arch}", *args.set])
+    setting = Setting(config, torch.device(args.device), args.workers, args.threads)
+    torch.set_num_threads(args.threads)
     here = machine()  # before the images are made, so that the load is not our own
     if setting.device.type == "cuda":
         here["device"] = torch.cuda.get_device_name(setting.device)
-    image_cache(CONFIG.data.height, CONFIG.data.width)
+    image_cache(config.data.height, config.data.width)
     results = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    sides = {name: Side(name, setting) for name in ("public", "ours")}
     for name in args.cases or known:
         log(f"{name}...")
-        found = measure(known[name], setting, args.seconds, args.repeats)
+        found = measure(known[name], sides, setting, args.seconds, args.repeats)
         results[name] = {**found, "machine": here}
         log(json.dumps(found, indent=1))
         args.out.write_text(json.dumps(results, indent=1) + "\n")
+    for side in sides.values():
+        side.close()
 
 
 if __name__ == "__main__":
