@@ -52,12 +52,12 @@ def training_curves(runs: dict[str, Path], path: Path) -> Path:
     for ax, (title, run) in zip(axes[0], runs.items(), strict=True):
         records = read_log(run)
         steps = [r for r in records if "step" in r]
-        names = [
-            name for name in (steps[0] if steps else {}) if name not in ("step", "epoch", "rate", "loss")
-        ]
+        every = dict.fromkeys(name for record in steps for name in record)  # some terms begin later
+        names = [name for name in every if name not in ("step", "epoch", "rate", "loss")]
         for number, name in enumerate(names):
-            values = np.array([r[name] for r in steps], dtype=float)
-            at, smooth = _smooth(np.array([r["step"] for r in steps]), values)
+            having = [r for r in steps if name in r]
+            values = np.array([r[name] for r in having], dtype=float)
+            at, smooth = _smooth(np.array([r["step"] for r in having]), values)
             style = "-" if number < 10 else "--"  # ten colours, then the same ones dashed
             ax.plot(at, smooth, style, label=name, color=f"C{number}", linewidth=1.4)
         ax.set(title=title, xlabel="step", ylabel="loss term (weighted, moving mean)")

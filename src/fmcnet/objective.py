@@ -26,7 +26,14 @@ TERMS = {
     "id_fused": "eq. (18)",
     "discriminator": "eq. (12), discriminators",
 }
-"""Name of every logged term and the equation it is; weights are included."""
+"""Name of every logged term of the paper and the equation it is; weights are included."""
+
+OTHER_TERMS = {
+    "wrt": "weighted regularised triplet (AGW): a baseline's",
+    "hc": "hetero-centre, plain or triplet: a baseline's",
+    "id_parts": "cross-entropy of the stripes' classifiers, mean over stripes (PCB): ours",
+}
+"""Terms that are not the paper's, there only when their setting asks for them."""
 
 
 def objective(
@@ -41,7 +48,7 @@ def objective(
         config: margins and weights.
 
     Returns:
-        Scalars by the names of `TERMS`, only those that the model's variant has.
+        Scalars by the names of `TERMS` and `OTHER_TERMS`, only those that variant and settings have.
     """
     v, i = output.visible, output.infrared
     smoothing = config.label_smoothing
@@ -50,6 +57,7 @@ def objective(
         return losses.identity_loss(cast(Tensor, scores), labels, smoothing)
 
     terms = {"id_shared": ce(v.shared_scores) + ce(i.shared_scores)}
+    terms |= _other_terms(v, i, labels, identities, config)
     if v.specific is None or i.specific is None:
         return terms
     terms["id_specific"] = ce(v.specific_scores) + ce(i.specific_scores)
@@ -75,6 +83,55 @@ def discriminator_objective(model: FMCNet, output: FMCNetOutput) -> dict[str, Te
         judge = model.compensation.judge(target)
         total = total - losses.adversarial_value(judge(real), judge(fake))
     return {"discriminator": total}
+
+
+def ramped(config: LossConfig, progress: float) -> LossConfig:
+    """The losses' settings at a moment of training: `losses.start_fmc` and `losses.ramp` applied. Ours.
+
+    L_MD rises linearly from 0 over the first `ramp` of all steps; the FMC terms and L_MC are 0 up to `start_fmc`
+    and rise over the next `ramp`. With both 0, the default, nothing changes.
+
+    Args:
+        config: the run's. progress: steps done over all steps, 0..1.
+    """
+
+    def weight(start: float) -> float:
+        if progress < start:
+            return 0.0
+        return min(1.0, (progress - start) / config.ramp) if config.ramp else 1.0
+
+    md, fmc = weight(0.0), weight(config.start_fmc)
+    if md == fmc == 1:
+        return config
+    scaled = {name: fmc * getattr(config, name) for name in ("gan", "fc", "ic", "mc")}
+    return config.model_copy(update={"md": md * config.md, **scaled})
+
+
+def _other_terms(
+    v: ModalityOutput, i: ModalityOutput, labels: Tensor, identities: int, config: LossConfig
+) -> dict[str, Tensor]:
+    """`OTHER_TERMS`, on the shared features of both halves; none unless asked for."""
+    terms: dict[str, Tensor] = {}
+    if v.part_scores is not None and i.part_scores is not None:
+        terms["id_parts"] = torch.stack(
+            [
+                losses.identity_loss(scores, labels, config.label_smoothing)
+                for half in (v.part_scores, i.part_scores)
+                for scores in half.unbind(1)
+            ]
+        ).mean()
+    if config.wrt > 0:
+        both, twice = torch.cat([v.shared, i.shared]), torch.cat([labels, labels])
+        loss = losses.weighted_regularized_triplet_loss(both, twice, config.triplet_normalize)
+        terms["wrt"] = config.wrt * loss
+    if config.hc > 0:
+        c_v, c_i = (losses.centers(half.shared, identities) for half in (v, i))
+        if config.hc_loss == "triplet":
+            loss = losses.hetero_center_triplet_loss(c_v, c_i, config.hc_margin)
+        else:
+            loss = losses.hetero_center_loss(c_v, c_i)
+        terms["hc"] = config.hc * loss / (identities if config.reduction == "mean" else 1)
+    return terms
 
 
 def _decomposition_terms(

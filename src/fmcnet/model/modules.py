@@ -38,6 +38,26 @@ class IdentityClassifier(nn.Module):
         return cast(Tensor, self.linear(self.neck(feature)))
 
 
+class PartClassifiers(nn.Module):
+    """A classifier for each horizontal stripe of the shared map (PCB, Sun et al., ECCV 2018). Ours, for fmcnet-plus.
+
+    Args:
+        heads: one `IdentityClassifier` a stripe, from top to bottom.
+    """
+
+    def __init__(self, heads: list[IdentityClassifier]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def necks(self) -> list[nn.Module]:
+        """What each stripe passes before its layer."""
+        return [cast(IdentityClassifier, head).neck for head in self.heads]
+
+    def forward(self, stripes: Tensor) -> Tensor:
+        """(B, n, D) to scores (B, n, C)."""
+        return torch.stack([head(stripes[:, at]) for at, head in enumerate(self.heads)], dim=1)
+
+
 class Decomposition(nn.Module):
     """SFD, section 3.1: splits each modality's feature into a shared and a specific one, eq. (1), (2).
 
@@ -47,6 +67,8 @@ class Decomposition(nn.Module):
         stem_visible: E_V. stem_infrared: E_I.
         shared: E_sh. classify_shared: P_sh.
         specific_visible: E_sp^V, and so on; None in the Base variant, which has no specific part.
+        stem_shared: the end of both stems with one set of weights, where they are split earlier than in the paper
+            (ours); None: each stem is whole.
     """
 
     def __init__(
@@ -59,10 +81,12 @@ class Decomposition(nn.Module):
         specific_infrared: nn.Module | None = None,
         classify_visible: IdentityClassifier | None = None,
         classify_infrared: IdentityClassifier | None = None,
+        stem_shared: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.stem_visible = stem_visible
         self.stem_infrared = stem_infrared
+        self.stem_shared = stem_shared
         self.shared = shared
         self.classify_shared = classify_shared
         self.specific_visible = specific_visible
@@ -78,7 +102,8 @@ class Decomposition(nn.Module):
     def stem(self, images: Tensor, modality: Modality) -> Tensor:
         """E_m: images (B, 3, H, W) to F_m (B, C, h, w)."""
         stem = self.stem_visible if modality is Modality.VISIBLE else self.stem_infrared
-        return cast(Tensor, stem(images))
+        out = cast(Tensor, stem(images))
+        return out if self.stem_shared is None else cast(Tensor, self.stem_shared(out))
 
     def specific(self, stem_feature: Tensor, modality: Modality) -> Tensor:
         """E_sp^m: F_m (B, C, h, w) to F_sp,m (B, D)."""
@@ -103,8 +128,9 @@ class Decomposition(nn.Module):
         Returns:
             F_sh,V (B_V, D), F_sh,I (B_I, D), F_sp,V (B_V, D) or None, F_sp,I (B_I, D) or None.
         """
-        f_v = self.stem(visible, Modality.VISIBLE)
-        f_i = self.stem(infrared, Modality.INFRARED)
+        f_v, f_i = self.stem_visible(visible), self.stem_infrared(infrared)
+        if self.stem_shared is not None:
+            f_v, f_i = self.stem_shared(torch.cat([f_v, f_i])).split([len(f_v), len(f_i)])
         shared = self.shared(torch.cat([f_v, f_i]))
         sh_v, sh_i = shared.split([len(f_v), len(f_i)])
         if not self.has_specific:
