@@ -162,6 +162,21 @@ class FMCNet(nn.Module):
         fused = None if self.fusion is None else self.fusion(shared, specific, generated)
         return self._finish(self._descriptor(modality, shared, specific, generated, fused), stripes)
 
+    def features(self, images: Tensor, modality: Modality) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the descriptor of images of ONE modality is made of, for maps and studies.
+
+        Args:
+            images: (B, 3, H, W), uint8 0..255 or float 0..1.
+
+        Returns:
+            F_sh (B, D); F_sp (B, D) and the generated specific feature of the other modality (B, D), or None.
+        """
+        sfd = self.decomposition
+        stem = sfd.stem(self.preprocess(images), modality)
+        shared, _ = self._split(sfd.shared(stem))
+        specific = sfd.specific(stem, modality) if sfd.has_specific else None
+        return shared, specific, None if self.compensation is None else self.compensation(shared, modality)
+
     def _split(self, shared: Tensor) -> tuple[Tensor, Tensor | None]:
         """What E_sh gives: F_sh (B, D), and the stripes (B, n, D) where there are parts."""
         if self.parts is None:
