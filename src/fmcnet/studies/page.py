@@ -42,10 +42,10 @@ def page(facts: dict[str, Any], pictures: dict[str, list[tuple[str, str]]]) -> s
     Args:
         facts: as written to results.json. pictures: (title, relative path) by the study's name.
     """
-    lines = ["# Results of the study", "", *_head(facts)]
+    lines = ["# Results of the study", "", *_head(facts), *_protocols(facts)]
     for study in facts["studies"]:
         lines += [f"## {study['title']}", ""]
-        if study["rows"]:
+        if not study["maps"]:
             lines += _table(study, facts["data"]["comparable"])
         lines += _pairs(study)
         lines += _order(study)
@@ -86,6 +86,18 @@ def _head(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _protocols(facts: dict[str, Any]) -> list[str]:
+    """Each direction's protocol and chance, once."""
+    rows = [row for study in facts["studies"] for row in study["rows"]]
+    lines = []
+    for direction, words in DIRECTIONS.items():
+        figures = next((row["figures"][direction] for row in rows if direction in row["figures"]), None)
+        if figures:
+            chance = f"A random order expects Rank-1 {figures['chance_rank1']:.2f}."
+            lines.append(f"- {words.capitalize()}: {figures['protocol']} {chance}")
+    return [*lines, ""]
+
+
 def _numbers_of(values: list[int]) -> str:
     return " or ".join(f"{value:,}" for value in values) or "no"
 
@@ -113,11 +125,6 @@ def _table(study: dict[str, Any], comparable: bool) -> list[str]:
             else ""
         )
         lines.append(f"| {row['title']}{few} | " + " | ".join(cells) + " |")
-    for direction, words in DIRECTIONS.items():
-        figures = next((row["figures"][direction] for row in rows if direction in row["figures"]), None)
-        if figures:
-            chance = f"A random order expects Rank-1 {figures['chance_rank1']:.2f}."
-            lines += ["", f"{words.capitalize()}: {figures['protocol']} {chance}"]
     return [*lines, ""]
 
 
@@ -181,6 +188,10 @@ def _runs(facts: dict[str, Any]) -> list[str]:
         counts = " | ".join(f"{run[key]:,}" for key in ("steps", "images_seen", "parameters"))
         where = f"{run['device']} | {run['commit'] or '-'}"
         lines.append(f"| {run['name']} | {', '.join(run['rows'])} | {run['seed']} | {counts} | {where} |")
-    lines += ["", "Each by hand, after the study has written its configuration:", "", "```"]
-    lines += [command for run in facts["runs"] for command in run["commands"]]
+    lines += [
+        "",
+        "Each by hand, with the configuration that the study wrote (figures: `fmcnet evaluate RUN` with the",
+    ]
+    lines += ["same `--data` and `--both`):", "", "```"]
+    lines += [run["commands"][0] for run in facts["runs"]]
     return [*lines, "```", ""]

@@ -45,6 +45,7 @@ def study_facts(
     return {
         "name": study.name,
         "title": study.title,
+        "maps": study.maps,
         "rows": [_row_facts(row, done, seeds) for row in study.rows],
         "pairs": pairs,
         "order": [said for pair in pairs if (said := order_of(study, pair))],
@@ -139,6 +140,8 @@ def order_of(study: Study, pair: dict[str, Any]) -> str:
         if theirs * ours["mean"] > 0:
             continue
         sure = "the interval is clear of zero" if ours["clear"] else "the interval holds zero: undecided"
+        if ours["mean"] == ours["low"] == ours["high"] == 0:
+            sure = "equal to the last query: what the row adds changed nothing"
         faults.append(
             f"{'Rank-1' if metric == 'rank1' else metric} {ours['mean']:+.2f} "
             f"[{ours['low']:+.2f}, {ours['high']:+.2f}], the paper {theirs:+.2f} ({sure})"

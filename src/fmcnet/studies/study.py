@@ -15,6 +15,7 @@ from fmcnet.config import Config
 from fmcnet.data.benchmarks import detect_layout, read_dataset
 from fmcnet.data.generated import generate
 from fmcnet.data.generated.generate import MANIFEST
+from fmcnet.data.summary import TITLES
 from fmcnet.data.table import Table
 from fmcnet.errors import FmcnetError
 from fmcnet.files import write_atomically
@@ -175,7 +176,7 @@ def data_facts(table: Table, config: Config) -> dict[str, Any]:
         for name, splits in (("test", "test"), ("train", config.data.train_splits))
     }
     return {
-        "name": table.name,
+        "name": TITLES.get(table.name, table.name),
         "root": str(table.root),
         "generated": generated,
         "test_identities": people["test"],
