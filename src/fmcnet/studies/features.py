@@ -208,7 +208,8 @@ def probe(kinds: tuple[Matrix, Matrix], pid: tuple[IntArray, IntArray], splits: 
     for split in range(splits):
         chosen = np.random.default_rng(split).permutation(people)[: len(people) // 2]
         fit = np.isin(who, chosen)
-        mean, std = x[fit].mean(axis=0), x[fit].std(axis=0) + 1e-9
+        # One scale for all dimensions: one a dimension would blow up those that only unseen identities use.
+        mean, std = x[fit].mean(axis=0), x[fit].std() + 1e-12
         model = linear.LogisticRegression(max_iter=500, class_weight="balanced")
         model.fit((x[fit] - mean) / std, y[fit])
         right = model.predict((x[~fit] - mean) / std) == y[~fit]
