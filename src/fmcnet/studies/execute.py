@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fmcnet.errors import FmcnetError, TrainingError
+from fmcnet.errors import FmcnetError
 from fmcnet.studies.jobs import Job, at, do_job
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def execute(
             try:
                 do_job(at(job, places[0]), progress)
                 counted.one(job)
-            except TrainingError as error:
+            except FmcnetError as error:
                 failed[job.name] = str(error)
                 logger.warning("%s failed: %s", job.name, error)
     if failed:
