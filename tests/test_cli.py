@@ -36,7 +36,7 @@ def as_json(*arguments, code=0):
     "command",
     [
         [], ["demo"], ["train"], ["evaluate"], ["embed"], ["score"], ["info"], ["data"], ["data", "generate"],
-        ["data", "check"], ["data", "summary"], ["report"], ["report", "compare"],
+        ["data", "check"], ["data", "summary"], ["report"], ["report", "compare"], ["study"],
     ],
 )  # fmt: skip
 def test_every_command_explains_itself(command):

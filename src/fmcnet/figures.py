@@ -59,7 +59,7 @@ def training_curves(runs: dict[str, Path], path: Path) -> Path:
         records = read_log(run)
         steps = [r for r in records if "step" in r]
         every = dict.fromkeys(name for record in steps for name in record)  # some terms begin later
-        names = [name for name in every if name not in ("step", "epoch", "rate", "loss")]
+        names = [name for name in every if name not in ("step", "epoch", "rate", "loss", "w1", "w2")]
         for number, name in enumerate(names):
             having = [r for r in steps if name in r]
             values = np.array([r[name] for r in having], dtype=float)

@@ -54,7 +54,8 @@ def test_proposals_are_a_function_of_the_seed_and_change_few_settings(search):
 def test_the_search_is_equal_and_goes_on(search, tmp_path, capsys):
     given = [
         "--out", str(tmp_path / "s"), "--preset", "tiny", "--config", "tiny", "--methods", "agw,fmcnet",
-        "--size", "2", "--generations", "2", "--steps", "2", "--finalists", "1", "--more-seeds", "1", "--device", "cpu",
+        "--size", "2", "--generations", "2", "--steps", "2", "--finalists", "1", "--more-seeds", "1",
+        "--device", "cpu",
     ]  # fmt: skip
     search.Search(search.parser().parse_args(given)).run()
     log = [json.loads(line) for line in (tmp_path / "s" / "log.jsonl").read_text().splitlines()]
