@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fmcnet.studies.rows import AGW, BASE, FULL
+from fmcnet.studies.rows import AGW, BASE, FULL, HC
 
 Choice = str | tuple[str, ...]
 """One value of a setting: an override, or several that belong together."""
@@ -39,6 +39,9 @@ GAME: dict[str, tuple[Choice, ...]] = {
     "descriptor": of("model.descriptor", "plain", "normalized"),
     "fusion": of("model.w2", 0.1, 0.25, 0.5),
     "generator": of("model.generator_norm", True, False),
+    "dropout": of("model.generator_dropout", 0.0, 0.2, 0.5),
+    "constant": of("model.generator_detach", True, False),
+    "centers": of("losses.unit_centers", True, False),
 }
 
 
@@ -58,11 +61,11 @@ METHODS = {
         | {"wrt": of("losses.wrt", 0.3, 1.0, 3.0), "normalize": of("losses.triplet_normalize", True, False)},
     ),
     "hc": Method(
-        (*BASE, "model.neck=true", "model.unit_features=false", "losses.hc=1"),
+        (*BASE, *HC),
         COMMON
         | STAGES
         | UNIT
-        | {"hc": of("losses.hc", 0.1, 0.3, 1.0, 3.0), "margin": of("losses.hc_margin", 0.1, 0.3, 0.7)},
+        | {"hc": of("losses.hc", 0.1, 0.5, 2.0), "margin": of("losses.hc_margin", 0.1, 0.3, 0.7)},
     ),
     "fmcnet": Method(FULL, COMMON | STAGES | UNIT | GAME),
     "fmcnet-plus": Method(

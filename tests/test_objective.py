@@ -190,3 +190,18 @@ def test_the_game_starts_late_and_rises():
         assert (now.rho1, now.lambda1, now.wrt) == (config.rho1, config.lambda1, config.wrt)
     assert ramped(LossConfig(start_fmc=0.5), 0.49).gan == 0
     assert ramped(LossConfig(start_fmc=0.5), 0.5).gan == 1
+
+
+def test_centres_of_unit_length(played):
+    model, output, labels = played
+    config = LossConfig(unit_centers=True)
+    f = lists(output)
+    c = {}
+    for key, value in f.items():
+        c[key] = [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in slow.centres(value, P)]
+    terms = {name: float(t.detach()) for name, t in objective(model, output, labels, P, config).items()}
+    assert terms["mc"] == pytest.approx(
+        slow.equation_6(c["v", "fused"], c["i", "fused"], config.beta, config.rho4)
+    )
+    assert terms["shs"] == pytest.approx(slow.equation_6(c["v", "shared"], c["i", "shared"], 2.0, 0.7))
+    assert terms["sps"] == pytest.approx(0.5 * slow.equation_5(c["v", "specific"], c["i", "specific"], 0.7))

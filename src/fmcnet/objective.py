@@ -67,6 +67,8 @@ def objective(
     if v.fused is not None and i.fused is not None:
         fused_v, fused_i = (losses.centers(feature, identities) for feature in (v.fused, i.fused))
         scale = config.mc / (identities if config.reduction == "mean" else 1)
+        if config.unit_centers:  # ours
+            fused_v, fused_i = F.normalize(fused_v, dim=1), F.normalize(fused_i, dim=1)
         terms["mc"] = scale * losses.cross_modality_center_loss(fused_v, fused_i, config.beta, config.rho4)
         terms["id_fused"] = ce(v.fused_scores) + ce(i.fused_scores)
     return terms
@@ -141,6 +143,8 @@ def _decomposition_terms(
     sp_v, sp_i = (losses.centers(cast(Tensor, half.specific), identities) for half in (v, i))
     sh_v, sh_i = (losses.centers(half.shared, identities) for half in (v, i))
     scale = config.md / (identities if config.reduction == "mean" else 1)
+    if config.unit_centers:  # ours
+        sp_v, sp_i, sh_v, sh_i = (F.normalize(c, dim=1) for c in (sp_v, sp_i, sh_v, sh_i))
     terms: dict[str, Tensor] = {}
     if config.shs:
         terms["shs"] = scale * losses.cross_modality_center_loss(sh_v, sh_i, config.alpha, config.rho3)

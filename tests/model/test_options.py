@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fmcnet.model.fmcnet import VARIANTS
+from fmcnet.model.modules import CountedDropout
 from fmcnet.model.weights import load_pretrained
 from fmcnet.types import Modality
 from tests.model.test_modules import batch, tiny, torchvision_names
@@ -90,3 +91,32 @@ def test_stripes_are_means_of_rows_of_the_map():
     found = tail(x)
     assert torch.allclose(found[:, 64:128], maps[:, :, :2].mean(dim=(2, 3)), atol=1e-6)
     assert torch.allclose(found[:, 128:], maps[:, :, 2:].mean(dim=(2, 3)), atol=1e-6)
+
+
+def test_a_generator_of_constants_does_not_shape_the_shared_features():
+    for detach in (False, True):
+        model = tiny(generator_detach=detach)
+        shared = torch.randn(4, 64, requires_grad=True)
+        model.compensation(shared, Modality.VISIBLE).sum().backward()
+        assert (shared.grad is None) is detach
+        assert model.compensation.to_infrared.layers[0].weight.grad.abs().sum() > 0
+
+
+def test_dropout_inside_the_generator_is_for_training_only_and_its_masks_resume():
+    generator, again = (tiny(generator_dropout=0.5).compensation.to_infrared for _ in range(2))
+    x = torch.randn(4, 64)
+    first, second = generator.train()(x), generator(x)
+    assert not torch.equal(first, second)
+    again.load_state_dict(generator.state_dict())
+    torch.manual_seed(77)  # what the process draws elsewhere does not matter
+    assert torch.equal(again.train()(x), generator(x))
+    assert torch.equal(generator.eval()(x), generator(x))
+
+
+def test_dropout_keeps_the_mean():
+    drop = CountedDropout(0.25)
+    x = torch.ones(200, 200)
+    out = drop(x)
+    assert set(out.unique().tolist()) == {0.0, pytest.approx(1 / 0.75)}
+    assert float(out.mean()) == pytest.approx(1.0, abs=0.02)
+    assert int(drop.calls) == 1

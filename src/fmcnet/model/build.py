@@ -43,7 +43,14 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         return IdentityClassifier(length, classes, config.neck)
 
     def generator() -> Generator:
-        return Generator(dim, config.generator_hidden, config.generator_norm, config.unit_features)
+        return Generator(
+            dim,
+            config.generator_hidden,
+            config.generator_norm,
+            config.unit_features,
+            config.generator_dropout,
+            config.generator_detach,
+        )
 
     stem = stem_of_its_own()
     decomposition = Decomposition(

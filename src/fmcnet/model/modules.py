@@ -138,13 +138,37 @@ class Decomposition(nn.Module):
         return sh_v, sh_i, self.specific(f_v, Modality.VISIBLE), self.specific(f_i, Modality.INFRARED)
 
 
+class CountedDropout(nn.Module):
+    """Dropout whose masks are a function of how often it was called in training, a number kept with the weights.
+
+    PyTorch's draws from the process's own generator, which no checkpoint holds: a resumed training would differ.
+    """
+
+    calls: Tensor
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape; zeros a share p and scales the rest by 1 / (1 - p), in training only."""
+        if not self.training:
+            return x
+        generator = torch.Generator(x.device).manual_seed(int(self.calls))
+        self.calls += 1
+        kept = torch.rand(x.shape, generator=generator, device=x.device) >= self.p
+        return x * kept / (1 - self.p)
+
+
 class Generator(nn.Module):
     """G of eq. (11): three stacked fully connected layers, D to D.
 
     The paper gives neither the hidden width nor what stands between the layers. Ours: hidden width D (a
     setting), ReLU between, optionally batch normalisation between. At the end a ReLU, because the real
     features are pooled ReLU outputs and so never negative; where those are centred and of unit length
-    (`unit`), unit length instead.
+    (`unit`), unit length instead. `dropout` between the layers, against learning the training identities by heart,
+    and `detach`, which makes the input a constant so that what trains G does not shape E_sh, are ours, too.
     """
 
     def __init__(
@@ -153,6 +177,8 @@ class Generator(nn.Module):
         hidden: int | None = None,
         norm: bool = False,
         unit: bool = False,
+        dropout: float = 0.0,
+        detach: bool = False,
     ) -> None:
         super().__init__()
         hidden = hidden or dim
@@ -162,15 +188,17 @@ class Generator(nn.Module):
             if norm:
                 layers.append(nn.BatchNorm1d(outputs))
             layers.append(nn.ReLU(inplace=True))
+            if dropout:
+                layers.append(CountedDropout(dropout))
         layers.append(nn.Linear(hidden, dim))
         if not unit:
             layers.append(nn.ReLU(inplace=True))
         self.layers = nn.Sequential(*layers)
-        self.unit = unit
+        self.unit, self.detach = unit, detach
 
     def forward(self, shared: Tensor) -> Tensor:
         """F_sh (B, D) to F'_sp of the other modality (B, D)."""
-        out = cast(Tensor, self.layers(shared))
+        out = cast(Tensor, self.layers(shared.detach() if self.detach else shared))
         return F.normalize(out, dim=1) if self.unit else out
 
 
