@@ -146,16 +146,16 @@ class CountedDropout(nn.Module):
 
     calls: Tensor
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, p: float, salt: int = 0) -> None:
         super().__init__()
-        self.p = p
+        self.p, self.salt = p, salt  # salt, 0..63: other masks in another layer
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; zeros a share p and scales the rest by 1 / (1 - p), in training only."""
         if not self.training:
             return x
-        generator = torch.Generator(x.device).manual_seed(int(self.calls))
+        generator = torch.Generator(x.device).manual_seed(64 * int(self.calls) + self.salt)
         self.calls += 1
         kept = torch.rand(x.shape, generator=generator, device=x.device) >= self.p
         return x * kept / (1 - self.p)
@@ -189,7 +189,7 @@ class Generator(nn.Module):
                 layers.append(nn.BatchNorm1d(outputs))
             layers.append(nn.ReLU(inplace=True))
             if dropout:
-                layers.append(CountedDropout(dropout))
+                layers.append(CountedDropout(dropout, len(layers)))
         layers.append(nn.Linear(hidden, dim))
         if not unit:
             layers.append(nn.ReLU(inplace=True))
