@@ -10,7 +10,9 @@ from fmcnet.config import load_config, shipped
 from fmcnet.data.benchmarks import read_dataset
 from fmcnet.errors import ConfigError, FmcnetError
 from fmcnet.studies.plan import Settings, data_digest, make_plan
+from fmcnet.studies.recipes import RECIPES
 from fmcnet.studies.rows import STUDIES, Row, Study, chosen
+from fmcnet.studies.study import Ordered
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def test_every_table_of_the_paper_is_there_with_its_figures():
 
 @pytest.mark.parametrize("config", shipped())
 def test_every_row_fits_every_shipped_configuration(config):
-    for study in STUDIES.values():
+    for study in chosen("all", recipes=True):
         for row in study.rows:
             assert Settings(config).config(row, 3).training.seed == 3
 
@@ -88,7 +90,7 @@ def test_both_directions_are_judged_and_a_rows_settings_win(table):
 
 
 def test_agw_shares_all_but_the_first_block_and_has_its_loss():
-    config = Settings("generated").config(STUDIES["baselines"].row("agw"))
+    config = Settings("generated").config(chosen("baselines")[0].row("agw"))
     assert (config.model.specific_stages, config.model.pooling, config.model.neck) == (1, "gem", True)
     assert config.losses.wrt == 1
     assert config.model.variant == "base"
@@ -101,3 +103,15 @@ def test_faults_of_a_row_name_the_setting(table):
         make_plan((study,), Settings("tiny"), (0,), lambda _: table)
     with pytest.raises(FmcnetError, match="unknown study 'table9': choose table2"):
         chosen("table9")
+
+
+def test_recipes_are_for_the_world_they_were_found_on(monkeypatch, tmp_path):
+    monkeypatch.setitem(RECIPES, "base", ("training.lr=0.5", "augment.channel=none"))
+    rows = {row.key: Settings("generated").config(row) for row in chosen("baselines", recipes=True)[0].rows}
+    assert (rows["base-tuned"].training.lr, rows["base-tuned"].augment.channel) == (0.5, "none")
+    assert (rows["base-caj"].training.lr, rows["base-caj"].augment.channel) == (0.5, "exchange")
+    assert rows["fmcnet"].training.lr != 0.5
+    assert "training.lr=0.5" not in chosen("baselines")[0].row("base-tuned").overrides
+    assert Ordered("all", tmp_path).recipes
+    for other in ({"preset": "tiny"}, {"config": "generated"}, {"data": tmp_path}):
+        assert not Ordered("all", tmp_path, **other).recipes

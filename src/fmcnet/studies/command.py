@@ -38,6 +38,9 @@ def study(
     device: Annotated[
         str, typer.Option(help="auto (every GPU there is), cpu, cuda, cuda:N or mps.")
     ] = "auto",
+    report: Annotated[
+        Path | None, typer.Option(help="Where results.md, results.json and figures/ go; default OUT/report.")
+    ] = None,
     json_: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
     ] = False,
@@ -63,6 +66,7 @@ def study(
         worlds=worlds,
         jobs=jobs,
         device=device,
+        report=report,
     )
     try:
         facts = run_study(ordered, quiet=json_)

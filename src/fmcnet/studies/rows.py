@@ -6,7 +6,7 @@ A row is a configuration and never a code path of its own: its overrides are put
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fmcnet.errors import FmcnetError
 from fmcnet.studies.recipes import RECIPES
@@ -22,6 +22,8 @@ class Row:
         overrides: settings, "section.key=value".
         paper: Rank-1 and mAP in percent on SYSU-MM01, all-search, single-shot; None where the paper has none.
         source: the publication, for a baseline. deviations: what differs from it here.
+        recipe: name in `RECIPES` of settings found by search, which follow `overrides` where they apply.
+        last: overrides after those.
     """
 
     key: str
@@ -30,6 +32,13 @@ class Row:
     paper: tuple[float, float] | None = None
     source: str = ""
     deviations: tuple[str, ...] = ()
+    recipe: str = ""
+    last: tuple[str, ...] = ()
+
+    def settled(self, recipes: bool) -> Row:
+        """The row with its recipe (if `recipes`) and its last settings among its overrides."""
+        found = RECIPES.get(self.recipe, ()) if recipes else ()
+        return replace(self, overrides=(*self.overrides, *found, *self.last), recipe="", last=())
 
 
 @dataclass(frozen=True)
@@ -95,22 +104,20 @@ _CAJ_DEVIATIONS = (
 )
 
 
-def _tuned(key: str) -> tuple[str, ...]:
-    return RECIPES.get(key, ())
-
-
 _BASELINES = (
     Row(
         "base-tuned",
         "Base",
-        (*BASE, *_tuned("base")),
+        BASE,
+        recipe="base",
         source="the paper's Base: two stems, one shared tail, identity loss",
         deviations=(_SHARED_DEVIATIONS,),
     ),
     Row(
         "agw",
         "AGW's recipe",
-        (*BASE, *AGW, "losses.wrt=1", *_tuned("agw")),
+        (*BASE, *AGW, "losses.wrt=1"),
+        recipe="agw",
         source=_AGW_SOURCE,
         deviations=(
             _SHARED_DEVIATIONS,
@@ -121,7 +128,8 @@ _BASELINES = (
     Row(
         "hc",
         "Hetero-centre triplet",
-        (*BASE, *HC, *_tuned("hc")),
+        (*BASE, *HC),
+        recipe="hc",
         source="Liu et al., Parameter Sharing Exploration and Hetero-Center Triplet Loss, TMM 2020",
         deviations=(
             _SHARED_DEVIATIONS,
@@ -132,14 +140,18 @@ _BASELINES = (
     Row(
         "base-caj",
         "Base with channel augmentation (CAJ)",
-        (*BASE, *_tuned("base"), *CAJ),
+        BASE,
+        recipe="base",
+        last=CAJ,
         source=_CAJ_SOURCE,
         deviations=_CAJ_DEVIATIONS,
     ),
     Row(
         "agw-caj",
         "AGW's recipe with channel augmentation (CAJ)",
-        (*BASE, *AGW, "losses.wrt=1", *_tuned("agw"), *CAJ),
+        (*BASE, *AGW, "losses.wrt=1"),
+        recipe="agw",
+        last=CAJ,
         source=_CAJ_SOURCE,
         deviations=(*_CAJ_DEVIATIONS, "see AGW's recipe"),
     ),
@@ -152,8 +164,8 @@ _BASELINES = (
             "model.pooling=gem",
             "model.descriptor=normalized",
             "model.parts=3",
-            *_tuned("fmcnet-plus"),
         ),
+        recipe="fmcnet-plus",
         source="ours: FMCNet with the paper's restraints lifted (GeM, stripes, unit-length parts, and what "
         "studies/recipes.py adds)",
     ),
@@ -184,17 +196,30 @@ STUDIES: dict[str, Study] = {
         ),
     )
 }
-"""Every study by name, in the order of reports."""
+"""Every study by name, in the order of reports; its rows are yet to be settled (`chosen`)."""
 
 
-def chosen(name: str) -> tuple[Study, ...]:
-    """The studies that a name stands for; "all" is every one.
+def catalogue(recipes: bool = False) -> dict[str, Study]:
+    """`STUDIES` with every row settled.
+
+    Args:
+        recipes: with the settings that the search found on the generated benchmark (preset small).
+    """
+    return {
+        name: replace(study, rows=tuple(row.settled(recipes) for row in study.rows))
+        for name, study in STUDIES.items()
+    }
+
+
+def chosen(name: str, recipes: bool = False) -> tuple[Study, ...]:
+    """The studies that a name stands for, rows settled; "all" is every one.
 
     Raises:
         FmcnetError: for another name.
     """
+    studies = catalogue(recipes)
     if name == "all":
-        return tuple(STUDIES.values())
-    if name not in STUDIES:
-        raise FmcnetError(f"unknown study '{name}': choose {', '.join(STUDIES)} or all")
-    return (STUDIES[name],)
+        return tuple(studies.values())
+    if name not in studies:
+        raise FmcnetError(f"unknown study '{name}': choose {', '.join(studies)} or all")
+    return (studies[name],)

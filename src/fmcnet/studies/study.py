@@ -45,6 +45,7 @@ class Ordered:
         budget: steps of each run; None: the configuration's.
         worlds: "same": all seeds train on generated world 0; "own": seed s on world s.
         jobs: processes. device: "auto" takes every GPU.
+        report: folder of results.md, results.json and figures/; None: out/report.
     """
 
     name: str
@@ -58,11 +59,17 @@ class Ordered:
     worlds: str = "same"
     jobs: int = 1
     device: str = "auto"
+    report: Path | None = None
 
     @property
     def crossed(self) -> bool:
         """Whether all seeds have one test set."""
         return self.data is not None or self.worlds == "same"
+
+    @property
+    def recipes(self) -> bool:
+        """Whether baselines and fmcnet-plus take what the search found: where it was made, and nowhere else."""
+        return self.data is None and self.config is None and self.preset == "small"
 
     def command(self) -> str:
         """The command that asks for this."""
@@ -102,14 +109,14 @@ def run_study(ordered: Ordered, *, quiet: bool = False) -> dict[str, Any]:
     Raises:
         FmcnetError: for a mistake in what was asked for, and at the end for runs that failed.
     """
-    studies = chosen(ordered.name)
+    studies = chosen(ordered.name, ordered.recipes)
     out = ordered.out
     foreign = [p.name for p in out.iterdir() if p.name not in OWN] if out.is_dir() else []
     if foreign:
         raise FmcnetError(
             f"{out} holds other things ({', '.join(sorted(foreign)[:5])}): give a new folder as --out"
         )
-    settings = Settings(_source(ordered), ordered.overrides, ordered.budget)
+    settings = Settings(_source(ordered), ordered.overrides, ordered.budget, ordered.recipes)
     base = settings.config()
     for study in studies:
         for row in study.rows:
@@ -142,7 +149,7 @@ def run_study(ordered: Ordered, *, quiet: bool = False) -> dict[str, Any]:
         studies,
         plan,
         jobs,
-        out / "report",
+        ordered.report or out / "report",
         seeds=ordered.seeds,
         crossed=ordered.crossed,
         data=data_facts(tables[ordered.seeds[0]], base),
@@ -155,7 +162,7 @@ def run_study(ordered: Ordered, *, quiet: bool = False) -> dict[str, Any]:
     return facts
 
 
-def make_jobs(plan: Plan, out: Path, split: str = "test", keep: bool = True) -> list[Job]:
+def make_jobs(plan: Plan, out: Path) -> list[Job]:
     """The runs as jobs below `out`, their configurations written to out/plans."""
     (out / "plans").mkdir(parents=True, exist_ok=True)
     jobs = []
@@ -164,7 +171,7 @@ def make_jobs(plan: Plan, out: Path, split: str = "test", keep: bool = True) -> 
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_atomically(path, lambda p, text=text: p.write_text(text, encoding="utf-8"))  # type: ignore[misc]
         folder = str(out / "runs" / run.name)
-        jobs.append(Job(run.name, run.digest, str(path), str(run.data), folder, split=split, keep=keep))
+        jobs.append(Job(run.name, run.digest, str(path), str(run.data), folder))
     return jobs
 
 
