@@ -97,11 +97,13 @@ class Search:
         if unknown:
             raise SystemExit(f"unknown method {', '.join(unknown)}: choose from {', '.join(METHODS)}")
         self.methods = METHODS
-        if arguments.preset == "tiny":  # too few identities for batches of 32
+        if arguments.preset == "tiny" and not arguments.amount:  # too few identities for batches of 32
             cut = {name: {k: v for k, v in m.space.items() if k != "batch"} for name, m in METHODS.items()}
             self.methods = {name: Method(METHODS[name].fixed, space) for name, space in cut.items()}
         self.data = self.out / "data"
-        generate("sysu", arguments.preset, WORLD, self.data, progress=True, **AMOUNTS[arguments.preset])
+        given = {key: int(value) for key, _, value in (item.partition("=") for item in arguments.amount)}
+        amounts = AMOUNTS[arguments.preset] | given
+        generate("sysu", arguments.preset, WORLD, self.data, progress=True, **amounts)
         self.mark = data_digest(read_dataset(self.data))
         fixed = ("evaluation.draw=seeded", "training.validate_every=0", *arguments.override)
         self.settings = Settings(arguments.config, fixed, arguments.steps)
@@ -231,6 +233,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--methods", default=",".join(METHODS), help="some of them, by comma")
     p.add_argument("--preset", choices=sorted(AMOUNTS), default="small")
+    p.add_argument(
+        "--amount", action="append", default=[], help="of the world, as train_ids=300 or height=64"
+    )
     p.add_argument("--config", default="generated", help="what every trial starts from")
     p.add_argument("--generations", type=int, default=4)
     p.add_argument("--size", type=int, default=6, help="trials of a generation, of each method")

@@ -11,11 +11,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from fmcnet.cli import app
 from fmcnet.config import load_config
+from fmcnet.data.benchmarks import read_dataset
+from fmcnet.data.csv_table import write_csv
 from fmcnet.errors import FmcnetError
 from fmcnet.studies import study as module
 from fmcnet.studies.execute import devices, execute
@@ -108,6 +111,19 @@ def test_real_data_take_their_own_configuration(tiny_sysu, tmp_path, monkeypatch
     facts = run_study(small, quiet=True)
     assert not (tmp_path / "s" / "data").exists()
     assert facts["studies"][0]["numbers"]["L_GAN + L_IC + L_FC (full)"]["probe_shared"]["mean"] >= 0
+
+
+def test_a_csv_among_others_is_the_one_that_was_given(tiny_sysu, tmp_path):
+    table = read_dataset(tiny_sysu)
+    places = [str(path) for path in table.full_paths()]
+    file = write_csv(replace(table, root=tmp_path, path=np.array(places)), tmp_path / "mine.csv")
+    (tmp_path / "other.csv").write_text("path,pid,modality\n")
+    asked = Ordered(
+        "figure4", tmp_path / "s", data=file, config="tiny", seeds=(0,), budget=1, device="cpu", jobs=1
+    )
+    facts = run_study(asked, quiet=True)
+    assert str(file) in facts["runs"][0]["commands"][0]
+    assert len(facts["runs"]) == 2
 
 
 def test_mistakes_are_said_before_any_work(tmp_path):

@@ -123,7 +123,7 @@ def run_study(ordered: Ordered, *, quiet: bool = False) -> dict[str, Any]:
             settings.config(row)  # faults are told before any work
     tables = _tables(ordered, base, quiet)
     plan = make_plan(studies, settings, ordered.seeds, lambda seed: tables[seed])
-    jobs = make_jobs(plan, out)
+    jobs = make_jobs(plan, out, ordered.data)
     started = time.perf_counter()
     logger.info(
         "%d rows are %d runs, %d of them done",
@@ -162,8 +162,8 @@ def run_study(ordered: Ordered, *, quiet: bool = False) -> dict[str, Any]:
     return facts
 
 
-def make_jobs(plan: Plan, out: Path) -> list[Job]:
-    """The runs as jobs below `out`, their configurations written to out/plans."""
+def make_jobs(plan: Plan, out: Path, data: Path | None = None) -> list[Job]:
+    """The runs as jobs below `out`, their configurations written to out/plans; `data` as the user gave it."""
     (out / "plans").mkdir(parents=True, exist_ok=True)
     jobs = []
     for run in plan.runs:
@@ -171,7 +171,7 @@ def make_jobs(plan: Plan, out: Path) -> list[Job]:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_atomically(path, lambda p, text=text: p.write_text(text, encoding="utf-8"))  # type: ignore[misc]
         folder = str(out / "runs" / run.name)
-        jobs.append(Job(run.name, run.digest, str(path), str(run.data), folder))
+        jobs.append(Job(run.name, run.digest, str(path), str(data or run.data), folder))
     return jobs
 
 
