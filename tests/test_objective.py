@@ -9,7 +9,7 @@ import torch
 
 from fmcnet.config import LossConfig, ModelConfig
 from fmcnet.model.build import build_model
-from fmcnet.objective import TERMS, discriminator_objective, objective, total
+from fmcnet.objective import OTHER_TERMS, TERMS, discriminator_objective, objective, ramped, total
 from tests.reference import losses_slow as slow
 
 P, K = 3, 2
@@ -29,6 +29,7 @@ def lists(output):
         (m, name): getattr(half, name).detach().tolist()
         for m, half in (("v", output.visible), ("i", output.infrared))
         for name in half._fields
+        if getattr(half, name) is not None
     }
 
 
@@ -131,3 +132,76 @@ def test_each_variant_has_its_own_terms(variant, terms):
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
     assert set(objective(model, output, labels, 3, LossConfig())) == terms
     assert bool(discriminator_objective(model, output)) == (variant in ("fmc", "full"))
+
+
+def test_baselines_terms_are_there_only_when_asked_for(played):
+    model, output, labels = played
+    assert not set(objective(model, output, labels, P, LossConfig())) & set(OTHER_TERMS)
+    f, y = lists(output), labels.tolist()
+    v, i = (slow.centres(f[m, "shared"], P) for m in "vi")
+    both = f["v", "shared"] + f["i", "shared"]
+    expected = {
+        "wrt": (0.5 * slow.weighted_triplet(both, y + y), LossConfig(wrt=0.5)),
+        "hc": (2 * slow.hetero_centre_triplet(v, i, 1.5), LossConfig(hc=2, hc_margin=1.5)),
+    }
+    for name, (value, config) in expected.items():
+        assert float(objective(model, output, labels, P, config)[name].detach()) == pytest.approx(value)
+    plain = LossConfig(hc=3, hc_loss="plain", reduction="mean")
+    found = objective(model, output, labels, P, plain)["hc"]
+    assert float(found.detach()) == pytest.approx(slow.hetero_centre(v, i))  # 3 / P is 1
+
+
+def test_stripes_are_classified_one_by_one():
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(arch="resnet18", width=8, variant="base", parts=3), 5)
+    images, labels = torch.rand(2, 4, 3, 64, 32), torch.tensor([0, 0, 3, 3])
+    output = model(images[0], images[1])
+    terms = objective(model, output, labels, 2, LossConfig())
+    each = [
+        slow.cross_entropy(half.part_scores[:, n].tolist(), labels.tolist())
+        for half in output
+        for n in range(3)
+    ]
+    assert set(terms) == {"id_shared", "id_parts"}
+    assert float(terms["id_parts"].detach()) == pytest.approx(sum(each) / 6, rel=1e-5)
+
+
+def test_without_ramp_and_start_nothing_changes_during_training():
+    config = LossConfig()
+    assert all(ramped(config, progress) == config for progress in (0.0, 0.3, 1.0))
+
+
+def test_the_game_starts_late_and_rises():
+    config = LossConfig(md=2, gan=0.4, fc=0.1, ic=0.5, mc=3, start_fmc=0.5, ramp=0.2)
+    expected = {
+        0.0: (0, 0),
+        0.1: (0.5, 0),
+        0.2: (1, 0),
+        0.49: (1, 0),
+        0.5: (1, 0),
+        0.6: (1, 0.5),
+        0.7: (1, 1),
+        1: (1, 1),
+    }
+    for progress, (md, fmc) in expected.items():
+        now = ramped(config, progress)
+        found = (now.md, now.gan, now.fc, now.ic, now.mc)
+        assert found == pytest.approx((2 * md, 0.4 * fmc, 0.1 * fmc, 0.5 * fmc, 3 * fmc)), progress
+        assert (now.rho1, now.lambda1, now.wrt) == (config.rho1, config.lambda1, config.wrt)
+    assert ramped(LossConfig(start_fmc=0.5), 0.49).gan == 0
+    assert ramped(LossConfig(start_fmc=0.5), 0.5).gan == 1
+
+
+def test_centres_of_unit_length(played):
+    model, output, labels = played
+    config = LossConfig(unit_centers=True)
+    f = lists(output)
+    c = {}
+    for key, value in f.items():
+        c[key] = [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in slow.centres(value, P)]
+    terms = {name: float(t.detach()) for name, t in objective(model, output, labels, P, config).items()}
+    assert terms["mc"] == pytest.approx(
+        slow.equation_6(c["v", "fused"], c["i", "fused"], config.beta, config.rho4)
+    )
+    assert terms["shs"] == pytest.approx(slow.equation_6(c["v", "shared"], c["i", "shared"], 2.0, 0.7))
+    assert terms["sps"] == pytest.approx(0.5 * slow.equation_5(c["v", "specific"], c["i", "specific"], 0.7))

@@ -1,4 +1,4 @@
-"""The command line: `fmcnet demo | data | train | evaluate | embed | score | report | info`.
+"""The command line: `fmcnet demo | data | train | evaluate | embed | score | study | report | info`.
 
 User mistakes end with one clear message and exit code 2; Ctrl-C with 130. Heavy imports happen inside the
 commands, so `--help` is quick.
@@ -24,6 +24,7 @@ from rich.table import Table as RichTable
 
 from fmcnet import __version__
 from fmcnet.errors import FmcnetError, Interrupted
+from fmcnet.studies.command import study
 
 
 class _Commands(typer.core.TyperGroup):
@@ -460,6 +461,9 @@ def score(
         _print_json(result.to_dict())
     else:
         typer.echo(result.summary())
+
+
+app.command()(study)
 
 
 @report_app.command("compare")

@@ -71,6 +71,11 @@ class ModelConfig(_Section):
     w1: float = 0.5
     w2: float = 0.5
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before every classifier: ours
+    specific_stages: Annotated[int, Field(ge=1, le=3)] = 3  # of ResNet's five blocks, one set a modality
+    descriptor: Literal["plain", "normalized"] = "plain"  # normalized: each part of unit length (ours)
+    parts: Annotated[int, Field(ge=0, le=12)] = 0  # horizontal stripes of the shared map (ours); 0: none
+    generator_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # inside G, in training (ours)
+    generator_detach: bool = False  # G's input is a constant: its losses do not shape E_sh (ours)
 
 
 class LossConfig(_Section):
@@ -97,6 +102,16 @@ class LossConfig(_Section):
     fc_reduction: Literal["sum", "mean"] = "sum"  # over the D dimensions in (13); mean: ours
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # more than 0: ours
     detach_targets: bool = False  # real centres of (13) are constants (ours); false: they move, too
+    unit_centers: bool = False  # centres of unit length before (4), (5), (6), (17) (ours)
+    start_fmc: Annotated[float, Field(ge=0, lt=1)] = (
+        0.0  # share of all steps before FMC terms and L_MC (ours)
+    )
+    ramp: Probability = 0.0  # share of all steps over which L_MD, FMC terms and L_MC rise from 0 (ours)
+    wrt: NonNegative = 0.0  # weighted regularised triplet loss (AGW): a baseline's, not FMCNet's
+    triplet_normalize: bool = False  # of features of unit length
+    hc: NonNegative = 0.0  # hetero-centre loss: a baseline's, not FMCNet's
+    hc_loss: Literal["triplet", "plain"] = "triplet"  # Liu et al. 2020; Zhu et al. 2020
+    hc_margin: NonNegative = 0.3  # of the triplet
 
 
 class TrainingConfig(_Section):

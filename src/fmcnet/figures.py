@@ -25,7 +25,12 @@ RIGHT, WRONG, INK = "#1a7f37", "#cf222e", "#24292f"
 COLOURS = {"shared": "#0969da", "specific": "#1a7f37", "generated": "#d4730b"}
 
 
-def _axes(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
+def new_axes(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
+    """A figure of `size` inches and its (rows, columns) axes, drawn without a screen.
+
+    Raises:
+        MissingDependencyError: without matplotlib.
+    """
     matplotlib = require("matplotlib", "plot")
     matplotlib.use("Agg")
     pyplot = require("matplotlib.pyplot", "plot")
@@ -35,7 +40,8 @@ def _axes(rows: int, columns: int, size: tuple[float, float], **options: Any) ->
     return made
 
 
-def _write(figure: Any, path: Path) -> Path:
+def write_png(figure: Any, path: Path) -> Path:
+    """Write a figure and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     require("matplotlib.pyplot", "plot").close(figure)
@@ -48,16 +54,16 @@ def training_curves(runs: dict[str, Path], path: Path) -> Path:
     Args:
         runs: run folder by title. path: the PNG to write.
     """
-    figure, axes = _axes(1, len(runs), (5.6 * len(runs), 4.4))
+    figure, axes = new_axes(1, len(runs), (5.6 * len(runs), 4.4))
     for ax, (title, run) in zip(axes[0], runs.items(), strict=True):
         records = read_log(run)
         steps = [r for r in records if "step" in r]
-        names = [
-            name for name in (steps[0] if steps else {}) if name not in ("step", "epoch", "rate", "loss")
-        ]
+        every = dict.fromkeys(name for record in steps for name in record)  # some terms begin later
+        names = [name for name in every if name not in ("step", "epoch", "rate", "loss", "w1", "w2")]
         for number, name in enumerate(names):
-            values = np.array([r[name] for r in steps], dtype=float)
-            at, smooth = _smooth(np.array([r["step"] for r in steps]), values)
+            having = [r for r in steps if name in r]
+            values = np.array([r[name] for r in having], dtype=float)
+            at, smooth = _smooth(np.array([r["step"] for r in having]), values)
             style = "-" if number < 10 else "--"  # ten colours, then the same ones dashed
             ax.plot(at, smooth, style, label=name, color=f"C{number}", linewidth=1.4)
         ax.set(title=title, xlabel="step", ylabel="loss term (weighted, moving mean)")
@@ -76,7 +82,7 @@ def training_curves(runs: dict[str, Path], path: Path) -> Path:
             twin.set(ylabel="mAP on validation identities, %", ylim=(0, None))
             handles, labels = [*handles, line], [*labels, "validation mAP (right axis)"]
         ax.legend(handles, labels, fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
-    return _write(figure, path)
+    return write_png(figure, path)
 
 
 def _smooth(at: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -88,7 +94,7 @@ def _smooth(at: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArr
 
 def cmc_curves(judged: dict[str, Judged], path: Path) -> Path:
     """CMC of each run's first direction, mean over trials, with chance at rank 1."""
-    figure, axes = _axes(1, 1, (5.4, 4.4))
+    figure, axes = new_axes(1, 1, (5.4, 4.4))
     ax = axes[0][0]
     lines = []
     for title, one in judged.items():
@@ -107,7 +113,7 @@ def cmc_curves(judged: dict[str, Judged], path: Path) -> Path:
     ax.set(xlabel="rank", ylabel="probes with a match up to this rank, %", ylim=(0, 100))
     ax.grid(alpha=0.25)
     figure.legend(loc="outside lower center", fontsize=7)
-    return _write(figure, path)
+    return write_png(figure, path)
 
 
 def ranked_lists(judged: Judged, path: Path, queries: int = 6, top: int = 10, seed: int = 0) -> Path:
@@ -126,7 +132,7 @@ def ranked_lists(judged: Judged, path: Path, queries: int = 6, top: int = 10, se
         query_mask=roles(table, "query"),
         gallery_mask=roles(table, "gallery"),
     )
-    figure, axes = _axes(len(lists), top + 1, (0.82 * (top + 1), 1.62 * len(lists) + 0.3))
+    figure, axes = new_axes(len(lists), top + 1, (0.82 * (top + 1), 1.62 * len(lists) + 0.3))
     for line, (row, answers) in enumerate(zip(picked, lists, strict=True)):
         _show(axes[line][0], table, row, f"pid {table.pid[row]} cam {table.camid[row]}", INK)
         for place in range(top):
@@ -139,7 +145,7 @@ def ranked_lists(judged: Judged, path: Path, queries: int = 6, top: int = 10, se
     axes[0][0].set_title("query", fontsize=9)
     for place in range(top):
         axes[0][place + 1].set_title(str(place + 1), fontsize=9)
-    return _write(figure, path)
+    return write_png(figure, path)
 
 
 def _pick_queries(judged: Judged, protocol: Protocol, count: int, seed: int) -> list[int]:
@@ -189,7 +195,7 @@ def feature_map(encoder: Encoder, table: Table, path: Path, identities: int = 16
     ).fit_transform(stacked)
     ends = np.cumsum([len(features[name]) for name in names])
     at = dict(zip(names, np.split(places, ends[:-1]), strict=True))
-    figure, axes = _axes(1, 2, (10.4, 5.0), sharex=True, sharey=True)
+    figure, axes = new_axes(1, 2, (10.4, 5.0), sharex=True, sharey=True)
     panels = {
         "shared and specific (the paper's Fig. 4)": ("shared", "specific"),
         "with generated (the paper's Fig. 5)": ("shared", "specific", "generated"),
@@ -210,7 +216,7 @@ def feature_map(encoder: Encoder, table: Table, path: Path, identities: int = 16
                     )
         ax.set(title=title, xticks=[], yticks=[])
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
-    return _write(figure, path)
+    return write_png(figure, path)
 
 
 @torch.inference_mode()
@@ -256,7 +262,7 @@ def similarity_histogram(judged: Judged, path: Path, bins: int = 80) -> Path:
         query_mask=roles(judged.table, "query"),
         gallery_mask=roles(judged.table, "gallery"),
     )
-    figure, axes = _axes(1, 1, (5.2, 3.6))
+    figure, axes = new_axes(1, 1, (5.2, 3.6))
     ax = axes[0][0]
     width = np.diff(result.edges)
     for name, counts, colour in (
@@ -281,4 +287,4 @@ def similarity_histogram(judged: Judged, path: Path, bins: int = 80) -> Path:
         )
     ax.set(xlabel=f"similarity ({result.distance}), visible against infrared", ylabel="density")
     ax.legend(fontsize=8)
-    return _write(figure, path)
+    return write_png(figure, path)

@@ -151,6 +151,79 @@ def feature_consistency_loss(generated: Tensor, specific_centers: Tensor) -> Ten
     return gap.abs().sum(dim=2).mean()
 
 
+def weighted_regularized_triplet_loss(features: Tensor, labels: Tensor, normalize: bool = False) -> Tensor:
+    """AGW's weighted regularised triplet loss; a baseline's, not FMCNet's.
+
+    mean_i log(1 + exp( sum_{j in P_i} w_ij^+ d_ij - sum_{k in N_i} w_ik^- d_ik )),
+    w_ij^+ = softmax over P_i of d_ij, w_ik^- = softmax over N_i of -d_ik, gradients through the weights as published.
+
+    Source: Ye et al., "Deep Learning for Person Re-Identification: A Survey and Outlook", TPAMI 2021. Ours: the
+    softmax is taken over the positives (without the anchor itself, at distance 0) or negatives alone. The released
+    code subtracts the largest entry of a row that holds zeros for everything masked out, so with features of
+    large scale every negative weight underflows to 0.
+
+    Args:
+        features: (B, D) of both modalities together, any scale. labels: (B,).
+        normalize: bring features to unit length first (ours).
+
+    Returns:
+        Scalar, at least 0; the mean over anchors that have a positive and a negative, 0 where none has.
+    """
+    if features.dtype in _HALF:
+        features = features.float()
+    if normalize:
+        features = F.normalize(features, dim=1)
+    distances = _distances(features, features)
+    same = labels[:, None] == labels[None, :]
+    positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    usable = positive.any(dim=1) & ~same.all(dim=1)
+    if not usable.any():
+        return features.sum() * 0.0
+    distances, positive, same = distances[usable], positive[usable], same[usable]
+    far = distances.masked_fill(~positive, -torch.inf).softmax(
+        dim=1
+    )  # subtracts the masked row's own maximum
+    near = (-distances).masked_fill(same, -torch.inf).softmax(dim=1)
+    return F.softplus((far * distances).sum(dim=1) - (near * distances).sum(dim=1)).mean()
+
+
+def hetero_center_loss(center_v: Tensor, center_i: Tensor) -> Tensor:
+    """Hetero-centre loss: sum_p ||C_V^p - C_I^p||^2; a baseline's, not FMCNet's.
+
+    Source: Zhu et al., "Hetero-Center Loss for Cross-Modality Person Re-Identification", Neurocomputing 2020.
+
+    Args:
+        center_v, center_i: centres (P, D).
+
+    Returns:
+        Scalar, at least 0. Symmetric under exchange of the modalities.
+    """
+    if center_v.dtype in _HALF:
+        center_v, center_i = center_v.float(), center_i.float()
+    return (center_v - center_i).square().sum()
+
+
+def hetero_center_triplet_loss(center_v: Tensor, center_i: Tensor, margin: float = 0.3) -> Tensor:
+    """Hetero-centre triplet loss; a baseline's, not FMCNet's.
+
+    sum_p [ margin + ||C_V^p - C_I^p|| - min_{j != p, m} ||C_V^p - C_m^j|| ]_+ and its mirror image.
+
+    Source: Liu et al., "Parameter Sharing Exploration and Hetero-Center Triplet Loss for Visible-Thermal Person
+    Re-Identification", TMM 2020; margin 0.3 there.
+
+    Args:
+        center_v, center_i: centres (P, D). margin: how much farther other identities shall be.
+
+    Returns:
+        Scalar, at least 0; 0 for P = 1. Symmetric under exchange of the modalities.
+    """
+    across = _distances(center_v, center_i)
+    own = across.diagonal()
+    near_v = torch.minimum(_nearest_other(_distances(center_v, center_v)), _nearest_other(across))
+    near_i = torch.minimum(_nearest_other(_distances(center_i, center_i)), _nearest_other(across.t()))
+    return F.relu(margin + own - near_v).sum() + F.relu(margin + own - near_i).sum()
+
+
 _HALF = (torch.float16, torch.bfloat16)
 
 

@@ -27,7 +27,14 @@ TERMS = {
     "id_fused": "eq. (18)",
     "discriminator": "eq. (12), discriminators",
 }
-"""Name of every logged term and the equation it is; weights are included."""
+"""Name of every logged term of the paper and the equation it is; weights are included."""
+
+OTHER_TERMS = {
+    "wrt": "weighted regularised triplet (AGW): a baseline's",
+    "hc": "hetero-centre, plain or triplet: a baseline's",
+    "id_parts": "cross-entropy of the stripes' classifiers, mean over stripes (PCB): ours",
+}
+"""Terms that are not the paper's, there only when their setting asks for them."""
 
 
 def objective(
@@ -49,7 +56,7 @@ def objective(
             see every identity of the step; None: each process its own.
 
     Returns:
-        Scalars by the names of `TERMS`, only those that the model's variant has.
+        Scalars by the names of `TERMS` and `OTHER_TERMS`, only those that variant and settings have.
     """
     v, i = output.visible, output.infrared
     smoothing = config.label_smoothing
@@ -58,6 +65,7 @@ def objective(
         return losses.identity_loss(cast(Tensor, scores), labels, smoothing)
 
     terms = {"id_shared": ce(v.shared_scores) + ce(i.shared_scores)}
+    terms |= _other_terms(v, i, labels, identities, config, gather)
     if v.specific is None or i.specific is None:
         return terms
     terms["id_specific"] = ce(v.specific_scores) + ce(i.specific_scores)
@@ -65,7 +73,7 @@ def objective(
     if model.compensation is not None:
         terms |= _compensation_terms(model, output, labels, identities, config)
     if v.fused is not None and i.fused is not None:
-        fused_v, fused_i = (_centers(feature, identities, gather) for feature in (v.fused, i.fused))
+        fused_v, fused_i = (_centers(feature, identities, config, gather) for feature in (v.fused, i.fused))
         scale = config.mc / (len(fused_v) if config.reduction == "mean" else 1)
         terms["mc"] = scale * losses.cross_modality_center_loss(fused_v, fused_i, config.beta, config.rho4)
         terms["id_fused"] = ce(v.fused_scores) + ce(i.fused_scores)
@@ -85,9 +93,68 @@ def discriminator_objective(model: FMCNet, output: FMCNetOutput) -> dict[str, Te
     return {"discriminator": total}
 
 
-def _centers(feature: Tensor, identities: int, gather: Callable[[Tensor], Tensor] | None) -> Tensor:
+def _centers(
+    feature: Tensor, identities: int, config: LossConfig, gather: Callable[[Tensor], Tensor] | None
+) -> Tensor:
     own = losses.centers(feature, identities)
+    if config.unit_centers:  # ours
+        own = F.normalize(own, dim=1)
     return own if gather is None else gather(own)
+
+
+def ramped(config: LossConfig, progress: float) -> LossConfig:
+    """The losses' settings at a moment of training: `losses.start_fmc` and `losses.ramp` applied. Ours.
+
+    L_MD rises linearly from 0 over the first `ramp` of all steps; the FMC terms and L_MC are 0 up to `start_fmc`
+    and rise over the next `ramp`. With both 0, the default, nothing changes.
+
+    Args:
+        config: the run's. progress: steps done over all steps, 0..1.
+    """
+
+    def weight(start: float) -> float:
+        if progress < start:
+            return 0.0
+        return min(1.0, (progress - start) / config.ramp) if config.ramp else 1.0
+
+    md, fmc = weight(0.0), weight(config.start_fmc)
+    if md == fmc == 1:
+        return config
+    scaled = {name: fmc * getattr(config, name) for name in ("gan", "fc", "ic", "mc")}
+    return config.model_copy(update={"md": md * config.md, **scaled})
+
+
+def _other_terms(
+    v: ModalityOutput,
+    i: ModalityOutput,
+    labels: Tensor,
+    identities: int,
+    config: LossConfig,
+    gather: Callable[[Tensor], Tensor] | None,
+) -> dict[str, Tensor]:
+    """`OTHER_TERMS`, on the shared features of both halves; none unless asked for."""
+    terms: dict[str, Tensor] = {}
+    if v.part_scores is not None and i.part_scores is not None:
+        terms["id_parts"] = torch.stack(
+            [
+                losses.identity_loss(scores, labels, config.label_smoothing)
+                for half in (v.part_scores, i.part_scores)
+                for scores in half.unbind(1)
+            ]
+        ).mean()
+    if config.wrt > 0:
+        both, twice = torch.cat([v.shared, i.shared]), torch.cat([labels, labels])
+        loss = losses.weighted_regularized_triplet_loss(both, twice, config.triplet_normalize)
+        terms["wrt"] = config.wrt * loss
+    if config.hc > 0:
+        own = config.model_copy(update={"unit_centers": False})
+        c_v, c_i = (_centers(half.shared, identities, own, gather) for half in (v, i))
+        if config.hc_loss == "triplet":
+            loss = losses.hetero_center_triplet_loss(c_v, c_i, config.hc_margin)
+        else:
+            loss = losses.hetero_center_loss(c_v, c_i)
+        terms["hc"] = config.hc * loss / (len(c_v) if config.reduction == "mean" else 1)
+    return terms
 
 
 def _decomposition_terms(
@@ -98,8 +165,8 @@ def _decomposition_terms(
     gather: Callable[[Tensor], Tensor] | None,
 ) -> dict[str, Tensor]:
     """L_MD, eq. (7), as its three weighted terms."""
-    sp_v, sp_i = (_centers(cast(Tensor, half.specific), identities, gather) for half in (v, i))
-    sh_v, sh_i = (_centers(half.shared, identities, gather) for half in (v, i))
+    sp_v, sp_i = (_centers(cast(Tensor, half.specific), identities, config, gather) for half in (v, i))
+    sh_v, sh_i = (_centers(half.shared, identities, config, gather) for half in (v, i))
     scale = config.md / (len(sh_v) if config.reduction == "mean" else 1)
     terms: dict[str, Tensor] = {}
     if config.shs:

@@ -76,3 +76,36 @@ def equation_13(generated, specific, identities):
         for row in generated[p * k : (p + 1) * k]:
             total += sum(abs(x - y) for x, y in zip(row, c[p], strict=True))
     return total / len(generated)
+
+
+def softmax(values):
+    top = max(values)
+    weights = [math.exp(v - top) for v in values]
+    return [w / sum(weights) for w in weights]
+
+
+def weighted_triplet(features, labels):
+    losses = []
+    for i, anchor in enumerate(features):
+        positive = [norm2(anchor, f) for j, f in enumerate(features) if j != i and labels[j] == labels[i]]
+        negative = [norm2(anchor, f) for j, f in enumerate(features) if labels[j] != labels[i]]
+        if not positive or not negative:
+            continue
+        far = sum(w * d for w, d in zip(softmax(positive), positive, strict=True))
+        near = sum(w * d for w, d in zip(softmax([-d for d in negative]), negative, strict=True))
+        gap = far - near
+        losses.append(gap if gap > 30 else math.log1p(math.exp(gap)))
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+def hetero_centre(c_v, c_i):
+    return sum(norm2(v, i) ** 2 for v, i in zip(c_v, c_i, strict=True))
+
+
+def hetero_centre_triplet(c_v, c_i, margin):
+    total = 0.0
+    for p in range(len(c_v)):
+        for anchor in (c_v[p], c_i[p]):
+            others = [norm2(anchor, c[j]) for c in (c_v, c_i) for j in range(len(c_v)) if j != p]
+            total += hinge(margin + norm2(c_v[p], c_i[p]) - min(others)) if others else 0.0
+    return total

@@ -1,9 +1,9 @@
 """ResNet stages under torchvision's key names, split where FMCNet splits them.
 
-`Stem` is E_V / E_I of the paper (conv1, conv2_x, conv3_x), `Tail` is E_sh / E_sp (conv4_x, conv5_x and
-pooling). Keys inside each are torchvision's (`conv1.weight`, `layer3.0.bn1.bias`...), so a published
-ImageNet file fills both as it is (`model/weights.py`). torchvision itself is not imported: its wheel does
-not load beside a CPU build of PyTorch.
+`Stem` is E_V / E_I of the paper (conv1, conv2_x, conv3_x), `Tail` is E_sh / E_sp (conv4_x, conv5_x and pooling).
+A `Stem` can stop earlier (ours); a `Trunk` is then the rest of it, one for both modalities. Keys inside each are
+torchvision's (`conv1.weight`, `layer3.0.bn1.bias`...), so a published ImageNet file fills them as it is
+(`model/weights.py`). torchvision itself is not imported: its wheel does not load beside a CPU build of PyTorch.
 
 Source: He et al., "Deep Residual Learning", CVPR 2016; FMCNet section 3.1 for the split.
 """
@@ -125,9 +125,10 @@ class Stem(nn.Module):
     Args:
         arch: "resnet18", "resnet34" or "resnet50".
         width: channels of the first block; 64 is the published network.
+        stages: how many blocks, 1 to 3; 3 is the paper, fewer is ours.
     """
 
-    def __init__(self, arch: str, width: int = 64) -> None:
+    def __init__(self, arch: str, width: int = 64, stages: int = 3) -> None:
         super().__init__()
         spec = spec_of(arch)
         expansion = 4 if spec.bottleneck else 1
@@ -135,15 +136,43 @@ class Stem(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.layer1 = _stage(spec, width, width, spec.depths[0], 1)
-        self.layer2 = _stage(spec, width * expansion, width * 2, spec.depths[1], 2)
-        self.channels = width * 2 * expansion
+        if stages > 1:
+            self.layer1 = _stage(spec, width, width, spec.depths[0], 1)
+        if stages > 2:
+            self.layer2 = _stage(spec, width * expansion, width * 2, spec.depths[1], 2)
+        self.stages = stages
+        self.channels = (width, width * expansion, width * 2 * expansion)[stages - 1]
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) to F_m (B, channels, H/8, W/8)."""
+        """(B, 3, H, W) to F_m (B, channels, H/8, W/8); with 1 or 2 stages (B, channels, H/4, W/4)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        return cast(Tensor, self.layer2(self.layer1(x)))
+        x = self.layer1(x) if self.stages > 1 else x
+        return cast(Tensor, self.layer2(x)) if self.stages > 2 else x
+
+
+class Trunk(nn.Module):
+    """What a `Stem` of fewer than three stages leaves out, with one set of weights for both modalities. Ours.
+
+    AGW shares everything behind the first block (stages = 1), the paper everything behind the third.
+
+    Args:
+        arch, width: as `Stem`. stages: of the stems before it, 1 or 2.
+    """
+
+    def __init__(self, arch: str, width: int = 64, stages: int = 1) -> None:
+        super().__init__()
+        spec = spec_of(arch)
+        expansion = 4 if spec.bottleneck else 1
+        if stages == 1:
+            self.layer1 = _stage(spec, width, width, spec.depths[0], 1)
+        self.layer2 = _stage(spec, width * expansion, width * 2, spec.depths[1], 2)
+        self.stages = stages
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H/4, W/4) to (B, channels, H/8, W/8)."""
+        return cast(Tensor, self.layer2(self.layer1(x) if self.stages == 1 else x))
 
 
 class GeM(nn.Module):
@@ -180,10 +209,17 @@ class Tail(nn.Module):
         pooling: "avg" as the paper, or "gem" (ours).
         unit: centre and scale each dimension by batch normalisation, then bring the feature to unit length
             (ours; see `ModelConfig.unit_features`).
+        parts: n horizontal stripes of the map, averaged, come behind the feature (ours; PCB, Sun et al., ECCV 2018).
     """
 
     def __init__(
-        self, arch: str, width: int = 64, last_stride: int = 1, pooling: str = "avg", unit: bool = False
+        self,
+        arch: str,
+        width: int = 64,
+        last_stride: int = 1,
+        pooling: str = "avg",
+        unit: bool = False,
+        parts: int = 0,
     ) -> None:
         super().__init__()
         spec = spec_of(arch)
@@ -195,9 +231,15 @@ class Tail(nn.Module):
         self.pool: nn.Module = GeM() if pooling == "gem" else AveragePool()
         self.dim = width * 8 * expansion
         self.norm = nn.BatchNorm1d(self.dim, affine=False) if unit else None
+        self.parts = parts
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """F_m (B, C, h, w) to a feature (B, dim)."""
-        feature = cast(Tensor, self.pool(self.layer4(self.layer3(x))))
-        return feature if self.norm is None else F.normalize(self.norm(feature), dim=1)
+        """F_m (B, C, h, w) to a feature (B, dim); with n parts (B, (1 + n) * dim), the stripes from top to bottom."""
+        maps = self.layer4(self.layer3(x))
+        feature = cast(Tensor, self.pool(maps))
+        feature = feature if self.norm is None else F.normalize(self.norm(feature), dim=1)
+        if not self.parts:
+            return feature
+        stripes = F.adaptive_avg_pool2d(maps, (self.parts, 1)).squeeze(3)  # (B, dim, n)
+        return torch.cat([feature, stripes.transpose(1, 2).flatten(1)], dim=1)

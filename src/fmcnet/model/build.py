@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fmcnet.config import ModelConfig
-from fmcnet.model.backbone import Stem, Tail
+from fmcnet.model.backbone import Stem, Tail, Trunk
 from fmcnet.model.fmcnet import FMCNet
 from fmcnet.model.modules import (
     Compensation,
@@ -12,6 +12,7 @@ from fmcnet.model.modules import (
     Fusion,
     Generator,
     IdentityClassifier,
+    PartClassifiers,
 )
 
 
@@ -27,10 +28,14 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         classes: number of training identities.
     """
 
-    def tail() -> Tail:
-        return Tail(config.arch, config.width, config.last_stride, config.pooling, config.unit_features)
+    def tail(parts: int = 0) -> Tail:
+        unit = config.unit_features
+        return Tail(config.arch, config.width, config.last_stride, config.pooling, unit, parts)
 
-    shared = tail()
+    def stem_of_its_own() -> Stem:
+        return Stem(config.arch, config.width, config.specific_stages)
+
+    shared = tail(config.parts)
     dim = shared.dim
     has_specific = config.variant != "base"
 
@@ -38,18 +43,28 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         return IdentityClassifier(length, classes, config.neck, config.dropout)
 
     def generator() -> Generator:
-        return Generator(dim, config.generator_hidden, config.generator_norm, config.unit_features)
+        return Generator(
+            dim,
+            config.generator_hidden,
+            config.generator_norm,
+            config.unit_features,
+            config.generator_dropout,
+            config.generator_detach,
+        )
 
-    stem = Stem(config.arch, config.width)
+    stem = stem_of_its_own()
     decomposition = Decomposition(
         stem,
-        stem if config.single_stream else Stem(config.arch, config.width),
+        stem if config.single_stream else stem_of_its_own(),
         shared,
         head(),
         specific_visible=tail() if has_specific else None,
         specific_infrared=tail() if has_specific else None,
         classify_visible=head() if has_specific else None,
         classify_infrared=head() if has_specific else None,
+        stem_shared=Trunk(config.arch, config.width, config.specific_stages)
+        if config.specific_stages < 3
+        else None,
     )
     decomposition.stem_infrared.load_state_dict(decomposition.stem_visible.state_dict())
     for specific in (decomposition.specific_visible, decomposition.specific_infrared):
@@ -59,4 +74,11 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
     if config.variant in ("fmc", "full"):
         compensation = Compensation(generator(), generator(), Discriminator(dim), Discriminator(dim))
     fusion = Fusion(head(2 * dim), config.w1, config.w2) if config.variant == "full" else None
-    return FMCNet(decomposition, compensation, fusion, after_neck=config.neck and not config.unit_features)
+    return FMCNet(
+        decomposition,
+        compensation,
+        fusion,
+        after_neck=config.neck and not config.unit_features,
+        normalized=config.descriptor == "normalized",
+        parts=PartClassifiers([head() for _ in range(config.parts)]) if config.parts else None,
+    )

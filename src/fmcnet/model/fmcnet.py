@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from fmcnet.model.modules import Compensation, Decomposition, Fusion
+from fmcnet.model.modules import Compensation, Decomposition, Fusion, PartClassifiers
 from fmcnet.types import Modality
 
 VARIANTS = ("base", "sfd", "fmc", "full")
@@ -26,6 +26,7 @@ class ModalityOutput(NamedTuple):
         generated: F'_sp of the OTHER modality (B, D). generated_scores: P_sp^other of it (B, C).
         fused: F_fp,m (B, 2D). fused_scores: S_fp,m (B, C).
         embedding: the descriptor that is searched by, (B, E).
+        part_scores: of the stripes of the shared map (B, n, C), where `parts` are given (ours).
     """
 
     shared: Tensor
@@ -37,6 +38,7 @@ class ModalityOutput(NamedTuple):
     fused: Tensor | None
     fused_scores: Tensor | None
     embedding: Tensor
+    part_scores: Tensor | None = None
 
 
 class FMCNetOutput(NamedTuple):
@@ -64,6 +66,8 @@ class FMCNet(nn.Module):
     Args:
         decomposition: SFD. compensation: FMC or None. fusion: SFF or None.
         after_neck: the descriptor is what the classifiers' necks give (ours), not the feature itself.
+        normalized: each D numbers of the descriptor (F_sh, F_fu, a stripe...) are brought to unit length (ours).
+        parts: classifiers of stripes that E_sh gives behind F_sh; they join the descriptor (ours).
         mean, std: per-channel statistics of images in 0..1; buffers, so they travel with the weights.
     """
 
@@ -78,12 +82,16 @@ class FMCNet(nn.Module):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         after_neck: bool = False,
+        normalized: bool = False,
+        parts: PartClassifiers | None = None,
     ) -> None:
         super().__init__()
         self.decomposition = decomposition
         self.compensation = compensation
         self.fusion = fusion
+        self.parts = parts
         self.after_neck = after_neck
+        self.normalized = normalized
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
@@ -116,6 +124,8 @@ class FMCNet(nn.Module):
             visible: (B_V, 3, H, W), uint8 0..255 or float 0..1. infrared: (B_I, 3, H, W), likewise.
         """
         sh_v, sh_i, sp_v, sp_i = self.decomposition(self.preprocess(visible), self.preprocess(infrared))
+        sh_v, stripes_v = self._split(sh_v)
+        sh_i, stripes_i = self._split(sh_i)
         scores_v, scores_i = self.decomposition.classify_shared(torch.cat([sh_v, sh_i])).split(
             [len(sh_v), len(sh_i)]
         )
@@ -133,9 +143,17 @@ class FMCNet(nn.Module):
         real_i, fake_i = self._specific_scores(Modality.INFRARED, sp_i, generated_i)
         half_v = (sh_v, scores_v, sp_v, real_v, generated_i, fake_i, fused_v, fused_scores_v)
         half_i = (sh_i, scores_i, sp_i, real_i, generated_v, fake_v, fused_i, fused_scores_i)
+        found_v = self._descriptor(Modality.VISIBLE, sh_v, sp_v, generated_i, fused_v)
+        found_i = self._descriptor(Modality.INFRARED, sh_i, sp_i, generated_v, fused_i)
+        if self.parts is None or stripes_v is None or stripes_i is None:
+            return FMCNetOutput(
+                ModalityOutput(*half_v, self._finish(found_v, None)),
+                ModalityOutput(*half_i, self._finish(found_i, None)),
+            )
+        part_v, part_i = self.parts(torch.cat([stripes_v, stripes_i])).split([len(sh_v), len(sh_i)])
         return FMCNetOutput(
-            ModalityOutput(*half_v, self._descriptor(Modality.VISIBLE, sh_v, sp_v, generated_i, fused_v)),
-            ModalityOutput(*half_i, self._descriptor(Modality.INFRARED, sh_i, sp_i, generated_v, fused_i)),
+            ModalityOutput(*half_v, self._finish(found_v, stripes_v), part_v),
+            ModalityOutput(*half_i, self._finish(found_i, stripes_i), part_i),
         )
 
     def embed(self, images: Tensor, modality: Modality) -> Tensor:
@@ -145,16 +163,50 @@ class FMCNet(nn.Module):
             images: (B, 3, H, W), uint8 0..255 or float 0..1.
 
         Returns:
-            (B, E): E = D for Base and + SFD, 3D for + FMC, 2D for the full model.
+            (B, E): E = D for Base and + SFD, 3D for + FMC, 2D for the full model; n D more with n parts.
         """
         stem = self.decomposition.stem(self.preprocess(images), modality)
-        shared = self.decomposition.shared(stem)
+        shared, stripes = self._split(self.decomposition.shared(stem))
         if self.compensation is None:
-            return self._descriptor(modality, shared, None, None, None)
+            return self._finish(self._descriptor(modality, shared, None, None, None), stripes)
         specific = self.decomposition.specific(stem, modality)
         generated = self.compensation(shared, modality)
         fused = None if self.fusion is None else self.fusion(shared, specific, generated)
-        return self._descriptor(modality, shared, specific, generated, fused)
+        return self._finish(self._descriptor(modality, shared, specific, generated, fused), stripes)
+
+    def features(self, images: Tensor, modality: Modality) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the descriptor of images of ONE modality is made of, for maps and studies.
+
+        Args:
+            images: (B, 3, H, W), uint8 0..255 or float 0..1.
+
+        Returns:
+            F_sh (B, D); F_sp (B, D) and the generated specific feature of the other modality (B, D), or None.
+        """
+        sfd = self.decomposition
+        stem = sfd.stem(self.preprocess(images), modality)
+        shared, _ = self._split(sfd.shared(stem))
+        specific = sfd.specific(stem, modality) if sfd.has_specific else None
+        return shared, specific, None if self.compensation is None else self.compensation(shared, modality)
+
+    def _split(self, shared: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What E_sh gives: F_sh (B, D), and the stripes (B, n, D) where there are parts."""
+        if self.parts is None:
+            return shared, None
+        feature, *stripes = shared.chunk(1 + len(self.parts.heads), dim=1)
+        return feature, torch.stack(stripes, dim=1)
+
+    def _finish(self, descriptor: Tensor, stripes: Tensor | None) -> Tensor:
+        """Stripes behind the descriptor, each D numbers of unit length, as the settings want it; both ours."""
+        if self.parts is not None and stripes is not None:
+            through = [_through(neck, stripes[:, at]) for at, neck in enumerate(self.parts.necks())]
+            if not self.after_neck:  # of the scale of features that did not pass a neck
+                through = [nn.functional.normalize(stripe, dim=1) for stripe in through]
+            descriptor = torch.cat([descriptor, *through], dim=1)
+        if not self.normalized:
+            return descriptor
+        dim = self.decomposition.classify_shared.linear.in_features
+        return nn.functional.normalize(descriptor.view(len(descriptor), -1, dim), dim=2).flatten(1)
 
     def _specific_scores(
         self, modality: Modality, real: Tensor | None, generated: Tensor | None

@@ -46,6 +46,26 @@ class IdentityClassifier(nn.Module):
         return cast(Tensor, self.linear(seen))
 
 
+class PartClassifiers(nn.Module):
+    """A classifier for each horizontal stripe of the shared map (PCB, Sun et al., ECCV 2018). Ours, for fmcnet-plus.
+
+    Args:
+        heads: one `IdentityClassifier` a stripe, from top to bottom.
+    """
+
+    def __init__(self, heads: list[IdentityClassifier]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def necks(self) -> list[nn.Module]:
+        """What each stripe passes before its layer."""
+        return [cast(IdentityClassifier, head).neck for head in self.heads]
+
+    def forward(self, stripes: Tensor) -> Tensor:
+        """(B, n, D) to scores (B, n, C)."""
+        return torch.stack([head(stripes[:, at]) for at, head in enumerate(self.heads)], dim=1)
+
+
 class Decomposition(nn.Module):
     """SFD, section 3.1: splits each modality's feature into a shared and a specific one, eq. (1), (2).
 
@@ -55,6 +75,8 @@ class Decomposition(nn.Module):
         stem_visible: E_V. stem_infrared: E_I.
         shared: E_sh. classify_shared: P_sh.
         specific_visible: E_sp^V, and so on; None in the Base variant, which has no specific part.
+        stem_shared: the end of both stems with one set of weights, where they are split earlier than in the paper
+            (ours); None: each stem is whole.
 
     Attributes:
         recompute: forget the activations of stems and tails, and compute them anew in the backward pass.
@@ -70,10 +92,12 @@ class Decomposition(nn.Module):
         specific_infrared: nn.Module | None = None,
         classify_visible: IdentityClassifier | None = None,
         classify_infrared: IdentityClassifier | None = None,
+        stem_shared: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.stem_visible = stem_visible
         self.stem_infrared = stem_infrared
+        self.stem_shared = stem_shared
         self.shared = shared
         self.classify_shared = classify_shared
         self.specific_visible = specific_visible
@@ -90,7 +114,8 @@ class Decomposition(nn.Module):
     def stem(self, images: Tensor, modality: Modality) -> Tensor:
         """E_m: images (B, 3, H, W) to F_m (B, C, h, w)."""
         stem = self.stem_visible if modality is Modality.VISIBLE else self.stem_infrared
-        return self._run(stem, images)
+        out = self._run(stem, images)
+        return out if self.stem_shared is None else self._run(self.stem_shared, out)
 
     def specific(self, stem_feature: Tensor, modality: Modality) -> Tensor:
         """E_sp^m: F_m (B, C, h, w) to F_sp,m (B, D)."""
@@ -115,8 +140,9 @@ class Decomposition(nn.Module):
         Returns:
             F_sh,V (B_V, D), F_sh,I (B_I, D), F_sp,V (B_V, D) or None, F_sp,I (B_I, D) or None.
         """
-        f_v = self.stem(visible, Modality.VISIBLE)
-        f_i = self.stem(infrared, Modality.INFRARED)
+        f_v, f_i = self._run(self.stem_visible, visible), self._run(self.stem_infrared, infrared)
+        if self.stem_shared is not None:
+            f_v, f_i = self._run(self.stem_shared, torch.cat([f_v, f_i])).split([len(f_v), len(f_i)])
         shared = self._run(self.shared, torch.cat([f_v, f_i]))
         sh_v, sh_i = shared.split([len(f_v), len(f_i)])
         if not self.has_specific:
@@ -150,7 +176,8 @@ class Generator(nn.Module):
     The paper gives neither the hidden width nor what stands between the layers. Ours: hidden width D (a
     setting), ReLU between, optionally batch normalisation between. At the end a ReLU, because the real
     features are pooled ReLU outputs and so never negative; where those are centred and of unit length
-    (`unit`), unit length instead.
+    (`unit`), unit length instead. `dropout` between the layers, against learning the training identities by heart,
+    and `detach`, which makes the input a constant so that what trains G does not shape E_sh, are ours, too.
     """
 
     def __init__(
@@ -159,6 +186,8 @@ class Generator(nn.Module):
         hidden: int | None = None,
         norm: bool = False,
         unit: bool = False,
+        dropout: float = 0.0,
+        detach: bool = False,
     ) -> None:
         super().__init__()
         hidden = hidden or dim
@@ -168,15 +197,17 @@ class Generator(nn.Module):
             if norm:
                 layers.append(nn.BatchNorm1d(outputs))
             layers.append(nn.ReLU(inplace=True))
+            if dropout:
+                layers.append(nn.Dropout(dropout))
         layers.append(nn.Linear(hidden, dim))
         if not unit:
             layers.append(nn.ReLU(inplace=True))
         self.layers = nn.Sequential(*layers)
-        self.unit = unit
+        self.unit, self.detach = unit, detach
 
     def forward(self, shared: Tensor) -> Tensor:
         """F_sh (B, D) to F'_sp of the other modality (B, D)."""
-        out = cast(Tensor, self.layers(shared))
+        out = cast(Tensor, self.layers(shared.detach() if self.detach else shared))
         return F.normalize(out, dim=1) if self.unit else out
 
 

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmcnet.errors import CheckpointError
 from fmcnet.model.fmcnet import FMCNet
@@ -45,7 +45,8 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
     state = _read(source, arch)
     sfd = model.decomposition
     tails = (sfd.shared, sfd.specific_visible, sfd.specific_infrared)
-    for module, prefixes in [(sfd.stem_visible, _STEM), (sfd.stem_infrared, _STEM)] + [
+    stems = [sfd.stem_visible, sfd.stem_infrared, *([sfd.stem_shared] if sfd.stem_shared else [])]
+    for module, prefixes in [(stem, _prefixes(stem)) for stem in stems] + [
         (tail, _TAIL) for tail in tails if tail is not None
     ]:
         part = {key: value for key, value in state.items() if key.startswith(prefixes)}
@@ -68,6 +69,11 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
             )
         module.load_state_dict(part, strict=False)
     logger.info("initialised two stems and %d tails from %s", sum(t is not None for t in tails), source)
+
+
+def _prefixes(stem: nn.Module) -> tuple[str, ...]:
+    """Those of `_STEM` that this stem, or what stems share, consists of."""
+    return tuple(f"{name}." for name, child in stem.named_children() if f"{name}." in _STEM)
 
 
 def _read(source: str, arch: str) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from fmcnet.config import Config
 from fmcnet.errors import FmcnetError
 from fmcnet.model.build import build_model
 from fmcnet.model.fmcnet import FMCNet, FMCNetOutput
-from fmcnet.objective import discriminator_objective, objective, total
+from fmcnet.objective import discriminator_objective, objective, ramped, total
 from fmcnet.parallel import (
     average_buffers,
     average_gradients,
@@ -36,6 +36,9 @@ from fmcnet.training.optim import build_optimizers, rate, set_rate
 
 GRADIENT, JUDGE_GRADIENT = "gradient", "discriminator gradient"
 """Names of the gradients' norms among the measured values."""
+
+NO_LOSSES = ("gradient", "discriminator", "w1", "w2")
+"""What the measured values that are no part of the loss of the min player begin with."""
 
 NARROW = 64
 """Below this width of the first block channels_last is quicker on a CPU (measured, benchmarks/training.py)."""
@@ -121,17 +124,18 @@ class Game:
             last = number == len(batches) - 1
             quiet = self._network.no_sync() if self.place.world > 1 and not last else nullcontext()
             with quiet:
-                measured.append(self._one(batch, len(batches)))
+                measured.append(self._one(batch, len(batches), step / self.steps))
         with record_function("fmcnet: optimizer"):
             norm = self._descend(self._main)
         self.scaler.update()
         if self.ema:
             self.ema.update(step + 1)
         values = torch.stack(measured).mean(dim=0) if len(measured) > 1 else measured[0]
-        values = torch.cat([values, norm.detach().float().view(1)])
-        self._measured.append((step, [*self._names, GRADIENT], values))
+        more = {GRADIENT: norm, **self._fusion_weights()}
+        values = torch.cat([values, torch.stack([value.detach().float() for value in more.values()])])
+        self._measured.append((step, [*self._names, *more], values))
 
-    def _one(self, batch: Batch, share: int) -> Tensor:
+    def _one(self, batch: Batch, share: int, progress: float) -> Tensor:
         """Forward, the discriminators' turn and the backward pass of all others; the measured values (n,)."""
         config = self.config
         half = self.precision is not torch.float32
@@ -147,12 +151,20 @@ class Game:
                 total(judged).backward()
                 judged = {**judged, JUDGE_GRADIENT: self._descend(self._judge)}
         with record_function("fmcnet: losses"):
-            terms = objective(self.model, output, batch.labels, self.identities, config.losses, self._gather)
+            weights = ramped(config.losses, progress)
+            terms = objective(self.model, output, batch.labels, self.identities, weights, self._gather)
             loss = total(terms)
+            if self.place.world > 1 and not {"gan", "fc", "ic", "id_fused"} & set(terms):
+                loss = loss + _nothing(output)  # the generators, too, must be in the graph of every process
         with record_function("fmcnet: backward"):
             self.scaler.scale(loss / share).backward()
         self._names = [*terms, *judged]
         return torch.stack([value.detach().float() for value in (*terms.values(), *judged.values())])
+
+    def _fusion_weights(self) -> dict[str, Tensor]:
+        """w1 and w2 of eq. (15), as they are after the step."""
+        fusion = self.model.fusion
+        return {} if fusion is None else {"w1": fusion.w1, "w2": fusion.w2}
 
     def _descend(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Take the optimiser's step; the norm of the gradient before clipping, a scalar on the device."""
@@ -172,8 +184,8 @@ class Game:
         """What the steps since the last call measured, means over the processes; waits for the device.
 
         Returns:
-            A record a step: "step" (from 1), every term by name, the gradients' norms, "loss" (the sum of
-            what is not the discriminators' and no norm) and "rate".
+            A record a step: "step" (from 1), every term by name, the gradients' norms, w1 and w2,
+            "loss" (the sum of the terms that the min player minimises) and "rate".
 
         Raises:
             NotFinite: naming the first step with a value that is not finite.
@@ -189,7 +201,7 @@ class Game:
             bad = _first_not_finite(values, ignore_gradient=self.scaler.is_enabled())
             if bad:
                 raise NotFinite(step + 1, bad)
-            loss = sum(v for k, v in values.items() if not k.startswith((GRADIENT, "discriminator")))
+            loss = sum(v for k, v in values.items() if not k.startswith(NO_LOSSES))
             factor = rate(step, self.steps, self.config.training)
             records.append({"step": step + 1, "loss": loss, **values, "rate": factor})
         return records
@@ -245,3 +257,9 @@ def _first_not_finite(values: dict[str, float], ignore_gradient: bool) -> list[s
     ]
     parts += [] if ignore_gradient else [[GRADIENT]]
     return next((found for part in parts if (found := [name for name in bad if name in part])), [])
+
+
+def _nothing(output: FMCNetOutput) -> Tensor | float:
+    """0 with a gradient of 0 for the generators, where no term trains them (yet)."""
+    made = [half.generated for half in output if half.generated is not None]
+    return 0.0 * torch.stack([feature.sum() for feature in made]).sum() if made else 0.0

@@ -374,7 +374,9 @@ class _Job:
 
 
 def _shown(terms: dict[str, float]) -> str:
-    return " ".join(f"{k} {v:.2f}" for k, v in terms.items() if k != "rate" and GRADIENT not in k)
+    return " ".join(
+        f"{k} {v:.2f}" for k, v in terms.items() if k not in ("rate", "w1", "w2") and GRADIENT not in k
+    )
 
 
 def _memory(place: Runtime) -> str:

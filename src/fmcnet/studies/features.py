@@ -1,0 +1,244 @@
+"""Shared, specific and generated features of test images, and the numbers that say what Figures 4 and 5 show.
+
+The paper shows maps; a map can be read as one likes. Each number here has a value that follows from the claim:
+shared features of the modalities overlap, specific ones lie apart from them, generated ones fall on the real ones.
+All of it is ours. Features are brought to unit length first, as the cosine sees them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fmcnet.data.cache import ImageCache
+from fmcnet.data.table import Table
+from fmcnet.errors import DataError
+from fmcnet.inference.encoder import Encoder
+from fmcnet.runtime import require
+from fmcnet.types import IntArray, Modality
+
+Matrix = NDArray[np.float64]
+SPLITS = 5
+"""Halvings of the identities that the linear probe is averaged over."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of test images, by modality of the IMAGE (0 visible, 1 infrared).
+
+    Attributes:
+        pid: identities (N_m,) of each modality's images.
+        shared: F_sh (N_m, D). specific: F_sp (N_m, D), None where the model has none.
+        generated: F'_sp of the OTHER modality made from these images' F_sh (N_m, D), None where it has none.
+    """
+
+    pid: tuple[IntArray, IntArray]
+    shared: tuple[Matrix, Matrix]
+    specific: tuple[Matrix, Matrix] | None
+    generated: tuple[Matrix, Matrix] | None
+
+
+@torch.inference_mode()
+def collect(encoder: Encoder, table: Table, *, batch: int = 64, progress: bool | None = None) -> Features:
+    """The features of every image of a table.
+
+    Args:
+        encoder: a trained model. table: test images of both modalities.
+        batch: images at once. progress: show a bar; None: on a terminal only.
+
+    Raises:
+        DataError: when a modality has no image.
+    """
+    cache = ImageCache(table, encoder.height, encoder.width, progress=progress)
+    model = encoder.model
+    kinds: list[dict[str, Matrix]] = []
+    pids: list[IntArray] = []
+    for modality in Modality:
+        rows = np.flatnonzero(table.modality == modality.code)
+        if not len(rows):
+            raise DataError(f"{table.root} has no {modality} test image")
+        parts: dict[str, list[Matrix]] = {"shared": [], "specific": [], "generated": []}
+        for start in range(0, len(rows), batch):
+            images = np.ascontiguousarray(cache.images[rows[start : start + batch]])
+            crops = torch.from_numpy(images).permute(0, 3, 1, 2).to(encoder.device)
+            found = model.features(crops, modality)
+            for name, value in zip(parts, found, strict=True):
+                if value is not None:
+                    parts[name].append(value.double().cpu().numpy())
+        kinds.append({name: np.concatenate(several) for name, several in parts.items() if several})
+        pids.append(table.pid[rows])
+    v, i = kinds
+    return Features(
+        (pids[0], pids[1]),
+        (v["shared"], i["shared"]),
+        (v["specific"], i["specific"]) if "specific" in v else None,
+        (v["generated"], i["generated"]) if "generated" in v else None,
+    )
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What Figures 4 and 5 claim, as numbers; None where the model lacks what is measured.
+
+    Attributes:
+        shared_specific: mean distance from a specific centre to the nearest shared centre of its modality, 0..2.
+        specific_spread: mean distance from a specific centre to the farthest one of its modality, 0..2; (4) wants
+            it smaller than `shared_specific`.
+        mixing: do visible and infrared shared features of one identity overlap? Share of features whose nearest
+            other feature of that identity is of the other modality, over what a blind draw gives: 1 mixed, 0 apart.
+        cross_ratio: mean distance across the modalities over that within, of one identity's shared features; 1 mixed.
+        probe_shared, probe_specific: balanced accuracy of a linear probe that tells the modality, on identities that
+            it was not fitted on, 0..1; 0.5 is chance.
+        generated_rank: mean rank of the nearest real feature of the right identity among all real specific
+            features of that modality, as seen from a generated one; 1 is best. `generated_chance`: expected blindly.
+        generated_first: share of generated features at rank 1, 0..1.
+        generated_distance: mean distance from a generated feature to its identity's real centre in that modality;
+            `between_centers`: mean distance between two identities' real centres, to compare.
+    """
+
+    mixing: float
+    cross_ratio: float
+    probe_shared: float
+    probe_specific: float | None = None
+    shared_specific: float | None = None
+    specific_spread: float | None = None
+    generated_rank: float | None = None
+    generated_chance: float | None = None
+    generated_first: float | None = None
+    generated_distance: float | None = None
+    between_centers: float | None = None
+
+    def to_dict(self) -> dict[str, float | None]:
+        """For JSON."""
+        return asdict(self)
+
+
+def numbers(features: Features) -> Numbers:
+    """Measure; see `Numbers`. Identities that lack a modality are left out.
+
+    Raises:
+        DataError: when fewer than four identities have both modalities.
+    """
+    both = np.intersect1d(*features.pid)
+    if len(both) < 4:
+        raise DataError(f"only {len(both)} identities have both modalities: the probe needs at least 4")
+    keep = tuple(np.isin(pid, both) for pid in features.pid)
+    pid = (features.pid[0][keep[0]], features.pid[1][keep[1]])
+
+    def taken(kind: tuple[Matrix, Matrix]) -> tuple[Matrix, Matrix]:
+        return unit(kind[0][keep[0]]), unit(kind[1][keep[1]])
+
+    shared = taken(features.shared)
+    specific = taken(features.specific) if features.specific else None
+    generated = taken(features.generated) if features.generated else None
+    found: dict[str, float] = _overlap(shared, pid) | {"probe_shared": probe(shared, pid)}
+    if specific:
+        found |= _apart(shared, specific, pid) | {"probe_specific": probe(specific, pid)}
+    if specific and generated:
+        found |= _fallen(specific, generated, pid)
+    return Numbers(**found)
+
+
+def unit(x: Matrix) -> Matrix:
+    """Rows of unit length."""
+    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
+
+
+def distances(a: Matrix, b: Matrix) -> Matrix:
+    """(N, D), (M, D) to Euclidean distances (N, M)."""
+    squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+    return np.asarray(np.sqrt(np.maximum(squared, 0.0)))
+
+
+def _centres(x: Matrix, pid: IntArray) -> Matrix:
+    """Centres of identities in ascending order (P, D)."""
+    return np.stack([x[pid == p].mean(axis=0) for p in np.unique(pid)])
+
+
+def _apart(
+    shared: tuple[Matrix, Matrix], specific: tuple[Matrix, Matrix], pid: tuple[IntArray, IntArray]
+) -> dict[str, float]:
+    nearest, widest = [], []
+    for sh, sp, who in zip(shared, specific, pid, strict=True):
+        c_sh, c_sp = _centres(sh, who), _centres(sp, who)
+        nearest.append(distances(c_sp, c_sh).min(axis=1))
+        widest.append(distances(c_sp, c_sp).max(axis=1))
+    return {"shared_specific": float(np.mean(nearest)), "specific_spread": float(np.mean(widest))}
+
+
+def _overlap(shared: tuple[Matrix, Matrix], pid: tuple[IntArray, IntArray]) -> dict[str, float]:
+    """`mixing` and `cross_ratio`, means over identities."""
+    mixing, ratios = [], []
+    for p in np.unique(pid[0]):
+        v, i = (x[who == p] for x, who in zip(shared, pid, strict=True))
+        every, kind = np.concatenate([v, i]), np.repeat([0, 1], [len(v), len(i)])
+        gap = distances(every, every)
+        np.fill_diagonal(gap, np.inf)
+        if len(v) + len(i) > 2:
+            other = kind[gap.argmin(axis=1)] != kind
+            blind = np.where(kind == 0, len(i), len(v)) / (len(every) - 1)
+            mixing.append(other.mean() / blind.mean())
+        inside = np.concatenate(
+            [g[np.isfinite(g)] for g in (gap[: len(v), : len(v)], gap[len(v) :, len(v) :])]
+        )
+        if len(inside) and inside.mean() > 0:
+            ratios.append(gap[: len(v), len(v) :].mean() / inside.mean())
+    return {
+        name: float(np.mean(x)) if x else float("nan")
+        for name, x in (("mixing", mixing), ("cross_ratio", ratios))
+    }
+
+
+def probe(kinds: tuple[Matrix, Matrix], pid: tuple[IntArray, IntArray], splits: int = SPLITS) -> float:
+    """Balanced accuracy, 0..1, of a logistic regression that tells visible from infrared features.
+
+    It is fitted on half of the identities and asked about the other half, mean over `splits` random halvings.
+
+    Args:
+        kinds: features (N_m, D) of each modality. pid: their identities.
+    """
+    linear = require("sklearn.linear_model", "plot")
+    x, who = np.concatenate(kinds), np.concatenate(pid)
+    y = np.repeat([0, 1], [len(kind) for kind in kinds])
+    people = np.unique(who)
+    found = []
+    for split in range(splits):
+        chosen = np.random.default_rng(split).permutation(people)[: len(people) // 2]
+        fit = np.isin(who, chosen)
+        # One scale for all dimensions: one a dimension would blow up those that only unseen identities use.
+        mean, std = x[fit].mean(axis=0), x[fit].std() + 1e-12
+        model = linear.LogisticRegression(max_iter=500, class_weight="balanced")
+        model.fit((x[fit] - mean) / std, y[fit])
+        right = model.predict((x[~fit] - mean) / std) == y[~fit]
+        found.append(np.mean([right[y[~fit] == kind].mean() for kind in (0, 1)]))
+    return float(np.mean(found))
+
+
+def _fallen(
+    specific: tuple[Matrix, Matrix], generated: tuple[Matrix, Matrix], pid: tuple[IntArray, IntArray]
+) -> dict[str, float]:
+    """Both directions: what is generated from images of one modality, against the real ones of the other."""
+    ranks, chances, gaps, between = [], [], [], []
+    for source, target in ((0, 1), (1, 0)):
+        fake, real = generated[source], specific[target]
+        gap = distances(fake, real)
+        own = pid[source][:, None] == pid[target][None]  # (N, M)
+        best = np.where(own, gap, np.inf).min(axis=1)
+        ranks.append(1 + ((gap <= best[:, None]) & ~own).sum(axis=1))
+        mine = own.sum(axis=1)
+        chances.append((len(real) + 1) / (mine + 1))  # the expected rank of the first of `mine` among all
+        centres, people = _centres(real, pid[target]), np.unique(pid[target])
+        at = np.searchsorted(people, pid[source])
+        gaps.append(np.linalg.norm(fake - centres[at], axis=1))
+        between.append(distances(centres, centres)[~np.eye(len(centres), dtype=bool)])
+    rank, chance = np.concatenate(ranks), np.concatenate(chances)
+    return {
+        "generated_rank": float(rank.mean()),
+        "generated_chance": float(chance.mean()),
+        "generated_first": float((rank == 1).mean()),
+        "generated_distance": float(np.concatenate(gaps).mean()),
+        "between_centers": float(np.concatenate(between).mean()),
+    }
