@@ -250,12 +250,8 @@ def _first_not_finite(values: dict[str, float], ignore_gradient: bool) -> list[s
     With float16 a gradient that overflows is expected now and then: the scaler leaves such a step out.
     """
     bad = [name for name, value in values.items() if not math.isfinite(value)]
-    parts = [
-        ["discriminator"],
-        [JUDGE_GRADIENT],
-        [n for n in values if "discriminator" not in n and n != GRADIENT],
-    ]
-    parts += [] if ignore_gradient else [[GRADIENT]]
+    terms = [name for name in values if not name.startswith(NO_LOSSES)]
+    parts = [["discriminator"], [JUDGE_GRADIENT], terms, [] if ignore_gradient else [GRADIENT], ["w1", "w2"]]
     return next((found for part in parts if (found := [name for name in bad if name in part])), [])
 
 
