@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -90,6 +91,54 @@ def test_info(tiny_run):
     assert facts["input"].startswith("64 x 32")
     assert facts["config"]["losses"]["rho1"] == 1.0
     assert "parameters" in run("info", tiny_run).output
+
+
+def test_info_tells_models_apart_bit_by_bit(tiny_run, tmp_path):
+    first = as_json("info", tiny_run)
+    assert (first["step"], first["finished"]) == (10, True)
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    weights = load_file(copy / "model.safetensors")
+
+    def digest(changed, **options):
+        save_file(changed, copy / "model.safetensors", **options)
+        return as_json("info", copy)["weights_sha256"]
+
+    digests = {digest(weights, metadata={"saved": "again"})}
+    assert digests == {first["weights_sha256"]}
+    assert (copy / "model.safetensors").read_bytes() != (tiny_run / "model.safetensors").read_bytes()
+    norm = "decomposition.stem_visible.bn1"
+    names = [f"{norm}.{part}" for part in ("weight", "running_var", "num_batches_tracked")]
+    for name in [*names, "decomposition.shared.layer4.1.conv2.weight", "mean"]:
+        changed = {key: value.clone() for key, value in weights.items()}
+        changed[name].view(-1).view(torch.uint8)[-8] ^= (
+            1  # the lowest bit of an integer, of the last float but one
+        )
+        digests.add(digest(changed))
+    assert len(digests) == 6
+    swapped = {
+        **weights,
+        f"{norm}.running_mean": weights[f"{norm}.bias"],
+        f"{norm}.bias": weights[f"{norm}.running_mean"],
+    }
+    assert digest(swapped) not in digests
+
+
+def test_info_of_a_run_that_is_not_finished_is_of_its_newest_checkpoint(tiny_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    for name in ("model.json", "model.safetensors"):
+        (copy / name).unlink()
+    facts = as_json("info", copy)
+    assert (facts["step"], facts["finished"]) == (10, False)
+    assert facts["weights"] == str(copy / "checkpoints" / "step-000010" / "model.safetensors")
+    assert facts["weights_sha256"] == as_json("info", tiny_run)["weights_sha256"]  # the last step's
+    shutil.rmtree(copy / "checkpoints" / "step-000010")
+    before = as_json("info", copy)
+    assert (before["step"], before["finished"]) == (9, False)
+    assert before["weights_sha256"] != facts["weights_sha256"]
+    shutil.rmtree(copy / "checkpoints")
+    assert "holds no model.json" in said(run("info", copy, code=2))
 
 
 def test_embed(tiny_run, tiny_sysu, tmp_path):

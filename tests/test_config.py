@@ -54,6 +54,20 @@ def test_settings_that_exclude_each_other():
         )
     with pytest.raises(ConfigError, match=r"needs training\.validate_every > 0"):
         load_config(None, ["training.select=test"])
+    with pytest.raises(ConfigError, match=r"compile and training\.recompute do not go together"):
+        load_config(None, ["training.compile=true", "training.recompute=true"])
+
+
+def test_yes_and_no_are_words_though_yaml_reads_them_as_booleans(tmp_path):
+    for word in ("yes", "no", "auto"):
+        config = load_config(None, [f"training.channels_last={word}"])
+        assert config.training.channels_last == word
+        (tmp_path / "c.yaml").write_text(f"training: {{channels_last: {word}}}")
+        assert load_config(tmp_path / "c.yaml") == config
+        (tmp_path / "c.yaml").write_text(config.to_yaml())
+        assert load_config(tmp_path / "c.yaml") == config
+    with pytest.raises(ConfigError, match="channels_last"):
+        load_config(None, ["training.channels_last=1"])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fmcnet.errors import ConfigError
 
@@ -149,6 +149,13 @@ class TrainingConfig(_Section):
     validate_every: Annotated[int, Field(ge=0)] = 0  # epochs; 0: never
     select: Literal["last", "val", "test"] = "last"  # test stamps the report
 
+    @field_validator("channels_last", mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # as YAML 1.1 reads yes and no
+            return "yes" if value else "no"
+        return value
+
 
 class EvaluationConfig(_Section):
     """How a trained model is judged."""
@@ -184,6 +191,8 @@ class Config(_Section):
             )
         if self.training.select != "last" and not self.training.validate_every:
             raise ValueError(f"training.select={self.training.select} needs training.validate_every > 0")
+        if self.training.compile and self.training.recompute:
+            raise ValueError("training.compile and training.recompute do not go together: take one of them")
         if self.model.single_stream and self.model.variant != "base":
             raise ValueError(f"model.single_stream is for model.variant=base, not {self.model.variant}")
         return self

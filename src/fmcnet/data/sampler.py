@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from math import ceil
 
 import numpy as np
@@ -32,7 +33,7 @@ class IdentityModalitySampler:
             images, `ceil(max(N_visible, N_infrared) / (world * P * K))` over the identities in use.
         camid: (N,) cameras; when given, the K images of an identity are spread over its cameras.
         hard: share of a step's identities, 0..0.9, that are look-alikes of the drawn ones (ours), once
-            `neighbors` is set.
+            `neighbors` is set. Each stands next to the one it looks like, so that one rank gets both.
 
     Attributes:
         steps: batches an epoch, also `len(sampler)`.
@@ -113,9 +114,8 @@ class IdentityModalitySampler:
         size = self.identities * self.world
         drawn = np.empty((self.steps, size), dtype=np.int64)
         stream = _Stream(np.arange(len(self.pids)), rng)
-        alike = round(self.hard * size) if self.neighbors is not None else 0
         for step in range(self.steps):
-            drawn[step] = self._with_look_alikes(stream.take(size - alike), size)
+            drawn[step] = self._identities_of_a_step(stream, size)
         halves = []
         for rows in self._rows:
             streams = [_Stream(own, rng, None if self.camid is None else self.camid[own]) for own in rows]
@@ -126,19 +126,23 @@ class IdentityModalitySampler:
             halves.append(half)
         return halves[0], halves[1]
 
-    def _with_look_alikes(self, drawn: list[int], size: int) -> list[int]:
-        """The drawn identities and the nearest of each that is not there yet, in turn, until there are `size`."""
-        if len(drawn) == size or self.neighbors is None:
-            return drawn
-        held, chosen = set(drawn), list(drawn)
-        for position in self.neighbors[drawn].T.ravel():  # all nearest ones first, then all second ones
-            if len(chosen) == size:
-                return chosen
-            if int(position) not in held:
-                held.add(int(position))
-                chosen.append(int(position))
-        rest = [position for position in range(len(self.pids)) if position not in held]
-        return chosen + rest[: size - len(chosen)]
+    def _identities_of_a_step(self, stream: _Stream, size: int) -> list[int]:
+        """`size` distinct ones: those whose turn it is, each followed by its look-alikes that are not there yet."""
+        if self.neighbors is None:
+            return stream.take(size)
+        drawn = stream.take(size - min(round(self.hard * size), size - 1))
+        groups, held = {own: [own] for own in drawn}, set(drawn)
+        for column in self.neighbors[drawn].T.tolist():  # all nearest ones first, then all second ones
+            for own, near in zip(drawn, column, strict=True):
+                if near not in held and len(held) < size:
+                    held.add(near)
+                    groups[own].append(near)
+        while len(held) < size:  # too few look-alikes: whose turn is next
+            (position,) = stream.take(1)
+            if position not in held:
+                held.add(position)
+                groups[position] = [position]
+        return list(chain.from_iterable(groups.values()))
 
     def _notes(self, rows: Sequence[dict[int, IntArray]]) -> tuple[str, ...]:
         notes = []

@@ -160,14 +160,15 @@ class Decomposition(nn.Module):
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
     """While activations are computed a second time, running statistics do not move a second time."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    tracked = [norm.track_running_stats for norm in norms]
-    for norm in norms:
-        norm.track_running_stats = False
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:  # track_running_stats stays: without it other tensors are saved than the first time
+        norm.momentum = 0.0
+        norm.num_batches_tracked = torch.zeros_like(cast(Tensor, norm.num_batches_tracked))
     try:
         yield
     finally:
-        for norm, kept in zip(norms, tracked, strict=True):
-            norm.track_running_stats = kept
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 class Generator(nn.Module):

@@ -116,6 +116,8 @@ class Batches:
             self._thread = None
 
     def _take(self) -> Batch:
+        if self._closed.is_set():
+            raise RuntimeError("these batches are closed")
         if not self._ahead:
             return self._finish(self._gather(self._next))
         if self._thread is None:
@@ -149,6 +151,7 @@ class Batches:
     def _fetch(self) -> _Gathered:
         gathered = self._queue.get()
         if isinstance(gathered, BaseException):
+            self._closed.set()
             raise gathered
         return gathered
 

@@ -209,7 +209,10 @@ class Game:
     def export(self) -> FMCNet:
         """A model of its own with the weights that are to be used: averaged ones with EMA, running statistics
         averaged over the processes (every process must call)."""
-        plain = build_model(self.config.model, self.model.decomposition.classify_shared.linear.out_features)
+        with torch.random.fork_rng([]):  # so that to validate or not changes no dropout
+            plain = build_model(
+                self.config.model, self.model.decomposition.classify_shared.linear.out_features
+            )
         state = dict(self.model.state_dict())
         plain.load_state_dict({**state, **(self.ema.values if self.ema else {})})
         plain = plain.to(self.place.device)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -36,7 +36,7 @@ from fmcnet.training.profile import StepProfile
 from fmcnet.training.selection import ModelSelection, hold_out
 from fmcnet.training.state import checkpoints, load_newest, save_checkpoint
 from fmcnet.training.stop import StopAtStepEnd
-from fmcnet.training.track import Tracker, make_trackers
+from fmcnet.training.track import Tracker, check_trackers, make_trackers
 from fmcnet.types import IntArray
 
 logger = logging.getLogger(__name__)
@@ -110,6 +110,7 @@ def train(
             keep_freed_memory()
         if place.main:
             _check_folder(run, config, resume)
+            check_trackers([name for name in trackers if isinstance(name, str)])
         table = (
             data
             if isinstance(data, Table)
@@ -214,7 +215,8 @@ class _Job:
                     self._after(step + 1, stop, bar, started, first)
         finally:
             for tracker in self.trackers:
-                tracker.close()
+                with _warning_of(tracker):
+                    tracker.close()
             if self.log:
                 self.log.close()
                 self.log = None
@@ -272,7 +274,10 @@ class _Job:
             except OSError as error:
                 logger.warning("%s: %s; these steps are missing there", self.log.path, error.strerror)  # type: ignore[union-attr]
             for tracker in self.trackers:
-                tracker.log(int(record[key]), {k: v for k, v in record.items() if k not in (key, "epoch")})
+                with _warning_of(tracker):
+                    tracker.log(
+                        int(record[key]), {k: v for k, v in record.items() if k not in (key, "epoch")}
+                    )
 
     def _look_for_alikes(self, step: int) -> None:
         if self.config.data.hard and step % self.epoch == 0 and step:
@@ -371,6 +376,15 @@ class _Job:
             last_terms=self.terms,
             selected=self.config.training.select,
         )
+
+
+@contextmanager
+def _warning_of(tracker: Tracker) -> Iterator[None]:
+    """A tracker that cannot write does not end a training."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("%s: %s; numbers are missing there", type(tracker).__name__, error.strerror or error)
 
 
 def _shown(terms: dict[str, float]) -> str:

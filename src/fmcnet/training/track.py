@@ -14,7 +14,8 @@ from fmcnet.config import Config
 from fmcnet.errors import ConfigError
 from fmcnet.runtime import require
 
-TRACKERS = ("tensorboard", "wandb")
+TRACKERS = {"tensorboard": "track", "wandb": "wandb"}
+"""Their names, which are those of their packages, and the extras that bring these."""
 
 
 class Tracker(Protocol):
@@ -31,7 +32,7 @@ class TensorBoard:
     """Event files in `RUN/tensorboard`; steps that a resume repeats replace the ones before.
 
     Args:
-        run: the run folder. first: steps done already.
+        run: the run folder. first: steps done already; later ones that a killed process wrote are dropped.
 
     Raises:
         MissingDependencyError: without the extra `track`.
@@ -42,7 +43,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         writer: Any = SummaryWriter
-        self._writer = writer(str(run / "tensorboard"), purge_step=first + 1 if first else None)
+        self._writer = writer(str(run / "tensorboard"), purge_step=first + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One scalar a name."""
@@ -90,8 +91,8 @@ class WandB:
         self._run.finish()
 
 
-def make_trackers(names: Sequence[str], run: Path, config: Config, first: int = 0) -> list[Tracker]:
-    """Trackers by name.
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse what `make_trackers` could not make.
 
     Raises:
         ConfigError: for a name not in `TRACKERS`. MissingDependencyError: when one is not installed.
@@ -99,6 +100,12 @@ def make_trackers(names: Sequence[str], run: Path, config: Config, first: int = 
     for name in names:
         if name not in TRACKERS:
             raise ConfigError(f"no tracker '{name}': choose of {', '.join(TRACKERS)}")
+        require(name, TRACKERS[name])
+
+
+def make_trackers(names: Sequence[str], run: Path, config: Config, first: int = 0) -> list[Tracker]:
+    """Trackers by name, each once; for what it raises see `check_trackers`."""
+    check_trackers(names)
     made: list[Tracker] = []
     for name in dict.fromkeys(names):
         made.append(TensorBoard(run, first) if name == "tensorboard" else WandB(run, config))

@@ -1,0 +1,88 @@
+"""Memory, devices and progress."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fmcnet import progress
+from fmcnet.errors import FmcnetError, MissingDependencyError
+from fmcnet.runtime import keep_freed_memory, pick_device, require, seeded_generator
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc and glibc")
+def test_memory_is_measured_and_freed_memory_kept_however_often_it_is_asked_for():
+    """In a process of its own: it cannot be taken back."""
+    code = """
+import torch
+from fmcnet.runtime import keep_freed_memory, resident_bytes
+before = resident_bytes()
+held = torch.ones(2**24)
+assert 0 < before < resident_bytes() - 0.9 * 2**26
+del held
+for _ in range(3):
+    keep_freed_memory()
+    assert float(torch.ones(2**24).sum()) == 2**24
+assert resident_bytes() > before + 0.9 * 2**26  # it still holds what it freed
+print("well")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "well"), done.stderr
+
+
+def test_elsewhere_than_on_linux_nothing_is_done(monkeypatch):
+    import ctypes
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail(f"{name} was asked for"))
+    keep_freed_memory()
+
+
+def test_a_generators_state_follows_from_its_key_alone():
+    def draw(*key):
+        return float(torch.rand((), generator=seeded_generator(torch.device("cpu"), *key)))
+
+    assert draw(1, 2, 3) == draw(1, 2, 3)
+    keys = [(a, b, c) for a in range(6) for b in range(6) for c in range(2)]
+    assert len({draw(*key) for key in keys}) == len(keys)
+
+
+def test_what_is_not_there_is_named():
+    with pytest.raises(MissingDependencyError, match=r"needs nosuchpackage, .*'fmcnet\[extra\]'"):
+        require("nosuchpackage.inside", "extra")
+    with pytest.raises(FmcnetError, match="device 'toaster' cannot be used here: "):
+        pick_device("toaster")
+
+
+def test_two_processes_are_not_put_on_one_gpu(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(FmcnetError, match="would put all 2 processes on one GPU"):
+        pick_device("cuda:0")
+
+
+@pytest.mark.parametrize("show", [None, True])
+def test_progress_keeps_the_last_note_until_the_next(show, caplog, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", -1.0)
+    caplog.set_level(logging.INFO)
+    with progress.Progress("training", 9, show=show) as bar:
+        shown = []
+        for note in ("loss 3.0", "", "", "loss 2.0", ""):
+            bar.advance(note)
+            if show:
+                shown.append(bar._bar.tasks[0].fields["note"])
+    if not show:
+        shown = [record.getMessage().split("  ")[-1] for record in caplog.records]
+    assert shown == ["loss 3.0"] * 3 + ["loss 2.0"] * 2
+
+
+def test_progress_that_is_off_says_nothing(caplog, capfd, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", -1.0)
+    caplog.set_level(logging.INFO)
+    with progress.Progress("training", 2, show=False) as bar:
+        bar.advance("loss")
+    assert caplog.text == ""
+    assert "".join(capfd.readouterr()) == ""

@@ -1,0 +1,291 @@
+"""One step of the game: accumulation, recomputation, averaged weights, precisions, what is measured."""
+
+from __future__ import annotations
+
+import shutil
+from copy import deepcopy
+
+import pytest
+import torch
+
+from fmcnet.config import load_config
+from fmcnet.errors import FmcnetError
+from fmcnet.model.build import build_model
+from fmcnet.objective import TERMS, objective, total
+from fmcnet.runtime import Runtime
+from fmcnet.training import game as game_module
+from fmcnet.training.batches import Batch
+from fmcnet.training.game import Game, memory_format, precision
+from fmcnet.training.loop import train
+from fmcnet.training.optim import rate
+
+CPU = torch.device("cpu")
+PLAIN = [
+    "training.optimizer=sgd", "training.clip=0", "training.weight_decay=0", "training.schedule=constant",
+    "training.warmup=0",
+]  # fmt: skip
+
+
+def made(*settings, steps=10):
+    """A game of its own; the same start for the same model."""
+    config = load_config("tiny", list(settings))
+    torch.manual_seed(3)
+    return Game(config, build_model(config.model, 6), Runtime(CPU), 4, steps)
+
+
+def batch(number=0, height=64, width=32):
+    generator = torch.Generator().manual_seed(number)
+    halves = torch.randint(0, 256, (2, 8, 3, height, width), generator=generator, dtype=torch.uint8)
+    identities = torch.randperm(6, generator=generator)[:4]
+    return Batch(halves[0], halves[1], identities.repeat_interleave(2))
+
+
+def state(game):
+    return {key: value.clone() for key, value in game.model.state_dict().items()}
+
+
+def assert_close(some, others, **tolerance):
+    assert some.keys() == others.keys()
+    for key in some:
+        torch.testing.assert_close(
+            some[key], others[key], msg=lambda said, k=key: f"{k}: {said}", **tolerance
+        )
+
+
+def test_accumulation_is_sgd_on_the_mean_of_the_batches_gradients():
+    game = made("model.variant=base", "training.accumulate=2", *PLAIN)
+    slow, config = deepcopy(game.model).train(), game.config
+    parameters = {name: p for name, p in slow.named_parameters() if p.requires_grad}
+    sums, losses = dict.fromkeys(parameters, 0.0), []
+    for one in (batch(0), batch(1)):  # each with the batch statistics of its own
+        loss = total(objective(slow, slow(one.visible, one.infrared), one.labels, 4, config.losses))
+        losses.append(loss.item())
+        for name, part in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):
+            sums[name] = sums[name] + part
+    before = state(game)
+    game.step([batch(0), batch(1)], 0)
+    after = state(game)
+    assert (
+        after["decomposition.stem_visible.conv1.weight"] - before["decomposition.stem_visible.conv1.weight"]
+    ).abs().max() > 1e-4
+    for name, summed in sums.items():
+        lr = config.training.lr
+        if ".stem" in name or ".shared" in name:
+            lr *= config.training.backbone_lr_factor
+        moved = 1.9 * lr * summed / 2  # Nesterov's first step: gradient + 0.9 gradient
+        torch.testing.assert_close(after[name], before[name] - moved, rtol=1e-5, atol=1e-6, msg=name)
+    buffers = dict(slow.named_buffers())
+    assert_close(buffers, {key: after[key] for key in buffers})
+    [record] = game.read()
+    assert record["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
+def test_with_accumulation_the_judges_move_on_every_batch(monkeypatch):
+    game, turns, descend = made("training.accumulate=3"), [], Game._descend
+
+    def recording(self, optimizer):
+        before = game.model.compensation.judge_visible.linear.weight.clone()
+        norm = descend(self, optimizer)
+        moved = not torch.equal(before, game.model.compensation.judge_visible.linear.weight)
+        turns.append(("judges" if optimizer is game.optimizers["judge"] else "others", moved))
+        return norm
+
+    monkeypatch.setattr(Game, "_descend", recording)
+    game.step([batch(n) for n in range(3)], 0)
+    assert turns == [("judges", True)] * 3 + [("others", False)]
+
+
+@pytest.mark.parametrize("variant", ["base", "full"])
+def test_recomputation_changes_neither_gradients_nor_running_statistics(variant):
+    settings = [f"model.variant={variant}", *PLAIN]
+    kept, anew = made(*settings), made("training.recompute=true", *settings)
+    runs = []
+    stem = anew.model.decomposition.stem_visible
+    stem.register_forward_pre_hook(lambda *_: runs.append(1))
+    for step in range(2):
+        kept.step([batch(step)], step)
+        anew.step([batch(step)], step)
+    assert len(runs) == 4  # forward and again in the backward pass, of two steps
+    for a, b in zip(kept.read(), anew.read(), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    grads = [
+        {n: p.grad for n, p in game.model.named_parameters() if p.requires_grad} for game in (kept, anew)
+    ]
+    assert_close(*grads, rtol=1e-4, atol=1e-6)
+    assert_close(*(dict(game.model.named_buffers()) for game in (kept, anew)))
+    assert anew.model.decomposition.stem_visible.bn1.num_batches_tracked == 2
+
+
+def test_averaged_weights_follow_by_the_documented_decay():
+    game = made("training.ema=0.3")
+    slow = {k: v for k, v in state(game).items() if v.is_floating_point()}
+    for step in range(4):
+        game.step([batch(step)], step)
+        decay = min(0.3, (2 + step) / (11 + step))  # t = step + 1: 2/11, 3/12, 4/13, 0.3
+        now = state(game)
+        slow = {key: decay * value + (1 - decay) * now[key] for key, value in slow.items()}
+    assert_close(game.ema.values, slow)
+    exported, last = game.export().state_dict(), state(game)
+    assert_close({key: exported[key] for key in slow}, slow)
+    for key in exported.keys() - slow.keys():
+        assert torch.equal(exported[key], last[key])
+    for key in (
+        "decomposition.shared.layer4.1.conv2.weight",
+        "decomposition.shared.layer4.1.bn2.running_mean",
+    ):
+        assert not torch.allclose(exported[key], last[key], rtol=1e-3)
+
+
+def test_a_training_with_averaged_weights_writes_these_and_goes_on_from_its_own(
+    tiny_sysu, tmp_path, monkeypatch
+):
+    seen, export = [], Game.export
+    monkeypatch.setattr(Game, "export", lambda self: seen.append(self) or export(self))
+    train(
+        load_config("tiny", ["training.ema=0.9", "training.epochs=1"]),
+        tiny_sysu,
+        tmp_path / "r",
+        progress=False,
+    )
+    from safetensors.torch import load_file
+
+    written = load_file(tmp_path / "r" / "model.safetensors")
+    resumable = load_file(tmp_path / "r" / "checkpoints" / "step-000005" / "model.safetensors")
+    for key, value in seen[-1].ema.values.items():
+        assert torch.equal(written[key], value)
+        assert torch.equal(resumable[key], seen[-1].model.state_dict()[key])
+
+
+@pytest.mark.parametrize("variant", ["base", "full"])
+def test_what_a_step_measured_is_read_later_with_the_same_numbers(variant):
+    once, often = made(f"model.variant={variant}"), made(f"model.variant={variant}")
+    each = []
+    for step in range(3):
+        once.step([batch(step)], step)
+        often.step([batch(step)], step)
+        each += often.read()
+    records = once.read()
+    assert records == each
+    assert once.read() == []
+    terms = {"id_shared"} if variant == "base" else set(TERMS)
+    norms = {"gradient"} if variant == "base" else {"gradient", "discriminator gradient"}
+    for step, record in enumerate(records):
+        assert record.keys() == {"step", "loss", "rate"} | terms | norms
+        assert record["step"] == step + 1
+        assert record["loss"] == pytest.approx(sum(record[t] for t in terms - {"discriminator"}))
+        assert record["rate"] == rate(step, 10, once.config.training)
+        assert all(record[norm] > 0 for norm in norms)
+    assert len({record["loss"] for record in records}) == 3
+
+
+def test_the_norm_that_is_measured_is_that_before_clipping():
+    free, clipped = made("training.clip=0"), made("training.clip=0.01")
+    for game in (free, clipped):
+        game.step([batch()], 0)
+    grads = [p.grad for group in free.optimizers["main"].param_groups for p in group["params"]]
+    norm = sum(float((g.double() ** 2).sum()) for g in grads) ** 0.5
+    assert free.read()[0]["gradient"] == pytest.approx(norm, rel=1e-5)
+    assert clipped.read()[0]["gradient"] == pytest.approx(norm, rel=1e-5)
+    left = [p.grad for group in clipped.optimizers["main"].param_groups for p in group["params"]]
+    assert sum(float((g.double() ** 2).sum()) for g in left) ** 0.5 == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_memory_format_changes_no_result():
+    games = [made(f"training.channels_last={name}", *PLAIN) for name in ("yes", "no")]
+    for step in range(3):
+        for game in games:
+            game.step([batch(step)], step)
+    layouts = [game.model.decomposition.shared.layer4[0].conv2.weight.stride() for game in games]
+    assert layouts[0] != layouts[1]
+    assert_close(*map(state, games), rtol=1e-3, atol=1e-4)
+
+
+def test_which_format_and_precision_are_taken():
+    assert precision("auto", CPU) is torch.float32
+    assert precision("bf16", CPU) is torch.bfloat16
+    narrow, wide = load_config("tiny"), load_config("tiny", ["model.width=64"])
+    assert memory_format(narrow, CPU) is torch.channels_last
+    assert memory_format(wide, CPU) is torch.contiguous_format
+    assert memory_format(wide, torch.device("cuda")) is torch.channels_last
+
+
+def test_float16_is_refused_on_a_cpu_and_leaves_nothing_behind(tiny_sysu, tmp_path):
+    config = load_config("tiny", ["training.precision=fp16"])
+    with pytest.raises(FmcnetError, match=r"training\.precision=fp16 needs a CUDA GPU"):
+        train(config, tiny_sysu, tmp_path / "run", device="cpu", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bfloat16_computes_in_it_and_gives_the_losses_float32(monkeypatch):
+    game, inside, given = made("training.precision=bf16"), set(), set()
+    game.model.decomposition.shared.layer3.register_forward_hook(lambda *a: inside.add(a[-1].dtype))
+
+    def watched(target):
+        real = getattr(game_module, target)
+
+        def called(model, output, *rest):
+            given.update(part.dtype for half in output for part in half if part is not None)
+            return real(model, output, *rest)
+
+        monkeypatch.setattr(game_module, target, called)
+
+    watched("objective")
+    watched("discriminator_objective")
+    before = state(game)
+    game.step([batch()], 0)
+    assert inside == {torch.bfloat16}
+    assert given == {torch.float32}
+    assert {p.grad.dtype for p in game.model.parameters() if p.grad is not None} == {torch.float32}
+    [lower], plain = game.read(), made("training.precision=fp32")
+    plain.step([batch()], 0)
+    assert lower["loss"] == pytest.approx(plain.read()[0]["loss"], rel=0.05)
+    after = state(game)
+    assert all(torch.isfinite(value.float()).all() for value in after.values())
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
+def test_dropout_is_in_training_only_and_off_by_default():
+    none, some = made(), made("model.dropout=0.5")
+    assert_close(state(none), state(some))
+    images = batch()[:2]
+    with torch.no_grad():
+        for game in (none, some):
+            game.model.train()
+        first, second = (none.model(*images) for _ in range(2))
+        assert torch.equal(first.visible.fused_scores, second.visible.fused_scores)
+        for half in ("visible", "infrared"):
+            first, second = (getattr(some.model(*images), half) for _ in range(2))
+            for name in ("shared_scores", "specific_scores", "generated_scores", "fused_scores"):
+                assert not torch.equal(getattr(first, name), getattr(second, name))
+            assert torch.equal(first.shared, second.shared)
+        for a, b in zip(
+            *(game.model.eval()(*images) for game in (made(), made("model.dropout=0.5"))), strict=True
+        ):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_validating_changes_no_training_that_draws_random_numbers(tiny_sysu, tmp_path):
+    for every in (0, 1):
+        settings = ["model.dropout=0.3", f"training.validate_every={every}"]
+        train(load_config("tiny", settings), tiny_sysu, tmp_path / f"{every}", progress=False)
+    files = [(tmp_path / f"{every}" / "model.safetensors").read_bytes() for every in (0, 1)]
+    assert files[0] == files[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_model_trains_to_the_same_losses_and_keeps_its_names():
+    """Inductor on the smallest model: 40 to 60 s on one core."""
+    torch._dynamo.reset()
+    plain, compiled = (
+        made("model.variant=base", f"training.compile={on}", *PLAIN) for on in ("false", "true")
+    )
+    for step in range(3):
+        for game in (plain, compiled):
+            game.step([batch(step, 32, 16)], step)
+    assert compiled.model._compiled_call_impl is not None
+    for a, b in zip(plain.read(), compiled.read(), strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+    assert state(plain).keys() == state(compiled).keys()
+    assert_close(state(plain), state(compiled), rtol=1e-2, atol=1e-3)
+    assert compiled.export().state_dict().keys() == state(plain).keys()

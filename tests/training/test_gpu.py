@@ -1,0 +1,108 @@
+"""What only a GPU can show. Where these tests were written there was none: THEY HAVE NOT BEEN RUN THERE."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fmcnet.config import load_config
+from fmcnet.model.build import build_model
+from fmcnet.runtime import Runtime
+from fmcnet.training.batches import Batch
+from fmcnet.training.game import Game
+from fmcnet.training.loop import train
+from tests.training.test_batches import batches, sampler
+from tests.training.test_game import batch, made
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+def place():
+    return Runtime(torch.device("cuda", torch.cuda.current_device()))
+
+
+def game(*settings):
+    config = load_config("tiny", list(settings))
+    torch.manual_seed(3)
+    return Game(config, build_model(config.model, 6), place(), 4, 10)
+
+
+def on_gpu(number):
+    return Batch(*(part.to(place().device) for part in batch(number)))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_waits_for_nothing(precision, accumulate):
+    """After a warm-up (kernels are loaded, optimiser states made) no call in a step synchronises with the GPU."""
+    trained = game(f"training.precision={precision}", f"training.accumulate={accumulate}", "training.ema=0.9")
+    drawn = [[on_gpu(accumulate * step + n) for n in range(accumulate)] for step in range(6)]
+    for step in range(3):
+        trained.step(drawn[step], step)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(3, 6):
+            trained.step(drawn[step], step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [record["step"] for record in trained.read()] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("hard", [0.0, 0.5])
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_batches_are_those_of_a_cpu(hard, first, ahead):
+    """But for rounding: a grey value or a filling may differ by one."""
+    with batches(sampler(hard=hard), first=first, place=place(), ahead=ahead) as made_there:
+        for ours, theirs in zip(batches(sampler(hard=hard), first=first), made_there, strict=True):
+            assert theirs.labels.device.type == "cuda"
+            assert torch.equal(ours.labels, theirs.labels.cpu())
+            for a, b in zip(ours[:2], theirs[:2], strict=True):
+                gap = (a.int() - b.cpu().int()).abs()
+                assert int(gap.max()) <= 1
+                assert float((gap > 0).float().mean()) < 0.02
+
+
+def test_a_step_is_that_of_a_cpu():
+    slow = made("training.precision=fp32")
+    quick = game("training.precision=fp32")
+    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        slow.step([batch()], 0)
+        quick.step([on_gpu(0)], 0)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
+    (a,), (b,) = slow.read(), quick.read()
+    assert a == pytest.approx(b, rel=1e-3)
+
+
+def test_training_in_bfloat16_ends_with_finite_weights(tiny_sysu, tmp_path):
+    config = load_config("tiny", ["training.precision=bf16", "training.ema=0.9", "data.hard=0.5"])
+    train(config, tiny_sysu, tmp_path / "run", device="cuda", progress=False)
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.isfinite(value.float()).all() for value in weights.values())
+    assert {v.dtype for v in weights.values()} == {torch.float32, torch.int64}
+
+
+def test_a_resumed_training_ends_close_to_an_uninterrupted_one(tiny_sysu, tmp_path, monkeypatch):
+    """Close, not equal: some kernels of a GPU add up in an order of their own."""
+    config, step = load_config("tiny", ["training.precision=fp32", "training.lr=0.0005"]), Game.step
+    train(config, tiny_sysu, tmp_path / "whole", device="cuda", progress=False)
+
+    def stopping(self, drawn, number):
+        if number == 7:
+            raise RuntimeError("power cut")
+        step(self, drawn, number)
+
+    monkeypatch.setattr(Game, "step", stopping)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(config, tiny_sysu, tmp_path / "run", device="cuda", progress=False)
+    monkeypatch.setattr(Game, "step", step)
+    again = train(config, tiny_sysu, tmp_path / "run", device="cuda", resume=True, progress=False)
+    assert again.resumed_from == 6
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    for key in whole:
+        torch.testing.assert_close(resumed[key], whole[key], rtol=0.05, atol=0.01, msg=key)

@@ -1,0 +1,159 @@
+"""Trackers: what they are given, over a stop and a resume, and what is said where one is missing."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+from typer.testing import CliRunner
+
+from fmcnet.cli import app
+from fmcnet.config import load_config
+from fmcnet.errors import ConfigError, MissingDependencyError
+from fmcnet.training import loop, track
+from fmcnet.training.game import Game
+from fmcnet.training.log import read_log
+from fmcnet.training.loop import train
+
+
+class Own:
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.told, self.closed = [], 0
+
+    def log(self, step, values):
+        self.told.append((step, dict(values)))
+
+    def close(self):
+        self.closed += 1
+
+
+def broken(monkeypatch, run, data, at, **options):
+    """A training that ends before step `at` + 1 without a word."""
+    step = Game.step
+
+    def stopping(self, batches, number):
+        if number == at:
+            raise RuntimeError("power cut")
+        step(self, batches, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Game, "step", stopping)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(load_config("tiny"), data, run, progress=False, **options)
+
+
+def logged(run):
+    """What the log says, as a tracker is told it."""
+    keys = ("step", "validated_step", "epoch")
+    return [
+        (r.get("step") or r["validated_step"], {k: v for k, v in r.items() if k not in keys})
+        for r in read_log(run)
+    ]
+
+
+def test_a_tracker_of_ones_own_is_told_what_the_log_says_over_a_stop_and_a_resume(
+    tiny_sysu, tmp_path, monkeypatch
+):
+    own, run = Own(), tmp_path / "run"
+    broken(monkeypatch, run, tiny_sysu, 6, trackers=[own])  # right after a checkpoint
+    assert own.closed == 1
+    train(load_config("tiny"), tiny_sysu, run, resume=True, progress=False, trackers=[own])
+    assert own.told == logged(run)
+    assert [step for step, values in own.told if "loss" in values] == list(range(1, 11))
+    assert [step for step, values in own.told if "mAP" in values] == [5, 10]
+    assert own.closed == 2
+
+
+def test_a_tracker_that_cannot_write_does_not_end_a_training(tiny_sysu, tmp_path, caplog):
+    class Full(Own):
+        def log(self, *_):
+            raise OSError(28, "No space left on device")
+
+        close = log
+
+    own = Own()
+    config = load_config("tiny", ["training.epochs=1"])
+    train(config, tiny_sysu, tmp_path / "run", progress=False, trackers=[Full(), own])
+    assert "Full: No space left on device" in caplog.text
+    assert own.told == logged(tmp_path / "run")
+
+
+@pytest.mark.parametrize("stop_at", [2, 8])
+def test_tensorboard_holds_the_log_without_the_steps_that_a_resume_repeats(
+    tiny_sysu, tmp_path, monkeypatch, stop_at
+):
+    """Killed before the first checkpoint, and after one."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = tmp_path / "run"
+    after = loop._Job._after
+
+    def reading_every_step(self, done, *rest):
+        self._read()
+        after(self, done, *rest)
+
+    monkeypatch.setattr(loop._Job, "_after", reading_every_step)
+    broken(monkeypatch, run, tiny_sysu, stop_at, trackers=["tensorboard"])
+    assert logged(run)[-1][0] == stop_at > stop_at // 3 * 3  # the last checkpoint: steps after it come again
+    train(load_config("tiny"), tiny_sysu, run, resume=True, progress=False, trackers=["tensorboard"] * 2)
+    shown = events.EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    wanted = {}
+    for step, values in logged(run):
+        for name, value in values.items():
+            wanted.setdefault(name.replace(" ", "_"), []).append((step, pytest.approx(value, rel=1e-6)))
+    assert set(shown.Tags()["scalars"]) == set(wanted)
+    for name, points in wanted.items():
+        assert [(event.step, event.value) for event in shown.Scalars(name)] == points
+
+
+def test_wandb_keeps_a_run_offline_and_a_resume_goes_on_in_it(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    names = set()
+    for number in range(2):
+        [tracker] = track.make_trackers(["wandb"], tmp_path / "run", load_config("tiny"), number)
+        names.add((tracker._run.project, tracker._run.name, tracker._run.id))
+        tracker.log(number + 1, {"loss": 0.123456 + number})
+        tracker.close()
+        newest = max((tmp_path / "run" / "wandb").glob("*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+        assert str(0.123456 + number).encode() in newest.read_bytes()
+    assert len(names) == 1
+    assert names.pop()[:2] == ("fmcnet", "run")
+
+
+def test_an_unknown_tracker_is_refused_before_anything_is_written(tiny_sysu, tmp_path):
+    command = [
+        "train",
+        "--config",
+        "tiny",
+        "--data",
+        tiny_sysu,
+        "--out",
+        tmp_path / "run",
+        "--track",
+        "excel",
+    ]
+    result = CliRunner().invoke(app, [str(part) for part in command], prog_name="fmcnet")
+    assert result.exit_code == 2
+    assert "no tracker 'excel': choose of tensorboard, wandb" in " ".join(result.output.split())
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="no tracker 'excel'"):
+        track.make_trackers(["tensorboard", "excel"], tmp_path / "run", load_config("tiny"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "extra"), [("tensorboard", "track"), ("wandb", "wandb")])
+def test_a_tracker_that_is_not_installed_names_the_extra(tiny_sysu, tmp_path, monkeypatch, name, extra):
+    real = importlib.import_module
+
+    def without(module, *rest):
+        if module.split(".")[0] == name:
+            raise ModuleNotFoundError(f"No module named '{module}'")
+        return real(module, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    with pytest.raises(MissingDependencyError, match=rf"needs {name}.*pip install 'fmcnet\[{extra}\]'"):
+        train(load_config("tiny"), tiny_sysu, tmp_path / "run", progress=False, trackers=[name])
+    assert not (tmp_path / "run").exists()
