@@ -61,7 +61,6 @@ class StepProfile:
         steps = self._done - WARM
         if steps < 1:
             return
-        done.export_chrome_trace(str(self.folder / "trace.json"))
         events = done.key_averages()
         phases = _phases(events, self._cuda, steps)
         kernels = _kernels(events, self._cuda, steps)
@@ -72,9 +71,13 @@ class StepProfile:
             "phases_ms": phases,
             "kernels_ms": kernels,
         }
-        (self.folder / "where.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         self.table = _table(phases, kernels, f"{steps} steps, {facts['device']}")
-        (self.folder / "where.md").write_text(self.table, encoding="utf-8")
+        try:
+            (self.folder / "where.md").write_text(self.table, encoding="utf-8")
+            (self.folder / "where.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+            done.export_chrome_trace(str(self.folder / "trace.json"))
+        except (OSError, RuntimeError) as error:  # a full disk does not end a training
+            logger.warning("the profile in %s is not whole: %s", self.folder, error)
 
 
 def _phases(events: Any, cuda: bool, steps: int) -> dict[str, dict[str, float]]:
