@@ -119,10 +119,10 @@ with runtime("cpu") as place:
     assert (tmp_path / "1.ok").exists(), done.stderr
 
 
-# With seed 0 an activation of the first step lies so near 0 that rounding switches its ReLU; with seed 1 none does,
-# and the first gradients agree to 1e-6. From there an error of 1e-7 grows some ten times a step: normalisation divides by
-# small deviations, margins switch on and off. SGD with a small rate keeps it from growing faster; AdamW would turn the
-# sign of a gradient that is all rounding into a whole step.
+# With seed 0 an activation of the first step lies so near 0 that rounding switches its ReLU; with seed 1 none
+# does, and the first gradients agree to 1e-6. From there an error of 1e-7 grows some ten times a step: normalisation
+# divides by small deviations, margins switch on and off. SGD with a small rate keeps it from growing faster; AdamW
+# would turn the sign of a gradient that is all rounding into a whole step.
 SMALL = [
     "training.seed=1",
     "training.optimizer=sgd",
