@@ -33,12 +33,12 @@ class _Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except FmcnetError as error:
-            _fail(str(error), 2)
+            _fail(str(error), 2, error)
         except KeyboardInterrupt as stop:
             said = str(stop)
-            _fail(f"interrupted{f': {said}' if said else ''}", getattr(stop, "code", 130))
+            _fail(f"interrupted{f': {said}' if said else ''}", getattr(stop, "code", 130), stop)
         except OSError as error:
-            _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+            _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2, error)
 
 
 app = typer.Typer(
@@ -74,7 +74,12 @@ def main() -> None:
     app(prog_name="fmcnet")
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _fail(message: str, code: int, error: BaseException) -> NoReturn:
+    """Say it and leave; of several processes (torchrun) that have the same to say, one says it."""
+    agreed = True if isinstance(error, KeyboardInterrupt) else getattr(error, "agreed", None)
+    silent = int(os.environ.get("RANK" if agreed else "LOCAL_RANK", "0")) > 0 and agreed is not False
+    if silent:
+        sys.exit(code)
     Console(stderr=True, soft_wrap=True).print(f"[bold red]fmcnet:[/] {_escape(message)}", highlight=False)
     sys.exit(code)
 
@@ -90,7 +95,9 @@ def _goes_on() -> Iterator[None]:
 
 def _resuming() -> str:
     """The command of this process, with --resume, as a person types it."""
-    arguments = [*sys.argv[1:], *([] if "--resume" in sys.argv else ["--resume"])]
+    arguments = sys.argv[1:]
+    if "--resume" not in arguments:
+        arguments.insert(arguments.index("--") if "--" in arguments else len(arguments), "--resume")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     start = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", str(world)), "-m"]
     return shlex.join([*(start if world > 1 else []), "fmcnet", *arguments])
@@ -303,6 +310,8 @@ def train(
         )
     except Interrupted as stop:
         raise Interrupted(f"{stop}. Go on with\n  {_resuming()}", stop.code) from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"go on with\n  {_resuming()}") from None
     if int(os.environ.get("RANK", "0")):
         return
     if json_:

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 
 class FmcnetError(Exception):
-    """A mistake in the input (data, configuration, checkpoint, arguments), not a bug in fmcnet."""
+    """A mistake in the input (data, configuration, checkpoint, arguments), not a bug in fmcnet.
+
+    Attributes:
+        agreed: of a job of several processes: True, every process raises it (rank 0 says it); False, only this
+            one knows of it; None, it was found before they met, where all of a machine find the same.
+    """
+
+    agreed: bool | None = None
 
 
 class DataError(FmcnetError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,3 +18,15 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def remove_left(folder: Path) -> None:
+    """Remove what writers that were killed left half-made in `folder`; for when nobody else writes there."""
+    for path in left_in(folder):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def left_in(folder: Path) -> list[Path]:
+    """Temporary files of `write_atomically`."""
+    return [path for path in folder.glob(".*.tmp") if path.is_file()]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn import functional as collective
 
+from fmcnet.errors import FmcnetError
 from fmcnet.runtime import Runtime
 
 _Item = TypeVar("_Item")
+_Error = TypeVar("_Error", bound=FmcnetError | OSError)
 
 
 def agree(flags: Sequence[bool], place: Runtime) -> list[bool]:
@@ -22,6 +24,35 @@ def agree(flags: Sequence[bool], place: Runtime) -> list[bool]:
     told = torch.tensor([float(flag) for flag in flags])
     dist.all_reduce(told, group=place.control)
     return [bool(value > 0) for value in told]
+
+
+@contextlib.contextmanager
+def together(place: Runtime) -> Iterator[None]:
+    """Every process goes on after the block, or none: a mistake (`FmcnetError`, `OSError`) that one finds, all raise.
+
+    Without it the others would wait in their next exchange for the one that is gone. Every process must enter, and
+    an exchange inside must come before anything that can fail.
+    """
+    own: FmcnetError | OSError | None = None
+    try:
+        yield
+    except (FmcnetError, OSError) as error:
+        if place.world < 2:
+            raise
+        own = error
+    if place.world < 2:
+        return
+    found: list[Any] = [None] * place.world
+    dist.all_gather_object(found, own, group=place.control)
+    first = next((error for error in found if error is not None), None)
+    if first is not None:
+        raise known_to_all(own if own is not None and found[place.rank] is first else first)
+
+
+def known_to_all(error: _Error) -> _Error:
+    """The error, marked as raised by every process of the job: rank 0 says it."""
+    error.agreed = True  # type: ignore[union-attr]
+    return error
 
 
 def gather(item: _Item, place: Runtime) -> list[_Item]:
@@ -81,7 +112,41 @@ def gather_centers(centers: Tensor) -> Tensor:
     Every process then computes the same loss of all centres. The backward pass adds up what each process's copy of
     the loss says, world times the gradient, and the averaging of gradients over processes divides by world again.
     """
-    return torch.cat(list(collective.all_gather(centers.contiguous())))
+    return cast(Tensor, cast(Any, _Gathered).apply(centers))
+
+
+class _Gathered(torch.autograd.Function):
+    """Rows of all processes, by rank; a row's gradient is the sum of what all say of it."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        parts = [
+            torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())
+        ]
+        dist.all_gather(parts, own.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        whole = gradients[0].contiguous().clone()
+        dist.all_reduce(whole)
+        return whole.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+class _Summed(torch.autograd.Function):
+    """The sum over all processes, and the sum of its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        whole = own.contiguous().clone()
+        dist.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        whole = gradients[0].contiguous().clone()
+        dist.all_reduce(whole)
+        return whole
 
 
 def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
@@ -104,9 +169,9 @@ def _synced(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     dims = [d for d in range(x.dim()) if d != 1]
     shape = [1, -1, *[1] * (x.dim() - 2)]
     count = x.numel() // x.shape[1] * dist.get_world_size()
-    mean = collective.all_reduce(x.sum(dims)) / count
+    mean = cast(Tensor, cast(Any, _Summed).apply(x.sum(dims))) / count
     centred = x - mean.view(shape)
-    var = collective.all_reduce((centred * centred).sum(dims)) / count
+    var = cast(Tensor, cast(Any, _Summed).apply((centred * centred).sum(dims))) / count
     if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
         with torch.no_grad():
             cast(Tensor, norm.num_batches_tracked).add_(1)
@@ -115,7 +180,7 @@ def _synced(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     out = centred * torch.rsqrt(var + norm.eps).view(shape)
     if norm.weight is not None:
         out = out * norm.weight.view(shape) + norm.bias.view(shape)
-    return cast(Tensor, out)
+    return out
 
 
 class _SyncedBatchNorm2d(nn.BatchNorm2d):

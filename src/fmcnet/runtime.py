@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fmcnet.errors import FmcnetError, MissingDependencyError
+from fmcnet.errors import FmcnetError, Interrupted, MissingDependencyError
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,15 @@ def pick_device(name: str = "auto") -> torch.device:
 
 @contextlib.contextmanager
 def runtime(device: str = "auto") -> Iterator[Runtime]:
-    """The process's place in the job: joins the process group when started by `torchrun`, leaves it at the end."""
-    chosen = pick_device(device)
+    """The process's place in the job: joins the process group when started by `torchrun`, leaves it at the end.
+
+    Errors that leave it are marked: known to this process alone, unless all agreed on them (`parallel.together`).
+    """
+    try:
+        chosen = pick_device(device)
+    except FmcnetError as error:
+        error.agreed = False
+        raise
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield Runtime(chosen)
         return
@@ -84,8 +91,22 @@ def runtime(device: str = "auto") -> Iterator[Runtime]:
         control = dist.new_group(backend="gloo", timeout=patience)
         yield Runtime(chosen, dist.get_rank(), dist.get_world_size(), control)
         dist.barrier()  # without it a rank sometimes aborts at exit (seen with gloo)
+    except (FmcnetError, OSError) as error:
+        error.agreed = bool(getattr(error, "agreed", None))  # type: ignore[union-attr]
+        if error.agreed:  # type: ignore[union-attr]
+            _meet()
+        raise
+    except Interrupted:
+        _meet()
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _meet() -> None:
+    """Leave at the same time as the others, who are on their way out, too."""
+    with contextlib.suppress(RuntimeError):
+        dist.barrier()
 
 
 def keep_freed_memory() -> None:

@@ -8,6 +8,7 @@ and the term that it came from, and nothing computed after that step is ever sto
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, cast
@@ -101,9 +102,11 @@ class Game:
             ]  # nothing trains the generators
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
         device = [self.place.device.index] if self.place.device.type == "cuda" else None
-        return DistributedDataParallel(
-            model, device_ids=device, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        with warnings.catch_warnings():  # newer PyTorch would rename broadcast_buffers
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(
+                model, device_ids=device, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     def step(self, batches: Sequence[Batch], step: int) -> None:
         """Step `step` (from 0) on `training.accumulate` whole batches; what it measured waits for `read`.

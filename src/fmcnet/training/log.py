@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +14,42 @@ LOG = "log.jsonl"
 
 
 class TrainingLog:
-    """Appends records to `RUN/log.jsonl`; every record has the key "step" or "validated_step"."""
+    """Appends records to `RUN/log.jsonl`; every record has the key "step" or "validated_step".
+
+    Records that a full disk does not take are kept, and written before the next ones.
+    """
 
     def __init__(self, run: Path, keep_until: int = 0) -> None:
         self.path = run / LOG
         kept = [record for record in read_log(run) if _position(record) <= keep_until]
         text = "".join(json.dumps(record) + "\n" for record in kept)
         write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))
-        self._stream = self.path.open("a", encoding="utf-8", buffering=1)  # line by line: watchers see it
+        self._stream = self.path.open("ab", buffering=0)  # at once: watchers see it
+        self._waiting = b""
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Append one record."""
-        self._stream.write(json.dumps(record) + "\n")
+    def write(self, *records: dict[str, Any]) -> None:
+        """Append records.
+
+        Raises:
+            OSError: when they cannot be written now.
+        """
+        self._waiting += "".join(json.dumps(record) + "\n" for record in records).encode()
+        while self._waiting:
+            self._waiting = self._waiting[self._stream.write(self._waiting) or 0 :]
 
     def flush(self) -> None:
-        """Everything written so far is on disk when this returns."""
-        self._stream.flush()
+        """Everything written so far is on disk when this returns.
+
+        Raises:
+            OSError: when it is not.
+        """
+        self.write()
+        os.fsync(self._stream.fileno())
 
     def close(self) -> None:
-        """Flush and close."""
+        """Write what waits, if there is room by now, and close."""
+        with contextlib.suppress(OSError):
+            self.write()
         self._stream.close()
 
 

@@ -20,21 +20,29 @@ from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.sampler import IdentityModalitySampler
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.errors import CheckpointError, DataError, Interrupted, TrainingError
-from fmcnet.files import write_atomically
+from fmcnet.files import left_in, remove_left, write_atomically
 from fmcnet.model.build import build_model
 from fmcnet.model.checkpoint import ModelCard, save_pretrained
 from fmcnet.model.fmcnet import FMCNet
 from fmcnet.model.weights import load_pretrained
-from fmcnet.parallel import agree
+from fmcnet.parallel import agree, from_main, gather, known_to_all, together
 from fmcnet.progress import Progress
 from fmcnet.runtime import Runtime, keep_freed_memory, resident_bytes, runtime
 from fmcnet.training.batches import Batches
 from fmcnet.training.feed import identities_of, look_alikes, make_sampler
-from fmcnet.training.game import GRADIENT, Game, NotFinite
+from fmcnet.training.game import GRADIENT, Game, NotFinite, precision
 from fmcnet.training.log import TrainingLog
 from fmcnet.training.profile import StepProfile
 from fmcnet.training.selection import ModelSelection, hold_out
-from fmcnet.training.state import checkpoints, load_newest, save_checkpoint
+from fmcnet.training.state import (
+    checkpoints,
+    drop_others,
+    load_newest,
+    process_state,
+    recorded,
+    remove_half_written,
+    save_checkpoint,
+)
 from fmcnet.training.stop import StopAtStepEnd
 from fmcnet.training.track import Tracker, make_trackers
 from fmcnet.types import IntArray
@@ -108,32 +116,36 @@ def train(
     with runtime(device) as place:
         if place.device.type == "cpu":
             keep_freed_memory()
-        if place.main:
-            _check_folder(run, config, resume)
-        table = (
-            data
-            if isinstance(data, Table)
-            else read_dataset(data, layout=config.data.layout, trial=config.data.split)
-        )
-        table = hold_out(table, config)
-        rows = table.select(split=config.data.train_splits)
-        labels, pids = rows.labels()
-        sampler = make_sampler(config, rows, labels, place.rank, place.world)
-        if place.main:
-            for note in (*table.notes, *sampler.notes):
-                logger.info("%s", note)
-        folder = cache_folder(config.data.cache, table.root)
-        cache = ImageCache(rows, config.data.height, config.data.width, folder=folder, progress=progress)
-        torch.manual_seed(config.training.seed)
-        model = build_model(config.model, len(pids))
-        if not (resume and checkpoints(run)):
-            load_pretrained(model, config.model.pretrained, config.model.arch)
+        with together(place):
+            if place.main:
+                _check_folder(run, config, resume)
+        with together(place):
+            table = (
+                data
+                if isinstance(data, Table)
+                else read_dataset(data, layout=config.data.layout, trial=config.data.split)
+            )
+            table = hold_out(table, config)
+            rows = table.select(split=config.data.train_splits)
+            labels, pids = rows.labels()
+            sampler = make_sampler(config, rows, labels, place.rank, place.world)
+            selection = ModelSelection(config, table, run, place)
+            precision(config.training.precision, place.device)  # raises where the device has it not
+            if place.main:
+                for note in (*table.notes, *sampler.notes):
+                    logger.info("%s", note)
+            folder = cache_folder(config.data.cache, table.root)
+            cache = ImageCache(rows, config.data.height, config.data.width, folder=folder, progress=progress)
+            torch.manual_seed(config.training.seed)
+            model = build_model(config.model, len(pids))
+            if not (resume and checkpoints(run)):
+                load_pretrained(model, config.model.pretrained, config.model.arch)
         torch.manual_seed(config.training.seed * 1_000_003 + place.rank)  # dropout differs between processes
         card = ModelCard(config, tuple(int(pid) for pid in pids), table.name, 0, fingerprint(table))
-        job = _Job(config, run, place, model, card, sampler, cache, labels, table)
-        if place.main:  # only now: a mistake in data or settings leaves no half-made run behind
-            run.mkdir(parents=True, exist_ok=True)
-            write_atomically(run / CONFIG, lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
+        job = _Job(config, run, place, model, card, sampler, cache, labels, selection)
+        with together(place):  # only now: a mistake in data or settings leaves no half-made run behind
+            if place.main:
+                _make_folder(run, config)
         return job.run_all(resume, progress, description, trackers, profile)
 
 
@@ -157,15 +169,14 @@ class _Job:
         sampler: IdentityModalitySampler,
         cache: ImageCache,
         labels: IntArray,
-        table: Table,
+        selection: ModelSelection,
     ) -> None:
         self.config, self.path, self.place, self.card = config, run, place, card
-        self.sampler, self.cache, self.labels, self.table = sampler, cache, labels, table
+        self.sampler, self.cache, self.labels, self.selection = sampler, cache, labels, selection
         self.epoch = sampler.steps // config.training.accumulate  # steps of one
         self.steps = config.training.epochs * self.epoch
         self.game = Game(config, model, place, identities_of(config, place.world), self.steps)
         self.images = 2 * sampler.identities * sampler.images * config.training.accumulate * place.world
-        self.selection = ModelSelection(config, table, run, place)
         self.log: TrainingLog | None = None
         self.trackers: list[Tracker] = []
         self.terms: dict[str, float] = {}
@@ -196,31 +207,39 @@ class _Job:
         )
         watch = StepProfile(self.path, self.place.device.type == "cuda") if profile and main else None
         try:
-            if main:
-                self.log = TrainingLog(self.path, first)
-                named = [name for name in trackers if isinstance(name, str)]
-                self.trackers = make_trackers(named, self.path, self.config, first)
-                self.trackers += [tracker for tracker in trackers if not isinstance(tracker, str)]
+            with together(self.place):
+                if main:
+                    self._open_log(trackers, first)
             self.saved = time.monotonic()
-            with stop, bar, batches, watch or nullcontext():
-                stream = iter(batches)
-                for step in range(first, self.steps):
-                    self._look_for_alikes(step)
-                    with record_function("fmcnet: data"):
-                        drawn = list(islice(stream, several))
-                    self.game.step(drawn, step)
-                    if watch:
-                        watch.step()
-                    self._after(step + 1, stop, bar, started, first)
+            with stop:
+                with bar, batches, watch or nullcontext():
+                    stream = iter(batches)
+                    for step in range(first, self.steps):
+                        self._look_for_alikes(step)
+                        with record_function("fmcnet: data"):
+                            drawn = list(islice(stream, several))
+                        self.game.step(drawn, step)
+                        if watch:
+                            watch.step()
+                        self._after(step + 1, stop, bar, started, first)
+                return self._finish(first, started)
         finally:
             for tracker in self.trackers:
                 tracker.close()
             if self.log:
                 self.log.close()
                 self.log = None
-        if watch and watch.table:
-            logger.info("%s\nthe profile: %s", watch.table, watch.folder)
-        return self._finish(first, started)
+            if watch and watch.table:
+                logger.info("%s\nthe profile: %s", watch.table, watch.folder)
+
+    def _open_log(self, trackers: Sequence[str | Tracker], first: int) -> None:
+        try:
+            self.log = TrainingLog(self.path, first)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        named = [name for name in trackers if isinstance(name, str)]
+        self.trackers = make_trackers(named, self.path, self.config, first)
+        self.trackers += [tracker for tracker in trackers if not isinstance(tracker, str)]
 
     def _after(self, done: int, stop: StopAtStepEnd, bar: Progress, started: float, first: int) -> None:
         """What follows a step: reading, validation, a checkpoint, stopping."""
@@ -240,6 +259,8 @@ class _Job:
         if validates:
             record = self.selection.validate(self.game.export(), replace(self.card, step=done), done)
             self._write([record] if record else [], "validated_step")
+            with together(self.place):
+                self._keep_best(done)
         if saves:
             self._save(done, must=stopping)
         if stopping and done < self.steps:
@@ -254,10 +275,11 @@ class _Job:
         except NotFinite as found:
             good = checkpoints(self.path)
             where = f"the last good checkpoint is {good[-1]}" if good else "there was no checkpoint yet"
-            raise TrainingError(
+            error = TrainingError(
                 f"step {found.step}: {', '.join(found.names)} became NaN or infinite; {where}. "
                 "Train into a new --out with a lower training.lr, with training.clip, or training.precision=fp32."
-            ) from found
+            )
+            raise known_to_all(error) from found
         for record in records:
             record["epoch"] = (int(record["step"]) - 1) // self.epoch + 1
         if records:
@@ -266,11 +288,13 @@ class _Job:
 
     def _write(self, records: Sequence[dict[str, Any]], key: str) -> None:
         """To the log and the trackers (rank 0); a full disk does not end a training."""
-        for record in records if self.log else ():
-            try:
-                self.log.write(record)  # type: ignore[union-attr]
-            except OSError as error:
-                logger.warning("%s: %s; these steps are missing there", self.log.path, error.strerror)  # type: ignore[union-attr]
+        if not self.log or not records:
+            return
+        try:
+            self.log.write(*records)
+        except OSError as error:
+            logger.warning("%s: %s; its last steps wait for room", self.log.path, error.strerror)
+        for record in records:
             for tracker in self.trackers:
                 tracker.log(int(record[key]), {k: v for k, v in record.items() if k not in (key, "epoch")})
 
@@ -289,7 +313,15 @@ class _Job:
 
     def _restore(self) -> int:
         """Take up the newest whole checkpoint; the number of steps done."""
-        stored = load_newest(self.path, self.game, self._check_same)
+        with together(self.place):
+            stored = load_newest(self.path, self.game, self._check_same)
+        at = stored[0]["step"] if stored else 0
+        if any(agree([at != int(from_main(torch.tensor([at]), self.place))], self.place)):
+            raise known_to_all(
+                CheckpointError(
+                    f"the processes do not find the same checkpoint in {self.path}: all must see one folder"
+                )
+            )
         if stored is None:
             return 0
         facts, extra = stored
@@ -318,18 +350,35 @@ class _Job:
                 f"{self.path} cannot be resumed exactly: it was made with {', '.join(changed)}"
             )
 
+    def _keep_best(self, done: int) -> None:
+        """The best weights cannot be made up for: without them the training ends."""
+        try:
+            self.selection.keep()
+        except OSError as error:
+            raise CheckpointError(
+                f"the best weights so far, of step {done}, could not be written into {self.path / 'checkpoints'}: "
+                f"{error.strerror or error}: make room, then go on from the last checkpoint with --resume"
+            ) from error
+
     def _save(self, done: int, must: bool) -> None:
         """Write a checkpoint. One that cannot be written ends the training only if it must be."""
+        with together(self.place):
+            self._save_or_warn(done, must)
+
+    def _save_or_warn(self, done: int, must: bool) -> None:
         facts = {"terms": self.terms, "selection": self.selection.facts(), **self._identity()}
         neighbors = self.sampler.neighbors
         extra = {} if neighbors is None else {"neighbors": torch.from_numpy(neighbors)}
         self.saved = time.monotonic()
+        everybody = gather(process_state(self.game), self.place)
+        if not self.place.main:
+            return
         try:
-            if self.log:
+            if self.log:  # a checkpoint beyond the log's end would leave a gap there
                 self.log.flush()
             card = replace(self.card, step=done)
             keep = self.config.training.keep
-            save_checkpoint(self.path, done, self.game, card, facts, keep=keep, extra=extra)
+            save_checkpoint(self.path, done, self.game, everybody, card, facts, keep=keep, extra=extra)
         except OSError as error:
             good = checkpoints(self.path)
             said = (
@@ -340,27 +389,22 @@ class _Job:
                 raise CheckpointError(f"{said}: make room, then go on from there with --resume") from error
             logger.warning("%s; training goes on and tries again at the next", said)
             return
-        if self.place.main:
-            self.selection.forget()
+        self.selection.forget(recorded(self.path, "selection"))
 
     def _finish(self, first: int, started: float) -> TrainingSummary:
         seconds = time.perf_counter() - started
-        self._save(self.steps, must=True)
+        if first < self.steps:
+            self._save(self.steps, must=True)
+        elif self.place.main:
+            drop_others(self.path, self.steps, self.config.training.keep)
         exported = self.game.export()
-        if self.place.main:
-            chosen, at = self.selection.chosen(exported)
-            final = replace(self.card, step=at or self.steps, selected=self.config.training.select)
-            try:
-                save_pretrained(chosen, final, self.path)
-            except OSError as error:
-                raise CheckpointError(
-                    f"the model could not be written into {self.path}: {error.strerror or error}. Nothing is lost: "
-                    "make room, then the same command with --resume writes it"
-                ) from error
+        with together(self.place):
+            if self.place.main:
+                self._write_model(exported)
         return TrainingSummary(
             run=self.path,
             variant=exported.variant,
-            dataset=self.table.name,
+            dataset=self.card.dataset,
             steps=self.steps,
             resumed_from=first,
             seconds=seconds,
@@ -371,6 +415,17 @@ class _Job:
             last_terms=self.terms,
             selected=self.config.training.select,
         )
+
+    def _write_model(self, exported: FMCNet) -> None:
+        chosen, at = self.selection.chosen(exported)
+        final = replace(self.card, step=at or self.steps, selected=self.config.training.select)
+        try:
+            save_pretrained(chosen, final, self.path)
+        except OSError as error:
+            raise CheckpointError(
+                f"the model could not be written into {self.path}: {error.strerror or error}. Nothing is lost: "
+                "make room, then the same command with --resume writes it"
+            ) from error
 
 
 def _shown(terms: dict[str, float]) -> str:
@@ -399,8 +454,23 @@ def _check_folder(run: Path, config: Config, resume: bool) -> None:
         ]
         if changed:
             raise CheckpointError(f"{run} was started with other settings ({'; '.join(changed[:5])})")
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+    elif run.exists() and (not run.is_dir() or set(run.iterdir()) - set(left_in(run))):
         raise DataError(f"{run} exists and is not an fmcnet run: give a new or empty folder as --out")
+
+
+def _make_folder(run: Path, config: Config) -> None:
+    """The run folder with the settings in it, and without what a killed training left half-written."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        remove_left(run)
+        remove_half_written(run)
+        write_atomically(run / CONFIG, lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
+    except OSError as error:
+        raise _unwritable(run, error) from error
+
+
+def _unwritable(run: Path, error: OSError) -> DataError:
+    return DataError(f"the run folder {run} cannot be written: {error.strerror or error}")
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:

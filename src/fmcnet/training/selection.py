@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class ModelSelection:
         self.select, self.every = config.training.select, config.training.validate_every
         self.batch, self.place, self.folder = config.evaluation.batch, place, run / "checkpoints"
         self.best: dict[str, float] = {}
+        self._unsaved: tuple[FMCNet, ModelCard] | None = None
         self.rows: Table | None = None
         if not self.every:
             return
@@ -70,9 +72,12 @@ class ModelSelection:
         return bool(self.every) and epoch % self.every == 0
 
     def validate(self, model: FMCNet, card: ModelCard, step: int) -> dict[str, Any]:
-        """Measure, keep the weights if they are the best so far, and return the log's record (empty but on rank 0).
+        """Measure, and remember the weights for `keep` if they are the best so far.
 
         Every process calls, with the same weights in eval mode, and embeds its share of the images.
+
+        Returns:
+            The log's record; empty but on rank 0.
         """
         assert self.rows is not None
         encoder = Encoder(model, card, self.place.device)
@@ -83,16 +88,28 @@ class ModelSelection:
         mean = evaluate(embeddings, protocol).mean
         if self.select != "last" and mean["mAP"] > self.best.get("mAP", -1.0):
             self.best = {"mAP": mean["mAP"], "step": step}
-            save_pretrained(model, card, self._best(step))
+            self._unsaved = model, card
         return {"validated_step": step, "mAP": mean["mAP"], "rank1": mean["rank1"]}
+
+    def keep(self) -> None:
+        """Write the best weights, if they are new (rank 0).
+
+        Raises:
+            OSError: when they cannot be written.
+        """
+        if self._unsaved is not None:
+            model, card = self._unsaved
+            save_pretrained(model, card, self._best(card.step))
+            self._unsaved = None
 
     def _best(self, step: int) -> Path:
         return self.folder / f"best-{step:06d}"
 
-    def forget(self) -> None:
-        """Drop weights that were the best once; to be called when a checkpoint has recorded the present best."""
+    def forget(self, recorded: Iterable[dict[str, float]]) -> None:
+        """Drop weights that were the best once and that none of the checkpoints, whose facts are given, names."""
+        named = {self._best(int(facts["step"])) for facts in recorded if facts}
         for old in self.folder.glob("best-*"):
-            if not self.best or old != self._best(int(self.best["step"])):
+            if old not in named:
                 shutil.rmtree(old, ignore_errors=True)
 
     def facts(self) -> dict[str, float]:

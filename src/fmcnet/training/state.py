@@ -4,32 +4,33 @@ A checkpoint is a folder `RUN/checkpoints/step-NNNNNN`:
 
 - `model.safetensors`, `model.json`: the weights as trained at that step, which load as a model;
 - `state.safetensors`: both optimisers, averaged weights, look-alikes of the sampler, and of every process its random
-  numbers' state and, beyond the first, its running statistics;
+  numbers' state and, where there are several, its running statistics and their averages;
 - `state.json`: the step (from which follow the sampler's position and the learning rates), the scaler, the best
-  validated weights, what must not change before a resume, and SHA-256 digests of the other files.
+  validated weights, what must not change before a resume, and SHA-256 digests of the other files and of itself.
 
 It is written under another name, brought to disk, and renamed. A damaged one is passed over for the one before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fmcnet.errors import CheckpointError
-from fmcnet.model.checkpoint import CARD, WEIGHTS, ModelCard, load_weights, save_pretrained
-from fmcnet.parallel import gather
+from fmcnet.files import remove_left
+from fmcnet.model.checkpoint import CARD, WEIGHTS, ModelCard, load_weights, save_pretrained, save_tensors
 from fmcnet.training.game import Game
 
 STATE = "state.safetensors"
@@ -38,33 +39,39 @@ FACTS = "state.json"
 logger = logging.getLogger(__name__)
 
 
-def save_checkpoint(
-    run: Path,
-    step: int,
-    game: Game,
-    card: ModelCard,
-    facts: dict[str, Any],
-    *,
-    keep: int,
-    extra: dict[str, Tensor],
-) -> Path | None:
-    """Write the checkpoint of `step`, then drop all but the newest `keep`. Every process calls; rank 0 writes.
-
-    Args:
-        run: the run folder. step: steps done. game: the training. card: of the weights.
-        facts: JSON values to come back as they are. extra: tensors, likewise.
-
-    Raises:
-        OSError: when it cannot be written; the checkpoints that were there still are.
-    """
+def process_state(game: Game) -> dict[str, Tensor]:
+    """What is one process's own: random numbers' state and, where there are several, running statistics."""
     own = {"rng": torch.get_rng_state()}
     if game.place.device.type == "cuda":
         own["cuda_rng"] = torch.cuda.get_rng_state(game.place.device)
     if game.place.world > 1:
         own |= {f"buffer.{k}": v.detach().cpu() for k, v in game.model.named_buffers()}
-    everybody = gather(own, game.place)
-    if not game.place.main:
-        return None
+        averaged = game.ema.values if game.ema else {}
+        own |= {f"ema.{k}": averaged[k].cpu() for k, _ in game.model.named_buffers() if k in averaged}
+    return own
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    game: Game,
+    everybody: Sequence[dict[str, Tensor]],
+    card: ModelCard,
+    facts: dict[str, Any],
+    *,
+    keep: int,
+    extra: dict[str, Tensor],
+) -> Path:
+    """Write the checkpoint of `step`, then drop all but the newest `keep`; for rank 0.
+
+    Args:
+        run: the run folder. step: steps done. game: the training. card: of the weights.
+        everybody: the `process_state` of every process, by rank.
+        facts: JSON values to come back as they are. extra: tensors, likewise.
+
+    Raises:
+        OSError: when it cannot be written; the checkpoints that were there still are.
+    """
     folder = run / "checkpoints" / f"step-{step:06d}"
     building = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(building, ignore_errors=True)
@@ -75,7 +82,7 @@ def save_checkpoint(
         tensors |= {f"rank{rank}.{k}": v for rank, own in enumerate(everybody) for k, v in own.items()}
         tensors |= {f"ema.{k}": v for k, v in (game.ema.values if game.ema else {}).items()}
         tensors |= {f"extra.{k}": v for k, v in extra.items()}
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, building / STATE)
+        save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, building / STATE)
         digests = {name: file_digest(building / name) for name in (WEIGHTS, CARD, STATE)}
         whole = {
             "step": step,
@@ -84,24 +91,56 @@ def save_checkpoint(
             "digests": digests,
             **facts,
         }
-        (building / FACTS).write_text(json.dumps(whole), encoding="utf-8")
-        for file in building.iterdir():
-            _to_disk(file)
-        shutil.rmtree(folder, ignore_errors=True)
+        text = json.dumps({**whole, "sha256": _facts_digest(whole)})
+        (building / FACTS).write_text(text, encoding="utf-8")
+        for path in (*building.iterdir(), building):
+            _to_disk(path)
+        if folder.exists():  # passed over as damaged
+            _drop(folder)
         building.rename(folder)
         _to_disk(folder.parent)
-    except SafetensorError as error:  # its way of saying that the disk is full, too
-        raise OSError(f"{building}: {error}") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    drop_others(run, step, keep)
     return folder
+
+
+def drop_others(run: Path, step: int, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep` up to `step`, the last that was written or taken up.
+
+    Newer ones were passed over as damaged: kept, they would push whole ones out.
+    """
+    done = [path for path in checkpoints(run) if _step(path) <= step]
+    for path in set(checkpoints(run)) - set(done[-keep:]):
+        _drop(path)
+
+
+def _drop(folder: Path) -> None:
+    """Remove a checkpoint; killed in the midst of it, this leaves none that is half there."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.old.tmp")))
 
 
 def checkpoints(run: Path) -> list[Path]:
     """Checkpoints of a run, oldest first."""
-    return sorted((run / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted((run / "checkpoints").glob("step-*"), key=_step)
+
+
+def recorded(run: Path, name: str) -> list[Any]:
+    """One of the facts, of every checkpoint of a run that can be read."""
+    found = []
+    for folder in checkpoints(run):
+        with contextlib.suppress(CheckpointError):
+            found.append(_read_facts(folder)[name])
+    return found
+
+
+def remove_half_written(run: Path) -> None:
+    """Remove the half-written checkpoints and best weights of a killed training."""
+    for path in (run / "checkpoints").glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (run / "checkpoints").glob("best-*"):
+        remove_left(path)
 
 
 def load_newest(
@@ -139,16 +178,34 @@ def load_newest(
 
 def _read(folder: Path, game: Game) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Facts and tensors; the weights are loaded already."""
+    facts = _read_facts(folder)
     try:
-        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         for name, digest in facts["digests"].items():
             if file_digest(folder / name) != digest:
                 raise CheckpointError(f"{name} is not what was written")
         tensors = load_file(folder / STATE)
         load_weights(game.model, folder / WEIGHTS)
-    except (OSError, SafetensorError, ValueError, KeyError, AttributeError, CheckpointError) as error:
+    except (OSError, SafetensorError, CheckpointError) as error:
         raise CheckpointError(f"the checkpoint {folder} is damaged ({error})") from error
     return facts, tensors
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        if facts.pop("sha256") != _facts_digest(facts):
+            raise CheckpointError(f"{FACTS} is not what was written")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
+        raise CheckpointError(f"the checkpoint {folder} is damaged ({error})") from error
+    return facts
+
+
+def _facts_digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _take_up(facts: dict[str, Any], tensors: dict[str, Tensor], game: Game) -> None:
@@ -156,7 +213,7 @@ def _take_up(facts: dict[str, Any], tensors: dict[str, Tensor], game: Game) -> N
     _load_optimizers(game, {**tensors, **facts["scalars"]})
     game.scaler.load_state_dict(facts["scaler"])
     if game.ema:
-        game.ema.load(_under("ema", tensors))
+        game.ema.load({**_under("ema", tensors), **_under(f"{rank}.ema", tensors)})
     buffers = dict(game.model.named_buffers())
     for key, value in _under(f"{rank}.buffer", tensors).items():
         buffers[key].copy_(value)

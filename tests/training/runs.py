@@ -1,0 +1,73 @@
+"""What the tests of runs share: the command line in processes of its own, and what a run left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from fmcnet.model.checkpoint import weights_digest
+from fmcnet.training.log import read_log
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def command(*arguments, processes=1):
+    """The `fmcnet` command, or a job of two processes."""
+    start = TORCHRUN if processes == 2 else ()
+    return [sys.executable, *start, "-m", "fmcnet", *map(str, arguments)]
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def start(*arguments, processes=1):
+    """Begin a command in a session of its own."""
+    return subprocess.Popen(
+        command(*arguments, processes=processes),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(*arguments, processes=1, timeout=180):
+    """Do a command; standard output and error together in `stdout`."""
+    return subprocess.run(
+        command(*arguments, processes=processes),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def wait_for(condition, process, timeout=120):
+    """Until `condition()` or the process ends; whether the condition came true."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            return bool(condition())
+        time.sleep(0.01)
+    return True
+
+
+def left_by(folder):
+    """What two runs must have in common, bit for bit: the weights (as `fmcnet info` digests them), step, log."""
+    folder = Path(folder)
+    step = json.loads((folder / "model.json").read_text())["step"]
+    return weights_digest(folder / "model.safetensors"), step, read_log(folder)
+
+
+def weights(folder):
+    return load_file(Path(folder) / "model.safetensors")

@@ -1,0 +1,196 @@
+"""A disk that is full, or cannot be written: on a small file system of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from fmcnet.config import load_config
+from fmcnet.errors import CheckpointError, DataError
+from fmcnet.training import loop
+from fmcnet.training.log import TrainingLog, read_log
+from fmcnet.training.state import checkpoints
+from tests.training import runs
+
+SETTINGS = [
+    "training.epochs=2",
+    "training.steps_per_epoch=4",
+    "training.checkpoint_every=2",
+    "training.log_every=1",
+    "training.keep=3",
+    "training.ema=0.9",
+    "model.dropout=0.3",
+]
+
+
+def mount(*arguments):
+    return subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A tmpfs of 64 KiB and how to change it: `resize("1m")`, or other options."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    if (
+        not sys.platform.startswith("linux")
+        or mount("-t", "tmpfs", "-o", "size=64k", "fmcnet", where).returncode
+    ):
+        pytest.skip("mounting a tmpfs is not permitted here")
+
+    def options(text):
+        done = mount("-o", f"remount,{text}", where)
+        assert not done.returncode, done.stderr
+
+    yield where, options
+    with contextlib.suppress(OSError):
+        subprocess.run(["umount", "-l", where], check=True)
+
+
+def train(data, out, *more, **options):
+    return loop.train(load_config("tiny", [*SETTINGS, *more]), data, out, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_sysu, tmp_path_factory):
+    out = tmp_path_factory.mktemp("full") / "whole"
+    train(tiny_sysu, out)
+    return out
+
+
+def size(path):
+    """As a file system counts: in pages."""
+    return sum(-(-file.stat().st_size // 4096) * 4 for file in path.rglob("*") if file.is_file())
+
+
+def test_training_on_a_disk_that_fills_up_goes_on_and_resumes_when_there_is_room(
+    tiny_sysu, whole, disk, caplog
+):
+    """Room for one checkpoint, not for two."""
+    where, options = disk
+    run, one = where / "run", size(checkpoints(whole)[0])
+    options(f"size={one * 3 // 2}k")
+    caplog.set_level(logging.WARNING, "fmcnet")
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint of step 8 .*No space left.*step-000002.*--resume"
+    ):
+        train(tiny_sysu, run)
+    warned = [r.getMessage() for r in caplog.records if "training goes on" in r.getMessage()]
+    assert [text.split(" could")[0] for text in warned] == [f"no checkpoint of step {n}" for n in (4, 6)]
+    assert all("No space left on device" in text for text in warned)
+    assert sorted(p.name for p in (run / "checkpoints").glob("*step*")) == ["step-000002"]
+    options(f"size={size(whole) * 2}k")
+    assert train(tiny_sysu, run, resume=True).resumed_from == 2
+    assert runs.left_by(run) == runs.left_by(whole)
+
+
+def test_by_the_command_line_the_model_that_does_not_fit_is_exit_code_2(tiny_sysu, whole, disk):
+    """Room for the last checkpoint and half a model."""
+    where, options = disk
+    command = ["train", "--config", "tiny", "--data", tiny_sysu, "--out", where / "run", "--json", *SETTINGS]
+    model = -(-(whole / "model.safetensors").stat().st_size // 1024)
+    options(f"size={size(checkpoints(whole)[0]) + size(whole / 'checkpoints' / 'best') + model // 2 + 64}k")
+    late = [*command, "training.checkpoint_every=100"]
+    done = runs.run(*late)
+    assert done.returncode == 2, done.stdout
+    assert "the model could not be written" in done.stdout
+    assert "No space left on device" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert [p.name for p in checkpoints(where / "run")] == ["step-000008"]
+    options("size=64m")
+    done = runs.run(*late, "--resume")
+    assert done.returncode == 0, done.stdout
+    assert runs.left_by(where / "run") == runs.left_by(whole)
+
+
+def test_best_weights_that_do_not_fit_end_the_training_which_then_goes_on(tiny_sysu, whole, disk, tmp_path):
+    where, options = disk
+    run, one = where / "run", size(checkpoints(whole)[0])
+    selecting = ["training.select=val", "training.checkpoint_every=3", "training.checkpoint_minutes=0"]
+    options(f"size={one + 64}k")
+    with pytest.raises(CheckpointError, match=r"best weights so far, of step 4, .*No space left.*--resume"):
+        train(tiny_sysu, run, *selecting)
+    assert [p.name for p in checkpoints(run)] == ["step-000003"]
+    options("size=64m")
+    train(tiny_sysu, run, *selecting, resume=True)
+    train(tiny_sysu, tmp_path / "whole", *selecting)
+    assert runs.left_by(run) == runs.left_by(tmp_path / "whole")
+
+
+def test_lines_of_the_log_wait_for_room(disk):
+    where, options = disk
+    log, records = TrainingLog(where), [{"step": n, "loss": "x" * 999} for n in range(100)]
+    failed = 0
+    for record in records[:90]:
+        try:
+            log.write(record)
+        except OSError:
+            failed += 1
+    assert 0 < failed < 90
+    assert read_log(where) == records[: len(read_log(where))]  # cut short, but nothing amiss in it
+    with pytest.raises(OSError, match="No space left"):
+        log.flush()
+    options("size=1m")
+    log.write(*records[90:])
+    assert read_log(where) == records
+    log.close()
+
+
+def test_no_checkpoint_gets_ahead_of_a_log_that_finds_no_room(
+    tiny_sysu, whole, disk, tmp_path, caplog, monkeypatch
+):
+    """The log alone on the full disk: after step 3 nothing fits there any more."""
+    where, options = disk
+    run = tmp_path / "run"
+    opened = TrainingLog.__init__
+
+    def elsewhere(self, folder, keep_until=0):
+        opened(self, folder, keep_until)
+        (where / "log.jsonl").write_bytes(b" " * 2500)  # before the first line: the page is full after a few
+        self.path.unlink()
+        self.path.symlink_to(where / "log.jsonl")
+        self._stream = self.path.open("ab", buffering=0)
+
+    class Fill:
+        def log(self, step, values):
+            if step == 3:
+                with contextlib.suppress(OSError), (where / "film").open("wb", buffering=0) as film:
+                    while True:
+                        film.write(bytes(4096))
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(TrainingLog, "__init__", elsewhere)
+    options("size=8k")  # a page of lines, one for the film
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 8 .*No space left"):
+        train(tiny_sysu, run, trackers=[Fill()])
+    assert "its last steps wait for room" in caplog.text
+    last = max(int(p.name.removeprefix("step-")) for p in checkpoints(run))
+    assert 2 <= last <= runs.read_log(run)[-1]["step"] < 8
+    monkeypatch.undo()
+    assert train(tiny_sysu, run, resume=True).resumed_from == last
+    assert runs.left_by(run) == runs.left_by(whole)
+
+
+@pytest.mark.parametrize("obstacle", ["read-only", "file"])
+def test_a_folder_that_cannot_be_written_is_a_clear_error(tiny_sysu, disk, obstacle):
+    """Root may write anywhere, but not onto a read-only file system, nor below a file."""
+    where, options = disk
+    out, reason = where / "run", "Read-only file system"
+    if obstacle == "file":
+        (where / "file").write_text("")
+        out, reason = where / "file" / "run", "Not a directory"
+    else:
+        options("ro")
+    with pytest.raises(DataError, match=f"{out} cannot be written: {reason}"):
+        train(tiny_sysu, out)
+    if obstacle == "read-only":
+        done = runs.run("train", "--config", "tiny", "--data", tiny_sysu, "--out", out)
+        assert done.returncode == 2, done.stdout
+        assert f"cannot be written: {reason}" in done.stdout
+        assert "Traceback" not in done.stdout

@@ -1,0 +1,226 @@
+"""Checkpoints: what they hold, how many are kept, and what happens when they are damaged."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fmcnet.config import load_config
+from fmcnet.errors import CheckpointError
+from fmcnet.model.build import build_model
+from fmcnet.runtime import Runtime
+from fmcnet.training import loop
+from fmcnet.training.game import Game
+from fmcnet.training.log import read_log
+from fmcnet.training.state import checkpoints, load_newest, process_state, save_checkpoint
+from tests.training.runs import weights
+
+SETTINGS = (
+    "training.epochs=2",
+    "training.steps_per_epoch=4",
+    "training.checkpoint_every=2",
+    "training.checkpoint_minutes=0",
+    "training.keep=3",
+    "training.ema=0.9",
+    "training.select=val",
+    "model.dropout=0.3",
+    "data.hard=0.25",
+)
+
+
+def train(data, out, *more, **options):
+    return loop.train(load_config("tiny", [*SETTINGS, *more]), data, out, progress=False, **options)
+
+
+def names(run):
+    return [path.name for path in checkpoints(run)]
+
+
+def assert_same_run(a, b):
+    left, right = weights(a), weights(b)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[key], right[key]) for key in left)
+    assert read_log(a) == read_log(b)
+
+
+class Stop:
+    """A tracker that stops a training after a step, as a power cut would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def log(self, step, values):
+        if step == self.step:
+            raise RuntimeError("power cut")
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_sysu, tmp_path_factory):
+    """A run that nobody touched: 8 steps."""
+    out = tmp_path_factory.mktemp("state") / "whole"
+    train(tiny_sysu, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def cut(tiny_sysu, tmp_path_factory):
+    """The same run cut off after step 7; checkpoints of 2, 4 and 6."""
+    out = tmp_path_factory.mktemp("state") / "cut"
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tiny_sysu, out, "training.log_every=1", trackers=[Stop(7)])
+    assert names(out) == ["step-000002", "step-000004", "step-000006"]
+    return out
+
+
+@pytest.fixture
+def run(cut, tmp_path):
+    return shutil.copytree(cut, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("more", "kept"),
+    [
+        (["training.keep=1"], ["step-000008"]),
+        (["training.checkpoint_every=100"], ["step-000008"]),
+        (
+            ["training.checkpoint_every=100", "training.checkpoint_minutes=1e-6"],
+            [f"step-{n:06d}" for n in (6, 7, 8)],
+        ),
+    ],
+)
+def test_by_steps_by_time_and_how_many_are_kept(tiny_sysu, whole, tmp_path, more, kept):
+    assert names(whole) == [f"step-{n:06d}" for n in (4, 6, 8)]
+    train(tiny_sysu, tmp_path / "run", *more)
+    assert names(tmp_path / "run") == kept
+    assert_same_run(tmp_path / "run", whole)  # when they are written changes nothing
+
+
+def test_what_a_checkpoint_holds(cut):
+    folder = checkpoints(cut)[-1]
+    stored, facts = load_file(folder / "state.safetensors"), json.loads((folder / "state.json").read_text())
+    trained = load_file(folder / "model.safetensors")
+    card = json.loads((folder / "model.json").read_text())
+    model = build_model(load_config("tiny", list(SETTINGS)).model, len(card["pids"]))
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    main = [p for name, p in trainable if ".judge_" not in name]
+    judge = [p for name, p in trainable if ".judge_" in name]
+    for name, players in (("main", main), ("judge", judge)):
+        for moment in ("exp_avg", "exp_avg_sq", "step"):
+            found = [v for k, v in stored.items() if k.startswith(f"{name}.") and k.endswith(f".{moment}")]
+            assert len(found) == len(players), (name, moment)
+            assert moment == "step" or sum(v.numel() for v in found) == sum(p.numel() for p in players)
+    followed = {k for k, v in model.state_dict().items() if v.is_floating_point()}
+    assert {k.removeprefix("ema.") for k in stored if k.startswith("ema.")} == followed
+    assert not all(torch.equal(stored[f"ema.{k}"], trained[k]) for k in followed)
+    assert stored["rank0.rng"].shape == torch.get_rng_state().shape
+    assert stored["extra.neighbors"].shape[0] == len(card["pids"])
+    assert (facts["step"], facts["steps"], facts["processes"], card["step"]) == (6, 8, 1, 6)
+    assert facts["selection"]["step"] == 4
+    assert set(facts["digests"]) == {"model.safetensors", "model.json", "state.safetensors"}
+    assert "scaler" in facts
+
+
+def flip(path):
+    """Another digit in the last number of a JSON file, or another bit in the middle of a binary one."""
+    content = bytearray(path.read_bytes())
+    at = len(content) // 2
+    if path.name == "state.json":
+        at = content.index(b'"step": 6') + 8
+    content[at] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    "damage", [flip, cut_short, lambda path: path.unlink()], ids=["flip", "short", "gone"]
+)
+@pytest.mark.parametrize("file", ["model.safetensors", "model.json", "state.safetensors", "state.json"])
+def test_a_damaged_newest_is_passed_over_for_the_one_before(tiny_sysu, whole, run, caplog, file, damage):
+    caplog.set_level(logging.WARNING, "fmcnet")
+    damage(run / "checkpoints" / "step-000006" / file)
+    assert train(tiny_sysu, run, resume=True).resumed_from == 4
+    [said] = [r.getMessage() for r in caplog.records if "damaged" in r.getMessage()]
+    assert "step-000006 is damaged" in said
+    assert "going back to the one before, step-000004" in said
+    assert_same_run(run, whole)
+
+
+def test_an_empty_folder_and_two_damaged_ones(tiny_sysu, whole, run):
+    for path in (run / "checkpoints" / "step-000006").iterdir():
+        path.unlink()
+    flip(run / "checkpoints" / "step-000004" / "state.safetensors")
+    assert train(tiny_sysu, run, resume=True).resumed_from == 2
+    assert_same_run(run, whole)
+
+
+def test_all_damaged_is_one_clear_error(tiny_sysu, run):
+    for folder in checkpoints(run):
+        cut_short(folder / "state.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"step-000002 is damaged .*there is no other checkpoint"
+    ) as raised:
+        train(tiny_sysu, run, resume=True)
+    assert "\n" not in str(raised.value)
+    assert len(checkpoints(run)) == 3
+
+
+def test_a_damaged_checkpoint_does_not_push_out_a_whole_one(tiny_sysu, whole, run):
+    """After going back to 4, one is written at 5 while the damaged 6 still lies there, and one only is kept."""
+    flip(run / "checkpoints" / "step-000006" / "state.safetensors")
+    every = ["training.keep=1", "training.checkpoint_every=5", "training.log_every=1"]
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tiny_sysu, run, *every, resume=True, trackers=[Stop(6)])
+    assert names(run) == ["step-000005"]
+    assert train(tiny_sysu, run, *every, resume=True).resumed_from == 5
+    assert_same_run(run, whole)
+
+
+def test_best_weights_are_kept_as_long_as_a_checkpoint_names_them(tiny_sysu, whole):
+    named = {json.loads((p / "state.json").read_text())["selection"]["step"] for p in checkpoints(whole)}
+    kept = {int(path.name.removeprefix("best-")) for path in (whole / "checkpoints").glob("best-*")}
+    assert kept == named
+
+
+@pytest.mark.parametrize("change", loop.MAY_CHANGE)
+def test_settings_that_may_change_on_resume_change_nothing(tiny_sysu, whole, run, tmp_path, change):
+    other = {"training.checkpoint_minutes": "1e-6", "data.cache": str(tmp_path / "cache")}.get(change, "1")
+    train(tiny_sysu, run, f"{change}={other}", resume=True)
+    assert_same_run(run, whole)
+
+
+@pytest.mark.parametrize("change", ["training.ema=0.5", "model.dropout=0", "data.hard=0", "augment.flip=0.1"])
+def test_other_settings_are_refused(tiny_sysu, run, change):
+    with pytest.raises(CheckpointError, match=change.partition("=")[0].replace(".", r"\.")):
+        train(tiny_sysu, run, change, resume=True)
+
+
+def test_the_scaler_comes_back(tmp_path):
+    """No CPU trains in float16: the scaler of a GPU's training, put into a training here."""
+    config = load_config("tiny", ["model.width=2"])
+
+    def game():
+        return Game(config, build_model(config.model, 4), Runtime(torch.device("cpu")), 4, 10)
+
+    from fmcnet.model.checkpoint import ModelCard
+
+    first, second = game(), game()
+    for one in (first, second):
+        one.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0**10, growth_interval=7)
+    first.scaler.load_state_dict({**first.scaler.state_dict(), "scale": 2.0**7, "_growth_tracker": 5})
+    card = ModelCard(config, (0, 1, 2, 3), "none", 3)
+    save_checkpoint(tmp_path, 3, first, [process_state(first)], card, {}, keep=1, extra={})
+    facts, extra = load_newest(tmp_path, second, lambda facts: None)
+    assert (facts["step"], extra) == (3, {})
+    assert second.scaler.state_dict() == first.scaler.state_dict()
+    assert second.scaler.state_dict()["scale"] == 2.0**7

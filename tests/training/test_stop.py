@@ -1,0 +1,119 @@
+"""Ctrl-C, SIGTERM and mistakes, by the command line: what is said, by whom, and that the command said goes on."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.training import runs
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="POSIX signals, /proc")
+
+LONG = [
+    "training.epochs=5",
+    "training.validate_every=0",
+    "training.checkpoint_every=1000",
+    "training.log_every=1",
+]
+
+
+def train(data, out, processes=1):
+    batch = ["data.identities=3"] if processes == 2 else []
+    return ["train", "--config", "tiny", "--data", data, "--out", out, "--device", "cpu", *LONG, *batch]
+
+
+def said_command(said, processes=1):
+    """The command in what was said, for this interpreter."""
+    words = shlex.split(said[said.index("Go on with") :].splitlines()[1])
+    if processes == 2:
+        assert words[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "fmcnet"]
+        return runs.command(*words[5:], processes=2)
+    assert words[0] == "fmcnet"
+    return runs.command(*words[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code", "processes"),
+    [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGTERM, None, 2)],
+)
+def test_a_stopped_training_says_the_command_that_goes_on(
+    tiny_sysu, tmp_path, number, code, processes, undisturbed
+):
+    out = tmp_path / "a run"  # the command is one to paste: names with spaces are quoted
+    process = runs.start(*train(tiny_sysu, out, processes), processes=processes)
+    assert runs.wait_for(lambda: len(runs.read_log(out)) > 3, process)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)
+    if code is not None:  # torchrun has a code of its own
+        assert process.returncode == code, said
+        assert "Traceback" not in said
+    assert said.count("fmcnet: interrupted: stopped after step") == 1, said
+    [step] = [int(p.name.removeprefix("step-")) for p in (out / "checkpoints").iterdir()]
+    assert 3 < step < 25
+    assert runs.read_log(out)[-1]["step"] == step
+    finished = subprocess.run(
+        said_command(said, processes), env=runs.environment(), capture_output=True, text=True, timeout=180
+    )
+    assert (out / "model.json").exists(), finished.stderr
+    assert f"(from {step})" in finished.stdout
+    assert runs.left_by(out) == runs.left_by(undisturbed(processes))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_sysu, tmp_path_factory):
+    made = {}
+
+    def make(processes):
+        if processes not in made:
+            out = tmp_path_factory.mktemp("stop") / "whole"
+            said = runs.run(*train(tiny_sysu, out, processes), processes=processes).stdout
+            assert (out / "model.json").exists(), said
+            made[processes] = out
+        return made[processes]
+
+    return make
+
+
+@pytest.mark.slow
+def test_a_mistake_that_rank_0_alone_finds_ends_the_job_with_one_message(tiny_sysu, tmp_path):
+    """Whether the run folder may be used is looked up by rank 0; the other waits for it, and leaves with it."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("keep me")
+    done = runs.run(*train(tiny_sysu, tmp_path / "mine", 2), processes=2, timeout=60)
+    assert done.returncode != 0
+    assert done.stdout.count("exists and is not an fmcnet run") == 1, done.stdout
+    assert done.stdout.count("exitcode  : 2") + done.stdout.count("exitcode: 2") > 0, done.stdout
+    assert "Connection closed" not in done.stdout
+    assert 'Traceback (most recent call last):\n  File "/work' not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_fault_in_the_settings_is_said_once_and_a_run_folder_that_cannot_be_made(tiny_sysu, tmp_path):
+    done = runs.run(*train(tiny_sysu, tmp_path / "out", 2), "training.lr=-1", processes=2, timeout=60)
+    assert done.stdout.count("1 fault in") == 1, done.stdout
+    (tmp_path / "file").write_text("")
+    done = runs.run(*train(tiny_sysu, tmp_path / "file" / "out", 2), processes=2, timeout=60)
+    assert done.stdout.count("cannot be written: Not a directory") == 1, done.stdout
+
+
+def test_ctrl_c_before_the_first_step_says_the_command_too(tiny_sysu, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from fmcnet import cli
+    from fmcnet.training import loop
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "read_dataset", interrupted)
+    arguments = list(map(str, train(tiny_sysu, tmp_path / "out")))
+    monkeypatch.setattr(sys, "argv", ["fmcnet", *arguments])
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == 130
+    assert f"  {shlex.join(['fmcnet', *arguments, '--resume'])}" in done.stderr
+    assert not (tmp_path / "out").exists()
