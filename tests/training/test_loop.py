@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -87,45 +82,6 @@ def test_resuming_a_finished_run_changes_nothing(tiny_sysu, tmp_path):
     assert loop.train(config, tiny_sysu, tmp_path / "run", resume=True, progress=False).resumed_from == 5
     assert_same(before, weights(tmp_path / "run"))
     assert read_log(tmp_path / "run") == log
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a_process_stopped_from_outside_goes_on_exactly(tiny_sysu, tmp_path, signal_number, code):
-    """Ctrl-C leaves a checkpoint of the very step; after kill -9 the newest one is taken."""
-    settings = ["training.epochs=8", "training.validate_every=0"]
-    loop.train(load_config("tiny", settings), tiny_sysu, tmp_path / "whole", progress=False)
-    run = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "fmcnet",
-        "train",
-        "--config",
-        "tiny",
-        "--data",
-        str(tiny_sysu),
-        "--out",
-        str(run),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, *settings], env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not checkpoints(run) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal_number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code, said
-    assert not (run / "model.safetensors").exists(), "too quick: the run ended before the signal"
-    if code == 130:
-        assert "stopped after step" in said
-        assert "Traceback" not in said
-    finished = subprocess.run(
-        [*command, *settings, "--resume"], env=environment, capture_output=True, timeout=120
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert_same(weights(tmp_path / "whole"), weights(run))
-    assert read_log(run) == read_log(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("term", list(TERMS))
