@@ -112,17 +112,19 @@ def _meet() -> None:
 def keep_freed_memory() -> None:
     """Let the C library keep what PyTorch frees, for the next step (Linux with glibc; nothing elsewhere).
 
-    A training step frees and takes the same large blocks over and over. By default glibc gives each back to the
-    system, and every page of the next is zeroed on first touch: a tenth to a fifth of a
-    small step on a CPU (measured, benchmarks/training.py). The price: the process holds its peak until it ends.
+    A training step frees and takes the same large blocks over and over. By default glibc gives much of it back to the
+    system in between, which zeroes every page again on first touch. The price: the process keeps its peak until it
+    ends. What it brings on a CPU is in docs/training.md.
     """
     if not sys.platform.startswith("linux"):
         return
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: do not shrink the heap below 2 GiB of free space
-        libc.mallopt(-2, 64 * 2**20)  # M_TOP_PAD: grow it by 64 MiB at a time
+        libc.mallopt(
+            -3, 32 * 2**20
+        )  # M_MMAP_THRESHOLD: blocks of up to 32 MiB (its maximum) come from the heap,
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which does not shrink below 2 GiB of free space
+        libc.mallopt(-2, 64 * 2**20)  # M_TOP_PAD: and grows by 64 MiB at a time
 
 
 def resident_bytes() -> int:
