@@ -7,7 +7,7 @@
 
 Every row is a process of its own (two for "processes", by torchrun): FMCNet in full, random images in a memory-mapped
 file, real batches and augmentation, one thread a process on a CPU. Warm-up steps are not counted; the rate is the
-median step's. Memory is the process's peak (on a GPU the allocator's), less nothing: Python and PyTorch are in it.
+median step's. Memory is one process's own (Python and PyTorch are in it, the mapped images are not), or the GPU's.
 Rows that only one thing tells apart share the base row. Results go to benchmarks/training_cost.json, the plot and the
 table into docs/.
 """
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from evaluation import log, machine
 from fmcnet.config import load_config
 from fmcnet.data.table import Record, Table
 from fmcnet.model.build import build_model
-from fmcnet.runtime import Runtime, keep_freed_memory, runtime
+from fmcnet.runtime import Runtime, keep_freed_memory, resident_bytes, runtime
 from fmcnet.training.batches import Batches
 from fmcnet.training.feed import make_sampler
 from fmcnet.training.game import Game
@@ -110,7 +109,7 @@ def one(
         planned = time.perf_counter() - started
         torch.manual_seed(0)
         game = Game(config, build_model(config.model, len(pids)), place, config.data.identities, 10**9)
-        times, step = [], 0
+        times, step, peak = [], 0, 0
         with Batches(images(row, folder), labels, sampler, config.augment, 0, place, last=10**9) as batches:
             begun = time.perf_counter()
             for batch in batches:
@@ -118,6 +117,9 @@ def one(
                 game.step([batch], step)
                 game.read()  # waits for the device: a step's time is whole
                 times.append(time.perf_counter() - before)
+                peak = max(
+                    peak, resident_bytes()
+                )  # freed memory is kept, so nothing is missed between two steps
                 step += 1
                 # The same number of steps on every process: rank 0 says when it is enough.
                 enough = torch.tensor(float(time.perf_counter() - begun > seconds and step > 5))
@@ -126,11 +128,8 @@ def one(
                 if enough:
                     break
         count = 2 * config.data.identities * config.data.images * place.world
-        peak = (
-            torch.cuda.max_memory_allocated()
-            if place.device.type == "cuda"
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        )
+        cuda = place.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated() if cuda else peak
         middle = statistics.median(times[2:])
         return {
             "rank": place.rank,
