@@ -177,18 +177,20 @@ def draw(results: dict[str, Any]) -> None:
         "size": ("height", "height in pixels (width is half)"),
         "identities": ("classes", "identities in the training set"),
     }
+    drawn = [row for name in axes_of for row in rows.get(name, [])]
+    top, fullest = (1.1 * max(row[key] for row in drawn) for key in ("images_per_s", "peak_gib"))
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), sharey=True, layout="constrained")
     for axis, (name, (key, label)) in zip(axes, axes_of.items(), strict=True):
         found = rows.get(name, [])
         x = [row[key] for row in found]
         axis.plot(x, [row["images_per_s"] for row in found], "o-", color="tab:blue")
-        axis.set(xlabel=label, xscale="log", ylim=(0, None))
+        axis.set(xlabel=label, xscale="log", ylim=(0, top))
         axis.set_xticks(x, [f"{value:,}" for value in x])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         memory = axis.twinx()
         memory.plot(x, [row["peak_gib"] for row in found], "s--", color="tab:orange")
-        memory.set_ylim(0, 1.15 * max(row["peak_gib"] for part in axes_of for row in rows.get(part, [])))
+        memory.set_ylim(0, fullest)
         memory.tick_params(axis="y", colors="tab:orange", labelright=axis is axes[-1])
     axes[0].set_ylabel("images/s", color="tab:blue")
     memory.set_ylabel("peak memory, GiB", color="tab:orange")
@@ -230,7 +232,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.one:
         found = one(json.loads(args.one), args.arch, args.width, args.device, args.folder, args.seconds)
-        print(json.dumps(found), flush=True)
+        if found["rank"] == 0:
+            print(json.dumps(found), flush=True)
         return
     results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {"rows": {}}
     if not args.draw:
