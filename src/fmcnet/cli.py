@@ -100,6 +100,8 @@ def _resuming() -> str:
     if "--resume" not in arguments:
         arguments.insert(arguments.index("--") if "--" in arguments else len(arguments), "--resume")
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != int(os.environ.get("LOCAL_WORLD_SIZE", str(world))):
+        return f"the same torchrun command on every machine: {shlex.join(['... -m fmcnet', *arguments])}"
     start = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", str(world)), "-m"]
     return shlex.join([*(start if world > 1 else []), "fmcnet", *arguments])
 

@@ -193,6 +193,10 @@ class Config(_Section):
             raise ValueError(f"training.select={self.training.select} needs training.validate_every > 0")
         if self.training.compile and self.training.recompute:
             raise ValueError("training.compile and training.recompute do not go together: take one of them")
+        if self.training.compile and self.training.sync_batchnorm:
+            raise ValueError(
+                "training.compile and training.sync_batchnorm do not go together: switch one off"
+            )
         if self.model.single_stream and self.model.variant != "base":
             raise ValueError(f"model.single_stream is for model.variant=base, not {self.model.variant}")
         return self

@@ -14,10 +14,26 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        to_disk(temporary)
         temporary.replace(path)
+        to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def to_disk(path: Path) -> None:
+    """A file, or a folder's list of names, is on disk when this returns (where the system can)."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # some file systems have no such thing for folders
+            raise
+    finally:
+        os.close(handle)
 
 
 def remove_left(folder: Path) -> None:

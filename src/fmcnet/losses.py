@@ -177,14 +177,13 @@ def weighted_regularized_triplet_loss(features: Tensor, labels: Tensor, normaliz
     same = labels[:, None] == labels[None, :]
     positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     usable = positive.any(dim=1) & ~same.all(dim=1)
-    if not usable.any():
-        return features.sum() * 0.0
-    distances, positive, same = distances[usable], positive[usable], same[usable]
-    far = distances.masked_fill(~positive, -torch.inf).softmax(
-        dim=1
-    )  # subtracts the masked row's own maximum
+    # Anchors without one count nothing: masked, not taken out, which would wait for a GPU.
+    positive, same = positive | ~usable[:, None], same & usable[:, None]
+    # The softmax subtracts the masked row's own maximum.
+    far = distances.masked_fill(~positive, -torch.inf).softmax(dim=1)
     near = (-distances).masked_fill(same, -torch.inf).softmax(dim=1)
-    return F.softplus((far * distances).sum(dim=1) - (near * distances).sum(dim=1)).mean()
+    each = F.softplus((far * distances).sum(dim=1) - (near * distances).sum(dim=1))
+    return (each * usable).sum() / usable.sum().clamp(min=1)
 
 
 def hetero_center_loss(center_v: Tensor, center_i: Tensor) -> Tensor:

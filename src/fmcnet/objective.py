@@ -144,6 +144,8 @@ def _other_terms(
         ).mean()
     if config.wrt > 0:
         both, twice = torch.cat([v.shared, i.shared]), torch.cat([labels, labels])
+        if gather is not None:
+            both, twice = gather(both), gather(twice)
         loss = losses.weighted_regularized_triplet_loss(both, twice, config.triplet_normalize)
         terms["wrt"] = config.wrt * loss
     if config.hc > 0:

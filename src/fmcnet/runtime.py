@@ -15,11 +15,13 @@ from types import ModuleType
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from fmcnet.errors import FmcnetError, Interrupted, MissingDependencyError
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for one another's word: one builds the image cache meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,18 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         FmcnetError: for a device this machine does not have.
     """
+    rank, world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if name in ("auto", "cuda") and torch.cuda.is_available() and rank >= torch.cuda.device_count():
+        raise FmcnetError(
+            f"process {rank} of this machine has no GPU: there are {torch.cuda.device_count()}; start as many "
+            "processes (--nproc-per-node), or say --device cpu"
+        )
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    rank, world = os.environ.get("LOCAL_RANK", "0"), int(os.environ.get("WORLD_SIZE", "1"))
+            return torch.device("cuda", rank)
+        return torch.device("mps" if torch.backends.mps.is_available() and world < 2 else "cpu")
+    if name == "mps" and world > 1:
+        raise FmcnetError(f"--device mps is for one process, not {world}: say cpu or auto")
     if name == "cuda":
         name = f"cuda:{rank}"
     elif name.startswith("cuda:") and world > 1:
@@ -83,12 +92,15 @@ def runtime(device: str = "auto") -> Iterator[Runtime]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if dist.is_initialized():  # a job within a job: the group is somebody else's
-        yield Runtime(chosen, dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
+        control = dist.new_group(backend="gloo", timeout=PATIENCE)
+        try:
+            yield Runtime(chosen, dist.get_rank(), dist.get_world_size(), control)
+        finally:
+            dist.destroy_process_group(control)
         return
-    patience = timedelta(hours=2)  # one process builds the image cache while the others wait
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=patience)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        control = dist.new_group(backend="gloo", timeout=patience)
+        control = dist.new_group(backend="gloo", timeout=PATIENCE)
         yield Runtime(chosen, dist.get_rank(), dist.get_world_size(), control)
         dist.barrier()  # without it a rank sometimes aborts at exit (seen with gloo)
     except (FmcnetError, OSError) as error:
@@ -120,11 +132,12 @@ def keep_freed_memory() -> None:
         return
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(
-            -3, 32 * 2**20
-        )  # M_MMAP_THRESHOLD: blocks of up to 32 MiB (its maximum) come from the heap,
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which does not shrink below 2 GiB of free space
-        libc.mallopt(-2, 64 * 2**20)  # M_TOP_PAD: and grows by 64 MiB at a time
+        # M_MMAP_THRESHOLD: blocks of up to 32 MiB (its maximum) come from the heap.
+        libc.mallopt(-3, 32 * 2**20)
+        # M_TRIM_THRESHOLD: the heap does not shrink below 2 GiB of free space.
+        libc.mallopt(-1, 2**31 - 1)
+        # M_TOP_PAD: it grows by 64 MiB at a time.
+        libc.mallopt(-2, 64 * 2**20)
 
 
 def resident_bytes() -> int:
@@ -144,11 +157,6 @@ def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
         mixed = ((mixed ^ value) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
         mixed ^= mixed >> 31
     return torch.Generator(device).manual_seed(mixed % 2**63)
-
-
-def move(array: Tensor, device: torch.device) -> Tensor:
-    """To the device, without waiting where it can."""
-    return array.to(device, non_blocking=device.type == "cuda")
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -2,7 +2,8 @@
 
 What happens to an image is drawn first (`draw`), on the CPU, from a generator whose state is a function of seed and
 step: the same on every device, and, drawn for all ranks at once, the same however many processes share the work. Then
-it is applied (`apply`): image by image in slices on a CPU, as one gather elsewhere, with the same result.
+it is applied (`apply`): image by image in slices on a CPU, as one gather elsewhere, with the same result (mixtures
+and fills to one grey level, by rounding).
 Infrared images come in as three equal channels and keep them equal.
 """
 

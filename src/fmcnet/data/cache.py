@@ -49,6 +49,7 @@ class ImageCache:
     blocks, which are checked on opening; a damaged file is built again, with a warning. Of several processes one
     builds, the others wait and open the same file: its memory is shared between them. A half-built file is never
     seen under its name. Pickled (for worker processes), a stored cache is its path, not its pixels.
+    Above 4 GiB an even spread of blocks is checked.
 
     Args:
         table: the images; `images[i]` belongs to row i.
@@ -56,7 +57,7 @@ class ImageCache:
         width: W.
         folder: where to keep the file, see `cache_folder`; default `$FMCNET_CACHE`, else `~/.cache/fmcnet`.
             Where it cannot be written or has no room, the images are held in memory, and a warning is logged.
-        workers: decoding threads.
+        workers: decoding threads; None: one a core, 16 at most.
         progress: show a bar while building; None: only on a terminal.
 
     Attributes:
@@ -80,14 +81,15 @@ class ImageCache:
         width: int,
         *,
         folder: str | Path | None = None,
-        workers: int = 2,
+        workers: int | None = None,
         progress: bool | None = None,
     ) -> None:
         if height < 1 or width < 1:
             raise DataError(f"the image size must be positive, got {height} x {width} (height x width)")
         self.table = table
         self.height, self.width = height, width
-        self._workers, self._progress = workers, progress
+        self._workers = workers or min(16, os.cpu_count() or 1)
+        self._progress = progress
         self._shape = (len(table), height, width, 3)
         folder = Path(folder).expanduser() if folder is not None else default_folder()
         target = folder / f"{table.name}-{height}x{width}-{cache_key(table, height, width)}.npy"
@@ -161,7 +163,8 @@ class ImageCache:
     def _warn_or_raise(self, folder: Path, reason: str) -> None:
         """Say why the images are held in memory; raise where they do not fit there either."""
         count, need, room = len(self.table), int(np.prod(self._shape)), free_memory()
-        if room is not None and need > MEMORY_SHARE * room:
+        each = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # every process of a job would hold its own
+        if room is not None and need * each > MEMORY_SHARE * room:
             raise DataError(
                 f"{count} images at {self.height} x {self.width} take {mib(need)}: the image cache folder {folder} "
                 f"cannot be used ({reason}), and only {mib(room)} of memory are free. Set data.cache or "

@@ -108,7 +108,9 @@ def describe_run(run: str | Path) -> dict[str, Any]:
     """
     folder = Path(run)
     if not (folder / CARD).is_file():
-        stored = (folder / "checkpoints").glob("step-*")
+        stored = [
+            p for p in (folder / "checkpoints").glob("step-*") if p.name.removeprefix("step-").isdecimal()
+        ]
         newest = max(stored, key=lambda path: int(path.name.removeprefix("step-")), default=None)
         folder = newest or folder
     card = read_card(folder)

@@ -185,9 +185,10 @@ class Batches:
             generator = seeded_generator(torch.device("cpu"), self._seed, number, modality.code)
             every = draw(len(own) * place.world, height, width, modality, self._augment, generator)
             draws.append(every.part(len(own) * place.rank, len(own)))
-        return _Gathered(
-            (halves[0], halves[1]), self._labels[torch.from_numpy(rows[0])], (draws[0], draws[1])
-        )
+        labels = self._labels[torch.from_numpy(rows[0])]
+        if self._cuda:  # a copy that nobody waits for starts in pinned memory only
+            labels, draws = labels.pin_memory(), [Draws(*(c.pin_memory() for c in own)) for own in draws]
+        return _Gathered((halves[0], halves[1]), labels, (draws[0], draws[1]))
 
     def _send(self, gathered: _Gathered) -> tuple[Batch, Any]:
         with torch.cuda.stream(self._stream):

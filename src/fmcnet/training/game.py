@@ -38,7 +38,10 @@ from fmcnet.training.optim import build_optimizers, rate, set_rate
 GRADIENT, JUDGE_GRADIENT = "gradient", "discriminator gradient"
 """Names of the gradients' norms among the measured values."""
 
-NO_LOSSES = ("gradient", "discriminator", "w1", "w2")
+SCALE, SMALLEST_SCALE = "scale", 2.0**-14
+"""Name of the float16 scaler's factor among the measured values; a sane training does not fall below that."""
+
+NO_LOSSES = ("gradient", "discriminator", "w1", "w2", SCALE)
 """What the measured values that are no part of the loss of the min player begin with."""
 
 NARROW = 64
@@ -135,6 +138,8 @@ class Game:
             self.ema.update(step + 1)
         values = torch.stack(measured).mean(dim=0) if len(measured) > 1 else measured[0]
         more = {GRADIENT: norm, **self._fusion_weights()}
+        if self.scaler.is_enabled():
+            more[SCALE] = cast(Any, self.scaler)._get_scale_async()
         values = torch.cat([values, torch.stack([value.detach().float() for value in more.values()])])
         self._measured.append((step, [*self._names, *more], values))
 
@@ -157,8 +162,10 @@ class Game:
             weights = ramped(config.losses, progress)
             terms = objective(self.model, output, batch.labels, self.identities, weights, self._gather)
             loss = total(terms)
-            if self.place.world > 1 and not {"gan", "fc", "ic", "id_fused"} & set(terms):
-                loss = loss + _nothing(output)  # the generators, too, must be in the graph of every process
+            if not {"gan", "fc", "ic", "id_fused"} & set(terms):
+                loss = loss + _nothing(
+                    output
+                )  # DDP wants the generators in the graph; one process does the same
         with record_function("fmcnet: backward"):
             self.scaler.scale(loss / share).backward()
         self._names = [*terms, *judged]
@@ -196,12 +203,16 @@ class Game:
         if not self._measured:
             return []
         measured, self._measured = self._measured, []
-        flat = torch.cat([values for *_, values in measured]).double().cpu()  # the one wait for the device
+        flat = torch.cat([values for *_, values in measured]).cpu().double()  # the one wait for the device
         flat = mean_over_ranks(flat, self.place)
         records = []
         for (step, names, _), row in zip(measured, flat.split([len(v) for *_, v in measured]), strict=True):
             values: dict[str, float] = dict(zip(names, row.tolist(), strict=True))
             bad = _first_not_finite(values, ignore_gradient=self.scaler.is_enabled())
+            if values.get(SCALE, 1.0) < SMALLEST_SCALE:
+                bad = [
+                    GRADIENT
+                ]  # of every step for a long time: the scaler has halved its factor again and again
             if bad:
                 raise NotFinite(step + 1, bad)
             loss = sum(v for k, v in values.items() if not k.startswith(NO_LOSSES))
@@ -242,7 +253,7 @@ def memory_format(config: Config, device: torch.device) -> torch.memory_format:
     """channels_last on GPUs and, for narrow networks, on CPUs; as said otherwise."""
     wanted = config.training.channels_last
     if wanted == "auto":
-        wanted = "yes" if device.type == "cuda" or config.model.width < NARROW else "no"
+        wanted = "no" if device.type == "cpu" and config.model.width >= NARROW else "yes"
     return torch.channels_last if wanted == "yes" else torch.contiguous_format
 
 
@@ -264,4 +275,4 @@ def _first_not_finite(values: dict[str, float], ignore_gradient: bool) -> list[s
 def _nothing(output: FMCNetOutput) -> Tensor | float:
     """0 with a gradient of 0 for the generators, where no term trains them (yet)."""
     made = [half.generated for half in output if half.generated is not None]
-    return 0.0 * torch.stack([feature.sum() for feature in made]).sum() if made else 0.0
+    return torch.stack([(feature * 0).sum() for feature in made]).sum() if made else 0.0

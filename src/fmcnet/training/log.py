@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class TrainingLog:
         Raises:
             OSError: when they cannot be written now.
         """
-        self._waiting += "".join(json.dumps(record) + "\n" for record in records).encode()
+        self._waiting += "".join(_line(record) for record in records).encode()
         while self._waiting:
             self._waiting = self._waiting[self._stream.write(self._waiting) or 0 :]
 
@@ -57,12 +58,18 @@ def read_log(run: str | Path) -> list[dict[str, Any]]:
     """The records of a run's log; a last line cut short by a kill is left out."""
     path = Path(run) / LOG
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
             break
     return records
+
+
+def _line(record: dict[str, Any]) -> str:
+    """JSON knows no infinity: a gradient that overflowed (float16) is null."""
+    whole = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(whole) + "\n"
 
 
 def _position(record: dict[str, Any]) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch.profiler import record_function
 
 from fmcnet.config import Config, load_config
@@ -141,13 +142,16 @@ def train(
             model = build_model(config.model, len(pids))
             if not (resume and checkpoints(run)):
                 load_pretrained(model, config.model.pretrained, config.model.arch)
-        torch.manual_seed(config.training.seed * 1_000_003 + place.rank)  # dropout differs between processes
+        # Dropout differs between processes.
+        torch.manual_seed((config.training.seed * 1_000_003 + place.rank) % 2**63)
         card = ModelCard(config, tuple(int(pid) for pid in pids), table.name, 0, fingerprint(table))
         job = _Job(config, run, place, model, card, sampler, cache, labels, selection)
-        with together(place):  # only now: a mistake in data or settings leaves no half-made run behind
-            if place.main:
-                _make_folder(run, config)
-        return job.run_all(resume, progress, description, trackers, profile)
+        with ExitStack() as stack:
+            with together(place):  # only now: a mistake in data or settings leaves no half-made run behind
+                if place.main:
+                    stack.enter_context(_alone_in(run))
+                    _make_folder(run, config)
+            return job.run_all(resume, progress, description, trackers, profile)
 
 
 def total_steps(config: Config, table: Table, world: int = 1) -> int:
@@ -219,7 +223,8 @@ class _Job:
                         self._look_for_alikes(step)
                         with record_function("fmcnet: data"):
                             drawn = list(islice(stream, several))
-                        self.game.step(drawn, step)
+                        with _said_plainly(self.config):
+                            self.game.step(drawn, step)
                         if watch:
                             watch.step()
                         self._after(step + 1, stop, bar, started, first)
@@ -314,6 +319,8 @@ class _Job:
             "data": fingerprint(self.cache.table, self.cache.table.split),
             "processes": self.place.world,
             "steps": self.steps,
+            "precision": str(self.game.precision).removeprefix("torch."),
+            "device": self.place.device.type,
         }
 
     def _restore(self) -> int:
@@ -331,7 +338,8 @@ class _Job:
             return 0
         facts, extra = stored
         self.terms = facts["terms"]
-        self.selection.restore(facts["selection"])
+        with together(self.place):
+            self.selection.restore(facts["selection"])
         if "neighbors" in extra:
             self.sampler.neighbors = extra["neighbors"].numpy()
         if self.place.main:
@@ -343,6 +351,8 @@ class _Job:
             "data": "other images or identities",
             "processes": "another number of processes",
             "steps": "other steps",
+            "precision": "another precision",
+            "device": "another kind of device",
         }
         now = self._identity()
         changed = [
@@ -418,12 +428,16 @@ class _Job:
             identities=self.card.classes,
             parameters=sum(p.numel() for p in exported.parameters()),
             last_terms=self.terms,
-            selected=self.config.training.select,
+            selected=self._selected(),
         )
+
+    def _selected(self) -> str:
+        """How the weights were picked; the last, where nothing was ever validated."""
+        return self.config.training.select if self.selection.best else "last"
 
     def _write_model(self, exported: FMCNet) -> None:
         chosen, at = self.selection.chosen(exported)
-        final = replace(self.card, step=at or self.steps, selected=self.config.training.select)
+        final = replace(self.card, step=at or self.steps, selected=self._selected())
         try:
             save_pretrained(chosen, final, self.path)
         except OSError as error:
@@ -434,12 +448,37 @@ class _Job:
 
 
 @contextmanager
-def _warning_of(tracker: Tracker) -> Iterator[None]:
-    """A tracker that cannot write does not end a training."""
+def _said_plainly(config: Config) -> Iterator[None]:
+    """What a person can do something about, in a person's words."""
     try:
         yield
-    except OSError as error:
-        logger.warning("%s: %s; numbers are missing there", type(tracker).__name__, error.strerror or error)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the GPU's memory does not hold a step: {str(error).splitlines()[0]} Try training.recompute=true, "
+            "training.accumulate=2 with half of data.identities, or smaller images (docs/training.md)"
+        ) from error
+    except Exception as error:
+        if config.training.compile and type(error).__module__.startswith(
+            ("torch._dynamo", "torch._inductor")
+        ):
+            raise TrainingError(
+                f"torch.compile failed ({str(error).strip().splitlines()[0]}): it needs a C++ compiler, on GPUs "
+                "Triton; train with training.compile=false"
+            ) from error
+        raise
+
+
+@contextmanager
+def _warning_of(tracker: Tracker) -> Iterator[None]:
+    """A tracker that fails does not end a training, whatever it raises."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning(
+            "%s: %s; numbers are missing there",
+            type(tracker).__name__,
+            getattr(error, "strerror", None) or error,
+        )
 
 
 def _shown(terms: dict[str, float]) -> str:
@@ -470,8 +509,33 @@ def _check_folder(run: Path, config: Config, resume: bool) -> None:
         ]
         if changed:
             raise CheckpointError(f"{run} was started with other settings ({'; '.join(changed[:5])})")
-    elif run.exists() and (not run.is_dir() or set(run.iterdir()) - set(left_in(run))):
+    elif run.exists() and (not run.is_dir() or set(run.iterdir()) - {run / ".lock", *left_in(run)}):
         raise DataError(f"{run} exists and is not an fmcnet run: give a new or empty folder as --out")
+
+
+@contextmanager
+def _alone_in(run: Path) -> Iterator[None]:
+    """Hold the run folder: a second training there (a job that was queued again, say) is refused."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(run, error) from error
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CheckpointError(
+            f"another process is training in {run}: wait for it, or give another --out"
+        ) from None
+    except (
+        OSError,
+        NotImplementedError,
+    ):  # a folder without locks, or read-only: told when something is written
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _make_folder(run: Path, config: Config) -> None:

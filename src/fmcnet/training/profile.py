@@ -66,7 +66,7 @@ class StepProfile:
         kernels = _kernels(events, self._cuda, steps)
         facts = {
             "steps": steps,
-            "device": torch.cuda.get_device_name() if self._cuda else "cpu",
+            "device": torch.cuda.get_device_name(torch.cuda.current_device()) if self._cuda else "cpu",
             "threads": torch.get_num_threads(),
             "phases_ms": phases,
             "kernels_ms": kernels,

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from fmcnet.config import Config
+from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.table import Table
-from fmcnet.errors import DataError
+from fmcnet.errors import CheckpointError, DataError
 from fmcnet.evaluation import protocols
 from fmcnet.evaluation.engine import evaluate
 from fmcnet.inference.encoder import Encoder
@@ -65,6 +66,12 @@ class ModelSelection:
                 f"validation needs '{split}' identities seen in both modalities, and {table.root} has none: set "
                 "training.validate_every=0 and training.select=last, or data.val_share above 0"
             )
+        if len(rows) < place.world:
+            raise DataError(f"{len(rows)} '{split}' images cannot be shared by {place.world} processes")
+        folder = cache_folder(config.data.cache, table.root)
+        ImageCache(
+            rows, config.data.height, config.data.width, folder=folder, progress=False
+        )  # all can be read
         self.rows = rows
 
     def due(self, epoch: int) -> bool:
@@ -117,8 +124,17 @@ class ModelSelection:
         return dict(self.best)
 
     def restore(self, facts: dict[str, float]) -> None:
-        """From the checkpoint."""
+        """From the checkpoint.
+
+        Raises:
+            CheckpointError: when the best weights that it names are not there any more.
+        """
         self.best = dict(facts)
+        if self.best and not (self._best(int(self.best["step"])) / WEIGHTS).is_file():
+            raise CheckpointError(
+                f"{self._best(int(self.best['step']))}, the best weights so far, are gone: bring them back, or train "
+                "anew into another folder"
+            )
 
     @torch.no_grad()
     def chosen(self, model: FMCNet) -> tuple[FMCNet, int | None]:

@@ -9,6 +9,7 @@ from fmcnet.config import Config
 from fmcnet.data.benchmarks import detect_layout
 from fmcnet.errors import ConfigError
 from fmcnet.model.checkpoint import CARD
+from fmcnet.runtime import runtime
 from fmcnet.training.loop import TrainingSummary, train
 
 
@@ -76,19 +77,20 @@ def train_splits(
     if layout != "regdb":
         raise ConfigError(f"--splits is for RegDB; {data} is {layout}, which has one split")
     summaries = []
-    for split in splits:
-        settings = config.model_copy(update={"data": config.data.model_copy(update={"split": split})})
-        summaries.append(
-            train(
-                settings,
-                data,
-                split_folder(out, split),
-                resume=resume,
-                device=device,
-                progress=progress,
-                description=f"split {split}",
-                trackers=trackers,
-                profile=profile,
+    with runtime(device):  # several processes meet once, not once a split
+        for split in splits:
+            of_split = config.data.model_copy(update={"split": split})
+            summaries.append(
+                train(
+                    config.model_copy(update={"data": of_split}),
+                    data,
+                    split_folder(out, split),
+                    resume=resume,
+                    device=device,
+                    progress=progress,
+                    description=f"split {split}",
+                    trackers=trackers,
+                    profile=profile,
+                )
             )
-        )
     return summaries

@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fmcnet.errors import CheckpointError
-from fmcnet.files import remove_left
+from fmcnet.files import remove_left, to_disk
 from fmcnet.model.checkpoint import CARD, WEIGHTS, ModelCard, load_weights, save_pretrained, save_tensors
 from fmcnet.training.game import Game
 
@@ -94,11 +94,11 @@ def save_checkpoint(
         text = json.dumps({**whole, "sha256": _facts_digest(whole)})
         (building / FACTS).write_text(text, encoding="utf-8")
         for path in (*building.iterdir(), building):
-            _to_disk(path)
+            to_disk(path)
         if folder.exists():  # passed over as damaged
             _drop(folder)
         building.rename(folder)
-        _to_disk(folder.parent)
+        to_disk(folder.parent)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     drop_others(run, step, keep)
@@ -123,7 +123,8 @@ def _drop(folder: Path) -> None:
 
 def checkpoints(run: Path) -> list[Path]:
     """Checkpoints of a run, oldest first."""
-    return sorted((run / "checkpoints").glob("step-*"), key=_step)
+    found = (run / "checkpoints").glob("step-*")
+    return sorted((path for path in found if re.fullmatch(r"step-\d+", path.name)), key=_step)
 
 
 def recorded(run: Path, name: str) -> list[Any]:
@@ -185,7 +186,7 @@ def _read(folder: Path, game: Game) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 raise CheckpointError(f"{name} is not what was written")
         tensors = load_file(folder / STATE)
         load_weights(game.model, folder / WEIGHTS)
-    except (OSError, SafetensorError, CheckpointError) as error:
+    except (FileNotFoundError, SafetensorError, CheckpointError) as error:
         raise CheckpointError(f"the checkpoint {folder} is damaged ({error})") from error
     return facts, tensors
 
@@ -195,7 +196,15 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         if facts.pop("sha256") != _facts_digest(facts):
             raise CheckpointError(f"{FACTS} is not what was written")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        CheckpointError,
+    ) as error:
         raise CheckpointError(f"the checkpoint {folder} is damaged ({error})") from error
     return facts
 
@@ -262,14 +271,3 @@ def file_digest(path: Path) -> str:
         while block := stream.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _to_disk(path: Path) -> None:
-    """Whole on disk when this returns (folders: where the system can)."""
-    if path.is_dir() and os.name != "posix":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -69,18 +69,25 @@ class WandB:
 
     def __init__(self, run: Path, config: Config) -> None:
         wandb: Any = require("wandb", "wandb")
-        import hashlib
         import os
+        import uuid
 
-        name = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:12]
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "fmcnet"),
-            name=run.name,
-            id=name,
-            resume="allow",
-            dir=str(run),
-            config=config.model_dump(mode="json"),
-        )
+        stored = run / "wandb-id"
+        if not stored.is_file():  # of this run folder, not of its name: one made anew is another run
+            stored.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "fmcnet"),
+                name=run.name,
+                id=stored.read_text(encoding="utf-8").strip(),
+                resume="allow",
+                dir=str(run),
+                config=config.model_dump(mode="json"),
+            )
+        except Exception as error:
+            raise ConfigError(
+                f"Weights & Biases cannot start ({str(error).strip()}): wandb login, or WANDB_MODE=offline"
+            ) from error
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One point a name."""
