@@ -33,7 +33,7 @@ class IdentityModalitySampler:
             images, `ceil(max(N_visible, N_infrared) / (world * P * K))` over the identities in use.
         camid: (N,) cameras; when given, the K images of an identity are spread over its cameras.
         hard: share of a step's identities, 0..0.9, that are look-alikes of the drawn ones (ours), once
-            `neighbors` is set. Each stands next to the one it looks like, so that one rank gets both.
+            `neighbors` is set. Each stands next to the one it looks like, so that one rank mostly gets both.
 
     Attributes:
         steps: batches an epoch, also `len(sampler)`.
