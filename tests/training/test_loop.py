@@ -273,6 +273,33 @@ def test_a_checkpoint_is_not_resumed_on_other_data(tiny_sysu, tmp_path):
         )
 
 
+def test_a_checkpoint_is_not_resumed_on_images_that_look_different(tiny_sysu, tmp_path):
+    import shutil
+
+    settings = ["training.validate_every=0", "training.epochs=1"]
+    shutil.copytree(tiny_sysu, tmp_path / "data")
+    loop.train(load_config("tiny", settings), tmp_path / "data", tmp_path / "run", progress=False)
+    ids = (tiny_sysu / "exp" / "train_id.txt").read_text().strip().split(",")
+    folders = [tmp_path / "data" / "cam1" / f"{int(i):04d}" for i in ids]
+    first, second = sorted(next(f for f in folders if f.is_dir()).glob("*.jpg"))[:2]
+    shutil.copy(first, second)
+    with pytest.raises(CheckpointError, match="images that looked different"):
+        loop.train(
+            load_config("tiny", settings), tmp_path / "data", tmp_path / "run", resume=True, progress=False
+        )
+
+
+def test_a_folder_in_which_something_trains_is_refused(tiny_sysu, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "run").mkdir()
+    with (
+        FileLock(tmp_path / "run" / ".lock"),
+        pytest.raises(CheckpointError, match="another process is training"),
+    ):
+        loop.train(load_config("tiny"), tiny_sysu, tmp_path / "run", progress=False)
+
+
 def test_checkpoints_sort_by_number(tmp_path):
     for step in ("step-999999", "step-1000000", "step-000003"):
         (tmp_path / "checkpoints" / step).mkdir(parents=True)

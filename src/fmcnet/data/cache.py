@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,17 @@ class ImageCache:
             except OSError as error:
                 self._warn_or_raise(folder, error.strerror or str(error))
                 self._hold_in_memory()
+
+    def digest(self) -> str:
+        """CRC-32 of the pixels, 8 hex digits: of all up to 4 GiB, else of an even spread of 10,000 images."""
+        count = len(self.images)
+        rows = np.arange(count)
+        if self.images.nbytes > 4 * 2**30:
+            rows = np.unique(np.linspace(0, count - 1, 10_000).astype(np.int64))
+        value = 0
+        for at in range(0, len(rows), 64):
+            value = zlib.crc32(np.ascontiguousarray(self.images[rows[at : at + 64]]).data, value)
+        return f"{value:08x}"
 
     def __len__(self) -> int:
         return len(self.images)

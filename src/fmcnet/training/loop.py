@@ -182,6 +182,7 @@ class _Job:
         self.steps = config.training.epochs * self.epoch
         self.game = Game(config, model, place, identities_of(config, place.world), self.steps)
         self.images = 2 * sampler.identities * sampler.images * config.training.accumulate * place.world
+        self.pixels = cache.digest()
         self.log: TrainingLog | None = None
         self.trackers: list[Tracker] = []
         self.terms: dict[str, float] = {}
@@ -321,6 +322,7 @@ class _Job:
             "steps": self.steps,
             "precision": str(self.game.precision).removeprefix("torch."),
             "device": self.place.device.type,
+            "pixels": self.pixels,
         }
 
     def _restore(self) -> int:
@@ -335,6 +337,8 @@ class _Job:
                 )
             )
         if stored is None:
+            if self.place.main:
+                logger.info("there is no checkpoint in %s: starting from the first step", self.path)
             return 0
         facts, extra = stored
         self.terms = facts["terms"]
@@ -343,7 +347,10 @@ class _Job:
         if "neighbors" in extra:
             self.sampler.neighbors = extra["neighbors"].numpy()
         if self.place.main:
-            logger.info("resuming %s from step %d of %d", self.path, facts["step"], self.steps)
+            if facts["step"] == self.steps:
+                logger.info("%s had finished already: writing its model again", self.path)
+            else:
+                logger.info("resuming %s from step %d of %d", self.path, facts["step"], self.steps)
         return int(facts["step"])
 
     def _check_same(self, facts: dict[str, Any]) -> None:
@@ -353,6 +360,7 @@ class _Job:
             "steps": "other steps",
             "precision": "another precision",
             "device": "another kind of device",
+            "pixels": "images that looked different",
         }
         now = self._identity()
         changed = [
