@@ -241,7 +241,8 @@ def load_config(
         faults += [_say(entry, tree) for entry in error.errors()]
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
-        raise ConfigError(f"{len(faults)} fault{'s' * (len(faults) > 1)} in {where}:\n{listed}")
+        said = " with the overrides" if overrides else ""
+        raise ConfigError(f"{len(faults)} fault{'s' * (len(faults) > 1)} in {where}{said}:\n{listed}")
     return config
 
 

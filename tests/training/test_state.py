@@ -15,6 +15,7 @@ from fmcnet.errors import CheckpointError
 from fmcnet.model.build import build_model
 from fmcnet.runtime import Runtime
 from fmcnet.training import loop
+from fmcnet.training.folder import MAY_CHANGE
 from fmcnet.training.game import Game
 from fmcnet.training.log import read_log
 from fmcnet.training.state import checkpoints, load_newest, process_state, save_checkpoint
@@ -196,7 +197,7 @@ def test_best_weights_are_kept_as_long_as_a_checkpoint_names_them(tiny_sysu, who
     assert kept == named
 
 
-@pytest.mark.parametrize("change", loop.MAY_CHANGE)
+@pytest.mark.parametrize("change", MAY_CHANGE)
 def test_settings_that_may_change_on_resume_change_nothing(tiny_sysu, whole, run, tmp_path, change):
     other = {"training.checkpoint_minutes": "1e-6", "data.cache": str(tmp_path / "cache")}.get(change, "1")
     train(tiny_sysu, run, f"{change}={other}", resume=True)

@@ -23,7 +23,8 @@ from fmcnet.evaluation.queries import query_scores
 from fmcnet.evaluation.runs import Judged, judge, roles
 from fmcnet.files import write_atomically
 from fmcnet.model.checkpoint import CARD, versions
-from fmcnet.training.loop import CONFIG, train
+from fmcnet.training.folder import CONFIG
+from fmcnet.training.loop import train
 
 logger = logging.getLogger(__name__)
 

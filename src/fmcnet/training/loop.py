@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch.profiler import record_function
 
-from fmcnet.config import Config, load_config
+from fmcnet.config import Config
 from fmcnet.data.benchmarks import read_dataset
 from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.sampler import IdentityModalitySampler
 from fmcnet.data.table import Table, fingerprint
-from fmcnet.errors import CheckpointError, DataError, Interrupted, TrainingError
-from fmcnet.files import left_in, remove_left, write_atomically
+from fmcnet.errors import CheckpointError, Interrupted, TrainingError
 from fmcnet.model.build import build_model
 from fmcnet.model.checkpoint import ModelCard, save_pretrained
 from fmcnet.model.fmcnet import FMCNet
@@ -31,6 +29,7 @@ from fmcnet.progress import Progress
 from fmcnet.runtime import Runtime, keep_freed_memory, resident_bytes, runtime
 from fmcnet.training.batches import Batches
 from fmcnet.training.feed import identities_of, look_alikes, make_sampler
+from fmcnet.training.folder import alone_in, check_folder, make_folder, unwritable
 from fmcnet.training.game import GRADIENT, Game, NotFinite, precision
 from fmcnet.training.log import TrainingLog
 from fmcnet.training.profile import StepProfile
@@ -41,7 +40,6 @@ from fmcnet.training.state import (
     load_newest,
     process_state,
     recorded,
-    remove_half_written,
     save_checkpoint,
 )
 from fmcnet.training.stop import StopAtStepEnd
@@ -49,16 +47,6 @@ from fmcnet.training.track import Tracker, check_trackers, make_trackers
 from fmcnet.types import IntArray
 
 logger = logging.getLogger(__name__)
-
-CONFIG = "config.yaml"
-MAY_CHANGE = (
-    "training.log_every",
-    "training.checkpoint_every",
-    "training.checkpoint_minutes",
-    "training.keep",
-    "data.cache",
-)
-"""Settings that may differ when a run is resumed: they change when things are written, not what is computed."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +107,7 @@ def train(
             keep_freed_memory()
         with together(place):
             if place.main:
-                _check_folder(run, config, resume)
+                check_folder(run, config, resume)
                 check_trackers([name for name in trackers if isinstance(name, str)])
         with together(place):
             table = (
@@ -149,8 +137,8 @@ def train(
         with ExitStack() as stack:
             with together(place):  # only now: a mistake in data or settings leaves no half-made run behind
                 if place.main:
-                    stack.enter_context(_alone_in(run))
-                    _make_folder(run, config)
+                    stack.enter_context(alone_in(run))
+                    make_folder(run, config)
             return job.run_all(resume, progress, description, trackers, profile)
 
 
@@ -244,7 +232,7 @@ class _Job:
         try:
             self.log = TrainingLog(self.path, first)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
         named = [name for name in trackers if isinstance(name, str)]
         self.trackers = make_trackers(named, self.path, self.config, first)
         self.trackers += [tracker for tracker in trackers if not isinstance(tracker, str)]
@@ -499,67 +487,3 @@ def _memory(place: Runtime) -> str:
     """Of the GPU at its fullest, else of the process."""
     taken = torch.cuda.max_memory_allocated(place.device) if place.device.type == "cuda" else resident_bytes()
     return f"{taken / 2**30:.1f} GiB" if taken else ""
-
-
-def _check_folder(run: Path, config: Config, resume: bool) -> None:
-    """Refuse to overwrite a run, to resume another one, or to write into somebody's folder."""
-    stored = run / CONFIG
-    if stored.is_file():
-        if not resume:
-            raise CheckpointError(
-                f"{run} already holds a run: go on with --resume (in Python: resume=True), or give another --out"
-            )
-        old, new = (_flat(tree.model_dump(mode="json")) for tree in (load_config(stored), config))
-        changed = [
-            f"{key}: {old[key]} there, {new[key]} now"
-            for key in old
-            if old[key] != new[key] and key not in MAY_CHANGE
-        ]
-        if changed:
-            raise CheckpointError(f"{run} was started with other settings ({'; '.join(changed[:5])})")
-    elif run.exists() and (not run.is_dir() or set(run.iterdir()) - {run / ".lock", *left_in(run)}):
-        raise DataError(f"{run} exists and is not an fmcnet run: give a new or empty folder as --out")
-
-
-@contextmanager
-def _alone_in(run: Path) -> Iterator[None]:
-    """Hold the run folder: a second training there (a job that was queued again, say) is refused."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(run, error) from error
-    lock = FileLock(run / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise CheckpointError(
-            f"another process is training in {run}: wait for it, or give another --out"
-        ) from None
-    except (
-        OSError,
-        NotImplementedError,
-    ):  # a folder without locks, or read-only: told when something is written
-        pass
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _make_folder(run: Path, config: Config) -> None:
-    """The run folder with the settings in it, and without what a killed training left half-written."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        remove_left(run)
-        remove_half_written(run)
-        write_atomically(run / CONFIG, lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
-    except OSError as error:
-        raise _unwritable(run, error) from error
-
-
-def _unwritable(run: Path, error: OSError) -> DataError:
-    return DataError(f"the run folder {run} cannot be written: {error.strerror or error}")
-
-
-def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    return {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}

@@ -1,0 +1,90 @@
+"""The run folder: whose it is, that one training alone writes there, and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fmcnet.config import Config, load_config
+from fmcnet.errors import CheckpointError, DataError
+from fmcnet.files import left_in, remove_left, write_atomically
+from fmcnet.training.state import remove_half_written
+
+CONFIG = "config.yaml"
+MAY_CHANGE = (
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.checkpoint_minutes",
+    "training.keep",
+    "data.cache",
+)
+"""Settings that may differ when a run is resumed: they change when things are written, not what is computed."""
+
+
+def check_folder(run: Path, config: Config, resume: bool) -> None:
+    """Refuse to overwrite a run, to resume another one, or to write into somebody's folder."""
+    stored = run / CONFIG
+    if stored.is_file():
+        if not resume:
+            raise CheckpointError(
+                f"{run} already holds a run: go on with --resume (in Python: resume=True), or give another --out"
+            )
+        old, new = (_flat(tree.model_dump(mode="json")) for tree in (load_config(stored), config))
+        changed = [
+            f"{key}: {old[key]} there, {new[key]} now"
+            for key in old
+            if old[key] != new[key] and key not in MAY_CHANGE
+        ]
+        if changed:
+            raise CheckpointError(f"{run} was started with other settings ({'; '.join(changed[:5])})")
+    elif run.exists() and (not run.is_dir() or set(run.iterdir()) - {run / ".lock", *left_in(run)}):
+        raise DataError(f"{run} exists and is not an fmcnet run: give a new or empty folder as --out")
+
+
+@contextmanager
+def alone_in(run: Path) -> Iterator[None]:
+    """Hold the run folder: a second training there (a job that was queued again, say) is refused."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(run, error) from error
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CheckpointError(
+            f"another process is training in {run}: wait for it, or give another --out"
+        ) from None
+    except (
+        OSError,
+        NotImplementedError,
+    ):  # a folder without locks, or read-only: told when something is written
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def make_folder(run: Path, config: Config) -> None:
+    """The run folder with the settings in it, and without what a killed training left half-written."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        remove_left(run)
+        remove_half_written(run)
+        write_atomically(run / CONFIG, lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
+    except OSError as error:
+        raise unwritable(run, error) from error
+
+
+def unwritable(run: Path, error: OSError) -> DataError:
+    """The error of a run folder that cannot be written."""
+    return DataError(f"the run folder {run} cannot be written: {error.strerror or error}")
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    return {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
