@@ -75,6 +75,7 @@ class ModelConfig(_Section):
     descriptor: Literal["plain", "normalized"] = "plain"  # normalized: each part of unit length (ours)
     parts: Annotated[int, Field(ge=0, le=12)] = 0  # horizontal stripes of the shared map (ours); 0: none
     generator_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # inside G, in training (ours)
+    specific_detach: bool = False  # E_sp's input is a constant: specific losses do not shape the stems (ours)
     generator_detach: bool = False  # G's input is a constant: its losses do not shape E_sh (ours)
 
 
@@ -103,6 +104,9 @@ class LossConfig(_Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # more than 0: ours
     detach_targets: bool = False  # real centres of (13) are constants (ours); false: they move, too
     unit_centers: bool = False  # centres of unit length before (4), (5), (6), (17) (ours)
+    center_scale: Annotated[float, Field(gt=0)] = (
+        1.0  # centres times this before the same: scale of the margins (ours)
+    )
     start_fmc: Annotated[float, Field(ge=0, lt=1)] = (
         0.0  # share of all steps before FMC terms and L_MC (ours)
     )

@@ -99,6 +99,8 @@ def _centers(
     own = losses.centers(feature, identities)
     if config.unit_centers:  # ours
         own = F.normalize(own, dim=1)
+    if config.center_scale != 1:  # ours
+        own = config.center_scale * own
     return own if gather is None else gather(own)
 
 
@@ -149,7 +151,7 @@ def _other_terms(
         loss = losses.weighted_regularized_triplet_loss(both, twice, config.triplet_normalize)
         terms["wrt"] = config.wrt * loss
     if config.hc > 0:
-        own = config.model_copy(update={"unit_centers": False})
+        own = config.model_copy(update={"unit_centers": False, "center_scale": 1.0})
         c_v, c_i = (_centers(half.shared, identities, own, gather) for half in (v, i))
         if config.hc_loss == "triplet":
             loss = losses.hetero_center_triplet_loss(c_v, c_i, config.hc_margin)

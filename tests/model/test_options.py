@@ -106,3 +106,12 @@ def test_dropout_inside_the_generator_is_for_training_only():
     x = torch.randn(4, 64)
     assert not torch.equal(generator.train()(x), generator(x))
     assert torch.equal(generator.eval()(x), generator(x))
+
+
+def test_specific_branches_of_constants_do_not_shape_the_stems():
+    for detach in (False, True):
+        sfd = tiny(specific_detach=detach).decomposition
+        stem = torch.randn(2, 16, 4, 2, requires_grad=True)
+        sfd.specific(stem, Modality.INFRARED).sum().backward()
+        assert (stem.grad is None) is detach
+        assert sfd.specific_infrared.layer3[0].conv1.weight.grad.abs().sum() > 0

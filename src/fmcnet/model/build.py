@@ -65,6 +65,7 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         stem_shared=Trunk(config.arch, config.width, config.specific_stages)
         if config.specific_stages < 3
         else None,
+        specific_detach=config.specific_detach,
     )
     decomposition.stem_infrared.load_state_dict(decomposition.stem_visible.state_dict())
     for specific in (decomposition.specific_visible, decomposition.specific_infrared):

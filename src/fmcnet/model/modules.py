@@ -77,6 +77,8 @@ class Decomposition(nn.Module):
         specific_visible: E_sp^V, and so on; None in the Base variant, which has no specific part.
         stem_shared: the end of both stems with one set of weights, where they are split earlier than in the paper
             (ours); None: each stem is whole.
+        specific_detach: the input of E_sp^V and E_sp^I is a constant, so that their losses do not shape the stems
+            (ours).
 
     Attributes:
         recompute: forget the activations of stems and tails, and compute them anew in the backward pass.
@@ -93,8 +95,10 @@ class Decomposition(nn.Module):
         classify_visible: IdentityClassifier | None = None,
         classify_infrared: IdentityClassifier | None = None,
         stem_shared: nn.Module | None = None,
+        specific_detach: bool = False,
     ) -> None:
         super().__init__()
+        self.specific_detach = specific_detach
         self.stem_visible = stem_visible
         self.stem_infrared = stem_infrared
         self.stem_shared = stem_shared
@@ -121,7 +125,7 @@ class Decomposition(nn.Module):
         """E_sp^m: F_m (B, C, h, w) to F_sp,m (B, D)."""
         tail = self.specific_visible if modality is Modality.VISIBLE else self.specific_infrared
         assert tail is not None, "this variant has no specific branch"
-        return self._run(tail, stem_feature)
+        return self._run(tail, stem_feature.detach() if self.specific_detach else stem_feature)
 
     def classifier(self, modality: Modality) -> IdentityClassifier:
         """P_sp^m."""

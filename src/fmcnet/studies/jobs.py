@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 
 from fmcnet.config import load_config
 from fmcnet.data.benchmarks import read_dataset
+from fmcnet.data.generated.generate import MANIFEST
 from fmcnet.evaluation.queries import query_scores
 from fmcnet.evaluation.runs import Judged, judge, roles
 from fmcnet.files import write_atomically
 from fmcnet.model.checkpoint import CARD, versions
+from fmcnet.studies.card import write_model_card
 from fmcnet.training.folder import CONFIG
 from fmcnet.training.loop import train
 
@@ -116,6 +118,8 @@ def do_job(job: Job, progress: bool | None = None) -> dict[str, Any]:
         }
         text = json.dumps(result, indent=1) + "\n"
         write_atomically(run / RESULT, lambda path: path.write_text(text, encoding="utf-8"))
+        if job.keep:
+            write_model_card(run, judged.encoder.card, result, generated=(table.root / MANIFEST).is_file())
         # Only now: a finished run is whole without them, and a study has many.
         for leftover in ("checkpoints",) if job.keep else ("checkpoints", "embeddings", "model.safetensors"):
             path = run / leftover

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fmcnet.studies.results import DIRECTIONS
+from fmcnet.studies.rows import DIRECTIONS
 
 NUMBERS = {
     "shared_specific": ("specific centre to the nearest shared centre", "large", "{:.3f}"),

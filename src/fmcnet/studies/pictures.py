@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fmcnet.figures import COLOURS, INK, RIGHT, WRONG, new_axes, write_png
 from fmcnet.runtime import require
 from fmcnet.studies.features import Features, Matrix, unit
-from fmcnet.studies.results import DIRECTIONS
+from fmcnet.studies.rows import DIRECTIONS
 from fmcnet.types import IntArray
 
 MAP_IDENTITIES, MAP_IMAGES = 16, 6

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from fmcnet.errors import DataError
 from fmcnet.studies.jobs import Job, load_queries
 from fmcnet.studies.paired import Paired, paired_interval
-from fmcnet.studies.rows import Row, Study
+from fmcnet.studies.rows import DIRECTIONS, Row, Study
 
-DIRECTIONS = {"i2v": "infrared to visible", "v2i": "visible to infrared"}
 COLUMNS = {"rank1": "hit", "mAP": "ap"}
 """Metrics that are compared in pairs, and the column of `queries.npz` each is the mean of."""
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 from fmcnet.errors import FmcnetError
 from fmcnet.studies.recipes import RECIPES
 
+DIRECTIONS = {"i2v": "infrared to visible", "v2i": "visible to infrared"}
+"""Both directions of search, in words."""
+
 
 @dataclass(frozen=True)
 class Row:
