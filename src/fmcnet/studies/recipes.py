@@ -1,11 +1,23 @@
-"""Settings that `benchmarks/search_recipe.py` found for the baselines and for fmcnet-plus, by method. All ours.
+"""Settings that trials found for baselines and fmcnet-plus, by method. All ours; docs/findings.md has the trials.
 
-FMCNet's own are in `configs/generated.yaml`. Each method had the same number of trials of the same number of steps,
-judged on validation identities of a world that no study uses. They hold for the generated benchmark, preset small,
-with its own configuration; other data take none of them. Empty: not searched yet, the study's configuration as it is.
+FMCNet's own are in `configs/generated.yaml`, which every row starts from. Judged on validation identities of a world
+that no study uses (`benchmarks/recipe_trials.jsonl`). They hold for the generated benchmark, preset small, with its
+own configuration; other data take none of them. A method that is not here did best, or was only tried, as its row
+has it.
 """
 
 from __future__ import annotations
 
-RECIPES: dict[str, tuple[str, ...]] = {}
+RECIPES: dict[str, tuple[str, ...]] = {
+    "fmcnet-plus": (
+        "model.unit_features=false",
+        "losses.wrt=1",
+        "losses.md=0.3",
+        "losses.mc=0.3",
+        "losses.center_scale=1",
+        "losses.detach_targets=true",
+        "augment.channel=exchange",
+        "augment.channel_probability=0.5",
+    ),
+}
 """Overrides ("training.lr=0.003") by method: base, agw, hc, fmcnet-plus."""
