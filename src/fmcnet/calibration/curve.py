@@ -109,8 +109,9 @@ class Curve:
 def fit(same: IntArray, different: IntArray) -> Curve:
     """The curve of counted similarities.
 
-    Evidence: isotonic regression of "same or not", both sides weighing one half, over up to 64 groups of equal mass;
-    each step of it is a knot, with half a pair added on either side so that nothing is certain.
+    Evidence: isotonic regression of "same or not", both sides weighing one half, over up to 64 groups of equal mass
+    and, towards the ends, ever smaller ones; each step of it is a knot, with half a pair added on either side so that
+    nothing is certain.
 
     Args:
         same, different: (BINS,) counts of pairs of one person, of two.
@@ -134,8 +135,9 @@ def _evidence(same: IntArray, different: IntArray) -> tuple[FloatVector, FloatVe
 
     n_same, n_different = int(same.sum()), int(different.sum())
     weight = (same / n_same + different / n_different) / 2
-    groups = int(np.clip(min(n_same, n_different) // MIN_PAIRS, 4, 64))
-    group = np.minimum((np.cumsum(weight) - weight / 2) * groups, groups - 1).astype(np.int64)
+    bounds = _bounds(n_same, n_different)
+    groups = len(bounds) + 1
+    group = np.searchsorted(bounds, np.cumsum(weight) - weight / 2, side="right").astype(np.int64)
     centres = (edges()[:-1] + edges()[1:]) / 2
 
     def summed(values: NDArray[Any], of: IntArray, length: int) -> FloatVector:
@@ -152,6 +154,17 @@ def _evidence(same: IntArray, different: IntArray) -> tuple[FloatVector, FloatVe
     knots = summed(weight * centres, of_bin, k) / m
     evidence = np.log((s + 0.5) / (n_same + 1)) - np.log((d + 0.5) / (n_different + 1))
     return knots, np.maximum.accumulate(evidence)
+
+
+def _bounds(n_same: int, n_different: int) -> FloatVector:
+    """Where groups end, as shares of all mass, ascending: equal parts, the first and the last halved while they hold
+    `ENOUGH` pairs of the kind that is common there."""
+    equal = int(np.clip(min(n_same, n_different) // MIN_PAIRS, 4, 64))
+    low, high = (
+        0.5 ** np.arange(1, max(1, int(np.log2(2 * n / equal / ENOUGH)) + 1)) / equal
+        for n in (n_different, n_same)
+    )
+    return np.concatenate([low[::-1], np.arange(1, equal) / equal, 1 - high])
 
 
 def _thresholds(same: IntArray, different: IntArray) -> tuple[FloatVector, FloatVector, FloatVector]:

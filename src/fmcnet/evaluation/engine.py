@@ -93,8 +93,8 @@ def evaluate_all(
     """
     if len(embeddings) and (embeddings.pid == NO_PID).all():
         raise ProtocolError(
-            "these embeddings have no identities, so there is nothing to score: embed a labelled table (embed_table), "
-            "or fill in pid"
+            "these embeddings have no identities, so there is nothing to score: embed a labelled table "
+            "(embed_table), or fill in pid"
         )
     plans = [p.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask) for p in protocols]
     jobs = [(p, t) for p, plan in enumerate(plans) for t in range(len(plan))]

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from fmcnet.calibration.calibration import CALIBRATION, Calibration
 from fmcnet.data.cache import ImageCache, cache_folder, cache_key
 from fmcnet.data.table import Table
-from fmcnet.errors import CheckpointError, DataError, FmcnetError
+from fmcnet.errors import CheckpointError, DataError, FmcnetError, MissingDependencyError
 from fmcnet.files import write_atomically
 from fmcnet.inference.engine import Engine
 from fmcnet.inference.images import (
@@ -33,7 +33,6 @@ from fmcnet.inference.images import parse_modality as parse_modality
 from fmcnet.inference.onnx_engine import MANIFEST, OnnxEngine
 from fmcnet.inference.shipped import find_model
 from fmcnet.model.card import WEIGHTS, ModelCard, model_digest, read_card
-from fmcnet.optional import require
 from fmcnet.progress import Progress
 from fmcnet.types import Embeddings, FloatArray, IntArray, Modality
 
@@ -106,7 +105,13 @@ class Encoder:
         if _runtime(folder, runtime) == "onnxruntime":
             onnx = OnnxEngine(folder, device, threads)
             return Encoder(onnx, card, onnx.manifest.digest, folder, calibration)
-        torch = require("torch", "train")
+        if not _importable("torch"):
+            raise MissingDependencyError(
+                f"{folder} holds weights for PyTorch, which is not installed: pip install torch, or make a form for "
+                "ONNX Runtime with fmcnet export where it is"
+            )
+        import torch
+
         from fmcnet.inference.torch_engine import TorchEngine
         from fmcnet.model.checkpoint import load_pretrained_model
         from fmcnet.runtime import pick_device
@@ -125,7 +130,10 @@ class Encoder:
             FmcnetError: where ONNX Runtime computes.
         """
         if self.engine.name != "torch":
-            raise FmcnetError(f"{self.folder} is an exported model: this needs the run that it was made from")
+            raise FmcnetError(
+                f"{self.folder} is an exported model: this needs the run that it was made from "
+                "(fmcnet evaluate takes it with --no-report)"
+            )
         return cast("FMCNet", self.engine.model)  # type: ignore[attr-defined]
 
     @property
@@ -306,7 +314,9 @@ class Encoder:
     def _embed(self, images: NDArray[Any], modality: Modality, flip: bool) -> FloatArray:
         """(N, H, W, 3) uint8 to (N, E) float32."""
         out = self.engine(images, modality)
-        return (out + self.engine(images[:, :, ::-1], modality)) / 2 if flip else out
+        if flip:
+            out = (out + self.engine(images[:, :, ::-1], modality)) * np.float32(0.5)
+        return out
 
 
 def keep(features: FloatArray, table: Table, kept: Path | None) -> Embeddings:
@@ -320,9 +330,8 @@ def keep(features: FloatArray, table: Table, kept: Path | None) -> Embeddings:
 
 def unit(features: FloatArray) -> FloatArray:
     """Rows (N, E) brought to unit length; a row of zeros stays."""
-    length = np.linalg.norm(features, axis=-1, keepdims=True)
-    out: FloatArray = (features / np.maximum(length, 1e-12)).astype(np.float32, copy=False)
-    return out
+    length = np.sqrt(np.einsum("...e,...e->...", features, features))
+    return cast(FloatArray, features / np.maximum(length, np.float32(1e-12))[..., None])
 
 
 def _batches(items: Sequence[Item], size: int) -> list[list[int]]:
