@@ -16,7 +16,7 @@ from fmcnet.calibration.calibration import CALIBRATION
 from fmcnet.cli import app
 from fmcnet.config import load_config
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, MissingDependencyError
-from fmcnet.export import write
+from fmcnet.export import build, write
 from fmcnet.export.int8 import quantize
 from fmcnet.export.parity import Form, choose, compare, markdown, rates
 from fmcnet.export.write import export
@@ -33,7 +33,7 @@ def known_graphs(tiny_onnx, monkeypatch):
         shutil.copy(tiny_onnx / GRAPHS[modality], path)
         return read_manifest(tiny_onnx).opset
 
-    monkeypatch.setattr(write, "write_graph", copy)
+    monkeypatch.setattr(build, "write_graph", copy)
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +100,8 @@ def test_int8_that_loses_too_much_is_refused_and_not_kept(tiny_run, tiny_sysu, t
     forced = exported(tiny_run, out, int8=True, calibrate=tiny_sysu, images=16, force=True)
     assert "by force" in (out / "parity.md").read_text()
     assert len(forced.forms) == 4
+    with pytest.raises(FmcnetError, match="is as it was"):
+        exported(tiny_run, out, int8=True, calibrate=tiny_sysu, images=16)
     encoder = load(out)
     assert encoder.digest != load(tiny_run, "cpu").digest  # its embeddings are others
     assert read_manifest(out).source == load(tiny_run, "cpu").digest
@@ -148,6 +150,8 @@ def test_which_int8_is_kept(full, mixed, force, place, refused):
     assert chosen == place
     assert bool(reason) is refused
     assert f"full loses {max(full, 0.0):+.2f}" in remarks[0]
+    with pytest.raises(DataError, match="judged by mAP"):
+        write._choose([Form("x", 1, 0, 1, {}, {})] * 4, True, force, [])
 
 
 def test_the_worse_direction_counts():
@@ -239,7 +243,7 @@ def test_a_failure_leaves_the_old_export(tiny_run, tiny_onnx, tiny_sysu, tmp_pat
     def fails(*a, **k):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(write, "write_graph", fails)
+    monkeypatch.setattr(build, "write_graph", fails)
     with pytest.raises(OSError, match="No space"):
         exported(tiny_run, out, data=tiny_sysu)
     assert load(out).encode(np.zeros((8, 8, 3), np.uint8), "ir").features.shape[0] == 1

@@ -87,7 +87,7 @@ def test_the_runtime_is_what_the_folder_holds(run, tiny_onnx, monkeypatch):
             shutil.copy(path, run / path.name)
     assert Encoder.from_pretrained(run).engine.name == "torch"
     assert Encoder.from_pretrained(run, runtime="onnxruntime").engine.name == "onnxruntime"
-    monkeypatch.setattr("fmcnet.inference.encoder._importable", lambda module: False)
+    monkeypatch.setattr("fmcnet.inference.opening._importable", lambda module: False)
     assert Encoder.from_pretrained(run).engine.name == "onnxruntime"
     with pytest.raises(FmcnetError, match="say auto, torch or onnxruntime"):
         Encoder.from_pretrained(run, runtime="tensorrt")

@@ -15,8 +15,7 @@ from fmcnet.config import EvaluationConfig
 from fmcnet.data.table import Table
 from fmcnet.evaluation.engine import evaluate
 from fmcnet.evaluation.runs import protocols_for, roles
-from fmcnet.inference.encoder import unit
-from fmcnet.inference.engine import Engine
+from fmcnet.inference.engine import Engine, unit
 from fmcnet.types import Embeddings, FloatArray, IntArray, Modality
 
 BATCHES = (1, 32)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,12 @@ from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.generated import generate
 from fmcnet.data.table import Table
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
-from fmcnet.export.graph import write_graph
-from fmcnet.export.int8 import SCHEMES, quantize
+from fmcnet.export.build import float_graphs, form, int8_graphs
+from fmcnet.export.int8 import SCHEMES
 from fmcnet.export.parity import Form, choose, compare, markdown
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.onnx_engine import GRAPHS, MANIFEST, Manifest, OnnxEngine, sha256_of
-from fmcnet.model.card import CARD, WEIGHTS, versions
+from fmcnet.inference.onnx_engine import GRAPHS, MANIFEST, Manifest, OnnxEngine
+from fmcnet.model.card import CARD, WEIGHTS
 from fmcnet.optional import require
 from fmcnet.types import Modality
 
@@ -92,7 +91,8 @@ def export(
         seconds: of each measurement of speed; None: `SECONDS`. progress: bars; None: on a terminal.
 
     Raises:
-        FmcnetError: when int8 loses too much and `force` is off: the folder then holds the report and no model.
+        FmcnetError: when int8 loses too much and `force` is off: the folder then holds the report and no model, or
+            the earlier model that was there.
         CheckpointError: when there is no model with weights.
         MissingDependencyError: without the extra "export".
     """
@@ -112,14 +112,14 @@ def export(
         forms: list[tuple[str, Any, int, tuple[str, ...]]] = [
             ("PyTorch, eager", encoder.engine, (encoder.folder / WEIGHTS).stat().st_size, ())
         ]
-        built = [_float_graphs(encoder, Path(scratch) / "fp32")]
-        forms.append(_form("ONNX Runtime, fp32", built[0]))
+        built = [float_graphs(encoder, Path(scratch) / "fp32")]
+        forms.append(form("ONNX Runtime, fp32", built[0]))
         if int8:
             assert calibrate is not None
             ranges = _ranges(encoder, calibrate, images, progress)
             for scheme in SCHEMES:
-                built.append(_int8_graphs(built[0], Path(scratch) / scheme, ranges, scheme))
-                forms.append(_form(f"ONNX Runtime, int8 {scheme}", built[-1]))
+                built.append(int8_graphs(built[0], Path(scratch) / scheme, ranges, scheme))
+                forms.append(form(f"ONNX Runtime, int8 {scheme}", built[-1]))
         config = encoder.card.config.evaluation
         compared = compare(
             forms, seen, modality, table, config, seconds=SECONDS if seconds is None else seconds
@@ -133,15 +133,7 @@ def export(
         result = Exported(target, OnnxEngine(folder).manifest, tuple(compared), tuple(remarks))
         _write_report(result, folder)
         if refused:
-            place = Path(scratch) / "refused"
-            place.mkdir()
-            for name in REPORT:
-                shutil.copy(folder / name, place / name)
-            _put(place, target)
-            raise FmcnetError(
-                f"{refused}: no model was written, only {target / REPORT[1]}. Calibrate on other or more images "
-                f"(--images), or take it as it is with --force\n{markdown(compared)}"
-            )
+            raise FmcnetError(_refuse(refused, result, folder, Path(scratch) / "refused"))
         shutil.copy(encoder.folder / CARD, folder / CARD)
         _take_calibration(encoder, folder, result.manifest.digest)
         _put(folder, target)
@@ -162,6 +154,23 @@ def _choose(compared: Sequence[Form], int8: bool, force: bool, remarks: list[str
     kept = compared[chosen].name + ("" if fits else ", by force") if fits or force else "none"
     remarks.append(f"kept: {kept}")
     return chosen, "" if fits or force else f"int8 loses more than {MOST_LOST} points of mAP ({said})"
+
+
+def _refuse(reason: str, result: Exported, folder: Path, place: Path) -> str:
+    """What to tell; the report goes where the model would have gone, unless an earlier model is there, and stays."""
+    said = f"{reason}: no model was written"
+    if (result.out / MANIFEST).exists():
+        said += f", {result.out} is as it was"
+    else:
+        place.mkdir()
+        for name in REPORT:
+            shutil.copy(folder / name, place / name)
+        _put(place, result.out)
+        said += f", only {result.out / REPORT[1]}"
+    return (
+        f"{said}. Calibrate on other or more images (--images), or take it as it is with --force\n"
+        f"{markdown(result.forms, result.remarks)}"
+    )
 
 
 def _images(
@@ -211,55 +220,6 @@ def _read(encoder: Encoder, data: str | Path) -> Table:
 def _cached(encoder: Encoder, table: Table, progress: bool | None) -> NDArray[np.uint8]:
     folder = cache_folder(encoder.card.config.data.cache, table.root)
     return ImageCache(table, encoder.height, encoder.width, folder=folder, progress=progress).images
-
-
-def _float_graphs(encoder: Encoder, folder: Path) -> Path:
-    folder.mkdir()
-    opset = 0
-    for modality in Modality:
-        path = folder / GRAPHS[modality]
-        opset = write_graph(encoder.model, modality, encoder.height, encoder.width, path)
-    sample = np.zeros((1, encoder.height, encoder.width, 3), dtype=np.uint8)
-    dim = encoder.engine(sample, Modality.VISIBLE).shape[1]
-    manifest = Manifest(
-        encoder.digest,
-        encoder.digest,
-        "fp32",
-        dim,
-        encoder.height,
-        encoder.width,
-        opset,
-        {},
-        versions("onnx", "onnxscript", "onnxruntime"),
-    )
-    _write_manifest(folder, manifest)
-    return folder
-
-
-def _int8_graphs(floats: Path, folder: Path, ranges: dict[Modality, NDArray[np.uint8]], scheme: str) -> Path:
-    folder.mkdir()
-    kept: list[str] = []
-    for modality in Modality:
-        name = GRAPHS[modality]
-        kept += [
-            f"{modality} {one}" for one in quantize(floats / name, folder / name, ranges[modality], scheme)
-        ]
-    manifest = OnnxEngine(floats).manifest
-    content = "".join(sha256_of(folder / GRAPHS[modality]) for modality in Modality)
-    digest = hashlib.sha256(f"{manifest.source} int8 {content}".encode()).hexdigest()[:16]
-    _write_manifest(folder, replace(manifest, digest=digest, precision="int8", kept=tuple(kept)))
-    return folder
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    digests = {GRAPHS[modality]: sha256_of(folder / GRAPHS[modality]) for modality in Modality}
-    (folder / MANIFEST).write_text(replace(manifest, sha256=digests).to_json(), encoding="utf-8")
-
-
-def _form(name: str, folder: Path) -> tuple[str, Any, int, tuple[str, ...]]:
-    engine = OnnxEngine(folder, threads=torch.get_num_threads())
-    size = sum((folder / GRAPHS[modality]).stat().st_size for modality in Modality)
-    return name, engine, size, engine.manifest.kept
 
 
 def _write_report(result: Exported, folder: Path) -> None:

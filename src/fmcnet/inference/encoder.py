@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -16,23 +15,23 @@ from numpy.typing import ArrayLike, NDArray
 from fmcnet.calibration.calibration import CALIBRATION, Calibration
 from fmcnet.data.cache import ImageCache, cache_folder, cache_key
 from fmcnet.data.table import Table
-from fmcnet.errors import CheckpointError, DataError, FmcnetError, MissingDependencyError
+from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import write_atomically
-from fmcnet.inference.engine import Engine
+from fmcnet.inference.engine import Engine, unit
 from fmcnet.inference.images import (
     Fault,
     ImageLike,
-    Item,
     ModalityLike,
+    batches_of,
     expand,
     handler,
     list_faults,
     read_ahead,
 )
 from fmcnet.inference.images import parse_modality as parse_modality
-from fmcnet.inference.onnx_engine import MANIFEST, OnnxEngine
+from fmcnet.inference.opening import RuntimeName, open_engine
 from fmcnet.inference.shipped import find_model
-from fmcnet.model.card import WEIGHTS, ModelCard, model_digest, read_card
+from fmcnet.model.card import ModelCard
 from fmcnet.progress import Progress
 from fmcnet.types import Embeddings, FloatArray, IntArray, Modality
 
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-RuntimeName = Literal["auto", "torch", "onnxruntime"]
 OnError = Literal["raise", "skip"] | Callable[[Fault], object]
 
 
@@ -74,7 +72,8 @@ class Encoder:
     ) -> None:
         self.engine, self.card, self.digest, self.folder = engine, card, digest, folder
         self.height, self.width = card.config.data.height, card.config.data.width
-        self._calibration = Path(calibration) if calibration is not None else None
+        beside = folder / CALIBRATION if folder is not None else None
+        self._calibration = Path(calibration) if calibration is not None else beside
 
     @staticmethod
     def from_pretrained(
@@ -101,26 +100,8 @@ class Encoder:
             MissingDependencyError: when PyTorch or ONNX Runtime is needed and not there.
         """
         folder = find_model(source)
-        card = read_card(folder)
-        if _runtime(folder, runtime) == "onnxruntime":
-            onnx = OnnxEngine(folder, device, threads)
-            return Encoder(onnx, card, onnx.manifest.digest, folder, calibration)
-        if not _importable("torch"):
-            raise MissingDependencyError(
-                f"{folder} holds weights for PyTorch, which is not installed: pip install torch, or make a form for "
-                "ONNX Runtime with fmcnet export where it is"
-            )
-        import torch
-
-        from fmcnet.inference.torch_engine import TorchEngine
-        from fmcnet.model.checkpoint import load_pretrained_model
-        from fmcnet.runtime import pick_device
-
-        if threads:
-            torch.set_num_threads(threads)
-        chosen = pick_device(device)
-        model, card = load_pretrained_model(folder, chosen)
-        return Encoder(TorchEngine(model, chosen), card, model_digest(folder), folder, calibration)
+        engine, card, digest = open_engine(folder, device, runtime, threads)
+        return Encoder(engine, card, digest, folder, calibration)
 
     @property
     def model(self) -> FMCNet:
@@ -148,7 +129,7 @@ class Encoder:
         Raises:
             CheckpointError: when there is none (`fmcnet calibrate` makes one), or it is of other weights.
         """
-        path = self._calibration_file
+        path = self._calibration
         if path is None or not path.is_file():
             raise CheckpointError(
                 f"{path or 'this model'}: no calibration yet; make one with fmcnet calibrate {self.folder or 'RUN'} "
@@ -159,11 +140,7 @@ class Encoder:
     @property
     def calibrated(self) -> bool:
         """Whether there is a calibration (of these weights or not: `calibration` checks)."""
-        return self._calibration_file is not None and self._calibration_file.is_file()
-
-    @property
-    def _calibration_file(self) -> Path | None:
-        return self._calibration or (self.folder / CALIBRATION if self.folder else None)
+        return self._calibration is not None and self._calibration.is_file()
 
     def encode(
         self,
@@ -207,7 +184,7 @@ class Encoder:
         faults: list[Fault] = []
         shown = progress if progress is not None or len(items) > batch_size else False
         with Progress("embedding", len(items), show=shown) as bar:
-            batches = _batches(items, batch_size)
+            batches = batches_of(items, batch_size)
             for batch, read in read_ahead(items, batches, self.height, self.width, workers):
                 faults += [one for one in read if isinstance(one, Fault)]
                 good = [(at, one) for at, one in zip(batch, read, strict=True) if not isinstance(one, Fault)]
@@ -326,39 +303,3 @@ def keep(features: FloatArray, table: Table, kept: Path | None) -> Embeddings:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(kept, result.save)
     return result
-
-
-def unit(features: FloatArray) -> FloatArray:
-    """Rows (N, E) brought to unit length; a row of zeros stays."""
-    length = np.sqrt(np.einsum("...e,...e->...", features, features))
-    return cast(FloatArray, features / np.maximum(length, np.float32(1e-12))[..., None])
-
-
-def _batches(items: Sequence[Item], size: int) -> list[list[int]]:
-    """Positions, in batches of one modality each, order kept within it."""
-    if size < 1:
-        raise FmcnetError(f"batch_size must be 1 or more, got {size}")
-    mine = [[at for at, item in enumerate(items) if item.modality is modality] for modality in Modality]
-    return [rows[start : start + size] for rows in mine for start in range(0, len(rows), size)]
-
-
-def _runtime(folder: Path, wanted: str) -> str:
-    """Which of the two a folder is for."""
-    has = {"torch": (folder / WEIGHTS).is_file(), "onnxruntime": (folder / MANIFEST).is_file()}
-    if wanted not in ("auto", *has):
-        raise FmcnetError(f"runtime='{wanted}': say auto, torch or onnxruntime")
-    if wanted != "auto":
-        if not has[wanted]:
-            lacks = WEIGHTS if wanted == "torch" else f"{MANIFEST} (fmcnet export makes it)"
-            raise CheckpointError(f"{folder} holds no model for {wanted}: it lacks {lacks}")
-        return wanted
-    if all(has.values()):
-        return "torch" if _importable("torch") else "onnxruntime"
-    return "onnxruntime" if has["onnxruntime"] else "torch"
-
-
-def _importable(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ImportError:
-        return False

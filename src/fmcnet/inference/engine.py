@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.types import FloatArray, Modality
@@ -30,3 +31,9 @@ class Engine(Protocol):
             (N, E) float32.
         """
         ...
+
+
+def unit(features: FloatArray) -> FloatArray:
+    """Rows (N, E) brought to unit length; a row of zeros stays."""
+    length = np.sqrt(np.einsum("...e,...e->...", features, features))
+    return cast(FloatArray, features / np.maximum(length, np.float32(1e-12))[..., None])

@@ -156,6 +156,14 @@ def read_ahead(
             yield batch, [future.result() for future in ready]
 
 
+def batches_of(items: Sequence[Item], size: int) -> list[list[int]]:
+    """Positions, in batches of one modality each, order kept within it."""
+    if size < 1:
+        raise FmcnetError(f"batch_size must be 1 or more, got {size}")
+    mine = [[at for at, item in enumerate(items) if item.modality is modality] for modality in Modality]
+    return [rows[start : start + size] for rows in mine for start in range(0, len(rows), size)]
+
+
 def list_faults(faults: Sequence[Fault], total: int) -> str:
     """What to tell a person: how many of `total` images cannot be read, and which (the first 20)."""
     lines = "\n".join(f"  {fault.name}: {fault.reason}" for fault in faults[:MAX_LISTED])
