@@ -42,3 +42,13 @@ def tiny_run(tmp_path_factory, tiny_sysu):
     out = tmp_path_factory.mktemp("tiny") / "run"
     train(load_config("tiny"), tiny_sysu, out, progress=False)
     return out
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tmp_path_factory, tiny_run):
+    """`tiny_run` exported in float32. Do not change it: copy it first."""
+    from fmcnet.export.write import export
+
+    out = tmp_path_factory.mktemp("tiny") / "onnx"
+    export(tiny_run, out=out, seconds=0.001, progress=False)
+    return out

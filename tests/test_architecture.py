@@ -11,11 +11,13 @@ import fmcnet
 
 SOURCE = Path(fmcnet.__file__).parent
 LAYERS = [
-    ("errors", "files", "types", "config", "runtime", "parallel", "progress"),
+    ("errors", "files", "types", "config", "optional", "runtime", "parallel", "progress"),
     ("data",),
     ("model", "losses", "objective"),
+    ("calibration",),
     ("inference",),
     ("evaluation",),
+    ("export",),
     ("training",),
     ("figures",),
     ("report",),

@@ -1,4 +1,5 @@
-"""The command line: `fmcnet demo | data | train | evaluate | embed | score | study | report | info`.
+"""The command line: `fmcnet demo | data | train | evaluate | embed | score | study | calibrate | export | report |
+info`.
 
 User mistakes end with one clear message and exit code 2; Ctrl-C with 130. Heavy imports happen inside the
 commands, so `--help` is quick.
@@ -24,6 +25,8 @@ from rich.table import Table as RichTable
 
 from fmcnet import __version__
 from fmcnet.errors import FmcnetError, Interrupted
+from fmcnet.export.command import export
+from fmcnet.inference.calibrate import calibrate
 from fmcnet.studies.command import study
 
 
@@ -63,6 +66,9 @@ Data = Annotated[
     Path, typer.Option("--data", help="A SYSU-MM01, RegDB or LLCM folder, or a CSV (docs/datasets.md).")
 ]
 Run = Annotated[Path, typer.Argument(help="A run folder, as written by fmcnet train --out.")]
+Model = Annotated[
+    Path, typer.Argument(help="A run folder, an exported model's (fmcnet export), or a shipped model's name.")
+]
 Layout = Annotated[str, typer.Option(help="auto, sysu, regdb, llcm or csv.")]
 
 
@@ -397,7 +403,7 @@ def evaluate(
 
 @app.command()
 def embed(
-    run: Run,
+    run: Model,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     modality: Annotated[
         str,
@@ -475,6 +481,8 @@ def score(
 
 
 app.command()(study)
+app.command()(calibrate)
+app.command()(export)
 
 
 @report_app.command("compare")
@@ -496,7 +504,7 @@ def report_compare(
 
 
 @app.command()
-def info(run: Run, json_: Json = False) -> None:
+def info(run: Model, json_: Json = False) -> None:
     """Say what a run is: model, data, settings, versions."""
     from fmcnet.inference.command import describe_run
 

@@ -17,6 +17,7 @@ from fmcnet.evaluation.protocols import Protocol
 from fmcnet.evaluation.runs import Judged, roles
 from fmcnet.evaluation.verification import verification
 from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.images import read_pixels
 from fmcnet.runtime import require
 from fmcnet.training.log import read_log
 from fmcnet.types import Modality
@@ -236,7 +237,9 @@ def collect_features(
         images = []
         for modality in Modality:
             rows = np.flatnonzero((table.pid == pid) & (table.modality == modality.code))[:per]
-            crops = np.stack([encoder._open(table.full_path(int(row))) for row in rows])
+            crops = np.stack(
+                [read_pixels(table.full_path(int(row)), encoder.height, encoder.width) for row in rows]
+            )
             images.append(torch.from_numpy(crops).permute(0, 3, 1, 2).to(encoder.device))
         output = encoder.model(*images)
         for modality in Modality:

@@ -17,6 +17,9 @@ from fmcnet.errors import DataError
 NO_CAMERA = -1
 """`camid` of an image whose camera is not known; no camera rule applies to it."""
 
+NO_PID = -1
+"""`pid` of an image whose identity is not known; such images can be searched, not scored."""
+
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
@@ -51,14 +54,16 @@ class Modality(str, Enum):
 class Embeddings:
     """Descriptors of N images with what a protocol needs to know of each image.
 
+    NumPy functions take it for its features: `np.asarray(embeddings)` is (N, D) float32.
+
     Attributes:
         features: (N, D) float32, as the model gave them (not necessarily of unit length).
-        pid: (N,) int64, the identity.
+        pid: (N,) int64, the identity; `NO_PID` (-1) where unknown.
         camid: (N,) int64, the camera; `NO_CAMERA` (-1) where unknown.
         modality: (N,) uint8, 0 visible, 1 infrared (`Modality.code`).
         index: (N,) int64, 1-based position of the image among the sorted images of the same identity
             and camera (what the official SYSU-MM01 draw counts).
-        name: (N,) str, the image's path relative to its dataset, or "" where unknown.
+        name: (N,) str, the image's path (of a table: relative to its dataset), another name, or "" where unknown.
 
     Raises:
         DataError: on construction, when lengths differ, or a feature is NaN or infinite (names the row).
@@ -90,8 +95,32 @@ class Embeddings:
                 f"pid {int(self.pid[row])}: check the model or drop these rows"
             )
 
+    @classmethod
+    def unlabelled(
+        cls, features: FloatArray, modality: NDArray[np.uint8], name: NDArray[np.str_]
+    ) -> Embeddings:
+        """Descriptors (N, D) of images of nobody known, from no camera known; `index` is 1..N."""
+        n = len(features)
+        return cls(
+            features,
+            np.full(n, NO_PID, dtype=np.int64),
+            np.full(n, NO_CAMERA, dtype=np.int64),
+            modality,
+            np.arange(1, n + 1, dtype=np.int64),
+            name,
+        )
+
     def __len__(self) -> int:
         return len(self.features)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """The features, for NumPy."""
+        out = self.features if dtype is None else self.features.astype(dtype, copy=False)
+        if out is self.features and copy:
+            return out.copy()
+        if copy is False and out is not self.features:
+            raise ValueError(f"features of type {self.features.dtype} become {out.dtype} by a copy only")
+        return out
 
     def take(self, rows: NDArray[Any]) -> Embeddings:
         """The given rows (indices or a mask), in the given order."""

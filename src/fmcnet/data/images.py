@@ -46,13 +46,29 @@ def open_rgb(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as stored:
-            stored.load()
-            image = ImageOps.exif_transpose(stored)
-            if image.mode in _DEEP_MODES:
-                image = _to_eight_bits(image)
-            return image.convert("RGB")
+            return _to_rgb(stored)
     except _FAILURES as error:
         raise DataError(f"cannot read the image {path}: {_reason(Path(path), error)}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image that Pillow opened or made, by the rules of `load_image`: mode RGB, fully decoded.
+
+    Raises:
+        DataError: when it cannot be decoded; says why.
+    """
+    try:
+        return _to_rgb(image)
+    except _FAILURES as error:
+        raise DataError(f"cannot read the image: {error or type(error).__name__}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in _DEEP_MODES:
+        upright = _to_eight_bits(upright)
+    return upright.convert("RGB")
 
 
 def verify_images(table: Table, workers: int = 2, progress: bool | None = None) -> list[tuple[str, str]]:

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import torch
 
+from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.extras import Extra, rank_with_extras
 from fmcnet.evaluation.passes import CHUNK_BYTES, rank_trials
 from fmcnet.evaluation.protocols import Protocol
 from fmcnet.evaluation.ranking import Ranks, scores
 from fmcnet.evaluation.results import Evaluation
 from fmcnet.evaluation.rules import SkipRule
-from fmcnet.types import BoolArray, Embeddings
+from fmcnet.types import NO_PID, BoolArray, Embeddings
 
 
 def evaluate(
@@ -90,6 +91,11 @@ def evaluate_all(
 
     Arguments and errors as in `evaluate`; one evaluation per protocol, in order.
     """
+    if len(embeddings) and (embeddings.pid == NO_PID).all():
+        raise ProtocolError(
+            "these embeddings have no identities, so there is nothing to score: embed a labelled table "
+            "(embed_table), or fill in pid"
+        )
     plans = [p.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask) for p in protocols]
     jobs = [(p, t) for p, plan in enumerate(plans) for t in range(len(plan))]
     groups: dict[tuple[bytes, SkipRule], list[tuple[int, int]]] = {}

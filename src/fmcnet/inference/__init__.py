@@ -1,1 +1,5 @@
-"""Part of fmcnet."""
+"""Images to embeddings."""
+
+from fmcnet.inference.shipped import shipped_models
+
+__all__ = ["shipped_models"]

@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fmcnet.data.images import open_rgb
+from fmcnet.calibration.calibration import CALIBRATION
 from fmcnet.errors import DataError
 from fmcnet.files import write_atomically
-from fmcnet.inference.encoder import load, parse_modality
-from fmcnet.model.build import build_model
-from fmcnet.model.checkpoint import CARD, WEIGHTS, read_card, weights_digest
-
-logger = logging.getLogger(__name__)
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-
-
-def list_images(sources: Sequence[str | Path]) -> list[Path]:
-    """The images named, and those below the folders named, each folder's sorted by path.
-
-    Raises:
-        DataError: for a path that does not exist or a folder without images.
-    """
-    found: list[Path] = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            inside = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not inside:
-                raise DataError(f"{source} holds no images ({', '.join(SUFFIXES)})")
-            found += inside
-        elif source.is_file():
-            found.append(source)
-        else:
-            raise DataError(f"no such image or folder: {source}")
-    return found
+from fmcnet.inference.encoder import load
+from fmcnet.inference.images import list_images, parse_modality
+from fmcnet.inference.onnx_engine import MANIFEST, read_manifest
+from fmcnet.inference.shipped import find_model
+from fmcnet.model.card import CARD, WEIGHTS, ModelCard, read_card
 
 
 def embed_files(
@@ -70,32 +47,19 @@ def embed_files(
     kind = parse_modality(modality)
     encoder = load(run, device)
     paths = list_images(sources)
-    faults: dict[Path, str] = {}
-    for path in paths:
-        try:
-            open_rgb(path)
-        except DataError as error:
-            faults[path] = str(error)
-    if faults:
-        shown = "\n".join(f"  {fault}" for fault in list(faults.values())[:20])
-        said = f"{len(faults)} of {len(paths)} images cannot be read:\n{shown}"
-        if not skip or len(faults) == len(paths):
-            raise DataError(said if skip else f"{said}\n--skip-unreadable leaves them out")
-        logger.warning("left out: %s", said)
-        paths = [path for path in paths if path not in faults]
-    features = encoder.encode(list(paths), kind, batch_size=batch, normalize=normalize)
+    try:
+        found = encoder.encode(
+            paths, kind, batch_size=batch, normalize=normalize, on_error="skip" if skip else "raise"
+        )
+    except DataError as error:
+        raise error if skip else DataError(f"{error}\n--skip-unreadable leaves them out") from error
 
     def write(path: Path) -> None:
         with path.open("wb") as stream:
-            np.savez(
-                stream,
-                features=features,
-                name=np.array([str(p) for p in paths]),
-                modality=np.full(len(paths), kind.code, dtype=np.uint8),
-            )
+            np.savez(stream, features=found.features, name=found.name, modality=found.modality)
 
     write_atomically(out, write)
-    return features.shape[0], features.shape[1]
+    return found.features.shape[0], found.features.shape[1]
 
 
 def describe_run(run: str | Path) -> dict[str, Any]:
@@ -106,7 +70,7 @@ def describe_run(run: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: when there is no model, or a damaged one.
     """
-    folder = Path(run)
+    folder = find_model(run)
     if not (folder / CARD).is_file():
         stored = [
             p for p in (folder / "checkpoints").glob("step-*") if p.name.removeprefix("step-").isdecimal()
@@ -114,23 +78,48 @@ def describe_run(run: str | Path) -> dict[str, Any]:
         newest = max(stored, key=lambda path: int(path.name.removeprefix("step-")), default=None)
         folder = newest or folder
     card = read_card(folder)
-    model = build_model(card.config.model, card.classes)
-    weights = folder / WEIGHTS
+    exported = (folder / MANIFEST).is_file() and not (folder / WEIGHTS).is_file()
     return {
         "run": str(run),
-        "variant": model.variant,
+        **(_describe_export(folder, card) if exported else _describe_weights(folder, card)),
         "backbone": f"{card.config.model.arch}, width {card.config.model.width}",
         "input": f"{card.config.data.height} x {card.config.data.width} (H x W)",
-        "parameters": sum(p.numel() for p in model.parameters()),
         "trained_on": card.dataset,
         "identities": card.classes,
         "step": card.step,
-        "finished": folder == Path(run),
+        "finished": folder == find_model(run),
         "selected_on": card.selected,
         "similarity": card.similarity,
+        "calibrated": (folder / CALIBRATION).is_file(),
+        "versions": card.versions,
+        "config": card.config.model_dump(mode="json"),
+    }
+
+
+def _describe_weights(folder: Path, card: ModelCard) -> dict[str, Any]:
+    from fmcnet.model.build import build_model
+    from fmcnet.model.checkpoint import weights_digest
+
+    model = build_model(card.config.model, card.classes)
+    weights = folder / WEIGHTS
+    return {
+        "variant": model.variant,
+        "parameters": sum(p.numel() for p in model.parameters()),
         "weights": str(weights),
         "weights_mib": round(weights.stat().st_size / 2**20, 1) if weights.is_file() else None,
         "weights_sha256": weights_digest(weights),
-        "versions": card.versions,
-        "config": card.config.model_dump(mode="json"),
+    }
+
+
+def _describe_export(folder: Path, card: ModelCard) -> dict[str, Any]:
+    manifest = read_manifest(folder)
+    sizes = [(folder / name).stat().st_size for name in manifest.sha256 if (folder / name).is_file()]
+    return {
+        "variant": card.config.model.variant,
+        "runtime": f"ONNX Runtime, {manifest.precision}",
+        "kept_in_float": len(manifest.kept),
+        "embedding": manifest.dim,
+        "graphs": ", ".join(manifest.sha256),
+        "weights_mib": round(sum(sizes) / 2**20, 1),
+        "made_from": manifest.source,
     }

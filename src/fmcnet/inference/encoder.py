@@ -1,99 +1,222 @@
-"""Images to embeddings with a trained model: load, encode, similarity."""
+"""Images to embeddings with a trained model: load, encode, similarity; one face over PyTorch and ONNX Runtime."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image
+from numpy.typing import ArrayLike, NDArray
 
-from fmcnet.data.cache import ImageCache, cache_folder, cache_key, resize
-from fmcnet.data.csv_table import MODALITIES
-from fmcnet.data.images import open_rgb
+from fmcnet.calibration.calibration import CALIBRATION, Calibration
+from fmcnet.data.cache import ImageCache, cache_folder, cache_key
 from fmcnet.data.table import Table
-from fmcnet.errors import DataError, FmcnetError
+from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import write_atomically
-from fmcnet.model.checkpoint import WEIGHTS, ModelCard, load_pretrained_model
-from fmcnet.model.fmcnet import FMCNet
+from fmcnet.inference.engine import Engine, unit
+from fmcnet.inference.images import (
+    Fault,
+    ImageLike,
+    ModalityLike,
+    batches_of,
+    expand,
+    handler,
+    list_faults,
+    read_ahead,
+)
+from fmcnet.inference.images import parse_modality as parse_modality
+from fmcnet.inference.opening import RuntimeName, open_engine
+from fmcnet.inference.shipped import find_model
+from fmcnet.model.card import ModelCard
 from fmcnet.progress import Progress
-from fmcnet.runtime import pick_device
 from fmcnet.types import Embeddings, FloatArray, IntArray, Modality
 
-ImageLike = str | Path | Image.Image | NDArray[np.uint8]
+if TYPE_CHECKING:
+    import torch
+
+    from fmcnet.model.fmcnet import FMCNet
+
+_log = logging.getLogger(__name__)
+
+OnError = Literal["raise", "skip"] | Callable[[Fault], object]
 
 
 def load(run: str | Path, device: str = "auto") -> Encoder:
-    """The trained model of a run folder, ready to encode.
-
-    Raises:
-        CheckpointError: when the folder holds no model, or a damaged one.
-    """
-    chosen = pick_device(device)
-    model, card = load_pretrained_model(run, chosen)
-    described = card.config.model.model_dump_json().encode()
-    digest = hashlib.sha256(described + (Path(run) / WEIGHTS).read_bytes()).hexdigest()[:16]
-    return Encoder(model, card, chosen, digest)
+    """`Encoder.from_pretrained`, in one word."""
+    return Encoder.from_pretrained(run, device=device)
 
 
 class Encoder:
-    """A trained model with its own preprocessing.
+    """A trained model with its own preprocessing, similarity and calibration.
 
     Args:
-        model: in eval mode, on `device`.
+        engine: the network, ready to embed (`TorchEngine`, `OnnxEngine`).
         card: what travels with the weights; gives the input size.
-        device: where to compute.
-        digest: names the weights in embedding caches; "" switches caching off.
+        digest: names what embeds (weights, architecture, input size), the same for a model and its fp32 export:
+            embeddings of equal digests compare. "" switches caching off.
+        folder: where the model lies, if it lies anywhere.
+        calibration: a calibration file; None: `calibration.json` in `folder`.
     """
 
-    def __init__(self, model: FMCNet, card: ModelCard, device: torch.device, digest: str = "") -> None:
-        self.model, self.card, self.device, self.digest = model, card, device, digest
+    def __init__(
+        self,
+        engine: Engine,
+        card: ModelCard,
+        digest: str = "",
+        folder: Path | None = None,
+        calibration: str | Path | None = None,
+    ) -> None:
+        self.engine, self.card, self.digest, self.folder = engine, card, digest, folder
         self.height, self.width = card.config.data.height, card.config.data.width
+        beside = folder / CALIBRATION if folder is not None else None
+        self._calibration = Path(calibration) if calibration is not None else beside
+
+    @staticmethod
+    def from_pretrained(
+        source: str | Path,
+        *,
+        device: str = "auto",
+        runtime: RuntimeName = "auto",
+        threads: int | None = None,
+        calibration: str | Path | None = None,
+    ) -> Encoder:
+        """The model of a folder, or a shipped one by name (`fmcnet.inference.shipped_models`), ready to encode.
+
+        Args:
+            source: a run folder (`model.safetensors`: PyTorch), an exported one (`export.json`: ONNX Runtime, which
+                needs no PyTorch), or a name.
+            device: auto, cpu, cuda, cuda:N or mps; ONNX Runtime: cpu, or cuda where it can.
+            runtime: "torch" or "onnxruntime", for a folder that holds both; "auto" takes PyTorch there if it can.
+            threads: that compute; None: as many as the library thinks, or $OMP_NUM_THREADS. PyTorch's number is one
+                for the whole process.
+            calibration: a file of `fmcnet calibrate`; None: the one in the folder, if there is one.
+
+        Raises:
+            CheckpointError: when there is no model, or a damaged one.
+            MissingDependencyError: when PyTorch or ONNX Runtime is needed and not there.
+        """
+        folder = find_model(source)
+        engine, card, digest = open_engine(folder, device, runtime, threads)
+        return Encoder(engine, card, digest, folder, calibration)
+
+    @property
+    def model(self) -> FMCNet:
+        """The network itself.
+
+        Raises:
+            FmcnetError: where ONNX Runtime computes.
+        """
+        if self.engine.name != "torch":
+            raise FmcnetError(
+                f"{self.folder} is an exported model: this needs the run that it was made from "
+                "(fmcnet evaluate takes it with --no-report)"
+            )
+        return cast("FMCNet", self.engine.model)  # type: ignore[attr-defined]
+
+    @property
+    def device(self) -> torch.device:
+        """Where PyTorch computes (of ONNX Runtime: its name, a text)."""
+        return cast("torch.device", self.engine.device)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """What a similarity of two embeddings means: probabilities and thresholds.
+
+        Raises:
+            CheckpointError: when there is none (`fmcnet calibrate` makes one), or it is of other weights.
+        """
+        path = self._calibration
+        if path is None or not path.is_file():
+            raise CheckpointError(
+                f"{path or 'this model'}: no calibration yet; make one with fmcnet calibrate {self.folder or 'RUN'} "
+                "--data TABLE"
+            )
+        return Calibration.load(path, model=self.digest)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether there is a calibration (of these weights or not: `calibration` checks)."""
+        return self._calibration is not None and self._calibration.is_file()
 
     def encode(
         self,
-        images: ImageLike | Sequence[ImageLike],
-        modality: Modality | str,
+        images: ImageLike | Iterable[ImageLike],
+        modality: ModalityLike | Sequence[ModalityLike] | NDArray[np.uint8],
         *,
         batch_size: int = 64,
         normalize: bool = True,
         flip: bool = False,
-    ) -> FloatArray:
-        """Descriptors of images of one modality.
+        on_error: OnError = "raise",
+        workers: int = 1,
+        progress: bool | None = None,
+    ) -> Embeddings:
+        """Descriptors of images, of one modality or of both.
+
+        The preprocessing is the model's and happens here, once: give images as they are, of any size.
 
         Args:
-            images: one or several: a path, a PIL image or an (H, W, 3) uint8 array, each of any size.
-            modality: "visible" or "infrared": which stem sees them.
+            images: one or several: paths, folders, Pillow images, (H, W, 3) or (H, W) uint8 arrays, (3, H, W)
+                tensors of uint8 or of floats in 0..1; arrays and tensors may have a batch dimension before.
+            modality: "visible" or "infrared", for all or one for each image: which stem sees them.
             batch_size: images at once; the result depends on it by rounding only.
             normalize: to unit length, so that a dot product is the cosine similarity.
             flip: average with the descriptor of the mirrored image.
+            on_error: "raise": images that cannot be read are refused, all named; "skip": they are left out and named
+                in the log; a function: it is told each `Fault` and they are left out.
+            workers: threads that decode the next batch meanwhile.
+            progress: show a bar; None: on a terminal, for more than one batch.
 
         Returns:
-            (N, E) float32; (1, E) for a single image.
+            One row an image, in the order given: features (N, E) float32, name (a path, or "images[3]" for what has
+            none) and modality; pid and camid are unknown. NumPy takes it for its features.
 
         Raises:
-            DataError: naming an image that cannot be read.
+            DataError: naming the images that cannot be read; or when none is left, or none was given.
         """
-        many = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else list(images)
-        kind = parse_modality(modality)
-        parts = [
-            self._embed(np.stack([self._open(image) for image in many[at : at + batch_size]]), kind, flip)
-            for at in range(0, len(many), batch_size)
-        ]
-        if not parts:
-            raise DataError("no images to encode")
-        out = torch.cat(parts)
-        return (F.normalize(out, dim=1) if normalize else out).numpy()
+        items = expand(images, modality)
+        report = handler(on_error)
+        rows: list[int] = []
+        parts: list[FloatArray] = []
+        faults: list[Fault] = []
+        shown = progress if progress is not None or len(items) > batch_size else False
+        with Progress("embedding", len(items), show=shown) as bar:
+            batches = batches_of(items, batch_size)
+            for batch, read in read_ahead(items, batches, self.height, self.width, workers):
+                faults += [one for one in read if isinstance(one, Fault)]
+                good = [(at, one) for at, one in zip(batch, read, strict=True) if not isinstance(one, Fault)]
+                if good and not (
+                    faults and report is None
+                ):  # to be refused: the rest is only read, to name all
+                    pixels = np.stack([one for _, one in good])
+                    parts.append(self._embed(pixels, items[batch[0]].modality, flip))
+                    rows += [at for at, _ in good]
+                bar.advance(count=len(batch))
+        faults.sort()
+        if faults and (report is None or not rows):
+            raise DataError(list_faults(faults, len(items)))
+        if faults and on_error == "skip":
+            _log.warning("left out: %s", list_faults(faults, len(items)))
+        if report is not None:
+            for fault in faults:
+                report(fault)
+        order = np.argsort(rows)
+        features = np.concatenate(parts)[order]
+        kept = [items[rows[at]] for at in order]
+        return Embeddings.unlabelled(
+            unit(features) if normalize else features,
+            np.array([item.modality.code for item in kept], dtype=np.uint8),
+            np.array([item.name for item in kept], dtype=np.str_),
+        )
 
-    def similarity(self, a: FloatArray, b: FloatArray) -> FloatArray:
-        """Cosine similarities of embeddings (N, E) and (M, E): (N, M), in -1..1."""
-        left, right = (F.normalize(torch.from_numpy(np.asarray(x, dtype=np.float32)), dim=1) for x in (a, b))
-        return (left @ right.T).numpy()
+    def similarity(self, a: Embeddings | ArrayLike, b: Embeddings | ArrayLike) -> FloatArray:
+        """Cosine similarities of embeddings (N, E) and (M, E): (N, M) float32, in -1..1."""
+        left, right = (unit(np.asarray(x, dtype=np.float32)) for x in (a, b))
+        out: FloatArray = left @ right.T
+        return out
 
     def embed_table(
         self,
@@ -157,7 +280,7 @@ class Encoder:
                 mine = np.flatnonzero(table.modality[rows] == modality.code)
                 for at in range(0, len(mine), batch_size):
                     batch = mine[at : at + batch_size]
-                    part = self._embed(cache.images[rows[batch]], modality, flip).numpy()
+                    part = self._embed(cache.images[rows[batch]], modality, flip)
                     if features is None:
                         features = np.empty((len(rows), part.shape[1]), dtype=np.float32)
                     features[batch] = part
@@ -165,25 +288,12 @@ class Encoder:
         assert features is not None
         return features
 
-    def _open(self, image: ImageLike) -> NDArray[np.uint8]:
-        if isinstance(image, (str, Path)):
-            opened = open_rgb(Path(image))
-        elif isinstance(image, Image.Image):
-            opened = image.convert("RGB")
-        else:
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-                raise DataError(f"an image array must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
-            opened = Image.fromarray(image)
-        return resize(opened, self.height, self.width)
-
-    @torch.inference_mode()
-    def _embed(self, images: NDArray[Any], modality: Modality, flip: bool) -> torch.Tensor:
-        """(N, H, W, 3) uint8 to (N, E) float32 on the CPU."""
-        batch = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(self.device)
-        out = self.model.embed(batch, modality)
+    def _embed(self, images: NDArray[Any], modality: Modality, flip: bool) -> FloatArray:
+        """(N, H, W, 3) uint8 to (N, E) float32."""
+        out = self.engine(images, modality)
         if flip:
-            out = (out + self.model.embed(batch.flip(3), modality)) / 2
-        return out.float().cpu()
+            out = (out + self.engine(images[:, :, ::-1], modality)) * np.float32(0.5)
+        return out
 
 
 def keep(features: FloatArray, table: Table, kept: Path | None) -> Embeddings:
@@ -193,16 +303,3 @@ def keep(features: FloatArray, table: Table, kept: Path | None) -> Embeddings:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(kept, result.save)
     return result
-
-
-def parse_modality(text: Modality | str) -> Modality:
-    """ "visible", "infrared" or a synonym that a CSV may use ("ir", "thermal", "rgb"...) as a `Modality`.
-
-    Raises:
-        FmcnetError: for anything else.
-    """
-    if isinstance(text, Modality):
-        return text
-    if text.lower() not in MODALITIES:
-        raise FmcnetError(f"unknown modality '{text}': say visible or infrared")
-    return MODALITIES[text.lower()]

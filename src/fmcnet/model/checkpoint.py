@@ -1,74 +1,27 @@
-"""A model on disk: `model.safetensors` beside `model.json`, which says everything the weights do not."""
+"""A model on disk: `model.safetensors` beside `model.json` (`card.py`), which says everything the weights do not."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import platform
 import re
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import fmcnet
-from fmcnet.config import Config, load_config
-from fmcnet.errors import CheckpointError, ConfigError
+from fmcnet.errors import CheckpointError
 from fmcnet.files import write_atomically
 from fmcnet.model.build import build_model
+from fmcnet.model.card import CARD as CARD
+from fmcnet.model.card import WEIGHTS as WEIGHTS
+from fmcnet.model.card import ModelCard as ModelCard
+from fmcnet.model.card import read_card as read_card
+from fmcnet.model.card import versions as versions
 from fmcnet.model.fmcnet import FMCNet
-
-FORMAT = "fmcnet-model-1"
-WEIGHTS = "model.safetensors"
-CARD = "model.json"
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What travels with the weights.
-
-    Attributes:
-        config: the run's whole configuration; data.height and data.width are the input size.
-        classes: number of training identities. pids: which (C,), in label order.
-        dataset: name of the training table. step: optimisation steps done.
-        data: the training dataset's `fingerprint`.
-        similarity: what embeddings are compared by.
-        selected: how the weights were picked: "last", "val" or "test".
-        versions: of fmcnet, torch and Python.
-    """
-
-    config: Config
-    pids: tuple[int, ...]
-    dataset: str
-    step: int
-    data: str = ""
-    selected: str = "last"
-    similarity: str = "cosine"
-    versions: dict[str, str] = field(default_factory=lambda: versions())
-
-    @property
-    def classes(self) -> int:
-        """Number of training identities."""
-        return len(self.pids)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As written to `model.json`."""
-        tree = asdict(self) | {"config": self.config.model_dump(mode="json"), "pids": list(self.pids)}
-        return {"format": FORMAT, **tree}
-
-
-def versions() -> dict[str, str]:
-    """Versions that a number depends on."""
-    return {
-        "fmcnet": fmcnet.__version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }
 
 
 def save_pretrained(model: FMCNet, card: ModelCard, folder: str | Path) -> Path:
@@ -95,29 +48,6 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         if number is None:
             raise OSError(f"{path}: {error}") from error
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-
-
-def read_card(folder: str | Path) -> ModelCard:
-    """Read `model.json` alone.
-
-    Raises:
-        CheckpointError: when it is missing, damaged, or not fmcnet's.
-    """
-    path = Path(folder) / CARD
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} holds no {CARD}: give the folder of a finished run (fmcnet train --out FOLDER)"
-        )
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is not a model card of this version (format {FORMAT})")
-        tree.pop("format")
-        return ModelCard(**{**tree, "config": load_config(tree["config"]), "pids": tuple(tree["pids"])})
-    except ConfigError as error:
-        raise CheckpointError(f"{path} was written by another version of fmcnet: {error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def load_pretrained_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[FMCNet, ModelCard]:

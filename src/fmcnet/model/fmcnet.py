@@ -206,7 +206,7 @@ class FMCNet(nn.Module):
         if not self.normalized:
             return descriptor
         dim = self.decomposition.classify_shared.linear.in_features
-        return nn.functional.normalize(descriptor.view(len(descriptor), -1, dim), dim=2).flatten(1)
+        return nn.functional.normalize(descriptor.unflatten(1, (-1, dim)), dim=2).flatten(1)
 
     def _specific_scores(
         self, modality: Modality, real: Tensor | None, generated: Tensor | None

@@ -1,0 +1,181 @@
+"""What a form of a model (eager PyTorch, ONNX float32, ONNX int8) costs and changes, beside the others."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcnet.config import EvaluationConfig
+from fmcnet.data.table import Table
+from fmcnet.evaluation.engine import evaluate
+from fmcnet.evaluation.runs import protocols_for, roles
+from fmcnet.inference.engine import Engine, unit
+from fmcnet.types import Embeddings, FloatArray, IntArray, Modality
+
+BATCHES = (1, 32)
+ROUNDS = 3
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of a model beside the eager one.
+
+    Attributes:
+        name: for people. bytes: of its files.
+        largest_difference: between numbers of unit-length embeddings. smallest_cosine: between embeddings.
+        scores: by direction "rank1" and "mAP", in percent; empty without a table.
+        images_per_second: by batch size, the forward pass alone, median of the rounds.
+        kept: layers that int8 leaves in float32.
+    """
+
+    name: str
+    bytes: int
+    largest_difference: float
+    smallest_cosine: float
+    scores: dict[str, dict[str, float]]
+    images_per_second: dict[str, float]
+    kept: tuple[str, ...] = ()
+
+    def loss(self, other: Form) -> float:
+        """Points of mAP (percent) that this form loses against `other`, in the worst direction; 0 without scores."""
+        lost = [other.scores[way]["mAP"] - self.scores[way]["mAP"] for way in self.scores]
+        return max(lost, default=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def embed_all(engine: Engine, images: NDArray[np.uint8], modality: NDArray[np.uint8]) -> FloatArray:
+    """Unit-length embeddings (N, E) of images (N, H, W, 3), each by its own modality's path."""
+    out: FloatArray | None = None
+    for kind in Modality:
+        rows = np.flatnonzero(modality == kind.code)
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
+            part = unit(engine(images[batch], kind))
+            out = np.empty((len(images), part.shape[1]), dtype=np.float32) if out is None else out
+            out[batch] = part
+    assert out is not None
+    return out
+
+
+def scores(features: FloatArray, table: Table, config: EvaluationConfig) -> dict[str, dict[str, float]]:
+    """Rank-1 and mAP in percent, by direction, under the protocols of the table's benchmark."""
+    embeddings = Embeddings(features, table.pid, table.camid, table.modality, table.index(), table.path)
+    both = config.model_copy(update={"direction": "both"})
+    found = {}
+    for way, protocol in protocols_for(table, both).items():
+        query, gallery = roles(table, "query"), roles(table, "gallery")
+        mean = evaluate(
+            embeddings, protocol, distance=config.distance, query_mask=query, gallery_mask=gallery
+        ).mean
+        found[way] = {"rank1": 100 * mean["rank1"], "mAP": 100 * mean["mAP"]}
+    return found
+
+
+def rates(
+    engines: Sequence[Engine],
+    images: NDArray[np.uint8],
+    modality: Modality,
+    *,
+    batches: Sequence[int] = BATCHES,
+    rounds: int = ROUNDS,
+    seconds: float = 0.3,
+) -> list[dict[int, list[float]]]:
+    """Images/s of each engine, in turns, so that a busy machine is unfair to all alike.
+
+    Args:
+        images: (N, H, W, 3) uint8 of the input size; repeated as needed.
+        seconds: at least so long is measured each time.
+
+    Returns:
+        By engine and batch size, one figure a round.
+    """
+    found: list[dict[int, list[float]]] = [{size: [] for size in batches} for _ in engines]
+    for size in batches:
+        batch = images[np.arange(size) % len(images)]
+        for engine in engines:
+            engine(batch, modality)  # warm
+        for _ in range(rounds):
+            for at, engine in enumerate(engines):
+                count, start = 0, time.perf_counter()
+                while (spent := time.perf_counter() - start) < seconds or not count:
+                    engine(batch, modality)
+                    count += size
+                found[at][size].append(count / spent)
+    return found
+
+
+def compare(
+    forms: Sequence[tuple[str, Engine, int, tuple[str, ...]]],
+    images: NDArray[np.uint8],
+    modality: NDArray[np.uint8],
+    table: Table | None,
+    config: EvaluationConfig,
+    *,
+    seconds: float = 0.3,
+) -> list[Form]:
+    """Set forms of one model side by side; the first is what the others are compared with.
+
+    Args:
+        forms: name, engine, size of the files in bytes, layers kept in float32.
+        images: (N, H, W, 3) uint8. modality: (N,) of each.
+        table: (N,) the labels of these images; None: nothing is scored.
+        config: of the evaluation. seconds: see `rates`.
+    """
+    speeds = rates([engine for _, engine, *_ in forms], images, Modality.VISIBLE, seconds=seconds)
+    found: list[Form] = []
+    first: FloatArray | None = None
+    for (name, engine, size, kept), speed in zip(forms, speeds, strict=True):
+        features = embed_all(engine, images, modality)
+        first = features if first is None else first
+        found.append(
+            Form(
+                name,
+                size,
+                float(np.abs(features - first).max()),
+                float(np.einsum("ne,ne->n", features, first, dtype=np.float64).min().clip(-1, 1)),
+                {} if table is None else scores(features, table, config),
+                {str(batch): statistics.median(figures) for batch, figures in speed.items()},
+                kept,
+            )
+        )
+    return found
+
+
+def choose(modality: NDArray[np.uint8], count: int, seed: int = 0) -> IntArray:
+    """Rows of at most `count` images, half of each modality, drawn by the seed."""
+    generator = np.random.default_rng(seed)
+    parts = [generator.permutation(np.flatnonzero(modality == kind.code))[: count // 2] for kind in Modality]
+    return np.sort(np.concatenate(parts))
+
+
+def markdown(forms: Sequence[Form], remarks: Sequence[str] = ()) -> str:
+    """The forms as a table, with remarks below."""
+    ways = list(forms[0].scores)
+    heads = ["form", "MiB", "largest difference", "smallest cosine"]
+    heads += [f"{label} {way}" for way in ways for label in ("Rank-1", "mAP")]
+    heads += [f"images/s, batch {size}" for size in forms[0].images_per_second]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for form in forms:
+        cells = [form.name, f"{form.bytes / 2**20:.1f}"]
+        cells += [f"{form.largest_difference:.1e}", f"{form.smallest_cosine:.6f}"]
+        for way in ways:
+            for key in ("rank1", "mAP"):
+                change = form.scores[way][key] - forms[0].scores[way][key]
+                cells.append(
+                    f"{form.scores[way][key]:.2f}" + (f" ({change:+.2f})" if form is not forms[0] else "")
+                )
+        for size, rate in form.images_per_second.items():
+            times = rate / forms[0].images_per_second[size]
+            cells.append(f"{rate:.0f}" + (f" ({times:.2f} x)" if form is not forms[0] else ""))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks)]) + "\n"

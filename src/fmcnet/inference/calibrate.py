@@ -1,0 +1,144 @@
+"""`fmcnet calibrate`: embed a labelled table, learn what similarities mean, keep it with the weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from fmcnet.calibration.calibration import CALIBRATION, Calibration, direction
+from fmcnet.calibration.calibration import calibrate as learn
+from fmcnet.data.benchmarks import read_dataset
+from fmcnet.data.table import SPLITS, Table, fingerprint
+from fmcnet.errors import DataError, FmcnetError
+from fmcnet.inference.encoder import Encoder
+
+
+def calibrate_model(
+    source: str | Path,
+    data: str | Path,
+    *,
+    split: str = "auto",
+    fmr: float = 0.001,
+    prior: float = 0.5,
+    out: str | Path | None = None,
+    device: str = "auto",
+    progress: bool | None = None,
+) -> tuple[Calibration, Path]:
+    """Learn a calibration and write it.
+
+    Args:
+        source: a run, an exported model, or a shipped one's name.
+        data: a dataset's folder or CSV.
+        split: of its images: "train", "val", "test", "all", or "auto": all of identities not trained on.
+        fmr, prior: defaults of the calibration, see `Calibration`.
+        out: the file; None: `calibration.json` in the model's folder.
+        device: where to embed. progress: show a bar; None: on a terminal only.
+
+    Raises:
+        DataError: when identities were trained on, or too few are there.
+    """
+    encoder = Encoder.from_pretrained(source, device=device)
+    assert encoder.folder is not None
+    config = encoder.card.config
+    table = _rows(encoder, read_dataset(data, layout=config.data.layout, trial=config.data.split), split)
+    embeddings = encoder.embed_table(table, batch_size=config.evaluation.batch, progress=progress)
+    facts = {"table": table.name, "fingerprint": fingerprint(table), "split": split}
+    found = learn(
+        embeddings,
+        encoder.digest,
+        prior=prior,
+        fmr=fmr,
+        query_mask=np.isin(table.role, ("query", "")),
+        gallery_mask=np.isin(table.role, ("gallery", "")),
+        source=facts,
+    )
+    path = Path(out) if out is not None else encoder.folder / CALIBRATION
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return found, found.save(path)
+
+
+def _rows(encoder: Encoder, table: Table, split: str) -> Table:
+    """The rows to learn from."""
+    if split not in ("auto", "all", *SPLITS):
+        raise FmcnetError(f"split '{split}': say auto, all, {', '.join(SPLITS)}")
+    chosen = table if split in ("auto", "all") else table.select(split=split)
+    if encoder.card.data == fingerprint(table):
+        known = np.isin(chosen.pid, np.array(encoder.card.pids, dtype=np.int64))
+        if split == "auto":
+            chosen = chosen.take(~known)
+        elif known.any():
+            raise DataError(
+                f"{len(np.unique(chosen.pid[known]))} identities of split '{split}' are among those that the model "
+                "was trained on, whose similarities are too good to learn from: take --split auto"
+            )
+    if not len(chosen):
+        raise DataError(f"{table.root} has no image to calibrate on (split {split})")
+    return chosen
+
+
+def calibrate(
+    run: Annotated[
+        Path, typer.Argument(help="A run folder, an exported model's folder, or a shipped model's name.")
+    ],
+    data: Annotated[
+        Path, typer.Option("--data", help="A labelled dataset: a folder or a CSV (docs/datasets.md).")
+    ],
+    fmr: Annotated[
+        float, typer.Option(help="False-match rate of the default threshold, of one comparison.")
+    ] = 0.001,
+    prior: Annotated[
+        float,
+        typer.Option(help="Default probability, before comparing, that two images show one person."),
+    ] = 0.5,
+    split: Annotated[
+        str, typer.Option(help="auto (identities not trained on), all, train, val or test.")
+    ] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; default: calibration.json in the model's folder.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
+    ] = False,
+) -> None:
+    """Learn from a labelled table what a similarity means: probability of "same person", thresholds.
+
+    fmcnet calibrate runs/mine --data labels.csv --fmr 0.001
+
+    Kept beside the weights, for each pair of modalities; figures are of identities that were not learnt from.
+    """
+    found, path = calibrate_model(
+        run,
+        data,
+        split=split,
+        fmr=fmr,
+        prior=prior,
+        out=out,
+        device=device,
+        progress=False if json_ else None,
+    )
+    if json_:
+        typer.echo(json.dumps({"out": str(path), **found.to_dict()}, indent=1))
+        return
+    for pair, curve in found.curves.items():
+        name = direction(*pair)
+        typer.echo(f"{name}: {curve.same:,} pairs of one person, {curve.different:,} of two")
+        try:
+            threshold = found.threshold(*pair)
+            there = np.interp(-np.log(fmr), -np.log(curve.false_match_rate), curve.true_match_rate)
+            typer.echo(
+                f"  threshold {threshold:.4f} at a false-match rate of {fmr:g}: true-match rate {there:.1%}"
+            )
+        except FmcnetError as error:
+            typer.echo(f"  {error}")
+        if name in found.held_out:
+            seen = found.held_out[name]
+            error_ = seen["expected_calibration_error"]
+            typer.echo(f"  held-out identities: expected calibration error {error_:.3f} at prior {prior:g}")
+        else:
+            typer.echo("  too few identities to hold some out: nothing is known about its error")
+    typer.echo(f"calibration: {path}")

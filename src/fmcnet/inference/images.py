@@ -1,0 +1,248 @@
+"""What `Encoder.encode` takes for images, as a list of named items, and how each becomes pixels, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fmcnet.data.cache import resize
+from fmcnet.data.csv_table import MODALITIES
+from fmcnet.data.images import open_rgb, to_rgb
+from fmcnet.errors import DataError, FmcnetError
+from fmcnet.types import Modality
+
+if TYPE_CHECKING:
+    import torch
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+MAX_LISTED = 20
+
+ImageLike: TypeAlias = Union[str, Path, Image.Image, NDArray[np.uint8], "torch.Tensor"]
+"""A path, a folder, a Pillow image, a uint8 array ((N,) H, W, 3), a tensor ((N,) 3, H, W) of uint8 or 0..1 floats."""
+
+ModalityLike: TypeAlias = Modality | str
+Pixels: TypeAlias = NDArray[np.uint8]
+
+
+class Item(NamedTuple):
+    """One image to embed.
+
+    Attributes:
+        name: its path, or where it stood in the call: "images[3]".
+        source: a path, a Pillow image, an array or a tensor of one image.
+        modality: which stem sees it.
+    """
+
+    name: str
+    source: Any
+    modality: Modality
+
+
+class Fault(NamedTuple):
+    """An image that cannot be read.
+
+    Attributes:
+        position: among all images of the call, folders expanded, from 0.
+        name: as `Item.name`. reason: a sentence.
+    """
+
+    position: int
+    name: str
+    reason: str
+
+
+def list_images(sources: Sequence[str | Path]) -> list[Path]:
+    """The images named, and those below the folders named, each folder's sorted by path.
+
+    Raises:
+        DataError: for a path that does not exist or a folder without images.
+    """
+    found: list[Path] = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            found += _inside(source)
+        elif source.is_file():
+            found.append(source)
+        else:
+            raise DataError(f"no such image or folder: {source}")
+    return found
+
+
+def expand(
+    images: ImageLike | Iterable[ImageLike],
+    modality: ModalityLike | Sequence[ModalityLike] | NDArray[np.uint8],
+) -> list[Item]:
+    """One item an image: folders become the images below them, batches their images.
+
+    Args:
+        images: one or several of `ImageLike`.
+        modality: one for all; or one for each of `images` as given (a folder's or a batch's goes to all its images),
+            or for each image once folders and batches are expanded. Numbers (0 visible, 1 infrared) will do.
+
+    Raises:
+        DataError: for what is no image, a folder without images, no images at all, or as many modalities as fit
+            neither count.
+    """
+    single = isinstance(images, (str, Path, Image.Image, np.ndarray)) or _is_tensor(images)
+    if not single and not isinstance(images, Iterable):
+        raise DataError(f"images is {_kind(images)}: give paths, folders, Pillow images, arrays or tensors")
+    given: list[Any] = [images] if single else list(cast("Iterable[Any]", images))
+    parts = [_parts(one, "images" if single else f"images[{at}]", single) for at, one in enumerate(given)]
+    total = sum(len(part) for part in parts)
+    if not total:
+        raise DataError("no images to encode")
+    if isinstance(modality, (str, Modality)):
+        kinds = [parse_modality(modality)] * total
+    else:
+        several = [parse_modality(one) for one in modality]
+        if len(several) == len(given):
+            kinds = [kind for kind, part in zip(several, parts, strict=True) for _ in part]
+        elif len(several) == total:
+            kinds = several
+        else:
+            raise DataError(
+                f"{len(several)} modalities for {total} images: give one for all, or one for each image"
+            )
+    flat = chain.from_iterable(parts)
+    return [Item(name, source, kind) for (name, source), kind in zip(flat, kinds, strict=True)]
+
+
+def read_pixels(source: Any, height: int, width: int) -> Pixels:
+    """One item's source as (H, W, 3) uint8 of the given size: the one way into every encoder.
+
+    Raises:
+        DataError: when it cannot be read, has no pixels or another shape or type than an image; says why.
+    """
+    if isinstance(source, (str, Path)):
+        return resize(open_rgb(source), height, width)
+    if isinstance(source, Image.Image):
+        return resize(to_rgb(source), height, width)
+    array = _from_tensor(source) if _is_tensor(source) else source
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))):
+        raise DataError(
+            f"an image array must be (H, W, 3) or (H, W) uint8, 0..255, got {array.shape} {array.dtype}"
+        )
+    if not array.size:
+        raise DataError(f"it has no pixels: {array.shape}")
+    grey = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    return resize(Image.fromarray(np.ascontiguousarray(grey)).convert("RGB"), height, width)
+
+
+def read_ahead(
+    items: Sequence[Item], batches: Sequence[Sequence[int]], height: int, width: int, workers: int
+) -> Iterator[tuple[Sequence[int], list[Pixels | Fault]]]:
+    """Batch after batch, the next one decoded by `workers` threads while the caller computes on this one."""
+
+    def read(at: int) -> Pixels | Fault:
+        try:
+            return read_pixels(items[at].source, height, width)
+        except DataError as error:
+            said = str(error).removeprefix("cannot read the image").removeprefix(f" {items[at].source}")
+            return Fault(at, items[at].name, said.removeprefix(": "))
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        waiting = [pool.submit(read, at) for at in batches[0]] if batches else []
+        for number, batch in enumerate(batches):
+            ready = waiting
+            following = batches[number + 1] if number + 1 < len(batches) else ()
+            waiting = [pool.submit(read, at) for at in following]
+            yield batch, [future.result() for future in ready]
+
+
+def batches_of(items: Sequence[Item], size: int) -> list[list[int]]:
+    """Positions, in batches of one modality each, order kept within it."""
+    if size < 1:
+        raise FmcnetError(f"batch_size must be 1 or more, got {size}")
+    mine = [[at for at, item in enumerate(items) if item.modality is modality] for modality in Modality]
+    return [rows[start : start + size] for rows in mine for start in range(0, len(rows), size)]
+
+
+def list_faults(faults: Sequence[Fault], total: int) -> str:
+    """What to tell a person: how many of `total` images cannot be read, and which (the first 20)."""
+    lines = "\n".join(f"  {fault.name}: {fault.reason}" for fault in faults[:MAX_LISTED])
+    more = f"\n  ... and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
+    return f"{len(faults)} of {total} images cannot be read:\n{lines}{more}"
+
+
+def handler(on_error: str | Callable[[Fault], object]) -> Callable[[Fault], object] | None:
+    """What to do with a fault that is not to be raised; None: raise.
+
+    Raises:
+        FmcnetError: for another word than "raise" or "skip".
+    """
+    if callable(on_error):
+        return on_error
+    if on_error not in ("raise", "skip"):
+        raise FmcnetError(f"on_error='{on_error}': say raise, skip, or give a function that takes each fault")
+    return None if on_error == "raise" else lambda fault: None
+
+
+def parse_modality(text: Any) -> Modality:
+    """ "visible", "infrared", a synonym that a CSV may use ("ir", "thermal", "rgb"...), or 0 and 1, as a `Modality`.
+
+    Raises:
+        FmcnetError: for anything else.
+    """
+    if isinstance(text, Modality):
+        return text
+    if str(text).lower() not in MODALITIES:
+        raise FmcnetError(f"unknown modality '{text}': say visible or infrared")
+    return MODALITIES[str(text).lower()]
+
+
+def _parts(one: Any, label: str, single: bool) -> list[tuple[str, Any]]:
+    """(name, source) of each image in one thing given."""
+    if isinstance(one, (str, Path)):
+        path = Path(one)
+        return [(str(p), p) for p in _inside(path)] if path.is_dir() else [(str(one), path)]
+    if isinstance(one, Image.Image):
+        return [(str(getattr(one, "filename", "") or _first(label, single)), one)]
+    if isinstance(one, np.ndarray) or _is_tensor(one):
+        if one.ndim == 4:
+            return [(f"{label}[{at}]", image) for at, image in enumerate(one)]
+        return [(_first(label, single), one)]
+    raise DataError(f"{label} is {_kind(one)}: give a path, a folder, a Pillow image, an array or a tensor")
+
+
+def _first(label: str, single: bool) -> str:
+    return f"{label}[0]" if single else label
+
+
+def _inside(folder: Path) -> list[Path]:
+    inside = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not inside:
+        raise DataError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+    return inside
+
+
+def _is_tensor(value: Any) -> bool:
+    """Without importing torch, which may not be there."""
+    return type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach")
+
+
+def _from_tensor(tensor: Any) -> NDArray[Any]:
+    """(3, H, W) or (1, H, W) of uint8, or of floats in 0..1 (rounded to 255ths), to (H, W, 3 or 1)."""
+    array = tensor.detach().cpu()
+    if array.ndim != 3 or array.shape[0] not in (1, 3):
+        raise DataError(f"an image tensor must be (3, H, W) or (1, H, W), got {tuple(array.shape)}")
+    if array.dtype.is_floating_point:
+        array = array.float()
+        low, high = (float(array.min()), float(array.max())) if array.numel() else (0.0, 0.0)
+        if not (low >= 0.0 and high <= 1.0):
+            raise DataError(
+                f"a float tensor must be in 0..1, this one is in {low:.3g}..{high:.3g}: give the image as it is, "
+                "without normalisation, which the encoder does itself"
+            )
+        array = (array * 255).round().byte()
+    return np.asarray(array.permute(1, 2, 0).numpy())
+
+
+def _kind(value: Any) -> str:
+    return f"{'an' if type(value).__name__[:1] in 'aeiou' else 'a'} {type(value).__name__}"

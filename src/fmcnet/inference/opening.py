@@ -1,0 +1,62 @@
+"""From a model's folder to what computes: PyTorch or ONNX Runtime, by what lies there."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Literal
+
+from fmcnet.errors import CheckpointError, FmcnetError, MissingDependencyError
+from fmcnet.inference.engine import Engine
+from fmcnet.inference.onnx_engine import MANIFEST, OnnxEngine
+from fmcnet.model.card import WEIGHTS, ModelCard, model_digest, read_card
+
+RuntimeName = Literal["auto", "torch", "onnxruntime"]
+
+
+def open_engine(
+    folder: Path, device: str, runtime: RuntimeName, threads: int | None
+) -> tuple[Engine, ModelCard, str]:
+    """The engine of a model, its card and its digest; arguments and errors as `Encoder.from_pretrained`."""
+    card = read_card(folder)
+    if _choose(folder, runtime) == "onnxruntime":
+        onnx = OnnxEngine(folder, device, threads)
+        return onnx, card, onnx.manifest.digest
+    if not _importable("torch"):
+        raise MissingDependencyError(
+            f"{folder} holds weights for PyTorch, which is not installed: pip install torch, or make a form for "
+            "ONNX Runtime with fmcnet export where it is"
+        )
+    import torch
+
+    from fmcnet.inference.torch_engine import TorchEngine
+    from fmcnet.model.checkpoint import load_pretrained_model
+    from fmcnet.runtime import pick_device
+
+    if threads:
+        torch.set_num_threads(threads)
+    chosen = pick_device(device)
+    model, card = load_pretrained_model(folder, chosen)
+    return TorchEngine(model, chosen), card, model_digest(folder)
+
+
+def _choose(folder: Path, wanted: str) -> str:
+    """Which of the two a folder is for."""
+    has = {"torch": (folder / WEIGHTS).is_file(), "onnxruntime": (folder / MANIFEST).is_file()}
+    if wanted not in ("auto", *has):
+        raise FmcnetError(f"runtime='{wanted}': say auto, torch or onnxruntime")
+    if wanted != "auto":
+        if not has[wanted]:
+            lacks = WEIGHTS if wanted == "torch" else f"{MANIFEST} (fmcnet export makes it)"
+            raise CheckpointError(f"{folder} holds no model for {wanted}: it lacks {lacks}")
+        return wanted
+    if all(has.values()):
+        return "torch" if _importable("torch") else "onnxruntime"
+    return "onnxruntime" if has["onnxruntime"] else "torch"
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False

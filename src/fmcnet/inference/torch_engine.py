@@ -1,0 +1,33 @@
+"""Descriptors by PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fmcnet.model.fmcnet import FMCNet
+from fmcnet.types import FloatArray, Modality
+
+
+class TorchEngine:
+    """An `Engine` around the network as it was trained.
+
+    Args:
+        model: in eval mode, on `device`.
+        device: where to compute.
+    """
+
+    name = "torch"
+
+    def __init__(self, model: FMCNet, device: torch.device) -> None:
+        self.model, self.device = model, device
+
+    @torch.inference_mode()
+    def __call__(self, images: NDArray[Any], modality: Modality) -> FloatArray:
+        """(N, H, W, 3) uint8 to (N, E) float32."""
+        batch = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(self.device)
+        out: FloatArray = self.model.embed(batch, modality).float().cpu().numpy()
+        return out

@@ -1,0 +1,110 @@
+"""What travels with a model's weights, readable without PyTorch: `model.json`, and the model's digest."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fmcnet
+from fmcnet.config import Config, load_config
+from fmcnet.errors import CheckpointError, ConfigError
+
+FORMAT = "fmcnet-model-1"
+WEIGHTS = "model.safetensors"
+CARD = "model.json"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What travels with the weights.
+
+    Attributes:
+        config: the run's whole configuration; data.height and data.width are the input size.
+        classes: number of training identities. pids: which (C,), in label order.
+        dataset: name of the training table. step: optimisation steps done.
+        data: the training dataset's `fingerprint`.
+        similarity: what embeddings are compared by.
+        selected: how the weights were picked: "last", "val" or "test".
+        versions: of fmcnet, torch and Python.
+    """
+
+    config: Config
+    pids: tuple[int, ...]
+    dataset: str
+    step: int
+    data: str = ""
+    selected: str = "last"
+    similarity: str = "cosine"
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+
+    @property
+    def classes(self) -> int:
+        """Number of training identities."""
+        return len(self.pids)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As written to `model.json`."""
+        tree = asdict(self) | {"config": self.config.model_dump(mode="json"), "pids": list(self.pids)}
+        return {"format": FORMAT, **tree}
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions that a number depends on: of fmcnet, torch, Python and `packages`; "" where one is not installed."""
+    return {
+        "fmcnet": fmcnet.__version__,
+        **{name: _version(name) for name in ("torch", *packages)},
+        "python": platform.python_version(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def read_card(folder: str | Path) -> ModelCard:
+    """Read `model.json` alone.
+
+    Raises:
+        CheckpointError: when it is missing, damaged, or not fmcnet's.
+    """
+    path = Path(folder) / CARD
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} holds no {CARD}: give the folder of a finished run (fmcnet train --out FOLDER)"
+        )
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+            raise CheckpointError(f"{path} is not a model card of this version (format {FORMAT})")
+        tree.pop("format")
+        return ModelCard(**{**tree, "config": load_config(tree["config"]), "pids": tuple(tree["pids"])})
+    except ConfigError as error:
+        raise CheckpointError(f"{path} was written by another version of fmcnet: {error}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def model_digest(folder: str | Path) -> str:
+    """16 hex digits that name what turns images into embeddings: weights, architecture and input size.
+
+    Taken from the files as they are, so that it stays when a later version of fmcnet knows more settings.
+
+    Raises:
+        CheckpointError: when the card or the weights are missing or damaged.
+    """
+    card, weights = Path(folder) / CARD, Path(folder) / WEIGHTS
+    try:
+        config = json.loads(card.read_text(encoding="utf-8"))["config"]
+        facts = [config["model"], config["data"]["height"], config["data"]["width"]]
+        content = weights.read_bytes()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: the model is missing or damaged: {error}") from error
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode() + content).hexdigest()[:16]
