@@ -72,8 +72,8 @@ def model_card(
         "",
         f"# {result['name']}",
         "",
-        f"FMCNet (CVPR 2022), variant `{result['variant']}`: {result['parameters']:,} weights, {size / 1e6:.1f} MB; "
-        f"An image of one person ({config.data.height} x {config.data.width}, visible or infrared) becomes a "
+        f"FMCNet (CVPR 2022), variant `{result['variant']}`: {result['parameters']:,} weights, {size / 1e6:.1f} MB."
+        f" An image of one person ({config.data.height} x {config.data.width}, visible or infrared) becomes a "
         f"descriptor of {result['dimensions']:,} numbers, compared by {card.similarity}.",
         "",
         "| | |",

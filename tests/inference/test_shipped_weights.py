@@ -1,0 +1,51 @@
+"""The model that comes with the package: whole, small enough, what its card says, and it finds people."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from fmcnet.data.benchmarks import read_dataset
+from fmcnet.evaluation import protocols
+from fmcnet.evaluation.engine import evaluate
+from fmcnet.evaluation.runs import chance_rank1
+from fmcnet.inference.command import describe_run
+from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.shipped import find_model, shipped_models
+from fmcnet.types import Modality
+
+NAME = "fmcnet-generated"
+
+
+def test_it_is_what_its_card_says():
+    folder = shipped_models()[NAME]
+    assert find_model(NAME) == folder
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 12e6
+    found = describe_run(folder)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"`{found['weights_sha256']}`" in text
+    assert found["variant"] == "full"
+    assert found["finished"]
+    settings = json.loads(text.partition("```json\n")[2].partition("\n```")[0])
+    assert settings == found["config"]
+
+
+def test_it_finds_people_of_another_world_across_modalities(tiny_sysu):
+    encoder = Encoder.from_pretrained(NAME, device="cpu", threads=1)
+    table = read_dataset(tiny_sysu)
+    people = table.select(split=("train", "val", "test"))  # nobody of this world was trained on
+    embeddings = encoder.embed_table(people)
+    for direction in ("i2v", "v2i"):
+        protocol = protocols.sysu(draw="seeded", direction=direction)
+        found = evaluate(embeddings, protocol).mean
+        assert found["rank1"] > 2 * chance_rank1(embeddings, protocol, people), direction
+
+
+def test_its_calibration_is_its_own_and_rises_with_similarity():
+    calibration = Encoder.from_pretrained(NAME, device="cpu", threads=1).calibration
+    for query in Modality:
+        probability = calibration.probability(np.linspace(-1, 1, 41), query, query.other)
+        assert (np.diff(probability) >= 0).all()
+        assert probability[0] < 0.2 < 0.9 < probability[-1]
+        assert calibration.covers(query, query.other)
