@@ -1,22 +1,21 @@
-"""Device, memory, seeds, process group, and clear words for a missing optional package."""
+"""Device, memory, seeds, process group."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib
 import logging
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from types import ModuleType
 
 import torch
 import torch.distributed as dist
 
-from fmcnet.errors import FmcnetError, Interrupted, MissingDependencyError
+from fmcnet.errors import FmcnetError, Interrupted
+from fmcnet.optional import require as require
 
 logger = logging.getLogger(__name__)
 
@@ -157,17 +156,3 @@ def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
         mixed = ((mixed ^ value) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
         mixed ^= mixed >> 31
     return torch.Generator(device).manual_seed(mixed % 2**63)
-
-
-def require(module: str, extra: str) -> ModuleType:
-    """Import an optional package.
-
-    Raises:
-        MissingDependencyError: naming the extra that brings it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"this needs {module.split('.')[0]}, which is not installed: pip install 'fmcnet[{extra}]'"
-        ) from error
