@@ -90,7 +90,7 @@ def test_update_sets_and_clears_metadata(filled):
 def test_duplicate_ids_are_refused_replaced_or_skipped(filled):
     gallery, plain = filled
     vectors, rows = crops(3, seed=5), entries(3, seed=5, first=198)  # two are there, one is new
-    with pytest.raises(DuplicateIdError, match="2 of 3 ids.*crop-00198"):
+    with pytest.raises(DuplicateIdError, match=r"2 of 3 ids.*crop-00198"):
         add(gallery, vectors, rows)
     assert len(gallery) == 200
     skipped = add(gallery, vectors, rows, on_duplicate="skip")

@@ -134,13 +134,13 @@ def test_an_index_older_than_the_database_catches_up(whole, tmp_path):
 
 
 def test_flips_anywhere_in_the_database_are_refused_or_harmless(copy, whole):
-    """300 places over all pages: each answer is the right one, or an error that names the file."""
+    """Some 80 places over all pages: each answer is the right one, or an error that names the file."""
     path = copy / "gallery.sqlite"
     good = path.read_bytes()
     query = crops(1, seed=3)[0]
     expected = [(where, whole[1].search(query, 400, where)) for where in (None, WHERES[1])]
     places = np.random.default_rng(1).integers(len(good), size=60)
-    refused = 0
+    refused = []
     for place in [*places.tolist(), 0, 18, 20, 60, 100, 105, 4096, *range(32_768, 32_800, 3)]:
         data = bytearray(good)
         data[place] ^= 0xA5
@@ -154,9 +154,9 @@ def test_flips_anywhere_in_the_database_are_refused_or_harmless(copy, whole):
                     for where, answer in expected:
                         same(gallery.search(query, 400, where), answer)
             except GalleryError as error:
-                refused += 1
-                assert "gallery.sqlite" in str(error) or str(copy) in str(error)
-    assert refused > 20
+                refused.append(str(error))
+    assert len(refused) > 20
+    assert all(str(copy) in text for text in refused)
 
 
 def test_a_damaged_row_is_named_by_check_and_by_a_search(copy, whole):

@@ -98,7 +98,7 @@ def test_a_removal_that_a_reader_holds_up_says_so(tmp_path):
     reader = Gallery(tmp_path / "g", read_only=True)
     with reader._store.database.reading():
         reader._store.index.sync()
-        with pytest.raises(GalleryBusyError, match="gone from all answers.*compact"):
+        with pytest.raises(GalleryBusyError, match=r"gone from all answers.*compact"):
             gallery.remove(Where(ids=["crop-00007"]))
     assert "crop-00007" not in gallery
     gallery.compact()

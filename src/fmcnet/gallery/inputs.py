@@ -20,7 +20,8 @@ from fmcnet.types import FloatArray, Modality
 LONGEST = {"id": 256, "model": 256, "camera": 256, "track": 256, "tag": 256, "source": 4096}
 """Most bytes (UTF-8) of a text."""
 MOST_TAGS = 64
-SMALLEST_NORM = 1e-12
+SMALLEST = 1e-12
+"""A vector whose values are all smaller is a zero vector."""
 LARGEST_PID = 2**63 - 1
 NO_PID = -1
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -44,8 +45,9 @@ def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embe
     if wide.ndim != 2 or wide.shape[1] == 0:
         raise GalleryError(f"{what}s must have shape (N, D), got {np.shape(values)}")
     finite = np.isfinite(wide).all(axis=1)
-    norms = np.linalg.norm(np.where(finite[:, None], wide, 0.0), axis=1)
-    for bad, fault in ((~finite, "holds NaN or infinity"), (norms < SMALLEST_NORM, "is a zero vector")):
+    largest = np.where(finite, np.abs(np.where(finite[:, None], wide, 1.0)).max(axis=1), 1.0)
+    zero = finite & (largest < SMALLEST)
+    for bad, fault in ((~finite, "holds NaN or infinity"), (zero, "is a zero vector")):
         rows = np.flatnonzero(bad)
         if len(rows):
             row = int(rows[0])
@@ -54,7 +56,8 @@ def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embe
             raise GalleryError(
                 f"{what} {row}{label} of {len(wide)} {fault}{others}: check the model, or leave it out"
             )
-    return np.asarray(wide / norms[:, None], dtype=np.float32)
+    wide /= largest[:, None]  # so that no square overflows
+    return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True), dtype=np.float32)
 
 
 def make_batch(
@@ -75,7 +78,7 @@ def make_batch(
         GalleryError: for a bad value, naming column and row.
         DuplicateIdError: when an id comes twice.
     """
-    vectors = unit_vectors(embeddings, ids if ids is not None and not isinstance(ids, str) else ())
+    vectors = unit_vectors(embeddings, ids if isinstance(ids, (list, tuple)) else ())
     n = len(vectors)
     if isinstance(ids, str):
         raise GalleryError(f"ids must be a list of {n} texts, not one text")

@@ -19,6 +19,8 @@ FEW = 20_000
 """Allowed rows up to which a search is exact whatever the index."""
 SELECTIVE = 0.05
 """Share of allowed rows up to which a search is exact whatever the index."""
+WIDEST = 2048
+"""Most rows taken from the graph to be filtered."""
 MOST_DEAD = 0.25
 """Share of removed rows from which the graph is no longer trusted, until the gallery is compacted."""
 
@@ -97,21 +99,37 @@ class State:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         graph = None if only_exact or allowed <= max(FEW, SELECTIVE * len(self)) else self.trusted
         chosen = None if allowed == len(self) else mask
-        answers = self._search(queries, top, chosen, graph)
-        if graph is not None and (answers[1] < 0).any():  # the graph did not reach enough allowed rows
-            answers = self._search(queries, top, chosen, None)
-        return answers
-
-    def _search(
-        self, queries: FloatArray, top: int, mask: BoolArray | None, graph: Graph | None
-    ) -> tuple[FloatArray, IntArray]:
-        start = graph.rows if graph else 0
         parts = []
         if graph:
-            parts.append(graph.search(self.base, queries, top, mask))
+            parts.append(self._by_graph(graph, queries, top, chosen))
+        start = graph.rows if graph else 0
         for codes, first in ((self.base[start:], start), (self.tail, len(self.base))):
             if len(codes):
-                part = None if mask is None else mask[first : first + len(codes)]
+                part = None if chosen is None else chosen[first : first + len(codes)]
                 similarity, row = exact(codes, queries, min(top, len(codes)), part)
                 parts.append((similarity, np.where(row < 0, -1, row + first)))
         return merged(parts, top)
+
+    def _by_graph(
+        self, graph: Graph, queries: FloatArray, top: int, mask: BoolArray | None
+    ) -> tuple[FloatArray, IntArray]:
+        """The best allowed rows of the graph: among its best rows of all, or, where those are too few, exactly.
+
+        FAISS can filter inside the graph, but then loses nearly all when the allowed rows are far from the query, as
+        those of another modality may be.
+        """
+        if mask is None:
+            return graph.search(self.base, queries, top)
+        mask = mask[: graph.rows]
+        allowed = int(np.count_nonzero(mask))
+        top = min(top, allowed)
+        if not top:
+            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        wide = min(int(2 * top * graph.rows / allowed), max(WIDEST, 2 * top), graph.rows)
+        similarity, row = graph.search(self.base, queries, wide)
+        kept = np.where((row >= 0) & mask[row], similarity, -np.inf).astype(np.float32)
+        found = merged([(kept, np.where(np.isneginf(kept), -1, row))], top)
+        poor = np.flatnonzero((found[1] < 0).any(axis=1))
+        if len(poor):
+            found[0][poor], found[1][poor] = exact(self.base[: graph.rows], queries[poor], top, mask)
+        return found

@@ -123,7 +123,7 @@ class EmbeddedStore:
         with self.database.reading():
             kept = self.database.get("index")
         choice, above = json.loads(kept) if isinstance(kept, str) else ("auto", HNSW_ABOVE)
-        wanted = (index or choice, above if hnsw_above is None else hnsw_above)
+        wanted: tuple[IndexChoice, int] = (index or choice, above if hnsw_above is None else hnsw_above)
         if wanted != (choice, above) and not self.read_only:
             with writer_lock(self.folder, self.timeout), self.database.writing():
                 self.database.put("index", json.dumps(wanted))
