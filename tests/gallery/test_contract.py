@@ -27,6 +27,8 @@ def filled(location, opened):
 
 
 def agree(gallery, plain, queries=3):
+    if gallery.location.startswith("milvus"):
+        queries = 1  # a consistent read takes a cluster a fifth of a second
     for query in crops(queries, seed=9):
         for where in WHERES:
             same(gallery.search(query, 8, where), plain.search(query, 8, where))

@@ -21,6 +21,11 @@ from fmcnet.gallery.records import (
 )
 from fmcnet.types import FloatArray
 
+SPARE = 16
+"""Candidates asked for beyond `top`, to see ties at the end of the list."""
+NEAR = 1e-5
+"""Similarities of float32 sums that may be equal when computed exactly."""
+
 
 class Store(Protocol):
     """Keeps entries and their embeddings, and finds the most similar ones. Inputs are checked already."""

@@ -36,17 +36,13 @@ from fmcnet.gallery.records import (
     Stored,
     Where,
 )
-from fmcnet.gallery.store import changed, ranked
+from fmcnet.gallery.store import NEAR, SPARE, changed, ranked
 from fmcnet.types import FloatArray, IntArray
 
 logger = logging.getLogger(__name__)
 
 HNSW_ABOVE = 100_000
 """Entries above which a new gallery uses a graph."""
-SPARE = 16
-"""Candidates asked for beyond `top`, to see ties at the end of the list."""
-NEAR = 1e-5
-"""Similarities of float32 sums that may be equal when computed exactly."""
 
 
 class EmbeddedStore:
@@ -122,6 +118,7 @@ class EmbeddedStore:
         """The kind of index: as given, and then kept in the gallery; or as kept."""
         with self.database.reading():
             kept = self.database.get("index")
+        choice: IndexChoice
         choice, above = json.loads(kept) if isinstance(kept, str) else ("auto", HNSW_ABOVE)
         wanted: tuple[IndexChoice, int] = (index or choice, above if hnsw_above is None else hnsw_above)
         if wanted != (choice, above) and not self.read_only:
