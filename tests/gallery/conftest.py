@@ -32,9 +32,13 @@ def milvus_address(tmp_path_factory):
 def location(request, tmp_path):
     """Where a new gallery can be, for each backend."""
     if request.param == "embedded":
-        return str(tmp_path / "people.gallery")
-    address = request.getfixturevalue("milvus_address")
-    return f"milvus://{address}/test_{os.getpid()}_{next(_number)}"
+        yield str(tmp_path / "people.gallery")
+        return
+    address, name = request.getfixturevalue("milvus_address"), f"test_{os.getpid()}_{next(_number)}"
+    yield f"milvus://{address}/{name}"
+    client = pytest.importorskip("pymilvus").MilvusClient(uri=f"http://{address}")
+    client.drop_collection(name)  # each collection costs the server threads and memory
+    client.close()
 
 
 @pytest.fixture
