@@ -12,7 +12,7 @@ import pytest
 from fmcnet.errors import FmcnetError, GalleryDamagedError, GalleryError
 from fmcnet.gallery import Gallery, Where
 from fmcnet.gallery.embedded import snapshot, state
-from tests.gallery.people import WHERES, Plain, add, crops, entries, same
+from tests.gallery.people import WHERES, Plain, add, answers, crops, entries, same
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def copy(whole, tmp_path, monkeypatch):
 def right(gallery, plain, queries=2):
     for query in crops(queries, seed=3):
         for where in WHERES[:5]:
-            same(gallery.search(query, 6, where), plain.search(query, 6, where))
+            answers(gallery, plain, query, 6, where)
 
 
 def damage(path, kind, seed=0):

@@ -9,7 +9,7 @@ import pytest
 
 from fmcnet.gallery import Gallery, Where
 from fmcnet.gallery.embedded import state
-from tests.gallery.people import NOON, WHERES, Plain, add, crops, entries, same
+from tests.gallery.people import NOON, WHERES, Plain, add, answers, crops, entries
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_any_order_of_operations(tmp_path, monkeypatch, seed, options):
         where = WHERES[step % len(WHERES)]
         query = crops(1, seed=step + 99)[0]
         for gallery in galleries:
-            same(gallery.search(query, 7, where), plain.search(query, 7, where))
+            answers(gallery, plain, query, 7, where)
             assert len(gallery) == len(plain.rows)
     assert [e for e, _ in galleries[2].scan()] == [e for e, _ in plain.rows.values()]
     for entry, vector in galleries[2].scan(WHERES[1]):

@@ -56,7 +56,17 @@ class Hit:
     @staticmethod
     def of(entry: Entry, similarity: float) -> Hit:
         """The entry as an answer."""
-        return Hit(similarity=similarity, **{f.name: getattr(entry, f.name) for f in fields(Entry)})
+        return Hit(
+            entry.id,
+            similarity,
+            entry.modality,
+            entry.pid,
+            entry.camera,
+            entry.time,
+            entry.source,
+            entry.track,
+            entry.tags,
+        )
 
 
 @dataclass(frozen=True)

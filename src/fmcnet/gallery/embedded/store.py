@@ -73,6 +73,7 @@ class EmbeddedStore:
         self.timeout = timeout
         self.dtype = dtype
         self._wrote = False
+        self._settings: Settings | None = None
         self._closed = False
         self._mutex = threading.RLock()
         self._prepare(create)
@@ -166,8 +167,12 @@ class EmbeddedStore:
     @property
     def settings(self) -> Settings | None:
         """What the first add fixed."""
-        with self._reading():
-            return self.database.settings()
+        with self._mutex:
+            self._open()
+            if self._settings is None:
+                with self.database.reading():
+                    self._settings = self.database.settings()
+            return self._settings
 
     def info(self) -> GalleryInfo:
         """The gallery in numbers."""
