@@ -19,6 +19,7 @@ LAYERS = [
     ("evaluation",),
     ("export",),
     ("training",),
+    ("gallery",),
     ("figures",),
     ("report",),
     ("studies",),
@@ -75,6 +76,11 @@ def test_the_command_line_starts_without_torch():
 
 def test_readers_and_the_generator_work_without_torch():
     code = "import sys, fmcnet.data.benchmarks, fmcnet.data.generated; print('torch' in sys.modules)"
+    assert fresh(code).strip() == "False"
+
+
+def test_the_gallery_works_without_torch():
+    code = "import sys, fmcnet.gallery, fmcnet.gallery.embedded.store; print('torch' in sys.modules)"
     assert fresh(code).strip() == "False"
 
 
