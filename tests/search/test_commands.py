@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -63,7 +64,6 @@ def crops(tmp_path):
 
 
 RULES = ("--modality", "visible", "--model", "run", "--camera-from-name", "cam([0-9])")
-NAMES = ("--pid-from-name", "([0-9])_", "--time-from-name", "_%H%M")
 
 
 def test_index_once_search_filter_and_forget(crops):
@@ -134,8 +134,7 @@ def test_the_page_holds_the_pictures_and_asks_nobody_for_anything(crops):
     (crops / "cam2/1_1000.png").unlink()
     (crops / "cam2/3_1010.png").write_bytes(b"broken")
     run("search", "g", "night.png", "--modality", "ir", "--html", "out/who.html")
-    with open("out/who.html", encoding="utf-8") as stream:
-        page = stream.read()
+    page = Path("out/who.html").read_text(encoding="utf-8")
     uris = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
     assert len(uris) == 3  # the query and two hits
     colour = Image.open(io.BytesIO(base64.b64decode(uris[1]))).getpixel((5, 5))
@@ -151,8 +150,7 @@ def test_texts_in_the_page_are_escaped(tmp_path):
             picture(*RED), "ir", camera="<script>x</script>", source='"><b onload=x>'
         )
     run("search", "g", "night.png", "--modality", "ir", "--model", "run", "--html", "who.html")
-    with open("who.html", encoding="utf-8") as stream:
-        page = stream.read()
+    page = Path("who.html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert "<b onload" not in page
     assert "&lt;script&gt;" in page
@@ -171,7 +169,7 @@ def test_broken_pictures_are_named_and_left_out_or_refused(crops):
 def test_mistakes_are_one_clear_message(crops):
     assert "--modality" in wrong("index", "g", crops, "--model", "run")
     assert "say which model" in wrong("index", "g", crops, "--modality", "ir")
-    assert not os.path.exists("g")
+    assert not Path("g").exists()
     assert "--on-error" in wrong("index", "g", crops, *RULES, "--on-error", "ignore")
     assert "does not match" in wrong("index", "g", crops, *RULES, "--track-from-name", "track")
     assert "there is no gallery" in wrong("search", "g", "night.png", "--modality", "ir")
@@ -186,7 +184,7 @@ def test_mistakes_are_one_clear_message(crops):
     assert "cannot ask" in wrong("gallery", "remove", "g", "--pid", "1", "--json")
     assert "30d" in wrong("gallery", "expire", "g", "--keep", "long")
     assert "there is no gallery" in wrong("gallery", "info", "elsewhere")
-    os.rmdir("run")
+    Path("run").rmdir()
     assert "not there any more" in wrong("search", "g", "night.png", "--modality", "ir")
 
 
