@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fmcnet.cli import app
 from fmcnet.gallery import Gallery
 from fmcnet.inference.encoder import Encoder
-from fmcnet.search import Searcher
+from fmcnet.search import Searcher, models
 from fmcnet.search import index as indexing
 from fmcnet.search.sources import Rules, read_sources
 from fmcnet.types import Modality
@@ -47,6 +47,7 @@ def model(tmp_path, monkeypatch):
     """`--model run`, whatever it is, is the colour encoder."""
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(Encoder, "from_pretrained", staticmethod(lambda source, **_: encoder(tmp_path, ALL)))
+    monkeypatch.setattr(models, "shipped_models", dict)
     monkeypatch.setattr(indexing, "PORTION", 2)
     monkeypatch.chdir(tmp_path)
 
@@ -55,7 +56,7 @@ def model(tmp_path, monkeypatch):
 def crops(tmp_path):
     """Four pictures in two cameras' folders."""
     folder = tmp_path / "crops"
-    names = {"cam1/1_0900": RED, "cam1/2_0910": GREEN, "cam2/1_1000": PINK, "cam2/3_1010": BLUE}
+    names = {"gate1/1_0900": RED, "gate1/2_0910": GREEN, "gate2/1_1000": PINK, "gate2/3_1010": BLUE}
     for name, colour in names.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         picture(*colour).save(folder / f"{name}.png")
@@ -63,7 +64,7 @@ def crops(tmp_path):
     return folder
 
 
-RULES = ("--modality", "visible", "--model", "run", "--camera-from-name", "cam([0-9])")
+RULES = ("--modality", "visible", "--model", "run", "--camera-from-name", "gate([0-9])")
 
 
 def test_index_once_search_filter_and_forget(crops):
@@ -73,7 +74,7 @@ def test_index_once_search_filter_and_forget(crops):
     assert (again["added"], again["already"], again["entries"]) == (0, 4, 4)
     found = as_json("search", "g", "night.png", "--modality", "ir")  # the model is remembered
     assert [hit["pid"] for hit in found["hits"]][:2] == [1, 1]
-    assert found["hits"][0]["source"] == str(crops / "cam1/1_0900.png")
+    assert found["hits"][0]["source"] == str(crops / "gate1/1_0900.png")
     assert found["prior"] == pytest.approx(1 / 5)
     filtered = as_json("search", "g", "night.png", "--modality", "ir", "--camera", "2", "--group", "pid")
     assert [hit["pid"] for hit in filtered["hits"]] == [1, 3]
@@ -131,8 +132,8 @@ def test_removal_asks(crops):
 
 def test_the_page_holds_the_pictures_and_asks_nobody_for_anything(crops):
     run("index", "g", crops, *RULES, "--track-from-name", "([0-9]_[0-9]+)")
-    (crops / "cam2/1_1000.png").unlink()
-    (crops / "cam2/3_1010.png").write_bytes(b"broken")
+    (crops / "gate2/1_1000.png").unlink()
+    (crops / "gate2/3_1010.png").write_bytes(b"broken")
     run("search", "g", "night.png", "--modality", "ir", "--html", "out/who.html")
     page = Path("out/who.html").read_text(encoding="utf-8")
     uris = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
@@ -157,12 +158,12 @@ def test_texts_in_the_page_are_escaped(tmp_path):
 
 
 def test_broken_pictures_are_named_and_left_out_or_refused(crops):
-    (crops / "cam1/2_0910.png").write_bytes(b"no picture")
+    (crops / "gate1/2_0910.png").write_bytes(b"no picture")
     assert "2_0910.png" in wrong("index", "g", crops, *RULES)
     made = as_json("index", "g", crops, *RULES, "--on-error", "skip")
     assert made["entries"] == 3
-    assert [fault["source"] for fault in made["faults"]] == [str(crops / "cam1/2_0910.png")]
-    picture(*GREEN).save(crops / "cam1/2_0910.png")
+    assert [fault["source"] for fault in made["faults"]] == [str(crops / "gate1/2_0910.png")]
+    picture(*GREEN).save(crops / "gate1/2_0910.png")
     assert as_json("index", "g", crops, *RULES)["added"] == 1
 
 
@@ -231,11 +232,12 @@ def test_kill_keeps_what_was_added_and_the_same_call_goes_on(tmp_path):
     sources = many(tmp_path)
     child = os.fork()
     if not child:
-        with Gallery("g") as gallery:
-            indexing.index(
-                Searcher(stopping(tmp_path, lambda: os.kill(os.getpid(), signal.SIGKILL)), gallery), sources
-            )
-        os._exit(0)
+        try:
+            stopped = stopping(tmp_path, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            with Gallery("g") as gallery:
+                indexing.index(Searcher(stopped, gallery), sources)
+        finally:
+            os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     with Gallery("g") as gallery:
         assert len(gallery) == 4

@@ -111,6 +111,15 @@ def test_mistakes_are_said(tmp_path, rules, said):
         read_sources([tmp_path], rules)
 
 
+def test_a_folder_that_only_looks_like_a_dataset_is_asked_about(tmp_path):
+    for name in ("cam1", "cam2"):
+        (tmp_path / name).mkdir()
+        picture(1, 2, 3).save(tmp_path / name / "a.png")
+    with pytest.raises(DataError, match="--layout images"):
+        read_sources([tmp_path], Rules(Modality.VISIBLE))
+    assert len(read_sources([tmp_path], Rules(Modality.VISIBLE, layout="images")).pictures) == 2
+
+
 def test_what_is_not_there_is_said(tmp_path):
     with pytest.raises(DataError, match="no such"):
         read_sources([tmp_path / "gone"], Rules(Modality.VISIBLE))

@@ -121,7 +121,14 @@ def _pictures(places: Sequence[Path], rules: Rules) -> list[tuple[str, Picture]]
 
 
 def _table(place: Path, layout: str, rules: Rules) -> list[tuple[str, Picture]]:
-    table = read_dataset(place, layout=layout)
+    try:
+        table = read_dataset(place, layout=layout)
+    except DataError as error:
+        if rules.layout == "auto" and place.is_dir():
+            raise DataError(
+                f"{error}\n{place} looks like a {layout} dataset. If it is just a folder of pictures: --layout images"
+            ) from error
+        raise
     chosen = table.select(split=None if rules.split == "all" else rules.split, modality=rules.modality)
     if not len(chosen):
         wanted = "" if rules.modality is None else f" {rules.modality}"
