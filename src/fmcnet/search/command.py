@@ -16,6 +16,7 @@ from fmcnet.gallery.gallery import Gallery
 from fmcnet.gallery.records import Where
 from fmcnet.inference.images import list_images, parse_modality
 from fmcnet.search.answer import Answer
+from fmcnet.search.index import check_faults
 from fmcnet.search.index import index as add_new
 from fmcnet.search.models import open_model, remember_model
 from fmcnet.search.names import NamePattern, TimePattern, moment, zone
@@ -136,6 +137,8 @@ def index(
         zone=local,
     )
     sources = read_sources(source, rules)
+    if on_error == "raise":
+        check_faults(sources)  # before a gallery is made
     encoder = open_model(gallery, model, device)
     with Gallery(gallery) as opened:
         searcher = Searcher(encoder, opened)

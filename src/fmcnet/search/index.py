@@ -67,10 +67,9 @@ def index(
     """
     if on_error not in ("raise", "skip"):
         raise FmcnetError(f"on_error='{on_error}': say raise or skip")
+    if on_error == "raise":
+        check_faults(sources)
     faults = list(sources.faults)
-    total = len(sources.pictures) + len(faults)
-    if faults and on_error == "raise":
-        raise DataError(f"nothing was added: {_refused(faults, total)}")
     added = already = 0
     try:
         with Progress("indexing", len(sources.pictures), show=progress) as bar:
@@ -90,7 +89,20 @@ def index(
         raise DataError(
             f"{error}\n{added} pictures were added before; --on-error skip leaves out the broken"
         ) from error
+    total = len(sources.pictures) + len(sources.faults)
     return IndexReport(total, added, already, tuple(faults), len(searcher.gallery))
+
+
+def check_faults(sources: Sources) -> None:
+    """Nothing that was listed is at fault.
+
+    Raises:
+        DataError: naming what is.
+    """
+    if sources.faults:
+        total = len(sources.pictures) + len(sources.faults)
+        said = list_faults(sources.faults, total).replace("cannot be read", "cannot be indexed", 1)
+        raise DataError(f"nothing was added: {said}\n--on-error skip leaves them out")
 
 
 def _present(searcher: Searcher, portion: Sequence[Picture]) -> set[str]:
@@ -115,8 +127,3 @@ def _add(
         batch_size=batch_size,
         progress=False,
     )
-
-
-def _refused(faults: Sequence[Fault], total: int) -> str:
-    said = list_faults(faults, total).replace("cannot be read", "cannot be indexed", 1)
-    return f"{said}\n--on-error skip leaves them out"
