@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 OUT    ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test test-cluster lint format bench clean
 
 help: ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 # Installed again only when what is installed changes.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -22,6 +22,10 @@ demo: $(BIN)/.installed ## set up, generate a benchmark, train Base and FMCNet, 
 
 test: $(BIN)/.installed ## set up and run all tests
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-cluster: $(BIN)/.installed ## the gallery's contract on a real Milvus server that it starts and stops (minutes)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[milvus]' milvus
+	@FMCNET_CLUSTER=1 $(BIN)/python -m pytest tests/gallery/test_contract.py tests/gallery/test_milvus.py
 
 lint: $(BIN)/.installed ## ruff and the strict type checker
 	@$(BIN)/ruff check .

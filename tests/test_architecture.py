@@ -19,6 +19,8 @@ LAYERS = [
     ("evaluation",),
     ("export",),
     ("training",),
+    ("gallery",),
+    ("search",),
     ("figures",),
     ("report",),
     ("studies",),
@@ -75,6 +77,11 @@ def test_the_command_line_starts_without_torch():
 
 def test_readers_and_the_generator_work_without_torch():
     code = "import sys, fmcnet.data.benchmarks, fmcnet.data.generated; print('torch' in sys.modules)"
+    assert fresh(code).strip() == "False"
+
+
+def test_the_gallery_and_its_search_work_without_torch():
+    code = "import sys, fmcnet.gallery.embedded.store, fmcnet.search.command; print('torch' in sys.modules)"
     assert fresh(code).strip() == "False"
 
 

@@ -38,6 +38,22 @@ class ProtocolError(FmcnetError):
     """Embeddings and protocol do not fit each other."""
 
 
+class GalleryError(FmcnetError):
+    """A gallery, or what was asked of it, cannot be used as it is."""
+
+
+class GalleryBusyError(GalleryError):
+    """Another process writes to the gallery (or reads, where it must not just now); try again later."""
+
+
+class GalleryDamagedError(GalleryError):
+    """A gallery's record of truth is damaged: it refuses to answer rather than answer wrongly."""
+
+
+class DuplicateIdError(GalleryError):
+    """An id is in the gallery already, or twice in one batch."""
+
+
 class MissingDependencyError(FmcnetError):
     """An optional package is not installed; the message names the extra that brings it."""
 

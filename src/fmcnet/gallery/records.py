@@ -1,0 +1,233 @@
+"""What goes into a gallery and what comes out: small frozen dataclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta, timezone
+from typing import Literal
+
+from fmcnet.errors import GalleryError
+from fmcnet.types import FloatArray, Modality
+
+OnDuplicate = Literal["refuse", "replace", "skip"]
+IndexChoice = Literal["auto", "exact", "hnsw"]
+Dtype = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored crop, without its embedding.
+
+    Attributes:
+        id: unique in the gallery. pid: the identity, None where unknown. modality: of the crop.
+        camera, source, track: None where unknown; `source` says where the crop came from (a path, a URL).
+        time: when it was seen, in UTC, to the microsecond; None where unknown.
+        tags: free labels, sorted, each once.
+    """
+
+    id: str
+    modality: Modality
+    pid: int | None = None
+    camera: str | None = None
+    time: datetime | None = None
+    source: str | None = None
+    track: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer of a search: an entry and its cosine similarity to the query, -1 to 1.
+
+    The other attributes are those of `Entry`.
+    """
+
+    id: str
+    similarity: float
+    modality: Modality
+    pid: int | None = None
+    camera: str | None = None
+    time: datetime | None = None
+    source: str | None = None
+    track: str | None = None
+    tags: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(entry: Entry, similarity: float) -> Hit:
+        """The entry as an answer."""
+        return Hit(
+            entry.id,
+            similarity,
+            entry.modality,
+            entry.pid,
+            entry.camera,
+            entry.time,
+            entry.source,
+            entry.track,
+            entry.tags,
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Hits that share a track or a pid, best first.
+
+    Attributes:
+        key: the track or pid; None for a hit that has none (such a hit is a group of its own).
+        similarity: of the best hit. hits: at least one.
+    """
+
+    key: str | int | None
+    similarity: float
+    hits: tuple[Hit, ...]
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which entries: all conditions that are given must hold; None is no condition.
+
+    Attributes:
+        ids, pids, cameras, tracks: the entry's value is one of these; an empty collection matches nothing.
+        modality: the entry's modality.
+        since, until: seen at or after `since`, and before `until` (aware datetimes); an entry without a time
+            matches neither.
+        tags: the entry has all of these.
+
+    Raises:
+        GalleryError: on construction, for a datetime without a timezone, or a bare string where a collection is
+            needed.
+    """
+
+    ids: Collection[str] | None = None
+    pids: Collection[int] | None = None
+    cameras: Collection[str] | None = None
+    tracks: Collection[str] | None = None
+    modality: Modality | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    tags: Collection[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("ids", "pids", "cameras", "tracks", "tags"):
+            value = getattr(self, name)
+            if isinstance(value, (str, bytes, int)):
+                raise GalleryError(f"Where({name}={value!r}): give a list, as {name}=[{value!r}]")
+            if value is not None:
+                object.__setattr__(self, name, frozenset(value))
+        if self.modality is not None:
+            object.__setattr__(self, "modality", as_modality(self.modality))
+        for name in ("since", "until"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, as_utc(value, f"Where({name})"))
+
+    @property
+    def anything(self) -> bool:
+        """No condition is given."""
+        return all(getattr(self, f.name) is None for f in fields(self))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the first add fixes for good.
+
+    Attributes:
+        dimension: values in an embedding. model: digest of the model that made them. dtype: how they are kept.
+    """
+
+    dimension: int
+    model: str
+    dtype: Dtype
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Checked entries to add.
+
+    Attributes:
+        entries: N of them. vectors: (N, D) float32, unit length, in the same order.
+    """
+
+    entries: tuple[Entry, ...]
+    vectors: FloatArray
+
+
+@dataclass(frozen=True)
+class Added:
+    """What an add did.
+
+    Attributes:
+        ids: of all N entries given, in order, those that were made up included. added, replaced, skipped: counts;
+            they sum to N.
+    """
+
+    ids: tuple[str, ...]
+    added: int
+    replaced: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class GalleryInfo:
+    """A gallery in numbers.
+
+    Attributes:
+        location: path or URL. entries: how many. settings: None before the first add.
+        index: "exact" or "hnsw": what an unfiltered search uses now. unindexed: entries that are searched one by
+            one beside the index. removed: rows whose space `compact` would give back.
+        bytes: on disk; 0 where the backend does not tell.
+    """
+
+    location: str
+    entries: int
+    settings: Settings | None
+    index: str
+    unindexed: int
+    removed: int
+    bytes: int
+
+
+Stored = tuple[Entry, FloatArray]
+"""An entry and its (D,) float32 embedding."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+def as_modality(value: object) -> Modality:
+    """A `Modality` from one or its name.
+
+    Raises:
+        GalleryError: for anything else.
+    """
+    try:
+        return Modality(value)
+    except ValueError as error:
+        raise GalleryError(f"modality is 'visible' or 'infrared', not {value!r}") from error
+
+
+def as_utc(value: object, what: str) -> datetime:
+    """The same instant in UTC.
+
+    Raises:
+        GalleryError: when it is no datetime, or has no timezone.
+    """
+    if not isinstance(value, datetime):
+        raise GalleryError(f"{what} must be a datetime, not {value!r}")
+    if value.utcoffset() is None:
+        raise GalleryError(f"{what}={value.isoformat()} has no timezone: say which, e.g. tzinfo=timezone.utc")
+    try:
+        return value.astimezone(timezone.utc)
+    except OverflowError as error:
+        raise GalleryError(f"{what}={value.isoformat()} is outside the years 1 to 9999 in UTC") from error
+
+
+def to_micros(value: datetime) -> int:
+    """Microseconds since 1970, exact."""
+    since = value - EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def from_micros(value: int) -> datetime:
+    """The inverse of `to_micros`."""
+    return EPOCH + timedelta(microseconds=value)

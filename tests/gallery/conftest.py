@@ -1,0 +1,55 @@
+"""One factory of galleries for both backends; the cluster is started once, and only when asked for."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+
+from fmcnet.gallery import Gallery
+
+CLUSTER = os.environ.get("FMCNET_CLUSTER") == "1"
+"""`make test-cluster` sets it."""
+_number = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def milvus_address(tmp_path_factory):
+    """host:port of a real Milvus server that lives as long as the tests."""
+    from tests.gallery.cluster import running
+
+    with running(tmp_path_factory.mktemp("milvus")) as address:
+        yield address
+
+
+@pytest.fixture(
+    params=[
+        "embedded",
+        pytest.param("milvus", marks=pytest.mark.skipif(not CLUSTER, reason="make test-cluster runs it")),
+    ]
+)
+def location(request, tmp_path):
+    """Where a new gallery can be, for each backend."""
+    if request.param == "embedded":
+        yield str(tmp_path / "people.gallery")
+        return
+    address, name = request.getfixturevalue("milvus_address"), f"test_{os.getpid()}_{next(_number)}"
+    yield f"milvus://{address}/{name}"
+    client = pytest.importorskip("pymilvus").MilvusClient(uri=f"http://{address}")
+    client.drop_collection(name)  # each collection costs the server threads and memory
+    client.close()
+
+
+@pytest.fixture
+def opened():
+    """Open galleries that are closed at the end of the test."""
+    made = []
+
+    def open_(location, **options):
+        made.append(Gallery(location, **options))
+        return made[-1]
+
+    yield open_
+    for gallery in made:
+        gallery.close()
