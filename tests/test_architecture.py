@@ -20,6 +20,7 @@ LAYERS = [
     ("export",),
     ("training",),
     ("gallery",),
+    ("search",),
     ("figures",),
     ("report",),
     ("studies",),

@@ -1,0 +1,6 @@
+"""Answers: which entries of a gallery show the person of these images, and how sure that is."""
+
+from fmcnet.search.answer import Answer, Match, MatchGroup
+from fmcnet.search.searcher import Indexed, Searcher
+
+__all__ = ["Answer", "Indexed", "Match", "MatchGroup", "Searcher"]

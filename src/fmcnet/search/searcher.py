@@ -1,0 +1,352 @@
+"""`Searcher`: an encoder and a gallery as one thing: images in, answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcnet.calibration.calibration import Calibration
+from fmcnet.errors import DataError, FmcnetError, GalleryError
+from fmcnet.gallery.gallery import Gallery
+from fmcnet.gallery.inputs import column, tag_column
+from fmcnet.gallery.pooling import group as group_hits
+from fmcnet.gallery.pooling import pool
+from fmcnet.gallery.records import Hit, OnDuplicate, Where
+from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.images import Fault, ImageLike, ModalityLike, expand, read_ahead
+from fmcnet.search.answer import Answer, Match, MatchGroup
+from fmcnet.search.meaning import Meaning, check_probability
+from fmcnet.types import Embeddings, FloatArray, Modality
+
+GroupBy = Literal["track", "pid"]
+NO_LIMIT = float("-inf")
+Modalities = ModalityLike | Sequence[ModalityLike] | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What an add did.
+
+    Attributes:
+        ids: of the images that were read, in the order given. faults: the images that were not, left out.
+        added, replaced, skipped: counts; they sum to the number of `ids`.
+    """
+
+    ids: tuple[str, ...]
+    faults: tuple[Fault, ...] = ()
+    added: int = 0
+    replaced: int = 0
+    skipped: int = 0
+
+
+class Searcher:
+    """Index images and ask who somebody is.
+
+    Args:
+        encoder: turns images into embeddings; its calibration, where it has one, says what similarities mean.
+        gallery: where embeddings are kept; empty, or made by the same model.
+
+    Raises:
+        GalleryError: when the gallery holds embeddings of another model.
+        FmcnetError: when the encoder has no digest to tell.
+    """
+
+    def __init__(self, encoder: Encoder, gallery: Gallery) -> None:
+        self.encoder, self.gallery = encoder, gallery
+        if not encoder.digest:
+            raise FmcnetError(
+                "this encoder has no digest, so its embeddings cannot be told from others: load it"
+            )
+        self._check()
+
+    def _check(self) -> None:
+        settings = self.gallery.settings
+        if settings is not None and settings.model != self.encoder.digest:
+            raise GalleryError(
+                f"{self.gallery.location} holds embeddings of model {settings.model}, but "
+                f"{self.encoder.folder or 'this encoder'} is model {self.encoder.digest}: similarities between "
+                "models mean nothing. Take the model it was indexed with (an int8 export is a model of its own), or index "
+                "into another gallery"
+            )
+
+    # ---- adding ----
+
+    def add(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        modality: Modalities,
+        *,
+        ids: Sequence[str] | None = None,
+        pid: int | Sequence[int | None] | None = None,
+        camera: str | Sequence[str | None] | None = None,
+        time: datetime | Sequence[datetime | None] | None = None,
+        track: str | Sequence[str | None] | None = None,
+        source: str | Path | Sequence[str | Path | None] | None = None,
+        tags: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        on_duplicate: OnDuplicate = "refuse",
+        batch_size: int = 64,
+        progress: bool | None = None,
+    ) -> Indexed:
+        """Encode images and add them; they are on disk when this returns.
+
+        Args:
+            images, modality: as `Encoder.encode` takes them.
+            ids, pid, camera, time, track, source, tags, on_duplicate: as `Gallery.add` takes them, one for all or one
+                for each image (folders expanded). source: None notes the absolute path of an image given by its
+                path, and nothing for others; the image itself is not kept.
+            on_error: "raise": one image that cannot be read refuses all; "skip": it is left out, see `faults`.
+            batch_size, progress: as `Encoder.encode`.
+
+        Raises:
+            DataError: naming the images that cannot be read. GalleryError: as `Gallery.add`.
+        """
+        if on_error not in ("raise", "skip"):
+            raise FmcnetError(f"on_error='{on_error}': say raise or skip")
+        items = expand(images, modality)
+        paths = [
+            str(Path(item.source).absolute()) if isinstance(item.source, (str, Path)) else None for item in items
+        ]
+        columns: dict[str, list[Any]] = {
+            "pid": column(pid, len(items), "pid"),
+            "camera": column(camera, len(items), "camera"),
+            "time": column(time, len(items), "time"),
+            "track": column(track, len(items), "track"),
+            "source": list(paths) if source is None else column(source, len(items), "source"),
+            "tags": tag_column(tags, len(items)),
+        }
+        if ids is not None:
+            columns["ids"] = column(ids, len(items), "ids") if not isinstance(ids, str) else [ids]
+        sources, kinds = [item.source for item in items], [item.modality for item in items]
+        faults: list[Fault] = []
+        try:
+            embeddings = self.encoder.encode(
+                sources,
+                kinds,
+                on_error=faults.append if on_error == "skip" else "raise",
+                batch_size=batch_size,
+                progress=progress,
+            )
+        except DataError:
+            broken = self._unreadable(sources, kinds) if on_error == "skip" else []
+            if len(broken) < len(items):
+                raise
+            return Indexed((), tuple(broken))
+        lost = {fault.position for fault in faults}
+        kept = {
+            name: [value for at, value in enumerate(values) if at not in lost]
+            for name, values in columns.items()
+        }
+        done = self.add_embeddings(embeddings, **kept, on_duplicate=on_duplicate)
+        return replace(done, faults=tuple(faults))
+
+    def _unreadable(self, sources: list[Any], kinds: list[Modality]) -> list[Fault]:
+        items = expand(sources, kinds)
+        pixels = read_ahead(items, [range(len(items))], self.encoder.height, self.encoder.width, 1)
+        return [one for _, read in pixels for one in read if isinstance(one, Fault)]
+
+    def add_embeddings(
+        self, embeddings: Embeddings, *, on_duplicate: OnDuplicate = "refuse", **columns: Any
+    ) -> Indexed:
+        """Add what this searcher's encoder gave; `columns` as the keywords of `Gallery.add`."""
+        self._check()
+        kinds = [Modality.from_code(int(code)) for code in embeddings.modality]
+        done = self.gallery.add(
+            embeddings.features,
+            modality=kinds,
+            model=self.encoder.digest,
+            on_duplicate=on_duplicate,
+            **columns,
+        )
+        return Indexed(done.ids, (), done.added, done.replaced, done.skipped)
+
+    # ---- searching ----
+
+    def search(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        modality: Modalities,
+        *,
+        top: int = 20,
+        where: Where | None = None,
+        min_probability: float | None = None,
+        fmr: float | None = None,
+        prior: float | None = None,
+        group: GroupBy | None = None,
+        exact: bool = False,
+    ) -> Answer:
+        """Who of the gallery is this?
+
+        Args:
+            images: one or several of ONE person, in one or both modalities; several are pooled into one query.
+            modality: one for all or one for each image.
+            top, where, exact: as `Gallery.search`.
+            min_probability: leave out entries less probable than this to show the same person; 0..1.
+            fmr: leave out entries below the calibrated threshold at this false-match rate, which is that of one
+                comparison.
+            prior: how probable it is, before comparing, that a given entry shows this person; None: 1 / (n + 1) for n
+                entries compared, as if each were another person and the one might be missing. Of a gallery with many
+                images of each of p persons, 1 / (p + 1) is the honest one.
+            group: the `top` best tracks or persons instead of entries.
+
+        Returns:
+            An `Answer`; hits are ranked by similarity.
+
+        Raises:
+            DataError: for an image that cannot be read. GalleryError: as `Gallery.search`.
+            FmcnetError: when a probability or rate is asked for and the model is not calibrated.
+        """
+        query = self.encoder.encode(images, modality, progress=False)
+        return self.answer(
+            query,
+            top=top,
+            where=where,
+            min_probability=min_probability,
+            fmr=fmr,
+            prior=prior,
+            group=group,
+            exact=exact,
+        )
+
+    def answer(
+        self,
+        query: Embeddings,
+        *,
+        top: int = 20,
+        where: Where | None = None,
+        min_probability: float | None = None,
+        fmr: float | None = None,
+        prior: float | None = None,
+        group: GroupBy | None = None,
+        exact: bool = False,
+    ) -> Answer:
+        """`search` for images that this searcher's encoder has encoded already."""
+        for value, name in ((min_probability, "min_probability"), (prior, "prior")):
+            check_probability(value, name)
+        if group not in (None, "track", "pid"):
+            raise FmcnetError(f"group='{group}': hits are grouped by track or pid")
+        self._check()
+        compared = self.gallery.count(where)
+        seen = [kind for kind in Modality if (query.modality == kind.code).any()]
+        starting = prior if prior is not None else 1.0 / (max(compared, 1) + 1)
+        meaning = Meaning(self._calibration(), seen, starting)
+        asked = min_probability is not None or fmr is not None
+        thresholds = self._thresholds(meaning, fmr, where) if asked else {}
+        pooled = pool(query.features)
+        scopes = [_only(where, kind) for kind in thresholds] if asked else [where]
+        hits = [hit for scope in scopes for hit in self._hits(pooled, top, scope, group, exact)]
+        hits.sort(key=lambda hit: (-hit.similarity, hit.id))
+        matches = meaning.matches(hits)
+        reached = [
+            match
+            for match in matches
+            if not asked
+            or (
+                match.similarity >= thresholds[match.modality]
+                and (match.probability or 0.0) >= (min_probability or 0.0)
+            )
+        ]
+        found, groups = _ranked(reached, top, group)
+        return Answer(
+            hits=found,
+            groups=groups,
+            nobody=asked and not found,
+            modality=seen[0] if len(seen) == 1 else None,
+            images=len(query),
+            compared=compared,
+            prior=starting if meaning.calibration is not None else None,
+            thresholds={kind: value for kind, value in thresholds.items() if value > NO_LIMIT},
+            notes=_notes(meaning, len(query), matches, found, asked, where, self.encoder),
+        )
+
+    def _calibration(self) -> Calibration | None:
+        return self.encoder.calibration if self.encoder.calibrated else None
+
+    def _thresholds(self, meaning: Meaning, fmr: float | None, where: Where | None) -> dict[Modality, float]:
+        """By the modality of entries that can be judged: the least similarity; `NO_LIMIT` without a rate."""
+        kinds = [where.modality] if where is not None and where.modality is not None else list(Modality)
+        covered = [kind for kind in kinds if meaning.covers(kind)]
+        if not covered:
+            query = " and ".join(str(kind) for kind in meaning.query)
+            raise FmcnetError(
+                f"a probability or false-match rate needs a calibration of {query} queries against "
+                f"{' or '.join(str(kind) for kind in kinds)} entries, which this model lacks: make one with fmcnet "
+                f"calibrate {self.encoder.folder or 'RUN'} --data TABLE, or ask without"
+            )
+        limits = {kind: None if fmr is None else meaning.threshold(kind, fmr) for kind in covered}
+        return {kind: NO_LIMIT if limit is None else limit for kind, limit in limits.items()}
+
+    def _hits(
+        self, query: FloatArray, top: int, where: Where | None, group: GroupBy | None, exact: bool
+    ) -> list[Hit]:
+        model = self.encoder.digest
+        if group is None:
+            return self.gallery.search(query, top, where, model=model, exact=exact)
+        groups = self.gallery.search_groups(query, group, top, where, model=model, exact=exact)
+        return [hit for one in groups for hit in one.hits]
+
+
+def _only(where: Where | None, kind: Modality) -> Where:
+    """The same condition, for entries of one modality."""
+    return replace(where or Where(), modality=kind)
+
+
+def _ranked(
+    matches: list[Match], top: int, group: GroupBy | None
+) -> tuple[tuple[Match, ...], tuple[MatchGroup, ...]]:
+    """The best matches, or the best of each of the best groups and those groups."""
+    if group is None:
+        return tuple(matches[:top]), ()
+    by_id = {match.id: match for match in matches}
+    groups = tuple(
+        MatchGroup(one.key, tuple(by_id[hit.id] for hit in one.hits))
+        for one in group_hits(matches, group)[:top]
+    )
+    return tuple(one.best for one in groups), groups
+
+
+def _notes(
+    meaning: Meaning,
+    images: int,
+    looked_at: Sequence[Match],
+    found: Sequence[Match],
+    asked: bool,
+    where: Where | None,
+    encoder: Encoder,
+) -> tuple[str, ...]:
+    """What a person should know of an answer."""
+    notes: list[str] = []
+    if meaning.calibration is None:
+        notes.append(
+            "no probabilities: this model is not calibrated; make a calibration with fmcnet calibrate "
+            f"{encoder.folder or 'RUN'} --data TABLE"
+        )
+    else:
+        query = " and ".join(str(kind) for kind in meaning.query)
+        kinds = [where.modality] if where is not None and where.modality is not None else list(Modality)
+        for kind in kinds:
+            if meaning.covers(kind):
+                continue
+            if asked:
+                notes.append(f"{kind} entries were left out: {query} to {kind} is not calibrated")
+            elif any(match.modality is kind for match in looked_at):
+                notes.append(f"no probability for {kind} entries: {query} to {kind} is not calibrated")
+        if images > 1:
+            notes.append(
+                f"{images} images were pooled; probabilities were learnt from single images and are approximate here"
+            )
+        if len(meaning.query) > 1:
+            notes.append("the query has both modalities: the more cautious of two calibrations is shown")
+    if asked and not found and looked_at:
+        best = looked_at[0]
+        sure = "" if best.probability is None else f", probability {best.probability:.3g}"
+        notes.append(
+            f"nobody reaches what was asked; the nearest entry has similarity {best.similarity:.3f}{sure}"
+        )
+    return tuple(notes)
