@@ -1,5 +1,5 @@
-"""The command line: `fmcnet demo | data | train | evaluate | embed | score | study | calibrate | export | report |
-info`.
+"""The command line: `fmcnet demo | data | train | evaluate | embed | score | study | calibrate | export | serve |
+keys | report | info`.
 
 User mistakes end with one clear message and exit code 2; Ctrl-C with 130. Heavy imports happen inside the
 commands, so `--help` is quick.
@@ -27,6 +27,7 @@ from fmcnet import __version__
 from fmcnet.errors import FmcnetError, Interrupted
 from fmcnet.export.command import export
 from fmcnet.inference.calibrate import calibrate
+from fmcnet.server.command import keys, serve
 from fmcnet.studies.command import study
 
 
@@ -483,6 +484,8 @@ def score(
 app.command()(study)
 app.command()(calibrate)
 app.command()(export)
+app.command()(serve)
+app.command()(keys)
 
 
 @report_app.command("compare")

@@ -52,8 +52,7 @@ class AuditLog:
         if self.failed:
             raise Refusal(
                 507,
-                f"'{facts.get('action')}' was carried out ({facts.get('outcome')}) but cannot be logged, so no more is "
-                "said",
+                f"'{facts.get('action')}' ended ({facts.get('outcome')}) but cannot be logged, so no more is said",
                 "the audit log",
                 "free space on the service's disk",
             )

@@ -1,4 +1,4 @@
-"""Images of many requests through the network together: small batches, short waits, a queue that says when it is full."""
+"""Images of many requests through the network together: small batches, short waits, a bounded queue."""
 
 from __future__ import annotations
 

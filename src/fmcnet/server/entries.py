@@ -47,7 +47,7 @@ async def add(
         Form(description="An id that is there; replace needs the scope admin."),
     ] = "refuse",
 ) -> dict[str, Any]:
-    """`camera`, `time`, `track`, `source` and `pid`: none, one for all images, or one each. On disk when it answers."""
+    """`camera`, `time`, `track`, `source`, `pid`: none, one for all images, or one each. On disk when it answers."""
     n = len(images)
     with service.audit.watch(
         "add", **caller, images=n, modality=modality[:2], on_duplicate=on_duplicate

@@ -89,7 +89,7 @@ class KeptImages:
 
     def sweep(self, ids: Iterable[str]) -> int:
         """Forget the crops of entries that are not among `ids`, as those removed by another program; how many."""
-        here = {name for name in os.listdir(self.folder) if re.fullmatch(r"[0-9a-f]{64}\.jpg", name)}
+        here = {at.name for at in self.folder.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.jpg", at.name)}
         if here:
             here -= {self.path(one).name for one in ids}
         for name in here:
