@@ -120,7 +120,8 @@ def running(folder, *, keys=None, limits=None, calibrated=True, keep=False, sour
         SourceImages(sources, bounds.pixels) if sources else None,
     )
     service = Service(Searcher(made, gallery), AuditLog(folder / "audit.jsonl"), bounds, pictures)
-    with TestClient(create_app(service, keys), raise_server_exceptions=False) as client:
+    app = create_app(service, keys)
+    with TestClient(app, "http://localhost", raise_server_exceptions=False) as client:
         yield Running(client, service, folder)
 
 

@@ -98,7 +98,8 @@ def raw(random):
     ][int(random.integers(14))]  # fmt: skip
     kinds = [
         "multipart/form-data; boundary=x", "multipart/form-data", "application/json", "text/plain", "",
-        "multipart/form-data; boundary=" + "y" * 300, "application/x-www-form-urlencoded", "multipart/form-data; boundary",
+        "multipart/form-data; boundary=" + "y" * 300, "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary",
         "multipart/form-data; charset=nonsense; boundary=x", "image/png",
     ]  # fmt: skip
     return {"content": content, "headers": {"Content-Type": kinds[int(random.integers(len(kinds)))]}}

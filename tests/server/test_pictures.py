@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import time
 
 import pytest
 from PIL import Image
 
 from fmcnet.errors import FmcnetError
+from fmcnet.gallery import Where
 from fmcnet.server.pictures import KeptImages, SourceImages, thumbnail
 from fmcnet.server.refusals import Refusal
 from fmcnet.server.uploads import decode
@@ -90,16 +92,12 @@ def test_a_folder_is_of_one_gallery(tmp_path):
 def test_crops_of_entries_removed_elsewhere_are_forgotten_at_the_start(tmp_path):
     with running(tmp_path, keep=True) as one:
         one.add(1, 2)
-        from fmcnet.gallery import Where
-
         one.service.gallery.remove(Where(ids=["crop-1"]))
     assert len(list((tmp_path / "kept").glob("*.jpg"))) == 2
     with running(tmp_path, keep=True) as one:
         for _ in range(600):
             if len(list((tmp_path / "kept").glob("*.jpg"))) == 1:
                 break
-            import time
-
             time.sleep(0.05)
         assert [at.name for at in (tmp_path / "kept").glob("*.jpg")] == [
             one.service.pictures.kept.path("crop-2").name

@@ -23,7 +23,7 @@ from fmcnet.server.refusals import Refusal, overloaded, refusal_of
 
 _log = logging.getLogger(__name__)
 
-LOCAL = frozenset({"localhost", "127.0.0.1", "::1", "testserver"})
+LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",

@@ -114,10 +114,11 @@ def serve(settings: Serving) -> None:
                 else SourceImages(settings.show_sources, settings.limits.pixels),
             )
             audit = AuditLog(settings.audit or audit_path(settings.gallery))
+            service = Service(searcher, audit, settings.limits, pictures)
+            service.warm()
         except BaseException:
             gallery.close()
             raise
-        service = Service(searcher, audit, settings.limits, pictures)
         _announce(settings, keys, service, door.getsockname()[1])
         _run(settings, keys, service, door)
 

@@ -85,12 +85,14 @@ class Service:
     # ---- start and stop ----
 
     async def start(self) -> None:
-        """Run the network once for each modality, then take requests.
+        """Take requests.
 
         Raises:
-            FmcnetError: when its embeddings do not fit the gallery.
+            FmcnetError: as `warm`, if that was not done yet.
         """
         limits = self.limits
+        if not self.dimension:
+            await self.work(self.warm)
         self._batcher = Batcher(
             self.encoder.engine,
             batch=limits.batch,
@@ -99,16 +101,24 @@ class Service:
             seen=self.metrics.batched,
         )
         self._batcher.start()
-        blank = np.zeros((2, self.encoder.height, self.encoder.width, 3), dtype=np.uint8)
-        self.dimension = int((await self._batcher.embed(blank, list(Modality))).shape[1])
-        settings = self.gallery.settings
-        if settings is not None and settings.dimension != self.dimension:
-            raise FmcnetError(
-                f"{self.gallery.location} holds embeddings of {settings.dimension} values, the model gives "
-                f"{self.dimension}: use the model it was made with"
-            )
         self.ready = True
         self._chores = asyncio.get_running_loop().create_task(self._do_chores())
+
+    def warm(self) -> None:
+        """Run the network once for each modality, so that the first request is not the slowest.
+
+        Raises:
+            FmcnetError: when its embeddings do not fit the gallery.
+        """
+        blank = np.zeros((1, self.encoder.height, self.encoder.width, 3), dtype=np.uint8)
+        dimension = {int(self.encoder.engine(blank, modality).shape[1]) for modality in Modality}.pop()
+        settings = self.gallery.settings
+        if settings is not None and settings.dimension != dimension:
+            raise FmcnetError(
+                f"{self.gallery.location} holds embeddings of {settings.dimension} values, the model gives "
+                f"{dimension}: use the model it was made with"
+            )
+        self.dimension = dimension
 
     async def stop(self) -> None:
         """Finish what is at work, flush the audit log, close the gallery; may be called again."""
