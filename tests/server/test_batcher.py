@@ -65,25 +65,30 @@ def test_a_single_image_does_not_wait_for_others():
 
 
 def test_a_full_queue_refuses_whole_requests():
-    go = threading.Event()
+    go, inside = threading.Event(), threading.Event()
 
     def held(pixels, modality):
+        inside.set()
         assert go.wait(60)
         return embed(pixels, modality)
 
     async def work(batcher):
-        first = [asyncio.ensure_future(batcher.embed(images(4, seed), [DAY] * 4)) for seed in range(2)]
-        await asyncio.sleep(0.1)  # one batch of 4 is at work, 4 wait
-        with pytest.raises(Refusal) as refused:
-            await batcher.embed(images(3, 9), [DAY] * 3)
-        assert batcher.waiting == 4
-        more = asyncio.ensure_future(batcher.embed(images(2, 8), [NIGHT] * 2))
+        at_work = asyncio.ensure_future(batcher.embed(images(4, 0), [DAY] * 4))
+        while not inside.is_set():
+            await asyncio.sleep(0.001)
+        second = asyncio.ensure_future(batcher.embed(images(4, 1), [DAY] * 4))
+        await asyncio.sleep(0)
+        waiting = batcher.waiting
+        (refused,) = await asyncio.gather(batcher.embed(images(3, 9), [DAY] * 3), return_exceptions=True)
+        third = asyncio.ensure_future(batcher.embed(images(2, 8), [NIGHT] * 2))
         await asyncio.sleep(0)
         go.set()
-        await asyncio.gather(*first, more)
-        return refused.value
+        await asyncio.gather(at_work, second, third)
+        return waiting, refused
 
-    refusal = run(work, held, batch=4, queue=6)
+    waiting, refusal = run(work, held, batch=4, queue=6)
+    assert waiting == 4
+    assert isinstance(refusal, Refusal)
     assert (refusal.status, refusal.retry_after) == (503, 1)
 
 
@@ -106,17 +111,19 @@ def test_a_failure_is_told_to_its_callers_only():
 
 
 def test_callers_who_are_gone_cost_nothing():
-    go, sizes = threading.Event(), []
+    go, inside, sizes = threading.Event(), threading.Event(), []
 
     def held(pixels, modality):
+        inside.set()
         assert go.wait(60)
         return embed(pixels, modality)
 
     async def work(batcher):
         first = asyncio.ensure_future(batcher.embed(images(1, 0), [DAY]))
-        await asyncio.sleep(0.05)
+        while not inside.is_set():
+            await asyncio.sleep(0.001)
         gone = asyncio.ensure_future(batcher.embed(images(5, 1), [DAY] * 5))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
         go.set()

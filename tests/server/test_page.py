@@ -20,7 +20,7 @@ FLAGS = [
 ]  # fmt: skip
 SHOTS = os.environ.get("FMCNET_SCREENSHOTS")
 """A folder: pictures of the page are left there."""
-SECONDS = 120_000
+PATIENCE_MS = 300_000
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 pytestmark = [
@@ -65,7 +65,7 @@ def address(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=SECONDS)
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE_MS)
         yield chromium
         chromium.close()
 
@@ -76,7 +76,7 @@ def opened(browser, address, width, height):
         viewport={"width": width, "height": height}, timezone_id="UTC", locale="en-GB"
     )
     page, wrong = context.new_page(), []
-    page.set_default_timeout(SECONDS)
+    page.set_default_timeout(PATIENCE_MS)
 
     def check(route):
         if not route.request.url.startswith((address, "blob:")):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 
 from fmcnet.gallery import Where
 from fmcnet.gallery.records import as_modality
 from fmcnet.server.refusals import Refusal, error_schema
-from fmcnet.server.schemas import AnswerBody, EmbeddedBody, EmbeddingsBody
+from fmcnet.server.schemas import AnswerBody, EmbeddedBody, EmbeddingsBody, ModalityName
 from fmcnet.server.service import Service, Upload
 from fmcnet.types import Modality
 
@@ -64,7 +64,7 @@ async def embed(service: Running, images: Images, modality: Kinds) -> Embeddings
         embeddings=[
             EmbeddedBody(
                 name=str(found.name[row]),
-                modality=str(Modality.from_code(int(found.modality[row]))),
+                modality=cast(ModalityName, str(Modality.from_code(int(found.modality[row])))),
                 embedding=found.features[row].tolist(),
             )
             for row in range(len(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -63,6 +64,9 @@ class AuditLog:
         results: dict[str, Any] = {}
         try:
             yield results
+        except asyncio.CancelledError:  # a stop did not wait: what was begun may have been done
+            self.write(action=action, outcome="cut off", **facts, **results)
+            raise
         except Exception as error:
             refusal = refusal_of(error)
             self.write(

@@ -61,7 +61,7 @@ async def add(
             )
         if any(one in (".", "..") for one in id):
             raise Refusal(422, "an id cannot be . or ..", "id", "choose another; no address could name it")
-        columns = {
+        columns: dict[str, Any] = {
             "camera": _column(camera, n, "camera"),
             "time": _column(time, n, "time"),
             "track": _column(track, n, "track"),
@@ -71,9 +71,9 @@ async def add(
         if id and len(id) != n:
             raise Refusal(422, f"{len(id)} ids for {n} images", "id", "give one for each image, or none")
         embeddings, pictures = await service.embed(await whole(images), modality)
-        there = set()
+        there: set[str] = set()
         if on_duplicate == "skip" and service.pictures.kept is not None:
-            there = {one for one in id if await service.work(lambda one=one: one in service.gallery)}
+            there = await service.work(lambda: {one for one in id if one in service.gallery})
         done = await service.work(
             lambda: service.searcher.add_embeddings(
                 embeddings, on_duplicate=on_duplicate, ids=id or None, tags=[tag] * n, **columns

@@ -21,6 +21,8 @@ from fmcnet.server.uploads import decode
 OWNER = "gallery.txt"
 SIDE = 512
 """Longest side of a picture, pixels."""
+READING = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""No link put there meanwhile is followed, no pipe waited for."""
 LARGEST_SOURCE = 64 * 2**20
 """Bytes of a source file that is shown."""
 
@@ -121,7 +123,7 @@ class SourceImages:
             path = (self.root / source).resolve(strict=True)
             if not path.is_relative_to(self.root):
                 return None
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            handle = os.open(path, READING)
             with os.fdopen(handle, "rb") as stream:
                 facts = os.fstat(stream.fileno())
                 if not stat.S_ISREG(facts.st_mode) or facts.st_size > LARGEST_SOURCE:
