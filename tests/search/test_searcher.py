@@ -97,7 +97,10 @@ def test_what_reaches_is_found_behind_many_of_the_other_modality(tmp_path):
 
 def test_groups_by_track_and_person(searcher):
     answer = searcher.search(picture(*RED), "ir", group="pid")
-    assert next((g.key, [m.id for m in g.matches]) for g in answer.groups) == (1, ["night-red", "red", "pink"])
+    assert next((g.key, [m.id for m in g.matches]) for g in answer.groups) == (
+        1,
+        ["night-red", "red", "pink"],
+    )
     assert [hit.id for hit in answer.hits] == [g.best.id for g in answer.groups]
     assert len(answer.groups) == 3
     by_track = searcher.search(picture(*RED), "ir", group="track", top=2)

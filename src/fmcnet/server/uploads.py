@@ -46,7 +46,10 @@ def decode(data: bytes, name: str, most_pixels: int) -> Image.Image:
                 decoded = to_rgb(stored)
     except Image.DecompressionBombError as error:
         raise Refusal(
-            413, f"image '{name}' is a decompression bomb", "images", "send the person's crop, made smaller"
+            413,
+            f"image '{name}' has far more than {most_pixels} pixels: a decompression bomb",
+            "images",
+            "send the person's crop, made smaller",
         ) from error
     except UnidentifiedImageError as error:
         raise _bad(name, f"is no image of {', '.join(FORMATS)}") from error
