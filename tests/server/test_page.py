@@ -23,6 +23,8 @@ SHOTS = os.environ.get("FMCNET_SCREENSHOTS")
 PATIENCE_MS = 300_000
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+expect = playwright.expect
+expect.set_options(timeout=PATIENCE_MS)
 pytestmark = [
     pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="apt-get install chromium"),
     pytest.mark.slow,
@@ -50,15 +52,17 @@ def address(tmp_path_factory):
     """Thirty crops, ten tracks, two cameras, a day apart."""
     with started(tmp_path_factory.mktemp("page")) as (_, address):
         until_it_answers(address)
-        for seed in range(30):
-            data = {
-                "modality": "visible" if seed % 5 else "infrared", "id": f"crop-{seed:02d}",
-                "camera": "gate" if seed % 2 else "hall", "track": f"walk {seed % 10}",
-                "time": f"2026-03-{seed + 1:02d}T08:15:30Z", "pid": str(seed % 10),
-            }  # fmt: skip
-            upload = [("images", ("crop.png", png(seed, (64, 128))))]
-            reply = httpx.post(f"{address}/v1/entries", files=upload, data=data, timeout=120)
-            assert reply.status_code == 201, reply.text
+        data = {
+            "modality": ["visible" if seed % 5 else "infrared" for seed in range(30)],
+            "id": [f"crop-{seed:02d}" for seed in range(30)],
+            "camera": ["gate" if seed % 2 else "hall" for seed in range(30)],
+            "track": [f"walk {seed % 10}" for seed in range(30)],
+            "time": [f"2026-03-{seed + 1:02d}T08:15:30Z" for seed in range(30)],
+            "pid": [str(seed % 10) for seed in range(30)],
+        }
+        crops = [("images", (f"{seed}.png", png(seed, (64, 128)))) for seed in range(30)]
+        reply = httpx.post(f"{address}/v1/entries", files=crops, data=data, timeout=300)
+        assert reply.status_code == 201, reply.text
         yield address
 
 
@@ -90,7 +94,7 @@ def opened(browser, address, width, height):
         lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None,
     )
     page.goto(address)
-    page.wait_for_function("document.getElementById('about').textContent.includes('to search')")
+    expect(page.locator("#about")).to_contain_text("to search")
     return page, wrong
 
 
@@ -108,8 +112,9 @@ def hits(page):
 
 
 def found(page):
-    page.wait_for_selector("body:not(.busy) #hits .hit")
-    page.wait_for_function("document.querySelectorAll('#hits img:not([hidden])').length > 0")
+    expect(page.locator("body:not(.busy) #hits .hit").first).to_be_visible()
+    shown = page.locator("#hits .hit").count()
+    expect(page.locator("#hits img:not([hidden])")).to_have_count(shown)
 
 
 def test_drop_filter_page_track_and_remove(browser, address):
@@ -139,18 +144,18 @@ def test_drop_filter_page_track_and_remove(browser, address):
     page.locator("#until").fill("2026-03-20T00:00")
     assert page.locator("#filter-count").inner_text() == "(3 set)"
     page.locator("#go").click()
-    page.wait_for_function("document.querySelectorAll('#hits .hit').length === 5")
+    expect(page.locator("#hits .hit")).to_have_count(5)
     assert set(page.locator("#hits .camera").all_inner_texts()) == {"hall"}
     found(page)
     shot(page, "desktop-filters")
     page.locator("#clear").click()
     page.locator("#go").click()
-    page.wait_for_function("document.querySelectorAll('#hits .hit').length === 12")
+    expect(page.locator("#hits .hit")).to_have_count(12)
 
     page.locator("#hits .track").first.click()
-    page.wait_for_function("document.querySelectorAll('#track-hits .hit').length === 3")
+    expect(page.locator("#track-hits .hit")).to_have_count(3)
     assert page.locator("#track-hits .id").all_inner_texts() == ["crop-07", "crop-17", "crop-27"]
-    page.wait_for_function("document.querySelectorAll('#track-hits img:not([hidden])').length === 3")
+    expect(page.locator("#track-hits img:not([hidden])")).to_have_count(3)
     shot(page, "desktop-track")
     page.locator("#track-close").click()
 
@@ -160,7 +165,7 @@ def test_drop_filter_page_track_and_remove(browser, address):
     assert httpx.get(f"{address}/v1/entries/crop-07").status_code == 200
     page.locator("#hits .remove").first.click()
     page.locator("#remove-box button[value=yes]").click()
-    page.wait_for_function("document.getElementById('status').textContent.includes('removed')")
+    expect(page.locator("#status")).to_contain_text("removed")
     assert "crop-07" not in hits(page)
     assert httpx.get(f"{address}/v1/entries/crop-07").status_code == 404
     assert wrong == []
@@ -212,9 +217,8 @@ def test_bad_files_and_a_service_that_is_gone_are_told(browser, address):
     page, _ = opened(browser, address, 800, 600)
     page.evaluate(DROP, [base64.b64encode(b"no image").decode(), "broken.png"])
     page.locator("#go").click()
-    page.wait_for_function("document.getElementById('status').className === 'bad'")
-    assert "is no image" in page.locator("#status").inner_text()
+    expect(page.locator("#status.bad")).to_contain_text("is no image")
     page.context.set_offline(True)
     page.locator("#go").click()
-    page.wait_for_function("document.getElementById('status').textContent.includes('does not answer')")
+    expect(page.locator("#status.bad")).to_contain_text("does not answer")
     page.context.close()

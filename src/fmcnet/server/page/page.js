@@ -167,6 +167,7 @@ async function search() {
   state.asking?.abort();
   const asking = (state.asking = new AbortController());
   say("Searching…");
+  $("hint").hidden = true;
   document.body.classList.add("busy");
   try {
     const reply = await call("/v1/search", { method: "POST", body: question(), signal: asking.signal });
@@ -248,6 +249,7 @@ function card(entry, rank) {
   } else {
     part("percent").textContent = known ? percent(entry.probability) : entry.similarity.toFixed(3);
     part("meaning").textContent = known ? `probable, similarity ${entry.similarity.toFixed(3)}` : "similarity";
+    part("bar").classList.toggle("plain", !known);
     part("bar").firstElementChild.style.width =
       `${100 * Math.max(0, known ? entry.probability : entry.similarity)}%`;
   }
