@@ -22,7 +22,7 @@ SHOTS = os.environ.get("FMCNET_SCREENSHOTS")
 """A folder: pictures of the page are left there."""
 PATIENCE_MS = 300_000
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install fmcnet[browser]")
 expect = playwright.expect
 expect.set_options(timeout=PATIENCE_MS)
 pytestmark = [
