@@ -81,8 +81,8 @@ def test_readers_and_the_generator_work_without_torch():
     assert fresh(code).strip() == "False"
 
 
-def test_the_gallery_works_without_torch():
-    code = "import sys, fmcnet.gallery, fmcnet.gallery.embedded.store; print('torch' in sys.modules)"
+def test_the_gallery_and_its_search_work_without_torch():
+    code = "import sys, fmcnet.gallery.embedded.store, fmcnet.search.command; print('torch' in sys.modules)"
     assert fresh(code).strip() == "False"
 
 

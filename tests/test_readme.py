@@ -48,7 +48,7 @@ def test_every_command_named_exists_with_its_options(path):
             assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), words
             continue
         known, names = CliRunner(), words[1:]
-        depth = 2 if names[0] in ("data", "report") and len(names) > 1 else 1
+        depth = 2 if names[0] in ("data", "report", "gallery") and len(names) > 1 else 1
         page = known.invoke(app, [*names[:depth], "--help"], prog_name="fmcnet", terminal_width=200)
         assert page.exit_code == 0, words
         for option in (w for w in names if w.startswith("--")):

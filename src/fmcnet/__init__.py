@@ -23,6 +23,9 @@ _PUBLIC = {
     "train": "fmcnet.training.loop",
     "Encoder": "fmcnet.inference.encoder",
     "load": "fmcnet.inference.encoder",
+    "Gallery": "fmcnet.gallery.gallery",
+    "Where": "fmcnet.gallery.records",
+    "Searcher": "fmcnet.search.searcher",
     "evaluate": "fmcnet.evaluation.engine",
     "protocols": "fmcnet.evaluation.protocols",
     "FmcnetError": "fmcnet.errors",
@@ -38,9 +41,12 @@ if TYPE_CHECKING:
     from fmcnet.errors import FmcnetError
     from fmcnet.evaluation import protocols
     from fmcnet.evaluation.engine import evaluate
+    from fmcnet.gallery.gallery import Gallery
+    from fmcnet.gallery.records import Where
     from fmcnet.inference.encoder import Encoder, load
     from fmcnet.model.build import build_model
     from fmcnet.model.fmcnet import FMCNet
+    from fmcnet.search.searcher import Searcher
     from fmcnet.training.loop import train
     from fmcnet.types import Embeddings, Modality
 

@@ -1,5 +1,5 @@
-"""The command line: `fmcnet demo | data | train | evaluate | embed | score | study | calibrate | export | serve |
-keys | report | info`.
+"""The command line: `fmcnet demo | data | train | evaluate | embed | score | study | calibrate | export | index |
+search | gallery | serve | keys | report | info`.
 
 User mistakes end with one clear message and exit code 2; Ctrl-C with 130. Heavy imports happen inside the
 commands, so `--help` is quick.
@@ -27,6 +27,8 @@ from fmcnet import __version__
 from fmcnet.errors import FmcnetError, Interrupted
 from fmcnet.export.command import export
 from fmcnet.inference.calibrate import calibrate
+from fmcnet.search.command import index, search
+from fmcnet.search.gallery_command import app as gallery_app
 from fmcnet.server.command import keys, serve
 from fmcnet.studies.command import study
 
@@ -60,6 +62,7 @@ data_app = typer.Typer(help="Generate, check and summarise datasets.", no_args_i
 report_app = typer.Typer(help="Put runs side by side.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(report_app, name="report")
+app.add_typer(gallery_app, name="gallery")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
@@ -484,6 +487,8 @@ def score(
 app.command()(study)
 app.command()(calibrate)
 app.command()(export)
+app.command()(index)
+app.command()(search)
 app.command()(serve)
 app.command()(keys)
 

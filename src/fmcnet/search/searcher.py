@@ -71,8 +71,8 @@ class Searcher:
             raise GalleryError(
                 f"{self.gallery.location} holds embeddings of model {settings.model}, but "
                 f"{self.encoder.folder or 'this encoder'} is model {self.encoder.digest}: similarities between "
-                "models mean nothing. Take the model it was indexed with (an int8 export is a model of its own), or index "
-                "into another gallery"
+                "models mean nothing. Take the model it was indexed with (an int8 export is one of its own), or "
+                "index into another gallery"
             )
 
     # ---- adding ----
@@ -111,7 +111,8 @@ class Searcher:
             raise FmcnetError(f"on_error='{on_error}': say raise or skip")
         items = expand(images, modality)
         paths = [
-            str(Path(item.source).absolute()) if isinstance(item.source, (str, Path)) else None for item in items
+            str(Path(item.source).absolute()) if isinstance(item.source, (str, Path)) else None
+            for item in items
         ]
         columns: dict[str, list[Any]] = {
             "pid": column(pid, len(items), "pid"),

@@ -1,0 +1,258 @@
+"""`fmcnet index` and `fmcnet search`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from fmcnet.errors import FmcnetError
+from fmcnet.gallery.gallery import Gallery
+from fmcnet.gallery.records import Where
+from fmcnet.inference.images import list_images, parse_modality
+from fmcnet.search.answer import Answer
+from fmcnet.search.index import check_faults
+from fmcnet.search.index import index as add_new
+from fmcnet.search.models import open_model, remember_model
+from fmcnet.search.names import NamePattern, TimePattern, moment, zone
+from fmcnet.search.searcher import Searcher
+from fmcnet.search.sources import Rules, modality_or_none, read_sources
+
+Place = Annotated[
+    str, typer.Argument(metavar="GALLERY", help="A gallery's folder, or milvus://host:port/name.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(help="A run, an exported model's folder, or a shipped model's name; default: as indexed."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Zone = Annotated[str, typer.Option(help="Of times that name none: UTC, Europe/Berlin...")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
+Cameras = Annotated[
+    list[str] | None, typer.Option("--camera", help="Seen by this camera; may be given again.")
+]
+Since = Annotated[str | None, typer.Option(help="Seen at or after: 2026-03-01 or 2026-03-01T22:15:00.")]
+Until = Annotated[str | None, typer.Option(help="Seen before.")]
+
+
+def where_of(
+    cameras: list[str] | None,
+    since: str | None,
+    until: str | None,
+    timezone: str,
+    *,
+    modality: str | None = None,
+    ids: list[str] | None = None,
+    pids: list[int] | None = None,
+    tracks: list[str] | None = None,
+    tags: list[str] | None = None,
+) -> Where:
+    """The conditions that options give; an option that was not given is none."""
+    local = zone(timezone)
+    return Where(
+        ids=ids or None,
+        pids=pids or None,
+        cameras=cameras or None,
+        tracks=tracks or None,
+        modality=modality_or_none(modality),
+        since=None if since is None else moment(since, local),
+        until=None if until is None else moment(until, local),
+        tags=tags or None,
+    )
+
+
+def show(title: str, facts: dict[str, Any]) -> None:
+    """A short table on standard output."""
+    table = RichTable(title=escape(title), show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, escape(str(value)))
+    Console().print(table)
+
+
+def index(
+    gallery: Place,
+    source: Annotated[
+        list[Path],
+        typer.Argument(help="Pictures, folders of pictures, or one CSV or dataset that fmcnet reads."),
+    ],
+    model: Model = None,
+    modality: Annotated[
+        str | None,
+        typer.Option(help="visible or infrared: what the pictures are; of a dataset: which rows to take."),
+    ] = None,
+    camera: Annotated[str | None, typer.Option(help="The camera of all pictures.")] = None,
+    camera_from_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN", help="A regular expression, as 'cam([0-9]+)', for the path below SOURCE."
+        ),
+    ] = None,
+    time_from_name: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="As '%Y%m%d_%H%M%S', found in that path.")
+    ] = None,
+    track_from_name: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="A regular expression for the track.")
+    ] = None,
+    pid_from_name: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="A regular expression for the identity, a number.")
+    ] = None,
+    timezone: Zone = "UTC",
+    layout: Annotated[
+        str, typer.Option(help="auto, sysu, regdb, llcm, csv, or images: a folder of pictures all the same.")
+    ] = "auto",
+    split: Annotated[str, typer.Option(help="Of a dataset: all, train, val or test.")] = "all",
+    on_error: Annotated[
+        str, typer.Option(help="raise: stop at a broken picture; skip: leave it out and name it.")
+    ] = "raise",
+    batch: Annotated[int, typer.Option(help="Pictures at once.", min=1)] = 64,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Add pictures of persons to a gallery; those that it holds already are passed over.
+
+    fmcnet index people.gallery crops --model runs/mine --modality visible --camera-from-name 'cam([0-9]+)'
+
+    Embeddings and metadata are kept, not the pictures. Ctrl-C or a kill loses nothing that was added: the same
+    command goes on.
+    """
+    if on_error not in ("raise", "skip"):
+        raise FmcnetError(f"--on-error {on_error}: say raise or skip")
+    local = zone(timezone)
+    rules = Rules(
+        modality=modality_or_none(modality),
+        camera=camera,
+        cameras=None if camera_from_name is None else NamePattern(camera_from_name, "--camera-from-name"),
+        times=None if time_from_name is None else TimePattern(time_from_name, local),
+        tracks=None if track_from_name is None else NamePattern(track_from_name, "--track-from-name"),
+        pids=None if pid_from_name is None else NamePattern(pid_from_name, "--pid-from-name"),
+        layout=layout,
+        split=split,
+        zone=local,
+    )
+    sources = read_sources(source, rules)
+    if on_error == "raise":
+        check_faults(sources)  # before a gallery is made
+    encoder = open_model(gallery, model, device)
+    with Gallery(gallery) as opened:
+        searcher = Searcher(encoder, opened)
+        remember_model(gallery, model or encoder.folder)
+        report = add_new(
+            searcher,
+            sources,
+            on_error="skip" if on_error == "skip" else "raise",
+            batch_size=batch,
+            progress=False if json_ else None,
+        )
+    if json_:
+        typer.echo(json.dumps({"gallery": gallery, **report.to_dict()}, indent=1))
+        return
+    facts = {"pictures": report.pictures, "added": report.added, "there already": report.already}
+    show(f"indexed into {gallery}", {**facts, "left out": len(report.faults), "entries now": report.entries})
+    for fault in report.faults:
+        typer.echo(f"left out {fault.name}: {fault.reason}", err=True)
+
+
+def search(
+    gallery: Place,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="One or several, of ONE person.")],
+    modality: Annotated[
+        list[str], typer.Option(help="visible or infrared: of all images; or given once for each, in order.")
+    ],
+    model: Model = None,
+    top: Annotated[int, typer.Option(help="How many answers.", min=1)] = 20,
+    camera: Cameras = None,
+    since: Since = None,
+    until: Until = None,
+    among: Annotated[
+        str | None, typer.Option(help="Only visible, or only infrared entries.", show_default=False)
+    ] = None,
+    timezone: Zone = "UTC",
+    min_probability: Annotated[
+        float | None, typer.Option(help="Leave out who is less probable, 0..1; maybe nobody is left.")
+    ] = None,
+    fmr: Annotated[
+        float | None, typer.Option(help="Leave out who is below the threshold of this false-match rate.")
+    ] = None,
+    prior: Annotated[
+        float | None,
+        typer.Option(
+            help="Probability before comparing; default 1 / (entries compared + 1).", show_default=False
+        ),
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="track or pid: one answer for each.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page of ranked pictures, from where the sources lie.")
+    ] = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Ask a gallery who somebody is.
+
+    fmcnet search people.gallery night.jpg --modality infrared --min-probability 0.5 --html who.html
+
+    Ranked by cosine similarity. Probabilities need fmcnet calibrate; what they mean and do not: docs/search.md.
+    """
+    if group not in (None, "track", "pid"):
+        raise FmcnetError(f"--group {group}: say track or pid")
+    condition = where_of(camera, since, until, timezone, modality=among)
+    paths = list_images(images)
+    kinds = [parse_modality(one) for one in modality]
+    if len(kinds) not in (1, len(paths)):
+        raise FmcnetError(
+            f"{len(kinds)} modalities for {len(paths)} images: give one for all, or one for each"
+        )
+    with Gallery(gallery, read_only=True) as opened:  # before the model: a wrong path is said at once
+        answer = Searcher(open_model(gallery, model, device), opened).search(
+            paths,
+            kinds if len(kinds) == len(paths) else kinds * len(paths),
+            top=top,
+            where=None if condition.anything else condition,
+            min_probability=min_probability,
+            fmr=fmr,
+            prior=prior,
+            group="track" if group == "track" else "pid" if group == "pid" else None,
+        )
+    if html is not None:
+        from fmcnet.search.page import write_page
+
+        write_page(html, answer, paths)
+    if json_:
+        typer.echo(json.dumps({"gallery": gallery, **answer.to_dict()}, indent=1))
+        return
+    _print(answer)
+    if html is not None:
+        typer.echo(f"page: {html}")
+
+
+def _print(answer: Answer) -> None:
+    if answer.hits:
+        table = RichTable()
+        for name in ("", "similarity", "probability", "modality", "camera", "time", "pid", "track", "source"):
+            table.add_column(name, overflow="fold")
+        for rank, hit in enumerate(answer.hits, 1):
+            cells: list[Any] = [
+                rank,
+                f"{hit.similarity:.4f}",
+                "" if hit.probability is None else f"{hit.probability:.2%}",
+                hit.modality,
+                hit.camera,
+                None if hit.time is None else f"{hit.time:%Y-%m-%d %H:%M:%S}",
+                hit.pid,
+                hit.track,
+                hit.source or hit.id,
+            ]
+            table.add_row(*(escape("" if cell is None else str(cell)) for cell in cells))
+        Console().print(table)
+    elif answer.nobody:
+        typer.echo("nobody")
+    else:
+        typer.echo("no entry to compare with")
+    for note in answer.notes:
+        typer.echo(note)

@@ -1,0 +1,133 @@
+"""`fmcnet gallery info | remove | expire | compact | export`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fmcnet.errors import FmcnetError
+from fmcnet.gallery.gallery import Gallery
+from fmcnet.gallery.inputs import as_duration
+from fmcnet.search.command import Cameras, Json, Place, Since, Until, Zone, show, where_of
+
+app = typer.Typer(help="Look at a gallery, forget entries, take them out.", no_args_is_help=True)
+
+Ids = Annotated[list[str] | None, typer.Option("--id", help="Of this id; may be given again.")]
+Pids = Annotated[list[int] | None, typer.Option("--pid", help="Of this identity; may be given again.")]
+Tracks = Annotated[list[str] | None, typer.Option("--track", help="Of this track; may be given again.")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", help="With this tag; all of them, if given again.")]
+Kind = Annotated[str | None, typer.Option(help="visible or infrared.")]
+
+
+@app.command()
+def info(gallery: Place, json_: Json = False) -> None:
+    """Say what a gallery holds: entries, model, index, size."""
+    with Gallery(gallery, read_only=True) as opened:
+        found = opened.info()
+    settings = found.settings
+    facts = {
+        "gallery": found.location,
+        "entries": found.entries,
+        "model": None if settings is None else settings.model,
+        "dimension": None if settings is None else settings.dimension,
+        "dtype": None if settings is None else settings.dtype,
+        "index": found.index,
+        "unindexed": found.unindexed,
+        "removed_not_compacted": found.removed,
+        "bytes": found.bytes,
+    }
+    _say(facts, json_, "gallery")
+
+
+@app.command()
+def remove(
+    gallery: Place,
+    id_: Ids = None,
+    pid: Pids = None,
+    camera: Cameras = None,
+    track: Tracks = None,
+    since: Since = None,
+    until: Until = None,
+    modality: Kind = None,
+    tag: Tags = None,
+    timezone: Zone = "UTC",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many entries match.")] = False,
+    json_: Json = False,
+) -> None:
+    """Remove the entries that match ALL options, provably (docs/gallery.md).
+
+    fmcnet gallery remove people.gallery --pid 17 --yes
+    """
+    where = where_of(
+        camera, since, until, timezone, modality=modality, ids=id_, pids=pid, tracks=track, tags=tag
+    )
+    if where.anything:
+        raise FmcnetError(
+            "say which entries to remove: --id, --pid, --camera, --track, --since, --until, ..."
+        )
+    if json_ and not (yes or dry_run):
+        raise FmcnetError("--json cannot ask: give --yes, or --dry-run")
+    with Gallery(gallery, create=False, read_only=dry_run) as opened:
+        if not (yes or dry_run):
+            typer.confirm(f"Remove {opened.count(where):,} of {len(opened):,} entries for good?", abort=True)
+        count = opened.count(where) if dry_run else opened.remove(where)
+        facts = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
+    _say(facts, json_, gallery)
+
+
+@app.command()
+def expire(
+    gallery: Place,
+    keep: Annotated[str, typer.Option(help="How long entries are kept after they were seen: 30d, 12h, 4w.")],
+    json_: Json = False,
+) -> None:
+    """Remove entries seen longer ago than --keep; those without a time stay. For a daily timer.
+
+    fmcnet gallery expire people.gallery --keep 30d
+    """
+    as_duration(keep)
+    with Gallery(gallery, create=False) as opened:
+        facts = {"removed": opened.expire(keep), "entries": len(opened)}
+    _say(facts, json_, gallery)
+
+
+@app.command()
+def compact(gallery: Place, json_: Json = False) -> None:
+    """Give back the space of removed entries, and bring the index up to date."""
+    with Gallery(gallery, create=False) as opened:
+        before = opened.info().bytes
+        opened.compact()
+        after = opened.info()
+    _say({"entries": after.entries, "bytes_before": before, "bytes": after.bytes}, json_, gallery)
+
+
+@app.command()
+def export(
+    gallery: Place,
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="A .parquet or .npz file to write.")],
+    pid: Pids = None,
+    camera: Cameras = None,
+    track: Tracks = None,
+    since: Since = None,
+    until: Until = None,
+    modality: Kind = None,
+    tag: Tags = None,
+    timezone: Zone = "UTC",
+    json_: Json = False,
+) -> None:
+    """Write entries and embeddings to a file: all, or those that match all options."""
+    where = where_of(camera, since, until, timezone, modality=modality, pids=pid, tracks=track, tags=tag)
+    with Gallery(gallery, read_only=True) as opened:
+        count = opened.export(out, None if where.anything else where)
+    _say({"exported": count, "out": str(out)}, json_, gallery)
+
+
+def _say(facts: dict[str, Any], json_: bool, title: str) -> None:
+    if json_:
+        typer.echo(json.dumps(facts, indent=1))
+    else:
+        show(title, {name.replace("_", " "): value for name, value in facts.items()})

@@ -1,0 +1,62 @@
+"""Which model a gallery was indexed with, so that a search need not be told."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+from fmcnet.errors import FmcnetError, GalleryError
+from fmcnet.files import write_atomically
+from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.shipped import shipped_models
+
+NOTE = "made-with.json"
+"""In the gallery's folder: where its model lay; no embedding and nothing of a picture is in it."""
+
+
+def remember_model(gallery: str, source: str | Path | None) -> None:
+    """Note in an embedded gallery where its model lies.
+
+    Args:
+        gallery: its location; of a cluster nothing is noted.
+        source: a folder (its absolute path is noted), a shipped model's name, or None: nothing to note.
+    """
+    folder = Path(gallery)
+    if source is None or not folder.is_dir():
+        return
+    path = Path(source).expanduser()
+    known = str(path.absolute()) if path.exists() else str(source)
+    if _noted(folder) != known:
+        text = json.dumps({"model": known}) + "\n"
+        write_atomically(folder / NOTE, lambda at: at.write_text(text, encoding="utf-8"))
+
+
+def open_model(gallery: str, source: str | Path | None, device: str = "auto") -> Encoder:
+    """The encoder for a gallery.
+
+    Args:
+        gallery: the location of the gallery to search or to add to.
+        source: a model's folder or name; None: the one that was noted, or the shipped one if there is just one.
+        device: where to compute.
+
+    Raises:
+        FmcnetError: when none is given and none is known, or it is not there.
+    """
+    shipped = list(shipped_models())
+    noted = _noted(Path(gallery))
+    chosen = source or noted or (shipped[0] if len(shipped) == 1 else None)
+    if chosen is None:
+        raise FmcnetError(f"{gallery}: say which model to use, with --model RUN")
+    if source is None and noted is not None and not Path(noted).exists() and noted not in shipped:
+        raise GalleryError(
+            f"{gallery} was indexed with the model at {noted}, which is not there any more: say where it is, with "
+            "--model RUN"
+        )
+    return Encoder.from_pretrained(chosen, device=device)
+
+
+def _noted(folder: Path) -> str | None:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((folder / NOTE).read_text(encoding="utf-8"))["model"])
+    return None

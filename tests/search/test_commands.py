@@ -1,0 +1,246 @@
+"""`index`, `search`, `gallery` as a user types them; the model is the colour encoder of `fakes`."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fmcnet.cli import app
+from fmcnet.gallery import Gallery
+from fmcnet.inference.encoder import Encoder
+from fmcnet.search import Searcher, models
+from fmcnet.search import index as indexing
+from fmcnet.search.sources import Rules, read_sources
+from fmcnet.types import Modality
+from tests.search.fakes import ColourEngine, curve, encoder, picture
+
+RED, PINK, GREEN, BLUE = (250, 20, 20), (240, 90, 60), (20, 250, 20), (20, 20, 250)
+ALL = {(a, b): curve() for a in Modality for b in Modality}
+
+
+def run(*arguments, code=0, **options):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], prog_name="fmcnet", **options)
+    assert result.exit_code == code, result.output + str(result.exception)
+    assert "Traceback" not in result.output
+    return result
+
+
+def as_json(*arguments):
+    return json.loads(run(*arguments, "--json").stdout)
+
+
+def wrong(*arguments):
+    return " ".join(run(*arguments, code=2).output.split())
+
+
+@pytest.fixture(autouse=True)
+def model(tmp_path, monkeypatch):
+    """`--model run`, whatever it is, is the colour encoder."""
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(Encoder, "from_pretrained", staticmethod(lambda source, **_: encoder(tmp_path, ALL)))
+    monkeypatch.setattr(models, "shipped_models", dict)
+    monkeypatch.setattr(indexing, "PORTION", 2)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def crops(tmp_path):
+    """Four pictures in two cameras' folders."""
+    folder = tmp_path / "crops"
+    names = {"gate1/1_0900": RED, "gate1/2_0910": GREEN, "gate2/1_1000": PINK, "gate2/3_1010": BLUE}
+    for name, colour in names.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(*colour).save(folder / f"{name}.png")
+    picture(*RED).save(tmp_path / "night.png")
+    return folder
+
+
+RULES = ("--modality", "visible", "--model", "run", "--camera-from-name", "gate([0-9])")
+
+
+def test_index_once_search_filter_and_forget(crops):
+    made = as_json("index", "g", crops, *RULES, "--pid-from-name", "([0-9])_")
+    assert (made["added"], made["already"], made["entries"]) == (4, 0, 4)
+    again = as_json("index", "g", crops, *RULES)
+    assert (again["added"], again["already"], again["entries"]) == (0, 4, 4)
+    found = as_json("search", "g", "night.png", "--modality", "ir")  # the model is remembered
+    assert [hit["pid"] for hit in found["hits"]][:2] == [1, 1]
+    assert found["hits"][0]["source"] == str(crops / "gate1/1_0900.png")
+    assert found["prior"] == pytest.approx(1 / 5)
+    filtered = as_json("search", "g", "night.png", "--modality", "ir", "--camera", "2", "--group", "pid")
+    assert [hit["pid"] for hit in filtered["hits"]] == [1, 3]
+    assert as_json("gallery", "info", "g")["entries"] == 4
+    assert as_json("gallery", "remove", "g", "--pid", "1", "--dry-run")["would_remove"] == 2
+    assert as_json("gallery", "remove", "g", "--pid", "1", "--yes") == {"removed": 2, "entries": 2}
+    assert as_json("gallery", "compact", "g")["entries"] == 2
+    assert as_json("gallery", "export", "g", "out.npz", "--camera", "2")["exported"] == 1
+
+
+def test_python_and_the_command_line_give_the_same_answer(crops, tmp_path):
+    run("index", "g", crops, *RULES)
+    typed = as_json("search", "g", "night.png", "--modality", "ir", "--min-probability", "0.01", "--top", "3")
+    with Gallery("g", read_only=True) as gallery:
+        answer = Searcher(encoder(tmp_path, ALL), gallery).search(
+            "night.png", "infrared", top=3, min_probability=0.01
+        )
+    assert {k: v for k, v in typed.items() if k != "gallery"} == json.loads(json.dumps(answer.to_dict()))
+
+
+def test_times_select_and_expire(crops):
+    run("index", "g", crops, *RULES, "--time-from-name", "_%H%M")  # of the year 1900
+    since = ("--since", "1900-01-01T10:00:00")
+    found = as_json("search", "g", "night.png", "--modality", "ir", *since)
+    assert len(found["hits"]) == found["compared"] == 2
+    late = as_json("search", "g", "night.png", "--modality", "ir", *since, "--timezone", "Europe/Berlin")
+    assert late["compared"] == 4  # ten o'clock there is earlier
+    assert as_json("gallery", "expire", "g", "--keep", "30d") == {"removed": 4, "entries": 0}
+
+
+def test_nobody_is_said(crops):
+    run("index", "g", crops, *RULES)
+    picture(30, 240, 240).save("stranger.png")
+    asked = ("search", "g", "stranger.png", "--modality", "ir", "--fmr", "0.001")
+    assert run(*asked).stdout.startswith("nobody\n")
+    assert as_json(*asked)["nobody"] is True
+
+
+def test_tables_for_people(crops):
+    assert "there already" in run("index", "g", crops, *RULES).output
+    shown = run("search", "g", "night.png", "--modality", "ir", env={"COLUMNS": "250"}).output
+    assert "probability" in shown
+    assert "1_0900.png" in shown
+    assert "entries" in run("gallery", "info", "g").output
+
+
+def test_removal_asks(crops):
+    run("index", "g", crops, *RULES)
+    asked = run("gallery", "remove", "g", "--camera", "1", code=1, input="n\n")
+    assert "Remove 2 of 4" in asked.output
+    assert as_json("gallery", "info", "g")["entries"] == 4
+    run("gallery", "remove", "g", "--camera", "1", input="y\n")
+    assert as_json("gallery", "info", "g")["entries"] == 2
+
+
+def test_the_page_holds_the_pictures_and_asks_nobody_for_anything(crops):
+    run("index", "g", crops, *RULES, "--track-from-name", "([0-9]_[0-9]+)")
+    (crops / "gate2/1_1000.png").unlink()
+    (crops / "gate2/3_1010.png").write_bytes(b"broken")
+    run("search", "g", "night.png", "--modality", "ir", "--html", "out/who.html")
+    page = Path("out/who.html").read_text(encoding="utf-8")
+    uris = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    assert len(uris) == 3  # the query and two hits
+    colour = Image.open(io.BytesIO(base64.b64decode(uris[1]))).getpixel((5, 5))
+    assert max(abs(a - b) for a, b in zip(colour, RED, strict=True)) < 8
+    assert page.count("picture not at hand") == 2
+    assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|<script", page)
+
+
+def test_texts_in_the_page_are_escaped(tmp_path):
+    picture(*RED).save("night.png")
+    with Gallery("g") as gallery:
+        Searcher(encoder(tmp_path, ALL), gallery).add(
+            picture(*RED), "ir", camera="<script>x</script>", source='"><b onload=x>'
+        )
+    run("search", "g", "night.png", "--modality", "ir", "--model", "run", "--html", "who.html")
+    page = Path("who.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "<b onload" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_broken_pictures_are_named_and_left_out_or_refused(crops):
+    (crops / "gate1/2_0910.png").write_bytes(b"no picture")
+    assert "2_0910.png" in wrong("index", "g", crops, *RULES)
+    made = as_json("index", "g", crops, *RULES, "--on-error", "skip")
+    assert made["entries"] == 3
+    assert [fault["source"] for fault in made["faults"]] == [str(crops / "gate1/2_0910.png")]
+    picture(*GREEN).save(crops / "gate1/2_0910.png")
+    assert as_json("index", "g", crops, *RULES)["added"] == 1
+
+
+def test_mistakes_are_one_clear_message(crops):
+    assert "--modality" in wrong("index", "g", crops, "--model", "run")
+    assert "say which model" in wrong("index", "g", crops, "--modality", "ir")
+    assert not Path("g").exists()
+    assert "--on-error" in wrong("index", "g", crops, *RULES, "--on-error", "ignore")
+    assert "does not match" in wrong("index", "g", crops, *RULES, "--track-from-name", "track")
+    assert "there is no gallery" in wrong("search", "g", "night.png", "--modality", "ir")
+    run("index", "g", crops, *RULES)
+    assert "no such" in wrong("search", "g", "gone.png", "--modality", "ir")
+    assert "2 modalities for 1" in wrong(
+        "search", "g", "night.png", "--modality", "ir", "--modality", "visible"
+    )
+    assert "--group camera" in wrong("search", "g", "night.png", "--modality", "ir", "--group", "camera")
+    assert "no time" in wrong("search", "g", "night.png", "--modality", "ir", "--since", "noon")
+    assert "which entries" in wrong("gallery", "remove", "g", "--yes")
+    assert "cannot ask" in wrong("gallery", "remove", "g", "--pid", "1", "--json")
+    assert "30d" in wrong("gallery", "expire", "g", "--keep", "long")
+    assert "there is no gallery" in wrong("gallery", "info", "elsewhere")
+    Path("run").rmdir()
+    assert "not there any more" in wrong("search", "g", "night.png", "--modality", "ir")
+
+
+class StoppedEngine(ColourEngine):
+    """Stops at its third batch."""
+
+    def __init__(self, stop):
+        self.left, self.stop = 2, stop
+
+    def __call__(self, images, modality):
+        self.left -= 1
+        if self.left < 0:
+            self.stop()
+        return super().__call__(images, modality)
+
+
+def many(tmp_path):
+    (tmp_path / "many").mkdir()
+    for i in range(9):
+        picture(250 - 20 * i, 20 * i, 60).save(tmp_path / f"many/{i}.png")
+    return read_sources([tmp_path / "many"], Rules(Modality.VISIBLE))
+
+
+def stopping(tmp_path, stop):
+    made = encoder(tmp_path, ALL)
+    made.engine = StoppedEngine(stop)
+    return made
+
+
+def test_ctrl_c_keeps_what_was_added_and_the_same_call_goes_on(tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    sources = many(tmp_path)
+    with Gallery("g") as gallery:
+        with pytest.raises(KeyboardInterrupt, match="4 pictures were added"):
+            indexing.index(Searcher(stopping(tmp_path, stop), gallery), sources)
+        assert len(gallery) == 4
+        report = indexing.index(Searcher(encoder(tmp_path, ALL), gallery), sources)
+    assert (report.added, report.already, report.entries) == (5, 4, 9)
+
+
+def test_kill_keeps_what_was_added_and_the_same_call_goes_on(tmp_path):
+    sources = many(tmp_path)
+    child = os.fork()
+    if not child:
+        try:
+            stopped = stopping(tmp_path, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            with Gallery("g") as gallery:
+                indexing.index(Searcher(stopped, gallery), sources)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    with Gallery("g") as gallery:
+        assert len(gallery) == 4
+        report = indexing.index(Searcher(encoder(tmp_path, ALL), gallery), sources)
+        assert (report.added, report.already, report.entries) == (5, 4, 9)
+        assert gallery.check() == []
