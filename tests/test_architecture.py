@@ -24,6 +24,7 @@ LAYERS = [
     ("figures",),
     ("report",),
     ("studies",),
+    ("server",),
     ("cli", "__main__"),
 ]
 """From left to right; a module imports from its own layer and from those before it."""

@@ -1,5 +1,5 @@
 """The command line: `fmcnet demo | data | train | evaluate | embed | score | study | calibrate | export | index |
-search | gallery | report | info`.
+search | gallery | serve | keys | report | info`.
 
 User mistakes end with one clear message and exit code 2; Ctrl-C with 130. Heavy imports happen inside the
 commands, so `--help` is quick.
@@ -29,6 +29,7 @@ from fmcnet.export.command import export
 from fmcnet.inference.calibrate import calibrate
 from fmcnet.search.command import index, search
 from fmcnet.search.gallery_command import app as gallery_app
+from fmcnet.server.command import keys, serve
 from fmcnet.studies.command import study
 
 
@@ -488,6 +489,8 @@ app.command()(calibrate)
 app.command()(export)
 app.command()(index)
 app.command()(search)
+app.command()(serve)
+app.command()(keys)
 
 
 @report_app.command("compare")

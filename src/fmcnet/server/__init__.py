@@ -1,0 +1,1 @@
+"""A gallery over HTTP, and its page: `fmcnet serve` (extra `serve`)."""

@@ -1,0 +1,88 @@
+"""The FastAPI application around a `Service`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartParser
+
+from fmcnet import __version__
+from fmcnet.server import asking, entries, outside
+from fmcnet.server.guard import Guard
+from fmcnet.server.keys import Keys
+from fmcnet.server.refusals import refusal_of
+from fmcnet.server.service import Service
+
+METHODS = ("get", "post", "delete")
+
+
+def create_app(service: Service, keys: Keys | None = None) -> FastAPI:
+    """An ASGI application that starts the service with its first breath and stops it with its last.
+
+    Args:
+        service: what it serves. keys: who may; none: everybody on this machine, and nobody else.
+    """
+    known = keys or Keys()
+
+    @contextlib.asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            await service.start()
+            yield
+        finally:
+            await service.stop()
+
+    app = FastAPI(
+        title="fmcnet",
+        version=__version__,
+        summary="Search a gallery of person crops across visible light and infrared.",
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    for part in (asking, entries, outside):
+        app.include_router(part.router)
+    app.add_exception_handler(RequestValidationError, _refuse)
+    app.add_exception_handler(HTTPException, _refuse)
+    app.add_middleware(
+        Guard,
+        keys=known,
+        scope_of=outside.scope_of,
+        limits=service.limits,
+        metrics=service.metrics,
+    )
+    # An upload is within `body_bytes` already; a file on disk would keep a copy of what is not to be kept.
+    MultiPartParser.spool_max_size = service.limits.body_bytes + 1
+    app.openapi = lambda: _describe(app)  # type: ignore[method-assign]
+    return app
+
+
+async def _refuse(request: Request, error: Exception) -> JSONResponse:
+    return refusal_of(error).response()
+
+
+def _describe(app: FastAPI) -> dict[str, Any]:
+    """OpenAPI, with the keys and each route's scope."""
+    if app.openapi_schema is None:
+        tree = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        schemes = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+        tree.setdefault("components", {})["securitySchemes"] = schemes
+        for path, methods in tree["paths"].items():
+            for method in METHODS:
+                needed = outside.scope_of(method.upper(), path)
+                if method in methods and needed is not None:
+                    methods[method]["security"] = [{}, {"bearer": []}, {"header": []}]
+                    methods[method]["x-scope"] = needed
+        app.openapi_schema = tree
+    return app.openapi_schema

@@ -1,0 +1,143 @@
+"""API keys: who may read, write and administer. Kept as hashes, compared in constant time."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fmcnet.errors import FmcnetError
+from fmcnet.files import write_atomically
+
+SCOPES = ("read", "write", "admin")
+"""read: embed, search, look. write: add. admin: all of it, and removing."""
+VARIABLE = "FMCNET_API_KEYS"
+SHORTEST = 20
+"""Least characters of a secret: a plain hash is safe for what cannot be guessed."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One caller.
+
+    Attributes:
+        name: for the audit log. scopes: of `SCOPES`. digest: SHA-256 of the secret, 64 hex digits.
+    """
+
+    name: str
+    scopes: frozenset[str]
+    digest: str
+
+    def may(self, scope: str) -> bool:
+        """Whether this key has a scope; admin has all."""
+        return scope in self.scopes or "admin" in self.scopes
+
+
+class Keys:
+    """All keys of a service; none: nobody is asked for one."""
+
+    def __init__(self, keys: Iterable[Key] = ()) -> None:
+        self.keys = tuple(keys)
+        names = [key.name for key in self.keys]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise FmcnetError(f"API key names must differ; there twice: {', '.join(sorted(twice))}")
+
+    def __bool__(self) -> bool:
+        return bool(self.keys)
+
+    def find(self, secret: str) -> Key | None:
+        """The key of a secret; takes as long for a wrong one as for a right one."""
+        digest, found = hash_secret(secret), None
+        for key in self.keys:
+            if hmac.compare_digest(key.digest, digest):
+                found = key
+        return found
+
+
+def hash_secret(secret: str) -> str:
+    """SHA-256, 64 hex digits."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_keys(path: Path | None, environment: Mapping[str, str] = os.environ) -> Keys:
+    """Keys of a file that `new_key` writes, and of $FMCNET_API_KEYS: `NAME:SCOPE,SCOPE:SECRET`, apart by `;`.
+
+    Raises:
+        FmcnetError: for a file that is missing or damaged, or a key that is none. No message holds a secret.
+    """
+    found: list[Key] = []
+    if path is not None:
+        found += _read_file(path)
+    for at, part in enumerate(filter(None, (p.strip() for p in environment.get(VARIABLE, "").split(";")))):
+        pieces = part.split(":", 2)
+        if len(pieces) != 3:
+            raise FmcnetError(f"${VARIABLE}, key {at + 1}: write NAME:SCOPE,SCOPE:SECRET")
+        name, scopes, secret = pieces
+        if len(secret) < SHORTEST:
+            raise FmcnetError(f"${VARIABLE}, key '{name}': its secret needs {SHORTEST} characters or more")
+        found.append(Key(_name(name), _scopes(scopes.split(","), name), hash_secret(secret)))
+    return Keys(found)
+
+
+def new_key(path: Path, name: str, scopes: Iterable[str]) -> str:
+    """Add a key to a file (made if it is not there, readable by its owner only) and return its secret.
+
+    The secret is kept nowhere: show it to its owner now.
+
+    Raises:
+        FmcnetError: for a bad name or scope, a name that is there, or a file that is damaged.
+    """
+    keys = _read_file(path) if path.exists() else []
+    secret = secrets.token_urlsafe(32)
+    keys.append(Key(_name(name), _scopes(scopes, name), hash_secret(secret)))
+    Keys(keys)
+    content = {
+        "format": "fmcnet-keys-1",
+        "keys": [{"name": k.name, "scopes": sorted(k.scopes), "sha256": k.digest} for k in keys],
+    }
+    text = json.dumps(content, indent=1) + "\n"
+
+    def write(at: Path) -> None:
+        at.touch(mode=0o600)
+        at.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)
+    return secret
+
+
+def _read_file(path: Path) -> list[Key]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        if tree["format"] != "fmcnet-keys-1":
+            raise ValueError(f"format {tree['format']}")
+        rows = [(_name(row["name"]), list(row["scopes"]), str(row["sha256"])) for row in tree["keys"]]
+    except FileNotFoundError as error:
+        raise FmcnetError(f"there is no file of API keys at {path}: make one with fmcnet keys") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FmcnetError(f"{path} is no file of API keys: {error}; make one with fmcnet keys") from error
+    for name, _, digest in rows:
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise FmcnetError(f"{path}, key '{name}': sha256 must be 64 hex digits")
+    return [Key(name, _scopes(scopes, name), digest) for name, scopes, digest in rows]
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.@-]{1,64}", name):
+        raise FmcnetError(f"an API key's name is 1 to 64 letters, digits and . _ @ -, not {name!r}")
+    return name
+
+
+def _scopes(scopes: Iterable[str], name: str) -> frozenset[str]:
+    found = frozenset(scope.strip() for scope in scopes)
+    if not found or not found <= set(SCOPES):
+        raise FmcnetError(
+            f"key '{name}': scopes are of {', '.join(SCOPES)}, not '{', '.join(sorted(found))}'"
+        )
+    return found

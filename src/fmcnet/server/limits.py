@@ -1,0 +1,48 @@
+"""How much one caller, and all together, may ask of the service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from fmcnet.errors import FmcnetError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Every bound of the service; memory stays below about `requests * body_bytes * 2` plus the images being decoded.
+
+    Attributes:
+        body_bytes: of one request. body_seconds: in which it must have arrived.
+        images: in one request. pixels: of one image, read from its header before it is decoded.
+        requests: at work at once, of all callers; more are told to come back.
+        decoders: threads that decode images, one image each at a time.
+        queue: images that may wait for the network; more are told to come back.
+        batch: images the network sees at once. wait: seconds that the first of them waits for others.
+        top: hits one search may ask for.
+        stop_seconds: for which a stop waits for requests at work.
+
+    Raises:
+        FmcnetError: for a bound that is not positive.
+    """
+
+    body_bytes: int = 16 * 2**20
+    body_seconds: float = 20.0
+    images: int = 64
+    pixels: int = 25_000_000
+    requests: int = 16
+    decoders: int = 2
+    queue: int = 512
+    batch: int = 32
+    wait: float = 0.005
+    top: int = 500
+    stop_seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not value > 0:
+                raise FmcnetError(f"the service's limit {field.name}={value} must be above 0")
+        if self.queue < self.images:
+            raise FmcnetError(
+                f"queue={self.queue} must be at least images={self.images}: else a full request never fits"
+            )

@@ -1,0 +1,156 @@
+"""Pictures of entries for the page: crops kept on request, or source files below one allowed folder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from fmcnet.errors import FmcnetError
+from fmcnet.files import write_atomically
+from fmcnet.gallery import Entry
+from fmcnet.server.refusals import Refusal
+from fmcnet.server.uploads import decode
+
+OWNER = "gallery.txt"
+SIDE = 512
+"""Longest side of a picture, pixels."""
+READING = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""No link put there meanwhile is followed, no pipe waited for."""
+LARGEST_SOURCE = 64 * 2**20
+"""Bytes of a source file that is shown."""
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """A JPEG of at most `SIDE` pixels a side, without metadata."""
+    small = image.copy()
+    small.thumbnail((SIDE, SIDE))
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=88)
+    return out.getvalue()
+
+
+class KeptImages:
+    """Crops by entry id, one file each, named by the id's hash: no id can name another file.
+
+    Args:
+        folder: made if it is not there; of one gallery alone. gallery: whose.
+
+    Raises:
+        FmcnetError: when the folder cannot be used, or keeps another gallery's crops.
+    """
+
+    def __init__(self, folder: Path, gallery: str) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            owner = folder / OWNER
+            if not owner.exists():
+                if any(folder.iterdir()):
+                    raise FmcnetError(
+                        f"--keep-images {folder} holds other files: name an empty or a new folder"
+                    )
+                owner.write_text(gallery + "\n", encoding="utf-8")
+            said = owner.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise FmcnetError(f"--keep-images {folder} cannot be used: {error.strerror}") from error
+        if said != gallery:
+            raise FmcnetError(
+                f"--keep-images {folder} keeps the crops of {said}, not of {gallery}; if the gallery was moved, "
+                f"write its new place into {folder / OWNER}"
+            )
+
+    def path(self, entry_id: str) -> Path:
+        """Where an entry's crop is, if it is kept."""
+        return self.folder / f"{hashlib.sha256(entry_id.encode('utf-8', 'surrogateescape')).hexdigest()}.jpg"
+
+    def keep(self, entry_id: str, data: bytes) -> None:
+        """Store a crop, as `thumbnail` made it, over an earlier one.
+
+        Raises:
+            OSError: when the disk does not take it.
+        """
+        write_atomically(self.path(entry_id), lambda at: at.write_bytes(data))
+
+    def read(self, entry_id: str) -> bytes | None:
+        """A JPEG, or None."""
+        try:
+            return self.path(entry_id).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def remove(self, entry_id: str) -> None:
+        """Forget a crop, if it is there."""
+        self.path(entry_id).unlink(missing_ok=True)
+
+    def sweep(self, ids: Iterable[str]) -> int:
+        """Forget the crops of entries that are not among `ids`, as those removed by another program; how many."""
+        here = {at.name for at in self.folder.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.jpg", at.name)}
+        if here:
+            here -= {self.path(one).name for one in ids}
+        for name in here:
+            (self.folder / name).unlink(missing_ok=True)
+        return len(here)
+
+
+class SourceImages:
+    """Pictures of the files that entries came from, as far as they lie below one folder.
+
+    Args:
+        root: the folder. Links are followed before it is judged where a file lies. pixels: of one picture, at most.
+
+    Raises:
+        FmcnetError: when there is no such folder.
+    """
+
+    def __init__(self, root: Path, pixels: int) -> None:
+        if not root.is_dir():
+            raise FmcnetError(f"--show-sources {root} is no folder")
+        self.root, self.pixels = root.resolve(), pixels
+
+    def read(self, source: str) -> bytes | None:
+        """A JPEG made anew from the source; None when it is elsewhere, or no image.
+
+        Whatever the file is, only its pixels leave the machine.
+        """
+        try:
+            path = (self.root / source).resolve(strict=True)
+            if not path.is_relative_to(self.root):
+                return None
+            handle = os.open(path, READING)
+            with os.fdopen(handle, "rb") as stream:
+                facts = os.fstat(stream.fileno())
+                if not stat.S_ISREG(facts.st_mode) or facts.st_size > LARGEST_SOURCE:
+                    return None
+                data = stream.read(LARGEST_SOURCE)
+        except (OSError, ValueError, RuntimeError):
+            return None
+        try:
+            return thumbnail(decode(data, "source", self.pixels))
+        except Refusal:
+            return None
+
+
+class Pictures:
+    """What the page may show of an entry: the kept crop, else the source, else nothing."""
+
+    def __init__(self, kept: KeptImages | None = None, sources: SourceImages | None = None) -> None:
+        self.kept, self.sources = kept, sources
+
+    @property
+    def any(self) -> bool:
+        """Whether there can be pictures at all."""
+        return self.kept is not None or self.sources is not None
+
+    def read(self, entry: Entry) -> bytes | None:
+        """A JPEG, or None."""
+        found = self.kept.read(entry.id) if self.kept is not None else None
+        if found is None and self.sources is not None and entry.source is not None:
+            found = self.sources.read(entry.source)
+        return found

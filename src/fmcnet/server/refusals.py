@@ -1,0 +1,145 @@
+"""Every error as JSON: what was wrong, where, what to do. Never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sqlite3
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from fmcnet.errors import (
+    DataError,
+    DuplicateIdError,
+    FmcnetError,
+    GalleryBusyError,
+    GalleryDamagedError,
+    GalleryError,
+)
+
+_log = logging.getLogger(__name__)
+
+LONGEST = 2_000
+"""Most characters of a text in an error; a caller's own input may be in it."""
+
+
+class Refusal(Exception):
+    """A request that is not served.
+
+    Attributes:
+        status: HTTP's. what: was wrong. where: the part of the request. do: what helps.
+        retry_after: seconds after which the same request may succeed; None: it will not.
+    """
+
+    def __init__(self, status: int, what: str, where: str, do: str, retry_after: int | None = None) -> None:
+        super().__init__(what)
+        self.status, self.what, self.where, self.do = status, what, where, do
+        self.retry_after = retry_after
+
+    def response(self) -> JSONResponse:
+        """As sent."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        body = {
+            "status": self.status,
+            "what": _clean(self.what),
+            "where": _clean(self.where),
+            "do": _clean(self.do),
+        }
+        return JSONResponse({"error": body}, self.status, headers)
+
+
+def overloaded(what: str, where: str = "the service") -> Refusal:
+    """503, to be tried again."""
+    return Refusal(503, what, where, "try again after the seconds of Retry-After", retry_after=1)
+
+
+def refusal_of(error: BaseException, where: str = "the request") -> Refusal:
+    """What to answer to an exception; one that nobody foresaw is logged, and its text kept from the caller."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
+    if isinstance(error, HTTPException):
+        return _http(error)
+    if isinstance(error, DuplicateIdError):
+        return Refusal(409, str(error), "id", "choose another id, or on_duplicate=skip or replace")
+    if isinstance(error, GalleryBusyError):
+        return Refusal(503, str(error), "the gallery", "try again", retry_after=2)
+    if isinstance(error, GalleryDamagedError):
+        _log.error("%s", error)
+        return Refusal(500, "the gallery is damaged", "the gallery", "the service's log names the damage")
+    if isinstance(error, GalleryError):
+        if _no_room(error):
+            _log.error("%s", error)
+            return Refusal(507, "the gallery's disk is full or fails", "the gallery", "free space, try again")
+        return Refusal(422, str(error), where, "correct it and send it again")
+    if isinstance(error, DataError):
+        return Refusal(422, str(error), "images", "send images that Pillow can read, as JPEG or PNG")
+    if isinstance(error, FmcnetError):
+        return Refusal(422, str(error), where, "correct it and send it again")
+    _log.error("a request failed", exc_info=error)
+    return Refusal(500, "the service failed", where, "its log has the cause; report it if it stays")
+
+
+def _invalid(error: RequestValidationError) -> Refusal:
+    faults = [(".".join(str(part) for part in one["loc"]), one["msg"]) for one in error.errors()[:10]]
+    what = "; ".join(f"{place}: {said}" for place, said in faults)
+    return Refusal(422, what, ", ".join(dict.fromkeys(place for place, _ in faults)), "see /openapi.json")
+
+
+def _http(error: HTTPException) -> Refusal:
+    known = {
+        404: ("there is nothing here", "see /openapi.json for what there is"),
+        405: ("this method is not known here", "see /openapi.json for what there is"),
+    }
+    what, do = known.get(error.status_code, (str(error.detail), "correct it and send it again"))
+    return Refusal(error.status_code, what, "path" if error.status_code in known else "body", do)
+
+
+def _no_room(error: BaseException) -> bool:
+    return any(
+        (isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS))
+        or isinstance(one, sqlite3.OperationalError)
+        for one in _causes(error)
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _clean(text: str) -> str:
+    """Valid UTF-8 of bounded length."""
+    shown = text if len(text) <= LONGEST else text[:LONGEST] + "..."
+    return shown.encode("utf-8", "replace").decode("utf-8")
+
+
+def error_schema() -> dict[int | str, dict[str, Any]]:
+    """For OpenAPI: the replies that every route can give."""
+    fields = {"status": {"type": "integer"}, **{name: {"type": "string"} for name in ("what", "where", "do")}}
+    inner = {"type": "object", "properties": fields, "required": list(fields)}
+    schema = {"type": "object", "properties": {"error": inner}, "required": ["error"]}
+    said = {
+        400: "Cannot be understood",
+        401: "No valid key",
+        403: "The key, or the page that asked, may not do this",
+        404: "Not there",
+        408: "The body came too slowly",
+        409: "The id is taken",
+        413: "Too large",
+        415: "Not a multipart form",
+        422: "Bad input",
+        503: "Too much at once; see Retry-After",
+    }
+    return {
+        status: {"description": text, "content": {"application/json": {"schema": schema}}}
+        for status, text in said.items()
+    }

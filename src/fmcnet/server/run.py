@@ -1,0 +1,188 @@
+"""From settings to a listening service, and to its graceful end."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvicorn
+
+from fmcnet.errors import FmcnetError
+from fmcnet.gallery import Gallery
+from fmcnet.inference.encoder import Encoder
+from fmcnet.search import Searcher
+from fmcnet.server.app import create_app
+from fmcnet.server.audit import AuditLog
+from fmcnet.server.keys import VARIABLE, Keys, read_keys
+from fmcnet.server.limits import Limits
+from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
+from fmcnet.server.service import Service
+
+_log = logging.getLogger(__name__)
+
+CONNECTIONS = 256
+"""Open at once; further ones are told 503 by the server itself."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What `fmcnet serve` was asked for.
+
+    Attributes:
+        gallery: a folder or a milvus:// address. model: a folder or a shipped model's name.
+        host, port: where to listen; port 0: any free one. keys: a file of API keys.
+        audit: the log's file; None: beside the gallery. keep_images, show_sources: folders, see `Pictures`.
+        certificate, certificate_key: PEM files; with them it speaks HTTPS.
+        device, threads: as `Encoder.from_pretrained`.
+    """
+
+    gallery: str
+    model: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: Path | None = None
+    audit: Path | None = None
+    keep_images: Path | None = None
+    show_sources: Path | None = None
+    certificate: Path | None = None
+    certificate_key: Path | None = None
+    device: str = "auto"
+    threads: int | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a listener there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def audit_path(gallery: str) -> Path:
+    """Beside a folder; of a cluster's collection in the working folder."""
+    if gallery.startswith("milvus://"):
+        return Path(f"{gallery.rsplit('/', 1)[-1]}.audit.jsonl")
+    folder = Path(gallery)
+    return folder.with_name(f"{folder.name}.audit.jsonl")
+
+
+def check_door(settings: Serving) -> Keys:
+    """The keys, when it may listen where it is asked to.
+
+    Raises:
+        FmcnetError: beyond loopback without keys; for half of a certificate; for files that are not there.
+    """
+    keys = read_keys(settings.keys)
+    if not keys and not is_loopback(settings.host):
+        raise FmcnetError(
+            f"--host {settings.host} is reached from other machines, which needs API keys: make one with "
+            f"fmcnet keys KEYS.json --name NAME --scope read and give --keys KEYS.json, or set ${VARIABLE}"
+        )
+    if (settings.certificate is None) != (settings.certificate_key is None):
+        raise FmcnetError("--certificate and --certificate-key go together: give both, or none")
+    for path in (settings.certificate, settings.certificate_key):
+        if path is not None and not path.is_file():
+            raise FmcnetError(f"there is no file {path}")
+    return keys
+
+
+def serve(settings: Serving) -> None:
+    """Serve until SIGTERM or Ctrl-C; requests at work are finished, then the gallery is closed.
+
+    Raises:
+        FmcnetError: for whatever keeps it from starting.
+    """
+    keys = check_door(settings)
+    with _listen(settings.host, settings.port) as door:
+        encoder = Encoder.from_pretrained(settings.model, device=settings.device, threads=settings.threads)
+        gallery = Gallery(settings.gallery)
+        try:
+            searcher = Searcher(encoder, gallery)
+            pictures = Pictures(
+                None
+                if settings.keep_images is None
+                else KeptImages(settings.keep_images, str(Path(settings.gallery).absolute())),
+                None
+                if settings.show_sources is None
+                else SourceImages(settings.show_sources, settings.limits.pixels),
+            )
+            audit = AuditLog(settings.audit or audit_path(settings.gallery))
+            service = Service(searcher, audit, settings.limits, pictures)
+            service.warm()
+        except BaseException:
+            gallery.close()
+            raise
+        _announce(settings, keys, service, door.getsockname()[1])
+        _run(settings, keys, service, door)
+
+
+def _run(settings: Serving, keys: Keys, service: Service, door: socket.socket) -> None:
+    config = uvicorn.Config(
+        create_app(service, keys),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=int(settings.limits.stop_seconds) or 1,
+        h11_max_incomplete_event_size=32 * 1024,
+        http="h11",
+        ws="none",
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.certificate_key,
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # uvicorn raises a signal again, for the handlers that were there, once it has stopped: a stop that was asked for
+    # and went well is no failure.
+    before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGINT, signal.SIGTERM)}
+    server = uvicorn.Server(config)
+    try:
+        server.run(sockets=[door])
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    if not server.started:
+        raise FmcnetError("the service did not start: its log, above, says why")
+    _log.info("stopped: requests finished, audit log written, gallery closed")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket, so that a taken port is told before a model is loaded.
+
+    Raises:
+        FmcnetError: when it cannot be had.
+    """
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM
+        )[0]
+        door = socket.socket(family, kind, number)
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind(address)
+        door.set_inheritable(False)
+    except OSError as error:
+        raise FmcnetError(
+            f"cannot listen at {host} port {port}: {error.strerror or error}; choose another --port or --host"
+        ) from error
+    return door
+
+
+def _announce(settings: Serving, keys: Keys, service: Service, port: int) -> None:
+    scheme = "https" if settings.certificate is not None else "http"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    callers = f"{len(keys.keys)} API keys" if keys else "no API keys, this machine only"
+    _log.info("%d entries, model %s; %s", len(service.gallery), service.encoder.digest, callers)
+    _log.info("audit log: %s", service.audit.path)
+    if keys and scheme == "http" and not is_loopback(settings.host):
+        _log.warning(
+            "without --certificate keys and crops travel unencrypted: put it behind a proxy with TLS"
+        )
+    _log.info("page: %s://%s:%d/  (Ctrl-C stops)", scheme, host, port)

@@ -1,0 +1,129 @@
+"""The JSON of the service's answers."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from fmcnet.gallery import Entry
+
+ModalityName = Literal["visible", "infrared"]
+
+
+class EntryBody(BaseModel):
+    """One stored crop, without its embedding."""
+
+    id: str
+    modality: ModalityName
+    pid: int | None = Field(None, description="The identity, where known.")
+    camera: str | None = None
+    time: datetime | None = Field(None, description="When it was seen, UTC.")
+    source: str | None = None
+    track: str | None = None
+    tags: list[str] = []
+
+    @staticmethod
+    def of(entry: Entry) -> EntryBody:
+        """The same, for JSON."""
+        return EntryBody(**{**vars(entry), "modality": str(entry.modality), "tags": list(entry.tags)})
+
+
+class HitBody(EntryBody):
+    """An answer to a search."""
+
+    similarity: float = Field(description="Cosine, -1 to 1.")
+    probability: float | None = Field(
+        None, description="That query and entry show one person; null: the model is not calibrated for this."
+    )
+
+
+class GroupBody(BaseModel):
+    """Hits of one track or person, best first."""
+
+    key: str | int | None
+    matches: list[HitBody]
+
+
+class QueryBody(BaseModel):
+    """What was asked with."""
+
+    modality: Literal["visible", "infrared", "both"]
+    images: int
+
+
+class AnswerBody(BaseModel):
+    """Who it may be, most similar first."""
+
+    nobody: bool = Field(description="A least probability or a rate was asked for, and nobody reaches it.")
+    hits: list[HitBody]
+    groups: list[GroupBody]
+    query: QueryBody
+    compared: int = Field(description="Entries compared with.")
+    prior: float | None
+    thresholds: dict[str, float]
+    notes: list[str]
+
+
+class EmbeddedBody(BaseModel):
+    """One embedding."""
+
+    name: str
+    modality: ModalityName
+    embedding: list[float] = Field(description="Unit length.")
+
+
+class EmbeddingsBody(BaseModel):
+    """Embeddings, in the order of the images."""
+
+    model: str
+    dimension: int
+    embeddings: list[EmbeddedBody]
+
+
+class AddedBody(BaseModel):
+    """What an add did; the counts sum to the number of images."""
+
+    ids: list[str]
+    added: int
+    replaced: int
+    skipped: int
+    notes: list[str]
+
+
+class EntriesBody(BaseModel):
+    """Entries, in the order of their adding."""
+
+    total: int
+    entries: list[EntryBody]
+
+
+class RemovedBody(BaseModel):
+    """What was removed."""
+
+    id: str
+    removed: int
+
+
+class GalleryBody(BaseModel):
+    """What the page needs to know."""
+
+    entries: int
+    model: str
+    dimension: int
+    calibrated: bool
+    pictures: bool = Field(description="Whether /v1/images has pictures at all.")
+    keeps_images: bool = Field(description="Whether crops that are added are kept.")
+    cameras: list[str] = Field(description="Names seen so far, perhaps not all.")
+    may: list[str] = Field(description="Scopes of the caller.")
+    key: str | None = Field(description="Name of the caller's API key.")
+    images_at_once: int
+    top_at_most: int
+
+
+class StateBody(BaseModel):
+    """Whether all is well."""
+
+    ok: bool
+    faults: list[str] = []

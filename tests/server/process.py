@@ -1,0 +1,63 @@
+"""`python -m tests.server.process FOLDER [SECONDS]`: the real server process, over the fake network."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> None:
+    from fmcnet.inference.encoder import Encoder
+    from fmcnet.server.run import Serving, serve
+    from tests.server.service import encoder
+
+    folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    made = encoder(folder)
+    made.engine.before = lambda: time.sleep(seconds)
+    Encoder.from_pretrained = staticmethod(lambda *arguments, **options: made)
+    serve(
+        Serving(
+            str(folder / "people.gallery"), "fake", port=0, audit=folder / "audit.jsonl",
+            keep_images=folder / "kept",
+        )
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def started(folder, seconds=0.0):
+    """(process, address) of a server that listens."""
+    command = [sys.executable, "-m", "tests.server.process", str(folder), str(seconds)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        lines, address = [], None
+        for line in process.stderr:
+            lines.append(line)
+            found = re.search(r"page: (http://\S+)/", line)
+            if found:
+                address = found[1]
+                break
+        assert address, "".join(lines)
+        process.said = lines
+        reader = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)
+        reader.start()
+        process.reader = reader
+        yield process, address
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(60)
+        process.reader.join(60) if hasattr(process, "reader") else None
+        process.stderr.close()
+
+
+if __name__ == "__main__":
+    main()

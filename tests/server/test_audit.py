@@ -1,0 +1,108 @@
+"""The audit log: every add, search and removal, refused ones too; no images, no embeddings."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import threading
+
+import pytest
+
+from fmcnet.errors import FmcnetError
+from fmcnet.server.audit import AuditLog
+from fmcnet.server.refusals import Refusal
+from tests.server.service import KEYS, bearer, png, running
+
+
+def test_what_is_logged(tmp_path):
+    with running(tmp_path, keys=KEYS) as one:
+        one.client.headers.update(bearer("admin"))
+        one.add(1, 2, camera="gate")
+        one.add(2)
+        one.search(1, camera="gate", top=1)
+        one.client.delete("/v1/entries/crop-1")
+        one.client.delete("/v1/entries/crop-1")
+        one.client.post(
+            "/v1/search", files=[("images", ("a.png", b"no image"))], data={"modality": "visible"}
+        )
+        lines = one.log()
+    assert [(line["action"], line["outcome"]) for line in lines] == [
+        ("add", "done"),
+        ("add", "refused"),
+        ("search", "done"),
+        ("remove", "done"),
+        ("remove", "refused"),
+        ("search", "refused"),
+    ]
+    added, twice, search, removed, absent, broken = lines
+    assert (added["ids"], added["camera"]) == (["crop-1", "crop-2"], ["gate"])
+    assert (search["shown"], search["where"], search["top"]) == (["crop-1"], {"cameras": ["gate"]}, 1)
+    assert (removed["ids"], removed["removed"]) == (["crop-1"], 1)
+    assert [line["status"] for line in (twice, absent, broken)] == [409, 404, 422]
+    for line in lines:
+        assert line["key"] == "admin"
+        assert len(line["request"]) == 16
+        assert line["client"] == "testclient"
+        assert line["time"].endswith("+00:00")
+    raw = (tmp_path / "audit.jsonl").read_bytes()
+    assert base64.b64encode(png(1))[:40] not in raw
+    assert len(raw) < 500 * len(lines)
+    assert bearer("admin")["Authorization"].split()[1].encode() not in raw
+
+
+def test_the_file_is_the_owners_and_only_grows(tmp_path):
+    for turn in range(3):
+        log = AuditLog(tmp_path / "deep" / "audit.jsonl")
+        log.write(action="test", turn=turn, text="line\nbreak \ud800")
+        log.close()
+        log.close()
+    path = tmp_path / "deep" / "audit.jsonl"
+    assert path.stat().st_mode & 0o077 == 0
+    assert [json.loads(line)["turn"] for line in path.read_text().splitlines()] == [0, 1, 2]
+
+
+def test_threads_write_whole_lines(tmp_path):
+    log = AuditLog(tmp_path / "audit.jsonl")
+    threads = [
+        threading.Thread(target=lambda n=n: [log.write(action="t", n=n, pad="x" * 500) for _ in range(20)])
+        for n in range(5)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert sorted(line["n"] for line in lines) == sorted(list(range(5)) * 20)
+
+
+def test_a_log_that_cannot_be_written_is_told(tmp_path):
+    with pytest.raises(FmcnetError, match="audit log"):
+        AuditLog(tmp_path)
+    with running(tmp_path) as one:
+        one.add(1)
+        full = os.open("/dev/full", os.O_WRONLY)
+        own, one.service.audit._file = one.service.audit._file, full
+        assert one.search(1).status_code == 507
+        assert one.client.get("/readyz").status_code == 503
+        one.service.audit._file = own
+        os.close(full)
+        assert one.search(1).status_code == 200
+        assert one.client.get("/readyz").status_code == 200
+
+
+def test_a_deed_that_fails_is_logged_and_told(tmp_path):
+    log = AuditLog(tmp_path / "audit.jsonl")
+
+    def fail():
+        with log.watch("search", key="desk") as results:
+            results["where"] = {}
+            raise ZeroDivisionError("secret words")
+
+    with pytest.raises(Refusal) as refused:
+        fail()
+    assert (refused.value.status, refused.value.what) == (500, "the service failed")
+    log.close()
+    line = json.loads((tmp_path / "audit.jsonl").read_text())
+    assert (line["outcome"], line["key"], line["status"]) == ("refused", "desk", 500)

@@ -1,0 +1,125 @@
+"""Which pictures the page gets, and that none comes from elsewhere."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+
+import pytest
+from PIL import Image
+
+from fmcnet.errors import FmcnetError
+from fmcnet.gallery import Where
+from fmcnet.server.pictures import KeptImages, SourceImages, thumbnail
+from fmcnet.server.refusals import Refusal
+from fmcnet.server.uploads import decode
+from tests.server.service import encoded, picture, png, running
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """root/ with a picture, a text, links inside and out; secret.png beside it."""
+    root = tmp_path / "root"
+    (root / "cam1").mkdir(parents=True)
+    (root / "cam1" / "a.png").write_bytes(png(1))
+    (root / "notes.txt").write_text("secret words")
+    (tmp_path / "secret.png").write_bytes(png(2))
+    (root / "out.png").symlink_to(tmp_path / "secret.png")
+    (root / "inside.png").symlink_to(root / "cam1" / "a.png")
+    (tmp_path / "root-beside").mkdir()
+    (tmp_path / "root-beside" / "b.png").write_bytes(png(3))
+    os.mkfifo(root / "pipe.png")
+    return root
+
+
+def test_sources_below_the_root_and_no_others(tree):
+    sources = SourceImages(tree, 10_000)
+    for inside in ("cam1/a.png", str(tree / "cam1" / "a.png"), "cam1/../cam1/a.png", "inside.png"):
+        shown = Image.open(io.BytesIO(sources.read(inside)))
+        assert (shown.format, shown.size) == ("JPEG", (24, 48))
+    outside = tree.parent
+    for other in (
+        "../secret.png", str(outside / "secret.png"), "out.png", "notes.txt", "pipe.png", "cam1", "", ".", "/",
+        "cam1/a.png\0", "x" * 5000, "../root-beside/b.png", "//etc/passwd", "http://host/a.png", "none.png",
+    ):  # fmt: skip
+        assert sources.read(other) is None, other
+
+
+def test_a_link_root_is_followed_once(tree):
+    link = tree.parent / "link"
+    link.symlink_to(tree)
+    assert SourceImages(link, 10_000).read("cam1/a.png") is not None
+    with pytest.raises(FmcnetError, match="no folder"):
+        SourceImages(tree / "notes.txt", 1)
+
+
+def test_the_route_shows_sources(tree, tmp_path):
+    with running(tmp_path, sources=tree) as one:
+        one.add(1, source="cam1/a.png")
+        one.add(2, source="../secret.png")
+        assert one.client.get("/v1/images/crop-1").status_code == 200
+        assert one.client.get("/v1/images/crop-2").status_code == 404
+
+
+def test_kept_images_are_named_by_hashes(tmp_path):
+    kept = KeptImages(tmp_path / "kept", "people.gallery")
+    data = thumbnail(picture(1))
+    ids = ["../../evil", "/etc/passwd", "a", "x" * 256, "\udcff"]
+    for entry_id in ids:
+        kept.keep(entry_id, data)
+        assert kept.read(entry_id) == data
+        assert kept.path(entry_id).parent == tmp_path / "kept"
+    assert kept.read("other") is None
+    assert kept.sweep(["a"]) == len(ids) - 1
+    assert kept.read("a") == data
+    kept.remove("a")
+    kept.remove("a")
+    assert kept.read("a") is None
+
+
+def test_a_folder_is_of_one_gallery(tmp_path):
+    KeptImages(tmp_path / "kept", "one")
+    KeptImages(tmp_path / "kept", "one")
+    with pytest.raises(FmcnetError, match="of one, not of two"):
+        KeptImages(tmp_path / "kept", "two")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(FmcnetError, match="other files"):
+        KeptImages(tmp_path / "other", "one")
+
+
+def test_crops_of_entries_removed_elsewhere_are_forgotten_at_the_start(tmp_path):
+    with running(tmp_path, keep=True) as one:
+        one.add(1, 2)
+        one.service.gallery.remove(Where(ids=["crop-1"]))
+    assert len(list((tmp_path / "kept").glob("*.jpg"))) == 2
+    with running(tmp_path, keep=True) as one:
+        for _ in range(600):
+            if len(list((tmp_path / "kept").glob("*.jpg"))) == 1:
+                break
+            time.sleep(0.05)
+        assert [at.name for at in (tmp_path / "kept").glob("*.jpg")] == [
+            one.service.pictures.kept.path("crop-2").name
+        ]
+
+
+def test_nothing_of_a_files_metadata_is_kept():
+    exif = Image.Exif()
+    exif[0x010E] = "taken at home"
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    image = decode(encoded(picture(1), "JPEG", exif=exif), "a", 10_000)
+    assert image.size == (48, 24)
+    assert b"home" not in thumbnail(image)
+    assert not image.getexif()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_formats_taken(kind):
+    assert decode(encoded(picture(1), kind), "a", 10_000).mode == "RGB"
+
+
+def test_other_formats_are_not_even_tried():
+    for kind in ("PPM", "ICO", "TGA", "JPEG2000"):
+        with pytest.raises(Refusal):
+            decode(encoded(picture(1), kind), "a", 10_000)

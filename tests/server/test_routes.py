@@ -1,0 +1,197 @@
+"""Every route, by its answers."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+import numpy as np
+import pytest
+
+from fmcnet.gallery import Where
+from fmcnet.server.limits import Limits
+from tests.server.service import DAY, NIGHT, picture, png, running
+
+MARCH = "2026-03-01T12:00:00+00:00"
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory):
+    """Twelve crops: even ones by camera gate, odd ones by hall, three tracks."""
+    with running(tmp_path_factory.mktemp("service"), limits=Limits(wait=0.001, top=50)) as one:
+        for seed in range(12):
+            reply = one.add(
+                seed,
+                camera="gate" if seed % 2 == 0 else "hall",
+                track=f"track/{seed % 3}",
+                time=f"2026-03-{seed + 1:02d}T08:00:00Z",
+                pid=str(seed // 2),
+                tag=["bag"],
+                source=f"/crops/{seed}.png",
+            )
+            assert reply.status_code == 201, reply.text
+        yield one
+
+
+def test_a_search_gives_what_the_searcher_gives(serving):
+    reply = serving.search(4, 5, modality=["infrared", "visible"], top=20, prior=0.2)
+    query = [picture(4), picture(5)]
+    expected = serving.service.searcher.search(query, [NIGHT, DAY], top=20, prior=0.2)
+    assert reply.status_code == 200
+    told, wanted = reply.json(), expected.to_dict()
+    assert [hit["id"] for hit in told["hits"]] == [hit["id"] for hit in wanted["hits"]]
+    for got, hit in zip(told["hits"], wanted["hits"], strict=True):
+        assert got.pop("similarity") == pytest.approx(hit.pop("similarity"), abs=1e-6)
+        assert got.pop("probability") == pytest.approx(hit.pop("probability"), abs=1e-5)
+        assert datetime.fromisoformat(got.pop("time")) == datetime.fromisoformat(hit.pop("time"))
+        assert got == hit
+    for name in ("nobody", "query", "compared", "prior", "notes"):
+        assert told[name] == wanted[name]
+
+
+def test_the_right_one_comes_first_with_a_probability(serving):
+    for seed in range(12):
+        best = serving.search(seed, prior=0.5).json()["hits"][0]
+        assert best["id"] == f"crop-{seed}"
+        assert best["similarity"] == pytest.approx(1.0, abs=1e-5)
+        assert best["probability"] == pytest.approx(1 / (1 + np.exp(-8)), abs=1e-4)
+
+
+def test_filters_hold(serving):
+    hits = serving.search(
+        3, camera="hall", since=MARCH.replace("01T", "05T"), until=MARCH.replace("01T", "10T")
+    )
+    found = {hit["id"] for hit in hits.json()["hits"]}
+    assert found == {"crop-5", "crop-7", "crop-9"}
+    assert serving.search(3, camera=["hall", "gate"]).json()["compared"] == 12
+    assert {h["pid"] for h in serving.search(3, pid=["1", "2"]).json()["hits"]} == {1, 2}
+    assert serving.search(3, entry_modality="infrared").json()["hits"] == []
+    assert serving.search(3, tag=["bag", "hat"]).json()["hits"] == []
+
+
+def test_groups_and_nobody(serving):
+    answer = serving.search(3, group="track", top=5).json()
+    assert answer["groups"][0]["key"] == "track/0"
+    assert len(answer["hits"]) == len(answer["groups"]) == 3
+    nobody = serving.search(3, camera="gate", min_probability=0.999).json()
+    assert nobody["nobody"] is True
+    assert nobody["hits"] == []
+
+
+def test_embed(serving):
+    told = serving.client.post(
+        "/v1/embed",
+        files=[("images", ("a.png", png(1))), ("images", ("b.png", png(2)))],
+        data={"modality": ["visible", "infrared"]},
+    ).json()
+    expected = serving.service.encoder.encode([picture(1), picture(2)], ["visible", "infrared"])
+    assert told["dimension"] == 12
+    assert [(one["name"], one["modality"]) for one in told["embeddings"]] == [
+        ("a.png", "visible"),
+        ("b.png", "infrared"),
+    ]
+    np.testing.assert_allclose([one["embedding"] for one in told["embeddings"]], expected.features, atol=1e-6)
+
+
+def test_an_entry_and_a_track(serving):
+    entry = serving.client.get("/v1/entries/crop-3").json()
+    assert entry == {
+        "id": "crop-3",
+        "modality": "visible",
+        "pid": 1,
+        "camera": "hall",
+        "time": "2026-03-04T08:00:00Z",
+        "source": "/crops/3.png",
+        "track": "track/0",
+        "tags": ["bag"],
+    }
+    listed = serving.client.get("/v1/entries", params={"track": "track/0", "limit": 2, "offset": 1}).json()
+    assert listed["total"] == 4
+    assert [one["id"] for one in listed["entries"]] == ["crop-3", "crop-6"]
+
+
+def test_what_is_not_there(serving):
+    for path in ("/v1/entries/nobody", "/v1/images/crop-1", "/v1/nothing", "/page/other.js"):
+        reply = serving.client.get(path)
+        assert reply.status_code == 404, path
+        assert set(reply.json()["error"]) == {"status", "what", "where", "do"}
+    assert serving.client.put("/v1/entries/crop-1").status_code == 405
+
+
+def test_health_metrics_and_the_gallery(serving):
+    assert serving.client.get("/healthz").json()["ok"] is True
+    assert serving.client.get("/readyz").json() == {"ok": True, "faults": []}
+    told = serving.client.get("/v1/gallery").json()
+    assert (told["entries"], told["cameras"], told["dimension"]) == (12, ["gate", "hall"], 12)
+    assert told["may"] == ["read", "write", "admin"]
+    text = serving.client.get("/metrics").text
+    assert "fmcnet_gallery_entries 12.0" in text
+    assert 'fmcnet_requests_total{route="/v1/entries",status="201"} 12.0' in text
+
+
+def test_ids_taken_are_refused_or_skipped_or_replaced(tmp_path):
+    with running(tmp_path) as one:
+        assert one.add(1, 2).json() == {
+            "ids": ["crop-1", "crop-2"], "added": 2, "replaced": 0, "skipped": 0, "notes": []
+        }  # fmt: skip
+        assert one.add(2, 3).status_code == 409
+        assert len(one.service.gallery) == 2
+        assert one.add(2, 3, on_duplicate="skip").json()["skipped"] == 1
+        assert one.add(2, on_duplicate="replace").json()["replaced"] == 1
+        assert one.add(5, 5).status_code == 409
+
+
+def test_removal_is_of_the_gallery_itself(tmp_path):
+    with running(tmp_path) as one:
+        one.add(1, 2)
+        assert one.client.delete("/v1/entries/crop-1").json() == {"id": "crop-1", "removed": 1}
+        assert one.client.delete("/v1/entries/crop-1").status_code == 404
+        assert one.service.gallery.count(Where(ids=["crop-1"])) == 0
+        assert [hit["id"] for hit in one.search(1).json()["hits"]] == ["crop-2"]
+
+
+def test_times_need_a_zone_and_are_kept_in_utc(tmp_path):
+    with running(tmp_path) as one:
+        assert one.add(1, time="2026-03-01T08:00:00").status_code == 422
+        assert one.add(1, time="2026-03-01T08:00:00+02:00").status_code == 201
+        assert one.service.gallery.get("crop-1").time == datetime(2026, 3, 1, 6, tzinfo=timezone.utc)
+
+
+def test_columns_are_one_for_all_or_one_each(tmp_path):
+    with running(tmp_path) as one:
+        assert one.add(1, 2, 3, camera=["a", "b", "c"], track="t").status_code == 201
+        assert [one.service.gallery.get(f"crop-{n}").camera for n in (1, 2, 3)] == ["a", "b", "c"]
+        wrong = one.add(4, 5, 6, camera=["a", "b"])
+        assert (wrong.status_code, wrong.json()["error"]["where"]) == (422, "camera")
+
+
+def test_without_a_calibration_there_are_similarities_only(tmp_path):
+    with running(tmp_path, calibrated=False) as one:
+        one.add(1)
+        answer = one.search(1).json()
+        assert answer["hits"][0]["probability"] is None
+        assert "not calibrated" in answer["notes"][0]
+        assert one.search(1, min_probability=0.5).status_code == 422
+
+
+def test_pictures_only_when_asked_for(tmp_path):
+    with running(tmp_path, keep=True) as one:
+        one.add(1)
+        reply = one.client.get("/v1/images/crop-1")
+        assert (reply.status_code, reply.headers["content-type"]) == (200, "image/jpeg")
+        assert reply.content.startswith(b"\xff\xd8")
+        assert len(list((tmp_path / "kept").glob("*.jpg"))) == 1
+        one.client.delete("/v1/entries/crop-1")
+        assert one.client.get("/v1/images/crop-1").status_code == 404
+        assert not list((tmp_path / "kept").glob("*.jpg"))
+
+
+def test_the_description_names_every_route_and_scope(serving):
+    tree = serving.client.get("/openapi.json").json()
+    assert set(tree["paths"]) == {
+        "/v1/embed", "/v1/search", "/v1/entries", "/v1/entries/{entry_id}", "/v1/images/{entry_id}",
+        "/v1/gallery", "/healthz", "/readyz", "/metrics",
+    }  # fmt: skip
+    scopes = {(path, m): op.get("x-scope") for path, ops in tree["paths"].items() for m, op in ops.items()}
+    assert scopes["/v1/entries", "post"] == "write"
+    assert scopes["/v1/entries/{entry_id}", "delete"] == "admin"
+    assert scopes["/healthz", "get"] is None

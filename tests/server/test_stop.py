@@ -1,0 +1,121 @@
+"""A stop finishes what is at work; a start that cannot be is told in words."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+
+import httpx2 as httpx
+import pytest
+from typer.testing import CliRunner
+
+from fmcnet.cli import app
+from fmcnet.errors import FmcnetError
+from fmcnet.gallery import Gallery
+from fmcnet.server.limits import Limits
+from fmcnet.server.run import Serving, _listen, audit_path, serve
+from tests.server.process import started
+from tests.server.service import DIGEST, files
+
+
+def until_it_answers(address):
+    for _ in range(1200):
+        try:
+            if httpx.get(f"{address}/readyz").status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("not ready")
+
+
+def test_sigterm_finishes_the_requests_at_work_and_closes_the_gallery(tmp_path):
+    with started(tmp_path, 0.7) as (process, address):
+        until_it_answers(address)
+        replies = []
+
+        def add():
+            sent = {"modality": "visible", "id": "crop-1"}
+            replies.append(httpx.post(f"{address}/v1/entries", files=files(1), data=sent, timeout=120))
+
+        adding = threading.Thread(target=add)
+        adding.start()
+        for _ in range(1200):
+            if "fmcnet_requests_working 1.0" in httpx.get(f"{address}/metrics").text:
+                break
+            if replies:
+                break
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        adding.join(120)
+        assert process.wait(120) == 0
+        assert replies[0].status_code == 201
+        process.reader.join(60)
+        assert "stopped" in process.said[-1]
+        assert "Traceback" not in "".join(process.said)
+    with Gallery(tmp_path / "people.gallery", model=DIGEST, create=False) as gallery:
+        assert "crop-1" in gallery
+        assert gallery.check() == []
+    wal = tmp_path / "people.gallery" / "gallery.sqlite-wal"
+    assert not wal.exists() or wal.stat().st_size == 0
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [(line["action"], line["outcome"]) for line in lines] == [("add", "done")]
+
+
+def test_a_start_that_cannot_be(tmp_path, monkeypatch):
+    monkeypatch.delenv("FMCNET_API_KEYS", raising=False)
+    gallery = str(tmp_path / "g")
+    taken = _listen("127.0.0.1", 0)
+    taken.listen()
+    runner = CliRunner()
+    for words, said in (
+        (["--host", "0.0.0.0"], "API keys"),
+        (["--port", str(taken.getsockname()[1])], "cannot listen"),
+        (["--port", "0"], "there is no model"),
+        (["--keys", str(tmp_path / "none.json")], "no file of API keys"),
+        (["--certificate", str(tmp_path)], "go together"),
+        (["--max-images", "9", "--max-queue", "3"], "queue=3"),
+    ):
+        done = runner.invoke(app, ["serve", gallery, "--model", "no-such-model", *words])
+        assert done.exit_code == 2, words
+        assert said in " ".join(done.output.split()), (words, done.output)
+        assert "Traceback" not in done.output
+    taken.close()
+    assert not (tmp_path / "g").exists()
+
+
+def test_keys_are_made_on_the_command_line(tmp_path):
+    path = tmp_path / "keys.json"
+    done = CliRunner().invoke(
+        app, ["keys", str(path), "--name", "gate", "--scope", "write", "--scope", "read"]
+    )
+    assert done.exit_code == 0, done.output
+    assert done.output.strip() not in path.read_text()
+    assert len(done.output.strip()) >= 40
+
+
+def test_a_gallery_of_another_model_is_refused(tmp_path, monkeypatch):
+    from tests.server.service import encoder
+
+    with Gallery(tmp_path / "g", model="other") as gallery:
+        gallery.add([[1.0, 2.0]], modality="visible")
+    monkeypatch.setattr(
+        "fmcnet.server.run.Encoder.from_pretrained", lambda *arguments, **options: encoder(tmp_path)
+    )
+    with pytest.raises(FmcnetError, match="model"):
+        serve(Serving(str(tmp_path / "g"), "fake", port=0))
+
+
+def test_where_the_audit_log_is():
+    assert str(audit_path("a/people.gallery")) == "a/people.gallery.audit.jsonl"
+    assert str(audit_path("milvus://host:1/people")) == "people.audit.jsonl"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"batch": 0}, {"wait": 0.0}, {"queue": 3, "images": 4}, {"body_seconds": float("nan")}]
+)
+def test_bounds_are_positive(wrong):
+    with pytest.raises(FmcnetError):
+        Limits(**wrong)
