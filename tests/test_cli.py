@@ -39,7 +39,7 @@ def as_json(*arguments, code=0):
     [
         [], ["demo"], ["train"], ["evaluate"], ["embed"], ["score"], ["info"], ["data"], ["data", "generate"],
         ["data", "check"], ["data", "summary"], ["data", "cache"], ["report"], ["report", "compare"],
-        ["study"], ["index"], ["search"], ["gallery"], ["gallery", "remove"],
+        ["study"], ["index"], ["search"], ["gallery"], ["gallery", "remove"], ["serve"], ["keys"],
     ],
 )  # fmt: skip
 def test_every_command_explains_itself(command):
