@@ -30,6 +30,7 @@ from fmcnet.config import Config, load_config
 from fmcnet.data.benchmarks import read_dataset
 from fmcnet.data.generated import generate
 from fmcnet.data.table import Table
+from fmcnet.errors import TrainingError
 from fmcnet.studies.jobs import commit
 
 
@@ -117,7 +118,7 @@ def do(name: str, settings: tuple[str, ...], seed: int, a: argparse.Namespace) -
     try:
         train(config, table, run, resume=run.is_dir(), device=a.device, progress=False)
         record["mAP"] = parts(run, table, config)
-    except Exception as error:  # a trial that diverges is a finding
+    except TrainingError as error:  # a trial that diverges is a finding
         record["failed"] = str(error)
     record |= {"seconds": round(time.perf_counter() - started), "digest": digest, "commit": commit()}
     shutil.rmtree(run, ignore_errors=True)

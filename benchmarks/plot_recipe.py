@@ -26,11 +26,12 @@ GROUPS = {
 }
 """What a trial's name begins with, and the row it is drawn in."""
 
-PARTS = {"all": "whole descriptor", "shared": "F_sh alone", "fused": "F_fu alone"}
-
 
 def group(name: str) -> str:
-    return {"full": "f", "plus": "p"}.get(name.split("-")[0], name.split("-")[0])
+    key = name.split("-")[0]
+    if key not in GROUPS:
+        raise SystemExit(f"trial {name}: its name begins with none of {', '.join(GROUPS)}")
+    return key
 
 
 def mean(figures: dict[str, float]) -> float:

@@ -1,8 +1,8 @@
 """The command line: `fmcnet demo | data | train | evaluate | embed | score | study | calibrate | export | index |
 search | gallery | serve | keys | report | info`.
 
-User mistakes end with one clear message and exit code 2; Ctrl-C with 130. Heavy imports happen inside the
-commands, so `--help` is quick.
+User mistakes end with one clear message and exit code 2; Ctrl-C with 130. PyTorch is imported
+inside the commands, so `--help` is there in a second.
 """
 
 from __future__ import annotations

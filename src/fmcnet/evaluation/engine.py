@@ -91,10 +91,11 @@ def evaluate_all(
 
     Arguments and errors as in `evaluate`; one evaluation per protocol, in order.
     """
-    if len(embeddings) and (embeddings.pid == NO_PID).all():
+    unknown = int((embeddings.pid == NO_PID).sum())
+    if unknown:
         raise ProtocolError(
-            "these embeddings have no identities, so there is nothing to score: embed a labelled table "
-            "(embed_table), or fill in pid"
+            f"{unknown} of {len(embeddings)} embeddings have no identity and cannot be scored: embed a labelled "
+            "table (embed_table), fill in pid, or leave them out"
         )
     plans = [p.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask) for p in protocols]
     jobs = [(p, t) for p, plan in enumerate(plans) for t in range(len(plan))]

@@ -19,6 +19,7 @@ from fmcnet.evaluation.extras import Extra, KReciprocal, QueryExpansion
 from fmcnet.evaluation.protocols import Protocol
 from fmcnet.evaluation.results import Evaluation
 from fmcnet.inference.encoder import Encoder, load
+from fmcnet.inference.shipped import is_shipped
 from fmcnet.types import BoolArray, Embeddings, Modality
 
 EMBEDDINGS = "embeddings"
@@ -157,6 +158,7 @@ def judge(
     """
     encoder = load(run, device)
     settings = config or encoder.card.config.evaluation
+    store = None if encoder.folder is None or is_shipped(encoder.folder) else encoder.folder / EMBEDDINGS
     rows = table.select(split=split)
     if not len(rows):
         raise DataError(f"{table.root} has no images of split '{split}'")
@@ -169,9 +171,7 @@ def judge(
             )
     kinds = (False, True) if flip else (False,)
     plain, *mirrored = (
-        encoder.embed_table(
-            rows, batch_size=settings.batch, flip=mirror, store=Path(run) / EMBEDDINGS, progress=progress
-        )
+        encoder.embed_table(rows, batch_size=settings.batch, flip=mirror, store=store, progress=progress)
         for mirror in kinds
     )
     embeddings = mirrored[0] if mirrored else plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ from fmcnet.export.int8 import SCHEMES
 from fmcnet.export.parity import Form, choose, compare, markdown
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.onnx_engine import GRAPHS, MANIFEST, Manifest, OnnxEngine
+from fmcnet.inference.shipped import is_shipped
 from fmcnet.model.card import CARD, WEIGHTS
 from fmcnet.optional import require
 from fmcnet.types import Modality
@@ -104,6 +106,8 @@ def export(
         require(module, "export")
     encoder = Encoder.from_pretrained(run, device="cpu", runtime="torch")
     assert encoder.folder is not None
+    if out is None and is_shipped(encoder.folder):
+        raise FmcnetError(f"{run} came with the package, which is not written to: say --out FOLDER")
     target = Path(out) if out is not None else encoder.folder / ("onnx-int8" if int8 else "onnx")
     _check_target(target)
     seen, modality, table, remark = _images(encoder, data if data is not None else calibrate, progress)
@@ -231,7 +235,8 @@ def _take_calibration(encoder: Encoder, folder: Path, digest: str) -> None:
     """A calibration of the same embeddings goes along; int8 needs its own."""
     if encoder.calibrated and digest == encoder.digest:
         assert encoder.folder is not None
-        Calibration.load(encoder.folder / CALIBRATION, model=digest).save(folder / CALIBRATION)
+        with contextlib.suppress(CheckpointError):  # of other weights, or damaged: no use to anyone
+            Calibration.load(encoder.folder / CALIBRATION, model=digest).save(folder / CALIBRATION)
 
 
 def _check_target(target: Path) -> None:
@@ -248,6 +253,11 @@ def _put(folder: Path, target: Path) -> None:
     """Move a finished folder into place."""
     old = folder.parent / "old"
     if target.exists():
+        kept = target / CALIBRATION
+        if (
+            kept.is_file() and not (folder / CALIBRATION).exists()
+        ):  # of other weights: refused when it is read
+            shutil.copy(kept, folder / CALIBRATION)
         target.rename(old)
     try:
         folder.rename(target)

@@ -15,6 +15,7 @@ from fmcnet.data.benchmarks import read_dataset
 from fmcnet.data.table import SPLITS, Table, fingerprint
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.shipped import is_shipped
 
 
 def calibrate_model(
@@ -43,6 +44,8 @@ def calibrate_model(
     """
     encoder = Encoder.from_pretrained(source, device=device)
     assert encoder.folder is not None
+    if out is None and is_shipped(encoder.folder):
+        raise FmcnetError(f"{source} came with the package, which is not written to: say --out FILE")
     config = encoder.card.config
     table = _rows(encoder, read_dataset(data, layout=config.data.layout, trial=config.data.split), split)
     embeddings = encoder.embed_table(table, batch_size=config.evaluation.batch, progress=progress)

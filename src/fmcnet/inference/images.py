@@ -98,7 +98,7 @@ def expand(
     total = sum(len(part) for part in parts)
     if not total:
         raise DataError("no images to encode")
-    if isinstance(modality, (str, Modality)):
+    if isinstance(modality, (str, Modality, int, np.integer)):
         kinds = [parse_modality(modality)] * total
     else:
         several = [parse_modality(one) for one in modality]

@@ -17,6 +17,11 @@ def shipped_models() -> dict[str, Path]:
     return {path.name: path for path in sorted(FOLDER.iterdir()) if (path / CARD).is_file()}
 
 
+def is_shipped(folder: str | Path) -> bool:
+    """Whether a folder lies inside the package, where nothing is to be written."""
+    return Path(folder).resolve().is_relative_to(FOLDER.resolve())
+
+
 def find_model(source: str | Path) -> Path:
     """The folder of a model: `source` itself, or the shipped model of that name.
 

@@ -62,6 +62,9 @@ def model_card(
         digest: SHA-256 of the weights, as `fmcnet info --json` prints it. size: of their file, bytes.
     """
     config = card.config
+    what = "A baseline in FMCNet's engine: two stems, one shared tail, no FMCNet module (settings below)"
+    if result["variant"] != "base":
+        what = f"FMCNet (CVPR 2022), variant `{result['variant']}`"
     kind = "the **generated** benchmark, in the layout of " if generated else ""
     lines = [
         "---",
@@ -72,7 +75,7 @@ def model_card(
         "",
         f"# {result['name']}",
         "",
-        f"FMCNet (CVPR 2022), variant `{result['variant']}`: {result['parameters']:,} weights, {size / 1e6:.1f} MB."
+        f"{what}: {result['parameters']:,} weights, {size / 1e6:.1f} MB."
         f" An image of one person ({config.data.height} x {config.data.width}, visible or infrared) becomes a "
         f"descriptor of {result['dimensions']:,} numbers, compared by {card.similarity}.",
         "",

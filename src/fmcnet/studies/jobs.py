@@ -116,10 +116,10 @@ def do_job(job: Job, progress: bool | None = None) -> dict[str, Any]:
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
             "evaluations": [one.to_dict() for one in judged.evaluations],
         }
-        text = json.dumps(result, indent=1) + "\n"
-        write_atomically(run / RESULT, lambda path: path.write_text(text, encoding="utf-8"))
         if job.keep:
             write_model_card(run, judged.encoder.card, result, generated=(table.root / MANIFEST).is_file())
+        text = json.dumps(result, indent=1) + "\n"
+        write_atomically(run / RESULT, lambda path: path.write_text(text, encoding="utf-8"))
         # Only now: a finished run is whole without them, and a study has many.
         for leftover in ("checkpoints",) if job.keep else ("checkpoints", "embeddings", "model.safetensors"):
             path = run / leftover

@@ -114,7 +114,7 @@ _BASELINES = (
         BASE,
         recipe="base",
         source="the paper's Base: two stems, one shared tail, identity loss",
-        deviations=(_SHARED_DEVIATIONS,),
+        deviations=(_SHARED_DEVIATIONS, "stems of model.specific_stages blocks, three in the paper"),
     ),
     Row(
         "agw",
