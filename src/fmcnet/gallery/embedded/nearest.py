@@ -5,6 +5,7 @@ Exact search is FAISS's flat index; the graph is its HNSW index, kept without th
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ EF_SEARCH = 128
 
 def faiss() -> Any:
     """The package; MissingDependencyError without it."""
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells which instruction sets it tries
     return require("faiss", "gallery")
 
 
