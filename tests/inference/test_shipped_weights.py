@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 
 from fmcnet.data.benchmarks import read_dataset
+from fmcnet.errors import FmcnetError
 from fmcnet.evaluation import protocols
 from fmcnet.evaluation.engine import evaluate
-from fmcnet.evaluation.runs import chance_rank1
+from fmcnet.evaluation.runs import chance_rank1, judge
+from fmcnet.export.write import export
+from fmcnet.inference.calibrate import calibrate_model
 from fmcnet.inference.command import describe_run
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.shipped import find_model, shipped_models
@@ -49,3 +53,29 @@ def test_its_calibration_is_its_own_and_rises_with_similarity():
         assert (np.diff(probability) >= 0).all()
         assert probability[0] < 0.2 < 0.9 < probability[-1]
         assert calibration.covers(query, query.other)
+
+
+def test_the_package_is_not_written_to(tiny_sysu, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FmcnetError, match="say --out FILE"):
+        calibrate_model(NAME, tiny_sysu, device="cpu", progress=False)
+    with pytest.raises(FmcnetError, match="say --out FOLDER"):
+        export(NAME)
+    judge(NAME, read_dataset(tiny_sysu), device="cpu", progress=False)
+    assert not (shipped_models()[NAME] / "embeddings").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_people_of_a_like_dataset_who_may_have_been_trained_on_are_not_learnt_from(
+    tiny_sysu, tmp_path, caplog
+):
+    calibration, path = calibrate_model(
+        NAME, tiny_sysu, fmr=0.5, out=tmp_path / "c.json", device="cpu", progress=False
+    )
+    assert "say --split all" in caplog.text
+    assert path.is_file()
+    whole, _ = calibrate_model(
+        NAME, tiny_sysu, split="all", fmr=0.5, out=tmp_path / "all.json", device="cpu", progress=False
+    )
+    pair = (Modality.INFRARED, Modality.VISIBLE)
+    assert calibration.curves[pair].same < whole.curves[pair].same

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,8 @@ from fmcnet.data.table import SPLITS, Table, fingerprint
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.shipped import is_shipped
+
+logger = logging.getLogger(__name__)
 
 
 def calibrate_model(
@@ -34,7 +37,8 @@ def calibrate_model(
     Args:
         source: a run, an exported model, or a shipped one's name.
         data: a dataset's folder or CSV.
-        split: of its images: "train", "val", "test", "all", or "auto": all of identities not trained on.
+        split: of its images: "train", "val", "test", "all", or "auto": all of identities not trained on
+            (of another dataset of the training's layout: all that its training splits do not hold).
         fmr, prior: defaults of the calibration, see `Calibration`.
         out: the file; None: `calibration.json` in the model's folder.
         device: where to embed. progress: show a bar; None: on a terminal only.
@@ -78,6 +82,16 @@ def _rows(encoder: Encoder, table: Table, split: str) -> Table:
                 f"{len(np.unique(chosen.pid[known]))} identities of split '{split}' are among those that the model "
                 "was trained on, whose similarities are too good to learn from: take --split auto"
             )
+    elif split == "auto" and table.name == encoder.card.dataset:
+        held = np.isin(chosen.split, encoder.card.config.data.train_splits)
+        if held.any() and not held.all():
+            logger.warning(
+                "%s has the layout of the training dataset and other files: its %s images are left out, as they may "
+                "be of people that the model was trained on; if they are not, say --split all",
+                table.root,
+                " and ".join(encoder.card.config.data.train_splits),
+            )
+            chosen = chosen.take(~held)
     if not len(chosen):
         raise DataError(f"{table.root} has no image to calibrate on (split {split})")
     return chosen
