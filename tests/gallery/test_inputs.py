@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fmcnet.errors import FmcnetError, GalleryError
@@ -106,6 +106,8 @@ def test_any_real_numbers_come_to_unit_length():
     assert unit_vectors([3, 4]).tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]
 
 
+@example(vectors=[[0.0, 1.0]], columns=dict.fromkeys(NOTHING) | {"tags": 0})
+@example(vectors=[[0.0, 1.0]], columns=dict.fromkeys(NOTHING) | {"track": object()})
 @settings(max_examples=200, deadline=None)
 @given(
     vectors=st.one_of(

@@ -269,5 +269,5 @@ def test_embeddings_of_nobody_are_not_scored(encoder, paths):
     from fmcnet.evaluation.engine import evaluate
 
     found = encoder.encode(paths, [0, 1, 0, 1, 1])
-    with pytest.raises(ProtocolError, match="no identities"):
+    with pytest.raises(ProtocolError, match="5 of 5 embeddings have no identity"):
         evaluate(found, protocols.custom(Modality.INFRARED, Modality.VISIBLE, name="x"))

@@ -110,10 +110,17 @@ def column(value: Any, n: int, name: str) -> list[Any]:
     """N values of one value for all, or of N of them."""
     if value is None or isinstance(value, (str, bytes, int, float, np.generic, datetime, PurePath)):
         return [value] * n
-    values = list(value)
+    values = _listed(value, name)
     if len(values) != n:
         raise GalleryError(f"'{name}' has {len(values)} values for {n} embeddings: give one for all, or {n}")
     return values
+
+
+def _listed(value: Any, name: str) -> list[Any]:
+    try:
+        return list(value)
+    except TypeError as error:
+        raise GalleryError(f"'{name}' must be one value or a list of them, not {value!r}") from error
 
 
 def tag_column(value: Any, n: int) -> list[Any]:
@@ -121,7 +128,7 @@ def tag_column(value: Any, n: int) -> list[Any]:
     values = [] if value is None else value
     if isinstance(values, str):
         raise GalleryError(f"tags={value!r}: give a list, as tags=[{value!r}]")
-    values = list(values)
+    values = _listed(values, "tags")
     if all(isinstance(v, str) for v in values):
         return [values] * n
     return column(values, n, "tags")
