@@ -73,6 +73,12 @@ def test_nobody(searcher):
     assert not searcher.search(picture(*RED), "ir", min_probability=0.9).nobody
 
 
+def test_a_filter_that_nothing_passes_is_said_and_is_nobody(searcher):
+    answer = searcher.search(picture(*RED), "ir", where=Where(cameras=["nowhere"]))
+    assert (answer.hits, answer.compared, answer.nobody) == ((), 0, True)
+    assert "nothing in it passes the filter" in answer.notes[0]
+
+
 def test_a_false_match_rate_sets_a_threshold_for_each_modality(searcher):
     answer = searcher.search(picture(*RED), "ir", fmr=0.01)
     assert answer.thresholds == {DAY: pytest.approx(0.98), NIGHT: pytest.approx(0.99)}

@@ -60,7 +60,8 @@ class Answer:
     Attributes:
         hits: most similar first; when grouped, the best match of each group.
         groups: the groups, in the same order; empty when not grouped.
-        nobody: a least probability or a false-match rate was asked for, and nobody reaches it (`hits` is empty).
+        nobody: `hits` is empty: nobody reaches the least probability or false-match rate that was asked for, or there
+            was no entry to compare with.
         modality: of the query; None: images of both modalities were pooled.
         images: how many images made the query.
         compared: how many entries it was compared with.

@@ -254,16 +254,22 @@ class Searcher:
             )
         ]
         found, groups = _ranked(reached, top, group)
+        notes = _notes(meaning, len(query), matches, found, asked, where, self.encoder)
+        if not compared:
+            notes = (
+                "there was no entry to compare with: the gallery is empty, or nothing in it passes the filter",
+                *notes,
+            )
         return Answer(
             hits=found,
             groups=groups,
-            nobody=asked and not found,
+            nobody=not found and (asked or not compared),
             modality=seen[0] if len(seen) == 1 else None,
             images=len(query),
             compared=compared,
             prior=starting if meaning.calibration is not None else None,
             thresholds={kind: value for kind, value in thresholds.items() if value > NO_LIMIT},
-            notes=_notes(meaning, len(query), matches, found, asked, where, self.encoder),
+            notes=notes,
         )
 
     def _calibration(self) -> Calibration | None:

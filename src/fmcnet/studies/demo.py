@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +19,7 @@ from rich.table import Table as RichTable
 from fmcnet.config import load_config
 from fmcnet.data.benchmarks import read_dataset
 from fmcnet.data.generated import generate
-from fmcnet.errors import FmcnetError, TrainingError
+from fmcnet.errors import FmcnetError, Interrupted, TrainingError
 from fmcnet.evaluation.results import METRICS
 from fmcnet.evaluation.runs import Judged, judge
 from fmcnet.model.checkpoint import CARD
@@ -107,11 +109,23 @@ def _train_both(out: Path, config: str, settings: list[str], quiet: bool) -> Non
                 running[variant] = subprocess.Popen(
                     [*command, *settings], stdout=log, stderr=log, env=environment
                 )
+        before = signal.signal(signal.SIGTERM, _terminated) if _main_thread() else None
         try:
             _watch(out, {variant: running[variant] for variant in group}, config, settings, quiet)
         except BaseException:
             _stop(running.values())
             raise
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
+
+
+def _main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _terminated(*_: object) -> None:
+    raise Interrupted("terminated; the same command goes on", 143)
 
 
 def _stop(running: Iterable[subprocess.Popen[bytes]]) -> None:
