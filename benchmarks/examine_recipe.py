@@ -86,6 +86,14 @@ def parts(run: Path, table: Table, config: Config) -> dict[str, dict[str, float]
             night = torch.from_numpy(rows.modality == Modality.INFRARED.code)[:, None]
             found["own night, made day"] = torch.where(night, features["own"], features["made"])
             found["made night, own day"] = torch.where(night, features["made"], features["own"])
+            if "fused" in features:
+                unit = torch.nn.functional.normalize
+                day_first = torch.cat([found["made night, own day"], found["own night, made day"]], dim=1)
+                found["side by side"] = torch.cat([features["shared"], day_first], dim=1)
+                for weight in (0.5, 1.0):
+                    found[f"fused at {weight:g}"] = torch.cat(
+                        [unit(features["shared"]), weight * unit(features["fused"])], dim=1
+                    )
     out: dict[str, dict[str, float]] = {}
     for name, feature in found.items():
         embedded = Embeddings(
