@@ -77,7 +77,6 @@ class ModelConfig(_Section):
     generator_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # inside G, in training (ours)
     specific_detach: bool = False  # E_sp's input is a constant: specific losses do not shape the stems (ours)
     generator_detach: bool = False  # G's input is a constant: its losses do not shape E_sh (ours)
-    specific_classifiers: Literal["own", "one"] = "own"  # P_sp^V and P_sp^I, or one for both (ours)
 
 
 class LossConfig(_Section):

@@ -61,7 +61,7 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         specific_visible=tail() if has_specific else None,
         specific_infrared=tail() if has_specific else None,
         classify_visible=head() if has_specific else None,
-        classify_infrared=head() if has_specific and config.specific_classifiers == "own" else None,
+        classify_infrared=head() if has_specific else None,
         stem_shared=Trunk(config.arch, config.width, config.specific_stages)
         if config.specific_stages < 3
         else None,
