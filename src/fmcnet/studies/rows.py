@@ -158,7 +158,25 @@ _BASELINES = (
         source=_CAJ_SOURCE,
         deviations=(*_CAJ_DEVIATIONS, "see AGW's recipe"),
     ),
+    Row(
+        "hc-caj",
+        "Hetero-centre triplet with channel augmentation (CAJ)",
+        (*BASE, *HC),
+        recipe="hc",
+        last=CAJ,
+        source=_CAJ_SOURCE,
+        deviations=(*_CAJ_DEVIATIONS, "see the hetero-centre triplet"),
+    ),
     Row("fmcnet", "FMCNet (full)", FULL, source="Zhang et al., CVPR 2022: the method implemented here"),
+    Row(
+        "fmcnet-caj",
+        "FMCNet (full) with channel augmentation (CAJ)",
+        FULL,
+        recipe="fmcnet",
+        last=CAJ,
+        source=_CAJ_SOURCE,
+        deviations=_CAJ_DEVIATIONS,
+    ),
     Row(
         "fmcnet-plus",
         "fmcnet-plus (ours)",
@@ -193,8 +211,9 @@ STUDIES: dict[str, Study] = {
             "Baselines, in the same engine",
             _BASELINES,
             (
-                *(("fmcnet", row.key) for row in _BASELINES if row.key not in ("fmcnet", "fmcnet-plus")),
-                ("fmcnet-plus", "fmcnet"),
+                *(("fmcnet", key) for key in ("base-tuned", "agw", "hc", "agw-caj", "hc-caj")),
+                *(("fmcnet-caj", key) for key in ("base-caj", "agw-caj", "hc-caj", "fmcnet")),
+                *(("fmcnet-plus", key) for key in ("agw-caj", "hc-caj", "fmcnet", "fmcnet-caj")),
             ),
         ),
     )
