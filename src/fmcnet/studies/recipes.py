@@ -1,9 +1,9 @@
 """Settings that trials found for baselines and fmcnet-plus, by method. All ours; docs/findings.md has the trials.
 
-What every row starts from, FMCNet's own settings among it, is in `configs/generated.yaml`. Judged on validation identities of a world
-that no study uses (`benchmarks/recipe_trials.jsonl`). They hold for the generated benchmark, preset small, with its
-own configuration; other data take none of them. A method that is not here has its
-row's settings as they stand: AGW's did best so, Base and the hetero-centre loss were hardly searched.
+What every row starts from, FMCNet's own settings among it, is in `configs/generated.yaml`. Judged on validation
+identities of a world that no study uses (`benchmarks/recipe_trials.jsonl`). They hold for the generated benchmark,
+preset small, with its own configuration; other data take none of them. A method that is not here has its row's
+settings as they stand: no trial of it did better by more than the noise.
 """
 
 from __future__ import annotations
