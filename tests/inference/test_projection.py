@@ -164,7 +164,7 @@ def test_a_model_of_its_own_that_learnt_from_training_identities_only(projected,
     )
 
 
-def test_an_export_is_traced_with_the_projection(projected, tmp_path, monkeypatch):
+def test_an_export_is_traced_with_the_projection(projected, tiny_sysu, tmp_path, monkeypatch):
     """What the graph then gives: tests/export/test_export.py."""
     traced = []
 
@@ -174,7 +174,7 @@ def test_an_export_is_traced_with_the_projection(projected, tmp_path, monkeypatc
 
     monkeypatch.setattr(build, "write_graph", trace)
     with pytest.raises(CheckpointError, match="far enough"):
-        export(projected, out=tmp_path / "onnx", progress=False)
+        export(projected, data=tiny_sysu, out=tmp_path / "onnx", progress=False)
     assert traced == [7]
 
 
