@@ -1,5 +1,5 @@
-"""The command line: `fmcnet demo | data | train | evaluate | embed | score | study | calibrate | export | index |
-search | gallery | serve | keys | report | info`.
+"""The command line: `fmcnet demo | data | train | evaluate | embed | score | study | calibrate | project | export |
+index | search | gallery | serve | keys | report | info`.
 
 User mistakes end with one clear message and exit code 2; Ctrl-C with 130. PyTorch is imported
 inside the commands, so `--help` is there in a second.
@@ -27,6 +27,7 @@ from fmcnet import __version__
 from fmcnet.errors import FmcnetError, Interrupted
 from fmcnet.export.command import export
 from fmcnet.inference.calibrate import calibrate
+from fmcnet.inference.project import project
 from fmcnet.search.command import index, search
 from fmcnet.search.gallery_command import app as gallery_app
 from fmcnet.server.command import keys, serve
@@ -486,6 +487,7 @@ def score(
 
 app.command()(study)
 app.command()(calibrate)
+app.command()(project)
 app.command()(export)
 app.command()(index)
 app.command()(search)

@@ -29,6 +29,9 @@ def export(
         Path | None, typer.Option(help="The folder to write; default RUN/onnx or RUN/onnx-int8.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Keep an int8 model that loses too much.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an export of another model that is there.")
+    ] = False,
     json_: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
     ] = False,
@@ -53,6 +56,7 @@ def export(
         images=images,
         out=out,
         force=force,
+        overwrite=overwrite,
         progress=False if json_ else None,
     )
     if json_:

@@ -1,0 +1,167 @@
+"""`fmcnet project`: a model whose embeddings have fewer values, learnt from the identities that it was trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from fmcnet.calibration.calibration import CALIBRATION
+from fmcnet.data.benchmarks import read_dataset
+from fmcnet.data.table import Table, fingerprint
+from fmcnet.errors import CheckpointError, DataError, FmcnetError
+from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.projection import Method, Projection, fit
+from fmcnet.inference.shipped import is_shipped
+from fmcnet.model.card import CARD, PROJECTION, WEIGHTS, ModelCard, model_digest
+
+
+def project_model(
+    source: str | Path,
+    data: str | Path,
+    *,
+    dim: int,
+    method: Method = "discriminant",
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    progress: bool | None = None,
+) -> tuple[Projection, Path]:
+    """Learn a projection and write the model with it into a folder of its own, whole or not at all.
+
+    What is written is another model: it has its own digest, and needs a gallery and a calibration of its own.
+
+    Args:
+        source: a run with weights, or a shipped model's name.
+        data: a labelled dataset: a folder or CSV. Its training images are learnt from; of the dataset that the model
+            was trained on, those of the identities that it was trained on.
+        dim, method: see `fit`.
+        out: the folder; None: `projected-DIM` in the model's folder.
+        overwrite: replace a projected model that is there.
+        device: where to embed. progress: show a bar; None: on a terminal only.
+
+    Raises:
+        CheckpointError: when there is no model with weights, or `out` is not to be written to.
+        DataError: when the images do not do: none of a training split, too few for `dim`.
+    """
+    encoder = Encoder.from_pretrained(source, device=device, runtime="torch")
+    assert encoder.folder is not None
+    if encoder.projection is not None:
+        raise FmcnetError(
+            f"{source} is projected to {encoder.projection.dim} values already: give the model it was made from"
+        )
+    if out is None and is_shipped(encoder.folder):
+        raise FmcnetError(f"{source} came with the package, which is not written to: say --out FOLDER")
+    target = Path(out) if out is not None else encoder.folder / f"projected-{dim}"
+    _check_target(target, overwrite)
+    config = encoder.card.config
+    table = learnt_from(encoder.card, read_dataset(data, layout=config.data.layout, trial=config.data.split))
+    features = encoder.embed_table(table, batch_size=config.evaluation.batch, progress=progress).features
+    facts = {
+        "table": table.name,
+        "fingerprint": fingerprint(table),
+        "images": len(table),
+        "identities": len(np.unique(table.pid)),
+    }
+    found = replace(fit(features, table.pid, dim, method), source=encoder.digest, facts=facts)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        folder = Path(scratch) / "new"
+        folder.mkdir()
+        for name in (CARD, WEIGHTS):
+            shutil.copy(encoder.folder / name, folder / name)
+        found.save(folder / PROJECTION)
+        if target.exists():
+            target.rename(Path(scratch) / "old")
+        folder.rename(target)
+    return found, target
+
+
+def learnt_from(card: ModelCard, table: Table) -> Table:
+    """The rows of a table that a projection is learnt from: nobody of a test set.
+
+    Raises:
+        DataError: when there are none.
+    """
+    chosen = table.select(split=card.config.data.train_splits)
+    if card.data == fingerprint(table):
+        chosen = chosen.take(np.isin(chosen.pid, np.array(card.pids, dtype=np.int64)))
+    if not len(chosen):
+        wanted = " or ".join(card.config.data.train_splits)
+        raise DataError(f"{table.root} has no image of split {wanted}, which a projection is learnt from")
+    return chosen
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    """Nothing is there, or a projected model that may go."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    names = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    if PROJECTION not in names:
+        raise CheckpointError(f"--out {target} exists and is no projected model: give a new folder")
+    if not overwrite:
+        there = Projection.load(target / PROJECTION)
+        raise CheckpointError(
+            f"--out {target} holds model {model_digest(target)} (model {there.source} projected to {there.dim} "
+            "values): give a new folder, or replace it with --overwrite"
+        )
+    if others := sorted(names - {CARD, WEIGHTS, PROJECTION, CALIBRATION}):
+        raise CheckpointError(
+            f"--out {target} holds {', '.join(others)} beside the model, which would be lost: give a new folder"
+        )
+
+
+def project(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a shipped model's name.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data", help="The dataset or CSV it was trained on; its training images are learnt from."
+        ),
+    ],
+    dim: Annotated[int, typer.Option(help="Values that an embedding will have.", min=1)],
+    method: Annotated[str, typer.Option(help="discriminant, or pca (more values than identities).")] = (
+        "discriminant"
+    ),
+    out: Annotated[Path | None, typer.Option(help="The folder to write; default RUN/projected-DIM.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the projected model that is there.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
+    ] = False,
+) -> None:
+    """Make a model of smaller embeddings: a linear map behind the network, learnt from its training images.
+
+    fmcnet project runs/mine --data data --dim 256
+
+    The folder works wherever a run does (fmcnet evaluate, export, index). It is another model: galleries and
+    calibrations of the one it was made from are refused.
+    """
+    found, folder = project_model(
+        run,
+        data,
+        dim=dim,
+        method=method,  # type: ignore[arg-type]  # `fit` says which there are
+        out=out,
+        overwrite=overwrite,
+        device=device,
+        progress=False if json_ else None,
+    )
+    facts = {"dim": found.dim, "from": len(found.mean), "method": found.method, **found.facts}
+    if json_:
+        said = {"out": str(folder), "digest": model_digest(folder), "source": found.source, **facts}
+        typer.echo(json.dumps(said, indent=1))
+        return
+    typer.echo(
+        f"{len(found.mean)} values to {found.dim} ({found.method}), learnt from {facts['images']:,} images of "
+        f"{facts['identities']:,} identities"
+    )
+    typer.echo(f"model: {folder}\nwhat it costs: fmcnet evaluate {folder} --data {data} --both")
