@@ -9,8 +9,7 @@ import pytest
 
 from fmcnet.errors import GalleryError
 from fmcnet.gallery import Gallery, Where
-from fmcnet.gallery.expressions import NO_PID, NO_TIME, expression
-from fmcnet.gallery.milvus import to_row, to_stored
+from fmcnet.gallery.milvus.language import NO_PID, NO_TIME, expression, to_row, to_stored
 from fmcnet.gallery.records import to_micros
 from fmcnet.types import Modality
 from tests.gallery.conftest import CLUSTER

@@ -1,16 +1,22 @@
-"""Conditions in Milvus's language."""
+"""Conditions and entries in Milvus's words."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
-from fmcnet.gallery.records import Where, to_micros
+import numpy as np
+
+from fmcnet.gallery.records import Entry, Stored, Where, from_micros, to_micros
+from fmcnet.types import FloatArray, Modality
 
 NO_PID = -(2**63)
 """A pid that is not known; outside what a gallery takes."""
 NO_TIME = -(10**18)
 """A time that is not known, before the year 1."""
+METADATA = ["id", "pid", "modality", "camera", "time", "source", "track", "tags", "seq"]
+"""Fields of a row but its embedding; `seq` orders rows by their adding."""
 
 
 def text(value: str) -> str:
@@ -48,3 +54,34 @@ def expression(where: Where | None) -> str | None:
     if where.tags:
         parts.append(f"array_contains_all(tags, {texts(where.tags)})")
     return " and ".join(parts)
+
+
+def to_row(entry: Entry, vector: FloatArray, seq: int) -> dict[str, Any]:
+    """An entry as Milvus keeps it: no value may be missing."""
+    return {
+        "id": entry.id,
+        "embedding": vector.tolist(),
+        "pid": NO_PID if entry.pid is None else entry.pid,
+        "modality": entry.modality.code,
+        "time": NO_TIME if entry.time is None else to_micros(entry.time),
+        "seq": seq,
+        "camera": entry.camera or "",
+        "source": entry.source or "",
+        "track": entry.track or "",
+        "tags": list(entry.tags),
+    }
+
+
+def to_stored(row: Mapping[str, Any]) -> Stored:
+    """The inverse of `to_row`."""
+    entry = Entry(
+        row["id"],
+        Modality.from_code(int(row["modality"])),
+        None if row["pid"] == NO_PID else int(row["pid"]),
+        row["camera"] or None,
+        None if row["time"] == NO_TIME else from_micros(int(row["time"])),
+        row["source"] or None,
+        row["track"] or None,
+        tuple(row["tags"]),
+    )
+    return entry, np.asarray(row["embedding"], np.float32)
