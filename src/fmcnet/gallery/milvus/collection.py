@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import re
@@ -56,7 +57,7 @@ class Collection:
             )
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         self.location = f"milvus://{host}:{port}/{self.name}"
-        self.read_only, self._index = read_only, index
+        self.read_only, self._wanted = read_only, index
         self.timeout = max(timeout, REQUEST)
         milvus: Any = require("pymilvus", "milvus")
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs tracebacks of what it raises
@@ -155,7 +156,7 @@ class Collection:
 
     def _params(self, client: Any) -> Any:
         params = client.prepare_index_params()
-        if self._index == "hnsw":
+        if self._wanted == "hnsw":
             params.add_index("embedding", index_type="HNSW", metric_type="IP", params=HNSW)
             _log.warning(
                 "%s: HNSW is asked for: where the cluster has not set queryNode.segcore.interimIndex.enableIndex to "
@@ -166,6 +167,7 @@ class Collection:
             params.add_index("embedding", index_type="FLAT", metric_type="IP")
         return params
 
+    @functools.cached_property
     def index(self) -> str:
         """ "exact" or "hnsw"."""
         with self.client() as client:

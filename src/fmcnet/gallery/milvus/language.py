@@ -1,9 +1,9 @@
-"""Conditions and entries in Milvus's words."""
+"""Conditions and entries in Milvus's words, and in portions that it takes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,10 @@ NO_TIME = -(10**18)
 """A time that is not known, before the year 1."""
 METADATA = ["id", "pid", "modality", "camera", "time", "source", "track", "tags", "seq"]
 """Fields of a row but its embedding; `seq` orders rows by their adding."""
+MOST_ROWS = 2_000
+"""Rows in one request, or ids; with `MOST_BYTES` far below Milvus's limits of 64 MB a request, 100 MB an answer."""
+MOST_BYTES = 16 * 2**20
+"""Embeddings in one request or answer."""
 
 
 def text(value: str) -> str:
@@ -85,3 +89,13 @@ def to_stored(row: Mapping[str, Any]) -> Stored:
         tuple(row["tags"]),
     )
     return entry, np.asarray(row["embedding"], np.float32)
+
+
+def rows_at_once(dimension: int) -> int:
+    """Rows in one request, with embeddings of so many values."""
+    return max(1, min(MOST_ROWS, MOST_BYTES // (4 * dimension)))
+
+
+def parts(values: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    """At most `size` at a time."""
+    return (list(values[start : start + size]) for start in range(0, len(values), size))

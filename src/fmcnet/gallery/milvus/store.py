@@ -11,8 +11,9 @@ from typing import Any
 
 from fmcnet.errors import DuplicateIdError, GalleryError
 from fmcnet.gallery.inputs import check_settings
+from fmcnet.gallery.milvus import language as milvus
 from fmcnet.gallery.milvus.collection import Collection
-from fmcnet.gallery.milvus.language import METADATA, expression, text, texts, to_row, to_stored
+from fmcnet.gallery.milvus.language import METADATA, expression, parts, text, texts, to_row, to_stored
 from fmcnet.gallery.records import (
     Added,
     Batch,
@@ -28,12 +29,10 @@ from fmcnet.gallery.records import (
 from fmcnet.gallery.store import NEAR, SPARE, changed, ranked
 from fmcnet.types import FloatArray
 
-MOST_ROWS = 2_000
-"""Rows in one request, or ids; with `MOST_BYTES` far below Milvus's limits of 64 MB a request, 100 MB an answer."""
-MOST_BYTES = 16 * 2**20
-"""Embeddings in one request or answer."""
 PAGE = 4_096
 """Rows in one page of a listing."""
+RACE = "incomplete query result"
+"""Milvus finds rows, then reads their embeddings, and says so where one was replaced or removed in between."""
 WIDEST = 16_384
 """Milvus gives no more rows in one answer."""
 
@@ -42,7 +41,7 @@ class MilvusStore:
     """A gallery in a collection.
 
     Args:
-        location: "milvus://host:port/name"; `user:password@` before the host where the cluster asks for it.
+        location: as of `Collection`.
         index: of a new gallery: "hnsw" on request; otherwise FLAT, which compares with every row.
         timeout: seconds for a request, at least 30; the others as of `Gallery`.
     """
@@ -61,14 +60,13 @@ class MilvusStore:
             raise GalleryError(f"a Milvus gallery keeps float32, not {dtype}")
         self._at = Collection(location, read_only=read_only, timeout=timeout, index=index)
         self.location = self._at.location
-        self._index: str | None = None
         try:
             self._settings = self._at.settings()
             if self._settings is None and (read_only or not create):
                 raise GalleryError(f"there is no gallery at {self.location}: check the name, or add first")
-            if self._settings is not None and index in ("exact", "hnsw") and index != self._kind():
+            if self._settings is not None and index in ("exact", "hnsw") and index != self._at.index:
                 raise GalleryError(
-                    f"{self.location} was made with index '{self._kind()}', which stays: leave index out, or make "
+                    f"{self.location} was made with index '{self._at.index}', which stays: leave index out, or make "
                     "another gallery"
                 )
         except BaseException:
@@ -84,23 +82,15 @@ class MilvusStore:
             self._settings = self._at.settings()
         return self._settings
 
-    def _kind(self) -> str:
-        """ "exact" or "hnsw"."""
-        if self._index is None:
-            self._index = self._at.index()
-        return self._index
-
     def info(self) -> GalleryInfo:
         """The collection in numbers."""
         settings = self.settings
         if settings is None:
             return GalleryInfo(self.location, 0, None, "exact", 0, 0, 0)
-        return GalleryInfo(self.location, self.count(None), settings, self._kind(), 0, 0, 0)
+        return GalleryInfo(self.location, self.count(None), settings, self._at.index, 0, 0, 0)
 
     def _portion(self) -> int:
-        """Rows with their embeddings in one request."""
-        values = 1 if self._settings is None else self._settings.dimension
-        return max(1, min(MOST_ROWS, MOST_BYTES // (4 * values)))
+        return milvus.rows_at_once(1 if self._settings is None else self._settings.dimension)
 
     # ---- reading ----
 
@@ -118,14 +108,14 @@ class MilvusStore:
             return [[] for _ in queries]
         if top > WIDEST - SPARE:
             raise GalleryError(f"top={top} is more than Milvus gives in one answer: at most {WIDEST - SPARE}")
-        if exact and self._kind() != "exact":
+        if exact and self._at.index != "exact":
             return [self._compared(query, top, where) for query in queries]
         answers: dict[int, list[Hit]] = {}
         wide, pending = top + SPARE, list(range(len(queries)))
         while pending:
             tied = []
             for at, found, distances in self._nearest(queries, pending, wide, condition):
-                if len(found) < wide and self._kind() == "hnsw" and len(found) < self.count(where):
+                if len(found) < wide and self._at.index == "hnsw" and len(found) < self.count(where):
                     answers[at] = self._compared(queries[at], top, where)  # the graph did not reach them all
                 elif len(found) == wide < WIDEST and distances[-1] >= distances[top - 1] - NEAR:
                     tied.append(at)
@@ -137,28 +127,38 @@ class MilvusStore:
     def _nearest(
         self, queries: FloatArray, which: list[int], wide: int, condition: str
     ) -> Iterator[tuple[int, list[Stored], list[float]]]:
-        """For some of the queries: its number, its nearest rows and their distances, best first."""
-        whole = wide <= self._portion()  # their embeddings fit into the answer
+        """For some of the queries: number, nearest rows, distances; best first."""
         together = max(1, self._portion() // wide)
-        params = {"ef": max(128, 2 * wide)} if self._kind() == "hnsw" else {}
         for start in range(0, len(which), together):
             part = which[start : start + together]
-            with self._at.client() as client:
-                answers = client.search(
-                    self._at.name,
-                    data=queries[part].tolist(),
-                    filter=condition,
-                    limit=wide,
-                    output_fields=[*METADATA, "embedding"] if whole else ["id"],
-                    search_params={"metric_type": "IP", "params": params},
-                    timeout=self._at.timeout,
-                )
+            whole = wide <= self._portion()  # their embeddings fit into the answer
+            try:
+                answers = self._ask(queries[part], wide, condition, METADATA if whole else [])
+            except GalleryError as error:
+                if RACE not in str(error):
+                    raise
+                whole, answers = False, self._ask(queries[part], wide, condition, [])
             for at, rows in zip(part, answers, strict=True):
                 if whole:
                     found = [to_stored(row["entity"] | {"id": row["id"]}) for row in rows]
                 else:
                     found = list(self.fetch([row["id"] for row in rows]).values())
                 yield at, found, [row["distance"] for row in rows]
+
+    def _ask(self, queries: FloatArray, wide: int, condition: str, fields: list[str]) -> list[Any]:
+        """For each query its nearest rows: with these fields and their embeddings, or ids alone."""
+        params = {"ef": max(128, 2 * wide)} if self._at.index == "hnsw" else {}
+        with self._at.client() as client:
+            answers: list[Any] = client.search(
+                self._at.name,
+                data=queries.tolist(),
+                filter=condition,
+                limit=wide,
+                output_fields=[*fields, "embedding"] if fields else ["id"],
+                search_params={"metric_type": "IP", "params": params},
+                timeout=self._at.timeout,
+            )
+        return answers
 
     def _compared(self, query: FloatArray, top: int, where: Where | None) -> list[Hit]:
         """The best of all rows that match, each compared here: as slow as reading them."""
@@ -174,7 +174,7 @@ class MilvusStore:
     def _rows(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         if self.settings is not None:
-            for part in _parts(ids, self._portion()):
+            for part in parts(ids, self._portion()):
                 found += self._query(f"id in {texts(part)}", [*METADATA, "embedding"])
         return found
 
@@ -203,7 +203,7 @@ class MilvusStore:
 
     def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
         """All that match; those removed meanwhile are left out."""
-        for part in _parts(self._matching(where), min(chunk, self._portion())):
+        for part in parts(self._matching(where), min(chunk, self._portion())):
             stored = self.fetch(part)
             yield [stored[name] for name in part if name in stored]
 
@@ -251,14 +251,14 @@ class MilvusStore:
         """
         tried: list[str] = []
         try:
-            for part in _parts(rows, self._portion()):
+            for part in parts(rows, self._portion()):
                 tried += [row["id"] for row in part]
                 self._upsert(part)
         except BaseException as error:  # Ctrl-C too
             try:
                 self._delete([name for name in tried if name not in before])
                 old = [before[name] for name in tried if name in before]
-                for part in _parts([to_row(*to_stored(row), row["seq"]) for row in old], self._portion()):
+                for part in parts([to_row(*to_stored(row), row["seq"]) for row in old], self._portion()):
                     self._upsert(part)
             except GalleryError:
                 raise GalleryError(
@@ -273,7 +273,7 @@ class MilvusStore:
             client.upsert(self._at.name, rows, timeout=self._at.timeout)
 
     def _delete(self, ids: Sequence[str]) -> None:
-        for part in _parts(ids, MOST_ROWS):
+        for part in parts(ids, milvus.MOST_ROWS):
             with self._at.client(write=True) as client:
                 client.delete(self._at.name, filter=f"id in {texts(part)}", timeout=self._at.timeout)
 
@@ -299,8 +299,3 @@ class MilvusStore:
     def close(self) -> None:
         """Close the connection."""
         self._at.close()
-
-
-def _parts(values: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    """At most `size` at a time."""
-    return (list(values[start : start + size]) for start in range(0, len(values), size))
