@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from datetime import timedelta
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_a_batch_of_many_requests_is_put_back_when_one_fails(
 
 
 @cluster
-def test_writers_at_once_make_one_gallery_and_readers_miss_nothing(collection):
+def test_writers_at_once_make_one_gallery_and_readers_go_on(collection):
     location, failures, stop = collection, [], threading.Event()
     vectors, rows = crops(60), entries(60)
 
@@ -115,7 +116,10 @@ def test_writers_at_once_make_one_gallery_and_readers_miss_nothing(collection):
         try:
             with Gallery(location, read_only=True) as gallery:
                 while not stop.is_set():
-                    assert len(gallery.search(vectors[0], 100)) == len(gallery) == 60
+                    # The exception: rows that are being replaced may be missing, or counted twice, for a moment.
+                    for found in (gallery.search(vectors[0], 100), [e for e, _ in gallery.scan()]):
+                        assert len({one.id for one in found}) == len(found) <= 60
+                    gallery.count()
         except Exception as error:
             failures.append(error)
 
@@ -133,19 +137,27 @@ def test_writers_at_once_make_one_gallery_and_readers_miss_nothing(collection):
         for _ in range(4):
             add(gallery, vectors, rows, on_duplicate="replace")
             gallery.update([row.id for row in rows], camera="roof")
-    stop.set()
-    for thread in readers:
-        thread.join()
-    assert failures == []
+        stop.set()
+        for thread in readers:
+            thread.join()
+        assert failures == []
+        for _ in range(20):
+            if len(gallery) == 60:
+                break
+            time.sleep(0.5)
+        assert len(gallery) == 60
+        assert (
+            len(gallery.search(vectors[0], 100, Where(cameras=["roof"]))) == len(list(gallery.scan())) == 60
+        )
 
 
 @cluster
 def test_a_server_that_is_silent_or_gone_is_said_in_time(milvus_address, collection, monkeypatch):
     """A relay stands between: it stops to relay, then it is gone."""
-    from fmcnet.gallery.milvus import collection
+    from fmcnet.gallery.milvus import collection as module
 
-    monkeypatch.setattr(collection, "CONNECT", 2.0)
-    monkeypatch.setattr(collection, "REQUEST", 3.0)
+    monkeypatch.setattr(module, "CONNECT", 2.0)
+    monkeypatch.setattr(module, "REQUEST", 3.0)
     with Relay(milvus_address) as relay:
         gallery = Gallery(f"milvus://127.0.0.1:{relay.port}/{collection.split('/')[-1]}", timeout=0)
         add(gallery, crops(5), entries(5))
