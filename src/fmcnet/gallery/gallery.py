@@ -89,11 +89,12 @@ class Gallery:
         self._model = None if model is None else inputs.text(model, "model")
         self._store: Store
         if self.location.startswith("milvus://"):
-            from fmcnet.gallery.milvus import MilvusStore
+            from fmcnet.gallery.milvus.store import MilvusStore
 
-            self._store = MilvusStore(
+            cluster = MilvusStore(
                 self.location, read_only=read_only, create=create, timeout=timeout, index=index, dtype=dtype
             )
+            self._store, self.location = cluster, cluster.location  # without a password
         elif "://" in self.location:
             raise GalleryError(f"{self.location}: a gallery is a folder, or milvus://host:port/name")
         else:
