@@ -46,6 +46,11 @@ def open_engine(
     model, card = load_pretrained_model(folder, chosen)
     beside = folder / PROJECTION
     projection = Projection.load(beside) if beside.exists() else None
+    if projection is None and card.config.model.descriptor == "discriminant":
+        raise CheckpointError(
+            f"{folder} lacks {PROJECTION}, the last thing that its training writes: finish it with "
+            "fmcnet train --resume, or fetch the file from where the weights come from"
+        )
     return TorchEngine(model, chosen, projection), card, model_digest(folder)
 
 

@@ -60,16 +60,9 @@ def project_model(
         raise FmcnetError(f"{source} came with the package, which is not written to: say --out FOLDER")
     target = Path(out) if out is not None else encoder.folder / f"projected-{dim}"
     _check_target(target, overwrite)
-    config = encoder.card.config
-    table = learnt_from(encoder.card, read_dataset(data, layout=config.data.layout, trial=config.data.split))
-    features = encoder.embed_table(table, batch_size=config.evaluation.batch, progress=progress).features
-    facts = {
-        "table": table.name,
-        "fingerprint": fingerprint(table),
-        "images": len(table),
-        "identities": len(np.unique(table.pid)),
-    }
-    found = replace(fit(features, table.pid, dim, method), source=encoder.digest, facts=facts)
+    size = encoder.card.config.data
+    table = learnt_from(encoder.card, read_dataset(data, layout=size.layout, trial=size.split))
+    found = _learn(encoder, table, dim, method, progress)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         folder = Path(scratch) / "new"
@@ -81,6 +74,48 @@ def project_model(
             target.rename(Path(scratch) / "old")
         folder.rename(target)
     return found, target
+
+
+def add_discriminant(
+    folder: Path, table: Table, device: str = "auto", progress: bool | None = None
+) -> Projection:
+    """What `model.descriptor=discriminant` asks for: a projection of all directions, beside the weights. Ours.
+
+    Args:
+        folder: a run with weights; a projection that is there is made anew.
+        table: the images it was trained on.
+        device: where to embed. progress: show a bar; None: on a terminal only.
+
+    Raises:
+        DataError: when every person has one image only.
+    """
+    from fmcnet.inference.torch_engine import TorchEngine
+    from fmcnet.model.checkpoint import load_pretrained_model
+    from fmcnet.runtime import pick_device
+
+    (folder / PROJECTION).unlink(missing_ok=True)
+    place = pick_device(device)
+    model, card = load_pretrained_model(folder, place)
+    encoder = Encoder(TorchEngine(model, place), card, model_digest(folder), folder)
+    found = _learn(encoder, table, None, "discriminant", progress)
+    found.save(folder / PROJECTION)
+    return found
+
+
+def _learn(
+    encoder: Encoder, table: Table, dim: int | None, method: Method, progress: bool | None
+) -> Projection:
+    batch = encoder.card.config.evaluation.batch
+    features = encoder.embed_table(table, batch_size=batch, progress=progress).features
+    persons = len(np.unique(table.pid))
+    facts = {
+        "table": table.name,
+        "fingerprint": fingerprint(table),
+        "images": len(table),
+        "identities": persons,
+    }
+    kept = min(features.shape[1], persons - 1) if dim is None else dim
+    return replace(fit(features, table.pid, kept, method), source=encoder.digest, facts=facts)
 
 
 def learnt_from(card: ModelCard, table: Table) -> Table:

@@ -80,6 +80,6 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         compensation,
         fusion,
         after_neck=config.neck and not config.unit_features,
-        normalized=config.descriptor == "normalized",
+        normalized=config.descriptor != "plain",
         parts=PartClassifiers([head() for _ in range(config.parts)]) if config.parts else None,
     )
