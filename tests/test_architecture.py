@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import fmcnet
 
 SOURCE = Path(fmcnet.__file__).parent
 LAYERS = [
-    ("errors", "files", "types", "config", "optional", "runtime", "parallel", "progress"),
+    ("errors", "interrupt", "files", "types", "config", "optional", "console"),
+    ("runtime", "parallel", "progress"),
     ("data",),
     ("model", "losses", "objective"),
     ("calibration",),
@@ -72,8 +75,27 @@ def test_import_fmcnet_does_not_import_torch():
     assert fresh(f"import sys, fmcnet; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
 
 
-def test_the_command_line_starts_without_torch():
-    assert fresh("import sys, fmcnet.cli; print('torch' in sys.modules)").strip() == "False"
+HEAVY = (
+    "torch", "numpy", "scipy", "PIL", "matplotlib", "sklearn", "yaml", "safetensors", "filelock", "faiss", "pyarrow",
+    "pymilvus", "onnx", "onnxruntime", "fastapi", "uvicorn", "fmcnet.config",
+)  # fmt: skip
+"""Not pydantic: typer itself reads options with it."""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["train", "--help"], ["gallery", "remove", "--help"]]
+)
+def test_help_imports_nothing_that_computes(arguments):
+    code = f"""
+import sys
+from fmcnet.__main__ import main
+sys.argv[1:] = {arguments}
+try:
+    main()
+finally:
+    print("\\n", [name for name in {HEAVY} if name in sys.modules])
+"""
+    assert fresh(code).splitlines()[-1].strip() == "[]"
 
 
 def test_readers_and_the_generator_work_without_torch():

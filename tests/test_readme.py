@@ -28,6 +28,15 @@ def test_python_blocks_run(path, tmp_path, monkeypatch, tiny_sysu):
         exec(compile(block, str(path), "exec"), {"__name__": "readme"})
 
 
+def test_the_pages_may_be_followed_in_order_in_one_folder(tmp_path, monkeypatch, tiny_sysu):
+    """README first: no page trips over what an earlier one left (a run, a gallery of another model...)."""
+    monkeypatch.chdir(tmp_path)
+    for path in DOCS:
+        for block in blocks(path, "python"):
+            block = block.replace("/data/SYSU-MM01", str(tiny_sysu))
+            exec(compile(block, str(path), "exec"), {"__name__": "readme"})
+
+
 def test_the_readme_has_python_to_run():
     assert len(blocks(ROOT / "README.md", "python")) == 1
 

@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Let `write` fill a temporary file beside `path`, then rename it there; a kill leaves the old file."""
+    """Let `write` fill a temporary file beside `path`, then rename it there; a kill leaves the old file.
+
+    Raises:
+        OSError: when it cannot be written; it names `path`, not the temporary file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
-        to_disk(temporary)
-        temporary.replace(path)
-        to_disk(path.parent)
+        with named(path, temporary):
+            write(temporary)
+            to_disk(temporary)
+            temporary.replace(path)
+            to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def named(path: Path, *temporary: Path) -> Iterator[None]:
+    """Errors of the system that name `temporary` name `path` instead, which the user knows."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and Path(os.fsdecode(error.filename)) in temporary:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def to_disk(path: Path) -> None:

@@ -14,7 +14,7 @@ from fmcnet.evaluation.engine import evaluate
 from fmcnet.evaluation.runs import chance_rank1, judge
 from fmcnet.export.write import export
 from fmcnet.inference.calibrate import calibrate_model
-from fmcnet.inference.command import describe_run
+from fmcnet.inference.describe import describe_run
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.shipped import find_model, shipped_models
 from fmcnet.types import Modality

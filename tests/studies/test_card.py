@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fmcnet.inference.command import describe_run
+from fmcnet.inference.describe import describe_run
 from fmcnet.studies.card import MODEL_CARD
 from fmcnet.studies.study import Ordered, run_study
 

@@ -10,6 +10,7 @@ import pytest
 from fmcnet.errors import DataError
 from fmcnet.studies.jobs import QUERIES, RESULT, Job
 from fmcnet.studies.page import page
+from fmcnet.studies.paired import paired_interval
 from fmcnet.studies.results import order_of, query_gap, study_facts
 from fmcnet.studies.rows import STUDIES
 
@@ -74,12 +75,12 @@ def test_what_orders_otherwise_is_said_and_nothing_else(table2):
     assert len(said) == 2  # + FMC under + SFD, both directions
     assert all(line.startswith("+ FMC (simple concatenation) minus + SFD") for line in said)
     assert "mAP -10.00 [" in said[0] or "mAP -9." in said[0]
-    assert "the paper +3.49 (the interval is clear of zero)" in said[0]
+    assert "the paper +3.49 (2 training seeds: nothing can be concluded about seeds)" in said[0]
 
 
 def test_the_papers_own_losses_of_ground_are_its_order_too():
     """L_IC + L_FC stands BELOW without FMC in the paper: a loss of ours there is no deviation."""
-    gap = {"mean": -1.0, "low": -2.0, "high": -0.5, "clear": True}
+    gap = {"mean": -1.0, "low": -2.0, "high": -0.5, "clear": True, "enough": True, "seeds": 3}
     pair = {
         "row": "fmc-ic-fc",
         "other": "fmc-none",
@@ -89,10 +90,22 @@ def test_the_papers_own_losses_of_ground_are_its_order_too():
         "mAP": gap,
     }
     assert order_of(STUDIES["table4"], pair) == ""
-    gain = {"mean": 1.0, "low": -0.5, "high": 2.0, "clear": False}
+    gain = {"mean": 1.0, "low": -0.5, "high": 2.0, "clear": False, "enough": True, "seeds": 3}
     assert "undecided" in order_of(STUDIES["table4"], {**pair, "mAP": gain})
-    none = {"mean": 0.0, "low": 0.0, "high": 0.0, "clear": False}
+    none = {"mean": 0.0, "low": 0.0, "high": 0.0, "clear": False, "enough": True, "seeds": 3}
     assert "changed nothing" in order_of(STUDIES["table4"], {**pair, "mAP": none})
+
+
+def test_three_seeds_are_needed_for_a_verdict():
+    gap = {"mean": -1.0, "low": -2.0, "high": -0.5, "clear": True, "enough": True, "seeds": 3}
+    pair = {"row": "sfd", "other": "base", "direction": "i2v", "title": "t", "rank1": gap, "mAP": gap}
+    assert "the interval is clear of zero" in order_of(STUDIES["table2"], pair)
+    for seeds in (1, 2):
+        few = {**gap, "enough": False, "seeds": seeds}
+        said = order_of(STUDIES["table2"], {**pair, "rank1": few, "mAP": few})
+        assert "nothing can be concluded about seeds" in said
+        assert "clear" not in said
+    assert [paired_interval([np.ones(4)] * n).to_dict()["enough"] for n in (1, 2, 3, 4)] == [0, 0, 1, 1]
 
 
 def test_different_queries_do_not_pair():
@@ -117,4 +130,8 @@ def test_the_papers_figures_stand_beside_those_of_its_data_only(table2, comparab
     assert ("GENERATED" in text) is not comparable
     assert "+ SFF (full) (1 of 2 seeds)" in text
     assert "**Orders otherwise than in the paper:**" in text
+    assert text.count("nothing can be concluded about seeds") >= 4  # at the top, by both tables, in each line
+    differences = [line for line in text.splitlines() if line.startswith("| +") and " minus " in line]
+    assert differences
+    assert not any("**" in line for line in differences)
     assert text.count("protocol i2v.") == 1

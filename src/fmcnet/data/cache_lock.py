@@ -11,7 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
+NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
+"""What a file system without locks answers."""
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def held(target: Path, *, wait: bool = True) -> Iterator[bool]:
     try:
         got = _acquire(lock, path, wait)
     except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise
         if wait:
             _log.warning("%s cannot be locked (%s): other processes may build the same cache", path, error)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fmcnet.console import Json, print_json
 from fmcnet.errors import FmcnetError
 
 
@@ -32,9 +32,7 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an export of another model that is there.")
     ] = False,
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
-    ] = False,
+    json_: Json = False,
 ) -> None:
     """Write a model for ONNX Runtime, and a report on what that changes.
 
@@ -60,7 +58,7 @@ def export(
         progress=False if json_ else None,
     )
     if json_:
-        typer.echo(json.dumps(result.to_dict(), indent=1))
+        print_json(result.to_dict())
         return
     typer.echo(markdown(result.forms, result.remarks))
     typer.echo(f"model: {result.out}")

@@ -1,14 +1,12 @@
-"""`fmcnet calibrate`: embed a labelled table, learn what similarities mean, keep it with the weights."""
+"""Embed a labelled table, learn what similarities mean, keep it with the weights."""
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import typer
 
 from fmcnet.calibration.calibration import CALIBRATION, Calibration, direction
 from fmcnet.calibration.calibration import calibrate as learn
@@ -97,65 +95,21 @@ def _rows(encoder: Encoder, table: Table, split: str) -> Table:
     return chosen
 
 
-def calibrate(
-    run: Annotated[
-        Path, typer.Argument(help="A run folder, an exported model's folder, or a shipped model's name.")
-    ],
-    data: Annotated[
-        Path, typer.Option("--data", help="A labelled dataset: a folder or a CSV (docs/datasets.md).")
-    ],
-    fmr: Annotated[
-        float, typer.Option(help="False-match rate of the default threshold, of one comparison.")
-    ] = 0.001,
-    prior: Annotated[
-        float,
-        typer.Option(help="Default probability, before comparing, that two images show one person."),
-    ] = 0.5,
-    split: Annotated[
-        str, typer.Option(help="auto (identities not trained on), all, train, val or test.")
-    ] = "auto",
-    out: Annotated[
-        Path | None, typer.Option(help="The file to write; default: calibration.json in the model's folder.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
-    ] = False,
-) -> None:
-    """Learn from a labelled table what a similarity means: probability of "same person", thresholds.
-
-    fmcnet calibrate runs/mine --data labels.csv --fmr 0.001
-
-    Kept beside the weights, for each pair of modalities; figures are of identities that were not learnt from.
-    """
-    found, path = calibrate_model(
-        run,
-        data,
-        split=split,
-        fmr=fmr,
-        prior=prior,
-        out=out,
-        device=device,
-        progress=False if json_ else None,
-    )
-    if json_:
-        typer.echo(json.dumps({"out": str(path), **found.to_dict()}, indent=1))
-        return
+def said(found: Calibration) -> Iterator[str]:
+    """What was learnt, in lines: for each pair of modalities its pairs, threshold and error."""
     for pair, curve in found.curves.items():
         name = direction(*pair)
-        typer.echo(f"{name}: {curve.same:,} pairs of one person, {curve.different:,} of two")
+        yield f"{name}: {curve.same:,} pairs of one person, {curve.different:,} of two"
         try:
             threshold = found.threshold(*pair)
-            there = np.interp(-np.log(fmr), -np.log(curve.false_match_rate), curve.true_match_rate)
-            typer.echo(
-                f"  threshold {threshold:.4f} at a false-match rate of {fmr:g}: true-match rate {there:.1%}"
+            there = np.interp(-np.log(found.fmr), -np.log(curve.false_match_rate), curve.true_match_rate)
+            yield (
+                f"  threshold {threshold:.4f} at a false-match rate of {found.fmr:g}: true-match rate {there:.1%}"
             )
         except FmcnetError as error:
-            typer.echo(f"  {error}")
+            yield f"  {error}"
         if name in found.held_out:
-            seen = found.held_out[name]
-            error_ = seen["expected_calibration_error"]
-            typer.echo(f"  held-out identities: expected calibration error {error_:.3f} at prior {prior:g}")
+            seen = found.held_out[name]["expected_calibration_error"]
+            yield f"  held-out identities: expected calibration error {seen:.3f} at prior {found.prior:g}"
         else:
-            typer.echo("  too few identities to hold some out: nothing is known about its error")
-    typer.echo(f"calibration: {path}")
+            yield "  too few identities to hold some out: nothing is known about its error"

@@ -1,137 +1,155 @@
-"""What `fmcnet embed` and `fmcnet info` do."""
+"""`fmcnet embed`, `info`, `calibrate` and `project`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import numpy as np
+import typer
 
-from fmcnet.calibration.calibration import CALIBRATION
-from fmcnet.errors import DataError
-from fmcnet.files import write_atomically
-from fmcnet.inference.encoder import load
-from fmcnet.inference.images import list_images, parse_modality
-from fmcnet.inference.onnx_engine import MANIFEST, read_manifest
-from fmcnet.inference.projection import Projection
-from fmcnet.inference.shipped import find_model
-from fmcnet.model.card import CARD, PROJECTION, WEIGHTS, ModelCard, read_card
+from fmcnet.console import Device, Json, Model, print_json, show
 
 
-def embed_files(
-    run: str | Path,
-    sources: Sequence[str | Path],
-    modality: str,
-    out: str | Path,
-    *,
-    batch: int = 64,
-    normalize: bool = True,
-    skip: bool = False,
-    device: str = "auto",
-) -> tuple[int, int]:
-    """Embed images and write `features` (N, E) float32, `name` (N,) and `modality` to an `.npz`.
+def embed(
+    run: Model,
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    modality: Annotated[
+        str,
+        typer.Option(help="visible (vis, rgb) or infrared (ir, nir, thermal): what all these images are."),
+    ],
+    out: Annotated[Path, typer.Option(help="The .npz to write: features (N, E), name (N,).")],
+    batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave broken images out (listed) instead of stopping.")
+    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not bring embeddings to unit length.")] = False,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Turn images into embeddings; a dot product of two is their cosine similarity.
 
-    Returns:
-        (N, E).
-
-    Raises:
-        DataError: listing every image that cannot be read (nothing is written then), unless `skip` leaves them out.
+    The .npz holds features (N, E) float32, name (N,) and modality (N,). To score embeddings by a protocol, use
+    fmcnet evaluate, which knows pid and camera.
     """
-    out = Path(out)
-    if out.is_dir() or out.suffix != ".npz":
-        raise DataError(f"--out {out}: give the name of an .npz file")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--out {out}: {error.strerror}") from error
-    kind = parse_modality(modality)
-    encoder = load(run, device)
-    paths = list_images(sources)
-    try:
-        found = encoder.encode(
-            paths, kind, batch_size=batch, normalize=normalize, on_error="skip" if skip else "raise"
-        )
-    except DataError as error:
-        raise error if skip else DataError(f"{error}\n--skip-unreadable leaves them out") from error
+    from fmcnet.inference.describe import embed_files
 
-    def write(path: Path) -> None:
-        with path.open("wb") as stream:
-            np.savez(stream, features=found.features, name=found.name, modality=found.modality)
-
-    write_atomically(out, write)
-    return found.features.shape[0], found.features.shape[1]
+    count, dim = embed_files(
+        run, images, modality, out, batch=batch, normalize=not raw, skip=skip_unreadable, device=device
+    )
+    if json_:
+        print_json({"out": str(out), "images": count, "dim": dim, "modality": modality})
+    else:
+        typer.echo(f"{count} embeddings of length {dim}: {out}")
 
 
-def describe_run(run: str | Path) -> dict[str, Any]:
-    """What a run is, as a flat dictionary with one nested "config".
+def info(run: Model, json_: Json = False) -> None:
+    """Say what a run is: model, data, settings, versions."""
+    from fmcnet.inference.describe import describe_run
 
-    Of a run that is not finished its newest checkpoint is described: "finished" is False then.
+    facts = describe_run(run)
+    if json_:
+        print_json(facts)
+        return
+    config = facts.pop("config")
+    sections = {"versions": facts.pop("versions"), **config}
+    listed = {name: ", ".join(f"{k} {v}" for k, v in section.items()) for name, section in sections.items()}
+    paths: dict[str, str] = {key: facts.pop(key) for key in ("weights", "made_from") if key in facts}
+    show(facts.pop("run"), {**facts, **listed}, paths)
 
-    Raises:
-        CheckpointError: when there is no model, or a damaged one.
+
+def calibrate(
+    run: Model,
+    data: Annotated[
+        Path, typer.Option("--data", help="A labelled dataset: a folder or a CSV (docs/datasets.md).")
+    ],
+    fmr: Annotated[
+        float, typer.Option(help="False-match rate of the default threshold, of one comparison.")
+    ] = 0.001,
+    prior: Annotated[
+        float,
+        typer.Option(help="Default probability, before comparing, that two images show one person."),
+    ] = 0.5,
+    split: Annotated[
+        str, typer.Option(help="auto (identities not trained on), all, train, val or test.")
+    ] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; default: calibration.json in the model's folder.")
+    ] = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Learn from a labelled table what a similarity means: probability of "same person", thresholds.
+
+    fmcnet calibrate runs/mine --data labels.csv --fmr 0.001
+
+    Kept beside the weights, for each pair of modalities; figures are of identities that were not learnt from.
     """
-    folder = find_model(run)
-    if not (folder / CARD).is_file():
-        stored = [
-            p for p in (folder / "checkpoints").glob("step-*") if p.name.removeprefix("step-").isdecimal()
-        ]
-        newest = max(stored, key=lambda path: int(path.name.removeprefix("step-")), default=None)
-        folder = newest or folder
-    card = read_card(folder)
-    exported = (folder / MANIFEST).is_file() and not (folder / WEIGHTS).is_file()
-    return {
-        "run": str(run),
-        **(_describe_export(folder, card) if exported else _describe_weights(folder, card)),
-        "backbone": f"{card.config.model.arch}, width {card.config.model.width}",
-        "input": f"{card.config.data.height} x {card.config.data.width} (H x W)",
-        "trained_on": card.dataset,
-        "identities": card.classes,
-        "step": card.step,
-        "finished": folder == find_model(run),
-        "selected_on": card.selected,
-        "similarity": card.similarity,
-        "calibrated": (folder / CALIBRATION).is_file(),
-        "versions": card.versions,
-        "config": card.config.model_dump(mode="json"),
-    }
+    from fmcnet.inference.calibrate import calibrate_model, said
+
+    found, path = calibrate_model(
+        run,
+        data,
+        split=split,
+        fmr=fmr,
+        prior=prior,
+        out=out,
+        device=device,
+        progress=False if json_ else None,
+    )
+    if json_:
+        print_json({"out": str(path), **found.to_dict()})
+        return
+    for line in said(found):
+        typer.echo(line)
+    typer.echo(f"calibration: {path}")
 
 
-def _describe_weights(folder: Path, card: ModelCard) -> dict[str, Any]:
-    from fmcnet.model.build import build_model
-    from fmcnet.model.checkpoint import weights_digest
+def project(
+    run: Model,
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data", help="The dataset or CSV it was trained on; its training images are learnt from."
+        ),
+    ],
+    dim: Annotated[int, typer.Option(help="Values that an embedding will have.", min=1)],
+    method: Annotated[str, typer.Option(help="discriminant, or pca (more values than identities).")] = (
+        "discriminant"
+    ),
+    out: Annotated[Path | None, typer.Option(help="The folder to write; default RUN/projected-DIM.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the projected model that is there.")
+    ] = False,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Make a model of smaller embeddings: a linear map behind the network, learnt from its training images.
 
-    model = build_model(card.config.model, card.classes)
-    weights = folder / WEIGHTS
-    return {
-        "variant": model.variant,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "weights": str(weights),
-        "weights_mib": round(weights.stat().st_size / 2**20, 1) if weights.is_file() else None,
-        "weights_sha256": weights_digest(weights),
-        **_describe_projection(folder / PROJECTION),
-    }
+    fmcnet project runs/mine --data data --dim 256
 
+    The folder works wherever a run does (fmcnet evaluate, export, index). It is another model: galleries and
+    calibrations of the one it was made from are refused.
+    """
+    from fmcnet.inference.project import project_model
+    from fmcnet.model.card import model_digest
 
-def _describe_projection(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    found = Projection.load(path)
-    return {
-        "embedding": found.dim,
-        "projected_from": f"{len(found.mean)} values of model {found.source}, {found.method}",
-    }
-
-
-def _describe_export(folder: Path, card: ModelCard) -> dict[str, Any]:
-    manifest = read_manifest(folder)
-    sizes = [(folder / name).stat().st_size for name in manifest.sha256 if (folder / name).is_file()]
-    return {
-        "variant": card.config.model.variant,
-        "runtime": f"ONNX Runtime, {manifest.precision}",
-        "kept_in_float": len(manifest.kept),
-        "embedding": manifest.dim,
-        "graphs": ", ".join(manifest.sha256),
-        "weights_mib": round(sum(sizes) / 2**20, 1),
-        "made_from": manifest.source,
-    }
+    found, folder = project_model(
+        run,
+        data,
+        dim=dim,
+        method=method,  # type: ignore[arg-type]  # `fit` says which there are
+        out=out,
+        overwrite=overwrite,
+        device=device,
+        progress=False if json_ else None,
+    )
+    facts = {"dim": found.dim, "from": len(found.mean), "method": found.method, **found.facts}
+    if json_:
+        said = {"out": str(folder), "digest": model_digest(folder), "source": found.source, **facts}
+        print_json(said)
+        return
+    typer.echo(
+        f"{len(found.mean)} values to {found.dim} ({found.method}), learnt from {facts['images']:,} images of "
+        f"{facts['identities']:,} identities"
+    )
+    typer.echo(f"model: {folder}\nwhat it costs: fmcnet evaluate {folder} --data {data} --both")

@@ -1,16 +1,13 @@
-"""`fmcnet project`: a model whose embeddings have fewer values, learnt from the identities that it was trained on."""
+"""A model whose embeddings have fewer values, learnt from the identities that it was trained on."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import typer
 
 from fmcnet.calibration.calibration import CALIBRATION
 from fmcnet.data.benchmarks import read_dataset
@@ -150,53 +147,3 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise CheckpointError(
             f"--out {target} holds {', '.join(others)} beside the model, which would be lost: give a new folder"
         )
-
-
-def project(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a shipped model's name.")],
-    data: Annotated[
-        Path,
-        typer.Option(
-            "--data", help="The dataset or CSV it was trained on; its training images are learnt from."
-        ),
-    ],
-    dim: Annotated[int, typer.Option(help="Values that an embedding will have.", min=1)],
-    method: Annotated[str, typer.Option(help="discriminant, or pca (more values than identities).")] = (
-        "discriminant"
-    ),
-    out: Annotated[Path | None, typer.Option(help="The folder to write; default RUN/projected-DIM.")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the projected model that is there.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
-    ] = False,
-) -> None:
-    """Make a model of smaller embeddings: a linear map behind the network, learnt from its training images.
-
-    fmcnet project runs/mine --data data --dim 256
-
-    The folder works wherever a run does (fmcnet evaluate, export, index). It is another model: galleries and
-    calibrations of the one it was made from are refused.
-    """
-    found, folder = project_model(
-        run,
-        data,
-        dim=dim,
-        method=method,  # type: ignore[arg-type]  # `fit` says which there are
-        out=out,
-        overwrite=overwrite,
-        device=device,
-        progress=False if json_ else None,
-    )
-    facts = {"dim": found.dim, "from": len(found.mean), "method": found.method, **found.facts}
-    if json_:
-        said = {"out": str(folder), "digest": model_digest(folder), "source": found.source, **facts}
-        typer.echo(json.dumps(said, indent=1))
-        return
-    typer.echo(
-        f"{len(found.mean)} values to {found.dim} ({found.method}), learnt from {facts['images']:,} images of "
-        f"{facts['identities']:,} identities"
-    )
-    typer.echo(f"model: {folder}\nwhat it costs: fmcnet evaluate {folder} --data {data} --both")

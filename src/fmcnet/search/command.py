@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from fmcnet.console import Device, Json, print_json, show
 from fmcnet.errors import FmcnetError
-from fmcnet.gallery.gallery import Gallery
-from fmcnet.gallery.records import Where
-from fmcnet.inference.images import list_images, parse_modality
-from fmcnet.search.answer import Answer
-from fmcnet.search.index import check_faults
-from fmcnet.search.index import index as add_new
-from fmcnet.search.models import open_model, remember_model
-from fmcnet.search.names import NamePattern, TimePattern, moment, zone
-from fmcnet.search.searcher import Searcher
-from fmcnet.search.sources import Rules, modality_or_none, read_sources
+
+if TYPE_CHECKING:
+    from fmcnet.gallery.records import Where
+    from fmcnet.search.answer import Answer
 
 Place = Annotated[
     str, typer.Argument(metavar="GALLERY", help="A gallery's folder, or milvus://host:port/name.")
@@ -30,9 +24,7 @@ Model = Annotated[
     str | None,
     typer.Option(help="A run, an exported model's folder, or a shipped model's name; default: as indexed."),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Zone = Annotated[str, typer.Option(help="Of times that name none: UTC, Europe/Berlin...")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
 Cameras = Annotated[
     list[str] | None, typer.Option("--camera", help="Seen by this camera; may be given again.")
 ]
@@ -53,6 +45,10 @@ def where_of(
     tags: list[str] | None = None,
 ) -> Where:
     """The conditions that options give; an option that was not given is none."""
+    from fmcnet.gallery.records import Where
+    from fmcnet.search.names import moment, zone
+    from fmcnet.search.sources import modality_or_none
+
     local = zone(timezone)
     return Where(
         ids=ids or None,
@@ -64,16 +60,6 @@ def where_of(
         until=None if until is None else moment(until, local),
         tags=tags or None,
     )
-
-
-def show(title: str, facts: dict[str, Any]) -> None:
-    """A short table on standard output."""
-    table = RichTable(title=escape(title), show_header=False, title_justify="left")
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in facts.items():
-        table.add_row(name, escape(str(value)))
-    Console().print(table)
 
 
 def index(
@@ -122,6 +108,14 @@ def index(
     Embeddings and metadata are kept, not the pictures. Ctrl-C or a kill loses nothing that was added: the same
     command goes on.
     """
+    from fmcnet.gallery.gallery import Gallery
+    from fmcnet.search.index import check_faults
+    from fmcnet.search.index import index as add_new
+    from fmcnet.search.models import open_model, remember_model
+    from fmcnet.search.names import NamePattern, TimePattern, zone
+    from fmcnet.search.searcher import Searcher
+    from fmcnet.search.sources import Rules, modality_or_none, read_sources
+
     if on_error not in ("raise", "skip"):
         raise FmcnetError(f"--on-error {on_error}: say raise or skip")
     local = zone(timezone)
@@ -151,7 +145,7 @@ def index(
             progress=False if json_ else None,
         )
     if json_:
-        typer.echo(json.dumps({"gallery": gallery, **report.to_dict()}, indent=1))
+        print_json({"gallery": gallery, **report.to_dict()})
         return
     facts = {"pictures": report.pictures, "added": report.added, "there already": report.already}
     show(f"indexed into {gallery}", {**facts, "left out": len(report.faults), "entries now": report.entries})
@@ -199,6 +193,11 @@ def search(
 
     Ranked by cosine similarity. Probabilities need fmcnet calibrate; what they mean and do not: docs/search.md.
     """
+    from fmcnet.gallery.gallery import Gallery
+    from fmcnet.inference.images import list_images, parse_modality
+    from fmcnet.search.models import open_model
+    from fmcnet.search.searcher import Searcher
+
     if group not in (None, "track", "pid"):
         raise FmcnetError(f"--group {group}: say track or pid")
     condition = where_of(camera, since, until, timezone, modality=among)
@@ -224,7 +223,7 @@ def search(
 
         write_page(html, answer, paths)
     if json_:
-        typer.echo(json.dumps({"gallery": gallery, **answer.to_dict()}, indent=1))
+        print_json({"gallery": gallery, **answer.to_dict()})
         return
     _print(answer)
     if html is not None:
@@ -234,7 +233,7 @@ def search(
 def _print(answer: Answer) -> None:
     if answer.hits:
         table = RichTable()
-        for name in ("", "similarity", "probability", "modality", "camera", "time", "pid", "track", "source"):
+        for name in ("", "similarity", "probability", "modality", "camera", "time", "pid", "track"):
             table.add_column(name, overflow="fold")
         for rank, hit in enumerate(answer.hits, 1):
             cells: list[Any] = [
@@ -246,10 +245,11 @@ def _print(answer: Answer) -> None:
                 None if hit.time is None else f"{hit.time:%Y-%m-%d %H:%M:%S}",
                 hit.pid,
                 hit.track,
-                hit.source or hit.id,
             ]
             table.add_row(*(escape("" if cell is None else str(cell)) for cell in cells))
         Console().print(table)
+        for rank, hit in enumerate(answer.hits, 1):  # whole, to be copied and piped
+            typer.echo(f"{rank}: {hit.source or hit.id}")
     elif answer.nobody:
         typer.echo("nobody")
     else:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fmcnet.console import Json, print_json, show
 from fmcnet.errors import FmcnetError
-from fmcnet.gallery.gallery import Gallery
-from fmcnet.gallery.inputs import as_duration
-from fmcnet.search.command import Cameras, Json, Place, Since, Until, Zone, show, where_of
+from fmcnet.search.command import Cameras, Place, Since, Until, Zone, where_of
 
 app = typer.Typer(help="Look at a gallery, forget entries, take them out.", no_args_is_help=True)
 
@@ -25,6 +23,8 @@ Kind = Annotated[str | None, typer.Option(help="visible or infrared.")]
 @app.command()
 def info(gallery: Place, json_: Json = False) -> None:
     """Say what a gallery holds: entries, model, index, size."""
+    from fmcnet.gallery.gallery import Gallery
+
     with Gallery(gallery, read_only=True) as opened:
         found = opened.info()
     settings = found.settings
@@ -62,6 +62,8 @@ def remove(
 
     fmcnet gallery remove people.gallery --pid 17 --yes
     """
+    from fmcnet.gallery.gallery import Gallery
+
     where = where_of(
         camera, since, until, timezone, modality=modality, ids=id_, pids=pid, tracks=track, tags=tag
     )
@@ -89,6 +91,9 @@ def expire(
 
     fmcnet gallery expire people.gallery --keep 30d
     """
+    from fmcnet.gallery.gallery import Gallery
+    from fmcnet.gallery.inputs import as_duration
+
     as_duration(keep)
     with Gallery(gallery, create=False) as opened:
         facts = {"removed": opened.expire(keep), "entries": len(opened)}
@@ -98,6 +103,8 @@ def expire(
 @app.command()
 def compact(gallery: Place, json_: Json = False) -> None:
     """Give back the space of removed entries, and bring the index up to date."""
+    from fmcnet.gallery.gallery import Gallery
+
     with Gallery(gallery, create=False) as opened:
         before = opened.info().bytes
         opened.compact()
@@ -120,6 +127,8 @@ def export(
     json_: Json = False,
 ) -> None:
     """Write entries and embeddings to a file: all, or those that match all options."""
+    from fmcnet.gallery.gallery import Gallery
+
     where = where_of(camera, since, until, timezone, modality=modality, pids=pid, tracks=track, tags=tag)
     with Gallery(gallery, read_only=True) as opened:
         count = opened.export(out, None if where.anything else where)
@@ -128,6 +137,7 @@ def export(
 
 def _say(facts: dict[str, Any], json_: bool, title: str) -> None:
     if json_:
-        typer.echo(json.dumps(facts, indent=1))
-    else:
-        show(title, {name.replace("_", " "): value for name, value in facts.items()})
+        print_json(facts)
+        return
+    paths: dict[str, str] = {name: facts.pop(name) for name in ("gallery", "out") if name in facts}
+    show(title, {name.replace("_", " "): value for name, value in facts.items()}, paths)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fmcnet.console import Device
 from fmcnet.optional import require
 
 
@@ -44,7 +45,7 @@ def serve(
     batch_wait: Annotated[
         float, typer.Option(help="Milliseconds to wait for a batch to fill.", min=0.01)
     ] = 5,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Device = "auto",
     threads: Annotated[int | None, typer.Option(help="That compute.", min=1)] = None,
 ) -> None:
     """Serve a gallery over HTTP, with a page to search it (docs/service.md).

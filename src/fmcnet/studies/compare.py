@@ -12,6 +12,7 @@ from typing import Any
 
 from fmcnet.errors import DataError
 from fmcnet.files import write_atomically
+from fmcnet.inference.shipped import shipped_models
 
 COLUMNS = {
     "sysu_all": "SYSU-MM01 all",
@@ -22,6 +23,8 @@ COLUMNS = {
     "llcm_v2i": "LLCM V to I",
 }
 """Settings that the published table has, with their titles; each has a Rank-1 and an mAP."""
+
+REPORT = "report.json"
 
 SOURCE = (
     "Published figures: the papers named, as collected in this package's studies/published.csv; "
@@ -76,7 +79,7 @@ def compare(runs: list[Path] | tuple[Path, ...], out: str | Path | None = None) 
     """Set runs that `fmcnet evaluate` has reported on beside the published figures.
 
     Args:
-        runs: run folders (or folders of RegDB splits), each with `report/report.json`.
+        runs: run folders (or folders of RegDB splits), each with `report/report.json`, or folders of such reports.
         out: gets comparison.md, .tex and .csv; None: nothing is written.
 
     Raises:
@@ -100,14 +103,15 @@ def _number(text: str) -> float | None:
 
 
 def _run_row(run: Path) -> Row:
-    path = run / "report" / "report.json"
+    path = next((p for p in (run / "report" / REPORT, run / REPORT) if p.is_file()), run / "report" / REPORT)
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         dataset, runs = facts["dataset"], facts["runs"]
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        into = f" --out {run}-report, and give that folder" if str(run) in shipped_models() else ""
         raise DataError(
-            f"{run} has no readable report/report.json ({type(error).__name__}): "
-            f"run first: fmcnet evaluate {run} --data DATA"
+            f"{run} has no readable report/{REPORT} ({type(error).__name__}): "
+            f"run first: fmcnet evaluate {run} --data DATA{into}"
         ) from error
     one = list(runs.values())[-1]
     figures: dict[str, tuple[float | None, float | None]] = {}

@@ -14,6 +14,7 @@ from fmcnet.evaluation.results import pool
 from fmcnet.evaluation.runs import EMBEDDINGS, Judged, RunEvaluation, judge
 from fmcnet.inference.encoder import load
 from fmcnet.inference.shared import embed_shared
+from fmcnet.inference.shipped import find_model, is_shipped
 from fmcnet.model.checkpoint import CARD, read_card
 from fmcnet.parallel import agree
 from fmcnet.report import TITLES, write_report
@@ -71,17 +72,19 @@ def evaluate_run(
     rerank: bool = False,
     expand: bool = False,
     out: Path | None = None,
+    report: bool = True,
     device: str = "auto",
     progress: bool | None = None,
 ) -> EvaluateResult:
     """Evaluate a run, or a folder of RegDB splits, on a dataset's test identities.
 
     Args:
-        run: a run folder, or one that holds `split-NN` runs.
+        run: a run folder, one that holds `split-NN` runs, or a shipped model's name.
         data: the dataset.
         overrides: evaluation settings that differ from the run's, as "mode=indoor".
         flip, rerank, expand: opt-in extras, named in every report.
-        out: where the report goes; None: no report.
+        out: where the report goes; None: `report` in the run's folder (none for a shipped model, as the package is
+            not written to). report: whether to write one.
         device: where to embed. progress: show a bar; None: on a terminal only.
 
     Started by `torchrun`, the processes share the embedding; rank 0 does the rest, the result is empty elsewhere.
@@ -90,7 +93,7 @@ def evaluate_run(
         CheckpointError: when there is no run.
         DataError, ProtocolError: when data and protocol do not fit.
     """
-    run = Path(run)
+    run = find_model(run)
     runs = (run,) if (run / CARD).is_file() else tuple(split_runs(run))
     if not runs:
         under_way = checkpoints(run)
@@ -100,7 +103,8 @@ def evaluate_run(
             )
         raise CheckpointError(f"{run} holds no finished run: give the --out folder of fmcnet train")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        _embed_together(runs, data, flip, device, progress)
+        if not is_shipped(run):  # embeddings are not kept inside the package: rank 0 makes them
+            _embed_together(runs, data, flip, device, progress)
         if int(os.environ["RANK"]):
             return EvaluateResult(run, runs, (), "", None)
     parts: list[Judged] = []
@@ -133,12 +137,14 @@ def evaluate_run(
             for several in zip(*(part.evaluations for part in parts), strict=True)
         )
         main = replace(main, evaluations=together)
-    report = None
-    if out is not None:
+    written = None
+    if out is None and not is_shipped(run):
+        out = run / "report"
+    if out is not None and report:
         title = TITLES[main.encoder.model.variant]
         extra = {"splits": len(parts), "stamp": stamp} if len(parts) > 1 or stamp else {}
-        report = write_report({title: main}, {title: runs[-1]}, out, extra=extra)
-    return EvaluateResult(run, runs, main.evaluations, stamp, report)
+        written = write_report({title: main}, {title: runs[-1]}, out, extra=extra)
+    return EvaluateResult(run, runs, main.evaluations, stamp, written)
 
 
 def _embed_together(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fmcnet.config import load_config
 from fmcnet.data.benchmarks import read_dataset
-from fmcnet.data.generated.generate import MANIFEST
+from fmcnet.data.generated.claim import MANIFEST
 from fmcnet.evaluation.queries import query_scores
 from fmcnet.evaluation.runs import Judged, judge, roles
 from fmcnet.files import write_atomically

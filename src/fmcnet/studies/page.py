@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fmcnet.studies.paired import FEWEST, too_few
 from fmcnet.studies.rows import DIRECTIONS
 
 NUMBERS = {
@@ -81,6 +82,8 @@ def _head(facts: dict[str, Any]) -> list[str]:
             "The paper's figures are of SYSU-MM01 and stand beside no figure here; its ORDER is compared.",
             "",
         ]
+    if few := too_few(len(facts["seeds"])):
+        lines += [f"**{few}. Every difference and order below is of these runs alone.**", ""]
     if facts["failed"]:
         lines += [f"**Not finished:** {facts['failed']}", ""]
     return lines
@@ -125,7 +128,8 @@ def _table(study: dict[str, Any], comparable: bool) -> list[str]:
             else ""
         )
         lines.append(f"| {row['title']}{few} | " + " | ".join(cells) + " |")
-    return [*lines, ""]
+    said = too_few(min((len(row["runs"]) for row in rows if row["runs"]), default=FEWEST))
+    return [*lines, "", *([f"Rows of {said}.", ""] if said else [])]
 
 
 def _pairs(study: dict[str, Any]) -> list[str]:
@@ -137,16 +141,25 @@ def _pairs(study: dict[str, Any]) -> list[str]:
         for metric in ("rank1", "mAP"):
             one = pair[metric]
             text = f"{one['mean']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]"
-            cells.append(f"**{text}**" if one["clear"] else text)
+            cells.append(f"**{text}**" if one["clear"] and one["enough"] else text)
         lines.append(f"| {pair['title']} | {DIRECTIONS[pair['direction']]} | {cells[0]} | {cells[1]} |")
-    return [*lines, "", "Bold: the interval is clear of zero.", ""]
+    lines += ["", "Bold: the interval is clear of zero.", ""]
+    fewest = min(pair["mAP"]["seeds"] for pair in study["pairs"])
+    return (
+        [*lines, f"Not bold in any case, differences of {too_few(fewest)}.", ""] if too_few(fewest) else lines
+    )
 
 
 def _order(study: dict[str, Any]) -> list[str]:
     if study["order"]:
         return ["**Orders otherwise than in the paper:**", "", *(f"- {line}" for line in study["order"]), ""]
     if study["pairs"] and any(row["paper"] for row in study["rows"]):
-        return ["Every row orders as in the paper, in both directions and both figures.", ""]
+        few = too_few(min(pair["mAP"]["seeds"] for pair in study["pairs"]))
+        return [
+            "Every row orders as in the paper, in both directions and both figures"
+            + (f" ({few})." if few else "."),
+            "",
+        ]
     return []
 
 

@@ -19,6 +19,8 @@ from fmcnet.errors import ProtocolError
 
 DRAWS = 2000
 LEVEL = 0.95
+FEWEST = 3
+"""Seeds below which an interval says nothing about seeds, whatever it holds."""
 
 Differences = Sequence[NDArray[np.float64]]
 
@@ -44,8 +46,15 @@ class Paired:
         return self.low > 0 or self.high < 0
 
     def to_dict(self) -> dict[str, float]:
-        """For JSON."""
-        return {**asdict(self), "clear": self.clear}
+        """For JSON; "enough": whether there are `FEWEST` seeds, without which "clear" is of these runs alone."""
+        return {**asdict(self), "clear": self.clear, "enough": self.seeds >= FEWEST}
+
+
+def too_few(seeds: int) -> str:
+    """What to say beside figures of so many training seeds; "" where there are enough."""
+    if seeds >= FEWEST:
+        return ""
+    return f"{seeds} training seed{'' if seeds == 1 else 's'}: nothing can be concluded about seeds"
 
 
 def paired_interval(

@@ -47,13 +47,14 @@ def rows_picture(study: dict[str, Any], path: Path) -> Path:
 
 
 def pairs_picture(study: dict[str, Any], path: Path) -> Path:
-    """Paired differences of mAP with their intervals; green: clear of zero upwards, red: downwards."""
+    """Paired differences of mAP with their intervals; green: clear of zero up, red: down (of enough seeds)."""
     pairs = study["pairs"]
     figure, axes = new_axes(1, 1, (8.4, 0.36 * len(pairs) + 1.2))
     ax = axes[0][0]
     for line, pair in enumerate(pairs):
         one = pair["mAP"]
-        colour = INK if not one["clear"] else RIGHT if one["low"] > 0 else WRONG
+        sure = one["clear"] and one["enough"]
+        colour = INK if not sure else RIGHT if one["low"] > 0 else WRONG
         ax.plot([one["low"], one["high"]], [line, line], color=colour)
         ax.plot(one["mean"], line, "o", color=colour)
     ax.axvline(0, color=INK, linestyle=":", linewidth=1)

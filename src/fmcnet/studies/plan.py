@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmcnet.config import Config, load_config
-from fmcnet.data.generated.generate import MANIFEST
+from fmcnet.data.generated.claim import MANIFEST
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.errors import ConfigError
 from fmcnet.studies.rows import Row, Study, catalogue

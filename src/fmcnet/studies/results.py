@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fmcnet.errors import DataError
 from fmcnet.studies.jobs import Job, load_queries
-from fmcnet.studies.paired import Paired, paired_interval
+from fmcnet.studies.paired import Paired, paired_interval, too_few
 from fmcnet.studies.rows import DIRECTIONS, Row, Study
 
 COLUMNS = {"rank1": "hit", "mAP": "ap"}
@@ -141,6 +141,8 @@ def order_of(study: Study, pair: dict[str, Any]) -> str:
         sure = "the interval is clear of zero" if ours["clear"] else "the interval holds zero: undecided"
         if ours["mean"] == ours["low"] == ours["high"] == 0:
             sure = "equal to the last query: what the row adds changed nothing"
+        elif not ours["enough"]:
+            sure = too_few(ours["seeds"])
         faults.append(
             f"{'Rank-1' if metric == 'rank1' else metric} {ours['mean']:+.2f} "
             f"[{ours['low']:+.2f}, {ours['high']:+.2f}], the paper {theirs:+.2f} ({sure})"

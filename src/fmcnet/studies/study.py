@@ -14,7 +14,7 @@ import numpy as np
 from fmcnet.config import Config
 from fmcnet.data.benchmarks import detect_layout, read_dataset
 from fmcnet.data.generated import generate
-from fmcnet.data.generated.generate import MANIFEST
+from fmcnet.data.generated.claim import MANIFEST
 from fmcnet.data.summary import TITLES
 from fmcnet.data.table import Table
 from fmcnet.errors import FmcnetError

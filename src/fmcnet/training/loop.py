@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,31 +19,26 @@ from fmcnet.data.benchmarks import read_dataset
 from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.sampler import IdentityModalitySampler
 from fmcnet.data.table import Table, fingerprint
-from fmcnet.errors import CheckpointError, Interrupted, TrainingError
+from fmcnet.errors import Interrupted
 from fmcnet.model.build import build_model
-from fmcnet.model.checkpoint import ModelCard, save_pretrained
+from fmcnet.model.checkpoint import ModelCard
 from fmcnet.model.fmcnet import FMCNet
 from fmcnet.model.weights import load_pretrained
-from fmcnet.parallel import agree, from_main, gather, known_to_all, together
+from fmcnet.parallel import agree, known_to_all, together
 from fmcnet.progress import Progress
 from fmcnet.runtime import Runtime, keep_freed_memory, resident_bytes, runtime
 from fmcnet.training.batches import Batches
+from fmcnet.training.faults import not_finite, said_plainly
 from fmcnet.training.feed import identities_of, look_alikes, make_sampler
-from fmcnet.training.folder import alone_in, check_folder, make_folder, unwritable
-from fmcnet.training.game import GRADIENT, Game, NotFinite, precision
-from fmcnet.training.log import TrainingLog
+from fmcnet.training.folder import alone_in, check_folder, make_folder
+from fmcnet.training.game import Game, NotFinite, precision
+from fmcnet.training.keeper import Keeper
 from fmcnet.training.profile import StepProfile
+from fmcnet.training.records import Records
 from fmcnet.training.selection import ModelSelection, hold_out
-from fmcnet.training.state import (
-    checkpoints,
-    drop_others,
-    load_newest,
-    process_state,
-    recorded,
-    save_checkpoint,
-)
+from fmcnet.training.state import checkpoints, drop_others
 from fmcnet.training.stop import StopAtStepEnd
-from fmcnet.training.track import Tracker, check_trackers, make_trackers
+from fmcnet.training.track import Tracker, check_trackers
 from fmcnet.types import IntArray
 
 logger = logging.getLogger(__name__)
@@ -170,11 +165,16 @@ class _Job:
         self.steps = config.training.epochs * self.epoch
         self.game = Game(config, model, place, identities_of(config, place.world), self.steps)
         self.images = 2 * sampler.identities * sampler.images * config.training.accumulate * place.world
-        self.pixels = cache.digest()
-        self.log: TrainingLog | None = None
-        self.trackers: list[Tracker] = []
-        self.terms: dict[str, float] = {}
-        self.saved = 0.0  # when, by the clock
+        self.records = Records(run, config)
+        identity = {
+            "data": fingerprint(cache.table, cache.table.split),
+            "processes": place.world,
+            "steps": self.steps,
+            "precision": str(self.game.precision).removeprefix("torch."),
+            "device": place.device.type,
+            "pixels": cache.digest(),
+        }
+        self.keeper = Keeper(run, place, self.game, card, sampler, selection, self.records, identity)
 
     def run_all(
         self,
@@ -185,7 +185,7 @@ class _Job:
         profile: bool,
     ) -> TrainingSummary:
         """All steps from the newest checkpoint (or the start) to the last."""
-        started, first = time.perf_counter(), self._restore() if resume else 0
+        started, first = time.perf_counter(), self.keeper.restore() if resume else 0
         main, several = self.place.main, self.config.training.accumulate
         bar = Progress(description, self.steps, first, show=progress if main else False)
         stop = StopAtStepEnd()
@@ -203,8 +203,8 @@ class _Job:
         try:
             with together(self.place):
                 if main:
-                    self._open_log(trackers, first)
-            self.saved = time.monotonic()
+                    self.records.open(trackers, first)
+            self.keeper.saved = time.monotonic()
             with stop:
                 with bar, batches, watch or nullcontext():
                     stream = iter(batches)
@@ -212,36 +212,23 @@ class _Job:
                         self._look_for_alikes(step)
                         with record_function("fmcnet: data"):
                             drawn = list(islice(stream, several))
-                        with _said_plainly(self.config):
+                        with said_plainly(self.config):
                             self.game.step(drawn, step)
                         if watch:
                             watch.step()
                         self._after(step + 1, stop, bar, started, first)
                 return self._finish(first, started)
         finally:
-            for tracker in self.trackers:
-                with _warning_of(tracker):
-                    tracker.close()
-            if self.log:
-                self.log.close()
-                self.log = None
+            self.records.close()
             if watch and watch.table:
                 logger.info("%s\nthe profile: %s", watch.table, watch.folder)
-
-    def _open_log(self, trackers: Sequence[str | Tracker], first: int) -> None:
-        try:
-            self.log = TrainingLog(self.path, first)
-        except OSError as error:
-            raise unwritable(self.path, error) from error
-        named = [name for name in trackers if isinstance(name, str)]
-        self.trackers = make_trackers(named, self.path, self.config, first)
-        self.trackers += [tracker for tracker in trackers if not isinstance(tracker, str)]
 
     def _after(self, done: int, stop: StopAtStepEnd, bar: Progress, started: float, first: int) -> None:
         """What follows a step: reading, validation, a checkpoint, stopping."""
         training = self.config.training
         late = (
-            training.checkpoint_minutes and time.monotonic() - self.saved > 60 * training.checkpoint_minutes
+            training.checkpoint_minutes
+            and time.monotonic() - self.keeper.saved > 60 * training.checkpoint_minutes
         )
         stopping, due = agree([stop.asked > 0, bool(late) and self.place.main], self.place)
         validates = done % self.epoch == 0 and self.selection.due(done // self.epoch)
@@ -250,15 +237,15 @@ class _Job:
         if done % training.log_every == 0 or validates or saves or done == self.steps:
             self._read()
             rate = (done - first) * self.images / (time.perf_counter() - started)
-            note = f"{rate:.0f} images/s  {_memory(self.place)}  {_shown(self.terms)}"
+            note = f"{rate:.0f} images/s  {_memory(self.place)}  {self.records.shown()}"
         bar.advance(note)
         if validates:
             record = self.selection.validate(self.game.export(), replace(self.card, step=done), done)
-            self._write([record] if record else [], "validated_step")
+            self.records.write([record] if record else [], "validated_step")
             with together(self.place):
-                self._keep_best(done)
+                self.keeper.keep_best(done)
         if saves:
-            self._save(done, must=stopping)
+            self.keeper.save(done, must=stopping)
         if stopping and done < self.steps:
             raise Interrupted(
                 f"stopped after step {done} of {self.steps}; the checkpoint is in {self.path / 'checkpoints'}",
@@ -269,149 +256,26 @@ class _Job:
         try:
             records = self.game.read()
         except NotFinite as found:
-            good = checkpoints(self.path)
-            where = f"the last good checkpoint is {good[-1]}" if good else "there was no checkpoint yet"
-            error = TrainingError(
-                f"step {found.step}: {', '.join(found.names)} became NaN or infinite; {where}. "
-                "Train into a new --out with a lower training.lr, with training.clip, or training.precision=fp32."
-            )
-            raise known_to_all(error) from found
+            raise known_to_all(not_finite(found, self.path)) from found
         for record in records:
             record["epoch"] = (int(record["step"]) - 1) // self.epoch + 1
-        if records:
-            self.terms = {k: v for k, v in records[-1].items() if k not in ("step", "epoch")}
-        self._write(records, "step")
-
-    def _write(self, records: Sequence[dict[str, Any]], key: str) -> None:
-        """To the log and the trackers (rank 0); a full disk does not end a training."""
-        if not self.log or not records:
-            return
-        try:
-            self.log.write(*records)
-        except OSError as error:
-            logger.warning("%s: %s; its last steps wait for room", self.log.path, error.strerror)
-        for record in records:
-            for tracker in self.trackers:
-                with _warning_of(tracker):
-                    tracker.log(
-                        int(record[key]), {k: v for k, v in record.items() if k not in (key, "epoch")}
-                    )
+        self.records.steps(records)
 
     def _look_for_alikes(self, step: int) -> None:
         if self.config.data.hard and step % self.epoch == 0 and step:
             weights = self.game.model.decomposition.classify_shared.linear.weight
             self.sampler.neighbors = look_alikes(weights, self.sampler.pids, self.place)
 
-    def _identity(self) -> dict[str, Any]:
-        """What must not change between a checkpoint and its resume, beside the settings."""
-        return {
-            "data": fingerprint(self.cache.table, self.cache.table.split),
-            "processes": self.place.world,
-            "steps": self.steps,
-            "precision": str(self.game.precision).removeprefix("torch."),
-            "device": self.place.device.type,
-            "pixels": self.pixels,
-        }
-
-    def _restore(self) -> int:
-        """Take up the newest whole checkpoint; the number of steps done."""
-        with together(self.place):
-            stored = load_newest(self.path, self.game, self._check_same)
-        at = stored[0]["step"] if stored else 0
-        if any(agree([at != int(from_main(torch.tensor([at]), self.place))], self.place)):
-            raise known_to_all(
-                CheckpointError(
-                    f"the processes do not find the same checkpoint in {self.path}: all must see one folder"
-                )
-            )
-        if stored is None:
-            if self.place.main:
-                logger.info("there is no checkpoint in %s: starting from the first step", self.path)
-            return 0
-        facts, extra = stored
-        self.terms = facts["terms"]
-        with together(self.place):
-            self.selection.restore(facts["selection"])
-        if "neighbors" in extra:
-            self.sampler.neighbors = extra["neighbors"].numpy()
-        if self.place.main:
-            if facts["step"] == self.steps:
-                logger.info("%s had finished already: writing its model again", self.path)
-            else:
-                logger.info("resuming %s from step %d of %d", self.path, facts["step"], self.steps)
-        return int(facts["step"])
-
-    def _check_same(self, facts: dict[str, Any]) -> None:
-        names = {
-            "data": "other images or identities",
-            "processes": "another number of processes",
-            "steps": "other steps",
-            "precision": "another precision",
-            "device": "another kind of device",
-            "pixels": "images that looked different",
-        }
-        now = self._identity()
-        changed = [
-            f"{names[key]} ({facts.get(key)} there, {now[key]} now)"
-            for key in now
-            if facts.get(key) != now[key]
-        ]
-        if changed:
-            raise CheckpointError(
-                f"{self.path} cannot be resumed exactly: it was made with {', '.join(changed)}"
-            )
-
-    def _keep_best(self, done: int) -> None:
-        """The best weights cannot be made up for: without them the training ends."""
-        try:
-            self.selection.keep()
-        except OSError as error:
-            raise CheckpointError(
-                f"the best weights so far, of step {done}, could not be written into {self.path / 'checkpoints'}: "
-                f"{error.strerror or error}: make room, then go on from the last checkpoint with --resume"
-            ) from error
-
-    def _save(self, done: int, must: bool) -> None:
-        """Write a checkpoint. One that cannot be written ends the training only if it must be."""
-        with together(self.place):
-            self._save_or_warn(done, must)
-
-    def _save_or_warn(self, done: int, must: bool) -> None:
-        facts = {"terms": self.terms, "selection": self.selection.facts(), **self._identity()}
-        neighbors = self.sampler.neighbors
-        extra = {} if neighbors is None else {"neighbors": torch.from_numpy(neighbors)}
-        self.saved = time.monotonic()
-        everybody = gather(process_state(self.game), self.place)
-        if not self.place.main:
-            return
-        try:
-            if self.log:  # a checkpoint beyond the log's end would leave a gap there
-                self.log.flush()
-            card = replace(self.card, step=done)
-            keep = self.config.training.keep
-            save_checkpoint(self.path, done, self.game, everybody, card, facts, keep=keep, extra=extra)
-        except OSError as error:
-            good = checkpoints(self.path)
-            said = (
-                f"no checkpoint of step {done} could be written into {self.path / 'checkpoints'}: "
-                f"{error.strerror or error}. {f'The last one is {good[-1].name}' if good else 'There is none yet'}"
-            )
-            if must:
-                raise CheckpointError(f"{said}: make room, then go on from there with --resume") from error
-            logger.warning("%s; training goes on and tries again at the next", said)
-            return
-        self.selection.forget(recorded(self.path, "selection"))
-
     def _finish(self, first: int, started: float) -> TrainingSummary:
         seconds = time.perf_counter() - started
         if first < self.steps:
-            self._save(self.steps, must=True)
+            self.keeper.save(self.steps, must=True)
         elif self.place.main:
             drop_others(self.path, self.steps, self.config.training.keep)
         exported = self.game.export()
         with together(self.place):
             if self.place.main:
-                self._write_model(exported)
+                self.keeper.write_model(exported)
         return TrainingSummary(
             run=self.path,
             variant=exported.variant,
@@ -423,64 +287,9 @@ class _Job:
             images=len(self.cache),
             identities=self.card.classes,
             parameters=sum(p.numel() for p in exported.parameters()),
-            last_terms=self.terms,
-            selected=self._selected(),
+            last_terms=self.records.terms,
+            selected=self.keeper.selected(),
         )
-
-    def _selected(self) -> str:
-        """How the weights were picked; the last, where nothing was ever validated."""
-        return self.config.training.select if self.selection.best else "last"
-
-    def _write_model(self, exported: FMCNet) -> None:
-        chosen, at = self.selection.chosen(exported)
-        final = replace(self.card, step=at or self.steps, selected=self._selected())
-        try:
-            save_pretrained(chosen, final, self.path)
-        except OSError as error:
-            raise CheckpointError(
-                f"the model could not be written into {self.path}: {error.strerror or error}. Nothing is lost: "
-                "make room, then the same command with --resume writes it"
-            ) from error
-
-
-@contextmanager
-def _said_plainly(config: Config) -> Iterator[None]:
-    """What a person can do something about, in a person's words."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"the GPU's memory does not hold a step: {str(error).splitlines()[0]} Try training.recompute=true, "
-            "training.accumulate=2 with half of data.identities, or smaller images (docs/training.md)"
-        ) from error
-    except Exception as error:
-        if config.training.compile and type(error).__module__.startswith(
-            ("torch._dynamo", "torch._inductor")
-        ):
-            raise TrainingError(
-                f"torch.compile failed ({str(error).strip().splitlines()[0]}): it needs a C++ compiler, on GPUs "
-                "Triton; train with training.compile=false"
-            ) from error
-        raise
-
-
-@contextmanager
-def _warning_of(tracker: Tracker) -> Iterator[None]:
-    """A tracker that fails does not end a training, whatever it raises."""
-    try:
-        yield
-    except Exception as error:
-        logger.warning(
-            "%s: %s; numbers are missing there",
-            type(tracker).__name__,
-            getattr(error, "strerror", None) or error,
-        )
-
-
-def _shown(terms: dict[str, float]) -> str:
-    return " ".join(
-        f"{k} {v:.2f}" for k, v in terms.items() if k not in ("rate", "w1", "w2") and GRADIENT not in k
-    )
 
 
 def _memory(place: Runtime) -> str:

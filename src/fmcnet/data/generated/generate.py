@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -17,16 +15,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
+from fmcnet.data.generated.claim import claimed, write_manifest
 from fmcnet.data.generated.image import ImageKey, render_image
 from fmcnet.data.generated.plan import Job, Plan, make_plan
 from fmcnet.data.generated.presets import Preset, resolve_preset
-from fmcnet.data.generated.writers import SCRATCH, side_files, write_atomic, write_images
+from fmcnet.data.generated.writers import side_files, write_atomic, write_images
 from fmcnet.errors import DataError
 
 VERSION = 3
 """Raised whenever the same seed would give other pixels or files."""
 
-MANIFEST = "generated.json"
 _CHUNK = 32
 _ALONE_BELOW = 300
 
@@ -95,7 +93,7 @@ def generate(
 
     Raises:
         ConfigError: an unknown layout, preset or override.
-        DataError: `out` holds something else.
+        DataError: `out` holds something else, or another process is writing to it.
     """
     begin = time.perf_counter()
     amounts = resolve_preset(layout, preset, overrides)
@@ -109,19 +107,18 @@ def generate(
         "seed": seed,
         "amounts": asdict(amounts),
     }
-    _claim(root, wanted)
-    plan = make_plan(layout, amounts, seed)
-    missing = tuple(job for job in plan.jobs if not (root / job.path).is_file())
-    files = side_files(plan, seed)
-    for path, content in files.items():
-        if not (root / path).is_file():
-            write_atomic(root, path, content)
-    processes = _processes(workers, len(missing))
-    with _bar(progress, len(plan.jobs), len(plan.jobs) - len(missing)) as bar:
-        processes = _render_all(root, layout, seed, missing, amounts, processes, bar)
-    shutil.rmtree(root / SCRATCH, ignore_errors=True)
-    digest = world_digest(plan, amounts, seed)
-    _write_manifest(root, {**wanted, "complete": True, "images": len(plan.jobs), "digest": digest})
+    with claimed(root, wanted):
+        plan = make_plan(layout, amounts, seed)
+        missing = tuple(job for job in plan.jobs if not (root / job.path).is_file())
+        files = side_files(plan, seed)
+        for path, content in files.items():
+            if not (root / path).is_file():
+                write_atomic(root, path, content)
+        processes = _processes(workers, len(missing))
+        with _bar(progress, len(plan.jobs), len(plan.jobs) - len(missing)) as bar:
+            processes = _render_all(root, layout, seed, missing, amounts, processes, bar)
+        digest = world_digest(plan, amounts, seed)
+        write_manifest(root, {**wanted, "complete": True, "images": len(plan.jobs), "digest": digest})
     seconds = time.perf_counter() - begin
     return GeneratedSummary(
         out=root,
@@ -148,44 +145,6 @@ def world_digest(plan: Plan, amounts: Preset, seed: int) -> str:
         key = ImageKey(seed, plan.layout, job.pid, job.camid, job.infrared, job.index)
         sha.update(render_image(key, amounts.height, amounts.width).tobytes())
     return sha.hexdigest()
-
-
-def _claim(root: Path, wanted: dict[str, Any]) -> None:
-    """Make the folder ours, or say why not."""
-    manifest = root / MANIFEST
-    if root.exists() and not root.is_dir():
-        raise DataError(f"{root} is a file: give a folder to write the generated benchmark to")
-    if manifest.is_file():
-        try:
-            found = json.loads(manifest.read_text())
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{manifest} is not readable ({error}): delete {root} or choose another folder"
-            ) from error
-        differing = [key for key in wanted if found.get(key) != wanted[key]]
-        if differing:
-            has = ", ".join(f"{key} {found.get(key)}" for key in differing)
-            asked = ", ".join(f"{key} {wanted[key]}" for key in differing)
-            raise DataError(
-                f"{root} holds a generated benchmark with {has}; asked for {asked}. "
-                "Choose another folder, or delete this one to generate anew"
-            )
-        return
-    if root.is_dir():
-        names = sorted(entry.name for entry in root.iterdir() if entry.name != SCRATCH)
-        if names:
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            raise DataError(
-                f"{root} is not empty and was not written by fmcnet (no {MANIFEST}; it holds {shown}): "
-                "choose a new or empty folder"
-            )
-    root.mkdir(parents=True, exist_ok=True)
-    _write_manifest(root, {**wanted, "complete": False})
-
-
-def _write_manifest(root: Path, content: dict[str, Any]) -> None:
-    write_atomic(root, MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
-    shutil.rmtree(root / SCRATCH, ignore_errors=True)
 
 
 def _processes(workers: int | None, images: int) -> int:

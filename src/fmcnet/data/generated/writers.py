@@ -13,6 +13,7 @@ from scipy.io import savemat
 
 from fmcnet.data.generated.image import ImageKey, render_image
 from fmcnet.data.generated.plan import Job, Plan
+from fmcnet.files import named
 
 JPEG_QUALITY = 92
 SCRATCH = ".part"
@@ -23,11 +24,9 @@ def write_atomic(root: Path, path: str, data: bytes) -> None:
     """Write a file of the dataset so that no reader, and no restart, ever sees half of it."""
     target = root / path
     scratch = root / SCRATCH / f"{os.getpid()}_{target.name}"
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    scratch.write_bytes(data)
-    try:
-        scratch.replace(target)
-    except FileNotFoundError:
+    with named(target, scratch, scratch.parent):
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(data)
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch.replace(target)
 

@@ -1,0 +1,99 @@
+"""What a training says of its steps: to its log, to trackers, on the bar; rank 0 alone writes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fmcnet.config import Config
+from fmcnet.training.folder import unwritable
+from fmcnet.training.game import GRADIENT
+from fmcnet.training.log import TrainingLog
+from fmcnet.training.track import Tracker, make_trackers
+
+logger = logging.getLogger(__name__)
+
+
+class Records:
+    """The numbers of steps.
+
+    Args:
+        run: the run folder. config: what trackers are told of the run.
+
+    Attributes:
+        terms: of the last step that was read, by name. log: open on rank 0.
+    """
+
+    def __init__(self, run: Path, config: Config) -> None:
+        self._run, self._config = run, config
+        self._trackers: list[Tracker] = []
+        self.log: TrainingLog | None = None
+        self.terms: dict[str, float] = {}
+
+    def open(self, trackers: Sequence[str | Tracker], first: int) -> None:
+        """Begin to write, after step `first`.
+
+        Raises:
+            DataError: when the log cannot be written.
+        """
+        try:
+            self.log = TrainingLog(self._run, first)
+        except OSError as error:
+            raise unwritable(self._run, error) from error
+        named = [name for name in trackers if isinstance(name, str)]
+        self._trackers = make_trackers(named, self._run, self._config, first)
+        self._trackers += [tracker for tracker in trackers if not isinstance(tracker, str)]
+
+    def steps(self, records: Sequence[dict[str, Any]]) -> None:
+        """Write what steps gave; the last one's terms are kept."""
+        if records:
+            self.terms = {k: v for k, v in records[-1].items() if k not in ("step", "epoch")}
+        self.write(records, "step")
+
+    def write(self, records: Sequence[dict[str, Any]], key: str) -> None:
+        """To the log and the trackers; a full disk does not end a training. `key`: which number is the step."""
+        if not self.log or not records:
+            return
+        try:
+            self.log.write(*records)
+        except OSError as error:
+            logger.warning("%s: %s; its last steps wait for room", self.log.path, error.strerror)
+        for record in records:
+            for tracker in self._trackers:
+                with _warning_of(tracker):
+                    tracker.log(
+                        int(record[key]), {k: v for k, v in record.items() if k not in (key, "epoch")}
+                    )
+
+    def shown(self) -> str:
+        """The terms in a line, for the bar."""
+        return " ".join(
+            f"{k} {v:.2f}"
+            for k, v in self.terms.items()
+            if k not in ("rate", "w1", "w2") and GRADIENT not in k
+        )
+
+    def close(self) -> None:
+        """End the log and the trackers."""
+        for tracker in self._trackers:
+            with _warning_of(tracker):
+                tracker.close()
+        if self.log:
+            self.log.close()
+            self.log = None
+
+
+@contextmanager
+def _warning_of(tracker: Tracker) -> Iterator[None]:
+    """A tracker that fails does not end a training, whatever it raises."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning(
+            "%s: %s; numbers are missing there",
+            type(tracker).__name__,
+            getattr(error, "strerror", None) or error,
+        )

@@ -1,0 +1,41 @@
+"""Files that appear whole: what an error names."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from fmcnet.files import left_in, write_atomically
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC, errno.ENOENT])
+def test_an_error_names_the_file_that_the_user_knows(tmp_path, code):
+    def refused(path):
+        raise OSError(code, "refused", str(path))
+
+    with pytest.raises(OSError, match="refused") as found:
+        write_atomically(tmp_path / "x.json", refused)
+    assert (found.value.errno, found.value.filename, found.value.filename2) == (
+        code,
+        str(tmp_path / "x.json"),
+        None,
+    )
+    assert type(found.value) is type(OSError(code, ""))
+
+
+def test_a_folder_that_is_not_there_and_one_in_the_files_place(tmp_path):
+    with pytest.raises(FileNotFoundError) as found:
+        write_atomically(tmp_path / "no" / "x.json", lambda path: path.write_text("x"))
+    assert found.value.filename == str(tmp_path / "no" / "x.json")
+    (tmp_path / "x.json").mkdir()
+    with pytest.raises(IsADirectoryError) as found:
+        write_atomically(tmp_path / "x.json", lambda path: path.write_text("x"))
+    assert found.value.filename == str(tmp_path / "x.json")
+    assert left_in(tmp_path) == []
+
+
+def test_errors_about_other_files_are_left_alone(tmp_path):
+    with pytest.raises(FileNotFoundError) as found:
+        write_atomically(tmp_path / "x.json", lambda path: (tmp_path / "other").read_text())
+    assert found.value.filename == str(tmp_path / "other")
