@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from fmcnet.cli import app
+from fmcnet.config import load_config
 from fmcnet.data.benchmarks import read_dataset
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, GalleryError
 from fmcnet.export import build
@@ -20,8 +21,10 @@ from fmcnet.inference import project
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.inference.project import learnt_from, project_model
 from fmcnet.inference.projection import FORMAT, Projection, fit
+from fmcnet.inference.torch_engine import TorchEngine
 from fmcnet.model.card import CARD, PROJECTION, WEIGHTS
 from fmcnet.search import Searcher
+from fmcnet.training import loop
 
 
 def people(persons=40, per=6, width=12, seed=0):
@@ -239,3 +242,31 @@ def test_a_projection_of_another_model_is_found_at_the_first_image(projected, tm
     fit(features, pid, 3).save(tmp_path / "m" / PROJECTION)
     with pytest.raises(CheckpointError, match="takes descriptors of 12 values"):
         Encoder.from_pretrained(tmp_path / "m", device="cpu").encode(np.zeros((8, 8, 3), np.uint8), "ir")
+
+
+def test_a_discriminant_descriptor_is_learnt_at_the_end_of_training(tiny_sysu, tmp_path):
+    run = tmp_path / "run"
+    settings = ["model.descriptor=discriminant", "training.epochs=1"]
+    loop.train(load_config("tiny", settings), tiny_sysu, run, progress=False)
+    encoder = Encoder.from_pretrained(run)
+    assert encoder.projection is not None
+    table = read_dataset(tiny_sysu).select(split="train")
+    table = table.take(np.isin(table.pid, encoder.card.pids))
+    descriptors = (
+        Encoder(TorchEngine(encoder.model, encoder.device), encoder.card).embed_table(table).features
+    )
+    width = 2 * encoder.model.decomposition.shared.dim
+    persons = len(set(table.pid.tolist()))
+    assert descriptors.shape[1] == width
+    lengths = np.linalg.norm(descriptors.reshape(len(table), 2, -1), axis=2)
+    assert np.allclose(lengths[:, 0], lengths[:, 1], atol=1e-4)  # each part was of unit length
+    expected = fit(descriptors, table.pid, min(width, persons - 1))(descriptors)
+    found = encoder.embed_table(table).features
+    cosine = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosine.min() > 1 - 1e-5
+
+    (run / PROJECTION).unlink()  # as if killed between the weights and it
+    with pytest.raises(CheckpointError, match=r"projection\.safetensors, the last thing"):
+        Encoder.from_pretrained(run)
+    loop.train(load_config("tiny", settings), tiny_sysu, run, resume=True, progress=False)
+    assert Encoder.from_pretrained(run).digest == encoder.digest
