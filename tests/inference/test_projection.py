@@ -119,19 +119,22 @@ def test_the_file_and_its_damage(tmp_path):
     again = Projection.load(path)
     assert np.array_equal(again(features), made(features))
     assert (again.method, again.facts) == (made.method, made.facts)
+    assert {made.save(path).read_bytes() for _ in range(20)} == {
+        path.read_bytes()
+    }  # the model's digest is of bytes
     said, tensors = {"format": FORMAT, "method": "pca"}, load_file(path)
     wrong = {
-        "format is None": (tensors, {"method": "pca"}),
+        "it is not of format": (tensors, {"method": "pca"}),
         "method is 'x'": (tensors, {**said, "method": "x"}),
         "matrix must hold finite": ({**tensors, "matrix": tensors["matrix"] * np.float32(np.nan)}, said),
         "mean must hold finite float32": ({**tensors, "mean": tensors["mean"].astype(np.float64)}, said),
         "are needed": ({**tensors, "matrix": tensors["matrix"][1:].copy()}, said),
     }
     for reason, (content, facts) in wrong.items():
-        save_file(content, path, facts)
+        save_file(content, path, {"fmcnet": json.dumps(facts)})
         with pytest.raises(CheckpointError, match=reason):
             Projection.load(path)
-    save_file({"mean": tensors["mean"]}, path, said)
+    save_file({"mean": tensors["mean"]}, path, {"fmcnet": json.dumps(said)})
     with pytest.raises(CheckpointError, match="damaged"):
         Projection.load(path)
     path.write_bytes(b"\0" * 30)

@@ -59,9 +59,11 @@ class Projection:
         """A safetensors file, whole or not at all; equal projections give equal files."""
         from safetensors.numpy import save_file
 
-        said = {"method": self.method, "source": self.source, "facts": json.dumps(self.facts, sort_keys=True)}
+        said = {"format": FORMAT, "method": self.method, "source": self.source, "facts": self.facts}
+        # One entry: safetensors writes several in no fixed order, and the model's digest is of the bytes.
+        described = {"fmcnet": json.dumps(said, sort_keys=True)}
         tensors = {"mean": self.mean, "matrix": np.ascontiguousarray(self.matrix)}
-        return write_atomically(path, lambda at: save_file(tensors, at, {"format": FORMAT, **said}))
+        return write_atomically(path, lambda at: save_file(tensors, at, described))
 
     @staticmethod
     def load(path: Path) -> Projection:
@@ -74,9 +76,8 @@ class Projection:
 
         try:
             with safe_open(path, framework="np") as stored:
-                said = stored.metadata() or {}
+                said = json.loads((stored.metadata() or {}).get("fmcnet", "{}"))
                 mean, matrix = stored.get_tensor("mean"), stored.get_tensor("matrix")
-            facts = json.loads(said.get("facts", "{}"))
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(
                 f"{path} is missing or damaged: {error}; make it again with fmcnet project"
@@ -84,12 +85,12 @@ class Projection:
         fault = _fault(said, mean, matrix)
         if fault:
             raise CheckpointError(f"{path}: {fault}; make it again with fmcnet project")
-        return Projection(mean, matrix, cast(Method, said["method"]), said.get("source", ""), facts)
+        return Projection(mean, matrix, said["method"], said.get("source", ""), said.get("facts", {}))
 
 
-def _fault(said: dict[str, str], mean: NDArray[Any], matrix: NDArray[Any]) -> str:
-    if said.get("format") != FORMAT:
-        return f"format is {said.get('format')!r}, not {FORMAT}"
+def _fault(said: Any, mean: NDArray[Any], matrix: NDArray[Any]) -> str:
+    if not isinstance(said, dict) or said.get("format") != FORMAT:
+        return f"it is not of format {FORMAT}"
     if said.get("method") not in METHODS:
         return f"method is {said.get('method')!r}, not one of {', '.join(METHODS)}"
     for name, array in (("mean", mean), ("matrix", matrix)):
