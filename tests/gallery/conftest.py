@@ -8,6 +8,7 @@ import os
 import pytest
 
 from fmcnet.gallery import Gallery
+from fmcnet.gallery.embedded import graph, state
 
 CLUSTER = os.environ.get("FMCNET_CLUSTER") == "1"
 """`make test-cluster` sets it."""
@@ -39,6 +40,15 @@ def location(request, tmp_path):
     client = pytest.importorskip("pymilvus").MilvusClient(uri=f"http://{address}")
     client.drop_collection(name)  # each collection costs the server threads and memory
     client.close()
+
+
+@pytest.fixture
+def small_graphs(monkeypatch):
+    """Small galleries, otherwise searched exactly, use the graph and filters; it then looks at all it reaches."""
+    monkeypatch.setattr(state, "FEW", 30)
+    monkeypatch.setattr(state, "LOOKED_AT", 0)
+    for module in (graph, state):
+        monkeypatch.setattr(module, "EF_SEARCH", 10_000)
 
 
 @pytest.fixture

@@ -182,7 +182,7 @@ class EmbeddedStore:
             if state is None:
                 return GalleryInfo(str(self.folder), 0, settings, "exact", 0, 0, size)
             graph = None if self.index.choice == "exact" else state.trusted
-            behind = len(state) - graph.rows if graph else len(state.tail)
+            behind = len(state) - sum(graph.sizes.values()) if graph else len(state.tail)
             removed = self.database.run("SELECT count(*) FROM vectors")[0][0] - state.live
             return GalleryInfo(
                 str(self.folder), state.live, settings, "hnsw" if graph else "exact", behind, removed, size
