@@ -47,7 +47,7 @@ class Gallery:
         location: a folder ("people.gallery"), or "milvus://host:19530/name".
         model: digest of the model whose embeddings these are; the first add fixes it for good. Given here, it need
             not be given to `add` and `search`.
-        read_only: never write; the gallery must exist.
+        read_only: never write; the gallery must exist, and its folder need not be writable.
         create: make the gallery where there is none; otherwise that is an error.
         timeout: seconds to wait for another process that writes.
         index: "exact" compares with every entry; "hnsw" uses a graph, fast and nearly exact; "auto" is exact up to

@@ -42,6 +42,9 @@ CREATE TABLE IF NOT EXISTS log (
 class Database:
     """One connection. Writers hold the gallery's lock (lock.py); readers need none.
 
+    SQLite shares a write-ahead log even with readers, so it wants to make files. Where a reader may not, and there is
+    no log, the file is opened as one that does not change (`immutable`), and anew as soon as it did.
+
     Attributes:
         path: of the SQLite file. read_only: refuses to write.
 
@@ -52,23 +55,51 @@ class Database:
     def __init__(self, folder: Path, *, read_only: bool, timeout: float) -> None:
         self.path = folder / NAME
         self.read_only = read_only
+        self._timeout = timeout
         self._dtype: str | None = None
-        uri = f"file:{quote(str(self.path.absolute()))}?mode={'ro' if read_only else 'rwc'}"
+        self._unchanged: tuple[int, ...] | None = None
+        self._connect()
+
+    def _connect(self) -> None:
         with self.translated():
-            self.connection = sqlite3.connect(
-                uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False
-            )
             try:
-                self.run(f"PRAGMA busy_timeout={int(timeout * 1000)}")
-                self.run("PRAGMA cell_size_check=ON")
-                if not read_only:
-                    self.run(f"PRAGMA page_size={PAGE}")
-                    self.run("PRAGMA journal_mode=WAL")
-                    self.run("PRAGMA synchronous=FULL")  # a commit is on disk when it returns
-                    self.run("PRAGMA secure_delete=ON")
-            except BaseException:
-                self.connection.close()
-                raise
+                self._open("mode=ro" if self.read_only else "mode=rwc")
+            except sqlite3.OperationalError as error:
+                if not (self.read_only and _not_writable(error) and self.path.is_file() and not self._log()):
+                    raise
+                self._unchanged = self._stamp()
+                self._open("mode=ro&immutable=1")
+
+    def _open(self, how: str) -> None:
+        self.connection = sqlite3.connect(
+            f"file:{quote(str(self.path.absolute()))}?{how}",
+            uri=True,
+            timeout=self._timeout,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            self.run(f"PRAGMA busy_timeout={int(self._timeout * 1000)}")
+            self.run("PRAGMA cell_size_check=ON")
+            if self.read_only:
+                self.run("SELECT 1 FROM sqlite_master")  # whether it can be read is only known now
+            else:
+                self.run(f"PRAGMA page_size={PAGE}")
+                self.run("PRAGMA journal_mode=WAL")
+                self.run("PRAGMA synchronous=FULL")  # a commit is on disk when it returns
+                self.run("PRAGMA secure_delete=ON")
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def _log(self) -> int:
+        """Bytes of the write-ahead log."""
+        log = self.path.with_name(f"{NAME}-wal")
+        return log.stat().st_size if log.is_file() else 0
+
+    def _stamp(self) -> tuple[int, ...]:
+        found = self.path.stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns, self._log()
 
     def run(self, statement: str, values: Sequence[object] = ()) -> list[tuple]:  # type: ignore[type-arg]
         """All rows of one statement."""
@@ -85,6 +116,16 @@ class Database:
                 raise GalleryBusyError(f"{self.path} is in use by another process: try again") from error
             if "malformed" in reason or "not a database" in reason or "encoding" in reason:
                 raise self.damaged(reason) from error
+            if _not_writable(error) and self.read_only and self._log():
+                raise GalleryError(
+                    f"{self.path.parent} holds a write-ahead log that a writer left behind, and cannot be written to "
+                    "take it in: open the gallery once where it can be written, or copy it there"
+                ) from error
+            if _not_writable(error):
+                raise GalleryError(
+                    f"{self.path.parent} cannot be written ({reason}): open it with read_only=True (fmcnet search, "
+                    "gallery info and gallery export do), or copy it to where it can be"
+                ) from error
             if "full" in reason or "disk I/O" in reason:
                 raise GalleryError(
                     f"{self.path} cannot be written or read ({reason}): is the disk full? nothing of this "
@@ -106,11 +147,17 @@ class Database:
             if self.connection.in_transaction:
                 yield
                 return
+            if self._unchanged is not None and self._stamp() != self._unchanged:
+                self.connection.close()
+                self._unchanged = None
+                self._connect()
             self.connection.execute("BEGIN")
             try:
                 yield
             finally:
                 self.connection.execute("ROLLBACK")
+            if self._unchanged is not None and self._stamp() != self._unchanged:
+                raise GalleryBusyError(f"{self.path} was written while it was read: try again")
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -346,3 +393,7 @@ class Database:
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
+
+
+def _not_writable(error: sqlite3.Error) -> bool:
+    return "readonly" in str(error) or "unable to open" in str(error)
