@@ -166,6 +166,10 @@ class Gallery:
         """
         return self._stored(entry_id)[1]
 
+    def picture(self, entry_id: str) -> bytes | None:
+        """The picture kept with an entry, as it was given; None where none was, or there is no such entry."""
+        return self._store.picture(entry_id)
+
     def _stored(self, entry_id: str) -> Stored:
         found = self._store.fetch([entry_id])
         if entry_id not in found:
@@ -262,6 +266,7 @@ class Gallery:
         source: str | Path | Sequence[str | Path | None] | None = None,
         track: str | Sequence[str | None] | None = None,
         tags: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        pictures: Sequence[bytes | None] | None = None,
         model: str | None = None,
         on_duplicate: OnDuplicate = "refuse",
     ) -> Added:
@@ -271,6 +276,8 @@ class Gallery:
             embeddings: (N, D) real numbers of any length; brought to unit length.
             modality, pid, camera, time, source, track: one for all, or N of them. time: aware datetimes.
             ids: N texts; made up when not given. tags: texts for all, or N lists of texts.
+            pictures: bytes of small image files to keep with the entries, up to 1 MB each; None: none is kept. They
+                go when the entry goes, as provably as its embedding.
             model: digest of the model that made the embeddings; needed unless the gallery was opened with it.
             on_duplicate: what to do with an id that is there: "refuse" the batch, "replace" the old entry (which is
                 removed as by `remove`), or "skip" the new one.
@@ -299,6 +306,7 @@ class Gallery:
             source=source,
             track=track,
             tags=tags,
+            pictures=pictures,
         )
         if not batch.entries:
             return Added((), 0)

@@ -224,6 +224,10 @@ class MilvusStore:
                 found += self._query(f"id in {texts(ids[start : start + ASK])}", fields)
         return found
 
+    def picture(self, entry_id: str) -> bytes | None:
+        """None: a cluster keeps no pictures."""
+        return None
+
     def count(self, where: Where | None) -> int:
         """How many match."""
         condition = expression(where)
@@ -260,6 +264,8 @@ class MilvusStore:
 
     def add(self, batch: Batch, model: str, on_duplicate: OnDuplicate) -> Added:
         """All of the batch or nothing."""
+        if any(batch.pictures):
+            raise GalleryError(f"{self.location}: a cluster keeps no pictures; add without")
         with self._translated(write=True):
             dimension = batch.vectors.shape[1]
             if self.settings is None:

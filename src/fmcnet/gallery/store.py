@@ -46,6 +46,9 @@ class Store(Protocol):
     def fetch(self, ids: Sequence[str]) -> dict[str, Stored]:
         """Entries and embeddings of those ids that are there."""
 
+    def picture(self, entry_id: str) -> bytes | None:
+        """The picture kept with an entry; None without one."""
+
     def count(self, where: Where | None) -> int:
         """How many entries match."""
 

@@ -22,6 +22,7 @@ from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.images import Fault, ImageLike, ModalityLike, expand, read_ahead
 from fmcnet.search.answer import Answer, Match, MatchGroup
 from fmcnet.search.meaning import Meaning, check_probability
+from fmcnet.search.pictures import thumbnail
 from fmcnet.types import Embeddings, FloatArray, Modality
 
 GroupBy = Literal["track", "pid"]
@@ -91,6 +92,7 @@ class Searcher:
         tags: Sequence[str] | Sequence[Sequence[str]] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         on_duplicate: OnDuplicate = "refuse",
+        keep_images: bool = False,
         batch_size: int = 64,
         progress: bool | None = None,
     ) -> Indexed:
@@ -100,7 +102,9 @@ class Searcher:
             images, modality: as `Encoder.encode` takes them.
             ids, pid, camera, time, track, source, tags, on_duplicate: as `Gallery.add` takes them, one for all or one
                 for each image (folders expanded). source: None notes the absolute path of an image given by its
-                path, and nothing for others; the image itself is not kept.
+                path, and nothing for others.
+            keep_images: keep a small JPEG of each image in the gallery, which goes when the entry goes; otherwise no
+                image is kept.
             on_error: "raise": one image that cannot be read refuses all; "skip": it is left out, see `faults`.
             batch_size, progress: as `Encoder.encode`.
 
@@ -144,6 +148,8 @@ class Searcher:
             name: [value for at, value in enumerate(values) if at not in lost]
             for name, values in columns.items()
         }
+        if keep_images:
+            kept["pictures"] = [thumbnail(source) for at, source in enumerate(sources) if at not in lost]
         done = self.add_embeddings(embeddings, **kept, on_duplicate=on_duplicate)
         return replace(done, faults=tuple(faults))
 
