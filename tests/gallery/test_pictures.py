@@ -13,7 +13,9 @@ from tests.gallery.people import MODEL, add, crops, entries
 def made_up(n, seed=0):
     """Bytes of all sizes, larger than a page of the database too; some entries have none."""
     random = np.random.default_rng(seed)
-    return [None if i % 4 == 3 else random.bytes(int(random.choice([1, 700, 5_000, 40_000]))) for i in range(n)]
+    return [
+        None if i % 4 == 3 else random.bytes(int(random.choice([1, 700, 5_000, 40_000]))) for i in range(n)
+    ]
 
 
 def bytes_of(folder):

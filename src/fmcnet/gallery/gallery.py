@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 from numpy.typing import ArrayLike
 
 from fmcnet.errors import GalleryError
 from fmcnet.gallery import inputs
+from fmcnet.gallery.changes import KEEP, make_change
 from fmcnet.gallery.export import export
+from fmcnet.gallery.opening import open_store
 from fmcnet.gallery.pooling import group, pool
 from fmcnet.gallery.records import (
     Added,
@@ -26,7 +28,6 @@ from fmcnet.gallery.records import (
     Settings,
     Stored,
     Where,
-    as_modality,
     as_utc,
 )
 from fmcnet.gallery.store import Store
@@ -34,8 +35,6 @@ from fmcnet.types import FloatArray, Modality
 
 MOST = 100_000
 """Hits a search may ask for."""
-KEEP: Any = type("Keep", (), {"__repr__": lambda _: "KEEP"})()
-"""An attribute that `update` leaves alone."""
 
 
 class Gallery:
@@ -76,39 +75,18 @@ class Gallery:
         dtype: Dtype = "float32",
         flush_rows: int = 2048,
     ) -> None:
-        if index not in (None, "auto", "exact", "hnsw"):
-            raise GalleryError(f"index is 'auto', 'exact' or 'hnsw', not {index!r}")
-        if dtype not in ("float32", "float16"):
-            raise GalleryError(f"dtype is 'float32' or 'float16', not {dtype!r}")
-        if not timeout >= 0 or flush_rows < 1 or (hnsw_above is not None and hnsw_above < 0):
-            raise GalleryError(
-                f"timeout={timeout} and hnsw_above={hnsw_above} must not be negative, flush_rows={flush_rows} at "
-                "least 1"
-            )
-        self.location = str(location)
         self._model = None if model is None else inputs.text(model, "model")
-        self._store: Store
-        if self.location.startswith("milvus://"):
-            from fmcnet.gallery.milvus import MilvusStore
-
-            self._store = MilvusStore(
-                self.location, read_only=read_only, create=create, timeout=timeout, index=index, dtype=dtype
-            )
-        elif "://" in self.location:
-            raise GalleryError(f"{self.location}: a gallery is a folder, or milvus://host:port/name")
-        else:
-            from fmcnet.gallery.embedded.store import EmbeddedStore
-
-            self._store = EmbeddedStore(
-                Path(location),
-                read_only=read_only,
-                create=create,
-                timeout=timeout,
-                index=index,
-                hnsw_above=hnsw_above,
-                dtype=dtype,
-                flush_rows=flush_rows,
-            )
+        self._store: Store = open_store(
+            location,
+            read_only=read_only,
+            create=create,
+            timeout=timeout,
+            index=index,
+            hnsw_above=hnsw_above,
+            dtype=dtype,
+            flush_rows=flush_rows,
+        )
+        self.location = str(location)
         try:
             settings = self._store.settings
             if settings is not None:
@@ -331,18 +309,9 @@ class Gallery:
         """
         if isinstance(ids, str):
             raise GalleryError(f"ids={ids!r}: give a list, as [{ids!r}]")
-        checks: dict[str, tuple[object, Any]] = {
-            "pid": (pid, inputs.as_pid),
-            "modality": (modality, as_modality),
-            "camera": (camera, lambda v: inputs.optional_text(v, "camera")),
-            "time": (time, inputs.as_time),
-            "source": (source, lambda v: inputs.optional_text(v, "source")),
-            "track": (track, lambda v: inputs.optional_text(v, "track")),
-            "tags": (tags, inputs.as_tags),
-        }
-        change = {name: check(value) for name, (value, check) in checks.items() if value is not KEEP}
-        if not change:
-            raise GalleryError("nothing to update: give at least one of " + ", ".join(checks))
+        change = make_change(
+            pid=pid, modality=modality, camera=camera, time=time, source=source, track=track, tags=tags
+        )
         return self._store.update(list(dict.fromkeys(ids)), change)
 
     def remove(self, where: Where) -> int:

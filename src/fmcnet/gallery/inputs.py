@@ -73,7 +73,7 @@ def make_batch(
     source: Any,
     track: Any,
     tags: Any,
-    pictures: Sequence[bytes | None] | None = None,
+    pictures: Any = None,
 ) -> Batch:
     """Entries of N embeddings; each column is one value for all, or N of them.
 
@@ -109,7 +109,7 @@ def make_batch(
     return Batch(entries, vectors, as_pictures(pictures, n))
 
 
-def as_pictures(value: Sequence[bytes | None] | None, n: int) -> tuple[bytes | None, ...]:
+def as_pictures(value: Any, n: int) -> tuple[bytes | None, ...]:
     """N encoded images or None, or nothing at all.
 
     Raises:
@@ -117,7 +117,7 @@ def as_pictures(value: Sequence[bytes | None] | None, n: int) -> tuple[bytes | N
     """
     if value is None:
         return ()
-    if isinstance(value, bytes) or len(value) != n:
+    if not isinstance(value, (list, tuple)) or len(value) != n:
         raise GalleryError(
             f"pictures must be a list of {n}, the bytes of an image file or None for each embedding"
         )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.images import Fault, list_faults
 from fmcnet.progress import Progress
+from fmcnet.search.adding import Indexed
 from fmcnet.search.known import (
     CHOICES,
     ENCODED,
@@ -19,7 +20,7 @@ from fmcnet.search.known import (
     stored_of,
     update,
 )
-from fmcnet.search.searcher import Indexed, Searcher
+from fmcnet.search.searcher import Searcher
 from fmcnet.search.sources import Picture, Sources
 
 PORTION = 256
