@@ -8,6 +8,7 @@ import os
 import pytest
 
 from fmcnet.gallery import Gallery
+from fmcnet.gallery.embedded import graph, state
 
 CLUSTER = os.environ.get("FMCNET_CLUSTER") == "1"
 """`make test-cluster` sets it."""
@@ -44,6 +45,15 @@ def location(request, tmp_path):
     if request.param == "embedded":
         return str(tmp_path / "people.gallery")
     return request.getfixturevalue("collection")
+
+
+@pytest.fixture
+def small_graphs(monkeypatch):
+    """Small galleries, otherwise searched exactly, use the graph and filters; it then looks at all it reaches."""
+    monkeypatch.setattr(state, "FEW", 30)
+    monkeypatch.setattr(state, "LOOKED_AT", 0)
+    for module in (graph, state):
+        monkeypatch.setattr(module, "EF_SEARCH", 10_000)
 
 
 @pytest.fixture

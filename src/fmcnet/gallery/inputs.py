@@ -20,6 +20,8 @@ from fmcnet.types import FloatArray, Modality
 LONGEST = {"id": 256, "model": 256, "camera": 256, "track": 256, "tag": 256, "source": 4096}
 """Most bytes (UTF-8) of a text."""
 MOST_TAGS = 64
+LARGEST_PICTURE = 2**20
+"""Bytes."""
 SMALLEST = 1e-12
 """A vector whose values are all smaller is a zero vector."""
 LARGEST_PID = 2**63 - 1
@@ -71,6 +73,7 @@ def make_batch(
     source: Any,
     track: Any,
     tags: Any,
+    pictures: Any = None,
 ) -> Batch:
     """Entries of N embeddings; each column is one value for all, or N of them.
 
@@ -103,7 +106,27 @@ def make_batch(
     entries = tuple(
         Entry(id=names[row], **{key: values[row] for key, values in columns.items()}) for row in range(n)
     )
-    return Batch(entries, vectors)
+    return Batch(entries, vectors, as_pictures(pictures, n))
+
+
+def as_pictures(value: Any, n: int) -> tuple[bytes | None, ...]:
+    """N encoded images or None, or nothing at all.
+
+    Raises:
+        GalleryError: for another number, or what is no bytes, empty, or more than `LARGEST_PICTURE`.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, (list, tuple)) or len(value) != n:
+        raise GalleryError(
+            f"pictures must be a list of {n}, the bytes of an image file or None for each embedding"
+        )
+    for row, picture in enumerate(value):
+        if picture is not None and not (isinstance(picture, bytes) and 0 < len(picture) <= LARGEST_PICTURE):
+            raise GalleryError(
+                f"picture {row} must be bytes, 1 to {LARGEST_PICTURE:,} of them: keep a small JPEG"
+            )
+    return tuple(value)
 
 
 def column(value: Any, n: int, name: str) -> list[Any]:

@@ -178,6 +178,10 @@ class MilvusStore:
                 found += self._query(f"id in {texts(part)}", [*METADATA, "embedding"])
         return found
 
+    def picture(self, entry_id: str) -> bytes | None:
+        """None: a cluster keeps no pictures."""
+        return None
+
     def count(self, where: Where | None) -> int:
         """How many match."""
         condition = expression(where)
@@ -211,6 +215,8 @@ class MilvusStore:
 
     def add(self, batch: Batch, model: str, on_duplicate: OnDuplicate) -> Added:
         """All of the batch or nothing."""
+        if any(batch.pictures):
+            raise GalleryError(f"{self.location}: a cluster keeps no pictures; add without")
         with self._at.client(write=True):
             wanted = Settings(batch.vectors.shape[1], model, "float32")
             if self.settings is None:
