@@ -270,7 +270,8 @@ class Gallery:
         Args:
             embeddings: (N, D) real numbers of any length; brought to unit length.
             modality, pid, camera, time, source, track: one for all, or N of them. time: aware datetimes.
-            ids: N texts; made up when not given. tags: texts for all, or N lists of texts.
+            ids: N texts of 1 to 256 bytes, without control characters, and without . or .. between slashes; made up
+                when not given. tags: texts for all, or N lists of texts.
             model: digest of the model that made the embeddings; needed unless the gallery was opened with it.
             on_duplicate: what to do with an id that is there: "refuse" the batch, "replace" the old entry (which is
                 removed as by `remove`), or "skip" the new one.
