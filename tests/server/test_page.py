@@ -9,9 +9,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from tests.server.process import started
+from tests.server.process import started, until_it_answers
 from tests.server.service import png
-from tests.server.test_stop import until_it_answers
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 
 from fmcnet import __version__
-from fmcnet.server import asking, entries, outside
+from fmcnet.server import asking, entries, outside, removal
 from fmcnet.server.guard import Guard
 from fmcnet.server.keys import Keys
 from fmcnet.server.refusals import refusal_of
@@ -48,7 +48,7 @@ def create_app(service: Service, keys: Keys | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    for part in (asking, entries, outside):
+    for part in (asking, entries, removal, outside):
         app.include_router(part.router)
     app.add_exception_handler(RequestValidationError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
@@ -66,7 +66,10 @@ def create_app(service: Service, keys: Keys | None = None) -> FastAPI:
 
 
 async def _refuse(request: Request, error: Exception) -> JSONResponse:
-    return refusal_of(error).response()
+    reply = refusal_of(error).response()
+    if isinstance(error, HTTPException) and error.headers:
+        reply.headers.update(error.headers)
+    return reply
 
 
 def _describe(app: FastAPI) -> dict[str, Any]:
@@ -78,6 +81,9 @@ def _describe(app: FastAPI) -> dict[str, Any]:
             "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
         }
         tree.setdefault("components", {})["securitySchemes"] = schemes
+        for name, schema in tree["components"]["schemas"].items():
+            if name.startswith("Body_"):
+                schema["additionalProperties"] = False
         for path, methods in tree["paths"].items():
             for method in METHODS:
                 needed = outside.scope_of(method.upper(), path)

@@ -9,12 +9,14 @@ from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 
 from fmcnet.gallery import Where
 from fmcnet.gallery.records import as_modality
+from fmcnet.server.filters import logged
 from fmcnet.server.refusals import Refusal, error_schema
 from fmcnet.server.schemas import AnswerBody, EmbeddedBody, EmbeddingsBody, ModalityName
 from fmcnet.server.service import Service, Upload
+from fmcnet.server.strict import only_known
 from fmcnet.types import Modality
 
-router = APIRouter(prefix="/v1", responses=error_schema())
+router = APIRouter(prefix="/v1", responses=error_schema(), dependencies=[Depends(only_known)])
 
 Images = Annotated[list[UploadFile], File(description="JPEG, PNG, WebP, BMP, TIFF or GIF files.")]
 Kinds = Annotated[
@@ -108,11 +110,7 @@ async def search(
             since=since,
             until=until,
         )
-        log["where"] = {
-            name: sorted(value) if isinstance(value, frozenset) else value
-            for name, value in vars(where).items()
-            if value is not None
-        }
+        log["where"] = logged(where)
         query, _ = await service.embed(await whole(images), modality)
         answer = await service.work(
             lambda: service.searcher.answer(

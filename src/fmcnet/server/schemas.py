@@ -106,6 +106,14 @@ class RemovedBody(BaseModel):
     removed: int
 
 
+class RemovedManyBody(BaseModel):
+    """What was removed, or would be."""
+
+    matched: int
+    removed: int = Field(description="0 in a dry run.")
+    dry_run: bool
+
+
 class GalleryBody(BaseModel):
     """What the page needs to know."""
 
