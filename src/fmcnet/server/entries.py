@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Form, Query, Request
@@ -16,7 +15,7 @@ from fmcnet.gallery.inputs import as_id
 from fmcnet.server.asking import Caller, Images, Kinds, Number, Running, Words, whole
 from fmcnet.server.filters import Conditions
 from fmcnet.server.refusals import Refusal, error_schema
-from fmcnet.server.schemas import AddedBody, EntriesBody, EntryBody
+from fmcnet.server.schemas import AddedBody, EntriesBody, EntryBody, Moment
 from fmcnet.server.service import Service
 from fmcnet.server.strict import only_known
 
@@ -38,7 +37,7 @@ async def add(
     modality: Kinds,
     id: Annotated[list[str], Form(description="One each; made up when not given.")] = [],  # noqa: B006
     camera: Words = [],  # noqa: B006
-    time: Annotated[list[datetime], Form(description="When seen; with a time zone.")] = [],  # noqa: B006
+    time: Annotated[list[Moment], Form(description="When seen; with a time zone.")] = [],  # noqa: B006
     track: Words = [],  # noqa: B006
     source: Words = [],  # noqa: B006
     pid: list[Number] = [],  # noqa: B006

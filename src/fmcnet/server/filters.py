@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import Depends, Query
@@ -10,7 +9,7 @@ from fastapi import Depends, Query
 from fmcnet.gallery import Where
 from fmcnet.gallery.inputs import LARGEST_PID
 from fmcnet.gallery.records import as_modality
-from fmcnet.server.schemas import ModalityName
+from fmcnet.server.schemas import ModalityName, Moment
 
 Texts = Annotated[list[str], Query()]
 
@@ -21,14 +20,10 @@ def conditions(
     pid: Annotated[list[Annotated[int, Query(ge=-LARGEST_PID, le=LARGEST_PID)]], Query()] = [],  # noqa: B006
     tag: Annotated[list[str], Query(description="An entry must have all of these.")] = [],  # noqa: B006
     modality: Annotated[ModalityName | None, Query()] = None,
-    since: Annotated[datetime | None, Query(description="Seen at or after; with a time zone.")] = None,
-    until: Annotated[datetime | None, Query(description="Seen before; with a time zone.")] = None,
+    since: Annotated[Moment | None, Query(description="Seen at or after; with a time zone.")] = None,
+    until: Annotated[Moment | None, Query(description="Seen before; with a time zone.")] = None,
 ) -> Where:
-    """As `fmcnet gallery remove` has them.
-
-    Raises:
-        GalleryError: for a time without a zone.
-    """
+    """As `fmcnet gallery remove` has them."""
     return Where(
         tracks=track or None,
         cameras=camera or None,

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 
 from fmcnet.gallery import Entry
 
 ModalityName = Literal["visible", "infrared"]
+
+
+def _no_number(value: object) -> object:
+    """Pydantic takes numbers as seconds since 1970, and so `since=2026` as half past midnight of that year."""
+    if isinstance(value, str) and value.strip().lstrip("+-").replace(".", "", 1).isdigit():
+        raise ValueError("a moment is written as 2026-03-01T12:00:00Z")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_no_number)]
+"""A datetime of a request, with its time zone."""
 
 
 class EntryBody(BaseModel):
