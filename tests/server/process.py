@@ -79,5 +79,13 @@ def until_it_answers(address):
     raise AssertionError("not ready")
 
 
+def resident_mib(pid, forget_peak=False):
+    """(now, at most so far) of a process's memory; `forget_peak` lets the second start anew."""
+    if forget_peak:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+    text = Path(f"/proc/{pid}/status").read_text()
+    return tuple(int(re.search(rf"{name}:\s+(\d+)", text)[1]) / 1024 for name in ("VmRSS", "VmHWM"))
+
+
 if __name__ == "__main__":
     main()

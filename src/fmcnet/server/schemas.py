@@ -14,9 +14,11 @@ ModalityName = Literal["visible", "infrared"]
 
 def _no_number(value: object) -> object:
     """Pydantic takes numbers as seconds since 1970, and so `since=2026` as half past midnight of that year."""
-    if isinstance(value, str) and value.strip().lstrip("+-").replace(".", "", 1).isdigit():
-        raise ValueError("a moment is written as 2026-03-01T12:00:00Z")
-    return value
+    try:
+        float(str(value))
+    except ValueError:
+        return value
+    raise ValueError("a moment is written as 2026-03-01T12:00:00Z")
 
 
 Moment = Annotated[AwareDatetime, BeforeValidator(_no_number)]
