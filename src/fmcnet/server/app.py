@@ -48,6 +48,7 @@ def create_app(service: Service, keys: Keys | None = None) -> FastAPI:
         lifespan=life,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.service = service
     for part in PARTS:
