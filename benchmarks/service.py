@@ -77,36 +77,42 @@ class Load:
         self.address, self.images = address, images
         self.seconds, self.busy, self.failed, self.changed = [], 0, 0, 0
 
-    async def caller(self, number, until, mixed):
-        async with httpx.AsyncClient(base_url=self.address, timeout=120) as client:
-            turn = number
-            while time.monotonic() < until:
-                turn += 1
-                image = ("q.jpg", self.images[turn % len(self.images)], "image/jpeg")
-                start = time.perf_counter()
-                reply = await client.post(
-                    "/v1/search", files={"images": image}, data={"modality": "infrared"}
-                )
-                spent = time.perf_counter() - start
-                if reply.status_code == 503:
-                    self.busy += 1
-                    await asyncio.sleep(float(reply.headers["retry-after"]))
-                elif reply.status_code != 200:
-                    self.failed += 1
-                else:
-                    self.seconds.append(spent)
-                if mixed and turn % 10 == 0:
-                    added = await client.post(
-                        "/v1/entries", files={"images": image}, data={"modality": "visible"}
-                    )
-                    for entry_id in added.json().get("ids", []) if added.status_code == 201 else []:
-                        gone = await client.delete(f"/v1/entries/{entry_id}")
-                        self.failed += gone.status_code != 200
-                        self.changed += gone.status_code == 200
+    async def caller(self, client, number, until, mixed):
+        turn = number
+        while time.monotonic() < until:
+            turn += 1
+            image = ("q.jpg", self.images[turn % len(self.images)], "image/jpeg")
+            start = time.perf_counter()
+            reply = await client.post("/v1/search", files={"images": image}, data={"modality": "infrared"})
+            spent = time.perf_counter() - start
+            if reply.status_code == 503:
+                self.busy += 1
+                await asyncio.sleep(float(reply.headers["retry-after"]))
+            elif reply.status_code != 200:
+                self.failed += 1
+            else:
+                self.seconds.append(spent)
+            if mixed and turn % 10 == 0:
+                await self.change(client, image)
+
+    async def change(self, client, image):
+        """Add a crop, and remove it again."""
+        added = await client.post("/v1/entries", files={"images": image}, data={"modality": "visible"})
+        if added.status_code == 503:
+            self.busy += 1
+            return
+        self.failed += added.status_code != 201
+        for entry_id in added.json().get("ids", []):
+            gone = await client.delete(f"/v1/entries/{entry_id}")
+            self.failed += gone.status_code != 200
+            self.changed += gone.status_code == 200
 
     async def run(self, callers, seconds, mixed=False):
-        until = time.monotonic() + seconds
-        await asyncio.gather(*(self.caller(n, until, mixed) for n in range(callers)))
+        # One client for all: each would read the certificates of the machine first, while the others wait.
+        limits = httpx.Limits(max_connections=callers, max_keepalive_connections=callers)
+        async with httpx.AsyncClient(base_url=self.address, timeout=120, limits=limits) as client:
+            until = time.monotonic() + seconds
+            await asyncio.gather(*(self.caller(client, n, until, mixed) for n in range(callers)))
 
 
 def measured(address, images, callers, seconds):
