@@ -253,7 +253,8 @@ class Gallery:
         Args:
             embeddings: (N, D) real numbers of any length; brought to unit length.
             modality, pid, camera, time, source, track: one for all, or N of them. time: aware datetimes.
-            ids: N texts; made up when not given. tags: texts for all, or N lists of texts.
+            ids: N texts of 1 to 256 bytes, without control characters, and without . or .. between slashes; made up
+                when not given. tags: texts for all, or N lists of texts.
             pictures: bytes of small image files to keep with the entries, up to 1 MB each; None: none is kept. They
                 go when the entry goes, as provably as its embedding.
             model: digest of the model that made the embeddings; needed unless the gallery was opened with it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time as clock
+import unicodedata
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from pathlib import PurePath
@@ -85,7 +86,7 @@ def make_batch(
     n = len(vectors)
     if isinstance(ids, str):
         raise GalleryError(f"ids must be a list of {n} texts, not one text")
-    names = [new_id() for _ in range(n)] if ids is None else [text(v, "id") for v in column(ids, n, "ids")]
+    names = [new_id() for _ in range(n)] if ids is None else [as_id(v) for v in column(ids, n, "ids")]
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -175,6 +176,22 @@ def text(value: object, what: str) -> str:
     if size > LONGEST[what]:
         raise GalleryError(f"{what} '{value[:40]}...' has {size} bytes, more than {LONGEST[what]}")
     return value
+
+
+def as_id(value: object) -> str:
+    """A `text` that an address can name: without control characters, and without . or .. between slashes.
+
+    Clients and proxies resolve /a/../b to /b before they send it, and so would ask for another entry.
+
+    Raises:
+        GalleryError: saying what is wrong with it.
+    """
+    found = text(value, "id")
+    if any(unicodedata.category(one) in ("Cc", "Zl", "Zp") for one in found):
+        raise GalleryError(f"id {found!r} holds a control character or a line break: choose another")
+    if not {".", ".."}.isdisjoint(found.split("/")):
+        raise GalleryError(f"id {found!r} has . or .. as a part: no address could name it, choose another")
+    return found
 
 
 def optional_text(value: object, what: str) -> str | None:

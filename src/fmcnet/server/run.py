@@ -17,6 +17,7 @@ from fmcnet.inference.encoder import Encoder
 from fmcnet.search import Searcher
 from fmcnet.server.app import create_app
 from fmcnet.server.audit import AuditLog
+from fmcnet.server.heads import prompt
 from fmcnet.server.keys import VARIABLE, Keys, read_keys
 from fmcnet.server.limits import Limits
 from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
@@ -134,7 +135,7 @@ def _run(settings: Serving, keys: Keys, service: Service, door: socket.socket) -
         timeout_keep_alive=10,
         timeout_graceful_shutdown=int(settings.limits.stop_seconds) or 1,
         h11_max_incomplete_event_size=32 * 1024,
-        http="h11",
+        http=prompt(settings.limits.head_seconds),
         ws="none",
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.certificate_key,
