@@ -1,9 +1,11 @@
 """The gallery against bare FAISS, in one run: adding, searching, filtering, opening, disk.
 
-    OMP_NUM_THREADS=1 python benchmarks/gallery.py                     # 10k, 100k, 1M x 512 (hours, 12 GB of disk)
-    OMP_NUM_THREADS=1 python benchmarks/gallery.py --rows 2000         # a smoke run
+    python benchmarks/gallery.py                        # 10k, 100k, 1M x 512 (hours, 12 GB of disk)
+    python benchmarks/gallery.py --rows 2000            # a smoke run
+    python benchmarks/gallery.py --rows 1000000 --add-threads 2 --bare-hnsw-up-to 100000     # half the hours
 
-Results go to benchmarks/gallery.json, with machine and date. Each search is timed alone, gallery and FAISS in turn;
+Results go to benchmarks/gallery.json, with machine and date; a case of so many rows replaces the one that is there.
+Searches take one thread; each is timed alone, gallery and FAISS in turn;
 `recall` is that of the first 20 against FAISS flat of the allowed rows. `ratios` are what is to be compared between
 machines. FAISS's HNSW is one graph of all rows, as one would have it without
 the gallery; where filtered, FAISS's own filter (IDSelector) is at work in it.
@@ -164,14 +166,26 @@ def rows_of(hits):
     return [int(hit.id) for hit in hits]
 
 
+def said(text):
+    print(f"{datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
+
+
 def ratio(a, b):
     return round(a / b, 3)
 
 
-def case(rows, dimension, count, folder, dtype="float32"):
+def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True):
+    faiss.omp_set_num_threads(threads)
     world = World(rows, dimension)
     vectors, queries = world.vectors, world.queries(count)
-    out = {"rows": rows, "dimension": dimension, "queries": count, "dtype": dtype, "cosines": world.cosines()}
+    out = {
+        "rows": rows,
+        "dimension": dimension,
+        "queries": count,
+        "dtype": dtype,
+        "threads": {"add": threads, "search": 1},
+        "cosines": world.cosines(),
+    }
     ratios = out["ratios"] = {}
 
     path = folder / f"{rows}.gallery"
@@ -200,12 +214,19 @@ def case(rows, dimension, count, folder, dtype="float32"):
     ratios["disk over embeddings"] = ratio(gallery.info().bytes, rows * vectors[0].nbytes)
     gallery.close()
 
-    hnsw = faiss.IndexHNSWFlat(dimension, LINKS, faiss.METRIC_INNER_PRODUCT)
-    hnsw.hnsw.efConstruction, hnsw.hnsw.efSearch = EF_BUILD, EF_SEARCH
-    _, took = seconds(lambda: hnsw.add(vectors))
-    out["faiss_hnsw_add_rows_per_s"] = round(rows / took)
-    ratios["add rate over FAISS HNSW"] = ratio(out["add_rows_per_s"], out["faiss_hnsw_add_rows_per_s"])
-    flat = faiss.downcast_index(hnsw.storage)  # a flat index of its own; one copy is enough
+    said(f"{rows}: added")
+    if bare:
+        hnsw = faiss.IndexHNSWFlat(dimension, LINKS, faiss.METRIC_INNER_PRODUCT)
+        hnsw.hnsw.efConstruction, hnsw.hnsw.efSearch = EF_BUILD, EF_SEARCH
+        _, took = seconds(lambda: hnsw.add(vectors))
+        out["faiss_hnsw_add_rows_per_s"] = round(rows / took)
+        ratios["add rate over FAISS HNSW"] = ratio(out["add_rows_per_s"], out["faiss_hnsw_add_rows_per_s"])
+        flat = faiss.downcast_index(hnsw.storage)  # a flat index of its own; one copy is enough
+    else:
+        flat = faiss.IndexFlatIP(dimension)
+        flat.add(vectors)
+    faiss.omp_set_num_threads(1)
+    said(f"{rows}: searching")
 
     opened, first = [], []
     for _ in range(5):
@@ -246,6 +267,8 @@ def case(rows, dimension, count, folder, dtype="float32"):
                 "gallery_exact": lambda q, where=where: rows_of(gallery.search(q, TOP, where, exact=True)),
                 "gallery": lambda q, where=where: rows_of(gallery.search(q, TOP, where)),
             }
+            if not bare:
+                del contenders["faiss_hnsw"]
             in_turn(queries[:3], contenders)  # warm
             found = judged(in_turn(queries, contenders), "faiss_flat")
             out[name] = {"allowed": int(mask.sum())} | found
@@ -254,6 +277,8 @@ def case(rows, dimension, count, folder, dtype="float32"):
                 ("gallery", "faiss_flat"),
                 ("gallery", "faiss_hnsw"),
             ):
+                if other not in found:
+                    continue
                 ratios[f"{name}: {one} over {other}, p50"] = ratio(
                     found[one]["p50_ms"], found[other]["p50_ms"]
                 )
@@ -267,22 +292,27 @@ def main():
     parser.add_argument("--dimension", type=int, default=512)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32")
+    parser.add_argument("--add-threads", type=int, default=1, help="that build graphs; searches take one")
+    parser.add_argument("--bare-hnsw-up-to", type=int, default=1_000_000, metavar="ROWS")
     parser.add_argument("--out", type=Path, default=HERE / "gallery.json")
     given = parser.parse_args()
     report = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "threads": faiss.omp_get_max_threads(),
         "python": sys.version.split()[0],
         "faiss": faiss.__version__,
-        "cases": [],
     }
+    held = json.loads(given.out.read_text(encoding="utf-8"))["cases"] if given.out.is_file() else []
     with tempfile.TemporaryDirectory(dir=given.out.parent) as folder:
         for rows in given.rows:
-            report["cases"].append(case(rows, given.dimension, given.queries, Path(folder), given.dtype))
-            print(json.dumps(report["cases"][-1], indent=1), flush=True)
-            given.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            bare = rows <= given.bare_hnsw_up_to
+            found = case(
+                rows, given.dimension, given.queries, Path(folder), given.dtype, given.add_threads, bare
+            )
+            print(json.dumps(found, indent=1), flush=True)
+            held = sorted([*(c for c in held if c["rows"] != rows), found], key=lambda c: c["rows"])
+            given.out.write_text(json.dumps({**report, "cases": held}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
