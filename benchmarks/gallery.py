@@ -178,12 +178,8 @@ def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True):
     faiss.omp_set_num_threads(threads)
     world = World(rows, dimension)
     vectors, queries = world.vectors, world.queries(count)
-    out = {
-        "rows": rows,
-        "dimension": dimension,
-        "queries": count,
-        "dtype": dtype,
-        "threads": {"add": threads, "search": 1},
+    out = {"rows": rows, "dimension": dimension, "queries": count, "dtype": dtype}
+    out |= {"threads": {"add": threads, "search": 1}, "cosines": world.cosines()}
         "cosines": world.cosines(),
     }
     ratios = out["ratios"] = {}
