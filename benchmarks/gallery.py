@@ -180,8 +180,6 @@ def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True):
     vectors, queries = world.vectors, world.queries(count)
     out = {"rows": rows, "dimension": dimension, "queries": count, "dtype": dtype}
     out |= {"threads": {"add": threads, "search": 1}, "cosines": world.cosines()}
-        "cosines": world.cosines(),
-    }
     ratios = out["ratios"] = {}
 
     path = folder / f"{rows}.gallery"
