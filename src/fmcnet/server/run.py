@@ -74,6 +74,11 @@ def audit_path(gallery: str) -> Path:
     return folder.with_name(f"{folder.name}.audit.jsonl")
 
 
+def _place(gallery: Gallery) -> str:
+    """Names a gallery: the whole path of a folder; a cluster's address without its password."""
+    return gallery.location if "://" in gallery.location else str(Path(gallery.location).absolute())
+
+
 def check_door(settings: Serving) -> Keys:
     """The keys, when it may listen where it is asked to.
 
@@ -109,10 +114,11 @@ def serve(settings: Serving) -> None:
             pictures = Pictures(
                 None
                 if settings.keep_images is None
-                else KeptImages(settings.keep_images, str(Path(settings.gallery).absolute())),
+                else KeptImages(settings.keep_images, _place(gallery)),
                 None
                 if settings.show_sources is None
                 else SourceImages(settings.show_sources, settings.limits.pixels),
+                gallery.picture if gallery.info().pictures else None,
             )
             audit = AuditLog(settings.audit or audit_path(settings.gallery))
             service = Service(searcher, audit, settings.limits, pictures)
