@@ -60,11 +60,12 @@ def pairs_picture(study: dict[str, Any], path: Path) -> Path:
     ax.axvline(0, color=INK, linestyle=":", linewidth=1)
     labels = [f"{pair['title']} ({pair['direction']})" for pair in pairs]
     ax.set(
-        xlabel="difference of mAP, percent points (95 % interval)",
+        xlabel="mAP difference, points, 95 %",
         yticks=range(len(pairs)),
         yticklabels=labels,
     )
     ax.tick_params(axis="y", labelsize=8)
+    ax.margins(y=0.02)
     ax.invert_yaxis()
     ax.grid(alpha=0.25)
     return write_png(figure, path)

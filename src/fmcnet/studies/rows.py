@@ -143,7 +143,7 @@ _BASELINES = (
     ),
     Row(
         "base-caj",
-        "Base with channel augmentation (CAJ)",
+        "Base + CAJ",
         BASE,
         recipe="base",
         last=CAJ,
@@ -152,7 +152,7 @@ _BASELINES = (
     ),
     Row(
         "agw-caj",
-        "AGW's recipe with channel augmentation (CAJ)",
+        "AGW's recipe + CAJ",
         (*BASE, *AGW, "losses.wrt=1"),
         recipe="agw",
         last=CAJ,
@@ -161,7 +161,7 @@ _BASELINES = (
     ),
     Row(
         "hc-caj",
-        "Hetero-centre triplet with channel augmentation (CAJ)",
+        "Hetero-centre triplet + CAJ",
         (*BASE, *HC),
         recipe="hc",
         last=CAJ,
@@ -171,7 +171,7 @@ _BASELINES = (
     Row("fmcnet", "FMCNet (full)", FULL, source="Zhang et al., CVPR 2022: the method implemented here"),
     Row(
         "fmcnet-caj",
-        "FMCNet (full) with channel augmentation (CAJ)",
+        "FMCNet + CAJ",
         FULL,
         recipe="fmcnet",
         last=CAJ,
@@ -180,7 +180,7 @@ _BASELINES = (
     ),
     Row(
         "agw-caj-discriminant",
-        "AGW's recipe with CAJ and the discriminant descriptor",
+        "AGW's recipe + CAJ, discriminant",
         (*BASE, *AGW, "losses.wrt=1"),
         recipe="agw",
         last=(*CAJ, *DISCRIMINANT),
@@ -188,8 +188,21 @@ _BASELINES = (
         deviations=(*_CAJ_DEVIATIONS, "see AGW's recipe", "the descriptor as fmcnet-plus has it"),
     ),
     Row(
+        "hc-caj-discriminant",
+        "Hetero-centre triplet + CAJ, discriminant",
+        (*BASE, *HC),
+        recipe="hc",
+        last=(*CAJ, *DISCRIMINANT),
+        source=_CAJ_SOURCE,
+        deviations=(
+            *_CAJ_DEVIATIONS,
+            "see the hetero-centre triplet",
+            "the descriptor as fmcnet-plus has it",
+        ),
+    ),
+    Row(
         "fmcnet-caj-discriminant",
-        "FMCNet (full) with CAJ and the discriminant descriptor",
+        "FMCNet + CAJ, discriminant",
         FULL,
         recipe="fmcnet",
         last=(*CAJ, *DISCRIMINANT),
@@ -232,10 +245,20 @@ STUDIES: dict[str, Study] = {
             (
                 *(("fmcnet", key) for key in ("base-tuned", "agw", "hc", "agw-caj", "hc-caj")),
                 *(("fmcnet-caj", key) for key in ("base-caj", "agw-caj", "hc-caj", "fmcnet")),
-                *(("fmcnet-caj-discriminant", key) for key in ("agw-caj", "agw-caj-discriminant")),
+                *(
+                    ("fmcnet-caj-discriminant", key)
+                    for key in ("agw-caj-discriminant", "hc-caj-discriminant")
+                ),
                 *(
                     ("fmcnet-plus", key)
-                    for key in ("agw-caj", "agw-caj-discriminant", "fmcnet", "fmcnet-caj")
+                    for key in (
+                        "agw-caj",
+                        "hc-caj",
+                        "agw-caj-discriminant",
+                        "hc-caj-discriminant",
+                        "fmcnet",
+                        "fmcnet-caj-discriminant",
+                    )
                 ),
             ),
         ),
