@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from evaluation_loops import agw_like, agw_like_ranking, mpanet_like
+from machine import processor
 
 from fmcnet.evaluation.engine import evaluate, evaluate_all
 from fmcnet.evaluation.protocols import custom, llcm, regdb, sysu
@@ -244,13 +245,8 @@ CASES = {
 
 
 def machine():
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = lines[0].split(":")[1].strip() if lines else cpu
     return {
-        "cpu": cpu,
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average_at_start": [round(x, 2) for x in os.getloadavg()],

@@ -10,28 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
+from machine import processor
 from PIL import __version__ as pillow_version
 
 from fmcnet.data.generated.plan import make_plan
 from fmcnet.data.generated.presets import resolve_preset
 from fmcnet.data.generated.writers import write_images
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def main() -> None:

@@ -69,8 +69,9 @@ def main() -> None:
     a = p.parse_args()
     records = [json.loads(line) for line in a.log.read_text(encoding="utf-8").splitlines()]
     a.out.mkdir(parents=True, exist_ok=True)
-    draw_trials(records, a.steps, a.out / "recipe-trials.png")
-    print(a.out / "recipe-trials.png")
+    path = a.out / f"recipe-trials-{a.steps}.png"
+    draw_trials(records, a.steps, path)
+    print(path)
 
 
 if __name__ == "__main__":

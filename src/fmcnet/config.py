@@ -72,12 +72,11 @@ class ModelConfig(_Section):
     w2: float = 0.5
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before every classifier: ours
     specific_stages: Annotated[int, Field(ge=1, le=3)] = 3  # of ResNet's five blocks, one set a modality
-    descriptor: Literal["plain", "normalized"] = "plain"  # normalized: each part of unit length (ours)
+    descriptor: Literal["plain", "normalized", "discriminant"] = "plain"  # how its parts come together (ours)
     parts: Annotated[int, Field(ge=0, le=12)] = 0  # horizontal stripes of the shared map (ours); 0: none
     generator_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # inside G, in training (ours)
     specific_detach: bool = False  # E_sp's input is a constant: specific losses do not shape the stems (ours)
     generator_detach: bool = False  # G's input is a constant: its losses do not shape E_sh (ours)
-    specific_classifiers: Literal["own", "one"] = "own"  # P_sp^V and P_sp^I, or one for both (ours)
 
 
 class LossConfig(_Section):

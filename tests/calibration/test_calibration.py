@@ -107,6 +107,37 @@ def test_saved_and_read_back_for_the_same_weights_only(calibration, tmp_path):
     assert set(tree["held_out"]["visible-infrared"]) >= {"expected_calibration_error", "brier", "rates"}
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.update(prior="0.5"), r"prior = '0\.5' is no number"),
+        (lambda t: t.update(prior=1), r"prior = 1\.0 is not between 0 and 1"),
+        (lambda t: t.update(fmr=0), r"fmr = 0\.0 is not above 0"),
+        (lambda t: t.update(fmr=float("nan")), "fmr = nan is no number"),
+        (lambda t: t.pop("fmr"), "'fmr' is missing"),
+        (lambda t: t.update(model=7), "model is 7"),
+        (lambda t: t.update(curves={}), r"curves is \{\}"),
+        (lambda t: t.update(held_out=[]), r"held_out is \[\]"),
+        (lambda t: t["curves"].update({"visible-thermal": {}}), "curves.visible-thermal: a curve of one of"),
+        (lambda t: t["curves"].update({"visible-visible": 3}), "curves.visible-visible: a curve"),
+        (lambda t: t["curves"]["visible-visible"].pop("same"), "curves.visible-visible.same is missing"),
+        (
+            lambda t: t["curves"]["infrared-visible"]["threshold"].reverse(),
+            r"curves.infrared-visible.threshold\[1\] = .*out of order",
+        ),
+    ],
+)
+def test_a_damaged_field_is_named_when_it_is_read(calibration, tmp_path, change, said):
+    path = calibration.save(tmp_path / CALIBRATION)
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
+    with pytest.raises(
+        CheckpointError, match=f"{CALIBRATION} is (missing or )?damaged: {said}.*calibrate again"
+    ):
+        Calibration.load(path)
+
+
 def test_errors_on_held_out_identities_are_small_when_there_are_many():
     """Learnt from some people, right about others: what is reported, against people never seen."""
     known, strangers = people(200, seed=1), people(200, seed=2)

@@ -125,13 +125,39 @@ def test_json_and_back(curve):
     grid = np.linspace(-1, 1, 100)
     assert again.probability(grid, 0.3) == pytest.approx(curve.probability(grid, 0.3), abs=1e-6)
     assert again.at(0.01) == pytest.approx(curve.at(0.01), abs=1e-6)
-    for name, value in (("evidence", [1.0]), ("similarity", []), ("threshold", [0.3, float("nan")])):
-        with pytest.raises(ValueError, match="knots"):
-            Curve.from_dict({**curve.to_dict(), name: value})
-    down = curve.to_dict()
-    down["evidence"] = down["evidence"][::-1]
-    with pytest.raises(ValueError, match="knots out of order"):
-        Curve.from_dict(down)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("evidence", lambda v: v[:1], r"evidence has 1 knots and similarity \d+"),
+        ("true_match_rate", lambda v: v[1:], r"true_match_rate has \d+ knots and threshold \d+"),
+        ("similarity", lambda v: [], r"similarity = \[\] is no list of knots"),
+        ("similarity", lambda v: "0.1 0.2", "similarity = '0.1 0.2' is no list"),
+        ("threshold", lambda v: [*v[:-1], float("nan")], r"threshold\[\d+\] = nan is no number"),
+        ("evidence", lambda v: [float("-inf"), *v[1:]], r"evidence\[0\] = -inf is no number"),
+        ("evidence", lambda v: ["x", *v[1:]], r"evidence\[0\] = 'x' is no number"),
+        ("evidence", lambda v: v[::-1], r"evidence\[\d+\] = .* out of order, it descends"),
+        ("similarity", lambda v: [v[1], v[0], *v[2:]], r"similarity\[\d+\] = .* out of order"),
+        ("true_match_rate", lambda v: v[::-1], r"true_match_rate\[\d+\] = .* out of order, it ascends"),
+        ("false_match_rate", lambda v: v[::-1], "false_match_rate.* it ascends"),
+        ("false_match_rate", lambda v: [*v[:-1], 0.0], r"false_match_rate\[\d+\] = 0.0 is not in"),
+        ("false_match_rate", lambda v: [0.9, *v[1:]], "begins with 0.9, not with 1"),
+        ("threshold", lambda v: [*v[:-1], 1.5], r"threshold\[\d+\] = 1.5 is not in -1..1"),
+        ("true_match_rate", lambda v: [1.25, *v[1:]], r"true_match_rate\[0\] = 1.25 is not in 0..1"),
+        ("same", lambda v: True, "same = True is no number"),
+        ("different", lambda v: -3, "different = -3 is no number of pairs"),
+        ("different", lambda v: 10**400, "is no number"),
+        ("same", lambda v: 2.5, "same = 2.5 is no number of pairs"),
+    ],
+)
+def test_a_damaged_field_is_named(curve, name, change, said):
+    tree = curve.to_dict()
+    with pytest.raises(ValueError, match=said):
+        Curve.from_dict({**tree, name: change(tree[name])})
+    del tree[name]
+    with pytest.raises(KeyError, match=name):
+        Curve.from_dict(tree)
 
 
 def test_the_calibration_error_by_hand():

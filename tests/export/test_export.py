@@ -22,6 +22,7 @@ from fmcnet.export.parity import Form, choose, compare, markdown, rates
 from fmcnet.export.write import export
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.inference.onnx_engine import GRAPHS, read_manifest
+from fmcnet.inference.projection import fit
 from fmcnet.types import Modality
 
 
@@ -29,7 +30,7 @@ from fmcnet.types import Modality
 def known_graphs(tiny_onnx, monkeypatch):
     """Graphs of `tiny_run` are copied where they would be traced again (`tiny_onnx` was traced)."""
 
-    def copy(model, modality, height, width, path):
+    def copy(model, modality, height, width, path, projection):
         shutil.copy(tiny_onnx / GRAPHS[modality], path)
         return read_manifest(tiny_onnx).opset
 
@@ -197,13 +198,16 @@ def test_every_kind_of_model_exports_for_every_batch(settings, tmp_path):
     torch.manual_seed(0)
     model = build_model(config, 3).eval()
     path = tmp_path / "g.onnx"
-    write_graph(model, Modality.INFRARED, 32, 16, path)
+    width = model.embed(torch.zeros(1, 3, 32, 16), Modality.INFRARED).shape[1]
+    descriptors = np.random.default_rng(0).normal(size=(20, width)).astype(np.float32)
+    projection = fit(descriptors, np.arange(20) // 4, 4) if config.variant == "base" else None
+    write_graph(model, Modality.INFRARED, 32, 16, path, projection)
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for batch in (1, 3):
         images = np.random.default_rng(0).integers(0, 256, (batch, 32, 16, 3), dtype=np.uint8)
-        expected = TorchEngine(model, torch.device("cpu"))(images, Modality.INFRARED)
+        expected = TorchEngine(model, torch.device("cpu"), projection)(images, Modality.INFRARED)
         assert session.run(None, {"images": images})[0] == pytest.approx(expected, abs=1e-4)
 
 
@@ -234,6 +238,42 @@ def test_only_an_earlier_export_is_replaced(tiny_run, tiny_sysu, tmp_path, known
     exported(tiny_run, first.out, data=tiny_sysu)
     assert (first.out / "parity.md").read_text() != "old"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["onnx"]
+
+
+@pytest.mark.usefixtures("known_graphs")
+def test_another_models_export_is_not_replaced_unasked(tiny_run, tiny_onnx, tiny_sysu, tmp_path):
+    there, run = tmp_path / "onnx", tmp_path / "run"
+    shutil.copytree(tiny_onnx, there)
+    shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("embeddings", "checkpoints"))
+    weights = bytearray((run / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (run / "model.safetensors").write_bytes(bytes(weights))
+    before, mine = load(tiny_run, "cpu").digest, load(run, "cpu").digest
+    (there / CALIBRATION).write_text("of the model before")
+    said = f"holds the fp32 export {before} of model {before}, not the fp32 export of {mine}"
+    with pytest.raises(CheckpointError, match=f"{said}.*--overwrite"):
+        exported(run, there, data=tiny_sysu)
+    with pytest.raises(CheckpointError, match=f"of model {before}, not the int8 export of {before}"):
+        exported(tiny_run, there, int8=True, calibrate=tiny_sysu, images=8)
+    assert read_manifest(there).digest == before
+    assert exported(run, there, data=tiny_sysu, overwrite=True).manifest.digest == mine
+    assert load(there).digest == mine
+    assert not load(there).calibrated  # that was of the model before
+    (there / "export.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"export\.json is missing or damaged.*with --overwrite"):
+        exported(run, there, data=tiny_sysu)
+
+
+@pytest.mark.usefixtures("known_graphs")
+def test_a_calibration_of_the_same_embeddings_stays(tiny_run, tiny_onnx, tiny_sysu, tmp_path):
+    from fmcnet.inference.calibrate import calibrate_model
+
+    there = tmp_path / "onnx"
+    shutil.copytree(tiny_onnx, there)
+    calibrate_model(there, tiny_sysu, progress=False)
+    kept = (there / CALIBRATION).read_text()
+    exported(tiny_run, there, data=tiny_sysu)
+    assert (there / CALIBRATION).read_text() == kept
 
 
 def test_a_failure_leaves_the_old_export(tiny_run, tiny_onnx, tiny_sysu, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from fmcnet.gallery import Gallery
+from fmcnet.gallery.embedded import graph, state
 
 CLUSTER = os.environ.get("FMCNET_CLUSTER") == "1"
 """`make test-cluster` sets it."""
@@ -23,6 +24,16 @@ def milvus_address(tmp_path_factory):
         yield address
 
 
+@pytest.fixture
+def collection(milvus_address):
+    """The address of a new collection, dropped afterwards: each costs the server threads and memory."""
+    name = f"test_{os.getpid()}_{next(_number)}"
+    yield f"milvus://{milvus_address}/{name}"
+    client = pytest.importorskip("pymilvus").MilvusClient(uri=f"http://{milvus_address}")
+    client.drop_collection(name)
+    client.close()
+
+
 @pytest.fixture(
     params=[
         "embedded",
@@ -32,13 +43,17 @@ def milvus_address(tmp_path_factory):
 def location(request, tmp_path):
     """Where a new gallery can be, for each backend."""
     if request.param == "embedded":
-        yield str(tmp_path / "people.gallery")
-        return
-    address, name = request.getfixturevalue("milvus_address"), f"test_{os.getpid()}_{next(_number)}"
-    yield f"milvus://{address}/{name}"
-    client = pytest.importorskip("pymilvus").MilvusClient(uri=f"http://{address}")
-    client.drop_collection(name)  # each collection costs the server threads and memory
-    client.close()
+        return str(tmp_path / "people.gallery")
+    return request.getfixturevalue("collection")
+
+
+@pytest.fixture
+def small_graphs(monkeypatch):
+    """Small galleries, otherwise searched exactly, use the graph and filters; it then looks at all it reaches."""
+    monkeypatch.setattr(state, "FEW", 30)
+    monkeypatch.setattr(state, "LOOKED_AT", 0)
+    for module in (graph, state):
+        monkeypatch.setattr(module, "EF_SEARCH", 10_000)
 
 
 @pytest.fixture

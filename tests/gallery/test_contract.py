@@ -10,7 +10,7 @@ import pytest
 from fmcnet.errors import DuplicateIdError, GalleryError
 from fmcnet.gallery import Where
 from fmcnet.types import Modality
-from tests.gallery.people import MODEL, NOON, WHERES, Plain, add, crops, entries, same
+from tests.gallery.people import MODEL, NOON, WHERES, Plain, add, crops, entries, long_same, same
 
 
 @pytest.fixture
@@ -159,6 +159,24 @@ def test_equal_similarities_are_ordered_by_id(location, opened):
     assert [h.id for h in gallery.search(other, 4)] == ["zz", *sorted(names)[:3]]
 
 
+def test_many_entries_are_compared_one_by_one(location, opened):
+    """More than Milvus lists in one answer, and than it needs before it searches new rows by an index of its own."""
+    gallery, plain = opened(location), Plain()
+    vectors, rows = crops(17_000, dimension=16, people=300), entries(17_000)
+    add(gallery, vectors, rows)
+    plain.add(vectors, rows)
+    queries = crops(2, dimension=16, people=300)
+    for where in (None, Where(pids=[3]), Where(cameras=["gate"], tags=["bag"], since=NOON)):
+        for query, hits in zip(queries, gallery.search_each(queries, 50, where), strict=True):
+            same(hits, plain.search(query, 50, where))
+    long_same(gallery.search(queries[0], 3000), plain, queries[0], 3000)
+    assert [e.id for e, _ in gallery.scan()] == list(plain.rows)
+    some = list(plain.rows)[:16_500]
+    assert gallery.count(Where(ids=some)) == len(some)
+    assert gallery.remove(Where(ids=some)) == plain.remove(Where(ids=some)) == len(some)
+    assert [e.id for e, _ in gallery.scan()] == list(plain.rows)
+
+
 def test_several_crops_make_one_query(filled):
     gallery, plain = filled
     several = crops(4, seed=11)
@@ -224,6 +242,21 @@ def test_an_empty_gallery_answers(location, opened):
     assert gallery.add(np.empty((0, 32)), modality="visible", model=MODEL).ids == ()
     gallery.compact()
     assert gallery.info().entries == 0
+
+
+def test_export_is_the_same_file(filled, tmp_path):
+    gallery, plain = filled
+    where = Where(cameras=["gate", "süd 1"])
+    expected = [(e, v) for e, v in plain.rows.values() if e.camera in where.cameras]
+    assert gallery.export(tmp_path / "x.parquet", where) == len(expected) > 0
+    rows = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "x.parquet").to_pylist()
+    for row, (entry, vector) in zip(rows, expected, strict=True):
+        np.testing.assert_allclose(row.pop("embedding"), vector, atol=1e-6)
+        assert row == {**vars(entry), "modality": entry.modality.value, "tags": list(entry.tags)}
+    assert gallery.export(tmp_path / "x.npz") == len(plain.rows)
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert list(arrays["id"]) == list(plain.rows)
+        assert str(arrays["model"]) == MODEL
 
 
 def test_what_cannot_be_asked(filled, location, opened):

@@ -11,7 +11,7 @@ import pytest
 
 from fmcnet.errors import FmcnetError, GalleryDamagedError, GalleryError
 from fmcnet.gallery import Gallery, Where
-from fmcnet.gallery.embedded import snapshot, state
+from fmcnet.gallery.embedded import snapshot
 from tests.gallery.people import WHERES, Plain, add, answers, crops, entries, same
 
 
@@ -32,8 +32,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture
-def copy(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(state, "FEW", 100)
+def copy(whole, tmp_path, small_graphs):
     shutil.copytree(whole[0], tmp_path / "g")
     return tmp_path / "g"
 

@@ -9,12 +9,12 @@ import pytest
 
 from fmcnet.errors import GalleryError, MissingDependencyError
 from fmcnet.gallery import Gallery, Where
-from fmcnet.gallery.embedded import nearest, state
+from fmcnet.gallery.embedded import graph, state
 from tests.gallery.people import MODEL, Plain, add, crops, entries, same
 
 
-def test_the_index_is_chosen_by_size_and_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(state, "FEW", 50)
+@pytest.mark.usefixtures("small_graphs")
+def test_the_index_is_chosen_by_size_and_kept(tmp_path):
     plain = Plain()
     with Gallery(tmp_path / "g", hnsw_above=300, flush_rows=100) as gallery:
         for turn in range(5):
@@ -35,21 +35,23 @@ def test_the_index_is_chosen_by_size_and_kept(tmp_path, monkeypatch):
         assert gallery.info().index == "exact"
 
 
-def test_searches_use_the_graph_only_when_many_rows_are_allowed(tmp_path, monkeypatch):
-    monkeypatch.setattr(state, "FEW", 50)
+def test_searches_use_the_graph_only_when_many_rows_are_allowed(tmp_path, monkeypatch, small_graphs):
     calls = []
-    real = nearest.Graph.search
-    monkeypatch.setattr(nearest.Graph, "search", lambda *a: calls.append(1) or real(*a))
+    real = graph.Graph.search
+    monkeypatch.setattr(graph.Graph, "search", lambda *a: calls.append(1) or real(*a))
     with Gallery(tmp_path / "g", index="hnsw", flush_rows=100) as gallery:
         add(gallery, crops(600), entries(600))
         query = crops(1, seed=3)[0]
         gallery.search(query)
-        assert len(calls) == 1
-        gallery.search(query, where=Where(ids=[f"crop-{i:05d}" for i in range(40)]))
+        assert len(calls) == 2  # one for each modality
+        gallery.search(query, where=Where(ids=[f"crop-{i:05d}" for i in range(20)]))
         gallery.search(query, exact=True)
-        assert len(calls) == 1
-        gallery.search(query, where=Where(modality="visible"))
         assert len(calls) == 2
+        gallery.search(query, where=Where(modality="visible"))
+        assert len(calls) == 3
+        monkeypatch.setattr(state, "FEW", 20_000)
+        gallery.search(query)
+        assert len(calls) == 3
 
 
 def test_float16_halves_the_files_and_hardly_moves_similarities(tmp_path):

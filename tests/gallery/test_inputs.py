@@ -71,6 +71,14 @@ def test_one_value_is_for_all_and_n_are_one_each():
         ({"ids": ["a"]}, "1 values for 2"),
         ({"ids": ["a", 2]}, "must be a text"),
         ({"ids": ["a", "a"]}, "comes twice"),
+        ({"ids": ["a", ""]}, "must not be empty"),
+        ({"ids": ["a", "b\n"]}, "control character"),
+        ({"ids": ["a", "\x7f"]}, "control character"),
+        ({"ids": ["a", "b\u2028c"]}, "line break"),
+        ({"ids": ["a", ".."]}, "no address could name it"),
+        ({"ids": ["a", "b/../a"]}, "no address could name it"),
+        ({"ids": ["a", "./a"]}, "no address could name it"),
+        ({"ids": ["a", "x" * 257]}, "257 bytes"),
     ],
 )
 def test_bad_metadata_is_named(fault, words):

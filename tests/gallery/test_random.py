@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from fmcnet.gallery import Gallery, Where
-from fmcnet.gallery.embedded import state
 from tests.gallery.people import NOON, WHERES, Plain, add, answers, crops, entries
 
 
@@ -21,8 +20,8 @@ from tests.gallery.people import NOON, WHERES, Plain, add, answers, crops, entri
         (3, {"flush_rows": 60, "index": "auto", "hnsw_above": 150}),
     ],
 )
-def test_any_order_of_operations(tmp_path, monkeypatch, seed, options):
-    monkeypatch.setattr(state, "FEW", 30)  # so that small galleries use the graph and filters, too
+@pytest.mark.usefixtures("small_graphs")
+def test_any_order_of_operations(tmp_path, seed, options):
     random = np.random.default_rng(seed)
     path = tmp_path / "people.gallery"
     galleries = [Gallery(path, **options), Gallery(path, **options), Gallery(path, create=False)]

@@ -71,12 +71,88 @@ def test_damage_is_found(copy, damage):
     else:
         from fmcnet.inference.onnx_engine import sha256_of
 
-        infrared.write_bytes(b"not a graph")
+        infrared.write_bytes(b"not a graph")  # an fp32 digest does not depend on the graphs
         tree = json.loads((copy / MANIFEST).read_text())
         tree["sha256"]["model-infrared.onnx"] = sha256_of(infrared)
         (copy / MANIFEST).write_text(json.dumps(tree))
-    with pytest.raises(CheckpointError, match=r"missing or damaged|cannot be loaded"):
+    with pytest.raises(CheckpointError, match=r"is (missing or )?damaged|cannot be loaded"):
         load(copy).encode(np.zeros((8, 8, 3), np.uint8), "infrared")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dim": "many"}, "dim = 'many': "),
+        ({"dim": 0}, "dim = 0: "),
+        ({"dim": 3}, r"dim should give \[3\] and model-visible\.onnx has \[\d+\]"),
+        ({"height": 64.5}, r"height = 64\.5: "),
+        ({"opset": None}, "opset = None: "),
+        ({"precision": "fp16"}, "precision = 'fp16': "),
+        ({"precision": "int8"}, r"digest is \w+, of this int8 model it is"),
+        ({"digest": "0" * 16}, r"digest is 0{16}, of this fp32 model"),
+        ({"digest": "../x"}, r"digest = '\.\./x': "),
+        ({"sha256": {}}, "sha256 names nothing, not model-visible.onnx"),
+        ({"sha256": {"model-visible.onnx": "x"}}, "sha256.model-visible.onnx = 'x': "),
+        ({"kept": [1]}, "kept.0 = 1: "),
+        ({"colour": 1}, "colour = 1: unexpected"),
+        ({"width": 20}, r"export\.json is of images of \d+ x 20 \(H x W\), model\.json of"),
+    ],
+)
+def test_a_damaged_field_of_the_manifest_is_named(copy, change, said):
+    tree = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps(tree | change))
+    with pytest.raises(CheckpointError, match=f"{said}.*export the model again"):
+        load(copy).encode(np.zeros((8, 8, 3), np.uint8), "visible")
+
+
+def test_a_manifest_lacking_a_field_says_which(copy):
+    tree = json.loads((copy / MANIFEST).read_text())
+    del tree["opset"]
+    (copy / MANIFEST).write_text(json.dumps(tree))
+    with pytest.raises(CheckpointError, match=r"export\.json is damaged: opset: field required"):
+        load(copy)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "cuda:x", "cuda:", "mps", "cpu:1"])
+def test_a_device_that_onnx_runtime_lacks_is_said_at_once(tiny_onnx, device):
+    """This ONNX Runtime has no CUDA."""
+    with pytest.raises(FmcnetError, match=f"device '{device}' cannot be used by") as said:
+        load(tiny_onnx, device)
+    assert "cpu" in str(said.value)
+
+
+def test_cuda_that_does_not_start_is_an_error_and_no_silent_cpu(tiny_onnx, monkeypatch):
+    """The provider is announced, as by onnxruntime-gpu without a driver; the real session then goes on without."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.warns(UserWarning, match="is not in available"), pytest.raises(FmcnetError) as said:
+        load(tiny_onnx, "cuda:0")
+    assert "device 'cuda:0' cannot be used by this ONNX Runtime: its CUDA provider did not start" in str(
+        said.value
+    )
+    assert "--device cpu" in str(said.value)
+
+    def broken(*arguments, **settings):
+        assert settings["enable_fallback"] == 0
+        raise RuntimeError("CUDA failure 100: no CUDA-capable device\nmore")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", broken)
+    with pytest.raises(FmcnetError, match=r"'cuda' cannot be used.*failure 100: no CUDA-capable device. Say"):
+        load(tiny_onnx, "cuda")
+
+
+def test_a_device_that_fails_later_is_named(tiny_onnx):
+    encoder = load(tiny_onnx)
+    encoder.encode(np.zeros((8, 8, 3), np.uint8), "visible")
+
+    class Session:
+        def run(self, *arguments):
+            raise RuntimeError("out of memory")
+
+    encoder.engine._sessions[Modality.VISIBLE] = Session()
+    with pytest.raises(FmcnetError, match="failed on cpu with 1 images: out of memory"):
+        encoder.encode(np.zeros((8, 8, 3), np.uint8), "visible")
 
 
 def test_without_onnx_runtime_the_extra_is_named(tiny_onnx, monkeypatch):

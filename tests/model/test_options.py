@@ -115,19 +115,3 @@ def test_specific_branches_of_constants_do_not_shape_the_stems():
         sfd.specific(stem, Modality.INFRARED).sum().backward()
         assert (stem.grad is None) is detach
         assert sfd.specific_infrared.layer3[0].conv1.weight.grad.abs().sum() > 0
-
-
-def test_one_specific_classifier_scores_both_modalities_each_by_its_own_statistics():
-    model = tiny(specific_classifiers="one").train()
-    sfd = model.decomposition
-    assert sfd.classifier(Modality.INFRARED) is sfd.classifier(Modality.VISIBLE)
-    own = tiny().decomposition
-    assert own.classifier(Modality.INFRARED) is not own.classifier(Modality.VISIBLE)
-    images = torch.randint(0, 256, (2, 4, 3, 32, 16), dtype=torch.uint8)
-    out = model(images[0], images[1])
-    linear = sfd.classify_visible.linear.weight
-    for half, other in ((out.visible, out.infrared), (out.infrared, out.visible)):
-        both = torch.cat([half.specific, other.generated])  # real ones and those made from the other modality
-        centred = (both - both.mean(0)) / (both.var(0, unbiased=False) + 1e-5).sqrt()
-        assert torch.allclose(half.specific_scores, (centred @ linear.T)[:4], atol=1e-4)
-        assert torch.allclose(other.generated_scores, (centred @ linear.T)[4:], atol=1e-4)

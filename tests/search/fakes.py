@@ -34,7 +34,7 @@ def curve(shift=0.0):
         similarity=np.array([-1.0, 1.0]),
         evidence=8.0 * (np.array([-1.0, 1.0]) - shift),
         false_match_rate=rates,
-        threshold=1.0 - 2.0 * rates + shift / 10,
+        threshold=(1.0 - 2.0 * rates + shift / 10).clip(-1, 1),
         true_match_rate=np.array([1.0, 0.9, 0.8, 0.7]),
     )
 

@@ -85,6 +85,86 @@ def test_index_once_search_filter_and_forget(crops):
     assert as_json("gallery", "export", "g", "out.npz", "--camera", "2")["exported"] == 1
 
 
+def entries_of(gallery="g"):
+    with Gallery(gallery, read_only=True) as opened:
+        return {Path(entry.source).name: (entry, vector) for entry, vector in opened.scan()}
+
+
+def test_what_is_said_otherwise_the_second_time_is_told_and_stored_on_request(crops):
+    run("index", "g", crops, *RULES, "--pid-from-name", "([0-9])_")
+    before = entries_of()
+    said = ("--modality", "visible", "--camera", "roof", "--track-from-name", "([0-9]_[0-9]+)")
+    told = run("index", "g", crops, *said)
+    assert "camera is 1 in the gallery, roof now" in " ".join(told.output.split())
+    assert "4 pictures are stored otherwise" in " ".join(told.output.split())
+    assert "--existing update" in told.output
+    assert entries_of().keys() == before.keys()
+    assert all(entry == before[name][0] for name, (entry, _) in entries_of().items())
+    listed = as_json("index", "g", crops, *said)
+    assert (len(listed["differences"]), listed["updated"], listed["replaced"]) == (8, 0, 0)
+    made = as_json("index", "g", crops, *said, "--existing", "update")
+    assert (made["added"], made["already"], made["updated"], made["differences"]) == (0, 4, 4, [])
+    for name, (entry, vector) in entries_of().items():
+        assert (entry.camera, entry.track) == ("roof", Path(name).stem)
+        assert entry.pid == before[name][0].pid  # what is not said stays
+        assert (vector == before[name][1]).all()
+    assert as_json("index", "g", crops, *said)["differences"] == []
+    assert "--existing" in wrong("index", "g", crops, *said, "--existing", "maybe")
+
+
+def test_another_modality_is_encoded_anew_and_keeps_the_rest(crops, monkeypatch):
+    run("index", "g", crops, *RULES)
+    seen = []
+    real = ColourEngine.__call__
+    monkeypatch.setattr(ColourEngine, "__call__", lambda s, x, m: seen.append((len(x), m)) or real(s, x, m))
+    told = as_json("index", "g", crops, "--modality", "infrared")
+    assert "modality is visible in the gallery, infrared now" in told["differences"][0]
+    assert not seen
+    made = as_json("index", "g", crops, "--modality", "infrared", "--existing", "update")
+    assert (made["replaced"], made["updated"], made["entries"]) == (4, 0, 4)
+    assert {str(m) for _, m in seen} == {"infrared"}
+    assert {(str(e.modality), e.camera) for e, _ in entries_of().values()} == {
+        ("infrared", "1"),
+        ("infrared", "2"),
+    }
+
+
+def test_a_picture_that_changed_is_encoded_anew_on_request(crops):
+    run("index", "g", crops, *RULES)
+    picture(*BLUE).save(crops / "gate1/1_0900.png")
+    assert as_json("index", "g", crops, *RULES)["differences"] == []
+    old = entries_of()
+    assert as_json("index", "g", crops, *RULES, "--existing", "replace")["replaced"] == 4
+    new = entries_of()
+    assert (new["1_0900.png"][1] == old["3_1010.png"][1]).all()
+    assert as_json("search", "g", "night.png", "--modality", "ir")["hits"][0]["source"].endswith("1_1000.png")
+
+
+def test_pictures_are_kept_when_asked_and_go_with_the_entry(crops):
+    run("index", "plain", crops, *RULES)
+    assert b"\xff\xd8\xff" not in b"".join(p.read_bytes() for p in Path("plain").iterdir())  # no JPEG
+    assert as_json("gallery", "info", "plain")["pictures_kept"] == 0
+    asked = ("index", "plain", crops, *RULES, "--keep-images")
+    assert "picture is nothing in the gallery, to be kept now" in as_json(*asked)["differences"][0]
+    assert as_json(*asked, "--existing", "update")["replaced"] == 4
+    run("index", "g", crops, *RULES, "--keep-images")
+    assert as_json("index", "g", crops, *RULES, "--existing", "replace")["replaced"] == 4
+    assert as_json("gallery", "info", "g")["pictures_kept"] == 4  # once asked for, they stay so
+    with Gallery("g", read_only=True) as gallery:
+        kept = {Path(e.source).name: gallery.picture(e.id) for e, _ in gallery.scan()}
+        assert gallery.picture("nobody") is None
+    shown = Image.open(io.BytesIO(kept["1_0900.png"])).getpixel((5, 5))
+    assert max(abs(a - b) for a, b in zip(shown, RED, strict=True)) < 8
+    for path in crops.rglob("*.png"):
+        path.unlink()
+    run("search", "g", "night.png", "--modality", "ir", "--html", "who.html")
+    assert "picture not at hand" not in Path("who.html").read_text(encoding="utf-8")
+    run("gallery", "remove", "g", "--camera", "1", "--yes")
+    data = b"".join(path.read_bytes() for path in Path("g").iterdir())
+    for name, jpeg in kept.items():
+        assert (jpeg[-40:] in data) == (name in ("1_1000.png", "3_1010.png"))
+
+
 def test_python_and_the_command_line_give_the_same_answer(crops, tmp_path):
     run("index", "g", crops, *RULES)
     typed = as_json("search", "g", "night.png", "--modality", "ir", "--min-probability", "0.01", "--top", "3")

@@ -1,9 +1,11 @@
-"""`python -m tests.server.process FOLDER [SECONDS]`: the real server process, over the fake network."""
+"""`python -m tests.server.process FOLDER SECONDS LIMITS`: the real server process, over the fake network."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -11,11 +13,14 @@ import threading
 import time
 from pathlib import Path
 
+import httpx2 as httpx
+
 ROOT = Path(__file__).parents[2]
 
 
 def main() -> None:
     from fmcnet.inference.encoder import Encoder
+    from fmcnet.server.limits import Limits
     from fmcnet.server.run import Serving, serve
     from tests.server.service import encoder
 
@@ -27,16 +32,19 @@ def main() -> None:
     serve(
         Serving(
             str(folder / "people.gallery"), "fake", port=0, audit=folder / "audit.jsonl",
-            keep_images=folder / "kept",
+            keep_images=folder / "kept", limits=Limits(**json.loads(sys.argv[3])),
         )
     )  # fmt: skip
 
 
 @contextlib.contextmanager
-def started(folder, seconds=0.0):
-    """(process, address) of a server that listens."""
-    command = [sys.executable, "-m", "tests.server.process", str(folder), str(seconds)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+def started(folder, seconds=0.0, keys=None, **limits):
+    """(process, address) of a server that listens; `keys` are secrets by scope, `limits` as `Limits` has them."""
+    command = [sys.executable, "-m", "tests.server.process", str(folder), str(seconds), json.dumps(limits)]
+    known = ";".join(f"{scope}:{scope}:{secret}" for scope, secret in (keys or {}).items())
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "FMCNET_API_KEYS": known}
+    )
     try:
         lines, address = [], None
         for line in process.stderr:
@@ -57,6 +65,26 @@ def started(folder, seconds=0.0):
         process.wait(60)
         process.reader.join(60) if hasattr(process, "reader") else None
         process.stderr.close()
+
+
+def until_it_answers(address):
+    """It takes requests."""
+    for _ in range(1200):
+        try:
+            if httpx.get(f"{address}/readyz").status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("not ready")
+
+
+def resident_mib(pid, forget_peak=False):
+    """(now, at most so far) of a process's memory; `forget_peak` lets the second start anew."""
+    if forget_peak:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+    text = Path(f"/proc/{pid}/status").read_text()
+    return tuple(int(re.search(rf"{name}:\s+(\d+)", text)[1]) / 1024 for name in ("VmRSS", "VmHWM"))
 
 
 if __name__ == "__main__":

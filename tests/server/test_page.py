@@ -9,9 +9,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from tests.server.process import started
+from tests.server.process import started, until_it_answers
 from tests.server.service import png
-from tests.server.test_stop import until_it_answers
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
@@ -135,6 +134,9 @@ def test_drop_filter_page_track_and_remove(browser, address):
     page.locator("#next").click()
     assert page.locator("#page-of").inner_text() == "Page 2 of 3"
     assert not set(first) & set(hits(page))
+    said = page.locator("#status").inner_text()
+    assert said.startswith("The 30 nearest crops")
+    assert "Page\u00a02" in said
     page.locator("#back").click()
     assert hits(page) == first
 
@@ -143,6 +145,10 @@ def test_drop_filter_page_track_and_remove(browser, address):
     page.locator("#since").fill("2026-03-10T00:00")
     page.locator("#until").fill("2026-03-20T00:00")
     assert page.locator("#filter-count").inner_text() == "(3 set)"
+    assert page.locator("#zone").inner_text() == "Times are in the zone UTC."
+    expect(page.locator("#go")).to_be_in_viewport(
+        ratio=1
+    )  # though the open filters are taller than the window
     page.locator("#go").click()
     expect(page.locator("#hits .hit")).to_have_count(5)
     assert set(page.locator("#hits .camera").all_inner_texts()) == {"hall"}

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from fmcnet.errors import FmcnetError
-from fmcnet.gallery import Where
-from fmcnet.server.pictures import KeptImages, SourceImages, thumbnail
+from fmcnet.gallery import Gallery, Where
+from fmcnet.server.pictures import KeptImages, Pictures, SourceImages, thumbnail
 from fmcnet.server.refusals import Refusal
 from fmcnet.server.uploads import decode
 from tests.server.service import encoded, picture, png, running
@@ -123,3 +123,17 @@ def test_other_formats_are_not_even_tried():
     for kind in ("PPM", "ICO", "TGA", "JPEG2000"):
         with pytest.raises(Refusal):
             decode(encoded(picture(1), kind), "a", 10_000)
+
+
+def test_pictures_that_the_gallery_holds_are_shown_before_sources(tree, tmp_path):
+    with Gallery(tmp_path / "own.gallery", model="m") as gallery:
+        gallery.add(
+            [[1.0, 0.0]] * 2, modality="visible", ids=["a", "b"], source="cam1/a.png", pictures=[png(7), None]
+        )
+        pictures = Pictures(sources=SourceImages(tree, 10_000), stored=gallery.picture)
+        held, without = gallery.get("a"), gallery.get("b")
+        assert pictures.any
+        assert pictures.read(held) == png(7)
+        assert pictures.read(without) == SourceImages(tree, 10_000).read("cam1/a.png")
+        gallery.remove(Where(ids=["a"]))
+        assert Pictures(stored=gallery.picture).read(held) is None

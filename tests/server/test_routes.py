@@ -110,8 +110,8 @@ def test_an_entry_and_a_track(serving):
 
 
 def test_what_is_not_there(serving):
-    for path in ("/v1/entries/nobody", "/v1/images/crop-1", "/v1/nothing", "/page/other.js"):
-        reply = serving.client.get(path)
+    for path in ("/v1/entries/nobody", "/v1/images/crop-1", "/v1/nothing", "/page/other.js", "/v1/gallery/"):
+        reply = serving.client.get(path, follow_redirects=False)
         assert reply.status_code == 404, path
         assert set(reply.json()["error"]) == {"status", "what", "where", "do"}
     assert serving.client.put("/v1/entries/crop-1").status_code == 405

@@ -16,19 +16,8 @@ from fmcnet.errors import FmcnetError
 from fmcnet.gallery import Gallery
 from fmcnet.server.limits import Limits
 from fmcnet.server.run import Serving, _listen, audit_path, serve
-from tests.server.process import started
+from tests.server.process import started, until_it_answers
 from tests.server.service import DIGEST, files
-
-
-def until_it_answers(address):
-    for _ in range(1200):
-        try:
-            if httpx.get(f"{address}/readyz").status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.05)
-    raise AssertionError("not ready")
 
 
 def test_sigterm_finishes_the_requests_at_work_and_closes_the_gallery(tmp_path):

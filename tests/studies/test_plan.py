@@ -51,7 +51,7 @@ def test_what_rows_are_equal_is_done_once(table):
         assert len({plan.names[key, 0] for key in same}) == 1
     assert len({run.digest for run in plan.runs}) == len(plan.runs) == len({run.name for run in plan.runs})
     rows = [key for study in STUDIES.values() for key in (row.key for row in study.rows)]
-    assert len(plan.runs) == 15 < len(rows)
+    assert len(plan.runs) == 19 < len(rows)
     assert sorted(key for run in plan.runs for key in run.rows) == sorted(set(rows))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fmcnet.calibration.counts import FloatVector, count_pairs, folds_of
-from fmcnet.calibration.curve import MIN_PAIRS, Curve, fit
+from fmcnet.calibration.curve import MIN_PAIRS, Curve, fit, number
 from fmcnet.calibration.reliability import held_out
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import write_atomically
@@ -131,20 +131,16 @@ class Calibration:
             model: the digest that it must be for; None: any.
 
         Raises:
-            CheckpointError: when it is missing, damaged, or of another model.
+            CheckpointError: when it is missing, damaged (the field that is wrong is named), or of another model.
         """
         try:
             tree = json.loads(Path(path).read_text(encoding="utf-8"))
-            if tree.get("format") != FORMAT:
+            if not isinstance(tree, dict) or tree.get("format") != FORMAT:
                 raise CheckpointError(f"{path} is not a calibration of this version (format {FORMAT})")
-            curves = {
-                (Modality(name.split("-")[0]), Modality(name.split("-")[1])): Curve.from_dict(curve)
-                for name, curve in tree["curves"].items()
-            }
-            found = Calibration(
-                str(tree["model"]), curves, tree["prior"], tree["fmr"], tree["held_out"], tree["source"]
-            )
-        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            found = _parse(tree)
+        except KeyError as error:
+            raise CheckpointError(f"{path} is damaged: {error} is missing; calibrate again") from error
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} is missing or damaged: {error}; calibrate again") from error
         if model is not None and found.model != model:
             raise CheckpointError(
@@ -152,6 +148,34 @@ class Calibration:
                 "with fmcnet calibrate"
             )
         return found
+
+
+def _parse(tree: dict[str, Any]) -> Calibration:
+    """What `to_dict` gave.
+
+    Raises:
+        ValueError, KeyError: naming the field that is wrong, or missing.
+    """
+    for name, kind in (("model", str), ("curves", dict), ("held_out", dict), ("source", dict)):
+        if not isinstance(tree[name], kind) or (name in ("model", "curves") and not tree[name]):
+            raise ValueError(f"{name} is {tree[name]!r:.60}")
+    names = {direction(*pair): pair for pair in DIRECTIONS}
+    curves = {}
+    for name, curve in tree["curves"].items():
+        if name not in names or not isinstance(curve, dict):
+            raise ValueError(f"curves.{name}: a curve of one of {', '.join(names)} should be there")
+        try:
+            curves[names[name]] = Curve.from_dict(curve)
+        except KeyError as error:
+            raise ValueError(f"curves.{name}.{error.args[0]} is missing") from error
+        except ValueError as error:
+            raise ValueError(f"curves.{name}.{error}") from error
+    prior, fmr = (number(tree[name], name) for name in ("prior", "fmr"))
+    if not 0.0 < prior < 1.0:
+        raise ValueError(f"prior = {prior} is not between 0 and 1")
+    if not 0.0 < fmr <= 1.0:
+        raise ValueError(f"fmr = {fmr} is not above 0 and at most 1")
+    return Calibration(tree["model"], curves, prior, fmr, tree["held_out"], tree["source"])
 
 
 def direction(query: Modality, gallery: Modality) -> str:

@@ -21,6 +21,15 @@ MIN_PAIRS = 20
 A_DECADE = 10
 """Thresholds stored per factor of ten of the false-match rate."""
 
+KNOTS = {
+    "similarity": (1, -1.0, 1.0),
+    "evidence": (1, -np.inf, np.inf),
+    "false_match_rate": (-1, np.nextafter(0.0, 1.0), 1.0),
+    "threshold": (1, -1.0, 1.0),
+    "true_match_rate": (-1, 0.0, 1.0),
+}
+"""The vectors of a curve: whether they ascend (1) or descend (-1), smallest and largest value."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -75,11 +84,10 @@ class Curve:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        vectors = ("similarity", "evidence", "false_match_rate", "threshold", "true_match_rate")
         return {
             "same": self.same,
             "different": self.different,
-            **{name: [float(f"{v:.7g}") for v in getattr(self, name)] for name in vectors},
+            **{name: [float(f"{v:.7g}") for v in getattr(self, name)] for name in KNOTS},
         }
 
     @staticmethod
@@ -87,23 +95,50 @@ class Curve:
         """What `to_dict` gave.
 
         Raises:
-            ValueError, KeyError, TypeError: when it is damaged.
+            ValueError, KeyError: naming the field that is wrong, or missing.
         """
-        vectors = {
-            name: np.asarray(tree[name], dtype=np.float64)
-            for name in ("similarity", "evidence", "false_match_rate", "threshold", "true_match_rate")
-        }
-        curve = Curve(int(tree["same"]), int(tree["different"]), **vectors)
-        ascending = (curve.similarity, curve.evidence, -curve.false_match_rate, curve.threshold)
-        lengths = {
-            len(curve.similarity) - len(curve.evidence),
-            len(curve.threshold) - len(curve.false_match_rate),
-        }
-        if lengths != {0} or not len(curve.similarity) or not len(curve.threshold):
-            raise ValueError("knots of unequal number")
-        if not all(np.isfinite(v).all() and (np.diff(v) >= 0).all() for v in ascending):
-            raise ValueError("knots out of order")
-        return curve
+        for name in ("same", "different"):
+            if number(tree[name], name) < 1 or int(tree[name]) != tree[name]:
+                raise ValueError(f"{name} = {tree[name]} is no number of pairs")
+        vectors = {name: _knots(tree[name], name) for name in KNOTS}
+        for one, other in (
+            ("similarity", "evidence"),
+            ("threshold", "false_match_rate"),
+            ("threshold", "true_match_rate"),
+        ):
+            if len(vectors[one]) != len(vectors[other]):
+                raise ValueError(f"{other} has {len(vectors[other])} knots and {one} {len(vectors[one])}")
+        if vectors["false_match_rate"][0] != 1:
+            raise ValueError(f"false_match_rate begins with {vectors['false_match_rate'][0]}, not with 1")
+        return Curve(int(tree["same"]), int(tree["different"]), **vectors)
+
+
+def number(value: Any, name: str) -> float:
+    """A finite number out of JSON, where true and "1" are none.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
+        raise ValueError(f"{name} = {value!r:.60} is no number")
+    return float(value)
+
+
+def _knots(values: Any, name: str) -> FloatVector:
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{name} = {values!r:.60} is no list of knots")
+    vector = np.array([number(value, f"{name}[{at}]") for at, value in enumerate(values)])
+    sign, low, high = KNOTS[name]
+    outside = np.flatnonzero((vector < low) | (vector > high))
+    if len(outside):
+        at = int(outside[0])
+        raise ValueError(f"{name}[{at}] = {vector[at]} is not in {low:g}..{high:g}")
+    back = np.flatnonzero(np.diff(sign * vector) < 0)
+    if len(back):
+        at = int(back[0]) + 1
+        order = "descends" if sign > 0 else "ascends"
+        raise ValueError(f"{name}[{at}] = {vector[at]}: knots out of order, it {order}")
+    return vector
 
 
 def fit(same: IntArray, different: IntArray) -> Curve:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from fmcnet.export.graph import write_graph
 from fmcnet.export.int8 import quantize
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.onnx_engine import GRAPHS, MANIFEST, Manifest, OnnxEngine, sha256_of
+from fmcnet.inference.onnx_engine import GRAPHS, MANIFEST, Manifest, OnnxEngine, int8_digest, sha256_of
 from fmcnet.model.card import versions
 from fmcnet.types import Modality
 
@@ -25,7 +24,7 @@ def float_graphs(encoder: Encoder, folder: Path) -> Path:
     opset = 0
     for modality in Modality:
         path = folder / GRAPHS[modality]
-        opset = write_graph(encoder.model, modality, encoder.height, encoder.width, path)
+        opset = write_graph(encoder.model, modality, encoder.height, encoder.width, path, encoder.projection)
     sample = np.zeros((1, encoder.height, encoder.width, 3), dtype=np.uint8)
     dim = encoder.engine(sample, Modality.VISIBLE).shape[1]
     manifest = Manifest(
@@ -53,15 +52,17 @@ def int8_graphs(floats: Path, folder: Path, ranges: dict[Modality, NDArray[np.ui
             f"{modality} {one}" for one in quantize(floats / name, folder / name, ranges[modality], scheme)
         ]
     manifest = OnnxEngine(floats).manifest
-    content = "".join(sha256_of(folder / GRAPHS[modality]) for modality in Modality)
-    digest = hashlib.sha256(f"{manifest.source} int8 {content}".encode()).hexdigest()[:16]
+    digest = int8_digest(manifest.source, _digests(folder))
     _write_manifest(folder, replace(manifest, digest=digest, precision="int8", kept=tuple(kept)))
     return folder
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    digests = {GRAPHS[modality]: sha256_of(folder / GRAPHS[modality]) for modality in Modality}
-    (folder / MANIFEST).write_text(replace(manifest, sha256=digests).to_json(), encoding="utf-8")
+    (folder / MANIFEST).write_text(replace(manifest, sha256=_digests(folder)).to_json(), encoding="utf-8")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {GRAPHS[modality]: sha256_of(folder / GRAPHS[modality]) for modality in Modality}
 
 
 def form(name: str, folder: Path) -> tuple[str, Any, int, tuple[str, ...]]:

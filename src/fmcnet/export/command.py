@@ -29,6 +29,9 @@ def export(
         Path | None, typer.Option(help="The folder to write; default RUN/onnx or RUN/onnx-int8.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Keep an int8 model that loses too much.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an export of another model that is there.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Write a model for ONNX Runtime, and a report on what that changes.
@@ -51,6 +54,7 @@ def export(
         images=images,
         out=out,
         force=force,
+        overwrite=overwrite,
         progress=False if json_ else None,
     )
     if json_:

@@ -13,28 +13,46 @@ from torch import Tensor, nn
 
 from fmcnet.errors import CheckpointError
 from fmcnet.inference.onnx_engine import INPUT, OUTPUT
+from fmcnet.inference.projection import Projection
 from fmcnet.model.fmcnet import FMCNet
 from fmcnet.optional import require
 from fmcnet.types import Modality
 
 
 class ModalityGraph(nn.Module):
-    """What is traced: the single-modality path, with layout and normalisation inside."""
+    """What is traced: the single-modality path, with layout, normalisation and projection inside."""
 
-    def __init__(self, model: FMCNet, modality: Modality) -> None:
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, model: FMCNet, modality: Modality, projection: Projection | None = None) -> None:
         super().__init__()
-        self.model, self.modality = model, modality
+        self.model, self.modality, self.projected = model, modality, projection is not None
+        if projection is not None:
+            self.register_buffer("mean", torch.from_numpy(projection.mean))
+            self.register_buffer("matrix", torch.from_numpy(projection.matrix))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 to (B, E) float32."""
-        return self.model.embed(images.permute(0, 3, 1, 2), self.modality)
+        found = self.model.embed(images.permute(0, 3, 1, 2), self.modality)
+        if not self.projected:
+            return found
+        return (nn.functional.normalize(found, dim=1) - self.mean) @ self.matrix
 
 
-def write_graph(model: FMCNet, modality: Modality, height: int, width: int, path: Path) -> int:
+def write_graph(
+    model: FMCNet,
+    modality: Modality,
+    height: int,
+    width: int,
+    path: Path,
+    projection: Projection | None = None,
+) -> int:
     """Write one modality's graph and check it.
 
     Args:
         model: in eval mode, on the CPU. height, width: of the input. path: the .onnx file.
+        projection: of the descriptors to fewer values, if there is one.
 
     Returns:
         The version of ONNX's operators.
@@ -46,7 +64,7 @@ def write_graph(model: FMCNet, modality: Modality, height: int, width: int, path
     onnx = require("onnx", "export")
     require("onnxscript", "export")
     example = torch.zeros((2, height, width, 3), dtype=torch.uint8)
-    graph = ModalityGraph(model, modality).eval()
+    graph = ModalityGraph(model, modality, projection).eval()
     with quiet():
         program = torch.onnx.export(
             graph,

@@ -25,7 +25,7 @@ from fmcnet.export.build import float_graphs, form, int8_graphs
 from fmcnet.export.int8 import SCHEMES
 from fmcnet.export.parity import Form, choose, compare, markdown
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.onnx_engine import GRAPHS, MANIFEST, Manifest, OnnxEngine
+from fmcnet.inference.onnx_engine import GRAPHS, MANIFEST, Manifest, OnnxEngine, read_manifest
 from fmcnet.inference.shipped import is_shipped
 from fmcnet.model.card import CARD, WEIGHTS
 from fmcnet.optional import require
@@ -76,6 +76,7 @@ def export(
     images: int = 256,
     out: str | Path | None = None,
     force: bool = False,
+    overwrite: bool = False,
     seconds: float | None = None,
     progress: bool | None = None,
 ) -> Exported:
@@ -88,14 +89,16 @@ def export(
         data: the table whose test images are compared and scored; None: that of `calibrate`; without either,
             generated images are compared and nothing is scored.
         images: number of images that ranges are learnt from, half of each modality.
-        out: the folder to write; None: `onnx` or `onnx-int8` in the run folder. An earlier export is replaced.
+        out: the folder to write; None: `onnx` or `onnx-int8` in the run folder. An earlier export of this
+            model in the same precision is replaced.
         force: keep an int8 model that loses more than `MOST_LOST` points of mAP.
+        overwrite: replace an export of another model or precision, too.
         seconds: of each measurement of speed; None: `SECONDS`. progress: bars; None: on a terminal.
 
     Raises:
         FmcnetError: when int8 loses too much and `force` is off: the folder then holds the report and no model, or
             the earlier model that was there.
-        CheckpointError: when there is no model with weights.
+        CheckpointError: when there is no model with weights, or `out` holds something else.
         MissingDependencyError: without the extra "export".
     """
     if int8 and calibrate is None:
@@ -109,7 +112,7 @@ def export(
     if out is None and is_shipped(encoder.folder):
         raise FmcnetError(f"{run} came with the package, which is not written to: say --out FOLDER")
     target = Path(out) if out is not None else encoder.folder / ("onnx-int8" if int8 else "onnx")
-    _check_target(target)
+    _check_target(target, encoder.digest, "int8" if int8 else "fp32", overwrite)
     seen, modality, table, remark = _images(encoder, data if data is not None else calibrate, progress)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -243,25 +246,35 @@ def _take_calibration(encoder: Encoder, folder: Path, digest: str) -> None:
             Calibration.load(encoder.folder / CALIBRATION, model=digest).save(folder / CALIBRATION)
 
 
-def _check_target(target: Path) -> None:
-    """Only an earlier export is replaced."""
+def _check_target(target: Path, source: str, precision: str, overwrite: bool) -> None:
+    """Only an earlier export is replaced; one of another model or precision, when asked to."""
     if not target.exists():
         return
     names = {path.name for path in target.iterdir()} if target.is_dir() else {"?"}
     ours = {MANIFEST, CARD, CALIBRATION, *REPORT, *GRAPHS.values()}
     if not names <= ours:
         raise CheckpointError(f"--out {target} exists and is no exported model: give a new folder")
+    if overwrite or MANIFEST not in names:
+        return
+    try:
+        there = read_manifest(target)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}, into a new folder or with --overwrite") from error
+    if (there.source, there.precision) != (source, precision):
+        raise CheckpointError(
+            f"--out {target} holds the {there.precision} export {there.digest} of model {there.source}, not the "
+            f"{precision} export of {source}: give a new folder, or replace it with --overwrite"
+        )
 
 
 def _put(folder: Path, target: Path) -> None:
     """Move a finished folder into place."""
     old = folder.parent / "old"
     if target.exists():
-        kept = target / CALIBRATION
-        if (
-            kept.is_file() and not (folder / CALIBRATION).exists()
-        ):  # of other weights: refused when it is read
-            shutil.copy(kept, folder / CALIBRATION)
+        if not (folder / CALIBRATION).exists():
+            with contextlib.suppress(CheckpointError):  # none there, or of other embeddings: no use to anyone
+                kept = Calibration.load(target / CALIBRATION, model=read_manifest(folder).digest)
+                kept.save(folder / CALIBRATION)
         target.rename(old)
     try:
         folder.rename(target)

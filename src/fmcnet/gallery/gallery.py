@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 from numpy.typing import ArrayLike
 
 from fmcnet.errors import GalleryError
 from fmcnet.gallery import inputs
+from fmcnet.gallery.changes import KEEP, make_change
 from fmcnet.gallery.export import export
+from fmcnet.gallery.opening import open_store
 from fmcnet.gallery.pooling import group, pool
 from fmcnet.gallery.records import (
     Added,
@@ -26,7 +28,6 @@ from fmcnet.gallery.records import (
     Settings,
     Stored,
     Where,
-    as_modality,
     as_utc,
 )
 from fmcnet.gallery.store import Store
@@ -34,8 +35,6 @@ from fmcnet.types import FloatArray, Modality
 
 MOST = 100_000
 """Hits a search may ask for."""
-KEEP: Any = type("Keep", (), {"__repr__": lambda _: "KEEP"})()
-"""An attribute that `update` leaves alone."""
 
 
 class Gallery:
@@ -47,7 +46,7 @@ class Gallery:
         location: a folder ("people.gallery"), or "milvus://host:19530/name".
         model: digest of the model whose embeddings these are; the first add fixes it for good. Given here, it need
             not be given to `add` and `search`.
-        read_only: never write; the gallery must exist.
+        read_only: never write; the gallery must exist, and its folder need not be writable.
         create: make the gallery where there is none; otherwise that is an error.
         timeout: seconds to wait for another process that writes.
         index: "exact" compares with every entry; "hnsw" uses a graph, fast and nearly exact; "auto" is exact up to
@@ -76,39 +75,18 @@ class Gallery:
         dtype: Dtype = "float32",
         flush_rows: int = 2048,
     ) -> None:
-        if index not in (None, "auto", "exact", "hnsw"):
-            raise GalleryError(f"index is 'auto', 'exact' or 'hnsw', not {index!r}")
-        if dtype not in ("float32", "float16"):
-            raise GalleryError(f"dtype is 'float32' or 'float16', not {dtype!r}")
-        if not timeout >= 0 or flush_rows < 1 or (hnsw_above is not None and hnsw_above < 0):
-            raise GalleryError(
-                f"timeout={timeout} and hnsw_above={hnsw_above} must not be negative, flush_rows={flush_rows} at "
-                "least 1"
-            )
-        self.location = str(location)
         self._model = None if model is None else inputs.text(model, "model")
-        self._store: Store
-        if self.location.startswith("milvus://"):
-            from fmcnet.gallery.milvus import MilvusStore
-
-            self._store = MilvusStore(
-                self.location, read_only=read_only, create=create, timeout=timeout, index=index, dtype=dtype
-            )
-        elif "://" in self.location:
-            raise GalleryError(f"{self.location}: a gallery is a folder, or milvus://host:port/name")
-        else:
-            from fmcnet.gallery.embedded.store import EmbeddedStore
-
-            self._store = EmbeddedStore(
-                Path(location),
-                read_only=read_only,
-                create=create,
-                timeout=timeout,
-                index=index,
-                hnsw_above=hnsw_above,
-                dtype=dtype,
-                flush_rows=flush_rows,
-            )
+        self._store: Store = open_store(
+            location,
+            read_only=read_only,
+            create=create,
+            timeout=timeout,
+            index=index,
+            hnsw_above=hnsw_above,
+            dtype=dtype,
+            flush_rows=flush_rows,
+        )
+        self.location = self._store.location  # of a cluster: without a password
         try:
             settings = self._store.settings
             if settings is not None:
@@ -165,6 +143,10 @@ class Gallery:
             GalleryError: when it is not there.
         """
         return self._stored(entry_id)[1]
+
+    def picture(self, entry_id: str) -> bytes | None:
+        """The picture kept with an entry, as it was given; None where none was, or there is no such entry."""
+        return self._store.picture(entry_id)
 
     def _stored(self, entry_id: str) -> Stored:
         found = self._store.fetch([entry_id])
@@ -262,6 +244,7 @@ class Gallery:
         source: str | Path | Sequence[str | Path | None] | None = None,
         track: str | Sequence[str | None] | None = None,
         tags: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        pictures: Sequence[bytes | None] | None = None,
         model: str | None = None,
         on_duplicate: OnDuplicate = "refuse",
     ) -> Added:
@@ -270,7 +253,10 @@ class Gallery:
         Args:
             embeddings: (N, D) real numbers of any length; brought to unit length.
             modality, pid, camera, time, source, track: one for all, or N of them. time: aware datetimes.
-            ids: N texts; made up when not given. tags: texts for all, or N lists of texts.
+            ids: N texts of 1 to 256 bytes, without control characters, and without . or .. between slashes; made up
+                when not given. tags: texts for all, or N lists of texts.
+            pictures: bytes of small image files to keep with the entries, up to 1 MB each; None: none is kept. They
+                go when the entry goes, as provably as its embedding.
             model: digest of the model that made the embeddings; needed unless the gallery was opened with it.
             on_duplicate: what to do with an id that is there: "refuse" the batch, "replace" the old entry (which is
                 removed as by `remove`), or "skip" the new one.
@@ -299,6 +285,7 @@ class Gallery:
             source=source,
             track=track,
             tags=tags,
+            pictures=pictures,
         )
         if not batch.entries:
             return Added((), 0)
@@ -323,18 +310,9 @@ class Gallery:
         """
         if isinstance(ids, str):
             raise GalleryError(f"ids={ids!r}: give a list, as [{ids!r}]")
-        checks: dict[str, tuple[object, Any]] = {
-            "pid": (pid, inputs.as_pid),
-            "modality": (modality, as_modality),
-            "camera": (camera, lambda v: inputs.optional_text(v, "camera")),
-            "time": (time, inputs.as_time),
-            "source": (source, lambda v: inputs.optional_text(v, "source")),
-            "track": (track, lambda v: inputs.optional_text(v, "track")),
-            "tags": (tags, inputs.as_tags),
-        }
-        change = {name: check(value) for name, (value, check) in checks.items() if value is not KEEP}
-        if not change:
-            raise GalleryError("nothing to update: give at least one of " + ", ".join(checks))
+        change = make_change(
+            pid=pid, modality=modality, camera=camera, time=time, source=source, track=track, tags=tags
+        )
         return self._store.update(list(dict.fromkeys(ids)), change)
 
     def remove(self, where: Where) -> int:

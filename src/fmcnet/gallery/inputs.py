@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time as clock
+import unicodedata
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from pathlib import PurePath
@@ -20,6 +21,8 @@ from fmcnet.types import FloatArray, Modality
 LONGEST = {"id": 256, "model": 256, "camera": 256, "track": 256, "tag": 256, "source": 4096}
 """Most bytes (UTF-8) of a text."""
 MOST_TAGS = 64
+LARGEST_PICTURE = 2**20
+"""Bytes."""
 SMALLEST = 1e-12
 """A vector whose values are all smaller is a zero vector."""
 LARGEST_PID = 2**63 - 1
@@ -71,6 +74,7 @@ def make_batch(
     source: Any,
     track: Any,
     tags: Any,
+    pictures: Any = None,
 ) -> Batch:
     """Entries of N embeddings; each column is one value for all, or N of them.
 
@@ -82,7 +86,7 @@ def make_batch(
     n = len(vectors)
     if isinstance(ids, str):
         raise GalleryError(f"ids must be a list of {n} texts, not one text")
-    names = [new_id() for _ in range(n)] if ids is None else [text(v, "id") for v in column(ids, n, "ids")]
+    names = [new_id() for _ in range(n)] if ids is None else [as_id(v) for v in column(ids, n, "ids")]
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -103,7 +107,27 @@ def make_batch(
     entries = tuple(
         Entry(id=names[row], **{key: values[row] for key, values in columns.items()}) for row in range(n)
     )
-    return Batch(entries, vectors)
+    return Batch(entries, vectors, as_pictures(pictures, n))
+
+
+def as_pictures(value: Any, n: int) -> tuple[bytes | None, ...]:
+    """N encoded images or None, or nothing at all.
+
+    Raises:
+        GalleryError: for another number, or what is no bytes, empty, or more than `LARGEST_PICTURE`.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, (list, tuple)) or len(value) != n:
+        raise GalleryError(
+            f"pictures must be a list of {n}, the bytes of an image file or None for each embedding"
+        )
+    for row, picture in enumerate(value):
+        if picture is not None and not (isinstance(picture, bytes) and 0 < len(picture) <= LARGEST_PICTURE):
+            raise GalleryError(
+                f"picture {row} must be bytes, 1 to {LARGEST_PICTURE:,} of them: keep a small JPEG"
+            )
+    return tuple(value)
 
 
 def column(value: Any, n: int, name: str) -> list[Any]:
@@ -152,6 +176,22 @@ def text(value: object, what: str) -> str:
     if size > LONGEST[what]:
         raise GalleryError(f"{what} '{value[:40]}...' has {size} bytes, more than {LONGEST[what]}")
     return value
+
+
+def as_id(value: object) -> str:
+    """A `text` that an address can name: without control characters, and without . or .. between slashes.
+
+    Clients and proxies resolve /a/../b to /b before they send it, and so would ask for another entry.
+
+    Raises:
+        GalleryError: saying what is wrong with it.
+    """
+    found = text(value, "id")
+    if any(unicodedata.category(one) in ("Cc", "Zl", "Zp") for one in found):
+        raise GalleryError(f"id {found!r} holds a control character or a line break: choose another")
+    if not {".", ".."}.isdisjoint(found.split("/")):
+        raise GalleryError(f"id {found!r} has . or .. as a part: no address could name it, choose another")
+    return found
 
 
 def optional_text(value: object, what: str) -> str | None:

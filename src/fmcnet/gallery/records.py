@@ -147,10 +147,12 @@ class Batch:
 
     Attributes:
         entries: N of them. vectors: (N, D) float32, unit length, in the same order.
+        pictures: N encoded images or None; or nothing at all.
     """
 
     entries: tuple[Entry, ...]
     vectors: FloatArray
+    pictures: tuple[bytes | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ class GalleryInfo:
         location: path or URL. entries: how many. settings: None before the first add.
         index: "exact" or "hnsw": what an unfiltered search uses now. unindexed: entries that are searched one by
             one beside the index. removed: rows whose space `compact` would give back.
-        bytes: on disk; 0 where the backend does not tell.
+        bytes: on disk; 0 where the backend does not tell. pictures: how many entries have a picture with them.
     """
 
     location: str
@@ -186,6 +188,7 @@ class GalleryInfo:
     unindexed: int
     removed: int
     bytes: int
+    pictures: int = 0
 
 
 Stored = tuple[Entry, FloatArray]

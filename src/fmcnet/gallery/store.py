@@ -28,7 +28,13 @@ NEAR = 1e-5
 
 
 class Store(Protocol):
-    """Keeps entries and their embeddings, and finds the most similar ones. Inputs are checked already."""
+    """Keeps entries and their embeddings, and finds the most similar ones. Inputs are checked already.
+
+    Attributes:
+        location: a folder, or a cluster's address without a password.
+    """
+
+    location: str
 
     @property
     def settings(self) -> Settings | None:
@@ -45,6 +51,9 @@ class Store(Protocol):
 
     def fetch(self, ids: Sequence[str]) -> dict[str, Stored]:
         """Entries and embeddings of those ids that are there."""
+
+    def picture(self, entry_id: str) -> bytes | None:
+        """The picture kept with an entry; None without one."""
 
     def count(self, where: Where | None) -> int:
         """How many entries match."""

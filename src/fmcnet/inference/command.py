@@ -1,4 +1,4 @@
-"""`fmcnet embed`, `fmcnet info` and `fmcnet calibrate`."""
+"""`fmcnet embed`, `info`, `calibrate` and `project`."""
 
 from __future__ import annotations
 
@@ -102,3 +102,54 @@ def calibrate(
     for line in said(found):
         typer.echo(line)
     typer.echo(f"calibration: {path}")
+
+
+def project(
+    run: Model,
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data", help="The dataset or CSV it was trained on; its training images are learnt from."
+        ),
+    ],
+    dim: Annotated[int, typer.Option(help="Values that an embedding will have.", min=1)],
+    method: Annotated[str, typer.Option(help="discriminant, or pca (more values than identities).")] = (
+        "discriminant"
+    ),
+    out: Annotated[Path | None, typer.Option(help="The folder to write; default RUN/projected-DIM.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the projected model that is there.")
+    ] = False,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Make a model of smaller embeddings: a linear map behind the network, learnt from its training images.
+
+    fmcnet project runs/mine --data data --dim 256
+
+    The folder works wherever a run does (fmcnet evaluate, export, index). It is another model: galleries and
+    calibrations of the one it was made from are refused.
+    """
+    from fmcnet.inference.project import project_model
+    from fmcnet.model.card import model_digest
+
+    found, folder = project_model(
+        run,
+        data,
+        dim=dim,
+        method=method,  # type: ignore[arg-type]  # `fit` says which there are
+        out=out,
+        overwrite=overwrite,
+        device=device,
+        progress=False if json_ else None,
+    )
+    facts = {"dim": found.dim, "from": len(found.mean), "method": found.method, **found.facts}
+    if json_:
+        said = {"out": str(folder), "digest": model_digest(folder), "source": found.source, **facts}
+        print_json(said)
+        return
+    typer.echo(
+        f"{len(found.mean)} values to {found.dim} ({found.method}), learnt from {facts['images']:,} images of "
+        f"{facts['identities']:,} identities"
+    )
+    typer.echo(f"model: {folder}\nwhat it costs: fmcnet evaluate {folder} --data {data} --both")

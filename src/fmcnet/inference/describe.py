@@ -14,8 +14,9 @@ from fmcnet.files import write_atomically
 from fmcnet.inference.encoder import load
 from fmcnet.inference.images import list_images, parse_modality
 from fmcnet.inference.onnx_engine import MANIFEST, read_manifest
+from fmcnet.inference.projection import Projection
 from fmcnet.inference.shipped import find_model
-from fmcnet.model.card import CARD, WEIGHTS, ModelCard, read_card
+from fmcnet.model.card import CARD, PROJECTION, WEIGHTS, ModelCard, read_card
 
 
 def embed_files(
@@ -108,6 +109,17 @@ def _describe_weights(folder: Path, card: ModelCard) -> dict[str, Any]:
         "weights": str(weights),
         "weights_mib": round(weights.stat().st_size / 2**20, 1) if weights.is_file() else None,
         "weights_sha256": weights_digest(weights),
+        **_describe_projection(folder / PROJECTION),
+    }
+
+
+def _describe_projection(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    found = Projection.load(path)
+    return {
+        "embedding": found.dim,
+        "projected_from": f"{len(found.mean)} values of model {found.source}, {found.method}",
     }
 
 

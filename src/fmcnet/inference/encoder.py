@@ -30,6 +30,7 @@ from fmcnet.inference.images import (
 )
 from fmcnet.inference.images import parse_modality as parse_modality
 from fmcnet.inference.opening import RuntimeName, open_engine
+from fmcnet.inference.projection import Projection
 from fmcnet.inference.shipped import find_model
 from fmcnet.model.card import ModelCard
 from fmcnet.progress import Progress
@@ -56,8 +57,8 @@ class Encoder:
     Args:
         engine: the network, ready to embed (`TorchEngine`, `OnnxEngine`).
         card: what travels with the weights; gives the input size.
-        digest: names what embeds (weights, architecture, input size), the same for a model and its fp32 export:
-            embeddings of equal digests compare. "" switches caching off.
+        digest: names what embeds (weights, architecture, input size, projection), the same for a model and its
+            fp32 export: embeddings of equal digests compare. "" switches caching off.
         folder: where the model lies, if it lies anywhere.
         calibration: a calibration file; None: `calibration.json` in `folder`.
     """
@@ -116,6 +117,11 @@ class Encoder:
                 "(fmcnet evaluate takes it with --no-report)"
             )
         return cast("FMCNet", self.engine.model)  # type: ignore[attr-defined]
+
+    @property
+    def projection(self) -> Projection | None:
+        """What makes this model's descriptors smaller (`fmcnet project`); an exported graph holds it unseen."""
+        return getattr(self.engine, "projection", None)
 
     @property
     def device(self) -> torch.device:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from fmcnet.errors import CheckpointError, FmcnetError
 from fmcnet.optional import require
@@ -26,8 +28,15 @@ GRAPHS = {modality: f"model-{modality}.onnx" for modality in Modality}
 INPUT, OUTPUT = "images", "embedding"
 """Names in the graphs: (batch, H, W, 3) uint8 to (batch, E) float32."""
 
+CUDA = "CUDAExecutionProvider"
 
-@dataclass(frozen=True)
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Positive = Annotated[int, Field(gt=0)]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Manifest:
     """What an exported model is.
 
@@ -41,14 +50,14 @@ class Manifest:
         versions: of what made it.
     """
 
-    digest: str
-    source: str
-    precision: str
-    dim: int
-    height: int
-    width: int
-    opset: int
-    sha256: dict[str, str]
+    digest: Digest
+    source: Digest
+    precision: Literal["fp32", "int8"]
+    dim: Positive
+    height: Positive
+    width: Positive
+    opset: Positive
+    sha256: dict[str, Sha256]
     versions: dict[str, str]
     kept: tuple[str, ...] = ()
 
@@ -61,16 +70,46 @@ def read_manifest(folder: str | Path) -> Manifest:
     """Read `export.json`.
 
     Raises:
-        CheckpointError: when it is missing, damaged, or not fmcnet's.
+        CheckpointError: when it is missing, damaged, or not fmcnet's; names the field that is wrong.
     """
     path = Path(folder) / MANIFEST
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         if tree.pop("format") != FORMAT:
             raise CheckpointError(f"{path} is not an exported model of this version (format {FORMAT})")
-        return Manifest(**{**tree, "kept": tuple(tree.get("kept", ()))})
+        found = TypeAdapter(Manifest).validate_python(tree)
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is damaged: {first_fault(error)}; export the model again") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is missing or damaged: {error}; export the model again") from error
+    fault = _contradiction(found)
+    if fault:
+        raise CheckpointError(f"{path} is damaged: {fault}; export the model again")
+    return found
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first of the faults of a file's fields, as "field = value: reason"."""
+    fault = error.errors()[0]
+    place = ".".join(str(part) for part in fault["loc"])
+    given = "" if fault["type"] == "missing" else f" = {fault['input']!r:.60}"
+    return f"{place}{given}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def int8_digest(source: str, sha256: dict[str, str]) -> str:
+    """What names an int8 model: the digest of the weights it was made from, and its graphs."""
+    content = "".join(sha256[GRAPHS[modality]] for modality in Modality)
+    return hashlib.sha256(f"{source} int8 {content}".encode()).hexdigest()[:16]
+
+
+def _contradiction(found: Manifest) -> str:
+    """What in a manifest cannot be true at once, or ""."""
+    if set(found.sha256) != set(GRAPHS.values()):
+        return f"sha256 names {', '.join(found.sha256) or 'nothing'}, not {', '.join(GRAPHS.values())}"
+    made = found.source if found.precision == "fp32" else int8_digest(found.source, found.sha256)
+    if found.digest != made:
+        return f"digest is {found.digest}, of this {found.precision} model it is {made}"
+    return ""
 
 
 class OnnxEngine:
@@ -78,12 +117,13 @@ class OnnxEngine:
 
     Args:
         folder: holds them.
-        device: "auto" and "cpu": the CPU; "cuda" or "cuda:N" where this ONNX Runtime can.
+        device: "auto" and "cpu": the CPU; "cuda" or "cuda:N" where this ONNX Runtime can. Nothing falls back to the
+            CPU unasked: a GPU that cannot be used is an error.
         threads: that compute; None: $OMP_NUM_THREADS, else ONNX Runtime's choice.
 
     Raises:
         CheckpointError: when a file is missing, or is not the one that was exported.
-        FmcnetError: for a device that cannot be used here.
+        FmcnetError: for a device that cannot be used here; on a GPU both graphs are loaded at once, to know.
         MissingDependencyError: without onnxruntime.
     """
 
@@ -100,10 +140,24 @@ class OnnxEngine:
             path = self.folder / GRAPHS[modality]
             if not path.is_file() or sha256_of(path) != self.manifest.sha256.get(path.name):
                 raise CheckpointError(f"{path} is missing or damaged: export the model again")
+        if self.device != "cpu":
+            for modality in Modality:
+                self._session(modality)
 
     def __call__(self, images: NDArray[Any], modality: Modality) -> FloatArray:
-        """(N, H, W, 3) uint8 to (N, E) float32."""
-        out: FloatArray = self._session(modality).run([OUTPUT], {INPUT: np.ascontiguousarray(images)})[0]
+        """(N, H, W, 3) uint8 to (N, E) float32.
+
+        Raises:
+            FmcnetError: when the device fails.
+        """
+        session = self._session(modality)
+        try:
+            out: FloatArray = session.run([OUTPUT], {INPUT: np.ascontiguousarray(images)})[0]
+        except Exception as error:  # its errors have no public base class
+            raise FmcnetError(
+                f"ONNX Runtime failed on {self.device} with {len(images)} images: {_line(error)}"
+                + ("" if self.device == "cpu" else "; try fewer at once, or say --device cpu")
+            ) from error
         return out
 
     def _session(self, modality: Modality) -> Any:
@@ -114,11 +168,31 @@ class OnnxEngine:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             path = self.folder / GRAPHS[modality]
             try:
-                session = self._runtime.InferenceSession(str(path), options, providers=self._providers)
-            except Exception as error:  # its errors have no public base class
+                session = self._runtime.InferenceSession(
+                    str(path), options, providers=self._providers, enable_fallback=0
+                )
+            except Exception as error:
+                if self.device != "cpu":
+                    raise FmcnetError(_unusable(self.device, _line(error))) from error
                 raise CheckpointError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
+            if self.device != "cpu" and CUDA not in session.get_providers():  # it goes on without, in silence
+                raise FmcnetError(_unusable(self.device, "its CUDA provider did not start"))
+            self._check_shapes(path, session)
             self._sessions[modality] = session
         return self._sessions[modality]
+
+    def _check_shapes(self, path: Path, session: Any) -> None:
+        """The graph takes and gives what the manifest says."""
+        said = self.manifest
+        for what, wanted, found in (
+            ("height, width", [said.height, said.width, 3], session.get_inputs()[0].shape[1:]),
+            ("dim", [said.dim], session.get_outputs()[0].shape[1:]),
+        ):
+            if found != wanted:
+                raise CheckpointError(
+                    f"{self.folder / MANIFEST} is damaged: {what} should give {wanted} and {path.name} has {found}; "
+                    "export the model again"
+                )
 
 
 def sha256_of(path: Path) -> str:
@@ -131,12 +205,25 @@ def sha256_of(path: Path) -> str:
 
 
 def _providers(runtime: Any, device: str) -> tuple[str, list[Any]]:
-    kind, _, number = device.partition(":")
-    if kind in ("auto", "cpu"):
+    kind, colon, number = device.partition(":")
+    if device in ("auto", "cpu"):
         return "cpu", ["CPUExecutionProvider"]
-    if kind == "cuda" and "CUDAExecutionProvider" in runtime.get_available_providers():
-        cuda = ("CUDAExecutionProvider", {"device_id": int(number or 0)})
-        return device, [cuda, "CPUExecutionProvider"]
-    raise FmcnetError(
-        f"device '{device}' cannot be used by this ONNX Runtime: say cpu, or install onnxruntime-gpu for cuda"
+    if kind != "cuda" or (colon and not number.isdecimal()):
+        raise FmcnetError(
+            f"device '{device}' cannot be used by this ONNX Runtime: say auto, cpu, cuda or cuda:N"
+        )
+    there = runtime.get_available_providers()
+    if CUDA not in there:
+        raise FmcnetError(_unusable(device, f"it has {', '.join(there)} only"))
+    return device, [(CUDA, {"device_id": int(number or 0)}), "CPUExecutionProvider"]
+
+
+def _unusable(device: str, why: str) -> str:
+    return (
+        f"device '{device}' cannot be used by this ONNX Runtime: {why}. Say --device cpu; or, for a GPU, install "
+        "onnxruntime-gpu in the place of onnxruntime, with the CUDA and cuDNN that it names"
     )
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

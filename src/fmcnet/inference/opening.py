@@ -9,7 +9,8 @@ from typing import Literal
 from fmcnet.errors import CheckpointError, FmcnetError, MissingDependencyError
 from fmcnet.inference.engine import Engine
 from fmcnet.inference.onnx_engine import MANIFEST, OnnxEngine
-from fmcnet.model.card import WEIGHTS, ModelCard, model_digest, read_card
+from fmcnet.inference.projection import Projection
+from fmcnet.model.card import CARD, PROJECTION, WEIGHTS, ModelCard, model_digest, read_card
 
 RuntimeName = Literal["auto", "torch", "onnxruntime"]
 
@@ -21,6 +22,12 @@ def open_engine(
     card = read_card(folder)
     if _choose(folder, runtime) == "onnxruntime":
         onnx = OnnxEngine(folder, device, threads)
+        size = (onnx.manifest.height, onnx.manifest.width)
+        if size != (card.config.data.height, card.config.data.width):
+            raise CheckpointError(
+                f"{folder}: {MANIFEST} is of images of {size[0]} x {size[1]} (H x W), {CARD} of "
+                f"{card.config.data.height} x {card.config.data.width}: export the model again"
+            )
         return onnx, card, onnx.manifest.digest
     if not _importable("torch"):
         raise MissingDependencyError(
@@ -37,7 +44,14 @@ def open_engine(
         torch.set_num_threads(threads)
     chosen = pick_device(device)
     model, card = load_pretrained_model(folder, chosen)
-    return TorchEngine(model, chosen), card, model_digest(folder)
+    beside = folder / PROJECTION
+    projection = Projection.load(beside) if beside.exists() else None
+    if projection is None and card.config.model.descriptor == "discriminant":
+        raise CheckpointError(
+            f"{folder} lacks {PROJECTION}, the last thing that its training writes: finish it with "
+            "fmcnet train --resume, or fetch the file from where the weights come from"
+        )
+    return TorchEngine(model, chosen, projection), card, model_digest(folder)
 
 
 def _choose(folder: Path, wanted: str) -> str:

@@ -61,7 +61,7 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         specific_visible=tail() if has_specific else None,
         specific_infrared=tail() if has_specific else None,
         classify_visible=head() if has_specific else None,
-        classify_infrared=head() if has_specific and config.specific_classifiers == "own" else None,
+        classify_infrared=head() if has_specific else None,
         stem_shared=Trunk(config.arch, config.width, config.specific_stages)
         if config.specific_stages < 3
         else None,
@@ -80,6 +80,6 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         compensation,
         fusion,
         after_neck=config.neck and not config.unit_features,
-        normalized=config.descriptor == "normalized",
+        normalized=config.descriptor != "plain",
         parts=PartClassifiers([head() for _ in range(config.parts)]) if config.parts else None,
     )

@@ -17,6 +17,8 @@ from fmcnet.errors import CheckpointError, ConfigError
 FORMAT = "fmcnet-model-1"
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
+PROJECTION = "projection.safetensors"
+"""Beside the weights of a model whose descriptors are projected to fewer values; `inference/projection.py`."""
 
 
 @dataclass(frozen=True)
@@ -93,18 +95,20 @@ def read_card(folder: str | Path) -> ModelCard:
 
 
 def model_digest(folder: str | Path) -> str:
-    """16 hex digits that name what turns images into embeddings: weights, architecture and input size.
+    """16 hex digits that name what turns images into embeddings: weights, architecture, input size, projection.
 
     Taken from the files as they are, so that it stays when a later version of fmcnet knows more settings.
 
     Raises:
         CheckpointError: when the card or the weights are missing or damaged.
     """
-    card, weights = Path(folder) / CARD, Path(folder) / WEIGHTS
+    card, weights, projection = (Path(folder) / name for name in (CARD, WEIGHTS, PROJECTION))
     try:
         config = json.loads(card.read_text(encoding="utf-8"))["config"]
         facts = [config["model"], config["data"]["height"], config["data"]["width"]]
         content = weights.read_bytes()
+        if projection.exists():
+            content += projection.read_bytes()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: the model is missing or damaged: {error}") from error
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode() + content).hexdigest()[:16]

@@ -75,7 +75,6 @@ class Decomposition(nn.Module):
         stem_visible: E_V. stem_infrared: E_I.
         shared: E_sh. classify_shared: P_sh.
         specific_visible: E_sp^V, and so on; None in the Base variant, which has no specific part.
-        classify_visible: P_sp^V. classify_infrared: P_sp^I; None: P_sp^V serves both modalities (ours).
         stem_shared: the end of both stems with one set of weights, where they are split earlier than in the paper
             (ours); None: each stem is whole.
         specific_detach: the input of E_sp^V and E_sp^I is a constant, so that their losses do not shape the stems
@@ -130,8 +129,7 @@ class Decomposition(nn.Module):
 
     def classifier(self, modality: Modality) -> IdentityClassifier:
         """P_sp^m."""
-        own = self.classify_visible if modality is Modality.VISIBLE else self.classify_infrared
-        head = self.classify_visible if own is None else own
+        head = self.classify_visible if modality is Modality.VISIBLE else self.classify_infrared
         assert head is not None, "this variant has no specific branch"
         return head
 

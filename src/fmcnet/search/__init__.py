@@ -6,8 +6,9 @@ Names are imported on first use, so that the command line explains itself withou
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fmcnet.search.adding import Indexed
     from fmcnet.search.answer import Answer, Match, MatchGroup
-    from fmcnet.search.searcher import Indexed, Searcher
+    from fmcnet.search.searcher import Searcher
 
 __all__ = ["Answer", "Indexed", "Match", "MatchGroup", "Searcher"]
 
@@ -15,6 +16,6 @@ __all__ = ["Answer", "Indexed", "Match", "MatchGroup", "Searcher"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'fmcnet.search' has no attribute '{name}'")
-    from fmcnet.search import answer, searcher
+    from fmcnet.search import adding, answer, searcher
 
-    return getattr(searcher if name in ("Indexed", "Searcher") else answer, name)
+    return getattr({"Indexed": adding, "Searcher": searcher}.get(name, answer), name)

@@ -97,6 +97,16 @@ def index(
     on_error: Annotated[
         str, typer.Option(help="raise: stop at a broken picture; skip: leave it out and name it.")
     ] = "raise",
+    existing: Annotated[
+        str,
+        typer.Option(
+            help="Pictures that are in the gallery. keep: pass over, and say what is stored otherwise; update: store "
+            "what is said now; replace: encode anew."
+        ),
+    ] = "keep",
+    keep_images: Annotated[
+        bool, typer.Option("--keep-images", help="Keep a small picture of each entry in the gallery, too.")
+    ] = False,
     batch: Annotated[int, typer.Option(help="Pictures at once.", min=1)] = 64,
     device: Device = "auto",
     json_: Json = False,
@@ -105,12 +115,13 @@ def index(
 
     fmcnet index people.gallery crops --model runs/mine --modality visible --camera-from-name 'cam([0-9]+)'
 
-    Embeddings and metadata are kept, not the pictures. Ctrl-C or a kill loses nothing that was added: the same
-    command goes on.
+    Embeddings and metadata are kept, pictures only with --keep-images. Ctrl-C or a kill loses nothing that was added:
+    the same command goes on.
     """
     from fmcnet.gallery.gallery import Gallery
     from fmcnet.search.index import check_faults
     from fmcnet.search.index import index as add_new
+    from fmcnet.search.known import CHOICES
     from fmcnet.search.models import open_model, remember_model
     from fmcnet.search.names import NamePattern, TimePattern, zone
     from fmcnet.search.searcher import Searcher
@@ -118,6 +129,8 @@ def index(
 
     if on_error not in ("raise", "skip"):
         raise FmcnetError(f"--on-error {on_error}: say raise or skip")
+    if existing not in CHOICES:
+        raise FmcnetError(f"--existing {existing}: say keep, update or replace")
     local = zone(timezone)
     rules = Rules(
         modality=modality_or_none(modality),
@@ -141,6 +154,8 @@ def index(
             searcher,
             sources,
             on_error="skip" if on_error == "skip" else "raise",
+            existing="update" if existing == "update" else "replace" if existing == "replace" else "keep",
+            keep_images=keep_images,
             batch_size=batch,
             progress=False if json_ else None,
         )
@@ -148,9 +163,20 @@ def index(
         print_json({"gallery": gallery, **report.to_dict()})
         return
     facts = {"pictures": report.pictures, "added": report.added, "there already": report.already}
+    facts |= {"updated": report.updated} if report.updated else {}
+    facts |= {"encoded anew": report.replaced} if report.replaced else {}
     show(f"indexed into {gallery}", {**facts, "left out": len(report.faults), "entries now": report.entries})
     for fault in report.faults:
         typer.echo(f"left out {fault.name}: {fault.reason}", err=True)
+    for difference in report.differences[:3]:
+        typer.echo(difference, err=True)
+    if report.differences:
+        pictures = len({difference.source for difference in report.differences})
+        typer.echo(
+            f"{pictures} pictures are stored otherwise than is said now, and were left as they are: --existing "
+            "update stores what is said",
+            err=True,
+        )
 
 
 def search(
@@ -218,10 +244,10 @@ def search(
             prior=prior,
             group="track" if group == "track" else "pid" if group == "pid" else None,
         )
-    if html is not None:
-        from fmcnet.search.page import write_page
+        if html is not None:
+            from fmcnet.search.page import write_page
 
-        write_page(html, answer, paths)
+            write_page(html, answer, paths, opened.picture)
     if json_:
         print_json({"gallery": gallery, **answer.to_dict()})
         return

@@ -38,6 +38,7 @@ def info(gallery: Place, json_: Json = False) -> None:
         "unindexed": found.unindexed,
         "removed_not_compacted": found.removed,
         "bytes": found.bytes,
+        "pictures_kept": found.pictures,
     }
     _say(facts, json_, "gallery")
 

@@ -7,10 +7,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.gallery.records import Where
 from fmcnet.inference.images import Fault, list_faults
 from fmcnet.progress import Progress
-from fmcnet.search.searcher import Indexed, Searcher
+from fmcnet.search.adding import Indexed
+from fmcnet.search.known import (
+    CHOICES,
+    ENCODED,
+    Difference,
+    Existing,
+    completed,
+    known_of,
+    stored_of,
+    update,
+)
+from fmcnet.search.searcher import Searcher
 from fmcnet.search.sources import Picture, Sources
 
 PORTION = 256
@@ -23,6 +33,8 @@ class IndexReport:
 
     Attributes:
         pictures: how many were listed. added: how many are new. already: how many were in the gallery.
+        updated, replaced: how many of those were changed, and how many encoded anew.
+        differences: what is said of the others, but stored otherwise.
         faults: those left out, with the reason. entries: in the gallery now.
     """
 
@@ -31,6 +43,9 @@ class IndexReport:
     already: int
     faults: tuple[Fault, ...]
     entries: int
+    updated: int = 0
+    replaced: int = 0
+    differences: tuple[Difference, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -39,6 +54,9 @@ class IndexReport:
             "pictures": self.pictures,
             "added": self.added,
             "already": self.already,
+            "updated": self.updated,
+            "replaced": self.replaced,
+            "differences": [str(one) for one in self.differences],
             "faults": faults,
             "entries": self.entries,
         }
@@ -49,6 +67,8 @@ def index(
     sources: Sources,
     *,
     on_error: Literal["raise", "skip"] = "raise",
+    existing: Existing = "keep",
+    keep_images: bool = False,
     batch_size: int = 64,
     progress: bool | None = None,
 ) -> IndexReport:
@@ -59,6 +79,10 @@ def index(
     Args:
         searcher: encoder and gallery. sources: see `read_sources`.
         on_error: "raise": a picture that cannot be taken ends it (what was added stays); "skip": it is left out.
+        existing: what to do with pictures that it does hold. "keep": nothing, but report what is said of them and
+            stored otherwise; "update": store what is said (of another modality: encode anew); "replace": encode all
+            anew, as after the files changed. What is not said stays as it is stored.
+        keep_images: keep small pictures, too, as `Searcher.add`.
         batch_size: pictures encoded at once. progress: show a bar; None: on a terminal only.
 
     Raises:
@@ -67,20 +91,33 @@ def index(
     """
     if on_error not in ("raise", "skip"):
         raise FmcnetError(f"on_error='{on_error}': say raise or skip")
+    if existing not in CHOICES:
+        raise FmcnetError(f"existing='{existing}': say keep, update or replace")
     if on_error == "raise":
         check_faults(sources)
     faults = list(sources.faults)
-    added = already = 0
+    added = already = updated = replaced = 0
+    unheard: list[Difference] = []
     try:
         with Progress("indexing", len(sources.pictures), show=progress) as bar:
             for start in range(0, len(sources.pictures), PORTION):
                 portion = sources.pictures[start : start + PORTION]
-                there = _present(searcher, portion)
+                there = stored_of(searcher, portion)
                 new = [picture for picture in portion if picture.id not in there]
                 already += len(there)
-                if new:
-                    done = _add(searcher, new, on_error, batch_size)
-                    added, already = added + done.added, already + done.skipped
+                known = known_of(searcher, portion, there, keep_images)
+                again: set[str] = set()
+                if existing == "keep":
+                    unheard += [one for found in known.values() for one in found]
+                elif existing == "update":
+                    again = {at for at, found in known.items() if {one.name for one in found} & ENCODED}
+                    updated += update(searcher, {at: found for at, found in known.items() if at not in again})
+                else:
+                    again = set(known)
+                new += [completed(one, there[one.id]) for one in portion if one.id in again]
+                for done in _add(searcher, new, on_error, batch_size, keep_images, replace=bool(again)):
+                    added, replaced = added + done.added, replaced + done.replaced
+                    already += done.skipped
                     faults += done.faults
                 bar.advance(count=len(portion))
     except KeyboardInterrupt:
@@ -90,7 +127,10 @@ def index(
             f"{error}\n{added} pictures were added before; --on-error skip leaves out the broken"
         ) from error
     total = len(sources.pictures) + len(sources.faults)
-    return IndexReport(total, added, already, tuple(faults), len(searcher.gallery))
+    entries = len(searcher.gallery)
+    return IndexReport(
+        total, added, already, tuple(faults), entries, updated, replaced, differences=tuple(unheard)
+    )
 
 
 def check_faults(sources: Sources) -> None:
@@ -105,25 +145,35 @@ def check_faults(sources: Sources) -> None:
         raise DataError(f"nothing was added: {said}\n--on-error skip leaves them out")
 
 
-def _present(searcher: Searcher, portion: Sequence[Picture]) -> set[str]:
-    wanted = Where(ids=[picture.id for picture in portion])
-    return {entry.id for entry, _ in searcher.gallery.scan(wanted)}
-
-
 def _add(
-    searcher: Searcher, new: Sequence[Picture], on_error: Literal["raise", "skip"], batch_size: int
-) -> Indexed:
-    return searcher.add(
-        [picture.path for picture in new],
-        [picture.modality for picture in new],
-        ids=[picture.id for picture in new],
-        pid=[picture.pid for picture in new],
-        camera=[picture.camera for picture in new],
-        time=[picture.time for picture in new],
-        track=[picture.track for picture in new],
-        tags=[picture.tags for picture in new],
-        on_error=on_error,
-        on_duplicate="skip",
-        batch_size=batch_size,
-        progress=False,
-    )
+    searcher: Searcher,
+    new: Sequence[Picture],
+    on_error: Literal["raise", "skip"],
+    batch_size: int,
+    keep_images: bool,
+    replace: bool,
+) -> list[Indexed]:
+    """Those whose picture is to be kept, or was, and the others."""
+    keeping = [
+        one for one in new if keep_images or (replace and searcher.gallery.picture(one.id) is not None)
+    ]
+    groups = ((keeping, True), ([one for one in new if one not in keeping], False))
+    return [
+        searcher.add(
+            [picture.path for picture in group],
+            [picture.modality for picture in group],
+            ids=[picture.id for picture in group],
+            pid=[picture.pid for picture in group],
+            camera=[picture.camera for picture in group],
+            time=[picture.time for picture in group],
+            track=[picture.track for picture in group],
+            tags=[picture.tags for picture in group],
+            on_error=on_error,
+            on_duplicate="replace" if replace else "skip",
+            keep_images=keep,
+            batch_size=batch_size,
+            progress=False,
+        )
+        for group, keep in groups
+        if group
+    ]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import base64
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
-from fmcnet.data.images import open_rgb
 from fmcnet.errors import DataError
 from fmcnet.files import write_atomically
 from fmcnet.search.answer import Answer, Match
+from fmcnet.search.pictures import thumbnail
 
-SIZE = (192, 384)
-"""Most width and height of a picture in the page."""
+Kept = Callable[[str], bytes | None]
+"""The picture that a gallery keeps of an entry, by its id; None where it keeps none."""
 
 STYLE = """
 :root{color-scheme:light dark;--back:#f4f5f7;--card:#fff;--text:#1c2128;--soft:#5c6672;--line:#dfe3e8;--bar:#2563eb}
@@ -38,26 +37,31 @@ text-align:center}.facts{padding:8px 10px 10px}.facts b{font-size:1.02rem}
 """
 
 
-def write_page(path: str | Path, answer: Answer, query: Sequence[str | Path]) -> Path:
+def write_page(
+    path: str | Path, answer: Answer, query: Sequence[str | Path], kept: Kept = lambda _: None
+) -> Path:
     """Write the page, whole or not at all.
 
     Args:
         path: the .html file. answer: to show.
-        query: paths of the query's pictures. Pictures that cannot be read, of hits too, become a placeholder.
+        query: paths of the query's pictures. kept: as `Gallery.picture`; what it has not is read from where it lay.
+            Pictures that cannot be read, of hits too, become a placeholder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = page(answer, query)
+    text = page(answer, query, kept)
     return write_atomically(path, lambda at: at.write_text(text, encoding="utf-8"))
 
 
-def page(answer: Answer, query: Sequence[str | Path]) -> str:
+def page(answer: Answer, query: Sequence[str | Path], kept: Kept = lambda _: None) -> str:
     """The page's HTML."""
     kind = str(answer.modality or "visible and infrared")
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in answer.notes)
     nobody = '<p class="nobody">Nobody in the gallery reaches what was asked.</p>' if answer.nobody else ""
     sizes = {group.best.id: len(group.matches) for group in answer.groups}
-    cards = "".join(_card(rank, hit, sizes.get(hit.id, 1)) for rank, hit in enumerate(answer.hits, 1))
+    cards = "".join(
+        _card(rank, hit, sizes.get(hit.id, 1), kept(hit.id)) for rank, hit in enumerate(answer.hits, 1)
+    )
     prior = (
         ""
         if answer.prior is None
@@ -77,7 +81,7 @@ def page(answer: Answer, query: Sequence[str | Path]) -> str:
     )
 
 
-def _card(rank: int, hit: Match, size: int) -> str:
+def _card(rank: int, hit: Match, size: int, kept: bytes | None) -> str:
     sure = "" if hit.probability is None else f"{hit.probability:.1%}"
     share = hit.similarity if hit.probability is None else hit.probability
     facts = [
@@ -91,24 +95,24 @@ def _card(rank: int, hit: Match, size: int) -> str:
     ]
     lines = "".join(f'<p class="soft">{escape(fact)}</p>' for fact in facts if fact)
     return (
-        f'<li>{_frame(hit.source, f"rank {rank}")}<div class="facts"><b>{rank}. {sure}</b>'
+        f'<li>{_frame(hit.source, f"rank {rank}", kept)}<div class="facts"><b>{rank}. {sure}</b>'
         f'<div class="meter"><i style="width:{100 * min(max(share, 0.0), 1.0):.1f}%"></i></div>{lines}</div></li>'
     )
 
 
-def _frame(source: str | None, name: str) -> str:
-    """A picture from where it lies, or words in its place."""
-    picture = None if source is None else _data_uri(source)
+def _frame(source: str | None, name: str, kept: bytes | None = None) -> str:
+    """The kept picture, or one from where it lies, or words in its place."""
+    picture = _uri(kept) if kept else None if source is None else _data_uri(source)
     inside = f'<img alt="{escape(name)}" src="{picture}">' if picture else "<span>picture not at hand</span>"
     return f'<div class="frame" title="{escape(source or "")}">{inside}</div>'
 
 
 def _data_uri(source: str) -> str | None:
     try:
-        image = open_rgb(source)
+        return _uri(thumbnail(source))
     except DataError:
         return None
-    image.thumbnail(SIZE)
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _uri(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")

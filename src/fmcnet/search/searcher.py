@@ -3,46 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fmcnet.calibration.calibration import Calibration
-from fmcnet.errors import DataError, FmcnetError, GalleryError
+from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.gallery.gallery import Gallery
-from fmcnet.gallery.inputs import column, tag_column
 from fmcnet.gallery.pooling import group as group_hits
 from fmcnet.gallery.pooling import pool
 from fmcnet.gallery.records import Hit, OnDuplicate, Where
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.images import Fault, ImageLike, ModalityLike, expand, read_ahead
+from fmcnet.inference.images import ImageLike
+from fmcnet.search.adding import Indexed, Modalities, encode_all
 from fmcnet.search.answer import Answer, Match, MatchGroup
 from fmcnet.search.meaning import Meaning, check_probability
+from fmcnet.search.notes import notes_of
 from fmcnet.types import Embeddings, FloatArray, Modality
 
 GroupBy = Literal["track", "pid"]
 NO_LIMIT = float("-inf")
-Modalities = ModalityLike | Sequence[ModalityLike] | NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Indexed:
-    """What an add did.
-
-    Attributes:
-        ids: of the images that were read, in the order given. faults: the images that were not, left out.
-        added, replaced, skipped: counts; they sum to the number of `ids`.
-    """
-
-    ids: tuple[str, ...]
-    faults: tuple[Fault, ...] = ()
-    added: int = 0
-    replaced: int = 0
-    skipped: int = 0
 
 
 class Searcher:
@@ -91,6 +72,7 @@ class Searcher:
         tags: Sequence[str] | Sequence[Sequence[str]] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         on_duplicate: OnDuplicate = "refuse",
+        keep_images: bool = False,
         batch_size: int = 64,
         progress: bool | None = None,
     ) -> Indexed:
@@ -100,57 +82,30 @@ class Searcher:
             images, modality: as `Encoder.encode` takes them.
             ids, pid, camera, time, track, source, tags, on_duplicate: as `Gallery.add` takes them, one for all or one
                 for each image (folders expanded). source: None notes the absolute path of an image given by its
-                path, and nothing for others; the image itself is not kept.
+                path, and nothing for others.
+            keep_images: keep a small JPEG of each image in the gallery, which goes when the entry goes; otherwise no
+                image is kept.
             on_error: "raise": one image that cannot be read refuses all; "skip": it is left out, see `faults`.
             batch_size, progress: as `Encoder.encode`.
 
         Raises:
             DataError: naming the images that cannot be read. GalleryError: as `Gallery.add`.
         """
-        if on_error not in ("raise", "skip"):
-            raise FmcnetError(f"on_error='{on_error}': say raise or skip")
-        items = expand(images, modality)
-        paths = [
-            str(Path(item.source).absolute()) if isinstance(item.source, (str, Path)) else None
-            for item in items
-        ]
-        columns: dict[str, list[Any]] = {
-            "pid": column(pid, len(items), "pid"),
-            "camera": column(camera, len(items), "camera"),
-            "time": column(time, len(items), "time"),
-            "track": column(track, len(items), "track"),
-            "source": list(paths) if source is None else column(source, len(items), "source"),
-            "tags": tag_column(tags, len(items)),
-        }
-        if ids is not None:
-            columns["ids"] = column(ids, len(items), "ids") if not isinstance(ids, str) else [ids]
-        sources, kinds = [item.source for item in items], [item.modality for item in items]
-        faults: list[Fault] = []
-        try:
-            embeddings = self.encoder.encode(
-                sources,
-                kinds,
-                on_error=faults.append if on_error == "skip" else "raise",
-                batch_size=batch_size,
-                progress=progress,
-            )
-        except DataError:
-            broken = self._unreadable(sources, kinds) if on_error == "skip" else []
-            if len(broken) < len(items):
-                raise
-            return Indexed((), tuple(broken))
-        lost = {fault.position for fault in faults}
-        kept = {
-            name: [value for at, value in enumerate(values) if at not in lost]
-            for name, values in columns.items()
-        }
-        done = self.add_embeddings(embeddings, **kept, on_duplicate=on_duplicate)
-        return replace(done, faults=tuple(faults))
-
-    def _unreadable(self, sources: list[Any], kinds: list[Modality]) -> list[Fault]:
-        items = expand(sources, kinds)
-        pixels = read_ahead(items, [range(len(items))], self.encoder.height, self.encoder.width, 1)
-        return [one for _, read in pixels for one in read if isinstance(one, Fault)]
+        embeddings, faults, columns = encode_all(
+            self.encoder,
+            images,
+            modality,
+            {"pid": pid, "camera": camera, "time": time, "track": track, "source": source, "tags": tags}
+            | ({} if ids is None else {"ids": [ids] if isinstance(ids, str) else ids}),
+            on_error=on_error,
+            keep_images=keep_images,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        if embeddings is None:
+            return Indexed((), faults)
+        done = self.add_embeddings(embeddings, **columns, on_duplicate=on_duplicate)
+        return replace(done, faults=faults)
 
     def add_embeddings(
         self, embeddings: Embeddings, *, on_duplicate: OnDuplicate = "refuse", **columns: Any
@@ -254,7 +209,7 @@ class Searcher:
             )
         ]
         found, groups = _ranked(reached, top, group)
-        notes = _notes(meaning, len(query), matches, found, asked, where, self.encoder)
+        notes = notes_of(meaning, len(query), matches, found, asked, where, self.encoder)
         if not compared:
             notes = (
                 "there was no entry to compare with: the gallery is empty, or nothing in it passes the filter",
@@ -316,44 +271,3 @@ def _ranked(
         for one in group_hits(matches, group)[:top]
     )
     return tuple(one.best for one in groups), groups
-
-
-def _notes(
-    meaning: Meaning,
-    images: int,
-    looked_at: Sequence[Match],
-    found: Sequence[Match],
-    asked: bool,
-    where: Where | None,
-    encoder: Encoder,
-) -> tuple[str, ...]:
-    """What a person should know of an answer."""
-    notes: list[str] = []
-    if meaning.calibration is None:
-        notes.append(
-            "no probabilities: this model is not calibrated; make a calibration with fmcnet calibrate "
-            f"{encoder.folder or 'RUN'} --data TABLE"
-        )
-    else:
-        query = " and ".join(str(kind) for kind in meaning.query)
-        kinds = [where.modality] if where is not None and where.modality is not None else list(Modality)
-        for kind in kinds:
-            if meaning.covers(kind):
-                continue
-            if asked:
-                notes.append(f"{kind} entries were left out: {query} to {kind} is not calibrated")
-            elif any(match.modality is kind for match in looked_at):
-                notes.append(f"no probability for {kind} entries: {query} to {kind} is not calibrated")
-        if images > 1:
-            notes.append(
-                f"{images} images were pooled; probabilities were learnt from single images and are approximate here"
-            )
-        if len(meaning.query) > 1:
-            notes.append("the query has both modalities: the more cautious of two calibrations is shown")
-    if asked and not found and looked_at:
-        best = looked_at[0]
-        sure = "" if best.probability is None else f", probability {best.probability:.3g}"
-        notes.append(
-            f"nobody reaches what was asked; the nearest entry has similarity {best.similarity:.3f}{sure}"
-        )
-    return tuple(notes)

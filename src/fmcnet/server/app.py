@@ -12,15 +12,17 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
+from starlette.routing import Match, Route
 
 from fmcnet import __version__
-from fmcnet.server import asking, entries, outside
+from fmcnet.server import asking, entries, outside, removal
 from fmcnet.server.guard import Guard
 from fmcnet.server.keys import Keys
 from fmcnet.server.refusals import refusal_of
 from fmcnet.server.service import Service
 
 METHODS = ("get", "post", "delete")
+PARTS = (asking, entries, removal, outside)
 
 
 def create_app(service: Service, keys: Keys | None = None) -> FastAPI:
@@ -46,9 +48,10 @@ def create_app(service: Service, keys: Keys | None = None) -> FastAPI:
         lifespan=life,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.service = service
-    for part in (asking, entries, outside):
+    for part in PARTS:
         app.include_router(part.router)
     app.add_exception_handler(RequestValidationError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
@@ -61,16 +64,29 @@ def create_app(service: Service, keys: Keys | None = None) -> FastAPI:
     )
     # An upload is within `body_bytes` already; a file on disk would keep a copy of what is not to be kept.
     MultiPartParser.spool_max_size = service.limits.body_bytes + 1
-    app.openapi = lambda: _describe(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _describe(app, bool(known))  # type: ignore[method-assign]
     return app
 
 
 async def _refuse(request: Request, error: Exception) -> JSONResponse:
-    return refusal_of(error).response()
+    reply = refusal_of(error).response()
+    if reply.status_code == 405:
+        reply.headers["Allow"] = _allowed(request)
+    return reply
 
 
-def _describe(app: FastAPI) -> dict[str, Any]:
-    """OpenAPI, with the keys and each route's scope."""
+def _allowed(request: Request) -> str:
+    """All methods of an address; Starlette names those of its first route only."""
+    methods: set[str] = set()
+    for part in PARTS:
+        for route in part.router.routes:
+            if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+                methods |= route.methods or set()
+    return ", ".join(sorted(methods))
+
+
+def _describe(app: FastAPI, locked: bool) -> dict[str, Any]:
+    """OpenAPI, with the keys, where they are needed, and each route's scope."""
     if app.openapi_schema is None:
         tree = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         schemes = {
@@ -78,11 +94,14 @@ def _describe(app: FastAPI) -> dict[str, Any]:
             "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
         }
         tree.setdefault("components", {})["securitySchemes"] = schemes
+        for name, schema in tree["components"]["schemas"].items():
+            if name.startswith("Body_"):
+                schema["additionalProperties"] = False
         for path, methods in tree["paths"].items():
             for method in METHODS:
                 needed = outside.scope_of(method.upper(), path)
                 if method in methods and needed is not None:
-                    methods[method]["security"] = [{}, {"bearer": []}, {"header": []}]
+                    methods[method]["security"] = [*([] if locked else [{}]), {"bearer": []}, {"header": []}]
                     methods[method]["x-scope"] = needed
         app.openapi_schema = tree
     return app.openapi_schema

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 
 from fmcnet.gallery import Where
 from fmcnet.gallery.records import as_modality
+from fmcnet.server.filters import logged
 from fmcnet.server.refusals import Refusal, error_schema
-from fmcnet.server.schemas import AnswerBody, EmbeddedBody, EmbeddingsBody, ModalityName
+from fmcnet.server.schemas import AnswerBody, EmbeddedBody, EmbeddingsBody, ModalityName, Moment
 from fmcnet.server.service import Service, Upload
+from fmcnet.server.strict import only_known
 from fmcnet.types import Modality
 
-router = APIRouter(prefix="/v1", responses=error_schema())
+router = APIRouter(prefix="/v1", responses=error_schema(), dependencies=[Depends(only_known)])
 
-Images = Annotated[list[UploadFile], File(description="JPEG, PNG, WebP, BMP, TIFF or GIF files.")]
+Images = Annotated[
+    list[UploadFile], File(min_length=1, description="JPEG, PNG, WebP, BMP, TIFF or GIF files.")
+]
 Kinds = Annotated[
-    list[str], Form(description="visible or infrared: one for all images, or one each, in their order.")
+    list[str],
+    Form(min_length=1, description="visible or infrared: one for all images, or one each, in their order."),
 ]
 Words = Annotated[list[str], Form()]
 Number = Annotated[int, Form(ge=-(2**63) + 1, le=2**63 - 1)]
@@ -86,8 +90,8 @@ async def search(
     entry_modality: Annotated[
         str | None, Form(description="Only entries that are visible, or infrared.")
     ] = None,
-    since: Annotated[datetime | None, Form(description="Seen at or after; with a time zone.")] = None,
-    until: Annotated[datetime | None, Form(description="Seen before; with a time zone.")] = None,
+    since: Annotated[Moment | None, Form(description="Seen at or after; with a time zone.")] = None,
+    until: Annotated[Moment | None, Form(description="Seen before; with a time zone.")] = None,
     min_probability: Annotated[float | None, Form(gt=0, lt=1)] = None,
     fmr: Annotated[float | None, Form(gt=0, le=1, description="False-match rate of one comparison.")] = None,
     prior: Annotated[
@@ -108,11 +112,7 @@ async def search(
             since=since,
             until=until,
         )
-        log["where"] = {
-            name: sorted(value) if isinstance(value, frozenset) else value
-            for name, value in vars(where).items()
-            if value is not None
-        }
+        log["where"] = logged(where)
         query, _ = await service.embed(await whole(images), modality)
         answer = await service.work(
             lambda: service.searcher.answer(

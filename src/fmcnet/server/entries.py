@@ -1,28 +1,28 @@
-"""Routes of entries: add, look, list, show, remove."""
+"""Routes of entries: add, look, list, show."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Form, Query, Request
+from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import Response
 
 from fmcnet.errors import GalleryError
 from fmcnet.gallery import Entry, Where
-from fmcnet.gallery.inputs import LARGEST_PID
-from fmcnet.gallery.inputs import text as checked_text
+from fmcnet.gallery.inputs import as_id
 from fmcnet.server.asking import Caller, Images, Kinds, Number, Running, Words, whole
+from fmcnet.server.filters import Conditions
 from fmcnet.server.refusals import Refusal, error_schema
-from fmcnet.server.schemas import AddedBody, EntriesBody, EntryBody, RemovedBody
+from fmcnet.server.schemas import AddedBody, EntriesBody, EntryBody, Moment
 from fmcnet.server.service import Service
+from fmcnet.server.strict import only_known
 
 _log = logging.getLogger(__name__)
 _Value = TypeVar("_Value")
 
-router = APIRouter(prefix="/v1", responses=error_schema())
+router = APIRouter(prefix="/v1", responses=error_schema(), dependencies=[Depends(only_known)])
 
 FARTHEST = 100_000
 """Entries that a list can skip."""
@@ -37,7 +37,7 @@ async def add(
     modality: Kinds,
     id: Annotated[list[str], Form(description="One each; made up when not given.")] = [],  # noqa: B006
     camera: Words = [],  # noqa: B006
-    time: Annotated[list[datetime], Form(description="When seen; with a time zone.")] = [],  # noqa: B006
+    time: Annotated[list[Moment], Form(description="When seen; with a time zone.")] = [],  # noqa: B006
     track: Words = [],  # noqa: B006
     source: Words = [],  # noqa: B006
     pid: list[Number] = [],  # noqa: B006
@@ -59,8 +59,6 @@ async def add(
                 "on_duplicate",
                 "use another key, or skip",
             )
-        if any(one in (".", "..") for one in id):
-            raise Refusal(422, "an id cannot be . or ..", "id", "choose another; no address could name it")
         columns: dict[str, Any] = {
             "camera": _column(camera, n, "camera"),
             "time": _column(time, n, "time"),
@@ -99,14 +97,11 @@ async def add(
 @router.get("/entries", response_model=EntriesBody, summary="List entries, as those of a track")
 async def entries(
     service: Running,
-    track: Annotated[list[str], Query()] = [],  # noqa: B006
-    camera: Annotated[list[str], Query()] = [],  # noqa: B006
-    pid: Annotated[list[Annotated[int, Query(ge=-LARGEST_PID, le=LARGEST_PID)]], Query()] = [],  # noqa: B006
+    where: Conditions,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     offset: Annotated[int, Query(ge=0, le=FARTHEST)] = 0,
 ) -> EntriesBody:
     """Entries that match, without embeddings, in the order of their adding."""
-    where = Where(tracks=track or None, cameras=camera or None, pids=pid or None)
     asked = None if where.anything else where
 
     def look() -> tuple[int, list[Entry]]:
@@ -141,26 +136,8 @@ async def image(service: Running, entry_id: str) -> Response:
     return Response(data, media_type="image/jpeg")
 
 
-@router.delete("/entries/{entry_id:path}", response_model=RemovedBody, summary="Remove an entry, provably")
-async def remove(service: Running, caller: Caller, entry_id: str) -> RemovedBody:
-    """When it answers, no file of the gallery holds the embedding, and the kept crop is gone."""
-    with service.audit.watch("remove", **caller, ids=[entry_id[:256]]) as log:
-        _check_id(entry_id)
-
-        def do() -> int:
-            gone = service.gallery.remove(Where(ids=[entry_id]))
-            if service.pictures.kept is not None:
-                service.pictures.kept.remove(entry_id)
-            return gone
-
-        removed = log["removed"] = await service.work(do)
-        if not removed:
-            raise _absent(entry_id)
-    return RemovedBody(id=entry_id, removed=removed)
-
-
 async def _get(service: Service, entry_id: str) -> Entry:
-    _check_id(entry_id)
+    check_id(entry_id)
 
     def look() -> Entry | None:
         for found, _ in service.gallery.scan(Where(ids=[entry_id]), chunk=1):
@@ -169,18 +146,24 @@ async def _get(service: Service, entry_id: str) -> Entry:
 
     found = await service.work(look)
     if found is None:
-        raise _absent(entry_id)
+        raise absent(entry_id)
     return found
 
 
-def _check_id(entry_id: str) -> None:
+def check_id(entry_id: str) -> None:
+    """Whether it can be an id.
+
+    Raises:
+        Refusal: 422, saying why not.
+    """
     try:
-        checked_text(entry_id, "id")
+        as_id(entry_id)
     except GalleryError as error:
         raise Refusal(422, str(error), "entry_id", "give the id of an entry") from error
 
 
-def _absent(entry_id: str) -> Refusal:
+def absent(entry_id: str) -> Refusal:
+    """404 for an id that is not there."""
     return Refusal(
         404, f"there is no entry '{entry_id[:256]}'", "entry_id", "look for it with a search or a list"
     )

@@ -12,6 +12,7 @@ class Limits:
     """Every bound of the service; memory stays below about `requests * body_bytes * 2` plus the images being decoded.
 
     Attributes:
+        head_seconds: in which the head of a request must have arrived.
         body_bytes: of one request. body_seconds: in which it must have arrived.
         images: in one request. pixels: of one image, read from its header before it is decoded.
         requests: at work at once, of all callers; more are told to come back.
@@ -25,6 +26,7 @@ class Limits:
         FmcnetError: for a bound that is not positive.
     """
 
+    head_seconds: float = 10.0
     body_bytes: int = 16 * 2**20
     body_seconds: float = 20.0
     images: int = 64

@@ -5,14 +5,15 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from fmcnet.server.asking import Running
 from fmcnet.server.keys import SCOPES
 from fmcnet.server.metrics import CONTENT_TYPE
-from fmcnet.server.refusals import Refusal, error_schema
+from fmcnet.server.refusals import ANYWHERE, Refusal, error_schema
 from fmcnet.server.schemas import GalleryBody, StateBody
+from fmcnet.server.strict import only_known
 
 router = APIRouter()
 
@@ -65,7 +66,9 @@ def _page_file(name: str) -> Response:
     return Response(_file(name), media_type=FILES[name], headers=headers)
 
 
-@router.get("/healthz", response_model=StateBody, summary="The process answers")
+@router.get(
+    "/healthz", response_model=StateBody, responses=error_schema(*ANYWHERE), summary="The process answers"
+)
 async def healthz() -> StateBody:
     """200 as long as it lives."""
     return StateBody(ok=True)
@@ -74,7 +77,7 @@ async def healthz() -> StateBody:
 @router.get(
     "/readyz",
     response_model=StateBody,
-    responses={503: {"model": StateBody, "description": "Not now"}},
+    responses={503: {"model": StateBody, "description": "Not now"}, **error_schema(*ANYWHERE)},
     summary="Requests are welcome",
 )
 async def readyz(request: Request) -> Response:
@@ -97,7 +100,13 @@ async def metrics(service: Running) -> Response:
     return Response(await service.work(service.metrics.text), media_type=CONTENT_TYPE)
 
 
-@router.get("/v1/gallery", response_model=GalleryBody, responses=error_schema(), summary="What there is")
+@router.get(
+    "/v1/gallery",
+    response_model=GalleryBody,
+    responses=error_schema(),
+    dependencies=[Depends(only_known)],
+    summary="What there is",
+)
 async def gallery(service: Running, request: Request) -> GalleryBody:
     """The gallery in numbers, and what the caller may do."""
     state = request.scope["state"]

@@ -7,7 +7,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -138,19 +138,31 @@ class SourceImages:
 
 
 class Pictures:
-    """What the page may show of an entry: the kept crop, else the source, else nothing."""
+    """What the page may show of an entry: the kept crop, else the gallery's own, else the source, else nothing.
 
-    def __init__(self, kept: KeptImages | None = None, sources: SourceImages | None = None) -> None:
-        self.kept, self.sources = kept, sources
+    Args:
+        kept: crops of entries that this service added. stored: `Gallery.picture` of a gallery that holds pictures
+            (`fmcnet index --keep-images`). sources: the files that entries came from.
+    """
+
+    def __init__(
+        self,
+        kept: KeptImages | None = None,
+        sources: SourceImages | None = None,
+        stored: Callable[[str], bytes | None] | None = None,
+    ) -> None:
+        self.kept, self.sources, self.stored = kept, sources, stored
 
     @property
     def any(self) -> bool:
         """Whether there can be pictures at all."""
-        return self.kept is not None or self.sources is not None
+        return any(place is not None for place in (self.kept, self.sources, self.stored))
 
     def read(self, entry: Entry) -> bytes | None:
         """A JPEG, or None."""
         found = self.kept.read(entry.id) if self.kept is not None else None
+        if found is None and self.stored is not None:
+            found = self.stored(entry.id)
         if found is None and self.sources is not None and entry.source is not None:
             found = self.sources.read(entry.source)
         return found

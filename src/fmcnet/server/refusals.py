@@ -122,8 +122,12 @@ def _clean(text: str) -> str:
     return shown.encode("utf-8", "replace").decode("utf-8")
 
 
-def error_schema() -> dict[int | str, dict[str, Any]]:
-    """For OpenAPI: the replies that every route can give."""
+ANYWHERE = (403, 405, 500)
+"""Refusals of every route, those without a scope too."""
+
+
+def error_schema(*only: int) -> dict[int | str, dict[str, Any]]:
+    """For OpenAPI: the refusals that a route can give, by status; not said which: any of a route with a scope."""
     fields = {"status": {"type": "integer"}, **{name: {"type": "string"} for name in ("what", "where", "do")}}
     inner = {"type": "object", "properties": fields, "required": list(fields)}
     schema = {"type": "object", "properties": {"error": inner}, "required": ["error"]}
@@ -132,14 +136,18 @@ def error_schema() -> dict[int | str, dict[str, Any]]:
         401: "No valid key",
         403: "The key, or the page that asked, may not do this",
         404: "Not there",
+        405: "Another method is meant; see Allow",
         408: "The body came too slowly",
-        409: "The id is taken",
+        409: "The id is taken, or another number of entries matches than was expected",
         413: "Too large",
-        415: "Not a multipart form",
+        415: "Not a form",
         422: "Bad input",
-        503: "Too much at once; see Retry-After",
+        500: "The service failed, or its gallery is damaged; its log says why",
+        503: "Too much at once, or another program writes; see Retry-After",
+        507: "The disk is full",
     }
     return {
         status: {"description": text, "content": {"application/json": {"schema": schema}}}
         for status, text in said.items()
+        if not only or status in only
     }

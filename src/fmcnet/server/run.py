@@ -17,6 +17,7 @@ from fmcnet.inference.encoder import Encoder
 from fmcnet.search import Searcher
 from fmcnet.server.app import create_app
 from fmcnet.server.audit import AuditLog
+from fmcnet.server.heads import prompt
 from fmcnet.server.keys import VARIABLE, Keys, read_keys
 from fmcnet.server.limits import Limits
 from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
@@ -73,6 +74,11 @@ def audit_path(gallery: str) -> Path:
     return folder.with_name(f"{folder.name}.audit.jsonl")
 
 
+def _place(gallery: Gallery) -> str:
+    """Names a gallery: the whole path of a folder; a cluster's address without its password."""
+    return gallery.location if "://" in gallery.location else str(Path(gallery.location).absolute())
+
+
 def check_door(settings: Serving) -> Keys:
     """The keys, when it may listen where it is asked to.
 
@@ -108,10 +114,11 @@ def serve(settings: Serving) -> None:
             pictures = Pictures(
                 None
                 if settings.keep_images is None
-                else KeptImages(settings.keep_images, str(Path(settings.gallery).absolute())),
+                else KeptImages(settings.keep_images, _place(gallery)),
                 None
                 if settings.show_sources is None
                 else SourceImages(settings.show_sources, settings.limits.pixels),
+                gallery.picture if gallery.info().pictures else None,
             )
             audit = AuditLog(settings.audit or audit_path(settings.gallery))
             service = Service(searcher, audit, settings.limits, pictures)
@@ -134,7 +141,7 @@ def _run(settings: Serving, keys: Keys, service: Service, door: socket.socket) -
         timeout_keep_alive=10,
         timeout_graceful_shutdown=int(settings.limits.stop_seconds) or 1,
         h11_max_incomplete_event_size=32 * 1024,
-        http="h11",
+        http=prompt(settings.limits.head_seconds),
         ws="none",
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.certificate_key,

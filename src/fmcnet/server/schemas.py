@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 
 from fmcnet.gallery import Entry
 
 ModalityName = Literal["visible", "infrared"]
+
+
+def _no_number(value: object) -> object:
+    """Pydantic takes numbers as seconds since 1970, and so `since=2026` as half past midnight of that year."""
+    try:
+        float(str(value))
+    except ValueError:
+        return value
+    raise ValueError("a moment is written as 2026-03-01T12:00:00Z")
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_no_number)]
+"""A datetime of a request, with its time zone."""
 
 
 class EntryBody(BaseModel):
@@ -104,6 +117,14 @@ class RemovedBody(BaseModel):
 
     id: str
     removed: int
+
+
+class RemovedManyBody(BaseModel):
+    """What was removed, or would be."""
+
+    matched: int
+    removed: int = Field(description="0 in a dry run.")
+    dry_run: bool
 
 
 class GalleryBody(BaseModel):

@@ -73,6 +73,7 @@ def _neighbours(rows: tuple[Row, ...]) -> tuple[tuple[str, str], ...]:
 FULL = ("model.variant=full",)
 BASE = ("model.variant=base",)
 NO_MD = ("losses.shs=false", "losses.sps=false", "losses.dc=false")
+DISCRIMINANT = ("model.descriptor=discriminant",)
 CAJ = ("augment.channel=exchange", "augment.channel_probability=0.5")
 HC = ("model.specific_stages=2", "model.neck=true", "model.unit_features=false", "losses.hc=2")
 AGW = ("model.specific_stages=1", "model.pooling=gem", "model.neck=true", "model.unit_features=false")
@@ -158,18 +159,54 @@ _BASELINES = (
         source=_CAJ_SOURCE,
         deviations=(*_CAJ_DEVIATIONS, "see AGW's recipe"),
     ),
+    Row(
+        "hc-caj",
+        "Hetero-centre triplet with channel augmentation (CAJ)",
+        (*BASE, *HC),
+        recipe="hc",
+        last=CAJ,
+        source=_CAJ_SOURCE,
+        deviations=(*_CAJ_DEVIATIONS, "see the hetero-centre triplet"),
+    ),
     Row("fmcnet", "FMCNet (full)", FULL, source="Zhang et al., CVPR 2022: the method implemented here"),
+    Row(
+        "fmcnet-caj",
+        "FMCNet (full) with channel augmentation (CAJ)",
+        FULL,
+        recipe="fmcnet",
+        last=CAJ,
+        source=_CAJ_SOURCE,
+        deviations=_CAJ_DEVIATIONS,
+    ),
+    Row(
+        "agw-caj-discriminant",
+        "AGW's recipe with CAJ and the discriminant descriptor",
+        (*BASE, *AGW, "losses.wrt=1"),
+        recipe="agw",
+        last=(*CAJ, *DISCRIMINANT),
+        source=_CAJ_SOURCE,
+        deviations=(*_CAJ_DEVIATIONS, "see AGW's recipe", "the descriptor as fmcnet-plus has it"),
+    ),
+    Row(
+        "fmcnet-caj-discriminant",
+        "FMCNet (full) with CAJ and the discriminant descriptor",
+        FULL,
+        recipe="fmcnet",
+        last=(*CAJ, *DISCRIMINANT),
+        source=_CAJ_SOURCE,
+        deviations=(*_CAJ_DEVIATIONS, "the descriptor as fmcnet-plus has it"),
+    ),
     Row(
         "fmcnet-plus",
         "fmcnet-plus (ours)",
         (
             *FULL,
             "model.pooling=gem",
-            "model.descriptor=normalized",
+            *DISCRIMINANT,
             "model.parts=3",
         ),
         recipe="fmcnet-plus",
-        source="ours: FMCNet with the paper's restraints lifted (GeM, stripes, unit-length parts, and what "
+        source="ours: FMCNet with the paper's restraints lifted (GeM, stripes, a discriminant descriptor, and what "
         "studies/recipes.py adds)",
     ),
 )
@@ -193,8 +230,13 @@ STUDIES: dict[str, Study] = {
             "Baselines, in the same engine",
             _BASELINES,
             (
-                *(("fmcnet", row.key) for row in _BASELINES if row.key not in ("fmcnet", "fmcnet-plus")),
-                ("fmcnet-plus", "fmcnet"),
+                *(("fmcnet", key) for key in ("base-tuned", "agw", "hc", "agw-caj", "hc-caj")),
+                *(("fmcnet-caj", key) for key in ("base-caj", "agw-caj", "hc-caj", "fmcnet")),
+                *(("fmcnet-caj-discriminant", key) for key in ("agw-caj", "agw-caj-discriminant")),
+                *(
+                    ("fmcnet-plus", key)
+                    for key in ("agw-caj", "agw-caj-discriminant", "fmcnet", "fmcnet-caj")
+                ),
             ),
         ),
     )

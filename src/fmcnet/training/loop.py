@@ -20,6 +20,7 @@ from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.sampler import IdentityModalitySampler
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.errors import Interrupted
+from fmcnet.inference.project import add_discriminant
 from fmcnet.model.build import build_model
 from fmcnet.model.checkpoint import ModelCard
 from fmcnet.model.fmcnet import FMCNet
@@ -217,7 +218,7 @@ class _Job:
                         if watch:
                             watch.step()
                         self._after(step + 1, stop, bar, started, first)
-                return self._finish(first, started)
+                return self._finish(first, started, progress)
         finally:
             self.records.close()
             if watch and watch.table:
@@ -266,7 +267,7 @@ class _Job:
             weights = self.game.model.decomposition.classify_shared.linear.weight
             self.sampler.neighbors = look_alikes(weights, self.sampler.pids, self.place)
 
-    def _finish(self, first: int, started: float) -> TrainingSummary:
+    def _finish(self, first: int, started: float, progress: bool | None) -> TrainingSummary:
         seconds = time.perf_counter() - started
         if first < self.steps:
             self.keeper.save(self.steps, must=True)
@@ -276,6 +277,8 @@ class _Job:
         with together(self.place):
             if self.place.main:
                 self.keeper.write_model(exported)
+                if self.config.model.descriptor == "discriminant":
+                    add_discriminant(self.path, self.cache.table, str(self.place.device), progress)
         return TrainingSummary(
             run=self.path,
             variant=exported.variant,

@@ -135,19 +135,26 @@ class Columns:
         for name, texts in (("camera", where.cameras), ("track", where.tracks)):
             if texts is not None:
                 numbers = [self.vocabulary[name].number(text, add=False) for text in texts]
-                out &= np.isin(self[name], np.array(numbers, np.int32))
+                out &= self._one_of(name, [number for number in numbers if number >= 0])
         if where.modality is not None:
             out &= self["modality"] == where.modality.code
         if where.since is not None:
-            out &= (self["time"] >= np.int64(to_micros(where.since))) & (self["time"] != NONE)
+            out &= self["time"] >= np.int64(to_micros(where.since))  # NONE is less than any
         if where.until is not None:
             out &= (self["time"] < np.int64(to_micros(where.until))) & (self["time"] != NONE)
         if where.tags:
             sets = self.vocabulary["tags"].texts
             wanted = set(where.tags)
             numbers = [i for i, known in enumerate(sets) if wanted <= set(json.loads(known))]
-            out &= np.isin(self["tags"], np.array(numbers, np.int32))
+            out &= self._one_of("tags", numbers)
         return out
+
+    def _one_of(self, name: str, numbers: Sequence[int]) -> BoolArray:
+        """(N,) whose text has one of these numbers: by looking up, an order faster than `isin`."""
+        wanted = np.zeros(len(self.vocabulary[name].texts) + 1, np.bool_)  # the last is that of no text, -1
+        wanted[list(numbers)] = True
+        found: BoolArray = wanted[self[name]]
+        return found
 
     def compacted(self) -> Columns:
         """Only the rows that are alive."""

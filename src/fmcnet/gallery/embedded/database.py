@@ -1,30 +1,26 @@
-"""SQLite, the record of truth: tables, transactions, and a checksum on every row.
+"""SQLite, the record of truth: the tables, and a checksum on every row.
 
-`vectors` only ever grows at its end, and a removed embedding is overwritten by zeros in its place: SQLite then never
-moves an embedding between pages, so no stale copy of one can be left in a page's slack. `secure_delete` zeroes what
+`vectors` and `pictures` only ever grow at their end, and what is removed is overwritten by zeros in its place: SQLite
+then never moves it between pages, so no stale copy can be left in a page's slack. `secure_delete` zeroes what
 is deleted from the other tables. `compact` drops the zeroed rows and rewrites the file.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
+from fmcnet.errors import GalleryError
 from fmcnet.gallery.embedded.codec import COLUMNS, checksum, seal, to_entry, to_values
+from fmcnet.gallery.embedded.connection import Connection
 from fmcnet.gallery.records import Entry, Settings, Stored
 
-NAME = "gallery.sqlite"
 FORMAT = 1
-PAGE = 32_768
 MANY = 500
 """Values in one IN (...)."""
 SCHEMA = """
@@ -36,94 +32,24 @@ CREATE TABLE IF NOT EXISTS vectors (seq INTEGER PRIMARY KEY, vector BLOB NOT NUL
 CREATE TABLE IF NOT EXISTS log (
     generation INTEGER, seq INTEGER, gone INTEGER NOT NULL, crc INTEGER NOT NULL,
     PRIMARY KEY (generation, seq)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pictures (seq INTEGER PRIMARY KEY, picture BLOB NOT NULL);
 """
 
 
-class Database:
-    """One connection. Writers hold the gallery's lock (lock.py); readers need none.
-
-    Attributes:
-        path: of the SQLite file. read_only: refuses to write.
+class Database(Connection):
+    """The gallery's tables.
 
     Raises:
         GalleryError: when the file cannot be opened. GalleryDamagedError: when it is no such database.
     """
 
     def __init__(self, folder: Path, *, read_only: bool, timeout: float) -> None:
-        self.path = folder / NAME
-        self.read_only = read_only
+        super().__init__(folder, read_only=read_only, timeout=timeout)
         self._dtype: str | None = None
-        uri = f"file:{quote(str(self.path.absolute()))}?mode={'ro' if read_only else 'rwc'}"
-        with self.translated():
-            self.connection = sqlite3.connect(
-                uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False
-            )
-            try:
-                self.run(f"PRAGMA busy_timeout={int(timeout * 1000)}")
-                self.run("PRAGMA cell_size_check=ON")
-                if not read_only:
-                    self.run(f"PRAGMA page_size={PAGE}")
-                    self.run("PRAGMA journal_mode=WAL")
-                    self.run("PRAGMA synchronous=FULL")  # a commit is on disk when it returns
-                    self.run("PRAGMA secure_delete=ON")
-            except BaseException:
-                self.connection.close()
-                raise
 
-    def run(self, statement: str, values: Sequence[object] = ()) -> list[tuple]:  # type: ignore[type-arg]
-        """All rows of one statement."""
-        return self.connection.execute(statement, values).fetchall()
-
-    @contextlib.contextmanager
-    def translated(self) -> Iterator[None]:
-        """SQLite's errors in the gallery's words."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            reason = str(error)
-            if "locked" in reason or "busy" in reason:
-                raise GalleryBusyError(f"{self.path} is in use by another process: try again") from error
-            if "malformed" in reason or "not a database" in reason or "encoding" in reason:
-                raise self.damaged(reason) from error
-            if "full" in reason or "disk I/O" in reason:
-                raise GalleryError(
-                    f"{self.path} cannot be written or read ({reason}): is the disk full? nothing of this "
-                    "operation was kept"
-                ) from error
-            raise GalleryError(f"{self.path}: {reason}") from error
-
-    def damaged(self, what: str) -> GalleryDamagedError:
-        """The error that names the damaged file."""
-        return GalleryDamagedError(
-            f"{self.path} is damaged ({what}): restore it from a backup, or save what can be read with "
-            "`sqlite3 gallery.sqlite .recover`"
-        )
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        """One consistent view; joins a transaction that is open."""
-        with self.translated():
-            if self.connection.in_transaction:
-                yield
-                return
-            self.connection.execute("BEGIN")
-            try:
-                yield
-            finally:
-                self.connection.execute("ROLLBACK")
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """All or nothing."""
-        with self.translated():
-            self.connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self.connection.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    self.connection.execute("ROLLBACK")
-                raise
+    def has_tables(self) -> bool:
+        """All tables are there, those of newer versions too."""
+        return bool(self.run("SELECT 1 FROM sqlite_master WHERE name = 'pictures'"))
 
     def create(self) -> None:
         """Make the tables where they are missing."""
@@ -184,8 +110,13 @@ class Database:
 
     # ---- rows ----
 
-    def insert(self, entries: Sequence[Entry], vectors: NDArray[np.float32 | np.float16]) -> list[int]:
-        """Append rows; their numbers, which rise and never come again."""
+    def insert(
+        self,
+        entries: Sequence[Entry],
+        vectors: NDArray[np.float32 | np.float16],
+        pictures: Sequence[bytes | None] = (),
+    ) -> list[int]:
+        """Append rows; their numbers, which rise and never come again. `pictures`: one a row, or none at all."""
         top = self.run("SELECT seq FROM sqlite_sequence WHERE name = 'rows'")
         first = top[0][0] + 1 if top else 1
         stored = [to_values(first + i, entry) for i, entry in enumerate(entries)]
@@ -197,7 +128,33 @@ class Database:
             "INSERT INTO vectors VALUES (?, ?)",
             ((first + i, seal(first + i, vector.tobytes())) for i, vector in enumerate(vectors)),
         )
+        self.connection.executemany(
+            "INSERT INTO pictures VALUES (?, ?)",
+            ((first + i, seal(first + i, picture)) for i, picture in enumerate(pictures) if picture),
+        )
         return [values[0] for values in stored]
+
+    def picture(self, seq: int) -> bytes | None:
+        """The picture of a row, where one is kept.
+
+        Raises:
+            GalleryDamagedError: when its checksum differs.
+        """
+        if not self.has_tables():  # made before there were any
+            return None
+        found = self.run("SELECT picture FROM pictures WHERE seq = ?", (seq,))
+        return self._unsealed(seq, found[0][0]) if found else None
+
+    def _unsealed(self, seq: int, sealed: object) -> bytes:
+        if not isinstance(sealed, bytes) or seal(seq, sealed[:-4]) != sealed:
+            raise self.damaged(f"checksum of row {seq}, picture")
+        return sealed[:-4]
+
+    def pictures(self) -> int:
+        """How many entries have a picture."""
+        if not self.has_tables():
+            return 0
+        return int(self.run("SELECT count(*) FROM pictures JOIN rows ON rows.seq = pictures.seq")[0][0])
 
     def rewrite(self, seq: int, entry: Entry) -> None:
         """Set all metadata of a row."""
@@ -209,12 +166,13 @@ class Database:
         )
 
     def delete(self, seqs: Iterable[int]) -> None:
-        """Delete rows and overwrite their embeddings by zeros."""
+        """Delete rows and overwrite their embeddings and pictures by zeros."""
         for seq in seqs:
             self.connection.execute("DELETE FROM rows WHERE seq = ?", (seq,))
-            self.connection.execute(
-                "UPDATE vectors SET vector = zeroblob(length(vector)) WHERE seq = ?", (seq,)
-            )
+            for table, name in (("vectors", "vector"), ("pictures", "picture")):
+                self.connection.execute(
+                    f"UPDATE {table} SET {name} = zeroblob(length({name})) WHERE seq = ?", (seq,)
+                )
 
     def note(self, generation: int, seqs: Iterable[int], *, gone: bool) -> None:
         """Tell other processes which rows changed or went."""
@@ -300,23 +258,11 @@ class Database:
 
     # ---- upkeep ----
 
-    def truncate_log(self) -> None:
-        """Bring all into the main file and empty the write-ahead log.
-
-        Raises:
-            GalleryBusyError: when another process reads all the time.
-        """
-        with self.translated():
-            if self.run("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
-                raise GalleryBusyError(
-                    f"{self.path}: what was removed is gone from all answers, but another process still reads, so "
-                    "the write-ahead log may hold it; run compact when it is done"
-                )
-
     def compact(self) -> int:
         """Rewrite the file without the zeroed rows; the new generation."""
         with self.writing():
-            self.connection.execute("DELETE FROM vectors WHERE seq NOT IN (SELECT seq FROM rows)")
+            for table in ("vectors", "pictures"):
+                self.connection.execute(f"DELETE FROM {table} WHERE seq NOT IN (SELECT seq FROM rows)")
             self.connection.execute("DELETE FROM log")
             generation = self.number("generation") + 1
             self.put("generation", generation)
@@ -342,7 +288,6 @@ class Database:
             seq = 0
             while rows := self.after(seq, 4096):
                 seq = max(rows)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self.connection.close()
+                if self.has_tables():
+                    for one in rows:
+                        self.picture(one)

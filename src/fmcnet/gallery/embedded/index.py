@@ -13,7 +13,8 @@ import numpy as np
 
 from fmcnet.gallery.embedded.columns import Columns
 from fmcnet.gallery.embedded.database import Database
-from fmcnet.gallery.embedded.nearest import Codes, Graph
+from fmcnet.gallery.embedded.graph import Graph
+from fmcnet.gallery.embedded.nearest import Codes
 from fmcnet.gallery.embedded.snapshot import BLOCK, NAME, DoubtError, Snapshot, discard
 from fmcnet.gallery.embedded.state import State
 from fmcnet.gallery.records import IndexChoice, Settings
@@ -229,24 +230,24 @@ class Index:
             snapshot.overwrite(self.folder, self._mended, state.base[self._mended])
         snapshot.append(self.folder, state.tail)
         base = snapshot.map(self.folder)
-        graph, grown = self._grow(state.graph, base, state.live, complete=complete)
+        graph, grown = self._grow(state, base, complete=complete)
         if graph is not None and (grown or snapshot.graph is None):
             snapshot.put_graph(self.folder, graph)
         snapshot.commit(self.folder, state.columns, state.generation)
         self.snapshot, self.faults, self._mended = snapshot, [], np.empty(0, np.int64)
         state.rebase(base, graph)
 
-    def _grow(
-        self, graph: Graph | None, base: Codes, live: int, *, complete: bool
-    ) -> tuple[Graph | None, bool]:
-        """The graph as it should be over the base, and whether it changed."""
-        wanted = self.choice == "hnsw" or (self.choice == "auto" and live > self.hnsw_above)
+    def _grow(self, state: State, base: Codes, *, complete: bool) -> tuple[Graph | None, bool]:
+        """The graph as it should be over the base, a part for each modality, and whether it changed."""
+        graph = state.graph
+        wanted = self.choice == "hnsw" or (self.choice == "auto" and state.live > self.hnsw_above)
         rows = graph.rows if graph else 0
         missing = len(base) - rows
         late = graph is None or complete or missing > max(BEHIND, SHARE * rows)
         if not (wanted and missing and late):
             return graph, False
-        return (graph or Graph.empty(base.dtype, base.shape[1])).extended(base), True
+        kinds = state.columns["modality"][: len(base)].astype(np.uint8)
+        return (graph or Graph.empty(base.dtype, base.shape[1])).extended(base, kinds), True
 
     def compact(self, generation: int) -> None:
         """Write all files anew without the removed rows; the database was compacted before."""

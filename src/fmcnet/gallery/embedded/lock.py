@@ -30,7 +30,10 @@ def writer_lock(folder: Path, timeout: float) -> Iterator[None]:
             "a longer timeout"
         ) from error
     except OSError as error:
-        raise GalleryError(f"{folder} cannot be written: {error.strerror}") from error
+        raise GalleryError(
+            f"{folder} cannot be written ({error.strerror}): open it with read_only=True (fmcnet search, gallery "
+            "info and gallery export do), or copy it to where it can be"
+        ) from error
     try:
         yield
     finally:

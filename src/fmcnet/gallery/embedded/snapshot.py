@@ -20,11 +20,12 @@ import numpy as np
 
 from fmcnet.files import remove_left, to_disk, write_atomically
 from fmcnet.gallery.embedded.columns import Columns
-from fmcnet.gallery.embedded.nearest import Codes, Graph
+from fmcnet.gallery.embedded.graph import Graph
+from fmcnet.gallery.embedded.nearest import Codes
 from fmcnet.types import IntArray
 
 NAME = "index.json"
-FORMAT = 1
+FORMAT = 2
 BLOCK = 512
 """Rows with one checksum."""
 ALWAYS_CHECKED = 256 * 2**20

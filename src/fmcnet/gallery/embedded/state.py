@@ -11,16 +11,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from fmcnet.gallery.embedded.columns import Columns
-from fmcnet.gallery.embedded.nearest import Codes, Graph, exact, merged
+from fmcnet.gallery.embedded.graph import EF_SEARCH, Graph
+from fmcnet.gallery.embedded.nearest import Codes, exact, merged
 from fmcnet.gallery.records import Entry
 from fmcnet.types import BoolArray, FloatArray, IntArray
 
 FEW = 20_000
 """Allowed rows up to which a search is exact whatever the index."""
-SELECTIVE = 0.05
-"""Share of allowed rows up to which a search is exact whatever the index."""
 WIDEST = 2048
 """Most rows taken from the graph to be filtered."""
+LOOKED_AT = 64
+"""Rows that a graph compares for each row it is asked for, about; where that were more than all, all are compared."""
 MOST_DEAD = 0.25
 """Share of removed rows from which the graph is no longer trusted, until the gallery is compacted."""
 
@@ -93,43 +94,54 @@ class State:
         Returns:
             (Q, <= top) similarities and positions; position -1 where there are fewer rows.
         """
-        allowed = int(np.count_nonzero(mask))
-        top = min(top, allowed)
+        top = min(top, int(np.count_nonzero(mask)))
         if not top:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        graph = None if only_exact or allowed <= max(FEW, SELECTIVE * len(self)) else self.trusted
-        chosen = None if allowed == len(self) else mask
-        parts = []
+        found, rest = [], mask
+        graph = None if only_exact else self.trusted
         if graph:
-            parts.append(self._by_graph(graph, queries, top, chosen))
-        start = graph.rows if graph else 0
-        for codes, first in ((self.base[start:], start), (self.tail, len(self.base))):
-            if len(codes):
-                part = None if chosen is None else chosen[first : first + len(codes)]
-                similarity, row = exact(codes, queries, min(top, len(codes)), part)
-                parts.append((similarity, np.where(row < 0, -1, row + first)))
-        return merged(parts, top)
+            rest = mask.copy()
+            for part in graph.sizes:
+                chosen = mask[: graph.rows] & (graph.parts == part)
+                answer = self._by_graph(graph, part, queries, top, chosen)
+                if answer:
+                    found.append(answer)
+                    rest[: graph.rows] &= ~chosen
+        for codes, first in ((self.base, 0), (self.tail, len(self.base))):
+            here = rest[first : first + len(codes)]
+            count = int(np.count_nonzero(here))
+            if count:
+                similarity, row = exact(
+                    codes, queries, min(top, count), None if count == len(codes) else here
+                )
+                found.append((similarity, row + first))
+        return merged(found, top)
 
     def _by_graph(
-        self, graph: Graph, queries: FloatArray, top: int, mask: BoolArray | None
-    ) -> tuple[FloatArray, IntArray]:
-        """The best allowed rows of the graph: among its best rows of all, or, where those are too few, exactly.
+        self, graph: Graph, part: int, queries: FloatArray, top: int, chosen: BoolArray
+    ) -> tuple[FloatArray, IntArray] | None:
+        """The best chosen rows of one part: those among its best rows of all; None where comparing all costs less.
 
-        FAISS can filter inside the graph, but then loses nearly all when the allowed rows are far from the query, as
-        those of another modality may be.
+        FAISS can filter inside the graph, but then loses nearly all when the chosen rows are far from the query: here
+        it is seen that too few of the best rows are chosen ones, and all of them are compared.
         """
-        if mask is None:
-            return graph.search(self.base, queries, top)
-        mask = mask[: graph.rows]
-        allowed = int(np.count_nonzero(mask))
-        top = min(top, allowed)
-        if not top:
-            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        wide = min(int(2 * top * graph.rows / allowed), max(WIDEST, 2 * top), graph.rows)
-        similarity, row = graph.search(self.base, queries, wide)
-        kept = np.where((row >= 0) & mask[row], similarity, -np.inf).astype(np.float32)
-        found = merged([(kept, np.where(np.isneginf(kept), -1, row))], top)
-        poor = np.flatnonzero((found[1] < 0).any(axis=1))
+        count = int(np.count_nonzero(chosen))
+        if count <= FEW:
+            return None
+        rows = graph.sizes[part]
+        top = min(top, count)
+        wide = top if count == rows else min(3 * top * rows // (2 * count), rows)
+        similarity = np.full((len(queries), top), -np.inf, np.float32)
+        row = np.full((len(queries), top), -1, np.int64)
+        poor = np.arange(len(queries))
+        while len(poor) and wide <= WIDEST and LOOKED_AT * max(wide, EF_SEARCH) < count:
+            near, place = graph.search(self.base, queries[poor], wide, part)
+            near = np.where((place >= 0) & chosen[place], near, -np.inf).astype(np.float32)
+            similarity[poor], row[poor] = merged([(near, np.where(np.isneginf(near), -1, place))], top)
+            poor = poor[(row[poor] < 0).any(axis=1)]
+            wide *= 4
+        if len(poor) == len(queries):
+            return None
         if len(poor):
-            found[0][poor], found[1][poor] = exact(self.base[: graph.rows], queries[poor], top, mask)
-        return found
+            similarity[poor], row[poor] = exact(self.base[: graph.rows], queries[poor], top, chosen)
+        return similarity, row

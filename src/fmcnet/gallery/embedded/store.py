@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError
-from fmcnet.gallery.embedded import database as sqlite
+from fmcnet.gallery.embedded.connection import NAME
+from fmcnet.gallery.embedded.database import Database
 from fmcnet.gallery.embedded.index import Index
 from fmcnet.gallery.embedded.lock import writer_lock
 from fmcnet.gallery.embedded.nearest import faiss
@@ -68,7 +69,7 @@ class EmbeddedStore:
         flush_rows: int,
     ) -> None:
         faiss()
-        self.folder = folder
+        self.folder, self.location = folder, str(folder)
         self.read_only = read_only
         self.timeout = timeout
         self.dtype = dtype
@@ -77,7 +78,7 @@ class EmbeddedStore:
         self._closed = False
         self._mutex = threading.RLock()
         self._prepare(create)
-        self.database = sqlite.Database(folder, read_only=read_only, timeout=timeout)
+        self.database = Database(folder, read_only=read_only, timeout=timeout)
         try:
             if not read_only and not self._has_tables():
                 with writer_lock(folder, timeout):
@@ -96,13 +97,13 @@ class EmbeddedStore:
             raise
 
     def _prepare(self, create: bool) -> None:
-        if (self.folder / sqlite.NAME).is_file():
+        if (self.folder / NAME).is_file():
             return
         if self.folder.exists() and not self.folder.is_dir():
             raise GalleryError(f"{self.folder} is a file; a gallery is a folder")
         if self.folder.is_dir() and any(p.name != "writer.lock" for p in self.folder.iterdir()):
             raise GalleryError(
-                f"{self.folder} holds no gallery ({sqlite.NAME}), and is not empty: name another folder"
+                f"{self.folder} holds no gallery ({NAME}), and is not empty: name another folder"
             )
         if self.read_only or not create:
             raise GalleryError(f"there is no gallery at {self.folder}: check the path, or add to it first")
@@ -113,7 +114,7 @@ class EmbeddedStore:
 
     def _has_tables(self) -> bool:
         with self.database.translated():
-            return bool(self.database.run("SELECT 1 FROM sqlite_master WHERE name = 'log'"))
+            return self.database.has_tables()
 
     def _choice(self, index: IndexChoice | None, hnsw_above: int | None) -> tuple[IndexChoice, int]:
         """The kind of index: as given, and then kept in the gallery; or as kept."""
@@ -182,11 +183,10 @@ class EmbeddedStore:
             if state is None:
                 return GalleryInfo(str(self.folder), 0, settings, "exact", 0, 0, size)
             graph = None if self.index.choice == "exact" else state.trusted
-            behind = len(state) - graph.rows if graph else len(state.tail)
+            behind = len(state) - sum(graph.sizes.values()) if graph else len(state.tail)
             removed = self.database.run("SELECT count(*) FROM vectors")[0][0] - state.live
-            return GalleryInfo(
-                str(self.folder), state.live, settings, "hnsw" if graph else "exact", behind, removed, size
-            )
+            kind, pictures = "hnsw" if graph else "exact", self.database.pictures()
+            return GalleryInfo(str(self.folder), state.live, settings, kind, behind, removed, size, pictures)
 
     def search(self, queries: FloatArray, top: int, where: Where | None, exact: bool) -> list[list[Hit]]:
         """For each of (Q, D) queries its best entries; similarities are computed anew from the database."""
@@ -229,6 +229,12 @@ class EmbeddedStore:
             seqs = self.database.seqs(ids)
             stored = self.database.stored(list(seqs.values()))
             return {name: stored[seq] for name, seq in seqs.items()}
+
+    def picture(self, entry_id: str) -> bytes | None:
+        """The picture kept with an entry."""
+        with self._reading():
+            found = self.database.seqs([entry_id])
+            return self.database.picture(found[entry_id]) if found else None
 
     def count(self, where: Where | None) -> int:
         """How many match."""
@@ -275,7 +281,8 @@ class EmbeddedStore:
                 old = [] if skip else sorted(there.values())
                 self.database.delete(old)
                 self.database.note(generation, old, gone=True)
-                seqs = self.database.insert(entries, vectors)
+                pictures = [batch.pictures[i] for i in rows] if batch.pictures else []
+                seqs = self.database.insert(entries, vectors, pictures)
             state = self.index.state
             if state is None:
                 with self.database.reading():

@@ -5,7 +5,7 @@ const PAGE_SIZE = 12;
 const MOST_HITS = 120;
 const $ = (id) => document.getElementById(id);
 
-const state = { files: [], hits: [], page: 0, gallery: null, key: "", asking: null };
+const state = { files: [], hits: [], page: 0, gallery: null, key: "", asking: null, said: "" };
 
 // ---- the service ----
 
@@ -177,9 +177,10 @@ async function search() {
     const n = answer.hits.length;
     const what = { track: n === 1 ? "track" : "tracks", pid: n === 1 ? "person" : "persons" }[$("group").value]
       ?? (n === 1 ? "crop" : "crops");
-    say(answer.nobody ? "Nobody in this gallery reaches what was asked."
+    state.said = answer.nobody ? "Nobody in this gallery reaches what was asked."
       : n ? `The ${n} nearest ${what}, of ${answer.compared.toLocaleString()} compared, most similar first.`
-        : "There is nothing to compare with: no entry passes the filters.");
+        : "There is nothing to compare with: no entry passes the filters.";
+    say(state.said);
     $("notes").replaceChildren(...answer.notes.map((note) => {
       const item = document.createElement("li");
       item.textContent = note;
@@ -221,7 +222,7 @@ function turn(by) {
   state.page += by;
   drawPage();
   $("answer").scrollIntoView({ block: "start" });
-  $("status").textContent = $("page-of").textContent;
+  say(`${state.said} ${$("page-of").textContent.replaceAll(" ", "\u00a0")}.`);
 }
 
 function fill(list, entries, rank) {
@@ -248,7 +249,7 @@ function card(entry, rank) {
     part("bar").hidden = true;
   } else {
     part("percent").textContent = known ? percent(entry.probability) : entry.similarity.toFixed(3);
-    part("meaning").textContent = known ? `probable, similarity ${entry.similarity.toFixed(3)}` : "similarity";
+    part("meaning").textContent = known ? `probable, similarity\u00a0${entry.similarity.toFixed(3)}` : "similarity";
     part("bar").classList.toggle("plain", !known);
     part("bar").firstElementChild.style.width =
       `${100 * Math.max(0, known ? entry.probability : entry.similarity)}%`;
@@ -332,7 +333,7 @@ async function remove(entry, item) {
   state.gallery.entries -= 1;
   if ($("track-box").open) item.remove();
   drawPage();
-  say("The entry is removed.");
+  say(`The entry ${entry.id} is removed.`);
   $("answer").focus({ preventScroll: true });
   connect();
 }
@@ -379,5 +380,6 @@ $("back").addEventListener("click", () => turn(-1));
 $("next").addEventListener("click", () => turn(1));
 $("track-close").addEventListener("click", () => $("track-box").close());
 
+$("zone").textContent = `Times are in the zone ${Intl.DateTimeFormat().resolvedOptions().timeZone}.`;
 countFilters();
 connect();

@@ -1,0 +1,149 @@
+"""A model whose embeddings have fewer values, learnt from the identities that it was trained on."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from fmcnet.calibration.calibration import CALIBRATION
+from fmcnet.data.benchmarks import read_dataset
+from fmcnet.data.table import Table, fingerprint
+from fmcnet.errors import CheckpointError, DataError, FmcnetError
+from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.projection import Method, Projection, fit
+from fmcnet.inference.shipped import is_shipped
+from fmcnet.model.card import CARD, PROJECTION, WEIGHTS, ModelCard, model_digest
+
+
+def project_model(
+    source: str | Path,
+    data: str | Path,
+    *,
+    dim: int,
+    method: Method = "discriminant",
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    progress: bool | None = None,
+) -> tuple[Projection, Path]:
+    """Learn a projection and write the model with it into a folder of its own, whole or not at all.
+
+    What is written is another model: it has its own digest, and needs a gallery and a calibration of its own.
+
+    Args:
+        source: a run with weights, or a shipped model's name.
+        data: a labelled dataset: a folder or CSV. Its training images are learnt from; of the dataset that the model
+            was trained on, those of the identities that it was trained on.
+        dim, method: see `fit`.
+        out: the folder; None: `projected-DIM` in the model's folder.
+        overwrite: replace a projected model that is there.
+        device: where to embed. progress: show a bar; None: on a terminal only.
+
+    Raises:
+        CheckpointError: when there is no model with weights, or `out` is not to be written to.
+        DataError: when the images do not do: none of a training split, too few for `dim`.
+    """
+    encoder = Encoder.from_pretrained(source, device=device, runtime="torch")
+    assert encoder.folder is not None
+    if encoder.projection is not None:
+        raise FmcnetError(
+            f"{source} is projected to {encoder.projection.dim} values already: give the model it was made from"
+        )
+    if out is None and is_shipped(encoder.folder):
+        raise FmcnetError(f"{source} came with the package, which is not written to: say --out FOLDER")
+    target = Path(out) if out is not None else encoder.folder / f"projected-{dim}"
+    _check_target(target, overwrite)
+    size = encoder.card.config.data
+    table = learnt_from(encoder.card, read_dataset(data, layout=size.layout, trial=size.split))
+    found = _learn(encoder, table, dim, method, progress)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        folder = Path(scratch) / "new"
+        folder.mkdir()
+        for name in (CARD, WEIGHTS):
+            shutil.copy(encoder.folder / name, folder / name)
+        found.save(folder / PROJECTION)
+        if target.exists():
+            target.rename(Path(scratch) / "old")
+        folder.rename(target)
+    return found, target
+
+
+def add_discriminant(
+    folder: Path, table: Table, device: str = "auto", progress: bool | None = None
+) -> Projection:
+    """What `model.descriptor=discriminant` asks for: a projection of all directions, beside the weights. Ours.
+
+    Args:
+        folder: a run with weights; a projection that is there is made anew.
+        table: the images it was trained on.
+        device: where to embed. progress: show a bar; None: on a terminal only.
+
+    Raises:
+        DataError: when every person has one image only.
+    """
+    from fmcnet.inference.torch_engine import TorchEngine
+    from fmcnet.model.checkpoint import load_pretrained_model
+    from fmcnet.runtime import pick_device
+
+    (folder / PROJECTION).unlink(missing_ok=True)
+    place = pick_device(device)
+    model, card = load_pretrained_model(folder, place)
+    encoder = Encoder(TorchEngine(model, place), card, model_digest(folder), folder)
+    found = _learn(encoder, table, None, "discriminant", progress)
+    found.save(folder / PROJECTION)
+    return found
+
+
+def _learn(
+    encoder: Encoder, table: Table, dim: int | None, method: Method, progress: bool | None
+) -> Projection:
+    batch = encoder.card.config.evaluation.batch
+    features = encoder.embed_table(table, batch_size=batch, progress=progress).features
+    persons = len(np.unique(table.pid))
+    facts = {
+        "table": table.name,
+        "fingerprint": fingerprint(table),
+        "images": len(table),
+        "identities": persons,
+    }
+    kept = min(features.shape[1], persons - 1) if dim is None else dim
+    return replace(fit(features, table.pid, kept, method), source=encoder.digest, facts=facts)
+
+
+def learnt_from(card: ModelCard, table: Table) -> Table:
+    """The rows of a table that a projection is learnt from: nobody of a test set.
+
+    Raises:
+        DataError: when there are none.
+    """
+    chosen = table.select(split=card.config.data.train_splits)
+    if card.data == fingerprint(table):
+        chosen = chosen.take(np.isin(chosen.pid, np.array(card.pids, dtype=np.int64)))
+    if not len(chosen):
+        wanted = " or ".join(card.config.data.train_splits)
+        raise DataError(f"{table.root} has no image of split {wanted}, which a projection is learnt from")
+    return chosen
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    """Nothing is there, or a projected model that may go."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    names = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    if PROJECTION not in names:
+        raise CheckpointError(f"--out {target} exists and is no projected model: give a new folder")
+    if not overwrite:
+        there = Projection.load(target / PROJECTION)
+        raise CheckpointError(
+            f"--out {target} holds model {model_digest(target)} (model {there.source} projected to {there.dim} "
+            "values): give a new folder, or replace it with --overwrite"
+        )
+    if others := sorted(names - {CARD, WEIGHTS, PROJECTION, CALIBRATION}):
+        raise CheckpointError(
+            f"--out {target} holds {', '.join(others)} beside the model, which would be lost: give a new folder"
+        )

@@ -1,0 +1,156 @@
+"""A learned projection of descriptors to fewer values: a small file beside the weights, readable without PyTorch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcnet.errors import CheckpointError, DataError, FmcnetError
+from fmcnet.files import write_atomically
+from fmcnet.inference.engine import unit
+from fmcnet.types import FloatArray, IntArray
+
+FORMAT = "fmcnet-projection-1"
+Method = Literal["discriminant", "pca"]
+METHODS: tuple[Method, ...] = ("discriminant", "pca")
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear map of unit-length descriptors x to fewer values: (x - mean) @ matrix.
+
+    Attributes:
+        mean: (E,) float32. matrix: (E, D) float32, D <= E.
+        method: how it was learnt, one of `METHODS`.
+        source: digest of the model without it.
+        facts: what it was learnt from, for people.
+    """
+
+    mean: FloatArray
+    matrix: FloatArray
+    method: Method = "discriminant"
+    source: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def dim(self) -> int:
+        """D, the number of values that are left."""
+        return int(self.matrix.shape[1])
+
+    def __call__(self, features: FloatArray) -> FloatArray:
+        """Descriptors (N, E) of any length but zero to (N, D), not brought to unit length.
+
+        Raises:
+            CheckpointError: when they are not of E values.
+        """
+        if features.shape[1] != len(self.mean):
+            raise CheckpointError(
+                f"the projection takes descriptors of {len(self.mean)} values and the model gives "
+                f"{features.shape[1]}: it was made for another model; make it again with fmcnet project"
+            )
+        return cast(FloatArray, (unit(features) - self.mean) @ self.matrix)
+
+    def save(self, path: Path) -> Path:
+        """A safetensors file, whole or not at all; equal projections give equal files."""
+        from safetensors.numpy import save_file
+
+        said = {"format": FORMAT, "method": self.method, "source": self.source, "facts": self.facts}
+        # One entry: safetensors writes several in no fixed order, and the model's digest is of the bytes.
+        described = {"fmcnet": json.dumps(said, sort_keys=True)}
+        tensors = {"mean": self.mean, "matrix": np.ascontiguousarray(self.matrix)}
+        return write_atomically(path, lambda at: save_file(tensors, at, described))
+
+    @staticmethod
+    def load(path: Path) -> Projection:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: when it is missing or damaged; names what is wrong.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="np") as stored:
+                said = json.loads((stored.metadata() or {}).get("fmcnet", "{}"))
+                mean, matrix = stored.get_tensor("mean"), stored.get_tensor("matrix")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path} is missing or damaged: {error}; make it again with fmcnet project"
+            ) from error
+        fault = _fault(said, mean, matrix)
+        if fault:
+            raise CheckpointError(f"{path}: {fault}; make it again with fmcnet project")
+        return Projection(mean, matrix, said["method"], said.get("source", ""), said.get("facts", {}))
+
+
+def _fault(said: Any, mean: NDArray[Any], matrix: NDArray[Any]) -> str:
+    if not isinstance(said, dict) or said.get("format") != FORMAT:
+        return f"it is not of format {FORMAT}"
+    if said.get("method") not in METHODS:
+        return f"method is {said.get('method')!r}, not one of {', '.join(METHODS)}"
+    for name, array in (("mean", mean), ("matrix", matrix)):
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            return f"{name} must hold finite float32 numbers"
+    if mean.ndim != 1 or matrix.ndim != 2 or not 0 < matrix.shape[1] <= matrix.shape[0] == len(mean):
+        return f"mean has shape {mean.shape} and matrix {matrix.shape}: (E,) and (E, D), D <= E, are needed"
+    return ""
+
+
+def fit(features: FloatArray, pid: IntArray, dim: int, method: Method = "discriminant") -> Projection:
+    """Learn a projection from descriptors of known persons.
+
+    "pca": the directions of largest variance; pid is not looked at. "discriminant" (linear discriminant analysis,
+    weighted: ours): the directions along which persons differ most for how much images of one person do. The scatter
+    within persons, too small where a model knows its training images by heart, is first averaged with a round one of
+    the same trace; then every direction counts by b / (1 + b), b being the variance between persons where that within
+    is 1, so that what does not tell persons apart adds no noise to a cosine similarity.
+
+    Args:
+        features: (N, E), of any length but zero. pid: (N,) whose they are.
+        dim: D, values to keep: at most E, and N - 1 or, discriminant, one less than there are persons.
+
+    Raises:
+        FmcnetError: for another method. DataError: when `dim` is too large, or no person has two images.
+    """
+    from scipy.linalg import eigh
+
+    if method not in METHODS:
+        raise FmcnetError(f"method '{method}': say {' or '.join(METHODS)}")
+    _, person, images = np.unique(pid, return_inverse=True, return_counts=True)
+    count, width = features.shape
+    most, of = (
+        (count - 1, f"{count} images") if method == "pca" else (len(images) - 1, f"{len(images)} persons")
+    )
+    if not 0 < dim <= min(width, most):
+        other = "" if method == "pca" else "; --method pca knows no such bound"
+        raise DataError(
+            f"{dim} values cannot be learnt from descriptors of {width} values, {of}: at most {min(width, most)}"
+            + (other if dim <= width else "")
+        )
+    units = unit(features)
+    mean = units.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred = units - mean
+    last = (width - dim, width - 1)
+    if method == "pca":
+        _, vectors = eigh(_scatter(centred), subset_by_index=last)
+        return Projection(mean, vectors[:, ::-1].astype(np.float32), method)
+    if images.max() < 2:
+        raise DataError("every person has one image only: nothing shows how images of one person differ")
+    order = np.argsort(person, kind="stable")
+    sums = np.add.reduceat(centred[order], np.cumsum(images) - images, axis=0, dtype=np.float64)
+    means = (sums / images[:, None]).astype(np.float32)
+    within = _scatter(centred - means[person])
+    even = (within + np.eye(width) * (np.trace(within) / width)) / 2
+    between, vectors = eigh(_scatter(means), even, subset_by_index=last)
+    weighted = vectors * (between / (1 + between)).clip(min=0)
+    return Projection(mean, weighted[:, ::-1].astype(np.float32), method)
+
+
+def _scatter(rows: FloatArray) -> NDArray[np.float64]:
+    """(N, E) to the mean of outer products (E, E)."""
+    return (rows.T @ rows).astype(np.float64) / len(rows)

@@ -1,0 +1,38 @@
+"""Small pictures to keep in a gallery, for those who ask for it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fmcnet.data.images import open_rgb, to_rgb
+from fmcnet.errors import FmcnetError
+
+SIZE = (192, 384)
+"""Most width and height, pixels."""
+
+
+def thumbnail(source: Any) -> bytes:
+    """A JPEG of at most `SIZE`, without metadata, of a path, a Pillow image or an (H, W, 3) uint8 array.
+
+    Raises:
+        DataError: when it cannot be read. FmcnetError: for anything else.
+    """
+    if isinstance(source, (str, Path)):
+        image = open_rgb(source)
+    elif isinstance(source, Image.Image):
+        image = to_rgb(source).copy()
+    elif isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 3:
+        image = Image.fromarray(source).convert("RGB")
+    else:
+        raise FmcnetError(
+            f"keep_images takes paths, Pillow images and uint8 arrays, not {type(source).__name__}"
+        )
+    image.thumbnail(SIZE)
+    out = io.BytesIO()
+    Image.frombytes("RGB", image.size, image.tobytes()).save(out, "JPEG", quality=85)
+    return out.getvalue()

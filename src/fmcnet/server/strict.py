@@ -1,0 +1,48 @@
+"""What a route does not know is refused, so that a misspelt filter never widens a search or a removal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import Request
+
+from fmcnet.server.refusals import Refusal
+
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+
+
+async def only_known(request: Request) -> None:
+    """Hold a request against the OpenAPI description of its route.
+
+    Raises:
+        Refusal: 422 for a form field or a query parameter that the route has not, naming it and those it has, or for
+            a body where there is none to give; 415 for a body that is no form.
+    """
+    tree = request.app.openapi()
+    told: dict[str, Any] = tree["paths"][request.scope["route"].path_format][request.method.lower()]
+    queries = [one["name"] for one in told.get("parameters", ()) if one["in"] == "query"]
+    _refuse_others("query", request.query_params.keys(), queries)
+    if "requestBody" in told:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind not in FORMS:
+            shown = kind[:100] or "of no type"
+            raise Refusal(415, f"the body is {shown}", "header Content-Type", f"send a form: {FORMS[0]}")
+        content = next(iter(told["requestBody"]["content"].values()))
+        body = tree["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
+        _refuse_others("body", (await request.form()).keys(), list(body["properties"]))
+    elif await request.body():
+        raise Refusal(422, "this route reads no body", "body", "say it in the address, as ?camera=gate")
+
+
+def _refuse_others(place: str, given: Iterable[str], known: list[str]) -> None:
+    others = sorted(set(given) - set(known))
+    if others:
+        shown = ", ".join(f"'{name[:100]}'" for name in others[:10])
+        what = "form field" if place == "body" else "parameter"
+        raise Refusal(
+            422,
+            f"there is no {what} {shown}",
+            place,
+            f"use {', '.join(known)}" if known else "leave it out: this route has none",
+        )

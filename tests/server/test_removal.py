@@ -1,0 +1,172 @@
+"""Removing many at once: dry run, confirmation by number, audit log, pictures; and ids of every kind."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import httpx2 as httpx
+import pytest
+
+from fmcnet.errors import GalleryError
+from fmcnet.gallery import Where
+from tests.server.process import started, until_it_answers
+from tests.server.service import KEYS, bearer, files, running
+
+
+@pytest.fixture
+def serving(tmp_path):
+    """Eight crops of one camera each day in turn, with their pictures."""
+    with running(tmp_path, keys=KEYS, keep=True) as one:
+        one.client.headers.update(bearer("admin"))
+        for seed in range(8):
+            reply = one.add(
+                seed, camera="gate" if seed % 2 else "hall", pid=str(seed // 4), track=f"t{seed % 3}",
+                time=f"2026-03-{seed + 1:02d}T08:00:00Z", tag=["hat"] if seed == 5 else ["bag"],
+            )  # fmt: skip
+            assert reply.status_code == 201, reply.text
+        yield one
+
+
+def remove(one, **asked):
+    return one.client.delete("/v1/entries", params=asked)
+
+
+def here(one):
+    return sorted(entry.id for entry, _ in one.service.gallery.scan())
+
+
+@pytest.mark.parametrize(
+    ("asked", "seeds"),
+    [
+        ({"pid": 1}, {4, 5, 6, 7}),
+        ({"pid": [0, 1], "camera": "gate"}, {1, 3, 5, 7}),
+        ({"camera": ["gate", "hall"], "until": "2026-03-03T09:00:00+01:00"}, {0, 1}),
+        ({"since": "2026-03-07T08:00:00Z"}, {6, 7}),
+        ({"since": "2026-03-02T00:00:00Z", "until": "2026-03-04T00:00:00Z"}, {1, 2}),
+        ({"track": "t0", "modality": "visible"}, {0, 3, 6}),
+        ({"tag": "hat"}, {5}),
+        ({"modality": "infrared"}, set()),
+        ({"camera": "nowhere"}, set()),
+    ],
+)
+def test_what_matches_all_conditions_goes_and_nothing_else(serving, asked, seeds):
+    listed = serving.client.get("/v1/entries", params=asked).json()
+    assert {one["id"] for one in listed["entries"]} == {f"crop-{seed}" for seed in seeds}
+    said = remove(serving, **asked, dry_run=True)
+    assert said.json() == {"matched": len(seeds), "removed": 0, "dry_run": True}
+    assert len(here(serving)) == 8
+    done = remove(serving, **asked, expect=len(seeds))
+    assert done.json() == {"matched": len(seeds), "removed": len(seeds), "dry_run": False}
+    left = sorted(f"crop-{seed}" for seed in set(range(8)) - seeds)
+    assert here(serving) == left
+    kept = serving.service.pictures.kept
+    assert {path.name for path in kept.folder.glob("*.jpg")} == {kept.path(one).name for one in left}
+    dry, wet = serving.log()[-2:]
+    assert (dry["action"], dry["outcome"], dry["dry_run"], dry["removed"]) == ("remove", "done", True, 0)
+    assert (wet["dry_run"], wet["removed"], wet["key"]) == (False, len(seeds), "admin")
+    assert sorted(wet["ids"]) == sorted(f"crop-{seed}" for seed in seeds)
+    assert wet["where"].keys() == {
+        {"pid": "pids", "camera": "cameras", "track": "tracks", "tag": "tags"}.get(one, one) for one in asked
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "where"),
+    [
+        ({}, 422, "query"),
+        ({"dry_run": True}, 422, "query"),
+        ({"expect": 8}, 422, "query"),
+        ({"camera": "gate"}, 422, "expect"),
+        ({"camera": "gate", "dry_run": False}, 422, "expect"),
+        ({"camera": "gate", "expect": 3}, 409, "expect"),
+        ({"camera": "gate", "expect": 5}, 409, "expect"),
+        ({"camera": "gate", "expect": -1}, 422, "query.expect"),
+        ({"pid": "one", "expect": 4}, 422, "query.pid.0"),
+        ({"since": "2026-03-01T00:00:00", "expect": 8}, 422, "query.since"),
+        ({"since": "2026", "expect": 8}, 422, "query.since"),
+        ({"until": "-1e3", "expect": 8}, 422, "query.until"),
+        ({"modality": "thermal", "expect": 8}, 422, "query.modality"),
+    ],
+)
+def test_a_removal_that_is_not_clear_removes_nothing(serving, asked, status, where):
+    reply = remove(serving, **asked)
+    assert (reply.status_code, reply.json()["error"]["where"]) == (status, where)
+    assert len(here(serving)) == 8
+
+
+def test_a_dry_run_wins_over_a_confirmation(serving):
+    assert remove(serving, camera="gate", expect=4, dry_run=True).json()["removed"] == 0
+    assert len(here(serving)) == 8
+
+
+def test_only_admin_may(serving):
+    for scope in ("read", "write"):
+        reply = serving.client.delete(
+            "/v1/entries", params={"camera": "gate", "expect": 4}, headers=bearer(scope)
+        )
+        assert reply.status_code == 403
+    assert len(here(serving)) == 8
+
+
+# ---- ids ----
+
+GOOD = [
+    "a/b", "/a", "a//b", "a/", "...", "a..b", ".hidden/..x", "%2e%2e", "a%2Fb", "a?b=c#d", "a b+c", "\u00e9",
+    "\U0001f600", "\\..\\a", "e" * 256, "\u202eabc", "'; --", '"',
+]  # fmt: skip
+BAD = [
+    "",
+    ".",
+    "..",
+    "a/../b",
+    "../a",
+    "a/.",
+    "./a",
+    "a\tb",
+    "a\nb",
+    "\x7f",
+    "\x85",
+    "a\u2028b",
+    "a\0b",
+    "e" * 257,
+    "\u00e9" * 129,
+]
+
+
+def test_ids_that_are_taken_are_found_shown_and_removed(tmp_path):
+    """Over a real connection: the tests' own client decodes an address twice."""
+    with started(tmp_path) as (_, address), httpx.Client(base_url=address, timeout=120) as client:
+        until_it_answers(address)
+        for entry_id in GOOD:
+            sent = {"files": files(1), "data": {"modality": "visible", "id": entry_id}}
+            assert client.post("/v1/entries", **sent).json()["ids"] == [entry_id]
+        listed = client.get("/v1/entries").json()["entries"]
+        assert [one["id"] for one in listed] == GOOD
+        for at, entry_id in enumerate(GOOD):
+            path = quote(entry_id, safe="")
+            assert client.get(f"/v1/entries/{path}").json()["id"] == entry_id
+            assert client.get(f"/v1/images/{path}").status_code == 200
+            assert client.delete(f"/v1/entries/{path}").json() == {"id": entry_id, "removed": 1}
+            assert client.get("/v1/gallery").json()["entries"] == len(GOOD) - at - 1
+
+
+def test_other_ids_are_refused_at_every_door_with_the_same_reason(tmp_path):
+    with running(tmp_path) as one:
+        one.add(1, id=["b"])
+        vector = one.service.gallery.embedding("b")
+        for entry_id in BAD:
+            with pytest.raises(GalleryError) as python:
+                one.service.gallery.add(vector, modality="visible", ids=[entry_id], model="0123456789abcdef")
+            added = one.add(2, id=[entry_id])
+            assert added.status_code == 422, repr(entry_id)
+            assert added.json()["error"]["what"] == str(python.value)
+            path = quote(entry_id, safe="")
+            if entry_id in (".", ".."):  # clients resolve these before they send them
+                path = path.replace(".", "%2e")
+            for method in ("GET", "DELETE"):
+                reply = one.client.request(method, f"/v1/entries/{path}")
+                assert reply.status_code in (404, 422), (method, entry_id)
+                if reply.status_code == 422:
+                    assert reply.json()["error"]["what"] in (str(python.value), "no condition is given")
+            assert one.client.get(f"/v1/images/{path}").status_code in (404, 422)
+        assert one.service.gallery.count(Where(ids=["b"])) == len(one.service.gallery) == 1

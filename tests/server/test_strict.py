@@ -1,0 +1,77 @@
+"""What a route does not know: form fields, parameters, bodies."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.server.service import files, png, running
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("strict")) as one:
+        assert one.add(1, 2, camera="gate").status_code == 201
+        yield one
+
+
+def told(reply, status=422):
+    assert reply.status_code == status, reply.text
+    return reply.json()["error"]
+
+
+@pytest.mark.parametrize("path", ["/v1/search", "/v1/entries", "/v1/embed"])
+def test_unknown_form_fields_are_named_with_the_known_ones(serving, path):
+    data = {"modality": "visible", "cameras": "gate", "min-probability": "0.5"}
+    error = told(serving.client.post(path, files=files(3), data=data))
+    assert error["what"] == "there is no form field 'cameras', 'min-probability'"
+    assert error["where"] == "body"
+    known = error["do"].removeprefix("use ").split(", ")
+    form = serving.client.get("/openapi.json").json()["components"]["schemas"]
+    name = next(one for one in form if one.startswith("Body_") and path.rpartition("/")[2] in one)
+    assert set(known) == set(form[name]["properties"]) >= {"images", "modality"}
+    assert form[name]["additionalProperties"] is False
+    assert len(serving.service.gallery) == 2
+
+
+def test_a_file_under_another_name_is_no_image(serving):
+    sent = [*files(1), ("image", ("2.png", png(2), "image/png"))]
+    error = told(serving.client.post("/v1/search", files=sent, data={"modality": "visible"}))
+    assert "'image'" in error["what"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/entries"),
+        ("DELETE", "/v1/entries"),
+        ("GET", "/v1/entries/crop-1"),
+        ("DELETE", "/v1/entries/crop-1"),
+        ("GET", "/v1/images/crop-1"),
+        ("GET", "/v1/gallery"),
+    ],
+)
+def test_unknown_parameters_are_named(serving, method, path):
+    error = told(serving.client.request(method, path, params={"cameras": "gate", "dry-run": "true"}))
+    assert error["what"] == "there is no parameter 'cameras', 'dry-run'"
+    assert error["where"] == "query"
+    assert ("camera" in error["do"]) == (path == "/v1/entries")
+    assert len(serving.service.gallery) == 2
+
+
+def test_known_parameters_belong_to_their_route(serving):
+    for path in ("/v1/search", "/v1/entries", "/v1/embed"):
+        reply = serving.client.post(
+            path, files=files(3), data={"modality": "visible"}, params={"camera": "gate"}
+        )
+        assert "'camera'" in told(reply)["what"]
+
+
+def test_a_body_is_a_form_and_only_where_one_is_read(serving):
+    error = told(serving.client.post("/v1/search", json={"modality": "visible"}), 415)
+    assert "application/json" in error["what"]
+    assert "multipart/form-data" in error["do"]
+    assert told(serving.client.post("/v1/search", content=b"images=1"), 415)["where"] == "header Content-Type"
+    condition = {"camera": "gate", "expect": 2}
+    error = told(serving.client.request("DELETE", "/v1/entries", params=condition, json={"pid": 1}))
+    assert error["where"] == "body"
+    assert len(serving.service.gallery) == 2
