@@ -112,9 +112,7 @@ def serve(settings: Serving) -> None:
         try:
             searcher = Searcher(encoder, gallery)
             pictures = Pictures(
-                None
-                if settings.keep_images is None
-                else KeptImages(settings.keep_images, _place(gallery)),
+                None if settings.keep_images is None else KeptImages(settings.keep_images, _place(gallery)),
                 None
                 if settings.show_sources is None
                 else SourceImages(settings.show_sources, settings.limits.pixels),
