@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from fmcnet.data.benchmarks import read_dataset
 from fmcnet.data.cache import ImageCache
 from fmcnet.data.csv_table import write_csv
 from fmcnet.data.generated import generate
+from fmcnet.inference.shipped import FOLDER
 
 
 def run(*arguments, code=0):
@@ -139,6 +141,49 @@ def test_info_of_a_run_that_is_not_finished_is_of_its_newest_checkpoint(tiny_run
     assert before["weights_sha256"] != facts["weights_sha256"]
     shutil.rmtree(copy / "checkpoints")
     assert "holds no model.json" in said(run("info", copy, code=2))
+
+
+def test_paths_are_printed_whole_to_be_copied(tiny_run, tiny_sysu, tmp_path, monkeypatch):
+    """On 80 columns, and where output goes into a pipe."""
+    monkeypatch.setenv("COLUMNS", "80")
+    place = tmp_path / ("a-rather-long-name-" * 6)
+    made = run("data", "generate", "--preset", "tiny", "--workers", 1, "--out", place / "data")
+    assert f"out: {place / 'data'}" in made.stdout.splitlines()
+    trained = ["train", "--config", "tiny", "--data", place / "data", "--out", place / "run"]
+    lines = run(*trained, "training.epochs=1", "training.validate_every=0").stdout.splitlines()
+    assert f"weights: {place / 'run' / 'model.safetensors'}" in lines
+    assert f"log: {place / 'run' / 'log.jsonl'}" in lines
+    lines = run("info", place / "run").stdout.splitlines()
+    assert lines[0] == str(place / "run")
+    assert f"weights: {place / 'run' / 'model.safetensors'}" in lines
+    crop = sorted((place / "data" / "cam3").rglob("*.jpg"))[0]
+    index = ["index", place / "gallery", crop, "--model", place / "run", "--modality", "infrared"]
+    assert run(*index).stdout.splitlines()[0] == f"indexed into {place / 'gallery'}"
+    found = run("search", place / "gallery", crop, "--modality", "infrared").stdout.splitlines()
+    assert f"1: {crop}" in found
+    assert f"gallery: {place / 'gallery'}" in run("gallery", "info", place / "gallery").stdout.splitlines()
+
+
+def test_shipped_models_are_taken_by_name_wherever_a_run_is(tiny_sysu, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, data = "fmcnet-generated", tiny_sysu
+    before = {path: path.stat().st_mtime_ns for path in sorted(FOLDER.rglob("*"))}
+    told = run("evaluate", name, "--data", data)
+    assert "no report: fmcnet-generated came with the package" in told.output
+    judged = as_json("evaluate", name, "--data", data, "--out", "judged")
+    assert judged["report"] == str(Path("judged") / "report.md")
+    compared = as_json("report", "compare", "judged", "--out", "compared")
+    assert compared["rows"][-1]["figures"]["sysu_all"] == pytest.approx(
+        [100 * judged["evaluations"][0]["mean"][key] for key in ("rank1", "mAP")]
+    )
+    assert "--out fmcnet-generated-report" in said(run("report", "compare", name, code=2))
+    assert as_json("info", name)["run"] == name
+    crop = sorted((data / "cam3").rglob("*.jpg"))[0]
+    assert as_json("embed", name, crop, "--modality", "ir", "--out", "e.npz")["images"] == 1
+    assert "say --out FILE" in said(run("calibrate", name, "--data", data, code=2))
+    assert as_json("calibrate", name, "--data", data, "--out", "c.json")["out"] == "c.json"
+    assert "say --out FOLDER" in said(run("export", name, code=2))
+    assert {path: path.stat().st_mtime_ns for path in sorted(FOLDER.rglob("*"))} == before
 
 
 def test_embed(tiny_run, tiny_sysu, tmp_path):

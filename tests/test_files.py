@@ -33,6 +33,10 @@ def test_a_folder_that_is_not_there_and_one_in_the_files_place(tmp_path):
         write_atomically(tmp_path / "x.json", lambda path: path.write_text("x"))
     assert found.value.filename == str(tmp_path / "x.json")
     assert left_in(tmp_path) == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotADirectoryError) as found:
+        write_atomically(tmp_path / "file" / "x.json", lambda path: path.write_text("x"))
+    assert found.value.filename == str(tmp_path / "file" / "x.json")
 
 
 def test_errors_about_other_files_are_left_alone(tmp_path):

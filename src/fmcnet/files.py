@@ -23,7 +23,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
             temporary.replace(path)
             to_disk(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong before is what is told
+            temporary.unlink()
     return path
 
 

@@ -115,7 +115,11 @@ def export(
     _check_target(target, encoder.digest, "int8" if int8 else "fp32", overwrite)
     seen, modality, table, remark = _images(encoder, data if data is not None else calibrate, progress)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+    try:
+        room = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:  # it names the temporary folder
+        raise DataError(f"--out {target}: {error.strerror}") from error
+    with room as scratch:
         forms: list[tuple[str, Any, int, tuple[str, ...]]] = [
             ("PyTorch, eager", encoder.engine, (encoder.folder / WEIGHTS).stat().st_size, ())
         ]

@@ -61,7 +61,11 @@ def project_model(
     table = learnt_from(encoder.card, read_dataset(data, layout=size.layout, trial=size.split))
     found = _learn(encoder, table, dim, method, progress)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+    try:
+        room = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:  # it names the temporary folder
+        raise DataError(f"--out {target}: {error.strerror}") from error
+    with room as scratch:
         folder = Path(scratch) / "new"
         folder.mkdir()
         for name in (CARD, WEIGHTS):

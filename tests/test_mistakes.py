@@ -1,0 +1,227 @@
+"""Every command with a wrong path, a folder for a file, cut weights, a wrong value: said, without a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fmcnet.cli import app
+
+IN = ("missing", "text", "bytes", "empty", "below")
+"""No input: nothing there, a file of text, one of random bytes, a folder with nothing in it, a path below a file."""
+MODEL = (*IN, "cut", "cut_card")
+"""Nor a model: weights, or the card, that end in the middle."""
+
+NOWHERE = ("nowhere",) if Path("/proc/self").is_dir() else ()
+"""No output: a file system that takes no file, from root either."""
+
+WRONG = {
+    "demo --preset tiny --out {X}": ("text", "below", *NOWHERE),
+    "data generate --preset tiny --seed 9 --workers 1 --out {X}": ("text", "below", "data", *NOWHERE),
+    "data check {X}": IN,
+    "data summary {X}": IN,
+    "train --config tiny --data {X} --out {new}": IN,
+    "train --config tiny --data {data} --out {X}": ("text", "below", "data", *NOWHERE),
+    "train --config {X} --data {data} --out {new}": IN,
+    "train --config tiny --data {data} --out {X} --resume": ("text", "below", "data"),
+    "evaluate {X} --data {data}": MODEL,
+    "evaluate {run} --data {X}": IN,
+    "evaluate {run} --data {data} --out {X}": ("text", "below", *NOWHERE),
+    "embed {X} {image} --modality ir --out {new}.npz": MODEL,
+    "embed {run} {X} --modality ir --out {new}.npz": IN,
+    "embed {run} {image} --modality ir --out {X}": ("text", "below", "empty"),
+    "score {X}": IN,
+    "score {embeddings} --permutation {X}": IN,
+    "study table2 --preset tiny --data {X} --out {new}": IN,
+    "study table2 --preset tiny --out {X}": ("text", "below", *NOWHERE),
+    "study table2 --config {X} --out {new}": IN,
+    "calibrate {X} --data {data} --out {new}": MODEL,
+    "calibrate {run} --data {X} --out {new}": IN,
+    "calibrate {run} --data {data} --out {X}": ("empty", "below", *NOWHERE),
+    "export {X} --out {new}": MODEL,
+    "export {run} --out {X}": ("text", "below", *NOWHERE),
+    "export {run} --data {X} --out {new}": IN,
+    "export {run} --int8 --calibrate {X} --out {new}": IN,
+    "project {X} --data {data} --dim 4 --out {new}": MODEL,
+    "project {run} --data {X} --dim 4 --out {new}": IN,
+    "project {run} --data {data} --dim 4 --out {X}": ("text", "below", *NOWHERE),
+    "index {new} {X} --model {run} --modality ir --layout images": IN,
+    "index {new} {image} --model {X} --modality ir": MODEL,
+    "index {X} {image} --model {run} --modality ir": ("text", "bytes", "below", *NOWHERE),
+    "search {gallery} {X} --modality ir": IN,
+    "search {X} {image} --modality ir": IN,
+    "search {gallery} {image} --modality ir --model {X}": MODEL,
+    "search {gallery} {image} --modality ir --html {X}": ("empty", "below", *NOWHERE),
+    "gallery info {X}": IN,
+    "gallery remove {X} --pid 1 --yes": IN,
+    "gallery expire {X} --keep 30d": IN,
+    "gallery compact {X}": IN,
+    "gallery export {X} {new}.npz": IN,
+    "gallery export {gallery} {X}": ("text", "empty", "below"),
+    "serve {gallery} --port 0 --model {X}": MODEL,
+    "serve {X} --port 0 --model {run}": ("text", "bytes", "below"),
+    "serve {gallery} --port 0 --model {run} --keys {X}": ("missing", "bytes", "empty", "below"),
+    "serve {gallery} --port 0 --model {run} --show-sources {X}": ("missing", "text", "below"),
+    "serve {gallery} --port 0 --model {run} --certificate {X} --certificate-key {X}": (
+        "missing",
+        "empty",
+        "below",
+    ),
+    "keys {X} --name a --scope read": ("text", "bytes", "empty", "below", *NOWHERE),
+    "report compare {X}": IN,
+    "report compare {run} --out {X}": ("text", "below", *NOWHERE),
+    "info {X}": MODEL,
+}
+VALUES = [
+    "demo --preset huge --out {new}",
+    "demo --seed -1 --out {new}",
+    "data generate --layout market --out {new}",
+    "data generate --workers -1 --out {new}",
+    "data check {data} --layout market",
+    "data summary {data} --split 11",
+    "data cache --prune soon",
+    "train --config tiny --data {data} --out {new} training.nothing=1",
+    "train --config tiny --data {data} --out {new} training.lr=fast",
+    "train --config tiny --data {data} --out {new} training.lr",
+    "train --config tiny --data {data} --out {new} --device tpu",
+    "train --config tiny --data {data} --out {new} --splits one",
+    "train --config tiny --data {data} --out {new} --track paper",
+    "evaluate {run} --data {data} mode=outdoor",
+    "evaluate {run} --data {data} --device tpu",
+    "embed {run} {image} --modality warm --out {new}.npz",
+    "embed {run} {image} --modality ir --batch 0 --out {new}.npz",
+    "score {embeddings} --protocol market",
+    "score {embeddings} --mode outdoor",
+    "score {embeddings} --distance far",
+    "study table9 --out {new}",
+    "study table2 --seeds a --out {new}",
+    "study table2 --budget 0 --out {new}",
+    "study table2 --preset tiny --worlds many --out {new}",
+    "calibrate {run} --data {data} --fmr 2 --out {new}",
+    "calibrate {run} --data {data} --prior 1 --out {new}",
+    "calibrate {run} --data {data} --split half --out {new}",
+    "calibrate {run} --data {data} --device tpu --out {new}",
+    "project {run} --data {data} --dim 0 --out {new}",
+    "project {run} --data {data} --dim 100000 --out {new}",
+    "project {run} --data {data} --dim 4 --method magic --out {new}",
+    "export {run} --to tflite",
+    "export {run} --images 1",
+    "index {new} {image} --model {run} --modality warm",
+    "index {new} {image} --model {run} --modality ir --camera-from-name '('",
+    "index {new} {image} --model {run} --modality ir --time-from-name '%Q'",
+    "index {new} {image} --model {run} --modality ir --timezone Mars/Base",
+    "index {new} {image} --model {run} --modality ir --on-error laugh",
+    "index {new} {image} --model {run} --modality ir --layout market",
+    "index {new} {data} --model {run} --split half",
+    "search {gallery} {image} --modality warm",
+    "search {gallery} {image} --modality ir --since yesterday",
+    "search {gallery} {image} --modality ir --among warm",
+    "search {gallery} {image} --modality ir --group face",
+    "search {gallery} {image} --modality ir --min-probability 2",
+    "search {gallery} {image} --modality ir --prior 7",
+    "search {gallery} {image} --modality ir --fmr -1",
+    "search {gallery} {image} --modality ir --device tpu",
+    "search milvus://:port/ {image} --modality ir",
+    "gallery remove {gallery} --yes",
+    "gallery remove {gallery} --pid one --yes",
+    "gallery expire {gallery} --keep long",
+    "gallery export {gallery} {new}.txt",
+    "serve {gallery} --model {run} --port 70000",
+    "serve {gallery} --model {run} --port 0 --host nowhere.invalid",
+    "serve {gallery} --model {run} --port 0 --device tpu",
+    "keys {new} --name a --scope all",
+    "report compare {run} --out",
+    "info fmcnet-unheard-of",
+]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, tiny_sysu, tiny_run):
+    """Everything the commands name: what is right, and what is not."""
+    root = tmp_path_factory.mktemp("mistakes")
+    (root / "text").write_text("these are notes\n")
+    (root / "bytes").write_bytes(bytes(range(256)) * 40)
+    (root / "empty").mkdir()
+    run = shutil.copytree(
+        tiny_run, root / "run", ignore=shutil.ignore_patterns("embeddings", "report", "onnx*")
+    )
+    for name, file in (("cut", "model.safetensors"), ("cut_card", "model.json")):
+        shutil.copytree(run, root / name)
+        whole = (run / file).read_bytes()
+        (root / name / file).write_bytes(whole[: len(whole) // 2])
+    image = sorted((tiny_sysu / "cam3").rglob("*.jpg"))[0]
+    (run / "report").mkdir()
+    report = {"dataset": {"name": "csv"}, "runs": {"a": {"evaluations": [], "selected_on": "last"}}}
+    (run / "report" / "report.json").write_text(json.dumps(report))
+    found = {
+        "missing": root / "none" / "here",
+        "below": root / "text" / "x",
+        "nowhere": Path("/proc/nowhere"),
+        **{name: root / name for name in ("text", "bytes", "empty", "cut", "cut_card", "run")},
+        "data": tiny_sysu,
+        "image": image,
+        "gallery": root / "people.gallery",
+        "embeddings": root / "e.npz",
+    }
+    made = CliRunner().invoke(
+        app, ["index", str(found["gallery"]), str(image), "--model", str(run), "--modality", "ir"]
+    )
+    assert made.exit_code == 0, made.output
+    from fmcnet.data.benchmarks import read_dataset
+    from fmcnet.inference.encoder import load
+
+    load(run).embed_table(read_dataset(tiny_sysu).select(split="test"), progress=False).save(
+        found["embeddings"]
+    )
+    return found
+
+
+def refused(command, places, tmp_path, monkeypatch, **more):
+    """What the command says; it must end with 1 or 2 by itself, and leave nothing running."""
+    from fmcnet.server import run as serving
+
+    def started(*_):
+        raise AssertionError("the service started")
+
+    monkeypatch.setattr(serving, "_run", started)
+    monkeypatch.chdir(tmp_path)
+    words = [word.format(**{**places, "new": tmp_path / "new", **more}) for word in shlex.split(command)]
+    before = os.environ.copy()
+    result = CliRunner().invoke(app, words, prog_name="fmcnet")
+    assert os.environ == before
+    assert isinstance(result.exception, SystemExit), f"{result.output}\n{result.exception!r}"
+    assert result.exit_code == 2 or (result.exit_code == 1 and command.startswith("data check"))
+    assert "Traceback" not in result.output
+    assert not re.search(r"/\.[a-z]", result.output), "a temporary name"
+    return result.output
+
+
+@pytest.mark.parametrize(("command", "kind"), [(c, kind) for c, kinds in WRONG.items() for kind in kinds])
+def test_a_wrong_path_is_said(command, kind, places, tmp_path, monkeypatch):
+    output = refused(command, places, tmp_path, monkeypatch, X=places[kind])
+    assert len(output.split()) > 3
+    name = places[kind].parent.name if kind in ("below", "missing") else places[kind].name
+    assert name in output.replace("\n", "")
+
+
+@pytest.mark.parametrize("command", VALUES)
+def test_a_wrong_value_is_said(command, places, tmp_path, monkeypatch):
+    assert len(refused(command, places, tmp_path, monkeypatch).split()) > 4
+
+
+def test_every_command_is_here():
+    import typer
+
+    group = typer.main.get_command(app)
+    names = set()
+    for name, one in group.commands.items():
+        names |= {f"{name} {inner}" for inner in getattr(one, "commands", {})} or {name}
+    tried = [*WRONG, *VALUES]
+    assert [name for name in sorted(names) if not any(c.startswith(f"{name} ") for c in tried)] == []
