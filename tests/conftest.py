@@ -6,12 +6,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import logging
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # of a shell's background job; programs started here inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 ROOT = Path(__file__).parents[1]
