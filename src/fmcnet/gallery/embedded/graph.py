@@ -18,7 +18,7 @@ from fmcnet.types import BoolArray, FloatArray, IntArray
 LINKS = 32
 """HNSW's M."""
 EF_BUILD = 200
-EF_SEARCH = 256
+EF_SEARCH = 512
 ALONE = 128
 """Added to the part of a row that no search in the graph can reach."""
 Parts = NDArray[np.uint8]
