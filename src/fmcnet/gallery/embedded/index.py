@@ -92,7 +92,9 @@ class Index:
         if (self.folder / NAME).exists():
             self._fault(reason, "made anew")
         else:
-            logger.info("%s: %s; the index is made from the database", self.folder, reason)
+            new = generation <= 1  # after its first write a gallery has no index yet
+            level = logging.DEBUG if new else logging.INFO
+            logger.log(level, "%s: %s; the index is made from the database", self.folder, reason)
         empty = np.empty((0, settings.dimension), settings.dtype)
         return State(-1, Columns(), empty, None)
 
