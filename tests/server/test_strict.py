@@ -58,6 +58,21 @@ def test_unknown_parameters_are_named(serving, method, path):
     assert len(serving.service.gallery) == 2
 
 
+def test_what_takes_one_value_is_given_once_and_lists_are_lists(serving):
+    error = told(serving.client.get("/v1/entries", params=[("limit", "1"), ("limit", "2")]))
+    assert error["what"] == "the parameter 'limit' is given 2 times"
+    reply = serving.client.get("/v1/entries", params=[("camera", "gate"), ("camera", "door")])
+    assert len(reply.json()["entries"]) == 2
+    error = told(
+        serving.client.post("/v1/search", files=files(3), data={"modality": "visible", "top": ["1", "2"]})
+    )
+    assert error["what"] == "the form field 'top' is given 2 times"
+    several = serving.client.post(
+        "/v1/search", files=files(3, 1), data={"modality": "visible", "camera": ["gate", "door"]}
+    )
+    assert several.status_code == 200, several.text
+
+
 def test_known_parameters_belong_to_their_route(serving):
     for path in ("/v1/search", "/v1/entries", "/v1/embed"):
         reply = serving.client.post(
