@@ -2,7 +2,7 @@
 
     python benchmarks/gallery.py                        # 10k, 100k, 1M x 512 (hours, 12 GB of disk)
     python benchmarks/gallery.py --rows 2000            # a smoke run
-    python benchmarks/gallery.py --rows 1000000 --add-threads 2 --bare-hnsw-up-to 100000     # half the hours
+    python benchmarks/gallery.py --rows 1000000 --add-threads 2 --compact-up-to 100000   # two graphs, not three
 
 Results go to benchmarks/gallery.json, with machine and date; a case of so many rows replaces the one that is there.
 Searches take one thread; each is timed alone, gallery and FAISS in turn;
@@ -39,6 +39,7 @@ import faiss
 import numpy as np
 
 from fmcnet.gallery import Gallery, Where
+from fmcnet.gallery.embedded import graph
 from fmcnet.gallery.embedded.graph import EF_BUILD, EF_SEARCH, LINKS
 
 HERE = Path(__file__).parent
@@ -174,12 +175,21 @@ def ratio(a, b):
     return round(a / b, 3)
 
 
-def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True):
+def looking_at(gallery, candidates, query, where):
+    """A search whose graph looks at so many candidates."""
+    graph.EF_SEARCH = candidates
+    try:
+        return rows_of(gallery.search(query, TOP, where))
+    finally:
+        graph.EF_SEARCH = EF_SEARCH
+
+
+def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True, compact=True, others=()):
     faiss.omp_set_num_threads(threads)
     world = World(rows, dimension)
     vectors, queries = world.vectors, world.queries(count)
     out = {"rows": rows, "dimension": dimension, "queries": count, "dtype": dtype}
-    out |= {"threads": {"add": threads, "search": 1}, "cosines": world.cosines()}
+    out |= {"candidates": EF_SEARCH, "threads": {"add": threads, "search": 1}, "cosines": world.cosines()}
     ratios = out["ratios"] = {}
 
     path = folder / f"{rows}.gallery"
@@ -200,7 +210,7 @@ def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True):
 
     _, took = seconds(fill)
     out["add_rows_per_s"] = round(rows / took)
-    if bare:  # it builds graphs anew, too
+    if compact:  # it builds graphs anew, too
         _, took = seconds(gallery.compact)
         out["compact_s"] = round(took, 2)
     out["index"] = gallery.info().index
@@ -262,6 +272,10 @@ def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True):
                 "gallery_exact": lambda q, where=where: rows_of(gallery.search(q, TOP, where, exact=True)),
                 "gallery": lambda q, where=where: rows_of(gallery.search(q, TOP, where)),
             }
+            for candidates in others if out["index"] == "hnsw" else ():
+                contenders[f"gallery, {candidates} candidates"] = (
+                    lambda q, where=where, candidates=candidates: looking_at(gallery, candidates, q, where)
+                )
             if not bare:
                 del contenders["faiss_hnsw"]
             in_turn(queries[:3], contenders)  # warm
@@ -293,7 +307,15 @@ def main():
         type=int,
         default=1_000_000,
         metavar="ROWS",
-        help="above: no bare HNSW, no compact",
+        help="above: no bare HNSW",
+    )
+    parser.add_argument("--compact-up-to", type=int, default=1_000_000, metavar="ROWS")
+    parser.add_argument(
+        "--candidates",
+        type=int,
+        nargs="+",
+        default=[],
+        help="that searches of a graph look at, beside the default",
     )
     parser.add_argument("--out", type=Path, default=HERE / "gallery.json")
     given = parser.parse_args()
@@ -307,9 +329,16 @@ def main():
     held = json.loads(given.out.read_text(encoding="utf-8"))["cases"] if given.out.is_file() else []
     with tempfile.TemporaryDirectory(dir=given.out.parent) as folder:
         for rows in given.rows:
-            bare = rows <= given.bare_hnsw_up_to
             found = case(
-                rows, given.dimension, given.queries, Path(folder), given.dtype, given.add_threads, bare
+                rows,
+                given.dimension,
+                given.queries,
+                Path(folder),
+                given.dtype,
+                given.add_threads,
+                rows <= given.bare_hnsw_up_to,
+                rows <= given.compact_up_to,
+                given.candidates,
             )
             print(json.dumps(found, indent=1), flush=True)
             held = sorted([*(c for c in held if c["rows"] != rows), found], key=lambda c: c["rows"])

@@ -273,3 +273,20 @@ def test_a_discriminant_descriptor_is_learnt_at_the_end_of_training(tiny_sysu, t
         Encoder.from_pretrained(run)
     loop.train(load_config("tiny", settings), tiny_sysu, run, resume=True, progress=False)
     assert Encoder.from_pretrained(run).digest == encoder.digest
+
+
+def test_a_projection_that_cannot_be_written_is_made_up_for_by_resuming(tiny_sysu, tmp_path, monkeypatch):
+    config, run = (
+        load_config("tiny", ["model.descriptor=discriminant", "training.epochs=1"]),
+        tmp_path / "run",
+    )
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Projection, "save", full)
+        with pytest.raises(CheckpointError, match=r"No space left on device\. Nothing is lost: make room"):
+            loop.train(config, tiny_sysu, run, progress=False)
+    loop.train(config, tiny_sysu, run, resume=True, progress=False)
+    assert Encoder.from_pretrained(run).projection is not None

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 
 from fmcnet.data.sampler import IdentityModalitySampler
+from fmcnet.data.table import Table
 from fmcnet.errors import CheckpointError
+from fmcnet.inference.project import add_discriminant
+from fmcnet.model.card import PROJECTION
 from fmcnet.model.checkpoint import ModelCard, save_pretrained
 from fmcnet.model.fmcnet import FMCNet
 from fmcnet.parallel import agree, from_main, gather, known_to_all, together
@@ -170,5 +173,19 @@ class Keeper:
         except OSError as error:
             raise CheckpointError(
                 f"the model could not be written into {self._run}: {error.strerror or error}. Nothing is lost: "
+                "make room, then the same command with --resume writes it"
+            ) from error
+
+    def write_projection(self, table: Table, progress: bool | None) -> None:
+        """Learn what `model.descriptor=discriminant` asks for from the training images; keep it beside the model.
+
+        Raises:
+            CheckpointError: when it cannot be written.
+        """
+        try:
+            add_discriminant(self._run, table, str(self._place.device), progress)
+        except OSError as error:
+            raise CheckpointError(
+                f"{PROJECTION} could not be written into {self._run}: {error.strerror or error}. Nothing is lost: "
                 "make room, then the same command with --resume writes it"
             ) from error

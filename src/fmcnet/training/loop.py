@@ -20,7 +20,6 @@ from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.sampler import IdentityModalitySampler
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.errors import Interrupted
-from fmcnet.inference.project import add_discriminant
 from fmcnet.model.build import build_model
 from fmcnet.model.checkpoint import ModelCard
 from fmcnet.model.fmcnet import FMCNet
@@ -278,7 +277,7 @@ class _Job:
             if self.place.main:
                 self.keeper.write_model(exported)
                 if self.config.model.descriptor == "discriminant":
-                    add_discriminant(self.path, self.cache.table, str(self.place.device), progress)
+                    self.keeper.write_projection(self.cache.table, progress)
         return TrainingSummary(
             run=self.path,
             variant=exported.variant,
