@@ -200,6 +200,39 @@ def test_groups_hold_a_track_each(filled):
     assert sum(len(g.hits) for g in everyone) == 200
 
 
+@pytest.mark.parametrize("by", ["track", "pid"])
+def test_pooled_groups_are_judged_by_all_their_entries(filled, by):
+    gallery, plain = filled
+    for query in crops(2, seed=9):
+        for where in (None, Where(cameras=["gate", "hall"]), Where(modality="infrared")):
+            members = {}
+            for _, entry in plain.search(query, 200, where):
+                value = getattr(entry, by)
+                key = entry.id if value is None else (value, entry.modality)
+                members.setdefault(key, []).append(plain.rows[entry.id][1])
+            expected = {}
+            for key, vectors in members.items():
+                units = [v / np.linalg.norm(v) for v in np.float64(vectors)]
+                mean = sum(units) / len(units)
+                expected[key] = float(mean @ query / np.linalg.norm(mean) / np.linalg.norm(query))
+            groups = gallery.search_groups(
+                query, by, top=100, where=where, pooled=True
+            )  # looks at all there are
+            found = {g.hits[0].id if g.key is None else (g.key, g.hits[0].modality): g for g in groups}
+            assert len(found) == len(groups) == len(expected)
+            assert [g.similarity for g in groups] == pytest.approx(sorted(expected.values())[::-1], abs=1e-5)
+            for key, one in found.items():
+                assert one.similarity == pytest.approx(expected[key], abs=1e-5)
+                assert one.pooled == len(members[key]) == len(one.hits)
+            three = gallery.search_groups(query, by, top=3, where=where, pooled=True)
+            assert {g.pooled for g in three} <= {len(rows) for rows in members.values()}
+            nearest = gallery.search_groups(query, by, top=100, where=where)
+            assert all(g.pooled == 0 and g.similarity == g.hits[0].similarity for g in nearest)
+    for bad in (0, True, 10**6, 2.0):
+        with pytest.raises(GalleryError, match="top="):
+            gallery.search_groups(query, by, top=bad, pooled=True)
+
+
 def test_expire_removes_what_is_older(filled):
     gallery, plain = filled
     now = NOON + timedelta(hours=5)

@@ -14,6 +14,7 @@ from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.gallery import Gallery, Where, group, pool, pool_by
 from fmcnet.gallery.embedded.codec import checksum, seal, to_entry, to_values
 from fmcnet.gallery.inputs import as_duration, make_batch, new_id, unit_vectors
+from fmcnet.gallery.pooling import rank_pooled
 from fmcnet.gallery.records import Entry, Hit, from_micros, to_micros
 from fmcnet.types import Modality
 from tests.gallery.people import crops
@@ -232,8 +233,32 @@ def test_groups_keep_the_order_of_their_best():
         (None, 0.6, ["d"]),
     ]
     assert [g.key for g in group(hits, "pid")] == [1, None, 2, None]
+    night = [*hits, Hit("e", 0.5, Modality.INFRARED, track="t")]
+    assert [[h.id for h in g.hits] for g in group(night, "track")] == [["a", "c", "e"], ["b"], ["d"]]
+    apart = group(night, "track", modalities_apart=True)
+    assert [[h.id for h in g.hits] for g in apart] == [["a", "c"], ["b"], ["d"], ["e"]]
     with pytest.raises(GalleryError, match="'track' or 'pid'"):
         group(hits, "camera")
+
+
+def test_pooling_a_group_whose_entries_went_or_cancel_out():
+    hits = [
+        Hit(name, 0.9, Modality.VISIBLE, track=track) for name, track in (("a", "t"), ("b", "u"), ("c", "v"))
+    ]
+    query = np.array([1.0, 0.0], np.float32)
+
+    def stored(name, track, *vector):
+        return Entry(name, Modality.VISIBLE, track=track), np.array(vector, np.float32)
+
+    entries = [
+        stored("a", "t", 0.6, 0.8),
+        stored("a2", "t", 1, 0),
+        stored("c", "v", 0, 1),
+        stored("c2", "v", 0, -1),
+    ]
+    found = rank_pooled(query, group(hits, "track", modalities_apart=True), entries, "track")
+    assert [(g.key, g.pooled) for g in found] == [("t", 2), ("v", 2)]
+    assert [g.similarity for g in found] == pytest.approx([0.8 / np.sqrt(0.8), 0.0])
 
 
 def test_locations_that_are_no_gallery(tmp_path):

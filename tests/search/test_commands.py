@@ -10,6 +10,7 @@ import re
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -83,6 +84,34 @@ def test_index_once_search_filter_and_forget(crops):
     assert as_json("gallery", "remove", "g", "--pid", "1", "--yes") == {"removed": 2, "entries": 2}
     assert as_json("gallery", "compact", "g")["entries"] == 2
     assert as_json("gallery", "export", "g", "out.npz", "--camera", "2")["exported"] == 1
+
+
+def test_a_gallery_of_half_the_bytes_and_with_a_graph_on_request(crops):
+    as_json("index", "half", crops, *RULES, "--dtype", "float16", "--index", "hnsw")
+    as_json("index", "whole", crops, *RULES)
+    with Gallery("half", read_only=True) as half, Gallery("whole", read_only=True) as whole:
+        assert (half.settings.dtype, whole.settings.dtype) == ("float16", "float32")
+        assert (half.info().index, whole.info().index) == ("hnsw", "exact")
+        for entry, vector in whole.scan():
+            assert np.array_equal(half.embedding(entry.id), half.embedding(entry.id).astype(np.float16))
+            np.testing.assert_allclose(half.embedding(entry.id), vector, atol=1e-3)
+    assert as_json("index", "half", crops, *RULES)["already"] == 4  # not said again: as it is
+    said = wrong("index", "half", crops, *RULES, "--dtype", "float32")
+    assert "keeps float16 since its first entry" in said
+    assert "--dtype float8: say" in wrong("index", "new", crops, *RULES, "--dtype", "float8")
+    assert "--index flat: say" in wrong("index", "new", crops, *RULES, "--index", "flat")
+    assert not Path("new").exists()
+
+
+def test_tracks_are_pooled(crops):
+    as_json("index", "g", crops, *RULES, "--track-from-name", "([0-9])_")
+    found = as_json("search", "g", "night.png", "--modality", "ir", "--group", "track")
+    assert next((one["key"], one["pooled"]) for one in found["groups"]) == ("1", 2)
+    assert found["groups"][0]["similarity"] < found["hits"][0]["similarity"]
+    shown = run("search", "g", "night.png", "--modality", "ir", "--group", "track", "--html", "who.html")
+    assert "pictures" in shown.output
+    assert f"{found['groups'][0]['similarity']:.4f}" in shown.output
+    assert '<p class="soft">2 pictures</p>' in Path("who.html").read_text(encoding="utf-8")
 
 
 def entries_of(gallery="g"):

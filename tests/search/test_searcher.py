@@ -115,6 +115,45 @@ def test_groups_by_track_and_person(searcher):
     assert [(g.key, [m.id for m in g.matches]) for g in sure.groups] == [(1, ["night-red", "red"])]
 
 
+def test_a_track_is_its_pictures_pooled_and_a_person_the_best_picture(searcher):
+    """One picture of t3 is nearer than any of t1, all of them together are further."""
+    searcher.add([picture(*RED), picture(*BLUE)], "visible", track="t3", ids=["near", "far"])
+    answer = searcher.search(
+        picture(*RED), "ir", where=Where(tracks=["t1", "t2", "t3"]), group="track", prior=0.5
+    )
+    units = {c: (np.array(c) - 127.5) / np.linalg.norm(np.array(c) - 127.5) for c in (RED, PINK, GREEN, BLUE)}
+    for one, colours in zip(answer.groups, ((RED, PINK), (RED, BLUE), (GREEN,)), strict=True):
+        mean = sum(units[c] for c in colours)
+        cosine = float(units[RED] @ mean / np.linalg.norm(mean))
+        assert one.similarity == pytest.approx(cosine, abs=1e-5)
+        assert one.probability == pytest.approx(1 / (1 + np.exp(-8 * cosine)), abs=1e-4)
+        assert one.pooled == one.size == len(colours)
+    assert [one.key for one in answer.groups] == ["t1", "t3", "t2"]
+    assert [hit.id for hit in answer.hits] == ["red", "near", "green"]
+    assert next((m.id, round(m.similarity, 3), n) for m, n in answer.ranking) == (
+        "red",
+        round(answer.groups[0].similarity, 3),
+        2,
+    )
+    assert any("the pictures of each track were pooled" in note for note in answer.notes)
+    tree = json.loads(json.dumps(answer.to_dict()))["groups"][0]
+    assert (tree["key"], tree["pooled"], tree["similarity"]) == ("t1", 2, answer.groups[0].similarity)
+    least = (answer.groups[0].probability + answer.groups[1].probability) / 2
+    sure = searcher.search(
+        picture(*RED), "ir", where=Where(tracks=["t1", "t3"]), group="track", prior=0.5, min_probability=least
+    )
+    assert [one.key for one in sure.groups] == ["t1"]
+    nobody = searcher.search(
+        picture(*GREEN), "ir", where=Where(tracks=["t1"]), group="track", min_probability=0.9
+    )
+    assert nobody.nobody
+    assert "the nearest track has similarity" in nobody.notes[-1]
+    by_person = searcher.search(picture(*RED), "ir", group="pid", where=Where(pids=[1]))
+    assert [(g.similarity, g.probability, g.pooled) for g in by_person.groups] == [
+        (by_person.hits[0].similarity, by_person.hits[0].probability, 0)
+    ]
+
+
 def test_several_images_make_one_query_and_both_modalities_the_cautious_curve(searcher):
     answer = searcher.search([picture(*RED), picture(*PINK)], ["visible", "infrared"], prior=0.5)
     assert (answer.modality, answer.images) == (None, 2)

@@ -70,7 +70,12 @@ def test_filters_hold(serving):
 
 def test_groups_and_nobody(serving):
     answer = serving.search(3, group="track", top=5).json()
-    assert answer["groups"][0]["key"] == "track/0"
+    first = answer["groups"][0]
+    track = [entry.id for entry, _ in serving.service.gallery.scan(Where(tracks=["track/0"]))]
+    assert (first["key"], first["pooled"]) == ("track/0", len(track))
+    query = serving.service.encoder.encode([picture(3)], "infrared").features[0]
+    mean = np.mean([serving.service.gallery.embedding(i) for i in track], axis=0)
+    assert first["similarity"] == pytest.approx(float(mean @ query / np.linalg.norm(mean)), abs=1e-5)
     assert len(answer["hits"]) == len(answer["groups"]) == 3
     nobody = serving.search(3, camera="gate", min_probability=0.999).json()
     assert nobody["nobody"] is True

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from numpy.typing import ArrayLike
 
@@ -15,7 +16,7 @@ from fmcnet.gallery import inputs
 from fmcnet.gallery.changes import KEEP, make_change
 from fmcnet.gallery.export import export
 from fmcnet.gallery.opening import open_store
-from fmcnet.gallery.pooling import group, pool
+from fmcnet.gallery.pooling import group, pool, rank_pooled
 from fmcnet.gallery.records import (
     Added,
     Dtype,
@@ -35,6 +36,8 @@ from fmcnet.types import FloatArray, Modality
 
 MOST = 100_000
 """Hits a search may ask for."""
+POOLED = 3
+"""Times `top` groups, by their nearest entry, whose entries are pooled to find the `top`."""
 
 
 class Gallery:
@@ -206,24 +209,49 @@ class Gallery:
         *,
         model: str | None = None,
         exact: bool = False,
+        pooled: bool = False,
     ) -> list[Group]:
         """As `search`, for the `top` best tracks or persons; a group holds those of its hits that were looked at.
 
         An entry without a track (a pid) is a group of its own.
+
+        Args:
+            pooled: rank by the similarity to all entries of a group that pass `where`, pooled as several crops of a
+                query are: of the `3 top` groups that have the nearest single entries. Entries of the two
+                modalities are then two groups. Otherwise by the best entry.
         """
+        _check_top(top)
+        if not pooled:
+            return self._groups(query, by, top, where, model, exact)
+        near = self._groups(query, by, POOLED * top, where, model, exact, modalities_apart=True)
+        keys: Any = [one.key for one in near if one.key is not None]
+        scope = where or Where()  # all of these keys pass it
+        members = replace(scope, tracks=keys) if by == "track" else replace(scope, pids=keys)
+        return rank_pooled(pool(query), near, self.scan(members) if keys else (), by)[:top]
+
+    def _groups(
+        self,
+        query: ArrayLike,
+        by: Literal["track", "pid"],
+        top: int,
+        where: Where | None,
+        model: str | None,
+        exact: bool,
+        modalities_apart: bool = False,
+    ) -> list[Group]:
         wide, whole = 5 * top, self.count(where)
+        most = min(MOST, self._store.most)
         while True:
-            hits = self.search(query, min(wide, MOST), where, model=model, exact=exact)
-            groups = group(hits, by)
-            if len(groups) >= top or len(hits) >= whole or wide >= MOST:
+            hits = self.search(query, min(wide, most), where, model=model, exact=exact)
+            groups = group(hits, by, modalities_apart=modalities_apart)
+            if len(groups) >= top or len(hits) >= whole or wide >= most:
                 return groups[:top]
             wide *= 4
 
     def _search(
         self, queries: FloatArray, top: int, where: Where | None, model: str | None, exact: bool
     ) -> list[list[Hit]]:
-        if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MOST:
-            raise GalleryError(f"top={top} must be 1 to {MOST}")
+        _check_top(top)
         settings = self._store.settings
         if settings is None or not len(queries):
             return [[] for _ in queries]
@@ -364,3 +392,8 @@ class Gallery:
         if settings is None:
             raise GalleryError(f"{self.location} is empty: there is nothing to export")
         return export(Path(path), settings, self._store.scan(where, 4096))
+
+
+def _check_top(top: object) -> None:
+    if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MOST:
+        raise GalleryError(f"top={top} must be 1 to {MOST}")

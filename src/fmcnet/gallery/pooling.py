@@ -1,17 +1,18 @@
-"""Several crops of one person as one query, and hits of one track or person as one answer."""
+"""Several crops of one person as one: of a query, and of a track or person in the gallery."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fmcnet.errors import GalleryError
 from fmcnet.gallery.inputs import unit_vectors
-from fmcnet.gallery.records import Group, Hit
-from fmcnet.types import FloatArray
+from fmcnet.gallery.records import Entry, Group, Hit, Stored
+from fmcnet.types import FloatArray, Modality
 
 
 def pool(embeddings: ArrayLike) -> FloatArray:
@@ -45,12 +46,49 @@ def pool_by(embeddings: ArrayLike, labels: Sequence[str]) -> dict[str, FloatArra
     return {label: pool(units[members]) for label, members in rows.items()}
 
 
-def group(hits: Iterable[Hit], by: Literal["track", "pid"]) -> list[Group]:
-    """Hits (best first) that share a track or a pid together; groups by their best hit."""
+def group(hits: Iterable[Hit], by: Literal["track", "pid"], *, modalities_apart: bool = False) -> list[Group]:
+    """Hits (best first) that share a track or a pid together; groups by their best hit.
+
+    Args:
+        modalities_apart: visible and infrared hits of one track or pid are two groups.
+    """
     if by not in ("track", "pid"):
         raise GalleryError(f"hits are grouped by 'track' or 'pid', not {by!r}")
-    members: dict[tuple[object, str], list[Hit]] = {}
+    members: dict[object, list[Hit]] = {}
     for hit in hits:
-        key = getattr(hit, by)
-        members.setdefault((key, hit.id if key is None else ""), []).append(hit)
+        members.setdefault(_key(hit, by, modalities_apart), []).append(hit)
     return [Group(getattr(found[0], by), found[0].similarity, tuple(found)) for found in members.values()]
+
+
+def rank_pooled(
+    query: FloatArray, groups: Iterable[Group], entries: Iterable[Stored], by: Literal["track", "pid"]
+) -> list[Group]:
+    """Groups of one modality each, ranked by the similarity of the query to all their entries pooled.
+
+    A group's embedding is the mean of its entries' unit embeddings, brought to unit length, as `pool` makes it. A
+    group with no key is its one hit; one of which no entry is there any more is left out.
+
+    Args:
+        query: (D,), unit length. groups: of `group` with `modalities_apart`. entries: all that belong to them.
+    """
+    sums: dict[object, tuple[int, Any]] = {}
+    for entry, vector in entries:
+        key = _key(entry, by, apart=True)
+        count, total = sums.get(key, (0, 0.0))
+        sums[key] = count + 1, total + vector.astype(np.float64)
+    found = []
+    for one in groups:
+        count, total = sums.get(_key(one.hits[0], by, apart=True), (0, 0.0))
+        if one.key is None:
+            found.append(replace(one, pooled=1))
+        elif count:
+            length = float(np.linalg.norm(total))
+            cosine = float(np.dot(total, query.astype(np.float64))) / length if length > 1e-6 * count else 0.0
+            found.append(replace(one, similarity=max(-1.0, min(cosine, 1.0)), pooled=count))
+    return sorted(found, key=lambda one: (-one.similarity, one.hits[0].id))
+
+
+def _key(one: Hit | Entry, by: str, apart: bool) -> tuple[object, str, Modality | None]:
+    """What those have in common that are of one group."""
+    value = getattr(one, by)
+    return value, one.id if value is None else "", one.modality if apart else None

@@ -75,12 +75,14 @@ class Group:
 
     Attributes:
         key: the track or pid; None for a hit that has none (such a hit is a group of its own).
-        similarity: of the best hit. hits: at least one.
+        similarity: of the best hit; of pooled entries, where they are.
+        hits: at least one. pooled: how many entries were pooled; 0: none were.
     """
 
     key: str | int | None
     similarity: float
     hits: tuple[Hit, ...]
+    pooled: int = 0
 
 
 @dataclass(frozen=True)

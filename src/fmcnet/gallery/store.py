@@ -31,10 +31,11 @@ class Store(Protocol):
     """Keeps entries and their embeddings, and finds the most similar ones. Inputs are checked already.
 
     Attributes:
-        location: a folder, or a cluster's address without a password.
+        location: a folder, or a cluster's address without a password. most: hits that a search can give.
     """
 
     location: str
+    most: int
 
     @property
     def settings(self) -> Settings | None:

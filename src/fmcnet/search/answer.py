@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -37,20 +37,41 @@ class MatchGroup:
 
     Attributes:
         key: the track or pid; None for a match that has none (it is a group of its own).
-        matches: those that were looked at and reach what was asked, at least one.
+        matches: those that were looked at, at least one. Of a person, only those that reach what was asked.
+        similarity, probability: what ranks the group: of the best match, or of a track's entries pooled.
+        pooled: how many entries were pooled; 0: none were.
     """
 
     key: str | int | None
     matches: tuple[Match, ...]
+    similarity: float
+    probability: float | None
+    pooled: int = 0
 
     @property
     def best(self) -> Match:
-        """The most similar one, which ranks the group."""
+        """The most similar one."""
         return self.matches[0]
+
+    @property
+    def modality(self) -> Modality:
+        """Of the best match; of a track, of all."""
+        return self.best.modality
+
+    @property
+    def size(self) -> int:
+        """How many pictures stand behind the group's place."""
+        return self.pooled or len(self.matches)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"key": self.key, "matches": [match.to_dict() for match in self.matches]}
+        return {
+            "key": self.key,
+            "similarity": self.similarity,
+            "probability": self.probability,
+            "pooled": self.pooled,
+            "matches": [match.to_dict() for match in self.matches],
+        }
 
 
 @dataclass(frozen=True)
@@ -58,7 +79,7 @@ class Answer:
     """Who it may be.
 
     Attributes:
-        hits: most similar first; when grouped, the best match of each group.
+        hits: most similar first; when grouped, the best match of each group, in the groups' order.
         groups: the groups, in the same order; empty when not grouped.
         nobody: `hits` is empty: nobody reaches the least probability or false-match rate that was asked for, or there
             was no entry to compare with.
@@ -79,6 +100,16 @@ class Answer:
     prior: float | None
     thresholds: dict[Modality, float]
     notes: tuple[str, ...] = ()
+
+    @property
+    def ranking(self) -> list[tuple[Match, int]]:
+        """What to show, best first: hits with what ranks them, and how many pictures that is of."""
+        if not self.groups:
+            return [(hit, 1) for hit in self.hits]
+        return [
+            (replace(one.best, similarity=one.similarity, probability=one.probability), one.size)
+            for one in self.groups
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -14,7 +14,7 @@ from fmcnet.console import Device, Json, print_json, show
 from fmcnet.errors import FmcnetError
 
 if TYPE_CHECKING:
-    from fmcnet.gallery.records import Where
+    from fmcnet.gallery.records import Dtype, IndexChoice, Where
     from fmcnet.search.answer import Answer
 
 Place = Annotated[
@@ -107,6 +107,22 @@ def index(
     keep_images: Annotated[
         bool, typer.Option("--keep-images", help="Keep a small picture of each entry in the gallery, too.")
     ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a new gallery's embeddings: float32, or float16 for half the space; default float32.",
+            show_default=False,
+        ),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--index",
+            help="exact: compare with every entry; hnsw: a graph, nearly exact; auto: exact up to 100,000 entries. "
+            "Stays with the gallery; default auto.",
+            show_default=False,
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Pictures at once.", min=1)] = 64,
     device: Device = "auto",
     json_: Json = False,
@@ -131,6 +147,10 @@ def index(
         raise FmcnetError(f"--on-error {on_error}: say raise or skip")
     if existing not in CHOICES:
         raise FmcnetError(f"--existing {existing}: say keep, update or replace")
+    if dtype not in (None, "float32", "float16"):
+        raise FmcnetError(f"--dtype {dtype}: say float32 or float16")
+    if kind not in (None, "auto", "exact", "hnsw"):
+        raise FmcnetError(f"--index {kind}: say exact, hnsw or auto")
     local = zone(timezone)
     rules = Rules(
         modality=modality_or_none(modality),
@@ -147,8 +167,14 @@ def index(
     if on_error == "raise":
         check_faults(sources)  # before a gallery is made
     encoder = open_model(gallery, model, device)
-    with Gallery(gallery) as opened:
+    made_as = cast("Dtype", dtype or "float32")
+    with Gallery(gallery, dtype=made_as, index=cast("IndexChoice | None", kind)) as opened:
         searcher = Searcher(encoder, opened)
+        kept = opened.settings
+        if dtype is not None and kept is not None and kept.dtype != dtype:
+            raise FmcnetError(
+                f"--dtype {dtype}: {gallery} keeps {kept.dtype} since its first entry; index into another gallery"
+            )
         remember_model(gallery, model or encoder.folder)
         report = add_new(
             searcher,
@@ -206,7 +232,10 @@ def search(
             help="Probability before comparing; default 1 / (entries compared + 1).", show_default=False
         ),
     ] = None,
-    group: Annotated[str | None, typer.Option(help="track or pid: one answer for each.")] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(help="track: one answer for each, its pictures pooled; pid: one for each, by its best."),
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(help="Write a page of ranked pictures, from where the sources lie.")
     ] = None,
@@ -259,9 +288,10 @@ def search(
 def _print(answer: Answer) -> None:
     if answer.hits:
         table = RichTable()
-        for name in ("", "similarity", "probability", "modality", "camera", "time", "pid", "track"):
+        names = ("", "similarity", "probability", "modality", "camera", "time", "pid", "track")
+        for name in (*names, *(["pictures"] if answer.groups else [])):
             table.add_column(name, overflow="fold")
-        for rank, hit in enumerate(answer.hits, 1):
+        for rank, (hit, size) in enumerate(answer.ranking, 1):
             cells: list[Any] = [
                 rank,
                 f"{hit.similarity:.4f}",
@@ -271,6 +301,7 @@ def _print(answer: Answer) -> None:
                 None if hit.time is None else f"{hit.time:%Y-%m-%d %H:%M:%S}",
                 hit.pid,
                 hit.track,
+                *([size] if answer.groups else []),
             ]
             table.add_row(*(escape("" if cell is None else str(cell)) for cell in cells))
         Console().print(table)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fmcnet.gallery.records import Where
 from fmcnet.inference.encoder import Encoder
-from fmcnet.search.answer import Match
+from fmcnet.search.answer import Match, MatchGroup
 from fmcnet.search.meaning import Meaning
 from fmcnet.types import Modality
 
@@ -14,8 +14,8 @@ from fmcnet.types import Modality
 def notes_of(
     meaning: Meaning,
     images: int,
-    looked_at: Sequence[Match],
-    found: Sequence[Match],
+    looked_at: Sequence[Match | MatchGroup],
+    found: Sequence[Match | MatchGroup],
     asked: bool,
     where: Where | None,
     encoder: Encoder,
@@ -23,7 +23,7 @@ def notes_of(
     """The notes of an answer to a query of `images` images.
 
     Args:
-        looked_at: all matches, best first. found: those that reach what was asked, if anything was `asked`.
+        looked_at: all matches, or tracks, best first. found: those that reach what was `asked`.
     """
     notes: list[str] = []
     if meaning.calibration is None:
@@ -45,12 +45,18 @@ def notes_of(
             notes.append(
                 f"{images} images were pooled; probabilities were learnt from single images and are approximate here"
             )
+        if any(isinstance(one, MatchGroup) and one.pooled > 1 for one in found):
+            notes.append(
+                "the pictures of each track were pooled; probabilities were learnt from single images and are "
+                "approximate here"
+            )
         if len(meaning.query) > 1:
             notes.append("the query has both modalities: the more cautious of two calibrations is shown")
     if asked and not found and looked_at:
         best = looked_at[0]
         sure = "" if best.probability is None else f", probability {best.probability:.3g}"
         notes.append(
-            f"nobody reaches what was asked; the nearest entry has similarity {best.similarity:.3f}{sure}"
+            f"nobody reaches what was asked; the nearest {'track' if isinstance(best, MatchGroup) else 'entry'} has "
+            f"similarity {best.similarity:.3f}{sure}"
         )
     return tuple(notes)

@@ -58,9 +58,8 @@ def page(answer: Answer, query: Sequence[str | Path], kept: Kept = lambda _: Non
     kind = str(answer.modality or "visible and infrared")
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in answer.notes)
     nobody = '<p class="nobody">Nobody in the gallery reaches what was asked.</p>' if answer.nobody else ""
-    sizes = {group.best.id: len(group.matches) for group in answer.groups}
     cards = "".join(
-        _card(rank, hit, sizes.get(hit.id, 1), kept(hit.id)) for rank, hit in enumerate(answer.hits, 1)
+        _card(rank, hit, size, kept(hit.id)) for rank, (hit, size) in enumerate(answer.ranking, 1)
     )
     prior = (
         ""

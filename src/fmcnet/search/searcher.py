@@ -13,7 +13,7 @@ from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.gallery.gallery import Gallery
 from fmcnet.gallery.pooling import group as group_hits
 from fmcnet.gallery.pooling import pool
-from fmcnet.gallery.records import Hit, OnDuplicate, Where
+from fmcnet.gallery.records import OnDuplicate, Where
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.images import ImageLike
 from fmcnet.search.adding import Indexed, Modalities, encode_all
@@ -149,7 +149,8 @@ class Searcher:
             prior: how probable it is, before comparing, that a given entry shows this person; None: 1 / (n + 1) for n
                 entries compared, as if each were another person and the one might be missing. Of a gallery with many
                 images of each of p persons, 1 / (p + 1) is the honest one.
-            group: the `top` best tracks or persons instead of entries.
+            group: the `top` best tracks or persons instead of entries. A track is judged by its entries of one
+                modality pooled (see `Gallery.search_groups`), a person by the best entry.
 
         Returns:
             An `Answer`; hits are ranked by similarity.
@@ -196,20 +197,26 @@ class Searcher:
         thresholds = self._thresholds(meaning, fmr, where) if asked else {}
         pooled = pool(query.features)
         scopes = [_only(where, kind) for kind in thresholds] if asked else [where]
-        hits = [hit for scope in scopes for hit in self._hits(pooled, top, scope, group, exact)]
-        hits.sort(key=lambda hit: (-hit.similarity, hit.id))
-        matches = meaning.matches(hits)
+        looked_at: list[Match] | list[MatchGroup]
+        if group == "track":
+            looked_at = [one for scope in scopes for one in self._tracks(meaning, pooled, top, scope, exact)]
+            looked_at.sort(key=lambda one: (-one.similarity, one.best.id))
+        else:
+            looked_at = [
+                one for scope in scopes for one in self._matches(meaning, pooled, top, scope, exact, group)
+            ]
+            looked_at.sort(key=lambda one: (-one.similarity, one.id))
         reached = [
-            match
-            for match in matches
+            one
+            for one in looked_at
             if not asked
             or (
-                match.similarity >= thresholds[match.modality]
-                and (match.probability or 0.0) >= (min_probability or 0.0)
+                one.similarity >= thresholds[one.modality]
+                and (one.probability or 0.0) >= (min_probability or 0.0)
             )
         ]
         found, groups = _ranked(reached, top, group)
-        notes = notes_of(meaning, len(query), matches, found, asked, where, self.encoder)
+        notes = notes_of(meaning, len(query), looked_at, groups or found, asked, where, self.encoder)
         if not compared:
             notes = (
                 "there was no entry to compare with: the gallery is empty, or nothing in it passes the filter",
@@ -244,14 +251,36 @@ class Searcher:
         limits = {kind: None if fmr is None else meaning.threshold(kind, fmr) for kind in covered}
         return {kind: NO_LIMIT if limit is None else limit for kind, limit in limits.items()}
 
-    def _hits(
-        self, query: FloatArray, top: int, where: Where | None, group: GroupBy | None, exact: bool
-    ) -> list[Hit]:
+    def _matches(
+        self,
+        meaning: Meaning,
+        query: FloatArray,
+        top: int,
+        where: Where | None,
+        exact: bool,
+        group: GroupBy | None,
+    ) -> list[Match]:
+        """The nearest entries; those of the nearest persons."""
         model = self.encoder.digest
         if group is None:
-            return self.gallery.search(query, top, where, model=model, exact=exact)
+            return meaning.matches(self.gallery.search(query, top, where, model=model, exact=exact))
         groups = self.gallery.search_groups(query, group, top, where, model=model, exact=exact)
-        return [hit for one in groups for hit in one.hits]
+        return meaning.matches([hit for one in groups for hit in one.hits])
+
+    def _tracks(
+        self, meaning: Meaning, query: FloatArray, top: int, where: Where | None, exact: bool
+    ) -> list[MatchGroup]:
+        """The nearest tracks, each by its entries pooled."""
+        tracks = self.gallery.search_groups(
+            query, "track", top, where, model=self.encoder.digest, exact=exact, pooled=True
+        )
+        leading = meaning.matches([replace(one.hits[0], similarity=one.similarity) for one in tracks])
+        return [
+            MatchGroup(
+                one.key, tuple(meaning.matches(one.hits)), lead.similarity, lead.probability, one.pooled
+            )
+            for one, lead in zip(tracks, leading, strict=True)
+        ]
 
 
 def _only(where: Where | None, kind: Modality) -> Where:
@@ -260,14 +289,16 @@ def _only(where: Where | None, kind: Modality) -> Where:
 
 
 def _ranked(
-    matches: list[Match], top: int, group: GroupBy | None
+    reached: Sequence[Match | MatchGroup], top: int, group: GroupBy | None
 ) -> tuple[tuple[Match, ...], tuple[MatchGroup, ...]]:
     """The best matches, or the best of each of the best groups and those groups."""
+    groups = [one for one in reached if isinstance(one, MatchGroup)][:top]
+    matches = [one for one in reached if isinstance(one, Match)]
     if group is None:
         return tuple(matches[:top]), ()
-    by_id = {match.id: match for match in matches}
-    groups = tuple(
-        MatchGroup(one.key, tuple(by_id[hit.id] for hit in one.hits))
-        for one in group_hits(matches, group)[:top]
-    )
-    return tuple(one.best for one in groups), groups
+    if group == "pid":
+        by_id = {match.id: match for match in matches}
+        for one in group_hits(matches, group)[:top]:
+            members = tuple(by_id[hit.id] for hit in one.hits)
+            groups.append(MatchGroup(one.key, members, members[0].similarity, members[0].probability))
+    return tuple(one.best for one in groups), tuple(groups)

@@ -56,6 +56,9 @@ class GroupBody(BaseModel):
     """Hits of one track or person, best first."""
 
     key: str | int | None
+    similarity: float = Field(description="Of a track's entries, pooled; of a person's best match.")
+    probability: float | None
+    pooled: int = Field(description="How many entries were pooled; 0: none were.")
     matches: list[HitBody]
 
 

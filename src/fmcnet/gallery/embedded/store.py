@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,8 @@ class EmbeddedStore:
             entries. dtype: of stored embeddings, for a new gallery. flush_rows: rows kept in memory before the index
             is written.
     """
+
+    most = sys.maxsize
 
     def __init__(
         self,

@@ -46,6 +46,8 @@ class MilvusStore:
         timeout: seconds for a request, at least 30; the others as of `Gallery`.
     """
 
+    most = WIDEST - SPARE
+
     def __init__(
         self,
         location: str,
@@ -106,8 +108,8 @@ class MilvusStore:
         condition = expression(where)
         if self.settings is None or condition is None:
             return [[] for _ in queries]
-        if top > WIDEST - SPARE:
-            raise GalleryError(f"top={top} is more than Milvus gives in one answer: at most {WIDEST - SPARE}")
+        if top > self.most:
+            raise GalleryError(f"top={top} is more than Milvus gives in one answer: at most {self.most}")
         if exact and self._at.index != "exact":
             return [self._compared(query, top, where) for query in queries]
         answers: dict[int, list[Hit]] = {}

@@ -172,9 +172,9 @@ async function search() {
   try {
     const reply = await call("/v1/search", { method: "POST", body: question(), signal: asking.signal });
     const answer = await reply.json();
-    state.hits = answer.hits;
+    state.hits = answer.groups.length ? answer.groups.map(ofGroup) : answer.hits;
     state.page = 0;
-    const n = answer.hits.length;
+    const n = state.hits.length;
     const what = { track: n === 1 ? "track" : "tracks", pid: n === 1 ? "person" : "persons" }[$("group").value]
       ?? (n === 1 ? "crop" : "crops");
     state.said = answer.nobody ? "Nobody in this gallery reaches what was asked."
@@ -198,6 +198,11 @@ async function search() {
   } finally {
     if (state.asking === asking) document.body.classList.remove("busy");
   }
+}
+
+// The best crop of a track or person, with what ranks the group.
+function ofGroup({ matches, similarity, probability, pooled }) {
+  return { ...matches[0], similarity, probability, pooled };
 }
 
 function say(text, bad = false) {
@@ -249,7 +254,8 @@ function card(entry, rank) {
     part("bar").hidden = true;
   } else {
     part("percent").textContent = known ? percent(entry.probability) : entry.similarity.toFixed(3);
-    part("meaning").textContent = known ? `probable, similarity\u00a0${entry.similarity.toFixed(3)}` : "similarity";
+    part("meaning").textContent = (known ? `probable, similarity\u00a0${entry.similarity.toFixed(3)}` : "similarity")
+      + (entry.pooled > 1 ? ` of ${entry.pooled}\u00a0crops pooled` : "");
     part("bar").classList.toggle("plain", !known);
     part("bar").firstElementChild.style.width =
       `${100 * Math.max(0, known ? entry.probability : entry.similarity)}%`;
