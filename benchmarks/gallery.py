@@ -210,7 +210,7 @@ def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True, 
 
     _, took = seconds(fill)
     out["add_rows_per_s"] = round(rows / took)
-    if compact:  # it builds graphs anew, too
+    if compact:  # it takes into the graph what it misses, too
         _, took = seconds(gallery.compact)
         out["compact_s"] = round(took, 2)
     out["index"] = gallery.info().index

@@ -54,6 +54,47 @@ def test_searches_use_the_graph_only_when_many_rows_are_allowed(tmp_path, monkey
         assert len(calls) == 3
 
 
+@pytest.mark.usefixtures("small_graphs")
+def test_compacting_keeps_a_graph_that_is_still_right(tmp_path, monkeypatch):
+    built = []
+    real = graph.Graph.extended
+    monkeypatch.setattr(
+        graph.Graph,
+        "extended",
+        lambda self, codes, parts: built.append(self.rows) or real(self, codes, parts),
+    )
+    plain, query = Plain(), crops(1, seed=3)[0]
+    with Gallery(tmp_path / "g", index="hnsw", flush_rows=100) as gallery:
+        for first, count in ((0, 600), (600, 20)):
+            add(gallery, crops(count, seed=first), entries(count, first=first))
+            plain.add(crops(count, seed=first), entries(count, first=first))
+
+        def compacted():
+            built.clear()
+            gallery.compact()
+            assert gallery.info().unindexed == 0
+            for kind in (None, "visible"):
+                same(
+                    gallery.search(query, 9, Where(modality=kind)),
+                    plain.search(query, 9, Where(modality=kind)),
+                )
+            with Gallery(tmp_path / "g", read_only=True) as reader:
+                same(reader.search(query, 9), plain.search(query, 9))
+            return built
+
+        assert compacted() == [600]  # completed
+        assert compacted() == []
+        gallery.update(
+            ["crop-00005"], modality="infrared" if entries(6)[5].modality == "visible" else "visible"
+        )
+        plain.update(["crop-00005"], modality=gallery.get("crop-00005").modality)
+        assert compacted() == [0]  # anew
+        gallery.remove(Where(ids=["crop-00007"]))
+        plain.remove(Where(ids=["crop-00007"]))
+        assert compacted() == [0]
+        assert compacted() == []
+
+
 def test_float16_halves_the_files_and_hardly_moves_similarities(tmp_path):
     sizes = {}
     for dtype in ("float32", "float16"):

@@ -252,12 +252,18 @@ class Index:
         return (graph or Graph.empty(base.dtype, base.shape[1])).extended(base, kinds), True
 
     def compact(self, generation: int) -> None:
-        """Write all files anew without the removed rows; the database was compacted before."""
+        """Write all files anew without the removed rows; the database was compacted before.
+
+        A graph is kept and completed where no row was removed, lost or changed its modality; otherwise made anew.
+        """
         state = self.state
         if state is None:
             return
         keep = state.columns.alive
         codes = np.concatenate([state.base[keep[: len(state.base)]], state.tail[keep[len(state.base) :]]])
-        fresh = State(generation, state.columns.compacted(), codes, None)
+        graph, kinds = state.graph, state.columns["modality"]
+        if graph is not None and not (keep.all() and np.array_equal(graph.parts, kinds[: graph.rows])):
+            graph = None  # rows moved, or are not where the graph has them
+        fresh = State(generation, state.columns.compacted(), codes, graph)
         self.state, self.snapshot, self._unerased = fresh, None, []
         self.flush(complete=True)
