@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import faiss
 import numpy as np
 import pytest
@@ -158,6 +161,23 @@ def test_rows_that_no_link_leads_to_are_found_all_the_same(monkeypatch):
     longer = np.concatenate([codes, crops(30, 32, seed=2)])
     kinds = np.array([entry.modality.code for entry in entries(830)], np.uint8)
     assert (graph.extended(longer, kinds).parts % ALONE == kinds).all()  # they keep their part
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's account of memory")
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_growing_a_graph_leaves_no_copy_of_the_embeddings_in_memory(dtype):
+    codes = crops(500, 4096).astype(dtype)
+    kinds = np.zeros(len(codes), np.uint8)
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    graph = Graph.empty(codes.dtype, codes.shape[1]).extended(codes, kinds)
+    before = resident()
+    for _ in range(50):
+        graph = graph.extended(codes, kinds)  # each time copied
+    assert resident() - before < 5 * codes.nbytes
+    assert graph.search(codes, codes[:1].astype(np.float32), 1, 0)[1].tolist() == [[0]]
 
 
 @pytest.mark.usefixtures("small_graphs")

@@ -103,6 +103,12 @@ def test_each_seed_can_have_a_world_of_its_own(tiny_ordered):
     assert {p["mAP"]["seeds"] for p in facts["studies"][0]["pairs"]} == {2}
 
 
+def test_a_device_that_is_not_there_is_refused_before_any_work(tiny_ordered):
+    with pytest.raises(FmcnetError, match="device 'tpu' cannot be used here"):
+        run_study(replace(tiny_ordered, device="tpu"), quiet=True)
+    assert not tiny_ordered.out.exists()
+
+
 def test_real_data_take_their_own_configuration(tiny_sysu, tmp_path, monkeypatch):
     asked = Ordered("table2", tmp_path / "s", data=tiny_sysu)
     assert module._source(asked) == "sysu"

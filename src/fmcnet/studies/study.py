@@ -19,6 +19,7 @@ from fmcnet.data.summary import TITLES
 from fmcnet.data.table import Table
 from fmcnet.errors import FmcnetError
 from fmcnet.files import write_atomically
+from fmcnet.runtime import pick_device
 from fmcnet.studies.execute import execute
 from fmcnet.studies.jobs import Job
 from fmcnet.studies.plan import Plan, Settings, make_plan
@@ -110,6 +111,7 @@ def run_study(ordered: Ordered, *, quiet: bool = False) -> dict[str, Any]:
         FmcnetError: for a mistake in what was asked for, and at the end for runs that failed.
     """
     studies = chosen(ordered.name, ordered.recipes)
+    pick_device(ordered.device)
     out = ordered.out
     foreign = [p.name for p in out.iterdir() if p.name not in OWN] if out.is_dir() else []
     if foreign:

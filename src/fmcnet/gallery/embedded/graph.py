@@ -159,4 +159,5 @@ class Graph:
     def _attach(self, storage: Any, codes: Codes | None = None) -> None:
         self._index.own_fields = False
         self._index.storage = storage
+        storage.this.own(True)  # what is set so, SWIG leaves to FAISS, which is not to free it: nobody would
         self._kept = (storage, codes)  # FAISS keeps bare pointers
