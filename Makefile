@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 OUT    ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster lint format bench clean
+.PHONY: help demo test cluster test-cluster lint format bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -23,8 +23,14 @@ demo: $(BIN)/.installed ## set up, generate a benchmark, train Base and FMCNet, 
 test: $(BIN)/.installed ## set up and run all tests
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-cluster: $(BIN)/.installed ## the gallery's contract on a real Milvus server that it starts and stops (minutes)
+$(BIN)/.milvus: $(BIN)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[milvus]' milvus
+	@touch $@
+
+cluster: $(BIN)/.milvus ## whether a real Milvus server (from PyPI) starts on this machine
+	@timeout 180 $(BIN)/python -m tests.gallery.cluster
+
+test-cluster: $(BIN)/.milvus ## the gallery's contract on a real Milvus server that it starts and stops (minutes)
 	@FMCNET_CLUSTER=1 $(BIN)/python -m pytest tests/gallery/test_contract.py tests/gallery/test_milvus.py
 
 lint: $(BIN)/.installed ## ruff and the strict type checker

@@ -25,10 +25,10 @@ at random times; seven cameras of ten are visible. Queries are further infrared 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
-import shutil
 import sys
 import tempfile
 import time
@@ -184,6 +184,33 @@ def looking_at(gallery, candidates, query, where):
         graph.EF_SEARCH = EF_SEARCH
 
 
+def filled(world, path, dtype, compact):
+    """A gallery of the world's rows, and what making it took; one that is there with its `.json` is taken."""
+    note, rows, took = path.with_suffix(".json"), len(world.vectors), {}
+    gallery = Gallery(path, model="benchmark", dtype=dtype)
+    if note.is_file():
+        return gallery, json.loads(note.read_text(encoding="utf-8"))
+
+    def fill():
+        for start in range(0, rows, BATCH):
+            span = range(start, min(start + BATCH, rows))
+            gallery.add(
+                world.vectors[start : start + BATCH],
+                ids=[f"{i:08d}" for i in span],
+                modality=["infrared" if world.kinds[i] else "visible" for i in span],
+                camera=[CAMERAS[world.cameras[i]] for i in span],
+                time=[START + timedelta(seconds=int(world.seconds[i])) for i in span],
+                pid=[int(world.pids[i]) for i in span],
+                track=[f"track-{i // TRACK}" for i in span],
+            )
+
+    took["add_rows_per_s"] = round(rows / seconds(fill)[1])
+    if compact:  # it takes into the graph what it misses, too
+        took["compact_s"] = round(seconds(gallery.compact)[1], 2)
+    note.write_text(json.dumps(took), encoding="utf-8")
+    return gallery, took
+
+
 def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True, compact=True, others=()):
     faiss.omp_set_num_threads(threads)
     world = World(rows, dimension)
@@ -193,26 +220,8 @@ def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True, 
     ratios = out["ratios"] = {}
 
     path = folder / f"{rows}.gallery"
-    gallery = Gallery(path, model="benchmark", dtype=dtype)
-
-    def fill():
-        for start in range(0, rows, BATCH):
-            span = range(start, min(start + BATCH, rows))
-            gallery.add(
-                vectors[start : start + BATCH],
-                ids=[f"{i:08d}" for i in span],
-                modality=["infrared" if world.kinds[i] else "visible" for i in span],
-                camera=[CAMERAS[world.cameras[i]] for i in span],
-                time=[START + timedelta(seconds=int(world.seconds[i])) for i in span],
-                pid=[int(world.pids[i]) for i in span],
-                track=[f"track-{i // TRACK}" for i in span],
-            )
-
-    _, took = seconds(fill)
-    out["add_rows_per_s"] = round(rows / took)
-    if compact:  # it takes into the graph what it misses, too
-        _, took = seconds(gallery.compact)
-        out["compact_s"] = round(took, 2)
+    gallery, took = filled(world, path, dtype, compact)
+    out |= took
     out["index"] = gallery.info().index
     out["unindexed"] = gallery.info().unindexed
     out["disk_bytes"] = gallery.info().bytes
@@ -291,7 +300,6 @@ def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True, 
                 ratios[f"{name}: {one} over {other}, p50"] = ratio(
                     found[one]["p50_ms"], found[other]["p50_ms"]
                 )
-    shutil.rmtree(path)
     return out
 
 
@@ -308,6 +316,9 @@ def main():
         default=1_000_000,
         metavar="ROWS",
         help="above: no bare HNSW",
+    )
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="of galleries, made once and searched again"
     )
     parser.add_argument("--compact-up-to", type=int, default=1_000_000, metavar="ROWS")
     parser.add_argument(
@@ -327,7 +338,8 @@ def main():
         "faiss": faiss.__version__,
     }
     held = json.loads(given.out.read_text(encoding="utf-8"))["cases"] if given.out.is_file() else []
-    with tempfile.TemporaryDirectory(dir=given.out.parent) as folder:
+    with contextlib.ExitStack() as stack:
+        folder = given.keep or stack.enter_context(tempfile.TemporaryDirectory(dir=given.out.parent))
         for rows in given.rows:
             found = case(
                 rows,

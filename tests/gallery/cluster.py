@@ -6,7 +6,10 @@ import contextlib
 import os
 import signal
 import socket
+import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -26,12 +29,13 @@ def running(folder):
     server.set_base_dir(str(folder))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated test run stops it too
     try:
-        server.start()
+        try:
+            server.start()
+        except (RuntimeError, TimeoutError, OSError) as error:
+            logs = sorted((folder / "logs").glob("milvus-std*.log"))
+            said = "\n".join(log.read_text(errors="replace")[-2000:] for log in logs)
+            pytest.exit(f"Milvus does not start on this machine: {error}\n{said}", returncode=1)
         yield f"{server.server_address}:{server.listen_port}"
-    except (RuntimeError, TimeoutError, OSError) as error:
-        logs = sorted((folder / "logs").glob("milvus-std*.log"))
-        said = "\n".join(log.read_text(errors="replace")[-2000:] for log in logs)
-        pytest.exit(f"Milvus does not start on this machine: {error}\n{said}", returncode=1)
     finally:
         signal.signal(signal.SIGTERM, before)
         server.stop()
@@ -71,3 +75,11 @@ class Relay:
             while data := source.recv(65536):
                 if not self.silent:
                     sink.sendall(data)
+
+
+if __name__ == "__main__":
+    try:
+        with tempfile.TemporaryDirectory() as place, running(Path(place)) as found:
+            print(f"a Milvus server starts here: {found}")
+    except pytest.exit.Exception as failure:
+        sys.exit(str(failure))

@@ -25,8 +25,9 @@ logger = logging.getLogger(__name__)
 CHUNK = 4096
 """Rows read from the database at once."""
 BEHIND = 16_384
-"""Rows that may lack in the graph before a flush takes them in; or `SHARE` of its rows, if that is more."""
+"""Rows that may lack in the graph, and are compared one by one, before they are taken in."""
 SHARE = 0.05
+"""Of the rows in the file: so many in memory only are written to it."""
 
 
 class Index:
@@ -208,7 +209,12 @@ class Index:
     def keep_up(self) -> None:
         """Write to disk what grew too long to be kept in memory only."""
         state = self.state
-        if state and len(state.tail) >= max(self.flush_rows, int(SHARE * len(state.base))):
+        if state is None:
+            return
+        due = int(SHARE * len(state.base))
+        if state.graph:
+            due = min(due, BEHIND - (len(state.base) - state.graph.rows))
+        if len(state.tail) >= max(self.flush_rows, due):
             self.flush()
 
     def flush(self, *, complete: bool = False) -> None:
@@ -245,7 +251,7 @@ class Index:
         wanted = self.choice == "hnsw" or (self.choice == "auto" and state.live > self.hnsw_above)
         rows = graph.rows if graph else 0
         missing = len(base) - rows
-        late = graph is None or complete or missing > max(BEHIND, SHARE * rows)
+        late = graph is None or complete or missing >= BEHIND
         if not (wanted and missing and late):
             return graph, False
         kinds = state.columns["modality"][: len(base)].astype(np.uint8)
