@@ -39,8 +39,8 @@ import faiss
 import numpy as np
 
 from fmcnet.gallery import Gallery, Where
-from fmcnet.gallery.embedded import graph
-from fmcnet.gallery.embedded.graph import EF_BUILD, EF_SEARCH, LINKS
+from fmcnet.gallery.embedded import state
+from fmcnet.gallery.embedded.graph import EF_BUILD, LINKS
 
 HERE = Path(__file__).parent
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -177,11 +177,11 @@ def ratio(a, b):
 
 def looking_at(gallery, candidates, query, where):
     """A search whose graph looks at so many candidates."""
-    graph.EF_SEARCH = candidates
+    before, state.CANDIDATES = state.CANDIDATES, candidates
     try:
         return rows_of(gallery.search(query, TOP, where))
     finally:
-        graph.EF_SEARCH = EF_SEARCH
+        state.CANDIDATES = before
 
 
 def filled(world, path, dtype, compact):
@@ -216,7 +216,11 @@ def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True, 
     world = World(rows, dimension)
     vectors, queries = world.vectors, world.queries(count)
     out = {"rows": rows, "dimension": dimension, "queries": count, "dtype": dtype}
-    out |= {"candidates": EF_SEARCH, "threads": {"add": threads, "search": 1}, "cosines": world.cosines()}
+    out |= {
+        "candidates": state.CANDIDATES,
+        "threads": {"add": threads, "search": 1},
+        "cosines": world.cosines(),
+    }
     ratios = out["ratios"] = {}
 
     path = folder / f"{rows}.gallery"
@@ -231,7 +235,7 @@ def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True, 
     said(f"{rows}: added")
     if bare:
         hnsw = faiss.IndexHNSWFlat(dimension, LINKS, faiss.METRIC_INNER_PRODUCT)
-        hnsw.hnsw.efConstruction, hnsw.hnsw.efSearch = EF_BUILD, EF_SEARCH
+        hnsw.hnsw.efConstruction, hnsw.hnsw.efSearch = EF_BUILD, state.CANDIDATES
         _, took = seconds(lambda: hnsw.add(vectors))
         out["faiss_hnsw_add_rows_per_s"] = round(rows / took)
         ratios["add rate over FAISS HNSW"] = ratio(out["add_rows_per_s"], out["faiss_hnsw_add_rows_per_s"])
@@ -276,7 +280,7 @@ def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True, 
                     q[None], TOP, params=faiss.SearchParameters(sel=chosen)
                 )[1][0].tolist(),
                 "faiss_hnsw": lambda q, chosen=chosen: hnsw.search(
-                    q[None], TOP, params=faiss.SearchParametersHNSW(sel=chosen, efSearch=EF_SEARCH)
+                    q[None], TOP, params=faiss.SearchParametersHNSW(sel=chosen, efSearch=state.CANDIDATES)
                 )[1][0].tolist(),
                 "gallery_exact": lambda q, where=where: rows_of(gallery.search(q, TOP, where, exact=True)),
                 "gallery": lambda q, where=where: rows_of(gallery.search(q, TOP, where)),

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from fmcnet.gallery import Gallery
-from fmcnet.gallery.embedded import graph, state
+from fmcnet.gallery.embedded import state
 
 CLUSTER = os.environ.get("FMCNET_CLUSTER") == "1"
 """`make test-cluster` sets it."""
@@ -52,8 +52,7 @@ def small_graphs(monkeypatch):
     """Small galleries, otherwise searched exactly, use the graph and filters; it then looks at all it reaches."""
     monkeypatch.setattr(state, "FEW", 30)
     monkeypatch.setattr(state, "LOOKED_AT", 0)
-    for module in (graph, state):
-        monkeypatch.setattr(module, "EF_SEARCH", 10_000)
+    monkeypatch.setattr(state, "CANDIDATES", 20_000)
 
 
 @pytest.fixture

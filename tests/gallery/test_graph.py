@@ -78,7 +78,7 @@ def test_no_link_leads_from_one_modality_to_another(tmp_path):
         assert graph.sizes == {k: n for k, n in enumerate(np.bincount(parts[:rows])) if n}
     assert len(start) > 10 * 1500
     query = crops(1, 32, seed=1)
-    assert (parts[graph.search(codes, query, 30, 1)[1]] == 1).all()
+    assert (parts[graph.search(codes, query, 30, 1, 512)[1]] == 1).all()
 
 
 @pytest.mark.usefixtures("small_graphs")
@@ -177,7 +177,7 @@ def test_growing_a_graph_leaves_no_copy_of_the_embeddings_in_memory(dtype):
     for _ in range(50):
         graph = graph.extended(codes, kinds)  # each time copied
     assert resident() - before < 5 * codes.nbytes
-    assert graph.search(codes, codes[:1].astype(np.float32), 1, 0)[1].tolist() == [[0]]
+    assert graph.search(codes, codes[:1].astype(np.float32), 1, 0, 500)[1].tolist() == [[0]]
 
 
 @pytest.mark.usefixtures("small_graphs")

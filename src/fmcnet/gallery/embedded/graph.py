@@ -18,7 +18,6 @@ from fmcnet.types import BoolArray, FloatArray, IntArray
 LINKS = 32
 """HNSW's M."""
 EF_BUILD = 200
-EF_SEARCH = 512
 ALONE = 128
 """Added to the part of a row that no search in the graph can reach."""
 Parts = NDArray[np.uint8]
@@ -104,18 +103,21 @@ class Graph:
         self.sizes = self._count()
         return self
 
-    def search(self, codes: Codes, queries: FloatArray, top: int, part: int) -> tuple[FloatArray, IntArray]:
+    def search(
+        self, codes: Codes, queries: FloatArray, top: int, part: int, candidates: int
+    ) -> tuple[FloatArray, IntArray]:
         """The `top` largest inner products of each query with rows of one part, nearly.
 
-        About one in a hundred may be missed, most of them at the list's end; none while `top` or `EF_SEARCH` is no
-        less than the part's rows.
+        Args:
+            candidates: HNSW's efSearch; the more, the fewer are missed, and the longer it takes. None is missed while
+                they, or `top`, are no less than the part's rows.
 
         Returns:
             (Q, top) similarities, best first, and (Q, top) rows; row -1 where there are fewer.
         """
         self._attach(flat_over(codes[: self.rows]), codes)
         self._enter(part)
-        chosen = faiss().SearchParametersHNSW(efSearch=max(EF_SEARCH, 3 * top // 2))
+        chosen = faiss().SearchParametersHNSW(efSearch=max(candidates, 3 * top // 2))
         similarity, row = self._index.search(queries, top, params=chosen)
         return similarity, row
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fmcnet.gallery.embedded.columns import Columns
-from fmcnet.gallery.embedded.graph import EF_SEARCH, Graph
+from fmcnet.gallery.embedded.graph import Graph
 from fmcnet.gallery.embedded.nearest import Codes, exact, merged
 from fmcnet.gallery.records import Entry
 from fmcnet.types import BoolArray, FloatArray, IntArray
@@ -20,8 +20,10 @@ FEW = 20_000
 """Allowed rows up to which a search is exact whatever the index."""
 WIDEST = 2048
 """Most rows taken from the graph to be filtered."""
-LOOKED_AT = 64
-"""Rows that a graph compares for each row it is asked for, about; where that were more than all, all are compared."""
+CANDIDATES = 768
+"""Rows that a search looks at in the graph of one modality, or half as many in each of both."""
+LOOKED_AT = 100
+"""Rows that are compared one by one in the time that a graph takes for a candidate, about."""
 MOST_DEAD = 0.25
 """Share of removed rows from which the graph is no longer trusted, until the gallery is compacted."""
 
@@ -101,12 +103,13 @@ class State:
         graph = None if only_exact else self.trusted
         if graph:
             rest = mask.copy()
-            for part in graph.sizes:
-                chosen = mask[: graph.rows] & (graph.parts == part)
-                answer = self._by_graph(graph, part, queries, top, chosen)
+            chosen = {part: mask[: graph.rows] & (graph.parts == part) for part in graph.sizes}
+            many = [part for part, rows in chosen.items() if np.count_nonzero(rows) > FEW]
+            for part in many:
+                answer = self._by_graph(graph, part, queries, top, chosen[part], CANDIDATES // len(many))
                 if answer:
                     found.append(answer)
-                    rest[: graph.rows] &= ~chosen
+                    rest[: graph.rows] &= ~chosen[part]
         for codes, first in ((self.base, 0), (self.tail, len(self.base))):
             here = rest[first : first + len(codes)]
             count = int(np.count_nonzero(here))
@@ -118,24 +121,23 @@ class State:
         return merged(found, top)
 
     def _by_graph(
-        self, graph: Graph, part: int, queries: FloatArray, top: int, chosen: BoolArray
+        self, graph: Graph, part: int, queries: FloatArray, top: int, chosen: BoolArray, candidates: int
     ) -> tuple[FloatArray, IntArray] | None:
         """The best chosen rows of one part: those among its best rows of all; None where comparing all costs less.
 
         FAISS can filter inside the graph, but then loses nearly all when the chosen rows are far from the query: here
-        it is seen that too few of the best rows are chosen ones, and all of them are compared.
+        it is seen that too few of the best rows are chosen ones, and all of them are compared. The smaller the share
+        of chosen rows, the further down the list they go, where a graph misses more: it looks at more candidates.
         """
-        count = int(np.count_nonzero(chosen))
-        if count <= FEW:
-            return None
-        rows = graph.sizes[part]
+        count, rows = int(np.count_nonzero(chosen)), graph.sizes[part]
+        candidates = int(candidates * np.sqrt(rows / count))
         top = min(top, count)
         wide = top if count == rows else min(3 * top * rows // (2 * count), rows)
         similarity = np.full((len(queries), top), -np.inf, np.float32)
         row = np.full((len(queries), top), -1, np.int64)
         poor = np.arange(len(queries))
-        while len(poor) and wide <= WIDEST and LOOKED_AT * max(wide, EF_SEARCH) < count:
-            near, place = graph.search(self.base, queries[poor], wide, part)
+        while len(poor) and wide <= WIDEST and LOOKED_AT * max(wide, candidates) < count:
+            near, place = graph.search(self.base, queries[poor], wide, part, candidates)
             near = np.where((place >= 0) & chosen[place], near, -np.inf).astype(np.float32)
             similarity[poor], row[poor] = merged([(near, np.where(np.isneginf(near), -1, place))], top)
             poor = poor[(row[poor] < 0).any(axis=1)]
