@@ -287,23 +287,26 @@ def search(
 
 def _print(answer: Answer) -> None:
     if answer.hits:
+        rows: list[dict[str, Any]] = [
+            {
+                "": rank,
+                "similarity": f"{hit.similarity:.4f}",
+                "probability": None if hit.probability is None else f"{hit.probability:.2%}",
+                "modality": hit.modality,
+                "camera": hit.camera,
+                "time": None if hit.time is None else f"{hit.time:%Y-%m-%d %H:%M:%S}",
+                "pid": hit.pid,
+                "track": hit.track,
+                "pictures": size if answer.groups else None,
+            }
+            for rank, (hit, size) in enumerate(answer.ranking, 1)
+        ]
         table = RichTable()
-        names = ("", "similarity", "probability", "modality", "camera", "time", "pid", "track")
-        for name in (*names, *(["pictures"] if answer.groups else [])):
+        known = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+        for name in known:
             table.add_column(name, overflow="fold")
-        for rank, (hit, size) in enumerate(answer.ranking, 1):
-            cells: list[Any] = [
-                rank,
-                f"{hit.similarity:.4f}",
-                "" if hit.probability is None else f"{hit.probability:.2%}",
-                hit.modality,
-                hit.camera,
-                None if hit.time is None else f"{hit.time:%Y-%m-%d %H:%M:%S}",
-                hit.pid,
-                hit.track,
-                *([size] if answer.groups else []),
-            ]
-            table.add_row(*(escape("" if cell is None else str(cell)) for cell in cells))
+        for row in rows:
+            table.add_row(*(escape("" if row[name] is None else str(row[name])) for name in known))
         Console().print(table)
         for rank, hit in enumerate(answer.hits, 1):  # whole, to be copied and piped
             typer.echo(f"{rank}: {hit.source or hit.id}")
