@@ -290,3 +290,14 @@ def test_a_projection_that_cannot_be_written_is_made_up_for_by_resuming(tiny_sys
             loop.train(config, tiny_sysu, run, progress=False)
     loop.train(config, tiny_sysu, run, resume=True, progress=False)
     assert Encoder.from_pretrained(run).projection is not None
+
+
+def test_descriptors_that_do_not_differ_are_refused_plainly():
+    same = np.tile(np.ones(8, np.float32), (20, 1))
+    with pytest.raises(DataError, match="do not differ"):
+        fit(same, np.repeat(np.arange(5), 4), 3)
+
+
+def test_a_calibration_that_is_not_there_is_refused_at_once(tmp_path):
+    with pytest.raises(CheckpointError, match="no calibration at"):
+        Encoder.from_pretrained("fmcnet-generated", calibration=tmp_path / "typo.json")

@@ -106,3 +106,40 @@ def test_a_deed_that_fails_is_logged_and_told(tmp_path):
     log.close()
     line = json.loads((tmp_path / "audit.jsonl").read_text())
     assert (line["outcome"], line["key"], line["status"]) == ("refused", "desk", 500)
+
+
+def test_a_torn_line_spoils_no_other_and_the_log_recovers_by_itself(tmp_path, monkeypatch):
+    path = tmp_path / "log"
+    path.write_bytes(b'{"time": "of a crash')
+    log = AuditLog(path)
+    log.write(action="add", outcome="done")
+    real = os.write
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "write", lambda file, data: real(file, data[:9]))
+        with pytest.raises(Refusal, match="cannot be logged"):
+            log.write(action="search", outcome="done")
+        assert not log.recovered()
+    assert log.recovered()
+    log.write(action="remove", outcome="done", where={"cameras": ["x" * 10_000]}, modality=["y" * 10_000])
+    log.close()
+    whole = []
+    for line in path.read_text().splitlines():
+        try:
+            whole.append(json.loads(line))
+        except ValueError:
+            assert len(line) < 30
+    assert [line["action"] for line in whole] == ["add", "log", "remove"]
+    assert whole[1]["outcome"] == "resumed"
+    assert whole[-1]["where"] == {"cameras": ["x" * 300]}
+    assert whole[-1]["modality"] == ["y" * 300]
+
+
+def test_readiness_comes_back_when_the_log_can_be_written_again(tmp_path, monkeypatch):
+    with running(tmp_path) as one:
+        one.add(1)
+        with monkeypatch.context() as disk:
+            disk.setattr(os, "write", lambda *_: 0)
+            assert one.search(1).status_code == 507
+            assert one.client.get("/readyz").status_code == 503
+        assert one.client.get("/readyz").status_code == 200
+        assert one.log()[-1]["outcome"] == "resumed"

@@ -215,6 +215,7 @@ def test_a_new_key_is_kept_as_a_hash(tmp_path):
         ),
         lambda path: read_keys(None, {"FMCNET_API_KEYS": "gate:read:short"}),
         lambda path: read_keys(None, {"FMCNET_API_KEYS": "gate"}),
+        lambda path: read_keys(None, {"FMCNET_API_KEYS": "gate:read:пароль-пароль-пароль-"}),
         lambda path: Keys([Key("a", frozenset(["read"]), hash_secret("b"))] * 2),
     ],
 )

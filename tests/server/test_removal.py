@@ -170,3 +170,29 @@ def test_other_ids_are_refused_at_every_door_with_the_same_reason(tmp_path):
                     assert reply.json()["error"]["what"] in (str(python.value), "no condition is given")
             assert one.client.get(f"/v1/images/{path}").status_code in (404, 422)
         assert one.service.gallery.count(Where(ids=["b"])) == len(one.service.gallery) == 1
+
+
+def test_what_comes_to_match_after_the_count_stays(serving, monkeypatch):
+    gallery = serving.service.gallery
+    counted = gallery.scan
+
+    def scan(where=None, chunk=4096):
+        found = list(counted(where, chunk))
+        if where is not None and where.pids is not None and "late" not in gallery:
+            gallery.add(
+                gallery.embedding("crop-1"), modality="visible", ids=["late"], pid=0, model="0123456789abcdef"
+            )
+        return iter(found)
+
+    monkeypatch.setattr(gallery, "scan", scan)
+    told = remove(serving, pid=0, expect=4).json()
+    assert (told["removed"], "late" in gallery) == (4, True)
+    assert serving.log()[-1]["ids"] == [f"crop-{seed}" for seed in range(4)]
+
+
+def test_a_form_without_files_is_refused_whatever_its_size(serving):
+    reply = serving.client.post("/v1/search", data={"modality": "visible"})
+    assert (reply.status_code, reply.json()["error"]["what"]) == (
+        415,
+        "the body is application/x-www-form-urlencoded",
+    )

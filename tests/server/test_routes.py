@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import numpy as np
 import pytest
 
+from fmcnet.errors import CheckpointError
 from fmcnet.gallery import Where
 from fmcnet.server.limits import Limits
-from tests.server.service import DAY, NIGHT, picture, png, running
+from tests.server.service import DAY, NIGHT, calibration, picture, png, running
 
 MARCH = "2026-03-01T12:00:00+00:00"
 
@@ -167,6 +169,13 @@ def test_columns_are_one_for_all_or_one_each(tmp_path):
         assert [one.service.gallery.get(f"crop-{n}").camera for n in (1, 2, 3)] == ["a", "b", "c"]
         wrong = one.add(4, 5, 6, camera=["a", "b"])
         assert (wrong.status_code, wrong.json()["error"]["where"]) == (422, "camera")
+
+
+def test_a_calibration_of_other_weights_is_said_at_the_start(tmp_path, monkeypatch):
+    other = replace(calibration(), model="of-other-weights")
+    monkeypatch.setattr("tests.server.service.calibration", lambda: other)
+    with pytest.raises(CheckpointError, match="weights"), running(tmp_path):
+        pass
 
 
 def test_without_a_calibration_there_are_similarities_only(tmp_path):

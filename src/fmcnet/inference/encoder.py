@@ -61,6 +61,9 @@ class Encoder:
             fp32 export: embeddings of equal digests compare. "" switches caching off.
         folder: where the model lies, if it lies anywhere.
         calibration: a calibration file; None: `calibration.json` in `folder`.
+
+    Raises:
+        CheckpointError: when that file is not there.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class Encoder:
     ) -> None:
         self.engine, self.card, self.digest, self.folder = engine, card, digest, folder
         self.height, self.width = card.config.data.height, card.config.data.width
+        if calibration is not None and not Path(calibration).is_file():
+            raise CheckpointError(f"there is no calibration at {calibration}: check the path")
         beside = folder / CALIBRATION if folder is not None else None
         self._calibration = Path(calibration) if calibration is not None else beside
 

@@ -115,7 +115,8 @@ def fit(features: FloatArray, pid: IntArray, dim: int, method: Method = "discrim
         dim: D, values to keep: at most E, and N - 1 or, discriminant, one less than there are persons.
 
     Raises:
-        FmcnetError: for another method. DataError: when `dim` is too large, or no person has two images.
+        FmcnetError: for another method. DataError: when `dim` is too large, no person has two images, or the
+            descriptors do not differ.
     """
     from scipy.linalg import eigh
 
@@ -146,7 +147,13 @@ def fit(features: FloatArray, pid: IntArray, dim: int, method: Method = "discrim
     means = (sums / images[:, None]).astype(np.float32)
     within = _scatter(centred - means[person])
     even = (within + np.eye(width) * (np.trace(within) / width)) / 2
-    between, vectors = eigh(_scatter(means), even, subset_by_index=last)
+    try:
+        between, vectors = eigh(_scatter(means), even, subset_by_index=last)
+    except np.linalg.LinAlgError as error:
+        raise DataError(
+            "the descriptors do not differ (or are no numbers), so nothing can be learnt from them: train the model "
+            "longer, or with a lower training.lr"
+        ) from error
     weighted = vectors * (between / (1 + between)).clip(min=0)
     return Projection(mean, weighted[:, ::-1].astype(np.float32), method)
 

@@ -15,6 +15,9 @@ from typing import Any
 from fmcnet.errors import FmcnetError
 from fmcnet.server.refusals import Refusal, refusal_of
 
+LONGEST = 300
+"""Characters of a text in the log."""
+
 
 class AuditLog:
     """A file that is only ever appended to; threads may share it.
@@ -29,6 +32,7 @@ class AuditLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.failed = False
+        self._torn = _ends_torn(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -43,12 +47,15 @@ class AuditLog:
             Refusal: when the disk does not take it; says that the deed itself was done.
         """
         stamp = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": stamp, **facts}, ensure_ascii=True, default=str).encode() + b"\n"
+        line = json.dumps({"time": stamp, **_bounded(facts)}, ensure_ascii=True, default=str).encode() + b"\n"
         with self._lock:
+            if self._torn:
+                line = b"\n" + line  # what was cut off stays a line of its own
             try:
                 done = os.write(self._file, line)
             except OSError:
                 done = 0
+            self._torn = done != len(line) and (self._torn or done > 0)
         self.failed = done != len(line)
         if self.failed:
             raise Refusal(
@@ -57,6 +64,13 @@ class AuditLog:
                 "the audit log",
                 "free space on the service's disk",
             )
+
+    def recovered(self) -> bool:
+        """Whether it can be written: after a failure by trying, which notes that it goes on."""
+        if self.failed:
+            with contextlib.suppress(Refusal):
+                self.write(action="log", outcome="resumed")
+        return not self.failed
 
     @contextlib.contextmanager
     def watch(self, action: str, **facts: Any) -> Iterator[dict[str, Any]]:
@@ -73,7 +87,7 @@ class AuditLog:
                 action=action,
                 outcome="refused",
                 status=refusal.status,
-                reason=refusal.what[:300],
+                reason=refusal.what,
                 **facts,
                 **results,
             )
@@ -87,3 +101,24 @@ class AuditLog:
                 os.fsync(self._file)
             os.close(self._file)
             self._file = -1
+
+
+def _bounded(value: Any) -> Any:
+    """With every text cut that a caller made too long for a log."""
+    if isinstance(value, str):
+        return value[:LONGEST]
+    if isinstance(value, dict):
+        return {key: _bounded(one) for key, one in value.items()}
+    return [_bounded(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _ends_torn(path: Path) -> bool:
+    """Whether a crash left the file's last line unfinished."""
+    try:
+        with path.open("rb") as stream:
+            if not stream.seek(0, os.SEEK_END):
+                return False
+            stream.seek(-1, os.SEEK_END)
+            return stream.read(1) != b"\n"
+    except OSError:
+        return False

@@ -69,22 +69,22 @@ async def add(
         if id and len(id) != n:
             raise Refusal(422, f"{len(id)} ids for {n} images", "id", "give one for each image, or none")
         embeddings, pictures = await service.embed(await whole(images), modality)
-        there: set[str] = set()
-        if on_duplicate == "skip" and service.pictures.kept is not None:
-            there = await service.work(lambda: {one for one in id if one in service.gallery})
-        done = await service.work(
-            lambda: service.searcher.add_embeddings(
-                embeddings, on_duplicate=on_duplicate, ids=id or None, tags=[tag] * n, **columns
+        async with service.changing:  # nobody adds or removes one of these before their crops are kept
+            there: set[str] = set()
+            if on_duplicate == "skip" and service.pictures.kept is not None:
+                there = await service.work(lambda: {one for one in id if one in service.gallery})
+            done = await service.work(
+                lambda: service.searcher.add_embeddings(
+                    embeddings, on_duplicate=on_duplicate, ids=id or None, tags=[tag] * n, **columns
+                )
             )
-        )
-        log.update(
-            ids=list(done.ids), added=done.added, replaced=done.replaced, skipped=done.skipped,
-            camera=sorted(set(camera)),
-        )  # fmt: skip
-        service.cameras.update(camera)
-        notes = await service.work(
-            lambda: _keep(service, [p for p in zip(done.ids, pictures, strict=True) if p[0] not in there])
-        )
+            log.update(
+                ids=list(done.ids), added=done.added, replaced=done.replaced, skipped=done.skipped,
+                camera=sorted(set(camera)),
+            )  # fmt: skip
+            service.cameras.update(camera)
+            kept = [p for p in zip(done.ids, pictures, strict=True) if p[0] not in there]
+            notes = await service.work(lambda: _keep(service, kept))
     return {
         "ids": list(done.ids),
         "added": done.added,

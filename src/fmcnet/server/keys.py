@@ -82,6 +82,11 @@ def read_keys(path: Path | None, environment: Mapping[str, str] = os.environ) ->
         name, scopes, secret = pieces
         if len(secret) < SHORTEST:
             raise FmcnetError(f"${VARIABLE}, key '{name}': its secret needs {SHORTEST} characters or more")
+        if not (secret.isascii() and secret.isprintable()):
+            raise FmcnetError(
+                f"${VARIABLE}, key '{name}': its secret has characters that a header cannot carry: take letters, "
+                "digits and signs of ASCII"
+            )
         found.append(Key(_name(name), _scopes(scopes.split(","), name), hash_secret(secret)))
     return Keys(found)
 

@@ -15,6 +15,9 @@ from fmcnet.server.schemas import RemovedBody, RemovedManyBody
 from fmcnet.server.service import Service
 from fmcnet.server.strict import only_known
 
+AT_ONCE = 2_000
+"""Entries removed in one step of the gallery."""
+
 router = APIRouter(prefix="/v1", responses=error_schema(), dependencies=[Depends(only_known)])
 
 
@@ -42,7 +45,8 @@ async def remove_many(
             raise Refusal(
                 422, "a removal cannot be undone", "expect", "ask with dry_run=true, then give expect=MATCHED"
             )
-        matched, ids = await service.work(lambda: _remove(service, where, dry_run, expect))
+        async with service.changing:
+            matched, ids = await service.work(lambda: _remove(service, where, dry_run, expect))
         log.update(ids=ids, removed=len(ids))
     return RemovedManyBody(matched=matched, removed=len(ids), dry_run=dry_run)
 
@@ -59,11 +63,11 @@ def _remove(service: Service, where: Where, dry_run: bool, expect: int | None) -
             "expect",
             "look again with dry_run=true",
         )
-    if ids:
-        service.gallery.remove(where)
-        if service.pictures.kept is not None:
-            for entry_id in ids:
-                service.pictures.kept.remove(entry_id)
+    for start in range(0, len(ids), AT_ONCE):  # those that were counted, whatever came to match since
+        service.gallery.remove(Where(ids=ids[start : start + AT_ONCE]))
+    if service.pictures.kept is not None:
+        for entry_id in ids:
+            service.pictures.kept.remove(entry_id)
     return len(ids), ids
 
 
@@ -79,7 +83,8 @@ async def remove(service: Running, caller: Caller, entry_id: str) -> RemovedBody
                 service.pictures.kept.remove(entry_id)
             return gone
 
-        removed = log["removed"] = await service.work(do)
+        async with service.changing:
+            removed = log["removed"] = await service.work(do)
         if not removed:
             raise absent(entry_id)
     return RemovedBody(id=entry_id, removed=removed)

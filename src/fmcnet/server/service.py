@@ -58,7 +58,7 @@ class Service:
 
     Attributes:
         ready: the network has run once and the service does not stop.
-        cameras: names seen so far.
+        cameras: names seen so far. changing: held while entries and their kept crops are added or removed.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Service:
         )
         self.ready = False
         self.cameras: set[str] = set()
+        self.changing = asyncio.Lock()
         self.dimension = 0
         self._batcher: Batcher | None = None
         self._decoders = ThreadPoolExecutor(self.limits.decoders, thread_name_prefix="decode")
@@ -108,7 +109,7 @@ class Service:
         """Run the network once for each modality, so that the first request is not the slowest.
 
         Raises:
-            FmcnetError: when its embeddings do not fit the gallery.
+            FmcnetError: when its embeddings do not fit the gallery, or its calibration not the model.
         """
         blank = np.zeros((1, self.encoder.height, self.encoder.width, 3), dtype=np.uint8)
         dimension = {int(self.encoder.engine(blank, modality).shape[1]) for modality in Modality}.pop()
@@ -119,6 +120,10 @@ class Service:
                 f"{dimension}: use the model it was made with"
             )
         self.dimension = dimension
+        if self.encoder.calibrated:
+            _ = (
+                self.encoder.calibration
+            )  # read, so that one of other weights is said now and not to every caller
 
     async def stop(self) -> None:
         """Finish what is at work, flush the audit log, close the gallery; may be called again."""
@@ -164,7 +169,7 @@ class Service:
         found = [] if self.ready else ["it is starting or stopping"]
         if self._batcher is None or not self._batcher.running:
             found.append("nothing embeds images")
-        if self.audit.failed:
+        if not self.audit.recovered():
             found.append("the audit log cannot be written")
         return found
 

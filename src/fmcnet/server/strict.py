@@ -10,7 +10,8 @@ from fastapi import Request
 
 from fmcnet.server.refusals import Refusal
 
-FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+FORM = "multipart/form-data"
+"""Of a body with files; frameworks bound no other form's fields as early."""
 
 
 async def only_known(request: Request) -> None:
@@ -19,7 +20,7 @@ async def only_known(request: Request) -> None:
     Raises:
         Refusal: 422 for a form field or a query parameter that the route has not, naming it and those it has, for one
             given several times that takes one value, or for a body where there is none to give; 415 for a body that
-            is no form.
+            is no form with files.
     """
     tree = request.app.openapi()
     told: dict[str, Any] = tree["paths"][request.scope["route"].path_format][request.method.lower()]
@@ -27,9 +28,9 @@ async def only_known(request: Request) -> None:
     _refuse_others("query", [name for name, _ in request.query_params.multi_items()], queries)
     if "requestBody" in told:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind not in FORMS:
+        if kind != FORM:
             shown = kind[:100] or "of no type"
-            raise Refusal(415, f"the body is {shown}", "header Content-Type", f"send a form: {FORMS[0]}")
+            raise Refusal(415, f"the body is {shown}", "header Content-Type", f"send a form: {FORM}")
         content = next(iter(told["requestBody"]["content"].values()))
         body = tree["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
         given = [name for name, _ in (await request.form()).multi_items()]

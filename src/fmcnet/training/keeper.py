@@ -184,6 +184,11 @@ class Keeper:
         """
         try:
             add_discriminant(self._run, table, str(self._place.device), progress)
+        except torch.OutOfMemoryError as error:
+            raise CheckpointError(
+                f"{PROJECTION} was not learnt: the GPU's memory does not hold the model again. Nothing is lost: the "
+                "same command with --resume, and --device cpu if need be, learns it"
+            ) from error
         except OSError as error:
             raise CheckpointError(
                 f"{PROJECTION} could not be written into {self._run}: {error.strerror or error}. Nothing is lost: "
