@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+
+def as_os_error(error: Exception, path: Path) -> OSError:
+    """What safetensors could not write, as Python says it: its own error is no OSError."""
+    number = re.search(r"os error (\d+)", str(error))
+    if number is None:
+        return OSError(f"{path}: {error}")
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:

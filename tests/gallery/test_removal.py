@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import numpy as np
 import pytest
 
-from fmcnet.errors import GalleryBusyError
+from fmcnet.errors import GalleryBusyError, GalleryError
 from fmcnet.gallery import Gallery, Where
+from fmcnet.gallery.embedded.snapshot import Snapshot
 from tests.gallery.people import MODEL, add, crops, entries
 
 FORMS = (np.float32, np.float16)
@@ -114,3 +117,47 @@ def test_replacing_leaves_no_trace_of_the_old(tmp_path):
     assert traces(tmp_path / "g", stored["crop-00011"]) == set()
     assert gallery.search(new[0], 1)[0].id == "crop-00011"
     gallery.close()
+
+
+def test_a_log_that_a_reader_kept_is_emptied_by_the_next_try(tmp_path):
+    with Gallery(tmp_path / "g") as gallery:
+        add(gallery, crops(50), entries(50))
+        vector = gallery.embedding("crop-00003")
+        reader = sqlite3.connect(tmp_path / "g" / "gallery.sqlite")
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM rows").fetchall()
+        with pytest.raises(GalleryBusyError, match="write-ahead log may hold it"):
+            gallery.remove(Where(ids=["crop-00003"]))
+        assert traces(tmp_path / "g", vector)
+        reader.close()
+        assert gallery.remove(Where(ids=["crop-00003"])) == 0  # gone already; now from the log, too
+        assert not traces(tmp_path / "g", vector)
+
+
+def test_a_failed_index_write_brings_nothing_back(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with Gallery(tmp_path / "g", flush_rows=1) as gallery:
+        add(gallery, crops(50), entries(50))
+        vector = gallery.embedding("crop-00004")
+        with monkeypatch.context() as disk:
+            disk.setattr(Snapshot, "commit", full)
+            gallery.remove(Where(ids=["crop-00003"]))
+        gallery.remove(Where(ids=["crop-00004"]))
+        add(gallery, crops(5, seed=8), entries(5, seed=8, first=100))
+        assert not traces(tmp_path / "g", vector)
+        assert gallery.check() == []
+    assert not traces(tmp_path / "g", vector)
+
+
+def test_no_tags_are_no_condition_and_pids_are_whole_numbers(tmp_path):
+    with Gallery(tmp_path / "g") as gallery:
+        add(gallery, crops(5), entries(5))
+        with pytest.raises(GalleryError, match="needs a condition"):
+            gallery.remove(Where(tags=[]))
+        assert len(gallery) == 5
+    for bad in (1.5, True, "1"):
+        with pytest.raises(GalleryError, match="whole numbers"):
+            Where(pids=[bad])
+    assert Where(pids=[np.int64(3)]).pids == {3}

@@ -211,7 +211,11 @@ def test_times_select_and_expire(crops):
     assert len(found["hits"]) == found["compared"] == 2
     late = as_json("search", "g", "night.png", "--modality", "ir", *since, "--timezone", "Europe/Berlin")
     assert late["compared"] == 4  # ten o'clock there is earlier
-    assert as_json("gallery", "expire", "g", "--keep", "30d") == {"removed": 4, "entries": 0}
+    assert as_json("gallery", "expire", "g", "--keep", "30d") == {
+        "removed": 4,
+        "entries": 0,
+        "without_a_time": 0,
+    }
 
 
 def test_nobody_is_said(crops):

@@ -269,7 +269,10 @@ def as_duration(keep: str | timedelta) -> timedelta:
         found = re.fullmatch(r"\s*(\d{1,9})\s*([smhdw])\s*", keep)
         if not found:
             raise GalleryError(f"keep={keep!r}: give a number and a unit of s, m, h, d, w, as '30d'")
-        keep = timedelta(seconds=int(found[1]) * UNITS[found[2]])
+        try:
+            keep = timedelta(seconds=int(found[1]) * UNITS[found[2]])
+        except OverflowError:
+            keep = timedelta.max  # longer than all time
     if keep <= timedelta(0):
         raise GalleryError(f"keep={keep} must be positive")
     return keep

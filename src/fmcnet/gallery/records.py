@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
 from fmcnet.errors import GalleryError
 from fmcnet.types import FloatArray, Modality
@@ -94,7 +95,7 @@ class Where:
         modality: the entry's modality.
         since, until: seen at or after `since`, and before `until` (aware datetimes); an entry without a time
             matches neither.
-        tags: the entry has all of these.
+        tags: the entry has all of these; none at all are no condition.
 
     Raises:
         GalleryError: on construction, for a datetime without a timezone, or a bare string where a collection is
@@ -116,7 +117,12 @@ class Where:
             if isinstance(value, (str, bytes, int)):
                 raise GalleryError(f"Where({name}={value!r}): give a list, as {name}=[{value!r}]")
             if value is not None:
-                object.__setattr__(self, name, frozenset(value))
+                none = name == "tags" and not value  # every entry has all of no tags
+                object.__setattr__(self, name, None if none else frozenset(value))
+        given: Any = self.pids or ()
+        for pid in given:
+            if isinstance(pid, bool) or not isinstance(pid, Integral):
+                raise GalleryError(f"Where(pids): {pid!r} is no identity: give whole numbers")
         if self.modality is not None:
             object.__setattr__(self, "modality", as_modality(self.modality))
         for name in ("since", "until"):
@@ -197,6 +203,7 @@ Stored = tuple[Entry, FloatArray]
 """An entry and its (D,) float32 embedding."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+EARLIEST = datetime.min.replace(tzinfo=timezone.utc)
 
 
 def as_modality(value: object) -> Modality:

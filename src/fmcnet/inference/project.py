@@ -51,7 +51,8 @@ def project_model(
     assert encoder.folder is not None
     if encoder.projection is not None:
         raise FmcnetError(
-            f"{source} is projected to {encoder.projection.dim} values already: give the model it was made from"
+            f"{source} is projected to {encoder.projection.dim} values already: give the model it was made from, or "
+            "a run trained without model.descriptor=discriminant"
         )
     if out is None and is_shipped(encoder.folder):
         raise FmcnetError(f"{source} came with the package, which is not written to: say --out FOLDER")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
-from fmcnet.files import write_atomically
+from fmcnet.files import as_os_error, write_atomically
 from fmcnet.inference.engine import unit
 from fmcnet.types import FloatArray, IntArray
 
@@ -56,14 +56,26 @@ class Projection:
         return cast(FloatArray, (unit(features) - self.mean) @ self.matrix)
 
     def save(self, path: Path) -> Path:
-        """A safetensors file, whole or not at all; equal projections give equal files."""
+        """A safetensors file, whole or not at all; equal projections give equal files.
+
+        Raises:
+            OSError: when it cannot be written.
+        """
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         said = {"format": FORMAT, "method": self.method, "source": self.source, "facts": self.facts}
         # One entry: safetensors writes several in no fixed order, and the model's digest is of the bytes.
         described = {"fmcnet": json.dumps(said, sort_keys=True)}
         tensors = {"mean": self.mean, "matrix": np.ascontiguousarray(self.matrix)}
-        return write_atomically(path, lambda at: save_file(tensors, at, described))
+
+        def write(at: Path) -> None:
+            try:
+                save_file(tensors, at, described)
+            except SafetensorError as error:
+                raise as_os_error(error, at) from error
+
+        return write_atomically(path, write)
 
     @staticmethod
     def load(path: Path) -> Projection:

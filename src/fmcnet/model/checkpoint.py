@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 from pathlib import Path
 
 import torch
@@ -14,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fmcnet.errors import CheckpointError
-from fmcnet.files import write_atomically
+from fmcnet.files import as_os_error, write_atomically
 from fmcnet.model.build import build_model
 from fmcnet.model.card import CARD as CARD
 from fmcnet.model.card import WEIGHTS as WEIGHTS
@@ -44,10 +42,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(tensors, path)
     except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise OSError(f"{path}: {error}") from error
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise as_os_error(error, path) from error
 
 
 def load_pretrained_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[FMCNet, ModelCard]:

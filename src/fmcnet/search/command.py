@@ -310,9 +310,7 @@ def _print(answer: Answer) -> None:
         Console().print(table)
         for rank, hit in enumerate(answer.hits, 1):  # whole, to be copied and piped
             typer.echo(f"{rank}: {hit.source or hit.id}")
-    elif answer.nobody:
-        typer.echo("nobody")
     else:
-        typer.echo("no entry to compare with")
+        typer.echo("nobody" if answer.compared else "no entry to compare with")
     for note in answer.notes:
         typer.echo(note)

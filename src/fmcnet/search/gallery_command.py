@@ -77,6 +77,9 @@ def remove(
     with Gallery(gallery, create=False, read_only=dry_run) as opened:
         if not (yes or dry_run):
             typer.confirm(f"Remove {opened.count(where):,} of {len(opened):,} entries for good?", abort=True)
+        for one in id_ or ():
+            if one not in opened:
+                typer.echo(f"there is no entry '{one}'", err=True)
         count = opened.count(where) if dry_run else opened.remove(where)
         facts = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
     _say(facts, json_, gallery)
@@ -94,11 +97,15 @@ def expire(
     """
     from fmcnet.gallery.gallery import Gallery
     from fmcnet.gallery.inputs import as_duration
+    from fmcnet.gallery.records import EARLIEST, Where
 
     as_duration(keep)
     with Gallery(gallery, create=False) as opened:
         facts = {"removed": opened.expire(keep), "entries": len(opened)}
+        facts["without_a_time"] = facts["entries"] - opened.count(Where(since=EARLIEST))
     _say(facts, json_, gallery)
+    if facts["without_a_time"]:
+        typer.echo(f"{facts['without_a_time']} entries have no time, and so never expire", err=True)
 
 
 @app.command()

@@ -52,6 +52,8 @@ def notes_of(
             )
         if len(meaning.query) > 1:
             notes.append("the query has both modalities: the more cautious of two calibrations is shown")
+    if found and all(isinstance(one, MatchGroup) and one.key is None for one in found):
+        notes.append("no entry found has what it was to be grouped by, so each is a group of its own")
     if asked and not found and looked_at:
         best = looked_at[0]
         sure = "" if best.probability is None else f", probability {best.probability:.3g}"

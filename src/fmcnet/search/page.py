@@ -57,7 +57,11 @@ def page(answer: Answer, query: Sequence[str | Path], kept: Kept = lambda _: Non
     """The page's HTML."""
     kind = str(answer.modality or "visible and infrared")
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in answer.notes)
-    nobody = '<p class="nobody">Nobody in the gallery reaches what was asked.</p>' if answer.nobody else ""
+    nobody = (
+        '<p class="nobody">Nobody in the gallery reaches what was asked.</p>'
+        if answer.nobody and answer.compared
+        else ""
+    )
     cards = "".join(
         _card(rank, hit, size, kept(hit.id)) for rank, (hit, size) in enumerate(answer.ranking, 1)
     )

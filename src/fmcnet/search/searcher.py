@@ -189,14 +189,15 @@ class Searcher:
         if group not in (None, "track", "pid"):
             raise FmcnetError(f"group='{group}': hits are grouped by track or pid")
         self._check()
-        compared = self.gallery.count(where)
         seen = [kind for kind in Modality if (query.modality == kind.code).any()]
-        starting = prior if prior is not None else 1.0 / (max(compared, 1) + 1)
-        meaning = Meaning(self._calibration(), seen, starting)
+        meaning = Meaning(self._calibration(), seen, 0.5)
         asked = min_probability is not None or fmr is not None
         thresholds = self._thresholds(meaning, fmr, where) if asked else {}
         pooled = pool(query.features)
         scopes = [_only(where, kind) for kind in thresholds] if asked else [where]
+        compared = sum(self.gallery.count(scope) for scope in scopes)
+        starting = prior if prior is not None else 1.0 / (max(compared, 1) + 1)
+        meaning = replace(meaning, prior=starting)
         looked_at: list[Match] | list[MatchGroup]
         if group == "track":
             looked_at = [one for scope in scopes for one in self._tracks(meaning, pooled, top, scope, exact)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone, tzinfo
@@ -79,7 +80,7 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
     """
     if rules.camera is not None and rules.cameras is not None:
         raise FmcnetError("give --camera or --camera-from-name, not both")
-    places = [Path(source).expanduser().absolute() for source in sources]
+    places = [Path(os.path.abspath(Path(source).expanduser())) for source in sources]  # noqa: PTH100 (.. goes, links stay)
     layout = _layout(places, rules.layout)
     if layout == "images" and rules.modality is None:
         raise FmcnetError("say what these pictures are: --modality visible or --modality infrared")

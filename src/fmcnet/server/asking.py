@@ -126,5 +126,6 @@ async def search(
             )
         )
         log["nobody"] = answer.nobody
-        log["shown"] = [hit.id for hit in answer.hits]
+        shown = [match for one in answer.groups for match in one.matches] or answer.hits
+        log["shown"] = [hit.id for hit in shown]
     return answer.to_dict()

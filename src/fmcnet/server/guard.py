@@ -86,6 +86,7 @@ class Guard:
         scope["state"]["key"] = key.name if key is not None else None
         scope["state"]["may"] = (lambda wanted: True) if key is None else key.may
         if needed is None:
+            answer.close = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
             await self.app(scope, _replay(b"", receive), answer)
             return
         self._check_length(headers)
@@ -194,18 +195,23 @@ class Guard:
 
 
 class _Answer:
-    """`send`, with the headers that every answer has; remembers what was sent."""
+    """`send`, with the headers that every answer has; remembers what was sent.
+
+    Attributes:
+        close: end the connection with the answer, for nobody reads the body.
+    """
 
     def __init__(self, send: Send, request: str) -> None:
         self._send, self.request = send, request
         self.status, self.started = 0, False
+        self.close = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status, self.started = message["status"], True
             present = {name.lower() for name, _ in message.get("headers", [])}
             extra = {**HEADERS, "X-Request-Id": self.request}
-            if self.status in (401, 403, 408, 413, 503):
+            if self.close or self.status in (401, 403, 408, 413, 503):
                 extra["Connection"] = "close"  # the body may not have been read
             message = {
                 **message,

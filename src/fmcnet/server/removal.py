@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 
+from fmcnet.errors import GalleryBusyError
 from fmcnet.gallery import Where
 from fmcnet.server.asking import Caller, Running
 from fmcnet.server.entries import absent, check_id
@@ -14,9 +15,6 @@ from fmcnet.server.refusals import Refusal, error_schema
 from fmcnet.server.schemas import RemovedBody, RemovedManyBody
 from fmcnet.server.service import Service
 from fmcnet.server.strict import only_known
-
-AT_ONCE = 2_000
-"""Entries removed in one step of the gallery."""
 
 router = APIRouter(prefix="/v1", responses=error_schema(), dependencies=[Depends(only_known)])
 
@@ -46,29 +44,43 @@ async def remove_many(
                 422, "a removal cannot be undone", "expect", "ask with dry_run=true, then give expect=MATCHED"
             )
         async with service.changing:
-            matched, ids = await service.work(lambda: _remove(service, where, dry_run, expect))
+            matched, ids = await service.work(lambda: _remove(service, where, dry_run, expect, log))
         log.update(ids=ids, removed=len(ids))
     return RemovedManyBody(matched=matched, removed=len(ids), dry_run=dry_run)
 
 
-def _remove(service: Service, where: Where, dry_run: bool, expect: int | None) -> tuple[int, list[str]]:
-    """How many match, and the ids of those that were removed."""
+def _remove(
+    service: Service, where: Where, dry_run: bool, expect: int | None, log: dict[str, Any]
+) -> tuple[int, list[str]]:
+    """How many match, and the ids of those that were removed; `log` says so even when the removal then fails."""
     if dry_run:
         return service.gallery.count(where), []
     ids = [entry.id for entry, _ in service.gallery.scan(where)]
-    if len(ids) != expect:
+    if expect is not None and len(ids) != expect:
         raise Refusal(
             409,
             f"{len(ids)} entries match, not {expect}; none is removed",
             "expect",
             "look again with dry_run=true",
         )
-    for start in range(0, len(ids), AT_ONCE):  # those that were counted, whatever came to match since
-        service.gallery.remove(Where(ids=ids[start : start + AT_ONCE]))
+    if ids:
+        try:  # those that were counted, whatever came to match since
+            service.gallery.remove(Where(ids=ids))
+        except (
+            GalleryBusyError
+        ):  # of another writer: none is gone; of a reader: all are, but the log holds them
+            gone = [entry_id for entry_id in ids if entry_id not in service.gallery]
+            _forget_crops(service, gone)
+            log.update(ids=gone, removed=len(gone))
+            raise
+        _forget_crops(service, ids)
+    return len(ids), ids
+
+
+def _forget_crops(service: Service, ids: list[str]) -> None:
     if service.pictures.kept is not None:
         for entry_id in ids:
             service.pictures.kept.remove(entry_id)
-    return len(ids), ids
 
 
 @router.delete("/entries/{entry_id:path}", response_model=RemovedBody, summary="Remove an entry, provably")
@@ -78,10 +90,7 @@ async def remove(service: Running, caller: Caller, entry_id: str) -> RemovedBody
         check_id(entry_id)
 
         def do() -> int:
-            gone = service.gallery.remove(Where(ids=[entry_id]))
-            if service.pictures.kept is not None:
-                service.pictures.kept.remove(entry_id)
-            return gone
+            return _remove(service, Where(ids=[entry_id]), False, None, log)[0]
 
         async with service.changing:
             removed = log["removed"] = await service.work(do)

@@ -72,7 +72,7 @@ class QueryBody(BaseModel):
 class AnswerBody(BaseModel):
     """Who it may be, most similar first."""
 
-    nobody: bool = Field(description="A least probability or a rate was asked for, and nobody reaches it.")
+    nobody: bool = Field(description="Nobody reaches what was asked for, or nothing was compared.")
     hits: list[HitBody]
     groups: list[GroupBody]
     query: QueryBody

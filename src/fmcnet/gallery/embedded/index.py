@@ -193,6 +193,7 @@ class Index:
         self._unerased = []
         if state is None or self.snapshot is None:
             discard(self.folder)
+            self.state = None  # it holds them still; the database does not
             return
         positions = positions[positions < self.snapshot.rows]
         zeros = np.zeros((len(positions), state.base.shape[1]), state.base.dtype)
@@ -204,7 +205,7 @@ class Index:
         except OSError as error:
             logger.warning("%s: the index cannot be rewritten (%s); it is removed", self.folder, error)
             discard(self.folder)
-            self.snapshot = None
+            self.snapshot = self.state = None
 
     def keep_up(self) -> None:
         """Write to disk what grew too long to be kept in memory only."""
@@ -224,7 +225,7 @@ class Index:
             return
         try:
             self._flush(state, complete=complete)
-        except OSError as error:
+        except (OSError, MemoryError, RuntimeError, DoubtError) as error:  # the last is FAISS's
             logger.warning("%s: the index cannot be written (%s); searches go on", self.folder, error)
             self.state = None  # the next use loads what is there
 

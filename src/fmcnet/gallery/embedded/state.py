@@ -20,7 +20,7 @@ FEW = 20_000
 """Allowed rows up to which a search is exact whatever the index."""
 WIDEST = 2048
 """Most rows taken from the graph to be filtered."""
-CANDIDATES = 576
+CANDIDATES = 512
 """Rows that a search looks at in the graph of one modality; or two thirds as many in each of both."""
 LOOKED_AT = 100
 """Rows that are compared one by one in the time that a graph takes for a candidate, about."""

@@ -77,6 +77,7 @@ class EmbeddedStore:
         self.timeout = timeout
         self.dtype = dtype
         self._wrote = False
+        self._owed = False  # the log may hold what was removed
         self._settings: Settings | None = None
         self._closed = False
         self._mutex = threading.RLock()
@@ -95,6 +96,7 @@ class EmbeddedStore:
             if not read_only:
                 with contextlib.suppress(GalleryBusyError), writer_lock(folder, 0):
                     self.index.adopt()
+                    self.database.truncate_log()  # a writer that died may have left what it removed
         except BaseException:
             self.database.close()
             raise
@@ -151,6 +153,9 @@ class EmbeddedStore:
             with writer_lock(self.folder, self.timeout):
                 self.index.adopt()
                 self._wrote = True
+                if self._owed:
+                    with contextlib.suppress(GalleryBusyError):
+                        self._empty_log()
                 try:
                     yield
                 except BaseException:
@@ -324,11 +329,13 @@ class EmbeddedStore:
             with self.database.writing():
                 state = self.index.sync()
                 seqs = [] if state is None else self._matching(state, where)
-                if state is None or not seqs:
-                    return 0
-                self.database.delete(seqs)
-                generation = self._next()
-                self.database.note(generation, seqs, gone=True)
+                if state is not None and seqs:
+                    self.database.delete(seqs)
+                    generation = self._next()
+                    self.database.note(generation, seqs, gone=True)
+            if state is None or not seqs:
+                self._empty_log()  # of what a removal before could not
+                return 0
             positions = state.forget(seqs)
             state.generation = generation
             self._erase(positions)
@@ -336,7 +343,12 @@ class EmbeddedStore:
 
     def _erase(self, positions: IntArray) -> None:
         self.index.erase(positions)
+        self._empty_log()
+
+    def _empty_log(self) -> None:
+        self._owed = True
         self.database.truncate_log()
+        self._owed = False
 
     def compact(self) -> None:
         """Rewrite database and index without what was removed."""

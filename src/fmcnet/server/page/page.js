@@ -177,7 +177,7 @@ async function search() {
     const n = state.hits.length;
     const what = { track: n === 1 ? "track" : "tracks", pid: n === 1 ? "person" : "persons" }[$("group").value]
       ?? (n === 1 ? "crop" : "crops");
-    state.said = answer.nobody ? "Nobody in this gallery reaches what was asked."
+    state.said = answer.nobody && answer.compared ? "Nobody in this gallery reaches what was asked."
       : n ? `The ${n} nearest ${what}, of ${answer.compared.toLocaleString()} compared, most similar first.`
         : "There is nothing to compare with: no entry passes the filters.";
     say(state.said);
