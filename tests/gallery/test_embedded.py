@@ -185,3 +185,16 @@ def test_an_unfinished_creation_is_finished(tmp_path):
     with Gallery(tmp_path / "g") as gallery:
         add(gallery, crops(2), entries(2))
         assert len(gallery) == 2
+
+
+@pytest.mark.parametrize("error", [OSError(28, "full"), MemoryError(), RuntimeError("Error in faiss")])
+def test_an_index_that_cannot_be_written_does_not_undo_an_add(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    with Gallery(tmp_path / "g", index="hnsw", flush_rows=10) as gallery:
+        with monkeypatch.context() as broken:
+            broken.setattr(graph.Graph, "extended", fail)
+            assert add(gallery, crops(50), entries(50)).added == 50
+        assert len(gallery) == 50
+        assert gallery.search(crops(50)[7], 1)[0].id == "crop-00007"

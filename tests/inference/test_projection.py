@@ -301,3 +301,9 @@ def test_descriptors_that_do_not_differ_are_refused_plainly():
 def test_a_calibration_that_is_not_there_is_refused_at_once(tmp_path):
     with pytest.raises(CheckpointError, match="no calibration at"):
         Encoder.from_pretrained("fmcnet-generated", calibration=tmp_path / "typo.json")
+
+
+def test_a_disk_that_takes_no_projection_is_an_os_error(tmp_path):
+    learnt = fit(np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32), np.arange(40) // 4, 3)
+    with pytest.raises(OSError, match="No such file or directory"):
+        learnt.save(tmp_path / "nowhere" / "projection.safetensors")

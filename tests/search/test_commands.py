@@ -357,3 +357,16 @@ def test_kill_keeps_what_was_added_and_the_same_call_goes_on(tmp_path):
         report = indexing.index(Searcher(encoder(tmp_path, ALL), gallery), sources)
         assert (report.added, report.already, report.entries) == (5, 4, 9)
         assert gallery.check() == []
+
+
+def test_another_spelling_of_a_path_is_no_other_picture(crops):
+    as_json("index", "g", crops, *RULES)
+    again = as_json("index", "g", crops / "gate1" / ".." / ".." / "crops", *RULES)
+    assert (again["added"], again["already"], again["entries"]) == (0, 4, 4)
+
+
+def test_what_is_not_there_or_never_expires_is_named(crops):
+    as_json("index", "g", crops, *RULES)
+    assert "there is no entry 'nope'" in run("gallery", "remove", "g", "--id", "nope", "--yes").output
+    assert "4 entries have no time" in run("gallery", "expire", "g", "--keep", "999999999w").output
+    assert as_json("gallery", "info", "g")["entries"] == 4

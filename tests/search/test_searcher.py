@@ -259,3 +259,23 @@ def test_answers_are_json(searcher):
     assert first["time"] == "2026-03-01T12:00:00+00:00"
     assert first["modality"] == "visible"
     assert 0 < first["probability"] < 1
+
+
+def test_only_what_can_be_judged_is_counted_as_compared(tmp_path):
+    with Gallery(tmp_path / "g") as gallery:
+        searcher = Searcher(encoder(tmp_path, {(NIGHT, DAY): curve()}), gallery)
+        searcher.add([picture(*RED), picture(*BLUE)], "visible")
+        searcher.add([picture(*GREEN)] * 5, "infrared")
+        asked = searcher.search(picture(*RED), "ir", min_probability=0.01)
+        assert (asked.compared, asked.prior) == (2, pytest.approx(1 / 3))
+        assert searcher.search(picture(*RED), "ir").compared == 7
+
+
+def test_grouping_by_what_no_entry_has_is_said(tmp_path):
+    with Gallery(tmp_path / "g") as gallery:
+        searcher = Searcher(encoder(tmp_path, ALL), gallery)
+        searcher.add([picture(*RED), picture(*BLUE)], "visible")
+        for by in ("track", "pid"):
+            assert any(
+                "a group of its own" in n for n in searcher.search(picture(*RED), "ir", group=by).notes
+            )

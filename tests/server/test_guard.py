@@ -243,3 +243,9 @@ def test_no_key_is_needed_on_loopback_only(monkeypatch):
             check_door(Serving("g", "m", host=host))
     monkeypatch.setenv("FMCNET_API_KEYS", "gate:write:" + "x" * 20)
     assert check_door(Serving("g", "m", host="0.0.0.0"))
+
+
+def test_a_body_that_no_route_reads_ends_the_connection(locked):
+    for path in ("/healthz", "/nothing"):
+        assert locked.client.request("GET", path, content=b"x" * 10).headers["connection"] == "close"
+        assert "connection" not in locked.client.get("/healthz").headers

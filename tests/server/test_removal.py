@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from urllib.parse import quote
 
 import httpx2 as httpx
@@ -196,3 +197,17 @@ def test_a_form_without_files_is_refused_whatever_its_size(serving):
         415,
         "the body is application/x-www-form-urlencoded",
     )
+
+
+def test_a_removal_beside_a_reader_is_logged_by_id(serving):
+    reader = sqlite3.connect(serving.service.gallery.location + "/gallery.sqlite")
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM rows").fetchall()
+    try:
+        assert remove(serving, pid=0, expect=4).status_code == 503
+    finally:
+        reader.close()
+    last = serving.log()[-1]
+    assert (last["outcome"], last["removed"]) == ("refused", 4)
+    assert last["ids"] == [f"crop-{seed}" for seed in range(4)]
+    assert here(serving) == [f"crop-{seed}" for seed in range(4, 8)]
