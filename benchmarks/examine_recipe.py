@@ -75,7 +75,7 @@ def parts(run: Path, table: Table, config: Config) -> dict[str, dict[str, float]
                     if made is not None:
                         values["made"] = made
                         if model.fusion is not None:
-                            values["fused"] = model.fusion(sh, sp, made)[:, sh.shape[1] :]
+                            values["fused"] = model.fusion(sh, sp, made, modality)[:, sh.shape[1] :]
                     for key, value in values.items():
                         features.setdefault(key, torch.zeros(len(rows), value.shape[1]))[batch] = value
         found["shared"] = features["shared"]
@@ -108,6 +108,9 @@ def parts(run: Path, table: Table, config: Config) -> dict[str, dict[str, float]
 
 def do(name: str, settings: tuple[str, ...], seed: int, a: argparse.Namespace) -> None:
     """One trial, in this process; a line of the log."""
+    from fmcnet.inference.encoder import load
+    from fmcnet.studies.features import collect, numbers
+    from fmcnet.training.log import read_log
     from fmcnet.training.loop import train
 
     logging.getLogger("fmcnet.model").setLevel(logging.ERROR)
@@ -126,6 +129,8 @@ def do(name: str, settings: tuple[str, ...], seed: int, a: argparse.Namespace) -
     try:
         train(config, table, run, resume=run.is_dir(), device=a.device, progress=False)
         record["mAP"] = parts(run, table, config)
+        record["numbers"] = numbers(collect(load(run, "cpu"), table.select(split="val"), progress=False)).to_dict()
+        record["last"] = read_log(run)[-1]
     except TrainingError as error:  # a trial that diverges is a finding
         record["failed"] = str(error)
     record |= {"seconds": round(time.perf_counter() - started), "digest": digest, "commit": commit()}
@@ -133,6 +138,7 @@ def do(name: str, settings: tuple[str, ...], seed: int, a: argparse.Namespace) -
     with log.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(record) + "\n")
     shown = {k: round(sum(v.values()) / len(v), 2) for k, v in record.get("mAP", {}).items()}
+    print({k: round(v, 2) for k, v in record.get("numbers", {}).items() if v is not None})
     print(f"{name} seed {seed}: {record.get('failed') or shown}  {record['seconds']} s", flush=True)
 
 

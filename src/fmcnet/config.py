@@ -57,15 +57,21 @@ class ModelConfig(_Section):
 
     variant: Literal["base", "sfd", "fmc", "full"] = "full"
     single_stream: bool = False  # one stem for both modalities (base only): a baseline, ours
-    arch: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
-    width: Positive = 64
+    arch: str = "resnet50"  # a registered backbone: resnet18, resnet34, resnet50, efficientnet_lite0, ...
+    width: Positive = 64  # of the first block; 64 is the published network
+    tail_blocks: Positive | None = None  # the backbone's blocks in a tail; none: all behind the third, as the paper
+    dim: Positive | None = None  # D, by a 1x1 convolution at the end of each tail; none: the last block's channels
+    frozen_blocks: Annotated[int, Field(ge=0, le=3)] = 0  # first blocks of the stems that keep their weights (ours)
     last_stride: Literal[1, 2] = 1  # ours (most of the field)
     pretrained: str | None = None  # "imagenet", a path to a torchvision state dict, or none
     pooling: Literal["avg", "gem"] = "avg"  # gem: ours
     neck: bool = True  # BNNeck: ours
-    unit_features: bool = (
-        False  # F_sh, F_sp, F'_sp of unit length, where margins of 0.7 and 1 mean something: ours
-    )
+    normalization: Literal["none", "tail", "modality"] = "none"  # of F_sh and F_sp behind their tails (ours)
+    shared_length: Annotated[float, Field(gt=0)] = 1.0  # of F_sh and F_fu, with normalization=modality (ours)
+    specific_length: Annotated[float, Field(gt=0)] = 1.0  # of F_sp and F'_sp, likewise (ours)
+    fusion: Literal["sum", "softmax", "slots"] = "sum"  # eq. (15): sum as written; softmax, slots: ours
+    fusion_normalize: bool = False  # F_fu of the length of F_sh before eq. (16): ours
+    generator_residual: bool = False  # F' = F_sh + G(F_sh): ours
     generator_hidden: Positive | None = None
     generator_norm: bool = False  # ours
     w1: float = 0.5
@@ -77,6 +83,15 @@ class ModelConfig(_Section):
     generator_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # inside G, in training (ours)
     specific_detach: bool = False  # E_sp's input is a constant: specific losses do not shape the stems (ours)
     generator_detach: bool = False  # G's input is a constant: its losses do not shape E_sh (ours)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        """`unit_features` of 0.1.0 is `normalization` now."""
+        if isinstance(values, dict) and "unit_features" in values:
+            values = dict(values)
+            values.setdefault("normalization", "tail" if values.pop("unit_features") else "none")
+        return values
 
 
 class LossConfig(_Section):

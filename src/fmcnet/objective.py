@@ -36,6 +36,9 @@ OTHER_TERMS = {
 }
 """Terms that are not the paper's, there only when their setting asks for them."""
 
+LOSSES = frozenset({*TERMS, *OTHER_TERMS} - {"discriminator"})
+"""Names of the terms whose sum encoders, classifiers, generators and fusion minimise."""
+
 
 def objective(
     model: FMCNet,
@@ -193,9 +196,7 @@ def _compensation_terms(
         source = output.of(target.other)
         generated, scores = cast(Tensor, source.generated), cast(Tensor, source.generated_scores)
         judge = model.compensation.judge(target)
-        # The discriminator takes no gradient here: its weights are constants of the generator's step.
-        logits = F.linear(generated, judge.linear.weight.detach(), judge.linear.bias.detach()).squeeze(1)
-        gan = gan + losses.generator_loss(logits, config.saturating)
+        gan = gan + losses.generator_loss(judge.as_constant(generated), config.saturating)
         real = losses.centers(cast(Tensor, output.of(target).specific), identities)
         real = real.detach() if config.detach_targets else real
         gap = losses.feature_consistency_loss(generated, real)

@@ -7,7 +7,7 @@ import torch
 
 from fmcnet.config import ModelConfig
 from fmcnet.errors import CheckpointError, ConfigError
-from fmcnet.model.backbone import Stem, Tail
+from fmcnet.model.backbone import Stem, Tail, make_backbone
 from fmcnet.model.build import build_model
 from fmcnet.model.fmcnet import VARIANTS
 from fmcnet.model.weights import load_pretrained
@@ -99,8 +99,8 @@ def test_equations_15_and_16():
     fusion = tiny(w1=0.25, w2=2.0).fusion
     shared, specific, generated = torch.randn(3, 5, 64)
     expected = torch.cat([shared, 0.25 * specific + 2.0 * generated], dim=1)
-    assert torch.equal(fusion(shared, specific, generated), expected)
-    fusion(shared, specific, generated).sum().backward()
+    assert torch.equal(fusion(shared, specific, generated, Modality.VISIBLE), expected)
+    fusion(shared, specific, generated, Modality.VISIBLE).sum().backward()
     assert fusion.w1.grad is not None
     assert fusion.w2.grad is not None
 
@@ -135,7 +135,8 @@ def test_concatenated_descriptor_has_the_visible_part_first_for_both_modalities(
 
 @pytest.mark.parametrize(("arch", "dim"), [("resnet18", 512), ("resnet34", 512), ("resnet50", 2048)])
 def test_published_sizes(arch, dim):
-    stem, tail = Stem(arch), Tail(arch, last_stride=2)
+    backbone = make_backbone(arch, last_stride=2)
+    stem, tail = Stem(backbone), Tail(backbone)
     assert tail.dim == dim
     parameters = sum(p.numel() for m in (stem, tail) for p in m.parameters())
     # torchvision's counts with the 1000-class layer, which is dim * 1000 + 1000
@@ -145,12 +146,8 @@ def test_published_sizes(arch, dim):
 
 def test_last_stride_keeps_the_map_large():
     x = torch.zeros(1, 16, 8, 4)
-    assert Tail("resnet18", 8, last_stride=1).eval().layer4(Tail("resnet18", 8).eval().layer3(x)).shape[
-        2:
-    ] == (4, 2)
-    assert Tail("resnet18", 8, last_stride=2).eval().layer4(Tail("resnet18", 8).eval().layer3(x)).shape[
-        2:
-    ] == (2, 1)
+    for stride, size in ((1, (4, 2)), (2, (2, 1))):
+        assert Tail(make_backbone("resnet18", 8, stride)).eval().maps(x).shape[2:] == size
 
 
 def torchvision_names(model):
@@ -202,9 +199,9 @@ def test_random_initialisation_says_so(caplog):
 
 def test_unknown_names():
     with pytest.raises(ConfigError, match="unknown backbone 'vgg'"):
-        Stem("vgg")
+        make_backbone("vgg")
     with pytest.raises(ConfigError, match="unknown pooling"):
-        Tail("resnet18", pooling="max")
+        Tail(make_backbone("resnet18"), pooling="max")
 
 
 def test_the_single_stream_baseline_has_one_stem_and_saves():

@@ -1,17 +1,16 @@
-"""ResNet stages under torchvision's key names, split where FMCNet splits them.
+"""What FMCNet needs of a backbone, and the three parts that it cuts one into: `Stem`, `Trunk` and `Tail`.
 
-`Stem` is E_V / E_I of the paper (conv1, conv2_x, conv3_x), `Tail` is E_sh / E_sp (conv4_x, conv5_x and pooling).
-A `Stem` can stop earlier (ours); a `Trunk` is then the rest of it, one for both modalities. Keys inside each are
-torchvision's (`conv1.weight`, `layer3.0.bn1.bias`...), so a published ImageNet file fills them as it is
-(`model/weights.py`). torchvision itself is not imported: its wheel does not load beside a CPU build of PyTorch.
-
-Source: He et al., "Deep Residual Learning", CVPR 2016; FMCNet section 3.1 for the split.
+A backbone is a list of blocks. The first three are E_V and E_I of the paper (conv1, conv2_x and conv3_x of ResNet-50),
+the rest are E_sh and E_sp. A family of backbones is one file (`resnet.py`, `efficientnet_lite.py`): it subclasses
+`Backbone` and calls `register_backbone`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,166 +18,143 @@ from torch import Tensor, nn
 
 from fmcnet.errors import ConfigError
 
+STEM_BLOCKS = 3
+"""Blocks of E_V and E_I in the paper, of ResNet's five."""
 
-@dataclass(frozen=True)
-class ResNetSpec:
-    """Which residual block a ResNet uses and how many a stage holds."""
-
-    bottleneck: bool
-    depths: tuple[int, int, int, int]
+Triple = tuple[float, float, float]
 
 
-ARCHITECTURES: dict[str, ResNetSpec] = {
-    "resnet18": ResNetSpec(bottleneck=False, depths=(2, 2, 2, 2)),
-    "resnet34": ResNetSpec(bottleneck=False, depths=(3, 4, 6, 3)),
-    "resnet50": ResNetSpec(bottleneck=True, depths=(3, 4, 6, 3)),
-}
+class Backbone(ABC):
+    """A network as a list of blocks, with its preprocessing and the source of its ImageNet weights.
 
-
-def spec_of(arch: str) -> ResNetSpec:
-    """The specification of a named architecture.
-
-    Raises:
-        ConfigError: for a name not in `ARCHITECTURES`.
+    Attributes:
+        mean: of each colour channel of an image in 0..1, subtracted before the first block.
+        std: what the difference is divided by.
+        channels_last: whether this network trains faster on a CPU in channels_last (measured,
+            `benchmarks/backbones.py`).
+        depth: number of blocks.
     """
-    if arch not in ARCHITECTURES:
-        raise ConfigError(f"unknown backbone '{arch}': choose one of {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[arch]
+
+    mean: ClassVar[Triple] = (0.485, 0.456, 0.406)
+    std: ClassVar[Triple] = (0.229, 0.224, 0.225)
+    channels_last: bool = True
+    depth: int
+
+    @abstractmethod
+    def block(self, index: int) -> dict[str, nn.Module]:
+        """New layers of one block.
+
+        Args:
+            index: which, 0 to `depth` - 1.
+
+        Returns:
+            The layers in order, by the names that they have in a state dict.
+        """
+
+    @abstractmethod
+    def channels(self, index: int) -> int:
+        """Channels that block `index` gives."""
+
+    @abstractmethod
+    def imagenet(self) -> dict[str, Tensor]:
+        """The published ImageNet weights, as published.
+
+        Raises:
+            CheckpointError: when they are not at hand, saying how to get them.
+        """
+
+    def rename(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A published state dict under the names of `block`; the same names unless a family says otherwise."""
+        return dict(state)
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut; ResNet-18 and 34."""
-
-    expansion = 1
-
-    def __init__(self, inplanes: int, planes: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inplanes, planes, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inplanes, planes * self.expansion, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inplanes, H, W) to (B, planes, H/stride, W/stride)."""
-        identity = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        return cast(Tensor, self.relu(out + identity))
+_FAMILIES: dict[str, Callable[[int, int], Backbone]] = {}
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions with a shortcut, stride on the 3x3 (torchvision's "v1.5"); ResNet-50."""
-
-    expansion = 4
-
-    def __init__(self, inplanes: int, planes: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inplanes, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.conv3 = nn.Conv2d(planes, planes * self.expansion, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(planes * self.expansion)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inplanes, planes * self.expansion, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inplanes, H, W) to (B, 4 * planes, H/stride, W/stride)."""
-        identity = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        return cast(Tensor, self.relu(out + identity))
-
-
-def _shortcut(inplanes: int, outplanes: int, stride: int) -> nn.Sequential | None:
-    if stride == 1 and inplanes == outplanes:
-        return None
-    return nn.Sequential(
-        nn.Conv2d(inplanes, outplanes, 1, stride, bias=False),
-        nn.BatchNorm2d(outplanes),
-    )
-
-
-def _stage(spec: ResNetSpec, inplanes: int, planes: int, depth: int, stride: int) -> nn.Sequential:
-    block = Bottleneck if spec.bottleneck else BasicBlock
-    outplanes = planes * block.expansion
-    blocks: list[nn.Module] = [block(inplanes, planes, stride)]
-    blocks += [block(outplanes, planes) for _ in range(depth - 1)]
-    return nn.Sequential(*blocks)
-
-
-def _initialise(module: nn.Module) -> None:
-    for m in module.modules():
-        if isinstance(m, nn.Conv2d):
-            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(m, nn.BatchNorm2d):
-            nn.init.ones_(m.weight)
-            nn.init.zeros_(m.bias)
-
-
-class Stem(nn.Module):
-    """E_V or E_I of eq. (1): the first three of ResNet's five blocks.
+def register_backbone(name: str, make: Callable[[int, int], Backbone]) -> None:
+    """Add an architecture, so that `model.arch=name` builds it.
 
     Args:
-        arch: "resnet18", "resnet34" or "resnet50".
-        width: channels of the first block; 64 is the published network.
-        stages: how many blocks, 1 to 3; 3 is the paper, fewer is ours.
+        name: of the architecture.
+        make: takes `width` (64 is the published network) and `last_stride` (1 or 2) and gives the backbone.
+    """
+    _FAMILIES[name] = make
+
+
+def backbones() -> tuple[str, ...]:
+    """Names of all registered architectures."""
+    _load_families()
+    return tuple(_FAMILIES)
+
+
+def make_backbone(arch: str, width: int = 64, last_stride: int = 1) -> Backbone:
+    """The backbone of a name.
+
+    Raises:
+        ConfigError: for a name that is not registered.
+    """
+    if arch not in backbones():
+        raise ConfigError(f"unknown backbone '{arch}': choose one of {', '.join(_FAMILIES)}")
+    return _FAMILIES[arch](width, last_stride)
+
+
+def _load_families() -> None:
+    from fmcnet.model import efficientnet_lite, resnet  # noqa: F401  (each registers its architectures)
+
+
+class Stem(nn.Sequential):
+    """E_V or E_I of eq. (1): the backbone's first blocks, weights of one modality.
+
+    Args:
+        backbone: which.
+        stages: how many blocks, 1 to 3. 3 is the paper; fewer is ours.
+        frozen: how many of them keep their weights and running statistics. Ours; 0 is the paper.
     """
 
-    def __init__(self, arch: str, width: int = 64, stages: int = 3) -> None:
-        super().__init__()
-        spec = spec_of(arch)
-        expansion = 4 if spec.bottleneck else 1
-        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
-        if stages > 1:
-            self.layer1 = _stage(spec, width, width, spec.depths[0], 1)
-        if stages > 2:
-            self.layer2 = _stage(spec, width * expansion, width * 2, spec.depths[1], 2)
-        self.stages = stages
-        self.channels = (width, width * expansion, width * 2 * expansion)[stages - 1]
-        _initialise(self)
+    def __init__(self, backbone: Backbone, stages: int = STEM_BLOCKS, frozen: int = 0) -> None:
+        blocks = [backbone.block(index) for index in range(stages)]
+        super().__init__(_layers(blocks))
+        self.channels = backbone.channels(stages - 1)
+        self._frozen = [name for block in blocks[:frozen] for name in block]
+        for name in self._frozen:
+            self.get_submodule(name).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Stem:
+        """Set the training mode; frozen blocks stay in evaluation mode."""
+        super().train(mode)
+        for name in self._frozen:
+            self.get_submodule(name).eval()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) to F_m (B, channels, H/8, W/8); with 1 or 2 stages (B, channels, H/4, W/4)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer1(x) if self.stages > 1 else x
-        return cast(Tensor, self.layer2(x)) if self.stages > 2 else x
+        """(B, 3, H, W) to F_m (B, channels, h, w); h = H/8 and w = W/8 with three blocks."""
+        for name, layer in self.named_children():
+            if name in self._frozen:
+                with torch.no_grad():
+                    x = layer(x)
+            else:
+                x = layer(x)
+        return x
 
 
-class Trunk(nn.Module):
-    """What a `Stem` of fewer than three stages leaves out, with one set of weights for both modalities. Ours.
+class Trunk(nn.Sequential):
+    """What a `Stem` of fewer than three blocks leaves out, with one set of weights for both modalities. Ours.
 
     AGW shares everything behind the first block (stages = 1), the paper everything behind the third.
 
     Args:
-        arch, width: as `Stem`. stages: of the stems before it, 1 or 2.
+        backbone: which.
+        stages: blocks of the stems before it, 1 or 2.
     """
 
-    def __init__(self, arch: str, width: int = 64, stages: int = 1) -> None:
-        super().__init__()
-        spec = spec_of(arch)
-        expansion = 4 if spec.bottleneck else 1
-        if stages == 1:
-            self.layer1 = _stage(spec, width, width, spec.depths[0], 1)
-        self.layer2 = _stage(spec, width * expansion, width * 2, spec.depths[1], 2)
-        self.stages = stages
-        _initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H/4, W/4) to (B, channels, H/8, W/8)."""
-        return cast(Tensor, self.layer2(self.layer1(x) if self.stages == 1 else x))
+    def __init__(self, backbone: Backbone, stages: int = 1) -> None:
+        super().__init__(_layers([backbone.block(index) for index in range(stages, STEM_BLOCKS)]))
 
 
 class GeM(nn.Module):
     """Generalised-mean pooling with a learnable power (Radenovic et al., TPAMI 2019).
 
-    Ours, not the paper's: FMCNet pools by the plain average. Between average (p = 1) and maximum (p large).
+    Ours: FMCNet pools by the plain average. Between average (p = 1) and maximum (p large).
     """
 
     def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
@@ -200,46 +176,82 @@ class AveragePool(nn.Module):
 
 
 class Tail(nn.Module):
-    """E_sh, E_sp^V or E_sp^I of eq. (1): the last two of ResNet's five blocks and global pooling.
+    """E_sh, E_sp^V or E_sp^I of eq. (1): the backbone's last blocks and global pooling.
 
     Args:
-        arch: "resnet18", "resnet34" or "resnet50".
-        width: channels of the network's first block; 64 is the published network.
-        last_stride: stride of conv5_x: 2 as in ResNet, 1 as most re-identification code.
+        backbone: which.
+        blocks: how many blocks behind the third; None: all, as the paper.
+        dim: length D of the feature, by a 1x1 convolution with batch normalisation and ReLU; None: the last block's
+            channels, as the paper.
         pooling: "avg" as the paper, or "gem" (ours).
-        unit: centre and scale each dimension by batch normalisation, then bring the feature to unit length
-            (ours; see `ModelConfig.unit_features`).
-        parts: n horizontal stripes of the map, averaged, come behind the feature (ours; PCB, Sun et al., ECCV 2018).
+        unit: centre and scale each dimension by batch normalisation, then bring the feature to unit length (ours; of
+            `model.normalization=tail`).
+        parts: n horizontal stripes of the map, averaged, follow the feature (ours; PCB, Sun et al., ECCV 2018).
+
+    Raises:
+        ConfigError: for an unknown pooling, or more blocks than the backbone has.
     """
 
     def __init__(
         self,
-        arch: str,
-        width: int = 64,
-        last_stride: int = 1,
+        backbone: Backbone,
+        blocks: int | None = None,
+        dim: int | None = None,
         pooling: str = "avg",
         unit: bool = False,
         parts: int = 0,
     ) -> None:
         super().__init__()
-        spec = spec_of(arch)
-        expansion = 4 if spec.bottleneck else 1
         if pooling not in ("avg", "gem"):
             raise ConfigError(f"unknown pooling '{pooling}': choose avg or gem")
-        self.layer3 = _stage(spec, width * 2 * expansion, width * 4, spec.depths[2], 2)
-        self.layer4 = _stage(spec, width * 4 * expansion, width * 8, spec.depths[3], last_stride)
+        there = backbone.depth - STEM_BLOCKS
+        if blocks is not None and blocks > there:
+            raise ConfigError(f"model.tail_blocks={blocks}: this backbone has {there} behind its third block")
+        end = STEM_BLOCKS + (there if blocks is None else blocks)
+        layers = _layers([backbone.block(index) for index in range(STEM_BLOCKS, end)])
+        channels = backbone.channels(end - 1)
+        if dim is not None:
+            layers["head"] = _head(channels, dim)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self._layers = tuple(layers)
         self.pool: nn.Module = GeM() if pooling == "gem" else AveragePool()
-        self.dim = width * 8 * expansion
+        self.dim = channels if dim is None else dim
         self.norm = nn.BatchNorm1d(self.dim, affine=False) if unit else None
         self.parts = parts
-        _initialise(self)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """F_m (B, C, h, w) to the last map (B, dim, h', w')."""
+        for name in self._layers:
+            x = self.get_submodule(name)(x)
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         """F_m (B, C, h, w) to a feature (B, dim); with n parts (B, (1 + n) * dim), the stripes from top to bottom."""
-        maps = self.layer4(self.layer3(x))
+        maps = self.maps(x)
         feature = cast(Tensor, self.pool(maps))
         feature = feature if self.norm is None else F.normalize(self.norm(feature), dim=1)
         if not self.parts:
             return feature
         stripes = F.adaptive_avg_pool2d(maps, (self.parts, 1)).squeeze(3)  # (B, dim, n)
         return torch.cat([feature, stripes.transpose(1, 2).flatten(1)], dim=1)
+
+
+def initialize(module: nn.Module) -> nn.Module:
+    """Random weights as He et al. (2015) for convolutions, 1 and 0 for batch normalisation; gives `module`."""
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(m, nn.BatchNorm2d):
+            nn.init.ones_(m.weight)
+            nn.init.zeros_(m.bias)
+    return module
+
+
+def _head(channels: int, dim: int) -> nn.Module:
+    conv = nn.Conv2d(channels, dim, 1, bias=False)
+    return initialize(nn.Sequential(conv, nn.BatchNorm2d(dim), nn.ReLU(inplace=True)))
+
+
+def _layers(blocks: list[dict[str, nn.Module]]) -> OrderedDict[str, nn.Module]:
+    return OrderedDict((name, layer) for block in blocks for name, layer in block.items())

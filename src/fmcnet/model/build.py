@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from fmcnet.config import ModelConfig
-from fmcnet.model.backbone import Stem, Tail, Trunk
+from fmcnet.model.backbone import STEM_BLOCKS, Stem, Tail, Trunk, make_backbone
 from fmcnet.model.fmcnet import FMCNet
 from fmcnet.model.modules import (
     Compensation,
     Decomposition,
     Discriminator,
+    FeatureNorm,
     Fusion,
     Generator,
     IdentityClassifier,
@@ -28,12 +29,15 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         classes: number of training identities.
     """
 
+    backbone = make_backbone(config.arch, config.width, config.last_stride)
+    by_modality = config.normalization == "modality"
+
     def tail(parts: int = 0) -> Tail:
-        unit = config.unit_features
-        return Tail(config.arch, config.width, config.last_stride, config.pooling, unit, parts)
+        unit = config.normalization == "tail"
+        return Tail(backbone, config.tail_blocks, config.dim, config.pooling, unit, parts)
 
     def stem_of_its_own() -> Stem:
-        return Stem(config.arch, config.width, config.specific_stages)
+        return Stem(backbone, config.specific_stages, min(config.frozen_blocks, config.specific_stages))
 
     shared = tail(config.parts)
     dim = shared.dim
@@ -43,14 +47,20 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         return IdentityClassifier(length, classes, config.neck, config.dropout)
 
     def generator() -> Generator:
+        length = {"none": None, "tail": 1.0, "modality": config.specific_length}[config.normalization]
         return Generator(
             dim,
             config.generator_hidden,
             config.generator_norm,
-            config.unit_features,
+            length,
             config.generator_dropout,
             config.generator_detach,
+            input_scale=dim**0.5 / config.shared_length if by_modality else 1.0,
+            residual=config.generator_residual,
         )
+
+    def discriminator() -> Discriminator:
+        return Discriminator(dim, dim**0.5 / config.specific_length if by_modality else 1.0)
 
     stem = stem_of_its_own()
     decomposition = Decomposition(
@@ -62,10 +72,10 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         specific_infrared=tail() if has_specific else None,
         classify_visible=head() if has_specific else None,
         classify_infrared=head() if has_specific else None,
-        stem_shared=Trunk(config.arch, config.width, config.specific_stages)
-        if config.specific_stages < 3
-        else None,
+        stem_shared=Trunk(backbone, config.specific_stages) if config.specific_stages < STEM_BLOCKS else None,
         specific_detach=config.specific_detach,
+        norm_shared=FeatureNorm(dim, config.shared_length, by_modality=True) if by_modality else None,
+        norm_specific=FeatureNorm(dim, config.specific_length) if by_modality and has_specific else None,
     )
     decomposition.stem_infrared.load_state_dict(decomposition.stem_visible.state_dict())
     for specific in (decomposition.specific_visible, decomposition.specific_infrared):
@@ -73,13 +83,19 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
             specific.load_state_dict(shared.state_dict())
     compensation = None
     if config.variant in ("fmc", "full"):
-        compensation = Compensation(generator(), generator(), Discriminator(dim), Discriminator(dim))
-    fusion = Fusion(head(2 * dim), config.w1, config.w2) if config.variant == "full" else None
+        compensation = Compensation(generator(), generator(), discriminator(), discriminator())
+    fusion = None
+    if config.variant == "full":
+        fused = 3 * dim if config.fusion == "slots" else 2 * dim
+        length = config.shared_length if config.fusion_normalize else None
+        fusion = Fusion(head(fused), config.w1, config.w2, config.fusion, length)
     return FMCNet(
         decomposition,
         compensation,
         fusion,
-        after_neck=config.neck and not config.unit_features,
+        mean=backbone.mean,
+        std=backbone.std,
+        after_neck=config.neck and config.normalization != "tail",
         normalized=config.descriptor != "plain",
         parts=PartClassifiers([head() for _ in range(config.parts)]) if config.parts else None,
     )

@@ -134,8 +134,8 @@ class FMCNet(nn.Module):
             generated_i = self.compensation(sh_v, Modality.VISIBLE)  # F'_sp,I from F_sh,V
             generated_v = self.compensation(sh_i, Modality.INFRARED)  # F'_sp,V from F_sh,I
         if self.fusion is not None:
-            fused_v = self.fusion(sh_v, sp_v, generated_i)
-            fused_i = self.fusion(sh_i, sp_i, generated_v)
+            fused_v = self.fusion(sh_v, sp_v, generated_i, Modality.VISIBLE)
+            fused_i = self.fusion(sh_i, sp_i, generated_v, Modality.INFRARED)
             fused_scores_v, fused_scores_i = self.fusion.classify(torch.cat([fused_v, fused_i])).split(
                 [len(fused_v), len(fused_i)]
             )
@@ -166,12 +166,12 @@ class FMCNet(nn.Module):
             (B, E): E = D for Base and + SFD, 3D for + FMC, 2D for the full model; n D more with n parts.
         """
         stem = self.decomposition.stem(self.preprocess(images), modality)
-        shared, stripes = self._split(self.decomposition.shared(stem))
+        shared, stripes = self._split(self.decomposition.share(stem, modality))
         if self.compensation is None:
             return self._finish(self._descriptor(modality, shared, None, None, None), stripes)
         specific = self.decomposition.specific(stem, modality)
         generated = self.compensation(shared, modality)
-        fused = None if self.fusion is None else self.fusion(shared, specific, generated)
+        fused = None if self.fusion is None else self.fusion(shared, specific, generated, modality)
         return self._finish(self._descriptor(modality, shared, specific, generated, fused), stripes)
 
     def features(self, images: Tensor, modality: Modality) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -185,7 +185,7 @@ class FMCNet(nn.Module):
         """
         sfd = self.decomposition
         stem = sfd.stem(self.preprocess(images), modality)
-        shared, _ = self._split(sfd.shared(stem))
+        shared, _ = self._split(sfd.share(stem, modality))
         specific = sfd.specific(stem, modality) if sfd.has_specific else None
         return shared, specific, None if self.compensation is None else self.compensation(shared, modality)
 

@@ -66,6 +66,40 @@ class PartClassifiers(nn.Module):
         return torch.stack([head(stripes[:, at]) for at, head in enumerate(self.heads)], dim=1)
 
 
+class FeatureNorm(nn.Module):
+    """Centres and scales the features of both modalities, and brings them to one length. Ours.
+
+    Margins of 0.7 and 1 mean something on features of a known length only, and (4) can be met only where the
+    specific features keep a mean of their own.
+
+    Args:
+        dim: D.
+        length: of the features that it gives.
+        by_modality: True takes a mean and a deviation for each modality, which erases what tells the modalities
+            apart (for F_sh). False takes one for both, which keeps it (for F_sp).
+    """
+
+    def __init__(self, dim: int, length: float = 1.0, by_modality: bool = False) -> None:
+        super().__init__()
+        self.length, self.by_modality = length, by_modality
+        self.statistics = nn.ModuleList(nn.BatchNorm1d(dim, affine=False) for _ in range(1 + by_modality))
+
+    def forward(self, visible: Tensor, infrared: Tensor) -> tuple[Tensor, Tensor]:
+        """(B_V, D) and (B_I, D) to the same shapes, each row of length `length`."""
+        if self.by_modality:
+            return self.one(visible, Modality.VISIBLE), self.one(infrared, Modality.INFRARED)
+        both = self.one(torch.cat([visible, infrared]), Modality.VISIBLE)
+        return both[: len(visible)], both[len(visible) :]
+
+    def one(self, feature: Tensor, modality: Modality) -> Tensor:
+        """Features of one modality (B, D), likewise. With one mean for both modalities: for evaluation only."""
+        statistics = self.statistics[modality.code if self.by_modality else 0]
+        return self._scaled(statistics(feature))
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return self.length * F.normalize(x, dim=1)
+
+
 class Decomposition(nn.Module):
     """SFD, section 3.1: splits each modality's feature into a shared and a specific one, eq. (1), (2).
 
@@ -79,6 +113,7 @@ class Decomposition(nn.Module):
             (ours); None: each stem is whole.
         specific_detach: the input of E_sp^V and E_sp^I is a constant, so that their losses do not shape the stems
             (ours).
+        norm_shared, norm_specific: what F_sh and F_sp pass behind their tails (ours); None: nothing.
 
     Attributes:
         recompute: forget the activations of stems and tails, and compute them anew in the backward pass.
@@ -96,8 +131,11 @@ class Decomposition(nn.Module):
         classify_infrared: IdentityClassifier | None = None,
         stem_shared: nn.Module | None = None,
         specific_detach: bool = False,
+        norm_shared: FeatureNorm | None = None,
+        norm_specific: FeatureNorm | None = None,
     ) -> None:
         super().__init__()
+        self.norm_shared, self.norm_specific = norm_shared, norm_specific
         self.specific_detach = specific_detach
         self.stem_visible = stem_visible
         self.stem_infrared = stem_infrared
@@ -121,8 +159,23 @@ class Decomposition(nn.Module):
         out = self._run(stem, images)
         return out if self.stem_shared is None else self._run(self.stem_shared, out)
 
+    def share(self, stem_feature: Tensor, modality: Modality) -> Tensor:
+        """E_sh of images of one modality: F_m (B, C, h, w) to F_sh,m (B, D), with stripes (B, (1 + n) * D)."""
+        return self._shared_norm(self._run(self.shared, stem_feature), modality)
+
     def specific(self, stem_feature: Tensor, modality: Modality) -> Tensor:
-        """E_sp^m: F_m (B, C, h, w) to F_sp,m (B, D)."""
+        """E_sp^m of images of one modality: F_m (B, C, h, w) to F_sp,m (B, D)."""
+        feature = self._specific(stem_feature, modality)
+        return feature if self.norm_specific is None else self.norm_specific.one(feature, modality)
+
+    def _shared_norm(self, shared: Tensor, modality: Modality) -> Tensor:
+        if self.norm_shared is None:
+            return shared
+        dim = self.classify_shared.linear.in_features
+        feature = self.norm_shared.one(shared[:, :dim], modality)
+        return feature if shared.shape[1] == dim else torch.cat([feature, shared[:, dim:]], dim=1)
+
+    def _specific(self, stem_feature: Tensor, modality: Modality) -> Tensor:
         tail = self.specific_visible if modality is Modality.VISIBLE else self.specific_infrared
         assert tail is not None, "this variant has no specific branch"
         return self._run(tail, stem_feature.detach() if self.specific_detach else stem_feature)
@@ -149,9 +202,13 @@ class Decomposition(nn.Module):
             f_v, f_i = self._run(self.stem_shared, torch.cat([f_v, f_i])).split([len(f_v), len(f_i)])
         shared = self._run(self.shared, torch.cat([f_v, f_i]))
         sh_v, sh_i = shared.split([len(f_v), len(f_i)])
+        sh_v, sh_i = self._shared_norm(sh_v, Modality.VISIBLE), self._shared_norm(sh_i, Modality.INFRARED)
         if not self.has_specific:
             return sh_v, sh_i, None, None
-        return sh_v, sh_i, self.specific(f_v, Modality.VISIBLE), self.specific(f_i, Modality.INFRARED)
+        sp_v, sp_i = self._specific(f_v, Modality.VISIBLE), self._specific(f_i, Modality.INFRARED)
+        if self.norm_specific is not None:
+            sp_v, sp_i = self.norm_specific(sp_v, sp_i)
+        return sh_v, sh_i, sp_v, sp_i
 
     def _run(self, module: nn.Module, x: Tensor) -> Tensor:
         if not (self.recompute and self.training and torch.is_grad_enabled()):
@@ -180,9 +237,17 @@ class Generator(nn.Module):
 
     The paper gives neither the hidden width nor what stands between the layers. Ours: hidden width D (a
     setting), ReLU between, optionally batch normalisation between. At the end a ReLU, because the real
-    features are pooled ReLU outputs and so never negative; where those are centred and of unit length
-    (`unit`), unit length instead. `dropout` between the layers, against learning the training identities by heart,
-    and `detach`, which makes the input a constant so that what trains G does not shape E_sh, are ours, too.
+    features are pooled ReLU outputs and so never negative.
+
+    Args:
+        dim: D. hidden: width of the two inner layers; None: D.
+        norm: batch normalisation between the layers. Ours.
+        length: length of the generated features, where the real ones have a fixed one; None: a ReLU ends G. Ours.
+        input_scale: what F_sh is multiplied by before the layers, so that values of a short feature are of the order
+            of 1 and outweigh the biases. Ours.
+        residual: F' = F_sh + layers(F_sh) before the length is set. Ours.
+        dropout: between the layers, in training. detach: the input is a constant, so that what trains G does not
+            shape E_sh. Both ours.
     """
 
     def __init__(
@@ -190,9 +255,11 @@ class Generator(nn.Module):
         dim: int,
         hidden: int | None = None,
         norm: bool = False,
-        unit: bool = False,
+        length: float | None = None,
         dropout: float = 0.0,
         detach: bool = False,
+        input_scale: float = 1.0,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         hidden = hidden or dim
@@ -205,15 +272,19 @@ class Generator(nn.Module):
             if dropout:
                 layers.append(nn.Dropout(dropout))
         layers.append(nn.Linear(hidden, dim))
-        if not unit:
+        if length is None:
             layers.append(nn.ReLU(inplace=True))
         self.layers = nn.Sequential(*layers)
-        self.unit, self.detach = unit, detach
+        self.length, self.detach = length, detach
+        self.input_scale, self.residual = input_scale, residual
 
     def forward(self, shared: Tensor) -> Tensor:
         """F_sh (B, D) to F'_sp of the other modality (B, D)."""
-        out = cast(Tensor, self.layers(shared.detach() if self.detach else shared))
-        return F.normalize(out, dim=1) if self.unit else out
+        x = (shared.detach() if self.detach else shared) * self.input_scale
+        out = cast(Tensor, self.layers(x))
+        if self.residual:
+            out = out + x
+        return out if self.length is None else self.length * F.normalize(out, dim=1)
 
 
 class Discriminator(nn.Module):
@@ -221,15 +292,26 @@ class Discriminator(nn.Module):
 
     `forward` gives the logit; the losses take the logarithm of its sigmoid in one safe step
     (`log sigmoid(z)` never overflows), `probability` gives the paper's D(x).
+
+    Args:
+        dim: D.
+        input_scale: what features are multiplied by first, so that the values of a short feature are of the order of
+            1 and D learns at the pace of the generators. Ours.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, input_scale: float = 1.0) -> None:
         super().__init__()
         self.linear = nn.Linear(dim, 1)
+        self.input_scale = input_scale
 
     def forward(self, feature: Tensor) -> Tensor:
         """(B, D) to logits (B,)."""
-        return cast(Tensor, self.linear(feature)).squeeze(1)
+        return cast(Tensor, self.linear(feature * self.input_scale)).squeeze(1)
+
+    def as_constant(self, feature: Tensor) -> Tensor:
+        """The same logits (B,), with D's weights as constants: for the generators' turn."""
+        weight, bias = self.linear.weight.detach(), self.linear.bias.detach()
+        return F.linear(feature * self.input_scale, weight, bias).squeeze(1)
 
     def probability(self, feature: Tensor) -> Tensor:
         """(B, D) to D(x) in 0..1, (B,): how real the feature looks."""
@@ -276,15 +358,44 @@ class Fusion(nn.Module):
     F_fu,V = w1 F_sp,V + w2 F'_sp,I and, mirrored, F_fu,I = w1 F_sp,I + w2 F'_sp,V: w1 weighs the image's
     own specific feature, w2 the generated one. F_fp = Cat(F_sh, F_fu). The paper gives no initial value for
     the two scalars; ours is 0.5 each (the mean).
+
+    Args:
+        classify: P_fp. w1, w2: initial values.
+        kind: "sum" is (15) as written: two free scalars. "softmax" (ours) takes the softmax of the two, so that they
+            stay positive and sum to 1: (17) is cheapest at w1 = w2 = 0, and a neck hides it from (18). "slots" (ours)
+            takes the softmax, too, and puts the visible part before the infrared one instead of adding them.
+        length: F_fu is brought to this length (ours), so that (17) cannot shorten it; None: as it is.
     """
 
-    def __init__(self, classify: IdentityClassifier, w1: float = 0.5, w2: float = 0.5) -> None:
+    def __init__(
+        self,
+        classify: IdentityClassifier,
+        w1: float = 0.5,
+        w2: float = 0.5,
+        kind: str = "sum",
+        length: float | None = None,
+    ) -> None:
         super().__init__()
         self.w1 = nn.Parameter(torch.tensor(w1))
         self.w2 = nn.Parameter(torch.tensor(w2))
         self.classify = classify
+        self.kind, self.length = kind, length
 
-    def forward(self, shared: Tensor, specific: Tensor, generated: Tensor) -> Tensor:
-        """F_sh, F_sp, F'_sp, each (B, D), to F_fp (B, 2D)."""
-        fused = self.w1 * specific + self.w2 * generated
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """The two scalars of eq. (15) as they are applied: of the own feature and of the generated one."""
+        if self.kind == "sum":
+            return self.w1, self.w2
+        both = torch.stack([self.w1, self.w2]).softmax(dim=0)
+        return both[0], both[1]
+
+    def forward(self, shared: Tensor, specific: Tensor, generated: Tensor, modality: Modality) -> Tensor:
+        """F_sh, F_sp, F'_sp of images of `modality`, each (B, D), to F_fp (B, 2D), with slots (B, 3D)."""
+        own, other = self.weights()
+        if self.kind == "slots":
+            pair = (own * specific, other * generated)
+            fused = torch.cat(pair if modality is Modality.VISIBLE else pair[::-1], dim=1)
+        else:
+            fused = own * specific + other * generated
+        if self.length is not None:
+            fused = self.length * F.normalize(fused, dim=1)
         return torch.cat([shared, fused], dim=1)

@@ -6,22 +6,16 @@ import logging
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fmcnet.errors import CheckpointError
+from fmcnet.model.backbone import make_backbone
 from fmcnet.model.fmcnet import FMCNet
 
 logger = logging.getLogger(__name__)
 
-IMAGENET_ADDRESSES = {
-    "resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
-    "resnet34": "https://download.pytorch.org/models/resnet34-b627a593.pth",
-    "resnet50": "https://download.pytorch.org/models/resnet50-0676ba61.pth",
-}
-"""torchvision's public ImageNet-1k files (IMAGENET1K_V1), by architecture."""
-
-_STEM = ("conv1.", "bn1.", "layer1.", "layer2.")
-_TAIL = ("layer3.", "layer4.")
+OWN = {"head", "pool", "norm"}
+"""Parts of a tail that no published file has."""
 
 
 def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
@@ -42,17 +36,15 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
             "results start from ImageNet: set model.pretrained=imagenet or a path to torchvision's file."
         )
         return
-    state = _read(source, arch)
+    backbone = make_backbone(arch)
+    state = backbone.rename(backbone.imagenet() if source == "imagenet" else _read(source))
     sfd = model.decomposition
-    tails = (sfd.shared, sfd.specific_visible, sfd.specific_infrared)
+    tails = [tail for tail in (sfd.shared, sfd.specific_visible, sfd.specific_infrared) if tail is not None]
     stems = [sfd.stem_visible, sfd.stem_infrared, *([sfd.stem_shared] if sfd.stem_shared else [])]
-    for module, prefixes in [(stem, _prefixes(stem)) for stem in stems] + [
-        (tail, _TAIL) for tail in tails if tail is not None
-    ]:
-        part = {key: value for key, value in state.items() if key.startswith(prefixes)}
-        wanted = {
-            key: value for key, value in module.state_dict().items() if not key.startswith(("pool.", "norm."))
-        }
+    for module in (*stems, *tails):
+        names = {name for name, _ in module.named_children()} - OWN
+        part = {key: value for key, value in state.items() if key.partition(".")[0] in names}
+        wanted = {key: value for key, value in module.state_dict().items() if key.partition(".")[0] in names}
         counters = {key for key in wanted if key.endswith("num_batches_tracked")}
         missing = sorted(wanted.keys() - part.keys() - counters)
         extra = sorted(part.keys() - wanted.keys())
@@ -68,24 +60,10 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
                 f"{f' and {len(first) - 4} more' if len(first) > 4 else ''}. Check model.arch and model.width."
             )
         module.load_state_dict(part, strict=False)
-    logger.info("initialised two stems and %d tails from %s", sum(t is not None for t in tails), source)
+    logger.info("initialised two stems and %d tails from %s", len(tails), source)
 
 
-def _prefixes(stem: nn.Module) -> tuple[str, ...]:
-    """Those of `_STEM` that this stem, or what stems share, consists of."""
-    return tuple(f"{name}." for name, child in stem.named_children() if f"{name}." in _STEM)
-
-
-def _read(source: str, arch: str) -> dict[str, Tensor]:
-    if source == "imagenet":
-        try:
-            loaded = torch.hub.load_state_dict_from_url(IMAGENET_ADDRESSES[arch], check_hash=True)
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f"could not fetch {IMAGENET_ADDRESSES[arch]} ({error}). Without network: fetch it elsewhere and "
-                "set model.pretrained to its path, or to null for random initialisation."
-            ) from error
-        return dict(loaded)
+def _read(source: str) -> dict[str, Tensor]:
     path = Path(source).expanduser()
     if not path.is_file():
         raise CheckpointError(f"model.pretrained: no file {path}; give a path, 'imagenet' or null")

@@ -20,9 +20,10 @@ from torch.profiler import record_function
 
 from fmcnet.config import Config
 from fmcnet.errors import FmcnetError
+from fmcnet.model.backbone import make_backbone
 from fmcnet.model.build import build_model
 from fmcnet.model.fmcnet import FMCNet, FMCNetOutput
-from fmcnet.objective import discriminator_objective, objective, ramped, total
+from fmcnet.objective import LOSSES, discriminator_objective, objective, ramped, total
 from fmcnet.parallel import (
     average_buffers,
     average_gradients,
@@ -33,6 +34,7 @@ from fmcnet.parallel import (
 from fmcnet.runtime import Runtime
 from fmcnet.training.batches import Batch
 from fmcnet.training.ema import Ema
+from fmcnet.training import health
 from fmcnet.training.optim import build_optimizers, rate, set_rate
 
 GRADIENT, JUDGE_GRADIENT = "gradient", "discriminator gradient"
@@ -40,13 +42,6 @@ GRADIENT, JUDGE_GRADIENT = "gradient", "discriminator gradient"
 
 SCALE, SMALLEST_SCALE = "scale", 2.0**-14
 """Name of the float16 scaler's factor among the measured values; a sane training does not fall below that."""
-
-NO_LOSSES = ("gradient", "discriminator", "w1", "w2", SCALE)
-"""What the measured values that are no part of the loss of the min player begin with."""
-
-NARROW = 64
-"""Below this width of the first block channels_last is quicker on a CPU (measured, benchmarks/training.py)."""
-
 
 class NotFinite(Exception):
     """Some values of a step are NaN or infinite.
@@ -137,7 +132,7 @@ class Game:
         if self.ema:
             self.ema.update(step + 1)
         values = torch.stack(measured).mean(dim=0) if len(measured) > 1 else measured[0]
-        more = {GRADIENT: norm, **self._fusion_weights()}
+        more = {GRADIENT: norm}
         if self.scaler.is_enabled():
             more[SCALE] = cast(Any, self.scaler)._get_scale_async()
         values = torch.cat([values, torch.stack([value.detach().float() for value in more.values()])])
@@ -168,13 +163,9 @@ class Game:
                 )  # DDP wants the generators in the graph; one process does the same
         with record_function("fmcnet: backward"):
             self.scaler.scale(loss / share).backward()
-        self._names = [*terms, *judged]
-        return torch.stack([value.detach().float() for value in (*terms.values(), *judged.values())])
-
-    def _fusion_weights(self) -> dict[str, Tensor]:
-        """w1 and w2 of eq. (15), as they are after the step."""
-        fusion = self.model.fusion
-        return {} if fusion is None else {"w1": fusion.w1, "w2": fusion.w2}
+        values = {**terms, **judged, **health.measure(self.model, output, batch.labels)}
+        self._names = list(values)
+        return torch.stack([value.detach().float() for value in values.values()])
 
     def _descend(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Take the optimiser's step; the norm of the gradient before clipping, a scalar on the device."""
@@ -194,7 +185,7 @@ class Game:
         """What the steps since the last call measured, means over the processes; waits for the device.
 
         Returns:
-            A record a step: "step" (from 1), every term by name, the gradients' norms, w1 and w2,
+            A record a step: "step" (from 1), every term by name, what `health.measure` gives, the gradients' norms,
             "loss" (the sum of the terms that the min player minimises) and "rate".
 
         Raises:
@@ -215,7 +206,7 @@ class Game:
                 ]  # of every step for a long time: the scaler has halved its factor again and again
             if bad:
                 raise NotFinite(step + 1, bad)
-            loss = sum(v for k, v in values.items() if not k.startswith(NO_LOSSES))
+            loss = sum(v for k, v in values.items() if k in LOSSES)
             factor = rate(step, self.steps, self.config.training)
             records.append({"step": step + 1, "loss": loss, **values, "rate": factor})
         return records
@@ -250,10 +241,11 @@ def precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def memory_format(config: Config, device: torch.device) -> torch.memory_format:
-    """channels_last on GPUs and, for narrow networks, on CPUs; as said otherwise."""
+    """channels_last on GPUs and, for the backbones that train faster in it, on CPUs; as said otherwise."""
     wanted = config.training.channels_last
     if wanted == "auto":
-        wanted = "no" if device.type == "cpu" and config.model.width >= NARROW else "yes"
+        backbone = make_backbone(config.model.arch, config.model.width)
+        wanted = "no" if device.type == "cpu" and not backbone.channels_last else "yes"
     return torch.channels_last if wanted == "yes" else torch.contiguous_format
 
 
@@ -267,8 +259,8 @@ def _first_not_finite(values: dict[str, float], ignore_gradient: bool) -> list[s
     With float16 a gradient that overflows is expected now and then: the scaler leaves such a step out.
     """
     bad = [name for name, value in values.items() if not math.isfinite(value)]
-    terms = [name for name in values if not name.startswith(NO_LOSSES)]
-    parts = [["discriminator"], [JUDGE_GRADIENT], terms, [] if ignore_gradient else [GRADIENT], ["w1", "w2"]]
+    terms = [name for name in values if name in LOSSES]
+    parts = [["discriminator"], [JUDGE_GRADIENT], terms, [] if ignore_gradient else [GRADIENT], [*health.NAMES]]
     return next((found for part in parts if (found := [name for name in bad if name in part])), [])
 
 

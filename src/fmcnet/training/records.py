@@ -10,7 +10,7 @@ from typing import Any
 
 from fmcnet.config import Config
 from fmcnet.training.folder import unwritable
-from fmcnet.training.game import GRADIENT
+from fmcnet.training import health
 from fmcnet.training.log import TrainingLog
 from fmcnet.training.track import Tracker, make_trackers
 
@@ -32,6 +32,7 @@ class Records:
         self._trackers: list[Tracker] = []
         self.log: TrainingLog | None = None
         self.terms: dict[str, float] = {}
+        self._monitor = health.HealthMonitor()
 
     def open(self, trackers: Sequence[str | Tracker], first: int) -> None:
         """Begin to write, after step `first`.
@@ -49,6 +50,8 @@ class Records:
 
     def steps(self, records: Sequence[dict[str, Any]]) -> None:
         """Write what steps gave; the last one's terms are kept."""
+        for record in records:
+            self._monitor.watch(record)
         if records:
             self.terms = {k: v for k, v in records[-1].items() if k not in ("step", "epoch")}
         self.write(records, "step")
@@ -69,12 +72,9 @@ class Records:
                     )
 
     def shown(self) -> str:
-        """The terms in a line, for the bar."""
-        return " ".join(
-            f"{k} {v:.2f}"
-            for k, v in self.terms.items()
-            if k not in ("rate", "w1", "w2") and GRADIENT not in k
-        )
+        """The total loss and the health values in a line, for the bar; the log has every term."""
+        names = {"loss": "loss", "w1": "w1", "w2": "w2", health.COSINE: "cos", health.ACCURACY: "D"}
+        return " ".join(f"{said} {self.terms[name]:.2f}" for name, said in names.items() if name in self.terms)
 
     def close(self) -> None:
         """End the log and the trackers."""

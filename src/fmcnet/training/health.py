@@ -1,0 +1,105 @@
+"""Whether decomposition, compensation and fusion are at work: a few numbers a step, and one warning when one is not.
+
+A loss that falls does not say that the method works: fusion weights can go to zero, and generators can give the same
+feature for everybody, without any loss that shows it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fmcnet.model.fmcnet import FMCNet, FMCNetOutput
+from fmcnet.types import Modality
+
+logger = logging.getLogger(__name__)
+
+FUSED, COSINE, ACCURACY = "fused/shared", "generated cosine", "discriminator accuracy"
+NAMES = (FUSED, COSINE, ACCURACY, "w1", "w2")
+"""Names of the values that `measure` gives."""
+
+WINDOW = 100
+"""Steps over which a value is averaged before it is judged."""
+
+SMALLEST_WEIGHT, SMALLEST_RATIO, LARGEST_COSINE = 0.05, 0.1, 0.95
+"""Beyond these the fusion, or the compensation, is called dead. Chosen well outside what healthy runs show: weights
+of 0.3 to 0.7, a ratio of 0.3 to 2, a cosine below 0.8 (docs/findings.md)."""
+
+
+@torch.no_grad()
+def measure(model: FMCNet, output: FMCNetOutput, labels: Tensor) -> dict[str, Tensor]:
+    """How the modules of the paper are doing on one batch.
+
+    Args:
+        model: gives the discriminators and the fusion weights.
+        output: of a batch of two aligned halves of B images.
+        labels: (B,), of each half.
+
+    Returns:
+        Scalars by name, only of the modules that the variant has: "generated cosine", the mean cosine between
+        generated features of different identities; "discriminator accuracy", the share of real and generated
+        features that D tells right; "fused/shared", mean length of F_fu over that of F_sh; "w1" and "w2" of eq. (15)
+        as they are applied.
+    """
+    found: dict[str, Tensor] = {}
+    if model.compensation is not None:
+        cosines, right = [], []
+        other = labels[:, None] != labels[None, :]
+        for target in (Modality.INFRARED, Modality.VISIBLE):
+            fake, real = cast(Tensor, output.of(target.other).generated), cast(Tensor, output.of(target).specific)
+            unit = F.normalize(fake, dim=1)
+            cosines.append(((unit @ unit.T) * other).sum() / other.sum().clamp(min=1))
+            judge = model.compensation.judge(target)
+            right.append(((judge(real) > 0).float().mean() + (judge(fake) <= 0).float().mean()) / 2)
+        found |= {COSINE: torch.stack(cosines).mean(), ACCURACY: torch.stack(right).mean()}
+    if model.fusion is not None:
+        ratios = []
+        for half in output:
+            fused = cast(Tensor, half.fused)[:, half.shared.shape[1] :]
+            ratios.append(fused.norm(dim=1).mean() / half.shared.norm(dim=1).mean().clamp(min=1e-12))
+        own, generated = model.fusion.weights()
+        found |= {FUSED: torch.stack(ratios).mean(), "w1": own, "w2": generated}
+    return found
+
+
+class HealthMonitor:
+    """Warns once when the fusion, and once when the compensation, does nothing."""
+
+    def __init__(self) -> None:
+        self._seen: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
+        self._warned: set[str] = set()
+
+    def watch(self, record: Mapping[str, float]) -> None:
+        """Take up the values of one step; judge them once `WINDOW` steps have been seen."""
+        self._seen.append(record)
+        if len(self._seen) < WINDOW:
+            return
+        mean = {k: sum(one.get(k, 0.0) for one in self._seen) / WINDOW for k in NAMES if k in record}
+        step = int(record["step"])
+        if "w1" in mean:
+            smallest = min(abs(mean["w1"]), abs(mean["w2"]))
+            if smallest < SMALLEST_WEIGHT or mean[FUSED] < SMALLEST_RATIO:
+                self._warn(
+                    "fusion",
+                    f"step {step}: the fusion has switched itself off: w1 {mean['w1']:.2f}, w2 {mean['w2']:.2f}, F_fu "
+                    f"{mean[FUSED]:.2f} times as long as F_sh. Set model.fusion=softmax and "
+                    "model.fusion_normalize=true, or train without it (model.variant=fmc).",
+                )
+        if COSINE in mean and mean[COSINE] > LARGEST_COSINE:
+            self._warn(
+                "compensation",
+                f"step {step}: the compensation has collapsed: generated features of different identities have a mean "
+                f"cosine of {mean[COSINE]:.2f}. Set model.normalization=modality and model.generator_residual=true, "
+                "or lower losses.gan and losses.fc.",
+            )
+
+    def _warn(self, part: str, text: str) -> None:
+        if part not in self._warned:
+            self._warned.add(part)
+            logger.warning("%s", text)
