@@ -39,9 +39,10 @@ def as_json(*arguments, code=0):
 @pytest.mark.parametrize(
     "command",
     [
-        [], ["demo"], ["train"], ["evaluate"], ["embed"], ["score"], ["info"], ["data"], ["data", "generate"],
-        ["data", "check"], ["data", "summary"], ["data", "cache"], ["report"], ["report", "compare"],
-        ["study"], ["index"], ["search"], ["gallery"], ["gallery", "remove"], ["serve"], ["keys"],
+        [], ["demo"], ["train"], ["config"], ["evaluate"], ["embed"], ["score"], ["info"], ["data"],
+        ["data", "generate"], ["data", "check"], ["data", "summary"], ["data", "cache"], ["report"],
+        ["report", "compare"], ["study"], ["index"], ["search"], ["gallery"], ["gallery", "remove"], ["serve"],
+        ["keys"],
     ],
 )  # fmt: skip
 def test_every_command_explains_itself(command):

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-import pytest
+import subprocess
+import sys
 
-from fmcnet.config import Config, load_config, shipped
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fmcnet.cli import app
+from fmcnet.config import COLUMNS, Config, ModelConfig, load_config, purpose, shipped
 from fmcnet.errors import ConfigError
+
+SETTINGS = [
+    (section, name, field) for section, part in Config() for name, field in type(part).model_fields.items()
+]
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], prog_name="fmcnet")
+    assert result.exit_code == code, result.output + str(result.exception)
+    assert "Traceback" not in result.output
+    return result
 
 
 def test_a_file_with_three_mistakes_gives_one_message_with_all_three(tmp_path):
     path = tmp_path / "bad.yaml"
-    path.write_text("model: {arch: resnet51, nek: true}\ndata: {height: -96}\n")
+    path.write_text("model: {variant: huge, nek: true}\ndata: {height: -96}\n")
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     said = str(caught.value)
     assert said.startswith(f"3 faults in {path}")
-    assert "model.arch = 'resnet51': input should be 'resnet18', 'resnet34' or 'resnet50'" in said
+    assert "model.variant = 'huge': input should be 'base', 'sfd', 'fmc' or 'full'" in said
     assert "model.nek: no such setting; known here: variant" in said
     assert "data.height = -96: input should be greater than 0" in said
 
@@ -86,15 +103,114 @@ def test_a_missing_file_names_the_shipped_ones():
         load_config("sisu")
 
 
-@pytest.mark.parametrize("name", shipped())
-def test_shipped_files_name_every_setting_and_round_trip(name, tmp_path):
-    import yaml
+def test_a_wrong_backbone_is_one_line_that_names_the_choices():
+    from fmcnet.model.build import build_model
 
-    tree = yaml.safe_load(shipped()[name].read_text())
-    config = load_config(name)
-    assert {s: set(v) for s, v in tree.items()} == {s: set(v) for s, v in config.model_dump().items()}
-    (tmp_path / "again.yaml").write_text(config.to_yaml())
+    with pytest.raises(ConfigError) as caught:
+        build_model(load_config(None, ["model.arch=resnet51"]).model, 5)
+    said = str(caught.value)
+    assert said.startswith("model.arch = 'resnet51': no such backbone; choose one of ")
+    assert all(name in said for name in ("resnet18", "resnet34", "resnet50"))
+    assert "\n" not in said
+
+
+def test_a_wrong_backbone_is_said_before_data_are_read(tmp_path):
+    train = ["train", "--config", "tiny", "--data", "/nowhere", "--out", tmp_path / "run"]
+    assert "model.arch = 'resnet51'" in run(*train, "model.arch=resnet51", code=2).output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_the_old_name_of_a_setting_is_understood(old, tmp_path):
+    new = "tail" if old else "none"
+    word = str(old).lower()
+    assert ModelConfig(unit_features=old).normalization == new
+    assert load_config({"model": {"unit_features": old}}).model.normalization == new
+    (tmp_path / "old.yaml").write_text(f"model: {{unit_features: {word}}}\n")
+    assert load_config(tmp_path / "old.yaml").model.normalization == new
+    for name in ("sysu", "paper", None):  # the override wins, whatever the file says under the new name
+        assert load_config(name, [f"model.unit_features={word}"]).model.normalization == new
+    again = [f"model.unit_features={word}", "model.normalization=modality"]
+    assert load_config("sysu", again).model.normalization == "modality"
+    assert load_config("sysu", again[::-1]).model.normalization == new
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_files_hold_only_what_differs_and_round_trip(name, tmp_path):
+    text = shipped()[name].read_text()
+    tree, config = yaml.safe_load(text), load_config(name)
+    plain = Config().model_dump(mode="json")
+    same = [
+        f"{s}.{key}" for s, values in tree.items() for key, value in values.items() if value == plain[s][key]
+    ]
+    assert same == []
+    assert list(tree) == [section for section in plain if section in tree]
+    for section, values in tree.items():
+        assert list(values) == [key for key in plain[section] if key in values]
+    head = [line for line in text.splitlines() if "#" in line]
+    assert 1 <= len(head) <= 4
+    assert text.startswith("\n".join(head))
+    for comments in (True, False):
+        (tmp_path / "again.yaml").write_text(config.to_yaml(comments=comments))
+        assert load_config(tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize(("section", "name", "field"), SETTINGS, ids=[f"{s}.{n}" for s, n, _ in SETTINGS])
+def test_every_setting_is_explained(section, name, field):
+    assert field.description, "a setting without a description"
+    assert len(field.description) <= 130
+    assert field.description.endswith((".", ")"))
+
+
+def test_comments_explain_every_setting_in_short_lines(tmp_path):
+    strange = ["model.pretrained='a # b: c'", "training.milestones=[]", "training.weight_decay=1e-7"]
+    config = load_config(None, [*strange, "training.channels_last=yes"])
+    text = config.to_yaml(comments=True)
+    lines = text.splitlines()
+    assert max(len(line) for line in lines) <= COLUMNS
+    for _, name, field in SETTINGS:
+        at = lines.index(f"  # {field.description}")
+        assert lines[at + 1].startswith(f"  {name}: ")
+    (tmp_path / "again.yaml").write_text(text)
     assert load_config(tmp_path / "again.yaml") == config
+    assert "#" not in Config().to_yaml()
+
+
+@pytest.mark.parametrize("changes", [[], ["training.seed=1", "model.variant=base"]])
+def test_the_command_prints_what_it_names(changes, tmp_path):
+    (tmp_path / "printed.yaml").write_text(run("config", "sysu", *changes).stdout)
+    assert load_config(tmp_path / "printed.yaml") == load_config("sysu", changes)
+    assert run("config", tmp_path / "printed.yaml").stdout == run("config", "sysu", *changes).stdout
+
+
+def test_the_command_lists_the_shipped_names():
+    lines = run("config").stdout.splitlines()
+    assert lines == [f"{name}: {purpose(name)}" for name in shipped()]
+    assert (
+        "tiny: A few seconds on a CPU: for tests and for trying the commands. Learns next to nothing."
+        in lines
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sisu"], "no configuration file sisu: give a YAML file or one of generated, llcm"),
+        (["sysu", "training.lr=fast"], "training.lr = 'fast'"),
+        (["sysu", "training.nothing=1"], "training.nothing: no such setting"),
+    ],
+)
+def test_a_mistake_in_the_command_is_said_with_exit_code_2(arguments, said):
+    output = run("config", *arguments, code=2).output
+    assert said in output
+    assert len(output.splitlines()) == (1 if len(arguments) == 1 else 2)
+
+
+def test_the_command_does_not_import_torch():
+    code = "import sys; from fmcnet.__main__ import main; sys.argv[1:] = ['config', 'sysu']\n"
+    code += "try: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "False\n")
 
 
 def test_the_papers_numbers_are_the_defaults():
@@ -106,7 +222,11 @@ def test_the_papers_numbers_are_the_defaults():
 def test_paper_settings_contain_nothing_of_ours_that_changes_an_equation():
     paper = load_config("paper")
     assert not paper.model.neck
-    assert not paper.model.unit_features
+    assert paper.model.arch == "resnet50"
+    assert (paper.model.tail_blocks, paper.model.dim, paper.model.frozen_blocks) == (None, None, 0)
+    assert paper.model.normalization == "none"
+    assert (paper.model.fusion, paper.model.fusion_normalize) == ("sum", False)
+    assert not paper.model.generator_residual
     assert not paper.model.generator_norm
     assert paper.model.pooling == "avg"
     assert paper.losses.saturating

@@ -1,5 +1,5 @@
-"""The command line: `fmcnet demo | data | train | evaluate | embed | score | study | calibrate | project | export |
-index | search | gallery | serve | keys | report | info`, each in the `command.py` of its part.
+"""The command line: `fmcnet demo | data | train | config | evaluate | embed | score | study | calibrate | project |
+export | index | search | gallery | serve | keys | report | info`, each in the `command.py` of its part.
 
 User mistakes end with one clear message and exit code 2; Ctrl-C with 130. What computes (NumPy, PyTorch, FAISS...) is
 imported inside the commands, so `--help` is there at once.
@@ -29,7 +29,7 @@ from fmcnet.search.command import index, search
 from fmcnet.search.gallery_command import app as gallery_app
 from fmcnet.server.command import keys, serve
 from fmcnet.studies.command import compare, demo, evaluate, study
-from fmcnet.training.command import train
+from fmcnet.training.command import config, train
 
 
 class _Commands(typer.core.TyperGroup):
@@ -62,6 +62,7 @@ report_app = typer.Typer(help="Put runs side by side.", no_args_is_help=True)
 for command in (
     demo,
     train,
+    config,
     evaluate,
     embed,
     score,

@@ -1,12 +1,16 @@
 """One typed tree of settings; YAML in and out; `key.sub=value` overrides; every fault reported at once.
 
-The paper's margins and weights are the defaults; `configs/paper.yaml` holds its literal equations, the other shipped
-files a recipe each. What the paper does not say is marked "ours".
+A setting has one home, its field here: type, range, default and description (`fmcnet config NAME` prints them all).
+The paper's margins and weights are the defaults. A shipped file holds only what differs from them:
+`configs/paper.yaml` for the paper's literal equations, the others for a recipe each. What the paper does not say is
+marked "ours".
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,71 +22,198 @@ from fmcnet.errors import ConfigError
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+COLUMNS, INDENT = 120, "  "
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Lists in one line: `[train, val]`."""
+
+
+_Dumper.add_representer(
+    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+)
+
+
 class DataConfig(_Section):
     """What is read, at which size, and how batches are drawn."""
 
-    layout: Literal["auto", "sysu", "regdb", "llcm", "csv"] = "auto"
-    split: Annotated[int, Field(ge=1, le=10)] = 1  # RegDB: which of the ten splits
-    height: Positive = 288
-    width: Positive = 144
-    train_splits: tuple[Literal["train", "val"], ...] = ("train",)
-    val_share: Annotated[float, Field(ge=0, le=0.5)] = (
-        0.1  # of train identities, where the dataset names no val
+    layout: Literal["auto", "sysu", "regdb", "llcm", "csv"] = Field(
+        default="auto",
+        description="The dataset has this layout: auto (found by its files), sysu, regdb, llcm or csv.",
     )
-    identities: Annotated[int, Field(ge=2)] = 8  # P
-    images: Positive = 4  # K, of each modality
-    share: Literal["process", "all"] = "process"  # P and K are of each process, or of all together
-    hard: Annotated[float, Field(ge=0, le=0.9)] = 0.0  # share of P that are look-alikes of the others: ours
-    cache: Annotated[str, Field(min_length=1)] = "auto"  # auto, beside (in the dataset's folder), or a folder
+    split: int = Field(default=1, ge=1, le=10, description="RegDB has ten splits; this one is read, 1 to 10.")
+    height: Positive = Field(
+        default=288, description="The network takes images of this height in pixels (ours)"
+    )
+    width: Positive = Field(
+        default=144, description="The network takes images of this width in pixels (ours)"
+    )
+    train_splits: tuple[Literal["train", "val"], ...] = Field(
+        default=("train",),
+        description="Training takes the identities of these splits; on SYSU-MM01 everyone takes both.",
+    )
+    val_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=0.5,
+        description="Validation gets this share (at most 0.5) of train identities where no val is named (ours)",
+    )
+    identities: int = Field(default=8, ge=2, description="A batch holds P identities.")
+    images: Positive = Field(
+        default=4, description="A batch holds K images of each identity in each modality."
+    )
+    share: Literal["process", "all"] = Field(
+        default="process",
+        description="P and K count for each process (process) or for all together (all) (ours)",
+    )
+    hard: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.9,
+        description="Look-alikes, by the classifier's weights, fill this share of P, at most 0.9 (ours)",
+    )
+    cache: str = Field(
+        default="auto",
+        min_length=1,
+        description="Decoded images go to auto ($FMCNET_CACHE, else ~/.cache/fmcnet), beside (the data) or a folder.",
+    )
 
 
 class AugmentConfig(_Section):
     """Augmentation of whole batches; all ours (the paper does not say)."""
 
-    pad: Annotated[int, Field(ge=0)] = 10
-    flip: Probability = 0.5
-    erase: Probability = 0.5  # random erasing, chance per image
-    channel: Literal["none", "exchange", "mix"] = "exchange"  # visible images only
-    channel_probability: Probability = 0.5
+    pad: int = Field(
+        default=10, ge=0, description="Every side gets this many pixels before a random crop (ours)"
+    )
+    flip: Probability = Field(default=0.5, description="An image is mirrored with this probability (ours)")
+    erase: Probability = Field(
+        default=0.5, description="Random erasing hits an image with this probability (ours)"
+    )
+    channel: Literal["none", "exchange", "mix"] = Field(
+        default="exchange",
+        description="Visible images keep their channels (none), repeat one (exchange, CAJ) or mix them (mix) (ours)",
+    )
+    channel_probability: Probability = Field(
+        default=0.5, description="The channel augmentation hits a visible image with this probability (ours)"
+    )
 
 
 class ModelConfig(_Section):
     """Backbone and modules."""
 
-    variant: Literal["base", "sfd", "fmc", "full"] = "full"
-    single_stream: bool = False  # one stem for both modalities (base only): a baseline, ours
-    arch: str = "resnet50"  # a registered backbone: resnet18, resnet34, resnet50, efficientnet_lite0, ...
-    width: Positive = 64  # of the first block; 64 is the published network
-    tail_blocks: Positive | None = None  # the backbone's blocks in a tail; none: all behind the third, as the paper
-    dim: Positive | None = None  # D, by a 1x1 convolution at the end of each tail; none: the last block's channels
-    frozen_blocks: Annotated[int, Field(ge=0, le=3)] = 0  # first blocks of the stems that keep their weights (ours)
-    last_stride: Literal[1, 2] = 1  # ours (most of the field)
-    pretrained: str | None = None  # "imagenet", a path to a torchvision state dict, or none
-    pooling: Literal["avg", "gem"] = "avg"  # gem: ours
-    neck: bool = True  # BNNeck: ours
-    normalization: Literal["none", "tail", "modality"] = "none"  # of F_sh and F_sp behind their tails (ours)
-    shared_length: Annotated[float, Field(gt=0)] = 1.0  # of F_sh and F_fu, with normalization=modality (ours)
-    specific_length: Annotated[float, Field(gt=0)] = 1.0  # of F_sp and F'_sp, likewise (ours)
-    fusion: Literal["sum", "softmax", "slots"] = "sum"  # eq. (15): sum as written; softmax, slots: ours
-    fusion_normalize: bool = False  # F_fu of the length of F_sh before eq. (16): ours
-    generator_residual: bool = False  # F' = F_sh + G(F_sh): ours
-    generator_hidden: Positive | None = None
-    generator_norm: bool = False  # ours
-    w1: float = 0.5
-    w2: float = 0.5
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before every classifier: ours
-    specific_stages: Annotated[int, Field(ge=1, le=3)] = 3  # of ResNet's five blocks, one set a modality
-    descriptor: Literal["plain", "normalized", "discriminant"] = "plain"  # how its parts come together (ours)
-    parts: Annotated[int, Field(ge=0, le=12)] = 0  # horizontal stripes of the shared map (ours); 0: none
-    generator_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # inside G, in training (ours)
-    specific_detach: bool = False  # E_sp's input is a constant: specific losses do not shape the stems (ours)
-    generator_detach: bool = False  # G's input is a constant: its losses do not shape E_sh (ours)
+    variant: Literal["base", "sfd", "fmc", "full"] = Field(
+        default="full",
+        description="The model is this row of Table 2: base, sfd, fmc (plain concatenation) or full.",
+    )
+    single_stream: bool = Field(
+        default=False, description="Both modalities share one stem: a baseline, for variant=base only (ours)"
+    )
+    arch: str = Field(
+        default="resnet50",
+        description="The backbone is resnet50 as the paper, or resnet18, resnet34, efficientnet_lite0 (ours)",
+    )
+    width: Positive = Field(
+        default=64, description="The first block has this many channels; the published network has 64."
+    )
+    tail_blocks: Positive | None = Field(
+        default=None,
+        description="A tail has this many blocks; null takes all behind the third, as the paper (ours)",
+    )
+    dim: Positive | None = Field(
+        default=None,
+        description="A 1x1 convolution brings D to this length; null keeps the last block's channels (ours)",
+    )
+    frozen_blocks: int = Field(
+        default=0,
+        ge=0,
+        le=3,
+        description="This many first blocks of the stems, 0 to 3, keep their weights (ours)",
+    )
+    last_stride: Literal[1, 2] = Field(
+        default=1, description="conv5_x has this stride: ResNet has 2, most of the field takes 1 (ours)"
+    )
+    pretrained: str | None = Field(
+        default=None,
+        description="Weights come from imagenet (torchvision's file), a path to such a file, or null (random).",
+    )
+    pooling: Literal["avg", "gem"] = Field(
+        default="avg",
+        description="A tail pools its map by avg as the paper, or by gem, the generalised mean (ours)",
+    )
+    neck: bool = Field(
+        default=True,
+        description="A BNNeck (batch normalisation) stands before every classifier; false is the paper (ours)",
+    )
+    normalization: Literal["none", "tail", "modality"] = Field(
+        default="none",
+        description="tail and modality centre F_sh and F_sp and set their lengths; none is the paper (ours)",
+    )
+    shared_length: float = Field(
+        default=1.0,
+        gt=0,
+        description="F_sh has this length with normalization=modality, F_fu with fusion_normalize (ours)",
+    )
+    specific_length: float = Field(
+        default=1.0, gt=0, description="F_sp and F'_sp have this length with normalization=modality (ours)"
+    )
+    fusion: Literal["sum", "softmax", "slots"] = Field(
+        default="sum",
+        description="sum is eq. (15); softmax makes w1 + w2 = 1; slots does so and concatenates (ours)",
+    )
+    fusion_normalize: bool = Field(
+        default=False, description="F_fu gets the length shared_length before eq. (16) (ours)"
+    )
+    generator_residual: bool = Field(
+        default=False, description="G of eq. (11) adds its input to its output: F' = F_sh + G(F_sh) (ours)"
+    )
+    generator_hidden: Positive | None = Field(
+        default=None, description="G has inner layers of this width; null takes D (ours)"
+    )
+    generator_norm: bool = Field(
+        default=False, description="G has batch normalisation between its layers (ours)"
+    )
+    w1: float = Field(
+        default=0.5, description="Eq. (15) starts from this weight of the image's own specific feature (ours)"
+    )
+    w2: float = Field(
+        default=0.5, description="Eq. (15) starts from this weight of the generated feature (ours)"
+    )
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Every classifier drops this share of its input values in training (ours)",
+    )
+    specific_stages: int = Field(
+        default=3,
+        ge=1,
+        le=3,
+        description="Each modality has this many first blocks for itself: 3 as the paper, or 1, 2 (ours)",
+    )
+    descriptor: Literal["plain", "normalized", "discriminant"] = Field(
+        default="plain",
+        description="normalized gives each part unit length; discriminant then projects by a learnt map (ours)",
+    )
+    parts: int = Field(
+        default=0,
+        ge=0,
+        le=12,
+        description="E_sh's map has this many horizontal stripes with classifiers, 0 to 12 (ours)",
+    )
+    generator_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="G drops this share of its inner values in training (ours)"
+    )
+    specific_detach: bool = Field(
+        default=False,
+        description="E_sp takes its input as a constant, so specific losses do not shape the stems (ours)",
+    )
+    generator_detach: bool = Field(
+        default=False, description="G takes its input as a constant, so its losses do not shape E_sh (ours)"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -97,76 +228,190 @@ class ModelConfig(_Section):
 class LossConfig(_Section):
     """Margins and weights; the numbers of section 1 of the method, and the weights the paper leaves open."""
 
-    rho1: NonNegative = 1.0
-    rho2: NonNegative = 0.7
-    rho3: NonNegative = 0.7
-    rho4: NonNegative = 0.7
-    alpha: NonNegative = 2.0
-    beta: NonNegative = 2.0
-    lambda1: NonNegative = 0.5
-    lambda2: NonNegative = 0.5
-    shs: bool = True  # rows of the paper's ablation of the MD loss
-    sps: bool = True
-    dc: bool = True
-    gan: NonNegative = 1.0  # weights of the FMC terms: not in the paper
-    fc: NonNegative = 1.0
-    ic: NonNegative = 1.0
-    md: NonNegative = 1.0  # weight of L_MD: 1 in the paper
-    mc: NonNegative = 1.0  # weight of L_MC: 1 in the paper
-    saturating: bool = True  # False: the non-saturating generator loss (ours)
-    reduction: Literal["sum", "mean"] = "sum"  # over the P identities in (4), (5), (6), (17); mean: ours
-    fc_reduction: Literal["sum", "mean"] = "sum"  # over the D dimensions in (13); mean: ours
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # more than 0: ours
-    detach_targets: bool = False  # real centres of (13) are constants (ours); false: they move, too
-    unit_centers: bool = False  # centres of unit length before (4), (5), (6), (17) (ours)
-    center_scale: Annotated[float, Field(gt=0)] = (
-        1.0  # centres times this before the same: scale of the margins (ours)
+    rho1: NonNegative = Field(
+        default=1.0, description="Eq. (4) has this margin between specific and shared centres."
     )
-    start_fmc: Annotated[float, Field(ge=0, lt=1)] = (
-        0.0  # share of all steps before FMC terms and L_MC (ours)
+    rho2: NonNegative = Field(
+        default=0.7, description="Eq. (5) has this margin between specific centres of different identities."
     )
-    ramp: Probability = 0.0  # share of all steps over which L_MD, FMC terms and L_MC rise from 0 (ours)
-    wrt: NonNegative = 0.0  # weighted regularised triplet loss (AGW): a baseline's, not FMCNet's
-    triplet_normalize: bool = False  # of features of unit length
-    hc: NonNegative = 0.0  # hetero-centre loss: a baseline's, not FMCNet's
-    hc_loss: Literal["triplet", "plain"] = "triplet"  # Liu et al. 2020; Zhu et al. 2020
-    hc_margin: NonNegative = 0.3  # of the triplet
+    rho3: NonNegative = Field(
+        default=0.7, description="Eq. (6) has this margin between shared centres of different identities."
+    )
+    rho4: NonNegative = Field(
+        default=0.7, description="Eq. (17) has this margin between fused centres of different identities."
+    )
+    alpha: NonNegative = Field(
+        default=2.0, description="Eq. (6) weighs the distance between an identity's two centres by this."
+    )
+    beta: NonNegative = Field(
+        default=2.0, description="Eq. (17) weighs the distance between an identity's two centres by this."
+    )
+    lambda1: NonNegative = Field(default=0.5, description="Eq. (7) weighs eq. (4) by this.")
+    lambda2: NonNegative = Field(default=0.5, description="Eq. (7) weighs eq. (5) by this.")
+    shs: bool = Field(
+        default=True, description="L_MD contains eq. (6); the paper's ablation switches it off."
+    )
+    sps: bool = Field(
+        default=True, description="L_MD contains eq. (5); the paper's ablation switches it off."
+    )
+    dc: bool = Field(default=True, description="L_MD contains eq. (4); the paper's ablation switches it off.")
+    gan: NonNegative = Field(
+        default=1.0, description="The total weighs the generators' part of eq. (12) by this (ours)"
+    )
+    fc: NonNegative = Field(default=1.0, description="The total weighs eq. (13) by this (ours)")
+    ic: NonNegative = Field(default=1.0, description="The total weighs eq. (14) by this (ours)")
+    md: NonNegative = Field(
+        default=1.0,
+        description="The total weighs L_MD of eq. (7) by this: 1 as the paper, or other values (ours)",
+    )
+    mc: NonNegative = Field(
+        default=1.0,
+        description="The total weighs L_MC of eq. (17) by this: 1 as the paper, or other values (ours)",
+    )
+    saturating: bool = Field(
+        default=True,
+        description="Generators minimise log(1 - D(G)) as eq. (12) is written; false takes -log D(G) (ours)",
+    )
+    reduction: Literal["sum", "mean"] = Field(
+        default="sum",
+        description="Eq. (4), (5), (6), (17) take the sum over P as the paper, or the mean (ours)",
+    )
+    fc_reduction: Literal["sum", "mean"] = Field(
+        default="sum", description="Eq. (13) takes the sum over D as the paper (L1 norm), or the mean (ours)"
+    )
+    label_smoothing: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Label smoothing of this strength is in every cross-entropy; 0 is the paper (ours)",
+    )
+    detach_targets: bool = Field(
+        default=False,
+        description="Eq. (13) takes the real centres as constants; false, as the paper, moves them too (ours)",
+    )
+    unit_centers: bool = Field(
+        default=False, description="Centres get unit length before eq. (4), (5), (6), (17) (ours)"
+    )
+    center_scale: float = Field(
+        default=1.0,
+        gt=0,
+        description="This factor scales the centres of eq. (4), (5), (6), (17); 0.5 doubles the margins (ours)",
+    )
+    start_fmc: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="The FMC terms and L_MC begin after this share of all steps (ours)",
+    )
+    ramp: Probability = Field(
+        default=0.0,
+        description="L_MD, the FMC terms and L_MC rise from 0 over this share of all steps (ours)",
+    )
+    wrt: NonNegative = Field(
+        default=0.0,
+        description="The total weighs AGW's weighted regularised triplet loss by this (a baseline's)",
+    )
+    triplet_normalize: bool = Field(
+        default=False,
+        description="The weighted regularised triplet loss takes features of unit length (ours)",
+    )
+    hc: NonNegative = Field(
+        default=0.0, description="The total weighs the hetero-centre loss by this (a baseline's)"
+    )
+    hc_loss: Literal["triplet", "plain"] = Field(
+        default="triplet",
+        description="The hetero-centre loss is triplet (Liu et al., 2020) or plain (Zhu et al., 2020).",
+    )
+    hc_margin: NonNegative = Field(
+        default=0.3, description="The hetero-centre triplet has this margin (a baseline's)"
+    )
 
 
 class TrainingConfig(_Section):
     """Optimiser, schedule, checkpoints. All ours."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
-    epochs: Positive = 80
-    steps_per_epoch: Positive | None = None  # none: as many as cover the images of the larger modality once
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 3.5e-4
-    backbone_lr_factor: Annotated[float, Field(gt=0)] = (
-        1.0  # learning rate of stems and tails over that of heads
+    seed: int = Field(default=0, ge=0, description="This seed starts all random numbers (ours)")
+    epochs: Positive = Field(default=80, description="Training lasts this many epochs (ours)")
+    steps_per_epoch: Positive | None = Field(
+        default=None,
+        description="An epoch has this many steps; null covers the larger modality's images once (ours)",
     )
-    fusion_lr_factor: Annotated[float, Field(ge=0)] = 1.0  # learning rate of w1 and w2 over that of heads
-    discriminator_lr: Annotated[float, Field(gt=0)] = 3.5e-4
-    weight_decay: NonNegative = 5e-4
-    schedule: Literal["onecycle", "multistep", "cosine", "constant"] = "multistep"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of all steps
-    milestones: tuple[Probability, ...] = (0.5, 0.75)  # shares of all steps, rate / 10 at each
-    clip: NonNegative = 0.0  # largest gradient norm; 0: off
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 or fp16 on GPUs, else fp32
-    channels_last: Literal["auto", "yes", "no"] = "auto"  # memory format; auto: where it was measured quicker
-    compile: bool = False  # torch.compile
-    accumulate: Positive = 1  # whole P x K batches whose gradients are averaged before a step
-    recompute: bool = (
-        False  # activations of stems and tails anew in the backward pass: less memory, more time
+    optimizer: Literal["adamw", "sgd"] = Field(
+        default="adamw", description="The optimiser is adamw or sgd (Nesterov momentum 0.9) (ours)"
     )
-    sync_batchnorm: bool = False  # batch statistics over all processes
-    sync_centers: bool = False  # centre losses over the identities of all processes
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights that are kept; 0: off
-    log_every: Positive = 10  # steps between two readings of the losses
-    checkpoint_every: Positive = 200  # steps
-    checkpoint_minutes: NonNegative = 10.0  # and after so many minutes; 0: by steps only
-    keep: Positive = 2  # checkpoints
-    validate_every: Annotated[int, Field(ge=0)] = 0  # epochs; 0: never
-    select: Literal["last", "val", "test"] = "last"  # test stamps the report
+    lr: float = Field(
+        default=3.5e-4, gt=0, description="Heads, generators and fusion have this learning rate (ours)"
+    )
+    backbone_lr_factor: float = Field(
+        default=1.0, gt=0, description="Stems and tails learn at lr times this (ours)"
+    )
+    fusion_lr_factor: float = Field(
+        default=1.0, ge=0, description="w1 and w2 of eq. (15) learn at lr times this (ours)"
+    )
+    discriminator_lr: float = Field(
+        default=3.5e-4, gt=0, description="Discriminators have this learning rate (ours)"
+    )
+    weight_decay: NonNegative = Field(
+        default=5e-4, description="The optimiser decays matrices and kernels by this (ours)"
+    )
+    schedule: Literal["onecycle", "multistep", "cosine", "constant"] = Field(
+        default="multistep",
+        description="The learning rate is onecycle, multistep, cosine or constant after a linear warm-up (ours)",
+    )
+    warmup: float = Field(
+        default=0.1, ge=0, lt=1, description="The warm-up takes this share of all steps (ours)"
+    )
+    milestones: tuple[Probability, ...] = Field(
+        default=(0.5, 0.75),
+        description="multistep divides the learning rate by 10 at these shares of all steps (ours)",
+    )
+    clip: NonNegative = Field(default=0.0, description="Gradients are clipped to this norm; 0 is off (ours)")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="The network computes in this; auto is bf16 (fp16 on old GPUs) on GPUs, else fp32 (ours)",
+    )
+    channels_last: Literal["auto", "yes", "no"] = Field(
+        default="auto",
+        description="The memory format is channels_last; auto takes it where it was measured quicker (ours)",
+    )
+    compile: bool = Field(
+        default=False,
+        description="torch.compile compiles the network: a minute at the start, quicker steps on GPUs (ours)",
+    )
+    accumulate: Positive = Field(
+        default=1, description="A step averages the gradients of this many whole P x K batches (ours)"
+    )
+    recompute: bool = Field(
+        default=False,
+        description="The backward pass computes activations anew: less memory, a third more time (ours)",
+    )
+    sync_batchnorm: bool = Field(default=False, description="Batch statistics span all processes (ours)")
+    sync_centers: bool = Field(
+        default=False, description="Centre losses span the identities of all processes (ours)"
+    )
+    ema: float = Field(
+        default=0.0, ge=0, lt=1, description="Weights averaged with this decay are kept; 0 is off (ours)"
+    )
+    log_every: Positive = Field(default=10, description="The log reads the losses every so many steps (ours)")
+    checkpoint_every: Positive = Field(
+        default=200, description="A checkpoint is written every so many steps (ours)"
+    )
+    checkpoint_minutes: NonNegative = Field(
+        default=10.0,
+        description="A checkpoint is also written after so many minutes; 0 is by steps only (ours)",
+    )
+    keep: Positive = Field(
+        default=2, description="The run folder keeps this many of the newest checkpoints (ours)"
+    )
+    validate_every: int = Field(
+        default=0,
+        ge=0,
+        description="Held-out identities are measured every so many epochs; 0 is never (ours)",
+    )
+    select: Literal["last", "val", "test"] = Field(
+        default="last",
+        description="The kept weights are the last, the best on val, or on test (stamps every report) (ours)",
+    )
 
     @field_validator("channels_last", mode="before")
     @classmethod
@@ -179,15 +424,33 @@ class TrainingConfig(_Section):
 class EvaluationConfig(_Section):
     """How a trained model is judged."""
 
-    mode: Literal["all", "indoor"] = "all"
-    shots: Literal[1, 10] = 1
-    draw: Literal["auto", "official", "seeded"] = "auto"
-    trials: Annotated[int, Field(ge=1, le=10)] = 10
-    direction: Literal["i2v", "v2i", "both"] = "i2v"
-    reading: Literal["a", "b", "c"] = "a"  # LLCM
-    cmc: Literal["image", "identity"] = "image"  # RegDB
-    distance: Literal["cosine", "euclidean"] = "cosine"
-    batch: Positive = 64
+    mode: Literal["all", "indoor"] = Field(
+        default="all", description="SYSU-MM01 searches all cameras or indoor ones."
+    )
+    shots: Literal[1, 10] = Field(
+        default=1, description="SYSU-MM01 draws this many gallery images per identity and camera."
+    )
+    draw: Literal["auto", "official", "seeded"] = Field(
+        default="auto",
+        description="SYSU-MM01 draws as rand_perm_cam.mat (official) or seeded; auto is official where the file is.",
+    )
+    trials: int = Field(
+        default=10, ge=1, le=10, description="SYSU-MM01 and LLCM repeat the gallery draw this many times."
+    )
+    direction: Literal["i2v", "v2i", "both"] = Field(
+        default="i2v",
+        description="i2v searches infrared queries in a visible gallery, v2i the reverse, both does both.",
+    )
+    reading: Literal["a", "b", "c"] = Field(
+        default="a", description="LLCM's protocol has this reading (docs/which-number.md)."
+    )
+    cmc: Literal["image", "identity"] = Field(
+        default="image", description="RegDB's CMC counts images or identities (docs/which-number.md)."
+    )
+    distance: Literal["cosine", "euclidean"] = Field(
+        default="cosine", description="Descriptors are compared by this distance (ours)"
+    )
+    batch: Positive = Field(default=64, description="The network embeds this many images at once.")
 
 
 class Config(_Section):
@@ -220,9 +483,24 @@ class Config(_Section):
             raise ValueError(f"model.single_stream is for model.variant=base, not {self.model.variant}")
         return self
 
-    def to_yaml(self) -> str:
-        """The whole tree as YAML that `load_config` reads back to an equal one."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+    def to_yaml(self, comments: bool = False) -> str:
+        """The whole tree as YAML that `load_config` reads back to an equal one.
+
+        Args:
+            comments: before each section what it is for, before each setting its description.
+        """
+        tree = self.model_dump(mode="json")
+        if not comments:
+            return yaml.safe_dump(tree, sort_keys=False)
+        lines: list[str] = []
+        for section, values in tree.items():
+            kind: type[_Section] = type(getattr(self, section))
+            lines += [f"# {inspect.getdoc(kind)}", f"{section}:"]
+            for name, value in values.items():
+                said = yaml.dump({name: value}, Dumper=_Dumper, width=COLUMNS - len(INDENT))
+                lines += [f"{INDENT}# {kind.model_fields[name].description}"]
+                lines += textwrap.indent(said, INDENT).splitlines()
+        return "\n".join([*lines, ""])
 
 
 def load_config(
@@ -271,6 +549,11 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def purpose(name: str) -> str:
+    """What a shipped file is for: the first line of its head comment."""
+    return shipped()[name].read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+
+
 def _find(source: str | Path) -> Path:
     path = Path(source)
     if path.is_file():
@@ -296,6 +579,8 @@ def _apply(tree: dict[str, Any], item: str) -> str | None:
     section = tree.setdefault(parts[0], {})
     if not isinstance(section, dict):
         return f"override '{item}': {parts[0]} is not a section"
+    if parts == ["model", "unit_features"]:  # the old name wins over what the file says under the new one
+        section.pop("normalization", None)
     section[parts[1]] = value
     return None
 

@@ -1,6 +1,6 @@
 """What FMCNet needs of a backbone, and the three parts that it cuts one into: `Stem`, `Trunk` and `Tail`.
 
-A backbone is a list of blocks. The first three are E_V and E_I of the paper (conv1, conv2_x and conv3_x of ResNet-50),
+A backbone is a list of blocks. The first three are E_V and E_I of the paper (conv1, conv2_x, conv3_x of ResNet-50),
 the rest are E_sh and E_sp. A family of backbones is one file (`resnet.py`, `efficientnet_lite.py`): it subclasses
 `Backbone` and calls `register_backbone`.
 """
@@ -94,7 +94,7 @@ def make_backbone(arch: str, width: int = 64, last_stride: int = 1) -> Backbone:
         ConfigError: for a name that is not registered.
     """
     if arch not in backbones():
-        raise ConfigError(f"unknown backbone '{arch}': choose one of {', '.join(_FAMILIES)}")
+        raise ConfigError(f"model.arch = '{arch}': no such backbone; choose one of {', '.join(_FAMILIES)}")
     return _FAMILIES[arch](width, last_stride)
 
 

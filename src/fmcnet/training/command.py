@@ -1,4 +1,4 @@
-"""`fmcnet train`."""
+"""`fmcnet train` and `fmcnet config`."""
 
 from __future__ import annotations
 
@@ -90,6 +90,30 @@ def train(
             },
             {"weights": result.run / "model.safetensors", "log": result.run / "log.jsonl"},
         )
+
+
+def config(
+    name: Annotated[
+        str | None, typer.Argument(help="A YAML file, or a shipped one by name; without it those are listed.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings, as model.variant=base."),
+    ] = None,
+) -> None:
+    """Print a whole configuration as YAML, every setting with its explanation.
+
+    fmcnet config sysu training.seed=1
+
+    A shipped file holds only what differs from the defaults; this prints all. What it prints is a file for --config.
+    """
+    from fmcnet.config import load_config, purpose, shipped
+
+    if name is None:
+        for known in shipped():
+            typer.echo(f"{known}: {purpose(known)}")
+        return
+    typer.echo(load_config(name, overrides or []).to_yaml(comments=True), nl=False)
 
 
 def _resuming() -> str:

@@ -20,6 +20,7 @@ from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.sampler import IdentityModalitySampler
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.errors import Interrupted
+from fmcnet.model.backbone import make_backbone
 from fmcnet.model.build import build_model
 from fmcnet.model.checkpoint import ModelCard
 from fmcnet.model.fmcnet import FMCNet
@@ -101,6 +102,7 @@ def train(
         if place.device.type == "cpu":
             keep_freed_memory()
         with together(place):
+            make_backbone(config.model.arch)  # raises for an unknown one, before images are read
             if place.main:
                 check_folder(run, config, resume)
                 check_trackers([name for name in trackers if isinstance(name, str)])
