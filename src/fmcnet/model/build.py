@@ -37,7 +37,8 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         return Tail(backbone, config.tail_blocks, config.dim, config.pooling, unit, parts)
 
     def stem_of_its_own() -> Stem:
-        return Stem(backbone, config.specific_stages, min(config.frozen_blocks, config.specific_stages))
+        frozen = config.frozen_blocks if config.pretrained else 0  # random weights are not worth keeping
+        return Stem(backbone, config.specific_stages, min(frozen, config.specific_stages))
 
     shared = tail(config.parts)
     dim = shared.dim

@@ -175,7 +175,8 @@ def _numbers(job: Job, features: Features | None, progress: bool | None) -> dict
         pass
     found = numbers(features or _features(job, progress)).to_dict()
     fusion = load(job.run, "cpu").model.fusion
-    found |= {"w1": fusion.w1.item() if fusion else None, "w2": fusion.w2.item() if fusion else None}
+    weights = [float(weight) for weight in fusion.weights()] if fusion else [None, None]
+    found |= dict(zip(("w1", "w2"), weights, strict=True))
     text = json.dumps({"digest": job.digest, **found}, indent=1) + "\n"
     write_atomically(kept, lambda path: path.write_text(text, encoding="utf-8"))
     return found

@@ -1,0 +1,112 @@
+"""Every shipped configuration learns: its modules are at work, not only its loss finite.
+
+The real training step on a synthetic world: noisy colour prototypes, infrared as an inverted grey of them. Only the
+network is small (ResNet-18 of width 16, 32x16 pixels, from scratch); losses, weights, rates and fusion are as shipped.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fmcnet.config import load_config, shipped
+from fmcnet.model.build import build_model
+from fmcnet.runtime import runtime
+from fmcnet.training import health
+from fmcnet.training.batches import Batch
+from fmcnet.training.game import Game
+
+IDENTITIES, P, K, HEIGHT, WIDTH = 60, 8, 4, 32, 16
+STEPS, SCHEDULE, LAST = 200, 20_000, 20
+SMALL = (
+    "model.arch=resnet18",
+    "model.width=16",
+    "model.pretrained=null",
+    "model.tail_blocks=null",
+    "model.dim=null",
+    "model.frozen_blocks=0",
+    f"data.height={HEIGHT}",
+    f"data.width={WIDTH}",
+)
+CHANCE = 2 * math.log(IDENTITIES)
+"""Of `id_shared`, the sum of two cross-entropies."""
+
+
+class World:
+    """Batches of P identities, K images of each in each modality."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(1)
+        self.prototypes = torch.rand(IDENTITIES, 3, 8, 4, generator=self.generator)
+
+    def batch(self) -> Batch:
+        labels = torch.randperm(IDENTITIES, generator=self.generator)[:P].repeat_interleave(K)
+        return Batch(self.pictures(labels, infrared=False), self.pictures(labels, infrared=True), labels)
+
+    def pictures(self, labels: torch.Tensor, infrared: bool) -> torch.Tensor:
+        x = self.prototypes[labels] + 0.12 * torch.randn(len(labels), 3, 8, 4, generator=self.generator)
+        x = F.interpolate(x, (HEIGHT, WIDTH), mode="bilinear")
+        if infrared:
+            grey = torch.tensor([0.7, 0.1, 0.2]).view(1, 3, 1, 1)
+            x = 1 - (x * grey).sum(1, keepdim=True).expand(-1, 3, -1, -1)
+        x = x + 0.05 * torch.randn(x.shape, generator=self.generator)
+        x = x + 0.1 * torch.randn(len(labels), 1, 1, 1, generator=self.generator)
+        return (x.clamp(0, 1) * 255).to(torch.uint8)
+
+
+def learn(name: str, *overrides: str, steps: int = STEPS) -> dict[str, float]:
+    """Means over the last steps of everything that the training step measures."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = load_config(name, [*SMALL, *overrides])
+    world = World()
+    with runtime("cpu") as place:
+        game = Game(config, build_model(config.model, IDENTITIES), place, P, SCHEDULE)
+        for step in range(steps):
+            game.step([world.batch()], step)
+        records = game.read()[-LAST:]
+    return {key: sum(record[key] for record in records) / len(records) for key in records[-1]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_configuration_learns(name):
+    found = learn(name)
+    assert found["id_shared"] < CHANCE / 2, "the shared features do not learn identities"
+    assert 0.2 < found[health.FUSED] < 5, "the fused feature is far shorter or longer than the shared one"
+    assert min(found["w1"], found["w2"]) > 0.1, "the fusion has switched itself off"
+    assert found[health.COSINE] < 0.9, "generated features of different identities are alike"
+    assert 0.52 < found[health.ACCURACY] < 0.99, "the discriminators are idle, or have won"
+
+
+def test_the_settings_of_0_1_0_for_sysu_are_called_dead(caplog):
+    """What 0.1.0 shipped as `sysu`: free fusion weights before a neck, and each tail centred by its own statistics."""
+    world, monitor = World(), health.HealthMonitor()
+    old = [
+        "model.normalization=tail",
+        "model.fusion=sum",
+        "model.fusion_normalize=false",
+        "model.generator_residual=false",
+        "losses.reduction=sum",
+        "losses.fc=0.01",
+        "losses.gan=1",
+        "losses.ic=1",
+        "losses.saturating=true",
+        "losses.center_scale=1",
+        "training.optimizer=sgd",
+        "training.lr=0.1",
+        "training.backbone_lr_factor=0.1",
+        "training.fusion_lr_factor=1",
+    ]
+    torch.manual_seed(0)
+    config = load_config("sysu", [*SMALL, *old])
+    with runtime("cpu") as place:
+        game = Game(config, build_model(config.model, IDENTITIES), place, P, SCHEDULE)
+        for step in range(2 * health.WINDOW):
+            game.step([world.batch()], step)
+    for record in game.read():
+        monitor.watch(record)
+    told = [record.message for record in caplog.records]
+    assert sum("the fusion has switched itself off" in text for text in told) == 1
+    assert sum("the compensation has collapsed" in text for text in told) == 1
