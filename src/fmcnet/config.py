@@ -93,6 +93,15 @@ class ModelConfig(_Section):
             values.setdefault("normalization", "tail" if values.pop("unit_features") else "none")
         return values
 
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if self.frozen_blocks > self.specific_stages:
+            raise ValueError(
+                f"frozen_blocks={self.frozen_blocks} is more than specific_stages={self.specific_stages}: "
+                "only blocks of the stems can be frozen"
+            )
+        return self
+
 
 class LossConfig(_Section):
     """Margins and weights; the numbers of section 1 of the method, and the weights the paper leaves open."""

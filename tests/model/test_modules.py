@@ -198,7 +198,7 @@ def test_random_initialisation_says_so(caplog):
 
 
 def test_unknown_names():
-    with pytest.raises(ConfigError, match="unknown backbone 'vgg'"):
+    with pytest.raises(ConfigError, match=r"model\.arch = 'vgg': no such backbone; choose one of .*resnet50"):
         make_backbone("vgg")
     with pytest.raises(ConfigError, match="unknown pooling"):
         Tail(make_backbone("resnet18"), pooling="max")

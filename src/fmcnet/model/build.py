@@ -37,7 +37,7 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         return Tail(backbone, config.tail_blocks, config.dim, config.pooling, unit, parts)
 
     def stem_of_its_own() -> Stem:
-        return Stem(backbone, config.specific_stages, min(config.frozen_blocks, config.specific_stages))
+        return Stem(backbone, config.specific_stages, config.frozen_blocks)
 
     shared = tail(config.parts)
     dim = shared.dim
