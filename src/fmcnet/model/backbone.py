@@ -1,8 +1,8 @@
 """What FMCNet needs of a backbone, and the three parts that it cuts one into: `Stem`, `Trunk` and `Tail`.
 
-A backbone is a list of blocks. The first three are E_V and E_I of the paper (conv1, conv2_x and conv3_x
-of ResNet-50), the rest are E_sh and E_sp. A family of backbones is one file (`resnet.py`,
-`efficientnet_lite.py`): it subclasses `Backbone` and calls `register_backbone`.
+A backbone is a list of blocks. The first three are E_V and E_I of the paper (conv1, conv2_x, conv3_x of ResNet-50),
+the rest are E_sh and E_sp. A family of backbones is one file (`resnet.py`, `efficientnet_lite.py`): it subclasses
+`Backbone` and calls `register_backbone`.
 """
 
 from __future__ import annotations
