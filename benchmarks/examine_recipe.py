@@ -129,7 +129,9 @@ def do(name: str, settings: tuple[str, ...], seed: int, a: argparse.Namespace) -
     try:
         train(config, table, run, resume=run.is_dir(), device=a.device, progress=False)
         record["mAP"] = parts(run, table, config)
-        record["numbers"] = numbers(collect(load(run, "cpu"), table.select(split="val"), progress=False)).to_dict()
+        record["numbers"] = numbers(
+            collect(load(run, "cpu"), table.select(split="val"), progress=False)
+        ).to_dict()
         record["last"] = read_log(run)[-1]
     except TrainingError as error:  # a trial that diverges is a finding
         record["failed"] = str(error)

@@ -20,6 +20,8 @@ _PUBLIC = {
     "load_config": "fmcnet.config",
     "FMCNet": "fmcnet.model.fmcnet",
     "build_model": "fmcnet.model.build",
+    "Backbone": "fmcnet.model.backbone",
+    "register_backbone": "fmcnet.model.backbone",
     "train": "fmcnet.training.loop",
     "Encoder": "fmcnet.inference.encoder",
     "load": "fmcnet.inference.encoder",
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from fmcnet.gallery.gallery import Gallery
     from fmcnet.gallery.records import Where
     from fmcnet.inference.encoder import Encoder, load
+    from fmcnet.model.backbone import Backbone, register_backbone
     from fmcnet.model.build import build_model
     from fmcnet.model.fmcnet import FMCNet
     from fmcnet.search.searcher import Searcher

@@ -167,6 +167,10 @@ class ModelConfig(_Section):
     fusion_normalize: bool = Field(
         default=False, description="F_fu gets the length shared_length before eq. (16) (ours)"
     )
+    discriminator_bound: NonNegative = Field(
+        default=0.0,
+        description="With normalization=modality no logit of D exceeds this; 0 sets no bound (ours)",
+    )
     generator_residual: bool = Field(
         default=False, description="G of eq. (11) adds its input to its output: F' = F_sh + G(F_sh) (ours)"
     )
@@ -223,6 +227,15 @@ class ModelConfig(_Section):
             values = dict(values)
             values.setdefault("normalization", "tail" if values.pop("unit_features") else "none")
         return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if self.frozen_blocks > self.specific_stages:
+            raise ValueError(
+                f"frozen_blocks={self.frozen_blocks} is more than specific_stages={self.specific_stages}: "
+                "only blocks of the stems can be frozen"
+            )
+        return self
 
 
 class LossConfig(_Section):

@@ -16,10 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmcnet.errors import ConfigError
+from fmcnet.errors import CheckpointError, ConfigError
 
 STEM_BLOCKS = 3
 """Blocks of E_V and E_I in the paper, of ResNet's five."""
+
+RESERVED = frozenset({"head", "pool", "norm", "dim", "parts", "maps", "channels"})
+"""Names in `Stem` and `Tail` that no layer of a backbone may have."""
 
 Triple = tuple[float, float, float]
 
@@ -30,9 +33,9 @@ class Backbone(ABC):
     Attributes:
         mean: of each colour channel of an image in 0..1, subtracted before the first block.
         std: what the difference is divided by.
-        channels_last: whether this network trains faster on a CPU in channels_last (measured,
-            `benchmarks/backbones.py`).
-        depth: number of blocks.
+        channels_last: whether this network trains faster on a CPU in channels_last. `benchmarks/backbones.py`
+            measures it; the results are in `benchmarks/backbones.json`.
+        depth: number of blocks, at least 3.
     """
 
     mean: ClassVar[Triple] = (0.485, 0.456, 0.406)
@@ -48,20 +51,23 @@ class Backbone(ABC):
             index: which, 0 to `depth` - 1.
 
         Returns:
-            The layers in order, by the names that they have in a state dict.
+            The layers in order, by the names that they have in a state dict. A name occurs in one block only.
         """
 
     @abstractmethod
     def channels(self, index: int) -> int:
         """Channels that block `index` gives."""
 
-    @abstractmethod
     def imagenet(self) -> dict[str, Tensor]:
         """The published ImageNet weights, as published.
 
         Raises:
-            CheckpointError: when they are not at hand, saying how to get them.
+            CheckpointError: when there are none, or when they are not at hand; the message says what to do.
         """
+        raise CheckpointError(
+            f"model.pretrained=imagenet: {type(self).__name__} has no ImageNet weights. Set model.pretrained to the "
+            "path of a state dict, or to null for random initialisation."
+        )
 
     def rename(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A published state dict under the names of `block`; the same names unless a family says otherwise."""
@@ -74,8 +80,10 @@ _FAMILIES: dict[str, Callable[[int, int], Backbone]] = {}
 def register_backbone(name: str, make: Callable[[int, int], Backbone]) -> None:
     """Add an architecture, so that `model.arch=name` builds it.
 
+    A process that loads a trained model needs the same call first.
+
     Args:
-        name: of the architecture.
+        name: of the architecture. A second call with the same name replaces the first.
         make: takes `width` (64 is the published network) and `last_stride` (1 or 2) and gives the backbone.
     """
     _FAMILIES[name] = make
@@ -109,6 +117,9 @@ class Stem(nn.Sequential):
         backbone: which.
         stages: how many blocks, 1 to 3. 3 is the paper; fewer is ours.
         frozen: how many of them keep their weights and running statistics. Ours; 0 is the paper.
+
+    Raises:
+        ConfigError: for two layers of one name.
     """
 
     def __init__(self, backbone: Backbone, stages: int = STEM_BLOCKS, frozen: int = 0) -> None:
@@ -189,7 +200,7 @@ class Tail(nn.Module):
         parts: n horizontal stripes of the map, averaged, follow the feature (ours; PCB, Sun et al., ECCV 2018).
 
     Raises:
-        ConfigError: for an unknown pooling, or more blocks than the backbone has.
+        ConfigError: for an unknown pooling, more blocks than the backbone has, or two layers of one name.
     """
 
     def __init__(
@@ -254,4 +265,9 @@ def _head(channels: int, dim: int) -> nn.Module:
 
 
 def _layers(blocks: list[dict[str, nn.Module]]) -> OrderedDict[str, nn.Module]:
-    return OrderedDict((name, layer) for block in blocks for name, layer in block.items())
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, layer in (item for block in blocks for item in block.items()):
+        if name in layers or name in RESERVED or hasattr(nn.Sequential, name):
+            raise ConfigError(f"backbone: the layer name '{name}' is taken. Give this layer another name.")
+        layers[name] = layer
+    return layers

@@ -38,7 +38,7 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
 
     def stem_of_its_own() -> Stem:
         frozen = config.frozen_blocks if config.pretrained else 0  # random weights are not worth keeping
-        return Stem(backbone, config.specific_stages, min(frozen, config.specific_stages))
+        return Stem(backbone, config.specific_stages, frozen)
 
     shared = tail(config.parts)
     dim = shared.dim
@@ -61,7 +61,8 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         )
 
     def discriminator() -> Discriminator:
-        return Discriminator(dim, dim**0.5 / config.specific_length if by_modality else 1.0)
+        bound = config.discriminator_bound
+        return Discriminator(dim, bound / config.specific_length if bound and by_modality else 1.0, bound > 0)
 
     stem = stem_of_its_own()
     decomposition = Decomposition(

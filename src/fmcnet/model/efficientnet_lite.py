@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -60,9 +60,9 @@ class SamePadConv2d(nn.Conv2d):
         high, wide = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
         if high % 2 == 0 and wide % 2 == 0:
             padding = (high // 2, wide // 2)
-            return F.conv2d(x, self.weight, None, self.stride, padding, self.dilation, self.groups)
+            return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
         x = F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
-        return F.conv2d(x, self.weight, None, self.stride, 0, self.dilation, self.groups)
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 class InvertedResidual(nn.Module):
@@ -85,19 +85,20 @@ class InvertedResidual(nn.Module):
         y = F.relu6(self.bn0(self.expand_conv(x)), inplace=True) if self.expands else x
         y = F.relu6(self.bn1(self.depthwise_conv(y)), inplace=True)
         y = self.bn2(self.project_conv(y))
-        return x + y if self.shortcut else y
+        return cast(Tensor, x + y if self.shortcut else y)
 
 
 class EfficientNetLite0(Backbone):
     """Eight blocks: the stem with group 0, groups 1 to 6, and the 1x1 head.
 
     Args:
-        width: 64 is the published network; others scale its channels by width / 64, to multiples of 8.
+        width: 64 is the published network; others scale its channels by width / 64, to the nearest multiple of 8
+            that is at least 90 % of the product (the rule of Tan and Le).
         last_stride: of group 5; 2 is the published network.
     """
 
-    mean: Triple = (127 / 255,) * 3
-    std: Triple = (128 / 255,) * 3
+    mean: ClassVar[Triple] = (127 / 255,) * 3
+    std: ClassVar[Triple] = (128 / 255,) * 3
     depth = 8
 
     def __init__(self, width: int = 64, last_stride: int = 1) -> None:
@@ -108,7 +109,9 @@ class EfficientNetLite0(Backbone):
         return self._scaled(HEAD_CHANNELS if index == len(GROUPS) else GROUPS[index].channels)
 
     def _scaled(self, channels: int) -> int:
-        return channels if self._width == 64 else max(8, round(channels * self._width / 64 / 8) * 8)
+        wanted = channels * self._width / 64
+        nearest = max(8, int(wanted + 4) // 8 * 8)
+        return nearest if nearest >= 0.9 * wanted else nearest + 8
 
     def block(self, index: int) -> dict[str, nn.Module]:
         """New layers of block `index`."""

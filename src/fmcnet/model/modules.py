@@ -295,22 +295,27 @@ class Discriminator(nn.Module):
 
     Args:
         dim: D.
-        input_scale: what features are multiplied by first, so that the values of a short feature are of the order of
-            1 and D learns at the pace of the generators. Ours.
+        input_scale: what features are multiplied by first. Ours.
+        unit_weight: the weight is brought to unit length (its spectral norm is 1), so that logits stay within the
+            length of the scaled feature and D can neither saturate nor be fooled by length. Ours.
     """
 
-    def __init__(self, dim: int, input_scale: float = 1.0) -> None:
+    def __init__(self, dim: int, input_scale: float = 1.0, unit_weight: bool = False) -> None:
         super().__init__()
         self.linear = nn.Linear(dim, 1)
-        self.input_scale = input_scale
+        self.input_scale, self.unit_weight = input_scale, unit_weight
 
     def forward(self, feature: Tensor) -> Tensor:
         """(B, D) to logits (B,)."""
-        return cast(Tensor, self.linear(feature * self.input_scale)).squeeze(1)
+        return self._logits(feature, self.linear.weight, self.linear.bias)
 
     def as_constant(self, feature: Tensor) -> Tensor:
         """The same logits (B,), with D's weights as constants: for the generators' turn."""
-        weight, bias = self.linear.weight.detach(), self.linear.bias.detach()
+        return self._logits(feature, self.linear.weight.detach(), self.linear.bias.detach())
+
+    def _logits(self, feature: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if self.unit_weight:
+            weight = F.normalize(weight, dim=1)
         return F.linear(feature * self.input_scale, weight, bias).squeeze(1)
 
     def probability(self, feature: Tensor) -> Tensor:

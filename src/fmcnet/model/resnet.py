@@ -27,7 +27,7 @@ DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4,
 """Residual blocks of layer1 to layer4."""
 
 NARROW = 64
-"""Below this width channels_last is faster on a CPU (measured, benchmarks/training.py)."""
+"""Below this width channels_last is faster on a CPU (benchmarks/backbones.json)."""
 
 
 class BasicBlock(nn.Module):
@@ -127,7 +127,7 @@ class ResNet(Backbone):
         """torchvision's public file, cached by torch.hub."""
         address = ADDRESSES[self.arch]
         try:
-            return dict(torch.hub.load_state_dict_from_url(address, check_hash=True))
+            return dict(torch.hub.load_state_dict_from_url(address, check_hash=True, weights_only=True))
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
                 f"could not fetch {address} ({error}). Without network: fetch it elsewhere and set model.pretrained "

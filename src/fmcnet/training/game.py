@@ -32,9 +32,9 @@ from fmcnet.parallel import (
     synchronize_batchnorm,
 )
 from fmcnet.runtime import Runtime
+from fmcnet.training import health
 from fmcnet.training.batches import Batch
 from fmcnet.training.ema import Ema
-from fmcnet.training import health
 from fmcnet.training.optim import build_optimizers, rate, set_rate
 
 GRADIENT, JUDGE_GRADIENT = "gradient", "discriminator gradient"
@@ -42,6 +42,7 @@ GRADIENT, JUDGE_GRADIENT = "gradient", "discriminator gradient"
 
 SCALE, SMALLEST_SCALE = "scale", 2.0**-14
 """Name of the float16 scaler's factor among the measured values; a sane training does not fall below that."""
+
 
 class NotFinite(Exception):
     """Some values of a step are NaN or infinite.
@@ -260,7 +261,13 @@ def _first_not_finite(values: dict[str, float], ignore_gradient: bool) -> list[s
     """
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     terms = [name for name in values if name in LOSSES]
-    parts = [["discriminator"], [JUDGE_GRADIENT], terms, [] if ignore_gradient else [GRADIENT], [*health.NAMES]]
+    parts = [
+        ["discriminator"],
+        [JUDGE_GRADIENT],
+        terms,
+        [] if ignore_gradient else [GRADIENT],
+        [*health.NAMES],
+    ]
     return next((found for part in parts if (found := [name for name in bad if name in part])), [])
 
 

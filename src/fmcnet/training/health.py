@@ -52,7 +52,10 @@ def measure(model: FMCNet, output: FMCNetOutput, labels: Tensor) -> dict[str, Te
         cosines, right = [], []
         other = labels[:, None] != labels[None, :]
         for target in (Modality.INFRARED, Modality.VISIBLE):
-            fake, real = cast(Tensor, output.of(target.other).generated), cast(Tensor, output.of(target).specific)
+            fake, real = (
+                cast(Tensor, output.of(target.other).generated),
+                cast(Tensor, output.of(target).specific),
+            )
             unit = F.normalize(fake, dim=1)
             cosines.append(((unit @ unit.T) * other).sum() / other.sum().clamp(min=1))
             judge = model.compensation.judge(target)
@@ -87,16 +90,16 @@ class HealthMonitor:
             if smallest < SMALLEST_WEIGHT or mean[FUSED] < SMALLEST_RATIO:
                 self._warn(
                     "fusion",
-                    f"step {step}: the fusion has switched itself off: w1 {mean['w1']:.2f}, w2 {mean['w2']:.2f}, F_fu "
-                    f"{mean[FUSED]:.2f} times as long as F_sh. Set model.fusion=softmax and "
+                    f"step {step}: the fusion has switched itself off: w1 {mean['w1']:.2f}, w2 {mean['w2']:.2f}, "
+                    f"F_fu {mean[FUSED]:.2f} times as long as F_sh. Set model.fusion=softmax and "
                     "model.fusion_normalize=true, or train without it (model.variant=fmc).",
                 )
         if COSINE in mean and mean[COSINE] > LARGEST_COSINE:
             self._warn(
                 "compensation",
-                f"step {step}: the compensation has collapsed: generated features of different identities have a mean "
-                f"cosine of {mean[COSINE]:.2f}. Set model.normalization=modality and model.generator_residual=true, "
-                "or lower losses.gan and losses.fc.",
+                f"step {step}: the compensation has collapsed: generated features of different identities have a "
+                f"mean cosine of {mean[COSINE]:.2f}. Set model.normalization=modality and "
+                "model.generator_residual=true, or lower losses.gan and losses.fc.",
             )
 
     def _warn(self, part: str, text: str) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.config import Config
-from fmcnet.training.folder import unwritable
 from fmcnet.training import health
+from fmcnet.training.folder import unwritable
 from fmcnet.training.log import TrainingLog
 from fmcnet.training.track import Tracker, make_trackers
 
@@ -74,7 +74,9 @@ class Records:
     def shown(self) -> str:
         """The total loss and the health values in a line, for the bar; the log has every term."""
         names = {"loss": "loss", "w1": "w1", "w2": "w2", health.COSINE: "cos", health.ACCURACY: "D"}
-        return " ".join(f"{said} {self.terms[name]:.2f}" for name, said in names.items() if name in self.terms)
+        return " ".join(
+            f"{said} {self.terms[name]:.2f}" for name, said in names.items() if name in self.terms
+        )
 
     def close(self) -> None:
         """End the log and the trackers."""
