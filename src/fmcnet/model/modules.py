@@ -296,27 +296,31 @@ class Discriminator(nn.Module):
     Args:
         dim: D.
         input_scale: what features are multiplied by first. Ours.
-        unit_weight: the weight is brought to unit length (its spectral norm is 1), so that logits stay within the
-            length of the scaled feature and D can neither saturate nor be fooled by length. Ours.
+        unit_weight: the weight keeps unit length (its spectral norm is 1), so that logits stay within the length of
+            the scaled feature: D can neither saturate nor slow down as its weight grows. `renormalize` after each
+            step sees to it. Ours.
     """
 
     def __init__(self, dim: int, input_scale: float = 1.0, unit_weight: bool = False) -> None:
         super().__init__()
         self.linear = nn.Linear(dim, 1)
         self.input_scale, self.unit_weight = input_scale, unit_weight
+        self.renormalize()
 
     def forward(self, feature: Tensor) -> Tensor:
         """(B, D) to logits (B,)."""
-        return self._logits(feature, self.linear.weight, self.linear.bias)
+        return cast(Tensor, self.linear(feature * self.input_scale)).squeeze(1)
 
     def as_constant(self, feature: Tensor) -> Tensor:
         """The same logits (B,), with D's weights as constants: for the generators' turn."""
-        return self._logits(feature, self.linear.weight.detach(), self.linear.bias.detach())
-
-    def _logits(self, feature: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if self.unit_weight:
-            weight = F.normalize(weight, dim=1)
+        weight, bias = self.linear.weight.detach(), self.linear.bias.detach()
         return F.linear(feature * self.input_scale, weight, bias).squeeze(1)
+
+    @torch.no_grad()
+    def renormalize(self) -> None:
+        """Bring the weight to unit length, where `unit_weight` wants it."""
+        if self.unit_weight:
+            self.linear.weight.copy_(F.normalize(self.linear.weight, dim=1))
 
     def probability(self, feature: Tensor) -> Tensor:
         """(B, D) to D(x) in 0..1, (B,): how real the feature looks."""

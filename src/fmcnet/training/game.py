@@ -23,6 +23,7 @@ from fmcnet.errors import FmcnetError
 from fmcnet.model.backbone import make_backbone
 from fmcnet.model.build import build_model
 from fmcnet.model.fmcnet import FMCNet, FMCNetOutput
+from fmcnet.model.modules import Compensation
 from fmcnet.objective import LOSSES, discriminator_objective, objective, ramped, total
 from fmcnet.parallel import (
     average_buffers,
@@ -36,6 +37,7 @@ from fmcnet.training import health
 from fmcnet.training.batches import Batch
 from fmcnet.training.ema import Ema
 from fmcnet.training.optim import build_optimizers, rate, set_rate
+from fmcnet.types import Modality
 
 GRADIENT, JUDGE_GRADIENT = "gradient", "discriminator gradient"
 """Names of the gradients' norms among the measured values."""
@@ -175,6 +177,8 @@ class Game:
             average_gradients(parameters, self.place.world)
             norm = _norm(parameters)
             optimizer.step()
+            for target in Modality:
+                cast(Compensation, self.model.compensation).judge(target).renormalize()
             return norm
         self.scaler.unscale_(optimizer)
         clip = self.config.training.clip

@@ -47,18 +47,22 @@ def build_optimizers(
         for (factor, decays), parameters in groups.items()
     ]
     return _make(described, config, fused), (
-        _make([{"params": judges, "lr": config.discriminator_lr, "weight_decay": 0.0}], config, fused)
+        # Always Adam, with the momentum of 0.5 that adversarial training uses (Radford et al., ICLR 2016). Ours.
+        _with_base_lr(torch.optim.Adam(judges, lr=config.discriminator_lr, betas=(0.5, 0.999), fused=fused))
         if judges
         else None
     )
 
 
 def _make(groups: list[dict[str, object]], config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=fused)
-    else:
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=fused)
+        return _with_base_lr(
+            torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=fused)
+        )
+    return _with_base_lr(torch.optim.AdamW(groups, lr=config.lr, fused=fused))
+
+
+def _with_base_lr(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
     return optimizer
