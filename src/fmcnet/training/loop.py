@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.profiler import record_function
 
-from fmcnet.config import Config
+from fmcnet.config import AugmentConfig, Config
 from fmcnet.data.benchmarks import read_dataset
 from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.sampler import IdentityModalitySampler
@@ -28,7 +28,7 @@ from fmcnet.model.weights import load_pretrained
 from fmcnet.parallel import agree, known_to_all, together
 from fmcnet.progress import Progress
 from fmcnet.runtime import Runtime, keep_freed_memory, resident_bytes, runtime
-from fmcnet.training.batches import Batches
+from fmcnet.training.batches import Batch, Batches
 from fmcnet.training.faults import not_finite, said_plainly
 from fmcnet.training.feed import identities_of, look_alikes, make_sampler
 from fmcnet.training.folder import alone_in, check_folder, make_folder
@@ -38,6 +38,7 @@ from fmcnet.training.profile import StepProfile
 from fmcnet.training.records import Records
 from fmcnet.training.selection import ModelSelection, hold_out
 from fmcnet.training.state import checkpoints, drop_others
+from fmcnet.training.statistics import BATCHES, estimate_statistics
 from fmcnet.training.stop import StopAtStepEnd
 from fmcnet.training.track import Tracker, check_trackers
 from fmcnet.types import IntArray
@@ -268,6 +269,22 @@ class _Job:
             weights = self.game.model.decomposition.classify_shared.linear.weight
             self.sampler.neighbors = look_alikes(weights, self.sampler.pids, self.place)
 
+    def _plain_batches(self) -> Iterator[Batch]:
+        """Batches that would follow the last step, without augmentation."""
+        first = self.steps * self.config.training.accumulate
+        batches = Batches(
+            self.cache.images,
+            self.labels,
+            self.sampler,
+            AugmentConfig(pad=0, flip=0, erase=0, channel="none"),
+            self.config.training.seed,
+            self.place,
+            first=first,
+            last=first + BATCHES,
+        )
+        with batches:
+            yield from batches
+
     def _finish(self, first: int, started: float, progress: bool | None) -> TrainingSummary:
         seconds = time.perf_counter() - started
         if first < self.steps:
@@ -275,6 +292,8 @@ class _Job:
         elif self.place.main:
             drop_others(self.path, self.steps, self.config.training.keep)
         exported = self.game.export()
+        if self.config.model.normalization == "modality":
+            estimate_statistics(exported, self._plain_batches(), self.place.world)
         with together(self.place):
             if self.place.main:
                 self.keeper.write_model(exported)
