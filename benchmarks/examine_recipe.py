@@ -2,9 +2,9 @@
 
     python benchmarks/examine_recipe.py trials.txt --out scratch/examine --steps 800 --seeds 0 --jobs 2
 
-A line of the list is `name: section.key=value section.key=value ...` over `--config`; `#` begins a comment. World,
-validation identities and measure are the search's (`search_recipe.py`): mAP in percent, both directions, nobody of
-any study's test set is seen. Besides the whole descriptor it measures its parts: F_sh alone, F_fu alone, the image's
+A line of the list is `name: section.key=value section.key=value ...` over `--config`; `#` begins a comment. The world
+has other people and cameras than any study's (seed 1000), and its 150 validation identities are searched: mAP in
+percent, both directions. Besides the whole descriptor it measures its parts: F_sh alone, F_fu alone, the image's
 own specific feature against the other modality's generated one and the other way round. Every trial is a line of
 OUT/log.jsonl; a finished one is never repeated.
 """
@@ -24,14 +24,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from search_recipe import AMOUNTS, WORLD
-
 from fmcnet.config import Config, load_config
 from fmcnet.data.benchmarks import read_dataset
 from fmcnet.data.generated import generate
 from fmcnet.data.table import Table
 from fmcnet.errors import TrainingError
 from fmcnet.studies.jobs import commit
+
+WORLD = 1000
+AMOUNTS = {"val_ids": 150, "test_ids": 2}
 
 
 def read_trials(path: Path) -> dict[str, tuple[str, ...]]:
@@ -168,7 +169,7 @@ def main() -> None:
         name, seed = a.only.rsplit("@", 1)
         do(name, trials[name], int(seed), a)
         return
-    generate("sysu", "small", WORLD, a.data, progress=True, **AMOUNTS["small"])
+    generate("sysu", "small", WORLD, a.data, progress=True, **AMOUNTS)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def start(one: str) -> None:

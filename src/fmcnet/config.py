@@ -94,7 +94,7 @@ class AugmentConfig(_Section):
         default=0.5, description="Random erasing hits an image with this probability (ours)"
     )
     channel: Literal["none", "exchange", "mix"] = Field(
-        default="exchange",
+        default="none",
         description="Visible images keep their channels (none), repeat one (exchange, CAJ) or mix them (mix) (ours)",
     )
     channel_probability: Probability = Field(

@@ -10,7 +10,6 @@ from fmcnet.config import load_config, shipped
 from fmcnet.data.benchmarks import read_dataset
 from fmcnet.errors import ConfigError, FmcnetError
 from fmcnet.studies.plan import Settings, data_digest, make_plan
-from fmcnet.studies.recipes import RECIPES
 from fmcnet.studies.rows import STUDIES, Row, Study, chosen
 from fmcnet.studies.study import Ordered
 
@@ -40,7 +39,7 @@ def test_every_table_of_the_paper_is_there_with_its_figures():
 
 @pytest.mark.parametrize("config", shipped())
 def test_every_row_fits_every_shipped_configuration(config):
-    for study in chosen("all", recipes=True):
+    for study in chosen("all"):
         for row in study.rows:
             assert Settings(config).config(row, 3).training.seed == 3
 
@@ -51,7 +50,7 @@ def test_what_rows_are_equal_is_done_once(table):
         assert len({plan.names[key, 0] for key in same}) == 1
     assert len({run.digest for run in plan.runs}) == len(plan.runs) == len({run.name for run in plan.runs})
     rows = [key for study in STUDIES.values() for key in (row.key for row in study.rows)]
-    assert len(plan.runs) == 20 < len(rows)
+    assert len(plan.runs) == 18 < len(rows)
     assert sorted(key for run in plan.runs for key in run.rows) == sorted(set(rows))
 
 
@@ -89,9 +88,10 @@ def test_both_directions_are_judged_and_a_rows_settings_win(table):
     assert {run.config.training.lr for run in plan.runs} == {0.5}
 
 
-def test_agw_shares_all_but_the_first_block_and_has_its_loss():
+def test_agw_has_its_features_and_its_loss():
     config = Settings("generated").config(chosen("baselines")[0].row("agw"))
-    assert (config.model.specific_stages, config.model.pooling, config.model.neck) == (1, "gem", True)
+    model = config.model
+    assert (model.normalization, model.pooling, model.neck) == ("none", "gem", True)
     assert config.losses.wrt == 1
     assert config.model.variant == "base"
     assert load_config("generated").losses.wrt == 0
@@ -103,15 +103,3 @@ def test_faults_of_a_row_name_the_setting(table):
         make_plan((study,), Settings("tiny"), (0,), lambda _: table)
     with pytest.raises(FmcnetError, match="unknown study 'table9': choose table2"):
         chosen("table9")
-
-
-def test_recipes_are_for_the_world_they_were_found_on(monkeypatch, tmp_path):
-    monkeypatch.setitem(RECIPES, "base", ("training.lr=0.5", "augment.channel=none"))
-    rows = {row.key: Settings("generated").config(row) for row in chosen("baselines", recipes=True)[0].rows}
-    assert (rows["base-tuned"].training.lr, rows["base-tuned"].augment.channel) == (0.5, "none")
-    assert (rows["base-caj"].training.lr, rows["base-caj"].augment.channel) == (0.5, "exchange")
-    assert rows["fmcnet"].training.lr != 0.5
-    assert "training.lr=0.5" not in chosen("baselines")[0].row("base-tuned").overrides
-    assert Ordered("all", tmp_path).recipes
-    for other in ({"preset": "tiny"}, {"config": "generated"}, {"data": tmp_path}):
-        assert not Ordered("all", tmp_path, **other).recipes

@@ -11,7 +11,7 @@ from fmcnet.config import Config, load_config
 from fmcnet.data.generated.claim import MANIFEST
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.errors import ConfigError
-from fmcnet.studies.rows import Row, Study, catalogue
+from fmcnet.studies.rows import STUDIES, Row, Study
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,11 @@ class Settings:
     Attributes:
         source: a YAML file or the name of a shipped one. overrides: the user's.
         budget: steps of each run; None: the configuration's.
-        recipes: rows have the settings that the search found.
     """
 
     source: str
     overrides: tuple[str, ...] = ()
     budget: int | None = None
-    recipes: bool = False
 
     def config(self, row: Row | None = None, seed: int = 0) -> Config:
         """The configuration of a row (None: of none), the row's settings over the user's.
@@ -113,7 +111,7 @@ def make_plan(
     """
     wanted = {row.key for study in studies for row in study.rows}
     # Names come from the order of ALL rows, so that a run has one name whichever studies are asked for.
-    every = {row.key: row for study in catalogue(settings.recipes).values() for row in study.rows}
+    every = {row.key: row for study in STUDIES.values() for row in study.rows}
     every |= {row.key: row for study in studies for row in study.rows}
     runs: list[PlannedRun] = []
     names: dict[tuple[str, int], str] = {}

@@ -6,10 +6,9 @@ A row is a configuration and never a code path of its own: its overrides are put
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fmcnet.errors import FmcnetError
-from fmcnet.studies.recipes import RECIPES
 
 DIRECTIONS = {"i2v": "infrared to visible", "v2i": "visible to infrared"}
 """Both directions of search, in words."""
@@ -25,8 +24,6 @@ class Row:
         overrides: settings, "section.key=value".
         paper: Rank-1 and mAP in percent on SYSU-MM01, all-search, single-shot; None where the paper has none.
         source: the publication, for a baseline. deviations: what differs from it here.
-        recipe: name in `RECIPES` of settings found by search, which follow `overrides` where they apply.
-        last: overrides after those.
     """
 
     key: str
@@ -35,13 +32,6 @@ class Row:
     paper: tuple[float, float] | None = None
     source: str = ""
     deviations: tuple[str, ...] = ()
-    recipe: str = ""
-    last: tuple[str, ...] = ()
-
-    def settled(self, recipes: bool) -> Row:
-        """The row with its recipe (if `recipes`) and its last settings among its overrides."""
-        found = RECIPES.get(self.recipe, ()) if recipes else ()
-        return replace(self, overrides=(*self.overrides, *found, *self.last), recipe="", last=())
 
 
 @dataclass(frozen=True)
@@ -73,10 +63,15 @@ def _neighbours(rows: tuple[Row, ...]) -> tuple[tuple[str, str], ...]:
 FULL = ("model.variant=full",)
 BASE = ("model.variant=base",)
 NO_MD = ("losses.shs=false", "losses.sps=false", "losses.dc=false")
-DISCRIMINANT = ("model.descriptor=discriminant",)
 CAJ = ("augment.channel=exchange", "augment.channel_probability=0.5")
-HC = ("model.specific_stages=2", "model.neck=true", "model.unit_features=false", "losses.hc=2")
-AGW = ("model.specific_stages=1", "model.pooling=gem", "model.neck=true", "model.unit_features=false")
+PLUS = ("model.parts=3", "model.descriptor=discriminant")
+"""The descriptor of fmcnet-plus: stripes, and a discriminant projection of the whole."""
+
+RAW = ("model.neck=true", "model.normalization=none")
+"""Features as the baselines' sources have them: as pooled, a BNNeck before the classifier."""
+
+AGW = (*BASE, *RAW, "model.pooling=gem", "losses.wrt=1")
+HC = (*BASE, *RAW, "losses.hc=2")
 
 _TABLE2 = (
     Row("base", "Base", BASE, (57.09, 53.11)),
@@ -98,129 +93,61 @@ _TABLE4 = (
     Row("fmc-all", "L_GAN + L_IC + L_FC (full)", FULL, (66.34, 62.51)),
 )
 
-_SHARED_DEVIATIONS = "FMCNet's data, sampler, augmentation, optimiser, schedule and evaluator"
+_SHARED_DEVIATIONS = "FMCNet's data, sampler, augmentation, stems, optimiser, schedule and evaluator"
+_BASE_SOURCE = "the paper's Base: two stems, one shared tail, identity loss"
 _AGW_SOURCE = (
     "Ye et al., Deep Learning for Person Re-Identification: A Survey and Outlook, TPAMI 2021 (cross-modality)"
+)
+_AGW_DEVIATIONS = (
+    _SHARED_DEVIATIONS,
+    "no non-local blocks",
+    "softmax weights over positives without the anchor, and safe at any scale of the features",
+)
+_HC_SOURCE = "Liu et al., Parameter Sharing Exploration and Hetero-Center Triplet Loss, TMM 2020"
+_HC_DEVIATIONS = (
+    _SHARED_DEVIATIONS,
+    "global features only, no stripes",
+    "the loss is a sum or a mean over identities as losses.reduction says",
 )
 _CAJ_SOURCE = "Ye et al., Channel Augmented Joint Learning for Visible-Infrared Recognition, ICCV 2021"
 _CAJ_DEVIATIONS = (
     "random channel exchange alone: no random grey, no channel erasing, no enhanced squared-difference triplet loss",
 )
-
+_PLUS_DEVIATIONS = ("stripes and discriminant projection as fmcnet-plus has them",)
 
 _BASELINES = (
-    Row(
-        "base-tuned",
-        "Base",
-        BASE,
-        recipe="base",
-        source="the paper's Base: two stems, one shared tail, identity loss",
-        deviations=(_SHARED_DEVIATIONS, "stems of model.specific_stages blocks, three in the paper"),
-    ),
-    Row(
-        "agw",
-        "AGW's recipe",
-        (*BASE, *AGW, "losses.wrt=1"),
-        recipe="agw",
-        source=_AGW_SOURCE,
-        deviations=(
-            _SHARED_DEVIATIONS,
-            "no non-local blocks",
-            "softmax weights over positives without the anchor, and safe at any scale of the features",
-        ),
-    ),
-    Row(
-        "hc",
-        "Hetero-centre triplet",
-        (*BASE, *HC),
-        recipe="hc",
-        source="Liu et al., Parameter Sharing Exploration and Hetero-Center Triplet Loss, TMM 2020",
-        deviations=(
-            _SHARED_DEVIATIONS,
-            "global features only, no stripes",
-            "the loss is a sum or a mean over identities as losses.reduction says",
-        ),
-    ),
-    Row(
-        "base-caj",
-        "Base + CAJ",
-        BASE,
-        recipe="base",
-        last=CAJ,
-        source=_CAJ_SOURCE,
-        deviations=_CAJ_DEVIATIONS,
-    ),
+    Row("base-tuned", "Base", BASE, source=_BASE_SOURCE, deviations=(_SHARED_DEVIATIONS,)),
+    Row("agw", "AGW's recipe", AGW, source=_AGW_SOURCE, deviations=_AGW_DEVIATIONS),
+    Row("hc", "Hetero-centre triplet", HC, source=_HC_SOURCE, deviations=_HC_DEVIATIONS),
+    Row("base-caj", "Base + CAJ", (*BASE, *CAJ), source=_CAJ_SOURCE, deviations=_CAJ_DEVIATIONS),
     Row(
         "agw-caj",
         "AGW's recipe + CAJ",
-        (*BASE, *AGW, "losses.wrt=1"),
-        recipe="agw",
-        last=CAJ,
+        (*AGW, *CAJ),
         source=_CAJ_SOURCE,
         deviations=(*_CAJ_DEVIATIONS, "see AGW's recipe"),
     ),
     Row(
         "hc-caj",
         "Hetero-centre triplet + CAJ",
-        (*BASE, *HC),
-        recipe="hc",
-        last=CAJ,
+        (*HC, *CAJ),
         source=_CAJ_SOURCE,
         deviations=(*_CAJ_DEVIATIONS, "see the hetero-centre triplet"),
     ),
     Row("fmcnet", "FMCNet (full)", FULL, source="Zhang et al., CVPR 2022: the method implemented here"),
+    Row("fmcnet-caj", "FMCNet + CAJ", (*FULL, *CAJ), source=_CAJ_SOURCE, deviations=_CAJ_DEVIATIONS),
     Row(
-        "fmcnet-caj",
-        "FMCNet + CAJ",
-        FULL,
-        recipe="fmcnet",
-        last=CAJ,
+        "agw-plus",
+        "AGW's recipe + CAJ, descriptor of fmcnet-plus",
+        (*AGW, *CAJ, *PLUS),
         source=_CAJ_SOURCE,
-        deviations=_CAJ_DEVIATIONS,
-    ),
-    Row(
-        "agw-caj-discriminant",
-        "AGW's recipe + CAJ, discriminant",
-        (*BASE, *AGW, "losses.wrt=1"),
-        recipe="agw",
-        last=(*CAJ, *DISCRIMINANT),
-        source=_CAJ_SOURCE,
-        deviations=(*_CAJ_DEVIATIONS, "see AGW's recipe", "the descriptor as fmcnet-plus has it"),
-    ),
-    Row(
-        "hc-caj-discriminant",
-        "Hetero-centre triplet + CAJ, discriminant",
-        (*BASE, *HC),
-        recipe="hc",
-        last=(*CAJ, *DISCRIMINANT),
-        source=_CAJ_SOURCE,
-        deviations=(
-            *_CAJ_DEVIATIONS,
-            "see the hetero-centre triplet",
-            "the descriptor as fmcnet-plus has it",
-        ),
-    ),
-    Row(
-        "fmcnet-caj-discriminant",
-        "FMCNet + CAJ, discriminant",
-        FULL,
-        recipe="fmcnet",
-        last=(*CAJ, *DISCRIMINANT),
-        source=_CAJ_SOURCE,
-        deviations=(*_CAJ_DEVIATIONS, "the descriptor as fmcnet-plus has it"),
+        deviations=(*_CAJ_DEVIATIONS, *_PLUS_DEVIATIONS, "see AGW's recipe"),
     ),
     Row(
         "fmcnet-plus",
         "fmcnet-plus (ours)",
-        (
-            *FULL,
-            "model.pooling=gem",
-            *DISCRIMINANT,
-            "model.parts=3",
-        ),
-        recipe="fmcnet-plus",
-        source="ours: FMCNet with the paper's restraints lifted (GeM, stripes, a discriminant descriptor, and what "
-        "studies/recipes.py adds)",
+        (*FULL, *CAJ, *PLUS),
+        source="ours: FMCNet with channel exchange, stripes and a discriminant descriptor",
     ),
 )
 
@@ -243,51 +170,24 @@ STUDIES: dict[str, Study] = {
             "Baselines, in the same engine",
             _BASELINES,
             (
-                *(("fmcnet", key) for key in ("base-tuned", "agw", "hc", "agw-caj", "hc-caj")),
+                *(("fmcnet", key) for key in ("base-tuned", "agw", "hc")),
                 *(("fmcnet-caj", key) for key in ("base-caj", "agw-caj", "hc-caj", "fmcnet")),
-                *(
-                    ("fmcnet-caj-discriminant", key)
-                    for key in ("agw-caj-discriminant", "hc-caj-discriminant")
-                ),
-                *(
-                    ("fmcnet-plus", key)
-                    for key in (
-                        "agw-caj",
-                        "hc-caj",
-                        "agw-caj-discriminant",
-                        "hc-caj-discriminant",
-                        "fmcnet",
-                        "fmcnet-caj-discriminant",
-                    )
-                ),
+                *(("fmcnet-plus", key) for key in ("agw-plus", "agw-caj", "hc-caj", "fmcnet")),
             ),
         ),
     )
 }
-"""Every study by name, in the order of reports; its rows are yet to be settled (`chosen`)."""
+"""Every study by name, in the order of reports."""
 
 
-def catalogue(recipes: bool = False) -> dict[str, Study]:
-    """`STUDIES` with every row settled.
-
-    Args:
-        recipes: with the settings that the search found on the generated benchmark (preset small).
-    """
-    return {
-        name: replace(study, rows=tuple(row.settled(recipes) for row in study.rows))
-        for name, study in STUDIES.items()
-    }
-
-
-def chosen(name: str, recipes: bool = False) -> tuple[Study, ...]:
-    """The studies that a name stands for, rows settled; "all" is every one.
+def chosen(name: str) -> tuple[Study, ...]:
+    """The studies that a name stands for; "all" is every one.
 
     Raises:
         FmcnetError: for another name.
     """
-    studies = catalogue(recipes)
     if name == "all":
-        return tuple(studies.values())
-    if name not in studies:
-        raise FmcnetError(f"unknown study '{name}': choose {', '.join(studies)} or all")
-    return (studies[name],)
+        return tuple(STUDIES.values())
+    if name not in STUDIES:
+        raise FmcnetError(f"unknown study '{name}': choose {', '.join(STUDIES)} or all")
+    return (STUDIES[name],)

@@ -67,11 +67,6 @@ class Ordered:
         """Whether all seeds have one test set."""
         return self.data is not None or self.worlds == "same"
 
-    @property
-    def recipes(self) -> bool:
-        """Whether baselines and fmcnet-plus take what the search found: where it was made, and nowhere else."""
-        return self.data is None and self.config is None and self.preset == "small"
-
     def command(self) -> str:
         """The command that asks for this."""
         words = ["fmcnet", "study", self.name, "--out", str(self.out)]
@@ -110,7 +105,7 @@ def run_study(ordered: Ordered, *, quiet: bool = False) -> dict[str, Any]:
     Raises:
         FmcnetError: for a mistake in what was asked for, and at the end for runs that failed.
     """
-    studies = chosen(ordered.name, ordered.recipes)
+    studies = chosen(ordered.name)
     pick_device(ordered.device)
     out = ordered.out
     foreign = [p.name for p in out.iterdir() if p.name not in OWN] if out.is_dir() else []
@@ -118,7 +113,7 @@ def run_study(ordered: Ordered, *, quiet: bool = False) -> dict[str, Any]:
         raise FmcnetError(
             f"{out} holds other things ({', '.join(sorted(foreign)[:5])}): give a new folder as --out"
         )
-    settings = Settings(_source(ordered), ordered.overrides, ordered.budget, ordered.recipes)
+    settings = Settings(_source(ordered), ordered.overrides, ordered.budget)
     base = settings.config()
     for study in studies:
         for row in study.rows:
