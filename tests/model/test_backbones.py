@@ -163,7 +163,7 @@ def test_frozen_blocks_keep_weights_and_statistics(arch, width):
 def test_frozen_blocks_of_a_model_are_of_both_stems_and_keep_loaded_weights(tmp_path):
     donor = build_model(ModelConfig(arch="resnet18", width=8), 3).decomposition
     torch.save({**donor.stem_visible.state_dict(), **donor.shared.state_dict()}, tmp_path / "resnet.pth")
-    model = build_model(ModelConfig(arch="resnet18", width=8, frozen_blocks=3), 3)
+    model = build_model(ModelConfig(arch="resnet18", width=8, frozen_blocks=3, pretrained="resnet.pth"), 3)
     load_pretrained(model, str(tmp_path / "resnet.pth"), "resnet18")
     model.train()(torch.rand(4, 3, 64, 32), torch.rand(4, 3, 64, 32)).visible.fused.sum().backward()
     for stem in (model.decomposition.stem_visible, model.decomposition.stem_infrared):

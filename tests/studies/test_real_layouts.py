@@ -48,8 +48,6 @@ def test_a_configuration_trains_and_judges_on_its_layout(name, tmp_path, monkeyp
     assert [one.direction for one in judged.evaluations] == ["i2v", "v2i"]
     assert judged.encoder.model.variant == "full"
     plan = make_plan(chosen("all"), Settings(name), (0,), lambda _: table)
-    assert (
-        len(plan.runs) == 16
-    )  # these configurations exchange channels already: with CAJ or without is one run
+    assert len(plan.runs) == 18
     assert {run.config.model.pretrained for run in plan.runs} == {"imagenet"}
     assert {run.config.model.arch for run in plan.runs} == {"resnet50"}

@@ -264,7 +264,7 @@ def test_all_on_the_tiny_preset(tmp_path):
         Ordered("all", tmp_path / "s", preset="tiny", seeds=(0, 1), budget=3, device="cpu"), quiet=True
     )
     assert [s["name"] for s in facts["studies"]] == [study.name for study in module.chosen("all")]
-    assert len(facts["runs"]) == 40
+    assert len(facts["runs"]) == 36
     assert facts["images_seen"] == [48]
     text = Path(facts["report"]).read_text()
     for words in (

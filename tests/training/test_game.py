@@ -14,6 +14,7 @@ from fmcnet.model.build import build_model
 from fmcnet.objective import TERMS, objective, total
 from fmcnet.runtime import Runtime
 from fmcnet.training import game as game_module
+from fmcnet.training import health
 from fmcnet.training.batches import Batch
 from fmcnet.training.game import Game, memory_format, precision
 from fmcnet.training.loop import train
@@ -152,7 +153,8 @@ def test_a_training_with_averaged_weights_writes_these_and_goes_on_from_its_own(
     written = load_file(tmp_path / "r" / "model.safetensors")
     resumable = load_file(tmp_path / "r" / "checkpoints" / "step-000005" / "model.safetensors")
     for key, value in seen[-1].ema.values.items():
-        assert torch.equal(written[key], value)
+        if "statistics" not in key:  # taken anew from plain images at the end
+            assert torch.equal(written[key], value)
         assert torch.equal(resumable[key], seen[-1].model.state_dict()[key])
 
 
@@ -169,7 +171,7 @@ def test_what_a_step_measured_is_read_later_with_the_same_numbers(variant):
     assert once.read() == []
     terms = {"id_shared"} if variant == "base" else set(TERMS)
     norms = {"gradient"} if variant == "base" else {"gradient", "discriminator gradient"}
-    weights = {"w1", "w2"} if variant == "full" else set()
+    weights = set(health.NAMES) if variant == "full" else set()
     for step, record in enumerate(records):
         assert record.keys() == {"step", "loss", "rate"} | terms | norms | weights
         assert record["step"] == step + 1
@@ -192,7 +194,9 @@ def test_the_norm_that_is_measured_is_that_before_clipping():
 
 
 def test_the_memory_format_changes_no_result():
-    games = [made(f"training.channels_last={name}", *PLAIN) for name in ("yes", "no")]
+    # At a small rate: nearest centres and signs of differences change with the last bit, and with them the gradient.
+    settings = (*PLAIN, "training.lr=0.001")
+    games = [made(f"training.channels_last={name}", *settings) for name in ("yes", "no")]
     for step in range(3):
         for game in games:
             game.step([batch(step)], step)

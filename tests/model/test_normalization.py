@@ -1,0 +1,146 @@
+"""Lengths, centring and fusion that keep the method alive: FeatureNorm, Generator, Discriminator, Fusion."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fmcnet.config import ModelConfig
+from fmcnet.losses import centers, decomposition_loss
+from fmcnet.model.build import build_model
+from fmcnet.model.modules import Discriminator, FeatureNorm, Fusion, Generator, IdentityClassifier
+from fmcnet.types import Modality
+
+V, I = Modality.VISIBLE, Modality.INFRARED
+
+
+def clouds(dim=16, rows=64):
+    """Features of two modalities with means far apart."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, rows, dim, generator=generator)
+    return x[0] + 3.0, x[1] - 2.0
+
+
+def test_statistics_of_each_modality_erase_what_tells_them_apart():
+    visible, infrared = clouds()
+    v, i = FeatureNorm(16, length=0.5, by_modality=True)(visible, infrared)
+    assert torch.allclose(v.norm(dim=1), torch.full((64,), 0.5))
+    assert (v.mean(0) - i.mean(0)).norm() < 0.05
+
+
+def test_one_mean_for_both_keeps_what_tells_them_apart():
+    visible, infrared = clouds()
+    v, i = FeatureNorm(16, length=2.0)(visible, infrared)
+    assert torch.allclose(i.norm(dim=1), torch.full((64,), 2.0))
+    assert (v.mean(0) - i.mean(0)).norm() > 3.5  # nearly opposite: at most 4
+
+
+def test_one_modality_is_normalized_by_the_running_statistics():
+    visible, infrared = clouds()
+    for by_modality in (True, False):
+        norm = FeatureNorm(16, by_modality=by_modality)
+        for statistics in norm.statistics:
+            statistics.momentum = 1.0
+        norm(visible, infrared)
+        norm.eval()
+        both = norm(visible, infrared)
+        assert torch.equal(norm.one(visible, V), both[0])
+        assert torch.equal(norm.one(infrared, I), both[1])
+
+
+def test_the_decomposition_can_be_met_with_one_mean_and_not_with_a_mean_of_each_tail():
+    """Eq. (4) on free features, optimised alone: 0 is reached only where the clouds may have means of their own."""
+
+    def least(by_modality: bool) -> float:
+        torch.manual_seed(0)
+        raw = [torch.randn(16, 32, requires_grad=True) for _ in range(4)]
+        shared, specific = FeatureNorm(32, 0.5, by_modality=True), FeatureNorm(32, 2.0, by_modality)
+        optimizer = torch.optim.Adam(raw, lr=0.05)
+        for _ in range(200):
+            sh, sp = shared(raw[0], raw[1]), specific(raw[2], raw[3])
+            loss = decomposition_loss(*(centers(x, 16) for x in (*sp, *sh)))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return float(loss)
+
+    assert least(by_modality=False) < 0.01
+    assert least(by_modality=True) > 1
+
+
+def test_fusion_weights_sum_to_one_and_stay_positive():
+    fusion = Fusion(IdentityClassifier(8, 3), kind="softmax")
+    with torch.no_grad():
+        fusion.w1.fill_(1.5)
+        fusion.w2.fill_(-2.0)
+    own, generated = fusion.weights()
+    assert float(own + generated) == pytest.approx(1)
+    assert float(own) == pytest.approx(1 / (1 + torch.tensor(-3.5).exp().item()), rel=1e-5)
+    x = torch.randn(3, 5, 4)
+    fused = fusion(*x, V)
+    assert torch.allclose(fused, torch.cat([x[0], own * x[1] + generated * x[2]], 1))
+
+
+def test_slots_put_the_visible_part_first():
+    fusion = Fusion(IdentityClassifier(12, 3), kind="slots")
+    shared, specific, generated = torch.randn(3, 5, 4)
+    assert torch.equal(fusion(shared, specific, generated, V)[:, 4:8], 0.5 * specific)
+    assert torch.equal(fusion(shared, specific, generated, I)[:, 4:8], 0.5 * generated)
+
+
+def test_a_normalized_fusion_cannot_be_shortened():
+    fusion = Fusion(IdentityClassifier(8, 3), w1=1e-3, w2=1e-3, length=0.5)
+    fused = fusion(*torch.randn(3, 5, 4), V)[:, 4:]
+    assert torch.allclose(fused.norm(dim=1), torch.full((5,), 0.5))
+
+
+def test_a_residual_generator_gives_different_features_to_different_people():
+    torch.manual_seed(0)
+    shared = 0.5 * F.normalize(torch.randn(64, 256), dim=1)
+
+    def cosine(generator: Generator) -> float:
+        made = generator(shared)
+        unit = F.normalize(made, dim=1)
+        return float((unit @ unit.T)[~torch.eye(64, dtype=torch.bool)].mean())
+
+    plain, residual = Generator(256, length=2.0), Generator(256, length=2.0, input_scale=32.0, residual=True)
+    assert torch.allclose(residual(shared).norm(dim=1), torch.full((64,), 2.0))
+    assert cosine(plain) > 0.9
+    assert cosine(residual) < 0.2
+
+
+def test_a_bounded_discriminator_keeps_unit_weight_and_bounded_logits():
+    judge = Discriminator(32, input_scale=3.0, unit_weight=True)
+    assert float(judge.linear.weight.norm()) == pytest.approx(1, abs=1e-6)
+    with torch.no_grad():
+        judge.linear.weight.mul_(100)
+    judge.renormalize()
+    feature = 2 * F.normalize(torch.randn(1000, 32), dim=1)
+    assert (judge(feature) - judge.linear.bias).abs().max() <= 6 + 1e-5
+    assert torch.equal(judge(feature), judge.as_constant(feature))
+    assert not judge.as_constant(feature).requires_grad
+
+
+def test_the_whole_model_has_the_lengths_it_is_given():
+    config = ModelConfig(
+        arch="resnet18",
+        width=8,
+        normalization="modality",
+        shared_length=0.5,
+        specific_length=2.0,
+        fusion="softmax",
+        fusion_normalize=True,
+        generator_residual=True,
+        discriminator_bound=6.0,
+    )
+    torch.manual_seed(0)
+    model = build_model(config, 5)
+    out = model(*torch.rand(2, 8, 3, 64, 32))
+    for half in out:
+        for feature, length in ((half.shared, 0.5), (half.specific, 2.0), (half.generated, 2.0)):
+            assert torch.allclose(feature.norm(dim=1), torch.full((8,), length), atol=1e-4)
+        assert torch.allclose(half.fused[:, 64:].norm(dim=1), torch.full((8,), 0.5), atol=1e-4)
+    model.eval()
+    images = torch.rand(2, 4, 3, 64, 32)
+    both = model(images[0], images[1])
+    for half, modality, x in ((both.visible, V, images[0]), (both.infrared, I, images[1])):
+        torch.testing.assert_close(model.embed(x, modality), half.embedding)
