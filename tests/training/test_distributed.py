@@ -27,7 +27,7 @@ from fmcnet.parallel import (
     together,
 )
 from fmcnet.runtime import runtime
-from fmcnet.training import loop
+from fmcnet.training import health, loop
 from fmcnet.training.feed import make_sampler
 from fmcnet.training.game import Game
 from fmcnet.training.log import read_log
@@ -119,12 +119,12 @@ with runtime("cpu") as place:
     assert (tmp_path / "1.ok").exists(), done.stderr
 
 
-# With seed 0 an activation of the first step lies so near 0 that rounding switches its ReLU; with seed 1 none does,
+# With seeds 0 to 2 an activation of the first step lies so near 0 that rounding switches its ReLU; with seed 3 none does,
 # and the first gradients agree to 1e-6. From there an error of 1e-7 grows some ten times a step: margins switch
 # on and off, normalisation divides by small deviations. SGD with a small rate keeps it from growing faster;
 # AdamW would turn the sign of a gradient that is all rounding into a whole step.
 SMALL = [
-    "training.seed=1",
+    "training.seed=3",
     "training.optimizer=sgd",
     "training.lr=0.002",
     "training.epochs=1",
@@ -161,6 +161,8 @@ def test_two_synchronised_processes_train_as_one(tiny_sysu, tmp_path, settings):
     assert [record.keys() for record in one] == [record.keys() for record in two]
     for step, tolerance in ((0, 1e-5), (1, 1e-4), (5, 1e-2)):
         for key, value in one[step].items():
+            if key == health.COSINE:  # over pairs of a process's own identities
+                continue
             assert two[step][key] == pytest.approx(value, rel=tolerance, abs=tolerance / 10), (step, key)
     a, b, alone = (runs.weights(tmp_path / name) for name in ("one", "process", "alone"))
     start = runs.weights(tmp_path / "one" / "checkpoints" / "step-000003")
@@ -187,6 +189,8 @@ def test_other_variants_train_synchronised(tiny_sysu, tmp_path, variant):
         names=["process"],
     )
     one, two = (read_log(tmp_path / name)[0] for name in ("one", "process"))
+    for record in (one, two):
+        record.pop(health.COSINE, None)  # over pairs of a process's own identities
     assert two == pytest.approx(one, rel=1e-4, abs=1e-5)
 
 
