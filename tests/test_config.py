@@ -225,12 +225,15 @@ def test_paper_settings_contain_nothing_of_ours_that_changes_an_equation():
     assert paper.model.arch == "resnet50"
     assert (paper.model.tail_blocks, paper.model.dim, paper.model.frozen_blocks) == (None, None, 0)
     assert paper.model.normalization == "none"
-    assert (paper.model.fusion, paper.model.fusion_normalize) == ("sum", False)
+    assert not paper.model.fusion_normalize
     assert not paper.model.generator_residual
     assert not paper.model.generator_norm
     assert paper.model.pooling == "avg"
     assert paper.losses.saturating
-    # The two departures that the file names: without them nothing is learnt.
+    assert paper.model.last_stride == 2
+    assert paper.augment.channel == "none"
+    # The departures that the file names: without them nothing is learnt or fused.
+    assert paper.model.fusion == "softmax"
     assert (paper.losses.reduction, paper.losses.md, paper.losses.mc) == ("mean", 0.1, 0.1)
     assert paper.losses.fc_reduction == "sum"
     assert paper.losses.label_smoothing == 0

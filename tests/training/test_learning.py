@@ -18,7 +18,10 @@ from fmcnet.training.batches import Batch
 from fmcnet.training.game import Game
 
 IDENTITIES, P, K, HEIGHT, WIDTH = 60, 8, 4, 32, 16
-STEPS, SCHEDULE, LAST = 200, 20_000, 20
+STEPS, LAST = 200, 20
+LONG = 20_000
+"""Steps of a training on a real dataset, whose configuration does not say how many an epoch has."""
+
 SMALL = (
     "model.arch=resnet18",
     "model.width=16",
@@ -60,9 +63,10 @@ def learn(name: str, *overrides: str, steps: int = STEPS) -> dict[str, float]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = load_config(name, [*SMALL, *overrides])
-    world = World()
+    training, world = config.training, World()
+    schedule = training.epochs * training.steps_per_epoch if training.steps_per_epoch else LONG
     with runtime("cpu") as place:
-        game = Game(config, build_model(config.model, IDENTITIES), place, P, SCHEDULE)
+        game = Game(config, build_model(config.model, IDENTITIES), place, P, max(schedule, steps))
         for step in range(steps):
             game.step([world.batch()], step)
         records = game.read()[-LAST:]
@@ -102,7 +106,7 @@ def test_the_settings_of_0_1_0_for_sysu_are_called_dead(caplog):
     torch.manual_seed(0)
     config = load_config("sysu", [*SMALL, *old])
     with runtime("cpu") as place:
-        game = Game(config, build_model(config.model, IDENTITIES), place, P, SCHEDULE)
+        game = Game(config, build_model(config.model, IDENTITIES), place, P, LONG)
         for step in range(2 * health.WINDOW):
             game.step([world.batch()], step)
     for record in game.read():
