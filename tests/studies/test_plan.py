@@ -11,7 +11,7 @@ from fmcnet.data.benchmarks import read_dataset
 from fmcnet.errors import ConfigError, FmcnetError
 from fmcnet.studies.plan import Settings, data_digest, make_plan
 from fmcnet.studies.rows import STUDIES, Row, Study, chosen
-from fmcnet.studies.study import Ordered
+from fmcnet.studies.study import parse_rows
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +103,13 @@ def test_faults_of_a_row_name_the_setting(table):
         make_plan((study,), Settings("tiny"), (0,), lambda _: table)
     with pytest.raises(FmcnetError, match="unknown study 'table9': choose table2"):
         chosen("table9")
+
+
+def test_only_some_rows():
+    study = STUDIES["baselines"].only(("fmcnet", "agw", "base"))
+    assert [row.key for row in study.rows] == ["agw", "fmcnet"]
+    assert study.pairs == (("fmcnet", "agw"),)
+    assert STUDIES["table2"].only(()) == STUDIES["table2"]
+    assert parse_rows("base, full") == ("base", "full")
+    with pytest.raises(FmcnetError, match="--rows bas: no such row; there are base, sfd"):
+        parse_rows("bas")

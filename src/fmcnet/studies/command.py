@@ -131,6 +131,9 @@ def study(
         int | None,
         typer.Option(help="Steps of each run, equal for all rows; default: the configuration's.", min=1),
     ] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Only these rows, by their keys, as base,full,agw; default: all.")
+    ] = None,
     worlds: Annotated[
         str, typer.Option(help="Generated data: same (world 0 for all seeds) or own (world s for seed s).")
     ] = "same",
@@ -151,7 +154,7 @@ def study(
     Ctrl-C or a kill and repeats no finished run. Report: OUT/report/results.md.
     """
     from fmcnet.studies.paired import too_few
-    from fmcnet.studies.study import Ordered, parse_seeds, run_study
+    from fmcnet.studies.study import Ordered, parse_rows, parse_seeds, run_study
 
     ordered = Ordered(
         name,
@@ -162,6 +165,7 @@ def study(
         overrides=tuple(overrides or ()),
         seeds=parse_seeds(seeds),
         budget=budget,
+        rows=parse_rows(rows),
         worlds=worlds,
         jobs=jobs,
         device=device,

@@ -6,7 +6,7 @@ A row is a configuration and never a code path of its own: its overrides are put
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fmcnet.errors import FmcnetError
 
@@ -50,6 +50,14 @@ class Study:
     rows: tuple[Row, ...]
     pairs: tuple[tuple[str, str], ...]
     maps: bool = False
+
+    def only(self, keys: tuple[str, ...]) -> Study:
+        """The study with the rows of these keys, and the pairs between them; no keys: the whole study."""
+        if not keys:
+            return self
+        rows = tuple(row for row in self.rows if row.key in keys)
+        pairs = tuple(pair for pair in self.pairs if set(pair) <= set(keys))
+        return replace(self, rows=rows, pairs=pairs)
 
     def row(self, key: str) -> Row:
         """The row of a key."""

@@ -23,7 +23,7 @@ from fmcnet.runtime import pick_device
 from fmcnet.studies.execute import execute
 from fmcnet.studies.jobs import Job
 from fmcnet.studies.plan import Plan, Settings, make_plan
-from fmcnet.studies.rows import chosen
+from fmcnet.studies.rows import STUDIES, chosen
 from fmcnet.studies.write import write_study
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class Ordered:
         config: a YAML file or the name of a shipped one; None: what goes with the data.
         overrides: settings of all rows. seeds: of training.
         budget: steps of each run; None: the configuration's.
+        rows: keys of the only rows wanted; empty: all.
         worlds: "same": all seeds train on generated world 0; "own": seed s on world s.
         jobs: processes. device: "auto" takes every GPU.
         report: folder of results.md, results.json and figures/; None: out/report.
@@ -57,6 +58,7 @@ class Ordered:
     overrides: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     budget: int | None = None
+    rows: tuple[str, ...] = ()
     worlds: str = "same"
     jobs: int = 1
     device: str = "auto"
@@ -74,6 +76,7 @@ class Ordered:
         words += ["--config", self.config] if self.config else []
         words += ["--seeds", ",".join(map(str, self.seeds))]
         words += ["--budget", str(self.budget)] if self.budget else []
+        words += ["--rows", ",".join(self.rows)] if self.rows else []
         words += ["--worlds", self.worlds] if self.worlds != "same" else []
         return shlex.join([*words, *self.overrides])
 
@@ -93,6 +96,19 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
+def parse_rows(text: str | None) -> tuple[str, ...]:
+    """ "base,full" as keys of rows; None: none, which stands for all.
+
+    Raises:
+        FmcnetError: for a key that no study has, with those there are.
+    """
+    keys = tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    known = list(dict.fromkeys(row.key for study in STUDIES.values() for row in study.rows))
+    if unknown := [key for key in keys if key not in known]:
+        raise FmcnetError(f"--rows {', '.join(unknown)}: no such row; there are {', '.join(known)}")
+    return keys
+
+
 def run_study(ordered: Ordered, *, quiet: bool = False) -> dict[str, Any]:
     """Do a study; called again, go on where it was, repeating no finished run.
 
@@ -105,7 +121,10 @@ def run_study(ordered: Ordered, *, quiet: bool = False) -> dict[str, Any]:
     Raises:
         FmcnetError: for a mistake in what was asked for, and at the end for runs that failed.
     """
-    studies = chosen(ordered.name)
+    studies = tuple(study.only(ordered.rows) for study in chosen(ordered.name))
+    studies = tuple(study for study in studies if study.rows)
+    if not studies:
+        raise FmcnetError(f"study {ordered.name} has none of the rows {', '.join(ordered.rows)}")
     pick_device(ordered.device)
     out = ordered.out
     foreign = [p.name for p in out.iterdir() if p.name not in OWN] if out.is_dir() else []

@@ -56,9 +56,7 @@ def build_optimizers(
 
 def _make(groups: list[dict[str, object]], config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
-        return _with_base_lr(
-            torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=fused)
-        )
+        return _with_base_lr(torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=fused))
     return _with_base_lr(torch.optim.AdamW(groups, lr=config.lr, fused=fused))
 
 

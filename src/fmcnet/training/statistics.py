@@ -30,7 +30,9 @@ def estimate_statistics(model: FMCNet, batches: Iterable[Batch], world: int = 1)
         batches: of images without augmentation.
         world: number of processes; the features of all count (each process must call).
     """
-    norms = [module for norm in model.modules() if isinstance(norm, FeatureNorm) for module in norm.statistics]
+    norms = [
+        module for norm in model.modules() if isinstance(norm, FeatureNorm) for module in norm.statistics
+    ]
     sums = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms}
 
     def add(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -50,4 +52,6 @@ def estimate_statistics(model: FMCNet, batches: Iterable[Batch], world: int = 1)
         count, first, second = total
         mean = first / count
         norm.running_mean.copy_(mean)
-        norm.running_var.copy_((second / count - mean.square()).clamp(min=0) * count / (count - 1).clamp(min=1))
+        norm.running_var.copy_(
+            (second / count - mean.square()).clamp(min=0) * count / (count - 1).clamp(min=1)
+        )
