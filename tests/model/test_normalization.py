@@ -10,7 +10,7 @@ from fmcnet.model.build import build_model
 from fmcnet.model.modules import Discriminator, FeatureNorm, Fusion, Generator, IdentityClassifier
 from fmcnet.types import Modality
 
-V, I = Modality.VISIBLE, Modality.INFRARED
+VIS, INF = Modality.VISIBLE, Modality.INFRARED
 
 
 def clouds(dim=16, rows=64):
@@ -43,8 +43,8 @@ def test_one_modality_is_normalized_by_the_running_statistics():
         norm(visible, infrared)
         norm.eval()
         both = norm(visible, infrared)
-        assert torch.equal(norm.one(visible, V), both[0])
-        assert torch.equal(norm.one(infrared, I), both[1])
+        assert torch.equal(norm.one(visible, VIS), both[0])
+        assert torch.equal(norm.one(infrared, INF), both[1])
 
 
 def test_the_decomposition_can_be_met_with_one_mean_and_not_with_a_mean_of_each_tail():
@@ -76,20 +76,20 @@ def test_fusion_weights_sum_to_one_and_stay_positive():
     assert float(own + generated) == pytest.approx(1)
     assert float(own) == pytest.approx(1 / (1 + torch.tensor(-3.5).exp().item()), rel=1e-5)
     x = torch.randn(3, 5, 4)
-    fused = fusion(*x, V)
+    fused = fusion(*x, VIS)
     assert torch.allclose(fused, torch.cat([x[0], own * x[1] + generated * x[2]], 1))
 
 
 def test_slots_put_the_visible_part_first():
     fusion = Fusion(IdentityClassifier(12, 3), kind="slots")
     shared, specific, generated = torch.randn(3, 5, 4)
-    assert torch.equal(fusion(shared, specific, generated, V)[:, 4:8], 0.5 * specific)
-    assert torch.equal(fusion(shared, specific, generated, I)[:, 4:8], 0.5 * generated)
+    assert torch.equal(fusion(shared, specific, generated, VIS)[:, 4:8], 0.5 * specific)
+    assert torch.equal(fusion(shared, specific, generated, INF)[:, 4:8], 0.5 * generated)
 
 
 def test_a_normalized_fusion_cannot_be_shortened():
     fusion = Fusion(IdentityClassifier(8, 3), w1=1e-3, w2=1e-3, length=0.5)
-    fused = fusion(*torch.randn(3, 5, 4), V)[:, 4:]
+    fused = fusion(*torch.randn(3, 5, 4), VIS)[:, 4:]
     assert torch.allclose(fused.norm(dim=1), torch.full((5,), 0.5))
 
 
@@ -142,5 +142,5 @@ def test_the_whole_model_has_the_lengths_it_is_given():
     model.eval()
     images = torch.rand(2, 4, 3, 64, 32)
     both = model(images[0], images[1])
-    for half, modality, x in ((both.visible, V, images[0]), (both.infrared, I, images[1])):
+    for half, modality, x in ((both.visible, VIS, images[0]), (both.infrared, INF, images[1])):
         torch.testing.assert_close(model.embed(x, modality), half.embedding)

@@ -119,8 +119,8 @@ with runtime("cpu") as place:
     assert (tmp_path / "1.ok").exists(), done.stderr
 
 
-# With seeds 0 to 2 an activation of the first step lies so near 0 that rounding switches its ReLU; with seed 3 none does,
-# and the first gradients agree to 1e-6. From there an error of 1e-7 grows some ten times a step: margins switch
+# With seeds 0 to 2 an activation of the first step lies so near 0 that rounding switches its ReLU; with seed 3 none
+# does, and the first gradients agree to 1e-6. From there an error of 1e-7 grows some ten times a step: margins switch
 # on and off, normalisation divides by small deviations. SGD with a small rate keeps it from growing faster;
 # AdamW would turn the sign of a gradient that is all rounding into a whole step.
 SMALL = [

@@ -1,7 +1,7 @@
 """Every shipped configuration learns: its modules are at work, not only its loss finite.
 
 The real training step on a synthetic world: noisy colour prototypes, infrared as an inverted grey of them. Only the
-network is small (ResNet-18 of width 16, 32x16 pixels, from scratch); losses, weights, rates and fusion are as shipped.
+network is small (ResNet-18 of width 16, 32x16 pixels, from scratch); losses, rates and fusion are as shipped.
 """
 
 import math
@@ -85,7 +85,7 @@ def test_every_shipped_configuration_learns(name):
 
 
 def test_the_settings_of_0_1_0_for_sysu_are_called_dead(caplog):
-    """What 0.1.0 shipped as `sysu`: free fusion weights before a neck, and each tail centred by its own statistics."""
+    """Free fusion weights before a neck, and each tail centred by its own statistics."""
     world, monitor = World(), health.HealthMonitor()
     old = [
         "model.normalization=tail",

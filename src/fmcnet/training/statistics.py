@@ -1,13 +1,14 @@
 """Statistics of `FeatureNorm`, taken once more from images as they are searched. Ours.
 
 During training they are running averages over a few noisy, augmented batches. The error of such a mean tells the
-modalities apart: a linear probe found the modality of 84 % of the shared features of unseen identities where the means
-were running averages, and of 53 % where they were taken anew (docs/findings.md).
+modalities apart: a linear probe found the modality of 84 % of the shared features of unseen identities with running
+averages, and of 53 % with the statistics taken anew (docs/findings.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -31,13 +32,17 @@ def estimate_statistics(model: FMCNet, batches: Iterable[Batch], world: int = 1)
         world: number of processes; the features of all count (each process must call).
     """
     norms = [
-        module for norm in model.modules() if isinstance(norm, FeatureNorm) for module in norm.statistics
+        cast(nn.BatchNorm1d, norm)
+        for module in model.modules()
+        if isinstance(module, FeatureNorm)
+        for norm in module.statistics
     ]
     sums = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms}
 
     def add(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].double().cpu()
-        sums[norm] += torch.stack([torch.full((x.shape[1],), float(len(x))), x.sum(0), x.square().sum(0)])
+        count = torch.full((x.shape[1],), float(len(x)), dtype=torch.float64)
+        sums[cast(nn.BatchNorm1d, norm)] += torch.stack([count, x.sum(0), x.square().sum(0)])
 
     hooks = [norm.register_forward_pre_hook(add) for norm in norms]
     for batch in batches:
@@ -45,13 +50,12 @@ def estimate_statistics(model: FMCNet, batches: Iterable[Batch], world: int = 1)
     for hook in hooks:
         hook.remove()
     for norm, total in sums.items():
+        running_mean, running_var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
         if world > 1:
-            on_device = total.to(norm.running_mean.device)
-            dist.all_reduce(on_device)
-            total = on_device.cpu()
+            shared = total.to(running_mean.device)
+            dist.all_reduce(shared)
+            total = shared.cpu()
         count, first, second = total
         mean = first / count
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(
-            (second / count - mean.square()).clamp(min=0) * count / (count - 1).clamp(min=1)
-        )
+        running_mean.copy_(mean)
+        running_var.copy_((second / count - mean.square()).clamp(min=0) * count / (count - 1).clamp(min=1))

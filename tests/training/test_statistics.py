@@ -1,0 +1,27 @@
+"""Statistics of FeatureNorm over plain images: those of all features, and nothing else changes."""
+
+import torch
+
+from fmcnet.config import load_config
+from fmcnet.model.build import build_model
+from fmcnet.training.batches import Batch
+from fmcnet.training.statistics import estimate_statistics
+
+
+def test_they_are_the_mean_and_variance_of_all_features():
+    torch.manual_seed(0)
+    model = build_model(load_config("tiny").model, 6).eval()
+    batches = [Batch(*torch.rand(2, 8, 3, 64, 32), torch.arange(8)) for _ in range(3)]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    estimate_statistics(model, batches)
+    sfd = model.decomposition
+    for code, half in enumerate(("visible", "infrared")):
+        norm = sfd.norm_shared.statistics[code]
+        images = torch.cat([getattr(batch, half) for batch in batches])
+        stem = getattr(sfd, f"stem_{half}")
+        with torch.no_grad():
+            raw = sfd.shared(stem(model.preprocess(images)))
+        torch.testing.assert_close(norm.running_mean, raw.mean(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(norm.running_var, raw.var(0), rtol=1e-3, atol=1e-5)
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {key for key in before if "statistics" in key and "running" in key}
