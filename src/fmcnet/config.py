@@ -160,6 +160,12 @@ class ModelConfig(_Section):
     specific_length: float = Field(
         default=1.0, gt=0, description="F_sp and F'_sp have this length with normalization=modality (ours)"
     )
+    specific_offset: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="F_sp and F'_sp have a constant of their modality, this share of their length (ours)",
+    )
     fusion: Literal["sum", "softmax", "slots"] = Field(
         default="sum",
         description="sum is eq. (15); softmax makes w1 + w2 = 1; slots does so and concatenates (ours)",

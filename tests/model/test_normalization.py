@@ -22,49 +22,50 @@ def clouds(dim=16, rows=64):
 
 def test_statistics_of_each_modality_erase_what_tells_them_apart():
     visible, infrared = clouds()
-    v, i = FeatureNorm(16, length=0.5, by_modality=True)(visible, infrared)
+    norm = FeatureNorm(16, length=0.5)
+    v, i = norm(visible, VIS), norm(infrared, INF)
     assert torch.allclose(v.norm(dim=1), torch.full((64,), 0.5))
     assert (v.mean(0) - i.mean(0)).norm() < 0.05
 
 
-def test_one_mean_for_both_keeps_what_tells_them_apart():
+def test_an_offset_gives_each_modality_a_mean_of_its_own():
     visible, infrared = clouds()
-    v, i = FeatureNorm(16, length=2.0)(visible, infrared)
+    norm = FeatureNorm(16, length=2.0, offset=0.8)
+    v, i = norm(visible, VIS), norm(infrared, INF)
     assert torch.allclose(i.norm(dim=1), torch.full((64,), 2.0))
-    assert (v.mean(0) - i.mean(0)).norm() > 3.5  # nearly opposite: at most 4
+    assert (v.mean(0) - i.mean(0)).norm() > 3  # 2 x 2 x 0.8 without the spread of identities
 
 
 def test_one_modality_is_normalized_by_the_running_statistics():
-    visible, infrared = clouds()
-    for by_modality in (True, False):
-        norm = FeatureNorm(16, by_modality=by_modality)
-        for statistics in norm.statistics:
-            statistics.momentum = 1.0
-        norm(visible, infrared)
-        norm.eval()
-        both = norm(visible, infrared)
-        assert torch.equal(norm.one(visible, VIS), both[0])
-        assert torch.equal(norm.one(infrared, INF), both[1])
+    norm = FeatureNorm(16)
+    for x, modality in zip(clouds(), Modality, strict=True):
+        norm.statistics[modality.code].momentum = 1.0
+        norm(x, modality)
+    norm.eval()
+    for x, modality in zip(clouds(), Modality, strict=True):
+        centred = (x - x.mean(0)) / x.var(0).add(1e-5).sqrt()
+        torch.testing.assert_close(norm(x, modality), F.normalize(centred, dim=1))
 
 
-def test_the_decomposition_can_be_met_with_one_mean_and_not_with_a_mean_of_each_tail():
-    """Eq. (4) on free features, optimised alone: 0 is reached only where the clouds may have means of their own."""
+def test_the_decomposition_can_be_met_with_an_offset_and_not_without():
+    """Eq. (4) on free features, optimised alone: 0 is reached only where specific features have their own mean."""
 
-    def least(by_modality: bool) -> float:
+    def least(offset: float) -> float:
         torch.manual_seed(0)
         raw = [torch.randn(16, 32, requires_grad=True) for _ in range(4)]
-        shared, specific = FeatureNorm(32, 0.5, by_modality=True), FeatureNorm(32, 2.0, by_modality)
+        shared, specific = FeatureNorm(32, 0.5), FeatureNorm(32, 4.0, offset)
         optimizer = torch.optim.Adam(raw, lr=0.05)
         for _ in range(200):
-            sh, sp = shared(raw[0], raw[1]), specific(raw[2], raw[3])
+            sh = [shared(x, modality) for x, modality in zip(raw[:2], Modality, strict=True)]
+            sp = [specific(x, modality) for x, modality in zip(raw[2:], Modality, strict=True)]
             loss = decomposition_loss(*(centers(x, 16) for x in (*sp, *sh)))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
-    assert least(by_modality=False) < 0.01
-    assert least(by_modality=True) > 1
+    assert least(offset=0.9) < 0.01
+    assert least(offset=0.0) > 1
 
 
 def test_fusion_weights_sum_to_one_and_stay_positive():
@@ -126,7 +127,8 @@ def test_the_whole_model_has_the_lengths_it_is_given():
         width=8,
         normalization="modality",
         shared_length=0.5,
-        specific_length=2.0,
+        specific_length=4.0,
+        specific_offset=0.9,
         fusion="softmax",
         fusion_normalize=True,
         generator_residual=True,
@@ -136,7 +138,7 @@ def test_the_whole_model_has_the_lengths_it_is_given():
     model = build_model(config, 5)
     out = model(*torch.rand(2, 8, 3, 64, 32))
     for half in out:
-        for feature, length in ((half.shared, 0.5), (half.specific, 2.0), (half.generated, 2.0)):
+        for feature, length in ((half.shared, 0.5), (half.specific, 4.0), (half.generated, 4.0)):
             assert torch.allclose(feature.norm(dim=1), torch.full((8,), length), atol=1e-4)
         assert torch.allclose(half.fused[:, 64:].norm(dim=1), torch.full((8,), 0.5), atol=1e-4)
     model.eval()

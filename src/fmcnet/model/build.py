@@ -64,6 +64,9 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         bound = config.discriminator_bound
         return Discriminator(dim, bound / config.specific_length if bound and by_modality else 1.0, bound > 0)
 
+    norm_specific = None
+    if by_modality and has_specific:
+        norm_specific = FeatureNorm(dim, config.specific_length, config.specific_offset)
     stem = stem_of_its_own()
     decomposition = Decomposition(
         stem,
@@ -76,8 +79,8 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         classify_infrared=head() if has_specific else None,
         stem_shared=Trunk(backbone, config.specific_stages) if config.specific_stages < STEM_BLOCKS else None,
         specific_detach=config.specific_detach,
-        norm_shared=FeatureNorm(dim, config.shared_length, by_modality=True) if by_modality else None,
-        norm_specific=FeatureNorm(dim, config.specific_length) if by_modality and has_specific else None,
+        norm_shared=FeatureNorm(dim, config.shared_length) if by_modality else None,
+        norm_specific=norm_specific,
     )
     decomposition.stem_infrared.load_state_dict(decomposition.stem_visible.state_dict())
     for specific in (decomposition.specific_visible, decomposition.specific_infrared):
@@ -85,7 +88,7 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
             specific.load_state_dict(shared.state_dict())
     compensation = None
     if config.variant in ("fmc", "full"):
-        compensation = Compensation(generator(), generator(), discriminator(), discriminator())
+        compensation = Compensation(generator(), generator(), discriminator(), discriminator(), norm_specific)
     fusion = None
     if config.variant == "full":
         fused = 3 * dim if config.fusion == "slots" else 2 * dim
