@@ -53,9 +53,9 @@ def test_the_decomposition_can_be_met_with_an_offset_and_not_without():
     def least(offset: float) -> float:
         torch.manual_seed(0)
         raw = [torch.randn(16, 32, requires_grad=True) for _ in range(4)]
-        shared, specific = FeatureNorm(32, 0.5), FeatureNorm(32, 4.0, offset)
+        shared, specific = FeatureNorm(32, 0.5), FeatureNorm(32, 10.0, offset)
         optimizer = torch.optim.Adam(raw, lr=0.05)
-        for _ in range(200):
+        for _ in range(500):
             sh = [shared(x, modality) for x, modality in zip(raw[:2], Modality, strict=True)]
             sp = [specific(x, modality) for x, modality in zip(raw[2:], Modality, strict=True)]
             loss = decomposition_loss(*(centers(x, 16) for x in (*sp, *sh)))
@@ -64,7 +64,7 @@ def test_the_decomposition_can_be_met_with_an_offset_and_not_without():
             optimizer.step()
         return float(loss.detach())
 
-    assert least(offset=0.9) < 0.01
+    assert least(offset=0.8) < 0.01
     assert least(offset=0.0) > 1
 
 
