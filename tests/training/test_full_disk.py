@@ -150,7 +150,7 @@ def test_no_checkpoint_gets_ahead_of_a_log_that_finds_no_room(
 
     def elsewhere(self, folder, keep_until=0):
         opened(self, folder, keep_until)
-        (where / "log.jsonl").write_bytes(b" " * 2500)  # before the first line: the page is full after a few
+        (where / "log.jsonl").write_bytes(b" " * 1900)  # before the first line: the page is full after a few
         self.path.unlink()
         self.path.symlink_to(where / "log.jsonl")
         self._stream = self.path.open("ab", buffering=0)

@@ -54,7 +54,7 @@ def assert_close(some, others, **tolerance):
 
 
 def test_accumulation_is_sgd_on_the_mean_of_the_batches_gradients():
-    game = made("model.variant=base", "training.accumulate=2", *PLAIN)
+    game = made("model.variant=base", "training.accumulate=2", *PLAIN, "training.lr=0.018")
     slow, config = deepcopy(game.model).train(), game.config
     parameters = {name: p for name, p in slow.named_parameters() if p.requires_grad}
     sums, losses = dict.fromkeys(parameters, 0.0), []

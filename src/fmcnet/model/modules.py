@@ -81,13 +81,10 @@ class FeatureNorm(nn.Module):
             modalities, with opposite signs.
     """
 
-    direction: Tensor
-
     def __init__(self, dim: int, length: float = 1.0, offset: float = 0.0) -> None:
         super().__init__()
         self.length, self.offset = length, offset
         self.statistics = nn.ModuleList(nn.BatchNorm1d(dim, affine=False) for _ in Modality)
-        self.register_buffer("direction", torch.full((dim,), dim**-0.5), persistent=False)
 
     def forward(self, feature: Tensor, modality: Modality) -> Tensor:
         """Features of images of one modality (B, D) to (B, D) of length `length`."""
@@ -99,7 +96,8 @@ class FeatureNorm(nn.Module):
         if self.offset:
             sign = 1.0 if modality is Modality.VISIBLE else -1.0
             identity = (1 - self.offset**2) ** 0.5
-            unit = F.normalize(identity * unit + sign * self.offset * self.direction, dim=1)
+            constant = sign * self.offset * feature.shape[1] ** -0.5  # the same in all D dimensions
+            unit = F.normalize(identity * unit + constant, dim=1)
         return self.length * unit
 
 
