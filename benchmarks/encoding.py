@@ -100,9 +100,11 @@ def main() -> None:
         for turn in range(args.repeats + 1):  # the first pays for first calls and is not counted
             before, theirs = timed(lambda images=images: public_features(encoder, images, args.workers))
             after, ours = timed(
-                lambda images=images: encoder.encode(
-                    images, "visible", flip=True, workers=args.workers, progress=False
-                ).features
+                lambda images=images: (
+                    encoder.encode(
+                        images, "visible", flip=True, workers=args.workers, progress=False
+                    ).features
+                )
             )
             if turn:
                 rates["public"].append(len(images) / before)

@@ -58,7 +58,7 @@ def parts(run: Path, table: Table, config: Config) -> dict[str, dict[str, float]
     from fmcnet.types import Embeddings, Modality
 
     rows = table.select(split="val")
-    encoder = load(run, "cpu")
+    encoder = load(run, "auto")
     model, size = encoder.model, config.data
     images = ImageCache(rows, size.height, size.width, folder=cache_folder(size.cache, rows.root)).images
     whole = encoder.embed_table(rows)
@@ -71,6 +71,7 @@ def parts(run: Path, table: Table, config: Config) -> dict[str, dict[str, float]
                 for at in range(0, len(mine), 128):
                     batch = mine[at : at + 128]
                     x = torch.from_numpy(np.ascontiguousarray(images[batch])).permute(0, 3, 1, 2)
+                    x = x.to(encoder.device)
                     sh, sp, made = model.features(x, modality)
                     values = {"shared": sh, "own": sp}
                     if made is not None:
@@ -78,7 +79,8 @@ def parts(run: Path, table: Table, config: Config) -> dict[str, dict[str, float]
                         if model.fusion is not None:
                             values["fused"] = model.fusion(sh, sp, made, modality)[:, sh.shape[1] :]
                     for key, value in values.items():
-                        features.setdefault(key, torch.zeros(len(rows), value.shape[1]))[batch] = value
+                        there = features.setdefault(key, torch.zeros(len(rows), value.shape[1]))
+                        there[batch] = value.float().cpu()
         found["shared"] = features["shared"]
         for key in ("own", "fused"):
             if key in features:
@@ -131,7 +133,7 @@ def do(name: str, settings: tuple[str, ...], seed: int, a: argparse.Namespace) -
         train(config, table, run, resume=run.is_dir(), device=a.device, progress=False)
         record["mAP"] = parts(run, table, config)
         record["numbers"] = numbers(
-            collect(load(run, "cpu"), table.select(split="val"), progress=False)
+            collect(load(run, "auto"), table.select(split="val"), progress=False)
         ).to_dict()
         record["last"] = read_log(run)[-1]
     except TrainingError as error:  # a trial that diverges is a finding
