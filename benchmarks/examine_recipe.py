@@ -97,6 +97,10 @@ def parts(run: Path, table: Table, config: Config) -> dict[str, dict[str, float]
                     found[f"fused at {weight:g}"] = torch.cat(
                         [unit(features["shared"]), weight * unit(features["fused"])], dim=1
                     )
+        if "made" in features:
+            for weight in (0.0, 0.25, 0.35, 0.5, 0.7):
+                model.specific_weight = weight
+                found[f"weight {weight:g}"] = torch.from_numpy(encoder.embed_table(rows).features)
     out: dict[str, dict[str, float]] = {}
     for name, feature in found.items():
         embedded = Embeddings(

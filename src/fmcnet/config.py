@@ -166,6 +166,12 @@ class ModelConfig(_Section):
         lt=1,
         description="F_sp and F'_sp have a constant of their modality, this share of their length (ours)",
     )
+    specific_weight: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="weight of what stands behind F_sh in the descriptor: F_sp and F'_sp, or what is fused (ours)",
+    )
     fusion: Literal["sum", "softmax", "slots"] = Field(
         default="sum",
         description="sum is eq. (15); softmax makes w1 + w2 = 1; slots does so and concatenates (ours)",

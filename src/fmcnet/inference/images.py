@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union, cast
@@ -138,7 +139,7 @@ def read_pixels(source: Any, height: int, width: int) -> Pixels:
 def read_ahead(
     items: Sequence[Item], batches: Sequence[Sequence[int]], height: int, width: int, workers: int
 ) -> Iterator[tuple[Sequence[int], list[Pixels | Fault]]]:
-    """Batch after batch, the next one decoded by `workers` threads while the caller computes on this one."""
+    """Batch after batch, the next two decoded by `workers` threads while the caller computes on this one."""
 
     def read(at: int) -> Pixels | Fault:
         try:
@@ -148,12 +149,11 @@ def read_ahead(
             return Fault(at, items[at].name, said.removeprefix(": "))
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        waiting = [pool.submit(read, at) for at in batches[0]] if batches else []
+        waiting: deque[list[Future[Pixels | Fault]]] = deque()
         for number, batch in enumerate(batches):
-            ready = waiting
-            following = batches[number + 1] if number + 1 < len(batches) else ()
-            waiting = [pool.submit(read, at) for at in following]
-            yield batch, [future.result() for future in ready]
+            for following in batches[number + len(waiting) : number + 3]:
+                waiting.append([pool.submit(read, at) for at in following])
+            yield batch, [future.result() for future in waiting.popleft()]
 
 
 def batches_of(items: Sequence[Item], size: int) -> list[list[int]]:

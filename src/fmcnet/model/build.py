@@ -103,4 +103,5 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         after_neck=config.neck and config.normalization != "tail",
         normalized=config.descriptor != "plain",
         parts=PartClassifiers([head() for _ in range(config.parts)]) if config.parts else None,
+        specific_weight=config.specific_weight,
     )

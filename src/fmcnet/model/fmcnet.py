@@ -68,6 +68,8 @@ class FMCNet(nn.Module):
         after_neck: the descriptor is what the classifiers' necks give (ours), not the feature itself.
         normalized: each D numbers of the descriptor (F_sh, F_fu, a stripe...) are brought to unit length (ours).
         parts: classifiers of stripes that E_sh gives behind F_sh; they join the descriptor (ours).
+        specific_weight: of what stands behind F_sh in the descriptor, F_sp and F'_sp or what fusion makes of them
+            (ours).
         mean, std: per-channel statistics of images in 0..1; buffers, so they travel with the weights.
     """
 
@@ -84,6 +86,7 @@ class FMCNet(nn.Module):
         after_neck: bool = False,
         normalized: bool = False,
         parts: PartClassifiers | None = None,
+        specific_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.decomposition = decomposition
@@ -92,6 +95,7 @@ class FMCNet(nn.Module):
         self.parts = parts
         self.after_neck = after_neck
         self.normalized = normalized
+        self.specific_weight = specific_weight
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
@@ -197,16 +201,18 @@ class FMCNet(nn.Module):
         return feature, torch.stack(stripes, dim=1)
 
     def _finish(self, descriptor: Tensor, stripes: Tensor | None) -> Tensor:
-        """Stripes behind the descriptor, each D numbers of unit length, as the settings want it; both ours."""
+        """The descriptor as the settings want it: weighted, of unit lengths, with stripes; all ours."""
+        dim = self.decomposition.classify_shared.linear.in_features
+        if self.normalized:
+            descriptor = nn.functional.normalize(descriptor.unflatten(1, (-1, dim)), dim=2).flatten(1)
+        if self.specific_weight != 1:
+            descriptor = torch.cat([descriptor[:, :dim], self.specific_weight * descriptor[:, dim:]], dim=1)
         if self.parts is not None and stripes is not None:
             through = [_through(neck, stripes[:, at]) for at, neck in enumerate(self.parts.necks())]
-            if not self.after_neck:  # of the scale of features that did not pass a neck
+            if self.normalized or not self.after_neck:  # of the scale of features that did not pass a neck
                 through = [nn.functional.normalize(stripe, dim=1) for stripe in through]
             descriptor = torch.cat([descriptor, *through], dim=1)
-        if not self.normalized:
-            return descriptor
-        dim = self.decomposition.classify_shared.linear.in_features
-        return nn.functional.normalize(descriptor.unflatten(1, (-1, dim)), dim=2).flatten(1)
+        return descriptor
 
     def _specific_scores(
         self, modality: Modality, real: Tensor | None, generated: Tensor | None
