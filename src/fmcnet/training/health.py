@@ -98,9 +98,9 @@ class HealthMonitor:
             self._warn(
                 "compensation",
                 f"step {step}: the compensation has collapsed: generated features of different identities have a "
-                f"mean cosine of {mean[COSINE]:.2f}. Where the backbone starts from random weights, wait for id_shared "
-                "to fall; else set model.normalization=modality and model.generator_residual=true, or lower losses.gan "
-                "and losses.fc.",
+                f"mean cosine of {mean[COSINE]:.2f}. Where the backbone starts from random weights, "
+                "wait for id_shared to fall; else set model.normalization=modality and model.generator_residual=true, "
+                "or lower losses.gan and losses.fc.",
             )
 
     def _warn(self, part: str, text: str) -> None:
