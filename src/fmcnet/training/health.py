@@ -99,8 +99,8 @@ class HealthMonitor:
                 "compensation",
                 f"step {step}: the compensation has collapsed: generated features of different identities have a "
                 f"mean cosine of {mean[COSINE]:.2f}. Where the backbone starts from random weights, "
-                "wait for id_shared to fall; else set model.normalization=modality and model.generator_residual=true, "
-                "or lower losses.gan and losses.fc.",
+                "wait for id_shared to fall; else set model.normalization=modality and "
+                "model.generator_residual=true, or lower losses.gan and losses.fc.",
             )
 
     def _warn(self, part: str, text: str) -> None:
