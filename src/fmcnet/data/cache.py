@@ -29,7 +29,7 @@ from fmcnet.data.room import free_memory, mib, require_disk
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
 
-VERSION = 1
+VERSION = 2
 """Part of every key: raise it when decoding or resizing changes."""
 
 BESIDE = ".fmcnet-cache"
