@@ -21,12 +21,12 @@ FLAT = 2
 
 STRETCHED, OUTSIDE, PAGES, FLAT_8, DROPPED = "stretched", "outside", "pages", "flat", "dropped"
 _TOLD = {
-    STRETCHED: "hold values of no usual range, so each was stretched by its own percentiles; the same person is not "
-    "equally bright in every crop: give --range LOW:HIGH (Python: value_range)",
-    OUTSIDE: "have more than half of their pixels outside the given range: check --range (Python: value_range)",
-    PAGES: "have several pages or frames; only the first was read",
-    FLAT_8: "are nearly constant and show nothing: check the camera, or remove them",
-    DROPPED: "have channels beyond red, green, blue and alpha, which were dropped",
+    STRETCHED: "with values of no usual range: each was stretched by its own percentiles, so the same person is not "
+    "equally bright in every crop; give --range LOW:HIGH (Python: value_range)",
+    OUTSIDE: "with more than half of the pixels outside the given range: check --range (Python: value_range)",
+    PAGES: "with several pages or frames: only the first was read",
+    FLAT_8: "nearly constant, without a picture: check the camera, or remove them",
+    DROPPED: "with further channels (not red, green, blue or alpha): they were dropped",
 }
 
 
@@ -47,9 +47,13 @@ class Remarks:
         with self._lock:
             kinds = [kind for kind in _TOLD if kind in self._names]
             return [
-                f"{len(self._names[kind])} of the images {_TOLD[kind]} (first: {sorted(self._names[kind])[0]})"
+                f"{_counted(len(self._names[kind]))} {_TOLD[kind]} (the first is {min(self._names[kind])})"
                 for kind in kinds
             ]
+
+
+def _counted(images: int) -> str:
+    return "1 image" if images == 1 else f"{images} images"
 
 
 def parse_range(text: str) -> ValueRange:
