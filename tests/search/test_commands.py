@@ -411,6 +411,9 @@ def test_what_is_no_picture_is_counted_and_named(crops, tmp_path):
     assert (made["pictures"], made["added"], made["ignored"]["count"]) == (4, 4, 2)
     assert made["ignored"]["first"] == [str(crops / "gate3"), str(crops / "notes.txt")]
     assert "ignored 2: " in run("index", "h", crops, *RULES).stderr
+    made = as_json("index", "k", *sorted((crops / "gate1").iterdir()), *RULES[:4])
+    assert (made["pictures"], made["ignored"]["reasons"]) == (2, {"a hidden or resource file": 1})
+    assert "a hidden or resource file" in wrong("index", "l", crops / "gate1" / "._1_0900.png", *RULES[:4])
     made = as_json("embed", "run", crops, "--modality", "visible", "--out", "e.npz")
     assert (made["images"], made["ignored"]["count"]) == (4, 2)
 

@@ -17,7 +17,7 @@ from fmcnet.data.cache import resize
 from fmcnet.data.csv_table import MODALITIES
 from fmcnet.data.depth import FLAT_8, Remarks, ValueRange
 from fmcnet.data.images import REMARKS, open_rgb, to_rgb
-from fmcnet.data.listing import IMAGE_SUFFIXES, Ignored, list_folder
+from fmcnet.data.listing import IMAGE_SUFFIXES, Ignored, has_image_head, is_hidden, list_folder
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.types import Modality
 
@@ -71,13 +71,21 @@ def list_images(sources: Sequence[str | Path], ignored: list[Ignored] | None = N
         DataError: for a path that does not exist or a folder without images.
     """
     found: list[Path] = []
+    resources: list[Ignored] = []
     for source in map(Path, sources):
         if source.is_dir():
             found += _inside(source, ignored)
         elif source.is_file():
-            found.append(source)
+            if is_hidden(source.name) and not has_image_head(source):
+                resources.append(Ignored(str(source), "a hidden or resource file"))
+            else:
+                found.append(source)
         else:
             raise DataError(f"no such image or folder: {source}")
+    if resources and not found and ignored is None:
+        raise DataError(f"{resources[0].path} is a hidden or resource file, not an image: give images")
+    if ignored is not None:
+        ignored += resources
     return found
 
 

@@ -121,6 +121,8 @@ def _pictures(places: Sequence[Path], rules: Rules, ignored: list[Ignored]) -> l
         for path in list_images([place], ignored):
             name = path.relative_to(place).as_posix() if path != place else path.name
             found.append((name, Picture(path, rules.modality)))
+    if not found:
+        raise DataError(f"{ignored[0].path} is {ignored[0].reason}, not an image: give images or folders")
     return found
 
 
