@@ -121,6 +121,24 @@ def test_compressed_depths(tmp_path, compression):
     assert np.array_equal(load_image(tmp_path / "x.tif", (15, 40))[..., 0], SCENE)
 
 
+@pytest.mark.parametrize("most", [4095, 65535])
+@pytest.mark.parametrize("scene", [SCENE, COLOUR], ids=["P5", "P6"])
+def test_portable_maps_of_16_bits_are_counts(tmp_path, scene, most):
+    head = f"P{6 if scene.ndim == 3 else 5}\n# by a camera\n32 64\n{most}\n".encode()
+    path = tmp_path / "x.ppm"
+    path.write_bytes(head + (scene.astype(np.uint16) * 16).astype(">u2").tobytes())
+    expected = scene if scene.ndim == 3 else np.repeat(scene[..., None], 3, axis=2)
+    assert np.array_equal(load_image(path, (0, 4080)), expected)
+    assert len(np.unique(load_image(path))) > 150
+    assert remarks(path) == (STRETCHED,)
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(DataError, match="truncated"):
+        load_image(path)
+    small = Image.fromarray(scene)
+    small.save(tmp_path / "y.ppm")
+    assert np.array_equal(load_image(tmp_path / "y.ppm"), expected)
+
+
 def test_degrees_are_stretched_and_told_or_mapped_by_a_range(tmp_path):
     path = write_tiff(tmp_path / "x.tif", (15 + SCENE / 255 * 25).astype(np.float32))
     assert len(np.unique(load_image(path))) > 200

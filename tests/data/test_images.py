@@ -157,7 +157,7 @@ def test_heic_and_avif_are_read(tmp_path: Path) -> None:
     assert np.abs(load_image(tmp_path / "x.heic").astype(int) - (200, 40, 90)).max() < 8
 
 
-def test_a_picture_of_one_column_of_two_deep_channels(tmp_path: Path) -> None:
+def test_a_deep_picture_of_one_column(tmp_path: Path) -> None:
     raw = np.arange(64, dtype=np.uint16).reshape(64, 1) * 500
     Image.fromarray(raw).save(tmp_path / "x.png")
     assert load_image(tmp_path / "x.png").shape == (64, 1, 3)

@@ -104,6 +104,7 @@ def to_rgb(image: Image.Image, value_range: ValueRange | None = None) -> Image.I
 def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
     remarks = [PAGES] if _has_pages(image) else []
     pair = _raw_mode(image).startswith("LA;16")
+    counts = _deep_ppm(image)
     lower = _lower_bytes(image)
     image.load()
     tags: Any = getattr(image, "tag_v2", None) or {}
@@ -114,7 +115,11 @@ def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
     if fourth_is_no_alpha:
         remarks.append(DROPPED)
     alpha: NDArray[np.uint8] | None = None
-    if lower is not None:
+    if counts is not None:
+        grey, remark = eight_bits(counts, value_range)
+        remarks += [remark] if remark else []
+        plain = Image.fromarray(grey)
+    elif lower is not None:
         below = np.asarray(ImageOps.exif_transpose(lower))
         values = np.asarray(upright).astype(np.uint16) << 8
         if pair:  # Pillow's mode is LA or RGBA
@@ -192,6 +197,28 @@ def _lower_bytes(image: Image.Image) -> Image.Image | None:
     other.tile = [tile._replace(args=_with_raw_mode(tile.args, wanted)) for tile in other.tile]
     other.load()
     return other
+
+
+def _deep_ppm(image: Image.Image) -> NDArray[np.uint16] | None:
+    """The values of a binary PGM or PPM deeper than 8 bits, which Pillow scales or cuts; None for all others."""
+    stream: Any = getattr(image, "fp", None)
+    tiles: Any = getattr(image, "tile", None) or []
+    if image.format != "PPM" or stream is None or not tiles or tiles[0][0] not in ("raw", "ppm"):
+        return None
+    stream.seek(0)
+    magic, _, _, most = b" ".join(
+        line.split(b"#")[0] for line in stream.read(tiles[0][2]).split(b"\n")
+    ).split()[:4]
+    if magic not in (b"P5", b"P6") or int(most) < 256:
+        return None
+    width, height = image.size
+    channels = 3 if magic == b"P6" else 1
+    data = stream.read(2 * width * height * channels)
+    if len(data) < 2 * width * height * channels:
+        raise OSError("truncated: the file ends before the last pixel")
+    values = np.frombuffer(data, dtype=">u2")
+    shape = (height, width, 3) if channels == 3 else (height, width)
+    return values.reshape(shape).astype(np.uint16)
 
 
 def _raw_mode(image: Image.Image) -> str:
