@@ -15,6 +15,16 @@ from rich.table import Table
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Range = Annotated[
+    str | None,
+    typer.Option(
+        "--range",
+        metavar="LOW:HIGH",
+        help="Values that become black and white, of pictures deeper than 8 bits (16-bit, float): 15:40. Without it "
+        "each such picture may be stretched by itself.",
+        show_default=False,
+    ),
+]
 Data = Annotated[
     Path, typer.Option("--data", help="A SYSU-MM01, RegDB or LLCM folder, or a CSV (docs/datasets.md).")
 ]

@@ -1,8 +1,9 @@
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from fmcnet.data.images import MAX_LISTED, load_image, require_readable, verify_images
 from fmcnet.data.table import Record, Table
@@ -90,7 +91,8 @@ def test_sixteen_bits_that_hold_eight_stay_as_they_are(tmp_path: Path) -> None:
 
 def test_a_flat_or_float_thermal_image(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 9000, dtype=np.uint16)).save(tmp_path / "x.png")
-    assert load_image(tmp_path / "x.png").max() == 0
+    with pytest.raises(DataError, match="nearly constant and shows nothing: its values are 9000 to 9000"):
+        load_image(tmp_path / "x.png")
     Image.fromarray(np.linspace(-10, 40, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "x.tif")
     assert load_image(tmp_path / "x.tif").max() == 255
     Image.fromarray(np.full((4, 4), np.nan, dtype=np.float32)).save(tmp_path / "y.tif")
@@ -129,3 +131,33 @@ def test_readable_images_raise_nothing_and_a_bar_can_be_shown(
     require_readable(_table(tmp_path, ["a.jpg"]))
     assert capfd.readouterr().err == ""
     require_readable(_table(tmp_path, ["a.jpg"]), progress=True)
+
+
+def head_of(brand: bytes) -> bytes:
+    return b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand + b"\0" * 40
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"heix"])
+def test_a_heic_image_without_its_package_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brand: bytes
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "x.heic").write_bytes(head_of(brand))
+    with pytest.raises(DataError, match=r"x.heic: a HEIC image, .*pip install 'fmcnet\[heic\]'$"):
+        load_image(tmp_path / "x.heic")
+
+
+def test_heic_and_avif_are_read(tmp_path: Path) -> None:
+    image = Image.new("RGB", (32, 64), (200, 40, 90))
+    if features.check("avif"):
+        image.save(tmp_path / "x.avif", quality=95)
+        assert np.abs(load_image(tmp_path / "x.avif").astype(int) - (200, 40, 90)).max() < 8
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(image).save(tmp_path / "x.heic", quality=95)
+    assert np.abs(load_image(tmp_path / "x.heic").astype(int) - (200, 40, 90)).max() < 8
+
+
+def test_a_deep_picture_of_one_column(tmp_path: Path) -> None:
+    raw = np.arange(64, dtype=np.uint16).reshape(64, 1) * 500
+    Image.fromarray(raw).save(tmp_path / "x.png")
+    assert load_image(tmp_path / "x.png").shape == (64, 1, 3)

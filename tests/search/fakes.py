@@ -49,7 +49,10 @@ def encoder(tmp_path, curves=None, digest=DIGEST):
 
 
 def picture(red, green, blue):
-    return Image.new("RGB", (24, 48), (red, green, blue))
+    """A colour, two levels brighter above and darker below: not constant, and the mean is the colour."""
+    image = Image.new("RGB", (24, 48), (red + 2, green + 2, blue + 2))
+    image.paste((red - 2, green - 2, blue - 2), (0, 24, 24, 48))
+    return image
 
 
 def similarity(a, b):

@@ -370,3 +370,70 @@ def test_what_is_not_there_or_never_expires_is_named(crops):
     assert "there is no entry 'nope'" in run("gallery", "remove", "g", "--id", "nope", "--yes").output
     assert "4 entries have no time" in run("gallery", "expire", "g", "--keep", "999999999w").output
     assert as_json("gallery", "info", "g")["entries"] == 4
+
+
+def degrees(path, low, high):
+    """A float TIFF of `low` to `high` degrees."""
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.linspace(low, high, 48 * 24, dtype=np.float32).reshape(48, 24)).save(path)
+
+
+def test_a_range_maps_every_crop_alike_and_the_gallery_keeps_it(tmp_path):
+    """Without it each picture is stretched by itself and all are alike; a note says so."""
+    for name, low in (("cold", 12), ("mild", 20), ("warm", 32)):
+        degrees(tmp_path / "heat" / f"{name}.tif", low, low + 6)
+    rules = ("--modality", "infrared", "--model", "run")
+    free = as_json("index", "free", "heat", *rules)
+    assert len(free["notes"]) == 1
+    assert free["notes"][0].startswith("3 images with values of no usual range: each was stretched")
+    assert "--range LOW:HIGH" in run("index", "again", "heat", *rules).stderr
+    alike = as_json("search", "free", "heat/warm.tif", "--modality", "ir")
+    assert min(hit["similarity"] for hit in alike["hits"]) > 0.999
+    assert as_json("index", "g", "heat", *rules, "--range", "10:40")["notes"] == []
+    found = as_json("search", "g", "heat/warm.tif", "--modality", "ir")  # the range is remembered
+    assert Path(found["hits"][0]["source"]).name == "warm.tif"
+    assert found["hits"][0]["similarity"] > 0.999
+    assert found["hits"][-1]["similarity"] < 0.5
+    degrees(tmp_path / "kelvin.tif", 288, 310)
+    assert "no pixel is in the range 10:40: its values are 288 to 310" in wrong(
+        "search", "g", "kelvin.tif", "--modality", "ir"
+    )
+    for bad in ("40:10", "15", "a:b", "nan:1"):
+        assert "--range" in wrong("index", "x", "heat", *rules, "--range", bad) or bad in ("40:10", "nan:1")
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_is_no_picture_is_counted_and_named(crops, tmp_path):
+    (crops / "notes.txt").write_text("gate 1")
+    (crops / "gate1" / "._1_0900.png").write_bytes(b"\0\5\26\7")
+    (crops / "gate3").symlink_to(crops / "gate2")
+    made = as_json("index", "g", crops, *RULES)
+    assert (made["pictures"], made["added"], made["ignored"]["count"]) == (4, 4, 2)
+    assert made["ignored"]["first"] == [str(crops / "gate3"), str(crops / "notes.txt")]
+    assert "ignored 2: " in run("index", "h", crops, *RULES).stderr
+    made = as_json("index", "k", *sorted((crops / "gate1").iterdir()), *RULES[:4])
+    assert (made["pictures"], made["ignored"]["reasons"]) == (2, {"a hidden or resource file": 1})
+    assert "a hidden or resource file" in wrong("index", "l", crops / "gate1" / "._1_0900.png", *RULES[:4])
+    made = as_json("embed", "run", crops, "--modality", "visible", "--out", "e.npz")
+    assert (made["images"], made["ignored"]["count"]) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    "value", ["18446744073709551615", "-9223372036854775809", "9" * 5000, "1e400", "nan"]
+)
+@pytest.mark.parametrize("option", ["--top", "--prior", "--fmr", "--min-probability", "--since"])
+def test_numbers_out_of_range_are_a_line(crops, option, value):
+    run("index", "g", crops, *RULES)
+    said = CliRunner().invoke(
+        app, ["search", "g", "night.png", "--modality", "ir", option, value], prog_name="fmcnet"
+    )
+    assert said.exception is None or isinstance(said.exception, SystemExit), said.exception
+    assert said.exit_code in (0, 2)
+    for arguments in (
+        ["gallery", "remove", "g", "--yes", "--pid", value],
+        ["gallery", "expire", "g", "--keep", f"{value}d"],
+        ["gallery", "export", "g", "x.npz", "--pid", value],
+        ["index", "g", str(crops), *RULES, "--batch", value],
+    ):
+        said = CliRunner().invoke(app, arguments, prog_name="fmcnet")
+        assert said.exception is None or isinstance(said.exception, SystemExit), (arguments, said.exception)

@@ -46,8 +46,8 @@ def test_hits_are_ranked_with_the_probability_of_their_pair_of_modalities(search
     for hit in answer.hits:
         cosine = similarity(RED, colours[hit.id])
         odds = np.exp(8 * (cosine - (0.1 if hit.modality is NIGHT else 0.0))) / 5
-        assert hit.similarity == pytest.approx(cosine, abs=1e-5)
-        assert hit.probability == pytest.approx(odds / (1 + odds), abs=1e-4)
+        assert hit.similarity == pytest.approx(cosine, abs=3e-4)
+        assert hit.probability == pytest.approx(odds / (1 + odds), abs=3e-4)
     assert answer.notes == ()
 
 
@@ -125,8 +125,8 @@ def test_a_track_is_its_pictures_pooled_and_a_person_the_best_picture(searcher):
     for one, colours in zip(answer.groups, ((RED, PINK), (RED, BLUE), (GREEN,)), strict=True):
         mean = sum(units[c] for c in colours)
         cosine = float(units[RED] @ mean / np.linalg.norm(mean))
-        assert one.similarity == pytest.approx(cosine, abs=1e-5)
-        assert one.probability == pytest.approx(1 / (1 + np.exp(-8 * cosine)), abs=1e-4)
+        assert one.similarity == pytest.approx(cosine, abs=3e-4)
+        assert one.probability == pytest.approx(1 / (1 + np.exp(-8 * cosine)), abs=3e-4)
         assert one.pooled == one.size == len(colours)
     assert [one.key for one in answer.groups] == ["t1", "t3", "t2"]
     assert [hit.id for hit in answer.hits] == ["red", "near", "green"]

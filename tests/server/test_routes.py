@@ -7,11 +7,13 @@ from datetime import datetime, timezone
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fmcnet.errors import CheckpointError
-from fmcnet.gallery import Where
+from fmcnet.gallery import Gallery, Where
+from fmcnet.search.models import remember_range
 from fmcnet.server.limits import Limits
-from tests.server.service import DAY, NIGHT, calibration, picture, png, running
+from tests.server.service import DAY, NIGHT, calibration, encoded, files, picture, png, running
 
 MARCH = "2026-03-01T12:00:00+00:00"
 
@@ -209,3 +211,32 @@ def test_the_description_names_every_route_and_scope(serving):
     assert scopes["/v1/entries", "post"] == "write"
     assert scopes["/v1/entries/{entry_id}", "delete"] == "admin"
     assert scopes["/healthz", "get"] is None
+
+
+def test_queries_are_read_with_the_range_of_the_gallery(tmp_path):
+    def sent(values):
+        return [("images", ("x.tif", encoded(Image.fromarray(values), "TIFF"), "image/tiff"))]
+
+    cold = np.linspace(12, 18, 48 * 24, dtype=np.float32).reshape(48, 24)
+    Gallery(tmp_path / "people.gallery").close()
+    remember_range(str(tmp_path / "people.gallery"), (10.0, 40.0))
+    with running(tmp_path) as service:
+        answer = service.client.post("/v1/embed", files=sent(cold), data={"modality": "infrared"}).json()
+        grey = Image.fromarray(np.rint((cold - 10) * (255 / 30)).astype(np.uint8))
+        upload = [("images", ("x.png", encoded(grey), "image/png"))]
+        same = service.client.post("/v1/embed", files=upload, data={"modality": "infrared"}).json()
+        assert answer["embeddings"][0]["embedding"] == same["embeddings"][0]["embedding"]
+        refused = service.client.post("/v1/embed", files=sent(cold + 273), data={"modality": "infrared"})
+        assert refused.status_code == 422
+        assert "no pixel is in the range 10:40: its values are 285 to 291" in refused.json()["error"]["what"]
+
+
+@pytest.mark.parametrize(
+    "value", ["18446744073709551615", "-9223372036854775809", "9" * 5000, "1e400", "nan"]
+)
+@pytest.mark.parametrize("name", ["pid", "top", "prior", "fmr", "min_probability"])
+def test_numbers_out_of_range_are_refused(tmp_path, name, value):
+    with running(tmp_path) as service:
+        answer = service.client.post("/v1/search", files=files(1), data={"modality": "visible", name: value})
+        assert answer.status_code == 422
+        assert name in answer.json()["error"]["where"]

@@ -24,12 +24,13 @@ from fmcnet.data.cache_file import (
     write_stored,
 )
 from fmcnet.data.cache_lock import held
-from fmcnet.data.images import in_threads, open_rgb, raise_unreadable
+from fmcnet.data.depth import Remarks
+from fmcnet.data.images import REMARKS, in_threads, open_rgb, raise_unreadable
 from fmcnet.data.room import free_memory, mib, require_disk
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
 
-VERSION = 1
+VERSION = 2
 """Part of every key: raise it when decoding or resizing changes."""
 
 BESIDE = ".fmcnet-cache"
@@ -192,7 +193,8 @@ class ImageCache:
         )
 
     def _fill(self, put: Put) -> None:
-        """Decode every row and hand it to `put`."""
+        """Decode every row and hand it to `put`; what is doubtful goes to the log."""
+        remarks = Remarks()
 
         def decode(row: int) -> str:
             path = self.table.full_path(row)
@@ -200,6 +202,8 @@ class ImageCache:
                 image = open_rgb(path)
             except DataError as error:
                 return str(error).removeprefix(f"cannot read the image {path}: ")
+            for kind in image.info[REMARKS]:
+                remarks.add(kind, str(self.table.path[row]))
             put(row, resize(image, self.height, self.width))
             return ""
 
@@ -207,6 +211,8 @@ class ImageCache:
         outcomes = in_threads(decode, rows, self._workers, "caching images", self._progress)
         faults = [(str(self.table.path[row]), reason) for row, reason in enumerate(outcomes) if reason]
         raise_unreadable(self.table, faults)
+        for line in remarks.lines():
+            _log.warning("%s", line)
 
 
 def resize(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fmcnet.data.listing import number_of
 from fmcnet.data.reading.lists import read_text
 from fmcnet.data.reading.rules import settle
 from fmcnet.data.table import SPLITS, Record, Table
@@ -31,7 +32,7 @@ _SPLITS = {
     "testing": "test",
 }
 _ROLES = {"": "", "both": "", "query": "query", "probe": "query", "gallery": "gallery"}
-_CAMERA = re.compile(r"(?:cam(?:era)?|c)?[ _]?(\d+)", re.IGNORECASE)
+_CAMERA = re.compile(r"(?:cam(?:era)?|c)?[ _]?([0-9]+)", re.IGNORECASE)
 
 EXPECTED = """
     path,pid,modality,camid,split       camid, split, role (query, gallery) and time may be absent
@@ -181,6 +182,8 @@ def _row(cells: dict[str, str], base: Path, listed: dict[Path, set[str]]) -> tup
             path = Path(path).relative_to(base).as_posix()
     if not cells["pid"]:
         wrong.append("pid is empty")
+    elif cells["pid"].isascii() and cells["pid"].isdigit() and number_of(cells["pid"]) is None:
+        wrong.append(f"pid '{cells['pid'][:40]}' is too large: numbers go up to {2**63 - 1}")
     modality = MODALITIES.get(cells["modality"].lower())
     if modality is None:
         wrong.append(
@@ -188,8 +191,11 @@ def _row(cells: dict[str, str], base: Path, listed: dict[Path, set[str]]) -> tup
         )
     camera = cells.get("camid", "")
     match = _CAMERA.fullmatch(camera)
-    if match is None and camera not in ("", str(NO_CAMERA)):
-        wrong.append(f"camid '{camera}' is not a whole number (leave it empty where unknown)")
+    number = number_of(match[1]) if match else None
+    if match and number is None:
+        wrong.append(f"camid '{camera[:40]}' is too large: numbers go up to {2**63 - 1}")
+    elif match is None and camera not in ("", str(NO_CAMERA)):
+        wrong.append(f"camid '{camera[:40]}' is not a whole number (leave it empty where unknown)")
     split = cells.get("split", "").lower()
     if split and split not in _SPLITS:
         wrong.append(f"split '{split}' is none of {', '.join(SPLITS)}")
@@ -200,7 +206,7 @@ def _row(cells: dict[str, str], base: Path, listed: dict[Path, set[str]]) -> tup
         path=path,
         pid=cells["pid"],
         modality=modality or Modality.VISIBLE,
-        camid=int(match[1]) if match else NO_CAMERA,
+        camid=NO_CAMERA if number is None else number,
         split=_SPLITS.get(split, split),
         role=_ROLES.get(role, ""),
         time=cells.get("time", ""),
@@ -218,7 +224,7 @@ def _exists(path: Path, listed: dict[Path, set[str]]) -> bool:
 
 def _number(names: list[str]) -> tuple[Sequence[str], dict[str, int]]:
     """Names by number (empty where the names are numbers already), and number by name."""
-    if all(name.isascii() and name.isdigit() and str(int(name)) == name for name in names):
+    if all(str(number_of(name)) == name for name in names):
         return (), {name: int(name) for name in names}
     return names, {name: number for number, name in enumerate(names)}
 

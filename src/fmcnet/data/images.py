@@ -2,73 +2,287 @@
 
 from __future__ import annotations
 
+import io
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fmcnet.data.depth import DROPPED, PAGES, ValueRange, eight_bits, eight_bits_of_alpha
 from fmcnet.data.table import Table
+from fmcnet.data.tiff import is_tiff, read_tiff
 from fmcnet.errors import DataError
 
 MAX_LISTED = 20
 
+_HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
-_FAILURES = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_WIDE = re.compile(r"(RGB|RGBA|RGBX|LA|CMYK);16([BLN])")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+REMARKS = "fmcnet.remarks"
+"""Key of `Image.info`: kinds of `fmcnet.data.depth` that a person should see."""
+_FAILURES = (
+    OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, OverflowError, struct.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def load_image(path: str | Path) -> NDArray[np.uint8]:
+def load_image(path: str | Path, value_range: ValueRange | None = None) -> NDArray[np.uint8]:
     """An image as (H, W, 3) uint8, red-green-blue.
 
-    One-channel (infrared) images are repeated in three channels, the EXIF orientation is applied, alpha is
-    dropped. Deep images (16-bit or float thermal) are stretched linearly, 0.5th to 99.5th percentile of the
-    image to 0..255; those whose values fit 0..255 already are taken as they are.
+    - One channel (infrared) is repeated in three. Of two channels the second is alpha or is dropped, of four the
+      fourth. The EXIF orientation is applied.
+    - 8-bit values stay as they are. Deeper ones (16-bit, 32-bit, float) follow `fmcnet.data.depth.eight_bits`.
+    - Transparent pixels become black, half-transparent ones are darkened by their alpha.
+    - Of several pages or frames the first is read.
+
+    Args:
+        path: the file; its content decides the format, not its suffix.
+        value_range: the values that become 0 and 255, of images deeper than 8 bits; 8-bit images ignore it.
 
     Raises:
-        DataError: when the file is absent, empty, truncated or no image; says which.
+        DataError: when the file is absent, empty, truncated, no image, nearly constant (deeper than 8 bits) or
+            wholly transparent; says which.
     """
-    return np.asarray(open_rgb(path))
+    return np.asarray(open_rgb(path, value_range))
 
 
-def open_rgb(path: str | Path) -> Image.Image:
-    """The same as a Pillow image of mode RGB, fully decoded.
+def open_rgb(path: str | Path, value_range: ValueRange | None = None) -> Image.Image:
+    """The same as a Pillow image of mode RGB, fully decoded; `info[REMARKS]` holds what is doubtful.
 
     Raises:
         DataError: as `load_image`.
     """
+    path = Path(path)
     try:
-        with Image.open(path) as stored:
-            return _to_rgb(stored)
+        try:
+            opened = Image.open(path)
+        except UnidentifiedImageError:
+            head = _head(path)
+            if is_tiff(head):
+                return _from_tiff(path, value_range)
+            if not _learn(head):
+                raise
+            opened = Image.open(path)
+        with opened as stored:
+            return _to_rgb(stored, value_range)
     except _FAILURES as error:
-        raise DataError(f"cannot read the image {path}: {_reason(Path(path), error)}") from error
+        raise DataError(f"cannot read the image {path}: {_reason(path, error)}") from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
     """An image that Pillow opened or made, by the rules of `load_image`: mode RGB, fully decoded.
 
     Raises:
         DataError: when it cannot be decoded; says why.
     """
     try:
-        return _to_rgb(image)
+        return _to_rgb(image, value_range)
     except _FAILURES as error:
         raise DataError(f"cannot read the image: {error or type(error).__name__}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
+    remarks = [PAGES] if _has_pages(image) else []
+    pair = _raw_mode(image).startswith("LA;16")
+    counts = _deep_ppm(image)
+    lower = _lower_bytes(image)
     image.load()
+    tags: Any = getattr(image, "tag_v2", None) or {}
+    unsigned = image.mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,))[0] == 1
+    inverted = image.mode in _DEEP_MODES and tags.get(262) == 0
+    fourth_is_no_alpha = image.mode == "RGBA" and bool(tags) and 338 not in tags
     upright = ImageOps.exif_transpose(image)
-    if upright.mode in _DEEP_MODES:
-        upright = _to_eight_bits(upright)
-    return upright.convert("RGB")
+    if fourth_is_no_alpha:
+        remarks.append(DROPPED)
+    alpha: NDArray[np.uint8] | None = None
+    if counts is not None:
+        grey, remark = eight_bits(counts, value_range)
+        remarks += [remark] if remark else []
+        plain = Image.fromarray(grey)
+    elif lower is not None:
+        below = np.asarray(ImageOps.exif_transpose(lower))
+        values = np.asarray(upright).astype(np.uint16) << 8
+        if pair:  # Pillow's mode is LA or RGBA
+            values, below = values[..., [0, -1]], below[..., [1, 3]]
+        values |= below
+        if pair or upright.mode == "RGBA":
+            alpha = None if fourth_is_no_alpha else (values[..., -1] >> 8).astype(np.uint8)
+            values = values[..., :-1]
+        if alpha is not None:
+            _require_visible(alpha)
+        grey, remark = eight_bits(values[..., 0] if pair else values, value_range)
+        remarks += [remark] if remark else []
+        cmyk = upright.mode == "CMYK"
+        plain = Image.frombytes("CMYK", upright.size, grey.tobytes()) if cmyk else Image.fromarray(grey)
+    elif upright.mode in _DEEP_MODES:
+        values = np.asarray(upright)
+        grey, remark = eight_bits(values.view(np.uint32) if unsigned else values, value_range)
+        remarks += [remark] if remark else []
+        plain = Image.fromarray(255 - grey if inverted else grey)
+    elif not fourth_is_no_alpha and (
+        upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info
+    ):
+        whole = upright.convert("LA") if upright.mode == "La" else upright
+        whole = whole.convert("RGBA")
+        alpha = np.asarray(whole.getchannel("A"))
+        _require_visible(alpha)
+        plain = whole
+    else:
+        plain = upright
+    done = plain.convert("RGB")
+    if alpha is not None and alpha.min() < 255:
+        done = Image.composite(done, Image.new("RGB", done.size), Image.fromarray(alpha))
+    done.info.pop("transparency", None)
+    done.info[REMARKS] = tuple(remarks)
+    return done
+
+
+def _require_visible(alpha: NDArray[np.uint8]) -> None:
+    if not alpha.any():
+        raise ValueError("every pixel is transparent: save it without its alpha channel")
+
+
+def _has_pages(image: Image.Image) -> bool:
+    """More than one page or frame; the previews in a camera's JPEG (MPO) are none."""
+    if image.format in (None, "MPO", "JPEG"):
+        return False
+    try:
+        return int(getattr(image, "n_frames", 1)) > 1
+    except _FAILURES:  # damaged after the first page
+        return False
+    finally:
+        if image.format == "TIFF":
+            image.seek(0)
+
+
+def _lower_bytes(image: Image.Image) -> Image.Image | None:
+    """The lower bytes of an image of several 16-bit channels, of which Pillow keeps the upper ones; None: others.
+
+    The same bytes are decoded in the other byte order.
+    """
+    stream: Any = getattr(image, "fp", None)
+    found = _WIDE.fullmatch(_raw_mode(image))
+    if found is None or stream is None:
+        return None
+    at = stream.tell()
+    stream.seek(0)
+    other = Image.open(io.BytesIO(stream.read()), formats=[str(image.format)])
+    stream.seek(at)
+    if found[1] == "LA":  # 32 bits a pixel: grey, its lower byte, alpha, its lower byte
+        other._mode = "RGBA"
+        wanted = "RGBA"
+    else:
+        swapped = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[found[2]]
+        wanted = f"{found[1]};16{swapped}"
+    other.tile = [tile._replace(args=_with_raw_mode(tile.args, wanted)) for tile in other.tile]
+    other.load()
+    return other
+
+
+def _deep_ppm(image: Image.Image) -> NDArray[np.uint16] | None:
+    """The values of a binary PGM or PPM deeper than 8 bits, which Pillow scales or cuts; None for all others."""
+    stream: Any = getattr(image, "fp", None)
+    tiles: Any = getattr(image, "tile", None) or []
+    if image.format != "PPM" or stream is None or not tiles or tiles[0][0] not in ("raw", "ppm"):
+        return None
+    stream.seek(0)
+    magic, _, _, most = b" ".join(
+        line.split(b"#")[0] for line in stream.read(tiles[0][2]).split(b"\n")
+    ).split()[:4]
+    if magic not in (b"P5", b"P6") or int(most) < 256:
+        return None
+    width, height = image.size
+    channels = 3 if magic == b"P6" else 1
+    data = stream.read(2 * width * height * channels)
+    if len(data) < 2 * width * height * channels:
+        raise OSError("truncated: the file ends before the last pixel")
+    values = np.frombuffer(data, dtype=">u2")
+    shape = (height, width, 3) if channels == 3 else (height, width)
+    return values.reshape(shape).astype(np.uint16)
+
+
+def _raw_mode(image: Image.Image) -> str:
+    tiles: Any = getattr(image, "tile", None) or []
+    if not tiles:
+        return ""
+    args = tiles[0][3]
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def _with_raw_mode(args: Any, wanted: str) -> Any:
+    return (wanted, *args[1:]) if isinstance(args, tuple) else wanted
+
+
+def _from_tiff(path: Path, value_range: ValueRange | None) -> Image.Image:
+    """A TIFF that Pillow does not open."""
+    found = read_tiff(path)
+    values, alpha, remarks = found.values, None, []
+    if found.alpha:
+        alpha = eight_bits_of_alpha(values[..., -1])
+        _require_visible(alpha)
+        values = values[..., :-1]
+    keep = 3 if values.shape[2] >= 3 else 1
+    if values.shape[2] > keep:
+        remarks.append(DROPPED)
+    values = values[..., :keep].squeeze(axis=2) if keep == 1 else values[..., :keep]
+    if values.dtype == np.uint8:
+        grey, remark = values, None
+    else:
+        grey, remark = eight_bits(values, value_range)
+    remarks += [remark] if remark else []
+    done = Image.fromarray(np.ascontiguousarray(255 - grey if found.inverted else grey)).convert("RGB")
+    if alpha is not None:
+        done = Image.composite(done, Image.new("RGB", done.size), Image.fromarray(alpha))
+    if found.orientation in _TURNS:
+        done = done.transpose(_TURNS[found.orientation])
+    done.info[REMARKS] = tuple(remarks)
+    return done
+
+
+def _learn(head: bytes) -> bool:
+    """Whether Pillow can read HEIC from now on, for a file that is one.
+
+    Raises:
+        ValueError: when a package is missing; names the extra that brings it.
+    """
+    brand = head[8:12] if head[4:8] == b"ftyp" else b""
+    if brand in (b"avif", b"avis"):
+        raise ValueError("an AVIF image, which this Pillow cannot read: pip install 'fmcnet[heic]'")
+    if brand not in _HEIC:
+        return False
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise ValueError(
+            "a HEIC image, which needs the package pillow-heif: pip install 'fmcnet[heic]'"
+        ) from error
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(64)
 
 
 def verify_images(table: Table, workers: int = 2, progress: bool | None = None) -> list[tuple[str, str]]:
@@ -130,18 +344,6 @@ def _fault(path: Path) -> str:
     except DataError as error:
         return str(error).removeprefix(f"cannot read the image {path}: ")
     return ""
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("holds NaN or infinite values")
-    if values.min() < 0 or values.max() > 255:
-        low, high = np.percentile(values, (0.5, 99.5))
-        if high <= low:
-            low, high = float(values.min()), max(float(values.max()), float(values.min()) + 1)
-        values = (values - low) * (255 / (high - low))
-    return Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8))
 
 
 def _reason(path: Path, error: BaseException) -> str:

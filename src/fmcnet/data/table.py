@@ -76,7 +76,17 @@ class Table:
         pid_names: Sequence[str] = (),
         notes: Sequence[str] = (),
     ) -> Table:
-        """The table of the given rows, order kept."""
+        """The table of the given rows, order kept.
+
+        Raises:
+            DataError: for an identity or camera that does not fit 64 bits.
+        """
+        for record in records:
+            for what, value in (("identity", record.pid), ("camera", record.camid)):
+                if not -(2**63) <= value < 2**63:
+                    raise DataError(
+                        f"{record.path}: the number of the {what} does not fit 64 bits: {value:.4g}"
+                    )
         return cls(
             name=name,
             root=Path(root),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fmcnet.console import Device, Json, Model, print_json, show
+from fmcnet.console import Device, Json, Model, Range, print_json, show
 
 
 def embed(
@@ -22,6 +22,7 @@ def embed(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave broken images out (listed) instead of stopping.")
     ] = False,
+    range_: Range = None,
     raw: Annotated[bool, typer.Option("--raw", help="Do not bring embeddings to unit length.")] = False,
     device: Device = "auto",
     json_: Json = False,
@@ -31,15 +32,33 @@ def embed(
     The .npz holds features (N, E) float32, name (N,) and modality (N,). To score embeddings by a protocol, use
     fmcnet evaluate, which knows pid and camera.
     """
+    from fmcnet.data.depth import Remarks, parse_range
+    from fmcnet.data.listing import Ignored, ignored_facts, ignored_line
     from fmcnet.inference.describe import embed_files
 
+    remarks = Remarks()
+    ignored: list[Ignored] = []
     count, dim = embed_files(
-        run, images, modality, out, batch=batch, normalize=not raw, skip=skip_unreadable, device=device
+        run,
+        images,
+        modality,
+        out,
+        batch=batch,
+        normalize=not raw,
+        skip=skip_unreadable,
+        device=device,
+        value_range=None if range_ is None else parse_range(range_),
+        remarks=remarks,
+        ignored=ignored,
     )
+    left, notes = tuple(ignored), remarks.lines()
     if json_:
-        print_json({"out": str(out), "images": count, "dim": dim, "modality": modality})
-    else:
-        typer.echo(f"{count} embeddings of length {dim}: {out}")
+        facts = {"out": str(out), "images": count, "dim": dim, "modality": modality}
+        print_json({**facts, "ignored": ignored_facts(left), "notes": notes})
+        return
+    typer.echo(f"{count} embeddings of length {dim}: {out}")
+    for line in filter(None, (ignored_line(left), *notes)):
+        typer.echo(line, err=True)
 
 
 def info(run: Model, json_: Json = False) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from fmcnet.calibration.calibration import CALIBRATION
+from fmcnet.data.depth import Remarks, ValueRange
+from fmcnet.data.listing import Ignored
 from fmcnet.errors import DataError
 from fmcnet.files import write_atomically
 from fmcnet.inference.encoder import load
@@ -29,8 +31,19 @@ def embed_files(
     normalize: bool = True,
     skip: bool = False,
     device: str = "auto",
+    value_range: ValueRange | None = None,
+    remarks: Remarks | None = None,
+    ignored: list[Ignored] | None = None,
 ) -> tuple[int, int]:
     """Embed images and write `features` (N, E) float32, `name` (N,) and `modality` to an `.npz`.
+
+    Args:
+        run, sources, modality: model, images and folders, and what the images are.
+        out: the file to write.
+        batch, normalize, value_range, remarks: as `Encoder.encode`.
+        skip: leave out what cannot be read.
+        device: where to compute.
+        ignored: gets what lies in the folders and is no image.
 
     Returns:
         (N, E).
@@ -47,10 +60,16 @@ def embed_files(
         raise DataError(f"--out {out}: {error.strerror}") from error
     kind = parse_modality(modality)
     encoder = load(run, device)
-    paths = list_images(sources)
+    paths = list_images(sources, ignored)
     try:
         found = encoder.encode(
-            paths, kind, batch_size=batch, normalize=normalize, on_error="skip" if skip else "raise"
+            paths,
+            kind,
+            batch_size=batch,
+            normalize=normalize,
+            on_error="skip" if skip else "raise",
+            value_range=value_range,
+            remarks=remarks,
         )
     except DataError as error:
         raise error if skip else DataError(f"{error}\n--skip-unreadable leaves them out") from error

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fmcnet.calibration.calibration import CALIBRATION, Calibration
 from fmcnet.data.cache import ImageCache, cache_folder, cache_key
+from fmcnet.data.depth import Remarks, ValueRange, check_range
 from fmcnet.data.table import Table
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import write_atomically
@@ -164,6 +165,8 @@ class Encoder:
         on_error: OnError = "raise",
         workers: int = 1,
         progress: bool | None = None,
+        value_range: ValueRange | None = None,
+        remarks: Remarks | None = None,
     ) -> Embeddings:
         """Descriptors of images, of one modality or of both.
 
@@ -180,6 +183,9 @@ class Encoder:
                 in the log; a function: it is told each `Fault` and they are left out.
             workers: threads that decode the next batch meanwhile.
             progress: show a bar; None: on a terminal, for more than one batch.
+            value_range: the values (low, high) that become 0 and 255, of images deeper than 8 bits; None: by the rule
+                of `fmcnet.data.depth.eight_bits`, which may stretch each image by itself.
+            remarks: gets what is doubtful about images; None: it goes to the log.
 
         Returns:
             One row an image, in the order given: features (N, E) float32, name (a path, or "images[3]" for what has
@@ -190,13 +196,17 @@ class Encoder:
         """
         items = expand(images, modality)
         report = handler(on_error)
+        value_range = None if value_range is None else check_range(value_range)
+        noted = Remarks() if remarks is None else remarks
         rows: list[int] = []
         parts: list[FloatArray] = []
         faults: list[Fault] = []
         shown = progress if progress is not None or len(items) > batch_size else False
         with Progress("embedding", len(items), show=shown) as bar:
             batches = batches_of(items, batch_size)
-            for batch, read in read_ahead(items, batches, self.height, self.width, workers):
+            for batch, read in read_ahead(
+                items, batches, self.height, self.width, workers, value_range, noted
+            ):
                 faults += [one for one in read if isinstance(one, Fault)]
                 good = [(at, one) for at, one in zip(batch, read, strict=True) if not isinstance(one, Fault)]
                 if good and not (
@@ -207,6 +217,8 @@ class Encoder:
                     rows += [at for at, _ in good]
                 bar.advance(count=len(batch))
         faults.sort()
+        for line in noted.lines() if remarks is None else ():
+            _log.warning("%s", line)
         if faults and (report is None or not rows):
             raise DataError(list_faults(faults, len(items)))
         if faults and on_error == "skip":

@@ -15,14 +15,15 @@ from PIL import Image
 
 from fmcnet.data.cache import resize
 from fmcnet.data.csv_table import MODALITIES
-from fmcnet.data.images import open_rgb, to_rgb
+from fmcnet.data.depth import FLAT_8, Remarks, ValueRange
+from fmcnet.data.images import REMARKS, open_rgb, to_rgb
+from fmcnet.data.listing import IMAGE_SUFFIXES, Ignored, has_image_head, is_hidden, list_folder
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.types import Modality
 
 if TYPE_CHECKING:
     import torch
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MAX_LISTED = 20
 
 ImageLike: TypeAlias = Union[str, Path, Image.Image, NDArray[np.uint8], "torch.Tensor"]
@@ -59,20 +60,32 @@ class Fault(NamedTuple):
     reason: str
 
 
-def list_images(sources: Sequence[str | Path]) -> list[Path]:
-    """The images named, and those below the folders named, each folder's sorted by path.
+def list_images(sources: Sequence[str | Path], ignored: list[Ignored] | None = None) -> list[Path]:
+    """The images named, and those below the folders named (`fmcnet.data.listing.list_folder`), sorted by path.
+
+    Args:
+        sources: files and folders.
+        ignored: gets what lies in the folders and is no image.
 
     Raises:
         DataError: for a path that does not exist or a folder without images.
     """
     found: list[Path] = []
+    resources: list[Ignored] = []
     for source in map(Path, sources):
         if source.is_dir():
-            found += _inside(source)
+            found += _inside(source, ignored)
         elif source.is_file():
-            found.append(source)
+            if is_hidden(source.name) and not has_image_head(source):
+                resources.append(Ignored(str(source), "a hidden or resource file"))
+            else:
+                found.append(source)
         else:
             raise DataError(f"no such image or folder: {source}")
+    if resources and not found and ignored is None:
+        raise DataError(f"{resources[0].path} is a hidden or resource file, not an image: give images")
+    if ignored is not None:
+        ignored += resources
     return found
 
 
@@ -115,16 +128,40 @@ def expand(
     return [Item(name, source, kind) for (name, source), kind in zip(flat, kinds, strict=True)]
 
 
-def read_pixels(source: Any, height: int, width: int) -> Pixels:
+def read_pixels(
+    source: Any,
+    height: int,
+    width: int,
+    *,
+    value_range: ValueRange | None = None,
+    remarks: Remarks | None = None,
+    name: str = "",
+) -> Pixels:
     """One item's source as (H, W, 3) uint8 of the given size: the one way into every encoder.
+
+    Args:
+        source: a path, a Pillow image, an array or a tensor.
+        height: H.
+        width: W.
+        value_range: as `fmcnet.data.images.load_image`.
+        remarks: gets what is doubtful, under `name`.
+        name: of the image.
 
     Raises:
         DataError: when it cannot be read, has no pixels or another shape or type than an image; says why.
     """
-    if isinstance(source, (str, Path)):
-        return resize(open_rgb(source), height, width)
-    if isinstance(source, Image.Image):
-        return resize(to_rgb(source), height, width)
+    if isinstance(source, (str, Path, Image.Image)):
+        if isinstance(source, Image.Image):
+            image = to_rgb(source, value_range)
+        else:
+            image = open_rgb(source, value_range)
+        pixels = resize(image, height, width)
+        if remarks is not None:
+            for kind in image.info[REMARKS]:
+                remarks.add(kind, name)
+            if int(np.ptp(pixels, axis=(0, 1)).max()) < 4:
+                remarks.add(FLAT_8, name)
+        return pixels
     array = _from_tensor(source) if _is_tensor(source) else source
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))):
         raise DataError(
@@ -137,13 +174,22 @@ def read_pixels(source: Any, height: int, width: int) -> Pixels:
 
 
 def read_ahead(
-    items: Sequence[Item], batches: Sequence[Sequence[int]], height: int, width: int, workers: int
+    items: Sequence[Item],
+    batches: Sequence[Sequence[int]],
+    height: int,
+    width: int,
+    workers: int,
+    value_range: ValueRange | None = None,
+    remarks: Remarks | None = None,
 ) -> Iterator[tuple[Sequence[int], list[Pixels | Fault]]]:
     """Batch after batch, the next two decoded by `workers` threads while the caller computes on this one."""
 
     def read(at: int) -> Pixels | Fault:
         try:
-            return read_pixels(items[at].source, height, width)
+            item = items[at]
+            return read_pixels(
+                item.source, height, width, value_range=value_range, remarks=remarks, name=item.name
+            )
         except DataError as error:
             said = str(error).removeprefix("cannot read the image").removeprefix(f" {items[at].source}")
             return Fault(at, items[at].name, said.removeprefix(": "))
@@ -215,11 +261,14 @@ def _first(label: str, single: bool) -> str:
     return f"{label}[0]" if single else label
 
 
-def _inside(folder: Path) -> list[Path]:
-    inside = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not inside:
-        raise DataError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
-    return inside
+def _inside(folder: Path, ignored: list[Ignored] | None = None) -> list[Path]:
+    found = list_folder(folder)
+    if not found.pictures:
+        others = f"; {len(found.ignored)} other files lie there" if found.ignored else ""
+        raise DataError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){others}")
+    if ignored is not None:
+        ignored += found.ignored
+    return list(found.pictures)
 
 
 def _is_tensor(value: Any) -> bool:

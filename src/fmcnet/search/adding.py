@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fmcnet.data.depth import Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.gallery.inputs import column, tag_column
 from fmcnet.inference.encoder import Encoder
@@ -46,6 +47,8 @@ def encode_all(
     keep_images: bool,
     batch_size: int,
     progress: bool | None,
+    value_range: ValueRange | None = None,
+    remarks: Remarks | None = None,
 ) -> tuple[Embeddings | None, tuple[Fault, ...], dict[str, list[Any]]]:
     """The embeddings of those images that can be read, the faults of the others, and the columns of the former.
 
@@ -79,20 +82,26 @@ def encode_all(
             on_error=faults.append if on_error == "skip" else "raise",
             batch_size=batch_size,
             progress=progress,
+            value_range=value_range,
+            remarks=remarks,
         )
     except DataError:
-        broken = _unreadable(encoder, sources, kinds) if on_error == "skip" else []
+        broken = _unreadable(encoder, sources, kinds, value_range) if on_error == "skip" else []
         if len(broken) < len(items):
             raise
         return None, tuple(broken), {}
     lost = {fault.position for fault in faults}
     kept = {name: [v for at, v in enumerate(values) if at not in lost] for name, values in columns.items()}
     if keep_images:
-        kept["pictures"] = [thumbnail(source) for at, source in enumerate(sources) if at not in lost]
+        kept["pictures"] = [
+            thumbnail(source, value_range) for at, source in enumerate(sources) if at not in lost
+        ]
     return embeddings, tuple(faults), kept
 
 
-def _unreadable(encoder: Encoder, sources: list[Any], kinds: list[Modality]) -> list[Fault]:
+def _unreadable(
+    encoder: Encoder, sources: list[Any], kinds: list[Modality], value_range: ValueRange | None
+) -> list[Fault]:
     items = expand(sources, kinds)
-    pixels = read_ahead(items, [range(len(items))], encoder.height, encoder.width, 1)
+    pixels = read_ahead(items, [range(len(items))], encoder.height, encoder.width, 1, value_range)
     return [one for _, read in pixels for one in read if isinstance(one, Fault)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from fmcnet.console import Device, Json, print_json, show
+from fmcnet.console import Device, Json, Range, print_json, show
 from fmcnet.errors import FmcnetError
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def index(
     layout: Annotated[
         str, typer.Option(help="auto, sysu, regdb, llcm, csv, or images: a folder of pictures all the same.")
     ] = "auto",
+    range_: Range = None,
     split: Annotated[str, typer.Option(help="Of a dataset: all, train, val or test.")] = "all",
     on_error: Annotated[
         str, typer.Option(help="raise: stop at a broken picture; skip: leave it out and name it.")
@@ -134,11 +136,12 @@ def index(
     Embeddings and metadata are kept, pictures only with --keep-images. Ctrl-C or a kill loses nothing that was added:
     the same command goes on.
     """
+    from fmcnet.data.listing import ignored_line
     from fmcnet.gallery.gallery import Gallery
     from fmcnet.search.index import check_faults
     from fmcnet.search.index import index as add_new
     from fmcnet.search.known import CHOICES
-    from fmcnet.search.models import open_model, remember_model
+    from fmcnet.search.models import open_model, range_of, remember_model, remember_range
     from fmcnet.search.names import NamePattern, TimePattern, zone
     from fmcnet.search.searcher import Searcher
     from fmcnet.search.sources import Rules, modality_or_none, read_sources
@@ -151,6 +154,7 @@ def index(
         raise FmcnetError(f"--dtype {dtype}: say float32 or float16")
     if kind not in (None, "auto", "exact", "hnsw"):
         raise FmcnetError(f"--index {kind}: say exact, hnsw or auto")
+    value_range = range_of(gallery, range_)
     local = zone(timezone)
     rules = Rules(
         modality=modality_or_none(modality),
@@ -176,6 +180,7 @@ def index(
                 f"--dtype {dtype}: {gallery} keeps {kept.dtype} since its first entry; index into another gallery"
             )
         remember_model(gallery, model or encoder.folder)
+        remember_range(gallery, value_range)
         report = add_new(
             searcher,
             sources,
@@ -184,6 +189,7 @@ def index(
             keep_images=keep_images,
             batch_size=batch,
             progress=False if json_ else None,
+            value_range=value_range,
         )
     if json_:
         print_json({"gallery": gallery, **report.to_dict()})
@@ -192,6 +198,8 @@ def index(
     facts |= {"updated": report.updated} if report.updated else {}
     facts |= {"encoded anew": report.replaced} if report.replaced else {}
     show(f"indexed into {gallery}", {**facts, "left out": len(report.faults), "entries now": report.entries})
+    for line in filter(None, (ignored_line(report.ignored), *report.notes)):
+        typer.echo(line, err=True)
     for fault in report.faults:
         typer.echo(f"left out {fault.name}: {fault.reason}", err=True)
     for difference in report.differences[:3]:
@@ -236,6 +244,7 @@ def search(
         str | None,
         typer.Option(help="track: one answer for each, its pictures pooled; pid: one for each, by its best."),
     ] = None,
+    range_: Range = None,
     html: Annotated[
         Path | None, typer.Option(help="Write a page of ranked pictures, from where the sources lie.")
     ] = None,
@@ -248,15 +257,18 @@ def search(
 
     Ranked by cosine similarity. Probabilities need fmcnet calibrate; what they mean and do not: docs/search.md.
     """
+    from fmcnet.data.listing import Ignored, ignored_line
     from fmcnet.gallery.gallery import Gallery
     from fmcnet.inference.images import list_images, parse_modality
-    from fmcnet.search.models import open_model
+    from fmcnet.search.models import open_model, range_of
     from fmcnet.search.searcher import Searcher
 
     if group not in (None, "track", "pid"):
         raise FmcnetError(f"--group {group}: say track or pid")
     condition = where_of(camera, since, until, timezone, modality=among)
-    paths = list_images(images)
+    value_range = range_of(gallery, range_)
+    ignored: list[Ignored] = []
+    paths = list_images(images, ignored)
     kinds = [parse_modality(one) for one in modality]
     if len(kinds) not in (1, len(paths)):
         raise FmcnetError(
@@ -272,7 +284,10 @@ def search(
             fmr=fmr,
             prior=prior,
             group="track" if group == "track" else "pid" if group == "pid" else None,
+            value_range=value_range,
         )
+        if ignored:
+            answer = replace(answer, notes=(*answer.notes, ignored_line(tuple(ignored))))
         if html is not None:
             from fmcnet.search.page import write_page
 

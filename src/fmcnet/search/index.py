@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fmcnet.data.depth import Remarks, ValueRange
+from fmcnet.data.listing import Ignored, ignored_facts
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.images import Fault, list_faults
 from fmcnet.progress import Progress
@@ -36,6 +38,7 @@ class IndexReport:
         updated, replaced: how many of those were changed, and how many encoded anew.
         differences: what is said of the others, but stored otherwise.
         faults: those left out, with the reason. entries: in the gallery now.
+        ignored: files of the folders that are no pictures. notes: what is doubtful about pictures, a sentence each.
     """
 
     pictures: int
@@ -46,6 +49,8 @@ class IndexReport:
     updated: int = 0
     replaced: int = 0
     differences: tuple[Difference, ...] = ()
+    ignored: tuple[Ignored, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -59,6 +64,8 @@ class IndexReport:
             "differences": [str(one) for one in self.differences],
             "faults": faults,
             "entries": self.entries,
+            "ignored": ignored_facts(self.ignored),
+            "notes": list(self.notes),
         }
 
 
@@ -71,6 +78,7 @@ def index(
     keep_images: bool = False,
     batch_size: int = 64,
     progress: bool | None = None,
+    value_range: ValueRange | None = None,
 ) -> IndexReport:
     """Add the pictures that the gallery does not hold yet.
 
@@ -84,6 +92,7 @@ def index(
             anew, as after the files changed. What is not said stays as it is stored.
         keep_images: keep small pictures, too, as `Searcher.add`.
         batch_size: pictures encoded at once. progress: show a bar; None: on a terminal only.
+        value_range: as `Encoder.encode`.
 
     Raises:
         DataError: naming pictures that cannot be taken. GalleryError: as `Gallery.add`.
@@ -98,6 +107,7 @@ def index(
     faults = list(sources.faults)
     added = already = updated = replaced = 0
     unheard: list[Difference] = []
+    remarks = Remarks()
     try:
         with Progress("indexing", len(sources.pictures), show=progress) as bar:
             for start in range(0, len(sources.pictures), PORTION):
@@ -115,7 +125,8 @@ def index(
                 else:
                     again = set(known)
                 new += [completed(one, there[one.id]) for one in portion if one.id in again]
-                for done in _add(searcher, new, on_error, batch_size, keep_images, replace=bool(again)):
+                settings = {"batch_size": batch_size, "value_range": value_range, "remarks": remarks}
+                for done in _add(searcher, new, on_error, keep_images, bool(again), settings):
                     added, replaced = added + done.added, replaced + done.replaced
                     already += done.skipped
                     faults += done.faults
@@ -129,7 +140,16 @@ def index(
     total = len(sources.pictures) + len(sources.faults)
     entries = len(searcher.gallery)
     return IndexReport(
-        total, added, already, tuple(faults), entries, updated, replaced, differences=tuple(unheard)
+        total,
+        added,
+        already,
+        tuple(faults),
+        entries,
+        updated,
+        replaced,
+        differences=tuple(unheard),
+        ignored=sources.ignored,
+        notes=tuple(remarks.lines()),
     )
 
 
@@ -149,9 +169,9 @@ def _add(
     searcher: Searcher,
     new: Sequence[Picture],
     on_error: Literal["raise", "skip"],
-    batch_size: int,
     keep_images: bool,
     replace: bool,
+    settings: dict[str, Any],
 ) -> list[Indexed]:
     """Those whose picture is to be kept, or was, and the others."""
     keeping = [
@@ -171,8 +191,8 @@ def _add(
             on_error=on_error,
             on_duplicate="replace" if replace else "skip",
             keep_images=keep,
-            batch_size=batch_size,
             progress=False,
+            **settings,
         )
         for group, keep in groups
         if group

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
-from fmcnet.errors import FmcnetError, GalleryError
+from fmcnet.data.depth import ValueRange, check_range, parse_range
+from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.files import write_atomically
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.shipped import shipped_models
 
 NOTE = "made-with.json"
-"""In the gallery's folder: where its model lay; no embedding and nothing of a picture is in it."""
+"""In the gallery's folder: where its model lay, and the ranges; no embedding and nothing of a picture is in it."""
 
 
 def remember_model(gallery: str, source: str | Path | None) -> None:
@@ -28,8 +30,38 @@ def remember_model(gallery: str, source: str | Path | None) -> None:
     path = Path(source).expanduser()
     known = str(path.absolute()) if path.exists() else str(source)
     if _noted(folder) != known:
-        text = json.dumps({"model": known}) + "\n"
-        write_atomically(folder / NOTE, lambda at: at.write_text(text, encoding="utf-8"))
+        _note(folder, "model", known)
+
+
+def remember_range(gallery: str, value_range: ValueRange | None) -> None:
+    """Note in an embedded gallery the range of values that its pictures were read with, so that queries get it too.
+
+    Args:
+        gallery: its location; of a cluster nothing is noted.
+        value_range: as `fmcnet.data.images.load_image`; None: nothing to note.
+    """
+    known = remembered_ranges(gallery)
+    if value_range is not None and Path(gallery).is_dir() and value_range not in known:
+        _note(Path(gallery), "ranges", [*known, value_range])
+
+
+def remembered_ranges(gallery: str) -> list[ValueRange]:
+    """The ranges that `remember_range` noted, in order."""
+    with contextlib.suppress(TypeError, DataError):
+        return [check_range(one) for one in _facts(Path(gallery)).get("ranges", ())]
+    return []
+
+
+def range_of(gallery: str, given: str | None) -> ValueRange | None:
+    """The range of an option, or the only one that the gallery was indexed with, or None.
+
+    Raises:
+        DataError: for an option that is no range.
+    """
+    known = remembered_ranges(gallery)
+    if given is not None:
+        return parse_range(given)
+    return known[0] if len(known) == 1 else None
 
 
 def open_model(gallery: str, source: str | Path | None, device: str = "auto") -> Encoder:
@@ -57,6 +89,17 @@ def open_model(gallery: str, source: str | Path | None, device: str = "auto") ->
 
 
 def _noted(folder: Path) -> str | None:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((folder / NOTE).read_text(encoding="utf-8"))["model"])
-    return None
+    found = _facts(folder).get("model")
+    return None if found is None else str(found)
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _note(folder: Path, name: str, value: Any) -> None:
+    text = json.dumps({**_facts(folder), name: value}) + "\n"
+    write_atomically(folder / NOTE, lambda at: at.write_text(text, encoding="utf-8"))

@@ -93,7 +93,7 @@ class NamePattern:
         """
         text = self.find(name)
         if not (text.isascii() and text.isdigit() and int(text) < 2**63):
-            raise DataError(f"{self._option} finds '{text}', which is no whole number")
+            raise DataError(f"{self._option} finds '{text[:40]}', which is no whole number of 64 bits")
         return int(text)
 
 

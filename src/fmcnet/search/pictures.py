@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fmcnet.data.depth import ValueRange
 from fmcnet.data.images import open_rgb, to_rgb
 from fmcnet.errors import FmcnetError
 
@@ -16,16 +17,16 @@ SIZE = (192, 384)
 """Most width and height, pixels."""
 
 
-def thumbnail(source: Any) -> bytes:
+def thumbnail(source: Any, value_range: ValueRange | None = None) -> bytes:
     """A JPEG of at most `SIZE`, without metadata, of a path, a Pillow image or an (H, W, 3) uint8 array.
 
     Raises:
         DataError: when it cannot be read. FmcnetError: for anything else.
     """
     if isinstance(source, (str, Path)):
-        image = open_rgb(source)
+        image = open_rgb(source, value_range)
     elif isinstance(source, Image.Image):
-        image = to_rgb(source).copy()
+        image = to_rgb(source, value_range).copy()
     elif isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 3:
         image = Image.fromarray(source).convert("RGB")
     else:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fmcnet.calibration.calibration import Calibration
+from fmcnet.data.depth import Remarks, ValueRange
 from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.gallery.gallery import Gallery
 from fmcnet.gallery.pooling import group as group_hits
@@ -75,6 +76,8 @@ class Searcher:
         keep_images: bool = False,
         batch_size: int = 64,
         progress: bool | None = None,
+        value_range: ValueRange | None = None,
+        remarks: Remarks | None = None,
     ) -> Indexed:
         """Encode images and add them; they are on disk when this returns.
 
@@ -86,7 +89,7 @@ class Searcher:
             keep_images: keep a small JPEG of each image in the gallery, which goes when the entry goes; otherwise no
                 image is kept.
             on_error: "raise": one image that cannot be read refuses all; "skip": it is left out, see `faults`.
-            batch_size, progress: as `Encoder.encode`.
+            batch_size, progress, value_range, remarks: as `Encoder.encode`.
 
         Raises:
             DataError: naming the images that cannot be read. GalleryError: as `Gallery.add`.
@@ -101,6 +104,8 @@ class Searcher:
             keep_images=keep_images,
             batch_size=batch_size,
             progress=progress,
+            value_range=value_range,
+            remarks=remarks,
         )
         if embeddings is None:
             return Indexed((), faults)
@@ -136,6 +141,7 @@ class Searcher:
         prior: float | None = None,
         group: GroupBy | None = None,
         exact: bool = False,
+        value_range: ValueRange | None = None,
     ) -> Answer:
         """Who of the gallery is this?
 
@@ -149,6 +155,7 @@ class Searcher:
             prior: how probable it is, before comparing, that a given entry shows this person; None: 1 / (n + 1) for n
                 entries compared, as if each were another person and the one might be missing. Of a gallery with many
                 images of each of p persons, 1 / (p + 1) is the honest one.
+            value_range: as `Encoder.encode`; take the one that the gallery was indexed with.
             group: the `top` best tracks or persons instead of entries. A track is judged by its entries of one
                 modality pooled (see `Gallery.search_groups`), a person by the best entry.
 
@@ -159,8 +166,11 @@ class Searcher:
             DataError: for an image that cannot be read. GalleryError: as `Gallery.search`.
             FmcnetError: when a probability or rate is asked for and the model is not calibrated.
         """
-        query = self.encoder.encode(images, modality, progress=False)
-        return self.answer(
+        remarks = Remarks()
+        query = self.encoder.encode(
+            images, modality, progress=False, value_range=value_range, remarks=remarks
+        )
+        answer = self.answer(
             query,
             top=top,
             where=where,
@@ -170,6 +180,7 @@ class Searcher:
             group=group,
             exact=exact,
         )
+        return replace(answer, notes=(*answer.notes, *remarks.lines()))
 
     def answer(
         self,

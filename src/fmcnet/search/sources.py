@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fmcnet.data.benchmarks import detect_layout, read_dataset
+from fmcnet.data.listing import Ignored
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.images import Fault, list_images, parse_modality
 from fmcnet.search.names import NamePattern, TimePattern, moment
@@ -63,10 +64,11 @@ class Rules:
 
 @dataclass(frozen=True)
 class Sources:
-    """Pictures to index, and those that cannot be, with the reason."""
+    """Pictures to index, those that cannot be, with the reason, and what else lies in the folders."""
 
     pictures: tuple[Picture, ...]
     faults: tuple[Fault, ...] = ()
+    ignored: tuple[Ignored, ...] = ()
 
 
 def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
@@ -84,7 +86,8 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
     layout = _layout(places, rules.layout)
     if layout == "images" and rules.modality is None:
         raise FmcnetError("say what these pictures are: --modality visible or --modality infrared")
-    named = _pictures(places, rules) if layout == "images" else _table(places[0], layout, rules)
+    ignored: list[Ignored] = []
+    named = _pictures(places, rules, ignored) if layout == "images" else _table(places[0], layout, rules)
     pictures: dict[Path, Picture] = {}
     faults: list[Fault] = []
     for at, (name, picture) in enumerate(named):
@@ -95,7 +98,7 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
             faults.append(Fault(at, ascii(str(picture.path)), "its name is not valid Unicode"))
         except DataError as error:
             faults.append(Fault(at, str(picture.path), str(error)))
-    return Sources(tuple(pictures.values()), tuple(faults))
+    return Sources(tuple(pictures.values()), tuple(faults), tuple(ignored))
 
 
 def _layout(places: Sequence[Path], wanted: str) -> str:
@@ -111,13 +114,15 @@ def _layout(places: Sequence[Path], wanted: str) -> str:
         return "images"  # a folder of no known layout, or nothing, which list_images says
 
 
-def _pictures(places: Sequence[Path], rules: Rules) -> list[tuple[str, Picture]]:
+def _pictures(places: Sequence[Path], rules: Rules, ignored: list[Ignored]) -> list[tuple[str, Picture]]:
     assert rules.modality is not None
     found = []
     for place in places:
-        for path in list_images([place]):
+        for path in list_images([place], ignored):
             name = path.relative_to(place).as_posix() if path != place else path.name
             found.append((name, Picture(path, rules.modality)))
+    if not found:
+        raise DataError(f"{ignored[0].path} is {ignored[0].reason}, not an image: give images or folders")
     return found
 
 

@@ -18,6 +18,7 @@ from fmcnet.gallery import Entry
 from fmcnet.inference.engine import unit
 from fmcnet.inference.images import parse_modality, read_pixels
 from fmcnet.search import Searcher
+from fmcnet.search.models import range_of
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.batcher import Batcher
 from fmcnet.server.limits import Limits
@@ -71,6 +72,7 @@ class Service:
         self.searcher, self.audit = searcher, audit
         self.limits, self.pictures = limits or Limits(), pictures or Pictures()
         self.encoder, self.gallery = searcher.encoder, searcher.gallery
+        self._value_range = range_of(self.gallery.location, None)
         self.metrics = Metrics(
             entries=self._entries, waiting=lambda: 0.0 if self._batcher is None else self._batcher.waiting
         )
@@ -235,7 +237,7 @@ class Service:
         return embeddings, [one.picture for one in good]
 
     def _read(self, upload: Upload, keep: bool) -> Read:
-        image = decode(upload.data, upload.name, self.limits.pixels)
+        image = decode(upload.data, upload.name, self.limits.pixels, self._value_range)
         pixels = read_pixels(image, self.encoder.height, self.encoder.width)
         return Read(pixels, thumbnail(image) if keep else None)
 

@@ -7,6 +7,7 @@ import warnings
 
 from PIL import Image, UnidentifiedImageError
 
+from fmcnet.data.depth import ValueRange
 from fmcnet.data.images import to_rgb
 from fmcnet.errors import DataError
 from fmcnet.server.refusals import Refusal
@@ -18,11 +19,12 @@ SMALLEST = 4
 _FAILURES = (OSError, SyntaxError, ValueError, EOFError, TypeError, OverflowError, IndexError, MemoryError)
 
 
-def decode(data: bytes, name: str, most_pixels: int) -> Image.Image:
+def decode(data: bytes, name: str, most_pixels: int, value_range: ValueRange | None = None) -> Image.Image:
     """One image, mode RGB, upright, with nothing of its file's metadata.
 
     Args:
         data: the file. name: for messages. most_pixels: width times height, by the header.
+        value_range: as `fmcnet.data.images.load_image`.
 
     Raises:
         Refusal: 413 for too many pixels, 422 for what is no image of `FORMATS`, is truncated or tiny.
@@ -43,7 +45,7 @@ def decode(data: bytes, name: str, most_pixels: int) -> Image.Image:
                     )
                 if min(width, height) < SMALLEST:
                     raise _bad(name, f"has {width} x {height} pixels: a crop needs {SMALLEST} or more a side")
-                decoded = to_rgb(stored)
+                decoded = to_rgb(stored, value_range)
     except Image.DecompressionBombError as error:
         raise Refusal(
             413,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fmcnet.data.listing import number_of
 from fmcnet.data.reading.tree import Tree, shown
 from fmcnet.errors import DataError
 
@@ -47,12 +48,13 @@ def read_ids(path: Path) -> list[int]:
         DataError: when a value is no number, or there is none.
     """
     words = [word for word in re.split(r"[,;\s]+", read_text(path)) if word]
-    bad = [word for word in words if not (word.isascii() and word.isdigit())]
+    numbers = {word: number_of(word) for word in words}
+    bad = [word[:40] for word in words if numbers[word] is None]
     if bad:
         raise DataError(f"{path} should hold comma-separated identity numbers, but has {shown(bad, 5)}")
     if not words:
         raise DataError(f"{path} lists no identity: the split would be empty; restore the file")
-    return sorted({int(word) for word in words})
+    return sorted({number for number in numbers.values() if number is not None})
 
 
 def read_mat_ids(path: Path) -> list[int]:
@@ -73,6 +75,8 @@ def read_mat_ids(path: Path) -> list[int]:
     ids = np.asarray(stored["id"]).ravel()
     if not len(ids):
         raise DataError(f"{path} lists no identity: the split would be empty; restore the file")
+    if ids.dtype.kind not in "iuf" or not all(0 <= pid < 2**63 and pid == int(pid) for pid in ids.tolist()):
+        raise DataError(f"{path}: 'id' should hold whole numbers from 0 to {2**63 - 1}")
     return sorted({int(pid) for pid in ids})
 
 
@@ -91,14 +95,15 @@ def read_idx(tree: Tree, relative: str) -> list[Entry]:
         if not line.strip():
             continue
         path, _, label = line.strip().replace("\t", " ").rpartition(" ")
-        if not path or not (label.isascii() and label.isdigit()):
+        value = number_of(label)
+        if not path or value is None:
             malformed.append(f"line {number}: '{line.strip()[:60]}'")
             continue
         on_disk = tree.find(path.strip())
         if on_disk is None:
             absent.append(f"{path.strip()} (line {number})")
         else:
-            entries.append(Entry(on_disk, int(label), number))
+            entries.append(Entry(on_disk, value, number))
     if malformed:
         raise DataError(
             f"{tree.root / found}: {len(malformed)} lines are not 'relative/path label': {shown(malformed)}"
@@ -140,6 +145,7 @@ def folder_id(path: str) -> int:
         DataError: when that folder's name is no number.
     """
     folder = path.split("/")[-2] if "/" in path else ""
-    if not (folder.isascii() and folder.isdigit()):
-        raise DataError(f"'{path}' does not lie in a folder named by its identity's number")
-    return int(folder)
+    found = number_of(folder)
+    if found is None:
+        raise DataError(f"'{path[:200]}' does not lie in a folder named by its identity's number")
+    return found

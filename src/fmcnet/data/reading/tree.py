@@ -6,9 +6,8 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from fmcnet.data.listing import is_image, number_of
 from fmcnet.errors import DataError
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
 
 def shown(items: list[str], limit: int = 10) -> str:
@@ -110,10 +109,10 @@ class Tree:
         """
         found: dict[int, str] = {}
         for name, is_folder in self.entries(folder).items():
-            if not is_folder or not name.isascii() or not name.isdigit():
+            pid = number_of(name)
+            if not is_folder or pid is None:
                 self._ignore(folder, name)
                 continue
-            pid = int(name)
             if pid in found:
                 raise DataError(
                     f"{self.root / folder} holds two folders for identity {pid}: "
@@ -140,8 +139,3 @@ class Tree:
             what = "1 entry that is" if total == 1 else f"{total} entries that are"
             notes.append(f"ignored {what} no part of the dataset: {shown(kinds, 5)}")
         return notes
-
-
-def is_image(name: str) -> bool:
-    """Whether a file name is an image's: by suffix, hidden files (`._0001.jpg`) left out."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122

@@ -1,0 +1,150 @@
+"""Pixel values of any depth to 0..255: the one rule for every number type and number of channels."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcnet.errors import DataError
+
+ValueRange: TypeAlias = tuple[float, float]
+"""The values that become 0 and 255, in the unit of the pixels (degrees, counts)."""
+
+LEAST_SPAN = 64
+"""Values in 0..255 of a deeper type are 8-bit values when they span this much."""
+FLAT = 2
+"""Grey levels: a deeper picture that spans less after mapping shows nothing."""
+
+STRETCHED, OUTSIDE, PAGES, FLAT_8, DROPPED = "stretched", "outside", "pages", "flat", "dropped"
+_TOLD = {
+    STRETCHED: "with values of no usual range: each was stretched by its own percentiles, so the same person is not "
+    "equally bright in every crop; give --range LOW:HIGH (Python: value_range)",
+    OUTSIDE: "with more than half of the pixels outside the given range: check --range (Python: value_range)",
+    PAGES: "with several pages or frames: only the first was read",
+    FLAT_8: "nearly constant, without a picture: check the camera, or remove them",
+    DROPPED: "with further channels (not red, green, blue or alpha): they were dropped",
+}
+
+
+class Remarks:
+    """Doubtful images, counted by kind; several threads may write to it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._names: dict[str, dict[str, None]] = {}
+
+    def add(self, kind: str, name: str) -> None:
+        """Note that an image is of a kind (`STRETCHED`, ...); the same image counts once."""
+        with self._lock:
+            self._names.setdefault(kind, {})[name] = None
+
+    def lines(self) -> list[str]:
+        """A sentence for each kind, with the number of images and the first name."""
+        with self._lock:
+            kinds = [kind for kind in _TOLD if kind in self._names]
+            return [
+                f"{_counted(len(self._names[kind]))} {_TOLD[kind]} (the first is {min(self._names[kind])})"
+                for kind in kinds
+            ]
+
+
+def _counted(images: int) -> str:
+    return "1 image" if images == 1 else f"{images} images"
+
+
+def parse_range(text: str) -> ValueRange:
+    """ "LOW:HIGH", as "15:40" or "-10.5:60".
+
+    Raises:
+        DataError: for anything else than two finite numbers, the lower one first.
+    """
+    low, colon, high = text.partition(":")
+    try:
+        found = float(low), float(high)
+    except ValueError:
+        colon = ""
+    if not colon:
+        raise DataError(f"--range {text}: give two numbers as LOW:HIGH, for example 15:40")
+    return check_range(found)
+
+
+def check_range(value_range: Any) -> ValueRange:
+    """A range as two floats.
+
+    Raises:
+        DataError: when these are not two finite numbers, the lower one first.
+    """
+    try:
+        low, high = (float(value) for value in value_range)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"value_range={value_range!r}: give two numbers (low, high)") from error
+    if not (math.isfinite(low) and math.isfinite(high) and low < high and math.isfinite(high - low)):
+        raise DataError(f"the range {low:g}:{high:g} needs two finite numbers, the lower one first")
+    return low, high
+
+
+def eight_bits(
+    values: NDArray[Any], value_range: ValueRange | None = None
+) -> tuple[NDArray[np.uint8], str | None]:
+    """Values of a type deeper than 8 bits as 0..255; all channels are mapped alike.
+
+    The first line that fits is the rule:
+
+    1. `value_range` is given: linear from low to high, clipped.
+    2. floats in 0..1: times 255.
+    3. 16-bit values that are all multiples of 257: 8-bit values at full scale; divided by 257.
+    4. values in 0..255 that span `LEAST_SPAN` or more: 8-bit values; rounded.
+    5. everything else: linear from the image's 0.5th to its 99.5th percentile, clipped (`STRETCHED`).
+
+    Args:
+        values: (H, W) or (H, W, C), integers or floats.
+        value_range: the values that become 0 and 255.
+
+    Returns:
+        The same shape in uint8, and `STRETCHED`, `OUTSIDE` or None.
+
+    Raises:
+        ValueError: for NaN or infinite values, and for a nearly constant image; says the values.
+    """
+    floating = values.dtype.kind == "f"
+    wide = values.astype(np.float64)
+    if not np.isfinite(wide).all():
+        raise ValueError("holds NaN or infinite values: replace them, for example by the lowest value")
+    least, most = float(wide.min()), float(wide.max())
+    told = f"its values are {least:g} to {most:g}"
+    remark = None
+    if value_range is not None:
+        low, high = value_range
+        outside = (wide < low) | (wide > high)
+        if outside.all():
+            raise ValueError(f"no pixel is in the range {low:g}:{high:g}: {told}")
+        remark = OUTSIDE if outside.mean() > 0.5 else None
+    elif floating and least >= 0 and most <= 1:
+        low, high = 0.0, 1.0
+    elif not floating and least >= 0 and 257 <= most <= 65535 and not (values % 257).any():
+        low, high = 0.0, 65535.0
+    elif least >= 0 and most <= 255 and most - least >= LEAST_SPAN:
+        low, high = 0.0, 255.0
+    else:
+        low, high = (float(edge) for edge in np.percentile(wide, (0.5, 99.5)))
+        noise = max(abs(low), abs(high)) * 1e-3
+        if high - low <= (noise if floating else max(noise, 3.0)):
+            raise ValueError(f"is nearly constant and shows nothing: {told}")
+        remark = STRETCHED
+    mapped = np.rint(((wide - low) * (255 / (high - low))).clip(0, 255)).astype(np.uint8)
+    if int(mapped.max()) - int(mapped.min()) < FLAT:
+        raise ValueError(f"is nearly constant and shows nothing: {told}, of a range {low:g}:{high:g}")
+    return mapped, remark
+
+
+def eight_bits_of_alpha(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Alpha of any type as 0..255: floats are 0..1, integers are of full scale."""
+    scale = 1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)
+    alpha: NDArray[np.uint8] = np.rint((values.astype(np.float64) * (255 / scale)).clip(0, 255)).astype(
+        np.uint8
+    )
+    return alpha

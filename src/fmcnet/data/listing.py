@@ -1,0 +1,163 @@
+"""Which files of a folder are pictures: one rule for every command."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".heic", ".heif", ".hif", ".avif"),
+    }
+)
+"""In lower case; the letter case of a file's name does not matter."""
+
+_RESOURCE_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
+_RESOURCE_FOLDERS = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information"})
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
+_BRANDS = frozenset(
+    {b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+)
+MAX_NAMED = 20
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """A file or folder below a folder that was given, which was not taken.
+
+    Attributes:
+        path: where. reason: a few words.
+    """
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The pictures below a folder, sorted by path, and all else that lies there."""
+
+    pictures: tuple[Path, ...]
+    ignored: tuple[Ignored, ...]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name is hidden or a system's resource: `._a.jpg`, `.DS_Store`, `Thumbs.db`, `@eaDir`."""
+    return name.startswith(".") or name.lower() in _RESOURCE_FILES | _RESOURCE_FOLDERS
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name is an image's: by suffix; hidden and resource files are none."""
+    return not is_hidden(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
+
+
+def has_image_head(path: str | Path) -> bool:
+    """Whether the first bytes are those of an image."""
+    try:
+        with Path(path).open("rb") as stream:
+            head = stream.read(16)
+    except OSError:
+        return False
+    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    return head.startswith(_MAGIC) or webp or (head[4:8] == b"ftyp" and head[8:12] in _BRANDS)
+
+
+def list_folder(folder: str | Path) -> Listing:
+    """The pictures below a folder.
+
+    - A picture has a suffix of `IMAGE_SUFFIXES`, in any letter case, or no suffix and the first bytes of an image.
+    - Linked folders are entered, but for those that hold the link. Each folder is read once, under its own name if
+      that lies below `folder` too.
+    - Hidden and resource files and folders (`is_hidden`) are left out without a word.
+    - Everything else is in `ignored`.
+    """
+    pictures: list[Path] = []
+    ignored: list[Ignored] = []
+    top = Path(folder)
+    seen: set[tuple[int, int]] = set()
+    linked: list[Path] = []
+
+    def enter(here: Path) -> None:
+        try:
+            status = here.stat()
+            with os.scandir(here) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            ignored.append(Ignored(str(here), f"cannot be listed ({error.strerror})"))
+            return
+        if (status.st_dev, status.st_ino) in seen:
+            ignored.append(Ignored(str(here), "a link to a folder that was read already"))
+            return
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            path = here / entry.name
+            if is_hidden(entry.name):
+                continue
+            if entry.is_dir():
+                if entry.is_symlink():
+                    if any(real.is_relative_to(path.resolve()) for real in (here.resolve(), top.resolve())):
+                        ignored.append(Ignored(str(path), "a link to a folder above it"))
+                    else:
+                        linked.append(path)
+                else:
+                    waiting.append(path)
+                continue
+            reason = _not_a_picture(path)
+            if reason:
+                ignored.append(Ignored(str(path), reason))
+            else:
+                pictures.append(path)
+
+    waiting = [top]
+    while waiting or linked:
+        enter(waiting.pop() if waiting else linked.pop(0))
+    return Listing(tuple(sorted(pictures)), tuple(sorted(ignored, key=lambda one: one.path)))
+
+
+def _not_a_picture(path: Path) -> str:
+    """Why a file is no picture; "" for one that is."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return "a broken link"
+    if not stat.S_ISREG(mode):
+        return "no file"
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return ""
+    if has_image_head(path):
+        return f"an image with the suffix {path.suffix}, which no image has" if path.suffix else ""
+    return f"no image ({path.suffix.lower()})" if path.suffix else "no image (no suffix)"
+
+
+def ignored_facts(ignored: tuple[Ignored, ...]) -> dict[str, Any]:
+    """For JSON: how many, how many of each reason, and the first `MAX_NAMED`."""
+    kinds = Counter(one.reason for one in ignored)
+    return {
+        "count": len(ignored),
+        "reasons": dict(sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))),
+        "first": [one.path for one in ignored[:MAX_NAMED]],
+    }
+
+
+def ignored_line(ignored: tuple[Ignored, ...]) -> str:
+    """One line for a person; "" for nothing."""
+    if not ignored:
+        return ""
+    reasons = ignored_facts(ignored)["reasons"]
+    told = ", ".join(f"{count} {reason}" for reason, count in list(reasons.items())[:6])
+    names = ", ".join(one.path for one in ignored[:3])
+    more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
+    return f"ignored {len(ignored)}: {told}; {names}{more}"
+
+
+def number_of(text: str) -> int | None:
+    """A whole number of ASCII digits that fits 64 bits (0 to 9223372036854775807); None for any other text."""
+    if not (text.isascii() and text.isdigit()) or len(text.lstrip("0")) > 19:
+        return None
+    value = int(text.lstrip("0") or "0")
+    return value if value < 2**63 else None

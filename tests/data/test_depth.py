@@ -1,0 +1,277 @@
+"""Every depth and number of channels follows one rule; what shows nothing is refused."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fmcnet.data.depth import DROPPED, OUTSIDE, PAGES, STRETCHED, eight_bits, parse_range
+from fmcnet.data.images import REMARKS, load_image, open_rgb
+from fmcnet.errors import DataError
+
+SCENE = np.asarray(
+    Image.fromarray(np.random.default_rng(3).integers(0, 256, (9, 5), dtype=np.uint8)).resize((32, 64))
+)
+COLOUR = np.stack([SCENE, SCENE[::-1], SCENE[:, ::-1]], axis=-1)
+
+
+def write_tiff(path: Path, values: np.ndarray, *, extra=(), order="<", photometric=1, deflate=False) -> Path:
+    """A TIFF of one strip, of any type and number of channels."""
+    values = values if values.ndim == 3 else values[..., None]
+    height, width, samples = values.shape
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    data = zlib.compress(data) if deflate else data
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    arrays = {258: [8 * values.dtype.itemsize] * samples, 339: [kind] * samples}
+    if extra:
+        arrays[338] = list(extra)
+    single = {256: width, 257: height, 259: 8 if deflate else 1, 262: photometric, 277: samples, 278: height}
+    tags = {**{k: [v] for k, v in single.items()}, **arrays, 273: [0], 279: [len(data)]}
+    longs = (256, 257, 273, 278, 279)
+    start = 8 + 2 + 12 * len(tags) + 4
+    body, entries = b"", b""
+    where = {}
+    for tag, numbers in sorted(tags.items()):
+        packed = struct.pack(f"{order}{len(numbers)}{'I' if tag in longs else 'H'}", *numbers)
+        if len(packed) > 4:
+            where[tag] = start + len(body)
+            body += packed
+    for tag, numbers in sorted(tags.items()):
+        numbers = [start + len(body)] if tag == 273 else numbers
+        letter = "I" if tag in longs else "H"
+        packed = struct.pack(f"{order}{len(numbers)}{letter}", *numbers).ljust(4, b"\0")
+        value = struct.pack(f"{order}I", where[tag]) if tag in where else packed
+        entries += struct.pack(f"{order}HHI", tag, 4 if tag in longs else 3, len(numbers)) + value
+    magic = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
+    path.write_bytes(
+        magic + struct.pack(f"{order}H", len(tags)) + entries + struct.pack(f"{order}I", 0) + body + data
+    )
+    return path
+
+
+def remarks(path: Path, value_range=None) -> tuple[str, ...]:
+    return tuple(open_rgb(path, value_range).info[REMARKS])
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("scene", [SCENE, COLOUR], ids=["one", "three"])
+def test_floats_of_0_to_1_are_the_8_bit_picture(tmp_path, kind, order, scene):
+    path = write_tiff(tmp_path / "x.tif", (scene / 255).astype(kind), order=order)
+    expected = scene if scene.ndim == 3 else np.repeat(scene[..., None], 3, axis=2)
+    assert np.array_equal(load_image(path), expected)
+    assert remarks(path) == ()
+
+
+@pytest.mark.parametrize("kind", ["uint16", "int16", "uint32", "int32", "float32", "float64"])
+def test_a_range_maps_every_depth_alike(tmp_path, kind):
+    values = (1000 + SCENE.astype(np.float64) * 100).astype(kind)
+    path = write_tiff(tmp_path / "x.tif", values)
+    assert np.array_equal(load_image(path, (1000, 26500))[..., 0], SCENE)
+    assert remarks(path, (1000, 26500)) == ()
+    free = load_image(path)[..., 0]
+    assert len(np.unique(free)) > 150
+    assert remarks(path) == (STRETCHED,)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGB", "RGBA"])
+@pytest.mark.parametrize("scale", [257, 16, 1])
+def test_several_channels_of_16_bits_keep_their_lower_bytes(tmp_path, mode, scale):
+    """Pillow keeps the upper bytes, so that 12-bit values had 16 grey levels."""
+    scene = SCENE[..., None] if mode == "LA" else COLOUR
+    values = scene.astype(np.uint16) * np.uint16(scale)
+    if mode != "RGB":
+        values = np.concatenate([values, np.full((64, 32, 1), 65535, np.uint16)], axis=2)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", 32, 64, 16, {"LA": 4, "RGB": 2, "RGBA": 6}[mode], 0, 0, 0)
+    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts]
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    found = load_image(tmp_path / "x.png", (0, 255 * scale))
+    expected = np.repeat(scene, 3, axis=2) if mode == "LA" else scene
+    assert np.array_equal(found, expected)
+    free = load_image(tmp_path / "x.png")
+    if scale == 16:
+        assert np.abs(free.astype(int) - expected).max() <= 8
+        assert remarks(tmp_path / "x.png") == (STRETCHED,)
+    else:
+        assert np.array_equal(free, expected)
+        assert remarks(tmp_path / "x.png") == ()
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_colour_tiff(tmp_path, order, channels):
+    values = np.concatenate([COLOUR, COLOUR[..., :1]], axis=2)[..., :channels].astype(np.uint16) * 16
+    path = write_tiff(tmp_path / "x.tif", values, order=order, photometric=2)
+    assert np.array_equal(load_image(path, (0, 4080)), COLOUR)
+    assert remarks(path, (0, 4080)) == ((DROPPED,) if channels == 4 else ())  # no ExtraSamples: not alpha
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])
+def test_compressed_depths(tmp_path, compression):
+    Image.fromarray((15 + SCENE / 255 * 25).astype(np.float32)).save(
+        tmp_path / "x.tif", compression=compression
+    )
+    assert np.array_equal(load_image(tmp_path / "x.tif", (15, 40))[..., 0], SCENE)
+
+
+@pytest.mark.parametrize("most", [4095, 65535])
+@pytest.mark.parametrize("scene", [SCENE, COLOUR], ids=["P5", "P6"])
+def test_portable_maps_of_16_bits_are_counts(tmp_path, scene, most):
+    head = f"P{6 if scene.ndim == 3 else 5}\n# by a camera\n32 64\n{most}\n".encode()
+    path = tmp_path / "x.ppm"
+    path.write_bytes(head + (scene.astype(np.uint16) * 16).astype(">u2").tobytes())
+    expected = scene if scene.ndim == 3 else np.repeat(scene[..., None], 3, axis=2)
+    assert np.array_equal(load_image(path, (0, 4080)), expected)
+    assert len(np.unique(load_image(path))) > 150
+    assert remarks(path) == (STRETCHED,)
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(DataError, match="truncated"):
+        load_image(path)
+    small = Image.fromarray(scene)
+    small.save(tmp_path / "y.ppm")
+    assert np.array_equal(load_image(tmp_path / "y.ppm"), expected)
+
+
+def test_degrees_are_stretched_and_told_or_mapped_by_a_range(tmp_path):
+    path = write_tiff(tmp_path / "x.tif", (15 + SCENE / 255 * 25).astype(np.float32))
+    assert len(np.unique(load_image(path))) > 200
+    assert remarks(path) == (STRETCHED,)
+    assert np.array_equal(load_image(path, (15, 40))[..., 0], SCENE)
+    cold = write_tiff(tmp_path / "cold.tif", (5 + SCENE / 255 * 10).astype(np.float32))
+    warm = write_tiff(tmp_path / "warm.tif", (25 + SCENE / 255 * 10).astype(np.float32))
+    assert load_image(cold, (0, 40)).mean() < load_image(warm, (0, 40)).mean() - 100
+    assert np.array_equal(load_image(cold), load_image(warm))
+
+
+def test_further_channels(tmp_path):
+    pair = np.stack([SCENE, SCENE[::-1]], axis=-1)
+    two = write_tiff(tmp_path / "two.tif", pair)
+    assert np.array_equal(load_image(two)[..., 0], SCENE)
+    assert remarks(two) == (DROPPED,)
+    deep = write_tiff(tmp_path / "deep.tif", (pair / 255).astype(np.float32), deflate=True)
+    assert np.array_equal(load_image(deep)[..., 0], SCENE)
+    masked = pair.copy()
+    masked[:32, :, 1], masked[32:, :, 1] = 0, 255
+    alpha = write_tiff(tmp_path / "alpha.tif", masked.astype(np.uint16) * 257, extra=(2,))
+    assert load_image(alpha)[:32].max() == 0
+    assert np.array_equal(load_image(alpha)[32:, :, 0], SCENE[32:])
+    five = np.concatenate([COLOUR, pair], axis=2).astype(np.float32) / 255
+    assert np.array_equal(load_image(write_tiff(tmp_path / "five.tif", five, photometric=2)), COLOUR)
+
+
+def test_white_is_zero(tmp_path):
+    path = write_tiff(tmp_path / "x.tif", (255 - SCENE).astype(np.uint16) * 257, photometric=0)
+    assert np.array_equal(load_image(path)[..., 0], SCENE)
+    path = write_tiff(tmp_path / "y.tif", (1 - SCENE / 255), photometric=0)
+    assert np.array_equal(load_image(path)[..., 0], SCENE)
+
+
+def test_unsigned_32_bits_beyond_2_to_31(tmp_path):
+    for order in "<>":
+        values = SCENE.astype(np.uint32) * np.uint32(2**24)
+        path = write_tiff(tmp_path / "x.tif", values, order=order)
+        assert np.array_equal(load_image(path, (0, 255 * 2**24))[..., 0], SCENE)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.full((8, 8), 9000, np.uint16), "nearly constant.* 9000 to 9000"),
+        (np.full((8, 8), 0.5, np.float32), "nearly constant"),
+        (20 + np.random.default_rng(0).random((8, 8), np.float32) / 100, "nearly constant.* 20.0"),
+        (np.random.default_rng(0).integers(8000, 8004, (8, 8)).astype(np.uint16), "nearly constant"),
+        (np.full((8, 8), np.nan, np.float32), "NaN"),
+        (np.full((8, 8, 3), np.inf, np.float32), "NaN or infinite"),
+    ],
+)
+def test_what_shows_nothing_is_refused(tmp_path, values, said):
+    with pytest.raises(DataError, match=rf"cannot read the image .*x.tif: .*{said}"):
+        load_image(write_tiff(tmp_path / "x.tif", values))
+
+
+def test_a_range_that_does_not_fit(tmp_path):
+    path = write_tiff(tmp_path / "x.tif", (288 + SCENE / 255 * 25).astype(np.float32))  # kelvin
+    with pytest.raises(DataError, match="no pixel is in the range 15:40: its values are 288 to 313"):
+        load_image(path, (15, 40))
+    assert remarks(path, (312, 400)) == (OUTSIDE,)
+    for wrong in ("15", "a:b", "40:15", "1:1", "nan:2", "0:inf", "-1e308:1e308", ":", ""):
+        with pytest.raises(DataError):
+            parse_range(wrong)
+    assert parse_range("-10:40.5") == (-10.0, 40.5)
+
+
+def test_8_bit_pictures_ignore_a_range(tmp_path):
+    Image.fromarray(SCENE).save(tmp_path / "x.png")
+    assert np.array_equal(load_image(tmp_path / "x.png", (15, 40))[..., 0], SCENE)
+
+
+def test_a_tiff_that_nobody_reads_says_what_it_is(tmp_path):
+    path = write_tiff(tmp_path / "x.tif", np.zeros((8, 8, 2), np.float32))
+    path.write_bytes(
+        path.read_bytes().replace(
+            struct.pack("<HHI", 259, 3, 1) + b"\1\0", struct.pack("<HHI", 259, 3, 1) + b"\5\0"
+        )
+    )
+    with pytest.raises(DataError, match=r"a TIFF of 2 channels of 32-bit float values, .* save it as"):
+        load_image(path)
+    whole = write_tiff(tmp_path / "y.tif", np.zeros((8, 8, 2), np.float32)).read_bytes()
+    (tmp_path / "y.tif").write_bytes(whole[:-9])
+    with pytest.raises(DataError, match="truncated"):
+        load_image(tmp_path / "y.tif")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
+def test_transparent_pixels_become_black(tmp_path, mode):
+    base = Image.fromarray(COLOUR if mode == "RGBA" else SCENE)
+    if mode == "P":
+        base = Image.fromarray(np.repeat([[1], [0]], 32, axis=0).repeat(32, axis=1).astype(np.uint8), "P")
+        base.putpalette([255, 255, 255, 90, 80, 70])
+        base.save(tmp_path / "x.png", transparency=0)
+    elif mode == "PA":
+        base = Image.fromarray(COLOUR).quantize(64)
+        base.save(tmp_path / "x.png", transparency=bytes([0] * 32 + [255] * 32))
+        hidden = np.asarray(base) < 32
+        assert load_image(tmp_path / "x.png")[hidden].max() == 0
+        assert load_image(tmp_path / "x.png")[~hidden].max() > 0
+        return
+    else:
+        mask = np.full((64, 32), 255, np.uint8)
+        mask[32:] = 0
+        base.putalpha(Image.fromarray(mask))
+        base.save(tmp_path / "x.png")
+    found = load_image(tmp_path / "x.png")
+    assert found[32:].max() == 0
+    expected = np.full((32, 32, 3), (90, 80, 70)) if mode == "P" else np.asarray(base.convert("RGB"))[:32]
+    assert np.array_equal(found[:32], expected)
+
+
+def test_wholly_transparent_pictures_are_refused(tmp_path):
+    Image.new("RGBA", (8, 8), (200, 10, 10, 0)).save(tmp_path / "x.png")
+    with pytest.raises(DataError, match="every pixel is transparent"):
+        load_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tif", "webp", "png"])
+def test_the_first_of_several_pages_is_read_and_told(tmp_path, suffix):
+    first, second = Image.new("RGB", (16, 16), (250, 0, 0)), Image.new("RGB", (16, 16), (0, 0, 250))
+    extra = {"lossless": True} if suffix == "webp" else {}
+    path = tmp_path / f"x.{suffix}"
+    first.save(path, save_all=True, append_images=[second], **extra)
+    assert (load_image(path) == (250, 0, 0)).all()
+    assert remarks(path) == (PAGES,)
+    first.save(path, **extra)
+    assert remarks(path) == ()
+
+
+def test_the_rule_takes_lists_of_channels_together():
+    values = np.stack([np.full((9, 9), 1000), np.full((9, 9), 3000), np.full((9, 9), 2000)], axis=-1)
+    mapped, remark = eight_bits(values.astype(np.uint16))
+    assert remark == STRETCHED
+    assert mapped[0, 0].tolist() == [0, 255, 128]
