@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -205,8 +206,11 @@ def test_python_and_the_command_line_give_the_same_answer(crops, tmp_path):
 
 
 def test_times_select_and_expire(crops):
-    run("index", "g", crops, *RULES, "--time-from-name", "_%H%M")  # of the year 1900
-    since = ("--since", "1900-01-01T10:00:00")
+    Path("dated").mkdir()
+    crops.rename("dated/2020-03-01")
+    assert "lacks %Y and %m and %d" in wrong("index", "g", "dated", *RULES, "--time-from-name", "_%H%M")
+    run("index", "g", "dated", *RULES, "--time-from-name", "%Y-%m-%d*_%H%M")
+    since = ("--since", "2020-03-01T10:00:00")
     found = as_json("search", "g", "night.png", "--modality", "ir", *since)
     assert len(found["hits"]) == found["compared"] == 2
     late = as_json("search", "g", "night.png", "--modality", "ir", *since, "--timezone", "Europe/Berlin")
@@ -215,7 +219,24 @@ def test_times_select_and_expire(crops):
         "removed": 4,
         "entries": 0,
         "without_a_time": 0,
+        "before_1970": 0,
     }
+
+
+def test_expire_leaves_times_that_were_read_wrongly_and_says_so(crops):
+    run("index", "g", crops, *RULES)
+    with Gallery("g") as gallery:
+        first, *others = [entry.id for entry, _ in gallery.scan()]
+        gallery.update([first], time=datetime(1900, 1, 1, 22, 15, tzinfo=timezone.utc))
+        gallery.update(others, time=datetime(2020, 1, 1, tzinfo=timezone.utc))
+    assert as_json("gallery", "expire", "g", "--keep", "30d") == {
+        "removed": 3,
+        "entries": 1,
+        "without_a_time": 0,
+        "before_1970": 1,
+    }
+    assert "1 entries have a time before 1970" in run("gallery", "expire", "g", "--keep", "30d").output
+    assert as_json("gallery", "expire", "g", "--keep", "999999999w")["removed"] == 0
 
 
 def test_nobody_is_said(crops):

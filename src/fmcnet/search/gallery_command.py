@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,19 +94,30 @@ def expire(
 ) -> None:
     """Remove entries seen longer ago than --keep; those without a time stay. For a daily timer.
 
+    Entries of before 1970 stay, too, and are told: their time was read wrongly.
+
     fmcnet gallery expire people.gallery --keep 30d
     """
     from fmcnet.gallery.gallery import Gallery
     from fmcnet.gallery.inputs import as_duration
-    from fmcnet.gallery.records import EARLIEST, Where
+    from fmcnet.gallery.records import EARLIEST, EPOCH, Where
 
-    as_duration(keep)
+    duration = as_duration(keep)
     with Gallery(gallery, create=False) as opened:
-        facts = {"removed": opened.expire(keep), "entries": len(opened)}
+        now = datetime.now(timezone.utc)
+        removed = opened.remove(Where(since=EPOCH, until=now - duration)) if duration < now - EPOCH else 0
+        facts = {"removed": removed, "entries": len(opened)}
         facts["without_a_time"] = facts["entries"] - opened.count(Where(since=EARLIEST))
+        facts["before_1970"] = opened.count(Where(until=EPOCH))
     _say(facts, json_, gallery)
     if facts["without_a_time"]:
         typer.echo(f"{facts['without_a_time']} entries have no time, and so never expire", err=True)
+    if facts["before_1970"]:
+        typer.echo(
+            f"{facts['before_1970']} entries have a time before 1970, which was read wrongly, and were not removed: "
+            "fmcnet index --existing update mends it, fmcnet gallery remove --until 1970-01-01 removes them",
+            err=True,
+        )
 
 
 @app.command()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fmcnet.data.reading.words import near_cameras
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.images import Fault, list_faults
 from fmcnet.progress import Progress
@@ -36,6 +37,8 @@ class IndexReport:
         updated, replaced: how many of those were changed, and how many encoded anew.
         differences: what is said of the others, but stored otherwise.
         faults: those left out, with the reason. entries: in the gallery now.
+        same: left out because they are a file named before. not_chosen: rows of a table that an option left out.
+        notes: what else a person should know.
     """
 
     pictures: int
@@ -46,10 +49,16 @@ class IndexReport:
     updated: int = 0
     replaced: int = 0
     differences: tuple[Difference, ...] = ()
+    same: tuple[Fault, ...] = ()
+    not_chosen: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        faults = [{"source": fault.name, "reason": fault.reason} for fault in self.faults]
+        faults, same = (
+            [{"source": fault.name, "reason": fault.reason} for fault in found]
+            for found in (self.faults, self.same)
+        )
         return {
             "pictures": self.pictures,
             "added": self.added,
@@ -58,6 +67,9 @@ class IndexReport:
             "replaced": self.replaced,
             "differences": [str(one) for one in self.differences],
             "faults": faults,
+            "same_file": same,
+            "not_chosen": dict(self.not_chosen),
+            "notes": list(self.notes),
             "entries": self.entries,
         }
 
@@ -126,10 +138,20 @@ def index(
         raise DataError(
             f"{error}\n{added} pictures were added before; --on-error skip leaves out the broken"
         ) from error
-    total = len(sources.pictures) + len(sources.faults)
+    total = len(sources.pictures) + len(sources.faults) + len(sources.same)
     entries = len(searcher.gallery)
     return IndexReport(
-        total, added, already, tuple(faults), entries, updated, replaced, differences=tuple(unheard)
+        total,
+        added,
+        already,
+        tuple(faults),
+        entries,
+        updated,
+        replaced,
+        tuple(unheard),
+        sources.same,
+        sources.not_chosen,
+        (*sources.notes, *near_cameras(searcher.gallery.cameras())),
     )
 
 
@@ -168,6 +190,7 @@ def _add(
             time=[picture.time for picture in group],
             track=[picture.track for picture in group],
             tags=[picture.tags for picture in group],
+            source=[picture.source or picture.path for picture in group],
             on_error=on_error,
             on_duplicate="replace" if replace else "skip",
             keep_images=keep,
