@@ -391,3 +391,60 @@ def test_what_is_not_there_or_never_expires_is_named(crops):
     assert "there is no entry 'nope'" in run("gallery", "remove", "g", "--id", "nope", "--yes").output
     assert "4 entries have no time" in run("gallery", "expire", "g", "--keep", "999999999w").output
     assert as_json("gallery", "info", "g")["entries"] == 4
+
+
+def test_a_filter_that_asks_for_what_no_entry_has_is_told(crops):
+    run("index", "g", crops, "--modality", "visible", "--model", "run", "--camera-from-name", "(gate[0-9])")
+    asked = ("search", "g", "night.png", "--modality", "ir")
+    told = as_json(*asked, "--camera", "nowhere", "--camera", "gate1")
+    assert (told["compared"], told["notes"]) == (
+        2,
+        ["no entry has the camera 'nowhere'; those that are: gate1, gate2"],
+    )
+    near = as_json(*asked, "--camera", "Gate-02")
+    assert "no entry has the camera 'Gate-02': did you mean 'gate2'?" in near["notes"]
+    assert as_json(*asked, "--camera", "gate1")["notes"] == []
+    dry = as_json(
+        "gallery", "remove", "g", "--camera", "gate3", "--track", "t", "--pid", 7, "--tag", "x", "--dry-run"
+    )
+    assert dry["would_remove"] == 0
+    assert [note.split(":")[0] for note in dry["notes"]] == [
+        "no entry has the camera 'gate3'",
+        "no entry has the track 't'",
+        "no entry has the tag 'x'",
+        "no entry has the pid '7'",
+    ]
+    assert (
+        "note: no entry has the camera 'gat'"
+        in run("gallery", "export", "g", "e.npz", "--camera", "gat").output
+    )
+
+
+def test_spellings_of_one_camera_are_told(crops):
+    one = ("--modality", "visible", "--model", "run", "--layout", "images")
+    assert as_json("index", "g", crops / "gate1", *one, "--camera", "1")["notes"] == []
+    (note,) = as_json("index", "g", crops / "gate2", *one, "--camera", "cam01")["notes"]
+    assert "the cameras '1', 'cam01' may be one" in note
+    (note,) = as_json("search", "g", "night.png", "--modality", "ir", "--camera", "1")["notes"]
+    assert "entries of the camera 'cam01' do not pass the filter" in note
+    as_json("gallery", "remove", "g", "--camera", "cam01", "--yes")
+    with Gallery("g") as gallery:
+        assert gallery.cameras() == ["1"]  # of what is there now
+
+
+def test_what_index_leaves_out_is_counted_and_named(crops):
+    Path("copy.png").symlink_to(crops / "gate1/1_0900.png")
+    made = as_json(
+        "index", "g", crops, "copy.png", "--modality", "visible", "--model", "run", "--layout", "images"
+    )
+    assert (made["pictures"], made["added"]) == (5, 4)
+    assert [one["source"] for one in made["same_file"]] == [str(Path("copy.png").absolute())]
+    Path("t.csv").write_text(
+        "path,pid,modality,weather\ncopy.png,anna,visible,sun\nnight.png,bob,infrared,\n"
+    )
+    told = as_json("index", "h", "t.csv", "--model", "run", "--modality", "infrared")
+    assert (told["added"], told["not_chosen"]) == (1, {"--modality infrared": 1})
+    assert told["notes"][0].startswith("the column 'weather' is not read")
+    said = run("index", "i", "t.csv", "--model", "run", "--modality", "infrared").output
+    assert "not chosen by --modality infrared" in said
+    assert "note: the column 'weather'" in said

@@ -65,6 +65,7 @@ def remove(
     fmcnet gallery remove people.gallery --pid 17 --yes
     """
     from fmcnet.gallery.gallery import Gallery
+    from fmcnet.search.notes import filter_notes
 
     where = where_of(
         camera, since, until, timezone, modality=modality, ids=id_, pids=pid, tracks=track, tags=tag
@@ -76,14 +77,17 @@ def remove(
     if json_ and not (yes or dry_run):
         raise FmcnetError("--json cannot ask: give --yes, or --dry-run")
     with Gallery(gallery, create=False, read_only=dry_run) as opened:
+        notes = filter_notes(opened, where)
+        for note in notes:
+            typer.echo(f"note: {note}", err=True)
         if not (yes or dry_run):
             typer.confirm(f"Remove {opened.count(where):,} of {len(opened):,} entries for good?", abort=True)
         for one in id_ or ():
             if one not in opened:
                 typer.echo(f"there is no entry '{one}'", err=True)
         count = opened.count(where) if dry_run else opened.remove(where)
-        facts = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
-    _say(facts, json_, gallery)
+        facts: dict[str, Any] = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
+    _say(facts | ({"notes": list(notes)} if notes and json_ else {}), json_, gallery)
 
 
 @app.command()
@@ -148,11 +152,16 @@ def export(
 ) -> None:
     """Write entries and embeddings to a file: all, or those that match all options."""
     from fmcnet.gallery.gallery import Gallery
+    from fmcnet.search.notes import filter_notes
 
     where = where_of(camera, since, until, timezone, modality=modality, pids=pid, tracks=track, tags=tag)
     with Gallery(gallery, read_only=True) as opened:
+        notes = filter_notes(opened, where)
+        for note in notes:
+            typer.echo(f"note: {note}", err=True)
         count = opened.export(out, None if where.anything else where)
-    _say({"exported": count, "out": str(out)}, json_, gallery)
+    facts = {"exported": count, "out": str(out), **({"notes": list(notes)} if notes and json_ else {})}
+    _say(facts, json_, gallery)
 
 
 def _say(facts: dict[str, Any], json_: bool, title: str) -> None:
