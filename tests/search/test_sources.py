@@ -230,3 +230,18 @@ def test_modality_never_relabels_what_a_dataset_says(tiny_sysu, tmp_path):
     assert len(read_sources([tiny_sysu / "cam3"], Rules(Modality.VISIBLE, layout="images")).pictures) == len(
         night
     )
+
+
+def test_pictures_that_a_folders_table_does_not_list_are_named(tmp_path):
+    table = write_table(tmp_path, ["a.png,1,visible", "b.png,1,infrared"])
+    assert read_sources([tmp_path], Rules()).not_listed == (str(tmp_path / "c.png"), str(tmp_path / "d.png"))
+    assert read_sources([table], Rules()).not_listed == ()  # of the table alone it was asked
+
+
+def test_times_to_come_are_told(tmp_path):
+    rows = [
+        "a.png,1,visible,2026030122",
+        "b.png,1,visible,2020-01-01",
+    ]  # no seconds since 1970: a day and an hour
+    (note,) = read_sources([write_table(tmp_path, rows, "path,pid,modality,time")], Rules()).notes
+    assert note.startswith(f"1 of 2 pictures have a time to come, the first {tmp_path / 'a.png'} 2034-03-15")

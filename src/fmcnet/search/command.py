@@ -208,8 +208,11 @@ def index(
     facts |= {"updated": report.updated} if report.updated else {}
     facts |= {"encoded anew": report.replaced} if report.replaced else {}
     facts |= {f"not chosen by {option}": count for option, count in report.not_chosen.items()}
+    facts |= {"not in the CSV": len(report.not_listed)} if report.not_listed else {}
     left_out = (*report.faults, *report.same)
     show(f"indexed into {gallery}", {**facts, "left out": len(left_out), "entries now": report.entries})
+    for name in report.not_listed:
+        typer.echo(f"left out {name}: the CSV has no row of it", err=True)
     for fault in left_out:
         typer.echo(f"left out {fault.name}: {fault.reason}", err=True)
     for note in report.notes:

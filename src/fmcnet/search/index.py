@@ -38,7 +38,7 @@ class IndexReport:
         differences: what is said of the others, but stored otherwise.
         faults: those left out, with the reason. entries: in the gallery now.
         same: left out because they are a file named before. not_chosen: rows of a table that an option left out.
-        notes: what else a person should know.
+        not_listed: pictures in the folder of a CSV that has no row of them. notes: what else a person should know.
     """
 
     pictures: int
@@ -52,6 +52,7 @@ class IndexReport:
     same: tuple[Fault, ...] = ()
     not_chosen: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    not_listed: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -69,6 +70,7 @@ class IndexReport:
             "faults": faults,
             "same_file": same,
             "not_chosen": dict(self.not_chosen),
+            "not_listed": list(self.not_listed),
             "notes": list(self.notes),
             "entries": self.entries,
         }
@@ -152,6 +154,7 @@ def index(
         sources.same,
         sources.not_chosen,
         (*sources.notes, *near_cameras(searcher.gallery.cameras())),
+        sources.not_listed,
     )
 
 

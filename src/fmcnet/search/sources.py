@@ -6,13 +6,14 @@ import hashlib
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone, tzinfo
+from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 from fmcnet.data.benchmarks import detect_layout, read_dataset, told_by_folder
 from fmcnet.data.csv_table import HELD_OUT
+from fmcnet.data.table import Table
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.images import Fault, list_images, parse_modality
 from fmcnet.search.names import NamePattern
@@ -75,7 +76,8 @@ class Sources:
         faults: those that cannot be indexed, with the reason.
         same: those that are a file named before, by another path or a link.
         not_chosen: how many rows of a table an option left out, by the option.
-        notes: what the reader of a table remarked.
+        not_listed: pictures in the folder of a CSV that has no row of them.
+        notes: what else a person should know: what the reader of a table remarked, and times to come.
     """
 
     pictures: tuple[Picture, ...]
@@ -83,6 +85,7 @@ class Sources:
     same: tuple[Fault, ...] = ()
     not_chosen: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    not_listed: tuple[str, ...] = ()
 
 
 def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
@@ -119,7 +122,32 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
             faults.append(Fault(at, ascii(str(picture.path)), "its name is not valid Unicode"))
         except DataError as error:
             faults.append(Fault(at, str(picture.path), str(error)))
-    return Sources(tuple(pictures.values()), tuple(faults), tuple(same), rows.not_chosen, rows.notes)
+    taken = tuple(pictures.values())
+    notes = (*rows.notes, *_to_come(taken))
+    return Sources(taken, tuple(faults), tuple(same), rows.not_chosen, notes, rows.not_listed)
+
+
+def _to_come(pictures: Sequence[Picture]) -> list[str]:
+    """A note of times later than tomorrow: no clock is right that says them."""
+    tomorrow = datetime.now(timezone.utc) + timedelta(days=1)
+    late = [picture for picture in pictures if picture.time is not None and picture.time > tomorrow]
+    if not late:
+        return []
+    return [
+        f"{len(late)} of {len(pictures)} pictures have a time to come, the first {late[0].path} "
+        f"{late[0].time:%Y-%m-%d %H:%M:%S %Z}: they expire late; check how times are written"
+    ]
+
+
+def _not_listed(place: Path, table: Table) -> tuple[str, ...]:
+    """Pictures in the folder of a CSV of which it has no row."""
+    if not place.is_dir():
+        return ()
+    listed = {_file(path) for path in table.full_paths()}
+    try:
+        return tuple(str(path) for path in list_images([place]) if _file(path) not in listed)
+    except DataError:
+        return ()  # all its pictures lie elsewhere
 
 
 def _file(path: Path) -> Hashable:
@@ -195,11 +223,12 @@ def _is_laid_out(folder: Path) -> str | None:
 
 
 class _Rows(NamedTuple):
-    """Names, pictures and their times as a table gives them; and `Sources.not_chosen`, `Sources.notes`."""
+    """Names, pictures and their times as a table gives them; the others are those of `Sources`."""
 
     named: list[tuple[str, Picture, str]]
     not_chosen: Mapping[str, int] = MappingProxyType({})
     notes: tuple[str, ...] = ()
+    not_listed: tuple[str, ...] = ()
 
 
 def _pictures(places: Sequence[Path], rules: Rules) -> _Rows:
@@ -241,7 +270,8 @@ def _table(place: Path, layout: str, rules: Rules) -> _Rows:
         )
         found.append((row.path, picture, row.time))
     notes = [note for note in table.notes if rules.split != "all" or not note.startswith(HELD_OUT)]
-    return _Rows(found, {name: count for name, count in not_chosen.items() if count}, tuple(notes))
+    not_listed = _not_listed(place, table) if layout == "csv" else ()
+    return _Rows(found, {name: n for name, n in not_chosen.items() if n}, tuple(notes), not_listed)
 
 
 def _told_by_name(picture: Picture, name: str, rules: Rules) -> Picture:
