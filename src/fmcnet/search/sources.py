@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from fmcnet.data.benchmarks import detect_layout, read_dataset, told_by_folder
+from fmcnet.data.benchmarks import detect_layout, laid_out, read_dataset, told_by_folder
 from fmcnet.data.csv_table import HELD_OUT
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError, FmcnetError
@@ -167,7 +167,7 @@ def _layout(places: Sequence[Path], wanted: str, modality: Modality | None) -> s
     if len(places) > 1:
         for place in places:
             kind = _dataset(place)
-            if kind == "csv" or _is_laid_out(place):
+            if kind == "csv" or laid_out(place):
                 raise FmcnetError(
                     f"{place} is a {kind} dataset, which says itself what its images are: index it in a call of its "
                     "own, or say --layout images to take all as mere pictures"
@@ -195,7 +195,7 @@ def _check_inside(place: Path, modality: Modality | None) -> None:
     Raises:
         FmcnetError: where one does, which `--modality` would relabel.
     """
-    inside = [child for child in sorted(place.iterdir()) if _is_laid_out(child)] if place.is_dir() else []
+    inside = [child for child in sorted(place.iterdir()) if laid_out(child)] if place.is_dir() else []
     if inside:
         names = ", ".join(str(child) for child in inside)
         raise FmcnetError(
@@ -203,23 +203,13 @@ def _check_inside(place: Path, modality: Modality | None) -> None:
             "its own, or say --layout images to take all as mere pictures"
         )
     for folder in list(place.parents)[:3]:
-        layout = _is_laid_out(folder)
+        layout = laid_out(folder)
         told = told_by_folder(layout, place.relative_to(folder).parts[0]) if layout else None
         if modality is not None and told is not None and told is not modality:
             raise FmcnetError(
                 f"{place} is {told} in the {layout} dataset {folder}, but --modality says {modality}: mend it, or "
                 "say --layout images to take it as mere pictures"
             )
-
-
-def _is_laid_out(folder: Path) -> str | None:
-    """The benchmark that a folder is laid out as, lists and all; None for any other, as cam1 and cam2 alone."""
-    try:
-        layout = detect_layout(folder) if folder.is_dir() else "csv"
-        lists = {"exp", "idx", "thermal"} & {entry.name.lower() for entry in folder.iterdir()}
-    except (DataError, OSError):
-        return None
-    return None if layout == "csv" or not lists else layout
 
 
 class _Rows(NamedTuple):

@@ -98,6 +98,17 @@ def detect_layout(path: str | Path) -> str:
     )
 
 
+def laid_out(folder: Path) -> str | None:
+    """The benchmark that a folder is laid out as, lists and all; None for any other, as cam1 and cam2 alone."""
+    try:
+        names = {entry.name.lower() for entry in folder.iterdir()} if folder.is_dir() else set()
+    except OSError:
+        return None
+    scores = {layout: sum(m.lower() in names for m in markers) for layout, markers in MARKERS.items()}
+    best = max(scores, key=lambda name: scores[name])
+    return best if scores[best] >= 2 and names & {"exp", "idx", "thermal"} else None
+
+
 def told_by_folder(layout: str, name: str) -> Modality | None:
     """What a folder at the top of a dataset holds, as "cam3" of "sysu"; None where its name does not tell."""
     name = name.lower()
