@@ -197,3 +197,58 @@ def test_round_trip_of_a_relative_root(tmp_path: Path, monkeypatch: pytest.Monke
     table = read_dataset("data")
     again = read_csv(write_csv(table, "out/x.csv"))
     _same(table, again)
+
+
+def test_an_image_stands_in_one_row_however_its_path_is_spelt(file: Path) -> None:
+    (file.parent / "link.png").symlink_to("img/anna_visible_1.png")
+    (file.parent / "folder").symlink_to("img")
+    (file.parent / "img/hard.png").hardlink_to(file.parent / "img/anna_visible_1.png")
+    others = (
+        "./img/anna_visible_1.png",
+        "img/../img/anna_visible_1.png",
+        "link.png",
+        "folder/anna_visible_1.png",
+    )
+    paths = ("img/anna_visible_1.png", *others, "img/hard.png")
+    file.write_text("path,pid,modality\n" + "".join(f"{path},anna,vis\n" for path in paths))
+    with pytest.raises(DataError, match="has 5 faults") as caught:
+        read_csv(file)
+    assert "line 3: path 'img/anna_visible_1.png' stands in line 2 already" in str(caught.value)
+    assert "line 5: path 'link.png' is the image 'img/anna_visible_1.png' of line 2" in str(caught.value)
+
+
+def test_columns_that_are_not_known_are_told_with_the_nearest_name(file: Path) -> None:
+    lines = file.read_text().strip().split("\n")
+    added = ",timestamp,trak,identity,colour of coat"
+    file.write_text("\n".join([lines[0] + added, *(f"{line},2026-03-01,t,x,red" for line in lines[1:])]))
+    table = read_csv(file)
+    assert set(table.time) == {"2026-03-01"}
+    for note in (
+        "the column 'timestamp' is read as 'time'",
+        "the column 'trak' is not read: did you mean 'track'?",
+        "the column 'identity' is not read; 'pid' is",
+        "the column 'colour of coat' is not read; those that are: path, pid",
+    ):
+        assert any(note in one for one in table.notes), note
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [
+        (("gate", "hall"), [1, 2]),
+        (("cam4", "2"), [4, 2]),
+        (("cam1", "01"), [2, 1]),
+        (("gate", ""), [1, NO_CAMERA]),
+    ],
+)
+def test_named_cameras_are_numbered(file: Path, names: tuple[str, str], numbers: list[int]) -> None:
+    file.write_text(
+        "path,pid,modality,camera,track,tags,source\n"
+        f"img/anna_visible_1.png,a,visible,{names[0]},t1,x;y,nvr\nimg/anna_infrared_1.png,a,ir,{names[1]},,,\n"
+    )
+    table = read_csv(file)
+    assert table.camera.tolist() == list(names)
+    assert table.camid.tolist() == numbers
+    assert any("may be one" in note for note in table.notes) == (names == ("cam1", "01"))
+    again = read_csv(write_csv(table, file.parent / "again.csv"))
+    assert again.records() == table.records()

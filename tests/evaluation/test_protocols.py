@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from fmcnet.evaluation.draws import find_permutation
 from fmcnet.evaluation.engine import evaluate
 from fmcnet.evaluation.protocols import custom, llcm, regdb, sysu
 from fmcnet.evaluation.results import pool
+from fmcnet.types import Modality
 from tests.evaluation.shared_golden import embeddings
 
 
@@ -204,3 +206,21 @@ def test_empty_sets_and_wrong_masks_are_named():
         sysu(draw="seeded").trials(e)
     with pytest.raises(ProtocolError, match="the gallery mask must hold one bool"):
         custom("visible", "visible").trials(e, gallery_mask=np.ones(3, dtype=bool))
+
+
+def test_probes_without_a_match_are_counted_and_named():
+    made = benchmark((1, 3), people=(2, 5, 9))
+    kept = made.take(~((made.pid == 5) & (made.modality == 0)))  # nobody saw 5 by day
+    named = replace(kept, name=np.array([f"{p}/{i}.png" for p, i in zip(kept.pid, kept.index, strict=True)]))
+    night, day = Modality.INFRARED, Modality.VISIBLE
+    found = evaluate(named, custom(night, day))
+    assert (found.trials[0].queries, found.to_dict()["probes"], found.to_dict()["unmatched"]) == (6, [9], [3])
+    assert sorted(found.to_dict()["unmatched_probes"]) == ["5/1.png", "5/2.png", "5/3.png"]
+    assert "3 of 9 probes have no match in the gallery and are not counted: 5/" in found.summary()
+    assert pool([found, found]).to_dict()["unmatched"] == [3, 3]
+    rows = np.flatnonzero((kept.pid == 5) & (kept.modality == 1))
+    nameless = evaluate(replace(named, name=np.full(len(kept), "")), custom(night, day))
+    assert nameless.unmatched == (tuple(f"row {row}" for row in rows),)
+    whole = evaluate(made, custom(night, day))
+    assert whole.to_dict()["unmatched"] == [0]
+    assert "no match" not in whole.summary()

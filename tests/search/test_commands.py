@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -205,8 +206,11 @@ def test_python_and_the_command_line_give_the_same_answer(crops, tmp_path):
 
 
 def test_times_select_and_expire(crops):
-    run("index", "g", crops, *RULES, "--time-from-name", "_%H%M")  # of the year 1900
-    since = ("--since", "1900-01-01T10:00:00")
+    Path("dated").mkdir()
+    crops.rename("dated/2020-03-01")
+    assert "lacks %Y and %m and %d" in wrong("index", "g", "dated", *RULES, "--time-from-name", "_%H%M")
+    run("index", "g", "dated", *RULES, "--time-from-name", "%Y-%m-%d*_%H%M")
+    since = ("--since", "2020-03-01T10:00:00")
     found = as_json("search", "g", "night.png", "--modality", "ir", *since)
     assert len(found["hits"]) == found["compared"] == 2
     late = as_json("search", "g", "night.png", "--modality", "ir", *since, "--timezone", "Europe/Berlin")
@@ -215,7 +219,24 @@ def test_times_select_and_expire(crops):
         "removed": 4,
         "entries": 0,
         "without_a_time": 0,
+        "before_1970": 0,
     }
+
+
+def test_expire_leaves_times_that_were_read_wrongly_and_says_so(crops):
+    run("index", "g", crops, *RULES)
+    with Gallery("g") as gallery:
+        first, *others = [entry.id for entry, _ in gallery.scan()]
+        gallery.update([first], time=datetime(1900, 1, 1, 22, 15, tzinfo=timezone.utc))
+        gallery.update(others, time=datetime(2020, 1, 1, tzinfo=timezone.utc))
+    assert as_json("gallery", "expire", "g", "--keep", "30d") == {
+        "removed": 3,
+        "entries": 1,
+        "without_a_time": 0,
+        "before_1970": 1,
+    }
+    assert "1 entries have a time before 1970" in run("gallery", "expire", "g", "--keep", "30d").output
+    assert as_json("gallery", "expire", "g", "--keep", "999999999w")["removed"] == 0
 
 
 def test_nobody_is_said(crops):
@@ -437,3 +458,60 @@ def test_numbers_out_of_range_are_a_line(crops, option, value):
     ):
         said = CliRunner().invoke(app, arguments, prog_name="fmcnet")
         assert said.exception is None or isinstance(said.exception, SystemExit), (arguments, said.exception)
+
+
+def test_a_filter_that_asks_for_what_no_entry_has_is_told(crops):
+    run("index", "g", crops, "--modality", "visible", "--model", "run", "--camera-from-name", "(gate[0-9])")
+    asked = ("search", "g", "night.png", "--modality", "ir")
+    told = as_json(*asked, "--camera", "nowhere", "--camera", "gate1")
+    assert (told["compared"], told["notes"]) == (
+        2,
+        ["no entry has the camera 'nowhere'; those that are: gate1, gate2"],
+    )
+    near = as_json(*asked, "--camera", "Gate-02")
+    assert "no entry has the camera 'Gate-02': did you mean 'gate2'?" in near["notes"]
+    assert as_json(*asked, "--camera", "gate1")["notes"] == []
+    dry = as_json(
+        "gallery", "remove", "g", "--camera", "gate3", "--track", "t", "--pid", 7, "--tag", "x", "--dry-run"
+    )
+    assert dry["would_remove"] == 0
+    assert [note.split(":")[0] for note in dry["notes"]] == [
+        "no entry has the camera 'gate3'",
+        "no entry has the track 't'",
+        "no entry has the tag 'x'",
+        "no entry has the pid '7'",
+    ]
+    assert (
+        "note: no entry has the camera 'gat'"
+        in run("gallery", "export", "g", "e.npz", "--camera", "gat").output
+    )
+
+
+def test_spellings_of_one_camera_are_told(crops):
+    one = ("--modality", "visible", "--model", "run", "--layout", "images")
+    assert as_json("index", "g", crops / "gate1", *one, "--camera", "1")["notes"] == []
+    (note,) = as_json("index", "g", crops / "gate2", *one, "--camera", "cam01")["notes"]
+    assert "the cameras '1', 'cam01' may be one" in note
+    (note,) = as_json("search", "g", "night.png", "--modality", "ir", "--camera", "1")["notes"]
+    assert "entries of the camera 'cam01' do not pass the filter" in note
+    as_json("gallery", "remove", "g", "--camera", "cam01", "--yes")
+    with Gallery("g") as gallery:
+        assert gallery.cameras() == ["1"]  # of what is there now
+
+
+def test_what_index_leaves_out_is_counted_and_named(crops):
+    Path("copy.png").symlink_to(crops / "gate1/1_0900.png")
+    made = as_json(
+        "index", "g", crops, "copy.png", "--modality", "visible", "--model", "run", "--layout", "images"
+    )
+    assert (made["pictures"], made["added"]) == (5, 4)
+    assert [one["source"] for one in made["same_file"]] == [str(Path("copy.png").absolute())]
+    Path("t.csv").write_text(
+        "path,pid,modality,weather\ncopy.png,anna,visible,sun\nnight.png,bob,infrared,\n"
+    )
+    told = as_json("index", "h", "t.csv", "--model", "run", "--modality", "infrared")
+    assert (told["added"], told["not_chosen"]) == (1, {"--modality infrared": 1})
+    assert told["notes"][0].startswith("the column 'weather' is not read")
+    said = run("index", "i", "t.csv", "--model", "run", "--modality", "infrared").output
+    assert "not chosen by --modality infrared" in said
+    assert "note: the column 'weather'" in said

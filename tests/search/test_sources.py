@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fmcnet.data.benchmarks import read_dataset
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.search.names import NamePattern, TimePattern, moment, zone
+from fmcnet.search.names import NamePattern
 from fmcnet.search.sources import Rules, read_sources
+from fmcnet.search.times import TimePattern, moment, zone
 from fmcnet.types import Modality
 from tests.search.fakes import picture
 
@@ -32,7 +35,7 @@ def test_times_have_the_zone_of_the_name_or_the_one_given():
     )
     with pytest.raises(DataError, match="holds no time"):
         TimePattern("%Y%m%d").find("20261350.jpg")
-    for wrong in ("%Q", "no directive", "%Y%Y", "50%"):
+    for wrong in ("%K", "no directive", "%Y%Y", "50%"):
         with pytest.raises(FmcnetError, match="--time-from-name"):
             TimePattern(wrong)
 
@@ -123,3 +126,122 @@ def test_a_folder_that_only_looks_like_a_dataset_is_asked_about(tmp_path):
 def test_what_is_not_there_is_said(tmp_path):
     with pytest.raises(DataError, match="no such"):
         read_sources([tmp_path / "gone"], Rules(Modality.VISIBLE))
+
+
+FIVE = (
+    ("a", "anna", "visible"),
+    ("b", "anna", "infrared"),
+    ("c", "bob", "visible"),
+    ("d", "carl", "visible"),
+)
+
+
+def write_table(folder, rows, header="path,pid,modality"):
+    for name in "abcd":
+        picture(1, 2, 3).save(folder / f"{name}.png")
+    (folder / "t.csv").write_text("\n".join([header, *rows]) + "\n")
+    return folder / "t.csv"
+
+
+def test_everybody_of_a_table_is_there_also_who_cannot_be_learnt_from(tmp_path):
+    table = write_table(tmp_path, [f"{name}.png,{who},{kind}" for name, who, kind in FIVE])
+    assert [one.tags for one in read_sources([table], Rules()).pictures] == [
+        ("anna",),
+        ("anna",),
+        ("bob",),
+        ("carl",),
+    ]
+    day = read_sources([write_table(tmp_path, ["a.png,anna,visible", "c.png,bob,visible"])], Rules())
+    assert len(day.pictures) == 2
+    split = ["a.png,anna,visible,train", "b.png,anna,infrared,test", "c.png,,visible,"]
+    shared = read_sources([write_table(tmp_path, split, "path,pid,modality,split")], Rules())
+    assert [one.pid for one in shared.pictures] == [0, 0, None]  # in two splits; and nobody known
+    assert shared.pictures[2].tags == ()
+
+
+def test_a_table_to_index_needs_no_identities_and_takes_the_modality_said(tmp_path):
+    table = write_table(tmp_path, ["a.png", "b.png"], "path")
+    with pytest.raises(DataError, match=r"no column modality.*--modality"):
+        read_sources([table], Rules())
+    found = read_sources([table], Rules(Modality.INFRARED)).pictures
+    assert [(one.modality, one.pid) for one in found] == [(Modality.INFRARED, None)] * 2
+    mixed = write_table(tmp_path, ["a.png,", "b.png,visible", "c.png,ir"], "path,modality")
+    chosen = read_sources([mixed], Rules(Modality.INFRARED))
+    assert [one.path.name for one in chosen.pictures] == ["a.png", "c.png"]
+    assert chosen.not_chosen == {"--modality infrared": 1}
+
+
+def test_rows_that_an_option_leaves_out_are_counted(tmp_path):
+    rows = ["a.png,1,visible,train", "b.png,1,infrared,test", "c.png,2,visible,test"]
+    table = write_table(tmp_path, rows, "path,pid,modality,split")
+    found = read_sources([table], Rules(Modality.VISIBLE, split="test"))
+    assert (len(found.pictures), found.not_chosen) == (1, {"--split test": 1, "--modality visible": 1})
+    assert read_sources([table], Rules()).not_chosen == {}
+
+
+def test_a_dataset_keeps_everybody_when_it_is_indexed(tiny_sysu, tmp_path):
+    root = tmp_path / "sysu"
+    shutil.copytree(tiny_sysu, root)
+    someone = read_dataset(root).select(split="train").path[0].split("/")[1]
+    for camera in (3, 6):
+        for file in (root / f"cam{camera}" / someone).glob("*"):
+            file.unlink()
+    assert int(someone) not in read_dataset(root).pid
+    assert int(someone) in {one.pid for one in read_sources([root], Rules()).pictures}
+
+
+def test_columns_of_a_gallery(tmp_path):
+    header = "path,pid,modality,camera,track,timestamp,tags,source,wether"
+    row = 'a.png,anna,visible,gate,t1,2026-03-01,"vip; staff",https://nvr/7,sunny'
+    found = read_sources([write_table(tmp_path, [row], header)], Rules())
+    (one,) = found.pictures
+    assert (one.camera, one.track, one.source) == ("gate", "t1", "https://nvr/7")
+    assert one.tags == ("anna", "vip", "staff")
+    assert one.time == datetime(2026, 3, 1, tzinfo=UTC)
+    assert [note.split(";")[0] for note in found.notes] == [
+        "the column 'timestamp' is read as 'time'",
+        "the column 'wether' is not read",
+    ]
+    dated = write_table(tmp_path, ["a.png,visible,2026-03-01,9:15"], "path,modality,date,time")
+    assert read_sources([dated], Rules()).pictures[0].time == datetime(2026, 3, 1, 9, 15, tzinfo=UTC)
+
+
+def test_one_file_by_several_names_is_indexed_once_and_told(tmp_path):
+    picture(1, 2, 3).save(tmp_path / "a.png")
+    (tmp_path / "link.png").symlink_to("a.png")
+    (tmp_path / "hard.png").hardlink_to(tmp_path / "a.png")
+    found = read_sources([tmp_path / "a.png", tmp_path], Rules(Modality.VISIBLE))
+    assert [one.path.name for one in found.pictures] == ["a.png"]
+    assert [fault.name for fault in found.same] == [str(tmp_path / "hard.png"), str(tmp_path / "link.png")]
+    assert f"same file as {tmp_path / 'a.png'}" in found.same[0].reason
+
+
+def test_modality_never_relabels_what_a_dataset_says(tiny_sysu, tmp_path):
+    with pytest.raises(FmcnetError, match="a call of its own, or say --layout images"):
+        read_sources([tiny_sysu, tmp_path], Rules(Modality.VISIBLE))
+    with pytest.raises(FmcnetError, match="a call of its own, or say --layout images"):
+        read_sources([tmp_path, write_table(tmp_path, ["a.png,1,visible"])], Rules(Modality.VISIBLE))
+    with pytest.raises(FmcnetError, match="holds datasets"):
+        read_sources([tiny_sysu.parent], Rules(Modality.VISIBLE))
+    with pytest.raises(FmcnetError, match="cam3 is infrared in the sysu dataset"):
+        read_sources([tiny_sysu / "cam1", tiny_sysu / "cam3"], Rules(Modality.VISIBLE))
+    night = read_sources([tiny_sysu / "cam3"], Rules(Modality.INFRARED)).pictures
+    assert {one.modality for one in night} == {Modality.INFRARED}
+    assert len(read_sources([tiny_sysu / "cam3"], Rules(Modality.VISIBLE, layout="images")).pictures) == len(
+        night
+    )
+
+
+def test_pictures_that_a_folders_table_does_not_list_are_named(tmp_path):
+    table = write_table(tmp_path, ["a.png,1,visible", "b.png,1,infrared"])
+    assert read_sources([tmp_path], Rules()).not_listed == (str(tmp_path / "c.png"), str(tmp_path / "d.png"))
+    assert read_sources([table], Rules()).not_listed == ()  # of the table alone it was asked
+
+
+def test_times_to_come_are_told(tmp_path):
+    rows = [
+        "a.png,1,visible,2026030122",
+        "b.png,1,visible,2020-01-01",
+    ]  # no seconds since 1970: a day and an hour
+    (note,) = read_sources([write_table(tmp_path, rows, "path,pid,modality,time")], Rules()).notes
+    assert note.startswith(f"1 of 2 pictures have a time to come, the first {tmp_path / 'a.png'} 2034-03-15")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import DataError
-from fmcnet.types import NO_CAMERA, IntArray, Modality
+from fmcnet.types import NO_CAMERA, NO_PID, IntArray, Modality
 
 SPLITS = ("train", "val", "test")
 
@@ -27,6 +27,14 @@ class Record(NamedTuple):
     split: str = "train"
     role: str = ""
     time: str = ""
+    camera: str = ""
+    track: str = ""
+    tags: str = ""
+    source: str = ""
+
+
+def _no_texts() -> NDArray[np.str_]:
+    return np.empty(0, dtype=np.str_)
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,8 @@ class Table:
         split: (N,) str, one of `SPLITS`.
         role: (N,) str, "query", "gallery" or "" (both).
         time: (N,) str, a time stamp as given, or "".
+        camera: (N,) str, the camera's name, where cameras are named and not numbered, or "".
+        track, source: (N,) str, as given, or "". tags: (N,) str, as given, between semicolons, or "".
         pid_names: for datasets whose identities are not numbers: name of pid i at position i.
         notes: remarks of the reader that a person should see (identities dropped, files ignored).
     """
@@ -58,10 +68,18 @@ class Table:
     time: NDArray[np.str_]
     pid_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    camera: NDArray[np.str_] = field(default_factory=_no_texts)
+    track: NDArray[np.str_] = field(default_factory=_no_texts)
+    tags: NDArray[np.str_] = field(default_factory=_no_texts)
+    source: NDArray[np.str_] = field(default_factory=_no_texts)
 
-    COLUMNS: ClassVar[tuple[str, ...]] = ("path", "pid", "camid", "modality", "split", "role", "time")
+    TEXTS: ClassVar[tuple[str, ...]] = ("camera", "track", "tags", "source")
+    COLUMNS: ClassVar[tuple[str, ...]] = ("path", "pid", "camid", "modality", "split", "role", "time", *TEXTS)
 
     def __post_init__(self) -> None:
+        for name in self.TEXTS:
+            if not len(getattr(self, name)) and len(self.path):
+                object.__setattr__(self, name, np.full(len(self.path), "", dtype=np.str_))
         lengths = {name: len(getattr(self, name)) for name in self.COLUMNS}
         if len(set(lengths.values())) > 1:
             raise DataError(f"the columns of a table differ in length: {lengths}")
@@ -97,6 +115,10 @@ class Table:
             split=np.array([r.split for r in records], dtype=np.str_),
             role=np.array([r.role for r in records], dtype=np.str_),
             time=np.array([r.time for r in records], dtype=np.str_),
+            camera=np.array([r.camera for r in records], dtype=np.str_),
+            track=np.array([r.track for r in records], dtype=np.str_),
+            tags=np.array([r.tags for r in records], dtype=np.str_),
+            source=np.array([r.source for r in records], dtype=np.str_),
             pid_names=tuple(pid_names),
             notes=tuple(notes),
         )
@@ -144,15 +166,18 @@ class Table:
         return [self.root / str(path) for path in self.path]
 
     def pid_name(self, pid: int) -> str:
-        """How the dataset calls an identity: its name where it has one, its number otherwise."""
+        """How the dataset calls an identity: its name where it has one, its number otherwise; "" for `NO_PID`."""
+        if pid == NO_PID:
+            return ""
         return self.pid_names[pid] if self.pid_names else str(pid)
 
     def records(self) -> list[Record]:
         """The rows, one by one."""
         columns = (self.path, self.pid, self.modality, self.camid, self.split, self.role, self.time)
+        texts = (self.camera, self.track, self.tags, self.source)
         return [
-            Record(path, pid, Modality.from_code(code), camid, split, role, time)
-            for path, pid, code, camid, split, role, time in zip(*(c.tolist() for c in columns), strict=True)
+            Record(path, pid, Modality.from_code(code), *others)
+            for path, pid, code, *others in zip(*(c.tolist() for c in (*columns, *texts)), strict=True)
         ]
 
 

@@ -125,6 +125,14 @@ def evaluate_all(
             trials=tuple(
                 scores(ranks[p, t], protocol.cmc, len(gallery)) for t, (_, gallery) in enumerate(plans[p])
             ),
+            unmatched=tuple(
+                tuple(_called(embeddings, row) for row in query[ranks[p, t].matches == 0].tolist())
+                for t, (query, _) in enumerate(plans[p])
+            ),
         )
         for p, protocol in enumerate(protocols)
     )
+
+
+def _called(embeddings: Embeddings, row: int) -> str:
+    return str(embeddings.name[row]) or f"row {row}"

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from fmcnet.errors import ProtocolError
 
+NAMED = 5
+"""Probes without a match that a summary names; `Evaluation.to_dict` names all."""
 METRICS = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
 
 
@@ -53,6 +55,8 @@ class Evaluation:
         trials: the scores, in order.
         extras: what was applied beyond the plain ranking, in words; empty for a plain figure.
         plain: with extras, the evaluation without them: never show one without the other.
+        unmatched: of each trial, the probes that have no true match in its gallery, and are not counted: names, or
+            "row 7" (of the embeddings, from 0) of those without one.
     """
 
     protocol: str
@@ -61,6 +65,7 @@ class Evaluation:
     trials: tuple[Scores, ...]
     extras: tuple[str, ...] = ()
     plain: Evaluation | None = None
+    unmatched: tuple[tuple[str, ...], ...] = ()
 
     @property
     def mean(self) -> dict[str, float]:
@@ -84,6 +89,9 @@ class Evaluation:
             "queries": [trial.queries for trial in self.trials],
             "gallery": [trial.gallery for trial in self.trials],
             "extras": list(self.extras),
+            "probes": [trial.queries + lost for trial, lost in zip(self.trials, self._lost(), strict=True)],
+            "unmatched": self._lost(),
+            "unmatched_probes": list(self._unmatched_names()),
         }
         if self.plain is not None:
             content["plain"] = self.plain.to_dict()
@@ -99,7 +107,30 @@ class Evaluation:
         ]
         if self.plain is not None:
             lines.append(self.plain.summary().splitlines()[1])
+        lost = self._lost()
+        if any(lost):
+            names = self._unmatched_names()
+            probes = sorted({trial.queries + n for trial, n in zip(self.trials, lost, strict=True)})
+            shown = ", ".join(names[:NAMED]) + (
+                f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            )
+            lines.append(
+                f"  {_span(lost)} of {_span(probes)} probes have no match in the gallery and are not counted: {shown}"
+            )
         return "\n".join(lines)
+
+    def _lost(self) -> list[int]:
+        """How many probes of each trial have no match."""
+        return [len(names) for names in self.unmatched] or [0] * len(self.trials)
+
+    def _unmatched_names(self) -> tuple[str, ...]:
+        """Probes without a match in any of the trials, each once, in the order of the embeddings."""
+        return tuple(dict.fromkeys(name for names in self.unmatched for name in names))
+
+
+def _span(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
@@ -123,4 +154,5 @@ def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
         trials=tuple(trial for e in evaluations for trial in e.trials),
         extras=first.extras,
         plain=pool(plains) if len(plains) == len(evaluations) else None,
+        unmatched=tuple(names for e in evaluations for names in e.unmatched or ((),) * len(e.trials)),
     )

@@ -131,6 +131,10 @@ class Gallery:
         """How many entries match."""
         return self._store.count(where)
 
+    def cameras(self) -> list[str]:
+        """The names of the cameras that entries have, sorted."""
+        return sorted(self._store.cameras())
+
     def get(self, entry_id: str) -> Entry:
         """One entry.
 

@@ -59,6 +59,9 @@ class Store(Protocol):
     def count(self, where: Where | None) -> int:
         """How many entries match."""
 
+    def cameras(self) -> set[str]:
+        """The cameras that entries have."""
+
     def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
         """All that match, `chunk` at a time, in the order of their adding."""
 

@@ -47,8 +47,8 @@ def where_of(
 ) -> Where:
     """The conditions that options give; an option that was not given is none."""
     from fmcnet.gallery.records import Where
-    from fmcnet.search.names import moment, zone
     from fmcnet.search.sources import modality_or_none
+    from fmcnet.search.times import moment, zone
 
     local = zone(timezone)
     return Where(
@@ -72,7 +72,9 @@ def index(
     model: Model = None,
     modality: Annotated[
         str | None,
-        typer.Option(help="visible or infrared: what the pictures are; of a dataset: which rows to take."),
+        typer.Option(
+            help="visible or infrared: what the pictures are. Where a CSV or dataset says it: only these rows."
+        ),
     ] = None,
     camera: Annotated[str | None, typer.Option(help="The camera of all pictures.")] = None,
     camera_from_name: Annotated[
@@ -82,7 +84,11 @@ def index(
         ),
     ] = None,
     time_from_name: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="As '%Y%m%d_%H%M%S', found in that path.")
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="As '%Y%m%d_%H%M%S', found in that path; %s and %Q are seconds and milliseconds since 1970.",
+        ),
     ] = None,
     track_from_name: Annotated[
         str | None, typer.Option(metavar="PATTERN", help="A regular expression for the track.")
@@ -91,6 +97,12 @@ def index(
         str | None, typer.Option(metavar="PATTERN", help="A regular expression for the identity, a number.")
     ] = None,
     timezone: Zone = "UTC",
+    doubtful_times: Annotated[
+        str,
+        typer.Option(
+            help="Local times that come twice, or never, when clocks change: refuse, or take the earlier or later."
+        ),
+    ] = "refuse",
     layout: Annotated[
         str, typer.Option(help="auto, sysu, regdb, llcm, csv, or images: a folder of pictures all the same.")
     ] = "auto",
@@ -142,9 +154,10 @@ def index(
     from fmcnet.search.index import index as add_new
     from fmcnet.search.known import CHOICES
     from fmcnet.search.models import open_model, range_of, remember_model, remember_range
-    from fmcnet.search.names import NamePattern, TimePattern, zone
+    from fmcnet.search.names import NamePattern
     from fmcnet.search.searcher import Searcher
     from fmcnet.search.sources import Rules, modality_or_none, read_sources
+    from fmcnet.search.times import DOUBTFUL, Doubtful, TimePattern, zone
 
     if on_error not in ("raise", "skip"):
         raise FmcnetError(f"--on-error {on_error}: say raise or skip")
@@ -155,17 +168,20 @@ def index(
     if kind not in (None, "auto", "exact", "hnsw"):
         raise FmcnetError(f"--index {kind}: say exact, hnsw or auto")
     value_range = range_of(gallery, range_)
-    local = zone(timezone)
+    if doubtful_times not in DOUBTFUL:
+        raise FmcnetError(f"--doubtful-times {doubtful_times}: say refuse, earlier or later")
+    local, doubtful = zone(timezone), cast("Doubtful", doubtful_times)
     rules = Rules(
         modality=modality_or_none(modality),
         camera=camera,
         cameras=None if camera_from_name is None else NamePattern(camera_from_name, "--camera-from-name"),
-        times=None if time_from_name is None else TimePattern(time_from_name, local),
+        times=None if time_from_name is None else TimePattern(time_from_name, local, doubtful),
         tracks=None if track_from_name is None else NamePattern(track_from_name, "--track-from-name"),
         pids=None if pid_from_name is None else NamePattern(pid_from_name, "--pid-from-name"),
         layout=layout,
         split=split,
         zone=local,
+        doubtful=doubtful,
     )
     sources = read_sources(source, rules)
     if on_error == "raise":
@@ -197,11 +213,18 @@ def index(
     facts = {"pictures": report.pictures, "added": report.added, "there already": report.already}
     facts |= {"updated": report.updated} if report.updated else {}
     facts |= {"encoded anew": report.replaced} if report.replaced else {}
-    show(f"indexed into {gallery}", {**facts, "left out": len(report.faults), "entries now": report.entries})
-    for line in filter(None, (ignored_line(report.ignored), *report.notes)):
+    facts |= {f"not chosen by {option}": count for option, count in report.not_chosen.items()}
+    facts |= {"not in the CSV": len(report.not_listed)} if report.not_listed else {}
+    left_out = (*report.faults, *report.same)
+    show(f"indexed into {gallery}", {**facts, "left out": len(left_out), "entries now": report.entries})
+    if line := ignored_line(report.ignored):
         typer.echo(line, err=True)
-    for fault in report.faults:
+    for name in report.not_listed:
+        typer.echo(f"left out {name}: the CSV has no row of it", err=True)
+    for fault in left_out:
         typer.echo(f"left out {fault.name}: {fault.reason}", err=True)
+    for note in report.notes:
+        typer.echo(f"note: {note}", err=True)
     for difference in report.differences[:3]:
         typer.echo(difference, err=True)
     if report.differences:

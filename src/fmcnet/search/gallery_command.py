@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,6 +65,7 @@ def remove(
     fmcnet gallery remove people.gallery --pid 17 --yes
     """
     from fmcnet.gallery.gallery import Gallery
+    from fmcnet.search.notes import filter_notes
 
     where = where_of(
         camera, since, until, timezone, modality=modality, ids=id_, pids=pid, tracks=track, tags=tag
@@ -75,14 +77,17 @@ def remove(
     if json_ and not (yes or dry_run):
         raise FmcnetError("--json cannot ask: give --yes, or --dry-run")
     with Gallery(gallery, create=False, read_only=dry_run) as opened:
+        notes = filter_notes(opened, where)
+        for note in notes:
+            typer.echo(f"note: {note}", err=True)
         if not (yes or dry_run):
             typer.confirm(f"Remove {opened.count(where):,} of {len(opened):,} entries for good?", abort=True)
         for one in id_ or ():
             if one not in opened:
                 typer.echo(f"there is no entry '{one}'", err=True)
         count = opened.count(where) if dry_run else opened.remove(where)
-        facts = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
-    _say(facts, json_, gallery)
+        facts: dict[str, Any] = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
+    _say(facts | ({"notes": list(notes)} if notes and json_ else {}), json_, gallery)
 
 
 @app.command()
@@ -93,19 +98,30 @@ def expire(
 ) -> None:
     """Remove entries seen longer ago than --keep; those without a time stay. For a daily timer.
 
+    Entries of before 1970 stay, too, and are told: their time was read wrongly.
+
     fmcnet gallery expire people.gallery --keep 30d
     """
     from fmcnet.gallery.gallery import Gallery
     from fmcnet.gallery.inputs import as_duration
-    from fmcnet.gallery.records import EARLIEST, Where
+    from fmcnet.gallery.records import EARLIEST, EPOCH, Where
 
-    as_duration(keep)
+    duration = as_duration(keep)
     with Gallery(gallery, create=False) as opened:
-        facts = {"removed": opened.expire(keep), "entries": len(opened)}
+        now = datetime.now(timezone.utc)
+        removed = opened.remove(Where(since=EPOCH, until=now - duration)) if duration < now - EPOCH else 0
+        facts = {"removed": removed, "entries": len(opened)}
         facts["without_a_time"] = facts["entries"] - opened.count(Where(since=EARLIEST))
+        facts["before_1970"] = opened.count(Where(until=EPOCH))
     _say(facts, json_, gallery)
     if facts["without_a_time"]:
         typer.echo(f"{facts['without_a_time']} entries have no time, and so never expire", err=True)
+    if facts["before_1970"]:
+        typer.echo(
+            f"{facts['before_1970']} entries have a time before 1970, which was read wrongly, and were not removed: "
+            "fmcnet index --existing update mends it, fmcnet gallery remove --until 1970-01-01 removes them",
+            err=True,
+        )
 
 
 @app.command()
@@ -136,11 +152,16 @@ def export(
 ) -> None:
     """Write entries and embeddings to a file: all, or those that match all options."""
     from fmcnet.gallery.gallery import Gallery
+    from fmcnet.search.notes import filter_notes
 
     where = where_of(camera, since, until, timezone, modality=modality, pids=pid, tracks=track, tags=tag)
     with Gallery(gallery, read_only=True) as opened:
+        notes = filter_notes(opened, where)
+        for note in notes:
+            typer.echo(f"note: {note}", err=True)
         count = opened.export(out, None if where.anything else where)
-    _say({"exported": count, "out": str(out)}, json_, gallery)
+    facts = {"exported": count, "out": str(out), **({"notes": list(notes)} if notes and json_ else {})}
+    _say(facts, json_, gallery)
 
 
 def _say(facts: dict[str, Any], json_: bool, title: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fmcnet.data.depth import Remarks, ValueRange
 from fmcnet.data.listing import Ignored, ignored_facts
+from fmcnet.data.reading.words import near_cameras
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.images import Fault, list_faults
 from fmcnet.progress import Progress
@@ -38,7 +39,9 @@ class IndexReport:
         updated, replaced: how many of those were changed, and how many encoded anew.
         differences: what is said of the others, but stored otherwise.
         faults: those left out, with the reason. entries: in the gallery now.
-        ignored: files of the folders that are no pictures. notes: what is doubtful about pictures, a sentence each.
+        same: left out because they are a file named before. not_chosen: rows of a table that an option left out.
+        not_listed: pictures in the folder of a CSV that has no row of them. ignored: files of the folders that are
+            no pictures. notes: what is doubtful about pictures, cameras and columns, a sentence each.
     """
 
     pictures: int
@@ -49,12 +52,18 @@ class IndexReport:
     updated: int = 0
     replaced: int = 0
     differences: tuple[Difference, ...] = ()
-    ignored: tuple[Ignored, ...] = ()
+    same: tuple[Fault, ...] = ()
+    not_chosen: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    not_listed: tuple[str, ...] = ()
+    ignored: tuple[Ignored, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        faults = [{"source": fault.name, "reason": fault.reason} for fault in self.faults]
+        faults, same = (
+            [{"source": fault.name, "reason": fault.reason} for fault in found]
+            for found in (self.faults, self.same)
+        )
         return {
             "pictures": self.pictures,
             "added": self.added,
@@ -63,9 +72,12 @@ class IndexReport:
             "replaced": self.replaced,
             "differences": [str(one) for one in self.differences],
             "faults": faults,
+            "same_file": same,
+            "not_chosen": dict(self.not_chosen),
+            "not_listed": list(self.not_listed),
+            "notes": list(self.notes),
             "entries": self.entries,
             "ignored": ignored_facts(self.ignored),
-            "notes": list(self.notes),
         }
 
 
@@ -137,7 +149,7 @@ def index(
         raise DataError(
             f"{error}\n{added} pictures were added before; --on-error skip leaves out the broken"
         ) from error
-    total = len(sources.pictures) + len(sources.faults)
+    total = len(sources.pictures) + len(sources.faults) + len(sources.same)
     entries = len(searcher.gallery)
     return IndexReport(
         total,
@@ -147,9 +159,12 @@ def index(
         entries,
         updated,
         replaced,
-        differences=tuple(unheard),
-        ignored=sources.ignored,
-        notes=tuple(remarks.lines()),
+        tuple(unheard),
+        sources.same,
+        sources.not_chosen,
+        (*sources.notes, *near_cameras(searcher.gallery.cameras()), *remarks.lines()),
+        sources.not_listed,
+        sources.ignored,
     )
 
 
@@ -188,6 +203,7 @@ def _add(
             time=[picture.time for picture in group],
             track=[picture.track for picture in group],
             tags=[picture.tags for picture in group],
+            source=[picture.source or picture.path for picture in group],
             on_error=on_error,
             on_duplicate="replace" if replace else "skip",
             keep_images=keep,

@@ -3,12 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from fmcnet.data.reading.words import nearest, spelling
+from fmcnet.gallery.gallery import Gallery
 from fmcnet.gallery.records import Where
 from fmcnet.inference.encoder import Encoder
 from fmcnet.search.answer import Match, MatchGroup
 from fmcnet.search.meaning import Meaning
 from fmcnet.types import Modality
+
+MOST_WORDS = 20
+"""Of so many values of a filter each is looked for by itself; of more, none is."""
+MOST_NAMED = 10
+
+
+def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
+    """What a filter asks for that no entry has, and spellings that it passes over.
+
+    Args:
+        where: cameras, tracks, tags and identities of it are looked for, each by itself, whatever else it says.
+    """
+    notes: list[str] = []
+    if where is None:
+        return ()
+    cameras = list(where.cameras or ())
+    if cameras:
+        known = gallery.cameras()
+        for camera in cameras[:MOST_WORDS]:
+            others = [name for name in known if name not in cameras and spelling(name) == spelling(camera)]
+            if camera not in known:
+                notes.append(f"no entry has the camera '{camera}'{_instead(camera, known)}")
+            elif others:
+                notes.append(
+                    f"entries of the camera {', '.join(map(repr, others))} do not pass the filter, which may be "
+                    f"'{camera}', too"
+                )
+    for word, name in (("track", "tracks"), ("tag", "tags"), ("pid", "pids")):
+        values: list[Any] = list(getattr(where, name) or ())
+        if len(values) <= MOST_WORDS:
+            conditions: list[dict[str, Any]] = [{name: [one]} for one in values]
+            counts = [gallery.count(Where(**condition)) for condition in conditions]
+            absent = [one for one, count in zip(values, counts, strict=True) if not count]
+            notes += [f"no entry has the {word} '{one}'" for one in absent]
+    return tuple(notes)
+
+
+def _instead(word: str, known: Sequence[str]) -> str:
+    near = nearest(word, known)
+    if near is not None:
+        return f": did you mean '{near}'?"
+    if not known:
+        return "; no entry has any"
+    more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
+    return f"; those that are: {', '.join(known[:MOST_NAMED])}{more}"
 
 
 def notes_of(

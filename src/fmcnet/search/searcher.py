@@ -20,7 +20,7 @@ from fmcnet.inference.images import ImageLike
 from fmcnet.search.adding import Indexed, Modalities, encode_all
 from fmcnet.search.answer import Answer, Match, MatchGroup
 from fmcnet.search.meaning import Meaning, check_probability
-from fmcnet.search.notes import notes_of
+from fmcnet.search.notes import filter_notes, notes_of
 from fmcnet.types import Embeddings, FloatArray, Modality
 
 GroupBy = Literal["track", "pid"]
@@ -229,6 +229,7 @@ class Searcher:
         ]
         found, groups = _ranked(reached, top, group)
         notes = notes_of(meaning, len(query), looked_at, groups or found, asked, where, self.encoder)
+        notes = (*filter_notes(self.gallery, where), *notes)
         if not compared:
             notes = (
                 "there was no entry to compare with: the gallery is empty, or nothing in it passes the filter",

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from fmcnet.data.benchmarks.llcm import read_llcm
 from fmcnet.data.benchmarks.regdb import read_regdb
-from fmcnet.data.benchmarks.sysu import read_sysu
+from fmcnet.data.benchmarks.sysu import INFRARED_CAMERAS, read_sysu
 from fmcnet.data.csv_table import read_csv
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
+from fmcnet.types import Modality
 
 LAYOUTS = ("sysu", "regdb", "llcm", "csv")
 
@@ -20,16 +21,35 @@ MARKERS = {
 }
 """Top-level names by which a layout is recognised; two of them (in any letter case) are enough."""
 
-__all__ = ["LAYOUTS", "MARKERS", "detect_layout", "read_dataset", "read_llcm", "read_regdb", "read_sysu"]
+__all__ = [
+    "LAYOUTS",
+    "MARKERS",
+    "detect_layout",
+    "read_dataset",
+    "read_llcm",
+    "read_regdb",
+    "read_sysu",
+    "told_by_folder",
+]
 
 
-def read_dataset(path: str | Path, *, layout: str = "auto", trial: int = 1) -> Table:
+def read_dataset(
+    path: str | Path,
+    *,
+    layout: str = "auto",
+    trial: int = 1,
+    training: bool = True,
+    modality: Modality | None = None,
+) -> Table:
     """Read a dataset, whatever its layout.
 
     Args:
         path: a folder of SYSU-MM01, RegDB or LLCM, a CSV file, or a folder that holds exactly one CSV file.
         layout: "auto" or one of `LAYOUTS`.
         trial: which of RegDB's ten splits; the other layouts have one and ignore it.
+        training: False: the images are to be searched, not learnt from or scored. No rule about identities and splits
+            applies and nobody is left out; a CSV needs no `pid`.
+        modality: with `training` False, of those rows of a CSV that say none.
 
     Raises:
         DataError: when nothing fits (says what was tried), or the reader finds a fault.
@@ -38,13 +58,13 @@ def read_dataset(path: str | Path, *, layout: str = "auto", trial: int = 1) -> T
     if layout == "auto":
         layout = detect_layout(path)
     if layout == "sysu":
-        return read_sysu(path)
+        return read_sysu(path, training=training)
     if layout == "regdb":
-        return read_regdb(path, trial)
+        return read_regdb(path, trial, training=training)
     if layout == "llcm":
-        return read_llcm(path)
+        return read_llcm(path, training=training)
     if layout == "csv":
-        return read_csv(_csv_file(path))
+        return read_csv(_csv_file(path), training=training, modality=modality)
     raise DataError(f"unknown layout '{layout}': choose auto, {', '.join(LAYOUTS)}")
 
 
@@ -76,6 +96,28 @@ def detect_layout(path: str | Path) -> str:
         f"{path} has none of the known layouts. Looked for {tried}; csv: exactly one *.csv file. "
         f"It holds: {holds or 'nothing'}. Give the folder itself, or the layout by name.{hint}"
     )
+
+
+def laid_out(folder: Path) -> str | None:
+    """The benchmark that a folder is laid out as, lists and all; None for any other, as cam1 and cam2 alone."""
+    try:
+        names = {entry.name.lower() for entry in folder.iterdir()} if folder.is_dir() else set()
+    except OSError:
+        return None
+    scores = {layout: sum(m.lower() in names for m in markers) for layout, markers in MARKERS.items()}
+    best = max(scores, key=lambda name: scores[name])
+    return best if scores[best] >= 2 and names & {"exp", "idx", "thermal"} else None
+
+
+def told_by_folder(layout: str, name: str) -> Modality | None:
+    """What a folder at the top of a dataset holds, as "cam3" of "sysu"; None where its name does not tell."""
+    name = name.lower()
+    infrared = {"sysu": [f"cam{camera}" for camera in INFRARED_CAMERAS], "regdb": ["thermal"]}
+    infrared["llcm"] = ["nir", "test_nir"]
+    if name in infrared[layout]:
+        return Modality.INFRARED
+    known = [marker.lower() for marker in MARKERS[layout] if marker != "exp"]
+    return Modality.VISIBLE if name in known else None
 
 
 def _scores(folder: Path) -> dict[str, int]:

@@ -25,11 +25,14 @@ _CAMERA_TOKEN = re.compile(r"(?:^|_)c(?:am)?(\d+)(?=[_.])", re.IGNORECASE)
 _CAMERA_FOLDER = re.compile(r"cam(\d+)", re.IGNORECASE)
 
 
-def read_llcm(root: str | Path) -> Table:
+def read_llcm(root: str | Path, *, training: bool = True) -> Table:
     """The table of an LLCM folder: training images by `idx/train_*.txt`, test images by `idx/test_id.txt`.
 
     Identities are the numbers of the folders; cameras are read from the token `_c03_` of a training image's
     name and from the folder `cam3` of a test image. Camera C is the same place in both modalities.
+
+    Args:
+        root: the folder. training: False: keep every identity, as `settle` says.
 
     Raises:
         DataError: when a folder or file is missing, a listed image or identity is absent, a camera cannot be
@@ -42,7 +45,7 @@ def read_llcm(root: str | Path) -> Table:
     missing += [name for name in lists if tree.find(name) is None]
     if missing:
         raise tree.error(f"{tree.root} lacks {', '.join(missing)}")
-    records, notes = settle([*_training(tree), *_testing(tree)], str(tree.root))
+    records, notes = settle([*_training(tree), *_testing(tree)], str(tree.root), training=training)
     return Table.from_records("llcm", tree.root, records, notes=[*notes, *tree.notes()])
 
 

@@ -23,12 +23,15 @@ EXPECTED = """
 """
 
 
-def read_regdb(root: str | Path, trial: int = 1) -> Table:
+def read_regdb(root: str | Path, trial: int = 1, *, training: bool = True) -> Table:
     """The table of split `trial` (1..10) of a RegDB folder.
 
     The labels in `idx/` start at 0 in training and in testing alike; the identity of a row is therefore the
     number of the folder its image lies in, after a check that labels and folders match one to one.
     `camid` is 1 for the visible camera and 2 for the thermal one.
+
+    Args:
+        root: the folder. trial: which split. training: False: keep every identity, as `settle` says.
 
     Raises:
         DataError: when a folder or file is missing, a listed image is absent, labels and folders disagree, or
@@ -59,7 +62,7 @@ def read_regdb(root: str | Path, trial: int = 1) -> Table:
             for entry in sorted(entries):
                 records.append(Record(entry.path, folder_id(entry.path), modality, camera, split))
         label_of_folder(both, f"{tree.root}/idx, {split} split {trial}")
-    records, notes = settle(records, f"{tree.root}, split {trial}")
+    records, notes = settle(records, f"{tree.root}, split {trial}", training=training)
     return Table.from_records("regdb", tree.root, records, notes=[*notes, *tree.notes()])
 
 

@@ -23,10 +23,13 @@ EXPECTED = """
 """
 
 
-def read_sysu(root: str | Path) -> Table:
+def read_sysu(root: str | Path, *, training: bool = True) -> Table:
     """The table of a SYSU-MM01 folder; splits by `exp/*.txt`, or `.mat` where the text file is absent.
 
     Rows are ordered by split (train, val, test), camera, identity and file name. `exp/val_id` may be absent.
+
+    Args:
+        root: the folder. training: False: keep every identity, as `settle` says.
 
     Raises:
         DataError: when a camera folder or an identity list is missing, a list is empty or damaged, an
@@ -57,7 +60,7 @@ def read_sysu(root: str | Path) -> Table:
             f"{tree.root}: {len(absent)} identities are listed in exp/ but have no image in any camera: "
             f"{shown(absent, 20)}; unpack the missing images or correct the lists"
         )
-    records, settled = settle(records, str(tree.root))
+    records, settled = settle(records, str(tree.root), training=training)
     listed = {pid for pids in ids.values() for pid in pids}
     unlisted = {pid for by_pid in folders.values() for pid in by_pid} - listed
     if unlisted:

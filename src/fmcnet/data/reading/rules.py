@@ -16,6 +16,7 @@ def settle(
     where: str,
     name: Callable[[int], str] = str,
     required: Sequence[str] = ("train", "test"),
+    training: bool = True,
 ) -> tuple[list[Record], list[str]]:
     """Check the rows of a reader and drop training identities that one modality never saw.
 
@@ -24,6 +25,8 @@ def settle(
         where: what to call the dataset in a message.
         name: how to call an identity in a message.
         required: splits that must not be empty.
+        training: False: the rows are to be searched, not learnt from or scored; every row is kept, whatever its
+            identity and split.
 
     Returns:
         The rows to keep, and notes. An identity of `val` or `test` seen in one modality only is kept: it is a
@@ -32,6 +35,8 @@ def settle(
     Raises:
         DataError: when splits share identities, or a required split is empty.
     """
+    if not training:
+        return list(records), []
     seen: dict[str, dict[int, set[Modality]]] = {split: {} for split in SPLITS}
     for record in records:
         seen[record.split].setdefault(record.pid, set()).add(record.modality)

@@ -149,6 +149,12 @@ class Columns:
             out &= self._one_of("tags", numbers)
         return out
 
+    def cameras(self) -> list[str]:
+        """The cameras of the rows that are alive."""
+        codes = self["camera"][self.alive]
+        used = np.bincount(codes[codes >= 0]).nonzero()[0]  # type: ignore[operator]
+        return [self.vocabulary["camera"].texts[int(code)] for code in used]
+
     def _one_of(self, name: str, numbers: Sequence[int]) -> BoolArray:
         """(N,) whose text has one of these numbers: few are compared, more looked up, both faster than `isin`."""
         if 0 < len(numbers) <= 6:

@@ -249,6 +249,11 @@ class EmbeddedStore:
         with self._reading() as state:
             return 0 if state is None else int(np.count_nonzero(state.columns.mask(where, self._seqs(where))))
 
+    def cameras(self) -> set[str]:
+        """Those of all entries."""
+        with self._reading() as state:
+            return set() if state is None else set(state.columns.cameras())
+
     def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
         """All that match; those removed meanwhile are left out."""
         with self._reading() as state:

@@ -207,6 +207,18 @@ class MilvusStore:
             last = max((row["id"] for row in page), key=str.encode)
         return [name for _, name in sorted(found)]
 
+    def cameras(self) -> set[str]:
+        """Those of all entries, each looked for beside those that are known already."""
+        found: set[str] = set()
+        while self.settings is not None:
+            others = 'camera != ""' + "".join(f" and camera != {text(one)}" for one in sorted(found))
+            page = self._query(others, ["camera"], limit=PAGE)
+            new = {str(row["camera"]) for row in page if row["camera"]} - found
+            if not new:
+                break
+            found |= new
+        return found
+
     def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
         """All that match; those removed meanwhile are left out."""
         for part in parts(self._matching(where), min(chunk, self._portion())):

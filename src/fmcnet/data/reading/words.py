@@ -1,0 +1,44 @@
+"""Words that people write in several ways: the nearest known name, and names that may be one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+_PREFIX = re.compile(r"^(?:camera|cam|c)(?=\d)")
+_BETWEEN = re.compile(r"(?<!\d)[\s_.\-]+|[\s_.\-]+(?!\d)")
+"""Separators but those between two numbers: gate_1 is gate1, 1_2 is not 12."""
+_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name that is written most like a word; None where none is near."""
+    names = sorted(known)
+    by_key = {spelling(name): name for name in reversed(names)}
+    if spelling(word) in by_key:
+        return by_key[spelling(word)]
+    found = get_close_matches(word.casefold(), [name.casefold() for name in names], 1, 0.6)
+    return next((name for name in names if name.casefold() == found[0]), None) if found else None
+
+
+def spelling(name: str) -> str:
+    """What several spellings of one name share: "1", "01", "cam1", "Cam 01" and "camera_1" are all "1"."""
+    return _ZEROS.sub("", _PREFIX.sub("", _BETWEEN.sub("", name.casefold())))
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Groups of two or more different names that share a `spelling`, sorted."""
+    groups: dict[str, set[str]] = {}
+    for name in names:
+        groups.setdefault(spelling(name), set()).add(name)
+    return sorted(sorted(group) for group in groups.values() if len(group) > 1)
+
+
+def near_cameras(names: Iterable[str]) -> list[str]:
+    """A note for each group of cameras that may be one."""
+    return [
+        f"the cameras {', '.join(map(repr, group))} may be one: they are taken as {len(group)}, and a filter finds "
+        "only the spelling that it names"
+        for group in alike(names)
+    ]
