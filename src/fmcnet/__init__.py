@@ -25,6 +25,8 @@ _PUBLIC = {
     "train": "fmcnet.training.loop",
     "Encoder": "fmcnet.inference.encoder",
     "load": "fmcnet.inference.encoder",
+    "Crops": "fmcnet.inference.adapt",
+    "adapt_model": "fmcnet.inference.adapt",
     "Gallery": "fmcnet.gallery.gallery",
     "Where": "fmcnet.gallery.records",
     "Searcher": "fmcnet.search.searcher",
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from fmcnet.evaluation.engine import evaluate
     from fmcnet.gallery.gallery import Gallery
     from fmcnet.gallery.records import Where
+    from fmcnet.inference.adapt import Crops, adapt_model
     from fmcnet.inference.encoder import Encoder, load
     from fmcnet.model.backbone import Backbone, register_backbone
     from fmcnet.model.build import build_model

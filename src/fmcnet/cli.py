@@ -1,5 +1,5 @@
 """The command line: `fmcnet demo | data | train | config | evaluate | embed | score | study | calibrate | project |
-export | index | search | gallery | serve | keys | report | info`, each in the `command.py` of its part.
+adapt | export | index | search | gallery | serve | keys | report | info`, each in the `command.py` of its part.
 
 User mistakes end with one clear message and exit code 2; Ctrl-C with 130. What computes (NumPy, PyTorch, FAISS...) is
 imported inside the commands, so `--help` is there at once.
@@ -23,7 +23,7 @@ from fmcnet.data.command import app as data_app
 from fmcnet.errors import FmcnetError
 from fmcnet.evaluation.command import score
 from fmcnet.export.command import export
-from fmcnet.inference.command import calibrate, embed, info, project
+from fmcnet.inference.command import adapt, calibrate, embed, info, project
 from fmcnet.interrupt import end_early
 from fmcnet.search.command import index, search
 from fmcnet.search.gallery_command import app as gallery_app
@@ -69,6 +69,7 @@ for command in (
     study,
     calibrate,
     project,
+    adapt,
     export,
     index,
     search,

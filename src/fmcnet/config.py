@@ -220,6 +220,16 @@ class ModelConfig(_Section):
         le=12,
         description="E_sh's map has this many horizontal stripes with classifiers, 0 to 12 (ours)",
     )
+    stripes: int = Field(
+        default=0,
+        ge=0,
+        le=12,
+        description="The descriptor is this many stripes of the map behind each block of E_sh; 0: features (ours)",
+    )
+    standardized: bool = Field(
+        default=False,
+        description="Each value of the descriptor is standardised by modality; fmcnet adapt sets this (ours)",
+    )
     generator_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="G drops this share of its inner values in training (ours)"
     )
@@ -247,6 +257,8 @@ class ModelConfig(_Section):
                 f"frozen_blocks={self.frozen_blocks} is more than specific_stages={self.specific_stages}: "
                 "only blocks of the stems can be frozen"
             )
+        if self.stripes and (self.variant != "base" or self.parts):
+            raise ValueError("stripes is for variant=base with parts=0: its descriptor has no other feature")
         return self
 
 

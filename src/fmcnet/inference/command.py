@@ -1,4 +1,4 @@
-"""`fmcnet embed`, `info`, `calibrate` and `project`."""
+"""`fmcnet embed`, `info`, `calibrate`, `project` and `adapt`."""
 
 from __future__ import annotations
 
@@ -172,3 +172,62 @@ def project(
         f"{facts['identities']:,} identities"
     )
     typer.echo(f"model: {folder}\nwhat it costs: fmcnet evaluate {folder} --data {data} --both")
+
+
+def adapt(
+    run: Model,
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Images of both modalities: a dataset's folder or a CSV. Identities are not used."
+        ),
+    ] = None,
+    visible: Annotated[
+        list[Path] | None, typer.Option(help="A visible image or a folder of them; may be repeated.")
+    ] = None,
+    infrared: Annotated[
+        list[Path] | None, typer.Option(help="An infrared image or a folder of them; may be repeated.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the adapted model that is there.")
+    ] = False,
+    batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Adapt a model to your cameras with unlabelled crops: only statistics change, no weights.
+
+    fmcnet adapt fmcnet-lite --visible day --infrared night --out adapted
+
+    The folder works wherever a run does. It is another model: index your gallery anew and calibrate again.
+    """
+    from dataclasses import asdict
+
+    from fmcnet.data.benchmarks import read_dataset
+    from fmcnet.errors import FmcnetError
+    from fmcnet.inference.adapt import Crops, adapt_model
+
+    if (data is None) == (not visible and not infrared):
+        raise FmcnetError("give either a dataset or CSV, or --visible and --infrared")
+    if data is not None:
+        crops = Crops.of_table(read_dataset(data))
+    elif visible and infrared:
+        crops = Crops.of(visible, infrared)
+    else:
+        lacks = "--infrared" if visible else "--visible"
+        raise FmcnetError(f"adapting needs images of both modalities: give {lacks}, too")
+    found = adapt_model(
+        run, crops, out, overwrite=overwrite, batch=batch, device=device, progress=False if json_ else None
+    )
+    if json_:
+        print_json({"out": str(found.folder), **asdict(found)})
+        return
+    typer.echo(
+        f"statistics of {found.images['visible']:,} visible and {found.images['infrared']:,} infrared images"
+    )
+    typer.echo(f"model: {found.folder} (digest {found.digest})")
+    typer.echo(
+        f"calibration: none; the one of model {found.source} does not hold. Learn one: "
+        f"fmcnet calibrate {found.folder} --data TABLE"
+    )

@@ -107,6 +107,7 @@ def describe_run(run: str | Path) -> dict[str, Any]:
         "trained_on": card.dataset,
         "identities": card.classes,
         "step": card.step,
+        **({"adapted": _said(card.adapted)} if card.adapted else {}),
         "finished": folder == find_model(run),
         "selected_on": card.selected,
         "similarity": card.similarity,
@@ -154,3 +155,8 @@ def _describe_export(folder: Path, card: ModelCard) -> dict[str, Any]:
         "weights_mib": round(sum(sizes) / 2**20, 1),
         "made_from": manifest.source,
     }
+
+
+def _said(adapted: dict[str, Any]) -> str:
+    images = ", ".join(f"{count:,} {modality}" for modality, count in adapted["images"].items())
+    return f"from model {adapted['source']} by statistics of {images} images"

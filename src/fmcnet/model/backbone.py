@@ -21,7 +21,7 @@ from fmcnet.errors import CheckpointError, ConfigError
 STEM_BLOCKS = 3
 """Blocks of E_V and E_I in the paper, of ResNet's five."""
 
-RESERVED = frozenset({"head", "pool", "norm", "dim", "parts", "maps", "channels"})
+RESERVED = frozenset({"head", "pool", "norm", "dim", "parts", "maps", "stripes", "channels"})
 """Names in `Stem` and `Tail` that no layer of a backbone may have."""
 
 Triple = tuple[float, float, float]
@@ -219,7 +219,10 @@ class Tail(nn.Module):
         if blocks is not None and blocks > there:
             raise ConfigError(f"model.tail_blocks={blocks}: this backbone has {there} behind its third block")
         end = STEM_BLOCKS + (there if blocks is None else blocks)
-        layers = _layers([backbone.block(index) for index in range(STEM_BLOCKS, end)])
+        blocks_behind = [backbone.block(index) for index in range(STEM_BLOCKS, end)]
+        layers = _layers(blocks_behind)
+        self._ends = tuple(list(block)[-1] for block in blocks_behind)
+        self.channels = tuple(backbone.channels(index) for index in range(STEM_BLOCKS, end))
         channels = backbone.channels(end - 1)
         if dim is not None:
             layers["head"] = _head(channels, dim)
@@ -236,6 +239,24 @@ class Tail(nn.Module):
         for name in self._layers:
             x = self.get_submodule(name)(x)
         return x
+
+    def stripes(self, x: Tensor, count: int) -> Tensor:
+        """Averages of horizontal stripes of the map behind each block. Ours.
+
+        Args:
+            x: F_m (B, C, h, w).
+            count: of stripes a map.
+
+        Returns:
+            (B, count * sum(channels)): block after block, its stripes from top to bottom.
+        """
+        found = []
+        for name in self._layers:
+            x = self.get_submodule(name)(x)
+            if name in self._ends:
+                pooled = F.adaptive_avg_pool2d(x, (count, 1)).squeeze(3)  # (B, C, count)
+                found.append(pooled.transpose(1, 2).flatten(1))
+        return torch.cat(found, dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """F_m (B, C, h, w) to a feature (B, dim); with n parts (B, (1 + n) * dim), the stripes from top to bottom."""

@@ -14,6 +14,7 @@ from fmcnet.model.modules import (
     Generator,
     IdentityClassifier,
     PartClassifiers,
+    Standardization,
 )
 
 
@@ -26,7 +27,7 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
 
     Args:
         config: `config.variant` says which parts are made; the parts are the same classes in every variant.
-        classes: number of training identities.
+        classes: number of training identities; 0 for a model that nothing was trained on.
     """
 
     backbone = make_backbone(config.arch, config.width, config.last_stride)
@@ -45,7 +46,7 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
     has_specific = config.variant != "base"
 
     def head(length: int = dim) -> IdentityClassifier:
-        return IdentityClassifier(length, classes, config.neck, config.dropout)
+        return IdentityClassifier(length, max(classes, 1), config.neck, config.dropout)
 
     def generator() -> Generator:
         length = {"none": None, "tail": 1.0, "modality": config.specific_length}[config.normalization]
@@ -104,4 +105,14 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         normalized=config.descriptor != "plain",
         parts=PartClassifiers([head() for _ in range(config.parts)]) if config.parts else None,
         specific_weight=config.specific_weight,
+        stripes=config.stripes,
+        standard=Standardization(_length(config, shared)) if config.standardized else None,
     )
+
+
+def _length(config: ModelConfig, shared: Tail) -> int:
+    """E, values of the descriptor."""
+    if config.stripes:
+        return config.stripes * sum(shared.channels)
+    features = {"base": 1, "sfd": 1, "fmc": 3, "full": 3 if config.fusion == "slots" else 2}[config.variant]
+    return (features + config.parts) * shared.dim

@@ -32,6 +32,7 @@ class ModelCard:
         data: the training dataset's `fingerprint`.
         similarity: what embeddings are compared by.
         selected: how the weights were picked: "last", "val" or "test".
+        adapted: what `fmcnet adapt` estimated statistics from; empty: it did not.
         versions: of fmcnet, torch and Python.
     """
 
@@ -42,6 +43,7 @@ class ModelCard:
     data: str = ""
     selected: str = "last"
     similarity: str = "cosine"
+    adapted: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
     @property

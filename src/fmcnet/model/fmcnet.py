@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from fmcnet.model.modules import Compensation, Decomposition, Fusion, PartClassifiers
+from fmcnet.model.backbone import Tail
+from fmcnet.model.modules import Compensation, Decomposition, Fusion, PartClassifiers, Standardization
 from fmcnet.types import Modality
 
 VARIANTS = ("base", "sfd", "fmc", "full")
@@ -70,6 +71,8 @@ class FMCNet(nn.Module):
         parts: classifiers of stripes that E_sh gives behind F_sh; they join the descriptor (ours).
         specific_weight: of what stands behind F_sh in the descriptor, F_sp and F'_sp or what fusion makes of them
             (ours).
+        stripes: the descriptor is this many stripes of each map of E_sh (ours); 0: the features. Base only.
+        standard: what the descriptor passes at last (ours); None: nothing.
         mean, std: per-channel statistics of images in 0..1; buffers, so they travel with the weights.
     """
 
@@ -87,6 +90,8 @@ class FMCNet(nn.Module):
         normalized: bool = False,
         parts: PartClassifiers | None = None,
         specific_weight: float = 1.0,
+        stripes: int = 0,
+        standard: Standardization | None = None,
     ) -> None:
         super().__init__()
         self.decomposition = decomposition
@@ -96,6 +101,8 @@ class FMCNet(nn.Module):
         self.after_neck = after_neck
         self.normalized = normalized
         self.specific_weight = specific_weight
+        self.stripes = stripes
+        self.standard = standard
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
@@ -124,9 +131,21 @@ class FMCNet(nn.Module):
     def forward(self, visible: Tensor, infrared: Tensor) -> FMCNetOutput:
         """Every feature and score of a batch of two halves.
 
+        The embedding of a model with `stripes` or `standard` is what `embed` gives in evaluation mode, and the
+        features alone in training, whose losses do not look at it.
+
         Args:
             visible: (B_V, 3, H, W), uint8 0..255 or float 0..1. infrared: (B_I, 3, H, W), likewise.
         """
+        out = self._both(visible, infrared)
+        if self.training or (not self.stripes and self.standard is None):
+            return out
+        return FMCNetOutput(
+            out.visible._replace(embedding=self.embed(visible, Modality.VISIBLE)),
+            out.infrared._replace(embedding=self.embed(infrared, Modality.INFRARED)),
+        )
+
+    def _both(self, visible: Tensor, infrared: Tensor) -> FMCNetOutput:
         sh_v, sh_i, sp_v, sp_i = self.decomposition(self.preprocess(visible), self.preprocess(infrared))
         sh_v, stripes_v = self._split(sh_v)
         sh_i, stripes_i = self._split(sh_i)
@@ -167,9 +186,16 @@ class FMCNet(nn.Module):
             images: (B, 3, H, W), uint8 0..255 or float 0..1.
 
         Returns:
-            (B, E): E = D for Base and + SFD, 3D for + FMC, 2D for the full model; n D more with n parts.
+            (B, E): E = D for Base and + SFD, 3D for + FMC, 2D for the full model; n D more with n parts. With n
+            `stripes`, n times the channels of E_sh's blocks.
         """
+        descriptor = self._embed(images, modality)
+        return descriptor if self.standard is None else cast(Tensor, self.standard(descriptor, modality))
+
+    def _embed(self, images: Tensor, modality: Modality) -> Tensor:
         stem = self.decomposition.stem(self.preprocess(images), modality)
+        if self.stripes:
+            return cast(Tail, self.decomposition.shared).stripes(stem, self.stripes)
         shared, stripes = self._split(self.decomposition.share(stem, modality))
         if self.compensation is None:
             return self._finish(self._descriptor(modality, shared, None, None, None), stripes)

@@ -101,6 +101,29 @@ class FeatureNorm(nn.Module):
         return self.length * unit
 
 
+class Standardization(nn.Module):
+    """Centres and scales each value of a descriptor by statistics of the image's modality. Ours.
+
+    What all images of one pair of cameras have in common says nothing about a person; the statistics take it out.
+    `fmcnet adapt` estimates them from unlabelled images.
+
+    Args:
+        dim: E, values of the descriptor.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(len(Modality), dim))
+        self.register_buffer("std", torch.ones(len(Modality), dim))
+
+    def forward(self, descriptor: Tensor, modality: Modality) -> Tensor:
+        """Descriptors of images of one modality (B, E) to (B, E)."""
+        return (descriptor - self.mean[modality.code]) / self.std[modality.code]
+
+
 class Decomposition(nn.Module):
     """SFD, section 3.1: splits each modality's feature into a shared and a specific one, eq. (1), (2).
 

@@ -1,0 +1,279 @@
+"""A model adapted to a pair of cameras: its statistics, estimated from unlabelled images of them."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from fmcnet.calibration.calibration import CALIBRATION
+from fmcnet.errors import CheckpointError, DataError, FmcnetError
+from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.images import Fault, ImageLike, expand, list_faults
+from fmcnet.model.card import CARD, WEIGHTS, model_digest, read_card
+from fmcnet.types import NO_CAMERA, FloatArray, IntArray, Modality
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fmcnet.data.table import Table
+    from fmcnet.model.fmcnet import FMCNet
+
+logger = logging.getLogger(__name__)
+
+LEAST = 16
+"""Images of each modality that statistics are estimated from, at least."""
+FLOOR = 1e-3
+"""A value's deviation is at least this share of the mean deviation: a constant value must not be divided by 0."""
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Unlabelled images of a pair of cameras.
+
+    Attributes:
+        images: paths, Pillow images, arrays or tensors, N of them.
+        modality: of each image, (N,).
+        camera: of each image, (N,) int64; `NO_CAMERA` where unknown. Cameras of one modality count alike, however
+            many images each has.
+    """
+
+    images: Sequence[ImageLike]
+    modality: Sequence[Modality]
+    camera: IntArray
+
+    @staticmethod
+    def of(visible: ImageLike | Iterable[ImageLike], infrared: ImageLike | Iterable[ImageLike]) -> Crops:
+        """Crops of two modalities: paths, folders, Pillow images, arrays or tensors.
+
+        Raises:
+            DataError: for a modality without an image.
+        """
+        items = [*expand(visible, Modality.VISIBLE), *expand(infrared, Modality.INFRARED)]
+        cameras = np.full(len(items), NO_CAMERA, dtype=np.int64)
+        return Crops([item.source for item in items], [item.modality for item in items], cameras)
+
+    @staticmethod
+    def of_table(table: Table) -> Crops:
+        """All images of a dataset; its identities are not looked at."""
+        kinds = [Modality.from_code(code) for code in table.modality.tolist()]
+        return Crops(table.full_paths(), kinds, table.camid)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What `adapt_model` did.
+
+    Attributes:
+        folder: of the adapted model. digest: its own. source: digest of the model that it was made from.
+        images: that were used, by modality. cameras: known ones, by modality.
+        left_out: images that cannot be read.
+    """
+
+    folder: Path
+    digest: str
+    source: str
+    images: dict[str, int]
+    cameras: dict[str, int]
+    left_out: tuple[Fault, ...]
+
+
+def adapt_model(
+    source: str | Path,
+    crops: Crops,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    batch: int = 64,
+    device: str = "auto",
+    progress: bool | None = None,
+) -> Adapted:
+    """Estimate a model's statistics from unlabelled images and write it as a model of its own, whole or not at all.
+
+    Two things are estimated, each by modality: the running statistics of `model.normalization=modality`, if the
+    model has it, and mean and deviation of each value of the descriptor. No weight changes. What is written has its
+    own digest, and needs a gallery and a calibration of its own.
+
+    Args:
+        source: a run with weights, or a shipped model's name. It may be adapted before.
+        crops: of both modalities, at least `LEAST` of each. Images that cannot be read are left out and named.
+        out: the folder to write. overwrite: replace an adapted model that is there.
+        batch: images at once. device: where to embed. progress: show a bar; None: on a terminal only.
+
+    Raises:
+        CheckpointError: when there is no model with weights, or `out` is not to be written to.
+        DataError: for too few images of a modality, or images that do not differ.
+        FmcnetError: for a projected model.
+    """
+    from fmcnet.model.build import build_model
+    from fmcnet.model.checkpoint import load_weights, save_pretrained
+    from fmcnet.runtime import pick_device
+
+    encoder = Encoder.from_pretrained(source, device=device, runtime="torch")
+    assert encoder.folder is not None
+    if encoder.projection is not None:
+        raise FmcnetError(
+            f"{source} is projected to {encoder.projection.dim} values, which its statistics would not fit: adapt "
+            "the model that it was made from, then project that"
+        )
+    target = Path(out)
+    _check_target(target, overwrite)
+    _check_count(crops.modality)
+    card = encoder.card
+    settings = card.config.model.model_copy(update={"standardized": True})
+    model = build_model(settings, card.classes)
+    _load_shared(model, encoder.model)
+    model = model.to(pick_device(device)).eval()
+    plain, model.standard = model.standard, None
+    assert plain is not None
+    encoder.engine.model = model  # type: ignore[attr-defined]
+    faults: list[Fault] = []
+    features, rows = _normalize(encoder, model, crops, faults, batch, progress)
+    kinds = np.array([crops.modality[row].code for row in rows])
+    _check_count([crops.modality[row] for row in rows], faults, len(crops.images))
+    for modality in Modality:
+        mine = kinds == modality.code
+        mean, variance = moments(features[mine], crops.camera[rows][mine])
+        _set(plain, modality, mean, variance)
+    model.standard = plain
+    used = [crops.modality[row] for row in rows]
+    images = {str(modality): used.count(modality) for modality in Modality}
+    cameras = {
+        str(modality): len({int(one) for one in crops.camera[rows][kinds == modality.code]} - {NO_CAMERA})
+        for modality in Modality
+    }
+    facts: dict[str, Any] = {"source": encoder.digest, "images": images, "cameras": cameras}
+    config = card.config.model_copy(update={"model": settings})
+    if faults:
+        logger.warning("left out: %s", list_faults(faults, len(crops.images)))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        room = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:  # it names the temporary folder
+        raise DataError(f"--out {target}: {error.strerror}") from error
+    with room as scratch:
+        folder = save_pretrained(model, replace(card, config=config, adapted=facts), Path(scratch) / "new")
+        load_weights(build_model(settings, card.classes), folder / WEIGHTS)
+        if target.exists():
+            target.rename(Path(scratch) / "old")
+        shutil.move(folder, target)
+    return Adapted(target, model_digest(target), encoder.digest, images, cameras, tuple(faults))
+
+
+def moments(values: FloatArray, camera: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Mean and variance of rows (N, E), each camera counting alike: (E,) and (E,) float32.
+
+    Args:
+        values: (N, E). camera: (N,), whose each row is.
+    """
+    _, which, count = np.unique(camera, return_inverse=True, return_counts=True)
+    weight = (1.0 / count)[which] / len(count)
+    wide = values.astype(np.float64)
+    mean = weight @ wide
+    variance = weight @ (wide - mean) ** 2
+    return mean.astype(np.float32), variance.astype(np.float32)
+
+
+def _normalize(
+    encoder: Encoder, model: FMCNet, crops: Crops, faults: list[Fault], batch: int, progress: bool | None
+) -> tuple[FloatArray, IntArray]:
+    """Descriptors (N', E) without standardisation and the rows that they are of, after the normalisations are set."""
+    import torch
+
+    norms = [one for one in (model.decomposition.norm_shared, model.decomposition.norm_specific) if one]
+    seen: dict[nn.Module, list[FloatArray]] = {}
+
+    def keep(module: nn.Module, given: tuple[Any, ...]) -> None:
+        seen.setdefault(module, []).append(cast(FloatArray, given[0].float().cpu().numpy()))
+
+    with ExitStack() as hooks:
+        for norm in norms:
+            for statistics in norm.statistics:
+                hooks.callback(statistics.register_forward_pre_hook(keep).remove)
+        features, rows = _encode(encoder, crops, faults.append, batch, progress)
+    if not norms:
+        return features, rows
+    camera = crops.camera[rows]
+    kinds = np.array([crops.modality[row].code for row in rows])
+    for norm in norms:
+        for modality in Modality:
+            statistics = norm.statistics[modality.code]
+            if statistics not in seen:  # F_sp of a variant whose descriptor does not have it
+                continue
+            mean, variance = moments(np.concatenate(seen[statistics]), camera[kinds == modality.code])
+            with torch.no_grad():
+                cast(torch.Tensor, statistics.running_mean).copy_(torch.from_numpy(mean))
+                cast(torch.Tensor, statistics.running_var).copy_(torch.from_numpy(variance))
+    return _encode(encoder, crops, lambda fault: None, batch, progress)
+
+
+def _encode(
+    encoder: Encoder, crops: Crops, report: Callable[[Fault], object], batch: int, progress: bool | None
+) -> tuple[FloatArray, IntArray]:
+    broken: list[Fault] = []
+    found = encoder.encode(
+        crops.images,
+        crops.modality,
+        batch_size=batch,
+        normalize=False,
+        on_error=broken.append,
+        progress=progress,
+    )
+    for fault in broken:
+        report(fault)
+    rows = np.setdiff1d(np.arange(len(crops.images)), [fault.position for fault in broken])
+    return found.features, rows.astype(np.int64)
+
+
+def _set(standard: nn.Module, modality: Modality, mean: FloatArray, variance: FloatArray) -> None:
+    import torch
+
+    deviation = np.sqrt(variance)
+    if not deviation.mean() > 0:
+        raise DataError(f"the {modality} images do not differ: give images of several people")
+    deviation = np.maximum(deviation, np.float32(FLOOR) * deviation.mean())
+    cast(torch.Tensor, standard.mean)[modality.code] = torch.from_numpy(mean)
+    cast(torch.Tensor, standard.std)[modality.code] = torch.from_numpy(deviation)
+
+
+def _load_shared(model: FMCNet, source: FMCNet) -> None:
+    """The weights of `source`, with or without a standardisation of its own."""
+    state = dict(source.state_dict())
+    lacking = model.load_state_dict(state, strict=False)
+    assert not lacking.unexpected_keys
+    assert set(lacking.missing_keys) <= {"standard.mean", "standard.std"}
+
+
+def _check_count(modality: Sequence[Modality], faults: Sequence[Fault] = (), total: int = 0) -> None:
+    for one in Modality:
+        count = sum(kind is one for kind in modality)
+        if count < LEAST:
+            why = f"\n{list_faults(faults, total)}" if faults else ""
+            raise DataError(
+                f"{count or 'no'} {one} image{'s' * (count != 1)}: adapting needs at least {LEAST} of each modality, "
+                f"and some hundred do better{why}"
+            )
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    """Nothing is there, or an adapted model that may go."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    names = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    if CARD not in names or not read_card(target).adapted:
+        raise CheckpointError(f"--out {target} exists and is no adapted model: give a new folder")
+    if not overwrite:
+        raise CheckpointError(
+            f"--out {target} holds an adapted model: give a new folder, or replace it with --overwrite"
+        )
+    if others := sorted(names - {CARD, WEIGHTS, CALIBRATION}):
+        raise CheckpointError(
+            f"--out {target} holds {', '.join(others)} beside the model, which would be lost: give a new folder"
+        )

