@@ -181,7 +181,7 @@ def adapt(
 
     fmcnet adapt fmcnet-lite --visible day --infrared night --out adapted
 
-    The folder works wherever a run does. It is another model: index your gallery anew and calibrate again.
+    The folder works wherever a run does. It is another model: index into a new gallery and calibrate again.
     """
     from dataclasses import asdict
 
