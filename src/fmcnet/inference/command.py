@@ -200,20 +200,21 @@ def adapt(
 
     fmcnet adapt fmcnet-lite --visible day --infrared night --out adapted
 
-    The folder works wherever a run does. It is another model: index your gallery anew and calibrate again.
+    The folder works wherever a run does. It is another model: index into a new gallery and calibrate again.
     """
     from dataclasses import asdict
 
     from fmcnet.data.benchmarks import read_dataset
     from fmcnet.errors import FmcnetError
     from fmcnet.inference.adapt import Crops, adapt_model
+    from fmcnet.inference.images import list_images
 
     if (data is None) == (not visible and not infrared):
         raise FmcnetError("give either a dataset or CSV, or --visible and --infrared")
     if data is not None:
         crops = Crops.of_table(read_dataset(data))
     elif visible and infrared:
-        crops = Crops.of(visible, infrared)
+        crops = Crops.of(list_images(visible), list_images(infrared))
     else:
         lacks = "--infrared" if visible else "--visible"
         raise FmcnetError(f"adapting needs images of both modalities: give {lacks}, too")
