@@ -25,7 +25,7 @@ from fmcnet.studies.execute import devices, execute
 from fmcnet.studies.jobs import Job, do_job, load_queries
 from fmcnet.studies.study import Ordered, parse_seeds, run_study
 
-LONG = 40
+LONG = 120
 
 
 def command(out, *more):
