@@ -1,10 +1,13 @@
 """Statistics of FeatureNorm over plain images: those of all features, and nothing else changes."""
 
 import torch
+from safetensors.torch import load_file
 
 from fmcnet.config import load_config
 from fmcnet.model.build import build_model
 from fmcnet.training.batches import Batch
+from fmcnet.training.loop import train
+from fmcnet.training.state import checkpoints
 from fmcnet.training.statistics import estimate_statistics
 
 
@@ -25,3 +28,15 @@ def test_they_are_the_mean_and_variance_of_all_features():
         torch.testing.assert_close(norm.running_var, raw.var(0), rtol=1e-3, atol=1e-5)
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert changed == {key for key in before if "statistics" in key and "running" in key}
+
+
+def test_selected_weights_have_them_too(tiny_sysu, tmp_path):
+    """Where the best step is the last, both ways of selecting write the same model."""
+    for select in ("last", "val"):
+        settings = [f"training.select={select}", "training.validate_every=1", "training.epochs=1"]
+        train(load_config("tiny", settings), tiny_sysu, tmp_path / select, device="cpu", progress=False)
+    last, best = (load_file(tmp_path / select / "model.safetensors") for select in ("last", "val"))
+    assert {key for key in last if not torch.equal(last[key], best[key])} == set()
+    running = load_file(checkpoints(tmp_path / "last")[-1] / "model.safetensors")
+    key = "decomposition.norm_shared.statistics.1.running_mean"
+    assert not torch.equal(best[key], running[key])  # the running averages are not what is written

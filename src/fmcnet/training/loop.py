@@ -168,7 +168,7 @@ class _Job:
         self.steps = config.training.epochs * self.epoch
         self.game = Game(config, model, place, identities_of(config, place.world), self.steps)
         self.images = 2 * sampler.identities * sampler.images * config.training.accumulate * place.world
-        self.records = Records(run, config)
+        self.records = Records(run, config, self.steps)
         identity = {
             "data": fingerprint(cache.table, cache.table.split),
             "processes": place.world,
@@ -176,6 +176,7 @@ class _Job:
             "precision": str(self.game.precision).removeprefix("torch."),
             "device": place.device.type,
             "pixels": cache.digest(),
+            "discriminators": "Adam, betas 0.5 and 0.999" if model.compensation else None,
         }
         self.keeper = Keeper(run, place, self.game, card, sampler, selection, self.records, identity)
 
@@ -243,7 +244,7 @@ class _Job:
             note = f"{rate:.0f} images/s  {_memory(self.place)}  {self.records.shown()}"
         bar.advance(note)
         if validates:
-            record = self.selection.validate(self.game.export(), replace(self.card, step=done), done)
+            record = self.selection.validate(self._export(), replace(self.card, step=done), done)
             self.records.write([record] if record else [], "validated_step")
             with together(self.place):
                 self.keeper.keep_best(done)
@@ -285,15 +286,20 @@ class _Job:
         with batches:
             yield from batches
 
+    def _export(self) -> FMCNet:
+        """The model as it is searched with: validated, selected and written alike (every process must call)."""
+        model = self.game.export()
+        if self.config.model.normalization == "modality":
+            estimate_statistics(model, self._plain_batches(), self.place.world)
+        return model
+
     def _finish(self, first: int, started: float, progress: bool | None) -> TrainingSummary:
         seconds = time.perf_counter() - started
         if first < self.steps:
             self.keeper.save(self.steps, must=True)
         elif self.place.main:
             drop_others(self.path, self.steps, self.config.training.keep)
-        exported = self.game.export()
-        if self.config.model.normalization == "modality":
-            estimate_statistics(exported, self._plain_batches(), self.place.world)
+        exported = self._export()
         with together(self.place):
             if self.place.main:
                 self.keeper.write_model(exported)

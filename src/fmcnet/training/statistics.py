@@ -40,7 +40,7 @@ def estimate_statistics(model: FMCNet, batches: Iterable[Batch], world: int = 1)
     sums = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms}
 
     def add(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].double().cpu()
+        x = inputs[0].cpu().double()  # float64 is not on every device
         count = torch.full((x.shape[1],), float(len(x)), dtype=torch.float64)
         sums[cast(nn.BatchNorm1d, norm)] += torch.stack([count, x.sum(0), x.square().sum(0)])
 
