@@ -17,6 +17,7 @@ from fmcnet.runtime import Runtime
 from fmcnet.training import loop
 from fmcnet.training.folder import MAY_CHANGE
 from fmcnet.training.game import Game
+from fmcnet.training.keeper import Keeper
 from fmcnet.training.log import read_log
 from fmcnet.training.state import checkpoints, load_newest, process_state, save_checkpoint
 from tests.training.runs import weights
@@ -229,3 +230,21 @@ def test_the_scaler_comes_back(tmp_path):
     assert (facts["step"], extra) == (3, {})
     assert second.scaler.state_dict() == first.scaler.state_dict()
     assert second.scaler.state_dict()["scale"] == 2.0**7
+
+
+def test_a_checkpoint_whose_discriminators_trained_otherwise_is_refused_in_a_line(
+    tiny_sysu, tmp_path, monkeypatch
+):
+    """As those of 0.1.0: its SGD or AdamW has other states, and to go on with them would not be exact."""
+    made = Keeper.__init__
+
+    def as_0_1_0(self, *parts):
+        made(self, *parts[:-1], {key: value for key, value in parts[-1].items() if key != "discriminators"})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Keeper, "__init__", as_0_1_0)
+        with pytest.raises(PowerCut):
+            train(tiny_sysu, tmp_path / "run", trackers=[Stop(5)])
+    with pytest.raises(CheckpointError, match="another optimiser of the discriminators") as caught:
+        train(tiny_sysu, tmp_path / "run", resume=True)
+    assert "\n" not in str(caught.value)

@@ -95,10 +95,11 @@ class Keeper:
             "precision": "another precision",
             "device": "another kind of device",
             "pixels": "images that looked different",
+            "discriminators": "another optimiser of the discriminators",
         }
         now = self._identity
         changed = [
-            f"{names[key]} ({facts.get(key)} there, {now[key]} now)"
+            f"{names[key]} ({facts.get(key, 'not recorded')} there, {now[key]} now)"
             for key in now
             if facts.get(key) != now[key]
         ]
