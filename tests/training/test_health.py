@@ -1,5 +1,6 @@
 """Health values of a batch, and the warnings: once, plainly, for what has died."""
 
+import pytest
 import torch
 
 from fmcnet.config import load_config
@@ -25,8 +26,9 @@ def test_what_is_measured_is_what_it_says():
         fake, real = out.of(target.other).generated, out.of(target).specific
         for a in range(8):
             for b in range(8):
-                if labels[a] != labels[b]:
-                    cosines.append(torch.cosine_similarity(fake[a], fake[b], dim=0))
+                if labels[a] != labels[b]:  # without the constant, which has one value in all dimensions
+                    one, two = fake[a] - fake[a].mean(), fake[b] - fake[b].mean()
+                    cosines.append(torch.cosine_similarity(one, two, dim=0))
         judge = model.compensation.judge(target)
         right += [judge(x[None])[0] > 0 for x in real] + [judge(x[None])[0] <= 0 for x in fake]
     torch.testing.assert_close(found[health.COSINE], torch.stack(cosines).mean())
@@ -67,3 +69,40 @@ def test_a_short_dip_is_no_death(caplog):
     for step in range(1, 500):
         monitor.watch(record(step, cosine=0.999 if step < 40 else 0.3))
     assert not caplog.records
+
+
+def test_the_constant_of_the_modality_is_no_likeness():
+    """Generated features of random directions are called unlike, however large the constant's share."""
+    config = load_config("tiny", ["model.specific_offset=0.98"])
+    torch.manual_seed(0)
+    model = build_model(config.model, 6).eval()
+    out = model(*torch.rand(2, 8, 3, 64, 32))
+    labels = torch.arange(8)
+    place = model.decomposition.norm_specific.place
+    apart = [
+        half._replace(generated=place(torch.randn(8, half.generated.shape[1]), modality.other))
+        for half, modality in ((out.visible, Modality.VISIBLE), (out.infrared, Modality.INFRARED))
+    ]
+    assert abs(health.measure(model, type(out)(*apart), labels)[health.COSINE]) < 0.1
+    alike = [half._replace(generated=half.generated[:1].expand(8, -1)) for half in apart]
+    assert health.measure(model, type(out)(*alike), labels)[health.COSINE] > 0.999
+
+
+@pytest.mark.parametrize(("accuracy", "state"), [(0.5, "are idle"), (1.0, "have won")])
+def test_discriminators_that_teach_nothing_are_told(caplog, accuracy, state):
+    monitor = health.HealthMonitor()
+    for step in range(1, 300):
+        monitor.watch(record(step) | {health.ACCURACY: accuracy})
+    (told,) = caplog.records
+    assert told.message.startswith(
+        f"step {health.WINDOW}: the discriminators {state}: they tell {accuracy:.0%}"
+    )
+
+
+def test_the_first_steps_are_not_judged(caplog):
+    monitor = health.HealthMonitor(first=150)
+    for step in range(1, 150 + health.WINDOW):
+        monitor.watch(record(step, cosine=0.99))
+    assert not caplog.records
+    monitor.watch(record(150 + health.WINDOW, cosine=0.99))
+    assert len(caplog.records) == 1

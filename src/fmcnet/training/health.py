@@ -27,9 +27,12 @@ NAMES = (FUSED, COSINE, ACCURACY, "w1", "w2")
 WINDOW = 100
 """Steps over which a value is averaged before it is judged."""
 
-SMALLEST_WEIGHT, SMALLEST_RATIO, LARGEST_COSINE = 0.05, 0.1, 0.95
+SMALLEST_WEIGHT, SMALLEST_RATIO, LARGEST_COSINE = 0.05, 0.1, 0.85
 """Beyond these the fusion, or the compensation, is called dead. Chosen well outside what healthy runs show: weights
-of 0.3 to 0.7, a ratio of 0.3 to 2, a cosine below 0.8 (docs/findings.md)."""
+of 0.3 to 0.7, a ratio of 0.3 to 2, a cosine below 0.5 (docs/findings.md)."""
+
+IDLE, WON = 0.51, 0.99
+"""D tells no more features right than a coin, or all: its game with G teaches nothing."""
 
 
 @torch.no_grad()
@@ -43,7 +46,8 @@ def measure(model: FMCNet, output: FMCNetOutput, labels: Tensor) -> dict[str, Te
 
     Returns:
         Scalars by name, only of the modules that the variant has: "generated cosine", the mean cosine between
-        generated features of different identities; "discriminator accuracy", the share of real and generated
+        generated features of different identities, without the modality's constant that they share; "discriminator
+        accuracy", the share of real and generated
         features that D tells right; "fused/shared", mean length of F_fu over that of F_sh; "w1" and "w2" of eq. (15)
         as they are applied.
     """
@@ -56,7 +60,11 @@ def measure(model: FMCNet, output: FMCNetOutput, labels: Tensor) -> dict[str, Te
                 cast(Tensor, output.of(target.other).generated),
                 cast(Tensor, output.of(target).specific),
             )
-            unit = F.normalize(fake, dim=1)
+            norm = model.decomposition.norm_specific
+            if norm is not None and norm.offset:  # the constant has the same value in all D dimensions
+                unit = F.normalize(fake - fake.mean(dim=1, keepdim=True), dim=1)
+            else:
+                unit = F.normalize(fake, dim=1)
             cosines.append(((unit @ unit.T) * other).sum() / other.sum().clamp(min=1))
             judge = model.compensation.judge(target)
             right.append(((judge(real) > 0).float().mean() + (judge(fake) <= 0).float().mean()) / 2)
@@ -72,14 +80,21 @@ def measure(model: FMCNet, output: FMCNetOutput, labels: Tensor) -> dict[str, Te
 
 
 class HealthMonitor:
-    """Warns once when the fusion, and once when the compensation, does nothing."""
+    """Warns once when the fusion, the compensation or its discriminators do nothing.
 
-    def __init__(self) -> None:
+    Args:
+        first: steps that are not judged: the learning rate warms up, or the FMC terms are still off.
+    """
+
+    def __init__(self, first: int = 0) -> None:
+        self._first = first
         self._seen: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
         self._warned: set[str] = set()
 
     def watch(self, record: Mapping[str, float]) -> None:
         """Take up the values of one step; judge them once `WINDOW` steps have been seen."""
+        if int(record["step"]) <= self._first:
+            return
         self._seen.append(record)
         if len(self._seen) < WINDOW:
             return
@@ -101,6 +116,14 @@ class HealthMonitor:
                 f"mean cosine of {mean[COSINE]:.2f}. Where the backbone starts from random weights, "
                 "wait for id_shared to fall; else set model.normalization=modality and "
                 "model.generator_residual=true, or lower losses.gan and losses.fc.",
+            )
+        if ACCURACY in mean and not IDLE < mean[ACCURACY] < WON:
+            state = "are idle" if mean[ACCURACY] <= IDLE else "have won"
+            self._warn(
+                "discriminators",
+                f"step {step}: the discriminators {state}: they tell {mean[ACCURACY]:.0%} of real and generated "
+                "features right. Set model.discriminator_bound=6 with model.normalization=modality, or change "
+                "training.discriminator_lr.",
             )
 
     def _warn(self, part: str, text: str) -> None:

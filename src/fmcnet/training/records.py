@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,18 +22,21 @@ class Records:
     """The numbers of steps.
 
     Args:
-        run: the run folder. config: what trackers are told of the run.
+        run: the run folder.
+        config: what trackers are told of the run.
+        steps: of the whole training.
 
     Attributes:
         terms: of the last step that was read, by name. log: open on rank 0.
     """
 
-    def __init__(self, run: Path, config: Config) -> None:
+    def __init__(self, run: Path, config: Config, steps: int) -> None:
         self._run, self._config = run, config
         self._trackers: list[Tracker] = []
         self.log: TrainingLog | None = None
         self.terms: dict[str, float] = {}
-        self._monitor = health.HealthMonitor()
+        untrained = max(config.training.warmup, config.losses.start_fmc + config.losses.ramp)
+        self._monitor = health.HealthMonitor(math.ceil(untrained * steps))
 
     def open(self, trackers: Sequence[str | Tracker], first: int) -> None:
         """Begin to write, after step `first`.
