@@ -135,6 +135,12 @@ def test_the_old_name_of_a_setting_is_understood(old, tmp_path):
     assert load_config("sysu", again[::-1]).model.normalization == new
 
 
+def test_an_old_name_that_contradicts_the_new_one_is_refused():
+    assert ModelConfig(unit_features=True, normalization="tail").normalization == "tail"
+    with pytest.raises(ValueError, match=r"unit_features.*contradicts normalization=modality"):
+        ModelConfig(unit_features=True, normalization="modality")
+
+
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_files_hold_only_what_differs_and_round_trip(name, tmp_path):
     text = shipped()[name].read_text()

@@ -131,7 +131,7 @@ class ModelConfig(_Section):
         default=0,
         ge=0,
         le=3,
-        description="This many first blocks of the stems, 0 to 3, keep their weights (ours)",
+        description="This many first blocks of the stems, 0 to 3, keep pretrained weights; random ones train (ours)",
     )
     last_stride: Literal[1, 2] = Field(
         default=1, description="conv5_x has this stride: ResNet has 2, most of the field takes 1 (ours)"
@@ -181,7 +181,7 @@ class ModelConfig(_Section):
     )
     discriminator_bound: NonNegative = Field(
         default=0.0,
-        description="With normalization=modality no logit of D exceeds this; 0 sets no bound (ours)",
+        description="With normalization=modality no logit of D, less its bias, exceeds this; 0 sets no bound (ours)",
     )
     generator_residual: bool = Field(
         default=False, description="G of eq. (11) adds its input to its output: F' = F_sh + G(F_sh) (ours)"
@@ -193,10 +193,10 @@ class ModelConfig(_Section):
         default=False, description="G has batch normalisation between its layers (ours)"
     )
     w1: float = Field(
-        default=0.5, description="Eq. (15) starts from this weight of the image's own specific feature (ours)"
+        default=0.5, description="w1 of eq. (15) starts here; softmax and slots take it as a logit (ours)"
     )
     w2: float = Field(
-        default=0.5, description="Eq. (15) starts from this weight of the generated feature (ours)"
+        default=0.5, description="w2 of eq. (15) starts here; softmax and slots take it as a logit (ours)"
     )
     dropout: float = Field(
         default=0.0,
@@ -247,7 +247,12 @@ class ModelConfig(_Section):
         """`unit_features` of 0.1.0 is `normalization` now."""
         if isinstance(values, dict) and "unit_features" in values:
             values = dict(values)
-            values.setdefault("normalization", "tail" if values.pop("unit_features") else "none")
+            told = "tail" if values.pop("unit_features") else "none"
+            if values.setdefault("normalization", told) != told:
+                raise ValueError(
+                    f"unit_features, the old name of normalization={told}, contradicts "
+                    f"normalization={values['normalization']}: remove it"
+                )
         return values
 
     @model_validator(mode="after")
@@ -616,8 +621,9 @@ def _apply(tree: dict[str, Any], item: str) -> str | None:
     section = tree.setdefault(parts[0], {})
     if not isinstance(section, dict):
         return f"override '{item}': {parts[0]} is not a section"
-    if parts == ["model", "unit_features"]:  # the old name wins over what the file says under the new one
-        section.pop("normalization", None)
+    names = {"unit_features": "normalization", "normalization": "unit_features"}
+    if parts[0] == "model" and parts[1] in names:  # under either name, the last word wins
+        section.pop(names[parts[1]], None)
     section[parts[1]] = value
     return None
 
