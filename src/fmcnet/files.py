@@ -7,7 +7,10 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from fmcnet.errors import DataError
 
 
 def as_os_error(error: Exception, path: Path) -> OSError:
@@ -46,6 +49,22 @@ def named(path: Path, *temporary: Path) -> Iterator[None]:
         if error.filename is not None and Path(os.fsdecode(error.filename)) in temporary:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+@contextlib.contextmanager
+def room_beside(target: Path) -> Iterator[Path]:
+    """A temporary folder in that of `target`, from which what is whole can be renamed into place.
+
+    Raises:
+        DataError: when it cannot be made.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        room = TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:  # it names the temporary folder
+        raise DataError(f"--out {target}: {error.strerror}") from error
+    with room as folder:
+        yield Path(folder)
 
 
 def to_disk(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 
 import numpy as np
 import pytest
@@ -271,3 +272,20 @@ def test_embeddings_of_nobody_are_not_scored(encoder, paths):
     found = encoder.encode(paths, [0, 1, 0, 1, 1])
     with pytest.raises(ProtocolError, match="5 of 5 embeddings have no identity"):
         evaluate(found, protocols.custom(Modality.INFRARED, Modality.VISIBLE, name="x"))
+
+
+def test_a_caller_that_stops_does_not_wait_for_what_is_queued(monkeypatch):
+    """Two batches of 50 wait behind the first; decoding one takes a hundredth of a second."""
+    read = []
+
+    def slow(source, height, width, **more):
+        time.sleep(0.01)
+        read.append(source)
+        return np.zeros((height, width, 3), np.uint8)
+
+    monkeypatch.setattr(reading, "read_pixels", slow)
+    items = reading.expand(np.zeros((150, 8, 8, 3), np.uint8), "visible")
+    ahead = reading.read_ahead(items, reading.batches_of(items, 50), 8, 8, 1)
+    next(ahead)
+    ahead.close()
+    assert len(read) < 60

@@ -282,3 +282,17 @@ def test_published_weights_at_another_width_name_the_width():
     with pytest.raises(CheckpointError, match=r"Published weights have model\.width=64") as caught:
         load_pretrained(model, "imagenet", "efficientnet_lite0")
     one_line(caught)
+
+
+@pytest.mark.parametrize(("blocks", "dim", "right"), [(2, None, False), (2, 32, True), (None, None, True)])
+def test_gem_needs_a_map_without_negative_values(blocks, dim, right):
+    """Groups of EfficientNet-Lite0 end with a linear projection, its head and `model.dim` with a ReLU."""
+    settings = {"arch": "efficientnet_lite0", "variant": "base", "tail_blocks": blocks, "dim": dim}
+    if right:
+        model = build_model(ModelConfig(**settings, pooling="gem"), 4).eval()
+        maps = model.decomposition.shared.maps(model.decomposition.stem_visible(torch.rand(1, 3, 64, 32)))
+        assert float(maps.min()) >= 0
+        return
+    with pytest.raises(ConfigError, match=r"model\.pooling=gem .* set model\.dim"):
+        build_model(ModelConfig(**settings, pooling="gem"), 4)
+    build_model(ModelConfig(**settings, pooling="avg"), 4)

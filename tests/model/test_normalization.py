@@ -121,6 +121,13 @@ def test_a_bounded_discriminator_keeps_unit_weight_and_bounded_logits():
     assert not judge.as_constant(feature).requires_grad
 
 
+@pytest.mark.parametrize(("normalization", "bounded"), [("modality", True), ("tail", False), ("none", False)])
+def test_the_bound_is_for_features_of_known_length(normalization, bounded):
+    config = ModelConfig(arch="resnet18", width=8, normalization=normalization, discriminator_bound=6.0)
+    judge = build_model(config, 4).compensation.judge_infrared
+    assert judge.unit_weight is bounded
+
+
 def test_the_whole_model_has_the_lengths_it_is_given():
     config = ModelConfig(
         arch="resnet18",

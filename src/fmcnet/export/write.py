@@ -24,6 +24,7 @@ from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.export.build import float_graphs, form, int8_graphs
 from fmcnet.export.int8 import SCHEMES
 from fmcnet.export.parity import Form, choose, compare, markdown
+from fmcnet.files import room_beside
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.onnx_engine import GRAPHS, MANIFEST, Manifest, OnnxEngine, read_manifest
 from fmcnet.inference.shipped import is_shipped
@@ -114,22 +115,17 @@ def export(
     target = Path(out) if out is not None else encoder.folder / ("onnx-int8" if int8 else "onnx")
     _check_target(target, encoder.digest, "int8" if int8 else "fp32", overwrite)
     seen, modality, table, remark = _images(encoder, data if data is not None else calibrate, progress)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        room = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
-    except OSError as error:  # it names the temporary folder
-        raise DataError(f"--out {target}: {error.strerror}") from error
-    with room as scratch:
+    with room_beside(target) as scratch:
         forms: list[tuple[str, Any, int, tuple[str, ...]]] = [
             ("PyTorch, eager", encoder.engine, (encoder.folder / WEIGHTS).stat().st_size, ())
         ]
-        built = [float_graphs(encoder, Path(scratch) / "fp32")]
+        built = [float_graphs(encoder, scratch / "fp32")]
         forms.append(form("ONNX Runtime, fp32", built[0]))
         if int8:
             assert calibrate is not None
             ranges = _ranges(encoder, calibrate, images, progress)
             for scheme in SCHEMES:
-                built.append(int8_graphs(built[0], Path(scratch) / scheme, ranges, scheme))
+                built.append(int8_graphs(built[0], scratch / scheme, ranges, scheme))
                 forms.append(form(f"ONNX Runtime, int8 {scheme}", built[-1]))
         config = encoder.card.config.evaluation
         compared = compare(
@@ -144,7 +140,7 @@ def export(
         result = Exported(target, OnnxEngine(folder).manifest, tuple(compared), tuple(remarks))
         _write_report(result, folder)
         if refused:
-            raise FmcnetError(_refuse(refused, result, folder, Path(scratch) / "refused"))
+            raise FmcnetError(_refuse(refused, result, folder, scratch / "refused"))
         shutil.copy(encoder.folder / CARD, folder / CARD)
         _take_calibration(encoder, folder, result.manifest.digest)
         _put(folder, target)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import numpy as np
 
 from fmcnet.calibration.calibration import CALIBRATION
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
+from fmcnet.files import room_beside
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.images import Fault, ImageLike, expand, list_faults
 from fmcnet.model.card import CARD, WEIGHTS, model_digest, read_card
@@ -153,16 +153,11 @@ def adapt_model(
     config = card.config.model_copy(update={"model": settings})
     if faults:
         logger.warning("left out: %s", list_faults(faults, len(crops.images)))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        room = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
-    except OSError as error:  # it names the temporary folder
-        raise DataError(f"--out {target}: {error.strerror}") from error
-    with room as scratch:
-        folder = save_pretrained(model, replace(card, config=config, adapted=facts), Path(scratch) / "new")
+    with room_beside(target) as scratch:
+        folder = save_pretrained(model, replace(card, config=config, adapted=facts), scratch / "new")
         load_weights(build_model(settings, card.classes), folder / WEIGHTS)
         if target.exists():
-            target.rename(Path(scratch) / "old")
+            target.rename(scratch / "old")
         shutil.move(folder, target)
     return Adapted(target, model_digest(target), encoder.digest, images, cameras, tuple(faults))
 

@@ -194,12 +194,15 @@ def read_ahead(
             said = str(error).removeprefix("cannot read the image").removeprefix(f" {items[at].source}")
             return Fault(at, items[at].name, said.removeprefix(": "))
 
-    with ThreadPoolExecutor(max(1, workers)) as pool:
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
         waiting: deque[list[Future[Pixels | Fault]]] = deque()
         for number, batch in enumerate(batches):
             for following in batches[number + len(waiting) : number + 3]:
                 waiting.append([pool.submit(read, at) for at in following])
             yield batch, [future.result() for future in waiting.popleft()]
+    finally:
+        pool.shutdown(cancel_futures=True)  # a caller that stops does not wait for what is queued
 
 
 def batches_of(items: Sequence[Item], size: int) -> list[list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from fmcnet.calibration.calibration import CALIBRATION
 from fmcnet.data.benchmarks import read_dataset
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
+from fmcnet.files import room_beside
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.projection import Method, Projection, fit
 from fmcnet.inference.shipped import is_shipped
@@ -61,19 +61,14 @@ def project_model(
     size = encoder.card.config.data
     table = learnt_from(encoder.card, read_dataset(data, layout=size.layout, trial=size.split))
     found = _learn(encoder, table, dim, method, progress)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        room = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
-    except OSError as error:  # it names the temporary folder
-        raise DataError(f"--out {target}: {error.strerror}") from error
-    with room as scratch:
-        folder = Path(scratch) / "new"
+    with room_beside(target) as scratch:
+        folder = scratch / "new"
         folder.mkdir()
         for name in (CARD, WEIGHTS):
             shutil.copy(encoder.folder / name, folder / name)
         found.save(folder / PROJECTION)
         if target.exists():
-            target.rename(Path(scratch) / "old")
+            target.rename(scratch / "old")
         folder.rename(target)
     return found, target
 

@@ -58,6 +58,10 @@ class Backbone(ABC):
     def channels(self, index: int) -> int:
         """Channels that block `index` gives."""
 
+    def rectified(self, index: int) -> bool:
+        """Whether block `index` ends with a ReLU, so that its map has no negative value."""
+        return True
+
     def imagenet(self) -> dict[str, Tensor]:
         """The published ImageNet weights, as published.
 
@@ -200,7 +204,8 @@ class Tail(nn.Module):
         parts: n horizontal stripes of the map, averaged, follow the feature (ours; PCB, Sun et al., ECCV 2018).
 
     Raises:
-        ConfigError: for an unknown pooling, more blocks than the backbone has, or two layers of one name.
+        ConfigError: for an unknown pooling, gem on a map with negative values, more blocks than the backbone has, or
+            two layers of one name.
     """
 
     def __init__(
@@ -224,6 +229,11 @@ class Tail(nn.Module):
         self._ends = tuple(list(block)[-1] for block in blocks_behind)
         self.channels = tuple(backbone.channels(index) for index in range(STEM_BLOCKS, end))
         channels = backbone.channels(end - 1)
+        if pooling == "gem" and dim is None and not backbone.rectified(end - 1):
+            raise ConfigError(
+                f"model.pooling=gem takes values of 0 and more, and the map behind {end} blocks has negative "
+                "ones: set model.dim, whose layer ends with a ReLU, or model.pooling=avg"
+            )
         if dim is not None:
             layers["head"] = _head(channels, dim)
         for name, layer in layers.items():

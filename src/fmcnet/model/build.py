@@ -62,8 +62,8 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         )
 
     def discriminator() -> Discriminator:
-        bound = config.discriminator_bound
-        return Discriminator(dim, bound / config.specific_length if bound and by_modality else 1.0, bound > 0)
+        bound = config.discriminator_bound if by_modality else 0.0
+        return Discriminator(dim, bound / config.specific_length if bound else 1.0, bound > 0)
 
     norm_specific = None
     if by_modality and has_specific:

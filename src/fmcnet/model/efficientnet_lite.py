@@ -108,6 +108,10 @@ class EfficientNetLite0(Backbone):
         """Channels that block `index` gives."""
         return self._scaled(HEAD_CHANNELS if index == len(GROUPS) else GROUPS[index].channels)
 
+    def rectified(self, index: int) -> bool:
+        """Only the head ends with a ReLU; the other blocks end with a linear projection."""
+        return index == len(GROUPS)
+
     def _scaled(self, channels: int) -> int:
         wanted = channels * self._width / 64
         nearest = max(8, int(wanted + 4) // 8 * 8)

@@ -314,9 +314,9 @@ class Discriminator(nn.Module):
     Args:
         dim: D.
         input_scale: what features are multiplied by first. Ours.
-        unit_weight: the weight keeps unit length (its spectral norm is 1), so that logits stay within the length of
-            the scaled feature: D can neither saturate nor slow down as its weight grows. `renormalize` after each
-            step sees to it. Ours.
+        unit_weight: the weight keeps unit length (its spectral norm is 1), so that logits, less the bias, stay within
+            the length of the scaled feature: D can neither saturate nor slow down as its weight grows.
+            `renormalize` after each step sees to it. Ours.
     """
 
     def __init__(self, dim: int, input_scale: float = 1.0, unit_weight: bool = False) -> None:
