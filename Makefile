@@ -28,10 +28,10 @@ $(BIN)/.milvus: $(BIN)/.installed
 	@touch $@
 
 cluster: $(BIN)/.milvus ## whether a real Milvus server (from PyPI) starts on this machine
-	@timeout 180 $(BIN)/python -m tests.gallery.cluster
+	@timeout 180 $(BIN)/python -m tests.retrieval.cluster
 
 test-cluster: $(BIN)/.milvus ## the gallery's contract on a real Milvus server that it starts and stops (minutes)
-	@FMCNET_CLUSTER=1 $(BIN)/python -m pytest tests/gallery/test_contract.py tests/gallery/test_milvus.py
+	@FMCNET_CLUSTER=1 $(BIN)/python -m pytest tests/retrieval/test_contract.py tests/retrieval/test_milvus.py
 
 lint: $(BIN)/.installed ## ruff and the strict type checker
 	@$(BIN)/ruff check .

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from machine import processor
 
 from fmcnet.config import ModelConfig
-from fmcnet.model.build import build_model
+from fmcnet.models.build import build_model
 
 OUT = Path(__file__).parent / "backbones.json"
 BATCH, CLASSES = 64, 100

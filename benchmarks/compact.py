@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fmcnet.data.benchmarks import read_dataset
-from fmcnet.export.parity import scores
+from fmcnet.data.readers import read_dataset
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.engine import unit
+from fmcnet.inference.export.parity import scores
 from fmcnet.inference.project import learnt_from
 from fmcnet.inference.projection import METHODS, fit
 

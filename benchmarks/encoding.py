@@ -25,9 +25,9 @@ from evaluation import machine
 from public_recipe import Compose, Decode, Normalize, ToPillow, ToTensor
 from torch.utils.data import DataLoader, Dataset
 
-from fmcnet.data.benchmarks import read_dataset
+from fmcnet.data.readers import read_dataset
 from fmcnet.inference.encoder import Encoder
-from fmcnet.model.fmcnet import IMAGENET_MEAN, IMAGENET_STD
+from fmcnet.models.fmcnet import IMAGENET_MEAN, IMAGENET_STD
 from fmcnet.types import Modality
 
 HERE = Path(__file__).parent

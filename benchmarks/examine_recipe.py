@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.config import Config, load_config
-from fmcnet.data.benchmarks import read_dataset
-from fmcnet.data.generated import generate
+from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
 from fmcnet.errors import TrainingError
-from fmcnet.studies.jobs import commit
+from fmcnet.experiments.jobs import commit
+from fmcnet.synthetic import generate
 
 WORLD = 1000
 AMOUNTS = {"val_ids": 150, "test_ids": 2}
@@ -115,12 +115,12 @@ def parts(run: Path, table: Table, config: Config) -> dict[str, dict[str, float]
 
 def do(name: str, settings: tuple[str, ...], seed: int, a: argparse.Namespace) -> None:
     """One trial, in this process; a line of the log."""
+    from fmcnet.experiments.features import collect, numbers
     from fmcnet.inference.encoder import load
-    from fmcnet.studies.features import collect, numbers
-    from fmcnet.training.log import read_log
-    from fmcnet.training.loop import train
+    from fmcnet.training.loggers import read_log
+    from fmcnet.training.trainer import train
 
-    logging.getLogger("fmcnet.model").setLevel(logging.ERROR)
+    logging.getLogger("fmcnet.models").setLevel(logging.ERROR)
     items = [*a.override, *settings, "evaluation.direction=both", "evaluation.draw=seeded"]
     items += ["training.validate_every=0", f"training.seed={seed}", "training.epochs=1"]
     config = load_config(a.config, [*items, f"training.steps_per_epoch={a.steps}"])

@@ -39,9 +39,9 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from fmcnet.gallery import Gallery, Where
-from fmcnet.gallery.embedded import state
-from fmcnet.gallery.embedded.graph import EF_BUILD, LINKS
+from fmcnet.retrieval import Gallery, Where
+from fmcnet.retrieval.embedded import state
+from fmcnet.retrieval.embedded.graph import EF_BUILD, LINKS
 
 HERE = Path(__file__).parent
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)

@@ -19,9 +19,9 @@ import numpy as np
 from machine import processor
 from PIL import __version__ as pillow_version
 
-from fmcnet.data.generated.plan import make_plan
-from fmcnet.data.generated.presets import resolve_preset
-from fmcnet.data.generated.writers import write_images
+from fmcnet.synthetic.plan import make_plan
+from fmcnet.synthetic.presets import resolve_preset
+from fmcnet.synthetic.writers import write_images
 
 
 def main() -> None:

@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fmcnet.data.benchmarks import read_dataset
-from fmcnet.data.generated.hardness import handcrafted_features, rank1
 from fmcnet.data.images import load_image
+from fmcnet.data.readers import read_dataset
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.inference.torch_engine import TorchEngine
-from fmcnet.model.build import build_model
+from fmcnet.models.build import build_model
+from fmcnet.synthetic.hardness import handcrafted_features, rank1
 from fmcnet.types import Modality
 
 PAIRS = (("visible", "visible"), ("infrared", "infrared"), ("infrared", "visible"), ("visible", "infrared"))

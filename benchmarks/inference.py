@@ -24,14 +24,14 @@ import onnxruntime
 import torch
 from machine import processor
 
-from fmcnet.data.benchmarks import read_dataset
 from fmcnet.data.cache import ImageCache
+from fmcnet.data.readers import read_dataset
 from fmcnet.errors import FmcnetError
-from fmcnet.export.parity import compare, rates
-from fmcnet.export.write import export
 from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.export.parity import compare, rates
+from fmcnet.inference.export.write import export
 from fmcnet.inference.onnx_engine import GRAPHS
-from fmcnet.model.card import WEIGHTS
+from fmcnet.models.card import WEIGHTS
 from fmcnet.types import Modality
 
 GOALS = {("fp32", 1): 1.5, ("fp32", 32): 2.0, ("int8", 1): 5.0, ("int8", 32): 5.0}

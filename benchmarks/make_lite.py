@@ -19,17 +19,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fmcnet.calibration.calibration import CALIBRATION, calibrate
 from fmcnet.config import load_config
-from fmcnet.data.benchmarks import read_dataset
-from fmcnet.data.generated import generate
+from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
 from fmcnet.inference.adapt import Crops, adapt_model
+from fmcnet.inference.calibration.calibration import CALIBRATION, calibrate
 from fmcnet.inference.encoder import Encoder
-from fmcnet.model.build import build_model
-from fmcnet.model.card import ModelCard
-from fmcnet.model.checkpoint import WEIGHTS, save_pretrained, weights_digest
-from fmcnet.model.weights import load_pretrained
+from fmcnet.models.build import build_model
+from fmcnet.models.card import ModelCard
+from fmcnet.models.checkpoint import WEIGHTS, save_pretrained, weights_digest
+from fmcnet.models.pretrained import load_pretrained
+from fmcnet.synthetic import generate
 from fmcnet.types import Embeddings
 
 LAYOUTS = ("sysu", "regdb")

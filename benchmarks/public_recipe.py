@@ -55,9 +55,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fmcnet.config import Config
-from fmcnet.model.build import build_model
-from fmcnet.model.fmcnet import IMAGENET_MEAN, IMAGENET_STD, FMCNet
-from fmcnet.objective import discriminator_objective, objective
+from fmcnet.losses.criterion import discriminator_objective, objective
+from fmcnet.models.build import build_model
+from fmcnet.models.fmcnet import IMAGENET_MEAN, IMAGENET_STD, FMCNet
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.integer]
@@ -422,7 +422,7 @@ class PublicStep:
         self.meters: dict[str, Meter] = {}
 
     def step(self, visible: Tensor, infrared: Tensor, labels: Tensor) -> dict[str, float]:
-        """One step of the game; every term by its name in `fmcnet.objective.TERMS`, and "loss", the total.
+        """One step of the game; every term by its name in `fmcnet.losses.criterion.TERMS`, and "loss", the total.
 
         Args:
             visible: (P*K, 3, H, W) float32, normalised. infrared: (P*K, 3, H, W), likewise. labels: (P*K,).

@@ -31,8 +31,8 @@ import httpx2 as httpx
 import numpy as np
 from PIL import Image
 
-from fmcnet.gallery import Gallery
 from fmcnet.inference.encoder import Encoder
+from fmcnet.retrieval import Gallery
 from fmcnet.types import Modality
 
 HERE = Path(__file__).parent

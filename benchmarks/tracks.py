@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fmcnet.data.benchmarks import read_dataset
-from fmcnet.gallery import Gallery, pool
+from fmcnet.data.readers import read_dataset
 from fmcnet.inference.encoder import Encoder
+from fmcnet.retrieval import Gallery, pool
 from fmcnet.types import Modality
 
 

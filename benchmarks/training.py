@@ -37,15 +37,15 @@ from evaluation import log, machine
 from public_recipe import PublicLoader, PublicStep
 
 from fmcnet.config import Config, load_config
-from fmcnet.data.benchmarks import read_dataset
 from fmcnet.data.cache import ImageCache, default_folder
-from fmcnet.data.generated import generate
+from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
-from fmcnet.model.build import build_model
+from fmcnet.models.build import build_model
 from fmcnet.runtime import Runtime, keep_freed_memory
+from fmcnet.synthetic import generate
 from fmcnet.training.batches import Batch, Batches
 from fmcnet.training.feed import make_sampler
-from fmcnet.training.game import Game, precision
+from fmcnet.training.train_step import Game, precision
 from fmcnet.types import Modality
 
 HERE = Path(__file__).parent

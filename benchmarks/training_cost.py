@@ -31,11 +31,11 @@ from evaluation import log, machine
 
 from fmcnet.config import load_config
 from fmcnet.data.table import Record, Table
-from fmcnet.model.build import build_model
+from fmcnet.models.build import build_model
 from fmcnet.runtime import Runtime, keep_freed_memory, resident_bytes, runtime
 from fmcnet.training.batches import Batches
 from fmcnet.training.feed import make_sampler
-from fmcnet.training.game import Game
+from fmcnet.training.train_step import Game
 from fmcnet.types import Modality
 
 HERE = Path(__file__).parent

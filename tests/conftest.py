@@ -31,7 +31,7 @@ def _cache_of_its_own(tmp_path_factory, monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_sysu(tmp_path_factory):
     """The generated benchmark, preset tiny, in SYSU-MM01's layout. Do not change it: copy it first."""
-    from fmcnet.data.generated import generate
+    from fmcnet.synthetic import generate
 
     root = tmp_path_factory.mktemp("tiny") / "sysu"
     generate("sysu", "tiny", 0, root, workers=1)
@@ -42,7 +42,7 @@ def tiny_sysu(tmp_path_factory):
 def tiny_run(tmp_path_factory, tiny_sysu):
     """A run of the full model trained for a few steps on `tiny_sysu`. Do not change it: copy it first."""
     from fmcnet.config import load_config
-    from fmcnet.training.loop import train
+    from fmcnet.training.trainer import train
 
     out = tmp_path_factory.mktemp("tiny") / "run"
     train(load_config("tiny"), tiny_sysu, out, progress=False)
@@ -52,7 +52,7 @@ def tiny_run(tmp_path_factory, tiny_sysu):
 @pytest.fixture(scope="session")
 def tiny_onnx(tmp_path_factory, tiny_run):
     """`tiny_run` exported in float32. Do not change it: copy it first."""
-    from fmcnet.export.write import export
+    from fmcnet.inference.export.write import export
 
     out = tmp_path_factory.mktemp("tiny") / "onnx"
     export(tiny_run, out=out, seconds=0.001, progress=False)

@@ -13,12 +13,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from fmcnet.cli import app
-from fmcnet.data.benchmarks import read_dataset
+from fmcnet.cli.app import app
 from fmcnet.data.cache import ImageCache
-from fmcnet.data.csv_table import write_csv
-from fmcnet.data.generated import generate
+from fmcnet.data.readers import read_dataset
+from fmcnet.data.readers.csv import write_csv
 from fmcnet.inference.shipped import FOLDER
+from fmcnet.synthetic import generate
 
 
 def run(*arguments, code=0):
@@ -370,7 +370,7 @@ def test_another_dataset_with_the_same_numbers_may_be_evaluated(tiny_run, tmp_pa
 def test_without_plotting_packages_the_report_has_figures_in_numbers(
     tiny_run, tiny_sysu, tmp_path, monkeypatch
 ):
-    from fmcnet import report
+    from fmcnet.experiments import report
 
     monkeypatch.setattr(report, "find_spec", lambda name: None)
     shutil.copytree(tiny_run, tmp_path / "run")

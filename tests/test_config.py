@@ -9,7 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from fmcnet.cli import app
+from fmcnet.cli.app import app
 from fmcnet.config import COLUMNS, Config, ModelConfig, load_config, purpose, shipped
 from fmcnet.errors import ConfigError
 
@@ -104,7 +104,7 @@ def test_a_missing_file_names_the_shipped_ones():
 
 
 def test_a_wrong_backbone_is_one_line_that_names_the_choices():
-    from fmcnet.model.build import build_model
+    from fmcnet.models.build import build_model
 
     with pytest.raises(ConfigError) as caught:
         build_model(load_config(None, ["model.arch=resnet51"]).model, 5)

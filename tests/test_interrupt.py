@@ -13,7 +13,7 @@ import pytest
 from fmcnet import interrupt
 
 SCRIPT = str(Path(sys.executable).with_name("fmcnet"))
-MOMENTS = ["typer", "rich.console", "fmcnet.console", "pydantic", "numpy", "torch.types"]
+MOMENTS = ["typer", "rich.console", "fmcnet.cli.console", "pydantic", "numpy", "torch.types"]
 """Modules after whose import the signal is sent: of the command line's own, then of the command."""
 
 

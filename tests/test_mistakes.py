@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fmcnet.cli import app
+from fmcnet.cli.app import app
 
 IN = ("missing", "text", "bytes", "empty", "below")
 """No input: nothing there, a file of text, one of random bytes, a folder with nothing in it, a path below a file."""
@@ -185,7 +185,7 @@ def places(tmp_path_factory, tiny_sysu, tiny_run):
         app, ["index", str(found["gallery"]), str(image), "--model", str(run), "--modality", "ir"]
     )
     assert made.exit_code == 0, made.output
-    from fmcnet.data.benchmarks import read_dataset
+    from fmcnet.data.readers import read_dataset
     from fmcnet.inference.encoder import load
 
     load(run).embed_table(read_dataset(tiny_sysu).select(split="test"), progress=False).save(

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from fmcnet.config import load_config
-from fmcnet.model.fmcnet import IMAGENET_MEAN, IMAGENET_STD
-from fmcnet.objective import TERMS
+from fmcnet.losses.criterion import TERMS
+from fmcnet.models.fmcnet import IMAGENET_MEAN, IMAGENET_STD
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "public_recipe.py"
 PEOPLE, EACH, P, K, H, W = 5, 3, 3, 2, 20, 12

@@ -14,22 +14,22 @@ _PUBLIC = {
     "Modality": "fmcnet.types",
     "Embeddings": "fmcnet.types",
     "Table": "fmcnet.data.table",
-    "read_dataset": "fmcnet.data.benchmarks",
-    "generate": "fmcnet.data.generated",
+    "read_dataset": "fmcnet.data.readers",
+    "generate": "fmcnet.synthetic",
     "Config": "fmcnet.config",
     "load_config": "fmcnet.config",
-    "FMCNet": "fmcnet.model.fmcnet",
-    "build_model": "fmcnet.model.build",
-    "Backbone": "fmcnet.model.backbone",
-    "register_backbone": "fmcnet.model.backbone",
-    "train": "fmcnet.training.loop",
+    "FMCNet": "fmcnet.models.fmcnet",
+    "build_model": "fmcnet.models.build",
+    "Backbone": "fmcnet.models.backbone",
+    "register_backbone": "fmcnet.models.backbone",
+    "train": "fmcnet.training.trainer",
     "Encoder": "fmcnet.inference.encoder",
     "load": "fmcnet.inference.encoder",
     "Crops": "fmcnet.inference.adapt",
     "adapt_model": "fmcnet.inference.adapt",
-    "Gallery": "fmcnet.gallery.gallery",
-    "Where": "fmcnet.gallery.records",
-    "Searcher": "fmcnet.search.searcher",
+    "Gallery": "fmcnet.retrieval.gallery",
+    "Where": "fmcnet.retrieval.records",
+    "Searcher": "fmcnet.retrieval.searcher",
     "evaluate": "fmcnet.evaluation.engine",
     "protocols": "fmcnet.evaluation.protocols",
     "FmcnetError": "fmcnet.errors",
@@ -39,21 +39,21 @@ __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
     from fmcnet.config import Config, load_config
-    from fmcnet.data.benchmarks import read_dataset
-    from fmcnet.data.generated import generate
+    from fmcnet.data.readers import read_dataset
     from fmcnet.data.table import Table
     from fmcnet.errors import FmcnetError
     from fmcnet.evaluation import protocols
     from fmcnet.evaluation.engine import evaluate
-    from fmcnet.gallery.gallery import Gallery
-    from fmcnet.gallery.records import Where
     from fmcnet.inference.adapt import Crops, adapt_model
     from fmcnet.inference.encoder import Encoder, load
-    from fmcnet.model.backbone import Backbone, register_backbone
-    from fmcnet.model.build import build_model
-    from fmcnet.model.fmcnet import FMCNet
-    from fmcnet.search.searcher import Searcher
-    from fmcnet.training.loop import train
+    from fmcnet.models.backbone import Backbone, register_backbone
+    from fmcnet.models.build import build_model
+    from fmcnet.models.fmcnet import FMCNet
+    from fmcnet.retrieval.gallery import Gallery
+    from fmcnet.retrieval.records import Where
+    from fmcnet.retrieval.searcher import Searcher
+    from fmcnet.synthetic import generate
+    from fmcnet.training.trainer import train
     from fmcnet.types import Embeddings, Modality
 
 

@@ -13,7 +13,7 @@ def main() -> None:
     end_early(True)
     if sys.platform != "win32":
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    from fmcnet.cli import app
+    from fmcnet.cli.app import app
 
     app(prog_name="fmcnet")
 

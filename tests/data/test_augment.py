@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fmcnet.config import AugmentConfig
-from fmcnet.data.augment import _at_once, _in_slices, augment, draw
+from fmcnet.data.transforms import _at_once, _in_slices, augment, draw
 from fmcnet.runtime import seeded_generator
 from fmcnet.types import Modality
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from fmcnet.data import cache as cache_module
-from fmcnet.data.benchmarks import read_sysu
 from fmcnet.data.cache import ImageCache, cache_key, default_folder
+from fmcnet.data.readers import read_sysu
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
 from tests.data import trees

@@ -16,8 +16,8 @@ import pytest
 
 from fmcnet.data import cache as cache_module
 from fmcnet.data import cache_file, room
-from fmcnet.data.benchmarks import read_sysu
 from fmcnet.data.cache import ImageCache
+from fmcnet.data.readers import read_sysu
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
 from tests.data import trees

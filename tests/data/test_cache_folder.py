@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmcnet.data.benchmarks import read_dataset, read_sysu
 from fmcnet.data.cache import ImageCache, cache_folder, default_folder
 from fmcnet.data.cache_folder import look, parse_age, prune
 from fmcnet.data.cache_lock import held
 from fmcnet.data.check import check
-from fmcnet.data.csv_table import write_csv
-from fmcnet.data.generated import generate
+from fmcnet.data.readers import read_dataset, read_sysu
+from fmcnet.data.readers.csv import write_csv
 from fmcnet.data.table import Table
 from fmcnet.errors import ConfigError, DataError
+from fmcnet.synthetic import generate
 from tests.data import trees
 
 

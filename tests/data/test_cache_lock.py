@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from fmcnet.data import cache_lock
-from fmcnet.data.benchmarks import read_sysu
 from fmcnet.data.cache import ImageCache
 from fmcnet.data.cache_lock import held, lock_path
+from fmcnet.data.readers import read_sysu
 from fmcnet.data.table import Table
 from tests.data import trees
 
@@ -24,7 +24,7 @@ import hashlib, json, logging, sys, time
 from pathlib import Path
 logging.basicConfig(level=logging.INFO)
 from fmcnet.data import cache
-from fmcnet.data.benchmarks import read_sysu
+from fmcnet.data.readers import read_sysu
 root, folder, pause = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 plain = cache.resize
 def slow(*arguments):

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmcnet.data.benchmarks import read_dataset
-from fmcnet.data.csv_table import read_csv, write_csv
+from fmcnet.data.readers import read_dataset
+from fmcnet.data.readers.csv import read_csv, write_csv
 from fmcnet.errors import DataError
 from fmcnet.types import NO_CAMERA, Modality
 from tests.data import trees

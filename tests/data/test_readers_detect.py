@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fmcnet.data.benchmarks import detect_layout, read_dataset
+from fmcnet.data.readers import detect_layout, read_dataset
 from fmcnet.errors import DataError
 from tests.data import trees
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fmcnet.data.reading.words import alike, near_cameras, nearest, spelling
+from fmcnet.data.spelling import alike, near_cameras, nearest, spelling
 
 
 @pytest.mark.parametrize(

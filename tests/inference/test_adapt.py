@@ -10,17 +10,16 @@ from PIL import Image
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from fmcnet.cli import app
+from fmcnet.cli.app import app
 from fmcnet.config import load_config
-from fmcnet.data.benchmarks import read_dataset
+from fmcnet.data.readers import read_dataset
 from fmcnet.errors import CheckpointError, ConfigError, DataError, FmcnetError, GalleryError
-from fmcnet.gallery import Gallery
 from fmcnet.inference.adapt import LEAST, Crops, adapt_model, moments
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.inference.project import project_model
-from fmcnet.model.card import WEIGHTS
-from fmcnet.search import Searcher
-from fmcnet.training.loop import train
+from fmcnet.models.card import WEIGHTS
+from fmcnet.retrieval import Gallery, Searcher
+from fmcnet.training.trainer import train
 from fmcnet.types import NO_CAMERA, Modality
 
 NAME = "fmcnet-lite"

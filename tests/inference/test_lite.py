@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from fmcnet.data.benchmarks import read_dataset
+from fmcnet.data.readers import read_dataset
 from fmcnet.evaluation import protocols
 from fmcnet.evaluation.engine import evaluate
 from fmcnet.evaluation.runs import chance_rank1
-from fmcnet.export.write import export
 from fmcnet.inference.describe import describe_run
 from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.export.write import export
 from fmcnet.inference.shipped import shipped_models
-from fmcnet.model.backbone import make_backbone
+from fmcnet.models.backbone import make_backbone
 from fmcnet.types import Modality
 
 NAME = "fmcnet-lite"

@@ -11,7 +11,7 @@ import pytest
 from fmcnet.errors import CheckpointError, FmcnetError
 from fmcnet.inference import shipped, shipped_models
 from fmcnet.inference.encoder import Encoder, load
-from fmcnet.model.card import CARD, model_digest
+from fmcnet.models.card import CARD, model_digest
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from fmcnet.data.benchmarks import read_dataset
+from fmcnet.data.readers import read_dataset
 from fmcnet.errors import CheckpointError, FmcnetError, MissingDependencyError
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.inference.onnx_engine import MANIFEST
@@ -195,7 +195,7 @@ found = encoder.encode(images, ["visible"] * 3 + ["infrared"] * 3)
 pair = encoder.similarity(found, found)[0, 3]
 print(json.dumps([found.features.tolist(), float(encoder.calibration.probability(pair, "visible", "infrared")),
     encoder.calibration.threshold("visible", "infrared", fmr=0.1)]))
-from fmcnet.cli import app
+from fmcnet.cli.app import app
 app(["embed", folder, *paths, "--modality", "visible", "--out", out], standalone_mode=False)
 assert "torch" not in sys.modules
 """

@@ -10,21 +10,20 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from fmcnet.cli import app
+from fmcnet.cli.app import app
 from fmcnet.config import load_config
-from fmcnet.data.benchmarks import read_dataset
+from fmcnet.data.readers import read_dataset
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, GalleryError
-from fmcnet.export import build
-from fmcnet.export.write import export
-from fmcnet.gallery import Gallery
 from fmcnet.inference import project
 from fmcnet.inference.encoder import Encoder, load
+from fmcnet.inference.export import build
+from fmcnet.inference.export.write import export
 from fmcnet.inference.project import learnt_from, project_model
 from fmcnet.inference.projection import FORMAT, Projection, fit
 from fmcnet.inference.torch_engine import TorchEngine
-from fmcnet.model.card import CARD, PROJECTION, WEIGHTS
-from fmcnet.search import Searcher
-from fmcnet.training import loop
+from fmcnet.models.card import CARD, PROJECTION, WEIGHTS
+from fmcnet.retrieval import Gallery, Searcher
+from fmcnet.training import trainer as loop
 
 
 def people(persons=40, per=6, width=12, seed=0):

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from fmcnet.config import load_config
-from fmcnet.data.benchmarks import read_dataset
+from fmcnet.data.readers import read_dataset
 from fmcnet.errors import FmcnetError
 from fmcnet.evaluation import protocols
 from fmcnet.evaluation.engine import evaluate
 from fmcnet.evaluation.runs import chance_rank1, judge
-from fmcnet.export.write import export
 from fmcnet.inference.calibrate import calibrate_model
 from fmcnet.inference.describe import describe_run
 from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.export.write import export
 from fmcnet.inference.shipped import find_model, shipped_models
 from fmcnet.types import Modality
 

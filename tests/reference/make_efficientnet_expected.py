@@ -1,4 +1,4 @@
-"""Make tests/model/efficientnet_lite0_expected.json: outputs of EfficientNet-Lite0 by somebody else's code.
+"""Make tests/models/efficientnet_lite0_expected.json: outputs of EfficientNet-Lite0 by somebody else's code.
 
     pip install --target /tmp/pkgs --no-deps efficientnet-lite-pytorch==0.1.0
     PYTHONPATH=/tmp/pkgs OMP_NUM_THREADS=1 python tests/reference/make_efficientnet_expected.py

@@ -10,13 +10,12 @@ import numpy as np
 from PIL import Image
 from starlette.testclient import TestClient
 
-from fmcnet.calibration.calibration import Calibration
-from fmcnet.calibration.curve import Curve
 from fmcnet.config import load_config
-from fmcnet.gallery import Gallery
+from fmcnet.inference.calibration.calibration import Calibration
+from fmcnet.inference.calibration.curve import Curve
 from fmcnet.inference.encoder import Encoder
-from fmcnet.model.card import ModelCard
-from fmcnet.search import Searcher
+from fmcnet.models.card import ModelCard
+from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.server.app import create_app
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.keys import Key, Keys, hash_secret

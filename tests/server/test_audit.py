@@ -11,7 +11,7 @@ import pytest
 
 from fmcnet.errors import FmcnetError
 from fmcnet.server.audit import AuditLog
-from fmcnet.server.refusals import Refusal
+from fmcnet.server.errors import Refusal
 from tests.server.service import KEYS, bearer, png, running
 
 

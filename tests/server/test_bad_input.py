@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmcnet.gallery import Gallery
+from fmcnet.retrieval import Gallery
 from fmcnet.server.limits import Limits
 from tests.server.bad_requests import LIMITS, png_of, request
 from tests.server.process import resident_mib, started, until_it_answers

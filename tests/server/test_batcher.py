@@ -8,8 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from fmcnet.server.batcher import Batcher
-from fmcnet.server.refusals import Refusal
+from fmcnet.server.batching import Batcher
+from fmcnet.server.errors import Refusal
 from fmcnet.types import Modality
 
 DAY, NIGHT = Modality.VISIBLE, Modality.INFRARED

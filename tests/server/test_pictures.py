@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from fmcnet.errors import FmcnetError
-from fmcnet.gallery import Gallery, Where
+from fmcnet.retrieval import Gallery, Where
+from fmcnet.server.errors import Refusal
 from fmcnet.server.pictures import KeptImages, Pictures, SourceImages, thumbnail
-from fmcnet.server.refusals import Refusal
 from fmcnet.server.uploads import decode
 from tests.server.service import encoded, picture, png, running
 

@@ -9,7 +9,7 @@ import httpx2 as httpx
 import pytest
 
 from fmcnet.errors import GalleryError
-from fmcnet.gallery import Where
+from fmcnet.retrieval import Where
 from tests.server.process import started, until_it_answers
 from tests.server.service import KEYS, bearer, files, running
 

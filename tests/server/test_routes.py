@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from fmcnet.errors import CheckpointError
-from fmcnet.gallery import Gallery, Where
-from fmcnet.search.models import remember_range
+from fmcnet.retrieval import Gallery, Where
+from fmcnet.retrieval.models import remember_range
 from fmcnet.server.limits import Limits
 from tests.server.service import DAY, NIGHT, calibration, encoded, files, picture, png, running
 

@@ -11,9 +11,9 @@ import httpx2 as httpx
 import pytest
 from typer.testing import CliRunner
 
-from fmcnet.cli import app
+from fmcnet.cli.app import app
 from fmcnet.errors import FmcnetError
-from fmcnet.gallery import Gallery
+from fmcnet.retrieval import Gallery
 from fmcnet.server.limits import Limits
 from fmcnet.server.run import Serving, _listen, audit_path, serve
 from tests.server.process import started, until_it_answers

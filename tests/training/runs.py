@@ -11,8 +11,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from fmcnet.model.checkpoint import weights_digest
-from fmcnet.training.log import read_log
+from fmcnet.models.checkpoint import weights_digest
+from fmcnet.training.loggers import read_log
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fmcnet.config import AugmentConfig
-from fmcnet.data.augment import augment
-from fmcnet.data.sampler import IdentityModalitySampler
+from fmcnet.data.samplers import IdentityModalitySampler
+from fmcnet.data.transforms import augment
 from fmcnet.runtime import Runtime, seeded_generator
 from fmcnet.training.batches import Batches
 from fmcnet.types import Modality

@@ -16,21 +16,22 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fmcnet.config import load_config
-from fmcnet.data.benchmarks import read_dataset
-from fmcnet.inference.encoder import load
-from fmcnet.inference.shared import embed_shared
-from fmcnet.parallel import (
+from fmcnet.data.readers import read_dataset
+from fmcnet.distributed import (
     average_buffers,
     average_gradients,
     gather_centers,
     synchronize_batchnorm,
     together,
 )
+from fmcnet.inference.encoder import load
+from fmcnet.inference.shared import embed_shared
 from fmcnet.runtime import runtime
-from fmcnet.training import health, loop
+from fmcnet.training import health
+from fmcnet.training import trainer as loop
 from fmcnet.training.feed import make_sampler
-from fmcnet.training.game import Game
-from fmcnet.training.log import read_log
+from fmcnet.training.loggers import read_log
+from fmcnet.training.train_step import Game
 from tests.training import forked, runs
 from tests.training.test_kill import at_every_write
 
@@ -94,7 +95,7 @@ def test_two_ranks_train_and_resume(tiny_sysu, tmp_path):
 def test_averaged_gradients_are_the_mean(tmp_path):
     code = """
 import torch, torch.distributed as dist
-from fmcnet.parallel import agree, average_gradients
+from fmcnet.distributed import agree, average_gradients
 from fmcnet.runtime import runtime
 with runtime("cpu") as place:
     p = [torch.nn.Parameter(torch.zeros(size)) for size in ((2, 3), (4,), (1,))]

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from fmcnet.config import load_config
-from fmcnet.data.benchmarks import read_dataset
+from fmcnet.data.readers import read_dataset
 from fmcnet.errors import ConfigError
 from fmcnet.runtime import Runtime
-from fmcnet.training import feed, loop
-from fmcnet.training.game import Game
-from fmcnet.training.log import read_log
+from fmcnet.training import feed
+from fmcnet.training import trainer as loop
+from fmcnet.training.loggers import read_log
+from fmcnet.training.train_step import Game
 
 ONE = Runtime(torch.device("cpu"))
 

@@ -11,9 +11,9 @@ import pytest
 
 from fmcnet.config import load_config
 from fmcnet.errors import CheckpointError, DataError
-from fmcnet.training import loop
-from fmcnet.training.log import TrainingLog, read_log
-from fmcnet.training.state import checkpoints
+from fmcnet.training import trainer as loop
+from fmcnet.training.checkpointing import checkpoints
+from fmcnet.training.loggers import TrainingLog, read_log
 from tests.training import runs
 
 SETTINGS = [

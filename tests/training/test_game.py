@@ -10,15 +10,15 @@ import torch
 
 from fmcnet.config import load_config
 from fmcnet.errors import FmcnetError
-from fmcnet.model.build import build_model
-from fmcnet.objective import TERMS, objective, total
+from fmcnet.losses.criterion import TERMS, objective, total
+from fmcnet.models.build import build_model
 from fmcnet.runtime import Runtime
-from fmcnet.training import game as game_module
 from fmcnet.training import health
+from fmcnet.training import train_step as game_module
 from fmcnet.training.batches import Batch
-from fmcnet.training.game import Game, memory_format, precision
-from fmcnet.training.loop import train
-from fmcnet.training.optim import rate
+from fmcnet.training.optimizers import rate
+from fmcnet.training.train_step import Game, memory_format, precision
+from fmcnet.training.trainer import train
 
 CPU = torch.device("cpu")
 PLAIN = [

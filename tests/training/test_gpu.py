@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from fmcnet.config import load_config
-from fmcnet.model.build import build_model
+from fmcnet.models.build import build_model
 from fmcnet.runtime import Runtime
 from fmcnet.training.batches import Batch
-from fmcnet.training.game import Game
-from fmcnet.training.loop import train
+from fmcnet.training.train_step import Game
+from fmcnet.training.trainer import train
 from tests.training.test_batches import batches, sampler
 from tests.training.test_game import batch, made
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fmcnet.config import load_config
-from fmcnet.model.build import build_model
+from fmcnet.models.build import build_model
 from fmcnet.training import health
 from fmcnet.types import Modality
 

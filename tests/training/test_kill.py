@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from fmcnet.config import load_config
-from fmcnet.model.checkpoint import weights_digest
-from fmcnet.training import loop
-from fmcnet.training.log import read_log
+from fmcnet.models.checkpoint import weights_digest
+from fmcnet.training import trainer as loop
+from fmcnet.training.loggers import read_log
 from tests.training import forked, runs
 
 pytestmark = [

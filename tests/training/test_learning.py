@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from fmcnet.config import load_config, shipped
-from fmcnet.model.build import build_model
+from fmcnet.models.build import build_model
 from fmcnet.runtime import runtime
 from fmcnet.training import health
 from fmcnet.training.batches import Batch
-from fmcnet.training.game import Game
+from fmcnet.training.train_step import Game
 
 IDENTITIES, P, K, HEIGHT, WIDTH = 60, 8, 4, 32, 16
 STEPS, LAST = 200, 20

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 
 from fmcnet.config import LossConfig, load_config
 from fmcnet.errors import CheckpointError, DataError, TrainingError
-from fmcnet.model.build import build_model
-from fmcnet.objective import TERMS, discriminator_objective, objective, total
-from fmcnet.training import game as game_module
-from fmcnet.training import loop
-from fmcnet.training.game import Game
-from fmcnet.training.log import read_log
-from fmcnet.training.state import checkpoints
+from fmcnet.losses.criterion import TERMS, discriminator_objective, objective, total
+from fmcnet.models.build import build_model
+from fmcnet.training import train_step as game_module
+from fmcnet.training import trainer as loop
+from fmcnet.training.checkpointing import checkpoints
+from fmcnet.training.loggers import read_log
+from fmcnet.training.train_step import Game
 
 
 def weights(run):
@@ -163,7 +163,7 @@ def test_alternating_steps_play_min_max(saturating):
     model, output, _, _ = game(saturating)
     fmc = model.compensation
     shared, real = output.visible.shared.detach(), output.infrared.specific.detach()
-    from fmcnet.losses import adversarial_value, generator_loss
+    from fmcnet.losses.functional import adversarial_value, generator_loss
 
     def value():
         return float(
@@ -325,7 +325,7 @@ def test_where_a_dataset_names_no_validation_identities_a_share_is_held_out(tiny
 
     import numpy as np
 
-    from fmcnet.data.benchmarks import read_dataset
+    from fmcnet.data.readers import read_dataset
 
     table = read_dataset(tiny_sysu)
     config = load_config("tiny", ["data.val_share=0.25"])
@@ -353,7 +353,7 @@ def test_where_a_dataset_names_no_validation_identities_a_share_is_held_out(tiny
     ids=lambda s: s[0],
 )
 def test_every_kind_of_training_ends_with_a_model_that_embeds(tiny_sysu, tmp_path, settings):
-    from fmcnet.data.benchmarks import read_dataset
+    from fmcnet.data.readers import read_dataset
     from fmcnet.inference.encoder import load
 
     more = ["training.epochs=1", "training.steps_per_epoch=3", "training.validate_every=0"]
@@ -365,7 +365,7 @@ def test_every_kind_of_training_ends_with_a_model_that_embeds(tiny_sysu, tmp_pat
 
 
 def test_learning_rates_rise_and_fall():
-    from fmcnet.training.optim import rate
+    from fmcnet.training.optimizers import rate
 
     for schedule in ("onecycle", "cosine", "multistep", "constant"):
         config = load_config("tiny", [f"training.schedule={schedule}", "training.warmup=0.2"]).training

@@ -8,11 +8,11 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from fmcnet.cli import app
+from fmcnet.cli.app import app
 from fmcnet.config import load_config
-from fmcnet.training import profile
-from fmcnet.training.log import read_log
-from fmcnet.training.loop import train
+from fmcnet.training import profiler as profile
+from fmcnet.training.loggers import read_log
+from fmcnet.training.trainer import train
 
 SETTINGS = ["model.variant=base", "training.validate_every=0", "training.epochs=1"]
 

@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 
 from fmcnet.config import load_config
 from fmcnet.errors import CheckpointError
-from fmcnet.model.build import build_model
+from fmcnet.models.build import build_model
 from fmcnet.runtime import Runtime
-from fmcnet.training import loop
+from fmcnet.training import trainer as loop
+from fmcnet.training.checkpointing import checkpoints, load_newest, process_state, save_checkpoint
 from fmcnet.training.folder import MAY_CHANGE
-from fmcnet.training.game import Game
 from fmcnet.training.keeper import Keeper
-from fmcnet.training.log import read_log
-from fmcnet.training.state import checkpoints, load_newest, process_state, save_checkpoint
+from fmcnet.training.loggers import read_log
+from fmcnet.training.train_step import Game
 from tests.training.runs import weights
 
 SETTINGS = (
@@ -218,7 +218,7 @@ def test_the_scaler_comes_back(tmp_path):
     def game():
         return Game(config, build_model(config.model, 4), Runtime(torch.device("cpu")), 4, 10)
 
-    from fmcnet.model.checkpoint import ModelCard
+    from fmcnet.models.checkpoint import ModelCard
 
     first, second = game(), game()
     for one in (first, second):

@@ -4,11 +4,11 @@ import torch
 from safetensors.torch import load_file
 
 from fmcnet.config import load_config
-from fmcnet.model.build import build_model
+from fmcnet.models.build import build_model
 from fmcnet.training.batches import Batch
-from fmcnet.training.loop import train
-from fmcnet.training.state import checkpoints
+from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.statistics import estimate_statistics
+from fmcnet.training.trainer import train
 
 
 def test_they_are_the_mean_and_variance_of_all_features():

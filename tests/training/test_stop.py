@@ -104,8 +104,8 @@ def test_a_fault_in_the_settings_is_said_once_and_a_run_folder_that_cannot_be_ma
 def test_ctrl_c_before_the_first_step_says_the_command_too(tiny_sysu, tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
-    from fmcnet import cli
-    from fmcnet.training import loop
+    from fmcnet.cli import app as cli
+    from fmcnet.training import trainer as loop
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt

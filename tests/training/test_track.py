@@ -7,13 +7,14 @@ import importlib
 import pytest
 from typer.testing import CliRunner
 
-from fmcnet.cli import app
+from fmcnet.cli.app import app
 from fmcnet.config import load_config
 from fmcnet.errors import ConfigError, MissingDependencyError
-from fmcnet.training import loop, track
-from fmcnet.training.game import Game
-from fmcnet.training.log import read_log
-from fmcnet.training.loop import train
+from fmcnet.training import track
+from fmcnet.training import trainer as loop
+from fmcnet.training.loggers import read_log
+from fmcnet.training.train_step import Game
+from fmcnet.training.trainer import train
 
 
 class Own:

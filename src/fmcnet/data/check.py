@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fmcnet.data.benchmarks import LAYOUTS, MARKERS, detect_layout, read_dataset
-from fmcnet.data.benchmarks.regdb import TRIALS
-from fmcnet.data.benchmarks.sysu import INFRARED_CAMERAS
 from fmcnet.data.images import verify_images
+from fmcnet.data.readers import LAYOUTS, MARKERS, detect_layout, read_dataset
+from fmcnet.data.readers.regdb import TRIALS
+from fmcnet.data.readers.sysu import INFRARED_CAMERAS
 from fmcnet.data.summary import TITLES
 from fmcnet.data.table import SPLITS, Table
 from fmcnet.errors import DataError

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from fmcnet.calibration.calibration import CALIBRATION
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import room_beside
+from fmcnet.inference.calibration.calibration import CALIBRATION
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.images import Fault, ImageLike, expand, list_faults
-from fmcnet.model.card import CARD, WEIGHTS, model_digest, read_card
+from fmcnet.models.card import CARD, WEIGHTS, model_digest, read_card
 from fmcnet.types import NO_CAMERA, FloatArray, IntArray, Modality
 
 if TYPE_CHECKING:
     from torch import nn
 
     from fmcnet.data.table import Table
-    from fmcnet.model.fmcnet import FMCNet
+    from fmcnet.models.fmcnet import FMCNet
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +112,8 @@ def adapt_model(
         DataError: for too few images of a modality, or images that do not differ.
         FmcnetError: for a projected model.
     """
-    from fmcnet.model.build import build_model
-    from fmcnet.model.checkpoint import load_weights, save_pretrained
+    from fmcnet.models.build import build_model
+    from fmcnet.models.checkpoint import load_weights, save_pretrained
     from fmcnet.runtime import pick_device
 
     encoder = Encoder.from_pretrained(source, device=device, runtime="torch")

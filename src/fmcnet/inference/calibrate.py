@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fmcnet.calibration.calibration import CALIBRATION, Calibration, direction
-from fmcnet.calibration.calibration import calibrate as learn
-from fmcnet.data.benchmarks import read_dataset
+from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import SPLITS, Table, fingerprint
 from fmcnet.errors import DataError, FmcnetError
+from fmcnet.inference.calibration.calibration import CALIBRATION, Calibration, direction
+from fmcnet.inference.calibration.calibration import calibrate as learn
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.shipped import is_shipped
 

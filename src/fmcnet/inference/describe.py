@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from fmcnet.calibration.calibration import CALIBRATION
 from fmcnet.data.depth import Remarks, ValueRange
 from fmcnet.data.listing import Ignored
 from fmcnet.errors import DataError
 from fmcnet.files import write_atomically
+from fmcnet.inference.calibration.calibration import CALIBRATION
 from fmcnet.inference.encoder import load
 from fmcnet.inference.images import list_images, parse_modality
 from fmcnet.inference.onnx_engine import MANIFEST, read_manifest
 from fmcnet.inference.projection import Projection
 from fmcnet.inference.shipped import find_model
-from fmcnet.model.card import CARD, PROJECTION, WEIGHTS, ModelCard, read_card
+from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, read_card
 
 
 def embed_files(
@@ -118,8 +118,8 @@ def describe_run(run: str | Path) -> dict[str, Any]:
 
 
 def _describe_weights(folder: Path, card: ModelCard) -> dict[str, Any]:
-    from fmcnet.model.build import build_model
-    from fmcnet.model.checkpoint import weights_digest
+    from fmcnet.models.build import build_model
+    from fmcnet.models.checkpoint import weights_digest
 
     model = build_model(card.config.model, card.classes)
     weights = folder / WEIGHTS

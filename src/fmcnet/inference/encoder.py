@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fmcnet.calibration.calibration import CALIBRATION, Calibration
 from fmcnet.data.cache import ImageCache, cache_folder, cache_key
 from fmcnet.data.depth import Remarks, ValueRange, check_range
 from fmcnet.data.table import Table
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import write_atomically
+from fmcnet.inference.calibration.calibration import CALIBRATION, Calibration
 from fmcnet.inference.engine import Engine, unit
 from fmcnet.inference.images import (
     Fault,
@@ -33,14 +33,14 @@ from fmcnet.inference.images import parse_modality as parse_modality
 from fmcnet.inference.opening import RuntimeName, open_engine
 from fmcnet.inference.projection import Projection
 from fmcnet.inference.shipped import find_model
-from fmcnet.model.card import ModelCard
+from fmcnet.models.card import ModelCard
 from fmcnet.progress import Progress
 from fmcnet.types import Embeddings, FloatArray, IntArray, Modality
 
 if TYPE_CHECKING:
     import torch
 
-    from fmcnet.model.fmcnet import FMCNet
+    from fmcnet.models.fmcnet import FMCNet
 
 _log = logging.getLogger(__name__)
 

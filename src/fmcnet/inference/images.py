@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fmcnet.data.cache import resize
-from fmcnet.data.csv_table import MODALITIES
 from fmcnet.data.depth import FLAT_8, Remarks, ValueRange
 from fmcnet.data.images import REMARKS, open_rgb, to_rgb
 from fmcnet.data.listing import IMAGE_SUFFIXES, Ignored, has_image_head, is_hidden, list_folder
+from fmcnet.data.readers.csv import MODALITIES
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.types import Modality
 

@@ -10,7 +10,7 @@ from fmcnet.errors import CheckpointError, FmcnetError, MissingDependencyError
 from fmcnet.inference.engine import Engine
 from fmcnet.inference.onnx_engine import MANIFEST, OnnxEngine
 from fmcnet.inference.projection import Projection
-from fmcnet.model.card import CARD, PROJECTION, WEIGHTS, ModelCard, model_digest, read_card
+from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, model_digest, read_card
 
 RuntimeName = Literal["auto", "torch", "onnxruntime"]
 
@@ -37,7 +37,7 @@ def open_engine(
     import torch
 
     from fmcnet.inference.torch_engine import TorchEngine
-    from fmcnet.model.checkpoint import load_pretrained_model
+    from fmcnet.models.checkpoint import load_pretrained_model
     from fmcnet.runtime import pick_device
 
     if threads:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fmcnet.calibration.calibration import CALIBRATION
-from fmcnet.data.benchmarks import read_dataset
+from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import room_beside
+from fmcnet.inference.calibration.calibration import CALIBRATION
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.projection import Method, Projection, fit
 from fmcnet.inference.shipped import is_shipped
-from fmcnet.model.card import CARD, PROJECTION, WEIGHTS, ModelCard, model_digest
+from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, model_digest
 
 
 def project_model(
@@ -87,7 +87,7 @@ def add_discriminant(
         DataError: when every person has one image only.
     """
     from fmcnet.inference.torch_engine import TorchEngine
-    from fmcnet.model.checkpoint import load_pretrained_model
+    from fmcnet.models.checkpoint import load_pretrained_model
     from fmcnet.runtime import pick_device
 
     (folder / PROJECTION).unlink(missing_ok=True)

@@ -8,8 +8,8 @@ import numpy as np
 
 from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.table import Table
+from fmcnet.distributed import gather
 from fmcnet.inference.encoder import Encoder, keep
-from fmcnet.parallel import gather
 from fmcnet.runtime import Runtime
 from fmcnet.types import Embeddings
 

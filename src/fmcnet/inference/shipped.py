@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fmcnet.errors import CheckpointError
-from fmcnet.model.card import CARD
+from fmcnet.models.card import CARD
 
 FOLDER = Path(__file__).parents[1] / "weights"
 

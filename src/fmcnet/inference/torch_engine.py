@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from fmcnet.inference.projection import Projection
-from fmcnet.model.fmcnet import FMCNet
+from fmcnet.models.fmcnet import FMCNet
 from fmcnet.types import FloatArray, Modality
 
 

@@ -15,10 +15,12 @@ from starlette.formparsers import MultiPartParser
 from starlette.routing import Match, Route
 
 from fmcnet import __version__
-from fmcnet.server import asking, entries, outside, removal
-from fmcnet.server.guard import Guard
+from fmcnet.server.errors import refusal_of
 from fmcnet.server.keys import Keys
-from fmcnet.server.refusals import refusal_of
+from fmcnet.server.routes import entries, removal
+from fmcnet.server.routes import info as outside
+from fmcnet.server.routes import search as asking
+from fmcnet.server.security import Guard
 from fmcnet.server.service import Service
 
 METHODS = ("get", "post", "delete")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.errors import FmcnetError
-from fmcnet.server.refusals import Refusal, refusal_of
+from fmcnet.server.errors import Refusal, refusal_of
 
 LONGEST = 300
 """Characters of a text in the log."""

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Query
 
-from fmcnet.gallery import Where
-from fmcnet.gallery.inputs import LARGEST_PID
-from fmcnet.gallery.records import as_modality
+from fmcnet.retrieval import Where
+from fmcnet.retrieval.inputs import LARGEST_PID
+from fmcnet.retrieval.records import as_modality
 from fmcnet.server.schemas import ModalityName, Moment
 
 Texts = Annotated[list[str], Query()]

@@ -14,8 +14,8 @@ from PIL import Image
 
 from fmcnet.errors import FmcnetError
 from fmcnet.files import write_atomically
-from fmcnet.gallery import Entry
-from fmcnet.server.refusals import Refusal
+from fmcnet.retrieval import Entry
+from fmcnet.server.errors import Refusal
 from fmcnet.server.uploads import decode
 
 OWNER = "gallery.txt"

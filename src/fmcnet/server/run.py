@@ -12,9 +12,8 @@ from pathlib import Path
 import uvicorn
 
 from fmcnet.errors import FmcnetError
-from fmcnet.gallery import Gallery
 from fmcnet.inference.encoder import Encoder
-from fmcnet.search import Searcher
+from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.server.app import create_app
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.heads import prompt

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 
-from fmcnet.gallery import Entry
+from fmcnet.retrieval import Entry
 
 ModalityName = Literal["visible", "infrared"]
 

@@ -14,17 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import FmcnetError
-from fmcnet.gallery import Entry
 from fmcnet.inference.engine import unit
 from fmcnet.inference.images import parse_modality, read_pixels
-from fmcnet.search import Searcher
-from fmcnet.search.models import range_of
+from fmcnet.retrieval import Entry, Searcher
+from fmcnet.retrieval.models import range_of
 from fmcnet.server.audit import AuditLog
-from fmcnet.server.batcher import Batcher
+from fmcnet.server.batching import Batcher
+from fmcnet.server.errors import Refusal
 from fmcnet.server.limits import Limits
 from fmcnet.server.metrics import Metrics
 from fmcnet.server.pictures import Pictures, thumbnail
-from fmcnet.server.refusals import Refusal
 from fmcnet.server.uploads import decode
 from fmcnet.types import Embeddings, Modality
 

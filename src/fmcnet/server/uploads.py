@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from fmcnet.data.depth import ValueRange
 from fmcnet.data.images import to_rgb
 from fmcnet.errors import DataError
-from fmcnet.server.refusals import Refusal
+from fmcnet.server.errors import Refusal
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """What is taken; others of Pillow's many decoders are never started."""

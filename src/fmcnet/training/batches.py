@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fmcnet.config import AugmentConfig
-from fmcnet.data.augment import Draws, apply, draw
-from fmcnet.data.sampler import IdentityModalitySampler
+from fmcnet.data.samplers import IdentityModalitySampler
+from fmcnet.data.transforms import Draws, apply, draw
 from fmcnet.runtime import Runtime, seeded_generator
 from fmcnet.types import IntArray, Modality
 

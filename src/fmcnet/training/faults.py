@@ -10,8 +10,8 @@ import torch
 
 from fmcnet.config import Config
 from fmcnet.errors import TrainingError
-from fmcnet.training.game import NotFinite
-from fmcnet.training.state import checkpoints
+from fmcnet.training.checkpointing import checkpoints
+from fmcnet.training.train_step import NotFinite
 
 
 def not_finite(found: NotFinite, run: Path) -> TrainingError:

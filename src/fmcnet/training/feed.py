@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmcnet.config import Config
-from fmcnet.data.sampler import IdentityModalitySampler
+from fmcnet.data.samplers import IdentityModalitySampler
 from fmcnet.data.table import Table
+from fmcnet.distributed import from_main
 from fmcnet.errors import ConfigError
-from fmcnet.parallel import from_main
 from fmcnet.runtime import Runtime
 from fmcnet.types import IntArray
 

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from fmcnet.config import Config, load_config
 from fmcnet.errors import CheckpointError, DataError
 from fmcnet.files import left_in, remove_left, write_atomically
-from fmcnet.training.state import remove_half_written
+from fmcnet.training.checkpointing import remove_half_written
 
 CONFIG = "config.yaml"
 MAY_CHANGE = (

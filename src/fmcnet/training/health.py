@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmcnet.model.fmcnet import FMCNet, FMCNetOutput
+from fmcnet.models.fmcnet import FMCNet, FMCNetOutput
 from fmcnet.types import Modality
 
 logger = logging.getLogger(__name__)

@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
-from fmcnet.data.sampler import IdentityModalitySampler
+from fmcnet.data.samplers import IdentityModalitySampler
 from fmcnet.data.table import Table
+from fmcnet.distributed import agree, from_main, gather, known_to_all, together
 from fmcnet.errors import CheckpointError
 from fmcnet.inference.project import add_discriminant
-from fmcnet.model.card import PROJECTION
-from fmcnet.model.checkpoint import ModelCard, save_pretrained
-from fmcnet.model.fmcnet import FMCNet
-from fmcnet.parallel import agree, from_main, gather, known_to_all, together
+from fmcnet.models.card import PROJECTION
+from fmcnet.models.checkpoint import ModelCard, save_pretrained
+from fmcnet.models.fmcnet import FMCNet
 from fmcnet.runtime import Runtime
-from fmcnet.training.game import Game
+from fmcnet.training.checkpointing import checkpoints, load_newest, process_state, recorded, save_checkpoint
 from fmcnet.training.records import Records
 from fmcnet.training.selection import ModelSelection
-from fmcnet.training.state import checkpoints, load_newest, process_state, recorded, save_checkpoint
+from fmcnet.training.train_step import Game
 
 logger = logging.getLogger(__name__)
 

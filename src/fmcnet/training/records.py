@@ -12,7 +12,7 @@ from typing import Any
 from fmcnet.config import Config
 from fmcnet.training import health
 from fmcnet.training.folder import unwritable
-from fmcnet.training.log import TrainingLog
+from fmcnet.training.loggers import TrainingLog
 from fmcnet.training.track import Tracker, make_trackers
 
 logger = logging.getLogger(__name__)

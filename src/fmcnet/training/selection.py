@@ -20,8 +20,8 @@ from fmcnet.evaluation.engine import evaluate
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.shared import embed_shared
 from fmcnet.inference.torch_engine import TorchEngine
-from fmcnet.model.checkpoint import WEIGHTS, ModelCard, load_weights, save_pretrained
-from fmcnet.model.fmcnet import FMCNet
+from fmcnet.models.checkpoint import WEIGHTS, ModelCard, load_weights, save_pretrained
+from fmcnet.models.fmcnet import FMCNet
 from fmcnet.runtime import Runtime
 from fmcnet.types import Modality
 

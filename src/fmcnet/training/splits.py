@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fmcnet.config import Config
-from fmcnet.data.benchmarks import detect_layout
+from fmcnet.data.readers import detect_layout
 from fmcnet.errors import ConfigError
-from fmcnet.model.checkpoint import CARD
+from fmcnet.models.checkpoint import CARD
 from fmcnet.runtime import runtime
-from fmcnet.training.loop import TrainingSummary, train
+from fmcnet.training.trainer import TrainingSummary, train
 
 
 def parse_splits(text: str) -> tuple[int, ...]:

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fmcnet.model.fmcnet import FMCNet
-from fmcnet.model.modules import FeatureNorm
+from fmcnet.models.fmcnet import FMCNet
+from fmcnet.models.modules import FeatureNorm
 from fmcnet.training.batches import Batch
 
 BATCHES = 50

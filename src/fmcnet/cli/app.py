@@ -1,0 +1,120 @@
+"""The command line: `fmcnet demo | data | train | config | evaluate | embed | score | study | calibrate | project |
+adapt | export | index | search | gallery | serve | keys | report | info`, each in the `command.py` of its part.
+
+User mistakes end with one clear message and exit code 2; Ctrl-C with 130. What computes (NumPy, PyTorch, FAISS...) is
+imported inside the commands, so `--help` is there at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+import typer.core
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from fmcnet import __version__
+from fmcnet.cli.data import app as data_app
+from fmcnet.cli.experiments import compare, demo, evaluate, study
+from fmcnet.cli.export import export
+from fmcnet.cli.gallery import app as gallery_app
+from fmcnet.cli.inference import adapt, calibrate, embed, info, project
+from fmcnet.cli.score import score
+from fmcnet.cli.search import index, search
+from fmcnet.cli.serve import keys, serve
+from fmcnet.cli.train import config, train
+from fmcnet.errors import FmcnetError
+from fmcnet.interrupt import end_early
+
+
+class _Commands(typer.core.TyperGroup):
+    """Turns user mistakes into one message and exit code 2, Ctrl-C into 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            end_early(False)
+            return super().invoke(ctx)
+        except FmcnetError as error:
+            _fail(str(error), 2, error)
+        except KeyboardInterrupt as stop:
+            said = str(stop)
+            _fail(f"interrupted{f': {said}' if said else ''}", getattr(stop, "code", 130), stop)
+        except OSError as error:
+            _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2, error)
+
+
+app = typer.Typer(
+    name="fmcnet",
+    cls=_Commands,
+    help="Visible-infrared person re-identification: train, evaluate and use FMCNet (CVPR 2022).\n\n"
+    "Start with: fmcnet demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+report_app = typer.Typer(help="Put runs side by side.", no_args_is_help=True)
+for command in (
+    demo,
+    train,
+    config,
+    evaluate,
+    embed,
+    score,
+    study,
+    calibrate,
+    project,
+    adapt,
+    export,
+    index,
+    search,
+    serve,
+    keys,
+    info,
+):
+    app.command()(command)
+report_app.command()(compare)
+app.add_typer(data_app, name="data")
+app.add_typer(report_app, name="report")
+app.add_typer(gallery_app, name="gallery")
+
+
+def _fail(message: str, code: int, error: BaseException) -> NoReturn:
+    """Say it and leave; of several processes (torchrun) that have the same to say, one says it."""
+    agreed = True if isinstance(error, KeyboardInterrupt) else getattr(error, "agreed", None)
+    silent = int(os.environ.get("RANK" if agreed else "LOCAL_RANK", "0")) > 0 and agreed is not False
+    if silent:
+        sys.exit(code)
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]fmcnet:[/] {escape(message)}", highlight=False)
+    sys.exit(code)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+    threads: Annotated[int, typer.Option(help="CPU threads of PyTorch; 0: PyTorch's choice.", min=0)] = 0,
+) -> None:
+    if version:
+        typer.echo(f"fmcnet {__version__}")
+        raise typer.Exit
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)],
+        force=True,
+    )
+    logging.getLogger("fmcnet").setLevel(logging.DEBUG if verbose else logging.INFO)
+    for name in ("matplotlib", "PIL", "torch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        if "torch" in sys.modules:
+            import torch
+
+            torch.set_num_threads(threads)

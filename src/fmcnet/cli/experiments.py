@@ -1,0 +1,184 @@
+"""`fmcnet demo`, `evaluate`, `study` and `report compare`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fmcnet.cli.console import Data, Device, Json, Model, goes_on, print_json
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for data, runs and report.")] = Path("demo"),
+    preset: Annotated[str, typer.Option(help="Generated benchmark: tiny (seconds) or small.")] = "small",
+    seed: Annotated[int, typer.Option(help="Of data and training.", min=0)] = 0,
+    json_: Json = False,
+) -> None:
+    """Generate a benchmark, train Base and FMCNet on it, evaluate both on unseen identities, write a report.
+
+    No data and no GPU needed. Called again it goes on where it was.
+    """
+    from fmcnet.experiments.demo import run_demo
+
+    with goes_on():
+        result = run_demo(out, preset=preset, seed=seed, quiet=json_)
+    if json_:
+        print_json(result)
+
+
+def evaluate(
+    run: Model,
+    data: Data,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Of the evaluation: mode=indoor shots=10."),
+    ] = None,
+    both: Annotated[bool, typer.Option("--both", help="Both search directions.")] = False,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Average with the mirrored image; named in the report.")
+    ] = False,
+    rerank: Annotated[
+        bool, typer.Option("--rerank", help="k-reciprocal re-ranking, shown beside the plain figure.")
+    ] = False,
+    expand: Annotated[
+        bool, typer.Option("--expand", help="Average query expansion, shown beside the plain figure.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; default RUN/report.")] = None,
+    report: Annotated[bool, typer.Option(help="Write the report folder.")] = True,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Evaluate a run on a dataset's test identities, by its benchmark's protocol.
+
+    A folder with several RegDB splits (fmcnet train --splits) gives the mean over its splits.
+    """
+    from fmcnet.experiments.evaluate import evaluate_run
+
+    settings = list(overrides or []) + (["direction=both"] if both else [])
+    result = evaluate_run(
+        run,
+        data,
+        settings,
+        flip=flip,
+        rerank=rerank,
+        expand=expand,
+        out=out,
+        report=report,
+        device=device,
+        progress=False if json_ else None,
+    )
+    if int(os.environ.get("RANK", "0")):
+        return
+    if json_:
+        print_json(result.to_dict())
+        return
+    for one in result.evaluations:
+        typer.echo(one.result.summary())
+        typer.echo(
+            f"  chance Rank-1 {100 * one.chance:.2f}: {one.result.mean['rank1'] / max(one.chance, 1e-12):.1f} x"
+        )
+    if result.stamp:
+        typer.echo(result.stamp)
+    if result.report:
+        typer.echo(f"report: {result.report}")
+    elif report:
+        typer.echo(
+            f"no report: {run} came with the package, which is not written to; --out FOLDER writes one"
+        )
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Runs that fmcnet evaluate has reported on, or its --out folders.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for comparison.md, .tex and .csv.")] = Path("comparison"),
+    json_: Json = False,
+) -> None:
+    """Set runs beside published results, flagging unequal protocols."""
+    from fmcnet.experiments.compare import compare
+
+    result = compare(runs, out)
+    if json_:
+        print_json(result.to_dict())
+        return
+    typer.echo(result.markdown)
+    for path in result.paths:
+        typer.echo(f"wrote {path}")
+
+
+def study(
+    name: Annotated[
+        str, typer.Argument(help="table2, table3, table4, figure4, figure5, baselines, or all of them.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings of every row; a row's own win."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of data, runs and report.")] = Path("study"),
+    data: Annotated[
+        Path | None, typer.Option(help="A dataset's folder or CSV; without it the generated benchmark.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Generated benchmark: tiny or small.")] = "small",
+    config: Annotated[
+        str | None,
+        typer.Option(help="A YAML file, or a shipped one by name; default: what goes with the data."),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Of training, as 0,1,2.")] = "0,1,2",
+    budget: Annotated[
+        int | None,
+        typer.Option(help="Steps of each run, equal for all rows; default: the configuration's.", min=1),
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Only these rows, by their keys, as base,full,agw; default: all.")
+    ] = None,
+    worlds: Annotated[
+        str, typer.Option(help="Generated data: same (world 0 for all seeds) or own (world s for seed s).")
+    ] = "same",
+    jobs: Annotated[int, typer.Option(help="Runs at a time, a process of one CPU thread each.", min=1)] = 1,
+    device: Annotated[
+        str, typer.Option(help="auto (every GPU there is), cpu, cuda, cuda:N or mps.")
+    ] = "auto",
+    report: Annotated[
+        Path | None, typer.Option(help="Where results.md, results.json and figures/ go; default OUT/report.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Re-run the paper's tables and figures and the comparison with baselines, and write one report.
+
+    fmcnet study table2 --seeds 0,1,2 --out study
+
+    Each distinct configuration is trained once, whatever number of tables shows it. The same command goes on after
+    Ctrl-C or a kill and repeats no finished run. Report: OUT/report/results.md.
+    """
+    from fmcnet.experiments.paired import too_few
+    from fmcnet.experiments.study import Ordered, parse_rows, parse_seeds, run_study
+
+    ordered = Ordered(
+        name,
+        out,
+        data=data,
+        preset=preset,
+        config=config,
+        overrides=tuple(overrides or ()),
+        seeds=parse_seeds(seeds),
+        budget=budget,
+        rows=parse_rows(rows),
+        worlds=worlds,
+        jobs=jobs,
+        device=device,
+        report=report,
+    )
+    with goes_on():
+        facts = run_study(ordered, quiet=json_)
+    if json_:
+        print_json(facts)
+        return
+    for table in facts["studies"]:
+        for line in table["order"]:
+            typer.echo(f"orders otherwise than in the paper: {line}")
+    if few := too_few(len(facts["seeds"])):
+        typer.echo(few)
+    typer.echo(f"report: {facts['report']}")

@@ -1,0 +1,172 @@
+"""`fmcnet gallery info | remove | expire | compact | export`."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fmcnet.cli.console import Json, print_json, show
+from fmcnet.cli.search import Cameras, Place, Since, Until, Zone, where_of
+from fmcnet.errors import FmcnetError
+
+app = typer.Typer(help="Look at a gallery, forget entries, take them out.", no_args_is_help=True)
+
+Ids = Annotated[list[str] | None, typer.Option("--id", help="Of this id; may be given again.")]
+Pids = Annotated[list[int] | None, typer.Option("--pid", help="Of this identity; may be given again.")]
+Tracks = Annotated[list[str] | None, typer.Option("--track", help="Of this track; may be given again.")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", help="With this tag; all of them, if given again.")]
+Kind = Annotated[str | None, typer.Option(help="visible or infrared.")]
+
+
+@app.command()
+def info(gallery: Place, json_: Json = False) -> None:
+    """Say what a gallery holds: entries, model, index, size."""
+    from fmcnet.retrieval.gallery import Gallery
+
+    with Gallery(gallery, read_only=True) as opened:
+        found = opened.info()
+    settings = found.settings
+    facts = {
+        "gallery": found.location,
+        "entries": found.entries,
+        "model": None if settings is None else settings.model,
+        "dimension": None if settings is None else settings.dimension,
+        "dtype": None if settings is None else settings.dtype,
+        "index": found.index,
+        "unindexed": found.unindexed,
+        "removed_not_compacted": found.removed,
+        "bytes": found.bytes,
+        "pictures_kept": found.pictures,
+    }
+    _say(facts, json_, "gallery")
+
+
+@app.command()
+def remove(
+    gallery: Place,
+    id_: Ids = None,
+    pid: Pids = None,
+    camera: Cameras = None,
+    track: Tracks = None,
+    since: Since = None,
+    until: Until = None,
+    modality: Kind = None,
+    tag: Tags = None,
+    timezone: Zone = "UTC",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many entries match.")] = False,
+    json_: Json = False,
+) -> None:
+    """Remove the entries that match ALL options, provably (docs/gallery.md).
+
+    fmcnet gallery remove people.gallery --pid 17 --yes
+    """
+    from fmcnet.retrieval.gallery import Gallery
+    from fmcnet.retrieval.notes import filter_notes
+
+    where = where_of(
+        camera, since, until, timezone, modality=modality, ids=id_, pids=pid, tracks=track, tags=tag
+    )
+    if where.anything:
+        raise FmcnetError(
+            "say which entries to remove: --id, --pid, --camera, --track, --since, --until, ..."
+        )
+    if json_ and not (yes or dry_run):
+        raise FmcnetError("--json cannot ask: give --yes, or --dry-run")
+    with Gallery(gallery, create=False, read_only=dry_run) as opened:
+        notes = filter_notes(opened, where)
+        for note in notes:
+            typer.echo(f"note: {note}", err=True)
+        if not (yes or dry_run):
+            typer.confirm(f"Remove {opened.count(where):,} of {len(opened):,} entries for good?", abort=True)
+        for one in id_ or ():
+            if one not in opened:
+                typer.echo(f"there is no entry '{one}'", err=True)
+        count = opened.count(where) if dry_run else opened.remove(where)
+        facts: dict[str, Any] = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
+    _say(facts | ({"notes": list(notes)} if notes and json_ else {}), json_, gallery)
+
+
+@app.command()
+def expire(
+    gallery: Place,
+    keep: Annotated[str, typer.Option(help="How long entries are kept after they were seen: 30d, 12h, 4w.")],
+    json_: Json = False,
+) -> None:
+    """Remove entries seen longer ago than --keep; those without a time stay. For a daily timer.
+
+    Entries of before 1970 stay, too, and are told: their time was read wrongly.
+
+    fmcnet gallery expire people.gallery --keep 30d
+    """
+    from fmcnet.retrieval.gallery import Gallery
+    from fmcnet.retrieval.inputs import as_duration
+    from fmcnet.retrieval.records import EARLIEST, EPOCH, Where
+
+    duration = as_duration(keep)
+    with Gallery(gallery, create=False) as opened:
+        now = datetime.now(timezone.utc)
+        removed = opened.remove(Where(since=EPOCH, until=now - duration)) if duration < now - EPOCH else 0
+        facts = {"removed": removed, "entries": len(opened)}
+        facts["without_a_time"] = facts["entries"] - opened.count(Where(since=EARLIEST))
+        facts["before_1970"] = opened.count(Where(until=EPOCH))
+    _say(facts, json_, gallery)
+    if facts["without_a_time"]:
+        typer.echo(f"{facts['without_a_time']} entries have no time, and so never expire", err=True)
+    if facts["before_1970"]:
+        typer.echo(
+            f"{facts['before_1970']} entries have a time before 1970, which was read wrongly, and were not removed: "
+            "fmcnet index --existing update mends it, fmcnet gallery remove --until 1970-01-01 removes them",
+            err=True,
+        )
+
+
+@app.command()
+def compact(gallery: Place, json_: Json = False) -> None:
+    """Give back the space of removed entries, and bring the index up to date."""
+    from fmcnet.retrieval.gallery import Gallery
+
+    with Gallery(gallery, create=False) as opened:
+        before = opened.info().bytes
+        opened.compact()
+        after = opened.info()
+    _say({"entries": after.entries, "bytes_before": before, "bytes": after.bytes}, json_, gallery)
+
+
+@app.command()
+def export(
+    gallery: Place,
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="A .parquet or .npz file to write.")],
+    pid: Pids = None,
+    camera: Cameras = None,
+    track: Tracks = None,
+    since: Since = None,
+    until: Until = None,
+    modality: Kind = None,
+    tag: Tags = None,
+    timezone: Zone = "UTC",
+    json_: Json = False,
+) -> None:
+    """Write entries and embeddings to a file: all, or those that match all options."""
+    from fmcnet.retrieval.gallery import Gallery
+    from fmcnet.retrieval.notes import filter_notes
+
+    where = where_of(camera, since, until, timezone, modality=modality, pids=pid, tracks=track, tags=tag)
+    with Gallery(gallery, read_only=True) as opened:
+        notes = filter_notes(opened, where)
+        for note in notes:
+            typer.echo(f"note: {note}", err=True)
+        count = opened.export(out, None if where.anything else where)
+    facts = {"exported": count, "out": str(out), **({"notes": list(notes)} if notes and json_ else {})}
+    _say(facts, json_, gallery)
+
+
+def _say(facts: dict[str, Any], json_: bool, title: str) -> None:
+    if json_:
+        print_json(facts)
+        return
+    paths: dict[str, str] = {name: facts.pop(name) for name in ("gallery", "out") if name in facts}
+    show(title, {name.replace("_", " "): value for name, value in facts.items()}, paths)

@@ -1,0 +1,234 @@
+"""`fmcnet embed`, `info`, `calibrate`, `project` and `adapt`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fmcnet.cli.console import Device, Json, Model, Range, print_json, show
+
+
+def embed(
+    run: Model,
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    modality: Annotated[
+        str,
+        typer.Option(help="visible (vis, rgb) or infrared (ir, nir, thermal): what all these images are."),
+    ],
+    out: Annotated[Path, typer.Option(help="The .npz to write: features (N, E), name (N,).")],
+    batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave broken images out (listed) instead of stopping.")
+    ] = False,
+    range_: Range = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not bring embeddings to unit length.")] = False,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Turn images into embeddings; a dot product of two is their cosine similarity.
+
+    The .npz holds features (N, E) float32, name (N,) and modality (N,). To score embeddings by a protocol, use
+    fmcnet evaluate, which knows pid and camera.
+    """
+    from fmcnet.data.depth import Remarks, parse_range
+    from fmcnet.data.listing import Ignored, ignored_facts, ignored_line
+    from fmcnet.inference.describe import embed_files
+
+    remarks = Remarks()
+    ignored: list[Ignored] = []
+    count, dim = embed_files(
+        run,
+        images,
+        modality,
+        out,
+        batch=batch,
+        normalize=not raw,
+        skip=skip_unreadable,
+        device=device,
+        value_range=None if range_ is None else parse_range(range_),
+        remarks=remarks,
+        ignored=ignored,
+    )
+    left, notes = tuple(ignored), remarks.lines()
+    if json_:
+        facts = {"out": str(out), "images": count, "dim": dim, "modality": modality}
+        print_json({**facts, "ignored": ignored_facts(left), "notes": notes})
+        return
+    typer.echo(f"{count} embeddings of length {dim}: {out}")
+    for line in filter(None, (ignored_line(left), *notes)):
+        typer.echo(line, err=True)
+
+
+def info(run: Model, json_: Json = False) -> None:
+    """Say what a run is: model, data, settings, versions."""
+    from fmcnet.inference.describe import describe_run
+
+    facts = describe_run(run)
+    if json_:
+        print_json(facts)
+        return
+    config = facts.pop("config")
+    sections = {"versions": facts.pop("versions"), **config}
+    listed = {name: ", ".join(f"{k} {v}" for k, v in section.items()) for name, section in sections.items()}
+    paths: dict[str, str] = {key: facts.pop(key) for key in ("weights", "made_from") if key in facts}
+    show(facts.pop("run"), {**facts, **listed}, paths)
+
+
+def calibrate(
+    run: Model,
+    data: Annotated[
+        Path, typer.Option("--data", help="A labelled dataset: a folder or a CSV (docs/datasets.md).")
+    ],
+    fmr: Annotated[
+        float, typer.Option(help="False-match rate of the default threshold, of one comparison.")
+    ] = 0.001,
+    prior: Annotated[
+        float,
+        typer.Option(help="Default probability, before comparing, that two images show one person."),
+    ] = 0.5,
+    split: Annotated[
+        str, typer.Option(help="auto (identities not trained on), all, train, val or test.")
+    ] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; default: calibration.json in the model's folder.")
+    ] = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Learn from a labelled table what a similarity means: probability of "same person", thresholds.
+
+    fmcnet calibrate runs/mine --data labels.csv --fmr 0.001
+
+    Kept beside the weights, for each pair of modalities; figures are of identities that were not learnt from.
+    """
+    from fmcnet.inference.calibrate import calibrate_model, said
+
+    found, path = calibrate_model(
+        run,
+        data,
+        split=split,
+        fmr=fmr,
+        prior=prior,
+        out=out,
+        device=device,
+        progress=False if json_ else None,
+    )
+    if json_:
+        print_json({"out": str(path), **found.to_dict()})
+        return
+    for line in said(found):
+        typer.echo(line)
+    typer.echo(f"calibration: {path}")
+
+
+def project(
+    run: Model,
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data", help="The dataset or CSV it was trained on; its training images are learnt from."
+        ),
+    ],
+    dim: Annotated[int, typer.Option(help="Values that an embedding will have.", min=1)],
+    method: Annotated[str, typer.Option(help="discriminant, or pca (more values than identities).")] = (
+        "discriminant"
+    ),
+    out: Annotated[Path | None, typer.Option(help="The folder to write; default RUN/projected-DIM.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the projected model that is there.")
+    ] = False,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Make a model of smaller embeddings: a linear map behind the network, learnt from its training images.
+
+    fmcnet project runs/mine --data data --dim 256
+
+    The folder works wherever a run does (fmcnet evaluate, export, index). It is another model: galleries and
+    calibrations of the one it was made from are refused.
+    """
+    from fmcnet.inference.project import project_model
+    from fmcnet.models.card import model_digest
+
+    found, folder = project_model(
+        run,
+        data,
+        dim=dim,
+        method=method,  # type: ignore[arg-type]  # `fit` says which there are
+        out=out,
+        overwrite=overwrite,
+        device=device,
+        progress=False if json_ else None,
+    )
+    facts = {"dim": found.dim, "from": len(found.mean), "method": found.method, **found.facts}
+    if json_:
+        said = {"out": str(folder), "digest": model_digest(folder), "source": found.source, **facts}
+        print_json(said)
+        return
+    typer.echo(
+        f"{len(found.mean)} values to {found.dim} ({found.method}), learnt from {facts['images']:,} images of "
+        f"{facts['identities']:,} identities"
+    )
+    typer.echo(f"model: {folder}\nwhat it costs: fmcnet evaluate {folder} --data {data} --both")
+
+
+def adapt(
+    run: Model,
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Images of both modalities: a dataset's folder or a CSV. Identities are not used."
+        ),
+    ] = None,
+    visible: Annotated[
+        list[Path] | None, typer.Option(help="A visible image or a folder of them; may be repeated.")
+    ] = None,
+    infrared: Annotated[
+        list[Path] | None, typer.Option(help="An infrared image or a folder of them; may be repeated.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the adapted model that is there.")
+    ] = False,
+    batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Adapt a model to your cameras with unlabelled crops: only statistics change, no weights.
+
+    fmcnet adapt fmcnet-lite --visible day --infrared night --out adapted
+
+    The folder works wherever a run does. It is another model: index into a new gallery and calibrate again.
+    """
+    from dataclasses import asdict
+
+    from fmcnet.data.readers import read_dataset
+    from fmcnet.errors import FmcnetError
+    from fmcnet.inference.adapt import Crops, adapt_model
+    from fmcnet.inference.images import list_images
+
+    if (data is None) == (not visible and not infrared):
+        raise FmcnetError("give either a dataset or CSV, or --visible and --infrared")
+    if data is not None:
+        crops = Crops.of_table(read_dataset(data))
+    elif visible and infrared:
+        crops = Crops.of(list_images(visible), list_images(infrared))
+    else:
+        lacks = "--infrared" if visible else "--visible"
+        raise FmcnetError(f"adapting needs images of both modalities: give {lacks}, too")
+    found = adapt_model(
+        run, crops, out, overwrite=overwrite, batch=batch, device=device, progress=False if json_ else None
+    )
+    if json_:
+        print_json({"out": str(found.folder), **asdict(found)})
+        return
+    typer.echo(
+        f"statistics of {found.images['visible']:,} visible and {found.images['infrared']:,} infrared images"
+    )
+    typer.echo(f"model: {found.folder} (digest {found.digest})")
+    typer.echo(
+        f"calibration: none; the one of model {found.source} does not hold. Learn one: "
+        f"fmcnet calibrate {found.folder} --data TABLE"
+    )

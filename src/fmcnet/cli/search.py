@@ -1,0 +1,354 @@
+"""`fmcnet index` and `fmcnet search`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from fmcnet.cli.console import Device, Json, Range, print_json, show
+from fmcnet.errors import FmcnetError
+
+if TYPE_CHECKING:
+    from fmcnet.retrieval.answer import Answer
+    from fmcnet.retrieval.records import Dtype, IndexChoice, Where
+
+Place = Annotated[
+    str, typer.Argument(metavar="GALLERY", help="A gallery's folder, or milvus://host:port/name.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(help="A run, an exported model's folder, or a shipped model's name; default: as indexed."),
+]
+Zone = Annotated[str, typer.Option(help="Of times that name none: UTC, Europe/Berlin...")]
+Cameras = Annotated[
+    list[str] | None, typer.Option("--camera", help="Seen by this camera; may be given again.")
+]
+Since = Annotated[str | None, typer.Option(help="Seen at or after: 2026-03-01 or 2026-03-01T22:15:00.")]
+Until = Annotated[str | None, typer.Option(help="Seen before.")]
+
+
+def where_of(
+    cameras: list[str] | None,
+    since: str | None,
+    until: str | None,
+    timezone: str,
+    *,
+    modality: str | None = None,
+    ids: list[str] | None = None,
+    pids: list[int] | None = None,
+    tracks: list[str] | None = None,
+    tags: list[str] | None = None,
+) -> Where:
+    """The conditions that options give; an option that was not given is none."""
+    from fmcnet.retrieval.records import Where
+    from fmcnet.retrieval.sources import modality_or_none
+    from fmcnet.retrieval.times import moment, zone
+
+    local = zone(timezone)
+    return Where(
+        ids=ids or None,
+        pids=pids or None,
+        cameras=cameras or None,
+        tracks=tracks or None,
+        modality=modality_or_none(modality),
+        since=None if since is None else moment(since, local),
+        until=None if until is None else moment(until, local),
+        tags=tags or None,
+    )
+
+
+def index(
+    gallery: Place,
+    source: Annotated[
+        list[Path],
+        typer.Argument(help="Pictures, folders of pictures, or one CSV or dataset that fmcnet reads."),
+    ],
+    model: Model = None,
+    modality: Annotated[
+        str | None,
+        typer.Option(
+            help="visible or infrared: what the pictures are. Where a CSV or dataset says it: only these rows."
+        ),
+    ] = None,
+    camera: Annotated[str | None, typer.Option(help="The camera of all pictures.")] = None,
+    camera_from_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN", help="A regular expression, as 'cam([0-9]+)', for the path below SOURCE."
+        ),
+    ] = None,
+    time_from_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="As '%Y%m%d_%H%M%S', found in that path; %s and %Q are seconds and milliseconds since 1970.",
+        ),
+    ] = None,
+    track_from_name: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="A regular expression for the track.")
+    ] = None,
+    pid_from_name: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="A regular expression for the identity, a number.")
+    ] = None,
+    timezone: Zone = "UTC",
+    doubtful_times: Annotated[
+        str,
+        typer.Option(
+            help="Local times that come twice, or never, when clocks change: refuse, or take the earlier or later."
+        ),
+    ] = "refuse",
+    layout: Annotated[
+        str, typer.Option(help="auto, sysu, regdb, llcm, csv, or images: a folder of pictures all the same.")
+    ] = "auto",
+    range_: Range = None,
+    split: Annotated[str, typer.Option(help="Of a dataset: all, train, val or test.")] = "all",
+    on_error: Annotated[
+        str, typer.Option(help="raise: stop at a broken picture; skip: leave it out and name it.")
+    ] = "raise",
+    existing: Annotated[
+        str,
+        typer.Option(
+            help="Pictures that are in the gallery. keep: pass over, and say what is stored otherwise; update: store "
+            "what is said now; replace: encode anew."
+        ),
+    ] = "keep",
+    keep_images: Annotated[
+        bool, typer.Option("--keep-images", help="Keep a small picture of each entry in the gallery, too.")
+    ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a new gallery's embeddings: float32, or float16 for half the space; default float32.",
+            show_default=False,
+        ),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--index",
+            help="exact: compare with every entry; hnsw: a graph, nearly exact; auto: exact up to 100,000 entries. "
+            "Stays with the gallery; default auto.",
+            show_default=False,
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Pictures at once.", min=1)] = 64,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Add pictures of persons to a gallery; those that it holds already are passed over.
+
+    fmcnet index people.gallery crops --model runs/mine --modality visible --camera-from-name 'cam([0-9]+)'
+
+    Embeddings and metadata are kept, pictures only with --keep-images. Ctrl-C or a kill loses nothing that was added:
+    the same command goes on.
+    """
+    from fmcnet.data.listing import ignored_line
+    from fmcnet.retrieval.gallery import Gallery
+    from fmcnet.retrieval.indexing import check_faults
+    from fmcnet.retrieval.indexing import index as add_new
+    from fmcnet.retrieval.known import CHOICES
+    from fmcnet.retrieval.models import open_model, range_of, remember_model, remember_range
+    from fmcnet.retrieval.names import NamePattern
+    from fmcnet.retrieval.searcher import Searcher
+    from fmcnet.retrieval.sources import Rules, modality_or_none, read_sources
+    from fmcnet.retrieval.times import DOUBTFUL, Doubtful, TimePattern, zone
+
+    if on_error not in ("raise", "skip"):
+        raise FmcnetError(f"--on-error {on_error}: say raise or skip")
+    if existing not in CHOICES:
+        raise FmcnetError(f"--existing {existing}: say keep, update or replace")
+    if dtype not in (None, "float32", "float16"):
+        raise FmcnetError(f"--dtype {dtype}: say float32 or float16")
+    if kind not in (None, "auto", "exact", "hnsw"):
+        raise FmcnetError(f"--index {kind}: say exact, hnsw or auto")
+    value_range = range_of(gallery, range_)
+    if doubtful_times not in DOUBTFUL:
+        raise FmcnetError(f"--doubtful-times {doubtful_times}: say refuse, earlier or later")
+    local, doubtful = zone(timezone), cast("Doubtful", doubtful_times)
+    rules = Rules(
+        modality=modality_or_none(modality),
+        camera=camera,
+        cameras=None if camera_from_name is None else NamePattern(camera_from_name, "--camera-from-name"),
+        times=None if time_from_name is None else TimePattern(time_from_name, local, doubtful),
+        tracks=None if track_from_name is None else NamePattern(track_from_name, "--track-from-name"),
+        pids=None if pid_from_name is None else NamePattern(pid_from_name, "--pid-from-name"),
+        layout=layout,
+        split=split,
+        zone=local,
+        doubtful=doubtful,
+    )
+    sources = read_sources(source, rules)
+    if on_error == "raise":
+        check_faults(sources)  # before a gallery is made
+    encoder = open_model(gallery, model, device)
+    made_as = cast("Dtype", dtype or "float32")
+    with Gallery(gallery, dtype=made_as, index=cast("IndexChoice | None", kind)) as opened:
+        searcher = Searcher(encoder, opened)
+        kept = opened.settings
+        if dtype is not None and kept is not None and kept.dtype != dtype:
+            raise FmcnetError(
+                f"--dtype {dtype}: {gallery} keeps {kept.dtype} since its first entry; index into another gallery"
+            )
+        remember_model(gallery, model or encoder.folder)
+        remember_range(gallery, value_range)
+        report = add_new(
+            searcher,
+            sources,
+            on_error="skip" if on_error == "skip" else "raise",
+            existing="update" if existing == "update" else "replace" if existing == "replace" else "keep",
+            keep_images=keep_images,
+            batch_size=batch,
+            progress=False if json_ else None,
+            value_range=value_range,
+        )
+    if json_:
+        print_json({"gallery": gallery, **report.to_dict()})
+        return
+    facts = {"pictures": report.pictures, "added": report.added, "there already": report.already}
+    facts |= {"updated": report.updated} if report.updated else {}
+    facts |= {"encoded anew": report.replaced} if report.replaced else {}
+    facts |= {f"not chosen by {option}": count for option, count in report.not_chosen.items()}
+    facts |= {"not in the CSV": len(report.not_listed)} if report.not_listed else {}
+    left_out = (*report.faults, *report.same)
+    show(f"indexed into {gallery}", {**facts, "left out": len(left_out), "entries now": report.entries})
+    if line := ignored_line(report.ignored):
+        typer.echo(line, err=True)
+    for name in report.not_listed:
+        typer.echo(f"left out {name}: the CSV has no row of it", err=True)
+    for fault in left_out:
+        typer.echo(f"left out {fault.name}: {fault.reason}", err=True)
+    for note in report.notes:
+        typer.echo(f"note: {note}", err=True)
+    for difference in report.differences[:3]:
+        typer.echo(difference, err=True)
+    if report.differences:
+        pictures = len({difference.source for difference in report.differences})
+        typer.echo(
+            f"{pictures} pictures are stored otherwise than is said now, and were left as they are: --existing "
+            "update stores what is said",
+            err=True,
+        )
+
+
+def search(
+    gallery: Place,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="One or several, of ONE person.")],
+    modality: Annotated[
+        list[str], typer.Option(help="visible or infrared: of all images; or given once for each, in order.")
+    ],
+    model: Model = None,
+    top: Annotated[int, typer.Option(help="How many answers.", min=1)] = 20,
+    camera: Cameras = None,
+    since: Since = None,
+    until: Until = None,
+    among: Annotated[
+        str | None, typer.Option(help="Only visible, or only infrared entries.", show_default=False)
+    ] = None,
+    timezone: Zone = "UTC",
+    min_probability: Annotated[
+        float | None, typer.Option(help="Leave out who is less probable, 0..1; maybe nobody is left.")
+    ] = None,
+    fmr: Annotated[
+        float | None, typer.Option(help="Leave out who is below the threshold of this false-match rate.")
+    ] = None,
+    prior: Annotated[
+        float | None,
+        typer.Option(
+            help="Probability before comparing; default 1 / (entries compared + 1).", show_default=False
+        ),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(help="track: one answer for each, its pictures pooled; pid: one for each, by its best."),
+    ] = None,
+    range_: Range = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page of ranked pictures, from where the sources lie.")
+    ] = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Ask a gallery who somebody is.
+
+    fmcnet search people.gallery night.jpg --modality infrared --min-probability 0.5 --html who.html
+
+    Ranked by cosine similarity. Probabilities need fmcnet calibrate; what they mean and do not: docs/search.md.
+    """
+    from fmcnet.data.listing import Ignored, ignored_line
+    from fmcnet.inference.images import list_images, parse_modality
+    from fmcnet.retrieval.gallery import Gallery
+    from fmcnet.retrieval.models import open_model, range_of
+    from fmcnet.retrieval.searcher import Searcher
+
+    if group not in (None, "track", "pid"):
+        raise FmcnetError(f"--group {group}: say track or pid")
+    condition = where_of(camera, since, until, timezone, modality=among)
+    value_range = range_of(gallery, range_)
+    ignored: list[Ignored] = []
+    paths = list_images(images, ignored)
+    kinds = [parse_modality(one) for one in modality]
+    if len(kinds) not in (1, len(paths)):
+        raise FmcnetError(
+            f"{len(kinds)} modalities for {len(paths)} images: give one for all, or one for each"
+        )
+    with Gallery(gallery, read_only=True) as opened:  # before the model: a wrong path is said at once
+        answer = Searcher(open_model(gallery, model, device), opened).search(
+            paths,
+            kinds if len(kinds) == len(paths) else kinds * len(paths),
+            top=top,
+            where=None if condition.anything else condition,
+            min_probability=min_probability,
+            fmr=fmr,
+            prior=prior,
+            group="track" if group == "track" else "pid" if group == "pid" else None,
+            value_range=value_range,
+        )
+        if ignored:
+            answer = replace(answer, notes=(*answer.notes, ignored_line(tuple(ignored))))
+        if html is not None:
+            from fmcnet.retrieval.html import write_page
+
+            write_page(html, answer, paths, opened.picture)
+    if json_:
+        print_json({"gallery": gallery, **answer.to_dict()})
+        return
+    _print(answer)
+    if html is not None:
+        typer.echo(f"page: {html}")
+
+
+def _print(answer: Answer) -> None:
+    if answer.hits:
+        rows: list[dict[str, Any]] = [
+            {
+                "": rank,
+                "similarity": f"{hit.similarity:.4f}",
+                "probability": None if hit.probability is None else f"{hit.probability:.2%}",
+                "modality": hit.modality,
+                "camera": hit.camera,
+                "time": None if hit.time is None else f"{hit.time:%Y-%m-%d %H:%M:%S}",
+                "pid": hit.pid,
+                "track": hit.track,
+                "pictures": size if answer.groups else None,
+            }
+            for rank, (hit, size) in enumerate(answer.ranking, 1)
+        ]
+        table = RichTable()
+        known = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+        for name in known:
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(*(escape("" if row[name] is None else str(row[name])) for name in known))
+        Console().print(table)
+        for rank, hit in enumerate(answer.hits, 1):  # whole, to be copied and piped
+            typer.echo(f"{rank}: {hit.source or hit.id}")
+    else:
+        typer.echo("nobody" if answer.compared else "no entry to compare with")
+    for note in answer.notes:
+        typer.echo(note)

@@ -1,0 +1,103 @@
+"""`fmcnet serve` and `fmcnet keys`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fmcnet.cli.console import Device
+from fmcnet.optional import require
+
+
+def serve(
+    gallery: Annotated[
+        str, typer.Argument(help="A gallery's folder, made if it is not there; or milvus://host:port/name.")
+    ],
+    model: Annotated[str, typer.Option(help="A run or exported model's folder, or a shipped model's name.")],
+    host: Annotated[str, typer.Option(help="Beyond this machine it needs API keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
+    keys: Annotated[
+        Path | None, typer.Option(help="File of API keys, as fmcnet keys makes it; or $FMCNET_API_KEYS.")
+    ] = None,
+    keep_images: Annotated[
+        Path | None, typer.Option(help="Keep the crops that are added here; without it no image is kept.")
+    ] = None,
+    show_sources: Annotated[
+        Path | None,
+        typer.Option(help="Show the files that entries came from, if they lie below this folder."),
+    ] = None,
+    audit: Annotated[
+        Path | None, typer.Option(help="The audit log; default GALLERY.audit.jsonl, beside the gallery.")
+    ] = None,
+    certificate: Annotated[Path | None, typer.Option(help="PEM file: speak HTTPS.")] = None,
+    certificate_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    max_body: Annotated[int, typer.Option(help="Bytes of a request.", min=1024)] = 16 * 2**20,
+    max_body_seconds: Annotated[
+        float, typer.Option(help="In which a request must have arrived.", min=0.1)
+    ] = 20,
+    max_pixels: Annotated[int, typer.Option(help="Of one image, by its header.", min=1024)] = 25_000_000,
+    max_images: Annotated[int, typer.Option(help="In one request.", min=1)] = 64,
+    max_requests: Annotated[int, typer.Option(help="At work at once; more get 503.", min=1)] = 16,
+    max_queue: Annotated[int, typer.Option(help="Images that wait for the network.", min=1)] = 512,
+    batch: Annotated[int, typer.Option(help="Images the network sees at once.", min=1)] = 32,
+    batch_wait: Annotated[
+        float, typer.Option(help="Milliseconds to wait for a batch to fill.", min=0.01)
+    ] = 5,
+    device: Device = "auto",
+    threads: Annotated[int | None, typer.Option(help="That compute.", min=1)] = None,
+) -> None:
+    """Serve a gallery over HTTP, with a page to search it (docs/service.md).
+
+    fmcnet serve people.gallery --model runs/mine
+
+    Ctrl-C and SIGTERM finish the requests at work, then close the gallery.
+    """
+    for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        require(module, "serve")
+    from fmcnet.server.limits import Limits
+    from fmcnet.server.run import Serving
+    from fmcnet.server.run import serve as run
+
+    limits = Limits(
+        body_bytes=max_body,
+        body_seconds=max_body_seconds,
+        pixels=max_pixels,
+        images=max_images,
+        requests=max_requests,
+        queue=max_queue,
+        batch=batch,
+        wait=batch_wait / 1000,
+    )
+    run(
+        Serving(
+            gallery=gallery,
+            model=model,
+            host=host,
+            port=port,
+            keys=keys,
+            audit=audit,
+            keep_images=keep_images,
+            show_sources=show_sources,
+            certificate=certificate,
+            certificate_key=certificate_key,
+            device=device,
+            threads=threads,
+            limits=limits,
+        )
+    )
+
+
+def keys(
+    file: Annotated[Path, typer.Argument(help="File of API keys; made if it is not there.")],
+    name: Annotated[str, typer.Option(help="Of the caller, as the audit log will name it.")],
+    scope: Annotated[
+        list[str],
+        typer.Option(help="read (embed, search, look), write (add) or admin (all, and remove); repeat it."),
+    ],
+) -> None:
+    """Make an API key for fmcnet serve: printed once, kept as a hash only."""
+    from fmcnet.server.keys import new_key
+
+    typer.echo(new_key(file, name, scope))

@@ -1,0 +1,128 @@
+"""`fmcnet train` and `fmcnet config`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fmcnet.cli.console import Data, Device, Json, print_json, show
+from fmcnet.errors import Interrupted
+
+
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The run folder to write.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings, as model.variant=base."),
+    ] = None,
+    config: Annotated[
+        str,
+        typer.Option(
+            help="A YAML file, or a shipped one by name: sysu, regdb, llcm, paper, generated, tiny."
+        ),
+    ] = "generated",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    splits: Annotated[
+        str, typer.Option(help="RegDB: the splits to train, as 1-10 or 1,3; a run each in OUT/split-NN.")
+    ] = "",
+    track: Annotated[
+        list[str] | None, typer.Option(help="tensorboard or wandb, beside the log; may be given twice.")
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Watch a few steps; write OUT/profile: a trace and a table.")
+    ] = False,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Train FMCNet or a variant of it.
+
+    fmcnet train --config sysu --data /data/SYSU-MM01 --out runs/sysu training.seed=1
+
+    Ctrl-C writes a checkpoint; the same command with --resume goes on exactly there. On several GPUs:
+    torchrun --nproc-per-node 4 -m fmcnet train ... (docs/training.md: from laptop to eight GPUs).
+    """
+    from fmcnet.config import load_config
+    from fmcnet.training.splits import parse_splits, train_splits
+
+    settings = load_config(config, overrides or [])
+    chosen = parse_splits(splits) if splits else (settings.data.split,)
+    try:
+        results = train_splits(
+            settings,
+            data,
+            out,
+            chosen,
+            one=not splits,
+            resume=resume,
+            device=device,
+            progress=False if json_ else None,
+            trackers=track or (),
+            profile=profile,
+        )
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}. Go on with\n  {_resuming()}", stop.code) from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"go on with\n  {_resuming()}") from None
+    if int(os.environ.get("RANK", "0")):
+        return
+    if json_:
+        print_json([r.to_dict() for r in results] if splits else results[0].to_dict())
+        return
+    for result in results:
+        terms = ", ".join(f"{k} {v:.3f}" for k, v in result.last_terms.items() if k != "rate")
+        show(
+            "trained",
+            {
+                "variant": result.variant,
+                "identities": result.identities,
+                "images": result.images,
+                "parameters": f"{result.parameters:,}",
+                "steps": f"{result.steps} (from {result.resumed_from})",
+                "seconds": f"{result.seconds:.0f} ({result.images_per_second:.0f} images/s)",
+                "last terms": terms,
+                "selected": result.selected,
+            },
+            {"weights": result.run / "model.safetensors", "log": result.run / "log.jsonl"},
+        )
+
+
+def config(
+    name: Annotated[
+        str | None, typer.Argument(help="A YAML file, or a shipped one by name; without it those are listed.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings, as model.variant=base."),
+    ] = None,
+) -> None:
+    """Print a whole configuration as YAML, every setting with its explanation.
+
+    fmcnet config sysu training.seed=1
+
+    A shipped file holds only what differs from the defaults; this prints all. What it prints is a file for --config.
+    """
+    from fmcnet.config import load_config, purpose, shipped
+
+    if name is None:
+        for known in shipped():
+            typer.echo(f"{known}: {purpose(known)}")
+        return
+    typer.echo(load_config(name, overrides or []).to_yaml(comments=True), nl=False)
+
+
+def _resuming() -> str:
+    """The command of this process, with --resume, as a person types it."""
+    arguments = sys.argv[1:]
+    if "--resume" not in arguments:
+        arguments.insert(arguments.index("--") if "--" in arguments else len(arguments), "--resume")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != int(os.environ.get("LOCAL_WORLD_SIZE", str(world))):
+        return f"the same torchrun command on every machine: {shlex.join(['... -m fmcnet', *arguments])}"
+    start = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", str(world)), "-m"]
+    return shlex.join([*(start if world > 1 else []), "fmcnet", *arguments])

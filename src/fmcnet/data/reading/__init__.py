@@ -1,1 +1,0 @@
-"""What all readers share: a forgiving view of a folder, small list files, rules for every dataset."""

@@ -1,0 +1,211 @@
+"""Runs beside published results, with unequal protocols flagged; Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from fmcnet.errors import DataError
+from fmcnet.files import write_atomically
+from fmcnet.inference.shipped import shipped_models
+
+COLUMNS = {
+    "sysu_all": "SYSU-MM01 all",
+    "sysu_indoor": "SYSU-MM01 indoor",
+    "regdb_v2t": "RegDB V to T",
+    "regdb_t2v": "RegDB T to V",
+    "llcm_i2v": "LLCM I to V",
+    "llcm_v2i": "LLCM V to I",
+}
+"""Settings that the published table has, with their titles; each has a Rank-1 and an mAP."""
+
+REPORT = "report.json"
+
+SOURCE = (
+    "Published figures: the papers named, as collected in this package's studies/published.csv; "
+    "single-shot, percent. A run's figure stands beside them only as far as its protocol is theirs: see the flags."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method or run.
+
+    Attributes:
+        name: method or run folder. where: year and venue, or "this run".
+        figures: (Rank-1, mAP) in percent by key of `COLUMNS`; None where there is none.
+        flags: what makes the figures differ from the others' protocol.
+    """
+
+    name: str
+    where: str
+    figures: dict[str, tuple[float | None, float | None]]
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows, their rendering, and the files written."""
+
+    rows: tuple[Row, ...]
+    markdown: str
+    latex: str
+    table: str
+    paths: tuple[Path, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        rows = [{"name": r.name, "where": r.where, "figures": r.figures, "flags": r.flags} for r in self.rows]
+        return {"rows": rows, "files": [str(path) for path in self.paths]}
+
+
+def published() -> tuple[Row, ...]:
+    """The published results that travel with the package."""
+    text = files("fmcnet.experiments").joinpath("published.csv").read_text(encoding="utf-8")
+    rows = []
+    for line in csv.DictReader(io.StringIO(text)):
+        figures = {key: (_number(line[f"{key}_r1"]), _number(line[f"{key}_map"])) for key in COLUMNS}
+        flags = (line["note"],) if line["note"] and line["note"] != "the method implemented here" else ()
+        rows.append(Row(line["method"], f"{line['venue']} {line['year']}", figures, flags))
+    return tuple(rows)
+
+
+def compare(runs: list[Path] | tuple[Path, ...], out: str | Path | None = None) -> Comparison:
+    """Set runs that `fmcnet evaluate` has reported on beside the published figures.
+
+    Args:
+        runs: run folders (or folders of RegDB splits), each with `report/report.json`, or folders of such reports.
+        out: gets comparison.md, .tex and .csv; None: nothing is written.
+
+    Raises:
+        DataError: for a run without a report, naming the command that makes one.
+    """
+    rows = (*published(), *(_run_row(Path(run)) for run in runs))
+    shown = [key for key in COLUMNS if any(row.figures.get(key, (None, None))[0] is not None for row in rows)]
+    rendered = (_markdown(rows, shown), _latex(rows, shown), _csv(rows, shown))
+    paths: list[Path] = []
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        for text, suffix in zip(rendered, ("md", "tex", "csv"), strict=True):
+            path = Path(out) / f"comparison.{suffix}"
+            write_atomically(path, lambda p, text=text: p.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+            paths.append(path)
+    return Comparison(rows, *rendered, tuple(paths))
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _run_row(run: Path) -> Row:
+    path = next((p for p in (run / "report" / REPORT, run / REPORT) if p.is_file()), run / "report" / REPORT)
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        dataset, runs = facts["dataset"], facts["runs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        into = f" --out {run}-report, and give that folder" if str(run) in shipped_models() else ""
+        raise DataError(
+            f"{run} has no readable report/{REPORT} ({type(error).__name__}): "
+            f"run first: fmcnet evaluate {run} --data DATA{into}"
+        ) from error
+    one = list(runs.values())[-1]
+    figures: dict[str, tuple[float | None, float | None]] = {}
+    flags: list[str] = []
+    for evaluation in one["evaluations"]:
+        key = _key(dataset["name"], evaluation)
+        mean = evaluation["mean"]
+        if key:
+            figures[key] = (100 * mean["rank1"], 100 * mean["mAP"])
+        else:
+            flags.append(f"not a published setting, left out: {evaluation['protocol']}")
+        flags += [str(extra) for extra in evaluation.get("extras", [])]
+        if (
+            dataset["name"] in ("sysu", "llcm")
+            and len(evaluation["trials"]) < 10
+            and "reading c" not in evaluation["protocol"]
+        ):
+            flags.append(f"{len(evaluation['trials'])} of ten trials")
+        if "official" not in evaluation["protocol"] and dataset["name"] == "sysu":
+            flags.append("seeded gallery draw")
+        if "reading" in evaluation["protocol"] and "reading a" not in evaluation["protocol"]:
+            flags.append("another reading of LLCM's protocol than the paper's")
+    if dataset.get("generated"):
+        flags.append("GENERATED data: not the published benchmark, comparable with none of these rows")
+    if one["selected_on"] == "test":
+        flags.append("selected on the test set")
+    splits = facts.get("splits", 1)
+    if dataset["name"] == "regdb" and splits < 10:
+        flags.append(f"{splits} of RegDB's ten splits")
+    return Row(str(run), "this run", figures, tuple(dict.fromkeys(flags)))
+
+
+def _key(dataset: str, evaluation: dict[str, Any]) -> str | None:
+    """Which published column an evaluation belongs to."""
+    direction, sentence = evaluation["direction"], evaluation["protocol"]
+    if dataset == "sysu":
+        if direction != "i2v" or "single-shot" not in sentence:
+            return None
+        return "sysu_indoor" if "indoor-search" in sentence else "sysu_all"
+    if dataset == "regdb":
+        return {"i2v": "regdb_t2v", "v2i": "regdb_v2t"}[direction]
+    return f"llcm_{direction}" if dataset == "llcm" else None
+
+
+def _cells(row: Row, shown: list[str]) -> list[str]:
+    return [
+        "-" if value is None else f"{value:.2f}"
+        for key in shown
+        for value in row.figures.get(key, (None, None))
+    ]
+
+
+def _markdown(rows: tuple[Row, ...], shown: list[str]) -> str:
+    head = [f"{COLUMNS[key]} {what}" for key in shown for what in ("R1", "mAP")]
+    lines = ["| method | where | " + " | ".join(head) + " | flags |", "|---" * (len(head) + 3) + "|"]
+    lines += [
+        f"| {row.name} | {row.where} | {' | '.join(_cells(row, shown))} | {'; '.join(row.flags)} |"
+        for row in rows
+    ]
+    return "\n".join([*lines, "", SOURCE, ""])
+
+
+def _latex(rows: tuple[Row, ...], shown: list[str]) -> str:
+    def safe(text: str) -> str:
+        return "".join(f"\\{c}" if c in "_%&#$" else c for c in text)
+
+    lines = [f"% {SOURCE}", "\\begin{tabular}{ll" + "rr" * len(shown) + "}", "\\hline"]
+    lines.append(
+        "method & where"
+        + "".join(f" & \\multicolumn{{2}}{{c}}{{{safe(COLUMNS[key])}}}" for key in shown)
+        + " \\\\"
+    )
+    lines.append(" & " + " & R1 & mAP" * len(shown) + " \\\\\n\\hline")
+    for row in rows:
+        mark = "$^*$" if row.flags else ""
+        lines.append(f"{safe(row.name)}{mark} & {safe(row.where)} & {' & '.join(_cells(row, shown))} \\\\")
+    lines += ["\\hline", "\\end{tabular}"]
+    lines += [f"% * {row.name}: {'; '.join(row.flags)}" for row in rows if row.flags]
+    return "\n".join(lines) + "\n"
+
+
+def _csv(rows: tuple[Row, ...], shown: list[str]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(
+        ["method", "where", *(f"{key}_{what}" for key in shown for what in ("r1", "map")), "flags"]
+    )
+    for row in rows:
+        writer.writerow(
+            [
+                row.name,
+                row.where,
+                *(cell.replace("-", "") for cell in _cells(row, shown)),
+                "; ".join(row.flags),
+            ]
+        )
+    return stream.getvalue()

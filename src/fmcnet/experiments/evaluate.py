@@ -1,0 +1,173 @@
+"""What `fmcnet evaluate` does: one run, or the ten of RegDB, by the dataset's protocol, with a report."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fmcnet.config import EvaluationConfig, load_config
+from fmcnet.data.readers import read_dataset
+from fmcnet.distributed import agree
+from fmcnet.errors import CheckpointError
+from fmcnet.evaluation.results import pool
+from fmcnet.evaluation.runs import EMBEDDINGS, Judged, RunEvaluation, judge
+from fmcnet.experiments.report import TITLES, write_report
+from fmcnet.inference.encoder import load
+from fmcnet.inference.shared import embed_shared
+from fmcnet.inference.shipped import find_model, is_shipped
+from fmcnet.models.checkpoint import CARD, read_card
+from fmcnet.runtime import runtime
+from fmcnet.training.checkpointing import checkpoints
+from fmcnet.training.splits import split_runs
+
+STAMP = "SELECTED ON THE TEST SET: optimistic, and comparable with no figure that is not."
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """Figures by direction, and where the report is.
+
+    Attributes:
+        run: what was evaluated. runs: the run folders (several for RegDB's splits).
+        evaluations: by direction; trials of several splits are pooled.
+        stamp: a warning that must stand beside the figures, or "".
+        report: the path of report.md, None where none was written.
+    """
+
+    run: Path
+    runs: tuple[Path, ...]
+    evaluations: tuple[RunEvaluation, ...]
+    stamp: str
+    report: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json` and `evaluation.json`."""
+        return {
+            "run": str(self.run),
+            "runs": [str(run) for run in self.runs],
+            "evaluations": [one.to_dict() for one in self.evaluations],
+            "stamp": self.stamp,
+            "report": str(self.report) if self.report else None,
+        }
+
+
+def evaluation_settings(base: EvaluationConfig, overrides: list[str]) -> EvaluationConfig:
+    """The run's evaluation settings with "mode=indoor"-like overrides ("evaluation." may stand before).
+
+    Raises:
+        ConfigError: listing all faults.
+    """
+    items = [f"evaluation.{item.removeprefix('evaluation.')}" for item in overrides]
+    return load_config({"evaluation": base.model_dump(mode="json")}, items).evaluation
+
+
+def evaluate_run(
+    run: str | Path,
+    data: str | Path,
+    overrides: list[str] | None = None,
+    *,
+    flip: bool = False,
+    rerank: bool = False,
+    expand: bool = False,
+    out: Path | None = None,
+    report: bool = True,
+    device: str = "auto",
+    progress: bool | None = None,
+) -> EvaluateResult:
+    """Evaluate a run, or a folder of RegDB splits, on a dataset's test identities.
+
+    Args:
+        run: a run folder, one that holds `split-NN` runs, or a shipped model's name.
+        data: the dataset.
+        overrides: evaluation settings that differ from the run's, as "mode=indoor".
+        flip, rerank, expand: opt-in extras, named in every report.
+        out: where the report goes; None: `report` in the run's folder (none for a shipped model, as the package is
+            not written to). report: whether to write one.
+        device: where to embed. progress: show a bar; None: on a terminal only.
+
+    Started by `torchrun`, the processes share the embedding; rank 0 does the rest, the result is empty elsewhere.
+
+    Raises:
+        CheckpointError: when there is no run.
+        DataError, ProtocolError: when data and protocol do not fit.
+    """
+    run = find_model(run)
+    runs = (run,) if (run / CARD).is_file() else tuple(split_runs(run))
+    if not runs:
+        under_way = checkpoints(run)
+        if under_way:
+            raise CheckpointError(
+                f"{run} is not finished (it stopped at {under_way[-1].name}): train on with --resume"
+            )
+        raise CheckpointError(f"{run} holds no finished run: give the --out folder of fmcnet train")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if not is_shipped(run):  # embeddings are not kept inside the package: rank 0 makes them
+            _embed_together(runs, data, flip, device, progress)
+        if int(os.environ["RANK"]):
+            return EvaluateResult(run, runs, (), "", None)
+    parts: list[Judged] = []
+    stamp = ""
+    for one in runs:
+        card = read_card(one)
+        stamp = STAMP if card.selected == "test" else stamp
+        table = read_dataset(data, layout=card.config.data.layout, trial=card.config.data.split)
+        settings = evaluation_settings(card.config.evaluation, overrides or [])
+        parts.append(
+            judge(
+                one,
+                table,
+                settings,
+                device=device,
+                flip=flip,
+                rerank=rerank,
+                expand=expand,
+                progress=progress,
+            )
+        )
+    main = parts[-1]
+    if len(parts) > 1:
+        together = tuple(
+            replace(
+                several[0],
+                result=pool([e.result for e in several]),
+                chance=sum(e.chance for e in several) / len(several),
+            )
+            for several in zip(*(part.evaluations for part in parts), strict=True)
+        )
+        main = replace(main, evaluations=together)
+    written = None
+    if out is None and not is_shipped(run):
+        out = run / "report"
+    if out is not None and report:
+        title = TITLES[main.encoder.model.variant]
+        extra = {"splits": len(parts), "stamp": stamp} if len(parts) > 1 or stamp else {}
+        written = write_report({title: main}, {title: runs[-1]}, out, extra=extra)
+    return EvaluateResult(run, runs, main.evaluations, stamp, written)
+
+
+def _embed_together(
+    runs: tuple[Path, ...], data: str | Path, flip: bool, device: str, progress: bool | None
+) -> None:
+    """All processes fill the runs' stores of embeddings, which `judge` then reads."""
+    with runtime(device) as place:
+        for one in runs:
+            encoder = load(one, str(place.device))
+            config = encoder.card.config
+            table = read_dataset(data, layout=config.data.layout, trial=config.data.split).select(
+                split="test"
+            )
+            for mirror in (False, True) if flip else (False,):
+                kept = encoder.kept_at(table, mirror, one / EMBEDDINGS)
+                [missing] = agree([kept is None or not kept.is_file()], place)
+                if missing:
+                    embed_shared(
+                        encoder,
+                        table,
+                        place,
+                        batch_size=config.evaluation.batch,
+                        flip=mirror,
+                        store=one / EMBEDDINGS,
+                        progress=progress,
+                    )

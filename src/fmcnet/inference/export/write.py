@@ -1,0 +1,280 @@
+"""`fmcnet export`: graphs, checked and compared, in a folder that `Encoder.from_pretrained` opens without PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fmcnet.data.cache import ImageCache, cache_folder
+from fmcnet.data.readers import read_dataset
+from fmcnet.data.table import Table
+from fmcnet.errors import CheckpointError, DataError, FmcnetError
+from fmcnet.files import room_beside
+from fmcnet.inference.calibration.calibration import CALIBRATION, Calibration
+from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.export.build import float_graphs, form, int8_graphs
+from fmcnet.inference.export.int8 import SCHEMES
+from fmcnet.inference.export.parity import Form, choose, compare, markdown
+from fmcnet.inference.onnx_engine import GRAPHS, MANIFEST, Manifest, OnnxEngine, read_manifest
+from fmcnet.inference.shipped import is_shipped
+from fmcnet.models.card import CARD, WEIGHTS
+from fmcnet.optional import require
+from fmcnet.synthetic import generate
+from fmcnet.types import Modality
+
+REPORT = ("parity.json", "parity.md")
+MOST_LOST = 0.5
+"""Points of mAP that int8 may lose."""
+
+SECONDS = 0.3
+"""Of each measurement of speed."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export made.
+
+    Attributes:
+        out: the folder. manifest: what is in it. forms: compared, the first is eager PyTorch.
+        remarks: for people: what was tried, on what.
+    """
+
+    out: Path
+    manifest: Manifest
+    forms: tuple[Form, ...]
+    remarks: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json` and `parity.json`."""
+        return {
+            "out": str(self.out),
+            "precision": self.manifest.precision,
+            "digest": self.manifest.digest,
+            "kept_in_float32": list(self.manifest.kept),
+            "forms": [form.to_dict() for form in self.forms],
+            "remarks": list(self.remarks),
+            "threads": torch.get_num_threads(),
+            "versions": self.manifest.versions,
+        }
+
+
+def export(
+    run: str | Path,
+    *,
+    int8: bool = False,
+    calibrate: str | Path | None = None,
+    data: str | Path | None = None,
+    images: int = 256,
+    out: str | Path | None = None,
+    force: bool = False,
+    overwrite: bool = False,
+    seconds: float | None = None,
+    progress: bool | None = None,
+) -> Exported:
+    """Write a model as ONNX, with a report on what that changes; the folder appears whole or not at all.
+
+    Args:
+        run: a run folder, or a shipped model's name.
+        int8: in int8: in full, or but for the first and last layers where that loses too much.
+        calibrate: for int8, the table whose images (of split train where it has one) give the ranges of activations.
+        data: the table whose test images are compared and scored; None: that of `calibrate`; without either,
+            generated images are compared and nothing is scored.
+        images: number of images that ranges are learnt from, half of each modality.
+        out: the folder to write; None: `onnx` or `onnx-int8` in the run folder. An earlier export of this
+            model in the same precision is replaced.
+        force: keep an int8 model that loses more than `MOST_LOST` points of mAP.
+        overwrite: replace an export of another model or precision, too.
+        seconds: of each measurement of speed; None: `SECONDS`. progress: bars; None: on a terminal.
+
+    Raises:
+        FmcnetError: when int8 loses too much and `force` is off: the folder then holds the report and no model, or
+            the earlier model that was there.
+        CheckpointError: when there is no model with weights, or `out` holds something else.
+        MissingDependencyError: without the extra "export".
+    """
+    if int8 and calibrate is None:
+        raise FmcnetError(
+            "int8 needs images to learn its ranges from: give --calibrate TABLE, a dataset or a CSV"
+        )
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        require(module, "export")
+    encoder = Encoder.from_pretrained(run, device="cpu", runtime="torch")
+    assert encoder.folder is not None
+    if out is None and is_shipped(encoder.folder):
+        raise FmcnetError(f"{run} came with the package, which is not written to: say --out FOLDER")
+    target = Path(out) if out is not None else encoder.folder / ("onnx-int8" if int8 else "onnx")
+    _check_target(target, encoder.digest, "int8" if int8 else "fp32", overwrite)
+    seen, modality, table, remark = _images(encoder, data if data is not None else calibrate, progress)
+    with room_beside(target) as scratch:
+        forms: list[tuple[str, Any, int, tuple[str, ...]]] = [
+            ("PyTorch, eager", encoder.engine, (encoder.folder / WEIGHTS).stat().st_size, ())
+        ]
+        built = [float_graphs(encoder, scratch / "fp32")]
+        forms.append(form("ONNX Runtime, fp32", built[0]))
+        if int8:
+            assert calibrate is not None
+            ranges = _ranges(encoder, calibrate, images, progress)
+            for scheme in SCHEMES:
+                built.append(int8_graphs(built[0], scratch / scheme, ranges, scheme))
+                forms.append(form(f"ONNX Runtime, int8 {scheme}", built[-1]))
+        config = encoder.card.config.evaluation
+        compared = compare(
+            forms, seen, modality, table, config, seconds=SECONDS if seconds is None else seconds
+        )
+        remarks = [
+            remark,
+            f"{torch.get_num_threads()} threads; speed: the forward pass, visible, median of 3 rounds",
+        ]
+        chosen, refused = _choose(compared, int8, force, remarks)
+        folder = built[chosen - 1]
+        result = Exported(target, OnnxEngine(folder).manifest, tuple(compared), tuple(remarks))
+        _write_report(result, folder)
+        if refused:
+            raise FmcnetError(_refuse(refused, result, folder, scratch / "refused"))
+        shutil.copy(encoder.folder / CARD, folder / CARD)
+        _take_calibration(encoder, folder, result.manifest.digest)
+        _put(folder, target)
+    return result
+
+
+def _choose(compared: Sequence[Form], int8: bool, force: bool, remarks: list[str]) -> tuple[int, str]:
+    """Which form is kept (its place among `compared`), and why it is refused, or ""."""
+    if not int8:
+        return 1, ""
+    losses = {at: compared[at].loss(compared[0]) for at in range(2, len(compared))}
+    if not compared[0].scores:
+        raise DataError("int8 is judged by mAP: the table has no test images of both modalities to score")
+    fits = [at for at, loss in losses.items() if loss <= MOST_LOST]
+    said = "; ".join(f"{compared[at].name} loses {loss:+.2f}" for at, loss in losses.items())
+    remarks.append(f"points of mAP, worse direction: {said} (allowed: {MOST_LOST})")
+    chosen = fits[0] if fits else min(losses, key=lambda at: losses[at])
+    kept = compared[chosen].name + ("" if fits else ", by force") if fits or force else "none"
+    remarks.append(f"kept: {kept}")
+    return chosen, "" if fits or force else f"int8 loses more than {MOST_LOST} points of mAP ({said})"
+
+
+def _refuse(reason: str, result: Exported, folder: Path, place: Path) -> str:
+    """What to tell; the report goes where the model would have gone, unless an earlier model is there, and stays."""
+    said = f"{reason}: no model was written"
+    if (result.out / MANIFEST).exists():
+        said += f", {result.out} is as it was"
+    else:
+        place.mkdir()
+        for name in REPORT:
+            shutil.copy(folder / name, place / name)
+        _put(place, result.out)
+        said += f", only {result.out / REPORT[1]}"
+    return (
+        f"{said}. Calibrate on other or more images (--images), or take it as it is with --force\n"
+        f"{markdown(result.forms, result.remarks)}"
+    )
+
+
+def _images(
+    encoder: Encoder, data: str | Path | None, progress: bool | None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Table | None, str]:
+    """Images to compare on, their modalities, their labels if they are to be scored, and what they are."""
+    if data is not None:
+        table = _read(encoder, data).select(split="test")
+        if set(table.modality.tolist()) != {0, 1}:
+            raise DataError(f"{data} has no test images of both modalities to compare on")
+        images = _cached(encoder, table, progress)
+        return images, table.modality, table, f"{len(table)} test images of {table.root}"
+    with tempfile.TemporaryDirectory() as folder:
+        generate("sysu", "tiny", 0, folder, workers=1, progress=False)
+        table = read_dataset(folder).select(split="test")
+        images = np.array(
+            ImageCache(table, encoder.height, encoder.width, folder=folder, progress=False).images
+        )
+    return (
+        images,
+        table.modality,
+        None,
+        f"{len(table)} generated images; give --data TABLE for Rank-1 and mAP",
+    )
+
+
+def _ranges(
+    encoder: Encoder, calibrate: str | Path, count: int, progress: bool | None
+) -> dict[Modality, NDArray[np.uint8]]:
+    table = _read(encoder, calibrate)
+    train = table.select(split="train")
+    table = train if len(train) else table
+    table = table.take(choose(table.modality, max(2, count)))
+    images = _cached(encoder, table, progress)
+    found = {kind: images[np.flatnonzero(table.modality == kind.code)] for kind in Modality}
+    for kind, several in found.items():
+        if not len(several):
+            raise DataError(f"{calibrate} has no {kind} image to learn int8 ranges from")
+    return found
+
+
+def _read(encoder: Encoder, data: str | Path) -> Table:
+    config = encoder.card.config.data
+    return read_dataset(data, layout=config.layout, trial=config.split)
+
+
+def _cached(encoder: Encoder, table: Table, progress: bool | None) -> NDArray[np.uint8]:
+    folder = cache_folder(encoder.card.config.data.cache, table.root)
+    return ImageCache(table, encoder.height, encoder.width, folder=folder, progress=progress).images
+
+
+def _write_report(result: Exported, folder: Path) -> None:
+    (folder / REPORT[0]).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
+    (folder / REPORT[1]).write_text(markdown(result.forms, result.remarks), encoding="utf-8")
+
+
+def _take_calibration(encoder: Encoder, folder: Path, digest: str) -> None:
+    """A calibration of the same embeddings goes along; int8 needs its own."""
+    if encoder.calibrated and digest == encoder.digest:
+        assert encoder.folder is not None
+        with contextlib.suppress(CheckpointError):  # of other weights, or damaged: no use to anyone
+            Calibration.load(encoder.folder / CALIBRATION, model=digest).save(folder / CALIBRATION)
+
+
+def _check_target(target: Path, source: str, precision: str, overwrite: bool) -> None:
+    """Only an earlier export is replaced; one of another model or precision, when asked to."""
+    if not target.exists():
+        return
+    names = {path.name for path in target.iterdir()} if target.is_dir() else {"?"}
+    ours = {MANIFEST, CARD, CALIBRATION, *REPORT, *GRAPHS.values()}
+    if not names <= ours:
+        raise CheckpointError(f"--out {target} exists and is no exported model: give a new folder")
+    if overwrite or MANIFEST not in names:
+        return
+    try:
+        there = read_manifest(target)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}, into a new folder or with --overwrite") from error
+    if (there.source, there.precision) != (source, precision):
+        raise CheckpointError(
+            f"--out {target} holds the {there.precision} export {there.digest} of model {there.source}, not the "
+            f"{precision} export of {source}: give a new folder, or replace it with --overwrite"
+        )
+
+
+def _put(folder: Path, target: Path) -> None:
+    """Move a finished folder into place."""
+    old = folder.parent / "old"
+    if target.exists():
+        if not (folder / CALIBRATION).exists():
+            with contextlib.suppress(CheckpointError):  # none there, or of other embeddings: no use to anyone
+                kept = Calibration.load(target / CALIBRATION, model=read_manifest(folder).digest)
+                kept.save(folder / CALIBRATION)
+        target.rename(old)
+    try:
+        folder.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise

@@ -1,0 +1,118 @@
+"""The one place where a configuration becomes a model."""
+
+from __future__ import annotations
+
+from fmcnet.config import ModelConfig
+from fmcnet.models.backbone import STEM_BLOCKS, Stem, Tail, Trunk, make_backbone
+from fmcnet.models.fmcnet import FMCNet
+from fmcnet.models.modules import (
+    Compensation,
+    Decomposition,
+    Discriminator,
+    FeatureNorm,
+    Fusion,
+    Generator,
+    IdentityClassifier,
+    PartClassifiers,
+    Standardization,
+)
+
+
+def build_model(config: ModelConfig, classes: int) -> FMCNet:
+    """FMCNet or one of the variants of the paper's Table 2, randomly initialised.
+
+    Both stems start from the same weights, and so do all tails: with ImageNet weights they do, in the paper, and
+    it is what lets two separate stems speak one language from the first step. Keeping it for a random start is
+    ours.
+
+    Args:
+        config: `config.variant` says which parts are made; the parts are the same classes in every variant.
+        classes: number of training identities; 0 for a model that nothing was trained on.
+    """
+
+    backbone = make_backbone(config.arch, config.width, config.last_stride)
+    by_modality = config.normalization == "modality"
+
+    def tail(parts: int = 0) -> Tail:
+        unit = config.normalization == "tail"
+        return Tail(backbone, config.tail_blocks, config.dim, config.pooling, unit, parts)
+
+    def stem_of_its_own() -> Stem:
+        frozen = config.frozen_blocks if config.pretrained else 0  # random weights are not worth keeping
+        return Stem(backbone, config.specific_stages, frozen)
+
+    shared = tail(config.parts)
+    dim = shared.dim
+    has_specific = config.variant != "base"
+
+    def head(length: int = dim) -> IdentityClassifier:
+        return IdentityClassifier(length, max(classes, 1), config.neck, config.dropout)
+
+    def generator() -> Generator:
+        length = {"none": None, "tail": 1.0, "modality": config.specific_length}[config.normalization]
+        return Generator(
+            dim,
+            config.generator_hidden,
+            config.generator_norm,
+            length,
+            config.generator_dropout,
+            config.generator_detach,
+            input_scale=dim**0.5 / config.shared_length if by_modality else 1.0,
+            residual=config.generator_residual,
+        )
+
+    def discriminator() -> Discriminator:
+        bound = config.discriminator_bound if by_modality else 0.0
+        return Discriminator(dim, bound / config.specific_length if bound else 1.0, bound > 0)
+
+    norm_specific = None
+    if by_modality and has_specific:
+        norm_specific = FeatureNorm(dim, config.specific_length, config.specific_offset)
+    stem = stem_of_its_own()
+    decomposition = Decomposition(
+        stem,
+        stem if config.single_stream else stem_of_its_own(),
+        shared,
+        head(),
+        specific_visible=tail() if has_specific else None,
+        specific_infrared=tail() if has_specific else None,
+        classify_visible=head() if has_specific else None,
+        classify_infrared=head() if has_specific else None,
+        stem_shared=Trunk(backbone, config.specific_stages) if config.specific_stages < STEM_BLOCKS else None,
+        specific_detach=config.specific_detach,
+        norm_shared=FeatureNorm(dim, config.shared_length) if by_modality else None,
+        norm_specific=norm_specific,
+    )
+    decomposition.stem_infrared.load_state_dict(decomposition.stem_visible.state_dict())
+    for specific in (decomposition.specific_visible, decomposition.specific_infrared):
+        if specific is not None:
+            specific.load_state_dict(shared.state_dict())
+    compensation = None
+    if config.variant in ("fmc", "full"):
+        compensation = Compensation(generator(), generator(), discriminator(), discriminator(), norm_specific)
+    fusion = None
+    if config.variant == "full":
+        fused = 3 * dim if config.fusion == "slots" else 2 * dim
+        length = config.shared_length if config.fusion_normalize else None
+        fusion = Fusion(head(fused), config.w1, config.w2, config.fusion, length)
+    return FMCNet(
+        decomposition,
+        compensation,
+        fusion,
+        mean=backbone.mean,
+        std=backbone.std,
+        after_neck=config.neck and config.normalization != "tail",
+        normalized=config.descriptor != "plain",
+        parts=PartClassifiers([head() for _ in range(config.parts)]) if config.parts else None,
+        specific_weight=config.specific_weight,
+        stripes=config.stripes,
+        standard=Standardization(_length(config, shared)) if config.standardized else None,
+    )
+
+
+def _length(config: ModelConfig, shared: Tail) -> int:
+    """E, values of the descriptor."""
+    if config.stripes:
+        return config.stripes * sum(shared.channels)
+    features = {"base": 1, "sfd": 1, "fmc": 3, "full": 3 if config.fusion == "slots" else 2}[config.variant]
+    return (features + config.parts) * shared.dim

@@ -1,0 +1,106 @@
+"""A model on disk: `model.safetensors` beside `model.json` (`card.py`), which says everything the weights do not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fmcnet.errors import CheckpointError
+from fmcnet.files import as_os_error, write_atomically
+from fmcnet.models.build import build_model
+from fmcnet.models.card import CARD as CARD
+from fmcnet.models.card import WEIGHTS as WEIGHTS
+from fmcnet.models.card import ModelCard as ModelCard
+from fmcnet.models.card import read_card as read_card
+from fmcnet.models.card import versions as versions
+from fmcnet.models.fmcnet import FMCNet
+
+
+def save_pretrained(model: FMCNet, card: ModelCard, folder: str | Path) -> Path:
+    """Write `model.safetensors` and `model.json`; each appears whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
+    write_atomically(folder / WEIGHTS, lambda path: save_tensors(tensors, path))
+    text = json.dumps(card.to_dict(), indent=1) + "\n"
+    write_atomically(folder / CARD, lambda path: path.write_text(text, encoding="utf-8"))
+    return folder
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """A safetensors file.
+
+    Raises:
+        OSError: when it cannot be written (safetensors' own error is no OSError).
+    """
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise as_os_error(error, path) from error
+
+
+def load_pretrained_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[FMCNet, ModelCard]:
+    """The model of a run, in eval mode, and its card; loading is strict.
+
+    Raises:
+        CheckpointError: when files are missing or damaged, or the weights are another model's.
+    """
+    card = read_card(folder)
+    model = build_model(card.config.model, card.classes)
+    load_weights(model, Path(folder) / WEIGHTS)
+    return model.to(device).eval(), card
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256, in hexadecimal, of all weights and buffers in a safetensors file: names, types, shapes and values.
+
+    Two files with the same digest hold the same model, bit for bit, whatever else differs between the files.
+
+    Raises:
+        CheckpointError: when the file is missing or damaged.
+    """
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is missing or damaged: {error}") from error
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()
+
+
+def load_weights(model: FMCNet, path: Path) -> None:
+    """Load a safetensors file strictly into `model`.
+
+    Raises:
+        CheckpointError: naming the first keys and shapes that differ.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no weights at {path}")
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
+    wanted = model.state_dict()
+    faults = [f"missing {key}" for key in wanted if key not in state]
+    faults += [f"unexpected {key}" for key in state if key not in wanted]
+    faults += [
+        f"{key} is {tuple(state[key].shape)}, should be {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise CheckpointError(
+            f"{path} holds the weights of another model than {path.with_name(CARD).name} describes: "
+            f"{'; '.join(faults[:3])}{more}"
+        )
+    model.load_state_dict(state)

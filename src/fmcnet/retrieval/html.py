@@ -1,0 +1,121 @@
+"""An answer as one self-contained page: the query, ranked pictures, how sure; no request goes out of it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+
+from fmcnet.errors import DataError
+from fmcnet.files import write_atomically
+from fmcnet.retrieval.answer import Answer, Match
+from fmcnet.retrieval.thumbnails import thumbnail
+
+Kept = Callable[[str], bytes | None]
+"""The picture that a gallery keeps of an entry, by its id; None where it keeps none."""
+
+STYLE = """
+:root{color-scheme:light dark;--back:#f4f5f7;--card:#fff;--text:#1c2128;--soft:#5c6672;--line:#dfe3e8;--bar:#2563eb}
+@media(prefers-color-scheme:dark){:root{--back:#14171b;--card:#1f242b;--text:#e8ebef;--soft:#9aa5b1;--line:#333b45;
+--bar:#6ea0ff}}
+*{box-sizing:border-box}body{margin:0;background:var(--back);color:var(--text);font:15px/1.45 system-ui,sans-serif}
+main{max-width:1180px;margin:0 auto;padding:20px 16px 40px}h1{font-size:1.35rem;margin:0 0 4px}
+p{margin:4px 0}.soft{color:var(--soft);font-size:.87rem}
+.query{display:flex;gap:16px;align-items:flex-start;margin-bottom:18px;flex-wrap:wrap}
+.query .pictures{display:flex;gap:8px;flex-wrap:wrap}.query .frame{width:96px}.query div.words{flex:1 1 260px}
+.nobody{border-left:4px solid #c2410c;padding:8px 12px;background:var(--card);font-weight:600}
+ol{list-style:none;margin:0;padding:0;display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(158px,1fr))}
+li{background:var(--card);border:1px solid var(--line);border-radius:10px;overflow:hidden}
+.frame{aspect-ratio:1/2;background:var(--line);display:flex;align-items:center;justify-content:center;
+border-radius:6px;overflow:hidden}li .frame{border-radius:0}
+.frame img{width:100%;height:100%;object-fit:contain}.frame span{color:var(--soft);font-size:.8rem;padding:8px;
+text-align:center}.facts{padding:8px 10px 10px}.facts b{font-size:1.02rem}
+.meter{height:5px;border-radius:3px;background:var(--line);margin:5px 0 6px;overflow:hidden}
+.meter i{display:block;height:100%;background:var(--bar)}.facts p{margin:0;overflow-wrap:anywhere}
+@media(max-width:430px){ol{grid-template-columns:1fr 1fr;gap:8px}main{padding:14px 10px 30px}}
+"""
+
+
+def write_page(
+    path: str | Path, answer: Answer, query: Sequence[str | Path], kept: Kept = lambda _: None
+) -> Path:
+    """Write the page, whole or not at all.
+
+    Args:
+        path: the .html file. answer: to show.
+        query: paths of the query's pictures. kept: as `Gallery.picture`; what it has not is read from where it lay.
+            Pictures that cannot be read, of hits too, become a placeholder.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = page(answer, query, kept)
+    return write_atomically(path, lambda at: at.write_text(text, encoding="utf-8"))
+
+
+def page(answer: Answer, query: Sequence[str | Path], kept: Kept = lambda _: None) -> str:
+    """The page's HTML."""
+    kind = str(answer.modality or "visible and infrared")
+    notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in answer.notes)
+    nobody = (
+        '<p class="nobody">Nobody in the gallery reaches what was asked.</p>'
+        if answer.nobody and answer.compared
+        else ""
+    )
+    cards = "".join(
+        _card(rank, hit, size, kept(hit.id)) for rank, (hit, size) in enumerate(answer.ranking, 1)
+    )
+    prior = (
+        ""
+        if answer.prior is None
+        else f'<p class="soft">Probabilities of "same person" start from a prior of {answer.prior:.3g}.</p>'
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">"
+        f"<title>fmcnet search</title><style>{STYLE}</style></head><body><main>"
+        f'<section class="query"><div class="pictures">{"".join(_frame(str(p), "query") for p in query)}</div>'
+        f'<div class="words"><h1>Who is this?</h1><p>{answer.images} {kind} picture{"s" * (answer.images > 1)}, '
+        f"compared with {answer.compared:,} entries.</p>{prior}{notes}"
+        '<p class="soft">A similarity is no proof of identity: a person has to look.</p></div></section>'
+        f"{nobody}<ol>{cards}</ol></main></body></html>\n"
+    )
+
+
+def _card(rank: int, hit: Match, size: int, kept: bytes | None) -> str:
+    sure = "" if hit.probability is None else f"{hit.probability:.1%}"
+    share = hit.similarity if hit.probability is None else hit.probability
+    facts = [
+        f"similarity {hit.similarity:.3f}",
+        str(hit.modality),
+        "" if hit.camera is None else f"camera {hit.camera}",
+        "" if hit.time is None else f"{hit.time:%Y-%m-%d %H:%M:%S} UTC",
+        "" if hit.pid is None else f"person {hit.pid}",
+        "" if hit.track is None else f"track {hit.track}",
+        "" if size == 1 else f"{size} pictures",
+    ]
+    lines = "".join(f'<p class="soft">{escape(fact)}</p>' for fact in facts if fact)
+    return (
+        f'<li>{_frame(hit.source, f"rank {rank}", kept)}<div class="facts"><b>{rank}. {sure}</b>'
+        f'<div class="meter"><i style="width:{100 * min(max(share, 0.0), 1.0):.1f}%"></i></div>{lines}</div></li>'
+    )
+
+
+def _frame(source: str | None, name: str, kept: bytes | None = None) -> str:
+    """The kept picture, or one from where it lies, or words in its place."""
+    picture = _uri(kept) if kept else None if source is None else _data_uri(source)
+    inside = f'<img alt="{escape(name)}" src="{picture}">' if picture else "<span>picture not at hand</span>"
+    return f'<div class="frame" title="{escape(source or "")}">{inside}</div>'
+
+
+def _data_uri(source: str) -> str | None:
+    try:
+        return _uri(thumbnail(source))
+    except DataError:
+        return None
+
+
+def _uri(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")

@@ -1,0 +1,278 @@
+"""The door: what callers give becomes checked entries and unit vectors, or a clear refusal."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time as clock
+import unicodedata
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fmcnet.errors import DuplicateIdError, GalleryError
+from fmcnet.retrieval.records import Batch, Entry, Settings, as_modality, as_utc
+from fmcnet.types import FloatArray, Modality
+
+LONGEST = {"id": 256, "model": 256, "camera": 256, "track": 256, "tag": 256, "source": 4096}
+"""Most bytes (UTF-8) of a text."""
+MOST_TAGS = 64
+LARGEST_PICTURE = 2**20
+"""Bytes."""
+SMALLEST = 1e-12
+"""A vector whose values are all smaller is a zero vector."""
+LARGEST_PID = 2**63 - 1
+NO_PID = -1
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embedding") -> FloatArray:
+    """(N, D) float32 of unit length from any real (N, D) numbers; a single (D,) vector becomes (1, D).
+
+    Raises:
+        GalleryError: for a wrong shape or type, NaN, infinity or a zero vector; names the first bad row.
+    """
+    try:
+        wide = np.asarray(values)
+        if wide.dtype.kind not in "fiu":
+            raise GalleryError(f"{what}s must be real numbers, got {wide.dtype}")
+        wide = wide.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise GalleryError(f"{what}s are not a matrix of numbers: {error}") from error
+    if wide.ndim == 1:
+        wide = wide[None]
+    if wide.ndim != 2 or wide.shape[1] == 0:
+        raise GalleryError(f"{what}s must have shape (N, D), got {np.shape(values)}")
+    finite = np.isfinite(wide).all(axis=1)
+    largest = np.where(finite, np.abs(np.where(finite[:, None], wide, 1.0)).max(axis=1), 1.0)
+    zero = finite & (largest < SMALLEST)
+    for bad, fault in ((~finite, "holds NaN or infinity"), (zero, "is a zero vector")):
+        rows = np.flatnonzero(bad)
+        if len(rows):
+            row = int(rows[0])
+            label = f" ('{names[row]}')" if row < len(names) else ""
+            others = f", and {len(rows) - 1} more" if len(rows) > 1 else ""
+            raise GalleryError(
+                f"{what} {row}{label} of {len(wide)} {fault}{others}: check the model, or leave it out"
+            )
+    wide /= largest[:, None]  # so that no square overflows
+    return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True), dtype=np.float32)
+
+
+def make_batch(
+    embeddings: ArrayLike,
+    *,
+    modality: Modality | str | Sequence[Modality | str],
+    ids: Sequence[str] | None,
+    pid: Any,
+    camera: Any,
+    time: Any,
+    source: Any,
+    track: Any,
+    tags: Any,
+    pictures: Any = None,
+) -> Batch:
+    """Entries of N embeddings; each column is one value for all, or N of them.
+
+    Raises:
+        GalleryError: for a bad value, naming column and row.
+        DuplicateIdError: when an id comes twice.
+    """
+    vectors = unit_vectors(embeddings, ids if isinstance(ids, (list, tuple)) else ())
+    n = len(vectors)
+    if isinstance(ids, str):
+        raise GalleryError(f"ids must be a list of {n} texts, not one text")
+    names = [new_id() for _ in range(n)] if ids is None else [as_id(v) for v in column(ids, n, "ids")]
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise DuplicateIdError(f"id '{name}' comes twice in this batch: ids must be unique")
+        seen.add(name)
+    columns: dict[str, Sequence[Any]] = {
+        "modality": [as_modality(v) for v in column(modality, n, "modality")],
+        "pid": [as_pid(v) for v in column(pid, n, "pid")],
+        "camera": [optional_text(v, "camera") for v in column(camera, n, "camera")],
+        "time": [as_time(v) for v in column(time, n, "time")],
+        "source": [
+            optional_text(str(v) if isinstance(v, PurePath) else v, "source")
+            for v in column(source, n, "source")
+        ],
+        "track": [optional_text(v, "track") for v in column(track, n, "track")],
+        "tags": [as_tags(v) for v in tag_column(tags, n)],
+    }
+    entries = tuple(
+        Entry(id=names[row], **{key: values[row] for key, values in columns.items()}) for row in range(n)
+    )
+    return Batch(entries, vectors, as_pictures(pictures, n))
+
+
+def as_pictures(value: Any, n: int) -> tuple[bytes | None, ...]:
+    """N encoded images or None, or nothing at all.
+
+    Raises:
+        GalleryError: for another number, or what is no bytes, empty, or more than `LARGEST_PICTURE`.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, (list, tuple)) or len(value) != n:
+        raise GalleryError(
+            f"pictures must be a list of {n}, the bytes of an image file or None for each embedding"
+        )
+    for row, picture in enumerate(value):
+        if picture is not None and not (isinstance(picture, bytes) and 0 < len(picture) <= LARGEST_PICTURE):
+            raise GalleryError(
+                f"picture {row} must be bytes, 1 to {LARGEST_PICTURE:,} of them: keep a small JPEG"
+            )
+    return tuple(value)
+
+
+def column(value: Any, n: int, name: str) -> list[Any]:
+    """N values of one value for all, or of N of them."""
+    if value is None or isinstance(value, (str, bytes, int, float, np.generic, datetime, PurePath)):
+        return [value] * n
+    values = _listed(value, name)
+    if len(values) != n:
+        raise GalleryError(f"'{name}' has {len(values)} values for {n} embeddings: give one for all, or {n}")
+    return values
+
+
+def _listed(value: Any, name: str) -> list[Any]:
+    try:
+        return list(value)
+    except TypeError as error:
+        raise GalleryError(f"'{name}' must be one value or a list of them, not {value!r}") from error
+
+
+def tag_column(value: Any, n: int) -> list[Any]:
+    """Texts are the tags of all; N collections are one a row."""
+    values = [] if value is None else value
+    if isinstance(values, str):
+        raise GalleryError(f"tags={value!r}: give a list, as tags=[{value!r}]")
+    values = _listed(values, "tags")
+    if all(isinstance(v, str) for v in values):
+        return [values] * n
+    return column(values, n, "tags")
+
+
+def text(value: object, what: str) -> str:
+    """A non-empty text within `LONGEST`, without NUL.
+
+    Raises:
+        GalleryError: saying what is wrong with it.
+    """
+    if not isinstance(value, str):
+        raise GalleryError(f"{what} must be a text, not {value!r}")
+    value = str(value)  # numpy's str_ becomes a plain one
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError as error:
+        raise GalleryError(f"{what} {value!r} is not valid Unicode") from error
+    if not value or "\0" in value:
+        raise GalleryError(f"{what} {value!r} must not be empty or hold NUL")
+    if size > LONGEST[what]:
+        raise GalleryError(f"{what} '{value[:40]}...' has {size} bytes, more than {LONGEST[what]}")
+    return value
+
+
+def as_id(value: object) -> str:
+    """A `text` that an address can name: without control characters, and without . or .. between slashes.
+
+    Clients and proxies resolve /a/../b to /b before they send it, and so would ask for another entry.
+
+    Raises:
+        GalleryError: saying what is wrong with it.
+    """
+    found = text(value, "id")
+    if any(unicodedata.category(one) in ("Cc", "Zl", "Zp") for one in found):
+        raise GalleryError(f"id {found!r} holds a control character or a line break: choose another")
+    if not {".", ".."}.isdisjoint(found.split("/")):
+        raise GalleryError(f"id {found!r} has . or .. as a part: no address could name it, choose another")
+    return found
+
+
+def optional_text(value: object, what: str) -> str | None:
+    """`text`, or None."""
+    return None if value is None else text(value, what)
+
+
+def as_pid(value: object) -> int | None:
+    """An identity number, or None; -1, the tables' word for an unknown identity, is None too.
+
+    Raises:
+        GalleryError: when it is no integer, or too large for 64 bits.
+    """
+    if value is None:
+        return None
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise GalleryError(f"pid must be an integer or None, not {value!r}")
+    if abs(int(value)) > LARGEST_PID:
+        raise GalleryError(f"pid {value} does not fit 64 bits")
+    return None if int(value) == NO_PID else int(value)
+
+
+def as_time(value: object) -> datetime | None:
+    """A moment in UTC, or None."""
+    return None if value is None else as_utc(value, "time")
+
+
+def as_tags(value: Collection[object] | None) -> tuple[str, ...]:
+    """Sorted, each once.
+
+    Raises:
+        GalleryError: for more than `MOST_TAGS`, or a bad one.
+    """
+    if isinstance(value, str):
+        raise GalleryError(f"tags must be a list of texts, not the text {value!r}")
+    try:
+        found = sorted({text(tag, "tag") for tag in value or ()})
+    except TypeError as error:
+        raise GalleryError(f"tags must be a list of texts, not {value!r}") from error
+    if len(found) > MOST_TAGS:
+        raise GalleryError(f"{len(found)} tags on one entry; at most {MOST_TAGS}")
+    return tuple(found)
+
+
+def new_id() -> str:
+    """32 hexadecimal digits: milliseconds since 1970, then 80 random bits; later ones sort later."""
+    return f"{clock.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+
+
+def check_settings(stored: Settings, dimension: int, model: str | None, location: str) -> None:
+    """Embeddings belong to this gallery.
+
+    Raises:
+        GalleryError: for another dimension or another model.
+    """
+    if model is not None and model != stored.model:
+        raise GalleryError(
+            f"{location} holds embeddings of model '{stored.model}', these are of '{model}': similarities between "
+            "models mean nothing; use the same weights, or another gallery"
+        )
+    if dimension != stored.dimension:
+        raise GalleryError(
+            f"{location} holds embeddings of {stored.dimension} values, these have {dimension}: use the same "
+            "weights, or another gallery"
+        )
+
+
+def as_duration(keep: str | timedelta) -> timedelta:
+    """A duration from e.g. "30d": a whole number and s, m (minutes), h, d or w.
+
+    Raises:
+        GalleryError: for anything else, or a duration that is not positive.
+    """
+    if isinstance(keep, str):
+        found = re.fullmatch(r"\s*(\d{1,9})\s*([smhdw])\s*", keep)
+        if not found:
+            raise GalleryError(f"keep={keep!r}: give a number and a unit of s, m, h, d, w, as '30d'")
+        try:
+            keep = timedelta(seconds=int(found[1]) * UNITS[found[2]])
+        except OverflowError:
+            keep = timedelta.max  # longer than all time
+    if keep <= timedelta(0):
+        raise GalleryError(f"keep={keep} must be positive")
+    return keep

@@ -1,0 +1,94 @@
+"""Several crops of one person as one: of a query, and of a track or person in the gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fmcnet.errors import GalleryError
+from fmcnet.retrieval.inputs import unit_vectors
+from fmcnet.retrieval.records import Entry, Group, Hit, Stored
+from fmcnet.types import FloatArray, Modality
+
+
+def pool(embeddings: ArrayLike) -> FloatArray:
+    """One unit vector (D,) of several (N, D): the mean of their unit vectors, renormalised.
+
+    Raises:
+        GalleryError: for bad embeddings, or when they cancel out.
+    """
+    units = unit_vectors(embeddings)
+    if not len(units):
+        raise GalleryError("there is nothing to pool: give at least one embedding")
+    mean = units.mean(axis=0, dtype=np.float64)
+    if np.linalg.norm(mean) < 1e-6:
+        raise GalleryError("the embeddings cancel out: they cannot be crops of one person")
+    pooled: FloatArray = unit_vectors(mean)[0]
+    return pooled
+
+
+def pool_by(embeddings: ArrayLike, labels: Sequence[str]) -> dict[str, FloatArray]:
+    """`pool` of the embeddings (N, D) of each label (a track, say), in the order of first appearance.
+
+    Raises:
+        GalleryError: as `pool`, or when there are not N labels.
+    """
+    units = unit_vectors(embeddings)
+    if len(labels) != len(units):
+        raise GalleryError(f"{len(labels)} labels for {len(units)} embeddings: give one each")
+    rows: dict[str, list[int]] = {}
+    for row, label in enumerate(labels):
+        rows.setdefault(label, []).append(row)
+    return {label: pool(units[members]) for label, members in rows.items()}
+
+
+def group(hits: Iterable[Hit], by: Literal["track", "pid"], *, modalities_apart: bool = False) -> list[Group]:
+    """Hits (best first) that share a track or a pid together; groups by their best hit.
+
+    Args:
+        modalities_apart: visible and infrared hits of one track or pid are two groups.
+    """
+    if by not in ("track", "pid"):
+        raise GalleryError(f"hits are grouped by 'track' or 'pid', not {by!r}")
+    members: dict[object, list[Hit]] = {}
+    for hit in hits:
+        members.setdefault(_key(hit, by, modalities_apart), []).append(hit)
+    return [Group(getattr(found[0], by), found[0].similarity, tuple(found)) for found in members.values()]
+
+
+def rank_pooled(
+    query: FloatArray, groups: Iterable[Group], entries: Iterable[Stored], by: Literal["track", "pid"]
+) -> list[Group]:
+    """Groups of one modality each, ranked by the similarity of the query to all their entries pooled.
+
+    A group's embedding is the mean of its entries' unit embeddings, brought to unit length, as `pool` makes it. A
+    group with no key is its one hit; one of which no entry is there any more is left out.
+
+    Args:
+        query: (D,), unit length. groups: of `group` with `modalities_apart`. entries: all that belong to them.
+    """
+    sums: dict[object, tuple[int, Any]] = {}
+    for entry, vector in entries:
+        key = _key(entry, by, apart=True)
+        count, total = sums.get(key, (0, 0.0))
+        sums[key] = count + 1, total + vector.astype(np.float64)
+    found = []
+    for one in groups:
+        count, total = sums.get(_key(one.hits[0], by, apart=True), (0, 0.0))
+        if one.key is None:
+            found.append(replace(one, pooled=1))
+        elif count:
+            length = float(np.linalg.norm(total))
+            cosine = float(np.dot(total, query.astype(np.float64))) / length if length > 1e-6 * count else 0.0
+            found.append(replace(one, similarity=max(-1.0, min(cosine, 1.0)), pooled=count))
+    return sorted(found, key=lambda one: (-one.similarity, one.hits[0].id))
+
+
+def _key(one: Hit | Entry, by: str, apart: bool) -> tuple[object, str, Modality | None]:
+    """What those have in common that are of one group."""
+    value = getattr(one, by)
+    return value, one.id if value is None else "", one.modality if apart else None

@@ -1,0 +1,317 @@
+"""`Searcher`: an encoder and a gallery as one thing: images in, answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from fmcnet.data.depth import Remarks, ValueRange
+from fmcnet.errors import FmcnetError, GalleryError
+from fmcnet.inference.calibration.calibration import Calibration
+from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.images import ImageLike
+from fmcnet.retrieval.adding import Indexed, Modalities, encode_all
+from fmcnet.retrieval.answer import Answer, Match, MatchGroup
+from fmcnet.retrieval.gallery import Gallery
+from fmcnet.retrieval.notes import filter_notes, notes_of
+from fmcnet.retrieval.pooling import group as group_hits
+from fmcnet.retrieval.pooling import pool
+from fmcnet.retrieval.records import OnDuplicate, Where
+from fmcnet.retrieval.scores import Meaning, check_probability
+from fmcnet.types import Embeddings, FloatArray, Modality
+
+GroupBy = Literal["track", "pid"]
+NO_LIMIT = float("-inf")
+
+
+class Searcher:
+    """Index images and ask who somebody is.
+
+    Args:
+        encoder: turns images into embeddings; its calibration, where it has one, says what similarities mean.
+        gallery: where embeddings are kept; empty, or made by the same model.
+
+    Raises:
+        GalleryError: when the gallery holds embeddings of another model.
+        FmcnetError: when the encoder has no digest to tell.
+    """
+
+    def __init__(self, encoder: Encoder, gallery: Gallery) -> None:
+        self.encoder, self.gallery = encoder, gallery
+        if not encoder.digest:
+            raise FmcnetError(
+                "this encoder has no digest, so its embeddings cannot be told from others: load it"
+            )
+        self._check()
+
+    def _check(self) -> None:
+        settings = self.gallery.settings
+        if settings is not None and settings.model != self.encoder.digest:
+            raise GalleryError(
+                f"{self.gallery.location} holds embeddings of model {settings.model}, but "
+                f"{self.encoder.folder or 'this encoder'} is model {self.encoder.digest}: similarities between "
+                "models mean nothing. Take the model it was indexed with (an int8 export is one of its own), or "
+                "index into another gallery"
+            )
+
+    # ---- adding ----
+
+    def add(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        modality: Modalities,
+        *,
+        ids: Sequence[str] | None = None,
+        pid: int | Sequence[int | None] | None = None,
+        camera: str | Sequence[str | None] | None = None,
+        time: datetime | Sequence[datetime | None] | None = None,
+        track: str | Sequence[str | None] | None = None,
+        source: str | Path | Sequence[str | Path | None] | None = None,
+        tags: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        on_duplicate: OnDuplicate = "refuse",
+        keep_images: bool = False,
+        batch_size: int = 64,
+        progress: bool | None = None,
+        value_range: ValueRange | None = None,
+        remarks: Remarks | None = None,
+    ) -> Indexed:
+        """Encode images and add them; they are on disk when this returns.
+
+        Args:
+            images, modality: as `Encoder.encode` takes them.
+            ids, pid, camera, time, track, source, tags, on_duplicate: as `Gallery.add` takes them, one for all or one
+                for each image (folders expanded). source: None notes the absolute path of an image given by its
+                path, and nothing for others.
+            keep_images: keep a small JPEG of each image in the gallery, which goes when the entry goes; otherwise no
+                image is kept.
+            on_error: "raise": one image that cannot be read refuses all; "skip": it is left out, see `faults`.
+            batch_size, progress, value_range, remarks: as `Encoder.encode`.
+
+        Raises:
+            DataError: naming the images that cannot be read. GalleryError: as `Gallery.add`.
+        """
+        embeddings, faults, columns = encode_all(
+            self.encoder,
+            images,
+            modality,
+            {"pid": pid, "camera": camera, "time": time, "track": track, "source": source, "tags": tags}
+            | ({} if ids is None else {"ids": [ids] if isinstance(ids, str) else ids}),
+            on_error=on_error,
+            keep_images=keep_images,
+            batch_size=batch_size,
+            progress=progress,
+            value_range=value_range,
+            remarks=remarks,
+        )
+        if embeddings is None:
+            return Indexed((), faults)
+        done = self.add_embeddings(embeddings, **columns, on_duplicate=on_duplicate)
+        return replace(done, faults=faults)
+
+    def add_embeddings(
+        self, embeddings: Embeddings, *, on_duplicate: OnDuplicate = "refuse", **columns: Any
+    ) -> Indexed:
+        """Add what this searcher's encoder gave; `columns` as the keywords of `Gallery.add`."""
+        self._check()
+        kinds = [Modality.from_code(int(code)) for code in embeddings.modality]
+        done = self.gallery.add(
+            embeddings.features,
+            modality=kinds,
+            model=self.encoder.digest,
+            on_duplicate=on_duplicate,
+            **columns,
+        )
+        return Indexed(done.ids, (), done.added, done.replaced, done.skipped)
+
+    # ---- searching ----
+
+    def search(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        modality: Modalities,
+        *,
+        top: int = 20,
+        where: Where | None = None,
+        min_probability: float | None = None,
+        fmr: float | None = None,
+        prior: float | None = None,
+        group: GroupBy | None = None,
+        exact: bool = False,
+        value_range: ValueRange | None = None,
+    ) -> Answer:
+        """Who of the gallery is this?
+
+        Args:
+            images: one or several of ONE person, in one or both modalities; several are pooled into one query.
+            modality: one for all or one for each image.
+            top, where, exact: as `Gallery.search`.
+            min_probability: leave out entries less probable than this to show the same person; 0..1.
+            fmr: leave out entries below the calibrated threshold at this false-match rate, which is that of one
+                comparison.
+            prior: how probable it is, before comparing, that a given entry shows this person; None: 1 / (n + 1) for n
+                entries compared, as if each were another person and the one might be missing. Of a gallery with many
+                images of each of p persons, 1 / (p + 1) is the honest one.
+            value_range: as `Encoder.encode`; take the one that the gallery was indexed with.
+            group: the `top` best tracks or persons instead of entries. A track is judged by its entries of one
+                modality pooled (see `Gallery.search_groups`), a person by the best entry.
+
+        Returns:
+            An `Answer`; hits are ranked by similarity.
+
+        Raises:
+            DataError: for an image that cannot be read. GalleryError: as `Gallery.search`.
+            FmcnetError: when a probability or rate is asked for and the model is not calibrated.
+        """
+        remarks = Remarks()
+        query = self.encoder.encode(
+            images, modality, progress=False, value_range=value_range, remarks=remarks
+        )
+        answer = self.answer(
+            query,
+            top=top,
+            where=where,
+            min_probability=min_probability,
+            fmr=fmr,
+            prior=prior,
+            group=group,
+            exact=exact,
+        )
+        return replace(answer, notes=(*answer.notes, *remarks.lines()))
+
+    def answer(
+        self,
+        query: Embeddings,
+        *,
+        top: int = 20,
+        where: Where | None = None,
+        min_probability: float | None = None,
+        fmr: float | None = None,
+        prior: float | None = None,
+        group: GroupBy | None = None,
+        exact: bool = False,
+    ) -> Answer:
+        """`search` for images that this searcher's encoder has encoded already."""
+        for value, name in ((min_probability, "min_probability"), (prior, "prior")):
+            check_probability(value, name)
+        if group not in (None, "track", "pid"):
+            raise FmcnetError(f"group='{group}': hits are grouped by track or pid")
+        self._check()
+        seen = [kind for kind in Modality if (query.modality == kind.code).any()]
+        meaning = Meaning(self._calibration(), seen, 0.5)
+        asked = min_probability is not None or fmr is not None
+        thresholds = self._thresholds(meaning, fmr, where) if asked else {}
+        pooled = pool(query.features)
+        scopes = [_only(where, kind) for kind in thresholds] if asked else [where]
+        compared = sum(self.gallery.count(scope) for scope in scopes)
+        starting = prior if prior is not None else 1.0 / (max(compared, 1) + 1)
+        meaning = replace(meaning, prior=starting)
+        looked_at: list[Match] | list[MatchGroup]
+        if group == "track":
+            looked_at = [one for scope in scopes for one in self._tracks(meaning, pooled, top, scope, exact)]
+            looked_at.sort(key=lambda one: (-one.similarity, one.best.id))
+        else:
+            looked_at = [
+                one for scope in scopes for one in self._matches(meaning, pooled, top, scope, exact, group)
+            ]
+            looked_at.sort(key=lambda one: (-one.similarity, one.id))
+        reached = [
+            one
+            for one in looked_at
+            if not asked
+            or (
+                one.similarity >= thresholds[one.modality]
+                and (one.probability or 0.0) >= (min_probability or 0.0)
+            )
+        ]
+        found, groups = _ranked(reached, top, group)
+        notes = notes_of(meaning, len(query), looked_at, groups or found, asked, where, self.encoder)
+        notes = (*filter_notes(self.gallery, where), *notes)
+        if not compared:
+            notes = (
+                "there was no entry to compare with: the gallery is empty, or nothing in it passes the filter",
+                *notes,
+            )
+        return Answer(
+            hits=found,
+            groups=groups,
+            nobody=not found and (asked or not compared),
+            modality=seen[0] if len(seen) == 1 else None,
+            images=len(query),
+            compared=compared,
+            prior=starting if meaning.calibration is not None else None,
+            thresholds={kind: value for kind, value in thresholds.items() if value > NO_LIMIT},
+            notes=notes,
+        )
+
+    def _calibration(self) -> Calibration | None:
+        return self.encoder.calibration if self.encoder.calibrated else None
+
+    def _thresholds(self, meaning: Meaning, fmr: float | None, where: Where | None) -> dict[Modality, float]:
+        """By the modality of entries that can be judged: the least similarity; `NO_LIMIT` without a rate."""
+        kinds = [where.modality] if where is not None and where.modality is not None else list(Modality)
+        covered = [kind for kind in kinds if meaning.covers(kind)]
+        if not covered:
+            query = " and ".join(str(kind) for kind in meaning.query)
+            raise FmcnetError(
+                f"a probability or false-match rate needs a calibration of {query} queries against "
+                f"{' or '.join(str(kind) for kind in kinds)} entries, which this model lacks: make one with fmcnet "
+                f"calibrate {self.encoder.folder or 'RUN'} --data TABLE, or ask without"
+            )
+        limits = {kind: None if fmr is None else meaning.threshold(kind, fmr) for kind in covered}
+        return {kind: NO_LIMIT if limit is None else limit for kind, limit in limits.items()}
+
+    def _matches(
+        self,
+        meaning: Meaning,
+        query: FloatArray,
+        top: int,
+        where: Where | None,
+        exact: bool,
+        group: GroupBy | None,
+    ) -> list[Match]:
+        """The nearest entries; those of the nearest persons."""
+        model = self.encoder.digest
+        if group is None:
+            return meaning.matches(self.gallery.search(query, top, where, model=model, exact=exact))
+        groups = self.gallery.search_groups(query, group, top, where, model=model, exact=exact)
+        return meaning.matches([hit for one in groups for hit in one.hits])
+
+    def _tracks(
+        self, meaning: Meaning, query: FloatArray, top: int, where: Where | None, exact: bool
+    ) -> list[MatchGroup]:
+        """The nearest tracks, each by its entries pooled."""
+        tracks = self.gallery.search_groups(
+            query, "track", top, where, model=self.encoder.digest, exact=exact, pooled=True
+        )
+        leading = meaning.matches([replace(one.hits[0], similarity=one.similarity) for one in tracks])
+        return [
+            MatchGroup(
+                one.key, tuple(meaning.matches(one.hits)), lead.similarity, lead.probability, one.pooled
+            )
+            for one, lead in zip(tracks, leading, strict=True)
+        ]
+
+
+def _only(where: Where | None, kind: Modality) -> Where:
+    """The same condition, for entries of one modality."""
+    return replace(where or Where(), modality=kind)
+
+
+def _ranked(
+    reached: Sequence[Match | MatchGroup], top: int, group: GroupBy | None
+) -> tuple[tuple[Match, ...], tuple[MatchGroup, ...]]:
+    """The best matches, or the best of each of the best groups and those groups."""
+    groups = [one for one in reached if isinstance(one, MatchGroup)][:top]
+    matches = [one for one in reached if isinstance(one, Match)]
+    if group is None:
+        return tuple(matches[:top]), ()
+    if group == "pid":
+        by_id = {match.id: match for match in matches}
+        for one in group_hits(matches, group)[:top]:
+            members = tuple(by_id[hit.id] for hit in one.hits)
+            groups.append(MatchGroup(one.key, members, members[0].similarity, members[0].probability))
+    return tuple(one.best for one in groups), tuple(groups)

@@ -1,0 +1,289 @@
+"""What to index, as a list of pictures with their metadata: from folders, files, or a dataset's table."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone, tzinfo
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from fmcnet.data.listing import Ignored
+from fmcnet.data.readers import detect_layout, laid_out, read_dataset, told_by_folder
+from fmcnet.data.readers.csv import HELD_OUT
+from fmcnet.data.table import Table
+from fmcnet.errors import DataError, FmcnetError
+from fmcnet.inference.images import Fault, list_images, parse_modality
+from fmcnet.retrieval.names import NamePattern
+from fmcnet.retrieval.times import Doubtful, TimePattern, seen_at
+from fmcnet.types import NO_CAMERA, NO_PID, Modality
+
+
+class Picture(NamedTuple):
+    """One picture to index; see `Entry` for the meaning of each value.
+
+    Attributes:
+        path: absolute. source: where it came from, in the words of a table; None: its path.
+    """
+
+    path: Path
+    modality: Modality
+    pid: int | None = None
+    camera: str | None = None
+    time: datetime | None = None
+    track: str | None = None
+    tags: tuple[str, ...] = ()
+    source: str | None = None
+
+    @property
+    def id(self) -> str:
+        """32 hexadecimal digits of its path: the same picture has the same id whenever it is indexed."""
+        return hashlib.sha256(self.path.as_posix().encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is known of all pictures, and what their names tell.
+
+    Attributes:
+        modality: of pictures of which nothing else says it; where a table says it, only these rows are taken.
+        camera: of all pictures.
+        cameras, times, tracks, pids: found in the name, which is the path below the folder given.
+        layout: "auto", "images" (whatever lies there, as pictures), "sysu", "regdb", "llcm" or "csv".
+        split: of a dataset: "train", "val", "test", or "all".
+        zone: of times that name none. doubtful: what to do with local times that come twice, or never.
+    """
+
+    modality: Modality | None = None
+    camera: str | None = None
+    cameras: NamePattern | None = None
+    times: TimePattern | None = None
+    tracks: NamePattern | None = None
+    pids: NamePattern | None = None
+    layout: str = "auto"
+    split: str = "all"
+    zone: tzinfo = field(default=timezone.utc)
+    doubtful: Doubtful = "refuse"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Pictures to index, and what was left out.
+
+    Attributes:
+        faults: those that cannot be indexed, with the reason.
+        same: those that are a file named before, by another path or a link.
+        not_chosen: how many rows of a table an option left out, by the option.
+        not_listed: pictures in the folder of a CSV that has no row of them.
+        ignored: files of the folders that are no pictures.
+        notes: what else a person should know: what the reader of a table remarked, and times to come.
+    """
+
+    pictures: tuple[Picture, ...]
+    faults: tuple[Fault, ...] = ()
+    same: tuple[Fault, ...] = ()
+    not_chosen: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    not_listed: tuple[str, ...] = ()
+    ignored: tuple[Ignored, ...] = ()
+
+
+def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
+    """List what to index, each file once.
+
+    One CSV file, or one folder laid out as a dataset that fmcnet reads, is a table: modality, camera, identity,
+    time, track and tags are the table's. Every row is taken, whether or not it could be learnt from. Everything else
+    are pictures, and folders of pictures.
+
+    Raises:
+        DataError: for what is not there, or a table with faults. FmcnetError: for pictures without a modality, or
+            several sources of which one is a table.
+    """
+    if rules.camera is not None and rules.cameras is not None:
+        raise FmcnetError("give --camera or --camera-from-name, not both")
+    places = [Path(os.path.abspath(Path(source).expanduser())) for source in sources]  # noqa: PTH100 (.. goes, links stay)
+    layout = _layout(places, rules.layout, rules.modality)
+    if layout == "images" and rules.modality is None:
+        raise FmcnetError("say what these pictures are: --modality visible or --modality infrared")
+    ignored: list[Ignored] = []
+    rows = _pictures(places, rules, ignored) if layout == "images" else _table(places[0], layout, rules)
+    pictures: dict[Hashable, Picture] = {}
+    faults: list[Fault] = []
+    same: list[Fault] = []
+    for at, (name, picture, seen) in enumerate(rows.named):
+        try:
+            str(picture.path).encode()
+            if seen and rules.times is None:
+                picture = picture._replace(time=seen_at(seen, rules.zone, rules.doubtful))
+            told = _told_by_name(picture, name, rules)
+            first = pictures.setdefault(_file(picture.path), told)
+            if first.path != picture.path:
+                same.append(Fault(at, str(picture.path), f"is the same file as {first.path}"))
+        except UnicodeEncodeError:
+            faults.append(Fault(at, ascii(str(picture.path)), "its name is not valid Unicode"))
+        except DataError as error:
+            faults.append(Fault(at, str(picture.path), str(error)))
+    taken = tuple(pictures.values())
+    notes = (*rows.notes, *_to_come(taken))
+    return Sources(taken, tuple(faults), tuple(same), rows.not_chosen, notes, rows.not_listed, tuple(ignored))
+
+
+def _to_come(pictures: Sequence[Picture]) -> list[str]:
+    """A note of times later than tomorrow: no clock is right that says them."""
+    tomorrow = datetime.now(timezone.utc) + timedelta(days=1)
+    late = [picture for picture in pictures if picture.time is not None and picture.time > tomorrow]
+    if not late:
+        return []
+    return [
+        f"{len(late)} of {len(pictures)} pictures have a time to come, the first {late[0].path} "
+        f"{late[0].time:%Y-%m-%d %H:%M:%S %Z}: they expire late; check how times are written"
+    ]
+
+
+def _not_listed(place: Path, table: Table) -> tuple[str, ...]:
+    """Pictures in the folder of a CSV of which it has no row."""
+    if not place.is_dir():
+        return ()
+    listed = {_file(path) for path in table.full_paths()}
+    try:
+        return tuple(str(path) for path in list_images([place]) if _file(path) not in listed)
+    except DataError:
+        return ()  # all its pictures lie elsewhere
+
+
+def _file(path: Path) -> Hashable:
+    """What all names of a file share."""
+    try:
+        at = path.stat()
+    except OSError:
+        return path
+    return at.st_dev, at.st_ino
+
+
+def _layout(places: Sequence[Path], wanted: str, modality: Modality | None) -> str:
+    if wanted != "auto":
+        if wanted != "images" and len(places) > 1:
+            raise FmcnetError(f"--layout {wanted} takes one folder or CSV, not {len(places)}")
+        return wanted
+    if len(places) > 1:
+        for place in places:
+            kind = _dataset(place)
+            if kind == "csv" or laid_out(place):
+                raise FmcnetError(
+                    f"{place} is a {kind} dataset, which says itself what its images are: index it in a call of its "
+                    "own, or say --layout images to take all as mere pictures"
+                )
+    elif _dataset(places[0]) is not None:
+        return detect_layout(places[0])
+    for place in places:
+        _check_inside(place, modality)
+    return "images"
+
+
+def _dataset(place: Path) -> str | None:
+    """The layout of a dataset or CSV; None for pictures, folders of no known layout, or nothing."""
+    if place.is_file() and place.suffix.lower() not in (".csv", ".tsv"):
+        return None
+    try:
+        return detect_layout(place)
+    except DataError:
+        return None
+
+
+def _check_inside(place: Path, modality: Modality | None) -> None:
+    """No dataset lies in the folder, and none that the folder lies in says another modality.
+
+    Raises:
+        FmcnetError: where one does, which `--modality` would relabel.
+    """
+    inside = [child for child in sorted(place.iterdir()) if laid_out(child)] if place.is_dir() else []
+    if inside:
+        names = ", ".join(str(child) for child in inside)
+        raise FmcnetError(
+            f"{place} holds datasets, which say themselves what their images are: {names}. Index each in a call of "
+            "its own, or say --layout images to take all as mere pictures"
+        )
+    for folder in list(place.parents)[:3]:
+        layout = laid_out(folder)
+        told = told_by_folder(layout, place.relative_to(folder).parts[0]) if layout else None
+        if modality is not None and told is not None and told is not modality:
+            raise FmcnetError(
+                f"{place} is {told} in the {layout} dataset {folder}, but --modality says {modality}: mend it, or "
+                "say --layout images to take it as mere pictures"
+            )
+
+
+class _Rows(NamedTuple):
+    """Names, pictures and their times as a table gives them; the others are those of `Sources`."""
+
+    named: list[tuple[str, Picture, str]]
+    not_chosen: Mapping[str, int] = MappingProxyType({})
+    notes: tuple[str, ...] = ()
+    not_listed: tuple[str, ...] = ()
+
+
+def _pictures(places: Sequence[Path], rules: Rules, ignored: list[Ignored]) -> _Rows:
+    assert rules.modality is not None
+    found = []
+    for place in places:
+        for path in list_images([place], ignored):
+            name = path.relative_to(place).as_posix() if path != place else path.name
+            found.append((name, Picture(path, rules.modality), ""))
+    if not found:
+        raise DataError(f"{ignored[0].path} is {ignored[0].reason}, not an image: give images or folders")
+    return _Rows(found)
+
+
+def _table(place: Path, layout: str, rules: Rules) -> _Rows:
+    try:
+        table = read_dataset(place, layout=layout, training=False, modality=rules.modality)
+    except DataError as error:
+        if rules.layout == "auto" and place.is_dir():
+            raise DataError(
+                f"{error}\n{place} looks like a {layout} dataset. If it is just a folder of pictures: --layout images"
+            ) from error
+        raise
+    of_split = table.select(split=None if rules.split == "all" else rules.split)
+    chosen = of_split.select(modality=rules.modality)
+    if not len(chosen):
+        wanted = "" if rules.modality is None else f" {rules.modality}"
+        raise DataError(f"{place} has no{wanted} picture of split '{rules.split}'")
+    not_chosen = {
+        f"--split {rules.split}": len(table) - len(of_split),
+        f"--modality {rules.modality}": len(of_split) - len(chosen),
+    }
+    found = []
+    for row, path in zip(chosen.records(), chosen.full_paths(), strict=True):
+        pid = None if row.pid == NO_PID else row.pid
+        named = (table.pid_names[pid],) if table.pid_names and pid is not None else ()
+        tags = tuple(tag.strip() for tag in row.tags.split(";") if tag.strip())
+        camera = row.camera or (None if row.camid == NO_CAMERA else str(row.camid))
+        picture = Picture(
+            path, row.modality, pid, camera, None, row.track or None, (*named, *tags), row.source or None
+        )
+        found.append((row.path, picture, row.time))
+    notes = [note for note in table.notes if rules.split != "all" or not note.startswith(HELD_OUT)]
+    not_listed = _not_listed(place, table) if layout == "csv" else ()
+    return _Rows(found, {name: n for name, n in not_chosen.items() if n}, tuple(notes), not_listed)
+
+
+def _told_by_name(picture: Picture, name: str, rules: Rules) -> Picture:
+    """With what the name tells, which wins over a table.
+
+    Raises:
+        DataError: when it does not tell what it should.
+    """
+    return picture._replace(
+        camera=rules.cameras.find(name) if rules.cameras else rules.camera or picture.camera,
+        time=rules.times.find(name) if rules.times else picture.time,
+        track=rules.tracks.find(name) if rules.tracks else picture.track,
+        pid=rules.pids.number(name) if rules.pids else picture.pid,
+    )
+
+
+def modality_or_none(text: str | None) -> Modality | None:
+    """`parse_modality`, or None."""
+    return None if text is None else parse_modality(text)

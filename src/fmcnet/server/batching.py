@@ -1,0 +1,151 @@
+"""Images of many requests through the network together: small batches, short waits, a bounded queue."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcnet.server.errors import overloaded
+from fmcnet.types import FloatArray, Modality
+
+Embed = Callable[[NDArray[Any], Modality], FloatArray]
+"""(N, H, W, 3) uint8 of one modality to (N, E) float32."""
+
+
+class _Job(NamedTuple):
+    pixels: NDArray[np.uint8]
+    future: asyncio.Future[FloatArray]
+    since: float
+
+
+class Batcher:
+    """Gathers single images into batches of one modality and embeds them in one thread.
+
+    A batch goes off when it is full or its first image has waited for `wait` seconds, the modality whose first image
+    is the oldest before the other.
+
+    Args:
+        embed: the network. batch: images at once, at most. wait: seconds. queue: images waiting, at most.
+        seen: told the size of each batch.
+    """
+
+    def __init__(
+        self,
+        embed: Embed,
+        *,
+        batch: int = 32,
+        wait: float = 0.005,
+        queue: int = 512,
+        seen: Callable[[int], object] = lambda size: None,
+    ) -> None:
+        self._embed, self._batch, self._wait, self._most, self._seen = embed, batch, wait, queue, seen
+        self._waiting: dict[Modality, deque[_Job]] = {modality: deque() for modality in Modality}
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embed")
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Images in the queue."""
+        return sum(map(len, self._waiting.values()))
+
+    @property
+    def running(self) -> bool:
+        """Whether images are embedded."""
+        return self._task is not None and not self._task.done()
+
+    def start(self) -> None:
+        """Begin; needs a running event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """Embed what waits, then end; may be called again."""
+        self._stopping = True
+        self._wake.set()
+        if self._task is not None:
+            await self._task
+        self._thread.shutdown()
+
+    async def embed(self, pixels: NDArray[np.uint8], modality: Sequence[Modality]) -> FloatArray:
+        """Descriptors of N images, in their order, whichever batches they were in.
+
+        Args:
+            pixels: (N, H, W, 3), N >= 1. modality: N of them.
+
+        Returns:
+            (N, E) float32, not brought to unit length.
+
+        Raises:
+            Refusal: 503, when not all N fit the queue, or the service stops.
+        """
+        if self._stopping or not self.running:
+            raise overloaded("the service is stopping or not yet ready")
+        if self.waiting + len(pixels) > self._most:
+            raise overloaded(f"{self.waiting} images wait for the network already", "images")
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        jobs = [_Job(image, loop.create_future(), now) for image in pixels]
+        for job, kind in zip(jobs, modality, strict=True):
+            self._waiting[kind].append(job)
+        self._wake.set()
+        try:
+            return np.stack(await asyncio.gather(*(job.future for job in jobs)))
+        finally:
+            for job in jobs:
+                job.future.cancel()  # of a caller who is gone, or whose other image failed
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            kind = self._oldest()
+            if kind is None:
+                if self._stopping:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            await self._fill(kind)
+            queue = self._waiting[kind]
+            taken = [queue.popleft() for _ in range(min(self._batch, len(queue)))]
+            jobs = [job for job in taken if not job.future.done()]
+            if not jobs:
+                continue
+            self._seen(len(jobs))
+            images = np.stack([job.pixels for job in jobs])
+            try:
+                features = await loop.run_in_executor(self._thread, self._embed, images, kind)
+                if features.shape[0] != len(jobs):
+                    raise ValueError(f"{features.shape[0]} embeddings of {len(jobs)} images")
+            except Exception as error:  # the callers' to report; the next batch goes on
+                for job in jobs:
+                    if not job.future.done():
+                        job.future.set_exception(error)
+                continue
+            for job, row in zip(jobs, features, strict=True):
+                if not job.future.done():
+                    job.future.set_result(row)
+
+    def _oldest(self) -> Modality | None:
+        heads = [(queue[0].since, kind) for kind, queue in self._waiting.items() if queue]
+        return min(heads, key=lambda head: head[0])[1] if heads else None
+
+    async def _fill(self, kind: Modality) -> None:
+        """Wait until the batch is full, or its first image has waited long enough."""
+        queue = self._waiting[kind]
+        until = queue[0].since + self._wait
+        while len(queue) < self._batch and not self._stopping:
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            self._wake.clear()
+            try:
+                await asyncio.wait_for(self._wake.wait(), left)
+            except asyncio.TimeoutError:
+                return

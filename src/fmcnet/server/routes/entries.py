@@ -1,0 +1,197 @@
+"""Routes of entries: add, look, list, show."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Depends, Form, Query, Request
+from fastapi.responses import Response
+
+from fmcnet.errors import GalleryError
+from fmcnet.retrieval import Entry, Where
+from fmcnet.retrieval.inputs import as_id
+from fmcnet.server.errors import Refusal, error_schema
+from fmcnet.server.filters import Conditions
+from fmcnet.server.routes.search import Caller, Images, Kinds, Number, Running, Words, whole
+from fmcnet.server.schemas import AddedBody, EntriesBody, EntryBody, Moment
+from fmcnet.server.service import Service
+from fmcnet.server.validation import only_known
+
+_log = logging.getLogger(__name__)
+_Value = TypeVar("_Value")
+
+router = APIRouter(prefix="/v1", responses=error_schema(), dependencies=[Depends(only_known)])
+
+FARTHEST = 100_000
+"""Entries that a list can skip."""
+
+
+@router.post("/entries", response_model=AddedBody, status_code=201, summary="Add crops; all, or none")
+async def add(
+    service: Running,
+    caller: Caller,
+    request: Request,
+    images: Images,
+    modality: Kinds,
+    id: Annotated[list[str], Form(description="One each; made up when not given.")] = [],  # noqa: B006
+    camera: Words = [],  # noqa: B006
+    time: Annotated[list[Moment], Form(description="When seen; with a time zone.")] = [],  # noqa: B006
+    track: Words = [],  # noqa: B006
+    source: Words = [],  # noqa: B006
+    pid: list[Number] = [],  # noqa: B006
+    tag: Annotated[list[str], Form(description="Tags of all these images.")] = [],  # noqa: B006
+    on_duplicate: Annotated[
+        Literal["refuse", "replace", "skip"],
+        Form(description="An id that is there; replace needs the scope admin."),
+    ] = "refuse",
+) -> dict[str, Any]:
+    """`camera`, `time`, `track`, `source`, `pid`: none, one for all images, or one each. On disk when it answers."""
+    n = len(images)
+    with service.audit.watch(
+        "add", **caller, images=n, modality=modality[:2], on_duplicate=on_duplicate
+    ) as log:
+        if on_duplicate == "replace" and not request.scope["state"]["may"]("admin"):
+            raise Refusal(
+                403,
+                "replacing removes, which needs the scope admin",
+                "on_duplicate",
+                "use another key, or skip",
+            )
+        columns: dict[str, Any] = {
+            "camera": _column(camera, n, "camera"),
+            "time": _column(time, n, "time"),
+            "track": _column(track, n, "track"),
+            "source": _column(source, n, "source"),
+            "pid": _column(pid, n, "pid"),
+        }
+        if id and len(id) != n:
+            raise Refusal(422, f"{len(id)} ids for {n} images", "id", "give one for each image, or none")
+        embeddings, pictures = await service.embed(await whole(images), modality)
+        async with service.changing:  # nobody adds or removes one of these before their crops are kept
+            there: set[str] = set()
+            if on_duplicate == "skip" and service.pictures.kept is not None:
+                there = await service.work(lambda: {one for one in id if one in service.gallery})
+            done = await service.work(
+                lambda: service.searcher.add_embeddings(
+                    embeddings, on_duplicate=on_duplicate, ids=id or None, tags=[tag] * n, **columns
+                )
+            )
+            log.update(
+                ids=list(done.ids), added=done.added, replaced=done.replaced, skipped=done.skipped,
+                camera=sorted(set(camera)),
+            )  # fmt: skip
+            service.cameras.update(camera)
+            kept = [p for p in zip(done.ids, pictures, strict=True) if p[0] not in there]
+            notes = await service.work(lambda: _keep(service, kept))
+    return {
+        "ids": list(done.ids),
+        "added": done.added,
+        "replaced": done.replaced,
+        "skipped": done.skipped,
+        "notes": notes,
+    }
+
+
+@router.get("/entries", response_model=EntriesBody, summary="List entries, as those of a track")
+async def entries(
+    service: Running,
+    where: Conditions,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+    offset: Annotated[int, Query(ge=0, le=FARTHEST)] = 0,
+) -> EntriesBody:
+    """Entries that match, without embeddings, in the order of their adding."""
+    asked = None if where.anything else where
+
+    def look() -> tuple[int, list[Entry]]:
+        found = service.gallery.scan(asked, chunk=min(offset + limit, 4096))
+        rows = [entry for entry, _ in itertools.islice(found, offset, offset + limit)]
+        return service.gallery.count(asked), rows
+
+    total, rows = await service.work(look)
+    return EntriesBody(total=total, entries=[EntryBody.of(entry) for entry in rows])
+
+
+@router.get("/entries/{entry_id:path}", response_model=EntryBody, summary="One entry")
+async def entry(service: Running, entry_id: str) -> EntryBody:
+    """Without its embedding."""
+    return EntryBody.of(await _get(service, entry_id))
+
+
+@router.get(
+    "/images/{entry_id:path}",
+    response_class=Response,
+    responses={200: {"content": {"image/jpeg": {}}, "description": "A JPEG of at most 512 pixels a side"}},
+    summary="The picture of an entry",
+)
+async def image(service: Running, entry_id: str) -> Response:
+    """Only of crops that were kept (--keep-images), or of sources that may be shown (--show-sources)."""
+    found = await _get(service, entry_id)
+    data = await service.work(lambda: service.pictures.read(found))
+    if data is None:
+        raise Refusal(
+            404, "there is no picture of this entry", "entry_id", "see --keep-images, --show-sources"
+        )
+    return Response(data, media_type="image/jpeg")
+
+
+async def _get(service: Service, entry_id: str) -> Entry:
+    check_id(entry_id)
+
+    def look() -> Entry | None:
+        for found, _ in service.gallery.scan(Where(ids=[entry_id]), chunk=1):
+            return found
+        return None
+
+    found = await service.work(look)
+    if found is None:
+        raise absent(entry_id)
+    return found
+
+
+def check_id(entry_id: str) -> None:
+    """Whether it can be an id.
+
+    Raises:
+        Refusal: 422, saying why not.
+    """
+    try:
+        as_id(entry_id)
+    except GalleryError as error:
+        raise Refusal(422, str(error), "entry_id", "give the id of an entry") from error
+
+
+def absent(entry_id: str) -> Refusal:
+    """404 for an id that is not there."""
+    return Refusal(
+        404, f"there is no entry '{entry_id[:256]}'", "entry_id", "look for it with a search or a list"
+    )
+
+
+def _column(values: list[_Value], images: int, name: str) -> _Value | list[_Value] | None:
+    """None, one for all, or one each.
+
+    Raises:
+        Refusal: for another count.
+    """
+    if len(values) not in (0, 1, images):
+        raise Refusal(
+            422, f"{len(values)} values for {images} images", name, "give none, one for all, or one each"
+        )
+    return None if not values else values[0] if len(values) == 1 else values
+
+
+def _keep(service: Service, pictures: list[tuple[str, bytes | None]]) -> list[str]:
+    """Store the pictures of new entries; what went wrong, as notes: the entries themselves are there."""
+    kept = service.pictures.kept
+    if kept is None:
+        return []
+    try:
+        for entry_id, data in pictures:
+            if data is not None:
+                kept.keep(entry_id, data)
+    except OSError as error:
+        _log.error("pictures cannot be kept in %s: %s", kept.folder, error)
+        return ["the entries are added, but not all of their pictures could be kept"]
+    return []

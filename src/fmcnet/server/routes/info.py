@@ -1,0 +1,125 @@
+"""Routes for everybody and for machines: the page, health, metrics, what the gallery is."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+
+from fmcnet.server.errors import ANYWHERE, Refusal, error_schema
+from fmcnet.server.keys import SCOPES
+from fmcnet.server.metrics import CONTENT_TYPE
+from fmcnet.server.routes.search import Running
+from fmcnet.server.schemas import GalleryBody, StateBody
+from fmcnet.server.validation import only_known
+
+router = APIRouter()
+
+FILES = {
+    "index.html": "text/html; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+    "page.css": "text/css; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+"""The whole page."""
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""No outside requests, no inline code, no frames."""
+
+
+def scope_of(method: str, path: str) -> str | None:
+    """The scope a request needs; None: everybody may."""
+    if path == "/metrics":
+        return "read"
+    if path != "/v1" and not path.startswith("/v1/"):
+        return None
+    if method == "DELETE":
+        return "admin"
+    return "write" if method == "POST" and path.rstrip("/") == "/v1/entries" else "read"
+
+
+@cache
+def _file(name: str) -> bytes:
+    return (files("fmcnet.server") / "page" / name).read_bytes()
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> Response:
+    """The page."""
+    return _page_file("index.html")
+
+
+@router.get("/page/{name}", include_in_schema=False)
+async def page_file(name: str) -> Response:
+    """A part of the page."""
+    if name not in FILES:
+        raise Refusal(404, "the page has no such part", "path", "open /")
+    return _page_file(name)
+
+
+def _page_file(name: str) -> Response:
+    headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
+    return Response(_file(name), media_type=FILES[name], headers=headers)
+
+
+@router.get(
+    "/healthz", response_model=StateBody, responses=error_schema(*ANYWHERE), summary="The process answers"
+)
+async def healthz() -> StateBody:
+    """200 as long as it lives."""
+    return StateBody(ok=True)
+
+
+@router.get(
+    "/readyz",
+    response_model=StateBody,
+    responses={503: {"model": StateBody, "description": "Not now"}, **error_schema(*ANYWHERE)},
+    summary="Requests are welcome",
+)
+async def readyz(request: Request) -> Response:
+    """503 while it starts or stops, or cannot do its work."""
+    faults = request.app.state.service.faults()
+    return JSONResponse({"ok": not faults, "faults": faults}, 503 if faults else 200)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {"content": {"text/plain": {}}, "description": "Prometheus's text format"},
+        **error_schema(),
+    },
+    summary="For Prometheus",
+)
+async def metrics(service: Running) -> Response:
+    """Counters, without anything personal."""
+    return Response(await service.work(service.metrics.text), media_type=CONTENT_TYPE)
+
+
+@router.get(
+    "/v1/gallery",
+    response_model=GalleryBody,
+    responses=error_schema(),
+    dependencies=[Depends(only_known)],
+    summary="What there is",
+)
+async def gallery(service: Running, request: Request) -> GalleryBody:
+    """The gallery in numbers, and what the caller may do."""
+    state = request.scope["state"]
+    return GalleryBody(
+        entries=await service.work(lambda: len(service.gallery)),
+        model=service.encoder.digest,
+        dimension=service.dimension,
+        calibrated=service.encoder.calibrated,
+        pictures=service.pictures.any,
+        keeps_images=service.pictures.kept is not None,
+        cameras=sorted(service.cameras),
+        may=[scope for scope in SCOPES if state["may"](scope)],
+        key=state["key"],
+        images_at_once=service.limits.images,
+        top_at_most=service.limits.top,
+    )

@@ -1,0 +1,131 @@
+"""Routes that look: embed and search."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, cast
+
+from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
+
+from fmcnet.retrieval import Where
+from fmcnet.retrieval.records import as_modality
+from fmcnet.server.errors import Refusal, error_schema
+from fmcnet.server.filters import logged
+from fmcnet.server.schemas import AnswerBody, EmbeddedBody, EmbeddingsBody, ModalityName, Moment
+from fmcnet.server.service import Service, Upload
+from fmcnet.server.validation import only_known
+from fmcnet.types import Modality
+
+router = APIRouter(prefix="/v1", responses=error_schema(), dependencies=[Depends(only_known)])
+
+Images = Annotated[
+    list[UploadFile], File(min_length=1, description="JPEG, PNG, WebP, BMP, TIFF or GIF files.")
+]
+Kinds = Annotated[
+    list[str],
+    Form(min_length=1, description="visible or infrared: one for all images, or one each, in their order."),
+]
+Words = Annotated[list[str], Form()]
+Number = Annotated[int, Form(ge=-(2**63) + 1, le=2**63 - 1)]
+
+
+def the_service(request: Request) -> Service:
+    """The running service.
+
+    Raises:
+        Refusal: 503, while it starts or stops.
+    """
+    service: Service = request.app.state.service
+    if not service.ready:
+        raise Refusal(503, "the service is starting or stopping", "the service", "try again", retry_after=2)
+    return service
+
+
+def the_caller(request: Request) -> dict[str, Any]:
+    """Who asks, as the audit log notes it."""
+    state = request.scope.get("state", {})
+    client = request.client.host if request.client is not None else None
+    return {"request": state.get("request"), "key": state.get("key"), "client": client}
+
+
+Running = Annotated[Service, Depends(the_service)]
+Caller = Annotated[dict[str, Any], Depends(the_caller)]
+
+
+async def whole(images: list[UploadFile]) -> list[Upload]:
+    """Uploads with their bytes; they are in memory already."""
+    return [
+        Upload((one.filename or f"images[{at}]")[:200], await one.read()) for at, one in enumerate(images)
+    ]
+
+
+@router.post("/embed", response_model=EmbeddingsBody, summary="Images to embeddings; nothing is kept")
+async def embed(service: Running, images: Images, modality: Kinds) -> EmbeddingsBody:
+    """Unit embeddings, in the order of the images."""
+    found, _ = await service.embed(await whole(images), modality)
+    return EmbeddingsBody(
+        model=service.encoder.digest,
+        dimension=found.features.shape[1],
+        embeddings=[
+            EmbeddedBody(
+                name=str(found.name[row]),
+                modality=cast(ModalityName, str(Modality.from_code(int(found.modality[row])))),
+                embedding=found.features[row].tolist(),
+            )
+            for row in range(len(found))
+        ],
+    )
+
+
+@router.post("/search", response_model=AnswerBody, summary="Who of the gallery is this?")
+async def search(
+    service: Running,
+    caller: Caller,
+    images: Images,
+    modality: Kinds,
+    top: Annotated[int, Form(ge=1, description="Hits, or groups.")] = 20,
+    camera: Words = [],  # noqa: B006 (FastAPI copies it)
+    track: Words = [],  # noqa: B006
+    tag: Annotated[list[str], Form(description="An entry must have all of these.")] = [],  # noqa: B006
+    pid: list[Number] = [],  # noqa: B006
+    entry_modality: Annotated[
+        str | None, Form(description="Only entries that are visible, or infrared.")
+    ] = None,
+    since: Annotated[Moment | None, Form(description="Seen at or after; with a time zone.")] = None,
+    until: Annotated[Moment | None, Form(description="Seen before; with a time zone.")] = None,
+    min_probability: Annotated[float | None, Form(gt=0, lt=1)] = None,
+    fmr: Annotated[float | None, Form(gt=0, le=1, description="False-match rate of one comparison.")] = None,
+    prior: Annotated[
+        float | None, Form(gt=0, lt=1, description="Before comparing; default 1 / (entries + 1).")
+    ] = None,
+    group: Annotated[Literal["track", "pid"] | None, Form()] = None,
+) -> dict[str, Any]:
+    """All images are of ONE person, in one or both modalities; they are pooled into one query, and not kept."""
+    with service.audit.watch("search", **caller, images=len(images), modality=modality[:2], top=top) as log:
+        if top > service.limits.top:
+            raise Refusal(422, f"top={top} is more than {service.limits.top}", "top", "ask for fewer")
+        where = Where(
+            cameras=camera or None,
+            tracks=track or None,
+            tags=tag or None,
+            pids=pid or None,
+            modality=None if entry_modality is None else as_modality(entry_modality),
+            since=since,
+            until=until,
+        )
+        log["where"] = logged(where)
+        query, _ = await service.embed(await whole(images), modality)
+        answer = await service.work(
+            lambda: service.searcher.answer(
+                query,
+                top=top,
+                where=None if where.anything else where,
+                min_probability=min_probability,
+                fmr=fmr,
+                prior=prior,
+                group=group,
+            )
+        )
+        log["nobody"] = answer.nobody
+        shown = [match for one in answer.groups for match in one.matches] or answer.hits
+        log["shown"] = [hit.id for hit in shown]
+    return answer.to_dict()

@@ -1,0 +1,248 @@
+"""The door before every route: which page asks, whose key, how many at once, how large and how slow a body.
+
+A caller without a valid key costs no body, no thread and no image. The body is read whole, within its bounds, before
+the route starts; it never touches the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fmcnet.server.errors import Refusal, overloaded, refusal_of
+from fmcnet.server.keys import Key, Keys
+from fmcnet.server.limits import Limits
+from fmcnet.server.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+"""On every answer that does not say otherwise."""
+
+ScopeOf = Callable[[str, str], str | None]
+"""Method and path to the scope that is needed; None: everybody."""
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        app: what is guarded. keys: none: nobody needs one, and only this machine's own names are answered to.
+        scope_of: which scope a request needs. limits, metrics: the service's.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, keys: Keys, scope_of: ScopeOf, limits: Limits, metrics: Metrics
+    ) -> None:
+        self.app, self.keys, self.scope_of = app, keys, scope_of
+        self.limits, self.metrics = limits, metrics
+        self._working = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        answer = _Answer(send, secrets.token_hex(8))
+        state = scope.setdefault("state", {})
+        state["request"] = answer.request
+        start = time.perf_counter()
+        try:
+            await self._serve(scope, receive, answer)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            refusal = refusal_of(error)
+            if answer.started:
+                _log.error("request %s broke off in its answer", answer.request, exc_info=error)
+            else:
+                await refusal.response()(scope, receive, answer)
+        finally:
+            route = scope.get("route")
+            name = getattr(route, "path", "other")
+            self.metrics.requests.labels(name, str(answer.status)).inc()
+            self.metrics.seconds.labels(name).observe(time.perf_counter() - start)
+
+    async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        headers = Headers(scope=scope)
+        self._check_page(headers)
+        needed = self.scope_of(scope["method"], scope["path"])
+        key = self._key(headers, needed)
+        scope["state"]["key"] = key.name if key is not None else None
+        scope["state"]["may"] = (lambda wanted: True) if key is None else key.may
+        if needed is None:
+            answer.close = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+            await self.app(scope, _replay(b"", receive), answer)
+            return
+        self._check_length(headers)
+        if self._working >= self.limits.requests:
+            self.metrics.refused.labels("busy").inc()
+            raise overloaded(f"{self._working} requests are at work already")
+        self._working += 1
+        self.metrics.working.set(self._working)
+        try:
+            body = await self._body(receive)
+            await self.app(scope, _replay(body, receive), answer)
+        finally:
+            self._working -= 1
+            self.metrics.working.set(self._working)
+
+    def _check_page(self, headers: Headers) -> None:
+        """Other sites' pages, in the browser of somebody who may ask, may not."""
+        host = headers.get("host", "")
+        if not self.keys and _name(host) not in LOCAL:
+            self.metrics.refused.labels("host").inc()
+            raise Refusal(
+                403,
+                f"this service has no API keys and answers to this machine's own names only, not to '{host[:100]}'",
+                "header Host",
+                "use http://127.0.0.1, or start it with API keys",
+            )
+        origin = headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != host:
+            self.metrics.refused.labels("origin").inc()
+            raise Refusal(
+                403,
+                "a page of another site asked",
+                "header Origin",
+                "use the service's own page, or no browser",
+            )
+
+    def _key(self, headers: Headers, needed: str | None) -> Key | None:
+        if not self.keys or needed is None:
+            return None
+        given = headers.get("x-api-key", "")
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if not given and scheme.lower() == "bearer":
+            given = token.strip()
+        key = self.keys.find(given)
+        if key is None:
+            self.metrics.refused.labels("key").inc()
+            what = "this API key is not known" if given else "an API key is needed"
+            raise Refusal(
+                401, what, "header Authorization", "send Authorization: Bearer KEY; fmcnet keys makes keys"
+            )
+        if not key.may(needed):
+            self.metrics.refused.labels("scope").inc()
+            raise Refusal(
+                403,
+                f"the key '{key.name}' has no scope '{needed}'",
+                "header Authorization",
+                f"use a key with the scope {needed}",
+            )
+        return key
+
+    def _check_length(self, headers: Headers) -> None:
+        length = headers.get("content-length", "0")
+        if not (length.isascii() and length.isdigit() and len(length) < 20):
+            raise Refusal(
+                400, "Content-Length is no number", "header Content-Length", "leave it to your client"
+            )
+        if int(length) > self.limits.body_bytes:
+            self.metrics.refused.labels("size").inc()
+            raise self._too_large()
+
+    async def _body(self, receive: Receive) -> bytes:
+        parts, size = [], 0
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.limits.body_seconds
+        while True:
+            try:
+                message = await asyncio.wait_for(receive(), until - loop.time())
+            except asyncio.TimeoutError:
+                self.metrics.refused.labels("slow").inc()
+                raise Refusal(
+                    408,
+                    f"the body took more than {self.limits.body_seconds:g} s to arrive",
+                    "body",
+                    "send fewer or smaller images at once",
+                ) from None
+            if message["type"] == "http.disconnect":
+                raise Refusal(
+                    400, "the connection was closed before the body was there", "body", "send it again"
+                )
+            part = message.get("body", b"")
+            size += len(part)
+            if size > self.limits.body_bytes:
+                self.metrics.refused.labels("size").inc()
+                raise self._too_large()
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    def _too_large(self) -> Refusal:
+        return Refusal(
+            413,
+            f"the body is larger than {self.limits.body_bytes} bytes",
+            "body",
+            "send fewer or smaller images at once",
+        )
+
+
+class _Answer:
+    """`send`, with the headers that every answer has; remembers what was sent.
+
+    Attributes:
+        close: end the connection with the answer, for nobody reads the body.
+    """
+
+    def __init__(self, send: Send, request: str) -> None:
+        self._send, self.request = send, request
+        self.status, self.started = 0, False
+        self.close = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.started = message["status"], True
+            present = {name.lower() for name, _ in message.get("headers", [])}
+            extra = {**HEADERS, "X-Request-Id": self.request}
+            if self.close or self.status in (401, 403, 408, 413, 503):
+                extra["Connection"] = "close"  # the body may not have been read
+            message = {
+                **message,
+                "headers": [
+                    *message.get("headers", []),
+                    *(
+                        (k.encode(), v.encode())
+                        for k, v in extra.items()
+                        if k.lower().encode() not in present
+                    ),
+                ],
+            }
+        await self._send(message)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def _name(host: str) -> str | None:
+    """The name in a Host header, without its port; None: it has none."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None

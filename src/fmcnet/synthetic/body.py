@@ -1,0 +1,256 @@
+"""Body and clothes as primitives: limbs (round cones), ellipsoids, elliptic frustums and rounded boxes."""
+
+from __future__ import annotations
+
+from math import cos, pi, sin
+
+import numpy as np
+
+from fmcnet.synthetic.identity import BAG, HAIR, HAT, LOWER, SHOE, SKIN, UPPER, Identity
+from fmcnet.synthetic.primitives import (
+    RULE_CHEST,
+    RULE_HAIR,
+    RULE_HAT,
+    RULE_HEAD,
+    Builder,
+    Limb,
+    Matrix,
+    Pose,
+    Quadric,
+    View,
+    pitch_matrix,
+    yaw_matrix,
+)
+
+
+def _swing(length: float, angle: float, out: float) -> Matrix:
+    """A segment hanging down, swung forwards by `angle` and outwards by `out`."""
+    return np.array([length * sin(out), -length * cos(angle) * cos(out), length * sin(angle) * cos(out)])
+
+
+def _leg(build: Builder, who: Identity, pose: Pose, side: float, hip: Matrix, swing: float) -> None:
+    body, h = who.body, who.body.height
+    upper = 0.49 * body.leg * h
+    lower = 0.47 * body.leg * h
+    step = pose.stride * body.stride * (0.55 if who.bottom in ("skirt", "dress") else 1.0)
+    thigh = step * swing
+    knee = max(0.0, 0.12 + 1.0 * step * cos(pose.phase + (0.0 if side > 0 else pi) + 0.4)) * (
+        1.0 if step > 0.05 else 0.3
+    )
+    mid = hip + _swing(upper, thigh, 0.02 * side)
+    ankle = mid + _swing(lower, thigh - knee, -0.01 * side)
+    fat = 0.5 + 0.5 * body.girth
+    top, joint, end = 0.053 * h * fat, 0.033 * h * fat, 0.024 * h * fat
+    long = who.bottom == "trousers"
+    loose = who.loose if long or who.bottom == "shorts" else 1.0
+    knee_height = 0.47 * body.leg
+    if long:
+        bare = 0.03 if who.bottom_length <= 0.03 else who.bottom_length
+        thigh_slots, shin_cut = (
+            (LOWER, LOWER, 1.0),
+            float(np.clip(1.0 - (bare - 0.03) / knee_height, 0.0, 1.0)),
+        )
+        shin_slots = (LOWER, SKIN, shin_cut)
+    elif who.bottom == "shorts":
+        cut = float(np.clip((body.leg - who.bottom_length) / (0.49 * body.leg), 0.2, 1.0))
+        thigh_slots, shin_slots = (LOWER, SKIN, cut), (SKIN, SKIN, 1.0)
+    else:
+        thigh_slots, shin_slots = (SKIN, SKIN, 1.0), (SKIN, SKIN, 1.0)
+    if who.boots > 0.0:
+        split = 1.0 - who.boots
+        shin_slots = (shin_slots[0] if shin_slots[2] > 0.3 else SKIN, SHOE, split)
+    wide = joint * loose
+    build.limb(hip, mid, top * (0.5 + 0.5 * loose), wide, thigh_slots, hip[1])
+    calf = (0.5 + 0.5 * loose) if long else 1.0
+    hem = end * (loose**1.6 if long else 1.0) * (1.25 if who.boots > 0.0 else 1.0)
+    build.limb(mid, ankle, wide if long else joint, max(hem, end) * calf, shin_slots, hip[1] - upper)
+    toe = pitch_matrix(0.6 * max(0.0, knee - thigh - 0.25))
+    foot = ankle + toe @ np.array([0.01 * side, -0.022 * h, 0.042 * h])
+    build.quadric(foot, (0.027 * h, 0.021 * h, 0.072 * h), SHOE, tilt=toe)
+
+
+def _arm(build: Builder, who: Identity, pose: Pose, side: float, shoulder: Matrix, swing: float) -> None:
+    body, h = who.body, who.body.height
+    upper, lower = 0.172 * h * body.arm, 0.150 * h * body.arm
+    fat = 0.45 + 0.55 * body.girth
+    carries = who.bag == "tote" and side == who.bag_side
+    angle = pose.swing * swing * (0.3 if carries else 1.0)
+    bend = pose.bend * (0.2 if carries else 1.0)
+    if pose.phone == side and not carries:
+        angle, bend = 0.35, 1.75
+    out = 0.10 + 0.06 * body.girth
+    elbow = shoulder + _swing(upper, angle, out * side)
+    wrist = elbow + _swing(lower, angle + bend, 0.03 * side)
+    sleeve = 1.0 + (0.22 if who.sleeves == "long" else 0.12)
+    base = h * fat
+    bulge = sleeve if who.sleeves != "none" else 1.0
+    cut = {"long": 1.0, "short": 0.62, "none": 0.06}[who.sleeves]
+    top = shoulder[1]
+    build.limb(shoulder, elbow, 0.033 * base * bulge, 0.026 * base * bulge, (UPPER, SKIN, cut), top)
+    long = who.sleeves == "long"
+    slots = (UPPER, SKIN, 0.94) if long else (SKIN, SKIN, 1.0)
+    grow = sleeve if long else 1.0
+    build.limb(elbow, wrist, 0.026 * base * grow, 0.020 * base * grow, slots, top - upper)
+    hand = wrist + _swing(0.036 * h, angle + bend, 0.0)
+    build.quadric(hand, (0.017 * h, 0.034 * h, 0.021 * h), SKIN)
+    if carries:
+        size = who.bag_size
+        centre = hand + np.array([0.02 * side, -0.13 * size, 0.0])
+        build.quadric(
+            centre, (0.055 * size, 0.165 * size, 0.17 * size), BAG, shape="box", tex=0.3, width=0.16
+        )
+
+
+def _head(build: Builder, who: Identity, pose: Pose, neck: Matrix) -> None:
+    h, size = who.body.height, who.body.head
+    turn = yaw_matrix(pose.turn) @ pitch_matrix(pose.nod)
+    a, b, c = 0.047 * h * size, 0.069 * h * size, 0.056 * h * size
+    centre = neck + np.array([0.0, 0.062 * h * size + 0.01, 0.012 * h])
+    build.limb(neck - np.array([0.0, 0.03 * h, 0.012]), centre, 0.034 * h, 0.031 * h, (SKIN, SKIN, 1.0), 0.0)
+    build.quadric(centre, (a, b, c), SKIN, rule=RULE_HEAD, tilt=turn)
+    if who.hair != "bald":
+        grow = 1.10 if who.hair == "short" else 1.20
+        back = turn @ np.array([0.0, 0.006, -0.010])
+        build.quadric(centre + back, (a * grow, b * grow * 0.99, c * grow), HAIR, rule=RULE_HAIR, tilt=turn)
+    if who.hair == "long":
+        top = centre + turn @ np.array([0.0, 0.01, -0.7 * c])
+        end = neck + np.array([0.0, -0.085 * h, -0.062 * h])
+        build.limb(top, end, a * 0.98, a * 0.72, (HAIR, HAIR, 1.0), 0.0)
+    elif who.hair == "bob":
+        build.quadric(
+            centre + turn @ np.array([0.0, -0.30 * b, -0.45 * c]),
+            (a * 1.22, b * 0.82, c * 0.72),
+            HAIR,
+            tilt=turn,
+        )
+    if who.hat != "none":
+        grow = 1.24 if who.hat == "beanie" else 1.20
+        lift = np.array([0.0, 0.018, -0.004])
+        build.quadric(centre + turn @ lift, (a * grow, b * grow, c * grow), HAT, rule=RULE_HAT, tilt=turn)
+        if who.hat == "cap":
+            brim = turn @ np.array([0.0, 0.42 * b, 1.25 * c])
+            build.quadric(centre + brim, (a * 0.95, 0.010, c * 0.85), HAT, tilt=turn)
+        elif who.hat == "brim":
+            build.quadric(
+                centre + turn @ np.array([0.0, 0.42 * b, 0.0]), (a * 2.1, 0.012, c * 2.0), HAT, tilt=turn
+            )
+
+
+def _torso(build: Builder, who: Identity, lean: Matrix, hips: Matrix, chest: float) -> None:
+    body, h = who.body, who.body.height
+    pelvis_y, waist_y = body.leg * h, (body.leg + 0.105) * h
+    deep = 0.072 * h * (0.35 + 0.65 * body.girth)
+    waist_w, waist_d = 0.5 * (body.hip + body.shoulder) * 0.86, deep * 0.95
+    top_w = body.shoulder * 0.88
+    waist = hips + np.array([0.0, waist_y - pelvis_y, 0.0])
+    length = chest - 0.012 * h - waist_y
+    k = top_w / waist_w - 1.0
+    build.quadric(
+        waist,
+        (waist_w, length, waist_d),
+        UPPER,
+        shape="frustum",
+        k=k,
+        rule=RULE_CHEST,
+        tilt=lean,
+        tex=waist_y,
+    )
+    yoke = waist + lean @ np.array([0.0, length, 0.0])
+    depth = min(waist_d * (1.0 + k) * 1.01, 0.115 * h)
+    build.quadric(yoke, (top_w * 1.02, 0.050 * h, depth), UPPER, rule=RULE_CHEST, tilt=lean, tex=chest)
+    hip_w, hip_d = body.hip * 1.06, deep * 1.10
+    slack = 0.5 + 0.5 * who.loose if who.bottom in ("trousers", "shorts") else 1.0
+    build.quadric(
+        hips - np.array([0.0, 0.01 * h, 0.0]), (hip_w * slack, 0.062 * h, hip_d * slack), LOWER, tex=pelvis_y
+    )
+    build.quadric(
+        hips,
+        (hip_w, waist_y - pelvis_y, hip_d),
+        LOWER,
+        shape="frustum",
+        k=waist_w / hip_w - 1.0,
+        tex=pelvis_y,
+    )
+    skirt_w = 0.0
+    if who.bottom in ("skirt", "dress"):
+        end = who.bottom_length * h
+        skirt_w = hip_w * who.flare * (1.05 + 0.25 * (1.0 - who.bottom_length / 0.38))
+        base = hips + np.array([0.0, end - pelvis_y, 0.0])
+        radii = (skirt_w, waist_y - end, skirt_w * 0.92)
+        build.quadric(base, radii, LOWER, shape="frustum", k=waist_w / skirt_w - 1.0, tex=end)
+    _hem(build, who, hips, (waist_w, waist_d), (hip_w * slack, hip_d * slack), skirt_w)
+
+
+def _hem(
+    build: Builder,
+    who: Identity,
+    hips: Matrix,
+    waist: tuple[float, float],
+    hip: tuple[float, float],
+    skirt: float,
+) -> None:
+    """The part of the upper garment below the waist, wide enough to cover what is under it."""
+    body, h = who.body, who.body.height
+    waist_y = (body.leg + 0.105) * h
+    hem_y = max(0.0, body.leg + 0.035 - who.hem) * h
+    wide = max(hip[0], waist[0]) * (1.07 + 0.2 * (who.flare - 1.0))
+    deep = max(hip[1], waist[1]) * 1.12
+    if skirt > 0.0:
+        share = min(1.0, (waist_y - hem_y) / (waist_y - who.bottom_length * h))
+        under = waist[0] + (skirt - waist[0]) * share
+        wide, deep = max(wide, 1.05 * under), max(deep, 1.0 * under)
+    top = max(waist[0] * 1.03 / wide, waist[1] * 1.04 / deep)
+    build.quadric(
+        hips + np.array([0.0, hem_y - body.leg * h, 0.0]),
+        (wide, waist_y + 0.03 - hem_y, deep),
+        UPPER,
+        shape="frustum",
+        k=top - 1.0,
+        rule=RULE_CHEST,
+        tex=hem_y,
+    )
+
+
+def _bag(build: Builder, who: Identity, lean: Matrix, hips: Matrix, chest: float) -> None:
+    body, h, size = who.body, who.body.height, who.bag_size
+    if who.bag == "backpack":
+        centre = hips + lean @ np.array(
+            [0.0, chest - body.leg * h - 0.17, -0.072 * h * body.girth - 0.075 * size]
+        )
+        build.quadric(
+            centre, (0.14 * size, 0.22 * size, 0.09 * size), BAG, shape="box", tilt=lean, tex=0.3, width=0.15
+        )
+        low = lean @ np.array([0.0, -0.07 * size, -0.055 * size])
+        build.quadric(
+            centre + low,
+            (0.105 * size, 0.10 * size, 0.07 * size),
+            BAG,
+            shape="box",
+            tilt=lean,
+            tex=0.2,
+            width=0.12,
+        )
+    elif who.bag == "shoulder":
+        centre = hips + np.array([who.bag_side * (body.hip * 1.12 + 0.04), -0.02, 0.01])
+        build.quadric(centre, (0.05 * size, 0.11 * size, 0.15 * size), BAG, shape="box", tex=0.3, width=0.14)
+
+
+def build_body(who: Identity, pose: Pose, view: View) -> list[Limb | Quadric]:
+    """The primitives of a person in view space, origin at half stature above the feet."""
+    body, h = who.body, who.body.height
+    build = Builder(pose, view, h)
+    step = pose.stride * body.stride
+    drop = 0.06 * step * step * abs(sin(pose.phase)) * h
+    hips = np.array([0.0, body.leg * h - drop, 0.0])
+    chest = 0.815 * h + (body.leg - 0.515) * 0.35 * h
+    lean = pitch_matrix(body.stoop)
+    _torso(build, who, lean, hips, chest)
+    rise = chest - body.leg * h
+    left = sin(pose.phase)
+    for side, swing in ((1.0, left), (-1.0, -left)):
+        _leg(build, who, pose, side, hips + np.array([side * body.hip * 0.56, -0.01 * h, 0.0]), swing)
+        socket = hips + lean @ np.array([side * (body.shoulder * 0.90), rise - 0.014 * h, 0.0])
+        _arm(build, who, pose, side, socket, -swing)
+    _head(build, who, pose, hips + lean @ np.array([0.0, rise + 0.045 * h, 0.0]))
+    _bag(build, who, lean, hips, chest)
+    return build.parts

@@ -1,0 +1,189 @@
+"""Cameras: where they stand, what they see, and what their sensors do to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from fmcnet.synthetic.scene import Scene, make_scene
+from fmcnet.types import Modality
+
+Float = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera.
+
+    Attributes:
+        camid: its number in the layout.
+        spectrum: "visible", "nir" or "thermal".
+        place: number of its place; two cameras in one room share it.
+        outdoor: whether the place is outdoors.
+        pitch: downward tilt in radians, 0.03 to 0.40.
+        distance: metres to the person, 4 to 9.
+        light: azimuth and elevation of the key light in radians.
+        key: linear RGB of the key light.
+        ambient: linear RGB of the ambient light.
+        response: (3, 3) colour matrix of the sensor, row-wise.
+        exposure: gain.
+        gamma: exponent of the tone curve, 0.40 to 0.55.
+        blur: standard deviation in pixels per 128 rows.
+        noise: standard deviation in grey levels (0 to 255).
+        native: resolution relative to the written image, 0.5 to 1.
+        lamp: strength and ambient of the near-infrared lamp.
+    """
+
+    camid: int
+    spectrum: str
+    place: int
+    outdoor: bool
+    pitch: float
+    distance: float
+    light: tuple[float, float]
+    key: tuple[float, float, float]
+    ambient: tuple[float, float, float]
+    response: tuple[float, ...]
+    exposure: float
+    gamma: float
+    blur: float
+    noise: float
+    native: float
+    lamp: tuple[float, float]
+
+    @property
+    def modality(self) -> Modality:
+        """Visible, or infrared for both near infrared and thermal."""
+        return Modality.VISIBLE if self.spectrum == "visible" else Modality.INFRARED
+
+
+_SYSU = {1: ("visible", 1, False), 2: ("visible", 2, False), 3: ("nir", 2, False), 4: ("visible", 4, True),
+         5: ("visible", 5, True), 6: ("nir", 6, True)}  # fmt: skip
+_REGDB = {1: ("visible", 1, True), 2: ("thermal", 1, True)}
+
+
+def _placements(layout: str, spectrum: str) -> dict[int, tuple[str, int, bool]]:
+    if layout == "sysu":
+        return _SYSU
+    if layout == "regdb":
+        return _REGDB
+    return {c: (spectrum, c, c > 6) for c in range(1, 10) if spectrum == "visible" or c != 3}
+
+
+def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    return (float(values[0]), float(values[1]), float(values[2]))
+
+
+@lru_cache(maxsize=64)
+def camera(layout: str, seed: int, camid: int, infrared: bool) -> Camera:
+    """The camera of a number: a pure function of its arguments.
+
+    In SYSU-MM01's and RegDB's layouts the number alone says the spectrum; LLCM has a visible and an infrared camera
+    of the same number in the same place, so `infrared` chooses.
+    """
+    number = {"sysu": 1, "regdb": 2, "llcm": 3}[layout]
+    spectrum, place, outdoor = _placements(layout, "nir" if infrared else "visible")[camid]
+    rng = np.random.default_rng([7201, seed, number, camid, int(infrared)])
+    warmth = float(rng.normal(0.0, 0.11))
+    tint = np.exp(np.array([warmth, 0.0, -warmth]))
+    key = tint * (float(rng.uniform(0.9, 1.3)) if outdoor else float(rng.uniform(0.5, 0.85)))
+    ambient = (0.5 + 0.5 * tint) * float(rng.uniform(0.45, 0.65))
+    mixing = np.eye(3) * 1.12 - 0.04 + rng.normal(0.0, 0.03, (3, 3))
+    mixing *= 1.0 / mixing.sum(axis=1, keepdims=True) * np.exp(rng.normal(0.0, 0.06, (3, 1)))
+    low_light = 0.7 if layout == "llcm" else 1.0
+    exposure = low_light * float(rng.uniform(0.75, 1.10)) / float(np.mean(key) * 0.55 + np.mean(ambient))
+    noise = float(rng.uniform(1.2, 3.0)) * (1.6 if layout == "llcm" else 1.0)
+    native, blur = float(rng.uniform(0.75, 1.0)), float(rng.uniform(0.1, 0.5))
+    if spectrum == "nir":
+        noise, blur = 1.3 * noise, blur + 0.1
+    elif spectrum == "thermal":
+        noise, blur, native = 1.5, 0.7, 0.5
+    return Camera(
+        camid=camid,
+        spectrum=spectrum,
+        place=place,
+        outdoor=outdoor,
+        pitch=float(rng.uniform(0.06, 0.34)),
+        distance=float(rng.uniform(4.0, 9.0)),
+        light=(float(rng.uniform(-1.2, 1.2)), float(rng.uniform(0.5, 1.2))),
+        key=_triple(key),
+        ambient=_triple(ambient),
+        response=tuple(float(v) for v in mixing.reshape(-1)),
+        exposure=exposure,
+        gamma=float(rng.uniform(0.42, 0.52)),
+        blur=blur,
+        noise=noise,
+        native=native,
+        lamp=(float(rng.uniform(0.95, 1.5)), float(rng.uniform(0.05, 0.22))),
+    )
+
+
+@lru_cache(maxsize=24)
+def scene_of(layout: str, seed: int, place: int, outdoor: bool, height: int, width: int) -> Scene:
+    """The scene of a place at a crop size in pixels, kept for the process."""
+    number = {"sysu": 1, "regdb": 2, "llcm": 3}[layout]
+    return make_scene((seed, number, place), height, width, outdoor=outdoor)
+
+
+def _tone(linear: Float, gamma: float) -> Bytes:
+    """Linear radiance to 8 bits through a shoulder (soft saturation) and a gamma curve, by table."""
+    level = np.linspace(0.0, 1.6, 2048)
+    soft = np.where(level < 0.7, level, 0.7 + 0.3 * np.tanh((level - 0.7) / 0.3))
+    table = np.rint(255.0 * soft**gamma).astype(np.uint8)
+    index = np.clip(linear * (2047.0 / 1.6), 0.0, 2047.0).astype(np.uint16)
+    return np.asarray(table[index], dtype=np.uint8)
+
+
+def _sense(
+    image: Image.Image, cam: Camera, size: tuple[int, int], gain: float, rng: np.random.Generator
+) -> Bytes:
+    """Resample to the sensor's resolution, blur, add noise, resample to (width, height) `size`."""
+    native = (max(8, round(size[0] * cam.native * gain)), max(16, round(size[1] * cam.native * gain)))
+    image = image.resize(native, Image.Resampling.BILINEAR)
+    blur = cam.blur * native[1] / 128.0
+    if blur > 0.25:
+        image = image.filter(ImageFilter.GaussianBlur(blur))
+    pixels = np.asarray(image).astype(np.float32)
+    if cam.noise > 0.0:
+        noise = rng.standard_normal(pixels.shape, dtype=np.float32)
+        pixels += noise * (cam.noise * (1.15 - 0.6 * pixels / 255.0))
+    out = Image.fromarray(np.clip(np.rint(pixels), 0.0, 255.0).astype(np.uint8))
+    if out.size != size:
+        out = out.resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(out)
+
+
+def develop_visible(radiance: Float, cam: Camera, size: tuple[int, int], rng: np.random.Generator) -> Bytes:
+    """Linear RGB (h, w, 3) to the written image, (height, width, 3) uint8."""
+    gain = cam.exposure * float(np.exp(rng.normal(0.0, 0.08)))
+    matrix = (np.array(cam.response, dtype=np.float32).reshape(3, 3) * np.float32(gain)).T
+    image = Image.fromarray(_tone(radiance @ matrix, cam.gamma))
+    return _sense(image, cam, size, float(rng.uniform(0.88, 1.0)), rng)
+
+
+def develop_nir(radiance: Float, cam: Camera, size: tuple[int, int], rng: np.random.Generator) -> Bytes:
+    """Near-infrared radiance (h, w) to one grey channel (height, width) uint8; the lamp falls off to the rim."""
+    h, w = radiance.shape
+    y = (np.arange(h, dtype=np.float32) / h - 0.42 - 0.05 * float(rng.normal()))[:, None]
+    x = (np.arange(w, dtype=np.float32) / w - 0.5 - 0.05 * float(rng.normal()))[None, :]
+    spot = 1.0 / (1.0 + 1.3 * (y * y) + 0.55 * (x * x))
+    gain = 0.62 * float(np.exp(rng.normal(0.0, 0.08)))
+    image = Image.fromarray(_tone(radiance * (spot * np.float32(gain)), cam.gamma + 0.10))
+    return _sense(image, cam, size, float(rng.uniform(0.88, 1.0)), rng)
+
+
+def develop_thermal(celsius: Float, cam: Camera, size: tuple[int, int], rng: np.random.Generator) -> Bytes:
+    """Temperatures (h, w) to one grey channel (height, width) uint8: soft, with the dark halo of local contrast."""
+    low = 14.0 + float(rng.normal(0.0, 0.7))
+    high = 35.5 + float(rng.normal(0.0, 0.4))
+    level = np.clip((celsius - low) / (high - low), 0.0, 1.0)
+    image = Image.fromarray(np.rint(level * 235.0 + 8.0).astype(np.uint8))
+    wide = np.asarray(image.filter(ImageFilter.BoxBlur(0.05 * image.size[1])), dtype=np.float32)
+    sharp = np.asarray(image, dtype=np.float32)
+    image = Image.fromarray(np.clip(sharp + 0.22 * (sharp - wide), 0.0, 255.0).astype(np.uint8))
+    return _sense(image, cam, size, float(rng.uniform(0.85, 1.0)), rng)

@@ -1,0 +1,183 @@
+"""A generated person: body, hair, clothes and bag, drawn once from (seed, pid).
+
+Everything that stays the same in all images of an identity is decided here; pose, camera and light are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fmcnet.synthetic.materials import (
+    Material,
+    dark_of,
+    hair_material,
+    make_garment,
+    make_leather,
+    skin_material,
+)
+
+SKIN, HAIR, UPPER, LOWER, SHOE, BAG, HAT, DARK, INNER = range(9)
+"""Material slots of an identity, in the order of `Identity.materials`."""
+
+SLOT_NAMES = ("skin", "hair", "upper", "lower", "shoe", "bag", "hat", "dark", "inner")
+
+
+@dataclass(frozen=True)
+class Body:
+    """Proportions of a body. Lengths in metres unless said otherwise.
+
+    Attributes:
+        height: stature, 1.50 to 1.98.
+        leg: hip height as a fraction of stature, 0.48 to 0.55.
+        arm: arm length relative to the average, 0.92 to 1.08.
+        shoulder: half shoulder width, about 0.16 to 0.24.
+        girth: thickness of torso and limbs relative to the average, 0.8 to 1.4.
+        hip: half hip width, about 0.13 to 0.20.
+        head: head size relative to the average, 0.92 to 1.08.
+        stride: amplitude of the thigh in radians when walking, 0.3 to 0.6.
+        stoop: forward lean of the upper body in radians, 0 to 0.16.
+    """
+
+    height: float
+    leg: float
+    arm: float
+    shoulder: float
+    girth: float
+    hip: float
+    head: float
+    stride: float
+    stoop: float
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One generated person.
+
+    Attributes:
+        pid: the identity's number.
+        body: proportions.
+        hair: "bald", "short", "bob" or "long".
+        hat: "none", "beanie", "cap" or "brim".
+        sleeves: "long", "short" or "none".
+        bottom: "trousers", "shorts", "skirt" or "dress" (a dress continues the upper garment).
+        hem: how far the upper garment reaches below the waist as a fraction of stature (0.02 to 0.30).
+        bottom_length: where shorts or skirt end, as a fraction of stature above the floor.
+        flare: widening of skirt or coat at its hem, 1.0 to 1.6.
+        loose: slack of trouser legs, 1.0 to 1.45.
+        open_front: half width in radians of the strip where an open jacket shows the inner shirt; 0 when closed.
+        boots: height of the shoe shaft as a fraction of the shin, 0 to 0.75.
+        bag: "none", "backpack", "shoulder" or "tote".
+        bag_size: relative size, 0.8 to 1.25.
+        bag_side: +1 or -1, the side of a shoulder bag or tote.
+        materials: one material per slot (`SKIN`, `HAIR`, ...).
+        activity: warmth of the person in kelvin added to all clothes in thermal images, -1 to 1.5.
+    """
+
+    pid: int
+    body: Body
+    hair: str
+    hat: str
+    sleeves: str
+    bottom: str
+    hem: float
+    bottom_length: float
+    flare: float
+    loose: float
+    open_front: float
+    boots: float
+    bag: str
+    bag_size: float
+    bag_side: float
+    materials: tuple[Material, ...]
+    activity: float
+
+
+def _pick(rng: np.random.Generator, names: tuple[str, ...], weights: tuple[float, ...]) -> str:
+    edges = np.cumsum(weights) / np.sum(weights)
+    return names[min(int(np.searchsorted(edges, rng.random(), side="right")), len(names) - 1)]
+
+
+def _between(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(low + (high - low) * rng.random())
+
+
+def _draw_body(rng: np.random.Generator) -> Body:
+    tall = float(np.clip(rng.normal(0.0, 1.0), -2.0, 2.0))
+    height = 1.72 + 0.095 * tall
+    girth = float(np.clip(rng.normal(1.04, 0.14), 0.80, 1.40))
+    build = float(np.clip(rng.normal(0.0, 1.0), -2.0, 2.0))
+    return Body(
+        height=height,
+        leg=0.515 + 0.014 * float(np.clip(rng.normal(), -2, 2)),
+        arm=1.0 + 0.03 * float(np.clip(rng.normal(), -2, 2)),
+        shoulder=height * (0.112 + 0.008 * build) * (0.8 + 0.2 * girth),
+        girth=girth,
+        hip=height * (0.088 - 0.004 * build) * (0.55 + 0.45 * girth),
+        head=1.0 + 0.035 * float(np.clip(rng.normal(), -2, 2)),
+        stride=_between(rng, 0.30, 0.60),
+        stoop=_between(rng, 0.0, 0.16),
+    )
+
+
+def draw_identity(seed: int, pid: int) -> Identity:
+    """The identity `pid` of the world `seed`: a pure function of the two, the same in every layout.
+
+    Args:
+        seed: any non-negative integer.
+        pid: any non-negative integer.
+    """
+    rng = np.random.default_rng([7001, seed, pid])
+    body = _draw_body(rng)
+    hair = _pick(rng, ("bald", "short", "bob", "long"), (0.07, 0.43, 0.22, 0.28))
+    hat = _pick(rng, ("none", "beanie", "cap", "brim"), (0.70, 0.11, 0.12, 0.07))
+    sleeves = _pick(rng, ("long", "short", "none"), (0.52, 0.36, 0.12))
+    bottom = _pick(rng, ("trousers", "shorts", "skirt", "dress"), (0.52, 0.20, 0.15, 0.13))
+    coat = sleeves == "long" and bottom in ("trousers", "skirt") and rng.random() < 0.25
+    hem = _between(rng, 0.17, 0.30) if coat else _between(rng, 0.04, 0.10)
+    if bottom == "shorts":
+        bottom_length = _between(rng, 0.27, 0.39)
+    elif bottom == "trousers":
+        bottom_length = _pick_length(rng)
+    else:
+        bottom_length = _between(rng, 0.14, 0.38)
+    jacket = sleeves == "long" and bottom != "dress" and rng.random() < 0.25
+    upper = make_garment(rng, warm=2.0 if coat else (0.9 if sleeves == "long" else 0.1), plain=0.42)
+    lower = make_garment(rng, warm=0.6, plain=0.66)
+    skin = skin_material(rng)
+    materials = (
+        skin,
+        hair_material(rng),
+        upper,
+        upper if bottom == "dress" else lower,
+        make_leather(rng),
+        make_garment(rng, warm=3.0, plain=0.84, offset=-3.5),
+        make_garment(rng, warm=1.2, plain=0.75),
+        dark_of(skin),
+        make_garment(rng, warm=0.0, plain=0.70),
+    )
+    return Identity(
+        pid=pid,
+        body=body,
+        hair=hair,
+        hat=hat,
+        sleeves=sleeves,
+        bottom=bottom,
+        hem=hem,
+        bottom_length=bottom_length,
+        flare=_between(rng, 1.05, 1.6),
+        loose=_between(rng, 1.0, 1.45),
+        open_front=_between(rng, 0.22, 0.60) if jacket else 0.0,
+        boots=_between(rng, 0.25, 0.75) if rng.random() < 0.22 else 0.0,
+        bag=_pick(rng, ("none", "backpack", "shoulder", "tote"), (0.40, 0.26, 0.20, 0.14)),
+        bag_size=_between(rng, 0.8, 1.25),
+        bag_side=1.0 if rng.random() < 0.5 else -1.0,
+        materials=materials,
+        activity=_between(rng, -1.0, 1.5),
+    )
+
+
+def _pick_length(rng: np.random.Generator) -> float:
+    """Where trousers end: usually at the ankle, sometimes cropped."""
+    return 0.03 if rng.random() < 0.8 else _between(rng, 0.10, 0.16)

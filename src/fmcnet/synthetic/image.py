@@ -1,0 +1,199 @@
+"""One image, from its address (seed, layout, pid, camera, number) to pixels: a pure function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import cos, pi, sin
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcnet.synthetic.body import build_body
+from fmcnet.synthetic.cameras import Camera, camera, develop_nir, develop_thermal, develop_visible, scene_of
+from fmcnet.synthetic.identity import Identity, draw_identity
+from fmcnet.synthetic.primitives import Pose, View
+from fmcnet.synthetic.render import GBuffer, rasterise
+from fmcnet.synthetic.scene import Scene
+from fmcnet.synthetic.shading import Light, Surface, shade_nir, shade_thermal, shade_visible, surface_of
+
+Float = NDArray[np.float32]
+
+LAYOUT_NUMBERS = {"sysu": 1, "regdb": 2, "llcm": 3}
+
+
+@dataclass(frozen=True)
+class ImageKey:
+    """The address of an image.
+
+    Attributes:
+        seed: seed of the world.
+        layout: "sysu", "regdb" or "llcm".
+        pid: identity, 1 and up.
+        camid: camera, 1 and up.
+        infrared: whether the camera is an infrared one.
+        index: number of the image among the identity's images of that camera, 1 and up.
+    """
+
+    seed: int
+    layout: str
+    pid: int
+    camid: int
+    infrared: bool
+    index: int
+
+
+@lru_cache(maxsize=512)
+def _identity(seed: int, pid: int) -> Identity:
+    return draw_identity(seed, pid)
+
+
+def draw_pose(rng: np.random.Generator, previous_yaw: float | None = None) -> Pose:
+    """A random pose: any yaw, any phase; one in seven stands, one in twelve holds a phone."""
+    standing = rng.random() < 0.15
+    return Pose(
+        yaw=float(rng.uniform(-pi, pi)) if previous_yaw is None else previous_yaw,
+        phase=float(rng.uniform(0.0, 2.0 * pi)),
+        stride=0.0 if standing else float(rng.uniform(0.5, 1.15)),
+        swing=0.05 if standing else float(rng.uniform(0.15, 0.6)),
+        bend=float(rng.uniform(0.1, 0.55)),
+        phone=float(rng.choice([-1.0, 1.0])) if rng.random() < 0.08 else 0.0,
+        nod=float(rng.normal(0.06, 0.10)),
+        turn=float(rng.normal(0.0, 0.25)),
+    )
+
+
+def _draw(
+    buffer: GBuffer, who: Identity, cam: Camera, rng: np.random.Generator, origin: tuple[float, float]
+) -> Surface:
+    """Pose a person, rasterise into the buffer, gather the surface."""
+    view = View(
+        pitch=cam.pitch + float(rng.normal(0.0, 0.03)), distance=cam.distance * float(rng.uniform(0.85, 1.2))
+    )
+    rasterise(buffer, build_body(who, draw_pose(rng), view), who, origin)
+    return surface_of(buffer, who)
+
+
+def _light(cam: Camera, rng: np.random.Generator) -> Light:
+    azimuth = cam.light[0] + float(rng.normal(0.0, 0.35))
+    elevation = float(np.clip(cam.light[1] + rng.normal(0.0, 0.12), 0.2, 1.45))
+    flat = cos(elevation)
+    gain = float(np.exp(rng.normal(0.0, 0.10)))
+    key = (cam.key[0] * gain, cam.key[1] * gain, cam.key[2] * gain)
+    return Light((flat * sin(azimuth), sin(elevation), flat * cos(azimuth)), key, cam.ambient)
+
+
+def _background(scene: Scene, cam: Camera, height: int, width: int, rng: np.random.Generator) -> Float:
+    """A random window of the scene, (h, w) or (h, w, 3), as radiance or temperature."""
+    top = int(rng.uniform(0.2, 0.8) * (scene.nir.shape[0] - height))
+    left = int(rng.integers(0, scene.nir.shape[1] - width + 1))
+    window = (slice(top, top + height), slice(left, left + width))
+    if cam.spectrum == "visible":
+        lit = np.array(cam.key, dtype=np.float32) * 0.55 + np.array(cam.ambient, dtype=np.float32)
+        return np.asarray(scene.visible[window] * lit)
+    if cam.spectrum == "nir":
+        return np.asarray(scene.nir[window] * np.float32(0.7 * cam.lamp[0]))
+    return scene.thermal[window].copy()
+
+
+def _shadow(canvas: Float, row: float, column: float, scale: float, depth: float) -> None:
+    """Darken the floor around the feet, in place."""
+    height, width = canvas.shape[:2]
+    rx, ry = 0.42 * scale, 0.12 * scale
+    y0, y1 = max(0, int(row - 2 * ry)), min(height, int(row + 2 * ry))
+    x0, x1 = max(0, int(column - 2 * rx)), min(width, int(column + 2 * rx))
+    if y0 >= y1 or x0 >= x1:
+        return
+    y = ((np.arange(y0, y1, dtype=np.float32) - row) / ry)[:, None]
+    x = ((np.arange(x0, x1, dtype=np.float32) - column) / rx)[None, :]
+    dark = 1.0 - depth * np.exp(-(x * x + y * y))
+    canvas[y0:y1, x0:x1] *= dark if canvas.ndim == 2 else dark[..., None]
+
+
+def _paint(canvas: Float, surface: Surface, who: Identity, cam: Camera, light: Light) -> None:
+    """Shade a surface in the camera's spectrum onto the canvas, in place."""
+    if cam.spectrum == "visible":
+        canvas.reshape(-1, 3)[surface.flat] = shade_visible(surface, who, light)
+    elif cam.spectrum == "nir":
+        canvas.reshape(-1)[surface.flat] = shade_nir(surface, who, cam.lamp[0], cam.lamp[1])
+    else:
+        canvas.reshape(-1)[surface.flat] = shade_thermal(surface, who)
+
+
+def _occlude(canvas: Float, cam: Camera, rng: np.random.Generator) -> None:
+    """A thing in front: a desk or railing from below, or a post at the side, in place."""
+    height, width = canvas.shape[:2]
+    if rng.random() < 0.6:
+        rows, cols = slice(int(height * rng.uniform(0.70, 0.90)), height), slice(0, width)
+        if rng.random() < 0.5:
+            start = int(width * rng.uniform(0.0, 0.6))
+            cols = slice(start, start + int(width * rng.uniform(0.3, 0.7)))
+    else:
+        wide = int(width * rng.uniform(0.10, 0.28))
+        start = 0 if rng.random() < 0.5 else width - wide
+        rows, cols = slice(int(height * rng.uniform(0.0, 0.4)), height), slice(start, start + wide)
+    block = canvas[rows, cols]
+    shade = np.linspace(1.15, 0.85, block.shape[0], dtype=np.float32)[:, None]
+    if cam.spectrum == "visible":
+        colour = rng.uniform(0.08, 0.5) * np.exp(rng.normal(0.0, 0.2, 3))
+        canvas[rows, cols] = shade[..., None] * colour.astype(np.float32)
+    elif cam.spectrum == "nir":
+        canvas[rows, cols] = shade * np.float32(rng.uniform(0.12, 0.6))
+    else:
+        canvas[rows, cols] = np.float32(rng.uniform(17.0, 21.0))
+
+
+def internal_size(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns rendered for a written image: about twice as many, fewer for large images."""
+    factor = 2.0 if height <= 96 else (1.6 if height <= 160 else 1.15)
+    return round(height * factor), round(width * factor)
+
+
+def render_image(key: ImageKey, height: int, width: int) -> NDArray[np.uint8]:
+    """Render one image.
+
+    Args:
+        key: its address; the only source of randomness.
+        height: rows to return.
+        width: columns to return.
+
+    Returns:
+        uint8, (height, width, 3) RGB from a visible camera, (height, width) grey from an infrared one.
+    """
+    who = _identity(key.seed, key.pid)
+    cam = camera(key.layout, key.seed, key.camid, key.infrared)
+    number = LAYOUT_NUMBERS[key.layout]
+    rng = np.random.default_rng([7301, key.seed, number, key.pid, key.camid, int(key.infrared), key.index])
+    h, w = internal_size(height, width)
+    scene = scene_of(key.layout, key.seed, cam.place, cam.outdoor, h, w)
+    canvas = _background(scene, cam, h, w, rng)
+    light = _light(cam, rng)
+
+    stature = who.body.height * (cos(cam.pitch) + 0.10 * sin(cam.pitch))
+    fill = float(np.clip(rng.normal(0.86, 0.085), 0.64, 1.06))
+    scale = fill * h / stature
+    origin = (w * (0.5 + float(rng.normal(0.0, 0.075))), h * (0.5 + float(rng.normal(0.0, 0.040))))
+    if rng.random() < 0.05:  # the detector cut feet or head
+        scale *= 1.18
+        origin = (origin[0], origin[1] + (0.09 if rng.random() < 0.7 else -0.06) * h)
+    event = rng.random()
+    if event < 0.05:  # another person's part in the crop
+        other = _identity(key.seed, 100_000 + int(rng.integers(0, 2000)))
+        side = 1.0 if rng.random() < 0.5 else -1.0
+        place = (origin[0] + side * w * float(rng.uniform(0.42, 0.62)), origin[1] - 0.02 * h)
+        second = GBuffer.empty(h, w, scale * float(rng.uniform(0.8, 0.97)))
+        _paint(canvas, _draw(second, other, cam, rng, place), other, cam, light)
+    if cam.spectrum != "thermal":
+        _shadow(
+            canvas,
+            origin[1] + 0.48 * stature * scale,
+            origin[0],
+            scale,
+            0.5 if cam.spectrum == "visible" else 0.25,
+        )
+    buffer = GBuffer.empty(h, w, scale)
+    _paint(canvas, _draw(buffer, who, cam, rng, origin), who, cam, light)
+    if event > 0.94:
+        _occlude(canvas, cam, rng)
+    develop = {"visible": develop_visible, "nir": develop_nir, "thermal": develop_thermal}[cam.spectrum]
+    return develop(canvas, cam, (width, height), rng)

@@ -1,0 +1,189 @@
+"""What to render and where to put it: the list of images of each layout, before any is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcnet.synthetic.presets import Preset
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to write.
+
+    Attributes:
+        path: relative to the dataset's root, POSIX separators.
+        pid: identity.
+        camid: camera.
+        infrared: whether by an infrared camera.
+        index: 1 and up within (pid, camid, infrared).
+    """
+
+    path: str
+    pid: int
+    camid: int
+    infrared: bool
+    index: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All images of a benchmark and its identity lists (sorted).
+
+    Attributes:
+        layout: "sysu", "regdb" or "llcm".
+        jobs: in order of path within a camera and identity.
+        train: training identities; empty for RegDB, whose ten splits are drawn by the writer.
+        val: validation identities.
+        test: test identities; for RegDB empty as well.
+    """
+
+    layout: str
+    jobs: tuple[Job, ...]
+    train: tuple[int, ...]
+    val: tuple[int, ...]
+    test: tuple[int, ...]
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """All identities, sorted."""
+        return tuple(sorted({job.pid for job in self.jobs}))
+
+
+Counts = dict[tuple[int, int], int]
+"""(pid, camid) -> number of images."""
+
+_SYSU_VISIBLE, _SYSU_INFRARED = (1, 2, 4, 5), (3, 6)
+_SYSU_TRAIN_IDS = {1: 203, 2: 203, 3: 390, 4: 388, 5: 392, 6: 205}
+_SYSU_TEST_IDS = {1: 56, 2: 56, 3: 93, 4: 94, 5: 95, 6: 96}
+_SYSU_TEST_IMAGES = {1: 1374, 2: 1565, 3: 1883, 4: 1918, 5: 1918, 6: 1920}
+_LLCM_TOTALS = {"train": (16946, 13975), "test": (8680, 7166)}
+
+
+def make_plan(layout: str, amounts: Preset, seed: int) -> Plan:
+    """The plan of a layout: a pure function of its arguments."""
+    return {"sysu": _plan_sysu, "regdb": _plan_regdb, "llcm": _plan_llcm}[layout](amounts, seed)
+
+
+def _split(
+    rng: np.random.Generator, amounts: Preset
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Identities 1..N dealt to train, val and test; each sorted."""
+    total = amounts.train_ids + amounts.val_ids + amounts.test_ids
+    order = [int(p) + 1 for p in rng.permutation(total)]
+    first, second = amounts.train_ids, amounts.train_ids + amounts.val_ids
+    return tuple(sorted(order[:first])), tuple(sorted(order[first:second])), tuple(sorted(order[second:]))
+
+
+def _share(rng: np.random.Generator, keys: list[tuple[int, int]], total: int) -> Counts:
+    """Share `total` images among the keys, unevenly (about 0.75 to 1.25 of the mean), exactly."""
+    weights = rng.uniform(0.75, 1.25, len(keys))
+    exact: NDArray[np.float64] = weights / weights.sum() * total
+    counts = np.floor(exact).astype(int)
+    rest = np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]
+    counts[rest] += 1
+    return {key: int(n) for key, n in zip(keys, counts, strict=True)}
+
+
+def _present(order: list[int], counts: dict[int, int]) -> dict[int, list[int]]:
+    """Which identities each camera saw, in the given numbers, every identity in both modalities.
+
+    Cameras that miss many see the same first part of the order; the few that others miss come from that part too.
+    """
+    result, start = {}, 0
+    for cam, count in counts.items():
+        missing = len(order) - count
+        if count < 0.7 * len(order):
+            result[cam] = sorted(order[:count])
+        else:
+            result[cam] = sorted(order[:start] + order[start + missing :])
+            start += missing
+    return result
+
+
+def _sysu_real(rng: np.random.Generator, ids: tuple[int, ...], test: bool) -> Counts:
+    order = [ids[int(i)] for i in rng.permutation(len(ids))]
+    present = _present(order, _SYSU_TEST_IDS if test else _SYSU_TRAIN_IDS)
+    counts: Counts = {}
+    if test:
+        for cam, total in _SYSU_TEST_IMAGES.items():
+            counts |= _share(rng, [(pid, cam) for pid in present[cam]], total)
+    else:
+        for cams, total in ((_SYSU_VISIBLE, 22258), (_SYSU_INFRARED, 11909)):
+            counts |= _share(rng, [(pid, cam) for cam in cams for pid in present[cam]], total)
+    return counts
+
+
+def _sysu_even(rng: np.random.Generator, ids: tuple[int, ...], images: int, extra: bool) -> Counts:
+    """Each camera misses some identities; each identity keeps two visible cameras and one infrared at least."""
+    counts: Counts = {}
+    for pid in ids:
+        visible = [c for c in _SYSU_VISIBLE if rng.random() < 0.80]
+        infrared = [c for c in _SYSU_INFRARED if rng.random() < 0.90]
+        if len(visible) < 2:
+            visible = [int(rng.choice([1, 2])), int(rng.choice([4, 5]))]
+        if not infrared:
+            infrared = [int(rng.choice(_SYSU_INFRARED))]
+        for cam in visible + infrared:
+            counts[pid, cam] = images + (int(rng.integers(0, 2)) if extra else 0)
+    return counts
+
+
+def _plan_sysu(amounts: Preset, seed: int) -> Plan:
+    rng = np.random.default_rng([7401, seed, 1])
+    train, val, test = _split(rng, amounts)
+    if amounts.real_counts:
+        counts = _sysu_real(rng, tuple(sorted(train + val)), test=False) | _sysu_real(rng, test, test=True)
+    else:
+        counts = _sysu_even(rng, tuple(sorted(train + val)), amounts.train_images, extra=False)
+        counts |= _sysu_even(rng, test, amounts.test_images, extra=True)
+    jobs = [
+        Job(f"cam{cam}/{pid:04d}/{i:04d}.jpg", pid, cam, cam in _SYSU_INFRARED, i)
+        for pid, cam in sorted(counts)
+        for i in range(1, counts[pid, cam] + 1)
+    ]
+    return Plan("sysu", tuple(jobs), train, val, test)
+
+
+def _plan_regdb(amounts: Preset, seed: int) -> Plan:
+    del seed
+    jobs = []
+    for pid in range(1, amounts.train_ids + amounts.test_ids + 1):
+        for cam, folder, letter in ((1, "Visible", "v"), (2, "Thermal", "t")):
+            for i in range(1, amounts.train_images + 1):
+                jobs.append(Job(f"{folder}/{pid}/person_{letter}_{i:05d}_{pid}.bmp", pid, cam, cam == 2, i))
+    return Plan("regdb", tuple(jobs), (), (), ())
+
+
+def _llcm_cameras(rng: np.random.Generator, pid: int) -> tuple[list[int], list[int]]:
+    """Four to six visible cameras of nine, and the infrared ones of the same places (there is no infrared 3)."""
+    del pid
+    visible = sorted(int(c) for c in rng.choice(np.arange(1, 10), int(rng.integers(4, 7)), replace=False))
+    return visible, [c for c in visible if c != 3]
+
+
+def _plan_llcm(amounts: Preset, seed: int) -> Plan:
+    rng = np.random.default_rng([7401, seed, 3])
+    train, _, test = _split(rng, amounts)
+    jobs = []
+    for split, ids, images in (("train", train, amounts.train_images), ("test", test, amounts.test_images)):
+        cams = {pid: _llcm_cameras(rng, pid) for pid in ids}
+        for infrared in (False, True):
+            keys = [(pid, cam) for pid in ids for cam in cams[pid][int(infrared)]]
+            if amounts.real_counts:
+                counts = _share(rng, keys, _LLCM_TOTALS[split][int(infrared)])
+            else:
+                counts = dict.fromkeys(keys, images)
+            for pid, cam in keys:
+                for i in range(1, counts[pid, cam] + 1):
+                    jobs.append(Job(_llcm_path(split, pid, cam, infrared, i), pid, cam, infrared, i))
+    return Plan("llcm", tuple(jobs), train, (), test)
+
+
+def _llcm_path(split: str, pid: int, cam: int, infrared: bool, i: int) -> str:
+    kind = "nir" if infrared else "vis"
+    name = f"{pid:04d}_c{cam:02d}_s{200000 + pid}_f{40 * i}_{kind}.jpg"
+    return f"{kind}/{pid:04d}/{name}" if split == "train" else f"test_{kind}/cam{cam}/{pid:04d}/{name}"

@@ -1,0 +1,53 @@
+"""The shipped configurations of the real datasets, dry: trees of their layouts with their numbers of identities.
+
+Nothing of the configuration is changed but what makes a step heavy: image size, width, batch and number of steps.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from fmcnet.config import load_config
+from fmcnet.data.readers import read_dataset
+from fmcnet.evaluation.runs import judge
+from fmcnet.experiments.plan import Settings, make_plan
+from fmcnet.experiments.rows import chosen
+from fmcnet.synthetic import generate
+from fmcnet.training.trainer import total_steps, train
+from tests.data import trees
+
+LIGHT = [
+    "model.pretrained=null", "model.width=8", "data.height=32", "data.width=16", "data.identities=2", "data.images=2",
+    "training.epochs=1", "training.steps_per_epoch=1", "evaluation.direction=both",
+]  # fmt: skip
+LABELS = {"sysu": (395, 96), "regdb": (206, 206), "llcm": (713, 351)}
+"""Identities to train on (SYSU-MM01: train and val) and to test on."""
+AMOUNTS = {
+    "sysu": {"train_ids": 296, "val_ids": 99, "test_ids": 96},
+    "regdb": {"train_ids": 206, "test_ids": 206},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LABELS)
+def test_a_configuration_trains_and_judges_on_its_layout(name, tmp_path, monkeypatch):
+    if name == "llcm":  # rendering it would take a minute
+        ids = {"train": tuple(range(1, 714)), "test": tuple(range(714, 1065))}
+        monkeypatch.setattr(trees, "LLCM_IDS", ids)
+        trees.llcm(tmp_path / "data", images=1)
+    else:
+        one = {"train_images": 1, "test_images": 1, "height": 32, "width": 16}
+        generate(name, "tiny", 0, tmp_path / "data", workers=1, **AMOUNTS[name], **one)
+    config = load_config(name, LIGHT)
+    table = read_dataset(tmp_path / "data", layout=config.data.layout)
+    assert total_steps(load_config(name, ["model.pretrained=null"]), table) > 80
+    summary = train(config, table, tmp_path / "run", device="cpu", progress=False)
+    assert summary.identities == LABELS[name][0]
+    judged = judge(tmp_path / "run", table, device="cpu", progress=False)
+    assert len(set(judged.table.pid.tolist())) == LABELS[name][1]
+    assert [one.direction for one in judged.evaluations] == ["i2v", "v2i"]
+    assert judged.encoder.model.variant == "full"
+    plan = make_plan(chosen("all"), Settings(name), (0,), lambda _: table)
+    assert len(plan.runs) == 18
+    assert {run.config.model.pretrained for run in plan.runs} == {"imagenet"}
+    assert {run.config.model.arch for run in plan.runs} == {"resnet50"}

@@ -1,0 +1,284 @@
+"""`fmcnet study`: done once, resumed after a kill, one report."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fmcnet.cli.app import app
+from fmcnet.config import load_config
+from fmcnet.data.readers import read_dataset
+from fmcnet.data.readers.csv import write_csv
+from fmcnet.errors import FmcnetError
+from fmcnet.experiments import study as module
+from fmcnet.experiments.execute import devices, execute
+from fmcnet.experiments.jobs import Job, do_job, load_queries
+from fmcnet.experiments.study import Ordered, parse_seeds, run_study
+
+LONG = 120
+
+
+def command(out, *more):
+    return [
+        sys.executable, "-m", "fmcnet", "study", "table2", "--preset", "tiny", "--seeds", "0", "--budget", str(LONG),
+        "--out", str(out), "--device", "cpu", "--json", *more,
+    ]  # fmt: skip
+
+
+def wait_for(seen, seconds=120):
+    end = time.monotonic() + seconds
+    while not (found := seen()):
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
+    return found
+
+
+def under_way(out):
+    """A run with a checkpoint and no result."""
+    for folder in (out / "runs").glob("*/checkpoints"):
+        if not (folder.parent / "result.json").exists() and list(folder.glob("step-*")):
+            return folder.parent
+    return None
+
+
+@pytest.fixture
+def tiny_ordered(tmp_path):
+    return Ordered("table2", tmp_path / "s", preset="tiny", seeds=(0,), budget=2, device="cpu")
+
+
+def test_a_study_is_done_once_and_shares_its_runs_with_the_next(tiny_ordered, monkeypatch):
+    first = run_study(tiny_ordered, quiet=True)
+    assert [len(s["rows"]) for s in first["studies"]] == [4]
+    assert Path(first["report"]).read_text().startswith("# Results of the study")
+    stored = json.loads((tiny_ordered.out / "report" / "results.json").read_text())
+    assert stored["command"] == first["command"] == tiny_ordered.command()
+    for run in first["runs"]:
+        assert (run["steps"], run["images_seen"]) == (2, 32)
+        assert run["commands"][0].startswith("fmcnet train --config ")
+    for _, path in first["pictures"]["table2"]:
+        assert (tiny_ordered.out / "report" / path).is_file()
+
+    trained = []
+    real = module.execute
+    monkeypatch.setattr(
+        module,
+        "execute",
+        lambda jobs, *a, **k: (
+            trained.extend(j.name for j in jobs if j.result() is None),
+            real(jobs, *a, **k),
+        ),
+    )
+    again = run_study(tiny_ordered, quiet=True)
+    assert trained == []
+    assert again["studies"][0]["rows"] == first["studies"][0]["rows"]
+    run_study(replace(tiny_ordered, name="table3"), quiet=True)
+    assert sorted(name.split("-seed")[0] for name in trained) == ["md-none", "md-shs", "md-shs-sps"]
+
+
+def test_the_commands_of_the_report_give_the_same_run(tiny_ordered, tmp_path):
+    facts = run_study(tiny_ordered, quiet=True)
+    run = facts["runs"][0]
+    words = run["commands"][0].split()[1:]
+    by_hand = tmp_path / "hand"
+    words[words.index("--out") + 1] = str(by_hand)
+    assert CliRunner().invoke(app, words).exit_code == 0
+    ours = tiny_ordered.out / "runs" / run["name"]
+    assert (by_hand / "model.safetensors").read_bytes() == (ours / "model.safetensors").read_bytes()
+
+
+def test_each_seed_can_have_a_world_of_its_own(tiny_ordered):
+    facts = run_study(replace(tiny_ordered, seeds=(0, 1), worlds="own", budget=1), quiet=True)
+    assert facts["crossed"] is False
+    assert sorted(p.name for p in (tiny_ordered.out / "data").iterdir()) == ["world-0", "world-1"]
+    assert {p["mAP"]["seeds"] for p in facts["studies"][0]["pairs"]} == {2}
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_work(tiny_ordered):
+    with pytest.raises(FmcnetError, match="device 'tpu' cannot be used here"):
+        run_study(replace(tiny_ordered, device="tpu"), quiet=True)
+    assert not tiny_ordered.out.exists()
+
+
+def test_real_data_take_their_own_configuration(tiny_sysu, tmp_path, monkeypatch):
+    asked = Ordered("table2", tmp_path / "s", data=tiny_sysu)
+    assert module._source(asked) == "sysu"
+    assert module._source(replace(asked, config="tiny")) == "tiny"
+    small = replace(asked, config="tiny", budget=1, seeds=(0,), name="figure5", device="cpu")
+    facts = run_study(small, quiet=True)
+    assert not (tmp_path / "s" / "data").exists()
+    assert facts["studies"][0]["numbers"]["L_GAN + L_IC + L_FC (full)"]["probe_shared"]["mean"] >= 0
+
+
+def test_a_csv_among_others_is_the_one_that_was_given(tiny_sysu, tmp_path):
+    table = read_dataset(tiny_sysu)
+    places = [str(path) for path in table.full_paths()]
+    file = write_csv(replace(table, root=tmp_path, path=np.array(places)), tmp_path / "mine.csv")
+    (tmp_path / "other.csv").write_text("path,pid,modality\n")
+    asked = Ordered(
+        "figure4", tmp_path / "s", data=file, config="tiny", seeds=(0,), budget=1, device="cpu", jobs=1
+    )
+    facts = run_study(asked, quiet=True)
+    assert str(file) in facts["runs"][0]["commands"][0]
+    assert len(facts["runs"]) == 2
+
+
+def test_mistakes_are_said_before_any_work(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    cases = {
+        "holds other things": Ordered("all", tmp_path),
+        "unknown study": Ordered("table7", tmp_path / "s"),
+        "unknown preset 'huge'": Ordered("all", tmp_path / "s", preset="huge"),
+        "no such setting": Ordered("all", tmp_path / "s", overrides=("model.depth=3",)),
+        "--worlds mine": Ordered("all", tmp_path / "s", preset="tiny", worlds="mine"),
+    }
+    for said, asked in cases.items():
+        with pytest.raises(FmcnetError, match=said):
+            run_study(asked, quiet=True)
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(FmcnetError, match="--seeds a,b"):
+        parse_seeds("a,b")
+    assert parse_seeds("2,0,2") == (2, 0)
+    result = CliRunner().invoke(app, ["study", "table2", "--seeds", "x", "--out", str(tmp_path / "s")])
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+def job(tmp_path, tiny_sysu, name, *overrides, **options):
+    path = tmp_path / f"{name}.yaml"
+    settings = ["training.epochs=1", "training.steps_per_epoch=2", "training.validate_every=0", *overrides]
+    path.write_text(load_config("tiny", settings).to_yaml())
+    return Job(name, name, str(path), str(tiny_sysu), str(tmp_path / "runs" / name), device="cpu", **options)
+
+
+def test_a_job_on_validation_identities_that_keeps_nothing(tiny_sysu, tmp_path):
+    one = job(tmp_path, tiny_sysu, "val", split="val", keep=False)
+    found = do_job(one, progress=False)
+    assert found["split"] == "val"
+    left = {p.name for p in Path(one.run).iterdir()}
+    assert {"result.json", "queries.npz", "model.json"} <= left
+    assert not left & {"model.safetensors", "checkpoints", "embeddings"}
+    assert do_job(one) == found
+    assert set(load_queries(one.run)) == {"i2v"}
+
+
+def test_a_result_of_other_settings_is_not_this_jobs(tiny_sysu, tmp_path):
+    one = job(tmp_path, tiny_sysu, "one")
+    do_job(one, progress=False)
+    assert replace(one, digest="other").result() is None
+    (Path(one.run) / "result.json").write_text("{ cut")
+    assert one.result() is None
+
+
+def test_a_run_killed_before_it_began_is_begun_again(tiny_sysu, tmp_path):
+    one = job(tmp_path, tiny_sysu, "cut")
+    Path(one.run).mkdir(parents=True)
+    (Path(one.run) / ".config.yaml.77.tmp").write_text("half")
+    assert do_job(one, progress=False)["steps"] == 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_that_fails_leaves_the_others_be(tiny_sysu, tmp_path, workers):
+    bad = job(tmp_path, tiny_sysu, "bad", "training.lr=1e30", "training.clip=0")
+    jobs = [bad, job(tmp_path, tiny_sysu, "good"), job(tmp_path, tiny_sysu, "fine")]
+    told = []
+    with pytest.raises(FmcnetError, match=r"1 of 3 runs failed; the others are done:\n  bad: step"):
+        execute(
+            jobs,
+            workers,
+            tmp_path / "logs",
+            device="cpu",
+            progress=False,
+            told=lambda j, done, of: told.append(done),
+        )
+    assert [one.result() is not None for one in jobs] == [False, True, True]
+    assert told == [1, 2]
+
+
+def test_devices_without_a_gpu():
+    assert devices("cpu") == ("cpu",)
+    assert len(devices("auto")) >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_it_goes_on_and_repeats_nothing(tmp_path, workers):
+    """kill -9 in the middle of a training; the workers of a killed study end by themselves."""
+    out = tmp_path / "s"
+    running = subprocess.Popen(
+        command(out, "--jobs", str(workers)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(lambda: list((out / "runs").glob("*/result.json")))
+        cut = wait_for(lambda: under_way(out))
+    finally:
+        running.kill()
+        running.wait()
+    done = {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*/result.json")}
+    assert 0 < len(done) < 4
+    finished = subprocess.run(
+        command(out, "--jobs", str(workers)), capture_output=True, text=True, timeout=300
+    )
+    assert finished.returncode == 0, finished.stderr
+    facts = json.loads(finished.stdout)
+    assert len(facts["runs"]) == 4
+    for path, when in done.items():
+        assert path.stat().st_mtime_ns == when
+    resumed = json.loads((cut / "result.json").read_text())
+    assert resumed["steps"] == LONG
+    assert resumed["steps_of_last_call"] < LONG
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_ends_it_with_one_sentence(tmp_path, workers):
+    out = tmp_path / "s"
+    running = subprocess.Popen(
+        command(out, "--jobs", str(workers)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: under_way(out))
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130, said
+    assert "the same command goes on where it was" in " ".join(said.split())
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_all_on_the_tiny_preset(tmp_path):
+    """Everything the issue asks of one command, at the smallest size."""
+    facts = run_study(
+        Ordered("all", tmp_path / "s", preset="tiny", seeds=(0, 1), budget=3, device="cpu"), quiet=True
+    )
+    assert [s["name"] for s in facts["studies"]] == [study.name for study in module.chosen("all")]
+    assert len(facts["runs"]) == 36
+    assert facts["images_seen"] == [48]
+    text = Path(facts["report"]).read_text()
+    for words in (
+        "Table 2",
+        "Table 3",
+        "Table 4",
+        "Figure 4",
+        "Figure 5",
+        "AGW's recipe",
+        "fmcnet-plus (ours)",
+    ):
+        assert words in text
+    assert "linear probe tells the modality" in text
+    for several in facts["pictures"].values():
+        assert several
+        for _, path in several:
+            assert (tmp_path / "s" / "report" / path).stat().st_size > 1000

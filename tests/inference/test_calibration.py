@@ -1,0 +1,208 @@
+"""A calibration travels with its weights and refuses others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fmcnet.cli.app import app
+from fmcnet.errors import CheckpointError, DataError, FmcnetError
+from fmcnet.inference.calibration.calibration import CALIBRATION, Calibration, calibrate
+from fmcnet.inference.encoder import Encoder, load
+from fmcnet.types import NO_PID, Embeddings, Modality
+
+V, I = Modality.VISIBLE, Modality.INFRARED  # noqa: E741
+
+
+def people(identities=30, per=4, seed=0, cameras=True):
+    """Embeddings scattered around a direction a person; infrared ones more widely."""
+    generator = np.random.default_rng(seed)
+    pid = np.repeat(np.arange(identities), 2 * per)
+    modality = np.tile(np.repeat([0, 1], per), identities).astype(np.uint8)
+    centres = generator.normal(size=(identities, 16))
+    noise = generator.normal(size=(len(pid), 16)) * np.where(modality == 0, 0.6, 1.2)[:, None]
+    n = len(pid)
+    return Embeddings(
+        (centres[pid] + noise).astype(np.float32),
+        pid,
+        np.tile(np.arange(2 * per), identities) if cameras else np.full(n, 7),
+        modality,
+        np.arange(1, n + 1),
+        np.array([f"{at}.png" for at in range(n)]),
+    )
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    return calibrate(people(), "abc", fmr=0.01, prior=0.3)
+
+
+def test_every_direction_has_its_own_curve(calibration):
+    assert set(calibration.curves) == {(V, V), (V, I), (I, V), (I, I)}
+    assert calibration.curves[V, V].same == 30 * 6
+    assert calibration.curves[V, I].same == calibration.curves[I, V].same == 30 * 16
+    clean, noisy = (calibration.probability(0.8, kind, kind) for kind in (V, I))
+    assert clean != noisy
+    assert calibration.threshold(V, I) == calibration.threshold("visible", "infrared", fmr=0.01)
+    assert calibration.threshold(V, I, fmr=0.1) < calibration.threshold(V, I)
+    assert calibration.probability([0.1, 0.9], "infrared", "visible").shape == (2,)
+    even = calibration.probability(0.7, V, I, prior=0.5)
+    assert even > calibration.probability(0.7, V, I) == calibration.probability(0.7, V, I, prior=0.3)
+
+
+def test_roles_make_the_two_cross_directions_differ():
+    found = people()
+    query, gallery = found.modality == 1, found.modality == 0
+    one = calibrate(found, "abc", query_mask=query, gallery_mask=gallery)
+    assert set(one.curves) == {(I, V)}
+    assert one.covers("infrared", "visible")
+    assert not one.covers(V, I)
+    with pytest.raises(FmcnetError, match=r"visible-infrared is not calibrated \(only infrared-visible\)"):
+        one.probability(0.5, V, I)
+
+
+def test_pairs_of_one_camera_are_not_learnt_from():
+    with pytest.raises(DataError, match="by two cameras"):
+        calibrate(people(cameras=False), "abc")
+
+
+def test_unknown_or_zero_embeddings_are_refused():
+    found = people()
+    nobody = Embeddings.unlabelled(found.features, found.modality, found.name)
+    with pytest.raises(DataError, match="240 embeddings have no identity"):
+        calibrate(nobody, "abc")
+    assert nobody.pid[0] == NO_PID
+    features = found.features.copy()
+    features[3] = 0
+    with pytest.raises(DataError, match="all zeros"):
+        calibrate(
+            Embeddings(features, found.pid, found.camid, found.modality, found.index, found.name), "abc"
+        )
+    for wrong in ({"prior": 0.0}, {"prior": 1.0}, {"fmr": 0.0}, {"fmr": 2.0}):
+        with pytest.raises(FmcnetError, match="prior must be between"):
+            calibrate(found, "abc", **wrong)
+
+
+def test_saved_and_read_back_for_the_same_weights_only(calibration, tmp_path):
+    path = calibration.save(tmp_path / CALIBRATION)
+    again = Calibration.load(path, model="abc")
+    grid = np.linspace(-1, 1, 50)
+    for pair in calibration.curves:
+        assert again.probability(grid, *pair) == pytest.approx(calibration.probability(grid, *pair), abs=1e-6)
+    assert (again.prior, again.fmr, again.held_out) == (0.3, 0.01, calibration.held_out)
+    with pytest.raises(CheckpointError, match=r"another model \(digest abc, this one's is abd\)"):
+        Calibration.load(path, model="abd")
+    text = path.read_text()
+    tree = json.loads(text)
+    for damaged in (text[:-40], "[]", "{}", text.replace("visible-visible", "visible"), '{"format": 1}'):
+        path.write_text(damaged)
+        with pytest.raises(CheckpointError, match=r"missing or damaged|not a calibration"):
+            Calibration.load(path)
+    assert set(tree["held_out"]["visible-infrared"]) >= {"expected_calibration_error", "brier", "rates"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.update(prior="0.5"), r"prior = '0\.5' is no number"),
+        (lambda t: t.update(prior=1), r"prior = 1\.0 is not between 0 and 1"),
+        (lambda t: t.update(fmr=0), r"fmr = 0\.0 is not above 0"),
+        (lambda t: t.update(fmr=float("nan")), "fmr = nan is no number"),
+        (lambda t: t.pop("fmr"), "'fmr' is missing"),
+        (lambda t: t.update(model=7), "model is 7"),
+        (lambda t: t.update(curves={}), r"curves is \{\}"),
+        (lambda t: t.update(held_out=[]), r"held_out is \[\]"),
+        (lambda t: t["curves"].update({"visible-thermal": {}}), "curves.visible-thermal: a curve of one of"),
+        (lambda t: t["curves"].update({"visible-visible": 3}), "curves.visible-visible: a curve"),
+        (lambda t: t["curves"]["visible-visible"].pop("same"), "curves.visible-visible.same is missing"),
+        (
+            lambda t: t["curves"]["infrared-visible"]["threshold"].reverse(),
+            r"curves.infrared-visible.threshold\[1\] = .*out of order",
+        ),
+    ],
+)
+def test_a_damaged_field_is_named_when_it_is_read(calibration, tmp_path, change, said):
+    path = calibration.save(tmp_path / CALIBRATION)
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
+    with pytest.raises(
+        CheckpointError, match=f"{CALIBRATION} is (missing or )?damaged: {said}.*calibrate again"
+    ):
+        Calibration.load(path)
+
+
+def test_errors_on_held_out_identities_are_small_when_there_are_many():
+    """Learnt from some people, right about others: what is reported, against people never seen."""
+    known, strangers = people(200, seed=1), people(200, seed=2)
+    found = calibrate(known, "abc")
+    from fmcnet.inference.calibration.counts import BINS, count_pairs, edges
+    from fmcnet.inference.calibration.reliability import calibration_error
+
+    counts = count_pairs(strangers, V, I, fold=np.zeros(len(strangers), np.int64))[0, 0]
+    centres = (edges()[:-1] + edges()[1:]) / 2
+    assert len(centres) == BINS
+    there = calibration_error(found.probability(centres, V, I), counts[1], counts[0], 0.5)
+    assert there < 0.03
+    assert found.held_out["visible-infrared"]["expected_calibration_error"] < 0.03
+
+
+def run(*words, code=0):
+    done = CliRunner().invoke(app, [str(word) for word in words], prog_name="fmcnet", terminal_width=200)
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+@pytest.fixture
+def trained(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("embeddings", "checkpoints"))
+    return tmp_path / "run"
+
+
+def test_the_command_keeps_it_with_the_weights(trained, tiny_sysu, tiny_onnx, tmp_path):
+    encoder = load(trained, "cpu")
+    assert not encoder.calibrated
+    with pytest.raises(CheckpointError, match="fmcnet calibrate"):
+        encoder.calibration  # noqa: B018
+    said = json.loads(
+        run("calibrate", trained, "--data", tiny_sysu, "--fmr", "0.05", "--json", "--device", "cpu")
+    )
+    assert said["source"]["identities"] == 12  # val and test: those trained on are left out
+    assert said["fmr"] == 0.05
+    encoder = load(trained, "cpu")
+    assert encoder.calibrated
+    assert encoder.calibration.threshold(I, V) == encoder.calibration.threshold(I, V, fmr=0.05)
+    assert json.loads(run("info", trained, "--json"))["calibrated"] is True
+    # The fp32 export embeds alike: the same calibration holds.
+    assert Encoder.from_pretrained(tiny_onnx, calibration=trained / CALIBRATION).calibration.curves
+    shown = run(
+        "calibrate", tiny_onnx, "--data", tiny_sysu, "--split", "test", "--out", tmp_path / "c" / "x.json"
+    )
+    assert "held-out identities: expected calibration error" in shown
+    assert "cannot be told from" in shown  # 0.001 of so few pairs
+    # Other weights: refused.
+    weights = bytearray((trained / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (trained / "model.safetensors").write_bytes(bytes(weights))
+    with pytest.raises(CheckpointError, match="was made for another model"):
+        load(trained, "cpu").calibration  # noqa: B018
+
+
+def test_identities_trained_on_are_refused(trained, tiny_sysu):
+    assert "trained on" in " ".join(
+        run("calibrate", trained, "--data", tiny_sysu, "--split", "train", code=2).split()
+    )
+    assert "say auto" in run("calibrate", trained, "--data", tiny_sysu, "--split", "x", code=2)
+
+
+def test_importing_it_does_not_import_torch():
+    modules = "fmcnet.inference.calibration.calibration, fmcnet.inference.encoder"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "False", done.stderr

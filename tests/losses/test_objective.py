@@ -1,0 +1,226 @@
+"""The composition of the losses, recomputed from features by the slow loops: eq. (7), (10), (12), (14), (19)."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fmcnet.config import LossConfig, ModelConfig
+from fmcnet.losses.criterion import OTHER_TERMS, TERMS, discriminator_objective, objective, ramped, total
+from fmcnet.models.build import build_model
+from tests.reference import losses_slow as slow
+
+P, K = 3, 2
+
+
+@pytest.fixture(scope="module")
+def played():
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(arch="resnet18", width=8, variant="full", neck=False), 5).double()
+    images = torch.rand(2, P * K, 3, 32, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    labels = torch.tensor([0, 0, 3, 3, 4, 4])
+    return model, model(images[0], images[1]), labels
+
+
+def lists(output):
+    return {
+        (m, name): getattr(half, name).detach().tolist()
+        for m, half in (("v", output.visible), ("i", output.infrared))
+        for name in half._fields
+        if getattr(half, name) is not None
+    }
+
+
+@pytest.mark.parametrize(
+    "config", [LossConfig(), LossConfig(gan=0.3, fc=0.2, ic=0.7, md=0.5, mc=2, alpha=1.5, rho4=3)]
+)
+def test_the_terms_are_the_papers_sums(played, config):
+    model, output, labels = played
+    f, y = lists(output), labels.tolist()
+    c = {key: slow.centres(value, P) for key, value in f.items()}
+    ce = slow.cross_entropy
+    expected = {
+        "id_shared": ce(f["v", "shared_scores"], y) + ce(f["i", "shared_scores"], y),
+        "id_specific": ce(f["v", "specific_scores"], y) + ce(f["i", "specific_scores"], y),
+        "shs": config.md * slow.equation_6(c["v", "shared"], c["i", "shared"], config.alpha, config.rho3),
+        "dc": config.md
+        * config.lambda1
+        * slow.equation_4(
+            c["v", "specific"], c["i", "specific"], c["v", "shared"], c["i", "shared"], config.rho1
+        ),
+        "sps": config.md
+        * config.lambda2
+        * slow.equation_5(c["v", "specific"], c["i", "specific"], config.rho2),
+        # v's generated feature is infrared: judged by D_{V-I}, drawn to C_sp,I, classified by P_sp^I
+        "fc": config.fc
+        * (
+            slow.equation_13(f["v", "generated"], f["i", "specific"], P)
+            + slow.equation_13(f["i", "generated"], f["v", "specific"], P)
+        ),
+        "ic": config.ic * (ce(f["v", "generated_scores"], y) + ce(f["i", "generated_scores"], y)),
+        "mc": config.mc * slow.equation_6(c["v", "fused"], c["i", "fused"], config.beta, config.rho4),
+        "id_fused": ce(f["v", "fused_scores"], y) + ce(f["i", "fused_scores"], y),
+    }
+    judge_i, judge_v = model.compensation.judge_infrared, model.compensation.judge_visible
+    fake_i = judge_i(output.visible.generated).tolist()
+    fake_v = judge_v(output.infrared.generated).tolist()
+    real_i, real_v = judge_i(output.infrared.specific).tolist(), judge_v(output.visible.specific).tolist()
+    expected["gan"] = config.gan * sum(
+        sum(math.log(1 - slow.sigmoid(z)) for z in fake) / len(fake) for fake in (fake_i, fake_v)
+    )
+    terms = objective(model, output, labels, P, config)
+    assert {name: float(term.detach()) for name, term in terms.items()} == pytest.approx(expected)
+    assert float(total(terms).detach()) == pytest.approx(sum(expected.values()), rel=1e-5)
+    judged = discriminator_objective(model, output)
+    assert float(judged["discriminator"].detach()) == pytest.approx(
+        -(slow.equation_12(real_i, fake_i) + slow.equation_12(real_v, fake_v)), rel=1e-5
+    )
+    assert set(terms) | set(judged) == set(TERMS)
+
+
+def test_mean_reductions_are_the_sums_divided(played):
+    model, output, labels = played
+    literal = objective(model, output, labels, P, LossConfig())
+    ours = objective(model, output, labels, P, LossConfig(reduction="mean", fc_reduction="mean"))
+    for name in ("shs", "dc", "sps", "mc"):
+        assert float(ours[name].detach()) == pytest.approx(float(literal[name].detach()) / P)
+    assert float(ours["fc"].detach()) == pytest.approx(
+        float(literal["fc"].detach()) / output.visible.shared.shape[1]
+    )
+
+
+def test_the_whole_objective_is_symmetric_under_exchange_of_the_modalities(played):
+    """Swap the images and every module's two halves: each term stays."""
+    model, output, labels = played
+    before = objective(model, output, labels, P, LossConfig())
+    torch.manual_seed(0)
+    swapped = build_model(ModelConfig(arch="resnet18", width=8, variant="full", neck=False), 5).double()
+    names = {"visible": "infrared", "infrared": "visible"}
+    state = {}
+    for key, value in model.state_dict().items():
+        for a, b in names.items():
+            if f"_{a}" in key:
+                key = key.replace(f"_{a}", f"_{b}")
+                break
+        state[key] = value
+    swapped.load_state_dict(state)
+    swapped.eval()
+    model.eval()
+    images = torch.rand(2, P * K, 3, 32, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    before = objective(model, model(images[0], images[1]), labels, P, LossConfig())
+    after = objective(swapped, swapped(images[1], images[0]), labels, P, LossConfig())
+    model.train()
+    for name in before:
+        assert float(before[name].detach()) == pytest.approx(float(after[name].detach())), name
+
+
+@pytest.mark.parametrize(
+    ("variant", "terms"),
+    [
+        ("base", {"id_shared"}),
+        ("sfd", {"id_shared", "id_specific", "shs", "dc", "sps"}),
+        ("fmc", {"id_shared", "id_specific", "shs", "dc", "sps", "gan", "fc", "ic"}),
+        ("full", set(TERMS) - {"discriminator"}),
+    ],
+)
+def test_each_variant_has_its_own_terms(variant, terms):
+    model = build_model(ModelConfig(arch="resnet18", width=8, variant=variant), 3)
+    images = torch.rand(2, 6, 3, 32, 16)
+    output = model(images[0], images[1])
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    assert set(objective(model, output, labels, 3, LossConfig())) == terms
+    assert bool(discriminator_objective(model, output)) == (variant in ("fmc", "full"))
+
+
+def test_baselines_terms_are_there_only_when_asked_for(played):
+    model, output, labels = played
+    assert not set(objective(model, output, labels, P, LossConfig())) & set(OTHER_TERMS)
+    f, y = lists(output), labels.tolist()
+    v, i = (slow.centres(f[m, "shared"], P) for m in "vi")
+    both = f["v", "shared"] + f["i", "shared"]
+    expected = {
+        "wrt": (0.5 * slow.weighted_triplet(both, y + y), LossConfig(wrt=0.5)),
+        "hc": (2 * slow.hetero_centre_triplet(v, i, 1.5), LossConfig(hc=2, hc_margin=1.5)),
+    }
+    for name, (value, config) in expected.items():
+        assert float(objective(model, output, labels, P, config)[name].detach()) == pytest.approx(value)
+    plain = LossConfig(hc=3, hc_loss="plain", reduction="mean")
+    found = objective(model, output, labels, P, plain)["hc"]
+    assert float(found.detach()) == pytest.approx(slow.hetero_centre(v, i))  # 3 / P is 1
+
+
+def test_stripes_are_classified_one_by_one():
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(arch="resnet18", width=8, variant="base", parts=3), 5)
+    images, labels = torch.rand(2, 4, 3, 64, 32), torch.tensor([0, 0, 3, 3])
+    output = model(images[0], images[1])
+    terms = objective(model, output, labels, 2, LossConfig())
+    each = [
+        slow.cross_entropy(half.part_scores[:, n].tolist(), labels.tolist())
+        for half in output
+        for n in range(3)
+    ]
+    assert set(terms) == {"id_shared", "id_parts"}
+    assert float(terms["id_parts"].detach()) == pytest.approx(sum(each) / 6, rel=1e-5)
+
+
+def test_without_ramp_and_start_nothing_changes_during_training():
+    config = LossConfig()
+    assert all(ramped(config, progress) == config for progress in (0.0, 0.3, 1.0))
+
+
+def test_the_game_starts_late_and_rises():
+    config = LossConfig(md=2, gan=0.4, fc=0.1, ic=0.5, mc=3, start_fmc=0.5, ramp=0.2)
+    expected = {
+        0.0: (0, 0),
+        0.1: (0.5, 0),
+        0.2: (1, 0),
+        0.49: (1, 0),
+        0.5: (1, 0),
+        0.6: (1, 0.5),
+        0.7: (1, 1),
+        1: (1, 1),
+    }
+    for progress, (md, fmc) in expected.items():
+        now = ramped(config, progress)
+        found = (now.md, now.gan, now.fc, now.ic, now.mc)
+        assert found == pytest.approx((2 * md, 0.4 * fmc, 0.1 * fmc, 0.5 * fmc, 3 * fmc)), progress
+        assert (now.rho1, now.lambda1, now.wrt) == (config.rho1, config.lambda1, config.wrt)
+    assert ramped(LossConfig(start_fmc=0.5), 0.49).gan == 0
+    assert ramped(LossConfig(start_fmc=0.5), 0.5).gan == 1
+
+
+def test_centres_of_unit_length(played):
+    model, output, labels = played
+    config = LossConfig(unit_centers=True)
+    f = lists(output)
+    c = {}
+    for key, value in f.items():
+        c[key] = [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in slow.centres(value, P)]
+    terms = {name: float(t.detach()) for name, t in objective(model, output, labels, P, config).items()}
+    assert terms["mc"] == pytest.approx(
+        slow.equation_6(c["v", "fused"], c["i", "fused"], config.beta, config.rho4)
+    )
+    assert terms["shs"] == pytest.approx(slow.equation_6(c["v", "shared"], c["i", "shared"], 2.0, 0.7))
+    assert terms["sps"] == pytest.approx(0.5 * slow.equation_5(c["v", "specific"], c["i", "specific"], 0.7))
+
+
+def test_scaled_centres(played):
+    model, output, labels = played
+    config = LossConfig(center_scale=0.25)
+    f = lists(output)
+    c = {key: [[0.25 * x for x in row] for row in slow.centres(value, P)] for key, value in f.items()}
+    terms = {name: float(t.detach()) for name, t in objective(model, output, labels, P, config).items()}
+    assert terms["mc"] == pytest.approx(slow.equation_6(c["v", "fused"], c["i", "fused"], 2.0, 0.7))
+    assert terms["shs"] == pytest.approx(slow.equation_6(c["v", "shared"], c["i", "shared"], 2.0, 0.7))
+    assert terms["dc"] == pytest.approx(
+        0.5 * slow.equation_4(c["v", "specific"], c["i", "specific"], c["v", "shared"], c["i", "shared"], 1.0)
+    )
+    assert terms["sps"] == pytest.approx(0.5 * slow.equation_5(c["v", "specific"], c["i", "specific"], 0.7))
+    # a scale is the same as other margins, up to a factor
+    wider = LossConfig(rho1=4.0, rho2=2.8, rho3=2.8, rho4=2.8)
+    same = {name: float(t.detach()) for name, t in objective(model, output, labels, P, wider).items()}
+    assert all(terms[name] == pytest.approx(0.25 * same[name]) for name in ("mc", "shs", "dc", "sps"))
+    assert all(terms[name] == pytest.approx(same[name]) for name in ("fc", "gan", "ic", "id_shared"))

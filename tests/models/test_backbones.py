@@ -1,0 +1,298 @@
+"""The interface `Backbone`: an architecture of your own, frozen blocks, published files and what does not fit."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fmcnet
+import fmcnet.models.backbone as registry
+from fmcnet.config import ModelConfig, load_config
+from fmcnet.errors import CheckpointError, ConfigError
+from fmcnet.models.backbone import Backbone, Stem, Tail, backbones, make_backbone
+from fmcnet.models.build import build_model
+from fmcnet.models.pretrained import load_pretrained
+
+CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
+EXAMPLE = '''\
+from torch import nn
+
+from fmcnet import Backbone, build_model, load_config, register_backbone
+
+
+class Plain(Backbone):
+    """Five 3x3 convolutions with batch normalisation and ReLU."""
+
+    depth = 5
+
+    def __init__(self, width=64, last_stride=1):
+        self.width, self.strides = width, (2, 2, 2, 2, last_stride)
+
+    def channels(self, index):
+        return self.width * 2**index
+
+    def block(self, index):
+        inputs = 3 if index == 0 else self.channels(index - 1)
+        outputs = self.channels(index)
+        return {
+            f"conv{index}": nn.Conv2d(inputs, outputs, 3, self.strides[index], 1, bias=False),
+            f"bn{index}": nn.BatchNorm2d(outputs),
+            f"relu{index}": nn.ReLU(inplace=True),
+        }
+
+
+register_backbone("plain", Plain)
+model = build_model(load_config(None, ["model.arch=plain", "model.width=8"]).model, classes=10)
+'''
+
+
+@pytest.fixture
+def apart(monkeypatch):
+    """What a test registers ends with the test."""
+    backbones()
+    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
+
+
+def one_line(error):
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) < 500
+    return text
+
+
+def test_contributing_shows_this_example():
+    assert f"```python\n{EXAMPLE}```" in CONTRIBUTING.read_text(encoding="utf-8")
+
+
+def test_a_registered_backbone_trains_a_step(apart):
+    torch.manual_seed(0)
+    space = {"__name__": "example"}
+    exec(compile(EXAMPLE, "CONTRIBUTING.md", "exec"), space)
+    model = space["model"].train()
+    assert model.variant == "full"
+    assert model.decomposition.shared.dim == 8 * 2**4
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    before = copy.deepcopy(model.state_dict())
+    labels = torch.arange(4)
+    out = model(torch.rand(4, 3, 64, 32), torch.rand(4, 3, 64, 32))
+    loss = sum(
+        F.cross_entropy(scores, labels)
+        for half in out
+        for scores in (half.shared_scores, half.specific_scores, half.generated_scores, half.fused_scores)
+    )
+    loss.backward()
+    optimizer.step()
+    for part in ("stem_visible", "stem_infrared", "shared", "specific_visible", "specific_infrared"):
+        for name, parameter in model.decomposition.get_submodule(part).named_parameters():
+            assert not torch.equal(parameter, before[f"decomposition.{part}.{name}"]), (part, name)
+
+
+def test_a_registered_backbone_without_published_weights(apart):
+    exec(compile(EXAMPLE, "CONTRIBUTING.md", "exec"), space := {"__name__": "example"})
+    with pytest.raises(CheckpointError, match="Plain has no ImageNet weights") as caught:
+        load_pretrained(space["model"], "imagenet", "plain")
+    assert "model.pretrained" in one_line(caught)
+
+
+def test_a_registered_backbone_reads_a_file(apart, tmp_path):
+    exec(compile(EXAMPLE, "CONTRIBUTING.md", "exec"), space := {"__name__": "example"})
+    backbone = make_backbone("plain", 8)
+    layers = {k: v for index in range(5) for k, v in backbone.block(index).items()}
+    state = nn.ModuleDict(layers).state_dict()
+    torch.save(state, tmp_path / "plain.pth")
+    load_pretrained(space["model"], str(tmp_path / "plain.pth"), "plain")
+    sfd = space["model"].decomposition
+    assert torch.equal(sfd.stem_infrared.conv2.weight, state["conv2.weight"])
+    assert torch.equal(sfd.specific_visible.conv4.weight, state["conv4.weight"])
+
+
+def test_the_interface_is_public():
+    assert fmcnet.Backbone is Backbone
+    assert fmcnet.register_backbone is registry.register_backbone
+
+
+def test_an_unknown_backbone_is_one_line_that_lists_the_names():
+    with pytest.raises(ConfigError, match="no such backbone") as caught:
+        build_model(ModelConfig(arch="resnet101"), 3)
+    assert all(name in one_line(caught) for name in backbones())
+
+
+@pytest.mark.parametrize("name", ["conv0", "pool", "maps", "train"])
+def test_two_layers_of_one_name_are_refused(name):
+    class Same(Backbone):
+        depth = 5
+
+        def channels(self, index):
+            return 4
+
+        def block(self, index):
+            return {
+                name if index in (1, 4) else f"conv{index}": nn.Conv2d(3 if index == 0 else 4, 4, 3, 2, 1)
+            }
+
+    with pytest.raises(ConfigError, match=f"layer name '{name}' is taken") as caught:
+        (Stem if name == "conv0" else Tail)(Same())
+    one_line(caught)
+
+
+@pytest.mark.parametrize(("arch", "width"), [("efficientnet_lite0", 32), ("resnet18", 8)])
+def test_frozen_blocks_keep_weights_and_statistics(arch, width):
+    torch.manual_seed(0)
+    backbone = make_backbone(arch, width)
+    stem = Stem(backbone, 3, frozen=2).train()
+    names = [set(backbone.block(index)) for index in range(3)]
+    optimizer = torch.optim.AdamW(stem.parameters(), lr=1e-2, weight_decay=0.1)
+    before = copy.deepcopy(stem.state_dict())
+    for _ in range(2):
+        stem(torch.rand(4, 3, 32, 16)).square().mean().backward()
+        optimizer.step()
+    for key, value in stem.state_dict().items():
+        assert torch.equal(value, before[key]) is (key.partition(".")[0] in names[0] | names[1]), key
+    for key, parameter in stem.named_parameters():
+        assert (parameter.grad is None) is (key.partition(".")[0] in names[0] | names[1]), key
+    stem.eval().train()
+    assert not stem.get_submodule(next(iter(names[0]))).training
+    assert stem.get_submodule(next(iter(names[2]))).training
+
+
+def test_frozen_blocks_of_a_model_are_of_both_stems_and_keep_loaded_weights(tmp_path):
+    donor = build_model(ModelConfig(arch="resnet18", width=8), 3).decomposition
+    torch.save({**donor.stem_visible.state_dict(), **donor.shared.state_dict()}, tmp_path / "resnet.pth")
+    model = build_model(ModelConfig(arch="resnet18", width=8, frozen_blocks=3, pretrained="resnet.pth"), 3)
+    load_pretrained(model, str(tmp_path / "resnet.pth"), "resnet18")
+    model.train()(torch.rand(4, 3, 64, 32), torch.rand(4, 3, 64, 32)).visible.fused.sum().backward()
+    for stem in (model.decomposition.stem_visible, model.decomposition.stem_infrared):
+        assert all(not p.requires_grad and p.grad is None for p in stem.parameters())
+        assert all(torch.equal(v, donor.stem_visible.state_dict()[k]) for k, v in stem.state_dict().items())
+    assert model.decomposition.shared.layer3[0].conv1.weight.grad.abs().sum() > 0
+
+
+def test_more_frozen_blocks_than_the_stems_have_are_refused():
+    with pytest.raises(ConfigError, match=r"frozen_blocks=2 is more than specific_stages=1"):
+        load_config(None, ["model.frozen_blocks=2", "model.specific_stages=1"])
+
+
+def resnet50_shapes():
+    """Keys and shapes of torchvision's ResNet-50, written down from its definition."""
+
+    def norm(name, channels):
+        entries = {f"{name}.{key}": (channels,) for key in ("weight", "bias", "running_mean", "running_var")}
+        return {**entries, f"{name}.num_batches_tracked": ()}
+
+    shapes, inputs = {"conv1.weight": (64, 3, 7, 7), **norm("bn1", 64)}, 64
+    for layer, (planes, count) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), 1):
+        for unit in range(count):
+            at = f"layer{layer}.{unit}"
+            sizes = ((planes, inputs, 1), (planes, planes, 3), (4 * planes, planes, 1))
+            for number, (given, taken, kernel) in enumerate(sizes, 1):
+                shapes[f"{at}.conv{number}.weight"] = (given, taken, kernel, kernel)
+                shapes |= norm(f"{at}.bn{number}", given)
+            if unit == 0:
+                shapes[f"{at}.downsample.0.weight"] = (4 * planes, inputs, 1, 1)
+                shapes |= norm(f"{at}.downsample.1", 4 * planes)
+            inputs = 4 * planes
+    return {**shapes, "fc.weight": (1000, 2048), "fc.bias": (1000,)}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_resnet50_file_with_torchvisions_names(tmp_path, suffix):
+    shapes = resnet50_shapes()
+    learnt = [s for key, s in shapes.items() if not key.endswith(("mean", "var", "tracked"))]
+    assert sum(torch.Size(s).numel() for s in learnt) == 25_557_032
+    state = {
+        key: torch.tensor(7) if key.endswith("tracked") else torch.rand(shape)
+        for key, shape in shapes.items()
+    }
+    path = tmp_path / f"resnet50{suffix}"
+    if suffix == ".pth":
+        torch.save(state, path)
+    else:
+        from safetensors.torch import save_file
+
+        save_file(state, path)
+    # Two stems and a tail at the published size; all three tails are tested at small sizes.
+    model = build_model(ModelConfig(arch="resnet50", variant="base" if suffix == ".pth" else "sfd"), 3)
+    load_pretrained(model, str(path), "resnet50")
+    sfd = model.decomposition
+    tails = [tail for tail in (sfd.shared, sfd.specific_visible, sfd.specific_infrared) if tail is not None]
+    seen = set()
+    for part in (sfd.stem_visible, sfd.stem_infrared, *tails):
+        for key, value in part.state_dict().items():
+            assert torch.equal(value, state[key]), key
+            seen.add(key)
+    assert seen == state.keys() - {"fc.weight", "fc.bias"}
+
+
+def save(arch, width, path):
+    backbone = make_backbone(arch, width)
+    layers = {k: v for index in range(backbone.depth) for k, v in backbone.block(index).items()}
+    torch.save(nn.ModuleDict(layers).state_dict(), path)
+
+
+def test_weights_that_do_not_fit_are_one_clear_line(tmp_path):
+    arch = "efficientnet_lite0"
+    config = ModelConfig(arch=arch, width=16, variant="base")
+
+    def message(path, config=config):
+        model = build_model(config, 3)
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(CheckpointError) as caught:
+            load_pretrained(model, str(path), config.arch)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+        assert str(path) in one_line(caught)
+        return str(caught.value)
+
+    other, text, cut, thin = (tmp_path / f"{name}.pth" for name in ("other", "text", "cut", "thin"))
+    save("resnet18", 8, other)
+    said = message(other)
+    assert "no key fits" in said
+    assert "conv1.weight" in said
+    assert "Set model.arch to the network of the file" in said
+
+    text.write_text("no weights")
+    assert "not a readable file of weights" in message(text)
+    save(arch, 16, thin)
+    for kept in (5000, 200_000):
+        cut.write_bytes(thin.read_bytes()[:kept])
+        assert "not a readable file of weights" in message(cut)
+    (tmp_path / "cut.safetensors").write_bytes(b"\x40")
+    assert "not a readable file of weights" in message(tmp_path / "cut.safetensors")
+    (tmp_path / "empty.pth").touch()
+    assert "not a readable file of weights" in message(tmp_path / "empty.pth")
+    torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "run.pth")
+    assert "not a state dict" in message(tmp_path / "run.pth")
+    assert "no file" in message(tmp_path / "absent.pth")
+
+    said = message(thin, ModelConfig(arch=arch, width=32, variant="base"))
+    assert "at another width" in said
+    assert "Set model.width" in said
+    save("resnet18", 8, other)
+    said = message(other, ModelConfig(arch="resnet34", width=8, variant="base"))
+    assert "missing layer1.2" in said
+    assert "model.width" not in said
+
+
+def test_published_weights_at_another_width_name_the_width():
+    model = build_model(ModelConfig(arch="efficientnet_lite0", width=32, variant="base", tail_blocks=1), 3)
+    with pytest.raises(CheckpointError, match=r"Published weights have model\.width=64") as caught:
+        load_pretrained(model, "imagenet", "efficientnet_lite0")
+    one_line(caught)
+
+
+@pytest.mark.parametrize(("blocks", "dim", "right"), [(2, None, False), (2, 32, True), (None, None, True)])
+def test_gem_needs_a_map_without_negative_values(blocks, dim, right):
+    """Groups of EfficientNet-Lite0 end with a linear projection, its head and `model.dim` with a ReLU."""
+    settings = {"arch": "efficientnet_lite0", "variant": "base", "tail_blocks": blocks, "dim": dim}
+    if right:
+        model = build_model(ModelConfig(**settings, pooling="gem"), 4).eval()
+        maps = model.decomposition.shared.maps(model.decomposition.stem_visible(torch.rand(1, 3, 64, 32)))
+        assert float(maps.min()) >= 0
+        return
+    with pytest.raises(ConfigError, match=r"model\.pooling=gem .* set model\.dim"):
+        build_model(ModelConfig(**settings, pooling="gem"), 4)
+    build_model(ModelConfig(**settings, pooling="avg"), 4)

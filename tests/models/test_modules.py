@@ -1,0 +1,216 @@
+"""The wiring: shapes, parameter sharing, variants, the single-modality path, torchvision's key names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fmcnet.config import ModelConfig
+from fmcnet.errors import CheckpointError, ConfigError
+from fmcnet.models.backbone import Stem, Tail, make_backbone
+from fmcnet.models.build import build_model
+from fmcnet.models.fmcnet import VARIANTS
+from fmcnet.models.pretrained import load_pretrained
+from fmcnet.types import Modality
+
+CLASSES = 7
+
+
+def tiny(variant="full", **changes):
+    torch.manual_seed(0)
+    return build_model(ModelConfig(variant=variant, arch="resnet18", width=8, **changes), CLASSES)
+
+
+def batch(n=4):
+    generator = torch.Generator().manual_seed(1)
+    return (torch.randint(0, 256, (n, 3, 64, 32), generator=generator, dtype=torch.uint8) for _ in range(2))
+
+
+@pytest.mark.parametrize(("variant", "width"), [("base", 64), ("sfd", 64), ("fmc", 192), ("full", 128)])
+@pytest.mark.parametrize("neck", [True, False])
+def test_every_feature_and_score_by_variant(variant, width, neck):
+    model = tiny(variant, neck=neck)
+    assert model.variant == variant
+    for mode in (True, False):
+        out = model.train(mode)(*batch())
+        for half in out:
+            assert half.shared.shape == (4, 64)
+            assert half.shared_scores.shape == (4, CLASSES)
+            assert half.embedding.shape == (4, width)
+            has = {
+                "specific": variant != "base",
+                "specific_scores": variant != "base",
+                "generated": variant in ("fmc", "full"),
+                "generated_scores": variant in ("fmc", "full"),
+                "fused": variant == "full",
+                "fused_scores": variant == "full",
+            }
+            assert {name: getattr(half, name) is not None for name in has} == has
+    assert out.of(Modality.INFRARED) is out.infrared
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_single_modality_path_equals_the_whole_model(variant):
+    model = tiny(variant).eval()
+    visible, infrared = batch()
+    whole = model(visible, infrared)
+    assert torch.allclose(model.embed(visible, Modality.VISIBLE), whole.visible.embedding, atol=1e-5)
+    assert torch.allclose(model.embed(infrared, Modality.INFRARED), whole.infrared.embedding, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("variant", "runs"),
+    [
+        ("base", {"stem_visible", "shared"}),
+        ("sfd", {"stem_visible", "shared"}),
+        ("fmc", {"stem_visible", "shared", "specific_visible", "to_infrared"}),
+        ("full", {"stem_visible", "shared", "specific_visible", "to_infrared"}),
+    ],
+)
+def test_single_modality_path_computes_nothing_it_does_not_need(variant, runs):
+    model, seen = tiny(variant).eval(), set()
+    for parent in (model.decomposition, model.compensation):
+        for name, child in parent.named_children() if parent else ():
+            child.register_forward_hook(lambda *_, name=name: seen.add(name))
+    model.embed(next(batch()), Modality.VISIBLE)
+    assert seen == runs
+
+
+def test_equation_1_who_shares_what():
+    """E_sh is one module for both modalities; the stems and the specific tails are not."""
+    sfd = tiny().decomposition
+    assert torch.equal(
+        sfd.stem_visible.conv1.weight, sfd.stem_infrared.conv1.weight
+    )  # equal at the start only
+    for apart in (sfd.stem_infrared, sfd.specific_infrared):
+        for parameter in apart.parameters():
+            parameter.data = torch.randn_like(parameter) * 0.1 if parameter.ndim > 1 else parameter.data
+    visible, infrared = (x.float() / 255 for x in batch())
+    out = sfd.eval()(visible, infrared)
+    swapped = sfd(infrared, visible)
+    assert not torch.allclose(out[0], swapped[1], atol=1e-3)  # other stems
+    sfd.stem_infrared.load_state_dict(sfd.stem_visible.state_dict())
+    out, swapped = sfd(visible, infrared), sfd(infrared, visible)
+    assert torch.allclose(out[0], swapped[1], atol=1e-5)  # same E_sh
+    assert not torch.allclose(out[2], swapped[3], atol=1e-3)  # other E_sp
+
+
+def test_equations_15_and_16():
+    fusion = tiny(w1=0.25, w2=2.0).fusion
+    shared, specific, generated = torch.randn(3, 5, 64)
+    expected = torch.cat([shared, 0.25 * specific + 2.0 * generated], dim=1)
+    assert torch.equal(fusion(shared, specific, generated, Modality.VISIBLE), expected)
+    fusion(shared, specific, generated, Modality.VISIBLE).sum().backward()
+    assert fusion.w1.grad is not None
+    assert fusion.w2.grad is not None
+
+
+def test_equation_11_generator_depends_on_the_image_alone():
+    """The compensated feature of an image does not change with the rest of the batch."""
+    model = tiny().eval()
+    visible, infrared = batch()
+    together = model(visible, infrared).visible.generated
+    alone = model(visible[:1], infrared[:1]).visible.generated
+    assert torch.allclose(together[:1], alone, atol=1e-5)
+
+
+def test_equation_12_discriminator_is_one_layer_and_a_sigmoid():
+    judge = tiny().compensation.judge_infrared
+    assert sum(p.numel() for p in judge.parameters()) == 64 + 1
+    x = torch.randn(3, 64)
+    assert torch.allclose(judge.probability(x), torch.sigmoid(x @ judge.linear.weight[0] + judge.linear.bias))
+
+
+def test_concatenated_descriptor_has_the_visible_part_first_for_both_modalities():
+    model = tiny("fmc", neck=False).eval()
+    out = model(*batch())
+    assert torch.equal(
+        out.visible.embedding, torch.cat([out.visible.shared, out.visible.specific, out.visible.generated], 1)
+    )
+    assert torch.equal(
+        out.infrared.embedding,
+        torch.cat([out.infrared.shared, out.infrared.generated, out.infrared.specific], 1),
+    )
+
+
+@pytest.mark.parametrize(("arch", "dim"), [("resnet18", 512), ("resnet34", 512), ("resnet50", 2048)])
+def test_published_sizes(arch, dim):
+    backbone = make_backbone(arch, last_stride=2)
+    stem, tail = Stem(backbone), Tail(backbone)
+    assert tail.dim == dim
+    parameters = sum(p.numel() for m in (stem, tail) for p in m.parameters())
+    # torchvision's counts with the 1000-class layer, which is dim * 1000 + 1000
+    published = {"resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032}[arch]
+    assert parameters == published - (dim * 1000 + 1000)
+
+
+def test_last_stride_keeps_the_map_large():
+    x = torch.zeros(1, 16, 8, 4)
+    for stride, size in ((1, (4, 2)), (2, (2, 1))):
+        assert Tail(make_backbone("resnet18", 8, stride)).eval().maps(x).shape[2:] == size
+
+
+def torchvision_names(model):
+    """One state dict with torchvision's names, as an ImageNet file would hold."""
+    sfd = model.decomposition
+    state = {
+        k: torch.randn_like(v) if v.is_floating_point() else v
+        for k, v in sfd.stem_visible.state_dict().items()
+    }
+    state |= {k: torch.randn_like(v) for k, v in sfd.shared.state_dict().items() if v.is_floating_point()}
+    return state | {"fc.weight": torch.zeros(1000, 64), "fc.bias": torch.zeros(1000)}
+
+
+def test_one_imagenet_file_fills_both_stems_and_all_tails(tmp_path):
+    state = torchvision_names(tiny())
+    torch.save(state, tmp_path / "resnet.pth")
+    model = tiny()
+    load_pretrained(model, str(tmp_path / "resnet.pth"), "resnet18")
+    sfd = model.decomposition
+    for stem in (sfd.stem_visible, sfd.stem_infrared):
+        assert torch.equal(stem.conv1.weight, state["conv1.weight"])
+        assert torch.equal(stem.layer2[1].bn2.running_var, state["layer2.1.bn2.running_var"])
+    for tail in (sfd.shared, sfd.specific_visible, sfd.specific_infrared):
+        assert torch.equal(tail.layer4[0].downsample[0].weight, state["layer4.0.downsample.0.weight"])
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    state = torchvision_names(tiny())
+    del state["layer1.0.conv1.weight"]
+    torch.save(state, tmp_path / "cut.pth")
+    with pytest.raises(CheckpointError, match=r"missing layer1\.0\.conv1\.weight"):
+        load_pretrained(tiny(), str(tmp_path / "cut.pth"), "resnet18")
+    torch.save(
+        torchvision_names(build_model(ModelConfig(arch="resnet18", width=4), 3)), tmp_path / "thin.pth"
+    )
+    with pytest.raises(CheckpointError, match="in the file"):
+        load_pretrained(tiny(), str(tmp_path / "thin.pth"), "resnet18")
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(CheckpointError, match="not a readable file of weights"):
+        load_pretrained(tiny(), str(tmp_path / "text.pth"), "resnet18")
+    with pytest.raises(CheckpointError, match="no file"):
+        load_pretrained(tiny(), str(tmp_path / "absent.pth"), "resnet18")
+
+
+def test_random_initialisation_says_so(caplog):
+    load_pretrained(tiny(), None, "resnet18")
+    assert "RANDOM INITIALISATION" in caplog.text
+
+
+def test_unknown_names():
+    with pytest.raises(ConfigError, match=r"model\.arch = 'vgg': no such backbone; choose one of .*resnet50"):
+        make_backbone("vgg")
+    with pytest.raises(ConfigError, match="unknown pooling"):
+        Tail(make_backbone("resnet18"), pooling="max")
+
+
+def test_the_single_stream_baseline_has_one_stem_and_saves():
+    from fmcnet.config import load_config
+
+    model = tiny("base", single_stream=True)
+    assert model.decomposition.stem_visible is model.decomposition.stem_infrared
+    twice = tiny("base")
+    saved = sum(p.numel() for p in twice.parameters()) - sum(p.numel() for p in model.parameters())
+    assert saved == sum(p.numel() for p in twice.decomposition.stem_infrared.parameters())
+    with pytest.raises(ConfigError, match="single_stream is for"):
+        load_config(None, ["model.single_stream=true"])

@@ -1,0 +1,117 @@
+"""Options that are ours: earlier splits of the stems, unit-length parts of the descriptor, stripes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fmcnet.models.fmcnet import VARIANTS
+from fmcnet.models.pretrained import load_pretrained
+from fmcnet.types import Modality
+from tests.models.test_modules import batch, tiny, torchvision_names
+
+
+def numbers(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_the_defaults_are_the_models_of_before():
+    assert not [k for k in tiny().state_dict() if k.startswith(("parts", "decomposition.stem_shared"))]
+    assert {k.split(".")[2] for k in tiny().state_dict() if ".stem_visible." in k} == {
+        "conv1", "bn1", "layer1", "layer2",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_an_earlier_split_moves_blocks_to_the_part_that_both_share(stages):
+    whole, early = tiny("base").decomposition, tiny("base", specific_stages=stages).decomposition
+    assert numbers(early.stem_visible) + numbers(early.stem_shared) == numbers(whole.stem_visible)
+    assert numbers(early) == numbers(whole) - numbers(early.stem_shared)
+    visible, infrared = batch()
+    model = tiny(specific_stages=stages).eval()
+    out = model(visible, infrared)
+    assert torch.allclose(model.embed(visible, Modality.VISIBLE), out.visible.embedding, atol=1e-5)
+    assert torch.allclose(model.embed(infrared, Modality.INFRARED), out.infrared.embedding, atol=1e-5)
+
+
+def test_an_earlier_split_computes_the_same_network():
+    whole, early = tiny("base").eval(), tiny("base", specific_stages=1).eval()
+    state = {k.replace("stem_shared", "stem_visible"): v for k, v in early.state_dict().items()}
+    state |= {k.replace("stem_visible", "stem_infrared"): v for k, v in state.items() if "stem_visible" in k}
+    whole.load_state_dict(state)
+    visible, infrared = batch()
+    for a, b in zip(whole(visible, infrared), early(visible, infrared), strict=True):
+        assert torch.allclose(a.embedding, b.embedding, atol=1e-5)
+
+
+def test_an_imagenet_file_fills_an_early_split(tmp_path):
+    state = torchvision_names(tiny())
+    torch.save(state, tmp_path / "resnet.pth")
+    model = tiny(specific_stages=1)
+    load_pretrained(model, str(tmp_path / "resnet.pth"), "resnet18")
+    sfd = model.decomposition
+    assert torch.equal(sfd.stem_infrared.conv1.weight, state["conv1.weight"])
+    assert torch.equal(sfd.stem_shared.layer2[1].bn2.running_var, state["layer2.1.bn2.running_var"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_part_of_a_normalized_descriptor_has_unit_length(variant):
+    plain, unit = tiny(variant).eval(), tiny(variant, descriptor="normalized").eval()
+    unit.load_state_dict(plain.state_dict())
+    visible, infrared = batch()
+    for half, other in zip(plain(visible, infrared), unit(visible, infrared), strict=True):
+        wanted = torch.cat([F.normalize(piece, dim=1) for piece in half.embedding.split(64, dim=1)], dim=1)
+        assert torch.allclose(other.embedding, wanted, atol=1e-6)
+        assert torch.equal(half.shared, other.shared)  # the losses see what they saw
+
+
+@pytest.mark.parametrize("variant", ["base", "full"])
+@pytest.mark.parametrize("unit", [True, False])
+def test_stripes_join_the_descriptor(variant, unit):
+    model = tiny(variant, parts=3, unit_features=unit).eval()
+    visible, infrared = batch()
+    out = model(visible, infrared)
+    length = (2 if variant == "full" else 1) * 64
+    for half in out:
+        assert half.part_scores.shape == (4, 3, 7)
+        assert half.shared.shape == (4, 64)
+        assert half.embedding.shape == (4, length + 3 * 64)
+        lengths = half.embedding[:, length:].unflatten(1, (3, 64)).norm(dim=2)
+        assert torch.allclose(lengths, torch.ones(4, 3)) is unit
+    assert torch.allclose(model.embed(infrared, Modality.INFRARED), out.infrared.embedding, atol=1e-5)
+
+
+def test_stripes_are_means_of_rows_of_the_map():
+    model = tiny("base", parts=2)
+    tail = model.decomposition.shared.eval()
+    x = torch.rand(2, 16, 8, 4)
+    maps = tail.layer4(tail.layer3(x))  # (2, 64, 4, 2)
+    found = tail(x)
+    assert torch.allclose(found[:, 64:128], maps[:, :, :2].mean(dim=(2, 3)), atol=1e-6)
+    assert torch.allclose(found[:, 128:], maps[:, :, 2:].mean(dim=(2, 3)), atol=1e-6)
+
+
+def test_a_generator_of_constants_does_not_shape_the_shared_features():
+    for detach in (False, True):
+        model = tiny(generator_detach=detach)
+        shared = torch.randn(4, 64, requires_grad=True)
+        model.compensation(shared, Modality.VISIBLE).sum().backward()
+        assert (shared.grad is None) is detach
+        assert model.compensation.to_infrared.layers[0].weight.grad.abs().sum() > 0
+
+
+def test_dropout_inside_the_generator_is_for_training_only():
+    generator = tiny(generator_dropout=0.5).compensation.to_infrared
+    x = torch.randn(4, 64)
+    assert not torch.equal(generator.train()(x), generator(x))
+    assert torch.equal(generator.eval()(x), generator(x))
+
+
+def test_specific_branches_of_constants_do_not_shape_the_stems():
+    for detach in (False, True):
+        sfd = tiny(specific_detach=detach).decomposition
+        stem = torch.randn(2, 16, 4, 2, requires_grad=True)
+        sfd.specific(stem, Modality.INFRARED).sum().backward()
+        assert (stem.grad is None) is detach
+        assert sfd.specific_infrared.layer3[0].conv1.weight.grad.abs().sum() > 0

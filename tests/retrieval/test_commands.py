@@ -1,0 +1,515 @@
+"""`index`, `search`, `gallery` as a user types them; the model is the colour encoder of `fakes`."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fmcnet.cli.app import app
+from fmcnet.inference.encoder import Encoder
+from fmcnet.retrieval import Gallery, Searcher, indexing, models
+from fmcnet.retrieval.sources import Rules, read_sources
+from fmcnet.types import Modality
+from tests.retrieval.fakes import ColourEngine, curve, encoder, picture
+
+RED, PINK, GREEN, BLUE = (250, 20, 20), (240, 90, 60), (20, 250, 20), (20, 20, 250)
+ALL = {(a, b): curve() for a in Modality for b in Modality}
+
+
+def run(*arguments, code=0, **options):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], prog_name="fmcnet", **options)
+    assert result.exit_code == code, result.output + str(result.exception)
+    assert "Traceback" not in result.output
+    return result
+
+
+def as_json(*arguments):
+    return json.loads(run(*arguments, "--json").stdout)
+
+
+def wrong(*arguments):
+    return " ".join(run(*arguments, code=2).output.split())
+
+
+@pytest.fixture(autouse=True)
+def model(tmp_path, monkeypatch):
+    """`--model run`, whatever it is, is the colour encoder."""
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(Encoder, "from_pretrained", staticmethod(lambda source, **_: encoder(tmp_path, ALL)))
+    monkeypatch.setattr(models, "shipped_models", dict)
+    monkeypatch.setattr(indexing, "PORTION", 2)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def crops(tmp_path):
+    """Four pictures in two cameras' folders."""
+    folder = tmp_path / "crops"
+    names = {"gate1/1_0900": RED, "gate1/2_0910": GREEN, "gate2/1_1000": PINK, "gate2/3_1010": BLUE}
+    for name, colour in names.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(*colour).save(folder / f"{name}.png")
+    picture(*RED).save(tmp_path / "night.png")
+    return folder
+
+
+RULES = ("--modality", "visible", "--model", "run", "--camera-from-name", "gate([0-9])")
+
+
+def test_index_once_search_filter_and_forget(crops):
+    made = as_json("index", "g", crops, *RULES, "--pid-from-name", "([0-9])_")
+    assert (made["added"], made["already"], made["entries"]) == (4, 0, 4)
+    again = as_json("index", "g", crops, *RULES)
+    assert (again["added"], again["already"], again["entries"]) == (0, 4, 4)
+    found = as_json("search", "g", "night.png", "--modality", "ir")  # the model is remembered
+    assert [hit["pid"] for hit in found["hits"]][:2] == [1, 1]
+    assert found["hits"][0]["source"] == str(crops / "gate1/1_0900.png")
+    assert found["prior"] == pytest.approx(1 / 5)
+    filtered = as_json("search", "g", "night.png", "--modality", "ir", "--camera", "2", "--group", "pid")
+    assert [hit["pid"] for hit in filtered["hits"]] == [1, 3]
+    assert as_json("gallery", "info", "g")["entries"] == 4
+    assert as_json("gallery", "remove", "g", "--pid", "1", "--dry-run")["would_remove"] == 2
+    assert as_json("gallery", "remove", "g", "--pid", "1", "--yes") == {"removed": 2, "entries": 2}
+    assert as_json("gallery", "compact", "g")["entries"] == 2
+    assert as_json("gallery", "export", "g", "out.npz", "--camera", "2")["exported"] == 1
+
+
+def test_a_gallery_of_half_the_bytes_and_with_a_graph_on_request(crops):
+    as_json("index", "half", crops, *RULES, "--dtype", "float16", "--index", "hnsw")
+    as_json("index", "whole", crops, *RULES)
+    with Gallery("half", read_only=True) as half, Gallery("whole", read_only=True) as whole:
+        assert (half.settings.dtype, whole.settings.dtype) == ("float16", "float32")
+        assert (half.info().index, whole.info().index) == ("hnsw", "exact")
+        for entry, vector in whole.scan():
+            assert np.array_equal(half.embedding(entry.id), half.embedding(entry.id).astype(np.float16))
+            np.testing.assert_allclose(half.embedding(entry.id), vector, atol=1e-3)
+    assert as_json("index", "half", crops, *RULES)["already"] == 4  # not said again: as it is
+    said = wrong("index", "half", crops, *RULES, "--dtype", "float32")
+    assert "keeps float16 since its first entry" in said
+    assert "--dtype float8: say" in wrong("index", "new", crops, *RULES, "--dtype", "float8")
+    assert "--index flat: say" in wrong("index", "new", crops, *RULES, "--index", "flat")
+    assert not Path("new").exists()
+
+
+def test_tracks_are_pooled(crops):
+    as_json("index", "g", crops, *RULES, "--track-from-name", "([0-9])_")
+    found = as_json("search", "g", "night.png", "--modality", "ir", "--group", "track")
+    assert next((one["key"], one["pooled"]) for one in found["groups"]) == ("1", 2)
+    assert found["groups"][0]["similarity"] < found["hits"][0]["similarity"]
+    shown = run("search", "g", "night.png", "--modality", "ir", "--group", "track", "--html", "who.html")
+    assert "pictures" in shown.output
+    assert f"{found['groups'][0]['similarity']:.4f}" in shown.output
+    assert '<p class="soft">2 pictures</p>' in Path("who.html").read_text(encoding="utf-8")
+
+
+def entries_of(gallery="g"):
+    with Gallery(gallery, read_only=True) as opened:
+        return {Path(entry.source).name: (entry, vector) for entry, vector in opened.scan()}
+
+
+def test_what_is_said_otherwise_the_second_time_is_told_and_stored_on_request(crops):
+    run("index", "g", crops, *RULES, "--pid-from-name", "([0-9])_")
+    before = entries_of()
+    said = ("--modality", "visible", "--camera", "roof", "--track-from-name", "([0-9]_[0-9]+)")
+    told = run("index", "g", crops, *said)
+    assert "camera is 1 in the gallery, roof now" in " ".join(told.output.split())
+    assert "4 pictures are stored otherwise" in " ".join(told.output.split())
+    assert "--existing update" in told.output
+    assert entries_of().keys() == before.keys()
+    assert all(entry == before[name][0] for name, (entry, _) in entries_of().items())
+    listed = as_json("index", "g", crops, *said)
+    assert (len(listed["differences"]), listed["updated"], listed["replaced"]) == (8, 0, 0)
+    made = as_json("index", "g", crops, *said, "--existing", "update")
+    assert (made["added"], made["already"], made["updated"], made["differences"]) == (0, 4, 4, [])
+    for name, (entry, vector) in entries_of().items():
+        assert (entry.camera, entry.track) == ("roof", Path(name).stem)
+        assert entry.pid == before[name][0].pid  # what is not said stays
+        assert (vector == before[name][1]).all()
+    assert as_json("index", "g", crops, *said)["differences"] == []
+    assert "--existing" in wrong("index", "g", crops, *said, "--existing", "maybe")
+
+
+def test_another_modality_is_encoded_anew_and_keeps_the_rest(crops, monkeypatch):
+    run("index", "g", crops, *RULES)
+    seen = []
+    real = ColourEngine.__call__
+    monkeypatch.setattr(ColourEngine, "__call__", lambda s, x, m: seen.append((len(x), m)) or real(s, x, m))
+    told = as_json("index", "g", crops, "--modality", "infrared")
+    assert "modality is visible in the gallery, infrared now" in told["differences"][0]
+    assert not seen
+    made = as_json("index", "g", crops, "--modality", "infrared", "--existing", "update")
+    assert (made["replaced"], made["updated"], made["entries"]) == (4, 0, 4)
+    assert {str(m) for _, m in seen} == {"infrared"}
+    assert {(str(e.modality), e.camera) for e, _ in entries_of().values()} == {
+        ("infrared", "1"),
+        ("infrared", "2"),
+    }
+
+
+def test_a_picture_that_changed_is_encoded_anew_on_request(crops):
+    run("index", "g", crops, *RULES)
+    picture(*BLUE).save(crops / "gate1/1_0900.png")
+    assert as_json("index", "g", crops, *RULES)["differences"] == []
+    old = entries_of()
+    assert as_json("index", "g", crops, *RULES, "--existing", "replace")["replaced"] == 4
+    new = entries_of()
+    assert (new["1_0900.png"][1] == old["3_1010.png"][1]).all()
+    assert as_json("search", "g", "night.png", "--modality", "ir")["hits"][0]["source"].endswith("1_1000.png")
+
+
+def test_pictures_are_kept_when_asked_and_go_with_the_entry(crops):
+    run("index", "plain", crops, *RULES)
+    assert b"\xff\xd8\xff" not in b"".join(p.read_bytes() for p in Path("plain").iterdir())  # no JPEG
+    assert as_json("gallery", "info", "plain")["pictures_kept"] == 0
+    asked = ("index", "plain", crops, *RULES, "--keep-images")
+    assert "picture is nothing in the gallery, to be kept now" in as_json(*asked)["differences"][0]
+    assert as_json(*asked, "--existing", "update")["replaced"] == 4
+    run("index", "g", crops, *RULES, "--keep-images")
+    assert as_json("index", "g", crops, *RULES, "--existing", "replace")["replaced"] == 4
+    assert as_json("gallery", "info", "g")["pictures_kept"] == 4  # once asked for, they stay so
+    with Gallery("g", read_only=True) as gallery:
+        kept = {Path(e.source).name: gallery.picture(e.id) for e, _ in gallery.scan()}
+        assert gallery.picture("nobody") is None
+    shown = Image.open(io.BytesIO(kept["1_0900.png"])).getpixel((5, 5))
+    assert max(abs(a - b) for a, b in zip(shown, RED, strict=True)) < 8
+    for path in crops.rglob("*.png"):
+        path.unlink()
+    run("search", "g", "night.png", "--modality", "ir", "--html", "who.html")
+    assert "picture not at hand" not in Path("who.html").read_text(encoding="utf-8")
+    run("gallery", "remove", "g", "--camera", "1", "--yes")
+    data = b"".join(path.read_bytes() for path in Path("g").iterdir())
+    for name, jpeg in kept.items():
+        assert (jpeg[-40:] in data) == (name in ("1_1000.png", "3_1010.png"))
+
+
+def test_python_and_the_command_line_give_the_same_answer(crops, tmp_path):
+    run("index", "g", crops, *RULES)
+    typed = as_json("search", "g", "night.png", "--modality", "ir", "--min-probability", "0.01", "--top", "3")
+    with Gallery("g", read_only=True) as gallery:
+        answer = Searcher(encoder(tmp_path, ALL), gallery).search(
+            "night.png", "infrared", top=3, min_probability=0.01
+        )
+    assert {k: v for k, v in typed.items() if k != "gallery"} == json.loads(json.dumps(answer.to_dict()))
+
+
+def test_times_select_and_expire(crops):
+    Path("dated").mkdir()
+    crops.rename("dated/2020-03-01")
+    assert "lacks %Y and %m and %d" in wrong("index", "g", "dated", *RULES, "--time-from-name", "_%H%M")
+    run("index", "g", "dated", *RULES, "--time-from-name", "%Y-%m-%d*_%H%M")
+    since = ("--since", "2020-03-01T10:00:00")
+    found = as_json("search", "g", "night.png", "--modality", "ir", *since)
+    assert len(found["hits"]) == found["compared"] == 2
+    late = as_json("search", "g", "night.png", "--modality", "ir", *since, "--timezone", "Europe/Berlin")
+    assert late["compared"] == 4  # ten o'clock there is earlier
+    assert as_json("gallery", "expire", "g", "--keep", "30d") == {
+        "removed": 4,
+        "entries": 0,
+        "without_a_time": 0,
+        "before_1970": 0,
+    }
+
+
+def test_expire_leaves_times_that_were_read_wrongly_and_says_so(crops):
+    run("index", "g", crops, *RULES)
+    with Gallery("g") as gallery:
+        first, *others = [entry.id for entry, _ in gallery.scan()]
+        gallery.update([first], time=datetime(1900, 1, 1, 22, 15, tzinfo=timezone.utc))
+        gallery.update(others, time=datetime(2020, 1, 1, tzinfo=timezone.utc))
+    assert as_json("gallery", "expire", "g", "--keep", "30d") == {
+        "removed": 3,
+        "entries": 1,
+        "without_a_time": 0,
+        "before_1970": 1,
+    }
+    assert "1 entries have a time before 1970" in run("gallery", "expire", "g", "--keep", "30d").output
+    assert as_json("gallery", "expire", "g", "--keep", "999999999w")["removed"] == 0
+
+
+def test_nobody_is_said(crops):
+    run("index", "g", crops, *RULES)
+    picture(30, 240, 240).save("stranger.png")
+    asked = ("search", "g", "stranger.png", "--modality", "ir", "--fmr", "0.001")
+    assert run(*asked).stdout.startswith("nobody\n")
+    assert as_json(*asked)["nobody"] is True
+
+
+def test_tables_for_people(crops):
+    assert "there already" in run("index", "g", crops, *RULES).output
+    shown = run("search", "g", "night.png", "--modality", "ir", env={"COLUMNS": "250"}).output
+    assert "probability" in shown
+    assert "1_0900.png" in shown
+    assert "entries" in run("gallery", "info", "g").output
+
+
+def test_removal_asks(crops):
+    run("index", "g", crops, *RULES)
+    asked = run("gallery", "remove", "g", "--camera", "1", code=1, input="n\n")
+    assert "Remove 2 of 4" in asked.output
+    assert as_json("gallery", "info", "g")["entries"] == 4
+    run("gallery", "remove", "g", "--camera", "1", input="y\n")
+    assert as_json("gallery", "info", "g")["entries"] == 2
+
+
+def test_the_page_holds_the_pictures_and_asks_nobody_for_anything(crops):
+    run("index", "g", crops, *RULES, "--track-from-name", "([0-9]_[0-9]+)")
+    (crops / "gate2/1_1000.png").unlink()
+    (crops / "gate2/3_1010.png").write_bytes(b"broken")
+    run("search", "g", "night.png", "--modality", "ir", "--html", "out/who.html")
+    page = Path("out/who.html").read_text(encoding="utf-8")
+    uris = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    assert len(uris) == 3  # the query and two hits
+    colour = Image.open(io.BytesIO(base64.b64decode(uris[1]))).getpixel((5, 5))
+    assert max(abs(a - b) for a, b in zip(colour, RED, strict=True)) < 8
+    assert page.count("picture not at hand") == 2
+    assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|<script", page)
+
+
+def test_texts_in_the_page_are_escaped(tmp_path):
+    picture(*RED).save("night.png")
+    with Gallery("g") as gallery:
+        Searcher(encoder(tmp_path, ALL), gallery).add(
+            picture(*RED), "ir", camera="<script>x</script>", source='"><b onload=x>'
+        )
+    run("search", "g", "night.png", "--modality", "ir", "--model", "run", "--html", "who.html")
+    page = Path("who.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "<b onload" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_broken_pictures_are_named_and_left_out_or_refused(crops):
+    (crops / "gate1/2_0910.png").write_bytes(b"no picture")
+    assert "2_0910.png" in wrong("index", "g", crops, *RULES)
+    made = as_json("index", "g", crops, *RULES, "--on-error", "skip")
+    assert made["entries"] == 3
+    assert [fault["source"] for fault in made["faults"]] == [str(crops / "gate1/2_0910.png")]
+    picture(*GREEN).save(crops / "gate1/2_0910.png")
+    assert as_json("index", "g", crops, *RULES)["added"] == 1
+
+
+def test_mistakes_are_one_clear_message(crops):
+    assert "--modality" in wrong("index", "g", crops, "--model", "run")
+    assert "say which model" in wrong("index", "g", crops, "--modality", "ir")
+    assert not Path("g").exists()
+    assert "--on-error" in wrong("index", "g", crops, *RULES, "--on-error", "ignore")
+    assert "does not match" in wrong("index", "g", crops, *RULES, "--track-from-name", "track")
+    assert "there is no gallery" in wrong("search", "g", "night.png", "--modality", "ir")
+    run("index", "g", crops, *RULES)
+    assert "no such" in wrong("search", "g", "gone.png", "--modality", "ir")
+    assert "2 modalities for 1" in wrong(
+        "search", "g", "night.png", "--modality", "ir", "--modality", "visible"
+    )
+    assert "--group camera" in wrong("search", "g", "night.png", "--modality", "ir", "--group", "camera")
+    assert "no time" in wrong("search", "g", "night.png", "--modality", "ir", "--since", "noon")
+    assert "which entries" in wrong("gallery", "remove", "g", "--yes")
+    assert "cannot ask" in wrong("gallery", "remove", "g", "--pid", "1", "--json")
+    assert "30d" in wrong("gallery", "expire", "g", "--keep", "long")
+    assert "there is no gallery" in wrong("gallery", "info", "elsewhere")
+    Path("run").rmdir()
+    assert "not there any more" in wrong("search", "g", "night.png", "--modality", "ir")
+
+
+class StoppedEngine(ColourEngine):
+    """Stops at its third batch."""
+
+    def __init__(self, stop):
+        self.left, self.stop = 2, stop
+
+    def __call__(self, images, modality):
+        self.left -= 1
+        if self.left < 0:
+            self.stop()
+        return super().__call__(images, modality)
+
+
+def many(tmp_path):
+    (tmp_path / "many").mkdir()
+    for i in range(9):
+        picture(250 - 20 * i, 20 * i, 60).save(tmp_path / f"many/{i}.png")
+    return read_sources([tmp_path / "many"], Rules(Modality.VISIBLE))
+
+
+def stopping(tmp_path, stop):
+    made = encoder(tmp_path, ALL)
+    made.engine = StoppedEngine(stop)
+    return made
+
+
+def test_ctrl_c_keeps_what_was_added_and_the_same_call_goes_on(tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    sources = many(tmp_path)
+    with Gallery("g") as gallery:
+        with pytest.raises(KeyboardInterrupt, match="4 pictures were added"):
+            indexing.index(Searcher(stopping(tmp_path, stop), gallery), sources)
+        assert len(gallery) == 4
+        report = indexing.index(Searcher(encoder(tmp_path, ALL), gallery), sources)
+    assert (report.added, report.already, report.entries) == (5, 4, 9)
+
+
+def test_kill_keeps_what_was_added_and_the_same_call_goes_on(tmp_path):
+    sources = many(tmp_path)
+    child = os.fork()
+    if not child:
+        try:
+            stopped = stopping(tmp_path, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            with Gallery("g") as gallery:
+                indexing.index(Searcher(stopped, gallery), sources)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    with Gallery("g") as gallery:
+        assert len(gallery) == 4
+        report = indexing.index(Searcher(encoder(tmp_path, ALL), gallery), sources)
+        assert (report.added, report.already, report.entries) == (5, 4, 9)
+        assert gallery.check() == []
+
+
+def test_another_spelling_of_a_path_is_no_other_picture(crops):
+    as_json("index", "g", crops, *RULES)
+    again = as_json("index", "g", crops / "gate1" / ".." / ".." / "crops", *RULES)
+    assert (again["added"], again["already"], again["entries"]) == (0, 4, 4)
+
+
+def test_what_is_not_there_or_never_expires_is_named(crops):
+    as_json("index", "g", crops, *RULES)
+    assert "there is no entry 'nope'" in run("gallery", "remove", "g", "--id", "nope", "--yes").output
+    assert "4 entries have no time" in run("gallery", "expire", "g", "--keep", "999999999w").output
+    assert as_json("gallery", "info", "g")["entries"] == 4
+
+
+def degrees(path, low, high):
+    """A float TIFF of `low` to `high` degrees."""
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.linspace(low, high, 48 * 24, dtype=np.float32).reshape(48, 24)).save(path)
+
+
+def test_a_range_maps_every_crop_alike_and_the_gallery_keeps_it(tmp_path):
+    """Without it each picture is stretched by itself and all are alike; a note says so."""
+    for name, low in (("cold", 12), ("mild", 20), ("warm", 32)):
+        degrees(tmp_path / "heat" / f"{name}.tif", low, low + 6)
+    rules = ("--modality", "infrared", "--model", "run")
+    free = as_json("index", "free", "heat", *rules)
+    assert len(free["notes"]) == 1
+    assert free["notes"][0].startswith("3 images with values of no usual range: each was stretched")
+    assert "--range LOW:HIGH" in run("index", "again", "heat", *rules).stderr
+    alike = as_json("search", "free", "heat/warm.tif", "--modality", "ir")
+    assert min(hit["similarity"] for hit in alike["hits"]) > 0.999
+    assert as_json("index", "g", "heat", *rules, "--range", "10:40")["notes"] == []
+    found = as_json("search", "g", "heat/warm.tif", "--modality", "ir")  # the range is remembered
+    assert Path(found["hits"][0]["source"]).name == "warm.tif"
+    assert found["hits"][0]["similarity"] > 0.999
+    assert found["hits"][-1]["similarity"] < 0.5
+    degrees(tmp_path / "kelvin.tif", 288, 310)
+    assert "no pixel is in the range 10:40: its values are 288 to 310" in wrong(
+        "search", "g", "kelvin.tif", "--modality", "ir"
+    )
+    for bad in ("40:10", "15", "a:b", "nan:1"):
+        assert "--range" in wrong("index", "x", "heat", *rules, "--range", bad) or bad in ("40:10", "nan:1")
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_is_no_picture_is_counted_and_named(crops, tmp_path):
+    (crops / "notes.txt").write_text("gate 1")
+    (crops / "gate1" / "._1_0900.png").write_bytes(b"\0\5\26\7")
+    (crops / "gate3").symlink_to(crops / "gate2")
+    made = as_json("index", "g", crops, *RULES)
+    assert (made["pictures"], made["added"], made["ignored"]["count"]) == (4, 4, 2)
+    assert made["ignored"]["first"] == [str(crops / "gate3"), str(crops / "notes.txt")]
+    assert "ignored 2: " in run("index", "h", crops, *RULES).stderr
+    made = as_json("index", "k", *sorted((crops / "gate1").iterdir()), *RULES[:4])
+    assert (made["pictures"], made["ignored"]["reasons"]) == (2, {"a hidden or resource file": 1})
+    assert "a hidden or resource file" in wrong("index", "l", crops / "gate1" / "._1_0900.png", *RULES[:4])
+    made = as_json("embed", "run", crops, "--modality", "visible", "--out", "e.npz")
+    assert (made["images"], made["ignored"]["count"]) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    "value", ["18446744073709551615", "-9223372036854775809", "9" * 5000, "1e400", "nan"]
+)
+@pytest.mark.parametrize("option", ["--top", "--prior", "--fmr", "--min-probability", "--since"])
+def test_numbers_out_of_range_are_a_line(crops, option, value):
+    run("index", "g", crops, *RULES)
+    said = CliRunner().invoke(
+        app, ["search", "g", "night.png", "--modality", "ir", option, value], prog_name="fmcnet"
+    )
+    assert said.exception is None or isinstance(said.exception, SystemExit), said.exception
+    assert said.exit_code in (0, 2)
+    for arguments in (
+        ["gallery", "remove", "g", "--yes", "--pid", value],
+        ["gallery", "expire", "g", "--keep", f"{value}d"],
+        ["gallery", "export", "g", "x.npz", "--pid", value],
+        ["index", "g", str(crops), *RULES, "--batch", value],
+    ):
+        said = CliRunner().invoke(app, arguments, prog_name="fmcnet")
+        assert said.exception is None or isinstance(said.exception, SystemExit), (arguments, said.exception)
+
+
+def test_a_filter_that_asks_for_what_no_entry_has_is_told(crops):
+    run("index", "g", crops, "--modality", "visible", "--model", "run", "--camera-from-name", "(gate[0-9])")
+    asked = ("search", "g", "night.png", "--modality", "ir")
+    told = as_json(*asked, "--camera", "nowhere", "--camera", "gate1")
+    assert (told["compared"], told["notes"]) == (
+        2,
+        ["no entry has the camera 'nowhere'; those that are: gate1, gate2"],
+    )
+    near = as_json(*asked, "--camera", "Gate-02")
+    assert "no entry has the camera 'Gate-02': did you mean 'gate2'?" in near["notes"]
+    assert as_json(*asked, "--camera", "gate1")["notes"] == []
+    dry = as_json(
+        "gallery", "remove", "g", "--camera", "gate3", "--track", "t", "--pid", 7, "--tag", "x", "--dry-run"
+    )
+    assert dry["would_remove"] == 0
+    assert [note.split(":")[0] for note in dry["notes"]] == [
+        "no entry has the camera 'gate3'",
+        "no entry has the track 't'",
+        "no entry has the tag 'x'",
+        "no entry has the pid '7'",
+    ]
+    assert (
+        "note: no entry has the camera 'gat'"
+        in run("gallery", "export", "g", "e.npz", "--camera", "gat").output
+    )
+
+
+def test_spellings_of_one_camera_are_told(crops):
+    one = ("--modality", "visible", "--model", "run", "--layout", "images")
+    assert as_json("index", "g", crops / "gate1", *one, "--camera", "1")["notes"] == []
+    (note,) = as_json("index", "g", crops / "gate2", *one, "--camera", "cam01")["notes"]
+    assert "the cameras '1', 'cam01' may be one" in note
+    (note,) = as_json("search", "g", "night.png", "--modality", "ir", "--camera", "1")["notes"]
+    assert "entries of the camera 'cam01' do not pass the filter" in note
+    as_json("gallery", "remove", "g", "--camera", "cam01", "--yes")
+    with Gallery("g") as gallery:
+        assert gallery.cameras() == ["1"]  # of what is there now
+
+
+def test_what_index_leaves_out_is_counted_and_named(crops):
+    Path("copy.png").symlink_to(crops / "gate1/1_0900.png")
+    made = as_json(
+        "index", "g", crops, "copy.png", "--modality", "visible", "--model", "run", "--layout", "images"
+    )
+    assert (made["pictures"], made["added"]) == (5, 4)
+    assert [one["source"] for one in made["same_file"]] == [str(Path("copy.png").absolute())]
+    Path("t.csv").write_text(
+        "path,pid,modality,weather\ncopy.png,anna,visible,sun\nnight.png,bob,infrared,\n"
+    )
+    told = as_json("index", "h", "t.csv", "--model", "run", "--modality", "infrared")
+    assert (told["added"], told["not_chosen"]) == (1, {"--modality infrared": 1})
+    assert told["notes"][0].startswith("the column 'weather' is not read")
+    said = run("index", "i", "t.csv", "--model", "run", "--modality", "infrared").output
+    assert "not chosen by --modality infrared" in said
+    assert "note: the column 'weather'" in said

@@ -1,0 +1,90 @@
+"""One crop, one answer: Python, command line and HTTP, PyTorch and ONNX Runtime, with the model that is shipped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import time
+
+import httpx2
+import pytest
+from typer.testing import CliRunner
+
+from fmcnet.cli.app import app
+from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.export.write import export
+from fmcnet.retrieval import Gallery, Searcher
+from fmcnet.retrieval.sources import Rules, read_sources
+from fmcnet.types import Modality
+
+SHIPPED = "fmcnet-generated"
+TOLERANCE = 1e-5
+"""Of a similarity, between PyTorch and ONNX Runtime; doors to one of them give the same numbers."""
+
+
+def typed(*arguments):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], prog_name="fmcnet")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@contextlib.contextmanager
+def served(place, model, log):
+    """The address of `fmcnet serve`, a process of its own."""
+    command = [sys.executable, "-m", "fmcnet", "serve", str(place), "--model", str(model), "--port", "0"]
+    with log.open("w") as stream:
+        process = subprocess.Popen([*command, "--threads", "1"], stderr=stream)
+    try:
+        deadline = time.monotonic() + 300
+        while not (found := re.search(r"page: (http://\S+)/", log.read_text())):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        yield found[1]
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def asked(address, query):
+    with httpx2.Client(timeout=120) as client:
+        reply = client.post(
+            f"{address}/v1/search",
+            files=[("images", (query.name, query.read_bytes(), "image/jpeg"))],
+            data={"modality": "infrared", "top": 20},
+        )
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def test_every_door_gives_the_same_top_20(tmp_path, tiny_sysu):
+    place, exported = tmp_path / "people.gallery", tmp_path / "onnx"
+    export(SHIPPED, out=exported, seconds=0.001, progress=False)
+    made = typed("index", place, tiny_sysu, "--model", SHIPPED, "--modality", "visible", "--json")
+    assert made["added"] == made["pictures"] > 20
+    query = read_sources([tiny_sysu], Rules(Modality.INFRARED)).pictures[0].path
+    answers = {}
+    for model in (SHIPPED, exported):
+        encoder = Encoder.from_pretrained(model, device="cpu")
+        with Gallery(place, read_only=True) as gallery:
+            python = Searcher(encoder, gallery).search(query, "infrared", top=20).to_dict()
+        command = typed(
+            "search", place, query, "--modality", "infrared", "--top", 20, "--model", model, "--json"
+        )
+        with served(place, model, tmp_path / "log") as address:
+            http = asked(address, query)
+        answers[encoder.engine.name] = {"python": python, "command line": command, "http": http}
+    assert set(answers) == {"torch", "onnxruntime"}
+    first = answers["torch"]["python"]["hits"]
+    assert len({hit["id"] for hit in first}) == 20
+    for runtime, doors in answers.items():
+        for door, answer in doors.items():
+            for key, tolerance in (("similarity", TOLERANCE), ("probability", 1e-3)):
+                expected = [hit[key] for hit in first]
+                assert [hit[key] for hit in answer["hits"]] == pytest.approx(expected, abs=tolerance), door
+                mine = [hit[key] for hit in doors["python"]["hits"]]
+                assert [hit[key] for hit in answer["hits"]] == pytest.approx(mine, abs=1e-6), door
+            assert [hit["id"] for hit in answer["hits"]] == [hit["id"] for hit in first], (runtime, door)

@@ -1,0 +1,163 @@
+"""After a removal no file of the gallery holds the embedding, in any form, whole or in part."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import numpy as np
+import pytest
+
+from fmcnet.errors import GalleryBusyError, GalleryError
+from fmcnet.retrieval import Gallery, Where
+from fmcnet.retrieval.embedded.snapshot import Snapshot
+from tests.retrieval.people import MODEL, add, crops, entries
+
+FORMS = (np.float32, np.float16)
+
+
+def traces(folder, vector):
+    """Files that hold 16 bytes of the vector at any of its places, as float32 or float16."""
+    found = set()
+    for path in folder.rglob("*"):
+        data = path.read_bytes() if path.is_file() else b""
+        for form in FORMS:
+            raw = vector.astype(form).tobytes()
+            if any(raw[i : i + 16] in data for i in range(0, len(raw) - 15, 16)):
+                found.add(path.name.split("-")[0])
+    return found
+
+
+def filled(folder, dtype, rows=900, dimension=64, **options):
+    gallery = Gallery(folder, dtype=dtype, flush_rows=200, **options)
+    vectors, metadata = crops(rows, dimension), entries(rows)
+    for start in range(0, rows, 150):
+        add(gallery, vectors[start : start + 150], metadata[start : start + 150])
+    return gallery, {entry.id: vector for entry, vector in gallery.scan()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("index", ["exact", "hnsw"])
+def test_no_trace_is_left(tmp_path, dtype, index):
+    gallery, stored = filled(tmp_path / "g", dtype, index=index)
+    doomed = ["crop-00000", "crop-00350", "crop-00700", "crop-00899"]  # the last one is not in the index yet
+    assert {"vectors", "gallery.sqlite"} <= traces(tmp_path / "g", stored[doomed[1]])  # the search finds them
+    assert traces(tmp_path / "g", stored[doomed[3]])
+    assert gallery.remove(Where(ids=doomed)) == 4
+    for name in doomed:
+        assert traces(tmp_path / "g", stored[name]) == set()
+    assert traces(tmp_path / "g", stored["crop-00351"])
+    assert gallery.search(stored[doomed[1]], 1)[0].id != doomed[1]
+    gallery.close()
+    again = Gallery(tmp_path / "g")
+    add(again, crops(5, 64, seed=8), entries(5, first=5000))
+    again.compact()
+    again.close()
+    for name in doomed:
+        assert traces(tmp_path / "g", stored[name]) == set()
+
+
+def test_random_removals_and_replacements_leave_no_trace(tmp_path):
+    """Many rounds, so that pages of the database are split, merged and used again."""
+    random = np.random.default_rng(0)
+    gallery, stored = filled(tmp_path / "g", "float32")
+    alive, gone, made = dict(stored), {}, 900
+    for step in range(12):
+        names = [str(name) for name in random.choice(sorted(alive), 40, replace=False)]
+        if step % 3 == 2:
+            add(gallery, crops(40, 64, seed=step), [gallery.get(n) for n in names], on_duplicate="replace")
+        else:
+            gallery.remove(Where(ids=names))
+        gone |= {f"{name} {step}": alive.pop(name) for name in names}
+        rows = entries(60, first=made)
+        made += 60
+        add(gallery, crops(60, 64, seed=step + 50), rows)
+        alive |= {row.id: gallery.embedding(row.id) for row in rows}
+        if step == 7:
+            gallery.close()
+            gallery = Gallery(tmp_path / "g", flush_rows=200)
+    data = b"".join(path.read_bytes() for path in (tmp_path / "g").iterdir())
+    chunks = [vector.tobytes()[i : i + 16] for vector in gone.values() for i in (0, 112, 240)]
+    assert not [chunk for chunk in chunks if chunk in data]
+    assert all(vector.tobytes()[:16] in data for vector in list(alive.values())[:50])
+    gallery.close()
+
+
+def test_compaction_removes_all_metadata_too(tmp_path):
+    gallery = Gallery(tmp_path / "g")
+    ids = [f"person-of-interest-{i:03d}" for i in range(400)]
+    gallery.add(
+        crops(400), ids=ids, camera=[f"lens-{i:03d}" for i in range(400)], modality="visible", model=MODEL
+    )
+    gallery.remove(Where(ids=ids[100:300]))
+    gallery.compact()
+    gallery.close()
+    data = b"".join(path.read_bytes() for path in (tmp_path / "g").iterdir())
+    assert not [i for i in range(100, 300) if ids[i].encode() in data or f"lens-{i:03d}".encode() in data]
+    assert all(ids[i].encode() in data for i in range(100))
+
+
+def test_a_removal_that_a_reader_holds_up_says_so(tmp_path):
+    gallery, stored = filled(tmp_path / "g", "float32", rows=300, timeout=0.1)
+    reader = Gallery(tmp_path / "g", read_only=True)
+    with reader._store.database.reading():
+        reader._store.index.sync()
+        with pytest.raises(GalleryBusyError, match=r"gone from all answers.*compact"):
+            gallery.remove(Where(ids=["crop-00007"]))
+    assert "crop-00007" not in gallery
+    gallery.compact()
+    assert traces(tmp_path / "g", stored["crop-00007"]) == set()
+    reader.close()
+    gallery.close()
+
+
+def test_replacing_leaves_no_trace_of_the_old(tmp_path):
+    gallery, stored = filled(tmp_path / "g", "float16", rows=300)
+    new = crops(1, 64, seed=77)
+    assert add(gallery, new, [gallery.get("crop-00011")], on_duplicate="replace").replaced == 1
+    assert traces(tmp_path / "g", stored["crop-00011"]) == set()
+    assert gallery.search(new[0], 1)[0].id == "crop-00011"
+    gallery.close()
+
+
+def test_a_log_that_a_reader_kept_is_emptied_by_the_next_try(tmp_path):
+    with Gallery(tmp_path / "g") as gallery:
+        add(gallery, crops(50), entries(50))
+        vector = gallery.embedding("crop-00003")
+        reader = sqlite3.connect(tmp_path / "g" / "gallery.sqlite")
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM rows").fetchall()
+        with pytest.raises(GalleryBusyError, match="write-ahead log may hold it"):
+            gallery.remove(Where(ids=["crop-00003"]))
+        assert traces(tmp_path / "g", vector)
+        reader.close()
+        assert gallery.remove(Where(ids=["crop-00003"])) == 0  # gone already; now from the log, too
+        assert not traces(tmp_path / "g", vector)
+
+
+def test_a_failed_index_write_brings_nothing_back(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with Gallery(tmp_path / "g", flush_rows=1) as gallery:
+        add(gallery, crops(50), entries(50))
+        vector = gallery.embedding("crop-00004")
+        with monkeypatch.context() as disk:
+            disk.setattr(Snapshot, "commit", full)
+            gallery.remove(Where(ids=["crop-00003"]))
+        gallery.remove(Where(ids=["crop-00004"]))
+        add(gallery, crops(5, seed=8), entries(5, seed=8, first=100))
+        assert not traces(tmp_path / "g", vector)
+        assert gallery.check() == []
+    assert not traces(tmp_path / "g", vector)
+
+
+def test_no_tags_are_no_condition_and_pids_are_whole_numbers(tmp_path):
+    with Gallery(tmp_path / "g") as gallery:
+        add(gallery, crops(5), entries(5))
+        with pytest.raises(GalleryError, match="needs a condition"):
+            gallery.remove(Where(tags=[]))
+        assert len(gallery) == 5
+    for bad in (1.5, True, "1"):
+        with pytest.raises(GalleryError, match="whole numbers"):
+            Where(pids=[bad])
+    assert Where(pids=[np.int64(3)]).pids == {3}

@@ -1,0 +1,280 @@
+"""Answers: ranked, with probabilities by the right curve, or nobody; pooled, grouped, refused."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+
+import numpy as np
+import pytest
+
+from fmcnet.errors import CheckpointError, DataError, FmcnetError, GalleryError
+from fmcnet.retrieval import Gallery, Searcher, Where
+from fmcnet.types import Modality
+from tests.retrieval.fakes import DAY, DIGEST, NIGHT, curve, encoder, picture, similarity
+
+RED, PINK, GREEN, BLUE = (250, 20, 20), (240, 90, 60), (20, 250, 20), (20, 20, 250)
+NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
+ALL = {(a, b): curve(0.1 * (a is b)) for a in Modality for b in Modality}
+
+
+@pytest.fixture
+def searcher(tmp_path):
+    """Four persons by day, one of them by night too."""
+    with Gallery(tmp_path / "g") as gallery:
+        made = Searcher(encoder(tmp_path, ALL), gallery)
+        made.add(
+            [picture(*c) for c in (RED, PINK, GREEN, BLUE)],
+            "visible",
+            ids=["red", "pink", "green", "blue"],
+            pid=[1, 1, 2, 3],
+            camera=["gate", "hall", "gate", "gate"],
+            time=NOON,
+            track=["t1", "t1", "t2", None],
+        )
+        made.add(picture(*RED), "ir", ids=["night-red"], pid=1, camera="yard")
+        yield made
+
+
+def test_hits_are_ranked_with_the_probability_of_their_pair_of_modalities(searcher):
+    answer = searcher.search(picture(*RED), "infrared")
+    assert [hit.id for hit in answer.hits][:3] == ["night-red", "red", "pink"]
+    assert (answer.compared, answer.modality, answer.images, answer.nobody) == (5, NIGHT, 1, False)
+    assert answer.prior == pytest.approx(1 / 6)
+    colours = {"red": RED, "pink": PINK, "green": GREEN, "blue": BLUE, "night-red": RED}
+    for hit in answer.hits:
+        cosine = similarity(RED, colours[hit.id])
+        odds = np.exp(8 * (cosine - (0.1 if hit.modality is NIGHT else 0.0))) / 5
+        assert hit.similarity == pytest.approx(cosine, abs=3e-4)
+        assert hit.probability == pytest.approx(odds / (1 + odds), abs=3e-4)
+    assert answer.notes == ()
+
+
+def test_the_prior_can_be_given(searcher):
+    low, high = (searcher.search(picture(*RED), "ir", prior=p).hits[0].probability for p in (0.001, 0.5))
+    assert low < high
+    assert searcher.search(picture(*RED), "ir", prior=0.5).prior == 0.5
+
+
+def test_conditions_narrow_what_is_compared_and_the_prior(searcher):
+    answer = searcher.search(picture(*RED), "ir", where=Where(cameras=["gate"]))
+    assert {hit.id for hit in answer.hits} == {"red", "green", "blue"}
+    assert answer.compared == 3
+    assert answer.prior == pytest.approx(1 / 4)
+
+
+def test_nobody(searcher):
+    answer = searcher.search(picture(128, 140, 250), "ir", min_probability=0.999)
+    assert answer.nobody
+    assert answer.hits == ()
+    assert "nobody reaches" in answer.notes[-1]
+    assert "similarity 0." in answer.notes[-1]
+    assert not searcher.search(picture(*RED), "ir", min_probability=0.9).nobody
+
+
+def test_a_filter_that_nothing_passes_is_said_and_is_nobody(searcher):
+    answer = searcher.search(picture(*RED), "ir", where=Where(cameras=["nowhere"]))
+    assert (answer.hits, answer.compared, answer.nobody) == ((), 0, True)
+    assert "nothing in it passes the filter" in answer.notes[0]
+
+
+def test_a_false_match_rate_sets_a_threshold_for_each_modality(searcher):
+    answer = searcher.search(picture(*RED), "ir", fmr=0.01)
+    assert answer.thresholds == {DAY: pytest.approx(0.98), NIGHT: pytest.approx(0.99)}
+    assert [hit.id for hit in answer.hits] == ["night-red", "red"]
+    with pytest.raises(FmcnetError, match="cannot be told"):
+        searcher.search(picture(*RED), "ir", fmr=1e-9)
+
+
+def test_what_reaches_is_found_behind_many_of_the_other_modality(tmp_path):
+    """Most similar are visible entries whose curve asks for more; the infrared one further down is right."""
+    curves = {**ALL, (NIGHT, DAY): curve(2.0)}
+    with Gallery(tmp_path / "g") as gallery:
+        searcher = Searcher(encoder(tmp_path, curves), gallery)
+        searcher.add([picture(*RED)] * 30, "visible")
+        searcher.add(picture(*PINK), "infrared", ids=["right"])
+        assert all(hit.modality is DAY for hit in searcher.search(picture(*RED), "ir").hits)
+        found = searcher.search(picture(*RED), "ir", min_probability=0.5, prior=0.5)
+        assert [hit.id for hit in found.hits] == ["right"]
+        grouped = searcher.search(picture(*RED), "ir", min_probability=0.5, prior=0.5, group="track")
+        assert [hit.id for hit in grouped.hits] == ["right"]
+
+
+def test_groups_by_track_and_person(searcher):
+    answer = searcher.search(picture(*RED), "ir", group="pid")
+    assert next((g.key, [m.id for m in g.matches]) for g in answer.groups) == (
+        1,
+        ["night-red", "red", "pink"],
+    )
+    assert [hit.id for hit in answer.hits] == [g.best.id for g in answer.groups]
+    assert len(answer.groups) == 3
+    by_track = searcher.search(picture(*RED), "ir", group="track", top=2)
+    assert [g.key for g in by_track.groups] == [None, "t1"]
+    sure = searcher.search(picture(*RED), "ir", group="pid", fmr=0.01)
+    assert [(g.key, [m.id for m in g.matches]) for g in sure.groups] == [(1, ["night-red", "red"])]
+
+
+def test_a_track_is_its_pictures_pooled_and_a_person_the_best_picture(searcher):
+    """One picture of t3 is nearer than any of t1, all of them together are further."""
+    searcher.add([picture(*RED), picture(*BLUE)], "visible", track="t3", ids=["near", "far"])
+    answer = searcher.search(
+        picture(*RED), "ir", where=Where(tracks=["t1", "t2", "t3"]), group="track", prior=0.5
+    )
+    units = {c: (np.array(c) - 127.5) / np.linalg.norm(np.array(c) - 127.5) for c in (RED, PINK, GREEN, BLUE)}
+    for one, colours in zip(answer.groups, ((RED, PINK), (RED, BLUE), (GREEN,)), strict=True):
+        mean = sum(units[c] for c in colours)
+        cosine = float(units[RED] @ mean / np.linalg.norm(mean))
+        assert one.similarity == pytest.approx(cosine, abs=3e-4)
+        assert one.probability == pytest.approx(1 / (1 + np.exp(-8 * cosine)), abs=3e-4)
+        assert one.pooled == one.size == len(colours)
+    assert [one.key for one in answer.groups] == ["t1", "t3", "t2"]
+    assert [hit.id for hit in answer.hits] == ["red", "near", "green"]
+    assert next((m.id, round(m.similarity, 3), n) for m, n in answer.ranking) == (
+        "red",
+        round(answer.groups[0].similarity, 3),
+        2,
+    )
+    assert any("the pictures of each track were pooled" in note for note in answer.notes)
+    tree = json.loads(json.dumps(answer.to_dict()))["groups"][0]
+    assert (tree["key"], tree["pooled"], tree["similarity"]) == ("t1", 2, answer.groups[0].similarity)
+    least = (answer.groups[0].probability + answer.groups[1].probability) / 2
+    sure = searcher.search(
+        picture(*RED), "ir", where=Where(tracks=["t1", "t3"]), group="track", prior=0.5, min_probability=least
+    )
+    assert [one.key for one in sure.groups] == ["t1"]
+    nobody = searcher.search(
+        picture(*GREEN), "ir", where=Where(tracks=["t1"]), group="track", min_probability=0.9
+    )
+    assert nobody.nobody
+    assert "the nearest track has similarity" in nobody.notes[-1]
+    by_person = searcher.search(picture(*RED), "ir", group="pid", where=Where(pids=[1]))
+    assert [(g.similarity, g.probability, g.pooled) for g in by_person.groups] == [
+        (by_person.hits[0].similarity, by_person.hits[0].probability, 0)
+    ]
+
+
+def test_several_images_make_one_query_and_both_modalities_the_cautious_curve(searcher):
+    answer = searcher.search([picture(*RED), picture(*PINK)], ["visible", "infrared"], prior=0.5)
+    assert (answer.modality, answer.images) == (None, 2)
+    assert answer.to_dict()["query"] == {"modality": "both", "images": 2}
+    for hit in answer.hits:
+        low = 8 * (hit.similarity - 0.1)  # of the two curves to either kind of entry
+        assert hit.probability == pytest.approx(1 / (1 + np.exp(-low)), abs=1e-4)
+    assert any("pooled" in note for note in answer.notes)
+    assert any("cautious" in note for note in answer.notes)
+
+
+def test_without_a_calibration_there_are_similarities_and_a_word(tmp_path):
+    with Gallery(tmp_path / "g") as gallery:
+        searcher = Searcher(encoder(tmp_path), gallery)
+        searcher.add(picture(*RED), "visible")
+        answer = searcher.search(picture(*RED), "ir")
+        assert answer.hits[0].probability is None
+        assert answer.prior is None
+        assert "not calibrated" in answer.notes[0]
+        with pytest.raises(FmcnetError, match="needs a calibration of infrared"):
+            searcher.search(picture(*RED), "ir", min_probability=0.5)
+
+
+def test_a_direction_that_is_not_calibrated_is_said(tmp_path):
+    with Gallery(tmp_path / "g") as gallery:
+        searcher = Searcher(encoder(tmp_path, {(NIGHT, DAY): curve()}), gallery)
+        searcher.add([picture(*RED), picture(*RED)], ["visible", "infrared"], ids=["v", "i"])
+        answer = searcher.search(picture(*RED), "ir")
+        assert {hit.id: hit.probability is None for hit in answer.hits} == {"v": False, "i": True}
+        assert "no probability for infrared entries" in answer.notes[0]
+        asked = searcher.search(picture(*RED), "ir", min_probability=0.01)
+        assert [hit.id for hit in asked.hits] == ["v"]
+        assert "infrared entries were left out" in asked.notes[0]
+
+
+def test_a_calibration_of_other_weights_is_refused(tmp_path):
+    other = encoder(tmp_path, ALL, digest="feedfeedfeedfeed")
+    mine = encoder(tmp_path)
+    mine._calibration = other._calibration
+    with Gallery(tmp_path / "g") as gallery, pytest.raises(CheckpointError, match="another model"):
+        Searcher(mine, gallery).search(picture(*RED), "ir")
+
+
+def test_a_gallery_of_another_model_is_refused(searcher, tmp_path):
+    with pytest.raises(GalleryError, match=f"model {DIGEST}.*index"):
+        Searcher(encoder(tmp_path, digest="feedfeedfeedfeed"), searcher.gallery)
+    with pytest.raises(FmcnetError, match="no digest"):
+        Searcher(encoder(tmp_path, digest=""), searcher.gallery)
+
+
+def test_an_empty_gallery_answers(tmp_path):
+    with Gallery(tmp_path / "g") as gallery:
+        searcher = Searcher(encoder(tmp_path, ALL), gallery)
+        assert searcher.search(picture(*RED), "ir").hits == ()
+        assert searcher.search(picture(*RED), "ir", min_probability=0.5).nobody
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"min_probability": 1.5}, "min_probability=1.5"),
+        ({"prior": 0.0}, "prior=0.0"),
+        ({"fmr": 2.0}, "false-match rate"),
+        ({"group": "camera"}, "track or pid"),
+        ({"top": 0}, "top=0"),
+    ],
+)
+def test_wrong_arguments(searcher, wrong, said):
+    with pytest.raises(FmcnetError, match=said):
+        searcher.search(picture(*RED), "ir", **wrong)
+
+
+def test_add_leaves_out_what_cannot_be_read_and_keeps_columns_in_step(searcher, tmp_path):
+    for name, colour in (("a", RED), ("c", BLUE)):
+        picture(*colour).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    paths = [tmp_path / f"{name}.png" for name in "abc"]
+    with pytest.raises(DataError, match=r"b\.png"):
+        searcher.add(paths, "visible")
+    before = len(searcher.gallery)
+    done = searcher.add(
+        paths,
+        "visible",
+        ids=["a", "b", "c"],
+        camera=["ca", "cb", "cc"],
+        tags=[["x"], [], ["z"]],
+        on_error="skip",
+    )
+    assert (done.ids, done.added, [f.name for f in done.faults]) == (("a", "c"), 2, [str(paths[1])])
+    assert len(searcher.gallery) == before + 2
+    entry = searcher.gallery.get("c")
+    assert (entry.camera, entry.tags, entry.source) == ("cc", ("z",), str(paths[2]))
+    nothing = searcher.add([paths[1]], "visible", on_error="skip")
+    assert (nothing.ids, len(nothing.faults)) == ((), 1)
+    with pytest.raises(DataError, match="no such"):
+        searcher.add([tmp_path / "gone.png"], "visible")
+
+
+def test_answers_are_json(searcher):
+    tree = json.loads(json.dumps(searcher.search(picture(*RED), "ir", group="pid").to_dict()))
+    first = tree["groups"][0]["matches"][1]
+    assert first["id"] == "red"
+    assert first["time"] == "2026-03-01T12:00:00+00:00"
+    assert first["modality"] == "visible"
+    assert 0 < first["probability"] < 1
+
+
+def test_only_what_can_be_judged_is_counted_as_compared(tmp_path):
+    with Gallery(tmp_path / "g") as gallery:
+        searcher = Searcher(encoder(tmp_path, {(NIGHT, DAY): curve()}), gallery)
+        searcher.add([picture(*RED), picture(*BLUE)], "visible")
+        searcher.add([picture(*GREEN)] * 5, "infrared")
+        asked = searcher.search(picture(*RED), "ir", min_probability=0.01)
+        assert (asked.compared, asked.prior) == (2, pytest.approx(1 / 3))
+        assert searcher.search(picture(*RED), "ir").compared == 7
+
+
+def test_grouping_by_what_no_entry_has_is_said(tmp_path):
+    with Gallery(tmp_path / "g") as gallery:
+        searcher = Searcher(encoder(tmp_path, ALL), gallery)
+        searcher.add([picture(*RED), picture(*BLUE)], "visible")
+        for by in ("track", "pid"):
+            assert any(
+                "a group of its own" in n for n in searcher.search(picture(*RED), "ir", group=by).notes
+            )

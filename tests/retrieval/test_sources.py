@@ -1,0 +1,247 @@
+"""What names and tables tell of pictures."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fmcnet.data.readers import read_dataset
+from fmcnet.errors import DataError, FmcnetError
+from fmcnet.retrieval.names import NamePattern
+from fmcnet.retrieval.sources import Rules, read_sources
+from fmcnet.retrieval.times import TimePattern, moment, zone
+from fmcnet.types import Modality
+from tests.retrieval.fakes import picture
+
+UTC = timezone.utc
+
+
+@given(st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1)), st.sampled_from(["x_", "cam3-", ""]))
+def test_a_time_written_in_a_name_is_found(seen, before):
+    seen = seen.replace(microsecond=0, tzinfo=UTC)
+    name = f"gate/{before}{seen:%Y%m%d_%H%M%S}_07.jpg"
+    assert TimePattern("%Y%m%d_%H%M%S").find(name) == seen
+
+
+def test_times_have_the_zone_of_the_name_or_the_one_given():
+    berlin = zone("Europe/Berlin")
+    assert TimePattern("%Y-%m-%dT%H%M", berlin).find("2026-07-01T1200.png").utcoffset() == timedelta(hours=2)
+    assert TimePattern("%Y%m%d%H%M%z").find("a202607011200+0530b.png") == datetime(
+        2026, 7, 1, 6, 30, tzinfo=UTC
+    )
+    with pytest.raises(DataError, match="holds no time"):
+        TimePattern("%Y%m%d").find("20261350.jpg")
+    for wrong in ("%K", "no directive", "%Y%Y", "50%"):
+        with pytest.raises(FmcnetError, match="--time-from-name"):
+            TimePattern(wrong)
+
+
+def test_times_as_people_give_them():
+    assert moment("2026-03-01") == datetime(2026, 3, 1, tzinfo=UTC)
+    assert moment("2026-03-01T10:00:00Z") == datetime(2026, 3, 1, 10, tzinfo=UTC)
+    with pytest.raises(FmcnetError, match="no time"):
+        moment("yesterday")
+    with pytest.raises(FmcnetError, match="unknown"):
+        zone("Europe/Nowhere")
+
+
+def test_patterns():
+    assert NamePattern("cam([0-9]+)", "--camera-from-name").find("a/cam12/x.jpg") == "12"
+    assert NamePattern("[a-z]+", "--track-from-name").find("ab12") == "ab"
+    assert NamePattern("_([0-9]+)", "--pid-from-name").number("x_0007.jpg") == 7
+    with pytest.raises(DataError, match="does not match"):
+        NamePattern("cam([0-9]+)", "--camera-from-name").find("x.jpg")
+    with pytest.raises(DataError, match="no whole number"):
+        NamePattern("_(.+)[.]", "--pid-from-name").number("x_ab.jpg")
+    for wrong in ("(", "(a)(b)"):
+        with pytest.raises(FmcnetError, match="--pid-from-name"):
+            NamePattern(wrong, "--pid-from-name")
+
+
+def test_folders_and_files_once_each_with_what_their_names_tell(tmp_path):
+    for name in ("cam1/p3_t9_20260301.png", "cam2/p4_t8_20260302.png", "other.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture(1, 2, 3).save(tmp_path / name)
+    rules = Rules(
+        Modality.INFRARED,
+        cameras=NamePattern("cam([0-9])", "--camera-from-name"),
+        times=TimePattern("%Y%m%d"),
+        tracks=NamePattern("_(t[0-9])", "--track-from-name"),
+        pids=NamePattern("p([0-9])", "--pid-from-name"),
+    )
+    found = read_sources([tmp_path, tmp_path / "other.png"], rules)
+    first, second = found.pictures
+    assert first.path == tmp_path / "cam1/p3_t9_20260301.png"
+    assert (first.camera, first.pid, first.track) == ("1", 3, "t9")
+    assert first.time == datetime(2026, 3, 1, tzinfo=UTC)
+    assert first.modality is Modality.INFRARED
+    assert first.id != second.id
+    assert first.id == read_sources([first.path], Rules(Modality.VISIBLE)).pictures[0].id
+    assert [fault.name for fault in found.faults] == [str(tmp_path / "other.png")] * 2
+
+
+def test_a_table_tells_modality_camera_person_and_time(tmp_path):
+    for name in ("a", "b"):
+        picture(1, 2, 3).save(tmp_path / f"{name}.png")
+    (tmp_path / "t.csv").write_text(
+        "path,pid,modality,camid,time\na.png,anna,visible,3,2026-03-01T10:00:00\nb.png,anna,ir,,\n"
+    )
+    day, night = read_sources([tmp_path / "t.csv"], Rules(zone=zone("Europe/Berlin"))).pictures
+    assert (day.modality, day.camera, day.pid, day.tags) == (Modality.VISIBLE, "3", 0, ("anna",))
+    assert day.time == datetime(2026, 3, 1, 9, tzinfo=UTC)
+    assert (night.modality, night.camera, night.time) == (Modality.INFRARED, None, None)
+    assert read_sources([tmp_path], Rules(Modality.INFRARED)).pictures == (night,)
+    both = read_sources([tmp_path], Rules(Modality.INFRARED, layout="images")).pictures
+    assert {one.modality for one in both} == {Modality.INFRARED}
+    assert len(both) == 2
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        (Rules(), "--modality visible"),
+        (Rules(Modality.VISIBLE, camera="a", cameras=NamePattern("a", "b")), "not both"),
+        (Rules(layout="llama"), "unknown layout"),
+    ],
+)
+def test_mistakes_are_said(tmp_path, rules, said):
+    picture(1, 2, 3).save(tmp_path / "a.png")
+    with pytest.raises(FmcnetError, match=said):
+        read_sources([tmp_path], rules)
+
+
+def test_a_folder_that_only_looks_like_a_dataset_is_asked_about(tmp_path):
+    for name in ("cam1", "cam2"):
+        (tmp_path / name).mkdir()
+        picture(1, 2, 3).save(tmp_path / name / "a.png")
+    with pytest.raises(DataError, match="--layout images"):
+        read_sources([tmp_path], Rules(Modality.VISIBLE))
+    assert len(read_sources([tmp_path], Rules(Modality.VISIBLE, layout="images")).pictures) == 2
+
+
+def test_what_is_not_there_is_said(tmp_path):
+    with pytest.raises(DataError, match="no such"):
+        read_sources([tmp_path / "gone"], Rules(Modality.VISIBLE))
+
+
+FIVE = (
+    ("a", "anna", "visible"),
+    ("b", "anna", "infrared"),
+    ("c", "bob", "visible"),
+    ("d", "carl", "visible"),
+)
+
+
+def write_table(folder, rows, header="path,pid,modality"):
+    for name in "abcd":
+        picture(1, 2, 3).save(folder / f"{name}.png")
+    (folder / "t.csv").write_text("\n".join([header, *rows]) + "\n")
+    return folder / "t.csv"
+
+
+def test_everybody_of_a_table_is_there_also_who_cannot_be_learnt_from(tmp_path):
+    table = write_table(tmp_path, [f"{name}.png,{who},{kind}" for name, who, kind in FIVE])
+    assert [one.tags for one in read_sources([table], Rules()).pictures] == [
+        ("anna",),
+        ("anna",),
+        ("bob",),
+        ("carl",),
+    ]
+    day = read_sources([write_table(tmp_path, ["a.png,anna,visible", "c.png,bob,visible"])], Rules())
+    assert len(day.pictures) == 2
+    split = ["a.png,anna,visible,train", "b.png,anna,infrared,test", "c.png,,visible,"]
+    shared = read_sources([write_table(tmp_path, split, "path,pid,modality,split")], Rules())
+    assert [one.pid for one in shared.pictures] == [0, 0, None]  # in two splits; and nobody known
+    assert shared.pictures[2].tags == ()
+
+
+def test_a_table_to_index_needs_no_identities_and_takes_the_modality_said(tmp_path):
+    table = write_table(tmp_path, ["a.png", "b.png"], "path")
+    with pytest.raises(DataError, match=r"no column modality.*--modality"):
+        read_sources([table], Rules())
+    found = read_sources([table], Rules(Modality.INFRARED)).pictures
+    assert [(one.modality, one.pid) for one in found] == [(Modality.INFRARED, None)] * 2
+    mixed = write_table(tmp_path, ["a.png,", "b.png,visible", "c.png,ir"], "path,modality")
+    chosen = read_sources([mixed], Rules(Modality.INFRARED))
+    assert [one.path.name for one in chosen.pictures] == ["a.png", "c.png"]
+    assert chosen.not_chosen == {"--modality infrared": 1}
+
+
+def test_rows_that_an_option_leaves_out_are_counted(tmp_path):
+    rows = ["a.png,1,visible,train", "b.png,1,infrared,test", "c.png,2,visible,test"]
+    table = write_table(tmp_path, rows, "path,pid,modality,split")
+    found = read_sources([table], Rules(Modality.VISIBLE, split="test"))
+    assert (len(found.pictures), found.not_chosen) == (1, {"--split test": 1, "--modality visible": 1})
+    assert read_sources([table], Rules()).not_chosen == {}
+
+
+def test_a_dataset_keeps_everybody_when_it_is_indexed(tiny_sysu, tmp_path):
+    root = tmp_path / "sysu"
+    shutil.copytree(tiny_sysu, root)
+    someone = read_dataset(root).select(split="train").path[0].split("/")[1]
+    for camera in (3, 6):
+        for file in (root / f"cam{camera}" / someone).glob("*"):
+            file.unlink()
+    assert int(someone) not in read_dataset(root).pid
+    assert int(someone) in {one.pid for one in read_sources([root], Rules()).pictures}
+
+
+def test_columns_of_a_gallery(tmp_path):
+    header = "path,pid,modality,camera,track,timestamp,tags,source,wether"
+    row = 'a.png,anna,visible,gate,t1,2026-03-01,"vip; staff",https://nvr/7,sunny'
+    found = read_sources([write_table(tmp_path, [row], header)], Rules())
+    (one,) = found.pictures
+    assert (one.camera, one.track, one.source) == ("gate", "t1", "https://nvr/7")
+    assert one.tags == ("anna", "vip", "staff")
+    assert one.time == datetime(2026, 3, 1, tzinfo=UTC)
+    assert [note.split(";")[0] for note in found.notes] == [
+        "the column 'timestamp' is read as 'time'",
+        "the column 'wether' is not read",
+    ]
+    dated = write_table(tmp_path, ["a.png,visible,2026-03-01,9:15"], "path,modality,date,time")
+    assert read_sources([dated], Rules()).pictures[0].time == datetime(2026, 3, 1, 9, 15, tzinfo=UTC)
+
+
+def test_one_file_by_several_names_is_indexed_once_and_told(tmp_path):
+    picture(1, 2, 3).save(tmp_path / "a.png")
+    (tmp_path / "link.png").symlink_to("a.png")
+    (tmp_path / "hard.png").hardlink_to(tmp_path / "a.png")
+    found = read_sources([tmp_path / "a.png", tmp_path], Rules(Modality.VISIBLE))
+    assert [one.path.name for one in found.pictures] == ["a.png"]
+    assert [fault.name for fault in found.same] == [str(tmp_path / "hard.png"), str(tmp_path / "link.png")]
+    assert f"same file as {tmp_path / 'a.png'}" in found.same[0].reason
+
+
+def test_modality_never_relabels_what_a_dataset_says(tiny_sysu, tmp_path):
+    with pytest.raises(FmcnetError, match="a call of its own, or say --layout images"):
+        read_sources([tiny_sysu, tmp_path], Rules(Modality.VISIBLE))
+    with pytest.raises(FmcnetError, match="a call of its own, or say --layout images"):
+        read_sources([tmp_path, write_table(tmp_path, ["a.png,1,visible"])], Rules(Modality.VISIBLE))
+    with pytest.raises(FmcnetError, match="holds datasets"):
+        read_sources([tiny_sysu.parent], Rules(Modality.VISIBLE))
+    with pytest.raises(FmcnetError, match="cam3 is infrared in the sysu dataset"):
+        read_sources([tiny_sysu / "cam1", tiny_sysu / "cam3"], Rules(Modality.VISIBLE))
+    night = read_sources([tiny_sysu / "cam3"], Rules(Modality.INFRARED)).pictures
+    assert {one.modality for one in night} == {Modality.INFRARED}
+    assert len(read_sources([tiny_sysu / "cam3"], Rules(Modality.VISIBLE, layout="images")).pictures) == len(
+        night
+    )
+
+
+def test_pictures_that_a_folders_table_does_not_list_are_named(tmp_path):
+    table = write_table(tmp_path, ["a.png,1,visible", "b.png,1,infrared"])
+    assert read_sources([tmp_path], Rules()).not_listed == (str(tmp_path / "c.png"), str(tmp_path / "d.png"))
+    assert read_sources([table], Rules()).not_listed == ()  # of the table alone it was asked
+
+
+def test_times_to_come_are_told(tmp_path):
+    rows = [
+        "a.png,1,visible,2026030122",
+        "b.png,1,visible,2020-01-01",
+    ]  # no seconds since 1970: a day and an hour
+    (note,) = read_sources([write_table(tmp_path, rows, "path,pid,modality,time")], Rules()).notes
+    assert note.startswith(f"1 of 2 pictures have a time to come, the first {tmp_path / 'a.png'} 2034-03-15")

@@ -1,0 +1,112 @@
+"""Times that say too little, too much or something doubtful."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from fmcnet.errors import DataError, FmcnetError
+from fmcnet.retrieval.sources import Rules, read_sources
+from fmcnet.retrieval.times import TimePattern, moment, seen_at, zone
+from tests.retrieval.fakes import picture
+
+UTC = timezone.utc
+BERLIN = zone("Europe/Berlin")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("%H%M%S", "lacks %Y and %m and %d"),
+        ("%m%d_%H%M", "lacks %Y:"),
+        ("%Y%m", "lacks %d:"),
+        ("%Y_%H", "lacks %m and %d"),
+        ("%j", "lacks %Y:"),
+        ("%f", "lacks"),
+        ("%Y%m%d_%M", "%M without %H"),
+        ("%Y%m%d_%H%S", "%S without %M"),
+        ("%Y%m%d.%f", "%f without %S"),
+        ("%y%Y%m%d", "twice"),
+        ("%Y%j%d", "twice"),
+        ("%s_%H", "beside the seconds since 1970"),
+        ("%s%Q", "beside the seconds since 1970"),
+    ],
+)
+def test_a_pattern_that_is_no_whole_time_is_refused_with_what_is_missing(pattern, said):
+    with pytest.raises(FmcnetError, match="--time-from-name") as caught:
+        TimePattern(pattern)
+    assert said in str(caught.value)
+
+
+def test_the_date_may_stand_in_the_folder_or_as_the_day_of_the_year():
+    seen = datetime(2026, 3, 1, 22, 15, 30, tzinfo=UTC)
+    assert TimePattern("%Y-%m-%d/%H%M%S").find("2026-03-01/221530.jpg") == seen
+    assert TimePattern("%Y-%m-%d/*_%H%M%S").find("2026-03-01/cam2/7_221530.jpg") == seen
+    assert TimePattern("%y%j %H%M%S").find("a/26060 221530.jpg") == seen
+
+
+def test_seconds_and_milliseconds_since_1970():
+    seen = datetime(2024, 3, 1, 12, 0, 0, tzinfo=UTC)
+    assert TimePattern("%s").find(f"cam1_{int(seen.timestamp())}_7.jpg") == seen
+    assert TimePattern("%Q").find(f"cam1_{int(seen.timestamp())}250.jpg") == seen + timedelta(
+        milliseconds=250
+    )
+    assert TimePattern("%s.%f").find(f"{int(seen.timestamp())}.5.jpg") == seen + timedelta(milliseconds=500)
+    for pattern, name in (
+        ("%s", "1709294400250.jpg"),
+        ("%Q", "1709294400.jpg"),
+        ("%s", "20260301221530.jpg"),
+    ):
+        with pytest.raises(DataError, match="holds no time"):
+            TimePattern(pattern).find(name)  # other lengths are other units
+    assert moment("1709294400") == moment("1709294400000") == moment("1709294400.0") == seen
+
+
+def test_a_clock_that_was_never_set_is_told():
+    for name in ("19000101_221530.jpg", "12000101_000000.jpg"):
+        with pytest.raises(DataError, match="before 1970"):
+            TimePattern("%Y%m%d_%H%M%S").find(name)
+    with pytest.raises(DataError, match="before 1970"):
+        seen_at("1900-01-01T10:00:00")
+    with pytest.raises(DataError, match="lacks the date"):
+        seen_at("22:15:30")
+    assert moment("1900-01-01").year == 1900  # a bound of a filter may be long ago
+
+
+@pytest.mark.parametrize(
+    ("text", "how", "earlier", "later"),
+    [
+        ("2026-10-25T02:30:00", "comes twice", "2026-10-25T00:30:00Z", "2026-10-25T01:30:00Z"),
+        ("2026-03-29T02:30:00", "does not exist", "2026-03-29T00:30:00Z", "2026-03-29T01:30:00Z"),
+    ],
+)
+def test_a_doubtful_local_time_is_refused_or_settled(text, how, earlier, later):
+    name = text.replace("-", "").replace(":", "").replace("T", "_") + ".jpg"
+    pattern = "%Y%m%d_%H%M%S"
+    for read in (lambda: moment(text, BERLIN), lambda: TimePattern(pattern, BERLIN).find(name)):
+        with pytest.raises(DataError, match=f"{how} in Europe/Berlin.*--doubtful-times"):
+            read()
+    assert (
+        moment(text, BERLIN, "earlier")
+        == TimePattern(pattern, BERLIN, "earlier").find(name)
+        == moment(earlier)
+    )
+    assert moment(text, BERLIN, "later") == TimePattern(pattern, BERLIN, "later").find(name) == moment(later)
+    assert moment(text + "+02:00", BERLIN) == moment(text + "+02:00")  # an offset leaves no doubt
+
+
+def test_a_row_with_a_wrong_time_is_named_and_the_others_are_taken(tmp_path):
+    for name in "abc":
+        picture(1, 2, 3).save(tmp_path / f"{name}.png")
+    (tmp_path / "t.csv").write_text(
+        "path,pid,modality,time\n"
+        "a.png,1,visible,12:00\nb.png,2,visible,2026-10-25 02:30\nc.png,3,visible,1709294400\n"
+    )
+    found = read_sources([tmp_path / "t.csv"], Rules(zone=BERLIN))
+    assert [one.time for one in found.pictures] == [datetime(2024, 3, 1, 12, tzinfo=UTC)]
+    assert [fault.name for fault in found.faults] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    assert "lacks the date" in found.faults[0].reason
+    assert "comes twice" in found.faults[1].reason
+    settled = read_sources([tmp_path / "t.csv"], Rules(zone=BERLIN, doubtful="later"))
+    assert settled.pictures[0].time == datetime(2026, 10, 25, 1, 30, tzinfo=UTC)

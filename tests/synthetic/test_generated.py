@@ -1,0 +1,359 @@
+"""The generated benchmark: same seed same pixels, whole layouts, spectra that are related and not equal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import loadmat
+
+from fmcnet.errors import ConfigError, DataError
+from fmcnet.synthetic import GeneratedSummary, generate
+from fmcnet.synthetic.identity import LOWER, SKIN, UPPER, draw_identity
+from fmcnet.synthetic.image import ImageKey, render_image
+from fmcnet.synthetic.materials import luminance
+from fmcnet.synthetic.plan import make_plan
+from fmcnet.synthetic.presets import resolve_preset
+
+SMALL = {"train_ids": 3, "val_ids": 1, "test_ids": 2}
+
+
+def tree(root: Path) -> dict[str, str]:
+    """Relative path -> SHA-256 of every file but the manifest."""
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p.name != "generated.json")
+    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.fixture(scope="module")
+def sysu(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GeneratedSummary]:
+    root = tmp_path_factory.mktemp("sysu") / "data"
+    return root, generate("sysu", "tiny", 3, root, workers=1)
+
+
+# -- determinism ----------------------------------------------------------------------------------------------
+
+
+def test_pixels_are_a_function_of_the_address() -> None:
+    key = ImageKey(5, "sysu", 7, 4, False, 2)
+    first = render_image(key, 64, 32)
+    render_image(ImageKey(5, "sysu", 8, 4, False, 1), 64, 32)
+    assert np.array_equal(first, render_image(key, 64, 32))
+    for other in (replace(key, seed=6), replace(key, pid=8), replace(key, camid=5), replace(key, index=3)):
+        assert not np.array_equal(first, render_image(other, 64, 32))
+
+
+def test_pixels_are_the_recorded_ones() -> None:
+    """Block means of six images, so that the last bit of a sine on another CPU does not matter.
+
+    When the generator changes on purpose: raise `generate.VERSION` and record `blocks` anew.
+    """
+    recorded = json.loads((Path(__file__).parent / "test_generated_pixels.json").read_text())
+    for name, expected in recorded["blocks"].items():
+        layout, pid, cam, infrared = name.split("/")
+        pixels = render_image(ImageKey(0, layout, int(pid), int(cam), infrared == "1", 1), 64, 32)
+        grey = pixels.astype(np.float64).reshape(64, 32, -1).mean(axis=2)
+        blocks = grey.reshape(8, 8, 4, 8).mean(axis=(1, 3))
+        assert np.abs(blocks - np.array(expected)).max() < 0.5, name
+
+
+def test_same_seed_same_world_other_seed_other_world(
+    sysu: tuple[Path, GeneratedSummary], tmp_path: Path
+) -> None:
+    root, summary = sysu
+    again = generate("sysu", "tiny", 3, tmp_path / "again", workers=1)
+    assert again.digest == summary.digest
+    assert tree(tmp_path / "again") == tree(root)
+    other = generate("sysu", "tiny", 4, tmp_path / "other", workers=1, **SMALL)
+    assert other.digest != summary.digest
+
+
+def test_files_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    one = generate("regdb", "tiny", 1, tmp_path / "one", workers=1)
+    two = generate("regdb", "tiny", 1, tmp_path / "two", workers=2)
+    assert (one.workers, two.workers) == (1, 2)
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+# -- layouts --------------------------------------------------------------------------------------------------
+
+
+def test_sysu_layout(sysu: tuple[Path, GeneratedSummary]) -> None:
+    root, summary = sysu
+    ids = {}
+    for name in ("train", "val", "test"):
+        text = (root / f"exp/{name}_id.txt").read_text()
+        assert len(text.splitlines()) == 1
+        ids[name] = [int(part) for part in text.splitlines()[0].split(",")]
+        stored = loadmat(root / f"exp/{name}_id.mat")["id"]
+        assert stored.dtype == np.uint16
+        assert stored.shape == (1, len(ids[name]))
+        assert stored[0].tolist() == ids[name]
+    assert [len(ids[name]) for name in ids] == [12, 4, 8]
+    assert len(set().union(*ids.values())) == 24 == summary.identities
+    images = sorted(root.glob("cam*/*/*.jpg"))
+    assert len(images) == summary.images
+    for pid in set().union(*ids.values()):
+        visible = [c for c in (1, 2, 4, 5) if (root / f"cam{c}/{pid:04d}").is_dir()]
+        infrared = [c for c in (3, 6) if (root / f"cam{c}/{pid:04d}").is_dir()]
+        assert len(visible) >= 2
+        assert infrared
+    absent = sum(not (root / f"cam{c}/{pid:04d}").is_dir() for c in range(1, 7) for pid in range(1, 25))
+    assert absent > 0
+    names = sorted(p.name for p in (root / f"cam{visible[0]}/{pid:04d}").iterdir())
+    assert names == [f"{i:04d}.jpg" for i in range(1, len(names) + 1)]
+    assert not list(root.rglob(".part*"))
+
+
+def test_gallery_draw_reads_like_the_official_file(sysu: tuple[Path, GeneratedSummary]) -> None:
+    root, _ = sysu
+    draw = loadmat(root / "exp/rand_perm_cam.mat")["rand_perm_cam"]
+    assert draw.shape == (6, 1)
+    assert draw.dtype == object
+    for cam in range(1, 7):
+        cell = draw[cam - 1][0]
+        assert cell.ndim == 2
+        assert cell.shape[1] == 1
+        for pid in range(1, len(cell) + 1):
+            rows = cell[pid - 1][0]
+            count = len(list((root / f"cam{cam}/{pid:04d}").glob("*.jpg")))
+            assert rows.shape == (10, count)
+            assert rows.dtype == np.uint8
+            assert all(sorted(row) == list(range(1, count + 1)) for row in rows)
+
+
+def test_regdb_layout(tmp_path: Path) -> None:
+    summary = generate("regdb", "tiny", 2, tmp_path / "r", workers=1)
+    root = tmp_path / "r"
+    assert summary.images == 16 * 6
+    for trial in range(1, 11):
+        sets = {}
+        for split in ("train", "test"):
+            for kind in ("visible", "thermal"):
+                lines = [
+                    s.split(" ") for s in (root / f"idx/{split}_{kind}_{trial}.txt").read_text().splitlines()
+                ]
+                assert sorted({int(label) for _, label in lines}) == list(range(8))
+                assert all((root / path).is_file() for path, _ in lines)
+                sets[split, kind] = {(path.split("/")[1], label) for path, label in lines}
+        assert sets["train", "visible"] == sets["train", "thermal"]
+        assert not {p for p, _ in sets["train", "visible"]} & {p for p, _ in sets["test", "visible"]}
+    with Image.open(next(iter((root / "Thermal/1").iterdir()))) as image:
+        assert (image.format, image.size) == ("BMP", (32, 64))
+
+
+def test_llcm_layout(tmp_path: Path) -> None:
+    root = tmp_path / "l"
+    summary = generate("llcm", "tiny", 2, root, workers=1)
+    seen = 0
+    for kind in ("vis", "nir"):
+        lines = [line.split(" ") for line in (root / f"idx/train_{kind}.txt").read_text().splitlines()]
+        assert sorted({int(label) for _, label in lines}) == list(range(12))
+        assert sorted(p.relative_to(root).as_posix() for p in root.glob(f"{kind}/*/*.jpg")) == sorted(
+            p for p, _ in lines
+        )
+        assert all(f"_{kind}.jpg" in path and "_c0" in path for path, _ in lines)
+        seen += len(lines)
+    tests = [int(part) for part in (root / "idx/test_id.txt").read_text().strip().split(",")]
+    assert len(tests) == 8
+    for kind in ("vis", "nir"):
+        found = list(root.glob(f"test_{kind}/cam*/*/*.jpg"))
+        assert {int(p.parent.name) for p in found} == set(tests)
+        seen += len(found)
+    assert seen == summary.images
+    assert not (root / "test_nir/cam3").exists()
+
+
+def test_full_plans_have_the_real_numbers() -> None:
+    plan = make_plan("sysu", resolve_preset("sysu", "full"), 0)
+    test = set(plan.test)
+    assert (len(plan.train), len(plan.val), len(plan.test)) == (296, 99, 96)
+    counts = {
+        (part, infrared): sum(
+            (j.pid in test) == (part == "test") and j.infrared == infrared for j in plan.jobs
+        )
+        for part in ("train", "test")
+        for infrared in (False, True)
+    }
+    assert counts == {
+        ("train", False): 22258,
+        ("train", True): 11909,
+        ("test", False): 6775,
+        ("test", True): 3803,
+    }
+    assert sum(j.camid == 3 and j.pid in test for j in plan.jobs) == 1883
+    pairs = {(j.pid, j.camid) for j in plan.jobs if j.pid in test and not j.infrared}
+    assert len(pairs) == 301
+    assert sum(cam in (1, 2) for _, cam in pairs) == 112
+    assert min(sum((j.pid, j.camid) == pair for j in plan.jobs) for pair in list(pairs)[:40]) >= 10
+    for pid in plan.pids:
+        assert {j.infrared for j in plan.jobs if j.pid == pid} == {False, True}
+
+    plan = make_plan("llcm", resolve_preset("llcm", "full"), 0)
+    test = set(plan.test)
+    assert sum(not j.infrared and j.pid not in test for j in plan.jobs) == 16946
+    assert sum(j.infrared and j.pid not in test for j in plan.jobs) == 13975
+    assert sum(not j.infrared and j.pid in test for j in plan.jobs) == 8680
+    assert sum(j.infrared and j.pid in test for j in plan.jobs) == 7166
+    assert len(make_plan("regdb", resolve_preset("regdb", "full"), 0).jobs) == 412 * 20
+
+
+def test_small_preset_fits_the_demo() -> None:
+    plan = make_plan("sysu", resolve_preset("sysu", "small"), 0)
+    assert (len(plan.train), len(plan.val), len(plan.test)) == (700, 20, 200)
+    assert 9000 < len(plan.jobs) <= 10000
+
+
+@pytest.mark.parametrize("size", [(128, 64), (288, 144)])
+def test_image_sizes(size: tuple[int, int]) -> None:
+    assert render_image(ImageKey(0, "sysu", 1, 1, False, 1), *size).shape == (*size, 3)
+    assert render_image(ImageKey(0, "sysu", 1, 6, True, 1), *size).shape == size
+
+
+# -- resuming and refusing ------------------------------------------------------------------------------------
+
+
+def test_continues_where_it_was(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    first = generate("sysu", "tiny", 1, root, workers=1, **SMALL)
+    before = tree(root)
+    lost = sorted(root.glob("cam*/*/*.jpg"))[::3]
+    stamp = {p: p.stat().st_mtime_ns for p in root.glob("cam*/*/*.jpg") if p not in lost}
+    for path in lost:
+        path.unlink()
+    second = generate("sysu", "tiny", 1, root, workers=1, **SMALL)
+    assert (second.written, second.reused) == (len(lost), first.images - len(lost))
+    assert tree(root) == before
+    assert second.digest == first.digest
+    assert all(p.stat().st_mtime_ns == t for p, t in stamp.items())
+    assert generate("sysu", "tiny", 1, root, workers=1, **SMALL).written == 0
+
+
+def test_continues_after_a_kill(tmp_path: Path) -> None:
+    root = tmp_path / "killed"
+    code = f"from fmcnet.synthetic import generate; generate('sysu', 'tiny', 1, {str(root)!r}, workers=1)"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    limit = time.monotonic() + 20
+    while len(list(root.glob("cam*/*/*.jpg"))) < 20 and time.monotonic() < limit:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert json.loads((root / "generated.json").read_text())["complete"] is False
+    there = len(list(root.glob("cam*/*/*.jpg")))
+    summary = generate("sysu", "tiny", 1, root, workers=1)
+    assert 20 <= there == summary.reused < summary.images
+    assert json.loads((root / "generated.json").read_text())["complete"] is True
+    for path in root.glob("cam*/*/*.jpg"):
+        with Image.open(path) as image:
+            image.load()
+
+
+def test_refuses_other_arguments_and_other_folders(
+    sysu: tuple[Path, GeneratedSummary], tmp_path: Path
+) -> None:
+    root, _ = sysu
+    with pytest.raises(
+        DataError, match=r"holds a generated benchmark with seed 3; asked for seed 4.*another folder"
+    ):
+        generate("sysu", "tiny", 4, root)
+    with pytest.raises(DataError, match="layout sysu"):
+        generate("llcm", "tiny", 3, root)
+    (tmp_path / "mine.txt").write_text("hello")
+    with pytest.raises(DataError, match=r"not empty.*mine\.txt"):
+        generate("sysu", "tiny", 3, tmp_path)
+    with pytest.raises(DataError, match="is a file"):
+        generate("sysu", "tiny", 3, tmp_path / "mine.txt")
+    assert (tmp_path / "mine.txt").read_text() == "hello"
+
+
+@pytest.mark.parametrize(
+    ("layout", "preset", "overrides", "words"),
+    [
+        ("market", "tiny", {}, "layout 'market'"),
+        ("sysu", "huge", {}, "preset 'huge'"),
+        ("sysu", "tiny", {"colour": 3}, "'colour' is no number"),
+        ("sysu", "tiny", {"height": 5}, "height = 5"),
+        ("regdb", "tiny", {"train_ids": 5}, "halves"),
+        ("sysu", "full", {"train_ids": 5}, "real_counts"),
+    ],
+)
+def test_bad_arguments(
+    layout: str, preset: str, overrides: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        generate(layout, preset, 0, tmp_path / "x", **overrides)
+    assert not (tmp_path / "x").exists()
+
+
+# -- spectra --------------------------------------------------------------------------------------------------
+
+
+def test_materials_are_related_and_not_equal() -> None:
+    people = [draw_identity(0, pid) for pid in range(1, 1501)]
+    for slot in (UPPER, LOWER):
+        light = np.sqrt([luminance(p.materials[slot].visible[0]) for p in people])
+        nir = np.array([p.materials[slot].nir[0] for p in people])
+        warm = np.array([p.materials[slot].temperature for p in people])
+        assert 0.5 < np.corrcoef(light, nir)[0, 1] < 0.85
+        assert abs(np.corrcoef(light, warm)[0, 1]) < 0.15
+        assert nir.std() > 0.12
+    patterned = [p.materials[UPPER] for p in people if p.materials[UPPER].pattern != "plain"]
+    step = np.array([m.nir[1] - m.nir[0] for m in patterned])
+    assert 0.15 < np.mean(np.abs(step) < 0.05) < 0.45  # vanishes in the near infrared
+    assert all(0.0 <= v <= 1.0 for m in patterned for v in (*m.nir, *m.visible[0], *m.visible[1]))
+
+
+def test_near_infrared_files_have_no_hue(sysu: tuple[Path, GeneratedSummary]) -> None:
+    root, _ = sysu
+    spread = {}
+    for cam in range(1, 7):
+        images = [np.asarray(Image.open(p)).astype(int) for p in sorted(root.glob(f"cam{cam}/*/*.jpg"))[:10]]
+        assert all(image.shape == (64, 32, 3) for image in images)
+        spread[cam] = max(np.ptp(image, axis=2).max() for image in images)
+    assert spread[3] == spread[6] == 0
+    assert min(spread[c] for c in (1, 2, 4, 5)) > 40
+
+
+def test_skin_is_warmer_than_clothes_and_clothes_than_the_background() -> None:
+    people = [draw_identity(0, pid) for pid in range(1, 301)]
+    skin = np.array([p.materials[SKIN].temperature for p in people])
+    cloth = np.array([p.materials[UPPER].temperature for p in people])
+    assert np.mean(skin - cloth) > 3.0
+    assert np.mean(skin > cloth) > 0.97
+    images = np.stack([render_image(ImageKey(0, "regdb", pid, 2, True, 1), 128, 64) for pid in range(1, 25)])
+    middle = images[:, 40:80, 26:38].mean()
+    rim = np.concatenate([images[:, :30, :6], images[:, :30, -6:]], axis=2).mean()
+    assert middle > rim + 60
+
+
+def test_an_identity_is_one_person_in_every_layout() -> None:
+    assert draw_identity(4, 9) == draw_identity(4, 9)
+    assert draw_identity(4, 9) != draw_identity(4, 10)
+    people = [draw_identity(1, pid) for pid in range(1, 201)]
+    assert {p.bag for p in people} == {"none", "backpack", "shoulder", "tote"}
+    assert {p.bottom for p in people} == {"trousers", "shorts", "skirt", "dress"}
+    assert {p.sleeves for p in people} == {"long", "short", "none"}
+    assert {p.materials[UPPER].pattern for p in people} >= {
+        "plain",
+        "hstripes",
+        "vstripes",
+        "checks",
+        "print",
+    }
+
+
+def test_the_whole_world_moves_with_the_camera() -> None:
+    """Two cameras of one room share the scene; yaw covers front and back."""
+    from fmcnet.synthetic.cameras import camera
+
+    assert camera("sysu", 0, 2, False).place == camera("sysu", 0, 3, True).place
+    assert {camera("sysu", 0, c, c in (3, 6)).spectrum for c in (3, 6)} == {"nir"}
+    assert camera("regdb", 0, 2, True).spectrum == "thermal"
