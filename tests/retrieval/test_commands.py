@@ -343,7 +343,7 @@ def many(tmp_path):
 
 def stopping(tmp_path, stop):
     made = encoder(tmp_path, ALL)
-    made.engine = StoppedEngine(stop)
+    made.backend = StoppedEngine(stop)
     return made
 
 

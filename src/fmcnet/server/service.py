@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import FmcnetError
-from fmcnet.inference.engine import unit
-from fmcnet.inference.images import parse_modality, read_pixels
+from fmcnet.inference.image_input import parse_modality, read_pixels
+from fmcnet.inference.projection import l2_normalize
 from fmcnet.retrieval import Entry, Searcher
 from fmcnet.retrieval.models import range_of
 from fmcnet.server.audit import AuditLog
@@ -96,7 +96,7 @@ class Service:
         if not self.dimension:
             await self.work(self.warm)
         self._batcher = Batcher(
-            self.encoder.engine,
+            self.encoder.backend,
             batch=limits.batch,
             wait=limits.wait,
             queue=limits.queue,
@@ -113,7 +113,7 @@ class Service:
             FmcnetError: when its embeddings do not fit the gallery, or its calibration not the model.
         """
         blank = np.zeros((1, self.encoder.height, self.encoder.width, 3), dtype=np.uint8)
-        dimension = {int(self.encoder.engine(blank, modality).shape[1]) for modality in Modality}.pop()
+        dimension = {int(self.encoder.backend(blank, modality).shape[1]) for modality in Modality}.pop()
         settings = self.gallery.settings
         if settings is not None and settings.dimension != dimension:
             raise FmcnetError(
@@ -229,7 +229,7 @@ class Service:
         assert self._batcher is not None
         raw = await self._batcher.embed(np.stack([one.pixels for one in good]), kinds)
         embeddings = Embeddings.unlabelled(
-            unit(raw),
+            l2_normalize(raw),
             np.array([kind.code for kind in kinds], dtype=np.uint8),
             np.array([upload.name for upload in uploads], dtype=np.str_),
         )
