@@ -54,7 +54,7 @@ def serve(
 
     Ctrl-C and SIGTERM finish the requests at work, then close the gallery.
     """
-    for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+    for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "pebble"):
         require(module, "serve")
     from fmcnet.server.limits import Limits
     from fmcnet.server.run import Serving
