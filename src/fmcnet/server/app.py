@@ -31,7 +31,10 @@ def create_app(service: Service, keys: Keys | None = None) -> FastAPI:
     Args:
         service: what it serves. keys: who may; none: everybody on this machine, and nobody else.
     """
-    known = keys or Keys()
+    known = keys if keys is not None else Keys()
+    known.changed = lambda added, revoked: service.audit.write(
+        action="keys", outcome="changed", added=added, revoked=revoked
+    )
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
