@@ -73,14 +73,16 @@ def test_what_an_export_holds(tiny_onnx, tiny_run):
 
 @pytest.mark.usefixtures("known_graphs")
 def test_a_table_gives_the_change_of_rank_1_and_map(tiny_run, tiny_sysu, tmp_path):
-    from fmcnet.evaluation.runs import judge
+    from fmcnet.evaluation.evaluate_model import evaluate_model
 
     result = exported(tiny_run, tmp_path / "onnx", data=tiny_sysu)
     eager, exact = result.forms
     from fmcnet.data.readers import read_dataset
 
     settings = load(tiny_run, "cpu").card.config.evaluation.model_copy(update={"direction": "both"})
-    for one in judge(tiny_run, read_dataset(tiny_sysu), settings, device="cpu", progress=False).evaluations:
+    for one in evaluate_model(
+        tiny_run, read_dataset(tiny_sysu), settings, device="cpu", progress=False
+    ).evaluations:
         assert eager.scores[one.direction]["mAP"] == pytest.approx(100 * one.result.mean["mAP"], abs=1e-6)
         assert eager.scores[one.direction]["rank1"] == pytest.approx(100 * one.result.mean["rank1"], abs=1e-6)
     assert abs(exact.loss(eager)) < 0.5

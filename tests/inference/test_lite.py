@@ -8,8 +8,8 @@ import torch
 
 from fmcnet.data.readers import read_dataset
 from fmcnet.evaluation import protocols
-from fmcnet.evaluation.engine import evaluate
-from fmcnet.evaluation.runs import chance_rank1
+from fmcnet.evaluation.evaluate import evaluate
+from fmcnet.evaluation.evaluate_model import chance_rank1
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.write import export
 from fmcnet.inference.info import model_info

@@ -11,8 +11,8 @@ from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import FmcnetError
 from fmcnet.evaluation import protocols
-from fmcnet.evaluation.engine import evaluate
-from fmcnet.evaluation.runs import chance_rank1, judge
+from fmcnet.evaluation.evaluate import evaluate
+from fmcnet.evaluation.evaluate_model import chance_rank1, evaluate_model
 from fmcnet.inference.calibrate import calibrate_model
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.write import export
@@ -62,7 +62,7 @@ def test_the_package_is_not_written_to(tiny_sysu, tmp_path, monkeypatch):
         calibrate_model(NAME, tiny_sysu, device="cpu", progress=False)
     with pytest.raises(FmcnetError, match="say --out FOLDER"):
         export(NAME)
-    judge(NAME, read_dataset(tiny_sysu), device="cpu", progress=False)
+    evaluate_model(NAME, read_dataset(tiny_sysu), device="cpu", progress=False)
     assert not (shipped_models()[NAME] / "embeddings").exists()
     assert not list(tmp_path.iterdir())
 

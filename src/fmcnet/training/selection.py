@@ -16,7 +16,7 @@ from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.table import Table
 from fmcnet.errors import CheckpointError, DataError
 from fmcnet.evaluation import protocols
-from fmcnet.evaluation.engine import evaluate
+from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.inference.backends import TorchBackend
 from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import Encoder

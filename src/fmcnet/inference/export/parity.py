@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from fmcnet.config import EvaluationConfig
 from fmcnet.data.table import Table
-from fmcnet.evaluation.engine import evaluate
-from fmcnet.evaluation.runs import protocols_for, roles
+from fmcnet.evaluation.evaluate import evaluate
+from fmcnet.evaluation.evaluate_model import protocols_for, roles
 from fmcnet.inference.backends import Backend
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.types import Embeddings, FloatArray, IntArray, Modality
