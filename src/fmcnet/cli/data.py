@@ -29,9 +29,9 @@ def generate(
     with goes_on():
         summary = generate(layout, preset, seed, out, workers=workers or None, progress=not json_)
     if json_:
-        print_json(summary.as_dict())
+        print_json(summary.to_dict())
         return
-    shown = summary.as_dict()
+    shown = summary.to_dict()
     shown["seconds"] = f"{summary.seconds:.1f}"
     shown["images_per_second"] = f"{summary.images_per_second:.0f}"
     show("generated", shown, {"out": shown.pop("out")})
@@ -89,11 +89,10 @@ def cache(
 ) -> None:
     """List the decoded images kept on disk, and remove those no longer used; they can always be built again."""
     from fmcnet.data.cache import default_folder
-    from fmcnet.data.cache_folder import look, parse_age
-    from fmcnet.data.cache_folder import prune as remove
+    from fmcnet.data.cache_store import list_caches, parse_age, prune_caches
 
-    place = folder or default_folder()
-    found = look(place) if prune is None else remove(place, parse_age(prune))
+    folder = folder or default_folder()
+    found = list_caches(folder) if prune is None else prune_caches(folder, parse_age(prune))
     if json_:
         print_json(found.to_dict())
     else:

@@ -6,10 +6,10 @@ import io
 import re
 import struct
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +41,6 @@ _FAILURES = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, OverflowError, struct.error,
     Image.DecompressionBombError,
 )  # fmt: skip
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 def load_image(path: str | Path, value_range: ValueRange | None = None) -> NDArray[np.uint8]:
@@ -293,17 +290,47 @@ def verify_images(table: Table, workers: int = 2, progress: bool | None = None) 
         workers: decoding threads.
         progress: show a bar; None: only on a terminal.
     """
-    outcomes = in_threads(_fault, table.full_paths(), workers, "checking images", progress)
-    return [(str(table.path[row]), reason) for row, reason in enumerate(outcomes) if reason]
+    return decode_images(table, lambda row, image: None, workers, "checking images", progress)
 
 
-def require_readable(table: Table, workers: int = 2, progress: bool | None = None) -> None:
-    """Decode every image of a table.
+def decode_images(
+    table: Table,
+    use: Callable[[int, Image.Image], None],
+    workers: int,
+    label: str,
+    progress: bool | None = None,
+) -> list[tuple[str, str]]:
+    """Decode every image of a table in threads (Pillow releases the interpreter's lock).
 
-    Raises:
-        DataError: one message with all unreadable images (the first 20 in full, and the total).
+    Args:
+        table: the images.
+        use: called with the row and its image of mode RGB, from several threads.
+        workers: decoding threads.
+        label: text of the progress bar.
+        progress: show a bar; None: only on a terminal.
+
+    Returns:
+        (path, reason) of each image that cannot be read, in the table's order.
     """
-    raise_unreadable(table, verify_images(table, workers, progress))
+
+    def decode(row: int) -> str:
+        path = table.full_path(row)
+        try:
+            image = open_rgb(path)
+        except DataError as error:
+            return str(error).removeprefix(f"cannot read the image {path}: ")
+        use(row, image)
+        return ""
+
+    show = sys.stderr.isatty() if progress is None else progress
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        reasons: Iterable[str] = pool.map(decode, range(len(table)))
+        if show:
+            from rich.console import Console
+            from rich.progress import track
+
+            reasons = track(reasons, label, total=len(table), console=Console(stderr=True), transient=True)
+        return [(str(table.path[row]), reason) for row, reason in enumerate(reasons) if reason]
 
 
 def raise_unreadable(table: Table, faults: Sequence[tuple[str, str]]) -> None:
@@ -316,34 +343,6 @@ def raise_unreadable(table: Table, faults: Sequence[tuple[str, str]]) -> None:
         f"{len(faults)} of {len(table)} images under {table.root} cannot be read:\n{lines}{more}\n"
         "Copy or download them again, or remove them."
     )
-
-
-def in_threads(
-    work: Callable[[_Item], _Result],
-    items: Sequence[_Item],
-    workers: int,
-    label: str,
-    progress: bool | None = None,
-) -> Iterator[_Result]:
-    """`map` over threads (Pillow decodes without the interpreter's lock), with a bar on a terminal."""
-    show = sys.stderr.isatty() if progress is None else progress
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        outcomes = pool.map(work, items)
-        if not show:
-            yield from outcomes
-            return
-        from rich.console import Console
-        from rich.progress import track
-
-        yield from track(outcomes, label, total=len(items), console=Console(stderr=True), transient=True)
-
-
-def _fault(path: Path) -> str:
-    try:
-        open_rgb(path)
-    except DataError as error:
-        return str(error).removeprefix(f"cannot read the image {path}: ")
-    return ""
 
 
 def _reason(path: Path, error: BaseException) -> str:

@@ -23,8 +23,7 @@ from fmcnet.experiments.rows import STUDIES, chosen
 from fmcnet.experiments.write import write_study
 from fmcnet.files import write_atomically
 from fmcnet.runtime import pick_device
-from fmcnet.synthetic import generate
-from fmcnet.synthetic.claim import MANIFEST
+from fmcnet.synthetic import MANIFEST, generate
 
 logger = logging.getLogger(__name__)
 

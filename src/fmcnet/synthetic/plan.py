@@ -7,42 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fmcnet.synthetic.image import ImageKey
 from fmcnet.synthetic.presets import Preset
 
 
 @dataclass(frozen=True)
-class Job:
-    """One image to write.
-
-    Attributes:
-        path: relative to the dataset's root, POSIX separators.
-        pid: identity.
-        camid: camera.
-        infrared: whether by an infrared camera.
-        index: 1 and up within (pid, camid, infrared).
-    """
-
-    path: str
-    pid: int
-    camid: int
-    infrared: bool
-    index: int
-
-
-@dataclass(frozen=True)
-class Plan:
+class BenchmarkPlan:
     """All images of a benchmark and its identity lists (sorted).
 
     Attributes:
         layout: "sysu", "regdb" or "llcm".
-        jobs: in order of path within a camera and identity.
+        images: path relative to the root (POSIX separators) -> key; in order of path within a camera and identity.
         train: training identities; empty for RegDB, whose ten splits are drawn by the writer.
         val: validation identities.
         test: test identities; for RegDB empty as well.
     """
 
     layout: str
-    jobs: tuple[Job, ...]
+    images: dict[str, ImageKey]
     train: tuple[int, ...]
     val: tuple[int, ...]
     test: tuple[int, ...]
@@ -50,7 +32,7 @@ class Plan:
     @property
     def pids(self) -> tuple[int, ...]:
         """All identities, sorted."""
-        return tuple(sorted({job.pid for job in self.jobs}))
+        return tuple(sorted({key.pid for key in self.images.values()}))
 
 
 Counts = dict[tuple[int, int], int]
@@ -63,7 +45,7 @@ _SYSU_TEST_IMAGES = {1: 1374, 2: 1565, 3: 1883, 4: 1918, 5: 1918, 6: 1920}
 _LLCM_TOTALS = {"train": (16946, 13975), "test": (8680, 7166)}
 
 
-def make_plan(layout: str, amounts: Preset, seed: int) -> Plan:
+def make_plan(layout: str, amounts: Preset, seed: int) -> BenchmarkPlan:
     """The plan of a layout: a pure function of its arguments."""
     return {"sysu": _plan_sysu, "regdb": _plan_regdb, "llcm": _plan_llcm}[layout](amounts, seed)
 
@@ -132,7 +114,7 @@ def _sysu_even(rng: np.random.Generator, ids: tuple[int, ...], images: int, extr
     return counts
 
 
-def _plan_sysu(amounts: Preset, seed: int) -> Plan:
+def _plan_sysu(amounts: Preset, seed: int) -> BenchmarkPlan:
     rng = np.random.default_rng([7401, seed, 1])
     train, val, test = _split(rng, amounts)
     if amounts.real_counts:
@@ -140,47 +122,47 @@ def _plan_sysu(amounts: Preset, seed: int) -> Plan:
     else:
         counts = _sysu_even(rng, tuple(sorted(train + val)), amounts.train_images, extra=False)
         counts |= _sysu_even(rng, test, amounts.test_images, extra=True)
-    jobs = [
-        Job(f"cam{cam}/{pid:04d}/{i:04d}.jpg", pid, cam, cam in _SYSU_INFRARED, i)
+    images = {
+        f"cam{cam}/{pid:04d}/{i:04d}.jpg": ImageKey(seed, "sysu", pid, cam, cam in _SYSU_INFRARED, i)
         for pid, cam in sorted(counts)
         for i in range(1, counts[pid, cam] + 1)
-    ]
-    return Plan("sysu", tuple(jobs), train, val, test)
+    }
+    return BenchmarkPlan("sysu", images, train, val, test)
 
 
-def _plan_regdb(amounts: Preset, seed: int) -> Plan:
-    del seed
-    jobs = []
-    for pid in range(1, amounts.train_ids + amounts.test_ids + 1):
-        for cam, folder, letter in ((1, "Visible", "v"), (2, "Thermal", "t")):
-            for i in range(1, amounts.train_images + 1):
-                jobs.append(Job(f"{folder}/{pid}/person_{letter}_{i:05d}_{pid}.bmp", pid, cam, cam == 2, i))
-    return Plan("regdb", tuple(jobs), (), (), ())
+def _plan_regdb(amounts: Preset, seed: int) -> BenchmarkPlan:
+    images = {
+        f"{folder}/{pid}/person_{letter}_{i:05d}_{pid}.bmp": ImageKey(seed, "regdb", pid, cam, cam == 2, i)
+        for pid in range(1, amounts.train_ids + amounts.test_ids + 1)
+        for cam, folder, letter in ((1, "Visible", "v"), (2, "Thermal", "t"))
+        for i in range(1, amounts.train_images + 1)
+    }
+    return BenchmarkPlan("regdb", images, (), (), ())
 
 
-def _llcm_cameras(rng: np.random.Generator, pid: int) -> tuple[list[int], list[int]]:
+def _llcm_cameras(rng: np.random.Generator) -> tuple[list[int], list[int]]:
     """Four to six visible cameras of nine, and the infrared ones of the same places (there is no infrared 3)."""
-    del pid
     visible = sorted(int(c) for c in rng.choice(np.arange(1, 10), int(rng.integers(4, 7)), replace=False))
     return visible, [c for c in visible if c != 3]
 
 
-def _plan_llcm(amounts: Preset, seed: int) -> Plan:
+def _plan_llcm(amounts: Preset, seed: int) -> BenchmarkPlan:
     rng = np.random.default_rng([7401, seed, 3])
     train, _, test = _split(rng, amounts)
-    jobs = []
-    for split, ids, images in (("train", train, amounts.train_images), ("test", test, amounts.test_images)):
-        cams = {pid: _llcm_cameras(rng, pid) for pid in ids}
+    images = {}
+    for split, ids, amount in (("train", train, amounts.train_images), ("test", test, amounts.test_images)):
+        cams = {pid: _llcm_cameras(rng) for pid in ids}
         for infrared in (False, True):
             keys = [(pid, cam) for pid in ids for cam in cams[pid][int(infrared)]]
             if amounts.real_counts:
                 counts = _share(rng, keys, _LLCM_TOTALS[split][int(infrared)])
             else:
-                counts = dict.fromkeys(keys, images)
+                counts = dict.fromkeys(keys, amount)
             for pid, cam in keys:
                 for i in range(1, counts[pid, cam] + 1):
-                    jobs.append(Job(_llcm_path(split, pid, cam, infrared, i), pid, cam, infrared, i))
-    return Plan("llcm", tuple(jobs), train, (), test)
+                    path = _llcm_path(split, pid, cam, infrared, i)
+                    images[path] = ImageKey(seed, "llcm", pid, cam, infrared, i)
+    return BenchmarkPlan("llcm", images, train, (), test)
 
 
 def _llcm_path(split: str, pid: int, cam: int, infrared: bool, i: int) -> str:
