@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import pickle
-import re
 import subprocess
 import tracemalloc
 import zlib
@@ -149,18 +148,6 @@ def test_a_pickled_cache_is_a_path(tmp_path: Path, table: Table) -> None:
         pickle.loads(sent)
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the kernel's list of mappings is Linux's")
-@pytest.mark.parametrize(("memory", "random"), [(10**6, True), (10**12, False)])
-def test_a_file_larger_than_half_the_memory_is_read_at_random(
-    tmp_path: Path, table: Table, monkeypatch: pytest.MonkeyPatch, memory: int, random: bool
-) -> None:
-    monkeypatch.setattr(cache_store, "total_memory", lambda: memory)
-    cache = ImageCache(table, *SIZE, folder=tmp_path / "cache")
-    mappings = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
-    (mine,) = [m for m in mappings if str(cache.path) in m.splitlines()[0]]
-    assert ("rr" in mine.partition("VmFlags:")[2].split()) is random
-
-
 def test_building_never_holds_many_images(tmp_path: Path, table: Table, small_blocks: None) -> None:
     tracemalloc.start()
     cache = ImageCache(table, *SIZE, folder=tmp_path / "cache")
@@ -243,4 +230,3 @@ def test_the_memory_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "memory.max").write_text("40960\n")
     (tmp_path / "memory.stat").write_text("anon 10000\nfile 9999999\n")
     assert cache_store.free_memory() == 30960
-    assert cache_store.total_memory() == 40960

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from fmcnet.data.listing import ignored_facts, ignored_line, list_folder, number_of
+from fmcnet.data.readers.common import read_ids
 from fmcnet.data.readers.csv import read_csv
-from fmcnet.data.readers.lists import read_ids
 from fmcnet.data.table import Record, Table
 from fmcnet.errors import DataError
 from fmcnet.types import Modality

@@ -65,8 +65,8 @@ def summary(
     json_: Json = False,
 ) -> None:
     """Identities, images and cameras by split and modality."""
+    from fmcnet.data.check import summary
     from fmcnet.data.readers import read_dataset
-    from fmcnet.data.summary import summary
 
     found = summary(read_dataset(root, layout=layout, trial=split))
     if json_:

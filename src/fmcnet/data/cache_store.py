@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import mmap
 import os
 import re
 import shutil
@@ -85,8 +84,6 @@ def open_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 def map_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Memory-map a cache, read-only, without its checksum.
 
-    A file of more than half the memory is mapped for random access, so that the system reads no images ahead.
-
     Args:
         path: the .npy file.
         shape: (N, H, W, 3).
@@ -103,10 +100,6 @@ def map_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         raise UnusableCacheError(str(error)) from error
     if images.shape != shape or images.dtype != np.uint8:
         raise UnusableCacheError(f"it holds {images.dtype} {images.shape}")
-    base: Any = images.base
-    memory = total_memory()
-    if memory and images.nbytes > memory / 2 and isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
-        base.madvise(mmap.MADV_RANDOM)
     return images
 
 
@@ -363,14 +356,6 @@ def free_memory() -> int | None:
     available = _number(MEMINFO, "MemAvailable:")
     rooms = [] if limit is None else [max(0, limit - (used or 0))]
     return min(rooms + ([] if available is None else [available * 1024]), default=None)
-
-
-def total_memory() -> int | None:
-    """Bytes of memory of this machine or container; None where the system does not report them."""
-    limits = [limit for limit in [_number(CGROUP / "memory.max")] if limit is not None]
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(limits, default=None)
 
 
 def _number(path: Path, key: str = "") -> int | None:

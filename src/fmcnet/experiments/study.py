@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from fmcnet.config import Config
+from fmcnet.data.check import TITLES
 from fmcnet.data.readers import detect_layout, read_dataset
-from fmcnet.data.summary import TITLES
 from fmcnet.data.table import Table
 from fmcnet.errors import FmcnetError
 from fmcnet.experiments.execute import execute
