@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 
 def names(listing, root):
-    return [path.relative_to(root).as_posix() for path in listing.pictures]
+    return [path.relative_to(root).as_posix() for path in listing.images]
 
 
 def test_every_suffix_in_any_case_and_none_at_all(folder):

@@ -100,28 +100,19 @@ class Table:
             DataError: for an identity or camera that does not fit 64 bits.
         """
         for record in records:
-            for what, value in (("identity", record.pid), ("camera", record.camid)):
-                if not -(2**63) <= value < 2**63:
+            for kind, number in (("identity", record.pid), ("camera", record.camid)):
+                if not -(2**63) <= number < 2**63:
                     raise DataError(
-                        f"{record.path}: the number of the {what} does not fit 64 bits: {value:.4g}"
+                        f"{record.path}: the number of the {kind} does not fit 64 bits: {number:.4g}"
                     )
-        return cls(
-            name=name,
-            root=Path(root),
-            path=np.array([r.path for r in records], dtype=np.str_),
-            pid=np.array([r.pid for r in records], dtype=np.int64),
-            camid=np.array([r.camid for r in records], dtype=np.int64),
-            modality=np.array([r.modality.code for r in records], dtype=np.uint8),
-            split=np.array([r.split for r in records], dtype=np.str_),
-            role=np.array([r.role for r in records], dtype=np.str_),
-            time=np.array([r.time for r in records], dtype=np.str_),
-            camera=np.array([r.camera for r in records], dtype=np.str_),
-            track=np.array([r.track for r in records], dtype=np.str_),
-            tags=np.array([r.tags for r in records], dtype=np.str_),
-            source=np.array([r.source for r in records], dtype=np.str_),
-            pid_names=tuple(pid_names),
-            notes=tuple(notes),
-        )
+        dtypes = {"pid": np.int64, "camid": np.int64}
+        columns: dict[str, Any] = {
+            column: np.array([getattr(record, column) for record in records], dtypes.get(column, np.str_))
+            for column in Record._fields
+            if column != "modality"
+        }
+        columns["modality"] = np.array([record.modality.code for record in records], np.uint8)
+        return cls(name=name, root=Path(root), pid_names=tuple(pid_names), notes=tuple(notes), **columns)
 
     def __len__(self) -> int:
         return len(self.path)
@@ -149,12 +140,10 @@ class Table:
     def index(self) -> IntArray:
         """(N,) 1-based position of each image among the path-sorted images of its pid and camera."""
         order = np.lexsort((self.path, self.modality, self.camid, self.pid))
+        keys = np.stack([self.pid, self.camid, self.modality], axis=1)[order]
+        first = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1)])
         position = np.empty(len(self), dtype=np.int64)
-        count, last = 0, None
-        for row in order:
-            key = (int(self.pid[row]), int(self.camid[row]), int(self.modality[row]))
-            count = count + 1 if key == last else 1
-            position[row], last = count, key
+        position[order] = np.arange(len(self)) - np.repeat(first, np.diff(first, append=len(self))) + 1
         return position
 
     def full_path(self, row: int) -> Path:
@@ -166,18 +155,17 @@ class Table:
         return [self.root / str(path) for path in self.path]
 
     def pid_name(self, pid: int) -> str:
-        """How the dataset calls an identity: its name where it has one, its number otherwise; "" for `NO_PID`."""
+        """The name of an identity in the dataset, its number where it has none, "" for `NO_PID`."""
         if pid == NO_PID:
             return ""
         return self.pid_names[pid] if self.pid_names else str(pid)
 
     def records(self) -> list[Record]:
         """The rows, one by one."""
-        columns = (self.path, self.pid, self.modality, self.camid, self.split, self.role, self.time)
-        texts = (self.camera, self.track, self.tags, self.source)
+        columns = (getattr(self, name).tolist() for name in Record._fields)
         return [
             Record(path, pid, Modality.from_code(code), *others)
-            for path, pid, code, *others in zip(*(c.tolist() for c in (*columns, *texts)), strict=True)
+            for path, pid, code, *others in zip(*columns, strict=True)
         ]
 
 
@@ -185,7 +173,8 @@ def fingerprint(table: Table, *columns: NDArray[np.str_]) -> str:
     """16 hex digits that name a dataset: its paths and identities, whatever its place, order and splits.
 
     Args:
-        table: the dataset. columns: further columns (N,) that shall count, as the split.
+        table: the dataset.
+        columns: further columns (N,) to include, as the split.
     """
     names = [table.pid_names[pid] if table.pid_names else str(pid) for pid in table.pid.tolist()]
     lines = sorted(

@@ -265,12 +265,12 @@ def _first(label: str, single: bool) -> str:
 
 def _inside(folder: Path, ignored: list[Ignored] | None = None) -> list[Path]:
     found = list_folder(folder)
-    if not found.pictures:
+    if not found.images:
         others = f"; {len(found.ignored)} other files lie there" if found.ignored else ""
         raise DataError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){others}")
     if ignored is not None:
         ignored += found.ignored
-    return list(found.pictures)
+    return list(found.images)
 
 
 def _is_tensor(value: Any) -> bool:
