@@ -103,10 +103,7 @@ class Builder:
     """Collects primitives, turning body coordinates into view coordinates."""
 
     def __init__(self, pose: Pose, view: View, height: float) -> None:
-        cy, sy, cp, sp = cos(pose.yaw), sin(pose.yaw), cos(view.pitch), sin(view.pitch)
-        turn = np.array([[cy, 0.0, sy], [0.0, 1.0, 0.0], [-sy, 0.0, cy]])
-        tilt = np.array([[1.0, 0.0, 0.0], [0.0, cp, -sp], [0.0, sp, cp]])
-        self.rotation: Matrix = tilt @ turn
+        self.rotation: Matrix = pitch_matrix(view.pitch) @ yaw_matrix(pose.yaw)
         self.distance = view.distance
         self.yaw = pose.yaw
         self.middle = np.array([0.0, 0.5 * height, 0.0])
