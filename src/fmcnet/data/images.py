@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import TiffImagePlugin as tiff
 
 from fmcnet.data.depth import DROPPED, PAGES, ValueRange, eight_bits, eight_bits_of_alpha
 from fmcnet.data.listing import AVIF_BRANDS, HEIC_BRANDS
@@ -25,7 +26,6 @@ MAX_LISTED = 20
 
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 _WIDE = re.compile(r"(RGB|RGBA|RGBX|LA|CMYK);16([BLN])")
-_ORIENTATION = 0x0112
 REMARKS = "fmcnet.remarks"
 """Key of `Image.info`: kinds of `fmcnet.data.depth` that a person should see."""
 _FAILURES = (
@@ -97,7 +97,7 @@ def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
     tags: Any = getattr(image, "tag_v2", None) or {}
     upright = ImageOps.exif_transpose(image)
     mode = upright.mode
-    fourth_is_no_alpha = mode == "RGBA" and bool(tags) and 338 not in tags
+    fourth_is_no_alpha = mode == "RGBA" and bool(tags) and tiff.EXTRASAMPLES not in tags
     if fourth_is_no_alpha:
         remarks.append(DROPPED)
     alpha: NDArray[np.uint8] | None = None
@@ -115,9 +115,15 @@ def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
         upright = _eight_bit_image(values, value_range, remarks, "CMYK" if mode == "CMYK" else "RGB")
     elif mode in _DEEP_MODES:
         values = np.asarray(upright)
-        if mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,))[0] == 1:
+        if (
+            mode == "I"
+            and tags.get(tiff.BITSPERSAMPLE) == (32,)
+            and tags.get(tiff.SAMPLEFORMAT, (1,))[0] == 1
+        ):
             values = values.view(np.uint32)
-        upright = _eight_bit_image(values, value_range, remarks, inverted=tags.get(262) == 0)
+        upright = _eight_bit_image(
+            values, value_range, remarks, inverted=tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 0
+        )
     elif not fourth_is_no_alpha and (
         mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info
     ):
@@ -237,7 +243,7 @@ def _from_tiff(path: Path, value_range: ValueRange | None) -> Image.Image:
     values = values[..., :3] if colour else values[..., 0]
     image = _eight_bit_image(values, value_range, remarks, inverted=found.inverted)
     done = _blacken(image, alpha, remarks)
-    done.getexif()[_ORIENTATION] = found.orientation
+    done.getexif()[ExifTags.Base.Orientation] = found.orientation
     return ImageOps.exif_transpose(done)
 
 

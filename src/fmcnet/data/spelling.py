@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -27,18 +28,13 @@ def spelling(name: str) -> str:
     return _ZEROS.sub("", _PREFIX.sub("", _BETWEEN.sub("", name.casefold())))
 
 
-def alike(names: Iterable[str]) -> list[list[str]]:
-    """Groups of two or more different names that share a `spelling`, sorted."""
-    groups: dict[str, set[str]] = {}
-    for name in names:
-        groups.setdefault(spelling(name), set()).add(name)
-    return sorted(sorted(group) for group in groups.values() if len(group) > 1)
-
-
 def near_cameras(names: Iterable[str]) -> list[str]:
-    """A note for each group of cameras that may be one."""
+    """A note for each group of two or more cameras that share a `spelling`, as they may be one."""
+    groups = defaultdict[str, set[str]](set)
+    for name in names:
+        groups[spelling(name)].add(name)
     return [
         f"the cameras {', '.join(map(repr, group))} may be one: they are taken as {len(group)}, and a filter finds "
         "only the spelling that it names"
-        for group in alike(names)
+        for group in sorted(sorted(group) for group in groups.values() if len(group) > 1)
     ]

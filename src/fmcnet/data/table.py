@@ -1,10 +1,10 @@
-"""A dataset is a table: one row an image, whatever benchmark or folder it came from."""
+"""A dataset is a table with one row per image, from any benchmark or folder."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,7 +18,7 @@ SPLITS = ("train", "val", "test")
 
 
 class Record(NamedTuple):
-    """One row of a table before it becomes columns; see `Table` for the meaning of each value."""
+    """One row of a table; see `Table` for its values."""
 
     path: str
     pid: int
@@ -33,53 +33,48 @@ class Record(NamedTuple):
     source: str = ""
 
 
-def _no_texts() -> NDArray[np.str_]:
-    return np.empty(0, dtype=np.str_)
-
-
 @dataclass(frozen=True)
 class Table:
-    """The images of a dataset, column by column; rows are sorted by path within a reader's own order.
+    """The images of a dataset, column by column, in the reader's order; `from_records` makes one.
 
     Attributes:
         name: what was read: "sysu", "regdb", "llcm", "csv"...
         root: the folder that `path` is relative to.
         path: (N,) str, POSIX separators.
         pid: (N,) int64, identity as the dataset numbers it (a CSV's names are numbered in sorted order).
-        camid: (N,) int64, `NO_CAMERA` where unknown.
         modality: (N,) uint8, 0 visible, 1 infrared.
+        camid: (N,) int64, `NO_CAMERA` where unknown.
         split: (N,) str, one of `SPLITS`.
         role: (N,) str, "query", "gallery" or "" (both).
         time: (N,) str, a time stamp as given, or "".
         camera: (N,) str, the camera's name, where cameras are named and not numbered, or "".
-        track, source: (N,) str, as given, or "". tags: (N,) str, as given, between semicolons, or "".
+        track: (N,) str, as given, or "".
+        tags: (N,) str, as given, between semicolons, or "".
+        source: (N,) str, as given, or "".
         pid_names: for datasets whose identities are not numbers: name of pid i at position i.
-        notes: remarks of the reader that a person should see (identities dropped, files ignored).
+        notes: the reader's notes (identities dropped, files ignored).
     """
 
     name: str
     root: Path
     path: NDArray[np.str_]
     pid: IntArray
-    camid: IntArray
     modality: NDArray[np.uint8]
+    camid: IntArray
     split: NDArray[np.str_]
     role: NDArray[np.str_]
     time: NDArray[np.str_]
+    camera: NDArray[np.str_]
+    track: NDArray[np.str_]
+    tags: NDArray[np.str_]
+    source: NDArray[np.str_]
     pid_names: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
-    camera: NDArray[np.str_] = field(default_factory=_no_texts)
-    track: NDArray[np.str_] = field(default_factory=_no_texts)
-    tags: NDArray[np.str_] = field(default_factory=_no_texts)
-    source: NDArray[np.str_] = field(default_factory=_no_texts)
+    notes: tuple[str, ...] = ()
 
+    COLUMNS: ClassVar[tuple[str, ...]] = Record._fields
     TEXTS: ClassVar[tuple[str, ...]] = ("camera", "track", "tags", "source")
-    COLUMNS: ClassVar[tuple[str, ...]] = ("path", "pid", "camid", "modality", "split", "role", "time", *TEXTS)
 
     def __post_init__(self) -> None:
-        for name in self.TEXTS:
-            if not len(getattr(self, name)) and len(self.path):
-                object.__setattr__(self, name, np.full(len(self.path), "", dtype=np.str_))
         lengths = {name: len(getattr(self, name)) for name in self.COLUMNS}
         if len(set(lengths.values())) > 1:
             raise DataError(f"the columns of a table differ in length: {lengths}")
