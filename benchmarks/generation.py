@@ -20,8 +20,7 @@ import numpy as np
 from machine import processor
 from PIL import __version__ as pillow_version
 
-from fmcnet.synthetic.plan import make_plan
-from fmcnet.synthetic.presets import resolve_preset
+from fmcnet.synthetic.plan import make_plan, resolve_preset
 from fmcnet.synthetic.writers import write_images
 
 

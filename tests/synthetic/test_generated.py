@@ -21,8 +21,7 @@ from fmcnet.synthetic import GeneratedSummary, generate
 from fmcnet.synthetic.identity import LOWER, SKIN, UPPER, draw_identity
 from fmcnet.synthetic.image import ImageKey, render_image
 from fmcnet.synthetic.materials import luminance
-from fmcnet.synthetic.plan import make_plan
-from fmcnet.synthetic.presets import resolve_preset
+from fmcnet.synthetic.plan import make_plan, resolve_preset
 
 SMALL = {"train_ids": 3, "val_ids": 1, "test_ids": 2}
 

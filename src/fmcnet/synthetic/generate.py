@@ -24,8 +24,7 @@ from fmcnet.errors import DataError
 from fmcnet.files import named
 from fmcnet.progress import Progress
 from fmcnet.synthetic.image import ImageKey, render_image
-from fmcnet.synthetic.plan import BenchmarkPlan, make_plan
-from fmcnet.synthetic.presets import Preset, resolve_preset
+from fmcnet.synthetic.plan import BenchmarkPlan, Preset, make_plan, resolve_preset
 from fmcnet.synthetic.writers import SCRATCH, side_files, write_atomic, write_images
 
 VERSION = 3

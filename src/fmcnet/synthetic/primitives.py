@@ -122,7 +122,6 @@ class Builder:
         rb: float,
         slots: tuple[int, int, float],
         tex: float,
-        around: float = 3.0,
     ) -> None:
         """Add a round cone from a to b (body frame); `slots` is (slot at a, slot at b, fraction where it changes)."""
         va, sa = self._view(a)
@@ -130,7 +129,7 @@ class Builder:
         length = float(np.linalg.norm(b - a))
         end_slot = slots[1] if slots[2] < 1.0 else slots[0]
         self.parts.append(
-            Limb(va, vb, ra * sa, rb * sb, slots[0], end_slot, slots[2], tex, length, around + self.yaw)
+            Limb(va, vb, ra * sa, rb * sb, slots[0], end_slot, slots[2], tex, length, 3.0 + self.yaw)
         )
 
     def quadric(
