@@ -56,10 +56,11 @@ class GBuffer:
         slot: NDArray[np.uint8] | int,
     ) -> None:
         """Write the pixels at these rows and columns."""
-        self.depth[rows, cols] = depth
+        flat = rows * self.depth.shape[1] + cols  # faster than two indices
+        self.depth.reshape(-1)[flat] = depth
         for plane, values in zip(self.planes, planes, strict=True):
-            plane[rows, cols] = values
-        self.slot[rows, cols] = slot
+            plane.reshape(-1)[flat] = values
+        self.slot.reshape(-1)[flat] = slot
 
 
 def _span(low: float, high: float, size: int) -> tuple[int, int]:
