@@ -50,20 +50,22 @@ def read_llcm(root: str | Path, *, training: bool = True) -> Table:
 
 
 def _training(folder: DatasetFolder) -> list[Record]:
-    listed = [(image, kind) for kind in _KINDS for image in read_idx(folder, f"idx/train_{kind}.txt")]
-    cameras = [_CAMERA_TOKEN.search(image.path.rpartition("/")[2]) for image, _ in listed]
-    no_camera = [image.path for (image, _), camera in zip(listed, cameras, strict=True) if camera is None]
+    records, listed, no_camera = [], [], []
+    for kind, modality in _KINDS.items():
+        for image in read_idx(folder, f"idx/train_{kind}.txt"):
+            listed.append(image)
+            camera = _CAMERA_TOKEN.search(image.path.rpartition("/")[2])
+            if camera is None:
+                no_camera.append(image.path)
+            else:
+                records.append(Record(image.path, image.pid, modality, int(camera[1]), "train"))
     if no_camera:
         raise DataError(
             f"{folder.root}: the names of {len(no_camera)} training images hold no camera like '_c03_': "
             f"{shown(no_camera, 5)}"
         )
-    check_labels((image for image, _ in listed), f"{folder.root}/idx/train_*.txt")
-    return [
-        Record(image.path, image.pid, _KINDS[kind], int(camera[1]), "train")
-        for (image, kind), camera in zip(listed, cameras, strict=True)
-        if camera is not None
-    ]
+    check_labels(listed, f"{folder.root}/idx/train_*.txt")
+    return records
 
 
 def _testing(folder: DatasetFolder) -> list[Record]:
