@@ -108,6 +108,15 @@ def test_listing_and_pruning(tmp_path: Path, table: Table) -> None:
     assert {p.name for p in folder.iterdir()} == names
 
 
+def test_a_cache_that_is_being_built_is_not_pruned(tmp_path: Path, table: Table) -> None:
+    path = ImageCache(table, 12, 6, folder=tmp_path / "cache").path
+    with lock_file(lock_path(path)):
+        assert prune_caches(path.parent, timedelta(0)).removed == ()
+    assert path.exists()
+    assert [cache.name for cache in prune_caches(path.parent, timedelta(0)).removed] == [path.name]
+    assert list(path.parent.iterdir()) == []
+
+
 def test_durations() -> None:
     assert parse_age("30d") == timedelta(days=30)
     assert parse_age(" 12h") == timedelta(hours=12)

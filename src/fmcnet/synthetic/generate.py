@@ -197,18 +197,18 @@ def _claimed(root: Path, arguments: dict[str, Any]) -> Iterator[None]:
     """
     _check_folder(root, arguments)
     root.mkdir(parents=True, exist_ok=True)
-    try:
-        with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        try:
             with named(root, root / LOCK):
                 stack.enter_context(lock_file(root / LOCK))
-            _check_folder(root, arguments)  # another process may have been quicker
-            if not (root / MANIFEST).is_file():
-                _write_manifest(root, {**arguments, "complete": False})
-            yield
-    except Timeout:
-        raise DataError(
-            f"another process is generating into {root}: wait until it is done, or choose another folder"
-        ) from None
+        except Timeout:
+            raise DataError(
+                f"another process is generating into {root}: wait until it is done, or choose another folder"
+            ) from None
+        _check_folder(root, arguments)  # another process may have been quicker
+        if not (root / MANIFEST).is_file():
+            _write_manifest(root, {**arguments, "complete": False})
+        yield
 
 
 def _write_manifest(root: Path, content: dict[str, Any]) -> None:
