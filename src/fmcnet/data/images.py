@@ -1,4 +1,4 @@
-"""Images from disk: always (H, W, 3) uint8, and one message that lists all that cannot be read."""
+"""Load images of any format and depth as (H, W, 3) uint8, and list all that cannot be read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FAILURES = (
 
 
 def load_image(path: str | Path, value_range: ValueRange | None = None) -> NDArray[np.uint8]:
-    """An image as (H, W, 3) uint8, red-green-blue.
+    """Load an image as (H, W, 3) uint8, red-green-blue.
 
     - One channel (infrared) is repeated in three. Of two channels the second is alpha or is dropped, of four the
       fourth. The EXIF orientation is applied.
@@ -49,13 +49,13 @@ def load_image(path: str | Path, value_range: ValueRange | None = None) -> NDArr
 
     Raises:
         DataError: when the file is absent, empty, truncated, no image, nearly constant (deeper than 8 bits) or
-            wholly transparent; says which.
+            wholly transparent; the message gives the reason.
     """
     return np.asarray(open_rgb(path, value_range))
 
 
 def open_rgb(path: str | Path, value_range: ValueRange | None = None) -> Image.Image:
-    """The same as a Pillow image of mode RGB, fully decoded; `info[REMARKS]` holds what is doubtful.
+    """Load an image like `load_image`, as a Pillow image of mode RGB; `info[REMARKS]` holds what is doubtful.
 
     Raises:
         DataError: as `load_image`.
@@ -78,10 +78,10 @@ def open_rgb(path: str | Path, value_range: ValueRange | None = None) -> Image.I
 
 
 def to_rgb(image: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
-    """An image that Pillow opened or made, by the rules of `load_image`: mode RGB, fully decoded.
+    """Convert an image that Pillow opened or made to RGB, by the rules of `load_image`.
 
     Raises:
-        DataError: when it cannot be decoded; says why.
+        DataError: when it cannot be decoded.
     """
     try:
         return _to_rgb(image, value_range)

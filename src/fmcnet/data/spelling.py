@@ -1,4 +1,4 @@
-"""Words that people write in several ways: the nearest known name, and names that may be one."""
+"""Spelling variants: the nearest name to a word, and camera names that may be one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _BETWEEN = re.compile(r"(?<!\d)[\s_.\-]+|[\s_.\-]+(?!\d)")
 _ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known name that is written most like a word; None where none is near."""
-    names = sorted(known)
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that is spelled most like a word; None where none is near."""
+    names = sorted(choices)
     by_key = {spelling(name): name for name in reversed(names)}
     if spelling(word) in by_key:
         return by_key[spelling(word)]

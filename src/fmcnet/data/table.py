@@ -165,7 +165,7 @@ class Table:
 
 
 def fingerprint(table: Table, *columns: NDArray[np.str_]) -> str:
-    """16 hex digits that name a dataset: its paths and identities, whatever its place, order and splits.
+    """16 hex digits that name a dataset: its paths and identities, independent of its folder, order and splits.
 
     Args:
         table: the dataset.

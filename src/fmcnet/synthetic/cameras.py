@@ -77,9 +77,9 @@ def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
 
 @lru_cache(maxsize=64)
 def camera(layout: str, seed: int, camid: int, infrared: bool) -> Camera:
-    """The camera of a number: a pure function of its arguments.
+    """Draw the camera of a number: a pure function of its arguments.
 
-    In SYSU-MM01's and RegDB's layouts the number alone says the spectrum; LLCM has a visible and an infrared camera
+    In SYSU-MM01's and RegDB's layouts the number determines the spectrum; LLCM has a visible and an infrared camera
     of the same number in the same place, so `infrared` chooses.
     """
     number = LAYOUT_NUMBERS[layout]

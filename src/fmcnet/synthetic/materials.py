@@ -2,8 +2,8 @@
 
 The three are correlated, not equal. Most dyes are transparent in the near infrared, so cloth is bright
 there whatever its colour; some dyes and pigments (carbon black) stay dark. A pattern has its own contrast in
-each spectrum and may vanish in one. Temperature follows thickness and fit, never colour. All numbers are ours,
-chosen to be plausible, not measured.
+each spectrum and may vanish in one. Temperature follows thickness and fit, never colour. All numbers are chosen
+to be plausible, not measured.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The place behind a person: floor, wall, windows, furniture, in all three spectra.
 
-A scene is drawn once per camera and kept; every image looks at another part of it, so the background tells the
+A scene is drawn once per camera and kept. Every image shows another part of it, so the background reveals the
 camera and never the identity.
 """
 

@@ -1,4 +1,4 @@
-"""The files beside the images: identity lists, splits and gallery draws, exactly as each dataset names them."""
+"""Write the images and the files beside them: identity lists, splits and gallery draws, named as in each dataset."""
 
 from __future__ import annotations
 
@@ -32,18 +32,16 @@ def write_atomic(root: Path, path: str, data: bytes) -> None:
         scratch.replace(target)
 
 
-def encode(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], path: str) -> bytes:
-    """An image file's bytes; infrared images get three equal channels, which all public code reads."""
-    stream = io.BytesIO()
-    kind = "BMP" if path.endswith(".bmp") else "JPEG"
-    Image.fromarray(pixels).convert("RGB").save(stream, kind, quality=JPEG_QUALITY)
-    return stream.getvalue()
-
-
 def write_images(root: Path, height: int, width: int, images: Sequence[tuple[str, ImageKey]]) -> int:
-    """Render and write images, the task of a process; return how many."""
+    """Render and write images, the task of a process; return how many.
+
+    Infrared images get three equal channels, which all public code reads.
+    """
     for path, key in images:
-        write_atomic(root, path, encode(render_image(key, height, width), path))
+        stream = io.BytesIO()
+        image = Image.fromarray(render_image(key, height, width)).convert("RGB")
+        image.save(stream, "BMP" if path.endswith(".bmp") else "JPEG", quality=JPEG_QUALITY)
+        write_atomic(root, path, stream.getvalue())
     return len(images)
 
 

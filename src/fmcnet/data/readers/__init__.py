@@ -1,4 +1,4 @@
-"""SYSU-MM01, RegDB and LLCM folders, and any CSV, as tables; `read_dataset` tells them apart."""
+"""SYSU-MM01, RegDB and LLCM folders, and any CSV, as tables; `read_dataset` detects the layout."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_dataset(
     training: bool = True,
     modality: Modality | None = None,
 ) -> Table:
-    """Read a dataset, whatever its layout.
+    """Read a dataset of any known layout.
 
     Args:
         path: a folder of SYSU-MM01, RegDB or LLCM, a CSV file, or a folder that holds exactly one CSV file.

@@ -1,4 +1,4 @@
-"""One's own data: a CSV with a row per image. Cameras, splits, roles and times are optional."""
+"""Your own data: a CSV with a row per image. Cameras, splits, roles and times are optional."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _HINTS = {
 }
 MAX_FAULTS = 20
 HELD_OUT = "no split column"
-"""How the note begins that says which identities are the test set."""
+"""The beginning of the note on the identities held out for test."""
 
 _SPLITS = {
     **{name: name for name in ("", *SPLITS)},
@@ -74,7 +74,7 @@ def read_csv(
     - `pid` is any text: numbers stay as they are, names are numbered in sorted order (`Table.pid_names`).
     - `modality` is one of `MODALITY_WORDS`.
     - Without a `split` column, `test_share` of the identities (those with the smallest SHA-256 of their name,
-      so the choice depends on nothing else) go to test, the rest to train; a note says so.
+      so the choice depends on nothing else) go to test, the rest to train, with a note.
     - `camera` is any text; without a `camid` column cameras are numbered: by their number ("cam3" is 3) where all
       have one that no other has, else in sorted order.
     - Beside a column `date`, `time` may be a time of day. `tags` stand between semicolons.
@@ -309,7 +309,7 @@ def _number(names: set[str]) -> tuple[Sequence[str], dict[str, int]]:
 
 
 def _hold_out(rows: list[_NamedRecord], share: float) -> tuple[list[_NamedRecord], str]:
-    """Give every row a split, a share of the identities going to test; and the note that says so."""
+    """Give every row a split, a share of the identities going to test; and the note on it."""
     modalities = defaultdict[str, set[Modality]](set)
     for name, record in rows:
         modalities[name].add(record.modality)
