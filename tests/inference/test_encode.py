@@ -13,7 +13,7 @@ from PIL import Image
 
 from fmcnet.data.images import open_rgb
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.inference import images as reading
+from fmcnet.inference import image_input as reading
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.types import NO_CAMERA, NO_PID, Embeddings, Modality
 

@@ -14,9 +14,9 @@ from fmcnet.evaluation import protocols
 from fmcnet.evaluation.engine import evaluate
 from fmcnet.evaluation.runs import chance_rank1, judge
 from fmcnet.inference.calibrate import calibrate_model
-from fmcnet.inference.describe import describe_run
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.write import export
+from fmcnet.inference.info import model_info
 from fmcnet.inference.shipped import find_model, shipped_models
 from fmcnet.types import Modality
 
@@ -27,7 +27,7 @@ def test_it_is_what_its_card_says():
     folder = shipped_models()[NAME]
     assert find_model(NAME) == folder
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 12e6
-    found = describe_run(folder)
+    found = model_info(folder)
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert f"`{found['weights_sha256']}`" in text
     assert found["variant"] == "full"

@@ -24,8 +24,8 @@ from fmcnet.distributed import (
     synchronize_batchnorm,
     together,
 )
+from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import load
-from fmcnet.inference.shared import embed_shared
 from fmcnet.runtime import runtime
 from fmcnet.training import health
 from fmcnet.training import trainer as loop

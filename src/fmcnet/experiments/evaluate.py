@@ -14,8 +14,8 @@ from fmcnet.errors import CheckpointError
 from fmcnet.evaluation.results import pool
 from fmcnet.evaluation.runs import EMBEDDINGS, Judged, RunEvaluation, judge
 from fmcnet.experiments.report import TITLES, write_report
+from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import load
-from fmcnet.inference.shared import embed_shared
 from fmcnet.inference.shipped import find_model, is_shipped
 from fmcnet.models.checkpoint import CARD, read_card
 from fmcnet.runtime import runtime

@@ -16,7 +16,7 @@ from fmcnet.data.readers import benchmark_layout, detect_layout, modality_of_fol
 from fmcnet.data.readers.csv import HELD_OUT
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.inference.images import Fault, list_images, parse_modality
+from fmcnet.inference.image_input import Fault, list_images, parse_modality
 from fmcnet.retrieval.names import NamePattern
 from fmcnet.retrieval.times import Doubtful, TimePattern, seen_at
 from fmcnet.types import NO_CAMERA, NO_PID, Modality

@@ -14,7 +14,7 @@ from fmcnet.data.samplers import IdentityModalitySampler
 from fmcnet.data.table import Table
 from fmcnet.distributed import agree, from_main, gather, known_to_all, together
 from fmcnet.errors import CheckpointError
-from fmcnet.inference.project import add_discriminant
+from fmcnet.inference.fit_projection import add_discriminant
 from fmcnet.models.card import PROJECTION
 from fmcnet.models.checkpoint import ModelCard, save_pretrained
 from fmcnet.models.fmcnet import FMCNet

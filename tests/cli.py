@@ -1,0 +1,17 @@
+"""Run a command of `fmcnet` in this process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from click.testing import Result
+from typer.testing import CliRunner
+
+from fmcnet.cli.app import app
+
+
+def run_command(*words: Any, code: int | None = 0, **settings: Any) -> Result:
+    """`fmcnet WORDS`, which must exit with `code`; None: with any."""
+    result = CliRunner().invoke(app, [str(word) for word in words], prog_name="fmcnet", **settings)
+    assert code is None or result.exit_code == code, f"exit code {result.exit_code}\n{result.output}"
+    return result

@@ -1,0 +1,64 @@
+"""What fmcnet 0.1.0 wrote still opens and gives the same answers (tests/fixtures/v0.1.0/README.md)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmcnet import Encoder, Gallery, Where
+from tests.cli import run_command
+
+FOLDER = Path(__file__).parent / "fixtures" / "v0.1.0"
+KINDS = ["visible", "visible", "infrared", "infrared"]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with np.load(FOLDER / "expected.npz") as stored:
+        return dict(stored)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy that may be written to."""
+    return Path(shutil.copytree(FOLDER, tmp_path / "old"))
+
+
+def images():
+    return list(np.random.default_rng(0).integers(0, 256, (4, 64, 32, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("name", ["run", "export"])
+def test_a_model_gives_the_same_embeddings(name, expected):
+    encoder = Encoder.from_pretrained(FOLDER / name)
+    found = encoder.encode(images(), KINDS)
+    np.testing.assert_allclose(found.features, expected[name], atol=2e-6)
+    assert encoder.calibration.covers("infrared", "visible")
+
+
+def test_the_gallery_answers_as_it_did_and_can_be_written_to(folder, expected):
+    with Gallery(folder / "gallery") as gallery:
+        assert len(gallery) == 12
+        hits = gallery.search(expected["run"][2], top=30)
+        assert [hit.id for hit in hits] == expected["ids"].tolist()
+        np.testing.assert_allclose([hit.similarity for hit in hits], expected["similarity"], atol=2e-6)
+        assert {entry.camera for entry, _ in gallery.scan()} == {"cam1", "cam3"}
+        gallery.remove(Where(cameras=["cam1"]))
+        left = len(gallery)
+        assert left == 7
+    with Gallery(folder / "gallery") as gallery:
+        assert len(gallery) == left
+        assert not gallery.check()
+
+
+def test_commands_read_what_it_wrote(folder):
+    facts = json.loads(run_command("info", folder / "run", "--json").stdout)
+    assert facts["finished"]
+    assert facts["config"]["model"]["width"] == 2
+    assert json.loads(run_command("gallery", "info", folder / "gallery", "--json").stdout)["entries"] == 12
+    out = folder / "again"
+    run_command("export", folder / "run", "--out", out, "--json")
