@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from handcrafted import handcrafted_features, rank1
 
 from fmcnet.data.images import load_image
 from fmcnet.data.readers import read_dataset
 from fmcnet.inference.backends import TorchBackend
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.models.build import build_model
-from fmcnet.synthetic.hardness import handcrafted_features, rank1
 from fmcnet.types import Modality
 
 PAIRS = (("visible", "visible"), ("infrared", "infrared"), ("infrared", "visible"), ("visible", "infrared"))

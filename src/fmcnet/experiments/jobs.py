@@ -24,7 +24,7 @@ from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model, roles
 from fmcnet.experiments.card import write_model_card
 from fmcnet.files import write_atomically
 from fmcnet.models.checkpoint import CARD, versions
-from fmcnet.synthetic.claim import MANIFEST
+from fmcnet.synthetic import MANIFEST
 from fmcnet.training.folder import CONFIG
 from fmcnet.training.trainer import train
 
