@@ -36,9 +36,6 @@ COPIES = 4
 SLICE = 64
 """Queries whose true matches are compared at once. Ordered by identity, so many have few."""
 
-FEW = 8
-"""Up to so many true matches of a query are compared with the gallery one by one, more by binary search."""
-
 
 @dataclass
 class Ranks:
@@ -201,15 +198,15 @@ class _Ranking:
             for span in spans:
                 block = self._others(rows, query, given, span)
                 for t, member in enumerate(self.members[:, span]):
-                    columns = np.flatnonzero(member)
-                    if not len(columns):
+                    if not member.any():
                         continue
-                    others = block if len(columns) == block.shape[1] else block[:, torch.from_numpy(columns)]
                     reach = matches[t] - self.similarity.tie
-                    above[t] += _count_above(others, reach)
+                    columns = torch.from_numpy(np.flatnonzero(member)).to(block.device)
+                    others = block.index_select(1, columns)
                     identities[t] += _count_identities(
-                        others, reach[:, :1], self.pid[self.union[span][columns]]
+                        others, reach[:, :1], self.pid[self.union[span][member]]
                     )
+                    above[t] += others.shape[1] - torch.searchsorted(_sorted_rows(others), reach)
             for one, match, a, i in zip(ranks, matches, above, identities, strict=True):
                 number = (match > -torch.inf).sum(dim=1)
                 one.fill(at, number.cpu().numpy(), a.cpu().numpy(), i.cpu().numpy())
@@ -278,20 +275,17 @@ class _Ranking:
             start = int(ends[fit])
 
 
-def _count_above(others: Tensor, reach: Tensor) -> Tensor:
-    """(q, K) how many of (q, G) similarities reach each of (q, K), which descend."""
-    if reach.shape[1] <= FEW:
-        return torch.stack([(others >= one[:, None]).sum(dim=1) for one in reach.T], dim=1)
-    q, k = reach.shape
-    ascending = reach.flip(1).contiguous()
-    bins = torch.searchsorted(ascending, others.contiguous(), right=True)  # how many of the K it reaches
-    bins += (torch.arange(q, device=bins.device) * (k + 1))[:, None]
-    counts = torch.bincount(bins.flatten(), minlength=q * (k + 1)).view(q, k + 1)
-    return counts.flip(1).cumsum(dim=1)[:, :k]
+def _sorted_rows(block: Tensor) -> Tensor:
+    """Each row ascending, in place on a CPU, where NumPy sorts 25 times as fast as PyTorch."""
+    if block.device.type == "cpu":
+        block.numpy().sort(axis=1)
+        return block
+    return block.sort(dim=1).values
 
 
 def _count_identities(others: Tensor, reach: Tensor, pid: IntArray) -> Tensor:
     """(q,) how many identities have an image among (q, G) that reaches (q, 1); `pid` (G,) is ascending."""
+    reached = (others >= reach).view(torch.uint8).cumsum(dim=1, dtype=torch.int32)
     ends = np.append(np.flatnonzero(np.diff(pid)), len(pid) - 1)
-    reached = (others >= reach).cumsum(dim=1, dtype=torch.int32)[:, torch.from_numpy(ends)]
-    return (reached.diff(dim=1, prepend=reached.new_zeros(len(reached), 1)) > 0).sum(dim=1)
+    last = reached.index_select(1, torch.from_numpy(ends).to(reached.device))
+    return (last.diff(dim=1, prepend=last.new_zeros(len(last), 1)) > 0).sum(dim=1)
