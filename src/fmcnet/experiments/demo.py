@@ -151,7 +151,7 @@ def _wait(
                     log = (out / f"{variant}.log").read_text(errors="replace").strip().splitlines()
                     raise TrainingError(f"training {variant} failed: " + "\n".join(log[-3:]))
             last = {variant: _last_step(out / variant) for variant in running}
-            note = ", ".join(f"{variant} loss {loss:.2f}" for variant, (_, loss) in last.items())
+            note = ", ".join(f"{variant} loss {loss:.2f}" for variant, (step, loss) in last.items() if step)
             bar.advance(note, sum(step for step, _ in last.values()) - done)
             done = sum(step for step, _ in last.values())
 

@@ -20,6 +20,7 @@ from fmcnet.experiments.rows import DIRECTIONS
 from fmcnet.experiments.runs import role_masks
 from fmcnet.files import write_atomically
 from fmcnet.models.checkpoint import versions
+from fmcnet.synthetic.claim import MANIFEST
 from fmcnet.types import Modality
 
 logger = logging.getLogger(__name__)
@@ -91,8 +92,7 @@ def _draw(
 
 def _verification(judged: Judged) -> Verification | None:
     """Is this the same person? Rates of the first direction; None where no false pairs exist."""
-    first = judged.evaluations[0]
-    masks = role_masks(judged.table)
+    first, masks = judged.evaluations[0], role_masks(judged.table)
     try:
         return verification(judged.embeddings, first.protocol, distance=first.result.distance, **masks)
     except ProtocolError as error:
@@ -106,7 +106,7 @@ def _facts(judged: dict[str, Judged], runs: dict[str, Path], extra: dict[str, An
         "dataset": {
             "name": table.name,
             "root": str(table.root),
-            "generated": (table.root / "generated.json").is_file(),
+            "generated": (table.root / MANIFEST).is_file(),
             "identities": len(np.unique(table.pid)),
             "visible": len(table.select(modality=Modality.VISIBLE)),
             "infrared": len(table.select(modality=Modality.INFRARED)),
