@@ -52,6 +52,19 @@ def under_way(out):
     return None
 
 
+def children(pid):
+    """Process ids of a process's children, where /proc lists them."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @pytest.fixture
 def tiny_options(tmp_path):
     return StudyOptions("table2", tmp_path / "s", preset="tiny", seeds=(0,), budget=2, device="cpu")
@@ -227,9 +240,11 @@ def test_killed_it_goes_on_and_repeats_nothing(tmp_path, workers):
     try:
         wait_for(lambda: list((out / "runs").glob("*/result.json")))
         cut = wait_for(lambda: under_way(out))
+        workers_of_it = children(running.pid)
     finally:
         running.kill()
         running.wait()
+    wait_for(lambda: not any(alive(pid) for pid in workers_of_it))
     done = {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*/result.json")}
     assert 0 < len(done) < 4
     finished = subprocess.run(
