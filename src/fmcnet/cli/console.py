@@ -1,4 +1,4 @@
-"""What all commands share: options, JSON, tables, paths printed whole, what Ctrl-C says."""
+"""Options, JSON, tables and messages that the commands share."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def show(title: str, facts: Mapping[str, Any], paths: Mapping[str, str | Path] |
 
 
 @contextlib.contextmanager
-def goes_on() -> Iterator[None]:
-    """Say, on Ctrl-C, that the same command continues."""
+def explain_resume() -> Iterator[None]:
+    """On Ctrl-C, report that the same command continues the work."""
     try:
         yield
     except KeyboardInterrupt:

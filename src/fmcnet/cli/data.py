@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fmcnet.cli.console import Json, Layout, goes_on, print_json, show
+from fmcnet.cli.console import Json, Layout, explain_resume, print_json, show
 
 app = typer.Typer(help="Generate, check and summarise datasets.", no_args_is_help=True)
 
@@ -26,7 +26,7 @@ def generate(
     """Write the generated two-modality benchmark in the layout of SYSU-MM01, RegDB or LLCM."""
     from fmcnet.synthetic import generate
 
-    with goes_on():
+    with explain_resume():
         summary = generate(layout, preset, seed, out, workers=workers or None, progress=not json_)
     if json_:
         print_json(summary.to_dict())

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fmcnet.experiments.markdown import markdown_table
 from fmcnet.experiments.rows import DIRECTIONS
 from fmcnet.files import write_atomically
 from fmcnet.models.checkpoint import WEIGHTS, ModelCard, weights_digest
@@ -38,29 +39,7 @@ def write_model_card(run: str | Path, card: ModelCard, result: dict[str, Any], *
         CheckpointError: when the weights cannot be read.
     """
     run = Path(run)
-    text = model_card(
-        card,
-        result,
-        digest=weights_digest(run / WEIGHTS),
-        size=(run / WEIGHTS).stat().st_size,
-        generated=generated,
-    )
-    return write_atomically(run / MODEL_CARD, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def model_card(
-    card: ModelCard,
-    result: dict[str, Any],
-    *,
-    digest: str,
-    size: int,
-    generated: bool,
-) -> str:
-    """The text of `write_model_card`.
-
-    Args:
-        digest: SHA-256 of the weights, as `fmcnet info --json` prints it. size: of their file, bytes.
-    """
+    digest, size = weights_digest(run / WEIGHTS), (run / WEIGHTS).stat().st_size
     config = card.config
     what = "A baseline in FMCNet's engine: two stems, one shared tail, no FMCNet module (settings below)"
     if result["variant"] != "base":
@@ -96,16 +75,17 @@ def model_card(
         "",
         f"Percent, {result['split']} identities, none of them trained on.",
         "",
-        "| direction | Rank-1 | Rank-10 | Rank-20 | mAP | mINP | random order, Rank-1 |",
-        "|---|---|---|---|---|---|---|",
     ]
+    head = ("direction", "Rank-1", "Rank-10", "Rank-20", "mAP", "mINP", "random order, Rank-1")
+    rows = []
     for one in result["evaluations"]:
-        mean = one["mean"]
-        cells = [f"{100 * mean[key]:.2f}" for key in ("rank1", "rank10", "rank20", "mAP", "mINP")]
-        cells.append(f"{100 * one['chance_rank1']:.2f}")
-        lines.append(f"| {DIRECTIONS.get(one['direction'], one['direction'])} | " + " | ".join(cells) + " |")
+        scores = [one["mean"][key] for key in ("rank1", "rank10", "rank20", "mAP", "mINP")]
+        scores = [f"{100 * score:.2f}" for score in (*scores, one["chance_rank1"])]
+        rows.append([DIRECTIONS[one["direction"]], *scores])
+    lines += markdown_table(head, rows)
     protocols = dict.fromkeys(one["protocol"] for one in result["evaluations"])
-    lines += ["", *(f"- {protocol}" for protocol in protocols), "", _LIMITS if generated else _REAL_LIMITS]
+    lines += [*(f"- {protocol}" for protocol in protocols), "", _LIMITS if generated else _REAL_LIMITS]
     settings = json.dumps(config.model_dump(mode="json"), indent=1)
     lines += ["## Every setting", "", "```json", settings, "```", ""]
-    return "\n".join(lines)
+    text = "\n".join(lines)
+    return write_atomically(run / MODEL_CARD, lambda path: path.write_text(text, encoding="utf-8"))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fmcnet.experiments.card import MODEL_CARD
-from fmcnet.experiments.study import Ordered, run_study
+from fmcnet.experiments.model_card import MODEL_CARD
+from fmcnet.experiments.study import StudyOptions, run_study
 from fmcnet.inference.info import model_info
 
 
 def test_a_study_leaves_a_card_with_every_model(tmp_path):
-    ordered = Ordered("table2", tmp_path / "s", preset="tiny", seeds=(0,), budget=1, device="cpu")
-    for run in run_study(ordered, quiet=True)["runs"]:
+    options = StudyOptions("table2", tmp_path / "s", preset="tiny", seeds=(0,), budget=1, device="cpu")
+    for run in run_study(options, quiet=True)["runs"]:
         folder = tmp_path / "s" / "runs" / run["name"]
         text = (folder / MODEL_CARD).read_text()
         result = json.loads((folder / "result.json").read_text())
