@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from fmcnet.config import load_config, shipped
+from fmcnet.data.loader import Batch
+from fmcnet.distributed import distributed_context
 from fmcnet.models.build import build_model
-from fmcnet.runtime import runtime
 from fmcnet.training import health
-from fmcnet.training.batches import Batch
 from fmcnet.training.train_step import Game
 
 IDENTITIES, P, K, HEIGHT, WIDTH = 60, 8, 4, 32, 16
@@ -66,8 +66,8 @@ def learn(name: str, *overrides: str, steps: int = STEPS) -> dict[str, float]:
     config = load_config(name, [*SMALL, *overrides])
     training, world = config.training, World()
     schedule = training.epochs * training.steps_per_epoch if training.steps_per_epoch else LONG
-    with runtime("cpu") as place:
-        game = Game(config, build_model(config.model, IDENTITIES), place, P, max(schedule, steps))
+    with distributed_context("cpu") as ctx:
+        game = Game(config, build_model(config.model, IDENTITIES), ctx, P, max(schedule, steps))
         for step in range(steps):
             game.step([world.batch()], step)
         records = game.read()[-LAST:]
@@ -124,8 +124,8 @@ def test_the_settings_of_0_1_0_for_sysu_are_called_dead(caplog):
     ]
     torch.manual_seed(0)
     config = load_config("sysu", [*SMALL, *old])
-    with runtime("cpu") as place:
-        game = Game(config, build_model(config.model, IDENTITIES), place, P, LONG)
+    with distributed_context("cpu") as ctx:
+        game = Game(config, build_model(config.model, IDENTITIES), ctx, P, LONG)
         for step in range(2 * health.WINDOW):
             game.step([world.batch()], step)
     for record in game.read():

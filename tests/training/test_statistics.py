@@ -4,8 +4,8 @@ import torch
 from safetensors.torch import load_file
 
 from fmcnet.config import load_config
+from fmcnet.data.loader import Batch
 from fmcnet.models.build import build_model
-from fmcnet.training.batches import Batch
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.statistics import estimate_statistics
 from fmcnet.training.trainer import train

@@ -17,7 +17,7 @@ from fmcnet.data.cache import ImageCache
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
 from fmcnet.inference.encoder import Encoder
-from fmcnet.runtime import require
+from fmcnet.optional import require
 from fmcnet.types import IntArray, Modality
 
 Matrix = NDArray[np.float64]

@@ -18,7 +18,7 @@ from fmcnet.evaluation.runs import Judged, roles
 from fmcnet.evaluation.verification import verification
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.images import read_pixels
-from fmcnet.runtime import require
+from fmcnet.optional import require
 from fmcnet.training.loggers import read_log
 from fmcnet.types import Modality
 

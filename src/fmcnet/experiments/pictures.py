@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fmcnet.experiments.features import Features, Matrix, unit
 from fmcnet.experiments.figures import COLOURS, INK, RIGHT, WRONG, new_axes, write_png
 from fmcnet.experiments.rows import DIRECTIONS
-from fmcnet.runtime import require
+from fmcnet.optional import require
 from fmcnet.types import IntArray
 
 MAP_IDENTITIES, MAP_IMAGES = 16, 6

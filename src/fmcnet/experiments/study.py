@@ -15,6 +15,7 @@ from fmcnet.config import Config
 from fmcnet.data.readers import detect_layout, read_dataset
 from fmcnet.data.summary import TITLES
 from fmcnet.data.table import Table
+from fmcnet.distributed import pick_device
 from fmcnet.errors import FmcnetError
 from fmcnet.experiments.execute import execute
 from fmcnet.experiments.jobs import Job
@@ -22,7 +23,6 @@ from fmcnet.experiments.plan import Plan, Settings, make_plan
 from fmcnet.experiments.rows import STUDIES, chosen
 from fmcnet.experiments.write import write_study
 from fmcnet.files import write_atomically
-from fmcnet.runtime import pick_device
 from fmcnet.synthetic import generate
 from fmcnet.synthetic.claim import MANIFEST
 

@@ -36,9 +36,9 @@ def open_engine(
         )
     import torch
 
+    from fmcnet.distributed import pick_device
     from fmcnet.inference.torch_engine import TorchEngine
     from fmcnet.models.checkpoint import load_pretrained_model
-    from fmcnet.runtime import pick_device
 
     if threads:
         torch.set_num_threads(threads)

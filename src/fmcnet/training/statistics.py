@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fmcnet.data.loader import Batch
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.modules import FeatureNorm
-from fmcnet.training.batches import Batch
 
 BATCHES = 50
 """Batches that the statistics are taken over: 3,200 images with the generated benchmark's batches of 64."""

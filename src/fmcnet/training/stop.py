@@ -8,12 +8,12 @@ from typing import Any
 
 
 class StopAtStepEnd:
-    """Ctrl-C or SIGTERM ends the training after the step under way, with a checkpoint; a third signal at once.
+    """Ctrl-C or SIGTERM ends the training after the current step, with a checkpoint; a third signal ends it at once.
 
-    Two are one wish: a terminal and a parent process may both pass the same Ctrl-C on.
+    Two signals count as one: a terminal and a parent process may both deliver the same Ctrl-C.
 
     Attributes:
-        asked: how many signals came.
+        asked: number of signals received.
         terminated: whether one of them was SIGTERM.
     """
 
