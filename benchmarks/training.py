@@ -38,7 +38,7 @@ from public_recipe import PublicLoader, PublicStep
 
 from fmcnet.config import Config, load_config
 from fmcnet.data.cache import ImageCache, default_folder
-from fmcnet.data.loader import Batch, TrainingImages, load_batches
+from fmcnet.data.loader import TrainingBatch, TrainingImages, load_batches
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.samplers import make_sampler
 from fmcnet.data.table import Table
@@ -185,7 +185,7 @@ def public_both(**options: bool) -> Callable[[Setting], Turn]:
     return turn
 
 
-def our_batches(setting: Setting, plain: bool = False) -> Iterator[Batch]:
+def our_batches(setting: Setting, plain: bool = False) -> Iterator[TrainingBatch]:
     """Our loading of the same images, with the same augmentation (plain: crops and flips only)."""
     config, table = setting.config, train_table()
     labels, _ = table.labels()
@@ -226,7 +226,7 @@ def our_data(**options: bool) -> Callable[[Setting], Turn]:
     return turn
 
 
-def our_step(setting: Setting, stream: Iterator[Batch]) -> Turn:
+def our_step(setting: Setting, stream: Iterator[TrainingBatch]) -> Turn:
     """Training as `fmcnet train` does it, reading the losses every `log_every` steps."""
     game = our_game(setting)
     for number, batch in enumerate(stream):
@@ -247,7 +247,7 @@ def our_both(setting: Setting) -> Turn:
     """Data and step; notes how long it waited for data."""
     waited, started = 0.0, time.perf_counter()
 
-    def timed() -> Iterator[Batch]:
+    def timed() -> Iterator[TrainingBatch]:
         nonlocal waited
         batches = our_batches(setting)
         while True:

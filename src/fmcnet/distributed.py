@@ -293,37 +293,30 @@ def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     if device.type == "cuda":
         return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(model))
     for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = _SyncedBatchNorm2d
-        elif type(module) is nn.BatchNorm1d:
-            module.__class__ = _SyncedBatchNorm1d
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
+            module.__class__ = _SyncedBatchNorm
     return model
 
 
-def _synced(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
+class _SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation over the batches of all processes, which are equally large."""
-    dims = [d for d in range(x.dim()) if d != 1]
-    shape = [1, -1, *[1] * (x.dim() - 2)]
-    count = x.numel() // x.shape[1] * dist.get_world_size()
-    mean = _all_reduce(x.sum(dims)) / count
-    centred = x - mean.view(shape)
-    var = _all_reduce((centred * centred).sum(dims)) / count
-    if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
-        with torch.no_grad():
-            cast(Tensor, norm.num_batches_tracked).add_(1)
-            norm.running_mean.lerp_(mean, norm.momentum or 0.0)
-            norm.running_var.lerp_(var * (count / max(count - 1, 1)), norm.momentum or 0.0)
-    out = centred * torch.rsqrt(var + norm.eps).view(shape)
-    if norm.weight is not None:
-        out = out * norm.weight.view(shape) + norm.bias.view(shape)
-    return out
 
-
-class _SyncedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
-        return _synced(self, input) if self.training else super().forward(input)
+        if not self.training:
+            return super().forward(input)
+        dims = [d for d in range(input.dim()) if d != 1]
+        shape = [1, -1, *[1] * (input.dim() - 2)]
+        count = input.numel() // input.shape[1] * dist.get_world_size()
+        mean = _all_reduce(input.sum(dims)) / count
+        centred = input - mean.view(shape)
+        var = _all_reduce((centred * centred).sum(dims)) / count
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                cast(Tensor, self.num_batches_tracked).add_(1)
+                self.running_mean.lerp_(mean, self.momentum or 0.0)
+                self.running_var.lerp_(var * (count / max(count - 1, 1)), self.momentum or 0.0)
+        out = centred * torch.rsqrt(var + self.eps).view(shape)
+        return out * self.weight.view(shape) + self.bias.view(shape) if self.affine else out
 
-
-class _SyncedBatchNorm1d(nn.BatchNorm1d):
-    def forward(self, input: Tensor) -> Tensor:
-        return _synced(self, input) if self.training else super().forward(input)
+    def _check_input_dim(self, input: Tensor) -> None:
+        """The wrapped layer's check of the number of dimensions does not matter here."""

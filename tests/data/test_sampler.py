@@ -132,20 +132,6 @@ def test_arguments_out_of_range(options: dict[str, int]) -> None:
         IdentityModalitySampler(pids, modality, **{"identities": 2, **options})
 
 
-def test_images_can_be_spread_over_cameras() -> None:
-    pids, modality = made([(9, 9)] * 4)
-    camid = np.zeros(len(pids), dtype=np.int64)
-    for pid in np.unique(pids):
-        for m in (0, 1):
-            own = np.flatnonzero((pids == pid) & (modality == m))
-            camid[own] = [1, 1, 1, 1, 1, 1, 1, 2, 3]
-    sampler = IdentityModalitySampler(pids, modality, identities=2, images=3, camid=camid, steps=2)
-    for epoch in range(5):
-        visible, infrared = next(sampler.batches(epoch))
-        for half in (visible, infrared):
-            assert all(set(cams) == {1, 2, 3} for cams in camid[half].reshape(2, 3))
-
-
 def test_lengths_must_agree() -> None:
     with pytest.raises(DataError, match="one identity and one modality a row"):
         IdentityModalitySampler(np.arange(3), np.zeros(4, dtype=np.uint8))

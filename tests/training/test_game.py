@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fmcnet.config import load_config
-from fmcnet.data.loader import Batch
+from fmcnet.data.loader import TrainingBatch
 from fmcnet.distributed import DistributedContext
 from fmcnet.errors import FmcnetError
 from fmcnet.losses.criterion import TERMS, objective, total
@@ -38,7 +38,7 @@ def batch(number=0, height=64, width=32):
     generator = torch.Generator().manual_seed(number)
     halves = torch.randint(0, 256, (2, 8, 3, height, width), generator=generator, dtype=torch.uint8)
     identities = torch.randperm(6, generator=generator)[:4]
-    return Batch(halves[0], halves[1], identities.repeat_interleave(2))
+    return TrainingBatch(halves[0], halves[1], identities.repeat_interleave(2))
 
 
 def state(game):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from fmcnet.config import load_config
-from fmcnet.data.loader import Batch
+from fmcnet.data.loader import TrainingBatch
 from fmcnet.distributed import DistributedContext
 from fmcnet.models.build import build_model
 from fmcnet.training.train_step import Game
@@ -30,7 +30,7 @@ def game(*settings):
 
 
 def on_gpu(number):
-    return Batch(*(part.to(context().device) for part in batch(number)))
+    return TrainingBatch(*(part.to(context().device) for part in batch(number)))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from fmcnet.config import load_config, shipped
-from fmcnet.data.loader import Batch
+from fmcnet.data.loader import TrainingBatch
 from fmcnet.distributed import distributed_context
 from fmcnet.models.build import build_model
 from fmcnet.training import health
@@ -44,9 +44,11 @@ class World:
         self.generator = torch.Generator().manual_seed(1)
         self.prototypes = torch.rand(IDENTITIES, 3, 8, 4, generator=self.generator)
 
-    def batch(self) -> Batch:
+    def batch(self) -> TrainingBatch:
         labels = torch.randperm(IDENTITIES, generator=self.generator)[:P].repeat_interleave(K)
-        return Batch(self.pictures(labels, infrared=False), self.pictures(labels, infrared=True), labels)
+        return TrainingBatch(
+            self.pictures(labels, infrared=False), self.pictures(labels, infrared=True), labels
+        )
 
     def pictures(self, labels: torch.Tensor, infrared: bool) -> torch.Tensor:
         x = self.prototypes[labels] + 0.12 * torch.randn(len(labels), 3, 8, 4, generator=self.generator)

@@ -14,16 +14,12 @@ from fmcnet.config import load_config
 from fmcnet.distributed import DistributedContext
 from fmcnet.errors import CheckpointError
 from fmcnet.models.build import build_model
+from fmcnet.models.checkpoint import ModelCard
 from fmcnet.training import trainer as loop
-from fmcnet.training.checkpointing import (
-    Checkpointer,
-    checkpoints,
-    load_newest,
-    process_state,
-    save_checkpoint,
-)
+from fmcnet.training.checkpointing import Checkpointer, checkpoints
 from fmcnet.training.folder import MAY_CHANGE
-from fmcnet.training.loggers import read_log
+from fmcnet.training.loggers import StepLogger, read_log
+from fmcnet.training.selection import ModelSelection
 from fmcnet.training.train_step import Game
 from tests.training.runs import weights
 
@@ -214,22 +210,20 @@ def test_other_settings_are_refused(tiny_sysu, run, change):
 
 def test_the_scaler_comes_back(tmp_path):
     """No CPU trains in float16: the scaler of a GPU's training, put into a training here."""
-    config = load_config("tiny", ["model.width=2"])
+    config = load_config("tiny", ["model.width=2", "training.validate_every=0"])
+    ctx = DistributedContext(torch.device("cpu"))
 
-    def game():
-        return Game(config, build_model(config.model, 4), DistributedContext(torch.device("cpu")), 4, 10)
+    def checkpointer(game):
+        card, log = ModelCard(config, (0, 1, 2, 3), "none", 3), StepLogger(tmp_path, config, 10)
+        selection = ModelSelection(config, None, tmp_path, ctx)
+        return Checkpointer(tmp_path, ctx, game, card, selection, log, {"steps": 10})
 
-    from fmcnet.models.checkpoint import ModelCard
-
-    first, second = game(), game()
+    first, second = (Game(config, build_model(config.model, 4), ctx, 4, 10) for _ in range(2))
     for one in (first, second):
         one.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0**10, growth_interval=7)
     first.scaler.load_state_dict({**first.scaler.state_dict(), "scale": 2.0**7, "_growth_tracker": 5})
-    card = ModelCard(config, (0, 1, 2, 3), "none", 3)
-    ctx = DistributedContext(torch.device("cpu"))
-    save_checkpoint(tmp_path, 3, first, [process_state(first, ctx)], card, {}, keep=1)
-    facts = load_newest(tmp_path, second, ctx, lambda facts: None)
-    assert facts["step"] == 3
+    checkpointer(first).save(3, must=True)
+    assert checkpointer(second).restore() == 3
     assert second.scaler.state_dict() == first.scaler.state_dict()
     assert second.scaler.state_dict()["scale"] == 2.0**7
 

@@ -32,7 +32,7 @@ class Sample(NamedTuple):
     label: int
 
 
-class Batch(NamedTuple):
+class TrainingBatch(NamedTuple):
     """Two aligned halves of P*K images: visible and infrared (P*K, 3, H, W) uint8, labels (P*K,) int64."""
 
     visible: Tensor
@@ -87,18 +87,18 @@ class TrainingImages(Dataset[Sample]):
         return draw_params(self._draws, height, width, modality, self._augment, generator)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[Sample]) -> TrainingBatch:
     """Stack samples in the sampler's order, P*K visible and then P*K infrared, into a batch."""
     # Stacked as (H, W, 3), the order in which they lie in memory: twice as quick, and channels_last.
     images = torch.stack([sample.image.permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
     visible, infrared = images.chunk(2)
     labels = torch.tensor([sample.label for sample in samples[: len(visible)]])
-    return Batch(visible, infrared, labels)
+    return TrainingBatch(visible, infrared, labels)
 
 
 def load_batches(
     dataset: TrainingImages, sampler: IdentityModalitySampler, device: torch.device, first: int, last: int
-) -> Iterator[Batch]:
+) -> Iterator[TrainingBatch]:
     """Yield batches `first` to `last - 1`, counted from the start of the training, on the device.
 
     One process loads: a batch of 64 takes some 5 ms, and a GPU computes meanwhile. Worker processes would keep the
@@ -114,5 +114,5 @@ def load_batches(
     while first < last:
         sampler.set_epoch(*divmod(first, sampler.steps))
         for batch in islice(loader, last - first):
-            yield Batch(*(part.to(device, non_blocking=True) for part in batch))
+            yield TrainingBatch(*(part.to(device, non_blocking=True) for part in batch))
             first += 1

@@ -48,7 +48,6 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
         world: number of processes.
         steps: batches an epoch; default: as many as it takes for as many draws as the larger modality has
             images, `ceil(max(N_visible, N_infrared) / (world * P * K))` over the identities in use.
-        camid: (N,) cameras; when given, the K images of an identity are spread over its cameras.
 
     Attributes:
         steps: batches an epoch.
@@ -70,7 +69,6 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
         rank: int = 0,
         world: int = 1,
         steps: int | None = None,
-        camid: NDArray[np.integer] | None = None,
     ) -> None:
         if identities < 1 or images < 1 or (steps is not None and steps < 1):
             raise DataError(
@@ -85,7 +83,6 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
             )
         self.identities, self.images = identities, images
         self.seed, self.rank, self.world = seed, rank, world
-        self.camid = None if camid is None else np.asarray(camid)
         self._epoch = self._start = 0
         rows = [_rows_by_pid(pid_labels, modality, m) for m in (Modality.VISIBLE, Modality.INFRARED)]
         self.pids = sorted(set(rows[0]) & set(rows[1]))
@@ -139,7 +136,7 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
         drawn = [stream.take(size) for _ in range(self.steps)]
         halves = []
         for rows in self._rows:
-            streams = [_Stream(own, rng, None if self.camid is None else self.camid[own]) for own in rows]
+            streams = [_Stream(own, rng) for own in rows]
             halves.append(np.array([[streams[i].take(self.images) for i in step] for step in drawn]))
         return halves[0], halves[1]
 
@@ -161,17 +158,15 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
 class _Stream:
     """Items in one shuffled pass after another; a draw holds no item twice unless there are too few."""
 
-    def __init__(
-        self, items: IntArray, rng: np.random.Generator, groups: NDArray[np.integer] | None = None
-    ) -> None:
-        self._items, self._rng, self._groups = items, rng, groups
+    def __init__(self, items: IntArray, rng: np.random.Generator) -> None:
+        self._items, self._rng = items, rng
         self._left: list[int] = []
 
     def take(self, count: int) -> list[int]:
         taken: list[int] = []
         while len(taken) < count:
             if not self._left:
-                fresh = self._shuffled()
+                fresh = self._items[self._rng.permutation(len(self._items))].tolist()
                 # At the seam between two passes, what this draw holds already goes to the end of the new one.
                 held = set(taken)
                 self._left = [i for i in fresh if i not in held] + [i for i in fresh if i in held]
@@ -179,19 +174,6 @@ class _Stream:
             taken += self._left[:want]
             self._left = self._left[want:]
         return taken
-
-    def _shuffled(self) -> list[int]:
-        order = self._rng.permutation(len(self._items))
-        if self._groups is not None:
-            # Round robin over the groups: the n-th item of each group before the (n+1)-th of any.
-            seen: dict[int, int] = {}
-            turn = np.empty(len(order), dtype=np.int64)
-            for position, item in enumerate(order):
-                group = int(self._groups[item])
-                turn[position] = seen[group] = seen.get(group, -1) + 1
-            order = order[np.argsort(turn, kind="stable")]
-        shuffled: list[int] = self._items[order].tolist()
-        return shuffled
 
 
 def _rows_by_pid(

@@ -20,7 +20,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ class Checkpointer:
             CheckpointError: when it is of other data, steps or processes, or all are damaged.
         """
         with agree_on_errors(self._ctx):
-            facts = load_newest(self._run, self._step, self._ctx, self._check_invariants)
+            facts = self._load_newest()
         done = facts["step"] if facts else 0
         if any(agree([done != int(broadcast(torch.tensor([done]), self._ctx))], self._ctx)):
             raise mark_agreed(
@@ -111,6 +111,38 @@ class Checkpointer:
             else:
                 logger.info("resuming %s from step %d of %d", self._run, done, self._steps)
         return int(done)
+
+    def _load_newest(self) -> dict[str, Any] | None:
+        """Load the newest undamaged checkpoint; returns its facts, None without a checkpoint."""
+        found = checkpoints(self._run)
+        for at, folder in reversed(list(enumerate(found))):
+            try:
+                facts, tensors = _read(folder, self._step)
+            except CheckpointError as error:
+                if not at:
+                    raise CheckpointError(
+                        f"{error}; there is no other checkpoint: start again in a new folder, or delete {self._run}"
+                    ) from error
+                if self._ctx.main:
+                    logger.warning("%s: going back to the one before, %s", error, found[at - 1].name)
+                continue
+            self._check_invariants(facts)
+            self._load_state(facts, tensors)
+            return facts
+        return None
+
+    def _load_state(self, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        rank = f"rank{self._ctx.rank}"
+        _load_optimizers(self._step, {**tensors, **facts["scalars"]})
+        for scheduler in self._step.schedulers:
+            restore_schedule(scheduler, facts["step"])
+        self._step.scaler.load_state_dict(facts["scaler"])
+        for key, buffer in self._step.model.named_buffers():
+            if f"{rank}.buffer.{key}" in tensors:
+                buffer.copy_(tensors[f"{rank}.buffer.{key}"])
+        torch.set_rng_state(tensors[f"{rank}.rng"])
+        if f"{rank}.cuda_rng" in tensors and self._ctx.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors[f"{rank}.cuda_rng"], self._ctx.device)
 
     def _check_invariants(self, facts: dict[str, Any]) -> None:
         names = {
@@ -154,7 +186,7 @@ class Checkpointer:
         """
         self.saved = time.monotonic()
         with agree_on_errors(self._ctx):
-            states = gather(process_state(self._step, self._ctx), self._ctx)
+            states = gather(self._process_state(), self._ctx)
             if not self._ctx.main:
                 return
             try:
@@ -174,12 +206,48 @@ class Checkpointer:
                 return
             self._selection.forget(recorded(self._run, "selection"))
 
-    def _write(self, done: int, states: Sequence[dict[str, Tensor]]) -> None:
+    def _process_state(self) -> dict[str, Tensor]:
+        """What differs between processes: the state of random numbers and, of several, running statistics."""
+        own = {"rng": torch.get_rng_state()}
+        if self._ctx.device.type == "cuda":
+            own["cuda_rng"] = torch.cuda.get_rng_state(self._ctx.device)
+        if self._ctx.world > 1:
+            own |= {f"buffer.{k}": v.detach().cpu() for k, v in self._step.model.named_buffers()}
+        return own
+
+    def _write(self, step: int, states: Sequence[dict[str, Tensor]]) -> None:
+        """Write the checkpoint of `step`, then remove all but the newest; an `OSError` leaves the earlier ones."""
         if self._logger.log:  # a checkpoint beyond the log's end would leave a gap there
             self._logger.log.flush()
-        facts = {"terms": self._logger.terms, "selection": dict(self._selection.best), **self._invariants}
-        card, keep = replace(self._card, step=done), self._card.config.training.keep
-        save_checkpoint(self._run, done, self._step, states, card, facts, keep=keep)
+        folder = self._run / "checkpoints" / f"step-{step:06d}"
+        building = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(building, ignore_errors=True)
+        try:
+            building.mkdir(parents=True)
+            save_pretrained(self._step.model, replace(self._card, step=step), building)
+            tensors, scalars = _optimizer_states(self._step)
+            tensors |= {f"rank{rank}.{k}": v for rank, own in enumerate(states) for k, v in own.items()}
+            save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, building / STATE)
+            facts = {
+                "step": step,
+                "scalars": scalars,
+                "scaler": self._step.scaler.state_dict(),
+                "digests": {name: _file_digest(building / name) for name in (WEIGHTS, CARD, STATE)},
+                "terms": self._logger.terms,
+                "selection": dict(self._selection.best),
+                **self._invariants,
+            }
+            text = json.dumps({**facts, "sha256": _facts_digest(facts)})
+            (building / FACTS).write_text(text, encoding="utf-8")
+            for path in (*building.iterdir(), building):
+                to_disk(path)
+            if folder.exists():  # damaged, so the resume skipped it
+                _drop(folder)
+            building.rename(folder)
+            to_disk(folder.parent)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        drop_others(self._run, step, self._card.config.training.keep)
 
     def selected(self) -> str:
         """How the weights were selected; "last" when nothing was validated."""
@@ -224,66 +292,6 @@ def _writing(what: str, folder: Path, then: str) -> Iterator[None]:
         ) from error
 
 
-def process_state(train_step: Game, ctx: DistributedContext) -> dict[str, Tensor]:
-    """Collect what differs between processes: the state of random numbers and, of several, running statistics."""
-    own = {"rng": torch.get_rng_state()}
-    if ctx.device.type == "cuda":
-        own["cuda_rng"] = torch.cuda.get_rng_state(ctx.device)
-    if ctx.world > 1:
-        own |= {f"buffer.{k}": v.detach().cpu() for k, v in train_step.model.named_buffers()}
-    return own
-
-
-def save_checkpoint(
-    run: Path,
-    step: int,
-    train_step: Game,
-    states: Sequence[dict[str, Tensor]],
-    card: ModelCard,
-    facts: dict[str, Any],
-    *,
-    keep: int,
-) -> Path:
-    """Write the checkpoint of `step`, then remove all but the newest `keep` (rank 0).
-
-    Args:
-        run: the run folder.
-        step: steps done.
-        train_step: weights, optimisers and scaler.
-        states: the `process_state` of every process, by rank.
-        card: of the weights.
-        facts: JSON values that `load_newest` returns.
-        keep: number of checkpoints.
-
-    Raises:
-        OSError: when it cannot be written; earlier checkpoints remain.
-    """
-    folder = run / "checkpoints" / f"step-{step:06d}"
-    building = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    try:
-        building.mkdir(parents=True)
-        save_pretrained(train_step.model, card, building)
-        tensors, scalars = _optimizer_states(train_step)
-        tensors |= {f"rank{rank}.{k}": v for rank, own in enumerate(states) for k, v in own.items()}
-        save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, building / STATE)
-        digests = {name: file_digest(building / name) for name in (WEIGHTS, CARD, STATE)}
-        scaler = train_step.scaler.state_dict()
-        whole = {"step": step, "scalars": scalars, "scaler": scaler, "digests": digests, **facts}
-        text = json.dumps({**whole, "sha256": _facts_digest(whole)})
-        (building / FACTS).write_text(text, encoding="utf-8")
-        for path in (*building.iterdir(), building):
-            to_disk(path)
-        if folder.exists():  # damaged, so the resume skipped it
-            _drop(folder)
-        building.rename(folder)
-        to_disk(folder.parent)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    drop_others(run, step, keep)
-    return folder
-
-
 def drop_others(run: Path, step: int, keep: int) -> None:
     """Remove all checkpoints but the newest `keep` up to `step`, the last that was written or restored.
 
@@ -315,47 +323,12 @@ def recorded(run: Path, name: str) -> list[Any]:
     return found
 
 
-def load_newest(
-    run: Path, train_step: Game, ctx: DistributedContext, check: Callable[[dict[str, Any]], None]
-) -> dict[str, Any] | None:
-    """Restore the newest undamaged checkpoint; warns of damaged ones.
-
-    Args:
-        run: the run folder.
-        train_step: receives weights, optimisers and scaler.
-        ctx: device and rank.
-        check: receives the facts and raises if they do not fit.
-
-    Returns:
-        Its facts ("step" among them); None without a checkpoint.
-
-    Raises:
-        CheckpointError: when all checkpoints are damaged.
-    """
-    found = checkpoints(run)
-    for at, folder in reversed(list(enumerate(found))):
-        try:
-            facts, tensors = _read(folder, train_step)
-        except CheckpointError as error:
-            if not at:
-                raise CheckpointError(
-                    f"{error}; there is no other checkpoint: start again in a new folder, or delete {run}"
-                ) from error
-            if ctx.main:
-                logger.warning("%s: going back to the one before, %s", error, found[at - 1].name)
-            continue
-        check(facts)
-        _restore(facts, tensors, train_step, ctx)
-        return facts
-    return None
-
-
 def _read(folder: Path, train_step: Game) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Facts and tensors; the weights are loaded already."""
     facts = _read_facts(folder)
     try:
         for name, digest in facts["digests"].items():
-            if file_digest(folder / name) != digest:
+            if _file_digest(folder / name) != digest:
                 raise CheckpointError(f"{name} is not what was written")
         tensors = load_file(folder / STATE)
         load_weights(train_step.model, folder / WEIGHTS)
@@ -390,22 +363,6 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _restore(
-    facts: dict[str, Any], tensors: dict[str, Tensor], train_step: Game, ctx: DistributedContext
-) -> None:
-    rank = f"rank{ctx.rank}"
-    _load_optimizers(train_step, {**tensors, **facts["scalars"]})
-    for scheduler in train_step.schedulers:
-        restore_schedule(scheduler, facts["step"])
-    train_step.scaler.load_state_dict(facts["scaler"])
-    for key, buffer in train_step.model.named_buffers():
-        if f"{rank}.buffer.{key}" in tensors:
-            buffer.copy_(tensors[f"{rank}.buffer.{key}"])
-    torch.set_rng_state(tensors[f"{rank}.rng"])
-    if f"{rank}.cuda_rng" in tensors and ctx.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors[f"{rank}.cuda_rng"], ctx.device)
-
-
 def _optimizer_states(train_step: Game) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {}
@@ -435,8 +392,8 @@ def _load_optimizers(train_step: Game, flat: dict[str, Any]) -> None:
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def file_digest(path: Path) -> str:
-    """Compute the SHA-256 of a file, in hexadecimal."""
+def _file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(2**20):

@@ -27,8 +27,8 @@ def build_optimizers(
         config: settings.
         fused: one kernel for all parameters (PyTorch has it for CPUs and CUDA).
     """
-    judges = model.compensation.discriminator_parameters() if model.compensation else []
-    judge_ids = {id(parameter) for parameter in judges}
+    discriminators = model.compensation.discriminator_parameters() if model.compensation else []
+    discriminator_ids = {id(parameter) for parameter in discriminators}
     backbone = {
         id(parameter)
         for name, child in model.decomposition.named_children()
@@ -38,7 +38,7 @@ def build_optimizers(
     fusion = {id(parameter) for parameter in ((model.fusion.w1, model.fusion.w2) if model.fusion else ())}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
-        if parameter.requires_grad and id(parameter) not in judge_ids:
+        if parameter.requires_grad and id(parameter) not in discriminator_ids:
             factor = config.backbone_lr_factor if id(parameter) in backbone else 1.0
             factor = config.fusion_lr_factor if id(parameter) in fusion else factor
             groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
@@ -55,10 +55,10 @@ def build_optimizers(
         main = torch.optim.SGD(described, lr=config.lr, momentum=0.9, nesterov=True, fused=fused)
     else:
         main = torch.optim.AdamW(described, lr=config.lr, fused=fused)
-    if not judges:
+    if not discriminators:
         return main, None
     # Always Adam, with the momentum of 0.5 that adversarial training uses (Radford et al., ICLR 2016). Ours.
-    return main, torch.optim.Adam(judges, lr=config.discriminator_lr, betas=(0.5, 0.999), fused=fused)
+    return main, torch.optim.Adam(discriminators, lr=config.discriminator_lr, betas=(0.5, 0.999), fused=fused)
 
 
 def rate(step: int, steps: int, config: TrainingConfig) -> float:

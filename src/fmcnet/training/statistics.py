@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fmcnet.data.loader import Batch
+from fmcnet.data.loader import TrainingBatch
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.modules import FeatureNorm
 
@@ -23,7 +23,7 @@ BATCHES = 50
 
 
 @torch.no_grad()
-def estimate_statistics(model: FMCNet, batches: Iterable[Batch], world: int = 1) -> None:
+def estimate_statistics(model: FMCNet, batches: Iterable[TrainingBatch], world: int = 1) -> None:
     """Replace mean and variance of every `FeatureNorm` by those of all features of `batches`.
 
     Args:

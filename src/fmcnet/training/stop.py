@@ -13,12 +13,12 @@ class StopAtStepEnd:
     Two signals count as one: a terminal and a parent process may both deliver the same Ctrl-C.
 
     Attributes:
-        asked: number of signals received.
+        signals: number of signals received.
         terminated: whether one of them was SIGTERM.
     """
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.signals = 0
         self.terminated = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -32,7 +32,7 @@ class StopAtStepEnd:
             signal.signal(number, handler)
 
     def _ask(self, number: int, *_: object) -> None:
-        self.asked += 1
+        self.signals += 1
         self.terminated |= number == signal.SIGTERM
-        if self.asked > 2:
+        if self.signals > 2:
             raise KeyboardInterrupt

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from fmcnet.config import Config
-from fmcnet.data.loader import Batch
+from fmcnet.data.loader import TrainingBatch
 from fmcnet.distributed import (
     DistributedContext,
     average_buffers,
@@ -113,7 +113,7 @@ class Game:
                 model, device_ids=device, broadcast_buffers=False, gradient_as_bucket_view=True
             )
 
-    def step(self, batches: Sequence[Batch], step: int) -> None:
+    def step(self, batches: Sequence[TrainingBatch], step: int) -> None:
         """Step `step` (from 0) on `training.accumulate` whole batches; what it measured waits for `read`.
 
         With several batches the discriminators take their turn on each (they see fresh features every time), all
@@ -139,7 +139,7 @@ class Game:
         values = torch.cat([values, torch.stack([value.detach().float() for value in more.values()])])
         self._measured.append((step, [*self._names, *more], values))
 
-    def _one(self, batch: Batch, share: int, progress: float) -> Tensor:
+    def _one(self, batch: TrainingBatch, share: int, progress: float) -> Tensor:
         """Forward, the discriminators' turn and the backward pass of all others; the measured values (n,)."""
         config = self.config
         half = self.precision is not torch.float32

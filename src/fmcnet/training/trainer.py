@@ -16,7 +16,7 @@ from torch.profiler import record_function
 
 from fmcnet.config import AugmentConfig, Config
 from fmcnet.data.cache import ImageCache, cache_folder
-from fmcnet.data.loader import Batch, TrainingImages, load_batches
+from fmcnet.data.loader import TrainingBatch, TrainingImages, load_batches
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.samplers import make_sampler
 from fmcnet.data.table import Table, fingerprint
@@ -244,7 +244,7 @@ class Trainer:
             "discriminators": "Adam, betas 0.5 and 0.999" if self._model.compensation else None,
         }
 
-    def _load(self, augment: AugmentConfig, first: int, last: int) -> Iterator[Batch]:
+    def _load(self, augment: AugmentConfig, first: int, last: int) -> Iterator[TrainingBatch]:
         """Batches `first` to `last - 1` on the device."""
         dataset = TrainingImages(
             self._cache.images,
@@ -261,7 +261,7 @@ class Trainer:
         training = self._config.training
         minutes = (time.monotonic() - self._checkpointer.saved) / 60
         late = self._ctx.main and 0 < training.checkpoint_minutes < minutes
-        stopping, due = agree([stop.asked > 0, late], self._ctx)
+        stopping, due = agree([stop.signals > 0, late], self._ctx)
         validates = done % self._epoch == 0 and self._selection.due(done // self._epoch)
         saves = done < self._steps and (stopping or due or done % training.checkpoint_every == 0)
         note = ""
