@@ -101,8 +101,8 @@ def load_batches(
 ) -> Iterator[TrainingBatch]:
     """Yield batches `first` to `last - 1`, counted from the start of the training, on the device.
 
-    One process loads: 64 images of 128x64 take 9 ms of a core. Worker processes would hold the run folder's lock after
-    a kill.
+    One process loads: 64 images of 128x64 take 9 ms of a core. Worker processes would hold the lock of the run folder
+    after a kill.
     """
     loader = DataLoader(
         dataset,
