@@ -52,8 +52,8 @@ def parts(run: Path, table: Table, config: Config) -> dict[str, dict[str, float]
     import torch
 
     from fmcnet.data.cache import ImageCache, cache_folder
-    from fmcnet.evaluation.engine import evaluate
-    from fmcnet.evaluation.runs import protocols_for
+    from fmcnet.evaluation.evaluate import evaluate
+    from fmcnet.evaluation.evaluate_model import protocols_for
     from fmcnet.inference.encoder import load
     from fmcnet.types import Embeddings, Modality
 

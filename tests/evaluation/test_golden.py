@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmcnet.evaluation.engine import evaluate
+from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.evaluation.protocols import sysu
 from fmcnet.evaluation.rules import SkipRule
 from fmcnet.evaluation.score import score_file

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fmcnet.experiments.card import MODEL_CARD
 from fmcnet.experiments.study import Ordered, run_study
-from fmcnet.inference.describe import describe_run
+from fmcnet.inference.info import model_info
 
 
 def test_a_study_leaves_a_card_with_every_model(tmp_path):
@@ -16,7 +16,7 @@ def test_a_study_leaves_a_card_with_every_model(tmp_path):
         folder = tmp_path / "s" / "runs" / run["name"]
         text = (folder / MODEL_CARD).read_text()
         result = json.loads((folder / "result.json").read_text())
-        assert describe_run(folder)["weights_sha256"] in text
+        assert model_info(folder)["weights_sha256"] in text
         assert run["commands"][0] in text
         for one in result["evaluations"]:
             assert f"| {100 * one['mean']['rank1']:.2f} |" in text

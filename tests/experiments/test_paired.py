@@ -7,8 +7,7 @@ import pytest
 
 from fmcnet.errors import ProtocolError
 from fmcnet.evaluation import protocols
-from fmcnet.evaluation.engine import evaluate
-from fmcnet.evaluation.queries import query_scores
+from fmcnet.evaluation.evaluate import evaluate, query_scores
 from fmcnet.experiments import paired
 from fmcnet.experiments.paired import paired_interval
 from fmcnet.types import Embeddings, Modality

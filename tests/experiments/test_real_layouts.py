@@ -9,7 +9,7 @@ import pytest
 
 from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
-from fmcnet.evaluation.runs import judge
+from fmcnet.evaluation.evaluate_model import evaluate_model
 from fmcnet.experiments.plan import Settings, make_plan
 from fmcnet.experiments.rows import chosen
 from fmcnet.synthetic import generate
@@ -43,7 +43,7 @@ def test_a_configuration_trains_and_judges_on_its_layout(name, tmp_path, monkeyp
     assert total_steps(load_config(name, ["model.pretrained=null"]), table) > 80
     summary = train(config, table, tmp_path / "run", device="cpu", progress=False)
     assert summary.identities == LABELS[name][0]
-    judged = judge(tmp_path / "run", table, device="cpu", progress=False)
+    judged = evaluate_model(tmp_path / "run", table, device="cpu", progress=False)
     assert len(set(judged.table.pid.tolist())) == LABELS[name][1]
     assert [one.direction for one in judged.evaluations] == ["i2v", "v2i"]
     assert judged.encoder.model.variant == "full"

@@ -26,7 +26,7 @@ from fmcnet.cli.gallery import app as gallery_app
 from fmcnet.cli.inference import adapt, calibrate, embed, info, project
 from fmcnet.cli.score import score
 from fmcnet.cli.search import index, search
-from fmcnet.cli.serve import keys, serve
+from fmcnet.cli.serve import keys_app, serve
 from fmcnet.cli.train import config, train
 from fmcnet.errors import FmcnetError
 from fmcnet.interrupt import end_early
@@ -74,7 +74,6 @@ for command in (
     index,
     search,
     serve,
-    keys,
     info,
 ):
     app.command()(command)
@@ -82,6 +81,7 @@ report_app.command()(compare)
 app.add_typer(data_app, name="data")
 app.add_typer(report_app, name="report")
 app.add_typer(gallery_app, name="gallery")
+app.add_typer(keys_app, name="keys")
 
 
 def _fail(message: str, code: int, error: BaseException) -> NoReturn:

@@ -281,7 +281,7 @@ def search(
     Ranked by cosine similarity. Probabilities need fmcnet calibrate; what they mean and do not: docs/search.md.
     """
     from fmcnet.data.listing import Ignored, ignored_line
-    from fmcnet.inference.images import list_images, parse_modality
+    from fmcnet.inference.image_input import list_images, parse_modality
     from fmcnet.retrieval.gallery import Gallery
     from fmcnet.retrieval.models import open_model, range_of
     from fmcnet.retrieval.searcher import Searcher

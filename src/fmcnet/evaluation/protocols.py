@@ -15,11 +15,11 @@ import numpy as np
 
 from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.draws import Draw, check_index
+from fmcnet.evaluation.ranking import Trial
 from fmcnet.evaluation.rules import Selection, SkipRule
 from fmcnet.types import BoolArray, Embeddings, IntArray, Modality
 
 CmcRule = Literal["identity", "image"]
-Trial = tuple[IntArray, IntArray]
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from rich.table import Table as RichTable
 from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import FmcnetError, Interrupted, TrainingError
-from fmcnet.evaluation.results import METRICS
-from fmcnet.evaluation.runs import Judged, judge
+from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model
+from fmcnet.evaluation.metrics import METRICS
 from fmcnet.experiments.report import TITLES, write_report
 from fmcnet.models.checkpoint import CARD
 from fmcnet.progress import Progress
@@ -82,7 +82,9 @@ def run_demo(
     _train_both(out, CONFIGS[preset], [*overrides, f"training.seed={seed}"], quiet)
     trained = time.perf_counter()
     runs = {TITLES[variant]: out / variant for variant in VARIANTS}
-    judged = {title: judge(run, table, progress=False if quiet else None) for title, run in runs.items()}
+    judged = {
+        title: evaluate_model(run, table, progress=False if quiet else None) for title, run in runs.items()
+    }
     seconds = {"generate": generated - started, "train": trained - generated}
     extra = {"seed": seed, "preset": preset, "seconds": {k: round(v, 1) for k, v in seconds.items()}}
     report = write_report(judged, runs, out / "report", extra=extra)
@@ -177,7 +179,7 @@ def _steps_done(run: Path) -> int:
     return max((int(record["step"]) for record in read_log(run) if "step" in record), default=0)
 
 
-def _show(judged: dict[str, Judged], result: dict[str, Any]) -> None:
+def _show(judged: dict[str, EvaluatedRun], result: dict[str, Any]) -> None:
     first = next(iter(judged.values()))
     ids = len(set(first.table.select(modality=Modality.INFRARED).pid.tolist()))
     table = RichTable(

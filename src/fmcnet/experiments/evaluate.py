@@ -11,11 +11,11 @@ from fmcnet.config import EvaluationConfig, load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.distributed import agree, distributed_context
 from fmcnet.errors import CheckpointError
-from fmcnet.evaluation.results import pool
-from fmcnet.evaluation.runs import EMBEDDINGS, Judged, RunEvaluation, judge
+from fmcnet.evaluation.evaluate_model import EMBEDDINGS, DirectionResult, EvaluatedRun, evaluate_model
+from fmcnet.evaluation.metrics import pool
 from fmcnet.experiments.report import TITLES, write_report
+from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import load
-from fmcnet.inference.shared import embed_shared
 from fmcnet.inference.shipped import find_model, is_shipped
 from fmcnet.models.checkpoint import CARD, read_card
 from fmcnet.training.checkpointing import checkpoints
@@ -37,7 +37,7 @@ class EvaluateResult:
 
     run: Path
     runs: tuple[Path, ...]
-    evaluations: tuple[RunEvaluation, ...]
+    evaluations: tuple[DirectionResult, ...]
     stamp: str
     report: Path | None
 
@@ -106,7 +106,7 @@ def evaluate_run(
             _embed_together(runs, data, flip, device, progress)
         if int(os.environ["RANK"]):
             return EvaluateResult(run, runs, (), "", None)
-    parts: list[Judged] = []
+    parts: list[EvaluatedRun] = []
     stamp = ""
     for one in runs:
         card = read_card(one)
@@ -114,7 +114,7 @@ def evaluate_run(
         table = read_dataset(data, layout=card.config.data.layout, trial=card.config.data.split)
         settings = evaluation_settings(card.config.evaluation, overrides or [])
         parts.append(
-            judge(
+            evaluate_model(
                 one,
                 table,
                 settings,

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from fmcnet.data.images import load_image
 from fmcnet.data.table import Table
-from fmcnet.evaluation.nearest import ranked_lists as nearest
+from fmcnet.evaluation.evaluate_model import EvaluatedRun, roles
 from fmcnet.evaluation.protocols import Protocol
-from fmcnet.evaluation.runs import Judged, roles
+from fmcnet.evaluation.ranked_lists import ranked_lists as nearest
 from fmcnet.evaluation.verification import verification
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.images import read_pixels
+from fmcnet.inference.image_input import read_pixels
 from fmcnet.optional import require
 from fmcnet.training.loggers import read_log
 from fmcnet.types import Modality
@@ -93,7 +93,7 @@ def _smooth(at: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArr
     return at[window - 1 :], np.convolve(values, np.ones(window) / window, mode="valid")
 
 
-def cmc_curves(judged: dict[str, Judged], path: Path) -> Path:
+def cmc_curves(judged: dict[str, EvaluatedRun], path: Path) -> Path:
     """CMC of each run's first direction, mean over trials, with chance at rank 1."""
     figure, axes = new_axes(1, 1, (5.4, 4.4))
     ax = axes[0][0]
@@ -117,7 +117,7 @@ def cmc_curves(judged: dict[str, Judged], path: Path) -> Path:
     return write_png(figure, path)
 
 
-def ranked_lists(judged: Judged, path: Path, queries: int = 6, top: int = 10, seed: int = 0) -> Path:
+def ranked_lists(judged: EvaluatedRun, path: Path, queries: int = 6, top: int = 10, seed: int = 0) -> Path:
     """Queries and their ten best answers in the first trial; right ones framed green, wrong ones red.
 
     The queries are drawn at random from those that have a match, one an identity: not the prettiest.
@@ -149,7 +149,7 @@ def ranked_lists(judged: Judged, path: Path, queries: int = 6, top: int = 10, se
     return write_png(figure, path)
 
 
-def _pick_queries(judged: Judged, protocol: Protocol, count: int, seed: int) -> list[int]:
+def _pick_queries(judged: EvaluatedRun, protocol: Protocol, count: int, seed: int) -> list[int]:
     query, gallery = protocol.trials(
         judged.embeddings,
         query_mask=roles(judged.table, "query"),
@@ -255,7 +255,7 @@ def collect_features(
     return {name: np.concatenate(several) for name, several in parts.items()}
 
 
-def similarity_histogram(judged: Judged, path: Path, bins: int = 80) -> Path:
+def similarity_histogram(judged: EvaluatedRun, path: Path, bins: int = 80) -> Path:
     """Similarities of pairs of one identity and of two, across the modalities."""
     result = verification(
         judged.embeddings,

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
-from fmcnet.evaluation.queries import query_scores
-from fmcnet.evaluation.runs import Judged, judge, roles
+from fmcnet.evaluation.evaluate import query_scores
+from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model, roles
 from fmcnet.experiments.card import write_model_card
 from fmcnet.files import write_atomically
 from fmcnet.models.checkpoint import CARD, versions
-from fmcnet.synthetic.claim import MANIFEST
+from fmcnet.synthetic import MANIFEST
 from fmcnet.training.folder import CONFIG
 from fmcnet.training.trainer import train
 
@@ -96,7 +96,7 @@ def do_job(job: Job, progress: bool | None = None) -> dict[str, Any]:
             )
             seconds, steps = summary.seconds, summary.steps - summary.resumed_from
         trained = time.perf_counter()
-        judged = judge(run, table, split=job.split, device=job.device, progress=progress)
+        judged = evaluate_model(run, table, split=job.split, device=job.device, progress=progress)
         _save_queries(judged, run / QUERIES)
         result = {
             "name": job.name,
@@ -138,7 +138,7 @@ def load_queries(run: str | Path) -> dict[str, dict[str, NDArray[Any]]]:
     return found
 
 
-def _save_queries(judged: Judged, path: Path) -> None:
+def _save_queries(judged: EvaluatedRun, path: Path) -> None:
     arrays: dict[str, NDArray[Any]] = {}
     for one in judged.evaluations:
         scored = query_scores(

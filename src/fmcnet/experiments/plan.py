@@ -11,7 +11,7 @@ from fmcnet.config import Config, load_config
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.errors import ConfigError
 from fmcnet.experiments.rows import STUDIES, Row, Study
-from fmcnet.synthetic.claim import MANIFEST
+from fmcnet.synthetic import MANIFEST
 
 
 @dataclass(frozen=True)

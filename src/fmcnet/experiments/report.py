@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from fmcnet.errors import ProtocolError
-from fmcnet.evaluation.results import METRICS
-from fmcnet.evaluation.runs import Judged, RunEvaluation, roles
+from fmcnet.evaluation.evaluate_model import DirectionResult, EvaluatedRun, roles
+from fmcnet.evaluation.metrics import METRICS
 from fmcnet.evaluation.verification import verification
 from fmcnet.experiments import figures
 from fmcnet.files import write_atomically
@@ -30,7 +30,7 @@ TITLES = {
 
 
 def write_report(
-    judged: dict[str, Judged],
+    judged: dict[str, EvaluatedRun],
     runs: dict[str, Path],
     out: str | Path,
     *,
@@ -67,7 +67,7 @@ def write_report(
     return write_atomically(out / "report.md", lambda path: path.write_text(page, encoding="utf-8"))
 
 
-def _draw(judged: dict[str, Judged], runs: dict[str, Path], out: Path) -> dict[str, Path]:
+def _draw(judged: dict[str, EvaluatedRun], runs: dict[str, Path], out: Path) -> dict[str, Path]:
     """All figures by title; those that the data do not allow are left out."""
     main = list(judged.values())[-1]
     ranked = "Ranked lists (green: right, red: wrong; first trial, plain ranking, queries drawn at random)"
@@ -87,7 +87,7 @@ def _draw(judged: dict[str, Judged], runs: dict[str, Path], out: Path) -> dict[s
     return drawn
 
 
-def _verification(judged: Judged) -> dict[str, Any] | None:
+def _verification(judged: EvaluatedRun) -> dict[str, Any] | None:
     """Is this the same person? Rates of the main run's first direction; None where no false pairs exist."""
     try:
         return verification(
@@ -101,7 +101,7 @@ def _verification(judged: Judged) -> dict[str, Any] | None:
         return None
 
 
-def _facts(judged: dict[str, Judged], runs: dict[str, Path], extra: dict[str, Any]) -> dict[str, Any]:
+def _facts(judged: dict[str, EvaluatedRun], runs: dict[str, Path], extra: dict[str, Any]) -> dict[str, Any]:
     main = list(judged.values())[-1]
     table = main.table
     return {
@@ -130,7 +130,7 @@ def _facts(judged: dict[str, Judged], runs: dict[str, Path], extra: dict[str, An
     }
 
 
-def _page(judged: dict[str, Judged], facts: dict[str, Any], made: dict[str, str]) -> str:
+def _page(judged: dict[str, EvaluatedRun], facts: dict[str, Any], made: dict[str, str]) -> str:
     data = facts["dataset"]
     lines = [
         "# fmcnet report",
@@ -201,7 +201,7 @@ def _verification_lines(title: str, verified: dict[str, Any] | None) -> list[str
     return [*lines, ""]
 
 
-def markdown_table(rows: list[tuple[str, RunEvaluation]]) -> list[str]:
+def markdown_table(rows: list[tuple[str, DirectionResult]]) -> list[str]:
     """Figures in percent, mean and population standard deviation over trials."""
     lines = [
         "| | " + " | ".join(METRICS) + " | Rank-1 over chance |",

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from fmcnet.config import Config
+from fmcnet.data.check import TITLES
 from fmcnet.data.readers import detect_layout, read_dataset
-from fmcnet.data.summary import TITLES
 from fmcnet.data.table import Table
 from fmcnet.distributed import pick_device
 from fmcnet.errors import FmcnetError
@@ -23,8 +23,7 @@ from fmcnet.experiments.plan import Plan, Settings, make_plan
 from fmcnet.experiments.rows import STUDIES, chosen
 from fmcnet.experiments.write import write_study
 from fmcnet.files import write_atomically
-from fmcnet.synthetic import generate
-from fmcnet.synthetic.claim import MANIFEST
+from fmcnet.synthetic import MANIFEST, generate
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fmcnet.data.depth import Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.images import Fault, ImageLike, ModalityLike, expand, read_ahead
+from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, read_ahead
 from fmcnet.retrieval.inputs import column, tag_column
 from fmcnet.retrieval.thumbnails import thumbnail
 from fmcnet.types import Embeddings, Modality

@@ -10,7 +10,7 @@ from fmcnet.data.depth import Remarks, ValueRange
 from fmcnet.data.listing import Ignored, ignored_facts
 from fmcnet.data.spelling import near_cameras
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.inference.images import Fault, list_faults
+from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.progress import Progress
 from fmcnet.retrieval.adding import Indexed
 from fmcnet.retrieval.known import (

@@ -12,7 +12,7 @@ from fmcnet.data.depth import Remarks, ValueRange
 from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.inference.calibration.calibration import Calibration
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.images import ImageLike
+from fmcnet.inference.image_input import ImageLike
 from fmcnet.retrieval.adding import Indexed, Modalities, encode_all
 from fmcnet.retrieval.answer import Answer, Match, MatchGroup
 from fmcnet.retrieval.gallery import Gallery

@@ -12,11 +12,11 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from fmcnet.data.listing import Ignored
-from fmcnet.data.readers import detect_layout, laid_out, read_dataset, told_by_folder
+from fmcnet.data.readers import benchmark_layout, detect_layout, modality_of_folder, read_dataset
 from fmcnet.data.readers.csv import HELD_OUT
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.inference.images import Fault, list_images, parse_modality
+from fmcnet.inference.image_input import Fault, list_images, parse_modality
 from fmcnet.retrieval.names import NamePattern
 from fmcnet.retrieval.times import Doubtful, TimePattern, seen_at
 from fmcnet.types import NO_CAMERA, NO_PID, Modality
@@ -171,7 +171,7 @@ def _layout(places: Sequence[Path], wanted: str, modality: Modality | None) -> s
     if len(places) > 1:
         for place in places:
             kind = _dataset(place)
-            if kind == "csv" or laid_out(place):
+            if kind == "csv" or benchmark_layout(place):
                 raise FmcnetError(
                     f"{place} is a {kind} dataset, which says itself what its images are: index it in a call of its "
                     "own, or say --layout images to take all as mere pictures"
@@ -199,7 +199,7 @@ def _check_inside(place: Path, modality: Modality | None) -> None:
     Raises:
         FmcnetError: where one does, which `--modality` would relabel.
     """
-    inside = [child for child in sorted(place.iterdir()) if laid_out(child)] if place.is_dir() else []
+    inside = [child for child in sorted(place.iterdir()) if benchmark_layout(child)] if place.is_dir() else []
     if inside:
         names = ", ".join(str(child) for child in inside)
         raise FmcnetError(
@@ -207,8 +207,8 @@ def _check_inside(place: Path, modality: Modality | None) -> None:
             "its own, or say --layout images to take all as mere pictures"
         )
     for folder in list(place.parents)[:3]:
-        layout = laid_out(folder)
-        told = told_by_folder(layout, place.relative_to(folder).parts[0]) if layout else None
+        layout = benchmark_layout(folder)
+        told = modality_of_folder(layout, place.relative_to(folder).parts[0]) if layout else None
         if modality is not None and told is not None and told is not modality:
             raise FmcnetError(
                 f"{place} is {told} in the {layout} dataset {folder}, but --modality says {modality}: mend it, or "

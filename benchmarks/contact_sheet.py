@@ -1,7 +1,11 @@
-"""A page of the generated benchmark to look at: rows are identities, columns are cameras."""
+"""Draw a page of the generated benchmark: rows are identities, columns are cameras.
+
+python benchmarks/contact_sheet.py docs/images/generated-page.png
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,3 +82,7 @@ def save_page(path: str | Path, seed: int = 0, pids: Sequence[int] = range(1, 10
     page = contact_sheet(seed, pids)
     page.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(target, optimize=True)
     return target
+
+
+if __name__ == "__main__":
+    print(save_page(sys.argv[1]))

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmcnet.data import cache_lock
+from fmcnet.data import locks
 from fmcnet.data.cache import ImageCache
-from fmcnet.data.cache_lock import held, lock_path
+from fmcnet.data.cache_store import lock_path
+from fmcnet.data.locks import lock_file
 from fmcnet.data.readers import read_sysu
 from fmcnet.data.table import Table
 from tests.data import trees
@@ -80,13 +81,13 @@ def test_a_killed_builder_frees_the_lock_and_the_next_one_cleans_up(tmp_path: Pa
     child.stdin.write("go\n")
     child.stdin.flush()
     deadline = time.monotonic() + 300
-    while not list(folder.glob(".*.building")):
+    while not list(folder.glob(".*.tmp")):
         assert time.monotonic() < deadline
         assert child.poll() is None, child.stderr.read()
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.communicate()
-    assert {p.suffix for p in folder.iterdir()} == {".building", ".lock"}
+    assert {p.suffix for p in folder.iterdir()} == {".tmp", ".lock"}
     cache = ImageCache(table, 12, 6, folder=folder)
     assert cache.built
     np.testing.assert_array_equal(cache.images, ImageCache(table, 12, 6, folder=tmp_path / "other").images)
@@ -94,16 +95,18 @@ def test_a_killed_builder_frees_the_lock_and_the_next_one_cleans_up(tmp_path: Pa
 
 
 def test_a_lock_held_elsewhere(tmp_path: Path) -> None:
-    target = tmp_path / "x.npy"
-    with held(target) as first:
+    target = tmp_path / "x.lock"
+    with lock_file(target) as first:
         assert first
-        assert lock_path(target).exists()
+        assert target.exists()
         code = (
-            "import sys; from pathlib import Path; from fmcnet.data.cache_lock import held\n"
-            "with held(Path(sys.argv[1]), wait=False) as got: print(got)"
+            "import sys; from pathlib import Path; from filelock import Timeout\n"
+            "from fmcnet.data.locks import lock_file\n"
+            "try:\n    with lock_file(Path(sys.argv[1])): print('locked')\n"
+            "except Timeout: print('taken')"
         )
         done = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True)
-        assert done.stdout.strip() == "False", done.stderr
+        assert done.stdout.strip() == "taken", done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -112,10 +115,10 @@ def test_a_file_system_without_locks_is_said_and_used(
 ) -> None:
     import errno
 
-    def refuse(*_: object) -> bool:
+    def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(cache_lock, "_acquire", refuse)
+    monkeypatch.setattr(locks, "_acquire", refuse)
     with caplog.at_level(logging.WARNING):
         cache = ImageCache(table, 12, 6, folder=tmp_path / "cache")
     assert cache.built

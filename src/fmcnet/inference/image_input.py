@@ -17,9 +17,8 @@ from fmcnet.data.cache import resize
 from fmcnet.data.depth import FLAT_8, Remarks, ValueRange
 from fmcnet.data.images import REMARKS, open_rgb, to_rgb
 from fmcnet.data.listing import IMAGE_SUFFIXES, Ignored, has_image_head, is_hidden, list_folder
-from fmcnet.data.readers.csv import MODALITIES
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.types import Modality
+from fmcnet.types import MODALITY_WORDS, Modality
 
 if TYPE_CHECKING:
     import torch
@@ -241,9 +240,9 @@ def parse_modality(text: Any) -> Modality:
     """
     if isinstance(text, Modality):
         return text
-    if str(text).lower() not in MODALITIES:
+    if str(text).lower() not in MODALITY_WORDS:
         raise FmcnetError(f"unknown modality '{text}': say visible or infrared")
-    return MODALITIES[str(text).lower()]
+    return MODALITY_WORDS[str(text).lower()]
 
 
 def _parts(one: Any, label: str, single: bool) -> list[tuple[str, Any]]:
@@ -266,12 +265,12 @@ def _first(label: str, single: bool) -> str:
 
 def _inside(folder: Path, ignored: list[Ignored] | None = None) -> list[Path]:
     found = list_folder(folder)
-    if not found.pictures:
+    if not found.images:
         others = f"; {len(found.ignored)} other files lie there" if found.ignored else ""
         raise DataError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){others}")
     if ignored is not None:
         ignored += found.ignored
-    return list(found.pictures)
+    return list(found.images)
 
 
 def _is_tensor(value: Any) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table, fingerprint
@@ -14,9 +15,10 @@ from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import room_beside
 from fmcnet.inference.calibration.calibration import CALIBRATION
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.projection import Method, Projection, fit
+from fmcnet.inference.projection import METHODS, Method, Projection, l2_normalize
 from fmcnet.inference.shipped import is_shipped
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, model_digest
+from fmcnet.types import FloatArray, IntArray
 
 
 def project_model(
@@ -38,7 +40,7 @@ def project_model(
         source: a run with weights, or a shipped model's name.
         data: a labelled dataset: a folder or CSV. Its training images are learnt from; of the dataset that the model
             was trained on, those of the identities that it was trained on.
-        dim, method: see `fit`.
+        dim, method: see `fit_projection`.
         out: the folder; None: `projected-DIM` in the model's folder.
         overwrite: replace a projected model that is there.
         device: where to embed. progress: show a bar; None: on a terminal only.
@@ -87,13 +89,13 @@ def add_discriminant(
         DataError: when every person has one image only.
     """
     from fmcnet.distributed import pick_device
-    from fmcnet.inference.torch_engine import TorchEngine
+    from fmcnet.inference.backends import TorchBackend
     from fmcnet.models.checkpoint import load_pretrained_model
 
     (folder / PROJECTION).unlink(missing_ok=True)
     place = pick_device(device)
     model, card = load_pretrained_model(folder, place)
-    encoder = Encoder(TorchEngine(model, place), card, model_digest(folder), folder)
+    encoder = Encoder(TorchBackend(model, place), card, model_digest(folder), folder)
     found = _learn(encoder, table, None, "discriminant", progress)
     found.save(folder / PROJECTION)
     return found
@@ -112,7 +114,7 @@ def _learn(
         "identities": persons,
     }
     kept = min(features.shape[1], persons - 1) if dim is None else dim
-    return replace(fit(features, table.pid, kept, method), source=encoder.digest, facts=facts)
+    return replace(fit_projection(features, table.pid, kept, method), source=encoder.digest, facts=facts)
 
 
 def learnt_from(card: ModelCard, table: Table) -> Table:
@@ -147,3 +149,67 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise CheckpointError(
             f"--out {target} holds {', '.join(others)} beside the model, which would be lost: give a new folder"
         )
+
+
+def fit_projection(
+    features: FloatArray, pid: IntArray, dim: int, method: Method = "discriminant"
+) -> Projection:
+    """Learn a projection from descriptors of known persons.
+
+    "pca": the directions of largest variance; pid is not looked at. "discriminant" (linear discriminant analysis,
+    weighted: ours): the directions along which persons differ most for how much images of one person do. The scatter
+    within persons, too small where a model knows its training images by heart, is first averaged with a round one of
+    the same trace; then every direction counts by b / (1 + b), b being the variance between persons where that within
+    is 1, so that what does not tell persons apart adds no noise to a cosine similarity.
+
+    Args:
+        features: (N, E), of any length but zero. pid: (N,) whose they are.
+        dim: D, values to keep: at most E, and N - 1 or, discriminant, one less than there are persons.
+
+    Raises:
+        FmcnetError: for another method. DataError: when `dim` is too large, no person has two images, or the
+            descriptors do not differ.
+    """
+    from scipy.linalg import eigh
+
+    if method not in METHODS:
+        raise FmcnetError(f"method '{method}': say {' or '.join(METHODS)}")
+    _, person, images = np.unique(pid, return_inverse=True, return_counts=True)
+    count, width = features.shape
+    most, of = (
+        (count - 1, f"{count} images") if method == "pca" else (len(images) - 1, f"{len(images)} persons")
+    )
+    if not 0 < dim <= min(width, most):
+        other = "" if method == "pca" else "; --method pca knows no such bound"
+        raise DataError(
+            f"{dim} values cannot be learnt from descriptors of {width} values, {of}: at most {min(width, most)}"
+            + (other if dim <= width else "")
+        )
+    units = l2_normalize(features)
+    mean = units.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred = units - mean
+    last = (width - dim, width - 1)
+    if method == "pca":
+        _, vectors = eigh(_scatter(centred), subset_by_index=last)
+        return Projection(mean, vectors[:, ::-1].astype(np.float32), method)
+    if images.max() < 2:
+        raise DataError("every person has one image only: nothing shows how images of one person differ")
+    order = np.argsort(person, kind="stable")
+    sums = np.add.reduceat(centred[order], np.cumsum(images) - images, axis=0, dtype=np.float64)
+    means = (sums / images[:, None]).astype(np.float32)
+    within = _scatter(centred - means[person])
+    even = (within + np.eye(width) * (np.trace(within) / width)) / 2
+    try:
+        between, vectors = eigh(_scatter(means), even, subset_by_index=last)
+    except np.linalg.LinAlgError as error:
+        raise DataError(
+            "the descriptors do not differ (or are no numbers), so nothing can be learnt from them: train the model "
+            "longer, or with a lower training.lr"
+        ) from error
+    weighted = vectors * (between / (1 + between)).clip(min=0)
+    return Projection(mean, weighted[:, ::-1].astype(np.float32), method)
+
+
+def _scatter(rows: FloatArray) -> NDArray[np.float64]:
+    """(N, E) to the mean of outer products (E, E)."""
+    return (rows.T @ rows).astype(np.float64) / len(rows)

@@ -153,7 +153,7 @@ def test_slow_bodies_are_cut(tmp_path):
 
 def test_too_many_requests_are_told_to_come_back(tmp_path):
     with running(tmp_path, limits=Limits(requests=1, wait=0.001)) as one:
-        engine, inside, go = one.service.encoder.engine, threading.Event(), threading.Event()
+        engine, inside, go = one.service.encoder.backend, threading.Event(), threading.Event()
 
         def hold():
             inside.set()

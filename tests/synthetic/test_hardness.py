@@ -1,11 +1,16 @@
-"""The handcrafted matcher that measures how hard the generated benchmark is."""
+"""The handcrafted matcher of benchmarks/ that measures how hard the generated benchmark is."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 
-from fmcnet.synthetic.hardness import handcrafted_features, rank1
 from fmcnet.synthetic.image import ImageKey, render_image
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from handcrafted import handcrafted_features, rank1
 
 
 def rendered(pids: range, cam: int, infrared: bool, index: int) -> np.ndarray:

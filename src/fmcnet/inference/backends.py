@@ -1,119 +1,83 @@
-"""Descriptors by ONNX Runtime, from a folder that `fmcnet export` wrote; PyTorch is not imported.
+"""What computes embeddings: PyTorch, or ONNX Runtime from a folder that `fmcnet export` wrote.
 
-Such a folder holds `model.json` (the model card, as beside the weights), a graph a modality, and `export.json`, which
-says what they are and what their SHA-256 is.
+Neither is imported before it is needed, so that an exported model runs without PyTorch.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import importlib.util
 import os
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
 
-from fmcnet.errors import CheckpointError, FmcnetError
+from fmcnet.errors import CheckpointError, FmcnetError, MissingDependencyError
+from fmcnet.inference.manifest import GRAPHS, INPUT, MANIFEST, OUTPUT, read_manifest, sha256_of
+from fmcnet.inference.projection import Projection
+from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, model_digest, read_card
 from fmcnet.optional import require
 from fmcnet.types import FloatArray, Modality
 
-MANIFEST = "export.json"
-FORMAT = "fmcnet-onnx-1"
-GRAPHS = {modality: f"model-{modality}.onnx" for modality in Modality}
-INPUT, OUTPUT = "images", "embedding"
-"""Names in the graphs: (batch, H, W, 3) uint8 to (batch, E) float32."""
+if TYPE_CHECKING:
+    import torch
 
+    from fmcnet.models.fmcnet import FMCNet
+
+RuntimeName = Literal["auto", "torch", "onnxruntime"]
 CUDA = "CUDAExecutionProvider"
 
 
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Positive = Annotated[int, Field(gt=0)]
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Manifest:
-    """What an exported model is.
+class Backend(Protocol):
+    """A network that is ready to embed.
 
     Attributes:
-        digest: names the model; in fp32 it is the digest of the weights it was made from, whose embeddings it
-            reproduces up to rounding, and another one in int8.
-        source: the digest of those weights.
-        precision: "fp32" or "int8". kept: layers that int8 leaves in float32.
-        dim: E. height, width: of the input. opset: of ONNX.
-        sha256: of each graph's file, by file name.
-        versions: of what made it.
+        name: "torch" or "onnxruntime".
+        device: where it computes; a torch.device or, of ONNX Runtime, "cpu" or "cuda".
     """
 
-    digest: Digest
-    source: Digest
-    precision: Literal["fp32", "int8"]
-    dim: Positive
-    height: Positive
-    width: Positive
-    opset: Positive
-    sha256: dict[str, Sha256]
-    versions: dict[str, str]
-    kept: tuple[str, ...] = ()
+    name: str
+    device: Any
 
-    def to_json(self) -> str:
-        """As written to `export.json`."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+    def __call__(self, images: NDArray[Any], modality: Modality) -> FloatArray:
+        """Descriptors of images of one modality, not brought to unit length.
+
+        Args:
+            images: (N, H, W, 3) uint8 of the model's input size; the network normalises them itself.
+
+        Returns:
+            (N, E) float32.
+        """
+        ...
 
 
-def read_manifest(folder: str | Path) -> Manifest:
-    """Read `export.json`.
+class TorchBackend:
+    """The network as it was trained.
 
-    Raises:
-        CheckpointError: when it is missing, damaged, or not fmcnet's; names the field that is wrong.
+    Args:
+        model: in eval mode, on `device`.
+        device: where it computes.
+        projection: of its embeddings to fewer values.
     """
-    path = Path(folder) / MANIFEST
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        if tree.pop("format") != FORMAT:
-            raise CheckpointError(f"{path} is not an exported model of this version (format {FORMAT})")
-        found = TypeAdapter(Manifest).validate_python(tree)
-    except ValidationError as error:
-        raise CheckpointError(f"{path} is damaged: {first_fault(error)}; export the model again") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is missing or damaged: {error}; export the model again") from error
-    fault = _contradiction(found)
-    if fault:
-        raise CheckpointError(f"{path} is damaged: {fault}; export the model again")
-    return found
+
+    name = "torch"
+
+    def __init__(self, model: FMCNet, device: torch.device, projection: Projection | None = None) -> None:
+        self.model, self.device, self.projection = model, device, projection
+
+    def __call__(self, images: NDArray[Any], modality: Modality) -> FloatArray:
+        """(N, H, W, 3) uint8 to (N, E) float32."""
+        import torch
+
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(self.device)
+            out: FloatArray = self.model.embed(batch, modality).float().cpu().numpy()
+        return out if self.projection is None else self.projection(out)
 
 
-def first_fault(error: ValidationError) -> str:
-    """The first of the faults of a file's fields, as "field = value: reason"."""
-    fault = error.errors()[0]
-    place = ".".join(str(part) for part in fault["loc"])
-    given = "" if fault["type"] == "missing" else f" = {fault['input']!r:.60}"
-    return f"{place}{given}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
-
-
-def int8_digest(source: str, sha256: dict[str, str]) -> str:
-    """What names an int8 model: the digest of the weights it was made from, and its graphs."""
-    content = "".join(sha256[GRAPHS[modality]] for modality in Modality)
-    return hashlib.sha256(f"{source} int8 {content}".encode()).hexdigest()[:16]
-
-
-def _contradiction(found: Manifest) -> str:
-    """What in a manifest cannot be true at once, or ""."""
-    if set(found.sha256) != set(GRAPHS.values()):
-        return f"sha256 names {', '.join(found.sha256) or 'nothing'}, not {', '.join(GRAPHS.values())}"
-    made = found.source if found.precision == "fp32" else int8_digest(found.source, found.sha256)
-    if found.digest != made:
-        return f"digest is {found.digest}, of this {found.precision} model it is {made}"
-    return ""
-
-
-class OnnxEngine:
-    """An `Engine` around the graphs of an exported model; a graph is loaded when first needed.
+class OnnxBackend:
+    """The graphs of an exported model; a graph is loaded when first needed.
 
     Args:
         folder: holds them.
@@ -195,13 +159,64 @@ class OnnxEngine:
                 )
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+def open_backend(
+    folder: Path, device: str, runtime: RuntimeName, threads: int | None
+) -> tuple[Backend, ModelCard, str]:
+    """The backend of a model, its card and its digest; arguments and errors as `Encoder.from_pretrained`."""
+    card = read_card(folder)
+    if _choose(folder, runtime) == "onnxruntime":
+        onnx = OnnxBackend(folder, device, threads)
+        size = (onnx.manifest.height, onnx.manifest.width)
+        if size != (card.config.data.height, card.config.data.width):
+            raise CheckpointError(
+                f"{folder}: {MANIFEST} is of images of {size[0]} x {size[1]} (H x W), {CARD} of "
+                f"{card.config.data.height} x {card.config.data.width}: export the model again"
+            )
+        return onnx, card, onnx.manifest.digest
+    if not _importable("torch"):
+        raise MissingDependencyError(
+            f"{folder} holds weights for PyTorch, which is not installed: pip install torch, or make a form for "
+            "ONNX Runtime with fmcnet export where it is"
+        )
+    import torch
+
+    from fmcnet.distributed import pick_device
+    from fmcnet.models.checkpoint import load_pretrained_model
+
+    if threads:
+        torch.set_num_threads(threads)
+    chosen = pick_device(device)
+    model, card = load_pretrained_model(folder, chosen)
+    beside = folder / PROJECTION
+    projection = Projection.load(beside) if beside.exists() else None
+    if projection is None and card.config.model.descriptor == "discriminant":
+        raise CheckpointError(
+            f"{folder} lacks {PROJECTION}, the last thing that its training writes: finish it with "
+            "fmcnet train --resume, or fetch the file from where the weights come from"
+        )
+    return TorchBackend(model, chosen, projection), card, model_digest(folder)
+
+
+def _choose(folder: Path, wanted: str) -> str:
+    """Which of the two a folder is for."""
+    has = {"torch": (folder / WEIGHTS).is_file(), "onnxruntime": (folder / MANIFEST).is_file()}
+    if wanted not in ("auto", *has):
+        raise FmcnetError(f"runtime='{wanted}': say auto, torch or onnxruntime")
+    if wanted != "auto":
+        if not has[wanted]:
+            lacks = WEIGHTS if wanted == "torch" else f"{MANIFEST} (fmcnet export makes it)"
+            raise CheckpointError(f"{folder} holds no model for {wanted}: it lacks {lacks}")
+        return wanted
+    if all(has.values()):
+        return "torch" if _importable("torch") else "onnxruntime"
+    return "onnxruntime" if has["onnxruntime"] else "torch"
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
 
 
 def _providers(runtime: Any, device: str) -> tuple[str, list[Any]]:

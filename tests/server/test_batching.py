@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fmcnet.server.batching import Batcher
-from fmcnet.server.errors import Refusal
+from fmcnet.server.errors import ApiError
 from fmcnet.types import Modality
 
 DAY, NIGHT = Modality.VISIBLE, Modality.INFRARED
@@ -88,7 +88,7 @@ def test_a_full_queue_refuses_whole_requests():
 
     waiting, refusal = run(work, held, batch=4, queue=6)
     assert waiting == 4
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, ApiError)
     assert (refusal.status, refusal.retry_after) == (503, 1)
 
 
@@ -141,7 +141,7 @@ def test_a_stop_finishes_what_waits_and_takes_no_more():
         await asyncio.sleep(0)
         await batcher.stop()
         assert [one.done() or await one is not None for one in waiting] == [True] * 5
-        with pytest.raises(Refusal):
+        with pytest.raises(ApiError):
             await batcher.embed(images(1, 0), [DAY])
 
     asyncio.run(asyncio.wait_for(whole(), 60))

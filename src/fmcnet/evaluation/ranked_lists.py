@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from fmcnet.errors import ProtocolError
-from fmcnet.evaluation.passes import CHUNK_BYTES
 from fmcnet.evaluation.protocols import Protocol
+from fmcnet.evaluation.ranking import CHUNK_BYTES
 from fmcnet.evaluation.similarity import Similarity
 from fmcnet.types import Embeddings
 
@@ -77,7 +77,7 @@ def ranked_lists(
         queries: rows of `embeddings`, each a probe of the protocol; None takes them all.
         k: length of a list; shorter where the skip rule leaves fewer.
         trial: which draw, from 0.
-        distance, device, precision, query_mask, gallery_mask, chunk_bytes: see `engine.evaluate`.
+        distance, device, precision, query_mask, gallery_mask, chunk_bytes: see `evaluate.evaluate`.
 
     Returns:
         A list per probe, in the order asked for. Among equal similarities wrong answers come first (a tie counts

@@ -14,10 +14,10 @@ from fmcnet.data.table import Table, fingerprint
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation import protocols
 from fmcnet.evaluation.draws import find_permutation
-from fmcnet.evaluation.engine import evaluate
-from fmcnet.evaluation.extras import Extra, KReciprocal, QueryExpansion
+from fmcnet.evaluation.evaluate import evaluate
+from fmcnet.evaluation.metrics import Evaluation
 from fmcnet.evaluation.protocols import Protocol
-from fmcnet.evaluation.results import Evaluation
+from fmcnet.evaluation.reranking import Extra, KReciprocal, QueryExpansion
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.inference.shipped import is_shipped
 from fmcnet.types import BoolArray, Embeddings, Modality
@@ -27,7 +27,7 @@ FLIP = "flip at test time"
 
 
 @dataclass(frozen=True)
-class RunEvaluation:
+class DirectionResult:
     """One direction of one run.
 
     Attributes:
@@ -47,13 +47,13 @@ class RunEvaluation:
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluatedRun:
     """A run's embeddings of a test set and what the protocols say of them."""
 
     encoder: Encoder
     table: Table
     embeddings: Embeddings
-    evaluations: tuple[RunEvaluation, ...]
+    evaluations: tuple[DirectionResult, ...]
 
 
 def protocols_for(table: Table, config: EvaluationConfig) -> dict[str, Protocol]:
@@ -130,7 +130,7 @@ def chance_rank1(embeddings: Embeddings, protocol: Protocol, table: Table) -> fl
     return float(np.mean(means)) if means else 0.0
 
 
-def judge(
+def evaluate_model(
     run: str | Path,
     table: Table,
     config: EvaluationConfig | None = None,
@@ -141,7 +141,7 @@ def judge(
     rerank: bool = False,
     expand: bool = False,
     progress: bool | None = None,
-) -> Judged:
+) -> EvaluatedRun:
     """Evaluate a run on a dataset's test identities.
 
     Args:
@@ -193,5 +193,5 @@ def judge(
                 plain=score(plain, protocol),
             )
         chance = chance_rank1(embeddings, protocol, rows)
-        results.append(RunEvaluation(direction, protocol, result, chance))
-    return Judged(encoder, rows, embeddings, tuple(results))
+        results.append(DirectionResult(direction, protocol, result, chance))
+    return EvaluatedRun(encoder, rows, embeddings, tuple(results))

@@ -1,4 +1,4 @@
-"""What an evaluation says: scores per trial, their mean and spread, and what they are scores of."""
+"""CMC, mAP and mINP of trials, their mean and spread, and what they are metrics of."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import ProtocolError
+from fmcnet.evaluation.ranking import Ranks
 
 NAMED = 5
 """Probes without a match that a summary names; `Evaluation.to_dict` names all."""
+CURVE = 1000
+"""Longest CMC curve kept."""
 METRICS = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
 
 
@@ -42,6 +45,40 @@ class Scores:
     def to_dict(self) -> dict[str, float]:
         """The six figures by name."""
         return {name: float(getattr(self, name)) for name in METRICS}
+
+
+def scores(ranks: Ranks, cmc: str, gallery: int) -> Scores:
+    """The figures of a trial.
+
+    Args:
+        ranks: of its probes.
+        cmc: "identity" or "image".
+        gallery: number of gallery images.
+
+    Raises:
+        ProtocolError: when no probe has a true match.
+    """
+    counted = ranks.matches > 0
+    n = int(counted.sum())
+    if n == 0:
+        raise ProtocolError(
+            f"none of the {len(counted)} probes has a true match among the {gallery} gallery images after the skip "
+            "rule: check that both sets hold the same identities, and the cameras"
+        )
+    first = (ranks.first_identity if cmc == "identity" else ranks.first_image)[counted]
+    longest = max(20, min(int(first.max()), CURVE))
+    curve = np.cumsum(np.bincount(np.minimum(first, longest + 1), minlength=longest + 2)[1 : longest + 1]) / n
+    return Scores(
+        rank1=float(curve[0]),
+        rank5=float(curve[4]),
+        rank10=float(curve[9]),
+        rank20=float(curve[19]),
+        mAP=float(ranks.ap[counted].mean()),
+        mINP=float(ranks.inp[counted].mean()),
+        queries=n,
+        gallery=gallery,
+        cmc=curve,
+    )
 
 
 @dataclass(frozen=True)

@@ -1,88 +1,18 @@
-"""What `fmcnet embed` writes and `fmcnet info` says."""
+"""What a model is: its data, size, settings and versions (`fmcnet info`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fmcnet.data.depth import Remarks, ValueRange
-from fmcnet.data.listing import Ignored
-from fmcnet.errors import DataError
-from fmcnet.files import write_atomically
 from fmcnet.inference.calibration.calibration import CALIBRATION
-from fmcnet.inference.encoder import load
-from fmcnet.inference.images import list_images, parse_modality
-from fmcnet.inference.onnx_engine import MANIFEST, read_manifest
+from fmcnet.inference.manifest import MANIFEST, read_manifest
 from fmcnet.inference.projection import Projection
 from fmcnet.inference.shipped import find_model
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, read_card
 
 
-def embed_files(
-    run: str | Path,
-    sources: Sequence[str | Path],
-    modality: str,
-    out: str | Path,
-    *,
-    batch: int = 64,
-    normalize: bool = True,
-    skip: bool = False,
-    device: str = "auto",
-    value_range: ValueRange | None = None,
-    remarks: Remarks | None = None,
-    ignored: list[Ignored] | None = None,
-) -> tuple[int, int]:
-    """Embed images and write `features` (N, E) float32, `name` (N,) and `modality` to an `.npz`.
-
-    Args:
-        run, sources, modality: model, images and folders, and what the images are.
-        out: the file to write.
-        batch, normalize, value_range, remarks: as `Encoder.encode`.
-        skip: leave out what cannot be read.
-        device: where to compute.
-        ignored: gets what lies in the folders and is no image.
-
-    Returns:
-        (N, E).
-
-    Raises:
-        DataError: listing every image that cannot be read (nothing is written then), unless `skip` leaves them out.
-    """
-    out = Path(out)
-    if out.is_dir() or out.suffix != ".npz":
-        raise DataError(f"--out {out}: give the name of an .npz file")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--out {out}: {error.strerror}") from error
-    kind = parse_modality(modality)
-    encoder = load(run, device)
-    paths = list_images(sources, ignored)
-    try:
-        found = encoder.encode(
-            paths,
-            kind,
-            batch_size=batch,
-            normalize=normalize,
-            on_error="skip" if skip else "raise",
-            value_range=value_range,
-            remarks=remarks,
-        )
-    except DataError as error:
-        raise error if skip else DataError(f"{error}\n--skip-unreadable leaves them out") from error
-
-    def write(path: Path) -> None:
-        with path.open("wb") as stream:
-            np.savez(stream, features=found.features, name=found.name, modality=found.modality)
-
-    write_atomically(out, write)
-    return found.features.shape[0], found.features.shape[1]
-
-
-def describe_run(run: str | Path) -> dict[str, Any]:
+def model_info(run: str | Path) -> dict[str, Any]:
     """What a run is, as a flat dictionary with one nested "config".
 
     Of a run that is not finished its newest checkpoint is described: "finished" is False then.
