@@ -38,13 +38,13 @@ from public_recipe import PublicLoader, PublicStep
 
 from fmcnet.config import Config, load_config
 from fmcnet.data.cache import ImageCache, default_folder
+from fmcnet.data.loader import TrainingBatch, TrainingImages, load_batches
 from fmcnet.data.readers import read_dataset
+from fmcnet.data.samplers import make_sampler
 from fmcnet.data.table import Table
+from fmcnet.distributed import DistributedContext, keep_freed_memory
 from fmcnet.models.build import build_model
-from fmcnet.runtime import Runtime, keep_freed_memory
 from fmcnet.synthetic import generate
-from fmcnet.training.batches import Batch, Batches
-from fmcnet.training.feed import make_sampler
 from fmcnet.training.train_step import Game, precision
 from fmcnet.types import Modality
 
@@ -185,18 +185,18 @@ def public_both(**options: bool) -> Callable[[Setting], Turn]:
     return turn
 
 
-def our_batches(setting: Setting, plain: bool = False) -> Batches:
-    """Our feeding of the same images, with the same augmentation (plain: crops and flips only)."""
+def our_batches(setting: Setting, plain: bool = False) -> Iterator[TrainingBatch]:
+    """Our loading of the same images, with the same augmentation (plain: crops and flips only)."""
     config, table = setting.config, train_table()
     labels, _ = table.labels()
-    place = Runtime(setting.device)
     augment = config.augment
     if plain:
         augment = augment.model_copy(update={"erase": 0.0, "channel": "none"})
     images = image_cache(config.data.height, config.data.width).images
-    return Batches(
-        images, labels, make_sampler(config, table, labels, 0, 1), augment, SEED, place, last=10**9
-    )
+    draws = config.data.identities * config.data.images
+    dataset = TrainingImages(images, labels, table.modality, augment, seed=SEED, draws=draws)
+    sampler = make_sampler(config, table, labels, 0, 1)
+    return load_batches(dataset, sampler, setting.device, 0, 10**9)
 
 
 @cache
@@ -205,7 +205,11 @@ def our_game(setting: Setting) -> Game:
     torch.manual_seed(SEED)
     config, classes = setting.config, len(train_table().labels()[1])
     return Game(
-        config, build_model(config.model, classes), Runtime(setting.device), config.data.identities, 10**9
+        config,
+        build_model(config.model, classes),
+        DistributedContext(setting.device),
+        config.data.identities,
+        10**9,
     )
 
 
@@ -214,16 +218,15 @@ def our_data(**options: bool) -> Callable[[Setting], Turn]:
 
     def turn(setting: Setting) -> Turn:
         model = our_game(setting).model
-        with our_batches(setting, **options) as batches:
-            for visible, infrared, _ in batches:
-                with torch.no_grad():
-                    model.preprocess(visible), model.preprocess(infrared)
-                yield len(visible) + len(infrared)
+        for visible, infrared, _ in our_batches(setting, **options):
+            with torch.no_grad():
+                model.preprocess(visible), model.preprocess(infrared)
+            yield len(visible) + len(infrared)
 
     return turn
 
 
-def our_step(setting: Setting, stream: Iterator[Batch]) -> Turn:
+def our_step(setting: Setting, stream: Iterator[TrainingBatch]) -> Turn:
     """Training as `fmcnet train` does it, reading the losses every `log_every` steps."""
     game = our_game(setting)
     for number, batch in enumerate(stream):
@@ -235,19 +238,27 @@ def our_step(setting: Setting, stream: Iterator[Batch]) -> Turn:
 
 def our_step_alone(setting: Setting) -> Turn:
     """The step alone, on one batch that lies on the device."""
-    with our_batches(setting) as batches:
-        batch = next(iter(batches))
+    batch = next(our_batches(setting))
     while True:
         yield from our_step(setting, iter([batch]))
 
 
 def our_both(setting: Setting) -> Turn:
     """Data and step; notes how long it waited for data."""
-    with our_batches(setting) as batches:
-        started = time.perf_counter()
-        for count in our_step(setting, iter(batches)):
-            WAITED["share"] = batches.waited / (time.perf_counter() - started)
-            yield count
+    waited, started = 0.0, time.perf_counter()
+
+    def timed() -> Iterator[TrainingBatch]:
+        nonlocal waited
+        batches = our_batches(setting)
+        while True:
+            before = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - before
+            yield batch
+
+    for count in our_step(setting, timed()):
+        WAITED["share"] = waited / (time.perf_counter() - started)
+        yield count
 
 
 WAITED: dict[str, float] = {}
@@ -362,8 +373,8 @@ def step_flops(setting: Setting) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     game = our_game(setting)
-    with our_batches(setting) as batches, FlopCounterMode(display=False) as counter:
-        game.step([next(iter(batches))], 0)
+    with FlopCounterMode(display=False) as counter:
+        game.step([next(our_batches(setting))], 0)
     return float(counter.get_total_flops())
 
 

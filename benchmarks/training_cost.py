@@ -30,11 +30,16 @@ import torch
 from evaluation import log, machine
 
 from fmcnet.config import load_config
+from fmcnet.data.loader import TrainingImages, load_batches
+from fmcnet.data.samplers import make_sampler
 from fmcnet.data.table import Record, Table
+from fmcnet.distributed import (
+    DistributedContext,
+    distributed_context,
+    keep_freed_memory,
+    resident_bytes,
+)
 from fmcnet.models.build import build_model
-from fmcnet.runtime import Runtime, keep_freed_memory, resident_bytes, runtime
-from fmcnet.training.batches import Batches
-from fmcnet.training.feed import make_sampler
 from fmcnet.training.train_step import Game
 from fmcnet.types import Modality
 
@@ -99,40 +104,41 @@ def one(
     if device == "cpu":
         torch.set_num_threads(1)
         keep_freed_memory()
-    with runtime(device) as place:
-        assert isinstance(place, Runtime)
+    with distributed_context(device) as ctx:
+        assert isinstance(ctx, DistributedContext)
         rows = table(row)
         labels, pids = rows.labels()
-        sampler = make_sampler(config, rows, labels, place.rank, place.world)
+        sampler = make_sampler(config, rows, labels, ctx.rank, ctx.world)
         started = time.perf_counter()
         sampler.plan(0)
         planned = time.perf_counter() - started
         torch.manual_seed(0)
-        game = Game(config, build_model(config.model, len(pids)), place, config.data.identities, 10**9)
-        times, step, peak = [], 0, 0
-        with Batches(images(row, folder), labels, sampler, config.augment, 0, place, last=10**9) as batches:
-            begun = time.perf_counter()
-            for batch in batches:
-                before = time.perf_counter()
-                game.step([batch], step)
-                game.read()  # waits for the device: a step's time is whole
-                times.append(time.perf_counter() - before)
-                peak = max(
-                    peak, resident_bytes()
-                )  # freed memory is kept, so nothing is missed between two steps
-                step += 1
-                # The same number of steps on every process: rank 0 says when it is enough.
-                enough = torch.tensor(float(time.perf_counter() - begun > seconds and step > 5))
-                if place.world > 1:
-                    torch.distributed.broadcast(enough, 0, group=place.control)
-                if enough:
-                    break
-        count = 2 * config.data.identities * config.data.images * place.world
-        cuda = place.device.type == "cuda"
+        game = Game(config, build_model(config.model, len(pids)), ctx, config.data.identities, 10**9)
+        times, peak = [], 0
+        draws = config.data.identities * config.data.images * ctx.world
+        dataset = TrainingImages(
+            images(row, folder), labels, rows.modality, config.augment, seed=0, draws=draws
+        )
+        batches = load_batches(dataset, sampler, ctx.device, 0, 10**9)
+        begun = time.perf_counter()
+        for step, batch in enumerate(batches):
+            before = time.perf_counter()
+            game.step([batch], step)
+            game.read()  # waits for the device: a step's time is whole
+            times.append(time.perf_counter() - before)
+            peak = max(peak, resident_bytes())  # freed memory is kept, so nothing is missed between two steps
+            # The same number of steps on every process: rank 0 says when it is enough.
+            enough = torch.tensor(float(time.perf_counter() - begun > seconds and step >= 5))
+            if ctx.world > 1:
+                torch.distributed.broadcast(enough, 0, group=ctx.control)
+            if enough:
+                break
+        count = 2 * config.data.identities * config.data.images * ctx.world
+        cuda = ctx.device.type == "cuda"
         peak = torch.cuda.max_memory_allocated() if cuda else peak
         middle = statistics.median(times[2:])
         return {
-            "rank": place.rank,
+            "rank": ctx.rank,
             "images_in_a_step": count,
             "ms_a_step": round(1e3 * middle, 1),
             "images_per_s": round(count / middle, 1),

@@ -14,7 +14,7 @@ import fmcnet
 SOURCE = Path(fmcnet.__file__).parent
 LAYERS = [
     ("errors", "interrupt", "files", "types", "config", "optional"),
-    ("runtime", "distributed", "progress"),
+    ("distributed", "progress"),
     ("data",),
     ("synthetic",),
     ("models", "losses"),

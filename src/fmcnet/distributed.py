@@ -1,140 +1,274 @@
-"""Several processes as one: what they agree on, average, gather and normalise together."""
+"""Device, seeds and process group of a training; what its processes agree on, gather, average and normalise."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fmcnet.errors import FmcnetError
-from fmcnet.runtime import Runtime
+from fmcnet.errors import FmcnetError, Interrupted
 
 _Item = TypeVar("_Item")
 _Error = TypeVar("_Error", bound=FmcnetError | OSError)
 
+TIMEOUT = timedelta(hours=2)
+"""How long processes wait for each other on the CPU: one process builds the image cache meanwhile."""
 
-def agree(flags: Sequence[bool], place: Runtime) -> list[bool]:
-    """Each flag is true on every process when it is true on one; waits for no GPU."""
-    if place.world < 2:
-        return list(flags)
-    told = torch.tensor([float(flag) for flag in flags])
-    dist.all_reduce(told, group=place.control)
-    return [bool(value > 0) for value in told]
+
+@dataclass(frozen=True)
+class DistributedContext:
+    """The device of a process, and its position among the processes of a job.
+
+    Attributes:
+        device: of this process.
+        rank: 0..world-1.
+        world: number of processes.
+        control: a gloo group of all processes, so that an exchange of flags or errors does not wait for a GPU's
+            queue; None for one process.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """ "auto" takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        FmcnetError: for a device this machine does not have.
+    """
+    rank, world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if name in ("auto", "cuda") and torch.cuda.is_available() and rank >= torch.cuda.device_count():
+        raise FmcnetError(
+            f"process {rank} of this machine has no GPU: there are {torch.cuda.device_count()}; start as many "
+            "processes (--nproc-per-node), or say --device cpu"
+        )
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", rank)
+        return torch.device("mps" if torch.backends.mps.is_available() and world < 2 else "cpu")
+    if name == "mps" and world > 1:
+        raise FmcnetError(f"--device mps is for one process, not {world}: say cpu or auto")
+    if name == "cuda":
+        name = f"cuda:{rank}"
+    elif name.startswith("cuda:") and world > 1:
+        raise FmcnetError(f"--device {name} would put all {world} processes on one GPU: say cuda or auto")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise FmcnetError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
 
 
 @contextlib.contextmanager
-def together(place: Runtime) -> Iterator[None]:
-    """Every process goes on after the block, or none: a mistake (`FmcnetError`, `OSError`) that one finds, all raise.
+def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
+    """Join the process group when started by `torchrun`, and leave it at the end.
 
-    Without it the others would wait in their next exchange for the one that is gone. Every process must enter, and
-    an exchange inside must come before anything that can fail.
+    An error that leaves the block carries whether all processes raise it (`FmcnetError.agreed`).
+
+    Args:
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+    """
+    try:
+        chosen = pick_device(device)
+    except FmcnetError as error:
+        error.agreed = False
+        raise
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield DistributedContext(chosen)
+        return
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if dist.is_initialized():  # a training within a job: its caller owns the group
+        control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        try:
+            yield DistributedContext(chosen, dist.get_rank(), dist.get_world_size(), control)
+        finally:
+            dist.destroy_process_group(control)
+        return
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        yield DistributedContext(chosen, dist.get_rank(), dist.get_world_size(), control)
+        dist.barrier()  # without it a rank sometimes aborts at exit (seen with gloo)
+    except (FmcnetError, OSError) as error:
+        error.agreed = bool(getattr(error, "agreed", None))  # type: ignore[union-attr]
+        if error.agreed:  # type: ignore[union-attr]
+            _leave_together()
+        raise
+    except Interrupted:
+        _leave_together()
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _leave_together() -> None:
+    """Wait for the other processes, which are about to exit as well."""
+    with contextlib.suppress(RuntimeError):
+        dist.barrier()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next step (Linux only).
+
+    A training step frees and allocates the same large blocks each time. By default glibc returns them to the system,
+    which zeroes every page on first touch. In return the process holds its peak memory until it ends.
+    docs/training.md has the gain on a CPU.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        # M_MMAP_THRESHOLD: blocks of up to 32 MiB (its maximum) come from the heap.
+        libc.mallopt(-3, 32 * 2**20)
+        # M_TRIM_THRESHOLD: the heap does not shrink below 2 GiB of free space.
+        libc.mallopt(-1, 2**31 - 1)
+        # M_TOP_PAD: it grows by 64 MiB at a time.
+        libc.mallopt(-2, 64 * 2**20)
+
+
+def resident_bytes() -> int:
+    """Memory of this process without pages that it shares; 0 on systems without /proc."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as stream:  # noqa: PTH123
+            _, resident, shared, *_ = map(int, stream.read().split())
+        return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
+def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
+    """Return a generator whose state is a function of `key` alone (seed, step, ...)."""
+    mixed = 0x9E3779B97F4A7C15
+    for value in key:
+        mixed = ((mixed ^ value) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
+        mixed ^= mixed >> 31
+    return torch.Generator(device).manual_seed(mixed % 2**63)
+
+
+def agree(flags: Sequence[bool], ctx: DistributedContext) -> list[bool]:
+    """Set each flag on every process when one process sets it; waits for no GPU."""
+    if ctx.world < 2:
+        return list(flags)
+    counts = torch.tensor([float(flag) for flag in flags])
+    dist.all_reduce(counts, group=ctx.control)
+    return [bool(count > 0) for count in counts]
+
+
+@contextlib.contextmanager
+def agree_on_errors(ctx: DistributedContext) -> Iterator[None]:
+    """Raise an `FmcnetError` or `OSError` of one process on all processes.
+
+    Otherwise the others would wait in their next exchange for the process that is gone. Every process must enter the
+    block. An exchange inside it must come before anything that can fail.
     """
     own: FmcnetError | OSError | None = None
     try:
         yield
     except (FmcnetError, OSError) as error:
-        if place.world < 2:
+        if ctx.world < 2:
             raise
         own = error
-    if place.world < 2:
+    if ctx.world < 2:
         return
-    found: list[Any] = [None] * place.world
-    dist.all_gather_object(found, own, group=place.control)
-    first = next((error for error in found if error is not None), None)
+    errors: list[Any] = [None] * ctx.world
+    dist.all_gather_object(errors, own, group=ctx.control)
+    first = next((error for error in errors if error is not None), None)
     if first is not None:
-        raise known_to_all(own if own is not None and found[place.rank] is first else first)
+        raise mark_agreed(own if own is not None and errors[ctx.rank] is first else first)
 
 
-def known_to_all(error: _Error) -> _Error:
-    """The error, marked as raised by every process of the job: rank 0 says it."""
+def mark_agreed(error: _Error) -> _Error:
+    """Mark an error as raised by every process of the job: rank 0 alone prints it."""
     error.agreed = True  # type: ignore[union-attr]
     return error
 
 
-def gather(item: _Item, place: Runtime) -> list[_Item]:
-    """Everybody's item, by rank, on rank 0; an empty list elsewhere. Any picklable object."""
-    if place.world < 2:
+def gather(item: _Item, ctx: DistributedContext) -> list[_Item]:
+    """Collect a picklable object of every process, by rank, on rank 0; returns an empty list elsewhere."""
+    if ctx.world < 2:
         return [item]
-    items: list[Any] | None = [None] * place.world if place.main else None
-    dist.gather_object(item, items, dst=0, group=place.control)
+    items: list[Any] | None = [None] * ctx.world if ctx.main else None
+    dist.gather_object(item, items, dst=0, group=ctx.control)
     return items or []
 
 
-def from_main(values: Tensor, place: Runtime) -> Tensor:
-    """Rank 0's values, everywhere; `values` lies on the CPU and is equally large on all."""
-    if place.world > 1:
-        dist.broadcast(values, 0, group=place.control)
+def broadcast(values: Tensor, ctx: DistributedContext) -> Tensor:
+    """Replace `values` (on the CPU, of one size on all processes) by those of rank 0."""
+    if ctx.world > 1:
+        dist.broadcast(values, 0, group=ctx.control)
     return values
 
 
-def mean_over_ranks(values: Tensor, place: Runtime) -> Tensor:
-    """Each value's mean over the processes; `values` lies on the CPU."""
-    if place.world < 2:
+def mean_over_ranks(values: Tensor, ctx: DistributedContext) -> Tensor:
+    """Average `values` (on the CPU) over the processes."""
+    if ctx.world < 2:
         return values
     values = values.clone()
-    dist.all_reduce(values, group=place.control)
-    return values / place.world
+    dist.all_reduce(values, group=ctx.control)
+    return values / ctx.world
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], world: int) -> None:
-    """Replace every gradient by its mean over the processes, in one message."""
-    if world < 2:
-        return
-    grads = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([grad.flatten() for grad in grads])
-    dist.all_reduce(flat)
-    flat /= world
-    at = 0
-    for grad in grads:
-        grad.copy_(flat[at : at + grad.numel()].view_as(grad))
-        at += grad.numel()
+    """Average every gradient over the processes, in one message."""
+    _average([p.grad for p in parameters if p.grad is not None], world)
 
 
 def average_buffers(model: nn.Module, world: int) -> None:
-    """Replace floating-point buffers (running statistics) by their mean over the processes."""
+    """Average floating-point buffers (running statistics) over the processes."""
+    _average([buffer for buffer in model.buffers() if buffer.is_floating_point()], world)
+
+
+def _average(tensors: Sequence[Tensor], world: int) -> None:
     if world < 2:
         return
-    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
     flat /= world
-    for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
-        buffer.copy_(part.view_as(buffer))
+    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
 
 
 def gather_centers(centers: Tensor) -> Tensor:
-    """Centres (P, D) of this process to those of all (world * P, D), by rank; gradients flow to their owners.
+    """Gather the centres of all processes; gradients flow to their owners.
 
-    Every process then computes the same loss of all centres. The backward pass adds up what each process's copy of
-    the loss says, world times the gradient, and the averaging of gradients over processes divides by world again.
+    Every process computes the same loss of all centres. The backward pass sums the gradients of all copies of that
+    loss, world times the gradient. Averaging gradients over the processes divides by world again.
+
+    Args:
+        centers: (P, D), of this process.
+
+    Returns:
+        (world * P, D), by rank.
     """
-    return cast(Tensor, cast(Any, _Gathered).apply(centers))
+    whole = centers.new_zeros(dist.get_world_size(), *centers.shape)
+    whole[dist.get_rank()] = centers
+    return _all_reduce(whole).flatten(0, 1)
 
 
-class _Gathered(torch.autograd.Function):
-    """Rows of all processes, by rank; a row's gradient is the sum of what all say of it."""
+class _AllReduce(torch.autograd.Function):
+    """The sum over all processes, and the sum of its gradients.
 
-    @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        parts = [
-            torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())
-        ]
-        dist.all_gather(parts, own.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        whole = gradients[0].contiguous().clone()
-        dist.all_reduce(whole)
-        return whole.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-class _Summed(torch.autograd.Function):
-    """The sum over all processes, and the sum of its gradients."""
+    `torch.distributed.nn.functional.all_reduce` does the same but is deprecated since PyTorch 2.13.
+    """
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
@@ -144,50 +278,45 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        whole = gradients[0].contiguous().clone()
-        dist.all_reduce(whole)
-        return whole
+        return _AllReduce.forward(ctx, gradients[0])
+
+
+def _all_reduce(x: Tensor) -> Tensor:
+    return cast(Tensor, cast(Any, _AllReduce).apply(x))
 
 
 def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Let every batch normalisation take its statistics over all processes.
+    """Make every batch normalisation take its statistics over all processes.
 
-    PyTorch's own `SyncBatchNorm` runs on GPUs only; elsewhere the same is done with two sums over the processes.
+    PyTorch's `SyncBatchNorm` runs on GPUs only. Elsewhere two sums over the processes do the same.
     """
     if device.type == "cuda":
         return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(model))
     for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = _SyncedBatchNorm2d
-        elif type(module) is nn.BatchNorm1d:
-            module.__class__ = _SyncedBatchNorm1d
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
+            module.__class__ = _SyncedBatchNorm
     return model
 
 
-def _synced(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
+class _SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation over the batches of all processes, which are equally large."""
-    dims = [d for d in range(x.dim()) if d != 1]
-    shape = [1, -1, *[1] * (x.dim() - 2)]
-    count = x.numel() // x.shape[1] * dist.get_world_size()
-    mean = cast(Tensor, cast(Any, _Summed).apply(x.sum(dims))) / count
-    centred = x - mean.view(shape)
-    var = cast(Tensor, cast(Any, _Summed).apply((centred * centred).sum(dims))) / count
-    if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
-        with torch.no_grad():
-            cast(Tensor, norm.num_batches_tracked).add_(1)
-            norm.running_mean.lerp_(mean, norm.momentum or 0.0)
-            norm.running_var.lerp_(var * (count / max(count - 1, 1)), norm.momentum or 0.0)
-    out = centred * torch.rsqrt(var + norm.eps).view(shape)
-    if norm.weight is not None:
-        out = out * norm.weight.view(shape) + norm.bias.view(shape)
-    return out
 
-
-class _SyncedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
-        return _synced(self, input) if self.training else super().forward(input)
+        if not self.training:
+            return super().forward(input)
+        dims = [d for d in range(input.dim()) if d != 1]
+        shape = [1, -1, *[1] * (input.dim() - 2)]
+        count = input.numel() // input.shape[1] * dist.get_world_size()
+        mean = _all_reduce(input.sum(dims)) / count
+        centred = input - mean.view(shape)
+        var = _all_reduce((centred * centred).sum(dims)) / count
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                cast(Tensor, self.num_batches_tracked).add_(1)
+                self.running_mean.lerp_(mean, self.momentum or 0.0)
+                self.running_var.lerp_(var * (count / max(count - 1, 1)), self.momentum or 0.0)
+        out = centred * torch.rsqrt(var + self.eps).view(shape)
+        return out * self.weight.view(shape) + self.bias.view(shape) if self.affine else out
 
-
-class _SyncedBatchNorm1d(nn.BatchNorm1d):
-    def forward(self, input: Tensor) -> Tensor:
-        return _synced(self, input) if self.training else super().forward(input)
+    def _check_input_dim(self, input: Tensor) -> None:
+        """The wrapped layer's check of the number of dimensions does not matter here."""

@@ -1,10 +1,13 @@
-"""What a user did wrong, said once and clearly.
+"""Errors that a user can cause.
 
 Every error a user can cause is an `FmcnetError`: its text says what was wrong, where, and what to do.
 The command line prints that text without a traceback and ends with exit code 2.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class FmcnetError(Exception):
@@ -68,3 +71,28 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, code: int = 130) -> None:
         super().__init__(message)
         self.code = code
+
+
+@contextmanager
+def translate_errors(*, compiled: bool) -> Iterator[None]:
+    """Turn PyTorch's errors in a training step into `TrainingError`, where the user can do something.
+
+    Args:
+        compiled: the model is compiled by `torch.compile`.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the GPU's memory does not hold a step: {str(error).splitlines()[0]} Try training.recompute=true, "
+            "training.accumulate=2 with half of data.identities, or smaller images (docs/training.md)"
+        ) from error
+    except Exception as error:
+        if not compiled or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise TrainingError(
+            f"torch.compile failed ({str(error).strip().splitlines()[0]}): it needs a C++ compiler, on GPUs "
+            "Triton; train with training.compile=false"
+        ) from error

@@ -132,105 +132,20 @@ def test_arguments_out_of_range(options: dict[str, int]) -> None:
         IdentityModalitySampler(pids, modality, **{"identities": 2, **options})
 
 
-def test_images_can_be_spread_over_cameras() -> None:
-    pids, modality = made([(9, 9)] * 4)
-    camid = np.zeros(len(pids), dtype=np.int64)
-    for pid in np.unique(pids):
-        for m in (0, 1):
-            own = np.flatnonzero((pids == pid) & (modality == m))
-            camid[own] = [1, 1, 1, 1, 1, 1, 1, 2, 3]
-    sampler = IdentityModalitySampler(pids, modality, identities=2, images=3, camid=camid, steps=2)
-    for epoch in range(5):
-        visible, infrared = next(sampler.batches(epoch))
-        for half in (visible, infrared):
-            assert all(set(cams) == {1, 2, 3} for cams in camid[half].reshape(2, 3))
-
-
 def test_lengths_must_agree() -> None:
     with pytest.raises(DataError, match="one identity and one modality a row"):
         IdentityModalitySampler(np.arange(3), np.zeros(4, dtype=np.uint8))
 
 
-def near_of(count: int, nearest: int, seed: int = 0) -> np.ndarray:
-    """Look-alikes of `count` identities, `nearest` of each, never itself."""
-    rng = np.random.default_rng(seed)
-    return np.stack([rng.permutation(np.delete(np.arange(count), own))[:nearest] for own in range(count)])
-
-
-def positions(sampler: IdentityModalitySampler, epoch: int, pids: np.ndarray) -> list[list[int]]:
-    """Which identities each batch holds, in order, as positions in `sampler.pids`."""
-    firsts = [pids[visible[:: sampler.images]] for visible, _ in sampler.batches(epoch)]
-    return [[sampler.pids.index(pid) for pid in batch.tolist()] for batch in firsts]
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.integers(2, 12), st.integers(0, 30), st.sampled_from([0.1, 0.25, 0.5, 0.75, 0.9]), st.integers(0, 2**20),
-    st.integers(0, 9),
-)  # fmt: skip
-def test_the_asked_share_of_a_batch_are_look_alikes_of_the_drawn(
-    p: int, spare: int, hard: float, seed: int, epoch: int
-) -> None:
-    pids, modality = made([(3, 3)] * (p + spare))
-    options = {"identities": p, "images": 2, "seed": seed, "steps": 3}
-    plain = positions(IdentityModalitySampler(pids, modality, **options), epoch, pids)
-    sampler = IdentityModalitySampler(pids, modality, hard=hard, **options)
-    assert positions(sampler, epoch, pids) == plain  # nothing is known yet
-    near = sampler.neighbors = near_of(p + spare, p - 1, seed)  # so that they never run out
-    batches = positions(sampler, epoch, pids)
-    assert batches == positions(sampler, epoch, pids)
-    assert all(len(set(batch)) == p for batch in batches)
-    alike = min(round(hard * p), p - 1)
-    drawn = plain[0][: p - alike]  # of the first batch one knows whose turn it is
-    assert [position for position in batches[0] if position in drawn] == drawn
-    own = drawn[0]
-    for position in batches[0]:
-        own = position if position in drawn else own
-        assert position == own or position in near[own]
-
-
-def test_look_alikes_of_a_known_draw() -> None:
-    """Nearest ones first, each beside its own, none twice; where they run out, whose turn is next."""
-    pids, modality = made([(2, 2)] * 6)
-    options = {"identities": 4, "images": 1, "steps": 1, "seed": 3}
-    (turn,) = positions(IdentityModalitySampler(pids, modality, **options), 0, pids)
-    a, b = turn[:2]
-    c, d, e, f = (position for position in range(6) if position not in (a, b))
-    sampler = IdentityModalitySampler(pids, modality, hard=0.5, **options)
-
-    def batch(of_a: list[int], of_b: list[int]) -> list[int]:
-        near = np.zeros((6, len(of_a)), dtype=np.int64)
-        near[a], near[b] = of_a, of_b
-        sampler.neighbors = near
-        return positions(sampler, 0, pids)[0]
-
-    assert batch([c, d], [e, f]) == [a, c, b, e]
-    assert batch([c, d], [c, f]) == [a, c, d, b]  # c is there already, and a's second comes before b's
-    assert batch([b, d], [a, f]) == [a, d, b, f]
-    assert batch([b, a], [c, a]) == [a, b, c, next(p for p in turn[2:] if p != c)]
-
-
-def test_ranks_share_out_look_alikes_beside_their_own() -> None:
-    pids, modality = made([(3, 3)] * 12)
-    near = np.stack([np.arange(12) ^ 1], axis=1)  # identities in pairs
-    whole = IdentityModalitySampler(pids, modality, identities=4, images=2, hard=0.5)
-    ranks = [
-        IdentityModalitySampler(pids, modality, identities=2, images=2, hard=0.5, rank=r, world=2)
-        for r in (0, 1)
-    ]
-    for sampler in (whole, *ranks):
-        sampler.neighbors = near
-    for batch, *parts in zip(*(positions(s, 2, pids) for s in (whole, *ranks)), strict=True):
-        assert batch == parts[0] + parts[1]
-    together = [part[0] ^ 1 == part[1] for r in ranks for part in positions(r, 2, pids)]
-    assert sum(together) > len(together) / 2  # a pair of which both were drawn leaves room for others
-
-
-def test_a_large_share_leaves_every_identity_its_turn() -> None:
-    """With P = 2 and a share of 0.9 one is still drawn in turn."""
-    pids, modality = made([(3, 3)] * 6)
-    sampler = IdentityModalitySampler(pids, modality, identities=2, images=1, hard=0.9, steps=6)
-    sampler.neighbors = near_of(6, 3)
-    batches = positions(sampler, 0, pids)
-    assert {batch[0] for batch in batches} == set(range(6))
-    assert all(second == sampler.neighbors[first, 0] for first, second in batches)
+def test_a_batch_sampler_numbers_its_batches_and_positions() -> None:
+    """Over two ranks the positions of a modality are those in the batch of both."""
+    pids, modality = made([(4, 4)] * 8)
+    for rank in (0, 1):
+        sampler = IdentityModalitySampler(pids, modality, identities=2, images=2, steps=3, rank=rank, world=2)
+        sampler.set_epoch(2, start=1)
+        assert len(sampler) == 2
+        batches = list(sampler)
+        assert [{index.batch for index in batch} for batch in batches] == [{7}, {8}]
+        for batch, halves in zip(batches, sampler.batches(2, 1), strict=True):
+            assert [index.row for index in batch] == np.concatenate(halves).tolist()
+            assert [index.position for index in batch] == [4 * rank + i for i in range(4)] * 2

@@ -17,19 +17,19 @@ from torch import nn
 
 from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
+from fmcnet.data.samplers import make_sampler
 from fmcnet.distributed import (
+    agree_on_errors,
     average_buffers,
     average_gradients,
+    distributed_context,
     gather_centers,
     synchronize_batchnorm,
-    together,
 )
 from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import load
-from fmcnet.runtime import runtime
 from fmcnet.training import health
 from fmcnet.training import trainer as loop
-from fmcnet.training.feed import make_sampler
 from fmcnet.training.loggers import read_log
 from fmcnet.training.train_step import Game
 from tests.training import forked, runs
@@ -95,15 +95,14 @@ def test_two_ranks_train_and_resume(tiny_sysu, tmp_path):
 def test_averaged_gradients_are_the_mean(tmp_path):
     code = """
 import torch, torch.distributed as dist
-from fmcnet.distributed import agree, average_gradients
-from fmcnet.runtime import runtime
-with runtime("cpu") as place:
+from fmcnet.distributed import agree, average_gradients, distributed_context
+with distributed_context("cpu") as ctx:
     p = [torch.nn.Parameter(torch.zeros(size)) for size in ((2, 3), (4,), (1,))]
-    p[0].grad = torch.full((2, 3), float(place.rank)); p[1].grad = torch.arange(4.0) * (place.rank + 1)
-    average_gradients(p, place.world)
+    p[0].grad = torch.full((2, 3), float(ctx.rank)); p[1].grad = torch.arange(4.0) * (ctx.rank + 1)
+    average_gradients(p, ctx.world)
     assert torch.equal(p[0].grad, torch.full((2, 3), 0.5)) and torch.equal(p[1].grad, torch.arange(4.0) * 1.5)
-    assert p[2].grad is None and agree([place.rank == 1, False], place) == [True, False]
-    open(f"{place.rank}.ok", "w").close()
+    assert p[2].grad is None and agree([ctx.rank == 1, False], ctx) == [True, False]
+    open(f"{ctx.rank}.ok", "w").close()
 """
     (tmp_path / "check.py").write_text(code)
     command = [
@@ -248,37 +247,37 @@ def collectives(folder):
 
 
 def check_collectives(folder):
-    with runtime("cpu") as place:
-        check_batchnorm(place)
-        check_centers(place)
+    with distributed_context("cpu") as ctx:
+        check_batchnorm(ctx)
+        check_centers(ctx)
         # Running statistics become their mean, counters stay.
         norm = nn.BatchNorm1d(3)
-        norm.running_mean.fill_(float(place.rank))
-        norm.running_var.copy_(torch.arange(3.0) + place.rank)
-        average_buffers(norm, place.world)
+        norm.running_mean.fill_(float(ctx.rank))
+        norm.running_var.copy_(torch.arange(3.0) + ctx.rank)
+        average_buffers(norm, ctx.world)
         assert norm.running_mean.tolist() == [0.5] * 3
         assert norm.running_var.tolist() == [0.5, 1.5, 2.5]
         for who in (0, 1):  # whoever fails, all do
             with pytest.raises(OSError, match=f"full: 'rank {who}'"):
-                fail(who, place)
-        (folder / f"{place.rank}.ok").touch()
+                fail(who, ctx)
+        (folder / f"{ctx.rank}.ok").touch()
 
 
-def fail(who, place):
-    with together(place):
-        if place.rank == who:
+def fail(who, ctx):
+    with agree_on_errors(ctx):
+        if ctx.rank == who:
             raise OSError(28, "full", f"rank {who}")
 
 
-def check_batchnorm(place):
+def check_batchnorm(ctx):
     for plain, shape in ((nn.BatchNorm2d(5), (8, 5, 4, 3)), (nn.BatchNorm1d(5), (8, 5))):
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             plain.weight.copy_(torch.rand(5, generator=generator) + 0.5)
             plain.bias.copy_(torch.rand(5, generator=generator))
-        synced = synchronize_batchnorm(nn.Sequential(type(plain)(5)), place.device)
+        synced = synchronize_batchnorm(nn.Sequential(type(plain)(5)), ctx.device)
         synced[0].load_state_dict(plain.state_dict())
-        mine = slice(4 * place.rank, 4 * place.rank + 4)
+        mine = slice(4 * ctx.rank, 4 * ctx.rank + 4)
         for _ in range(2):
             whole = (torch.randn(shape, generator=generator) * 3 + 1).requires_grad_()
             factor = torch.randn(shape, generator=generator)
@@ -289,7 +288,7 @@ def check_batchnorm(place):
             (out * factor[mine]).sum().backward()
             torch.testing.assert_close(out, expected[mine], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(part.grad, whole.grad[mine], rtol=1e-4, atol=1e-5)
-            average_gradients(synced.parameters(), place.world)  # of sums over shares: half of the whole sum
+            average_gradients(synced.parameters(), ctx.world)  # of sums over shares: half of the whole sum
             for a, b in zip(synced.parameters(), plain.parameters(), strict=True):
                 torch.testing.assert_close(2 * a.grad, b.grad, rtol=1e-4, atol=1e-5)
         for key, value in plain.state_dict().items():
@@ -298,7 +297,7 @@ def check_batchnorm(place):
         torch.testing.assert_close(synced(part), plain(part))
 
 
-def check_centers(place):
+def check_centers(ctx):
     """Centres as a linear map of inputs; the loss looks at all pairs."""
     generator = torch.Generator().manual_seed(1)
     inputs, start = torch.randn(6, 4, generator=generator), torch.randn(3, 4, generator=generator)
@@ -308,10 +307,10 @@ def check_centers(place):
         return (torch.cdist(centers, centers) - 1).relu().sum()
 
     loss(inputs @ whole.T).backward()
-    gathered = gather_centers(inputs[3 * place.rank : 3 * place.rank + 3] @ shared.T)
+    gathered = gather_centers(inputs[3 * ctx.rank : 3 * ctx.rank + 3] @ shared.T)
     torch.testing.assert_close(gathered, inputs @ whole.T)
     loss(gathered).backward()
-    average_gradients([shared], place.world)
+    average_gradients([shared], ctx.world)
     torch.testing.assert_close(shared.grad, whole.grad, rtol=1e-5, atol=1e-5)
 
 
@@ -326,9 +325,9 @@ def embedding(run, data, folder):
     table = table.take(np.arange(len(table) // 2 * 2 - 1))
 
     def one_rank():
-        with runtime("cpu") as place:
-            found = embed_shared(load(run, "cpu"), table, place, batch_size=7, progress=False)
-            assert (found is not None) == place.main
+        with distributed_context("cpu") as ctx:
+            found = embed_shared(load(run, "cpu"), table, ctx, batch_size=7, progress=False)
+            assert (found is not None) == ctx.main
             if found is not None:
                 np.savez(Path(folder, "two.npz"), features=found.features, name=found.name, pid=found.pid)
 

@@ -22,7 +22,6 @@ SETTINGS = [
     "training.checkpoint_every=2",
     "training.log_every=1",
     "training.keep=3",
-    "training.ema=0.9",
     "model.dropout=0.3",
 ]
 

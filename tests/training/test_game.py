@@ -1,4 +1,4 @@
-"""One step of the game: accumulation, recomputation, averaged weights, precisions, what is measured."""
+"""One step of the game: accumulation, recomputation, precisions, what is measured."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from fmcnet.config import load_config
+from fmcnet.data.loader import TrainingBatch
+from fmcnet.distributed import DistributedContext
 from fmcnet.errors import FmcnetError
 from fmcnet.losses.criterion import TERMS, objective, total
 from fmcnet.models.build import build_model
-from fmcnet.runtime import Runtime
 from fmcnet.training import health
 from fmcnet.training import train_step as game_module
-from fmcnet.training.batches import Batch
 from fmcnet.training.optimizers import rate
 from fmcnet.training.train_step import Game, memory_format, precision
 from fmcnet.training.trainer import train
@@ -31,14 +31,14 @@ def made(*settings, steps=10):
     """A game of its own; the same start for the same model."""
     config = load_config("tiny", list(settings))
     torch.manual_seed(3)
-    return Game(config, build_model(config.model, 6), Runtime(CPU), 4, steps)
+    return Game(config, build_model(config.model, 6), DistributedContext(CPU), 4, steps)
 
 
 def batch(number=0, height=64, width=32):
     generator = torch.Generator().manual_seed(number)
     halves = torch.randint(0, 256, (2, 8, 3, height, width), generator=generator, dtype=torch.uint8)
     identities = torch.randperm(6, generator=generator)[:4]
-    return Batch(halves[0], halves[1], identities.repeat_interleave(2))
+    return TrainingBatch(halves[0], halves[1], identities.repeat_interleave(2))
 
 
 def state(game):
@@ -115,47 +115,6 @@ def test_recomputation_changes_neither_gradients_nor_running_statistics(variant)
     assert_close(*grads, rtol=1e-4, atol=1e-6)
     assert_close(*(dict(game.model.named_buffers()) for game in (kept, anew)))
     assert anew.model.decomposition.stem_visible.bn1.num_batches_tracked == 2
-
-
-def test_averaged_weights_follow_by_the_documented_decay():
-    game = made("training.ema=0.3")
-    slow = {k: v for k, v in state(game).items() if v.is_floating_point()}
-    for step in range(4):
-        game.step([batch(step)], step)
-        decay = min(0.3, (2 + step) / (11 + step))  # t = step + 1: 2/11, 3/12, 4/13, 0.3
-        now = state(game)
-        slow = {key: decay * value + (1 - decay) * now[key] for key, value in slow.items()}
-    assert_close(game.ema.values, slow)
-    exported, last = game.export().state_dict(), state(game)
-    assert_close({key: exported[key] for key in slow}, slow)
-    for key in exported.keys() - slow.keys():
-        assert torch.equal(exported[key], last[key])
-    for key in (
-        "decomposition.shared.layer4.1.conv2.weight",
-        "decomposition.shared.layer4.1.bn2.running_mean",
-    ):
-        assert not torch.allclose(exported[key], last[key], rtol=1e-3)
-
-
-def test_a_training_with_averaged_weights_writes_these_and_goes_on_from_its_own(
-    tiny_sysu, tmp_path, monkeypatch
-):
-    seen, export = [], Game.export
-    monkeypatch.setattr(Game, "export", lambda self: seen.append(self) or export(self))
-    train(
-        load_config("tiny", ["training.ema=0.9", "training.epochs=1"]),
-        tiny_sysu,
-        tmp_path / "r",
-        progress=False,
-    )
-    from safetensors.torch import load_file
-
-    written = load_file(tmp_path / "r" / "model.safetensors")
-    resumable = load_file(tmp_path / "r" / "checkpoints" / "step-000005" / "model.safetensors")
-    for key, value in seen[-1].ema.values.items():
-        if "statistics" not in key:  # taken anew from plain images at the end
-            assert torch.equal(written[key], value)
-        assert torch.equal(resumable[key], seen[-1].model.state_dict()[key])
 
 
 @pytest.mark.parametrize("variant", ["base", "full"])

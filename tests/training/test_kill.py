@@ -24,8 +24,6 @@ pytestmark = [
 
 SETTINGS = [
     "model.dropout=0.3",
-    "training.ema=0.9",
-    "data.hard=0.25",
     "training.checkpoint_every=3",
     "training.epochs=6",
     "training.steps_per_epoch=5",

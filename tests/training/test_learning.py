@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from fmcnet.config import load_config, shipped
+from fmcnet.data.loader import TrainingBatch
+from fmcnet.distributed import distributed_context
 from fmcnet.models.build import build_model
-from fmcnet.runtime import runtime
 from fmcnet.training import health
-from fmcnet.training.batches import Batch
 from fmcnet.training.train_step import Game
 
 IDENTITIES, P, K, HEIGHT, WIDTH = 60, 8, 4, 32, 16
@@ -44,9 +44,11 @@ class World:
         self.generator = torch.Generator().manual_seed(1)
         self.prototypes = torch.rand(IDENTITIES, 3, 8, 4, generator=self.generator)
 
-    def batch(self) -> Batch:
+    def batch(self) -> TrainingBatch:
         labels = torch.randperm(IDENTITIES, generator=self.generator)[:P].repeat_interleave(K)
-        return Batch(self.pictures(labels, infrared=False), self.pictures(labels, infrared=True), labels)
+        return TrainingBatch(
+            self.pictures(labels, infrared=False), self.pictures(labels, infrared=True), labels
+        )
 
     def pictures(self, labels: torch.Tensor, infrared: bool) -> torch.Tensor:
         x = self.prototypes[labels] + 0.12 * torch.randn(len(labels), 3, 8, 4, generator=self.generator)
@@ -66,8 +68,8 @@ def learn(name: str, *overrides: str, steps: int = STEPS) -> dict[str, float]:
     config = load_config(name, [*SMALL, *overrides])
     training, world = config.training, World()
     schedule = training.epochs * training.steps_per_epoch if training.steps_per_epoch else LONG
-    with runtime("cpu") as place:
-        game = Game(config, build_model(config.model, IDENTITIES), place, P, max(schedule, steps))
+    with distributed_context("cpu") as ctx:
+        game = Game(config, build_model(config.model, IDENTITIES), ctx, P, max(schedule, steps))
         for step in range(steps):
             game.step([world.batch()], step)
         records = game.read()[-LAST:]
@@ -124,8 +126,8 @@ def test_the_settings_of_0_1_0_for_sysu_are_called_dead(caplog):
     ]
     torch.manual_seed(0)
     config = load_config("sysu", [*SMALL, *old])
-    with runtime("cpu") as place:
-        game = Game(config, build_model(config.model, IDENTITIES), place, P, LONG)
+    with distributed_context("cpu") as ctx:
+        game = Game(config, build_model(config.model, IDENTITIES), ctx, P, LONG)
         for step in range(2 * health.WINDOW):
             game.step([world.batch()], step)
     for record in game.read():

@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 from fmcnet.config import load_config
+from fmcnet.distributed import DistributedContext
 from fmcnet.errors import CheckpointError
 from fmcnet.models.build import build_model
-from fmcnet.runtime import Runtime
+from fmcnet.models.checkpoint import ModelCard
 from fmcnet.training import trainer as loop
-from fmcnet.training.checkpointing import checkpoints, load_newest, process_state, save_checkpoint
+from fmcnet.training.checkpointing import Checkpointer, checkpoints
 from fmcnet.training.folder import MAY_CHANGE
-from fmcnet.training.keeper import Keeper
-from fmcnet.training.loggers import read_log
+from fmcnet.training.loggers import StepLogger, read_log
+from fmcnet.training.selection import ModelSelection
 from fmcnet.training.train_step import Game
 from tests.training.runs import weights
 
@@ -28,10 +29,8 @@ SETTINGS = (
     "training.checkpoint_every=2",
     "training.checkpoint_minutes=0",
     "training.keep=3",
-    "training.ema=0.9",
     "training.select=val",
     "model.dropout=0.3",
-    "data.hard=0.25",
 )
 
 
@@ -123,11 +122,9 @@ def test_what_a_checkpoint_holds(cut):
             found = [v for k, v in stored.items() if k.startswith(f"{name}.") and k.endswith(f".{moment}")]
             assert len(found) == len(players), (name, moment)
             assert moment == "step" or sum(v.numel() for v in found) == sum(p.numel() for p in players)
-    followed = {k for k, v in model.state_dict().items() if v.is_floating_point()}
-    assert {k.removeprefix("ema.") for k in stored if k.startswith("ema.")} == followed
-    assert not all(torch.equal(stored[f"ema.{k}"], trained[k]) for k in followed)
+    assert trained.keys() == model.state_dict().keys()
+    assert {key.split(".")[0] for key in stored} == {"main", "judge", "rank0"}
     assert stored["rank0.rng"].shape == torch.get_rng_state().shape
-    assert stored["extra.neighbors"].shape[0] == len(card["pids"])
     assert (facts["step"], facts["steps"], facts["processes"], card["step"]) == (6, 8, 1, 6)
     assert facts["selection"]["step"] == 4
     assert set(facts["digests"]) == {"model.safetensors", "model.json", "state.safetensors"}
@@ -205,7 +202,7 @@ def test_settings_that_may_change_on_resume_change_nothing(tiny_sysu, whole, run
     assert_same_run(run, whole)
 
 
-@pytest.mark.parametrize("change", ["training.ema=0.5", "model.dropout=0", "data.hard=0", "augment.flip=0.1"])
+@pytest.mark.parametrize("change", ["training.lr=0.5", "model.dropout=0", "augment.flip=0.1"])
 def test_other_settings_are_refused(tiny_sysu, run, change):
     with pytest.raises(CheckpointError, match=change.partition("=")[0].replace(".", r"\.")):
         train(tiny_sysu, run, change, resume=True)
@@ -213,21 +210,20 @@ def test_other_settings_are_refused(tiny_sysu, run, change):
 
 def test_the_scaler_comes_back(tmp_path):
     """No CPU trains in float16: the scaler of a GPU's training, put into a training here."""
-    config = load_config("tiny", ["model.width=2"])
+    config = load_config("tiny", ["model.width=2", "training.validate_every=0"])
+    ctx = DistributedContext(torch.device("cpu"))
 
-    def game():
-        return Game(config, build_model(config.model, 4), Runtime(torch.device("cpu")), 4, 10)
+    def checkpointer(game):
+        card, log = ModelCard(config, (0, 1, 2, 3), "none", 3), StepLogger(tmp_path, config, 10)
+        selection = ModelSelection(config, None, tmp_path, ctx)
+        return Checkpointer(tmp_path, ctx, game, card, selection, log, {"steps": 10})
 
-    from fmcnet.models.checkpoint import ModelCard
-
-    first, second = game(), game()
+    first, second = (Game(config, build_model(config.model, 4), ctx, 4, 10) for _ in range(2))
     for one in (first, second):
         one.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0**10, growth_interval=7)
     first.scaler.load_state_dict({**first.scaler.state_dict(), "scale": 2.0**7, "_growth_tracker": 5})
-    card = ModelCard(config, (0, 1, 2, 3), "none", 3)
-    save_checkpoint(tmp_path, 3, first, [process_state(first)], card, {}, keep=1, extra={})
-    facts, extra = load_newest(tmp_path, second, lambda facts: None)
-    assert (facts["step"], extra) == (3, {})
+    checkpointer(first).save(3, must=True)
+    assert checkpointer(second).restore() == 3
     assert second.scaler.state_dict() == first.scaler.state_dict()
     assert second.scaler.state_dict()["scale"] == 2.0**7
 
@@ -236,13 +232,13 @@ def test_a_checkpoint_whose_discriminators_trained_otherwise_is_refused_in_a_lin
     tiny_sysu, tmp_path, monkeypatch
 ):
     """As those of 0.1.0: its SGD or AdamW has other states, and to go on with them would not be exact."""
-    made = Keeper.__init__
+    made = Checkpointer.__init__
 
     def as_0_1_0(self, *parts):
         made(self, *parts[:-1], {key: value for key, value in parts[-1].items() if key != "discriminators"})
 
     with monkeypatch.context() as patched:
-        patched.setattr(Keeper, "__init__", as_0_1_0)
+        patched.setattr(Checkpointer, "__init__", as_0_1_0)
         with pytest.raises(PowerCut):
             train(tiny_sysu, tmp_path / "run", trackers=[Stop(5)])
     with pytest.raises(CheckpointError, match="another optimiser of the discriminators") as caught:

@@ -4,8 +4,8 @@ import torch
 from safetensors.torch import load_file
 
 from fmcnet.config import load_config
+from fmcnet.data.loader import TrainingBatch
 from fmcnet.models.build import build_model
-from fmcnet.training.batches import Batch
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.statistics import estimate_statistics
 from fmcnet.training.trainer import train
@@ -14,7 +14,7 @@ from fmcnet.training.trainer import train
 def test_they_are_the_mean_and_variance_of_all_features():
     torch.manual_seed(0)
     model = build_model(load_config("tiny").model, 6).eval()
-    batches = [Batch(*torch.rand(2, 8, 3, 64, 32), torch.arange(8)) for _ in range(3)]
+    batches = [TrainingBatch(*torch.rand(2, 8, 3, 64, 32), torch.arange(8)) for _ in range(3)]
     before = {key: value.clone() for key, value in model.state_dict().items()}
     estimate_statistics(model, batches)
     sfd = model.decomposition

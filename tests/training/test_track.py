@@ -10,9 +10,8 @@ from typer.testing import CliRunner
 from fmcnet.cli.app import app
 from fmcnet.config import load_config
 from fmcnet.errors import ConfigError, MissingDependencyError
-from fmcnet.training import track
 from fmcnet.training import trainer as loop
-from fmcnet.training.loggers import read_log
+from fmcnet.training.loggers import WandB, check_trackers, read_log
 from fmcnet.training.train_step import Game
 from fmcnet.training.trainer import train
 
@@ -88,13 +87,13 @@ def test_tensorboard_holds_the_log_without_the_steps_that_a_resume_repeats(
     """Killed before the first checkpoint, and after one."""
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = tmp_path / "run"
-    after = loop._Job._after
+    after = loop.Trainer._after
 
     def reading_every_step(self, done, *rest):
         self._read()
         after(self, done, *rest)
 
-    monkeypatch.setattr(loop._Job, "_after", reading_every_step)
+    monkeypatch.setattr(loop.Trainer, "_after", reading_every_step)
     broken(monkeypatch, run, tiny_sysu, stop_at, trackers=["tensorboard"])
     assert logged(run)[-1][0] == stop_at > stop_at // 3 * 3  # the last checkpoint: steps after it come again
     train(load_config("tiny"), tiny_sysu, run, resume=True, progress=False, trackers=["tensorboard"] * 2)
@@ -114,7 +113,7 @@ def test_wandb_keeps_a_run_offline_and_a_resume_goes_on_in_it(tmp_path, monkeypa
     monkeypatch.setenv("WANDB_SILENT", "true")
     names = set()
     for number in range(2):
-        [tracker] = track.make_trackers(["wandb"], tmp_path / "run", load_config("tiny"), number)
+        tracker = WandB(tmp_path / "run", load_config("tiny"))
         names.add((tracker._run.project, tracker._run.name, tracker._run.id))
         tracker.log(number + 1, {"loss": 0.123456 + number})
         tracker.close()
@@ -141,7 +140,7 @@ def test_an_unknown_tracker_is_refused_before_anything_is_written(tiny_sysu, tmp
     assert "no tracker 'excel': choose of tensorboard, wandb" in " ".join(result.output.split())
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="no tracker 'excel'"):
-        track.make_trackers(["tensorboard", "excel"], tmp_path / "run", load_config("tiny"))
+        check_trackers(["tensorboard", "excel"])
     assert not (tmp_path / "run").exists()
 
 

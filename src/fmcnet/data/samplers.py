@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import Sampler
 
-from fmcnet.errors import DataError
+from fmcnet.config import Config
+from fmcnet.data.table import Table
+from fmcnet.errors import ConfigError, DataError
 from fmcnet.types import IntArray, Modality
 
 
-class IdentityModalitySampler:
-    """Batches of row numbers; a pure function of (data, seed, epoch, rank), so any batch can be drawn again.
+class ImageIndex(NamedTuple):
+    """One image of a batch.
 
-    One draw is made for all ranks: `world * identities` distinct identities a step, of which each rank takes
-    its own `identities`. Two ranks with P each therefore see, side by side, exactly the batches of one
-    process with 2 P. Within an epoch identities come as one shuffled pass after another, so any two differ by at most
-    one appearance; the images of an identity come in shuffled passes of their own.
+    Attributes:
+        row: of the table.
+        batch: number of the batch, counted from the start of the training.
+        position: among the images of its modality in the batch of all processes.
+    """
+
+    row: int
+    batch: int
+    position: int
+
+
+class IdentityModalitySampler(Sampler[list[ImageIndex]]):
+    """A batch sampler for `DataLoader`: P*K visible and then P*K infrared images of the same P identities.
+
+    A batch is a function of (data, seed, epoch, step, rank). One draw is made for all ranks: `world * identities`
+    distinct identities a step, of which each rank takes its own `identities`. Two ranks with P each therefore see the
+    batches of one process with 2 P. Within an epoch identities come as one shuffled pass after another, so any two
+    differ by at most one appearance. The images of an identity come in shuffled passes of their own.
 
     Args:
         pid_labels: (N,) the identity of each row (any integers).
@@ -31,16 +48,11 @@ class IdentityModalitySampler:
         world: number of processes.
         steps: batches an epoch; default: as many as it takes for as many draws as the larger modality has
             images, `ceil(max(N_visible, N_infrared) / (world * P * K))` over the identities in use.
-        camid: (N,) cameras; when given, the K images of an identity are spread over its cameras.
-        hard: share of a step's identities, 0..0.9, that are look-alikes of the drawn ones (ours), once
-            `neighbors` is set. Each stands next to the one it looks like, so that one rank mostly gets both.
 
     Attributes:
-        steps: batches an epoch, also `len(sampler)`.
-        pids: the identities in use, ascending; positions in it are what `neighbors` holds.
-        neighbors: (len(pids), n) for each identity the positions of its look-alikes, nearest first; None at first:
-            every identity is drawn in turn. It is read when an epoch is planned.
-        notes: what a person should know: identities left out, images repeated.
+        steps: batches an epoch.
+        pids: the identities in use, ascending.
+        notes: warnings for the user: identities left out, images repeated.
 
     Raises:
         DataError: when the arguments are out of range or too few identities have both modalities.
@@ -57,8 +69,6 @@ class IdentityModalitySampler:
         rank: int = 0,
         world: int = 1,
         steps: int | None = None,
-        camid: NDArray[np.integer] | None = None,
-        hard: float = 0.0,
     ) -> None:
         if identities < 1 or images < 1 or (steps is not None and steps < 1):
             raise DataError(
@@ -73,9 +83,7 @@ class IdentityModalitySampler:
             )
         self.identities, self.images = identities, images
         self.seed, self.rank, self.world = seed, rank, world
-        self.camid = None if camid is None else np.asarray(camid)
-        self.hard = hard
-        self.neighbors: IntArray | None = None
+        self._epoch = self._start = 0
         rows = [_rows_by_pid(pid_labels, modality, m) for m in (Modality.VISIBLE, Modality.INFRARED)]
         self.pids = sorted(set(rows[0]) & set(rows[1]))
         self.notes = self._notes(rows)
@@ -96,53 +104,41 @@ class IdentityModalitySampler:
         self.steps = steps if steps is not None else ceil(larger / (needed * images))
 
     def __len__(self) -> int:
-        return self.steps
+        return self.steps - self._start
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Make `__iter__` yield the batches of `epoch`, from step `start` on (to resume)."""
+        self._epoch, self._start = epoch, start
+
+    def __iter__(self) -> Iterator[list[ImageIndex]]:
+        offset = self.rank * self.identities * self.images
+        for step, halves in enumerate(self.batches(self._epoch, self._start), self._start):
+            batch = self._epoch * self.steps + step
+            yield [
+                ImageIndex(row, batch, offset + at) for half in halves for at, row in enumerate(half.tolist())
+            ]
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[IntArray, IntArray]]:
-        """The batches of an epoch, from step `start` on (to resume): visible and infrared rows, (P*K,) each.
+        """Yield the rows of the batches of an epoch, from step `start` on: visible and infrared, (P*K,) each.
 
         The halves are aligned: position `p * K + k` holds the k-th image of the p-th identity in both.
         """
         visible, infrared = self.plan(epoch)
-        mine = slice(self.rank * self.identities, (self.rank + 1) * self.identities)
+        own = slice(self.rank * self.identities, (self.rank + 1) * self.identities)
         for step in range(start, self.steps):
-            yield visible[step, mine].reshape(-1), infrared[step, mine].reshape(-1)
+            yield visible[step, own].reshape(-1), infrared[step, own].reshape(-1)
 
     def plan(self, epoch: int) -> tuple[IntArray, IntArray]:
-        """The rows of a whole epoch, all ranks: visible and infrared, each (steps, world * P, K)."""
+        """Draw the rows of a whole epoch, all ranks: visible and infrared, each (steps, world * P, K)."""
         rng = np.random.default_rng([self.seed & (2**63 - 1), epoch])
         size = self.identities * self.world
-        drawn = np.empty((self.steps, size), dtype=np.int64)
         stream = _Stream(np.arange(len(self.pids)), rng)
-        for step in range(self.steps):
-            drawn[step] = self._identities_of_a_step(stream, size)
+        drawn = [stream.take(size) for _ in range(self.steps)]
         halves = []
         for rows in self._rows:
-            streams = [_Stream(own, rng, None if self.camid is None else self.camid[own]) for own in rows]
-            half = np.empty((self.steps, size, self.images), dtype=np.int64)
-            for step in range(self.steps):
-                for slot in range(size):
-                    half[step, slot] = streams[drawn[step, slot]].take(self.images)
-            halves.append(half)
+            streams = [_Stream(own, rng) for own in rows]
+            halves.append(np.array([[streams[i].take(self.images) for i in step] for step in drawn]))
         return halves[0], halves[1]
-
-    def _identities_of_a_step(self, stream: _Stream, size: int) -> list[int]:
-        """`size` distinct ones: those whose turn it is, each followed by its look-alikes that are not there yet."""
-        if self.neighbors is None:
-            return stream.take(size)
-        drawn = stream.take(size - min(round(self.hard * size), size - 1))
-        groups, held = {own: [own] for own in drawn}, set(drawn)
-        for column in self.neighbors[drawn].T.tolist():  # all nearest ones first, then all second ones
-            for own, near in zip(drawn, column, strict=True):
-                if near not in held and len(held) < size:
-                    held.add(near)
-                    groups[own].append(near)
-        while len(held) < size:  # too few look-alikes: whose turn is next
-            (position,) = stream.take(1)
-            if position not in held:
-                held.add(position)
-                groups[position] = [position]
-        return list(chain.from_iterable(groups.values()))
 
     def _notes(self, rows: Sequence[dict[int, IntArray]]) -> tuple[str, ...]:
         notes = []
@@ -162,17 +158,15 @@ class IdentityModalitySampler:
 class _Stream:
     """Items in one shuffled pass after another; a draw holds no item twice unless there are too few."""
 
-    def __init__(
-        self, items: IntArray, rng: np.random.Generator, groups: NDArray[np.integer] | None = None
-    ) -> None:
-        self._items, self._rng, self._groups = items, rng, groups
+    def __init__(self, items: IntArray, rng: np.random.Generator) -> None:
+        self._items, self._rng = items, rng
         self._left: list[int] = []
 
     def take(self, count: int) -> list[int]:
         taken: list[int] = []
         while len(taken) < count:
             if not self._left:
-                fresh = self._shuffled()
+                fresh = self._items[self._rng.permutation(len(self._items))].tolist()
                 # At the seam between two passes, what this draw holds already goes to the end of the new one.
                 held = set(taken)
                 self._left = [i for i in fresh if i not in held] + [i for i in fresh if i in held]
@@ -180,19 +174,6 @@ class _Stream:
             taken += self._left[:want]
             self._left = self._left[want:]
         return taken
-
-    def _shuffled(self) -> list[int]:
-        order = self._rng.permutation(len(self._items))
-        if self._groups is not None:
-            # Round robin over the groups: the n-th item of each group before the (n+1)-th of any.
-            seen: dict[int, int] = {}
-            turn = np.empty(len(order), dtype=np.int64)
-            for place, item in enumerate(order):
-                group = int(self._groups[item])
-                turn[place] = seen[group] = seen.get(group, -1) + 1
-            order = order[np.argsort(turn, kind="stable")]
-        shuffled: list[int] = self._items[order].tolist()
-        return shuffled
 
 
 def _rows_by_pid(
@@ -207,3 +188,45 @@ def _rows_by_pid(
     return {
         int(pid): own.astype(np.int64) for pid, own in zip(pids, np.split(order, starts[1:]), strict=True)
     }
+
+
+def identities_of(config: Config, world: int) -> int:
+    """P of one process: `data.identities`, or its share of them with `data.share=all`.
+
+    Raises:
+        ConfigError: when they cannot be shared out equally.
+    """
+    if config.data.share == "process":
+        return config.data.identities
+    if config.data.identities % world:
+        raise ConfigError(
+            f"data.identities={config.data.identities} cannot be shared by {world} processes (data.share=all): "
+            f"take a multiple of {world}"
+        )
+    return config.data.identities // world
+
+
+def make_sampler(
+    config: Config, rows: Table, labels: IntArray, rank: int, world: int
+) -> IdentityModalitySampler:
+    """Build the sampler of one process.
+
+    `training.accumulate` batches in a row make a step, and an epoch is a whole number of steps.
+    """
+
+    def sampler(steps: int | None) -> IdentityModalitySampler:
+        return IdentityModalitySampler(
+            labels,
+            rows.modality,
+            identities=identities_of(config, world),
+            images=config.data.images,
+            seed=config.training.seed,
+            rank=rank,
+            world=world,
+            steps=steps,
+        )
+
+    accumulate, steps = config.training.accumulate, config.training.steps_per_epoch
+    if accumulate == 1:
+        return sampler(steps)
+    return sampler((steps or ceil(sampler(None).steps / accumulate)) * accumulate)

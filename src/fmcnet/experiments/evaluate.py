@@ -9,7 +9,7 @@ from typing import Any
 
 from fmcnet.config import EvaluationConfig, load_config
 from fmcnet.data.readers import read_dataset
-from fmcnet.distributed import agree
+from fmcnet.distributed import agree, distributed_context
 from fmcnet.errors import CheckpointError
 from fmcnet.evaluation.evaluate_model import EMBEDDINGS, DirectionResult, EvaluatedRun, evaluate_model
 from fmcnet.evaluation.metrics import pool
@@ -18,7 +18,6 @@ from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import load
 from fmcnet.inference.shipped import find_model, is_shipped
 from fmcnet.models.checkpoint import CARD, read_card
-from fmcnet.runtime import runtime
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.splits import split_runs
 
@@ -140,20 +139,20 @@ def _embed_together(
     runs: tuple[Path, ...], data: str | Path, flip: bool, device: str, progress: bool | None
 ) -> None:
     """All processes fill the runs' stores of embeddings, which `judge` then reads."""
-    with runtime(device) as place:
+    with distributed_context(device) as ctx:
         for one in runs:
-            encoder = load(one, str(place.device))
+            encoder = load(one, str(ctx.device))
             config = encoder.card.config
             table = read_dataset(data, layout=config.data.layout, trial=config.data.split)
             table = table.select(split="test")
             for mirror in (False, True) if flip else (False,):
                 kept = encoder.kept_at(table, mirror, one / EMBEDDINGS)
-                [missing] = agree([kept is None or not kept.is_file()], place)
+                [missing] = agree([kept is None or not kept.is_file()], ctx)
                 if missing:
                     embed_shared(
                         encoder,
                         table,
-                        place,
+                        ctx,
                         batch_size=config.evaluation.batch,
                         flip=mirror,
                         store=one / EMBEDDINGS,

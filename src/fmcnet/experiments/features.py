@@ -18,7 +18,7 @@ from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
 from fmcnet.inference.encoder import Encoder
-from fmcnet.runtime import require
+from fmcnet.optional import require
 from fmcnet.types import IntArray, Modality
 
 Matrix = NDArray[np.float64]

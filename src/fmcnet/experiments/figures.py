@@ -20,7 +20,7 @@ from fmcnet.experiments.features import Features, collect, unit
 from fmcnet.experiments.rows import DIRECTIONS
 from fmcnet.experiments.runs import role_masks
 from fmcnet.inference.encoder import Encoder
-from fmcnet.runtime import require
+from fmcnet.optional import require
 from fmcnet.training.loggers import read_log
 from fmcnet.types import IntArray, Modality
 

@@ -21,11 +21,11 @@ from fmcnet.config import Config, load_config
 from fmcnet.data.check import TITLES
 from fmcnet.data.readers import detect_layout, read_dataset
 from fmcnet.data.table import Table, fingerprint
+from fmcnet.distributed import pick_device
 from fmcnet.errors import ConfigError, FmcnetError
 from fmcnet.experiments.rows import STUDIES, Study, TableRow, select_studies
 from fmcnet.experiments.runs import LOGS, StudyRun, complete_runs
 from fmcnet.experiments.study_report import write_study
-from fmcnet.runtime import pick_device
 from fmcnet.synthetic import MANIFEST, generate
 
 logger = logging.getLogger(__name__)

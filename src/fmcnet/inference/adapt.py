@@ -112,9 +112,9 @@ def adapt_model(
         DataError: for too few images of a modality, or images that do not differ.
         FmcnetError: for a projected model.
     """
+    from fmcnet.distributed import pick_device
     from fmcnet.models.build import build_model
     from fmcnet.models.checkpoint import load_weights, save_pretrained
-    from fmcnet.runtime import pick_device
 
     encoder = Encoder.from_pretrained(source, device=device, runtime="torch")
     assert encoder.folder is not None

@@ -180,8 +180,8 @@ def open_backend(
         )
     import torch
 
+    from fmcnet.distributed import pick_device
     from fmcnet.models.checkpoint import load_pretrained_model
-    from fmcnet.runtime import pick_device
 
     if threads:
         torch.set_num_threads(threads)

@@ -19,13 +19,13 @@ from fmcnet.inference.image_input import list_images, parse_modality
 from fmcnet.types import Embeddings
 
 if TYPE_CHECKING:
-    from fmcnet.runtime import Runtime
+    from fmcnet.distributed import DistributedContext
 
 
 def embed_shared(
     encoder: Encoder,
     table: Table,
-    place: Runtime,
+    ctx: DistributedContext,
     *,
     batch_size: int = 64,
     flip: bool = False,
@@ -45,21 +45,21 @@ def embed_shared(
     """
     from fmcnet.distributed import gather  # needs PyTorch, which embed_files does not
 
-    if place.world < 2:
+    if ctx.world < 2:
         return encoder.embed_table(table, batch_size=batch_size, flip=flip, store=store, progress=progress)
     folder = cache_folder(encoder.card.config.data.cache, table.root)
     ImageCache(
         table, encoder.height, encoder.width, folder=folder, progress=progress
     )  # one file for all shares
-    rows = np.arange(place.rank, len(table), place.world)
-    shown = progress if place.main else False
+    rows = np.arange(ctx.rank, len(table), ctx.world)
+    shown = progress if ctx.main else False
     features = encoder.embed_rows(table, rows, batch_size=batch_size, flip=flip, progress=shown)
-    shares = gather(features, place)
-    if not place.main:
+    shares = gather(features, ctx)
+    if not ctx.main:
         return None
     whole = np.empty((len(table), shares[0].shape[1]), dtype=np.float32)
     for rank, share in enumerate(shares):
-        whole[rank :: place.world] = share
+        whole[rank :: ctx.world] = share
     return keep(whole, table, encoder.kept_at(table, flip, store))
 
 

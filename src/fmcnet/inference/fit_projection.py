@@ -88,9 +88,9 @@ def add_discriminant(
     Raises:
         DataError: when every person has one image only.
     """
+    from fmcnet.distributed import pick_device
     from fmcnet.inference.backends import TorchBackend
     from fmcnet.models.checkpoint import load_pretrained_model
-    from fmcnet.runtime import pick_device
 
     (folder / PROJECTION).unlink(missing_ok=True)
     place = pick_device(device)

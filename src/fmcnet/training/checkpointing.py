@@ -1,14 +1,14 @@
-"""Checkpoints of a training under way: everything that an exact resume needs, in safetensors and JSON.
+"""Checkpoints of a training: everything that an exact resume needs, in safetensors and JSON.
 
 A checkpoint is a folder `RUN/checkpoints/step-NNNNNN`:
 
 - `model.safetensors`, `model.json`: the weights as trained at that step, which load as a model;
-- `state.safetensors`: both optimisers, averaged weights, look-alikes of the sampler, and of every process its random
-  numbers' state and, where there are several, its running statistics and their averages;
+- `state.safetensors`: both optimisers, and of every process the state of its random numbers and, where there are
+  several, its running statistics;
 - `state.json`: the step (from which follow the sampler's position and the learning rates), the scaler, the best
   validated weights, what must not change before a resume, and SHA-256 digests of the other files and of itself.
 
-It is written under another name, brought to disk, and renamed. A damaged one is passed over for the one before.
+It is written under another name, brought to disk, and renamed. A resume skips a damaged one and takes the one before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fmcnet.data.table import Table
+from fmcnet.distributed import DistributedContext, agree, agree_on_errors, broadcast, gather, mark_agreed
 from fmcnet.errors import CheckpointError
-from fmcnet.files import remove_left, to_disk
+from fmcnet.files import to_disk
+from fmcnet.inference.fit_projection import add_discriminant
+from fmcnet.models.card import PROJECTION
 from fmcnet.models.checkpoint import CARD, WEIGHTS, ModelCard, load_weights, save_pretrained, save_tensors
+from fmcnet.models.fmcnet import FMCNet
+from fmcnet.training.loggers import StepLogger
+from fmcnet.training.optimizers import restore_schedule
+from fmcnet.training.selection import ModelSelection
 from fmcnet.training.train_step import Game
 
 STATE = "state.safetensors"
@@ -39,76 +49,253 @@ FACTS = "state.json"
 logger = logging.getLogger(__name__)
 
 
-def process_state(game: Game) -> dict[str, Tensor]:
-    """What is one process's own: random numbers' state and, where there are several, running statistics."""
-    own = {"rng": torch.get_rng_state()}
-    if game.place.device.type == "cuda":
-        own["cuda_rng"] = torch.cuda.get_rng_state(game.place.device)
-    if game.place.world > 1:
-        own |= {f"buffer.{k}": v.detach().cpu() for k, v in game.model.named_buffers()}
-        averaged = game.ema.values if game.ema else {}
-        own |= {f"ema.{k}": averaged[k].cpu() for k, _ in game.model.named_buffers() if k in averaged}
-    return own
-
-
-def save_checkpoint(
-    run: Path,
-    step: int,
-    game: Game,
-    everybody: Sequence[dict[str, Tensor]],
-    card: ModelCard,
-    facts: dict[str, Any],
-    *,
-    keep: int,
-    extra: dict[str, Tensor],
-) -> Path:
-    """Write the checkpoint of `step`, then drop all but the newest `keep`; for rank 0.
+class Checkpointer:
+    """Writes and restores the checkpoints of one training, its best weights and its model.
 
     Args:
-        run: the run folder. step: steps done. game: the training. card: of the weights.
-        everybody: the `process_state` of every process, by rank.
-        facts: JSON values to come back as they are. extra: tensors, likewise.
+        run: the run folder.
+        ctx: device and rank.
+        train_step: weights, optimisers and scaler.
+        card: of the model, without its step.
+        selection: the best weights so far.
+        step_logger: whose log is brought to disk before a checkpoint.
+        invariants: what must not change between a checkpoint and its resume, beside the settings.
 
-    Raises:
-        OSError: when it cannot be written; the checkpoints that were there still are.
+    Attributes:
+        saved: when a checkpoint was last written or tried, in seconds of `time.monotonic()`.
     """
-    folder = run / "checkpoints" / f"step-{step:06d}"
-    building = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    try:
-        building.mkdir(parents=True)
-        save_pretrained(game.model, card, building)
-        tensors, scalars = _optimizer_states(game)
-        tensors |= {f"rank{rank}.{k}": v for rank, own in enumerate(everybody) for k, v in own.items()}
-        tensors |= {f"ema.{k}": v for k, v in (game.ema.values if game.ema else {}).items()}
-        tensors |= {f"extra.{k}": v for k, v in extra.items()}
-        save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, building / STATE)
-        digests = {name: file_digest(building / name) for name in (WEIGHTS, CARD, STATE)}
-        whole = {
-            "step": step,
-            "scalars": scalars,
-            "scaler": game.scaler.state_dict(),
-            "digests": digests,
-            **facts,
+
+    def __init__(
+        self,
+        run: Path,
+        ctx: DistributedContext,
+        train_step: Game,
+        card: ModelCard,
+        selection: ModelSelection,
+        step_logger: StepLogger,
+        invariants: dict[str, Any],
+    ) -> None:
+        self._run, self._ctx, self._step, self._card = run, ctx, train_step, card
+        self._selection, self._logger = selection, step_logger
+        self._invariants, self._steps = invariants, int(invariants["steps"])
+        self.saved = 0.0
+
+    def restore(self) -> int:
+        """Restore the newest undamaged checkpoint.
+
+        Returns:
+            The number of steps done; 0 without a checkpoint.
+
+        Raises:
+            CheckpointError: when it is of other data, steps or processes, or all are damaged.
+        """
+        with agree_on_errors(self._ctx):
+            facts = self._load_newest()
+        done = facts["step"] if facts else 0
+        if any(agree([done != int(broadcast(torch.tensor([done]), self._ctx))], self._ctx)):
+            raise mark_agreed(
+                CheckpointError(
+                    f"the processes do not find the same checkpoint in {self._run}: all must see one folder"
+                )
+            )
+        if facts is None:
+            if self._ctx.main:
+                logger.info("there is no checkpoint in %s: starting from the first step", self._run)
+            return 0
+        self._logger.terms = facts["terms"]
+        with agree_on_errors(self._ctx):
+            self._selection.restore(facts["selection"])
+        if self._ctx.main:
+            if done == self._steps:
+                logger.info("%s had finished already: writing its model again", self._run)
+            else:
+                logger.info("resuming %s from step %d of %d", self._run, done, self._steps)
+        return int(done)
+
+    def _load_newest(self) -> dict[str, Any] | None:
+        """Load the newest undamaged checkpoint; returns its facts, None without a checkpoint."""
+        found = checkpoints(self._run)
+        for at, folder in reversed(list(enumerate(found))):
+            try:
+                facts, tensors = _read(folder, self._step)
+            except CheckpointError as error:
+                if not at:
+                    raise CheckpointError(
+                        f"{error}; there is no other checkpoint: start again in a new folder, or delete {self._run}"
+                    ) from error
+                if self._ctx.main:
+                    logger.warning("%s: going back to the one before, %s", error, found[at - 1].name)
+                continue
+            self._check_invariants(facts)
+            self._load_state(facts, tensors)
+            return facts
+        return None
+
+    def _load_state(self, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        rank = f"rank{self._ctx.rank}"
+        _load_optimizers(self._step, {**tensors, **facts["scalars"]})
+        for scheduler in self._step.schedulers:
+            restore_schedule(scheduler, facts["step"])
+        self._step.scaler.load_state_dict(facts["scaler"])
+        for key, buffer in self._step.model.named_buffers():
+            if f"{rank}.buffer.{key}" in tensors:
+                buffer.copy_(tensors[f"{rank}.buffer.{key}"])
+        torch.set_rng_state(tensors[f"{rank}.rng"])
+        if f"{rank}.cuda_rng" in tensors and self._ctx.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors[f"{rank}.cuda_rng"], self._ctx.device)
+
+    def _check_invariants(self, facts: dict[str, Any]) -> None:
+        names = {
+            "data": "other images or identities",
+            "processes": "another number of processes",
+            "steps": "other steps",
+            "precision": "another precision",
+            "device": "another kind of device",
+            "pixels": "images that looked different",
+            "discriminators": "another optimiser of the discriminators",
         }
-        text = json.dumps({**whole, "sha256": _facts_digest(whole)})
-        (building / FACTS).write_text(text, encoding="utf-8")
-        for path in (*building.iterdir(), building):
-            to_disk(path)
-        if folder.exists():  # passed over as damaged
-            _drop(folder)
-        building.rename(folder)
-        to_disk(folder.parent)
-    finally:
+        now = self._invariants
+        changed = [
+            f"{names[key]} ({facts.get(key, 'not recorded')} there, {now[key]} now)"
+            for key in now
+            if facts.get(key) != now[key]
+        ]
+        if changed:
+            raise CheckpointError(
+                f"{self._run} cannot be resumed exactly: it was made with {', '.join(changed)}"
+            )
+
+    def write_best(self, done: int) -> None:
+        """Write the best weights so far, if they are new (rank 0).
+
+        Raises:
+            CheckpointError: when they cannot be written: without them the training cannot continue.
+        """
+        with _writing(f"the best weights so far, of step {done},", self._run / "checkpoints", "goes on"):
+            self._selection.write()
+
+    def save(self, done: int, must: bool) -> None:
+        """Write the checkpoint of step `done`; every process must call.
+
+        Args:
+            done: steps done.
+            must: raise when it cannot be written; else warn.
+
+        Raises:
+            CheckpointError: when it must be written and cannot.
+        """
+        self.saved = time.monotonic()
+        with agree_on_errors(self._ctx):
+            states = gather(self._process_state(), self._ctx)
+            if not self._ctx.main:
+                return
+            try:
+                self._write(done, states)
+            except OSError as error:
+                good = checkpoints(self._run)
+                last = f"The last one is {good[-1].name}" if good else "There is none yet"
+                problem = (
+                    f"no checkpoint of step {done} could be written into {self._run / 'checkpoints'}: "
+                    f"{error.strerror or error}. {last}"
+                )
+                if must:
+                    raise CheckpointError(
+                        f"{problem}: make room, then go on from there with --resume"
+                    ) from error
+                logger.warning("%s; training goes on and tries again at the next", problem)
+                return
+            self._selection.forget(recorded(self._run, "selection"))
+
+    def _process_state(self) -> dict[str, Tensor]:
+        """What differs between processes: the state of random numbers and, of several, running statistics."""
+        own = {"rng": torch.get_rng_state()}
+        if self._ctx.device.type == "cuda":
+            own["cuda_rng"] = torch.cuda.get_rng_state(self._ctx.device)
+        if self._ctx.world > 1:
+            own |= {f"buffer.{k}": v.detach().cpu() for k, v in self._step.model.named_buffers()}
+        return own
+
+    def _write(self, step: int, states: Sequence[dict[str, Tensor]]) -> None:
+        """Write the checkpoint of `step`, then remove all but the newest; an `OSError` leaves the earlier ones."""
+        if self._logger.log:  # a checkpoint beyond the log's end would leave a gap there
+            self._logger.log.flush()
+        folder = self._run / "checkpoints" / f"step-{step:06d}"
+        building = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(building, ignore_errors=True)
-    drop_others(run, step, keep)
-    return folder
+        try:
+            building.mkdir(parents=True)
+            save_pretrained(self._step.model, replace(self._card, step=step), building)
+            tensors, scalars = _optimizer_states(self._step)
+            tensors |= {f"rank{rank}.{k}": v for rank, own in enumerate(states) for k, v in own.items()}
+            save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, building / STATE)
+            facts = {
+                "step": step,
+                "scalars": scalars,
+                "scaler": self._step.scaler.state_dict(),
+                "digests": {name: _file_digest(building / name) for name in (WEIGHTS, CARD, STATE)},
+                "terms": self._logger.terms,
+                "selection": dict(self._selection.best),
+                **self._invariants,
+            }
+            text = json.dumps({**facts, "sha256": _facts_digest(facts)})
+            (building / FACTS).write_text(text, encoding="utf-8")
+            for path in (*building.iterdir(), building):
+                to_disk(path)
+            if folder.exists():  # damaged, so the resume skipped it
+                _drop(folder)
+            building.rename(folder)
+            to_disk(folder.parent)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        drop_others(self._run, step, self._card.config.training.keep)
+
+    def selected(self) -> str:
+        """How the weights were selected; "last" when nothing was validated."""
+        return self._card.config.training.select if self._selection.best else "last"
+
+    def write_model(self, exported: FMCNet) -> None:
+        """Write the model of the run: the best weights, or the last, which are `exported`.
+
+        Raises:
+            CheckpointError: when it cannot be written.
+        """
+        chosen, at = self._selection.chosen(exported)
+        final = replace(self._card, step=at or self._steps, selected=self.selected())
+        with _writing("the model", self._run, "writes it"):
+            save_pretrained(chosen, final, self._run)
+
+    def write_projection(self, table: Table, progress: bool | None) -> None:
+        """Fit the projection of `model.descriptor=discriminant` to the training images and write it.
+
+        Raises:
+            CheckpointError: when it cannot be written.
+        """
+        try:
+            with _writing(PROJECTION, self._run, "writes it"):
+                add_discriminant(self._run, table, str(self._ctx.device), progress)
+        except torch.OutOfMemoryError as error:
+            raise CheckpointError(
+                f"{PROJECTION} was not learnt: the GPU's memory does not hold the model again. Nothing is lost: the "
+                "same command with --resume, and --device cpu if need be, learns it"
+            ) from error
+
+
+@contextlib.contextmanager
+def _writing(what: str, folder: Path, then: str) -> Iterator[None]:
+    """Turn an error of the disk into one that says how to continue."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{what} could not be written into {folder}: {error.strerror or error}. Nothing is lost: make room, then "
+            f"the same command with --resume {then}"
+        ) from error
 
 
 def drop_others(run: Path, step: int, keep: int) -> None:
-    """Remove all checkpoints but the newest `keep` up to `step`, the last that was written or taken up.
+    """Remove all checkpoints but the newest `keep` up to `step`, the last that was written or restored.
 
-    Newer ones were passed over as damaged: kept, they would push whole ones out.
+    Newer ones are damaged. Counted among those to keep, they would replace undamaged ones.
     """
     done = [path for path in checkpoints(run) if _step(path) <= step]
     for path in set(checkpoints(run)) - set(done[-keep:]):
@@ -116,19 +303,19 @@ def drop_others(run: Path, step: int, keep: int) -> None:
 
 
 def _drop(folder: Path) -> None:
-    """Remove a checkpoint; killed in the midst of it, this leaves none that is half there."""
+    """Remove a checkpoint; a kill meanwhile leaves no half of it under its name."""
     with contextlib.suppress(OSError):
         shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.old.tmp")))
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
+    """List the checkpoints of a run, oldest first."""
     found = (run / "checkpoints").glob("step-*")
     return sorted((path for path in found if re.fullmatch(r"step-\d+", path.name)), key=_step)
 
 
 def recorded(run: Path, name: str) -> list[Any]:
-    """One of the facts, of every checkpoint of a run that can be read."""
+    """Read one of the facts of every readable checkpoint of a run."""
     found = []
     for folder in checkpoints(run):
         with contextlib.suppress(CheckpointError):
@@ -136,56 +323,15 @@ def recorded(run: Path, name: str) -> list[Any]:
     return found
 
 
-def remove_half_written(run: Path) -> None:
-    """Remove the half-written checkpoints and best weights of a killed training."""
-    for path in (run / "checkpoints").glob(".step-*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in (run / "checkpoints").glob("best-*"):
-        remove_left(path)
-
-
-def load_newest(
-    run: Path, game: Game, check: Callable[[dict[str, Any]], None]
-) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Take up the newest checkpoint that is whole; passes over damaged ones, with a warning.
-
-    Args:
-        run: the run folder. game: gets everything. check: is shown the facts and raises if they do not suit.
-
-    Returns:
-        Its facts ("step" among them) and extra tensors; None when there is no checkpoint.
-
-    Raises:
-        CheckpointError: when there are some, all damaged.
-    """
-    found = checkpoints(run)
-    for at, folder in enumerate(reversed(found)):
-        try:
-            facts, tensors = _read(folder, game)
-        except CheckpointError as error:
-            before = found[-2 - at].name if at + 1 < len(found) else None
-            if before is None:
-                raise CheckpointError(
-                    f"{error}; there is no other checkpoint: start again in a new folder, or delete {run}"
-                ) from error
-            if game.place.main:
-                logger.warning("%s: going back to the one before, %s", error, before)
-            continue
-        check(facts)
-        _take_up(facts, tensors, game)
-        return facts, _under("extra", tensors)
-    return None
-
-
-def _read(folder: Path, game: Game) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(folder: Path, train_step: Game) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Facts and tensors; the weights are loaded already."""
     facts = _read_facts(folder)
     try:
         for name, digest in facts["digests"].items():
-            if file_digest(folder / name) != digest:
+            if _file_digest(folder / name) != digest:
                 raise CheckpointError(f"{name} is not what was written")
         tensors = load_file(folder / STATE)
-        load_weights(game.model, folder / WEIGHTS)
+        load_weights(train_step.model, folder / WEIGHTS)
     except (FileNotFoundError, SafetensorError, CheckpointError) as error:
         raise CheckpointError(f"the checkpoint {folder} is damaged ({error})") from error
     return facts, tensors
@@ -217,24 +363,10 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _take_up(facts: dict[str, Any], tensors: dict[str, Tensor], game: Game) -> None:
-    rank = f"rank{game.place.rank}"
-    _load_optimizers(game, {**tensors, **facts["scalars"]})
-    game.scaler.load_state_dict(facts["scaler"])
-    if game.ema:
-        game.ema.load({**_under("ema", tensors), **_under(f"{rank}.ema", tensors)})
-    buffers = dict(game.model.named_buffers())
-    for key, value in _under(f"{rank}.buffer", tensors).items():
-        buffers[key].copy_(value)
-    torch.set_rng_state(tensors[f"{rank}.rng"])
-    if f"{rank}.cuda_rng" in tensors and game.place.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors[f"{rank}.cuda_rng"], game.place.device)
-
-
-def _optimizer_states(game: Game) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _optimizer_states(train_step: Game) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {}
-    for name, optimizer in game.optimizers.items():
+    for name, optimizer in train_step.optimizers.items():
         for index, entry in (optimizer.state_dict()["state"] if optimizer else {}).items():
             for key, value in entry.items():
                 if isinstance(value, Tensor):
@@ -244,8 +376,8 @@ def _optimizer_states(game: Game) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, scalars
 
 
-def _load_optimizers(game: Game, flat: dict[str, Any]) -> None:
-    for name, optimizer in game.optimizers.items():
+def _load_optimizers(train_step: Game, flat: dict[str, Any]) -> None:
+    for name, optimizer in train_step.optimizers.items():
         if optimizer is None:
             continue
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -255,19 +387,15 @@ def _load_optimizers(game: Game, flat: dict[str, Any]) -> None:
             if owner == name:
                 own = parameters[int(index)]
                 if isinstance(value, Tensor) and value.shape == own.shape and value.dim():
-                    value = torch.empty_like(own).copy_(value)  # laid in memory as the weights are
+                    value = torch.empty_like(own).copy_(value)  # in the memory format of the weights
                 state.setdefault(int(index), {})[field] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
-
-
-def file_digest(path: Path) -> str:
+def _file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        digest = hashlib.sha256()
         while block := stream.read(2**20):
             digest.update(block)
     return digest.hexdigest()

@@ -1,7 +1,8 @@
-"""The run folder: whose it is, that one training alone writes there, and its settings."""
+"""The run folder: its settings, its lock, and the checks before a training writes to it."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,6 @@ from filelock import FileLock, Timeout
 from fmcnet.config import Config, load_config
 from fmcnet.errors import CheckpointError, DataError
 from fmcnet.files import left_in, remove_left, write_atomically
-from fmcnet.training.checkpointing import remove_half_written
 
 CONFIG = "config.yaml"
 MAY_CHANGE = (
@@ -22,11 +22,16 @@ MAY_CHANGE = (
     "training.keep",
     "data.cache",
 )
-"""Settings that may differ when a run is resumed: they change when things are written, not what is computed."""
+"""Settings that may differ on resume: they change when files are written, not what is computed."""
 
 
 def check_folder(run: Path, config: Config, resume: bool) -> None:
-    """Refuse to overwrite a run, to resume another one, or to write into somebody's folder."""
+    """Check that a training may write to the folder.
+
+    Raises:
+        CheckpointError: when it holds a run and `resume` is not set, or a run with other settings.
+        DataError: when it holds other files.
+    """
     stored = run / CONFIG
     if stored.is_file():
         if not resume:
@@ -46,8 +51,13 @@ def check_folder(run: Path, config: Config, resume: bool) -> None:
 
 
 @contextmanager
-def alone_in(run: Path) -> Iterator[None]:
-    """Hold the run folder: a second training there (a job that was queued again, say) is refused."""
+def lock_folder(run: Path) -> Iterator[None]:
+    """Lock the run folder against a second training (a job that was queued again, say).
+
+    Raises:
+        CheckpointError: when another process holds the lock.
+        DataError: when the folder cannot be made.
+    """
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -59,10 +69,7 @@ def alone_in(run: Path) -> Iterator[None]:
         raise CheckpointError(
             f"another process is training in {run}: wait for it, or give another --out"
         ) from None
-    except (
-        OSError,
-        NotImplementedError,
-    ):  # a folder without locks, or read-only: told when something is written
+    except (OSError, NotImplementedError):  # no locks here, or read-only: then the first write fails
         pass
     try:
         yield
@@ -71,18 +78,25 @@ def alone_in(run: Path) -> Iterator[None]:
 
 
 def make_folder(run: Path, config: Config) -> None:
-    """The run folder with the settings in it, and without what a killed training left half-written."""
+    """Make the run folder, write the settings, and remove half-written files of a killed training.
+
+    Raises:
+        DataError: when it cannot be written.
+    """
     try:
         run.mkdir(parents=True, exist_ok=True)
         remove_left(run)
-        remove_half_written(run)
+        for path in (run / "checkpoints").glob(".step-*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (run / "checkpoints").glob("best-*"):
+            remove_left(path)
         write_atomically(run / CONFIG, lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
     except OSError as error:
         raise unwritable(run, error) from error
 
 
 def unwritable(run: Path, error: OSError) -> DataError:
-    """The error of a run folder that cannot be written."""
+    """Make the error of a run folder that cannot be written."""
     return DataError(f"the run folder {run} cannot be written: {error.strerror or error}")
 
 

@@ -1,23 +1,44 @@
-"""The training log: one JSON line a step, cut back to the checkpoint on resume."""
+"""Numbers of a training: the log `RUN/log.jsonl`, TensorBoard and Weights & Biases, the progress bar.
+
+The log is always written, and fmcnet itself reads nothing else. A tracker is any object with the two methods of
+`Tracker`; `train(..., trackers=[...])` takes your own.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from fmcnet.config import Config
+from fmcnet.errors import ConfigError
 from fmcnet.files import write_atomically
+from fmcnet.optional import require
+from fmcnet.training import health
+from fmcnet.training.folder import unwritable
+
+logger = logging.getLogger(__name__)
 
 LOG = "log.jsonl"
+
+TRACKERS = {"tensorboard": "track", "wandb": "wandb"}
+"""Names of trackers, which are those of their packages, and the extras that install these."""
 
 
 class TrainingLog:
     """Appends records to `RUN/log.jsonl`; every record has the key "step" or "validated_step".
 
-    Records that a full disk does not take are kept, and written before the next ones.
+    Records that do not fit on a full disk stay in memory and are written before the next ones.
+
+    Args:
+        run: the run folder.
+        keep_until: records of later steps are removed: the training resumes after this step.
     """
 
     def __init__(self, run: Path, keep_until: int = 0) -> None:
@@ -39,23 +60,23 @@ class TrainingLog:
             self._waiting = self._waiting[self._stream.write(self._waiting) or 0 :]
 
     def flush(self) -> None:
-        """Everything written so far is on disk when this returns.
+        """Bring everything written so far to disk.
 
         Raises:
-            OSError: when it is not.
+            OSError: when that fails.
         """
         self.write()
         os.fsync(self._stream.fileno())
 
     def close(self) -> None:
-        """Write what waits, if there is room by now, and close."""
+        """Write what waits, if the disk has room by now, and close."""
         with contextlib.suppress(OSError):
             self.write()
         self._stream.close()
 
 
 def read_log(run: str | Path) -> list[dict[str, Any]]:
-    """The records of a run's log; a last line cut short by a kill is left out."""
+    """Read the records of a run's log, without a last line that a kill cut short."""
     path = Path(run) / LOG
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
@@ -67,10 +88,198 @@ def read_log(run: str | Path) -> list[dict[str, Any]]:
 
 
 def _line(record: dict[str, Any]) -> str:
-    """JSON knows no infinity: a gradient that overflowed (float16) is null."""
+    """One line of JSON, which has no infinity: a gradient that overflowed (float16) is null."""
     whole = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
     return json.dumps(whole) + "\n"
 
 
 def _position(record: dict[str, Any]) -> int:
     return int(record.get("step", record.get("validated_step", 0)))
+
+
+class Tracker(Protocol):
+    """Receives the numbers of each step."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Record `values` by name, measured at `step` (from 1)."""
+
+    def close(self) -> None:
+        """Finish: no more values follow."""
+
+
+class TensorBoard:
+    """Event files in `RUN/tensorboard`; steps that a resume repeats replace the earlier ones.
+
+    Args:
+        run: the run folder.
+        first: steps done already; later ones of a killed process are dropped.
+
+    Raises:
+        MissingDependencyError: without the extra `track`.
+    """
+
+    def __init__(self, run: Path, first: int = 0) -> None:
+        require("tensorboard", "track")
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer: Any = SummaryWriter
+        self._writer = writer(str(run / "tensorboard"), purge_step=first + 1)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one scalar a name."""
+        for name, value in values.items():
+            self._writer.add_scalar(name.replace(" ", "_"), value, step)
+
+    def close(self) -> None:
+        """Write out and close."""
+        self._writer.close()
+
+
+class WandB:
+    """A run of the project "fmcnet" (or `WANDB_PROJECT`), named like the folder; a resume continues it.
+
+    `WANDB_MODE=offline` keeps everything in `RUN/wandb`.
+
+    Args:
+        run: the run folder.
+        config: shown beside the curves.
+
+    Raises:
+        MissingDependencyError: without the extra `wandb`.
+    """
+
+    def __init__(self, run: Path, config: Config) -> None:
+        wandb: Any = require("wandb", "wandb")
+        stored = run / "wandb-id"
+        if not stored.is_file():  # an id of this folder, not of its name: a new folder is another run
+            stored.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "fmcnet"),
+                name=run.name,
+                id=stored.read_text(encoding="utf-8").strip(),
+                resume="allow",
+                dir=str(run),
+                config=config.model_dump(mode="json"),
+            )
+        except Exception as error:
+            raise ConfigError(
+                f"Weights & Biases cannot start ({str(error).strip()}): wandb login, or WANDB_MODE=offline"
+            ) from error
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one point a name."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Check the names of trackers.
+
+    Raises:
+        ConfigError: for a name not in `TRACKERS`.
+        MissingDependencyError: when one is not installed.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(f"no tracker '{name}': choose of {', '.join(TRACKERS)}")
+        require(name, TRACKERS[name])
+
+
+class StepLogger:
+    """Writes the numbers of steps to the log and the trackers; rank 0 opens one.
+
+    Args:
+        run: the run folder.
+        config: shown by trackers.
+        steps: of the whole training.
+
+    Attributes:
+        terms: of the last step, by name.
+        log: the log; None before `open` and on other ranks.
+    """
+
+    def __init__(self, run: Path, config: Config, steps: int) -> None:
+        self._run, self._config = run, config
+        self._trackers: list[Tracker] = []
+        self.log: TrainingLog | None = None
+        self.terms: dict[str, float] = {}
+        untrained = max(config.training.warmup, config.losses.start_fmc + config.losses.ramp)
+        self._monitor = health.HealthMonitor(math.ceil(untrained * steps))
+
+    def open(self, trackers: Sequence[str | Tracker], first: int) -> None:
+        """Start to write, after step `first`.
+
+        Args:
+            trackers: names in `TRACKERS`, each made once, or objects.
+            first: steps done already.
+
+        Raises:
+            DataError: when the log cannot be written.
+            ConfigError: when a tracker cannot start.
+        """
+        try:
+            self.log = TrainingLog(self._run, first)
+        except OSError as error:
+            raise unwritable(self._run, error) from error
+        for name in dict.fromkeys(name for name in trackers if isinstance(name, str)):
+            made = TensorBoard(self._run, first) if name == "tensorboard" else WandB(self._run, self._config)
+            self._trackers.append(made)
+        self._trackers += [tracker for tracker in trackers if not isinstance(tracker, str)]
+
+    def write_steps(self, records: Sequence[dict[str, Any]]) -> None:
+        """Write the records of steps, keep the last one's terms, and warn of modules that do nothing."""
+        for record in records:
+            self._monitor.watch(record)
+        if records:
+            self.terms = {k: v for k, v in records[-1].items() if k not in ("step", "epoch")}
+        self.write(records, "step")
+
+    def write(self, records: Sequence[dict[str, Any]], key: str) -> None:
+        """Write records to the log and the trackers; a full disk does not end a training.
+
+        Args:
+            records: numbers by name.
+            key: name of the number that is the step.
+        """
+        if not self.log or not records:
+            return
+        try:
+            self.log.write(*records)
+        except OSError as error:
+            logger.warning("%s: %s; its last steps wait for room", self.log.path, error.strerror)
+        for record in records:
+            for tracker in self._trackers:
+                with _warn_only(tracker):
+                    values = {k: v for k, v in record.items() if k not in (key, "epoch")}
+                    tracker.log(int(record[key]), values)
+
+    def summary(self) -> str:
+        """Format the total loss and the health values for the progress bar."""
+        names = {"loss": "loss", "w1": "w1", "w2": "w2", health.COSINE: "cos", health.ACCURACY: "D"}
+        return " ".join(f"{short} {self.terms[n]:.2f}" for n, short in names.items() if n in self.terms)
+
+    def close(self) -> None:
+        """Close the log and the trackers."""
+        for tracker in self._trackers:
+            with _warn_only(tracker):
+                tracker.close()
+        if self.log:
+            self.log.close()
+            self.log = None
+
+
+@contextlib.contextmanager
+def _warn_only(tracker: Tracker) -> Iterator[None]:
+    """Turn any error of a tracker into a warning: it does not end a training."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning(
+            "%s: %s; numbers are missing there",
+            type(tracker).__name__,
+            getattr(error, "strerror", None) or error,
+        )

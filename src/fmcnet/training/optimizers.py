@@ -1,11 +1,14 @@
-"""Optimisers and learning rates; the rate of a step is a pure function of the step."""
+"""Optimisers and learning-rate schedules."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from fmcnet.config import TrainingConfig
 from fmcnet.models.fmcnet import FMCNet
@@ -14,17 +17,18 @@ from fmcnet.models.fmcnet import FMCNet
 def build_optimizers(
     model: FMCNet, config: TrainingConfig, fused: bool = False
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
-    """The optimiser of the min player (everything but the discriminators) and that of the max player.
+    """Build the optimiser of all but the discriminators, and that of the discriminators (None without any).
 
     Stems and tails learn at `lr * backbone_lr_factor`, w1 and w2 at `lr * fusion_lr_factor`, heads and generators
     at `lr`. Weight decay is for matrices and kernels only.
 
     Args:
-        model: already where it will be trained. config: settings.
-        fused: one kernel for all parameters (PyTorch has them for CPUs and CUDA).
+        model: on the device where it is trained.
+        config: settings.
+        fused: one kernel for all parameters (PyTorch has it for CPUs and CUDA).
     """
-    judges = model.compensation.discriminator_parameters() if model.compensation else []
-    judge_ids = {id(parameter) for parameter in judges}
+    discriminators = model.compensation.discriminator_parameters() if model.compensation else []
+    discriminator_ids = {id(parameter) for parameter in discriminators}
     backbone = {
         id(parameter)
         for name, child in model.decomposition.named_children()
@@ -34,7 +38,7 @@ def build_optimizers(
     fusion = {id(parameter) for parameter in ((model.fusion.w1, model.fusion.w2) if model.fusion else ())}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
-        if parameter.requires_grad and id(parameter) not in judge_ids:
+        if parameter.requires_grad and id(parameter) not in discriminator_ids:
             factor = config.backbone_lr_factor if id(parameter) in backbone else 1.0
             factor = config.fusion_lr_factor if id(parameter) in fusion else factor
             groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
@@ -46,28 +50,19 @@ def build_optimizers(
         }
         for (factor, decays), parameters in groups.items()
     ]
-    return _make(described, config, fused), (
-        # Always Adam, with the momentum of 0.5 that adversarial training uses (Radford et al., ICLR 2016). Ours.
-        _with_base_lr(torch.optim.Adam(judges, lr=config.discriminator_lr, betas=(0.5, 0.999), fused=fused))
-        if judges
-        else None
-    )
-
-
-def _make(groups: list[dict[str, object]], config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
+    main: torch.optim.Optimizer
     if config.optimizer == "sgd":
-        return _with_base_lr(torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=fused))
-    return _with_base_lr(torch.optim.AdamW(groups, lr=config.lr, fused=fused))
-
-
-def _with_base_lr(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    for group in optimizer.param_groups:
-        group["base_lr"] = group["lr"]
-    return optimizer
+        main = torch.optim.SGD(described, lr=config.lr, momentum=0.9, nesterov=True, fused=fused)
+    else:
+        main = torch.optim.AdamW(described, lr=config.lr, fused=fused)
+    if not discriminators:
+        return main, None
+    # Always Adam, with the momentum of 0.5 that adversarial training uses (Radford et al., ICLR 2016). Ours.
+    return main, torch.optim.Adam(discriminators, lr=config.discriminator_lr, betas=(0.5, 0.999), fused=fused)
 
 
 def rate(step: int, steps: int, config: TrainingConfig) -> float:
-    """What the base learning rate is multiplied by at `step` (0-based) of `steps`: in 0..1."""
+    """Compute the factor of the base learning rate at `step` (0-based) of `steps`: in 0..1."""
     warm = config.warmup * steps
     if step < warm:
         start = 0.04 if config.schedule == "onecycle" else 0.1
@@ -80,7 +75,23 @@ def rate(step: int, steps: int, config: TrainingConfig) -> float:
     return 1.0
 
 
-def set_rate(optimizer: torch.optim.Optimizer | None, factor: float) -> None:
-    """Multiply every group's base learning rate."""
-    for group in optimizer.param_groups if optimizer else ():
-        group["lr"] = group["base_lr"] * factor
+def build_schedulers(
+    optimizers: Sequence[torch.optim.Optimizer | None], steps: int, config: TrainingConfig
+) -> list[LambdaLR]:
+    """Build a schedule for each optimiser: `rate` of the step, so that a resume needs the step alone."""
+    return [
+        LambdaLR(optimizer, lambda step: rate(step, steps, config)) for optimizer in optimizers if optimizer
+    ]
+
+
+def advance_schedule(scheduler: LambdaLR) -> None:
+    """Set the rates of the next step."""
+    with warnings.catch_warnings():  # the float16 scaler may have skipped the first step of the optimiser
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        scheduler.step()
+
+
+def restore_schedule(scheduler: LambdaLR, step: int) -> None:
+    """Set the rates of `step` (0-based), after a resume."""
+    scheduler.last_epoch = step - 1
+    advance_schedule(scheduler)

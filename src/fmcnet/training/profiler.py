@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a trace for a viewer and a table for a person, from steps of a real training."""
+"""Where the time of a step goes: `torch.profiler` over a few steps of a real training."""
 
 from __future__ import annotations
 
@@ -20,11 +20,20 @@ PHASES = ("data", "forward", "discriminators", "losses", "backward", "optimizer"
 
 
 class StepProfile:
-    """Watches `STEPS` steps (fewer where the training ends before) after `WARM` others, then writes `RUN/profile/`:
-    trace.json (chrome://tracing, Perfetto), where.md and where.json.
+    """Profiles `STEPS` steps (fewer where the training ends before) after `WARM` others, then writes `RUN/profile/`.
+
+    The files are trace.json (chrome://tracing, Perfetto), where.md (PyTorch's table) and where.json.
 
     Args:
-        run: the run folder. cuda: watch the GPU, too.
+        run: the run folder.
+        cuda: profile the GPU, too.
+
+    Attributes:
+        folder: `RUN/profile`.
+        table: for the terminal; empty until it is written.
+
+    Raises:
+        DataError: when the folder cannot be made.
     """
 
     def __init__(self, run: Path, cuda: bool) -> None:
@@ -34,11 +43,8 @@ class StepProfile:
         except OSError as error:
             raise DataError(f"{self.folder} cannot be written: {error.strerror}") from error
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
-        self._profile = profile(
-            activities=activities,
-            schedule=schedule(wait=0, warmup=WARM, active=STEPS, repeat=1),
-            on_trace_ready=self._write,
-        )
+        steps = schedule(wait=0, warmup=WARM, active=STEPS, repeat=1)
+        self._profile = profile(activities=activities, schedule=steps, on_trace_ready=self._write)
         self.table = ""
         self._done = 0
 
@@ -52,7 +58,7 @@ class StepProfile:
             logger.warning("no profile: it takes more than %d steps", WARM)
 
     def step(self) -> None:
-        """A step is done."""
+        """Count a finished step."""
         if not self.table:
             self._done += 1
             self._profile.step()
@@ -63,15 +69,18 @@ class StepProfile:
             return
         events = done.key_averages()
         phases = _phases(events, self._cuda, steps)
-        kernels = _kernels(events, self._cuda, steps)
         facts = {
             "steps": steps,
             "device": torch.cuda.get_device_name(torch.cuda.current_device()) if self._cuda else "cpu",
             "threads": torch.get_num_threads(),
             "phases_ms": phases,
-            "kernels_ms": kernels,
+            "kernels_ms": _kernels(events, self._cuda, steps),
         }
-        self.table = _table(phases, kernels, f"{steps} steps, {facts['device']}")
+        columns = events.table(sort_by=_self_time(self._cuda), row_limit=15)
+        self.table = (
+            f"# Where a step's time goes ({steps} steps, {facts['device']})\n\n"
+            f"{_phase_table(phases)}\n\n```text\n{columns.rstrip()}\n```\n"
+        )
         try:
             (self.folder / "where.md").write_text(self.table, encoding="utf-8")
             (self.folder / "where.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -80,43 +89,35 @@ class StepProfile:
             logger.warning("the profile in %s is not whole: %s", self.folder, error)
 
 
+def _self_time(cuda: bool) -> str:
+    return f"self_{'device' if cuda else 'cpu'}_time_total"
+
+
 def _phases(events: Any, cuda: bool, steps: int) -> dict[str, dict[str, float]]:
     """Milliseconds a step of each named part: of the host, and of the GPU's kernels launched in it."""
+    kinds = {"host": "cpu_time_total"} | ({"device": "device_time_total"} if cuda else {})
     phases = {}
     for name in PHASES:
-        mine = [event for event in events if event.key == f"fmcnet: {name}"]
-        if mine:
-            row = {"host": max(event.cpu_time_total for event in mine) / 1e3 / steps}
-            if cuda:
-                row["device"] = max(event.device_time_total for event in mine) / 1e3 / steps
-            phases[name] = {key: round(value, 3) for key, value in row.items()}
+        own = [event for event in events if event.key == f"fmcnet: {name}"]
+        if own:
+            totals = {kind: max(getattr(event, field) for event in own) for kind, field in kinds.items()}
+            phases[name] = {kind: round(total / 1e3 / steps, 3) for kind, total in totals.items()}
     return phases
 
 
 def _kernels(events: Any, cuda: bool, steps: int, count: int = 15) -> dict[str, float]:
     """Milliseconds a step of the operations that take longest by themselves."""
-    kind = "self_device_time_total" if cuda else "self_cpu_time_total"
-    rows = [
-        (e.key, getattr(e, kind) / 1e3 / steps)
-        for e in events
-        if not e.key.startswith(("fmcnet:", "Profiler"))
-    ]
-    rows.sort(key=lambda row: -row[1])
-    return {name: round(value, 3) for name, value in rows[:count]}
+    own = [event for event in events if not event.key.startswith(("fmcnet:", "Profiler"))]
+    own.sort(key=lambda event: -getattr(event, _self_time(cuda)))
+    return {event.key: round(getattr(event, _self_time(cuda)) / 1e3 / steps, 3) for event in own[:count]}
 
 
-def _table(phases: dict[str, dict[str, float]], kernels: dict[str, float], what: str) -> str:
+def _phase_table(phases: dict[str, dict[str, float]]) -> str:
     kinds = list(next(iter(phases.values()), {"host": 0.0}))
     whole = {kind: sum(row[kind] for row in phases.values()) or 1.0 for kind in kinds}
-    lines = [
-        f"# Where a step's time goes ({what})",
-        "",
-        "| part | " + " | ".join(f"{kind} ms | share" for kind in kinds) + " |",
-        "|---|" + "---:|" * (2 * len(kinds)),
-    ]
+    lines = ["| part | " + " | ".join(f"{kind} ms | share" for kind in kinds) + " |"]
+    lines.append("|---|" + "---:|" * (2 * len(kinds)))
     for name, row in phases.items():
         cells = " | ".join(f"{row[kind]:.2f} | {100 * row[kind] / whole[kind]:.1f} %" for kind in kinds)
         lines.append(f"| {name} | {cells} |")
-    lines += ["", "| operation (by itself) | ms a step |", "|---|---:|"]
-    lines += [f"| `{name[:80]}` | {value:.2f} |" for name, value in kernels.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)

@@ -1,20 +1,21 @@
-"""RegDB's ten splits: ten models, one after the other, resumable."""
+"""RegDB's ten splits: ten models, one after another, resumable."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from fmcnet.config import Config
 from fmcnet.data.readers import detect_layout
+from fmcnet.distributed import distributed_context
 from fmcnet.errors import ConfigError
 from fmcnet.models.checkpoint import CARD
-from fmcnet.runtime import runtime
 from fmcnet.training.trainer import TrainingSummary, train
 
 
 def parse_splits(text: str) -> tuple[int, ...]:
-    """ "1-10" or "1,3,5-7" as numbers.
+    """Parse "1-10" or "1,3,5-7".
 
     Raises:
         ConfigError: for anything else, or numbers outside 1..10.
@@ -33,12 +34,12 @@ def parse_splits(text: str) -> tuple[int, ...]:
 
 
 def split_folder(out: Path, split: int) -> Path:
-    """Where the model of one split lives below the folder of all."""
+    """Return the run folder of one split, below the folder of all."""
     return out / f"split-{split:02d}"
 
 
 def split_runs(folder: Path) -> list[Path]:
-    """The finished runs of a folder that `train_splits` wrote, by split."""
+    """List the finished runs of a folder that `train_splits` wrote, by split."""
     return [path for path in sorted(folder.glob("split-*")) if (path / CARD).is_file()]
 
 
@@ -55,42 +56,28 @@ def train_splits(
     trackers: Sequence[str] = (),
     profile: bool = False,
 ) -> list[TrainingSummary]:
-    """Train one run in `out` (`one`), or one a split in `out/split-NN`; with `resume` finished ones are kept.
+    """Train one run in `out`, or one for each split in `out/split-NN`; with `resume` finished ones are kept.
+
+    Args:
+        config: settings of all runs.
+        data: a dataset's folder or CSV.
+        out: where the runs go.
+        splits: of RegDB, 1 to 10.
+        one: train a single run in `out`; `splits` does not matter.
+        resume: as `train`, like all others.
 
     Raises:
-        ConfigError: when splits are asked of a dataset that has none.
+        ConfigError: when a dataset without splits is given several.
     """
+    run = partial(train, resume=resume, device=device, progress=progress, trackers=trackers, profile=profile)
     if one:
-        return [
-            train(
-                config,
-                data,
-                out,
-                resume=resume,
-                device=device,
-                progress=progress,
-                trackers=trackers,
-                profile=profile,
-            )
-        ]
+        return [run(config, data, out)]
     layout = config.data.layout if config.data.layout != "auto" else detect_layout(data)
     if layout != "regdb":
         raise ConfigError(f"--splits is for RegDB; {data} is {layout}, which has one split")
     summaries = []
-    with runtime(device):  # several processes meet once, not once a split
+    with distributed_context(device):  # joins the process group once, not once a split
         for split in splits:
-            of_split = config.data.model_copy(update={"split": split})
-            summaries.append(
-                train(
-                    config.model_copy(update={"data": of_split}),
-                    data,
-                    split_folder(out, split),
-                    resume=resume,
-                    device=device,
-                    progress=progress,
-                    description=f"split {split}",
-                    trackers=trackers,
-                    profile=profile,
-                )
-            )
+            changed = config.model_copy(update={"data": config.data.model_copy(update={"split": split})})
+            summaries.append(run(changed, data, split_folder(out, split), description=f"split {split}"))
     return summaries

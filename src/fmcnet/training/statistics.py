@@ -14,16 +14,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fmcnet.data.loader import TrainingBatch
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.modules import FeatureNorm
-from fmcnet.training.batches import Batch
 
 BATCHES = 50
 """Batches that the statistics are taken over: 3,200 images with the generated benchmark's batches of 64."""
 
 
 @torch.no_grad()
-def estimate_statistics(model: FMCNet, batches: Iterable[Batch], world: int = 1) -> None:
+def estimate_statistics(model: FMCNet, batches: Iterable[TrainingBatch], world: int = 1) -> None:
     """Replace mean and variance of every `FeatureNorm` by those of all features of `batches`.
 
     Args:

@@ -8,17 +8,17 @@ from typing import Any
 
 
 class StopAtStepEnd:
-    """Ctrl-C or SIGTERM ends the training after the step under way, with a checkpoint; a third signal at once.
+    """Ctrl-C or SIGTERM ends the training after the current step, with a checkpoint; a third signal ends it at once.
 
-    Two are one wish: a terminal and a parent process may both pass the same Ctrl-C on.
+    Two signals count as one: a terminal and a parent process may both deliver the same Ctrl-C.
 
     Attributes:
-        asked: how many signals came.
+        signals: number of signals received.
         terminated: whether one of them was SIGTERM.
     """
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.signals = 0
         self.terminated = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -32,7 +32,7 @@ class StopAtStepEnd:
             signal.signal(number, handler)
 
     def _ask(self, number: int, *_: object) -> None:
-        self.asked += 1
+        self.signals += 1
         self.terminated |= number == signal.SIGTERM
-        if self.asked > 2:
+        if self.signals > 2:
             raise KeyboardInterrupt

@@ -19,7 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from fmcnet.config import Config
+from fmcnet.data.loader import TrainingBatch
 from fmcnet.distributed import (
+    DistributedContext,
     average_buffers,
     average_gradients,
     gather_centers,
@@ -32,11 +34,8 @@ from fmcnet.models.backbone import make_backbone
 from fmcnet.models.build import build_model
 from fmcnet.models.fmcnet import FMCNet, FMCNetOutput
 from fmcnet.models.modules import Compensation
-from fmcnet.runtime import Runtime
 from fmcnet.training import health
-from fmcnet.training.batches import Batch
-from fmcnet.training.ema import Ema
-from fmcnet.training.optimizers import build_optimizers, rate, set_rate
+from fmcnet.training.optimizers import advance_schedule, build_optimizers, build_schedulers, rate
 from fmcnet.types import Modality
 
 GRADIENT, JUDGE_GRADIENT = "gradient", "discriminator gradient"
@@ -59,7 +58,7 @@ class NotFinite(Exception):
 
 
 class Game:
-    """A model under training: weights, optimisers, scaler, averaged weights.
+    """A model under training: weights, optimisers, scaler.
 
     Args:
         config: settings. model: moved to the device here. place: device and rank. identities: P of one process.
@@ -67,10 +66,12 @@ class Game:
 
     Attributes:
         model: the weights, by their plain names. optimizers: "main" and "judge" (None without discriminators).
-        ema: averaged weights or None. scaler: of float16 gradients (disabled otherwise).
+        schedulers: of the learning rates. scaler: of float16 gradients (disabled otherwise).
     """
 
-    def __init__(self, config: Config, model: FMCNet, place: Runtime, identities: int, steps: int) -> None:
+    def __init__(
+        self, config: Config, model: FMCNet, place: DistributedContext, identities: int, steps: int
+    ) -> None:
         training = config.training
         self.config, self.place, self.identities, self.steps = config, place, identities, steps
         self.precision = precision(training.precision, place.device)
@@ -84,7 +85,7 @@ class Game:
         self.optimizers: dict[str, torch.optim.Optimizer | None] = {"main": main, "judge": judge}
         self._main, self._judge = main, judge
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=self.precision is torch.float16)
-        self.ema = Ema(model, training.ema) if training.ema else None
+        self.schedulers = build_schedulers((main, judge), steps, training)
         self._gather = gather_centers if training.sync_centers and place.world > 1 else None
         self._network = self._wrap(model)
         self._names: list[str] = []
@@ -112,15 +113,12 @@ class Game:
                 model, device_ids=device, broadcast_buffers=False, gradient_as_bucket_view=True
             )
 
-    def step(self, batches: Sequence[Batch], step: int) -> None:
+    def step(self, batches: Sequence[TrainingBatch], step: int) -> None:
         """Step `step` (from 0) on `training.accumulate` whole batches; what it measured waits for `read`.
 
         With several batches the discriminators take their turn on each (they see fresh features every time), all
         others once, with the mean of the batches' gradients.
         """
-        factor = rate(step, self.steps, self.config.training)
-        set_rate(self._main, factor)
-        set_rate(self._judge, factor)
         self.model.train()
         self._main.zero_grad(set_to_none=True)
         measured = []
@@ -132,8 +130,8 @@ class Game:
         with record_function("fmcnet: optimizer"):
             norm = self._descend(self._main)
         self.scaler.update()
-        if self.ema:
-            self.ema.update(step + 1)
+        for scheduler in self.schedulers:
+            advance_schedule(scheduler)
         values = torch.stack(measured).mean(dim=0) if len(measured) > 1 else measured[0]
         more = {GRADIENT: norm}
         if self.scaler.is_enabled():
@@ -141,7 +139,7 @@ class Game:
         values = torch.cat([values, torch.stack([value.detach().float() for value in more.values()])])
         self._measured.append((step, [*self._names, *more], values))
 
-    def _one(self, batch: Batch, share: int, progress: float) -> Tensor:
+    def _one(self, batch: TrainingBatch, share: int, progress: float) -> Tensor:
         """Forward, the discriminators' turn and the backward pass of all others; the measured values (n,)."""
         config = self.config
         half = self.precision is not torch.float32
@@ -217,14 +215,12 @@ class Game:
         return records
 
     def export(self) -> FMCNet:
-        """A model of its own with the weights that are to be used: averaged ones with EMA, running statistics
-        averaged over the processes (every process must call)."""
+        """Copy the model for inference, running statistics averaged over the processes (every process must call)."""
         with torch.random.fork_rng([]):  # so that to validate or not changes no dropout
             plain = build_model(
                 self.config.model, self.model.decomposition.classify_shared.linear.out_features
             )
-        state = dict(self.model.state_dict())
-        plain.load_state_dict({**state, **(self.ema.values if self.ema else {})})
+        plain.load_state_dict(self.model.state_dict())
         plain = plain.to(self.place.device)
         average_buffers(plain, self.place.world)
         return plain.eval()

@@ -1,4 +1,4 @@
-"""Training: one loop, exact resume, every term by name."""
+"""Training: one loop over batches, with validation, checkpoints and exact resume."""
 
 from __future__ import annotations
 
@@ -16,39 +16,41 @@ from torch.profiler import record_function
 
 from fmcnet.config import AugmentConfig, Config
 from fmcnet.data.cache import ImageCache, cache_folder
+from fmcnet.data.loader import TrainingBatch, TrainingImages, load_batches
 from fmcnet.data.readers import read_dataset
-from fmcnet.data.samplers import IdentityModalitySampler
+from fmcnet.data.samplers import make_sampler
 from fmcnet.data.table import Table, fingerprint
-from fmcnet.distributed import agree, known_to_all, together
-from fmcnet.errors import Interrupted
+from fmcnet.distributed import (
+    DistributedContext,
+    agree,
+    agree_on_errors,
+    distributed_context,
+    keep_freed_memory,
+    mark_agreed,
+    resident_bytes,
+)
+from fmcnet.errors import Interrupted, TrainingError, translate_errors
 from fmcnet.models.backbone import make_backbone
 from fmcnet.models.build import build_model
 from fmcnet.models.checkpoint import ModelCard
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.pretrained import load_pretrained
 from fmcnet.progress import Progress
-from fmcnet.runtime import Runtime, keep_freed_memory, resident_bytes, runtime
-from fmcnet.training.batches import Batch, Batches
-from fmcnet.training.checkpointing import checkpoints, drop_others
-from fmcnet.training.faults import not_finite, said_plainly
-from fmcnet.training.feed import identities_of, look_alikes, make_sampler
-from fmcnet.training.folder import alone_in, check_folder, make_folder
-from fmcnet.training.keeper import Keeper
+from fmcnet.training.checkpointing import Checkpointer, checkpoints, drop_others
+from fmcnet.training.folder import check_folder, lock_folder, make_folder
+from fmcnet.training.loggers import StepLogger, Tracker, check_trackers
 from fmcnet.training.profiler import StepProfile
-from fmcnet.training.records import Records
 from fmcnet.training.selection import ModelSelection, hold_out
 from fmcnet.training.statistics import BATCHES, estimate_statistics
 from fmcnet.training.stop import StopAtStepEnd
-from fmcnet.training.track import Tracker, check_trackers
 from fmcnet.training.train_step import Game, NotFinite, precision
-from fmcnet.types import IntArray
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What `train` did: where the run is, how many steps this call did and in which time."""
+    """What `train` did: the run folder, the number of steps of this call, and their time."""
 
     run: Path
     variant: str
@@ -64,7 +66,7 @@ class TrainingSummary:
     selected: str
 
     def to_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Convert for `--json`."""
         return {**asdict(self), "run": str(self.run)}
 
 
@@ -80,18 +82,22 @@ def train(
     trackers: Sequence[str | Tracker] = (),
     profile: bool = False,
 ) -> TrainingSummary:
-    """Train FMCNet, or a variant of it, and leave a run folder that evaluates and embeds.
+    """Train FMCNet or a variant, and write a run folder that evaluates and embeds.
 
     Args:
-        config: everything that defines the run.
+        config: all settings of the run.
         data: a dataset's folder or CSV, or a table.
         out: the run folder: config.yaml, log.jsonl, checkpoints/, model.safetensors, model.json.
-        resume: go on from the newest checkpoint in `out` that is whole; the result equals an uninterrupted run, bit
-            for bit on the CPU. With nothing there yet the training starts.
+        resume: continue from the newest undamaged checkpoint in `out`. The result equals an uninterrupted run, bit
+            for bit on the CPU. Without a checkpoint the training starts.
         device: "auto", "cpu", "cuda", "cuda:1", "mps". Started by `torchrun`, each process takes its own.
         progress: show a bar; None: on a terminal only.
+        description: shown beside the bar.
         trackers: beside the log: "tensorboard", "wandb", or objects with the methods of `Tracker`.
-        profile: watch a few steps and write RUN/profile.
+        profile: profile a few steps and write RUN/profile.
+
+    Returns:
+        The summary, on every process.
 
     Raises:
         FmcnetError: for unusable data, configuration or folder; `TrainingError` when a loss term is no
@@ -99,229 +105,238 @@ def train(
         Interrupted: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     run = Path(out)
-    with runtime(device) as place:
-        if place.device.type == "cpu":
+    with distributed_context(device) as ctx:
+        if ctx.device.type == "cpu":
             keep_freed_memory()
-        with together(place):
-            make_backbone(config.model.arch)  # raises for an unknown one, before images are read
-            if place.main:
+        with agree_on_errors(ctx):
+            make_backbone(config.model.arch)  # raises for an unknown name before images are read
+            if ctx.main:
                 check_folder(run, config, resume)
                 check_trackers([name for name in trackers if isinstance(name, str)])
-        with together(place):
-            table = (
-                data
-                if isinstance(data, Table)
-                else read_dataset(data, layout=config.data.layout, trial=config.data.split)
-            )
-            table = hold_out(table, config)
-            rows = table.select(split=config.data.train_splits)
-            labels, pids = rows.labels()
-            sampler = make_sampler(config, rows, labels, place.rank, place.world)
-            selection = ModelSelection(config, table, run, place)
-            precision(config.training.precision, place.device)  # raises where the device has it not
-            if place.main:
-                for note in (*table.notes, *sampler.notes):
-                    logger.info("%s", note)
-            folder = cache_folder(config.data.cache, table.root)
-            cache = ImageCache(rows, config.data.height, config.data.width, folder=folder, progress=progress)
-            torch.manual_seed(config.training.seed)
-            model = build_model(config.model, len(pids))
-            if not (resume and checkpoints(run)):
-                load_pretrained(model, config.model.pretrained, config.model.arch)
-        # Dropout differs between processes.
-        torch.manual_seed((config.training.seed * 1_000_003 + place.rank) % 2**63)
-        card = ModelCard(config, tuple(int(pid) for pid in pids), table.name, 0, fingerprint(table))
-        job = _Job(config, run, place, model, card, sampler, cache, labels, selection)
+        with agree_on_errors(ctx):
+            if not isinstance(data, Table):
+                data = read_dataset(data, layout=config.data.layout, trial=config.data.split)
+            trainer = Trainer(config, data, run, ctx, resume=resume, progress=progress)
         with ExitStack() as stack:
-            with together(place):  # only now: a mistake in data or settings leaves no half-made run behind
-                if place.main:
-                    stack.enter_context(alone_in(run))
+            with agree_on_errors(ctx):  # only now, so that an error in data or settings leaves no run folder
+                if ctx.main:
+                    stack.enter_context(lock_folder(run))
                     make_folder(run, config)
-            return job.run_all(resume, progress, description, trackers, profile)
+            return trainer.fit(description, trackers, profile)
 
 
 def total_steps(config: Config, table: Table, world: int = 1) -> int:
-    """How many steps `train` will do on this table."""
+    """Count the steps that `train` will take on this table."""
     rows = hold_out(table, config).select(split=config.data.train_splits)
     sampler = make_sampler(config, rows, rows.labels()[0], 0, world)
     return config.training.epochs * sampler.steps // config.training.accumulate
 
 
-class _Job:
-    """One training under way."""
+class Trainer:
+    """One training: reads the images and builds the model; `fit` trains it.
+
+    Args:
+        config: all settings of the run.
+        table: of the dataset.
+        run: the run folder.
+        ctx: device and rank.
+        resume: continue from the newest checkpoint in `run`.
+        progress: show bars; None: on a terminal only.
+
+    Raises:
+        FmcnetError: for unusable data or settings. No process waits for another before that.
+    """
 
     def __init__(
         self,
         config: Config,
+        table: Table,
         run: Path,
-        place: Runtime,
-        model: FMCNet,
-        card: ModelCard,
-        sampler: IdentityModalitySampler,
-        cache: ImageCache,
-        labels: IntArray,
-        selection: ModelSelection,
-    ) -> None:
-        self.config, self.path, self.place, self.card = config, run, place, card
-        self.sampler, self.cache, self.labels, self.selection = sampler, cache, labels, selection
-        self.epoch = sampler.steps // config.training.accumulate  # steps of one
-        self.steps = config.training.epochs * self.epoch
-        self.game = Game(config, model, place, identities_of(config, place.world), self.steps)
-        self.images = 2 * sampler.identities * sampler.images * config.training.accumulate * place.world
-        self.records = Records(run, config, self.steps)
-        identity = {
-            "data": fingerprint(cache.table, cache.table.split),
-            "processes": place.world,
-            "steps": self.steps,
-            "precision": str(self.game.precision).removeprefix("torch."),
-            "device": place.device.type,
-            "pixels": cache.digest(),
-            "discriminators": "Adam, betas 0.5 and 0.999" if model.compensation else None,
-        }
-        self.keeper = Keeper(run, place, self.game, card, sampler, selection, self.records, identity)
-
-    def run_all(
-        self,
+        ctx: DistributedContext,
+        *,
         resume: bool,
         progress: bool | None,
-        description: str,
-        trackers: Sequence[str | Tracker],
-        profile: bool,
-    ) -> TrainingSummary:
-        """All steps from the newest checkpoint (or the start) to the last."""
-        started, first = time.perf_counter(), self.keeper.restore() if resume else 0
-        main, several = self.place.main, self.config.training.accumulate
-        bar = Progress(description, self.steps, first, show=progress if main else False)
-        stop = StopAtStepEnd()
-        batches = Batches(
-            self.cache.images,
-            self.labels,
-            self.sampler,
-            self.config.augment,
-            self.config.training.seed,
-            self.place,
-            first=first * several,
-            last=self.steps * several,
+    ) -> None:
+        self._config, self._run, self._ctx = config, run, ctx
+        self._resume, self._progress = resume, progress
+        table = hold_out(table, config)
+        rows = table.select(split=config.data.train_splits)
+        self._labels, pids = rows.labels()
+        self._sampler = make_sampler(config, rows, self._labels, ctx.rank, ctx.world)
+        self._selection = ModelSelection(config, table, run, ctx)
+        precision(config.training.precision, ctx.device)  # raises where the device lacks it
+        if ctx.main:
+            for note in (*table.notes, *self._sampler.notes):
+                logger.info("%s", note)
+        folder = cache_folder(config.data.cache, table.root)
+        self._cache = ImageCache(
+            rows, config.data.height, config.data.width, folder=folder, progress=progress
         )
-        watch = StepProfile(self.path, self.place.device.type == "cuda") if profile and main else None
-        try:
-            with together(self.place):
-                if main:
-                    self.records.open(trackers, first)
-            self.keeper.saved = time.monotonic()
-            with stop:
-                with bar, batches, watch or nullcontext():
-                    stream = iter(batches)
-                    for step in range(first, self.steps):
-                        self._look_for_alikes(step)
-                        with record_function("fmcnet: data"):
-                            drawn = list(islice(stream, several))
-                        with said_plainly(self.config):
-                            self.game.step(drawn, step)
-                        if watch:
-                            watch.step()
-                        self._after(step + 1, stop, bar, started, first)
-                return self._finish(first, started, progress)
-        finally:
-            self.records.close()
-            if watch and watch.table:
-                logger.info("%s\nthe profile: %s", watch.table, watch.folder)
+        torch.manual_seed(config.training.seed)
+        self._model = build_model(config.model, len(pids))
+        if not (resume and checkpoints(run)):
+            load_pretrained(self._model, config.model.pretrained, config.model.arch)
+        # Dropout differs between processes.
+        torch.manual_seed((config.training.seed * 1_000_003 + ctx.rank) % 2**63)
+        self._card = ModelCard(config, tuple(int(pid) for pid in pids), table.name, 0, fingerprint(table))
+        self._epoch = self._sampler.steps // config.training.accumulate  # its number of steps
+        self._steps = config.training.epochs * self._epoch
+        self._images = (
+            2 * self._sampler.identities * self._sampler.images * config.training.accumulate * ctx.world
+        )
 
-    def _after(self, done: int, stop: StopAtStepEnd, bar: Progress, started: float, first: int) -> None:
-        """What follows a step: reading, validation, a checkpoint, stopping."""
-        training = self.config.training
-        late = (
-            training.checkpoint_minutes
-            and time.monotonic() - self.keeper.saved > 60 * training.checkpoint_minutes
+    def fit(
+        self, description: str = "training", trackers: Sequence[str | Tracker] = (), profile: bool = False
+    ) -> TrainingSummary:
+        """Train from the newest checkpoint (or the start) to the last step, and write the model.
+
+        Args:
+            description: shown beside the bar.
+            trackers: beside the log.
+            profile: profile a few steps.
+
+        Raises:
+            FmcnetError: when the checkpoint does not fit, a term is not finite, or something cannot be written.
+            Interrupted: after Ctrl-C or SIGTERM, once a checkpoint is written.
+        """
+        config, ctx = self._config, self._ctx
+        self._step = Game(config, self._model, ctx, self._sampler.identities, self._steps)
+        self._logger = StepLogger(self._run, config, self._steps)
+        self._checkpointer = Checkpointer(
+            self._run, ctx, self._step, self._card, self._selection, self._logger, self._invariants()
         )
-        stopping, due = agree([stop.asked > 0, bool(late) and self.place.main], self.place)
-        validates = done % self.epoch == 0 and self.selection.due(done // self.epoch)
-        saves = done < self.steps and (stopping or due or done % training.checkpoint_every == 0)
+        self._started = time.perf_counter()
+        self._first = first = self._checkpointer.restore() if self._resume else 0
+        bar = Progress(description, self._steps, first, show=self._progress if ctx.main else False)
+        profiler = StepProfile(self._run, ctx.device.type == "cuda") if profile and ctx.main else None
+        accumulate = config.training.accumulate
+        batches = self._load(config.augment, first * accumulate, self._steps * accumulate)
+        try:
+            with agree_on_errors(ctx):
+                if ctx.main:
+                    self._logger.open(trackers, first)
+            self._checkpointer.saved = time.monotonic()
+            with StopAtStepEnd() as stop:
+                with bar, profiler or nullcontext():
+                    for step in range(first, self._steps):
+                        with record_function("fmcnet: data"):
+                            drawn = list(islice(batches, accumulate))
+                        with translate_errors(compiled=config.training.compile):
+                            self._step.step(drawn, step)
+                        if profiler:
+                            profiler.step()
+                        self._after(step + 1, stop, bar)
+                return self._finish()
+        finally:
+            self._logger.close()
+            if profiler and profiler.table:
+                logger.info("%s\nthe profile: %s", profiler.table, profiler.folder)
+
+    def _invariants(self) -> dict[str, Any]:
+        """What must not change between a checkpoint and its resume, beside the settings."""
+        return {
+            "data": fingerprint(self._cache.table, self._cache.table.split),
+            "processes": self._ctx.world,
+            "steps": self._steps,
+            "precision": str(self._step.precision).removeprefix("torch."),
+            "device": self._ctx.device.type,
+            "pixels": self._cache.digest(),
+            "discriminators": "Adam, betas 0.5 and 0.999" if self._model.compensation else None,
+        }
+
+    def _load(self, augment: AugmentConfig, first: int, last: int) -> Iterator[TrainingBatch]:
+        """Batches `first` to `last - 1` on the device."""
+        dataset = TrainingImages(
+            self._cache.images,
+            self._labels,
+            self._cache.table.modality,
+            augment,
+            seed=self._config.training.seed,
+            draws=self._sampler.identities * self._sampler.images * self._ctx.world,
+        )
+        return load_batches(dataset, self._sampler, self._ctx.device, first, last)
+
+    def _after(self, done: int, stop: StopAtStepEnd, bar: Progress) -> None:
+        """What follows a step: reading its values, validation, a checkpoint, stopping."""
+        training = self._config.training
+        minutes = (time.monotonic() - self._checkpointer.saved) / 60
+        late = self._ctx.main and 0 < training.checkpoint_minutes < minutes
+        stopping, due = agree([stop.signals > 0, late], self._ctx)
+        validates = done % self._epoch == 0 and self._selection.due(done // self._epoch)
+        saves = done < self._steps and (stopping or due or done % training.checkpoint_every == 0)
         note = ""
-        if done % training.log_every == 0 or validates or saves or done == self.steps:
+        if done % training.log_every == 0 or validates or saves or done == self._steps:
             self._read()
-            rate = (done - first) * self.images / (time.perf_counter() - started)
-            note = f"{rate:.0f} images/s  {_memory(self.place)}  {self.records.shown()}"
+            rate = (done - self._first) * self._images / (time.perf_counter() - self._started)
+            note = f"{rate:.0f} images/s  {_memory(self._ctx.device)}  {self._logger.summary()}"
         bar.advance(note)
         if validates:
-            record = self.selection.validate(self._export(), replace(self.card, step=done), done)
-            self.records.write([record] if record else [], "validated_step")
-            with together(self.place):
-                self.keeper.keep_best(done)
+            record = self._selection.validate(self._export(), replace(self._card, step=done), done)
+            self._logger.write([record] if record else [], "validated_step")
+            with agree_on_errors(self._ctx):
+                self._checkpointer.write_best(done)
         if saves:
-            self.keeper.save(done, must=stopping)
-        if stopping and done < self.steps:
+            self._checkpointer.save(done, must=stopping)
+        if stopping and done < self._steps:
             raise Interrupted(
-                f"stopped after step {done} of {self.steps}; the checkpoint is in {self.path / 'checkpoints'}",
+                f"stopped after step {done} of {self._steps}; the checkpoint is in {self._run / 'checkpoints'}",
                 143 if stop.terminated else 130,
             )
 
     def _read(self) -> None:
         try:
-            records = self.game.read()
-        except NotFinite as found:
-            raise known_to_all(not_finite(found, self.path)) from found
+            records = self._step.read()
+        except NotFinite as error:
+            good = checkpoints(self._run)
+            where = f"the last good checkpoint is {good[-1]}" if good else "there was no checkpoint yet"
+            raise mark_agreed(
+                TrainingError(
+                    f"step {error.step}: {', '.join(error.names)} became NaN or infinite; {where}. "
+                    "Train into a new --out with a lower training.lr, with training.clip, or training.precision=fp32."
+                )
+            ) from error
         for record in records:
-            record["epoch"] = (int(record["step"]) - 1) // self.epoch + 1
-        self.records.steps(records)
-
-    def _look_for_alikes(self, step: int) -> None:
-        if self.config.data.hard and step % self.epoch == 0 and step:
-            weights = self.game.model.decomposition.classify_shared.linear.weight
-            self.sampler.neighbors = look_alikes(weights, self.sampler.pids, self.place)
-
-    def _plain_batches(self) -> Iterator[Batch]:
-        """Batches that would follow the last step, without augmentation."""
-        first = self.steps * self.config.training.accumulate
-        batches = Batches(
-            self.cache.images,
-            self.labels,
-            self.sampler,
-            AugmentConfig(pad=0, flip=0, erase=0, channel="none"),
-            self.config.training.seed,
-            self.place,
-            first=first,
-            last=first + BATCHES,
-        )
-        with batches:
-            yield from batches
+            record["epoch"] = (int(record["step"]) - 1) // self._epoch + 1
+        self._logger.write_steps(records)
 
     def _export(self) -> FMCNet:
-        """The model as it is searched with: validated, selected and written alike (every process must call)."""
-        model = self.game.export()
-        if self.config.model.normalization == "modality":
-            estimate_statistics(model, self._plain_batches(), self.place.world)
+        """The model for inference: validated, selected and written in this form (every process must call)."""
+        model = self._step.export()
+        if self._config.model.normalization == "modality":
+            plain = AugmentConfig(pad=0, flip=0, erase=0, channel="none")
+            first = self._steps * self._config.training.accumulate
+            estimate_statistics(model, self._load(plain, first, first + BATCHES), self._ctx.world)
         return model
 
-    def _finish(self, first: int, started: float, progress: bool | None) -> TrainingSummary:
-        seconds = time.perf_counter() - started
-        if first < self.steps:
-            self.keeper.save(self.steps, must=True)
-        elif self.place.main:
-            drop_others(self.path, self.steps, self.config.training.keep)
+    def _finish(self) -> TrainingSummary:
+        seconds = time.perf_counter() - self._started
+        if self._first < self._steps:
+            self._checkpointer.save(self._steps, must=True)
+        elif self._ctx.main:
+            drop_others(self._run, self._steps, self._config.training.keep)
         exported = self._export()
-        with together(self.place):
-            if self.place.main:
-                self.keeper.write_model(exported)
-                if self.config.model.descriptor == "discriminant":
-                    self.keeper.write_projection(self.cache.table, progress)
+        with agree_on_errors(self._ctx):
+            if self._ctx.main:
+                self._checkpointer.write_model(exported)
+                if self._config.model.descriptor == "discriminant":
+                    self._checkpointer.write_projection(self._cache.table, self._progress)
         return TrainingSummary(
-            run=self.path,
+            run=self._run,
             variant=exported.variant,
-            dataset=self.card.dataset,
-            steps=self.steps,
-            resumed_from=first,
+            dataset=self._card.dataset,
+            steps=self._steps,
+            resumed_from=self._first,
             seconds=seconds,
-            images_per_second=(self.steps - first) * self.images / seconds,
-            images=len(self.cache),
-            identities=self.card.classes,
+            images_per_second=(self._steps - self._first) * self._images / seconds,
+            images=len(self._cache),
+            identities=self._card.classes,
             parameters=sum(p.numel() for p in exported.parameters()),
-            last_terms=self.records.terms,
-            selected=self.keeper.selected(),
+            last_terms=self._logger.terms,
+            selected=self._checkpointer.selected(),
         )
 
 
-def _memory(place: Runtime) -> str:
-    """Of the GPU at its fullest, else of the process."""
-    taken = torch.cuda.max_memory_allocated(place.device) if place.device.type == "cuda" else resident_bytes()
-    return f"{taken / 2**30:.1f} GiB" if taken else ""
+def _memory(device: torch.device) -> str:
+    """Peak memory of the GPU, else memory of the process."""
+    size = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes()
+    return f"{size / 2**30:.1f} GiB" if size else ""

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from fmcnet import progress
+from fmcnet.distributed import keep_freed_memory, pick_device, seeded_generator
 from fmcnet.errors import FmcnetError, MissingDependencyError
-from fmcnet.runtime import keep_freed_memory, pick_device, require, seeded_generator
+from fmcnet.optional import require
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc and glibc")
@@ -19,7 +20,7 @@ def test_memory_is_measured_and_freed_memory_kept_however_often_it_is_asked_for(
     """In a process of its own: it cannot be taken back."""
     code = """
 import torch
-from fmcnet.runtime import keep_freed_memory, resident_bytes
+from fmcnet.distributed import keep_freed_memory, resident_bytes
 before = resident_bytes()
 held = [torch.ones(2**22) for _ in range(4)]
 assert 0 < before < resident_bytes() - 0.9 * 2**26
