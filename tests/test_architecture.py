@@ -106,7 +106,7 @@ def test_readers_and_the_generator_work_without_torch():
 
 
 def test_the_gallery_and_its_search_work_without_torch():
-    code = "import sys, fmcnet.retrieval.embedded.store, fmcnet.cli.search; print('torch' in sys.modules)"
+    code = "import sys, fmcnet.retrieval.sqlite_store, fmcnet.cli.search; print('torch' in sys.modules)"
     assert fresh(code).strip() == "False"
 
 

@@ -12,12 +12,12 @@ import numpy as np
 from fmcnet.errors import GalleryError
 from fmcnet.files import write_atomically
 from fmcnet.optional import require
-from fmcnet.retrieval.records import Entry, Settings, Stored, to_micros
+from fmcnet.retrieval.records import Entry, GallerySettings, Stored, to_micros
 
 NO_TIME = np.iinfo(np.int64).min
 
 
-def export(path: Path, settings: Settings, parts: Iterator[list[Stored]]) -> int:
+def export(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]]) -> int:
     """Write all entries; the format by the name's end; how many they were.
 
     Raises:
@@ -43,7 +43,7 @@ def export(path: Path, settings: Settings, parts: Iterator[list[Stored]]) -> int
     return count
 
 
-def _npz(path: Path, settings: Settings, parts: Iterator[list[Stored]]) -> None:
+def _npz(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]]) -> None:
     """Arrays of N rows; what is not known is -1 (pid), the smallest int64 (time_us) or "" (texts)."""
     entries: list[Entry] = []
     vectors = [np.empty((0, settings.dimension), np.float32)]
@@ -69,7 +69,7 @@ def _texts(values: list[str]) -> np.ndarray[Any, np.dtype[np.str_]]:
     return np.array(values, dtype=np.str_)
 
 
-def _parquet(path: Path, settings: Settings, parts: Iterator[list[Stored]]) -> None:
+def _parquet(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]]) -> None:
     """A row an entry; what is not known is null; the model is in the file's metadata."""
     arrow: Any = require("pyarrow", "gallery")
     parquet: Any = require("pyarrow.parquet", "gallery")

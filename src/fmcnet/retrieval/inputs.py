@@ -6,7 +6,7 @@ import re
 import secrets
 import time as clock
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from pathlib import PurePath
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fmcnet.errors import DuplicateIdError, GalleryError
-from fmcnet.retrieval.records import Batch, Entry, Settings, as_modality, as_utc
+from fmcnet.retrieval.records import Entry, EntryBatch, GallerySettings, as_modality, as_utc
 from fmcnet.types import FloatArray, Modality
 
 LONGEST = {"id": 256, "model": 256, "camera": 256, "track": 256, "tag": 256, "source": 4096}
@@ -75,7 +75,7 @@ def make_batch(
     track: Any,
     tags: Any,
     pictures: Any = None,
-) -> Batch:
+) -> EntryBatch:
     """Entries of N embeddings; each column is one value for all, or N of them.
 
     Raises:
@@ -107,7 +107,7 @@ def make_batch(
     entries = tuple(
         Entry(id=names[row], **{key: values[row] for key, values in columns.items()}) for row in range(n)
     )
-    return Batch(entries, vectors, as_pictures(pictures, n))
+    return EntryBatch(entries, vectors, as_pictures(pictures, n))
 
 
 def as_pictures(value: Any, n: int) -> tuple[bytes | None, ...]:
@@ -241,7 +241,7 @@ def new_id() -> str:
     return f"{clock.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
-def check_settings(stored: Settings, dimension: int, model: str | None, location: str) -> None:
+def check_settings(stored: GallerySettings, dimension: int, model: str | None, location: str) -> None:
     """Embeddings belong to this gallery.
 
     Raises:
@@ -276,3 +276,28 @@ def as_duration(keep: str | timedelta) -> timedelta:
     if keep <= timedelta(0):
         raise GalleryError(f"keep={keep} must be positive")
     return keep
+
+
+KEEP: Any = type("Keep", (), {"__repr__": lambda _: "KEEP"})()
+"""An attribute that `update` leaves alone."""
+CHECKS: dict[str, Callable[[Any], object]] = {
+    "pid": as_pid,
+    "modality": as_modality,
+    "camera": lambda value: optional_text(value, "camera"),
+    "time": as_time,
+    "source": lambda value: optional_text(value, "source"),
+    "track": lambda value: optional_text(value, "track"),
+    "tags": as_tags,
+}
+
+
+def make_change(**values: Any) -> dict[str, Any]:
+    """The attributes of `Entry` that are not `KEEP`, by their names.
+
+    Raises:
+        GalleryError: for a bad value, or when nothing is left.
+    """
+    change = {name: CHECKS[name](value) for name, value in values.items() if value is not KEEP}
+    if not change:
+        raise GalleryError("nothing to update: give at least one of " + ", ".join(CHECKS))
+    return change

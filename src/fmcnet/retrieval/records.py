@@ -137,7 +137,7 @@ class Where:
 
 
 @dataclass(frozen=True)
-class Settings:
+class GallerySettings:
     """What the first add fixes for good.
 
     Attributes:
@@ -150,7 +150,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Batch:
+class EntryBatch:
     """Checked entries to add.
 
     Attributes:
@@ -191,7 +191,7 @@ class GalleryInfo:
 
     location: str
     entries: int
-    settings: Settings | None
+    settings: GallerySettings | None
     index: str
     unindexed: int
     removed: int

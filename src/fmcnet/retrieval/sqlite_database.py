@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import json
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import GalleryError
-from fmcnet.retrieval.embedded.codec import COLUMNS, checksum, seal, to_entry, to_values
-from fmcnet.retrieval.embedded.connection import Connection
-from fmcnet.retrieval.records import Entry, Settings, Stored
+from fmcnet.retrieval.records import Entry, GallerySettings, Stored, from_micros, to_micros
+from fmcnet.retrieval.sqlite_connection import Connection
+from fmcnet.types import Modality
 
 FORMAT = 1
+COLUMNS = "seq, id, pid, modality, camera, time, source, track, tags"
+Values = tuple[
+    int, str, "int | None", int, "str | None", "int | None", "str | None", "str | None", "str | None"
+]
+"""A row of `rows` without its checksum, in the order of `COLUMNS`."""
+
+
 MANY = 500
 """Values in one IN (...)."""
 SCHEMA = """
@@ -99,12 +108,12 @@ class Database(Connection):
             )
         return str(about["name"])
 
-    def settings(self) -> Settings | None:
+    def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
         value = self.get("settings")
-        return Settings(**json.loads(value)) if isinstance(value, str) else None
+        return GallerySettings(**json.loads(value)) if isinstance(value, str) else None
 
-    def set_settings(self, settings: Settings) -> None:
+    def set_settings(self, settings: GallerySettings) -> None:
         """Fix dimension, model and dtype."""
         self.put("settings", json.dumps(settings.__dict__))
 
@@ -291,3 +300,43 @@ class Database(Connection):
                 if self.has_tables():
                     for one in rows:
                         self.picture(one)
+
+
+def checksum(*values: object) -> int:
+    """CRC-32 of values; texts hold no NUL and are not empty, so the joined text is unambiguous."""
+    return zlib.crc32("\0".join("" if v is None else str(v) for v in values).encode())
+
+
+def to_values(seq: int, entry: Entry) -> Values:
+    """An entry as stored."""
+    return (
+        seq,
+        entry.id,
+        entry.pid,
+        entry.modality.code,
+        entry.camera,
+        None if entry.time is None else to_micros(entry.time),
+        entry.source,
+        entry.track,
+        json.dumps(entry.tags, ensure_ascii=False) if entry.tags else None,
+    )
+
+
+def to_entry(values: Sequence[Any]) -> Entry:
+    """A stored row as an entry."""
+    _, name, pid, modality, camera, time, source, track, tags = values
+    return Entry(
+        name,
+        Modality.from_code(modality),
+        pid,
+        camera,
+        None if time is None else from_micros(time),
+        source,
+        track,
+        tuple(json.loads(tags)) if tags else (),
+    )
+
+
+def seal(seq: int, vector: bytes) -> bytes:
+    """The bytes of an embedding and their checksum, bound to the row's number."""
+    return vector + zlib.crc32(vector, seq & 0xFFFFFFFF).to_bytes(4, "little")

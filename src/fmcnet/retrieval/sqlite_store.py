@@ -13,38 +13,59 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError
-from fmcnet.retrieval.embedded.connection import NAME
-from fmcnet.retrieval.embedded.database import Database
-from fmcnet.retrieval.embedded.index import Index
-from fmcnet.retrieval.embedded.lock import writer_lock
-from fmcnet.retrieval.embedded.nearest import faiss
-from fmcnet.retrieval.embedded.state import State
+from fmcnet.files import lock_file
+from fmcnet.retrieval.backends import NEAR, SPARE, ranked
+from fmcnet.retrieval.faiss_index import FaissIndex, faiss
+from fmcnet.retrieval.index_files import GalleryIndex
 from fmcnet.retrieval.inputs import check_settings
 from fmcnet.retrieval.records import (
     Added,
-    Batch,
     Dtype,
+    EntryBatch,
     GalleryInfo,
+    GallerySettings,
     Hit,
     IndexChoice,
     OnDuplicate,
-    Settings,
     Stored,
     Where,
 )
-from fmcnet.retrieval.store import NEAR, SPARE, changed, ranked
+from fmcnet.retrieval.sqlite_connection import NAME, not_writable
+from fmcnet.retrieval.sqlite_database import Database
 from fmcnet.types import FloatArray, IntArray
 
 logger = logging.getLogger(__name__)
 
+LOCK = "writer.lock"
 HNSW_ABOVE = 100_000
 """Entries above which a new gallery uses a graph."""
+
+
+@contextlib.contextmanager
+def writer_lock(folder: Path, timeout: float) -> Iterator[None]:
+    """Be the gallery's one writer.
+
+    Raises:
+        GalleryBusyError: when another process still writes after `timeout` seconds.
+        GalleryError: when the lock file cannot be made.
+    """
+    busy = GalleryBusyError(
+        f"{folder} is being written by another process, for longer than {timeout:g} s: try again, or give a longer "
+        "timeout"
+    )
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock_file(folder / LOCK, timeout, busy))
+        except OSError as error:
+            raise not_writable(folder, error.strerror) from error
+        yield
 
 
 class EmbeddedStore:
@@ -78,7 +99,7 @@ class EmbeddedStore:
         self.dtype = dtype
         self._wrote = False
         self._owed = False  # the log may hold what was removed
-        self._settings: Settings | None = None
+        self._settings: GallerySettings | None = None
         self._closed = False
         self._mutex = threading.RLock()
         self._prepare(create)
@@ -90,7 +111,7 @@ class EmbeddedStore:
             with self.database.translated():
                 self.database.name()
             choice, above = self._choice(index, hnsw_above)
-            self.index = Index(folder, self.database, choice, above, flush_rows)
+            self.index = GalleryIndex(folder, self.database, choice, above, flush_rows)
             with self.database.reading():
                 self.index.sync()
             if not read_only:
@@ -106,7 +127,7 @@ class EmbeddedStore:
             return
         if self.folder.exists() and not self.folder.is_dir():
             raise GalleryError(f"{self.folder} is a file; a gallery is a folder")
-        if self.folder.is_dir() and any(p.name != "writer.lock" for p in self.folder.iterdir()):
+        if self.folder.is_dir() and any(p.name != LOCK for p in self.folder.iterdir()):
             raise GalleryError(
                 f"{self.folder} holds no gallery ({NAME}), and is not empty: name another folder"
             )
@@ -136,7 +157,7 @@ class EmbeddedStore:
     # ---- the rule ----
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[State | None]:
+    def _reading(self) -> Iterator[FaissIndex | None]:
         with self._mutex:
             self._open()
             with self.database.reading():
@@ -174,7 +195,7 @@ class EmbeddedStore:
     # ---- reading ----
 
     @property
-    def settings(self) -> Settings | None:
+    def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
         with self._mutex:
             self._open()
@@ -190,10 +211,10 @@ class EmbeddedStore:
             settings = self.database.settings()
             if state is None:
                 return GalleryInfo(str(self.folder), 0, settings, "exact", 0, 0, size)
-            graph = None if self.index.choice == "exact" else state.trusted
-            behind = len(state) - sum(graph.sizes.values()) if graph else len(state.tail)
+            indexed = 0 if self.index.choice == "exact" else state.indexed
+            behind = len(state) - (indexed or state.saved)
             removed = self.database.run("SELECT count(*) FROM vectors")[0][0] - state.live
-            kind, pictures = "hnsw" if graph else "exact", self.database.pictures()
+            kind, pictures = "hnsw" if indexed else "exact", self.database.pictures()
             return GalleryInfo(str(self.folder), state.live, settings, kind, behind, removed, size, pictures)
 
     def search(self, queries: FloatArray, top: int, where: Where | None, exact: bool) -> list[list[Hit]]:
@@ -220,7 +241,7 @@ class EmbeddedStore:
                 found.append(self._hits(state, query, near[near >= 0], top))
             return found
 
-    def _hits(self, state: State, query: FloatArray, positions: IntArray, top: int) -> list[Hit]:
+    def _hits(self, state: FaissIndex, query: FloatArray, positions: IntArray, top: int) -> list[Hit]:
         seqs = state.columns.seq[positions].tolist()
         return ranked(query, list(self.database.stored(seqs).values()), top)
 
@@ -252,7 +273,7 @@ class EmbeddedStore:
     def cameras(self) -> set[str]:
         """Those of all entries."""
         with self._reading() as state:
-            return set() if state is None else set(state.columns.cameras())
+            return set() if state is None else state.columns.cameras()
 
     def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
         """All that match; those removed meanwhile are left out."""
@@ -264,19 +285,19 @@ class EmbeddedStore:
                 stored = self.database.stored(here)
             yield [stored[seq] for seq in here]
 
-    def _matching(self, state: State, where: Where | None) -> list[int]:
+    def _matching(self, state: FaissIndex, where: Where | None) -> list[int]:
         found: list[int] = state.columns.seq[state.columns.mask(where, self._seqs(where))].tolist()
         return found
 
     # ---- writing ----
 
-    def add(self, batch: Batch, model: str, on_duplicate: OnDuplicate) -> Added:
+    def add(self, batch: EntryBatch, model: str, on_duplicate: OnDuplicate) -> Added:
         """All of the batch or nothing."""
         with self._writing():
             with self.database.writing():
                 settings = self.database.settings()
                 if settings is None:
-                    settings = Settings(batch.vectors.shape[1], model, self.dtype)
+                    settings = GallerySettings(batch.vectors.shape[1], model, self.dtype)
                     self.database.set_settings(settings)
                 check_settings(settings, batch.vectors.shape[1], model, str(self.folder))
                 self.index.sync()
@@ -324,7 +345,7 @@ class EmbeddedStore:
                 return 0
             stored = self.database.stored(list(seqs.values()))
             for seq, (entry, _) in stored.items():
-                self.database.rewrite(seq, changed(entry, change))
+                self.database.rewrite(seq, replace(entry, **change))
             self.database.note(self._next(), stored, gone=False)
             return len(stored)
 
@@ -371,7 +392,7 @@ class EmbeddedStore:
             self._open()
             self.database.check()
             with self.database.reading():
-                self.index.reload()
+                self.index.sync(reload=True)
             faults = list(self.index.faults)
             if faults and not self.read_only:
                 with writer_lock(self.folder, self.timeout):
@@ -387,7 +408,7 @@ class EmbeddedStore:
                 if self._wrote:
                     with contextlib.suppress(GalleryBusyError), writer_lock(self.folder, self.timeout):
                         self.index.adopt()
-                        if self.index.state is not None and len(self.index.state.tail):
+                        if self.index.state is not None and self.index.state.unsaved:
                             self.index.flush()
             finally:
                 self._closed = True
