@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import inputs
-from fmcnet.retrieval.backends import Store, open_store
+from fmcnet.retrieval.backends import open_store
 from fmcnet.retrieval.export import export
 from fmcnet.retrieval.pooling import group, pool, rank_pooled
 from fmcnet.retrieval.records import (
@@ -26,6 +26,7 @@ from fmcnet.retrieval.records import (
     Hit,
     IndexChoice,
     OnDuplicate,
+    OpenOptions,
     Stored,
     Where,
     as_utc,
@@ -77,16 +78,8 @@ class Gallery:
         flush_rows: int = 2048,
     ) -> None:
         self._model = None if model is None else inputs.text(model, "model")
-        self._store: Store = open_store(
-            location,
-            read_only=read_only,
-            create=create,
-            timeout=timeout,
-            index=index,
-            hnsw_above=hnsw_above,
-            dtype=dtype,
-            flush_rows=flush_rows,
-        )
+        options = OpenOptions(read_only, create, timeout, index, hnsw_above, dtype, flush_rows)
+        self._store = open_store(location, options)
         self.location = self._store.location  # of a cluster: without a password
         try:
             settings = self._store.settings

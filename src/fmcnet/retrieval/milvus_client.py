@@ -20,7 +20,7 @@ from fmcnet.retrieval.inputs import LONGEST, MOST_TAGS
 from fmcnet.retrieval.records import (
     Entry,
     GallerySettings,
-    IndexChoice,
+    OpenOptions,
     Stored,
     Where,
     from_micros,
@@ -44,8 +44,8 @@ class Collection:
     Args:
         location: "milvus://host:port/name"; `user:password@` before the host where the cluster asks for it, signs in
             them as %40 and the like.
-        read_only: refuse to change anything. timeout: seconds for a request, at least `REQUEST`.
-        index: of a new collection: "hnsw", otherwise FLAT, which compares with every row.
+        options: `read_only` refuses any change. `timeout`: seconds for a request, at least `REQUEST`. `index`: of a
+            new collection, "hnsw", otherwise FLAT, which compares with every row.
 
     Attributes:
         name: of the collection. location: as given, without user and password. timeout: in seconds.
@@ -55,7 +55,7 @@ class Collection:
         MissingDependencyError: without pymilvus.
     """
 
-    def __init__(self, location: str, *, read_only: bool, timeout: float, index: IndexChoice | None) -> None:
+    def __init__(self, location: str, options: OpenOptions) -> None:
         parts = urlsplit(location)
         self.name = parts.path.strip("/")
         try:
@@ -69,8 +69,8 @@ class Collection:
             )
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         self.location = f"milvus://{host}:{port}/{self.name}"
-        self.read_only, self._wanted = read_only, index
-        self.timeout = max(timeout, REQUEST)
+        self.read_only, self._wanted = options.read_only, options.index
+        self.timeout = max(options.timeout, REQUEST)
         milvus: Any = require("pymilvus", "milvus")
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs tracebacks of what it raises
         self._types = milvus.DataType

@@ -26,13 +26,12 @@ from fmcnet.retrieval.milvus_client import (
 )
 from fmcnet.retrieval.records import (
     Added,
-    Dtype,
     EntryBatch,
     GalleryInfo,
     GallerySettings,
     Hit,
-    IndexChoice,
     OnDuplicate,
+    OpenOptions,
     Stored,
     Where,
 )
@@ -51,29 +50,21 @@ class MilvusStore:
 
     Args:
         location: as of `Collection`.
-        index: of a new gallery: "hnsw" on request; otherwise FLAT, which compares with every row.
-        timeout: seconds for a request, at least 30; the others as of `Gallery`.
+        options: as of `Gallery`; `timeout` is seconds for a request, at least 30; `index` is "hnsw" on request for a
+            new gallery, otherwise FLAT, which compares with every row.
     """
 
     most = WIDEST - SPARE
 
-    def __init__(
-        self,
-        location: str,
-        *,
-        read_only: bool,
-        create: bool,
-        timeout: float,
-        index: IndexChoice | None,
-        dtype: Dtype,
-    ) -> None:
-        if dtype != "float32":
-            raise GalleryError(f"a Milvus gallery keeps float32, not {dtype}")
-        self._at = Collection(location, read_only=read_only, timeout=timeout, index=index)
+    def __init__(self, location: str, options: OpenOptions) -> None:
+        if options.dtype != "float32":
+            raise GalleryError(f"a Milvus gallery keeps float32, not {options.dtype}")
+        index = options.index
+        self._at = Collection(location, options)
         self.location = self._at.location
         try:
             self._settings = self._at.settings()
-            if self._settings is None and (read_only or not create):
+            if self._settings is None and (options.read_only or not options.create):
                 raise GalleryError(f"there is no gallery at {self.location}: check the name, or add first")
             if self._settings is not None and index in ("exact", "hnsw") and index != self._at.index:
                 raise GalleryError(

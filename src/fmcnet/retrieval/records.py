@@ -57,17 +57,7 @@ class Hit:
     @staticmethod
     def of(entry: Entry, similarity: float) -> Hit:
         """The entry as an answer."""
-        return Hit(
-            entry.id,
-            similarity,
-            entry.modality,
-            entry.pid,
-            entry.camera,
-            entry.time,
-            entry.source,
-            entry.track,
-            entry.tags,
-        )
+        return Hit(similarity=similarity, **vars(entry))
 
 
 @dataclass(frozen=True)
@@ -134,6 +124,35 @@ class Where:
     def anything(self) -> bool:
         """No condition is given."""
         return all(getattr(self, f.name) is None for f in fields(self))
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How to open a gallery; the attributes are the arguments of `Gallery`, which explains them.
+
+    Raises:
+        GalleryError: on construction, for a value that no gallery takes.
+    """
+
+    read_only: bool
+    create: bool
+    timeout: float
+    index: IndexChoice | None
+    hnsw_above: int | None
+    dtype: Dtype
+    flush_rows: int
+
+    def __post_init__(self) -> None:
+        if self.index not in (None, "auto", "exact", "hnsw"):
+            raise GalleryError(f"index is 'auto', 'exact' or 'hnsw', not {self.index!r}")
+        if self.dtype not in ("float32", "float16"):
+            raise GalleryError(f"dtype is 'float32' or 'float16', not {self.dtype!r}")
+        above = self.hnsw_above
+        if not self.timeout >= 0 or self.flush_rows < 1 or (above is not None and above < 0):
+            raise GalleryError(
+                f"timeout={self.timeout} and hnsw_above={above} must not be negative, flush_rows={self.flush_rows} "
+                "at least 1"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`Store` in a folder of one machine: every operation under one rule of locking and durability.
+"""A gallery in a folder of one machine: every operation under one rule of locking and durability.
 
 Reading: a transaction of the database, the index brought up to it. Writing: the writer's lock, the index adopted as
 it is on disk, one transaction, then the index. What is acknowledged is in the database, on disk.
@@ -27,13 +27,13 @@ from fmcnet.retrieval.index_files import GalleryIndex
 from fmcnet.retrieval.inputs import check_settings
 from fmcnet.retrieval.records import (
     Added,
-    Dtype,
     EntryBatch,
     GalleryInfo,
     GallerySettings,
     Hit,
     IndexChoice,
     OnDuplicate,
+    OpenOptions,
     Stored,
     Where,
 )
@@ -68,50 +68,38 @@ def writer_lock(folder: Path, timeout: float) -> Iterator[None]:
         yield
 
 
-class EmbeddedStore:
+class SqliteStore:
     """A gallery in a folder.
 
     Args:
-        folder: of the gallery. read_only: never writes; the gallery must exist. create: make it where missing.
-        timeout: seconds to wait for another writer. index, hnsw_above: exact search, HNSW, or HNSW above so many
-            entries. dtype: of stored embeddings, for a new gallery. flush_rows: rows kept in memory before the index
-            is written.
+        folder: of the gallery. options: as of `Gallery`.
     """
 
     most = sys.maxsize
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        read_only: bool,
-        create: bool,
-        timeout: float,
-        index: IndexChoice | None,
-        hnsw_above: int | None,
-        dtype: Dtype,
-        flush_rows: int,
-    ) -> None:
+    def __init__(self, folder: Path, options: OpenOptions) -> None:
         faiss()
         self.folder, self.location = folder, str(folder)
-        self.read_only = read_only
-        self.timeout = timeout
-        self.dtype = dtype
+        self.read_only = read_only = options.read_only
+        self.timeout = timeout = options.timeout
+        self.dtype = options.dtype
         self._wrote = False
         self._owed = False  # the log may hold what was removed
         self._settings: GallerySettings | None = None
         self._closed = False
         self._mutex = threading.RLock()
-        self._prepare(create)
+        self._prepare(options.create)
         self.database = Database(folder, read_only=read_only, timeout=timeout)
         try:
-            if not read_only and not self._has_tables():
+            with self.database.translated():
+                ready = self.database.has_tables()
+            if not read_only and not ready:
                 with writer_lock(folder, timeout):
                     self.database.create()
             with self.database.translated():
                 self.database.name()
-            choice, above = self._choice(index, hnsw_above)
-            self.index = GalleryIndex(folder, self.database, choice, above, flush_rows)
+            choice, above = self._choice(options.index, options.hnsw_above)
+            self.index = GalleryIndex(folder, self.database, choice, above, options.flush_rows)
             with self.database.reading():
                 self.index.sync()
             if not read_only:
@@ -137,10 +125,6 @@ class EmbeddedStore:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise GalleryError(f"{self.folder} cannot be made: {error.strerror}") from error
-
-    def _has_tables(self) -> bool:
-        with self.database.translated():
-            return self.database.has_tables()
 
     def _choice(self, index: IndexChoice | None, hnsw_above: int | None) -> tuple[IndexChoice, int]:
         """The kind of index: as given, and then kept in the gallery; or as kept."""
@@ -238,12 +222,9 @@ class EmbeddedStore:
                     if len(row) < wide:
                         break
                 near = places[row >= row[min(top, len(row)) - 1] - NEAR] if len(row) else places
-                found.append(self._hits(state, query, near[near >= 0], top))
+                stored = self.database.stored(state.columns.seq[near[near >= 0]].tolist())
+                found.append(ranked(query, list(stored.values()), top))
             return found
-
-    def _hits(self, state: FaissIndex, query: FloatArray, positions: IntArray, top: int) -> list[Hit]:
-        seqs = state.columns.seq[positions].tolist()
-        return ranked(query, list(self.database.stored(seqs).values()), top)
 
     def _seqs(self, where: Where | None) -> list[int] | None:
         if where is None or where.ids is None:
