@@ -13,7 +13,7 @@ import fmcnet
 
 SOURCE = Path(fmcnet.__file__).parent
 LAYERS = [
-    ("errors", "interrupt", "files", "types", "config", "optional"),
+    ("errors", "interrupt", "files", "types", "durations", "config", "optional"),
     ("runtime", "distributed", "progress"),
     ("data",),
     ("synthetic",),

@@ -218,8 +218,10 @@ class FaissIndex:
 
     @property
     def indexed(self) -> int:
-        """How many rows a search finds by a graph; 0: searches are exact."""
-        return sum(int(np.count_nonzero(part.reached)) for part in self.parts if self._usable(part))
+        """How many rows that are not removed a search finds by a graph; 0: searches are exact."""
+        alive = self.columns.alive
+        found = (part.positions[: part.graph_rows][part.reached] for part in self.parts if self._usable(part))
+        return sum(int(np.count_nonzero(alive[positions])) for positions in found)
 
     def _usable(self, part: ModalityIndex) -> bool:
         """Whether there is a graph, and not too many of its rows are removed."""

@@ -1,8 +1,7 @@
-"""The door: what callers give becomes checked entries and unit vectors, or a clear refusal."""
+"""Validation: what callers give becomes checked entries, unit vectors and changes, or an error."""
 
 from __future__ import annotations
 
-import re
 import secrets
 import time as clock
 import unicodedata
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fmcnet.durations import parse_duration
 from fmcnet.errors import DuplicateIdError, GalleryError
 from fmcnet.retrieval.records import Entry, EntryBatch, GallerySettings, as_modality, as_utc
 from fmcnet.types import FloatArray, Modality
@@ -27,7 +27,6 @@ SMALLEST = 1e-12
 """A vector whose values are all smaller is a zero vector."""
 LARGEST_PID = 2**63 - 1
 NO_PID = -1
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embedding") -> FloatArray:
@@ -266,13 +265,10 @@ def as_duration(keep: str | timedelta) -> timedelta:
         GalleryError: for anything else, or a duration that is not positive.
     """
     if isinstance(keep, str):
-        found = re.fullmatch(r"\s*(\d{1,9})\s*([smhdw])\s*", keep)
-        if not found:
-            raise GalleryError(f"keep={keep!r}: give a number and a unit of s, m, h, d, w, as '30d'")
         try:
-            keep = timedelta(seconds=int(found[1]) * UNITS[found[2]])
-        except OverflowError:
-            keep = timedelta.max  # longer than all time
+            keep = parse_duration(keep)
+        except ValueError as error:
+            raise GalleryError(f"keep={error}") from error
     if keep <= timedelta(0):
         raise GalleryError(f"keep={keep} must be positive")
     return keep

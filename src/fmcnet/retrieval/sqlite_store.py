@@ -196,7 +196,8 @@ class SqliteStore:
             if state is None:
                 return GalleryInfo(str(self.folder), 0, settings, "exact", 0, 0, size)
             indexed = 0 if self.index.choice == "exact" else state.indexed
-            behind = len(state) - (indexed or state.saved)
+            unsaved = int(np.count_nonzero(state.columns.alive[state.saved :]))
+            behind = state.live - indexed if indexed else unsaved
             removed = self.database.run("SELECT count(*) FROM vectors")[0][0] - state.live
             kind, pictures = "hnsw" if indexed else "exact", self.database.pictures()
             return GalleryInfo(str(self.folder), state.live, settings, kind, behind, removed, size, pictures)
