@@ -202,21 +202,19 @@ class Database(Connection):
 
     def seqs(self, ids: Sequence[str]) -> dict[str, int]:
         """Row numbers of those ids that are there."""
-        found: dict[str, int] = {}
-        for start in range(0, len(ids), MANY):
-            part = ids[start : start + MANY]
-            marks = ",".join("?" * len(part))
-            found.update(self.run(f"SELECT id, seq FROM rows WHERE id IN ({marks})", part))
-        return found
+        chunks = _chunks(ids)
+        return dict(
+            row
+            for marks, part in chunks
+            for row in self.run(f"SELECT id, seq FROM rows WHERE id IN ({marks})", part)
+        )
 
     def present(self, seqs: Sequence[int]) -> list[int]:
         """Those row numbers that are there."""
-        found: list[int] = []
-        for start in range(0, len(seqs), MANY):
-            part = seqs[start : start + MANY]
-            marks = ",".join("?" * len(part))
-            found += [row[0] for row in self.run(f"SELECT seq FROM rows WHERE seq IN ({marks})", part)]
-        return found
+        found = (
+            self.run(f"SELECT seq FROM rows WHERE seq IN ({marks})", part) for marks, part in _chunks(seqs)
+        )
+        return [row[0] for rows in found for row in rows]
 
     def stored(self, seqs: Sequence[int]) -> dict[int, Stored]:
         """Entries and embeddings of row numbers.
@@ -225,9 +223,7 @@ class Database(Connection):
             GalleryDamagedError: when one is missing, or its checksum differs.
         """
         found: dict[int, Stored] = {}
-        for start in range(0, len(seqs), MANY):
-            part = seqs[start : start + MANY]
-            marks = ",".join("?" * len(part))
+        for marks, part in _chunks(seqs):
             found.update(self._joined(f"rows.seq IN ({marks})", part))
         if len(found) != len(set(seqs)):
             missing = sorted(set(seqs) - set(found))
@@ -340,3 +336,10 @@ def to_entry(values: Sequence[Any]) -> Entry:
 def seal(seq: int, vector: bytes) -> bytes:
     """The bytes of an embedding and their checksum, bound to the row's number."""
     return vector + zlib.crc32(vector, seq & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def _chunks(values: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any]]]:
+    """At most `MANY` values at a time, with their question marks."""
+    for start in range(0, len(values), MANY):
+        part = values[start : start + MANY]
+        yield ",".join("?" * len(part)), part
