@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fmcnet.retrieval.adding import Indexed
     from fmcnet.retrieval.answer import Answer, Match, MatchGroup
-    from fmcnet.retrieval.changes import KEEP
     from fmcnet.retrieval.gallery import Gallery
+    from fmcnet.retrieval.inputs import KEEP
     from fmcnet.retrieval.pooling import group, pool, pool_by
-    from fmcnet.retrieval.records import Added, Entry, GalleryInfo, Group, Hit, Settings, Where
+    from fmcnet.retrieval.records import Added, Entry, GalleryInfo, GallerySettings, Group, Hit, Where
     from fmcnet.retrieval.searcher import Searcher
 
 _PUBLIC = {
-    "KEEP": "changes",
+    "KEEP": "inputs",
     "Added": "records",
     "Answer": "answer",
     "Entry": "records",
@@ -28,7 +28,7 @@ _PUBLIC = {
     "Match": "answer",
     "MatchGroup": "answer",
     "Searcher": "searcher",
-    "Settings": "records",
+    "GallerySettings": "records",
     "Where": "records",
     "group": "pooling",
     "pool": "pooling",
@@ -42,13 +42,13 @@ __all__ = [
     "Entry",
     "Gallery",
     "GalleryInfo",
+    "GallerySettings",
     "Group",
     "Hit",
     "Indexed",
     "Match",
     "MatchGroup",
     "Searcher",
-    "Settings",
     "Where",
     "group",
     "pool",

@@ -57,17 +57,7 @@ class Hit:
     @staticmethod
     def of(entry: Entry, similarity: float) -> Hit:
         """The entry as an answer."""
-        return Hit(
-            entry.id,
-            similarity,
-            entry.modality,
-            entry.pid,
-            entry.camera,
-            entry.time,
-            entry.source,
-            entry.track,
-            entry.tags,
-        )
+        return Hit(similarity=similarity, **vars(entry))
 
 
 @dataclass(frozen=True)
@@ -137,7 +127,36 @@ class Where:
 
 
 @dataclass(frozen=True)
-class Settings:
+class OpenOptions:
+    """How to open a gallery; the attributes are the arguments of `Gallery`, which explains them.
+
+    Raises:
+        GalleryError: on construction, for a value that no gallery takes.
+    """
+
+    read_only: bool
+    create: bool
+    timeout: float
+    index: IndexChoice | None
+    hnsw_above: int | None
+    dtype: Dtype
+    flush_rows: int
+
+    def __post_init__(self) -> None:
+        if self.index not in (None, "auto", "exact", "hnsw"):
+            raise GalleryError(f"index is 'auto', 'exact' or 'hnsw', not {self.index!r}")
+        if self.dtype not in ("float32", "float16"):
+            raise GalleryError(f"dtype is 'float32' or 'float16', not {self.dtype!r}")
+        above = self.hnsw_above
+        if not self.timeout >= 0 or self.flush_rows < 1 or (above is not None and above < 0):
+            raise GalleryError(
+                f"timeout={self.timeout} and hnsw_above={above} must not be negative, flush_rows={self.flush_rows} "
+                "at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class GallerySettings:
     """What the first add fixes for good.
 
     Attributes:
@@ -150,7 +169,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Batch:
+class EntryBatch:
     """Checked entries to add.
 
     Attributes:
@@ -191,7 +210,7 @@ class GalleryInfo:
 
     location: str
     entries: int
-    settings: Settings | None
+    settings: GallerySettings | None
     index: str
     unindexed: int
     removed: int

@@ -1,4 +1,4 @@
-"""What filters need to know of every row, in memory: arrays by position, texts as numbers.
+"""What filters need of every row, in memory: arrays by position, texts as numbers.
 
 A position is a row's place in the order of adding; it is also the place of its embedding in the index. Removed rows
 keep their position until the gallery is compacted.
@@ -7,7 +7,7 @@ keep their position until the gallery is compacted.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,39 +31,17 @@ KINDS = {
 TEXTS = ("camera", "track", "tags")
 
 
-class Vocabulary:
-    """Texts and their numbers; number -1 is no text."""
-
-    def __init__(self, texts: Iterable[str] = ()) -> None:
-        self.texts = list(texts)
-        self._numbers: dict[str, int] | None = None
-
-    def number(self, text: str | None, *, add: bool) -> int:
-        """The text's number; -2 for one that is not there and not to be added."""
-        if text is None:
-            return -1
-        if self._numbers is None:  # made on first use: opening stays quick
-            self._numbers = {known: i for i, known in enumerate(self.texts)}
-        found = self._numbers.get(text)
-        if found is None:
-            if not add:
-                return -2
-            found = self._numbers[text] = len(self.texts)
-            self.texts.append(text)
-        return found
-
-
-class Columns:
+class EntryColumns:
     """N rows by position.
 
     Attributes:
-        vocabulary: of each column of texts; that of "tags" holds sets of tags, as JSON lists.
+        numbers: for each column of texts, the number of each text; "tags" has sets of tags, as JSON lists.
     """
 
     def __init__(self) -> None:
         self._n = 0
         self._arrays: dict[str, NDArray[np.generic]] = {k: np.empty(0, t) for k, t in KINDS.items()}
-        self.vocabulary = {name: Vocabulary() for name in TEXTS}
+        self.numbers: dict[str, dict[str, int]] = {name: {} for name in TEXTS}
 
     def __len__(self) -> int:
         return self._n
@@ -96,7 +74,7 @@ class Columns:
         for position, entry in enumerate(entries, start):
             self._set(position, entry)
 
-    def set(self, seq: int, entry: Entry) -> None:
+    def replace(self, seq: int, entry: Entry) -> None:
         """New metadata of a row."""
         self._set(int(self.positions([seq])[0]), entry)
 
@@ -105,8 +83,10 @@ class Columns:
         arrays["pid"][position] = NONE if entry.pid is None else entry.pid
         arrays["time"][position] = NONE if entry.time is None else to_micros(entry.time)
         arrays["modality"][position] = entry.modality.code
-        for name, text in (("camera", entry.camera), ("track", entry.track), ("tags", tag_text(entry))):
-            arrays[name][position] = self.vocabulary[name].number(text, add=True)
+        tags = json.dumps(entry.tags, ensure_ascii=False) if entry.tags else None
+        for name, text in (("camera", entry.camera), ("track", entry.track), ("tags", tags)):
+            numbers = self.numbers[name]
+            arrays[name][position] = -1 if text is None else numbers.setdefault(text, len(numbers))
 
     def positions(self, seqs: Sequence[int] | IntArray) -> IntArray:
         """Positions of row numbers that are there."""
@@ -114,10 +94,8 @@ class Columns:
 
     def forget(self, positions: IntArray) -> None:
         """Removed rows: not alive, and nothing known of them."""
-        self._arrays["alive"][positions] = False
-        for name in ("pid", "time"):
-            self._arrays[name][positions] = NONE
-        self._arrays["modality"][positions] = 0
+        for name, value in {"alive": False, "pid": NONE, "time": NONE, "modality": 0}.items():
+            self._arrays[name][positions] = value
         for name in TEXTS:
             self._arrays[name][positions] = -1
 
@@ -134,8 +112,8 @@ class Columns:
             out &= np.isin(self["pid"], np.array([p for p in where.pids if abs(p) < -int(NONE)], np.int64))
         for name, texts in (("camera", where.cameras), ("track", where.tracks)):
             if texts is not None:
-                numbers = [self.vocabulary[name].number(text, add=False) for text in texts]
-                out &= self._one_of(name, [number for number in numbers if number >= 0])
+                numbers = self.numbers[name]
+                out &= self._one_of(name, [numbers[text] for text in texts if text in numbers])
         if where.modality is not None:
             out &= self["modality"] == where.modality.code
         if where.since is not None:
@@ -143,62 +121,43 @@ class Columns:
         if where.until is not None:
             out &= (self["time"] < np.int64(to_micros(where.until))) & (self["time"] != NONE)
         if where.tags:
-            sets = self.vocabulary["tags"].texts
             wanted = set(where.tags)
-            numbers = [i for i, known in enumerate(sets) if wanted <= set(json.loads(known))]
-            out &= self._one_of("tags", numbers)
+            sets = self.numbers["tags"].items()
+            out &= self._one_of("tags", [number for text, number in sets if wanted <= set(json.loads(text))])
         return out
 
-    def cameras(self) -> list[str]:
+    def cameras(self) -> set[str]:
         """The cameras of the rows that are alive."""
-        codes = self["camera"][self.alive]
-        used = np.bincount(codes[codes >= 0]).nonzero()[0]  # type: ignore[operator]
-        return [self.vocabulary["camera"].texts[int(code)] for code in used]
+        used = set(np.unique(self["camera"][self.alive]).tolist())
+        return {text for text, number in self.numbers["camera"].items() if number in used}
 
-    def _one_of(self, name: str, numbers: Sequence[int]) -> BoolArray:
-        """(N,) whose text has one of these numbers: few are compared, more looked up, both faster than `isin`."""
-        if 0 < len(numbers) <= 6:
-            few: BoolArray = np.logical_or.reduce([self[name] == number for number in numbers])
-            return few
-        wanted = np.zeros(len(self.vocabulary[name].texts) + 1, np.bool_)  # the last is that of no text, -1
+    def _one_of(self, name: str, numbers: Collection[int]) -> BoolArray:
+        """(N,) whose text has one of these numbers, by a table, which is faster than `isin`."""
+        wanted = np.zeros(len(self.numbers[name]) + 1, np.bool_)  # the last is that of no text, -1
         wanted[list(numbers)] = True
         found: BoolArray = wanted[self[name]]
         return found
-
-    def compacted(self) -> Columns:
-        """Only the rows that are alive."""
-        out = Columns()
-        keep = self.alive
-        out._n = int(keep.sum())
-        out._arrays = {name: self[name][keep] for name in KINDS}
-        out.vocabulary = self.vocabulary
-        return out
 
     def save(self, path: Path, rows: int) -> None:
         """Write the first `rows` rows to an .npz file; texts that no row has are left out."""
         arrays: dict[str, NDArray[np.generic]] = {name: self[name][:rows] for name in KINDS}
         for name in TEXTS:
-            codes = arrays[name]
-            used = np.unique(codes[codes >= 0])  # type: ignore[operator]
-            arrays[name] = np.where(codes >= 0, np.searchsorted(used, codes), -1).astype(np.int32)  # type: ignore[operator]
-            texts = [self.vocabulary[name].texts[int(code)] for code in used]
-            arrays[f"{name}_texts"] = np.frombuffer("\0".join(texts).encode(), np.uint8)
+            texts = list(self.numbers[name])
+            used, codes = np.unique(np.append(arrays[name], np.int32(-1)), return_inverse=True)
+            arrays[name] = codes[:-1].astype(np.int32) - 1  # -1 is the first of `used`
+            joined = "\0".join(texts[int(code)] for code in used[1:])
+            arrays[f"{name}_texts"] = np.frombuffer(joined.encode(), np.uint8)
         with path.open("wb") as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
 
     @staticmethod
-    def load(path: Path) -> Columns:
+    def load(path: Path) -> EntryColumns:
         """Read what `save` wrote."""
-        out = Columns()
+        out = EntryColumns()
         with np.load(path, allow_pickle=False) as stored:
             out._arrays = {name: stored[name].astype(kind) for name, kind in KINDS.items()}
             for name in TEXTS:
                 text = stored[f"{name}_texts"].tobytes().decode()
-                out.vocabulary[name] = Vocabulary(text.split("\0") if text else ())
+                out.numbers[name] = {one: i for i, one in enumerate(text.split("\0") if text else ())}
         out._n = len(out._arrays["seq"])
         return out
-
-
-def tag_text(entry: Entry) -> str | None:
-    """A set of tags as one text."""
-    return json.dumps(entry.tags, ensure_ascii=False) if entry.tags else None

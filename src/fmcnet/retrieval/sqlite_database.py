@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import json
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import GalleryError
-from fmcnet.retrieval.embedded.codec import COLUMNS, checksum, seal, to_entry, to_values
-from fmcnet.retrieval.embedded.connection import Connection
-from fmcnet.retrieval.records import Entry, Settings, Stored
+from fmcnet.retrieval.records import Entry, GallerySettings, Stored, from_micros, to_micros
+from fmcnet.retrieval.sqlite_connection import Connection
+from fmcnet.types import Modality
 
 FORMAT = 1
+COLUMNS = "seq, id, pid, modality, camera, time, source, track, tags"
+Values = tuple[
+    int, str, "int | None", int, "str | None", "int | None", "str | None", "str | None", "str | None"
+]
+"""A row of `rows` without its checksum, in the order of `COLUMNS`."""
+
+
 MANY = 500
 """Values in one IN (...)."""
 SCHEMA = """
@@ -99,12 +108,12 @@ class Database(Connection):
             )
         return str(about["name"])
 
-    def settings(self) -> Settings | None:
+    def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
         value = self.get("settings")
-        return Settings(**json.loads(value)) if isinstance(value, str) else None
+        return GallerySettings(**json.loads(value)) if isinstance(value, str) else None
 
-    def set_settings(self, settings: Settings) -> None:
+    def set_settings(self, settings: GallerySettings) -> None:
         """Fix dimension, model and dtype."""
         self.put("settings", json.dumps(settings.__dict__))
 
@@ -193,21 +202,19 @@ class Database(Connection):
 
     def seqs(self, ids: Sequence[str]) -> dict[str, int]:
         """Row numbers of those ids that are there."""
-        found: dict[str, int] = {}
-        for start in range(0, len(ids), MANY):
-            part = ids[start : start + MANY]
-            marks = ",".join("?" * len(part))
-            found.update(self.run(f"SELECT id, seq FROM rows WHERE id IN ({marks})", part))
-        return found
+        chunks = _chunks(ids)
+        return dict(
+            row
+            for marks, part in chunks
+            for row in self.run(f"SELECT id, seq FROM rows WHERE id IN ({marks})", part)
+        )
 
     def present(self, seqs: Sequence[int]) -> list[int]:
         """Those row numbers that are there."""
-        found: list[int] = []
-        for start in range(0, len(seqs), MANY):
-            part = seqs[start : start + MANY]
-            marks = ",".join("?" * len(part))
-            found += [row[0] for row in self.run(f"SELECT seq FROM rows WHERE seq IN ({marks})", part)]
-        return found
+        found = (
+            self.run(f"SELECT seq FROM rows WHERE seq IN ({marks})", part) for marks, part in _chunks(seqs)
+        )
+        return [row[0] for rows in found for row in rows]
 
     def stored(self, seqs: Sequence[int]) -> dict[int, Stored]:
         """Entries and embeddings of row numbers.
@@ -216,9 +223,7 @@ class Database(Connection):
             GalleryDamagedError: when one is missing, or its checksum differs.
         """
         found: dict[int, Stored] = {}
-        for start in range(0, len(seqs), MANY):
-            part = seqs[start : start + MANY]
-            marks = ",".join("?" * len(part))
+        for marks, part in _chunks(seqs):
             found.update(self._joined(f"rows.seq IN ({marks})", part))
         if len(found) != len(set(seqs)):
             missing = sorted(set(seqs) - set(found))
@@ -291,3 +296,50 @@ class Database(Connection):
                 if self.has_tables():
                     for one in rows:
                         self.picture(one)
+
+
+def checksum(*values: object) -> int:
+    """CRC-32 of values; texts hold no NUL and are not empty, so the joined text is unambiguous."""
+    return zlib.crc32("\0".join("" if v is None else str(v) for v in values).encode())
+
+
+def to_values(seq: int, entry: Entry) -> Values:
+    """An entry as stored."""
+    return (
+        seq,
+        entry.id,
+        entry.pid,
+        entry.modality.code,
+        entry.camera,
+        None if entry.time is None else to_micros(entry.time),
+        entry.source,
+        entry.track,
+        json.dumps(entry.tags, ensure_ascii=False) if entry.tags else None,
+    )
+
+
+def to_entry(values: Sequence[Any]) -> Entry:
+    """A stored row as an entry."""
+    _, name, pid, modality, camera, time, source, track, tags = values
+    return Entry(
+        name,
+        Modality.from_code(modality),
+        pid,
+        camera,
+        None if time is None else from_micros(time),
+        source,
+        track,
+        tuple(json.loads(tags)) if tags else (),
+    )
+
+
+def seal(seq: int, vector: bytes) -> bytes:
+    """The bytes of an embedding and their checksum, bound to the row's number."""
+    return vector + zlib.crc32(vector, seq & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def _chunks(values: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any]]]:
+    """At most `MANY` values at a time, with their question marks."""
+    for start in range(0, len(values), MANY):
+        part = values[start : start + MANY]
+        yield ",".join("?" * len(part)), part

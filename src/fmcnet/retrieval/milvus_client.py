@@ -1,4 +1,4 @@
-"""One collection of a Milvus cluster: its address, the connection, what makes it a gallery, errors in clear words."""
+"""A collection of a Milvus cluster: address, connection, schema, errors; entries and filters in its terms."""
 
 from __future__ import annotations
 
@@ -7,14 +7,26 @@ import functools
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection as Texts
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import numpy as np
 
 from fmcnet.errors import GalleryError
 from fmcnet.optional import require
 from fmcnet.retrieval.inputs import LONGEST, MOST_TAGS
-from fmcnet.retrieval.records import IndexChoice, Settings
+from fmcnet.retrieval.records import (
+    Entry,
+    GallerySettings,
+    OpenOptions,
+    Stored,
+    Where,
+    from_micros,
+    to_micros,
+)
+from fmcnet.types import FloatArray, Modality
 
 PORT = 19530
 CONNECT = 10.0
@@ -32,8 +44,8 @@ class Collection:
     Args:
         location: "milvus://host:port/name"; `user:password@` before the host where the cluster asks for it, signs in
             them as %40 and the like.
-        read_only: refuse to change anything. timeout: seconds for a request, at least `REQUEST`.
-        index: of a new collection: "hnsw", otherwise FLAT, which compares with every row.
+        options: `read_only` refuses any change. `timeout`: seconds for a request, at least `REQUEST`. `index`: of a
+            new collection, "hnsw", otherwise FLAT, which compares with every row.
 
     Attributes:
         name: of the collection. location: as given, without user and password. timeout: in seconds.
@@ -43,7 +55,7 @@ class Collection:
         MissingDependencyError: without pymilvus.
     """
 
-    def __init__(self, location: str, *, read_only: bool, timeout: float, index: IndexChoice | None) -> None:
+    def __init__(self, location: str, options: OpenOptions) -> None:
         parts = urlsplit(location)
         self.name = parts.path.strip("/")
         try:
@@ -57,8 +69,8 @@ class Collection:
             )
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         self.location = f"milvus://{host}:{port}/{self.name}"
-        self.read_only, self._wanted = read_only, index
-        self.timeout = max(timeout, REQUEST)
+        self.read_only, self._wanted = options.read_only, options.index
+        self.timeout = max(options.timeout, REQUEST)
         milvus: Any = require("pymilvus", "milvus")
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs tracebacks of what it raises
         self._types = milvus.DataType
@@ -100,7 +112,7 @@ class Collection:
                 f"{self.location}: Milvus says: {_said(error)}; check that the server runs, and is well"
             ) from error
 
-    def settings(self) -> Settings | None:
+    def settings(self) -> GallerySettings | None:
         """What its first add fixed, from its description; None when it is not there. Afterwards it can be searched.
 
         Raises:
@@ -111,7 +123,7 @@ class Collection:
                 return None
             about = client.describe_collection(self.name, timeout=self.timeout)["description"]
             try:
-                found = Settings(**json.loads(about)["fmcnet"])
+                found = GallerySettings(**json.loads(about)["fmcnet"])
             except (ValueError, KeyError, TypeError) as error:
                 raise GalleryError(
                     f"{self.location} is a collection, but no gallery: name another"
@@ -125,7 +137,7 @@ class Collection:
                 client.load_collection(self.name, timeout=self.timeout)
         return found
 
-    def create(self, settings: Settings) -> Settings:
+    def create(self, settings: GallerySettings) -> GallerySettings:
         """Make the collection; the settings it has, which are another writer's when that one was first."""
         kinds = self._types
         with self.client(write=True) as client:
@@ -191,3 +203,93 @@ def _said(error: Any) -> str:
     text = f"{error.code()}: {error.details()}" if callable(getattr(error, "details", None)) else str(error)
     lines = str(getattr(error, "message", text)).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
+
+
+NO_PID = -(2**63)
+"""A pid that is not known; outside what a gallery takes."""
+NO_TIME = -(10**18)
+"""A time that is not known, before the year 1."""
+METADATA = ["id", "pid", "modality", "camera", "time", "source", "track", "tags", "seq"]
+"""Fields of a row but its embedding; `seq` orders rows by their adding."""
+MOST_ROWS = 2_000
+"""Rows in one request, or ids; with `MOST_BYTES` far below Milvus's limits of 64 MB a request, 100 MB an answer."""
+MOST_BYTES = 16 * 2**20
+"""Embeddings in one request or answer."""
+
+
+def text(value: str) -> str:
+    """A text as a literal: quotes, backslashes and control characters escaped."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def texts(values: Texts[str]) -> str:
+    """A list of literals."""
+    return "[" + ", ".join(text(value) for value in sorted(values)) + "]"
+
+
+def expression(where: Where | None) -> str | None:
+    """The condition as an expression, "" for none; None where nothing can match."""
+    if where is None:
+        return ""
+    parts: list[str] = []
+    for name, values in (("id", where.ids), ("camera", where.cameras), ("track", where.tracks)):
+        if values is not None:
+            if not values:
+                return None
+            parts.append(f"{name} in {texts(values)}")
+    if where.pids is not None:
+        fitting = sorted(pid for pid in where.pids if abs(pid) < 2**63)
+        if not fitting:
+            return None
+        parts.append(f"pid in {fitting}")
+    if where.modality is not None:
+        parts.append(f"modality == {where.modality.code}")
+    if where.since is not None:
+        parts.append(f"time >= {to_micros(where.since)}")
+    if where.until is not None:
+        parts.append(f"time < {to_micros(where.until)}")
+        parts.append(f"time > {NO_TIME}")
+    if where.tags:
+        parts.append(f"array_contains_all(tags, {texts(where.tags)})")
+    return " and ".join(parts)
+
+
+def to_row(entry: Entry, vector: FloatArray, seq: int) -> dict[str, Any]:
+    """An entry as Milvus keeps it: no value may be missing."""
+    return {
+        "id": entry.id,
+        "embedding": vector.tolist(),
+        "pid": NO_PID if entry.pid is None else entry.pid,
+        "modality": entry.modality.code,
+        "time": NO_TIME if entry.time is None else to_micros(entry.time),
+        "seq": seq,
+        "camera": entry.camera or "",
+        "source": entry.source or "",
+        "track": entry.track or "",
+        "tags": list(entry.tags),
+    }
+
+
+def to_stored(row: Mapping[str, Any]) -> Stored:
+    """The inverse of `to_row`."""
+    entry = Entry(
+        row["id"],
+        Modality.from_code(int(row["modality"])),
+        None if row["pid"] == NO_PID else int(row["pid"]),
+        row["camera"] or None,
+        None if row["time"] == NO_TIME else from_micros(int(row["time"])),
+        row["source"] or None,
+        row["track"] or None,
+        tuple(row["tags"]),
+    )
+    return entry, np.asarray(row["embedding"], np.float32)
+
+
+def rows_at_once(dimension: int) -> int:
+    """Rows in one request, with embeddings of so many values."""
+    return max(1, min(MOST_ROWS, MOST_BYTES // (4 * dimension)))
+
+
+def parts(values: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    """At most `size` at a time."""
+    return (list(values[start : start + size]) for start in range(0, len(values), size))

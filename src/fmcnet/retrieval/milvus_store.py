@@ -7,26 +7,34 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fmcnet.errors import DuplicateIdError, GalleryError
+from fmcnet.retrieval import milvus_client as milvus
+from fmcnet.retrieval.backends import NEAR, SPARE, ranked
 from fmcnet.retrieval.inputs import check_settings
-from fmcnet.retrieval.milvus import language as milvus
-from fmcnet.retrieval.milvus.collection import Collection
-from fmcnet.retrieval.milvus.language import METADATA, expression, parts, text, texts, to_row, to_stored
+from fmcnet.retrieval.milvus_client import (
+    METADATA,
+    Collection,
+    expression,
+    parts,
+    text,
+    texts,
+    to_row,
+    to_stored,
+)
 from fmcnet.retrieval.records import (
     Added,
-    Batch,
-    Dtype,
+    EntryBatch,
     GalleryInfo,
+    GallerySettings,
     Hit,
-    IndexChoice,
     OnDuplicate,
-    Settings,
+    OpenOptions,
     Stored,
     Where,
 )
-from fmcnet.retrieval.store import NEAR, SPARE, changed, ranked
 from fmcnet.types import FloatArray
 
 PAGE = 4_096
@@ -42,29 +50,21 @@ class MilvusStore:
 
     Args:
         location: as of `Collection`.
-        index: of a new gallery: "hnsw" on request; otherwise FLAT, which compares with every row.
-        timeout: seconds for a request, at least 30; the others as of `Gallery`.
+        options: as of `Gallery`; `timeout` is seconds for a request, at least 30; `index` is "hnsw" on request for a
+            new gallery, otherwise FLAT, which compares with every row.
     """
 
     most = WIDEST - SPARE
 
-    def __init__(
-        self,
-        location: str,
-        *,
-        read_only: bool,
-        create: bool,
-        timeout: float,
-        index: IndexChoice | None,
-        dtype: Dtype,
-    ) -> None:
-        if dtype != "float32":
-            raise GalleryError(f"a Milvus gallery keeps float32, not {dtype}")
-        self._at = Collection(location, read_only=read_only, timeout=timeout, index=index)
+    def __init__(self, location: str, options: OpenOptions) -> None:
+        if options.dtype != "float32":
+            raise GalleryError(f"a Milvus gallery keeps float32, not {options.dtype}")
+        index = options.index
+        self._at = Collection(location, options)
         self.location = self._at.location
         try:
             self._settings = self._at.settings()
-            if self._settings is None and (read_only or not create):
+            if self._settings is None and (options.read_only or not options.create):
                 raise GalleryError(f"there is no gallery at {self.location}: check the name, or add first")
             if self._settings is not None and index in ("exact", "hnsw") and index != self._at.index:
                 raise GalleryError(
@@ -78,7 +78,7 @@ class MilvusStore:
     # ---- the collection ----
 
     @property
-    def settings(self) -> Settings | None:
+    def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
         if self._settings is None:
             self._settings = self._at.settings()
@@ -227,12 +227,12 @@ class MilvusStore:
 
     # ---- writing ----
 
-    def add(self, batch: Batch, model: str, on_duplicate: OnDuplicate) -> Added:
+    def add(self, batch: EntryBatch, model: str, on_duplicate: OnDuplicate) -> Added:
         """All of the batch or nothing."""
         if any(batch.pictures):
             raise GalleryError(f"{self.location}: a cluster keeps no pictures; add without")
         with self._at.client(write=True):
-            wanted = Settings(batch.vectors.shape[1], model, "float32")
+            wanted = GallerySettings(batch.vectors.shape[1], model, "float32")
             if self.settings is None:
                 self._settings = self._at.create(wanted)
         check_settings(self._settings or wanted, wanted.dimension, model, self.location)
@@ -261,7 +261,7 @@ class MilvusStore:
         if missing:
             raise GalleryError(f"{self.location} has no entry '{missing[0]}' ({len(missing)} are not there)")
         stored = [(to_stored(there[name]), there[name]["seq"]) for name in ids]
-        self._write([to_row(changed(entry, change), vector, seq) for (entry, vector), seq in stored], there)
+        self._write([to_row(replace(entry, **change), vector, seq) for (entry, vector), seq in stored], there)
         return len(ids)
 
     def _write(self, rows: list[dict[str, Any]], before: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""`Store` in a folder of one machine: every operation under one rule of locking and durability.
+"""A gallery in a folder of one machine: every operation under one rule of locking and durability.
 
 Reading: a transaction of the database, the index brought up to it. Writing: the writer's lock, the index adopted as
 it is on disk, one transaction, then the index. What is acknowledged is in the database, on disk.
@@ -13,84 +13,93 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError
-from fmcnet.retrieval.embedded.connection import NAME
-from fmcnet.retrieval.embedded.database import Database
-from fmcnet.retrieval.embedded.index import Index
-from fmcnet.retrieval.embedded.lock import writer_lock
-from fmcnet.retrieval.embedded.nearest import faiss
-from fmcnet.retrieval.embedded.state import State
+from fmcnet.files import lock_file
+from fmcnet.retrieval.backends import NEAR, SPARE, ranked
+from fmcnet.retrieval.faiss_index import FaissIndex, faiss
+from fmcnet.retrieval.index_files import GalleryIndex
 from fmcnet.retrieval.inputs import check_settings
 from fmcnet.retrieval.records import (
     Added,
-    Batch,
-    Dtype,
+    EntryBatch,
     GalleryInfo,
+    GallerySettings,
     Hit,
     IndexChoice,
     OnDuplicate,
-    Settings,
+    OpenOptions,
     Stored,
     Where,
 )
-from fmcnet.retrieval.store import NEAR, SPARE, changed, ranked
+from fmcnet.retrieval.sqlite_connection import NAME, not_writable
+from fmcnet.retrieval.sqlite_database import Database
 from fmcnet.types import FloatArray, IntArray
 
 logger = logging.getLogger(__name__)
 
+LOCK = "writer.lock"
 HNSW_ABOVE = 100_000
 """Entries above which a new gallery uses a graph."""
 
 
-class EmbeddedStore:
+@contextlib.contextmanager
+def writer_lock(folder: Path, timeout: float) -> Iterator[None]:
+    """Be the gallery's one writer.
+
+    Raises:
+        GalleryBusyError: when another process still writes after `timeout` seconds.
+        GalleryError: when the lock file cannot be made.
+    """
+    busy = GalleryBusyError(
+        f"{folder} is being written by another process, for longer than {timeout:g} s: try again, or give a longer "
+        "timeout"
+    )
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock_file(folder / LOCK, timeout, busy))
+        except OSError as error:
+            raise not_writable(folder, error.strerror) from error
+        yield
+
+
+class SqliteStore:
     """A gallery in a folder.
 
     Args:
-        folder: of the gallery. read_only: never writes; the gallery must exist. create: make it where missing.
-        timeout: seconds to wait for another writer. index, hnsw_above: exact search, HNSW, or HNSW above so many
-            entries. dtype: of stored embeddings, for a new gallery. flush_rows: rows kept in memory before the index
-            is written.
+        folder: of the gallery. options: as of `Gallery`.
     """
 
     most = sys.maxsize
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        read_only: bool,
-        create: bool,
-        timeout: float,
-        index: IndexChoice | None,
-        hnsw_above: int | None,
-        dtype: Dtype,
-        flush_rows: int,
-    ) -> None:
+    def __init__(self, folder: Path, options: OpenOptions) -> None:
         faiss()
         self.folder, self.location = folder, str(folder)
-        self.read_only = read_only
-        self.timeout = timeout
-        self.dtype = dtype
+        self.read_only = read_only = options.read_only
+        self.timeout = timeout = options.timeout
+        self.dtype = options.dtype
         self._wrote = False
         self._owed = False  # the log may hold what was removed
-        self._settings: Settings | None = None
+        self._settings: GallerySettings | None = None
         self._closed = False
         self._mutex = threading.RLock()
-        self._prepare(create)
+        self._prepare(options.create)
         self.database = Database(folder, read_only=read_only, timeout=timeout)
         try:
-            if not read_only and not self._has_tables():
+            with self.database.translated():
+                ready = self.database.has_tables()
+            if not read_only and not ready:
                 with writer_lock(folder, timeout):
                     self.database.create()
             with self.database.translated():
                 self.database.name()
-            choice, above = self._choice(index, hnsw_above)
-            self.index = Index(folder, self.database, choice, above, flush_rows)
+            choice, above = self._choice(options.index, options.hnsw_above)
+            self.index = GalleryIndex(folder, self.database, choice, above, options.flush_rows)
             with self.database.reading():
                 self.index.sync()
             if not read_only:
@@ -106,7 +115,7 @@ class EmbeddedStore:
             return
         if self.folder.exists() and not self.folder.is_dir():
             raise GalleryError(f"{self.folder} is a file; a gallery is a folder")
-        if self.folder.is_dir() and any(p.name != "writer.lock" for p in self.folder.iterdir()):
+        if self.folder.is_dir() and any(p.name != LOCK for p in self.folder.iterdir()):
             raise GalleryError(
                 f"{self.folder} holds no gallery ({NAME}), and is not empty: name another folder"
             )
@@ -116,10 +125,6 @@ class EmbeddedStore:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise GalleryError(f"{self.folder} cannot be made: {error.strerror}") from error
-
-    def _has_tables(self) -> bool:
-        with self.database.translated():
-            return self.database.has_tables()
 
     def _choice(self, index: IndexChoice | None, hnsw_above: int | None) -> tuple[IndexChoice, int]:
         """The kind of index: as given, and then kept in the gallery; or as kept."""
@@ -136,7 +141,7 @@ class EmbeddedStore:
     # ---- the rule ----
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[State | None]:
+    def _reading(self) -> Iterator[FaissIndex | None]:
         with self._mutex:
             self._open()
             with self.database.reading():
@@ -174,7 +179,7 @@ class EmbeddedStore:
     # ---- reading ----
 
     @property
-    def settings(self) -> Settings | None:
+    def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
         with self._mutex:
             self._open()
@@ -190,10 +195,11 @@ class EmbeddedStore:
             settings = self.database.settings()
             if state is None:
                 return GalleryInfo(str(self.folder), 0, settings, "exact", 0, 0, size)
-            graph = None if self.index.choice == "exact" else state.trusted
-            behind = len(state) - sum(graph.sizes.values()) if graph else len(state.tail)
+            indexed = 0 if self.index.choice == "exact" else state.indexed
+            unsaved = int(np.count_nonzero(state.columns.alive[state.saved :]))
+            behind = state.live - indexed if indexed else unsaved
             removed = self.database.run("SELECT count(*) FROM vectors")[0][0] - state.live
-            kind, pictures = "hnsw" if graph else "exact", self.database.pictures()
+            kind, pictures = "hnsw" if indexed else "exact", self.database.pictures()
             return GalleryInfo(str(self.folder), state.live, settings, kind, behind, removed, size, pictures)
 
     def search(self, queries: FloatArray, top: int, where: Where | None, exact: bool) -> list[list[Hit]]:
@@ -217,12 +223,9 @@ class EmbeddedStore:
                     if len(row) < wide:
                         break
                 near = places[row >= row[min(top, len(row)) - 1] - NEAR] if len(row) else places
-                found.append(self._hits(state, query, near[near >= 0], top))
+                stored = self.database.stored(state.columns.seq[near[near >= 0]].tolist())
+                found.append(ranked(query, list(stored.values()), top))
             return found
-
-    def _hits(self, state: State, query: FloatArray, positions: IntArray, top: int) -> list[Hit]:
-        seqs = state.columns.seq[positions].tolist()
-        return ranked(query, list(self.database.stored(seqs).values()), top)
 
     def _seqs(self, where: Where | None) -> list[int] | None:
         if where is None or where.ids is None:
@@ -252,7 +255,7 @@ class EmbeddedStore:
     def cameras(self) -> set[str]:
         """Those of all entries."""
         with self._reading() as state:
-            return set() if state is None else set(state.columns.cameras())
+            return set() if state is None else state.columns.cameras()
 
     def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
         """All that match; those removed meanwhile are left out."""
@@ -264,19 +267,19 @@ class EmbeddedStore:
                 stored = self.database.stored(here)
             yield [stored[seq] for seq in here]
 
-    def _matching(self, state: State, where: Where | None) -> list[int]:
+    def _matching(self, state: FaissIndex, where: Where | None) -> list[int]:
         found: list[int] = state.columns.seq[state.columns.mask(where, self._seqs(where))].tolist()
         return found
 
     # ---- writing ----
 
-    def add(self, batch: Batch, model: str, on_duplicate: OnDuplicate) -> Added:
+    def add(self, batch: EntryBatch, model: str, on_duplicate: OnDuplicate) -> Added:
         """All of the batch or nothing."""
         with self._writing():
             with self.database.writing():
                 settings = self.database.settings()
                 if settings is None:
-                    settings = Settings(batch.vectors.shape[1], model, self.dtype)
+                    settings = GallerySettings(batch.vectors.shape[1], model, self.dtype)
                     self.database.set_settings(settings)
                 check_settings(settings, batch.vectors.shape[1], model, str(self.folder))
                 self.index.sync()
@@ -324,7 +327,7 @@ class EmbeddedStore:
                 return 0
             stored = self.database.stored(list(seqs.values()))
             for seq, (entry, _) in stored.items():
-                self.database.rewrite(seq, changed(entry, change))
+                self.database.rewrite(seq, replace(entry, **change))
             self.database.note(self._next(), stored, gone=False)
             return len(stored)
 
@@ -371,7 +374,7 @@ class EmbeddedStore:
             self._open()
             self.database.check()
             with self.database.reading():
-                self.index.reload()
+                self.index.sync(reload=True)
             faults = list(self.index.faults)
             if faults and not self.read_only:
                 with writer_lock(self.folder, self.timeout):
@@ -387,7 +390,7 @@ class EmbeddedStore:
                 if self._wrote:
                     with contextlib.suppress(GalleryBusyError), writer_lock(self.folder, self.timeout):
                         self.index.adopt()
-                        if self.index.state is not None and len(self.index.state.tail):
+                        if self.index.state is not None and self.index.state.unsaved:
                             self.index.flush()
             finally:
                 self._closed = True

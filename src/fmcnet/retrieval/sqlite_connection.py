@@ -15,7 +15,7 @@ PAGE = 32_768
 
 
 class Connection:
-    """One connection. Writers hold the gallery's lock (lock.py); readers need none.
+    """One connection. Writers hold the gallery's lock (sqlite_store.py); readers need none.
 
     SQLite shares a write-ahead log even with readers, so it wants to make files. Where a reader may not, and there is
     no log, the file is opened as one that does not change (`immutable`), and anew as soon as it did.
@@ -96,10 +96,7 @@ class Connection:
                     "take it in: open the gallery once where it can be written, or copy it there"
                 ) from error
             if _not_writable(error):
-                raise GalleryError(
-                    f"{self.path.parent} cannot be written ({reason}): open it with read_only=True (fmcnet search, "
-                    "gallery info and gallery export do), or copy it to where it can be"
-                ) from error
+                raise not_writable(self.path.parent, reason) from error
             if "full" in reason or "disk I/O" in reason:
                 raise GalleryError(
                     f"{self.path} cannot be written or read ({reason}): is the disk full? nothing of this "
@@ -162,6 +159,14 @@ class Connection:
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
+
+
+def not_writable(folder: Path, reason: str | None) -> GalleryError:
+    """The error of a folder where nothing may be written."""
+    return GalleryError(
+        f"{folder} cannot be written ({reason}): open it with read_only=True (fmcnet search, gallery info and "
+        "gallery export do), or copy it to where it can be"
+    )
 
 
 def _not_writable(error: sqlite3.Error) -> bool:
