@@ -7,12 +7,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fmcnet.retrieval.adding import Indexed
-    from fmcnet.retrieval.answer import Answer, Match, MatchGroup
+    from fmcnet.retrieval.answer import Answer
     from fmcnet.retrieval.changes import KEEP
     from fmcnet.retrieval.gallery import Gallery
     from fmcnet.retrieval.pooling import group, pool, pool_by
-    from fmcnet.retrieval.records import Added, Entry, GalleryInfo, Group, Hit, Settings, Where
+    from fmcnet.retrieval.records import Added, Entry, GalleryInfo, Hit, HitGroup, Settings, Where
     from fmcnet.retrieval.searcher import Searcher
 
 _PUBLIC = {
@@ -22,11 +21,8 @@ _PUBLIC = {
     "Entry": "records",
     "Gallery": "gallery",
     "GalleryInfo": "records",
-    "Group": "records",
     "Hit": "records",
-    "Indexed": "adding",
-    "Match": "answer",
-    "MatchGroup": "answer",
+    "HitGroup": "records",
     "Searcher": "searcher",
     "Settings": "records",
     "Where": "records",
@@ -42,11 +38,8 @@ __all__ = [
     "Entry",
     "Gallery",
     "GalleryInfo",
-    "Group",
     "Hit",
-    "Indexed",
-    "Match",
-    "MatchGroup",
+    "HitGroup",
     "Searcher",
     "Settings",
     "Where",
