@@ -22,13 +22,14 @@ PORTION = 256
 
 Existing = Literal["keep", "update", "replace"]
 EXISTING = ("keep", "update", "replace")
-COMPARED = ("modality", "camera", "time", "track", "pid", "tags")
+METADATA = ("camera", "time", "track", "pid", "tags")
+COMPARED = ("modality", *METADATA)
 ENCODED = {"modality", "picture"}
 """What cannot be changed without reading the picture again."""
 
 
 class Difference(NamedTuple):
-    """What is said of a picture is not what the gallery stores.
+    """A value given for a picture that differs from the one the gallery stores.
 
     Attributes:
         source: its path. name: "modality", "camera", "time", "track", "pid", "tags", or "picture" for one that is to
@@ -52,7 +53,7 @@ class IndexReport:
     Attributes:
         pictures: how many were listed. added: how many are new. already: how many were in the gallery.
         updated, replaced: how many of those were changed, and how many encoded anew.
-        differences: what is said of the others, but stored otherwise.
+        differences: values given for the others that differ from those stored.
         faults: those left out, with the reason. entries: in the gallery now.
         same: left out because they are a file named before. not_chosen: rows of a table that an option left out.
         not_listed: pictures in the folder of a CSV that has no row of them. ignored: files of the folders that are
@@ -114,9 +115,9 @@ def index(
     Args:
         searcher: encoder and gallery. sources: see `read_sources`.
         on_error: "raise": a picture that cannot be taken ends it (what was added stays); "skip": it is left out.
-        existing: what to do with pictures that it does hold. "keep": nothing, but report what is said of them and
-            stored otherwise; "update": store what is said (of another modality: encode anew); "replace": encode all
-            anew, as after the files changed. What is not said stays as it is stored.
+        existing: what to do with pictures that it does hold. "keep": nothing, but report values given that
+            differ from those stored; "update": store the values given (for another modality: encode anew); "replace":
+            encode all anew, as after the files changed. A value that is not given stays as it is stored.
         keep_images: keep small pictures, too, as `Searcher.add`.
         batch_size: pictures encoded at once. progress: show a bar; None: on a terminal only.
         value_range: as `Encoder.encode`.
@@ -186,15 +187,15 @@ def index(
 
 
 def check_faults(sources: Sources) -> None:
-    """Nothing that was listed is at fault.
+    """Refuse sources with faults.
 
     Raises:
-        DataError: naming what is.
+        DataError: naming the faulty pictures.
     """
     if sources.faults:
         total = len(sources.pictures) + len(sources.faults)
-        said = list_faults(sources.faults, total).replace("cannot be read", "cannot be indexed", 1)
-        raise DataError(f"nothing was added: {said}\n--on-error skip leaves them out")
+        faults = list_faults(sources.faults, total).replace("cannot be read", "cannot be indexed", 1)
+        raise DataError(f"nothing was added: {faults}\n--on-error skip leaves them out")
 
 
 def _add(
@@ -215,17 +216,12 @@ def _add(
             [picture.path for picture in group],
             [picture.modality for picture in group],
             ids=[picture.id for picture in group],
-            pid=[picture.pid for picture in group],
-            camera=[picture.camera for picture in group],
-            time=[picture.time for picture in group],
-            track=[picture.track for picture in group],
-            tags=[picture.tags for picture in group],
             source=[picture.source or picture.path for picture in group],
             on_error=on_error,
             on_duplicate="replace" if replace else "skip",
             keep_images=keep,
             progress=False,
-            **settings,
+            **(settings | {name: [getattr(picture, name) for picture in group] for name in METADATA}),
         )
         for group, keep in groups
         if group
@@ -241,7 +237,7 @@ def _stored_entries(searcher: Searcher, pictures: Sequence[Picture]) -> dict[str
 def _find_differences(
     searcher: Searcher, pictures: Sequence[Picture], stored: Mapping[str, Entry], keep_images: bool
 ) -> dict[str, list[Difference]]:
-    """Of each picture that is stored: what is said of it, and stored otherwise."""
+    """Of each picture that is stored: the values given that differ from those stored."""
     found: dict[str, list[Difference]] = {}
     for picture in pictures:
         if picture.id in stored:
@@ -252,7 +248,7 @@ def _find_differences(
 
 
 def _differences(picture: Picture, entry: Entry) -> Iterator[Difference]:
-    """What is not said differs from nothing."""
+    """A value that is not given differs from nothing."""
     given = {**picture._asdict(), "pid": as_pid(picture.pid), "tags": tuple(sorted(set(picture.tags)))}
     for name in COMPARED:
         if given[name] not in (None, ()) and given[name] != getattr(entry, name):
@@ -260,13 +256,13 @@ def _differences(picture: Picture, entry: Entry) -> Iterator[Difference]:
 
 
 def _completed(picture: Picture, entry: Entry) -> Picture:
-    """The picture, with what is stored where nothing is said."""
+    """The picture, with the stored values where none are given."""
     picture = picture._replace(pid=as_pid(picture.pid))
     return picture._replace(**{n: getattr(entry, n) for n in COMPARED if getattr(picture, n) in (None, ())})
 
 
 def _update(searcher: Searcher, differing: Mapping[str, Sequence[Difference]]) -> int:
-    """Store what is said of entries, by their ids; those that differ alike at once. How many entries."""
+    """Store the values given, by entry id; entries with equal changes at once. Returns how many entries."""
     alike: dict[tuple[tuple[str, Any], ...], list[str]] = {}
     for entry_id, found in differing.items():
         if found:
