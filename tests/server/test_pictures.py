@@ -11,7 +11,8 @@ from PIL import Image
 
 from fmcnet.errors import FmcnetError
 from fmcnet.retrieval import Gallery, Where
-from fmcnet.server.pictures import KeptImages, Pictures, SourceImages, thumbnail
+from fmcnet.retrieval.thumbnails import thumbnail
+from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
 from fmcnet.server.uploads import UploadError, decode
 from tests.server.service import encoded, picture, png, running
 

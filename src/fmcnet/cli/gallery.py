@@ -64,8 +64,8 @@ def remove(
 
     fmcnet gallery remove people.gallery --pid 17 --yes
     """
+    from fmcnet.retrieval.answer import filter_notes
     from fmcnet.retrieval.gallery import Gallery
-    from fmcnet.retrieval.notes import filter_notes
 
     where = where_of(
         camera, since, until, timezone, modality=modality, ids=id_, pids=pid, tracks=track, tags=tag
@@ -151,8 +151,8 @@ def export(
     json_: Json = False,
 ) -> None:
     """Write entries and embeddings to a file: all, or those that match all options."""
+    from fmcnet.retrieval.answer import filter_notes
     from fmcnet.retrieval.gallery import Gallery
-    from fmcnet.retrieval.notes import filter_notes
 
     where = where_of(camera, since, until, timezone, modality=modality, pids=pid, tracks=track, tags=tag)
     with Gallery(gallery, read_only=True) as opened:

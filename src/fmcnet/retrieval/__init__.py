@@ -7,12 +7,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fmcnet.retrieval.adding import Indexed
-    from fmcnet.retrieval.answer import Answer, Match, MatchGroup
+    from fmcnet.retrieval.answer import Answer
     from fmcnet.retrieval.gallery import Gallery
     from fmcnet.retrieval.inputs import KEEP
     from fmcnet.retrieval.pooling import group, pool, pool_by
-    from fmcnet.retrieval.records import Added, Entry, GalleryInfo, GallerySettings, Group, Hit, Where
+    from fmcnet.retrieval.records import Added, Entry, GalleryInfo, GallerySettings, Hit, HitGroup, Where
     from fmcnet.retrieval.searcher import Searcher
 
 _PUBLIC = {
@@ -22,11 +21,8 @@ _PUBLIC = {
     "Entry": "records",
     "Gallery": "gallery",
     "GalleryInfo": "records",
-    "Group": "records",
     "Hit": "records",
-    "Indexed": "adding",
-    "Match": "answer",
-    "MatchGroup": "answer",
+    "HitGroup": "records",
     "Searcher": "searcher",
     "GallerySettings": "records",
     "Where": "records",
@@ -43,11 +39,8 @@ __all__ = [
     "Gallery",
     "GalleryInfo",
     "GallerySettings",
-    "Group",
     "Hit",
-    "Indexed",
-    "Match",
-    "MatchGroup",
+    "HitGroup",
     "Searcher",
     "Where",
     "group",

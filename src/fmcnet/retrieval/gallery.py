@@ -22,8 +22,8 @@ from fmcnet.retrieval.records import (
     Entry,
     GalleryInfo,
     GallerySettings,
-    Group,
     Hit,
+    HitGroup,
     IndexChoice,
     OnDuplicate,
     OpenOptions,
@@ -205,7 +205,7 @@ class Gallery:
         model: str | None = None,
         exact: bool = False,
         pooled: bool = False,
-    ) -> list[Group]:
+    ) -> list[HitGroup]:
         """As `search`, for the `top` best tracks or persons; a group holds those of its hits that were looked at.
 
         An entry without a track (a pid) is a group of its own.
@@ -233,7 +233,7 @@ class Gallery:
         model: str | None,
         exact: bool,
         modalities_apart: bool = False,
-    ) -> list[Group]:
+    ) -> list[HitGroup]:
         wide, whole = 5 * top, self.count(where)
         most = min(MOST, self._store.most)
         while True:

@@ -12,7 +12,8 @@ from pathlib import Path
 from fmcnet.errors import FmcnetError
 from fmcnet.files import write_atomically
 from fmcnet.retrieval import Entry
-from fmcnet.server.uploads import UploadError, decode, thumbnail
+from fmcnet.retrieval.thumbnails import thumbnail
+from fmcnet.server.uploads import THUMBNAIL_SIZE, UploadError, decode
 
 OWNER = "gallery.txt"
 READING = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -117,7 +118,7 @@ class SourceImages:
         except (OSError, ValueError, RuntimeError):
             return None
         try:
-            return thumbnail(decode(data, "source", self.pixels))
+            return thumbnail(decode(data, "source", self.pixels), size=THUMBNAIL_SIZE)
         except UploadError:
             return None
 

@@ -14,6 +14,7 @@ from fmcnet.data.depth import ValueRange
 from fmcnet.data.images import to_rgb
 from fmcnet.errors import DataError
 from fmcnet.inference.image_input import read_pixels
+from fmcnet.retrieval.thumbnails import thumbnail
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """What is taken; others of Pillow's many decoders are never started."""
@@ -21,7 +22,7 @@ SMALLEST = 4
 """Pixels of a side."""
 MOST_SCANS = 30
 """Of a progressive JPEG. Encoders write about 10; each costs a pass over the whole image."""
-SIDE = 512
+THUMBNAIL_SIZE = (512, 512)
 """Longest side of a kept picture, pixels."""
 _FAILURES = (OSError, SyntaxError, ValueError, EOFError, TypeError, OverflowError, IndexError, MemoryError)
 
@@ -79,16 +80,9 @@ def decode_upload(data: bytes, name: str, rules: DecodeRules) -> DecodedUpload:
     """
     image = decode(data, name, rules.pixels, rules.value_range)
     pixels = read_pixels(image, rules.height, rules.width)
-    return DecodedUpload(pixels, thumbnail(image) if rules.keep else None, image.width * image.height)
-
-
-def thumbnail(image: Image.Image) -> bytes:
-    """A JPEG of at most `SIDE` pixels a side, without metadata."""
-    small = image.copy()
-    small.thumbnail((SIDE, SIDE))
-    out = io.BytesIO()
-    small.save(out, "JPEG", quality=88)
-    return out.getvalue()
+    return DecodedUpload(
+        pixels, thumbnail(image, size=THUMBNAIL_SIZE) if rules.keep else None, image.width * image.height
+    )
 
 
 def decode(data: bytes, name: str, most_pixels: int, value_range: ValueRange | None = None) -> Image.Image:

@@ -135,7 +135,7 @@ async def search(
                 group=group,
             )
         )
-        log["nobody"] = answer.nobody
-        shown = [match for one in answer.groups for match in one.matches] or answer.hits
+        log["nobody"] = answer.no_match
+        shown = [match for one in answer.groups for match in one.hits] or answer.hits
         log["shown"] = [hit.id for hit in shown]
     return answer.to_dict()
