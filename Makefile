@@ -29,6 +29,7 @@ $(BIN)/.docs: $(BIN)/.installed
 
 docs: $(BIN)/.docs ## build the documentation (into site/); the pages open without a network
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@! grep -rE '<(script|link|img)[^>]* (src|href)="?(https?:)?//' site --include='*.html'
 
 $(BIN)/.milvus: $(BIN)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[milvus]' milvus

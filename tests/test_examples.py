@@ -66,3 +66,16 @@ def test_finetune_csv(tmp_path, tiny_sysu, tiny_run):
 
 def test_new_backbone(tmp_path):
     assert "descriptor of a visible image: (256,)" in run("new_backbone.py", cwd=tmp_path)
+
+
+def test_losses_in_your_model(tmp_path):
+    lines = run("losses_in_your_model.py", cwd=tmp_path).splitlines()
+    assert float(lines[-1].split()[-1]) < float(lines[0].split()[-1])  # the centres move together
+
+
+def test_train_plain_loop(tmp_path, tiny_sysu):
+    lines = run("train_plain_loop.py", tiny_sysu, "--steps", 12, cwd=tmp_path).splitlines()
+    identity = [float(line.split("id_shared ")[1].split()[0]) for line in lines]
+    assert len(lines) == 12
+    assert sum(identity[-3:]) < sum(identity[:3])  # it learns
+    assert all(term in lines[-1] for term in ("gan", "fc", "ic", "mc", "id_fused"))

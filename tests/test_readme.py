@@ -39,7 +39,7 @@ def test_python_blocks_run_in_any_order_in_one_folder(tmp_path, monkeypatch, tin
     for path in reversed(DOCS):
         for block in blocks(path, "python"):
             block = block.replace("/data/SYSU-MM01", str(tiny_sysu))
-            exec(compile(block, str(path), "exec"), {"__name__": "readme"})
+            exec(compile(block, str(path), "exec"), {"__name__": "__main__"})
 
 
 def test_every_guide_has_something_to_run():
