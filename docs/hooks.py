@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,10 +88,8 @@ def setting_lines() -> Iterator[str]:
         yield from (f"## {section}", "", "| setting | default | meaning |", "|---|---|---|")
         for name, setting in settings.items():
             default = setting.get_default(call_default_factory=True)
-            shown = (
-                "null" if default is None else str(default).lower() if isinstance(default, bool) else default
-            )
-            yield f"| `{section}.{name}` | `{shown}` | {cell(setting.description or '')} |"
+            shown = json.dumps(default).strip('"')
+            yield f"| `{name}` | `{shown}` | {cell(setting.description or '')} |"
         yield ""
 
 

@@ -76,7 +76,8 @@ def test_every_command_named_exists_with_its_options(path):
 
 @pytest.mark.parametrize("path", DOCS, ids=name)
 def test_links_and_pictures_exist(path):
-    for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
+    text = path.read_text(encoding="utf-8")
+    for target in [*re.findall(r"\]\(([^)]+)\)", text), *re.findall(r'src="([^"]+)"', text)]:
         file, _, anchor = target.partition("#")
         if file.startswith("http"):
             continue
