@@ -139,3 +139,11 @@ def test_prose_has_short_lines(path):
 def test_the_readme_and_the_site_stay_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 700
     assert sum(len(page.read_text(encoding="utf-8").split()) for page in PAGES) <= 12_000
+
+
+def test_pages_named_in_code_exist():
+    files = [p for part in ("src", "benchmarks", "tests") for p in (ROOT / part).rglob("*.py")]
+    files += (ROOT / "src").rglob("*.yaml")
+    named = {page for p in files for page in re.findall(r"\bdocs/[\w/-]+\.md", p.read_text(encoding="utf-8"))}
+    assert len(named) > 5
+    assert [page for page in sorted(named) if not (ROOT / page).is_file()] == []

@@ -125,7 +125,7 @@ def keep_freed_memory() -> None:
 
     A training step frees and takes the same large blocks over and over. By default glibc gives much of it back to the
     system in between, which zeroes every page again on first touch. The price: the process keeps its peak until it
-    ends. What it brings on a CPU is in docs/training.md.
+    ends. What it brings on a CPU is in benchmarks/README.md.
     """
     if not sys.platform.startswith("linux"):
         return
