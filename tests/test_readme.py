@@ -19,7 +19,7 @@ BESIDE_DATA = [
     ROOT / "src" / "fmcnet" / "experiments" / "published.md",
 ]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES, *BESIDE_DATA]
-GROUPS = ("data", "report", "gallery")
+GROUPS = ("data", "report", "gallery", "keys")
 
 
 def name(path: Path) -> str:
