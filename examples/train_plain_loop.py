@@ -45,10 +45,9 @@ def main() -> None:
     )
 
     model = fmcnet.build_model(config.model, classes=len(pids)).train()
-    named = list(model.named_parameters())
-    discriminators = [value for name, value in named if ".judge_" in name]
-    others = [value for name, value in named if ".judge_" not in name]
-    optimizer = torch.optim.AdamW(others, lr=0.001)
+    discriminators = model.compensation.discriminator_parameters()
+    owned = {id(parameter) for parameter in discriminators}
+    optimizer = torch.optim.AdamW([v for v in model.parameters() if id(v) not in owned], lr=0.001)
     discriminator_optimizer = torch.optim.Adam(discriminators, lr=0.01)
 
     for step, (visible, infrared) in enumerate(sampler.batches(epoch=0)):  # rows (P*K,) each
