@@ -48,7 +48,7 @@ def main() -> None:
         loss.backward()
         optimizer.step()
         if step % 5 == 0 or step == 19:
-            print(f"step {step:2d}  identity {float(identity):.3f}  centres {float(gap):.3f}")
+            print(f"step {step:2d}  identity {identity.item():.3f}  centres {gap.item():.3f}")
 
 
 if __name__ == "__main__":

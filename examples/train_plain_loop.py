@@ -63,7 +63,7 @@ def main() -> None:
         optimizer.zero_grad()
         sum(terms.values()).backward()
         optimizer.step()
-        print(f"step {step:2d}  " + "  ".join(f"{name} {float(term):.3f}" for name, term in terms.items()))
+        print(f"step {step:2d}  " + "  ".join(f"{name} {term.item():.3f}" for name, term in terms.items()))
 
 
 if __name__ == "__main__":

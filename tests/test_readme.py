@@ -130,6 +130,16 @@ def is_setting(text: str) -> bool:
     return setting in getattr(type(getattr(Config(), section, None)), "model_fields", {})
 
 
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=name)
+def test_every_setting_named_exists(path):
+    text = path.read_text(encoding="utf-8")
+    for words in re.findall(r"`([^`\n]+)`", text):
+        for found in re.findall(r"(?<![\w./])(?:data|augment|model|losses|training|evaluation)\.\w+", words):
+            module = f"src/fmcnet/{found.replace('.', '/')}"
+            known = is_setting(found) or any((ROOT / f"{module}{end}").exists() for end in (".py", ""))
+            assert known or found == "model.safetensors" or found == "model.json", found
+
+
 @pytest.mark.parametrize("path", DOCS, ids=name)
 def test_prose_has_short_lines(path):
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
