@@ -484,10 +484,10 @@ class EvaluationConfig(_Section):
         description="i2v searches infrared queries in a visible gallery, v2i the reverse, both does both.",
     )
     reading: Literal["a", "b", "c"] = Field(
-        default="a", description="LLCM's protocol has this reading (docs/which-number.md)."
+        default="a", description="LLCM's protocol has this reading (docs/concepts/protocols.md)."
     )
     cmc: Literal["image", "identity"] = Field(
-        default="image", description="RegDB's CMC counts images or identities (docs/which-number.md)."
+        default="image", description="RegDB's CMC counts images or identities (docs/concepts/protocols.md)."
     )
     distance: Literal["cosine", "euclidean"] = Field(
         default="cosine", description="Descriptors are compared by this distance (ours)"

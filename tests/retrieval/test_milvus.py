@@ -197,7 +197,7 @@ def test_what_was_left_half_made_or_released_is_opened(milvus_address, collectio
 
 @cluster
 def test_the_exception_a_graph_finds_roughly_but_as_many_and_exact_is_exact(collection, caplog):
-    """docs/gallery.md: no recall is promised on a cluster as it comes; all else is."""
+    """docs/concepts/gallery.md: no recall is promised on a cluster as it comes; all else is."""
     location, plain = collection, Plain()
     vectors, rows = crops(6000, dimension=16, people=300), entries(6000)
     plain.add(vectors, rows)

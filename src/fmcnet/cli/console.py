@@ -26,7 +26,8 @@ Range = Annotated[
     ),
 ]
 Data = Annotated[
-    Path, typer.Option("--data", help="A SYSU-MM01, RegDB or LLCM folder, or a CSV (docs/datasets.md).")
+    Path,
+    typer.Option("--data", help="A SYSU-MM01, RegDB or LLCM folder, or a CSV (docs/reference/datasets.md)."),
 ]
 Layout = Annotated[str, typer.Option(help="auto, sysu, regdb, llcm or csv.")]
 Model = Annotated[

@@ -60,7 +60,7 @@ def remove(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many entries match.")] = False,
     json_: Json = False,
 ) -> None:
-    """Remove the entries that match ALL options, provably (docs/gallery.md).
+    """Remove the entries that match ALL options, provably (docs/concepts/gallery.md).
 
     fmcnet gallery remove people.gallery --pid 17 --yes
     """

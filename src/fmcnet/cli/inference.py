@@ -79,7 +79,8 @@ def info(run: Model, json_: Json = False) -> None:
 def calibrate(
     run: Model,
     data: Annotated[
-        Path, typer.Option("--data", help="A labelled dataset: a folder or a CSV (docs/datasets.md).")
+        Path,
+        typer.Option("--data", help="A labelled dataset: a folder or a CSV (docs/reference/datasets.md)."),
     ],
     fmr: Annotated[
         float, typer.Option(help="False-match rate of the default threshold, of one comparison.")

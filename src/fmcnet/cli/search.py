@@ -276,7 +276,7 @@ def search(
 
     fmcnet search people.gallery night.jpg --modality infrared --min-probability 0.5 --html who.html
 
-    Ranked by cosine similarity. Probabilities need fmcnet calibrate; what they mean and do not: docs/search.md.
+    Ranked by cosine similarity. Probabilities need fmcnet calibrate; what they mean: docs/guides/search.md.
     """
     from fmcnet.data.listing import Ignored, ignored_line
     from fmcnet.inference.image_input import list_images, parse_modality

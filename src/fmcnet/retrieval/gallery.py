@@ -341,8 +341,8 @@ class Gallery:
     def remove(self, where: Where) -> int:
         """Remove all entries that match, provably; how many they were.
 
-        When it returns, no file of an embedded gallery holds their embeddings any more (docs/gallery.md says what of
-        their metadata waits for `compact`).
+        When it returns, no file of an embedded gallery holds their embeddings any more. docs/concepts/gallery.md
+        says what of their metadata waits for `compact`.
 
         Raises:
             GalleryError: when no condition is given. GalleryBusyError: as `add`; or when a reader keeps the log busy.

@@ -1,6 +1,6 @@
 """`Store` over a Milvus cluster (2.3 or newer): one collection a gallery, the same results as the embedded one.
 
-What differs, as a cluster is another machine's business, is in docs/gallery.md.
+What differs, as a cluster is another machine's business, is in docs/concepts/gallery.md.
 """
 
 from __future__ import annotations
