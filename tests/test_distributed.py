@@ -11,8 +11,7 @@ import torch
 
 from fmcnet import progress
 from fmcnet.distributed import keep_freed_memory, pick_device, seeded_generator
-from fmcnet.errors import FmcnetError, MissingDependencyError
-from fmcnet.optional import require
+from fmcnet.errors import FmcnetError, MissingDependencyError, require
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc and glibc")

@@ -6,8 +6,10 @@ The command line prints that text without a traceback and ends with exit code 2.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 
 class FmcnetError(Exception):
@@ -95,4 +97,18 @@ def translate_errors(*, compiled: bool) -> Iterator[None]:
         raise TrainingError(
             f"torch.compile failed ({str(error).strip().splitlines()[0]}): it needs a C++ compiler, on GPUs "
             "Triton; train with training.compile=false"
+        ) from error
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional package.
+
+    Raises:
+        MissingDependencyError: naming the extra that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"this needs {module.split('.')[0]}, which is not installed: pip install 'fmcnet[{extra}]'"
         ) from error

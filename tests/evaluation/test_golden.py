@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from fmcnet.evaluation.evaluate import evaluate
-from fmcnet.evaluation.protocols import sysu
-from fmcnet.evaluation.rules import SkipRule
+from fmcnet.evaluation.protocols import SkipRule, sysu
 from fmcnet.evaluation.score import score_file
 from tests.evaluation.shared_golden import (
     CARRIED,

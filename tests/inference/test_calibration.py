@@ -142,8 +142,8 @@ def test_errors_on_held_out_identities_are_small_when_there_are_many():
     """Learnt from some people, right about others: what is reported, against people never seen."""
     known, strangers = people(200, seed=1), people(200, seed=2)
     found = calibrate(known, "abc")
-    from fmcnet.inference.calibration.counts import BINS, count_pairs, edges
-    from fmcnet.inference.calibration.reliability import calibration_error
+    from fmcnet.inference.calibration.calibration import calibration_error
+    from fmcnet.inference.calibration.curve import BINS, count_pairs, edges
 
     counts = count_pairs(strangers, V, I, fold=np.zeros(len(strangers), np.int64))[0, 0]
     centres = (edges()[:-1] + edges()[1:]) / 2

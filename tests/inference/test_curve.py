@@ -7,9 +7,8 @@ import pytest
 from scipy.stats import norm
 
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.inference.calibration.counts import BINS, count, edges
-from fmcnet.inference.calibration.curve import ENOUGH, Curve, fit
-from fmcnet.inference.calibration.reliability import calibration_error, held_out
+from fmcnet.inference.calibration.calibration import calibration_error, held_out
+from fmcnet.inference.calibration.curve import BINS, ENOUGH, Curve, count, edges, fit
 
 SAME, DIFFERENT, SPREAD = 0.55, 0.15, 0.14
 

@@ -18,7 +18,7 @@ from fmcnet.errors import CheckpointError, DataError, FmcnetError, MissingDepend
 from fmcnet.inference.calibration.calibration import CALIBRATION
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.inference.export import write
-from fmcnet.inference.export.int8 import quantize
+from fmcnet.inference.export.graph import quantize
 from fmcnet.inference.export.parity import BackendReport, choose, compare, markdown, rates
 from fmcnet.inference.export.write import export
 from fmcnet.inference.fit_projection import fit_projection

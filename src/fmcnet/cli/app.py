@@ -20,11 +20,9 @@ from rich.markup import escape
 
 from fmcnet import __version__
 from fmcnet.cli.data import app as data_app
-from fmcnet.cli.experiments import compare, demo, evaluate, study
-from fmcnet.cli.export import export
+from fmcnet.cli.experiments import compare, demo, evaluate, score, study
 from fmcnet.cli.gallery import app as gallery_app
-from fmcnet.cli.inference import adapt, calibrate, embed, info, project
-from fmcnet.cli.score import score
+from fmcnet.cli.inference import adapt, calibrate, embed, export, info, project
 from fmcnet.cli.search import index, search
 from fmcnet.cli.serve import keys_app, serve
 from fmcnet.cli.train import config, train

@@ -9,7 +9,7 @@ import typer
 import typer.core
 
 from fmcnet.cli.console import Device, Json, print_json
-from fmcnet.optional import require
+from fmcnet.errors import require
 
 
 def serve(

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fmcnet.evaluation.rules import SkipRule
+from fmcnet.evaluation.protocols import SkipRule
 from fmcnet.evaluation.similarity import Similarity
 from fmcnet.types import BoolArray, Embeddings, IntArray
 

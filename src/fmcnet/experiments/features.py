@@ -16,9 +16,8 @@ from scipy.spatial.distance import cdist
 
 from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.table import Table
-from fmcnet.errors import DataError
+from fmcnet.errors import DataError, require
 from fmcnet.inference.encoder import Encoder
-from fmcnet.optional import require
 from fmcnet.types import IntArray, Modality
 
 Matrix = NDArray[np.float64]

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.errors import CheckpointError, FmcnetError, MissingDependencyError
+from fmcnet.errors import CheckpointError, FmcnetError, MissingDependencyError, require
 from fmcnet.inference.manifest import GRAPHS, INPUT, MANIFEST, OUTPUT, read_manifest, sha256_of
 from fmcnet.inference.projection import Projection
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, model_digest, read_card
-from fmcnet.optional import require
 from fmcnet.types import FloatArray, Modality
 
 if TYPE_CHECKING:

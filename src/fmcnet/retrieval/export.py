@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fmcnet.errors import GalleryError
+from fmcnet.errors import GalleryError, require
 from fmcnet.files import write_atomically
-from fmcnet.optional import require
 from fmcnet.retrieval.records import Entry, GallerySettings, Stored, to_micros
 
 NO_TIME = np.iinfo(np.int64).min

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.optional import require
+from fmcnet.errors import require
 from fmcnet.retrieval.columns import EntryColumns
 from fmcnet.retrieval.records import Entry
 from fmcnet.types import BoolArray, FloatArray, IntArray, Modality

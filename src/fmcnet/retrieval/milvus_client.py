@@ -14,8 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from fmcnet.errors import GalleryError
-from fmcnet.optional import require
+from fmcnet.errors import GalleryError, require
 from fmcnet.retrieval.inputs import LONGEST, MOST_TAGS
 from fmcnet.retrieval.records import (
     Entry,

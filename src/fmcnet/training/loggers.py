@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fmcnet.config import Config
-from fmcnet.errors import ConfigError
+from fmcnet.errors import ConfigError, require
 from fmcnet.files import write_atomically
-from fmcnet.optional import require
 from fmcnet.training import health
 from fmcnet.training.folder import unwritable
 

@@ -18,18 +18,16 @@ from numpy.typing import NDArray
 from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
-from fmcnet.errors import CheckpointError, DataError, FmcnetError
+from fmcnet.errors import CheckpointError, DataError, FmcnetError, require
 from fmcnet.files import room_beside
 from fmcnet.inference.backends import OnnxBackend
 from fmcnet.inference.calibration.calibration import CALIBRATION, Calibration
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.export.graph import write_graph
-from fmcnet.inference.export.int8 import SCHEMES, quantize
+from fmcnet.inference.export.graph import SCHEMES, quantize, write_graph
 from fmcnet.inference.export.parity import BackendReport, choose, compare, markdown
 from fmcnet.inference.manifest import GRAPHS, MANIFEST, Manifest, int8_digest, read_manifest, sha256_of
 from fmcnet.inference.shipped import is_shipped
 from fmcnet.models.card import CARD, WEIGHTS, versions
-from fmcnet.optional import require
 from fmcnet.synthetic import generate
 from fmcnet.types import Modality
 

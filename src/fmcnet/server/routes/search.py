@@ -10,10 +10,9 @@ from fmcnet.retrieval import Where
 from fmcnet.retrieval.records import as_modality
 from fmcnet.server.decoding import Upload
 from fmcnet.server.errors import ApiError, error_schema
-from fmcnet.server.filters import logged
 from fmcnet.server.schemas import AnswerBody, EmbeddedBody, EmbeddingsBody, ModalityName, Moment
 from fmcnet.server.service import Caller, Service
-from fmcnet.server.validation import only_known
+from fmcnet.server.validation import logged, only_known
 from fmcnet.types import Modality
 
 router = APIRouter(prefix="/v1", responses=error_schema(), dependencies=[Depends(only_known)])
