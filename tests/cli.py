@@ -13,5 +13,7 @@ from fmcnet.cli.app import app
 def run_command(*words: Any, code: int | None = 0, **settings: Any) -> Result:
     """`fmcnet WORDS`, which must exit with `code`; None: with any."""
     result = CliRunner().invoke(app, [str(word) for word in words], prog_name="fmcnet", **settings)
-    assert code is None or result.exit_code == code, f"exit code {result.exit_code}\n{result.output}"
+    told = f"exit code {result.exit_code}\n{result.output}{result.exception}"
+    assert code is None or result.exit_code == code, told
+    assert "Traceback" not in result.output
     return result

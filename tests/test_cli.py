@@ -11,21 +11,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from fmcnet.cli.app import app
 from fmcnet.data.cache import ImageCache
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
 from fmcnet.inference.shipped import FOLDER
 from fmcnet.synthetic import generate
+from tests.cli import run_command
 
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], prog_name="fmcnet")
-    assert result.exit_code == code, result.output + str(result.exception)
-    assert "Traceback" not in result.output
-    return result
+run = run_command
 
 
 def said(result):

@@ -7,22 +7,17 @@ import sys
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from fmcnet.cli.app import app
 from fmcnet.config import COLUMNS, Config, ModelConfig, load_config, purpose, shipped
 from fmcnet.errors import ConfigError
+from tests.cli import run_command
 
 SETTINGS = [
     (section, name, field) for section, part in Config() for name, field in type(part).model_fields.items()
 ]
 
 
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], prog_name="fmcnet")
-    assert result.exit_code == code, result.output + str(result.exception)
-    assert "Traceback" not in result.output
-    return result
+run = run_command
 
 
 def test_a_file_with_three_mistakes_gives_one_message_with_all_three(tmp_path):

@@ -10,9 +10,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from fmcnet.cli.app import app
+from tests.cli import run_command
 
 IN = ("missing", "text", "bytes", "empty", "below")
 """No input: nothing there, a file of text, one of random bytes, a folder with nothing in it, a path below a file."""
@@ -181,8 +181,8 @@ def places(tmp_path_factory, tiny_sysu, tiny_run):
         "gallery": root / "people.gallery",
         "embeddings": root / "e.npz",
     }
-    made = CliRunner().invoke(
-        app, ["index", str(found["gallery"]), str(image), "--model", str(run), "--modality", "ir"]
+    made = run_command(
+        "index", str(found["gallery"]), str(image), "--model", str(run), "--modality", "ir", code=None
     )
     assert made.exit_code == 0, made.output
     from fmcnet.data.readers import read_dataset
@@ -205,7 +205,7 @@ def refused(command, places, tmp_path, monkeypatch, **more):
     monkeypatch.chdir(tmp_path)
     words = [word.format(**{**places, "new": tmp_path / "new", **more}) for word in shlex.split(command)]
     before = os.environ.copy()
-    result = CliRunner().invoke(app, words, prog_name="fmcnet")
+    result = run_command(*words, code=None)
     assert os.environ == before
     assert isinstance(result.exception, SystemExit), f"{result.output}\n{result.exception!r}"
     assert result.exit_code == 2 or (result.exit_code == 1 and command.startswith("data check"))

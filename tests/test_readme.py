@@ -7,9 +7,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from fmcnet.cli.app import app
+from tests.cli import run_command
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name != "results.md")
@@ -68,7 +67,7 @@ def test_every_command_named_exists_with_its_options(path):
         if words[0] == "--threads":
             words = words[2:]
         depth = 2 if words[0] in GROUPS and len(words) > 1 else 1
-        page = CliRunner().invoke(app, [*words[:depth], "--help"], prog_name="fmcnet", terminal_width=200)
+        page = run_command(*words[:depth], "--help", code=None, terminal_width=200)
         assert page.exit_code == 0, words
         for option in (w for w in words if w.startswith("--")):
             assert option in page.output, f"{path.name}: {' '.join(words)}"

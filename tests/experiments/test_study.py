@@ -15,9 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from fmcnet.cli.app import app
 from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
@@ -25,6 +23,7 @@ from fmcnet.errors import FmcnetError
 from fmcnet.experiments.rows import select_studies
 from fmcnet.experiments.runs import StudyRun, complete_runs, find_devices
 from fmcnet.experiments.study import StudyOptions, parse_seeds, run_study
+from tests.cli import run_command
 
 LONG = 120
 
@@ -100,7 +99,7 @@ def test_the_commands_of_the_report_give_the_same_run(tiny_options, tmp_path):
     words = run["commands"][0].split()[1:]
     by_hand = tmp_path / "hand"
     words[words.index("--out") + 1] = str(by_hand)
-    assert CliRunner().invoke(app, words).exit_code == 0
+    assert run_command(*words, code=None).exit_code == 0
     ours = tiny_options.out / "runs" / run["name"]
     assert (by_hand / "model.safetensors").read_bytes() == (ours / "model.safetensors").read_bytes()
 
@@ -157,7 +156,7 @@ def test_mistakes_are_said_before_any_work(tmp_path):
     with pytest.raises(FmcnetError, match="--seeds a,b"):
         parse_seeds("a,b")
     assert parse_seeds("2,0,2") == (2, 0)
-    result = CliRunner().invoke(app, ["study", "table2", "--seeds", "x", "--out", str(tmp_path / "s")])
+    result = run_command("study", "table2", "--seeds", "x", "--out", str(tmp_path / "s"), code=None)
     assert result.exit_code == 2
     assert "Traceback" not in result.output
 

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
-from typer.testing import CliRunner
 
-from fmcnet.cli.app import app
 from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import CheckpointError, ConfigError, DataError, FmcnetError, GalleryError
@@ -21,6 +19,7 @@ from fmcnet.models.card import WEIGHTS
 from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.training.trainer import train
 from fmcnet.types import NO_CAMERA, Modality
+from tests.cli import run_command
 
 NAME = "fmcnet-lite"
 
@@ -44,7 +43,7 @@ def adapted(folders, tmp_path_factory):
 
 
 def told(*words, code=2):
-    done = CliRunner().invoke(app, [str(word) for word in words])
+    done = run_command(*words, code=None)
     assert done.exit_code == code, done.output
     return " ".join(done.output.split())
 

@@ -9,13 +9,12 @@ import sys
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from fmcnet.cli.app import app
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.inference.calibration.calibration import CALIBRATION, Calibration, calibrate
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.types import NO_PID, Embeddings, Modality
+from tests.cli import run_command
 
 V, I = Modality.VISIBLE, Modality.INFRARED  # noqa: E741
 
@@ -154,7 +153,7 @@ def test_errors_on_held_out_identities_are_small_when_there_are_many():
 
 
 def run(*words, code=0):
-    done = CliRunner().invoke(app, [str(word) for word in words], prog_name="fmcnet", terminal_width=200)
+    done = run_command(*words, code=None, terminal_width=200)
     assert done.exit_code == code, done.output
     return done.output
 

@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from typer.testing import CliRunner
 
-from fmcnet.cli.app import app
 from fmcnet.config import load_config
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, MissingDependencyError
 from fmcnet.inference.calibration.calibration import CALIBRATION
@@ -24,6 +22,7 @@ from fmcnet.inference.export.write import export
 from fmcnet.inference.fit_projection import fit_projection
 from fmcnet.inference.manifest import GRAPHS, read_manifest
 from fmcnet.types import Modality
+from tests.cli import run_command
 
 
 @pytest.fixture
@@ -351,7 +350,7 @@ def test_ranges_are_learnt_from_both_modalities_alike():
 
 
 def run(*words, code=0):
-    done = CliRunner().invoke(app, [str(word) for word in words], prog_name="fmcnet", terminal_width=200)
+    done = run_command(*words, code=None, terminal_width=200)
     assert done.exit_code == code, done.output
     return " ".join(done.output.split())
 
@@ -360,18 +359,18 @@ def run(*words, code=0):
 def test_the_command_and_its_mistakes(tiny_run, tiny_onnx, tiny_sysu, tmp_path):
     out = tmp_path / "onnx"
     said = json.loads(
-        CliRunner()
-        .invoke(app, ["export", str(tiny_run), "--data", str(tiny_sysu), "--out", str(out), "--json"])
-        .stdout
+        run_command(
+            "export", str(tiny_run), "--data", str(tiny_sysu), "--out", str(out), "--json", code=None
+        ).stdout
     )
     assert said["precision"] == "fp32"
     assert Path(said["out"]) == out
     assert json.loads(run("info", out, "--json"))["runtime"] == "ONNX Runtime, fp32"
     figures = [
         json.loads(
-            CliRunner()
-            .invoke(app, ["evaluate", str(model), "--data", str(tiny_sysu), "--no-report", "--json"])
-            .stdout
+            run_command(
+                "evaluate", str(model), "--data", str(tiny_sysu), "--no-report", "--json", code=None
+            ).stdout
         )
         for model in (tiny_run, out)
     ]

@@ -8,9 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from typer.testing import CliRunner
 
-from fmcnet.cli.app import app
 from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, GalleryError
@@ -24,6 +22,7 @@ from fmcnet.inference.projection import FORMAT, Projection
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS
 from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.training import trainer as loop
+from tests.cli import run_command
 
 
 def people(persons=40, per=6, width=12, seed=0):
@@ -195,7 +194,7 @@ def test_a_gallery_does_not_mix_it_with_the_model_it_was_made_from(projected, ti
 
 
 def run(*words, code=0):
-    done = CliRunner().invoke(app, [str(word) for word in words], prog_name="fmcnet", terminal_width=200)
+    done = run_command(*words, code=None, terminal_width=200)
     assert done.exit_code == code, done.output
     return " ".join(done.output.split())
 
@@ -204,7 +203,7 @@ def test_the_command_and_its_mistakes(tiny_run, tiny_sysu, tmp_path, monkeypatch
     make = ("project", tiny_run, "--data", tiny_sysu, "--device", "cpu")
     out = tmp_path / "made" / "p5"
     said = json.loads(
-        CliRunner().invoke(app, [*map(str, make), "--dim", "5", "--out", str(out), "--json"]).stdout
+        run_command(*map(str, make), "--dim", "5", "--out", str(out), "--json", code=None).stdout
     )
     assert (said["dim"], said["method"], said["source"]) == (5, "discriminant", load(tiny_run, "cpu").digest)
     assert said["digest"] == load(out, "cpu").digest

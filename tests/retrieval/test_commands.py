@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from fmcnet.cli.app import app
 from fmcnet.inference.encoder import Encoder
 from fmcnet.retrieval import Gallery, Searcher, indexing, models
 from fmcnet.retrieval.sources import Rules, read_sources
 from fmcnet.types import Modality
+from tests.cli import run_command
 from tests.retrieval.fakes import ColourBackend, curve, encoder, picture
 
 RED, PINK, GREEN, BLUE = (250, 20, 20), (240, 90, 60), (20, 250, 20), (20, 20, 250)
@@ -28,7 +27,7 @@ ALL = {(a, b): curve() for a in Modality for b in Modality}
 
 
 def run(*arguments, code=0, **options):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], prog_name="fmcnet", **options)
+    result = run_command(*arguments, code=None, **options)
     assert result.exit_code == code, result.output + str(result.exception)
     assert "Traceback" not in result.output
     return result
@@ -443,9 +442,7 @@ def test_what_is_no_picture_is_counted_and_named(crops, tmp_path):
 @pytest.mark.parametrize("option", ["--top", "--prior", "--fmr", "--min-probability", "--since"])
 def test_numbers_out_of_range_are_a_line(crops, option, value):
     run("index", "g", crops, *RULES)
-    said = CliRunner().invoke(
-        app, ["search", "g", "night.png", "--modality", "ir", option, value], prog_name="fmcnet"
-    )
+    said = run_command("search", "g", "night.png", "--modality", "ir", option, value, code=None)
     assert said.exception is None or isinstance(said.exception, SystemExit), said.exception
     assert said.exit_code in (0, 2)
     for arguments in (
@@ -454,7 +451,7 @@ def test_numbers_out_of_range_are_a_line(crops, option, value):
         ["gallery", "export", "g", "x.npz", "--pid", value],
         ["index", "g", str(crops), *RULES, "--batch", value],
     ):
-        said = CliRunner().invoke(app, arguments, prog_name="fmcnet")
+        said = run_command(*arguments, code=None)
         assert said.exception is None or isinstance(said.exception, SystemExit), (arguments, said.exception)
 
 

@@ -11,14 +11,13 @@ import time
 
 import httpx2
 import pytest
-from typer.testing import CliRunner
 
-from fmcnet.cli.app import app
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.write import export
 from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.retrieval.sources import Rules, read_sources
 from fmcnet.types import Modality
+from tests.cli import run_command
 
 SHIPPED = "fmcnet-generated"
 TOLERANCE = 1e-5
@@ -26,7 +25,7 @@ TOLERANCE = 1e-5
 
 
 def typed(*arguments):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], prog_name="fmcnet")
+    result = run_command(*arguments, code=None)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 

@@ -13,12 +13,11 @@ import traceback
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from fmcnet.cli.app import app
 from fmcnet.errors import GalleryBusyError, GalleryError
 from fmcnet.retrieval import Gallery, Where
 from fmcnet.retrieval.sqlite_database import Database
+from tests.cli import run_command
 from tests.retrieval.people import WHERES, Plain, add, answers, crops, entries
 
 NOBODY = 65_534
@@ -92,13 +91,13 @@ def test_it_is_read_and_a_change_is_refused(shelf, small_graphs, log):
             assert reader.info().entries == len(plain.rows)
             with pytest.raises(GalleryError, match="opened read-only"):
                 reader.remove(Where(pids=[1]))
-        shown = CliRunner().invoke(app, ["gallery", "info", str(place), "--json"])
+        shown = run_command("gallery", "info", str(place), "--json", code=None)
         assert json.loads(shown.stdout)["entries"] == len(plain.rows)
 
     def work():
         read(folder)
         refused(lambda: Gallery(folder))
-        removal = CliRunner().invoke(app, ["gallery", "remove", str(folder), "--pid", "1", "--yes"])
+        removal = run_command("gallery", "remove", str(folder), "--pid", "1", "--yes", code=None)
         assert (removal.exit_code, removal.exception.__class__) == (2, SystemExit)
         assert "read_only=True" in removal.output
 

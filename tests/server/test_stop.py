@@ -16,6 +16,7 @@ from fmcnet.errors import FmcnetError
 from fmcnet.retrieval import Gallery
 from fmcnet.server.limits import Limits
 from fmcnet.server.run import Serving, _listen, audit_path, serve
+from tests.cli import run_command
 from tests.server.process import started, until_it_answers
 from tests.server.service import DIGEST, files
 
@@ -77,9 +78,7 @@ def test_a_start_that_cannot_be(tmp_path, monkeypatch):
 
 def test_keys_are_made_on_the_command_line(tmp_path):
     path = tmp_path / "keys.json"
-    done = CliRunner().invoke(
-        app, ["keys", str(path), "--name", "gate", "--scope", "write", "--scope", "read"]
-    )
+    done = run_command("keys", str(path), "--name", "gate", "--scope", "write", "--scope", "read", code=None)
     assert done.exit_code == 0, done.output
     assert done.output.strip() not in path.read_text()
     assert len(done.output.strip()) >= 40

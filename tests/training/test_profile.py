@@ -6,13 +6,12 @@ import json
 import re
 
 import pytest
-from typer.testing import CliRunner
 
-from fmcnet.cli.app import app
 from fmcnet.config import load_config
 from fmcnet.training import profiler as profile
 from fmcnet.training.loggers import read_log
 from fmcnet.training.trainer import train
+from tests.cli import run_command
 
 SETTINGS = ["model.variant=base", "training.validate_every=0", "training.epochs=1"]
 
@@ -34,7 +33,7 @@ def test_a_profiled_training_ends_with_the_same_weights(tiny_sysu, tmp_path, ste
         "--json",
         *settings,
     ]
-    result = CliRunner().invoke(app, [str(part) for part in command], prog_name="fmcnet")
+    result = run_command(*command, code=None)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["steps"] == steps
     assert (run / "model.safetensors").read_bytes() == (tmp_path / "plain" / "model.safetensors").read_bytes()

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests.cli import run_command
 from tests.training import runs
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="POSIX signals, /proc")
@@ -102,9 +103,7 @@ def test_a_fault_in_the_settings_is_said_once_and_a_run_folder_that_cannot_be_ma
 
 
 def test_ctrl_c_before_the_first_step_says_the_command_too(tiny_sysu, tmp_path, monkeypatch):
-    from typer.testing import CliRunner
 
-    from fmcnet.cli import app as cli
     from fmcnet.training import trainer as loop
 
     def interrupted(*_, **__):
@@ -113,7 +112,7 @@ def test_ctrl_c_before_the_first_step_says_the_command_too(tiny_sysu, tmp_path, 
     monkeypatch.setattr(loop, "read_dataset", interrupted)
     arguments = list(map(str, train(tiny_sysu, tmp_path / "out")))
     monkeypatch.setattr(sys, "argv", ["fmcnet", *arguments])
-    done = CliRunner().invoke(cli.app, arguments)
+    done = run_command(*arguments, code=None)
     assert done.exit_code == 130
     assert f"  {shlex.join(['fmcnet', *arguments, '--resume'])}" in done.stderr
     assert not (tmp_path / "out").exists()

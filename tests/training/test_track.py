@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib
 
 import pytest
-from typer.testing import CliRunner
 
-from fmcnet.cli.app import app
 from fmcnet.config import load_config
 from fmcnet.errors import ConfigError, MissingDependencyError
 from fmcnet.training import trainer as loop
 from fmcnet.training.loggers import WandB, check_trackers, read_log
 from fmcnet.training.train_step import Game
 from fmcnet.training.trainer import train
+from tests.cli import run_command
 
 
 class Own:
@@ -135,7 +134,7 @@ def test_an_unknown_tracker_is_refused_before_anything_is_written(tiny_sysu, tmp
         "--track",
         "excel",
     ]
-    result = CliRunner().invoke(app, [str(part) for part in command], prog_name="fmcnet")
+    result = run_command(*command, code=None)
     assert result.exit_code == 2
     assert "no tracker 'excel': choose of tensorboard, wandb" in " ".join(result.output.split())
     assert not (tmp_path / "run").exists()
