@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from fmcnet.experiments.model_card import MODEL_CARD
 from fmcnet.experiments.study import StudyOptions, run_study
-from fmcnet.experiments.study_report import MODEL_CARD
 from fmcnet.inference.info import model_info
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.draws import Draw, check_index
-from fmcnet.evaluation.ranking import Trial
 from fmcnet.types import NO_CAMERA, BoolArray, Embeddings, IntArray, Modality
 
 SkipKind = Literal["none", "same_identity_and_camera", "same_camera", "camera_pairs"]
@@ -119,6 +118,9 @@ class SkipRule:
         said = ", ".join(f"a camera-{a} probe skips every camera-{b} gallery image" for a, b in self.pairs)
         return said
 
+
+Trial: TypeAlias = tuple[IntArray, IntArray]
+"""(query rows, gallery rows) among the embeddings."""
 
 CmcRule = Literal["identity", "image"]
 

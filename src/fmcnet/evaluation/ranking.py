@@ -13,19 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fmcnet.evaluation.protocols import SkipRule
+from fmcnet.evaluation.protocols import SkipRule, Trial
 from fmcnet.evaluation.similarity import Similarity
 from fmcnet.types import BoolArray, Embeddings, IntArray
-
-Trial: TypeAlias = tuple[IntArray, IntArray]
-"""(query rows, gallery rows) among the embeddings."""
 
 CHUNK_BYTES = 32 * 2**20
 """Bound of a block of similarities with its copies, unless told otherwise."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.errors import DataError
-from fmcnet.experiments.report import markdown_table
+from fmcnet.experiments.markdown import markdown_table
 from fmcnet.files import write_atomically
 from fmcnet.inference.shipped import shipped_models
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from fmcnet.evaluation.evaluate_model import DirectionResult, EvaluatedRun
 from fmcnet.evaluation.metrics import METRICS
 from fmcnet.evaluation.verification import Verification, verification
 from fmcnet.experiments import figures
+from fmcnet.experiments.markdown import markdown_table
 from fmcnet.experiments.rows import DIRECTIONS
 from fmcnet.experiments.runs import role_masks
 from fmcnet.files import write_atomically
@@ -206,14 +206,3 @@ def scores_table(evaluations: list[tuple[str, DirectionResult]]) -> list[str]:
             times = result.mean["rank1"] / one.chance if one.chance else float("nan")
             rows.append([name, *cells, f"{times:.1f} x ({100 * one.chance:.2f} %)"])
     return markdown_table(("", *METRICS, "Rank-1 over chance"), rows)
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Write a table as lines, with an empty line behind it.
-
-    Args:
-        head: titles of the columns.
-        rows: cells of each row.
-    """
-    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows)]
-    return [lines[0].replace("|  |", "| |"), "|---" * len(head) + "|", *lines[1:], ""]

@@ -30,7 +30,7 @@ from fmcnet.data.table import Table
 from fmcnet.errors import FmcnetError
 from fmcnet.evaluation.evaluate import query_scores
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model, roles
-from fmcnet.experiments.study_report import write_model_card
+from fmcnet.experiments.model_card import write_model_card
 from fmcnet.files import write_atomically
 from fmcnet.models.checkpoint import CARD, versions
 from fmcnet.synthetic import MANIFEST

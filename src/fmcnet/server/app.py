@@ -17,12 +17,12 @@ from starlette.routing import Match, Route
 from fmcnet import __version__
 from fmcnet.server.errors import api_error_of
 from fmcnet.server.keys import Keys
-from fmcnet.server.routes import entries, info, removal, search
+from fmcnet.server.routes import entries, info, search
 from fmcnet.server.security import SecurityMiddleware
 from fmcnet.server.service import Service
 
 METHODS = ("get", "post", "delete")
-PARTS = (search, entries, removal, info)
+PARTS = (search, entries, info)
 
 
 def create_app(service: Service, keys: Keys | None = None) -> FastAPI:

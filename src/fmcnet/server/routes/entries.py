@@ -206,9 +206,6 @@ def _keep(service: Service, pictures: list[tuple[str, bytes | None]]) -> list[st
     return []
 
 
-router = APIRouter(prefix="/v1", responses=error_schema(), dependencies=[Depends(only_known)])
-
-
 @router.delete("/entries", response_model=RemovedManyBody, summary="Remove all entries that match, provably")
 async def remove_many(
     service: Running,
