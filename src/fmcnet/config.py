@@ -24,6 +24,21 @@ NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 COLUMNS, INDENT = 120, "  "
 
+REMOVED: dict[str, tuple[Any, str]] = {
+    "data.hard": (0.0, "it filled a share of each batch with look-alikes"),
+    "model.generator_hidden": (None, "it set the width of G's inner layers, which is D now"),
+    "model.generator_norm": (False, "it put batch normalisation into G"),
+    "model.generator_dropout": (0.0, "it put dropout into G"),
+    "model.generator_detach": (False, "it made G's input a constant"),
+    "model.specific_detach": (False, "it made the input of E_sp a constant"),
+    "losses.fc_reduction": ("sum", "it took the mean of eq. (13) over D"),
+    "losses.unit_centers": (False, "it gave centres unit length before the centre losses"),
+    "losses.start_fmc": (0.0, "it started the FMC terms and L_MC later"),
+    "losses.ramp": (0.0, "it raised the FMC terms, L_MD and L_MC from 0 over a share of all steps"),
+    "training.ema": (0.0, "it kept averaged weights"),
+}
+"""Settings of 0.1.0 that are gone: the value with which they did nothing, and what they did with another."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,12 +84,6 @@ class DataConfig(_Section):
     share: Literal["process", "all"] = Field(
         default="process",
         description="P and K count for each process (process) or for all together (all) (ours)",
-    )
-    hard: float = Field(
-        default=0.0,
-        ge=0,
-        le=0.9,
-        description="Look-alikes, by the classifier's weights, fill this share of P, at most 0.9 (ours)",
     )
     cache: str = Field(
         default="auto",
@@ -186,12 +195,6 @@ class ModelConfig(_Section):
     generator_residual: bool = Field(
         default=False, description="G of eq. (11) adds its input to its output: F' = F_sh + G(F_sh) (ours)"
     )
-    generator_hidden: Positive | None = Field(
-        default=None, description="G has inner layers of this width; null takes D (ours)"
-    )
-    generator_norm: bool = Field(
-        default=False, description="G has batch normalisation between its layers (ours)"
-    )
     w1: float = Field(
         default=0.5, description="w1 of eq. (15) starts here; softmax and slots take it as a logit (ours)"
     )
@@ -229,16 +232,6 @@ class ModelConfig(_Section):
     standardized: bool = Field(
         default=False,
         description="Each value of the descriptor is standardised by modality; fmcnet adapt sets this (ours)",
-    )
-    generator_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="G drops this share of its inner values in training (ours)"
-    )
-    specific_detach: bool = Field(
-        default=False,
-        description="E_sp takes its input as a constant, so specific losses do not shape the stems (ours)",
-    )
-    generator_detach: bool = Field(
-        default=False, description="G takes its input as a constant, so its losses do not shape E_sh (ours)"
     )
 
     @model_validator(mode="before")
@@ -318,9 +311,6 @@ class LossConfig(_Section):
         default="sum",
         description="Eq. (4), (5), (6), (17) take the sum over P as the paper, or the mean (ours)",
     )
-    fc_reduction: Literal["sum", "mean"] = Field(
-        default="sum", description="Eq. (13) takes the sum over D as the paper (L1 norm), or the mean (ours)"
-    )
     label_smoothing: float = Field(
         default=0.0,
         ge=0,
@@ -331,23 +321,10 @@ class LossConfig(_Section):
         default=False,
         description="Eq. (13) takes the real centres as constants; false, as the paper, moves them too (ours)",
     )
-    unit_centers: bool = Field(
-        default=False, description="Centres get unit length before eq. (4), (5), (6), (17) (ours)"
-    )
     center_scale: float = Field(
         default=1.0,
         gt=0,
         description="This factor scales the centres of eq. (4), (5), (6), (17); 0.5 doubles the margins (ours)",
-    )
-    start_fmc: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="The FMC terms and L_MC begin after this share of all steps (ours)",
-    )
-    ramp: Probability = Field(
-        default=0.0,
-        description="L_MD, the FMC terms and L_MC rise from 0 over this share of all steps (ours)",
     )
     wrt: NonNegative = Field(
         default=0.0,
@@ -430,9 +407,6 @@ class TrainingConfig(_Section):
     sync_batchnorm: bool = Field(default=False, description="Batch statistics span all processes (ours)")
     sync_centers: bool = Field(
         default=False, description="Centre losses span the identities of all processes (ours)"
-    )
-    ema: float = Field(
-        default=0.0, ge=0, lt=1, description="Weights averaged with this decay are kept; 0 is off (ours)"
     )
     log_every: Positive = Field(default=10, description="The log reads the losses every so many steps (ours)")
     checkpoint_every: Positive = Field(
@@ -573,7 +547,8 @@ def load_config(
             f"{where} must hold sections (data, model, losses, ...), not a {type(tree).__name__}"
         )
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
-    faults = [fault for item in overrides if (fault := _apply(tree, item))]
+    faults = _take_out_removed(tree)
+    faults += [fault for item in overrides if (fault := _apply(tree, item))]
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
@@ -606,11 +581,33 @@ def _find(source: str | Path) -> Path:
     raise ConfigError(f"no configuration file {source}: give a YAML file or one of {', '.join(known)}")
 
 
+def _take_out_removed(tree: dict[str, Any]) -> list[str]:
+    """Drop removed settings from a file's tree; a fault for each that changed anything."""
+    faults = []
+    for key, (neutral, _) in REMOVED.items():
+        section, name = key.split(".")
+        values = tree.get(section)
+        if isinstance(values, dict) and name in values and (value := values.pop(name)) != neutral:
+            faults.append(_removed(key, value))
+    return faults
+
+
+def _removed(key: str, value: Any) -> str:
+    neutral, purpose = REMOVED[key]
+    default = yaml.safe_dump(neutral).splitlines()[0]
+    return (
+        f"{key} = {value!r}: this setting of 0.1.0 was removed ({purpose}). "
+        f"Delete it; fmcnet always works as with {key}={default}"
+    )
+
+
 def _apply(tree: dict[str, Any], item: str) -> str | None:
     key, equals, text = item.partition("=")
     parts = key.strip().split(".")
     if not equals or len(parts) != 2 or not all(parts):
         return f"override '{item}': write section.key=value, as in model.variant=base"
+    if key.strip() in REMOVED:
+        return f"override '{item}': {_removed(key.strip(), text)}"
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fmcnet.losses import functional as losses
-from tests.reference import losses_slow as slow
 from tests.losses.test_losses import center_sets, close, dtype, features, shape  # noqa: F401 (fixtures)
+from tests.reference import losses_slow as slow
 
 
 @pytest.mark.parametrize("scale", [0.5, 20.0])

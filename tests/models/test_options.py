@@ -90,28 +90,3 @@ def test_stripes_are_means_of_rows_of_the_map():
     found = tail(x)
     assert torch.allclose(found[:, 64:128], maps[:, :, :2].mean(dim=(2, 3)), atol=1e-6)
     assert torch.allclose(found[:, 128:], maps[:, :, 2:].mean(dim=(2, 3)), atol=1e-6)
-
-
-def test_a_generator_of_constants_does_not_shape_the_shared_features():
-    for detach in (False, True):
-        model = tiny(generator_detach=detach)
-        shared = torch.randn(4, 64, requires_grad=True)
-        model.compensation(shared, Modality.VISIBLE).sum().backward()
-        assert (shared.grad is None) is detach
-        assert model.compensation.to_infrared.layers[0].weight.grad.abs().sum() > 0
-
-
-def test_dropout_inside_the_generator_is_for_training_only():
-    generator = tiny(generator_dropout=0.5).compensation.to_infrared
-    x = torch.randn(4, 64)
-    assert not torch.equal(generator.train()(x), generator(x))
-    assert torch.equal(generator.eval()(x), generator(x))
-
-
-def test_specific_branches_of_constants_do_not_shape_the_stems():
-    for detach in (False, True):
-        sfd = tiny(specific_detach=detach).decomposition
-        stem = torch.randn(2, 16, 4, 2, requires_grad=True)
-        sfd.specific(stem, Modality.INFRARED).sum().backward()
-        assert (stem.grad is None) is detach
-        assert sfd.specific_infrared.layer3[0].conv1.weight.grad.abs().sum() > 0

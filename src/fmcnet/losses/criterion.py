@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fmcnet.config import LossConfig
@@ -76,7 +75,9 @@ def objective(
     if model.compensation is not None:
         terms |= _compensation_terms(model, output, labels, identities, config)
     if v.fused is not None and i.fused is not None:
-        fused_v, fused_i = (_centers(feature, identities, config, gather) for feature in (v.fused, i.fused))
+        fused_v, fused_i = (
+            _centers(feature, identities, config.center_scale, gather) for feature in (v.fused, i.fused)
+        )
         scale = config.mc / (len(fused_v) if config.reduction == "mean" else 1)
         terms["mc"] = scale * losses.cross_modality_center_loss(fused_v, fused_i, config.beta, config.rho4)
         terms["id_fused"] = ce(v.fused_scores) + ce(i.fused_scores)
@@ -97,36 +98,12 @@ def discriminator_objective(model: FMCNet, output: FMCNetOutput) -> dict[str, Te
 
 
 def _centers(
-    feature: Tensor, identities: int, config: LossConfig, gather: Callable[[Tensor], Tensor] | None
+    feature: Tensor, identities: int, scale: float, gather: Callable[[Tensor], Tensor] | None
 ) -> Tensor:
+    """Eq. (3), scaled, with the centres of all processes."""
     own = losses.centers(feature, identities)
-    if config.unit_centers:  # ours
-        own = F.normalize(own, dim=1)
-    if config.center_scale != 1:  # ours
-        own = config.center_scale * own
+    own = own if scale == 1 else scale * own
     return own if gather is None else gather(own)
-
-
-def ramped(config: LossConfig, progress: float) -> LossConfig:
-    """The losses' settings at a moment of training: `losses.start_fmc` and `losses.ramp` applied. Ours.
-
-    L_MD rises linearly from 0 over the first `ramp` of all steps; the FMC terms and L_MC are 0 up to `start_fmc`
-    and rise over the next `ramp`. With both 0, the default, nothing changes.
-
-    Args:
-        config: the run's. progress: steps done over all steps, 0..1.
-    """
-
-    def weight(start: float) -> float:
-        if progress < start:
-            return 0.0
-        return min(1.0, (progress - start) / config.ramp) if config.ramp else 1.0
-
-    md, fmc = weight(0.0), weight(config.start_fmc)
-    if md == fmc == 1:
-        return config
-    scaled = {name: fmc * getattr(config, name) for name in ("gan", "fc", "ic", "mc")}
-    return config.model_copy(update={"md": md * config.md, **scaled})
 
 
 def _other_terms(
@@ -154,8 +131,7 @@ def _other_terms(
         loss = losses.weighted_regularized_triplet_loss(both, twice, config.triplet_normalize)
         terms["wrt"] = config.wrt * loss
     if config.hc > 0:
-        own = config.model_copy(update={"unit_centers": False, "center_scale": 1.0})
-        c_v, c_i = (_centers(half.shared, identities, own, gather) for half in (v, i))
+        c_v, c_i = (_centers(half.shared, identities, 1, gather) for half in (v, i))
         if config.hc_loss == "triplet":
             loss = losses.hetero_center_triplet_loss(c_v, c_i, config.hc_margin)
         else:
@@ -172,8 +148,10 @@ def _decomposition_terms(
     gather: Callable[[Tensor], Tensor] | None,
 ) -> dict[str, Tensor]:
     """L_MD, eq. (7), as its three weighted terms."""
-    sp_v, sp_i = (_centers(cast(Tensor, half.specific), identities, config, gather) for half in (v, i))
-    sh_v, sh_i = (_centers(half.shared, identities, config, gather) for half in (v, i))
+    sp_v, sp_i = (
+        _centers(cast(Tensor, half.specific), identities, config.center_scale, gather) for half in (v, i)
+    )
+    sh_v, sh_i = (_centers(half.shared, identities, config.center_scale, gather) for half in (v, i))
     scale = config.md / (len(sh_v) if config.reduction == "mean" else 1)
     terms: dict[str, Tensor] = {}
     if config.shs:
@@ -199,8 +177,7 @@ def _compensation_terms(
         gan = gan + losses.generator_loss(judge.as_constant(generated), config.saturating)
         real = losses.centers(cast(Tensor, output.of(target).specific), identities)
         real = real.detach() if config.detach_targets else real
-        gap = losses.feature_consistency_loss(generated, real)
-        fc = fc + (gap / generated.shape[1] if config.fc_reduction == "mean" else gap)
+        fc = fc + losses.feature_consistency_loss(generated, real)
         ic = ic + losses.identity_loss(scores, labels, config.label_smoothing)
     terms = {"gan": config.gan * gan, "fc": config.fc * fc, "ic": config.ic * ic}
     weights = {"gan": config.gan, "fc": config.fc, "ic": config.ic}

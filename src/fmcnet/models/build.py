@@ -52,11 +52,7 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         length = {"none": None, "tail": 1.0, "modality": config.specific_length}[config.normalization]
         return Generator(
             dim,
-            config.generator_hidden,
-            config.generator_norm,
             length,
-            config.generator_dropout,
-            config.generator_detach,
             input_scale=dim**0.5 / config.shared_length if by_modality else 1.0,
             residual=config.generator_residual,
         )
@@ -79,7 +75,6 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         classify_visible=head() if has_specific else None,
         classify_infrared=head() if has_specific else None,
         stem_shared=Trunk(backbone, config.specific_stages) if config.specific_stages < STEM_BLOCKS else None,
-        specific_detach=config.specific_detach,
         norm_shared=FeatureNorm(dim, config.shared_length) if by_modality else None,
         norm_specific=norm_specific,
     )

@@ -135,8 +135,6 @@ class Decomposition(nn.Module):
         specific_visible: E_sp^V, and so on; None in the Base variant, which has no specific part.
         stem_shared: the end of both stems with one set of weights, where they are split earlier than in the paper
             (ours); None: each stem is whole.
-        specific_detach: the input of E_sp^V and E_sp^I is a constant, so that their losses do not shape the stems
-            (ours).
         norm_shared, norm_specific: what F_sh and F_sp pass behind their tails (ours); None: nothing.
 
     Attributes:
@@ -154,13 +152,11 @@ class Decomposition(nn.Module):
         classify_visible: IdentityClassifier | None = None,
         classify_infrared: IdentityClassifier | None = None,
         stem_shared: nn.Module | None = None,
-        specific_detach: bool = False,
         norm_shared: FeatureNorm | None = None,
         norm_specific: FeatureNorm | None = None,
     ) -> None:
         super().__init__()
         self.norm_shared, self.norm_specific = norm_shared, norm_specific
-        self.specific_detach = specific_detach
         self.stem_visible = stem_visible
         self.stem_infrared = stem_infrared
         self.stem_shared = stem_shared
@@ -191,7 +187,7 @@ class Decomposition(nn.Module):
         """E_sp^m of images of one modality: F_m (B, C, h, w) to F_sp,m (B, D)."""
         tail = self.specific_visible if modality is Modality.VISIBLE else self.specific_infrared
         assert tail is not None, "this variant has no specific branch"
-        feature = self._run(tail, stem_feature.detach() if self.specific_detach else stem_feature)
+        feature = self._run(tail, stem_feature)
         return feature if self.norm_specific is None else self.norm_specific(feature, modality)
 
     def _shared_norm(self, shared: Tensor, modality: Modality) -> Tensor:
@@ -253,52 +249,40 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
 class Generator(nn.Module):
     """G of eq. (11): three stacked fully connected layers, D to D.
 
-    The paper gives neither the hidden width nor what stands between the layers. Ours: hidden width D (a
-    setting), ReLU between, optionally batch normalisation between. At the end a ReLU, because the real
-    features are pooled ReLU outputs and so never negative.
+    The paper gives neither the hidden width nor what stands between the layers. Ours: hidden width D, ReLU
+    between. At the end a ReLU, because the real features are pooled ReLU outputs and so never negative.
 
     Args:
-        dim: D. hidden: width of the two inner layers; None: D.
-        norm: batch normalisation between the layers. Ours.
+        dim: D.
         length: length of the generated features, where the real ones have a fixed one; None: a ReLU ends G. Ours.
         input_scale: what F_sh is multiplied by before the layers, so that values of a short feature are of the order
             of 1 and outweigh the biases. Ours.
         residual: F' = F_sh + layers(F_sh) before the length is set. Ours.
-        dropout: between the layers, in training. detach: the input is a constant, so that what trains G does not
-            shape E_sh. Both ours.
     """
 
     def __init__(
         self,
         dim: int,
-        hidden: int | None = None,
-        norm: bool = False,
         length: float | None = None,
-        dropout: float = 0.0,
-        detach: bool = False,
         input_scale: float = 1.0,
         residual: bool = False,
     ) -> None:
         super().__init__()
-        hidden = hidden or dim
-        layers: list[nn.Module] = []
-        for inputs, outputs in ((dim, hidden), (hidden, hidden)):
-            layers.append(nn.Linear(inputs, outputs))
-            if norm:
-                layers.append(nn.BatchNorm1d(outputs))
-            layers.append(nn.ReLU(inplace=True))
-            if dropout:
-                layers.append(nn.Dropout(dropout))
-        layers.append(nn.Linear(hidden, dim))
+        layers: list[nn.Module] = [
+            nn.Linear(dim, dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(dim, dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(dim, dim),
+        ]
         if length is None:
             layers.append(nn.ReLU(inplace=True))
         self.layers = nn.Sequential(*layers)
-        self.length, self.detach = length, detach
-        self.input_scale, self.residual = input_scale, residual
+        self.length, self.input_scale, self.residual = length, input_scale, residual
 
     def forward(self, shared: Tensor) -> Tensor:
         """F_sh (B, D) to F'_sp of the other modality (B, D)."""
-        x = (shared.detach() if self.detach else shared) * self.input_scale
+        x = shared * self.input_scale
         out = cast(Tensor, self.layers(x))
         if self.residual:
             out = out + x

@@ -29,7 +29,7 @@ from fmcnet.distributed import (
     synchronize_batchnorm,
 )
 from fmcnet.errors import FmcnetError
-from fmcnet.losses.criterion import LOSSES, discriminator_objective, objective, ramped, total
+from fmcnet.losses.criterion import LOSSES, discriminator_objective, objective, total
 from fmcnet.models.backbone import make_backbone
 from fmcnet.models.build import build_model
 from fmcnet.models.fmcnet import FMCNet, FMCNetOutput
@@ -126,7 +126,7 @@ class Game:
             last = number == len(batches) - 1
             quiet = self._network.no_sync() if self.place.world > 1 and not last else nullcontext()
             with quiet:
-                measured.append(self._one(batch, len(batches), step / self.steps))
+                measured.append(self._one(batch, len(batches)))
         with record_function("fmcnet: optimizer"):
             norm = self._descend(self._main)
         self.scaler.update()
@@ -139,9 +139,8 @@ class Game:
         values = torch.cat([values, torch.stack([value.detach().float() for value in more.values()])])
         self._measured.append((step, [*self._names, *more], values))
 
-    def _one(self, batch: TrainingBatch, share: int, progress: float) -> Tensor:
+    def _one(self, batch: TrainingBatch, share: int) -> Tensor:
         """Forward, the discriminators' turn and the backward pass of all others; the measured values (n,)."""
-        config = self.config
         half = self.precision is not torch.float32
         with record_function("fmcnet: forward"):
             visible, infrared = (x.contiguous(memory_format=self.format) for x in batch[:2])
@@ -155,8 +154,9 @@ class Game:
                 total(judged).backward()
                 judged = {**judged, JUDGE_GRADIENT: self._descend(self._judge)}
         with record_function("fmcnet: losses"):
-            weights = ramped(config.losses, progress)
-            terms = objective(self.model, output, batch.labels, self.identities, weights, self._gather)
+            terms = objective(
+                self.model, output, batch.labels, self.identities, self.config.losses, self._gather
+            )
             loss = total(terms)
             if not {"gan", "fc", "ic", "id_fused"} & set(terms):
                 loss = loss + _nothing(
