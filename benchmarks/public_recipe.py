@@ -55,7 +55,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fmcnet.config import Config
-from fmcnet.losses.criterion import discriminator_objective, objective
+from fmcnet.losses.criterion import FMCNetLoss
 from fmcnet.models.build import build_model
 from fmcnet.models.fmcnet import IMAGENET_MEAN, IMAGENET_STD, FMCNet
 
@@ -431,12 +431,15 @@ class PublicStep:
         visible, infrared = visible.to(self.device), infrared.to(self.device)
         labels = labels.to(self.device)
         output = self.model(visible, infrared)
-        judged = discriminator_objective(self.model, output)
-        if self.judge_optimizer is not None:
+        criterion = FMCNetLoss(self.config.losses, self.config.data.identities, self.model.compensation)
+        judged = {}
+        value = criterion.discriminator_loss(output)
+        if value is not None and self.judge_optimizer is not None:
             self.judge_optimizer.zero_grad()
-            judged["discriminator"].backward()
+            value.backward()
             self.judge_optimizer.step()
-        terms = objective(self.model, output, labels, self.config.data.identities, self.config.losses)
+            judged["discriminator"] = value
+        _, terms = criterion(output, labels)
         loss = sum(terms.values(), torch.zeros((), device=self.device))
         self.optimizer.zero_grad()
         loss.backward()

@@ -12,10 +12,9 @@ from fmcnet.config import load_config
 from fmcnet.data.loader import TrainingBatch
 from fmcnet.distributed import DistributedContext
 from fmcnet.errors import FmcnetError
-from fmcnet.losses.criterion import TERMS, objective, total
+from fmcnet.losses.criterion import TERMS, FMCNetLoss
 from fmcnet.models.build import build_model
 from fmcnet.training import health
-from fmcnet.training import train_step as game_module
 from fmcnet.training.optimizers import rate
 from fmcnet.training.train_step import Game, memory_format, precision
 from fmcnet.training.trainer import train
@@ -59,7 +58,8 @@ def test_accumulation_is_sgd_on_the_mean_of_the_batches_gradients():
     parameters = {name: p for name, p in slow.named_parameters() if p.requires_grad}
     sums, losses = dict.fromkeys(parameters, 0.0), []
     for one in (batch(0), batch(1)):  # each with the batch statistics of its own
-        loss = total(objective(slow, slow(one.visible, one.infrared), one.labels, 4, config.losses))
+        criterion = FMCNetLoss(config.losses, 4, slow.compensation)
+        loss, _ = criterion(slow(one.visible, one.infrared), one.labels)
         losses.append(loss.item())
         for name, part in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):
             sums[name] = sums[name] + part
@@ -185,16 +185,16 @@ def test_bfloat16_computes_in_it_and_gives_the_losses_float32(monkeypatch):
     game.model.decomposition.shared.layer3.register_forward_hook(lambda *a: inside.add(a[-1].dtype))
 
     def watched(target):
-        real = getattr(game_module, target)
+        real = getattr(FMCNetLoss, target)
 
-        def called(model, output, *rest):
+        def called(criterion, output, *rest):
             given.update(part.dtype for half in output for part in half if part is not None)
-            return real(model, output, *rest)
+            return real(criterion, output, *rest)
 
-        monkeypatch.setattr(game_module, target, called)
+        monkeypatch.setattr(FMCNetLoss, target, called)
 
-    watched("objective")
-    watched("discriminator_objective")
+    watched("forward")
+    watched("discriminator_loss")
     before = state(game)
     game.step([batch()], 0)
     assert inside == {torch.bfloat16}

@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 
 from fmcnet.config import LossConfig, load_config
 from fmcnet.errors import CheckpointError, DataError, TrainingError
-from fmcnet.losses.criterion import TERMS, discriminator_objective, objective, total
+from fmcnet.losses.criterion import TERMS, FMCNetLoss
 from fmcnet.models.build import build_model
-from fmcnet.training import train_step as game_module
 from fmcnet.training import trainer as loop
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.loggers import read_log
@@ -86,15 +85,22 @@ def test_resuming_a_finished_run_changes_nothing(tiny_sysu, tmp_path):
 
 @pytest.mark.parametrize("term", list(TERMS))
 def test_nan_in_a_term_names_the_term_and_the_last_checkpoint(tiny_sysu, tmp_path, monkeypatch, term):
-    target = "discriminator_objective" if term == "discriminator" else "objective"
-    real, calls = getattr(game_module, target), []
+    calls = []
+    turn = "discriminator_loss" if term == "discriminator" else "forward"
+    real = getattr(FMCNetLoss, turn)
 
     def poisoned(*arguments):
         calls.append(1)
-        terms = real(*arguments)
-        return {**terms, term: terms[term] * float("nan")} if len(calls) == 5 else terms
+        found = real(*arguments)
+        if len(calls) != 5:
+            return found
+        if term == "discriminator":
+            return found * float("nan")
+        loss, terms = found
+        poison = terms[term] * float("nan")
+        return loss + poison, {**terms, term: poison}
 
-    monkeypatch.setattr(game_module, target, poisoned)
+    monkeypatch.setattr(FMCNetLoss, turn, poisoned)
     with pytest.raises(TrainingError, match=f"step 5: {term} became NaN.*step-000003"):
         loop.train(load_config("tiny"), tiny_sysu, tmp_path / "run", progress=False)
     assert len(checkpoints(tmp_path / "run")) == 1
@@ -147,12 +153,13 @@ def gradients(loss, module):
 
 def test_the_two_players_own_disjoint_parameters():
     model, output, labels, config = game()
-    judged = total(discriminator_objective(model, output))
+    criterion = FMCNetLoss(config, 4, model.compensation)
+    judged = criterion.discriminator_loss(output)
     assert sum(gradients(judged, model.compensation.judge_infrared)) > 0
     assert sum(gradients(judged, model.compensation.to_infrared)) == 0
     assert sum(gradients(judged, model.decomposition)) == 0
-    terms = objective(model, output, labels, 4, config)
-    assert sum(gradients(total(terms), model.compensation.judge_infrared)) == 0
+    loss, terms = criterion(output, labels)
+    assert sum(gradients(loss, model.compensation.judge_infrared)) == 0
     assert sum(gradients(terms["gan"], model.compensation.to_infrared)) > 0
     assert sum(gradients(terms["gan"], model.compensation.to_visible)) > 0
 
@@ -193,13 +200,16 @@ def test_alternating_steps_play_min_max(saturating):
 )
 def test_rows_of_the_papers_ablations_are_settings(changes, gone):
     model, output, labels, config = game(**changes)
-    assert set(objective(model, output, labels, 4, config)) == set(TERMS) - {"discriminator", gone}
+    assert set(FMCNetLoss(config, 4, model.compensation)(output, labels)[1]) == set(TERMS) - {
+        "discriminator",
+        gone,
+    }
 
 
 def test_detached_targets_move_only_the_generated_side():
     for detach in (False, True):
         model, output, labels, config = game(detach_targets=detach)
-        fc = objective(model, output, labels, 4, config)["fc"]
+        fc = FMCNetLoss(config, 4, model.compensation)(output, labels)[1]["fc"]
         assert (sum(gradients(fc, model.decomposition.specific_infrared)) == 0) is detach
         assert sum(gradients(fc, model.compensation.to_infrared)) > 0
 

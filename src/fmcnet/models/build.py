@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from fmcnet.config import ModelConfig
 from fmcnet.models.backbone import STEM_BLOCKS, Stem, Tail, Trunk, make_backbone
+from fmcnet.models.compensation import Compensation, Discriminator, Generator
+from fmcnet.models.decomposition import Decomposition
 from fmcnet.models.fmcnet import FMCNet
-from fmcnet.models.modules import (
-    Compensation,
-    Decomposition,
-    Discriminator,
-    FeatureNorm,
-    Fusion,
-    Generator,
-    IdentityClassifier,
-    PartClassifiers,
-    Standardization,
-)
+from fmcnet.models.fusion import Fusion
+from fmcnet.models.layers import FeatureNorm, IdentityClassifier, PartClassifiers, Standardization
 
 
 def build_model(config: ModelConfig, classes: int) -> FMCNet:

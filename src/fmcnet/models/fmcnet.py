@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fmcnet.models.backbone import Tail
-from fmcnet.models.modules import Compensation, Decomposition, Fusion, PartClassifiers, Standardization
+from fmcnet.models.compensation import Compensation
+from fmcnet.models.decomposition import Decomposition
+from fmcnet.models.fusion import Fusion
+from fmcnet.models.layers import PartClassifiers, Standardization
 from fmcnet.types import Modality
 
 VARIANTS = ("base", "sfd", "fmc", "full")

@@ -66,8 +66,10 @@ def measure(model: FMCNet, output: FMCNetOutput, labels: Tensor) -> dict[str, Te
             else:
                 unit = F.normalize(fake, dim=1)
             cosines.append(((unit @ unit.T) * other).sum() / other.sum().clamp(min=1))
-            judge = model.compensation.judge(target)
-            right.append(((judge(real) > 0).float().mean() + (judge(fake) <= 0).float().mean()) / 2)
+            discriminator = model.compensation.discriminator(target)
+            right.append(
+                ((discriminator(real) > 0).float().mean() + (discriminator(fake) <= 0).float().mean()) / 2
+            )
         found |= {COSINE: torch.stack(cosines).mean(), ACCURACY: torch.stack(right).mean()}
     if model.fusion is not None:
         ratios = []

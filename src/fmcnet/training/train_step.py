@@ -29,11 +29,11 @@ from fmcnet.distributed import (
     synchronize_batchnorm,
 )
 from fmcnet.errors import FmcnetError
-from fmcnet.losses.criterion import LOSSES, discriminator_objective, objective, total
+from fmcnet.losses.criterion import LOSSES, FMCNetLoss
 from fmcnet.models.backbone import make_backbone
 from fmcnet.models.build import build_model
+from fmcnet.models.compensation import Compensation
 from fmcnet.models.fmcnet import FMCNet, FMCNetOutput
-from fmcnet.models.modules import Compensation
 from fmcnet.training import health
 from fmcnet.training.optimizers import advance_schedule, build_optimizers, build_schedulers, rate
 from fmcnet.types import Modality
@@ -86,7 +86,8 @@ class Game:
         self._main, self._judge = main, judge
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=self.precision is torch.float16)
         self.schedulers = build_schedulers((main, judge), steps, training)
-        self._gather = gather_centers if training.sync_centers and place.world > 1 else None
+        gather = gather_centers if training.sync_centers and place.world > 1 else None
+        self.criterion = FMCNetLoss(config.losses, identities, model.compensation, gather)
         self._network = self._wrap(model)
         self._names: list[str] = []
         self._measured: list[tuple[int, list[str], Tensor]] = []
@@ -148,16 +149,14 @@ class Game:
                 output: FMCNetOutput = self._network(visible, infrared)
             output = output.float() if half else output
         with record_function("fmcnet: discriminators"):
-            judged = discriminator_objective(self.model, output)
-            if self._judge is not None:
+            judged = {}
+            value = self.criterion.discriminator_loss(output)
+            if value is not None and self._judge is not None:
                 self._judge.zero_grad(set_to_none=True)
-                total(judged).backward()
-                judged = {**judged, JUDGE_GRADIENT: self._descend(self._judge)}
+                value.float().backward()
+                judged = {"discriminator": value, JUDGE_GRADIENT: self._descend(self._judge)}
         with record_function("fmcnet: losses"):
-            terms = objective(
-                self.model, output, batch.labels, self.identities, self.config.losses, self._gather
-            )
-            loss = total(terms)
+            loss, terms = self.criterion(output, batch.labels)
             if not {"gan", "fc", "ic", "id_fused"} & set(terms):
                 loss = loss + _nothing(
                     output
@@ -176,7 +175,7 @@ class Game:
             norm = _norm(parameters)
             optimizer.step()
             for target in Modality:
-                cast(Compensation, self.model.compensation).judge(target).renormalize()
+                cast(Compensation, self.model.compensation).discriminator(target).renormalize()
             return norm
         self.scaler.unscale_(optimizer)
         clip = self.config.training.clip
