@@ -45,7 +45,7 @@ from fmcnet.data.table import Table
 from fmcnet.distributed import DistributedContext, keep_freed_memory
 from fmcnet.models.build import build_model
 from fmcnet.synthetic import generate
-from fmcnet.training.train_step import Game, precision
+from fmcnet.training.train_step import TrainStep, precision
 from fmcnet.types import Modality
 
 HERE = Path(__file__).parent
@@ -200,11 +200,11 @@ def our_batches(setting: Setting, plain: bool = False) -> Iterator[TrainingBatch
 
 
 @cache
-def our_game(setting: Setting) -> Game:
+def our_game(setting: Setting) -> TrainStep:
     """Our model and optimisers; one for all turns."""
     torch.manual_seed(SEED)
     config, classes = setting.config, len(train_table().labels()[1])
-    return Game(
+    return TrainStep(
         config,
         build_model(config.model, classes),
         DistributedContext(setting.device),

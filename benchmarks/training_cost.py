@@ -40,7 +40,7 @@ from fmcnet.distributed import (
     resident_bytes,
 )
 from fmcnet.models.build import build_model
-from fmcnet.training.train_step import Game
+from fmcnet.training.train_step import TrainStep
 from fmcnet.types import Modality
 
 HERE = Path(__file__).parent
@@ -113,7 +113,7 @@ def one(
         sampler.plan(0)
         planned = time.perf_counter() - started
         torch.manual_seed(0)
-        game = Game(config, build_model(config.model, len(pids)), ctx, config.data.identities, 10**9)
+        game = TrainStep(config, build_model(config.model, len(pids)), ctx, config.data.identities, 10**9)
         times, peak = [], 0
         draws = config.data.identities * config.data.images * ctx.world
         dataset = TrainingImages(

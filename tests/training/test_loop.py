@@ -15,7 +15,7 @@ from fmcnet.models.build import build_model
 from fmcnet.training import trainer as loop
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.loggers import read_log
-from fmcnet.training.train_step import Game
+from fmcnet.training.train_step import TrainStep
 
 
 def weights(run):
@@ -56,14 +56,14 @@ def test_same_seed_same_bits_and_other_seed_other_bits(tiny_run, tiny_sysu, tmp_
 @pytest.mark.parametrize("stop_at", [4, 5, 9])
 def test_resume_equals_uninterrupted_bit_for_bit(tiny_run, tiny_sysu, tmp_path, monkeypatch, stop_at):
     """Stopped between, at and after checkpoints (every 3 steps), within and at the end of an epoch (5 steps)."""
-    step = Game.step
+    step = TrainStep.step
 
     def stopping(self, batches, number):
         if number == stop_at:
             raise RuntimeError("power cut")
         step(self, batches, number)
 
-    monkeypatch.setattr(Game, "step", stopping)
+    monkeypatch.setattr(TrainStep, "step", stopping)
     with pytest.raises(RuntimeError, match="power cut"):
         loop.train(load_config("tiny"), tiny_sysu, tmp_path / "run", progress=False)
     monkeypatch.undo()
@@ -219,7 +219,7 @@ def test_one_step_updates_the_judges_first_and_the_others_with_the_updated_judge
 ):
     """Who moves when: recorded inside the real step."""
     seen = []
-    descend = Game._descend
+    descend = TrainStep._update
 
     def recording(self, optimizer):
         name = "judges" if optimizer is self.optimizers["judge"] else "others"
@@ -236,7 +236,7 @@ def test_one_step_updates_the_judges_first_and_the_others_with_the_updated_judge
         seen.append((name, moved))
         return norm
 
-    monkeypatch.setattr(Game, "_descend", recording)
+    monkeypatch.setattr(TrainStep, "_descend", recording)
     settings = ["training.epochs=1", "training.steps_per_epoch=2", "training.validate_every=0"]
     loop.train(load_config("tiny", settings), tiny_sysu, tmp_path / "run", progress=False)
     turns = [
@@ -248,7 +248,7 @@ def test_one_step_updates_the_judges_first_and_the_others_with_the_updated_judge
 
 @pytest.mark.parametrize("who", ["gradient", "discriminator gradient"])
 def test_after_a_gradient_that_is_not_finite_nothing_is_stored(tiny_sysu, tmp_path, monkeypatch, who):
-    descend, calls = Game._descend, []
+    descend, calls = TrainStep._update, []
 
     def poisoned(self, optimizer):
         if optimizer is self.optimizers["judge" if who != "gradient" else "main"]:
@@ -257,7 +257,7 @@ def test_after_a_gradient_that_is_not_finite_nothing_is_stored(tiny_sysu, tmp_pa
                 optimizer.param_groups[0]["params"][0].grad.fill_(float("nan"))
         return descend(self, optimizer)
 
-    monkeypatch.setattr(Game, "_descend", poisoned)
+    monkeypatch.setattr(TrainStep, "_descend", poisoned)
     with pytest.raises(TrainingError, match=f"step 5: {who} became NaN.*step-000003"):
         loop.train(load_config("tiny", ["training.clip=0"]), tiny_sysu, tmp_path / "run", progress=False)
     [stored] = checkpoints(tmp_path / "run")

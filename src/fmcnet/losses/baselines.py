@@ -9,7 +9,7 @@ from torch import Tensor
 from fmcnet.losses.functional import lift, nearest_other, pairwise_distances
 
 
-def weighted_regularized_triplet_loss(features: Tensor, labels: Tensor, normalize: bool = False) -> Tensor:
+def weighted_regularized_triplet_loss(features: Tensor, labels: Tensor) -> Tensor:
     """AGW's weighted regularised triplet loss; a baseline's, not FMCNet's.
 
     mean_i log(1 + exp( sum_{j in P_i} w_ij^+ d_ij - sum_{k in N_i} w_ik^- d_ik )),
@@ -21,15 +21,13 @@ def weighted_regularized_triplet_loss(features: Tensor, labels: Tensor, normaliz
     large scale every negative weight underflows to 0.
 
     Args:
-        features: (B, D) of both modalities together, any scale. labels: (B,).
-        normalize: bring features to unit length first (ours).
+        features: (B, D) of both modalities together, at any scale.
+        labels: (B,).
 
     Returns:
         Scalar, at least 0; the mean over anchors that have a positive and a negative, 0 where none has.
     """
     features = lift(features)
-    if normalize:
-        features = F.normalize(features, dim=1)
     distances = pairwise_distances(features, features)
     same = labels[:, None] == labels[None, :]
     positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)

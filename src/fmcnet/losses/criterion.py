@@ -137,7 +137,7 @@ class FMCNetLoss(nn.Module):
             both, twice = torch.cat([v.shared, i.shared]), torch.cat([labels, labels])
             if self.gather is not None:
                 both, twice = self.gather(both), self.gather(twice)
-            loss = baselines.weighted_regularized_triplet_loss(both, twice, config.triplet_normalize)
+            loss = baselines.weighted_regularized_triplet_loss(both, twice)
             terms["wrt"] = config.wrt * loss
         if config.hc > 0:
             c_v, c_i = (self._centers(half.shared, 1) for half in (v, i))

@@ -132,6 +132,11 @@ class Compensation(nn.Module):
         """The discriminator whose real samples are the specific features of `target`."""
         return self.judge_infrared if target is Modality.INFRARED else self.judge_visible
 
+    def renormalize_discriminators(self) -> None:
+        """`Discriminator.renormalize` of both, after each of their optimiser's steps."""
+        self.judge_infrared.renormalize()
+        self.judge_visible.renormalize()
+
     def discriminator_parameters(self) -> list[nn.Parameter]:
-        """What the max player of eq. (12) owns; everything else belongs to the min player."""
+        """Parameters that maximise eq. (12); all others minimise it."""
         return [*self.judge_infrared.parameters(), *self.judge_visible.parameters()]

@@ -16,7 +16,7 @@ from fmcnet.losses.criterion import TERMS, FMCNetLoss
 from fmcnet.models.build import build_model
 from fmcnet.training import health
 from fmcnet.training.optimizers import rate
-from fmcnet.training.train_step import Game, memory_format, precision
+from fmcnet.training.train_step import TrainStep, memory_format, precision
 from fmcnet.training.trainer import train
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ def made(*settings, steps=10):
     """A game of its own; the same start for the same model."""
     config = load_config("tiny", list(settings))
     torch.manual_seed(3)
-    return Game(config, build_model(config.model, 6), DistributedContext(CPU), 4, steps)
+    return TrainStep(config, build_model(config.model, 6), DistributedContext(CPU), 4, steps)
 
 
 def batch(number=0, height=64, width=32):
@@ -82,7 +82,7 @@ def test_accumulation_is_sgd_on_the_mean_of_the_batches_gradients():
 
 
 def test_with_accumulation_the_judges_move_on_every_batch(monkeypatch):
-    game, turns, descend = made("training.accumulate=3"), [], Game._descend
+    game, turns, descend = made("training.accumulate=3"), [], TrainStep._update
 
     def recording(self, optimizer):
         before = game.model.compensation.judge_visible.linear.weight.clone()
@@ -91,7 +91,7 @@ def test_with_accumulation_the_judges_move_on_every_batch(monkeypatch):
         turns.append(("judges" if optimizer is game.optimizers["judge"] else "others", moved))
         return norm
 
-    monkeypatch.setattr(Game, "_descend", recording)
+    monkeypatch.setattr(TrainStep, "_descend", recording)
     game.step([batch(n) for n in range(3)], 0)
     assert turns == [("judges", True)] * 3 + [("others", False)]
 
