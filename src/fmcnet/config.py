@@ -59,7 +59,7 @@ class DataConfig(_Section):
 
     layout: Literal["auto", "sysu", "regdb", "llcm", "csv"] = "auto"
     """The dataset has this layout: auto (found by its files), sysu, regdb, llcm or csv."""
-    split: int = Field(1, ge=1, le=10)
+    split: int = Field(default=1, ge=1, le=10)
     """RegDB has ten splits; this one is read, 1 to 10."""
     height: Positive = 288
     """The network takes images of this height in pixels (ours)"""
@@ -67,22 +67,22 @@ class DataConfig(_Section):
     """The network takes images of this width in pixels (ours)"""
     train_splits: tuple[Literal["train", "val"], ...] = ("train",)
     """Training takes the identities of these splits; on SYSU-MM01 everyone takes both."""
-    val_share: float = Field(0.1, ge=0, le=0.5)
+    val_share: float = Field(default=0.1, ge=0, le=0.5)
     """Validation gets this share (at most 0.5) of train identities where no val is named (ours)"""
-    identities: int = Field(8, ge=2)
+    identities: int = Field(default=8, ge=2)
     """A batch holds P identities."""
     images: Positive = 4
     """A batch holds K images of each identity in each modality."""
     share: Literal["process", "all"] = "process"
     """P and K count for each process (process) or for all together (all) (ours)"""
-    cache: str = Field("auto", min_length=1)
+    cache: str = Field(default="auto", min_length=1)
     """Decoded images go to auto ($FMCNET_CACHE, else ~/.cache/fmcnet), beside (the data) or a folder."""
 
 
 class AugmentConfig(_Section):
     """Augmentation of whole batches; all ours (the paper does not say)."""
 
-    pad: int = Field(10, ge=0)
+    pad: int = Field(default=10, ge=0)
     """Every side gets this many pixels before a random crop (ours)"""
     flip: Probability = 0.5
     """An image is mirrored with this probability (ours)"""
@@ -109,7 +109,7 @@ class ModelConfig(_Section):
     """A tail has this many blocks; null takes all behind the third, as the paper (ours)"""
     dim: Positive | None = None
     """A 1x1 convolution brings D to this length; null keeps the last block's channels (ours)"""
-    frozen_blocks: int = Field(0, ge=0, le=3)
+    frozen_blocks: int = Field(default=0, ge=0, le=3)
     """This many first blocks of the stems, 0 to 3, keep pretrained weights; random ones train (ours)"""
     last_stride: Literal[1, 2] = 1
     """conv5_x has this stride: ResNet has 2, most of the field takes 1 (ours)"""
@@ -121,13 +121,13 @@ class ModelConfig(_Section):
     """A BNNeck (batch normalisation) stands before every classifier; false is the paper (ours)"""
     normalization: Literal["none", "tail", "modality"] = "none"
     """tail and modality centre F_sh and F_sp and set their lengths; none is the paper (ours)"""
-    shared_length: float = Field(1.0, gt=0)
+    shared_length: float = Field(default=1.0, gt=0)
     """F_sh has this length with normalization=modality, F_fu with fusion_normalize (ours)"""
-    specific_length: float = Field(1.0, gt=0)
+    specific_length: float = Field(default=1.0, gt=0)
     """F_sp and F'_sp have this length with normalization=modality (ours)"""
-    specific_offset: float = Field(0.0, ge=0, lt=1)
+    specific_offset: float = Field(default=0.0, ge=0, lt=1)
     """F_sp and F'_sp have a constant of their modality, this share of their length (ours)"""
-    specific_weight: float = Field(1.0, ge=0, le=1)
+    specific_weight: float = Field(default=1.0, ge=0, le=1)
     """The features behind F_sh in the descriptor, F_sp and F'_sp or their fusion, have this weight (ours)"""
     fusion: Literal["sum", "softmax", "slots"] = "sum"
     """sum is eq. (15); softmax makes w1 + w2 = 1; slots does so and concatenates (ours)"""
@@ -141,15 +141,15 @@ class ModelConfig(_Section):
     """w1 of eq. (15) starts here; softmax and slots take it as a logit (ours)"""
     w2: float = 0.5
     """w2 of eq. (15) starts here; softmax and slots take it as a logit (ours)"""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Every classifier drops this share of its input values in training (ours)"""
-    specific_stages: int = Field(3, ge=1, le=3)
+    specific_stages: int = Field(default=3, ge=1, le=3)
     """Each modality has this many first blocks for itself: 3 as the paper, or 1, 2 (ours)"""
     descriptor: Literal["plain", "normalized", "discriminant"] = "plain"
     """normalized gives each part unit length; discriminant then projects by a learnt map (ours)"""
-    parts: int = Field(0, ge=0, le=12)
+    parts: int = Field(default=0, ge=0, le=12)
     """E_sh's map has this many horizontal stripes with classifiers, 0 to 12 (ours)"""
-    stripes: int = Field(0, ge=0, le=12)
+    stripes: int = Field(default=0, ge=0, le=12)
     """The descriptor is this many stripes of the map behind each block of E_sh; 0: features (ours)"""
     standardized: bool = False
     """Each value of the descriptor is standardised by modality; fmcnet adapt sets this (ours)"""
@@ -219,11 +219,11 @@ class LossConfig(_Section):
     """Generators minimise log(1 - D(G)) as eq. (12) is written; false takes -log D(G) (ours)"""
     reduction: Literal["sum", "mean"] = "sum"
     """Eq. (4), (5), (6), (17) take the sum over P as the paper, or the mean (ours)"""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Label smoothing of this strength is in every cross-entropy; 0 is the paper (ours)"""
     detach_targets: bool = False
     """Eq. (13) takes the real centres as constants; false, as the paper, moves them too (ours)"""
-    center_scale: float = Field(1.0, gt=0)
+    center_scale: float = Field(default=1.0, gt=0)
     """This factor scales the centres of eq. (4), (5), (6), (17); 0.5 doubles the margins (ours)"""
     wrt: NonNegative = 0.0
     """The total weighs AGW's weighted regularised triplet loss by this (a baseline's)"""
@@ -238,7 +238,7 @@ class LossConfig(_Section):
 class TrainingConfig(_Section):
     """Optimiser, schedule, checkpoints. All ours."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """This seed starts all random numbers (ours)"""
     epochs: Positive = 80
     """Training lasts this many epochs (ours)"""
@@ -246,19 +246,19 @@ class TrainingConfig(_Section):
     """An epoch has this many steps; null covers the larger modality's images once (ours)"""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """The optimiser is adamw or sgd (Nesterov momentum 0.9) (ours)"""
-    lr: float = Field(3.5e-4, gt=0)
+    lr: float = Field(default=3.5e-4, gt=0)
     """Heads, generators and fusion have this learning rate (ours)"""
-    backbone_lr_factor: float = Field(1.0, gt=0)
+    backbone_lr_factor: float = Field(default=1.0, gt=0)
     """Stems and tails learn at lr times this (ours)"""
-    fusion_lr_factor: float = Field(1.0, ge=0)
+    fusion_lr_factor: float = Field(default=1.0, ge=0)
     """w1 and w2 of eq. (15) learn at lr times this (ours)"""
-    discriminator_lr: float = Field(3.5e-4, gt=0)
+    discriminator_lr: float = Field(default=3.5e-4, gt=0)
     """Discriminators have this learning rate (ours)"""
     weight_decay: NonNegative = 5e-4
     """The optimiser decays matrices and kernels by this (ours)"""
     schedule: Literal["onecycle", "multistep", "cosine", "constant"] = "multistep"
     """The learning rate is onecycle, multistep, cosine or constant after a linear warm-up (ours)"""
-    warmup: float = Field(0.1, ge=0, lt=1)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
     """The warm-up takes this share of all steps (ours)"""
     milestones: tuple[Probability, ...] = (0.5, 0.75)
     """multistep divides the learning rate by 10 at these shares of all steps (ours)"""
@@ -286,7 +286,7 @@ class TrainingConfig(_Section):
     """A checkpoint is also written after so many minutes; 0 is by steps only (ours)"""
     keep: Positive = 2
     """The run folder keeps this many of the newest checkpoints (ours)"""
-    validate_every: int = Field(0, ge=0)
+    validate_every: int = Field(default=0, ge=0)
     """Held-out identities are measured every so many epochs; 0 is never (ours)"""
     select: Literal["last", "val", "test"] = "last"
     """The kept weights are the last, the best on val, or on test (stamps every report) (ours)"""
@@ -308,7 +308,7 @@ class EvaluationConfig(_Section):
     """SYSU-MM01 draws this many gallery images per identity and camera."""
     draw: Literal["auto", "official", "seeded"] = "auto"
     """SYSU-MM01 draws as rand_perm_cam.mat (official) or seeded; auto is official where the file is."""
-    trials: int = Field(10, ge=1, le=10)
+    trials: int = Field(default=10, ge=1, le=10)
     """SYSU-MM01 and LLCM repeat the gallery draw this many times."""
     direction: Literal["i2v", "v2i", "both"] = "i2v"
     """i2v searches infrared queries in a visible gallery, v2i the reverse, both does both."""
