@@ -23,7 +23,7 @@ def context():
     return DistributedContext(torch.device("cuda", torch.cuda.current_device()))
 
 
-def game(*settings):
+def train_step(*settings):
     config = load_config("tiny", list(settings))
     torch.manual_seed(3)
     return TrainStep(config, build_model(config.model, 6), context(), 4, 10)
@@ -37,7 +37,7 @@ def on_gpu(number):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_step_waits_for_nothing(precision, accumulate):
     """After a warm-up (kernels are loaded, optimiser states made) no call in a step synchronises with the GPU."""
-    trained = game(f"training.precision={precision}", f"training.accumulate={accumulate}")
+    trained = train_step(f"training.precision={precision}", f"training.accumulate={accumulate}")
     drawn = [[on_gpu(accumulate * step + n) for n in range(accumulate)] for step in range(6)]
     for step in range(3):
         trained.step(drawn[step], step)
@@ -61,7 +61,7 @@ def test_batches_are_those_of_a_cpu(first):
 
 def test_a_step_is_that_of_a_cpu():
     slow = made("training.precision=fp32")
-    quick = game("training.precision=fp32")
+    quick = train_step("training.precision=fp32")
     allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:

@@ -1,4 +1,4 @@
-"""Training: exact resume, kills, NaN, refusals, the log, the min-max game."""
+"""Training: exact resume, kills, NaN, refusals, the log, who moves when."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_selection_on_validation_identities_takes_the_best_step(tiny_sysu, tmp_p
     assert (card["step"], card["selected"], summary.selected) == (best, "val", "val")
 
 
-def game(saturating=True, **changes):
+def computed(saturating=True, **changes):
     torch.manual_seed(0)
     from fmcnet.config import ModelConfig
 
@@ -152,7 +152,7 @@ def gradients(loss, module):
 
 
 def test_the_two_players_own_disjoint_parameters():
-    model, output, labels, config = game()
+    model, output, labels, config = computed()
     criterion = FMCNetLoss(config, 4, model.compensation)
     judged = criterion.discriminator_loss(output)
     assert sum(gradients(judged, model.compensation.judge_infrared)) > 0
@@ -167,7 +167,7 @@ def test_the_two_players_own_disjoint_parameters():
 @pytest.mark.parametrize("saturating", [True, False])
 def test_alternating_steps_play_min_max(saturating):
     """Steps of the discriminator raise the value (12); steps of the generator lower it."""
-    model, output, _, _ = game(saturating)
+    model, output, _, _ = computed(saturating)
     fmc = model.compensation
     shared, real = output.visible.shared.detach(), output.infrared.specific.detach()
     from fmcnet.losses.functional import adversarial_value, generator_loss
@@ -199,7 +199,7 @@ def test_alternating_steps_play_min_max(saturating):
     ("changes", "gone"), [({"gan": 0}, "gan"), ({"fc": 0}, "fc"), ({"ic": 0}, "ic"), ({"dc": False}, "dc")]
 )
 def test_rows_of_the_papers_ablations_are_settings(changes, gone):
-    model, output, labels, config = game(**changes)
+    model, output, labels, config = computed(**changes)
     assert set(FMCNetLoss(config, 4, model.compensation)(output, labels)[1]) == set(TERMS) - {
         "discriminator",
         gone,
@@ -208,7 +208,7 @@ def test_rows_of_the_papers_ablations_are_settings(changes, gone):
 
 def test_detached_targets_move_only_the_generated_side():
     for detach in (False, True):
-        model, output, labels, config = game(detach_targets=detach)
+        model, output, labels, config = computed(detach_targets=detach)
         fc = FMCNetLoss(config, 4, model.compensation)(output, labels)[1]["fc"]
         assert (sum(gradients(fc, model.decomposition.specific_infrared)) == 0) is detach
         assert sum(gradients(fc, model.compensation.to_infrared)) > 0
@@ -219,7 +219,7 @@ def test_one_step_updates_the_judges_first_and_the_others_with_the_updated_judge
 ):
     """Who moves when: recorded inside the real step."""
     seen = []
-    descend = TrainStep._update
+    update = TrainStep._update
 
     def recording(self, optimizer):
         name = "judges" if optimizer is self.optimizers["judge"] else "others"
@@ -228,7 +228,7 @@ def test_one_step_updates_the_judges_first_and_the_others_with_the_updated_judge
             "generator": self.model.compensation.to_infrared,
         }
         before = {k: [p.clone() for p in m.parameters()] for k, m in parts.items()}
-        norm = descend(self, optimizer)
+        norm = update(self, optimizer)
         moved = {
             k: any(not torch.equal(a, b) for a, b in zip(before[k], m.parameters(), strict=True))
             for k, m in parts.items()
@@ -236,7 +236,7 @@ def test_one_step_updates_the_judges_first_and_the_others_with_the_updated_judge
         seen.append((name, moved))
         return norm
 
-    monkeypatch.setattr(TrainStep, "_descend", recording)
+    monkeypatch.setattr(TrainStep, "_update", recording)
     settings = ["training.epochs=1", "training.steps_per_epoch=2", "training.validate_every=0"]
     loop.train(load_config("tiny", settings), tiny_sysu, tmp_path / "run", progress=False)
     turns = [
@@ -248,16 +248,16 @@ def test_one_step_updates_the_judges_first_and_the_others_with_the_updated_judge
 
 @pytest.mark.parametrize("who", ["gradient", "discriminator gradient"])
 def test_after_a_gradient_that_is_not_finite_nothing_is_stored(tiny_sysu, tmp_path, monkeypatch, who):
-    descend, calls = TrainStep._update, []
+    update, calls = TrainStep._update, []
 
     def poisoned(self, optimizer):
         if optimizer is self.optimizers["judge" if who != "gradient" else "main"]:
             calls.append(1)
             if len(calls) == 5:
                 optimizer.param_groups[0]["params"][0].grad.fill_(float("nan"))
-        return descend(self, optimizer)
+        return update(self, optimizer)
 
-    monkeypatch.setattr(TrainStep, "_descend", poisoned)
+    monkeypatch.setattr(TrainStep, "_update", poisoned)
     with pytest.raises(TrainingError, match=f"step 5: {who} became NaN.*step-000003"):
         loop.train(load_config("tiny", ["training.clip=0"]), tiny_sysu, tmp_path / "run", progress=False)
     [stored] = checkpoints(tmp_path / "run")

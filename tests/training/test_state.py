@@ -213,10 +213,10 @@ def test_the_scaler_comes_back(tmp_path):
     config = load_config("tiny", ["model.width=2", "training.validate_every=0"])
     ctx = DistributedContext(torch.device("cpu"))
 
-    def checkpointer(game):
+    def checkpointer(train_step):
         card, log = ModelCard(config, (0, 1, 2, 3), "none", 3), StepLogger(tmp_path, config, 10)
         selection = ModelSelection(config, None, tmp_path, ctx)
-        return Checkpointer(tmp_path, ctx, game, card, selection, log, {"steps": 10})
+        return Checkpointer(tmp_path, ctx, train_step, card, selection, log, {"steps": 10})
 
     first, second = (TrainStep(config, build_model(config.model, 4), ctx, 4, 10) for _ in range(2))
     for one in (first, second):

@@ -1,4 +1,4 @@
-"""The baselines' losses, which are not FMCNet's; notation as in `functional`."""
+"""Losses of the baselines, none of them FMCNet's; notation as in `functional`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fmcnet.losses.functional import lift, nearest_other, pairwise_distances
 
 
 def weighted_regularized_triplet_loss(features: Tensor, labels: Tensor) -> Tensor:
-    """AGW's weighted regularised triplet loss; a baseline's, not FMCNet's.
+    """Weighted regularised triplet loss, of AGW.
 
     mean_i log(1 + exp( sum_{j in P_i} w_ij^+ d_ij - sum_{k in N_i} w_ik^- d_ik )),
     w_ij^+ = softmax over P_i of d_ij, w_ik^- = softmax over N_i of -d_ik, gradients through the weights as published.
@@ -42,12 +42,13 @@ def weighted_regularized_triplet_loss(features: Tensor, labels: Tensor) -> Tenso
 
 
 def hetero_center_loss(center_v: Tensor, center_i: Tensor) -> Tensor:
-    """Hetero-centre loss: sum_p ||C_V^p - C_I^p||^2; a baseline's, not FMCNet's.
+    """Hetero-centre loss: sum_p ||C_V^p - C_I^p||^2.
 
     Source: Zhu et al., "Hetero-Center Loss for Cross-Modality Person Re-Identification", Neurocomputing 2020.
 
     Args:
-        center_v, center_i: centres (P, D).
+        center_v: centres of visible images (P, D).
+        center_i: centres of infrared images (P, D).
 
     Returns:
         Scalar, at least 0. Symmetric under exchange of the modalities.
@@ -56,7 +57,7 @@ def hetero_center_loss(center_v: Tensor, center_i: Tensor) -> Tensor:
 
 
 def hetero_center_triplet_loss(center_v: Tensor, center_i: Tensor, margin: float = 0.3) -> Tensor:
-    """Hetero-centre triplet loss; a baseline's, not FMCNet's.
+    """Hetero-centre triplet loss.
 
     sum_p [ margin + ||C_V^p - C_I^p|| - min_{j != p, m} ||C_V^p - C_m^j|| ]_+ and its mirror image.
 
@@ -64,7 +65,9 @@ def hetero_center_triplet_loss(center_v: Tensor, center_i: Tensor, margin: float
     Re-Identification", TMM 2020; margin 0.3 there.
 
     Args:
-        center_v, center_i: centres (P, D). margin: how much farther other identities shall be.
+        center_v: centres of visible images (P, D).
+        center_i: centres of infrared images (P, D).
+        margin: by which other identities must be farther.
 
     Returns:
         Scalar, at least 0; 0 for P = 1. Symmetric under exchange of the modalities.

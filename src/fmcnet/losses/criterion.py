@@ -31,9 +31,9 @@ TERMS = {
 """Name of every logged term of the paper and the equation it is; weights are included."""
 
 OTHER_TERMS = {
-    "wrt": "weighted regularised triplet (AGW): a baseline's",
-    "hc": "hetero-centre, plain or triplet: a baseline's",
-    "id_parts": "cross-entropy of the stripes' classifiers, mean over stripes (PCB): ours",
+    "wrt": "weighted regularised triplet, of the baseline AGW",
+    "hc": "hetero-centre, plain or triplet, of a baseline",
+    "id_parts": "cross-entropy of the stripes' classifiers (PCB), mean over stripes (ours)",
 }
 """Terms that are not the paper's, there only when their setting asks for them."""
 
@@ -71,7 +71,7 @@ class FMCNetLoss(nn.Module):
         self._compensation = (compensation,)  # in a tuple: its weights are the model's, not the loss's
 
     def forward(self, output: FMCNetOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What encoders, classifiers, generators and fusion minimise.
+        """Compute what encoders, classifiers, generators and fusion minimise.
 
         Args:
             output: of a batch of two aligned halves of P*K images.
@@ -82,14 +82,10 @@ class FMCNetLoss(nn.Module):
             settings have.
         """
         v, i = output.visible, output.infrared
-        terms = {
-            "id_shared": self._identity(v.shared_scores, labels) + self._identity(i.shared_scores, labels)
-        }
+        terms = {"id_shared": self._identity(labels, v.shared_scores, i.shared_scores)}
         terms |= self._other_terms(v, i, labels)
         if v.specific is not None and i.specific is not None:
-            terms["id_specific"] = self._identity(v.specific_scores, labels) + self._identity(
-                i.specific_scores, labels
-            )
+            terms["id_specific"] = self._identity(labels, v.specific_scores, i.specific_scores)
             terms |= self._decomposition_terms(v, i)
             if self._compensation[0] is not None:
                 terms |= self._compensation_terms(self._compensation[0], output, labels)
@@ -114,8 +110,11 @@ class FMCNetLoss(nn.Module):
             loss = loss - losses.adversarial_value(discriminator(real), discriminator(fake))
         return loss
 
-    def _identity(self, scores: Tensor | None, labels: Tensor) -> Tensor:
-        return losses.identity_loss(cast(Tensor, scores), labels, self.config.label_smoothing)
+    def _identity(self, labels: Tensor, *scores: Tensor | None) -> Tensor:
+        """The sum of the cross-entropies of all `scores` (B, C)."""
+        smoothing = self.config.label_smoothing
+        each = [losses.identity_loss(cast(Tensor, one), labels, smoothing) for one in scores]
+        return cast(Tensor, sum(each[1:], each[0]))
 
     def _centers(self, feature: Tensor | None, scale: float) -> Tensor:
         """Eq. (3), scaled, of all processes."""
@@ -123,8 +122,8 @@ class FMCNetLoss(nn.Module):
         own = own if scale == 1 else scale * own
         return own if self.gather is None else self.gather(own)
 
-    def _share(self, centers: Tensor) -> float:
-        """What a sum over the identities is divided by."""
+    def _divisor(self, centers: Tensor) -> float:
+        """Number that a sum over the identities is divided by."""
         return len(centers) if self.config.reduction == "mean" else 1
 
     def _other_terms(self, v: ModalityOutput, i: ModalityOutput, labels: Tensor) -> dict[str, Tensor]:
@@ -132,7 +131,7 @@ class FMCNetLoss(nn.Module):
         config, terms = self.config, {}
         if v.part_scores is not None and i.part_scores is not None:
             stripes = [*v.part_scores.unbind(1), *i.part_scores.unbind(1)]
-            terms["id_parts"] = torch.stack([self._identity(scores, labels) for scores in stripes]).mean()
+            terms["id_parts"] = torch.stack([self._identity(labels, scores) for scores in stripes]).mean()
         if config.wrt > 0:
             both, twice = torch.cat([v.shared, i.shared]), torch.cat([labels, labels])
             if self.gather is not None:
@@ -145,7 +144,7 @@ class FMCNetLoss(nn.Module):
                 loss = baselines.hetero_center_triplet_loss(c_v, c_i, config.hc_margin)
             else:
                 loss = baselines.hetero_center_loss(c_v, c_i)
-            terms["hc"] = config.hc * loss / self._share(c_v)
+            terms["hc"] = config.hc * loss / self._divisor(c_v)
         return terms
 
     def _decomposition_terms(self, v: ModalityOutput, i: ModalityOutput) -> dict[str, Tensor]:
@@ -153,7 +152,7 @@ class FMCNetLoss(nn.Module):
         config, terms = self.config, {}
         sp_v, sp_i = (self._centers(half.specific, config.center_scale) for half in (v, i))
         sh_v, sh_i = (self._centers(half.shared, config.center_scale) for half in (v, i))
-        scale = config.md / self._share(sh_v)
+        scale = config.md / self._divisor(sh_v)
         if config.shs:
             terms["shs"] = scale * losses.cross_modality_center_loss(sh_v, sh_i, config.alpha, config.rho3)
         if config.dc:
@@ -177,7 +176,7 @@ class FMCNetLoss(nn.Module):
             real = losses.centers(cast(Tensor, output.of(target).specific), self.identities)
             real = real.detach() if config.detach_targets else real
             fc = fc + losses.feature_consistency_loss(generated, real)
-            ic = ic + self._identity(source.generated_scores, labels)
+            ic = ic + self._identity(labels, source.generated_scores)
         weighted = {"gan": (config.gan, gan), "fc": (config.fc, fc), "ic": (config.ic, ic)}
         return {name: weight * term for name, (weight, term) in weighted.items() if weight > 0}
 
@@ -186,5 +185,5 @@ class FMCNetLoss(nn.Module):
         config = self.config
         fused_v, fused_i = (self._centers(half.fused, config.center_scale) for half in (v, i))
         mc = losses.cross_modality_center_loss(fused_v, fused_i, config.beta, config.rho4)
-        identity = self._identity(v.fused_scores, labels) + self._identity(i.fused_scores, labels)
-        return {"mc": config.mc / self._share(fused_v) * mc, "id_fused": identity}
+        identity = self._identity(labels, v.fused_scores, i.fused_scores)
+        return {"mc": config.mc / self._divisor(fused_v) * mc, "id_fused": identity}

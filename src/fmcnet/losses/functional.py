@@ -16,7 +16,8 @@ def centers(features: Tensor, identities: int) -> Tensor:
     """Eq. (3): identity centres C^p = (1/K) sum_k f^{k,p}.
 
     Args:
-        features: (P*K, D), identity-major. identities: P.
+        features: (P*K, D), identity-major.
+        identities: P.
 
     Returns:
         (P, D).
@@ -54,7 +55,11 @@ def decomposition_loss(
     sum_p sum_m [ max_d ||C_sp,m^p - C_sp,m^d|| - min_j ||C_sp,m^p - C_sh,m^j|| + rho1 ]_+
 
     Args:
-        specific_v, specific_i, shared_v, shared_i: centres (P, D). margin: rho1.
+        specific_v: centres C_sp,V (P, D).
+        specific_i: centres C_sp,I (P, D).
+        shared_v: centres C_sh,V (P, D).
+        shared_i: centres C_sh,I (P, D).
+        margin: rho1.
 
     Returns:
         Scalar, at least 0. Symmetric under exchange of the modalities.
@@ -73,7 +78,9 @@ def specific_separation_loss(specific_v: Tensor, specific_i: Tensor, margin: flo
     sum_p sum_m [ rho2 - min_{j != p} ||C_sp,m^p - C_sp,m^j|| ]_+
 
     Args:
-        specific_v, specific_i: centres (P, D). margin: rho2.
+        specific_v: centres C_sp,V (P, D).
+        specific_i: centres C_sp,I (P, D).
+        margin: rho2.
 
     Returns:
         Scalar, at least 0; 0 for P = 1. Symmetric under exchange of the modalities.
@@ -93,8 +100,10 @@ def cross_modality_center_loss(
                                      + [ margin - min_{d != p, m} ||C_I^p - C_m^d|| ]_+ )
 
     Args:
-        center_v, center_i: centres (P, D).
-        weight: alpha of (6), beta of (17). margin: rho3 of (6), rho4 of (17).
+        center_v: centres of visible images (P, D).
+        center_i: centres of infrared images (P, D).
+        weight: alpha of (6), beta of (17).
+        margin: rho3 of (6), rho4 of (17).
 
     Returns:
         Scalar, at least 0. Symmetric under exchange of the modalities.
@@ -110,7 +119,9 @@ def identity_loss(scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
     """One cross-entropy term of eq. (8), (14) and (18), the mean over the batch.
 
     Args:
-        scores: (B, C). labels: (B,) in 0..C-1. label_smoothing: 0 is the paper; more is ours.
+        scores: (B, C).
+        labels: (B,) in 0..C-1.
+        label_smoothing: 0 is the paper; more is ours.
     """
     return F.cross_entropy(lift(scores), labels, label_smoothing=label_smoothing)
 
@@ -121,7 +132,8 @@ def adversarial_value(real: Tensor, fake: Tensor) -> Tensor:
     The discriminator maximises it, the generator minimises it. Computed from logits: finite for any of them.
 
     Args:
-        real: logits of D on F_sp (PK,). fake: logits of D on generated features (PK,).
+        real: logits of D on F_sp (PK,).
+        fake: logits of D on generated features (PK,).
 
     Returns:
         Scalar, at most 0.

@@ -1,4 +1,4 @@
-"""FMC, section 3.2: generators and discriminators of the missing modality's specific feature, eq. (11), (12)."""
+"""FMC, section 3.2 of the paper: the missing modality's specific feature, eq. (11), and its discriminators, (12)."""
 
 from __future__ import annotations
 
@@ -96,15 +96,17 @@ class Discriminator(nn.Module):
 
 
 class Compensation(nn.Module):
-    """FMC, section 3.2: generates the missing modality's specific feature from the shared one, eq. (11).
+    """Feature-level modality compensation: the missing specific feature from the shared one, eq. (11).
 
-    Generators and discriminators are named by the modality of the features that they make and examine:
-    `to_infrared` is G_{V-I}, `judge_infrared` is D_{V-I} (real: F_sp,I). Stored weights have these names.
+    Names give the modality of the features that a module makes or examines: `judge_infrared` sees F_sp,I as real.
+    Stored weights have these names.
 
     Args:
-        to_infrared, to_visible: G.
-        judge_infrared, judge_visible: D.
-        norm_specific: gives generated features the length and the constant of real ones. Ours; None: nothing.
+        to_infrared: G_{V-I}.
+        to_visible: G_{I-V}.
+        judge_infrared: D_{V-I}.
+        judge_visible: D_{I-V}.
+        norm_specific: gives generated features the length and the constant of real ones (ours); None: nothing does.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""SFD, section 3.1: shared and specific features, eq. (1), (2)."""
+"""SFD, section 3.1 of the paper: shared and specific features, eq. (1), (2)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ from fmcnet.types import Modality
 
 
 class Decomposition(nn.Module):
-    """SFD, section 3.1: splits each modality's feature into a shared and a specific one, eq. (1), (2).
+    """Single-modality feature decomposition: a shared and a specific feature of each image, eq. (1), (2).
 
     E_V and E_I have separate weights, E_sh is one for both, E_sp^V and E_sp^I have separate weights.
 
     Args:
-        stem_visible: E_V. stem_infrared: E_I.
-        shared: E_sh. classify_shared: P_sh.
-        specific_visible: E_sp^V, and so on; None in the Base variant, which has no specific part.
-        stem_shared: the end of both stems with one set of weights, where they are split earlier than in the paper
-            (ours); None: each stem is whole.
-        norm_shared, norm_specific: what F_sh and F_sp pass behind their tails (ours); None: nothing.
+        stem_visible: E_V.
+        stem_infrared: E_I.
+        shared: E_sh.
+        classify_shared: P_sh.
+        specific_visible: E_sp^V; None in the Base variant, which has no specific branch. So are the next three.
+        specific_infrared: E_sp^I.
+        classify_visible: P_sp^V.
+        classify_infrared: P_sp^I.
+        stem_shared: last blocks of both stems with one set of weights (ours); None: separate, as the paper.
+        norm_shared: normalises F_sh behind its tail (ours); None: nothing does.
+        norm_specific: normalises F_sp likewise.
 
     Attributes:
-        recompute: forget the activations of stems and tails, and compute them anew in the backward pass.
+        recompute: whether the backward pass computes the activations of stems and tails anew, to save memory.
     """
 
     def __init__(
@@ -96,10 +101,11 @@ class Decomposition(nn.Module):
     def forward(
         self, visible: Tensor, infrared: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Both halves at once; E_sh sees them in one concatenated pass.
+        """Decompose both halves of a batch; E_sh sees them in one pass.
 
         Args:
-            visible: (B_V, 3, H, W). infrared: (B_I, 3, H, W).
+            visible: (B_V, 3, H, W).
+            infrared: (B_I, 3, H, W).
 
         Returns:
             F_sh,V (B_V, D), F_sh,I (B_I, D), F_sp,V (B_V, D) or None, F_sp,I (B_I, D) or None.
@@ -123,7 +129,7 @@ class Decomposition(nn.Module):
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """While activations are computed a second time, running statistics do not move a second time."""
+    """Running statistics do not move again while the backward pass computes activations anew."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:  # track_running_stats stays: without it other tensors are saved than the first time

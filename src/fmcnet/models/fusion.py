@@ -1,4 +1,4 @@
-"""SFF, section 3.3: fusion of specific and generated features, eq. (15), (16)."""
+"""SFF, section 3.3 of the paper: fusion of shared, specific and generated features, eq. (15), (16)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from fmcnet.types import Modality
 
 
 class Fusion(nn.Module):
-    """SFF, section 3.3: fuses specific and generated into one, and that with the shared, eq. (15), (16).
+    """Shared-specific feature fusion, eq. (15), (16).
 
-    F_fu,V = w1 F_sp,V + w2 F'_sp,I and, mirrored, F_fu,I = w1 F_sp,I + w2 F'_sp,V: w1 weighs the image's
-    own specific feature, w2 the generated one. F_fp = Cat(F_sh, F_fu). The paper gives no initial value for
-    the two scalars; ours is 0.5 each (the mean).
+    F_fu,V = w1 F_sp,V + w2 F'_sp,I (15) and F_fp,V = Cat(F_sh,V, F_fu,V) (16); mirrored for infrared images. w1
+    weighs the image's own specific feature, w2 the generated one. The paper gives no initial values; ours are 0.5.
 
     Args:
-        classify: P_fp. w1, w2: initial values.
-        kind: "sum" is (15) as written: two free scalars. "softmax" (ours) takes the softmax of the two, so that they
-            stay positive and sum to 1: (17) is cheapest at w1 = w2 = 0, and a neck hides it from (18). "slots" (ours)
-            takes the softmax, too, and puts the visible part before the infrared one instead of adding them.
-        length: F_fu is brought to this length (ours), so that (17) cannot shorten it; None: as it is.
+        classify: P_fp.
+        w1: initial value.
+        w2: initial value.
+        kind: "sum" is (15) as written: two free scalars. "softmax" (ours) takes the softmax of the two, which stay
+            positive and sum to 1: (17) is cheapest at w1 = w2 = 0, and a neck hides that from (18). "slots" (ours)
+            takes the softmax and concatenates the visible and the infrared part instead of adding them.
+        length: of F_fu (ours), so that (17) cannot shorten it; None: as it is.
     """
 
     def __init__(
