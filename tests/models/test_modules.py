@@ -118,7 +118,7 @@ def test_equation_12_discriminator_is_one_layer_and_a_sigmoid():
     judge = tiny().compensation.judge_infrared
     assert sum(p.numel() for p in judge.parameters()) == 64 + 1
     x = torch.randn(3, 64)
-    assert torch.allclose(judge.probability(x), torch.sigmoid(x @ judge.linear.weight[0] + judge.linear.bias))
+    assert torch.allclose(judge(x), (x @ judge.linear.weight[0] + judge.linear.bias))
 
 
 def test_concatenated_descriptor_has_the_visible_part_first_for_both_modalities():

@@ -220,10 +220,10 @@ class Tail(nn.Module):
         super().__init__()
         if pooling not in ("avg", "gem"):
             raise ConfigError(f"unknown pooling '{pooling}': choose avg or gem")
-        there = backbone.depth - STEM_BLOCKS
-        if blocks is not None and blocks > there:
-            raise ConfigError(f"model.tail_blocks={blocks}: this backbone has {there} behind its third block")
-        end = STEM_BLOCKS + (there if blocks is None else blocks)
+        available = backbone.depth - STEM_BLOCKS
+        if blocks is not None and blocks > available:
+            raise ConfigError(f"model.tail_blocks={blocks}: this backbone has {available} behind its third block")
+        end = STEM_BLOCKS + (available if blocks is None else blocks)
         blocks_behind = [backbone.block(index) for index in range(STEM_BLOCKS, end)]
         layers = _layers(blocks_behind)
         self._ends = tuple(list(block)[-1] for block in blocks_behind)
@@ -264,8 +264,7 @@ class Tail(nn.Module):
         for name in self._layers:
             x = self.get_submodule(name)(x)
             if name in self._ends:
-                pooled = F.adaptive_avg_pool2d(x, (count, 1)).squeeze(3)  # (B, C, count)
-                found.append(pooled.transpose(1, 2).flatten(1))
+                found.append(_pool_stripes(x, count))
         return torch.cat(found, dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -275,8 +274,12 @@ class Tail(nn.Module):
         feature = feature if self.norm is None else F.normalize(self.norm(feature), dim=1)
         if not self.parts:
             return feature
-        stripes = F.adaptive_avg_pool2d(maps, (self.parts, 1)).squeeze(3)  # (B, dim, n)
-        return torch.cat([feature, stripes.transpose(1, 2).flatten(1)], dim=1)
+        return torch.cat([feature, _pool_stripes(maps, self.parts)], dim=1)
+
+
+def _pool_stripes(maps: Tensor, count: int) -> Tensor:
+    """(B, C, h, w) to the averages of `count` horizontal stripes, from top to bottom, (B, count * C)."""
+    return F.adaptive_avg_pool2d(maps, (count, 1)).squeeze(3).transpose(1, 2).flatten(1)
 
 
 def initialize(module: nn.Module) -> nn.Module:

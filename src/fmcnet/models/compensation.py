@@ -58,8 +58,8 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """D of eq. (12): one fully connected layer + sigmoid.
 
-    `forward` gives the logit; the losses take the logarithm of its sigmoid in one safe step
-    (`log sigmoid(z)` never overflows), `probability` gives the paper's D(x).
+    `forward` gives the logit z, of which the paper's D(x) is the sigmoid. The losses compute log sigmoid(z) in one
+    step, which never overflows.
 
     Args:
         dim: D.
@@ -89,10 +89,6 @@ class Discriminator(nn.Module):
         """Bring the weight to unit length, where `unit_weight` wants it."""
         if self.unit_weight:
             self.linear.weight.copy_(F.normalize(self.linear.weight, dim=1))
-
-    def probability(self, feature: Tensor) -> Tensor:
-        """(B, D) to D(x) in 0..1, (B,): how real the feature looks."""
-        return torch.sigmoid(self(feature))
 
 
 class Compensation(nn.Module):
