@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 OUT    ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test cluster test-cluster lint format bench clean
+.PHONY: help demo test docs cluster test-cluster lint format bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -22,6 +22,14 @@ demo: $(BIN)/.installed ## set up, generate a benchmark, train Base and FMCNet, 
 
 test: $(BIN)/.installed ## set up and run all tests
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+$(BIN)/.docs: $(BIN)/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(BIN)/.docs ## build the documentation (into site/); the pages open without a network
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@! grep -rE '<(script|link|img)[^>]* (src|href)="?(https?:)?//' site --include='*.html'
 
 $(BIN)/.milvus: $(BIN)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[milvus]' milvus
@@ -46,5 +54,5 @@ bench: $(BIN)/.installed ## timings as ratios against named baselines (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/generation.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evaluation.py
 
-clean: ## remove the environment and what the demo wrote
-	rm -rf $(VENV) $(OUT)
+clean: ## remove the environment, the built documentation and what the demo wrote
+	rm -rf $(VENV) $(OUT) site

@@ -18,10 +18,9 @@ import numpy as np
 
 from fmcnet.data.readers import read_dataset
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.engine import unit
 from fmcnet.inference.export.parity import scores
-from fmcnet.inference.project import learnt_from
-from fmcnet.inference.projection import METHODS, fit
+from fmcnet.inference.fit_projection import fit_projection, learnt_from
+from fmcnet.inference.projection import METHODS, l2_normalize
 
 
 def main() -> None:
@@ -44,10 +43,10 @@ def main() -> None:
     train = learnt_from(encoder.card, read(arguments.data))
     features = embed(train)
     width = features.shape[1]
-    maps = {f"{width}, as it is": unit}
+    maps = {f"{width}, as it is": l2_normalize}
     for method in METHODS:
         for dim in (width, *arguments.dims):
-            maps[f"{dim}, {method}"] = fit(features, train.pid, dim, method)
+            maps[f"{dim}, {method}"] = fit_projection(features, train.pid, dim, method)
     tests = [(root, read(root).select(split="test")) for root in (arguments.data, *arguments.also)]
     known = [(root, table, embed(table)) for root, table in tests]
     rows = []
@@ -55,7 +54,7 @@ def main() -> None:
         for kind in ("float32", "float16"):
             row = {"form": name, "dtype": kind, "bytes": int(name.split(",")[0]) * np.dtype(kind).itemsize}
             for root, table, found in known:
-                kept = unit(smaller(found)).astype(kind).astype(np.float32)
+                kept = l2_normalize(smaller(found)).astype(kind).astype(np.float32)
                 row[name_of(root)] = scores(kept, table, config.evaluation)
             rows.append(row)
     report = {

@@ -27,7 +27,7 @@ import torch
 from evaluation_loops import agw_like, agw_like_ranking, mpanet_like
 from machine import processor
 
-from fmcnet.evaluation.engine import evaluate, evaluate_all
+from fmcnet.evaluation.evaluate import evaluate, evaluate_all
 from fmcnet.evaluation.protocols import custom, llcm, regdb, sysu
 from fmcnet.types import Embeddings
 

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from fmcnet.config import Config, load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
 from fmcnet.errors import TrainingError
-from fmcnet.experiments.jobs import commit
+from fmcnet.experiments.runs import commit
 from fmcnet.synthetic import generate
 
 WORLD = 1000
@@ -52,8 +53,8 @@ def parts(run: Path, table: Table, config: Config) -> dict[str, dict[str, float]
     import torch
 
     from fmcnet.data.cache import ImageCache, cache_folder
-    from fmcnet.evaluation.engine import evaluate
-    from fmcnet.evaluation.runs import protocols_for
+    from fmcnet.evaluation.evaluate import evaluate
+    from fmcnet.evaluation.evaluate_model import protocols_for
     from fmcnet.inference.encoder import load
     from fmcnet.types import Embeddings, Modality
 
@@ -115,7 +116,7 @@ def parts(run: Path, table: Table, config: Config) -> dict[str, dict[str, float]
 
 def do(name: str, settings: tuple[str, ...], seed: int, a: argparse.Namespace) -> None:
     """One trial, in this process; a line of the log."""
-    from fmcnet.experiments.features import collect, numbers
+    from fmcnet.experiments.features import collect, measure
     from fmcnet.inference.encoder import load
     from fmcnet.training.loggers import read_log
     from fmcnet.training.trainer import train
@@ -136,9 +137,8 @@ def do(name: str, settings: tuple[str, ...], seed: int, a: argparse.Namespace) -
     try:
         train(config, table, run, resume=run.is_dir(), device=a.device, progress=False)
         record["mAP"] = parts(run, table, config)
-        record["numbers"] = numbers(
-            collect(load(run, "auto"), table.select(split="val"), progress=False)
-        ).to_dict()
+        features = collect(load(run, "auto"), table.select(split="val"), progress=False)
+        record["numbers"] = asdict(measure(features))
         record["last"] = read_log(run)[-1]
     except TrainingError as error:  # a trial that diverges is a finding
         record["failed"] = str(error)

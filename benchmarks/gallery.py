@@ -39,9 +39,8 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from fmcnet.retrieval import Gallery, Where
-from fmcnet.retrieval.embedded import state
-from fmcnet.retrieval.embedded.graph import EF_BUILD, LINKS
+from fmcnet.retrieval import Gallery, Where, faiss_index
+from fmcnet.retrieval.faiss_index import EF_BUILD, LINKS
 
 HERE = Path(__file__).parent
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -178,11 +177,11 @@ def ratio(a, b):
 
 def looking_at(gallery, candidates, query, where):
     """A search whose graph looks at so many candidates."""
-    before, state.CANDIDATES = state.CANDIDATES, candidates
+    before, faiss_index.CANDIDATES = faiss_index.CANDIDATES, candidates
     try:
         return rows_of(gallery.search(query, TOP, where))
     finally:
-        state.CANDIDATES = before
+        faiss_index.CANDIDATES = before
 
 
 def filled(world, path, dtype, compact):
@@ -218,7 +217,7 @@ def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True, 
     vectors, queries = world.vectors, world.queries(count)
     out = {"rows": rows, "dimension": dimension, "queries": count, "dtype": dtype}
     out |= {
-        "candidates": state.CANDIDATES,
+        "candidates": faiss_index.CANDIDATES,
         "threads": {"add": threads, "search": 1},
         "cosines": world.cosines(),
     }
@@ -236,7 +235,7 @@ def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True, 
     said(f"{rows}: added")
     if bare:
         hnsw = faiss.IndexHNSWFlat(dimension, LINKS, faiss.METRIC_INNER_PRODUCT)
-        hnsw.hnsw.efConstruction, hnsw.hnsw.efSearch = EF_BUILD, state.CANDIDATES
+        hnsw.hnsw.efConstruction, hnsw.hnsw.efSearch = EF_BUILD, faiss_index.CANDIDATES
         _, took = seconds(lambda: hnsw.add(vectors))
         out["faiss_hnsw_add_rows_per_s"] = round(rows / took)
         ratios["add rate over FAISS HNSW"] = ratio(out["add_rows_per_s"], out["faiss_hnsw_add_rows_per_s"])
@@ -281,7 +280,9 @@ def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True, 
                     q[None], TOP, params=faiss.SearchParameters(sel=chosen)
                 )[1][0].tolist(),
                 "faiss_hnsw": lambda q, chosen=chosen: hnsw.search(
-                    q[None], TOP, params=faiss.SearchParametersHNSW(sel=chosen, efSearch=state.CANDIDATES)
+                    q[None],
+                    TOP,
+                    params=faiss.SearchParametersHNSW(sel=chosen, efSearch=faiss_index.CANDIDATES),
                 )[1][0].tolist(),
                 "gallery_exact": lambda q, where=where: rows_of(gallery.search(q, TOP, where, exact=True)),
                 "gallery": lambda q, where=where: rows_of(gallery.search(q, TOP, where)),

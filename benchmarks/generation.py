@@ -14,13 +14,13 @@ import statistics
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 from machine import processor
 from PIL import __version__ as pillow_version
 
-from fmcnet.synthetic.plan import make_plan
-from fmcnet.synthetic.presets import resolve_preset
+from fmcnet.synthetic.plan import make_plan, resolve_preset
 from fmcnet.synthetic.writers import write_images
 
 
@@ -33,19 +33,19 @@ def main() -> None:
     args = parser.parse_args()
     size = (args.height, args.height // 2)
     plan = make_plan(args.layout, resolve_preset(args.layout, "small"), 0)
-    step = max(1, len(plan.jobs) // args.images)
-    jobs = plan.jobs[::step][: args.images]
+    planned = list(plan.images.items())
+    images = planned[:: max(1, len(planned) // args.images)][: args.images]
     rates, cpu_rates = [], []
     with tempfile.TemporaryDirectory() as folder:
-        write_images(folder, args.layout, 0, jobs[:40], *size)  # scenes drawn, files cached
+        write_images(Path(folder), *size, images[:40])  # scenes drawn, files cached
         for _ in range(args.repeats):
             wall, cpu = time.perf_counter(), time.process_time()
-            write_images(folder, args.layout, 0, jobs, *size)
-            rates.append(len(jobs) / (time.perf_counter() - wall))
-            cpu_rates.append(len(jobs) / (time.process_time() - cpu))
+            write_images(Path(folder), *size, images)
+            rates.append(len(images) / (time.perf_counter() - wall))
+            cpu_rates.append(len(images) / (time.process_time() - cpu))
     report = {
         "what": f"{args.layout}, {size[0]}x{size[1]} (H x W), one process, render + encode + write",
-        "images": len(jobs),
+        "images": len(images),
         "images_per_second": [round(rate, 1) for rate in rates],
         "median": round(statistics.median(rates), 1),
         "range": [round(min(rates), 1), round(max(rates), 1)],

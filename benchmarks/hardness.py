@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from handcrafted import handcrafted_features, rank1
 
 from fmcnet.data.images import load_image
 from fmcnet.data.readers import read_dataset
+from fmcnet.inference.backends import TorchBackend
 from fmcnet.inference.encoder import Encoder, load
-from fmcnet.inference.torch_engine import TorchEngine
 from fmcnet.models.build import build_model
-from fmcnet.synthetic.hardness import handcrafted_features, rank1
 from fmcnet.types import Modality
 
 PAIRS = (("visible", "visible"), ("infrared", "infrared"), ("infrared", "visible"), ("visible", "infrared"))
@@ -47,7 +47,7 @@ def main() -> None:
     trained = load(arguments.run, "cpu")
     torch.manual_seed(0)
     blank = build_model(trained.card.config.model, trained.card.classes).eval()
-    untrained = Encoder(TorchEngine(blank, torch.device("cpu")), trained.card)
+    untrained = Encoder(TorchBackend(blank, torch.device("cpu")), trained.card)
     matchers = {
         "handcrafted": handcrafted_features(np.stack([load_image(p) for p in table.full_paths()])),
         "untrained network": unit(untrained.embed_table(table, progress=False).features),

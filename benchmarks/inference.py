@@ -30,7 +30,7 @@ from fmcnet.errors import FmcnetError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.parity import compare, rates
 from fmcnet.inference.export.write import export
-from fmcnet.inference.onnx_engine import GRAPHS
+from fmcnet.inference.manifest import GRAPHS
 from fmcnet.models.card import WEIGHTS
 from fmcnet.types import Modality
 
@@ -65,10 +65,10 @@ def main() -> None:
             export(arguments.run, out=Path(scratch) / "int8", **int8, **common)
         except FmcnetError as error:  # it loses too much: there is no such model
             names, refused = ["fp32"], str(error).splitlines()[0]
-        forms = [("eager", eager.engine, (eager.folder / WEIGHTS).stat().st_size, ())]
+        forms = [("eager", eager.backend, (eager.folder / WEIGHTS).stat().st_size, ())]
         for name in names:
             folder = Path(scratch) / name
-            engine = Encoder.from_pretrained(folder, threads=arguments.threads).engine
+            engine = Encoder.from_pretrained(folder, threads=arguments.threads).backend
             size = sum((folder / graph).stat().st_size for graph in GRAPHS.values())
             forms.append((name, engine, size, engine.manifest.kept))
         compared = compare(forms, images, table.modality, table, config.evaluation, seconds=0.001)

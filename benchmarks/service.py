@@ -52,7 +52,7 @@ def pictures(count, height, width):
 def fill(location, encoder, rows):
     """A gallery of random unit vectors, of the model's digest."""
     blank = np.zeros((1, encoder.height, encoder.width, 3), np.uint8)
-    dimension = encoder.engine(blank, Modality.VISIBLE).shape[1]
+    dimension = encoder.backend(blank, Modality.VISIBLE).shape[1]
     random = np.random.default_rng(1)
     with Gallery(location, model=encoder.digest) as gallery:
         for start in range(0, rows, 5000):
@@ -199,7 +199,7 @@ def main():
     report = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-        "python": sys.version.split()[0], "engine": encoder.engine.name, "threads": given.threads,
+        "python": sys.version.split()[0], "engine": encoder.backend.name, "threads": given.threads,
         "rows": given.rows, "concurrency": [],
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

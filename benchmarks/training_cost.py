@@ -9,7 +9,7 @@ Every row is a process of its own (two for "processes", by torchrun): FMCNet in 
 file, real batches and augmentation, one thread a process on a CPU. Warm-up steps are not counted; the rate is the
 median step's. Memory is one process's own (Python and PyTorch are in it, the mapped images are not), or the GPU's.
 Rows that only one thing tells apart share the base row. Results go to benchmarks/training_cost.json, the plot and the
-table into docs/.
+table into README.md.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def start(row: dict[str, int], args: argparse.Namespace, folder: Path) -> dict[s
 
 
 def draw(results: dict[str, Any]) -> None:
-    """The table as docs/training-cost.md, the plot as docs/images/training-cost.png."""
+    """The table in benchmarks/README.md, the plot as docs/images/training-cost.png."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -218,7 +218,7 @@ def draw(results: dict[str, Any]) -> None:
                 f"{row['images_per_s']} | {row['peak_gib']} | {row['plan_of_an_epoch_s']} | "
                 f"{100 * row['waiting_for_data']:.1f} % |"
             )
-    page, (before, after) = DOCS / "training.md", ("<!-- cost: begin -->", "<!-- cost: end -->")
+    page, (before, after) = HERE / "README.md", ("<!-- cost: begin -->", "<!-- cost: end -->")
     text = page.read_text(encoding="utf-8")
     head, rest = text.split(before)
     page.write_text(

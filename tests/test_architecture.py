@@ -13,7 +13,7 @@ import fmcnet
 
 SOURCE = Path(fmcnet.__file__).parent
 LAYERS = [
-    ("errors", "interrupt", "files", "types", "config", "optional"),
+    ("errors", "interrupt", "files", "types", "durations", "config", "optional"),
     ("distributed", "progress"),
     ("data",),
     ("synthetic",),
@@ -106,7 +106,7 @@ def test_readers_and_the_generator_work_without_torch():
 
 
 def test_the_gallery_and_its_search_work_without_torch():
-    code = "import sys, fmcnet.retrieval.embedded.store, fmcnet.cli.search; print('torch' in sys.modules)"
+    code = "import sys, fmcnet.retrieval.sqlite_store, fmcnet.cli.search; print('torch' in sys.modules)"
     assert fresh(code).strip() == "False"
 
 

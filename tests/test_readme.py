@@ -1,4 +1,4 @@
-"""What README and CONTRIBUTING tell people to type works."""
+"""What README, CONTRIBUTING and the site tell people to type works."""
 
 from __future__ import annotations
 
@@ -12,69 +12,148 @@ from typer.testing import CliRunner
 from fmcnet.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name != "results.md")
+BESIDE_DATA = [
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "benchmarks" / "recipe_trials.md",
+    ROOT / "src" / "fmcnet" / "experiments" / "published.md",
+]
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES, *BESIDE_DATA]
+GROUPS = ("data", "report", "gallery", "keys")
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
 
 def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
-def test_python_blocks_run(path, tmp_path, monkeypatch, tiny_sysu):
-    """With a generated tree where the page says /data/SYSU-MM01."""
-    monkeypatch.chdir(tmp_path)
-    for block in blocks(path, "python"):
-        block = block.replace("/data/SYSU-MM01", str(tiny_sysu))
-        exec(compile(block, str(path), "exec"), {"__name__": "readme"})
+def test_python_blocks_run_in_any_order_in_one_folder(tmp_path, monkeypatch, tiny_sysu):
+    """Last page first: a page that needs an earlier one fails, as does one that what another left makes fail.
 
-
-def test_the_pages_may_be_followed_in_order_in_one_folder(tmp_path, monkeypatch, tiny_sysu):
-    """README first: no page trips over what an earlier one left (a run, a gallery of another model...)."""
+    With a generated tree where a page names /data/SYSU-MM01.
+    """
     monkeypatch.chdir(tmp_path)
-    for path in DOCS:
+    for path in reversed(DOCS):
         for block in blocks(path, "python"):
             block = block.replace("/data/SYSU-MM01", str(tiny_sysu))
-            exec(compile(block, str(path), "exec"), {"__name__": "readme"})
+            exec(compile(block, str(path), "exec"), {"__name__": "__main__"})
 
 
-def test_the_readme_has_python_to_run():
+def test_every_guide_has_something_to_run():
     assert len(blocks(ROOT / "README.md", "python")) == 1
+    for page in PAGES:
+        if page.parent.name == "guides":
+            assert blocks(page, "python") or blocks(page, "sh"), page.name
 
 
 def commands(path: Path) -> list[list[str]]:
-    text = path.read_text(encoding="utf-8")
-    inline = re.findall(r"`((?:fmcnet|make) [^`]+)`", text)
-    fenced = [line for block in blocks(path, "(?:sh|bash|text|console)") for line in block.splitlines()]
-    found = [*inline, *(line.removeprefix("$ ") for line in fenced)]
-    return [shlex.split(c.split("#")[0]) for c in found if re.match(r"(fmcnet|make) [a-z]", c)]
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    inline = [" ".join(found.split()) for found in re.findall(r"`((?:fmcnet|make)\s[^`]+)`", text)]
+    fenced = re.findall(r"```(?:sh|bash|text|console)\n(.*?)```", text, re.DOTALL)
+    lines = [line.removeprefix("$ ") for block in fenced for line in block.splitlines()]
+    found = [re.sub(r"^.*-m fmcnet ", "fmcnet ", line) for line in [*inline, *lines]]
+    return [shlex.split(c.split("#")[0]) for c in found if re.match(r"(fmcnet|make) [a-z-]", c)]
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", DOCS, ids=name)
 def test_every_command_named_exists_with_its_options(path):
     makefile = (ROOT / "Makefile").read_text()
-    for words in commands(path):
-        if words[0] == "make":
-            assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), words
+    for program, *words in commands(path):
+        if program == "make":
+            assert re.search(rf"^{words[0]}:", makefile, re.MULTILINE), words
             continue
-        known, names = CliRunner(), words[1:]
-        depth = 2 if names[0] in ("data", "report", "gallery") and len(names) > 1 else 1
-        page = known.invoke(app, [*names[:depth], "--help"], prog_name="fmcnet", terminal_width=200)
+        if words[0] == "--threads":
+            words = words[2:]
+        depth = 2 if words[0] in GROUPS and len(words) > 1 else 1
+        page = CliRunner().invoke(app, [*words[:depth], "--help"], prog_name="fmcnet", terminal_width=200)
         assert page.exit_code == 0, words
-        for option in (w for w in names if w.startswith("--")):
+        for option in (w for w in words if w.startswith("--")):
             assert option in page.output, f"{path.name}: {' '.join(words)}"
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", DOCS, ids=name)
 def test_links_and_pictures_exist(path):
-    for target in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8")):
-        if not target.startswith("http"):
-            assert (path.parent / target).exists(), target
+    text = path.read_text(encoding="utf-8")
+    for target in [*re.findall(r"\]\(([^)]+)\)", text), *re.findall(r'src="([^"]+)"', text)]:
+        file, _, anchor = target.partition("#")
+        if file.startswith("http"):
+            continue
+        page = path.parent / file if file else path
+        assert page.exists(), target
+        if anchor:
+            assert anchor in anchors(page), target
 
 
-def test_every_test_named_in_the_equations_page_exists():
-    text = (ROOT / "docs" / "equations.md").read_text(encoding="utf-8")
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, those of included files too."""
+    text = re.sub(
+        r"<!-- include (\S+) -->",
+        lambda found: (ROOT / found[1]).read_text(encoding="utf-8"),
+        page.read_text(encoding="utf-8"),
+    )
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
+
+
+def test_every_test_named_on_the_methods_page_exists():
+    text = (ROOT / "docs" / "concepts" / "method.md").read_text(encoding="utf-8")
     sources = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("test_*.py"))
     names = re.findall(r"(test_[a-z0-9_]+)(?=[`*])", text)
-    assert len(names) > 20
-    for name in names:
-        assert f"def {name}" in sources, name
+    assert len(names) > 18
+    for test in names:
+        assert f"def {test}" in sources, test
+
+
+def test_every_function_named_on_the_methods_page_exists():
+    from importlib import import_module
+
+    text = (ROOT / "docs" / "concepts" / "method.md").read_text(encoding="utf-8")
+    names = re.findall(r"`((?:models|losses)\.[a-z_]+(?:\.[A-Za-z_]+)?)`", text)
+    for module, members in re.findall(r"^::: fmcnet\.(\S+)\n.*\n +members: \[(.*)\]", text, re.MULTILINE):
+        names += [f"{module}.{member}" for member in members.split(", ")]
+    names = [each for each in names if not is_setting(each)]
+    assert len(names) > 12
+    for each in names:
+        module, _, attribute = each.rpartition(".") if each.count(".") > 1 else (each, "", "")
+        assert not attribute or hasattr(import_module(f"fmcnet.{module}"), attribute), each
+        import_module(f"fmcnet.{module}")
+
+
+def is_setting(text: str) -> bool:
+    """Whether `losses.gan` is a setting of a configuration, not a module."""
+    from fmcnet.config import Config
+
+    section, _, setting = text.partition(".")
+    return setting in getattr(type(getattr(Config(), section, None)), "model_fields", {})
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=name)
+def test_every_setting_named_exists(path):
+    text = path.read_text(encoding="utf-8")
+    for words in re.findall(r"`([^`\n]+)`", text):
+        for found in re.findall(r"(?<![\w./])(?:data|augment|model|losses|training|evaluation)\.\w+", words):
+            module = f"src/fmcnet/{found.replace('.', '/')}"
+            known = is_setting(found) or any((ROOT / f"{module}{end}").exists() for end in (".py", ""))
+            assert known or found == "model.safetensors" or found == "model.json", found
+
+
+@pytest.mark.parametrize("path", DOCS, ids=name)
+def test_prose_has_short_lines(path):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        assert len(line) <= 100 or line.startswith("|"), f"{path.name}:{number}"
+
+
+def test_the_readme_and_the_site_stay_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 700
+    assert sum(len(page.read_text(encoding="utf-8").split()) for page in PAGES) <= 12_000
+
+
+def test_pages_named_in_code_exist():
+    files = [p for part in ("src", "benchmarks", "tests") for p in (ROOT / part).rglob("*.py")]
+    files += (ROOT / "src").rglob("*.yaml")
+    named = {page for p in files for page in re.findall(r"\bdocs/[\w/-]+\.md", p.read_text(encoding="utf-8"))}
+    assert len(named) > 5
+    assert [page for page in sorted(named) if not (ROOT / page).is_file()] == []

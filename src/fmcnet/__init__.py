@@ -30,7 +30,7 @@ _PUBLIC = {
     "Gallery": "fmcnet.retrieval.gallery",
     "Where": "fmcnet.retrieval.records",
     "Searcher": "fmcnet.retrieval.searcher",
-    "evaluate": "fmcnet.evaluation.engine",
+    "evaluate": "fmcnet.evaluation.evaluate",
     "protocols": "fmcnet.evaluation.protocols",
     "FmcnetError": "fmcnet.errors",
 }
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from fmcnet.data.table import Table
     from fmcnet.errors import FmcnetError
     from fmcnet.evaluation import protocols
-    from fmcnet.evaluation.engine import evaluate
+    from fmcnet.evaluation.evaluate import evaluate
     from fmcnet.inference.adapt import Crops, adapt_model
     from fmcnet.inference.encoder import Encoder, load
     from fmcnet.models.backbone import Backbone, register_backbone
@@ -61,7 +61,7 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'fmcnet' has no attribute '{name}'")
     module = importlib.import_module(_PUBLIC[name])
-    return module if _PUBLIC[name].rsplit(".", 1)[-1] == name else getattr(module, name)
+    return module if name == "protocols" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -313,9 +313,9 @@ class EvaluationConfig(_Section):
     direction: Literal["i2v", "v2i", "both"] = "i2v"
     """i2v searches infrared queries in a visible gallery, v2i the reverse, both does both."""
     reading: Literal["a", "b", "c"] = "a"
-    """LLCM's protocol has this reading (docs/which-number.md)."""
+    """LLCM's protocol has this reading (docs/concepts/protocols.md)."""
     cmc: Literal["image", "identity"] = "image"
-    """RegDB's CMC counts images or identities (docs/which-number.md)."""
+    """RegDB's CMC counts images or identities (docs/concepts/protocols.md)."""
     distance: Literal["cosine", "euclidean"] = "cosine"
     """Descriptors are compared by this distance (ours)"""
     batch: Positive = 64

@@ -131,7 +131,7 @@ def keep_freed_memory() -> None:
 
     A training step frees and allocates the same large blocks each time. By default glibc returns them to the system,
     which zeroes every page on first touch. In return the process holds its peak memory until it ends.
-    docs/training.md has the gain on a CPU.
+    docs/guides/train.md has the gain on a CPU.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from fmcnet.errors import DataError
 
 
@@ -91,3 +93,26 @@ def remove_left(folder: Path) -> None:
 def left_in(folder: Path) -> list[Path]:
     """Temporary files of `write_atomically`."""
     return [path for path in folder.glob(".*.tmp") if path.is_file()]
+
+
+@contextlib.contextmanager
+def lock_file(path: Path, timeout: float, busy: Exception) -> Iterator[None]:
+    """Hold the operating system's lock of `path`, one process at a time; a process that dies loses it.
+
+    Args:
+        path: the lock file, made where missing.
+        timeout: seconds to wait for another process.
+        busy: raised when another process still holds the lock after that time.
+
+    Raises:
+        OSError: when the lock file cannot be made.
+    """
+    lock = FileLock(path, timeout=timeout)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise busy from error
+    try:
+        yield
+    finally:
+        lock.release()

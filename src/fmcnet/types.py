@@ -50,6 +50,13 @@ class Modality(str, Enum):
         return self.value
 
 
+MODALITY_WORDS = {
+    **dict.fromkeys(("visible", "vis", "v", "rgb", "color", "colour", "0"), Modality.VISIBLE),
+    **dict.fromkeys(("infrared", "ir", "i", "nir", "thermal", "lwir", "1"), Modality.INFRARED),
+}
+"""Words for the modalities in tables and commands, in lower case."""
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """Descriptors of N images with what a protocol needs to know of each image.

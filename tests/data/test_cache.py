@@ -36,7 +36,7 @@ def test_the_second_time_nothing_is_decoded(
 ) -> None:
     first = ImageCache(table, 12, 6, folder=tmp_path / "cache")
     assert first.built
-    monkeypatch.setattr(cache_module, "open_rgb", None)
+    monkeypatch.setattr(cache_module, "decode_images", None)
     second = ImageCache(table, 12, 6, folder=tmp_path / "cache")
     assert not second.built
     np.testing.assert_array_equal(first.images, second.images)

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from fmcnet.data.cache import ImageCache, cache_folder, default_folder
-from fmcnet.data.cache_folder import look, parse_age, prune
-from fmcnet.data.cache_lock import held
+from fmcnet.data.cache_store import list_caches, lock_path, parse_age, prune_caches
 from fmcnet.data.check import check
+from fmcnet.data.locks import lock_file
 from fmcnet.data.readers import read_dataset, read_sysu
 from fmcnet.data.readers.csv import write_csv
 from fmcnet.data.table import Table
@@ -75,7 +75,7 @@ def test_the_cache_of_changed_images_replaces_the_old_one(tmp_path: Path, table:
 
 def test_listing_and_pruning(tmp_path: Path, table: Table) -> None:
     folder = tmp_path / "cache"
-    assert look(folder).caches == prune(folder, timedelta(0)).removed == ()
+    assert list_caches(folder).caches == prune_caches(folder, timedelta(0)).removed == ()
     old = ImageCache(table, 12, 6, folder=folder).path
     new = ImageCache(table, 24, 10, folder=folder).path
     bare = ImageCache(table, 6, 12, folder=folder).path
@@ -85,7 +85,7 @@ def test_listing_and_pruning(tmp_path: Path, table: Table) -> None:
     past = time.time() - 40 * 86400
     for path in (old.with_suffix(".json"), bare):
         os.utime(path, (past, past))
-    found = look(folder)
+    found = list_caches(folder)
     assert {entry.name for entry in found.caches} == {old.name, new.name, bare.name}
     first = found.caches[0]
     assert (first.name, first.images, first.size, first.root) == (new.name, 36, "24 x 10", str(table.root))
@@ -93,19 +93,28 @@ def test_listing_and_pruning(tmp_path: Path, table: Table) -> None:
     assert "will be built again" in "\n".join(found.lines())
 
     ImageCache(table, 12, 6, folder=folder)  # used again now
-    assert [entry.name for entry in prune(folder, timedelta(days=30)).removed] == [bare.name]
+    assert [entry.name for entry in prune_caches(folder, timedelta(days=30)).removed] == [bare.name]
     os.utime(old.with_suffix(".json"), (past, past))
-    temporary = folder / f".{old.stem}.{'0' * 32}.building"
+    temporary = folder / f".{old.stem}.{'0' * 32}.building"  # of version 0.1.0
     temporary.write_bytes(b"")
-    with held(new):
-        (folder / f".{new.stem}.{'0' * 32}.building").write_bytes(b"")
+    with lock_file(lock_path(new)):
+        (folder / f".{new.name}.123.tmp").write_bytes(b"")
     (folder / ".other.building").write_bytes(b"")
-    result = prune(folder, timedelta(days=30))
+    result = prune_caches(folder, timedelta(days=30))
     assert [entry.name for entry in result.removed] == [old.name]
     assert result.temporaries == 2
     assert "removed 1" in "\n".join(result.lines())
     names = {new.name, new.with_suffix(".json").name, foreign.name, ".other.building"}
     assert {p.name for p in folder.iterdir()} == names
+
+
+def test_a_cache_that_is_being_built_is_not_pruned(tmp_path: Path, table: Table) -> None:
+    path = ImageCache(table, 12, 6, folder=tmp_path / "cache").path
+    with lock_file(lock_path(path)):
+        assert prune_caches(path.parent, timedelta(0)).removed == ()
+    assert path.exists()
+    assert [cache.name for cache in prune_caches(path.parent, timedelta(0)).removed] == [path.name]
+    assert list(path.parent.iterdir()) == []
 
 
 def test_durations() -> None:
@@ -119,4 +128,4 @@ def test_durations() -> None:
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("")
     with pytest.raises(DataError, match="is a file"):
-        look(tmp_path / "x")
+        list_caches(tmp_path / "x")

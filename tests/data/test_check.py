@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fmcnet.data.check import HOMES, PUBLISHED, check
+from fmcnet.data.check import HOMES, PUBLISHED, check, summary
 from fmcnet.data.readers import read_dataset
-from fmcnet.data.summary import summary
 from fmcnet.errors import DataError
 from tests.data import trees
 

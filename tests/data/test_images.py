@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from fmcnet.data.images import MAX_LISTED, load_image, require_readable, verify_images
+from fmcnet.data.images import MAX_LISTED, load_image, raise_unreadable, verify_images
 from fmcnet.data.table import Record, Table
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
@@ -112,15 +112,15 @@ def test_all_unreadable_images_are_listed_in_order(tmp_path: Path) -> None:
     faults = verify_images(_table(tmp_path, paths), workers=3)
     assert [path for path, _ in faults] == ["1.jpg", "2.jpg", "4.jpg", "5.jpg"]
     with pytest.raises(DataError) as caught:
-        require_readable(_table(tmp_path, paths))
+        raise_unreadable(_table(tmp_path, paths), faults)
     assert str(caught.value).startswith(f"4 of 6 images under {tmp_path} cannot be read:\n  1.jpg: ")
     assert "4.jpg: a text file" in str(caught.value)
 
 
 def test_a_long_list_ends_with_the_rest_counted(tmp_path: Path) -> None:
-    paths = [f"{n:02d}.jpg" for n in range(MAX_LISTED + 5)]
+    table = _table(tmp_path, [f"{n:02d}.jpg" for n in range(MAX_LISTED + 5)])
     with pytest.raises(DataError, match=r"25 of 25 images(.|\n)*19.jpg(.|\n)*and 5 more") as caught:
-        require_readable(_table(tmp_path, paths))
+        raise_unreadable(table, verify_images(table))
     assert "20.jpg" not in str(caught.value)
 
 
@@ -128,9 +128,11 @@ def test_readable_images_raise_nothing_and_a_bar_can_be_shown(
     tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     trees.write_image(tmp_path / "a.jpg")
-    require_readable(_table(tmp_path, ["a.jpg"]))
+    table = _table(tmp_path, ["a.jpg"])
+    assert verify_images(table) == []
+    raise_unreadable(table, [])
     assert capfd.readouterr().err == ""
-    require_readable(_table(tmp_path, ["a.jpg"]), progress=True)
+    assert verify_images(table, progress=True) == []
 
 
 def head_of(brand: bytes) -> bytes:

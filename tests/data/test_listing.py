@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from fmcnet.data.listing import ignored_facts, ignored_line, list_folder, number_of
+from fmcnet.data.readers.common import read_ids
 from fmcnet.data.readers.csv import read_csv
-from fmcnet.data.readers.lists import read_ids
 from fmcnet.data.table import Record, Table
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 
 def names(listing, root):
-    return [path.relative_to(root).as_posix() for path in listing.pictures]
+    return [path.relative_to(root).as_posix() for path in listing.images]
 
 
 def test_every_suffix_in_any_case_and_none_at_all(folder):

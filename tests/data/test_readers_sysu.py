@@ -78,7 +78,7 @@ def test_mat_file_that_is_none(root: Path) -> None:
 
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="the official split files are not at hand")
 def test_the_official_mat_files() -> None:
-    from fmcnet.data.readers.lists import read_mat_ids
+    from fmcnet.data.readers.common import read_mat_ids
 
     assert len(read_mat_ids(GOLDEN / "train_id.mat")) == 296
     assert len(read_mat_ids(GOLDEN / "test_id.mat")) == 96

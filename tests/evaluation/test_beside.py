@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from fmcnet.errors import ProtocolError
-from fmcnet.evaluation.engine import evaluate
-from fmcnet.evaluation.extras import KReciprocal, QueryExpansion
-from fmcnet.evaluation.nearest import largest, ranked_lists
+from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.evaluation.protocols import custom
-from fmcnet.evaluation.reranking import k_reciprocal
+from fmcnet.evaluation.ranked_lists import largest, ranked_lists
+from fmcnet.evaluation.reranking import KReciprocal, QueryExpansion, k_reciprocal
 from fmcnet.evaluation.rules import SkipRule
 from fmcnet.evaluation.verification import verification
 from tests.evaluation.shared_golden import embeddings

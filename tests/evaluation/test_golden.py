@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmcnet.evaluation.engine import evaluate
+from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.evaluation.protocols import sysu
 from fmcnet.evaluation.rules import SkipRule
 from fmcnet.evaluation.score import score_file
@@ -123,7 +123,7 @@ def test_the_test_split_has_its_96_identities():
 
 @needs_shared
 def test_the_figures_of_the_docs_page():
-    page = (Path(__file__).parents[2] / "docs" / "which-number.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "concepts" / "protocols.md").read_text()
     e = sysu_embeddings()
     cases = [(m, s, "official") for m in ("all", "indoor") for s in (1, 10)]
     for mode, shots, draw in [*cases, ("all", 1, "seeded"), ("indoor", 1, "seeded")]:
@@ -146,7 +146,7 @@ def test_the_figures_of_the_docs_page():
 
 
 def test_the_small_figures_of_the_docs_page():
-    page = (Path(__file__).parents[2] / "docs" / "which-number.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "concepts" / "protocols.md").read_text()
     for cmc, title in (("image", "images (default)"), ("identity", "identities")):
         mean = score_file(CARRIED / "small.npz", "regdb", cmc=cmc).mean
         row = " | ".join(f"{100 * mean[name]:.2f}" for name in ("rank1", "rank5", "rank10", "rank20", "mAP"))

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmcnet.errors import DataError, ProtocolError
-from fmcnet.evaluation.engine import evaluate, evaluate_all
-from fmcnet.evaluation.passes import rank_given
+from fmcnet.evaluation.evaluate import evaluate, evaluate_all
+from fmcnet.evaluation.metrics import scores
 from fmcnet.evaluation.protocols import custom
-from fmcnet.evaluation.ranking import scores
+from fmcnet.evaluation.ranking import rank_given
 from fmcnet.evaluation.rules import SkipRule
 from tests.evaluation.shared_golden import embeddings
 from tests.reference.evaluation_slow import evaluate_slow, similarity_slow

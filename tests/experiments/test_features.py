@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import torch
 
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import DataError
-from fmcnet.experiments.features import Features, collect, distances, numbers, probe, unit
+from fmcnet.experiments.features import Features, collect, measure, probe, unit
 from fmcnet.inference.encoder import load
 from fmcnet.types import Modality
 
@@ -38,7 +38,7 @@ def features(shared=(0.0, 0.0), specific=(2.0, -2.0), generated=None):
 
 
 def test_what_the_paper_claims_gives_the_values_it_wants():
-    found = numbers(features())
+    found = measure(features())
     assert found.mixing == pytest.approx(1.0, abs=0.25)
     assert found.cross_ratio == pytest.approx(1.0, abs=0.05)
     assert found.probe_shared < 0.65
@@ -52,7 +52,7 @@ def test_what_the_paper_claims_gives_the_values_it_wants():
 
 
 def test_modalities_that_fall_apart_show():
-    found = numbers(features(shared=(2.0, -2.0)))
+    found = measure(features(shared=(2.0, -2.0)))
     assert found.mixing == 0.0
     assert found.cross_ratio > 5
     assert found.probe_shared > 0.99
@@ -60,7 +60,7 @@ def test_modalities_that_fall_apart_show():
 
 def test_generated_features_of_the_wrong_identity_show():
     rolled = [np.roll(cloud(o, seed=s), K, axis=0) for o, s in ((-2.0, 5), (2.0, 6))]
-    found = numbers(features(generated=tuple(rolled)))
+    found = measure(features(generated=tuple(rolled)))
     assert found.generated_first == 0.0
     assert found.generated_rank > 4
     assert found.generated_distance > 0.9 * found.between_centers
@@ -76,8 +76,8 @@ def test_generated_rank_against_a_loop():
             gaps = [np.linalg.norm(fake[row] - r) for r in real]
             best = min(g for g, who in zip(gaps, PID, strict=True) if who == PID[row])
             ranks.append(1 + sum(g <= best for g, who in zip(gaps, PID, strict=True) if who != PID[row]))
-    assert numbers(f).generated_rank == pytest.approx(np.mean(ranks))
-    assert numbers(f).generated_first == pytest.approx(np.mean(np.array(ranks) == 1))
+    assert measure(f).generated_rank == pytest.approx(np.mean(ranks))
+    assert measure(f).generated_first == pytest.approx(np.mean(np.array(ranks) == 1))
 
 
 def test_centre_distances_against_a_loop():
@@ -90,7 +90,7 @@ def test_centre_distances_against_a_loop():
         for c in c_sp:
             nearest.append(min(np.linalg.norm(c - other) for other in c_sh))
             widest.append(max(np.linalg.norm(c - other) for other in c_sp))
-    found = numbers(f)
+    found = measure(f)
     assert found.shared_specific == pytest.approx(np.mean(nearest))
     assert found.specific_spread == pytest.approx(np.mean(widest))
 
@@ -106,13 +106,8 @@ def test_the_probe_is_asked_about_people_it_has_not_seen():
 def test_scale_does_not_matter():
     f = features()
     larger = replace(f, shared=tuple(7 * x for x in f.shared), specific=tuple(3 * x for x in f.specific))
-    ours, theirs = numbers(f).to_dict(), numbers(larger).to_dict()
+    ours, theirs = asdict(measure(f)), asdict(measure(larger))
     assert theirs == pytest.approx(ours)
-
-
-def test_distances():
-    a, b = np.random.default_rng(0).normal(size=(2, 5, 3))
-    assert np.allclose(distances(a, b), np.linalg.norm(a[:, None] - b[None], axis=2))
 
 
 def test_too_few_identities_are_refused():
@@ -120,7 +115,7 @@ def test_too_few_identities_are_refused():
     f = features()
     cut = Features((PID[few], PID[few]), tuple(x[few] for x in f.shared), None, None)
     with pytest.raises(DataError, match="only 3 identities have both"):
-        numbers(cut)
+        measure(cut)
 
 
 def test_collected_features_are_the_models_own(tiny_run, tiny_sysu):
@@ -137,14 +132,23 @@ def test_collected_features_are_the_models_own(tiny_run, tiny_sysu):
         fused[:, parts[0].shape[1] :] *= encoder.card.config.model.specific_weight
         embedded = encoder.embed_table(rows, progress=False).features
         assert np.allclose(fused, embedded, atol=1e-3)
-    measured = numbers(found)
+    measured = measure(found)
     assert 0 <= measured.probe_shared <= 1
     assert measured.generated_rank >= 1
 
 
+def test_only_some_images_are_collected(tiny_run, tiny_sysu):
+    encoder, table = load(tiny_run, "cpu"), read_dataset(tiny_sysu).select(split="test")
+    rows = np.concatenate([np.flatnonzero(table.modality == m.code)[1:6:2] for m in Modality])
+    some, every = collect(encoder, table, rows, progress=False), collect(encoder, table, progress=False)
+    for kind in ("pid", "shared", "specific", "generated"):
+        for m in (0, 1):
+            assert np.allclose(getattr(some, kind)[m], getattr(every, kind)[m][1:6:2], atol=1e-5)
+
+
 def test_a_model_without_specific_features_has_the_shared_numbers_only():
     f = features()
-    found = numbers(Features(f.pid, f.shared, None, None))
+    found = measure(Features(f.pid, f.shared, None, None))
     assert found.probe_specific is None
     assert found.generated_rank is None
-    assert found.probe_shared == numbers(f).probe_shared
+    assert found.probe_shared == measure(f).probe_shared

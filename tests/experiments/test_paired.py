@@ -7,18 +7,17 @@ import pytest
 
 from fmcnet.errors import ProtocolError
 from fmcnet.evaluation import protocols
-from fmcnet.evaluation.engine import evaluate
-from fmcnet.evaluation.queries import query_scores
-from fmcnet.experiments import paired
-from fmcnet.experiments.paired import paired_interval
+from fmcnet.evaluation.evaluate import evaluate, query_scores
+from fmcnet.experiments import results
+from fmcnet.experiments.results import paired_interval
 from fmcnet.types import Embeddings, Modality
 
 
 def test_crossed_means_are_those_of_a_loop_over_what_was_drawn():
     table = np.random.default_rng(0).normal(size=(3, 7))
-    fast = paired._crossed(list(table), 40, np.random.default_rng(5))
+    fast = results._crossed(list(table), 40, np.random.default_rng(5))
     rng = np.random.default_rng(5)
-    seeds, queries = paired._times(40, 3, rng), paired._times(40, 7, rng)
+    seeds, queries = results._times(40, 3, rng), results._times(40, 7, rng)
     for draw in range(40):
         total, count = 0.0, 0
         for s in range(3):

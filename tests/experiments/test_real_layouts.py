@@ -9,9 +9,9 @@ import pytest
 
 from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
-from fmcnet.evaluation.runs import judge
-from fmcnet.experiments.plan import Settings, make_plan
-from fmcnet.experiments.rows import chosen
+from fmcnet.evaluation.evaluate_model import evaluate_model
+from fmcnet.experiments.rows import select_studies
+from fmcnet.experiments.study import StudyOptions, plan_runs
 from fmcnet.synthetic import generate
 from fmcnet.training.trainer import total_steps, train
 from tests.data import trees
@@ -43,11 +43,12 @@ def test_a_configuration_trains_and_judges_on_its_layout(name, tmp_path, monkeyp
     assert total_steps(load_config(name, ["model.pretrained=null"]), table) > 80
     summary = train(config, table, tmp_path / "run", device="cpu", progress=False)
     assert summary.identities == LABELS[name][0]
-    judged = judge(tmp_path / "run", table, device="cpu", progress=False)
+    judged = evaluate_model(tmp_path / "run", table, device="cpu", progress=False)
     assert len(set(judged.table.pid.tolist())) == LABELS[name][1]
     assert [one.direction for one in judged.evaluations] == ["i2v", "v2i"]
     assert judged.encoder.model.variant == "full"
-    plan = make_plan(chosen("all"), Settings(name), (0,), lambda _: table)
-    assert len(plan.runs) == 18
-    assert {run.config.model.pretrained for run in plan.runs} == {"imagenet"}
-    assert {run.config.model.arch for run in plan.runs} == {"resnet50"}
+    options = StudyOptions("all", tmp_path, config=name, seeds=(0,))
+    runs = plan_runs(select_studies("all"), options, {0: table})
+    assert len(runs) == 18
+    assert {run.config.model.pretrained for run in runs} == {"imagenet"}
+    assert {run.config.model.arch for run in runs} == {"resnet50"}

@@ -7,49 +7,48 @@ import json
 import numpy as np
 import pytest
 
+from fmcnet.config import Config
 from fmcnet.errors import DataError
-from fmcnet.experiments.jobs import QUERIES, RESULT, Job
-from fmcnet.experiments.page import page
-from fmcnet.experiments.paired import paired_interval
-from fmcnet.experiments.results import order_of, query_gap, study_facts
+from fmcnet.experiments.results import order_of, paired_interval, query_gap, study_facts
 from fmcnet.experiments.rows import STUDIES
+from fmcnet.experiments.runs import QUERIES, RESULT, StudyRun
+from fmcnet.experiments.study_report import study_page
 
 SEEDS = (0, 1)
 
 
 def finished(folder, name, map_, seed):
     """A run whose probes have the given average precisions."""
-    run = folder / f"{name}-{seed}"
-    run.mkdir()
+    run = StudyRun(f"{name}-{seed}", "d", Config(), folder / "data", folder)
+    run.folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     ap = np.clip(map_ + 0.05 * rng.normal(size=50), 0, 1)
     hit = (ap > 0.5).astype(float)
     arrays = {
         f"{d}_{k}": v for d in ("i2v", "v2i") for k, v in (("row", np.arange(50)), ("ap", ap), ("hit", hit))
     }
-    np.savez(run / QUERIES, **arrays)
+    np.savez(run.folder / QUERIES, **arrays)
     mean = {"rank1": hit.mean(), "rank10": 1.0, "mAP": ap.mean(), "mINP": 0.1}
     evaluations = [
         {"direction": d, "protocol": f"protocol {d}.", "chance_rank1": 0.02, "mean": mean}
         for d in ("i2v", "v2i")
     ]
     facts = {"digest": "d", "name": run.name, "images_seen": 640, "steps": 10, "evaluations": evaluations}
-    (run / RESULT).write_text(json.dumps(facts))
-    return Job(run.name, "d", "c.yaml", "data", str(run))
+    (run.folder / RESULT).write_text(json.dumps(facts))
+    return run
 
 
 @pytest.fixture
 def table2(tmp_path):
     """Base 30, + SFD 50, + FMC 40 (worse: not the paper's order), full 60; the last lacks seed 1."""
-    names, jobs = {}, {}
-    for key, value in (("base", 0.3), ("sfd", 0.5), ("fmc", 0.4), ("full", 0.6)):
-        for seed in SEEDS:
-            missing = (key, seed) == ("full", 1)
-            job = Job("none", "d", "c", "data", str(tmp_path / "none")) if missing else None
-            job = job or finished(tmp_path, key, value, seed)
-            names[key, seed] = f"{key}-{seed}"
-            jobs[f"{key}-{seed}"] = job
-    return study_facts(STUDIES["table2"], names, jobs, SEEDS, crossed=True)
+    runs = {
+        (key, seed): finished(tmp_path, key, value, seed)
+        for key, value in (("base", 0.3), ("sfd", 0.5), ("fmc", 0.4), ("full", 0.6))
+        for seed in SEEDS
+        if (key, seed) != ("full", 1)
+    }
+    runs["full", 1] = StudyRun("none", "d", Config(), tmp_path / "data", tmp_path)
+    return study_facts(STUDIES["table2"], runs, SEEDS, crossed=True)
 
 
 def test_figures_are_means_over_seeds_in_percent(table2):
@@ -120,11 +119,11 @@ def test_the_papers_figures_stand_beside_those_of_its_data_only(table2, comparab
     facts = {
         "command": "fmcnet study table2", "written": "2026-01-01", "commit": "abc", "crossed": True,
         "versions": {"fmcnet": "0", "torch": "0"}, "seeds": [0, 1], "steps": [10], "images_seen": [640],
-        "failed": "", "studies": [table2], "runs": [],
+        "failed": "", "studies": [table2], "runs": [], "pictures": {},
         "data": {"generated": not comparable, "name": "SYSU-MM01", "test_identities": 9, "train_identities": 9,
                  "comparable": comparable},
     }  # fmt: skip
-    text = page(facts, {})
+    text = study_page(facts)
     assert ("paper mAP" in text) is comparable
     assert ("| 66.34 | 62.51 |" in text) is comparable
     assert ("GENERATED" in text) is not comparable

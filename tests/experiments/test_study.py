@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +22,9 @@ from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
 from fmcnet.errors import FmcnetError
-from fmcnet.experiments import study as module
-from fmcnet.experiments.execute import devices, execute
-from fmcnet.experiments.jobs import Job, do_job, load_queries
-from fmcnet.experiments.study import Ordered, parse_seeds, run_study
+from fmcnet.experiments.rows import select_studies
+from fmcnet.experiments.runs import StudyRun, complete_runs, find_devices
+from fmcnet.experiments.study import StudyOptions, parse_seeds, run_study
 
 LONG = 120
 
@@ -51,68 +52,76 @@ def under_way(out):
     return None
 
 
+def children(pid):
+    """Process ids of a process's children, where /proc lists them."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @pytest.fixture
-def tiny_ordered(tmp_path):
-    return Ordered("table2", tmp_path / "s", preset="tiny", seeds=(0,), budget=2, device="cpu")
+def tiny_options(tmp_path):
+    return StudyOptions("table2", tmp_path / "s", preset="tiny", seeds=(0,), budget=2, device="cpu")
 
 
-def test_a_study_is_done_once_and_shares_its_runs_with_the_next(tiny_ordered, monkeypatch):
-    first = run_study(tiny_ordered, quiet=True)
+def test_a_study_is_done_once_and_shares_its_runs_with_the_next(tiny_options, monkeypatch):
+    first = run_study(tiny_options, quiet=True)
     assert [len(s["rows"]) for s in first["studies"]] == [4]
     assert Path(first["report"]).read_text().startswith("# Results of the study")
-    stored = json.loads((tiny_ordered.out / "report" / "results.json").read_text())
-    assert stored["command"] == first["command"] == tiny_ordered.command()
+    stored = json.loads((tiny_options.out / "report" / "results.json").read_text())
+    assert stored["command"] == first["command"] == tiny_options.command()
     for run in first["runs"]:
         assert (run["steps"], run["images_seen"]) == (2, 32)
         assert run["commands"][0].startswith("fmcnet train --config ")
     for _, path in first["pictures"]["table2"]:
-        assert (tiny_ordered.out / "report" / path).is_file()
+        assert (tiny_options.out / "report" / path).is_file()
 
     trained = []
-    real = module.execute
+    real = StudyRun._train_and_evaluate
     monkeypatch.setattr(
-        module,
-        "execute",
-        lambda jobs, *a, **k: (
-            trained.extend(j.name for j in jobs if j.result() is None),
-            real(jobs, *a, **k),
-        ),
+        StudyRun, "_train_and_evaluate", lambda run, *a: trained.append(run.name) or real(run, *a)
     )
-    again = run_study(tiny_ordered, quiet=True)
+    again = run_study(tiny_options, quiet=True)
     assert trained == []
     assert again["studies"][0]["rows"] == first["studies"][0]["rows"]
-    run_study(replace(tiny_ordered, name="table3"), quiet=True)
+    run_study(replace(tiny_options, name="table3"), quiet=True)
     assert sorted(name.split("-seed")[0] for name in trained) == ["md-none", "md-shs", "md-shs-sps"]
 
 
-def test_the_commands_of_the_report_give_the_same_run(tiny_ordered, tmp_path):
-    facts = run_study(tiny_ordered, quiet=True)
+def test_the_commands_of_the_report_give_the_same_run(tiny_options, tmp_path):
+    facts = run_study(tiny_options, quiet=True)
     run = facts["runs"][0]
     words = run["commands"][0].split()[1:]
     by_hand = tmp_path / "hand"
     words[words.index("--out") + 1] = str(by_hand)
     assert CliRunner().invoke(app, words).exit_code == 0
-    ours = tiny_ordered.out / "runs" / run["name"]
+    ours = tiny_options.out / "runs" / run["name"]
     assert (by_hand / "model.safetensors").read_bytes() == (ours / "model.safetensors").read_bytes()
 
 
-def test_each_seed_can_have_a_world_of_its_own(tiny_ordered):
-    facts = run_study(replace(tiny_ordered, seeds=(0, 1), worlds="own", budget=1), quiet=True)
+def test_each_seed_can_have_a_world_of_its_own(tiny_options):
+    facts = run_study(replace(tiny_options, seeds=(0, 1), worlds="own", budget=1), quiet=True)
     assert facts["crossed"] is False
-    assert sorted(p.name for p in (tiny_ordered.out / "data").iterdir()) == ["world-0", "world-1"]
+    assert sorted(p.name for p in (tiny_options.out / "data").iterdir()) == ["world-0", "world-1"]
     assert {p["mAP"]["seeds"] for p in facts["studies"][0]["pairs"]} == {2}
 
 
-def test_a_device_that_is_not_there_is_refused_before_any_work(tiny_ordered):
+def test_a_device_that_is_not_there_is_refused_before_any_work(tiny_options):
     with pytest.raises(FmcnetError, match="device 'tpu' cannot be used here"):
-        run_study(replace(tiny_ordered, device="tpu"), quiet=True)
-    assert not tiny_ordered.out.exists()
+        run_study(replace(tiny_options, device="tpu"), quiet=True)
+    assert not tiny_options.out.exists()
 
 
 def test_real_data_take_their_own_configuration(tiny_sysu, tmp_path, monkeypatch):
-    asked = Ordered("table2", tmp_path / "s", data=tiny_sysu)
-    assert module._source(asked) == "sysu"
-    assert module._source(replace(asked, config="tiny")) == "tiny"
+    asked = StudyOptions("table2", tmp_path / "s", data=tiny_sysu)
+    assert asked.source == "sysu"
+    assert replace(asked, config="tiny").source == "tiny"
     small = replace(asked, config="tiny", budget=1, seeds=(0,), name="figure5", device="cpu")
     facts = run_study(small, quiet=True)
     assert not (tmp_path / "s" / "data").exists()
@@ -124,7 +133,7 @@ def test_a_csv_among_others_is_the_one_that_was_given(tiny_sysu, tmp_path):
     places = [str(path) for path in table.full_paths()]
     file = write_csv(replace(table, root=tmp_path, path=np.array(places)), tmp_path / "mine.csv")
     (tmp_path / "other.csv").write_text("path,pid,modality\n")
-    asked = Ordered(
+    asked = StudyOptions(
         "figure4", tmp_path / "s", data=file, config="tiny", seeds=(0,), budget=1, device="cpu", jobs=1
     )
     facts = run_study(asked, quiet=True)
@@ -135,11 +144,11 @@ def test_a_csv_among_others_is_the_one_that_was_given(tiny_sysu, tmp_path):
 def test_mistakes_are_said_before_any_work(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     cases = {
-        "holds other things": Ordered("all", tmp_path),
-        "unknown study": Ordered("table7", tmp_path / "s"),
-        "unknown preset 'huge'": Ordered("all", tmp_path / "s", preset="huge"),
-        "no such setting": Ordered("all", tmp_path / "s", overrides=("model.depth=3",)),
-        "--worlds mine": Ordered("all", tmp_path / "s", preset="tiny", worlds="mine"),
+        "holds other things": StudyOptions("all", tmp_path),
+        "unknown study": StudyOptions("table7", tmp_path / "s"),
+        "unknown preset 'huge'": StudyOptions("all", tmp_path / "s", preset="huge"),
+        "no such setting": StudyOptions("all", tmp_path / "s", overrides=("model.depth=3",)),
+        "--worlds mine": StudyOptions("all", tmp_path / "s", preset="tiny", worlds="mine"),
     }
     for said, asked in cases.items():
         with pytest.raises(FmcnetError, match=said):
@@ -153,60 +162,71 @@ def test_mistakes_are_said_before_any_work(tmp_path):
     assert "Traceback" not in result.output
 
 
-def job(tmp_path, tiny_sysu, name, *overrides, **options):
-    path = tmp_path / f"{name}.yaml"
+def run_named(tmp_path, tiny_sysu, name, *overrides):
     settings = ["training.epochs=1", "training.steps_per_epoch=2", "training.validate_every=0", *overrides]
-    path.write_text(load_config("tiny", settings).to_yaml())
-    return Job(name, name, str(path), str(tiny_sysu), str(tmp_path / "runs" / name), device="cpu", **options)
+    return StudyRun(name, name, load_config("tiny", settings), tiny_sysu, tmp_path)
 
 
-def test_a_job_on_validation_identities_that_keeps_nothing(tiny_sysu, tmp_path):
-    one = job(tmp_path, tiny_sysu, "val", split="val", keep=False)
-    found = do_job(one, progress=False)
-    assert found["split"] == "val"
-    left = {p.name for p in Path(one.run).iterdir()}
-    assert {"result.json", "queries.npz", "model.json"} <= left
-    assert not left & {"model.safetensors", "checkpoints", "embeddings"}
-    assert do_job(one) == found
-    assert set(load_queries(one.run)) == {"i2v"}
+def test_a_finished_run_keeps_what_its_report_needs(tiny_sysu, tmp_path):
+    one = run_named(tmp_path, tiny_sysu, "one")
+    found = one.complete("cpu", progress=False)
+    left = {p.name for p in one.folder.iterdir()}
+    assert {"result.json", "queries.npz", "model.json", "model.safetensors", "README.md"} <= left
+    assert "checkpoints" not in left
+    assert one.complete() == found
+    assert set(one.queries()) == {"i2v"}
 
 
-def test_a_result_of_other_settings_is_not_this_jobs(tiny_sysu, tmp_path):
-    one = job(tmp_path, tiny_sysu, "one")
-    do_job(one, progress=False)
+def test_a_result_of_other_settings_is_not_this_runs(tiny_sysu, tmp_path):
+    one = run_named(tmp_path, tiny_sysu, "one")
+    one.complete("cpu", progress=False)
     assert replace(one, digest="other").result() is None
-    (Path(one.run) / "result.json").write_text("{ cut")
+    (one.folder / "result.json").write_text("{ cut")
     assert one.result() is None
 
 
 def test_a_run_killed_before_it_began_is_begun_again(tiny_sysu, tmp_path):
-    one = job(tmp_path, tiny_sysu, "cut")
-    Path(one.run).mkdir(parents=True)
-    (Path(one.run) / ".config.yaml.77.tmp").write_text("half")
-    assert do_job(one, progress=False)["steps"] == 2
+    one = run_named(tmp_path, tiny_sysu, "cut")
+    one.folder.mkdir(parents=True)
+    (one.folder / ".config.yaml.77.tmp").write_text("half")
+    assert one.complete("cpu", progress=False)["steps"] == 2
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_that_fails_leaves_the_others_be(tiny_sysu, tmp_path, workers):
-    bad = job(tmp_path, tiny_sysu, "bad", "training.lr=1e30", "training.clip=0")
-    jobs = [bad, job(tmp_path, tiny_sysu, "good"), job(tmp_path, tiny_sysu, "fine")]
+    bad = run_named(tmp_path, tiny_sysu, "bad", "training.lr=1e30", "training.clip=0")
+    runs = [bad, run_named(tmp_path, tiny_sysu, "good"), run_named(tmp_path, tiny_sysu, "fine")]
     told = []
     with pytest.raises(FmcnetError, match=r"1 of 3 runs failed; the others are done:\n  bad: step"):
-        execute(
-            jobs,
+        complete_runs(
+            runs,
             workers,
-            tmp_path / "logs",
             device="cpu",
             progress=False,
-            told=lambda j, done, of: told.append(done),
+            report=lambda run, done, total: told.append(done),
         )
-    assert [one.result() is not None for one in jobs] == [False, True, True]
+    assert [one.result() is not None for one in runs] == [False, True, True]
     assert told == [1, 2]
 
 
+def test_a_worker_that_dies_is_named_and_a_second_start_goes_on(tiny_sysu, tmp_path):
+    runs = [run_named(tmp_path, tiny_sysu, name, "training.epochs=2000") for name in ("a", "b")]
+
+    def kill():
+        wait_for(lambda: under_way(tmp_path))
+        multiprocessing.active_children()[0].kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(FmcnetError, match=r"2 of 2 runs failed.*\n  [ab]: a worker process ended; .*logs"):
+        complete_runs(runs, 2, device="cpu", progress=False)
+    thread.join()
+    assert not multiprocessing.active_children()
+
+
 def test_devices_without_a_gpu():
-    assert devices("cpu") == ("cpu",)
-    assert len(devices("auto")) >= 1
+    assert find_devices("cpu") == ("cpu",)
+    assert len(find_devices("auto")) >= 1
 
 
 @pytest.mark.slow
@@ -220,9 +240,11 @@ def test_killed_it_goes_on_and_repeats_nothing(tmp_path, workers):
     try:
         wait_for(lambda: list((out / "runs").glob("*/result.json")))
         cut = wait_for(lambda: under_way(out))
+        workers_of_it = children(running.pid)
     finally:
         running.kill()
         running.wait()
+    wait_for(lambda: not any(alive(pid) for pid in workers_of_it))
     done = {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*/result.json")}
     assert 0 < len(done) < 4
     finished = subprocess.run(
@@ -261,9 +283,9 @@ def test_ctrl_c_ends_it_with_one_sentence(tmp_path, workers):
 def test_all_on_the_tiny_preset(tmp_path):
     """Everything the issue asks of one command, at the smallest size."""
     facts = run_study(
-        Ordered("all", tmp_path / "s", preset="tiny", seeds=(0, 1), budget=3, device="cpu"), quiet=True
+        StudyOptions("all", tmp_path / "s", preset="tiny", seeds=(0, 1), budget=3, device="cpu"), quiet=True
     )
-    assert [s["name"] for s in facts["studies"]] == [study.name for study in module.chosen("all")]
+    assert [s["name"] for s in facts["studies"]] == [study.name for study in select_studies("all")]
     assert len(facts["runs"]) == 36
     assert facts["images_seen"] == [48]
     text = Path(facts["report"]).read_text()

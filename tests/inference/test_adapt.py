@@ -16,7 +16,7 @@ from fmcnet.data.readers import read_dataset
 from fmcnet.errors import CheckpointError, ConfigError, DataError, FmcnetError, GalleryError
 from fmcnet.inference.adapt import LEAST, Crops, adapt_model, moments
 from fmcnet.inference.encoder import Encoder, load
-from fmcnet.inference.project import project_model
+from fmcnet.inference.fit_projection import project_model
 from fmcnet.models.card import WEIGHTS
 from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.training.trainer import train

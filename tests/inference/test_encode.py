@@ -13,7 +13,7 @@ from PIL import Image
 
 from fmcnet.data.images import open_rgb
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.inference import images as reading
+from fmcnet.inference import image_input as reading
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.types import NO_CAMERA, NO_PID, Embeddings, Modality
 
@@ -267,7 +267,7 @@ def test_threads_are_an_option(tiny_run):
 def test_embeddings_of_nobody_are_not_scored(encoder, paths):
     from fmcnet.errors import ProtocolError
     from fmcnet.evaluation import protocols
-    from fmcnet.evaluation.engine import evaluate
+    from fmcnet.evaluation.evaluate import evaluate
 
     found = encoder.encode(paths, [0, 1, 0, 1, 1])
     with pytest.raises(ProtocolError, match="5 of 5 embeddings have no identity"):

@@ -17,12 +17,12 @@ from fmcnet.config import load_config
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, MissingDependencyError
 from fmcnet.inference.calibration.calibration import CALIBRATION
 from fmcnet.inference.encoder import Encoder, load
-from fmcnet.inference.export import build, write
+from fmcnet.inference.export import write
 from fmcnet.inference.export.int8 import quantize
-from fmcnet.inference.export.parity import Form, choose, compare, markdown, rates
+from fmcnet.inference.export.parity import BackendReport, choose, compare, markdown, rates
 from fmcnet.inference.export.write import export
-from fmcnet.inference.onnx_engine import GRAPHS, read_manifest
-from fmcnet.inference.projection import fit
+from fmcnet.inference.fit_projection import fit_projection
+from fmcnet.inference.manifest import GRAPHS, read_manifest
 from fmcnet.types import Modality
 
 
@@ -34,7 +34,7 @@ def known_graphs(tiny_onnx, monkeypatch):
         shutil.copy(tiny_onnx / GRAPHS[modality], path)
         return read_manifest(tiny_onnx).opset
 
-    monkeypatch.setattr(build, "write_graph", copy)
+    monkeypatch.setattr(write, "write_graph", copy)
 
 
 @pytest.fixture(autouse=True)
@@ -73,14 +73,16 @@ def test_what_an_export_holds(tiny_onnx, tiny_run):
 
 @pytest.mark.usefixtures("known_graphs")
 def test_a_table_gives_the_change_of_rank_1_and_map(tiny_run, tiny_sysu, tmp_path):
-    from fmcnet.evaluation.runs import judge
+    from fmcnet.evaluation.evaluate_model import evaluate_model
 
     result = exported(tiny_run, tmp_path / "onnx", data=tiny_sysu)
     eager, exact = result.forms
     from fmcnet.data.readers import read_dataset
 
     settings = load(tiny_run, "cpu").card.config.evaluation.model_copy(update={"direction": "both"})
-    for one in judge(tiny_run, read_dataset(tiny_sysu), settings, device="cpu", progress=False).evaluations:
+    for one in evaluate_model(
+        tiny_run, read_dataset(tiny_sysu), settings, device="cpu", progress=False
+    ).evaluations:
         assert eager.scores[one.direction]["mAP"] == pytest.approx(100 * one.result.mean["mAP"], abs=1e-6)
         assert eager.scores[one.direction]["rank1"] == pytest.approx(100 * one.result.mean["rank1"], abs=1e-6)
     assert abs(exact.loss(eager)) < 0.5
@@ -131,7 +133,7 @@ def test_int8_that_keeps_its_map_is_kept_and_smaller(tiny_run, tiny_sysu, tmp_pa
 
 def form(name, lost, speed=10.0):
     scores = {"i2v": {"rank1": 50.0, "mAP": 50.0 - lost}, "v2i": {"rank1": 50.0, "mAP": 50.0}}
-    return Form(name, 2**20, 0.1, 0.9, scores, {"1": speed})
+    return BackendReport(name, 2**20, 0.1, 0.9, scores, {"1": speed})
 
 
 @pytest.mark.parametrize(
@@ -152,11 +154,13 @@ def test_which_int8_is_kept(full, mixed, force, place, refused):
     assert bool(reason) is refused
     assert f"full loses {max(full, 0.0):+.2f}" in remarks[0]
     with pytest.raises(DataError, match="judged by mAP"):
-        write._choose([Form("x", 1, 0, 1, {}, {})] * 4, True, force, [])
+        write._choose([BackendReport("x", 1, 0, 1, {}, {})] * 4, True, force, [])
 
 
 def test_the_worse_direction_counts():
-    worse = Form("x", 1, 0, 1, {"i2v": {"rank1": 1.0, "mAP": 51.0}, "v2i": {"rank1": 1.0, "mAP": 49.0}}, {})
+    worse = BackendReport(
+        "x", 1, 0, 1, {"i2v": {"rank1": 1.0, "mAP": 51.0}, "v2i": {"rank1": 1.0, "mAP": 49.0}}, {}
+    )
     assert worse.loss(form("eager", 0.0)) == 1.0
 
 
@@ -190,8 +194,8 @@ def test_mixed_precision_keeps_the_first_and_last_layers(tiny_onnx, tmp_path):
 def test_every_kind_of_model_exports_for_every_batch(settings, tmp_path):
     import torch
 
+    from fmcnet.inference.backends import TorchBackend
     from fmcnet.inference.export.graph import write_graph
-    from fmcnet.inference.torch_engine import TorchEngine
     from fmcnet.models.build import build_model
 
     config = load_config("tiny", [*settings, "model.width=4"]).model
@@ -200,14 +204,14 @@ def test_every_kind_of_model_exports_for_every_batch(settings, tmp_path):
     path = tmp_path / "g.onnx"
     width = model.embed(torch.zeros(1, 3, 32, 16), Modality.INFRARED).shape[1]
     descriptors = np.random.default_rng(0).normal(size=(20, width)).astype(np.float32)
-    projection = fit(descriptors, np.arange(20) // 4, 4) if config.variant == "base" else None
+    projection = fit_projection(descriptors, np.arange(20) // 4, 4) if config.variant == "base" else None
     write_graph(model, Modality.INFRARED, 32, 16, path, projection)
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for batch in (1, 3):
         images = np.random.default_rng(0).integers(0, 256, (batch, 32, 16, 3), dtype=np.uint8)
-        expected = TorchEngine(model, torch.device("cpu"), projection)(images, Modality.INFRARED)
+        expected = TorchBackend(model, torch.device("cpu"), projection)(images, Modality.INFRARED)
         assert session.run(None, {"images": images})[0] == pytest.approx(expected, abs=1e-4)
 
 
@@ -283,7 +287,7 @@ def test_a_failure_leaves_the_old_export(tiny_run, tiny_onnx, tiny_sysu, tmp_pat
     def fails(*a, **k):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(build, "write_graph", fails)
+    monkeypatch.setattr(write, "write_graph", fails)
     with pytest.raises(OSError, match="No space"):
         exported(tiny_run, out, data=tiny_sysu)
     assert load(out).encode(np.zeros((8, 8, 3), np.uint8), "ir").features.shape[0] == 1

@@ -8,11 +8,11 @@ import torch
 
 from fmcnet.data.readers import read_dataset
 from fmcnet.evaluation import protocols
-from fmcnet.evaluation.engine import evaluate
-from fmcnet.evaluation.runs import chance_rank1
-from fmcnet.inference.describe import describe_run
+from fmcnet.evaluation.evaluate import evaluate
+from fmcnet.evaluation.evaluate_model import chance_rank1
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.write import export
+from fmcnet.inference.info import model_info
 from fmcnet.inference.shipped import shipped_models
 from fmcnet.models.backbone import make_backbone
 from fmcnet.types import Modality
@@ -28,7 +28,7 @@ def encoder():
 def test_it_is_what_its_card_says(encoder):
     folder = shipped_models()[NAME]
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 20e6
-    found = describe_run(NAME)
+    found = model_info(NAME)
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert f"`{found['weights_sha256']}`" in text
     assert f"`{encoder.digest}`" in text

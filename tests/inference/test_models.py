@@ -51,7 +51,7 @@ def test_load_is_from_pretrained(tiny_run):
     one, two = load(tiny_run, "cpu"), Encoder.from_pretrained(tiny_run, device="cpu")
     assert one.digest == two.digest
     assert one.folder == two.folder == tiny_run
-    assert one.engine.name == "torch"
+    assert one.backend.name == "torch"
 
 
 def test_the_digest_is_of_weights_architecture_and_size_alone(run):
@@ -77,7 +77,7 @@ def test_the_digest_is_of_weights_architecture_and_size_alone(run):
 
 
 def test_the_runtime_is_what_the_folder_holds(run, tiny_onnx, monkeypatch):
-    assert load(tiny_onnx).engine.name == "onnxruntime"
+    assert load(tiny_onnx).backend.name == "onnxruntime"
     with pytest.raises(CheckpointError, match="no model for onnxruntime"):
         Encoder.from_pretrained(run, runtime="onnxruntime")
     with pytest.raises(CheckpointError, match="no model for torch"):
@@ -85,9 +85,9 @@ def test_the_runtime_is_what_the_folder_holds(run, tiny_onnx, monkeypatch):
     for path in tiny_onnx.iterdir():
         if path.name not in (CARD, "calibration.json"):
             shutil.copy(path, run / path.name)
-    assert Encoder.from_pretrained(run).engine.name == "torch"
-    assert Encoder.from_pretrained(run, runtime="onnxruntime").engine.name == "onnxruntime"
-    monkeypatch.setattr("fmcnet.inference.opening._importable", lambda module: False)
-    assert Encoder.from_pretrained(run).engine.name == "onnxruntime"
+    assert Encoder.from_pretrained(run).backend.name == "torch"
+    assert Encoder.from_pretrained(run, runtime="onnxruntime").backend.name == "onnxruntime"
+    monkeypatch.setattr("fmcnet.inference.backends._importable", lambda module: False)
+    assert Encoder.from_pretrained(run).backend.name == "onnxruntime"
     with pytest.raises(FmcnetError, match="say auto, torch or onnxruntime"):
         Encoder.from_pretrained(run, runtime="tensorrt")

@@ -13,7 +13,7 @@ import pytest
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import CheckpointError, FmcnetError, MissingDependencyError
 from fmcnet.inference.encoder import Encoder, load
-from fmcnet.inference.onnx_engine import MANIFEST
+from fmcnet.inference.manifest import MANIFEST
 from fmcnet.types import Modality
 
 
@@ -45,7 +45,7 @@ def test_threads_reach_onnx_runtime(tiny_onnx):
     image = np.zeros((8, 8, 3), np.uint8)
     encoder = Encoder.from_pretrained(tiny_onnx, threads=1)
     encoder.encode(image, "visible")
-    options = encoder.engine._session(Modality.VISIBLE).get_session_options()
+    options = encoder.backend._session(Modality.VISIBLE).get_session_options()
     assert options.intra_op_num_threads == 1
 
 
@@ -69,7 +69,7 @@ def test_damage_is_found(copy, damage):
     elif damage == "manifest":
         (copy / MANIFEST).write_text('{"format": "fmcnet-onnx-1"}')
     else:
-        from fmcnet.inference.onnx_engine import sha256_of
+        from fmcnet.inference.manifest import sha256_of
 
         infrared.write_bytes(b"not a graph")  # an fp32 digest does not depend on the graphs
         tree = json.loads((copy / MANIFEST).read_text())
@@ -150,7 +150,7 @@ def test_a_device_that_fails_later_is_named(tiny_onnx):
         def run(self, *arguments):
             raise RuntimeError("out of memory")
 
-    encoder.engine._sessions[Modality.VISIBLE] = Session()
+    encoder.backend._sessions[Modality.VISIBLE] = Session()
     with pytest.raises(FmcnetError, match="failed on cpu with 1 images: out of memory"):
         encoder.encode(np.zeros((8, 8, 3), np.uint8), "visible")
 

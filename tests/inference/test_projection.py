@@ -14,13 +14,13 @@ from fmcnet.cli.app import app
 from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, GalleryError
-from fmcnet.inference import project
+from fmcnet.inference import fit_projection as project
+from fmcnet.inference.backends import TorchBackend
 from fmcnet.inference.encoder import Encoder, load
-from fmcnet.inference.export import build
+from fmcnet.inference.export import write
 from fmcnet.inference.export.write import export
-from fmcnet.inference.project import learnt_from, project_model
-from fmcnet.inference.projection import FORMAT, Projection, fit
-from fmcnet.inference.torch_engine import TorchEngine
+from fmcnet.inference.fit_projection import fit_projection, learnt_from, project_model
+from fmcnet.inference.projection import FORMAT, Projection
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS
 from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.training import trainer as loop
@@ -52,7 +52,7 @@ def slow_scatters(features, pid):
 
 def test_the_discriminant_directions_are_those_of_the_formula():
     features, pid = people()
-    found = fit(features, pid, 5)
+    found = fit_projection(features, pid, 5)
     mean, within, between, _ = slow_scatters(features, pid)
     even = (within + np.eye(12) * np.trace(within) / 12) / 2
     assert found.mean == pytest.approx(mean, abs=1e-6)
@@ -68,7 +68,7 @@ def test_the_discriminant_directions_are_those_of_the_formula():
 
 def test_pca_is_the_directions_of_largest_variance():
     features, pid = people()
-    found = fit(features, pid, 4, "pca")
+    found = fit_projection(features, pid, 4, "pca")
     mean, _, _, total = slow_scatters(features, pid)
     _, values, vectors = np.linalg.svd(total)
     assert values[0] > values[3]
@@ -80,7 +80,7 @@ def test_pca_is_the_directions_of_largest_variance():
 def test_it_tells_persons_apart_better_and_takes_any_length():
     features, pid = people()
     strangers, theirs = people(seed=1)
-    map_ = fit(features, pid, 4)
+    map_ = fit_projection(features, pid, 4)
 
     def right(rows):
         units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -88,7 +88,7 @@ def test_it_tells_persons_apart_better_and_takes_any_length():
         return (theirs[near.argmax(axis=1)] == theirs).mean()
 
     assert right(map_(strangers)) > right(strangers) + 0.2
-    assert right(map_(strangers)) > right(fit(features, pid, 4, "pca")(strangers))
+    assert right(map_(strangers)) > right(fit_projection(features, pid, 4, "pca")(strangers))
     assert map_(3 * strangers) == pytest.approx(map_(strangers), abs=1e-5)
     with pytest.raises(CheckpointError, match="takes descriptors of 12 values and the model gives 11"):
         map_(strangers[:, :11])
@@ -96,24 +96,24 @@ def test_it_tells_persons_apart_better_and_takes_any_length():
 
 def test_what_cannot_be_learnt_is_refused():
     features, pid = people(persons=6)
-    assert fit(features, pid, 5).dim == 5
+    assert fit_projection(features, pid, 5).dim == 5
     with pytest.raises(DataError, match=r"6 persons: at most 5; --method pca"):
-        fit(features, pid, 6)
-    assert fit(features, pid, 12, "pca").dim == 12
+        fit_projection(features, pid, 6)
+    assert fit_projection(features, pid, 12, "pca").dim == 12
     for dim in (0, 13):
         with pytest.raises(DataError, match="at most 12"):
-            fit(features, pid, dim, "pca")
+            fit_projection(features, pid, dim, "pca")
     with pytest.raises(DataError, match="of 12 values, 3 images: at most 2"):
-        fit(features[:3], pid[:3], 3, "pca")
+        fit_projection(features[:3], pid[:3], 3, "pca")
     with pytest.raises(DataError, match="one image only"):
-        fit(features, np.arange(len(pid)), 3)
+        fit_projection(features, np.arange(len(pid)), 3)
     with pytest.raises(FmcnetError, match="say discriminant or pca"):
-        fit(features, pid, 3, "tsne")
+        fit_projection(features, pid, 3, "tsne")
 
 
 def test_the_file_and_its_damage(tmp_path):
     features, pid = people()
-    made = fit(features, pid, 3)
+    made = fit_projection(features, pid, 3)
     path = made.save(tmp_path / PROJECTION)
     again = Projection.load(path)
     assert np.array_equal(again(features), made(features))
@@ -158,7 +158,7 @@ def test_a_model_of_its_own_that_learnt_from_training_identities_only(projected,
     train = table.take(np.isin(table.pid, before.card.pids))
     assert encoder.projection.facts["images"] == len(train)
     assert encoder.projection.facts["identities"] == before.card.classes
-    expected = fit(before.embed_table(train, progress=False).features, train.pid, 7)
+    expected = fit_projection(before.embed_table(train, progress=False).features, train.pid, 7)
     image = np.random.default_rng(0).integers(0, 256, (3, 50, 30, 3), dtype=np.uint8)
     there, whole = (one.encode(image, "ir", normalize=False).features for one in (encoder, before))
     assert there == pytest.approx(expected(whole), abs=1e-5)
@@ -177,7 +177,7 @@ def test_an_export_is_traced_with_the_projection(projected, tiny_sysu, tmp_path,
         traced.append(projection.dim)
         raise CheckpointError("far enough")
 
-    monkeypatch.setattr(build, "write_graph", trace)
+    monkeypatch.setattr(write, "write_graph", trace)
     with pytest.raises(CheckpointError, match="far enough"):
         export(projected, data=tiny_sysu, out=tmp_path / "onnx", progress=False)
     assert traced == [7]
@@ -241,7 +241,7 @@ def test_without_training_images_nothing_is_learnt(tiny_run, tiny_sysu):
 def test_a_projection_of_another_model_is_found_at_the_first_image(projected, tmp_path):
     shutil.copytree(projected, tmp_path / "m")
     features, pid = people()
-    fit(features, pid, 3).save(tmp_path / "m" / PROJECTION)
+    fit_projection(features, pid, 3).save(tmp_path / "m" / PROJECTION)
     with pytest.raises(CheckpointError, match="takes descriptors of 12 values"):
         Encoder.from_pretrained(tmp_path / "m", device="cpu").encode(np.zeros((8, 8, 3), np.uint8), "ir")
 
@@ -255,7 +255,7 @@ def test_a_discriminant_descriptor_is_learnt_at_the_end_of_training(tiny_sysu, t
     table = read_dataset(tiny_sysu).select(split="train")
     table = table.take(np.isin(table.pid, encoder.card.pids))
     descriptors = (
-        Encoder(TorchEngine(encoder.model, encoder.device), encoder.card).embed_table(table).features
+        Encoder(TorchBackend(encoder.model, encoder.device), encoder.card).embed_table(table).features
     )
     width = 2 * encoder.model.decomposition.shared.dim
     persons = len(set(table.pid.tolist()))
@@ -264,7 +264,7 @@ def test_a_discriminant_descriptor_is_learnt_at_the_end_of_training(tiny_sysu, t
     weight = encoder.card.config.model.specific_weight
     assert weight == 0.5
     assert np.allclose(weight * lengths[:, 0], lengths[:, 1], atol=1e-4)  # each part was of unit length
-    expected = fit(descriptors, table.pid, min(width, persons - 1))(descriptors)
+    expected = fit_projection(descriptors, table.pid, min(width, persons - 1))(descriptors)
     found = encoder.embed_table(table).features
     cosine = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosine.min() > 1 - 1e-5
@@ -296,7 +296,7 @@ def test_a_projection_that_cannot_be_written_is_made_up_for_by_resuming(tiny_sys
 def test_descriptors_that_do_not_differ_are_refused_plainly():
     same = np.tile(np.ones(8, np.float32), (20, 1))
     with pytest.raises(DataError, match="do not differ"):
-        fit(same, np.repeat(np.arange(5), 4), 3)
+        fit_projection(same, np.repeat(np.arange(5), 4), 3)
 
 
 def test_a_calibration_that_is_not_there_is_refused_at_once(tmp_path):
@@ -305,6 +305,8 @@ def test_a_calibration_that_is_not_there_is_refused_at_once(tmp_path):
 
 
 def test_a_disk_that_takes_no_projection_is_an_os_error(tmp_path):
-    learnt = fit(np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32), np.arange(40) // 4, 3)
+    learnt = fit_projection(
+        np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32), np.arange(40) // 4, 3
+    )
     with pytest.raises(OSError, match="No such file or directory"):
         learnt.save(tmp_path / "nowhere" / "projection.safetensors")

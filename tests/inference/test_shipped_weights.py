@@ -11,12 +11,12 @@ from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import FmcnetError
 from fmcnet.evaluation import protocols
-from fmcnet.evaluation.engine import evaluate
-from fmcnet.evaluation.runs import chance_rank1, judge
+from fmcnet.evaluation.evaluate import evaluate
+from fmcnet.evaluation.evaluate_model import chance_rank1, evaluate_model
 from fmcnet.inference.calibrate import calibrate_model
-from fmcnet.inference.describe import describe_run
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.write import export
+from fmcnet.inference.info import model_info
 from fmcnet.inference.shipped import find_model, shipped_models
 from fmcnet.types import Modality
 
@@ -27,7 +27,7 @@ def test_it_is_what_its_card_says():
     folder = shipped_models()[NAME]
     assert find_model(NAME) == folder
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 12e6
-    found = describe_run(folder)
+    found = model_info(folder)
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert f"`{found['weights_sha256']}`" in text
     assert found["variant"] == "full"
@@ -62,7 +62,7 @@ def test_the_package_is_not_written_to(tiny_sysu, tmp_path, monkeypatch):
         calibrate_model(NAME, tiny_sysu, device="cpu", progress=False)
     with pytest.raises(FmcnetError, match="say --out FOLDER"):
         export(NAME)
-    judge(NAME, read_dataset(tiny_sysu), device="cpu", progress=False)
+    evaluate_model(NAME, read_dataset(tiny_sysu), device="cpu", progress=False)
     assert not (shipped_models()[NAME] / "embeddings").exists()
     assert not list(tmp_path.iterdir())
 

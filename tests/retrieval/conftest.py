@@ -7,8 +7,7 @@ import os
 
 import pytest
 
-from fmcnet.retrieval import Gallery
-from fmcnet.retrieval.embedded import state
+from fmcnet.retrieval import Gallery, faiss_index
 
 CLUSTER = os.environ.get("FMCNET_CLUSTER") == "1"
 """`make test-cluster` sets it."""
@@ -50,9 +49,9 @@ def location(request, tmp_path):
 @pytest.fixture
 def small_graphs(monkeypatch):
     """Small galleries, otherwise searched exactly, use the graph and filters; it then looks at all it reaches."""
-    monkeypatch.setattr(state, "FEW", 30)
-    monkeypatch.setattr(state, "LOOKED_AT", 0)
-    monkeypatch.setattr(state, "CANDIDATES", 20_000)
+    monkeypatch.setattr(faiss_index, "FEW", 30)
+    monkeypatch.setattr(faiss_index, "LOOKED_AT", 0)
+    monkeypatch.setattr(faiss_index, "CANDIDATES", 20_000)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ DIGEST = "0123456789abcdef"
 DAY, NIGHT = Modality.VISIBLE, Modality.INFRARED
 
 
-class ColourEngine:
+class ColourBackend:
     """Mean colour, centred: (N, H, W, 3) uint8 to (N, 3)."""
 
     name, device = "fake", "cpu"
@@ -45,7 +45,7 @@ def encoder(tmp_path, curves=None, digest=DIGEST):
     if curves is not None:
         calibration = Calibration(digest, curves).save(tmp_path / f"calibration-{digest}.json")
     card = ModelCard(load_config("tiny"), (1, 2), "colours", 0)
-    return Encoder(ColourEngine(), card, digest, None, calibration)
+    return Encoder(ColourBackend(), card, digest, None, calibration)
 
 
 def picture(red, green, blue):

@@ -21,7 +21,7 @@ from fmcnet.inference.encoder import Encoder
 from fmcnet.retrieval import Gallery, Searcher, indexing, models
 from fmcnet.retrieval.sources import Rules, read_sources
 from fmcnet.types import Modality
-from tests.retrieval.fakes import ColourEngine, curve, encoder, picture
+from tests.retrieval.fakes import ColourBackend, curve, encoder, picture
 
 RED, PINK, GREEN, BLUE = (250, 20, 20), (240, 90, 60), (20, 250, 20), (20, 20, 250)
 ALL = {(a, b): curve() for a in Modality for b in Modality}
@@ -143,8 +143,8 @@ def test_what_is_said_otherwise_the_second_time_is_told_and_stored_on_request(cr
 def test_another_modality_is_encoded_anew_and_keeps_the_rest(crops, monkeypatch):
     run("index", "g", crops, *RULES)
     seen = []
-    real = ColourEngine.__call__
-    monkeypatch.setattr(ColourEngine, "__call__", lambda s, x, m: seen.append((len(x), m)) or real(s, x, m))
+    real = ColourBackend.__call__
+    monkeypatch.setattr(ColourBackend, "__call__", lambda s, x, m: seen.append((len(x), m)) or real(s, x, m))
     told = as_json("index", "g", crops, "--modality", "infrared")
     assert "modality is visible in the gallery, infrared now" in told["differences"][0]
     assert not seen
@@ -321,7 +321,7 @@ def test_mistakes_are_one_clear_message(crops):
     assert "not there any more" in wrong("search", "g", "night.png", "--modality", "ir")
 
 
-class StoppedEngine(ColourEngine):
+class StoppedBackend(ColourBackend):
     """Stops at its third batch."""
 
     def __init__(self, stop):
@@ -343,7 +343,7 @@ def many(tmp_path):
 
 def stopping(tmp_path, stop):
     made = encoder(tmp_path, ALL)
-    made.engine = StoppedEngine(stop)
+    made.backend = StoppedBackend(stop)
     return made
 
 

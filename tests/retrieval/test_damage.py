@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 
 from fmcnet.errors import FmcnetError, GalleryDamagedError, GalleryError
 from fmcnet.retrieval import Gallery, Where
-from fmcnet.retrieval.embedded import snapshot
 from tests.retrieval.people import WHERES, Plain, add, answers, crops, entries, same
 
 
@@ -87,11 +87,11 @@ def test_flips_anywhere_in_the_index_never_change_an_answer(copy, whole):
             right(gallery, whole[1], queries=1)
 
 
-def test_a_large_index_is_checked_when_something_wrote_to_it_and_on_demand(copy, whole, monkeypatch, caplog):
-    monkeypatch.setattr(snapshot, "ALWAYS_CHECKED", 0)
-    with Gallery(copy) as gallery:  # copied, so its time of change differs; read in full, found right
-        assert gallery.check() == []
-    damage(next(copy.glob("vectors-*")), "flipped")
+def test_damage_that_keeps_the_time_of_change_is_noticed(copy, whole, caplog):
+    path = next(copy.glob("vectors-*"))
+    status = path.stat()
+    damage(path, "flipped")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     with caplog.at_level(logging.WARNING, "fmcnet"), Gallery(copy, read_only=True) as gallery:
         assert "checksum differs" in caplog.text
         right(gallery, whole[1], queries=1)
@@ -148,7 +148,7 @@ def test_flips_anywhere_in_the_database_are_refused_or_harmless(copy, whole):
             try:
                 with Gallery(copy, read_only=True) as gallery:
                     if index_too:
-                        gallery._store.index.snapshot = None
+                        gallery._store.index.manifest = None
                         gallery._store.index.state = None
                     for where, answer in expected:
                         same(gallery.search(query, 400, where), answer)

@@ -76,7 +76,7 @@ def test_every_door_gives_the_same_top_20(tmp_path, tiny_sysu):
         )
         with served(place, model, tmp_path / "log") as address:
             http = asked(address, query)
-        answers[encoder.engine.name] = {"python": python, "command line": command, "http": http}
+        answers[encoder.backend.name] = {"python": python, "command line": command, "http": http}
     assert set(answers) == {"torch", "onnxruntime"}
     first = answers["torch"]["python"]["hits"]
     assert len({hit["id"] for hit in first}) == 20

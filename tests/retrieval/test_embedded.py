@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fmcnet.errors import GalleryError, MissingDependencyError
-from fmcnet.retrieval import Gallery, Where
-from fmcnet.retrieval.embedded import graph, state
+from fmcnet.retrieval import Gallery, Where, faiss_index
+from fmcnet.retrieval.faiss_index import FaissIndex, ModalityIndex
 from tests.retrieval.people import MODEL, Plain, add, crops, entries, same
 
 
@@ -37,8 +37,8 @@ def test_the_index_is_chosen_by_size_and_kept(tmp_path):
 
 def test_searches_use_the_graph_only_when_many_rows_are_allowed(tmp_path, monkeypatch, small_graphs):
     calls = []
-    real = graph.Graph.search
-    monkeypatch.setattr(graph.Graph, "search", lambda *a: calls.append(1) or real(*a))
+    real = ModalityIndex._by_graph
+    monkeypatch.setattr(ModalityIndex, "_by_graph", lambda *a: calls.append(1) or real(*a))
     with Gallery(tmp_path / "g", index="hnsw", flush_rows=100) as gallery:
         add(gallery, crops(600), entries(600))
         query = crops(1, seed=3)[0]
@@ -49,7 +49,7 @@ def test_searches_use_the_graph_only_when_many_rows_are_allowed(tmp_path, monkey
         assert len(calls) == 2
         gallery.search(query, where=Where(modality="visible"))
         assert len(calls) == 3
-        monkeypatch.setattr(state, "FEW", 20_000)
+        monkeypatch.setattr(faiss_index, "FEW", 20_000)
         gallery.search(query)
         assert len(calls) == 3
 
@@ -57,12 +57,8 @@ def test_searches_use_the_graph_only_when_many_rows_are_allowed(tmp_path, monkey
 @pytest.mark.usefixtures("small_graphs")
 def test_compacting_keeps_a_graph_that_is_still_right(tmp_path, monkeypatch):
     built = []
-    real = graph.Graph.extended
-    monkeypatch.setattr(
-        graph.Graph,
-        "extended",
-        lambda self, codes, parts: built.append(self.rows) or real(self, codes, parts),
-    )
+    real = FaissIndex.grow_graphs
+    monkeypatch.setattr(FaissIndex, "grow_graphs", lambda self: built.append(self.graph_rows) or real(self))
     plain, query = Plain(), crops(1, seed=3)[0]
     with Gallery(tmp_path / "g", index="hnsw", flush_rows=100) as gallery:
         for first, count in ((0, 600), (600, 20)):
@@ -194,7 +190,7 @@ def test_an_index_that_cannot_be_written_does_not_undo_an_add(tmp_path, monkeypa
 
     with Gallery(tmp_path / "g", index="hnsw", flush_rows=10) as gallery:
         with monkeypatch.context() as broken:
-            broken.setattr(graph.Graph, "extended", fail)
+            broken.setattr(FaissIndex, "grow_graphs", fail)
             assert add(gallery, crops(50), entries(50)).added == 50
         assert len(gallery) == 50
         assert gallery.search(crops(50)[7], 1)[0].id == "crop-00007"

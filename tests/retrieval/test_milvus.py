@@ -11,7 +11,7 @@ import pytest
 
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import Gallery, Where
-from fmcnet.retrieval.milvus.language import NO_PID, NO_TIME, expression, to_row, to_stored
+from fmcnet.retrieval.milvus_client import NO_PID, NO_TIME, expression, to_row, to_stored
 from fmcnet.retrieval.records import to_micros
 from fmcnet.types import Modality
 from tests.retrieval.cluster import Relay
@@ -67,7 +67,7 @@ def test_a_password_is_not_said():
 
 @pytest.fixture
 def one_row_a_request(monkeypatch):
-    from fmcnet.retrieval.milvus import language
+    from fmcnet.retrieval import milvus_client as language
 
     monkeypatch.setattr(language, "MOST_ROWS", 1)
 
@@ -154,7 +154,7 @@ def test_writers_at_once_make_one_gallery_and_readers_go_on(collection):
 @cluster
 def test_a_server_that_is_silent_or_gone_is_said_in_time(milvus_address, collection, monkeypatch):
     """A relay stands between: it stops to relay, then it is gone."""
-    from fmcnet.retrieval.milvus import collection as module
+    from fmcnet.retrieval import milvus_client as module
 
     monkeypatch.setattr(module, "CONNECT", 2.0)
     monkeypatch.setattr(module, "REQUEST", 3.0)
@@ -197,7 +197,7 @@ def test_what_was_left_half_made_or_released_is_opened(milvus_address, collectio
 
 @cluster
 def test_the_exception_a_graph_finds_roughly_but_as_many_and_exact_is_exact(collection, caplog):
-    """docs/gallery.md: no recall is promised on a cluster as it comes; all else is."""
+    """docs/concepts/gallery.md: no recall is promised on a cluster as it comes; all else is."""
     location, plain = collection, Plain()
     vectors, rows = crops(6000, dimension=16, people=300), entries(6000)
     plain.add(vectors, rows)

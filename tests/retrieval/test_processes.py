@@ -12,7 +12,7 @@ import pytest
 
 from fmcnet.errors import GalleryBusyError
 from fmcnet.retrieval import Gallery, Where
-from fmcnet.retrieval.embedded.lock import writer_lock
+from fmcnet.retrieval.sqlite_store import writer_lock
 from tests.retrieval.people import MODEL, add, crops, entries
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from fmcnet.cli.app import app
 from fmcnet.errors import GalleryBusyError, GalleryError
 from fmcnet.retrieval import Gallery, Where
-from fmcnet.retrieval.embedded.database import Database
+from fmcnet.retrieval.sqlite_database import Database
 from tests.retrieval.people import WHERES, Plain, add, answers, crops, entries
 
 NOBODY = 65_534

@@ -39,7 +39,7 @@ def searcher(tmp_path):
 def test_hits_are_ranked_with_the_probability_of_their_pair_of_modalities(searcher):
     answer = searcher.search(picture(*RED), "infrared")
     assert [hit.id for hit in answer.hits][:3] == ["night-red", "red", "pink"]
-    assert (answer.compared, answer.modality, answer.images, answer.nobody) == (5, NIGHT, 1, False)
+    assert (answer.compared, answer.modality, answer.images, answer.no_match) == (5, NIGHT, 1, False)
     assert answer.prior == pytest.approx(1 / 6)
     colours = {"red": RED, "pink": PINK, "green": GREEN, "blue": BLUE, "night-red": RED}
     for hit in answer.hits:
@@ -65,16 +65,16 @@ def test_conditions_narrow_what_is_compared_and_the_prior(searcher):
 
 def test_nobody(searcher):
     answer = searcher.search(picture(128, 140, 250), "ir", min_probability=0.999)
-    assert answer.nobody
+    assert answer.no_match
     assert answer.hits == ()
     assert "nobody reaches" in answer.notes[-1]
     assert "similarity 0." in answer.notes[-1]
-    assert not searcher.search(picture(*RED), "ir", min_probability=0.9).nobody
+    assert not searcher.search(picture(*RED), "ir", min_probability=0.9).no_match
 
 
 def test_a_filter_that_nothing_passes_is_said_and_is_nobody(searcher):
     answer = searcher.search(picture(*RED), "ir", where=Where(cameras=["nowhere"]))
-    assert (answer.hits, answer.compared, answer.nobody) == ((), 0, True)
+    assert (answer.hits, answer.compared, answer.no_match) == ((), 0, True)
     assert "nothing in it passes the filter" in answer.notes[0]
 
 
@@ -102,7 +102,7 @@ def test_what_reaches_is_found_behind_many_of_the_other_modality(tmp_path):
 
 def test_groups_by_track_and_person(searcher):
     answer = searcher.search(picture(*RED), "ir", group="pid")
-    assert next((g.key, [m.id for m in g.matches]) for g in answer.groups) == (
+    assert next((g.key, [m.id for m in g.hits]) for g in answer.groups) == (
         1,
         ["night-red", "red", "pink"],
     )
@@ -111,7 +111,7 @@ def test_groups_by_track_and_person(searcher):
     by_track = searcher.search(picture(*RED), "ir", group="track", top=2)
     assert [g.key for g in by_track.groups] == [None, "t1"]
     sure = searcher.search(picture(*RED), "ir", group="pid", fmr=0.01)
-    assert [(g.key, [m.id for m in g.matches]) for g in sure.groups] == [(1, ["night-red", "red"])]
+    assert [(g.key, [m.id for m in g.hits]) for g in sure.groups] == [(1, ["night-red", "red"])]
 
 
 def test_a_track_is_its_pictures_pooled_and_a_person_the_best_picture(searcher):
@@ -145,7 +145,7 @@ def test_a_track_is_its_pictures_pooled_and_a_person_the_best_picture(searcher):
     nobody = searcher.search(
         picture(*GREEN), "ir", where=Where(tracks=["t1"]), group="track", min_probability=0.9
     )
-    assert nobody.nobody
+    assert nobody.no_match
     assert "the nearest track has similarity" in nobody.notes[-1]
     by_person = searcher.search(picture(*RED), "ir", group="pid", where=Where(pids=[1]))
     assert [(g.similarity, g.probability, g.pooled) for g in by_person.groups] == [
@@ -207,7 +207,7 @@ def test_an_empty_gallery_answers(tmp_path):
     with Gallery(tmp_path / "g") as gallery:
         searcher = Searcher(encoder(tmp_path, ALL), gallery)
         assert searcher.search(picture(*RED), "ir").hits == ()
-        assert searcher.search(picture(*RED), "ir", min_probability=0.5).nobody
+        assert searcher.search(picture(*RED), "ir", min_probability=0.5).no_match
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.retrieval.names import NamePattern
-from fmcnet.retrieval.sources import Rules, read_sources
+from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
 from fmcnet.retrieval.times import TimePattern, moment, zone
 from fmcnet.types import Modality
 from tests.retrieval.fakes import picture

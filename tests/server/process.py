@@ -27,7 +27,7 @@ def main() -> None:
     folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     made = encoder(folder)
-    made.engine.before = lambda: time.sleep(seconds)
+    made.backend.before = lambda: time.sleep(seconds)
     Encoder.from_pretrained = staticmethod(lambda *arguments, **options: made)
     serve(
         Serving(

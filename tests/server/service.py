@@ -30,7 +30,7 @@ KEYS = Keys(Key(scope, frozenset([scope]), hash_secret(secret)) for scope, secre
 DAY, NIGHT = Modality.VISIBLE, Modality.INFRARED
 
 
-class ColourEngine:
+class ColourBackend:
     """Mean colours of four bands, centred: (N, H, W, 3) uint8 to (N, 12); remembers the batches it got."""
 
     name, device = "fake", "cpu"
@@ -62,7 +62,7 @@ def calibration():
 def encoder(folder, calibrated=True):
     path = calibration().save(folder / "calibration.json") if calibrated else None
     card = ModelCard(load_config("tiny"), (1, 2), "colours", 0)
-    return Encoder(ColourEngine(), card, DIGEST, None, path)
+    return Encoder(ColourBackend(), card, DIGEST, None, path)
 
 
 def colours(seed):

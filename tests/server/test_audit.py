@@ -11,7 +11,7 @@ import pytest
 
 from fmcnet.errors import FmcnetError
 from fmcnet.server.audit import AuditLog
-from fmcnet.server.errors import Refusal
+from fmcnet.server.errors import ApiError
 from tests.server.service import KEYS, bearer, png, running
 
 
@@ -100,7 +100,7 @@ def test_a_deed_that_fails_is_logged_and_told(tmp_path):
             results["where"] = {}
             raise ZeroDivisionError("secret words")
 
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(ApiError) as refused:
         fail()
     assert (refused.value.status, refused.value.what) == (500, "the service failed")
     log.close()
@@ -116,7 +116,7 @@ def test_a_torn_line_spoils_no_other_and_the_log_recovers_by_itself(tmp_path, mo
     real = os.write
     with monkeypatch.context() as disk:
         disk.setattr(os, "write", lambda file, data: real(file, data[:9]))
-        with pytest.raises(Refusal, match="cannot be logged"):
+        with pytest.raises(ApiError, match="cannot be logged"):
             log.write(action="search", outcome="done")
         assert not log.recovered()
     assert log.recovered()

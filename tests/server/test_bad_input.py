@@ -17,6 +17,7 @@ from PIL import Image
 
 from fmcnet.retrieval import Gallery
 from fmcnet.server.limits import Limits
+from fmcnet.server.uploads import UploadError, decode
 from tests.server.bad_requests import LIMITS, png_of, request
 from tests.server.process import resident_mib, started, until_it_answers
 from tests.server.service import DIGEST, KEYS, SECRETS, bearer, encoded, files, png, running
@@ -85,11 +86,12 @@ def serving(tmp_path_factory):
 
 def test_a_bomb_is_refused_by_its_header(serving, monkeypatch):
     """Not one pixel of it is decoded."""
-    monkeypatch.setattr("fmcnet.server.uploads.to_rgb", lambda image: pytest.fail("decoded"))
+    monkeypatch.setattr("fmcnet.server.uploads.to_rgb", lambda *image: pytest.fail("decoded"))
     for data in (png_of(60_000, 60_000), png_of(101, 100)):
-        reply = serving.client.post(
-            "/v1/embed", files=[("images", ("b.png", data))], data={"modality": "visible"}
-        )
+        with pytest.raises(UploadError, match="pixels"):
+            decode(data, "b.png", serving.service.limits.pixels)
+        sent = {"files": [("images", ("b.png", data))], "data": {"modality": "visible"}}
+        reply = serving.client.post("/v1/embed", **sent)
         assert (reply.status_code, "pixels" in reply.json()["error"]["what"]) == (413, True)
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from fmcnet.errors import FmcnetError
 from fmcnet.retrieval import Gallery, Where
-from fmcnet.server.errors import Refusal
-from fmcnet.server.pictures import KeptImages, Pictures, SourceImages, thumbnail
-from fmcnet.server.uploads import decode
+from fmcnet.retrieval.thumbnails import thumbnail
+from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
+from fmcnet.server.uploads import UploadError, decode
 from tests.server.service import encoded, picture, png, running
 
 
@@ -121,7 +121,7 @@ def test_formats_taken(kind):
 
 def test_other_formats_are_not_even_tried():
     for kind in ("PPM", "ICO", "TGA", "JPEG2000"):
-        with pytest.raises(Refusal):
+        with pytest.raises(UploadError, match="is no image"):
             decode(encoded(picture(1), kind), "a", 10_000)
 
 

@@ -21,8 +21,7 @@ from fmcnet.synthetic import GeneratedSummary, generate
 from fmcnet.synthetic.identity import LOWER, SKIN, UPPER, draw_identity
 from fmcnet.synthetic.image import ImageKey, render_image
 from fmcnet.synthetic.materials import luminance
-from fmcnet.synthetic.plan import make_plan
-from fmcnet.synthetic.presets import resolve_preset
+from fmcnet.synthetic.plan import make_plan, resolve_preset
 
 SMALL = {"train_ids": 3, "val_ids": 1, "test_ids": 2}
 
@@ -178,7 +177,7 @@ def test_full_plans_have_the_real_numbers() -> None:
     assert (len(plan.train), len(plan.val), len(plan.test)) == (296, 99, 96)
     counts = {
         (part, infrared): sum(
-            (j.pid in test) == (part == "test") and j.infrared == infrared for j in plan.jobs
+            (j.pid in test) == (part == "test") and j.infrared == infrared for j in plan.images.values()
         )
         for part in ("train", "test")
         for infrared in (False, True)
@@ -189,27 +188,27 @@ def test_full_plans_have_the_real_numbers() -> None:
         ("test", False): 6775,
         ("test", True): 3803,
     }
-    assert sum(j.camid == 3 and j.pid in test for j in plan.jobs) == 1883
-    pairs = {(j.pid, j.camid) for j in plan.jobs if j.pid in test and not j.infrared}
+    assert sum(j.camid == 3 and j.pid in test for j in plan.images.values()) == 1883
+    pairs = {(j.pid, j.camid) for j in plan.images.values() if j.pid in test and not j.infrared}
     assert len(pairs) == 301
     assert sum(cam in (1, 2) for _, cam in pairs) == 112
-    assert min(sum((j.pid, j.camid) == pair for j in plan.jobs) for pair in list(pairs)[:40]) >= 10
+    assert min(sum((j.pid, j.camid) == pair for j in plan.images.values()) for pair in list(pairs)[:40]) >= 10
     for pid in plan.pids:
-        assert {j.infrared for j in plan.jobs if j.pid == pid} == {False, True}
+        assert {j.infrared for j in plan.images.values() if j.pid == pid} == {False, True}
 
     plan = make_plan("llcm", resolve_preset("llcm", "full"), 0)
     test = set(plan.test)
-    assert sum(not j.infrared and j.pid not in test for j in plan.jobs) == 16946
-    assert sum(j.infrared and j.pid not in test for j in plan.jobs) == 13975
-    assert sum(not j.infrared and j.pid in test for j in plan.jobs) == 8680
-    assert sum(j.infrared and j.pid in test for j in plan.jobs) == 7166
-    assert len(make_plan("regdb", resolve_preset("regdb", "full"), 0).jobs) == 412 * 20
+    assert sum(not j.infrared and j.pid not in test for j in plan.images.values()) == 16946
+    assert sum(j.infrared and j.pid not in test for j in plan.images.values()) == 13975
+    assert sum(not j.infrared and j.pid in test for j in plan.images.values()) == 8680
+    assert sum(j.infrared and j.pid in test for j in plan.images.values()) == 7166
+    assert len(make_plan("regdb", resolve_preset("regdb", "full"), 0).images) == 412 * 20
 
 
 def test_small_preset_fits_the_demo() -> None:
     plan = make_plan("sysu", resolve_preset("sysu", "small"), 0)
     assert (len(plan.train), len(plan.val), len(plan.test)) == (700, 20, 200)
-    assert 9000 < len(plan.jobs) <= 10000
+    assert 9000 < len(plan.images) <= 10000
 
 
 @pytest.mark.parametrize("size", [(128, 64), (288, 144)])

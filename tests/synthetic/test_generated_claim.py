@@ -10,13 +10,14 @@ import pytest
 
 from fmcnet.errors import DataError
 from fmcnet.synthetic import generate
-from fmcnet.synthetic.claim import LOCK, MANIFEST
+from fmcnet.synthetic.generate import LOCK, MANIFEST
 
 HOLD = """
 import sys
 from pathlib import Path
-from fmcnet.synthetic import claim
-with claim._alone_in(Path(sys.argv[1])):
+from fmcnet.data.locks import lock_file
+from fmcnet.synthetic.generate import LOCK
+with lock_file(Path(sys.argv[1]) / LOCK):
     print("held", flush=True)
     sys.stdin.read()
 """

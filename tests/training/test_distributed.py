@@ -26,8 +26,8 @@ from fmcnet.distributed import (
     gather_centers,
     synchronize_batchnorm,
 )
+from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import load
-from fmcnet.inference.shared import embed_shared
 from fmcnet.training import health
 from fmcnet.training import trainer as loop
 from fmcnet.training.loggers import read_log

@@ -1,8 +1,8 @@
 """The command line: `fmcnet demo | data | train | config | evaluate | embed | score | study | calibrate | project |
-adapt | export | index | search | gallery | serve | keys | report | info`, each in the `command.py` of its part.
+adapt | export | index | search | gallery | serve | keys | report | info`, one file a group of commands.
 
-User mistakes end with one clear message and exit code 2; Ctrl-C with 130. What computes (NumPy, PyTorch, FAISS...) is
-imported inside the commands, so `--help` is there at once.
+User mistakes end with one clear message and exit code 2; Ctrl-C with 130. Commands import NumPy, PyTorch and FAISS
+when they run, so `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fmcnet.cli.gallery import app as gallery_app
 from fmcnet.cli.inference import adapt, calibrate, embed, info, project
 from fmcnet.cli.score import score
 from fmcnet.cli.search import index, search
-from fmcnet.cli.serve import keys, serve
+from fmcnet.cli.serve import keys_app, serve
 from fmcnet.cli.train import config, train
 from fmcnet.errors import FmcnetError
 from fmcnet.interrupt import end_early
@@ -42,8 +42,7 @@ class _Commands(typer.core.TyperGroup):
         except FmcnetError as error:
             _fail(str(error), 2, error)
         except KeyboardInterrupt as stop:
-            said = str(stop)
-            _fail(f"interrupted{f': {said}' if said else ''}", getattr(stop, "code", 130), stop)
+            _fail(": ".join(filter(None, ("interrupted", str(stop)))), getattr(stop, "code", 130), stop)
         except OSError as error:
             _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2, error)
 
@@ -74,7 +73,6 @@ for command in (
     index,
     search,
     serve,
-    keys,
     info,
 ):
     app.command()(command)
@@ -82,10 +80,11 @@ report_app.command()(compare)
 app.add_typer(data_app, name="data")
 app.add_typer(report_app, name="report")
 app.add_typer(gallery_app, name="gallery")
+app.add_typer(keys_app, name="keys")
 
 
 def _fail(message: str, code: int, error: BaseException) -> NoReturn:
-    """Say it and leave; of several processes (torchrun) that have the same to say, one says it."""
+    """Print the message and exit. Of several processes (torchrun) with the same message, one prints it."""
     agreed = True if isinstance(error, KeyboardInterrupt) else getattr(error, "agreed", None)
     silent = int(os.environ.get("RANK" if agreed else "LOCAL_RANK", "0")) > 0 and agreed is not False
     if silent:

@@ -1,4 +1,4 @@
-"""What all commands share: options, JSON, tables, paths printed whole, what Ctrl-C says."""
+"""Options, JSON, tables and messages that the commands share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ Range = Annotated[
     ),
 ]
 Data = Annotated[
-    Path, typer.Option("--data", help="A SYSU-MM01, RegDB or LLCM folder, or a CSV (docs/datasets.md).")
+    Path,
+    typer.Option("--data", help="A SYSU-MM01, RegDB or LLCM folder, or a CSV (docs/reference/datasets.md)."),
 ]
 Layout = Annotated[str, typer.Option(help="auto, sysu, regdb, llcm or csv.")]
 Model = Annotated[
@@ -53,8 +54,8 @@ def show(title: str, facts: Mapping[str, Any], paths: Mapping[str, str | Path] |
 
 
 @contextlib.contextmanager
-def goes_on() -> Iterator[None]:
-    """Say, on Ctrl-C, that the same command continues."""
+def explain_resume() -> Iterator[None]:
+    """On Ctrl-C, report that the same command continues the work."""
     try:
         yield
     except KeyboardInterrupt:

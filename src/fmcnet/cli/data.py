@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fmcnet.cli.console import Json, Layout, goes_on, print_json, show
+from fmcnet.cli.console import Json, Layout, explain_resume, print_json, show
 
 app = typer.Typer(help="Generate, check and summarise datasets.", no_args_is_help=True)
 
@@ -26,12 +26,12 @@ def generate(
     """Write the generated two-modality benchmark in the layout of SYSU-MM01, RegDB or LLCM."""
     from fmcnet.synthetic import generate
 
-    with goes_on():
+    with explain_resume():
         summary = generate(layout, preset, seed, out, workers=workers or None, progress=not json_)
     if json_:
-        print_json(summary.as_dict())
+        print_json(summary.to_dict())
         return
-    shown = summary.as_dict()
+    shown = summary.to_dict()
     shown["seconds"] = f"{summary.seconds:.1f}"
     shown["images_per_second"] = f"{summary.images_per_second:.0f}"
     show("generated", shown, {"out": shown.pop("out")})
@@ -44,15 +44,11 @@ def check(
     images: Annotated[bool, typer.Option(help="Decode every image, too.")] = True,
     json_: Json = False,
 ) -> None:
-    """Tell what a dataset has, what it lacks and where to get it; exit code 1 if something is wrong."""
+    """Report what a dataset has, what it lacks and where to get it; exit code 1 if something is wrong."""
     from fmcnet.data.check import check
 
     report = check(root, layout, images=images, progress=False if json_ else None)
-    if json_:
-        print_json(report.to_dict())
-    else:
-        for line in report.lines():
-            typer.echo(line)
+    _print(report, json_)
     if not report.ok:
         raise typer.Exit(1)
 
@@ -65,15 +61,10 @@ def summary(
     json_: Json = False,
 ) -> None:
     """Identities, images and cameras by split and modality."""
+    from fmcnet.data.check import summary
     from fmcnet.data.readers import read_dataset
-    from fmcnet.data.summary import summary
 
-    found = summary(read_dataset(root, layout=layout, trial=split))
-    if json_:
-        print_json(found.to_dict())
-    else:
-        for line in found.lines():
-            typer.echo(line)
+    _print(summary(read_dataset(root, layout=layout, trial=split)), json_)
 
 
 @app.command()
@@ -83,19 +74,20 @@ def cache(
     ] = None,
     prune: Annotated[
         str | None,
-        typer.Option(metavar="AGE", help="Remove what was not used for so long, as 30d or 12h; 0d: all."),
+        typer.Option(metavar="AGE", help="Remove caches not used for this long, as 30d or 12h; 0d: all."),
     ] = None,
     json_: Json = False,
 ) -> None:
-    """List the decoded images kept on disk, and remove those no longer used; they can always be built again."""
+    """List the caches of decoded images, and remove unused ones; they can always be built again."""
     from fmcnet.data.cache import default_folder
-    from fmcnet.data.cache_folder import look, parse_age
-    from fmcnet.data.cache_folder import prune as remove
+    from fmcnet.data.cache_store import list_caches, parse_age, prune_caches
 
-    place = folder or default_folder()
-    found = look(place) if prune is None else remove(place, parse_age(prune))
+    folder = folder or default_folder()
+    _print(list_caches(folder) if prune is None else prune_caches(folder, parse_age(prune)), json_)
+
+
+def _print(report: Any, json_: bool) -> None:
     if json_:
-        print_json(found.to_dict())
+        print_json(report.to_dict())
     else:
-        for line in found.lines():
-            typer.echo(line)
+        typer.echo("\n".join(report.lines()))

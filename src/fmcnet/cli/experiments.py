@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fmcnet.cli.console import Data, Device, Json, Model, goes_on, print_json
+from fmcnet.cli.console import Data, Device, Json, Model, explain_resume, print_json
 
 
 def demo(
@@ -23,7 +23,7 @@ def demo(
     """
     from fmcnet.experiments.demo import run_demo
 
-    with goes_on():
+    with explain_resume():
         result = run_demo(out, preset=preset, seed=seed, quiet=json_)
     if json_:
         print_json(result)
@@ -153,10 +153,11 @@ def study(
     Each distinct configuration is trained once, whatever number of tables shows it. The same command goes on after
     Ctrl-C or a kill and repeats no finished run. Report: OUT/report/results.md.
     """
-    from fmcnet.experiments.paired import too_few
-    from fmcnet.experiments.study import Ordered, parse_rows, parse_seeds, run_study
+    from fmcnet.experiments.results import too_few
+    from fmcnet.experiments.rows import parse_rows
+    from fmcnet.experiments.study import StudyOptions, parse_seeds, run_study
 
-    ordered = Ordered(
+    options = StudyOptions(
         name,
         out,
         data=data,
@@ -171,8 +172,8 @@ def study(
         device=device,
         report=report,
     )
-    with goes_on():
-        facts = run_study(ordered, quiet=json_)
+    with explain_resume():
+        facts = run_study(options, quiet=json_)
     if json_:
         print_json(facts)
         return

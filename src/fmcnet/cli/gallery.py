@@ -60,12 +60,12 @@ def remove(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many entries match.")] = False,
     json_: Json = False,
 ) -> None:
-    """Remove the entries that match ALL options, provably (docs/gallery.md).
+    """Remove the entries that match ALL options, provably (docs/concepts/gallery.md).
 
     fmcnet gallery remove people.gallery --pid 17 --yes
     """
+    from fmcnet.retrieval.answer import filter_notes
     from fmcnet.retrieval.gallery import Gallery
-    from fmcnet.retrieval.notes import filter_notes
 
     where = where_of(
         camera, since, until, timezone, modality=modality, ids=id_, pids=pid, tracks=track, tags=tag
@@ -151,8 +151,8 @@ def export(
     json_: Json = False,
 ) -> None:
     """Write entries and embeddings to a file: all, or those that match all options."""
+    from fmcnet.retrieval.answer import filter_notes
     from fmcnet.retrieval.gallery import Gallery
-    from fmcnet.retrieval.notes import filter_notes
 
     where = where_of(camera, since, until, timezone, modality=modality, pids=pid, tracks=track, tags=tag)
     with Gallery(gallery, read_only=True) as opened:

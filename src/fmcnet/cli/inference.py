@@ -34,7 +34,7 @@ def embed(
     """
     from fmcnet.data.depth import Remarks, parse_range
     from fmcnet.data.listing import Ignored, ignored_facts, ignored_line
-    from fmcnet.inference.describe import embed_files
+    from fmcnet.inference.embed import embed_files
 
     remarks = Remarks()
     ignored: list[Ignored] = []
@@ -63,9 +63,9 @@ def embed(
 
 def info(run: Model, json_: Json = False) -> None:
     """Say what a run is: model, data, settings, versions."""
-    from fmcnet.inference.describe import describe_run
+    from fmcnet.inference.info import model_info
 
-    facts = describe_run(run)
+    facts = model_info(run)
     if json_:
         print_json(facts)
         return
@@ -79,7 +79,8 @@ def info(run: Model, json_: Json = False) -> None:
 def calibrate(
     run: Model,
     data: Annotated[
-        Path, typer.Option("--data", help="A labelled dataset: a folder or a CSV (docs/datasets.md).")
+        Path,
+        typer.Option("--data", help="A labelled dataset: a folder or a CSV (docs/reference/datasets.md)."),
     ],
     fmr: Annotated[
         float, typer.Option(help="False-match rate of the default threshold, of one comparison.")
@@ -149,7 +150,7 @@ def project(
     The folder works wherever a run does (fmcnet evaluate, export, index). It is another model: galleries and
     calibrations of the one it was made from are refused.
     """
-    from fmcnet.inference.project import project_model
+    from fmcnet.inference.fit_projection import project_model
     from fmcnet.models.card import model_digest
 
     found, folder = project_model(
@@ -207,7 +208,7 @@ def adapt(
     from fmcnet.data.readers import read_dataset
     from fmcnet.errors import FmcnetError
     from fmcnet.inference.adapt import Crops, adapt_model
-    from fmcnet.inference.images import list_images
+    from fmcnet.inference.image_input import list_images
 
     if (data is None) == (not visible and not infrared):
         raise FmcnetError("give either a dataset or CSV, or --visible and --infrared")

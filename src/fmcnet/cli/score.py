@@ -12,7 +12,7 @@ from fmcnet.cli.console import Json, print_json
 
 def score(
     file: Annotated[
-        Path, typer.Argument(help="An .npz with features, pid, cam, index; see docs/which-number.md.")
+        Path, typer.Argument(help="An .npz with features, pid, cam, index; see docs/concepts/protocols.md.")
     ],
     protocol: Annotated[str, typer.Option(help="sysu, regdb or llcm.")] = "sysu",
     mode: Annotated[str, typer.Option(help="SYSU-MM01: all or indoor.")] = "all",

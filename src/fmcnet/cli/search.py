@@ -150,18 +150,16 @@ def index(
     """
     from fmcnet.data.listing import ignored_line
     from fmcnet.retrieval.gallery import Gallery
-    from fmcnet.retrieval.indexing import check_faults
+    from fmcnet.retrieval.indexing import EXISTING, check_faults
     from fmcnet.retrieval.indexing import index as add_new
-    from fmcnet.retrieval.known import CHOICES
     from fmcnet.retrieval.models import open_model, range_of, remember_model, remember_range
-    from fmcnet.retrieval.names import NamePattern
     from fmcnet.retrieval.searcher import Searcher
-    from fmcnet.retrieval.sources import Rules, modality_or_none, read_sources
+    from fmcnet.retrieval.sources import NamePattern, Rules, modality_or_none, read_sources
     from fmcnet.retrieval.times import DOUBTFUL, Doubtful, TimePattern, zone
 
     if on_error not in ("raise", "skip"):
         raise FmcnetError(f"--on-error {on_error}: say raise or skip")
-    if existing not in CHOICES:
+    if existing not in EXISTING:
         raise FmcnetError(f"--existing {existing}: say keep, update or replace")
     if dtype not in (None, "float32", "float16"):
         raise FmcnetError(f"--dtype {dtype}: say float32 or float16")
@@ -278,10 +276,10 @@ def search(
 
     fmcnet search people.gallery night.jpg --modality infrared --min-probability 0.5 --html who.html
 
-    Ranked by cosine similarity. Probabilities need fmcnet calibrate; what they mean and do not: docs/search.md.
+    Ranked by cosine similarity. Probabilities need fmcnet calibrate; what they mean: docs/guides/search.md.
     """
     from fmcnet.data.listing import Ignored, ignored_line
-    from fmcnet.inference.images import list_images, parse_modality
+    from fmcnet.inference.image_input import list_images, parse_modality
     from fmcnet.retrieval.gallery import Gallery
     from fmcnet.retrieval.models import open_model, range_of
     from fmcnet.retrieval.searcher import Searcher

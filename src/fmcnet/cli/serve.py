@@ -1,13 +1,14 @@
-"""`fmcnet serve` and `fmcnet keys`."""
+"""`fmcnet serve` and `fmcnet keys add | list | revoke`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
-from fmcnet.cli.console import Device
+from fmcnet.cli.console import Device, Json, print_json
 from fmcnet.optional import require
 
 
@@ -48,13 +49,13 @@ def serve(
     device: Device = "auto",
     threads: Annotated[int | None, typer.Option(help="That compute.", min=1)] = None,
 ) -> None:
-    """Serve a gallery over HTTP, with a page to search it (docs/service.md).
+    """Serve a gallery over HTTP, with a page to search it (docs/guides/serve.md).
 
     fmcnet serve people.gallery --model runs/mine
 
     Ctrl-C and SIGTERM finish the requests at work, then close the gallery.
     """
-    for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+    for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "pebble"):
         require(module, "serve")
     from fmcnet.server.limits import Limits
     from fmcnet.server.run import Serving
@@ -89,7 +90,23 @@ def serve(
     )
 
 
-def keys(
+class _KeyCommands(typer.core.TyperGroup):
+    """`fmcnet keys FILE ...` makes a key, as `fmcnet keys add FILE ...` does."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = ["add", *args]
+        return super().parse_args(ctx, args)
+
+
+keys_app = typer.Typer(
+    cls=_KeyCommands, help="API keys of fmcnet serve: add, list, revoke.", no_args_is_help=True
+)
+KeyFile = Annotated[Path, typer.Argument(help="File of API keys.")]
+
+
+@keys_app.command("add")
+def add_key(
     file: Annotated[Path, typer.Argument(help="File of API keys; made if it is not there.")],
     name: Annotated[str, typer.Option(help="Of the caller, as the audit log will name it.")],
     scope: Annotated[
@@ -97,7 +114,31 @@ def keys(
         typer.Option(help="read (embed, search, look), write (add) or admin (all, and remove); repeat it."),
     ],
 ) -> None:
-    """Make an API key for fmcnet serve: printed once, kept as a hash only."""
+    """Make an API key: printed once, kept as a hash only. A service that runs takes it at once."""
     from fmcnet.server.keys import new_key
 
     typer.echo(new_key(file, name, scope))
+
+
+@keys_app.command("list")
+def list_all(file: KeyFile, json_: Json = False) -> None:
+    """Names and scopes of the keys; the keys themselves are not kept."""
+    from fmcnet.server.keys import list_keys
+
+    found = list_keys(file)
+    if json_:
+        print_json({"keys": [{"name": key.name, "scopes": sorted(key.scopes)} for key in found]})
+        return
+    for key in found:
+        typer.echo(f"{key.name}: {', '.join(sorted(key.scopes))}")
+
+
+@keys_app.command()
+def revoke(
+    file: KeyFile, name: Annotated[str, typer.Option(help="Of the key, as fmcnet keys list shows it.")]
+) -> None:
+    """Remove a key. A service that runs refuses it from its next request on."""
+    from fmcnet.server.keys import revoke_key
+
+    revoke_key(file, name)
+    typer.echo(f"revoked: {name}")

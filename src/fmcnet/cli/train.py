@@ -45,7 +45,7 @@ def train(
     fmcnet train --config sysu --data /data/SYSU-MM01 --out runs/sysu training.seed=1
 
     Ctrl-C writes a checkpoint; the same command with --resume goes on exactly there. On several GPUs:
-    torchrun --nproc-per-node 4 -m fmcnet train ... (docs/training.md: from laptop to eight GPUs).
+    torchrun --nproc-per-node 4 -m fmcnet train ... (docs/guides/train.md: from laptop to eight GPUs).
     """
     from fmcnet.config import load_config
     from fmcnet.training.splits import parse_splits, train_splits

@@ -1,4 +1,4 @@
-"""Decode once, memory-map for ever: the images of a table at one size, in one file."""
+"""The image cache: the images of a table, decoded once at one size and memory-mapped from one file."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fmcnet.data.cache_file import (
-    Put,
-    UnfitError,
-    map_stored,
-    open_stored,
-    read_facts,
-    remove_left,
-    remove_stored,
-    write_stored,
+from fmcnet.data.cache_store import (
+    PutImage,
+    UnusableCacheError,
+    free_memory,
+    lock_path,
+    map_cache,
+    mib,
+    open_cache,
+    read_description,
+    remove_cache,
+    remove_left_overs,
+    require_disk,
+    write_cache,
 )
-from fmcnet.data.cache_lock import held
 from fmcnet.data.depth import Remarks
-from fmcnet.data.images import REMARKS, in_threads, open_rgb, raise_unreadable
-from fmcnet.data.room import free_memory, mib, require_disk
+from fmcnet.data.images import REMARKS, decode_images, raise_unreadable
+from fmcnet.data.locks import lock_file
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
 
@@ -45,31 +48,30 @@ _log = logging.getLogger(__name__)
 class ImageCache:
     """The images of a table, decoded and resized (Pillow's bilinear with antialiasing).
 
-    The file's name is a digest of the table's root, the paths, sizes and modification times of the images,
-    the size (H, W) and `VERSION`, so a stale cache is never read: a changed image has another name, and the
-    file of the images as they were is removed once the new one is there. Beside it a .json holds digests of its
-    blocks, which are checked on opening; a damaged file is built again, with a warning. Of several processes one
-    builds, the others wait and open the same file: its memory is shared between them. A half-built file is never
-    seen under its name. Pickled (for worker processes), a stored cache is its path, not its pixels.
-    Above 4 GiB an even spread of blocks is checked.
+    - The file's name is a digest of the table's root, the size, `VERSION`, and the path, size and modification
+      time of each image. A changed image gives another name, so a stale cache is never read. The new cache
+      replaces that of the images as they were.
+    - A .json beside the file holds its checksum, which is checked on opening. A damaged file is built again, with a
+      warning.
+    - Of several processes one builds, and the others wait and map the same file.
+    - Pickled, for worker processes, a stored cache is its path and not its pixels.
 
     Args:
         table: the images; `images[i]` belongs to row i.
         height: H.
         width: W.
-        folder: where to keep the file, see `cache_folder`; default `$FMCNET_CACHE`, else `~/.cache/fmcnet`.
-            Where it cannot be written or has no room, the images are held in memory, and a warning is logged.
-        workers: decoding threads; None: one a core, 16 at most.
+        folder: where to keep the file, see `cache_folder`; default `default_folder()`. Where it cannot be written or
+            has no room, memory holds the images, and a warning is logged.
+        workers: decoding threads; None: one per core, 16 at most.
         progress: show a bar while building; None: only on a terminal.
 
     Attributes:
         images: (N, H, W, 3) uint8, read-only; memory-mapped, or an array where nothing could be written.
         path: the cache's file, None where the images are in memory.
-        built: whether this object decoded the images (False: they were there already, or another process did).
+        built: whether this object decoded the images.
 
     Raises:
-        DataError: one message with all images that cannot be read; or: the images fit neither into the folder
-            nor into memory.
+        DataError: images cannot be read (one message lists them), or they fit neither the folder nor the memory.
     """
 
     images: NDArray[np.uint8]
@@ -100,8 +102,8 @@ class ImageCache:
             self._hold_in_memory()
             return
         try:
-            self.images = open_stored(target, self._shape)
-        except (OSError, UnfitError):
+            self.images = open_cache(target, self._shape)
+        except (OSError, UnusableCacheError):
             try:
                 self._store(target)
             except OSError as error:
@@ -130,42 +132,40 @@ class ImageCache:
         self.__dict__.update(state)
         if self.path is not None:
             try:
-                self.images = map_stored(self.path, self._shape)
-            except UnfitError as error:
+                self.images = map_cache(self.path, self._shape)
+            except UnusableCacheError as error:
                 raise DataError(
                     f"the image cache {self.path} is gone or damaged ({error}): start again"
                 ) from error
 
     def _store(self, target: Path) -> None:
-        """Build the file, unless another process has done so by the time this one holds the lock.
-
-        Raises:
-            OSError: when it cannot be stored.
-        """
+        """Build the file, unless another process builds it first; OSError when it cannot be stored."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        with held(target) as alone:
+        with lock_file(
+            lock_path(target), waiting="another process builds this image cache: waiting for it"
+        ) as locked:
             try:
-                self.images = open_stored(target, self._shape)
+                self.images = open_cache(target, self._shape)
                 return
             except FileNotFoundError:
                 pass
-            except UnfitError as error:
+            except UnusableCacheError as error:
                 _log.warning("the image cache %s cannot be used (%s): building it again", target, error)
-            if alone:
-                remove_left(target)
+            if locked:
+                remove_left_overs(target)
             require_disk(target.parent, int(np.prod(self._shape)))
-            series = cache_series(self.table, self.height, self.width)
+            series = _series(self.table, self.height, self.width)
             root = str(self.table.root.resolve())
-            facts = {"series": series, "root": root, "images": len(self.table)}
-            write_stored(target, self._shape, facts, self._fill)
+            description = {"series": series, "root": root, "images": len(self.table)}
+            write_cache(target, self._shape, description, self._fill)
             try:
-                self.images = map_stored(target, self._shape)
-            except UnfitError as error:
+                self.images = map_cache(target, self._shape)
+            except UnusableCacheError as error:
                 raise OSError(f"{target} does not hold what was written: {error}") from error
             self.built = True
         for other in target.parent.glob(f"*-{self.height}x{self.width}-*.npy"):
-            if other != target and (read_facts(other) or {}).get("series") == series:
-                remove_stored(other)
+            if other != target and (read_description(other) or {}).get("series") == series:
+                remove_cache(other)
 
     def _hold_in_memory(self) -> None:
         images = np.empty(self._shape, dtype=np.uint8)
@@ -174,7 +174,7 @@ class ImageCache:
         self.images, self.path, self.built = images, None, True
 
     def _warn_or_raise(self, folder: Path, reason: str) -> None:
-        """Say why the images are held in memory; raise where they do not fit there either."""
+        """Log why memory holds the images; raise where they do not fit there either."""
         count, need, room = len(self.table), int(np.prod(self._shape)), free_memory()
         each = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # every process of a job would hold its own
         if room is not None and need * each > MEMORY_SHARE * room:
@@ -192,24 +192,16 @@ class ImageCache:
             mib(need),
         )
 
-    def _fill(self, put: Put) -> None:
-        """Decode every row and hand it to `put`; what is doubtful goes to the log."""
+    def _fill(self, put: PutImage) -> None:
+        """Decode every row and hand it to `put`; log the remarks on doubtful images."""
         remarks = Remarks()
 
-        def decode(row: int) -> str:
-            path = self.table.full_path(row)
-            try:
-                image = open_rgb(path)
-            except DataError as error:
-                return str(error).removeprefix(f"cannot read the image {path}: ")
+        def store(row: int, image: Image.Image) -> None:
             for kind in image.info[REMARKS]:
                 remarks.add(kind, str(self.table.path[row]))
             put(row, resize(image, self.height, self.width))
-            return ""
 
-        rows = range(len(self.table))
-        outcomes = in_threads(decode, rows, self._workers, "caching images", self._progress)
-        faults = [(str(self.table.path[row]), reason) for row, reason in enumerate(outcomes) if reason]
+        faults = decode_images(self.table, store, self._workers, "caching images", self._progress)
         raise_unreadable(self.table, faults)
         for line in remarks.lines():
             _log.warning("%s", line)
@@ -253,9 +245,7 @@ def cache_key(table: Table, height: int, width: int) -> str:
     return digest.hexdigest()[:24]
 
 
-def cache_series(table: Table, height: int, width: int) -> str:
-    """24 hex digits like `cache_key` that stay when the content of images changes: the same list of paths."""
-    digest = hashlib.sha256(f"series {VERSION}\n{table.root.resolve()}\n{height}x{width}\n".encode())
-    for path in table.path.tolist():
-        digest.update(f"{path}\n".encode())
-    return digest.hexdigest()[:24]
+def _series(table: Table, height: int, width: int) -> str:
+    """24 hex digits like `cache_key` that stay when images change: of the list of paths."""
+    lines = [f"series {VERSION}", str(table.root.resolve()), f"{height}x{width}", *table.path.tolist()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:24]

@@ -1,8 +1,8 @@
-"""`fmcnet data check`: what a tree has, lacks, and how it compares with what was published."""
+"""Check a dataset against its layout and the published numbers, and count what it holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,15 @@ import numpy as np
 
 from fmcnet.data.images import verify_images
 from fmcnet.data.readers import LAYOUTS, MARKERS, detect_layout, read_dataset
-from fmcnet.data.readers.regdb import TRIALS
+from fmcnet.data.readers.common import DatasetFolder
+from fmcnet.data.readers.regdb import KINDS, TRIALS
 from fmcnet.data.readers.sysu import INFRARED_CAMERAS
-from fmcnet.data.summary import TITLES
 from fmcnet.data.table import SPLITS, Table
 from fmcnet.errors import DataError
-from fmcnet.types import Modality
+from fmcnet.types import NO_CAMERA, Modality
+
+TITLES = {"sysu": "SYSU-MM01", "regdb": "RegDB", "llcm": "LLCM", "csv": "CSV"}
+"""Display names of the layouts."""
 
 MAX_LINES = 12
 """Unreadable images shown on the screen; `to_dict` holds all."""
@@ -26,6 +29,8 @@ HOMES = {
     "regdb": "RegDB: http://dm.dongguk.edu (agreement needed)",
     "llcm": "LLCM: https://github.com/ZYK100/LLCM (signed agreement needed)",
 }
+
+_REGDB_LISTS = [f"idx/{split}_{kind}" for split in ("train", "test") for kind in KINDS]
 
 PUBLISHED = {
     "sysu": {
@@ -59,16 +64,19 @@ PUBLISHED = {
 
 
 @dataclass(frozen=True)
-class Part:
-    """A folder or file of the layout: is it there, and a remark."""
+class LayoutPart:
+    """A folder or file of the layout, whether it is present, and a remark."""
 
     name: str
     present: bool
     remark: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.remark})" if self.remark else self.name
+
 
 @dataclass(frozen=True)
-class Count:
+class PublishedCount:
     """A number found beside the published one."""
 
     name: str
@@ -78,23 +86,23 @@ class Count:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check` found. `ok` when nothing keeps the dataset from being used.
+    """What `check` found.
 
     Attributes:
         root: what was checked.
         layout: one of `LAYOUTS`, or "" where none fits.
         parts: the layout's folders and files.
         counts: numbers found beside the published ones (a generated or partial tree may differ: no problem).
-        problems: what must be mended, a message each.
+        problems: what must be corrected, a message each.
         unreadable: (path, reason) of every image that cannot be read.
-        notes: what the reader remarked.
+        notes: the reader's notes.
         homes: where to ask for access.
     """
 
     root: str
     layout: str
-    parts: tuple[Part, ...]
-    counts: tuple[Count, ...]
+    parts: tuple[LayoutPart, ...]
+    counts: tuple[PublishedCount, ...]
     problems: tuple[str, ...]
     unreadable: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
@@ -111,33 +119,26 @@ class CheckReport:
 
     def lines(self) -> list[str]:
         """One screen of text."""
-        return list(self._lines())
-
-    def _lines(self) -> Iterator[str]:
-        yield f"{TITLES.get(self.layout, 'no known layout')} at {self.root}: {'ok' if self.ok else 'NOT usable'}"
-        if self.parts:
-            yield "has:   " + ", ".join(_called(p) for p in self.parts if p.present)
-        absent = [_called(p) for p in self.parts if not p.present]
-        if absent:
-            yield "lacks: " + ", ".join(absent)
+        lines = [
+            f"{TITLES.get(self.layout, 'no known layout')} at {self.root}: {'ok' if self.ok else 'NOT usable'}"
+        ]
+        for title, present in (("has:   ", True), ("lacks: ", False)):
+            if names := [str(part) for part in self.parts if part.present is present]:
+                lines.append(title + ", ".join(names))
         if self.counts:
             width = max(len(count.name) for count in self.counts)
-            yield f"{'':{width + 2}}   found  published"
-            for count in self.counts:
-                mark = "" if count.found == count.published else "  differs"
-                yield f"  {count.name:{width}}{count.found:8,}{count.published:11,}{mark}"
-        for problem in self.problems:
-            yield f"problem: {problem}"
+            lines.append(f"{'':{width + 2}}   found  published")
+        for count in self.counts:
+            mark = "" if count.found == count.published else "  differs"
+            lines.append(f"  {count.name:{width}}{count.found:8,}{count.published:11,}{mark}")
+        lines += [f"problem: {problem}" for problem in self.problems]
         if self.unreadable:
-            yield f"problem: {len(self.unreadable)} images cannot be read:"
-            for path, reason in self.unreadable[:MAX_LINES]:
-                yield f"  {path}: {reason}"
-            if len(self.unreadable) > MAX_LINES:
-                yield f"  ... and {len(self.unreadable) - MAX_LINES} more (all with --json)"
-        for note in self.notes:
-            yield f"note: {note}"
-        if self.homes:
-            yield "access: " + "; ".join(self.homes)
+            lines.append(f"problem: {len(self.unreadable)} images cannot be read:")
+            lines += [f"  {path}: {reason}" for path, reason in self.unreadable[:MAX_LINES]]
+        if len(self.unreadable) > MAX_LINES:
+            lines.append(f"  ... and {len(self.unreadable) - MAX_LINES} more (all with --json)")
+        lines += [f"note: {note}" for note in self.notes]
+        return lines + ([f"access: {'; '.join(self.homes)}"] if self.homes else [])
 
 
 def check(
@@ -148,7 +149,7 @@ def check(
     workers: int = 2,
     progress: bool | None = None,
 ) -> CheckReport:
-    """Look at a dataset and report all that was found; raises nothing for a broken tree.
+    """Check a dataset and report everything found; a broken dataset raises nothing.
 
     Args:
         root: a SYSU-MM01, RegDB or LLCM folder, or a CSV.
@@ -158,7 +159,7 @@ def check(
         progress: show a bar; None: only on a terminal.
 
     Raises:
-        DataError: when `layout` is none of the known ones.
+        DataError: `layout` is none of the known ones.
     """
     root = Path(root).expanduser()
     if layout not in ("auto", *LAYOUTS):
@@ -169,14 +170,15 @@ def check(
         except DataError as error:
             return CheckReport(str(root), "", (), (), (str(error),), (), (), tuple(HOMES.values()))
     problems: list[str] = []
+    notes: list[str] = []
+    tables: list[Table] = []
     manifest = root / "generated.json"
     generated = manifest.is_file()
     if generated and '"complete": true' not in manifest.read_text(encoding="utf-8"):
         problems.append(
-            "its generation was interrupted: call the same fmcnet data generate again, it goes on"
+            "its generation was interrupted: call the same fmcnet data generate again, which continues it"
         )
-    notes: list[str] = []
-    tables: list[Table] = []
+    parts = _parts(root, layout) if root.is_dir() else []
     trials, absent = _trials(root) if layout == "regdb" and root.is_dir() else ([1], [])
     if absent:
         notes.append(f"idx/ has no files of the splits {', '.join(map(str, absent))}: they cannot be used")
@@ -188,13 +190,17 @@ def check(
         else:
             tables.append(table)
             notes += [note for note in table.notes if note not in notes]
-    # The expected tree once is enough.
+    # The expected layout once is enough.
     problems = [p.partition("\nExpected:\n")[0] for p in problems[:-1]] + problems[-1:]
-    unreadable = verify_images(_distinct(tables), workers, progress) if images and tables else []
+    unreadable: list[tuple[str, str]] = []
+    if images and tables:
+        by_path = {record.path: record for table in tables for record in table.records()}
+        each_once = Table.from_records(layout, tables[0].root, list(by_path.values()))
+        unreadable = verify_images(each_once, workers, progress)
     return CheckReport(
         root=str(root),
         layout=layout,
-        parts=_parts(root, layout) if root.is_dir() else (),
+        parts=tuple(parts),
         counts=_counts(tables[0]) if tables else (),
         problems=tuple(problems),
         unreadable=tuple(unreadable),
@@ -203,79 +209,132 @@ def check(
     )
 
 
-def _called(part: Part) -> str:
-    return f"{part.name} ({part.remark})" if part.remark else part.name
+def _finder(root: Path) -> Callable[[str], bool]:
+    """A function that tells whether a path below the root exists, in any letter case."""
+    folder = DatasetFolder(root, "")
+
+    def exists(path: str) -> bool:
+        try:
+            return folder.find(path) is not None
+        except DataError:  # two names that differ in case only
+            return True
+
+    return exists
 
 
-def _parts(root: Path, layout: str) -> tuple[Part, ...]:
-    """The folders and files of a layout, looked up without regard to letter case."""
-    names = {entry.name.lower(): entry for entry in root.iterdir()}
-
-    def part(name: str) -> Part:
-        top, _, rest = name.partition("/")
-        entry = names.get(top.lower())
-        if entry is None or not rest:
-            return Part(name, entry is not None)
-        inside = {child.name.lower() for child in entry.iterdir()} if entry.is_dir() else set()
-        return Part(name, rest.lower() in inside)
-
-    if layout == "csv":
-        return ()
-    parts = [part(name) for name in MARKERS[layout] if name != "exp"]
+def _parts(root: Path, layout: str) -> list[LayoutPart]:
+    """The folders and files of a layout."""
+    exists = _finder(root)
+    names = [name for name in MARKERS.get(layout, ()) if name != "exp"]
     if layout == "sysu":
         for split in SPLITS:
-            text, matlab = part(f"exp/{split}_id.txt"), part(f"exp/{split}_id.mat")
-            parts.append(matlab if matlab.present and not text.present else text)
-        draw = part("exp/rand_perm_cam.mat")
-        remark = "only for the official gallery draw; in the authors' evaluation code"
-        parts.append(draw if draw.present else Part(draw.name, False, remark))
+            matlab_only = exists(f"exp/{split}_id.mat") and not exists(f"exp/{split}_id.txt")
+            names.append(f"exp/{split}_id.{'mat' if matlab_only else 'txt'}")
     if layout == "llcm":
-        parts += [part(f"idx/{name}.txt") for name in ("train_vis", "train_nir", "test_id")]
-    if layout == "regdb":
-        for split in ("train", "test"):
-            for kind in ("visible", "thermal"):
-                each = [part(f"idx/{split}_{kind}_{t}.txt").present for t in range(1, TRIALS + 1)]
-                lacking = ", ".join(str(t) for t, there in enumerate(each, start=1) if not there)
-                name = f"idx/{split}_{kind}_1..{TRIALS}.txt"
-                parts.append(Part(name, all(each), f"splits {lacking}" if any(each) and lacking else ""))
-    return tuple(parts)
+        names += [f"idx/{name}.txt" for name in ("train_vis", "train_nir", "test_id")]
+    parts = [LayoutPart(name, exists(name)) for name in names]
+    if layout == "sysu":
+        draw = "exp/rand_perm_cam.mat"
+        remark = "only for the official gallery draw; in the authors' evaluation code"
+        parts.append(LayoutPart(draw, exists(draw), "" if exists(draw) else remark))
+    for name in _REGDB_LISTS if layout == "regdb" else ():
+        lacking = [trial for trial in range(1, TRIALS + 1) if not exists(f"{name}_{trial}.txt")]
+        remark = f"splits {', '.join(map(str, lacking))}" if 0 < len(lacking) < TRIALS else ""
+        parts.append(LayoutPart(f"{name}_1..{TRIALS}.txt", not lacking, remark))
+    return parts
 
 
 def _trials(root: Path) -> tuple[list[int], list[int]]:
-    """RegDB's splits of which any file is there (split 1 if there is none at all), and the others."""
-    idx = next((entry for entry in root.iterdir() if entry.name.lower() == "idx" and entry.is_dir()), None)
-    names = {entry.name.lower() for entry in idx.iterdir()} if idx else set()
-    kinds = [f"{split}_{kind}" for split in ("train", "test") for kind in ("visible", "thermal")]
-    present = [t for t in range(1, TRIALS + 1) if any(f"{kind}_{t}.txt" in names for kind in kinds)] or [1]
-    return present, [t for t in range(1, TRIALS + 1) if t not in present] if names else []
+    """RegDB's splits of which any file exists (split 1 if there is none at all), and the others."""
+    exists = _finder(root)
+    trials = range(1, TRIALS + 1)
+    present = [trial for trial in trials if any(exists(f"{name}_{trial}.txt") for name in _REGDB_LISTS)] or [
+        1
+    ]
+    return present, [trial for trial in trials if trial not in present] if exists("idx") else []
 
 
-def _counts(table: Table) -> tuple[Count, ...]:
+def _counts(table: Table) -> tuple[PublishedCount, ...]:
     """What was found beside what was published; for RegDB in the first split that could be read."""
     found: dict[str, int] = {}
     for split in SPLITS:
         part = table.select(split=split)
         found[f"{split} identities"] = len(np.unique(part.pid))
         for modality in Modality:
-            found[f"{split} {modality} images"] = len(part.select(modality=modality))
-    test = table.select(split="test")
+            found[f"{split} {modality} images"] = int((part.modality == modality.code).sum())
     for modality in Modality:
         both = found[f"train {modality} images"] + found[f"val {modality} images"]
         found[f"train + val {modality} images"] = both
     found["test visible images (gallery candidates)"] = found["test visible images"]
     found["test infrared images (queries)"] = found["test infrared images"]
     for camera in INFRARED_CAMERAS:
-        found[f"test images of cam{camera}"] = int((test.camid == camera).sum())
-    return tuple(Count(name, found[name], number) for name, number in PUBLISHED.get(table.name, {}).items())
+        found[f"test images of cam{camera}"] = int((part.camid == camera).sum())
+    published = PUBLISHED.get(table.name, {})
+    return tuple(PublishedCount(name, found[name], number) for name, number in published.items())
 
 
-def _distinct(tables: list[Table]) -> Table:
-    """The rows of several tables of one root, each image once."""
-    seen: set[str] = set()
-    records = []
-    for table in tables:
-        for record in table.records():
-            if record.path not in seen:
-                seen.add(record.path)
-                records.append(record)
-    return Table.from_records(tables[0].name, tables[0].root, records)
+@dataclass(frozen=True)
+class SplitSummary:
+    """One split and modality.
+
+    Attributes:
+        split: one of `SPLITS`.
+        modality: "visible" or "infrared".
+        identities: how many.
+        images: how many.
+        cameras: those known.
+        least: images of the identity that has the fewest.
+        median: images per identity.
+        most: images of the identity that has the most.
+    """
+
+    split: str
+    modality: str
+    identities: int
+    images: int
+    cameras: tuple[int, ...]
+    least: int
+    median: float
+    most: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `summary` counted."""
+
+    name: str
+    root: str
+    images: int
+    groups: tuple[SplitSummary, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """A small text table."""
+        lines = [
+            f"{TITLES.get(self.name, self.name)} at {self.root}: {self.images:,} images",
+            f"{'split':6}{'modality':10}{'identities':>11}{'images':>9}  {'images per identity':21}cameras",
+        ]
+        for g in self.groups:
+            per = f"{g.least} to {g.most}, median {g.median:g}"
+            cameras = " ".join(map(str, g.cameras)) or "-"
+            lines.append(f"{g.split:6}{g.modality:10}{g.identities:11,}{g.images:9,}  {per:21}{cameras}")
+        return lines + [f"note: {note}" for note in self.notes]
+
+
+def summary(table: Table) -> Summary:
+    """Count the identities, images and cameras of a table, per split and modality."""
+    groups = []
+    for split in SPLITS:
+        for modality in Modality:
+            part = table.select(split=split, modality=modality)
+            if not len(part):
+                continue
+            counts = np.unique(part.pid, return_counts=True)[1]
+            cameras = tuple(int(camera) for camera in np.unique(part.camid) if camera != NO_CAMERA)
+            spread = int(counts.min()), float(np.median(counts)), int(counts.max())
+            groups.append(SplitSummary(split, str(modality), len(counts), len(part), cameras, *spread))
+    return Summary(table.name, str(table.root), len(table), tuple(groups), table.notes)

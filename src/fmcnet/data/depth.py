@@ -1,9 +1,8 @@
-"""Pixel values of any depth to 0..255: the one rule for every number type and number of channels."""
+"""Map pixel values of any depth to 0..255, by one rule for every number type and number of channels."""
 
 from __future__ import annotations
 
 import math
-import threading
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,7 +19,7 @@ FLAT = 2
 """Grey levels: a deeper picture that spans less after mapping shows nothing."""
 
 STRETCHED, OUTSIDE, PAGES, FLAT_8, DROPPED = "stretched", "outside", "pages", "flat", "dropped"
-_TOLD = {
+_SENTENCES = {
     STRETCHED: "with values of no usual range: each was stretched by its own percentiles, so the same person is not "
     "equally bright in every crop; give --range LOW:HIGH (Python: value_range)",
     OUTSIDE: "with more than half of the pixels outside the given range: check --range (Python: value_range)",
@@ -31,29 +30,23 @@ _TOLD = {
 
 
 class Remarks:
-    """Doubtful images, counted by kind; several threads may write to it."""
+    """Doubtful images, counted by kind; several threads may add to it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._names: dict[str, dict[str, None]] = {}
+        self._names: dict[str, set[str]] = {}
 
     def add(self, kind: str, name: str) -> None:
-        """Note that an image is of a kind (`STRETCHED`, ...); the same image counts once."""
-        with self._lock:
-            self._names.setdefault(kind, {})[name] = None
+        """Add an image of a kind (`STRETCHED`, ...); the same image counts once."""
+        self._names.setdefault(kind, set()).add(name)
 
     def lines(self) -> list[str]:
         """A sentence for each kind, with the number of images and the first name."""
-        with self._lock:
-            kinds = [kind for kind in _TOLD if kind in self._names]
-            return [
-                f"{_counted(len(self._names[kind]))} {_TOLD[kind]} (the first is {min(self._names[kind])})"
-                for kind in kinds
-            ]
-
-
-def _counted(images: int) -> str:
-    return "1 image" if images == 1 else f"{images} images"
+        lines = []
+        for kind in (kind for kind in _SENTENCES if kind in self._names):
+            count = len(self._names[kind])
+            images = "1 image" if count == 1 else f"{count} images"
+            lines.append(f"{images} {_SENTENCES[kind]} (the first is {min(self._names[kind])})")
+        return lines
 
 
 def parse_range(text: str) -> ValueRange:
@@ -108,20 +101,20 @@ def eight_bits(
         The same shape in uint8, and `STRETCHED`, `OUTSIDE` or None.
 
     Raises:
-        ValueError: for NaN or infinite values, and for a nearly constant image; says the values.
+        ValueError: for NaN or infinite values, and for a nearly constant image; the text has the values.
     """
     floating = values.dtype.kind == "f"
     wide = values.astype(np.float64)
     if not np.isfinite(wide).all():
         raise ValueError("holds NaN or infinite values: replace them, for example by the lowest value")
     least, most = float(wide.min()), float(wide.max())
-    told = f"its values are {least:g} to {most:g}"
+    span = f"its values are {least:g} to {most:g}"
     remark = None
     if value_range is not None:
         low, high = value_range
         outside = (wide < low) | (wide > high)
         if outside.all():
-            raise ValueError(f"no pixel is in the range {low:g}:{high:g}: {told}")
+            raise ValueError(f"no pixel is in the range {low:g}:{high:g}: {span}")
         remark = OUTSIDE if outside.mean() > 0.5 else None
     elif floating and least >= 0 and most <= 1:
         low, high = 0.0, 1.0
@@ -133,18 +126,20 @@ def eight_bits(
         low, high = (float(edge) for edge in np.percentile(wide, (0.5, 99.5)))
         noise = max(abs(low), abs(high)) * 1e-3
         if high - low <= (noise if floating else max(noise, 3.0)):
-            raise ValueError(f"is nearly constant and shows nothing: {told}")
+            raise ValueError(f"is nearly constant and shows nothing: {span}")
         remark = STRETCHED
-    mapped = np.rint(((wide - low) * (255 / (high - low))).clip(0, 255)).astype(np.uint8)
+    mapped = _rounded((wide - low) * (255 / (high - low)))
     if int(mapped.max()) - int(mapped.min()) < FLAT:
-        raise ValueError(f"is nearly constant and shows nothing: {told}, of a range {low:g}:{high:g}")
+        raise ValueError(f"is nearly constant and shows nothing: {span}, of a range {low:g}:{high:g}")
     return mapped, remark
 
 
 def eight_bits_of_alpha(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Alpha of any type as 0..255: floats are 0..1, integers are of full scale."""
     scale = 1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)
-    alpha: NDArray[np.uint8] = np.rint((values.astype(np.float64) * (255 / scale)).clip(0, 255)).astype(
-        np.uint8
-    )
-    return alpha
+    return _rounded(values.astype(np.float64) * (255 / scale))
+
+
+def _rounded(values: NDArray[np.float64]) -> NDArray[np.uint8]:
+    rounded: NDArray[np.uint8] = np.rint(values.clip(0, 255)).astype(np.uint8)
+    return rounded

@@ -1,4 +1,4 @@
-"""Images from disk: always (H, W, 3) uint8, and one message that lists all that cannot be read."""
+"""Load images of any format and depth as (H, W, 3) uint8, and list all that cannot be read."""
 
 from __future__ import annotations
 
@@ -6,35 +6,26 @@ import io
 import re
 import struct
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import TiffImagePlugin as tiff
 
 from fmcnet.data.depth import DROPPED, PAGES, ValueRange, eight_bits, eight_bits_of_alpha
+from fmcnet.data.listing import AVIF_BRANDS, HEIC_BRANDS
 from fmcnet.data.table import Table
 from fmcnet.data.tiff import is_tiff, read_tiff
 from fmcnet.errors import DataError
 
 MAX_LISTED = 20
 
-_HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
-
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 _WIDE = re.compile(r"(RGB|RGBA|RGBX|LA|CMYK);16([BLN])")
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 REMARKS = "fmcnet.remarks"
 """Key of `Image.info`: kinds of `fmcnet.data.depth` that a person should see."""
 _FAILURES = (
@@ -42,12 +33,9 @@ _FAILURES = (
     Image.DecompressionBombError,
 )  # fmt: skip
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
 
 def load_image(path: str | Path, value_range: ValueRange | None = None) -> NDArray[np.uint8]:
-    """An image as (H, W, 3) uint8, red-green-blue.
+    """Load an image as (H, W, 3) uint8, red-green-blue.
 
     - One channel (infrared) is repeated in three. Of two channels the second is alpha or is dropped, of four the
       fourth. The EXIF orientation is applied.
@@ -61,13 +49,13 @@ def load_image(path: str | Path, value_range: ValueRange | None = None) -> NDArr
 
     Raises:
         DataError: when the file is absent, empty, truncated, no image, nearly constant (deeper than 8 bits) or
-            wholly transparent; says which.
+            wholly transparent; the message gives the reason.
     """
     return np.asarray(open_rgb(path, value_range))
 
 
 def open_rgb(path: str | Path, value_range: ValueRange | None = None) -> Image.Image:
-    """The same as a Pillow image of mode RGB, fully decoded; `info[REMARKS]` holds what is doubtful.
+    """Load an image like `load_image`, as a Pillow image of mode RGB; `info[REMARKS]` holds what is doubtful.
 
     Raises:
         DataError: as `load_image`.
@@ -80,7 +68,7 @@ def open_rgb(path: str | Path, value_range: ValueRange | None = None) -> Image.I
             head = _head(path)
             if is_tiff(head):
                 return _from_tiff(path, value_range)
-            if not _learn(head):
+            if not _register_heic(head):
                 raise
             opened = Image.open(path)
         with opened as stored:
@@ -90,10 +78,10 @@ def open_rgb(path: str | Path, value_range: ValueRange | None = None) -> Image.I
 
 
 def to_rgb(image: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
-    """An image that Pillow opened or made, by the rules of `load_image`: mode RGB, fully decoded.
+    """Convert an image that Pillow opened or made to RGB, by the rules of `load_image`.
 
     Raises:
-        DataError: when it cannot be decoded; says why.
+        DataError: when it cannot be decoded.
     """
     try:
         return _to_rgb(image, value_range)
@@ -103,63 +91,78 @@ def to_rgb(image: Image.Image, value_range: ValueRange | None = None) -> Image.I
 
 def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
     remarks = [PAGES] if _has_pages(image) else []
+    counts, lower = _deep_ppm(image), _lower_bytes(image)
     pair = _raw_mode(image).startswith("LA;16")
-    counts = _deep_ppm(image)
-    lower = _lower_bytes(image)
     image.load()
     tags: Any = getattr(image, "tag_v2", None) or {}
-    unsigned = image.mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,))[0] == 1
-    inverted = image.mode in _DEEP_MODES and tags.get(262) == 0
-    fourth_is_no_alpha = image.mode == "RGBA" and bool(tags) and 338 not in tags
     upright = ImageOps.exif_transpose(image)
+    mode = upright.mode
+    fourth_is_no_alpha = mode == "RGBA" and bool(tags) and tiff.EXTRASAMPLES not in tags
     if fourth_is_no_alpha:
         remarks.append(DROPPED)
     alpha: NDArray[np.uint8] | None = None
     if counts is not None:
-        grey, remark = eight_bits(counts, value_range)
-        remarks += [remark] if remark else []
-        plain = Image.fromarray(grey)
+        upright = _eight_bit_image(counts, value_range, remarks)
     elif lower is not None:
         below = np.asarray(ImageOps.exif_transpose(lower))
         values = np.asarray(upright).astype(np.uint16) << 8
         if pair:  # Pillow's mode is LA or RGBA
             values, below = values[..., [0, -1]], below[..., [1, 3]]
         values |= below
-        if pair or upright.mode == "RGBA":
-            alpha = None if fourth_is_no_alpha else (values[..., -1] >> 8).astype(np.uint8)
-            values = values[..., :-1]
-        if alpha is not None:
-            _require_visible(alpha)
-        grey, remark = eight_bits(values[..., 0] if pair else values, value_range)
-        remarks += [remark] if remark else []
-        cmyk = upright.mode == "CMYK"
-        plain = Image.frombytes("CMYK", upright.size, grey.tobytes()) if cmyk else Image.fromarray(grey)
-    elif upright.mode in _DEEP_MODES:
+        if pair or mode == "RGBA":
+            alpha = None if fourth_is_no_alpha else _visible((values[..., -1] >> 8).astype(np.uint8))
+            values = values[..., 0] if pair else values[..., :-1]
+        upright = _eight_bit_image(values, value_range, remarks, "CMYK" if mode == "CMYK" else "RGB")
+    elif mode in _DEEP_MODES:
         values = np.asarray(upright)
-        grey, remark = eight_bits(values.view(np.uint32) if unsigned else values, value_range)
-        remarks += [remark] if remark else []
-        plain = Image.fromarray(255 - grey if inverted else grey)
+        if (
+            mode == "I"
+            and tags.get(tiff.BITSPERSAMPLE) == (32,)
+            and tags.get(tiff.SAMPLEFORMAT, (1,))[0] == 1
+        ):
+            values = values.view(np.uint32)
+        upright = _eight_bit_image(
+            values, value_range, remarks, inverted=tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 0
+        )
     elif not fourth_is_no_alpha and (
-        upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info
+        mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info
     ):
-        whole = upright.convert("LA") if upright.mode == "La" else upright
-        whole = whole.convert("RGBA")
-        alpha = np.asarray(whole.getchannel("A"))
-        _require_visible(alpha)
-        plain = whole
-    else:
-        plain = upright
-    done = plain.convert("RGB")
+        upright = (upright.convert("LA") if mode == "La" else upright).convert("RGBA")
+        alpha = _visible(np.asarray(upright.getchannel("A")))
+    return _blacken(upright, alpha, remarks)
+
+
+def _eight_bit_image(
+    values: NDArray[Any],
+    value_range: ValueRange | None,
+    remarks: list[str],
+    mode: str = "RGB",
+    *,
+    inverted: bool = False,
+) -> Image.Image:
+    """An image of values (H, W) or (H, W, C) of any depth; `remarks` gets the kind of a doubtful one."""
+    if values.dtype != np.uint8:
+        values, remark = eight_bits(values, value_range)
+        remarks += [remark] if remark else []
+    values = 255 - values if inverted else values
+    height, width = values.shape[:2]
+    return Image.frombytes("L" if values.ndim == 2 else mode, (width, height), values.tobytes())
+
+
+def _visible(alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if not alpha.any():
+        raise ValueError("every pixel is transparent: save it without its alpha channel")
+    return alpha
+
+
+def _blacken(image: Image.Image, alpha: NDArray[np.uint8] | None, remarks: list[str]) -> Image.Image:
+    """The image as RGB on black, with its remarks."""
+    done = image.convert("RGB")
     if alpha is not None and alpha.min() < 255:
         done = Image.composite(done, Image.new("RGB", done.size), Image.fromarray(alpha))
     done.info.pop("transparency", None)
     done.info[REMARKS] = tuple(remarks)
     return done
-
-
-def _require_visible(alpha: NDArray[np.uint8]) -> None:
-    if not alpha.any():
-        raise ValueError("every pixel is transparent: save it without its alpha channel")
 
 
 def _has_pages(image: Image.Image) -> bool:
@@ -206,19 +209,15 @@ def _deep_ppm(image: Image.Image) -> NDArray[np.uint16] | None:
     if image.format != "PPM" or stream is None or not tiles or tiles[0][0] not in ("raw", "ppm"):
         return None
     stream.seek(0)
-    magic, _, _, most = b" ".join(
-        line.split(b"#")[0] for line in stream.read(tiles[0][2]).split(b"\n")
-    ).split()[:4]
-    if magic not in (b"P5", b"P6") or int(most) < 256:
+    header = re.sub(rb"#.*", b"", stream.read(tiles[0][2])).split()
+    if header[0] not in (b"P5", b"P6") or int(header[3]) < 256:
         return None
     width, height = image.size
-    channels = 3 if magic == b"P6" else 1
-    data = stream.read(2 * width * height * channels)
-    if len(data) < 2 * width * height * channels:
+    shape = (height, width, 3) if header[0] == b"P6" else (height, width)
+    data = stream.read(2 * int(np.prod(shape)))
+    if len(data) < 2 * int(np.prod(shape)):
         raise OSError("truncated: the file ends before the last pixel")
-    values = np.frombuffer(data, dtype=">u2")
-    shape = (height, width, 3) if channels == 3 else (height, width)
-    return values.reshape(shape).astype(np.uint16)
+    return np.frombuffer(data, dtype=">u2").reshape(shape).astype(np.uint16)
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -236,39 +235,24 @@ def _with_raw_mode(args: Any, wanted: str) -> Any:
 def _from_tiff(path: Path, value_range: ValueRange | None) -> Image.Image:
     """A TIFF that Pillow does not open."""
     found = read_tiff(path)
-    values, alpha, remarks = found.values, None, []
+    values, alpha = found.values, None
     if found.alpha:
-        alpha = eight_bits_of_alpha(values[..., -1])
-        _require_visible(alpha)
-        values = values[..., :-1]
-    keep = 3 if values.shape[2] >= 3 else 1
-    if values.shape[2] > keep:
-        remarks.append(DROPPED)
-    values = values[..., :keep].squeeze(axis=2) if keep == 1 else values[..., :keep]
-    if values.dtype == np.uint8:
-        grey, remark = values, None
-    else:
-        grey, remark = eight_bits(values, value_range)
-    remarks += [remark] if remark else []
-    done = Image.fromarray(np.ascontiguousarray(255 - grey if found.inverted else grey)).convert("RGB")
-    if alpha is not None:
-        done = Image.composite(done, Image.new("RGB", done.size), Image.fromarray(alpha))
-    if found.orientation in _TURNS:
-        done = done.transpose(_TURNS[found.orientation])
-    done.info[REMARKS] = tuple(remarks)
-    return done
+        alpha, values = _visible(eight_bits_of_alpha(values[..., -1])), values[..., :-1]
+    colour = values.shape[2] >= 3
+    remarks = [DROPPED] if values.shape[2] > (3 if colour else 1) else []
+    values = values[..., :3] if colour else values[..., 0]
+    image = _eight_bit_image(values, value_range, remarks, inverted=found.inverted)
+    done = _blacken(image, alpha, remarks)
+    done.getexif()[ExifTags.Base.Orientation] = found.orientation
+    return ImageOps.exif_transpose(done)
 
 
-def _learn(head: bytes) -> bool:
-    """Whether Pillow can read HEIC from now on, for a file that is one.
-
-    Raises:
-        ValueError: when a package is missing; names the extra that brings it.
-    """
+def _register_heic(head: bytes) -> bool:
+    """Let Pillow read HEIC if the file is one, and return whether it is; ValueError where a package is missing."""
     brand = head[8:12] if head[4:8] == b"ftyp" else b""
-    if brand in (b"avif", b"avis"):
+    if brand in AVIF_BRANDS:
         raise ValueError("an AVIF image, which this Pillow cannot read: pip install 'fmcnet[heic]'")
-    if brand not in _HEIC:
+    if brand not in HEIC_BRANDS:
         return False
     try:
         import pillow_heif
@@ -293,17 +277,47 @@ def verify_images(table: Table, workers: int = 2, progress: bool | None = None) 
         workers: decoding threads.
         progress: show a bar; None: only on a terminal.
     """
-    outcomes = in_threads(_fault, table.full_paths(), workers, "checking images", progress)
-    return [(str(table.path[row]), reason) for row, reason in enumerate(outcomes) if reason]
+    return decode_images(table, lambda row, image: None, workers, "checking images", progress)
 
 
-def require_readable(table: Table, workers: int = 2, progress: bool | None = None) -> None:
-    """Decode every image of a table.
+def decode_images(
+    table: Table,
+    use: Callable[[int, Image.Image], None],
+    workers: int,
+    label: str,
+    progress: bool | None = None,
+) -> list[tuple[str, str]]:
+    """Decode every image of a table in threads (Pillow releases the interpreter's lock).
 
-    Raises:
-        DataError: one message with all unreadable images (the first 20 in full, and the total).
+    Args:
+        table: the images.
+        use: called with the row and its image of mode RGB, from several threads.
+        workers: decoding threads.
+        label: text of the progress bar.
+        progress: show a bar; None: only on a terminal.
+
+    Returns:
+        (path, reason) of each image that cannot be read, in the table's order.
     """
-    raise_unreadable(table, verify_images(table, workers, progress))
+
+    def decode(row: int) -> str:
+        path = table.full_path(row)
+        try:
+            image = open_rgb(path)
+        except DataError as error:
+            return str(error).removeprefix(f"cannot read the image {path}: ")
+        use(row, image)
+        return ""
+
+    show = sys.stderr.isatty() if progress is None else progress
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        reasons: Iterable[str] = pool.map(decode, range(len(table)))
+        if show:
+            from rich.console import Console
+            from rich.progress import track
+
+            reasons = track(reasons, label, total=len(table), console=Console(stderr=True), transient=True)
+        return [(str(table.path[row]), reason) for row, reason in enumerate(reasons) if reason]
 
 
 def raise_unreadable(table: Table, faults: Sequence[tuple[str, str]]) -> None:
@@ -318,47 +332,17 @@ def raise_unreadable(table: Table, faults: Sequence[tuple[str, str]]) -> None:
     )
 
 
-def in_threads(
-    work: Callable[[_Item], _Result],
-    items: Sequence[_Item],
-    workers: int,
-    label: str,
-    progress: bool | None = None,
-) -> Iterator[_Result]:
-    """`map` over threads (Pillow decodes without the interpreter's lock), with a bar on a terminal."""
-    show = sys.stderr.isatty() if progress is None else progress
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        outcomes = pool.map(work, items)
-        if not show:
-            yield from outcomes
-            return
-        from rich.console import Console
-        from rich.progress import track
-
-        yield from track(outcomes, label, total=len(items), console=Console(stderr=True), transient=True)
-
-
-def _fault(path: Path) -> str:
-    try:
-        open_rgb(path)
-    except DataError as error:
-        return str(error).removeprefix(f"cannot read the image {path}: ")
-    return ""
-
-
 def _reason(path: Path, error: BaseException) -> str:
-    """Why an image cannot be read, in a person's words."""
+    """Why an image cannot be read."""
     if not path.exists():
         return "there is no such file"
     if path.is_dir():
         return "it is a folder"
     try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            head = stream.read(64)
+        head = _head(path)
     except OSError as denied:
         return f"{denied.strerror}"
-    if not size:
+    if not head:
         return "the file is empty (0 bytes)"
     if isinstance(error, UnidentifiedImageError):
         text = head.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in head)

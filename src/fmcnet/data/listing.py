@@ -1,4 +1,4 @@
-"""Which files of a folder are pictures: one rule for every command."""
+"""Which files of a folder are images: one rule for every command."""
 
 from __future__ import annotations
 
@@ -20,19 +20,14 @@ IMAGE_SUFFIXES = frozenset(
 _RESOURCE_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 _RESOURCE_FOLDERS = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information"})
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
-_BRANDS = frozenset(
-    {b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-)
+HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+AVIF_BRANDS = frozenset({b"avif", b"avis"})
 MAX_NAMED = 20
 
 
 @dataclass(frozen=True)
 class Ignored:
-    """A file or folder below a folder that was given, which was not taken.
-
-    Attributes:
-        path: where. reason: a few words.
-    """
+    """A file or folder that is not an image, and why."""
 
     path: str
     reason: str
@@ -40,9 +35,9 @@ class Ignored:
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures below a folder, sorted by path, and all else that lies there."""
+    """The images below a folder, sorted by path, and everything else below it."""
 
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     ignored: tuple[Ignored, ...]
 
 
@@ -64,63 +59,61 @@ def has_image_head(path: str | Path) -> bool:
     except OSError:
         return False
     webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    return head.startswith(_MAGIC) or webp or (head[4:8] == b"ftyp" and head[8:12] in _BRANDS)
+    return (
+        head.startswith(_MAGIC) or webp or (head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS | AVIF_BRANDS)
+    )
 
 
 def list_folder(folder: str | Path) -> Listing:
-    """The pictures below a folder.
+    """List the images below a folder.
 
-    - A picture has a suffix of `IMAGE_SUFFIXES`, in any letter case, or no suffix and the first bytes of an image.
-    - Linked folders are entered, but for those that hold the link. Each folder is read once, under its own name if
+    - An image has a suffix of `IMAGE_SUFFIXES`, in any letter case, or no suffix and the first bytes of an image.
+    - Linked folders are entered, except those that hold the link. Each folder is read once, under its own name if
       that lies below `folder` too.
-    - Hidden and resource files and folders (`is_hidden`) are left out without a word.
+    - Hidden and resource files and folders (`is_hidden`) are left out without a note.
     - Everything else is in `ignored`.
     """
-    pictures: list[Path] = []
+    images: list[Path] = []
     ignored: list[Ignored] = []
-    top = Path(folder)
     seen: set[tuple[int, int]] = set()
-    linked: list[Path] = []
-
-    def enter(here: Path) -> None:
+    top = Path(folder)
+    folders, linked = [top], list[Path]()
+    while folders or linked:  # links last, so that a folder is read under its own name
+        here = folders.pop() if folders else linked.pop(0)
         try:
             status = here.stat()
             with os.scandir(here) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
         except OSError as error:
             ignored.append(Ignored(str(here), f"cannot be listed ({error.strerror})"))
-            return
+            continue
         if (status.st_dev, status.st_ino) in seen:
             ignored.append(Ignored(str(here), "a link to a folder that was read already"))
-            return
+            continue
         seen.add((status.st_dev, status.st_ino))
         for entry in entries:
             path = here / entry.name
             if is_hidden(entry.name):
                 continue
-            if entry.is_dir():
-                if entry.is_symlink():
-                    if any(real.is_relative_to(path.resolve()) for real in (here.resolve(), top.resolve())):
-                        ignored.append(Ignored(str(path), "a link to a folder above it"))
-                    else:
-                        linked.append(path)
-                else:
-                    waiting.append(path)
+            if not entry.is_dir():
+                reason = _why_no_image(path)
+            elif not entry.is_symlink():
+                folders.append(path)
                 continue
-            reason = _not_a_picture(path)
+            elif any(real.is_relative_to(path.resolve()) for real in (here.resolve(), top.resolve())):
+                reason = "a link to a folder above it"
+            else:
+                linked.append(path)
+                continue
             if reason:
                 ignored.append(Ignored(str(path), reason))
             else:
-                pictures.append(path)
-
-    waiting = [top]
-    while waiting or linked:
-        enter(waiting.pop() if waiting else linked.pop(0))
-    return Listing(tuple(sorted(pictures)), tuple(sorted(ignored, key=lambda one: one.path)))
+                images.append(path)
+    return Listing(tuple(sorted(images)), tuple(sorted(ignored, key=lambda one: one.path)))
 
 
-def _not_a_picture(path: Path) -> str:
-    """Why a file is no picture; "" for one that is."""
+def _why_no_image(path: Path) -> str:
+    """Why a file is no image; "" for one that is."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -145,14 +138,14 @@ def ignored_facts(ignored: tuple[Ignored, ...]) -> dict[str, Any]:
 
 
 def ignored_line(ignored: tuple[Ignored, ...]) -> str:
-    """One line for a person; "" for nothing."""
+    """One line of text; "" for nothing."""
     if not ignored:
         return ""
     reasons = ignored_facts(ignored)["reasons"]
-    told = ", ".join(f"{count} {reason}" for reason, count in list(reasons.items())[:6])
+    kinds = ", ".join(f"{count} {reason}" for reason, count in list(reasons.items())[:6])
     names = ", ".join(one.path for one in ignored[:3])
     more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
-    return f"ignored {len(ignored)}: {told}; {names}{more}"
+    return f"ignored {len(ignored)}: {kinds}; {names}{more}"
 
 
 def number_of(text: str) -> int | None:

@@ -1,8 +1,9 @@
-"""Words that people write in several ways: the nearest known name, and names that may be one."""
+"""Spelling variants: the nearest name to a word, and camera names that may be one."""
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -12,9 +13,9 @@ _BETWEEN = re.compile(r"(?<!\d)[\s_.\-]+|[\s_.\-]+(?!\d)")
 _ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known name that is written most like a word; None where none is near."""
-    names = sorted(known)
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that is spelled most like a word; None where none is near."""
+    names = sorted(choices)
     by_key = {spelling(name): name for name in reversed(names)}
     if spelling(word) in by_key:
         return by_key[spelling(word)]
@@ -27,18 +28,13 @@ def spelling(name: str) -> str:
     return _ZEROS.sub("", _PREFIX.sub("", _BETWEEN.sub("", name.casefold())))
 
 
-def alike(names: Iterable[str]) -> list[list[str]]:
-    """Groups of two or more different names that share a `spelling`, sorted."""
-    groups: dict[str, set[str]] = {}
-    for name in names:
-        groups.setdefault(spelling(name), set()).add(name)
-    return sorted(sorted(group) for group in groups.values() if len(group) > 1)
-
-
 def near_cameras(names: Iterable[str]) -> list[str]:
-    """A note for each group of cameras that may be one."""
+    """A note for each group of two or more cameras that share a `spelling`, as they may be one."""
+    groups = defaultdict[str, set[str]](set)
+    for name in names:
+        groups[spelling(name)].add(name)
     return [
         f"the cameras {', '.join(map(repr, group))} may be one: they are taken as {len(group)}, and a filter finds "
         "only the spelling that it names"
-        for group in alike(names)
+        for group in sorted(sorted(group) for group in groups.values() if len(group) > 1)
     ]

@@ -1,10 +1,10 @@
-"""A dataset is a table: one row an image, whatever benchmark or folder it came from."""
+"""A dataset is a table with one row per image, from any benchmark or folder."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,7 +18,7 @@ SPLITS = ("train", "val", "test")
 
 
 class Record(NamedTuple):
-    """One row of a table before it becomes columns; see `Table` for the meaning of each value."""
+    """One row of a table; see `Table` for its values."""
 
     path: str
     pid: int
@@ -33,53 +33,48 @@ class Record(NamedTuple):
     source: str = ""
 
 
-def _no_texts() -> NDArray[np.str_]:
-    return np.empty(0, dtype=np.str_)
-
-
 @dataclass(frozen=True)
 class Table:
-    """The images of a dataset, column by column; rows are sorted by path within a reader's own order.
+    """The images of a dataset, column by column, in the reader's order; `from_records` makes one.
 
     Attributes:
         name: what was read: "sysu", "regdb", "llcm", "csv"...
         root: the folder that `path` is relative to.
         path: (N,) str, POSIX separators.
         pid: (N,) int64, identity as the dataset numbers it (a CSV's names are numbered in sorted order).
-        camid: (N,) int64, `NO_CAMERA` where unknown.
         modality: (N,) uint8, 0 visible, 1 infrared.
+        camid: (N,) int64, `NO_CAMERA` where unknown.
         split: (N,) str, one of `SPLITS`.
         role: (N,) str, "query", "gallery" or "" (both).
         time: (N,) str, a time stamp as given, or "".
         camera: (N,) str, the camera's name, where cameras are named and not numbered, or "".
-        track, source: (N,) str, as given, or "". tags: (N,) str, as given, between semicolons, or "".
+        track: (N,) str, as given, or "".
+        tags: (N,) str, as given, between semicolons, or "".
+        source: (N,) str, as given, or "".
         pid_names: for datasets whose identities are not numbers: name of pid i at position i.
-        notes: remarks of the reader that a person should see (identities dropped, files ignored).
+        notes: the reader's notes (identities dropped, files ignored).
     """
 
     name: str
     root: Path
     path: NDArray[np.str_]
     pid: IntArray
-    camid: IntArray
     modality: NDArray[np.uint8]
+    camid: IntArray
     split: NDArray[np.str_]
     role: NDArray[np.str_]
     time: NDArray[np.str_]
+    camera: NDArray[np.str_]
+    track: NDArray[np.str_]
+    tags: NDArray[np.str_]
+    source: NDArray[np.str_]
     pid_names: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
-    camera: NDArray[np.str_] = field(default_factory=_no_texts)
-    track: NDArray[np.str_] = field(default_factory=_no_texts)
-    tags: NDArray[np.str_] = field(default_factory=_no_texts)
-    source: NDArray[np.str_] = field(default_factory=_no_texts)
+    notes: tuple[str, ...] = ()
 
+    COLUMNS: ClassVar[tuple[str, ...]] = Record._fields
     TEXTS: ClassVar[tuple[str, ...]] = ("camera", "track", "tags", "source")
-    COLUMNS: ClassVar[tuple[str, ...]] = ("path", "pid", "camid", "modality", "split", "role", "time", *TEXTS)
 
     def __post_init__(self) -> None:
-        for name in self.TEXTS:
-            if not len(getattr(self, name)) and len(self.path):
-                object.__setattr__(self, name, np.full(len(self.path), "", dtype=np.str_))
         lengths = {name: len(getattr(self, name)) for name in self.COLUMNS}
         if len(set(lengths.values())) > 1:
             raise DataError(f"the columns of a table differ in length: {lengths}")
@@ -100,28 +95,19 @@ class Table:
             DataError: for an identity or camera that does not fit 64 bits.
         """
         for record in records:
-            for what, value in (("identity", record.pid), ("camera", record.camid)):
-                if not -(2**63) <= value < 2**63:
+            for kind, number in (("identity", record.pid), ("camera", record.camid)):
+                if not -(2**63) <= number < 2**63:
                     raise DataError(
-                        f"{record.path}: the number of the {what} does not fit 64 bits: {value:.4g}"
+                        f"{record.path}: the number of the {kind} does not fit 64 bits: {number:.4g}"
                     )
-        return cls(
-            name=name,
-            root=Path(root),
-            path=np.array([r.path for r in records], dtype=np.str_),
-            pid=np.array([r.pid for r in records], dtype=np.int64),
-            camid=np.array([r.camid for r in records], dtype=np.int64),
-            modality=np.array([r.modality.code for r in records], dtype=np.uint8),
-            split=np.array([r.split for r in records], dtype=np.str_),
-            role=np.array([r.role for r in records], dtype=np.str_),
-            time=np.array([r.time for r in records], dtype=np.str_),
-            camera=np.array([r.camera for r in records], dtype=np.str_),
-            track=np.array([r.track for r in records], dtype=np.str_),
-            tags=np.array([r.tags for r in records], dtype=np.str_),
-            source=np.array([r.source for r in records], dtype=np.str_),
-            pid_names=tuple(pid_names),
-            notes=tuple(notes),
-        )
+        dtypes = {"pid": np.int64, "camid": np.int64}
+        columns: dict[str, Any] = {
+            column: np.array([getattr(record, column) for record in records], dtypes.get(column, np.str_))
+            for column in Record._fields
+            if column != "modality"
+        }
+        columns["modality"] = np.array([record.modality.code for record in records], np.uint8)
+        return cls(name=name, root=Path(root), pid_names=tuple(pid_names), notes=tuple(notes), **columns)
 
     def __len__(self) -> int:
         return len(self.path)
@@ -149,12 +135,10 @@ class Table:
     def index(self) -> IntArray:
         """(N,) 1-based position of each image among the path-sorted images of its pid and camera."""
         order = np.lexsort((self.path, self.modality, self.camid, self.pid))
+        keys = np.stack([self.pid, self.camid, self.modality], axis=1)[order]
+        first = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1)])
         position = np.empty(len(self), dtype=np.int64)
-        count, last = 0, None
-        for row in order:
-            key = (int(self.pid[row]), int(self.camid[row]), int(self.modality[row]))
-            count = count + 1 if key == last else 1
-            position[row], last = count, key
+        position[order] = np.arange(len(self)) - np.repeat(first, np.diff(first, append=len(self))) + 1
         return position
 
     def full_path(self, row: int) -> Path:
@@ -166,26 +150,26 @@ class Table:
         return [self.root / str(path) for path in self.path]
 
     def pid_name(self, pid: int) -> str:
-        """How the dataset calls an identity: its name where it has one, its number otherwise; "" for `NO_PID`."""
+        """The name of an identity in the dataset, its number where it has none, "" for `NO_PID`."""
         if pid == NO_PID:
             return ""
         return self.pid_names[pid] if self.pid_names else str(pid)
 
     def records(self) -> list[Record]:
         """The rows, one by one."""
-        columns = (self.path, self.pid, self.modality, self.camid, self.split, self.role, self.time)
-        texts = (self.camera, self.track, self.tags, self.source)
+        columns = (getattr(self, name).tolist() for name in Record._fields)
         return [
             Record(path, pid, Modality.from_code(code), *others)
-            for path, pid, code, *others in zip(*(c.tolist() for c in (*columns, *texts)), strict=True)
+            for path, pid, code, *others in zip(*columns, strict=True)
         ]
 
 
 def fingerprint(table: Table, *columns: NDArray[np.str_]) -> str:
-    """16 hex digits that name a dataset: its paths and identities, whatever its place, order and splits.
+    """16 hex digits that name a dataset: its paths and identities, independent of its folder, order and splits.
 
     Args:
-        table: the dataset. columns: further columns (N,) that shall count, as the split.
+        table: the dataset.
+        columns: further columns (N,) to include, as the split.
     """
     names = [table.pid_names[pid] if table.pid_names else str(pid) for pid in table.pid.tolist()]
     lines = sorted(

@@ -1,7 +1,7 @@
 """Evaluation protocols as data: what is searched in what, how it is drawn, skipped and counted.
 
-Source: shared protocols, section 2; docs/which-number.md explains the differences. What the sources leave open
-is chosen here and listed in `Protocol.ours`.
+Source: shared protocols, section 2; docs/concepts/protocols.md explains the differences. What the sources leave
+open is chosen here and listed in `Protocol.ours`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 
 from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.draws import Draw, check_index
+from fmcnet.evaluation.ranking import Trial
 from fmcnet.evaluation.rules import Selection, SkipRule
 from fmcnet.types import BoolArray, Embeddings, IntArray, Modality
 
 CmcRule = Literal["identity", "image"]
-Trial = tuple[IntArray, IntArray]
 
 
 @dataclass(frozen=True)

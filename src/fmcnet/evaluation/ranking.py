@@ -1,35 +1,48 @@
-"""From ranks to CMC, mAP and mINP; how ties are broken.
+"""Ranks of the true matches of every query, counted in blocks of bounded memory.
 
-Ranks are counted, not sorted: the k-th best true match of a probe has rank
+Ranks are counted, not sorted: the k-th best true match of a query has rank
 
     k + number of other identities' images that are at least as similar.
 
-A tie therefore counts against the probe, whatever the order of the gallery's rows: a model whose embeddings
+A tie therefore counts against the query, whatever the order of the gallery's rows: a model whose embeddings
 collapse cannot score by luck of the order. Similarities that differ by less than the rounding of the
 arithmetic (`Similarity.tie`) count as equal.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from fmcnet.errors import ProtocolError
-from fmcnet.evaluation.results import Scores
-from fmcnet.types import IntArray
+from fmcnet.evaluation.rules import SkipRule
+from fmcnet.evaluation.similarity import Similarity
+from fmcnet.types import BoolArray, Embeddings, IntArray
 
-CURVE = 1000
-"""Longest CMC curve kept."""
+Trial: TypeAlias = tuple[IntArray, IntArray]
+"""(query rows, gallery rows) among the embeddings."""
+
+CHUNK_BYTES = 32 * 2**20
+"""Bound of a block of similarities with its copies, unless told otherwise."""
+
+COPIES = 4
+"""Blocks of similarities alive at once, at most."""
+
+SLICE = 64
+"""Queries whose true matches are compared at once. Ordered by identity, so many have few."""
 
 
 @dataclass
 class Ranks:
-    """What ranking says of each probe of a trial; all arrays are (Q,).
+    """What ranking gives for each query of a trial; all arrays are (Q,).
 
     Attributes:
-        matches: int64, true matches left after the skip rule; 0: the probe is not counted.
+        matches: int64, true matches left after the skip rule; 0: the query is not counted.
         first_image: int64, rank of the best true match among images.
         first_identity: int64, its rank among identities, each at its best image.
         ap: float64, average precision.
@@ -44,32 +57,21 @@ class Ranks:
 
     @staticmethod
     def empty(n: int) -> Ranks:
-        """Ranks of n probes, still to be filled."""
+        """Ranks of n queries, still to be filled."""
         whole = np.zeros((3, n), dtype=np.int64)
         return Ranks(whole[0], whole[1], whole[2], np.zeros(n), np.zeros(n))
 
-    def restored(self, order: IntArray) -> Ranks:
-        """The ranks of probes that were ranked in `order`, put back in their own order."""
-        back = np.argsort(order, kind="stable")
-        return Ranks(
-            self.matches[back],
-            self.first_image[back],
-            self.first_identity[back],
-            self.ap[back],
-            self.inp[back],
-        )
-
     def fill(
         self,
-        rows: slice,
+        rows: IntArray,
         matches: NDArray[np.int64],
         above: NDArray[np.int64],
         identities_above: NDArray[np.int64],
     ) -> None:
-        """Write the probes of `rows`.
+        """Write the queries at positions `rows`.
 
         Args:
-            rows: which probes.
+            rows: (q,) positions.
             matches: (q,) number of true matches left.
             above: (q, K) images of other identities at least as similar as the k-th best true match; columns from
                 `matches` on are ignored.
@@ -87,35 +89,203 @@ class Ranks:
         self.inp[rows] = np.where(matches > 0, matches / last, 0.0)
 
 
-def scores(ranks: Ranks, cmc: str, gallery: int) -> Scores:
-    """The figures of a trial.
+def rank_trials(
+    embeddings: Embeddings,
+    trials: Sequence[Trial],
+    skip: SkipRule,
+    *,
+    distance: str = "cosine",
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    chunk_bytes: int = CHUNK_BYTES,
+) -> tuple[list[Ranks], str]:
+    """Rank the true matches of every query in every trial; all trials have the same queries.
+
+    The trials share the similarities: each query meets each gallery image of any trial once.
+
+    Returns:
+        The ranks, a trial each, and the arithmetic used.
+    """
+    query = trials[0][0]
+    union = np.unique(np.concatenate([gallery for _, gallery in trials]))
+    width = embeddings.features.shape[1]
+    similarity = Similarity.prepare(
+        embeddings,
+        np.union1d(query, union) if distance == "euclidean" else union,
+        distance=distance,
+        device=device,
+        precision=precision,
+        products=len(query) * len(union) * width,
+    )
+    budget = max(1, chunk_bytes // (COPIES * (8 if similarity.precision == "float64" else 4)))
+    if len(union) * width <= 4 * COPIES * budget:  # the gallery stays loaded
+        tall, wide = budget // len(union), len(union)
+    else:
+        tall = max(64, min(4096, int(budget**0.5)))
+        wide = budget // max(min(tall, len(query)), width)
+    return _Ranking(embeddings, skip, trials, union, similarity).run(tall, wide), similarity.precision
+
+
+def rank_given(
+    embeddings: Embeddings,
+    trial: Trial,
+    skip: SkipRule,
+    similarities: Callable[[IntArray], NDArray[np.float64]],
+    *,
+    tie: float = 0.0,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Ranks:
+    """Rank a trial from similarities that somebody else computes (re-ranking, another model's scores).
 
     Args:
-        ranks: of its probes.
-        cmc: "identity" or "image".
-        gallery: number of gallery images.
-
-    Raises:
-        ProtocolError: when no probe has a true match.
+        embeddings: identities, cameras; the features are not looked at.
+        trial: (query rows, gallery rows).
+        skip: the rule.
+        similarities: given positions (q,) in the trial's query rows, their (q, G) similarities in the order of
+            the trial's gallery rows; larger is more alike.
+        tie: similarities closer than this are equal.
+        chunk_bytes: bound of a block.
     """
-    counted = ranks.matches > 0
-    n = int(counted.sum())
-    if n == 0:
-        raise ProtocolError(
-            f"none of the {len(counted)} probes has a true match among the {gallery} gallery images after the skip "
-            "rule: check that both sets hold the same identities, and the cameras"
-        )
-    first = (ranks.first_identity if cmc == "identity" else ranks.first_image)[counted]
-    longest = max(20, min(int(first.max()), CURVE))
-    curve = np.cumsum(np.bincount(np.minimum(first, longest + 1), minlength=longest + 2)[1 : longest + 1]) / n
-    return Scores(
-        rank1=float(curve[0]),
-        rank5=float(curve[4]),
-        rank10=float(curve[9]),
-        rank20=float(curve[19]),
-        mAP=float(ranks.ap[counted].mean()),
-        mINP=float(ranks.inp[counted].mean()),
-        queries=n,
-        gallery=gallery,
-        cmc=curve,
-    )
+    gallery = trial[1]
+    similarity = Similarity("given", torch.float64, torch.device("cpu"), None, tie)
+    ranking = _Ranking(embeddings, skip, [trial], gallery, similarity)
+    columns = np.argsort(embeddings.pid[gallery], kind="stable")
+    ranking.given = lambda at: torch.from_numpy(np.ascontiguousarray(similarities(at)[:, columns]))
+    return ranking.run(chunk_bytes // (COPIES * 8) // len(gallery), len(gallery))[0]
+
+
+class _Ranking:
+    """The trials of one set of queries.
+
+    Args:
+        embeddings: all images.
+        skip: which gallery images a query does not see.
+        trials: T of them, with equal queries.
+        union: (U,) gallery rows of any trial.
+        similarity: how images compare.
+    """
+
+    given: Callable[[IntArray], Tensor] | None = None
+    """Positions of queries to their similarities with all of the union, where they are not computed here."""
+
+    def __init__(
+        self,
+        embeddings: Embeddings,
+        skip: SkipRule,
+        trials: Sequence[Trial],
+        union: IntArray,
+        similarity: Similarity,
+    ) -> None:
+        self.pid, self.camid, self.embeddings = embeddings.pid, embeddings.camid, embeddings
+        self.skip, self.similarity, self.query = skip, similarity, trials[0][0]
+        self.union = union[np.argsort(self.pid[union], kind="stable")]
+        self.members = np.stack([np.isin(self.union, gallery) for _, gallery in trials])
+        self.loaded: tuple[slice, Tensor] | None = None
+
+    def run(self, tall: int, wide: int) -> list[Ranks]:
+        """The ranks of every trial, from blocks of about `tall` queries by `wide` gallery images."""
+        ranks = [Ranks.empty(len(self.query)) for _ in self.members]
+        spans = list(self._spans(max(1, wide)))
+        order = np.argsort(self.pid[self.query], kind="stable")  # a block has few identities, so few matches
+        for start in range(0, len(order), max(1, tall)):
+            at = order[start : start + max(1, tall)]
+            rows = self.query[at]
+            query = None if self.given is not None else self.similarity.load(self.embeddings, rows)
+            given = None if self.given is None else self.given(at)
+            matches = self._matches(rows, query, given)
+            above = [torch.zeros(m.shape, dtype=torch.int64, device=m.device) for m in matches]
+            identities = [torch.zeros(len(at), dtype=torch.int64, device=m.device) for m in matches]
+            for span in spans:
+                block = self._others(rows, query, given, span)
+                for t, member in enumerate(self.members[:, span]):
+                    if not member.any():
+                        continue
+                    reach = matches[t] - self.similarity.tie
+                    columns = torch.from_numpy(np.flatnonzero(member)).to(block.device)
+                    others = block.index_select(1, columns)
+                    identities[t] += _count_identities(
+                        others, reach[:, :1], self.pid[self.union[span][member]]
+                    )
+                    above[t] += others.shape[1] - torch.searchsorted(_sorted_rows(others), reach)
+            for one, match, a, i in zip(ranks, matches, above, identities, strict=True):
+                number = (match > -torch.inf).sum(dim=1)
+                one.fill(at, number.cpu().numpy(), a.cpu().numpy(), i.cpu().numpy())
+        return ranks
+
+    def _matches(self, rows: IntArray, query: Tensor | None, given: Tensor | None) -> list[Tensor]:
+        """Similarities of the true matches in each trial, best first: (q, K >= 1), padded with -inf."""
+        pid = self.pid[self.union]
+        first, last = (np.searchsorted(pid, self.pid[rows], side=side) for side in ("left", "right"))
+        columns = first[:, None] + np.arange(max(1, int((last - first).max())))  # (q, L) in the union
+        present = columns < last[:, None]
+        columns = np.minimum(columns, len(pid) - 1)
+        gallery = self.union[columns]
+        present &= ~self._hidden(rows[:, None], gallery)
+        if given is not None:
+            values = given.gather(1, torch.from_numpy(columns))
+        else:
+            assert query is not None
+            parts = [slice(start, start + SLICE) for start in range(0, len(rows), SLICE)]
+            values = torch.cat([self._similarities(query[part], columns[part]) for part in parts])
+        found = []
+        for member in self.members:
+            kept = torch.from_numpy(present & member[columns]).to(values.device)
+            most = max(1, int(kept.sum(dim=1).max()))
+            best = values.masked_fill(~kept, -torch.inf).sort(dim=1, descending=True).values
+            found.append(best[:, :most].contiguous())
+        return found
+
+    def _similarities(self, query: Tensor, columns: IntArray) -> Tensor:
+        """(q, L) similarities of a few loaded queries with L gallery images each, given by their column."""
+        mine, place = np.unique(columns, return_inverse=True)
+        near = self.similarity.load(self.embeddings, self.union[mine])
+        block = self.similarity.block(query, near, self.similarity.offset(near))
+        return block.gather(1, torch.from_numpy(place.reshape(columns.shape)).to(block.device))
+
+    def _others(self, rows: IntArray, query: Tensor | None, given: Tensor | None, span: slice) -> Tensor:
+        """(q, G) similarities with one block of the union; -inf for the query's identity and what it must not see."""
+        part = self.union[span]
+        if given is None:
+            assert query is not None
+            if self.loaded is None or self.loaded[0] != span:
+                self.loaded = span, self.similarity.load(self.embeddings, part)
+            near = self.loaded[1]
+            block = self.similarity.block(query, near, self.similarity.offset(near))
+        else:
+            block = given[:, span].clone()
+        excluded = self.pid[rows][:, None] == self.pid[part]
+        if self.skip.kind in ("same_camera", "camera_pairs"):  # the other rules hide nobody else
+            excluded |= self._hidden(rows[:, None], part[None, :])
+        return block.masked_fill_(torch.from_numpy(excluded).to(block.device), -torch.inf)
+
+    def _hidden(self, rows: IntArray, gallery: IntArray) -> BoolArray:
+        """Where a query skips a gallery image, by the rule or as it is the same image; shapes broadcast."""
+        hidden = self.skip.hides(self.pid[rows], self.camid[rows], self.pid[gallery], self.camid[gallery])
+        return np.asarray(hidden | (rows == gallery))
+
+    def _spans(self, size: int) -> Iterator[slice]:
+        """The union in blocks of about `size`; an identity is never split."""
+        ends = np.append(np.flatnonzero(np.diff(self.pid[self.union])) + 1, len(self.union))
+        start = 0
+        while start < len(self.union):
+            fit = int(np.searchsorted(ends, start + size, side="right")) - 1
+            if fit < 0 or ends[fit] <= start:  # one identity alone is larger than a block
+                fit = int(np.searchsorted(ends, start, side="right"))
+            yield slice(start, int(ends[fit]))
+            start = int(ends[fit])
+
+
+def _sorted_rows(block: Tensor) -> Tensor:
+    """Each row ascending, in place on a CPU, where NumPy sorts 25 times as fast as PyTorch."""
+    if block.device.type == "cpu":
+        block.numpy().sort(axis=1)
+        return block
+    return block.sort(dim=1).values
+
+
+def _count_identities(others: Tensor, reach: Tensor, pid: IntArray) -> Tensor:
+    """(q,) how many identities have an image among (q, G) that reaches (q, 1); `pid` (G,) is ascending."""
+    reached = (others >= reach).view(torch.uint8).cumsum(dim=1, dtype=torch.int32)
+    ends = np.append(np.flatnonzero(np.diff(pid)), len(pid) - 1)
+    last = reached.index_select(1, torch.from_numpy(ends).to(reached.device))
+    return (last.diff(dim=1, prepend=last.new_zeros(len(last), 1)) > 0).sum(dim=1)

@@ -77,31 +77,29 @@ class SkipRule:
             return SkipRule(kind=rule)  # type: ignore[arg-type]  # checked on construction
         return SkipRule("camera_pairs", tuple(sorted((int(a), int(b)) for a, b in rule)))
 
-    def hidden_cameras(self, camera: int) -> tuple[int, ...]:
-        """The cameras that a probe of `camera` does not search, whatever the identity."""
-        if camera == NO_CAMERA:
-            return ()
-        if self.kind == "same_camera":
-            return (camera,)
-        return tuple(gallery for probe, gallery in self.pairs if probe == camera)
-
-    def mask(
+    def hides(
         self, query_pid: IntArray, query_cam: IntArray, gallery_pid: IntArray, gallery_cam: IntArray
     ) -> BoolArray:
-        """(Q, G) bool: True where the probe skips the gallery image. Dense; the engine does not need it."""
-        known = (query_cam[:, None] != NO_CAMERA) & (gallery_cam[None, :] != NO_CAMERA)
+        """True where a query skips a gallery image; the four arrays broadcast."""
+        known = (query_cam != NO_CAMERA) & (gallery_cam != NO_CAMERA)
         if self.kind == "none":
             return np.zeros_like(known)
         if self.kind == "camera_pairs":
             hit: BoolArray = np.zeros_like(known)
-            for probe, gallery in self.pairs:
-                hit |= (query_cam[:, None] == probe) & (gallery_cam[None, :] == gallery)
+            for query, gallery in self.pairs:
+                hit |= (query_cam == query) & (gallery_cam == gallery)
             hit &= known
             return hit
-        same: BoolArray = (query_cam[:, None] == gallery_cam[None, :]) & known
+        same: BoolArray = (query_cam == gallery_cam) & known
         if self.kind == "same_identity_and_camera":
-            same &= query_pid[:, None] == gallery_pid[None, :]
+            same &= query_pid == gallery_pid
         return same
+
+    def mask(
+        self, query_pid: IntArray, query_cam: IntArray, gallery_pid: IntArray, gallery_cam: IntArray
+    ) -> BoolArray:
+        """(Q, G) `hides` of every pair."""
+        return self.hides(query_pid[:, None], query_cam[:, None], gallery_pid[None], gallery_cam[None])
 
     def describe(self) -> str:
         """The rule in words, as part of a protocol's sentence."""

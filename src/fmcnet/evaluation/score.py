@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation.draws import find_permutation
+from fmcnet.evaluation.metrics import Evaluation
 from fmcnet.evaluation.protocols import Protocol, llcm, regdb, sysu
-from fmcnet.evaluation.results import Evaluation
 from fmcnet.types import NO_CAMERA, BoolArray, Embeddings, IntArray
 
 PROTOCOLS = ("sysu", "regdb", "llcm")
@@ -80,7 +80,7 @@ def score_file(
         DataError: when the file lacks arrays, shapes disagree, or an embedding is NaN (names the row).
         ProtocolError: on an unknown option, or when embeddings and protocol do not fit.
     """
-    from fmcnet.evaluation.engine import evaluate
+    from fmcnet.evaluation.evaluate import evaluate
 
     if protocol not in PROTOCOLS:
         raise ProtocolError(f"unknown protocol '{protocol}': use {', '.join(PROTOCOLS)}")

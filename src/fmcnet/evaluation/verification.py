@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.draws import Draw
-from fmcnet.evaluation.passes import CHUNK_BYTES
 from fmcnet.evaluation.protocols import Protocol
+from fmcnet.evaluation.ranking import CHUNK_BYTES
 from fmcnet.evaluation.similarity import Similarity
 from fmcnet.types import BoolArray, Embeddings, IntArray
 
@@ -98,7 +98,7 @@ def verification(
         embeddings: all images.
         protocol: its sets and skip rule; its draw is not used.
         bins: of the histograms.
-        distance, device, precision, chunk_bytes, query_mask, gallery_mask: see `engine.evaluate`.
+        distance, device, precision, chunk_bytes, query_mask, gallery_mask: see `evaluate.evaluate`.
 
     Raises:
         ProtocolError: when there is no true or no false pair.

@@ -1,1 +1,1 @@
-"""Jobs made of several runs: the demo, evaluation of runs, comparisons with published figures."""
+"""Experiments: the demo, the studies of the paper's tables, evaluation of runs, comparison with published figures."""

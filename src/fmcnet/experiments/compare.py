@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.errors import DataError
+from fmcnet.experiments.markdown import markdown_table
 from fmcnet.files import write_atomically
 from fmcnet.inference.shipped import shipped_models
 
@@ -27,13 +28,13 @@ COLUMNS = {
 REPORT = "report.json"
 
 SOURCE = (
-    "Published figures: the papers named, as collected in this package's studies/published.csv; "
+    "Published figures: the papers named, as collected in this package's experiments/published.csv; "
     "single-shot, percent. A run's figure stands beside them only as far as its protocol is theirs: see the flags."
 )
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One method or run.
 
     Attributes:
@@ -52,7 +53,7 @@ class Row:
 class Comparison:
     """Rows, their rendering, and the files written."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     markdown: str
     latex: str
     table: str
@@ -64,14 +65,14 @@ class Comparison:
         return {"rows": rows, "files": [str(path) for path in self.paths]}
 
 
-def published() -> tuple[Row, ...]:
+def published() -> tuple[ComparisonRow, ...]:
     """The published results that travel with the package."""
     text = files("fmcnet.experiments").joinpath("published.csv").read_text(encoding="utf-8")
     rows = []
     for line in csv.DictReader(io.StringIO(text)):
         figures = {key: (_number(line[f"{key}_r1"]), _number(line[f"{key}_map"])) for key in COLUMNS}
         flags = (line["note"],) if line["note"] and line["note"] != "the method implemented here" else ()
-        rows.append(Row(line["method"], f"{line['venue']} {line['year']}", figures, flags))
+        rows.append(ComparisonRow(line["method"], f"{line['venue']} {line['year']}", figures, flags))
     return tuple(rows)
 
 
@@ -102,7 +103,7 @@ def _number(text: str) -> float | None:
     return float(text) if text else None
 
 
-def _run_row(run: Path) -> Row:
+def _run_row(run: Path) -> ComparisonRow:
     path = next((p for p in (run / "report" / REPORT, run / REPORT) if p.is_file()), run / "report" / REPORT)
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -124,15 +125,12 @@ def _run_row(run: Path) -> Row:
         else:
             flags.append(f"not a published setting, left out: {evaluation['protocol']}")
         flags += [str(extra) for extra in evaluation.get("extras", [])]
-        if (
-            dataset["name"] in ("sysu", "llcm")
-            and len(evaluation["trials"]) < 10
-            and "reading c" not in evaluation["protocol"]
-        ):
-            flags.append(f"{len(evaluation['trials'])} of ten trials")
-        if "official" not in evaluation["protocol"] and dataset["name"] == "sysu":
+        protocol, trials = evaluation["protocol"], len(evaluation["trials"])
+        if dataset["name"] in ("sysu", "llcm") and trials < 10 and "reading c" not in protocol:
+            flags.append(f"{trials} of ten trials")
+        if "official" not in protocol and dataset["name"] == "sysu":
             flags.append("seeded gallery draw")
-        if "reading" in evaluation["protocol"] and "reading a" not in evaluation["protocol"]:
+        if "reading" in protocol and "reading a" not in protocol:
             flags.append("another reading of LLCM's protocol than the paper's")
     if dataset.get("generated"):
         flags.append("GENERATED data: not the published benchmark, comparable with none of these rows")
@@ -141,7 +139,7 @@ def _run_row(run: Path) -> Row:
     splits = facts.get("splits", 1)
     if dataset["name"] == "regdb" and splits < 10:
         flags.append(f"{splits} of RegDB's ten splits")
-    return Row(str(run), "this run", figures, tuple(dict.fromkeys(flags)))
+    return ComparisonRow(str(run), "this run", figures, tuple(dict.fromkeys(flags)))
 
 
 def _key(dataset: str, evaluation: dict[str, Any]) -> str | None:
@@ -156,34 +154,24 @@ def _key(dataset: str, evaluation: dict[str, Any]) -> str | None:
     return f"llcm_{direction}" if dataset == "llcm" else None
 
 
-def _cells(row: Row, shown: list[str]) -> list[str]:
-    return [
-        "-" if value is None else f"{value:.2f}"
-        for key in shown
-        for value in row.figures.get(key, (None, None))
-    ]
+def _cells(row: ComparisonRow, shown: list[str]) -> list[str]:
+    values = (value for key in shown for value in row.figures.get(key, (None, None)))
+    return ["-" if value is None else f"{value:.2f}" for value in values]
 
 
-def _markdown(rows: tuple[Row, ...], shown: list[str]) -> str:
-    head = [f"{COLUMNS[key]} {what}" for key in shown for what in ("R1", "mAP")]
-    lines = ["| method | where | " + " | ".join(head) + " | flags |", "|---" * (len(head) + 3) + "|"]
-    lines += [
-        f"| {row.name} | {row.where} | {' | '.join(_cells(row, shown))} | {'; '.join(row.flags)} |"
-        for row in rows
-    ]
-    return "\n".join([*lines, "", SOURCE, ""])
+def _markdown(rows: tuple[ComparisonRow, ...], shown: list[str]) -> str:
+    scores = [f"{COLUMNS[key]} {what}" for key in shown for what in ("R1", "mAP")]
+    cells = ([row.name, row.where, *_cells(row, shown), "; ".join(row.flags)] for row in rows)
+    return "\n".join([*markdown_table(["method", "where", *scores, "flags"], cells), SOURCE, ""])
 
 
-def _latex(rows: tuple[Row, ...], shown: list[str]) -> str:
+def _latex(rows: tuple[ComparisonRow, ...], shown: list[str]) -> str:
     def safe(text: str) -> str:
         return "".join(f"\\{c}" if c in "_%&#$" else c for c in text)
 
     lines = [f"% {SOURCE}", "\\begin{tabular}{ll" + "rr" * len(shown) + "}", "\\hline"]
-    lines.append(
-        "method & where"
-        + "".join(f" & \\multicolumn{{2}}{{c}}{{{safe(COLUMNS[key])}}}" for key in shown)
-        + " \\\\"
-    )
+    titles = "".join(f" & \\multicolumn{{2}}{{c}}{{{safe(COLUMNS[key])}}}" for key in shown)
+    lines.append(f"method & where{titles} \\\\")
     lines.append(" & " + " & R1 & mAP" * len(shown) + " \\\\\n\\hline")
     for row in rows:
         mark = "$^*$" if row.flags else ""
@@ -193,19 +181,12 @@ def _latex(rows: tuple[Row, ...], shown: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _csv(rows: tuple[Row, ...], shown: list[str]) -> str:
+def _csv(rows: tuple[ComparisonRow, ...], shown: list[str]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        ["method", "where", *(f"{key}_{what}" for key in shown for what in ("r1", "map")), "flags"]
-    )
+    scores = [f"{key}_{what}" for key in shown for what in ("r1", "map")]
+    writer.writerow(["method", "where", *scores, "flags"])
     for row in rows:
-        writer.writerow(
-            [
-                row.name,
-                row.where,
-                *(cell.replace("-", "") for cell in _cells(row, shown)),
-                "; ".join(row.flags),
-            ]
-        )
+        cells = (cell.replace("-", "") for cell in _cells(row, shown))
+        writer.writerow([row.name, row.where, *cells, "; ".join(row.flags)])
     return stream.getvalue()

@@ -1,15 +1,15 @@
-"""The whole path once: generate, read back, train Base and FMCNet, evaluate on unseen identities, report."""
+"""`fmcnet demo`: generate a benchmark, train Base and FMCNet, evaluate on unseen identities, report."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,21 @@ from rich.table import Table as RichTable
 from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import FmcnetError, Interrupted, TrainingError
-from fmcnet.evaluation.results import METRICS
-from fmcnet.evaluation.runs import Judged, judge
+from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model
+from fmcnet.evaluation.metrics import METRICS
 from fmcnet.experiments.report import TITLES, write_report
+from fmcnet.experiments.study import CONFIGS, check_folder
 from fmcnet.models.checkpoint import CARD
 from fmcnet.progress import Progress
 from fmcnet.synthetic import generate
 from fmcnet.training.loggers import read_log
+from fmcnet.training.trainer import total_steps
 from fmcnet.types import Modality
 
 logger = logging.getLogger(__name__)
 
 VARIANTS = ("base", "full")
 OWN = ("data", "base", "full", "base.log", "full.log", "report")
-CONFIGS = {"tiny": "tiny", "small": "generated"}
 LONGER = {"tiny": (), "small": ("training.epochs=10",)}
 """Settings of the demo over the configuration: with 800 steps both trainings take nine minutes side by side."""
 
@@ -45,16 +46,17 @@ def run_demo(
     overrides: tuple[str, ...] = (),
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Do the main job without data and without a GPU; called again, go on where it was.
+    """Run the whole path without data and without a GPU. The same call continues an interrupted demo.
 
-    Base and FMCNet train at the same time, a process with one thread each: on a small CPU that is faster than
-    one after the other with two threads (measured: shared stack notes). Both have the same settings, seed,
-    batches and number of steps.
+    Base and FMCNet train side by side, one process with one thread each: on a small CPU that is faster than one
+    after the other with two threads. Both have the same settings, seed, batches and number of steps.
 
     Args:
         out: gets `data/`, `base/`, `full/` and `report/`.
-        preset: "tiny" or "small". seed: of data and training.
-        overrides: settings as "training.epochs=1". quiet: print no table.
+        preset: "tiny" or "small".
+        seed: of data and training.
+        overrides: settings as "training.epochs=1".
+        quiet: print no table.
 
     Returns:
         The figures and the paths, as printed by `--json`.
@@ -65,31 +67,31 @@ def run_demo(
     if preset not in CONFIGS:
         raise FmcnetError(f"unknown preset '{preset}' for the demo: choose {' or '.join(CONFIGS)}")
     out = Path(out)
-    foreign = [p.name for p in out.iterdir() if p.name not in OWN] if out.is_dir() else []
-    if foreign:
-        raise FmcnetError(
-            f"{out} holds other things ({', '.join(sorted(foreign)[:5])}): give a new folder as --out"
-        )
+    check_folder(out, OWN)
     started = time.perf_counter()
-    overrides = (*LONGER[preset], *overrides)
-    load_config(CONFIGS[preset], [*overrides, f"training.seed={seed}"])  # faults are told before any work
+    settings = [*LONGER[preset], *overrides, f"training.seed={seed}"]
+    config = load_config(CONFIGS[preset], settings)  # faults are reported before any work
     made = generate("sysu", preset, seed, out / "data", progress=not quiet)
     logger.info(
         "%d images of %d identities in SYSU-MM01's layout: %s", made.images, made.identities, made.out
     )
     table = read_dataset(out / "data")
     generated = time.perf_counter()
-    _train_both(out, CONFIGS[preset], [*overrides, f"training.seed={seed}"], quiet)
+    progress = False if quiet else None
+    runs = {variant: out / variant for variant in VARIANTS}
+    unfinished = {variant: run for variant, run in runs.items() if not (run / CARD).is_file()}
+    with _trainings(unfinished, out, CONFIGS[preset], settings) as running:
+        _wait(running, out, total_steps(config, table), progress)
     trained = time.perf_counter()
-    runs = {TITLES[variant]: out / variant for variant in VARIANTS}
-    judged = {title: judge(run, table, progress=False if quiet else None) for title, run in runs.items()}
+    judged = {TITLES[variant]: evaluate_model(run, table, progress=progress) for variant, run in runs.items()}
+    by_title = {TITLES[variant]: run for variant, run in runs.items()}
     seconds = {"generate": generated - started, "train": trained - generated}
     extra = {"seed": seed, "preset": preset, "seconds": {k: round(v, 1) for k, v in seconds.items()}}
-    report = write_report(judged, runs, out / "report", extra=extra)
+    report = write_report(judged, by_title, out / "report", extra=extra)
     result = {
         "report": str(report),
         "data": str(out / "data"),
-        "runs": {title: str(run) for title, run in runs.items()},
+        "runs": {title: str(run) for title, run in by_title.items()},
         "figures": {title: one.evaluations[0].to_dict() for title, one in judged.items()},
         "seconds": {**seconds, "all": time.perf_counter() - started},
     }
@@ -98,86 +100,69 @@ def run_demo(
     return result
 
 
-def _train_both(out: Path, config: str, settings: list[str], quiet: bool) -> None:
-    waiting = [variant for variant in VARIANTS if not (out / variant / CARD).is_file()]
-    together = (os.cpu_count() or 1) > 1
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"} if together else dict(os.environ)
+@contextlib.contextmanager
+def _trainings(
+    runs: Mapping[str, Path], out: Path, config: str, settings: Sequence[str]
+) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """Train the variants in processes; whatever ends this block, each writes a checkpoint and ends."""
     running: dict[str, subprocess.Popen[bytes]] = {}
-    groups = [waiting] if together else [[variant] for variant in waiting]
-    for group in groups:
-        for variant in group:
+    before = None
+    with contextlib.suppress(ValueError):  # outside the main thread
+        before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        for variant, run in runs.items():
             command = [sys.executable, "-m", "fmcnet", "train", "--config", config, "--resume", "--json"]
-            command += ["--data", str(out / "data"), "--out", str(out / variant), f"model.variant={variant}"]
+            command += ["--data", str(out / "data"), "--out", str(run), f"model.variant={variant}", *settings]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             with (out / f"{variant}.log").open("wb") as log:
-                running[variant] = subprocess.Popen(
-                    [*command, *settings], stdout=log, stderr=log, env=environment
-                )
-        before = signal.signal(signal.SIGTERM, _terminated) if _main_thread() else None
-        try:
-            _watch(out, {variant: running[variant] for variant in group}, config, settings, quiet)
-        except BaseException:
-            _stop(running.values())
-            raise
-        finally:
-            if before is not None:
-                signal.signal(signal.SIGTERM, before)
+                running[variant] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        yield running
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
-def _main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-def _terminated(*_: object) -> None:
+def _interrupt(*_: object) -> None:
     raise Interrupted("terminated; the same command goes on", 143)
 
 
-def _stop(running: Iterable[subprocess.Popen[bytes]]) -> None:
-    """Let the trainings write a checkpoint and end; after half a minute end them."""
-    for process in running:
-        if process.poll() is None:
-            process.terminate()
-    for process in running:
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _watch(
-    out: Path, running: dict[str, subprocess.Popen[bytes]], config: str, settings: list[str], quiet: bool
+def _wait(
+    running: Mapping[str, subprocess.Popen[bytes]], out: Path, steps: int, progress: bool | None
 ) -> None:
-    """One bar for all trainings; raises when one fails, with the end of its log."""
-    from fmcnet.training.trainer import total_steps
-
-    if not running:
-        return
-    each = total_steps(load_config(config, settings), read_dataset(out / "data"))
-    done = {variant: _steps_done(out / variant) for variant in running}
+    """Show one bar for all trainings until they end; raise with the end of the log when one fails."""
     names = " and ".join(TITLES[variant] for variant in running)
+    done = sum(_last_step(out / variant)[0] for variant in running)
     with Progress(
-        f"training {names}", each * len(running), sum(done.values()), show=False if quiet else None
+        f"training {names}", steps * len(running), done, show=progress if running else False
     ) as bar:
-        while True:
+        alive = bool(running)
+        while alive:
+            time.sleep(1.0)
             alive = any(process.poll() is None for process in running.values())
             for variant, process in running.items():
-                records = [r for r in read_log(out / variant) if "step" in r]
-                now = records[-1]["step"] if records else 0
-                loss = f"{variant} loss {records[-1]['loss']:.2f}" if records else ""
-                bar.advance(loss, now - done[variant])
-                done[variant] = now
-                if process.poll() not in (None, 0):
-                    tail = (out / f"{variant}.log").read_text(errors="replace").strip().splitlines()[-3:]
-                    raise TrainingError(f"training {variant} failed: " + "\n".join(tail))
-            if not alive:
-                return
-            time.sleep(1.0)
+                if process.poll():
+                    log = (out / f"{variant}.log").read_text(errors="replace").strip().splitlines()
+                    raise TrainingError(f"training {variant} failed: " + "\n".join(log[-3:]))
+            last = {variant: _last_step(out / variant) for variant in running}
+            note = ", ".join(f"{variant} loss {loss:.2f}" for variant, (step, loss) in last.items() if step)
+            bar.advance(note, sum(step for step, _ in last.values()) - done)
+            done = sum(step for step, _ in last.values())
 
 
-def _steps_done(run: Path) -> int:
-    return max((int(record["step"]) for record in read_log(run) if "step" in record), default=0)
+def _last_step(run: Path) -> tuple[int, float]:
+    """The last step in a run's log, and its loss."""
+    records = [record for record in read_log(run) if "step" in record]
+    return (records[-1]["step"], records[-1]["loss"]) if records else (0, float("nan"))
 
 
-def _show(judged: dict[str, Judged], result: dict[str, Any]) -> None:
+def _show(judged: dict[str, EvaluatedRun], result: dict[str, Any]) -> None:
     first = next(iter(judged.values()))
     ids = len(set(first.table.select(modality=Modality.INFRARED).pid.tolist()))
     table = RichTable(

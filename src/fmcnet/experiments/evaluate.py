@@ -1,4 +1,4 @@
-"""What `fmcnet evaluate` does: one run, or the ten of RegDB, by the dataset's protocol, with a report."""
+"""`fmcnet evaluate`: one run, or the ten of RegDB, by the dataset's protocol, with a report."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fmcnet.config import EvaluationConfig, load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.distributed import agree, distributed_context
 from fmcnet.errors import CheckpointError
-from fmcnet.evaluation.results import pool
-from fmcnet.evaluation.runs import EMBEDDINGS, Judged, RunEvaluation, judge
+from fmcnet.evaluation.evaluate_model import EMBEDDINGS, DirectionResult, EvaluatedRun, evaluate_model
+from fmcnet.evaluation.metrics import pool
 from fmcnet.experiments.report import TITLES, write_report
+from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import load
-from fmcnet.inference.shared import embed_shared
 from fmcnet.inference.shipped import find_model, is_shipped
 from fmcnet.models.checkpoint import CARD, read_card
 from fmcnet.training.checkpointing import checkpoints
@@ -37,7 +37,7 @@ class EvaluateResult:
 
     run: Path
     runs: tuple[Path, ...]
-    evaluations: tuple[RunEvaluation, ...]
+    evaluations: tuple[DirectionResult, ...]
     stamp: str
     report: Path | None
 
@@ -106,36 +106,19 @@ def evaluate_run(
             _embed_together(runs, data, flip, device, progress)
         if int(os.environ["RANK"]):
             return EvaluateResult(run, runs, (), "", None)
-    parts: list[Judged] = []
+    parts: list[EvaluatedRun] = []
+    extras: dict[str, Any] = {"flip": flip, "rerank": rerank, "expand": expand}
     stamp = ""
     for one in runs:
         card = read_card(one)
         stamp = STAMP if card.selected == "test" else stamp
         table = read_dataset(data, layout=card.config.data.layout, trial=card.config.data.split)
         settings = evaluation_settings(card.config.evaluation, overrides or [])
-        parts.append(
-            judge(
-                one,
-                table,
-                settings,
-                device=device,
-                flip=flip,
-                rerank=rerank,
-                expand=expand,
-                progress=progress,
-            )
-        )
+        parts.append(evaluate_model(one, table, settings, device=device, progress=progress, **extras))
     main = parts[-1]
     if len(parts) > 1:
-        together = tuple(
-            replace(
-                several[0],
-                result=pool([e.result for e in several]),
-                chance=sum(e.chance for e in several) / len(several),
-            )
-            for several in zip(*(part.evaluations for part in parts), strict=True)
-        )
-        main = replace(main, evaluations=together)
+        by_direction = zip(*(part.evaluations for part in parts), strict=True)
+        main = replace(main, evaluations=tuple(_pool(several) for several in by_direction))
     written = None
     if out is None and not is_shipped(run):
         out = run / "report"
@@ -146,6 +129,12 @@ def evaluate_run(
     return EvaluateResult(run, runs, main.evaluations, stamp, written)
 
 
+def _pool(evaluations: tuple[DirectionResult, ...]) -> DirectionResult:
+    """One direction of several splits as one evaluation."""
+    chance = sum(one.chance for one in evaluations) / len(evaluations)
+    return replace(evaluations[0], result=pool([one.result for one in evaluations]), chance=chance)
+
+
 def _embed_together(
     runs: tuple[Path, ...], data: str | Path, flip: bool, device: str, progress: bool | None
 ) -> None:
@@ -154,9 +143,8 @@ def _embed_together(
         for one in runs:
             encoder = load(one, str(ctx.device))
             config = encoder.card.config
-            table = read_dataset(data, layout=config.data.layout, trial=config.data.split).select(
-                split="test"
-            )
+            table = read_dataset(data, layout=config.data.layout, trial=config.data.split)
+            table = table.select(split="test")
             for mirror in (False, True) if flip else (False,):
                 kept = encoder.kept_at(table, mirror, one / EMBEDDINGS)
                 [missing] = agree([kept is None or not kept.is_file()], ctx)

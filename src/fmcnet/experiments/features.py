@@ -1,19 +1,20 @@
-"""Shared, specific and generated features of test images, and the numbers that say what Figures 4 and 5 show.
+"""Shared, specific and generated features of test images, and statistics that quantify Figures 4 and 5.
 
-The paper shows maps; a map can be read as one likes. Each number here has a value that follows from the claim:
-shared features of the modalities overlap, specific ones lie apart from them, generated ones fall on the real ones.
-All of it is ours. Features are brought to unit length first, as the cosine sees them.
+The paper shows maps. Each statistic has a value that follows from the claim: shared features of the modalities
+overlap, specific ones lie apart from them, generated ones coincide with the real ones. All of it is ours. Features
+are scaled to unit length first, as the cosine similarity does.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
-from fmcnet.data.cache import ImageCache
+from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
 from fmcnet.inference.encoder import Encoder
@@ -21,6 +22,10 @@ from fmcnet.optional import require
 from fmcnet.types import IntArray, Modality
 
 Matrix = NDArray[np.float64]
+Pair = tuple[Matrix, Matrix]
+"""Features (N_m, D) of the visible and of the infrared images."""
+
+Identities = tuple[IntArray, IntArray]
 SPLITS = 5
 """Halvings of the identities that the linear probe is averaged over."""
 
@@ -35,52 +40,62 @@ class Features:
         generated: F'_sp of the OTHER modality made from these images' F_sh (N_m, D), None where it has none.
     """
 
-    pid: tuple[IntArray, IntArray]
-    shared: tuple[Matrix, Matrix]
-    specific: tuple[Matrix, Matrix] | None
-    generated: tuple[Matrix, Matrix] | None
+    pid: Identities
+    shared: Pair
+    specific: Pair | None
+    generated: Pair | None
 
 
 @torch.inference_mode()
-def collect(encoder: Encoder, table: Table, *, batch: int = 64, progress: bool | None = None) -> Features:
-    """The features of every image of a table.
+def collect(
+    encoder: Encoder,
+    table: Table,
+    rows: IntArray | None = None,
+    *,
+    batch: int = 64,
+    progress: bool | None = None,
+) -> Features:
+    """Compute the features of images of a table.
 
     Args:
-        encoder: a trained model. table: test images of both modalities.
-        batch: images at once. progress: show a bar; None: on a terminal only.
+        encoder: a trained model.
+        table: test images of both modalities.
+        rows: positions of the wanted images; None: all.
+        batch: images at once.
+        progress: show a bar; None: on a terminal only.
 
     Raises:
         DataError: when a modality has no image.
     """
-    cache = ImageCache(table, encoder.height, encoder.width, progress=progress)
-    model = encoder.model
-    kinds: list[dict[str, Matrix]] = []
+    folder = cache_folder(encoder.card.config.data.cache, table.root)
+    images = ImageCache(table, encoder.height, encoder.width, folder=folder, progress=progress).images
+    rows = np.arange(len(table)) if rows is None else rows
+    halves: list[list[Matrix | None]] = []
     pids: list[IntArray] = []
     for modality in Modality:
-        rows = np.flatnonzero(table.modality == modality.code)
-        if not len(rows):
+        half = rows[table.modality[rows] == modality.code]
+        if not len(half):
             raise DataError(f"{table.root} has no {modality} test image")
-        parts: dict[str, list[Matrix]] = {"shared": [], "specific": [], "generated": []}
-        for start in range(0, len(rows), batch):
-            images = np.ascontiguousarray(cache.images[rows[start : start + batch]])
-            crops = torch.from_numpy(images).permute(0, 3, 1, 2).to(encoder.device)
-            found = model.features(crops, modality)
-            for name, value in zip(parts, found, strict=True):
-                if value is not None:
-                    parts[name].append(value.double().cpu().numpy())
-        kinds.append({name: np.concatenate(several) for name, several in parts.items() if several})
-        pids.append(table.pid[rows])
-    v, i = kinds
-    return Features(
-        (pids[0], pids[1]),
-        (v["shared"], i["shared"]),
-        (v["specific"], i["specific"]) if "specific" in v else None,
-        (v["generated"], i["generated"]) if "generated" in v else None,
+        parts = []
+        for start in range(0, len(half), batch):
+            pixels = torch.from_numpy(np.ascontiguousarray(images[half[start : start + batch]]))
+            parts.append(encoder.model.features(pixels.permute(0, 3, 1, 2).to(encoder.device), modality))
+        halves.append(
+            [
+                None if one[0] is None else torch.cat(one).double().cpu().numpy()
+                for one in zip(*parts, strict=True)
+            ]
+        )
+        pids.append(table.pid[half])
+    shared, specific, generated = (
+        None if v is None or i is None else (v, i) for v, i in zip(*halves, strict=True)
     )
+    assert shared is not None
+    return Features((pids[0], pids[1]), shared, specific, generated)
 
 
 @dataclass(frozen=True)
-class Numbers:
+class FeatureStatistics:
     """What Figures 4 and 5 claim, as numbers; None where the model lacks what is measured.
 
     Attributes:
@@ -111,13 +126,9 @@ class Numbers:
     generated_distance: float | None = None
     between_centers: float | None = None
 
-    def to_dict(self) -> dict[str, float | None]:
-        """For JSON."""
-        return asdict(self)
 
-
-def numbers(features: Features) -> Numbers:
-    """Measure; see `Numbers`. Identities that lack a modality are left out.
+def measure(features: Features) -> FeatureStatistics:
+    """Measure; see `FeatureStatistics`. Identities that lack a modality are left out.
 
     Raises:
         DataError: when fewer than four identities have both modalities.
@@ -128,18 +139,18 @@ def numbers(features: Features) -> Numbers:
     keep = tuple(np.isin(pid, both) for pid in features.pid)
     pid = (features.pid[0][keep[0]], features.pid[1][keep[1]])
 
-    def taken(kind: tuple[Matrix, Matrix]) -> tuple[Matrix, Matrix]:
+    def aligned(kind: Pair) -> Pair:
         return unit(kind[0][keep[0]]), unit(kind[1][keep[1]])
 
-    shared = taken(features.shared)
-    specific = taken(features.specific) if features.specific else None
-    generated = taken(features.generated) if features.generated else None
+    shared = aligned(features.shared)
+    specific = aligned(features.specific) if features.specific else None
+    generated = aligned(features.generated) if features.generated else None
     found: dict[str, float] = _overlap(shared, pid) | {"probe_shared": probe(shared, pid)}
     if specific:
-        found |= _apart(shared, specific, pid) | {"probe_specific": probe(specific, pid)}
+        found |= _centre_distances(shared, specific, pid) | {"probe_specific": probe(specific, pid)}
     if specific and generated:
-        found |= _fallen(specific, generated, pid)
-    return Numbers(**found)
+        found |= _generated_statistics(specific, generated, pid)
+    return FeatureStatistics(**found)
 
 
 def unit(x: Matrix) -> Matrix:
@@ -147,52 +158,41 @@ def unit(x: Matrix) -> Matrix:
     return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
 
 
-def distances(a: Matrix, b: Matrix) -> Matrix:
-    """(N, D), (M, D) to Euclidean distances (N, M)."""
-    squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-    return np.asarray(np.sqrt(np.maximum(squared, 0.0)))
-
-
 def _centres(x: Matrix, pid: IntArray) -> Matrix:
     """Centres of identities in ascending order (P, D)."""
     return np.stack([x[pid == p].mean(axis=0) for p in np.unique(pid)])
 
 
-def _apart(
-    shared: tuple[Matrix, Matrix], specific: tuple[Matrix, Matrix], pid: tuple[IntArray, IntArray]
-) -> dict[str, float]:
+def _centre_distances(shared: Pair, specific: Pair, pid: Identities) -> dict[str, float]:
     nearest, widest = [], []
     for sh, sp, who in zip(shared, specific, pid, strict=True):
         c_sh, c_sp = _centres(sh, who), _centres(sp, who)
-        nearest.append(distances(c_sp, c_sh).min(axis=1))
-        widest.append(distances(c_sp, c_sp).max(axis=1))
+        nearest.append(cdist(c_sp, c_sh).min(axis=1))
+        widest.append(cdist(c_sp, c_sp).max(axis=1))
     return {"shared_specific": float(np.mean(nearest)), "specific_spread": float(np.mean(widest))}
 
 
-def _overlap(shared: tuple[Matrix, Matrix], pid: tuple[IntArray, IntArray]) -> dict[str, float]:
+def _overlap(shared: Pair, pid: Identities) -> dict[str, float]:
     """`mixing` and `cross_ratio`, means over identities."""
     mixing, ratios = [], []
     for p in np.unique(pid[0]):
         v, i = (x[who == p] for x, who in zip(shared, pid, strict=True))
         every, kind = np.concatenate([v, i]), np.repeat([0, 1], [len(v), len(i)])
-        gap = distances(every, every)
+        gap = cdist(every, every)
         np.fill_diagonal(gap, np.inf)
         if len(v) + len(i) > 2:
             other = kind[gap.argmin(axis=1)] != kind
             blind = np.where(kind == 0, len(i), len(v)) / (len(every) - 1)
             mixing.append(other.mean() / blind.mean())
-        inside = np.concatenate(
-            [g[np.isfinite(g)] for g in (gap[: len(v), : len(v)], gap[len(v) :, len(v) :])]
-        )
+        within = gap[kind[:, None] == kind[None]]
+        inside = within[np.isfinite(within)]
         if len(inside) and inside.mean() > 0:
             ratios.append(gap[: len(v), len(v) :].mean() / inside.mean())
-    return {
-        name: float(np.mean(x)) if x else float("nan")
-        for name, x in (("mixing", mixing), ("cross_ratio", ratios))
-    }
+    means = (float(np.mean(x)) if x else float("nan") for x in (mixing, ratios))
+    return dict(zip(("mixing", "cross_ratio"), means, strict=True))
 
 
-def probe(kinds: tuple[Matrix, Matrix], pid: tuple[IntArray, IntArray], splits: int = SPLITS) -> float:
+def probe(kinds: Pair, pid: Identities, splits: int = SPLITS) -> float:
     """Balanced accuracy, 0..1, of a logistic regression that tells visible from infrared features.
 
     It is fitted on half of the identities and asked about the other half, mean over `splits` random halvings.
@@ -217,14 +217,12 @@ def probe(kinds: tuple[Matrix, Matrix], pid: tuple[IntArray, IntArray], splits: 
     return float(np.mean(found))
 
 
-def _fallen(
-    specific: tuple[Matrix, Matrix], generated: tuple[Matrix, Matrix], pid: tuple[IntArray, IntArray]
-) -> dict[str, float]:
+def _generated_statistics(specific: Pair, generated: Pair, pid: Identities) -> dict[str, float]:
     """Both directions: what is generated from images of one modality, against the real ones of the other."""
     ranks, chances, gaps, between = [], [], [], []
     for source, target in ((0, 1), (1, 0)):
         fake, real = generated[source], specific[target]
-        gap = distances(fake, real)
+        gap = cdist(fake, real)
         own = pid[source][:, None] == pid[target][None]  # (N, M)
         best = np.where(own, gap, np.inf).min(axis=1)
         ranks.append(1 + ((gap <= best[:, None]) & ~own).sum(axis=1))
@@ -233,7 +231,7 @@ def _fallen(
         centres, people = _centres(real, pid[target]), np.unique(pid[target])
         at = np.searchsorted(people, pid[source])
         gaps.append(np.linalg.norm(fake - centres[at], axis=1))
-        between.append(distances(centres, centres)[~np.eye(len(centres), dtype=bool)])
+        between.append(cdist(centres, centres)[~np.eye(len(centres), dtype=bool)])
     rank, chance = np.concatenate(ranks), np.concatenate(chances)
     return {
         "generated_rank": float(rank.mean()),

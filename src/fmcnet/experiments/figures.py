@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fmcnet.data.images import load_image
 from fmcnet.data.table import Table
-from fmcnet.evaluation.nearest import ranked_lists as nearest
+from fmcnet.evaluation.evaluate_model import EvaluatedRun
 from fmcnet.evaluation.protocols import Protocol
-from fmcnet.evaluation.runs import Judged, roles
-from fmcnet.evaluation.verification import verification
+from fmcnet.evaluation.ranked_lists import ranked_lists as nearest
+from fmcnet.evaluation.verification import Verification
+from fmcnet.experiments.features import Features, collect, unit
+from fmcnet.experiments.rows import DIRECTIONS
+from fmcnet.experiments.runs import role_masks
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.images import read_pixels
 from fmcnet.optional import require
 from fmcnet.training.loggers import read_log
-from fmcnet.types import Modality
+from fmcnet.types import IntArray, Modality
 
 RIGHT, WRONG, INK = "#1a7f37", "#cf222e", "#24292f"
 COLOURS = {"shared": "#0969da", "specific": "#1a7f37", "generated": "#d4730b"}
+MAP_IDENTITIES, MAP_IMAGES = 16, 6
+"""A map shows at most this many identities, and images of each in each modality."""
+
+Clouds = dict[tuple[str, int], NDArray[Any]]
 
 
 def new_axes(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
@@ -73,13 +79,8 @@ def training_curves(runs: dict[str, Path], path: Path) -> Path:
         handles, labels = ax.get_legend_handles_labels()
         if validated:
             twin = ax.twinx()
-            (line,) = twin.plot(
-                [r["validated_step"] for r in validated],
-                [100 * r["mAP"] for r in validated],
-                "o--",
-                color=INK,
-                markersize=4,
-            )
+            measured = np.array([(r["validated_step"], 100 * r["mAP"]) for r in validated])
+            (line,) = twin.plot(*measured.T, "o--", color=INK, markersize=4)
             twin.set(ylabel="mAP on validation identities, %", ylim=(0, None))
             handles, labels = [*handles, line], [*labels, "validation mAP (right axis)"]
         ax.legend(handles, labels, fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
@@ -88,12 +89,10 @@ def training_curves(runs: dict[str, Path], path: Path) -> Path:
 
 def _smooth(at: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     window = max(1, len(values) // 40)
-    if window == 1:
-        return at, values
     return at[window - 1 :], np.convolve(values, np.ones(window) / window, mode="valid")
 
 
-def cmc_curves(judged: dict[str, Judged], path: Path) -> Path:
+def cmc_curves(judged: dict[str, EvaluatedRun], path: Path) -> Path:
     """CMC of each run's first direction, mean over trials, with chance at rank 1."""
     figure, axes = new_axes(1, 1, (5.4, 4.4))
     ax = axes[0][0]
@@ -117,7 +116,7 @@ def cmc_curves(judged: dict[str, Judged], path: Path) -> Path:
     return write_png(figure, path)
 
 
-def ranked_lists(judged: Judged, path: Path, queries: int = 6, top: int = 10, seed: int = 0) -> Path:
+def ranked_lists(judged: EvaluatedRun, path: Path, queries: int = 6, top: int = 10, seed: int = 0) -> Path:
     """Queries and their ten best answers in the first trial; right ones framed green, wrong ones red.
 
     The queries are drawn at random from those that have a match, one an identity: not the prettiest.
@@ -130,8 +129,7 @@ def ranked_lists(judged: Judged, path: Path, queries: int = 6, top: int = 10, se
         queries=picked,
         k=top,
         distance=one.result.distance,
-        query_mask=roles(table, "query"),
-        gallery_mask=roles(table, "gallery"),
+        **role_masks(table),
     )
     figure, axes = new_axes(len(lists), top + 1, (0.82 * (top + 1), 1.62 * len(lists) + 0.3))
     for line, (row, answers) in enumerate(zip(picked, lists, strict=True)):
@@ -149,13 +147,9 @@ def ranked_lists(judged: Judged, path: Path, queries: int = 6, top: int = 10, se
     return write_png(figure, path)
 
 
-def _pick_queries(judged: Judged, protocol: Protocol, count: int, seed: int) -> list[int]:
-    query, gallery = protocol.trials(
-        judged.embeddings,
-        query_mask=roles(judged.table, "query"),
-        gallery_mask=roles(judged.table, "gallery"),
-    )[0]
+def _pick_queries(judged: EvaluatedRun, protocol: Protocol, count: int, seed: int) -> list[int]:
     e = judged.embeddings
+    query, gallery = protocol.trials(e, **role_masks(judged.table))[0]
     order = np.random.default_rng(seed).permutation(query)
     picked: list[int] = []
     for row in order.tolist():
@@ -176,95 +170,8 @@ def _show(ax: Any, table: Table, row: int, caption: str, colour: str) -> None:
         spine.set(color=colour, linewidth=2.5)
 
 
-def feature_map(encoder: Encoder, table: Table, path: Path, identities: int = 16, per: int = 6) -> Path:
-    """2-D maps (t-SNE) as the paper's Figures 4 and 5.
-
-    Left: shared and specific features of both modalities (Fig. 4). Right: specific features and those
-    generated for the same modality (Fig. 5). Features are brought to unit length first, as the cosine sees them.
-
-    Args:
-        encoder: a model with a specific branch. table: test images.
-        identities: how many identities, at most. per: images of each in each modality.
-    """
-    features = collect_features(encoder, table, identities, per)
-    manifold = require("sklearn.manifold", "plot")
-    names = list(features)
-    stacked = np.concatenate([features[name] for name in names])
-    stacked = stacked / np.maximum(np.linalg.norm(stacked, axis=1, keepdims=True), 1e-12)
-    places = manifold.TSNE(
-        perplexity=min(30, len(stacked) // 4), init="pca", random_state=0, max_iter=600
-    ).fit_transform(stacked)
-    ends = np.cumsum([len(features[name]) for name in names])
-    at = dict(zip(names, np.split(places, ends[:-1]), strict=True))
-    figure, axes = new_axes(1, 2, (10.4, 5.0), sharex=True, sharey=True)
-    panels = {
-        "shared and specific (the paper's Fig. 4)": ("shared", "specific"),
-        "with generated (the paper's Fig. 5)": ("shared", "specific", "generated"),
-    }
-    for ax, (title, kinds) in zip(axes[0], panels.items(), strict=True):
-        for kind in kinds:
-            for modality, marker in ((Modality.VISIBLE, "o"), (Modality.INFRARED, "^")):
-                name = f"{kind} {modality}"
-                if name in at:
-                    ax.scatter(
-                        *at[name].T,
-                        s=16,
-                        marker=marker,
-                        facecolors=COLOURS[kind] if marker == "o" else "none",
-                        edgecolors=COLOURS[kind],
-                        linewidths=0.8,
-                        label=name,
-                    )
-        ax.set(title=title, xticks=[], yticks=[])
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
-    return write_png(figure, path)
-
-
-@torch.inference_mode()
-def collect_features(
-    encoder: Encoder, table: Table, identities: int, per: int
-) -> dict[str, NDArray[np.float32]]:
-    """Features by name ("shared visible", "generated infrared", ...), each (M, D).
-
-    "generated infrared" is G_{V-I} of visible images: it should fall on "specific infrared".
-    """
-    both = sorted(
-        set(table.select(modality=Modality.VISIBLE).pid.tolist())
-        & set(table.select(modality=Modality.INFRARED).pid.tolist())
-    )
-    parts: dict[str, list[NDArray[np.float32]]] = {}
-    for pid in both[:identities]:
-        images = []
-        for modality in Modality:
-            rows = np.flatnonzero((table.pid == pid) & (table.modality == modality.code))[:per]
-            crops = np.stack(
-                [read_pixels(table.full_path(int(row)), encoder.height, encoder.width) for row in rows]
-            )
-            images.append(torch.from_numpy(crops).permute(0, 3, 1, 2).to(encoder.device))
-        output = encoder.model(*images)
-        for modality in Modality:
-            half = output.of(modality)
-            named = {
-                f"shared {modality}": half.shared,
-                f"specific {modality}": half.specific,
-                f"generated {modality.other}": half.generated,
-            }
-            for name, feature in named.items():
-                if feature is not None:
-                    parts.setdefault(name, []).append(feature.float().cpu().numpy())
-    return {name: np.concatenate(several) for name, several in parts.items()}
-
-
-def similarity_histogram(judged: Judged, path: Path, bins: int = 80) -> Path:
+def similarity_histogram(result: Verification, path: Path) -> Path:
     """Similarities of pairs of one identity and of two, across the modalities."""
-    result = verification(
-        judged.embeddings,
-        judged.evaluations[0].protocol,
-        bins=bins,
-        distance=judged.evaluations[0].result.distance,
-        query_mask=roles(judged.table, "query"),
-        gallery_mask=roles(judged.table, "gallery"),
-    )
     figure, axes = new_axes(1, 1, (5.2, 3.6))
     ax = axes[0][0]
     width = np.diff(result.edges)
@@ -272,22 +179,167 @@ def similarity_histogram(judged: Judged, path: Path, bins: int = 80) -> Path:
         ("same identity", result.positive_histogram, RIGHT),
         ("different identities", result.negative_histogram, WRONG),
     ):
-        ax.stairs(
-            counts / max(1, counts.sum()) / width,
-            result.edges,
-            fill=True,
-            alpha=0.45,
-            color=colour,
-            label=name,
-        )
-    marked = result.true_match_rates[0.01]
-    if marked:
-        rate, (found, threshold) = 0.01, marked
+        density = counts / max(1, counts.sum()) / width
+        ax.stairs(density, result.edges, fill=True, alpha=0.45, color=colour, label=name)
+    if at_one_percent := result.true_match_rates[0.01]:
+        found, threshold = at_one_percent
         ax.axvline(threshold, color=INK, linestyle=":", linewidth=1)
-        ax.set_title(
-            f"AUC {result.auc:.3f}; {100 * found:.1f} % of true pairs pass at {100 * rate:g} % false ones",
-            fontsize=9,
-        )
+        title = f"AUC {result.auc:.3f}; {100 * found:.1f} % of true pairs pass at 1 % false ones"
+        ax.set_title(title, fontsize=9)
     ax.set(xlabel=f"similarity ({result.distance}), visible against infrared", ylabel="density")
     ax.legend(fontsize=8)
+    return write_png(figure, path)
+
+
+def feature_map(encoder: Encoder, table: Table, path: Path) -> Path:
+    """Draw one t-SNE map in two panels, as the paper's Figures 4 and 5.
+
+    Left: shared and specific features of both modalities. Right: with the generated ones. A generated infrared
+    feature is G_{V-I} of a visible image; it should coincide with the specific infrared ones.
+
+    Args:
+        encoder: a model with a specific branch.
+        table: test images.
+        path: the PNG to write.
+    """
+    infrared = table.modality == Modality.INFRARED.code
+    both = np.intersect1d(table.pid[infrared], table.pid[~infrared])[:MAP_IDENTITIES]
+    rows = [_first_images(np.where(half, table.pid, -1), both) for half in (infrared, ~infrared)]
+    features = collect(encoder, table, np.concatenate(rows), progress=False)
+    points = _tsne(_clouds(features))
+    figure, axes = new_axes(1, 2, (10.4, 5.0), sharex=True, sharey=True)
+    real = {key: at for key, at in points.items() if key[0] != "generated"}
+    _scatter(axes[0][0], "shared and specific (the paper's Fig. 4)", real)
+    _scatter(axes[0][1], "with generated (the paper's Fig. 5)", points)
+    figure.legend(*axes[0][1].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
+    return write_png(figure, path)
+
+
+def figure4(features: dict[str, Features], path: Path) -> Path:
+    """Draw a t-SNE map of shared and specific features for each model (the paper's Fig. 4)."""
+    panels = {title: _clouds(replace(one, generated=None)) for title, one in features.items()}
+    return _maps(panels, path)
+
+
+def figure5(features: Features, path: Path) -> Path:
+    """Draw a t-SNE map of real and generated specific features for each direction (the paper's Fig. 5)."""
+    clouds = _clouds(features)
+    titles = {1: "infrared: generated from visible images", 0: "visible: generated from infrared images"}
+    return _maps(
+        {
+            title: {
+                key: clouds[key]
+                for key in (("shared", 1 - target), ("specific", target), ("generated", target))
+            }
+            for target, title in titles.items()
+        },
+        path,
+    )
+
+
+def _clouds(features: Features) -> Clouds:
+    """Unit-length features of the images on a map, by kind and modality (0 visible, 1 infrared)."""
+    rows = [_first_images(pid, np.unique(pid)[:MAP_IDENTITIES]) for pid in features.pid]
+    kinds = {"shared": features.shared, "specific": features.specific, "generated": features.generated}
+    return {
+        (kind, 1 - modality if kind == "generated" else modality): unit(pair[modality][rows[modality]])
+        for kind, pair in kinds.items()
+        if pair is not None
+        for modality in (0, 1)
+    }
+
+
+def _first_images(pid: IntArray, identities: IntArray) -> IntArray:
+    """Rows of the first `MAP_IMAGES` images of each identity."""
+    return np.concatenate([np.flatnonzero(pid == one)[:MAP_IMAGES] for one in identities])
+
+
+def _tsne(clouds: Clouds) -> Clouds:
+    """Positions (N, 2) of all features in one map."""
+    stacked = np.concatenate(list(clouds.values()))
+    manifold = require("sklearn.manifold", "plot")
+    tsne = manifold.TSNE(perplexity=min(30, len(stacked) // 4), init="pca", random_state=0, max_iter=600)
+    ends = np.cumsum([len(cloud) for cloud in clouds.values()])[:-1]
+    return dict(zip(clouds, np.split(tsne.fit_transform(stacked), ends), strict=True))
+
+
+def _scatter(ax: Any, title: str, points: Clouds) -> None:
+    for (kind, modality), at in points.items():
+        ax.scatter(
+            *at.T,
+            s=16,
+            marker="o^"[modality],
+            facecolors="none" if modality else COLOURS[kind],
+            edgecolors=COLOURS[kind],
+            linewidths=0.8,
+            label=f"{kind} {('visible', 'infrared')[modality]}",
+        )
+    ax.set(title=title, xticks=[], yticks=[])
+
+
+def _maps(panels: dict[str, Clouds], path: Path) -> Path:
+    figure, axes = new_axes(1, len(panels), (5.2 * len(panels), 5.0))
+    for ax, (title, clouds) in zip(axes[0], panels.items(), strict=True):
+        _scatter(ax, title, _tsne(clouds))
+        ax.legend(fontsize=7)
+    return write_png(figure, path)
+
+
+def rows_picture(study: dict[str, Any], path: Path) -> Path:
+    """mAP and Rank-1 of each row: mean, spread and each seed; both directions."""
+    rows = [row for row in study["rows"] if row["figures"]]
+    figure, axes = new_axes(1, 2, (10.4, 0.42 * len(rows) + 1.6), sharey=True)
+    for ax, (metric, title) in zip(axes[0], (("rank1", "Rank-1"), ("mAP", "mAP")), strict=True):
+        for number, direction in enumerate(DIRECTIONS):
+            for line, row in enumerate(rows):
+                spread = row["figures"].get(direction, {}).get(metric)
+                if not spread:
+                    continue
+                at, colour = line + 0.16 * (2 * number - 1), f"C{number}"
+                style = {"fmt": "os"[number], "color": colour, "capsize": 3}
+                label = DIRECTIONS[direction] if line == 0 else None
+                ax.errorbar(spread["mean"], at, xerr=spread["std"] or 0, label=label, **style)
+                ax.scatter(spread["seeds"], [at] * len(spread["seeds"]), s=8, color=colour, alpha=0.5)
+        ax.set(xlabel=f"{title}, %", yticks=range(len(rows)), yticklabels=[row["title"] for row in rows])
+        ax.grid(alpha=0.25)
+    axes[0][0].invert_yaxis()
+    axes[0][1].legend(fontsize=8)
+    return write_png(figure, path)
+
+
+def pairs_picture(study: dict[str, Any], path: Path) -> Path:
+    """Paired differences of mAP with their intervals; green: clear of zero up, red: down (of enough seeds)."""
+    pairs = study["pairs"]
+    figure, axes = new_axes(1, 1, (8.4, 0.36 * len(pairs) + 1.2))
+    ax = axes[0][0]
+    for line, pair in enumerate(pairs):
+        one = pair["mAP"]
+        sure = one["clear"] and one["enough"]
+        colour = INK if not sure else RIGHT if one["low"] > 0 else WRONG
+        ax.plot([one["low"], one["high"]], [line, line], color=colour)
+        ax.plot(one["mean"], line, "o", color=colour)
+    ax.axvline(0, color=INK, linestyle=":", linewidth=1)
+    labels = [f"{pair['title']} ({pair['direction']})" for pair in pairs]
+    ax.set(xlabel="mAP difference, points, 95 %", yticks=range(len(pairs)), yticklabels=labels)
+    ax.tick_params(axis="y", labelsize=8)
+    ax.margins(y=0.02)
+    ax.invert_yaxis()
+    ax.grid(alpha=0.25)
+    return write_png(figure, path)
+
+
+def fusion_picture(records: dict[str, list[dict[str, Any]]], path: Path) -> Path | None:
+    """w1 and w2 over training, a line a run; None where the logs do not hold them."""
+    logged = {name: [r for r in rows if "w1" in r and "w2" in r] for name, rows in records.items()}
+    if not any(logged.values()):
+        return None
+    figure, axes = new_axes(1, 1, (5.6, 3.6))
+    ax = axes[0][0]
+    for number, (name, rows) in enumerate(logged.items()):
+        for weight, style in (("w1", "-"), ("w2", "--")):
+            steps, values = [r["step"] for r in rows], [r[weight] for r in rows]
+            ax.plot(steps, values, style, color=f"C{number}", label=f"{weight}, {name}")
+    ax.set(xlabel="step", ylabel="weight in (15)")
+    ax.legend(fontsize=7)
+    ax.grid(alpha=0.25)
     return write_png(figure, path)

@@ -1,45 +1,143 @@
-"""From finished runs to the facts of a report: figures by row, paired differences, what orders otherwise."""
+"""Results of a study: figures by row, paired differences with bootstrap intervals, the order of the rows.
+
+Two methods answer the same queries in the same gallery draws, so each query gives a difference, and what makes a
+query hard cancels. Training seeds and queries are drawn again with replacement, 2,000 times. The interval holds the
+middle 95 percent of the means (percentile bootstrap, Efron and Tibshirani 1993, chapter 13; over two crossed
+factors as Owen, "The pigeonhole bootstrap", 2007). With three seeds, one draw in nine takes the same seed three
+times: an interval from few seeds is coarse, and wider than queries alone would give.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.errors import DataError
-from fmcnet.experiments.jobs import Job, load_queries
-from fmcnet.experiments.paired import Paired, paired_interval, too_few
-from fmcnet.experiments.rows import DIRECTIONS, Row, Study
+from fmcnet.errors import DataError, ProtocolError
+from fmcnet.experiments.rows import DIRECTIONS, Study, TableRow
+from fmcnet.experiments.runs import StudyRun
 
-COLUMNS = {"rank1": "hit", "mAP": "ap"}
-"""Metrics that are compared in pairs, and the column of `queries.npz` each is the mean of."""
+COMPARED = {"rank1": ("Rank-1", "hit"), "mAP": ("mAP", "ap")}
+"""Metrics that are compared in pairs: title, and the column of `queries.npz` that each is the mean of."""
 
-Named = dict[tuple[str, int], str]
+Runs = Mapping[tuple[str, int], StudyRun]
+"""Runs by (row's key, seed)."""
+
+DRAWS = 2000
+LEVEL = 0.95
+FEWEST = 3
+"""Seeds below which an interval says nothing about seeds, whatever it holds."""
+
+Differences = Sequence[NDArray[np.float64]]
 
 
-def study_facts(
-    study: Study, names: Named, jobs: dict[str, Job], seeds: Sequence[int], *, crossed: bool
-) -> dict[str, Any]:
-    """What one table says; everything in percent.
+@dataclass(frozen=True)
+class PairedDifference:
+    """A mean difference and its interval, in the unit of what was compared.
+
+    Attributes:
+        mean: over seeds of the mean over queries. low, high: ends of the 95 percent interval.
+        seeds, queries: how many (the fewest queries of a seed).
+    """
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    queries: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval is clear of zero."""
+        return self.low > 0 or self.high < 0
+
+    def to_dict(self) -> dict[str, float]:
+        """For JSON; "enough": whether there are `FEWEST` seeds, without which "clear" is of these runs alone."""
+        return {**asdict(self), "clear": self.clear, "enough": self.seeds >= FEWEST}
+
+
+def too_few(seeds: int) -> str:
+    """What to say beside figures of so many training seeds; "" where there are enough."""
+    if seeds >= FEWEST:
+        return ""
+    return f"{seeds} training seed{'' if seeds == 1 else 's'}: nothing can be concluded about seeds"
+
+
+def paired_interval(
+    differences: Differences, *, crossed: bool = True, draws: int = DRAWS, seed: int = 0
+) -> PairedDifference:
+    """The mean difference between two methods and its bootstrap interval.
 
     Args:
-        study: the table. names: the run's name by (row's key, seed). jobs: by name.
-        seeds: that were asked for; a row is shown with those that are finished.
+        differences: for each training seed (Q_s,) differences, one a query, in the same order of queries.
+        crossed: all seeds have the same queries (one test set), which are then drawn once for all seeds; False:
+            each seed has queries of its own (another test set), drawn for each.
+        draws: of the bootstrap. seed: of the draws.
+
+    Raises:
+        ProtocolError: when there is nothing to compare, or crossed seeds differ in their number of queries.
+    """
+    counts = [len(one) for one in differences]
+    if not counts or min(counts) == 0:
+        raise ProtocolError("nothing to compare: no seed, or a seed without queries")
+    if crossed and len(set(counts)) > 1:
+        raise ProtocolError(f"the seeds have different numbers of queries ({counts}): not one test set")
+    rng = np.random.default_rng(seed)
+    means = _crossed(differences, draws, rng) if crossed else _nested(differences, draws, rng)
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    mean = float(np.mean([one.mean() for one in differences]))
+    return PairedDifference(mean, float(low), float(high), len(counts), min(counts))
+
+
+def _times(draws: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(draws, count): how often each of `count` things is taken in `count` takings with replacement."""
+    return rng.multinomial(count, np.full(count, 1 / count), size=draws)
+
+
+def _crossed(differences: Differences, draws: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """(draws,) means; seeds and queries drawn independently of each other."""
+    table = np.stack(differences)  # (S, Q)
+    seeds = _times(draws, table.shape[0], rng)
+    queries = _times(draws, table.shape[1], rng)
+    return np.asarray(((seeds @ table) * queries).sum(axis=1) / table.size)
+
+
+def _nested(differences: Differences, draws: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """(draws,) means; each drawn seed has its own queries drawn."""
+    count = len(differences)
+    picked = rng.integers(count, size=(draws, count))  # which seed stands in each place
+    means = np.zeros((draws, count))
+    for place in range(count):
+        for s, one in enumerate(differences):
+            rows = np.flatnonzero(picked[:, place] == s)
+            means[rows, place] = _times(len(rows), len(one), rng) @ one / len(one)
+    return np.asarray(means.mean(axis=1))
+
+
+def study_facts(study: Study, runs: Runs, seeds: Sequence[int], *, crossed: bool) -> dict[str, Any]:
+    """Collect the content of one table, in percent.
+
+    Args:
+        study: the table.
+        runs: by row and seed, finished or not. A row is shown with the seeds that are finished.
+        seeds: of training.
         crossed: all seeds have one test set.
     """
     done = {
-        (row.key, seed): jobs[names[row.key, seed]]
+        (row.key, seed): runs[row.key, seed]
         for row in study.rows
         for seed in seeds
-        if jobs[names[row.key, seed]].result() is not None
+        if runs[row.key, seed].result() is not None
     }
     pairs = [
-        compared
-        for key, other in study.pairs
+        pair
+        for row, other in study.pairs
         for direction in DIRECTIONS
-        if (compared := _compare(study, key, other, direction, done, seeds, crossed)) is not None
+        if (pair := _compare(study.row(row), study.row(other), direction, done, seeds, crossed))
     ]
     return {
         "name": study.name,
@@ -47,11 +145,11 @@ def study_facts(
         "maps": study.maps,
         "rows": [_row_facts(row, done, seeds) for row in study.rows],
         "pairs": pairs,
-        "order": [said for pair in pairs if (said := order_of(study, pair))],
+        "order": [sentence for pair in pairs if (sentence := order_of(study, pair))],
     }
 
 
-def _row_facts(row: Row, done: dict[tuple[str, int], Job], seeds: Sequence[int]) -> dict[str, Any]:
+def _row_facts(row: TableRow, done: Runs, seeds: Sequence[int]) -> dict[str, Any]:
     results = {seed: done[row.key, seed].result() or {} for seed in seeds if (row.key, seed) in done}
     figures: dict[str, Any] = {}
     for direction in DIRECTIONS:
@@ -61,11 +159,9 @@ def _row_facts(row: Row, done: dict[tuple[str, int], Job], seeds: Sequence[int])
         figures[direction] = {
             "protocol": each[0]["protocol"],
             "chance_rank1": 100 * float(np.mean([e["chance_rank1"] for e in each])),
-            **{
-                metric: _spread([100 * e["mean"][metric] for e in each])
-                for metric in ("rank1", "rank10", "mAP", "mINP")
-            },
         }
+        for metric in ("rank1", "rank10", "mAP", "mINP"):
+            figures[direction][metric] = spread_of([100 * one["mean"][metric] for one in each])
     return {
         "key": row.key,
         "title": row.title,
@@ -80,37 +176,29 @@ def _row_facts(row: Row, done: dict[tuple[str, int], Job], seeds: Sequence[int])
     }
 
 
-def _spread(values: list[float]) -> dict[str, Any]:
+def spread_of(values: list[float]) -> dict[str, Any]:
     """Mean and sample standard deviation over seeds (None from one seed)."""
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "std": std, "seeds": values}
 
 
 def _compare(
-    study: Study,
-    key: str,
-    other: str,
-    direction: str,
-    done: dict[tuple[str, int], Job],
-    seeds: Sequence[int],
-    crossed: bool,
+    row: TableRow, other: TableRow, direction: str, done: Runs, seeds: Sequence[int], crossed: bool
 ) -> dict[str, Any] | None:
     """The paired difference row minus other, percent points; None where no seed has both."""
-    common = [seed for seed in seeds if (key, seed) in done and (other, seed) in done]
-    if not common:
+    both = [
+        (done[row.key, seed].queries()[direction], done[other.key, seed].queries()[direction])
+        for seed in seeds
+        if (row.key, seed) in done and (other.key, seed) in done
+    ]
+    if not both:
         return None
-    found: dict[str, Paired] = {}
-    both = [(load_queries(done[key, s].run), load_queries(done[other, s].run)) for s in common]
-    for metric, column in COLUMNS.items():
-        gaps = [query_gap(a[direction], b[direction], column) for a, b in both]
-        found[metric] = paired_interval(gaps, crossed=crossed)
-    return {
-        "row": key,
-        "other": other,
-        "title": f"{study.row(key).title} minus {study.row(other).title}",
-        "direction": direction,
-        **{metric: paired.to_dict() for metric, paired in found.items()},
+    differences = {
+        metric: paired_interval([query_gap(a, b, column) for a, b in both], crossed=crossed).to_dict()
+        for metric, (_, column) in COMPARED.items()
     }
+    title = f"{row.title} minus {other.title}"
+    return {"row": row.key, "other": other.key, "title": title, "direction": direction, **differences}
 
 
 def query_gap(a: dict[str, NDArray[Any]], b: dict[str, NDArray[Any]], column: str) -> NDArray[np.float64]:
@@ -133,9 +221,8 @@ def order_of(study: Study, pair: dict[str, Any]) -> str:
     if row.paper is None or other.paper is None:
         return ""
     faults = []
-    for at, metric in enumerate(("rank1", "mAP")):
-        theirs = row.paper[at] - other.paper[at]
-        ours = pair[metric]
+    for (metric, (name, _)), paper, other_paper in zip(COMPARED.items(), row.paper, other.paper, strict=True):
+        theirs, ours = paper - other_paper, pair[metric]
         if theirs * ours["mean"] > 0:
             continue
         sure = "the interval is clear of zero" if ours["clear"] else "the interval holds zero: undecided"
@@ -144,7 +231,7 @@ def order_of(study: Study, pair: dict[str, Any]) -> str:
         elif not ours["enough"]:
             sure = too_few(ours["seeds"])
         faults.append(
-            f"{'Rank-1' if metric == 'rank1' else metric} {ours['mean']:+.2f} "
+            f"{name} {ours['mean']:+.2f} "
             f"[{ours['low']:+.2f}, {ours['high']:+.2f}], the paper {theirs:+.2f} ({sure})"
         )
     if not faults:

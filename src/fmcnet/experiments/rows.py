@@ -1,6 +1,6 @@
-"""Every row of the paper's tables, and every baseline, as data: a title, settings, the paper's figures, the source.
+"""Every row of the paper's tables, and every baseline, as data: title, settings, the paper's figures, source.
 
-A row is a configuration and never a code path of its own: its overrides are put on the study's configuration.
+A row has no code of its own: its settings override the study's configuration.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ DIRECTIONS = {"i2v": "infrared to visible", "v2i": "visible to infrared"}
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One row of a table.
 
     Attributes:
@@ -47,7 +47,7 @@ class Study:
 
     name: str
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     pairs: tuple[tuple[str, str], ...]
     maps: bool = False
 
@@ -59,12 +59,12 @@ class Study:
         pairs = tuple(pair for pair in self.pairs if set(pair) <= set(keys))
         return replace(self, rows=rows, pairs=pairs)
 
-    def row(self, key: str) -> Row:
+    def row(self, key: str) -> TableRow:
         """The row of a key."""
         return next(row for row in self.rows if row.key == key)
 
 
-def _neighbours(rows: tuple[Row, ...]) -> tuple[tuple[str, str], ...]:
+def _neighbours(rows: tuple[TableRow, ...]) -> tuple[tuple[str, str], ...]:
     return tuple((after.key, before.key) for before, after in itertools.pairwise(rows))
 
 
@@ -83,23 +83,23 @@ HC = (*BASE, "losses.hc=3")
 """Weights, and features centred by modality for the hetero-centre triplet, did best in trials (docs/findings.md)."""
 
 _TABLE2 = (
-    Row("base", "Base", BASE, (57.09, 53.11)),
-    Row("sfd", "+ SFD (shared features only)", ("model.variant=sfd",), (63.16, 58.83)),
-    Row("fmc", "+ FMC (simple concatenation)", ("model.variant=fmc",), (65.50, 62.32)),
-    Row("full", "+ SFF (full)", FULL, (66.34, 62.51)),
+    TableRow("base", "Base", BASE, (57.09, 53.11)),
+    TableRow("sfd", "+ SFD (shared features only)", ("model.variant=sfd",), (63.16, 58.83)),
+    TableRow("fmc", "+ FMC (simple concatenation)", ("model.variant=fmc",), (65.50, 62.32)),
+    TableRow("full", "+ SFF (full)", FULL, (66.34, 62.51)),
 )
 _TABLE3 = (
-    Row("md-none", "L_ID", (*FULL, *NO_MD), (58.68, 54.33)),
-    Row("md-shs", "+ L_shs", (*FULL, "losses.sps=false", "losses.dc=false"), (63.96, 58.64)),
-    Row("md-shs-sps", "+ L_sps", (*FULL, "losses.dc=false"), (64.68, 59.34)),
-    Row("md-all", "+ L_dc (full)", FULL, (66.34, 62.51)),
+    TableRow("md-none", "L_ID", (*FULL, *NO_MD), (58.68, 54.33)),
+    TableRow("md-shs", "+ L_shs", (*FULL, "losses.sps=false", "losses.dc=false"), (63.96, 58.64)),
+    TableRow("md-shs-sps", "+ L_sps", (*FULL, "losses.dc=false"), (64.68, 59.34)),
+    TableRow("md-all", "+ L_dc (full)", FULL, (66.34, 62.51)),
 )
 _TABLE4 = (
-    Row("fmc-none", "without FMC", ("model.variant=sfd",), (63.16, 58.83)),
-    Row("fmc-ic-fc", "L_IC + L_FC", (*FULL, "losses.gan=0"), (57.78, 55.56)),
-    Row("fmc-gan", "L_GAN", (*FULL, "losses.ic=0", "losses.fc=0"), (62.56, 58.40)),
-    Row("fmc-gan-ic", "L_GAN + L_IC", (*FULL, "losses.fc=0"), (65.61, 62.17)),
-    Row("fmc-all", "L_GAN + L_IC + L_FC (full)", FULL, (66.34, 62.51)),
+    TableRow("fmc-none", "without FMC", ("model.variant=sfd",), (63.16, 58.83)),
+    TableRow("fmc-ic-fc", "L_IC + L_FC", (*FULL, "losses.gan=0"), (57.78, 55.56)),
+    TableRow("fmc-gan", "L_GAN", (*FULL, "losses.ic=0", "losses.fc=0"), (62.56, 58.40)),
+    TableRow("fmc-gan-ic", "L_GAN + L_IC", (*FULL, "losses.fc=0"), (65.61, 62.17)),
+    TableRow("fmc-all", "L_GAN + L_IC + L_FC (full)", FULL, (66.34, 62.51)),
 )
 
 _SHARED_DEVIATIONS = "FMCNet's data, sampler, augmentation, stems, optimiser, schedule and evaluator"
@@ -122,43 +122,43 @@ _HC_DEVIATIONS = (
 )
 _CAJ_SOURCE = "Ye et al., Channel Augmented Joint Learning for Visible-Infrared Recognition, ICCV 2021"
 _CAJ_DEVIATIONS = (
-    "random channel exchange alone: no random grey, no channel erasing, no enhanced squared-difference triplet loss",
+    "random channel exchange alone: no random grey, no channel erasing, "
+    "no enhanced squared-difference triplet loss"
 )
-_PLUS_DEVIATIONS = ("discriminant projection as fmcnet-plus has it",)
+
+
+def _baseline(key: str, title: str, overrides: tuple[str, ...], source: str, *deviations: str) -> TableRow:
+    return TableRow(key, title, overrides, source=source, deviations=deviations)
+
 
 _BASELINES = (
-    Row("base-tuned", "Base", BASE, source=_BASE_SOURCE, deviations=(_SHARED_DEVIATIONS,)),
-    Row("agw", "AGW's recipe", AGW, source=_AGW_SOURCE, deviations=_AGW_DEVIATIONS),
-    Row("hc", "Hetero-centre triplet", HC, source=_HC_SOURCE, deviations=_HC_DEVIATIONS),
-    Row("base-caj", "Base + CAJ", (*BASE, *CAJ), source=_CAJ_SOURCE, deviations=_CAJ_DEVIATIONS),
-    Row(
-        "agw-caj",
-        "AGW's recipe + CAJ",
-        (*AGW, *CAJ),
-        source=_CAJ_SOURCE,
-        deviations=(*_CAJ_DEVIATIONS, "see AGW's recipe"),
+    _baseline("base-tuned", "Base", BASE, _BASE_SOURCE, _SHARED_DEVIATIONS),
+    _baseline("agw", "AGW's recipe", AGW, _AGW_SOURCE, *_AGW_DEVIATIONS),
+    _baseline("hc", "Hetero-centre triplet", HC, _HC_SOURCE, *_HC_DEVIATIONS),
+    _baseline("base-caj", "Base + CAJ", (*BASE, *CAJ), _CAJ_SOURCE, _CAJ_DEVIATIONS),
+    _baseline(
+        "agw-caj", "AGW's recipe + CAJ", (*AGW, *CAJ), _CAJ_SOURCE, _CAJ_DEVIATIONS, "see AGW's recipe"
     ),
-    Row(
+    _baseline(
         "hc-caj",
         "Hetero-centre triplet + CAJ",
         (*HC, *CAJ),
-        source=_CAJ_SOURCE,
-        deviations=(*_CAJ_DEVIATIONS, "see the hetero-centre triplet"),
+        _CAJ_SOURCE,
+        _CAJ_DEVIATIONS,
+        "see the hetero-centre triplet",
     ),
-    Row("fmcnet", "FMCNet (full)", FULL, source="Zhang et al., CVPR 2022: the method implemented here"),
-    Row("fmcnet-caj", "FMCNet + CAJ", (*FULL, *CAJ), source=_CAJ_SOURCE, deviations=_CAJ_DEVIATIONS),
-    Row(
+    _baseline("fmcnet", "FMCNet (full)", FULL, "Zhang et al., CVPR 2022: the method implemented here"),
+    _baseline("fmcnet-caj", "FMCNet + CAJ", (*FULL, *CAJ), _CAJ_SOURCE, _CAJ_DEVIATIONS),
+    _baseline(
         "agw-plus",
         "AGW's recipe, descriptor of fmcnet-plus",
         (*AGW, *PLUS),
-        source=_AGW_SOURCE,
-        deviations=(*_PLUS_DEVIATIONS, *_AGW_DEVIATIONS),
+        _AGW_SOURCE,
+        "discriminant projection as fmcnet-plus has it",
+        *_AGW_DEVIATIONS,
     ),
-    Row(
-        "fmcnet-plus",
-        "fmcnet-plus (ours)",
-        (*FULL, *PLUS),
-        source="ours: FMCNet with a discriminant descriptor",
+    _baseline(
+        "fmcnet-plus", "fmcnet-plus (ours)", (*FULL, *PLUS), "ours: FMCNet with a discriminant descriptor"
     ),
 )
 
@@ -191,7 +191,7 @@ STUDIES: dict[str, Study] = {
 """Every study by name, in the order of reports."""
 
 
-def chosen(name: str) -> tuple[Study, ...]:
+def select_studies(name: str) -> tuple[Study, ...]:
     """The studies that a name stands for; "all" is every one.
 
     Raises:
@@ -202,3 +202,16 @@ def chosen(name: str) -> tuple[Study, ...]:
     if name not in STUDIES:
         raise FmcnetError(f"unknown study '{name}': choose {', '.join(STUDIES)} or all")
     return (STUDIES[name],)
+
+
+def parse_rows(text: str | None) -> tuple[str, ...]:
+    """Read "base,full" as keys of rows; none stand for all rows.
+
+    Raises:
+        FmcnetError: for a key that no study has, with those there are.
+    """
+    keys = tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    known = list(dict.fromkeys(row.key for study in STUDIES.values() for row in study.rows))
+    if unknown := [key for key in keys if key not in known]:
+        raise FmcnetError(f"--rows {', '.join(unknown)}: no such row; there are {', '.join(known)}")
+    return keys

@@ -1,52 +1,56 @@
-"""`fmcnet study`: plan the runs, do those that are not done, write one report."""
+"""`fmcnet study`: plan the runs, complete those that are not finished, write one report."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import shlex
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic_core import to_json
 
-from fmcnet.config import Config
+from fmcnet.config import Config, load_config
+from fmcnet.data.check import TITLES
 from fmcnet.data.readers import detect_layout, read_dataset
-from fmcnet.data.summary import TITLES
-from fmcnet.data.table import Table
+from fmcnet.data.table import Table, fingerprint
 from fmcnet.distributed import pick_device
-from fmcnet.errors import FmcnetError
-from fmcnet.experiments.execute import execute
-from fmcnet.experiments.jobs import Job
-from fmcnet.experiments.plan import Plan, Settings, make_plan
-from fmcnet.experiments.rows import STUDIES, chosen
-from fmcnet.experiments.write import write_study
-from fmcnet.files import write_atomically
-from fmcnet.synthetic import generate
-from fmcnet.synthetic.claim import MANIFEST
+from fmcnet.errors import ConfigError, FmcnetError
+from fmcnet.experiments.rows import STUDIES, Study, TableRow, select_studies
+from fmcnet.experiments.runs import LOGS, StudyRun, complete_runs
+from fmcnet.experiments.study_report import write_study
+from fmcnet.synthetic import MANIFEST, generate
 
 logger = logging.getLogger(__name__)
 
 CONFIGS = {"tiny": "tiny", "small": "generated"}
-"""The configuration that goes with each preset of the generated benchmark."""
-
-OWN = ("data", "plans", "runs", "logs", "report")
+"""The configuration of each preset of the generated benchmark."""
 
 
 @dataclass(frozen=True)
-class Ordered:
-    """What was asked for.
+class StudyOptions:
+    """The options of `fmcnet study`.
 
     Attributes:
-        name: of the study, or "all". out: the folder of everything.
+        name: of the study, or "all".
+        out: the folder of everything.
         data: a dataset's folder or CSV; None: the generated benchmark of `preset` in out/data.
-        config: a YAML file or the name of a shipped one; None: what goes with the data.
-        overrides: settings of all rows. seeds: of training.
+        preset: of the generated benchmark.
+        config: a YAML file or the name of a shipped one; None: the one that goes with the data.
+        overrides: settings of all rows. A row's own settings win.
+        seeds: of training.
         budget: steps of each run; None: the configuration's.
         rows: keys of the only rows wanted; empty: all.
         worlds: "same": all seeds train on generated world 0; "own": seed s on world s.
-        jobs: processes. device: "auto" takes every GPU.
+        jobs: number of processes.
+        device: "auto" takes every GPU.
         report: folder of results.md, results.json and figures/; None: out/report.
     """
 
@@ -70,7 +74,7 @@ class Ordered:
         return self.data is not None or self.worlds == "same"
 
     def command(self) -> str:
-        """The command that asks for this."""
+        """The command with these options."""
         words = ["fmcnet", "study", self.name, "--out", str(self.out)]
         words += ["--data", str(self.data)] if self.data else ["--preset", self.preset]
         words += ["--config", self.config] if self.config else []
@@ -80,9 +84,45 @@ class Ordered:
         words += ["--worlds", self.worlds] if self.worlds != "same" else []
         return shlex.join([*words, *self.overrides])
 
+    @cached_property
+    def source(self) -> str:
+        """The configuration that all rows start from: a YAML file or the name of a shipped one."""
+        if self.config:
+            return self.config
+        if self.data is None:
+            if self.preset not in CONFIGS:
+                raise FmcnetError(
+                    f"unknown preset '{self.preset}' for a study: choose {' or '.join(CONFIGS)}, or give --config"
+                )
+            return CONFIGS[self.preset]
+        layout = detect_layout(self.data)
+        return layout if layout != "csv" else "generated"
+
+    def row_config(self, row: TableRow | None = None, seed: int = 0) -> Config:
+        """Build the configuration of a row; None: of no row.
+
+        Raises:
+            ConfigError: for faults in any setting.
+        """
+        items = [*self.overrides, *self._budget_settings, "evaluation.direction=both"]
+        items += [*(row.overrides if row else ()), f"training.seed={seed}"]
+        return load_config(self.source, items)
+
+    @cached_property
+    def _budget_settings(self) -> list[str]:
+        """Settings that make a run `budget` steps long, in epochs of the configured length where that divides it."""
+        if self.budget is None:
+            return []
+        if self.budget < 1:
+            raise ConfigError(f"a budget of {self.budget} steps is none: give 1 or more")
+        length = load_config(self.source, self.overrides).training.steps_per_epoch
+        if not length or self.budget % length:
+            return ["training.epochs=1", f"training.steps_per_epoch={self.budget}"]
+        return [f"training.epochs={self.budget // length}", f"training.steps_per_epoch={length}"]
+
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """ "0,1,2" as numbers.
+    """Read "0,1,2" as numbers.
 
     Raises:
         FmcnetError: for anything else.
@@ -96,105 +136,132 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def parse_rows(text: str | None) -> tuple[str, ...]:
-    """ "base,full" as keys of rows; None: none, which stands for all.
-
-    Raises:
-        FmcnetError: for a key that no study has, with those there are.
-    """
-    keys = tuple(part.strip() for part in (text or "").split(",") if part.strip())
-    known = list(dict.fromkeys(row.key for study in STUDIES.values() for row in study.rows))
-    if unknown := [key for key in keys if key not in known]:
-        raise FmcnetError(f"--rows {', '.join(unknown)}: no such row; there are {', '.join(known)}")
-    return keys
-
-
-def run_study(ordered: Ordered, *, quiet: bool = False) -> dict[str, Any]:
-    """Do a study; called again, go on where it was, repeating no finished run.
+def run_study(options: StudyOptions, *, quiet: bool = False) -> dict[str, Any]:
+    """Run a study. The same call continues an interrupted study and repeats no finished run.
 
     Args:
-        ordered: what is wanted. quiet: no bars.
+        options: the options of the command.
+        quiet: show no bars.
 
     Returns:
-        The facts of the report, as in report/results.json, and the paths.
+        The content of report/results.json, and the path of the report.
 
     Raises:
-        FmcnetError: for a mistake in what was asked for, and at the end for runs that failed.
+        FmcnetError: for a mistake in the options, and at the end for runs that failed.
     """
-    studies = tuple(study.only(ordered.rows) for study in chosen(ordered.name))
-    studies = tuple(study for study in studies if study.rows)
+    studies = [study.only(options.rows) for study in select_studies(options.name)]
+    studies = [study for study in studies if study.rows]
     if not studies:
-        raise FmcnetError(f"study {ordered.name} has none of the rows {', '.join(ordered.rows)}")
-    pick_device(ordered.device)
-    out = ordered.out
-    foreign = [p.name for p in out.iterdir() if p.name not in OWN] if out.is_dir() else []
-    if foreign:
-        raise FmcnetError(
-            f"{out} holds other things ({', '.join(sorted(foreign)[:5])}): give a new folder as --out"
-        )
-    settings = Settings(_source(ordered), ordered.overrides, ordered.budget)
-    base = settings.config()
+        raise FmcnetError(f"study {options.name} has none of the rows {', '.join(options.rows)}")
+    pick_device(options.device)
+    check_folder(options.out, ("data", "plans", "runs", LOGS, "report"))
     for study in studies:
         for row in study.rows:
-            settings.config(row)  # faults are told before any work
-    tables = _tables(ordered, base, quiet)
-    plan = make_plan(studies, settings, ordered.seeds, lambda seed: tables[seed])
-    jobs = make_jobs(plan, out, ordered.data)
-    started = time.perf_counter()
-    logger.info(
-        "%d rows are %d runs, %d of them done",
-        sum(len(study.rows) for study in studies) * len(ordered.seeds),
-        len(jobs),
-        sum(job.result() is not None for job in jobs),
-    )
+            options.row_config(row)  # faults are reported before any work
+    base = options.row_config()
+    tables = _read_tables(options, base, quiet)
+    runs = plan_runs(studies, options, tables)
+    for run in runs:
+        run.write_config()
+    finished = sum(run.result() is not None for run in runs)
+    count = sum(len(study.rows) for study in studies) * len(options.seeds)
+    logger.info("%d rows are %d runs, %d of them done", count, len(runs), finished)
+    progress = False if quiet else None
     failure: FmcnetError | None = None
     try:
-        execute(
-            jobs,
-            ordered.jobs,
-            out / "logs",
-            device=ordered.device,
-            progress=False if quiet else None,
-            told=_tell(started, sum(job.result() is not None for job in jobs)),
+        complete_runs(
+            runs, options.jobs, device=options.device, progress=progress, report=_progress_report(finished)
         )
     except FmcnetError as error:
         failure = error
-        if not any(job.result() for job in jobs):
+        if not any(run.result() for run in runs):
             raise
     facts = write_study(
         studies,
-        plan,
-        jobs,
-        ordered.report or out / "report",
-        seeds=ordered.seeds,
-        crossed=ordered.crossed,
-        data=data_facts(tables[ordered.seeds[0]], base),
-        command=ordered.command(),
+        runs,
+        options.report or options.out / "report",
+        seeds=options.seeds,
+        crossed=options.crossed,
+        data=_data_facts(tables[options.seeds[0]], base),
+        command=options.command(),
         failed=str(failure) if failure else "",
-        progress=False if quiet else None,
+        progress=progress,
     )
     if failure:
         raise failure
     return facts
 
 
-def make_jobs(plan: Plan, out: Path, data: Path | None = None) -> list[Job]:
-    """The runs as jobs below `out`, their configurations written to out/plans; `data` as the user gave it."""
-    (out / "plans").mkdir(parents=True, exist_ok=True)
-    jobs = []
-    for run in plan.runs:
-        path, text = out / "plans" / f"{run.name}.yaml", run.config.to_yaml()
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            write_atomically(path, lambda p, text=text: p.write_text(text, encoding="utf-8"))  # type: ignore[misc]
-        folder = str(out / "runs" / run.name)
-        jobs.append(Job(run.name, run.digest, str(path), str(data or run.data), folder))
-    return jobs
+def check_folder(out: Path, own: Sequence[str]) -> None:
+    """Refuse a folder that holds anything but the entries in `own`.
+
+    Raises:
+        FmcnetError: naming the other entries.
+    """
+    foreign = sorted(path.name for path in out.iterdir() if path.name not in own) if out.is_dir() else []
+    if foreign:
+        raise FmcnetError(f"{out} holds other things ({', '.join(foreign[:5])}): give a new folder as --out")
 
 
-def data_facts(table: Table, config: Config) -> dict[str, Any]:
-    """What a report says of the data; `comparable`: whether the paper's figures may stand beside."""
+def plan_runs(studies: Sequence[Study], options: StudyOptions, tables: Mapping[int, Table]) -> list[StudyRun]:
+    """List the runs of some studies: each distinct configuration once, whatever number of rows shows it.
+
+    Args:
+        studies: whose rows are wanted.
+        options: the common start of all rows.
+        tables: the dataset of each seed.
+
+    Returns:
+        The runs in the order of rows, all rows of the first seed first.
+
+    Raises:
+        ConfigError: when a row's settings do not fit the configuration.
+    """
+    wanted = {row.key for study in studies for row in study.rows}
+    # A run is named after the first of ALL rows that show it, so its name does not depend on the study.
+    rows = {row.key: row for study in (*STUDIES.values(), *studies) for row in study.rows}
+    runs: list[StudyRun] = []
+    for seed in options.seeds:
+        data = data_digest(tables[seed])
+        configs = {key: options.row_config(row, seed) for key, row in rows.items()}
+        keys: dict[str, list[str]] = {}
+        for key, config in configs.items():
+            keys.setdefault(run_digest(config, data), []).append(key)
+        for digest, (first, *more) in keys.items():
+            if shown := tuple(key for key in (first, *more) if key in wanted):
+                name = f"{first}-seed{seed}-{digest[:8]}"
+                place = options.data or tables[seed].root
+                runs.append(StudyRun(name, digest, configs[first], place, options.out, shown, seed))
+    return runs
+
+
+def data_digest(table: Table) -> str:
+    """16 hex digits of a dataset. Two generated worlds differ by the seed in their manifest, not in file names."""
+    manifest = table.root / MANIFEST
+    content = manifest.read_bytes() if manifest.is_file() else b""
+    return hashlib.sha256(fingerprint(table, table.split).encode() + content).hexdigest()[:16]
+
+
+def run_digest(config: Config, data: str) -> str:
+    """16 hex digits of a configuration and a dataset.
+
+    Settings are hashed in the order of `digest_settings.json`, and those removed since with their value there. A
+    later setting counts where it differs from its default. So a finished run keeps its digest in later versions.
+    """
+    first = json.loads(files("fmcnet.experiments").joinpath("digest_settings.json").read_text("utf-8"))
+    now, default = (one.model_dump(mode="json") for one in (config, Config()))
+    hashed = {
+        section: values
+        | {k: v for k, v in now.get(section, {}).items() if k in values or v != default[section][k]}
+        for section, values in first.items()
+    }
+    return hashlib.sha256(to_json(hashed) + f"|{data}".encode()).hexdigest()[:16]
+
+
+def _data_facts(table: Table, config: Config) -> dict[str, Any]:
+    """The dataset in a report; `comparable`: whether the paper's figures may stand beside."""
     generated = (table.root / MANIFEST).is_file()
-    people = {
+    identities = {
         name: len(np.unique(table.select(split=splits).pid))
         for name, splits in (("test", "test"), ("train", config.data.train_splits))
     }
@@ -202,51 +269,40 @@ def data_facts(table: Table, config: Config) -> dict[str, Any]:
         "name": TITLES.get(table.name, table.name),
         "root": str(table.root),
         "generated": generated,
-        "test_identities": people["test"],
-        "train_identities": people["train"],
+        "test_identities": identities["test"],
+        "train_identities": identities["train"],
         "comparable": table.name == "sysu" and not generated and config.evaluation.mode == "all",
     }
 
 
-def _source(ordered: Ordered) -> str:
-    if ordered.config:
-        return ordered.config
-    if ordered.data is None:
-        if ordered.preset not in CONFIGS:
-            raise FmcnetError(
-                f"unknown preset '{ordered.preset}' for a study: choose {' or '.join(CONFIGS)}, or give --config"
-            )
-        return CONFIGS[ordered.preset]
-    layout = detect_layout(ordered.data)
-    return layout if layout != "csv" else "generated"
-
-
-def _tables(ordered: Ordered, config: Config, quiet: bool) -> dict[int, Table]:
-    """The dataset of each seed."""
-    if ordered.worlds not in ("same", "own"):
-        raise FmcnetError(f"--worlds {ordered.worlds}: say same or own")
-    if ordered.data is not None:
-        if ordered.worlds == "own":
+def _read_tables(options: StudyOptions, config: Config, quiet: bool) -> dict[int, Table]:
+    """The dataset of each seed; generated worlds are made."""
+    if options.worlds not in ("same", "own"):
+        raise FmcnetError(f"--worlds {options.worlds}: say same or own")
+    if options.data is not None:
+        if options.worlds == "own":
             raise FmcnetError("--worlds own is for the generated benchmark: real data have one world")
-        table = read_dataset(ordered.data, layout=config.data.layout, trial=config.data.split)
-        return dict.fromkeys(ordered.seeds, table)
+        table = read_dataset(options.data, layout=config.data.layout, trial=config.data.split)
+        return dict.fromkeys(options.seeds, table)
+    worlds = {seed: 0 if options.worlds == "same" else seed for seed in options.seeds}
     tables: dict[int, Table] = {}
-    for world in dict.fromkeys(0 if ordered.worlds == "same" else seed for seed in ordered.seeds):
-        folder = ordered.out / "data" / f"world-{world}"
-        generate("sysu", ordered.preset, world, folder, progress=not quiet)
+    for world in dict.fromkeys(worlds.values()):
+        folder = options.out / "data" / f"world-{world}"
+        generate("sysu", options.preset, world, folder, progress=not quiet)
         tables[world] = read_dataset(folder)
-    return {seed: tables[0 if ordered.worlds == "same" else seed] for seed in ordered.seeds}
+    return {seed: tables[world] for seed, world in worlds.items()}
 
 
-def _tell(started: float, before: int) -> Any:
-    def told(job: Job, done: int, of: int) -> None:
-        found = job.result() or {}
-        figures = ", ".join(
-            f"{e['direction']} R1 {100 * e['mean']['rank1']:.2f} mAP {100 * e['mean']['mAP']:.2f}"
-            for e in found.get("evaluations", [])
+def _progress_report(before: int) -> Callable[[StudyRun, int, int], None]:
+    """Log each finished run with its scores and the time left; `before` runs were finished already."""
+    started = time.perf_counter()
+
+    def report(run: StudyRun, done: int, total: int) -> None:
+        scores = ", ".join(
+            f"{one['direction']} R1 {100 * one['mean']['rank1']:.2f} mAP {100 * one['mean']['mAP']:.2f}"
+            for one in (run.result() or {}).get("evaluations", [])
         )
-        took = time.perf_counter() - started
-        left = took / max(1, done - before) * (of - done)
-        logger.info("%d/%d %s: %s; about %.0f min left", done, of, job.name, figures, left / 60)
+        left = (time.perf_counter() - started) / max(1, done - before) * (total - done) / 60
+        logger.info("%d/%d %s: %s; about %.0f min left", done, total, run.name, scores, left)
 
-    return told
+    return report

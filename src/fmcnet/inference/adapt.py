@@ -16,7 +16,7 @@ from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import room_beside
 from fmcnet.inference.calibration.calibration import CALIBRATION
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.images import Fault, ImageLike, expand, list_faults
+from fmcnet.inference.image_input import Fault, ImageLike, expand, list_faults
 from fmcnet.models.card import CARD, WEIGHTS, model_digest, read_card
 from fmcnet.types import NO_CAMERA, FloatArray, IntArray, Modality
 
@@ -133,7 +133,7 @@ def adapt_model(
     model = model.to(pick_device(device)).eval()
     plain, model.standard = model.standard, None
     assert plain is not None
-    encoder.engine.model = model  # type: ignore[attr-defined]
+    encoder.backend.model = model  # type: ignore[attr-defined]
     faults: list[Fault] = []
     features, rows = _normalize(encoder, model, crops, faults, batch, progress)
     kinds = np.array([crops.modality[row].code for row in rows])

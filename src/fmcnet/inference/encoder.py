@@ -17,9 +17,9 @@ from fmcnet.data.depth import Remarks, ValueRange, check_range
 from fmcnet.data.table import Table
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import write_atomically
+from fmcnet.inference.backends import Backend, RuntimeName, open_backend
 from fmcnet.inference.calibration.calibration import CALIBRATION, Calibration
-from fmcnet.inference.engine import Engine, unit
-from fmcnet.inference.images import (
+from fmcnet.inference.image_input import (
     Fault,
     ImageLike,
     ModalityLike,
@@ -29,9 +29,8 @@ from fmcnet.inference.images import (
     list_faults,
     read_ahead,
 )
-from fmcnet.inference.images import parse_modality as parse_modality
-from fmcnet.inference.opening import RuntimeName, open_engine
-from fmcnet.inference.projection import Projection
+from fmcnet.inference.image_input import parse_modality as parse_modality
+from fmcnet.inference.projection import Projection, l2_normalize
 from fmcnet.inference.shipped import find_model
 from fmcnet.models.card import ModelCard
 from fmcnet.progress import Progress
@@ -56,7 +55,7 @@ class Encoder:
     """A trained model with its own preprocessing, similarity and calibration.
 
     Args:
-        engine: the network, ready to embed (`TorchEngine`, `OnnxEngine`).
+        backend: the network, ready to embed (`TorchBackend`, `OnnxBackend`).
         card: what travels with the weights; gives the input size.
         digest: names what embeds (weights, architecture, input size, projection), the same for a model and its
             fp32 export: embeddings of equal digests compare. "" switches caching off.
@@ -69,13 +68,13 @@ class Encoder:
 
     def __init__(
         self,
-        engine: Engine,
+        backend: Backend,
         card: ModelCard,
         digest: str = "",
         folder: Path | None = None,
         calibration: str | Path | None = None,
     ) -> None:
-        self.engine, self.card, self.digest, self.folder = engine, card, digest, folder
+        self.backend, self.card, self.digest, self.folder = backend, card, digest, folder
         self.height, self.width = card.config.data.height, card.config.data.width
         if calibration is not None and not Path(calibration).is_file():
             raise CheckpointError(f"there is no calibration at {calibration}: check the path")
@@ -107,8 +106,8 @@ class Encoder:
             MissingDependencyError: when PyTorch or ONNX Runtime is needed and not there.
         """
         folder = find_model(source)
-        engine, card, digest = open_engine(folder, device, runtime, threads)
-        return Encoder(engine, card, digest, folder, calibration)
+        backend, card, digest = open_backend(folder, device, runtime, threads)
+        return Encoder(backend, card, digest, folder, calibration)
 
     @property
     def model(self) -> FMCNet:
@@ -117,22 +116,22 @@ class Encoder:
         Raises:
             FmcnetError: where ONNX Runtime computes.
         """
-        if self.engine.name != "torch":
+        if self.backend.name != "torch":
             raise FmcnetError(
                 f"{self.folder} is an exported model: this needs the run that it was made from "
                 "(fmcnet evaluate takes it with --no-report)"
             )
-        return cast("FMCNet", self.engine.model)  # type: ignore[attr-defined]
+        return cast("FMCNet", self.backend.model)  # type: ignore[attr-defined]
 
     @property
     def projection(self) -> Projection | None:
         """What makes this model's descriptors smaller (`fmcnet project`); an exported graph holds it unseen."""
-        return getattr(self.engine, "projection", None)
+        return getattr(self.backend, "projection", None)
 
     @property
     def device(self) -> torch.device:
         """Where PyTorch computes (of ONNX Runtime: its name, a text)."""
-        return cast("torch.device", self.engine.device)
+        return cast("torch.device", self.backend.device)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -230,14 +229,14 @@ class Encoder:
         features = np.concatenate(parts)[order]
         kept = [items[rows[at]] for at in order]
         return Embeddings.unlabelled(
-            unit(features) if normalize else features,
+            l2_normalize(features) if normalize else features,
             np.array([item.modality.code for item in kept], dtype=np.uint8),
             np.array([item.name for item in kept], dtype=np.str_),
         )
 
     def similarity(self, a: Embeddings | ArrayLike, b: Embeddings | ArrayLike) -> FloatArray:
         """Cosine similarities of embeddings (N, E) and (M, E): (N, M) float32, in -1..1."""
-        left, right = (unit(np.asarray(x, dtype=np.float32)) for x in (a, b))
+        left, right = (l2_normalize(np.asarray(x, dtype=np.float32)) for x in (a, b))
         out: FloatArray = left @ right.T
         return out
 
@@ -313,9 +312,9 @@ class Encoder:
 
     def _embed(self, images: NDArray[Any], modality: Modality, flip: bool) -> FloatArray:
         """(N, H, W, 3) uint8 to (N, E) float32."""
-        out = self.engine(images, modality)
+        out = self.backend(images, modality)
         if flip:
-            out = (out + self.engine(images[:, :, ::-1], modality)) * np.float32(0.5)
+            out = (out + self.backend(images[:, :, ::-1], modality)) * np.float32(0.5)
         return out
 
 

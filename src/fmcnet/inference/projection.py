@@ -10,14 +10,19 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.errors import CheckpointError, DataError, FmcnetError
+from fmcnet.errors import CheckpointError
 from fmcnet.files import as_os_error, write_atomically
-from fmcnet.inference.engine import unit
-from fmcnet.types import FloatArray, IntArray
+from fmcnet.types import FloatArray
 
 FORMAT = "fmcnet-projection-1"
 Method = Literal["discriminant", "pca"]
 METHODS: tuple[Method, ...] = ("discriminant", "pca")
+
+
+def l2_normalize(features: FloatArray) -> FloatArray:
+    """Rows (N, E) brought to unit length; a row of zeros stays."""
+    length = np.sqrt(np.einsum("...e,...e->...", features, features))
+    return cast(FloatArray, features / np.maximum(length, np.float32(1e-12))[..., None])
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Projection:
                 f"the projection takes descriptors of {len(self.mean)} values and the model gives "
                 f"{features.shape[1]}: it was made for another model; make it again with fmcnet project"
             )
-        return cast(FloatArray, (unit(features) - self.mean) @ self.matrix)
+        return cast(FloatArray, (l2_normalize(features) - self.mean) @ self.matrix)
 
     def save(self, path: Path) -> Path:
         """A safetensors file, whole or not at all; equal projections give equal files.
@@ -111,65 +116,3 @@ def _fault(said: Any, mean: NDArray[Any], matrix: NDArray[Any]) -> str:
     if mean.ndim != 1 or matrix.ndim != 2 or not 0 < matrix.shape[1] <= matrix.shape[0] == len(mean):
         return f"mean has shape {mean.shape} and matrix {matrix.shape}: (E,) and (E, D), D <= E, are needed"
     return ""
-
-
-def fit(features: FloatArray, pid: IntArray, dim: int, method: Method = "discriminant") -> Projection:
-    """Learn a projection from descriptors of known persons.
-
-    "pca": the directions of largest variance; pid is not looked at. "discriminant" (linear discriminant analysis,
-    weighted: ours): the directions along which persons differ most for how much images of one person do. The scatter
-    within persons, too small where a model knows its training images by heart, is first averaged with a round one of
-    the same trace; then every direction counts by b / (1 + b), b being the variance between persons where that within
-    is 1, so that what does not tell persons apart adds no noise to a cosine similarity.
-
-    Args:
-        features: (N, E), of any length but zero. pid: (N,) whose they are.
-        dim: D, values to keep: at most E, and N - 1 or, discriminant, one less than there are persons.
-
-    Raises:
-        FmcnetError: for another method. DataError: when `dim` is too large, no person has two images, or the
-            descriptors do not differ.
-    """
-    from scipy.linalg import eigh
-
-    if method not in METHODS:
-        raise FmcnetError(f"method '{method}': say {' or '.join(METHODS)}")
-    _, person, images = np.unique(pid, return_inverse=True, return_counts=True)
-    count, width = features.shape
-    most, of = (
-        (count - 1, f"{count} images") if method == "pca" else (len(images) - 1, f"{len(images)} persons")
-    )
-    if not 0 < dim <= min(width, most):
-        other = "" if method == "pca" else "; --method pca knows no such bound"
-        raise DataError(
-            f"{dim} values cannot be learnt from descriptors of {width} values, {of}: at most {min(width, most)}"
-            + (other if dim <= width else "")
-        )
-    units = unit(features)
-    mean = units.mean(axis=0, dtype=np.float64).astype(np.float32)
-    centred = units - mean
-    last = (width - dim, width - 1)
-    if method == "pca":
-        _, vectors = eigh(_scatter(centred), subset_by_index=last)
-        return Projection(mean, vectors[:, ::-1].astype(np.float32), method)
-    if images.max() < 2:
-        raise DataError("every person has one image only: nothing shows how images of one person differ")
-    order = np.argsort(person, kind="stable")
-    sums = np.add.reduceat(centred[order], np.cumsum(images) - images, axis=0, dtype=np.float64)
-    means = (sums / images[:, None]).astype(np.float32)
-    within = _scatter(centred - means[person])
-    even = (within + np.eye(width) * (np.trace(within) / width)) / 2
-    try:
-        between, vectors = eigh(_scatter(means), even, subset_by_index=last)
-    except np.linalg.LinAlgError as error:
-        raise DataError(
-            "the descriptors do not differ (or are no numbers), so nothing can be learnt from them: train the model "
-            "longer, or with a lower training.lr"
-        ) from error
-    weighted = vectors * (between / (1 + between)).clip(min=0)
-    return Projection(mean, weighted[:, ::-1].astype(np.float32), method)
-
-
-def _scatter(rows: FloatArray) -> NDArray[np.float64]:
-    """(N, E) to the mean of outer products (E, E)."""
-    return (rows.T @ rows).astype(np.float64) / len(rows)

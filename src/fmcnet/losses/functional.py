@@ -1,4 +1,4 @@
-"""One pure function per equation of the paper; `docs/equations.md` maps equation, function and test.
+"""One pure function per equation of the paper; `docs/concepts/method.md` maps equation, function and test.
 
 Notation: P identities, K images of each in each modality, features (P*K, D) in identity-major order (the
 k-th image of identity p stands in row p*K + k), centres (P, D). Euclidean norms. Half-precision input is

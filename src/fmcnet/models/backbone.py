@@ -222,7 +222,9 @@ class Tail(nn.Module):
             raise ConfigError(f"unknown pooling '{pooling}': choose avg or gem")
         available = backbone.depth - STEM_BLOCKS
         if blocks is not None and blocks > available:
-            raise ConfigError(f"model.tail_blocks={blocks}: this backbone has {available} behind its third block")
+            raise ConfigError(
+                f"model.tail_blocks={blocks}: this backbone has {available} behind its third block"
+            )
         end = STEM_BLOCKS + (available if blocks is None else blocks)
         blocks_behind = [backbone.block(index) for index in range(STEM_BLOCKS, end)]
         layers = _layers(blocks_behind)

@@ -7,28 +7,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fmcnet.retrieval.adding import Indexed
-    from fmcnet.retrieval.answer import Answer, Match, MatchGroup
-    from fmcnet.retrieval.changes import KEEP
+    from fmcnet.retrieval.answer import Answer
     from fmcnet.retrieval.gallery import Gallery
+    from fmcnet.retrieval.inputs import KEEP
     from fmcnet.retrieval.pooling import group, pool, pool_by
-    from fmcnet.retrieval.records import Added, Entry, GalleryInfo, Group, Hit, Settings, Where
+    from fmcnet.retrieval.records import Added, Entry, GalleryInfo, GallerySettings, Hit, HitGroup, Where
     from fmcnet.retrieval.searcher import Searcher
 
 _PUBLIC = {
-    "KEEP": "changes",
+    "KEEP": "inputs",
     "Added": "records",
     "Answer": "answer",
     "Entry": "records",
     "Gallery": "gallery",
     "GalleryInfo": "records",
-    "Group": "records",
     "Hit": "records",
-    "Indexed": "adding",
-    "Match": "answer",
-    "MatchGroup": "answer",
+    "HitGroup": "records",
     "Searcher": "searcher",
-    "Settings": "records",
+    "GallerySettings": "records",
     "Where": "records",
     "group": "pooling",
     "pool": "pooling",
@@ -42,13 +38,10 @@ __all__ = [
     "Entry",
     "Gallery",
     "GalleryInfo",
-    "Group",
+    "GallerySettings",
     "Hit",
-    "Indexed",
-    "Match",
-    "MatchGroup",
+    "HitGroup",
     "Searcher",
-    "Settings",
     "Where",
     "group",
     "pool",

@@ -1,77 +1,26 @@
-"""What a search answers: small frozen dataclasses that become JSON."""
+"""`Answer`: what a search returns, with calibrated scores and notes for the reader."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from fmcnet.retrieval.records import Hit
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fmcnet.data.spelling import nearest, spelling
+from fmcnet.errors import FmcnetError
+from fmcnet.inference.calibration.calibration import Calibration
+from fmcnet.inference.calibration.counts import FloatVector
+from fmcnet.inference.encoder import Encoder
+from fmcnet.retrieval.gallery import Gallery
+from fmcnet.retrieval.records import Hit, HitGroup, Where
 from fmcnet.types import Modality
 
-
-@dataclass(frozen=True)
-class Match(Hit):
-    """A `Hit` with what its similarity means.
-
-    Attributes:
-        probability: that query and entry show one person, 0..1, by the encoder's calibration for their modalities and
-            the answer's prior; None where there is no such calibration.
-    """
-
-    probability: float | None = None
-
-    @staticmethod
-    def from_hit(hit: Hit, probability: float | None) -> Match:
-        """The hit, with its probability."""
-        return Match(**vars(hit), probability=probability)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: times in ISO 8601, UTC."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class MatchGroup:
-    """Matches that share a track or a pid, best first.
-
-    Attributes:
-        key: the track or pid; None for a match that has none (it is a group of its own).
-        matches: those that were looked at, at least one. Of a person, only those that reach what was asked.
-        similarity, probability: what ranks the group: of the best match, or of a track's entries pooled.
-        pooled: how many entries were pooled; 0: none were.
-    """
-
-    key: str | int | None
-    matches: tuple[Match, ...]
-    similarity: float
-    probability: float | None
-    pooled: int = 0
-
-    @property
-    def best(self) -> Match:
-        """The most similar one."""
-        return self.matches[0]
-
-    @property
-    def modality(self) -> Modality:
-        """Of the best match; of a track, of all."""
-        return self.best.modality
-
-    @property
-    def size(self) -> int:
-        """How many pictures stand behind the group's place."""
-        return self.pooled or len(self.matches)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "key": self.key,
-            "similarity": self.similarity,
-            "probability": self.probability,
-            "pooled": self.pooled,
-            "matches": [match.to_dict() for match in self.matches],
-        }
+MOST_WORDS = 20
+"""Of so many values of a filter each is looked for by itself; of more, none is."""
+MOST_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -79,10 +28,10 @@ class Answer:
     """Who it may be.
 
     Attributes:
-        hits: most similar first; when grouped, the best match of each group, in the groups' order.
+        hits: most similar first; when grouped, the best hit of each group, in the groups' order.
         groups: the groups, in the same order; empty when not grouped.
-        nobody: `hits` is empty: nobody reaches the least probability or false-match rate that was asked for, or there
-            was no entry to compare with.
+        no_match: `hits` is empty: no entry reaches the least probability or false-match rate that was asked for, or
+            there was no entry to compare with.
         modality: of the query; None: images of both modalities were pooled.
         images: how many images made the query.
         compared: how many entries it was compared with.
@@ -91,9 +40,9 @@ class Answer:
         notes: what a person should know of this answer, sentences.
     """
 
-    hits: tuple[Match, ...]
-    groups: tuple[MatchGroup, ...]
-    nobody: bool
+    hits: tuple[Hit, ...]
+    groups: tuple[HitGroup, ...]
+    no_match: bool
     modality: Modality | None
     images: int
     compared: int
@@ -102,7 +51,7 @@ class Answer:
     notes: tuple[str, ...] = ()
 
     @property
-    def ranking(self) -> list[tuple[Match, int]]:
+    def ranking(self) -> list[tuple[Hit, int]]:
         """What to show, best first: hits with what ranks them, and how many pictures that is of."""
         if not self.groups:
             return [(hit, 1) for hit in self.hits]
@@ -114,7 +63,7 @@ class Answer:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "nobody": self.nobody,
+            "nobody": self.no_match,
             "hits": [hit.to_dict() for hit in self.hits],
             "groups": [group.to_dict() for group in self.groups],
             "query": {"modality": str(self.modality or "both"), "images": self.images},
@@ -125,7 +74,157 @@ class Answer:
         }
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return str(value) if isinstance(value, Modality) else list(value) if isinstance(value, tuple) else value
+@dataclass(frozen=True)
+class CalibratedScores:
+    """A calibration as seen from one query.
+
+    A query of both modalities has two curves to an entry; it takes the more cautious one: the smaller
+    probability, the higher threshold.
+
+    Attributes:
+        calibration: the encoder's; None: there is none.
+        query: modalities of the query's images.
+        prior: probability, before comparing, that an entry shows the query's person.
+    """
+
+    calibration: Calibration | None
+    query: Collection[Modality]
+    prior: float
+
+    def covers(self, entry: Modality) -> bool:
+        """Whether a similarity to such an entry can be translated."""
+        calibration = self.calibration
+        return calibration is not None and all(calibration.covers(kind, entry) for kind in self.query)
+
+    def probability(self, similarity: ArrayLike, entry: Modality) -> FloatVector | None:
+        """Of "same person", of the shape of `similarity` (cosines); None where `covers` says no."""
+        if self.calibration is None or not self.covers(entry):
+            return None
+        curves = [
+            self.calibration.probability(similarity, kind, entry, prior=self.prior) for kind in self.query
+        ]
+        return np.asarray(np.min(curves, axis=0))
+
+    def threshold(self, entry: Modality, fmr: float) -> float | None:
+        """The similarity that two persons reach at this rate; None where `covers` says no.
+
+        Raises:
+            FmcnetError: for a rate that is none, or lower than the calibration's pairs can tell.
+        """
+        if self.calibration is None or not self.covers(entry):
+            return None
+        return max(self.calibration.threshold(kind, entry, fmr=fmr) for kind in self.query)
+
+    def with_probabilities(self, hits: Sequence[Hit]) -> list[Hit]:
+        """Hits with their probabilities, order kept."""
+        found: dict[int, float] = {}
+        for kind in Modality:
+            rows = [row for row, hit in enumerate(hits) if hit.modality is kind]
+            curve = self.probability([hits[row].similarity for row in rows], kind) if rows else None
+            if curve is not None:
+                found.update(zip(rows, curve.tolist(), strict=True))
+        return [replace(hit, probability=found.get(row)) for row, hit in enumerate(hits)]
+
+
+def check_probability(value: float | None, what: str) -> None:
+    """A given probability lies strictly between 0 and 1.
+
+    Raises:
+        FmcnetError: when it does not.
+    """
+    if value is not None and not 0.0 < value < 1.0:
+        raise FmcnetError(f"{what}={value} must be between 0 and 1")
+
+
+def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
+    """What a filter asks for that no entry has, and spellings that it passes over.
+
+    Args:
+        where: cameras, tracks, tags and identities of it are looked for, each by itself, whatever else it says.
+    """
+    notes: list[str] = []
+    if where is None:
+        return ()
+    cameras = list(where.cameras or ())
+    if cameras:
+        stored = gallery.cameras()
+        for camera in cameras[:MOST_WORDS]:
+            others = [name for name in stored if name not in cameras and spelling(name) == spelling(camera)]
+            if camera not in stored:
+                notes.append(f"no entry has the camera '{camera}'{_instead(camera, stored)}")
+            elif others:
+                notes.append(
+                    f"entries of the camera {', '.join(map(repr, others))} do not pass the filter, which may be "
+                    f"'{camera}', too"
+                )
+    for word, name in (("track", "tracks"), ("tag", "tags"), ("pid", "pids")):
+        values: list[Any] = list(getattr(where, name) or ())
+        if len(values) <= MOST_WORDS:
+            conditions: list[dict[str, Any]] = [{name: [one]} for one in values]
+            counts = [gallery.count(Where(**condition)) for condition in conditions]
+            absent = [one for one, count in zip(values, counts, strict=True) if not count]
+            notes += [f"no entry has the {word} '{one}'" for one in absent]
+    return tuple(notes)
+
+
+def _instead(word: str, stored: Sequence[str]) -> str:
+    near = nearest(word, stored)
+    if near is not None:
+        return f": did you mean '{near}'?"
+    if not stored:
+        return "; no entry has any"
+    more = f" and {len(stored) - MOST_NAMED} more" if len(stored) > MOST_NAMED else ""
+    return f"; those that are: {', '.join(stored[:MOST_NAMED])}{more}"
+
+
+def answer_notes(
+    scores: CalibratedScores,
+    images: int,
+    candidates: Sequence[Hit | HitGroup],
+    found: Sequence[Hit | HitGroup],
+    asked: bool,
+    where: Where | None,
+    encoder: Encoder,
+) -> tuple[str, ...]:
+    """The notes of an answer to a query of `images` images.
+
+    Args:
+        candidates: all hits, or tracks, best first. found: those that reach what was `asked`.
+    """
+    notes: list[str] = []
+    if scores.calibration is None:
+        notes.append(
+            "no probabilities: this model is not calibrated; make a calibration with fmcnet calibrate "
+            f"{encoder.folder or 'RUN'} --data TABLE"
+        )
+    else:
+        query = " and ".join(str(kind) for kind in scores.query)
+        kinds = [where.modality] if where is not None and where.modality is not None else list(Modality)
+        for kind in kinds:
+            if scores.covers(kind):
+                continue
+            if asked:
+                notes.append(f"{kind} entries were left out: {query} to {kind} is not calibrated")
+            elif any(one.modality is kind for one in candidates):
+                notes.append(f"no probability for {kind} entries: {query} to {kind} is not calibrated")
+        if images > 1:
+            notes.append(
+                f"{images} images were pooled; probabilities were learnt from single images and are approximate here"
+            )
+        if any(isinstance(one, HitGroup) and one.pooled > 1 for one in found):
+            notes.append(
+                "the pictures of each track were pooled; probabilities were learnt from single images and are "
+                "approximate here"
+            )
+        if len(scores.query) > 1:
+            notes.append("the query has both modalities: the more cautious of two calibrations is shown")
+    if found and all(isinstance(one, HitGroup) and one.key is None for one in found):
+        notes.append("no entry found has what it was to be grouped by, so each is a group of its own")
+    if asked and not found and candidates:
+        best = candidates[0]
+        sure = "" if best.probability is None else f", probability {best.probability:.3g}"
+        notes.append(
+            f"nobody reaches what was asked; the nearest {'track' if isinstance(best, HitGroup) else 'entry'} has "
+            f"similarity {best.similarity:.3f}{sure}"
+        )
+    return tuple(notes)

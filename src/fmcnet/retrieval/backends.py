@@ -1,51 +1,51 @@
-"""Which backend keeps a gallery: by its location."""
+"""The backends of a gallery, chosen by its location, and the ranking that both share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
 
 from fmcnet.errors import GalleryError
-from fmcnet.retrieval.records import Dtype, IndexChoice
-from fmcnet.retrieval.store import Store
+from fmcnet.retrieval.records import Hit, OpenOptions, Stored
+from fmcnet.types import FloatArray
+
+if TYPE_CHECKING:
+    from fmcnet.retrieval.milvus_store import MilvusStore
+    from fmcnet.retrieval.sqlite_store import SqliteStore
+
+    Store: TypeAlias = SqliteStore | MilvusStore
+
+SPARE = 16
+"""Candidates asked for beyond `top`, to see ties at the end of the list."""
+NEAR = 1e-5
+"""Similarities of float32 sums that may be equal when computed exactly."""
 
 
-def open_store(
-    location: str | Path,
-    *,
-    read_only: bool,
-    create: bool,
-    timeout: float,
-    index: IndexChoice | None,
-    hnsw_above: int | None,
-    dtype: Dtype,
-    flush_rows: int,
-) -> Store:
-    """The store at a location; arguments and errors as of `Gallery`."""
-    if index not in (None, "auto", "exact", "hnsw"):
-        raise GalleryError(f"index is 'auto', 'exact' or 'hnsw', not {index!r}")
-    if dtype not in ("float32", "float16"):
-        raise GalleryError(f"dtype is 'float32' or 'float16', not {dtype!r}")
-    if not timeout >= 0 or flush_rows < 1 or (hnsw_above is not None and hnsw_above < 0):
-        raise GalleryError(
-            f"timeout={timeout} and hnsw_above={hnsw_above} must not be negative, flush_rows={flush_rows} at least 1"
-        )
+def open_store(location: str | Path, options: OpenOptions) -> Store:
+    """The store at a location: a folder, or milvus://host:port/name. Errors as of `Gallery`."""
     if str(location).startswith("milvus://"):
-        from fmcnet.retrieval.milvus.store import MilvusStore
+        from fmcnet.retrieval.milvus_store import MilvusStore
 
-        return MilvusStore(
-            str(location), read_only=read_only, create=create, timeout=timeout, index=index, dtype=dtype
-        )
+        return MilvusStore(str(location), options)
     if "://" in str(location):
         raise GalleryError(f"{location}: a gallery is a folder, or milvus://host:port/name")
-    from fmcnet.retrieval.embedded.store import EmbeddedStore
+    from fmcnet.retrieval.sqlite_store import SqliteStore
 
-    return EmbeddedStore(
-        Path(location),
-        read_only=read_only,
-        create=create,
-        timeout=timeout,
-        index=index,
-        hnsw_above=hnsw_above,
-        dtype=dtype,
-        flush_rows=flush_rows,
-    )
+    return SqliteStore(Path(location), options)
+
+
+def ranked(query: FloatArray, stored: Sequence[Stored], top: int) -> list[Hit]:
+    """The `top` most similar of some stored entries to a unit query (D,), best first, ties by id.
+
+    Each similarity is a sum of its own in double precision, so equal embeddings have equal ones.
+    """
+    if not stored:
+        return []
+    vectors = np.stack([vector for _, vector in stored]).astype(np.float64)
+    exact = (vectors * query.astype(np.float64)).sum(axis=1)
+    similarity = np.clip(exact, -1.0, 1.0).astype(np.float32).tolist()
+    order = sorted(range(len(stored)), key=lambda i: (-similarity[i], stored[i][0].id))
+    return [Hit.of(stored[i][0], similarity[i]) for i in order[:top]]

@@ -12,12 +12,12 @@ import numpy as np
 from fmcnet.errors import GalleryError
 from fmcnet.files import write_atomically
 from fmcnet.optional import require
-from fmcnet.retrieval.records import Entry, Settings, Stored, to_micros
+from fmcnet.retrieval.records import Entry, GallerySettings, Stored, to_micros
 
 NO_TIME = np.iinfo(np.int64).min
 
 
-def export(path: Path, settings: Settings, parts: Iterator[list[Stored]]) -> int:
+def export(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]]) -> int:
     """Write all entries; the format by the name's end; how many they were.
 
     Raises:
@@ -27,23 +27,18 @@ def export(path: Path, settings: Settings, parts: Iterator[list[Stored]]) -> int
     writers = {".npz": _npz, ".parquet": _parquet}
     if path.suffix not in writers:
         raise GalleryError(f"{path}: the name must end in .npz or .parquet")
-    count = 0
-
-    def counted() -> Iterator[list[Stored]]:
-        nonlocal count
-        for part in parts:
-            count += len(part)
-            yield part
-
+    counts: list[int] = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda temporary: writers[path.suffix](temporary, settings, counted()))
+        write_atomically(
+            path, lambda temporary: counts.append(writers[path.suffix](temporary, settings, parts))
+        )
     except OSError as error:
         raise GalleryError(f"{path} cannot be written: {error.strerror or error}") from error
-    return count
+    return counts[0]
 
 
-def _npz(path: Path, settings: Settings, parts: Iterator[list[Stored]]) -> None:
+def _npz(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]]) -> int:
     """Arrays of N rows; what is not known is -1 (pid), the smallest int64 (time_us) or "" (texts)."""
     entries: list[Entry] = []
     vectors = [np.empty((0, settings.dimension), np.float32)]
@@ -63,13 +58,14 @@ def _npz(path: Path, settings: Settings, parts: Iterator[list[Stored]]) -> None:
         arrays[name] = _texts([getattr(e, name) or "" for e in entries])
     with path.open("wb") as stream:
         np.savez(stream, **arrays)
+    return len(entries)
 
 
 def _texts(values: list[str]) -> np.ndarray[Any, np.dtype[np.str_]]:
     return np.array(values, dtype=np.str_)
 
 
-def _parquet(path: Path, settings: Settings, parts: Iterator[list[Stored]]) -> None:
+def _parquet(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]]) -> int:
     """A row an entry; what is not known is null; the model is in the file's metadata."""
     arrow: Any = require("pyarrow", "gallery")
     parquet: Any = require("pyarrow.parquet", "gallery")
@@ -86,6 +82,7 @@ def _parquet(path: Path, settings: Settings, parts: Iterator[list[Stored]]) -> N
     fields = [arrow.field(name, kind) for name, kind in kinds.items()]
     fields.append(arrow.field("embedding", arrow.list_(arrow.float32(), settings.dimension)))
     schema = arrow.schema(fields, metadata={"fmcnet.models": settings.model})
+    count = 0
     with parquet.ParquetWriter(str(path), schema) as writer:
         for part in parts:
             columns = {
@@ -99,3 +96,5 @@ def _parquet(path: Path, settings: Settings, parts: Iterator[list[Stored]]) -> N
             flat = arrow.array(np.concatenate([vector for _, vector in part]).astype(np.float32))
             arrays.append(arrow.FixedSizeListArray.from_arrays(flat, settings.dimension))
             writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))
+            count += len(part)
+    return count

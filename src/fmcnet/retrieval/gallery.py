@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import inputs
 from fmcnet.retrieval.backends import open_store
-from fmcnet.retrieval.changes import KEEP, make_change
 from fmcnet.retrieval.export import export
 from fmcnet.retrieval.pooling import group, pool, rank_pooled
 from fmcnet.retrieval.records import (
@@ -22,16 +21,16 @@ from fmcnet.retrieval.records import (
     Dtype,
     Entry,
     GalleryInfo,
-    Group,
+    GallerySettings,
     Hit,
+    HitGroup,
     IndexChoice,
     OnDuplicate,
-    Settings,
+    OpenOptions,
     Stored,
     Where,
     as_utc,
 )
-from fmcnet.retrieval.store import Store
 from fmcnet.types import FloatArray, Modality
 
 MOST = 100_000
@@ -79,16 +78,8 @@ class Gallery:
         flush_rows: int = 2048,
     ) -> None:
         self._model = None if model is None else inputs.text(model, "model")
-        self._store: Store = open_store(
-            location,
-            read_only=read_only,
-            create=create,
-            timeout=timeout,
-            index=index,
-            hnsw_above=hnsw_above,
-            dtype=dtype,
-            flush_rows=flush_rows,
-        )
+        options = OpenOptions(read_only, create, timeout, index, hnsw_above, dtype, flush_rows)
+        self._store = open_store(location, options)
         self.location = self._store.location  # of a cluster: without a password
         try:
             settings = self._store.settings
@@ -113,7 +104,7 @@ class Gallery:
     # ---- what is there ----
 
     @property
-    def settings(self) -> Settings | None:
+    def settings(self) -> GallerySettings | None:
         """Dimension, model and dtype; None before the first add."""
         return self._store.settings
 
@@ -214,7 +205,7 @@ class Gallery:
         model: str | None = None,
         exact: bool = False,
         pooled: bool = False,
-    ) -> list[Group]:
+    ) -> list[HitGroup]:
         """As `search`, for the `top` best tracks or persons; a group holds those of its hits that were looked at.
 
         An entry without a track (a pid) is a group of its own.
@@ -242,7 +233,7 @@ class Gallery:
         model: str | None,
         exact: bool,
         modalities_apart: bool = False,
-    ) -> list[Group]:
+    ) -> list[HitGroup]:
         wide, whole = 5 * top, self.count(where)
         most = min(MOST, self._store.most)
         while True:
@@ -327,13 +318,13 @@ class Gallery:
         self,
         ids: Sequence[str],
         *,
-        pid: int | None = KEEP,
-        modality: Modality | str = KEEP,
-        camera: str | None = KEEP,
-        time: datetime | None = KEEP,
-        source: str | None = KEEP,
-        track: str | None = KEEP,
-        tags: Sequence[str] | None = KEEP,
+        pid: int | None = inputs.KEEP,
+        modality: Modality | str = inputs.KEEP,
+        camera: str | None = inputs.KEEP,
+        time: datetime | None = inputs.KEEP,
+        source: str | None = inputs.KEEP,
+        track: str | None = inputs.KEEP,
+        tags: Sequence[str] | None = inputs.KEEP,
     ) -> int:
         """Set metadata of entries, all or none; None clears it. How many entries there were.
 
@@ -342,7 +333,7 @@ class Gallery:
         """
         if isinstance(ids, str):
             raise GalleryError(f"ids={ids!r}: give a list, as [{ids!r}]")
-        change = make_change(
+        change = inputs.make_change(
             pid=pid, modality=modality, camera=camera, time=time, source=source, track=track, tags=tags
         )
         return self._store.update(list(dict.fromkeys(ids)), change)
@@ -350,8 +341,8 @@ class Gallery:
     def remove(self, where: Where) -> int:
         """Remove all entries that match, provably; how many they were.
 
-        When it returns, no file of an embedded gallery holds their embeddings any more (docs/gallery.md says what of
-        their metadata waits for `compact`).
+        When it returns, no file of an embedded gallery holds their embeddings any more. docs/concepts/gallery.md
+        says what of their metadata waits for `compact`.
 
         Raises:
             GalleryError: when no condition is given. GalleryBusyError: as `add`; or when a reader keeps the log busy.

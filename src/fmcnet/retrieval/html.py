@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fmcnet.errors import DataError
 from fmcnet.files import write_atomically
-from fmcnet.retrieval.answer import Answer, Match
+from fmcnet.retrieval.answer import Answer
+from fmcnet.retrieval.records import Hit
 from fmcnet.retrieval.thumbnails import thumbnail
 
 Kept = Callable[[str], bytes | None]
@@ -57,9 +58,9 @@ def page(answer: Answer, query: Sequence[str | Path], kept: Kept = lambda _: Non
     """The page's HTML."""
     kind = str(answer.modality or "visible and infrared")
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in answer.notes)
-    nobody = (
+    no_match = (
         '<p class="nobody">Nobody in the gallery reaches what was asked.</p>'
-        if answer.nobody and answer.compared
+        if answer.no_match and answer.compared
         else ""
     )
     cards = "".join(
@@ -80,11 +81,11 @@ def page(answer: Answer, query: Sequence[str | Path], kept: Kept = lambda _: Non
         f'<div class="words"><h1>Who is this?</h1><p>{answer.images} {kind} picture{"s" * (answer.images > 1)}, '
         f"compared with {answer.compared:,} entries.</p>{prior}{notes}"
         '<p class="soft">A similarity is no proof of identity: a person has to look.</p></div></section>'
-        f"{nobody}<ol>{cards}</ol></main></body></html>\n"
+        f"{no_match}<ol>{cards}</ol></main></body></html>\n"
     )
 
 
-def _card(rank: int, hit: Match, size: int, kept: bytes | None) -> str:
+def _card(rank: int, hit: Hit, size: int, kept: bytes | None) -> str:
     sure = "" if hit.probability is None else f"{hit.probability:.1%}"
     share = hit.similarity if hit.probability is None else hit.probability
     facts = [

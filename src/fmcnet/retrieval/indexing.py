@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fmcnet.data.depth import Remarks, ValueRange
 from fmcnet.data.listing import Ignored, ignored_facts
 from fmcnet.data.spelling import near_cameras
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.inference.images import Fault, list_faults
+from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.progress import Progress
-from fmcnet.retrieval.adding import Indexed
-from fmcnet.retrieval.known import (
-    CHOICES,
-    ENCODED,
-    Difference,
-    Existing,
-    completed,
-    known_of,
-    stored_of,
-    update,
-)
+from fmcnet.retrieval.inputs import as_pid
+from fmcnet.retrieval.records import Added, Entry, Where
 from fmcnet.retrieval.searcher import Searcher
 from fmcnet.retrieval.sources import Picture, Sources
 
 PORTION = 256
 """Pictures added at once: what a kill may make to be encoded again."""
+
+Existing = Literal["keep", "update", "replace"]
+EXISTING = ("keep", "update", "replace")
+METADATA = ("camera", "time", "track", "pid", "tags")
+COMPARED = ("modality", *METADATA)
+ENCODED = {"modality", "picture"}
+"""What cannot be changed without reading the picture again."""
+
+
+class Difference(NamedTuple):
+    """A value given for a picture that differs from the one the gallery stores.
+
+    Attributes:
+        source: its path. name: "modality", "camera", "time", "track", "pid", "tags", or "picture" for one that is to
+            be kept and is not. stored, given: the two values.
+    """
+
+    source: str
+    name: str
+    stored: Any
+    given: Any
+
+    def __str__(self) -> str:
+        stored, given = ("nothing" if v in (None, ()) else str(v) for v in (self.stored, self.given))
+        return f"{self.source}: {self.name} is {stored} in the gallery, {given} now"
 
 
 @dataclass(frozen=True)
@@ -37,7 +53,7 @@ class IndexReport:
     Attributes:
         pictures: how many were listed. added: how many are new. already: how many were in the gallery.
         updated, replaced: how many of those were changed, and how many encoded anew.
-        differences: what is said of the others, but stored otherwise.
+        differences: values given for the others that differ from those stored.
         faults: those left out, with the reason. entries: in the gallery now.
         same: left out because they are a file named before. not_chosen: rows of a table that an option left out.
         not_listed: pictures in the folder of a CSV that has no row of them. ignored: files of the folders that are
@@ -99,9 +115,9 @@ def index(
     Args:
         searcher: encoder and gallery. sources: see `read_sources`.
         on_error: "raise": a picture that cannot be taken ends it (what was added stays); "skip": it is left out.
-        existing: what to do with pictures that it does hold. "keep": nothing, but report what is said of them and
-            stored otherwise; "update": store what is said (of another modality: encode anew); "replace": encode all
-            anew, as after the files changed. What is not said stays as it is stored.
+        existing: what to do with pictures that it does hold. "keep": nothing, but report values given that
+            differ from those stored; "update": store the values given (for another modality: encode anew); "replace":
+            encode all anew, as after the files changed. A value that is not given stays as it is stored.
         keep_images: keep small pictures, too, as `Searcher.add`.
         batch_size: pictures encoded at once. progress: show a bar; None: on a terminal only.
         value_range: as `Encoder.encode`.
@@ -112,31 +128,33 @@ def index(
     """
     if on_error not in ("raise", "skip"):
         raise FmcnetError(f"on_error='{on_error}': say raise or skip")
-    if existing not in CHOICES:
+    if existing not in EXISTING:
         raise FmcnetError(f"existing='{existing}': say keep, update or replace")
     if on_error == "raise":
         check_faults(sources)
     faults = list(sources.faults)
     added = already = updated = replaced = 0
-    unheard: list[Difference] = []
+    differences: list[Difference] = []
     remarks = Remarks()
     try:
         with Progress("indexing", len(sources.pictures), show=progress) as bar:
             for start in range(0, len(sources.pictures), PORTION):
                 portion = sources.pictures[start : start + PORTION]
-                there = stored_of(searcher, portion)
-                new = [picture for picture in portion if picture.id not in there]
-                already += len(there)
-                known = known_of(searcher, portion, there, keep_images)
+                stored = _stored_entries(searcher, portion)
+                new = [picture for picture in portion if picture.id not in stored]
+                already += len(stored)
+                differing = _find_differences(searcher, portion, stored, keep_images)
                 again: set[str] = set()
                 if existing == "keep":
-                    unheard += [one for found in known.values() for one in found]
+                    differences += [one for found in differing.values() for one in found]
                 elif existing == "update":
-                    again = {at for at, found in known.items() if {one.name for one in found} & ENCODED}
-                    updated += update(searcher, {at: found for at, found in known.items() if at not in again})
+                    again = {at for at, found in differing.items() if {one.name for one in found} & ENCODED}
+                    updated += _update(
+                        searcher, {at: found for at, found in differing.items() if at not in again}
+                    )
                 else:
-                    again = set(known)
-                new += [completed(one, there[one.id]) for one in portion if one.id in again]
+                    again = set(differing)
+                new += [_completed(one, stored[one.id]) for one in portion if one.id in again]
                 settings = {"batch_size": batch_size, "value_range": value_range, "remarks": remarks}
                 for done in _add(searcher, new, on_error, keep_images, bool(again), settings):
                     added, replaced = added + done.added, replaced + done.replaced
@@ -159,7 +177,7 @@ def index(
         entries,
         updated,
         replaced,
-        tuple(unheard),
+        tuple(differences),
         sources.same,
         sources.not_chosen,
         (*sources.notes, *near_cameras(searcher.gallery.cameras()), *remarks.lines()),
@@ -169,15 +187,15 @@ def index(
 
 
 def check_faults(sources: Sources) -> None:
-    """Nothing that was listed is at fault.
+    """Refuse sources with faults.
 
     Raises:
-        DataError: naming what is.
+        DataError: naming the faulty pictures.
     """
     if sources.faults:
         total = len(sources.pictures) + len(sources.faults)
-        said = list_faults(sources.faults, total).replace("cannot be read", "cannot be indexed", 1)
-        raise DataError(f"nothing was added: {said}\n--on-error skip leaves them out")
+        faults = list_faults(sources.faults, total).replace("cannot be read", "cannot be indexed", 1)
+        raise DataError(f"nothing was added: {faults}\n--on-error skip leaves them out")
 
 
 def _add(
@@ -187,7 +205,7 @@ def _add(
     keep_images: bool,
     replace: bool,
     settings: dict[str, Any],
-) -> list[Indexed]:
+) -> list[Added]:
     """Those whose picture is to be kept, or was, and the others."""
     keeping = [
         one for one in new if keep_images or (replace and searcher.gallery.picture(one.id) is not None)
@@ -198,18 +216,55 @@ def _add(
             [picture.path for picture in group],
             [picture.modality for picture in group],
             ids=[picture.id for picture in group],
-            pid=[picture.pid for picture in group],
-            camera=[picture.camera for picture in group],
-            time=[picture.time for picture in group],
-            track=[picture.track for picture in group],
-            tags=[picture.tags for picture in group],
             source=[picture.source or picture.path for picture in group],
             on_error=on_error,
             on_duplicate="replace" if replace else "skip",
             keep_images=keep,
             progress=False,
-            **settings,
+            **(settings | {name: [getattr(picture, name) for picture in group] for name in METADATA}),
         )
         for group, keep in groups
         if group
     ]
+
+
+def _stored_entries(searcher: Searcher, pictures: Sequence[Picture]) -> dict[str, Entry]:
+    """The entries of those pictures that the gallery holds, by id."""
+    wanted = Where(ids=[picture.id for picture in pictures])
+    return {entry.id: entry for entry, _ in searcher.gallery.scan(wanted)}
+
+
+def _find_differences(
+    searcher: Searcher, pictures: Sequence[Picture], stored: Mapping[str, Entry], keep_images: bool
+) -> dict[str, list[Difference]]:
+    """Of each picture that is stored: the values given that differ from those stored."""
+    found: dict[str, list[Difference]] = {}
+    for picture in pictures:
+        if picture.id in stored:
+            found[picture.id] = list(_differences(picture, stored[picture.id]))
+            if keep_images and searcher.gallery.picture(picture.id) is None:
+                found[picture.id].append(Difference(str(picture.path), "picture", None, "to be kept"))
+    return found
+
+
+def _differences(picture: Picture, entry: Entry) -> Iterator[Difference]:
+    """A value that is not given differs from nothing."""
+    given = {**picture._asdict(), "pid": as_pid(picture.pid), "tags": tuple(sorted(set(picture.tags)))}
+    for name in COMPARED:
+        if given[name] not in (None, ()) and given[name] != getattr(entry, name):
+            yield Difference(str(picture.path), name, getattr(entry, name), given[name])
+
+
+def _completed(picture: Picture, entry: Entry) -> Picture:
+    """The picture, with the stored values where none are given."""
+    picture = picture._replace(pid=as_pid(picture.pid))
+    return picture._replace(**{n: getattr(entry, n) for n in COMPARED if getattr(picture, n) in (None, ())})
+
+
+def _update(searcher: Searcher, differing: Mapping[str, Sequence[Difference]]) -> int:
+    """Store the values given, by entry id; entries with equal changes at once. Returns how many entries."""
+    alike: dict[tuple[tuple[str, Any], ...], list[str]] = {}
+    for entry_id, found in differing.items():
+        if found:
+            alike.setdefault(tuple((one.name, one.given) for one in found), []).append(entry_id)
+    return sum(searcher.gallery.update(ids, **dict(change)) for change, ids in alike.items())

@@ -1,12 +1,11 @@
-"""The door: what callers give becomes checked entries and unit vectors, or a clear refusal."""
+"""Validation: what callers give becomes checked entries, unit vectors and changes, or an error."""
 
 from __future__ import annotations
 
-import re
 import secrets
 import time as clock
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from pathlib import PurePath
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fmcnet.durations import parse_duration
 from fmcnet.errors import DuplicateIdError, GalleryError
-from fmcnet.retrieval.records import Batch, Entry, Settings, as_modality, as_utc
+from fmcnet.retrieval.records import Entry, EntryBatch, GallerySettings, as_modality, as_utc
 from fmcnet.types import FloatArray, Modality
 
 LONGEST = {"id": 256, "model": 256, "camera": 256, "track": 256, "tag": 256, "source": 4096}
@@ -27,7 +27,6 @@ SMALLEST = 1e-12
 """A vector whose values are all smaller is a zero vector."""
 LARGEST_PID = 2**63 - 1
 NO_PID = -1
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embedding") -> FloatArray:
@@ -75,7 +74,7 @@ def make_batch(
     track: Any,
     tags: Any,
     pictures: Any = None,
-) -> Batch:
+) -> EntryBatch:
     """Entries of N embeddings; each column is one value for all, or N of them.
 
     Raises:
@@ -107,7 +106,7 @@ def make_batch(
     entries = tuple(
         Entry(id=names[row], **{key: values[row] for key, values in columns.items()}) for row in range(n)
     )
-    return Batch(entries, vectors, as_pictures(pictures, n))
+    return EntryBatch(entries, vectors, as_pictures(pictures, n))
 
 
 def as_pictures(value: Any, n: int) -> tuple[bytes | None, ...]:
@@ -241,7 +240,7 @@ def new_id() -> str:
     return f"{clock.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
-def check_settings(stored: Settings, dimension: int, model: str | None, location: str) -> None:
+def check_settings(stored: GallerySettings, dimension: int, model: str | None, location: str) -> None:
     """Embeddings belong to this gallery.
 
     Raises:
@@ -266,13 +265,35 @@ def as_duration(keep: str | timedelta) -> timedelta:
         GalleryError: for anything else, or a duration that is not positive.
     """
     if isinstance(keep, str):
-        found = re.fullmatch(r"\s*(\d{1,9})\s*([smhdw])\s*", keep)
-        if not found:
-            raise GalleryError(f"keep={keep!r}: give a number and a unit of s, m, h, d, w, as '30d'")
         try:
-            keep = timedelta(seconds=int(found[1]) * UNITS[found[2]])
-        except OverflowError:
-            keep = timedelta.max  # longer than all time
+            keep = parse_duration(keep)
+        except ValueError as error:
+            raise GalleryError(f"keep={error}") from error
     if keep <= timedelta(0):
         raise GalleryError(f"keep={keep} must be positive")
     return keep
+
+
+KEEP: Any = type("Keep", (), {"__repr__": lambda _: "KEEP"})()
+"""An attribute that `update` leaves alone."""
+CHECKS: dict[str, Callable[[Any], object]] = {
+    "pid": as_pid,
+    "modality": as_modality,
+    "camera": lambda value: optional_text(value, "camera"),
+    "time": as_time,
+    "source": lambda value: optional_text(value, "source"),
+    "track": lambda value: optional_text(value, "track"),
+    "tags": as_tags,
+}
+
+
+def make_change(**values: Any) -> dict[str, Any]:
+    """The attributes of `Entry` that are not `KEEP`, by their names.
+
+    Raises:
+        GalleryError: for a bad value, or when nothing is left.
+    """
+    change = {name: CHECKS[name](value) for name, value in values.items() if value is not KEEP}
+    if not change:
+        raise GalleryError("nothing to update: give at least one of " + ", ".join(CHECKS))
+    return change

@@ -28,9 +28,9 @@ def remember_model(gallery: str, source: str | Path | None) -> None:
     if source is None or not folder.is_dir():
         return
     path = Path(source).expanduser()
-    known = str(path.absolute()) if path.exists() else str(source)
-    if _noted(folder) != known:
-        _note(folder, "model", known)
+    model = str(path.absolute()) if path.exists() else str(source)
+    if _noted(folder) != model:
+        _note(folder, "model", model)
 
 
 def remember_range(gallery: str, value_range: ValueRange | None) -> None:
@@ -40,9 +40,9 @@ def remember_range(gallery: str, value_range: ValueRange | None) -> None:
         gallery: its location; of a cluster nothing is noted.
         value_range: as `fmcnet.data.images.load_image`; None: nothing to note.
     """
-    known = remembered_ranges(gallery)
-    if value_range is not None and Path(gallery).is_dir() and value_range not in known:
-        _note(Path(gallery), "ranges", [*known, value_range])
+    ranges = remembered_ranges(gallery)
+    if value_range is not None and Path(gallery).is_dir() and value_range not in ranges:
+        _note(Path(gallery), "ranges", [*ranges, value_range])
 
 
 def remembered_ranges(gallery: str) -> list[ValueRange]:
@@ -58,10 +58,10 @@ def range_of(gallery: str, given: str | None) -> ValueRange | None:
     Raises:
         DataError: for an option that is no range.
     """
-    known = remembered_ranges(gallery)
     if given is not None:
         return parse_range(given)
-    return known[0] if len(known) == 1 else None
+    ranges = remembered_ranges(gallery)
+    return ranges[0] if len(ranges) == 1 else None
 
 
 def open_model(gallery: str, source: str | Path | None, device: str = "auto") -> Encoder:
@@ -73,7 +73,7 @@ def open_model(gallery: str, source: str | Path | None, device: str = "auto") ->
         device: where to compute.
 
     Raises:
-        FmcnetError: when none is given and none is known, or it is not there.
+        FmcnetError: when none is given and none was noted, or it is not there.
     """
     shipped = list(shipped_models())
     noted = _noted(Path(gallery))

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval.inputs import unit_vectors
-from fmcnet.retrieval.records import Entry, Group, Hit, Stored
+from fmcnet.retrieval.records import Entry, Hit, HitGroup, Stored
 from fmcnet.types import FloatArray, Modality
 
 
@@ -46,7 +46,9 @@ def pool_by(embeddings: ArrayLike, labels: Sequence[str]) -> dict[str, FloatArra
     return {label: pool(units[members]) for label, members in rows.items()}
 
 
-def group(hits: Iterable[Hit], by: Literal["track", "pid"], *, modalities_apart: bool = False) -> list[Group]:
+def group(
+    hits: Iterable[Hit], by: Literal["track", "pid"], *, modalities_apart: bool = False
+) -> list[HitGroup]:
     """Hits (best first) that share a track or a pid together; groups by their best hit.
 
     Args:
@@ -57,12 +59,15 @@ def group(hits: Iterable[Hit], by: Literal["track", "pid"], *, modalities_apart:
     members: dict[object, list[Hit]] = {}
     for hit in hits:
         members.setdefault(_key(hit, by, modalities_apart), []).append(hit)
-    return [Group(getattr(found[0], by), found[0].similarity, tuple(found)) for found in members.values()]
+    return [
+        HitGroup(getattr(best, by), best.similarity, (best, *rest), probability=best.probability)
+        for best, *rest in members.values()
+    ]
 
 
 def rank_pooled(
-    query: FloatArray, groups: Iterable[Group], entries: Iterable[Stored], by: Literal["track", "pid"]
-) -> list[Group]:
+    query: FloatArray, groups: Iterable[HitGroup], entries: Iterable[Stored], by: Literal["track", "pid"]
+) -> list[HitGroup]:
     """Groups of one modality each, ranked by the similarity of the query to all their entries pooled.
 
     A group's embedding is the mean of its entries' unit embeddings, brought to unit length, as `pool` makes it. A

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta, timezone
 from numbers import Integral
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fmcnet.errors import GalleryError
 from fmcnet.types import FloatArray, Modality
+
+if TYPE_CHECKING:
+    from fmcnet.inference.image_input import Fault
 
 OnDuplicate = Literal["refuse", "replace", "skip"]
 IndexChoice = Literal["auto", "exact", "hnsw"]
@@ -39,9 +42,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer of a search: an entry and its cosine similarity to the query, -1 to 1.
+    """One result of a search: an entry and its similarity to the query.
 
-    The other attributes are those of `Entry`.
+    The attributes that are not listed are those of `Entry`.
+
+    Attributes:
+        similarity: cosine, -1 to 1.
+        probability: that query and entry show one person, 0..1, by the encoder's calibration for their modalities and
+            the answer's prior. None without such a calibration, and from `Gallery`, which has none.
     """
 
     id: str
@@ -53,37 +61,60 @@ class Hit:
     source: str | None = None
     track: str | None = None
     tags: tuple[str, ...] = ()
+    probability: float | None = None
 
     @staticmethod
     def of(entry: Entry, similarity: float) -> Hit:
         """The entry as an answer."""
-        return Hit(
-            entry.id,
-            similarity,
-            entry.modality,
-            entry.pid,
-            entry.camera,
-            entry.time,
-            entry.source,
-            entry.track,
-            entry.tags,
-        )
+        return Hit(similarity=similarity, **vars(entry))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: times in ISO 8601, UTC."""
+        plain = {"modality": str(self.modality), "tags": list(self.tags)}
+        return asdict(self) | plain | {"time": self.time.isoformat() if self.time else None}
 
 
 @dataclass(frozen=True)
-class Group:
+class HitGroup:
     """Hits that share a track or a pid, best first.
 
     Attributes:
         key: the track or pid; None for a hit that has none (such a hit is a group of its own).
-        similarity: of the best hit; of pooled entries, where they are.
-        hits: at least one. pooled: how many entries were pooled; 0: none were.
+        similarity, probability: what ranks the group: of the best hit, or of a track's entries pooled.
+        hits: at least one. Of a person, only those that reach what was asked.
+        pooled: how many entries were pooled; 0: none were.
     """
 
     key: str | int | None
     similarity: float
     hits: tuple[Hit, ...]
     pooled: int = 0
+    probability: float | None = None
+
+    @property
+    def best(self) -> Hit:
+        """The most similar hit."""
+        return self.hits[0]
+
+    @property
+    def modality(self) -> Modality:
+        """Of the best hit; of a track, of all."""
+        return self.best.modality
+
+    @property
+    def size(self) -> int:
+        """How many pictures the group stands for."""
+        return self.pooled or len(self.hits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "key": self.key,
+            "similarity": self.similarity,
+            "probability": self.probability,
+            "pooled": self.pooled,
+            "matches": [hit.to_dict() for hit in self.hits],
+        }
 
 
 @dataclass(frozen=True)
@@ -137,7 +168,36 @@ class Where:
 
 
 @dataclass(frozen=True)
-class Settings:
+class OpenOptions:
+    """How to open a gallery; the attributes are the arguments of `Gallery`, which explains them.
+
+    Raises:
+        GalleryError: on construction, for a value that no gallery takes.
+    """
+
+    read_only: bool
+    create: bool
+    timeout: float
+    index: IndexChoice | None
+    hnsw_above: int | None
+    dtype: Dtype
+    flush_rows: int
+
+    def __post_init__(self) -> None:
+        if self.index not in (None, "auto", "exact", "hnsw"):
+            raise GalleryError(f"index is 'auto', 'exact' or 'hnsw', not {self.index!r}")
+        if self.dtype not in ("float32", "float16"):
+            raise GalleryError(f"dtype is 'float32' or 'float16', not {self.dtype!r}")
+        above = self.hnsw_above
+        if not self.timeout >= 0 or self.flush_rows < 1 or (above is not None and above < 0):
+            raise GalleryError(
+                f"timeout={self.timeout} and hnsw_above={above} must not be negative, flush_rows={self.flush_rows} "
+                "at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class GallerySettings:
     """What the first add fixes for good.
 
     Attributes:
@@ -150,7 +210,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Batch:
+class EntryBatch:
     """Checked entries to add.
 
     Attributes:
@@ -170,12 +230,14 @@ class Added:
     Attributes:
         ids: of all N entries given, in order, those that were made up included. added, replaced, skipped: counts;
             they sum to N.
+        faults: images that could not be read and were left out, by `Searcher.add`; they are not among the N.
     """
 
     ids: tuple[str, ...]
     added: int
     replaced: int = 0
     skipped: int = 0
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -191,7 +253,7 @@ class GalleryInfo:
 
     location: str
     entries: int
-    settings: Settings | None
+    settings: GallerySettings | None
     index: str
     unindexed: int
     removed: int

@@ -8,21 +8,29 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fmcnet.data.depth import Remarks, ValueRange
-from fmcnet.errors import FmcnetError, GalleryError
-from fmcnet.inference.calibration.calibration import Calibration
+from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.images import ImageLike
-from fmcnet.retrieval.adding import Indexed, Modalities, encode_all
-from fmcnet.retrieval.answer import Answer, Match, MatchGroup
+from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, read_ahead
+from fmcnet.retrieval.answer import (
+    Answer,
+    CalibratedScores,
+    answer_notes,
+    check_probability,
+    filter_notes,
+)
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.notes import filter_notes, notes_of
+from fmcnet.retrieval.inputs import column, tag_column
 from fmcnet.retrieval.pooling import group as group_hits
 from fmcnet.retrieval.pooling import pool
-from fmcnet.retrieval.records import OnDuplicate, Where
-from fmcnet.retrieval.scores import Meaning, check_probability
+from fmcnet.retrieval.records import Added, Hit, HitGroup, OnDuplicate, Where
+from fmcnet.retrieval.thumbnails import thumbnail
 from fmcnet.types import Embeddings, FloatArray, Modality
 
+Modalities = ModalityLike | Sequence[ModalityLike] | NDArray[np.uint8]
 GroupBy = Literal["track", "pid"]
 NO_LIMIT = float("-inf")
 
@@ -78,7 +86,7 @@ class Searcher:
         progress: bool | None = None,
         value_range: ValueRange | None = None,
         remarks: Remarks | None = None,
-    ) -> Indexed:
+    ) -> Added:
         """Encode images and add them; they are on disk when this returns.
 
         Args:
@@ -94,38 +102,61 @@ class Searcher:
         Raises:
             DataError: naming the images that cannot be read. GalleryError: as `Gallery.add`.
         """
-        embeddings, faults, columns = encode_all(
-            self.encoder,
-            images,
-            modality,
-            {"pid": pid, "camera": camera, "time": time, "track": track, "source": source, "tags": tags}
-            | ({} if ids is None else {"ids": [ids] if isinstance(ids, str) else ids}),
-            on_error=on_error,
-            keep_images=keep_images,
-            batch_size=batch_size,
-            progress=progress,
-            value_range=value_range,
-            remarks=remarks,
-        )
-        if embeddings is None:
-            return Indexed((), faults)
+        if on_error not in ("raise", "skip"):
+            raise FmcnetError(f"on_error='{on_error}': say raise or skip")
+        items = expand(images, modality)
+        sources, kinds = [item.source for item in items], [item.modality for item in items]
+        if source is None:
+            source = [str(Path(one).absolute()) if isinstance(one, (str, Path)) else None for one in sources]
+        given = {"pid": pid, "camera": camera, "time": time, "track": track, "source": source}
+        if ids is not None:
+            given["ids"] = [ids] if isinstance(ids, str) else ids
+        columns = {name: column(value, len(items), name) for name, value in given.items()}
+        columns["tags"] = tag_column(tags, len(items))
+        faults: list[Fault] = []
+        try:
+            embeddings = self.encoder.encode(
+                sources,
+                kinds,
+                on_error=faults.append if on_error == "skip" else "raise",
+                batch_size=batch_size,
+                progress=progress,
+                value_range=value_range,
+                remarks=remarks,
+            )
+        except DataError:
+            broken = self._unreadable(sources, kinds, value_range) if on_error == "skip" else []
+            if len(broken) < len(items):
+                raise
+            return Added((), 0, faults=tuple(broken))
+        read = sorted(set(range(len(items))) - {fault.position for fault in faults})
+        columns = {name: [values[at] for at in read] for name, values in columns.items()}
+        if keep_images:
+            columns["pictures"] = [thumbnail(sources[at], value_range) for at in read]
         done = self.add_embeddings(embeddings, **columns, on_duplicate=on_duplicate)
-        return replace(done, faults=faults)
+        return replace(done, faults=tuple(faults))
+
+    def _unreadable(
+        self, sources: list[Any], kinds: list[Modality], value_range: ValueRange | None
+    ) -> list[Fault]:
+        items = expand(sources, kinds)
+        size = self.encoder.height, self.encoder.width
+        batches = read_ahead(items, [range(len(items))], *size, 1, value_range)
+        return [one for _, batch in batches for one in batch if isinstance(one, Fault)]
 
     def add_embeddings(
         self, embeddings: Embeddings, *, on_duplicate: OnDuplicate = "refuse", **columns: Any
-    ) -> Indexed:
+    ) -> Added:
         """Add what this searcher's encoder gave; `columns` as the keywords of `Gallery.add`."""
         self._check()
         kinds = [Modality.from_code(int(code)) for code in embeddings.modality]
-        done = self.gallery.add(
+        return self.gallery.add(
             embeddings.features,
             modality=kinds,
             model=self.encoder.digest,
             on_duplicate=on_duplicate,
             **columns,
         )
-        return Indexed(done.ids, (), done.added, done.replaced, done.skipped)
 
     # ---- searching ----
 
@@ -201,34 +232,34 @@ class Searcher:
             raise FmcnetError(f"group='{group}': hits are grouped by track or pid")
         self._check()
         seen = [kind for kind in Modality if (query.modality == kind.code).any()]
-        meaning = Meaning(self._calibration(), seen, 0.5)
+        calibration = self.encoder.calibration if self.encoder.calibrated else None
+        scores = CalibratedScores(calibration, seen, 0.5)
         asked = min_probability is not None or fmr is not None
-        thresholds = self._thresholds(meaning, fmr, where) if asked else {}
-        pooled = pool(query.features)
-        scopes = [_only(where, kind) for kind in thresholds] if asked else [where]
+        thresholds = self._thresholds(scores, fmr, where) if asked else {}
+        scopes = [replace(where or Where(), modality=kind) for kind in thresholds] if asked else [where]
         compared = sum(self.gallery.count(scope) for scope in scopes)
-        starting = prior if prior is not None else 1.0 / (max(compared, 1) + 1)
-        meaning = replace(meaning, prior=starting)
-        looked_at: list[Match] | list[MatchGroup]
-        if group == "track":
-            looked_at = [one for scope in scopes for one in self._tracks(meaning, pooled, top, scope, exact)]
-            looked_at.sort(key=lambda one: (-one.similarity, one.best.id))
-        else:
-            looked_at = [
-                one for scope in scopes for one in self._matches(meaning, pooled, top, scope, exact, group)
-            ]
-            looked_at.sort(key=lambda one: (-one.similarity, one.id))
+        scores = replace(scores, prior=prior if prior is not None else 1.0 / (max(compared, 1) + 1))
+        pooled = pool(query.features)
+        candidates = [
+            one for scope in scopes for one in self._nearest(scores, pooled, top, scope, exact, group)
+        ]
+        candidates.sort(key=lambda one: (-one.similarity, one.id if isinstance(one, Hit) else one.best.id))
         reached = [
             one
-            for one in looked_at
+            for one in candidates
             if not asked
             or (
                 one.similarity >= thresholds[one.modality]
                 and (one.probability or 0.0) >= (min_probability or 0.0)
             )
         ]
-        found, groups = _ranked(reached, top, group)
-        notes = notes_of(meaning, len(query), looked_at, groups or found, asked, where, self.encoder)
+        hits = [one for one in reached if isinstance(one, Hit)]
+        groups = [one for one in reached if isinstance(one, HitGroup)]
+        if group == "pid":
+            groups = group_hits(hits, group)
+        groups = groups[:top]
+        hits = [one.best for one in groups] if group else hits[:top]
+        notes = answer_notes(scores, len(query), candidates, groups or hits, asked, where, self.encoder)
         notes = (*filter_notes(self.gallery, where), *notes)
         if not compared:
             notes = (
@@ -236,82 +267,53 @@ class Searcher:
                 *notes,
             )
         return Answer(
-            hits=found,
-            groups=groups,
-            nobody=not found and (asked or not compared),
+            hits=tuple(hits),
+            groups=tuple(groups),
+            no_match=not hits and (asked or not compared),
             modality=seen[0] if len(seen) == 1 else None,
             images=len(query),
             compared=compared,
-            prior=starting if meaning.calibration is not None else None,
+            prior=scores.prior if calibration is not None else None,
             thresholds={kind: value for kind, value in thresholds.items() if value > NO_LIMIT},
             notes=notes,
         )
 
-    def _calibration(self) -> Calibration | None:
-        return self.encoder.calibration if self.encoder.calibrated else None
-
-    def _thresholds(self, meaning: Meaning, fmr: float | None, where: Where | None) -> dict[Modality, float]:
+    def _thresholds(
+        self, scores: CalibratedScores, fmr: float | None, where: Where | None
+    ) -> dict[Modality, float]:
         """By the modality of entries that can be judged: the least similarity; `NO_LIMIT` without a rate."""
         kinds = [where.modality] if where is not None and where.modality is not None else list(Modality)
-        covered = [kind for kind in kinds if meaning.covers(kind)]
+        covered = [kind for kind in kinds if scores.covers(kind)]
         if not covered:
-            query = " and ".join(str(kind) for kind in meaning.query)
+            query = " and ".join(str(kind) for kind in scores.query)
             raise FmcnetError(
                 f"a probability or false-match rate needs a calibration of {query} queries against "
                 f"{' or '.join(str(kind) for kind in kinds)} entries, which this model lacks: make one with fmcnet "
                 f"calibrate {self.encoder.folder or 'RUN'} --data TABLE, or ask without"
             )
-        limits = {kind: None if fmr is None else meaning.threshold(kind, fmr) for kind in covered}
+        limits = {kind: None if fmr is None else scores.threshold(kind, fmr) for kind in covered}
         return {kind: NO_LIMIT if limit is None else limit for kind, limit in limits.items()}
 
-    def _matches(
+    def _nearest(
         self,
-        meaning: Meaning,
+        scores: CalibratedScores,
         query: FloatArray,
         top: int,
         where: Where | None,
         exact: bool,
         group: GroupBy | None,
-    ) -> list[Match]:
-        """The nearest entries; those of the nearest persons."""
+    ) -> Sequence[Hit | HitGroup]:
+        """The nearest entries, those of the nearest persons, or the nearest tracks, each by its entries pooled."""
         model = self.encoder.digest
         if group is None:
-            return meaning.matches(self.gallery.search(query, top, where, model=model, exact=exact))
-        groups = self.gallery.search_groups(query, group, top, where, model=model, exact=exact)
-        return meaning.matches([hit for one in groups for hit in one.hits])
-
-    def _tracks(
-        self, meaning: Meaning, query: FloatArray, top: int, where: Where | None, exact: bool
-    ) -> list[MatchGroup]:
-        """The nearest tracks, each by its entries pooled."""
-        tracks = self.gallery.search_groups(
-            query, "track", top, where, model=self.encoder.digest, exact=exact, pooled=True
+            return scores.with_probabilities(self.gallery.search(query, top, where, model=model, exact=exact))
+        groups = self.gallery.search_groups(
+            query, group, top, where, model=model, exact=exact, pooled=group == "track"
         )
-        leading = meaning.matches([replace(one.hits[0], similarity=one.similarity) for one in tracks])
+        if group == "pid":
+            return scores.with_probabilities([hit for one in groups for hit in one.hits])
+        leading = scores.with_probabilities([replace(one.best, similarity=one.similarity) for one in groups])
         return [
-            MatchGroup(
-                one.key, tuple(meaning.matches(one.hits)), lead.similarity, lead.probability, one.pooled
-            )
-            for one, lead in zip(tracks, leading, strict=True)
+            replace(one, hits=tuple(scores.with_probabilities(one.hits)), probability=lead.probability)
+            for one, lead in zip(groups, leading, strict=True)
         ]
-
-
-def _only(where: Where | None, kind: Modality) -> Where:
-    """The same condition, for entries of one modality."""
-    return replace(where or Where(), modality=kind)
-
-
-def _ranked(
-    reached: Sequence[Match | MatchGroup], top: int, group: GroupBy | None
-) -> tuple[tuple[Match, ...], tuple[MatchGroup, ...]]:
-    """The best matches, or the best of each of the best groups and those groups."""
-    groups = [one for one in reached if isinstance(one, MatchGroup)][:top]
-    matches = [one for one in reached if isinstance(one, Match)]
-    if group is None:
-        return tuple(matches[:top]), ()
-    if group == "pid":
-        by_id = {match.id: match for match in matches}
-        for one in group_hits(matches, group)[:top]:
-            members = tuple(by_id[hit.id] for hit in one.hits)
-            groups.append(MatchGroup(one.key, members, members[0].similarity, members[0].probability))
-    return tuple(one.best for one in groups), tuple(groups)

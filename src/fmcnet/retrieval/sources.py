@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone, tzinfo
@@ -12,14 +13,56 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from fmcnet.data.listing import Ignored
-from fmcnet.data.readers import detect_layout, laid_out, read_dataset, told_by_folder
+from fmcnet.data.readers import benchmark_layout, detect_layout, modality_of_folder, read_dataset
 from fmcnet.data.readers.csv import HELD_OUT
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.inference.images import Fault, list_images, parse_modality
-from fmcnet.retrieval.names import NamePattern
+from fmcnet.inference.image_input import Fault, list_images, parse_modality
 from fmcnet.retrieval.times import Doubtful, TimePattern, seen_at
 from fmcnet.types import NO_CAMERA, NO_PID, Modality
+
+
+class NamePattern:
+    """A regular expression with one group, looked for in a name.
+
+    Args:
+        pattern: as "cam([0-9]+)"; without a group the whole match counts. option: named in messages.
+
+    Raises:
+        FmcnetError: when it is no regular expression, or has several groups.
+    """
+
+    def __init__(self, pattern: str, option: str) -> None:
+        try:
+            self._pattern = re.compile(pattern)
+        except re.error as error:
+            raise FmcnetError(f"{option} '{pattern}' is no regular expression: {error}") from error
+        if self._pattern.groups > 1:
+            raise FmcnetError(f"{option} '{pattern}' has {self._pattern.groups} groups (...): give one")
+        self._option = option
+
+    def find(self, name: str) -> str:
+        """The group's text.
+
+        Raises:
+            DataError: when the name does not match, or the group is empty.
+        """
+        found = self._pattern.search(name)
+        text = found[self._pattern.groups] if found else None
+        if not text:
+            raise DataError(f"its name does not match {self._option} '{self._pattern.pattern}'")
+        return text
+
+    def number(self, name: str) -> int:
+        """The group as a whole number.
+
+        Raises:
+            DataError: as `find`, or when it is none.
+        """
+        text = self.find(name)
+        if not (text.isascii() and text.isdigit() and int(text) < 2**63):
+            raise DataError(f"{self._option} finds '{text[:40]}', which is no whole number of 64 bits")
+        return int(text)
 
 
 class Picture(NamedTuple):
@@ -171,7 +214,7 @@ def _layout(places: Sequence[Path], wanted: str, modality: Modality | None) -> s
     if len(places) > 1:
         for place in places:
             kind = _dataset(place)
-            if kind == "csv" or laid_out(place):
+            if kind == "csv" or benchmark_layout(place):
                 raise FmcnetError(
                     f"{place} is a {kind} dataset, which says itself what its images are: index it in a call of its "
                     "own, or say --layout images to take all as mere pictures"
@@ -199,7 +242,7 @@ def _check_inside(place: Path, modality: Modality | None) -> None:
     Raises:
         FmcnetError: where one does, which `--modality` would relabel.
     """
-    inside = [child for child in sorted(place.iterdir()) if laid_out(child)] if place.is_dir() else []
+    inside = [child for child in sorted(place.iterdir()) if benchmark_layout(child)] if place.is_dir() else []
     if inside:
         names = ", ".join(str(child) for child in inside)
         raise FmcnetError(
@@ -207,8 +250,8 @@ def _check_inside(place: Path, modality: Modality | None) -> None:
             "its own, or say --layout images to take all as mere pictures"
         )
     for folder in list(place.parents)[:3]:
-        layout = laid_out(folder)
-        told = told_by_folder(layout, place.relative_to(folder).parts[0]) if layout else None
+        layout = benchmark_layout(folder)
+        told = modality_of_folder(layout, place.relative_to(folder).parts[0]) if layout else None
         if modality is not None and told is not None and told is not modality:
             raise FmcnetError(
                 f"{place} is {told} in the {layout} dataset {folder}, but --modality says {modality}: mend it, or "

@@ -1,4 +1,4 @@
-"""Small pictures to keep in a gallery, for those who ask for it."""
+"""Small pictures of crops, for a gallery, a page or the service."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SIZE = (192, 384)
 """Most width and height, pixels."""
 
 
-def thumbnail(source: Any, value_range: ValueRange | None = None) -> bytes:
-    """A JPEG of at most `SIZE`, without metadata, of a path, a Pillow image or an (H, W, 3) uint8 array.
+def thumbnail(source: Any, value_range: ValueRange | None = None, size: tuple[int, int] = SIZE) -> bytes:
+    """A JPEG of at most `size`, without metadata, of a path, a Pillow image or an (H, W, 3) uint8 array.
 
     Raises:
         DataError: when it cannot be read. FmcnetError: for anything else.
@@ -33,7 +33,7 @@ def thumbnail(source: Any, value_range: ValueRange | None = None) -> bytes:
         raise FmcnetError(
             f"keep_images takes paths, Pillow images and uint8 arrays, not {type(source).__name__}"
         )
-    image.thumbnail(SIZE)
+    image.thumbnail(size)
     out = io.BytesIO()
     Image.frombytes("RGB", image.size, image.tobytes()).save(out, "JPEG", quality=85)
     return out.getvalue()

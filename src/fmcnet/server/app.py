@@ -15,25 +15,26 @@ from starlette.formparsers import MultiPartParser
 from starlette.routing import Match, Route
 
 from fmcnet import __version__
-from fmcnet.server.errors import refusal_of
+from fmcnet.server.errors import api_error_of
 from fmcnet.server.keys import Keys
-from fmcnet.server.routes import entries, removal
-from fmcnet.server.routes import info as outside
-from fmcnet.server.routes import search as asking
-from fmcnet.server.security import Guard
+from fmcnet.server.routes import entries, info, removal, search
+from fmcnet.server.security import SecurityMiddleware
 from fmcnet.server.service import Service
 
 METHODS = ("get", "post", "delete")
-PARTS = (asking, entries, removal, outside)
+PARTS = (search, entries, removal, info)
 
 
 def create_app(service: Service, keys: Keys | None = None) -> FastAPI:
-    """An ASGI application that starts the service with its first breath and stops it with its last.
+    """An ASGI application that starts the service on startup and stops it on shutdown.
 
     Args:
         service: what it serves. keys: who may; none: everybody on this machine, and nobody else.
     """
-    known = keys or Keys()
+    known = keys if keys is not None else Keys()
+    known.changed = lambda added, revoked: service.audit.write(
+        action="keys", outcome="changed", added=added, revoked=revoked
+    )
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -58,11 +59,12 @@ def create_app(service: Service, keys: Keys | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
     app.add_middleware(
-        Guard,
+        SecurityMiddleware,
         keys=known,
-        scope_of=outside.scope_of,
+        scope_of=info.scope_of,
         limits=service.limits,
         metrics=service.metrics,
+        audit=service.audit,
     )
     # An upload is within `body_bytes` already; a file on disk would keep a copy of what is not to be kept.
     MultiPartParser.spool_max_size = service.limits.body_bytes + 1
@@ -71,7 +73,7 @@ def create_app(service: Service, keys: Keys | None = None) -> FastAPI:
 
 
 async def _refuse(request: Request, error: Exception) -> JSONResponse:
-    reply = refusal_of(error).response()
+    reply = api_error_of(error).response()
     if reply.status_code == 405:
         reply.headers["Allow"] = _allowed(request)
     return reply
@@ -101,7 +103,7 @@ def _describe(app: FastAPI, locked: bool) -> dict[str, Any]:
                 schema["additionalProperties"] = False
         for path, methods in tree["paths"].items():
             for method in METHODS:
-                needed = outside.scope_of(method.upper(), path)
+                needed = info.scope_of(method.upper(), path)
                 if method in methods and needed is not None:
                     methods[method]["security"] = [*([] if locked else [{}]), {"bearer": []}, {"header": []}]
                     methods[method]["x-scope"] = needed

@@ -7,16 +7,20 @@ import contextlib
 import json
 import os
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from fmcnet.errors import FmcnetError
-from fmcnet.server.errors import Refusal, refusal_of
+from fmcnet.server.errors import ApiError, api_error_of
 
 LONGEST = 300
 """Characters of a text in the log."""
+REFUSALS = (10, 100)
+"""Requests refused before their route that are noted in a minute: of one address, of all."""
 
 
 class AuditLog:
@@ -39,12 +43,13 @@ class AuditLog:
         except OSError as error:
             raise FmcnetError(f"the audit log {path} cannot be written: {error.strerror}") from error
         self._lock = threading.Lock()
+        self._minute, self._refusals, self._unlogged = time.monotonic(), Counter[str](), 0
 
     def write(self, **facts: Any) -> None:
         """Append one line, whole.
 
         Raises:
-            Refusal: when the disk does not take it; says that the deed itself was done.
+            ApiError: when the disk does not take it; says that the deed itself was done.
         """
         stamp = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         line = json.dumps({"time": stamp, **_bounded(facts)}, ensure_ascii=True, default=str).encode() + b"\n"
@@ -58,17 +63,44 @@ class AuditLog:
             self._torn = done != len(line) and (self._torn or done > 0)
         self.failed = done != len(line)
         if self.failed:
-            raise Refusal(
+            raise ApiError(
                 507,
                 f"'{facts.get('action')}' ended ({facts.get('outcome')}) but cannot be logged, so no more is said",
                 "the audit log",
                 "free space on the service's disk",
             )
 
+    def refused(self, client: str, error: ApiError, **facts: Any) -> None:
+        """Note a request that was refused before its route, within `REFUSALS` a minute.
+
+        Further ones are counted; the next line that is written tells how many.
+        """
+        now = time.monotonic()
+        with self._lock:
+            if now - self._minute >= 60:
+                self._minute, self._refusals = now, Counter()
+            full = self._refusals[client] >= REFUSALS[0] or self._refusals.total() >= REFUSALS[1]
+            if full:
+                self._unlogged += 1
+                return
+            self._refusals[client] += 1
+            unlogged, self._unlogged = self._unlogged, 0
+        more = {"not_logged_before": unlogged} if unlogged else {}
+        with contextlib.suppress(ApiError):  # the caller gets the refusal itself
+            self.write(
+                action="request",
+                outcome="refused",
+                status=error.status,
+                reason=error.what,
+                client=client,
+                **facts,
+                **more,
+            )
+
     def recovered(self) -> bool:
         """Whether it can be written: after a failure by trying, which notes that it goes on."""
         if self.failed:
-            with contextlib.suppress(Refusal):
+            with contextlib.suppress(ApiError):
                 self.write(action="log", outcome="resumed")
         return not self.failed
 
@@ -82,16 +114,16 @@ class AuditLog:
             self.write(action=action, outcome="cut off", **facts, **results)
             raise
         except Exception as error:
-            refusal = refusal_of(error)
+            found = api_error_of(error)
             self.write(
                 action=action,
                 outcome="refused",
-                status=refusal.status,
-                reason=refusal.what,
+                status=found.status,
+                reason=found.what,
                 **facts,
                 **results,
             )
-            raise refusal from error
+            raise found from error
         self.write(action=action, outcome="done", **facts, **results)
 
     def close(self) -> None:

@@ -84,7 +84,7 @@ class Batcher:
             (N, E) float32, not brought to unit length.
 
         Raises:
-            Refusal: 503, when not all N fit the queue, or the service stops.
+            ApiError: 503, when not all N fit the queue, or the service stops.
         """
         if self._stopping or not self.running:
             raise overloaded("the service is stopping or not yet ready")

@@ -27,7 +27,7 @@ LONGEST = 2_000
 """Most characters of a text in an error; a caller's own input may be in it."""
 
 
-class Refusal(Exception):
+class ApiError(Exception):
     """A request that is not served.
 
     Attributes:
@@ -54,52 +54,54 @@ class Refusal(Exception):
         return JSONResponse({"error": body}, self.status, headers)
 
 
-def overloaded(what: str, where: str = "the service") -> Refusal:
+def overloaded(what: str, where: str = "the service") -> ApiError:
     """503, to be tried again."""
-    return Refusal(503, what, where, "try again after the seconds of Retry-After", retry_after=1)
+    return ApiError(503, what, where, "try again after the seconds of Retry-After", retry_after=1)
 
 
-def refusal_of(error: BaseException, where: str = "the request") -> Refusal:
+def api_error_of(error: BaseException, where: str = "the request") -> ApiError:
     """What to answer to an exception; one that nobody foresaw is logged, and its text kept from the caller."""
-    if isinstance(error, Refusal):
+    if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):
         return _invalid(error)
     if isinstance(error, HTTPException):
         return _http(error)
     if isinstance(error, DuplicateIdError):
-        return Refusal(409, str(error), "id", "choose another id, or on_duplicate=skip or replace")
+        return ApiError(409, str(error), "id", "choose another id, or on_duplicate=skip or replace")
     if isinstance(error, GalleryBusyError):
-        return Refusal(503, str(error), "the gallery", "try again", retry_after=2)
+        return ApiError(503, str(error), "the gallery", "try again", retry_after=2)
     if isinstance(error, GalleryDamagedError):
         _log.error("%s", error)
-        return Refusal(500, "the gallery is damaged", "the gallery", "the service's log names the damage")
+        return ApiError(500, "the gallery is damaged", "the gallery", "the service's log names the damage")
     if isinstance(error, GalleryError):
         if _no_room(error):
             _log.error("%s", error)
-            return Refusal(507, "the gallery's disk is full or fails", "the gallery", "free space, try again")
-        return Refusal(422, str(error), where, "correct it and send it again")
+            return ApiError(
+                507, "the gallery's disk is full or fails", "the gallery", "free space, try again"
+            )
+        return ApiError(422, str(error), where, "correct it and send it again")
     if isinstance(error, DataError):
-        return Refusal(422, str(error), "images", "send images that Pillow can read, as JPEG or PNG")
+        return ApiError(422, str(error), "images", "send images that Pillow can read, as JPEG or PNG")
     if isinstance(error, FmcnetError):
-        return Refusal(422, str(error), where, "correct it and send it again")
+        return ApiError(422, str(error), where, "correct it and send it again")
     _log.error("a request failed", exc_info=error)
-    return Refusal(500, "the service failed", where, "its log has the cause; report it if it stays")
+    return ApiError(500, "the service failed", where, "its log has the cause; report it if it stays")
 
 
-def _invalid(error: RequestValidationError) -> Refusal:
+def _invalid(error: RequestValidationError) -> ApiError:
     faults = [(".".join(str(part) for part in one["loc"]), one["msg"]) for one in error.errors()[:10]]
     what = "; ".join(f"{place}: {said}" for place, said in faults)
-    return Refusal(422, what, ", ".join(dict.fromkeys(place for place, _ in faults)), "see /openapi.json")
+    return ApiError(422, what, ", ".join(dict.fromkeys(place for place, _ in faults)), "see /openapi.json")
 
 
-def _http(error: HTTPException) -> Refusal:
+def _http(error: HTTPException) -> ApiError:
     known = {
         404: ("there is nothing here", "see /openapi.json for what there is"),
         405: ("this method is not known here", "see /openapi.json for what there is"),
     }
     what, do = known.get(error.status_code, (str(error.detail), "correct it and send it again"))
-    return Refusal(error.status_code, what, "path" if error.status_code in known else "body", do)
+    return ApiError(error.status_code, what, "path" if error.status_code in known else "body", do)
 
 
 def _no_room(error: BaseException) -> bool:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import os
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fmcnet.errors import FmcnetError
 from fmcnet.files import write_atomically
+
+_log = logging.getLogger(__name__)
 
 SCOPES = ("read", "write", "admin")
 """read: embed, search, look. write: add. admin: all of it, and removing."""
@@ -40,25 +43,71 @@ class Key:
 
 
 class Keys:
-    """All keys of a service; none: nobody is asked for one."""
+    """All keys of a service; none: nobody is asked for one.
 
-    def __init__(self, keys: Iterable[Key] = ()) -> None:
+    Args:
+        keys: of the environment, or of `path` as it is now.
+        path: a file of keys. It is read again when it changes, so a key that is revoked there is refused at once.
+            While the file is missing or damaged, no key of it is taken.
+        changed: called with the names that a change added and revoked.
+    """
+
+    def __init__(self, keys: Iterable[Key] = (), path: Path | None = None) -> None:
         self.keys = tuple(keys)
-        names = [key.name for key in self.keys]
-        twice = {name for name in names if names.count(name) > 1}
-        if twice:
-            raise FmcnetError(f"API key names must differ; there twice: {', '.join(sorted(twice))}")
+        self.changed: Callable[[list[str], list[str]], object] = lambda added, revoked: None
+        self._path, self._needed = path, path is not None or bool(self.keys)
+        self._fixed = self.keys if path is None else ()
+        self._stamp = _stamp(path)
+        _check_names(self.keys)
 
     def __bool__(self) -> bool:
-        return bool(self.keys)
+        """Whether a key is needed; revoking the last one lets nobody in."""
+        return self._needed
 
     def find(self, secret: str) -> Key | None:
         """The key of a secret; takes as long for a wrong one as for a right one."""
+        self._reload()
         digest, found = hash_secret(secret), None
         for key in self.keys:
             if hmac.compare_digest(key.digest, digest):
                 found = key
         return found
+
+    def with_fixed(self, keys: Iterable[Key]) -> Keys:
+        """These keys and others, which no change of the file touches."""
+        self._fixed = tuple(keys)
+        self.keys = (*self.keys, *self._fixed)
+        self._needed = self._needed or bool(self._fixed)
+        _check_names(self.keys)
+        return self
+
+    def _reload(self) -> None:
+        stamp = _stamp(self._path)
+        if self._path is None or stamp == self._stamp:
+            return
+        self._stamp, before = stamp, {key.name for key in self.keys}
+        try:
+            self.keys = (*_read_file(self._path), *self._fixed)
+            _check_names(self.keys)
+        except FmcnetError as error:
+            self.keys = self._fixed
+            _log.error("no key of %s is taken until it is mended: %s", self._path, error)
+        now = {key.name for key in self.keys}
+        self.changed(sorted(now - before), sorted(before - now))
+
+
+def _stamp(path: Path | None) -> tuple[int, ...]:
+    try:
+        facts = path.stat() if path is not None else None
+    except OSError:
+        return ()
+    return () if facts is None else (facts.st_mtime_ns, facts.st_ino, facts.st_size)
+
+
+def _check_names(keys: Sequence[Key]) -> None:
+    names = [key.name for key in keys]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise FmcnetError(f"API key names must differ; there twice: {', '.join(twice)}")
 
 
 def hash_secret(secret: str) -> str:
@@ -73,8 +122,6 @@ def read_keys(path: Path | None, environment: Mapping[str, str] = os.environ) ->
         FmcnetError: for a file that is missing or damaged, or a key that is none. No message holds a secret.
     """
     found: list[Key] = []
-    if path is not None:
-        found += _read_file(path)
     for at, part in enumerate(filter(None, (p.strip() for p in environment.get(VARIABLE, "").split(";")))):
         pieces = part.split(":", 2)
         if len(pieces) != 3:
@@ -88,7 +135,7 @@ def read_keys(path: Path | None, environment: Mapping[str, str] = os.environ) ->
                 "digits and signs of ASCII"
             )
         found.append(Key(_name(name), _scopes(scopes.split(","), name), hash_secret(secret)))
-    return Keys(found)
+    return Keys(_read_file(path) if path is not None else (), path).with_fixed(found)
 
 
 def new_key(path: Path, name: str, scopes: Iterable[str]) -> str:
@@ -102,19 +149,43 @@ def new_key(path: Path, name: str, scopes: Iterable[str]) -> str:
     keys = _read_file(path) if path.exists() else []
     secret = secrets.token_urlsafe(32)
     keys.append(Key(_name(name), _scopes(scopes, name), hash_secret(secret)))
-    Keys(keys)
-    content = {
-        "format": "fmcnet-keys-1",
-        "keys": [{"name": k.name, "scopes": sorted(k.scopes), "sha256": k.digest} for k in keys],
-    }
-    text = json.dumps(content, indent=1) + "\n"
+    _check_names(keys)
+    _write_file(path, keys)
+    return secret
+
+
+def list_keys(path: Path) -> list[Key]:
+    """The keys of a file.
+
+    Raises:
+        FmcnetError: when it is missing or damaged.
+    """
+    return _read_file(path)
+
+
+def revoke_key(path: Path, name: str) -> None:
+    """Remove a key from a file; a service that runs refuses it from its next request on.
+
+    Raises:
+        FmcnetError: when the file is missing or damaged, or has no such key.
+    """
+    keys = _read_file(path)
+    left = [key for key in keys if key.name != name]
+    if len(left) == len(keys):
+        names = ", ".join(key.name for key in keys) or "none"
+        raise FmcnetError(f"{path} has no key '{name}'; its keys: {names}")
+    _write_file(path, left)
+
+
+def _write_file(path: Path, keys: Sequence[Key]) -> None:
+    rows = [{"name": k.name, "scopes": sorted(k.scopes), "sha256": k.digest} for k in keys]
+    text = json.dumps({"format": "fmcnet-keys-1", "keys": rows}, indent=1) + "\n"
 
     def write(at: Path) -> None:
         at.touch(mode=0o600)
         at.write_text(text, encoding="utf-8")
 
     write_atomically(path, write)
-    return secret
 
 
 def _read_file(path: Path) -> list[Key]:

@@ -13,10 +13,11 @@ class Limits:
 
     Attributes:
         head_seconds: in which the head of a request must have arrived.
+        answer_seconds: in which a caller must have read an answer. peer_connections: open at once from one address.
         body_bytes: of one request. body_seconds: in which it must have arrived.
         images: in one request. pixels: of one image, read from its header before it is decoded.
         requests: at work at once, of all callers; more are told to come back.
-        decoders: threads that decode images, one image each at a time.
+        decoders: processes that decode large images; one more decodes crops. decode_seconds: of one image.
         queue: images that may wait for the network; more are told to come back.
         batch: images the network sees at once. wait: seconds that the first of them waits for others.
         top: hits one search may ask for.
@@ -27,12 +28,15 @@ class Limits:
     """
 
     head_seconds: float = 10.0
+    answer_seconds: float = 20.0
+    peer_connections: int = 64
     body_bytes: int = 16 * 2**20
     body_seconds: float = 20.0
     images: int = 64
     pixels: int = 25_000_000
     requests: int = 16
-    decoders: int = 2
+    decoders: int = 1
+    decode_seconds: float = 3.0
     queue: int = 512
     batch: int = 32
     wait: float = 0.005
@@ -48,3 +52,8 @@ class Limits:
             raise FmcnetError(
                 f"queue={self.queue} must be at least images={self.images}: else a full request never fits"
             )
+
+    @property
+    def request_pixels(self) -> int:
+        """Of all images of a request: as many as four of the largest have."""
+        return 4 * self.pixels

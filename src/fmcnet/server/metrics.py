@@ -15,9 +15,13 @@ class Metrics:
 
     Args:
         entries: how many the gallery has. waiting: images in the queue.
+
+    Attributes:
+        cut_off: requests that a stop did not wait for.
     """
 
     def __init__(self, entries: Callable[[], float], waiting: Callable[[], float]) -> None:
+        self.cut_off = 0
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = Counter(

@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from PIL import Image
-
 from fmcnet.errors import FmcnetError
 from fmcnet.files import write_atomically
 from fmcnet.retrieval import Entry
-from fmcnet.server.errors import Refusal
-from fmcnet.server.uploads import decode
+from fmcnet.retrieval.thumbnails import thumbnail
+from fmcnet.server.uploads import THUMBNAIL_SIZE, UploadError, decode
 
 OWNER = "gallery.txt"
-SIDE = 512
-"""Longest side of a picture, pixels."""
 READING = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 """No link put there meanwhile is followed, no pipe waited for."""
 LARGEST_SOURCE = 64 * 2**20
 """Bytes of a source file that is shown."""
-
-
-def thumbnail(image: Image.Image) -> bytes:
-    """A JPEG of at most `SIDE` pixels a side, without metadata."""
-    small = image.copy()
-    small.thumbnail((SIDE, SIDE))
-    out = io.BytesIO()
-    small.save(out, "JPEG", quality=88)
-    return out.getvalue()
 
 
 class KeptImages:
@@ -132,8 +118,8 @@ class SourceImages:
         except (OSError, ValueError, RuntimeError):
             return None
         try:
-            return thumbnail(decode(data, "source", self.pixels))
-        except Refusal:
+            return thumbnail(decode(data, "source", self.pixels), size=THUMBNAIL_SIZE)
+        except UploadError:
             return None
 
 

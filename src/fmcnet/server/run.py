@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import signal
 import socket
@@ -16,7 +15,7 @@ from fmcnet.inference.encoder import Encoder
 from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.server.app import create_app
 from fmcnet.server.audit import AuditLog
-from fmcnet.server.heads import prompt
+from fmcnet.server.connection import bounded_protocol, is_loopback
 from fmcnet.server.keys import VARIABLE, Keys, read_keys
 from fmcnet.server.limits import Limits
 from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
@@ -53,16 +52,6 @@ class Serving:
     device: str = "auto"
     threads: int | None = None
     limits: Limits = field(default_factory=Limits)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a listener there."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def audit_path(gallery: str) -> Path:
@@ -138,7 +127,7 @@ def _run(settings: Serving, keys: Keys, service: Service, door: socket.socket) -
         timeout_keep_alive=10,
         timeout_graceful_shutdown=int(settings.limits.stop_seconds) or 1,
         h11_max_incomplete_event_size=32 * 1024,
-        http=prompt(settings.limits.head_seconds),
+        http=bounded_protocol(settings.limits),
         ws="none",
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.certificate_key,
@@ -155,7 +144,9 @@ def _run(settings: Serving, keys: Keys, service: Service, door: socket.socket) -
             signal.signal(one, handler)
     if not server.started:
         raise FmcnetError("the service did not start: its log, above, says why")
-    _log.info("stopped: requests finished, audit log written, gallery closed")
+    cut_off = service.metrics.cut_off
+    requests = f"{cut_off} requests cut off" if cut_off else "requests finished"
+    _log.info("stopped: %s, audit log written, gallery closed", requests)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,4 +1,4 @@
-"""The door before every route: which page asks, whose key, how many at once, how large and how slow a body.
+"""Before every route: the page that sent the request, its key, requests at once, the size and speed of a body.
 
 A caller without a valid key costs no body, no thread and no image. The body is read whole, within its bounds, before
 the route starts; it never touches the disk.
@@ -16,14 +16,15 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fmcnet.server.errors import Refusal, overloaded, refusal_of
+from fmcnet.server.audit import AuditLog
+from fmcnet.server.connection import is_loopback
+from fmcnet.server.errors import ApiError, api_error_of, overloaded
 from fmcnet.server.keys import Key, Keys
 from fmcnet.server.limits import Limits
 from fmcnet.server.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
-LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -34,23 +35,33 @@ HEADERS = {
 }
 """On every answer that does not say otherwise."""
 
+AUDITED = (401, 403, 408, 413, 503)
+"""Refusals before a route that the audit log notes."""
+
 ScopeOf = Callable[[str, str], str | None]
 """Method and path to the scope that is needed; None: everybody."""
 
 
-class Guard:
+class SecurityMiddleware:
     """ASGI middleware.
 
     Args:
-        app: what is guarded. keys: none: nobody needs one, and only this machine's own names are answered to.
-        scope_of: which scope a request needs. limits, metrics: the service's.
+        app: what it protects. keys: none: nobody needs one, and only this machine's own names are answered to.
+        scope_of: which scope a request needs. limits, metrics, audit: the service's.
     """
 
     def __init__(
-        self, app: ASGIApp, *, keys: Keys, scope_of: ScopeOf, limits: Limits, metrics: Metrics
+        self,
+        app: ASGIApp,
+        *,
+        keys: Keys,
+        scope_of: ScopeOf,
+        limits: Limits,
+        metrics: Metrics,
+        audit: AuditLog,
     ) -> None:
         self.app, self.keys, self.scope_of = app, keys, scope_of
-        self.limits, self.metrics = limits, metrics
+        self.limits, self.metrics, self.audit = limits, metrics, audit
         self._working = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,14 +75,21 @@ class Guard:
         start = time.perf_counter()
         try:
             await self._serve(scope, receive, answer)
-        except asyncio.CancelledError:
-            raise
+        except asyncio.CancelledError:  # a stop that waited long enough
+            self.metrics.cut_off += 1
+            if not answer.started:
+                await overloaded("the service is stopping").response()(scope, receive, answer)
         except Exception as error:
-            refusal = refusal_of(error)
+            found = api_error_of(error)
+            if found.status in AUDITED and not state.get("routed"):
+                client = (scope.get("client") or ("",))[0]
+                self.audit.refused(
+                    client, found, request=answer.request, method=scope["method"], path=scope["path"]
+                )
             if answer.started:
                 _log.error("request %s broke off in its answer", answer.request, exc_info=error)
             else:
-                await refusal.response()(scope, receive, answer)
+                await found.response()(scope, receive, answer)
         finally:
             route = scope.get("route")
             name = getattr(route, "path", "other")
@@ -81,13 +99,15 @@ class Guard:
     async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         headers = Headers(scope=scope)
         self._check_page(headers)
+        state = scope["state"]
         needed = self.scope_of(scope["method"], scope["path"])
         key = self._key(headers, needed)
-        scope["state"]["key"] = key.name if key is not None else None
-        scope["state"]["may"] = (lambda wanted: True) if key is None else key.may
+        state["key"] = key.name if key is not None else None
+        state["may"] = (lambda wanted: True) if key is None else key.may
+        gone = state["gone"] = asyncio.Event()
         if needed is None:
             answer.close = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-            await self.app(scope, _replay(b"", receive), answer)
+            await self.app(scope, _replay(b"", gone), answer)
             return
         self._check_length(headers)
         if self._working >= self.limits.requests:
@@ -97,7 +117,12 @@ class Guard:
         self.metrics.working.set(self._working)
         try:
             body = await self._body(receive)
-            await self.app(scope, _replay(body, receive), answer)
+            watching = asyncio.ensure_future(_watch(receive, gone))
+            try:
+                state["routed"] = True  # what happens from here on, the routes log
+                await self.app(scope, _replay(body, gone), answer)
+            finally:
+                watching.cancel()
         finally:
             self._working -= 1
             self.metrics.working.set(self._working)
@@ -105,9 +130,9 @@ class Guard:
     def _check_page(self, headers: Headers) -> None:
         """Other sites' pages, in the browser of somebody who may ask, may not."""
         host = headers.get("host", "")
-        if not self.keys and _name(host) not in LOCAL:
+        if not self.keys and not is_loopback(_name(host) or ""):
             self.metrics.refused.labels("host").inc()
-            raise Refusal(
+            raise ApiError(
                 403,
                 f"this service has no API keys and answers to this machine's own names only, not to '{host[:100]}'",
                 "header Host",
@@ -116,7 +141,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
             self.metrics.refused.labels("origin").inc()
-            raise Refusal(
+            raise ApiError(
                 403,
                 "a page of another site asked",
                 "header Origin",
@@ -134,12 +159,12 @@ class Guard:
         if key is None:
             self.metrics.refused.labels("key").inc()
             what = "this API key is not known" if given else "an API key is needed"
-            raise Refusal(
+            raise ApiError(
                 401, what, "header Authorization", "send Authorization: Bearer KEY; fmcnet keys makes keys"
             )
         if not key.may(needed):
             self.metrics.refused.labels("scope").inc()
-            raise Refusal(
+            raise ApiError(
                 403,
                 f"the key '{key.name}' has no scope '{needed}'",
                 "header Authorization",
@@ -149,8 +174,15 @@ class Guard:
 
     def _check_length(self, headers: Headers) -> None:
         length = headers.get("content-length", "0")
+        if "content-length" in headers and "transfer-encoding" in headers:
+            raise ApiError(
+                400,
+                "Content-Length and Transfer-Encoding are given together",
+                "header Content-Length",
+                "send one of the two",
+            )
         if not (length.isascii() and length.isdigit() and len(length) < 20):
-            raise Refusal(
+            raise ApiError(
                 400, "Content-Length is no number", "header Content-Length", "leave it to your client"
             )
         if int(length) > self.limits.body_bytes:
@@ -166,14 +198,14 @@ class Guard:
                 message = await asyncio.wait_for(receive(), until - loop.time())
             except asyncio.TimeoutError:
                 self.metrics.refused.labels("slow").inc()
-                raise Refusal(
+                raise ApiError(
                     408,
                     f"the body took more than {self.limits.body_seconds:g} s to arrive",
                     "body",
                     "send fewer or smaller images at once",
                 ) from None
             if message["type"] == "http.disconnect":
-                raise Refusal(
+                raise ApiError(
                     400, "the connection was closed before the body was there", "body", "send it again"
                 )
             part = message.get("body", b"")
@@ -185,8 +217,8 @@ class Guard:
             if not message.get("more_body", False):
                 return b"".join(parts)
 
-    def _too_large(self) -> Refusal:
-        return Refusal(
+    def _too_large(self) -> ApiError:
+        return ApiError(
             413,
             f"the body is larger than {self.limits.body_bytes} bytes",
             "body",
@@ -227,17 +259,25 @@ class _Answer:
         await self._send(message)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def _replay(body: bytes, gone: asyncio.Event) -> Receive:
     given = False
 
     async def replay() -> Message:
         nonlocal given
         if given:
-            return await receive()
+            await gone.wait()
+            return {"type": "http.disconnect"}
         given = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay
+
+
+async def _watch(receive: Receive, gone: asyncio.Event) -> None:
+    """Set `gone` when the caller closes the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
 
 
 def _name(host: str) -> str | None:

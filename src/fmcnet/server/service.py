@@ -6,25 +6,25 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fmcnet.errors import FmcnetError
-from fmcnet.inference.engine import unit
-from fmcnet.inference.images import parse_modality, read_pixels
+from fmcnet.inference.image_input import parse_modality
+from fmcnet.inference.projection import l2_normalize
 from fmcnet.retrieval import Entry, Searcher
 from fmcnet.retrieval.models import range_of
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.batching import Batcher
-from fmcnet.server.errors import Refusal
+from fmcnet.server.decoding import DecoderPool, Upload
+from fmcnet.server.errors import ApiError
 from fmcnet.server.limits import Limits
 from fmcnet.server.metrics import Metrics
-from fmcnet.server.pictures import Pictures, thumbnail
-from fmcnet.server.uploads import decode
+from fmcnet.server.pictures import Pictures
+from fmcnet.server.uploads import DecodeRules
 from fmcnet.types import Embeddings, Modality
 
 _log = logging.getLogger(__name__)
@@ -35,18 +35,11 @@ FIRST_ENTRIES = 20_000
 SWEEP_SECONDS = 3600.0
 
 
-class Upload(NamedTuple):
-    """An uploaded file, whole."""
+class Caller(NamedTuple):
+    """Who sent a request: the name of its key, or its address; `gone` is set when the connection is closed."""
 
     name: str
-    data: bytes
-
-
-class Read(NamedTuple):
-    """An image that was read: (H, W, 3) of the model's input size, and its picture if pictures are kept."""
-
-    pixels: NDArray[np.uint8]
-    picture: bytes | None
+    gone: asyncio.Event
 
 
 class Service:
@@ -71,7 +64,6 @@ class Service:
         self.searcher, self.audit = searcher, audit
         self.limits, self.pictures = limits or Limits(), pictures or Pictures()
         self.encoder, self.gallery = searcher.encoder, searcher.gallery
-        self._value_range = range_of(self.gallery.location, None)
         self.metrics = Metrics(
             entries=self._entries, waiting=lambda: 0.0 if self._batcher is None else self._batcher.waiting
         )
@@ -80,7 +72,14 @@ class Service:
         self.changing = asyncio.Lock()
         self.dimension = 0
         self._batcher: Batcher | None = None
-        self._decoders = ThreadPoolExecutor(self.limits.decoders, thread_name_prefix="decode")
+        rules = DecodeRules(
+            self.limits.pixels,
+            self.encoder.height,
+            self.encoder.width,
+            range_of(self.gallery.location, None),
+            keep=self.pictures.kept is not None,
+        )
+        self._decoders = DecoderPool(rules, self.limits)
         self._workers = ThreadPoolExecutor(4, thread_name_prefix="gallery")
         self._chores: asyncio.Task[None] | None = None
 
@@ -96,7 +95,7 @@ class Service:
         if not self.dimension:
             await self.work(self.warm)
         self._batcher = Batcher(
-            self.encoder.engine,
+            self.encoder.backend,
             batch=limits.batch,
             wait=limits.wait,
             queue=limits.queue,
@@ -113,7 +112,7 @@ class Service:
             FmcnetError: when its embeddings do not fit the gallery, or its calibration not the model.
         """
         blank = np.zeros((1, self.encoder.height, self.encoder.width, 3), dtype=np.uint8)
-        dimension = {int(self.encoder.engine(blank, modality).shape[1]) for modality in Modality}.pop()
+        dimension = {int(self.encoder.backend(blank, modality).shape[1]) for modality in Modality}.pop()
         settings = self.gallery.settings
         if settings is not None and settings.dimension != dimension:
             raise FmcnetError(
@@ -135,8 +134,8 @@ class Service:
                 await self._chores
         if self._batcher is not None:
             await self._batcher.stop()
-        for pool in (self._decoders, self._workers):
-            await asyncio.to_thread(pool.shutdown)
+        await asyncio.to_thread(self._decoders.stop)
+        await asyncio.to_thread(self._workers.shutdown)
         self.audit.close()
         self.gallery.close()
 
@@ -184,10 +183,10 @@ class Service:
         """One for all, or one for each image.
 
         Raises:
-            Refusal: for another count, or an unknown word.
+            ApiError: for another count, or an unknown word.
         """
         if len(given) not in (1, images):
-            raise Refusal(
+            raise ApiError(
                 422,
                 f"{len(given)} modalities for {images} images",
                 "modality",
@@ -196,59 +195,55 @@ class Service:
         try:
             kinds = [parse_modality(one) for one in given]
         except FmcnetError as error:
-            raise Refusal(422, str(error), "modality", "say visible or infrared") from error
+            raise ApiError(422, str(error), "modality", "say visible or infrared") from error
         return kinds if len(kinds) == images else kinds * images
 
     async def embed(
-        self, uploads: Sequence[Upload], modality: Sequence[str]
+        self, uploads: Sequence[Upload], modality: Sequence[str], caller: Caller
     ) -> tuple[Embeddings, list[bytes | None]]:
         """Uploads as unit embeddings (N, E), in their order, and their pictures where those are kept.
 
         The pixels go the way of `Encoder.encode`; only the batches are shared with other requests.
 
         Raises:
-            Refusal: naming each image that cannot be read, or for too many of them, or when the queue is full.
+            ApiError: naming each image that cannot be read, or for too many of them, when the queue is full, or when
+                the caller left.
         """
         if not uploads:
-            raise Refusal(
+            raise ApiError(
                 422, "there are no images", "images", "send one or more files in the field 'images'"
             )
         if len(uploads) > self.limits.images:
-            raise Refusal(
+            raise ApiError(
                 413, f"{len(uploads)} images, more than {self.limits.images}", "images", "send fewer at once"
             )
         kinds = self.modalities(modality, len(uploads))
-        loop = asyncio.get_running_loop()
-        keep = self.pictures.kept is not None
-        reads = [loop.run_in_executor(self._decoders, self._read, upload, keep) for upload in uploads]
-        outcomes = await asyncio.gather(*reads, return_exceptions=True)
-        faults = [one for one in outcomes if isinstance(one, BaseException)]
-        if faults:
-            raise _together(faults, len(uploads))
-        good = [one for one in outcomes if isinstance(one, Read)]
+        decoded = await _unless_gone(self._decoders.decode(uploads, caller.name), caller)
         assert self._batcher is not None
-        raw = await self._batcher.embed(np.stack([one.pixels for one in good]), kinds)
+        pixels = np.stack([one.pixels for one in decoded])
+        raw = await _unless_gone(self._batcher.embed(pixels, kinds), caller)
         embeddings = Embeddings.unlabelled(
-            unit(raw),
+            l2_normalize(raw),
             np.array([kind.code for kind in kinds], dtype=np.uint8),
             np.array([upload.name for upload in uploads], dtype=np.str_),
         )
-        return embeddings, [one.picture for one in good]
-
-    def _read(self, upload: Upload, keep: bool) -> Read:
-        image = decode(upload.data, upload.name, self.limits.pixels, self._value_range)
-        pixels = read_pixels(image, self.encoder.height, self.encoder.width)
-        return Read(pixels, thumbnail(image) if keep else None)
+        return embeddings, [one.picture for one in decoded]
 
 
-def _together(faults: Sequence[BaseException], total: int) -> Refusal | BaseException:
-    """One refusal for all images of a request that cannot be read."""
-    refusals = [one for one in faults if isinstance(one, Refusal)]
-    if len(refusals) < len(faults):
-        return next(one for one in faults if not isinstance(one, Refusal))
-    first = refusals[0]
-    if len(refusals) == 1:
-        return first
-    said = "; ".join(one.what for one in refusals[:10])
-    status = max(one.status for one in refusals)
-    return Refusal(status, f"{len(refusals)} of {total} images: {said}", first.where, first.do)
+async def _unless_gone(work: Coroutine[Any, Any, _Result], caller: Caller) -> _Result:
+    """The result of `work`, which is dropped when its caller leaves.
+
+    Raises:
+        ApiError: 400, when the caller left; nobody reads it, the audit log does.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(caller.gone.wait())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(
+                400, "the connection was closed before the answer", "the connection", "send it again"
+            )
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import Request
 
-from fmcnet.server.errors import Refusal
+from fmcnet.server.errors import ApiError
 
 FORM = "multipart/form-data"
 """Of a body with files; frameworks bound no other form's fields as early."""
@@ -18,9 +18,9 @@ async def only_known(request: Request) -> None:
     """Hold a request against the OpenAPI description of its route.
 
     Raises:
-        Refusal: 422 for a form field or a query parameter that the route has not, naming it and those it has, for one
-            given several times that takes one value, or for a body where there is none to give; 415 for a body that
-            is no form with files.
+        ApiError: 422 for a form field or a query parameter that the route has not, naming it and those it has, for
+            one given several times that takes one value, or for a body where there is none to give; 415 for a body
+            that is no form with files.
     """
     tree = request.app.openapi()
     told: dict[str, Any] = tree["paths"][request.scope["route"].path_format][request.method.lower()]
@@ -30,13 +30,13 @@ async def only_known(request: Request) -> None:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != FORM:
             shown = kind[:100] or "of no type"
-            raise Refusal(415, f"the body is {shown}", "header Content-Type", f"send a form: {FORM}")
+            raise ApiError(415, f"the body is {shown}", "header Content-Type", f"send a form: {FORM}")
         content = next(iter(told["requestBody"]["content"].values()))
         body = tree["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
         given = [name for name, _ in (await request.form()).multi_items()]
         _refuse_others("body", given, body["properties"])
     elif await request.body():
-        raise Refusal(422, "this route reads no body", "body", "say it in the address, as ?camera=gate")
+        raise ApiError(422, "this route reads no body", "body", "say it in the address, as ?camera=gate")
 
 
 def _refuse_others(place: str, given: list[str], known: Mapping[str, Any]) -> None:
@@ -45,7 +45,7 @@ def _refuse_others(place: str, given: list[str], known: Mapping[str, Any]) -> No
     others = sorted(set(given) - known.keys())
     if others:
         shown = ", ".join(f"'{name[:100]}'" for name in others[:10])
-        raise Refusal(
+        raise ApiError(
             422,
             f"there is no {what} {shown}",
             place,
@@ -53,7 +53,7 @@ def _refuse_others(place: str, given: list[str], known: Mapping[str, Any]) -> No
         )
     for name, times in Counter(given).items():
         if times > 1 and not _takes_several(known[name]):
-            raise Refusal(422, f"the {what} '{name}' is given {times} times", place, "give it once")
+            raise ApiError(422, f"the {what} '{name}' is given {times} times", place, "give it once")
 
 
 def _takes_several(schema: Mapping[str, Any]) -> bool:

@@ -1,5 +1,5 @@
 """The generated benchmark: identities, cameras and spectra, a renderer, and writers of three public layouts."""
 
-from fmcnet.synthetic.generate import GeneratedSummary, generate
+from fmcnet.synthetic.generate import MANIFEST, GeneratedSummary, generate
 
-__all__ = ["GeneratedSummary", "generate"]
+__all__ = ["MANIFEST", "GeneratedSummary", "generate"]

@@ -43,22 +43,16 @@ def _leg(build: Builder, who: Identity, pose: Pose, side: float, hip: Matrix, sw
     top, joint, end = 0.053 * h * fat, 0.033 * h * fat, 0.024 * h * fat
     long = who.bottom == "trousers"
     loose = who.loose if long or who.bottom == "shorts" else 1.0
-    knee_height = 0.47 * body.leg
+    thigh_slots = shin_slots = (SKIN, SKIN, 1.0)
     if long:
-        bare = 0.03 if who.bottom_length <= 0.03 else who.bottom_length
-        thigh_slots, shin_cut = (
-            (LOWER, LOWER, 1.0),
-            float(np.clip(1.0 - (bare - 0.03) / knee_height, 0.0, 1.0)),
-        )
-        shin_slots = (LOWER, SKIN, shin_cut)
+        bare = max(0.03, who.bottom_length)
+        cut = float(np.clip(1.0 - (bare - 0.03) / (0.47 * body.leg), 0.0, 1.0))
+        thigh_slots, shin_slots = (LOWER, LOWER, 1.0), (LOWER, SKIN, cut)
     elif who.bottom == "shorts":
         cut = float(np.clip((body.leg - who.bottom_length) / (0.49 * body.leg), 0.2, 1.0))
-        thigh_slots, shin_slots = (LOWER, SKIN, cut), (SKIN, SKIN, 1.0)
-    else:
-        thigh_slots, shin_slots = (SKIN, SKIN, 1.0), (SKIN, SKIN, 1.0)
+        thigh_slots = (LOWER, SKIN, cut)
     if who.boots > 0.0:
-        split = 1.0 - who.boots
-        shin_slots = (shin_slots[0] if shin_slots[2] > 0.3 else SKIN, SHOE, split)
+        shin_slots = (shin_slots[0] if shin_slots[2] > 0.3 else SKIN, SHOE, 1.0 - who.boots)
     wide = joint * loose
     build.limb(hip, mid, top * (0.5 + 0.5 * loose), wide, thigh_slots, hip[1])
     calf = (0.5 + 0.5 * loose) if long else 1.0

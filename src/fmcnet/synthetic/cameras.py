@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from fmcnet.synthetic.scene import Scene, make_scene
-from fmcnet.types import Modality
 
 Float = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -56,12 +55,9 @@ class Camera:
     native: float
     lamp: tuple[float, float]
 
-    @property
-    def modality(self) -> Modality:
-        """Visible, or infrared for both near infrared and thermal."""
-        return Modality.VISIBLE if self.spectrum == "visible" else Modality.INFRARED
 
-
+LAYOUT_NUMBERS = {"sysu": 1, "regdb": 2, "llcm": 3}
+"""Of the layouts, in seeds."""
 _SYSU = {1: ("visible", 1, False), 2: ("visible", 2, False), 3: ("nir", 2, False), 4: ("visible", 4, True),
          5: ("visible", 5, True), 6: ("nir", 6, True)}  # fmt: skip
 _REGDB = {1: ("visible", 1, True), 2: ("thermal", 1, True)}
@@ -81,12 +77,12 @@ def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
 
 @lru_cache(maxsize=64)
 def camera(layout: str, seed: int, camid: int, infrared: bool) -> Camera:
-    """The camera of a number: a pure function of its arguments.
+    """Draw the camera of a number: a pure function of its arguments.
 
-    In SYSU-MM01's and RegDB's layouts the number alone says the spectrum; LLCM has a visible and an infrared camera
+    In SYSU-MM01's and RegDB's layouts the number determines the spectrum; LLCM has a visible and an infrared camera
     of the same number in the same place, so `infrared` chooses.
     """
-    number = {"sysu": 1, "regdb": 2, "llcm": 3}[layout]
+    number = LAYOUT_NUMBERS[layout]
     spectrum, place, outdoor = _placements(layout, "nir" if infrared else "visible")[camid]
     rng = np.random.default_rng([7201, seed, number, camid, int(infrared)])
     warmth = float(rng.normal(0.0, 0.11))
@@ -126,8 +122,7 @@ def camera(layout: str, seed: int, camid: int, infrared: bool) -> Camera:
 @lru_cache(maxsize=24)
 def scene_of(layout: str, seed: int, place: int, outdoor: bool, height: int, width: int) -> Scene:
     """The scene of a place at a crop size in pixels, kept for the process."""
-    number = {"sysu": 1, "regdb": 2, "llcm": 3}[layout]
-    return make_scene((seed, number, place), height, width, outdoor=outdoor)
+    return make_scene((seed, LAYOUT_NUMBERS[layout], place), height, width, outdoor=outdoor)
 
 
 def _tone(linear: Float, gamma: float) -> Bytes:

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
-import sys
+import shutil
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from filelock import Timeout
+
+from fmcnet.data.locks import lock_file
 from fmcnet.errors import DataError
-from fmcnet.synthetic.claim import claimed, write_manifest
+from fmcnet.files import named
+from fmcnet.progress import Progress
 from fmcnet.synthetic.image import ImageKey, render_image
-from fmcnet.synthetic.plan import Job, Plan, make_plan
-from fmcnet.synthetic.presets import Preset, resolve_preset
-from fmcnet.synthetic.writers import side_files, write_atomic, write_images
+from fmcnet.synthetic.plan import BenchmarkPlan, Preset, make_plan, resolve_preset
+from fmcnet.synthetic.writers import SCRATCH, side_files, write_atomic, write_images
 
 VERSION = 3
 """Raised whenever the same seed would give other pixels or files."""
+MANIFEST = "generated.json"
+LOCK = ".generating.lock"
 
 _CHUNK = 32
-_ALONE_BELOW = 300
+"""Images per task of a process."""
+_SINGLE_PROCESS_BELOW = 300
+"""Images that one process renders faster than several start."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class GeneratedSummary:
         identities: how many.
         images: images in the dataset.
         written: images rendered by this call.
-        reused: images that were there already.
+        reused: images that earlier calls rendered.
         seconds: wall time of this call.
         images_per_second: written / seconds, 0 when none was written.
         workers: processes used.
@@ -62,8 +71,8 @@ class GeneratedSummary:
     workers: int
     digest: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """The same, ready for JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
         return {**asdict(self), "out": str(self.out)}
 
 
@@ -99,26 +108,27 @@ def generate(
     amounts = resolve_preset(layout, preset, overrides)
     if seed < 0:
         raise DataError(f"the seed must be 0 or more, got {seed}")
+    if workers is not None and workers < 1:
+        raise DataError(f"workers must be 1 or more, got {workers}")
     root = Path(out)
-    wanted = {
+    arguments = {
         "version": VERSION,
         "layout": layout,
         "preset": preset,
         "seed": seed,
         "amounts": asdict(amounts),
     }
-    with claimed(root, wanted):
+    with _claimed(root, arguments):
         plan = make_plan(layout, amounts, seed)
-        missing = tuple(job for job in plan.jobs if not (root / job.path).is_file())
-        files = side_files(plan, seed)
-        for path, content in files.items():
+        for path, content in side_files(plan, seed).items():
             if not (root / path).is_file():
                 write_atomic(root, path, content)
-        processes = _processes(workers, len(missing))
-        with _bar(progress, len(plan.jobs), len(plan.jobs) - len(missing)) as bar:
-            processes = _render_all(root, layout, seed, missing, amounts, processes, bar)
-        digest = world_digest(plan, amounts, seed)
-        write_manifest(root, {**wanted, "complete": True, "images": len(plan.jobs), "digest": digest})
+        total = len(plan.images)
+        missing = _missing(root, plan.images.items())
+        with Progress("generating", total, total - len(missing), show=None if progress else False) as bar:
+            processes = _render(root, missing, amounts, _processes(workers, len(missing)), bar)
+        digest = world_digest(plan, amounts)
+        _write_manifest(root, {**arguments, "complete": True, "images": total, "digest": digest})
     seconds = time.perf_counter() - begin
     return GeneratedSummary(
         out=root,
@@ -126,9 +136,9 @@ def generate(
         preset=preset,
         seed=seed,
         identities=len(plan.pids),
-        images=len(plan.jobs),
+        images=total,
         written=len(missing),
-        reused=len(plan.jobs) - len(missing),
+        reused=total - len(missing),
         seconds=seconds,
         images_per_second=len(missing) / seconds if missing else 0.0,
         workers=processes,
@@ -136,85 +146,102 @@ def generate(
     )
 
 
-def world_digest(plan: Plan, amounts: Preset, seed: int) -> str:
+def world_digest(plan: BenchmarkPlan, amounts: Preset) -> str:
     """SHA-256 (64 hex digits) over a plan's paths and the raw pixels of eight of its images."""
-    sha = hashlib.sha256("\n".join(job.path for job in plan.jobs).encode())
-    count = min(8, len(plan.jobs))
+    sha = hashlib.sha256("\n".join(plan.images).encode())
+    keys = list(plan.images.values())
+    count = min(8, len(keys))
     for i in range(count):
-        job = plan.jobs[i * (len(plan.jobs) - 1) // max(1, count - 1)]
-        key = ImageKey(seed, plan.layout, job.pid, job.camid, job.infrared, job.index)
+        key = keys[i * (len(keys) - 1) // max(1, count - 1)]
         sha.update(render_image(key, amounts.height, amounts.width).tobytes())
     return sha.hexdigest()
 
 
+def _missing(root: Path, images: Iterable[tuple[str, ImageKey]]) -> list[tuple[str, ImageKey]]:
+    return [(path, key) for path, key in images if not (root / path).is_file()]
+
+
 def _processes(workers: int | None, images: int) -> int:
-    if workers is not None and workers < 1:
-        raise DataError(f"workers must be 1 or more, got {workers}")
     if workers is None:
-        available = (
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-        )
-        workers = available if images >= _ALONE_BELOW else 1
+        affinity = getattr(os, "sched_getaffinity", None)
+        available = len(affinity(0)) if affinity else os.cpu_count() or 1
+        workers = available if images >= _SINGLE_PROCESS_BELOW else 1
     return max(1, min(workers, -(-images // _CHUNK)))
 
 
-class _Advance(Protocol):
-    def __call__(self, images: int) -> None: ...
-
-
-@contextmanager
-def _bar(progress: bool, total: int, done: int) -> Iterator[_Advance]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    if not (progress and sys.stderr.isatty()):
-        yield lambda images: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("generating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as shown:
-        task = shown.add_task("generating", total=total, completed=done)
-        yield lambda images: shown.advance(task, images)
-
-
-def _render_all(
-    root: Path,
-    layout: str,
-    seed: int,
-    jobs: tuple[Job, ...],
-    amounts: Preset,
-    processes: int,
-    advance: _Advance,
+def _render(
+    root: Path, images: Sequence[tuple[str, ImageKey]], amounts: Preset, processes: int, bar: Progress
 ) -> int:
-    """Render the jobs; returns the number of processes that did it."""
-    chunks = [jobs[i : i + _CHUNK] for i in range(0, len(jobs), _CHUNK)]
-    arguments = (str(root), layout, seed)
-    size = (amounts.height, amounts.width)
+    """Render and write images; return the number of processes that did it."""
+    write = partial(write_images, root, amounts.height, amounts.width)
+    chunks = [images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK)]
     if processes > 1:
-        try:
+        # A broken pool: a script without `if __name__ == "__main__":`, or a killed process. This one continues.
+        with contextlib.suppress(BrokenProcessPool):
             with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-                pending: set[Future[int]] = {
-                    pool.submit(write_images, *arguments, chunk, *size) for chunk in chunks
-                }
-                try:
-                    while pending:
-                        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                        for future in done:
-                            advance(future.result())
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+                for count in pool.map(write, chunks):
+                    bar.advance(count=count)
             return processes
-        except (
-            BrokenProcessPool
-        ):  # a script without `if __name__ == "__main__":`, or a killed worker: go on alone
-            chunks = [tuple(j for j in chunk if not (root / j.path).is_file()) for chunk in chunks]
+        chunks = [_missing(root, chunk) for chunk in chunks]
     for chunk in chunks:
-        advance(write_images(*arguments, chunk, *size))
+        bar.advance(count=write(chunk))
     return 1
+
+
+@contextlib.contextmanager
+def _claimed(root: Path, arguments: dict[str, Any]) -> Iterator[None]:
+    """Hold a folder for the benchmark of these arguments.
+
+    Raises:
+        DataError: it holds something else, or another process is writing to it; nothing was touched.
+    """
+    _check_folder(root, arguments)
+    root.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            with named(root, root / LOCK):
+                stack.enter_context(lock_file(root / LOCK))
+        except Timeout:
+            raise DataError(
+                f"another process is generating into {root}: wait until it is done, or choose another folder"
+            ) from None
+        _check_folder(root, arguments)  # another process may have been quicker
+        if not (root / MANIFEST).is_file():
+            _write_manifest(root, {**arguments, "complete": False})
+        yield
+
+
+def _write_manifest(root: Path, content: dict[str, Any]) -> None:
+    """Write the manifest, and remove the folder of files being written."""
+    write_atomic(root, MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
+    shutil.rmtree(root / SCRATCH, ignore_errors=True)
+
+
+def _check_folder(root: Path, arguments: dict[str, Any]) -> None:
+    """Check that the folder is free, or holds the benchmark of these arguments."""
+    manifest = root / MANIFEST
+    if root.exists() and not root.is_dir():
+        raise DataError(f"{root} is a file: give a folder to write the generated benchmark to")
+    if manifest.is_file():
+        try:
+            found = json.loads(manifest.read_text())
+            differing = [key for key in arguments if found.get(key) != arguments[key]]
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"{manifest} is not readable ({error}): delete {root} or choose another folder"
+            ) from error
+        if differing:
+            has = ", ".join(f"{key} {found.get(key)}" for key in differing)
+            asked = ", ".join(f"{key} {arguments[key]}" for key in differing)
+            raise DataError(
+                f"{root} holds a generated benchmark with {has}; asked for {asked}. "
+                "Choose another folder, or delete this one to generate anew"
+            )
+    elif root.is_dir():
+        names = sorted(entry.name for entry in root.iterdir() if entry.name not in (SCRATCH, LOCK))
+        if names:
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            raise DataError(
+                f"{root} is not empty and was not written by fmcnet (no {MANIFEST}; it holds {shown}): "
+                "choose a new or empty folder"
+            )

@@ -16,12 +16,11 @@ from fmcnet.synthetic.materials import (
     make_garment,
     make_leather,
     skin_material,
+    weighted_index,
 )
 
 SKIN, HAIR, UPPER, LOWER, SHOE, BAG, HAT, DARK, INNER = range(9)
 """Material slots of an identity, in the order of `Identity.materials`."""
-
-SLOT_NAMES = ("skin", "hair", "upper", "lower", "shoe", "bag", "hat", "dark", "inner")
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,7 @@ class Identity:
 
 
 def _pick(rng: np.random.Generator, names: tuple[str, ...], weights: tuple[float, ...]) -> str:
-    edges = np.cumsum(weights) / np.sum(weights)
-    return names[min(int(np.searchsorted(edges, rng.random(), side="right")), len(names) - 1)]
+    return names[weighted_index(rng, weights)]
 
 
 def _between(rng: np.random.Generator, low: float, high: float) -> float:

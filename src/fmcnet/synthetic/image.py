@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.synthetic.body import build_body
-from fmcnet.synthetic.cameras import Camera, camera, develop_nir, develop_thermal, develop_visible, scene_of
+from fmcnet.synthetic.cameras import (
+    LAYOUT_NUMBERS,
+    Camera,
+    camera,
+    develop_nir,
+    develop_thermal,
+    develop_visible,
+    scene_of,
+)
 from fmcnet.synthetic.identity import Identity, draw_identity
 from fmcnet.synthetic.primitives import Pose, View
 from fmcnet.synthetic.render import GBuffer, rasterise
@@ -18,8 +26,6 @@ from fmcnet.synthetic.scene import Scene
 from fmcnet.synthetic.shading import Light, Surface, shade_nir, shade_thermal, shade_visible, surface_of
 
 Float = NDArray[np.float32]
-
-LAYOUT_NUMBERS = {"sysu": 1, "regdb": 2, "llcm": 3}
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 The three are correlated, not equal. Most dyes are transparent in the near infrared, so cloth is bright
 there whatever its colour; some dyes and pigments (carbon black) stay dark. A pattern has its own contrast in
-each spectrum and may vanish in one. Temperature follows thickness and fit, never colour. All numbers are ours,
-chosen to be plausible, not measured.
+each spectrum and may vanish in one. Temperature follows thickness and fit, never colour. All numbers are chosen
+to be plausible, not measured.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,14 +84,15 @@ def luminance(rgb: RGB) -> float:
     return 0.2126 * rgb[0] + 0.7152 * rgb[1] + 0.0722 * rgb[2]
 
 
-def _weighted(rng: np.random.Generator, weights: list[float]) -> int:
+def weighted_index(rng: np.random.Generator, weights: Sequence[float]) -> int:
+    """A random index, as likely as its weight."""
     edges = np.cumsum(weights) / sum(weights)
     return min(int(np.searchsorted(edges, rng.random(), side="right")), len(weights) - 1)
 
 
 def _dye(rng: np.random.Generator) -> tuple[RGB, float]:
     """A dye's albedo, varied a little, and its near-infrared reflectance."""
-    rgb, nir, _ = _DYES[_weighted(rng, [w for _, _, w in _DYES])]
+    rgb, nir, _ = _DYES[weighted_index(rng, [w for _, _, w in _DYES])]
     gain = float(np.exp(rng.normal(0.0, 0.18)))
     r, g, b = (float(np.clip(c * gain * np.exp(rng.normal(0.0, 0.10)), 0.02, 0.92)) for c in rgb)
     return (r, g, b), nir
@@ -118,13 +120,13 @@ def make_garment(
         if abs(luminance(first) - luminance(second)) > 0.12:
             break
         second, second_nir = _dye(rng)
-    fibre, _, wool = _FABRICS[_weighted(rng, [w for _, w, _ in _FABRICS])]
+    fibre, _, wool = _FABRICS[weighted_index(rng, [w for _, w, _ in _FABRICS])]
     nir_first, nir_second = _nir(rng, first, first_nir, fibre), _nir(rng, second, second_nir, fibre)
     if rng.random() < 0.22:  # dyed alike for the near infrared: the pattern vanishes there
         nir_second = float(np.clip(nir_first + rng.normal(0.0, 0.02), 0.05, 0.95))
     pattern = PATTERNS[0]
     if rng.random() >= plain:
-        pattern = PATTERNS[1 + _weighted(rng, [0.26, 0.16, 0.18, 0.18, 0.10, 0.12])]
+        pattern = PATTERNS[1 + weighted_index(rng, [0.26, 0.16, 0.18, 0.18, 0.10, 0.12])]
         if rng.random() < 0.08:  # tone in tone: visible only in the near infrared
             second = tuple_scale(first, 1.06)
     return Material(
@@ -168,7 +170,7 @@ def hair_material(rng: np.random.Generator) -> Material:
         ((0.46, 0.32, 0.15), 0.56),
         ((0.36, 0.35, 0.34), 0.50),
     )
-    rgb, nir = tones[_weighted(rng, [0.38, 0.26, 0.14, 0.12, 0.10])]
+    rgb, nir = tones[weighted_index(rng, [0.38, 0.26, 0.14, 0.12, 0.10])]
     return Material.plain(
         rgb, float(np.clip(nir + rng.normal(0.0, 0.05), 0.06, 0.8)), 28.5 + float(rng.normal(0.0, 0.6))
     )

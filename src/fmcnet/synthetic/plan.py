@@ -1,48 +1,126 @@
-"""What to render and where to put it: the list of images of each layout, before any is drawn."""
+"""The images of a generated benchmark, before any is rendered: presets, and the plan of each layout."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.synthetic.presets import Preset
+from fmcnet.errors import ConfigError
+from fmcnet.synthetic.image import ImageKey
+
+LAYOUTS = ("sysu", "regdb", "llcm")
+PRESET_NAMES = ("tiny", "small", "full")
 
 
 @dataclass(frozen=True)
-class Job:
-    """One image to write.
+class Preset:
+    """The amounts of one benchmark.
 
     Attributes:
-        path: relative to the dataset's root, POSIX separators.
-        pid: identity.
-        camid: camera.
-        infrared: whether by an infrared camera.
-        index: 1 and up within (pid, camid, infrared).
+        train_ids: identities for training (RegDB: half of all, as its splits are halves).
+        val_ids: identities of SYSU-MM01's validation list; 0 in the other layouts.
+        test_ids: identities for testing.
+        height: rows of an image in pixels.
+        width: columns of an image in pixels.
+        train_images: images per identity and camera in training; RegDB: per identity and modality.
+        test_images: the same in testing, at most one more for some; unused by RegDB.
+        real_counts: 1 to plan exactly the real dataset's numbers of images; the two numbers above are then unused.
     """
 
-    path: str
-    pid: int
-    camid: int
-    infrared: bool
-    index: int
+    train_ids: int
+    val_ids: int
+    test_ids: int
+    height: int
+    width: int
+    train_images: int
+    test_images: int
+    real_counts: int = 0
+
+
+_PRESETS: dict[tuple[str, str], Preset] = {
+    ("sysu", "tiny"): Preset(12, 4, 8, 64, 32, 2, 2),
+    ("sysu", "small"): Preset(700, 20, 200, 128, 64, 2, 2),
+    ("sysu", "full"): Preset(296, 99, 96, 288, 144, 0, 0, 1),
+    ("regdb", "tiny"): Preset(8, 0, 8, 64, 32, 3, 3),
+    ("regdb", "small"): Preset(100, 0, 100, 128, 64, 10, 10),
+    ("regdb", "full"): Preset(206, 0, 206, 128, 64, 10, 10),
+    ("llcm", "tiny"): Preset(12, 0, 8, 64, 32, 1, 1),
+    ("llcm", "small"): Preset(250, 0, 100, 128, 64, 2, 2),
+    ("llcm", "full"): Preset(713, 0, 351, 288, 144, 0, 0, 1),
+}
+
+
+def resolve_preset(layout: str, name: str, overrides: dict[str, int] | None = None) -> Preset:
+    """The preset of a layout with single numbers replaced.
+
+    Args:
+        layout: "sysu", "regdb" or "llcm".
+        name: "tiny", "small" or "full".
+        overrides: field name of `Preset` -> number.
+
+    Raises:
+        ConfigError: an unknown layout, preset or field, or a number out of range; all faults are listed.
+    """
+    overrides = overrides or {}
+    faults = []
+    if layout not in LAYOUTS:
+        faults.append(f"layout '{layout}' is not one of {', '.join(LAYOUTS)}")
+    if name not in PRESET_NAMES:
+        faults.append(f"preset '{name}' is not one of {', '.join(PRESET_NAMES)}")
+    known = [field.name for field in fields(Preset)]
+    for key, value in overrides.items():
+        if key not in known:
+            faults.append(f"'{key}' is no number of a preset; known: {', '.join(known)}")
+        elif type(value) is not int:
+            faults.append(f"{key} must be a whole number, got {value!r}")
+    if not faults:
+        chosen = replace(_PRESETS[layout, name], **overrides)
+        faults = _faults(layout, chosen)
+    if faults:
+        raise ConfigError("; ".join(faults))
+    return chosen
+
+
+def _faults(layout: str, chosen: Preset) -> list[str]:
+    limits = {"train_ids": (2, 4000), "test_ids": (2, 4000), "height": (32, 1024), "width": (16, 512)}
+    if layout == "sysu":
+        limits["val_ids"] = (1, 1000)
+    if not chosen.real_counts:
+        limits |= {"train_images": (1, 500), "test_images": (1, 500)}
+    faults = [
+        f"{key} = {getattr(chosen, key)} must lie in {low}..{high}"
+        for key, (low, high) in limits.items()
+        if not low <= getattr(chosen, key) <= high
+    ]
+    if layout != "sysu" and chosen.val_ids:
+        faults.append(f"{layout} has no validation identities: val_ids must be 0")
+    if layout == "regdb" and chosen.train_ids != chosen.test_ids:
+        faults.append("regdb's splits are halves: train_ids and test_ids must be equal")
+    full = _PRESETS[layout, "full"]
+    ids = [(p.train_ids, p.val_ids, p.test_ids) for p in (chosen, full)]
+    if chosen.real_counts and (not full.real_counts or ids[0] != ids[1]):
+        faults.append(
+            "the real dataset's numbers of images need its numbers of identities: set real_counts to 0 too"
+        )
+    return faults
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchmarkPlan:
     """All images of a benchmark and its identity lists (sorted).
 
     Attributes:
         layout: "sysu", "regdb" or "llcm".
-        jobs: in order of path within a camera and identity.
+        images: path relative to the root (POSIX separators) -> key; in order of path within a camera and identity.
         train: training identities; empty for RegDB, whose ten splits are drawn by the writer.
         val: validation identities.
         test: test identities; for RegDB empty as well.
     """
 
     layout: str
-    jobs: tuple[Job, ...]
+    images: dict[str, ImageKey]
     train: tuple[int, ...]
     val: tuple[int, ...]
     test: tuple[int, ...]
@@ -50,7 +128,7 @@ class Plan:
     @property
     def pids(self) -> tuple[int, ...]:
         """All identities, sorted."""
-        return tuple(sorted({job.pid for job in self.jobs}))
+        return tuple(sorted({key.pid for key in self.images.values()}))
 
 
 Counts = dict[tuple[int, int], int]
@@ -63,7 +141,7 @@ _SYSU_TEST_IMAGES = {1: 1374, 2: 1565, 3: 1883, 4: 1918, 5: 1918, 6: 1920}
 _LLCM_TOTALS = {"train": (16946, 13975), "test": (8680, 7166)}
 
 
-def make_plan(layout: str, amounts: Preset, seed: int) -> Plan:
+def make_plan(layout: str, amounts: Preset, seed: int) -> BenchmarkPlan:
     """The plan of a layout: a pure function of its arguments."""
     return {"sysu": _plan_sysu, "regdb": _plan_regdb, "llcm": _plan_llcm}[layout](amounts, seed)
 
@@ -132,7 +210,7 @@ def _sysu_even(rng: np.random.Generator, ids: tuple[int, ...], images: int, extr
     return counts
 
 
-def _plan_sysu(amounts: Preset, seed: int) -> Plan:
+def _plan_sysu(amounts: Preset, seed: int) -> BenchmarkPlan:
     rng = np.random.default_rng([7401, seed, 1])
     train, val, test = _split(rng, amounts)
     if amounts.real_counts:
@@ -140,47 +218,47 @@ def _plan_sysu(amounts: Preset, seed: int) -> Plan:
     else:
         counts = _sysu_even(rng, tuple(sorted(train + val)), amounts.train_images, extra=False)
         counts |= _sysu_even(rng, test, amounts.test_images, extra=True)
-    jobs = [
-        Job(f"cam{cam}/{pid:04d}/{i:04d}.jpg", pid, cam, cam in _SYSU_INFRARED, i)
+    images = {
+        f"cam{cam}/{pid:04d}/{i:04d}.jpg": ImageKey(seed, "sysu", pid, cam, cam in _SYSU_INFRARED, i)
         for pid, cam in sorted(counts)
         for i in range(1, counts[pid, cam] + 1)
-    ]
-    return Plan("sysu", tuple(jobs), train, val, test)
+    }
+    return BenchmarkPlan("sysu", images, train, val, test)
 
 
-def _plan_regdb(amounts: Preset, seed: int) -> Plan:
-    del seed
-    jobs = []
-    for pid in range(1, amounts.train_ids + amounts.test_ids + 1):
-        for cam, folder, letter in ((1, "Visible", "v"), (2, "Thermal", "t")):
-            for i in range(1, amounts.train_images + 1):
-                jobs.append(Job(f"{folder}/{pid}/person_{letter}_{i:05d}_{pid}.bmp", pid, cam, cam == 2, i))
-    return Plan("regdb", tuple(jobs), (), (), ())
+def _plan_regdb(amounts: Preset, seed: int) -> BenchmarkPlan:
+    images = {
+        f"{folder}/{pid}/person_{letter}_{i:05d}_{pid}.bmp": ImageKey(seed, "regdb", pid, cam, cam == 2, i)
+        for pid in range(1, amounts.train_ids + amounts.test_ids + 1)
+        for cam, folder, letter in ((1, "Visible", "v"), (2, "Thermal", "t"))
+        for i in range(1, amounts.train_images + 1)
+    }
+    return BenchmarkPlan("regdb", images, (), (), ())
 
 
-def _llcm_cameras(rng: np.random.Generator, pid: int) -> tuple[list[int], list[int]]:
+def _llcm_cameras(rng: np.random.Generator) -> tuple[list[int], list[int]]:
     """Four to six visible cameras of nine, and the infrared ones of the same places (there is no infrared 3)."""
-    del pid
     visible = sorted(int(c) for c in rng.choice(np.arange(1, 10), int(rng.integers(4, 7)), replace=False))
     return visible, [c for c in visible if c != 3]
 
 
-def _plan_llcm(amounts: Preset, seed: int) -> Plan:
+def _plan_llcm(amounts: Preset, seed: int) -> BenchmarkPlan:
     rng = np.random.default_rng([7401, seed, 3])
     train, _, test = _split(rng, amounts)
-    jobs = []
-    for split, ids, images in (("train", train, amounts.train_images), ("test", test, amounts.test_images)):
-        cams = {pid: _llcm_cameras(rng, pid) for pid in ids}
+    images = {}
+    for split, ids, amount in (("train", train, amounts.train_images), ("test", test, amounts.test_images)):
+        cams = {pid: _llcm_cameras(rng) for pid in ids}
         for infrared in (False, True):
             keys = [(pid, cam) for pid in ids for cam in cams[pid][int(infrared)]]
             if amounts.real_counts:
                 counts = _share(rng, keys, _LLCM_TOTALS[split][int(infrared)])
             else:
-                counts = dict.fromkeys(keys, images)
+                counts = dict.fromkeys(keys, amount)
             for pid, cam in keys:
                 for i in range(1, counts[pid, cam] + 1):
-                    jobs.append(Job(_llcm_path(split, pid, cam, infrared, i), pid, cam, infrared, i))
-    return Plan("llcm", tuple(jobs), train, (), test)
+                    path = _llcm_path(split, pid, cam, infrared, i)
+                    images[path] = ImageKey(seed, "llcm", pid, cam, infrared, i)
+    return BenchmarkPlan("llcm", images, train, (), test)
 
 
 def _llcm_path(split: str, pid: int, cam: int, infrared: bool, i: int) -> str:

@@ -103,10 +103,7 @@ class Builder:
     """Collects primitives, turning body coordinates into view coordinates."""
 
     def __init__(self, pose: Pose, view: View, height: float) -> None:
-        cy, sy, cp, sp = cos(pose.yaw), sin(pose.yaw), cos(view.pitch), sin(view.pitch)
-        turn = np.array([[cy, 0.0, sy], [0.0, 1.0, 0.0], [-sy, 0.0, cy]])
-        tilt = np.array([[1.0, 0.0, 0.0], [0.0, cp, -sp], [0.0, sp, cp]])
-        self.rotation: Matrix = tilt @ turn
+        self.rotation: Matrix = pitch_matrix(view.pitch) @ yaw_matrix(pose.yaw)
         self.distance = view.distance
         self.yaw = pose.yaw
         self.middle = np.array([0.0, 0.5 * height, 0.0])
@@ -125,7 +122,6 @@ class Builder:
         rb: float,
         slots: tuple[int, int, float],
         tex: float,
-        around: float = 3.0,
     ) -> None:
         """Add a round cone from a to b (body frame); `slots` is (slot at a, slot at b, fraction where it changes)."""
         va, sa = self._view(a)
@@ -133,7 +129,7 @@ class Builder:
         length = float(np.linalg.norm(b - a))
         end_slot = slots[1] if slots[2] < 1.0 else slots[0]
         self.parts.append(
-            Limb(va, vb, ra * sa, rb * sb, slots[0], end_slot, slots[2], tex, length, around + self.yaw)
+            Limb(va, vb, ra * sa, rb * sb, slots[0], end_slot, slots[2], tex, length, 3.0 + self.yaw)
         )
 
     def quadric(

@@ -25,53 +25,46 @@ Float = NDArray[np.float32]
 
 @dataclass
 class GBuffer:
-    """Per-pixel geometry, all (H, W).
+    """Per-pixel geometry.
 
     Attributes:
-        depth: float32, metres towards the camera, `-9` where empty.
-        nx, ny, nz: float32, unit normal in view space (x right, y up, z to the camera).
-        s, t: float32, texture coordinates in metres, around and along; s of a limb is about 50 (no prints there).
-        slot: uint8, material slot or `EMPTY`.
+        depth: (H, W) float32, metres towards the camera, `-9` where empty.
+        planes: (5, H, W) float32: the unit normal in view space (x right, y up, z to the camera), and the texture
+            coordinates s around and t along, in metres; s of a limb is about 50 (no prints there).
+        slot: (H, W) uint8, material slot or `EMPTY`.
         scale: pixels per metre.
     """
 
     depth: Float
-    nx: Float
-    ny: Float
-    nz: Float
-    s: Float
-    t: Float
+    planes: Float
     slot: NDArray[np.uint8]
     scale: float
 
     @staticmethod
     def empty(height: int, width: int, scale: float) -> GBuffer:
         """A buffer nothing was drawn into."""
-        planes = np.zeros((5, height, width), dtype=np.float32)
         depth = np.full((height, width), -9.0, dtype=np.float32)
-        slot = np.full((height, width), EMPTY, dtype=np.uint8)
-        return GBuffer(depth, planes[0], planes[1], planes[2], planes[3], planes[4], slot, scale)
+        planes = np.zeros((5, height, width), dtype=np.float32)
+        return GBuffer(depth, planes, np.full((height, width), EMPTY, dtype=np.uint8), scale)
+
+    def store(
+        self,
+        rows: NDArray[np.intp],
+        cols: NDArray[np.intp],
+        depth: NDArray[Any],
+        planes: tuple[NDArray[Any], ...],
+        slot: NDArray[np.uint8] | int,
+    ) -> None:
+        """Write the pixels at these rows and columns."""
+        flat = rows * self.depth.shape[1] + cols  # faster than two indices
+        self.depth.reshape(-1)[flat] = depth
+        for plane, values in zip(self.planes, planes, strict=True):
+            plane.reshape(-1)[flat] = values
+        self.slot.reshape(-1)[flat] = slot
 
 
 def _span(low: float, high: float, size: int) -> tuple[int, int]:
     return max(0, floor(low)), min(size, ceil(high) + 1)
-
-
-def _store(
-    buffer: GBuffer,
-    y0: int,
-    x0: int,
-    rows: NDArray[np.intp],
-    cols: NDArray[np.intp],
-    z: NDArray[np.floating[Any]],
-    planes: tuple[NDArray[np.floating[Any]], ...],
-    slot: NDArray[np.uint8] | int,
-) -> None:
-    flat = (rows + y0) * buffer.depth.shape[1] + (cols + x0)
-    buffer.depth.reshape(-1)[flat] = z
-    for target, value in zip((buffer.nx, buffer.ny, buffer.nz, buffer.s, buffer.t), planes, strict=True):
-        target.reshape(-1)[flat] = value
-    buffer.slot.reshape(-1)[flat] = slot
 
 
 def _draw_limb(buffer: GBuffer, limb: Limb, origin: tuple[float, float]) -> None:
@@ -99,27 +92,19 @@ def _draw_limb(buffer: GBuffer, limb: Limb, origin: tuple[float, float]) -> None
     bulge = np.sqrt(inside[rows, cols])
     length = sqrt(flat)
     angle = np.arctan2(ex * (-dy / length) + ey * (dx / length), bulge)
-    planes = (
-        ex / r,
-        ey / r,
-        bulge / r,
-        (angle + limb.around) * float(big) + 50.0,
-        limb.tex - u * limb.length,
-    )
+    around, height_on = (angle + limb.around) * float(big) + 50.0, limb.tex - u * limb.length
+    planes = (ex / r, ey / r, bulge / r, around, height_on)
     slot: NDArray[np.uint8] | int = limb.slot_a
     if limb.slot_a != limb.slot_b:
         slot = np.where(u < limb.cut, np.uint8(limb.slot_a), np.uint8(limb.slot_b))
-    _store(buffer, y0, x0, rows, cols, front[rows, cols], planes, slot)
+    buffer.store(rows + y0, cols + x0, front[rows, cols], planes, slot)
 
 
 def _extent(q: Quadric) -> tuple[float, float, float, float]:
     """x low, x high, y low, y high of a quadric around its centre, in metres."""
     axes = np.linalg.inv(q.matrix)
-    if q.shape == "box":
-        ex, ey = float(np.abs(axes[0]).sum()), float(np.abs(axes[1]).sum())
-        return -ex, ex, -ey, ey
-    if q.shape == "ellipsoid":
-        ex, ey = float(np.linalg.norm(axes[0])), float(np.linalg.norm(axes[1]))
+    if q.shape in ("box", "ellipsoid"):
+        ex, ey = (float(np.linalg.norm(axis, 1 if q.shape == "box" else 2)) for axis in axes[:2])
         return -ex, ex, -ey, ey
     lows, highs = [], []
     for row in (0, 1):
@@ -174,7 +159,7 @@ def _draw_quadric(buffer: GBuffer, q: Quadric, origin: tuple[float, float], who:
     nz = m[0][2] * gx + m[1][2] * gy + m[2][2] * gz
     size = 1.0 / np.sqrt(nx * nx + ny * ny + nz * nz + 1e-12)
     planes = (nx * size, ny * size, nz * size, np.arctan2(qx, qz) * q.width, q.tex + qy * q.tex_scale)
-    _store(buffer, y0, x0, rows, cols, ray + cz, planes, slot)
+    buffer.store(rows + y0, cols + x0, ray + cz, planes, slot)
 
 
 def _quadric_ray(

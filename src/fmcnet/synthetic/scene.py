@@ -1,6 +1,6 @@
 """The place behind a person: floor, wall, windows, furniture, in all three spectra.
 
-A scene is drawn once per camera and kept; every image looks at another part of it, so the background tells the
+A scene is drawn once per camera and kept. Every image shows another part of it, so the background reveals the
 camera and never the identity.
 """
 
@@ -23,13 +23,11 @@ class Scene:
         visible: (H, W, 3) float32 linear RGB radiance.
         nir: (H, W) float32 radiance under the lamp.
         thermal: (H, W) float32 temperature in degrees Celsius.
-        horizon: row where the floor meets the wall.
     """
 
     visible: Float
     nir: Float
     thermal: Float
-    horizon: int
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, cells: int) -> Float:
@@ -80,7 +78,6 @@ def make_scene(seed: tuple[int, ...], crop_height: int, crop_width: int, *, outd
         np.asarray(np.clip(gaussian_filter(visible, (soft, soft, 0)), 0.0, None), dtype=np.float32),
         np.asarray(np.clip(gaussian_filter(nir, soft), 0.0, None), dtype=np.float32),
         np.asarray(gaussian_filter(thermal, 3.0 * soft), dtype=np.float32),
-        horizon,
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
-from fmcnet.synthetic.identity import DARK, SLOT_NAMES, UPPER, Identity
+from fmcnet.synthetic.identity import DARK, SHOE, UPPER, Identity
 from fmcnet.synthetic.materials import Material
 from fmcnet.synthetic.render import EMPTY, GBuffer
 
@@ -43,7 +43,7 @@ class Surface:
         flat: (M,) flat pixel indices.
         slot: (M,) uint8 material slots.
         mix: (M,) float32 in [0, 1], weight of a material's second tone.
-        nx, ny, nz: (M,) float32 unit normals.
+        normal: (3, M) float32 unit normals.
         open_sky: (M,) float32 in [0.4, 1], what ambient occlusion leaves.
         fold: (M,) float32 in [-1, 1], wrinkles of cloth; 0 on skin and hair.
         low: (M,) float32 in [0, 1], 0 at the waist and above, 1 at the feet (limbs cool).
@@ -52,9 +52,7 @@ class Surface:
     flat: NDArray[np.intp]
     slot: NDArray[np.uint8]
     mix: Float
-    nx: Float
-    ny: Float
-    nz: Float
+    normal: Float
     open_sky: Float
     fold: Float
     low: Float
@@ -96,30 +94,24 @@ def surface_of(buffer: GBuffer, who: Identity) -> Surface:
     """Gather the covered pixels of a buffer and evaluate textures and ambient occlusion there."""
     flat = np.flatnonzero(buffer.slot.reshape(-1) != EMPTY)
     slot = buffer.slot.reshape(-1)[flat]
-    s, t = buffer.s.reshape(-1)[flat], buffer.t.reshape(-1)[flat]
+    planes = buffer.planes.reshape(5, -1)[:, flat]
+    normal, (s, t) = planes[:3], planes[3:]
     mix = np.zeros(len(flat), dtype=np.float32)
-    for number in range(len(SLOT_NAMES)):
-        material = who.materials[number]
-        if material.pattern == "plain":
-            if SLOT_NAMES[number] != "shoe":
-                continue
-            mask = slot == number
-            mix[mask] = buffer.ny.reshape(-1)[flat[mask]] < -0.45
-            continue
+    for number, material in enumerate(who.materials):
         mask = slot == number
-        if mask.any():
+        if material.pattern != "plain":
             mix[mask] = pattern_weight(material, s[mask], t[mask])
+        elif number == SHOE:
+            mix[mask] = normal[1, mask] < -0.45
     depth = np.maximum(buffer.depth, -0.35)
     size = max(3, int(0.16 * buffer.scale))
     near = uniform_filter(depth, size=size, mode="nearest").reshape(-1)[flat] - depth.reshape(-1)[flat]
     open_sky = np.clip(1.0 - 3.2 * np.maximum(near - 0.005, 0.0), 0.4, 1.0).astype(np.float32)
-    planes = (p.reshape(-1)[flat] for p in (buffer.nx, buffer.ny, buffer.nz))
-    nx, ny, nz = planes
     a, b, c = (float(v) for v in np.random.default_rng([7002, who.pid]).uniform(0.0, 6.28, 3))
     wave = np.sin(23.0 * s + 9.0 * t + a) * np.sin(19.0 * t + 2.2 * np.sin(14.0 * s + b) + c)
     fold = np.where((slot >= UPPER) & (slot != DARK), wave, 0.0).astype(np.float32)
     low = np.clip(1.0 - t / 0.9, 0.0, 1.0).astype(np.float32)
-    return Surface(flat, slot, mix, nx, ny, nz, open_sky, fold, low)
+    return Surface(flat, slot, mix, normal, open_sky, fold, low)
 
 
 def _table(values: list[Any]) -> Float:
@@ -132,9 +124,11 @@ def shade_visible(surface: Surface, who: Identity, light: Light) -> Float:
     step = _table([m.visible[1] for m in who.materials]) - low
     albedo = low[surface.slot] + step[surface.slot] * surface.mix[:, None]
     x, y, z = light.direction
-    cosine = np.maximum((surface.nx * x + surface.ny * y + surface.nz * z + 0.15) / 1.15, 0.0)
+    cosine = np.maximum(
+        (surface.normal[0] * x + surface.normal[1] * y + surface.normal[2] * z + 0.15) / 1.15, 0.0
+    )
     key = cosine * (0.35 + 0.65 * surface.open_sky) * (1.0 + 0.11 * surface.fold)
-    ambient = surface.open_sky * (0.75 + 0.25 * surface.ny)
+    ambient = surface.open_sky * (0.75 + 0.25 * surface.normal[1])
     return np.asarray(
         albedo * (key[:, None] * _table(list(light.key)) + ambient[:, None] * _table(list(light.ambient))),
         np.float32,
@@ -146,19 +140,15 @@ def shade_nir(surface: Surface, who: Identity, power: float, ambient: float) -> 
     low = _table([m.nir[0] for m in who.materials])
     step = _table([m.nir[1] for m in who.materials]) - low
     reflectance = low[surface.slot] + step[surface.slot] * surface.mix
-    cosine = (0.22 + 0.78 * surface.nz) * (1.0 + 0.08 * surface.fold)
+    cosine = (0.22 + 0.78 * surface.normal[2]) * (1.0 + 0.08 * surface.fold)
     return np.asarray(reflectance * surface.open_sky * (ambient + power * cosine), np.float32)
 
 
 def shade_thermal(surface: Surface, who: Identity) -> Float:
     """Surface temperature (M,) in degrees Celsius: grazing angles look cooler, hollows warmer."""
-    base = _table(
-        [
-            m.temperature + (who.activity if i >= 2 else 0.2 * who.activity)
-            for i, m in enumerate(who.materials)
-        ]
-    )
+    warmth = [who.activity if slot >= UPPER else 0.2 * who.activity for slot in range(len(who.materials))]
+    base = _table([m.temperature + extra for m, extra in zip(who.materials, warmth, strict=True)])
     tone = _table([m.temperature_tone for m in who.materials])
     value = base[surface.slot] + tone[surface.slot] * surface.mix
     value += 0.8 * surface.fold - 1.2 * surface.low + 1.6 * (1.0 - surface.open_sky)
-    return np.asarray(value - 2.2 * (1.0 - surface.nz) ** 2, np.float32)
+    return np.asarray(value - 2.2 * (1.0 - surface.normal[2]) ** 2, np.float32)

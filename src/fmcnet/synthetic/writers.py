@@ -1,10 +1,11 @@
-"""The files beside the images: identity lists, splits and gallery draws, exactly as each dataset names them."""
+"""Write the images and the files beside them: identity lists, splits and gallery draws, named as in each dataset."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy.io import savemat
 
 from fmcnet.files import named
 from fmcnet.synthetic.image import ImageKey, render_image
-from fmcnet.synthetic.plan import Job, Plan
+from fmcnet.synthetic.plan import BenchmarkPlan
 
 JPEG_QUALITY = 92
 SCRATCH = ".part"
@@ -31,26 +32,17 @@ def write_atomic(root: Path, path: str, data: bytes) -> None:
         scratch.replace(target)
 
 
-def encode(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], path: str) -> bytes:
-    """An image file's bytes; infrared images get three equal channels, which all public code reads."""
-    image = Image.fromarray(pixels)
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    stream = io.BytesIO()
-    if path.endswith(".bmp"):
-        image.save(stream, "BMP")
-    else:
-        image.save(stream, "JPEG", quality=JPEG_QUALITY)
-    return stream.getvalue()
+def write_images(root: Path, height: int, width: int, images: Sequence[tuple[str, ImageKey]]) -> int:
+    """Render and write images, the task of a process; return how many.
 
-
-def write_images(root: str, layout: str, seed: int, jobs: tuple[Job, ...], height: int, width: int) -> int:
-    """Render and write images; the unit of work of a process. Returns how many."""
-    base = Path(root)
-    for job in jobs:
-        key = ImageKey(seed, layout, job.pid, job.camid, job.infrared, job.index)
-        write_atomic(base, job.path, encode(render_image(key, height, width), job.path))
-    return len(jobs)
+    Infrared images get three equal channels, which all public code reads.
+    """
+    for path, key in images:
+        stream = io.BytesIO()
+        image = Image.fromarray(render_image(key, height, width)).convert("RGB")
+        image.save(stream, "BMP" if path.endswith(".bmp") else "JPEG", quality=JPEG_QUALITY)
+        write_atomic(root, path, stream.getvalue())
+    return len(images)
 
 
 def _mat(**variables: object) -> bytes:
@@ -66,21 +58,19 @@ def _line(ids: tuple[int, ...]) -> bytes:
     return (",".join(str(pid) for pid in ids) + "\n").encode()
 
 
-def _sysu_files(plan: Plan, seed: int) -> dict[str, bytes]:
+def _sysu_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
     files = {}
     for name, ids in (("train", plan.train), ("val", plan.val), ("test", plan.test)):
         files[f"exp/{name}_id.txt"] = _line(ids)
         files[f"exp/{name}_id.mat"] = _mat(id=np.array([ids], dtype=np.uint16))
-    counts: dict[tuple[int, int], int] = {}
-    for job in plan.jobs:
-        counts[job.pid, job.camid] = counts.get((job.pid, job.camid), 0) + 1
+    counts = Counter((key.pid, key.camid) for key in plan.images.values())
     rng = np.random.default_rng([7501, seed])
     cameras = np.empty((6, 1), dtype=object)
     for cam in range(1, 7):
         last = max((pid for pid, c in counts if c == cam), default=1)
         cell = np.empty((last, 1), dtype=object)
         for pid in range(1, last + 1):
-            n = counts.get((pid, cam), 0)
+            n = counts[pid, cam]
             rows = [rng.permutation(n) + 1 for _ in range(10)]
             cell[pid - 1, 0] = np.array(rows, dtype=np.uint8 if n < 256 else np.uint16).reshape(10, n)
         cameras[cam - 1, 0] = cell
@@ -88,12 +78,12 @@ def _sysu_files(plan: Plan, seed: int) -> dict[str, bytes]:
     return files
 
 
-def _regdb_files(plan: Plan, seed: int) -> dict[str, bytes]:
+def _regdb_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
     files = {}
     pids = plan.pids
-    paths: dict[tuple[int, bool], list[str]] = {}
-    for job in plan.jobs:
-        paths.setdefault((job.pid, job.infrared), []).append(job.path)
+    paths: defaultdict[tuple[int, bool], list[str]] = defaultdict(list)
+    for path, key in plan.images.items():
+        paths[key.pid, key.infrared].append(path)
     for trial in range(1, 11):
         order = np.random.default_rng([7502, seed, trial]).permutation(len(pids))
         half = len(pids) // 2
@@ -107,26 +97,19 @@ def _regdb_files(plan: Plan, seed: int) -> dict[str, bytes]:
     return files
 
 
-def _llcm_files(plan: Plan, seed: int) -> dict[str, bytes]:
-    del seed
+def _llcm_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
     label = {pid: i for i, pid in enumerate(plan.train)}
-    files = {}
+    files = {"idx/test_id.txt": _line(plan.test)}
     for infrared, kind in ((False, "vis"), (True, "nir")):
-        jobs = [job for job in plan.jobs if job.infrared == infrared and job.pid in label]
-        files[f"idx/train_{kind}.txt"] = "".join(f"{job.path} {label[job.pid]}\n" for job in jobs).encode()
-        tests = [job for job in plan.jobs if job.infrared == infrared and job.pid not in label]
-        files[f"idx/test_{kind}.txt"] = "".join(f"{job.path} {job.pid}\n" for job in tests).encode()
-    files["idx/test_id.txt"] = _line(plan.test)
+        lines: dict[str, list[str]] = {"train": [], "test": []}
+        for path, key in plan.images.items():
+            if key.infrared == infrared:
+                split = "train" if key.pid in label else "test"
+                lines[split].append(f"{path} {label.get(key.pid, key.pid)}\n")
+        files |= {f"idx/{split}_{kind}.txt": "".join(lines[split]).encode() for split in lines}
     return files
 
 
-_FILES: dict[str, Callable[[Plan, int], dict[str, bytes]]] = {
-    "sysu": _sysu_files,
-    "regdb": _regdb_files,
-    "llcm": _llcm_files,
-}
-
-
-def side_files(plan: Plan, seed: int) -> dict[str, bytes]:
+def side_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
     """All files of a layout that are not images: relative path -> content."""
-    return _FILES[plan.layout](plan, seed)
+    return {"sysu": _sysu_files, "regdb": _regdb_files, "llcm": _llcm_files}[plan.layout](plan, seed)

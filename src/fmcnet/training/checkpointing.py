@@ -34,7 +34,7 @@ from fmcnet.data.table import Table
 from fmcnet.distributed import DistributedContext, agree, agree_on_errors, broadcast, gather, mark_agreed
 from fmcnet.errors import CheckpointError
 from fmcnet.files import to_disk
-from fmcnet.inference.project import add_discriminant
+from fmcnet.inference.fit_projection import add_discriminant
 from fmcnet.models.card import PROJECTION
 from fmcnet.models.checkpoint import CARD, WEIGHTS, ModelCard, load_weights, save_pretrained, save_tensors
 from fmcnet.models.fmcnet import FMCNet

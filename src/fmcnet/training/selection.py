@@ -17,10 +17,10 @@ from fmcnet.data.table import Table
 from fmcnet.distributed import DistributedContext
 from fmcnet.errors import CheckpointError, DataError
 from fmcnet.evaluation import protocols
-from fmcnet.evaluation.engine import evaluate
+from fmcnet.evaluation.evaluate import evaluate
+from fmcnet.inference.backends import TorchBackend
+from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.shared import embed_shared
-from fmcnet.inference.torch_engine import TorchEngine
 from fmcnet.models.checkpoint import WEIGHTS, ModelCard, load_weights, save_pretrained
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.types import Modality
@@ -106,7 +106,7 @@ class ModelSelection:
             The log's record; empty except on rank 0.
         """
         assert self.rows is not None
-        encoder = Encoder(TorchEngine(model, self.ctx.device), card)
+        encoder = Encoder(TorchBackend(model, self.ctx.device), card)
         embeddings = embed_shared(encoder, self.rows, self.ctx, batch_size=self.batch, progress=False)
         if embeddings is None:
             return {}

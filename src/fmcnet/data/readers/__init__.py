@@ -1,4 +1,4 @@
-"""SYSU-MM01, RegDB and LLCM folders, and any CSV, as tables; `read_dataset` tells them apart."""
+"""SYSU-MM01, RegDB and LLCM folders, and any CSV, as tables; `read_dataset` detects the layout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from fmcnet.data.readers.csv import read_csv
 from fmcnet.data.readers.llcm import read_llcm
 from fmcnet.data.readers.regdb import read_regdb
-from fmcnet.data.readers.sysu import INFRARED_CAMERAS, read_sysu
+from fmcnet.data.readers.sysu import CAMERAS, INFRARED_CAMERAS, read_sysu
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
@@ -15,21 +15,25 @@ from fmcnet.types import Modality
 LAYOUTS = ("sysu", "regdb", "llcm", "csv")
 
 MARKERS = {
-    "sysu": ("exp", "cam1", "cam2", "cam3", "cam4", "cam5", "cam6"),
+    "sysu": ("exp", *CAMERAS),
     "regdb": ("Visible", "Thermal"),
     "llcm": ("vis", "nir", "test_vis", "test_nir"),
 }
 """Top-level names by which a layout is recognised; two of them (in any letter case) are enough."""
 
+_INFRARED_FOLDERS = {*(f"cam{number}" for number in INFRARED_CAMERAS), "thermal", "nir", "test_nir"}
+
 __all__ = [
     "LAYOUTS",
     "MARKERS",
+    "benchmark_layout",
     "detect_layout",
+    "modality_of_folder",
+    "read_csv",
     "read_dataset",
     "read_llcm",
     "read_regdb",
     "read_sysu",
-    "told_by_folder",
 ]
 
 
@@ -41,18 +45,18 @@ def read_dataset(
     training: bool = True,
     modality: Modality | None = None,
 ) -> Table:
-    """Read a dataset, whatever its layout.
+    """Read a dataset of any known layout.
 
     Args:
         path: a folder of SYSU-MM01, RegDB or LLCM, a CSV file, or a folder that holds exactly one CSV file.
         layout: "auto" or one of `LAYOUTS`.
         trial: which of RegDB's ten splits; the other layouts have one and ignore it.
         training: False: the images are to be searched, not learnt from or scored. No rule about identities and splits
-            applies and nobody is left out; a CSV needs no `pid`.
-        modality: with `training` False, of those rows of a CSV that say none.
+            applies, every image stays, and a CSV needs no `pid`.
+        modality: with `training` False, of those rows of a CSV that give none.
 
     Raises:
-        DataError: when nothing fits (says what was tried), or the reader finds a fault.
+        DataError: when nothing fits (names what was tried), or the reader finds a fault.
     """
     path = Path(path).expanduser()
     if layout == "auto":
@@ -63,9 +67,15 @@ def read_dataset(
         return read_regdb(path, trial, training=training)
     if layout == "llcm":
         return read_llcm(path, training=training)
-    if layout == "csv":
-        return read_csv(_csv_file(path), training=training, modality=modality)
-    raise DataError(f"unknown layout '{layout}': choose auto, {', '.join(LAYOUTS)}")
+    if layout != "csv":
+        raise DataError(f"unknown layout '{layout}': choose auto, {', '.join(LAYOUTS)}")
+    if path.is_dir():
+        files = _csv_files(path)
+        if len(files) != 1:
+            found = ", ".join(file.name for file in files) or "none"
+            raise DataError(f"{path} should hold exactly one CSV file, found {found}: give the file itself")
+        path = files[0]
+    return read_csv(path, training=training, modality=modality)
 
 
 def detect_layout(path: str | Path) -> str:
@@ -79,18 +89,16 @@ def detect_layout(path: str | Path) -> str:
         return "csv"
     if not path.is_dir():
         raise DataError(f"{path} does not exist: give a dataset's folder or a CSV file")
-    scores = _scores(path)
-    best = max(scores, key=lambda name: scores[name])
-    if scores[best] >= 2:
-        return best
+    children = sorted(path.iterdir())
+    layout = _marked_layout({child.name for child in children})
+    if layout:
+        return layout
     if len(_csv_files(path)) == 1:
         return "csv"
-    names = sorted(entry.name for entry in path.iterdir())
+    names = [child.name for child in children]
     tried = "; ".join(f"{name}: {', '.join(markers)}" for name, markers in MARKERS.items())
-    inside = [
-        child.name for child in sorted(path.iterdir()) if child.is_dir() and max(_scores(child).values()) >= 2
-    ]
-    hint = f"\nDid you mean {path / inside[0]}?" if inside else ""
+    inside = [child for child in children if child.is_dir() and _marked_layout(_names(child))]
+    hint = f"\nDid you mean {inside[0]}?" if inside else ""
     holds = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     raise DataError(
         f"{path} has none of the known layouts. Looked for {tried}; csv: exactly one *.csv file. "
@@ -98,43 +106,35 @@ def detect_layout(path: str | Path) -> str:
     )
 
 
-def laid_out(folder: Path) -> str | None:
-    """The benchmark that a folder is laid out as, lists and all; None for any other, as cam1 and cam2 alone."""
+def benchmark_layout(folder: Path) -> str | None:
+    """The benchmark whose layout a folder has, lists included; None for others, such as only cam1 and cam2."""
     try:
-        names = {entry.name.lower() for entry in folder.iterdir()} if folder.is_dir() else set()
+        names = _names(folder) if folder.is_dir() else set()
     except OSError:
         return None
-    scores = {layout: sum(m.lower() in names for m in markers) for layout, markers in MARKERS.items()}
-    best = max(scores, key=lambda name: scores[name])
-    return best if scores[best] >= 2 and names & {"exp", "idx", "thermal"} else None
+    return _marked_layout(names) if {name.lower() for name in names} & {"exp", "idx", "thermal"} else None
 
 
-def told_by_folder(layout: str, name: str) -> Modality | None:
-    """What a folder at the top of a dataset holds, as "cam3" of "sysu"; None where its name does not tell."""
+def modality_of_folder(layout: str, name: str) -> Modality | None:
+    """The modality of a folder at the top of a dataset, as "cam3" of "sysu"; None where its name gives none."""
     name = name.lower()
-    infrared = {"sysu": [f"cam{camera}" for camera in INFRARED_CAMERAS], "regdb": ["thermal"]}
-    infrared["llcm"] = ["nir", "test_nir"]
-    if name in infrared[layout]:
-        return Modality.INFRARED
-    known = [marker.lower() for marker in MARKERS[layout] if marker != "exp"]
-    return Modality.VISIBLE if name in known else None
+    if name == "exp" or name not in {marker.lower() for marker in MARKERS[layout]}:
+        return None
+    return Modality.INFRARED if name in _INFRARED_FOLDERS else Modality.VISIBLE
 
 
-def _scores(folder: Path) -> dict[str, int]:
-    names = {entry.name.lower() for entry in folder.iterdir()}
-    return {layout: sum(m.lower() in names for m in markers) for layout, markers in MARKERS.items()}
+def _names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+def _marked_layout(names: set[str]) -> str | None:
+    """The layout with the most markers among the names of a folder, two at least."""
+    lower = {name.lower() for name in names}
+    scores = {layout: sum(m.lower() in lower for m in markers) for layout, markers in MARKERS.items()}
+    best = max(scores, key=lambda layout: scores[layout])
+    return best if scores[best] >= 2 else None
 
 
 def _csv_files(folder: Path) -> list[Path]:
     files = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     return sorted(p for p in files if p.suffix.lower() in (".csv", ".tsv"))
-
-
-def _csv_file(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    files = _csv_files(path)
-    if len(files) == 1:
-        return files[0]
-    found = ", ".join(file.name for file in files) or "none"
-    raise DataError(f"{path} should hold exactly one CSV file, found {found}: give the file itself")

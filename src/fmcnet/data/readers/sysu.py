@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fmcnet.data.readers.lists import read_ids, read_mat_ids
-from fmcnet.data.readers.rules import settle
-from fmcnet.data.readers.tree import Tree, shown
+from fmcnet.data.readers.common import DatasetFolder, check_splits, read_ids, read_mat_ids, shown
 from fmcnet.data.table import SPLITS, Record, Table
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
 
-VISIBLE_CAMERAS = (1, 2, 4, 5)
 INFRARED_CAMERAS = (3, 6)
+CAMERAS = tuple(f"cam{number}" for number in range(1, 7))
 
 EXPECTED = """
     ROOT/
@@ -24,63 +22,58 @@ EXPECTED = """
 
 
 def read_sysu(root: str | Path, *, training: bool = True) -> Table:
-    """The table of a SYSU-MM01 folder; splits by `exp/*.txt`, or `.mat` where the text file is absent.
+    """Read a SYSU-MM01 folder; splits by `exp/*.txt`, or `.mat` where the text file is absent.
 
     Rows are ordered by split (train, val, test), camera, identity and file name. `exp/val_id` may be absent.
 
     Args:
-        root: the folder. training: False: keep every identity, as `settle` says.
+        root: the folder.
+        training: False: keep every identity (the images are to be searched).
 
     Raises:
-        DataError: when a camera folder or an identity list is missing, a list is empty or damaged, an
-            identity is listed but has no image, or splits share identities.
+        DataError: a camera folder or an identity list is missing, a list is empty or damaged, an identity is listed
+            but has no image, or splits share identities.
     """
-    tree = Tree(root, EXPECTED)
-    cameras = {cam: tree.find_folder(f"cam{cam}") for cam in range(1, 7)}
-    missing = [f"the camera folder cam{cam}" for cam, folder in cameras.items() if folder is None]
-    missing += [f"exp/{split}_id.txt" for split in ("train", "test") if _id_file(tree, split) is None]
-    if missing:
-        raise tree.error(f"{tree.root} lacks {', '.join(missing)}")
-    ids, notes = _split_ids(tree)
-    folders = {cam: tree.identity_folders(folder) for cam, folder in cameras.items() if folder is not None}
-
+    folder = DatasetFolder(root, EXPECTED)
+    lists = [f"exp/{split}_id.txt" for split in ("train", "test") if not folder.find(f"exp/{split}_id.mat")]
+    folder.require(CAMERAS, lists, "camera folder")
+    ids, notes = _split_ids(folder)
     records: list[Record] = []
     absent: list[str] = []
     for split, pids in ids.items():
-        with_images: set[int] = set()
-        for cam, by_pid in folders.items():
-            modality = Modality.INFRARED if cam in INFRARED_CAMERAS else Modality.VISIBLE
-            for pid in pids:
-                for path in tree.images(by_pid[pid]) if pid in by_pid else ():
-                    records.append(Record(path, pid, modality, cam, split))
-                    with_images.add(pid)
-        absent += [f"{pid} ({split})" for pid in pids if pid not in with_images]
+        start = len(records)
+        for number, name in enumerate(CAMERAS, start=1):
+            modality = Modality.INFRARED if number in INFRARED_CAMERAS else Modality.VISIBLE
+            for pid, path in folder.identity_images(folder.find(name) or name, pids):
+                records.append(Record(path, pid, modality, number, split))
+        present = {record.pid for record in records[start:]}
+        absent += [f"{pid} ({split})" for pid in pids if pid not in present]
     if absent:
         raise DataError(
-            f"{tree.root}: {len(absent)} identities are listed in exp/ but have no image in any camera: "
+            f"{folder.root}: {len(absent)} identities are listed in exp/ but have no image in any camera: "
             f"{shown(absent, 20)}; unpack the missing images or correct the lists"
         )
-    records, settled = settle(records, str(tree.root), training=training)
+    if training:
+        records, split_notes = check_splits(records, str(folder.root))
+        notes += split_notes
     listed = {pid for pids in ids.values() for pid in pids}
-    unlisted = {pid for by_pid in folders.values() for pid in by_pid} - listed
+    unlisted = {
+        pid for name in CAMERAS for pid in folder.identity_folders(folder.find(name) or name)
+    } - listed
     if unlisted:
         notes.append(f"{len(unlisted)} identity folders are in no list of exp/ and were not read")
-    return Table.from_records("sysu", tree.root, records, notes=[*notes, *settled, *tree.notes()])
+    return Table.from_records("sysu", folder.root, records, notes=[*notes, *folder.notes()])
 
 
-def _id_file(tree: Tree, split: str) -> str | None:
-    return tree.find(f"exp/{split}_id.txt") or tree.find(f"exp/{split}_id.mat")
-
-
-def _split_ids(tree: Tree) -> tuple[dict[str, list[int]], list[str]]:
+def _split_ids(folder: DatasetFolder) -> tuple[dict[str, list[int]], list[str]]:
     """Identities of each split, and notes."""
     ids: dict[str, list[int]] = {}
     notes: list[str] = []
     for split in SPLITS:
-        found = _id_file(tree, split)
-        if found is None:
+        if found := folder.find(f"exp/{split}_id.txt"):
+            ids[split] = read_ids(folder.root / found)
+        elif found := folder.find(f"exp/{split}_id.mat"):
+            ids[split] = read_mat_ids(folder.root / found)
+        else:
             notes.append(f"exp/{split}_id.txt is absent: no {split} split")
-            continue
-        path = tree.root / found
-        ids[split] = read_mat_ids(path) if path.suffix.lower() == ".mat" else read_ids(path)
     return ids, notes

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fmcnet.errors import CheckpointError
-from fmcnet.inference.onnx_engine import INPUT, OUTPUT
+from fmcnet.inference.manifest import INPUT, OUTPUT
 from fmcnet.inference.projection import Projection
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.optional import require

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.inference.export.graph import quiet
-from fmcnet.inference.onnx_engine import INPUT
+from fmcnet.inference.manifest import INPUT
 from fmcnet.optional import require
 
 SCHEMES = ("full", "mixed")

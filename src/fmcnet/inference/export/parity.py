@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from fmcnet.config import EvaluationConfig
 from fmcnet.data.table import Table
-from fmcnet.evaluation.engine import evaluate
-from fmcnet.evaluation.runs import protocols_for, roles
-from fmcnet.inference.engine import Engine, unit
+from fmcnet.evaluation.evaluate import evaluate
+from fmcnet.evaluation.evaluate_model import protocols_for, roles
+from fmcnet.inference.backends import Backend
+from fmcnet.inference.projection import l2_normalize
 from fmcnet.types import Embeddings, FloatArray, IntArray, Modality
 
 BATCHES = (1, 32)
@@ -24,7 +25,7 @@ BATCH = 32
 
 
 @dataclass(frozen=True)
-class Form:
+class BackendReport:
     """One form of a model beside the eager one.
 
     Attributes:
@@ -43,7 +44,7 @@ class Form:
     images_per_second: dict[str, float]
     kept: tuple[str, ...] = ()
 
-    def loss(self, other: Form) -> float:
+    def loss(self, other: BackendReport) -> float:
         """Points of mAP (percent) that this form loses against `other`, in the worst direction; 0 without scores."""
         lost = [other.scores[way]["mAP"] - self.scores[way]["mAP"] for way in self.scores]
         return max(lost, default=0.0)
@@ -53,14 +54,14 @@ class Form:
         return asdict(self)
 
 
-def embed_all(engine: Engine, images: NDArray[np.uint8], modality: NDArray[np.uint8]) -> FloatArray:
+def embed_all(backend: Backend, images: NDArray[np.uint8], modality: NDArray[np.uint8]) -> FloatArray:
     """Unit-length embeddings (N, E) of images (N, H, W, 3), each by its own modality's path."""
     out: FloatArray | None = None
     for kind in Modality:
         rows = np.flatnonzero(modality == kind.code)
         for start in range(0, len(rows), BATCH):
             batch = rows[start : start + BATCH]
-            part = unit(engine(images[batch], kind))
+            part = l2_normalize(backend(images[batch], kind))
             out = np.empty((len(images), part.shape[1]), dtype=np.float32) if out is None else out
             out[batch] = part
     assert out is not None
@@ -82,7 +83,7 @@ def scores(features: FloatArray, table: Table, config: EvaluationConfig) -> dict
 
 
 def rates(
-    engines: Sequence[Engine],
+    backends: Sequence[Backend],
     images: NDArray[np.uint8],
     modality: Modality,
     *,
@@ -90,55 +91,55 @@ def rates(
     rounds: int = ROUNDS,
     seconds: float = 0.3,
 ) -> list[dict[int, list[float]]]:
-    """Images/s of each engine, in turns, so that a busy machine is unfair to all alike.
+    """Images/s of each backend, in turns, so that a busy machine is unfair to all alike.
 
     Args:
         images: (N, H, W, 3) uint8 of the input size; repeated as needed.
         seconds: at least so long is measured each time.
 
     Returns:
-        By engine and batch size, one figure a round.
+        By backend and batch size, one figure a round.
     """
-    found: list[dict[int, list[float]]] = [{size: [] for size in batches} for _ in engines]
+    found: list[dict[int, list[float]]] = [{size: [] for size in batches} for _ in backends]
     for size in batches:
         batch = images[np.arange(size) % len(images)]
-        for engine in engines:
-            engine(batch, modality)  # warm
+        for backend in backends:
+            backend(batch, modality)  # warm
         for _ in range(rounds):
-            for at, engine in enumerate(engines):
+            for at, backend in enumerate(backends):
                 count, start = 0, time.perf_counter()
                 while (spent := time.perf_counter() - start) < seconds or not count:
-                    engine(batch, modality)
+                    backend(batch, modality)
                     count += size
                 found[at][size].append(count / spent)
     return found
 
 
 def compare(
-    forms: Sequence[tuple[str, Engine, int, tuple[str, ...]]],
+    forms: Sequence[tuple[str, Backend, int, tuple[str, ...]]],
     images: NDArray[np.uint8],
     modality: NDArray[np.uint8],
     table: Table | None,
     config: EvaluationConfig,
     *,
     seconds: float = 0.3,
-) -> list[Form]:
+) -> list[BackendReport]:
     """Set forms of one model side by side; the first is what the others are compared with.
 
     Args:
-        forms: name, engine, size of the files in bytes, layers kept in float32.
+        forms: name, backend, size of the files in bytes, layers kept in float32.
         images: (N, H, W, 3) uint8. modality: (N,) of each.
         table: (N,) the labels of these images; None: nothing is scored.
         config: of the evaluation. seconds: see `rates`.
     """
-    speeds = rates([engine for _, engine, *_ in forms], images, Modality.VISIBLE, seconds=seconds)
-    found: list[Form] = []
+    speeds = rates([backend for _, backend, *_ in forms], images, Modality.VISIBLE, seconds=seconds)
+    found: list[BackendReport] = []
     first: FloatArray | None = None
-    for (name, engine, size, kept), speed in zip(forms, speeds, strict=True):
-        features = embed_all(engine, images, modality)
+    for (name, backend, size, kept), speed in zip(forms, speeds, strict=True):
+        features = embed_all(backend, images, modality)
         first = features if first is None else first
         found.append(
-            Form(
+            BackendReport(
                 name,
                 size,
                 float(np.abs(features - first).max()),
@@ -158,7 +159,7 @@ def choose(modality: NDArray[np.uint8], count: int, seed: int = 0) -> IntArray:
     return np.sort(np.concatenate(parts))
 
 
-def markdown(forms: Sequence[Form], remarks: Sequence[str] = ()) -> str:
+def markdown(forms: Sequence[BackendReport], remarks: Sequence[str] = ()) -> str:
     """The forms as a table, with remarks below."""
     ways = list(forms[0].scores)
     heads = ["form", "MiB", "largest difference", "smallest cosine"]

@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import room_beside
+from fmcnet.inference.backends import OnnxBackend
 from fmcnet.inference.calibration.calibration import CALIBRATION, Calibration
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.export.build import float_graphs, form, int8_graphs
-from fmcnet.inference.export.int8 import SCHEMES
-from fmcnet.inference.export.parity import Form, choose, compare, markdown
-from fmcnet.inference.onnx_engine import GRAPHS, MANIFEST, Manifest, OnnxEngine, read_manifest
+from fmcnet.inference.export.graph import write_graph
+from fmcnet.inference.export.int8 import SCHEMES, quantize
+from fmcnet.inference.export.parity import BackendReport, choose, compare, markdown
+from fmcnet.inference.manifest import GRAPHS, MANIFEST, Manifest, int8_digest, read_manifest, sha256_of
 from fmcnet.inference.shipped import is_shipped
-from fmcnet.models.card import CARD, WEIGHTS
+from fmcnet.models.card import CARD, WEIGHTS, versions
 from fmcnet.optional import require
 from fmcnet.synthetic import generate
 from fmcnet.types import Modality
@@ -51,7 +52,7 @@ class Exported:
 
     out: Path
     manifest: Manifest
-    forms: tuple[Form, ...]
+    forms: tuple[BackendReport, ...]
     remarks: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,16 +118,16 @@ def export(
     seen, modality, table, remark = _images(encoder, data if data is not None else calibrate, progress)
     with room_beside(target) as scratch:
         forms: list[tuple[str, Any, int, tuple[str, ...]]] = [
-            ("PyTorch, eager", encoder.engine, (encoder.folder / WEIGHTS).stat().st_size, ())
+            ("PyTorch, eager", encoder.backend, (encoder.folder / WEIGHTS).stat().st_size, ())
         ]
-        built = [float_graphs(encoder, scratch / "fp32")]
-        forms.append(form("ONNX Runtime, fp32", built[0]))
+        built = [_float_graphs(encoder, scratch / "fp32")]
+        forms.append(_onnx_form("ONNX Runtime, fp32", built[0]))
         if int8:
             assert calibrate is not None
             ranges = _ranges(encoder, calibrate, images, progress)
             for scheme in SCHEMES:
-                built.append(int8_graphs(built[0], scratch / scheme, ranges, scheme))
-                forms.append(form(f"ONNX Runtime, int8 {scheme}", built[-1]))
+                built.append(_int8_graphs(built[0], scratch / scheme, ranges, scheme))
+                forms.append(_onnx_form(f"ONNX Runtime, int8 {scheme}", built[-1]))
         config = encoder.card.config.evaluation
         compared = compare(
             forms, seen, modality, table, config, seconds=SECONDS if seconds is None else seconds
@@ -137,7 +138,7 @@ def export(
         ]
         chosen, refused = _choose(compared, int8, force, remarks)
         folder = built[chosen - 1]
-        result = Exported(target, OnnxEngine(folder).manifest, tuple(compared), tuple(remarks))
+        result = Exported(target, OnnxBackend(folder).manifest, tuple(compared), tuple(remarks))
         _write_report(result, folder)
         if refused:
             raise FmcnetError(_refuse(refused, result, folder, scratch / "refused"))
@@ -147,7 +148,9 @@ def export(
     return result
 
 
-def _choose(compared: Sequence[Form], int8: bool, force: bool, remarks: list[str]) -> tuple[int, str]:
+def _choose(
+    compared: Sequence[BackendReport], int8: bool, force: bool, remarks: list[str]
+) -> tuple[int, str]:
     """Which form is kept (its place among `compared`), and why it is refused, or ""."""
     if not int8:
         return 1, ""
@@ -278,3 +281,57 @@ def _put(folder: Path, target: Path) -> None:
         if old.exists():
             old.rename(target)
         raise
+
+
+def _float_graphs(encoder: Encoder, folder: Path) -> Path:
+    """Write both float32 graphs and their manifest into a new folder."""
+    folder.mkdir()
+    opset = 0
+    for modality in Modality:
+        path = folder / GRAPHS[modality]
+        opset = write_graph(encoder.model, modality, encoder.height, encoder.width, path, encoder.projection)
+    sample = np.zeros((1, encoder.height, encoder.width, 3), dtype=np.uint8)
+    dim = encoder.backend(sample, Modality.VISIBLE).shape[1]
+    manifest = Manifest(
+        encoder.digest,
+        encoder.digest,
+        "fp32",
+        dim,
+        encoder.height,
+        encoder.width,
+        opset,
+        {},
+        versions("onnx", "onnxscript", "onnxruntime"),
+    )
+    _write_manifest(folder, manifest)
+    return folder
+
+
+def _int8_graphs(floats: Path, folder: Path, ranges: dict[Modality, NDArray[np.uint8]], scheme: str) -> Path:
+    """Write int8 forms of the graphs in `floats`, by one of `int8.SCHEMES`, into a new folder."""
+    folder.mkdir()
+    kept: list[str] = []
+    for modality in Modality:
+        name = GRAPHS[modality]
+        kept += [
+            f"{modality} {one}" for one in quantize(floats / name, folder / name, ranges[modality], scheme)
+        ]
+    manifest = OnnxBackend(floats).manifest
+    digest = int8_digest(manifest.source, _digests(folder))
+    _write_manifest(folder, replace(manifest, digest=digest, precision="int8", kept=tuple(kept)))
+    return folder
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / MANIFEST).write_text(replace(manifest, sha256=_digests(folder)).to_json(), encoding="utf-8")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {GRAPHS[modality]: sha256_of(folder / GRAPHS[modality]) for modality in Modality}
+
+
+def _onnx_form(name: str, folder: Path) -> tuple[str, Any, int, tuple[str, ...]]:
+    """A built form as `parity.compare` takes it, with as many threads as PyTorch."""
+    backend = OnnxBackend(folder, threads=torch.get_num_threads())
+    size = sum((folder / GRAPHS[modality]).stat().st_size for modality in Modality)
+    return name, backend, size, backend.manifest.kept

@@ -12,9 +12,18 @@ from fastapi.responses import Response
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import Entry, Where
 from fmcnet.retrieval.inputs import as_id
-from fmcnet.server.errors import Refusal, error_schema
+from fmcnet.server.errors import ApiError, error_schema
 from fmcnet.server.filters import Conditions
-from fmcnet.server.routes.search import Caller, Images, Kinds, Number, Running, Words, whole
+from fmcnet.server.routes.search import (
+    AuditFacts,
+    Images,
+    Kinds,
+    Number,
+    Running,
+    Sender,
+    Words,
+    read_uploads,
+)
 from fmcnet.server.schemas import AddedBody, EntriesBody, EntryBody, Moment
 from fmcnet.server.service import Service
 from fmcnet.server.validation import only_known
@@ -31,7 +40,8 @@ FARTHEST = 100_000
 @router.post("/entries", response_model=AddedBody, status_code=201, summary="Add crops; all, or none")
 async def add(
     service: Running,
-    caller: Caller,
+    facts: AuditFacts,
+    sender: Sender,
     request: Request,
     images: Images,
     modality: Kinds,
@@ -50,10 +60,10 @@ async def add(
     """`camera`, `time`, `track`, `source`, `pid`: none, one for all images, or one each. On disk when it answers."""
     n = len(images)
     with service.audit.watch(
-        "add", **caller, images=n, modality=modality[:2], on_duplicate=on_duplicate
+        "add", **facts, images=n, modality=modality[:2], on_duplicate=on_duplicate
     ) as log:
         if on_duplicate == "replace" and not request.scope["state"]["may"]("admin"):
-            raise Refusal(
+            raise ApiError(
                 403,
                 "replacing removes, which needs the scope admin",
                 "on_duplicate",
@@ -67,8 +77,8 @@ async def add(
             "pid": _column(pid, n, "pid"),
         }
         if id and len(id) != n:
-            raise Refusal(422, f"{len(id)} ids for {n} images", "id", "give one for each image, or none")
-        embeddings, pictures = await service.embed(await whole(images), modality)
+            raise ApiError(422, f"{len(id)} ids for {n} images", "id", "give one for each image, or none")
+        embeddings, pictures = await service.embed(await read_uploads(images), modality, sender)
         async with service.changing:  # nobody adds or removes one of these before their crops are kept
             there: set[str] = set()
             if on_duplicate == "skip" and service.pictures.kept is not None:
@@ -130,7 +140,7 @@ async def image(service: Running, entry_id: str) -> Response:
     found = await _get(service, entry_id)
     data = await service.work(lambda: service.pictures.read(found))
     if data is None:
-        raise Refusal(
+        raise ApiError(
             404, "there is no picture of this entry", "entry_id", "see --keep-images, --show-sources"
         )
     return Response(data, media_type="image/jpeg")
@@ -154,17 +164,17 @@ def check_id(entry_id: str) -> None:
     """Whether it can be an id.
 
     Raises:
-        Refusal: 422, saying why not.
+        ApiError: 422, saying why not.
     """
     try:
         as_id(entry_id)
     except GalleryError as error:
-        raise Refusal(422, str(error), "entry_id", "give the id of an entry") from error
+        raise ApiError(422, str(error), "entry_id", "give the id of an entry") from error
 
 
-def absent(entry_id: str) -> Refusal:
+def absent(entry_id: str) -> ApiError:
     """404 for an id that is not there."""
-    return Refusal(
+    return ApiError(
         404, f"there is no entry '{entry_id[:256]}'", "entry_id", "look for it with a search or a list"
     )
 
@@ -173,10 +183,10 @@ def _column(values: list[_Value], images: int, name: str) -> _Value | list[_Valu
     """None, one for all, or one each.
 
     Raises:
-        Refusal: for another count.
+        ApiError: for another count.
     """
     if len(values) not in (0, 1, images):
-        raise Refusal(
+        raise ApiError(
             422, f"{len(values)} values for {images} images", name, "give none, one for all, or one each"
         )
     return None if not values else values[0] if len(values) == 1 else values

@@ -8,7 +8,7 @@ from importlib.resources import files
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
-from fmcnet.server.errors import ANYWHERE, Refusal, error_schema
+from fmcnet.server.errors import ANYWHERE, ApiError, error_schema
 from fmcnet.server.keys import SCOPES
 from fmcnet.server.metrics import CONTENT_TYPE
 from fmcnet.server.routes.search import Running
@@ -57,7 +57,7 @@ async def page() -> Response:
 async def page_file(name: str) -> Response:
     """A part of the page."""
     if name not in FILES:
-        raise Refusal(404, "the page has no such part", "path", "open /")
+        raise ApiError(404, "the page has no such part", "path", "open /")
     return _page_file(name)
 
 

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Depends, Query
 
 from fmcnet.errors import GalleryBusyError
 from fmcnet.retrieval import Where
-from fmcnet.server.errors import Refusal, error_schema
+from fmcnet.server.errors import ApiError, error_schema
 from fmcnet.server.filters import Conditions, logged
 from fmcnet.server.routes.entries import absent, check_id
-from fmcnet.server.routes.search import Caller, Running
+from fmcnet.server.routes.search import AuditFacts, Running
 from fmcnet.server.schemas import RemovedBody, RemovedManyBody
 from fmcnet.server.service import Service
 from fmcnet.server.validation import only_known
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1", responses=error_schema(), dependencies=[Depends
 @router.delete("/entries", response_model=RemovedManyBody, summary="Remove all entries that match, provably")
 async def remove_many(
     service: Running,
-    caller: Caller,
+    facts: AuditFacts,
     where: Conditions,
     dry_run: Annotated[bool, Query(description="Only say how many match.")] = False,
     expect: Annotated[
@@ -31,16 +31,16 @@ async def remove_many(
     ] = None,
 ) -> RemovedManyBody:
     """Ask with `dry_run=true`, then confirm with `expect`. One condition at least; all must hold."""
-    with service.audit.watch("remove", **caller, where=logged(where), dry_run=dry_run) as log:
+    with service.audit.watch("remove", **facts, where=logged(where), dry_run=dry_run) as log:
         if where.anything:
-            raise Refusal(
+            raise ApiError(
                 422,
                 "no condition is given",
                 "query",
                 "say which: pid, camera, track, tag, modality, since, until",
             )
         if not dry_run and expect is None:
-            raise Refusal(
+            raise ApiError(
                 422, "a removal cannot be undone", "expect", "ask with dry_run=true, then give expect=MATCHED"
             )
         async with service.changing:
@@ -57,7 +57,7 @@ def _remove(
         return service.gallery.count(where), []
     ids = [entry.id for entry, _ in service.gallery.scan(where)]
     if expect is not None and len(ids) != expect:
-        raise Refusal(
+        raise ApiError(
             409,
             f"{len(ids)} entries match, not {expect}; none is removed",
             "expect",
@@ -84,9 +84,9 @@ def _forget_crops(service: Service, ids: list[str]) -> None:
 
 
 @router.delete("/entries/{entry_id:path}", response_model=RemovedBody, summary="Remove an entry, provably")
-async def remove(service: Running, caller: Caller, entry_id: str) -> RemovedBody:
+async def remove(service: Running, facts: AuditFacts, entry_id: str) -> RemovedBody:
     """When it answers, no file of the gallery holds the embedding, and the kept crop is gone."""
-    with service.audit.watch("remove", **caller, ids=[entry_id[:256]]) as log:
+    with service.audit.watch("remove", **facts, ids=[entry_id[:256]]) as log:
         check_id(entry_id)
 
         def do() -> int:

@@ -8,10 +8,11 @@ from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 
 from fmcnet.retrieval import Where
 from fmcnet.retrieval.records import as_modality
-from fmcnet.server.errors import Refusal, error_schema
+from fmcnet.server.decoding import Upload
+from fmcnet.server.errors import ApiError, error_schema
 from fmcnet.server.filters import logged
 from fmcnet.server.schemas import AnswerBody, EmbeddedBody, EmbeddingsBody, ModalityName, Moment
-from fmcnet.server.service import Service, Upload
+from fmcnet.server.service import Caller, Service
 from fmcnet.server.validation import only_known
 from fmcnet.types import Modality
 
@@ -28,30 +29,38 @@ Words = Annotated[list[str], Form()]
 Number = Annotated[int, Form(ge=-(2**63) + 1, le=2**63 - 1)]
 
 
-def the_service(request: Request) -> Service:
+def running_service(request: Request) -> Service:
     """The running service.
 
     Raises:
-        Refusal: 503, while it starts or stops.
+        ApiError: 503, while it starts or stops.
     """
     service: Service = request.app.state.service
     if not service.ready:
-        raise Refusal(503, "the service is starting or stopping", "the service", "try again", retry_after=2)
+        raise ApiError(503, "the service is starting or stopping", "the service", "try again", retry_after=2)
     return service
 
 
-def the_caller(request: Request) -> dict[str, Any]:
-    """Who asks, as the audit log notes it."""
+def audit_facts(request: Request) -> dict[str, Any]:
+    """Who sent the request, as the audit log notes it."""
     state = request.scope.get("state", {})
     client = request.client.host if request.client is not None else None
     return {"request": state.get("request"), "key": state.get("key"), "client": client}
 
 
-Running = Annotated[Service, Depends(the_service)]
-Caller = Annotated[dict[str, Any], Depends(the_caller)]
+def caller_of(request: Request) -> Caller:
+    """Who sent the request, as the decoders share their time."""
+    state = request.scope["state"]
+    host = request.client.host if request.client is not None else ""
+    return Caller(f"key {state['key']}" if state["key"] else host, state["gone"])
 
 
-async def whole(images: list[UploadFile]) -> list[Upload]:
+Running = Annotated[Service, Depends(running_service)]
+AuditFacts = Annotated[dict[str, Any], Depends(audit_facts)]
+Sender = Annotated[Caller, Depends(caller_of)]
+
+
+async def read_uploads(images: list[UploadFile]) -> list[Upload]:
     """Uploads with their bytes; they are in memory already."""
     return [
         Upload((one.filename or f"images[{at}]")[:200], await one.read()) for at, one in enumerate(images)
@@ -59,9 +68,9 @@ async def whole(images: list[UploadFile]) -> list[Upload]:
 
 
 @router.post("/embed", response_model=EmbeddingsBody, summary="Images to embeddings; nothing is kept")
-async def embed(service: Running, images: Images, modality: Kinds) -> EmbeddingsBody:
+async def embed(service: Running, sender: Sender, images: Images, modality: Kinds) -> EmbeddingsBody:
     """Unit embeddings, in the order of the images."""
-    found, _ = await service.embed(await whole(images), modality)
+    found, _ = await service.embed(await read_uploads(images), modality, sender)
     return EmbeddingsBody(
         model=service.encoder.digest,
         dimension=found.features.shape[1],
@@ -79,7 +88,8 @@ async def embed(service: Running, images: Images, modality: Kinds) -> Embeddings
 @router.post("/search", response_model=AnswerBody, summary="Who of the gallery is this?")
 async def search(
     service: Running,
-    caller: Caller,
+    facts: AuditFacts,
+    sender: Sender,
     images: Images,
     modality: Kinds,
     top: Annotated[int, Form(ge=1, description="Hits, or groups.")] = 20,
@@ -100,9 +110,9 @@ async def search(
     group: Annotated[Literal["track", "pid"] | None, Form()] = None,
 ) -> dict[str, Any]:
     """All images are of ONE person, in one or both modalities; they are pooled into one query, and not kept."""
-    with service.audit.watch("search", **caller, images=len(images), modality=modality[:2], top=top) as log:
+    with service.audit.watch("search", **facts, images=len(images), modality=modality[:2], top=top) as log:
         if top > service.limits.top:
-            raise Refusal(422, f"top={top} is more than {service.limits.top}", "top", "ask for fewer")
+            raise ApiError(422, f"top={top} is more than {service.limits.top}", "top", "ask for fewer")
         where = Where(
             cameras=camera or None,
             tracks=track or None,
@@ -113,7 +123,7 @@ async def search(
             until=until,
         )
         log["where"] = logged(where)
-        query, _ = await service.embed(await whole(images), modality)
+        query, _ = await service.embed(await read_uploads(images), modality, sender)
         answer = await service.work(
             lambda: service.searcher.answer(
                 query,
@@ -125,7 +135,7 @@ async def search(
                 group=group,
             )
         )
-        log["nobody"] = answer.nobody
-        shown = [match for one in answer.groups for match in one.matches] or answer.hits
+        log["nobody"] = answer.no_match
+        shown = [match for one in answer.groups for match in one.hits] or answer.hits
         log["shown"] = [hit.id for hit in shown]
     return answer.to_dict()

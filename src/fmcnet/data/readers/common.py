@@ -1,0 +1,339 @@
+"""What the readers share: a dataset's folder, its list files, and the rules for identities and splits."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fmcnet.data.listing import is_image, number_of
+from fmcnet.data.table import SPLITS, Record
+from fmcnet.errors import DataError
+from fmcnet.types import Modality
+
+
+def shown(items: Sequence[str], limit: int = 10) -> str:
+    """The first items, comma-separated, and how many more there are."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
+
+
+class DatasetFolder:
+    """The folder of a dataset: listed once, sorted, tolerant of letter case and stray files.
+
+    Args:
+        root: the dataset's folder.
+        expected: the layout, appended to messages about missing parts.
+
+    Raises:
+        DataError: the folder does not exist or is a file.
+    """
+
+    def __init__(self, root: str | Path, expected: str) -> None:
+        self.root = Path(root).expanduser()
+        self.expected = expected.strip("\n")
+        self._listings: dict[str, dict[str, bool]] = {}
+        self._corrected: dict[str, str] = {}
+        self._ignored: dict[str, str] = {}
+        if not self.root.exists():
+            raise self.error(f"the folder {self.root} does not exist: check the path")
+        if not self.root.is_dir():
+            raise self.error(f"{self.root} is a file: give the dataset's folder")
+
+    def error(self, message: str) -> DataError:
+        """An error that carries the expected layout."""
+        return DataError(f"{message}\nExpected:\n{self.expected}")
+
+    def require(self, folders: Iterable[str], files: Iterable[str], kind: str = "folder") -> None:
+        """Check that folders and files exist.
+
+        Raises:
+            DataError: naming all that do not; `kind` names the folders.
+        """
+        missing = [f"the {kind} {name}" for name in folders if self.find_folder(name) is None]
+        missing += [name for name in files if self.find(name) is None]
+        if missing:
+            raise self.error(f"{self.root} lacks {', '.join(missing)}")
+
+    def entries(self, folder: str) -> dict[str, bool]:
+        """Sorted names in a folder (relative to the root, "" for the root) -> whether it is a folder."""
+        if folder not in self._listings:
+            try:
+                with os.scandir(self.root / folder) as found:
+                    self._listings[folder] = dict(sorted((entry.name, entry.is_dir()) for entry in found))
+            except OSError as error:
+                raise DataError(f"cannot list {self.root / folder}: {error.strerror}") from error
+        return self._listings[folder]
+
+    def find(self, relative: str) -> str | None:
+        """The path as written on disk: exact, or the only one equal but for letter case; else None.
+
+        Raises:
+            DataError: several names differ from the wanted one, and from each other, in case only.
+        """
+        parts = [part for part in relative.replace("\\", "/").split("/") if part not in ("", ".")]
+        here = ""
+        for depth, part in enumerate(parts):
+            last = depth == len(parts) - 1
+            names = self.entries(here)
+            if part not in names:
+                same = [name for name in names if name.lower() == part.lower()]
+                if len(same) > 1:
+                    raise DataError(
+                        f"{self.root / here} holds {', '.join(same)}: which one is '{part}'? Keep one of them"
+                    )
+                if not same:
+                    return None
+                if not last or names[same[0]]:
+                    self._corrected[f"{here}/{part}".lstrip("/")] = same[0]
+                part = same[0]
+            here = f"{here}/{part}" if here else part
+            if not last and not names[part]:
+                return None
+        return here
+
+    def find_folder(self, relative: str) -> str | None:
+        """Like `find`; None where the name is a file."""
+        found = self.find(relative)
+        return found if found is not None and (self.root / found).is_dir() else None
+
+    def identity_images(self, folder: str, pids: Iterable[int]) -> Iterator[tuple[int, str]]:
+        """(identity, path) of each image in the numbered folders of these identities inside a folder."""
+        folders = self.identity_folders(folder)
+        for pid in pids:
+            for path in self._images(folders[pid]) if pid in folders else ():
+                yield pid, path
+
+    def _images(self, folder: str) -> Iterator[str]:
+        """Sorted paths of the images in a folder; the rest counts as ignored."""
+        for name, is_folder in self.entries(folder).items():
+            if not is_folder and is_image(name):
+                yield f"{folder}/{name}"
+            else:
+                self._ignored[f"{folder}/{name}"] = name
+
+    def identity_folders(self, folder: str) -> dict[int, str]:
+        """Identity -> its folder, for the numbered folders inside `folder`.
+
+        Raises:
+            DataError: two folders have the same number (`7` and `0007`).
+        """
+        found: dict[int, str] = {}
+        for name, is_folder in self.entries(folder).items():
+            pid = number_of(name)
+            if not is_folder or pid is None:
+                self._ignored[f"{folder}/{name}"] = name
+                continue
+            if pid in found:
+                raise DataError(
+                    f"{self.root / folder} holds two folders for identity {pid}: "
+                    f"'{found[pid].rpartition('/')[2]}' and '{name}': merge or remove one"
+                )
+            found[pid] = f"{folder}/{name}"
+        return found
+
+    def notes(self) -> list[str]:
+        """What was corrected or ignored so far, a sentence each."""
+        notes = []
+        if self._corrected:
+            pairs = [f"'{found}' read as '{wanted}'" for wanted, found in sorted(self._corrected.items())]
+            notes.append(f"letter case differs from the published layout: {shown(pairs, 6)}")
+        if self._ignored:
+            kinds = Counter("._*" if name.startswith("._") else name for name in self._ignored.values())
+            names = sorted(kinds, key=lambda name: (-kinds[name], name))
+            total = len(self._ignored)
+            what = "1 entry that is" if total == 1 else f"{total} entries that are"
+            notes.append(f"ignored {what} no part of the dataset: {shown(names, 5)}")
+        return notes
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8 or UTF-16, any line ending, with or without byte-order mark.
+
+    Raises:
+        DataError: the file cannot be read or is not text.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not a text file in UTF-8: {error.reason} at byte {error.start}"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_ids(path: Path) -> list[int]:
+    """Sorted identities of a comma-separated list (`1,2,5`), however spaced, broken or ended.
+
+    Raises:
+        DataError: a value is no number, or there is none.
+    """
+    words = [word for word in re.split(r"[,;\s]+", read_text(path)) if word]
+    bad = [word[:40] for word in words if number_of(word) is None]
+    if bad:
+        raise DataError(f"{path} should hold comma-separated identity numbers, but has {shown(bad, 5)}")
+    if not words:
+        raise DataError(f"{path} lists no identity: the split would be empty; restore the file")
+    return sorted({int(word) for word in words})
+
+
+def read_mat_ids(path: Path) -> list[int]:
+    """Sorted identities of a MATLAB file's variable `id`.
+
+    Raises:
+        DataError: the file cannot be read, lacks `id`, or `id` is empty.
+    """
+    from scipy.io import loadmat
+
+    try:
+        stored = loadmat(path)
+    except Exception as error:  # scipy raises many kinds on a damaged file
+        raise DataError(f"{path} is not a readable MATLAB file: {error}") from error
+    if "id" not in stored:
+        names = [name for name in stored if not name.startswith("__")]
+        raise DataError(f"{path} has no variable 'id'; it holds {', '.join(names) or 'nothing'}")
+    ids = np.asarray(stored["id"]).ravel()
+    if not len(ids):
+        raise DataError(f"{path} lists no identity: the split would be empty; restore the file")
+    if ids.dtype.kind not in "iuf" or not all(0 <= pid < 2**63 and pid == int(pid) for pid in ids.tolist()):
+        raise DataError(f"{path}: 'id' should hold whole numbers from 0 to {2**63 - 1}")
+    return sorted({int(pid) for pid in ids})
+
+
+class ListedImage(NamedTuple):
+    """A line of an `idx/` file: the image's path as on disk, its label, the line's number, its folder's number."""
+
+    path: str
+    label: int
+    line: int
+    pid: int
+
+
+def read_idx(folder: DatasetFolder, relative: str) -> list[ListedImage]:
+    """The lines `path label` of an `idx/` file, sorted by path; Windows separators are read as `/`.
+
+    Raises:
+        DataError: the file is missing or empty, lines are malformed, images are absent (all counted, the first ten
+            shown), or an image lies in a folder that is not a number.
+    """
+    found = folder.find(relative)
+    if found is None:
+        raise folder.error(f"{folder.root} lacks {relative}")
+    file = folder.root / found
+    listed, malformed, absent = [], [], []
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        path, _, label = line.strip().replace("\t", " ").rpartition(" ")
+        value = number_of(label)
+        if not path or value is None:
+            malformed.append(f"line {number}: '{line.strip()[:60]}'")
+        elif (on_disk := folder.find(path.strip())) is None:
+            absent.append(f"{path.strip()} (line {number})")
+        else:
+            listed.append(ListedImage(on_disk, value, number, folder_number(on_disk)))
+    if malformed:
+        raise DataError(f"{file}: {len(malformed)} lines are not 'relative/path label': {shown(malformed)}")
+    if absent:
+        raise DataError(
+            f"{file} lists {len(absent)} images that are not there: {shown(absent)}; "
+            "unpack the archive again or correct the list"
+        )
+    if not listed:
+        raise DataError(f"{file} lists no image: the split would be empty; restore the file")
+    return sorted(listed)
+
+
+def folder_number(path: str) -> int:
+    """The number of the folder that an image lies in (`Visible/12/a.bmp` -> 12).
+
+    Raises:
+        DataError: that folder's name is no number.
+    """
+    found = number_of(path.split("/")[-2] if "/" in path else "")
+    if found is None:
+        raise DataError(f"'{path[:200]}' does not lie in a folder named by its identity's number")
+    return found
+
+
+def check_labels(images: Iterable[ListedImage], where: str) -> None:
+    """Check that labels and identity folders match one to one.
+
+    Raises:
+        DataError: naming up to five labels or folders that do not.
+    """
+    by_label, by_folder = defaultdict[int, set[int]](set), defaultdict[int, set[int]](set)
+    for image in images:
+        by_label[image.label].add(image.pid)
+        by_folder[image.pid].add(image.label)
+    faults = [f"label {k} is given to folders {sorted(v)}" for k, v in sorted(by_label.items()) if len(v) > 1]
+    faults += [f"folder {k} has labels {sorted(v)}" for k, v in sorted(by_folder.items()) if len(v) > 1]
+    if faults:
+        raise DataError(
+            f"{where}: labels and identity folders disagree: {shown(faults, 5)}; correct the list"
+        )
+
+
+def check_splits(
+    records: Sequence[Record],
+    where: str,
+    name: Callable[[int], str] = str,
+    required: Sequence[str] = ("train", "test"),
+) -> tuple[list[Record], list[str]]:
+    """Check the splits of a dataset that is learnt from or scored; drop training identities of one modality.
+
+    Args:
+        records: the rows.
+        where: the dataset, for messages.
+        name: gives an identity's name, for messages.
+        required: splits that must not be empty.
+
+    Returns:
+        The rows to keep, and notes. An identity of `val` or `test` seen in one modality only is kept: it is a
+        distractor, or a query without match, as the protocols provide for.
+
+    Raises:
+        DataError: splits share identities, a required split is empty, or training has nothing to learn from.
+    """
+    seen = {split: defaultdict[int, set[Modality]](set) for split in SPLITS}
+    for record in records:
+        seen[record.split][record.pid].add(record.modality)
+    for first, second in combinations(SPLITS, 2):
+        both = sorted(seen[first].keys() & seen[second].keys())
+        if both:
+            raise DataError(
+                f"{where}: {len(both)} identities are in both {first} and {second}: "
+                f"{shown([name(pid) for pid in both])}; an identity belongs to one split"
+            )
+    for split in required:
+        if not seen[split]:
+            raise DataError(f"{where}: the {split} split is empty: no image belongs to it")
+    single = {
+        split: sorted(pid for pid, modalities in seen[split].items() if len(modalities) == 1)
+        for split in SPLITS
+    }
+    notes = []
+    for split, pids in single.items():
+        if pids:
+            fate = "dropped from training" if split == "train" else "kept: a query of it has no match"
+            what = "1 identity" if len(pids) == 1 else f"{len(pids)} identities"
+            names = shown([name(pid) for pid in pids])
+            notes.append(f"{split}: {what} seen in one modality only, {fate}: {names}")
+    dropped = set(single["train"])
+    if dropped and len(dropped) == len(seen["train"]):
+        raise DataError(
+            f"{where}: no training identity has both visible and infrared images, so there is nothing to "
+            f"learn from ({len(dropped)} identities with one modality only); check the modality of each image"
+        )
+    return [r for r in records if r.split != "train" or r.pid not in dropped], notes

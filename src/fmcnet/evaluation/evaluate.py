@@ -1,0 +1,187 @@
+"""From embeddings to CMC, mAP and mINP, for every protocol, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fmcnet.errors import ProtocolError
+from fmcnet.evaluation.metrics import Evaluation, scores
+from fmcnet.evaluation.protocols import Protocol
+from fmcnet.evaluation.ranking import CHUNK_BYTES, Ranks, rank_trials
+from fmcnet.evaluation.reranking import Extra, rank_with_extras
+from fmcnet.evaluation.rules import SkipRule
+from fmcnet.types import NO_PID, BoolArray, Embeddings, IntArray
+
+
+def evaluate(
+    embeddings: Embeddings,
+    protocol: Protocol,
+    *,
+    distance: str = "cosine",
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    chunk_bytes: int = CHUNK_BYTES,
+    query_mask: BoolArray | None = None,
+    gallery_mask: BoolArray | None = None,
+    extras: Sequence[Extra] = (),
+) -> Evaluation:
+    """Score embeddings under a protocol.
+
+    Args:
+        embeddings: each image once.
+        protocol: see `protocols`.
+        distance: "cosine" (of L2-normalised embeddings) or "euclidean" (of the embeddings as they are).
+        device: "cpu", "cuda", ... (torch).
+        precision: "float32", "float64", or "auto": float64 unless the product is large (`DOUBLE_BELOW`).
+        chunk_bytes: bound of a block of similarities with its copies. The engine takes a few times as much beyond
+            the embeddings, whatever their number (one identity with more images than fit goes over it).
+        query_mask: (N,) bool, which rows may be probes.
+        gallery_mask: (N,) bool, which rows may be searched.
+        extras: `QueryExpansion` and `KReciprocal`, in the order of application: none unless asked for.
+
+    Returns:
+        The scores of every trial. Ties count against the probe (`ranking`). With extras, the evaluation names them
+        and holds the plain figure beside (`Evaluation.plain`).
+
+    Raises:
+        ProtocolError: when protocol and embeddings do not fit, or no probe has a true match.
+        DataError: when an embedding is all zeros and the distance is cosine.
+    """
+    plain = evaluate_all(
+        embeddings,
+        [protocol],
+        distance=distance,
+        device=device,
+        precision=precision,
+        chunk_bytes=chunk_bytes,
+        query_mask=query_mask,
+        gallery_mask=gallery_mask,
+    )[0]
+    if not extras:
+        return plain
+    trials = tuple(
+        scores(
+            rank_with_extras(
+                embeddings, trial, protocol.skip, extras, distance=distance, chunk_bytes=chunk_bytes
+            ),
+            protocol.cmc,
+            len(trial[1]),
+        )
+        for trial in protocol.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)
+    )
+    return replace(plain, trials=trials, extras=tuple(e.describe() for e in extras), plain=plain)
+
+
+def evaluate_all(
+    embeddings: Embeddings,
+    protocols: Sequence[Protocol],
+    *,
+    distance: str = "cosine",
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    chunk_bytes: int = CHUNK_BYTES,
+    query_mask: BoolArray | None = None,
+    gallery_mask: BoolArray | None = None,
+) -> tuple[Evaluation, ...]:
+    """Score embeddings under several protocols, sharing similarities where probes and skip rule are equal.
+
+    Arguments and errors as in `evaluate`; one evaluation per protocol, in order.
+    """
+    unknown = int((embeddings.pid == NO_PID).sum())
+    if unknown:
+        raise ProtocolError(
+            f"{unknown} of {len(embeddings)} embeddings have no identity and cannot be scored: embed a labelled "
+            "table (embed_table), fill in pid, or leave them out"
+        )
+    plans = [p.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask) for p in protocols]
+    jobs = [(p, t) for p, plan in enumerate(plans) for t in range(len(plan))]
+    groups: dict[tuple[bytes, SkipRule], list[tuple[int, int]]] = {}
+    for p, t in jobs:
+        groups.setdefault((plans[p][t][0].tobytes(), protocols[p].skip), []).append((p, t))
+    ranks: dict[tuple[int, int], Ranks] = {}
+    precisions: dict[int, str] = {}
+    for (_, skip), members in groups.items():
+        trials = [plans[p][t] for p, t in members]
+        found, used = rank_trials(
+            embeddings,
+            trials,
+            skip,
+            distance=distance,
+            device=device,
+            precision=precision,
+            chunk_bytes=chunk_bytes,
+        )
+        ranks.update(zip(members, found, strict=True))
+        precisions.update({p: used for p, _ in members})
+    return tuple(
+        Evaluation(
+            protocol=protocol.sentence(),
+            distance=distance,
+            precision=precisions[p],
+            trials=tuple(
+                scores(ranks[p, t], protocol.cmc, len(gallery)) for t, (_, gallery) in enumerate(plans[p])
+            ),
+            unmatched=tuple(
+                tuple(_called(embeddings, row) for row in query[ranks[p, t].matches == 0].tolist())
+                for t, (query, _) in enumerate(plans[p])
+            ),
+        )
+        for p, protocol in enumerate(protocols)
+    )
+
+
+def _called(embeddings: Embeddings, row: int) -> str:
+    return str(embeddings.name[row]) or f"row {row}"
+
+
+@dataclass(frozen=True)
+class QueryScores:
+    """Scores of the probes that are counted in at least one trial, in ascending order of row.
+
+    Attributes:
+        row: (Q,) int64, position among the embeddings.
+        ap: (Q,) float64, average precision, mean over the trials in which the probe is counted, 0..1.
+        hit: (Q,) float64, share of those trials whose first answer is right, 0..1.
+    """
+
+    row: IntArray
+    ap: NDArray[np.float64]
+    hit: NDArray[np.float64]
+
+
+def query_scores(
+    embeddings: Embeddings,
+    protocol: Protocol,
+    *,
+    distance: str = "cosine",
+    query_mask: BoolArray | None = None,
+    gallery_mask: BoolArray | None = None,
+) -> QueryScores:
+    """Rank every probe in every trial and average over its trials.
+
+    Two models on the same images have the same probes and gallery draws, so their scores pair up. Where each
+    probe is counted in every trial, as in all public protocols, the means are the mAP and Rank-1.
+
+    Arguments and errors as `evaluate`.
+    """
+    trials = protocol.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)
+    trials_of, ap, hit = (np.zeros(len(embeddings)) for _ in range(3))
+    groups: dict[bytes, list[int]] = {}
+    for number, (query, _) in enumerate(trials):
+        groups.setdefault(query.tobytes(), []).append(number)
+    for members in groups.values():
+        ranked, _ = rank_trials(embeddings, [trials[t] for t in members], protocol.skip, distance=distance)
+        query = trials[members[0]][0]
+        for ranks in ranked:
+            counted = ranks.matches > 0
+            first = ranks.first_identity if protocol.cmc == "identity" else ranks.first_image
+            trials_of[query] += counted
+            ap[query] += np.where(counted, ranks.ap, 0.0)
+            hit[query] += counted & (first == 1)
+    rows = np.flatnonzero(trials_of)
+    return QueryScores(rows, ap[rows] / trials_of[rows], hit[rows] / trials_of[rows])

@@ -1,0 +1,197 @@
+"""A trained run on a dataset: embed once, evaluate by the dataset's own protocols, compare with chance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmcnet.config import EvaluationConfig
+from fmcnet.data.table import Table, fingerprint
+from fmcnet.errors import DataError, ProtocolError
+from fmcnet.evaluation import protocols
+from fmcnet.evaluation.draws import find_permutation
+from fmcnet.evaluation.evaluate import evaluate
+from fmcnet.evaluation.metrics import Evaluation
+from fmcnet.evaluation.protocols import Protocol
+from fmcnet.evaluation.reranking import Extra, KReciprocal, QueryExpansion
+from fmcnet.inference.encoder import Encoder, load
+from fmcnet.inference.shipped import is_shipped
+from fmcnet.types import BoolArray, Embeddings, Modality
+
+EMBEDDINGS = "embeddings"
+FLIP = "flip at test time"
+
+
+@dataclass(frozen=True)
+class DirectionResult:
+    """One direction of one run.
+
+    Attributes:
+        direction: "i2v" or "v2i" (RegDB: i is thermal).
+        result: the figures. chance: the Rank-1 that a random ranking expects, 0..1.
+        protocol: what was evaluated.
+    """
+
+    direction: str
+    protocol: Protocol
+    result: Evaluation
+    chance: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"direction": self.direction, "chance_rank1": self.chance, **self.result.to_dict()}
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """A run's embeddings of a test set and what the protocols say of them."""
+
+    encoder: Encoder
+    table: Table
+    embeddings: Embeddings
+    evaluations: tuple[DirectionResult, ...]
+
+
+def protocols_for(table: Table, config: EvaluationConfig) -> dict[str, Protocol]:
+    """The protocols of the table's benchmark, by direction.
+
+    With `config.draw` "auto" SYSU-MM01 takes the official draw where `rand_perm_cam.mat` lies in the dataset
+    and the seeded one where it does not; the protocol's sentence says which. A CSV's images are searched
+    all against all in the other modality, minding the table's roles and, where cameras are known, nothing else.
+    """
+    wanted = ("i2v", "v2i") if config.direction == "both" else (config.direction,)
+    if table.name == "sysu":
+        permutation = _permutation(table.root, config.draw)
+        return {
+            d: protocols.sysu(
+                mode=config.mode,
+                shots=config.shots,
+                draw="official" if permutation else "seeded",
+                permutation=permutation,
+                trials=config.trials,
+                direction=d,
+            )
+            for d in wanted
+        }
+    if table.name == "regdb":
+        names = {"i2v": "t2v", "v2i": "v2t"}
+        return {d: protocols.regdb(direction=names[d], cmc=config.cmc) for d in wanted}
+    if table.name == "llcm":
+        return {d: protocols.llcm(reading=config.reading, direction=d, trials=config.trials) for d in wanted}
+    halves = {
+        "i2v": (Modality.INFRARED, Modality.VISIBLE),
+        "v2i": (Modality.VISIBLE, Modality.INFRARED),
+    }
+    return {d: protocols.custom(*halves[d], name=f"{table.name}, {d}") for d in wanted}
+
+
+def _permutation(root: Path, draw: str) -> Path | None:
+    """The official draw's file, None for the seeded draw; "auto" takes the official one where the file lies."""
+    if draw == "seeded":
+        return None
+    try:
+        return find_permutation(root)
+    except ProtocolError:
+        if draw == "official":
+            raise
+        return None
+
+
+def roles(table: Table, role: str) -> BoolArray:
+    """(N,) which rows may be "query" or "gallery": those of that role, and those of none."""
+    mask: BoolArray = (table.role == role) | (table.role == "")
+    return mask
+
+
+def chance_rank1(embeddings: Embeddings, protocol: Protocol, table: Table) -> float:
+    """The Rank-1 that a random order of each probe's gallery expects, mean over trials and counted probes.
+
+    An identity-counted CMC and an image-counted one agree at rank 1: the first image decides.
+    """
+    trials = protocol.trials(
+        embeddings, query_mask=roles(table, "query"), gallery_mask=roles(table, "gallery")
+    )
+    means = []
+    for query, gallery in trials:
+        g_pid, g_cam = embeddings.pid[gallery], embeddings.camid[gallery]
+        keys, counts = np.unique(
+            np.stack([embeddings.pid[query], embeddings.camid[query]], axis=1), axis=0, return_counts=True
+        )
+        skipped = protocol.skip.mask(keys[:, 0], keys[:, 1], g_pid, g_cam)
+        matches = ((keys[:, :1] == g_pid[None]) & ~skipped).sum(axis=1)
+        seen = (~skipped).sum(axis=1)
+        counted = matches > 0
+        if counted.any():
+            means.append(np.average(matches[counted] / seen[counted], weights=counts[counted]))
+    return float(np.mean(means)) if means else 0.0
+
+
+def evaluate_model(
+    run: str | Path,
+    table: Table,
+    config: EvaluationConfig | None = None,
+    *,
+    split: str = "test",
+    device: str = "auto",
+    flip: bool = False,
+    rerank: bool = False,
+    expand: bool = False,
+    progress: bool | None = None,
+) -> EvaluatedRun:
+    """Evaluate a run on a dataset's test identities.
+
+    Args:
+        run: a run folder; embeddings are kept in its `embeddings/`, so a second evaluation takes seconds.
+        table: the whole dataset. split: which identities.
+        config: protocol settings; None: those of the run.
+        device: where to embed.
+        flip: average each embedding with its mirror image's; named in every report.
+        expand: average query expansion, likewise.
+        rerank: k-reciprocal re-ranking; named in every report, the plain figure beside it.
+
+    Raises:
+        DataError: when the split is empty or identities of it were trained on.
+    """
+    encoder = load(run, device)
+    settings = config or encoder.card.config.evaluation
+    store = None if encoder.folder is None or is_shipped(encoder.folder) else encoder.folder / EMBEDDINGS
+    rows = table.select(split=split)
+    if not len(rows):
+        raise DataError(f"{table.root} has no images of split '{split}'")
+    if encoder.card.data == fingerprint(table):
+        known = np.intersect1d(rows.pid, np.array(encoder.card.pids, dtype=np.int64))
+        if len(known):
+            raise DataError(
+                f"{len(known)} of the {split} identities are among those that {run} was trained on, the first is "
+                f"{table.pid_name(int(known[0]))}: the splits of {table.root} have changed since"
+            )
+    kinds = (False, True) if flip else (False,)
+    plain, *mirrored = (
+        encoder.embed_table(rows, batch_size=settings.batch, flip=mirror, store=store, progress=progress)
+        for mirror in kinds
+    )
+    embeddings = mirrored[0] if mirrored else plain
+    score = partial(
+        evaluate,
+        distance=settings.distance,
+        query_mask=roles(rows, "query"),
+        gallery_mask=roles(rows, "gallery"),
+    )
+    extras: list[Extra] = [QueryExpansion()] if expand else []
+    extras += [KReciprocal()] if rerank else []
+    results = []
+    for direction, protocol in protocols_for(rows, settings).items():
+        result = score(embeddings, protocol, extras=extras)
+        if flip:
+            result = replace(
+                result,
+                extras=(FLIP, *result.extras),
+                plain=score(plain, protocol),
+            )
+        chance = chance_rank1(embeddings, protocol, rows)
+        results.append(DirectionResult(direction, protocol, result, chance))
+    return EvaluatedRun(encoder, rows, embeddings, tuple(results))

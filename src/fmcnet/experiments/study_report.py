@@ -1,0 +1,362 @@
+"""The report of a study: results.md, results.json and figures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fmcnet.experiments import figures
+from fmcnet.experiments.features import Features, collect, measure
+from fmcnet.experiments.markdown import markdown_table
+from fmcnet.experiments.results import FEWEST, Runs, spread_of, study_facts, too_few
+from fmcnet.experiments.rows import DIRECTIONS, Study
+from fmcnet.experiments.runs import StudyRun, commit
+from fmcnet.files import write_atomically
+from fmcnet.inference.encoder import load
+from fmcnet.models.checkpoint import versions
+from fmcnet.training.loggers import read_log
+
+logger = logging.getLogger(__name__)
+
+STATISTICS_FILE = "numbers.json"
+STATISTICS = {
+    "shared_specific": ("specific centre to the nearest shared centre", "large"),
+    "specific_spread": ("specific centre to the farthest specific one", "below the line above: (4)"),
+    "mixing": ("one identity's visible and infrared shared features mixed", "1"),
+    "cross_ratio": ("its distance across the modalities over that within", "1"),
+    "probe_shared": ("linear probe tells the modality from shared features", "0.5, chance"),
+    "probe_specific": ("linear probe tells the modality from specific features", "near 1"),
+    "generated_rank": ("rank of the nearest real feature of the identity, from a generated one", "1"),
+    "generated_chance": ("the same, drawn blindly", "-"),
+    "generated_first": ("share of generated features with rank 1", "1"),
+    "generated_distance": ("generated feature to its identity's real centre", "below the next line"),
+    "between_centers": ("two identities' real centres", "-"),
+    "w1": ("w1 at the end", "-"),
+    "w2": ("w2 at the end", "-"),
+}
+"""Title of each statistic, and what the paper's claim wants; in the order of the report."""
+
+Pictures = list[tuple[str, Path]]
+
+
+def write_study(
+    studies: Sequence[Study],
+    runs: Sequence[StudyRun],
+    out: Path,
+    *,
+    seeds: Sequence[int],
+    crossed: bool,
+    data: dict[str, Any],
+    command: str,
+    failed: str = "",
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """Write results.md, results.json and figures/ from the finished runs.
+
+    Args:
+        studies: the wanted tables and figures.
+        runs: their runs, finished or not.
+        out: the folder.
+        seeds: of training.
+        crossed: all seeds have one test set.
+        data: facts of the dataset.
+        command: the study's command.
+        failed: which runs failed, and why.
+        progress: show bars; None: on a terminal only.
+
+    Returns:
+        The content of results.json, and "report", the path of results.md.
+    """
+    by_row = {(key, run.seed): run for run in runs for key in run.rows}
+    finished = [(run, result) for run in runs if (result := run.result()) is not None]
+    kept = (
+        "name",
+        "steps",
+        "images_seen",
+        "parameters",
+        "device",
+        "commands",
+        "commit",
+        "finished",
+        "versions",
+    )
+    facts: dict[str, Any] = {
+        "command": command,
+        "written": time.strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "versions": versions(),
+        "data": data,
+        "seeds": list(seeds),
+        "crossed": crossed,
+        "steps": sorted({result["steps"] for _, result in finished}),
+        "images_seen": sorted({result["images_seen"] for _, result in finished}),
+        "failed": failed,
+        "studies": [study_facts(study, by_row, seeds, crossed=crossed) for study in studies],
+        "runs": [
+            {**{key: result[key] for key in kept}, "rows": list(run.rows), "seed": run.seed}
+            for run, result in finished
+        ],
+        "pictures": {},
+    }
+    if all(find_spec(module) for module in ("matplotlib", "sklearn")):
+        for study, found in zip(studies, facts["studies"], strict=True):
+            if study.maps:
+                found["numbers"], pictures = _draw_maps(study, by_row, seeds, out / "figures", progress)
+            else:
+                pictures = _draw_table(found, out / "figures")
+            facts["pictures"][study.name] = [
+                (title, path.relative_to(out).as_posix()) for title, path in pictures
+            ]
+    else:
+        logger.warning(
+            "no pictures and no numbers of Figures 4 and 5: pip install 'fmcnet[plot]' brings both"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    text, content = study_page(facts), json.dumps(facts, indent=1) + "\n"
+    write_atomically(out / "results.json", lambda path: path.write_text(content, encoding="utf-8"))
+    report = write_atomically(out / "results.md", lambda path: path.write_text(text, encoding="utf-8"))
+    return {**facts, "report": str(report)}
+
+
+def _draw_table(found: dict[str, Any], out: Path) -> Pictures:
+    pictures: Pictures = []
+    if any(row["figures"] for row in found["rows"]):
+        path = figures.rows_picture(found, out / f"{found['name']}.png")
+        pictures.append((f"{found['title']}: mean, spread and each seed", path))
+    if found["pairs"]:
+        path = figures.pairs_picture(found, out / f"{found['name']}-paired.png")
+        pictures.append(("Paired differences of mAP", path))
+    return pictures
+
+
+def _draw_maps(
+    study: Study, runs: Runs, seeds: Sequence[int], out: Path, progress: bool | None
+) -> tuple[dict[str, Any], Pictures]:
+    """Statistics by row's title (mean and spread over seeds), maps of the first seed, w1 and w2 over training."""
+    statistics: dict[str, Any] = {}
+    maps: dict[str, Features] = {}
+    logs: dict[str, list[dict[str, Any]]] = {}
+    for row in study.rows:
+        title = {"md-none": "without L_MD", "md-all": "with L_MD"}.get(row.key, row.title)
+        finished = [run for seed in seeds if (run := runs[row.key, seed]).result() is not None]
+        if not finished:
+            continue
+        maps[title] = _features(finished[0], progress)
+        measured = [
+            _statistics(run, maps[title] if run is finished[0] else None, progress) for run in finished
+        ]
+        statistics[title] = {name: _spread([one[name] for one in measured]) for name in measured[0]}
+        logs |= {f"{title}, seed {run.seed}": read_log(run.folder) for run in finished}
+    if not maps:
+        return {}, []
+    caption = f"t-SNE, test identities, seed {seeds[0]}"
+    if study.name != "figure5":
+        return statistics, [(caption, figures.figure4(maps, out / f"{study.name}.png"))]
+    pictures = [(caption, figures.figure5(list(maps.values())[-1], out / "figure5.png"))]
+    if weights := figures.fusion_picture(logs, out / "fusion.png"):
+        pictures.append(("w1 and w2 of (15) over training", weights))
+    return statistics, pictures
+
+
+def _features(run: StudyRun, progress: bool | None) -> Features:
+    return collect(load(run.folder), run.table().select(split="test"), progress=progress)
+
+
+def _statistics(run: StudyRun, features: Features | None, progress: bool | None) -> dict[str, float | None]:
+    """Statistics of a run's features and w1, w2; measured once and kept beside the run's result."""
+    kept = run.folder / STATISTICS_FILE
+    try:
+        stored: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        if stored.pop("digest") == run.digest:
+            return stored
+    except (OSError, ValueError, KeyError):
+        pass
+    fusion = load(run.folder, "cpu").model.fusion
+    w1, w2 = [float(weight.detach()) for weight in fusion.weights()] if fusion else [None, None]
+    found = {**asdict(measure(features or _features(run, progress))), "w1": w1, "w2": w2}
+    text = json.dumps({"digest": run.digest, **found}, indent=1) + "\n"
+    write_atomically(kept, lambda path: path.write_text(text, encoding="utf-8"))
+    return found
+
+
+def _spread(values: list[float | None]) -> dict[str, float | None] | None:
+    measured = [value for value in values if value is not None]
+    if not measured:
+        return None
+    spread = spread_of(measured)
+    return {"mean": spread["mean"], "std": spread["std"]}
+
+
+def study_page(facts: dict[str, Any]) -> str:
+    """Write the report as Markdown.
+
+    Args:
+        facts: the content of results.json.
+    """
+    lines = ["# Results of the study", "", *_head(facts), *_protocols(facts)]
+    for study in facts["studies"]:
+        lines += [f"## {study['title']}", ""]
+        if not study["maps"]:
+            lines += _table(study, facts["data"]["comparable"])
+        lines += [*_pairs(study), *_order(study), *_statistics_table(study), *_sources(study)]
+        for title, path in facts["pictures"].get(study["name"], []):
+            lines += [f"![{title}]({path})", "", f"*{title}.*", ""]
+    return "\n".join([*lines, *_runs(facts)])
+
+
+def _head(facts: dict[str, Any]) -> list[str]:
+    data = facts["data"]
+    kind = "**GENERATED** data in the layout of " if data["generated"] else ""
+    seeds = ", ".join(map(str, facts["seeds"]))
+    lines = [
+        f"Written by `{facts['command']}`, {facts['written']}, fmcnet {facts['versions']['fmcnet']}"
+        + (f" at commit {facts['commit']}" if facts["commit"] else "")
+        + f", torch {facts['versions']['torch']}.",
+        "",
+        f"Data: {kind}{data['name']}, {data['test_identities']} test identities never trained on, "
+        f"{data['train_identities']} training identities. Training seeds: {seeds}; "
+        + ("one dataset for all seeds." if facts["crossed"] else "each seed has a dataset of its own."),
+        "",
+        f"Each run does {_alternatives(facts['steps'])} steps and sees {_alternatives(facts['images_seen'])} images. "
+        "Figures are percent: mean ± sample standard deviation over seeds. Differences are paired by query; their "
+        "intervals hold 95 % of 2,000 bootstrap draws of seeds and queries. Weights are each run's last.",
+        "",
+    ]
+    if len(facts["images_seen"]) > 1:
+        lines += ["**Not all runs saw equally many images: see the table of runs.**", ""]
+    if not data["comparable"]:
+        lines += [
+            "The paper's figures are of SYSU-MM01 and stand beside no figure here; its ORDER is compared.",
+            "",
+        ]
+    if few := too_few(len(facts["seeds"])):
+        lines += [f"**{few}. Every difference and order below is of these runs alone.**", ""]
+    if facts["failed"]:
+        lines += [f"**Not finished:** {facts['failed']}", ""]
+    return lines
+
+
+def _protocols(facts: dict[str, Any]) -> list[str]:
+    """Each direction's protocol and chance, once."""
+    rows = [row for study in facts["studies"] for row in study["rows"]]
+    lines = []
+    for direction, words in DIRECTIONS.items():
+        scores = next((row["figures"][direction] for row in rows if direction in row["figures"]), None)
+        if scores:
+            chance = f"A random order expects Rank-1 {scores['chance_rank1']:.2f}."
+            lines.append(f"- {words.capitalize()}: {scores['protocol']} {chance}")
+    return [*lines, ""]
+
+
+def _alternatives(values: list[int]) -> str:
+    return " or ".join(f"{value:,}" for value in values) or "no"
+
+
+def _plus_minus(spread: dict[str, Any] | None, digits: int = 2, deviation_digits: int = 2) -> str:
+    if not spread:
+        return "-"
+    deviation = "" if spread["std"] is None else f" ± {spread['std']:.{deviation_digits}f}"
+    return f"{spread['mean']:.{digits}f}{deviation}"
+
+
+def _table(study: dict[str, Any], comparable: bool) -> list[str]:
+    rows, metrics = study["rows"], {"rank1": "Rank-1", "mAP": "mAP", "mINP": "mINP"}
+    paper = comparable and any(row["paper"] for row in rows)
+    head = ["", *(f"{name} {metric}" for name in ("I→V", "V→I") for metric in metrics.values())]
+    head += ["paper Rank-1", "paper mAP"] if paper else []
+    lines = []
+    for row in rows:
+        done, missing = len(row["runs"]), len(row["missing"])
+        cells = [row["title"] + (f" ({done} of {done + missing} seeds)" if missing else "")]
+        cells += [
+            _plus_minus(row["figures"].get(d, {}).get(metric)) for d in DIRECTIONS for metric in metrics
+        ]
+        if paper:
+            cells += [f"{value:.2f}" for value in row["paper"] or ()] or ["-", "-"]
+        lines.append(cells)
+    few = too_few(min((len(row["runs"]) for row in rows if row["runs"]), default=FEWEST))
+    return [*markdown_table(head, lines), *([f"Rows of {few}.", ""] if few else [])]
+
+
+def _pairs(study: dict[str, Any]) -> list[str]:
+    if not study["pairs"]:
+        return []
+
+    def interval(one: dict[str, Any]) -> str:
+        text = f"{one['mean']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]"
+        return f"**{text}**" if one["clear"] and one["enough"] else text
+
+    lines = markdown_table(
+        ("paired difference", "direction", "Rank-1", "mAP"),
+        (
+            (pair["title"], DIRECTIONS[pair["direction"]], interval(pair["rank1"]), interval(pair["mAP"]))
+            for pair in study["pairs"]
+        ),
+    )
+    few = _too_few_pairs(study)
+    lines += ["Bold: the interval is clear of zero.", ""]
+    return [*lines, *([f"Not bold in any case, differences of {few}.", ""] if few else [])]
+
+
+def _too_few_pairs(study: dict[str, Any]) -> str:
+    return too_few(min(pair["mAP"]["seeds"] for pair in study["pairs"]))
+
+
+def _order(study: dict[str, Any]) -> list[str]:
+    if study["order"]:
+        return ["**Orders otherwise than in the paper:**", "", *(f"- {line}" for line in study["order"]), ""]
+    if study["pairs"] and any(row["paper"] for row in study["rows"]):
+        few = _too_few_pairs(study)
+        end = f" ({few})." if few else "."
+        return [f"Every row orders as in the paper, in both directions and both figures{end}", ""]
+    return []
+
+
+def _statistics_table(study: dict[str, Any]) -> list[str]:
+    measured = study.get("numbers") or {}
+    if not measured:
+        return []
+    lines = []
+    for name, (title, wanted) in STATISTICS.items():
+        spreads = [one.get(name) for one in measured.values()]
+        digits = 1 if name in ("generated_rank", "generated_chance") else 3
+        if any(spreads):
+            lines.append([title, wanted, *(_plus_minus(spread, digits, 3) for spread in spreads)])
+    table = markdown_table(["", "claim wants", *measured], lines)
+    return [*table, "Features of test identities, of unit length; mean ± deviation over seeds.", ""]
+
+
+def _sources(study: dict[str, Any]) -> list[str]:
+    lines = []
+    for row in study["rows"]:
+        if row["source"]:
+            apart = f" Deviations: {'; '.join(row['deviations'])}." if row["deviations"] else ""
+            lines.append(f"- **{row['title']}**: {row['source']}.{apart} `{' '.join(row['settings'])}`")
+    return [*lines, ""] if lines else []
+
+
+def _runs(facts: dict[str, Any]) -> list[str]:
+    head = ("run", "rows", "seed", "steps", "images seen", "parameters", "device", "commit")
+    rows = []
+    for run in facts["runs"]:
+        counts = [f"{run[key]:,}" for key in ("steps", "images_seen", "parameters")]
+        first = [run["name"], ", ".join(run["rows"]), run["seed"]]
+        rows.append([*first, *counts, run["device"], run["commit"] or "-"])
+    return [
+        "## Runs",
+        "",
+        *markdown_table(head, rows),
+        "Each by hand, with the configuration that the study wrote (figures: `fmcnet evaluate RUN` with the",
+        "same `--data` and `--both`):",
+        "",
+        "```",
+        *(run["commands"][0] for run in facts["runs"]),
+        "```",
+        "",
+    ]

@@ -1,0 +1,124 @@
+"""Embed files into an `.npz`, or a table by several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fmcnet.data.cache import ImageCache, cache_folder
+from fmcnet.data.depth import Remarks, ValueRange
+from fmcnet.data.listing import Ignored
+from fmcnet.data.table import Table
+from fmcnet.errors import DataError
+from fmcnet.files import write_atomically
+from fmcnet.inference.encoder import Encoder, keep, load
+from fmcnet.inference.image_input import list_images, parse_modality
+from fmcnet.types import Embeddings
+
+if TYPE_CHECKING:
+    from fmcnet.distributed import DistributedContext
+
+
+def embed_shared(
+    encoder: Encoder,
+    table: Table,
+    ctx: DistributedContext,
+    *,
+    batch_size: int = 64,
+    flip: bool = False,
+    store: Path | None = None,
+    progress: bool | None = None,
+) -> Embeddings | None:
+    """`Encoder.embed_table` by all processes of a job; every process calls.
+
+    Process r embeds rows r, r + world, r + 2 world... and rank 0 puts them together in the table's order. Shares may
+    differ by one image: none is padded and none repeated, so nothing counts twice.
+
+    Returns:
+        On rank 0 what one process would give (to rounding: batches are cut differently), elsewhere None.
+
+    Raises:
+        DataError: as `Encoder.embed_table`, or with fewer images than processes.
+    """
+    from fmcnet.distributed import gather  # needs PyTorch, which embed_files does not
+
+    if ctx.world < 2:
+        return encoder.embed_table(table, batch_size=batch_size, flip=flip, store=store, progress=progress)
+    folder = cache_folder(encoder.card.config.data.cache, table.root)
+    ImageCache(
+        table, encoder.height, encoder.width, folder=folder, progress=progress
+    )  # one file for all shares
+    rows = np.arange(ctx.rank, len(table), ctx.world)
+    shown = progress if ctx.main else False
+    features = encoder.embed_rows(table, rows, batch_size=batch_size, flip=flip, progress=shown)
+    shares = gather(features, ctx)
+    if not ctx.main:
+        return None
+    whole = np.empty((len(table), shares[0].shape[1]), dtype=np.float32)
+    for rank, share in enumerate(shares):
+        whole[rank :: ctx.world] = share
+    return keep(whole, table, encoder.kept_at(table, flip, store))
+
+
+def embed_files(
+    run: str | Path,
+    sources: Sequence[str | Path],
+    modality: str,
+    out: str | Path,
+    *,
+    batch: int = 64,
+    normalize: bool = True,
+    skip: bool = False,
+    device: str = "auto",
+    value_range: ValueRange | None = None,
+    remarks: Remarks | None = None,
+    ignored: list[Ignored] | None = None,
+) -> tuple[int, int]:
+    """Embed images and write `features` (N, E) float32, `name` (N,) and `modality` to an `.npz`.
+
+    Args:
+        run, sources, modality: model, images and folders, and what the images are.
+        out: the file to write.
+        batch, normalize, value_range, remarks: as `Encoder.encode`.
+        skip: leave out what cannot be read.
+        device: where to compute.
+        ignored: gets what lies in the folders and is no image.
+
+    Returns:
+        (N, E).
+
+    Raises:
+        DataError: listing every image that cannot be read (nothing is written then), unless `skip` leaves them out.
+    """
+    out = Path(out)
+    if out.is_dir() or out.suffix != ".npz":
+        raise DataError(f"--out {out}: give the name of an .npz file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out {out}: {error.strerror}") from error
+    kind = parse_modality(modality)
+    encoder = load(run, device)
+    paths = list_images(sources, ignored)
+    try:
+        found = encoder.encode(
+            paths,
+            kind,
+            batch_size=batch,
+            normalize=normalize,
+            on_error="skip" if skip else "raise",
+            value_range=value_range,
+            remarks=remarks,
+        )
+    except DataError as error:
+        raise error if skip else DataError(f"{error}\n--skip-unreadable leaves them out") from error
+
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:
+            np.savez(stream, features=found.features, name=found.name, modality=found.modality)
+
+    write_atomically(out, write)
+    return found.features.shape[0], found.features.shape[1]

@@ -1,0 +1,215 @@
+"""A model whose embeddings have fewer values, learnt from the identities that it was trained on."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcnet.data.readers import read_dataset
+from fmcnet.data.table import Table, fingerprint
+from fmcnet.errors import CheckpointError, DataError, FmcnetError
+from fmcnet.files import room_beside
+from fmcnet.inference.calibration.calibration import CALIBRATION
+from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.projection import METHODS, Method, Projection, l2_normalize
+from fmcnet.inference.shipped import is_shipped
+from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, model_digest
+from fmcnet.types import FloatArray, IntArray
+
+
+def project_model(
+    source: str | Path,
+    data: str | Path,
+    *,
+    dim: int,
+    method: Method = "discriminant",
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    progress: bool | None = None,
+) -> tuple[Projection, Path]:
+    """Learn a projection and write the model with it into a folder of its own, whole or not at all.
+
+    What is written is another model: it has its own digest, and needs a gallery and a calibration of its own.
+
+    Args:
+        source: a run with weights, or a shipped model's name.
+        data: a labelled dataset: a folder or CSV. Its training images are learnt from; of the dataset that the model
+            was trained on, those of the identities that it was trained on.
+        dim, method: see `fit_projection`.
+        out: the folder; None: `projected-DIM` in the model's folder.
+        overwrite: replace a projected model that is there.
+        device: where to embed. progress: show a bar; None: on a terminal only.
+
+    Raises:
+        CheckpointError: when there is no model with weights, or `out` is not to be written to.
+        DataError: when the images do not do: none of a training split, too few for `dim`.
+    """
+    encoder = Encoder.from_pretrained(source, device=device, runtime="torch")
+    assert encoder.folder is not None
+    if encoder.projection is not None:
+        raise FmcnetError(
+            f"{source} is projected to {encoder.projection.dim} values already: give the model it was made from, or "
+            "a run trained without model.descriptor=discriminant"
+        )
+    if out is None and is_shipped(encoder.folder):
+        raise FmcnetError(f"{source} came with the package, which is not written to: say --out FOLDER")
+    target = Path(out) if out is not None else encoder.folder / f"projected-{dim}"
+    _check_target(target, overwrite)
+    size = encoder.card.config.data
+    table = learnt_from(encoder.card, read_dataset(data, layout=size.layout, trial=size.split))
+    found = _learn(encoder, table, dim, method, progress)
+    with room_beside(target) as scratch:
+        folder = scratch / "new"
+        folder.mkdir()
+        for name in (CARD, WEIGHTS):
+            shutil.copy(encoder.folder / name, folder / name)
+        found.save(folder / PROJECTION)
+        if target.exists():
+            target.rename(scratch / "old")
+        folder.rename(target)
+    return found, target
+
+
+def add_discriminant(
+    folder: Path, table: Table, device: str = "auto", progress: bool | None = None
+) -> Projection:
+    """What `model.descriptor=discriminant` asks for: a projection of all directions, beside the weights. Ours.
+
+    Args:
+        folder: a run with weights; a projection that is there is made anew.
+        table: the images it was trained on.
+        device: where to embed. progress: show a bar; None: on a terminal only.
+
+    Raises:
+        DataError: when every person has one image only.
+    """
+    from fmcnet.distributed import pick_device
+    from fmcnet.inference.backends import TorchBackend
+    from fmcnet.models.checkpoint import load_pretrained_model
+
+    (folder / PROJECTION).unlink(missing_ok=True)
+    place = pick_device(device)
+    model, card = load_pretrained_model(folder, place)
+    encoder = Encoder(TorchBackend(model, place), card, model_digest(folder), folder)
+    found = _learn(encoder, table, None, "discriminant", progress)
+    found.save(folder / PROJECTION)
+    return found
+
+
+def _learn(
+    encoder: Encoder, table: Table, dim: int | None, method: Method, progress: bool | None
+) -> Projection:
+    batch = encoder.card.config.evaluation.batch
+    features = encoder.embed_table(table, batch_size=batch, progress=progress).features
+    persons = len(np.unique(table.pid))
+    facts = {
+        "table": table.name,
+        "fingerprint": fingerprint(table),
+        "images": len(table),
+        "identities": persons,
+    }
+    kept = min(features.shape[1], persons - 1) if dim is None else dim
+    return replace(fit_projection(features, table.pid, kept, method), source=encoder.digest, facts=facts)
+
+
+def learnt_from(card: ModelCard, table: Table) -> Table:
+    """The rows of a table that a projection is learnt from: nobody of a test set.
+
+    Raises:
+        DataError: when there are none.
+    """
+    chosen = table.select(split=card.config.data.train_splits)
+    if card.data == fingerprint(table):
+        chosen = chosen.take(np.isin(chosen.pid, np.array(card.pids, dtype=np.int64)))
+    if not len(chosen):
+        wanted = " or ".join(card.config.data.train_splits)
+        raise DataError(f"{table.root} has no image of split {wanted}, which a projection is learnt from")
+    return chosen
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    """Nothing is there, or a projected model that may go."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    names = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    if PROJECTION not in names:
+        raise CheckpointError(f"--out {target} exists and is no projected model: give a new folder")
+    if not overwrite:
+        there = Projection.load(target / PROJECTION)
+        raise CheckpointError(
+            f"--out {target} holds model {model_digest(target)} (model {there.source} projected to {there.dim} "
+            "values): give a new folder, or replace it with --overwrite"
+        )
+    if others := sorted(names - {CARD, WEIGHTS, PROJECTION, CALIBRATION}):
+        raise CheckpointError(
+            f"--out {target} holds {', '.join(others)} beside the model, which would be lost: give a new folder"
+        )
+
+
+def fit_projection(
+    features: FloatArray, pid: IntArray, dim: int, method: Method = "discriminant"
+) -> Projection:
+    """Learn a projection from descriptors of known persons.
+
+    "pca": the directions of largest variance; pid is not looked at. "discriminant" (linear discriminant analysis,
+    weighted: ours): the directions along which persons differ most for how much images of one person do. The scatter
+    within persons, too small where a model knows its training images by heart, is first averaged with a round one of
+    the same trace; then every direction counts by b / (1 + b), b being the variance between persons where that within
+    is 1, so that what does not tell persons apart adds no noise to a cosine similarity.
+
+    Args:
+        features: (N, E), of any length but zero. pid: (N,) whose they are.
+        dim: D, values to keep: at most E, and N - 1 or, discriminant, one less than there are persons.
+
+    Raises:
+        FmcnetError: for another method. DataError: when `dim` is too large, no person has two images, or the
+            descriptors do not differ.
+    """
+    from scipy.linalg import eigh
+
+    if method not in METHODS:
+        raise FmcnetError(f"method '{method}': say {' or '.join(METHODS)}")
+    _, person, images = np.unique(pid, return_inverse=True, return_counts=True)
+    count, width = features.shape
+    most, of = (
+        (count - 1, f"{count} images") if method == "pca" else (len(images) - 1, f"{len(images)} persons")
+    )
+    if not 0 < dim <= min(width, most):
+        other = "" if method == "pca" else "; --method pca knows no such bound"
+        raise DataError(
+            f"{dim} values cannot be learnt from descriptors of {width} values, {of}: at most {min(width, most)}"
+            + (other if dim <= width else "")
+        )
+    units = l2_normalize(features)
+    mean = units.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred = units - mean
+    last = (width - dim, width - 1)
+    if method == "pca":
+        _, vectors = eigh(_scatter(centred), subset_by_index=last)
+        return Projection(mean, vectors[:, ::-1].astype(np.float32), method)
+    if images.max() < 2:
+        raise DataError("every person has one image only: nothing shows how images of one person differ")
+    order = np.argsort(person, kind="stable")
+    sums = np.add.reduceat(centred[order], np.cumsum(images) - images, axis=0, dtype=np.float64)
+    means = (sums / images[:, None]).astype(np.float32)
+    within = _scatter(centred - means[person])
+    even = (within + np.eye(width) * (np.trace(within) / width)) / 2
+    try:
+        between, vectors = eigh(_scatter(means), even, subset_by_index=last)
+    except np.linalg.LinAlgError as error:
+        raise DataError(
+            "the descriptors do not differ (or are no numbers), so nothing can be learnt from them: train the model "
+            "longer, or with a lower training.lr"
+        ) from error
+    weighted = vectors * (between / (1 + between)).clip(min=0)
+    return Projection(mean, weighted[:, ::-1].astype(np.float32), method)
+
+
+def _scatter(rows: FloatArray) -> NDArray[np.float64]:
+    """(N, E) to the mean of outer products (E, E)."""
+    return (rows.T @ rows).astype(np.float64) / len(rows)

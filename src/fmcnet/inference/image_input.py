@@ -1,0 +1,299 @@
+"""What `Encoder.encode` takes for images, as a list of named items, and how each becomes pixels, once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fmcnet.data.cache import resize
+from fmcnet.data.depth import FLAT_8, Remarks, ValueRange
+from fmcnet.data.images import REMARKS, open_rgb, to_rgb
+from fmcnet.data.listing import IMAGE_SUFFIXES, Ignored, has_image_head, is_hidden, list_folder
+from fmcnet.errors import DataError, FmcnetError
+from fmcnet.types import MODALITY_WORDS, Modality
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_LISTED = 20
+
+ImageLike: TypeAlias = Union[str, Path, Image.Image, NDArray[np.uint8], "torch.Tensor"]
+"""A path, a folder, a Pillow image, a uint8 array ((N,) H, W, 3), a tensor ((N,) 3, H, W) of uint8 or 0..1 floats."""
+
+ModalityLike: TypeAlias = Modality | str
+Pixels: TypeAlias = NDArray[np.uint8]
+
+
+class Item(NamedTuple):
+    """One image to embed.
+
+    Attributes:
+        name: its path, or where it stood in the call: "images[3]".
+        source: a path, a Pillow image, an array or a tensor of one image.
+        modality: which stem sees it.
+    """
+
+    name: str
+    source: Any
+    modality: Modality
+
+
+class Fault(NamedTuple):
+    """An image that cannot be read.
+
+    Attributes:
+        position: among all images of the call, folders expanded, from 0.
+        name: as `Item.name`. reason: a sentence.
+    """
+
+    position: int
+    name: str
+    reason: str
+
+
+def list_images(sources: Sequence[str | Path], ignored: list[Ignored] | None = None) -> list[Path]:
+    """The images named, and those below the folders named (`fmcnet.data.listing.list_folder`), sorted by path.
+
+    Args:
+        sources: files and folders.
+        ignored: gets what lies in the folders and is no image.
+
+    Raises:
+        DataError: for a path that does not exist or a folder without images.
+    """
+    found: list[Path] = []
+    resources: list[Ignored] = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            found += _inside(source, ignored)
+        elif source.is_file():
+            if is_hidden(source.name) and not has_image_head(source):
+                resources.append(Ignored(str(source), "a hidden or resource file"))
+            else:
+                found.append(source)
+        else:
+            raise DataError(f"no such image or folder: {source}")
+    if resources and not found and ignored is None:
+        raise DataError(f"{resources[0].path} is a hidden or resource file, not an image: give images")
+    if ignored is not None:
+        ignored += resources
+    return found
+
+
+def expand(
+    images: ImageLike | Iterable[ImageLike],
+    modality: ModalityLike | Sequence[ModalityLike] | NDArray[np.uint8],
+) -> list[Item]:
+    """One item an image: folders become the images below them, batches their images.
+
+    Args:
+        images: one or several of `ImageLike`.
+        modality: one for all; or one for each of `images` as given (a folder's or a batch's goes to all its images),
+            or for each image once folders and batches are expanded. Numbers (0 visible, 1 infrared) will do.
+
+    Raises:
+        DataError: for what is no image, a folder without images, no images at all, or as many modalities as fit
+            neither count.
+    """
+    single = isinstance(images, (str, Path, Image.Image, np.ndarray)) or _is_tensor(images)
+    if not single and not isinstance(images, Iterable):
+        raise DataError(f"images is {_kind(images)}: give paths, folders, Pillow images, arrays or tensors")
+    given: list[Any] = [images] if single else list(cast("Iterable[Any]", images))
+    parts = [_parts(one, "images" if single else f"images[{at}]", single) for at, one in enumerate(given)]
+    total = sum(len(part) for part in parts)
+    if not total:
+        raise DataError("no images to encode")
+    if isinstance(modality, (str, Modality, int, np.integer)):
+        kinds = [parse_modality(modality)] * total
+    else:
+        several = [parse_modality(one) for one in modality]
+        if len(several) == len(given):
+            kinds = [kind for kind, part in zip(several, parts, strict=True) for _ in part]
+        elif len(several) == total:
+            kinds = several
+        else:
+            raise DataError(
+                f"{len(several)} modalities for {total} images: give one for all, or one for each image"
+            )
+    flat = chain.from_iterable(parts)
+    return [Item(name, source, kind) for (name, source), kind in zip(flat, kinds, strict=True)]
+
+
+def read_pixels(
+    source: Any,
+    height: int,
+    width: int,
+    *,
+    value_range: ValueRange | None = None,
+    remarks: Remarks | None = None,
+    name: str = "",
+) -> Pixels:
+    """One item's source as (H, W, 3) uint8 of the given size: the one way into every encoder.
+
+    Args:
+        source: a path, a Pillow image, an array or a tensor.
+        height: H.
+        width: W.
+        value_range: as `fmcnet.data.images.load_image`.
+        remarks: gets what is doubtful, under `name`.
+        name: of the image.
+
+    Raises:
+        DataError: when it cannot be read, has no pixels or another shape or type than an image; says why.
+    """
+    if isinstance(source, (str, Path, Image.Image)):
+        if isinstance(source, Image.Image):
+            image = to_rgb(source, value_range)
+        else:
+            image = open_rgb(source, value_range)
+        pixels = resize(image, height, width)
+        if remarks is not None:
+            for kind in image.info[REMARKS]:
+                remarks.add(kind, name)
+            if int(np.ptp(pixels, axis=(0, 1)).max()) < 4:
+                remarks.add(FLAT_8, name)
+        return pixels
+    array = _from_tensor(source) if _is_tensor(source) else source
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))):
+        raise DataError(
+            f"an image array must be (H, W, 3) or (H, W) uint8, 0..255, got {array.shape} {array.dtype}"
+        )
+    if not array.size:
+        raise DataError(f"it has no pixels: {array.shape}")
+    grey = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    return resize(Image.fromarray(np.ascontiguousarray(grey)).convert("RGB"), height, width)
+
+
+def read_ahead(
+    items: Sequence[Item],
+    batches: Sequence[Sequence[int]],
+    height: int,
+    width: int,
+    workers: int,
+    value_range: ValueRange | None = None,
+    remarks: Remarks | None = None,
+) -> Iterator[tuple[Sequence[int], list[Pixels | Fault]]]:
+    """Batch after batch, the next two decoded by `workers` threads while the caller computes on this one."""
+
+    def read(at: int) -> Pixels | Fault:
+        try:
+            item = items[at]
+            return read_pixels(
+                item.source, height, width, value_range=value_range, remarks=remarks, name=item.name
+            )
+        except DataError as error:
+            said = str(error).removeprefix("cannot read the image").removeprefix(f" {items[at].source}")
+            return Fault(at, items[at].name, said.removeprefix(": "))
+
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
+        waiting: deque[list[Future[Pixels | Fault]]] = deque()
+        for number, batch in enumerate(batches):
+            for following in batches[number + len(waiting) : number + 3]:
+                waiting.append([pool.submit(read, at) for at in following])
+            yield batch, [future.result() for future in waiting.popleft()]
+    finally:
+        pool.shutdown(cancel_futures=True)  # a caller that stops does not wait for what is queued
+
+
+def batches_of(items: Sequence[Item], size: int) -> list[list[int]]:
+    """Positions, in batches of one modality each, order kept within it."""
+    if size < 1:
+        raise FmcnetError(f"batch_size must be 1 or more, got {size}")
+    mine = [[at for at, item in enumerate(items) if item.modality is modality] for modality in Modality]
+    return [rows[start : start + size] for rows in mine for start in range(0, len(rows), size)]
+
+
+def list_faults(faults: Sequence[Fault], total: int) -> str:
+    """What to tell a person: how many of `total` images cannot be read, and which (the first 20)."""
+    lines = "\n".join(f"  {fault.name}: {fault.reason}" for fault in faults[:MAX_LISTED])
+    more = f"\n  ... and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
+    return f"{len(faults)} of {total} images cannot be read:\n{lines}{more}"
+
+
+def handler(on_error: str | Callable[[Fault], object]) -> Callable[[Fault], object] | None:
+    """What to do with a fault that is not to be raised; None: raise.
+
+    Raises:
+        FmcnetError: for another word than "raise" or "skip".
+    """
+    if callable(on_error):
+        return on_error
+    if on_error not in ("raise", "skip"):
+        raise FmcnetError(f"on_error='{on_error}': say raise, skip, or give a function that takes each fault")
+    return None if on_error == "raise" else lambda fault: None
+
+
+def parse_modality(text: Any) -> Modality:
+    """ "visible", "infrared", a synonym that a CSV may use ("ir", "thermal", "rgb"...), or 0 and 1, as a `Modality`.
+
+    Raises:
+        FmcnetError: for anything else.
+    """
+    if isinstance(text, Modality):
+        return text
+    if str(text).lower() not in MODALITY_WORDS:
+        raise FmcnetError(f"unknown modality '{text}': say visible or infrared")
+    return MODALITY_WORDS[str(text).lower()]
+
+
+def _parts(one: Any, label: str, single: bool) -> list[tuple[str, Any]]:
+    """(name, source) of each image in one thing given."""
+    if isinstance(one, (str, Path)):
+        path = Path(one)
+        return [(str(p), p) for p in _inside(path)] if path.is_dir() else [(str(one), path)]
+    if isinstance(one, Image.Image):
+        return [(str(getattr(one, "filename", "") or _first(label, single)), one)]
+    if isinstance(one, np.ndarray) or _is_tensor(one):
+        if one.ndim == 4:
+            return [(f"{label}[{at}]", image) for at, image in enumerate(one)]
+        return [(_first(label, single), one)]
+    raise DataError(f"{label} is {_kind(one)}: give a path, a folder, a Pillow image, an array or a tensor")
+
+
+def _first(label: str, single: bool) -> str:
+    return f"{label}[0]" if single else label
+
+
+def _inside(folder: Path, ignored: list[Ignored] | None = None) -> list[Path]:
+    found = list_folder(folder)
+    if not found.images:
+        others = f"; {len(found.ignored)} other files lie there" if found.ignored else ""
+        raise DataError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){others}")
+    if ignored is not None:
+        ignored += found.ignored
+    return list(found.images)
+
+
+def _is_tensor(value: Any) -> bool:
+    """Without importing torch, which may not be there."""
+    return type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach")
+
+
+def _from_tensor(tensor: Any) -> NDArray[Any]:
+    """(3, H, W) or (1, H, W) of uint8, or of floats in 0..1 (rounded to 255ths), to (H, W, 3 or 1)."""
+    array = tensor.detach().cpu()
+    if array.ndim != 3 or array.shape[0] not in (1, 3):
+        raise DataError(f"an image tensor must be (3, H, W) or (1, H, W), got {tuple(array.shape)}")
+    if array.dtype.is_floating_point:
+        array = array.float()
+        low, high = (float(array.min()), float(array.max())) if array.numel() else (0.0, 0.0)
+        if not (low >= 0.0 and high <= 1.0):
+            raise DataError(
+                f"a float tensor must be in 0..1, this one is in {low:.3g}..{high:.3g}: give the image as it is, "
+                "without normalisation, which the encoder does itself"
+            )
+        array = (array * 255).round().byte()
+    return np.asarray(array.permute(1, 2, 0).numpy())
+
+
+def _kind(value: Any) -> str:
+    return f"{'an' if type(value).__name__[:1] in 'aeiou' else 'a'} {type(value).__name__}"

@@ -1,1 +1,0 @@
-"""The gallery on one machine: SQLite is the record of truth, FAISS the index derived from it."""

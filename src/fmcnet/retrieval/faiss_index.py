@@ -1,0 +1,322 @@
+"""FAISS indexes of a gallery in memory: per modality an HNSW graph over the first rows and a flat index of the rest.
+
+A position is a row's place in the order of adding. A graph never links rows of different modalities: otherwise a
+search for one modality would be lost among rows of the query's own modality, which are all nearer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcnet.optional import require
+from fmcnet.retrieval.columns import EntryColumns
+from fmcnet.retrieval.records import Entry
+from fmcnet.types import BoolArray, FloatArray, IntArray, Modality
+
+Codes = NDArray[np.float32 | np.float16]
+Nearest = tuple[FloatArray, IntArray]
+"""(Q, K) similarities, best first, and (Q, K) rows; row -1 where there are fewer."""
+
+LINKS = 32
+"""HNSW's M."""
+EF_BUILD = 200
+FEW = 20_000
+"""Allowed rows of a modality up to which a search is exact whatever the index."""
+WIDEST = 2048
+"""Most rows taken from the graph to be filtered."""
+CANDIDATES = 512
+"""HNSW's efSearch in one modality; two thirds of it in each of both."""
+LOOKED_AT = 100
+"""Rows compared one by one in about the time that a graph takes for one candidate."""
+MOST_DEAD = 0.25
+"""Share of removed rows from which a graph is not used, until the gallery is compacted."""
+SELF_SEARCH = {"k": 8, "ef": 64}
+"""A row that such a search for its own embedding misses is compared one by one."""
+
+
+def faiss() -> Any:
+    """The package; MissingDependencyError without it."""
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it reports the instruction sets it tries
+    return require("faiss", "gallery")
+
+
+def empty_flat(dimension: int, dtype: np.dtype[Any]) -> Any:
+    """A FAISS flat index for inner products, of float32 or float16 values."""
+    if dtype == np.float32:
+        return faiss().IndexFlatIP(dimension)
+    half = faiss().ScalarQuantizer.QT_fp16
+    return faiss().IndexScalarQuantizer(dimension, half, faiss().METRIC_INNER_PRODUCT)
+
+
+def empty_graph(dimension: int, dtype: np.dtype[Any]) -> Any:
+    """A FAISS HNSW index for inner products, of float32 or float16 values."""
+    if dtype == np.float32:
+        index = faiss().IndexHNSWFlat(dimension, LINKS, faiss().METRIC_INNER_PRODUCT)
+    else:
+        half = faiss().ScalarQuantizer.QT_fp16
+        index = faiss().IndexHNSWSQ(dimension, half, LINKS, faiss().METRIC_INNER_PRODUCT)
+        index.train(np.zeros((1, dimension), np.float32))
+    index.hnsw.efConstruction = EF_BUILD
+    return index
+
+
+def exact(index: Any, queries: FloatArray, top: int, mask: BoolArray) -> Nearest:
+    """The `top` largest inner products of (Q, D) queries with the rows of a flat index where `mask` is true."""
+    if mask.all():
+        return index.search(queries, top)  # type: ignore[no-any-return]
+    if index.sa_code_size() == 4 * index.d:  # of float32 rows FAISS reads only those listed
+        selector = faiss().IDSelectorArray(np.flatnonzero(mask))
+    else:
+        selector = faiss().IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+    return index.search(queries, top, params=faiss().SearchParameters(sel=selector))  # type: ignore[no-any-return]
+
+
+def merged(parts: Sequence[Nearest], top: int) -> Nearest:
+    """The `top` best of several answers for the same queries."""
+    similarity = np.concatenate([part[0] for part in parts], axis=1)
+    row = np.concatenate([part[1] for part in parts], axis=1)
+    similarity = np.where(row < 0, -np.inf, similarity).astype(np.float32)
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :top]
+    return np.take_along_axis(similarity, order, axis=1), np.take_along_axis(row, order, axis=1)
+
+
+class ModalityIndex:
+    """The embeddings of one modality.
+
+    Attributes:
+        positions: (M,) of its rows in the gallery, rising. graph: HNSW over the first rows, or None.
+        rest: flat index of the other rows. reached: (G,) which rows of the graph a search in it finds.
+    """
+
+    def __init__(self, dimension: int, dtype: np.dtype[Any]) -> None:
+        self.dimension, self.dtype = dimension, dtype
+        self.positions = np.empty(0, np.int64)
+        self.graph: Any = None
+        self.rest = empty_flat(dimension, dtype)
+        self.reached = np.empty(0, np.bool_)
+
+    @property
+    def graph_rows(self) -> int:
+        """How many rows the graph covers."""
+        return len(self.reached)
+
+    def add(self, positions: IntArray, codes: Codes) -> None:
+        """Rows at the end."""
+        self.positions = np.concatenate([self.positions, positions])
+        self.rest.add_sa_codes(np.ascontiguousarray(codes).view(np.uint8))
+
+    def attach(self, graph: Any, reached: BoolArray) -> None:
+        """Use a graph that was saved without embeddings for the first rows, all of which are in `rest`."""
+        rows = len(reached)
+        codes = self.rest.reconstruct_n(0, self.rest.ntotal)
+        storage = empty_flat(self.dimension, self.dtype)
+        storage.add(codes[:rows])
+        graph.storage, graph.own_fields = storage, True  # the graph frees its storage
+        self.graph, self.reached, self.rest = graph, reached, empty_flat(self.dimension, self.dtype)
+        self.rest.add(codes[rows:])
+
+    def grow(self) -> None:
+        """Take all rows into the graph."""
+        if not self.rest.ntotal:
+            return
+        if self.graph is None:
+            self.graph = empty_graph(self.dimension, self.dtype)
+        self.graph.add(self.rest.reconstruct_n(0, self.rest.ntotal))
+        self.rest = empty_flat(self.dimension, self.dtype)
+        self.reached = np.empty(self.graph.ntotal, np.bool_)
+        chosen = faiss().SearchParametersHNSW(efSearch=SELF_SEARCH["ef"])
+        for start in range(0, len(self.reached), 4096):
+            rows = np.arange(start, min(start + 4096, len(self.reached)))
+            codes = self.graph.storage.reconstruct_n(start, len(rows))
+            found = self.graph.search(codes, SELF_SEARCH["k"], params=chosen)[1]
+            self.reached[rows] = (found == rows[:, None]).any(axis=1)
+
+    def search(self, queries: FloatArray, top: int, mask: BoolArray, candidates: int) -> list[Nearest]:
+        """Answers that together hold the `top` best of its rows where `mask` (M,) is true, by position.
+
+        Args:
+            candidates: HNSW's efSearch; 0: compare all.
+        """
+        answers, left = [], mask[: self.graph_rows]
+        if candidates:
+            answer = self._by_graph(queries, top, left & self.reached, candidates)
+            if answer:
+                answers.append(answer)
+                left = left & ~self.reached
+        storage = None if self.graph is None else self.graph.storage
+        for index, first, allowed in ((storage, 0, left), (self.rest, self.graph_rows, mask[len(left) :])):
+            count = int(np.count_nonzero(allowed))
+            if count:
+                similarity, row = exact(index, queries, min(top, count), allowed)
+                answers.append((similarity, row + first))
+        return [(similarity, np.where(row < 0, -1, self.positions[row])) for similarity, row in answers]
+
+    def _by_graph(self, queries: FloatArray, top: int, chosen: BoolArray, candidates: int) -> Nearest | None:
+        """The best chosen rows among the graph's best rows; None where comparing all costs less.
+
+        FAISS can filter inside the graph, but misses nearly all rows where the chosen ones are far from the query.
+        This search notices that too few of the best rows are chosen ones, and compares all of them. The smaller the
+        share of chosen rows, the lower they rank, where a graph misses more: so it looks at more candidates.
+        """
+        count, rows = int(np.count_nonzero(chosen)), int(np.count_nonzero(self.reached))
+        candidates = int(candidates * (rows / count) ** 0.25)
+        top = min(top, count)
+        wide = top if count == self.graph_rows else min(3 * top * rows // (2 * count), rows)
+        similarity = np.full((len(queries), top), -np.inf, np.float32)
+        row = np.full((len(queries), top), -1, np.int64)
+        poor = np.arange(len(queries))
+        while len(poor) and wide <= WIDEST and LOOKED_AT * max(wide, candidates) < count:
+            chosen_ef = faiss().SearchParametersHNSW(efSearch=max(candidates, 3 * wide // 2))
+            near, found = self.graph.search(queries[poor], wide, params=chosen_ef)
+            near = np.where((found >= 0) & chosen[found], near, -np.inf).astype(np.float32)
+            similarity[poor], row[poor] = merged([(near, np.where(np.isneginf(near), -1, found))], top)
+            poor = poor[(row[poor] < 0).any(axis=1)]
+            wide *= 4
+        if len(poor) == len(queries):
+            return None
+        if len(poor):
+            similarity[poor], row[poor] = exact(self.graph.storage, queries[poor], top, chosen)
+        return similarity, row
+
+
+class FaissIndex:
+    """A process's view of a gallery, by position. Nothing here reads or writes the database.
+
+    A removed row keeps its position, and in memory its embedding, until the gallery is compacted or opened again.
+
+    Attributes:
+        generation: of the database, up to which this is complete. columns: N rows. parts: one index a modality.
+        saved: how many rows are in the embeddings' file. unsaved: the embeddings of the others, in batches.
+    """
+
+    def __init__(self, dimension: int, dtype: str, columns: EntryColumns | None = None) -> None:
+        self.generation = -1
+        self.columns = columns or EntryColumns()
+        self.dimension, self.dtype = dimension, np.dtype(dtype)
+        self.parts = [ModalityIndex(dimension, self.dtype) for _ in Modality]
+        self.saved = 0
+        self.unsaved: list[Codes] = []
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    @property
+    def live(self) -> int:
+        """How many rows are not removed."""
+        return int(np.count_nonzero(self.columns.alive))
+
+    @property
+    def graph_rows(self) -> int:
+        """How many rows the graphs cover."""
+        return sum(part.graph_rows for part in self.parts)
+
+    @property
+    def indexed(self) -> int:
+        """How many rows that are not removed a search finds by a graph; 0: searches are exact."""
+        alive = self.columns.alive
+        found = (part.positions[: part.graph_rows][part.reached] for part in self.parts if self._usable(part))
+        return sum(int(np.count_nonzero(alive[positions])) for positions in found)
+
+    def _usable(self, part: ModalityIndex) -> bool:
+        """Whether there is a graph, and not too many of its rows are removed."""
+        dead = np.count_nonzero(~self.columns.alive[part.positions[: part.graph_rows]])
+        return part.graph_rows > 0 and bool(dead <= MOST_DEAD * part.graph_rows)
+
+    def append(self, seqs: Sequence[int], entries: Sequence[Entry], codes: Codes) -> None:
+        """Rows at the end."""
+        first = len(self)
+        self.columns.append(seqs, entries)
+        self._spread(self.columns["modality"][first:], first, codes)
+        self.unsaved.append(codes)
+
+    def load(self, codes: Codes, graphs: Path | None) -> None:
+        """The embeddings of all rows, as they are in the files, and what `save_graphs` wrote.
+
+        Raises:
+            OSError, ValueError, KeyError, RuntimeError: when `graphs` is no such file.
+        """
+        parts = self.columns["modality"].copy()
+        self.saved = len(codes)
+        if graphs is None:
+            self._spread(parts, 0, codes)
+            return
+        with np.load(graphs, allow_pickle=False) as stored:
+            saved = stored["parts"]
+            if len(saved) > len(parts):
+                raise ValueError(f"it covers {len(saved)} rows of {len(parts)}")
+            parts[: len(saved)] = saved  # since then, entries may have changed their modality
+            self._spread(parts, 0, codes)
+            for code, part in enumerate(self.parts):
+                if f"graph_{code}" in stored:
+                    graph = faiss().deserialize_index(stored[f"graph_{code}"])
+                    part.attach(graph, stored[f"reached_{code}"])
+
+    def _spread(self, parts: NDArray[np.generic], first: int, codes: Codes) -> None:
+        for code, part in enumerate(self.parts):
+            rows = np.flatnonzero(parts == code)
+            part.add(first + rows, codes[rows])
+
+    def forget(self, seqs: Sequence[int]) -> IntArray:
+        """Removed rows; their positions. Those in the embeddings' file are to be erased there."""
+        positions = self.columns.positions(seqs)
+        self.columns.forget(positions)
+        return positions
+
+    def take_unsaved(self) -> Codes:
+        """The embeddings that the file lacks, zeros for removed rows."""
+        empty = np.empty((0, self.dimension), self.dtype)
+        codes: Codes = np.concatenate([empty, *self.unsaved])
+        codes[~self.columns.alive[self.saved :]] = 0
+        return codes
+
+    def grow_graphs(self) -> None:
+        """Take all rows into the graphs."""
+        for part in self.parts:
+            part.grow()
+
+    def save_graphs(self, path: Path) -> None:
+        """Write the graphs' links, without the embeddings, and the modality under which each row is."""
+        parts = np.zeros(len(self), np.uint8)
+        arrays: dict[str, NDArray[np.generic]] = {"parts": parts}
+        for code, part in enumerate(self.parts):
+            parts[part.positions] = code
+            if part.graph is not None:
+                flags = faiss().IO_FLAG_SKIP_STORAGE
+                arrays[f"graph_{code}"] = faiss().serialize_index(part.graph, flags)
+                arrays[f"reached_{code}"] = part.reached
+        with path.open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+
+    @property
+    def clean(self) -> bool:
+        """No row was removed, and each is in the index of its modality."""
+        kinds = self.columns["modality"]
+        right = all((kinds[part.positions] == code).all() for code, part in enumerate(self.parts))
+        return right and bool(self.columns.alive.all())
+
+    def search(self, queries: FloatArray, top: int, mask: BoolArray, *, only_exact: bool) -> Nearest:
+        """The `top` most similar of (Q, D) queries among the rows where `mask` (N,) is true, by position.
+
+        Returns:
+            (Q, <= top) similarities and positions, best first.
+        """
+        top = min(top, int(np.count_nonzero(mask)))
+        chosen = [mask[part.positions] for part in self.parts]
+        many = [
+            not only_exact
+            and self._usable(part)
+            and np.count_nonzero(allowed[: part.graph_rows] & part.reached) > FEW
+            for part, allowed in zip(self.parts, chosen, strict=True)
+        ]
+        candidates = CANDIDATES if sum(many) == 1 else 2 * CANDIDATES // 3
+        found = [(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))]
+        for part, allowed, by_graph in zip(self.parts, chosen, many, strict=True):
+            if top:
+                found += part.search(queries, top, allowed, candidates if by_graph else 0)
+        return merged(found, top)

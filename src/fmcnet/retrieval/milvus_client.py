@@ -1,0 +1,295 @@
+"""A collection of a Milvus cluster: address, connection, schema, errors; entries and filters in its terms."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import re
+from collections.abc import Collection as Texts
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+
+from fmcnet.errors import GalleryError
+from fmcnet.optional import require
+from fmcnet.retrieval.inputs import LONGEST, MOST_TAGS
+from fmcnet.retrieval.records import (
+    Entry,
+    GallerySettings,
+    OpenOptions,
+    Stored,
+    Where,
+    from_micros,
+    to_micros,
+)
+from fmcnet.types import FloatArray, Modality
+
+PORT = 19530
+CONNECT = 10.0
+"""Seconds until a server that does not answer is an error."""
+REQUEST = 30.0
+"""Seconds, at least, that one request may take."""
+HNSW = {"M": 32, "efConstruction": 200}
+
+_log = logging.getLogger(__name__)
+
+
+class Collection:
+    """A connection to a collection that is a gallery, or will be one.
+
+    Args:
+        location: "milvus://host:port/name"; `user:password@` before the host where the cluster asks for it, signs in
+            them as %40 and the like.
+        options: `read_only` refuses any change. `timeout`: seconds for a request, at least `REQUEST`. `index`: of a
+            new collection, "hnsw", otherwise FLAT, which compares with every row.
+
+    Attributes:
+        name: of the collection. location: as given, without user and password. timeout: in seconds.
+
+    Raises:
+        GalleryError: for a bad location, or when no server answers within `CONNECT` seconds.
+        MissingDependencyError: without pymilvus.
+    """
+
+    def __init__(self, location: str, options: OpenOptions) -> None:
+        parts = urlsplit(location)
+        self.name = parts.path.strip("/")
+        try:
+            port = PORT if parts.port is None else parts.port
+        except ValueError as error:
+            raise GalleryError(f"{_hidden(location)}: {error}") from error
+        extra = parts.query or parts.fragment
+        if not parts.hostname or extra or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", self.name):
+            raise GalleryError(
+                f"{_hidden(location)}: give milvus://host:port/name, the name of letters, digits and _"
+            )
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        self.location = f"milvus://{host}:{port}/{self.name}"
+        self.read_only, self._wanted = options.read_only, options.index
+        self.timeout = max(options.timeout, REQUEST)
+        milvus: Any = require("pymilvus", "milvus")
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs tracebacks of what it raises
+        self._types = milvus.DataType
+        self._errors: tuple[type[Exception], ...] = (
+            milvus.MilvusException,
+            require("grpc", "milvus").RpcError,  # pymilvus lets some through, as a passed deadline
+        )
+        self._client: Any = None
+        try:
+            self._client = milvus.MilvusClient(
+                uri=f"http://{host}:{port}",
+                user=unquote(parts.username or ""),
+                password=unquote(parts.password or ""),
+                timeout=CONNECT,
+            )
+        except self._errors as error:
+            raise GalleryError(
+                f"{self.location}: no Milvus server answers there ({_said(error)}): check the address, and that it "
+                "runs"
+            ) from error
+
+    @contextlib.contextmanager
+    def client(self, *, write: bool = False) -> Iterator[Any]:
+        """The client, its errors in the gallery's words.
+
+        Raises:
+            GalleryError: when closed, when a write is asked of a read-only one, and for what Milvus says.
+        """
+        if self._client is None:
+            raise GalleryError(f"the gallery {self.location} was closed")
+        if write and self.read_only:
+            raise GalleryError(
+                f"{self.location} was opened read-only: open it without read_only to change it"
+            )
+        try:
+            yield self._client
+        except self._errors as error:
+            raise GalleryError(
+                f"{self.location}: Milvus says: {_said(error)}; check that the server runs, and is well"
+            ) from error
+
+    def settings(self) -> GallerySettings | None:
+        """What its first add fixed, from its description; None when it is not there. Afterwards it can be searched.
+
+        Raises:
+            GalleryError: when the collection is no gallery.
+        """
+        with self.client() as client:
+            if not client.has_collection(self.name, timeout=self.timeout):
+                return None
+            about = client.describe_collection(self.name, timeout=self.timeout)["description"]
+            try:
+                found = GallerySettings(**json.loads(about)["fmcnet"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise GalleryError(
+                    f"{self.location} is a collection, but no gallery: name another"
+                ) from error
+            state = client.get_load_state(self.name, timeout=self.timeout)["state"]
+            if (
+                getattr(state, "name", state) != "Loaded"
+            ):  # its writer was killed here, or somebody released it
+                if not client.list_indexes(self.name, timeout=self.timeout):
+                    client.create_index(self.name, self._params(client), timeout=self.timeout)
+                client.load_collection(self.name, timeout=self.timeout)
+        return found
+
+    def create(self, settings: GallerySettings) -> GallerySettings:
+        """Make the collection; the settings it has, which are another writer's when that one was first."""
+        kinds = self._types
+        with self.client(write=True) as client:
+            about = json.dumps({"fmcnet": settings.__dict__})
+            schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=about)
+            schema.add_field("id", kinds.VARCHAR, is_primary=True, max_length=LONGEST["id"])
+            schema.add_field("embedding", kinds.FLOAT_VECTOR, dim=settings.dimension)
+            for name in ("pid", "modality", "time", "seq"):
+                schema.add_field(name, kinds.INT64)
+            for name in ("camera", "source", "track"):
+                schema.add_field(name, kinds.VARCHAR, max_length=LONGEST[name])
+            tag = {"element_type": kinds.VARCHAR, "max_capacity": MOST_TAGS, "max_length": LONGEST["tag"]}
+            schema.add_field("tags", kinds.ARRAY, **tag)
+            try:
+                client.create_collection(
+                    self.name,
+                    schema=schema,
+                    index_params=self._params(client),
+                    consistency_level="Strong",
+                    timeout=self.timeout,
+                )
+            except self._errors:
+                first = self.settings()
+                if first is None:
+                    raise
+                return first
+        return settings
+
+    def _params(self, client: Any) -> Any:
+        params = client.prepare_index_params()
+        if self._wanted == "hnsw":
+            params.add_index("embedding", index_type="HNSW", metric_type="IP", params=HNSW)
+            _log.warning(
+                "%s: HNSW is asked for: where the cluster has not set queryNode.segcore.interimIndex.enableIndex to "
+                "false, rows that are not yet indexed are found only roughly (docs/concepts/gallery.md)",
+                self.location,
+            )
+        else:
+            params.add_index("embedding", index_type="FLAT", metric_type="IP")
+        return params
+
+    @functools.cached_property
+    def index(self) -> str:
+        """ "exact" or "hnsw"."""
+        with self.client() as client:
+            kind = client.describe_index(self.name, "embedding", timeout=self.timeout)["index_type"]
+        return "exact" if kind == "FLAT" else "hnsw"
+
+    def close(self) -> None:
+        """Close the connection; may be called again."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+
+def _hidden(location: str) -> str:
+    """Without what may be a password."""
+    return re.sub(r"//[^/]*@", "//", location)
+
+
+def _said(error: Any) -> str:
+    """The first line of an error of pymilvus, or of gRPC."""
+    text = f"{error.code()}: {error.details()}" if callable(getattr(error, "details", None)) else str(error)
+    lines = str(getattr(error, "message", text)).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+NO_PID = -(2**63)
+"""A pid that is not known; outside what a gallery takes."""
+NO_TIME = -(10**18)
+"""A time that is not known, before the year 1."""
+METADATA = ["id", "pid", "modality", "camera", "time", "source", "track", "tags", "seq"]
+"""Fields of a row but its embedding; `seq` orders rows by their adding."""
+MOST_ROWS = 2_000
+"""Rows in one request, or ids; with `MOST_BYTES` far below Milvus's limits of 64 MB a request, 100 MB an answer."""
+MOST_BYTES = 16 * 2**20
+"""Embeddings in one request or answer."""
+
+
+def text(value: str) -> str:
+    """A text as a literal: quotes, backslashes and control characters escaped."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def texts(values: Texts[str]) -> str:
+    """A list of literals."""
+    return "[" + ", ".join(text(value) for value in sorted(values)) + "]"
+
+
+def expression(where: Where | None) -> str | None:
+    """The condition as an expression, "" for none; None where nothing can match."""
+    if where is None:
+        return ""
+    parts: list[str] = []
+    for name, values in (("id", where.ids), ("camera", where.cameras), ("track", where.tracks)):
+        if values is not None:
+            if not values:
+                return None
+            parts.append(f"{name} in {texts(values)}")
+    if where.pids is not None:
+        fitting = sorted(pid for pid in where.pids if abs(pid) < 2**63)
+        if not fitting:
+            return None
+        parts.append(f"pid in {fitting}")
+    if where.modality is not None:
+        parts.append(f"modality == {where.modality.code}")
+    if where.since is not None:
+        parts.append(f"time >= {to_micros(where.since)}")
+    if where.until is not None:
+        parts.append(f"time < {to_micros(where.until)}")
+        parts.append(f"time > {NO_TIME}")
+    if where.tags:
+        parts.append(f"array_contains_all(tags, {texts(where.tags)})")
+    return " and ".join(parts)
+
+
+def to_row(entry: Entry, vector: FloatArray, seq: int) -> dict[str, Any]:
+    """An entry as Milvus keeps it: no value may be missing."""
+    return {
+        "id": entry.id,
+        "embedding": vector.tolist(),
+        "pid": NO_PID if entry.pid is None else entry.pid,
+        "modality": entry.modality.code,
+        "time": NO_TIME if entry.time is None else to_micros(entry.time),
+        "seq": seq,
+        "camera": entry.camera or "",
+        "source": entry.source or "",
+        "track": entry.track or "",
+        "tags": list(entry.tags),
+    }
+
+
+def to_stored(row: Mapping[str, Any]) -> Stored:
+    """The inverse of `to_row`."""
+    entry = Entry(
+        row["id"],
+        Modality.from_code(int(row["modality"])),
+        None if row["pid"] == NO_PID else int(row["pid"]),
+        row["camera"] or None,
+        None if row["time"] == NO_TIME else from_micros(int(row["time"])),
+        row["source"] or None,
+        row["track"] or None,
+        tuple(row["tags"]),
+    )
+    return entry, np.asarray(row["embedding"], np.float32)
+
+
+def rows_at_once(dimension: int) -> int:
+    """Rows in one request, with embeddings of so many values."""
+    return max(1, min(MOST_ROWS, MOST_BYTES // (4 * dimension)))
+
+
+def parts(values: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    """At most `size` at a time."""
+    return (list(values[start : start + size]) for start in range(0, len(values), size))

@@ -1,0 +1,321 @@
+"""`Store` over a Milvus cluster (2.3 or newer): one collection a gallery, the same results as the embedded one.
+
+What differs, as a cluster is another machine's business, is in docs/concepts/gallery.md.
+"""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fmcnet.errors import DuplicateIdError, GalleryError
+from fmcnet.retrieval import milvus_client as milvus
+from fmcnet.retrieval.backends import NEAR, SPARE, ranked
+from fmcnet.retrieval.inputs import check_settings
+from fmcnet.retrieval.milvus_client import (
+    METADATA,
+    Collection,
+    expression,
+    parts,
+    text,
+    texts,
+    to_row,
+    to_stored,
+)
+from fmcnet.retrieval.records import (
+    Added,
+    EntryBatch,
+    GalleryInfo,
+    GallerySettings,
+    Hit,
+    OnDuplicate,
+    OpenOptions,
+    Stored,
+    Where,
+)
+from fmcnet.types import FloatArray
+
+PAGE = 4_096
+"""Rows in one page of a listing."""
+RACE = "incomplete query result"
+"""Milvus finds rows, then reads their embeddings, and says so where one was replaced or removed in between."""
+WIDEST = 16_384
+"""Milvus gives no more rows in one answer."""
+
+
+class MilvusStore:
+    """A gallery in a collection.
+
+    Args:
+        location: as of `Collection`.
+        options: as of `Gallery`; `timeout` is seconds for a request, at least 30; `index` is "hnsw" on request for a
+            new gallery, otherwise FLAT, which compares with every row.
+    """
+
+    most = WIDEST - SPARE
+
+    def __init__(self, location: str, options: OpenOptions) -> None:
+        if options.dtype != "float32":
+            raise GalleryError(f"a Milvus gallery keeps float32, not {options.dtype}")
+        index = options.index
+        self._at = Collection(location, options)
+        self.location = self._at.location
+        try:
+            self._settings = self._at.settings()
+            if self._settings is None and (options.read_only or not options.create):
+                raise GalleryError(f"there is no gallery at {self.location}: check the name, or add first")
+            if self._settings is not None and index in ("exact", "hnsw") and index != self._at.index:
+                raise GalleryError(
+                    f"{self.location} was made with index '{self._at.index}', which stays: leave index out, or make "
+                    "another gallery"
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    # ---- the collection ----
+
+    @property
+    def settings(self) -> GallerySettings | None:
+        """What the first add fixed."""
+        if self._settings is None:
+            self._settings = self._at.settings()
+        return self._settings
+
+    def info(self) -> GalleryInfo:
+        """The collection in numbers."""
+        settings = self.settings
+        if settings is None:
+            return GalleryInfo(self.location, 0, None, "exact", 0, 0, 0)
+        return GalleryInfo(self.location, self.count(None), settings, self._at.index, 0, 0, 0)
+
+    def _portion(self) -> int:
+        return milvus.rows_at_once(1 if self._settings is None else self._settings.dimension)
+
+    # ---- reading ----
+
+    def _query(self, condition: str, fields: list[str], **options: Any) -> list[dict[str, Any]]:
+        with self._at.client() as client:
+            found: list[dict[str, Any]] = client.query(
+                self._at.name, filter=condition, output_fields=fields, timeout=self._at.timeout, **options
+            )
+            return found
+
+    def search(self, queries: FloatArray, top: int, where: Where | None, exact: bool) -> list[list[Hit]]:
+        """For each of (Q, D) queries its best entries; ties as in the embedded gallery."""
+        condition = expression(where)
+        if self.settings is None or condition is None:
+            return [[] for _ in queries]
+        if top > self.most:
+            raise GalleryError(f"top={top} is more than Milvus gives in one answer: at most {self.most}")
+        if exact and self._at.index != "exact":
+            return [self._compared(query, top, where) for query in queries]
+        answers: dict[int, list[Hit]] = {}
+        wide, pending = top + SPARE, list(range(len(queries)))
+        while pending:
+            tied = []
+            for at, found, distances in self._nearest(queries, pending, wide, condition):
+                if len(found) < wide and self._at.index == "hnsw" and len(found) < self.count(where):
+                    answers[at] = self._compared(queries[at], top, where)  # the graph did not reach them all
+                elif len(found) == wide < WIDEST and distances[-1] >= distances[top - 1] - NEAR:
+                    tied.append(at)
+                else:
+                    answers[at] = ranked(queries[at], found, top)
+            wide, pending = min(4 * wide, WIDEST), tied
+        return [answers[at] for at in range(len(queries))]
+
+    def _nearest(
+        self, queries: FloatArray, which: list[int], wide: int, condition: str
+    ) -> Iterator[tuple[int, list[Stored], list[float]]]:
+        """For some of the queries: number, nearest rows, distances; best first."""
+        together = max(1, self._portion() // wide)
+        for start in range(0, len(which), together):
+            part = which[start : start + together]
+            whole = wide <= self._portion()  # their embeddings fit into the answer
+            try:
+                answers = self._ask(queries[part], wide, condition, METADATA if whole else [])
+            except GalleryError as error:
+                if RACE not in str(error):
+                    raise
+                whole, answers = False, self._ask(queries[part], wide, condition, [])
+            for at, rows in zip(part, answers, strict=True):
+                if whole:
+                    found = [to_stored(row["entity"] | {"id": row["id"]}) for row in rows]
+                else:
+                    found = list(self.fetch([row["id"] for row in rows]).values())
+                yield at, found, [row["distance"] for row in rows]
+
+    def _ask(self, queries: FloatArray, wide: int, condition: str, fields: list[str]) -> list[Any]:
+        """For each query its nearest rows: with these fields and their embeddings, or ids alone."""
+        params = {"ef": max(128, 2 * wide)} if self._at.index == "hnsw" else {}
+        with self._at.client() as client:
+            answers: list[Any] = client.search(
+                self._at.name,
+                data=queries.tolist(),
+                filter=condition,
+                limit=wide,
+                output_fields=[*fields, "embedding"] if fields else ["id"],
+                search_params={"metric_type": "IP", "params": params},
+                timeout=self._at.timeout,
+            )
+        return answers
+
+    def _compared(self, query: FloatArray, top: int, where: Where | None) -> list[Hit]:
+        """The best of all rows that match, each compared here: as slow as reading them."""
+        best: list[Hit] = []
+        for part in self.scan(where, self._portion()):
+            best = sorted([*best, *ranked(query, part, top)], key=lambda hit: (-hit.similarity, hit.id))[:top]
+        return best
+
+    def fetch(self, ids: Sequence[str]) -> dict[str, Stored]:
+        """Entries and embeddings of those ids that are there."""
+        return {row["id"]: to_stored(row) for row in self._rows(ids)}
+
+    def _rows(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        if self.settings is not None:
+            for part in parts(ids, self._portion()):
+                found += self._query(f"id in {texts(part)}", [*METADATA, "embedding"])
+        return found
+
+    def picture(self, entry_id: str) -> bytes | None:
+        """None: a cluster keeps no pictures."""
+        return None
+
+    def count(self, where: Where | None) -> int:
+        """How many match."""
+        condition = expression(where)
+        if self.settings is None or condition is None:
+            return 0
+        return int(self._query(condition, ["count(*)"])[0]["count(*)"])
+
+    def _matching(self, where: Where | None) -> list[str]:
+        """Ids, in the order of adding."""
+        condition = expression(where)
+        if self.settings is None or condition is None:
+            return []
+        found: list[tuple[int, str]] = []
+        last = ""
+        while True:  # in the order of ids, as pymilvus's own iterator goes on, which does not escape them
+            after = f"id > {text(last)}" + (f" and {condition}" if condition else "")
+            page = self._query(after, ["id", "seq"], limit=PAGE)
+            found += [(row["seq"], row["id"]) for row in page]
+            if len(page) < PAGE:
+                break
+            last = max((row["id"] for row in page), key=str.encode)
+        return [name for _, name in sorted(found)]
+
+    def cameras(self) -> set[str]:
+        """Those of all entries, each looked for beside those that are known already."""
+        found: set[str] = set()
+        while self.settings is not None:
+            others = 'camera != ""' + "".join(f" and camera != {text(one)}" for one in sorted(found))
+            page = self._query(others, ["camera"], limit=PAGE)
+            new = {str(row["camera"]) for row in page if row["camera"]} - found
+            if not new:
+                break
+            found |= new
+        return found
+
+    def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
+        """All that match; those removed meanwhile are left out."""
+        for part in parts(self._matching(where), min(chunk, self._portion())):
+            stored = self.fetch(part)
+            yield [stored[name] for name in part if name in stored]
+
+    # ---- writing ----
+
+    def add(self, batch: EntryBatch, model: str, on_duplicate: OnDuplicate) -> Added:
+        """All of the batch or nothing."""
+        if any(batch.pictures):
+            raise GalleryError(f"{self.location}: a cluster keeps no pictures; add without")
+        with self._at.client(write=True):
+            wanted = GallerySettings(batch.vectors.shape[1], model, "float32")
+            if self.settings is None:
+                self._settings = self._at.create(wanted)
+        check_settings(self._settings or wanted, wanted.dimension, model, self.location)
+        ids = [entry.id for entry in batch.entries]
+        there = {row["id"]: row for row in self._rows(ids)}
+        if there and on_duplicate == "refuse":
+            raise DuplicateIdError(
+                f"{len(there)} of {len(ids)} ids are in {self.location} already, the first '{min(there)}': give new "
+                "ids, or on_duplicate='replace' or 'skip'"
+            )
+        replaced = 0 if on_duplicate == "skip" else len(there)
+        now = clock.time_ns()
+        rows = [
+            to_row(entry, vector, now + i)
+            for i, (entry, vector) in enumerate(zip(batch.entries, batch.vectors, strict=True))
+            if not (on_duplicate == "skip" and entry.id in there)
+        ]
+        self._write(rows, there)
+        return Added(tuple(ids), len(rows) - replaced, replaced, len(ids) - len(rows))
+
+    def update(self, ids: Sequence[str], change: Mapping[str, Any]) -> int:
+        """Set attributes of entries."""
+        with self._at.client(write=True):
+            there = {row["id"]: row for row in self._rows(ids)}
+        missing = [name for name in ids if name not in there]
+        if missing:
+            raise GalleryError(f"{self.location} has no entry '{missing[0]}' ({len(missing)} are not there)")
+        stored = [(to_stored(there[name]), there[name]["seq"]) for name in ids]
+        self._write([to_row(replace(entry, **change), vector, seq) for (entry, vector), seq in stored], there)
+        return len(ids)
+
+    def _write(self, rows: list[dict[str, Any]], before: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write rows, those of ids `before` in the place of the old ones; all is put back when a request fails.
+
+        Upserts, though most rows are new: a request that was repeated on its way makes no row twice.
+        """
+        tried: list[str] = []
+        try:
+            for part in parts(rows, self._portion()):
+                tried += [row["id"] for row in part]
+                self._upsert(part)
+        except BaseException as error:  # Ctrl-C too
+            try:
+                self._delete([name for name in tried if name not in before])
+                old = [before[name] for name in tried if name in before]
+                for part in parts([to_row(*to_stored(row), row["seq"]) for row in old], self._portion()):
+                    self._upsert(part)
+            except GalleryError:
+                raise GalleryError(
+                    f"{error}; up to {len(tried)} of {len(rows)} entries may be written, for they could not be taken "
+                    f"back (the first: '{tried[0]}'): when the server is there again, repeat with "
+                    "on_duplicate='replace', or remove them"
+                ) from error
+            raise
+
+    def _upsert(self, rows: list[dict[str, Any]]) -> None:
+        with self._at.client(write=True) as client:
+            client.upsert(self._at.name, rows, timeout=self._at.timeout)
+
+    def _delete(self, ids: Sequence[str]) -> None:
+        for part in parts(ids, milvus.MOST_ROWS):
+            with self._at.client(write=True) as client:
+                client.delete(self._at.name, filter=f"id in {texts(part)}", timeout=self._at.timeout)
+
+    def remove(self, where: Where) -> int:
+        """Remove what matches."""
+        with self._at.client(write=True):
+            ids = self._matching(where)
+        self._delete(ids)
+        return len(ids)
+
+    def compact(self) -> None:
+        """Ask Milvus to write its segments anew, without what was removed."""
+        with self._at.client(write=True) as client:
+            if self.settings is not None:
+                client.flush(self._at.name, timeout=self._at.timeout)
+                client.compact(self._at.name, timeout=self._at.timeout)
+
+    def check(self) -> list[str]:
+        """Milvus looks after its own files: this only asks whether it answers."""
+        self.count(None)
+        return []
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._at.close()

@@ -1,0 +1,173 @@
+"""The one file of SQLite: opened to write, or to read even where nothing may be written; its errors in words."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
+
+NAME = "gallery.sqlite"
+PAGE = 32_768
+
+
+class Connection:
+    """One connection. Writers hold the gallery's lock (sqlite_store.py); readers need none.
+
+    SQLite shares a write-ahead log even with readers, so it wants to make files. Where a reader may not, and there is
+    no log, the file is opened as one that does not change (`immutable`), and anew as soon as it did.
+
+    Attributes:
+        path: of the SQLite file. read_only: refuses to write.
+
+    Raises:
+        GalleryError: when the file cannot be opened. GalleryDamagedError: when it is no such database.
+    """
+
+    def __init__(self, folder: Path, *, read_only: bool, timeout: float) -> None:
+        self.path = folder / NAME
+        self.read_only = read_only
+        self._timeout = timeout
+        self._unchanged: tuple[int, ...] | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        with self.translated():
+            try:
+                self._open("mode=ro" if self.read_only else "mode=rwc")
+            except sqlite3.OperationalError as error:
+                if not (self.read_only and _not_writable(error) and self.path.is_file() and not self._log()):
+                    raise
+                self._unchanged = self._stamp()
+                self._open("mode=ro&immutable=1")
+
+    def _open(self, how: str) -> None:
+        self.connection = sqlite3.connect(
+            f"file:{quote(str(self.path.absolute()))}?{how}",
+            uri=True,
+            timeout=self._timeout,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            self.run(f"PRAGMA busy_timeout={int(self._timeout * 1000)}")
+            self.run("PRAGMA cell_size_check=ON")
+            if self.read_only:
+                self.run("SELECT 1 FROM sqlite_master")  # whether it can be read is only known now
+            else:
+                self.run(f"PRAGMA page_size={PAGE}")
+                self.run("PRAGMA journal_mode=WAL")
+                self.run("PRAGMA synchronous=FULL")  # a commit is on disk when it returns
+                self.run("PRAGMA secure_delete=ON")
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def _log(self) -> int:
+        """Bytes of the write-ahead log."""
+        log = self.path.with_name(f"{NAME}-wal")
+        return log.stat().st_size if log.is_file() else 0
+
+    def _stamp(self) -> tuple[int, ...]:
+        found = self.path.stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns, self._log()
+
+    def run(self, statement: str, values: Sequence[object] = ()) -> list[tuple]:  # type: ignore[type-arg]
+        """All rows of one statement."""
+        return self.connection.execute(statement, values).fetchall()
+
+    @contextlib.contextmanager
+    def translated(self) -> Iterator[None]:
+        """SQLite's errors in the gallery's words."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            reason = str(error)
+            if "locked" in reason or "busy" in reason:
+                raise GalleryBusyError(f"{self.path} is in use by another process: try again") from error
+            if "malformed" in reason or "not a database" in reason or "encoding" in reason:
+                raise self.damaged(reason) from error
+            if _not_writable(error) and self.read_only and self._log():
+                raise GalleryError(
+                    f"{self.path.parent} holds a write-ahead log that a writer left behind, and cannot be written to "
+                    "take it in: open the gallery once where it can be written, or copy it there"
+                ) from error
+            if _not_writable(error):
+                raise not_writable(self.path.parent, reason) from error
+            if "full" in reason or "disk I/O" in reason:
+                raise GalleryError(
+                    f"{self.path} cannot be written or read ({reason}): is the disk full? nothing of this "
+                    "operation was kept"
+                ) from error
+            raise GalleryError(f"{self.path}: {reason}") from error
+
+    def damaged(self, what: str) -> GalleryDamagedError:
+        """The error that names the damaged file."""
+        return GalleryDamagedError(
+            f"{self.path} is damaged ({what}): restore it from a backup, or save what can be read with "
+            "`sqlite3 gallery.sqlite .recover`"
+        )
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """One consistent view; joins a transaction that is open."""
+        with self.translated():
+            if self.connection.in_transaction:
+                yield
+                return
+            if self._unchanged is not None and self._stamp() != self._unchanged:
+                self.connection.close()
+                self._unchanged = None
+                self._connect()
+            self.connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self.connection.execute("ROLLBACK")
+            if self._unchanged is not None and self._stamp() != self._unchanged:
+                raise GalleryBusyError(f"{self.path} was written while it was read: try again")
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """All or nothing."""
+        with self.translated():
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self.connection.execute("ROLLBACK")
+                raise
+
+    def truncate_log(self) -> None:
+        """Bring all into the main file and empty the write-ahead log.
+
+        Raises:
+            GalleryBusyError: when another process reads all the time.
+        """
+        with self.translated():
+            if self.run("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
+                raise GalleryBusyError(
+                    f"{self.path}: what was removed is gone from all answers, but another process still reads, so "
+                    "the write-ahead log may hold it; run compact when it is done"
+                )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+
+def not_writable(folder: Path, reason: str | None) -> GalleryError:
+    """The error of a folder where nothing may be written."""
+    return GalleryError(
+        f"{folder} cannot be written ({reason}): open it with read_only=True (fmcnet search, gallery info and "
+        "gallery export do), or copy it to where it can be"
+    )
+
+
+def _not_writable(error: sqlite3.Error) -> bool:
+    return "readonly" in str(error) or "unable to open" in str(error)

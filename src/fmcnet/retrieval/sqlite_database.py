@@ -1,0 +1,345 @@
+"""SQLite, the record of truth: the tables, and a checksum on every row.
+
+`vectors` and `pictures` only ever grow at their end, and what is removed is overwritten by zeros in its place: SQLite
+then never moves it between pages, so no stale copy can be left in a page's slack. `secure_delete` zeroes what
+is deleted from the other tables. `compact` drops the zeroed rows and rewrites the file.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcnet.errors import GalleryError
+from fmcnet.retrieval.records import Entry, GallerySettings, Stored, from_micros, to_micros
+from fmcnet.retrieval.sqlite_connection import Connection
+from fmcnet.types import Modality
+
+FORMAT = 1
+COLUMNS = "seq, id, pid, modality, camera, time, source, track, tags"
+Values = tuple[
+    int, str, "int | None", int, "str | None", "int | None", "str | None", "str | None", "str | None"
+]
+"""A row of `rows` without its checksum, in the order of `COLUMNS`."""
+
+
+MANY = 500
+"""Values in one IN (...)."""
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value, crc INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rows (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, pid INTEGER, modality INTEGER NOT NULL,
+    camera TEXT, time INTEGER, source TEXT, track TEXT, tags TEXT, crc INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS vectors (seq INTEGER PRIMARY KEY, vector BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS log (
+    generation INTEGER, seq INTEGER, gone INTEGER NOT NULL, crc INTEGER NOT NULL,
+    PRIMARY KEY (generation, seq)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pictures (seq INTEGER PRIMARY KEY, picture BLOB NOT NULL);
+"""
+
+
+class Database(Connection):
+    """The gallery's tables.
+
+    Raises:
+        GalleryError: when the file cannot be opened. GalleryDamagedError: when it is no such database.
+    """
+
+    def __init__(self, folder: Path, *, read_only: bool, timeout: float) -> None:
+        super().__init__(folder, read_only=read_only, timeout=timeout)
+        self._dtype: str | None = None
+
+    def has_tables(self) -> bool:
+        """All tables are there, those of newer versions too."""
+        return bool(self.run("SELECT 1 FROM sqlite_master WHERE name = 'pictures'"))
+
+    def create(self) -> None:
+        """Make the tables where they are missing."""
+        with self.writing():
+            for statement in SCHEMA.split(";\n"):
+                self.connection.execute(statement)
+            if self.get("gallery") is None:
+                self.put("gallery", json.dumps({"format": FORMAT, "name": uuid.uuid4().hex}))
+                self.put("generation", 0)
+                self.put("floor", 0)
+
+    # ---- what is known of the gallery ----
+
+    def get(self, key: str) -> str | int | None:
+        """A value of `meta`."""
+        found = self.run("SELECT value, crc FROM meta WHERE key = ?", (key,))
+        if found and checksum(key, found[0][0]) != found[0][1]:
+            raise self.damaged(f"checksum of '{key}'")
+        return found[0][0] if found else None
+
+    def put(self, key: str, value: str | int) -> None:
+        """Set a value of `meta`."""
+        self.connection.execute(
+            "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (key, value, checksum(key, value))
+        )
+
+    def number(self, key: str) -> int:
+        """A number of `meta` that must be there."""
+        value = self.get(key)
+        if not isinstance(value, int):
+            raise self.damaged(f"'{key}' is missing")
+        return value
+
+    def name(self) -> str:
+        """What tells this gallery's index from another's.
+
+        Raises:
+            GalleryError: when a newer fmcnet wrote the gallery.
+        """
+        value = self.get("gallery")
+        if not isinstance(value, str):
+            raise self.damaged("'gallery' is missing")
+        about = json.loads(value)
+        if about["format"] != FORMAT:
+            raise GalleryError(
+                f"{self.path} has format {about['format']}, this fmcnet reads {FORMAT}: update fmcnet"
+            )
+        return str(about["name"])
+
+    def settings(self) -> GallerySettings | None:
+        """What the first add fixed."""
+        value = self.get("settings")
+        return GallerySettings(**json.loads(value)) if isinstance(value, str) else None
+
+    def set_settings(self, settings: GallerySettings) -> None:
+        """Fix dimension, model and dtype."""
+        self.put("settings", json.dumps(settings.__dict__))
+
+    # ---- rows ----
+
+    def insert(
+        self,
+        entries: Sequence[Entry],
+        vectors: NDArray[np.float32 | np.float16],
+        pictures: Sequence[bytes | None] = (),
+    ) -> list[int]:
+        """Append rows; their numbers, which rise and never come again. `pictures`: one a row, or none at all."""
+        top = self.run("SELECT seq FROM sqlite_sequence WHERE name = 'rows'")
+        first = top[0][0] + 1 if top else 1
+        stored = [to_values(first + i, entry) for i, entry in enumerate(entries)]
+        self.connection.executemany(
+            f"INSERT INTO rows ({COLUMNS}, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            ((*values, checksum(*values)) for values in stored),
+        )
+        self.connection.executemany(
+            "INSERT INTO vectors VALUES (?, ?)",
+            ((first + i, seal(first + i, vector.tobytes())) for i, vector in enumerate(vectors)),
+        )
+        self.connection.executemany(
+            "INSERT INTO pictures VALUES (?, ?)",
+            ((first + i, seal(first + i, picture)) for i, picture in enumerate(pictures) if picture),
+        )
+        return [values[0] for values in stored]
+
+    def picture(self, seq: int) -> bytes | None:
+        """The picture of a row, where one is kept.
+
+        Raises:
+            GalleryDamagedError: when its checksum differs.
+        """
+        if not self.has_tables():  # made before there were any
+            return None
+        found = self.run("SELECT picture FROM pictures WHERE seq = ?", (seq,))
+        return self._unsealed(seq, found[0][0]) if found else None
+
+    def _unsealed(self, seq: int, sealed: object) -> bytes:
+        if not isinstance(sealed, bytes) or seal(seq, sealed[:-4]) != sealed:
+            raise self.damaged(f"checksum of row {seq}, picture")
+        return sealed[:-4]
+
+    def pictures(self) -> int:
+        """How many entries have a picture."""
+        if not self.has_tables():
+            return 0
+        return int(self.run("SELECT count(*) FROM pictures JOIN rows ON rows.seq = pictures.seq")[0][0])
+
+    def rewrite(self, seq: int, entry: Entry) -> None:
+        """Set all metadata of a row."""
+        values = to_values(seq, entry)
+        self.connection.execute(
+            "UPDATE rows SET id=?2, pid=?3, modality=?4, camera=?5, time=?6, source=?7, track=?8, tags=?9, crc=?10 "
+            "WHERE seq=?1",
+            (*values, checksum(*values)),
+        )
+
+    def delete(self, seqs: Iterable[int]) -> None:
+        """Delete rows and overwrite their embeddings and pictures by zeros."""
+        for seq in seqs:
+            self.connection.execute("DELETE FROM rows WHERE seq = ?", (seq,))
+            for table, name in (("vectors", "vector"), ("pictures", "picture")):
+                self.connection.execute(
+                    f"UPDATE {table} SET {name} = zeroblob(length({name})) WHERE seq = ?", (seq,)
+                )
+
+    def note(self, generation: int, seqs: Iterable[int], *, gone: bool) -> None:
+        """Tell other processes which rows changed or went."""
+        self.connection.executemany(
+            "INSERT OR REPLACE INTO log VALUES (?, ?, ?, ?)",
+            ((generation, s, int(gone), checksum(generation, s, int(gone))) for s in seqs),
+        )
+
+    def noted(self, after: int) -> Iterator[tuple[int, bool]]:
+        """Row numbers changed (False) or gone (True) after a generation, in order."""
+        for generation, seq, gone, crc in self.run(
+            "SELECT generation, seq, gone, crc FROM log WHERE generation > ? ORDER BY generation, seq",
+            (after,),
+        ):
+            if checksum(generation, seq, gone) != crc:
+                raise self.damaged(f"checksum of log {generation}, row {seq}")
+            yield seq, bool(gone)
+
+    def seqs(self, ids: Sequence[str]) -> dict[str, int]:
+        """Row numbers of those ids that are there."""
+        chunks = _chunks(ids)
+        return dict(
+            row
+            for marks, part in chunks
+            for row in self.run(f"SELECT id, seq FROM rows WHERE id IN ({marks})", part)
+        )
+
+    def present(self, seqs: Sequence[int]) -> list[int]:
+        """Those row numbers that are there."""
+        found = (
+            self.run(f"SELECT seq FROM rows WHERE seq IN ({marks})", part) for marks, part in _chunks(seqs)
+        )
+        return [row[0] for rows in found for row in rows]
+
+    def stored(self, seqs: Sequence[int]) -> dict[int, Stored]:
+        """Entries and embeddings of row numbers.
+
+        Raises:
+            GalleryDamagedError: when one is missing, or its checksum differs.
+        """
+        found: dict[int, Stored] = {}
+        for marks, part in _chunks(seqs):
+            found.update(self._joined(f"rows.seq IN ({marks})", part))
+        if len(found) != len(set(seqs)):
+            missing = sorted(set(seqs) - set(found))
+            raise self.damaged(f"row {missing[0]} is missing")
+        return found
+
+    def after(self, seq: int, chunk: int) -> dict[int, Stored]:
+        """The first `chunk` rows whose number is larger."""
+        return self._joined(f"rows.seq > ? ORDER BY rows.seq LIMIT {chunk}", (seq,))
+
+    def _joined(self, condition: str, values: Sequence[object]) -> dict[int, Stored]:
+        names = ", ".join(f"rows.{name}" for name in COLUMNS.split(", "))
+        out: dict[int, Stored] = {}
+        for *row, crc, sealed in self.run(
+            f"SELECT {names}, rows.crc, vector FROM rows LEFT JOIN vectors ON vectors.seq = rows.seq "
+            f"WHERE {condition}",
+            values,
+        ):
+            seq, what = row[0], f"checksum of row {row[0]}, id {row[1]!r}"
+            if checksum(*row) != crc:
+                raise self.damaged(what)
+            if not isinstance(sealed, bytes) or seal(seq, sealed[:-4]) != sealed:
+                raise self.damaged(f"{what}, embedding")
+            vector = np.frombuffer(sealed[:-4], self.dtype).astype(np.float32)
+            out[seq] = to_entry(row), vector
+        return out
+
+    @property
+    def dtype(self) -> str:
+        """Of the stored embeddings; read once, for it never changes."""
+        if self._dtype is None:
+            settings = self.settings()
+            if settings is None:
+                raise self.damaged("rows without settings")
+            self._dtype = settings.dtype
+        return self._dtype
+
+    # ---- upkeep ----
+
+    def compact(self) -> int:
+        """Rewrite the file without the zeroed rows; the new generation."""
+        with self.writing():
+            for table in ("vectors", "pictures"):
+                self.connection.execute(f"DELETE FROM {table} WHERE seq NOT IN (SELECT seq FROM rows)")
+            self.connection.execute("DELETE FROM log")
+            generation = self.number("generation") + 1
+            self.put("generation", generation)
+            self.put("floor", generation)
+        with self.translated():
+            self.connection.execute("VACUUM")
+        self.truncate_log()
+        return generation
+
+    def check(self) -> None:
+        """Read all of it.
+
+        Raises:
+            GalleryDamagedError: naming the first fault.
+        """
+        with self.reading():
+            fault = self.run("PRAGMA quick_check(1)")[0][0]
+            if fault != "ok":
+                raise self.damaged(str(fault).replace("\n", "; "))
+            list(self.noted(-1))
+            if self.settings() is None:
+                return
+            seq = 0
+            while rows := self.after(seq, 4096):
+                seq = max(rows)
+                if self.has_tables():
+                    for one in rows:
+                        self.picture(one)
+
+
+def checksum(*values: object) -> int:
+    """CRC-32 of values; texts hold no NUL and are not empty, so the joined text is unambiguous."""
+    return zlib.crc32("\0".join("" if v is None else str(v) for v in values).encode())
+
+
+def to_values(seq: int, entry: Entry) -> Values:
+    """An entry as stored."""
+    return (
+        seq,
+        entry.id,
+        entry.pid,
+        entry.modality.code,
+        entry.camera,
+        None if entry.time is None else to_micros(entry.time),
+        entry.source,
+        entry.track,
+        json.dumps(entry.tags, ensure_ascii=False) if entry.tags else None,
+    )
+
+
+def to_entry(values: Sequence[Any]) -> Entry:
+    """A stored row as an entry."""
+    _, name, pid, modality, camera, time, source, track, tags = values
+    return Entry(
+        name,
+        Modality.from_code(modality),
+        pid,
+        camera,
+        None if time is None else from_micros(time),
+        source,
+        track,
+        tuple(json.loads(tags)) if tags else (),
+    )
+
+
+def seal(seq: int, vector: bytes) -> bytes:
+    """The bytes of an embedding and their checksum, bound to the row's number."""
+    return vector + zlib.crc32(vector, seq & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def _chunks(values: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any]]]:
+    """At most `MANY` values at a time, with their question marks."""
+    for start in range(0, len(values), MANY):
+        part = values[start : start + MANY]
+        yield ",".join("?" * len(part)), part

@@ -1,0 +1,398 @@
+"""A gallery in a folder of one machine: every operation under one rule of locking and durability.
+
+Reading: a transaction of the database, the index brought up to it. Writing: the writer's lock, the index adopted as
+it is on disk, one transaction, then the index. What is acknowledged is in the database, on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sqlite3
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError
+from fmcnet.files import lock_file
+from fmcnet.retrieval.backends import NEAR, SPARE, ranked
+from fmcnet.retrieval.faiss_index import FaissIndex, faiss
+from fmcnet.retrieval.index_files import GalleryIndex
+from fmcnet.retrieval.inputs import check_settings
+from fmcnet.retrieval.records import (
+    Added,
+    EntryBatch,
+    GalleryInfo,
+    GallerySettings,
+    Hit,
+    IndexChoice,
+    OnDuplicate,
+    OpenOptions,
+    Stored,
+    Where,
+)
+from fmcnet.retrieval.sqlite_connection import NAME, not_writable
+from fmcnet.retrieval.sqlite_database import Database
+from fmcnet.types import FloatArray, IntArray
+
+logger = logging.getLogger(__name__)
+
+LOCK = "writer.lock"
+HNSW_ABOVE = 100_000
+"""Entries above which a new gallery uses a graph."""
+
+
+@contextlib.contextmanager
+def writer_lock(folder: Path, timeout: float) -> Iterator[None]:
+    """Be the gallery's one writer.
+
+    Raises:
+        GalleryBusyError: when another process still writes after `timeout` seconds.
+        GalleryError: when the lock file cannot be made.
+    """
+    busy = GalleryBusyError(
+        f"{folder} is being written by another process, for longer than {timeout:g} s: try again, or give a longer "
+        "timeout"
+    )
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock_file(folder / LOCK, timeout, busy))
+        except OSError as error:
+            raise not_writable(folder, error.strerror) from error
+        yield
+
+
+class SqliteStore:
+    """A gallery in a folder.
+
+    Args:
+        folder: of the gallery. options: as of `Gallery`.
+    """
+
+    most = sys.maxsize
+
+    def __init__(self, folder: Path, options: OpenOptions) -> None:
+        faiss()
+        self.folder, self.location = folder, str(folder)
+        self.read_only = read_only = options.read_only
+        self.timeout = timeout = options.timeout
+        self.dtype = options.dtype
+        self._wrote = False
+        self._owed = False  # the log may hold what was removed
+        self._settings: GallerySettings | None = None
+        self._closed = False
+        self._mutex = threading.RLock()
+        self._prepare(options.create)
+        self.database = Database(folder, read_only=read_only, timeout=timeout)
+        try:
+            with self.database.translated():
+                ready = self.database.has_tables()
+            if not read_only and not ready:
+                with writer_lock(folder, timeout):
+                    self.database.create()
+            with self.database.translated():
+                self.database.name()
+            choice, above = self._choice(options.index, options.hnsw_above)
+            self.index = GalleryIndex(folder, self.database, choice, above, options.flush_rows)
+            with self.database.reading():
+                self.index.sync()
+            if not read_only:
+                with contextlib.suppress(GalleryBusyError), writer_lock(folder, 0):
+                    self.index.adopt()
+                    self.database.truncate_log()  # a writer that died may have left what it removed
+        except BaseException:
+            self.database.close()
+            raise
+
+    def _prepare(self, create: bool) -> None:
+        if (self.folder / NAME).is_file():
+            return
+        if self.folder.exists() and not self.folder.is_dir():
+            raise GalleryError(f"{self.folder} is a file; a gallery is a folder")
+        if self.folder.is_dir() and any(p.name != LOCK for p in self.folder.iterdir()):
+            raise GalleryError(
+                f"{self.folder} holds no gallery ({NAME}), and is not empty: name another folder"
+            )
+        if self.read_only or not create:
+            raise GalleryError(f"there is no gallery at {self.folder}: check the path, or add to it first")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise GalleryError(f"{self.folder} cannot be made: {error.strerror}") from error
+
+    def _choice(self, index: IndexChoice | None, hnsw_above: int | None) -> tuple[IndexChoice, int]:
+        """The kind of index: as given, and then kept in the gallery; or as kept."""
+        with self.database.reading():
+            kept = self.database.get("index")
+        choice: IndexChoice
+        choice, above = json.loads(kept) if isinstance(kept, str) else ("auto", HNSW_ABOVE)
+        wanted: tuple[IndexChoice, int] = (index or choice, above if hnsw_above is None else hnsw_above)
+        if wanted != (choice, above) and not self.read_only:
+            with writer_lock(self.folder, self.timeout), self.database.writing():
+                self.database.put("index", json.dumps(wanted))
+        return wanted
+
+    # ---- the rule ----
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[FaissIndex | None]:
+        with self._mutex:
+            self._open()
+            with self.database.reading():
+                yield self.index.sync()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._mutex:
+            self._open()
+            if self.read_only:
+                raise GalleryError(
+                    f"{self.folder} was opened read-only: open it without read_only to change it"
+                )
+            with writer_lock(self.folder, self.timeout):
+                self.index.adopt()
+                self._wrote = True
+                if self._owed:
+                    with contextlib.suppress(GalleryBusyError):
+                        self._empty_log()
+                try:
+                    yield
+                except BaseException:
+                    self.index.state = None  # whatever it was, the next use starts from the database
+                    raise
+
+    def _open(self) -> None:
+        if self._closed:
+            raise GalleryError(f"the gallery {self.folder} was closed")
+
+    def _next(self) -> int:
+        generation = self.database.number("generation") + 1
+        self.database.put("generation", generation)
+        return generation
+
+    # ---- reading ----
+
+    @property
+    def settings(self) -> GallerySettings | None:
+        """What the first add fixed."""
+        with self._mutex:
+            self._open()
+            if self._settings is None:
+                with self.database.reading():
+                    self._settings = self.database.settings()
+            return self._settings
+
+    def info(self) -> GalleryInfo:
+        """The gallery in numbers."""
+        with self._reading() as state:
+            size = sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+            settings = self.database.settings()
+            if state is None:
+                return GalleryInfo(str(self.folder), 0, settings, "exact", 0, 0, size)
+            indexed = 0 if self.index.choice == "exact" else state.indexed
+            unsaved = int(np.count_nonzero(state.columns.alive[state.saved :]))
+            behind = state.live - indexed if indexed else unsaved
+            removed = self.database.run("SELECT count(*) FROM vectors")[0][0] - state.live
+            kind, pictures = "hnsw" if indexed else "exact", self.database.pictures()
+            return GalleryInfo(str(self.folder), state.live, settings, kind, behind, removed, size, pictures)
+
+    def search(self, queries: FloatArray, top: int, where: Where | None, exact: bool) -> list[list[Hit]]:
+        """For each of (Q, D) queries its best entries; similarities are computed anew from the database."""
+        with self._reading() as state:
+            if state is None:
+                return [[] for _ in queries]
+            mask = state.columns.mask(where, self._seqs(where))
+            allowed = int(np.count_nonzero(mask))
+            only_exact = exact or self.index.choice == "exact"
+            found: list[list[Hit]] = []
+            similarity, position = state.search(queries, top + SPARE, mask, only_exact=only_exact)
+            for query, row, places in zip(queries, similarity, position, strict=True):
+                wide = len(row)
+                while (
+                    top <= wide < allowed and row[-1] >= row[top - 1] - NEAR
+                ):  # ties beyond what was asked for
+                    wide = min(4 * wide, allowed)
+                    again = state.search(query[None], wide, mask, only_exact=only_exact)
+                    row, places = again[0][0], again[1][0]
+                    if len(row) < wide:
+                        break
+                near = places[row >= row[min(top, len(row)) - 1] - NEAR] if len(row) else places
+                stored = self.database.stored(state.columns.seq[near[near >= 0]].tolist())
+                found.append(ranked(query, list(stored.values()), top))
+            return found
+
+    def _seqs(self, where: Where | None) -> list[int] | None:
+        if where is None or where.ids is None:
+            return None
+        return sorted(self.database.seqs(sorted(where.ids)).values())
+
+    def fetch(self, ids: Sequence[str]) -> dict[str, Stored]:
+        """Entries and embeddings of those ids that are there."""
+        with self._reading() as state:
+            if state is None:
+                return {}
+            seqs = self.database.seqs(ids)
+            stored = self.database.stored(list(seqs.values()))
+            return {name: stored[seq] for name, seq in seqs.items()}
+
+    def picture(self, entry_id: str) -> bytes | None:
+        """The picture kept with an entry."""
+        with self._reading():
+            found = self.database.seqs([entry_id])
+            return self.database.picture(found[entry_id]) if found else None
+
+    def count(self, where: Where | None) -> int:
+        """How many match."""
+        with self._reading() as state:
+            return 0 if state is None else int(np.count_nonzero(state.columns.mask(where, self._seqs(where))))
+
+    def cameras(self) -> set[str]:
+        """Those of all entries."""
+        with self._reading() as state:
+            return set() if state is None else state.columns.cameras()
+
+    def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
+        """All that match; those removed meanwhile are left out."""
+        with self._reading() as state:
+            seqs = [] if state is None else self._matching(state, where)
+        for start in range(0, len(seqs), chunk):
+            with self._reading():
+                here = sorted(self.database.present(seqs[start : start + chunk]))
+                stored = self.database.stored(here)
+            yield [stored[seq] for seq in here]
+
+    def _matching(self, state: FaissIndex, where: Where | None) -> list[int]:
+        found: list[int] = state.columns.seq[state.columns.mask(where, self._seqs(where))].tolist()
+        return found
+
+    # ---- writing ----
+
+    def add(self, batch: EntryBatch, model: str, on_duplicate: OnDuplicate) -> Added:
+        """All of the batch or nothing."""
+        with self._writing():
+            with self.database.writing():
+                settings = self.database.settings()
+                if settings is None:
+                    settings = GallerySettings(batch.vectors.shape[1], model, self.dtype)
+                    self.database.set_settings(settings)
+                check_settings(settings, batch.vectors.shape[1], model, str(self.folder))
+                self.index.sync()
+                there = self.database.seqs([entry.id for entry in batch.entries])
+                if there and on_duplicate == "refuse":
+                    raise DuplicateIdError(
+                        f"{len(there)} of {len(batch.entries)} ids are in {self.folder} already, the first "
+                        f"'{min(there)}': give new ids, or on_duplicate='replace' or 'skip'"
+                    )
+                skip = on_duplicate == "skip"
+                rows = [i for i, e in enumerate(batch.entries) if not (skip and e.id in there)]
+                entries = [batch.entries[i] for i in rows]
+                vectors = batch.vectors[rows].astype(settings.dtype)
+                generation = self._next()
+                old = [] if skip else sorted(there.values())
+                self.database.delete(old)
+                self.database.note(generation, old, gone=True)
+                pictures = [batch.pictures[i] for i in rows] if batch.pictures else []
+                seqs = self.database.insert(entries, vectors, pictures)
+            state = self.index.state
+            if state is None:
+                with self.database.reading():
+                    self.index.sync()
+            else:
+                gone = state.forget(old)
+                state.append(seqs, entries, vectors)
+                state.generation = generation
+                if old:
+                    self._erase(gone)
+            self.index.keep_up()
+            ids = tuple(entry.id for entry in batch.entries)
+            return Added(ids, len(entries) - len(old), len(old), len(ids) - len(entries))
+
+    def update(self, ids: Sequence[str], change: Mapping[str, Any]) -> int:
+        """Set attributes of entries, all or nothing."""
+        with self._writing(), self.database.writing():
+            state = self.index.sync()
+            seqs = self.database.seqs(ids)
+            missing = [name for name in ids if name not in seqs]
+            if missing:
+                raise GalleryError(
+                    f"{self.folder} has no entry '{missing[0]}' ({len(missing)} ids are not there)"
+                )
+            if state is None or not seqs:
+                return 0
+            stored = self.database.stored(list(seqs.values()))
+            for seq, (entry, _) in stored.items():
+                self.database.rewrite(seq, replace(entry, **change))
+            self.database.note(self._next(), stored, gone=False)
+            return len(stored)
+
+    def remove(self, where: Where) -> int:
+        """Remove what matches from the database, its log and the index's files."""
+        with self._writing():
+            with self.database.writing():
+                state = self.index.sync()
+                seqs = [] if state is None else self._matching(state, where)
+                if state is not None and seqs:
+                    self.database.delete(seqs)
+                    generation = self._next()
+                    self.database.note(generation, seqs, gone=True)
+            if state is None or not seqs:
+                self._empty_log()  # of what a removal before could not
+                return 0
+            positions = state.forget(seqs)
+            state.generation = generation
+            self._erase(positions)
+            return len(seqs)
+
+    def _erase(self, positions: IntArray) -> None:
+        self.index.erase(positions)
+        self._empty_log()
+
+    def _empty_log(self) -> None:
+        self._owed = True
+        self.database.truncate_log()
+        self._owed = False
+
+    def compact(self) -> None:
+        """Rewrite database and index without what was removed."""
+        with self._writing():
+            generation = self.database.compact()
+            self.index.compact(generation)
+
+    def check(self) -> list[str]:
+        """Read and compare everything; what was wrong with the index's files, by name (a writer repairs it).
+
+        Raises:
+            GalleryDamagedError: when the database is damaged.
+        """
+        with self._mutex:
+            self._open()
+            self.database.check()
+            with self.database.reading():
+                self.index.sync(reload=True)
+            faults = list(self.index.faults)
+            if faults and not self.read_only:
+                with writer_lock(self.folder, self.timeout):
+                    self.index.adopt()
+            return faults
+
+    def close(self) -> None:
+        """Write the index, if this process added to the gallery; close the files."""
+        with self._mutex:
+            if self._closed:
+                return
+            try:
+                if self._wrote:
+                    with contextlib.suppress(GalleryBusyError), writer_lock(self.folder, self.timeout):
+                        self.index.adopt()
+                        if self.index.state is not None and self.index.state.unsaved:
+                            self.index.flush()
+            finally:
+                self._closed = True
+                with contextlib.suppress(sqlite3.Error):
+                    self.database.close()

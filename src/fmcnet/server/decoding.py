@@ -1,0 +1,212 @@
+"""Uploads to pixels, in processes that are ended when they take too long.
+
+A small file can keep a decoder busy for minutes, and a thread cannot be ended. Requests take turns, image by image.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from pebble import ProcessExpired, ProcessPool
+
+from fmcnet.server.errors import ApiError, overloaded
+from fmcnet.server.limits import Limits
+from fmcnet.server.uploads import DecodedUpload, DecodeRules, UploadError, decode_cost, decode_upload
+
+RECYCLE = 500
+"""Images after which a process is replaced, so that no memory of a large image stays."""
+
+
+CROP = 2_000_000
+"""Pixels, times passes over them: up to here an image is decoded beside the large ones, within some milliseconds."""
+
+
+class Upload(NamedTuple):
+    """An uploaded file, whole."""
+
+    name: str
+    data: bytes
+
+
+@dataclass
+class _Request:
+    """What the images of one request had and may have."""
+
+    pixels: int = 0
+
+
+class _Image(NamedTuple):
+    """An image that waits."""
+
+    upload: Upload
+    future: asyncio.Future[DecodedUpload]
+    request: _Request
+
+
+class _Queue:
+    """Images in front of some processes. Callers take turns, and so do the requests of a caller.
+
+    Args:
+        rules: what an image must be, and what becomes of it.
+        limits: see `DecoderPool`.
+        processes: that decode these images.
+        initializer: what a process does first.
+    """
+
+    def __init__(
+        self, rules: DecodeRules, limits: Limits, processes: int, initializer: Callable[[], None] | None
+    ) -> None:
+        self.rules, self.limits, self.processes = rules, limits, processes
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        context = multiprocessing.get_context(method)
+        if method == "forkserver":
+            context.set_forkserver_preload([decode_upload.__module__])
+        self._pool = ProcessPool(processes, RECYCLE, initializer, context=context)
+        self._callers: OrderedDict[str, deque[deque[_Image]]] = OrderedDict()
+        self._busy = 0
+        self._stopped = False
+
+    def put(self, images: Sequence[_Image], caller: str) -> None:
+        """Queue some images of one request."""
+        if images:
+            self._callers.setdefault(caller, deque()).append(deque(images))
+            self._submit()
+
+    def stop(self) -> None:
+        """End the processes at once."""
+        self._stopped = True
+        self._pool.stop()  # type: ignore[no-untyped-call]
+        self._pool.join()
+
+    def _submit(self) -> None:
+        """Give free processes the next images."""
+        while self._busy < self.processes and self._callers:
+            name, requests = self._callers.popitem(last=False)
+            images = requests.popleft()
+            image = images.popleft()
+            if images:
+                requests.append(images)  # behind the caller's other requests
+            if requests:
+                self._callers[name] = requests  # behind the other callers
+            if image.future.done():
+                continue
+            if image.request.pixels > self.limits.request_pixels:
+                image.future.set_exception(self._too_many())
+                continue
+            self._busy += 1
+            job = self._pool.schedule(
+                decode_upload,
+                args=[image.upload.data, image.upload.name, self.rules],
+                timeout=self.limits.decode_seconds,
+            )
+            job.add_done_callback(partial(self._done, image))
+
+    def _done(self, image: _Image, job: Future[DecodedUpload]) -> None:
+        """In a thread of the pool."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            image.future.get_loop().call_soon_threadsafe(self._finish, image, job)
+
+    def _finish(self, image: _Image, job: Future[DecodedUpload]) -> None:
+        self._busy -= 1
+        error = job.exception() if not job.cancelled() else asyncio.CancelledError()
+        if error is None:
+            image.request.pixels += job.result().source_pixels
+        if not image.future.done():
+            if error is None:
+                image.future.set_result(job.result())
+            else:
+                image.future.set_exception(self._api_error(error, image.upload.name))
+        if not self._stopped:
+            self._submit()
+
+    def _api_error(self, error: BaseException, name: str) -> ApiError:
+        if isinstance(error, UploadError):
+            return ApiError(error.status, error.what, "images", error.do)
+        if isinstance(error, asyncio.CancelledError) or self._stopped:
+            return overloaded("the service is stopping")
+        what = f"image '{name}' took more than {self.limits.decode_seconds:g} s to decode"
+        if isinstance(error, ProcessExpired):
+            what = f"image '{name}' cannot be decoded: its decoder stopped (exit code {error.exitcode})"
+        elif not isinstance(error, FutureTimeoutError):
+            what = f"image '{name}' cannot be decoded ({type(error).__name__})"
+        return ApiError(422, what, "images", "send the person's crop, as a plain JPEG or PNG")
+
+    def _too_many(self) -> ApiError:
+        return ApiError(
+            413,
+            f"the images of this request have more than {self.limits.request_pixels} pixels together",
+            "images",
+            "send fewer images at once, or crops made smaller",
+        )
+
+
+class DecoderPool:
+    """Decodes the images of all requests: crops in a process of their own, large images in others.
+
+    Args:
+        rules: what an image must be, and what becomes of it.
+        limits: `decoders` processes for large images, `decode_seconds` an image, `request_pixels` a request.
+    """
+
+    def __init__(self, rules: DecodeRules, limits: Limits) -> None:
+        self._crops = _Queue(rules, limits, 1, None)
+        self._large = _Queue(rules, limits, limits.decoders, _yield_to_others)
+
+    async def decode(self, uploads: Sequence[Upload], caller: str) -> list[DecodedUpload]:
+        """The images of one request, in their order.
+
+        Args:
+            uploads: N files.
+            caller: whose turn the images take.
+
+        Raises:
+            ApiError: naming each image that cannot be decoded: 422, 413 for too many pixels; 503 on a stop.
+        """
+        loop = asyncio.get_running_loop()
+        costs = await asyncio.to_thread(lambda: [decode_cost(one.data) for one in uploads])
+        request = _Request()
+        images = [_Image(upload, loop.create_future(), request) for upload in uploads]
+        for queue, wanted in ((self._crops, False), (self._large, True)):
+            queue.put([i for i, cost in zip(images, costs, strict=True) if (cost > CROP) is wanted], caller)
+        try:
+            outcomes = await asyncio.gather(*(one.future for one in images), return_exceptions=True)
+        finally:
+            for one in images:  # of a caller who left
+                one.future.cancel()
+        faults = [one for one in outcomes if isinstance(one, BaseException)]
+        if faults:
+            raise _together(faults, len(uploads))
+        return [one for one in outcomes if isinstance(one, DecodedUpload)]
+
+    def stop(self) -> None:
+        """End the processes at once; what is decoded or waits is refused."""
+        self._crops.stop()
+        self._large.stop()
+
+
+def _yield_to_others() -> None:
+    """Let the network and the answers go first where processors are few."""
+    if hasattr(os, "nice"):
+        os.nice(5)
+
+
+def _together(faults: Sequence[BaseException], total: int) -> BaseException:
+    """One error for all images of a request that cannot be decoded."""
+    known = [one for one in faults if isinstance(one, ApiError)]
+    if len(known) < len(faults):
+        return next(one for one in faults if not isinstance(one, ApiError))
+    first, words = known[0], list(dict.fromkeys(one.what for one in known))
+    if len(words) == 1:
+        return first
+    status = max(one.status for one in known)
+    return ApiError(status, f"{len(known)} of {total} images: {'; '.join(words[:10])}", first.where, first.do)
