@@ -17,7 +17,7 @@ from fmcnet.cli.app import app
 from fmcnet.data.cache import ImageCache
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
-from fmcnet.inference.shipped import FOLDER
+from fmcnet.models.shipped import FOLDER
 from fmcnet.synthetic import generate
 
 

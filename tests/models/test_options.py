@@ -6,7 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fmcnet.models.fmcnet import VARIANTS
+from fmcnet.config import load_config
+from fmcnet.errors import CheckpointError
+from fmcnet.models.card import ModelCard
+from fmcnet.models.checkpoint import save_pretrained
+from fmcnet.models.fmcnet import VARIANTS, FMCNet
 from fmcnet.models.pretrained import load_pretrained
 from fmcnet.types import Modality
 from tests.models.test_modules import batch, tiny, torchvision_names
@@ -90,3 +94,18 @@ def test_stripes_are_means_of_rows_of_the_map():
     found = tail(x)
     assert torch.allclose(found[:, 64:128], maps[:, :, :2].mean(dim=(2, 3)), atol=1e-6)
     assert torch.allclose(found[:, 128:], maps[:, :, 2:].mean(dim=(2, 3)), atol=1e-6)
+
+
+def test_a_model_is_built_from_settings_and_loaded_by_folder_or_name(tmp_path):
+    config = load_config("tiny")
+    torch.manual_seed(0)
+    model = FMCNet.from_config(config, 5).eval()
+    assert (model.variant, model.decomposition.classify_shared.linear.out_features) == ("full", 5)
+    save_pretrained(model, ModelCard(config, (1, 2, 3, 4, 5), "made up", 0), tmp_path)
+    again = FMCNet.from_pretrained(tmp_path)
+    assert not again.training
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+    shipped = FMCNet.from_pretrained("fmcnet-lite")
+    assert shipped.variant == "base"
+    with pytest.raises(CheckpointError, match="there is no model 'fmcnet-light'"):
+        FMCNet.from_pretrained("fmcnet-light")

@@ -31,8 +31,8 @@ from fmcnet.inference.image_input import (
 )
 from fmcnet.inference.image_input import parse_modality as parse_modality
 from fmcnet.inference.projection import Projection, l2_normalize
-from fmcnet.inference.shipped import find_model
 from fmcnet.models.card import ModelCard
+from fmcnet.models.shipped import find_model
 from fmcnet.progress import Progress
 from fmcnet.types import Embeddings, FloatArray, IntArray, Modality
 

@@ -114,7 +114,7 @@ class FMCNetLoss(nn.Module):
         """The sum of the cross-entropies of all `scores` (B, C)."""
         smoothing = self.config.label_smoothing
         each = [losses.identity_loss(cast(Tensor, one), labels, smoothing) for one in scores]
-        return cast(Tensor, sum(each[1:], each[0]))
+        return sum(each[1:], each[0])
 
     def _centers(self, feature: Tensor | None, scale: float) -> Tensor:
         """Eq. (3), scaled, of all processes."""

@@ -154,19 +154,20 @@ class FMCNet(nn.Module):
         return build_model(config.model if isinstance(config, Config) else config, num_classes)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> FMCNet:
+    def from_pretrained(cls, source: str | Path, device: str | torch.device = "cpu") -> FMCNet:
         """Load a trained model in evaluation mode; every weight must fit.
 
         Args:
-            folder: a run folder.
+            source: a run folder, or the name of a shipped model (`fmcnet.inference.shipped_models`).
             device: where the weights go.
 
         Raises:
-            CheckpointError: when files are missing or damaged, or the weights are another model's.
+            CheckpointError: when there is no such model, its files are damaged, or the weights do not fit.
         """
         from fmcnet.models.checkpoint import load_pretrained_model
+        from fmcnet.models.shipped import find_model
 
-        return load_pretrained_model(folder, device)[0]
+        return load_pretrained_model(find_model(source), device)[0]
 
     def forward(self, visible: Tensor, infrared: Tensor) -> FMCNetOutput:
         """Compute every feature and score of a batch of two halves.
