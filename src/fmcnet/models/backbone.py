@@ -1,4 +1,4 @@
-"""What FMCNet needs of a backbone, and the three parts that it cuts one into: `Stem`, `Trunk` and `Tail`.
+"""What FMCNet needs of a backbone, and the two parts that it cuts one into: `Stem` and `Tail`.
 
 A backbone is a list of blocks. The first three are E_V and E_I of the paper (conv1, conv2_x, conv3_x of ResNet-50),
 the rest are E_sh and E_sp. A family of backbones is one file (`resnet.py`, `efficientnet_lite.py`): it subclasses
@@ -117,19 +117,21 @@ def _load_families() -> None:
 class Stem(nn.Sequential):
     """E_V or E_I of eq. (1): the backbone's first blocks, weights of one modality.
 
+    With fewer than three blocks (ours; AGW has one), another stem for both modalities has the rest of the three.
+
     Args:
-        backbone: which.
-        stages: how many blocks, 1 to 3. 3 is the paper; fewer is ours.
-        frozen: how many of them keep their weights and running statistics. Ours; 0 is the paper.
+        backbone: gives the blocks.
+        end: number of blocks up to the end of this stem, 1 to 3; 3 is the paper.
+        start: number of blocks before this stem; 0 is the paper.
+        frozen: number of blocks that keep their weights and running statistics (ours); 0 is the paper.
 
     Raises:
         ConfigError: for two layers of one name.
     """
 
-    def __init__(self, backbone: Backbone, stages: int = STEM_BLOCKS, frozen: int = 0) -> None:
-        blocks = [backbone.block(index) for index in range(stages)]
+    def __init__(self, backbone: Backbone, end: int = STEM_BLOCKS, start: int = 0, frozen: int = 0) -> None:
+        blocks = [backbone.block(index) for index in range(start, end)]
         super().__init__(_layers(blocks))
-        self.channels = backbone.channels(stages - 1)
         self._frozen = [name for block in blocks[:frozen] for name in block]
         for name in self._frozen:
             self.get_submodule(name).requires_grad_(False)
@@ -150,20 +152,6 @@ class Stem(nn.Sequential):
             else:
                 x = layer(x)
         return x
-
-
-class Trunk(nn.Sequential):
-    """What a `Stem` of fewer than three blocks leaves out, with one set of weights for both modalities. Ours.
-
-    AGW shares everything behind the first block (stages = 1), the paper everything behind the third.
-
-    Args:
-        backbone: which.
-        stages: blocks of the stems before it, 1 or 2.
-    """
-
-    def __init__(self, backbone: Backbone, stages: int = 1) -> None:
-        super().__init__(_layers([backbone.block(index) for index in range(stages, STEM_BLOCKS)]))
 
 
 class GeM(nn.Module):

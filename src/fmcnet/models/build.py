@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fmcnet.config import ModelConfig
-from fmcnet.models.backbone import STEM_BLOCKS, Stem, Tail, Trunk, make_backbone
+from fmcnet.models.backbone import STEM_BLOCKS, Stem, Tail, make_backbone
 from fmcnet.models.compensation import Compensation, Discriminator, Generator
 from fmcnet.models.decomposition import Decomposition
 from fmcnet.models.fmcnet import FMCNet
@@ -14,12 +14,11 @@ from fmcnet.models.layers import FeatureNorm, IdentityClassifier, PartClassifier
 def build_model(config: ModelConfig, classes: int) -> FMCNet:
     """FMCNet or one of the variants of the paper's Table 2, randomly initialised.
 
-    Both stems start from the same weights, and so do all tails: with ImageNet weights they do, in the paper, and
-    it is what lets two separate stems speak one language from the first step. Keeping it for a random start is
-    ours.
+    Both stems start from the same weights, and so do all tails. With ImageNet weights this follows from the paper.
+    With random weights it is ours: features of both modalities are comparable from the first step.
 
     Args:
-        config: `config.variant` says which parts are made; the parts are the same classes in every variant.
+        config: `variant` selects the parts; a part has the same class in every variant.
         classes: number of training identities; 0 for a model that nothing was trained on.
     """
 
@@ -32,7 +31,7 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
 
     def stem_of_its_own() -> Stem:
         frozen = config.frozen_blocks if config.pretrained else 0  # random weights are not worth keeping
-        return Stem(backbone, config.specific_stages, frozen)
+        return Stem(backbone, config.specific_stages, frozen=frozen)
 
     shared = tail(config.parts)
     dim = shared.dim
@@ -67,7 +66,9 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         specific_infrared=tail() if has_specific else None,
         classify_visible=head() if has_specific else None,
         classify_infrared=head() if has_specific else None,
-        stem_shared=Trunk(backbone, config.specific_stages) if config.specific_stages < STEM_BLOCKS else None,
+        stem_shared=Stem(backbone, start=config.specific_stages)
+        if config.specific_stages < STEM_BLOCKS
+        else None,
         norm_shared=FeatureNorm(dim, config.shared_length) if by_modality else None,
         norm_specific=norm_specific,
     )
