@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmcnet.losses.functional import lift, nearest_other, pairwise_distances
+from fmcnet.losses.functional import distances_across, lift, pairwise_distances
 
 
 def weighted_regularized_triplet_loss(features: Tensor, labels: Tensor) -> Tensor:
@@ -72,8 +72,5 @@ def hetero_center_triplet_loss(center_v: Tensor, center_i: Tensor, margin: float
     Returns:
         Scalar, at least 0; 0 for P = 1. Symmetric under exchange of the modalities.
     """
-    across = pairwise_distances(center_v, center_i)
-    own = across.diagonal()
-    near_v = torch.minimum(nearest_other(pairwise_distances(center_v, center_v)), nearest_other(across))
-    near_i = torch.minimum(nearest_other(pairwise_distances(center_i, center_i)), nearest_other(across.t()))
+    own, near_v, near_i = distances_across(center_v, center_i)
     return F.relu(margin + own - near_v).sum() + F.relu(margin + own - near_i).sum()

@@ -47,6 +47,20 @@ def nearest_other(distances: Tensor) -> Tensor:
     return distances.masked_fill(own, torch.inf).min(dim=1).values
 
 
+def distances_across(center_v: Tensor, center_i: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances of the centres of two modalities (P, D), as (6), (17) and the hetero-centre triplet take them.
+
+    Returns:
+        Of each identity (P,): ||C_V^p - C_I^p||; from C_V^p and from C_I^p to the nearest centre of another identity
+        in either modality, infinite for P = 1.
+    """
+    across = pairwise_distances(center_v, center_i)
+    own = across.diagonal()
+    near_v = torch.minimum(nearest_other(pairwise_distances(center_v, center_v)), nearest_other(across))
+    near_i = torch.minimum(nearest_other(pairwise_distances(center_i, center_i)), nearest_other(across.t()))
+    return own, near_v, near_i
+
+
 def decomposition_loss(
     specific_v: Tensor, specific_i: Tensor, shared_v: Tensor, shared_i: Tensor, margin: float = 1.0
 ) -> Tensor:
@@ -108,11 +122,8 @@ def cross_modality_center_loss(
     Returns:
         Scalar, at least 0. Symmetric under exchange of the modalities.
     """
-    across = pairwise_distances(center_v, center_i)
-    pull = weight * across.diagonal().sum()
-    near_v = torch.minimum(nearest_other(pairwise_distances(center_v, center_v)), nearest_other(across))
-    near_i = torch.minimum(nearest_other(pairwise_distances(center_i, center_i)), nearest_other(across.t()))
-    return pull + F.relu(margin - near_v).sum() + F.relu(margin - near_i).sum()
+    own, near_v, near_i = distances_across(center_v, center_i)
+    return weight * own.sum() + F.relu(margin - near_v).sum() + F.relu(margin - near_i).sum()
 
 
 def identity_loss(scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
