@@ -30,6 +30,7 @@ REMOVED: dict[str, tuple[Any, str]] = {
     "model.generator_norm": (False, "it put batch normalisation into G"),
     "model.generator_dropout": (0.0, "it put dropout into G"),
     "model.generator_detach": (False, "it made G's input a constant"),
+    "model.parts": (0, "it classified stripes of E_sh's map and added them to the descriptor"),
     "model.specific_detach": (False, "it made the input of E_sp a constant"),
     "losses.fc_reduction": ("sum", "it took the mean of eq. (13) over D"),
     "losses.unit_centers": (False, "it gave centres unit length before the centre losses"),
@@ -147,8 +148,6 @@ class ModelConfig(_Section):
     """Each modality has this many first blocks for itself: 3 as the paper, or 1, 2 (ours)"""
     descriptor: Literal["plain", "normalized", "discriminant"] = "plain"
     """normalized gives each part unit length; discriminant then projects by a learnt map (ours)"""
-    parts: int = Field(default=0, ge=0, le=12)
-    """E_sh's map has this many horizontal stripes with classifiers, 0 to 12 (ours)"""
     stripes: int = Field(default=0, ge=0, le=12)
     """The descriptor is this many stripes of the map behind each block of E_sh; 0: features (ours)"""
     standardized: bool = False
@@ -175,8 +174,8 @@ class ModelConfig(_Section):
                 f"frozen_blocks={self.frozen_blocks} is more than specific_stages={self.specific_stages}: "
                 "only blocks of the stems can be frozen"
             )
-        if self.stripes and (self.variant != "base" or self.parts):
-            raise ValueError("stripes is for variant=base with parts=0: its descriptor has no other feature")
+        if self.stripes and self.variant != "base":
+            raise ValueError("stripes is for variant=base: its descriptor has no other feature")
         return self
 
 

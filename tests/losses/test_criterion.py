@@ -159,21 +159,6 @@ def test_baselines_terms_are_there_only_when_asked_for(computed):
     assert float(found.detach()) == pytest.approx(slow.hetero_centre(v, i))  # 3 / P is 1
 
 
-def test_stripes_are_classified_one_by_one():
-    torch.manual_seed(0)
-    model = build_model(ModelConfig(arch="resnet18", width=8, variant="base", parts=3), 5)
-    images, labels = torch.rand(2, 4, 3, 64, 32), torch.tensor([0, 0, 3, 3])
-    output = model(images[0], images[1])
-    terms = terms_of(model, output, labels, 2, LossConfig())
-    each = [
-        slow.cross_entropy(half.part_scores[:, n].tolist(), labels.tolist())
-        for half in output
-        for n in range(3)
-    ]
-    assert set(terms) == {"id_shared", "id_parts"}
-    assert float(terms["id_parts"].detach()) == pytest.approx(sum(each) / 6, rel=1e-5)
-
-
 def test_scaled_centres(computed):
     model, output, labels = computed
     config = LossConfig(center_scale=0.25)

@@ -21,7 +21,7 @@ def numbers(module):
 
 
 def test_the_defaults_are_the_models_of_before():
-    assert not [k for k in tiny().state_dict() if k.startswith(("parts", "decomposition.stem_shared"))]
+    assert not [k for k in tiny().state_dict() if k.startswith("decomposition.stem_shared")]
     assert {k.split(".")[2] for k in tiny().state_dict() if ".stem_visible." in k} == {
         "conv1", "bn1", "layer1", "layer2",
     }  # fmt: skip
@@ -70,30 +70,20 @@ def test_each_part_of_a_normalized_descriptor_has_unit_length(variant):
         assert torch.equal(half.shared, other.shared)  # the losses see what they saw
 
 
-@pytest.mark.parametrize("variant", ["base", "full"])
-@pytest.mark.parametrize("unit", [True, False])
-def test_stripes_join_the_descriptor(variant, unit):
-    model = tiny(variant, parts=3, unit_features=unit).eval()
+def test_stripes_are_means_of_rows_of_the_maps_behind_each_block():
+    model = tiny("base", stripes=2).eval()
+    tail = model.decomposition.shared
+    x = torch.rand(2, 16, 8, 4)
+    first = tail.layer3(x)  # (2, 32, 4, 2)
+    second = tail.layer4(first)  # (2, 64, 4, 2)
+    rows = [
+        maps[:, :, half].mean(dim=(2, 3)) for maps in (first, second) for half in (slice(2), slice(2, None))
+    ]
+    assert torch.allclose(tail.stripes(x, 2), torch.cat(rows, dim=1), atol=1e-6)
     visible, infrared = batch()
     out = model(visible, infrared)
-    length = (2 if variant == "full" else 1) * 64
-    for half in out:
-        assert half.part_scores.shape == (4, 3, 7)
-        assert half.shared.shape == (4, 64)
-        assert half.embedding.shape == (4, length + 3 * 64)
-        lengths = half.embedding[:, length:].unflatten(1, (3, 64)).norm(dim=2)
-        assert torch.allclose(lengths, torch.ones(4, 3)) is unit
+    assert out.infrared.embedding.shape == (4, 2 * (32 + 64))
     assert torch.allclose(model.embed(infrared, Modality.INFRARED), out.infrared.embedding, atol=1e-5)
-
-
-def test_stripes_are_means_of_rows_of_the_map():
-    model = tiny("base", parts=2)
-    tail = model.decomposition.shared.eval()
-    x = torch.rand(2, 16, 8, 4)
-    maps = tail.layer4(tail.layer3(x))  # (2, 64, 4, 2)
-    found = tail(x)
-    assert torch.allclose(found[:, 64:128], maps[:, :, :2].mean(dim=(2, 3)), atol=1e-6)
-    assert torch.allclose(found[:, 128:], maps[:, :, 2:].mean(dim=(2, 3)), atol=1e-6)
 
 
 def test_a_model_is_built_from_settings_and_loaded_by_folder_or_name(tmp_path):

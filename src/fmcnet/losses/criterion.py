@@ -33,7 +33,6 @@ TERMS = {
 OTHER_TERMS = {
     "wrt": "weighted regularised triplet, of the baseline AGW",
     "hc": "hetero-centre, plain or triplet, of a baseline",
-    "id_parts": "cross-entropy of the stripes' classifiers (PCB), mean over stripes (ours)",
 }
 """Terms that are not the paper's, there only when their setting asks for them."""
 
@@ -129,9 +128,6 @@ class FMCNetLoss(nn.Module):
     def _other_terms(self, v: ModalityOutput, i: ModalityOutput, labels: Tensor) -> dict[str, Tensor]:
         """`OTHER_TERMS`, on the shared features of both halves; none unless a setting asks for them."""
         config, terms = self.config, {}
-        if v.part_scores is not None and i.part_scores is not None:
-            stripes = [*v.part_scores.unbind(1), *i.part_scores.unbind(1)]
-            terms["id_parts"] = torch.stack([self._identity(labels, scores) for scores in stripes]).mean()
         if config.wrt > 0:
             both, twice = torch.cat([v.shared, i.shared]), torch.cat([labels, labels])
             if self.gather is not None:

@@ -21,7 +21,7 @@ from fmcnet.errors import CheckpointError, ConfigError
 STEM_BLOCKS = 3
 """Blocks of E_V and E_I in the paper, of ResNet's five."""
 
-RESERVED = frozenset({"head", "pool", "norm", "dim", "parts", "maps", "stripes", "channels"})
+RESERVED = frozenset({"head", "pool", "norm", "dim", "maps", "stripes", "channels"})
 """Names in `Stem` and `Tail` that no layer of a backbone may have."""
 
 Triple = tuple[float, float, float]
@@ -189,7 +189,6 @@ class Tail(nn.Module):
         pooling: "avg" as the paper, or "gem" (ours).
         unit: centre and scale each dimension by batch normalisation, then bring the feature to unit length (ours; of
             `model.normalization=tail`).
-        parts: n horizontal stripes of the map, averaged, follow the feature (ours; PCB, Sun et al., ECCV 2018).
 
     Raises:
         ConfigError: for an unknown pooling, gem on a map with negative values, more blocks than the backbone has, or
@@ -203,7 +202,6 @@ class Tail(nn.Module):
         dim: int | None = None,
         pooling: str = "avg",
         unit: bool = False,
-        parts: int = 0,
     ) -> None:
         super().__init__()
         if pooling not in ("avg", "gem"):
@@ -232,7 +230,6 @@ class Tail(nn.Module):
         self.pool: nn.Module = GeM() if pooling == "gem" else AveragePool()
         self.dim = channels if dim is None else dim
         self.norm = nn.BatchNorm1d(self.dim, affine=False) if unit else None
-        self.parts = parts
 
     def maps(self, x: Tensor) -> Tensor:
         """F_m (B, C, h, w) to the last map (B, dim, h', w')."""
@@ -254,22 +251,14 @@ class Tail(nn.Module):
         for name in self._layers:
             x = self.get_submodule(name)(x)
             if name in self._ends:
-                found.append(_pool_stripes(x, count))
+                pooled = F.adaptive_avg_pool2d(x, (count, 1)).squeeze(3)  # (B, C, count)
+                found.append(pooled.transpose(1, 2).flatten(1))
         return torch.cat(found, dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """F_m (B, C, h, w) to a feature (B, dim); with n parts (B, (1 + n) * dim), the stripes from top to bottom."""
-        maps = self.maps(x)
-        feature = cast(Tensor, self.pool(maps))
-        feature = feature if self.norm is None else F.normalize(self.norm(feature), dim=1)
-        if not self.parts:
-            return feature
-        return torch.cat([feature, _pool_stripes(maps, self.parts)], dim=1)
-
-
-def _pool_stripes(maps: Tensor, count: int) -> Tensor:
-    """(B, C, h, w) to the averages of `count` horizontal stripes, from top to bottom, (B, count * C)."""
-    return F.adaptive_avg_pool2d(maps, (count, 1)).squeeze(3).transpose(1, 2).flatten(1)
+        """F_m (B, C, h, w) to a feature (B, dim)."""
+        feature = cast(Tensor, self.pool(self.maps(x)))
+        return feature if self.norm is None else F.normalize(self.norm(feature), dim=1)
 
 
 def initialize(module: nn.Module) -> nn.Module:

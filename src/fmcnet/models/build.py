@@ -8,7 +8,7 @@ from fmcnet.models.compensation import Compensation, Discriminator, Generator
 from fmcnet.models.decomposition import Decomposition
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.fusion import Fusion
-from fmcnet.models.layers import FeatureNorm, IdentityClassifier, PartClassifiers, Standardization
+from fmcnet.models.layers import FeatureNorm, IdentityClassifier, Standardization
 
 
 def build_model(config: ModelConfig, classes: int) -> FMCNet:
@@ -25,15 +25,14 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
     backbone = make_backbone(config.arch, config.width, config.last_stride)
     by_modality = config.normalization == "modality"
 
-    def tail(parts: int = 0) -> Tail:
-        unit = config.normalization == "tail"
-        return Tail(backbone, config.tail_blocks, config.dim, config.pooling, unit, parts)
+    def tail() -> Tail:
+        return Tail(backbone, config.tail_blocks, config.dim, config.pooling, config.normalization == "tail")
 
     def stem_of_its_own() -> Stem:
         frozen = config.frozen_blocks if config.pretrained else 0  # random weights are not worth keeping
         return Stem(backbone, config.specific_stages, frozen=frozen)
 
-    shared = tail(config.parts)
+    shared = tail()
     dim = shared.dim
     has_specific = config.variant != "base"
 
@@ -92,7 +91,6 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         std=backbone.std,
         after_neck=config.neck and config.normalization != "tail",
         normalized=config.descriptor != "plain",
-        parts=PartClassifiers([head() for _ in range(config.parts)]) if config.parts else None,
         specific_weight=config.specific_weight,
         stripes=config.stripes,
         standard=Standardization(_length(config, shared)) if config.standardized else None,
@@ -104,4 +102,4 @@ def _length(config: ModelConfig, shared: Tail) -> int:
     if config.stripes:
         return config.stripes * sum(shared.channels)
     features = {"base": 1, "sfd": 1, "fmc": 3, "full": 3 if config.fusion == "slots" else 2}[config.variant]
-    return (features + config.parts) * shared.dim
+    return features * shared.dim

@@ -75,8 +75,8 @@ class Decomposition(nn.Module):
         return out if self.stem_shared is None else self._run(self.stem_shared, out)
 
     def share(self, stem_feature: Tensor, modality: Modality) -> Tensor:
-        """E_sh of images of one modality: F_m (B, C, h, w) to F_sh,m (B, D), with stripes (B, (1 + n) * D)."""
-        return self._shared_norm(self._run(self.shared, stem_feature), modality)
+        """E_sh of images of one modality: F_m (B, C, h, w) to F_sh,m (B, D)."""
+        return self._normalized(self._run(self.shared, stem_feature), modality)
 
     def specific(self, stem_feature: Tensor, modality: Modality) -> Tensor:
         """E_sp^m of images of one modality: F_m (B, C, h, w) to F_sp,m (B, D)."""
@@ -85,12 +85,8 @@ class Decomposition(nn.Module):
         feature = self._run(tail, stem_feature)
         return feature if self.norm_specific is None else self.norm_specific(feature, modality)
 
-    def _shared_norm(self, shared: Tensor, modality: Modality) -> Tensor:
-        if self.norm_shared is None:
-            return shared
-        dim = self.classify_shared.linear.in_features
-        feature = self.norm_shared(shared[:, :dim], modality)
-        return feature if shared.shape[1] == dim else torch.cat([feature, shared[:, dim:]], dim=1)
+    def _normalized(self, shared: Tensor, modality: Modality) -> Tensor:
+        return shared if self.norm_shared is None else self.norm_shared(shared, modality)
 
     def classifier(self, modality: Modality) -> IdentityClassifier:
         """P_sp^m."""
@@ -115,7 +111,7 @@ class Decomposition(nn.Module):
             f_v, f_i = self._run(self.stem_shared, torch.cat([f_v, f_i])).split([len(f_v), len(f_i)])
         shared = self._run(self.shared, torch.cat([f_v, f_i]))
         sh_v, sh_i = shared.split([len(f_v), len(f_i)])
-        sh_v, sh_i = self._shared_norm(sh_v, Modality.VISIBLE), self._shared_norm(sh_i, Modality.INFRARED)
+        sh_v, sh_i = self._normalized(sh_v, Modality.VISIBLE), self._normalized(sh_i, Modality.INFRARED)
         if not self.has_specific:
             return sh_v, sh_i, None, None
         return sh_v, sh_i, self.specific(f_v, Modality.VISIBLE), self.specific(f_i, Modality.INFRARED)

@@ -14,7 +14,7 @@ from fmcnet.models.backbone import Tail
 from fmcnet.models.compensation import Compensation
 from fmcnet.models.decomposition import Decomposition
 from fmcnet.models.fusion import Fusion
-from fmcnet.models.layers import PartClassifiers, Standardization
+from fmcnet.models.layers import Standardization
 from fmcnet.types import Modality
 
 VARIANTS = ("base", "sfd", "fmc", "full")
@@ -37,7 +37,6 @@ class ModalityOutput(NamedTuple):
         fused: F_fp,m (B, 2D).
         fused_scores: S_fp,m (B, C).
         embedding: the descriptor that is searched by, (B, E).
-        part_scores: of the stripes of the shared map (B, n, C), where `parts` are given (ours).
     """
 
     shared: Tensor
@@ -49,7 +48,6 @@ class ModalityOutput(NamedTuple):
     fused: Tensor | None
     fused_scores: Tensor | None
     embedding: Tensor
-    part_scores: Tensor | None = None
 
 
 class FMCNetOutput(NamedTuple):
@@ -81,8 +79,7 @@ class FMCNet(nn.Module):
         mean: of each channel of images in 0..1; a buffer, so it travels with the weights.
         std: likewise.
         after_neck: the descriptor is what the classifiers' necks give (ours), not the feature itself.
-        normalized: each D numbers of the descriptor (F_sh, F_fu, a stripe...) are brought to unit length (ours).
-        parts: classifiers of stripes that E_sh gives behind F_sh; they join the descriptor (ours).
+        normalized: each D numbers of the descriptor (F_sh, F_fu) are brought to unit length (ours).
         specific_weight: of what stands behind F_sh in the descriptor, F_sp and F'_sp or what fusion makes of them
             (ours).
         stripes: the descriptor is this many stripes of each map of E_sh (ours); 0: the features. Base only.
@@ -101,7 +98,6 @@ class FMCNet(nn.Module):
         std: tuple[float, float, float] = IMAGENET_STD,
         after_neck: bool = False,
         normalized: bool = False,
-        parts: PartClassifiers | None = None,
         specific_weight: float = 1.0,
         stripes: int = 0,
         standard: Standardization | None = None,
@@ -110,7 +106,6 @@ class FMCNet(nn.Module):
         self.decomposition = decomposition
         self.compensation = compensation
         self.fusion = fusion
-        self.parts = parts
         self.after_neck = after_neck
         self.normalized = normalized
         self.specific_weight = specific_weight
@@ -181,8 +176,6 @@ class FMCNet(nn.Module):
         """
         sfd = self.decomposition
         sh_v, sh_i, sp_v, sp_i = sfd(self.preprocess(visible), self.preprocess(infrared))  # (B, D) each
-        sh_v, stripes_v = self._split(sh_v)
-        sh_i, stripes_i = self._split(sh_i)
         scores_v, scores_i = _in_one_pass(sfd.classify_shared, sh_v, sh_i)
         generated_i = generated_v = fused_v = fused_i = fused_scores_v = fused_scores_i = None
         if self.compensation is not None:
@@ -194,20 +187,17 @@ class FMCNet(nn.Module):
             fused_scores_v, fused_scores_i = _in_one_pass(self.fusion.classify, fused_v, fused_i)
         real_v, fake_v = self._specific_scores(Modality.VISIBLE, sp_v, generated_v)
         real_i, fake_i = self._specific_scores(Modality.INFRARED, sp_i, generated_i)
-        part_scores_v = part_scores_i = None
-        if self.parts is not None and stripes_v is not None and stripes_i is not None:
-            part_scores_v, part_scores_i = _in_one_pass(self.parts, stripes_v, stripes_i)
         if not self.training and (self.stripes or self.standard is not None):
             embedding_v = self.embed(visible, Modality.VISIBLE)
             embedding_i = self.embed(infrared, Modality.INFRARED)
         else:
-            embedding_v = self._descriptor(Modality.VISIBLE, sh_v, sp_v, generated_i, fused_v, stripes_v)
-            embedding_i = self._descriptor(Modality.INFRARED, sh_i, sp_i, generated_v, fused_i, stripes_i)
+            embedding_v = self._descriptor(Modality.VISIBLE, sh_v, sp_v, generated_i, fused_v)
+            embedding_i = self._descriptor(Modality.INFRARED, sh_i, sp_i, generated_v, fused_i)
         half_v = (sh_v, scores_v, sp_v, real_v, generated_i, fake_i, fused_v, fused_scores_v)
         half_i = (sh_i, scores_i, sp_i, real_i, generated_v, fake_v, fused_i, fused_scores_i)
         return FMCNetOutput(
-            ModalityOutput(*half_v, embedding_v, part_scores_v),
-            ModalityOutput(*half_i, embedding_i, part_scores_i),
+            ModalityOutput(*half_v, embedding_v),
+            ModalityOutput(*half_i, embedding_i),
         )
 
     def embed(self, images: Tensor, modality: Modality) -> Tensor:
@@ -218,20 +208,20 @@ class FMCNet(nn.Module):
             modality: of all images.
 
         Returns:
-            (B, E): E = D for Base and + SFD, 3D for + FMC, 2D for the full model; n D more with n parts. With n
-            `stripes`, n times the channels of E_sh's blocks.
+            (B, E): E = D for Base and + SFD, 3D for + FMC, 2D for the full model. With n `stripes`, n times the
+            channels of E_sh's blocks.
         """
         stem = self.decomposition.stem(self.preprocess(images), modality)
         if self.stripes:
             descriptor = cast(Tail, self.decomposition.shared).stripes(stem, self.stripes)
         else:
-            shared, stripes = self._split(self.decomposition.share(stem, modality))
+            shared = self.decomposition.share(stem, modality)
             specific = generated = fused = None
             if self.compensation is not None:
                 specific = self.decomposition.specific(stem, modality)
                 generated = self.compensation(shared, modality)
                 fused = None if self.fusion is None else self.fusion(shared, specific, generated, modality)
-            descriptor = self._descriptor(modality, shared, specific, generated, fused, stripes)
+            descriptor = self._descriptor(modality, shared, specific, generated, fused)
         return descriptor if self.standard is None else cast(Tensor, self.standard(descriptor, modality))
 
     def features(self, images: Tensor, modality: Modality) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -246,16 +236,9 @@ class FMCNet(nn.Module):
         """
         sfd = self.decomposition
         stem = sfd.stem(self.preprocess(images), modality)
-        shared, _ = self._split(sfd.share(stem, modality))
+        shared = sfd.share(stem, modality)
         specific = sfd.specific(stem, modality) if sfd.has_specific else None
         return shared, specific, None if self.compensation is None else self.compensation(shared, modality)
-
-    def _split(self, shared: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What E_sh gives: F_sh (B, D), and the stripes (B, n, D) where there are parts."""
-        if self.parts is None:
-            return shared, None
-        feature, *stripes = shared.chunk(1 + len(self.parts.heads), dim=1)
-        return feature, torch.stack(stripes, dim=1)
 
     def _specific_scores(
         self, modality: Modality, real: Tensor | None, generated: Tensor | None
@@ -273,9 +256,8 @@ class FMCNet(nn.Module):
         specific: Tensor | None,
         generated: Tensor | None,
         fused: Tensor | None,
-        stripes: Tensor | None,
     ) -> Tensor:
-        """What is searched by: F_fp or its parts, normalised and weighted as the settings say, then stripes."""
+        """What is searched by: F_fp or its parts, normalised and weighted as the settings say."""
         sfd, neck = self.decomposition, (_through if self.after_neck else _unchanged)
         if self.fusion is not None and fused is not None:
             descriptor = neck(self.fusion.classify.neck, fused)
@@ -293,11 +275,6 @@ class FMCNet(nn.Module):
             descriptor = F.normalize(descriptor.unflatten(1, (-1, dim)), dim=2).flatten(1)
         if self.specific_weight != 1:
             descriptor = torch.cat([descriptor[:, :dim], self.specific_weight * descriptor[:, dim:]], dim=1)
-        if self.parts is not None and stripes is not None:
-            through = [_through(neck, stripes[:, at]) for at, neck in enumerate(self.parts.necks())]
-            if self.normalized or not self.after_neck:  # of the scale of features that did not pass a neck
-                through = [F.normalize(stripe, dim=1) for stripe in through]
-            descriptor = torch.cat([descriptor, *through], dim=1)
         return descriptor
 
 

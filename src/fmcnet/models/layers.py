@@ -40,26 +40,6 @@ class IdentityClassifier(nn.Module):
         return cast(Tensor, self.linear(seen))
 
 
-class PartClassifiers(nn.Module):
-    """A classifier for each horizontal stripe of the shared map (PCB, Sun et al., ECCV 2018). Ours, for fmcnet-plus.
-
-    Args:
-        heads: one `IdentityClassifier` a stripe, from top to bottom.
-    """
-
-    def __init__(self, heads: list[IdentityClassifier]) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(heads)
-
-    def necks(self) -> list[nn.Module]:
-        """What each stripe passes before its layer."""
-        return [cast(IdentityClassifier, head).neck for head in self.heads]
-
-    def forward(self, stripes: Tensor) -> Tensor:
-        """(B, n, D) to scores (B, n, C)."""
-        return torch.stack([head(stripes[:, at]) for at, head in enumerate(self.heads)], dim=1)
-
-
 class FeatureNorm(nn.Module):
     """Centres and scales features with statistics of each modality, and brings them to one length. Ours.
 
