@@ -78,12 +78,11 @@ class FMCNet(nn.Module):
         fusion: SFF or None.
         mean: of each channel of images in 0..1; a buffer, so it travels with the weights.
         std: likewise.
-        after_neck: the descriptor is what the classifiers' necks give (ours), not the feature itself.
-        normalized: each D numbers of the descriptor (F_sh, F_fu) are brought to unit length (ours).
-        specific_weight: of what stands behind F_sh in the descriptor, F_sp and F'_sp or what fusion makes of them
-            (ours).
-        stripes: the descriptor is this many stripes of each map of E_sh (ours); 0: the features. Base only.
-        standard: what the descriptor passes at last (ours); None: nothing.
+        after_neck: whether the descriptor is taken behind the classifiers' necks (ours), not before them.
+        normalized: whether each D values of the descriptor (F_sh, F_fu) get unit length (ours).
+        specific_weight: of the features behind F_sh in the descriptor, F_sp and F'_sp or their fusion (ours).
+        stripes: number of stripes of each map of E_sh that are the descriptor (ours; Base only); 0: features are.
+        standard: standardises the descriptor (ours); None: nothing does.
     """
 
     mean: Tensor
@@ -193,11 +192,13 @@ class FMCNet(nn.Module):
         else:
             embedding_v = self._descriptor(Modality.VISIBLE, sh_v, sp_v, generated_i, fused_v)
             embedding_i = self._descriptor(Modality.INFRARED, sh_i, sp_i, generated_v, fused_i)
-        half_v = (sh_v, scores_v, sp_v, real_v, generated_i, fake_i, fused_v, fused_scores_v)
-        half_i = (sh_i, scores_i, sp_i, real_i, generated_v, fake_v, fused_i, fused_scores_i)
         return FMCNetOutput(
-            ModalityOutput(*half_v, embedding_v),
-            ModalityOutput(*half_i, embedding_i),
+            ModalityOutput(
+                sh_v, scores_v, sp_v, real_v, generated_i, fake_i, fused_v, fused_scores_v, embedding_v
+            ),
+            ModalityOutput(
+                sh_i, scores_i, sp_i, real_i, generated_v, fake_v, fused_i, fused_scores_i, embedding_i
+            ),
         )
 
     def embed(self, images: Tensor, modality: Modality) -> Tensor:
