@@ -214,7 +214,7 @@ def test_detached_targets_move_only_the_generated_side():
         assert sum(gradients(fc, model.compensation.to_infrared)) > 0
 
 
-def test_one_step_updates_the_judges_first_and_the_others_with_the_updated_judges(
+def test_one_step_updates_the_discriminators_first_and_the_others_with_the_updated_discriminators(
     tiny_sysu, tmp_path, monkeypatch
 ):
     """Who moves when: recorded inside the real step."""
@@ -222,9 +222,9 @@ def test_one_step_updates_the_judges_first_and_the_others_with_the_updated_judge
     update = TrainStep._update
 
     def recording(self, optimizer):
-        name = "judges" if optimizer is self.optimizers["judge"] else "others"
+        name = "discriminators" if optimizer is self.optimizers["judge"] else "others"
         parts = {
-            "judges": self.model.compensation.judge_infrared,
+            "discriminators": self.model.compensation.judge_infrared,
             "generator": self.model.compensation.to_infrared,
         }
         before = {k: [p.clone() for p in m.parameters()] for k, m in parts.items()}
@@ -240,8 +240,8 @@ def test_one_step_updates_the_judges_first_and_the_others_with_the_updated_judge
     settings = ["training.epochs=1", "training.steps_per_epoch=2", "training.validate_every=0"]
     loop.train(load_config("tiny", settings), tiny_sysu, tmp_path / "run", progress=False)
     turns = [
-        ("judges", {"judges": True, "generator": False}),
-        ("others", {"judges": False, "generator": True}),
+        ("discriminators", {"discriminators": True, "generator": False}),
+        ("others", {"discriminators": False, "generator": True}),
     ]
     assert seen == turns * 2
 

@@ -81,19 +81,19 @@ def test_accumulation_is_sgd_on_the_mean_of_the_batches_gradients():
     assert record["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
 
 
-def test_with_accumulation_the_judges_move_on_every_batch(monkeypatch):
+def test_with_accumulation_the_discriminators_move_on_every_batch(monkeypatch):
     train_step, turns, update = made("training.accumulate=3"), [], TrainStep._update
 
     def recording(self, optimizer):
         before = train_step.model.compensation.judge_visible.linear.weight.clone()
         norm = update(self, optimizer)
         moved = not torch.equal(before, train_step.model.compensation.judge_visible.linear.weight)
-        turns.append(("judges" if optimizer is train_step.optimizers["judge"] else "others", moved))
+        turns.append(("discriminators" if optimizer is train_step.optimizers["judge"] else "others", moved))
         return norm
 
     monkeypatch.setattr(TrainStep, "_update", recording)
     train_step.step([batch(n) for n in range(3)], 0)
-    assert turns == [("judges", True)] * 3 + [("others", False)]
+    assert turns == [("discriminators", True)] * 3 + [("others", False)]
 
 
 @pytest.mark.parametrize("variant", ["base", "full"])
