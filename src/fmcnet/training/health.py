@@ -55,10 +55,8 @@ def measure(model: FMCNet, output: FMCNetOutput, labels: Tensor) -> dict[str, Te
         cosines, right = [], []
         other = labels[:, None] != labels[None, :]
         for target in (Modality.INFRARED, Modality.VISIBLE):
-            fake, real = (
-                cast(Tensor, output.of(target.other).generated),
-                cast(Tensor, output.of(target).specific),
-            )
+            fake = cast(Tensor, output.of(target.other).generated)
+            real = cast(Tensor, output.of(target).specific)
             norm = model.decomposition.norm_specific
             if norm is not None and norm.offset:  # the constant has the same value in all D dimensions
                 unit = F.normalize(fake - fake.mean(dim=1, keepdim=True), dim=1)

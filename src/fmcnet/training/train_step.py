@@ -131,12 +131,12 @@ class TrainStep:
 
     def _backward(self, batch: TrainingBatch, batches: int) -> dict[str, Tensor]:
         """Forward, the discriminators' turn, and the backward pass of all others; the measured values by name."""
-        half = self.precision is not torch.float32
+        mixed = self.precision is not torch.float32
         with record_function("fmcnet: forward"):
             visible, infrared = (x.contiguous(memory_format=self.format) for x in batch[:2])
-            with torch.autocast(self.ctx.device.type, self.precision if half else None, enabled=half):
+            with torch.autocast(self.ctx.device.type, self.precision if mixed else None, enabled=mixed):
                 output: FMCNetOutput = self._network(visible, infrared)
-            output = output.float() if half else output
+            output = output.float() if mixed else output
         discriminators: dict[str, Tensor] = {}
         with record_function("fmcnet: discriminators"):
             if self._discriminators is not None:
