@@ -55,7 +55,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fmcnet.config import Config
-from fmcnet.losses.criterion import discriminator_objective, objective
+from fmcnet.losses.criterion import FMCNetLoss
 from fmcnet.models.build import build_model
 from fmcnet.models.fmcnet import IMAGENET_MEAN, IMAGENET_STD, FMCNet
 
@@ -375,7 +375,7 @@ class Meter:
 
 
 class PublicStep:
-    """FMCNet and its game, trained by a straightforward script.
+    """FMCNet and its losses, trained by a straightforward script.
 
     Args:
         config: `model`, `losses`, `data.identities` and the rates and weight decay of `training` are read; not its
@@ -401,28 +401,28 @@ class PublicStep:
         self.model.std.fill_(1)
         self.model.to(self.device)
         training, compensation = config.training, self.model.compensation
-        judges = compensation.discriminator_parameters() if compensation else []
+        discriminators = compensation.discriminator_parameters() if compensation else []
         backbone = [
             parameter
             for name, child in self.model.decomposition.named_children()
             if name.startswith(("stem", "shared", "specific"))
             for parameter in child.parameters()
         ]
-        taken = {id(parameter) for parameter in (*judges, *backbone)}
+        taken = {id(parameter) for parameter in (*discriminators, *backbone)}
         rest = [parameter for parameter in self.model.parameters() if id(parameter) not in taken]
         groups = [{"params": backbone, "lr": 0.1 * training.lr}, {"params": rest, "lr": training.lr}]
         self.optimizer = torch.optim.Adam(
             groups, weight_decay=training.weight_decay, foreach=foreach, fused=False
         )
-        self.judge_optimizer = (
-            torch.optim.Adam(judges, lr=training.discriminator_lr, foreach=foreach, fused=False)
-            if judges
+        self.discriminator_optimizer = (
+            torch.optim.Adam(discriminators, lr=training.discriminator_lr, foreach=foreach, fused=False)
+            if discriminators
             else None
         )
         self.meters: dict[str, Meter] = {}
 
     def step(self, visible: Tensor, infrared: Tensor, labels: Tensor) -> dict[str, float]:
-        """One step of the game; every term by its name in `fmcnet.losses.criterion.TERMS`, and "loss", the total.
+        """One step; every term by its name in `fmcnet.losses.criterion.TERMS`, and "loss", the total.
 
         Args:
             visible: (P*K, 3, H, W) float32, normalised. infrared: (P*K, 3, H, W), likewise. labels: (P*K,).
@@ -431,16 +431,19 @@ class PublicStep:
         visible, infrared = visible.to(self.device), infrared.to(self.device)
         labels = labels.to(self.device)
         output = self.model(visible, infrared)
-        judged = discriminator_objective(self.model, output)
-        if self.judge_optimizer is not None:
-            self.judge_optimizer.zero_grad()
-            judged["discriminator"].backward()
-            self.judge_optimizer.step()
-        terms = objective(self.model, output, labels, self.config.data.identities, self.config.losses)
+        criterion = FMCNetLoss(self.config.losses, self.config.data.identities, self.model.compensation)
+        values = {}
+        value = criterion.discriminator_loss(output)
+        if value is not None and self.discriminator_optimizer is not None:
+            self.discriminator_optimizer.zero_grad()
+            value.backward()
+            self.discriminator_optimizer.step()
+            values["discriminator"] = value
+        _, terms = criterion(output, labels)
         loss = sum(terms.values(), torch.zeros((), device=self.device))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        for name, value in {"loss": loss, **terms, **judged}.items():
+        for name, value in {"loss": loss, **terms, **values}.items():
             self.meters.setdefault(name, Meter()).update(value.item(), 2 * len(visible))
         return {name: meter.value for name, meter in self.meters.items()}

@@ -45,7 +45,7 @@ from fmcnet.data.table import Table
 from fmcnet.distributed import DistributedContext, keep_freed_memory
 from fmcnet.models.build import build_model
 from fmcnet.synthetic import generate
-from fmcnet.training.train_step import Game, precision
+from fmcnet.training.train_step import TrainStep, precision
 from fmcnet.types import Modality
 
 HERE = Path(__file__).parent
@@ -200,11 +200,11 @@ def our_batches(setting: Setting, plain: bool = False) -> Iterator[TrainingBatch
 
 
 @cache
-def our_game(setting: Setting) -> Game:
+def our_train_step(setting: Setting) -> TrainStep:
     """Our model and optimisers; one for all turns."""
     torch.manual_seed(SEED)
     config, classes = setting.config, len(train_table().labels()[1])
-    return Game(
+    return TrainStep(
         config,
         build_model(config.model, classes),
         DistributedContext(setting.device),
@@ -217,7 +217,7 @@ def our_data(**options: bool) -> Callable[[Setting], Turn]:
     """The data alone, up to normalised float images on the device."""
 
     def turn(setting: Setting) -> Turn:
-        model = our_game(setting).model
+        model = our_train_step(setting).model
         for visible, infrared, _ in our_batches(setting, **options):
             with torch.no_grad():
                 model.preprocess(visible), model.preprocess(infrared)
@@ -228,11 +228,11 @@ def our_data(**options: bool) -> Callable[[Setting], Turn]:
 
 def our_step(setting: Setting, stream: Iterator[TrainingBatch]) -> Turn:
     """Training as `fmcnet train` does it, reading the losses every `log_every` steps."""
-    game = our_game(setting)
+    train_step = our_train_step(setting)
     for number, batch in enumerate(stream):
-        game.step([batch], number)
+        train_step.step([batch], number)
         if number % setting.config.training.log_every == 0:
-            game.read()
+            train_step.read()
         yield 2 * len(batch.visible)
 
 
@@ -372,9 +372,9 @@ def step_flops(setting: Setting) -> float:
     """Floating-point operations of one step, by PyTorch's counter."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    game = our_game(setting)
+    train_step = our_train_step(setting)
     with FlopCounterMode(display=False) as counter:
-        game.step([next(our_batches(setting))], 0)
+        train_step.step([next(our_batches(setting))], 0)
     return float(counter.get_total_flops())
 
 

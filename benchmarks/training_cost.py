@@ -40,7 +40,7 @@ from fmcnet.distributed import (
     resident_bytes,
 )
 from fmcnet.models.build import build_model
-from fmcnet.training.train_step import Game
+from fmcnet.training.train_step import TrainStep
 from fmcnet.types import Modality
 
 HERE = Path(__file__).parent
@@ -113,7 +113,9 @@ def one(
         sampler.plan(0)
         planned = time.perf_counter() - started
         torch.manual_seed(0)
-        game = Game(config, build_model(config.model, len(pids)), ctx, config.data.identities, 10**9)
+        train_step = TrainStep(
+            config, build_model(config.model, len(pids)), ctx, config.data.identities, 10**9
+        )
         times, peak = [], 0
         draws = config.data.identities * config.data.images * ctx.world
         dataset = TrainingImages(
@@ -123,8 +125,8 @@ def one(
         begun = time.perf_counter()
         for step, batch in enumerate(batches):
             before = time.perf_counter()
-            game.step([batch], step)
-            game.read()  # waits for the device: a step's time is whole
+            train_step.step([batch], step)
+            train_step.read()  # waits for the device: a step's time is whole
             times.append(time.perf_counter() - before)
             peak = max(peak, resident_bytes())  # freed memory is kept, so nothing is missed between two steps
             # The same number of steps on every process: rank 0 says when it is enough.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import fmcnet
 from fmcnet.data.samplers import IdentityModalitySampler
-from fmcnet.losses.criterion import discriminator_objective, objective
+from fmcnet.losses.criterion import FMCNetLoss
 
 
 def read_images(paths: list[Path], height: int, width: int) -> Tensor:
@@ -49,19 +49,19 @@ def main() -> None:
     owned = {id(parameter) for parameter in discriminators}
     optimizer = torch.optim.AdamW([v for v in model.parameters() if id(v) not in owned], lr=0.001)
     discriminator_optimizer = torch.optim.Adam(discriminators, lr=0.01)
+    criterion = FMCNetLoss(config.losses, identities, model.compensation)
 
     for step, (visible, infrared) in enumerate(sampler.batches(epoch=0)):  # rows (P*K,) each
         output = model(pixels[visible], pixels[infrared])  # uint8 is fine: the model normalises
         target = torch.from_numpy(labels[visible])  # the same for both halves
 
-        discriminator_loss = sum(discriminator_objective(model, output).values())
         discriminator_optimizer.zero_grad()
-        discriminator_loss.backward()
+        criterion.discriminator_loss(output).backward()
         discriminator_optimizer.step()
 
-        terms = objective(model, output, target, identities, config.losses)  # named scalars
+        loss, terms = criterion(output, target)  # the total and its named terms
         optimizer.zero_grad()
-        sum(terms.values()).backward()
+        loss.backward()
         optimizer.step()
         print(f"step {step:2d}  " + "  ".join(f"{name} {term.item():.3f}" for name, term in terms.items()))
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from fmcnet.data.cache import ImageCache
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
-from fmcnet.inference.shipped import FOLDER
+from fmcnet.models.shipped import FOLDER
 from fmcnet.synthetic import generate
 from tests.cli import run_command
 

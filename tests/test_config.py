@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from fmcnet.config import COLUMNS, Config, ModelConfig, load_config, purpose, shipped
+from fmcnet.config import COLUMNS, REMOVED, Config, ModelConfig, load_config, purpose, shipped
 from fmcnet.errors import ConfigError
 from tests.cli import run_command
 
@@ -136,6 +136,24 @@ def test_an_old_name_that_contradicts_the_new_one_is_refused():
         ModelConfig(unit_features=True, normalization="modality")
 
 
+@pytest.mark.parametrize("key", REMOVED)
+def test_a_removed_setting_is_read_with_its_neutral_value_and_refused_with_another(key, tmp_path):
+    neutral, purpose = REMOVED[key]
+    section, name = key.split(".")
+    path = tmp_path / "old.yaml"
+    path.write_text(yaml.safe_dump({section: {name: neutral}}))
+    assert load_config(path) == Config()
+    assert load_config({section: {name: neutral}}) == Config()
+    with pytest.raises(ConfigError) as caught:
+        load_config({section: {name: 0.3}})
+    assert str(caught.value).count("\n") == 1  # what was read, then one fault
+    for part in (f"{key} = 0.3", "was removed", purpose, "Delete it"):
+        assert part in str(caught.value)
+    for value in (yaml.safe_dump(neutral).splitlines()[0], "0.3"):
+        with pytest.raises(ConfigError, match=rf"{key} = .*was removed"):
+            load_config("tiny", [f"{key}={value}"])
+
+
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_files_hold_only_what_differs_and_round_trip(name, tmp_path):
     text = shipped()[name].read_text()
@@ -228,7 +246,6 @@ def test_paper_settings_contain_nothing_of_ours_that_changes_an_equation():
     assert paper.model.normalization == "none"
     assert not paper.model.fusion_normalize
     assert not paper.model.generator_residual
-    assert not paper.model.generator_norm
     assert paper.model.pooling == "avg"
     assert paper.losses.saturating
     assert paper.model.last_stride == 2
@@ -236,6 +253,5 @@ def test_paper_settings_contain_nothing_of_ours_that_changes_an_equation():
     # The departures that the file names: without them nothing is learnt or fused.
     assert paper.model.fusion == "softmax"
     assert (paper.losses.reduction, paper.losses.md, paper.losses.mc) == ("mean", 0.1, 0.1)
-    assert paper.losses.fc_reduction == "sum"
     assert paper.losses.label_smoothing == 0
     assert not paper.losses.detach_targets

@@ -139,20 +139,20 @@ def test_identities_without_a_modality_and_no_images_are_refused(recipe, images)
 def test_a_step_trains_everything_and_names_its_terms(recipe, images):
     torch.manual_seed(0)
     config = load_config("tiny", ["data.identities=3", "data.height=20", "data.width=12"])
-    game = recipe.PublicStep(config, PEOPLE, "cpu")
-    before = {name: value.detach().clone() for name, value in game.model.named_parameters()}
+    public = recipe.PublicStep(config, PEOPLE, "cpu")
+    before = {name: value.detach().clone() for name, value in public.model.named_parameters()}
     batch = next(iter(loader(recipe, images)))
-    found = [game.step(*batch) for _ in range(2)]
+    found = [public.step(*batch) for _ in range(2)]
     for terms in found:
         assert terms.keys() == {*TERMS, "loss"}
         assert all(math.isfinite(value) for value in terms.values())
         parts = sum(value for name, value in terms.items() if name not in ("loss", "discriminator"))
         assert terms["loss"] == pytest.approx(parts, rel=1e-5)
     assert found[0] != found[1]
-    assert game.meters["loss"].average == pytest.approx((found[0]["loss"] + found[1]["loss"]) / 2)
-    for name, value in game.model.named_parameters():
+    assert public.meters["loss"].average == pytest.approx((found[0]["loss"] + found[1]["loss"]) / 2)
+    for name, value in public.model.named_parameters():
         assert torch.equal(value, before[name]) != value.requires_grad, name
-    sizes = [len(group["params"]) for group in game.optimizer.param_groups]
-    judges = len(game.judge_optimizer.param_groups[0]["params"])
-    assert sum(sizes) + judges == len(before)
-    assert torch.equal(game.model.preprocess(batch[0]), batch[0])
+    sizes = [len(group["params"]) for group in public.optimizer.param_groups]
+    discriminators = len(public.discriminator_optimizer.param_groups[0]["params"])
+    assert sum(sizes) + discriminators == len(before)
+    assert torch.equal(public.model.preprocess(batch[0]), batch[0])

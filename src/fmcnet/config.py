@@ -3,7 +3,7 @@
 A setting has one home, its field here: type, range, default and description (`fmcnet config NAME` prints them all).
 The paper's margins and weights are the defaults. A shipped file holds only what differs from them:
 `configs/paper.yaml` for the paper's literal equations, the others for a recipe each. What the paper does not say is
-marked "ours".
+marked "(ours)".
 """
 
 from __future__ import annotations
@@ -24,9 +24,26 @@ NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 COLUMNS, INDENT = 120, "  "
 
+REMOVED: dict[str, tuple[Any, str]] = {
+    "data.hard": (0.0, "it filled a share of each batch with look-alikes"),
+    "model.generator_hidden": (None, "it set the width of G's inner layers, which is D now"),
+    "model.generator_norm": (False, "it put batch normalisation into G"),
+    "model.generator_dropout": (0.0, "it put dropout into G"),
+    "model.generator_detach": (False, "it made G's input a constant"),
+    "model.parts": (0, "it classified stripes of E_sh's map and added them to the descriptor"),
+    "model.specific_detach": (False, "it made the input of E_sp a constant"),
+    "losses.fc_reduction": ("sum", "it took the mean of eq. (13) over D"),
+    "losses.unit_centers": (False, "it gave centres unit length before the centre losses"),
+    "losses.triplet_normalize": (False, "it gave features unit length before the triplet loss of losses.wrt"),
+    "losses.start_fmc": (0.0, "it started the FMC terms and L_MC later"),
+    "losses.ramp": (0.0, "it raised the FMC terms, L_MD and L_MC from 0 over a share of all steps"),
+    "training.ema": (0.0, "it kept averaged weights"),
+}
+"""Settings of 0.1.0 that are gone: the value with which they did nothing, and what they did with another."""
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -41,205 +58,100 @@ _Dumper.add_representer(
 class DataConfig(_Section):
     """What is read, at which size, and how batches are drawn."""
 
-    layout: Literal["auto", "sysu", "regdb", "llcm", "csv"] = Field(
-        default="auto",
-        description="The dataset has this layout: auto (found by its files), sysu, regdb, llcm or csv.",
-    )
-    split: int = Field(default=1, ge=1, le=10, description="RegDB has ten splits; this one is read, 1 to 10.")
-    height: Positive = Field(
-        default=288, description="The network takes images of this height in pixels (ours)"
-    )
-    width: Positive = Field(
-        default=144, description="The network takes images of this width in pixels (ours)"
-    )
-    train_splits: tuple[Literal["train", "val"], ...] = Field(
-        default=("train",),
-        description="Training takes the identities of these splits; on SYSU-MM01 everyone takes both.",
-    )
-    val_share: float = Field(
-        default=0.1,
-        ge=0,
-        le=0.5,
-        description="Validation gets this share (at most 0.5) of train identities where no val is named (ours)",
-    )
-    identities: int = Field(default=8, ge=2, description="A batch holds P identities.")
-    images: Positive = Field(
-        default=4, description="A batch holds K images of each identity in each modality."
-    )
-    share: Literal["process", "all"] = Field(
-        default="process",
-        description="P and K count for each process (process) or for all together (all) (ours)",
-    )
-    hard: float = Field(
-        default=0.0,
-        ge=0,
-        le=0.9,
-        description="Look-alikes, by the classifier's weights, fill this share of P, at most 0.9 (ours)",
-    )
-    cache: str = Field(
-        default="auto",
-        min_length=1,
-        description="Decoded images go to auto ($FMCNET_CACHE, else ~/.cache/fmcnet), beside (the data) or a folder.",
-    )
+    layout: Literal["auto", "sysu", "regdb", "llcm", "csv"] = "auto"
+    """The dataset has this layout: auto (found by its files), sysu, regdb, llcm or csv."""
+    split: int = Field(default=1, ge=1, le=10)
+    """RegDB has ten splits; this one is read, 1 to 10."""
+    height: Positive = 288
+    """The network takes images of this height in pixels (ours)"""
+    width: Positive = 144
+    """The network takes images of this width in pixels (ours)"""
+    train_splits: tuple[Literal["train", "val"], ...] = ("train",)
+    """Training takes the identities of these splits; on SYSU-MM01 everyone takes both."""
+    val_share: float = Field(default=0.1, ge=0, le=0.5)
+    """Validation gets this share (at most 0.5) of train identities where no val is named (ours)"""
+    identities: int = Field(default=8, ge=2)
+    """A batch holds P identities."""
+    images: Positive = 4
+    """A batch holds K images of each identity in each modality."""
+    share: Literal["process", "all"] = "process"
+    """P and K count for each process (process) or for all together (all) (ours)"""
+    cache: str = Field(default="auto", min_length=1)
+    """Decoded images go to auto ($FMCNET_CACHE, else ~/.cache/fmcnet), beside (the data) or a folder."""
 
 
 class AugmentConfig(_Section):
     """Augmentation of whole batches; all ours (the paper does not say)."""
 
-    pad: int = Field(
-        default=10, ge=0, description="Every side gets this many pixels before a random crop (ours)"
-    )
-    flip: Probability = Field(default=0.5, description="An image is mirrored with this probability (ours)")
-    erase: Probability = Field(
-        default=0.5, description="Random erasing hits an image with this probability (ours)"
-    )
-    channel: Literal["none", "exchange", "mix"] = Field(
-        default="none",
-        description="Visible images keep their channels (none), repeat one (exchange, CAJ) or mix them (mix) (ours)",
-    )
-    channel_probability: Probability = Field(
-        default=0.5, description="The channel augmentation hits a visible image with this probability (ours)"
-    )
+    pad: int = Field(default=10, ge=0)
+    """Every side gets this many pixels before a random crop (ours)"""
+    flip: Probability = 0.5
+    """An image is mirrored with this probability (ours)"""
+    erase: Probability = 0.5
+    """Random erasing hits an image with this probability (ours)"""
+    channel: Literal["none", "exchange", "mix"] = "none"
+    """Visible images keep their channels (none), repeat one (exchange, CAJ) or mix them (mix) (ours)"""
+    channel_probability: Probability = 0.5
+    """The channel augmentation hits a visible image with this probability (ours)"""
 
 
 class ModelConfig(_Section):
     """Backbone and modules."""
 
-    variant: Literal["base", "sfd", "fmc", "full"] = Field(
-        default="full",
-        description="The model is this row of Table 2: base, sfd, fmc (plain concatenation) or full.",
-    )
-    single_stream: bool = Field(
-        default=False, description="Both modalities share one stem: a baseline, for variant=base only (ours)"
-    )
-    arch: str = Field(
-        default="resnet50",
-        description="The backbone is resnet50 as the paper, or resnet18, resnet34, efficientnet_lite0 (ours)",
-    )
-    width: Positive = Field(
-        default=64, description="The first block has this many channels; the published network has 64."
-    )
-    tail_blocks: Positive | None = Field(
-        default=None,
-        description="A tail has this many blocks; null takes all behind the third, as the paper (ours)",
-    )
-    dim: Positive | None = Field(
-        default=None,
-        description="A 1x1 convolution brings D to this length; null keeps the last block's channels (ours)",
-    )
-    frozen_blocks: int = Field(
-        default=0,
-        ge=0,
-        le=3,
-        description="This many first blocks of the stems, 0 to 3, keep pretrained weights; random ones train (ours)",
-    )
-    last_stride: Literal[1, 2] = Field(
-        default=1, description="conv5_x has this stride: ResNet has 2, most of the field takes 1 (ours)"
-    )
-    pretrained: str | None = Field(
-        default=None,
-        description="Weights come from imagenet (torchvision's file), a path to such a file, or null (random).",
-    )
-    pooling: Literal["avg", "gem"] = Field(
-        default="avg",
-        description="A tail pools its map by avg as the paper, or by gem, the generalised mean (ours)",
-    )
-    neck: bool = Field(
-        default=True,
-        description="A BNNeck (batch normalisation) stands before every classifier; false is the paper (ours)",
-    )
-    normalization: Literal["none", "tail", "modality"] = Field(
-        default="none",
-        description="tail and modality centre F_sh and F_sp and set their lengths; none is the paper (ours)",
-    )
-    shared_length: float = Field(
-        default=1.0,
-        gt=0,
-        description="F_sh has this length with normalization=modality, F_fu with fusion_normalize (ours)",
-    )
-    specific_length: float = Field(
-        default=1.0, gt=0, description="F_sp and F'_sp have this length with normalization=modality (ours)"
-    )
-    specific_offset: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="F_sp and F'_sp have a constant of their modality, this share of their length (ours)",
-    )
-    specific_weight: float = Field(
-        default=1.0,
-        ge=0,
-        le=1,
-        description="weight of what stands behind F_sh in the descriptor: F_sp and F'_sp, or what is fused (ours)",
-    )
-    fusion: Literal["sum", "softmax", "slots"] = Field(
-        default="sum",
-        description="sum is eq. (15); softmax makes w1 + w2 = 1; slots does so and concatenates (ours)",
-    )
-    fusion_normalize: bool = Field(
-        default=False, description="F_fu gets the length shared_length before eq. (16) (ours)"
-    )
-    discriminator_bound: NonNegative = Field(
-        default=0.0,
-        description="With normalization=modality no logit of D, less its bias, exceeds this; 0 sets no bound (ours)",
-    )
-    generator_residual: bool = Field(
-        default=False, description="G of eq. (11) adds its input to its output: F' = F_sh + G(F_sh) (ours)"
-    )
-    generator_hidden: Positive | None = Field(
-        default=None, description="G has inner layers of this width; null takes D (ours)"
-    )
-    generator_norm: bool = Field(
-        default=False, description="G has batch normalisation between its layers (ours)"
-    )
-    w1: float = Field(
-        default=0.5, description="w1 of eq. (15) starts here; softmax and slots take it as a logit (ours)"
-    )
-    w2: float = Field(
-        default=0.5, description="w2 of eq. (15) starts here; softmax and slots take it as a logit (ours)"
-    )
-    dropout: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Every classifier drops this share of its input values in training (ours)",
-    )
-    specific_stages: int = Field(
-        default=3,
-        ge=1,
-        le=3,
-        description="Each modality has this many first blocks for itself: 3 as the paper, or 1, 2 (ours)",
-    )
-    descriptor: Literal["plain", "normalized", "discriminant"] = Field(
-        default="plain",
-        description="normalized gives each part unit length; discriminant then projects by a learnt map (ours)",
-    )
-    parts: int = Field(
-        default=0,
-        ge=0,
-        le=12,
-        description="E_sh's map has this many horizontal stripes with classifiers, 0 to 12 (ours)",
-    )
-    stripes: int = Field(
-        default=0,
-        ge=0,
-        le=12,
-        description="The descriptor is this many stripes of the map behind each block of E_sh; 0: features (ours)",
-    )
-    standardized: bool = Field(
-        default=False,
-        description="Each value of the descriptor is standardised by modality; fmcnet adapt sets this (ours)",
-    )
-    generator_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="G drops this share of its inner values in training (ours)"
-    )
-    specific_detach: bool = Field(
-        default=False,
-        description="E_sp takes its input as a constant, so specific losses do not shape the stems (ours)",
-    )
-    generator_detach: bool = Field(
-        default=False, description="G takes its input as a constant, so its losses do not shape E_sh (ours)"
-    )
+    variant: Literal["base", "sfd", "fmc", "full"] = "full"
+    """The model is this row of Table 2: base, sfd, fmc (plain concatenation) or full."""
+    single_stream: bool = False
+    """Both modalities share one stem: a baseline, for variant=base only (ours)"""
+    arch: str = "resnet50"
+    """The backbone is resnet50 as the paper, or resnet18, resnet34, efficientnet_lite0 (ours)"""
+    width: Positive = 64
+    """The first block has this many channels; the published network has 64."""
+    tail_blocks: Positive | None = None
+    """A tail has this many blocks; null takes all behind the third, as the paper (ours)"""
+    dim: Positive | None = None
+    """A 1x1 convolution brings D to this length; null keeps the last block's channels (ours)"""
+    frozen_blocks: int = Field(default=0, ge=0, le=3)
+    """This many first blocks of the stems, 0 to 3, keep pretrained weights; random ones train (ours)"""
+    last_stride: Literal[1, 2] = 1
+    """conv5_x has this stride: ResNet has 2, most of the field takes 1 (ours)"""
+    pretrained: str | None = None
+    """Weights come from imagenet (torchvision's file), a path to such a file, or null (random)."""
+    pooling: Literal["avg", "gem"] = "avg"
+    """A tail pools its map by avg as the paper, or by gem, the generalised mean (ours)"""
+    neck: bool = True
+    """A BNNeck (batch normalisation) stands before every classifier; false is the paper (ours)"""
+    normalization: Literal["none", "tail", "modality"] = "none"
+    """tail and modality centre F_sh and F_sp and set their lengths; none is the paper (ours)"""
+    shared_length: float = Field(default=1.0, gt=0)
+    """F_sh has this length with normalization=modality, F_fu with fusion_normalize (ours)"""
+    specific_length: float = Field(default=1.0, gt=0)
+    """F_sp and F'_sp have this length with normalization=modality (ours)"""
+    specific_offset: float = Field(default=0.0, ge=0, lt=1)
+    """F_sp and F'_sp have a constant of their modality, this share of their length (ours)"""
+    specific_weight: float = Field(default=1.0, ge=0, le=1)
+    """The features behind F_sh in the descriptor, F_sp and F'_sp or their fusion, have this weight (ours)"""
+    fusion: Literal["sum", "softmax", "slots"] = "sum"
+    """sum is eq. (15); softmax makes w1 + w2 = 1; slots does so and concatenates (ours)"""
+    fusion_normalize: bool = False
+    """F_fu gets the length shared_length before eq. (16) (ours)"""
+    discriminator_bound: NonNegative = 0.0
+    """With normalization=modality no logit of D, less its bias, exceeds this; 0 sets no bound (ours)"""
+    generator_residual: bool = False
+    """G of eq. (11) adds its input to its output: F' = F_sh + G(F_sh) (ours)"""
+    w1: float = 0.5
+    """w1 of eq. (15) starts here; softmax and slots take it as a logit (ours)"""
+    w2: float = 0.5
+    """w2 of eq. (15) starts here; softmax and slots take it as a logit (ours)"""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Every classifier drops this share of its input values in training (ours)"""
+    specific_stages: int = Field(default=3, ge=1, le=3)
+    """Each modality has this many first blocks for itself: 3 as the paper, or 1, 2 (ours)"""
+    descriptor: Literal["plain", "normalized", "discriminant"] = "plain"
+    """normalized gives each part unit length; discriminant then projects by a learnt map (ours)"""
+    stripes: int = Field(default=0, ge=0, le=12)
+    """The descriptor is this many stripes of the map behind each block of E_sh; 0: features (ours)"""
+    standardized: bool = False
+    """Each value of the descriptor is standardised by modality; fmcnet adapt sets this (ours)"""
 
     @model_validator(mode="before")
     @classmethod
@@ -247,10 +159,10 @@ class ModelConfig(_Section):
         """`unit_features` of 0.1.0 is `normalization` now."""
         if isinstance(values, dict) and "unit_features" in values:
             values = dict(values)
-            told = "tail" if values.pop("unit_features") else "none"
-            if values.setdefault("normalization", told) != told:
+            renamed = "tail" if values.pop("unit_features") else "none"
+            if values.setdefault("normalization", renamed) != renamed:
                 raise ValueError(
-                    f"unit_features, the old name of normalization={told}, contradicts "
+                    f"unit_features, the old name of normalization={renamed}, contradicts "
                     f"normalization={values['normalization']}: remove it"
                 )
         return values
@@ -262,198 +174,121 @@ class ModelConfig(_Section):
                 f"frozen_blocks={self.frozen_blocks} is more than specific_stages={self.specific_stages}: "
                 "only blocks of the stems can be frozen"
             )
-        if self.stripes and (self.variant != "base" or self.parts):
-            raise ValueError("stripes is for variant=base with parts=0: its descriptor has no other feature")
+        if self.stripes and self.variant != "base":
+            raise ValueError("stripes is for variant=base: its descriptor has no other feature")
         return self
 
 
 class LossConfig(_Section):
     """Margins and weights; the numbers of section 1 of the method, and the weights the paper leaves open."""
 
-    rho1: NonNegative = Field(
-        default=1.0, description="Eq. (4) has this margin between specific and shared centres."
-    )
-    rho2: NonNegative = Field(
-        default=0.7, description="Eq. (5) has this margin between specific centres of different identities."
-    )
-    rho3: NonNegative = Field(
-        default=0.7, description="Eq. (6) has this margin between shared centres of different identities."
-    )
-    rho4: NonNegative = Field(
-        default=0.7, description="Eq. (17) has this margin between fused centres of different identities."
-    )
-    alpha: NonNegative = Field(
-        default=2.0, description="Eq. (6) weighs the distance between an identity's two centres by this."
-    )
-    beta: NonNegative = Field(
-        default=2.0, description="Eq. (17) weighs the distance between an identity's two centres by this."
-    )
-    lambda1: NonNegative = Field(default=0.5, description="Eq. (7) weighs eq. (4) by this.")
-    lambda2: NonNegative = Field(default=0.5, description="Eq. (7) weighs eq. (5) by this.")
-    shs: bool = Field(
-        default=True, description="L_MD contains eq. (6); the paper's ablation switches it off."
-    )
-    sps: bool = Field(
-        default=True, description="L_MD contains eq. (5); the paper's ablation switches it off."
-    )
-    dc: bool = Field(default=True, description="L_MD contains eq. (4); the paper's ablation switches it off.")
-    gan: NonNegative = Field(
-        default=1.0, description="The total weighs the generators' part of eq. (12) by this (ours)"
-    )
-    fc: NonNegative = Field(default=1.0, description="The total weighs eq. (13) by this (ours)")
-    ic: NonNegative = Field(default=1.0, description="The total weighs eq. (14) by this (ours)")
-    md: NonNegative = Field(
-        default=1.0,
-        description="The total weighs L_MD of eq. (7) by this: 1 as the paper, or other values (ours)",
-    )
-    mc: NonNegative = Field(
-        default=1.0,
-        description="The total weighs L_MC of eq. (17) by this: 1 as the paper, or other values (ours)",
-    )
-    saturating: bool = Field(
-        default=True,
-        description="Generators minimise log(1 - D(G)) as eq. (12) is written; false takes -log D(G) (ours)",
-    )
-    reduction: Literal["sum", "mean"] = Field(
-        default="sum",
-        description="Eq. (4), (5), (6), (17) take the sum over P as the paper, or the mean (ours)",
-    )
-    fc_reduction: Literal["sum", "mean"] = Field(
-        default="sum", description="Eq. (13) takes the sum over D as the paper (L1 norm), or the mean (ours)"
-    )
-    label_smoothing: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Label smoothing of this strength is in every cross-entropy; 0 is the paper (ours)",
-    )
-    detach_targets: bool = Field(
-        default=False,
-        description="Eq. (13) takes the real centres as constants; false, as the paper, moves them too (ours)",
-    )
-    unit_centers: bool = Field(
-        default=False, description="Centres get unit length before eq. (4), (5), (6), (17) (ours)"
-    )
-    center_scale: float = Field(
-        default=1.0,
-        gt=0,
-        description="This factor scales the centres of eq. (4), (5), (6), (17); 0.5 doubles the margins (ours)",
-    )
-    start_fmc: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="The FMC terms and L_MC begin after this share of all steps (ours)",
-    )
-    ramp: Probability = Field(
-        default=0.0,
-        description="L_MD, the FMC terms and L_MC rise from 0 over this share of all steps (ours)",
-    )
-    wrt: NonNegative = Field(
-        default=0.0,
-        description="The total weighs AGW's weighted regularised triplet loss by this (a baseline's)",
-    )
-    triplet_normalize: bool = Field(
-        default=False,
-        description="The weighted regularised triplet loss takes features of unit length (ours)",
-    )
-    hc: NonNegative = Field(
-        default=0.0, description="The total weighs the hetero-centre loss by this (a baseline's)"
-    )
-    hc_loss: Literal["triplet", "plain"] = Field(
-        default="triplet",
-        description="The hetero-centre loss is triplet (Liu et al., 2020) or plain (Zhu et al., 2020).",
-    )
-    hc_margin: NonNegative = Field(
-        default=0.3, description="The hetero-centre triplet has this margin (a baseline's)"
-    )
+    rho1: NonNegative = 1.0
+    """Eq. (4) has this margin between specific and shared centres."""
+    rho2: NonNegative = 0.7
+    """Eq. (5) has this margin between specific centres of different identities."""
+    rho3: NonNegative = 0.7
+    """Eq. (6) has this margin between shared centres of different identities."""
+    rho4: NonNegative = 0.7
+    """Eq. (17) has this margin between fused centres of different identities."""
+    alpha: NonNegative = 2.0
+    """Eq. (6) weighs the distance between an identity's two centres by this."""
+    beta: NonNegative = 2.0
+    """Eq. (17) weighs the distance between an identity's two centres by this."""
+    lambda1: NonNegative = 0.5
+    """Eq. (7) weighs eq. (4) by this."""
+    lambda2: NonNegative = 0.5
+    """Eq. (7) weighs eq. (5) by this."""
+    shs: bool = True
+    """L_MD contains eq. (6); the paper's ablation switches it off."""
+    sps: bool = True
+    """L_MD contains eq. (5); the paper's ablation switches it off."""
+    dc: bool = True
+    """L_MD contains eq. (4); the paper's ablation switches it off."""
+    gan: NonNegative = 1.0
+    """The total weighs the generators' part of eq. (12) by this (ours)"""
+    fc: NonNegative = 1.0
+    """The total weighs eq. (13) by this (ours)"""
+    ic: NonNegative = 1.0
+    """The total weighs eq. (14) by this (ours)"""
+    md: NonNegative = 1.0
+    """The total weighs L_MD of eq. (7) by this: 1 as the paper, or other values (ours)"""
+    mc: NonNegative = 1.0
+    """The total weighs L_MC of eq. (17) by this: 1 as the paper, or other values (ours)"""
+    saturating: bool = True
+    """Generators minimise log(1 - D(G)) as eq. (12) is written; false takes -log D(G) (ours)"""
+    reduction: Literal["sum", "mean"] = "sum"
+    """Eq. (4), (5), (6), (17) take the sum over P as the paper, or the mean (ours)"""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Label smoothing of this strength is in every cross-entropy; 0 is the paper (ours)"""
+    detach_targets: bool = False
+    """Eq. (13) takes the real centres as constants; false, as the paper, moves them too (ours)"""
+    center_scale: float = Field(default=1.0, gt=0)
+    """This factor scales the centres of eq. (4), (5), (6), (17); 0.5 doubles the margins (ours)"""
+    wrt: NonNegative = 0.0
+    """The total weighs AGW's weighted regularised triplet loss by this (a baseline's)"""
+    hc: NonNegative = 0.0
+    """The total weighs the hetero-centre loss by this (a baseline's)"""
+    hc_loss: Literal["triplet", "plain"] = "triplet"
+    """The hetero-centre loss is triplet (Liu et al., 2020) or plain (Zhu et al., 2020)."""
+    hc_margin: NonNegative = 0.3
+    """The hetero-centre triplet has this margin (a baseline's)"""
 
 
 class TrainingConfig(_Section):
     """Optimiser, schedule, checkpoints. All ours."""
 
-    seed: int = Field(default=0, ge=0, description="This seed starts all random numbers (ours)")
-    epochs: Positive = Field(default=80, description="Training lasts this many epochs (ours)")
-    steps_per_epoch: Positive | None = Field(
-        default=None,
-        description="An epoch has this many steps; null covers the larger modality's images once (ours)",
-    )
-    optimizer: Literal["adamw", "sgd"] = Field(
-        default="adamw", description="The optimiser is adamw or sgd (Nesterov momentum 0.9) (ours)"
-    )
-    lr: float = Field(
-        default=3.5e-4, gt=0, description="Heads, generators and fusion have this learning rate (ours)"
-    )
-    backbone_lr_factor: float = Field(
-        default=1.0, gt=0, description="Stems and tails learn at lr times this (ours)"
-    )
-    fusion_lr_factor: float = Field(
-        default=1.0, ge=0, description="w1 and w2 of eq. (15) learn at lr times this (ours)"
-    )
-    discriminator_lr: float = Field(
-        default=3.5e-4, gt=0, description="Discriminators have this learning rate (ours)"
-    )
-    weight_decay: NonNegative = Field(
-        default=5e-4, description="The optimiser decays matrices and kernels by this (ours)"
-    )
-    schedule: Literal["onecycle", "multistep", "cosine", "constant"] = Field(
-        default="multistep",
-        description="The learning rate is onecycle, multistep, cosine or constant after a linear warm-up (ours)",
-    )
-    warmup: float = Field(
-        default=0.1, ge=0, lt=1, description="The warm-up takes this share of all steps (ours)"
-    )
-    milestones: tuple[Probability, ...] = Field(
-        default=(0.5, 0.75),
-        description="multistep divides the learning rate by 10 at these shares of all steps (ours)",
-    )
-    clip: NonNegative = Field(default=0.0, description="Gradients are clipped to this norm; 0 is off (ours)")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto",
-        description="The network computes in this; auto is bf16 (fp16 on old GPUs) on GPUs, else fp32 (ours)",
-    )
-    channels_last: Literal["auto", "yes", "no"] = Field(
-        default="auto",
-        description="The memory format is channels_last; auto takes it where it was measured quicker (ours)",
-    )
-    compile: bool = Field(
-        default=False,
-        description="torch.compile compiles the network: a minute at the start, quicker steps on GPUs (ours)",
-    )
-    accumulate: Positive = Field(
-        default=1, description="A step averages the gradients of this many whole P x K batches (ours)"
-    )
-    recompute: bool = Field(
-        default=False,
-        description="The backward pass computes activations anew: less memory, a third more time (ours)",
-    )
-    sync_batchnorm: bool = Field(default=False, description="Batch statistics span all processes (ours)")
-    sync_centers: bool = Field(
-        default=False, description="Centre losses span the identities of all processes (ours)"
-    )
-    ema: float = Field(
-        default=0.0, ge=0, lt=1, description="Weights averaged with this decay are kept; 0 is off (ours)"
-    )
-    log_every: Positive = Field(default=10, description="The log reads the losses every so many steps (ours)")
-    checkpoint_every: Positive = Field(
-        default=200, description="A checkpoint is written every so many steps (ours)"
-    )
-    checkpoint_minutes: NonNegative = Field(
-        default=10.0,
-        description="A checkpoint is also written after so many minutes; 0 is by steps only (ours)",
-    )
-    keep: Positive = Field(
-        default=2, description="The run folder keeps this many of the newest checkpoints (ours)"
-    )
-    validate_every: int = Field(
-        default=0,
-        ge=0,
-        description="Held-out identities are measured every so many epochs; 0 is never (ours)",
-    )
-    select: Literal["last", "val", "test"] = Field(
-        default="last",
-        description="The kept weights are the last, the best on val, or on test (stamps every report) (ours)",
-    )
+    seed: int = Field(default=0, ge=0)
+    """This seed starts all random numbers (ours)"""
+    epochs: Positive = 80
+    """Training lasts this many epochs (ours)"""
+    steps_per_epoch: Positive | None = None
+    """An epoch has this many steps; null covers the larger modality's images once (ours)"""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """The optimiser is adamw or sgd (Nesterov momentum 0.9) (ours)"""
+    lr: float = Field(default=3.5e-4, gt=0)
+    """Heads, generators and fusion have this learning rate (ours)"""
+    backbone_lr_factor: float = Field(default=1.0, gt=0)
+    """Stems and tails learn at lr times this (ours)"""
+    fusion_lr_factor: float = Field(default=1.0, ge=0)
+    """w1 and w2 of eq. (15) learn at lr times this (ours)"""
+    discriminator_lr: float = Field(default=3.5e-4, gt=0)
+    """Discriminators have this learning rate (ours)"""
+    weight_decay: NonNegative = 5e-4
+    """The optimiser decays matrices and kernels by this (ours)"""
+    schedule: Literal["onecycle", "multistep", "cosine", "constant"] = "multistep"
+    """The learning rate is onecycle, multistep, cosine or constant after a linear warm-up (ours)"""
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """The warm-up takes this share of all steps (ours)"""
+    milestones: tuple[Probability, ...] = (0.5, 0.75)
+    """multistep divides the learning rate by 10 at these shares of all steps (ours)"""
+    clip: NonNegative = 0.0
+    """Gradients are clipped to this norm; 0 is off (ours)"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """The network computes in this; auto is bf16 (fp16 on old GPUs) on GPUs, else fp32 (ours)"""
+    channels_last: Literal["auto", "yes", "no"] = "auto"
+    """The memory format is channels_last; auto takes it where it was measured quicker (ours)"""
+    compile: bool = False
+    """torch.compile compiles the network: a minute at the start, quicker steps on GPUs (ours)"""
+    accumulate: Positive = 1
+    """A step averages the gradients of this many whole P x K batches (ours)"""
+    recompute: bool = False
+    """The backward pass computes activations anew: less memory, a third more time (ours)"""
+    sync_batchnorm: bool = False
+    """Batch statistics span all processes (ours)"""
+    sync_centers: bool = False
+    """Centre losses span the identities of all processes (ours)"""
+    log_every: Positive = 10
+    """The log reads the losses every so many steps (ours)"""
+    checkpoint_every: Positive = 200
+    """A checkpoint is written every so many steps (ours)"""
+    checkpoint_minutes: NonNegative = 10.0
+    """A checkpoint is also written after so many minutes; 0 is by steps only (ours)"""
+    keep: Positive = 2
+    """The run folder keeps this many of the newest checkpoints (ours)"""
+    validate_every: int = Field(default=0, ge=0)
+    """Held-out identities are measured every so many epochs; 0 is never (ours)"""
+    select: Literal["last", "val", "test"] = "last"
+    """The kept weights are the last, the best on val, or on test (stamps every report) (ours)"""
 
     @field_validator("channels_last", mode="before")
     @classmethod
@@ -464,35 +299,26 @@ class TrainingConfig(_Section):
 
 
 class EvaluationConfig(_Section):
-    """How a trained model is judged."""
+    """How a trained model is evaluated."""
 
-    mode: Literal["all", "indoor"] = Field(
-        default="all", description="SYSU-MM01 searches all cameras or indoor ones."
-    )
-    shots: Literal[1, 10] = Field(
-        default=1, description="SYSU-MM01 draws this many gallery images per identity and camera."
-    )
-    draw: Literal["auto", "official", "seeded"] = Field(
-        default="auto",
-        description="SYSU-MM01 draws as rand_perm_cam.mat (official) or seeded; auto is official where the file is.",
-    )
-    trials: int = Field(
-        default=10, ge=1, le=10, description="SYSU-MM01 and LLCM repeat the gallery draw this many times."
-    )
-    direction: Literal["i2v", "v2i", "both"] = Field(
-        default="i2v",
-        description="i2v searches infrared queries in a visible gallery, v2i the reverse, both does both.",
-    )
-    reading: Literal["a", "b", "c"] = Field(
-        default="a", description="LLCM's protocol has this reading (docs/concepts/protocols.md)."
-    )
-    cmc: Literal["image", "identity"] = Field(
-        default="image", description="RegDB's CMC counts images or identities (docs/concepts/protocols.md)."
-    )
-    distance: Literal["cosine", "euclidean"] = Field(
-        default="cosine", description="Descriptors are compared by this distance (ours)"
-    )
-    batch: Positive = Field(default=64, description="The network embeds this many images at once.")
+    mode: Literal["all", "indoor"] = "all"
+    """SYSU-MM01 searches all cameras or indoor ones."""
+    shots: Literal[1, 10] = 1
+    """SYSU-MM01 draws this many gallery images per identity and camera."""
+    draw: Literal["auto", "official", "seeded"] = "auto"
+    """SYSU-MM01 draws as rand_perm_cam.mat (official) or seeded; auto is official where the file is."""
+    trials: int = Field(default=10, ge=1, le=10)
+    """SYSU-MM01 and LLCM repeat the gallery draw this many times."""
+    direction: Literal["i2v", "v2i", "both"] = "i2v"
+    """i2v searches infrared queries in a visible gallery, v2i the reverse, both does both."""
+    reading: Literal["a", "b", "c"] = "a"
+    """LLCM's protocol has this reading (docs/concepts/protocols.md)."""
+    cmc: Literal["image", "identity"] = "image"
+    """RegDB's CMC counts images or identities (docs/concepts/protocols.md)."""
+    distance: Literal["cosine", "euclidean"] = "cosine"
+    """Descriptors are compared by this distance (ours)"""
+    batch: Positive = 64
+    """The network embeds this many images at once."""
 
 
 class Config(_Section):
@@ -515,12 +341,11 @@ class Config(_Section):
             )
         if self.training.select != "last" and not self.training.validate_every:
             raise ValueError(f"training.select={self.training.select} needs training.validate_every > 0")
-        if self.training.compile and self.training.recompute:
-            raise ValueError("training.compile and training.recompute do not go together: take one of them")
-        if self.training.compile and self.training.sync_batchnorm:
-            raise ValueError(
-                "training.compile and training.sync_batchnorm do not go together: switch one off"
-            )
+        for name in ("recompute", "sync_batchnorm"):
+            if self.training.compile and getattr(self.training, name):
+                raise ValueError(
+                    f"training.compile and training.{name} do not go together: switch one of them off"
+                )
         if self.model.single_stream and self.model.variant != "base":
             raise ValueError(f"model.single_stream is for model.variant=base, not {self.model.variant}")
         return self
@@ -539,9 +364,9 @@ class Config(_Section):
             kind: type[_Section] = type(getattr(self, section))
             lines += [f"# {inspect.getdoc(kind)}", f"{section}:"]
             for name, value in values.items():
-                said = yaml.dump({name: value}, Dumper=_Dumper, width=COLUMNS - len(INDENT))
+                text = yaml.dump({name: value}, Dumper=_Dumper, width=COLUMNS - len(INDENT))
                 lines += [f"{INDENT}# {kind.model_fields[name].description}"]
-                lines += textwrap.indent(said, INDENT).splitlines()
+                lines += textwrap.indent(text, INDENT).splitlines()
         return "\n".join([*lines, ""])
 
 
@@ -557,31 +382,26 @@ def load_config(
     Raises:
         ConfigError: listing every fault with its path, the value given and the reason.
     """
-    where = "the defaults"
-    tree: Any = {}
-    if isinstance(source, dict):
-        tree, where = source, "the given tree"
-    elif source is not None:
-        path = _find(source)
-        where = str(path)
-        try:
-            tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    tree, where = _read(source)
     if not isinstance(tree, dict):
         raise ConfigError(
             f"{where} must hold sections (data, model, losses, ...), not a {type(tree).__name__}"
         )
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
-    faults = [fault for item in overrides if (fault := _apply(tree, item))]
+    for key, (neutral, _) in REMOVED.items():
+        section, name = key.split(".")
+        values = tree.get(section)
+        if isinstance(values, dict) and name in values and values[name] == neutral:
+            del values[name]
+    faults = [fault for item in overrides if (fault := _apply_override(tree, item))]
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        faults += [_say(entry, tree) for entry in error.errors()]
+        faults += [_describe_fault(entry) for entry in error.errors()]
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
-        said = " with the overrides" if overrides else ""
-        raise ConfigError(f"{len(faults)} fault{'s' * (len(faults) > 1)} in {where}{said}:\n{listed}")
+        suffix = " with the overrides" if overrides else ""
+        raise ConfigError(f"{len(faults)} fault{'s' * (len(faults) > 1)} in {where}{suffix}:\n{listed}")
     return config
 
 
@@ -596,17 +416,27 @@ def purpose(name: str) -> str:
     return shipped()[name].read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
 
 
-def _find(source: str | Path) -> Path:
+def _read(source: str | Path | dict[str, Any] | None) -> tuple[Any, str]:
+    """The tree of `source` as it is, and where it is from, for messages."""
+    if source is None:
+        return {}, "the defaults"
+    if isinstance(source, dict):
+        return source, "the given tree"
     path = Path(source)
-    if path.is_file():
-        return path
-    known = shipped()
-    if str(source) in known:
-        return known[str(source)]
-    raise ConfigError(f"no configuration file {source}: give a YAML file or one of {', '.join(known)}")
+    if not path.is_file():
+        if str(source) not in shipped():
+            raise ConfigError(
+                f"no configuration file {source}: give a YAML file or one of {', '.join(shipped())}"
+            )
+        path = shipped()[str(source)]
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}, str(path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
 
 
-def _apply(tree: dict[str, Any], item: str) -> str | None:
+def _apply_override(tree: dict[str, Any], item: str) -> str | None:
+    """Set one value in `tree`; what is wrong with the override, if anything."""
     key, equals, text = item.partition("=")
     parts = key.strip().split(".")
     if not equals or len(parts) != 2 or not all(parts):
@@ -622,23 +452,28 @@ def _apply(tree: dict[str, Any], item: str) -> str | None:
     if not isinstance(section, dict):
         return f"override '{item}': {parts[0]} is not a section"
     names = {"unit_features": "normalization", "normalization": "unit_features"}
-    if parts[0] == "model" and parts[1] in names:  # under either name, the last word wins
+    if parts[0] == "model" and parts[1] in names:  # the last override wins, under either name
         section.pop(names[parts[1]], None)
     section[parts[1]] = value
     return None
 
 
-def _say(entry: Any, tree: dict[str, Any]) -> str:
+def _describe_fault(entry: Any) -> str:
+    """One line for an error of pydantic: the setting, its value, what is wrong."""
     path = ".".join(str(part) for part in entry["loc"]) or "configuration"
     reason = entry["msg"].removeprefix("Value error, ")
+    if path in REMOVED:
+        neutral, effect = REMOVED[path]
+        default = yaml.safe_dump(neutral).splitlines()[0]
+        return (
+            f"{path} = {entry['input']!r}: this setting of 0.1.0 was removed ({effect}). "
+            f"Delete it; fmcnet always works as with {path}={default}"
+        )
     if entry["type"] == "extra_forbidden":
-        section = entry["loc"][0] if len(entry["loc"]) > 1 else None
         fields = Config.model_fields
-        if section in fields:
-            known: list[str] = list(fields[str(section)].annotation.model_fields)  # type: ignore[union-attr]
-        else:
-            known = list(fields)
-        return f"{path}: no such setting; known here: {', '.join(known)}"
+        if len(entry["loc"]) > 1:
+            fields = fields[entry["loc"][0]].annotation.model_fields  # type: ignore[union-attr]
+        return f"{path}: no such setting; known here: {', '.join(fields)}"
     if entry["type"] == "value_error":
         return reason if path == "configuration" else f"{path}: {reason}"
     return f"{path} = {entry['input']!r}: {reason[0].lower()}{reason[1:]}"

@@ -187,7 +187,8 @@ def test_mixed_precision_keeps_the_first_and_last_layers(tiny_onnx, tmp_path):
     "settings",
     [
         ["model.variant=fmc", "model.pooling=gem"],
-        ["model.variant=base", "model.parts=3", "model.specific_stages=1", "model.descriptor=normalized"],
+        ["model.variant=base", "model.specific_stages=1", "model.descriptor=normalized"],
+        ["model.variant=base", "model.stripes=3"],
     ],
 )
 def test_every_kind_of_model_exports_for_every_batch(settings, tmp_path):

@@ -13,8 +13,8 @@ from fmcnet.evaluation.evaluate_model import chance_rank1
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.write import export
 from fmcnet.inference.info import model_info
-from fmcnet.inference.shipped import shipped_models
 from fmcnet.models.backbone import make_backbone
+from fmcnet.models.shipped import shipped_models
 from fmcnet.types import Modality
 
 NAME = "fmcnet-lite"

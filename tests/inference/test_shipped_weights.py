@@ -17,7 +17,7 @@ from fmcnet.inference.calibrate import calibrate_model
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.write import export
 from fmcnet.inference.info import model_info
-from fmcnet.inference.shipped import find_model, shipped_models
+from fmcnet.models.shipped import find_model, shipped_models
 from fmcnet.types import Modality
 
 NAME = "fmcnet-generated"

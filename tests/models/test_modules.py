@@ -114,11 +114,11 @@ def test_equation_11_generator_depends_on_the_image_alone():
     assert torch.allclose(together[:1], alone, atol=1e-5)
 
 
-def test_equation_12_discriminator_is_one_layer_and_a_sigmoid():
-    judge = tiny().compensation.judge_infrared
-    assert sum(p.numel() for p in judge.parameters()) == 64 + 1
+def test_equation_12_discriminator_is_one_layer_that_gives_the_logit():
+    discriminator = tiny().compensation.judge_infrared
+    assert sum(p.numel() for p in discriminator.parameters()) == 64 + 1
     x = torch.randn(3, 64)
-    assert torch.allclose(judge.probability(x), torch.sigmoid(x @ judge.linear.weight[0] + judge.linear.bias))
+    assert torch.allclose(discriminator(x), x @ discriminator.linear.weight[0] + discriminator.linear.bias)
 
 
 def test_concatenated_descriptor_has_the_visible_part_first_for_both_modalities():

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from fmcnet.config import ModelConfig
 from fmcnet.losses.functional import centers, decomposition_loss
 from fmcnet.models.build import build_model
-from fmcnet.models.modules import Discriminator, FeatureNorm, Fusion, Generator, IdentityClassifier
+from fmcnet.models.compensation import Discriminator, Generator
+from fmcnet.models.fusion import Fusion
+from fmcnet.models.layers import FeatureNorm, IdentityClassifier
 from fmcnet.types import Modality
 
 VIS, INF = Modality.VISIBLE, Modality.INFRARED

@@ -6,7 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fmcnet.models.fmcnet import VARIANTS
+from fmcnet.config import load_config
+from fmcnet.errors import CheckpointError
+from fmcnet.models.card import ModelCard
+from fmcnet.models.checkpoint import save_pretrained
+from fmcnet.models.fmcnet import VARIANTS, FMCNet
 from fmcnet.models.pretrained import load_pretrained
 from fmcnet.types import Modality
 from tests.models.test_modules import batch, tiny, torchvision_names
@@ -17,7 +21,7 @@ def numbers(module):
 
 
 def test_the_defaults_are_the_models_of_before():
-    assert not [k for k in tiny().state_dict() if k.startswith(("parts", "decomposition.stem_shared"))]
+    assert not [k for k in tiny().state_dict() if k.startswith("decomposition.stem_shared")]
     assert {k.split(".")[2] for k in tiny().state_dict() if ".stem_visible." in k} == {
         "conv1", "bn1", "layer1", "layer2",
     }  # fmt: skip
@@ -66,52 +70,32 @@ def test_each_part_of_a_normalized_descriptor_has_unit_length(variant):
         assert torch.equal(half.shared, other.shared)  # the losses see what they saw
 
 
-@pytest.mark.parametrize("variant", ["base", "full"])
-@pytest.mark.parametrize("unit", [True, False])
-def test_stripes_join_the_descriptor(variant, unit):
-    model = tiny(variant, parts=3, unit_features=unit).eval()
+def test_stripes_are_means_of_rows_of_the_maps_behind_each_block():
+    model = tiny("base", stripes=2).eval()
+    tail = model.decomposition.shared
+    x = torch.rand(2, 16, 8, 4)
+    first = tail.layer3(x)  # (2, 32, 4, 2)
+    second = tail.layer4(first)  # (2, 64, 4, 2)
+    rows = [
+        maps[:, :, half].mean(dim=(2, 3)) for maps in (first, second) for half in (slice(2), slice(2, None))
+    ]
+    assert torch.allclose(tail.stripes(x, 2), torch.cat(rows, dim=1), atol=1e-6)
     visible, infrared = batch()
     out = model(visible, infrared)
-    length = (2 if variant == "full" else 1) * 64
-    for half in out:
-        assert half.part_scores.shape == (4, 3, 7)
-        assert half.shared.shape == (4, 64)
-        assert half.embedding.shape == (4, length + 3 * 64)
-        lengths = half.embedding[:, length:].unflatten(1, (3, 64)).norm(dim=2)
-        assert torch.allclose(lengths, torch.ones(4, 3)) is unit
+    assert out.infrared.embedding.shape == (4, 2 * (32 + 64))
     assert torch.allclose(model.embed(infrared, Modality.INFRARED), out.infrared.embedding, atol=1e-5)
 
 
-def test_stripes_are_means_of_rows_of_the_map():
-    model = tiny("base", parts=2)
-    tail = model.decomposition.shared.eval()
-    x = torch.rand(2, 16, 8, 4)
-    maps = tail.layer4(tail.layer3(x))  # (2, 64, 4, 2)
-    found = tail(x)
-    assert torch.allclose(found[:, 64:128], maps[:, :, :2].mean(dim=(2, 3)), atol=1e-6)
-    assert torch.allclose(found[:, 128:], maps[:, :, 2:].mean(dim=(2, 3)), atol=1e-6)
-
-
-def test_a_generator_of_constants_does_not_shape_the_shared_features():
-    for detach in (False, True):
-        model = tiny(generator_detach=detach)
-        shared = torch.randn(4, 64, requires_grad=True)
-        model.compensation(shared, Modality.VISIBLE).sum().backward()
-        assert (shared.grad is None) is detach
-        assert model.compensation.to_infrared.layers[0].weight.grad.abs().sum() > 0
-
-
-def test_dropout_inside_the_generator_is_for_training_only():
-    generator = tiny(generator_dropout=0.5).compensation.to_infrared
-    x = torch.randn(4, 64)
-    assert not torch.equal(generator.train()(x), generator(x))
-    assert torch.equal(generator.eval()(x), generator(x))
-
-
-def test_specific_branches_of_constants_do_not_shape_the_stems():
-    for detach in (False, True):
-        sfd = tiny(specific_detach=detach).decomposition
-        stem = torch.randn(2, 16, 4, 2, requires_grad=True)
-        sfd.specific(stem, Modality.INFRARED).sum().backward()
-        assert (stem.grad is None) is detach
-        assert sfd.specific_infrared.layer3[0].conv1.weight.grad.abs().sum() > 0
+def test_a_model_is_built_from_settings_and_loaded_by_folder_or_name(tmp_path):
+    config = load_config("tiny")
+    torch.manual_seed(0)
+    model = FMCNet.from_config(config, 5).eval()
+    assert (model.variant, model.decomposition.classify_shared.linear.out_features) == ("full", 5)
+    save_pretrained(model, ModelCard(config, (1, 2, 3, 4, 5), "made up", 0), tmp_path)
+    again = FMCNet.from_pretrained(tmp_path)
+    assert not again.training
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+    shipped = FMCNet.from_pretrained("fmcnet-lite")
+    assert shipped.variant == "base"
+    with pytest.raises(CheckpointError, match="there is no model 'fmcnet-light'"):
+        FMCNet.from_pretrained("fmcnet-light")

@@ -31,7 +31,7 @@ from fmcnet.inference.encoder import load
 from fmcnet.training import health
 from fmcnet.training import trainer as loop
 from fmcnet.training.loggers import read_log
-from fmcnet.training.train_step import Game
+from fmcnet.training.train_step import TrainStep
 from tests.training import forked, runs
 from tests.training.test_kill import at_every_write
 
@@ -212,13 +212,13 @@ def unsynchronised(data, folder):
 
     def one_rank():
         rank, run, wrote, measured = os.environ["RANK"], folder / "run", [], []
-        read = Game.read
+        read = TrainStep.read
 
         def noting(self):
             measured.extend([step, names, values.tolist()] for step, names, values in self._measured)
             return read(self)
 
-        Game.read = noting
+        TrainStep.read = noting
         at_every_write(run, wrote.append)
         train(data, run, "data.identities=3")
         (folder / f"{rank}.json").write_text(json.dumps([wrote, measured]))

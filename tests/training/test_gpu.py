@@ -11,10 +11,10 @@ from fmcnet.config import load_config
 from fmcnet.data.loader import TrainingBatch
 from fmcnet.distributed import DistributedContext
 from fmcnet.models.build import build_model
-from fmcnet.training.train_step import Game
+from fmcnet.training.train_step import TrainStep
 from fmcnet.training.trainer import train
 from tests.data.test_loader import batches
-from tests.training.test_game import batch, made
+from tests.training.test_train_step import batch, made
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -23,10 +23,10 @@ def context():
     return DistributedContext(torch.device("cuda", torch.cuda.current_device()))
 
 
-def game(*settings):
+def train_step(*settings):
     config = load_config("tiny", list(settings))
     torch.manual_seed(3)
-    return Game(config, build_model(config.model, 6), context(), 4, 10)
+    return TrainStep(config, build_model(config.model, 6), context(), 4, 10)
 
 
 def on_gpu(number):
@@ -37,7 +37,7 @@ def on_gpu(number):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_step_waits_for_nothing(precision, accumulate):
     """After a warm-up (kernels are loaded, optimiser states made) no call in a step synchronises with the GPU."""
-    trained = game(f"training.precision={precision}", f"training.accumulate={accumulate}")
+    trained = train_step(f"training.precision={precision}", f"training.accumulate={accumulate}")
     drawn = [[on_gpu(accumulate * step + n) for n in range(accumulate)] for step in range(6)]
     for step in range(3):
         trained.step(drawn[step], step)
@@ -61,7 +61,7 @@ def test_batches_are_those_of_a_cpu(first):
 
 def test_a_step_is_that_of_a_cpu():
     slow = made("training.precision=fp32")
-    quick = game("training.precision=fp32")
+    quick = train_step("training.precision=fp32")
     allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
@@ -83,7 +83,7 @@ def test_training_in_bfloat16_ends_with_finite_weights(tiny_sysu, tmp_path):
 
 def test_a_resumed_training_ends_close_to_an_uninterrupted_one(tiny_sysu, tmp_path, monkeypatch):
     """Close, not equal: some kernels of a GPU add up in an order of their own."""
-    config, step = load_config("tiny", ["training.precision=fp32", "training.lr=0.0005"]), Game.step
+    config, step = load_config("tiny", ["training.precision=fp32", "training.lr=0.0005"]), TrainStep.step
     train(config, tiny_sysu, tmp_path / "whole", device="cuda", progress=False)
 
     def stopping(self, drawn, number):
@@ -91,10 +91,10 @@ def test_a_resumed_training_ends_close_to_an_uninterrupted_one(tiny_sysu, tmp_pa
             raise RuntimeError("power cut")
         step(self, drawn, number)
 
-    monkeypatch.setattr(Game, "step", stopping)
+    monkeypatch.setattr(TrainStep, "step", stopping)
     with pytest.raises(RuntimeError, match="power cut"):
         train(config, tiny_sysu, tmp_path / "run", device="cuda", progress=False)
-    monkeypatch.setattr(Game, "step", step)
+    monkeypatch.setattr(TrainStep, "step", step)
     again = train(config, tiny_sysu, tmp_path / "run", device="cuda", resume=True, progress=False)
     assert again.resumed_from == 6
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))

@@ -29,8 +29,10 @@ def test_what_is_measured_is_what_it_says():
                 if labels[a] != labels[b]:  # without the constant, which has one value in all dimensions
                     one, two = fake[a] - fake[a].mean(), fake[b] - fake[b].mean()
                     cosines.append(torch.cosine_similarity(one, two, dim=0))
-        judge = model.compensation.judge(target)
-        right += [judge(x[None])[0] > 0 for x in real] + [judge(x[None])[0] <= 0 for x in fake]
+        discriminator = model.compensation.discriminator(target)
+        right += [discriminator(x[None])[0] > 0 for x in real] + [
+            discriminator(x[None])[0] <= 0 for x in fake
+        ]
     torch.testing.assert_close(found[health.COSINE], torch.stack(cosines).mean())
     torch.testing.assert_close(found[health.ACCURACY], torch.stack(right).float().mean())
     torch.testing.assert_close(found[health.FUSED], torch.tensor(1.0))
@@ -78,7 +80,7 @@ def test_the_constant_of_the_modality_is_no_likeness():
     model = build_model(config.model, 6).eval()
     out = model(*torch.rand(2, 8, 3, 64, 32))
     labels = torch.arange(8)
-    place = model.decomposition.norm_specific.place
+    place = model.decomposition.norm_specific.to_length
     apart = [
         half._replace(generated=place(torch.randn(8, half.generated.shape[1]), modality.other))
         for half, modality in ((out.visible, Modality.VISIBLE), (out.infrared, Modality.INFRARED))

@@ -15,7 +15,7 @@ from fmcnet.data.loader import TrainingBatch
 from fmcnet.distributed import distributed_context
 from fmcnet.models.build import build_model
 from fmcnet.training import health
-from fmcnet.training.train_step import Game
+from fmcnet.training.train_step import TrainStep
 
 IDENTITIES, P, K, HEIGHT, WIDTH = 60, 8, 4, 32, 16
 STEPS, LAST = 200, 20
@@ -69,18 +69,18 @@ def learn(name: str, *overrides: str, steps: int = STEPS) -> dict[str, float]:
     training, world = config.training, World()
     schedule = training.epochs * training.steps_per_epoch if training.steps_per_epoch else LONG
     with distributed_context("cpu") as ctx:
-        game = Game(config, build_model(config.model, IDENTITIES), ctx, P, max(schedule, steps))
+        train_step = TrainStep(config, build_model(config.model, IDENTITIES), ctx, P, max(schedule, steps))
         for step in range(steps):
-            game.step([world.batch()], step)
-        records = game.read()[-LAST:]
+            train_step.step([world.batch()], step)
+        records = train_step.read()[-LAST:]
     found = {key: sum(record[key] for record in records) / len(records) for key in records[-1]}
-    return found | {FUSED_FINDS: fused_finds(game, world)}
+    return found | {FUSED_FINDS: fused_finds(train_step, world)}
 
 
 @torch.no_grad()
-def fused_finds(game: Game, world: World) -> float:
+def fused_finds(train_step: TrainStep, world: World) -> float:
     """Share of images whose nearest F_fu of the other modality, F_fu alone, is of their identity; chance is 1 / P."""
-    model, right = game.model.eval(), []
+    model, right = train_step.model.eval(), []
     for _ in range(8):
         batch = world.batch()
         out = model(batch.visible, batch.infrared)
@@ -127,10 +127,10 @@ def test_the_settings_of_0_1_0_for_sysu_are_called_dead(caplog):
     torch.manual_seed(0)
     config = load_config("sysu", [*SMALL, *old])
     with distributed_context("cpu") as ctx:
-        game = Game(config, build_model(config.model, IDENTITIES), ctx, P, LONG)
+        train_step = TrainStep(config, build_model(config.model, IDENTITIES), ctx, P, LONG)
         for step in range(2 * health.WINDOW):
-            game.step([world.batch()], step)
-    for record in game.read():
+            train_step.step([world.batch()], step)
+    for record in train_step.read():
         monitor.watch(record)
     told = [record.message for record in caplog.records]
     assert sum("the fusion has switched itself off" in text for text in told) == 1

@@ -1,4 +1,4 @@
-"""Training: exact resume, kills, NaN, refusals, the log, the min-max game."""
+"""Training: exact resume, kills, NaN, refusals, the log, who moves when."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from safetensors.torch import load_file
 
 from fmcnet.config import LossConfig, load_config
 from fmcnet.errors import CheckpointError, DataError, TrainingError
-from fmcnet.losses.criterion import TERMS, discriminator_objective, objective, total
+from fmcnet.losses.criterion import TERMS, FMCNetLoss
 from fmcnet.models.build import build_model
-from fmcnet.training import train_step as game_module
 from fmcnet.training import trainer as loop
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.loggers import read_log
-from fmcnet.training.train_step import Game
+from fmcnet.training.train_step import TrainStep
 
 
 def weights(run):
@@ -57,14 +56,14 @@ def test_same_seed_same_bits_and_other_seed_other_bits(tiny_run, tiny_sysu, tmp_
 @pytest.mark.parametrize("stop_at", [4, 5, 9])
 def test_resume_equals_uninterrupted_bit_for_bit(tiny_run, tiny_sysu, tmp_path, monkeypatch, stop_at):
     """Stopped between, at and after checkpoints (every 3 steps), within and at the end of an epoch (5 steps)."""
-    step = Game.step
+    step = TrainStep.step
 
     def stopping(self, batches, number):
         if number == stop_at:
             raise RuntimeError("power cut")
         step(self, batches, number)
 
-    monkeypatch.setattr(Game, "step", stopping)
+    monkeypatch.setattr(TrainStep, "step", stopping)
     with pytest.raises(RuntimeError, match="power cut"):
         loop.train(load_config("tiny"), tiny_sysu, tmp_path / "run", progress=False)
     monkeypatch.undo()
@@ -86,15 +85,22 @@ def test_resuming_a_finished_run_changes_nothing(tiny_sysu, tmp_path):
 
 @pytest.mark.parametrize("term", list(TERMS))
 def test_nan_in_a_term_names_the_term_and_the_last_checkpoint(tiny_sysu, tmp_path, monkeypatch, term):
-    target = "discriminator_objective" if term == "discriminator" else "objective"
-    real, calls = getattr(game_module, target), []
+    calls = []
+    turn = "discriminator_loss" if term == "discriminator" else "forward"
+    real = getattr(FMCNetLoss, turn)
 
     def poisoned(*arguments):
         calls.append(1)
-        terms = real(*arguments)
-        return {**terms, term: terms[term] * float("nan")} if len(calls) == 5 else terms
+        found = real(*arguments)
+        if len(calls) != 5:
+            return found
+        if term == "discriminator":
+            return found * float("nan")
+        loss, terms = found
+        poison = terms[term] * float("nan")
+        return loss + poison, {**terms, term: poison}
 
-    monkeypatch.setattr(game_module, target, poisoned)
+    monkeypatch.setattr(FMCNetLoss, turn, poisoned)
     with pytest.raises(TrainingError, match=f"step 5: {term} became NaN.*step-000003"):
         loop.train(load_config("tiny"), tiny_sysu, tmp_path / "run", progress=False)
     assert len(checkpoints(tmp_path / "run")) == 1
@@ -125,7 +131,7 @@ def test_selection_on_validation_identities_takes_the_best_step(tiny_sysu, tmp_p
     assert (card["step"], card["selected"], summary.selected) == (best, "val", "val")
 
 
-def game(saturating=True, **changes):
+def computed(saturating=True, **changes):
     torch.manual_seed(0)
     from fmcnet.config import ModelConfig
 
@@ -146,13 +152,14 @@ def gradients(loss, module):
 
 
 def test_the_two_players_own_disjoint_parameters():
-    model, output, labels, config = game()
-    judged = total(discriminator_objective(model, output))
+    model, output, labels, config = computed()
+    criterion = FMCNetLoss(config, 4, model.compensation)
+    judged = criterion.discriminator_loss(output)
     assert sum(gradients(judged, model.compensation.judge_infrared)) > 0
     assert sum(gradients(judged, model.compensation.to_infrared)) == 0
     assert sum(gradients(judged, model.decomposition)) == 0
-    terms = objective(model, output, labels, 4, config)
-    assert sum(gradients(total(terms), model.compensation.judge_infrared)) == 0
+    loss, terms = criterion(output, labels)
+    assert sum(gradients(loss, model.compensation.judge_infrared)) == 0
     assert sum(gradients(terms["gan"], model.compensation.to_infrared)) > 0
     assert sum(gradients(terms["gan"], model.compensation.to_visible)) > 0
 
@@ -160,7 +167,7 @@ def test_the_two_players_own_disjoint_parameters():
 @pytest.mark.parametrize("saturating", [True, False])
 def test_alternating_steps_play_min_max(saturating):
     """Steps of the discriminator raise the value (12); steps of the generator lower it."""
-    model, output, _, _ = game(saturating)
+    model, output, _, _ = computed(saturating)
     fmc = model.compensation
     shared, real = output.visible.shared.detach(), output.infrared.specific.detach()
     from fmcnet.losses.functional import adversarial_value, generator_loss
@@ -192,33 +199,36 @@ def test_alternating_steps_play_min_max(saturating):
     ("changes", "gone"), [({"gan": 0}, "gan"), ({"fc": 0}, "fc"), ({"ic": 0}, "ic"), ({"dc": False}, "dc")]
 )
 def test_rows_of_the_papers_ablations_are_settings(changes, gone):
-    model, output, labels, config = game(**changes)
-    assert set(objective(model, output, labels, 4, config)) == set(TERMS) - {"discriminator", gone}
+    model, output, labels, config = computed(**changes)
+    assert set(FMCNetLoss(config, 4, model.compensation)(output, labels)[1]) == set(TERMS) - {
+        "discriminator",
+        gone,
+    }
 
 
 def test_detached_targets_move_only_the_generated_side():
     for detach in (False, True):
-        model, output, labels, config = game(detach_targets=detach)
-        fc = objective(model, output, labels, 4, config)["fc"]
+        model, output, labels, config = computed(detach_targets=detach)
+        fc = FMCNetLoss(config, 4, model.compensation)(output, labels)[1]["fc"]
         assert (sum(gradients(fc, model.decomposition.specific_infrared)) == 0) is detach
         assert sum(gradients(fc, model.compensation.to_infrared)) > 0
 
 
-def test_one_step_updates_the_judges_first_and_the_others_with_the_updated_judges(
+def test_one_step_updates_the_discriminators_first_and_the_others_with_the_updated_discriminators(
     tiny_sysu, tmp_path, monkeypatch
 ):
     """Who moves when: recorded inside the real step."""
     seen = []
-    descend = Game._descend
+    update = TrainStep._update
 
     def recording(self, optimizer):
-        name = "judges" if optimizer is self.optimizers["judge"] else "others"
+        name = "discriminators" if optimizer is self.optimizers["judge"] else "others"
         parts = {
-            "judges": self.model.compensation.judge_infrared,
+            "discriminators": self.model.compensation.judge_infrared,
             "generator": self.model.compensation.to_infrared,
         }
         before = {k: [p.clone() for p in m.parameters()] for k, m in parts.items()}
-        norm = descend(self, optimizer)
+        norm = update(self, optimizer)
         moved = {
             k: any(not torch.equal(a, b) for a, b in zip(before[k], m.parameters(), strict=True))
             for k, m in parts.items()
@@ -226,28 +236,28 @@ def test_one_step_updates_the_judges_first_and_the_others_with_the_updated_judge
         seen.append((name, moved))
         return norm
 
-    monkeypatch.setattr(Game, "_descend", recording)
+    monkeypatch.setattr(TrainStep, "_update", recording)
     settings = ["training.epochs=1", "training.steps_per_epoch=2", "training.validate_every=0"]
     loop.train(load_config("tiny", settings), tiny_sysu, tmp_path / "run", progress=False)
     turns = [
-        ("judges", {"judges": True, "generator": False}),
-        ("others", {"judges": False, "generator": True}),
+        ("discriminators", {"discriminators": True, "generator": False}),
+        ("others", {"discriminators": False, "generator": True}),
     ]
     assert seen == turns * 2
 
 
 @pytest.mark.parametrize("who", ["gradient", "discriminator gradient"])
 def test_after_a_gradient_that_is_not_finite_nothing_is_stored(tiny_sysu, tmp_path, monkeypatch, who):
-    descend, calls = Game._descend, []
+    update, calls = TrainStep._update, []
 
     def poisoned(self, optimizer):
         if optimizer is self.optimizers["judge" if who != "gradient" else "main"]:
             calls.append(1)
             if len(calls) == 5:
                 optimizer.param_groups[0]["params"][0].grad.fill_(float("nan"))
-        return descend(self, optimizer)
+        return update(self, optimizer)
 
-    monkeypatch.setattr(Game, "_descend", poisoned)
+    monkeypatch.setattr(TrainStep, "_update", poisoned)
     with pytest.raises(TrainingError, match=f"step 5: {who} became NaN.*step-000003"):
         loop.train(load_config("tiny", ["training.clip=0"]), tiny_sysu, tmp_path / "run", progress=False)
     [stored] = checkpoints(tmp_path / "run")
@@ -347,7 +357,7 @@ def test_where_a_dataset_names_no_validation_identities_a_share_is_held_out(tiny
         ["training.optimizer=sgd", "training.schedule=multistep", "training.lr=0.01", "model.variant=sfd"],
         ["training.precision=bf16", "training.schedule=cosine", "model.variant=full"],
         ["training.schedule=constant", "training.warmup=0", "model.variant=fmc", "model.pooling=gem"],
-        ["model.variant=base", "model.single_stream=true", "model.generator_norm=true"],
+        ["model.variant=base", "model.single_stream=true", "model.dropout=0.2"],
         ["model.neck=false", "model.unit_features=false", "losses.saturating=true", "losses.reduction=sum"],
     ],
     ids=lambda s: s[0],

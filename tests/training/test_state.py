@@ -20,7 +20,7 @@ from fmcnet.training.checkpointing import Checkpointer, checkpoints
 from fmcnet.training.folder import MAY_CHANGE
 from fmcnet.training.loggers import StepLogger, read_log
 from fmcnet.training.selection import ModelSelection
-from fmcnet.training.train_step import Game
+from fmcnet.training.train_step import TrainStep
 from tests.training.runs import weights
 
 SETTINGS = (
@@ -213,12 +213,12 @@ def test_the_scaler_comes_back(tmp_path):
     config = load_config("tiny", ["model.width=2", "training.validate_every=0"])
     ctx = DistributedContext(torch.device("cpu"))
 
-    def checkpointer(game):
+    def checkpointer(train_step):
         card, log = ModelCard(config, (0, 1, 2, 3), "none", 3), StepLogger(tmp_path, config, 10)
         selection = ModelSelection(config, None, tmp_path, ctx)
-        return Checkpointer(tmp_path, ctx, game, card, selection, log, {"steps": 10})
+        return Checkpointer(tmp_path, ctx, train_step, card, selection, log, {"steps": 10})
 
-    first, second = (Game(config, build_model(config.model, 4), ctx, 4, 10) for _ in range(2))
+    first, second = (TrainStep(config, build_model(config.model, 4), ctx, 4, 10) for _ in range(2))
     for one in (first, second):
         one.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0**10, growth_interval=7)
     first.scaler.load_state_dict({**first.scaler.state_dict(), "scale": 2.0**7, "_growth_tracker": 5})

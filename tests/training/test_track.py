@@ -10,7 +10,7 @@ from fmcnet.config import load_config
 from fmcnet.errors import ConfigError, MissingDependencyError
 from fmcnet.training import trainer as loop
 from fmcnet.training.loggers import WandB, check_trackers, read_log
-from fmcnet.training.train_step import Game
+from fmcnet.training.train_step import TrainStep
 from fmcnet.training.trainer import train
 from tests.cli import run_command
 
@@ -30,7 +30,7 @@ class Own:
 
 def broken(monkeypatch, run, data, at, **options):
     """A training that ends before step `at` + 1 without a word."""
-    step = Game.step
+    step = TrainStep.step
 
     def stopping(self, batches, number):
         if number == at:
@@ -38,7 +38,7 @@ def broken(monkeypatch, run, data, at, **options):
         step(self, batches, number)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Game, "step", stopping)
+        patched.setattr(TrainStep, "step", stopping)
         with pytest.raises(RuntimeError, match="power cut"):
             train(load_config("tiny"), data, run, progress=False, **options)
 

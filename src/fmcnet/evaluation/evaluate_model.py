@@ -19,7 +19,7 @@ from fmcnet.evaluation.metrics import Evaluation
 from fmcnet.evaluation.protocols import Protocol
 from fmcnet.evaluation.reranking import Extra, KReciprocal, QueryExpansion
 from fmcnet.inference.encoder import Encoder, load
-from fmcnet.inference.shipped import is_shipped
+from fmcnet.models.shipped import is_shipped
 from fmcnet.types import BoolArray, Embeddings, Modality
 
 EMBEDDINGS = "embeddings"

@@ -13,7 +13,7 @@ from typing import Any
 from fmcnet.errors import DataError
 from fmcnet.experiments.markdown import markdown_table
 from fmcnet.files import write_atomically
-from fmcnet.inference.shipped import shipped_models
+from fmcnet.models.shipped import shipped_models
 
 COLUMNS = {
     "sysu_all": "SYSU-MM01 all",

@@ -16,8 +16,8 @@ from fmcnet.evaluation.metrics import pool
 from fmcnet.experiments.report import TITLES, write_report
 from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import load
-from fmcnet.inference.shipped import find_model, is_shipped
 from fmcnet.models.checkpoint import CARD, read_card
+from fmcnet.models.shipped import find_model, is_shipped
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.splits import split_runs
 

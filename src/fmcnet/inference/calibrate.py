@@ -14,7 +14,7 @@ from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.calibration.calibration import CALIBRATION, Calibration, direction
 from fmcnet.inference.calibration.calibration import calibrate as learn
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.shipped import is_shipped
+from fmcnet.models.shipped import is_shipped
 
 logger = logging.getLogger(__name__)
 

@@ -31,8 +31,8 @@ from fmcnet.inference.image_input import (
 )
 from fmcnet.inference.image_input import parse_modality as parse_modality
 from fmcnet.inference.projection import Projection, l2_normalize
-from fmcnet.inference.shipped import find_model
 from fmcnet.models.card import ModelCard
+from fmcnet.models.shipped import find_model
 from fmcnet.progress import Progress
 from fmcnet.types import Embeddings, FloatArray, IntArray, Modality
 
@@ -90,7 +90,7 @@ class Encoder:
         threads: int | None = None,
         calibration: str | Path | None = None,
     ) -> Encoder:
-        """The model of a folder, or a shipped one by name (`fmcnet.inference.shipped_models`), ready to encode.
+        """The model of a folder, or a shipped one by name (`fmcnet.models.shipped_models`), ready to encode.
 
         Args:
             source: a run folder (`model.safetensors`: PyTorch), an exported one (`export.json`: ONNX Runtime, which

@@ -16,8 +16,8 @@ from fmcnet.files import room_beside
 from fmcnet.inference.calibration.calibration import CALIBRATION
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.projection import METHODS, Method, Projection, l2_normalize
-from fmcnet.inference.shipped import is_shipped
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, model_digest
+from fmcnet.models.shipped import is_shipped
 from fmcnet.types import FloatArray, IntArray
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from fmcnet.inference.calibration.calibration import CALIBRATION
 from fmcnet.inference.manifest import MANIFEST, read_manifest
 from fmcnet.inference.projection import Projection
-from fmcnet.inference.shipped import find_model
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, read_card
+from fmcnet.models.shipped import find_model
 
 
 def model_info(run: str | Path) -> dict[str, Any]:

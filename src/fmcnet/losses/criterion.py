@@ -1,4 +1,4 @@
-"""The composition of the paper's losses, eq. (7), (10), (19): every term by name, weighted as it is summed."""
+"""FMCNet's loss, eq. (7), (10), (19): every term by name, weighted as it is summed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmcnet.config import LossConfig
+from fmcnet.losses import baselines
 from fmcnet.losses import functional as losses
-from fmcnet.models.fmcnet import FMCNet, FMCNetOutput, ModalityOutput
+from fmcnet.models.compensation import Compensation
+from fmcnet.models.fmcnet import FMCNetOutput, ModalityOutput
 from fmcnet.types import Modality
 
 TERMS = {
@@ -30,9 +31,8 @@ TERMS = {
 """Name of every logged term of the paper and the equation it is; weights are included."""
 
 OTHER_TERMS = {
-    "wrt": "weighted regularised triplet (AGW): a baseline's",
-    "hc": "hetero-centre, plain or triplet: a baseline's",
-    "id_parts": "cross-entropy of the stripes' classifiers, mean over stripes (PCB): ours",
+    "wrt": "weighted regularised triplet, of the baseline AGW",
+    "hc": "hetero-centre, plain or triplet, of a baseline",
 }
 """Terms that are not the paper's, there only when their setting asks for them."""
 
@@ -40,173 +40,146 @@ LOSSES = frozenset({*TERMS, *OTHER_TERMS} - {"discriminator"})
 """Names of the terms whose sum encoders, classifiers, generators and fusion minimise."""
 
 
-def objective(
-    model: FMCNet,
-    output: FMCNetOutput,
-    labels: Tensor,
-    identities: int,
-    config: LossConfig,
-    gather: Callable[[Tensor], Tensor] | None = None,
-) -> dict[str, Tensor]:
-    """What encoders, classifiers, generators and fusion minimise; the total is the sum of the values.
+class FMCNetLoss(nn.Module):
+    """The losses of both players of eq. (12): `forward` for the network, `discriminator_loss` for the discriminators.
+
+    It has no parameters. A step takes the discriminators' turn first:
+
+        output = model(visible, infrared)
+        criterion.discriminator_loss(output).backward()  # then the discriminators' optimiser steps
+        loss, terms = criterion(output, labels)
+        loss.backward()  # then the other optimiser steps
 
     Args:
-        model: gives the discriminators, which are read here but not trained.
-        output: of a batch of two aligned halves of P*K images.
-        labels: (P*K,), the same for both halves. identities: P.
         config: margins and weights.
+        identities: P, identities in a batch.
+        compensation: the model's, whose discriminators are read here; None for Base and + SFD.
         gather: turns this process's centres (P, D) into those of all processes, so that (4), (5), (6) and (17)
             see every identity of the step; None: each process its own.
-
-    Returns:
-        Scalars by the names of `TERMS` and `OTHER_TERMS`, only those that variant and settings have.
     """
-    v, i = output.visible, output.infrared
-    smoothing = config.label_smoothing
 
-    def ce(scores: Tensor | None) -> Tensor:
-        return losses.identity_loss(cast(Tensor, scores), labels, smoothing)
+    def __init__(
+        self,
+        config: LossConfig,
+        identities: int,
+        compensation: Compensation | None = None,
+        gather: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.identities, self.gather = config, identities, gather
+        self._compensation = (compensation,)  # in a tuple: its weights are the model's, not the loss's
 
-    terms = {"id_shared": ce(v.shared_scores) + ce(i.shared_scores)}
-    terms |= _other_terms(v, i, labels, identities, config, gather)
-    if v.specific is None or i.specific is None:
+    def forward(self, output: FMCNetOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute what encoders, classifiers, generators and fusion minimise.
+
+        Args:
+            output: of a batch of two aligned halves of P*K images.
+            labels: (P*K,), the same for both halves, identity-major.
+
+        Returns:
+            The total, a scalar; its terms by the names of `TERMS` and `OTHER_TERMS`, only those that variant and
+            settings have.
+        """
+        v, i = output.visible, output.infrared
+        terms = {"id_shared": self._identity(labels, v.shared_scores, i.shared_scores)}
+        terms |= self._other_terms(v, i, labels)
+        if v.specific is not None and i.specific is not None:
+            terms["id_specific"] = self._identity(labels, v.specific_scores, i.specific_scores)
+            terms |= self._decomposition_terms(v, i)
+            if self._compensation[0] is not None:
+                terms |= self._compensation_terms(self._compensation[0], output, labels)
+            if v.fused is not None and i.fused is not None:
+                terms |= self._fusion_terms(v, i, labels)
+        return torch.stack([term.float() for term in terms.values()]).sum(), terms
+
+    def discriminator_loss(self, output: FMCNetOutput) -> Tensor | None:
+        """The negative of eq. (12), both directions, which the discriminators minimise; features are held fixed.
+
+        Returns:
+            A scalar; None without discriminators.
+        """
+        [compensation] = self._compensation
+        if compensation is None:
+            return None
+        loss = output.visible.shared.new_zeros(())
+        for target in (Modality.INFRARED, Modality.VISIBLE):
+            real = cast(Tensor, output.of(target).specific).detach()
+            fake = cast(Tensor, output.of(target.other).generated).detach()
+            discriminator = compensation.discriminator(target)
+            loss = loss - losses.adversarial_value(discriminator(real), discriminator(fake))
+        return loss
+
+    def _identity(self, labels: Tensor, *scores: Tensor | None) -> Tensor:
+        """The sum of the cross-entropies of all `scores` (B, C)."""
+        smoothing = self.config.label_smoothing
+        each = [losses.identity_loss(cast(Tensor, one), labels, smoothing) for one in scores]
+        return sum(each[1:], each[0])
+
+    def _centers(self, feature: Tensor | None, scale: float) -> Tensor:
+        """Eq. (3), scaled, of all processes."""
+        own = losses.centers(cast(Tensor, feature), self.identities)
+        own = own if scale == 1 else scale * own
+        return own if self.gather is None else self.gather(own)
+
+    def _divisor(self, centers: Tensor) -> float:
+        """Number that a sum over the identities is divided by."""
+        return len(centers) if self.config.reduction == "mean" else 1
+
+    def _other_terms(self, v: ModalityOutput, i: ModalityOutput, labels: Tensor) -> dict[str, Tensor]:
+        """`OTHER_TERMS`, on the shared features of both halves; none unless a setting asks for them."""
+        config, terms = self.config, {}
+        if config.wrt > 0:
+            both, twice = torch.cat([v.shared, i.shared]), torch.cat([labels, labels])
+            if self.gather is not None:
+                both, twice = self.gather(both), self.gather(twice)
+            loss = baselines.weighted_regularized_triplet_loss(both, twice)
+            terms["wrt"] = config.wrt * loss
+        if config.hc > 0:
+            c_v, c_i = (self._centers(half.shared, 1) for half in (v, i))
+            if config.hc_loss == "triplet":
+                loss = baselines.hetero_center_triplet_loss(c_v, c_i, config.hc_margin)
+            else:
+                loss = baselines.hetero_center_loss(c_v, c_i)
+            terms["hc"] = config.hc * loss / self._divisor(c_v)
         return terms
-    terms["id_specific"] = ce(v.specific_scores) + ce(i.specific_scores)
-    terms |= _decomposition_terms(v, i, identities, config, gather)
-    if model.compensation is not None:
-        terms |= _compensation_terms(model, output, labels, identities, config)
-    if v.fused is not None and i.fused is not None:
-        fused_v, fused_i = (_centers(feature, identities, config, gather) for feature in (v.fused, i.fused))
-        scale = config.mc / (len(fused_v) if config.reduction == "mean" else 1)
-        terms["mc"] = scale * losses.cross_modality_center_loss(fused_v, fused_i, config.beta, config.rho4)
-        terms["id_fused"] = ce(v.fused_scores) + ce(i.fused_scores)
-    return terms
 
+    def _decomposition_terms(self, v: ModalityOutput, i: ModalityOutput) -> dict[str, Tensor]:
+        """L_MD, eq. (7), as its three weighted terms."""
+        config, terms = self.config, {}
+        sp_v, sp_i = (self._centers(half.specific, config.center_scale) for half in (v, i))
+        sh_v, sh_i = (self._centers(half.shared, config.center_scale) for half in (v, i))
+        scale = config.md / self._divisor(sh_v)
+        if config.shs:
+            terms["shs"] = scale * losses.cross_modality_center_loss(sh_v, sh_i, config.alpha, config.rho3)
+        if config.dc:
+            dc = losses.decomposition_loss(sp_v, sp_i, sh_v, sh_i, config.rho1)
+            terms["dc"] = scale * config.lambda1 * dc
+        if config.sps:
+            terms["sps"] = scale * config.lambda2 * losses.specific_separation_loss(sp_v, sp_i, config.rho2)
+        return terms
 
-def discriminator_objective(model: FMCNet, output: FMCNetOutput) -> dict[str, Tensor]:
-    """What the discriminators minimise: the negative of eq. (12), both directions; features are held fixed."""
-    if model.compensation is None:
-        return {}
-    total = output.visible.shared.new_zeros(())
-    for target in (Modality.INFRARED, Modality.VISIBLE):
-        real = cast(Tensor, output.of(target).specific).detach()
-        fake = cast(Tensor, output.of(target.other).generated).detach()
-        judge = model.compensation.judge(target)
-        total = total - losses.adversarial_value(judge(real), judge(fake))
-    return {"discriminator": total}
+    def _compensation_terms(
+        self, compensation: Compensation, output: FMCNetOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Eq. (12) for the generators, (13), (14), each summed over both directions."""
+        config = self.config
+        gan = fc = ic = output.visible.shared.new_zeros(())
+        for target in (Modality.INFRARED, Modality.VISIBLE):
+            source = output.of(target.other)
+            generated = cast(Tensor, source.generated)
+            fake = compensation.discriminator(target).as_constant(generated)
+            gan = gan + losses.generator_loss(fake, config.saturating)
+            real = losses.centers(cast(Tensor, output.of(target).specific), self.identities)
+            real = real.detach() if config.detach_targets else real
+            fc = fc + losses.feature_consistency_loss(generated, real)
+            ic = ic + self._identity(labels, source.generated_scores)
+        weighted = {"gan": (config.gan, gan), "fc": (config.fc, fc), "ic": (config.ic, ic)}
+        return {name: weight * term for name, (weight, term) in weighted.items() if weight > 0}
 
-
-def _centers(
-    feature: Tensor, identities: int, config: LossConfig, gather: Callable[[Tensor], Tensor] | None
-) -> Tensor:
-    own = losses.centers(feature, identities)
-    if config.unit_centers:  # ours
-        own = F.normalize(own, dim=1)
-    if config.center_scale != 1:  # ours
-        own = config.center_scale * own
-    return own if gather is None else gather(own)
-
-
-def ramped(config: LossConfig, progress: float) -> LossConfig:
-    """The losses' settings at a moment of training: `losses.start_fmc` and `losses.ramp` applied. Ours.
-
-    L_MD rises linearly from 0 over the first `ramp` of all steps; the FMC terms and L_MC are 0 up to `start_fmc`
-    and rise over the next `ramp`. With both 0, the default, nothing changes.
-
-    Args:
-        config: the run's. progress: steps done over all steps, 0..1.
-    """
-
-    def weight(start: float) -> float:
-        if progress < start:
-            return 0.0
-        return min(1.0, (progress - start) / config.ramp) if config.ramp else 1.0
-
-    md, fmc = weight(0.0), weight(config.start_fmc)
-    if md == fmc == 1:
-        return config
-    scaled = {name: fmc * getattr(config, name) for name in ("gan", "fc", "ic", "mc")}
-    return config.model_copy(update={"md": md * config.md, **scaled})
-
-
-def _other_terms(
-    v: ModalityOutput,
-    i: ModalityOutput,
-    labels: Tensor,
-    identities: int,
-    config: LossConfig,
-    gather: Callable[[Tensor], Tensor] | None,
-) -> dict[str, Tensor]:
-    """`OTHER_TERMS`, on the shared features of both halves; none unless asked for."""
-    terms: dict[str, Tensor] = {}
-    if v.part_scores is not None and i.part_scores is not None:
-        terms["id_parts"] = torch.stack(
-            [
-                losses.identity_loss(scores, labels, config.label_smoothing)
-                for half in (v.part_scores, i.part_scores)
-                for scores in half.unbind(1)
-            ]
-        ).mean()
-    if config.wrt > 0:
-        both, twice = torch.cat([v.shared, i.shared]), torch.cat([labels, labels])
-        if gather is not None:
-            both, twice = gather(both), gather(twice)
-        loss = losses.weighted_regularized_triplet_loss(both, twice, config.triplet_normalize)
-        terms["wrt"] = config.wrt * loss
-    if config.hc > 0:
-        own = config.model_copy(update={"unit_centers": False, "center_scale": 1.0})
-        c_v, c_i = (_centers(half.shared, identities, own, gather) for half in (v, i))
-        if config.hc_loss == "triplet":
-            loss = losses.hetero_center_triplet_loss(c_v, c_i, config.hc_margin)
-        else:
-            loss = losses.hetero_center_loss(c_v, c_i)
-        terms["hc"] = config.hc * loss / (len(c_v) if config.reduction == "mean" else 1)
-    return terms
-
-
-def _decomposition_terms(
-    v: ModalityOutput,
-    i: ModalityOutput,
-    identities: int,
-    config: LossConfig,
-    gather: Callable[[Tensor], Tensor] | None,
-) -> dict[str, Tensor]:
-    """L_MD, eq. (7), as its three weighted terms."""
-    sp_v, sp_i = (_centers(cast(Tensor, half.specific), identities, config, gather) for half in (v, i))
-    sh_v, sh_i = (_centers(half.shared, identities, config, gather) for half in (v, i))
-    scale = config.md / (len(sh_v) if config.reduction == "mean" else 1)
-    terms: dict[str, Tensor] = {}
-    if config.shs:
-        terms["shs"] = scale * losses.cross_modality_center_loss(sh_v, sh_i, config.alpha, config.rho3)
-    if config.dc:
-        terms["dc"] = scale * config.lambda1 * losses.decomposition_loss(sp_v, sp_i, sh_v, sh_i, config.rho1)
-    if config.sps:
-        terms["sps"] = scale * config.lambda2 * losses.specific_separation_loss(sp_v, sp_i, config.rho2)
-    return terms
-
-
-def _compensation_terms(
-    model: FMCNet, output: FMCNetOutput, labels: Tensor, identities: int, config: LossConfig
-) -> dict[str, Tensor]:
-    """Eq. (12) for the generators, (13), (14), each summed over both directions."""
-    assert model.compensation is not None
-    zero = output.visible.shared.new_zeros(())
-    gan, fc, ic = zero, zero, zero
-    for target in (Modality.INFRARED, Modality.VISIBLE):
-        source = output.of(target.other)
-        generated, scores = cast(Tensor, source.generated), cast(Tensor, source.generated_scores)
-        judge = model.compensation.judge(target)
-        gan = gan + losses.generator_loss(judge.as_constant(generated), config.saturating)
-        real = losses.centers(cast(Tensor, output.of(target).specific), identities)
-        real = real.detach() if config.detach_targets else real
-        gap = losses.feature_consistency_loss(generated, real)
-        fc = fc + (gap / generated.shape[1] if config.fc_reduction == "mean" else gap)
-        ic = ic + losses.identity_loss(scores, labels, config.label_smoothing)
-    terms = {"gan": config.gan * gan, "fc": config.fc * fc, "ic": config.ic * ic}
-    weights = {"gan": config.gan, "fc": config.fc, "ic": config.ic}
-    return {name: term for name, term in terms.items() if weights[name] > 0}
-
-
-def total(terms: dict[str, Tensor]) -> Tensor:
-    """The sum of all terms."""
-    return torch.stack([term.float() for term in terms.values()]).sum()
+    def _fusion_terms(self, v: ModalityOutput, i: ModalityOutput, labels: Tensor) -> dict[str, Tensor]:
+        """L_MC, eq. (17), and the cross-entropy of eq. (18)."""
+        config = self.config
+        fused_v, fused_i = (self._centers(half.fused, config.center_scale) for half in (v, i))
+        mc = losses.cross_modality_center_loss(fused_v, fused_i, config.beta, config.rho4)
+        identity = self._identity(labels, v.fused_scores, i.fused_scores)
+        return {"mc": config.mc / self._divisor(fused_v) * mc, "id_fused": identity}

@@ -16,7 +16,8 @@ def centers(features: Tensor, identities: int) -> Tensor:
     """Eq. (3): identity centres C^p = (1/K) sum_k f^{k,p}.
 
     Args:
-        features: (P*K, D), identity-major. identities: P.
+        features: (P*K, D), identity-major.
+        identities: P.
 
     Returns:
         (P, D).
@@ -30,17 +31,34 @@ def centers(features: Tensor, identities: int) -> Tensor:
     return features.view(identities, rows // identities, dim).mean(dim=1)
 
 
-def _distances(a: Tensor, b: Tensor) -> Tensor:
+def lift(values: Tensor) -> Tensor:
+    """Half precision to float32; other types stay."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def pairwise_distances(a: Tensor, b: Tensor) -> Tensor:
     """(P, D), (Q, D) to Euclidean distances (P, Q); the gradient at distance 0 is 0."""
-    if a.dtype in (torch.float16, torch.bfloat16):
-        a, b = a.float(), b.float()
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cdist(lift(a), lift(b), compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _nearest_other(distances: Tensor) -> Tensor:
+def nearest_other(distances: Tensor) -> Tensor:
     """(P, P) distances to the smallest of each row off the diagonal (P,); infinite for P = 1."""
     own = torch.eye(len(distances), dtype=torch.bool, device=distances.device)
     return distances.masked_fill(own, torch.inf).min(dim=1).values
+
+
+def distances_across(center_v: Tensor, center_i: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances of the centres of two modalities (P, D), as (6), (17) and the hetero-centre triplet take them.
+
+    Returns:
+        Of each identity (P,): ||C_V^p - C_I^p||; from C_V^p and from C_I^p to the nearest centre of another identity
+        in either modality, infinite for P = 1.
+    """
+    across = pairwise_distances(center_v, center_i)
+    own = across.diagonal()
+    near_v = torch.minimum(nearest_other(pairwise_distances(center_v, center_v)), nearest_other(across))
+    near_i = torch.minimum(nearest_other(pairwise_distances(center_i, center_i)), nearest_other(across.t()))
+    return own, near_v, near_i
 
 
 def decomposition_loss(
@@ -51,15 +69,19 @@ def decomposition_loss(
     sum_p sum_m [ max_d ||C_sp,m^p - C_sp,m^d|| - min_j ||C_sp,m^p - C_sh,m^j|| + rho1 ]_+
 
     Args:
-        specific_v, specific_i, shared_v, shared_i: centres (P, D). margin: rho1.
+        specific_v: centres C_sp,V (P, D).
+        specific_i: centres C_sp,I (P, D).
+        shared_v: centres C_sh,V (P, D).
+        shared_i: centres C_sh,I (P, D).
+        margin: rho1.
 
     Returns:
         Scalar, at least 0. Symmetric under exchange of the modalities.
     """
-    total = specific_v.new_zeros((), dtype=_accumulator(specific_v))
+    total = lift(specific_v).new_zeros(())
     for specific, shared in ((specific_v, shared_v), (specific_i, shared_i)):
-        widest = _distances(specific, specific).max(dim=1).values  # (P,)
-        nearest = _distances(specific, shared).min(dim=1).values  # (P,)
+        widest = pairwise_distances(specific, specific).max(dim=1).values  # (P,)
+        nearest = pairwise_distances(specific, shared).min(dim=1).values  # (P,)
         total = total + F.relu(widest - nearest + margin).sum()
     return total
 
@@ -70,14 +92,16 @@ def specific_separation_loss(specific_v: Tensor, specific_i: Tensor, margin: flo
     sum_p sum_m [ rho2 - min_{j != p} ||C_sp,m^p - C_sp,m^j|| ]_+
 
     Args:
-        specific_v, specific_i: centres (P, D). margin: rho2.
+        specific_v: centres C_sp,V (P, D).
+        specific_i: centres C_sp,I (P, D).
+        margin: rho2.
 
     Returns:
         Scalar, at least 0; 0 for P = 1. Symmetric under exchange of the modalities.
     """
-    total = specific_v.new_zeros((), dtype=_accumulator(specific_v))
+    total = lift(specific_v).new_zeros(())
     for specific in (specific_v, specific_i):
-        total = total + F.relu(margin - _nearest_other(_distances(specific, specific))).sum()
+        total = total + F.relu(margin - nearest_other(pairwise_distances(specific, specific))).sum()
     return total
 
 
@@ -90,28 +114,27 @@ def cross_modality_center_loss(
                                      + [ margin - min_{d != p, m} ||C_I^p - C_m^d|| ]_+ )
 
     Args:
-        center_v, center_i: centres (P, D).
-        weight: alpha of (6), beta of (17). margin: rho3 of (6), rho4 of (17).
+        center_v: centres of visible images (P, D).
+        center_i: centres of infrared images (P, D).
+        weight: alpha of (6), beta of (17).
+        margin: rho3 of (6), rho4 of (17).
 
     Returns:
         Scalar, at least 0. Symmetric under exchange of the modalities.
     """
-    across = _distances(center_v, center_i)
-    pull = weight * across.diagonal().sum()
-    near_v = torch.minimum(_nearest_other(_distances(center_v, center_v)), _nearest_other(across))
-    near_i = torch.minimum(_nearest_other(_distances(center_i, center_i)), _nearest_other(across.t()))
-    return pull + F.relu(margin - near_v).sum() + F.relu(margin - near_i).sum()
+    own, near_v, near_i = distances_across(center_v, center_i)
+    return weight * own.sum() + F.relu(margin - near_v).sum() + F.relu(margin - near_i).sum()
 
 
 def identity_loss(scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """One cross-entropy term of eq. (8), (14) and (18), the mean over the batch.
 
     Args:
-        scores: (B, C). labels: (B,) in 0..C-1. label_smoothing: 0 is the paper; more is ours.
+        scores: (B, C).
+        labels: (B,) in 0..C-1.
+        label_smoothing: 0 is the paper; more is ours.
     """
-    return F.cross_entropy(
-        scores.float() if scores.dtype in _HALF else scores, labels, label_smoothing=label_smoothing
-    )
+    return F.cross_entropy(lift(scores), labels, label_smoothing=label_smoothing)
 
 
 def adversarial_value(real: Tensor, fake: Tensor) -> Tensor:
@@ -120,7 +143,8 @@ def adversarial_value(real: Tensor, fake: Tensor) -> Tensor:
     The discriminator maximises it, the generator minimises it. Computed from logits: finite for any of them.
 
     Args:
-        real: logits of D on F_sp (PK,). fake: logits of D on generated features (PK,).
+        real: logits of D on F_sp (PK,).
+        fake: logits of D on generated features (PK,).
 
     Returns:
         Scalar, at most 0.
@@ -149,82 +173,3 @@ def feature_consistency_loss(generated: Tensor, specific_centers: Tensor) -> Ten
     identities, dim = specific_centers.shape
     gap = generated.view(identities, -1, dim) - specific_centers.unsqueeze(1)
     return gap.abs().sum(dim=2).mean()
-
-
-def weighted_regularized_triplet_loss(features: Tensor, labels: Tensor, normalize: bool = False) -> Tensor:
-    """AGW's weighted regularised triplet loss; a baseline's, not FMCNet's.
-
-    mean_i log(1 + exp( sum_{j in P_i} w_ij^+ d_ij - sum_{k in N_i} w_ik^- d_ik )),
-    w_ij^+ = softmax over P_i of d_ij, w_ik^- = softmax over N_i of -d_ik, gradients through the weights as published.
-
-    Source: Ye et al., "Deep Learning for Person Re-Identification: A Survey and Outlook", TPAMI 2021. Ours: the
-    softmax is taken over the positives (without the anchor itself, at distance 0) or negatives alone. The released
-    code subtracts the largest entry of a row that holds zeros for everything masked out, so with features of
-    large scale every negative weight underflows to 0.
-
-    Args:
-        features: (B, D) of both modalities together, any scale. labels: (B,).
-        normalize: bring features to unit length first (ours).
-
-    Returns:
-        Scalar, at least 0; the mean over anchors that have a positive and a negative, 0 where none has.
-    """
-    if features.dtype in _HALF:
-        features = features.float()
-    if normalize:
-        features = F.normalize(features, dim=1)
-    distances = _distances(features, features)
-    same = labels[:, None] == labels[None, :]
-    positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    usable = positive.any(dim=1) & ~same.all(dim=1)
-    # Anchors without one count nothing: masked, not taken out, which would wait for a GPU.
-    positive, same = positive | ~usable[:, None], same & usable[:, None]
-    # The softmax subtracts the masked row's own maximum.
-    far = distances.masked_fill(~positive, -torch.inf).softmax(dim=1)
-    near = (-distances).masked_fill(same, -torch.inf).softmax(dim=1)
-    each = F.softplus((far * distances).sum(dim=1) - (near * distances).sum(dim=1))
-    return (each * usable).sum() / usable.sum().clamp(min=1)
-
-
-def hetero_center_loss(center_v: Tensor, center_i: Tensor) -> Tensor:
-    """Hetero-centre loss: sum_p ||C_V^p - C_I^p||^2; a baseline's, not FMCNet's.
-
-    Source: Zhu et al., "Hetero-Center Loss for Cross-Modality Person Re-Identification", Neurocomputing 2020.
-
-    Args:
-        center_v, center_i: centres (P, D).
-
-    Returns:
-        Scalar, at least 0. Symmetric under exchange of the modalities.
-    """
-    if center_v.dtype in _HALF:
-        center_v, center_i = center_v.float(), center_i.float()
-    return (center_v - center_i).square().sum()
-
-
-def hetero_center_triplet_loss(center_v: Tensor, center_i: Tensor, margin: float = 0.3) -> Tensor:
-    """Hetero-centre triplet loss; a baseline's, not FMCNet's.
-
-    sum_p [ margin + ||C_V^p - C_I^p|| - min_{j != p, m} ||C_V^p - C_m^j|| ]_+ and its mirror image.
-
-    Source: Liu et al., "Parameter Sharing Exploration and Hetero-Center Triplet Loss for Visible-Thermal Person
-    Re-Identification", TMM 2020; margin 0.3 there.
-
-    Args:
-        center_v, center_i: centres (P, D). margin: how much farther other identities shall be.
-
-    Returns:
-        Scalar, at least 0; 0 for P = 1. Symmetric under exchange of the modalities.
-    """
-    across = _distances(center_v, center_i)
-    own = across.diagonal()
-    near_v = torch.minimum(_nearest_other(_distances(center_v, center_v)), _nearest_other(across))
-    near_i = torch.minimum(_nearest_other(_distances(center_i, center_i)), _nearest_other(across.t()))
-    return F.relu(margin + own - near_v).sum() + F.relu(margin + own - near_i).sum()
-
-
-_HALF = (torch.float16, torch.bfloat16)
-
-
-def _accumulator(like: Tensor) -> torch.dtype:
-    return torch.float32 if like.dtype in _HALF else like.dtype

@@ -1,4 +1,4 @@
-"""What FMCNet needs of a backbone, and the three parts that it cuts one into: `Stem`, `Trunk` and `Tail`.
+"""What FMCNet needs of a backbone, and the two parts that it cuts one into: `Stem` and `Tail`.
 
 A backbone is a list of blocks. The first three are E_V and E_I of the paper (conv1, conv2_x, conv3_x of ResNet-50),
 the rest are E_sh and E_sp. A family of backbones is one file (`resnet.py`, `efficientnet_lite.py`): it subclasses
@@ -21,7 +21,7 @@ from fmcnet.errors import CheckpointError, ConfigError
 STEM_BLOCKS = 3
 """Blocks of E_V and E_I in the paper, of ResNet's five."""
 
-RESERVED = frozenset({"head", "pool", "norm", "dim", "parts", "maps", "stripes", "channels"})
+RESERVED = frozenset({"head", "pool", "norm", "dim", "maps", "stripes", "channels"})
 """Names in `Stem` and `Tail` that no layer of a backbone may have."""
 
 Triple = tuple[float, float, float]
@@ -117,19 +117,21 @@ def _load_families() -> None:
 class Stem(nn.Sequential):
     """E_V or E_I of eq. (1): the backbone's first blocks, weights of one modality.
 
+    With fewer than three blocks (ours; AGW has one), another stem for both modalities has the rest of the three.
+
     Args:
-        backbone: which.
-        stages: how many blocks, 1 to 3. 3 is the paper; fewer is ours.
-        frozen: how many of them keep their weights and running statistics. Ours; 0 is the paper.
+        backbone: gives the blocks.
+        end: number of blocks up to the end of this stem, 1 to 3; 3 is the paper.
+        start: number of blocks before this stem; 0 is the paper.
+        frozen: number of blocks that keep their weights and running statistics (ours); 0 is the paper.
 
     Raises:
         ConfigError: for two layers of one name.
     """
 
-    def __init__(self, backbone: Backbone, stages: int = STEM_BLOCKS, frozen: int = 0) -> None:
-        blocks = [backbone.block(index) for index in range(stages)]
+    def __init__(self, backbone: Backbone, end: int = STEM_BLOCKS, start: int = 0, frozen: int = 0) -> None:
+        blocks = [backbone.block(index) for index in range(start, end)]
         super().__init__(_layers(blocks))
-        self.channels = backbone.channels(stages - 1)
         self._frozen = [name for block in blocks[:frozen] for name in block]
         for name in self._frozen:
             self.get_submodule(name).requires_grad_(False)
@@ -150,20 +152,6 @@ class Stem(nn.Sequential):
             else:
                 x = layer(x)
         return x
-
-
-class Trunk(nn.Sequential):
-    """What a `Stem` of fewer than three blocks leaves out, with one set of weights for both modalities. Ours.
-
-    AGW shares everything behind the first block (stages = 1), the paper everything behind the third.
-
-    Args:
-        backbone: which.
-        stages: blocks of the stems before it, 1 or 2.
-    """
-
-    def __init__(self, backbone: Backbone, stages: int = 1) -> None:
-        super().__init__(_layers([backbone.block(index) for index in range(stages, STEM_BLOCKS)]))
 
 
 class GeM(nn.Module):
@@ -201,7 +189,6 @@ class Tail(nn.Module):
         pooling: "avg" as the paper, or "gem" (ours).
         unit: centre and scale each dimension by batch normalisation, then bring the feature to unit length (ours; of
             `model.normalization=tail`).
-        parts: n horizontal stripes of the map, averaged, follow the feature (ours; PCB, Sun et al., ECCV 2018).
 
     Raises:
         ConfigError: for an unknown pooling, gem on a map with negative values, more blocks than the backbone has, or
@@ -215,15 +202,16 @@ class Tail(nn.Module):
         dim: int | None = None,
         pooling: str = "avg",
         unit: bool = False,
-        parts: int = 0,
     ) -> None:
         super().__init__()
         if pooling not in ("avg", "gem"):
             raise ConfigError(f"unknown pooling '{pooling}': choose avg or gem")
-        there = backbone.depth - STEM_BLOCKS
-        if blocks is not None and blocks > there:
-            raise ConfigError(f"model.tail_blocks={blocks}: this backbone has {there} behind its third block")
-        end = STEM_BLOCKS + (there if blocks is None else blocks)
+        available = backbone.depth - STEM_BLOCKS
+        if blocks is not None and blocks > available:
+            raise ConfigError(
+                f"model.tail_blocks={blocks}: this backbone has {available} behind its third block"
+            )
+        end = STEM_BLOCKS + (available if blocks is None else blocks)
         blocks_behind = [backbone.block(index) for index in range(STEM_BLOCKS, end)]
         layers = _layers(blocks_behind)
         self._ends = tuple(list(block)[-1] for block in blocks_behind)
@@ -242,7 +230,6 @@ class Tail(nn.Module):
         self.pool: nn.Module = GeM() if pooling == "gem" else AveragePool()
         self.dim = channels if dim is None else dim
         self.norm = nn.BatchNorm1d(self.dim, affine=False) if unit else None
-        self.parts = parts
 
     def maps(self, x: Tensor) -> Tensor:
         """F_m (B, C, h, w) to the last map (B, dim, h', w')."""
@@ -269,14 +256,9 @@ class Tail(nn.Module):
         return torch.cat(found, dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """F_m (B, C, h, w) to a feature (B, dim); with n parts (B, (1 + n) * dim), the stripes from top to bottom."""
-        maps = self.maps(x)
-        feature = cast(Tensor, self.pool(maps))
-        feature = feature if self.norm is None else F.normalize(self.norm(feature), dim=1)
-        if not self.parts:
-            return feature
-        stripes = F.adaptive_avg_pool2d(maps, (self.parts, 1)).squeeze(3)  # (B, dim, n)
-        return torch.cat([feature, stripes.transpose(1, 2).flatten(1)], dim=1)
+        """F_m (B, C, h, w) to a feature (B, dim)."""
+        feature = cast(Tensor, self.pool(self.maps(x)))
+        return feature if self.norm is None else F.normalize(self.norm(feature), dim=1)
 
 
 def initialize(module: nn.Module) -> nn.Module:

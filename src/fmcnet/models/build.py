@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 from fmcnet.config import ModelConfig
-from fmcnet.models.backbone import STEM_BLOCKS, Stem, Tail, Trunk, make_backbone
+from fmcnet.models.backbone import STEM_BLOCKS, Stem, Tail, make_backbone
+from fmcnet.models.compensation import Compensation, Discriminator, Generator
+from fmcnet.models.decomposition import Decomposition
 from fmcnet.models.fmcnet import FMCNet
-from fmcnet.models.modules import (
-    Compensation,
-    Decomposition,
-    Discriminator,
-    FeatureNorm,
-    Fusion,
-    Generator,
-    IdentityClassifier,
-    PartClassifiers,
-    Standardization,
-)
+from fmcnet.models.fusion import Fusion
+from fmcnet.models.layers import FeatureNorm, IdentityClassifier, Standardization
 
 
 def build_model(config: ModelConfig, classes: int) -> FMCNet:
     """FMCNet or one of the variants of the paper's Table 2, randomly initialised.
 
-    Both stems start from the same weights, and so do all tails: with ImageNet weights they do, in the paper, and
-    it is what lets two separate stems speak one language from the first step. Keeping it for a random start is
-    ours.
+    Both stems start from the same weights, and so do all tails. With ImageNet weights this follows from the paper.
+    With random weights it is ours: features of both modalities are comparable from the first step.
 
     Args:
-        config: `config.variant` says which parts are made; the parts are the same classes in every variant.
+        config: `variant` selects the parts; a part has the same class in every variant.
         classes: number of training identities; 0 for a model that nothing was trained on.
     """
 
     backbone = make_backbone(config.arch, config.width, config.last_stride)
     by_modality = config.normalization == "modality"
 
-    def tail(parts: int = 0) -> Tail:
-        unit = config.normalization == "tail"
-        return Tail(backbone, config.tail_blocks, config.dim, config.pooling, unit, parts)
+    def tail() -> Tail:
+        return Tail(backbone, config.tail_blocks, config.dim, config.pooling, config.normalization == "tail")
 
     def stem_of_its_own() -> Stem:
         frozen = config.frozen_blocks if config.pretrained else 0  # random weights are not worth keeping
-        return Stem(backbone, config.specific_stages, frozen)
+        return Stem(backbone, config.specific_stages, frozen=frozen)
 
-    shared = tail(config.parts)
+    shared = tail()
     dim = shared.dim
     has_specific = config.variant != "base"
 
@@ -52,11 +43,7 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         length = {"none": None, "tail": 1.0, "modality": config.specific_length}[config.normalization]
         return Generator(
             dim,
-            config.generator_hidden,
-            config.generator_norm,
             length,
-            config.generator_dropout,
-            config.generator_detach,
             input_scale=dim**0.5 / config.shared_length if by_modality else 1.0,
             residual=config.generator_residual,
         )
@@ -78,8 +65,9 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         specific_infrared=tail() if has_specific else None,
         classify_visible=head() if has_specific else None,
         classify_infrared=head() if has_specific else None,
-        stem_shared=Trunk(backbone, config.specific_stages) if config.specific_stages < STEM_BLOCKS else None,
-        specific_detach=config.specific_detach,
+        stem_shared=Stem(backbone, start=config.specific_stages)
+        if config.specific_stages < STEM_BLOCKS
+        else None,
         norm_shared=FeatureNorm(dim, config.shared_length) if by_modality else None,
         norm_specific=norm_specific,
     )
@@ -103,7 +91,6 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         std=backbone.std,
         after_neck=config.neck and config.normalization != "tail",
         normalized=config.descriptor != "plain",
-        parts=PartClassifiers([head() for _ in range(config.parts)]) if config.parts else None,
         specific_weight=config.specific_weight,
         stripes=config.stripes,
         standard=Standardization(_length(config, shared)) if config.standardized else None,
@@ -115,4 +102,4 @@ def _length(config: ModelConfig, shared: Tail) -> int:
     if config.stripes:
         return config.stripes * sum(shared.channels)
     features = {"base": 1, "sfd": 1, "fmc": 3, "full": 3 if config.fusion == "slots" else 2}[config.variant]
-    return (features + config.parts) * shared.dim
+    return features * shared.dim

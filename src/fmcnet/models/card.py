@@ -27,8 +27,9 @@ class ModelCard:
 
     Attributes:
         config: the run's whole configuration; data.height and data.width are the input size.
-        classes: number of training identities. pids: which (C,), in label order.
-        dataset: name of the training table. step: optimisation steps done.
+        pids: training identities (C,), in label order.
+        dataset: name of the training table.
+        step: optimisation steps done.
         data: the training dataset's `fingerprint`.
         similarity: what embeddings are compared by.
         selected: how the weights were picked: "last", "val" or "test".

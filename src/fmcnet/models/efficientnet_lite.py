@@ -24,12 +24,15 @@ EPSILON = 1e-3
 """Of every batch normalisation, as published."""
 
 
-class Group(NamedTuple):
+class BlockGroup(NamedTuple):
     """Inverted residual blocks of one width.
 
     Attributes:
-        repeats: how many. kernel: of the depthwise convolution. stride: of the first block.
-        expansion: factor of the channels inside. channels: that the group gives.
+        repeats: number of blocks.
+        kernel: size of the depthwise convolution.
+        stride: of the first block.
+        expansion: factor of the channels inside a block.
+        channels: of the output.
     """
 
     repeats: int
@@ -40,13 +43,13 @@ class Group(NamedTuple):
 
 
 GROUPS = (
-    Group(1, 3, 1, 1, 16),
-    Group(2, 3, 2, 6, 24),
-    Group(2, 5, 2, 6, 40),
-    Group(3, 3, 2, 6, 80),
-    Group(3, 5, 1, 6, 112),
-    Group(4, 5, 2, 6, 192),
-    Group(1, 3, 1, 6, 320),
+    BlockGroup(1, 3, 1, 1, 16),
+    BlockGroup(2, 3, 2, 6, 24),
+    BlockGroup(2, 5, 2, 6, 40),
+    BlockGroup(3, 3, 2, 6, 80),
+    BlockGroup(3, 5, 1, 6, 112),
+    BlockGroup(4, 5, 2, 6, 192),
+    BlockGroup(1, 3, 1, 6, 320),
 )
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fmcnet.config import Config, ModelConfig
 from fmcnet.models.backbone import Tail
-from fmcnet.models.modules import Compensation, Decomposition, Fusion, PartClassifiers, Standardization
+from fmcnet.models.compensation import Compensation
+from fmcnet.models.decomposition import Decomposition
+from fmcnet.models.fusion import Fusion
+from fmcnet.models.layers import Standardization
 from fmcnet.types import Modality
 
 VARIANTS = ("base", "sfd", "fmc", "full")
@@ -22,12 +28,15 @@ class ModalityOutput(NamedTuple):
     """Every feature and score of one half of the batch; what a variant does not have is None.
 
     Attributes:
-        shared: F_sh,m (B, D). shared_scores: S_sh,m (B, C).
-        specific: F_sp,m (B, D). specific_scores: S_sp,m (B, C).
-        generated: F'_sp of the OTHER modality (B, D). generated_scores: P_sp^other of it (B, C).
-        fused: F_fp,m (B, 2D). fused_scores: S_fp,m (B, C).
+        shared: F_sh,m (B, D).
+        shared_scores: S_sh,m (B, C).
+        specific: F_sp,m (B, D).
+        specific_scores: S_sp,m (B, C).
+        generated: F'_sp of the OTHER modality (B, D).
+        generated_scores: P_sp^other of `generated` (B, C).
+        fused: F_fp,m (B, 2D).
+        fused_scores: S_fp,m (B, C).
         embedding: the descriptor that is searched by, (B, E).
-        part_scores: of the stripes of the shared map (B, n, C), where `parts` are given (ours).
     """
 
     shared: Tensor
@@ -39,7 +48,6 @@ class ModalityOutput(NamedTuple):
     fused: Tensor | None
     fused_scores: Tensor | None
     embedding: Tensor
-    part_scores: Tensor | None = None
 
 
 class FMCNetOutput(NamedTuple):
@@ -65,15 +73,16 @@ class FMCNet(nn.Module):
     one but no `compensation`; `fmc` has no `fusion` and concatenates; `full` has all.
 
     Args:
-        decomposition: SFD. compensation: FMC or None. fusion: SFF or None.
-        after_neck: the descriptor is what the classifiers' necks give (ours), not the feature itself.
-        normalized: each D numbers of the descriptor (F_sh, F_fu, a stripe...) are brought to unit length (ours).
-        parts: classifiers of stripes that E_sh gives behind F_sh; they join the descriptor (ours).
-        specific_weight: of what stands behind F_sh in the descriptor, F_sp and F'_sp or what fusion makes of them
-            (ours).
-        stripes: the descriptor is this many stripes of each map of E_sh (ours); 0: the features. Base only.
-        standard: what the descriptor passes at last (ours); None: nothing.
-        mean, std: per-channel statistics of images in 0..1; buffers, so they travel with the weights.
+        decomposition: SFD.
+        compensation: FMC or None.
+        fusion: SFF or None.
+        mean: of each channel of images in 0..1; a buffer, so it travels with the weights.
+        std: likewise.
+        after_neck: whether the descriptor is taken behind the classifiers' necks (ours), not before them.
+        normalized: whether each D values of the descriptor (F_sh, F_fu) get unit length (ours).
+        specific_weight: of the features behind F_sh in the descriptor, F_sp and F'_sp or their fusion (ours).
+        stripes: number of stripes of each map of E_sh that are the descriptor (ours; Base only); 0: features are.
+        standard: standardises the descriptor (ours); None: nothing does.
     """
 
     mean: Tensor
@@ -88,7 +97,6 @@ class FMCNet(nn.Module):
         std: tuple[float, float, float] = IMAGENET_STD,
         after_neck: bool = False,
         normalized: bool = False,
-        parts: PartClassifiers | None = None,
         specific_weight: float = 1.0,
         stripes: int = 0,
         standard: Standardization | None = None,
@@ -97,7 +105,6 @@ class FMCNet(nn.Module):
         self.decomposition = decomposition
         self.compensation = compensation
         self.fusion = fusion
-        self.parts = parts
         self.after_neck = after_neck
         self.normalized = normalized
         self.specific_weight = specific_weight
@@ -128,30 +135,47 @@ class FMCNet(nn.Module):
         out = rows.add_(shift.flatten().repeat(width)).view(batch, height, width, channels)
         return out.permute(0, 3, 1, 2)
 
+    @classmethod
+    def from_config(cls, config: Config | ModelConfig, num_classes: int) -> FMCNet:
+        """Build a model with random weights.
+
+        Args:
+            config: settings, as `load_config("paper")` gives them.
+            num_classes: number C of training identities.
+        """
+        from fmcnet.models.build import build_model
+
+        return build_model(config.model if isinstance(config, Config) else config, num_classes)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, device: str | torch.device = "cpu") -> FMCNet:
+        """Load a trained model in evaluation mode; every weight must fit.
+
+        Args:
+            source: a run folder, or the name of a shipped model (`fmcnet.models.shipped_models`).
+            device: where the weights go.
+
+        Raises:
+            CheckpointError: when there is no such model, its files are damaged, or the weights do not fit.
+        """
+        from fmcnet.models.checkpoint import load_pretrained_model
+        from fmcnet.models.shipped import find_model
+
+        return load_pretrained_model(find_model(source), device)[0]
+
     def forward(self, visible: Tensor, infrared: Tensor) -> FMCNetOutput:
-        """Every feature and score of a batch of two halves.
+        """Compute every feature and score of a batch of two halves.
 
         The embedding of a model with `stripes` or `standard` is what `embed` gives in evaluation mode, and the
         features alone in training, whose losses do not look at it.
 
         Args:
-            visible: (B_V, 3, H, W), uint8 0..255 or float 0..1. infrared: (B_I, 3, H, W), likewise.
+            visible: (B_V, 3, H, W), uint8 0..255 or float 0..1.
+            infrared: (B_I, 3, H, W), likewise.
         """
-        out = self._both(visible, infrared)
-        if self.training or (not self.stripes and self.standard is None):
-            return out
-        return FMCNetOutput(
-            out.visible._replace(embedding=self.embed(visible, Modality.VISIBLE)),
-            out.infrared._replace(embedding=self.embed(infrared, Modality.INFRARED)),
-        )
-
-    def _both(self, visible: Tensor, infrared: Tensor) -> FMCNetOutput:
-        sh_v, sh_i, sp_v, sp_i = self.decomposition(self.preprocess(visible), self.preprocess(infrared))
-        sh_v, stripes_v = self._split(sh_v)
-        sh_i, stripes_i = self._split(sh_i)
-        scores_v, scores_i = self.decomposition.classify_shared(torch.cat([sh_v, sh_i])).split(
-            [len(sh_v), len(sh_i)]
-        )
+        sfd = self.decomposition
+        sh_v, sh_i, sp_v, sp_i = sfd(self.preprocess(visible), self.preprocess(infrared))  # (B, D) each
+        scores_v, scores_i = _in_one_pass(sfd.classify_shared, sh_v, sh_i)
         generated_i = generated_v = fused_v = fused_i = fused_scores_v = fused_scores_i = None
         if self.compensation is not None:
             generated_i = self.compensation(sh_v, Modality.VISIBLE)  # F'_sp,I from F_sh,V
@@ -159,24 +183,22 @@ class FMCNet(nn.Module):
         if self.fusion is not None:
             fused_v = self.fusion(sh_v, sp_v, generated_i, Modality.VISIBLE)
             fused_i = self.fusion(sh_i, sp_i, generated_v, Modality.INFRARED)
-            fused_scores_v, fused_scores_i = self.fusion.classify(torch.cat([fused_v, fused_i])).split(
-                [len(fused_v), len(fused_i)]
-            )
+            fused_scores_v, fused_scores_i = _in_one_pass(self.fusion.classify, fused_v, fused_i)
         real_v, fake_v = self._specific_scores(Modality.VISIBLE, sp_v, generated_v)
         real_i, fake_i = self._specific_scores(Modality.INFRARED, sp_i, generated_i)
-        half_v = (sh_v, scores_v, sp_v, real_v, generated_i, fake_i, fused_v, fused_scores_v)
-        half_i = (sh_i, scores_i, sp_i, real_i, generated_v, fake_v, fused_i, fused_scores_i)
-        found_v = self._descriptor(Modality.VISIBLE, sh_v, sp_v, generated_i, fused_v)
-        found_i = self._descriptor(Modality.INFRARED, sh_i, sp_i, generated_v, fused_i)
-        if self.parts is None or stripes_v is None or stripes_i is None:
-            return FMCNetOutput(
-                ModalityOutput(*half_v, self._finish(found_v, None)),
-                ModalityOutput(*half_i, self._finish(found_i, None)),
-            )
-        part_v, part_i = self.parts(torch.cat([stripes_v, stripes_i])).split([len(sh_v), len(sh_i)])
+        if not self.training and (self.stripes or self.standard is not None):
+            embedding_v = self.embed(visible, Modality.VISIBLE)
+            embedding_i = self.embed(infrared, Modality.INFRARED)
+        else:
+            embedding_v = self._descriptor(Modality.VISIBLE, sh_v, sp_v, generated_i, fused_v)
+            embedding_i = self._descriptor(Modality.INFRARED, sh_i, sp_i, generated_v, fused_i)
         return FMCNetOutput(
-            ModalityOutput(*half_v, self._finish(found_v, stripes_v), part_v),
-            ModalityOutput(*half_i, self._finish(found_i, stripes_i), part_i),
+            ModalityOutput(
+                sh_v, scores_v, sp_v, real_v, generated_i, fake_i, fused_v, fused_scores_v, embedding_v
+            ),
+            ModalityOutput(
+                sh_i, scores_i, sp_i, real_i, generated_v, fake_v, fused_i, fused_scores_i, embedding_i
+            ),
         )
 
     def embed(self, images: Tensor, modality: Modality) -> Tensor:
@@ -184,61 +206,40 @@ class FMCNet(nn.Module):
 
         Args:
             images: (B, 3, H, W), uint8 0..255 or float 0..1.
+            modality: of all images.
 
         Returns:
-            (B, E): E = D for Base and + SFD, 3D for + FMC, 2D for the full model; n D more with n parts. With n
-            `stripes`, n times the channels of E_sh's blocks.
+            (B, E): E = D for Base and + SFD, 3D for + FMC, 2D for the full model. With n `stripes`, n times the
+            channels of E_sh's blocks.
         """
-        descriptor = self._embed(images, modality)
-        return descriptor if self.standard is None else cast(Tensor, self.standard(descriptor, modality))
-
-    def _embed(self, images: Tensor, modality: Modality) -> Tensor:
         stem = self.decomposition.stem(self.preprocess(images), modality)
         if self.stripes:
-            return cast(Tail, self.decomposition.shared).stripes(stem, self.stripes)
-        shared, stripes = self._split(self.decomposition.share(stem, modality))
-        if self.compensation is None:
-            return self._finish(self._descriptor(modality, shared, None, None, None), stripes)
-        specific = self.decomposition.specific(stem, modality)
-        generated = self.compensation(shared, modality)
-        fused = None if self.fusion is None else self.fusion(shared, specific, generated, modality)
-        return self._finish(self._descriptor(modality, shared, specific, generated, fused), stripes)
+            descriptor = cast(Tail, self.decomposition.shared).stripes(stem, self.stripes)
+        else:
+            shared = self.decomposition.share(stem, modality)
+            specific = generated = fused = None
+            if self.compensation is not None:
+                specific = self.decomposition.specific(stem, modality)
+                generated = self.compensation(shared, modality)
+                fused = None if self.fusion is None else self.fusion(shared, specific, generated, modality)
+            descriptor = self._descriptor(modality, shared, specific, generated, fused)
+        return descriptor if self.standard is None else cast(Tensor, self.standard(descriptor, modality))
 
     def features(self, images: Tensor, modality: Modality) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What the descriptor of images of ONE modality is made of, for maps and studies.
 
         Args:
             images: (B, 3, H, W), uint8 0..255 or float 0..1.
+            modality: of all images.
 
         Returns:
             F_sh (B, D); F_sp (B, D) and the generated specific feature of the other modality (B, D), or None.
         """
         sfd = self.decomposition
         stem = sfd.stem(self.preprocess(images), modality)
-        shared, _ = self._split(sfd.share(stem, modality))
+        shared = sfd.share(stem, modality)
         specific = sfd.specific(stem, modality) if sfd.has_specific else None
         return shared, specific, None if self.compensation is None else self.compensation(shared, modality)
-
-    def _split(self, shared: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What E_sh gives: F_sh (B, D), and the stripes (B, n, D) where there are parts."""
-        if self.parts is None:
-            return shared, None
-        feature, *stripes = shared.chunk(1 + len(self.parts.heads), dim=1)
-        return feature, torch.stack(stripes, dim=1)
-
-    def _finish(self, descriptor: Tensor, stripes: Tensor | None) -> Tensor:
-        """The descriptor as the settings want it: weighted, of unit lengths, with stripes; all ours."""
-        dim = self.decomposition.classify_shared.linear.in_features
-        if self.normalized:
-            descriptor = nn.functional.normalize(descriptor.unflatten(1, (-1, dim)), dim=2).flatten(1)
-        if self.specific_weight != 1:
-            descriptor = torch.cat([descriptor[:, :dim], self.specific_weight * descriptor[:, dim:]], dim=1)
-        if self.parts is not None and stripes is not None:
-            through = [_through(neck, stripes[:, at]) for at, neck in enumerate(self.parts.necks())]
-            if self.normalized or not self.after_neck:  # of the scale of features that did not pass a neck
-                through = [nn.functional.normalize(stripe, dim=1) for stripe in through]
-            descriptor = torch.cat([descriptor, *through], dim=1)
-        return descriptor
 
     def _specific_scores(
         self, modality: Modality, real: Tensor | None, generated: Tensor | None
@@ -247,10 +248,7 @@ class FMCNet(nn.Module):
         if real is None:
             return None, None
         classify = self.decomposition.classifier(modality)
-        if generated is None:
-            return classify(real), None
-        scores = classify(torch.cat([real, generated]))
-        return scores[: len(real)], scores[len(real) :]
+        return (classify(real), None) if generated is None else _in_one_pass(classify, real, generated)
 
     def _descriptor(
         self,
@@ -260,28 +258,41 @@ class FMCNet(nn.Module):
         generated: Tensor | None,
         fused: Tensor | None,
     ) -> Tensor:
-        sfd, neck = self.decomposition, (_through if self.after_neck else _as_it_is)
+        """What is searched by: F_fp or its parts, normalised and weighted as the settings say."""
+        sfd, neck = self.decomposition, (_through if self.after_neck else _unchanged)
         if self.fusion is not None and fused is not None:
-            return neck(self.fusion.classify.neck, fused)
-        head = neck(sfd.classify_shared.neck, shared)
-        if self.compensation is None or specific is None or generated is None:
-            return head
-        # "FMC by simple concatenation" (Table 2). Ours: real or generated, the visible part stands first, so
-        # that positions mean the same whatever the image's modality.
-        own = neck(sfd.classifier(modality).neck, specific)
-        other = neck(sfd.classifier(modality.other).neck, generated)
-        pair = (own, other) if modality is Modality.VISIBLE else (other, own)
-        return torch.cat([head, *pair], dim=1)
+            descriptor = neck(self.fusion.classify.neck, fused)
+        else:
+            descriptor = neck(sfd.classify_shared.neck, shared)
+            if specific is not None and generated is not None:
+                # "FMC by simple concatenation" (Table 2). Ours: real or generated, the visible part stands first, so
+                # that positions mean the same whatever the image's modality.
+                own = neck(sfd.classifier(modality).neck, specific)
+                other = neck(sfd.classifier(modality.other).neck, generated)
+                pair = (own, other) if modality is Modality.VISIBLE else (other, own)
+                descriptor = torch.cat([descriptor, *pair], dim=1)
+        dim = shared.shape[1]
+        if self.normalized:
+            descriptor = F.normalize(descriptor.unflatten(1, (-1, dim)), dim=2).flatten(1)
+        if self.specific_weight != 1:
+            descriptor = torch.cat([descriptor[:, :dim], self.specific_weight * descriptor[:, dim:]], dim=1)
+        return descriptor
 
 
-def _as_it_is(neck: nn.Module, feature: Tensor) -> Tensor:
+def _in_one_pass(module: nn.Module, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """`module` of both batches in one pass, so that batch normalisation sees them together."""
+    both = module(torch.cat([first, second])).split([len(first), len(second)])
+    return cast(tuple[Tensor, Tensor], both)
+
+
+def _unchanged(neck: nn.Module, feature: Tensor) -> Tensor:
     return feature
 
 
 def _through(neck: nn.Module, feature: Tensor) -> Tensor:
-    # With the running statistics, which must move once a batch, by the scores only.
+    """The neck with its running statistics, which must move once a batch, by the scores only."""
     if isinstance(neck, nn.modules.batchnorm._BatchNorm):
-        return nn.functional.batch_norm(
+        return F.batch_norm(
             feature, neck.running_mean, neck.running_var, neck.weight, neck.bias, False, 0.0, neck.eps
         )
     return feature

@@ -11,7 +11,7 @@ from fmcnet.data.depth import ValueRange, check_range, parse_range
 from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.files import write_atomically
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.shipped import shipped_models
+from fmcnet.models.shipped import shipped_models
 
 NOTE = "made-with.json"
 """In the gallery's folder: where its model lay, and the ranges; no embedding and nothing of a picture is in it."""

@@ -41,7 +41,7 @@ from fmcnet.models.fmcnet import FMCNet
 from fmcnet.training.loggers import StepLogger
 from fmcnet.training.optimizers import restore_schedule
 from fmcnet.training.selection import ModelSelection
-from fmcnet.training.train_step import Game
+from fmcnet.training.train_step import TrainStep
 
 STATE = "state.safetensors"
 FACTS = "state.json"
@@ -69,7 +69,7 @@ class Checkpointer:
         self,
         run: Path,
         ctx: DistributedContext,
-        train_step: Game,
+        train_step: TrainStep,
         card: ModelCard,
         selection: ModelSelection,
         step_logger: StepLogger,
@@ -323,7 +323,7 @@ def recorded(run: Path, name: str) -> list[Any]:
     return found
 
 
-def _read(folder: Path, train_step: Game) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(folder: Path, train_step: TrainStep) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Facts and tensors; the weights are loaded already."""
     facts = _read_facts(folder)
     try:
@@ -363,7 +363,7 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _optimizer_states(train_step: Game) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _optimizer_states(train_step: TrainStep) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {}
     for name, optimizer in train_step.optimizers.items():
@@ -376,7 +376,7 @@ def _optimizer_states(train_step: Game) -> tuple[dict[str, Tensor], dict[str, An
     return tensors, scalars
 
 
-def _load_optimizers(train_step: Game, flat: dict[str, Any]) -> None:
+def _load_optimizers(train_step: TrainStep, flat: dict[str, Any]) -> None:
     for name, optimizer in train_step.optimizers.items():
         if optimizer is None:
             continue

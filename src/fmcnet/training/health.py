@@ -1,7 +1,7 @@
-"""Whether decomposition, compensation and fusion are at work: a few numbers a step, and one warning when one is not.
+"""Whether decomposition, compensation and fusion work: a few numbers a step, and one warning when one does not.
 
-A loss that falls does not say that the method works: fusion weights can go to zero, and generators can give the same
-feature for everybody, without any loss that shows it.
+A falling loss does not prove that the method works. No loss shows that fusion weights go to zero, or that generators
+give the same feature for all identities.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ NAMES = (FUSED, COSINE, ACCURACY, "w1", "w2")
 """Names of the values that `measure` gives."""
 
 WINDOW = 100
-"""Steps over which a value is averaged before it is judged."""
+"""Steps over which a value is averaged before it is compared with its limits."""
 
 SMALLEST_WEIGHT, SMALLEST_RATIO, LARGEST_COSINE = 0.05, 0.1, 0.85
 """Beyond these the fusion, or the compensation, is called dead. Chosen well outside what healthy runs show: weights
 of 0.3 to 0.7, a ratio of 0.3 to 2, a cosine below 0.5 (docs/findings.md)."""
 
 IDLE, WON = 0.51, 0.99
-"""D tells no more features right than a coin, or all: its game with G teaches nothing."""
+"""At these accuracies D guesses, or is always right: G learns nothing from it."""
 
 
 @torch.no_grad()
 def measure(model: FMCNet, output: FMCNetOutput, labels: Tensor) -> dict[str, Tensor]:
-    """How the modules of the paper are doing on one batch.
+    """Measure the modules of the paper on one batch.
 
     Args:
         model: gives the discriminators and the fusion weights.
@@ -45,29 +45,28 @@ def measure(model: FMCNet, output: FMCNetOutput, labels: Tensor) -> dict[str, Te
         labels: (B,), of each half.
 
     Returns:
-        Scalars by name, only of the modules that the variant has: "generated cosine", the mean cosine between
-        generated features of different identities, without the modality's constant that they share; "discriminator
-        accuracy", the share of real and generated
-        features that D tells right; "fused/shared", mean length of F_fu over that of F_sh; "w1" and "w2" of eq. (15)
-        as they are applied.
+        Scalars by name, only of the modules that the variant has. "generated cosine": mean cosine between generated
+        features of different identities, without the modality's constant that they share. "discriminator accuracy":
+        share of real and generated features that D classifies correctly. "fused/shared": mean length of F_fu over
+        that of F_sh. "w1" and "w2": of eq. (15) as they are applied.
     """
     found: dict[str, Tensor] = {}
     if model.compensation is not None:
         cosines, right = [], []
         other = labels[:, None] != labels[None, :]
         for target in (Modality.INFRARED, Modality.VISIBLE):
-            fake, real = (
-                cast(Tensor, output.of(target.other).generated),
-                cast(Tensor, output.of(target).specific),
-            )
+            fake = cast(Tensor, output.of(target.other).generated)
+            real = cast(Tensor, output.of(target).specific)
             norm = model.decomposition.norm_specific
             if norm is not None and norm.offset:  # the constant has the same value in all D dimensions
                 unit = F.normalize(fake - fake.mean(dim=1, keepdim=True), dim=1)
             else:
                 unit = F.normalize(fake, dim=1)
             cosines.append(((unit @ unit.T) * other).sum() / other.sum().clamp(min=1))
-            judge = model.compensation.judge(target)
-            right.append(((judge(real) > 0).float().mean() + (judge(fake) <= 0).float().mean()) / 2)
+            discriminator = model.compensation.discriminator(target)
+            right.append(
+                ((discriminator(real) > 0).float().mean() + (discriminator(fake) <= 0).float().mean()) / 2
+            )
         found |= {COSINE: torch.stack(cosines).mean(), ACCURACY: torch.stack(right).mean()}
     if model.fusion is not None:
         ratios = []
@@ -83,7 +82,7 @@ class HealthMonitor:
     """Warns once when the fusion, the compensation or its discriminators do nothing.
 
     Args:
-        first: steps that are not judged: the learning rate warms up, or the FMC terms are still off.
+        first: steps that are left out, while the learning rate warms up.
     """
 
     def __init__(self, first: int = 0) -> None:
@@ -92,7 +91,7 @@ class HealthMonitor:
         self._warned: set[str] = set()
 
     def watch(self, record: Mapping[str, float]) -> None:
-        """Take up the values of one step; judge them once `WINDOW` steps have been seen."""
+        """Add the values of one step; warn by the mean of the last `WINDOW` steps."""
         if int(record["step"]) <= self._first:
             return
         self._seen.append(record)

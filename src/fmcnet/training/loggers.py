@@ -206,8 +206,7 @@ class StepLogger:
         self._trackers: list[Tracker] = []
         self.log: TrainingLog | None = None
         self.terms: dict[str, float] = {}
-        untrained = max(config.training.warmup, config.losses.start_fmc + config.losses.ramp)
-        self._monitor = health.HealthMonitor(math.ceil(untrained * steps))
+        self._monitor = health.HealthMonitor(math.ceil(config.training.warmup * steps))
 
     def open(self, trackers: Sequence[str | Tracker], first: int) -> None:
         """Start to write, after step `first`.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fmcnet.data.loader import TrainingBatch
 from fmcnet.models.fmcnet import FMCNet
-from fmcnet.models.modules import FeatureNorm
+from fmcnet.models.layers import FeatureNorm
 
 BATCHES = 50
 """Batches that the statistics are taken over: 3,200 images with the generated benchmark's batches of 64."""

@@ -1,8 +1,8 @@
-"""One step of the min-max game: forward, the discriminators' turn, everybody else's turn.
+"""One training step: forward, the discriminators' turn, everybody else's turn.
 
-Nothing in a step waits for the device. What it measured stays there until `read`, which the loop calls every
-`training.log_every` steps and before anything is written; a value that is not finite is then reported with the step
-and the term that it came from, and nothing computed after that step is ever stored.
+Nothing in a step waits for the device. What a step measures stays there until `read`, which the trainer calls every
+`training.log_every` steps and before it writes anything. `read` names the step and the term of the first value that
+is not finite, so nothing computed after that step is ever stored.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ from fmcnet.distributed import (
     synchronize_batchnorm,
 )
 from fmcnet.errors import FmcnetError
-from fmcnet.losses.criterion import LOSSES, discriminator_objective, objective, ramped, total
+from fmcnet.losses.criterion import LOSSES, FMCNetLoss
 from fmcnet.models.backbone import make_backbone
 from fmcnet.models.build import build_model
+from fmcnet.models.compensation import Compensation
 from fmcnet.models.fmcnet import FMCNet, FMCNetOutput
-from fmcnet.models.modules import Compensation
 from fmcnet.training import health
 from fmcnet.training.optimizers import advance_schedule, build_optimizers, build_schedulers, rate
-from fmcnet.types import Modality
 
-GRADIENT, JUDGE_GRADIENT = "gradient", "discriminator gradient"
+GRADIENT, DISCRIMINATOR_GRADIENT = "gradient", "discriminator gradient"
 """Names of the gradients' norms among the measured values."""
 
 SCALE, SMALLEST_SCALE = "scale", 2.0**-14
@@ -49,7 +48,8 @@ class NotFinite(Exception):
     """Some values of a step are NaN or infinite.
 
     Attributes:
-        step: which, counted from 1. names: of the values.
+        step: which, counted from 1.
+        names: of the values.
     """
 
     def __init__(self, step: int, names: list[str]) -> None:
@@ -57,126 +57,109 @@ class NotFinite(Exception):
         self.step, self.names = step, names
 
 
-class Game:
-    """A model under training: weights, optimisers, scaler.
+class TrainStep:
+    """A model in training with its loss, optimisers, schedules and float16 scaler.
 
     Args:
-        config: settings. model: moved to the device here. place: device and rank. identities: P of one process.
+        config: settings.
+        model: moved to the device here.
+        ctx: device and rank.
+        identities: P of one process.
         steps: of the whole training.
 
     Attributes:
-        model: the weights, by their plain names. optimizers: "main" and "judge" (None without discriminators).
-        schedulers: of the learning rates. scaler: of float16 gradients (disabled otherwise).
+        model: the weights, by their plain names.
+        criterion: the loss of both players of eq. (12).
+        optimizers: "main" and "judge", the discriminators' (None without any). Checkpoints hold these names.
+        schedulers: of the learning rates.
+        scaler: of float16 gradients (disabled otherwise).
     """
 
     def __init__(
-        self, config: Config, model: FMCNet, place: DistributedContext, identities: int, steps: int
+        self, config: Config, model: FMCNet, ctx: DistributedContext, identities: int, steps: int
     ) -> None:
         training = config.training
-        self.config, self.place, self.identities, self.steps = config, place, identities, steps
-        self.precision = precision(training.precision, place.device)
-        self.format = memory_format(config, place.device)
-        model = cast(FMCNet, cast(Any, model).to(place.device, memory_format=self.format))
-        if training.sync_batchnorm and place.world > 1:
-            model = cast(FMCNet, synchronize_batchnorm(model, place.device))
+        self.config, self.ctx, self.steps = config, ctx, steps
+        self.precision = precision(training.precision, ctx.device)
+        self.format = memory_format(config, ctx.device)
+        model = cast(FMCNet, cast(Any, model).to(ctx.device, memory_format=self.format))
+        if training.sync_batchnorm and ctx.world > 1:
+            model = cast(FMCNet, synchronize_batchnorm(model, ctx.device))
         model.decomposition.recompute = training.recompute
         self.model = model
-        main, judge = build_optimizers(model, training, fused=place.device.type in ("cpu", "cuda"))
-        self.optimizers: dict[str, torch.optim.Optimizer | None] = {"main": main, "judge": judge}
-        self._main, self._judge = main, judge
-        self.scaler = torch.amp.GradScaler(place.device.type, enabled=self.precision is torch.float16)
-        self.schedulers = build_schedulers((main, judge), steps, training)
-        self._gather = gather_centers if training.sync_centers and place.world > 1 else None
-        self._network = self._wrap(model)
-        self._names: list[str] = []
+        gather = gather_centers if training.sync_centers and ctx.world > 1 else None
+        self.criterion = FMCNetLoss(config.losses, identities, model.compensation, gather)
+        self._main, self._discriminators = build_optimizers(
+            model, training, fused=ctx.device.type in ("cpu", "cuda")
+        )
+        self.optimizers = {"main": self._main, "judge": self._discriminators}
+        self.schedulers = build_schedulers((self._main, self._discriminators), steps, training)
+        self.scaler = torch.amp.GradScaler(ctx.device.type, enabled=self.precision is torch.float16)
+        if training.compile:
+            model.compile()
+        self._network: Any = self._distribute(model) if ctx.world > 1 else model
         self._measured: list[tuple[int, list[str], Tensor]] = []
 
-    def _wrap(self, model: FMCNet) -> Any:
-        """The model as it is called: compiled, and with gradients averaged over the processes."""
-        if self.config.training.compile:
-            model.compile()
-        if self.place.world < 2:
-            return model
-        fmc, weights = model.compensation, self.config.losses
-        ignored = [
-            n for n, _ in model.named_parameters() if ".judge_" in n
-        ]  # averaged by hand, in their own turn
-        if fmc is not None and model.fusion is None and not (weights.gan or weights.fc or weights.ic):
-            ignored += [
-                n for n, _ in model.named_parameters() if ".to_" in n
-            ]  # nothing trains the generators
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
-        device = [self.place.device.index] if self.place.device.type == "cuda" else None
-        with warnings.catch_warnings():  # newer PyTorch would rename broadcast_buffers
-            warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(
-                model, device_ids=device, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
-
     def step(self, batches: Sequence[TrainingBatch], step: int) -> None:
-        """Step `step` (from 0) on `training.accumulate` whole batches; what it measured waits for `read`.
+        """Take one step; `read` returns what it measures.
 
         With several batches the discriminators take their turn on each (they see fresh features every time), all
         others once, with the mean of the batches' gradients.
+
+        Args:
+            batches: `training.accumulate` whole batches.
+            step: number of the step, from 0.
         """
         self.model.train()
         self._main.zero_grad(set_to_none=True)
-        measured = []
-        for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            quiet = self._network.no_sync() if self.place.world > 1 and not last else nullcontext()
-            with quiet:
-                measured.append(self._one(batch, len(batches), step / self.steps))
+        measured: list[dict[str, Tensor]] = []
+        for batch in batches:
+            accumulates = self.ctx.world > 1 and len(measured) < len(batches) - 1
+            with self._network.no_sync() if accumulates else nullcontext():
+                measured.append(self._backward(batch, len(batches)))
         with record_function("fmcnet: optimizer"):
-            norm = self._descend(self._main)
+            norm = self._update(self._main)
         self.scaler.update()
         for scheduler in self.schedulers:
             advance_schedule(scheduler)
-        values = torch.stack(measured).mean(dim=0) if len(measured) > 1 else measured[0]
-        more = {GRADIENT: norm}
+        values = torch.stack([torch.stack([*one.values()]) for one in measured]).mean(dim=0)
+        extra = {GRADIENT: norm.detach().float()}
         if self.scaler.is_enabled():
-            more[SCALE] = cast(Any, self.scaler)._get_scale_async()
-        values = torch.cat([values, torch.stack([value.detach().float() for value in more.values()])])
-        self._measured.append((step, [*self._names, *more], values))
+            extra[SCALE] = cast(Any, self.scaler)._get_scale_async().float()
+        values = torch.cat([values, torch.stack([*extra.values()])])
+        self._measured.append((step, [*measured[0], *extra], values))
 
-    def _one(self, batch: TrainingBatch, share: int, progress: float) -> Tensor:
-        """Forward, the discriminators' turn and the backward pass of all others; the measured values (n,)."""
-        config = self.config
-        half = self.precision is not torch.float32
+    def _backward(self, batch: TrainingBatch, batches: int) -> dict[str, Tensor]:
+        """Forward, the discriminators' turn, and the backward pass of all others; the measured values by name."""
+        mixed = self.precision is not torch.float32
         with record_function("fmcnet: forward"):
             visible, infrared = (x.contiguous(memory_format=self.format) for x in batch[:2])
-            with torch.autocast(self.place.device.type, self.precision if half else None, enabled=half):
+            with torch.autocast(self.ctx.device.type, self.precision if mixed else None, enabled=mixed):
                 output: FMCNetOutput = self._network(visible, infrared)
-            output = output.float() if half else output
+            output = output.float() if mixed else output
+        discriminators: dict[str, Tensor] = {}
         with record_function("fmcnet: discriminators"):
-            judged = discriminator_objective(self.model, output)
-            if self._judge is not None:
-                self._judge.zero_grad(set_to_none=True)
-                total(judged).backward()
-                judged = {**judged, JUDGE_GRADIENT: self._descend(self._judge)}
+            if self._discriminators is not None:
+                self._discriminators.zero_grad(set_to_none=True)
+                value = cast(Tensor, self.criterion.discriminator_loss(output))
+                value.backward()
+                norm = self._update(self._discriminators)
+                discriminators = {"discriminator": value, DISCRIMINATOR_GRADIENT: norm}
         with record_function("fmcnet: losses"):
-            weights = ramped(config.losses, progress)
-            terms = objective(self.model, output, batch.labels, self.identities, weights, self._gather)
-            loss = total(terms)
-            if not {"gan", "fc", "ic", "id_fused"} & set(terms):
-                loss = loss + _nothing(
-                    output
-                )  # DDP wants the generators in the graph; one process does the same
+            loss, terms = self.criterion(output, batch.labels)
         with record_function("fmcnet: backward"):
-            self.scaler.scale(loss / share).backward()
-        values = {**terms, **judged, **health.measure(self.model, output, batch.labels)}
-        self._names = list(values)
-        return torch.stack([value.detach().float() for value in values.values()])
+            self.scaler.scale(loss / batches).backward()
+        values = {**terms, **discriminators, **health.measure(self.model, output, batch.labels)}
+        return {name: value.detach().float() for name, value in values.items()}
 
-    def _descend(self, optimizer: torch.optim.Optimizer) -> Tensor:
+    def _update(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Take the optimiser's step; the norm of the gradient before clipping, a scalar on the device."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if optimizer is self._judge:
-            average_gradients(parameters, self.place.world)
+        if optimizer is self._discriminators:
+            average_gradients(parameters, self.ctx.world)
             norm = _norm(parameters)
             optimizer.step()
-            for target in Modality:
-                cast(Compensation, self.model.compensation).judge(target).renormalize()
+            cast(Compensation, self.model.compensation).renormalize_discriminators()
             return norm
         self.scaler.unscale_(optimizer)
         clip = self.config.training.clip
@@ -184,12 +167,26 @@ class Game:
         self.scaler.step(optimizer)
         return norm
 
+    def _distribute(self, model: FMCNet) -> DistributedDataParallel:
+        """The model with gradients averaged over the processes, but for what has its own turn or no gradient."""
+        ignored = [name for name, _ in model.named_parameters() if ".judge_" in name]
+        weights = self.config.losses
+        if model.variant == "fmc" and not (weights.gan or weights.fc or weights.ic):
+            ignored += [name for name, _ in model.named_parameters() if ".to_" in name]  # nothing trains them
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
+        device = [self.ctx.device.index] if self.ctx.device.type == "cuda" else None
+        with warnings.catch_warnings():  # newer PyTorch would rename broadcast_buffers
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(
+                model, device_ids=device, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
     def read(self) -> list[dict[str, float]]:
-        """What the steps since the last call measured, means over the processes; waits for the device.
+        """Return what the steps since the last call measured, means over the processes; waits for the device.
 
         Returns:
             A record a step: "step" (from 1), every term by name, what `health.measure` gives, the gradients' norms,
-            "loss" (the sum of the terms that the min player minimises) and "rate".
+            "loss" (the sum of the terms that all but the discriminators minimise) and "rate".
 
         Raises:
             NotFinite: naming the first step with a value that is not finite.
@@ -198,15 +195,13 @@ class Game:
             return []
         measured, self._measured = self._measured, []
         flat = torch.cat([values for *_, values in measured]).cpu().double()  # the one wait for the device
-        flat = mean_over_ranks(flat, self.place)
+        flat = mean_over_ranks(flat, self.ctx)
         records = []
         for (step, names, _), row in zip(measured, flat.split([len(v) for *_, v in measured]), strict=True):
             values: dict[str, float] = dict(zip(names, row.tolist(), strict=True))
             bad = _first_not_finite(values, ignore_gradient=self.scaler.is_enabled())
-            if values.get(SCALE, 1.0) < SMALLEST_SCALE:
-                bad = [
-                    GRADIENT
-                ]  # of every step for a long time: the scaler has halved its factor again and again
+            if values.get(SCALE, 1.0) < SMALLEST_SCALE:  # the scaler has halved its factor for a long time
+                bad = [GRADIENT]
             if bad:
                 raise NotFinite(step + 1, bad)
             loss = sum(v for k, v in values.items() if k in LOSSES)
@@ -221,8 +216,8 @@ class Game:
                 self.config.model, self.model.decomposition.classify_shared.linear.out_features
             )
         plain.load_state_dict(self.model.state_dict())
-        plain = plain.to(self.place.device)
-        average_buffers(plain, self.place.world)
+        plain = plain.to(self.ctx.device)
+        average_buffers(plain, self.ctx.world)
         return plain.eval()
 
 
@@ -242,7 +237,7 @@ def precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def memory_format(config: Config, device: torch.device) -> torch.memory_format:
-    """channels_last on GPUs and, for the backbones that train faster in it, on CPUs; as said otherwise."""
+    """`training.channels_last`; "auto": channels_last on GPUs and, for backbones that train faster in it, on CPUs."""
     wanted = config.training.channels_last
     if wanted == "auto":
         backbone = make_backbone(config.model.arch, config.model.width)
@@ -261,17 +256,6 @@ def _first_not_finite(values: dict[str, float], ignore_gradient: bool) -> list[s
     """
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     terms = [name for name in values if name in LOSSES]
-    parts = [
-        ["discriminator"],
-        [JUDGE_GRADIENT],
-        terms,
-        [] if ignore_gradient else [GRADIENT],
-        [*health.NAMES],
-    ]
+    gradient = [] if ignore_gradient else [GRADIENT]
+    parts = [["discriminator"], [DISCRIMINATOR_GRADIENT], terms, gradient, [*health.NAMES]]
     return next((found for part in parts if (found := [name for name in bad if name in part])), [])
-
-
-def _nothing(output: FMCNetOutput) -> Tensor | float:
-    """0 with a gradient of 0 for the generators, where no term trains them (yet)."""
-    made = [half.generated for half in output if half.generated is not None]
-    return torch.stack([(feature * 0).sum() for feature in made]).sum() if made else 0.0

@@ -43,7 +43,7 @@ from fmcnet.training.profiler import StepProfile
 from fmcnet.training.selection import ModelSelection, hold_out
 from fmcnet.training.statistics import BATCHES, estimate_statistics
 from fmcnet.training.stop import StopAtStepEnd
-from fmcnet.training.train_step import Game, NotFinite, precision
+from fmcnet.training.train_step import NotFinite, TrainStep, precision
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class Trainer:
             Interrupted: after Ctrl-C or SIGTERM, once a checkpoint is written.
         """
         config, ctx = self._config, self._ctx
-        self._step = Game(config, self._model, ctx, self._sampler.identities, self._steps)
+        self._step = TrainStep(config, self._model, ctx, self._sampler.identities, self._steps)
         self._logger = StepLogger(self._run, config, self._steps)
         self._checkpointer = Checkpointer(
             self._run, ctx, self._step, self._card, self._selection, self._logger, self._invariants()

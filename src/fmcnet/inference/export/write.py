@@ -26,8 +26,8 @@ from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.graph import SCHEMES, quantize, write_graph
 from fmcnet.inference.export.parity import BackendReport, choose, compare, markdown
 from fmcnet.inference.manifest import GRAPHS, MANIFEST, Manifest, int8_digest, read_manifest, sha256_of
-from fmcnet.inference.shipped import is_shipped
 from fmcnet.models.card import CARD, WEIGHTS, versions
+from fmcnet.models.shipped import is_shipped
 from fmcnet.synthetic import generate
 from fmcnet.types import Modality
 

@@ -1,4 +1,4 @@
-"""One step of the game: accumulation, recomputation, precisions, what is measured."""
+"""One training step: accumulation, recomputation, precisions, what is measured."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from fmcnet.config import load_config
 from fmcnet.data.loader import TrainingBatch
 from fmcnet.distributed import DistributedContext
 from fmcnet.errors import FmcnetError
-from fmcnet.losses.criterion import TERMS, objective, total
+from fmcnet.losses.criterion import TERMS, FMCNetLoss
 from fmcnet.models.build import build_model
 from fmcnet.training import health
-from fmcnet.training import train_step as game_module
 from fmcnet.training.optimizers import rate
-from fmcnet.training.train_step import Game, memory_format, precision
+from fmcnet.training.train_step import TrainStep, memory_format, precision
 from fmcnet.training.trainer import train
 
 CPU = torch.device("cpu")
@@ -28,10 +27,10 @@ PLAIN = [
 
 
 def made(*settings, steps=10):
-    """A game of its own; the same start for the same model."""
+    """A `TrainStep` of its own; the same start for the same model."""
     config = load_config("tiny", list(settings))
     torch.manual_seed(3)
-    return Game(config, build_model(config.model, 6), DistributedContext(CPU), 4, steps)
+    return TrainStep(config, build_model(config.model, 6), DistributedContext(CPU), 4, steps)
 
 
 def batch(number=0, height=64, width=32):
@@ -41,8 +40,8 @@ def batch(number=0, height=64, width=32):
     return TrainingBatch(halves[0], halves[1], identities.repeat_interleave(2))
 
 
-def state(game):
-    return {key: value.clone() for key, value in game.model.state_dict().items()}
+def state(train_step):
+    return {key: value.clone() for key, value in train_step.model.state_dict().items()}
 
 
 def assert_close(some, others, **tolerance):
@@ -54,18 +53,19 @@ def assert_close(some, others, **tolerance):
 
 
 def test_accumulation_is_sgd_on_the_mean_of_the_batches_gradients():
-    game = made("model.variant=base", "training.accumulate=2", *PLAIN, "training.lr=0.018")
-    slow, config = deepcopy(game.model).train(), game.config
+    train_step = made("model.variant=base", "training.accumulate=2", *PLAIN, "training.lr=0.018")
+    slow, config = deepcopy(train_step.model).train(), train_step.config
     parameters = {name: p for name, p in slow.named_parameters() if p.requires_grad}
     sums, losses = dict.fromkeys(parameters, 0.0), []
     for one in (batch(0), batch(1)):  # each with the batch statistics of its own
-        loss = total(objective(slow, slow(one.visible, one.infrared), one.labels, 4, config.losses))
+        criterion = FMCNetLoss(config.losses, 4, slow.compensation)
+        loss, _ = criterion(slow(one.visible, one.infrared), one.labels)
         losses.append(loss.item())
         for name, part in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):
             sums[name] = sums[name] + part
-    before = state(game)
-    game.step([batch(0), batch(1)], 0)
-    after = state(game)
+    before = state(train_step)
+    train_step.step([batch(0), batch(1)], 0)
+    after = state(train_step)
     assert (
         after["decomposition.stem_visible.conv1.weight"] - before["decomposition.stem_visible.conv1.weight"]
     ).abs().max() > 1e-4
@@ -77,23 +77,23 @@ def test_accumulation_is_sgd_on_the_mean_of_the_batches_gradients():
         torch.testing.assert_close(after[name], before[name] - moved, rtol=1e-5, atol=1e-6, msg=name)
     buffers = dict(slow.named_buffers())
     assert_close(buffers, {key: after[key] for key in buffers})
-    [record] = game.read()
+    [record] = train_step.read()
     assert record["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
 
 
-def test_with_accumulation_the_judges_move_on_every_batch(monkeypatch):
-    game, turns, descend = made("training.accumulate=3"), [], Game._descend
+def test_with_accumulation_the_discriminators_move_on_every_batch(monkeypatch):
+    train_step, turns, update = made("training.accumulate=3"), [], TrainStep._update
 
     def recording(self, optimizer):
-        before = game.model.compensation.judge_visible.linear.weight.clone()
-        norm = descend(self, optimizer)
-        moved = not torch.equal(before, game.model.compensation.judge_visible.linear.weight)
-        turns.append(("judges" if optimizer is game.optimizers["judge"] else "others", moved))
+        before = train_step.model.compensation.judge_visible.linear.weight.clone()
+        norm = update(self, optimizer)
+        moved = not torch.equal(before, train_step.model.compensation.judge_visible.linear.weight)
+        turns.append(("discriminators" if optimizer is train_step.optimizers["judge"] else "others", moved))
         return norm
 
-    monkeypatch.setattr(Game, "_descend", recording)
-    game.step([batch(n) for n in range(3)], 0)
-    assert turns == [("judges", True)] * 3 + [("others", False)]
+    monkeypatch.setattr(TrainStep, "_update", recording)
+    train_step.step([batch(n) for n in range(3)], 0)
+    assert turns == [("discriminators", True)] * 3 + [("others", False)]
 
 
 @pytest.mark.parametrize("variant", ["base", "full"])
@@ -110,10 +110,11 @@ def test_recomputation_changes_neither_gradients_nor_running_statistics(variant)
     for a, b in zip(kept.read(), anew.read(), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
     grads = [
-        {n: p.grad for n, p in game.model.named_parameters() if p.requires_grad} for game in (kept, anew)
+        {n: p.grad for n, p in train_step.model.named_parameters() if p.requires_grad}
+        for train_step in (kept, anew)
     ]
     assert_close(*grads, rtol=1e-4, atol=1e-6)
-    assert_close(*(dict(game.model.named_buffers()) for game in (kept, anew)))
+    assert_close(*(dict(train_step.model.named_buffers()) for train_step in (kept, anew)))
     assert anew.model.decomposition.stem_visible.bn1.num_batches_tracked == 2
 
 
@@ -142,8 +143,8 @@ def test_what_a_step_measured_is_read_later_with_the_same_numbers(variant):
 
 def test_the_norm_that_is_measured_is_that_before_clipping():
     free, clipped = made("training.clip=0"), made("training.clip=0.01")
-    for game in (free, clipped):
-        game.step([batch()], 0)
+    for train_step in (free, clipped):
+        train_step.step([batch()], 0)
     grads = [p.grad for group in free.optimizers["main"].param_groups for p in group["params"]]
     norm = sum(float((g.double() ** 2).sum()) for g in grads) ** 0.5
     assert free.read()[0]["gradient"] == pytest.approx(norm, rel=1e-5)
@@ -155,13 +156,15 @@ def test_the_norm_that_is_measured_is_that_before_clipping():
 def test_the_memory_format_changes_no_result():
     # At a small rate: nearest centres and signs of differences change with the last bit, and with them the gradient.
     settings = (*PLAIN, "training.lr=0.001")
-    games = [made(f"training.channels_last={name}", *settings) for name in ("yes", "no")]
+    train_steps = [made(f"training.channels_last={name}", *settings) for name in ("yes", "no")]
     for step in range(3):
-        for game in games:
-            game.step([batch(step)], step)
-    layouts = [game.model.decomposition.shared.layer4[0].conv2.weight.stride() for game in games]
+        for train_step in train_steps:
+            train_step.step([batch(step)], step)
+    layouts = [
+        train_step.model.decomposition.shared.layer4[0].conv2.weight.stride() for train_step in train_steps
+    ]
     assert layouts[0] != layouts[1]
-    assert_close(*map(state, games), rtol=1e-3, atol=1e-4)
+    assert_close(*map(state, train_steps), rtol=1e-3, atol=1e-4)
 
 
 def test_which_format_and_precision_are_taken():
@@ -181,29 +184,29 @@ def test_float16_is_refused_on_a_cpu_and_leaves_nothing_behind(tiny_sysu, tmp_pa
 
 
 def test_bfloat16_computes_in_it_and_gives_the_losses_float32(monkeypatch):
-    game, inside, given = made("training.precision=bf16"), set(), set()
-    game.model.decomposition.shared.layer3.register_forward_hook(lambda *a: inside.add(a[-1].dtype))
+    train_step, inside, given = made("training.precision=bf16"), set(), set()
+    train_step.model.decomposition.shared.layer3.register_forward_hook(lambda *a: inside.add(a[-1].dtype))
 
     def watched(target):
-        real = getattr(game_module, target)
+        real = getattr(FMCNetLoss, target)
 
-        def called(model, output, *rest):
+        def called(criterion, output, *rest):
             given.update(part.dtype for half in output for part in half if part is not None)
-            return real(model, output, *rest)
+            return real(criterion, output, *rest)
 
-        monkeypatch.setattr(game_module, target, called)
+        monkeypatch.setattr(FMCNetLoss, target, called)
 
-    watched("objective")
-    watched("discriminator_objective")
-    before = state(game)
-    game.step([batch()], 0)
+    watched("forward")
+    watched("discriminator_loss")
+    before = state(train_step)
+    train_step.step([batch()], 0)
     assert inside == {torch.bfloat16}
     assert given == {torch.float32}
-    assert {p.grad.dtype for p in game.model.parameters() if p.grad is not None} == {torch.float32}
-    [lower], plain = game.read(), made("training.precision=fp32")
+    assert {p.grad.dtype for p in train_step.model.parameters() if p.grad is not None} == {torch.float32}
+    [lower], plain = train_step.read(), made("training.precision=fp32")
     plain.step([batch()], 0)
     assert lower["loss"] == pytest.approx(plain.read()[0]["loss"], rel=0.05)
-    after = state(game)
+    after = state(train_step)
     assert all(torch.isfinite(value.float()).all() for value in after.values())
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
@@ -213,8 +216,8 @@ def test_dropout_is_in_training_only_and_off_by_default():
     assert_close(state(none), state(some))
     images = batch()[:2]
     with torch.no_grad():
-        for game in (none, some):
-            game.model.train()
+        for train_step in (none, some):
+            train_step.model.train()
         first, second = (none.model(*images) for _ in range(2))
         assert torch.equal(first.visible.fused_scores, second.visible.fused_scores)
         for half in ("visible", "infrared"):
@@ -223,7 +226,8 @@ def test_dropout_is_in_training_only_and_off_by_default():
                 assert not torch.equal(getattr(first, name), getattr(second, name))
             assert torch.equal(first.shared, second.shared)
         for a, b in zip(
-            *(game.model.eval()(*images) for game in (made(), made("model.dropout=0.5"))), strict=True
+            *(train_step.model.eval()(*images) for train_step in (made(), made("model.dropout=0.5"))),
+            strict=True,
         ):
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True) if x is not None)
 
@@ -245,8 +249,8 @@ def test_a_compiled_model_trains_to_the_same_losses_and_keeps_its_names():
         made("model.variant=base", f"training.compile={on}", *PLAIN) for on in ("false", "true")
     )
     for step in range(3):
-        for game in (plain, compiled):
-            game.step([batch(step, 32, 16)], step)
+        for train_step in (plain, compiled):
+            train_step.step([batch(step, 32, 16)], step)
     assert compiled.model._compiled_call_impl is not None
     for a, b in zip(plain.read(), compiled.read(), strict=True):
         assert a == pytest.approx(b, rel=1e-3)

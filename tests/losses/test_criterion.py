@@ -8,15 +8,24 @@ import pytest
 import torch
 
 from fmcnet.config import LossConfig, ModelConfig
-from fmcnet.losses.criterion import OTHER_TERMS, TERMS, discriminator_objective, objective, ramped, total
+from fmcnet.losses.criterion import OTHER_TERMS, TERMS, FMCNetLoss
 from fmcnet.models.build import build_model
 from tests.reference import losses_slow as slow
 
 P, K = 3, 2
 
 
+def terms_of(model, output, labels, identities, config, gather=None):
+    """The terms by name."""
+    return FMCNetLoss(config, identities, model.compensation, gather)(output, labels)[1]
+
+
+def discriminator_loss(model, output):
+    return FMCNetLoss(LossConfig(), P, model.compensation).discriminator_loss(output)
+
+
 @pytest.fixture(scope="module")
-def played():
+def computed():
     torch.manual_seed(0)
     model = build_model(ModelConfig(arch="resnet18", width=8, variant="full", neck=False), 5).double()
     images = torch.rand(2, P * K, 3, 32, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -36,8 +45,8 @@ def lists(output):
 @pytest.mark.parametrize(
     "config", [LossConfig(), LossConfig(gan=0.3, fc=0.2, ic=0.7, md=0.5, mc=2, alpha=1.5, rho4=3)]
 )
-def test_the_terms_are_the_papers_sums(played, config):
-    model, output, labels = played
+def test_the_terms_are_the_papers_sums(computed, config):
+    model, output, labels = computed
     f, y = lists(output), labels.tolist()
     c = {key: slow.centres(value, P) for key, value in f.items()}
     ce = slow.cross_entropy
@@ -70,31 +79,30 @@ def test_the_terms_are_the_papers_sums(played, config):
     expected["gan"] = config.gan * sum(
         sum(math.log(1 - slow.sigmoid(z)) for z in fake) / len(fake) for fake in (fake_i, fake_v)
     )
-    terms = objective(model, output, labels, P, config)
+    terms = terms_of(model, output, labels, P, config)
     assert {name: float(term.detach()) for name, term in terms.items()} == pytest.approx(expected)
-    assert float(total(terms).detach()) == pytest.approx(sum(expected.values()), rel=1e-5)
-    judged = discriminator_objective(model, output)
-    assert float(judged["discriminator"].detach()) == pytest.approx(
+    total, _ = FMCNetLoss(config, P, model.compensation)(output, labels)
+    assert float(total.detach()) == pytest.approx(sum(expected.values()), rel=1e-5)
+    judged = discriminator_loss(model, output)
+    assert float(judged.detach()) == pytest.approx(
         -(slow.equation_12(real_i, fake_i) + slow.equation_12(real_v, fake_v)), rel=1e-5
     )
-    assert set(terms) | set(judged) == set(TERMS)
+    assert set(terms) | {"discriminator"} == set(TERMS)
 
 
-def test_mean_reductions_are_the_sums_divided(played):
-    model, output, labels = played
-    literal = objective(model, output, labels, P, LossConfig())
-    ours = objective(model, output, labels, P, LossConfig(reduction="mean", fc_reduction="mean"))
+def test_mean_reductions_are_the_sums_divided(computed):
+    model, output, labels = computed
+    literal = terms_of(model, output, labels, P, LossConfig())
+    ours = terms_of(model, output, labels, P, LossConfig(reduction="mean"))
     for name in ("shs", "dc", "sps", "mc"):
         assert float(ours[name].detach()) == pytest.approx(float(literal[name].detach()) / P)
-    assert float(ours["fc"].detach()) == pytest.approx(
-        float(literal["fc"].detach()) / output.visible.shared.shape[1]
-    )
+    assert torch.equal(ours["fc"], literal["fc"])
 
 
-def test_the_whole_objective_is_symmetric_under_exchange_of_the_modalities(played):
+def test_the_whole_objective_is_symmetric_under_exchange_of_the_modalities(computed):
     """Swap the images and every module's two halves: each term stays."""
-    model, output, labels = played
-    before = objective(model, output, labels, P, LossConfig())
+    model, output, labels = computed
+    before = terms_of(model, output, labels, P, LossConfig())
     torch.manual_seed(0)
     swapped = build_model(ModelConfig(arch="resnet18", width=8, variant="full", neck=False), 5).double()
     names = {"visible": "infrared", "infrared": "visible"}
@@ -109,8 +117,8 @@ def test_the_whole_objective_is_symmetric_under_exchange_of_the_modalities(playe
     swapped.eval()
     model.eval()
     images = torch.rand(2, P * K, 3, 32, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    before = objective(model, model(images[0], images[1]), labels, P, LossConfig())
-    after = objective(swapped, swapped(images[1], images[0]), labels, P, LossConfig())
+    before = terms_of(model, model(images[0], images[1]), labels, P, LossConfig())
+    after = terms_of(swapped, swapped(images[1], images[0]), labels, P, LossConfig())
     model.train()
     for name in before:
         assert float(before[name].detach()) == pytest.approx(float(after[name].detach())), name
@@ -130,13 +138,13 @@ def test_each_variant_has_its_own_terms(variant, terms):
     images = torch.rand(2, 6, 3, 32, 16)
     output = model(images[0], images[1])
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
-    assert set(objective(model, output, labels, 3, LossConfig())) == terms
-    assert bool(discriminator_objective(model, output)) == (variant in ("fmc", "full"))
+    assert set(terms_of(model, output, labels, 3, LossConfig())) == terms
+    assert (discriminator_loss(model, output) is not None) == (variant in ("fmc", "full"))
 
 
-def test_baselines_terms_are_there_only_when_asked_for(played):
-    model, output, labels = played
-    assert not set(objective(model, output, labels, P, LossConfig())) & set(OTHER_TERMS)
+def test_baselines_terms_are_there_only_when_asked_for(computed):
+    model, output, labels = computed
+    assert not set(terms_of(model, output, labels, P, LossConfig())) & set(OTHER_TERMS)
     f, y = lists(output), labels.tolist()
     v, i = (slow.centres(f[m, "shared"], P) for m in "vi")
     both = f["v", "shared"] + f["i", "shared"]
@@ -145,74 +153,18 @@ def test_baselines_terms_are_there_only_when_asked_for(played):
         "hc": (2 * slow.hetero_centre_triplet(v, i, 1.5), LossConfig(hc=2, hc_margin=1.5)),
     }
     for name, (value, config) in expected.items():
-        assert float(objective(model, output, labels, P, config)[name].detach()) == pytest.approx(value)
+        assert float(terms_of(model, output, labels, P, config)[name].detach()) == pytest.approx(value)
     plain = LossConfig(hc=3, hc_loss="plain", reduction="mean")
-    found = objective(model, output, labels, P, plain)["hc"]
+    found = terms_of(model, output, labels, P, plain)["hc"]
     assert float(found.detach()) == pytest.approx(slow.hetero_centre(v, i))  # 3 / P is 1
 
 
-def test_stripes_are_classified_one_by_one():
-    torch.manual_seed(0)
-    model = build_model(ModelConfig(arch="resnet18", width=8, variant="base", parts=3), 5)
-    images, labels = torch.rand(2, 4, 3, 64, 32), torch.tensor([0, 0, 3, 3])
-    output = model(images[0], images[1])
-    terms = objective(model, output, labels, 2, LossConfig())
-    each = [
-        slow.cross_entropy(half.part_scores[:, n].tolist(), labels.tolist())
-        for half in output
-        for n in range(3)
-    ]
-    assert set(terms) == {"id_shared", "id_parts"}
-    assert float(terms["id_parts"].detach()) == pytest.approx(sum(each) / 6, rel=1e-5)
-
-
-def test_without_ramp_and_start_nothing_changes_during_training():
-    config = LossConfig()
-    assert all(ramped(config, progress) == config for progress in (0.0, 0.3, 1.0))
-
-
-def test_the_game_starts_late_and_rises():
-    config = LossConfig(md=2, gan=0.4, fc=0.1, ic=0.5, mc=3, start_fmc=0.5, ramp=0.2)
-    expected = {
-        0.0: (0, 0),
-        0.1: (0.5, 0),
-        0.2: (1, 0),
-        0.49: (1, 0),
-        0.5: (1, 0),
-        0.6: (1, 0.5),
-        0.7: (1, 1),
-        1: (1, 1),
-    }
-    for progress, (md, fmc) in expected.items():
-        now = ramped(config, progress)
-        found = (now.md, now.gan, now.fc, now.ic, now.mc)
-        assert found == pytest.approx((2 * md, 0.4 * fmc, 0.1 * fmc, 0.5 * fmc, 3 * fmc)), progress
-        assert (now.rho1, now.lambda1, now.wrt) == (config.rho1, config.lambda1, config.wrt)
-    assert ramped(LossConfig(start_fmc=0.5), 0.49).gan == 0
-    assert ramped(LossConfig(start_fmc=0.5), 0.5).gan == 1
-
-
-def test_centres_of_unit_length(played):
-    model, output, labels = played
-    config = LossConfig(unit_centers=True)
-    f = lists(output)
-    c = {}
-    for key, value in f.items():
-        c[key] = [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in slow.centres(value, P)]
-    terms = {name: float(t.detach()) for name, t in objective(model, output, labels, P, config).items()}
-    assert terms["mc"] == pytest.approx(
-        slow.equation_6(c["v", "fused"], c["i", "fused"], config.beta, config.rho4)
-    )
-    assert terms["shs"] == pytest.approx(slow.equation_6(c["v", "shared"], c["i", "shared"], 2.0, 0.7))
-    assert terms["sps"] == pytest.approx(0.5 * slow.equation_5(c["v", "specific"], c["i", "specific"], 0.7))
-
-
-def test_scaled_centres(played):
-    model, output, labels = played
+def test_scaled_centres(computed):
+    model, output, labels = computed
     config = LossConfig(center_scale=0.25)
     f = lists(output)
     c = {key: [[0.25 * x for x in row] for row in slow.centres(value, P)] for key, value in f.items()}
-    terms = {name: float(t.detach()) for name, t in objective(model, output, labels, P, config).items()}
+    terms = {name: float(t.detach()) for name, t in terms_of(model, output, labels, P, config).items()}
     assert terms["mc"] == pytest.approx(slow.equation_6(c["v", "fused"], c["i", "fused"], 2.0, 0.7))
     assert terms["shs"] == pytest.approx(slow.equation_6(c["v", "shared"], c["i", "shared"], 2.0, 0.7))
     assert terms["dc"] == pytest.approx(
@@ -221,6 +173,19 @@ def test_scaled_centres(played):
     assert terms["sps"] == pytest.approx(0.5 * slow.equation_5(c["v", "specific"], c["i", "specific"], 0.7))
     # a scale is the same as other margins, up to a factor
     wider = LossConfig(rho1=4.0, rho2=2.8, rho3=2.8, rho4=2.8)
-    same = {name: float(t.detach()) for name, t in objective(model, output, labels, P, wider).items()}
+    same = {name: float(t.detach()) for name, t in terms_of(model, output, labels, P, wider).items()}
     assert all(terms[name] == pytest.approx(0.25 * same[name]) for name in ("mc", "shs", "dc", "sps"))
     assert all(terms[name] == pytest.approx(same[name]) for name in ("fc", "gan", "ic", "id_shared"))
+
+
+def test_the_loss_owns_no_weights_and_trains_a_model_in_a_plain_loop(computed):
+    model, output, labels = computed
+    criterion = FMCNetLoss(LossConfig(), P, model.compensation)
+    assert not list(criterion.parameters())
+    assert not criterion.state_dict()
+    loss, terms = criterion(output, labels)
+    assert float(loss.detach()) == pytest.approx(sum(float(term.detach()) for term in terms.values()))
+    discriminators = {id(parameter) for parameter in model.compensation.discriminator_parameters()}
+    grads = torch.autograd.grad(loss, [*model.parameters()], retain_graph=True, allow_unused=True)
+    moved = [grad is not None and bool(grad.any()) for grad in grads]
+    assert [id(p) in discriminators for p in model.parameters()] == [not found for found in moved]

@@ -1,0 +1,140 @@
+"""FMC, section 3.2 of the paper: the missing modality's specific feature, eq. (11), and its discriminators, (12)."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fmcnet.models.layers import FeatureNorm
+from fmcnet.types import Modality
+
+
+class Generator(nn.Module):
+    """G of eq. (11): three stacked fully connected layers, D to D.
+
+    The paper gives neither the hidden width nor what stands between the layers. Ours: hidden width D, ReLU
+    between. At the end a ReLU, because the real features are pooled ReLU outputs and so never negative.
+
+    Args:
+        dim: D.
+        length: length of the generated features, where the real ones have a fixed one; None: a ReLU ends G. Ours.
+        input_scale: what F_sh is multiplied by before the layers, so that values of a short feature are of the order
+            of 1 and outweigh the biases. Ours.
+        residual: F' = F_sh + layers(F_sh) before the length is set. Ours.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        length: float | None = None,
+        input_scale: float = 1.0,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [
+            nn.Linear(dim, dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(dim, dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(dim, dim),
+        ]
+        if length is None:
+            layers.append(nn.ReLU(inplace=True))
+        self.layers = nn.Sequential(*layers)
+        self.length, self.input_scale, self.residual = length, input_scale, residual
+
+    def forward(self, shared: Tensor) -> Tensor:
+        """F_sh (B, D) to F'_sp of the other modality (B, D)."""
+        x = shared * self.input_scale
+        out = cast(Tensor, self.layers(x))
+        if self.residual:
+            out = out + x
+        return out if self.length is None else self.length * F.normalize(out, dim=1)
+
+
+class Discriminator(nn.Module):
+    """D of eq. (12): one fully connected layer + sigmoid.
+
+    `forward` gives the logit z, of which the paper's D(x) is the sigmoid. The losses compute log sigmoid(z) in one
+    step, which never overflows.
+
+    Args:
+        dim: D.
+        input_scale: what features are multiplied by first. Ours.
+        unit_weight: the weight keeps unit length (its spectral norm is 1), so that logits, less the bias, stay within
+            the length of the scaled feature: D can neither saturate nor slow down as its weight grows.
+            `renormalize` after each step sees to it. Ours.
+    """
+
+    def __init__(self, dim: int, input_scale: float = 1.0, unit_weight: bool = False) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, 1)
+        self.input_scale, self.unit_weight = input_scale, unit_weight
+        self.renormalize()
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(B, D) to logits (B,)."""
+        return cast(Tensor, self.linear(feature * self.input_scale)).squeeze(1)
+
+    def as_constant(self, feature: Tensor) -> Tensor:
+        """The same logits (B,), with D's weights as constants: for the generators' turn."""
+        weight, bias = self.linear.weight.detach(), self.linear.bias.detach()
+        return F.linear(feature * self.input_scale, weight, bias).squeeze(1)
+
+    @torch.no_grad()
+    def renormalize(self) -> None:
+        """Bring the weight to unit length, where `unit_weight` wants it."""
+        if self.unit_weight:
+            self.linear.weight.copy_(F.normalize(self.linear.weight, dim=1))
+
+
+class Compensation(nn.Module):
+    """Feature-level modality compensation: the missing specific feature from the shared one, eq. (11).
+
+    Names give the modality of the features that a module makes or examines: `judge_infrared` sees F_sp,I as real.
+    Stored weights have these names.
+
+    Args:
+        to_infrared: G_{V-I}.
+        to_visible: G_{I-V}.
+        judge_infrared: D_{V-I}.
+        judge_visible: D_{I-V}.
+        norm_specific: gives generated features the length and the constant of real ones (ours); None: nothing does.
+    """
+
+    def __init__(
+        self,
+        to_infrared: nn.Module,
+        to_visible: nn.Module,
+        judge_infrared: Discriminator,
+        judge_visible: Discriminator,
+        norm_specific: FeatureNorm | None = None,
+    ) -> None:
+        super().__init__()
+        self._to_length = norm_specific.to_length if norm_specific else None
+        self.to_infrared = to_infrared
+        self.to_visible = to_visible
+        self.judge_infrared = judge_infrared
+        self.judge_visible = judge_visible
+
+    def forward(self, shared: Tensor, modality: Modality) -> Tensor:
+        """F_sh of images of `modality` (B, D) to the generated specific feature of the other (B, D)."""
+        generator = self.to_infrared if modality is Modality.VISIBLE else self.to_visible
+        generated = cast(Tensor, generator(shared))
+        return generated if self._to_length is None else self._to_length(generated, modality.other)
+
+    def discriminator(self, target: Modality) -> Discriminator:
+        """The discriminator whose real samples are the specific features of `target`."""
+        return self.judge_infrared if target is Modality.INFRARED else self.judge_visible
+
+    def renormalize_discriminators(self) -> None:
+        """`Discriminator.renormalize` of both, after each of their optimiser's steps."""
+        self.judge_infrared.renormalize()
+        self.judge_visible.renormalize()
+
+    def discriminator_parameters(self) -> list[nn.Parameter]:
+        """Parameters that maximise eq. (12); all others minimise it."""
+        return [*self.judge_infrared.parameters(), *self.judge_visible.parameters()]
