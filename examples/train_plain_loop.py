@@ -11,20 +11,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
+from torch.utils.data import DataLoader
 
 import fmcnet
+from fmcnet.data.cache import ImageCache
+from fmcnet.data.loader import TrainingImages, collate
 from fmcnet.data.samplers import IdentityModalitySampler
 from fmcnet.losses.criterion import FMCNetLoss
-
-
-def read_images(paths: list[Path], height: int, width: int) -> Tensor:
-    """(N, 3, H, W) uint8."""
-    images = [np.asarray(Image.open(path).convert("RGB").resize((width, height))) for path in paths]
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
 def main() -> None:
@@ -36,30 +30,29 @@ def main() -> None:
 
     torch.manual_seed(0)
     config = fmcnet.load_config(args.config)
-    identities, images = config.data.identities, config.data.images  # P, K
+    p, k = config.data.identities, config.data.images
     table = fmcnet.read_dataset(args.data).select(split="train")
     labels, pids = table.labels()
-    pixels = read_images(table.full_paths(), config.data.height, config.data.width)
-    sampler = IdentityModalitySampler(
-        labels, table.modality, identities=identities, images=images, steps=args.steps
-    )
+    cache = ImageCache(table, config.data.height, config.data.width)  # decoded once, memory-mapped
+    dataset = TrainingImages(cache.images, labels, table.modality, config.augment, seed=0, draws=p * k)
+    sampler = IdentityModalitySampler(labels, table.modality, identities=p, images=k, steps=args.steps)
+    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
 
-    model = fmcnet.build_model(config.model, classes=len(pids)).train()
+    model = fmcnet.FMCNet.from_config(config.model, classes=len(pids)).train()
+    criterion = FMCNetLoss(config.losses, identities=p, compensation=model.compensation)
     discriminators = model.compensation.discriminator_parameters()
     owned = {id(parameter) for parameter in discriminators}
     optimizer = torch.optim.AdamW([v for v in model.parameters() if id(v) not in owned], lr=0.001)
     discriminator_optimizer = torch.optim.Adam(discriminators, lr=0.01)
-    criterion = FMCNetLoss(config.losses, identities, model.compensation)
 
-    for step, (visible, infrared) in enumerate(sampler.batches(epoch=0)):  # rows (P*K,) each
-        output = model(pixels[visible], pixels[infrared])  # uint8 is fine: the model normalises
-        target = torch.from_numpy(labels[visible])  # the same for both halves
+    for step, batch in enumerate(loader):  # two aligned halves of P*K uint8 images
+        output = model(batch.visible, batch.infrared)  # the model normalises
 
         discriminator_optimizer.zero_grad()
         criterion.discriminator_loss(output).backward()
         discriminator_optimizer.step()
 
-        loss, terms = criterion(output, target)  # the total and its named terms
+        loss, terms = criterion(output, batch.labels)  # the sum, and its named terms
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
