@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fmcnet import Encoder, Gallery, Where
+from fmcnet.errors import CheckpointError
 from tests.cli import run_command
 
 FOLDER = Path(__file__).parent / "fixtures" / "v0.1.0"
@@ -62,3 +63,20 @@ def test_commands_read_what_it_wrote(folder):
     assert json.loads(run_command("gallery", "info", folder / "gallery", "--json").stdout)["entries"] == 12
     out = folder / "again"
     run_command("export", folder / "run", "--out", out, "--json")
+
+
+def test_a_model_trained_with_a_setting_that_is_gone_still_works(folder, expected):
+    """What mattered in training only does not keep a finished model from being used; what changed its weights does."""
+    card = folder / "run" / "model.json"
+    tree = json.loads(card.read_text())
+    tree["config"]["training"]["ema"] = 0.999
+    tree["config"]["losses"]["ramp"] = 0.1
+    card.write_text(json.dumps(tree))
+    found = Encoder.from_pretrained(folder / "run").encode(images(), KINDS)
+    np.testing.assert_allclose(found.features, expected["run"], atol=2e-6)
+    tree["config"]["model"]["generator_norm"] = True
+    card.write_text(json.dumps(tree))
+    with pytest.raises(
+        CheckpointError, match="model.generator_norm = True: this setting of 0.1.0 was removed"
+    ):
+        Encoder.from_pretrained(folder / "run")

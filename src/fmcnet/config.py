@@ -41,6 +41,9 @@ REMOVED: dict[str, tuple[Any, str]] = {
 }
 """Settings of 0.1.0 that are gone: the value with which they did nothing, and what they did with another."""
 
+REMOVED_WEIGHTS = frozenset({"model.generator_hidden", "model.generator_norm", "model.parts"})
+"""Those of them that changed the weights; the others mattered in training only."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -371,13 +374,18 @@ class Config(_Section):
 
 
 def load_config(
-    source: str | Path | dict[str, Any] | None = None, overrides: list[str] | tuple[str, ...] = ()
+    source: str | Path | dict[str, Any] | None = None,
+    overrides: list[str] | tuple[str, ...] = (),
+    *,
+    trained: bool = False,
 ) -> Config:
     """Read a configuration and apply overrides.
 
     Args:
         source: a YAML file, the name of a shipped file (`shipped()`), a tree, or None for the defaults.
         overrides: "key.sub=value" each, the value read as YAML ("model.neck=false").
+        trained: it is of a finished model: removed settings that mattered in training only are dropped, whatever
+            their value.
 
     Raises:
         ConfigError: listing every fault with its path, the value given and the reason.
@@ -391,7 +399,9 @@ def load_config(
     for key, (neutral, _) in REMOVED.items():
         section, name = key.split(".")
         values = tree.get(section)
-        if isinstance(values, dict) and name in values and values[name] == neutral:
+        if not isinstance(values, dict) or name not in values:
+            continue
+        if values[name] == neutral or (trained and key not in REMOVED_WEIGHTS):
             del values[name]
     faults = [fault for item in overrides if (fault := _apply_override(tree, item))]
     try:

@@ -90,7 +90,9 @@ def read_card(folder: str | Path) -> ModelCard:
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             raise CheckpointError(f"{path} is not a model card of this version (format {FORMAT})")
         tree.pop("format")
-        return ModelCard(**{**tree, "config": load_config(tree["config"]), "pids": tuple(tree["pids"])})
+        return ModelCard(
+            **{**tree, "config": load_config(tree["config"], trained=True), "pids": tuple(tree["pids"])}
+        )
     except ConfigError as error:
         raise CheckpointError(f"{path} was written by another version of fmcnet: {error}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
