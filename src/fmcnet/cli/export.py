@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fmcnet.cli.console import Json, print_json
+from fmcnet.cli.console import Json, echo, print_json
 from fmcnet.errors import FmcnetError
 
 
@@ -60,5 +60,5 @@ def export(
     if json_:
         print_json(result.to_dict())
         return
-    typer.echo(markdown(result.forms, result.remarks))
-    typer.echo(f"model: {result.out}")
+    echo(markdown(result.forms, result.remarks))
+    echo(f"model: {result.out}")

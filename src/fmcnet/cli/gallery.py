@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fmcnet.cli.console import Json, print_json, show
+from fmcnet.cli.console import Json, echo, print_json, show
 from fmcnet.cli.search import Cameras, Place, Since, Until, Zone, where_of
 from fmcnet.errors import FmcnetError
 
@@ -79,12 +79,12 @@ def remove(
     with Gallery(gallery, create=False, read_only=dry_run) as opened:
         notes = filter_notes(opened, where)
         for note in notes:
-            typer.echo(f"note: {note}", err=True)
+            echo(f"note: {note}", err=True)
         if not (yes or dry_run):
             typer.confirm(f"Remove {opened.count(where):,} of {len(opened):,} entries for good?", abort=True)
         for one in id_ or ():
             if one not in opened:
-                typer.echo(f"there is no entry '{one}'", err=True)
+                echo(f"there is no entry '{one}'", err=True)
         count = opened.count(where) if dry_run else opened.remove(where)
         facts: dict[str, Any] = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
     _say(facts | ({"notes": list(notes)} if notes and json_ else {}), json_, gallery)
@@ -98,7 +98,7 @@ def expire(
 ) -> None:
     """Remove entries seen longer ago than --keep; those without a time stay. For a daily timer.
 
-    Entries of before 1970 stay, too, and are told: their time was read wrongly.
+    Entries from before 1970 also stay, with a warning: their time was read wrongly.
 
     fmcnet gallery expire people.gallery --keep 30d
     """
@@ -115,9 +115,9 @@ def expire(
         facts["before_1970"] = opened.count(Where(until=EPOCH))
     _say(facts, json_, gallery)
     if facts["without_a_time"]:
-        typer.echo(f"{facts['without_a_time']} entries have no time, and so never expire", err=True)
+        echo(f"{facts['without_a_time']} entries have no time, and so never expire", err=True)
     if facts["before_1970"]:
-        typer.echo(
+        echo(
             f"{facts['before_1970']} entries have a time before 1970, which was read wrongly, and were not removed: "
             "fmcnet index --existing update mends it, fmcnet gallery remove --until 1970-01-01 removes them",
             err=True,
@@ -158,7 +158,7 @@ def export(
     with Gallery(gallery, read_only=True) as opened:
         notes = filter_notes(opened, where)
         for note in notes:
-            typer.echo(f"note: {note}", err=True)
+            echo(f"note: {note}", err=True)
         count = opened.export(out, None if where.anything else where)
     facts = {"exported": count, "out": str(out), **({"notes": list(notes)} if notes and json_ else {})}
     _say(facts, json_, gallery)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fmcnet.cli.console import Json, print_json
+from fmcnet.cli.console import Json, echo, print_json
 
 
 def score(
@@ -52,4 +52,4 @@ def score(
     if json_:
         print_json(result.to_dict())
     else:
-        typer.echo(result.summary())
+        echo(result.summary())
