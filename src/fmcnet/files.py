@@ -110,7 +110,7 @@ def lock_file(
 
     Args:
         path: the lock file, made where missing; its folder must exist.
-        timeout: seconds to wait for another process.
+        timeout: seconds to wait for another process; -1: without end.
         waiting: what to log before waiting without end; "": wait for `timeout`.
         optional: for files that can be built again. A file system without locks is accepted with a warning, and the
             lock file is removed on release.

@@ -113,6 +113,7 @@ def test_a_cache_that_is_being_built_is_not_pruned(tmp_path: Path, table: Table)
     path = ImageCache(table, 12, 6, folder=tmp_path / "cache").path
     with lock_file(lock_path(path), optional=True):
         assert prune_caches(path.parent, timedelta(0)).removed == ()
+    assert prune_caches(path.parent, parse_duration("999999999w")).removed == ()
     assert path.exists()
     assert [cache.name for cache in prune_caches(path.parent, timedelta(0)).removed] == [path.name]
     assert list(path.parent.iterdir()) == []
@@ -121,6 +122,7 @@ def test_a_cache_that_is_being_built_is_not_pruned(tmp_path: Path, table: Table)
 def test_durations() -> None:
     assert parse_duration("30d") == timedelta(days=30)
     assert parse_duration(" 12h") == timedelta(hours=12)
+    assert parse_duration("2w") == timedelta(weeks=2)
     for bad in ("30", "d", "-1d", "1y", "", "1.5d", "99999999999d"):
         with pytest.raises(ConfigError, match=f"'{bad}' is no duration: write a whole number and a unit"):
             parse_duration(bad)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fmcnet.retrieval.answer import Answer
     from fmcnet.retrieval.records import Where
 
-Place = Annotated[
+GalleryPath = Annotated[
     str, typer.Argument(metavar="GALLERY", help="A gallery's folder, or milvus://host:port/name.")
 ]
 Model = Annotated[
@@ -33,7 +33,7 @@ Since = Annotated[str | None, typer.Option(help="Seen at or after: 2026-03-01 or
 Until = Annotated[str | None, typer.Option(help="Seen before.")]
 
 
-def where_of(
+def make_filter(
     cameras: list[str] | None,
     since: str | None,
     until: str | None,
@@ -64,7 +64,7 @@ def where_of(
 
 
 def index(
-    gallery: Place,
+    gallery: GalleryPath,
     source: Annotated[
         list[Path],
         typer.Argument(help="Pictures, folders of pictures, or one CSV or dataset that fmcnet reads."),
@@ -232,7 +232,7 @@ def index(
 
 
 def search(
-    gallery: Place,
+    gallery: GalleryPath,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="One or several, of ONE person.")],
     modality: Annotated[
         list[str], typer.Option(help="visible or infrared: of all images; or given once for each, in order.")
@@ -282,7 +282,7 @@ def search(
     from fmcnet.retrieval.searcher import Searcher
 
     grouping = check_choice("--group", group, ("track", "pid"))
-    condition = where_of(camera, since, until, timezone, modality=among)
+    condition = make_filter(camera, since, until, timezone, modality=among)
     value_range = range_of(gallery, range_)
     ignored: list[Ignored] = []
     paths = list_images(images, ignored)

@@ -6,10 +6,9 @@ import hashlib
 import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 from fmcnet.data.listing import Ignored
@@ -24,10 +23,11 @@ from fmcnet.types import NO_CAMERA, NO_PID, Modality
 
 
 class NamePattern:
-    """A regular expression with one group, looked for in a name.
+    """A regular expression with one group, searched for in a name.
 
     Args:
-        pattern: as "cam([0-9]+)"; without a group the whole match counts. option: named in messages.
+        pattern: as "cam([0-9]+)"; without a group the whole match counts.
+        option: named in messages.
 
     Raises:
         FmcnetError: when it is no regular expression, or has several groups.
@@ -70,7 +70,8 @@ class Picture(NamedTuple):
     """One picture to index; see `Entry` for the meaning of each value.
 
     Attributes:
-        path: absolute. source: where it came from, in the words of a table; None: its path.
+        path: absolute.
+        source: where it came from, as a table states it; None: its path.
     """
 
     path: Path
@@ -127,7 +128,7 @@ class Sources:
         notes: remarks of the table's reader, and times in the future; a sentence each.
     """
 
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Picture, ...] = ()
     faults: tuple[Fault, ...] = ()
     same: tuple[Fault, ...] = ()
     not_chosen: Mapping[str, int] = field(default_factory=dict)
@@ -153,16 +154,15 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
     """
     if rules.camera is not None and rules.cameras is not None:
         raise FmcnetError("give --camera or --camera-from-name, not both")
-    places = [Path(os.path.abspath(Path(source).expanduser())) for source in sources]  # noqa: PTH100 (.. goes, links stay)
-    layout = _find_layout(places, rules.layout, rules.modality)
+    paths = [Path(os.path.abspath(Path(source).expanduser())) for source in sources]  # noqa: PTH100 (.. goes, links stay)
+    layout = _find_layout(paths, rules.layout, rules.modality)
     if layout == "images" and rules.modality is None:
         raise FmcnetError("say what these pictures are: --modality visible or --modality infrared")
-    ignored: list[Ignored] = []
-    rows = _pictures(places, rules, ignored) if layout == "images" else _table(places[0], layout, rules)
+    rows, found = _list_pictures(paths, rules) if layout == "images" else _read_table(paths[0], layout, rules)
     pictures: dict[Hashable, Picture] = {}
     faults: list[Fault] = []
     same: list[Fault] = []
-    for at, (name, picture, time) in enumerate(rows.named):
+    for at, (name, picture, time) in enumerate(rows):
         try:
             str(picture.path).encode()
             if time and rules.times is None:
@@ -177,8 +177,8 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
         except (DataError, GalleryError) as error:
             faults.append(Fault(at, str(picture.path), str(error)))
     taken = tuple(pictures.values())
-    notes = (*rows.notes, *_future_times(taken))
-    return Sources(taken, tuple(faults), tuple(same), rows.not_chosen, notes, rows.not_listed, tuple(ignored))
+    notes = (*found.notes, *_future_times(taken))
+    return replace(found, pictures=taken, faults=tuple(faults), same=tuple(same), notes=notes)
 
 
 def _future_times(pictures: Sequence[Picture]) -> list[str]:
@@ -193,13 +193,13 @@ def _future_times(pictures: Sequence[Picture]) -> list[str]:
     ]
 
 
-def _not_listed(place: Path, table: Table) -> tuple[str, ...]:
+def _not_listed(source: Path, table: Table) -> tuple[str, ...]:
     """Pictures in the folder of a CSV of which it has no row."""
-    if not place.is_dir():
+    if not source.is_dir():
         return ()
     listed = {_file_key(path) for path in table.full_paths()}
     try:
-        return tuple(str(path) for path in list_images([place]) if _file_key(path) not in listed)
+        return tuple(str(path) for path in list_images([source]) if _file_key(path) not in listed)
     except DataError:
         return ()  # all its pictures lie elsewhere
 
@@ -213,95 +213,93 @@ def _file_key(path: Path) -> Hashable:
     return at.st_dev, at.st_ino
 
 
-def _find_layout(places: Sequence[Path], wanted: str, modality: Modality | None) -> str:
+def _find_layout(paths: Sequence[Path], wanted: str, modality: Modality | None) -> str:
     if wanted != "auto":
-        if wanted != "images" and len(places) > 1:
-            raise FmcnetError(f"--layout {wanted} takes one folder or CSV, not {len(places)}")
+        if wanted != "images" and len(paths) > 1:
+            raise FmcnetError(f"--layout {wanted} takes one folder or CSV, not {len(paths)}")
         return wanted
-    if len(places) > 1:
-        for place in places:
-            kind = _dataset(place)
-            if kind == "csv" or benchmark_layout(place):
+    if len(paths) > 1:
+        for path in paths:
+            kind = _dataset(path)
+            if kind == "csv" or benchmark_layout(path):
                 raise FmcnetError(
-                    f"{place} is a {kind} dataset, which states the modality of its images: index it in a call of "
+                    f"{path} is a {kind} dataset, which states the modality of its images: index it in a call of "
                     "its own, or say --layout images to take all as plain pictures"
                 )
-    elif _dataset(places[0]) is not None:
-        return detect_layout(places[0])
-    for place in places:
-        _check_inside(place, modality)
+    elif _dataset(paths[0]) is not None:
+        return detect_layout(paths[0])
+    for path in paths:
+        _check_inside(path, modality)
     return "images"
 
 
-def _dataset(place: Path) -> str | None:
+def _dataset(path: Path) -> str | None:
     """The layout of a dataset or CSV; None for pictures, folders of no known layout, or nothing."""
-    if place.is_file() and place.suffix.lower() not in (".csv", ".tsv"):
+    if path.is_file() and path.suffix.lower() not in (".csv", ".tsv"):
         return None
     try:
-        return detect_layout(place)
+        return detect_layout(path)
     except DataError:
         return None
 
 
-def _check_inside(place: Path, modality: Modality | None) -> None:
+def _check_inside(path: Path, modality: Modality | None) -> None:
     """Refuse a folder that holds datasets, or that is in a dataset which states another modality."""
-    inside = [child for child in sorted(place.iterdir()) if benchmark_layout(child)] if place.is_dir() else []
+    inside = [child for child in sorted(path.iterdir()) if benchmark_layout(child)] if path.is_dir() else []
     if inside:
         names = ", ".join(str(child) for child in inside)
         raise FmcnetError(
-            f"{place} holds datasets, which state the modality of their images: {names}. Index each in a call of its "
+            f"{path} holds datasets, which state the modality of their images: {names}. Index each in a call of its "
             "own, or say --layout images to take all as plain pictures"
         )
-    for folder in list(place.parents)[:3]:
+    for folder in list(path.parents)[:3]:
         layout = benchmark_layout(folder)
-        stated = modality_of_folder(layout, place.relative_to(folder).parts[0]) if layout else None
+        stated = modality_of_folder(layout, path.relative_to(folder).parts[0]) if layout else None
         if modality is not None and stated is not None and stated is not modality:
             raise FmcnetError(
-                f"{place} is {stated} in the {layout} dataset {folder}, but --modality says {modality}: mend it, or "
+                f"{path} is {stated} in the {layout} dataset {folder}, but --modality says {modality}: mend it, or "
                 "say --layout images to take it as plain pictures"
             )
 
 
-class _Rows(NamedTuple):
-    """Names, pictures and their times as a table gives them; the others are those of `Sources`."""
-
-    named: list[tuple[str, Picture, str]]
-    not_chosen: Mapping[str, int] = MappingProxyType({})
-    notes: tuple[str, ...] = ()
-    not_listed: tuple[str, ...] = ()
+_Row = tuple[str, Picture, str]
+"""A picture's name, the picture, and its time as a table writes it."""
 
 
-def _pictures(places: Sequence[Path], rules: Rules, ignored: list[Ignored]) -> _Rows:
+def _list_pictures(paths: Sequence[Path], rules: Rules) -> tuple[list[_Row], Sources]:
+    """The rows, and what `Sources` holds beside pictures and faults."""
     assert rules.modality is not None
-    found = []
-    for place in places:
-        for path in list_images([place], ignored):
-            name = path.relative_to(place).as_posix() if path != place else path.name
+    found: list[_Row] = []
+    ignored: list[Ignored] = []
+    for source in paths:
+        for path in list_images([source], ignored):
+            name = path.relative_to(source).as_posix() if path != source else path.name
             found.append((name, Picture(path, rules.modality), ""))
     if not found:
         raise DataError(f"{ignored[0].path} is {ignored[0].reason}, not an image: give images or folders")
-    return _Rows(found)
+    return found, Sources(ignored=tuple(ignored))
 
 
-def _table(place: Path, layout: str, rules: Rules) -> _Rows:
+def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], Sources]:
+    """As `_list_pictures`."""
     try:
-        table = read_dataset(place, layout=layout, training=False, modality=rules.modality)
+        table = read_dataset(source, layout=layout, training=False, modality=rules.modality)
     except DataError as error:
-        if rules.layout == "auto" and place.is_dir():
+        if rules.layout == "auto" and source.is_dir():
             raise DataError(
-                f"{error}\n{place} looks like a {layout} dataset. If it is just a folder of pictures: --layout images"
+                f"{error}\n{source} looks like a {layout} dataset. For a folder of pictures, give --layout images"
             ) from error
         raise
     of_split = table.select(split=None if rules.split == "all" else rules.split)
     chosen = of_split.select(modality=rules.modality)
     if not len(chosen):
         wanted = "" if rules.modality is None else f" {rules.modality}"
-        raise DataError(f"{place} has no{wanted} picture of split '{rules.split}'")
-    not_chosen = {
+        raise DataError(f"{source} has no{wanted} picture of split '{rules.split}'")
+    left_out = {
         f"--split {rules.split}": len(table) - len(of_split),
         f"--modality {rules.modality}": len(of_split) - len(chosen),
     }
-    found = []
+    found: list[_Row] = []
     for row, path in zip(chosen.records(), chosen.full_paths(), strict=True):
         pid = None if row.pid == NO_PID else row.pid
         named = (table.pid_names[pid],) if table.pid_names and pid is not None else ()
@@ -312,8 +310,9 @@ def _table(place: Path, layout: str, rules: Rules) -> _Rows:
         )
         found.append((row.path, picture, row.time))
     notes = [note for note in table.notes if rules.split != "all" or not note.startswith(HELD_OUT)]
-    not_listed = _not_listed(place, table) if layout == "csv" else ()
-    return _Rows(found, {name: n for name, n in not_chosen.items() if n}, tuple(notes), not_listed)
+    not_listed = _not_listed(source, table) if layout == "csv" else ()
+    not_chosen = {option: count for option, count in left_out.items() if count}
+    return found, Sources(not_chosen=not_chosen, notes=tuple(notes), not_listed=not_listed)
 
 
 def _check_texts(picture: Picture) -> None:
