@@ -79,7 +79,7 @@ def test_caches_are_listed_and_pruned(tiny_sysu, tmp_path):
     assert as_json("data", "cache", "--folder", tmp_path / "c", "--prune", "30d")["removed"] == []
     assert "removed 1" in said(run("data", "cache", "--folder", tmp_path / "c", "--prune", "0h"))
     assert list((tmp_path / "c").iterdir()) == []
-    assert "write days or hours" in said(run("data", "cache", "--prune", "soon", code=2))
+    assert "write a whole number and a unit" in said(run("data", "cache", "--prune", "soon", code=2))
 
 
 def test_info(tiny_run):

@@ -66,7 +66,7 @@ def test_commands_read_what_it_wrote(folder):
 
 
 def test_a_model_trained_with_a_setting_that_is_gone_still_works(folder, expected):
-    """What mattered in training only does not keep a finished model from being used; what changed its weights does."""
+    """What mattered in training only keeps no finished model from being used; what changed its weights does."""
     card = folder / "run" / "model.json"
     tree = json.loads(card.read_text())
     tree["config"]["training"]["ema"] = 0.999
@@ -77,6 +77,6 @@ def test_a_model_trained_with_a_setting_that_is_gone_still_works(folder, expecte
     tree["config"]["model"]["generator_norm"] = True
     card.write_text(json.dumps(tree))
     with pytest.raises(
-        CheckpointError, match="model.generator_norm = True: this setting of 0.1.0 was removed"
+        CheckpointError, match=r"model\.generator_norm = True: this setting of 0.1.0 was removed"
     ):
         Encoder.from_pretrained(folder / "run")

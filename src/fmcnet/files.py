@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -10,9 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from fmcnet.errors import DataError
+
+NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
+"""Error numbers of a file system without locks."""
+
+_log = logging.getLogger(__name__)
 
 
 def as_os_error(error: Exception, path: Path) -> OSError:
@@ -37,7 +44,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
             temporary.replace(path)
             to_disk(path.parent)
     finally:
-        with contextlib.suppress(OSError):  # what went wrong before is what is told
+        with contextlib.suppress(OSError):  # report the first error, not this one
             temporary.unlink()
     return path
 
@@ -96,23 +103,46 @@ def left_in(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def lock_file(path: Path, timeout: float, busy: Exception) -> Iterator[None]:
+def lock_file(
+    path: Path, *, timeout: float = 0.0, waiting: str = "", optional: bool = False
+) -> Iterator[bool]:
     """Hold the operating system's lock of `path`, one process at a time; a process that dies loses it.
 
     Args:
-        path: the lock file, made where missing.
-        timeout: seconds to wait for another process.
-        busy: raised when another process still holds the lock after that time.
+        path: the lock file, made where missing; its folder must exist.
+        timeout: seconds to wait for another process; -1: without end.
+        waiting: what to log before waiting without end; "": wait for `timeout`.
+        optional: for files that can be built again. A file system without locks is accepted with a warning, and the
+            lock file is removed on release.
+
+    Yields:
+        True while the lock is held; False where the file system has no locks.
 
     Raises:
-        OSError: when the lock file cannot be made.
+        filelock.Timeout: another process still holds the lock after `timeout`.
+        OSError: the lock file cannot be made.
     """
-    lock = FileLock(path, timeout=timeout)
+    lock = FileLock(path)
     try:
-        lock.acquire()
-    except Timeout as error:
-        raise busy from error
+        _acquire(lock, timeout, waiting)
+    except (OSError, NotImplementedError) as error:
+        if not optional or (isinstance(error, OSError) and error.errno not in NO_LOCKS):
+            raise
+        _log.warning("%s cannot be locked (%s): other processes may write the same files", path, error)
     try:
-        yield
+        yield lock.is_locked
     finally:
+        if optional and lock.is_locked and os.name == "posix" and type(lock) is FileLock:
+            with contextlib.suppress(OSError):  # a waiting process notices and makes a new file
+                path.unlink()
         lock.release()
+
+
+def _acquire(lock: BaseFileLock, timeout: float, waiting: str) -> None:
+    try:
+        lock.acquire(timeout=0 if waiting else timeout)
+    except Timeout:
+        if not waiting:
+            raise
+        _log.info("%s (its lock: %s)", waiting, lock.lock_file)
+        lock.acquire(timeout=-1, poll_interval=0.2)

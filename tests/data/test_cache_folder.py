@@ -11,13 +11,14 @@ import pytest
 from PIL import Image
 
 from fmcnet.data.cache import ImageCache, cache_folder, default_folder
-from fmcnet.data.cache_store import list_caches, lock_path, parse_age, prune_caches
+from fmcnet.data.cache_store import list_caches, lock_path, prune_caches
 from fmcnet.data.check import check
-from fmcnet.data.locks import lock_file
 from fmcnet.data.readers import read_dataset, read_sysu
 from fmcnet.data.readers.csv import write_csv
 from fmcnet.data.table import Table
+from fmcnet.durations import parse_duration
 from fmcnet.errors import ConfigError, DataError
+from fmcnet.files import lock_file
 from fmcnet.synthetic import generate
 from tests.data import trees
 
@@ -97,7 +98,7 @@ def test_listing_and_pruning(tmp_path: Path, table: Table) -> None:
     os.utime(old.with_suffix(".json"), (past, past))
     temporary = folder / f".{old.stem}.{'0' * 32}.building"  # of version 0.1.0
     temporary.write_bytes(b"")
-    with lock_file(lock_path(new)):
+    with lock_file(lock_path(new), optional=True):
         (folder / f".{new.name}.123.tmp").write_bytes(b"")
     (folder / ".other.building").write_bytes(b"")
     result = prune_caches(folder, timedelta(days=30))
@@ -110,19 +111,21 @@ def test_listing_and_pruning(tmp_path: Path, table: Table) -> None:
 
 def test_a_cache_that_is_being_built_is_not_pruned(tmp_path: Path, table: Table) -> None:
     path = ImageCache(table, 12, 6, folder=tmp_path / "cache").path
-    with lock_file(lock_path(path)):
+    with lock_file(lock_path(path), optional=True):
         assert prune_caches(path.parent, timedelta(0)).removed == ()
+    assert prune_caches(path.parent, parse_duration("999999999w")).removed == ()
     assert path.exists()
     assert [cache.name for cache in prune_caches(path.parent, timedelta(0)).removed] == [path.name]
     assert list(path.parent.iterdir()) == []
 
 
 def test_durations() -> None:
-    assert parse_age("30d") == timedelta(days=30)
-    assert parse_age(" 12h") == timedelta(hours=12)
-    for bad in ("30", "d", "-1d", "1w", "", "1.5d", "99999999999d"):
-        with pytest.raises(ConfigError, match=f"'{bad}' is no duration: write days or hours, as 30d or 12h"):
-            parse_age(bad)
+    assert parse_duration("30d") == timedelta(days=30)
+    assert parse_duration(" 12h") == timedelta(hours=12)
+    assert parse_duration("2w") == timedelta(weeks=2)
+    for bad in ("30", "d", "-1d", "1y", "", "1.5d", "99999999999d"):
+        with pytest.raises(ConfigError, match=f"'{bad}' is no duration: write a whole number and a unit"):
+            parse_duration(bad)
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmcnet.data import locks
+from fmcnet import files
 from fmcnet.data.cache import ImageCache
 from fmcnet.data.cache_store import lock_path
-from fmcnet.data.locks import lock_file
 from fmcnet.data.readers import read_sysu
 from fmcnet.data.table import Table
+from fmcnet.files import lock_file
 from tests.data import trees
 
 BUILDER = """
@@ -96,13 +96,13 @@ def test_a_killed_builder_frees_the_lock_and_the_next_one_cleans_up(tmp_path: Pa
 
 def test_a_lock_held_elsewhere(tmp_path: Path) -> None:
     target = tmp_path / "x.lock"
-    with lock_file(target) as first:
+    with lock_file(target, optional=True) as first:
         assert first
         assert target.exists()
         code = (
             "import sys; from pathlib import Path; from filelock import Timeout\n"
-            "from fmcnet.data.locks import lock_file\n"
-            "try:\n    with lock_file(Path(sys.argv[1])): print('locked')\n"
+            "from fmcnet.files import lock_file\n"
+            "try:\n    with lock_file(Path(sys.argv[1]), optional=True): print('locked')\n"
             "except Timeout: print('taken')"
         )
         done = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True)
@@ -118,7 +118,7 @@ def test_a_file_system_without_locks_is_said_and_used(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(locks, "_acquire", refuse)
+    monkeypatch.setattr(files, "_acquire", refuse)
     with caplog.at_level(logging.WARNING):
         cache = ImageCache(table, 12, 6, folder=tmp_path / "cache")
     assert cache.built

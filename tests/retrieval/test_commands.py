@@ -123,7 +123,7 @@ def test_what_is_said_otherwise_the_second_time_is_told_and_stored_on_request(cr
     said = ("--modality", "visible", "--camera", "roof", "--track-from-name", "([0-9]_[0-9]+)")
     told = run("index", "g", crops, *said)
     assert "camera is 1 in the gallery, roof now" in " ".join(told.output.split())
-    assert "4 pictures are stored otherwise" in " ".join(told.output.split())
+    assert "the gallery stores other values for 4 pictures" in " ".join(told.output.split())
     assert "--existing update" in told.output
     assert entries_of().keys() == before.keys()
     assert all(entry == before[name][0] for name, (entry, _) in entries_of().items())
@@ -288,6 +288,25 @@ def test_texts_in_the_page_are_escaped(tmp_path):
     assert "&lt;script&gt;" in page
 
 
+def test_hidden_characters_of_names_are_refused_and_escaped(crops):
+    """A direction override or a line break in a file's name cannot forge what a terminal shows."""
+    bad = crops / "gate1" / "gnp.\u202etxe\x1b[2J\n1: forged_0900.png"
+    picture(*RED).save(bad)
+    refused = run("index", "g", crops, *RULES, code=2).output
+    assert "\\u202e" in refused
+    made = run("index", "g", crops, *RULES, "--on-error", "skip")
+    assert "left out" in made.stderr
+    for output in (refused, made.output):
+        assert not {"\u202e", "\x1b"} & set(output)
+        assert not any(line.startswith("1: forged") for line in output.splitlines())
+    report = as_json("index", "g", crops, *RULES, "--on-error", "skip")
+    assert [fault["source"] for fault in report["faults"]] == [str(bad)]
+    assert "U+202E" in report["faults"][0]["reason"]
+    table = "path,pid,modality,camera\n1_0900.png,1,visible,a\u200bb\n"
+    (crops / "gate1" / "t.csv").write_text(table, encoding="utf-8")
+    assert "U+200B" in wrong("index", "h", crops / "gate1" / "t.csv", "--model", "run")
+
+
 def test_broken_pictures_are_named_and_left_out_or_refused(crops):
     (crops / "gate1/2_0910.png").write_bytes(b"no picture")
     assert "2_0910.png" in wrong("index", "g", crops, *RULES)
@@ -317,7 +336,7 @@ def test_mistakes_are_one_clear_message(crops):
     assert "30d" in wrong("gallery", "expire", "g", "--keep", "long")
     assert "there is no gallery" in wrong("gallery", "info", "elsewhere")
     Path("run").rmdir()
-    assert "not there any more" in wrong("search", "g", "night.png", "--modality", "ir")
+    assert "does not exist any more" in wrong("search", "g", "night.png", "--modality", "ir")
 
 
 class StoppedBackend(ColourBackend):

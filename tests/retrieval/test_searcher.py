@@ -67,7 +67,7 @@ def test_nobody(searcher):
     answer = searcher.search(picture(128, 140, 250), "ir", min_probability=0.999)
     assert answer.no_match
     assert answer.hits == ()
-    assert "nobody reaches" in answer.notes[-1]
+    assert "no match: no entry reaches" in answer.notes[-1]
     assert "similarity 0." in answer.notes[-1]
     assert not searcher.search(picture(*RED), "ir", min_probability=0.9).no_match
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
-from fmcnet.retrieval.times import TimePattern, moment, zone
+from fmcnet.retrieval.times import TimePattern, parse_time, parse_timezone
 from fmcnet.types import Modality
 from tests.retrieval.fakes import picture
 
@@ -27,7 +27,7 @@ def test_a_time_written_in_a_name_is_found(seen, before):
 
 
 def test_times_have_the_zone_of_the_name_or_the_one_given():
-    berlin = zone("Europe/Berlin")
+    berlin = parse_timezone("Europe/Berlin")
     assert TimePattern("%Y-%m-%dT%H%M", berlin).find("2026-07-01T1200.png").utcoffset() == timedelta(hours=2)
     assert TimePattern("%Y%m%d%H%M%z").find("a202607011200+0530b.png") == datetime(
         2026, 7, 1, 6, 30, tzinfo=UTC
@@ -40,12 +40,12 @@ def test_times_have_the_zone_of_the_name_or_the_one_given():
 
 
 def test_times_as_people_give_them():
-    assert moment("2026-03-01") == datetime(2026, 3, 1, tzinfo=UTC)
-    assert moment("2026-03-01T10:00:00Z") == datetime(2026, 3, 1, 10, tzinfo=UTC)
+    assert parse_time("2026-03-01") == datetime(2026, 3, 1, tzinfo=UTC)
+    assert parse_time("2026-03-01T10:00:00Z") == datetime(2026, 3, 1, 10, tzinfo=UTC)
     with pytest.raises(FmcnetError, match="no time"):
-        moment("yesterday")
+        parse_time("yesterday")
     with pytest.raises(FmcnetError, match="unknown"):
-        zone("Europe/Nowhere")
+        parse_timezone("Europe/Nowhere")
 
 
 def test_patterns():
@@ -89,7 +89,7 @@ def test_a_table_tells_modality_camera_person_and_time(tmp_path):
     (tmp_path / "t.csv").write_text(
         "path,pid,modality,camid,time\na.png,anna,visible,3,2026-03-01T10:00:00\nb.png,anna,ir,,\n"
     )
-    day, night = read_sources([tmp_path / "t.csv"], Rules(zone=zone("Europe/Berlin"))).pictures
+    day, night = read_sources([tmp_path / "t.csv"], Rules(zone=parse_timezone("Europe/Berlin"))).pictures
     assert (day.modality, day.camera, day.pid, day.tags) == (Modality.VISIBLE, "3", 0, ("anna",))
     assert day.time == datetime(2026, 3, 1, 9, tzinfo=UTC)
     assert (night.modality, night.camera, night.time) == (Modality.INFRARED, None, None)
@@ -243,4 +243,6 @@ def test_times_to_come_are_told(tmp_path):
         "b.png,1,visible,2020-01-01",
     ]  # no seconds since 1970: a day and an hour
     (note,) = read_sources([write_table(tmp_path, rows, "path,pid,modality,time")], Rules()).notes
-    assert note.startswith(f"1 of 2 pictures have a time to come, the first {tmp_path / 'a.png'} 2034-03-15")
+    assert note.startswith(
+        f"1 of 2 pictures have a time in the future, the first {tmp_path / 'a.png'} 2034-03-15"
+    )

@@ -8,11 +8,11 @@ import pytest
 
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.retrieval.sources import Rules, read_sources
-from fmcnet.retrieval.times import TimePattern, moment, seen_at, zone
+from fmcnet.retrieval.times import TimePattern, parse_capture_time, parse_time, parse_timezone
 from tests.retrieval.fakes import picture
 
 UTC = timezone.utc
-BERLIN = zone("Europe/Berlin")
+BERLIN = parse_timezone("Europe/Berlin")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_seconds_and_milliseconds_since_1970():
     ):
         with pytest.raises(DataError, match="holds no time"):
             TimePattern(pattern).find(name)  # other lengths are other units
-    assert moment("1709294400") == moment("1709294400000") == moment("1709294400.0") == seen
+    assert parse_time("1709294400") == parse_time("1709294400000") == parse_time("1709294400.0") == seen
 
 
 def test_a_clock_that_was_never_set_is_told():
@@ -68,10 +68,10 @@ def test_a_clock_that_was_never_set_is_told():
         with pytest.raises(DataError, match="before 1970"):
             TimePattern("%Y%m%d_%H%M%S").find(name)
     with pytest.raises(DataError, match="before 1970"):
-        seen_at("1900-01-01T10:00:00")
+        parse_capture_time("1900-01-01T10:00:00")
     with pytest.raises(DataError, match="lacks the date"):
-        seen_at("22:15:30")
-    assert moment("1900-01-01").year == 1900  # a bound of a filter may be long ago
+        parse_capture_time("22:15:30")
+    assert parse_time("1900-01-01").year == 1900  # a bound of a filter may be long ago
 
 
 @pytest.mark.parametrize(
@@ -84,16 +84,20 @@ def test_a_clock_that_was_never_set_is_told():
 def test_a_doubtful_local_time_is_refused_or_settled(text, how, earlier, later):
     name = text.replace("-", "").replace(":", "").replace("T", "_") + ".jpg"
     pattern = "%Y%m%d_%H%M%S"
-    for read in (lambda: moment(text, BERLIN), lambda: TimePattern(pattern, BERLIN).find(name)):
+    for read in (lambda: parse_time(text, BERLIN), lambda: TimePattern(pattern, BERLIN).find(name)):
         with pytest.raises(DataError, match=f"{how} in Europe/Berlin.*--doubtful-times"):
             read()
     assert (
-        moment(text, BERLIN, "earlier")
+        parse_time(text, BERLIN, "earlier")
         == TimePattern(pattern, BERLIN, "earlier").find(name)
-        == moment(earlier)
+        == parse_time(earlier)
     )
-    assert moment(text, BERLIN, "later") == TimePattern(pattern, BERLIN, "later").find(name) == moment(later)
-    assert moment(text + "+02:00", BERLIN) == moment(text + "+02:00")  # an offset leaves no doubt
+    assert (
+        parse_time(text, BERLIN, "later")
+        == TimePattern(pattern, BERLIN, "later").find(name)
+        == parse_time(later)
+    )
+    assert parse_time(text + "+02:00", BERLIN) == parse_time(text + "+02:00")  # an offset leaves no doubt
 
 
 def test_a_row_with_a_wrong_time_is_named_and_the_others_are_taken(tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fmcnet.errors import CheckpointError
 from fmcnet.retrieval import Gallery, Where
-from fmcnet.retrieval.models import remember_range
+from fmcnet.retrieval.models import remember
 from fmcnet.server.limits import Limits
 from tests.server.service import DAY, NIGHT, calibration, encoded, files, picture, png, running
 
@@ -219,7 +219,7 @@ def test_queries_are_read_with_the_range_of_the_gallery(tmp_path):
 
     cold = np.linspace(12, 18, 48 * 24, dtype=np.float32).reshape(48, 24)
     Gallery(tmp_path / "people.gallery").close()
-    remember_range(str(tmp_path / "people.gallery"), (10.0, 40.0))
+    remember(str(tmp_path / "people.gallery"), value_range=(10.0, 40.0))
     with running(tmp_path) as service:
         answer = service.client.post("/v1/embed", files=sent(cold), data={"modality": "infrared"}).json()
         grey = Image.fromarray(np.rint((cold - 10) * (255 / 30)).astype(np.uint8))

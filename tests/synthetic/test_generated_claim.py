@@ -15,9 +15,9 @@ from fmcnet.synthetic.generate import LOCK, MANIFEST
 HOLD = """
 import sys
 from pathlib import Path
-from fmcnet.data.locks import lock_file
+from fmcnet.files import lock_file
 from fmcnet.synthetic.generate import LOCK
-with lock_file(Path(sys.argv[1]) / LOCK):
+with lock_file(Path(sys.argv[1]) / LOCK, optional=True):
     print("held", flush=True)
     sys.stdin.read()
 """

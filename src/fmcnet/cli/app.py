@@ -19,6 +19,8 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from fmcnet import __version__
+from fmcnet.characters import printable
+from fmcnet.cli.console import PrintableFormatter
 from fmcnet.cli.data import app as data_app
 from fmcnet.cli.experiments import compare, demo, evaluate, score, study
 from fmcnet.cli.gallery import app as gallery_app
@@ -87,7 +89,8 @@ def _fail(message: str, code: int, error: BaseException) -> NoReturn:
     silent = int(os.environ.get("RANK" if agreed else "LOCAL_RANK", "0")) > 0 and agreed is not False
     if silent:
         sys.exit(code)
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]fmcnet:[/] {escape(message)}", highlight=False)
+    text = escape(printable(message, keep="\n\t"))
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]fmcnet:[/] {text}", highlight=False)
     sys.exit(code)
 
 
@@ -100,12 +103,9 @@ def _root(
     if version:
         typer.echo(f"fmcnet {__version__}")
         raise typer.Exit
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)],
-        force=True,
-    )
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("fmcnet").setLevel(logging.DEBUG if verbose else logging.INFO)
     for name in ("matplotlib", "PIL", "torch"):
         logging.getLogger(name).setLevel(logging.WARNING)

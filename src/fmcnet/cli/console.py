@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from fmcnet.characters import printable
+from fmcnet.errors import FmcnetError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
@@ -35,6 +39,35 @@ Model = Annotated[
 ]
 
 
+def echo(text: object, *, err: bool = False, nl: bool = True) -> None:
+    """Print text; hidden characters, of a camera's name say, become escapes, so that they cannot forge a line."""
+    typer.echo(printable(str(text), keep="\n\t"), err=err, nl=nl)
+
+
+def cell(value: object) -> str:
+    """A value for a Rich table, on one line; "" for None."""
+    return "" if value is None else escape(printable(str(value)))
+
+
+def check_choice(option: str, value: str | None, choices: Sequence[str]) -> Any:
+    """The value, or None where the option is not given.
+
+    Raises:
+        FmcnetError: for a value that is not among the choices.
+    """
+    if value is not None and value not in choices:
+        raise FmcnetError(f"{option} {value}: say {', '.join(choices[:-1])} or {choices[-1]}")
+    return value
+
+
+class PrintableFormatter(logging.Formatter):
+    """Log lines without hidden characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, with escapes."""
+        return printable(super().format(record), keep="\n\t")
+
+
 def print_json(content: Any) -> None:
     """One JSON object on standard output."""
     typer.echo(json.dumps(content, indent=1, default=str))
@@ -42,15 +75,15 @@ def print_json(content: Any) -> None:
 
 def show(title: str, facts: Mapping[str, Any], paths: Mapping[str, str | Path] | None = None) -> None:
     """A title, a short table and, below it, paths: each whole on a line of its own, to be copied and piped."""
-    typer.echo(title)
+    echo(title)
     table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name, escape(str(value)))
+        table.add_row(name, cell(value))
     Console().print(table)
     for name, path in (paths or {}).items():
-        typer.echo(f"{name}: {path}")
+        echo(f"{name}: {printable(str(path))}")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fmcnet.cli.console import Json, Layout, explain_resume, print_json, show
+from fmcnet.cli.console import Json, Layout, echo, explain_resume, print_json, show
 
 app = typer.Typer(help="Generate, check and summarise datasets.", no_args_is_help=True)
 
@@ -80,14 +80,15 @@ def cache(
 ) -> None:
     """List the caches of decoded images, and remove unused ones; they can always be built again."""
     from fmcnet.data.cache import default_folder
-    from fmcnet.data.cache_store import list_caches, parse_age, prune_caches
+    from fmcnet.data.cache_store import list_caches, prune_caches
+    from fmcnet.durations import parse_duration
 
     folder = folder or default_folder()
-    _print(list_caches(folder) if prune is None else prune_caches(folder, parse_age(prune)), json_)
+    _print(list_caches(folder) if prune is None else prune_caches(folder, parse_duration(prune)), json_)
 
 
 def _print(report: Any, json_: bool) -> None:
     if json_:
         print_json(report.to_dict())
     else:
-        typer.echo("\n".join(report.lines()))
+        echo("\n".join(report.lines()))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fmcnet.cli.console import Data, Device, Json, Model, explain_resume, print_json
+from fmcnet.cli.console import Data, Device, Json, Model, echo, explain_resume, print_json
 
 
 def demo(
@@ -76,18 +76,16 @@ def evaluate(
         print_json(result.to_dict())
         return
     for one in result.evaluations:
-        typer.echo(one.result.summary())
-        typer.echo(
+        echo(one.result.summary())
+        echo(
             f"  chance Rank-1 {100 * one.chance:.2f}: {one.result.mean['rank1'] / max(one.chance, 1e-12):.1f} x"
         )
     if result.stamp:
-        typer.echo(result.stamp)
+        echo(result.stamp)
     if result.report:
-        typer.echo(f"report: {result.report}")
+        echo(f"report: {result.report}")
     elif report:
-        typer.echo(
-            f"no report: {run} came with the package, which is not written to; --out FOLDER writes one"
-        )
+        echo(f"no report: {run} came with the package, which is not written to; --out FOLDER writes one")
 
 
 def compare(
@@ -104,9 +102,9 @@ def compare(
     if json_:
         print_json(result.to_dict())
         return
-    typer.echo(result.markdown)
+    echo(result.markdown)
     for path in result.paths:
-        typer.echo(f"wrote {path}")
+        echo(f"wrote {path}")
 
 
 def study(
@@ -179,10 +177,10 @@ def study(
         return
     for table in facts["studies"]:
         for line in table["order"]:
-            typer.echo(f"orders otherwise than in the paper: {line}")
+            echo(f"orders otherwise than in the paper: {line}")
     if few := too_few(len(facts["seeds"])):
-        typer.echo(few)
-    typer.echo(f"report: {facts['report']}")
+        echo(few)
+    echo(f"report: {facts['report']}")
 
 
 def score(
@@ -227,4 +225,4 @@ def score(
     if json_:
         print_json(result.to_dict())
     else:
-        typer.echo(result.summary())
+        echo(result.summary())

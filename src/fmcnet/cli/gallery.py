@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmcnet.cli.console import Json, print_json, show
-from fmcnet.cli.search import Cameras, Place, Since, Until, Zone, where_of
+from fmcnet.cli.console import Json, echo, print_json, show
+from fmcnet.cli.search import Cameras, GalleryPath, Since, Until, Zone, make_filter
 from fmcnet.errors import FmcnetError
 
-app = typer.Typer(help="Look at a gallery, forget entries, take them out.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from fmcnet.retrieval.gallery import Gallery
+    from fmcnet.retrieval.records import Where
+
+app = typer.Typer(help="Show a gallery, remove entries, export them.", no_args_is_help=True)
 
 Ids = Annotated[list[str] | None, typer.Option("--id", help="Of this id; may be given again.")]
 Pids = Annotated[list[int] | None, typer.Option("--pid", help="Of this identity; may be given again.")]
@@ -22,8 +26,8 @@ Kind = Annotated[str | None, typer.Option(help="visible or infrared.")]
 
 
 @app.command()
-def info(gallery: Place, json_: Json = False) -> None:
-    """Say what a gallery holds: entries, model, index, size."""
+def info(gallery: GalleryPath, json_: Json = False) -> None:
+    """Show what a gallery holds: entries, model, index, size."""
     from fmcnet.retrieval.gallery import Gallery
 
     with Gallery(gallery, read_only=True) as opened:
@@ -41,12 +45,12 @@ def info(gallery: Place, json_: Json = False) -> None:
         "bytes": found.bytes,
         "pictures_kept": found.pictures,
     }
-    _say(facts, json_, "gallery")
+    _print_facts(facts, json_, "gallery")
 
 
 @app.command()
 def remove(
-    gallery: Place,
+    gallery: GalleryPath,
     id_: Ids = None,
     pid: Pids = None,
     camera: Cameras = None,
@@ -64,10 +68,9 @@ def remove(
 
     fmcnet gallery remove people.gallery --pid 17 --yes
     """
-    from fmcnet.retrieval.answer import filter_notes
     from fmcnet.retrieval.gallery import Gallery
 
-    where = where_of(
+    where = make_filter(
         camera, since, until, timezone, modality=modality, ids=id_, pids=pid, tracks=track, tags=tag
     )
     if where.anything:
@@ -77,28 +80,26 @@ def remove(
     if json_ and not (yes or dry_run):
         raise FmcnetError("--json cannot ask: give --yes, or --dry-run")
     with Gallery(gallery, create=False, read_only=dry_run) as opened:
-        notes = filter_notes(opened, where)
-        for note in notes:
-            typer.echo(f"note: {note}", err=True)
+        notes = _print_notes(opened, where)
         if not (yes or dry_run):
             typer.confirm(f"Remove {opened.count(where):,} of {len(opened):,} entries for good?", abort=True)
         for one in id_ or ():
             if one not in opened:
-                typer.echo(f"there is no entry '{one}'", err=True)
+                echo(f"there is no entry '{one}'", err=True)
         count = opened.count(where) if dry_run else opened.remove(where)
         facts: dict[str, Any] = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
-    _say(facts | ({"notes": list(notes)} if notes and json_ else {}), json_, gallery)
+    _print_facts(facts | (notes if json_ else {}), json_, gallery)
 
 
 @app.command()
 def expire(
-    gallery: Place,
+    gallery: GalleryPath,
     keep: Annotated[str, typer.Option(help="How long entries are kept after they were seen: 30d, 12h, 4w.")],
     json_: Json = False,
 ) -> None:
     """Remove entries seen longer ago than --keep; those without a time stay. For a daily timer.
 
-    Entries of before 1970 stay, too, and are told: their time was read wrongly.
+    Entries from before 1970 also stay, with a warning: their time was read wrongly.
 
     fmcnet gallery expire people.gallery --keep 30d
     """
@@ -113,11 +114,11 @@ def expire(
         facts = {"removed": removed, "entries": len(opened)}
         facts["without_a_time"] = facts["entries"] - opened.count(Where(since=EARLIEST))
         facts["before_1970"] = opened.count(Where(until=EPOCH))
-    _say(facts, json_, gallery)
+    _print_facts(facts, json_, gallery)
     if facts["without_a_time"]:
-        typer.echo(f"{facts['without_a_time']} entries have no time, and so never expire", err=True)
+        echo(f"{facts['without_a_time']} entries have no time, and so never expire", err=True)
     if facts["before_1970"]:
-        typer.echo(
+        echo(
             f"{facts['before_1970']} entries have a time before 1970, which was read wrongly, and were not removed: "
             "fmcnet index --existing update mends it, fmcnet gallery remove --until 1970-01-01 removes them",
             err=True,
@@ -125,7 +126,7 @@ def expire(
 
 
 @app.command()
-def compact(gallery: Place, json_: Json = False) -> None:
+def compact(gallery: GalleryPath, json_: Json = False) -> None:
     """Give back the space of removed entries, and bring the index up to date."""
     from fmcnet.retrieval.gallery import Gallery
 
@@ -133,12 +134,12 @@ def compact(gallery: Place, json_: Json = False) -> None:
         before = opened.info().bytes
         opened.compact()
         after = opened.info()
-    _say({"entries": after.entries, "bytes_before": before, "bytes": after.bytes}, json_, gallery)
+    _print_facts({"entries": after.entries, "bytes_before": before, "bytes": after.bytes}, json_, gallery)
 
 
 @app.command()
 def export(
-    gallery: Place,
+    gallery: GalleryPath,
     out: Annotated[Path, typer.Argument(metavar="FILE", help="A .parquet or .npz file to write.")],
     pid: Pids = None,
     camera: Cameras = None,
@@ -151,20 +152,26 @@ def export(
     json_: Json = False,
 ) -> None:
     """Write entries and embeddings to a file: all, or those that match all options."""
-    from fmcnet.retrieval.answer import filter_notes
     from fmcnet.retrieval.gallery import Gallery
 
-    where = where_of(camera, since, until, timezone, modality=modality, pids=pid, tracks=track, tags=tag)
+    where = make_filter(camera, since, until, timezone, modality=modality, pids=pid, tracks=track, tags=tag)
     with Gallery(gallery, read_only=True) as opened:
-        notes = filter_notes(opened, where)
-        for note in notes:
-            typer.echo(f"note: {note}", err=True)
+        notes = _print_notes(opened, where)
         count = opened.export(out, None if where.anything else where)
-    facts = {"exported": count, "out": str(out), **({"notes": list(notes)} if notes and json_ else {})}
-    _say(facts, json_, gallery)
+    _print_facts({"exported": count, "out": str(out), **(notes if json_ else {})}, json_, gallery)
 
 
-def _say(facts: dict[str, Any], json_: bool, title: str) -> None:
+def _print_notes(opened: Gallery, where: Where) -> dict[str, Any]:
+    """Print notes on a filter, and return them as a fact for JSON, where there are any."""
+    from fmcnet.retrieval.answer import filter_notes
+
+    notes = filter_notes(opened, where)
+    for note in notes:
+        echo(f"note: {note}", err=True)
+    return {"notes": list(notes)} if notes else {}
+
+
+def _print_facts(facts: dict[str, Any], json_: bool, title: str) -> None:
     if json_:
         print_json(facts)
         return

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fmcnet.cli.console import Device, Json, Model, Range, print_json, show
+from fmcnet.cli.console import Device, Json, Model, Range, echo, print_json, show
 from fmcnet.errors import FmcnetError
 
 
@@ -57,9 +57,9 @@ def embed(
         facts = {"out": str(out), "images": count, "dim": dim, "modality": modality}
         print_json({**facts, "ignored": ignored_facts(left), "notes": notes})
         return
-    typer.echo(f"{count} embeddings of length {dim}: {out}")
+    echo(f"{count} embeddings of length {dim}: {out}")
     for line in filter(None, (ignored_line(left), *notes)):
-        typer.echo(line, err=True)
+        echo(line, err=True)
 
 
 def info(run: Model, json_: Json = False) -> None:
@@ -121,8 +121,8 @@ def calibrate(
         print_json({"out": str(path), **found.to_dict()})
         return
     for line in said(found):
-        typer.echo(line)
-    typer.echo(f"calibration: {path}")
+        echo(line)
+    echo(f"calibration: {path}")
 
 
 def project(
@@ -169,11 +169,11 @@ def project(
         said = {"out": str(folder), "digest": model_digest(folder), "source": found.source, **facts}
         print_json(said)
         return
-    typer.echo(
+    echo(
         f"{len(found.mean)} values to {found.dim} ({found.method}), learnt from {facts['images']:,} images of "
         f"{facts['identities']:,} identities"
     )
-    typer.echo(f"model: {folder}\nwhat it costs: fmcnet evaluate {folder} --data {data} --both")
+    echo(f"model: {folder}\nwhat it costs: fmcnet evaluate {folder} --data {data} --both")
 
 
 def adapt(
@@ -226,11 +226,11 @@ def adapt(
     if json_:
         print_json({"out": str(found.folder), **asdict(found)})
         return
-    typer.echo(
+    echo(
         f"statistics of {found.images['visible']:,} visible and {found.images['infrared']:,} infrared images"
     )
-    typer.echo(f"model: {found.folder} (digest {found.digest})")
-    typer.echo(
+    echo(f"model: {found.folder} (digest {found.digest})")
+    echo(
         f"calibration: none; the one of model {found.source} does not hold. Learn one: "
         f"fmcnet calibrate {found.folder} --data TABLE"
     )
@@ -285,5 +285,5 @@ def export(
     if json_:
         print_json(result.to_dict())
         return
-    typer.echo(markdown(result.forms, result.remarks))
-    typer.echo(f"model: {result.out}")
+    echo(markdown(result.forms, result.remarks))
+    echo(f"model: {result.out}")

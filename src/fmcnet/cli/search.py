@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
 
-from fmcnet.cli.console import Device, Json, Range, print_json, show
+from fmcnet.characters import printable
+from fmcnet.cli.console import Device, Json, Range, cell, check_choice, echo, print_json, show
 from fmcnet.errors import FmcnetError
 
 if TYPE_CHECKING:
     from fmcnet.retrieval.answer import Answer
-    from fmcnet.retrieval.records import Dtype, IndexChoice, Where
+    from fmcnet.retrieval.records import Where
 
-Place = Annotated[
+GalleryPath = Annotated[
     str, typer.Argument(metavar="GALLERY", help="A gallery's folder, or milvus://host:port/name.")
 ]
 Model = Annotated[
@@ -33,7 +33,7 @@ Since = Annotated[str | None, typer.Option(help="Seen at or after: 2026-03-01 or
 Until = Annotated[str | None, typer.Option(help="Seen before.")]
 
 
-def where_of(
+def make_filter(
     cameras: list[str] | None,
     since: str | None,
     until: str | None,
@@ -46,25 +46,25 @@ def where_of(
     tags: list[str] | None = None,
 ) -> Where:
     """The conditions that options give; an option that was not given is none."""
+    from fmcnet.inference.image_input import parse_modality
     from fmcnet.retrieval.records import Where
-    from fmcnet.retrieval.sources import modality_or_none
-    from fmcnet.retrieval.times import moment, zone
+    from fmcnet.retrieval.times import parse_time, parse_timezone
 
-    local = zone(timezone)
+    zone = parse_timezone(timezone)
     return Where(
         ids=ids or None,
         pids=pids or None,
         cameras=cameras or None,
         tracks=tracks or None,
-        modality=modality_or_none(modality),
-        since=None if since is None else moment(since, local),
-        until=None if until is None else moment(until, local),
+        modality=None if modality is None else parse_modality(modality),
+        since=None if since is None else parse_time(since, zone),
+        until=None if until is None else parse_time(until, zone),
         tags=tags or None,
     )
 
 
 def index(
-    gallery: Place,
+    gallery: GalleryPath,
     source: Annotated[
         list[Path],
         typer.Argument(help="Pictures, folders of pictures, or one CSV or dataset that fmcnet reads."),
@@ -114,8 +114,8 @@ def index(
     existing: Annotated[
         str,
         typer.Option(
-            help="Pictures that are in the gallery. keep: pass over, and say what is stored otherwise; update: store "
-            "what is said now; replace: encode anew."
+            help="Pictures that are in the gallery. keep: skip, and report values that differ; update: store the "
+            "values given now; replace: encode anew."
         ),
     ] = "keep",
     keep_images: Annotated[
@@ -141,65 +141,64 @@ def index(
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
-    """Add pictures of persons to a gallery; those that it holds already are passed over.
+    """Add pictures of persons to a gallery; pictures that it holds already are skipped.
 
     fmcnet index people.gallery crops --model runs/mine --modality visible --camera-from-name 'cam([0-9]+)'
 
-    Embeddings and metadata are kept, pictures only with --keep-images. Ctrl-C or a kill loses nothing that was added:
-    the same command goes on.
+    The gallery stores embeddings and metadata; small pictures only with --keep-images. Ctrl-C or a kill loses no
+    added picture: the same command continues.
     """
     from fmcnet.data.listing import ignored_line
+    from fmcnet.inference.image_input import parse_modality
     from fmcnet.retrieval.gallery import Gallery
-    from fmcnet.retrieval.indexing import EXISTING, check_faults
+    from fmcnet.retrieval.indexing import Existing, check_faults
     from fmcnet.retrieval.indexing import index as add_new
-    from fmcnet.retrieval.models import open_model, range_of, remember_model, remember_range
+    from fmcnet.retrieval.models import open_model, range_of, remember
+    from fmcnet.retrieval.records import Dtype, IndexChoice
     from fmcnet.retrieval.searcher import Searcher
-    from fmcnet.retrieval.sources import NamePattern, Rules, modality_or_none, read_sources
-    from fmcnet.retrieval.times import DOUBTFUL, Doubtful, TimePattern, zone
+    from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
+    from fmcnet.retrieval.times import Doubtful, TimePattern, parse_timezone
 
-    if on_error not in ("raise", "skip"):
-        raise FmcnetError(f"--on-error {on_error}: say raise or skip")
-    if existing not in EXISTING:
-        raise FmcnetError(f"--existing {existing}: say keep, update or replace")
-    if dtype not in (None, "float32", "float16"):
-        raise FmcnetError(f"--dtype {dtype}: say float32 or float16")
-    if kind not in (None, "auto", "exact", "hnsw"):
-        raise FmcnetError(f"--index {kind}: say exact, hnsw or auto")
+    on_fault = check_choice("--on-error", on_error, ("raise", "skip"))
+    on_existing = check_choice("--existing", existing, get_args(Existing))
+    new_dtype = check_choice("--dtype", dtype or "float32", get_args(Dtype))
+    index_choice = check_choice("--index", kind, get_args(IndexChoice))
+    doubtful = check_choice("--doubtful-times", doubtful_times, get_args(Doubtful))
     value_range = range_of(gallery, range_)
-    if doubtful_times not in DOUBTFUL:
-        raise FmcnetError(f"--doubtful-times {doubtful_times}: say refuse, earlier or later")
-    local, doubtful = zone(timezone), cast("Doubtful", doubtful_times)
+    zone = parse_timezone(timezone)
+
+    def pattern(option: str, text: str | None) -> NamePattern | None:
+        return None if text is None else NamePattern(text, option)
+
     rules = Rules(
-        modality=modality_or_none(modality),
+        modality=None if modality is None else parse_modality(modality),
         camera=camera,
-        cameras=None if camera_from_name is None else NamePattern(camera_from_name, "--camera-from-name"),
-        times=None if time_from_name is None else TimePattern(time_from_name, local, doubtful),
-        tracks=None if track_from_name is None else NamePattern(track_from_name, "--track-from-name"),
-        pids=None if pid_from_name is None else NamePattern(pid_from_name, "--pid-from-name"),
+        cameras=pattern("--camera-from-name", camera_from_name),
+        times=None if time_from_name is None else TimePattern(time_from_name, zone, doubtful),
+        tracks=pattern("--track-from-name", track_from_name),
+        pids=pattern("--pid-from-name", pid_from_name),
         layout=layout,
         split=split,
-        zone=local,
+        zone=zone,
         doubtful=doubtful,
     )
     sources = read_sources(source, rules)
     if on_error == "raise":
         check_faults(sources)  # before a gallery is made
     encoder = open_model(gallery, model, device)
-    made_as = cast("Dtype", dtype or "float32")
-    with Gallery(gallery, dtype=made_as, index=cast("IndexChoice | None", kind)) as opened:
+    with Gallery(gallery, dtype=new_dtype, index=index_choice) as opened:
         searcher = Searcher(encoder, opened)
         kept = opened.settings
         if dtype is not None and kept is not None and kept.dtype != dtype:
             raise FmcnetError(
                 f"--dtype {dtype}: {gallery} keeps {kept.dtype} since its first entry; index into another gallery"
             )
-        remember_model(gallery, model or encoder.folder)
-        remember_range(gallery, value_range)
+        remember(gallery, model or encoder.folder, value_range)
         report = add_new(
             searcher,
             sources,
-            on_error="skip" if on_error == "skip" else "raise",
-            existing="update" if existing == "update" else "replace" if existing == "replace" else "keep",
+            on_error=on_fault,
+            existing=on_existing,
             keep_images=keep_images,
             batch_size=batch,
             progress=False if json_ else None,
@@ -216,26 +215,24 @@ def index(
     left_out = (*report.faults, *report.same)
     show(f"indexed into {gallery}", {**facts, "left out": len(left_out), "entries now": report.entries})
     if line := ignored_line(report.ignored):
-        typer.echo(line, err=True)
+        echo(line, err=True)
     for name in report.not_listed:
-        typer.echo(f"left out {name}: the CSV has no row of it", err=True)
+        echo(f"left out {printable(name)}: the CSV has no row of it", err=True)
     for fault in left_out:
-        typer.echo(f"left out {fault.name}: {fault.reason}", err=True)
-    for note in report.notes:
-        typer.echo(f"note: {note}", err=True)
-    for difference in report.differences[:3]:
-        typer.echo(difference, err=True)
+        echo(f"left out {printable(fault.name)}: {fault.reason}", err=True)
+    for line in (*(f"note: {note}" for note in report.notes), *map(str, report.differences[:3])):
+        echo(printable(line), err=True)
     if report.differences:
         pictures = len({difference.source for difference in report.differences})
-        typer.echo(
-            f"{pictures} pictures are stored otherwise than is said now, and were left as they are: --existing "
-            "update stores what is said",
+        echo(
+            f"the gallery stores other values for {pictures} pictures and keeps them: --existing update stores the "
+            "values given now",
             err=True,
         )
 
 
 def search(
-    gallery: Place,
+    gallery: GalleryPath,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="One or several, of ONE person.")],
     modality: Annotated[
         list[str], typer.Option(help="visible or infrared: of all images; or given once for each, in order.")
@@ -284,9 +281,8 @@ def search(
     from fmcnet.retrieval.models import open_model, range_of
     from fmcnet.retrieval.searcher import Searcher
 
-    if group not in (None, "track", "pid"):
-        raise FmcnetError(f"--group {group}: say track or pid")
-    condition = where_of(camera, since, until, timezone, modality=among)
+    grouping = check_choice("--group", group, ("track", "pid"))
+    condition = make_filter(camera, since, until, timezone, modality=among)
     value_range = range_of(gallery, range_)
     ignored: list[Ignored] = []
     paths = list_images(images, ignored)
@@ -304,7 +300,7 @@ def search(
             min_probability=min_probability,
             fmr=fmr,
             prior=prior,
-            group="track" if group == "track" else "pid" if group == "pid" else None,
+            group=grouping,
             value_range=value_range,
         )
         if ignored:
@@ -318,7 +314,7 @@ def search(
         return
     _print(answer)
     if html is not None:
-        typer.echo(f"page: {html}")
+        echo(f"page: {html}")
 
 
 def _print(answer: Answer) -> None:
@@ -338,15 +334,15 @@ def _print(answer: Answer) -> None:
             for rank, (hit, size) in enumerate(answer.ranking, 1)
         ]
         table = RichTable()
-        known = [name for name in rows[0] if any(row[name] is not None for row in rows)]
-        for name in known:
+        columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+        for name in columns:
             table.add_column(name, overflow="fold")
         for row in rows:
-            table.add_row(*(escape("" if row[name] is None else str(row[name])) for name in known))
+            table.add_row(*(cell(row[name]) for name in columns))
         Console().print(table)
         for rank, hit in enumerate(answer.hits, 1):  # whole, to be copied and piped
-            typer.echo(f"{rank}: {hit.source or hit.id}")
+            echo(f"{rank}: {printable(hit.source or hit.id)}")
     else:
-        typer.echo("nobody" if answer.compared else "no entry to compare with")
+        echo("nobody" if answer.compared else "no entry to compare with")
     for note in answer.notes:
-        typer.echo(note)
+        echo(note)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from fmcnet.cli.console import Device, Json, print_json
+from fmcnet.cli.console import Device, Json, echo, print_json
 from fmcnet.errors import require
 
 
@@ -117,7 +117,7 @@ def add_key(
     """Make an API key: printed once, kept as a hash only. A service that runs takes it at once."""
     from fmcnet.server.keys import new_key
 
-    typer.echo(new_key(file, name, scope))
+    echo(new_key(file, name, scope))
 
 
 @keys_app.command("list")
@@ -130,7 +130,7 @@ def list_all(file: KeyFile, json_: Json = False) -> None:
         print_json({"keys": [{"name": key.name, "scopes": sorted(key.scopes)} for key in found]})
         return
     for key in found:
-        typer.echo(f"{key.name}: {', '.join(sorted(key.scopes))}")
+        echo(f"{key.name}: {', '.join(sorted(key.scopes))}")
 
 
 @keys_app.command()
@@ -141,4 +141,4 @@ def revoke(
     from fmcnet.server.keys import revoke_key
 
     revoke_key(file, name)
-    typer.echo(f"revoked: {name}")
+    echo(f"revoked: {name}")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fmcnet.cli.console import Data, Device, Json, print_json, show
+from fmcnet.cli.console import Data, Device, Json, echo, print_json, show
 from fmcnet.errors import Interrupted
 
 
@@ -111,9 +111,9 @@ def config(
 
     if name is None:
         for known in shipped():
-            typer.echo(f"{known}: {purpose(known)}")
+            echo(f"{known}: {purpose(known)}")
         return
-    typer.echo(load_config(name, overrides or []).to_yaml(comments=True), nl=False)
+    echo(load_config(name, overrides or []).to_yaml(comments=True), nl=False)
 
 
 def _resuming() -> str:

@@ -29,9 +29,9 @@ from fmcnet.data.cache_store import (
 )
 from fmcnet.data.depth import Remarks
 from fmcnet.data.images import REMARKS, decode_images, raise_unreadable
-from fmcnet.data.locks import lock_file
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
+from fmcnet.files import lock_file
 
 VERSION = 2
 """Part of every key: raise it when decoding or resizing changes."""
@@ -142,7 +142,9 @@ class ImageCache:
         """Build the file, unless another process builds it first; OSError when it cannot be stored."""
         target.parent.mkdir(parents=True, exist_ok=True)
         with lock_file(
-            lock_path(target), waiting="another process builds this image cache: waiting for it"
+            lock_path(target),
+            waiting="another process builds this image cache: waiting for it",
+            optional=True,
         ) as locked:
             try:
                 self.images = open_cache(target, self._shape)

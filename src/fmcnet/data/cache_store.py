@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.data.locks import lock_file
-from fmcnet.errors import ConfigError, DataError
-from fmcnet.files import write_atomically
+from fmcnet.errors import DataError
+from fmcnet.files import lock_file, write_atomically
 
 FORMAT = 2
 """Of the .json file: a cache of another format is built again."""
@@ -186,7 +185,7 @@ def remove_cache(path: Path) -> bool:
 
     A process that has it open keeps it on POSIX; elsewhere the system refuses, and it stays.
     """
-    with contextlib.suppress(OSError), lock_file(lock_path(path)) as locked:
+    with contextlib.suppress(OSError), lock_file(lock_path(path), optional=True) as locked:
         if locked:
             path.unlink(missing_ok=True)
             path.with_suffix(".json").unlink(missing_ok=True)
@@ -286,28 +285,16 @@ def prune_caches(folder: str | Path, age: timedelta) -> CacheFolder:
         DataError: the folder is a file.
     """
     found = list_caches(folder)
-    limit = datetime.now(timezone.utc) - age
-    old = [cache for cache in found.caches if datetime.fromisoformat(cache.used) <= limit]
+    now = datetime.now(timezone.utc)
+    old = [cache for cache in found.caches if now - datetime.fromisoformat(cache.used) >= age]
     removed = tuple(cache for cache in old if remove_cache(found.folder / cache.name))
     kept = tuple(cache for cache in found.caches if cache not in removed)
     left = _left_overs(found.folder) if found.folder.is_dir() else []
     for path in {found.folder / f"{stem}.npy" for _, stem in left}:
-        with contextlib.suppress(OSError), lock_file(lock_path(path)) as locked:
+        with contextlib.suppress(OSError), lock_file(lock_path(path), optional=True) as locked:
             if locked:
                 remove_left_overs(path)
     return CacheFolder(found.folder, kept, removed, sum(not file.exists() for file, _ in left))
-
-
-def parse_age(text: str) -> timedelta:
-    """Read "30d" or "12h" as a duration.
-
-    Raises:
-        ConfigError: for any other text.
-    """
-    match = re.fullmatch(r"(\d{1,5})([dh])", text.strip())
-    if match is None:
-        raise ConfigError(f"'{text}' is no duration: write days or hours, as 30d or 12h")
-    return timedelta(days=int(match[1])) if match[2] == "d" else timedelta(hours=int(match[1]))
 
 
 def _stored_cache(path: Path) -> StoredCache | None:

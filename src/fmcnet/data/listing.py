@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fmcnet.characters import printable
+
 IMAGE_SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"),
@@ -143,7 +145,7 @@ def ignored_line(ignored: tuple[Ignored, ...]) -> str:
         return ""
     reasons = ignored_facts(ignored)["reasons"]
     kinds = ", ".join(f"{count} {reason}" for reason, count in list(reasons.items())[:6])
-    names = ", ".join(one.path for one in ignored[:3])
+    names = ", ".join(printable(one.path) for one in ignored[:3])
     more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
     return f"ignored {len(ignored)}: {kinds}; {names}{more}"
 

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from fmcnet.config import Config
@@ -31,7 +30,7 @@ from fmcnet.errors import FmcnetError
 from fmcnet.evaluation.evaluate import query_scores
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model, roles
 from fmcnet.experiments.model_card import write_model_card
-from fmcnet.files import write_atomically
+from fmcnet.files import lock_file, write_atomically
 from fmcnet.models.checkpoint import CARD, versions
 from fmcnet.synthetic import MANIFEST
 from fmcnet.training.folder import CONFIG
@@ -125,7 +124,7 @@ class StudyRun:
             KeyboardInterrupt: on Ctrl-C; the next call goes on from the checkpoint.
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder.with_name(f".{self.name}.lock")):
+        with lock_file(self.folder.with_name(f".{self.name}.lock"), timeout=-1):
             return self.result() or self._train_and_evaluate(device, progress)
 
     @property

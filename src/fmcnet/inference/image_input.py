@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fmcnet.characters import printable
 from fmcnet.data.cache import resize
 from fmcnet.data.depth import FLAT_8, Remarks, ValueRange
 from fmcnet.data.images import REMARKS, open_rgb, to_rgb
@@ -214,7 +215,7 @@ def batches_of(items: Sequence[Item], size: int) -> list[list[int]]:
 
 def list_faults(faults: Sequence[Fault], total: int) -> str:
     """What to tell a person: how many of `total` images cannot be read, and which (the first 20)."""
-    lines = "\n".join(f"  {fault.name}: {fault.reason}" for fault in faults[:MAX_LISTED])
+    lines = "\n".join(f"  {printable(fault.name)}: {fault.reason}" for fault in faults[:MAX_LISTED])
     more = f"\n  ... and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
     return f"{len(faults)} of {total} images cannot be read:\n{lines}{more}"
 

@@ -222,9 +222,10 @@ def answer_notes(
         notes.append("no entry found has what it was to be grouped by, so each is a group of its own")
     if asked and not found and candidates:
         best = candidates[0]
+        what = "track" if isinstance(best, HitGroup) else "entry"
         sure = "" if best.probability is None else f", probability {best.probability:.3g}"
         notes.append(
-            f"nobody reaches what was asked; the nearest {'track' if isinstance(best, HitGroup) else 'entry'} has "
-            f"similarity {best.similarity:.3f}{sure}"
+            f"no match: no {what} reaches what was asked for; the nearest {what} has similarity "
+            f"{best.similarity:.3f}{sure}"
         )
     return tuple(notes)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
+from fmcnet.characters import printable
 from fmcnet.errors import DataError
 from fmcnet.files import write_atomically
 from fmcnet.retrieval.answer import Answer
 from fmcnet.retrieval.records import Hit
 from fmcnet.retrieval.thumbnails import thumbnail
 
-Kept = Callable[[str], bytes | None]
+StoredPicture = Callable[[str], bytes | None]
 """The picture that a gallery keeps of an entry, by its id; None where it keeps none."""
 
 STYLE = """
@@ -25,7 +27,7 @@ main{max-width:1180px;margin:0 auto;padding:20px 16px 40px}h1{font-size:1.35rem;
 p{margin:4px 0}.soft{color:var(--soft);font-size:.87rem}
 .query{display:flex;gap:16px;align-items:flex-start;margin-bottom:18px;flex-wrap:wrap}
 .query .pictures{display:flex;gap:8px;flex-wrap:wrap}.query .frame{width:96px}.query div.words{flex:1 1 260px}
-.nobody{border-left:4px solid #c2410c;padding:8px 12px;background:var(--card);font-weight:600}
+.no-match{border-left:4px solid #c2410c;padding:8px 12px;background:var(--card);font-weight:600}
 ol{list-style:none;margin:0;padding:0;display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(158px,1fr))}
 li{background:var(--card);border:1px solid var(--line);border-radius:10px;overflow:hidden}
 .frame{aspect-ratio:1/2;background:var(--line);display:flex;align-items:center;justify-content:center;
@@ -39,32 +41,34 @@ text-align:center}.facts{padding:8px 10px 10px}.facts b{font-size:1.02rem}
 
 
 def write_page(
-    path: str | Path, answer: Answer, query: Sequence[str | Path], kept: Kept = lambda _: None
+    path: str | Path, answer: Answer, query: Sequence[str | Path], stored: StoredPicture = lambda _: None
 ) -> Path:
     """Write the page, whole or not at all.
 
     Args:
-        path: the .html file. answer: to show.
-        query: paths of the query's pictures. kept: as `Gallery.picture`; what it has not is read from where it lay.
-            Pictures that cannot be read, of hits too, become a placeholder.
+        path: the .html file.
+        answer: to show.
+        query: paths of the query's pictures.
+        stored: as `Gallery.picture`. Where it returns None, the picture is read from its source. A picture that
+            cannot be read becomes a placeholder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = page(answer, query, kept)
+    text = page(answer, query, stored)
     return write_atomically(path, lambda at: at.write_text(text, encoding="utf-8"))
 
 
-def page(answer: Answer, query: Sequence[str | Path], kept: Kept = lambda _: None) -> str:
+def page(answer: Answer, query: Sequence[str | Path], stored: StoredPicture = lambda _: None) -> str:
     """The page's HTML."""
     kind = str(answer.modality or "visible and infrared")
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in answer.notes)
     no_match = (
-        '<p class="nobody">Nobody in the gallery reaches what was asked.</p>'
+        '<p class="no-match">No match: no entry reaches the probability or false-match rate asked for.</p>'
         if answer.no_match and answer.compared
         else ""
     )
     cards = "".join(
-        _card(rank, hit, size, kept(hit.id)) for rank, (hit, size) in enumerate(answer.ranking, 1)
+        _card(rank, hit, size, stored(hit.id)) for rank, (hit, size) in enumerate(answer.ranking, 1)
     )
     prior = (
         ""
@@ -85,7 +89,7 @@ def page(answer: Answer, query: Sequence[str | Path], kept: Kept = lambda _: Non
     )
 
 
-def _card(rank: int, hit: Hit, size: int, kept: bytes | None) -> str:
+def _card(rank: int, hit: Hit, size: int, picture: bytes | None) -> str:
     sure = "" if hit.probability is None else f"{hit.probability:.1%}"
     share = hit.similarity if hit.probability is None else hit.probability
     facts = [
@@ -97,26 +101,20 @@ def _card(rank: int, hit: Hit, size: int, kept: bytes | None) -> str:
         "" if hit.track is None else f"track {hit.track}",
         "" if size == 1 else f"{size} pictures",
     ]
-    lines = "".join(f'<p class="soft">{escape(fact)}</p>' for fact in facts if fact)
+    lines = "".join(f'<p class="soft">{escape(printable(fact))}</p>' for fact in facts if fact)
     return (
-        f'<li>{_frame(hit.source, f"rank {rank}", kept)}<div class="facts"><b>{rank}. {sure}</b>'
+        f'<li>{_frame(hit.source, f"rank {rank}", picture)}<div class="facts"><b>{rank}. {sure}</b>'
         f'<div class="meter"><i style="width:{100 * min(max(share, 0.0), 1.0):.1f}%"></i></div>{lines}</div></li>'
     )
 
 
-def _frame(source: str | None, name: str, kept: bytes | None = None) -> str:
-    """The kept picture, or one from where it lies, or words in its place."""
-    picture = _uri(kept) if kept else None if source is None else _data_uri(source)
-    inside = f'<img alt="{escape(name)}" src="{picture}">' if picture else "<span>picture not at hand</span>"
-    return f'<div class="frame" title="{escape(source or "")}">{inside}</div>'
-
-
-def _data_uri(source: str) -> str | None:
-    try:
-        return _uri(thumbnail(source))
-    except DataError:
-        return None
-
-
-def _uri(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+def _frame(source: str | None, name: str, picture: bytes | None = None) -> str:
+    """The picture that the gallery keeps, or the one of the source, or words in its place."""
+    if picture is None and source is not None:
+        with contextlib.suppress(DataError):
+            picture = thumbnail(source)
+    inside = "<span>picture not at hand</span>"
+    if picture:
+        data = base64.b64encode(picture).decode("ascii")
+        inside = f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{data}">'
+    return f'<div class="frame" title="{escape(printable(source or ""))}">{inside}</div>'

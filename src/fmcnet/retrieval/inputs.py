@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time as clock
-import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from pathlib import PurePath
@@ -13,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fmcnet.characters import hidden_character
 from fmcnet.durations import parse_duration
-from fmcnet.errors import DuplicateIdError, GalleryError
+from fmcnet.errors import ConfigError, DuplicateIdError, GalleryError
 from fmcnet.retrieval.records import Entry, EntryBatch, GallerySettings, as_modality, as_utc
 from fmcnet.types import FloatArray, Modality
 
@@ -157,8 +157,12 @@ def tag_column(value: Any, n: int) -> list[Any]:
     return column(values, n, "tags")
 
 
-def text(value: object, what: str) -> str:
-    """A non-empty text within `LONGEST`, without NUL.
+def text(value: object, what: str, *, stored: bool = False) -> str:
+    """A non-empty text within `LONGEST`, without hidden characters.
+
+    Args:
+        value: to check. what: a key of `LONGEST`.
+        stored: of an entry that 0.1.0 may have written, which accepted hidden characters except NUL.
 
     Raises:
         GalleryError: saying what is wrong with it.
@@ -174,20 +178,24 @@ def text(value: object, what: str) -> str:
         raise GalleryError(f"{what} {value!r} must not be empty or hold NUL")
     if size > LONGEST[what]:
         raise GalleryError(f"{what} '{value[:40]}...' has {size} bytes, more than {LONGEST[what]}")
+    hidden = "" if stored else hidden_character(value)
+    if hidden:
+        raise GalleryError(
+            f"{what} {value[:80]!r} holds U+{ord(hidden):04X}, a control character, line break or invisible "
+            "character: remove it"
+        )
     return value
 
 
-def as_id(value: object) -> str:
-    """A `text` that an address can name: without control characters, and without . or .. between slashes.
+def as_id(value: object, *, stored: bool = False) -> str:
+    """A `text` that an address can name: without . or .. between slashes.
 
     Clients and proxies resolve /a/../b to /b before they send it, and so would ask for another entry.
 
     Raises:
         GalleryError: saying what is wrong with it.
     """
-    found = text(value, "id")
-    if any(unicodedata.category(one) in ("Cc", "Zl", "Zp") for one in found):
-        raise GalleryError(f"id {found!r} holds a control character or a line break: choose another")
+    found = text(value, "id", stored=stored)
     if not {".", ".."}.isdisjoint(found.split("/")):
         raise GalleryError(f"id {found!r} has . or .. as a part: no address could name it, choose another")
     return found
@@ -267,7 +275,7 @@ def as_duration(keep: str | timedelta) -> timedelta:
     if isinstance(keep, str):
         try:
             keep = parse_duration(keep)
-        except ValueError as error:
+        except ConfigError as error:
             raise GalleryError(f"keep={error}") from error
     if keep <= timedelta(0):
         raise GalleryError(f"keep={keep} must be positive")

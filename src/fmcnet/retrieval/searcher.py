@@ -51,7 +51,7 @@ class Searcher:
         self.encoder, self.gallery = encoder, gallery
         if not encoder.digest:
             raise FmcnetError(
-                "this encoder has no digest, so its embeddings cannot be told from others: load it"
+                "this encoder has no digest, so its embeddings cannot be distinguished from those of others: load it"
             )
         self._check()
 

@@ -6,27 +6,28 @@ import hashlib
 import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 from fmcnet.data.listing import Ignored
 from fmcnet.data.readers import benchmark_layout, detect_layout, modality_of_folder, read_dataset
 from fmcnet.data.readers.csv import HELD_OUT
 from fmcnet.data.table import Table
-from fmcnet.errors import DataError, FmcnetError
-from fmcnet.inference.image_input import Fault, list_images, parse_modality
-from fmcnet.retrieval.times import Doubtful, TimePattern, seen_at
+from fmcnet.errors import DataError, FmcnetError, GalleryError
+from fmcnet.inference.image_input import Fault, list_images
+from fmcnet.retrieval.inputs import as_tags, optional_text, text
+from fmcnet.retrieval.times import Doubtful, TimePattern, parse_capture_time
 from fmcnet.types import NO_CAMERA, NO_PID, Modality
 
 
 class NamePattern:
-    """A regular expression with one group, looked for in a name.
+    """A regular expression with one group, searched for in a name.
 
     Args:
-        pattern: as "cam([0-9]+)"; without a group the whole match counts. option: named in messages.
+        pattern: as "cam([0-9]+)"; without a group the whole match counts.
+        option: named in messages.
 
     Raises:
         FmcnetError: when it is no regular expression, or has several groups.
@@ -69,7 +70,8 @@ class Picture(NamedTuple):
     """One picture to index; see `Entry` for the meaning of each value.
 
     Attributes:
-        path: absolute. source: where it came from, in the words of a table; None: its path.
+        path: absolute.
+        source: where it came from, as a table states it; None: its path.
     """
 
     path: Path
@@ -89,15 +91,16 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """What is known of all pictures, and what their names tell.
+    """Metadata of all pictures, and patterns that find it in their names.
 
     Attributes:
-        modality: of pictures of which nothing else says it; where a table says it, only these rows are taken.
+        modality: of pictures without a table; of a table, only the rows of this modality are taken.
         camera: of all pictures.
         cameras, times, tracks, pids: found in the name, which is the path below the folder given.
-        layout: "auto", "images" (whatever lies there, as pictures), "sysu", "regdb", "llcm" or "csv".
+        layout: "auto", "images" (every image as a plain picture), "sysu", "regdb", "llcm" or "csv".
         split: of a dataset: "train", "val", "test", or "all".
-        zone: of times that name none. doubtful: what to do with local times that come twice, or never.
+        zone: of times that name none.
+        doubtful: what to do with local times that come twice, or never.
     """
 
     modality: Modality | None = None
@@ -108,7 +111,7 @@ class Rules:
     pids: NamePattern | None = None
     layout: str = "auto"
     split: str = "all"
-    zone: tzinfo = field(default=timezone.utc)
+    zone: tzinfo = timezone.utc
     doubtful: Doubtful = "refuse"
 
 
@@ -122,10 +125,10 @@ class Sources:
         not_chosen: how many rows of a table an option left out, by the option.
         not_listed: pictures in the folder of a CSV that has no row of them.
         ignored: files of the folders that are no pictures.
-        notes: what else a person should know: what the reader of a table remarked, and times to come.
+        notes: remarks of the table's reader, and times in the future; a sentence each.
     """
 
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Picture, ...] = ()
     faults: tuple[Fault, ...] = ()
     same: tuple[Fault, ...] = ()
     not_chosen: Mapping[str, int] = field(default_factory=dict)
@@ -137,67 +140,71 @@ class Sources:
 def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
     """List what to index, each file once.
 
-    One CSV file, or one folder laid out as a dataset that fmcnet reads, is a table: modality, camera, identity,
-    time, track and tags are the table's. Every row is taken, whether or not it could be learnt from. Everything else
-    are pictures, and folders of pictures.
+    One CSV file, or one folder with the layout of a dataset, is a table, which gives modality, camera, identity,
+    time, track and tags. Every row is taken, also those that training leaves out. All other sources are pictures and
+    folders of pictures.
+
+    Args:
+        sources: files and folders.
+        rules: metadata that the sources do not give.
 
     Raises:
-        DataError: for what is not there, or a table with faults. FmcnetError: for pictures without a modality, or
-            several sources of which one is a table.
+        DataError: for a missing source, or a table with faults.
+        FmcnetError: for pictures without a modality, or several sources of which one is a table.
     """
     if rules.camera is not None and rules.cameras is not None:
         raise FmcnetError("give --camera or --camera-from-name, not both")
-    places = [Path(os.path.abspath(Path(source).expanduser())) for source in sources]  # noqa: PTH100 (.. goes, links stay)
-    layout = _layout(places, rules.layout, rules.modality)
+    paths = [Path(os.path.abspath(Path(source).expanduser())) for source in sources]  # noqa: PTH100 (.. goes, links stay)
+    layout = _find_layout(paths, rules.layout, rules.modality)
     if layout == "images" and rules.modality is None:
         raise FmcnetError("say what these pictures are: --modality visible or --modality infrared")
-    ignored: list[Ignored] = []
-    rows = _pictures(places, rules, ignored) if layout == "images" else _table(places[0], layout, rules)
+    rows, found = _list_pictures(paths, rules) if layout == "images" else _read_table(paths[0], layout, rules)
     pictures: dict[Hashable, Picture] = {}
     faults: list[Fault] = []
     same: list[Fault] = []
-    for at, (name, picture, seen) in enumerate(rows.named):
+    for at, (name, picture, time) in enumerate(rows):
         try:
             str(picture.path).encode()
-            if seen and rules.times is None:
-                picture = picture._replace(time=seen_at(seen, rules.zone, rules.doubtful))
-            told = _told_by_name(picture, name, rules)
-            first = pictures.setdefault(_file(picture.path), told)
+            if time and rules.times is None:
+                picture = picture._replace(time=parse_capture_time(time, rules.zone, rules.doubtful))
+            picture = _apply_name(picture, name, rules)
+            _check_texts(picture)
+            first = pictures.setdefault(_file_key(picture.path), picture)
             if first.path != picture.path:
                 same.append(Fault(at, str(picture.path), f"is the same file as {first.path}"))
         except UnicodeEncodeError:
             faults.append(Fault(at, ascii(str(picture.path)), "its name is not valid Unicode"))
-        except DataError as error:
+        except (DataError, GalleryError) as error:
             faults.append(Fault(at, str(picture.path), str(error)))
     taken = tuple(pictures.values())
-    notes = (*rows.notes, *_to_come(taken))
-    return Sources(taken, tuple(faults), tuple(same), rows.not_chosen, notes, rows.not_listed, tuple(ignored))
+    notes = (*found.notes, *_future_times(taken))
+    return replace(found, pictures=taken, faults=tuple(faults), same=tuple(same), notes=notes)
 
 
-def _to_come(pictures: Sequence[Picture]) -> list[str]:
-    """A note of times later than tomorrow: no clock is right that says them."""
+def _future_times(pictures: Sequence[Picture]) -> list[str]:
+    """A note of times later than tomorrow, which come from a wrong clock."""
     tomorrow = datetime.now(timezone.utc) + timedelta(days=1)
     late = [picture for picture in pictures if picture.time is not None and picture.time > tomorrow]
     if not late:
         return []
     return [
-        f"{len(late)} of {len(pictures)} pictures have a time to come, the first {late[0].path} "
+        f"{len(late)} of {len(pictures)} pictures have a time in the future, the first {late[0].path} "
         f"{late[0].time:%Y-%m-%d %H:%M:%S %Z}: they expire late; check how times are written"
     ]
 
 
-def _not_listed(place: Path, table: Table) -> tuple[str, ...]:
+def _not_listed(source: Path, table: Table) -> tuple[str, ...]:
     """Pictures in the folder of a CSV of which it has no row."""
-    if not place.is_dir():
+    if not source.is_dir():
         return ()
-    listed = {_file(path) for path in table.full_paths()}
+    listed = {_file_key(path) for path in table.full_paths()}
     try:
-        return tuple(str(path) for path in list_images([place]) if _file(path) not in listed)
+        return tuple(str(path) for path in list_images([source]) if _file_key(path) not in listed)
     except DataError:
         return ()  # all its pictures lie elsewhere
 
 
-def _file(path: Path) -> Hashable:
+def _file_key(path: Path) -> Hashable:
     """What all names of a file share."""
     try:
         at = path.stat()
@@ -206,99 +213,93 @@ def _file(path: Path) -> Hashable:
     return at.st_dev, at.st_ino
 
 
-def _layout(places: Sequence[Path], wanted: str, modality: Modality | None) -> str:
+def _find_layout(paths: Sequence[Path], wanted: str, modality: Modality | None) -> str:
     if wanted != "auto":
-        if wanted != "images" and len(places) > 1:
-            raise FmcnetError(f"--layout {wanted} takes one folder or CSV, not {len(places)}")
+        if wanted != "images" and len(paths) > 1:
+            raise FmcnetError(f"--layout {wanted} takes one folder or CSV, not {len(paths)}")
         return wanted
-    if len(places) > 1:
-        for place in places:
-            kind = _dataset(place)
-            if kind == "csv" or benchmark_layout(place):
+    if len(paths) > 1:
+        for path in paths:
+            kind = _dataset(path)
+            if kind == "csv" or benchmark_layout(path):
                 raise FmcnetError(
-                    f"{place} is a {kind} dataset, which says itself what its images are: index it in a call of its "
-                    "own, or say --layout images to take all as mere pictures"
+                    f"{path} is a {kind} dataset, which states the modality of its images: index it in a call of "
+                    "its own, or say --layout images to take all as plain pictures"
                 )
-    elif _dataset(places[0]) is not None:
-        return detect_layout(places[0])
-    for place in places:
-        _check_inside(place, modality)
+    elif _dataset(paths[0]) is not None:
+        return detect_layout(paths[0])
+    for path in paths:
+        _check_inside(path, modality)
     return "images"
 
 
-def _dataset(place: Path) -> str | None:
+def _dataset(path: Path) -> str | None:
     """The layout of a dataset or CSV; None for pictures, folders of no known layout, or nothing."""
-    if place.is_file() and place.suffix.lower() not in (".csv", ".tsv"):
+    if path.is_file() and path.suffix.lower() not in (".csv", ".tsv"):
         return None
     try:
-        return detect_layout(place)
+        return detect_layout(path)
     except DataError:
         return None
 
 
-def _check_inside(place: Path, modality: Modality | None) -> None:
-    """No dataset lies in the folder, and none that the folder lies in says another modality.
-
-    Raises:
-        FmcnetError: where one does, which `--modality` would relabel.
-    """
-    inside = [child for child in sorted(place.iterdir()) if benchmark_layout(child)] if place.is_dir() else []
+def _check_inside(path: Path, modality: Modality | None) -> None:
+    """Refuse a folder that holds datasets, or that is in a dataset which states another modality."""
+    inside = [child for child in sorted(path.iterdir()) if benchmark_layout(child)] if path.is_dir() else []
     if inside:
         names = ", ".join(str(child) for child in inside)
         raise FmcnetError(
-            f"{place} holds datasets, which say themselves what their images are: {names}. Index each in a call of "
-            "its own, or say --layout images to take all as mere pictures"
+            f"{path} holds datasets, which state the modality of their images: {names}. Index each in a call of its "
+            "own, or say --layout images to take all as plain pictures"
         )
-    for folder in list(place.parents)[:3]:
+    for folder in list(path.parents)[:3]:
         layout = benchmark_layout(folder)
-        told = modality_of_folder(layout, place.relative_to(folder).parts[0]) if layout else None
-        if modality is not None and told is not None and told is not modality:
+        stated = modality_of_folder(layout, path.relative_to(folder).parts[0]) if layout else None
+        if modality is not None and stated is not None and stated is not modality:
             raise FmcnetError(
-                f"{place} is {told} in the {layout} dataset {folder}, but --modality says {modality}: mend it, or "
-                "say --layout images to take it as mere pictures"
+                f"{path} is {stated} in the {layout} dataset {folder}, but --modality says {modality}: mend it, or "
+                "say --layout images to take it as plain pictures"
             )
 
 
-class _Rows(NamedTuple):
-    """Names, pictures and their times as a table gives them; the others are those of `Sources`."""
-
-    named: list[tuple[str, Picture, str]]
-    not_chosen: Mapping[str, int] = MappingProxyType({})
-    notes: tuple[str, ...] = ()
-    not_listed: tuple[str, ...] = ()
+_Row = tuple[str, Picture, str]
+"""A picture's name, the picture, and its time as a table writes it."""
 
 
-def _pictures(places: Sequence[Path], rules: Rules, ignored: list[Ignored]) -> _Rows:
+def _list_pictures(paths: Sequence[Path], rules: Rules) -> tuple[list[_Row], Sources]:
+    """The rows, and what `Sources` holds beside pictures and faults."""
     assert rules.modality is not None
-    found = []
-    for place in places:
-        for path in list_images([place], ignored):
-            name = path.relative_to(place).as_posix() if path != place else path.name
+    found: list[_Row] = []
+    ignored: list[Ignored] = []
+    for source in paths:
+        for path in list_images([source], ignored):
+            name = path.relative_to(source).as_posix() if path != source else path.name
             found.append((name, Picture(path, rules.modality), ""))
     if not found:
         raise DataError(f"{ignored[0].path} is {ignored[0].reason}, not an image: give images or folders")
-    return _Rows(found)
+    return found, Sources(ignored=tuple(ignored))
 
 
-def _table(place: Path, layout: str, rules: Rules) -> _Rows:
+def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], Sources]:
+    """As `_list_pictures`."""
     try:
-        table = read_dataset(place, layout=layout, training=False, modality=rules.modality)
+        table = read_dataset(source, layout=layout, training=False, modality=rules.modality)
     except DataError as error:
-        if rules.layout == "auto" and place.is_dir():
+        if rules.layout == "auto" and source.is_dir():
             raise DataError(
-                f"{error}\n{place} looks like a {layout} dataset. If it is just a folder of pictures: --layout images"
+                f"{error}\n{source} looks like a {layout} dataset. For a folder of pictures, give --layout images"
             ) from error
         raise
     of_split = table.select(split=None if rules.split == "all" else rules.split)
     chosen = of_split.select(modality=rules.modality)
     if not len(chosen):
         wanted = "" if rules.modality is None else f" {rules.modality}"
-        raise DataError(f"{place} has no{wanted} picture of split '{rules.split}'")
-    not_chosen = {
+        raise DataError(f"{source} has no{wanted} picture of split '{rules.split}'")
+    left_out = {
         f"--split {rules.split}": len(table) - len(of_split),
         f"--modality {rules.modality}": len(of_split) - len(chosen),
     }
-    found = []
+    found: list[_Row] = []
     for row, path in zip(chosen.records(), chosen.full_paths(), strict=True):
         pid = None if row.pid == NO_PID else row.pid
         named = (table.pid_names[pid],) if table.pid_names and pid is not None else ()
@@ -309,24 +310,24 @@ def _table(place: Path, layout: str, rules: Rules) -> _Rows:
         )
         found.append((row.path, picture, row.time))
     notes = [note for note in table.notes if rules.split != "all" or not note.startswith(HELD_OUT)]
-    not_listed = _not_listed(place, table) if layout == "csv" else ()
-    return _Rows(found, {name: n for name, n in not_chosen.items() if n}, tuple(notes), not_listed)
+    not_listed = _not_listed(source, table) if layout == "csv" else ()
+    not_chosen = {option: count for option, count in left_out.items() if count}
+    return found, Sources(not_chosen=not_chosen, notes=tuple(notes), not_listed=not_listed)
 
 
-def _told_by_name(picture: Picture, name: str, rules: Rules) -> Picture:
-    """With what the name tells, which wins over a table.
+def _check_texts(picture: Picture) -> None:
+    """Refuse here, by name, what the gallery would refuse later."""
+    text(picture.source or str(picture.path), "source")
+    optional_text(picture.camera, "camera")
+    optional_text(picture.track, "track")
+    as_tags(picture.tags)
 
-    Raises:
-        DataError: when it does not tell what it should.
-    """
+
+def _apply_name(picture: Picture, name: str, rules: Rules) -> Picture:
+    """The picture with the metadata that its name holds, which wins over a table's."""
     return picture._replace(
         camera=rules.cameras.find(name) if rules.cameras else rules.camera or picture.camera,
         time=rules.times.find(name) if rules.times else picture.time,
         track=rules.tracks.find(name) if rules.tracks else picture.track,
         pid=rules.pids.number(name) if rules.pids else picture.pid,
     )
-
-
-def modality_or_none(text: str | None) -> Modality | None:
-    """`parse_modality`, or None."""
-    return None if text is None else parse_modality(text)

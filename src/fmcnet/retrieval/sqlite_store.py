@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import Timeout
 
 from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError
 from fmcnet.files import lock_file
@@ -62,7 +63,9 @@ def writer_lock(folder: Path, timeout: float) -> Iterator[None]:
     )
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(lock_file(folder / LOCK, timeout, busy))
+            stack.enter_context(lock_file(folder / LOCK, timeout=timeout))
+        except Timeout as error:
+            raise busy from error
         except OSError as error:
             raise not_writable(folder, error.strerror) from error
         yield

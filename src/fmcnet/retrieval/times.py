@@ -1,4 +1,4 @@
-"""Times as people, tables and file names write them, and whether they say enough to be one moment."""
+"""Times in texts and file names, and whether they are complete and unambiguous."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from zoneinfo import ZoneInfo
 from fmcnet.errors import DataError, FmcnetError
 
 Doubtful = Literal["refuse", "earlier", "later"]
-DOUBTFUL = ("refuse", "earlier", "later")
 
 DIRECTIVES = {
     "%Y": r"\d{4}",
@@ -28,17 +27,17 @@ DIRECTIVES = {
     "%Q": r"\d{13}",
     "%%": "%",
 }
-"""What a pattern may hold, as `datetime.strptime` means it; `%s` are seconds and `%Q` milliseconds since 1970."""
+"""What a pattern may hold, as `datetime.strptime` defines it; `%s` are seconds and `%Q` milliseconds since 1970."""
 
 _NEEDS = (("%f", ("%S", "%s")), ("%S", ("%M",)), ("%M", ("%H",)))
-"""A directive, and those of which one must stand beside it: seconds of no minute are no time."""
+"""A directive, and those of which it needs one."""
 _ISO = re.compile(r"\d{4}-?\d\d-?\d\d(?:[T _].+)?")
 _CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d)?([.,]\d+)?")
-_EPOCH = re.compile(r"(\d{10})(?:\.(\d{1,6})\d*)?|(\d{13})")
+_EPOCH = re.compile(r"(?P<s>\d{10})(?:\.(?P<f>\d{1,6})\d*)?|(?P<Q>\d{13})")
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
-def zone(name: str) -> tzinfo:
+def parse_timezone(name: str) -> tzinfo:
     """A timezone by its name, as "UTC" or "Europe/Berlin".
 
     Raises:
@@ -52,18 +51,19 @@ def zone(name: str) -> tzinfo:
         raise FmcnetError(f"--timezone {name}: unknown; say UTC or a name as Europe/Berlin") from error
 
 
-def placed(naive: datetime, where: tzinfo, doubtful: Doubtful = "refuse") -> datetime:
-    """A local time as a moment.
+def localize(naive: datetime, zone: tzinfo, doubtful: Doubtful = "refuse") -> datetime:
+    """A local time with its timezone.
 
     Args:
-        naive: without a timezone. where: the timezone.
-        doubtful: for a time that comes twice (clocks go back) or never (clocks go forward): refuse it, or take the
-            earlier or later of the two moments that it may mean.
+        naive: without a timezone.
+        zone: the timezone.
+        doubtful: for a time that comes twice (clocks go back) or never (clocks go forward): "refuse" it, or take
+            the "earlier" or "later" of the two possible times.
 
     Raises:
-        DataError: for a doubtful time that is to be refused.
+        DataError: for a doubtful time that is refused.
     """
-    both = [naive.replace(tzinfo=where, fold=fold) for fold in (0, 1)]
+    both = [naive.replace(tzinfo=zone, fold=fold) for fold in (0, 1)]
     try:
         first, second = (one.astimezone(timezone.utc) for one in both)
     except OverflowError as error:
@@ -73,76 +73,71 @@ def placed(naive: datetime, where: tzinfo, doubtful: Doubtful = "refuse") -> dat
     if doubtful == "refuse":
         how = "comes twice" if first < second else "does not exist"
         raise DataError(
-            f"{naive:%Y-%m-%d %H:%M:%S} {how} in {where}, where the clocks change: say --doubtful-times earlier or "
+            f"{naive:%Y-%m-%d %H:%M:%S} {how} in {zone}, where the clocks change: say --doubtful-times earlier or "
             "later, or write the time with its offset"
         )
     return min(first, second) if doubtful == "earlier" else max(first, second)
 
 
-def moment(text: str, where: tzinfo = timezone.utc, doubtful: Doubtful = "refuse") -> datetime:
-    """A time as a person or a table gives it.
+def parse_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "refuse") -> datetime:
+    """Read a time as a person or a table writes it.
 
     Args:
-        text: ISO 8601, as "2026-03-01T22:15:00+01:00", a date alone being its midnight; or seconds (10 digits) or
-            milliseconds (13) since 1970. where: the timezone of a text that names none. doubtful: as `placed`.
+        text: ISO 8601, as "2026-03-01T22:15:00+01:00", or seconds (10 digits) or milliseconds (13) since 1970. A date
+            alone is its midnight.
+        zone: the timezone of a text that names none.
+        doubtful: as `localize`.
 
     Raises:
-        DataError: for a doubtful time that is to be refused. FmcnetError: for anything else.
+        DataError: for a doubtful time that is refused.
+        FmcnetError: for any other text.
     """
     text = text.strip()
     number = _EPOCH.fullmatch(text)
     if number:
-        seconds, fraction, milliseconds = number.groups()
-        if milliseconds:
-            return EPOCH + timedelta(milliseconds=int(milliseconds))
-        return EPOCH + timedelta(seconds=int(seconds), microseconds=int((fraction or "0").ljust(6, "0")))
+        return _since_1970(**number.groupdict())
     if _CLOCK.fullmatch(text):
         raise FmcnetError(f"'{text}' lacks the date: give it as 2026-03-01T22:15:00")
     try:
         if not _ISO.fullmatch(text):
             raise ValueError(text)
-        found = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        time = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError as error:
         raise FmcnetError(
             f"'{text}' is no time: give it as 2026-03-01 or 2026-03-01T22:15:00, or as seconds since 1970 (10 digits)"
         ) from error
-    return found if found.utcoffset() is not None else placed(found, where, doubtful)
+    return time if time.utcoffset() is not None else localize(time, zone, doubtful)
 
 
-def seen_at(text: str, where: tzinfo = timezone.utc, doubtful: Doubtful = "refuse") -> datetime:
-    """`moment` of a picture: not before 1970, which a clock that was never set says.
+def parse_capture_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "refuse") -> datetime:
+    """`parse_time` of a picture. A time before 1970 is refused: it comes from a clock that was never set.
 
     Raises:
-        DataError: saying what is wrong with it.
+        DataError: for a text that is no such time.
     """
     try:
-        return _plausible(moment(text, where, doubtful), f"time '{text}'")
+        return _after_1970(parse_time(text, zone, doubtful), f"time '{text}'")
     except DataError:
         raise
     except FmcnetError as error:
         raise DataError(f"time {error}") from error
 
 
-def _plausible(found: datetime, what: str) -> datetime:
-    if found < EPOCH:
-        raise DataError(f"{what} is of {found:%Y-%m-%d}, before 1970: mend it, or leave the time out")
-    return found
-
-
 class TimePattern:
-    """A time written in names, by the directives of `datetime.strptime`, `%s` and `%Q`.
+    """A pattern of the time in file names, written with the directives of `datetime.strptime`, `%s` and `%Q`.
 
     Args:
-        pattern: as "%Y%m%d_%H%M%S", found anywhere in a name; * stands for any characters, others for themselves. It
-            must say the date: %Y (or %y) with %m and %d, or with %j; or seconds (%s) or milliseconds (%Q) since 1970.
-        where: the timezone of names that tell none (%z). doubtful: as `placed`.
+        pattern: as "%Y%m%d_%H%M%S", found anywhere in a name; * stands for any characters, others for themselves.
+            It must hold the date: %Y (or %y) with %m and %d, or with %j; or else seconds (%s) or milliseconds (%Q)
+            since 1970.
+        zone: the timezone of names without one (%z).
+        doubtful: as `localize`.
 
     Raises:
-        FmcnetError: for a directive that is not in `DIRECTIVES`, or a pattern that is no whole time; says what is
-            missing.
+        FmcnetError: for a directive that is not in `DIRECTIVES`, or a pattern without a complete date and time.
     """
 
-    def __init__(self, pattern: str, where: tzinfo = timezone.utc, doubtful: Doubtful = "refuse") -> None:
+    def __init__(self, pattern: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "refuse") -> None:
         parts = re.split(r"(%.?)", pattern)
         unknown = [part for part in parts if part.startswith("%") and part not in DIRECTIVES]
         used = [part for part in parts if part in DIRECTIVES and part != "%%"]
@@ -154,31 +149,32 @@ class TimePattern:
         fault = _fault(used)
         if fault:
             raise FmcnetError(f"--time-from-name '{pattern}' {fault}")
-        self._pattern, self._where, self._doubtful = pattern, where, doubtful
-        self._used = used
+        self._pattern, self._zone, self._doubtful, self._used = pattern, zone, doubtful, used
         self._epoch = bool({"%s", "%Q"} & set(used))
         inner = "".join(
             f"({DIRECTIVES[part]})" if part in used else DIRECTIVES.get(part) or _literal(part)
             for part in parts
         )
-        self._found = re.compile(rf"(?<!\d){inner}(?!\d)" if self._epoch else inner)
+        self._regex = re.compile(rf"(?<!\d){inner}(?!\d)" if self._epoch else inner)
 
     def find(self, name: str) -> datetime:
-        """The moment, with its timezone.
+        """The time in a name, with its timezone.
 
         Raises:
-            DataError: when the name holds none, one before 1970, or a doubtful one that is to be refused.
+            DataError: when the name holds none, one before 1970, or a doubtful one that is refused.
         """
-        for found in self._found.finditer(name):
+        for match in self._regex.finditer(name):
             if self._epoch:
-                return _since_1970(dict(zip(self._used, found.groups(), strict=True)))
+                return _since_1970(
+                    **{key[1]: text for key, text in zip(self._used, match.groups(), strict=True)}
+                )
             try:
-                moment = datetime.strptime(" ".join(found.groups()), " ".join(self._used))
+                time = datetime.strptime(" ".join(match.groups()), " ".join(self._used))
             except ValueError:
                 continue  # digits that are no time, as month 13
-            if moment.utcoffset() is None:
-                moment = placed(moment, self._where, self._doubtful)
-            return _plausible(moment, f"its time '{found[0]}'")
+            if time.utcoffset() is None:
+                time = localize(time, self._zone, self._doubtful)
+            return _after_1970(time, f"its time '{match[0]}'")
         raise DataError(f"its name holds no time as --time-from-name '{self._pattern}'")
 
 
@@ -186,14 +182,21 @@ def _literal(text: str) -> str:
     return ".*?".join(map(re.escape, text.split("*")))
 
 
-def _since_1970(parts: dict[str, str]) -> datetime:
-    if "%Q" in parts:
-        return EPOCH + timedelta(milliseconds=int(parts["%Q"]))
-    return EPOCH + timedelta(seconds=int(parts["%s"]), microseconds=int(parts.get("%f", "0").ljust(6, "0")))
+def _since_1970(s: str | None = None, f: str | None = None, Q: str | None = None) -> datetime:
+    """The time of seconds with their fraction, or of milliseconds, by the letters of the directives."""
+    if Q:
+        return EPOCH + timedelta(milliseconds=int(Q))
+    return EPOCH + timedelta(seconds=int(s or 0), microseconds=int((f or "0").ljust(6, "0")))
+
+
+def _after_1970(time: datetime, what: str) -> datetime:
+    if time < EPOCH:
+        raise DataError(f"{what} is of {time:%Y-%m-%d}, before 1970: mend it, or leave the time out")
+    return time
 
 
 def _fault(used: Collection[str]) -> str:
-    """Why these directives are no whole time; "" where they are."""
+    """Why these directives do not give a complete time; "" where they do."""
     has = set(used)
     epoch = has & {"%s", "%Q"}
     if epoch:
@@ -206,12 +209,10 @@ def _fault(used: Collection[str]) -> str:
         lacks += [one for one in ("%m", "%d") if one not in has]
     if lacks:
         return (
-            f"lacks {' and '.join(lacks)}: a time without its whole date is no moment, and would expire at once. The "
-            "date may stand in the folder, as '%Y-%m-%d/*%H%M%S'"
+            f"lacks {' and '.join(lacks)}: without the whole date an entry would expire at once. The date may stand "
+            "in the folder, as '%Y-%m-%d/*%H%M%S'"
         )
     if has >= {"%Y", "%y"} or ("%j" in has and has & {"%m", "%d"}):
-        return "says the year or the day twice: leave one out"
-    for one, needed in _NEEDS:
-        if one in has and not has & set(needed):
-            return f"has {one} without {needed[0]}"
-    return ""
+        return "holds the year or the day twice: leave one out"
+    missing = [(one, needed[0]) for one, needed in _NEEDS if one in has and not has & set(needed)]
+    return f"has {missing[0][0]} without {missing[0][1]}" if missing else ""

@@ -19,9 +19,8 @@ from typing import Any
 
 from filelock import Timeout
 
-from fmcnet.data.locks import lock_file
 from fmcnet.errors import DataError
-from fmcnet.files import named
+from fmcnet.files import lock_file, named
 from fmcnet.progress import Progress
 from fmcnet.synthetic.image import ImageKey, render_image
 from fmcnet.synthetic.plan import BenchmarkPlan, Preset, make_plan, resolve_preset
@@ -200,7 +199,7 @@ def _claimed(root: Path, arguments: dict[str, Any]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             with named(root, root / LOCK):
-                stack.enter_context(lock_file(root / LOCK))
+                stack.enter_context(lock_file(root / LOCK, optional=True))
         except Timeout:
             raise DataError(
                 f"another process is generating into {root}: wait until it is done, or choose another folder"

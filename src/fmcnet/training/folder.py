@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from fmcnet.config import Config, load_config
 from fmcnet.errors import CheckpointError, DataError
-from fmcnet.files import left_in, remove_left, write_atomically
+from fmcnet.files import left_in, lock_file, remove_left, write_atomically
 
 CONFIG = "config.yaml"
 MAY_CHANGE = (
@@ -62,19 +63,16 @@ def lock_folder(run: Path) -> Iterator[None]:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(run, error) from error
-    lock = FileLock(run / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise CheckpointError(
-            f"another process is training in {run}: wait for it, or give another --out"
-        ) from None
-    except (OSError, NotImplementedError):  # no locks here, or read-only: then the first write fails
-        pass
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock_file(run / ".lock"))
+        except Timeout:
+            raise CheckpointError(
+                f"another process is training in {run}: wait for it, or give another --out"
+            ) from None
+        except (OSError, NotImplementedError):  # no locks here, or read-only: then the first write fails
+            pass
         yield
-    finally:
-        lock.release()
 
 
 def make_folder(run: Path, config: Config) -> None:

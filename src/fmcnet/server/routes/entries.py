@@ -160,13 +160,13 @@ async def _get(service: Service, entry_id: str) -> Entry:
 
 
 def check_id(entry_id: str) -> None:
-    """Whether it can be an id.
+    """Whether it can be the id of a stored entry.
 
     Raises:
         ApiError: 422, saying why not.
     """
     try:
-        as_id(entry_id)
+        as_id(entry_id, stored=True)
     except GalleryError as error:
         raise ApiError(422, str(error), "entry_id", "give the id of an entry") from error
 
