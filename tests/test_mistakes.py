@@ -69,6 +69,7 @@ WRONG = {
     "gallery expire {X} --keep 30d": IN,
     "gallery compact {X}": IN,
     "gallery export {X} {new}.npz": IN,
+    "gallery recover {X} {new} --model {run}": IN,
     "gallery export {gallery} {X}": ("text", "empty", "below"),
     "serve {gallery} --port 0 --model {X}": MODEL,
     "serve {X} --port 0 --model {run}": ("text", "bytes", "below"),

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,8 +31,19 @@ def as_os_error(error: Exception, path: Path) -> OSError:
     return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
+def private_mode(folder: Path) -> int:
+    """The mode of files that hold a person: 0600, with the group bits of a set-group-ID folder (chmod g+s)."""
+    mode = folder.stat().st_mode
+    return 0o600 | (mode & 0o060 if mode & stat.S_ISGID else 0)
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any], mode: int | None = None) -> Path:
     """Let `write` fill a temporary file beside `path`, then rename it there; a kill leaves the old file.
+
+    Args:
+        path: the file.
+        write: fills the file that it is given.
+        mode: of the file; None: as the system makes files.
 
     Raises:
         OSError: when it cannot be written; it names `path`, not the temporary file.
@@ -39,6 +51,9 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with named(path, temporary):
+            if mode is not None:
+                temporary.touch()
+                temporary.chmod(mode)
             write(temporary)
             to_disk(temporary)
             temporary.replace(path)

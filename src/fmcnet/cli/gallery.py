@@ -1,4 +1,4 @@
-"""`fmcnet gallery info | remove | expire | compact | export`."""
+"""`fmcnet gallery info | remove | expire | compact | export | recover`."""
 
 from __future__ import annotations
 
@@ -177,3 +177,27 @@ def _print_facts(facts: dict[str, Any], json_: bool, title: str) -> None:
         return
     paths: dict[str, str] = {name: facts.pop(name) for name in ("gallery", "out") if name in facts}
     show(title, {name.replace("_", " "): value for name, value in facts.items()}, paths)
+
+
+@app.command()
+def recover(
+    gallery: Annotated[
+        Path, typer.Argument(help="The folder of a gallery whose database was lost or damaged.")
+    ],
+    out: Annotated[Path, typer.Argument(help="The new gallery's folder.")],
+    model: Annotated[str, typer.Option(help="The model that the gallery was indexed with.")],
+    json_: Json = False,
+) -> None:
+    """Write what the index of a damaged gallery knows into a new gallery.
+
+    fmcnet gallery recover people.gallery saved.gallery --model fmcnet-lite
+
+    Embeddings, identities, cameras, tracks, tags and times come back; ids and sources as far as the database
+    still has them. Entries whose deletion was lost come back, too.
+    """
+    from fmcnet.inference.encoder import Encoder
+    from fmcnet.retrieval.recover import recover as write
+
+    found = write(gallery, out, Encoder.from_pretrained(model).digest)
+    facts = {"out": str(out), "entries": found.entries, "renamed": found.renamed, "damaged": found.damaged}
+    _print_facts(facts, json_, "out")

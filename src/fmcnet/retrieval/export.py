@@ -30,7 +30,7 @@ def export(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(
-            path, lambda temporary: counts.append(writers[path.suffix](temporary, settings, parts))
+            path, lambda temporary: counts.append(writers[path.suffix](temporary, settings, parts)), 0o600
         )
     except OSError as error:
         raise GalleryError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from fmcnet.files import remove_left, to_disk, write_atomically
+from fmcnet.files import private_mode, remove_left, to_disk, write_atomically
 from fmcnet.retrieval.columns import EntryColumns
 from fmcnet.retrieval.faiss_index import Codes, FaissIndex
 from fmcnet.retrieval.records import GallerySettings, IndexChoice
@@ -108,7 +108,7 @@ class Manifest:
         """
         codes = self.map(folder)
         for block, crc in enumerate(self.blocks):
-            if _block_crc(codes, block) != crc:
+            if not block_is_intact(codes, block, crc):
                 first, last = block * BLOCK, min((block + 1) * BLOCK, self.rows) - 1
                 raise DoubtError(f"{self.vectors}, rows {first} to {last}: checksum differs")
         graph = None if self.outdated_graph else self.graph
@@ -158,6 +158,8 @@ class Manifest:
             return
         self.trim(folder)
         with (folder / self.vectors).open("ab") as stream:
+            if not self.rows:
+                (folder / self.vectors).chmod(private_mode(folder))
             stream.write(np.ascontiguousarray(codes).data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -184,18 +186,19 @@ class Manifest:
     def put_graphs(self, folder: Path, index: FaissIndex) -> None:
         """Write the graphs to a file of their own."""
         name = f"graph-{_token()}.npz"
-        write_atomically(folder / name, index.save_graphs)
+        write_atomically(folder / name, index.save_graphs, private_mode(folder))
         self.graph, self.graph_crc = name, _crc(folder / name)
 
     def commit(self, folder: Path, index: FaissIndex) -> None:
         """Write columns and manifest, then remove the files that it no longer names."""
         self.generation = index.generation
         self.columns = f"columns-{_token()}.npz"
-        write_atomically(folder / self.columns, lambda path: index.columns.save(path, self.rows))
+        mode = private_mode(folder)
+        write_atomically(folder / self.columns, lambda path: index.columns.save(path, self.rows), mode)
         self.columns_crc = _crc(folder / self.columns)
         body = json.dumps(asdict(self))
         text = json.dumps({"crc": zlib.crc32(body.encode()), "body": body})
-        write_atomically(folder / NAME, lambda path: path.write_text(text, encoding="utf-8"))
+        write_atomically(folder / NAME, lambda path: path.write_text(text, encoding="utf-8"), mode)
         discard(folder, {self.vectors, self.columns, self.graph})
 
 
@@ -407,6 +410,11 @@ def _crc(path: Path) -> int:
         while part := stream.read(2**22):
             crc = zlib.crc32(part, crc)
     return crc
+
+
+def block_is_intact(codes: Codes, block: int, crc: int) -> bool:
+    """Whether a block of embeddings has the checksum that the manifest holds."""
+    return _block_crc(codes, block) == crc
 
 
 def _block_crc(codes: Codes, block: int) -> int:

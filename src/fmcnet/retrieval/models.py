@@ -9,7 +9,7 @@ from typing import Any
 
 from fmcnet.data.depth import ValueRange, check_range, parse_range
 from fmcnet.errors import DataError, FmcnetError, GalleryError
-from fmcnet.files import write_atomically
+from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.encoder import Encoder
 from fmcnet.models.shipped import shipped_models
 
@@ -38,7 +38,9 @@ def remember(gallery: str, model: str | Path | None = None, value_range: ValueRa
         changed["ranges"] = [*ranges, value_range]
     if changed != noted:
         text = json.dumps(changed) + "\n"
-        write_atomically(folder / NOTE, lambda at: at.write_text(text, encoding="utf-8"))
+        write_atomically(
+            folder / NOTE, lambda at: at.write_text(text, encoding="utf-8"), private_mode(folder)
+        )
 
 
 def remembered_ranges(gallery: str) -> list[ValueRange]:

@@ -60,6 +60,10 @@ class Database(Connection):
         """All tables are there, those of newer versions too."""
         return bool(self.run("SELECT 1 FROM sqlite_master WHERE name = 'pictures'"))
 
+    def is_empty(self) -> bool:
+        """There is no table at all."""
+        return not self.run("SELECT 1 FROM sqlite_master")
+
     def create(self) -> None:
         """Make the tables where they are missing."""
         with self.writing():

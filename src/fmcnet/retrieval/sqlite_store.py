@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from filelock import Timeout
 
-from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError
-from fmcnet.files import lock_file
+from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryDamagedError, GalleryError
+from fmcnet.files import lock_file, private_mode
 from fmcnet.retrieval.backends import NEAR, SPARE, ranked
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
-from fmcnet.retrieval.index_files import GalleryIndex
+from fmcnet.retrieval.index_files import NAME as INDEX
+from fmcnet.retrieval.index_files import DoubtError, GalleryIndex, Manifest
 from fmcnet.retrieval.inputs import check_settings
 from fmcnet.retrieval.records import (
     Added,
@@ -92,10 +93,13 @@ class SqliteStore:
         self._closed = False
         self._mutex = threading.RLock()
         self._prepare(options.create)
+        indexed = self._indexed()  # read first: the database may only be newer
         self.database = Database(folder, read_only=read_only, timeout=timeout)
         try:
             with self.database.translated():
                 ready = self.database.has_tables()
+                if indexed is not None:
+                    self._check_loss(indexed)
             if not read_only and not ready:
                 with writer_lock(folder, timeout):
                     self.database.create()
@@ -116,6 +120,8 @@ class SqliteStore:
     def _prepare(self, create: bool) -> None:
         if (self.folder / NAME).is_file():
             return
+        if (indexed := self._indexed()) is not None and indexed.rows:
+            raise _lost(self.folder, f"{NAME} is empty or missing", indexed)
         if self.folder.exists() and not self.folder.is_dir():
             raise GalleryError(f"{self.folder} is a file; a gallery is a folder")
         if self.folder.is_dir() and any(p.name != LOCK for p in self.folder.iterdir()):
@@ -125,9 +131,36 @@ class SqliteStore:
         if self.read_only or not create:
             raise GalleryError(f"there is no gallery at {self.folder}: check the path, or add to it first")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self.folder / NAME).touch()
+            (self.folder / NAME).chmod(private_mode(self.folder))
         except OSError as error:
             raise GalleryError(f"{self.folder} cannot be made: {error.strerror}") from error
+
+    def _indexed(self) -> Manifest | None:
+        """What the index's files say of the gallery; None where they say nothing."""
+        try:
+            return Manifest.read(self.folder)
+        except DoubtError:
+            return None
+
+    def _check_loss(self, indexed: Manifest) -> None:
+        """Refuse a database that lost what the index still knows.
+
+        Raises:
+            GalleryDamagedError: says what was lost, and what to do.
+        """
+        if self.database.is_empty():
+            if indexed.rows:
+                raise _lost(self.folder, f"{NAME} is empty or missing", indexed)
+        elif (
+            self.database.get("gallery") is not None
+            and self.database.name() == indexed.gallery
+            and self.database.number("generation") < indexed.generation
+        ):
+            raise _lost(
+                self.folder, f"{NAME} is older than its index, so its write-ahead log was lost", indexed
+            )
 
     def _choice(self, index: IndexChoice | None, hnsw_above: int | None) -> tuple[IndexChoice, int]:
         """The kind of index: as given, and then kept in the gallery; or as kept."""
@@ -399,3 +432,11 @@ class SqliteStore:
                 self._closed = True
                 with contextlib.suppress(sqlite3.Error):
                     self.database.close()
+
+
+def _lost(folder: Path, what: str, indexed: Manifest) -> GalleryDamagedError:
+    return GalleryDamagedError(
+        f"{folder} lost entries: {what}, and the index has {indexed.rows:,} rows. Nothing was changed. Restore the "
+        f"database from a backup, or write what the index knows into a new gallery: fmcnet gallery recover {folder} "
+        f"NEW --model MODEL. After a restore that is older on purpose, delete {folder / INDEX}"
+    )

@@ -1,0 +1,154 @@
+"""A gallery whose database was lost is refused, keeps its index, and gives back what the index knows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import datetime, timezone
+
+import numpy as np
+import pytest
+
+from fmcnet import Gallery
+from fmcnet.errors import GalleryDamagedError, GalleryError
+from fmcnet.retrieval.recover import recover
+
+SEEN = datetime(2026, 3, 1, 8, tzinfo=timezone.utc)
+KILLED = """
+import os, sys, numpy as np
+from fmcnet import Gallery
+rng = np.random.default_rng(0)
+gallery = Gallery(sys.argv[1], model="m", flush_rows=1)
+for part in range(10):
+    x = rng.normal(size=(100, 16))
+    gallery.add(x / np.linalg.norm(x, axis=1, keepdims=True), modality="visible", pid=part, camera=f"cam{part % 3}")
+os._exit(0)  # as a kill: nothing is closed
+"""
+
+
+def unit(n, seed=0):
+    x = np.random.default_rng(seed).normal(size=(n, 16))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Sixty entries, ten of them deleted."""
+    with Gallery(tmp_path / "people.gallery", model="m", flush_rows=1) as gallery:
+        gallery.add(
+            unit(60), modality=["visible", "infrared"] * 30, ids=[f"crop-{i}" for i in range(60)],
+            pid=list(range(60)),
+            camera=["gate", None] * 30, track=[None, "t1"] * 30, time=SEEN, tags=[["hat", "bag"], []] * 30,
+            source=[f"{i}.jpg" for i in range(60)],
+        )  # fmt: skip
+        from fmcnet import Where
+
+        gallery.remove(Where(pids=list(range(10))))
+    return tmp_path / "people.gallery"
+
+
+def files_of(folder):
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.name.startswith(("index", "vec", "col"))
+    }
+
+
+@pytest.mark.parametrize("how", ["emptied", "deleted"])
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_lost_database_is_refused_and_nothing_is_deleted(folder, how, read_only):
+    before = files_of(folder)
+    database = folder / "gallery.sqlite"
+    database.write_bytes(b"") if how == "emptied" else database.unlink()
+    for _ in range(2):
+        with pytest.raises(GalleryDamagedError, match=r"lost entries.*60 rows.*fmcnet gallery recover"):
+            Gallery(folder, model="m", read_only=read_only)
+    assert files_of(folder) == before
+
+
+def test_a_lost_write_ahead_log_is_refused(tmp_path):
+    folder = tmp_path / "people.gallery"
+    subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=True, timeout=300)
+    for log in folder.glob("*-wal"):
+        log.unlink()
+    for shared in folder.glob("*-shm"):
+        shared.unlink()
+    with pytest.raises(GalleryDamagedError, match="lost entries"):
+        Gallery(folder, model="m")
+    found = recover(folder, tmp_path / "new.gallery", "m")
+    assert found.entries == 1000
+    with Gallery(tmp_path / "new.gallery") as gallery:
+        assert len(gallery) == 1000
+        assert {entry.camera for entry, _ in gallery.scan()} == {"cam0", "cam1", "cam2"}
+
+
+def test_what_the_index_knows_comes_back(folder, tmp_path):
+    (folder / "gallery.sqlite").write_bytes(b"")
+    found = recover(folder, tmp_path / "new.gallery", "m")
+    assert (found.entries, found.renamed, found.damaged) == (50, 50, 0)
+    with Gallery(tmp_path / "new.gallery") as gallery:
+        entries = {entry.pid: entry for entry, _ in gallery.scan()}
+        assert set(entries) == set(range(10, 60))
+        even, odd = entries[10], entries[11]
+        assert (even.camera, even.track, even.tags, even.time) == ("gate", None, ("bag", "hat"), SEEN)
+        assert (odd.camera, odd.track, odd.tags, str(odd.modality)) == (None, "t1", (), "infrared")
+        assert even.id.startswith("recovered-")
+        assert gallery.search(unit(60)[10], top=1)[0].pid == 10
+
+
+def test_ids_come_back_as_far_as_the_database_goes_and_damaged_rows_are_counted(folder, tmp_path):
+    vectors = next(folder.glob("vectors-*"))
+    vectors.write_bytes(vectors.read_bytes()[:-4] + b"\xff\xff\xff\x7f")
+    found = recover(folder, tmp_path / "new.gallery", "m")
+    assert (found.entries, found.renamed, found.damaged) == (0, 0, 50)
+    vectors.write_bytes(vectors.read_bytes()[:-4] + unit(60)[59, -1:].tobytes())
+    found = recover(folder, tmp_path / "again.gallery", "m")
+    assert (found.entries, found.renamed, found.damaged) == (50, 0, 0)
+    with Gallery(tmp_path / "again.gallery") as gallery:
+        assert gallery.get("crop-12").source == "12.jpg"
+
+
+def test_mistakes(folder, tmp_path):
+    with pytest.raises(GalleryError, match="exists: name a new folder"):
+        recover(folder, folder, "m")
+    (folder / "index.json").write_text("{")
+    with pytest.raises(GalleryDamagedError, match="its index cannot be read either"):
+        recover(folder, tmp_path / "new.gallery", "m")
+
+
+def test_an_index_without_rows_proves_no_loss(tmp_path):
+    with Gallery(tmp_path / "new.gallery", model="m"):
+        pass
+    with Gallery(tmp_path / "new.gallery", model="m") as gallery:
+        gallery.add(unit(2), modality="visible")
+    with Gallery(tmp_path / "new.gallery", read_only=True) as gallery:
+        assert len(gallery) == 2
+
+
+def modes(folder):
+    return {path.stat().st_mode & 0o777 for path in folder.iterdir() if path.name != "writer.lock"}
+
+
+def test_only_the_owner_reads_what_holds_a_person_unless_the_folder_is_a_groups(tmp_path):
+    old = os.umask(0o022)
+    try:
+        for name, mode, expected in (
+            ("own", None, 0o600),
+            ("plain", 0o755, 0o600),
+            ("shared", 0o2770, 0o660),
+        ):
+            folder = tmp_path / name
+            if mode is not None:
+                folder.mkdir()
+                folder.chmod(mode)
+            with Gallery(folder, model="m", flush_rows=1) as gallery:
+                gallery.add(unit(20), modality="visible")
+                gallery.export(tmp_path / f"{name}.npz")
+                assert modes(folder) == {expected}
+            if mode is None:
+                assert folder.stat().st_mode & 0o777 == 0o700
+            assert (tmp_path / f"{name}.npz").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(old)
