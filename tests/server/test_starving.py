@@ -199,8 +199,8 @@ def test_one_address_cannot_hold_all_connections(server):
 
 def test_a_stop_keeps_its_time_and_says_what_it_cut_off(server):
     process, address, _ = server
-    held = [connect(address) for _ in range(3)]
-    for one in held:
+    held = [connect(address) for _ in range(12)]
+    for one in held:  # some ten seconds of decoding
         one.sendall(body_of(*[blank(2400)] * 16))
     time.sleep(0.3)
     start = time.monotonic()
@@ -210,7 +210,7 @@ def test_a_stop_keeps_its_time_and_says_what_it_cut_off(server):
     process.reader.join(60)
     said = "".join(process.said)
     assert "Traceback" not in said
-    assert "3 requests cut off" in process.said[-1]
+    assert re.search(r"stopped: [1-9]\d* requests cut off", process.said[-1])
     for one in held:
         one.close()
 
