@@ -396,6 +396,7 @@ def load_config(
             f"{where} must hold sections (data, model, losses, ...), not a {type(tree).__name__}"
         )
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    faults = [fault for item in overrides if (fault := _apply_override(tree, item))]
     for key, (neutral, _) in REMOVED.items():
         section, name = key.split(".")
         values = tree.get(section)
@@ -403,7 +404,6 @@ def load_config(
             continue
         if values[name] == neutral or (trained and key not in REMOVED_WEIGHTS):
             del values[name]
-    faults = [fault for item in overrides if (fault := _apply_override(tree, item))]
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:

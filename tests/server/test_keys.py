@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
-from fmcnet.server.keys import read_keys
+from fmcnet.server import keys as keys_module
+from fmcnet.server.keys import list_keys, new_key, read_keys, revoke_key
 from tests.cli import run_command
 from tests.server.service import running
 
@@ -64,3 +66,27 @@ def test_list_and_its_mistakes(tmp_path):
         in run_command("keys", "revoke", path, "--name", "hall", code=2).output
     )
     assert "no file of API keys" in run_command("keys", "list", tmp_path / "none.json", code=2).output
+
+
+def test_changes_at_once_lose_nothing(tmp_path):
+    path = tmp_path / "keys.json"
+    run_command("keys", "add", path, "--name", "first", "--scope", "read")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: new_key(path, f"key-{n}", ["read"]), range(24)))
+        list(pool.map(lambda n: revoke_key(path, f"key-{n}"), range(12)))
+    assert {key.name for key in list_keys(path)} == {"first", *(f"key-{n}" for n in range(12, 24))}
+
+
+def test_a_change_while_the_service_reads_its_keys_is_not_missed(tmp_path, monkeypatch):
+    path = tmp_path / "keys.json"
+    secret = new_key(path, "gate", ["read"])
+    read = keys_module._read_file
+
+    def slow(at):
+        found = read(at)
+        monkeypatch.setattr(keys_module, "_read_file", read)
+        revoke_key(path, "gate")
+        return found
+
+    monkeypatch.setattr(keys_module, "_read_file", slow)
+    assert read_keys(path, {}).find(secret) is None

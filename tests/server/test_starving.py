@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import re
 import signal
 import socket
@@ -239,3 +240,26 @@ def test_every_name_of_this_machine_is_answered_without_keys(tmp_path, host):
     with running(tmp_path) as one:
         assert one.client.get("/v1/gallery", headers={"Host": host}).status_code == 200
         assert one.client.get("/v1/gallery", headers={"Host": "example.org"}).status_code == 403
+
+
+@pytest.mark.parametrize("which", ["_crops", "_large"])
+def test_decoder_processes_that_died_are_replaced(tmp_path, which):
+    """As when the system runs out of memory and kills one that has nothing to do."""
+    with running(tmp_path, limits=Limits(wait=0.001)) as one:
+        pool = getattr(one.service._decoders, which)._pool
+        for pid in list(pool._pool_manager.worker_manager.workers):
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(1.0)
+        replies = [embed(one.client, blank(40 if which == "_crops" else 2000)).status_code for _ in range(3)]
+        assert replies[1:] == [200, 200]
+        assert replies[0] in (200, 503)
+        assert one.client.get("/readyz").status_code == 200
+
+
+def test_a_service_that_cannot_decode_says_so_at_its_start(tmp_path, monkeypatch):
+    def fails(*arguments, **options):
+        raise RuntimeError("no process can be started")
+
+    monkeypatch.setattr("fmcnet.server.decoding.ProcessPool.schedule", fails)
+    with pytest.raises(Exception, match="no process can be started"), running(tmp_path):
+        pass

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import logging
 import multiprocessing
 import os
 from collections import OrderedDict, deque
@@ -18,10 +20,20 @@ from functools import partial
 from typing import NamedTuple
 
 from pebble import ProcessExpired, ProcessPool
+from PIL import Image
 
 from fmcnet.server.errors import ApiError, overloaded
 from fmcnet.server.limits import Limits
-from fmcnet.server.uploads import DecodedUpload, DecodeRules, UploadError, decode_cost, decode_upload
+from fmcnet.server.uploads import (
+    SMALLEST,
+    DecodedUpload,
+    DecodeRules,
+    UploadError,
+    decode_cost,
+    decode_upload,
+)
+
+_log = logging.getLogger(__name__)
 
 RECYCLE = 500
 """Images after which a process is replaced, so that no memory of a large image stays."""
@@ -61,20 +73,47 @@ class _Queue:
         limits: see `DecoderPool`.
         processes: that decode these images.
         initializer: what a process does first.
+
+    Attributes:
+        fault: why no image can be decoded now; "" when it can.
     """
 
     def __init__(
         self, rules: DecodeRules, limits: Limits, processes: int, initializer: Callable[[], None] | None
     ) -> None:
         self.rules, self.limits, self.processes = rules, limits, processes
+        self._initializer = initializer
+        self._pool = self._make_pool()
+        self._callers: OrderedDict[str, deque[deque[_Image]]] = OrderedDict()
+        self._busy = 0
+        self._stopped = False
+        self.fault = ""
+
+    def _make_pool(self) -> ProcessPool:
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         context = multiprocessing.get_context(method)
         if method == "forkserver":
             context.set_forkserver_preload([decode_upload.__module__])
-        self._pool = ProcessPool(processes, RECYCLE, initializer, context=context)
-        self._callers: OrderedDict[str, deque[deque[_Image]]] = OrderedDict()
-        self._busy = 0
-        self._stopped = False
+        return ProcessPool(self.processes, RECYCLE, self._initializer, context=context)
+
+    def _schedule(self, image: _Image) -> Future[DecodedUpload]:
+        """Hand an image to the pool; one whose processes died is replaced once.
+
+        Raises:
+            RuntimeError: when no process can be started.
+        """
+        arguments = [image.upload.data, image.upload.name, self.rules]
+        try:
+            return self._pool.schedule(decode_upload, args=arguments, timeout=self.limits.decode_seconds)
+        except RuntimeError as error:
+            _log.error("the decoder processes ended (%s): starting new ones", error)
+            self._end_pool()
+            self._pool = self._make_pool()
+            return self._pool.schedule(decode_upload, args=arguments, timeout=self.limits.decode_seconds)
+
+    def _end_pool(self) -> None:
+        self._pool.stop()  # type: ignore[no-untyped-call]
+        self._pool.join()
 
     def put(self, images: Sequence[_Image], caller: str) -> None:
         """Queue some images of one request."""
@@ -85,8 +124,7 @@ class _Queue:
     def stop(self) -> None:
         """End the processes at once."""
         self._stopped = True
-        self._pool.stop()  # type: ignore[no-untyped-call]
-        self._pool.join()
+        self._end_pool()
 
     def _submit(self) -> None:
         """Give free processes the next images."""
@@ -103,12 +141,13 @@ class _Queue:
             if image.request.pixels > self.limits.request_pixels:
                 image.future.set_exception(self._too_many())
                 continue
+            try:
+                job = self._schedule(image)
+            except (RuntimeError, OSError) as error:
+                self.fault = f"images cannot be decoded: {error}"
+                image.future.set_exception(overloaded(self.fault))
+                continue
             self._busy += 1
-            job = self._pool.schedule(
-                decode_upload,
-                args=[image.upload.data, image.upload.name, self.rules],
-                timeout=self.limits.decode_seconds,
-            )
             job.add_done_callback(partial(self._done, image))
 
     def _done(self, image: _Image, job: Future[DecodedUpload]) -> None:
@@ -120,6 +159,7 @@ class _Queue:
         self._busy -= 1
         error = job.exception() if not job.cancelled() else asyncio.CancelledError()
         if error is None:
+            self.fault = ""
             image.request.pixels += job.result().source_pixels
         if not image.future.done():
             if error is None:
@@ -134,6 +174,9 @@ class _Queue:
             return ApiError(error.status, error.what, "images", error.do)
         if isinstance(error, asyncio.CancelledError) or self._stopped:
             return overloaded("the service is stopping")
+        if isinstance(error, RuntimeError):  # of the pool; decoding itself raises none
+            self.fault = f"images cannot be decoded: the decoder processes ended ({error})"
+            return overloaded(self.fault)
         what = f"image '{name}' took more than {self.limits.decode_seconds:g} s to decode"
         if isinstance(error, ProcessExpired):
             what = f"image '{name}' cannot be decoded: its decoder stopped (exit code {error.exitcode})"
@@ -187,6 +230,25 @@ class DecoderPool:
         if faults:
             raise _together(faults, len(uploads))
         return [one for one in outcomes if isinstance(one, DecodedUpload)]
+
+    async def start(self) -> None:
+        """Decode one image in each kind of process, so that what keeps them from starting is known at once.
+
+        Raises:
+            ApiError: when an image cannot be decoded here.
+        """
+        blank = io.BytesIO()
+        Image.new("RGB", (SMALLEST, SMALLEST)).save(blank, "PNG")
+        loop, upload = asyncio.get_running_loop(), Upload("blank", blank.getvalue())
+        images = [_Image(upload, loop.create_future(), _Request()) for _ in (self._crops, self._large)]
+        for queue, image in zip((self._crops, self._large), images, strict=True):
+            queue.put([image], "the service")
+        await asyncio.gather(*(one.future for one in images))
+
+    @property
+    def faults(self) -> list[str]:
+        """Why images cannot be decoded now; empty when they can."""
+        return [queue.fault for queue in (self._crops, self._large) if queue.fault]
 
     def stop(self) -> None:
         """End the processes at once; what is decoded or waits is refused."""

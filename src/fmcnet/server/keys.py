@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -9,12 +10,12 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fmcnet.errors import FmcnetError
-from fmcnet.files import write_atomically
+from fmcnet.files import lock_file, write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -49,15 +50,20 @@ class Keys:
         keys: of the environment, or of `path` as it is now.
         path: a file of keys. It is read again when it changes, so a key that is revoked there is refused at once.
             While the file is missing or damaged, no key of it is taken.
+        stamp: of the file before it was read, so that no later change is missed.
+
+    Attributes:
         changed: called with the names that a change added and revoked.
     """
 
-    def __init__(self, keys: Iterable[Key] = (), path: Path | None = None) -> None:
+    def __init__(
+        self, keys: Iterable[Key] = (), path: Path | None = None, stamp: tuple[int, ...] | None = None
+    ) -> None:
         self.keys = tuple(keys)
         self.changed: Callable[[list[str], list[str]], object] = lambda added, revoked: None
         self._path, self._needed = path, path is not None or bool(self.keys)
         self._fixed = self.keys if path is None else ()
-        self._stamp = _stamp(path)
+        self._stamp = _stamp(path) if stamp is None else stamp
         _check_names(self.keys)
 
     def __bool__(self) -> bool:
@@ -135,7 +141,8 @@ def read_keys(path: Path | None, environment: Mapping[str, str] = os.environ) ->
                 "digits and signs of ASCII"
             )
         found.append(Key(_name(name), _scopes(scopes.split(","), name), hash_secret(secret)))
-    return Keys(_read_file(path) if path is not None else (), path).with_fixed(found)
+    stamp = _stamp(path)
+    return Keys(_read_file(path) if path is not None else (), path, stamp).with_fixed(found)
 
 
 def new_key(path: Path, name: str, scopes: Iterable[str]) -> str:
@@ -146,11 +153,12 @@ def new_key(path: Path, name: str, scopes: Iterable[str]) -> str:
     Raises:
         FmcnetError: for a bad name or scope, a name that is there, or a file that is damaged.
     """
-    keys = _read_file(path) if path.exists() else []
     secret = secrets.token_urlsafe(32)
-    keys.append(Key(_name(name), _scopes(scopes, name), hash_secret(secret)))
-    _check_names(keys)
-    _write_file(path, keys)
+    with _changing(path):
+        keys = _read_file(path) if path.exists() else []
+        keys.append(Key(_name(name), _scopes(scopes, name), hash_secret(secret)))
+        _check_names(keys)
+        _write_file(path, keys)
     return secret
 
 
@@ -169,12 +177,23 @@ def revoke_key(path: Path, name: str) -> None:
     Raises:
         FmcnetError: when the file is missing or damaged, or has no such key.
     """
-    keys = _read_file(path)
-    left = [key for key in keys if key.name != name]
-    if len(left) == len(keys):
-        names = ", ".join(key.name for key in keys) or "none"
-        raise FmcnetError(f"{path} has no key '{name}'; its keys: {names}")
-    _write_file(path, left)
+    with _changing(path):
+        keys = _read_file(path)
+        left = [key for key in keys if key.name != name]
+        if len(left) == len(keys):
+            names = ", ".join(key.name for key in keys) or "none"
+            raise FmcnetError(f"{path} has no key '{name}'; its keys: {names}")
+        _write_file(path, left)
+
+
+@contextlib.contextmanager
+def _changing(path: Path) -> Iterator[None]:
+    """One process at a time reads and writes the file."""
+    if not path.parent.is_dir():  # reading or writing says so
+        yield
+        return
+    with lock_file(path.with_name(f".{path.name}.lock"), timeout=10.0, optional=True):
+        yield
 
 
 def _write_file(path: Path, keys: Sequence[Key]) -> None:

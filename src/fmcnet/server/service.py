@@ -102,6 +102,7 @@ class Service:
             seen=self.metrics.batched,
         )
         self._batcher.start()
+        await self._decoders.start()
         self.ready = True
         self._chores = asyncio.get_running_loop().create_task(self._do_chores())
 
@@ -171,6 +172,7 @@ class Service:
             found.append("nothing embeds images")
         if not self.audit.recovered():
             found.append("the audit log cannot be written")
+        found += self._decoders.faults
         return found
 
     # ---- work ----

@@ -1,1 +1,1 @@
-"""Part of fmcnet."""
+"""The HTTP routes: `search.py`, `entries.py`, `info.py`. A new file goes into `PARTS` of `app.py`."""
