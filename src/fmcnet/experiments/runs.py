@@ -12,12 +12,11 @@ import signal
 import subprocess
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -277,99 +276,58 @@ def _try(run: StudyRun, device: str, progress: bool | None) -> str:
 def _complete_in_processes(
     runs: Sequence[StudyRun], workers: int, devices: tuple[str, ...], record: Callable[[StudyRun, str], None]
 ) -> None:
-    """Complete runs in processes, each with a thread that feeds it: one that dies costs its own run alone."""
     logs = runs[0].study / LOGS
     logs.mkdir(parents=True, exist_ok=True)
-    waiting, finished = deque(runs), SimpleQueue[tuple[StudyRun, str]]()
-    others = set(multiprocessing.active_children())
-    feeders = [
-        threading.Thread(
-            target=_feed,
-            args=(waiting, finished, devices[number % len(devices)], logs / f"worker-{number}.log"),
-            daemon=True,
-        )
-        for number in range(workers)
-    ]
-    try:
-        for feeder in feeders:
-            feeder.start()
-        for _ in runs:
-            record(*finished.get())
-    except BaseException:  # Ctrl-C: each training writes a checkpoint and ends
-        waiting.clear()
-        processes = set(multiprocessing.active_children()) - others
-        for process in processes:
-            process.terminate()
-        end = time.monotonic() + PATIENCE
-        for process in processes:
-            process.join(max(0.0, end - time.monotonic()))
-            process.kill()
-        raise
-    for feeder in feeders:
-        feeder.join()
-
-
-def _feed(
-    waiting: deque[StudyRun], finished: SimpleQueue[tuple[StudyRun, str]], device: str, log: Path
-) -> None:
-    """Give one process run after run; a process that died is replaced."""
     context = multiprocessing.get_context("spawn")
-    pool: ProcessPoolExecutor | None = None
-    while True:
-        try:
-            run = waiting.popleft()
-        except IndexError:
-            break
-        if pool is None:
-            pool = ProcessPoolExecutor(1, context, _start_worker, (device, log))
+    slots = context.SimpleQueue()
+    for number in range(workers):
+        slots.put((devices[number % len(devices)], logs / f"worker-{number}.log"))
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(workers, context, _start_worker, (slots,)) as pool:
         try:
             with _settings_of_workers():
-                future = pool.submit(_work, run)
-            error = future.result()
-        except Exception as fault:  # BrokenProcessPool, or what kept the process from starting
-            pool.shutdown(wait=False)
-            pool = None
-            tail = (
-                " | ".join(log.read_text(errors="replace").split("\n")[-4:]).strip(" |")
-                if log.is_file()
-                else ""
-            )
-            error = f"its worker process ended ({type(fault).__name__}); {log}" + (
-                f" ends with: {tail}" if tail else ""
-            )
-        finished.put((run, error))
-    if pool is not None:
-        pool.shutdown()
-
-
-_STARTING = threading.Lock()
+                futures = {pool.submit(_work, run): run for run in runs}
+            for future in as_completed(futures):
+                try:
+                    record(futures[future], future.result())
+                except BrokenProcessPool:
+                    record(futures[future], f"a worker process ended; {logs} has the logs")
+        except BaseException:  # Ctrl-C: each training writes a checkpoint and ends
+            processes = set(multiprocessing.active_children()) - others
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+            end = time.monotonic() + PATIENCE
+            for process in processes:
+                process.join(max(0.0, end - time.monotonic()))
+                process.kill()
+            raise
 
 
 @contextlib.contextmanager
 def _settings_of_workers() -> Iterator[None]:
     """Processes started here have one CPU thread and ignore Ctrl-C: this process ends them by SIGTERM."""
-    with _STARTING:
-        masks, threads = hasattr(signal, "pthread_sigmask"), os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = "1"
+    masks, threads = hasattr(signal, "pthread_sigmask"), os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if masks:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = threads
         if masks:
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        try:
-            yield
-        finally:
-            del os.environ["OMP_NUM_THREADS"]
-            if threads is not None:
-                os.environ["OMP_NUM_THREADS"] = threads
-            if masks:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 _device = "auto"
 """The device of this worker process."""
 
 
-def _start_worker(device: str, log: Path) -> None:
+def _start_worker(slots: Any) -> None:
     global _device
-    _device = device
+    _device, log = slots.get()
     with log.open("ab") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
@@ -392,6 +350,6 @@ def _work(run: StudyRun) -> str:
         return _try(run, _device, progress=False)
     except KeyboardInterrupt:  # SIGTERM: this process must not begin another run
         os._exit(130)
-    except Exception as error:  # as a GPU that ran out of memory: the next run has a chance
-        logging.getLogger(__name__).exception("%s failed", run.name)
+    except Exception as error:  # as a GPU that ran out of memory: the others go on
+        logger.exception("%s failed", run.name)
         return f"{type(error).__name__}: {error}"
