@@ -189,10 +189,9 @@ def revoke_key(path: Path, name: str) -> None:
 @contextlib.contextmanager
 def _changing(path: Path) -> Iterator[None]:
     """One process at a time reads and writes the file."""
-    if not path.parent.is_dir():  # reading or writing says so
-        yield
-        return
-    with lock_file(path.with_name(f".{path.name}.lock"), timeout=10.0, optional=True):
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # where no file can be made, writing the keys says so
+            stack.enter_context(lock_file(path.with_name(f".{path.name}.lock"), timeout=10.0, optional=True))
         yield
 
 
