@@ -1,9 +1,12 @@
-"""Ctrl-C before a command has started."""
+"""Ctrl-C before a command has started; pipes that break."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
+from collections.abc import Iterator
 
 
 def _leave(*_: object) -> None:
@@ -22,3 +25,20 @@ def end_early(on: bool) -> None:
         signal.signal(signal.SIGINT, _leave)
     elif not on and now is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def ignored_broken_pipes() -> Iterator[None]:
+    """A pipe or socket that breaks is an error of its writer, and does not end the process.
+
+    The command line ends in silence when nobody reads its output, as in `fmcnet info RUN | head`. A command that
+    talks to processes or callers needs the opposite.
+    """
+    if not hasattr(signal, "SIGPIPE") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGPIPE, before)

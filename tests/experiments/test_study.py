@@ -8,9 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -208,18 +207,38 @@ def test_a_run_that_fails_leaves_the_others_be(tiny_sysu, tmp_path, workers):
     assert told == [1, 2]
 
 
-def test_a_worker_that_dies_is_named_and_a_second_start_goes_on(tiny_sysu, tmp_path):
-    runs = [run_named(tmp_path, tiny_sysu, name, "training.epochs=2000") for name in ("a", "b")]
+@dataclass(frozen=True)
+class FakeRun:
+    """A run whose worker process ends, or that meets an error nobody foresaw."""
 
-    def kill():
-        wait_for(lambda: under_way(tmp_path))
-        multiprocessing.active_children()[0].kill()
+    name: str
+    study: Path
+    fault: str = ""
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    with pytest.raises(FmcnetError, match=r"[12] of 2 runs failed.*\n  [ab]: a worker process ended; .*logs"):
+    def result(self):
+        return None
+
+    def complete(self, device, progress):
+        print(f"{self.name} begins", flush=True)
+        if self.fault == "end":
+            os._exit(9)
+        if self.fault == "error":
+            raise RuntimeError("CUDA out of memory, say")
+        (self.study / self.name).write_text("done")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("end", r"its worker process ended .*ends with: .*bad begins"),
+        ("error", "RuntimeError: CUDA out of memory"),
+    ],
+)
+def test_a_worker_that_dies_costs_its_own_run_alone(tmp_path, fault, said):
+    runs = [FakeRun("bad", tmp_path, fault), *(FakeRun(name, tmp_path) for name in ("a", "b", "c"))]
+    with pytest.raises(FmcnetError, match=rf"1 of 4 runs failed; the others are done:\n  bad: {said}"):
         complete_runs(runs, 2, device="cpu", progress=False)
-    thread.join()
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"a", "b", "c"}
     assert not multiprocessing.active_children()
 
 

@@ -12,11 +12,12 @@ import signal
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from fmcnet.evaluation.evaluate import query_scores
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model, roles
 from fmcnet.experiments.model_card import write_model_card
 from fmcnet.files import lock_file, write_atomically
+from fmcnet.interrupt import ignored_broken_pipes
 from fmcnet.models.checkpoint import CARD, versions
 from fmcnet.synthetic import MANIFEST
 from fmcnet.training.folder import CONFIG
@@ -276,25 +278,28 @@ def _try(run: StudyRun, device: str, progress: bool | None) -> str:
 def _complete_in_processes(
     runs: Sequence[StudyRun], workers: int, devices: tuple[str, ...], record: Callable[[StudyRun, str], None]
 ) -> None:
+    """Complete runs in processes, each with a thread that feeds it: one that dies costs its own run alone."""
     logs = runs[0].study / LOGS
     logs.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")
-    slots = context.SimpleQueue()
-    for number in range(workers):
-        slots.put((devices[number % len(devices)], logs / f"worker-{number}.log"))
+    waiting, finished = deque(runs), SimpleQueue[tuple[StudyRun, str]]()
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(workers, context, _start_worker, (slots,)) as pool:
+    feeders = [
+        threading.Thread(
+            target=_feed,
+            args=(waiting, finished, devices[number % len(devices)], logs / f"worker-{number}.log"),
+            daemon=True,
+        )
+        for number in range(workers)
+    ]
+    with ignored_broken_pipes():  # of a worker that died
         try:
-            with _settings_of_workers():
-                futures = {pool.submit(_work, run): run for run in runs}
-            for future in as_completed(futures):
-                try:
-                    record(futures[future], future.result())
-                except BrokenProcessPool:
-                    record(futures[future], f"a worker process ended; {logs} has the logs")
+            for feeder in feeders:
+                feeder.start()
+            for _ in runs:
+                record(*finished.get())
         except BaseException:  # Ctrl-C: each training writes a checkpoint and ends
+            waiting.clear()
             processes = set(multiprocessing.active_children()) - others
-            pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
                 process.terminate()
             end = time.monotonic() + PATIENCE
@@ -302,32 +307,66 @@ def _complete_in_processes(
                 process.join(max(0.0, end - time.monotonic()))
                 process.kill()
             raise
+        finally:
+            for feeder in feeders:
+                feeder.join()
+
+
+def _feed(
+    waiting: deque[StudyRun], finished: SimpleQueue[tuple[StudyRun, str]], device: str, log: Path
+) -> None:
+    """Give one process run after run; a process that died is replaced."""
+    context = multiprocessing.get_context("spawn")
+    pool: ProcessPoolExecutor | None = None
+    while True:
+        try:
+            run = waiting.popleft()
+        except IndexError:
+            break
+        if pool is None:
+            pool = ProcessPoolExecutor(1, context, _start_worker, (device, log))
+        try:
+            with _settings_of_workers():
+                future = pool.submit(_work, run)
+            error = future.result()
+        except Exception as fault:  # BrokenProcessPool, or what kept the process from starting
+            pool.shutdown()
+            pool = None
+            lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+            error = f"its worker process ended ({type(fault).__name__}); {log} ends with: {' | '.join(lines[-3:])}"
+        finished.put((run, error))
+    if pool is not None:
+        pool.shutdown()
+
+
+_STARTING = threading.Lock()
 
 
 @contextlib.contextmanager
 def _settings_of_workers() -> Iterator[None]:
     """Processes started here have one CPU thread and ignore Ctrl-C: this process ends them by SIGTERM."""
-    masks, threads = hasattr(signal, "pthread_sigmask"), os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    if masks:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        del os.environ["OMP_NUM_THREADS"]
-        if threads is not None:
-            os.environ["OMP_NUM_THREADS"] = threads
+    with _STARTING:
+        masks, threads = hasattr(signal, "pthread_sigmask"), os.environ.get("OMP_NUM_THREADS")
+        os.environ["OMP_NUM_THREADS"] = "1"
         if masks:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            yield
+        finally:
+            del os.environ["OMP_NUM_THREADS"]
+            if threads is not None:
+                os.environ["OMP_NUM_THREADS"] = threads
+            if masks:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 _device = "auto"
 """The device of this worker process."""
 
 
-def _start_worker(slots: Any) -> None:
+def _start_worker(device: str, log: Path) -> None:
     global _device
-    _device, log = slots.get()
+    _device = device
     with log.open("ab") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
@@ -350,6 +389,6 @@ def _work(run: StudyRun) -> str:
         return _try(run, _device, progress=False)
     except KeyboardInterrupt:  # SIGTERM: this process must not begin another run
         os._exit(130)
-    except Exception as error:  # as a GPU that ran out of memory: the others go on
-        logger.exception("%s failed", run.name)
+    except Exception as error:  # as a GPU that ran out of memory: the next run has a chance
+        logging.getLogger(__name__).exception("%s failed", run.name)
         return f"{type(error).__name__}: {error}"

@@ -12,6 +12,7 @@ import uvicorn
 
 from fmcnet.errors import FmcnetError
 from fmcnet.inference.encoder import Encoder
+from fmcnet.interrupt import ignored_broken_pipes
 from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.server.app import create_app
 from fmcnet.server.audit import AuditLog
@@ -138,7 +139,8 @@ def _run(settings: Serving, keys: Keys, service: Service, door: socket.socket) -
     before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGINT, signal.SIGTERM)}
     server = uvicorn.Server(config)
     try:
-        server.run(sockets=[door])
+        with ignored_broken_pipes():  # of callers and decoders that left
+            server.run(sockets=[door])
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
