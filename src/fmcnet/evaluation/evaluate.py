@@ -37,18 +37,18 @@ def evaluate(
         distance: "cosine" (of L2-normalised embeddings) or "euclidean" (of the embeddings as they are).
         device: "cpu", "cuda", ... (torch).
         precision: "float32", "float64", or "auto": float64 unless the product is large (`DOUBLE_BELOW`).
-        chunk_bytes: bound of a block of similarities with its copies. The engine takes a few times as much beyond
+        chunk_bytes: bound of a block of similarities with its copies. It takes a few times as much beyond
             the embeddings, whatever their number (one identity with more images than fit goes over it).
-        query_mask: (N,) bool, which rows may be probes.
+        query_mask: (N,) bool, which rows may be queries.
         gallery_mask: (N,) bool, which rows may be searched.
         extras: `QueryExpansion` and `KReciprocal`, in the order of application: none unless asked for.
 
     Returns:
-        The scores of every trial. Ties count against the probe (`ranking`). With extras, the evaluation names them
+        The scores of every trial. Ties count against the query (`ranking`). With extras, the evaluation names them
         and holds the plain figure beside (`Evaluation.plain`).
 
     Raises:
-        ProtocolError: when protocol and embeddings do not fit, or no probe has a true match.
+        ProtocolError: when protocol and embeddings do not fit, or no query has a true match.
         DataError: when an embedding is all zeros and the distance is cosine.
     """
     plain = evaluate_all(
@@ -87,7 +87,7 @@ def evaluate_all(
     query_mask: BoolArray | None = None,
     gallery_mask: BoolArray | None = None,
 ) -> tuple[Evaluation, ...]:
-    """Score embeddings under several protocols, sharing similarities where probes and skip rule are equal.
+    """Score embeddings under several protocols, sharing similarities where queries and skip rule are equal.
 
     Arguments and errors as in `evaluate`; one evaluation per protocol, in order.
     """
@@ -140,11 +140,11 @@ def _called(embeddings: Embeddings, row: int) -> str:
 
 @dataclass(frozen=True)
 class QueryScores:
-    """Scores of the probes that are counted in at least one trial, in ascending order of row.
+    """Scores of the queries that are counted in at least one trial, in ascending order of row.
 
     Attributes:
         row: (Q,) int64, position among the embeddings.
-        ap: (Q,) float64, average precision, mean over the trials in which the probe is counted, 0..1.
+        ap: (Q,) float64, average precision, mean over the trials in which the query is counted, 0..1.
         hit: (Q,) float64, share of those trials whose first answer is right, 0..1.
     """
 
@@ -161,10 +161,10 @@ def query_scores(
     query_mask: BoolArray | None = None,
     gallery_mask: BoolArray | None = None,
 ) -> QueryScores:
-    """Rank every probe in every trial and average over its trials.
+    """Rank every query in every trial and average over its trials.
 
-    Two models on the same images have the same probes and gallery draws, so their scores pair up. Where each
-    probe is counted in every trial, as in all public protocols, the means are the mAP and Rank-1.
+    Two models on the same images have the same queries and gallery draws, so their scores pair up. Where each
+    query is counted in every trial, as in all public protocols, the means are the mAP and Rank-1.
 
     Arguments and errors as `evaluate`.
     """

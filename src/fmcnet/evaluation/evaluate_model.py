@@ -108,7 +108,7 @@ def roles(table: Table, role: str) -> BoolArray:
 
 
 def chance_rank1(embeddings: Embeddings, protocol: Protocol, table: Table) -> float:
-    """The Rank-1 that a random order of each probe's gallery expects, mean over trials and counted probes.
+    """The Rank-1 that a random order of each query's gallery expects, mean over trials and counted queries.
 
     An identity-counted CMC and an image-counted one agree at rank 1: the first image decides.
     """

@@ -13,7 +13,7 @@ from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.ranking import Ranks
 
 NAMED = 5
-"""Probes without a match that a summary names; `Evaluation.to_dict` names all."""
+"""Queries without a match that a summary names; `Evaluation.to_dict` names all."""
 CURVE = 1000
 """Longest CMC curve kept."""
 METRICS = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
@@ -24,10 +24,10 @@ class Scores:
     """The figures of one trial, fractions in 0..1.
 
     Attributes:
-        rank1, rank5, rank10, rank20: share of counted probes with a true match among the first k (CMC).
-        mAP: mean over counted probes of mean_k(k / rank_k), over all remaining gallery images.
-        mINP: mean over counted probes of number of true matches / rank of the last one.
-        queries: probes counted; a probe with no true match left after the skip rule is not.
+        rank1, rank5, rank10, rank20: share of counted queries with a true match among the first k (CMC).
+        mAP: mean over counted queries of mean_k(k / rank_k), over all remaining gallery images.
+        mINP: mean over counted queries of number of true matches / rank of the last one.
+        queries: queries counted; a query with no true match left after the skip rule is not.
         gallery: gallery images of the trial.
         cmc: (min(longest rank, 1000),) float64, the CMC curve from rank 1.
     """
@@ -51,12 +51,12 @@ def scores(ranks: Ranks, cmc: str, gallery: int) -> Scores:
     """The figures of a trial.
 
     Args:
-        ranks: of its probes.
+        ranks: of its queries.
         cmc: "identity" or "image".
         gallery: number of gallery images.
 
     Raises:
-        ProtocolError: when no probe has a true match.
+        ProtocolError: when no query has a true match.
     """
     counted = ranks.matches > 0
     n = int(counted.sum())
@@ -92,7 +92,7 @@ class Evaluation:
         trials: the scores, in order.
         extras: what was applied beyond the plain ranking, in words; empty for a plain figure.
         plain: with extras, the evaluation without them: never show one without the other.
-        unmatched: of each trial, the probes that have no true match in its gallery, and are not counted: names, or
+        unmatched: of each trial, the queries that have no true match in its gallery, and are not counted: names, or
             "row 7" (of the embeddings, from 0) of those without one.
     """
 
@@ -157,11 +157,11 @@ class Evaluation:
         return "\n".join(lines)
 
     def _lost(self) -> list[int]:
-        """How many probes of each trial have no match."""
+        """How many queries of each trial have no match."""
         return [len(names) for names in self.unmatched] or [0] * len(self.trials)
 
     def _unmatched_names(self) -> tuple[str, ...]:
-        """Probes without a match in any of the trials, each once, in the order of the embeddings."""
+        """Queries without a match in any of the trials, each once, in the order of the embeddings."""
         return tuple(dict.fromkeys(name for names in self.unmatched for name in names))
 
 

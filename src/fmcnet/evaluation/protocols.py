@@ -46,7 +46,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class SkipRule:
-    """Which gallery images a probe skips.
+    """Which gallery images a query skips.
 
     A camera rule never applies to an image whose camera is not known (`NO_CAMERA`). Whatever the rule, an
     image that is in both sets is never its own match.
@@ -54,8 +54,8 @@ class SkipRule:
     Attributes:
         kind: "none"; "same_identity_and_camera" (the single-modality and LLCM rule); "same_camera" (every
             identity); "camera_pairs" (SYSU-MM01's rule: every gallery image of a camera that is paired with
-            the probe's).
-        pairs: for "camera_pairs", the pairs (probe camera, gallery camera).
+            the query's).
+        pairs: for "camera_pairs", the pairs (query camera, gallery camera).
     """
 
     kind: SkipKind = "none"
@@ -131,10 +131,10 @@ class Protocol:
 
     Attributes:
         name: short, for tables.
-        query: the probes.
+        query: the queries.
         gallery: what is searched.
         draw: which of the drawn set's images enter each trial.
-        skip: which gallery images a probe does not see.
+        skip: which gallery images a query does not see.
         cmc: "identity" keeps each gallery identity's best image and ranks identities; "image" ranks images.
         drawn: the set the draw applies to.
         ours: choices that no source prescribes.
@@ -192,7 +192,7 @@ class Protocol:
 
         Args:
             embeddings: all images that could take part.
-            query_mask: (N,) bool; only these rows may be probes (a table's role column, say).
+            query_mask: (N,) bool; only these rows may be queries (a table's role column, say).
             gallery_mask: (N,) bool; only these rows may be searched.
 
         Raises:
@@ -250,13 +250,13 @@ def sysu(
     """SYSU-MM01, ten trials.
 
     Args:
-        mode: "all" (gallery cameras 1, 2, 4, 5) or "indoor" (1, 2). Probes are cameras 3 and 6 in both.
+        mode: "all" (gallery cameras 1, 2, 4, 5) or "indoor" (1, 2). Queries are cameras 3 and 6 in both.
         shots: 1 or 10 gallery images per identity and camera.
         draw: "official" (needs `permutation`) or "seeded" (AGW and its descendants).
         permutation: path of `rand_perm_cam.mat`; see `find_permutation`.
         trials: the first so many trials.
-        direction: "i2v", the benchmark's; "v2i", its mirror image, which is ours: visible probes of the mode's
-            cameras, infrared gallery of cameras 3 and 6, a camera-2 probe skips camera 3.
+        direction: "i2v", the benchmark's; "v2i", its mirror image, which is ours: visible queries of the mode's
+            cameras, infrared gallery of cameras 3 and 6, a camera-2 query skips camera 3.
         seed: of the first seeded trial.
 
     Raises:
@@ -295,7 +295,7 @@ def regdb(direction: str = "v2t", cmc: str = "image") -> Protocol:
     """RegDB, one split: all against all, no camera rule. Ten splits are ten models; join them by `pool`.
 
     Args:
-        direction: "v2t" (visible probes, thermal gallery) or "t2v".
+        direction: "v2t" (visible queries, thermal gallery) or "t2v".
         cmc: "image" (AGW, DEEN, PMT) or "identity" (MPANet and its descendants); only R5, R10 and R20 differ.
 
     Raises:
@@ -359,9 +359,9 @@ def custom(
     """A protocol for one's own data; cameras are optional.
 
     Args:
-        query: modality of the probes; None takes both.
+        query: modality of the queries; None takes both.
         gallery: modality of the gallery; None takes both. An image is never its own match.
-        skip: None, "same_identity_and_camera", "same_camera", or pairs (probe camera, gallery camera).
+        skip: None, "same_identity_and_camera", "same_camera", or pairs (query camera, gallery camera).
         shots: gallery images per identity and camera, drawn by `random.seed(seed + trial)`; None takes all.
         trials: of the draw; only with `shots`.
         seed: of the first trial.

@@ -19,13 +19,13 @@ from fmcnet.types import Embeddings
 
 @dataclass(frozen=True)
 class RankedList:
-    """A probe and its best answers.
+    """A query and its best answers.
 
     Attributes:
-        query: row of the probe among the embeddings.
+        query: row of the query among the embeddings.
         gallery: (k,) int64, rows of the answers, best first.
         similarity: (k,) float64, cosine, or minus the Euclidean distance.
-        correct: (k,) bool, whether an answer shows the probe's identity.
+        correct: (k,) bool, whether an answer shows the query's identity.
     """
 
     query: int
@@ -69,22 +69,22 @@ def ranked_lists(
     gallery_mask: NDArray[np.bool_] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> list[RankedList]:
-    """The best k gallery images of some probes, for figures and for looking at mistakes.
+    """The best k gallery images of some queries, for figures and for looking at mistakes.
 
     Args:
         embeddings: all images.
         protocol: sets, draw and skip rule.
-        queries: rows of `embeddings`, each a probe of the protocol; None takes them all.
+        queries: rows of `embeddings`, each a query of the protocol; None takes them all.
         k: length of a list; shorter where the skip rule leaves fewer.
         trial: which draw, from 0.
         distance, device, precision, query_mask, gallery_mask, chunk_bytes: see `evaluate.evaluate`.
 
     Returns:
-        A list per probe, in the order asked for. Among equal similarities wrong answers come first (a tie counts
-        against the probe), then the order of the rows. Similarities are cosine, or minus the Euclidean distance.
+        A list per query, in the order asked for. Among equal similarities wrong answers come first (a tie counts
+        against the query), then the order of the rows. Similarities are cosine, or minus the Euclidean distance.
 
     Raises:
-        ProtocolError: when a row is not a probe, the trial does not exist, or k is below 1.
+        ProtocolError: when a row is not a query, the trial does not exist, or k is below 1.
     """
     if k < 1:
         raise ProtocolError(f"a ranked list needs k of 1 or more, got {k}")

@@ -1,7 +1,7 @@
 """Re-ranking and query expansion: opt-in, named, and never shown without the plain figure.
 
 Both look at the other images of a trial, which a plain evaluation does not: k-reciprocal re-ranking even
-at the other probes. Published tables that used them do not compare with tables that did not.
+at the other queries. Published tables that used them do not compare with tables that did not.
 
 k-reciprocal re-ranking is sparse and chunked: the N x N distances of queries and gallery are never held, only each
 image's nearest neighbours and its encoding (a few dozen numbers). tests/reference/reranking_slow.py computes the same
@@ -52,11 +52,11 @@ class KReciprocal:
 
 @dataclass(frozen=True)
 class QueryExpansion:
-    """Replace a probe by the mean of itself and its k nearest gallery images (Chum et al., ICCV 2007).
+    """Replace a query by the mean of itself and its k nearest gallery images (Chum et al., ICCV 2007).
 
     With `alpha` above 0 each neighbour is weighted by max(cosine, 0)**alpha (Radenovic et al., TPAMI 2019), the
-    probe by 1. Embeddings are of unit length. Neighbours that a camera rule hides are left out; rules that would
-    need the probe's identity are not used here, for that would look at the answer.
+    query by 1. Embeddings are of unit length. Neighbours that a camera rule hides are left out; rules that would
+    need the query's identity are not used here, for that would look at the answer.
     """
 
     k: int = 5
@@ -72,7 +72,7 @@ class QueryExpansion:
         return f"query expansion ({kind}, k={self.k})"
 
     def apply(self, query: Matrix, gallery: Matrix, hidden: BoolArray | None = None) -> Matrix:
-        """(Q, D) expanded probes of unit length, from (Q, D) and (G, D) of unit length; `hidden` is (Q, G)."""
+        """(Q, D) expanded queries of unit length, from (Q, D) and (G, D) of unit length; `hidden` is (Q, G)."""
         values = query @ gallery.T
         if hidden is not None:
             values = np.where(hidden, -np.inf, values)
@@ -151,7 +151,7 @@ def rank_with_extras(
 
 
 def _hidden(embeddings: Embeddings, rows: IntArray, trial: Trial, skip: SkipRule) -> BoolArray:
-    """(q, G) what a probe may not use as a neighbour: itself, and what a rule on cameras alone hides."""
+    """(q, G) what a query may not use as a neighbour: itself, and what a rule on cameras alone hides."""
     gallery = trial[1]
     hidden: BoolArray = rows[:, None] == gallery[None, :]
     if skip.kind in ("same_camera", "camera_pairs"):
@@ -162,10 +162,10 @@ def _hidden(embeddings: Embeddings, rows: IntArray, trial: Trial, skip: SkipRule
 
 @dataclass(frozen=True)
 class Reranked:
-    """The final distances of a trial, computed for some probes at a time.
+    """The final distances of a trial, computed for some queries at a time.
 
     Attributes:
-        images: (Q + G, D), probes first.
+        images: (Q + G, D), queries first.
         queries: Q.
         farthest: (Q + G,) each image's largest squared distance.
         encoding: (Q + G, Q + G) sparse rows, the averaged encodings V.
@@ -181,7 +181,7 @@ class Reranked:
     weight: float
 
     def distances(self, at: IntArray) -> Matrix:
-        """(q, G) final distances of the probes at positions `at`: (1 - lambda) Jaccard + lambda original."""
+        """(q, G) final distances of the queries at positions `at`: (1 - lambda) Jaccard + lambda original."""
         gallery = len(self.images) - self.queries
         original = squared_distances(self.images[at], self.images[self.queries :]) / self.farthest[at, None]
         final = np.empty((len(at), gallery))

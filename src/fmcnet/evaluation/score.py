@@ -74,7 +74,7 @@ def score_file(
         cmc: of RegDB, see `protocols.regdb`.
         trials, seed: of drawn protocols.
         distance: "cosine" or "euclidean".
-        device, precision: see `engine.evaluate`.
+        device, precision: see `evaluate.evaluate`.
 
     Raises:
         DataError: when the file lacks arrays, shapes disagree, or an embedding is NaN (names the row).

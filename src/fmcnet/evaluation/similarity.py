@@ -26,7 +26,7 @@ class Similarity:
 
     Attributes:
         distance: "cosine" (of L2-normalised embeddings) or "euclidean" (minus half the squared distance, up to
-            a constant per probe, which ranks alike).
+            a constant per query, which ranks alike).
         dtype: torch.float32 or torch.float64.
         device: where products are made.
         centre: (D,) float64 subtracted before a Euclidean product: distances stay, cancellation shrinks.
@@ -113,7 +113,7 @@ class Similarity:
         return product if self.centre is None else product.sub_((gallery * gallery).sum(2).div_(2))
 
     def between(self, query: Tensor, gallery: Tensor, offset: Tensor | None) -> Tensor:
-        """(Q, G) similarities that compare between probes too: cosine, or minus half the squared distance."""
+        """(Q, G) similarities that compare between queries too: cosine, or minus half the squared distance."""
         values = self.block(query, gallery, offset)
         return values if self.centre is None else values.sub_((query * query).sum(1, keepdim=True).div_(2))
 

@@ -1,6 +1,6 @@
 """Is this the same person? ROC, true-match rate at fixed false-match rates, and the two histograms.
 
-Every probe is paired with every gallery image of the protocol's sets (nothing is drawn), except what the skip rule
+Every query is paired with every gallery image of the protocol's sets (nothing is drawn), except what the skip rule
 hides. A pair is accepted when its similarity reaches the threshold. The curve is exact: the true-match rate only
 changes at a true match's similarity, so false matches are counted at those thresholds, block by block.
 """
@@ -92,7 +92,7 @@ def verification(
     query_mask: BoolArray | None = None,
     gallery_mask: BoolArray | None = None,
 ) -> Verification:
-    """Compare every probe with every gallery image of a protocol's sets.
+    """Compare every query with every gallery image of a protocol's sets.
 
     Args:
         embeddings: all images.
@@ -176,7 +176,7 @@ def _curve(positive: FloatVector, reaching: IntArray, total: int) -> NDArray[np.
 
 @dataclass(frozen=True)
 class _Pairs:
-    """All pairs of a probe set and a gallery, as (true, false) similarities, block by block."""
+    """All pairs of a query set and a gallery, as (true, false) similarities, block by block."""
 
     embeddings: Embeddings
     protocol: Protocol
