@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,8 +114,20 @@ def serve(settings: Serving) -> None:
         except BaseException:
             gallery.close()
             raise
-        _announce(settings, keys, service, door.getsockname()[1])
         _run(settings, keys, service, door)
+
+
+class _Server(uvicorn.Server):
+    """Says its address once it answers there."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
 
 
 def _run(settings: Serving, keys: Keys, service: Service, door: socket.socket) -> None:
@@ -137,7 +150,7 @@ def _run(settings: Serving, keys: Keys, service: Service, door: socket.socket) -
     # uvicorn raises a signal again, for the handlers that were there, once it has stopped: a stop that was asked for
     # and went well is no failure.
     before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGINT, signal.SIGTERM)}
-    server = uvicorn.Server(config)
+    server = _Server(config, lambda: _announce(settings, keys, service, door.getsockname()[1]))
     try:
         with ignored_broken_pipes():  # of callers and decoders that left
             server.run(sockets=[door])
