@@ -22,7 +22,7 @@ LAYERS = [
     ("evaluation",),
     ("inference.export",),
     ("training",),
-    ("retrieval",),
+    ("retrieval", "gallery"),
     ("experiments",),
     ("server",),
     ("cli", "__main__"),

@@ -80,3 +80,9 @@ def test_a_model_trained_with_a_setting_that_is_gone_still_works(folder, expecte
         CheckpointError, match=r"model\.generator_norm = True: this setting of 0.1.0 was removed"
     ):
         Encoder.from_pretrained(folder / "run")
+
+
+def test_the_old_name_of_the_retrieval_package_still_imports():
+    with pytest.warns(DeprecationWarning, match=r"fmcnet\.retrieval"):
+        from fmcnet.gallery import Gallery as old
+    assert old is Gallery
