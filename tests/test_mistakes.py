@@ -57,6 +57,9 @@ WRONG = {
     "adapt {run} {X} --out {new}": IN,
     "adapt {run} --visible {X} --infrared {image} --out {new}": ("missing", "empty", "below"),
     "adapt {run} {data} --out {X}": ("text", "below", *NOWHERE),
+    "crop {X} {boxes} --modality ir --out {new}": IN,
+    "crop {frames} {X} --modality ir --out {new}": IN,
+    "crop {frames} {boxes} --modality ir --out {X}": ("text", "below", "data", *NOWHERE),
     "index {new} {X} --model {run} --modality ir --layout images": IN,
     "index {new} {image} --model {X} --modality ir": MODEL,
     "index {X} {image} --model {run} --modality ir": ("text", "bytes", "below", *NOWHERE),
@@ -128,6 +131,11 @@ VALUES = [
     "project {run} --data {data} --dim 4 --method magic --out {new}",
     "export {run} --to tflite",
     "export {run} --images 1",
+    "crop {frames} {boxes} --modality warm --out {new}",
+    "crop {frames} {boxes} --modality ir --out {new} --start-time noon",
+    "crop {frames} {boxes} --modality ir --out {new} --start-time 2026-03-01 --fps 0",
+    "crop {frames} {boxes} --modality ir --out {new} --every 0",
+    "crop {frames} {boxes} --modality ir --out {new} --range 9",
     "index {new} {image} --model {run} --modality warm",
     "index {new} {image} --model {run} --modality ir --camera-from-name '('",
     "index {new} {image} --model {run} --modality ir --time-from-name '%Q'",
@@ -168,6 +176,7 @@ def places(tmp_path_factory, tiny_sysu, tiny_run):
     (root / "text").write_text("these are notes\n")
     (root / "bytes").write_bytes(bytes(range(256)) * 40)
     (root / "empty").mkdir()
+    (root / "boxes.csv").write_text("1,1,0,0,20,40,1\n")
     run = shutil.copytree(
         tiny_run, root / "run", ignore=shutil.ignore_patterns("embeddings", "report", "onnx*")
     )
@@ -186,6 +195,8 @@ def places(tmp_path_factory, tiny_sysu, tiny_run):
         **{name: root / name for name in ("text", "bytes", "empty", "cut", "cut_card", "run")},
         "data": tiny_sysu,
         "image": image,
+        "frames": image.parent,
+        "boxes": root / "boxes.csv",
         "gallery": root / "people.gallery",
         "embeddings": root / "e.npz",
     }

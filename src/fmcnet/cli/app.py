@@ -1,5 +1,5 @@
 """The command line: `fmcnet demo | data | train | config | evaluate | embed | score | study | calibrate | project |
-adapt | export | index | search | gallery | serve | keys | report | info`, one file a group of commands.
+adapt | export | crop | index | search | gallery | serve | keys | report | info`, one file a group of commands.
 
 User mistakes end with one clear message and exit code 2; Ctrl-C with 130. Commands import NumPy, PyTorch and FAISS
 when they run, so `--help` answers at once.
@@ -21,6 +21,7 @@ from rich.markup import escape
 from fmcnet import __version__
 from fmcnet.characters import printable
 from fmcnet.cli.console import PrintableFormatter
+from fmcnet.cli.crop import crop
 from fmcnet.cli.data import app as data_app
 from fmcnet.cli.experiments import compare, demo, evaluate, score, study
 from fmcnet.cli.gallery import app as gallery_app
@@ -70,6 +71,7 @@ for command in (
     project,
     adapt,
     export,
+    crop,
     index,
     search,
     serve,
