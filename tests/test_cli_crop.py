@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fmcnet.data.depth import Remarks
+from fmcnet.inference.image_input import is_full_frame, read_pixels
 from tests.cli import run_command
 
 av = pytest.importorskip("av")
@@ -92,3 +94,33 @@ def test_what_is_left_out_is_told(videos, tmp_path):
     assert {name: report[name] for name in counts} == counts
     assert report["table"] == str(tmp_path / "json" / "people.csv")
     assert report["left_out"]["less than 8 pixels wide or high"] == {"count": 1, "first": ["frame 1, line 2"]}
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        ((160, 120), True), ((640, 512), True), ((720, 1280), True), ((1080, 1920), True), ((2000, 2000), True),
+        ((64, 128), False), ((128, 256), False), ((224, 224), False), ((90, 60), False), ((600, 1400), False),
+    ],
+)  # fmt: skip
+def test_what_is_taken_for_a_full_frame(size, told):
+    assert is_full_frame(*size) is told
+
+
+def test_a_full_frame_in_index_and_search_is_told(tiny_sysu, tmp_path):
+    crop = sorted((tiny_sysu / "cam1").rglob("*.jpg"))[0]
+    (tmp_path / "frames").mkdir()
+    frame = tmp_path / "frames" / "frame.png"
+    Image.open(crop).convert("RGB").resize((320, 240)).save(frame)
+    gallery, visible = tmp_path / "g", ("--modality", "visible")
+    index = ("index", gallery, frame, crop, *visible, "--model", "fmcnet-generated", "--json")
+    (note,) = json.loads(run_command(*index).stdout)["notes"]
+    assert note.startswith("1 image wider than high")
+    assert f"fmcnet crop) (the first is {frame}" in note
+    for image, count in ((frame, 1), (crop, 0)):
+        answer = json.loads(run_command("search", gallery, image, *visible, "--json").stdout)
+        assert sum("fmcnet crop" in line for line in answer["notes"]) == count
+    pixels = np.asarray(Image.open(frame))
+    remarks = Remarks()
+    read_pixels(pixels, 8, 4, remarks=remarks, name="images[0]")
+    assert "images[0]" in remarks.lines()[0]
