@@ -36,6 +36,12 @@ def evaluate(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Of the evaluation: mode=indoor shots=10."),
     ] = None,
+    protocol: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your own protocol, a YAML file (docs/guides/evaluate.md); default: the benchmark's."
+        ),
+    ] = None,
     both: Annotated[bool, typer.Option("--both", help="Both search directions.")] = False,
     flip: Annotated[
         bool, typer.Option("--flip", help="Average with the mirrored image; named in the report.")
@@ -69,6 +75,7 @@ def evaluate(
         report=report,
         device=device,
         progress=False if json_ else None,
+        protocol=protocol,
     )
     if int(os.environ.get("RANK", "0")):
         return
@@ -82,6 +89,8 @@ def evaluate(
         )
     if result.stamp:
         echo(result.stamp)
+    for note in result.notes:
+        echo(f"note: {note}", err=True)
     if result.report:
         echo(f"report: {result.report}")
     elif report:
@@ -187,7 +196,9 @@ def score(
     file: Annotated[
         Path, typer.Argument(help="An .npz with features, pid, cam, index; see docs/concepts/protocols.md.")
     ],
-    protocol: Annotated[str, typer.Option(help="sysu, regdb or llcm.")] = "sysu",
+    protocol: Annotated[
+        str, typer.Option(help="sysu, regdb, llcm, or a YAML file of your own (docs/guides/evaluate.md).")
+    ] = "sysu",
     mode: Annotated[str, typer.Option(help="SYSU-MM01: all or indoor.")] = "all",
     shots: Annotated[int, typer.Option(help="SYSU-MM01: 1 or 10.")] = 1,
     draw: Annotated[str, typer.Option(help="SYSU-MM01: official or seeded.")] = "official",

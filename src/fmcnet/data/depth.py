@@ -26,8 +26,8 @@ _SENTENCES = {
     OUTSIDE: "with more than half of the pixels outside the given range: check --range (Python: value_range)",
     PAGES: "with several pages or frames: only the first was read",
     FLAT_8: "nearly constant, without a picture: check the camera, or remove them",
-    FULL_FRAME: "wider than high, or as large as a full frame, and taken as one person: cut persons out first (fmcnet "
-    "crop)",
+    FULL_FRAME: "wider than high, or as large as a full frame, and taken as one person: cut persons out first "
+    "(fmcnet crop)",
     DROPPED: "with further channels (not red, green, blue or alpha): they were dropped",
 }
 

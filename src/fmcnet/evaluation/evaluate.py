@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.metrics import Evaluation, scores
-from fmcnet.evaluation.protocols import Protocol, SkipRule
+from fmcnet.evaluation.protocols import Protocol
 from fmcnet.evaluation.ranking import CHUNK_BYTES, Ranks, rank_trials
 from fmcnet.evaluation.reranking import Extra, rank_with_extras
+from fmcnet.evaluation.skip_rule import SkipRule
 from fmcnet.types import NO_PID, BoolArray, Embeddings, IntArray
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ class DirectionResult:
     """One direction of one run.
 
     Attributes:
-        direction: "i2v" or "v2i" (RegDB: i is thermal).
+        direction: "i2v" or "v2i" (RegDB: i is thermal); "custom" for a protocol of one's own.
         result: the figures. chance: the Rank-1 that a random ranking expects, 0..1.
         protocol: what was evaluated.
     """
@@ -118,12 +119,13 @@ def chance_rank1(embeddings: Embeddings, protocol: Protocol, table: Table) -> fl
     means = []
     for query, gallery in trials:
         g_pid, g_cam = embeddings.pid[gallery], embeddings.camid[gallery]
-        keys, counts = np.unique(
-            np.stack([embeddings.pid[query], embeddings.camid[query]], axis=1), axis=0, return_counts=True
-        )
-        skipped = protocol.skip.mask(keys[:, 0], keys[:, 1], g_pid, g_cam)
-        matches = ((keys[:, :1] == g_pid[None]) & ~skipped).sum(axis=1)
-        seen = (~skipped).sum(axis=1)
+        columns = (embeddings.pid[query], embeddings.camid[query], np.isin(query, gallery).astype(np.int64))
+        keys, counts = np.unique(np.stack(columns, axis=1), axis=0, return_counts=True)
+        pid, camid, itself = keys.T
+        skipped = protocol.skip.mask(pid, camid, g_pid, g_cam)
+        itself = itself * ~protocol.skip.hides(pid, camid, pid, camid)  # an image is never its own match
+        matches = ((keys[:, :1] == g_pid[None]) & ~skipped).sum(axis=1) - itself
+        seen = (~skipped).sum(axis=1) - itself
         counted = matches > 0
         if counted.any():
             means.append(np.average(matches[counted] / seen[counted], weights=counts[counted]))
@@ -141,6 +143,7 @@ def evaluate_model(
     rerank: bool = False,
     expand: bool = False,
     progress: bool | None = None,
+    given: Mapping[str, Protocol] | None = None,
 ) -> EvaluatedRun:
     """Evaluate a run on a dataset's test identities.
 
@@ -152,6 +155,7 @@ def evaluate_model(
         flip: average each embedding with its mirror image's; named in every report.
         expand: average query expansion, likewise.
         rerank: k-reciprocal re-ranking; named in every report, the plain figure beside it.
+        given: protocols by direction; None: those of the dataset (`protocols_for`).
 
     Raises:
         DataError: when the split is empty or identities of it were trained on.
@@ -184,7 +188,7 @@ def evaluate_model(
     extras: list[Extra] = [QueryExpansion()] if expand else []
     extras += [KReciprocal()] if rerank else []
     results = []
-    for direction, protocol in protocols_for(rows, settings).items():
+    for direction, protocol in (given or protocols_for(rows, settings)).items():
         result = score(embeddings, protocol, extras=extras)
         if flip:
             result = replace(

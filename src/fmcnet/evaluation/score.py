@@ -11,7 +11,7 @@ Two forms of file:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation.draws import find_permutation
 from fmcnet.evaluation.metrics import Evaluation
+from fmcnet.evaluation.protocol_file import SUFFIXES, read_protocol
 from fmcnet.evaluation.protocols import Protocol, llcm, regdb, sysu
-from fmcnet.types import NO_CAMERA, BoolArray, Embeddings, IntArray
+from fmcnet.types import NO_CAMERA, BoolArray, Embeddings, IntArray, Modality
 
 PROTOCOLS = ("sysu", "regdb", "llcm")
 SYSU_CAMERAS = {1: 0, 2: 0, 4: 0, 5: 0, 3: 1, 6: 1}
@@ -66,7 +67,7 @@ def score_file(
 
     Args:
         path: the `.npz`, see the module's text for its arrays.
-        protocol: "sysu", "regdb" or "llcm".
+        protocol: "sysu", "regdb", "llcm", or a YAML file (`protocol_file`), which states all but the distance.
         mode, shots, draw: of SYSU-MM01, see `protocols.sysu`.
         permutation: `rand_perm_cam.mat` for the official draw; None looks beside the file and in `exp/`.
         direction: "i2v"/"v2i" (sysu, llcm), "v2t"/"t2v" (regdb); None takes i2v, v2i and v2t respectively.
@@ -82,8 +83,18 @@ def score_file(
     """
     from fmcnet.evaluation.evaluate import evaluate
 
+    if Path(protocol).suffix.lower() in SUFFIXES or Path(protocol).is_file():
+        other = {"mode": mode != "all", "shots": shots != 1, "draw": draw != "official"}
+        other |= {"permutation": permutation is not None, "direction": direction is not None}
+        other |= {"reading": reading != "a", "cmc": cmc != "image", "trials": trials != 10, "seed": seed != 0}
+        named = [name for name, changed in other.items() if changed]
+        if named:
+            raise ProtocolError(
+                f"{', '.join(named)} beside the protocol {protocol}: the file states the protocol"
+            )
+        return _score_by_file(Path(path), Path(protocol), distance, device, precision)
     if protocol not in PROTOCOLS:
-        raise ProtocolError(f"unknown protocol '{protocol}': use {', '.join(PROTOCOLS)}")
+        raise ProtocolError(f"unknown protocol '{protocol}': use {', '.join(PROTOCOLS)}, or a YAML file")
     direction = direction or {"sysu": "i2v", "regdb": "v2t", "llcm": "v2i"}[protocol]
     arrays = _read(Path(path))
     given = "query_features" in arrays or "gallery_features" in arrays
@@ -101,9 +112,33 @@ def score_file(
         rules = llcm(reading, direction, trials, seed)
     if given:
         rules = rules.as_given()
-    read = _two_sets(arrays, path, protocol, direction) if given else _one_set(arrays, path, protocol)
+    kinds = (0, 1) if direction.startswith("v") else (1, 0)
+    read = _two_sets(arrays, path, protocol, kinds) if given else _one_set(arrays, path, protocol)
     return evaluate(
         read.embeddings,
+        rules,
+        distance=distance,
+        device=device,
+        precision=precision,
+        query_mask=read.query_mask,
+        gallery_mask=read.gallery_mask,
+    )
+
+
+def _score_by_file(path: Path, protocol: Path, distance: str, device: str, precision: str) -> Evaluation:
+    """`score_file` with a protocol of one's own. Cameras and `index` are needed where the protocol minds them."""
+    from fmcnet.evaluation.evaluate import evaluate
+
+    arrays = _read(path)
+    given = "query_features" in arrays or "gallery_features" in arrays
+    read = _two_sets(arrays, path, "custom", (0, 0)) if given else _one_set(arrays, path, "custom")
+    embeddings, rules = read.embeddings, read_protocol(protocol, read.embeddings)
+    if given:
+        kinds = [(rules.query.modality or Modality.VISIBLE), (rules.gallery.modality or Modality.VISIBLE)]
+        codes = np.where(read.query_mask, *(np.uint8(kind.code) for kind in kinds))
+        embeddings, rules = replace(embeddings, modality=codes), replace(rules.as_given(), name=rules.name)
+    return evaluate(
+        embeddings,
         rules,
         distance=distance,
         device=device,
@@ -127,7 +162,11 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _one_set(arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str) -> Scorable:
-    needed = {"sysu": ("features", "pid", "cam", "index"), "regdb": ("features", "pid")}
+    needed = {
+        "sysu": ("features", "pid", "cam", "index"),
+        "regdb": ("features", "pid"),
+        "custom": ("features", "pid", "modality"),
+    }
     wanted = needed.get(protocol, ("features", "pid", "cam", "index", "modality"))
     renamed = dict(arrays)
     if "cam" not in renamed and "camid" in renamed:
@@ -157,7 +196,10 @@ def _one_set(arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str) -
     return Scorable(_embeddings(features, pid, camid, modality, index, arrays.get("name")))
 
 
-def _two_sets(arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str, direction: str) -> Scorable:
+def _two_sets(
+    arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str, kinds: tuple[int, int]
+) -> Scorable:
+    """Query and gallery of the modalities `kinds`."""
     parts: dict[str, list[NDArray[Any]]] = {"features": [], "pid": [], "cam": []}
     for side in ("query", "gallery"):
         cameras = next(
@@ -165,7 +207,7 @@ def _two_sets(arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str, 
             None,
         )
         missing = [f"{side}_{name}" for name in ("features", "pid") if f"{side}_{name}" not in arrays]
-        if cameras is None and protocol != "regdb":
+        if cameras is None and protocol not in ("regdb", "custom"):
             missing.append(f"{side}_cam")
         if missing:
             raise DataError(
@@ -189,12 +231,11 @@ def _two_sets(arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str, 
             "both sets must come from one model"
         )
     of_query = np.arange(len(query) + len(gallery)) < len(query)
-    visible_query = direction.startswith("v")
     embeddings = _embeddings(
         np.concatenate([query, gallery]),
         np.concatenate(parts["pid"]),
         np.concatenate(parts["cam"]),
-        np.where(of_query, not visible_query, visible_query).astype(np.int64),
+        np.where(of_query, *kinds).astype(np.int64),
         np.zeros(len(of_query), dtype=np.int64),
         None,
     )

@@ -145,6 +145,8 @@ def _run_row(run: Path) -> ComparisonRow:
 def _key(dataset: str, evaluation: dict[str, Any]) -> str | None:
     """Which published column an evaluation belongs to."""
     direction, sentence = evaluation["direction"], evaluation["protocol"]
+    if direction == "custom":
+        return None
     if dataset == "sysu":
         if direction != "i2v" or "single-shot" not in sentence:
             return None

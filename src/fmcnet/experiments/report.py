@@ -82,9 +82,10 @@ def _draw(
         ranked: figures.ranked_lists(main, out / "ranked.png"),
     }
     if verified is not None:
-        title = "Similarity of pairs across the modalities"
+        title = f"Similarity of pairs{_across(main)}"
         drawn[title] = figures.similarity_histogram(verified, out / "similarity.png")
-    if main.encoder.model.decomposition.has_specific:
+    shown, seen = main.table.pid, main.table.modality == Modality.INFRARED.code
+    if main.encoder.model.decomposition.has_specific and np.intersect1d(shown[seen], shown[~seen]).size:
         path = figures.feature_map(main.encoder, main.table, out / "features.png")
         drawn["Feature maps, test identities"] = path
     return drawn
@@ -98,6 +99,12 @@ def _verification(judged: EvaluatedRun) -> Verification | None:
     except ProtocolError as error:
         logger.warning("no rates of true and false matches: %s", error)
         return None
+
+
+def _across(judged: EvaluatedRun) -> str:
+    """In words, whether the first protocol compares the modalities."""
+    kinds = {judged.evaluations[0].protocol.query.modality, judged.evaluations[0].protocol.gallery.modality}
+    return " across the modalities" if kinds == set(Modality) else ""
 
 
 def _facts(judged: dict[str, EvaluatedRun], runs: dict[str, Path], extra: dict[str, Any]) -> dict[str, Any]:
@@ -142,14 +149,16 @@ def _page(judged: dict[str, EvaluatedRun], facts: dict[str, Any], pictures: dict
         rows = [
             (title, e) for title, one in judged.items() for e in one.evaluations if e.direction == direction
         ]
-        lines += [f"## {DIRECTIONS[direction].capitalize()}", "", rows[0][1].result.protocol, ""]
+        title = DIRECTIONS.get(direction, rows[0][1].protocol.name)
+        lines += [f"## {title.capitalize()}", "", rows[0][1].result.protocol, ""]
         lines += scores_table(rows)
     if any(run["selected_on"] == "test" for run in facts["runs"].values()):
         lines += [
             "**SELECTED ON THE TEST SET: these figures are optimistic and compare with none that are not.**",
             "",
         ]
-    lines += _verification_lines(list(judged)[-1], facts["verification"])
+    title, main = list(judged.items())[-1]
+    lines += _verification_lines(title, facts["verification"], _across(main))
     head = ("run", "variant", "seed", "step", "weights", "parameters")
     columns = ("variant", "seed", "step", "selected_on")
     runs = facts["runs"].items()
@@ -168,7 +177,7 @@ def _page(judged: dict[str, EvaluatedRun], facts: dict[str, Any], pictures: dict
     return "\n".join(lines)
 
 
-def _verification_lines(title: str, verified: dict[str, Any] | None) -> list[str]:
+def _verification_lines(title: str, verified: dict[str, Any] | None, across: str) -> list[str]:
     if not verified:
         return []
     rows = [
@@ -180,7 +189,7 @@ def _verification_lines(title: str, verified: dict[str, Any] | None) -> list[str
     return [
         "## Same person or not",
         "",
-        f"{title}: {verified['positives']:,} true and {verified['negatives']:,} false pairs across the modalities, "
+        f"{title}: {verified['positives']:,} true and {verified['negatives']:,} false pairs{across}, "
         f"nothing drawn, {verified['distance']}. Area under the ROC curve {verified['auc']:.4f}.",
         "",
         *markdown_table(("false-match rate", "true-match rate", "at the threshold"), rows),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MAX_LISTED = 20
 MIN_FRAME, MIN_TALL_FRAME = 100, 720
-"""Pixels of the shorter side of a frame that is wider than high (a small thermal camera has 160 x 120), and others."""
+"""Least pixels of the shorter side of a frame: one that is wider than high (thermal: 160 x 120), and others."""
 
 ImageLike: TypeAlias = Union[str, Path, Image.Image, NDArray[np.uint8], "torch.Tensor"]
 """A path, a folder, a Pillow image, a uint8 array ((N,) H, W, 3), a tensor ((N,) 3, H, W) of uint8 or 0..1 floats."""

@@ -326,7 +326,8 @@ def check_splits(
     notes = []
     for split, pids in single.items():
         if pids:
-            fate = "dropped from training" if split == "train" else "kept: a query of it has no match"
+            fate = "kept: a query of it has no match in the other modality"
+            fate = "dropped from training" if split == "train" else fate
             what = "1 identity" if len(pids) == 1 else f"{len(pids)} identities"
             names = shown([name(pid) for pid in pids])
             notes.append(f"{split}: {what} seen in one modality only, {fate}: {names}")

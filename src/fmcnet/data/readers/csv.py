@@ -314,6 +314,12 @@ def _hold_out(rows: list[_NamedRecord], share: float) -> tuple[list[_NamedRecord
     for name, record in rows:
         modalities[name].add(record.modality)
     complete = [name for name, seen in modalities.items() if name and len(seen) == 2]
+    if not complete:
+        rows = [_NamedRecord(n, r._replace(split="test")) for n, r in rows]
+        return (
+            rows,
+            f"{HELD_OUT}: all images are for test, because no identity has both modalities to learn from",
+        )
     order = sorted(complete, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     count = min(max(1, round(share * len(order))), len(order) - 1) if len(order) > 1 and share > 0 else 0
     held = set(order[:count])
