@@ -240,3 +240,43 @@ def test_numbers_out_of_range_are_refused(tmp_path, name, value):
         answer = service.client.post("/v1/search", files=files(1), data={"modality": "visible", name: value})
         assert answer.status_code == 422
         assert name in answer.json()["error"]["where"]
+
+
+def thermal(low, high):
+    """A 16-bit upload: a gradient from `low` to `high`."""
+    values = np.linspace(low, high, 24 * 48).reshape(48, 24).astype(np.uint16)
+    return [("images", ("night.png", encoded(Image.fromarray(values)), "image/png"))]
+
+
+def test_a_range_makes_the_same_heat_equally_bright(serving):
+    def embed(low, high, **fields):
+        data = {"modality": "infrared", **fields}
+        return serving.client.post("/v1/embed", files=thermal(low, high), data=data)
+
+    stretched = embed(3000, 4000).json()
+    assert "1 image with values of no usual range" in stretched["notes"][0]
+    assert "night.png" in stretched["notes"][0]
+    told = embed(3000, 4000, range="3000:4000").json()
+    assert told["notes"] == []
+    as_bytes = np.linspace(0, 255, 24 * 48).reshape(48, 24)
+    eight = encoded(Image.fromarray(np.rint(as_bytes).astype(np.uint8)))
+    plain = serving.client.post(
+        "/v1/embed", files=[("images", ("a.png", eight, "image/png"))], data={"modality": "infrared"}
+    ).json()
+    one, other = (reply["embeddings"][0]["embedding"] for reply in (told, plain))
+    assert np.dot(one, other) > 0.999
+    half = embed(3000, 4000, range="3000:5000").json()["embeddings"][0]["embedding"]
+    assert half != one
+    refused = embed(3000, 4000, range="warm")
+    assert refused.status_code == 422
+    assert refused.json()["error"]["where"] == "range"
+
+
+def test_a_full_frame_is_told_by_every_route(serving):
+    frame = [("images", ("frame.png", png(3, (640, 480)), "image/png"))]
+    for route in ("embed", "search"):
+        notes = serving.client.post(f"/v1/{route}", files=frame, data={"modality": "visible"}).json()["notes"]
+        assert sum("fmcnet crop" in note and "frame.png" in note for note in notes) == 1
+    added = serving.client.post("/v1/entries", files=frame, data={"modality": "visible", "id": "frame"})
+    assert "fmcnet crop" in added.json()["notes"][0]
+    assert serving.client.delete("/v1/entries/frame").status_code == 200

@@ -42,6 +42,10 @@ class Remarks:
         """Add an image of a kind (`STRETCHED`, ...); the same image counts once."""
         self._names.setdefault(kind, set()).add(name)
 
+    def kinds(self) -> list[str]:
+        """The kinds that occur."""
+        return list(self._names)
+
     def lines(self) -> list[str]:
         """A sentence for each kind, with the number of images and the first name."""
         lines = []

@@ -133,7 +133,7 @@ def _score_by_file(path: Path, protocol: Path, distance: str, device: str, preci
     given = "query_features" in arrays or "gallery_features" in arrays
     read = _two_sets(arrays, path, "custom", (0, 0)) if given else _one_set(arrays, path, "custom")
     embeddings, rules = read.embeddings, read_protocol(protocol, read.embeddings)
-    if given:
+    if read.query_mask is not None:
         kinds = [(rules.query.modality or Modality.VISIBLE), (rules.gallery.modality or Modality.VISIBLE)]
         codes = np.where(read.query_mask, *(np.uint8(kind.code) for kind in kinds))
         embeddings, rules = replace(embeddings, modality=codes), replace(rules.as_given(), name=rules.name)

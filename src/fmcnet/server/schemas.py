@@ -96,6 +96,7 @@ class EmbeddingsBody(BaseModel):
     model: str
     dimension: int
     embeddings: list[EmbeddedBody]
+    notes: list[str]
 
 
 class AddedBody(BaseModel):

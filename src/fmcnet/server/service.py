@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from fmcnet.characters import printable
+from fmcnet.data.depth import Remarks
 from fmcnet.errors import FmcnetError
 from fmcnet.inference.image_input import parse_modality
 from fmcnet.inference.projection import l2_normalize
@@ -202,8 +204,8 @@ class Service:
 
     async def embed(
         self, uploads: Sequence[Upload], modality: Sequence[str], caller: Caller
-    ) -> tuple[Embeddings, list[bytes | None]]:
-        """Uploads as unit embeddings (N, E), in their order, and their pictures where those are kept.
+    ) -> tuple[Embeddings, list[bytes | None], list[str]]:
+        """Uploads as unit embeddings (N, E), in their order, their pictures where those are kept, and notes.
 
         The pixels go the way of `Encoder.encode`; only the batches are shared with other requests.
 
@@ -229,7 +231,11 @@ class Service:
             np.array([kind.code for kind in kinds], dtype=np.uint8),
             np.array([upload.name for upload in uploads], dtype=np.str_),
         )
-        return embeddings, [one.picture for one in decoded]
+        remarks = Remarks()
+        for upload, one in zip(uploads, decoded, strict=True):
+            for kind in one.remarks:
+                remarks.add(kind, printable(upload.name))
+        return embeddings, [one.picture for one in decoded], remarks.lines()
 
 
 async def _unless_gone(work: Coroutine[Any, Any, _Result], caller: Caller) -> _Result:

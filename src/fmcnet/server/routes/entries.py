@@ -18,6 +18,7 @@ from fmcnet.server.routes.search import (
     Images,
     Kinds,
     Number,
+    RangeField,
     Running,
     Sender,
     Words,
@@ -51,6 +52,7 @@ async def add(
     source: Words = [],  # noqa: B006
     pid: list[Number] = [],  # noqa: B006
     tag: Annotated[list[str], Form(description="Tags of all these images.")] = [],  # noqa: B006
+    value_range: RangeField = None,
     on_duplicate: Annotated[
         Literal["refuse", "replace", "skip"],
         Form(description="An id that is there; replace needs the scope admin."),
@@ -77,7 +79,8 @@ async def add(
         }
         if id and len(id) != n:
             raise ApiError(422, f"{len(id)} ids for {n} images", "id", "give one for each image, or none")
-        embeddings, pictures = await service.embed(await read_uploads(images), modality, sender)
+        uploads = await read_uploads(images, value_range)
+        embeddings, pictures, remarks = await service.embed(uploads, modality, sender)
         async with service.changing:  # nobody adds or removes one of these before their crops are kept
             there: set[str] = set()
             if on_duplicate == "skip" and service.pictures.kept is not None:
@@ -99,7 +102,7 @@ async def add(
         "added": done.added,
         "replaced": done.replaced,
         "skipped": done.skipped,
-        "notes": notes,
+        "notes": [*remarks, *notes],
     }
 
 
