@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import textwrap
 from pathlib import Path
 
@@ -303,3 +305,14 @@ def test_a_dataset_takes_a_protocol_too(tiny_sysu, tiny_run, tmp_path):
     (one,) = json.loads(run_command(*words).stdout)["evaluations"]
     table = read_dataset(tiny_sysu).select(split="test")
     assert one["queries"] == [int((table.modality == 0).sum())]
+
+
+def test_the_example_of_the_guide(tmp_path):
+    guide = (Path(fmcnet.__file__).parents[2] / "docs" / "guides" / "evaluate.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(example)
+    found = fmcnet.evaluate(embeddings(), read_protocol(tmp_path / "mine.yaml", TABLE))
+    assert (len(found.trials), found.trials[0].queries, found.trials[0].gallery) == (10, 6, 6)
+    keys = re.findall(r"^\| (`.*?) \|", guide[guide.index("| key |") :], re.MULTILINE)
+    named = set(re.findall(r"`(\w+)`", " ".join(keys)))
+    assert named == set(inspect.signature(custom).parameters)
