@@ -17,6 +17,7 @@ from PIL import Image
 
 from fmcnet.inference.encoder import Encoder
 from fmcnet.retrieval import Gallery, Searcher, indexing, models
+from fmcnet.retrieval.models import remembered_ranges
 from fmcnet.retrieval.sources import Rules, read_sources
 from fmcnet.types import Modality
 from tests.cli import run_command
@@ -438,6 +439,28 @@ def test_a_range_maps_every_crop_alike_and_the_gallery_keeps_it(tmp_path):
     for bad in ("40:10", "15", "a:b", "nan:1"):
         assert "--range" in wrong("index", "x", "heat", *rules, "--range", bad) or bad in ("40:10", "nan:1")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_table_gives_each_camera_its_range(tmp_path):
+    """The same heat in degrees Celsius and in hundredths of a kelvin is one picture, each camera with its range."""
+    degrees(tmp_path / "a.tif", 20, 35)
+    Image.fromarray((np.asarray(Image.open(tmp_path / "a.tif")) + 273.15) * 100).save(tmp_path / "b.tif")
+    lines = ["path,modality,camera,range", "a.tif,infrared,gate,15:40", "b.tif,infrared,hall,28815:31315"]
+    (tmp_path / "people.csv").write_text("\n".join(lines))
+    report = as_json("index", "g", tmp_path / "people.csv", "--model", "run")
+    assert (report["added"], report["notes"]) == (2, [])
+    assert remembered_ranges("g") == [(15.0, 40.0), (28815.0, 31315.0)]
+    with Gallery("g", read_only=True) as gallery:
+        first, second = (vector for _, vector in gallery.scan())
+    assert np.dot(first, second) > 0.9999
+    query = ("search", "g", tmp_path / "a.tif", "--modality", "infrared")
+    assert as_json(*query, "--range", "15:40")["hits"][0]["similarity"] > 0.9999
+    (note,) = [note for note in as_json(*query)["notes"] if "--range" in note]  # which of the two is not told
+    assert note.startswith("1 image with values of no usual range")
+    (tmp_path / "people.csv").write_text("path,modality,range\na.tif,infrared,warm\n")
+    assert "line 2: range warm: give two numbers as LOW:HIGH" in wrong(
+        "index", "n", tmp_path / "people.csv", "--model", "run"
+    )
 
 
 def test_what_is_no_picture_is_counted_and_named(crops, tmp_path):

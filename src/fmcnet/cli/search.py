@@ -193,7 +193,8 @@ def index(
             raise FmcnetError(
                 f"--dtype {dtype}: {gallery} keeps {kept.dtype} since its first entry; index into another gallery"
             )
-        remember(gallery, model or encoder.folder, value_range)
+        for one in dict.fromkeys((value_range, *(picture.value_range for picture in sources.pictures))):
+            remember(gallery, model or encoder.folder, one)
         report = add_new(
             searcher,
             sources,

@@ -31,6 +31,7 @@ class Record(NamedTuple):
     track: str = ""
     tags: str = ""
     source: str = ""
+    range: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Table:
         track: (N,) str, as given, or "".
         tags: (N,) str, as given, between semicolons, or "".
         source: (N,) str, as given, or "".
+        range: (N,) str, "LOW:HIGH" as `fmcnet.data.depth.parse_range` takes it, or "".
         pid_names: for datasets whose identities are not numbers: name of pid i at position i.
         notes: the reader's notes (identities dropped, files ignored).
     """
@@ -68,11 +70,12 @@ class Table:
     track: NDArray[np.str_]
     tags: NDArray[np.str_]
     source: NDArray[np.str_]
+    range: NDArray[np.str_]
     pid_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     COLUMNS: ClassVar[tuple[str, ...]] = Record._fields
-    TEXTS: ClassVar[tuple[str, ...]] = ("camera", "track", "tags", "source")
+    TEXTS: ClassVar[tuple[str, ...]] = ("camera", "track", "tags", "source", "range")
 
     def __post_init__(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in self.COLUMNS}

@@ -206,11 +206,11 @@ def _add(
     replace: bool,
     settings: dict[str, Any],
 ) -> list[Added]:
-    """Those whose picture is to be kept, or was, and the others."""
-    keeping = [
-        one for one in new if keep_images or (replace and searcher.gallery.picture(one.id) is not None)
-    ]
-    groups = ((keeping, True), ([one for one in new if one not in keeping], False))
+    """Those whose picture is to be kept, or was, and the others; of each range by itself."""
+    groups: dict[tuple[bool, ValueRange | None], list[Picture]] = {}
+    for one in new:
+        keep = keep_images or (replace and searcher.gallery.picture(one.id) is not None)
+        groups.setdefault((keep, one.value_range or settings["value_range"]), []).append(one)
     return [
         searcher.add(
             [picture.path for picture in group],
@@ -221,10 +221,13 @@ def _add(
             on_duplicate="replace" if replace else "skip",
             keep_images=keep,
             progress=False,
-            **(settings | {name: [getattr(picture, name) for picture in group] for name in METADATA}),
+            **{
+                **settings,
+                "value_range": value_range,
+                **{name: [getattr(picture, name) for picture in group] for name in METADATA},
+            },
         )
-        for group, keep in groups
-        if group
+        for (keep, value_range), group in groups.items()
     ]
 
 

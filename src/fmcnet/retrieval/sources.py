@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import NamedTuple
 
+from fmcnet.data.depth import ValueRange, parse_range
 from fmcnet.data.listing import Ignored
 from fmcnet.data.readers import benchmark_layout, detect_layout, modality_of_folder, read_dataset
 from fmcnet.data.readers.csv import HELD_OUT
@@ -72,6 +73,7 @@ class Picture(NamedTuple):
     Attributes:
         path: absolute.
         source: where it came from, as a table states it; None: its path.
+        value_range: as `fmcnet.data.images.load_image`; None: that of all pictures.
     """
 
     path: Path
@@ -82,6 +84,7 @@ class Picture(NamedTuple):
     track: str | None = None
     tags: tuple[str, ...] = ()
     source: str | None = None
+    value_range: ValueRange | None = None
 
     @property
     def id(self) -> str:
@@ -308,6 +311,7 @@ def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], So
         picture = Picture(
             path, row.modality, pid, camera, None, row.track or None, (*named, *tags), row.source or None
         )
+        picture = picture._replace(value_range=parse_range(row.range) if row.range else None)
         found.append((row.path, picture, row.time))
     notes = [note for note in table.notes if rules.split != "all" or not note.startswith(HELD_OUT)]
     not_listed = _not_listed(source, table) if layout == "csv" else ()

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fmcnet.data.depth import parse_range
 from fmcnet.data.listing import number_of
 from fmcnet.data.readers.common import check_splits, read_text
 from fmcnet.data.spelling import near_cameras, nearest
@@ -112,6 +113,8 @@ def read_csv(
     names, numbers = _number({row.name for row in rows if row.name})
     records = _number_cameras([record._replace(pid=numbers[name]) for name, record in rows])
     notes += near_cameras({record.camera for record in records if record.camera})
+    if training and any(record.range for record in records):
+        notes.append("the column 'range' is read by fmcnet index only: convert deep images to 8 bits first")
     if training:
         called = {number: name for name, number in numbers.items()}
         records, split_notes = check_splits(records, str(file), called.__getitem__, required=())
@@ -264,6 +267,11 @@ def _row(
             f"camid '{camid[:40]}' is not a whole number (leave it empty where unknown; names stand in a column "
             "camera)"
         )
+    if given := cells.get("range", ""):
+        try:
+            parse_range(given)
+        except DataError as error:
+            wrong.append(str(error).removeprefix("--"))
     split, role = cells.get("split", "").lower(), cells.get("role", "").lower()
     if split not in _SPLITS:
         wrong.append(f"split '{split}' is none of {', '.join(SPLITS)}")
