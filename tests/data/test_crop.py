@@ -200,8 +200,10 @@ def test_crops_of_something_else_are_not_mixed(frames, tmp_path):
     before = (tmp_path / "out" / "people.csv").read_bytes()
     with pytest.raises(DataError, match="crops of other frames, boxes or options"):
         crop(frames, found, tmp_path / "out", CropOptions(Modality.VISIBLE))
+    with pytest.raises(DataError, match="lies in the folder of the frames"):
+        crop(frames, found, frames / "crops", NIGHT)
     with pytest.raises(DataError, match="holds other files"):
-        crop(frames, found, frames, NIGHT)
+        crop(frames, found, tmp_path, NIGHT)
     assert (tmp_path / "out" / "people.csv").read_bytes() == before
 
 
@@ -227,15 +229,14 @@ def test_a_kill_changes_nothing(video, tmp_path):
         import os
         from fmcnet.data import crop as module
         from fmcnet.types import Modality
-        write, left = module.write_atomically, [5]
-        def dying(path, fill, *more):
-            if path.suffix == ".png":
-                left[0] -= 1
+        write, left = module._save, [5]
+        def dying(image, path):
+            left[0] -= 1
             if not left[0]:
-                path.with_name(f".{{path.name}}.1.tmp").write_bytes(b"half")
+                path.with_name(f".{{path.name}}.tmp").write_bytes(b"half")
                 os.kill(os.getpid(), 9)
-            return write(path, fill, *more)
-        module.write_atomically = dying
+            write(image, path)
+        module._save = dying
         module.crop({str(video)!r}, {str(found)!r}, {str(tmp_path / "out")!r}, module.CropOptions(Modality.INFRARED))
     """
     died = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
@@ -246,6 +247,7 @@ def test_a_kill_changes_nothing(video, tmp_path):
     with (out / ".crops.jsonl").open("a") as journal:
         journal.write('["000003", [["00')
     (out / "000001_01.png").unlink()
+    (out / "000002_00.png").write_bytes((out / "000002_00.png").read_bytes()[:200])  # a power cut
     crop(video, found, out, NIGHT)
 
     def files(folder):

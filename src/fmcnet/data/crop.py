@@ -7,7 +7,6 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from fmcnet.data.frames import Frame, open_frames
 from fmcnet.data.images import REMARKS
 from fmcnet.data.listing import Ignored, ignored_facts, list_folder
 from fmcnet.errors import DataError
-from fmcnet.files import lock_file, remove_left, write_atomically
+from fmcnet.files import lock_file, named, remove_left, write_atomically
 from fmcnet.progress import Progress
 from fmcnet.types import Modality
 
@@ -131,6 +130,10 @@ def crop(
     frames, out = Path(frames).expanduser(), Path(out).expanduser()
     found = read_boxes(boxes)
     opened = open_frames(frames, found, options.first, options.value_range)
+    if frames.is_dir() and out.resolve().is_relative_to(frames.resolve()):
+        raise DataError(
+            f"--out {out} lies in the folder of the frames: give another, so that crops are no frames"
+        )
     if options.start is not None and options.fps is None and frames.is_dir():
         raise DataError("a start time needs --fps for a folder of images: they have no clock")
     if options.fps is not None and options.start is None:
@@ -182,7 +185,7 @@ class _Work:
             self.empty += 1
             return None
         known = self.done.get(frame.name)
-        if known is not None and all((self.out / row[0]).is_file() for row in known.rows):
+        if known is not None and all(_is_whole(self.out / row[0]) for row in known.rows):
             self._count(known)
             return None
         try:
@@ -216,7 +219,7 @@ class _Work:
             target = self.out / path
             target.parent.mkdir(parents=True, exist_ok=True)
             cut = image.crop(area)
-            write_atomically(target, partial(_save, cut))
+            _save(cut, target)
             track = f"{self.prefix}/{box.track}" if box.track else ""
             made.rows.append([path, str(self.options.modality), self.options.camera or "", time, track])
         return made._replace(clipped=clipped)
@@ -270,8 +273,22 @@ class _Work:
         )
 
 
-def _save(image: Image.Image, file: Path) -> None:
-    image.save(file, "PNG", compress_level=1)
+def _save(image: Image.Image, target: Path) -> None:
+    """Write a crop whole or not at all; it need not be on disk yet, as `_is_whole` looks at it before it counts."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    with named(target, temporary):
+        image.save(temporary, "PNG", compress_level=1)
+        temporary.replace(target)
+
+
+def _is_whole(crop: Path) -> bool:
+    """Whether a crop of an earlier run is a whole PNG, by its checksums: a power cut may have emptied it."""
+    try:
+        with Image.open(crop) as image:
+            image.verify()
+    except (OSError, SyntaxError):
+        return False
+    return True
 
 
 def _inside(box: Box, size: tuple[int, int], least: int) -> tuple[tuple[int, int, int, int] | None, str]:
