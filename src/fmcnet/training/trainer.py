@@ -305,7 +305,10 @@ class Trainer:
         if self._config.model.normalization == "modality":
             plain = AugmentConfig(pad=0, flip=0, erase=0, channel="none")
             first = self._steps * self._config.training.accumulate
-            estimate_statistics(model, self._load(plain, first, first + BATCHES), self._ctx.world)
+            batch = self._config.data.identities * self._config.data.images * 2 * self._ctx.world
+            one_pass = -(-len(self._cache) // batch)
+            last = first + min(BATCHES, one_pass)
+            estimate_statistics(model, self._load(plain, first, last), self._ctx.world)
         return model
 
     def _finish(self) -> TrainingSummary:
