@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fmcnet.errors import GalleryError
-from fmcnet.retrieval import Gallery, Where
+from fmcnet.retrieval import Entry, Gallery, Where
 from fmcnet.retrieval.milvus_client import NO_PID, NO_TIME, expression, to_row, to_stored
 from fmcnet.retrieval.records import to_micros
 from fmcnet.types import Modality
@@ -24,9 +24,12 @@ cluster = pytest.mark.skipif(not CLUSTER, reason="make test-cluster runs it")
 def test_conditions_become_expressions():
     assert expression(None) == expression(Where()) == ""
     assert expression(Where(cameras=[])) is None
-    assert expression(Where(pids=[2**70])) is None
+    assert expression(Where(pids=[])) is None
+    assert expression(Where(pids=["anna"]), numbers=True) is None
     assert expression(Where(ids=['a"b', "c\\"])) == 'id in ["a\\"b", "c\\\\"]'
-    assert expression(Where(pids=[3, 1], modality=Modality.INFRARED)) == "pid in [1, 3] and modality == 1"
+    both = Where(pids=["03", "anna"], modality=Modality.INFRARED)
+    assert expression(both) == 'pid in ["3", "anna"] and modality == 1'
+    assert expression(both, numbers=True) == "pid in [3] and modality == 1"  # a collection of 0.1.0
     micros = to_micros(NOON)
     assert (
         expression(Where(since=NOON, until=NOON))
@@ -43,6 +46,17 @@ def test_rows_come_back():
         assert again == entry
         np.testing.assert_array_equal(same, vector)
     assert NO_PID not in range(-(2**63) + 1, 2**63)
+
+
+def test_a_collection_of_0_1_0_keeps_numbers():
+    numbered, unknown, named = (Entry("a", Modality.VISIBLE, pid=pid) for pid in ("3", None, "anna"))
+    vector = crops(1)[0]
+    for entry, pid in ((numbered, 3), (unknown, NO_PID)):
+        row = to_row(entry, vector, 7, numbers=True)
+        assert row["pid"] == pid
+        assert to_stored(row)[0] == entry
+    with pytest.raises(GalleryError, match="keeps identities as numbers"):
+        to_row(named, vector, 7, numbers=True)
 
 
 def test_what_a_cluster_cannot_do_is_said_before_it_is_asked():

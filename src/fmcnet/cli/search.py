@@ -41,7 +41,7 @@ def make_filter(
     *,
     modality: str | None = None,
     ids: list[str] | None = None,
-    pids: list[int] | None = None,
+    pids: list[str] | None = None,
     tracks: list[str] | None = None,
     tags: list[str] | None = None,
 ) -> Where:
@@ -94,7 +94,7 @@ def index(
         str | None, typer.Option(metavar="PATTERN", help="A regular expression for the track.")
     ] = None,
     pid_from_name: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="A regular expression for the identity, a number.")
+        str | None, typer.Option(metavar="PATTERN", help="A regular expression for the identity.")
     ] = None,
     timezone: Zone = "UTC",
     doubtful_times: Annotated[

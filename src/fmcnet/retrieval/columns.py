@@ -17,18 +17,18 @@ from fmcnet.retrieval.records import Entry, Where, to_micros
 from fmcnet.types import BoolArray, IntArray
 
 NONE = np.iinfo(np.int64).min
-"""A pid or time that is not known."""
+"""A time that is not known."""
 KINDS = {
     "seq": np.int64,
-    "pid": np.int64,
     "time": np.int64,
     "modality": np.uint8,
+    "pid": np.int32,
     "camera": np.int32,
     "track": np.int32,
     "tags": np.int32,
     "alive": np.bool_,
 }
-TEXTS = ("camera", "track", "tags")
+TEXTS = ("pid", "camera", "track", "tags")
 
 
 class EntryColumns:
@@ -80,11 +80,10 @@ class EntryColumns:
 
     def _set(self, position: int, entry: Entry) -> None:
         arrays = self._arrays
-        arrays["pid"][position] = NONE if entry.pid is None else entry.pid
         arrays["time"][position] = NONE if entry.time is None else to_micros(entry.time)
         arrays["modality"][position] = entry.modality.code
         tags = json.dumps(entry.tags, ensure_ascii=False) if entry.tags else None
-        for name, text in (("camera", entry.camera), ("track", entry.track), ("tags", tags)):
+        for name, text in zip(TEXTS, (entry.pid, entry.camera, entry.track, tags), strict=True):
             numbers = self.numbers[name]
             arrays[name][position] = -1 if text is None else numbers.setdefault(text, len(numbers))
 
@@ -94,7 +93,7 @@ class EntryColumns:
 
     def forget(self, positions: IntArray) -> None:
         """Removed rows: not alive, and nothing known of them."""
-        for name, value in {"alive": False, "pid": NONE, "time": NONE, "modality": 0}.items():
+        for name, value in {"alive": False, "time": NONE, "modality": 0}.items():
             self._arrays[name][positions] = value
         for name in TEXTS:
             self._arrays[name][positions] = -1
@@ -108,9 +107,8 @@ class EntryColumns:
             chosen = np.zeros(self._n, np.bool_)
             chosen[self.positions(sorted(seqs or ()))] = True
             out &= chosen
-        if where.pids is not None:
-            out &= np.isin(self["pid"], np.array([p for p in where.pids if abs(p) < -int(NONE)], np.int64))
-        for name, texts in (("camera", where.cameras), ("track", where.tracks)):
+        pids = None if where.pids is None else [str(pid) for pid in where.pids]
+        for name, texts in (("pid", pids), ("camera", where.cameras), ("track", where.tracks)):
             if texts is not None:
                 numbers = self.numbers[name]
                 out &= self._one_of(name, [numbers[text] for text in texts if text in numbers])
@@ -126,10 +124,10 @@ class EntryColumns:
             out &= self._one_of("tags", [number for text, number in sets if wanted <= set(json.loads(text))])
         return out
 
-    def cameras(self) -> set[str]:
-        """The cameras of the rows that are alive."""
-        used = set(np.unique(self["camera"][self.alive]).tolist())
-        return {text for text, number in self.numbers["camera"].items() if number in used}
+    def texts(self, name: str) -> set[str]:
+        """The texts of a column of the rows that are alive."""
+        used = set(np.unique(self[name][self.alive]).tolist())
+        return {text for text, number in self.numbers[name].items() if number in used}
 
     def _one_of(self, name: str, numbers: Collection[int]) -> BoolArray:
         """(N,) whose text has one of these numbers, by a table, which is faster than `isin`."""
@@ -152,12 +150,17 @@ class EntryColumns:
 
     @staticmethod
     def load(path: Path) -> EntryColumns:
-        """Read what `save` wrote."""
+        """Read what `save` wrote, that of 0.1.0, too, whose identities are numbers and stand for themselves."""
         out = EntryColumns()
         with np.load(path, allow_pickle=False) as stored:
-            out._arrays = {name: stored[name].astype(kind) for name, kind in KINDS.items()}
-            for name in TEXTS:
-                text = stored[f"{name}_texts"].tobytes().decode()
-                out.numbers[name] = {one: i for i, one in enumerate(text.split("\0") if text else ())}
+            arrays = {name: stored[name] for name in stored.files}
+        if "pid_texts" not in arrays:
+            pids, codes = np.unique(np.append(arrays["pid"], NONE), return_inverse=True)  # NONE is the first
+            arrays["pid"] = codes[:-1] - 1
+            arrays["pid_texts"] = np.frombuffer("\0".join(map(str, pids[1:].tolist())).encode(), np.uint8)
+        out._arrays = {name: arrays[name].astype(kind) for name, kind in KINDS.items()}
+        for name in TEXTS:
+            text = arrays[f"{name}_texts"].tobytes().decode()
+            out.numbers[name] = {one: i for i, one in enumerate(text.split("\0") if text else ())}
         out._n = len(out._arrays["seq"])
         return out
