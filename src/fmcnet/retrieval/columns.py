@@ -71,21 +71,22 @@ class EntryColumns:
         start, self._n = self._n, needed
         self._arrays["seq"][start:needed] = seqs
         self._arrays["alive"][start:needed] = True
-        for position, entry in enumerate(entries, start):
-            self._set(position, entry)
+        self._set(slice(start, needed), entries)
 
     def replace(self, seq: int, entry: Entry) -> None:
         """New metadata of a row."""
-        self._set(int(self.positions([seq])[0]), entry)
+        position = int(self.positions([seq])[0])
+        self._set(slice(position, position + 1), [entry])
 
-    def _set(self, position: int, entry: Entry) -> None:
+    def _set(self, rows: slice, entries: Sequence[Entry]) -> None:
         arrays = self._arrays
-        arrays["time"][position] = NONE if entry.time is None else to_micros(entry.time)
-        arrays["modality"][position] = entry.modality.code
-        tags = json.dumps(entry.tags, ensure_ascii=False) if entry.tags else None
-        for name, text in zip(TEXTS, (entry.pid, entry.camera, entry.track, tags), strict=True):
+        arrays["time"][rows] = [NONE if entry.time is None else to_micros(entry.time) for entry in entries]
+        arrays["modality"][rows] = [entry.modality.code for entry in entries]
+        tags = [json.dumps(entry.tags, ensure_ascii=False) if entry.tags else None for entry in entries]
+        for name in TEXTS:
             numbers = self.numbers[name]
-            arrays[name][position] = -1 if text is None else numbers.setdefault(text, len(numbers))
+            texts = tags if name == "tags" else [getattr(entry, name) for entry in entries]
+            arrays[name][rows] = [-1 if t is None else numbers.setdefault(t, len(numbers)) for t in texts]
 
     def positions(self, seqs: Sequence[int] | IntArray) -> IntArray:
         """Positions of row numbers that are there."""
