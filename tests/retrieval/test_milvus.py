@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from datetime import timedelta
@@ -250,3 +251,32 @@ def test_a_collection_that_is_no_gallery_and_a_gallery_that_is_not_there(milvus_
         assert gallery.expire(timedelta(days=1), now=NOON + timedelta(days=2)) == 5
         with pytest.raises(GalleryError, match="at most 16368"):
             gallery.search(crops(1)[0], 20_000)
+
+
+@cluster
+def test_a_collection_of_0_1_0_is_read_and_written(milvus_address, collection):
+    from pymilvus import DataType, MilvusClient
+
+    client, name = MilvusClient(uri=f"http://{milvus_address}"), collection.split("/")[-1]
+    about = json.dumps({"fmcnet": {"dimension": 32, "model": MODEL, "dtype": "float32"}})
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=about)
+    schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=256)
+    schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=32)
+    for field in ("pid", "modality", "time", "seq"):
+        schema.add_field(field, DataType.INT64)
+    for field in ("camera", "source", "track"):
+        schema.add_field(field, DataType.VARCHAR, max_length=256)
+    schema.add_field("tags", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=64, max_length=256)
+    params = client.prepare_index_params()
+    params.add_index("embedding", index_type="FLAT", metric_type="IP")
+    client.create_collection(name, schema=schema, index_params=params, consistency_level="Strong")
+    with Gallery(collection, model=MODEL) as gallery:
+        gallery.add(crops(3), ids=["a", "b", "c"], modality="visible", pid=[3, "007", None])
+        with pytest.raises(GalleryError, match="pid 'anna': this collection is of fmcnet"):
+            gallery.add(crops(1), modality="visible", pid="anna")
+        assert gallery.update(["b"], pid="8.0") == 1
+        assert [entry.pid for entry, _ in gallery.scan()] == ["3", "8", None]
+        assert [gallery.count(Where(pids=[pid])) for pid in ("03", 8, "anna")] == [1, 1, 0]
+        assert len(gallery.search_groups(crops(1)[0], "pid")) == 3
+        assert gallery.remove(Where(pids=["3", "anna"])) == 1
+        assert len(gallery) == 2
