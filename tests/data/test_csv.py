@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fmcnet.data.check import summary
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import read_csv, write_csv
 from fmcnet.data.table import fingerprint
@@ -88,6 +89,8 @@ def test_nobody_known_is_no_person(file: Path, word: str) -> None:
     assert [one is None for one in table.identities()] == [False] * 4 + [True] * 4 + [False] * 8
     assert table.pid_names == ("anna", "carl", "dora")
     assert "of 3 identities" in table.notes[0]
+    assert [one.identities for one in summary(table).groups if one.split == "train"] == [2, 2]
+    assert [one.identities for one in summary(table.take(np.arange(4, 8))).groups] == [0, 0]
     with pytest.raises(DataError, match=r"4 of 16 images have no identity, the first is img/bob"):
         table.labels()
 

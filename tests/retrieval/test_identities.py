@@ -124,6 +124,11 @@ def test_numbers_of_another_dataset_are_told(crops):
     table(day, "a.png,3,visible", "b.png,4,visible", "c.png,4,ir")
     again = as_json("index", "g", day)
     assert (again["added"], again["notes"]) == (1, [])  # the same folder goes on
+    mended = as_json("index", "g", night, "--pid-prefix", "regdb-", "--existing", "update")
+    assert (mended["updated"], mended["notes"]) == (3, [])
+    with Gallery("g") as gallery:
+        assert gallery.identities() == ["3", "4", "regdb-3", "regdb-5", "regdb-anna"]
+        assert gallery.count(Where(pids=[3])) == 1
 
 
 @pytest.mark.parametrize(

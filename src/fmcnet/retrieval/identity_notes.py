@@ -39,8 +39,8 @@ def added_notes(gallery: Gallery, before: Collection[str], added: Sequence[Pictu
             return [
                 *near_identities(near),
                 f"the numbers {', '.join(numbers[:3])}{more} are persons of the gallery already, as of "
-                f"{entry.source}, and are taken as the same: if datasets number their persons alike, index each into "
-                "a gallery of its own, or name persons in a CSV, as 'regdb-3'",
+                f"{entry.source}, and are taken as the same; if they are others, repeat with a --pid-prefix, as "
+                "regdb-, and --existing update",
             ]
     return near_identities(near)
 

@@ -95,6 +95,7 @@ class Rules:
         modality: of pictures without a table; of a table, only the rows of this modality are taken.
         camera: of all pictures.
         cameras, times, tracks, pids: found in the name, which is the path below the folder given.
+        pid_prefix: put before every identity, that persons of two datasets with the same numbers stay apart.
         layout: "auto", "images" (every image as a plain picture), "sysu", "regdb", "llcm" or "csv".
         split: of a dataset: "train", "val", "test", or "all".
         zone: of times that name none.
@@ -107,6 +108,7 @@ class Rules:
     times: TimePattern | None = None
     tracks: NamePattern | None = None
     pids: NamePattern | None = None
+    pid_prefix: str = ""
     layout: str = "auto"
     split: str = "all"
     zone: tzinfo = timezone.utc
@@ -322,9 +324,10 @@ def _check_texts(picture: Picture) -> None:
 
 def _apply_name(picture: Picture, name: str, rules: Rules) -> Picture:
     """The picture with the metadata that its name holds, which wins over a table's."""
+    pid = rules.pids.identity(name) if rules.pids else picture.pid
     return picture._replace(
         camera=rules.cameras.find(name) if rules.cameras else rules.camera or picture.camera,
         time=rules.times.find(name) if rules.times else picture.time,
         track=rules.tracks.find(name) if rules.tracks else picture.track,
-        pid=rules.pids.identity(name) if rules.pids else picture.pid,
+        pid=parse_identity(rules.pid_prefix + pid) if rules.pid_prefix and pid is not None else pid,
     )
