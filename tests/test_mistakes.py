@@ -149,7 +149,7 @@ VALUES = [
     "search {gallery} {image} --modality ir --device tpu",
     "search milvus://:port/ {image} --modality ir",
     "gallery remove {gallery} --yes",
-    "gallery remove {gallery} --pid one --yes",
+    "gallery remove {gallery} --pid unknown --yes",
     "gallery expire {gallery} --keep long",
     "gallery export {gallery} {new}.txt",
     "serve {gallery} --model {run} --port 70000",

@@ -72,11 +72,11 @@ def test_index_once_search_filter_and_forget(crops):
     again = as_json("index", "g", crops, *RULES)
     assert (again["added"], again["already"], again["entries"]) == (0, 4, 4)
     found = as_json("search", "g", "night.png", "--modality", "ir")  # the model is remembered
-    assert [hit["pid"] for hit in found["hits"]][:2] == [1, 1]
+    assert [hit["pid"] for hit in found["hits"]][:2] == ["1", "1"]
     assert found["hits"][0]["source"] == str(crops / "gate1/1_0900.png")
     assert found["prior"] == pytest.approx(1 / 5)
     filtered = as_json("search", "g", "night.png", "--modality", "ir", "--camera", "2", "--group", "pid")
-    assert [hit["pid"] for hit in filtered["hits"]] == [1, 3]
+    assert [hit["pid"] for hit in filtered["hits"]] == ["1", "3"]
     assert as_json("gallery", "info", "g")["entries"] == 4
     assert as_json("gallery", "remove", "g", "--pid", "1", "--dry-run")["would_remove"] == 2
     assert as_json("gallery", "remove", "g", "--pid", "1", "--yes") == {"removed": 2, "entries": 2}

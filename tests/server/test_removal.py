@@ -82,7 +82,7 @@ def test_what_matches_all_conditions_goes_and_nothing_else(serving, asked, seeds
         ({"camera": "gate", "expect": 3}, 409, "expect"),
         ({"camera": "gate", "expect": 5}, 409, "expect"),
         ({"camera": "gate", "expect": -1}, 422, "query.expect"),
-        ({"pid": "one", "expect": 4}, 422, "query.pid.0"),
+        ({"pid": "unknown", "expect": 4}, 422, "query.pid.0"),
         ({"since": "2026-03-01T00:00:00", "expect": 8}, 422, "query.since"),
         ({"since": "2026", "expect": 8}, 422, "query.since"),
         ({"until": "-1e3", "expect": 8}, 422, "query.until"),

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Show a gallery, remove entries, export them.", no_args_is_help=True)
 
 Ids = Annotated[list[str] | None, typer.Option("--id", help="Of this id; may be given again.")]
-Pids = Annotated[list[int] | None, typer.Option("--pid", help="Of this identity; may be given again.")]
+Pids = Annotated[
+    list[str] | None, typer.Option("--pid", help="Of this identity, a name or number; may be given again.")
+]
 Tracks = Annotated[list[str] | None, typer.Option("--track", help="Of this track; may be given again.")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="With this tag; all of them, if given again.")]
 Kind = Annotated[str | None, typer.Option(help="visible or infrared.")]

@@ -41,7 +41,7 @@ def make_filter(
     *,
     modality: str | None = None,
     ids: list[str] | None = None,
-    pids: list[int] | None = None,
+    pids: list[str] | None = None,
     tracks: list[str] | None = None,
     tags: list[str] | None = None,
 ) -> Where:
@@ -94,8 +94,12 @@ def index(
         str | None, typer.Option(metavar="PATTERN", help="A regular expression for the track.")
     ] = None,
     pid_from_name: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="A regular expression for the identity, a number.")
+        str | None, typer.Option(metavar="PATTERN", help="A regular expression for the identity.")
     ] = None,
+    pid_prefix: Annotated[
+        str,
+        typer.Option(metavar="TEXT", help="Put before every identity, as 'regdb-': keeps datasets apart."),
+    ] = "",
     timezone: Zone = "UTC",
     doubtful_times: Annotated[
         str,
@@ -177,6 +181,7 @@ def index(
         times=None if time_from_name is None else TimePattern(time_from_name, zone, doubtful),
         tracks=pattern("--track-from-name", track_from_name),
         pids=pattern("--pid-from-name", pid_from_name),
+        pid_prefix=pid_prefix,
         layout=layout,
         split=split,
         zone=zone,

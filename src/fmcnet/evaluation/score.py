@@ -2,9 +2,9 @@
 
 Two forms of file:
 
-- one set: `features` (N, D), `pid` (N,), `cam` (N,), `index` (N,) 1-based among the sorted images of an identity
-  and camera, and `modality` (N,) 0 visible, 1 infrared where cameras do not tell (they do on SYSU-MM01); a file
-  written by `Embeddings.save` is such a file;
+- one set: `features` (N, D), `pid` (N,) texts or whole numbers, `cam` (N,), `index` (N,) 1-based among the sorted
+  images of an identity and camera, and `modality` (N,) 0 visible, 1 infrared where cameras do not tell (they do on
+  SYSU-MM01); a file written by `Embeddings.save` is such a file;
 - two sets as somebody drew them: `query_features`, `query_pid`, `query_cam`, and the same with `gallery_`.
   Camera arrays may end in the protocol's name (`query_cam_llcm`). Nothing is drawn then.
 """
@@ -23,7 +23,7 @@ from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation.draws import find_permutation
 from fmcnet.evaluation.metrics import Evaluation
 from fmcnet.evaluation.protocols import Protocol, llcm, regdb, sysu
-from fmcnet.types import NO_CAMERA, BoolArray, Embeddings, IntArray
+from fmcnet.types import NO_CAMERA, BoolArray, Embeddings, IntArray, identity_numbers
 
 PROTOCOLS = ("sysu", "regdb", "llcm")
 SYSU_CAMERAS = {1: 0, 2: 0, 4: 0, 5: 0, 3: 1, 6: 1}
@@ -140,7 +140,7 @@ def _one_set(arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str) -
         )
     features = _features(renamed["features"], "features", path)
     n = len(features)
-    pid = _integers(renamed["pid"], "pid", n, path)
+    pid = _identities(renamed["pid"], "pid", n, path)
     camid = _integers(renamed["cam"], "cam", n, path) if "cam" in renamed else np.full(n, NO_CAMERA)
     index = (
         _integers(renamed["index"], "index", n, path) if "index" in renamed else np.zeros(n, dtype=np.int64)
@@ -175,7 +175,7 @@ def _two_sets(arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str, 
         features = _features(arrays[f"{side}_features"], f"{side}_features", path)
         n = len(features)
         parts["features"].append(features)
-        parts["pid"].append(_integers(arrays[f"{side}_pid"], f"{side}_pid", n, path))
+        parts["pid"].append(_identities(arrays[f"{side}_pid"], f"{side}_pid", n, path))
         known = cameras is not None and protocol != "regdb"
         parts["cam"].append(
             _integers(arrays[cameras], cameras, n, path)
@@ -224,12 +224,30 @@ def _features(array: NDArray[Any], name: str, path: str | Path) -> NDArray[np.fl
         return np.asarray(array, dtype=np.float32)
 
 
-def _integers(array: NDArray[Any], name: str, n: int, path: str | Path) -> IntArray:
+def _identities(array: NDArray[Any], name: str, n: int, path: str | Path) -> IntArray:
+    """Whole numbers, or texts as `identity_numbers`."""
+    flat = _column(array, name, n, path)
+    try:
+        if flat.dtype.kind == "S":
+            flat = np.char.decode(flat, "utf-8")
+        return identity_numbers(flat)
+    except (DataError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: '{name}' must hold texts or whole numbers: {error}") from error
+
+
+def _column(array: NDArray[Any], name: str, n: int, path: str | Path) -> NDArray[Any]:
     flat = array.ravel() if array.ndim == 2 and 1 in array.shape else array
     if flat.shape != (n,):
         raise DataError(
             f"{path}: '{name}' has shape {array.shape}, but there are {n} embeddings: one value for each"
         )
+    return flat
+
+
+def _integers(array: NDArray[Any], name: str, n: int, path: str | Path) -> IntArray:
+    flat = _column(array, name, n, path)
+    if flat.dtype.kind in "uf" and (np.abs(flat) >= 2.0**63).any():
+        raise DataError(f"{path}: '{name}' holds a number that does not fit 64 bits")
     if flat.dtype.kind not in "iufb" or (flat.dtype.kind == "f" and not (flat == np.rint(flat)).all()):
         raise DataError(f"{path}: '{name}' must hold whole numbers, got {array.dtype}")
     return np.asarray(flat, dtype=np.int64)

@@ -126,6 +126,10 @@ class Gallery:
         """The names of the cameras that entries have, sorted."""
         return sorted(self._store.cameras())
 
+    def identities(self) -> list[str]:
+        """The identities that entries have, sorted; of a cluster none, for it would read all rows."""
+        return sorted(self._store.identities())
+
     def get(self, entry_id: str) -> Entry:
         """One entry.
 
@@ -261,7 +265,7 @@ class Gallery:
         *,
         modality: Modality | str | Sequence[Modality | str],
         ids: Sequence[str] | None = None,
-        pid: int | Sequence[int | None] | None = None,
+        pid: str | int | Sequence[str | int | None] | None = None,
         camera: str | Sequence[str | None] | None = None,
         time: datetime | Sequence[datetime | None] | None = None,
         source: str | Path | Sequence[str | Path | None] | None = None,
@@ -275,7 +279,8 @@ class Gallery:
 
         Args:
             embeddings: (N, D) real numbers of any length; brought to unit length.
-            modality, pid, camera, time, source, track: one for all, or N of them. time: aware datetimes.
+            modality, pid, camera, time, source, track: one for all, or N of them. pid: texts or whole numbers, as
+                `parse_identity` reads them. time: aware datetimes.
             ids: N texts of 1 to 256 bytes, without control characters, and without . or .. between slashes; made up
                 when not given. tags: texts for all, or N lists of texts.
             pictures: bytes of small image files to keep with the entries, up to 1 MB each; None: none is kept. They
@@ -318,7 +323,7 @@ class Gallery:
         self,
         ids: Sequence[str],
         *,
-        pid: int | None = inputs.KEEP,
+        pid: str | int | None = inputs.KEEP,
         modality: Modality | str = inputs.KEEP,
         camera: str | None = inputs.KEEP,
         time: datetime | None = inputs.KEEP,

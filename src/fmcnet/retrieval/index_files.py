@@ -31,7 +31,9 @@ from fmcnet.types import IntArray
 logger = logging.getLogger(__name__)
 
 NAME = "index.json"
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, FORMAT)
+"""2, of 0.1.0, has numbers for identities; `EntryColumns.load` reads them."""
 BLOCK = 512
 """Rows with one checksum."""
 CHUNK = 4096
@@ -92,7 +94,7 @@ class Manifest:
             if zlib.crc32(outer["body"].encode()) != outer["crc"]:
                 raise DoubtError(f"{NAME} is damaged (its checksum differs)")
             body = json.loads(outer["body"])
-            if body["format"] != FORMAT:
+            if body["format"] not in READABLE:
                 raise DoubtError(f"{NAME} has another format")
             return Manifest(**body)
         except FileNotFoundError as error:
@@ -192,7 +194,7 @@ class Manifest:
     def commit(self, folder: Path, index: FaissIndex) -> None:
         """Write columns and manifest, then remove the files that it no longer names."""
         self.generation = index.generation
-        self.columns = f"columns-{_token()}.npz"
+        self.columns, self.format = f"columns-{_token()}.npz", FORMAT
         mode = private_mode(folder)
         write_atomically(folder / self.columns, lambda path: index.columns.save(path, self.rows), mode)
         self.columns_crc = _crc(folder / self.columns)

@@ -12,8 +12,8 @@ from fmcnet.data.spelling import near_cameras
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.progress import Progress
-from fmcnet.retrieval.inputs import as_pid
-from fmcnet.retrieval.records import Added, Entry, Where
+from fmcnet.retrieval.identity_notes import added_notes
+from fmcnet.retrieval.records import Added, Entry, Where, as_pid
 from fmcnet.retrieval.searcher import Searcher
 from fmcnet.retrieval.sources import Picture, Sources
 
@@ -134,6 +134,7 @@ def index(
         check_faults(sources)
     faults = list(sources.faults)
     added = already = updated = replaced = 0
+    known, fresh = searcher.gallery.identities(), list[Picture]()
     differences: list[Difference] = []
     remarks = Remarks()
     try:
@@ -142,6 +143,7 @@ def index(
                 portion = sources.pictures[start : start + PORTION]
                 stored = _stored_entries(searcher, portion)
                 new = [picture for picture in portion if picture.id not in stored]
+                fresh += new
                 already += len(stored)
                 differing = _find_differences(searcher, portion, stored, keep_images)
                 again: set[str] = set()
@@ -169,6 +171,7 @@ def index(
         ) from error
     total = len(sources.pictures) + len(sources.faults) + len(sources.same)
     entries = len(searcher.gallery)
+    doubts = (*near_cameras(searcher.gallery.cameras()), *added_notes(searcher.gallery, known, fresh))
     return IndexReport(
         total,
         added,
@@ -180,7 +183,7 @@ def index(
         tuple(differences),
         sources.same,
         sources.not_chosen,
-        (*sources.notes, *near_cameras(searcher.gallery.cameras()), *remarks.lines()),
+        tuple(dict.fromkeys((*sources.notes, *doubts, *remarks.lines()))),
         sources.not_listed,
         sources.ignored,
     )

@@ -96,6 +96,9 @@ class MilvusStore:
 
     # ---- reading ----
 
+    def _expression(self, where: Where | None) -> str | None:
+        return expression(where, numbers=self._at.numbers)
+
     def _query(self, condition: str, fields: list[str], **options: Any) -> list[dict[str, Any]]:
         with self._at.client() as client:
             found: list[dict[str, Any]] = client.query(
@@ -105,7 +108,7 @@ class MilvusStore:
 
     def search(self, queries: FloatArray, top: int, where: Where | None, exact: bool) -> list[list[Hit]]:
         """For each of (Q, D) queries its best entries; ties as in the embedded gallery."""
-        condition = expression(where)
+        condition = self._expression(where)
         if self.settings is None or condition is None:
             return [[] for _ in queries]
         if top > self.most:
@@ -186,14 +189,14 @@ class MilvusStore:
 
     def count(self, where: Where | None) -> int:
         """How many match."""
-        condition = expression(where)
+        condition = self._expression(where)
         if self.settings is None or condition is None:
             return 0
         return int(self._query(condition, ["count(*)"])[0]["count(*)"])
 
     def _matching(self, where: Where | None) -> list[str]:
         """Ids, in the order of adding."""
-        condition = expression(where)
+        condition = self._expression(where)
         if self.settings is None or condition is None:
             return []
         found: list[tuple[int, str]] = []
@@ -218,6 +221,10 @@ class MilvusStore:
                 break
             found |= new
         return found
+
+    def identities(self) -> set[str]:
+        """None: a cluster would have to read all rows."""
+        return set()
 
     def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
         """All that match; those removed meanwhile are left out."""
@@ -246,7 +253,7 @@ class MilvusStore:
         replaced = 0 if on_duplicate == "skip" else len(there)
         now = clock.time_ns()
         rows = [
-            to_row(entry, vector, now + i)
+            to_row(entry, vector, now + i, numbers=self._at.numbers)
             for i, (entry, vector) in enumerate(zip(batch.entries, batch.vectors, strict=True))
             if not (on_duplicate == "skip" and entry.id in there)
         ]
@@ -261,7 +268,9 @@ class MilvusStore:
         if missing:
             raise GalleryError(f"{self.location} has no entry '{missing[0]}' ({len(missing)} are not there)")
         stored = [(to_stored(there[name]), there[name]["seq"]) for name in ids]
-        self._write([to_row(replace(entry, **change), vector, seq) for (entry, vector), seq in stored], there)
+        numbers = self._at.numbers
+        rows = [to_row(replace(one, **change), vector, seq, numbers=numbers) for (one, vector), seq in stored]
+        self._write(rows, there)
         return len(ids)
 
     def _write(self, rows: list[dict[str, Any]], before: Mapping[str, Mapping[str, Any]]) -> None:
@@ -278,7 +287,9 @@ class MilvusStore:
             try:
                 self._delete([name for name in tried if name not in before])
                 old = [before[name] for name in tried if name in before]
-                for part in parts([to_row(*to_stored(row), row["seq"]) for row in old], self._portion()):
+                numbers = self._at.numbers
+                before_it = [to_row(*to_stored(row), row["seq"], numbers=numbers) for row in old]
+                for part in parts(before_it, self._portion()):
                     self._upsert(part)
             except GalleryError:
                 raise GalleryError(

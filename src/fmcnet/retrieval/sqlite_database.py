@@ -18,14 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import GalleryError
+from fmcnet.identities import is_number
 from fmcnet.retrieval.records import Entry, GallerySettings, Stored, from_micros, to_micros
 from fmcnet.retrieval.sqlite_connection import Connection
 from fmcnet.types import Modality
 
 FORMAT = 1
+NAMED = 2
+"""The format from the first identity on that is no number; 0.1.0 refuses it, for it reads numbers only."""
 COLUMNS = "seq, id, pid, modality, camera, time, source, track, tags"
 Values = tuple[
-    int, str, "int | None", int, "str | None", "int | None", "str | None", "str | None", "str | None"
+    int, str, "int | bytes | None", int, "str | None", "int | None", "str | None", "str | None", "str | None"
 ]
 """A row of `rows` without its checksum, in the order of `COLUMNS`."""
 
@@ -102,15 +105,25 @@ class Database(Connection):
         Raises:
             GalleryError: when a newer fmcnet wrote the gallery.
         """
+        return str(self._about()["name"])
+
+    def _about(self) -> dict[str, Any]:
         value = self.get("gallery")
         if not isinstance(value, str):
             raise self.damaged("'gallery' is missing")
-        about = json.loads(value)
-        if about["format"] != FORMAT:
+        about: dict[str, Any] = json.loads(value)
+        if about["format"] not in (FORMAT, NAMED):
             raise GalleryError(
-                f"{self.path} has format {about['format']}, this fmcnet reads {FORMAT}: update fmcnet"
+                f"{self.path} has format {about['format']}, this fmcnet reads up to {NAMED}: update fmcnet"
             )
-        return str(about["name"])
+        return about
+
+    def _note_names(self, stored: Sequence[Values]) -> None:
+        """Mark the gallery as one with `NAMED` identities, where these are the first."""
+        if any(isinstance(values[2], bytes) for values in stored):
+            about = self._about()
+            if about["format"] != NAMED:
+                self.put("gallery", json.dumps(about | {"format": NAMED}))
 
     def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
@@ -133,6 +146,7 @@ class Database(Connection):
         top = self.run("SELECT seq FROM sqlite_sequence WHERE name = 'rows'")
         first = top[0][0] + 1 if top else 1
         stored = [to_values(first + i, entry) for i, entry in enumerate(entries)]
+        self._note_names(stored)
         self.connection.executemany(
             f"INSERT INTO rows ({COLUMNS}, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             ((*values, checksum(*values)) for values in stored),
@@ -172,6 +186,7 @@ class Database(Connection):
     def rewrite(self, seq: int, entry: Entry) -> None:
         """Set all metadata of a row."""
         values = to_values(seq, entry)
+        self._note_names([values])
         self.connection.execute(
             "UPDATE rows SET id=?2, pid=?3, modality=?4, camera=?5, time=?6, source=?7, track=?8, tags=?9, crc=?10 "
             "WHERE seq=?1",
@@ -312,7 +327,7 @@ def to_values(seq: int, entry: Entry) -> Values:
     return (
         seq,
         entry.id,
-        entry.pid,
+        _stored_pid(entry.pid),
         entry.modality.code,
         entry.camera,
         None if entry.time is None else to_micros(entry.time),
@@ -322,13 +337,20 @@ def to_values(seq: int, entry: Entry) -> Values:
     )
 
 
+def _stored_pid(pid: str | None) -> int | bytes | None:
+    """A number as 0.1.0 stored it, another text as bytes: a column of integers would change "1e3" to 1000."""
+    if pid is None:
+        return None
+    return int(pid) if is_number(pid) else pid.encode()
+
+
 def to_entry(values: Sequence[Any]) -> Entry:
     """A stored row as an entry."""
     _, name, pid, modality, camera, time, source, track, tags = values
     return Entry(
         name,
         Modality.from_code(modality),
-        pid,
+        pid.decode() if isinstance(pid, bytes) else None if pid is None else str(pid),
         camera,
         None if time is None else from_micros(time),
         source,

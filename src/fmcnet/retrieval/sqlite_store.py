@@ -291,7 +291,12 @@ class SqliteStore:
     def cameras(self) -> set[str]:
         """Those of all entries."""
         with self._reading() as state:
-            return set() if state is None else state.columns.cameras()
+            return set() if state is None else state.columns.texts("camera")
+
+    def identities(self) -> set[str]:
+        """Those of all entries."""
+        with self._reading() as state:
+            return set() if state is None else state.columns.texts("pid")
 
     def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
         """All that match; those removed meanwhile are left out."""
