@@ -9,9 +9,11 @@ readers of the old ones are not disturbed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import shutil
 import uuid
 import zlib
 from collections.abc import Collection
@@ -38,6 +40,8 @@ CHUNK = 4096
 """Rows read from the database at once."""
 BEHIND = 16_384
 """Rows compared one by one beside a graph before it takes them in."""
+FILES = (NAME, "vectors-*.bin", "columns-*.npz", "graph-*")
+"""Patterns of its files' names."""
 SHARE = 0.05
 """Rows in memory only, as a share of those in the file, that are written to it."""
 
@@ -80,6 +84,11 @@ class Manifest:
         """The graph is of 0.1.0, and has to be built again."""
         return self.graph is not None and self.graph.endswith(".faiss")
 
+    @property
+    def _graph(self) -> str | None:
+        """The graph's file, where it can be used."""
+        return None if self.outdated_graph else self.graph
+
     @staticmethod
     def read(folder: Path) -> Manifest:
         """The manifest of a folder.
@@ -100,8 +109,8 @@ class Manifest:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DoubtError(f"{NAME} is damaged") from error
 
-    def load(self, folder: Path) -> FaissIndex:
-        """The index of the files.
+    def verify(self, folder: Path) -> Codes:
+        """Read all files; the (rows, D) embeddings, mapped.
 
         Raises:
             DoubtError: when one is missing or damaged, by name.
@@ -111,13 +120,17 @@ class Manifest:
             if not block_is_intact(codes, block, crc):
                 first, last = block * BLOCK, min((block + 1) * BLOCK, self.rows) - 1
                 raise DoubtError(f"{self.vectors}, rows {first} to {last}: checksum differs")
-        graph = None if self.outdated_graph else self.graph
-        for name, crc in ((self.columns, self.columns_crc), (graph, self.graph_crc)):
+        for name, crc in ((self.columns, self.columns_crc), (self._graph, self.graph_crc)):
             try:
                 if name and _crc(folder / name) != crc:
                     raise DoubtError(f"{name} is damaged (its checksum differs)")
             except OSError as error:
                 raise DoubtError(f"{name} cannot be read ({error.strerror})") from error
+        return codes
+
+    def load(self, folder: Path) -> FaissIndex:
+        """The index of the files; errors as of `verify`."""
+        codes, graph = self.verify(folder), self._graph
         columns = EntryColumns.load(folder / self.columns)
         if len(columns) != self.rows:
             raise DoubtError(f"{self.columns} has {len(columns)} rows, not {self.rows}")
@@ -196,10 +209,16 @@ class Manifest:
         mode = private_mode(folder)
         write_atomically(folder / self.columns, lambda path: index.columns.save(path, self.rows), mode)
         self.columns_crc = _crc(folder / self.columns)
+        self.write(folder)
+        discard(folder, {self.vectors, self.columns, self.graph})
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest."""
         body = json.dumps(asdict(self))
         text = json.dumps({"crc": zlib.crc32(body.encode()), "body": body})
-        write_atomically(folder / NAME, lambda path: path.write_text(text, encoding="utf-8"), mode)
-        discard(folder, {self.vectors, self.columns, self.graph})
+        write_atomically(
+            folder / NAME, lambda path: path.write_text(text, encoding="utf-8"), private_mode(folder)
+        )
 
 
 class GalleryIndex:
@@ -394,10 +413,28 @@ def discard(folder: Path, keep: Collection[Any] = ()) -> None:
     if not keep:
         (folder / NAME).unlink(missing_ok=True)
     remove_left(folder)
-    for pattern in ("vectors-*.bin", "columns-*.npz", "graph-*"):
+    for pattern in FILES[1:]:
         for path in folder.glob(pattern):
             if path.name not in keep:
                 path.unlink(missing_ok=True)
+
+
+def copy_index(folder: Path, out: Path) -> Manifest | None:
+    """Copy the index's files; None, and no file, where they do not fit each other: they can be made again.
+
+    A writer may replace them meanwhile, so this tries several times.
+    """
+    for _ in range(5):
+        with contextlib.suppress(DoubtError, OSError):
+            manifest = Manifest.read(folder)
+            for name in filter(
+                None, (manifest.vectors if manifest.rows else "", manifest.columns, manifest.graph)
+            ):
+                shutil.copyfile(folder / name, out / name)
+            manifest.verify(out)
+            return manifest
+        discard(out)
+    return None
 
 
 def _token() -> str:

@@ -70,9 +70,15 @@ class Database(Connection):
             for statement in SCHEMA.split(";\n"):
                 self.connection.execute(statement)
             if self.get("gallery") is None:
-                self.put("gallery", json.dumps({"format": FORMAT, "name": uuid.uuid4().hex}))
+                self.rename()
                 self.put("generation", 0)
                 self.put("floor", 0)
+
+    def rename(self) -> str:
+        """Give the gallery a new name: a copy's index must not be taken for the original's."""
+        name = uuid.uuid4().hex
+        self.put("gallery", json.dumps({"format": FORMAT, "name": name}))
+        return name
 
     # ---- what is known of the gallery ----
 
