@@ -14,7 +14,7 @@ from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
 from fmcnet.files import private_mode, to_disk
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
-from fmcnet.retrieval.index_files import copy_index
+from fmcnet.retrieval.index_files import DoubtError, Manifest, discard
 from fmcnet.retrieval.records import MADE_WITH
 from fmcnet.retrieval.sqlite_connection import NAME
 from fmcnet.retrieval.sqlite_database import Database
@@ -111,7 +111,7 @@ def _copied(folder: Path, out: Path) -> Iterator[tuple[Path, int]]:
 def _copy(folder: Path, work: Path) -> int:
     """Copy a gallery to `work / "gallery"` and read all of it; how many entries it has."""
     new = work / "gallery"
-    manifest = copy_index(folder, new)  # first: the database may only be newer
+    manifest = _copy_index(folder, new)  # first: the database may only be newer
     if (folder / MADE_WITH).is_file():
         shutil.copyfile(folder / MADE_WITH, new / MADE_WITH)
     (work / "database").unlink(missing_ok=True)
@@ -146,6 +146,24 @@ def _copy(folder: Path, work: Path) -> int:
         to_disk(path)
     to_disk(new)
     return entries
+
+
+def _copy_index(folder: Path, out: Path) -> Manifest | None:
+    """Copy the index's files; None, and no file, where they do not fit each other: they can be made again.
+
+    A writer may replace them meanwhile, so this tries several times.
+    """
+    for _ in range(5):
+        with contextlib.suppress(DoubtError, OSError):
+            manifest = Manifest.read(folder)
+            for name in filter(
+                None, (manifest.vectors if manifest.rows else "", manifest.columns, manifest.graph)
+            ):
+                shutil.copyfile(folder / name, out / name)
+            manifest.verify(out)
+            return manifest
+        discard(out)
+    return None
 
 
 def _check_target(source: Path, folder: Path, replace: bool) -> None:

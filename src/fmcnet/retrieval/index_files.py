@@ -9,11 +9,9 @@ readers of the old ones are not disturbed.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import shutil
 import uuid
 import zlib
 from collections.abc import Collection
@@ -106,7 +104,9 @@ class Manifest:
             return Manifest(**body)
         except FileNotFoundError as error:
             raise DoubtError(f"there is no {NAME}") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except OSError as error:
+            raise DoubtError(f"{NAME} cannot be read ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DoubtError(f"{NAME} is damaged") from error
 
     def verify(self, folder: Path) -> Codes:
@@ -247,9 +247,11 @@ class GalleryIndex:
     def sync(self, *, reload: bool = False) -> FaissIndex | None:
         """Catch up with the database; None while the gallery has no settings. `reload`: read all files again."""
         settings = self.database.settings()
-        if settings is None:
-            return None
         generation = self.database.number("generation")
+        if settings is None:
+            if self.database.run("SELECT 1 FROM rows LIMIT 1"):
+                raise self.database.damaged("'settings' is missing")
+            return None
         state = None if reload else self.state
         if state is not None and state.generation == generation:
             return state
@@ -257,6 +259,9 @@ class GalleryIndex:
             state = self._load(settings, generation)
         self.state = None  # should catching up fail, the next use loads anew
         self._catch_up(state, generation)
+        counts = self.database.counts()
+        if counts is not None and counts[0] != state.live:
+            raise self.database.damaged(f"{state.live:,} of {counts[0]:,} entries can be read")
         self.state = state
         return state
 
@@ -411,30 +416,18 @@ class GalleryIndex:
 def discard(folder: Path, keep: Collection[Any] = ()) -> None:
     """Remove the index's files, all but those named, and what killed writers left half-made."""
     if not keep:
-        (folder / NAME).unlink(missing_ok=True)
+        _remove(folder / NAME)
     remove_left(folder)
     for pattern in FILES[1:]:
         for path in folder.glob(pattern):
             if path.name not in keep:
-                path.unlink(missing_ok=True)
+                _remove(path)
 
 
-def copy_index(folder: Path, out: Path) -> Manifest | None:
-    """Copy the index's files; None, and no file, where they do not fit each other: they can be made again.
-
-    A writer may replace them meanwhile, so this tries several times.
-    """
-    for _ in range(5):
-        with contextlib.suppress(DoubtError, OSError):
-            manifest = Manifest.read(folder)
-            for name in filter(
-                None, (manifest.vectors if manifest.rows else "", manifest.columns, manifest.graph)
-            ):
-                shutil.copyfile(folder / name, out / name)
-            manifest.verify(out)
-            return manifest
-        discard(out)
-    return None
+def _remove(path: Path) -> None:
+    """A folder in the place of a file is left: it is none of ours."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
 
 
 def _token() -> str:
