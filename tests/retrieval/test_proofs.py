@@ -12,6 +12,7 @@ import pytest
 from fmcnet.errors import GalleryDamagedError, GalleryError
 from fmcnet.retrieval import Gallery, Where
 from fmcnet.retrieval.recover import recover
+from fmcnet.retrieval.sqlite_database import Database
 from tests.retrieval.people import add, crops, entries
 from tests.retrieval.test_read_only import shelf, without_rights  # noqa: F401
 
@@ -245,3 +246,19 @@ def test_a_file_that_may_not_be_read_is_named(shelf, name):  # noqa: F811
             assert len(gallery) == ROWS
 
     without_rights(work)
+
+
+def in_main_file(folder):
+    """How many entries are safe from a loss of the log."""
+    with contextlib.closing(Database(folder, read_only=True, timeout=1, without_log=True)) as database:
+        return database.run("SELECT count(*) FROM rows")[0][0]
+
+
+def test_a_lost_log_costs_little_and_nothing_after_close(tmp_path):
+    with Gallery(tmp_path / "g", flush_rows=10**6) as gallery:
+        for part in range(25):  # 16 MB
+            add(gallery, crops(40, 4096, seed=part), entries(40, first=40 * part))
+            assert in_main_file(tmp_path / "g") >= 40 * (part + 1) - 300  # 4 MB, and the last add
+        with Gallery(tmp_path / "g", read_only=True) as reader:
+            gallery.close()
+            assert in_main_file(tmp_path / "g") == len(reader) == 1000
