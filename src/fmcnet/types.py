@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import DataError
+from fmcnet.files import make_private
 
 NO_CAMERA = -1
 """`camid` of an image whose camera is not known; no camera rule applies to it."""
@@ -141,6 +142,7 @@ class Embeddings:
         """Write all arrays to an `.npz` file and return its path."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path)
         with path.open("wb") as stream:
             np.savez(stream, **{f.name: getattr(self, f.name) for f in fields(self)})
         return path

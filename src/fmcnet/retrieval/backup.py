@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
-from fmcnet.files import private_mode, to_disk
+from fmcnet.files import make_private, private_mode, to_disk
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
 from fmcnet.retrieval.index_files import DoubtError, Manifest, discard
@@ -115,7 +115,7 @@ def _copy(folder: Path, work: Path) -> int:
     if (folder / MADE_WITH).is_file():
         shutil.copyfile(folder / MADE_WITH, new / MADE_WITH)
     (work / "database").unlink(missing_ok=True)
-    (work / "database").touch(mode=private_mode(new))
+    make_private(work / "database")
     source = Database(folder, read_only=True, timeout=WAIT)
     try:
         with contextlib.closing(sqlite3.connect(work / "database")) as target, source.translated():

@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from fmcnet.files import private_mode
+from fmcnet.files import make_private
 
 END = "-generation"
 """Of its name, after that of the database."""
@@ -46,8 +46,7 @@ def write_mark(database: Path, mark: Mark) -> None:
     body = f"{mark.gallery} {mark.generation:020d}"
     with contextlib.suppress(OSError):
         if not path.exists():
-            path.touch(mode=0o600)
-            path.chmod(private_mode(path.parent))
+            make_private(path)
         with path.open("r+b") as stream:
             stream.write(f"{zlib.crc32(body.encode()):08x} {body}\n".encode())
 

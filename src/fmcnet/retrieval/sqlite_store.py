@@ -21,7 +21,7 @@ import numpy as np
 from filelock import Timeout
 
 from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError
-from fmcnet.files import lock_file, private_mode
+from fmcnet.files import lock_file, make_private
 from fmcnet.retrieval.backends import NEAR, SPARE, ranked
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
 from fmcnet.retrieval.index_files import GalleryIndex
@@ -130,8 +130,7 @@ class SqliteStore:
             raise GalleryError(f"there is no gallery at {self.folder}: check the path, or add to it first")
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (self.folder / NAME).touch()
-            (self.folder / NAME).chmod(private_mode(self.folder))
+            make_private(self.folder / NAME)
         except OSError as error:
             raise GalleryError(f"{self.folder} cannot be made: {error.strerror}") from error
 
