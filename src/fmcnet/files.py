@@ -37,6 +37,14 @@ def private_mode(folder: Path) -> int:
     return 0o600 | (mode & 0o060 if mode & stat.S_ISGID else 0)
 
 
+def make_private(path: Path) -> None:
+    """Make a file, where it is missing, and give it the mode of `private_mode`, before anything is in it."""
+    path.touch(mode=0o600)
+    if path.is_file():  # not a device
+        with contextlib.suppress(PermissionError):  # another user's: it stays as it is
+            path.chmod(private_mode(path.parent))
+
+
 def write_atomically(path: Path, write: Callable[[Path], Any], mode: int | None = None) -> Path:
     """Let `write` fill a temporary file beside `path`, then rename it there; a kill leaves the old file.
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import DataError
+from fmcnet.files import make_private
 from fmcnet.identities import LARGEST, identity_number, parse_identity
 
 NO_CAMERA = -1
@@ -163,6 +164,7 @@ class Embeddings:
         """Write all arrays to an `.npz` file and return its path."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path)
         with path.open("wb") as stream:
             np.savez(stream, **{f.name: getattr(self, f.name) for f in fields(self)})
         return path

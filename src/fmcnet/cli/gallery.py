@@ -1,4 +1,4 @@
-"""`fmcnet gallery info | remove | expire | compact | export | recover`."""
+"""`fmcnet gallery info | remove | expire | compact | export | backup | restore | recover`."""
 
 from __future__ import annotations
 
@@ -179,6 +179,46 @@ def _print_facts(facts: dict[str, Any], json_: bool, title: str) -> None:
         return
     paths: dict[str, str] = {name: facts.pop(name) for name in ("gallery", "out") if name in facts}
     show(title, {name.replace("_", " "): value for name, value in facts.items()}, paths)
+
+
+@app.command()
+def backup(
+    gallery: GalleryPath,
+    out: Annotated[Path, typer.Argument(help="The new folder.")],
+    json_: Json = False,
+) -> None:
+    """Copy a gallery into a new folder, also while it is in use.
+
+    fmcnet gallery backup people.gallery /backups/people-2026-03-01
+
+    The copy has everything, kept pictures included, is read once as a check, and is a gallery itself.
+    """
+    from fmcnet.retrieval.gallery import Gallery
+
+    with Gallery(gallery, read_only=True) as opened:
+        entries = opened.backup(out)
+    _print_facts({"out": str(out), "entries": entries}, json_, "backup")
+
+
+@app.command()
+def restore(
+    copy: Annotated[Path, typer.Argument(metavar="BACKUP", help="A folder that fmcnet gallery backup made.")],
+    gallery: Annotated[Path, typer.Argument(help="The gallery's folder.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Remove the gallery that is there; end its service first.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Make a gallery from a backup.
+
+    fmcnet gallery restore /backups/people-2026-03-01 people.gallery
+
+    Entries that were removed after the backup come back: remove them again.
+    """
+    from fmcnet.retrieval.backup import restore as write
+
+    entries = write(copy, gallery, replace=replace)
+    _print_facts({"gallery": str(gallery), "entries": entries}, json_, "restored")
 
 
 @app.command()

@@ -140,7 +140,7 @@ class ImageCache:
 
     def _store(self, target: Path) -> None:
         """Build the file, unless another process builds it first; OSError when it cannot be stored."""
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with lock_file(
             lock_path(target),
             waiting="another process builds this image cache: waiting for it",

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import DataError
-from fmcnet.files import lock_file, write_atomically
+from fmcnet.files import lock_file, private_mode, write_atomically
 
 FORMAT = 2
 """Of the .json file: a cache of another format is built again."""
@@ -137,7 +137,8 @@ def write_cache(
             fill(put)
         checksum = _checksum(temporary)
 
-    write_atomically(path, write)
+    mode = private_mode(path.parent)
+    write_atomically(path, write, mode)
     content = {
         "version": FORMAT,
         "key": path.stem[-24:],
@@ -149,7 +150,7 @@ def write_cache(
     }
     try:
         text = json.dumps(content, indent=1)
-        write_atomically(path.with_suffix(".json"), lambda to: to.write_text(text, encoding="utf-8"))
+        write_atomically(path.with_suffix(".json"), lambda to: to.write_text(text, encoding="utf-8"), mode)
     except OSError:
         path.unlink(missing_ok=True)
         raise

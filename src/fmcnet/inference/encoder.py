@@ -16,7 +16,7 @@ from fmcnet.data.cache import ImageCache, cache_folder, cache_key
 from fmcnet.data.depth import Remarks, ValueRange, check_range
 from fmcnet.data.table import Table
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
-from fmcnet.files import write_atomically
+from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.backends import Backend, RuntimeName, open_backend
 from fmcnet.inference.calibration.calibration import CALIBRATION, Calibration
 from fmcnet.inference.image_input import (
@@ -323,6 +323,6 @@ def keep(features: FloatArray, table: Table, kept: Path | None) -> Embeddings:
     pids = table.identity_numbers()
     result = Embeddings(features, pids, table.camid, table.modality, table.index(), table.path)
     if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, result.save)
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(kept, result.save, private_mode(kept.parent))
     return result

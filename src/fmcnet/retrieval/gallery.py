@@ -393,6 +393,18 @@ class Gallery:
             raise GalleryError(f"{self.location} is empty: there is nothing to export")
         return export(Path(path), settings, self._store.scan(where, 4096))
 
+    def backup(self, path: str | Path) -> int:
+        """Copy the gallery of a folder into a new folder, also while others write; how many entries.
+
+        `fmcnet.retrieval.backup.restore` makes a gallery of it again. The copy is one, too.
+
+        Raises:
+            GalleryDamagedError: when the gallery is damaged. GalleryError: when `path` exists or cannot be written.
+        """
+        from fmcnet.retrieval.backup import backup
+
+        return backup(self.location, path)
+
 
 def _check_top(top: object) -> None:
     if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MOST:

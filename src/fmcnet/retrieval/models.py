@@ -12,9 +12,7 @@ from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.encoder import Encoder
 from fmcnet.models.shipped import shipped_models
-
-NOTE = "made-with.json"
-"""In the gallery's folder: where its model is, and the ranges; it holds no embedding and nothing of a picture."""
+from fmcnet.retrieval.records import MADE_WITH
 
 
 def remember(gallery: str, model: str | Path | None = None, value_range: ValueRange | None = None) -> None:
@@ -39,7 +37,7 @@ def remember(gallery: str, model: str | Path | None = None, value_range: ValueRa
     if changed != noted:
         text = json.dumps(changed) + "\n"
         write_atomically(
-            folder / NOTE, lambda at: at.write_text(text, encoding="utf-8"), private_mode(folder)
+            folder / MADE_WITH, lambda at: at.write_text(text, encoding="utf-8"), private_mode(folder)
         )
 
 
@@ -89,6 +87,6 @@ def open_model(gallery: str, source: str | Path | None, device: str = "auto") ->
 def _read(gallery: str) -> dict[str, Any]:
     """What is noted; nothing where the note is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads((Path(gallery) / NOTE).read_text(encoding="utf-8"))
+        found = json.loads((Path(gallery) / MADE_WITH).read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
     return {}

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from filelock import Timeout
 
-from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryDamagedError, GalleryError
-from fmcnet.files import lock_file, private_mode
+from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError
+from fmcnet.files import lock_file, make_private
 from fmcnet.retrieval.backends import NEAR, SPARE, ranked
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
-from fmcnet.retrieval.index_files import NAME as INDEX
-from fmcnet.retrieval.index_files import DoubtError, GalleryIndex, Manifest
+from fmcnet.retrieval.index_files import GalleryIndex
 from fmcnet.retrieval.inputs import check_settings
+from fmcnet.retrieval.loss import check_loss, indexed, lost
 from fmcnet.retrieval.records import (
     Added,
     EntryBatch,
@@ -93,13 +93,11 @@ class SqliteStore:
         self._closed = False
         self._mutex = threading.RLock()
         self._prepare(options.create)
-        indexed = self._indexed()  # read first: the database may only be newer
+        check_loss(folder, timeout)
         self.database = Database(folder, read_only=read_only, timeout=timeout)
         try:
             with self.database.translated():
                 ready = self.database.has_tables()
-                if indexed is not None:
-                    self._check_loss(indexed)
             if not read_only and not ready:
                 with writer_lock(folder, timeout):
                     self.database.create()
@@ -118,10 +116,10 @@ class SqliteStore:
             raise
 
     def _prepare(self, create: bool) -> None:
-        if (self.folder / NAME).is_file():
+        if (self.folder / NAME).exists():
             return
-        if (indexed := self._indexed()) is not None and indexed.rows:
-            raise _lost(self.folder, f"{NAME} is empty or missing", indexed)
+        if (known := indexed(self.folder)) is not None and known.rows:
+            raise lost(self.folder, f"{NAME} is empty or missing", known)
         if self.folder.exists() and not self.folder.is_dir():
             raise GalleryError(f"{self.folder} is a file; a gallery is a folder")
         if self.folder.is_dir() and any(p.name != LOCK for p in self.folder.iterdir()):
@@ -132,35 +130,9 @@ class SqliteStore:
             raise GalleryError(f"there is no gallery at {self.folder}: check the path, or add to it first")
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (self.folder / NAME).touch()
-            (self.folder / NAME).chmod(private_mode(self.folder))
+            make_private(self.folder / NAME)
         except OSError as error:
             raise GalleryError(f"{self.folder} cannot be made: {error.strerror}") from error
-
-    def _indexed(self) -> Manifest | None:
-        """What the index's files say of the gallery; None where they say nothing."""
-        try:
-            return Manifest.read(self.folder)
-        except DoubtError:
-            return None
-
-    def _check_loss(self, indexed: Manifest) -> None:
-        """Refuse a database that lost what the index still knows.
-
-        Raises:
-            GalleryDamagedError: says what was lost, and what to do.
-        """
-        if self.database.is_empty():
-            if indexed.rows:
-                raise _lost(self.folder, f"{NAME} is empty or missing", indexed)
-        elif (
-            self.database.get("gallery") is not None
-            and self.database.name() == indexed.gallery
-            and self.database.number("generation") < indexed.generation
-        ):
-            raise _lost(
-                self.folder, f"{NAME} is older than its index, so its write-ahead log was lost", indexed
-            )
 
     def _choice(self, index: IndexChoice | None, hnsw_above: int | None) -> tuple[IndexChoice, int]:
         """The kind of index: as given, and then kept in the gallery; or as kept."""
@@ -303,9 +275,9 @@ class SqliteStore:
         with self._reading() as state:
             seqs = [] if state is None else self._matching(state, where)
         for start in range(0, len(seqs), chunk):
-            with self._reading():
-                here = sorted(self.database.present(seqs[start : start + chunk]))
-                stored = self.database.stored(here)
+            with self._reading() as state:
+                here = [] if state is None else state.columns.living(seqs[start : start + chunk])
+                stored = self.database.stored(here)  # all of them, or an error
             yield [stored[seq] for seq in here]
 
     def _matching(self, state: FaissIndex, where: Where | None) -> list[int]:
@@ -433,15 +405,8 @@ class SqliteStore:
                         self.index.adopt()
                         if self.index.state is not None and self.index.state.unsaved:
                             self.index.flush()
+                        self.database.shorten_log()
             finally:
                 self._closed = True
                 with contextlib.suppress(sqlite3.Error):
                     self.database.close()
-
-
-def _lost(folder: Path, what: str, indexed: Manifest) -> GalleryDamagedError:
-    return GalleryDamagedError(
-        f"{folder} lost entries: {what}, and the index has {indexed.rows:,} rows. Nothing was changed. Restore the "
-        f"database from a backup, or write what the index knows into a new gallery: fmcnet gallery recover {folder} "
-        f"NEW --model MODEL. After a restore that is older on purpose, delete {folder / INDEX}"
-    )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fmcnet.errors import FmcnetError
-from fmcnet.files import write_atomically
+from fmcnet.files import private_mode, write_atomically
 from fmcnet.retrieval import Entry
 from fmcnet.retrieval.thumbnails import thumbnail
 from fmcnet.server.uploads import THUMBNAIL_SIZE, UploadError, decode
@@ -62,7 +62,7 @@ class KeptImages:
         Raises:
             OSError: when the disk does not take it.
         """
-        write_atomically(self.path(entry_id), lambda at: at.write_bytes(data))
+        write_atomically(self.path(entry_id), lambda at: at.write_bytes(data), private_mode(self.folder))
 
     def read(self, entry_id: str) -> bytes | None:
         """A JPEG, or None."""

@@ -8,7 +8,8 @@ A checkpoint is a folder `RUN/checkpoints/step-NNNNNN`:
 - `state.json`: the step (from which follow the sampler's position and the learning rates), the scaler, the best
   validated weights, what must not change before a resume, and SHA-256 digests of the other files and of itself.
 
-It is written under another name, brought to disk, and renamed. A resume skips a damaged one and takes the one before.
+It is written under another name, brought to disk, and renamed. A resume skips one that is damaged or cannot be read,
+and takes the one before.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Checkpointer:
         self.saved = 0.0
 
     def restore(self) -> int:
-        """Restore the newest undamaged checkpoint.
+        """Restore the newest checkpoint that is readable and undamaged.
 
         Returns:
             The number of steps done; 0 without a checkpoint.
@@ -309,8 +310,16 @@ def _drop(folder: Path) -> None:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """List the checkpoints of a run, oldest first."""
-    found = (run / "checkpoints").glob("step-*")
+    """List the checkpoints of a run, oldest first.
+
+    Raises:
+        CheckpointError: when their folder cannot be read: to take that for none would start again.
+    """
+    folder = run / "checkpoints"
+    try:
+        found = list(folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}") from error
     return sorted((path for path in found if re.fullmatch(r"step-\d+", path.name)), key=_step)
 
 
@@ -332,8 +341,8 @@ def _read(folder: Path, train_step: TrainStep) -> tuple[dict[str, Any], dict[str
                 raise CheckpointError(f"{name} is not what was written")
         tensors = load_file(folder / STATE)
         load_weights(train_step.model, folder / WEIGHTS)
-    except (FileNotFoundError, SafetensorError, CheckpointError) as error:
-        raise CheckpointError(f"the checkpoint {folder} is damaged ({error})") from error
+    except (OSError, SafetensorError, CheckpointError) as error:
+        raise _unusable(folder, error) from error
     return facts, tensors
 
 
@@ -343,16 +352,24 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         if facts.pop("sha256") != _facts_digest(facts):
             raise CheckpointError(f"{FACTS} is not what was written")
     except (
-        FileNotFoundError,
-        NotADirectoryError,
+        OSError,
         ValueError,
         KeyError,
         TypeError,
         AttributeError,
+        RecursionError,
         CheckpointError,
     ) as error:
-        raise CheckpointError(f"the checkpoint {folder} is damaged ({error})") from error
+        raise _unusable(folder, error) from error
     return facts
+
+
+def _unusable(folder: Path, error: Exception) -> CheckpointError:
+    """The error of a checkpoint that is damaged, or that the system does not let us read."""
+    denied = isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, NotADirectoryError))
+    return CheckpointError(
+        f"the checkpoint {folder} {'cannot be read' if denied else 'is damaged'} ({error})"
+    )
 
 
 def _facts_digest(facts: dict[str, Any]) -> str:

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import Timeout
 
 from fmcnet.config import Config, load_config
-from fmcnet.errors import CheckpointError, DataError
+from fmcnet.errors import CheckpointError, ConfigError, DataError
 from fmcnet.files import left_in, lock_file, remove_left, write_atomically
 
 CONFIG = "config.yaml"
@@ -39,16 +40,44 @@ def check_folder(run: Path, config: Config, resume: bool) -> None:
             raise CheckpointError(
                 f"{run} already holds a run: go on with --resume (in Python: resume=True), or give another --out"
             )
-        old, new = (_flat(tree.model_dump(mode="json")) for tree in (load_config(stored), config))
-        changed = [
-            f"{key}: {old[key]} there, {new[key]} now"
-            for key in old
-            if old[key] != new[key] and key not in MAY_CHANGE
-        ]
+        written, kept = _read(stored)
+        old, new = (_flat(tree.model_dump(mode="json")) for tree in (kept, config))
+        changed = [key for key in old if old[key] != new[key] and key not in MAY_CHANGE]
+        if lacking := [key for key in changed if key not in written]:
+            raise _damaged(stored, f"does not hold {', '.join(lacking[:5])}")
         if changed:
-            raise CheckpointError(f"{run} was started with other settings ({'; '.join(changed[:5])})")
+            listed = "; ".join(f"{key}: {old[key]} there, {new[key]} now" for key in changed[:5])
+            raise CheckpointError(f"{run} was started with other settings ({listed})")
+    elif resume and (run / "checkpoints").exists():
+        raise _damaged(stored, "is a folder" if stored.is_dir() else "is missing")
     elif run.exists() and (not run.is_dir() or set(run.iterdir()) - {run / ".lock", *left_in(run)}):
         raise DataError(f"{run} exists and is not an fmcnet run: give a new or empty folder as --out")
+
+
+def _read(stored: Path) -> tuple[dict[str, Any], Config]:
+    """The settings that the file of a run holds, as "section.key", and all of them.
+
+    Raises:
+        CheckpointError: when the file is damaged or cannot be read.
+    """
+    try:
+        tree = yaml.safe_load(stored.read_text(encoding="utf-8"))
+        if not tree:
+            raise _damaged(stored, "is empty")
+        config = load_config(tree)
+    except OSError as error:
+        raise _damaged(stored, f"cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError, ConfigError) as error:
+        reason = " ".join(str(error).split())
+        raise _damaged(stored, f"is damaged ({reason[:200]})") from error
+    return _flat({name: values for name, values in tree.items() if isinstance(values, dict)}), config
+
+
+def _damaged(stored: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{stored} {what}: write it again with the settings of this training (fmcnet config NAME key=value > FILE), "
+        "or give another --out"
+    )
 
 
 @contextmanager
