@@ -30,6 +30,8 @@ Values = tuple[
 """A row of `rows` without its checksum, in the order of `COLUMNS`."""
 
 
+FILES = "files"
+"""The table of `FileRecords`, which is made with the first record."""
 MANY = 500
 """Values in one IN (...)."""
 SCHEMA = """
@@ -59,6 +61,10 @@ class Database(Connection):
     def has_tables(self) -> bool:
         """All tables are there, those of newer versions too."""
         return bool(self.run("SELECT 1 FROM sqlite_master WHERE name = 'pictures'"))
+
+    def has_files(self) -> bool:
+        """There are `FileRecords`."""
+        return bool(self.run("SELECT 1 FROM sqlite_master WHERE name = ?", (FILES,)))
 
     def is_empty(self) -> bool:
         """There is no table at all."""
@@ -180,8 +186,10 @@ class Database(Connection):
 
     def delete(self, seqs: Iterable[int]) -> None:
         """Delete rows and overwrite their embeddings and pictures by zeros."""
+        listed = ("rows", FILES) if self.has_files() else ("rows",)
         for seq in seqs:
-            self.connection.execute("DELETE FROM rows WHERE seq = ?", (seq,))
+            for table in listed:
+                self.connection.execute(f"DELETE FROM {table} WHERE seq = ?", (seq,))
             for table, name in (("vectors", "vector"), ("pictures", "picture")):
                 self.connection.execute(
                     f"UPDATE {table} SET {name} = zeroblob(length({name})) WHERE seq = ?", (seq,)
@@ -193,6 +201,12 @@ class Database(Connection):
             "INSERT OR REPLACE INTO log VALUES (?, ?, ?, ?)",
             ((generation, s, int(gone), checksum(generation, s, int(gone))) for s in seqs),
         )
+
+    def note_change(self, seqs: Iterable[int]) -> None:
+        """Tell other processes, by a new generation, that metadata of rows changed."""
+        generation = self.number("generation") + 1
+        self.put("generation", generation)
+        self.note(generation, seqs, gone=False)
 
     def noted(self, after: int) -> Iterator[tuple[int, bool]]:
         """Row numbers changed (False) or gone (True) after a generation, in order."""
@@ -270,7 +284,7 @@ class Database(Connection):
     def compact(self) -> int:
         """Rewrite the file without the zeroed rows; the new generation."""
         with self.writing():
-            for table in ("vectors", "pictures"):
+            for table in ("vectors", "pictures", *((FILES,) if self.has_files() else ())):
                 self.connection.execute(f"DELETE FROM {table} WHERE seq NOT IN (SELECT seq FROM rows)")
             self.connection.execute("DELETE FROM log")
             generation = self.number("generation") + 1

@@ -24,6 +24,7 @@ from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryDamagedErro
 from fmcnet.files import lock_file, private_mode
 from fmcnet.retrieval.backends import NEAR, SPARE, ranked
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
+from fmcnet.retrieval.file_records import FileRecords
 from fmcnet.retrieval.index_files import NAME as INDEX
 from fmcnet.retrieval.index_files import DoubtError, GalleryIndex, Manifest
 from fmcnet.retrieval.inputs import check_settings
@@ -105,6 +106,7 @@ class SqliteStore:
                     self.database.create()
             with self.database.translated():
                 self.database.name()
+            self.files = FileRecords(self.database, self._reading, self._writing)
             choice, above = self._choice(options.index, options.hnsw_above)
             self.index = GalleryIndex(folder, self.database, choice, above, options.flush_rows)
             with self.database.reading():
@@ -364,7 +366,7 @@ class SqliteStore:
             stored = self.database.stored(list(seqs.values()))
             for seq, (entry, _) in stored.items():
                 self.database.rewrite(seq, replace(entry, **change))
-            self.database.note(self._next(), stored, gone=False)
+            self.database.note_change(stored)
             return len(stored)
 
     def remove(self, where: Where) -> int:
