@@ -159,8 +159,12 @@ def test_another_modality_is_encoded_anew_and_keeps_the_rest(crops, monkeypatch)
 def test_a_picture_that_changed_is_encoded_anew_on_request(crops):
     run("index", "g", crops, *RULES)
     picture(*BLUE).save(crops / "gate1/1_0900.png")
-    assert as_json("index", "g", crops, *RULES)["differences"] == []
+    kept = as_json("index", "g", crops, *RULES)
+    assert (kept["changed"], kept["already"]) == ([str(crops / "gate1/1_0900.png")], 4)
+    assert "1_0900.png: content is sha256 " in kept["differences"][0]
     old = entries_of()
+    assert as_json("index", "g", crops, *RULES, "--existing", "update")["replaced"] == 1
+    assert as_json("index", "g", crops, *RULES)["changed"] == []
     assert as_json("index", "g", crops, *RULES, "--existing", "replace")["replaced"] == 4
     new = entries_of()
     assert (new["1_0900.png"][1] == old["3_1010.png"][1]).all()

@@ -1,4 +1,4 @@
-"""`fmcnet gallery info | remove | expire | compact | export | backup | restore | recover`."""
+"""`fmcnet gallery info | remove | expire | relocate | compact | export | backup | restore | recover`."""
 
 from __future__ import annotations
 
@@ -125,6 +125,37 @@ def expire(
             "fmcnet index --existing update mends it, fmcnet gallery remove --until 1970-01-01 removes them",
             err=True,
         )
+
+
+@app.command()
+def relocate(
+    gallery: GalleryPath,
+    old: Annotated[str, typer.Argument(help="The file or folder that sources lie in now.")],
+    new: Annotated[str, typer.Argument(help="Where it was moved to.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many entries match.")] = False,
+    json_: Json = False,
+) -> None:
+    """Tell a gallery that its pictures were moved, so that indexing them there adds nothing twice.
+
+    fmcnet gallery relocate people.gallery /old/crops /new/crops
+    """
+    from fmcnet.retrieval.gallery import Gallery
+    from fmcnet.retrieval.relocate import relocate as move
+
+    if json_ and not (yes or dry_run):
+        raise FmcnetError("--json cannot ask: give --yes, or --dry-run")
+    with Gallery(gallery, create=False, read_only=dry_run) as opened:
+        found = move(opened, old, new, dry_run=True)
+        if found.missing:
+            echo(f"note: {found.missing} of {found.matched} files are not at the new place", err=True)
+        if not (yes or dry_run):
+            typer.confirm(f"Relocate {found.matched:,} of {len(opened):,} entries?", abort=True)
+        if not dry_run:
+            found = move(opened, old, new)
+        facts = {"would_relocate" if dry_run else "relocated": found.matched, "files_missing": found.missing}
+        facts["entries"] = len(opened)
+    _print_facts(facts, json_, gallery)
 
 
 @app.command()

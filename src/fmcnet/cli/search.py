@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -118,10 +119,25 @@ def index(
     existing: Annotated[
         str,
         typer.Option(
-            help="Pictures that are in the gallery. keep: skip, and report values that differ; update: store the "
-            "values given now; replace: encode anew."
+            help="Pictures that are in the gallery. keep: skip, and report values and files that differ; update: "
+            "store the values given now, encode changed files anew; replace: encode all anew."
         ),
     ] = "keep",
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="First remove entries whose files are gone, after showing how many."),
+    ] = False,
+    prune_roots: Annotated[
+        bool,
+        typer.Option(
+            "--prune-roots",
+            help="With --prune: also of folders of which no file is left, as of a disk that is not mounted.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --prune: do not ask.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --prune: only show what would be removed.")
+    ] = False,
     keep_images: Annotated[
         bool, typer.Option("--keep-images", help="Keep a small picture of each entry in the gallery, too.")
     ] = False,
@@ -154,6 +170,7 @@ def index(
     """
     from fmcnet.data.listing import ignored_line
     from fmcnet.inference.image_input import parse_modality
+    from fmcnet.retrieval.freshness import moves
     from fmcnet.retrieval.gallery import Gallery
     from fmcnet.retrieval.indexing import Existing, check_faults
     from fmcnet.retrieval.indexing import index as add_new
@@ -170,6 +187,14 @@ def index(
     doubtful = check_choice("--doubtful-times", doubtful_times, get_args(Doubtful))
     value_range = range_of(gallery, range_)
     zone = parse_timezone(timezone)
+
+    if not prune and (prune_roots or yes or dry_run):
+        raise FmcnetError("--prune-roots, --yes and --dry-run go with --prune")
+    if prune and json_ and not (yes or dry_run):
+        raise FmcnetError("--json cannot ask: give --yes, or --dry-run")
+    pruned = _prune(gallery, prune_roots, yes, dry_run, json_) if prune else {}
+    if dry_run:
+        return
 
     def pattern(option: str, text: str | None) -> NamePattern | None:
         return None if text is None else NamePattern(text, option)
@@ -210,11 +235,13 @@ def index(
             value_range=value_range,
         )
     if json_:
-        print_json({"gallery": gallery, **report.to_dict()})
+        print_json({"gallery": gallery, **pruned, **report.to_dict()})
         return
     facts = {"pictures": report.pictures, "added": report.added, "there already": report.already}
     facts |= {"updated": report.updated} if report.updated else {}
     facts |= {"encoded anew": report.replaced} if report.replaced else {}
+    facts |= {"changed files": len(report.changed)} if report.changed else {}
+    facts |= {"moved": len(report.moved)} if report.moved else {}
     facts |= {f"not chosen by {option}": count for option, count in report.not_chosen.items()}
     facts |= {"not in the CSV": len(report.not_listed)} if report.not_listed else {}
     left_out = (*report.faults, *report.same)
@@ -223,6 +250,11 @@ def index(
         echo(line, err=True)
     for name in report.not_listed:
         echo(f"left out {printable(name)}: the CSV has no row of it", err=True)
+    for one in report.moved[:3]:
+        echo(f"left out {printable(one.path)}: indexed as {printable(one.before)}, which is gone", err=True)
+    for old, new in moves(report.moved)[:3]:
+        command = shlex.join(["fmcnet", "gallery", "relocate", gallery, old, new])
+        echo(f"if these files were moved: {printable(command)}", err=True)
     for fault in left_out:
         echo(f"left out {printable(fault.name)}: {fault.reason}", err=True)
     for line in (*(f"note: {note}" for note in report.notes), *map(str, report.differences[:3])):
@@ -231,9 +263,49 @@ def index(
         pictures = len({difference.source for difference in report.differences})
         echo(
             f"the gallery stores other values for {pictures} pictures and keeps them: --existing update stores the "
-            "values given now",
+            "values given now, and encodes changed files anew",
             err=True,
         )
+
+
+def _prune(gallery: str, roots: bool, yes: bool, dry_run: bool, json_: bool) -> dict[str, Any]:
+    """Show and remove entries whose files are gone; facts for JSON."""
+    from fmcnet.retrieval.freshness import find_gone, gone_facts, remove_gone
+    from fmcnet.retrieval.gallery import Gallery
+
+    with Gallery(gallery, create=False, read_only=dry_run) as opened:
+        gone = find_gone(opened)
+        kept = [one for one in gone if one.whole and not roots]
+        going = [one for one in gone if one not in kept]
+        count = sum(len(one.ids) for one in going)
+        for one in going:
+            echo(
+                f"{printable(one.root)}: {len(one.ids)} of {one.entries} files are gone, the first "
+                f"{printable(one.first)}",
+                err=True,
+            )
+        for one in kept:
+            echo(
+                f"{printable(one.root)}: none of its {one.entries} files is there. Is its disk mounted? Its entries "
+                "stay; --prune-roots removes them",
+                err=True,
+            )
+        if count and not (yes or dry_run):
+            typer.confirm(f"Remove {count:,} of {len(opened):,} entries for good?", abort=True)
+        facts = {
+            "would_prune" if dry_run else "pruned": count if dry_run else remove_gone(opened, going),
+            "gone": gone_facts(going),
+            "gone_kept": gone_facts(kept),
+        }
+    if dry_run and json_:
+        print_json({"gallery": gallery, **facts})
+    elif not json_:
+        echo(
+            f"{facts['would_prune']} entries would be removed"
+            if dry_run
+            else f"removed {facts['pruned']} entries"
+        )
+    return facts
 
 
 def search(

@@ -255,8 +255,8 @@ class Encoder:
             table: (N,) rows.
             batch_size: images at once.
             flip: average with the descriptor of the mirrored image (never silently: reports name it).
-            store: a folder that keeps the result, keyed by weights, preprocessing and the table with its
-                files' sizes and times; a later call reads it back. None: nothing is kept.
+            store: a folder that keeps the result, keyed by weights, preprocessing and the table with the
+                state of its files (`fmcnet.files.file_state`); a later call reads it back. None: nothing is kept.
             progress: show a bar; None: on a terminal only.
         """
         kept = self.kept_at(table, flip, store)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import ArrayLike
 
@@ -32,6 +32,9 @@ from fmcnet.retrieval.records import (
     as_utc,
 )
 from fmcnet.types import FloatArray, Modality
+
+if TYPE_CHECKING:
+    from fmcnet.retrieval.file_records import FileRecords
 
 MOST = 100_000
 """Hits a search may ask for."""
@@ -102,6 +105,11 @@ class Gallery:
         self._store.close()
 
     # ---- what is there ----
+
+    @property
+    def files(self) -> FileRecords | None:
+        """Which files entries came from, as `fmcnet.retrieval.indexing.index` records it; a cluster records none."""
+        return self._store.files
 
     @property
     def settings(self) -> GallerySettings | None:

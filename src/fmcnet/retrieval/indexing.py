@@ -12,6 +12,7 @@ from fmcnet.data.spelling import near_cameras
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.progress import Progress
+from fmcnet.retrieval.freshness import FileChanges, Moved, compare_files
 from fmcnet.retrieval.identity_notes import added_notes
 from fmcnet.retrieval.records import Added, Entry, Where, as_pid
 from fmcnet.retrieval.searcher import Searcher
@@ -24,7 +25,7 @@ Existing = Literal["keep", "update", "replace"]
 EXISTING = ("keep", "update", "replace")
 METADATA = ("camera", "time", "track", "pid", "tags")
 COMPARED = ("modality", *METADATA)
-ENCODED = {"modality", "picture"}
+ENCODED = {"modality", "picture", "content"}
 """What cannot be changed without reading the picture again."""
 
 
@@ -32,8 +33,8 @@ class Difference(NamedTuple):
     """A value given for a picture that differs from the one the gallery stores.
 
     Attributes:
-        source: its path. name: "modality", "camera", "time", "track", "pid", "tags", or "picture" for one that is to
-            be kept and is not. stored, given: the two values.
+        source: its path. name: "modality", "camera", "time", "track", "pid", "tags"; "content" for a file that
+            changed; or "picture" for one that is to be kept and is not. stored, given: the two values.
     """
 
     source: str
@@ -58,6 +59,8 @@ class IndexReport:
         same: left out because they are a file named before. not_chosen: rows of a table that an option left out.
         not_listed: pictures in the folder of a CSV that has no row of them. ignored: files of the folders that are
             no pictures. notes: what is doubtful about pictures, cameras and columns, a sentence each.
+        changed: paths of files whose content changed since they were indexed.
+        moved: left out because they are indexed under another path, where they are gone.
     """
 
     pictures: int
@@ -73,6 +76,8 @@ class IndexReport:
     notes: tuple[str, ...] = ()
     not_listed: tuple[str, ...] = ()
     ignored: tuple[Ignored, ...] = ()
+    changed: tuple[str, ...] = ()
+    moved: tuple[Moved, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -91,6 +96,8 @@ class IndexReport:
             "same_file": same,
             "not_chosen": dict(self.not_chosen),
             "not_listed": list(self.not_listed),
+            "changed": list(self.changed),
+            "moved": [one._asdict() for one in self.moved],
             "notes": list(self.notes),
             "entries": self.entries,
             "ignored": ignored_facts(self.ignored),
@@ -116,8 +123,8 @@ def index(
         searcher: encoder and gallery. sources: see `read_sources`.
         on_error: "raise": a picture that cannot be taken ends it (what was added stays); "skip": it is left out.
         existing: what to do with pictures that it does hold. "keep": nothing, but report values given that
-            differ from those stored; "update": store the values given (for another modality: encode anew); "replace":
-            encode all anew, as after the files changed. A value that is not given stays as it is stored.
+            differ from those stored; "update": store the values given (for another modality, or a file that changed:
+            encode anew); "replace": encode all anew. A value that is not given stays as it is stored.
         keep_images: keep small pictures, too, as `Searcher.add`.
         batch_size: pictures encoded at once. progress: show a bar; None: on a terminal only.
         value_range: as `Encoder.encode`.
@@ -137,15 +144,21 @@ def index(
     known, fresh = searcher.gallery.identities(), list[Picture]()
     differences: list[Difference] = []
     remarks = Remarks()
+    changes = FileChanges()
     try:
         with Progress("indexing", len(sources.pictures), show=progress) as bar:
             for start in range(0, len(sources.pictures), PORTION):
                 portion = sources.pictures[start : start + PORTION]
                 stored = _stored_entries(searcher, portion)
-                new = [picture for picture in portion if picture.id not in stored]
+                compared = compare_files(searcher.gallery, portion, stored, changes)
+                new = [one for one in portion if one.id not in stored and one.id not in compared.moved]
                 fresh += new
                 already += len(stored)
                 differing = _find_differences(searcher, portion, stored, keep_images)
+                for one in portion:
+                    if one.id in compared.changed:
+                        digests = (f"sha256 {digest[:12]}" for digest in compared.changed[one.id])
+                        differing[one.id].append(Difference(str(one.path), "content", *digests))
                 again: set[str] = set()
                 if existing == "keep":
                     differences += [one for found in differing.values() for one in found]
@@ -162,6 +175,9 @@ def index(
                     added, replaced = added + done.added, replaced + done.replaced
                     already += done.skipped
                     faults += done.faults
+                    if searcher.gallery.files is not None:
+                        records = compared.records
+                        searcher.gallery.files.put({at: records[at] for at in done.ids if at in records})
                 bar.advance(count=len(portion))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{added} pictures were added; the same command goes on from there") from None
@@ -183,9 +199,11 @@ def index(
         tuple(differences),
         sources.same,
         sources.not_chosen,
-        tuple(dict.fromkeys((*sources.notes, *doubts, *remarks.lines()))),
+        tuple(dict.fromkeys((*sources.notes, *doubts, *remarks.lines(), *changes.notes()))),
         sources.not_listed,
         sources.ignored,
+        changed=tuple(changes.changed),
+        moved=tuple(changes.moved),
     )
 
 

@@ -55,6 +55,7 @@ class MilvusStore:
     """
 
     most = WIDEST - SPARE
+    files = None
 
     def __init__(self, location: str, options: OpenOptions) -> None:
         if options.dtype != "float32":

@@ -35,6 +35,8 @@ Values = tuple[
 """A row of `rows` without its checksum, in the order of `COLUMNS`."""
 
 
+FILES = "files"
+"""The table of `FileRecords`, which is made with the first record."""
 MANY = 500
 """Values in one IN (...)."""
 SCHEMA = """
@@ -73,6 +75,10 @@ class Database(Connection):
         if missing and names:
             raise self.damaged(f"no such table: {min(missing)}")
         return "pictures" in names
+
+    def has_files(self) -> bool:
+        """There are `FileRecords`."""
+        return bool(self.run("SELECT 1 FROM sqlite_master WHERE name = ?", (FILES,)))
 
     def is_empty(self) -> bool:
         """There is no table at all."""
@@ -239,8 +245,11 @@ class Database(Connection):
 
     def delete(self, seqs: Iterable[int]) -> None:
         """Delete rows and overwrite their embeddings and pictures by zeros."""
+        files = self.has_files()
         for seq in seqs:
             changed = [self.connection.execute("DELETE FROM rows WHERE seq = ?", (seq,)).rowcount]
+            if files:
+                self.connection.execute(f"DELETE FROM {FILES} WHERE seq = ?", (seq,))
             for table, name in (("vectors", "vector"), ("pictures", "picture")):
                 changed.append(
                     self.connection.execute(
@@ -258,6 +267,12 @@ class Database(Connection):
             "INSERT OR REPLACE INTO log VALUES (?, ?, ?, ?)",
             ((generation, s, int(gone), checksum(generation, s, int(gone))) for s in seqs),
         )
+
+    def note_change(self, seqs: Iterable[int]) -> None:
+        """Tell other processes, by a new generation, that metadata of rows changed."""
+        generation = self.number("generation") + 1
+        self.put("generation", generation)
+        self.note(generation, seqs, gone=False)
 
     def noted(self, after: int) -> Iterator[tuple[int, bool]]:
         """Row numbers changed (False) or gone (True) after a generation, in order."""
@@ -337,7 +352,7 @@ class Database(Connection):
     def compact(self) -> int:
         """Rewrite the file without the zeroed rows; the new generation."""
         with self.writing():
-            for table in ("vectors", "pictures"):
+            for table in ("vectors", "pictures", *((FILES,) if self.has_files() else ())):
                 self.connection.execute(f"DELETE FROM {table} WHERE seq NOT IN (SELECT seq FROM rows)")
             self.connection.execute("DELETE FROM log")
             generation = self.number("generation") + 1

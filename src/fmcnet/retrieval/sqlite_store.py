@@ -24,6 +24,7 @@ from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError
 from fmcnet.files import lock_file, make_private
 from fmcnet.retrieval.backends import NEAR, SPARE, ranked
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
+from fmcnet.retrieval.file_records import FileRecords
 from fmcnet.retrieval.index_files import GalleryIndex
 from fmcnet.retrieval.inputs import check_settings
 from fmcnet.retrieval.loss import check_loss, indexed, lost
@@ -103,6 +104,7 @@ class SqliteStore:
                     self.database.create()
             with self.database.translated():
                 self.database.name()
+            self.files = FileRecords(self.database, self._reading, self._writing)
             choice, above = self._choice(options.index, options.hnsw_above)
             self.index = GalleryIndex(folder, self.database, choice, above, options.flush_rows)
             with self.database.reading():
@@ -341,7 +343,7 @@ class SqliteStore:
             stored = self.database.stored(list(seqs.values()))
             for seq, (entry, _) in stored.items():
                 self.database.rewrite(seq, replace(entry, **change))
-            self.database.note(self._next(), stored, gone=False)
+            self.database.note_change(stored)
             return len(stored)
 
     def remove(self, where: Where) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmcnet.errors import FmcnetError
-from fmcnet.files import lock_file, write_atomically
+from fmcnet.files import file_state, lock_file, write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -56,9 +56,7 @@ class Keys:
         changed: called with the names that a change added and revoked.
     """
 
-    def __init__(
-        self, keys: Iterable[Key] = (), path: Path | None = None, stamp: tuple[int, ...] | None = None
-    ) -> None:
+    def __init__(self, keys: Iterable[Key] = (), path: Path | None = None, stamp: str | None = None) -> None:
         self.keys = tuple(keys)
         self.changed: Callable[[list[str], list[str]], object] = lambda added, revoked: None
         self._path, self._needed = path, path is not None or bool(self.keys)
@@ -102,12 +100,11 @@ class Keys:
         self.changed(sorted(now - before), sorted(before - now))
 
 
-def _stamp(path: Path | None) -> tuple[int, ...]:
+def _stamp(path: Path | None) -> str:
     try:
-        facts = path.stat() if path is not None else None
+        return "" if path is None else file_state(path)
     except OSError:
-        return ()
-    return () if facts is None else (facts.st_mtime_ns, facts.st_ino, facts.st_size)
+        return ""
 
 
 def _check_names(keys: Sequence[Key]) -> None:
