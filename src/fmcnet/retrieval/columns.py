@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fmcnet.parsing import read_npz
 from fmcnet.retrieval.records import Entry, Where, to_micros
 from fmcnet.types import BoolArray, IntArray
 
@@ -154,10 +155,10 @@ class EntryColumns:
     def load(path: Path) -> EntryColumns:
         """Read what `save` wrote."""
         out = EntryColumns()
-        with np.load(path, allow_pickle=False) as stored:
-            out._arrays = {name: stored[name].astype(kind) for name, kind in KINDS.items()}
-            for name in TEXTS:
-                text = stored[f"{name}_texts"].tobytes().decode()
-                out.numbers[name] = {one: i for i, one in enumerate(text.split("\0") if text else ())}
+        stored = read_npz(path)
+        out._arrays = {name: stored[name].astype(kind) for name, kind in KINDS.items()}
+        for name in TEXTS:
+            text = stored[f"{name}_texts"].tobytes().decode()
+            out.numbers[name] = {one: i for i, one in enumerate(text.split("\0") if text else ())}
         out._n = len(out._arrays["seq"])
         return out

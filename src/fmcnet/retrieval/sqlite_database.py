@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import GalleryError
+from fmcnet.parsing import parse_json
 from fmcnet.retrieval.records import Entry, GallerySettings, Stored, from_micros, to_micros
 from fmcnet.retrieval.sqlite_connection import Connection
 from fmcnet.types import Modality
@@ -105,17 +106,24 @@ class Database(Connection):
         value = self.get("gallery")
         if not isinstance(value, str):
             raise self.damaged("'gallery' is missing")
-        about = json.loads(value)
-        if about["format"] != FORMAT:
-            raise GalleryError(
-                f"{self.path} has format {about['format']}, this fmcnet reads {FORMAT}: update fmcnet"
-            )
-        return str(about["name"])
+        try:
+            about = parse_json(value)
+            version, name = about["format"], about["name"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise self.damaged("'gallery' is not what was written") from error
+        if version != FORMAT:
+            raise GalleryError(f"{self.path} has format {version}, this fmcnet reads {FORMAT}: update fmcnet")
+        return str(name)
 
     def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
         value = self.get("settings")
-        return GallerySettings(**json.loads(value)) if isinstance(value, str) else None
+        if not isinstance(value, str):
+            return None
+        try:
+            return GallerySettings(**parse_json(value))
+        except (ValueError, TypeError) as error:
+            raise self.damaged("'settings' are not what was written") from error
 
     def set_settings(self, settings: GallerySettings) -> None:
         """Fix dimension, model and dtype."""
