@@ -13,7 +13,18 @@ import fmcnet
 
 SOURCE = Path(fmcnet.__file__).parent
 LAYERS = [
-    ("errors", "interrupt", "files", "types", "identities", "durations", "characters", "config", "optional"),
+    (
+        "errors",
+        "interrupt",
+        "files",
+        "types",
+        "identities",
+        "durations",
+        "characters",
+        "config",
+        "optional",
+        "parsing",
+    ),
     ("distributed", "progress"),
     ("data",),
     ("synthetic",),

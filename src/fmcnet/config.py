@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fmcnet.errors import ConfigError
+from fmcnet.parsing import parse_yaml, read_yaml
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -46,7 +47,7 @@ REMOVED_WEIGHTS = frozenset({"model.generator_hidden", "model.generator_norm", "
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -440,8 +441,8 @@ def _read(source: str | Path | dict[str, Any] | None) -> tuple[Any, str]:
             )
         path = shipped()[str(source)]
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}, str(path)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return read_yaml(path) or {}, str(path)
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
 
 
@@ -452,9 +453,9 @@ def _apply_override(tree: dict[str, Any], item: str) -> str | None:
     if not equals or len(parts) != 2 or not all(parts):
         return f"override '{item}': write section.key=value, as in model.variant=base"
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return f"override '{item}': the value is not valid YAML"
+        value = parse_yaml(text)
+    except ValueError as error:
+        return f"override '{item:.80}': the value is not valid YAML: {error}"
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         with contextlib.suppress(ValueError):
             value = float(value)

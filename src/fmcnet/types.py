@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from fmcnet.errors import DataError
 from fmcnet.files import make_private
 from fmcnet.identities import LARGEST, identity_number, parse_identity
+from fmcnet.parsing import read_npz
 
 NO_CAMERA = -1
 """`camid` of an image whose camera is not known; no camera rule applies to it."""
@@ -177,12 +176,8 @@ class Embeddings:
             DataError: when the file is not such a file or lacks an array.
         """
         try:
-            stored = np.load(Path(path), allow_pickle=False)
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise DataError(f"{path} holds one array; an .npz file with several is needed")
-            with stored:
-                arrays = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            arrays = read_npz(Path(path))
+        except (OSError, ValueError) as error:
             raise DataError(f"{path} is not a readable .npz file: {error}") from error
         missing = [f.name for f in fields(Embeddings) if f.name not in arrays]
         if missing:

@@ -174,7 +174,7 @@ def check(
     tables: list[Table] = []
     manifest = root / "generated.json"
     generated = manifest.is_file()
-    if generated and '"complete": true' not in manifest.read_text(encoding="utf-8"):
+    if generated and b'"complete": true' not in manifest.read_bytes():
         problems.append(
             "its generation was interrupted: call the same fmcnet data generate again, which continues it"
         )

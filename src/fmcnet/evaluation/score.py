@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation.draws import find_permutation
 from fmcnet.evaluation.metrics import Evaluation
 from fmcnet.evaluation.protocols import Protocol, llcm, regdb, sysu
+from fmcnet.parsing import read_npz
 from fmcnet.types import NO_CAMERA, BoolArray, Embeddings, IntArray, identity_numbers
 
 PROTOCOLS = ("sysu", "regdb", "llcm")
@@ -117,12 +117,8 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise DataError(f"{path} does not exist")
     try:
-        stored = np.load(path, allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            raise DataError(f"{path} holds a single array: give an .npz with named arrays (features, pid)")
-        with stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        return read_npz(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a readable .npz file: {error}") from error
 
 

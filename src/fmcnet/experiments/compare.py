@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +13,7 @@ from fmcnet.errors import DataError
 from fmcnet.experiments.markdown import markdown_table
 from fmcnet.files import write_atomically
 from fmcnet.models.shipped import shipped_models
+from fmcnet.parsing import read_json
 
 COLUMNS = {
     "sysu_all": "SYSU-MM01 all",
@@ -106,7 +106,7 @@ def _number(text: str) -> float | None:
 def _run_row(run: Path) -> ComparisonRow:
     path = next((p for p in (run / "report" / REPORT, run / REPORT) if p.is_file()), run / "report" / REPORT)
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
         dataset, runs = facts["dataset"], facts["runs"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         into = f" --out {run}-report, and give that folder" if str(run) in shipped_models() else ""

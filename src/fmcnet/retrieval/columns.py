@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fmcnet.parsing import read_npz
 from fmcnet.retrieval.records import Entry, Where, to_micros
 from fmcnet.types import BoolArray, IntArray
 
@@ -165,8 +166,7 @@ class EntryColumns:
     def load(path: Path) -> EntryColumns:
         """Read what `save` wrote, that of 0.1.0, too, whose identities are numbers and stand for themselves."""
         out = EntryColumns()
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = read_npz(path)
         if "pid_texts" not in arrays:
             pids, codes = np.unique(np.append(arrays["pid"], NONE), return_inverse=True)  # NONE is the first
             arrays["pid"] = codes[:-1] - 1

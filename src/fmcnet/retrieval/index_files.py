@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from fmcnet.files import private_mode, remove_left, to_disk, write_atomically
+from fmcnet.parsing import parse_json, read_json
 from fmcnet.retrieval.columns import EntryColumns
 from fmcnet.retrieval.faiss_index import Codes, FaissIndex
 from fmcnet.retrieval.records import GallerySettings, IndexChoice
@@ -97,13 +99,16 @@ class Manifest:
             DoubtError: when there is none, or it is damaged.
         """
         try:
-            outer = json.loads((folder / NAME).read_text(encoding="utf-8"))
+            outer = read_json(folder / NAME)
             if zlib.crc32(outer["body"].encode()) != outer["crc"]:
                 raise DoubtError(f"{NAME} is damaged (its checksum differs)")
-            body = json.loads(outer["body"])
+            body = parse_json(outer["body"])
             if body["format"] not in READABLE:
                 raise DoubtError(f"{NAME} has another format")
-            return Manifest(**body)
+            found = TypeAdapter(Manifest).validate_python(body)
+            if any(name and Path(name).name != name for name in (found.vectors, found.columns, found.graph)):
+                raise DoubtError(f"{NAME} names files of another folder")
+            return found
         except FileNotFoundError as error:
             raise DoubtError(f"there is no {NAME}") from error
         except OSError as error:

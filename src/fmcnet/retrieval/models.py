@@ -12,6 +12,7 @@ from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.encoder import Encoder
 from fmcnet.models.shipped import shipped_models
+from fmcnet.parsing import read_json
 from fmcnet.retrieval.records import MADE_WITH
 
 
@@ -87,6 +88,6 @@ def open_model(gallery: str, source: str | Path | None, device: str = "auto") ->
 def _read(gallery: str) -> dict[str, Any]:
     """What is noted; nothing where the note is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads((Path(gallery) / MADE_WITH).read_text(encoding="utf-8"))
+        found = read_json(Path(gallery) / MADE_WITH)
         return found if isinstance(found, dict) else {}
     return {}

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from fmcnet.errors import GalleryError
 from fmcnet.identities import is_number
+from fmcnet.parsing import parse_json
 from fmcnet.retrieval.mark import Mark, write_mark
 from fmcnet.retrieval.records import Entry, GallerySettings, Stored, from_micros, to_micros
 from fmcnet.retrieval.sqlite_connection import Connection
@@ -156,10 +157,14 @@ class Database(Connection):
         value = self.get("gallery")
         if not isinstance(value, str):
             raise self.damaged("'gallery' is missing")
-        about: dict[str, Any] = json.loads(value)
-        if about["format"] not in (FORMAT, NAMED):
+        try:
+            about: dict[str, Any] = parse_json(value)
+            version, _ = about["format"], about["name"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise self.damaged("'gallery' is not what was written") from error
+        if version not in (FORMAT, NAMED):
             raise GalleryError(
-                f"{self.path} has format {about['format']}, this fmcnet reads up to {NAMED}: update fmcnet"
+                f"{self.path} has format {version}, this fmcnet reads up to {NAMED}: update fmcnet"
             )
         return about
 
@@ -173,7 +178,12 @@ class Database(Connection):
     def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
         value = self.get("settings")
-        return GallerySettings(**json.loads(value)) if isinstance(value, str) else None
+        if not isinstance(value, str):
+            return None
+        try:
+            return GallerySettings(**parse_json(value))
+        except (ValueError, TypeError) as error:
+            raise self.damaged("'settings' are not what was written") from error
 
     def set_settings(self, settings: GallerySettings) -> None:
         """Fix dimension, model and dtype."""

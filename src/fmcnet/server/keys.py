@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fmcnet.errors import FmcnetError
 from fmcnet.files import file_state, lock_file, write_atomically
+from fmcnet.parsing import read_json
 
 _log = logging.getLogger(__name__)
 
@@ -205,7 +206,7 @@ def _write_file(path: Path, keys: Sequence[Key]) -> None:
 
 def _read_file(path: Path) -> list[Key]:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json(path)
         if tree["format"] != "fmcnet-keys-1":
             raise ValueError(f"format {tree['format']}")
         rows = [(_name(row["name"]), list(row["scopes"]), str(row["sha256"])) for row in tree["keys"]]

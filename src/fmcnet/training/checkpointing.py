@@ -39,6 +39,7 @@ from fmcnet.inference.fit_projection import add_discriminant
 from fmcnet.models.card import PROJECTION
 from fmcnet.models.checkpoint import CARD, WEIGHTS, ModelCard, load_weights, save_pretrained, save_tensors
 from fmcnet.models.fmcnet import FMCNet
+from fmcnet.parsing import read_json
 from fmcnet.training.loggers import StepLogger
 from fmcnet.training.optimizers import restore_schedule
 from fmcnet.training.selection import ModelSelection
@@ -348,7 +349,7 @@ def _read(folder: Path, train_step: TrainStep) -> tuple[dict[str, Any], dict[str
 
 def _read_facts(folder: Path) -> dict[str, Any]:
     try:
-        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts: dict[str, Any] = read_json(folder / FACTS)
         if facts.pop("sha256") != _facts_digest(facts):
             raise CheckpointError(f"{FACTS} is not what was written")
     except (

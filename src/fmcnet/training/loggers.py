@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from fmcnet.config import Config
 from fmcnet.errors import ConfigError, require
 from fmcnet.files import write_atomically
+from fmcnet.parsing import parse_json
 from fmcnet.training import health
 from fmcnet.training.folder import unwritable
 
@@ -80,9 +81,12 @@ def read_log(run: str | Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = parse_json(line)
+        except ValueError:
             break
+        if not isinstance(record, dict):
+            break
+        records.append(record)
     return records
 
 

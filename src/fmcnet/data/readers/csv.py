@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fmcnet.data.listing import number_of
-from fmcnet.data.readers.common import check_splits, read_text
+from fmcnet.data.readers.common import check_splits, read_lines
 from fmcnet.data.spelling import near_cameras, nearest
 from fmcnet.data.table import SPLITS, Record, Table
 from fmcnet.errors import DataError
@@ -39,6 +39,7 @@ _HINTS = {
     **dict.fromkeys(("labels", "keywords"), "tags"),
 }
 MAX_FAULTS = 20
+MOST_COLUMNS = 500
 HELD_OUT = "no split column"
 """The beginning of the note on the identities held out for test."""
 
@@ -150,10 +151,9 @@ def _parse(
     file: Path, required: Sequence[str], modality: Modality | None
 ) -> tuple[list[_NamedRecord], list[str], list[str]]:
     """Rows, faults ("line 7: ..."), all of them, and notes."""
-    text = read_text(file)
-    header = text.split("\n", 1)[0]
-    separator = max(",;\t", key=header.count)
-    reader = csv.reader(text.split("\n"), delimiter=separator, strict=True)
+    lines = read_lines(file)
+    separator = max(",;\t", key=lines[0].count)
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     rows: list[_NamedRecord] = []
     faults: list[str] = []
     notes: list[str] = []
@@ -166,6 +166,8 @@ def _parse(
             if not any(cells):
                 continue
             if not columns:
+                if len(cells) > MOST_COLUMNS:
+                    return [], [f"line {line}: {len(cells):,} columns, more than {MOST_COLUMNS}"], []
                 columns, notes = _own_names([cell.lower() for cell in cells])
                 fault = _header_fault(columns, required)
                 if fault:
@@ -220,7 +222,7 @@ def _own_names(columns: list[str]) -> tuple[list[str], list[str]]:
 
 def _header_fault(columns: list[str], required: Sequence[str]) -> str:
     missing = [name for name in required if name not in columns]
-    header = ", ".join(columns)
+    header = f"{', '.join(columns):.400}"
     if missing == ["modality"] and "pid" not in required:
         return f"no column modality in the header ({header}): add it, or say --modality visible or infrared"
     if missing:
