@@ -240,3 +240,35 @@ def test_numbers_out_of_range_are_refused(tmp_path, name, value):
         answer = service.client.post("/v1/search", files=files(1), data={"modality": "visible", name: value})
         assert answer.status_code == 422
         assert name in answer.json()["error"]["where"]
+
+
+def test_days_are_counted_by_camera_within_a_bound(serving):
+    def ask(**asked):
+        return serving.client.get("/v1/days", params=asked)
+
+    told = ask().json()
+    assert (told["total"], told["left_out"], len(told["days"])) == (12, 0, 12)
+    assert told["days"][0] == {"camera": "hall", "day": "2026-03-12", "entries": 1}
+    assert told["days"][-1] == {"camera": "gate", "day": "2026-03-01", "entries": 1}
+    late = ask(timezone="Pacific/Kiritimati", camera="gate", limit=2).json()  # 14 hours later
+    assert late["days"] == [
+        {"camera": "gate", "day": "2026-03-11", "entries": 1},
+        {"camera": "gate", "day": "2026-03-09", "entries": 1},
+    ]
+    assert (late["total"], late["left_out"]) == (6, 4)
+    west = ask(timezone="Pacific/Honolulu", track="track/0", since="2026-03-09T00:00:00Z").json()
+    assert west["days"] == [{"camera": "hall", "day": "2026-03-09", "entries": 1}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "where"),
+    [
+        ({"timezone": "Mars/Base"}, "query.timezone"),
+        ({"timezone": "../UTC"}, "query.timezone"),
+        ({"limit": 10_001}, "query.limit"),
+        ({"cameras": "gate"}, "query"),
+    ],
+)
+def test_days_that_cannot_be_counted_are_refused(serving, asked, where):
+    reply = serving.client.get("/v1/days", params=asked)
+    assert (reply.status_code, reply.json()["error"]["where"]) == (422, where)

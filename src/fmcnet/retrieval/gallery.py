@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import inputs
 from fmcnet.retrieval.backends import open_store
+from fmcnet.retrieval.days import DayCount
 from fmcnet.retrieval.export import export
 from fmcnet.retrieval.pooling import group, pool, rank_pooled
 from fmcnet.retrieval.records import (
@@ -137,6 +138,15 @@ class Gallery:
     def identities(self) -> list[str]:
         """The identities that entries have, sorted; of a cluster none, for it would read all rows."""
         return sorted(self._store.identities())
+
+    def days(self, where: Where | None = None, zone: tzinfo = timezone.utc) -> tuple[DayCount, ...]:
+        """How many entries each camera has on each day, the newest day first, those without a time last.
+
+        Args:
+            where: which entries to count.
+            zone: whose days they are.
+        """
+        return self._store.days(where, zone)
 
     def get(self, entry_id: str) -> Entry:
         """One entry.

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from filelock import Timeout
 from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError
 from fmcnet.files import lock_file, make_private
 from fmcnet.retrieval.backends import NEAR, SPARE, ranked
+from fmcnet.retrieval.days import DayCount, count_days
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
 from fmcnet.retrieval.file_records import FileRecords
 from fmcnet.retrieval.index_files import GalleryIndex
@@ -271,6 +273,15 @@ class SqliteStore:
         """Those of all entries."""
         with self._reading() as state:
             return set() if state is None else state.columns.texts("pid")
+
+    def days(self, where: Where | None, zone: tzinfo) -> tuple[DayCount, ...]:
+        """How many of those that match each camera has on each day."""
+        with self._reading() as state:
+            if state is None:
+                return ()
+            columns, mask = state.columns, state.columns.mask(where, self._seqs(where))
+            codes, names = columns["camera"][mask], list(columns.numbers["camera"])
+            return count_days(codes.astype(np.int64), names, columns["time"][mask].astype(np.int64), zone)
 
     def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
         """All that match; those removed meanwhile are left out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
@@ -113,6 +113,22 @@ class EntriesBody(BaseModel):
 
     total: int
     entries: list[EntryBody]
+
+
+class DayBody(BaseModel):
+    """The entries of one camera on one day."""
+
+    camera: str | None = Field(description="null: those without a camera.")
+    day: date | None = Field(description="In the timezone asked for; null: those without a time.")
+    entries: int
+
+
+class DaysBody(BaseModel):
+    """Counts by camera and day, the newest day first."""
+
+    total: int = Field(description="Entries that match.")
+    days: list[DayBody]
+    left_out: int = Field(description="Entries of further cameras and days, beyond `limit`.")
 
 
 class RemovedBody(BaseModel):
