@@ -86,6 +86,19 @@ def show(title: str, facts: Mapping[str, Any], paths: Mapping[str, str | Path] |
         echo(f"{name}: {printable(str(path))}")
 
 
+def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table of rows with equal names; columns in which no row has a value are left out."""
+    if not rows:
+        return
+    columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    table = Table()
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(row[name]) for name in columns))
+    Console().print(table)
+
+
 @contextlib.contextmanager
 def explain_resume() -> Iterator[None]:
     """On Ctrl-C, report that the same command continues the work."""

@@ -122,9 +122,17 @@ class Gallery:
         """How many entries match."""
         return self._store.count(where)
 
+    def removed(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that were removed or expired, and not added since; of a cluster none is known."""
+        return self._store.removed(ids)
+
     def cameras(self) -> list[str]:
         """The names of the cameras that entries have, sorted."""
         return sorted(self._store.cameras())
+
+    def times(self) -> tuple[datetime, datetime] | None:
+        """When the first and the last entry were seen, in UTC; None where no entry has a time."""
+        return self._store.times()
 
     def get(self, entry_id: str) -> Entry:
         """One entry.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from typing import Any, Literal, NamedTuple
 
 from fmcnet.data.depth import Remarks, ValueRange
@@ -13,7 +15,7 @@ from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.progress import Progress
 from fmcnet.retrieval.inputs import as_pid
-from fmcnet.retrieval.records import Added, Entry, Where
+from fmcnet.retrieval.records import EPOCH, Added, Entry, Where
 from fmcnet.retrieval.searcher import Searcher
 from fmcnet.retrieval.sources import Picture, Sources
 
@@ -56,8 +58,9 @@ class IndexReport:
         differences: values given for the others that differ from those stored.
         faults: those left out, with the reason. entries: in the gallery now.
         same: left out because they are a file named before. not_chosen: rows of a table that an option left out.
-        not_listed: pictures in the folder of a CSV that has no row of them. ignored: files of the folders that are
-            no pictures. notes: what is doubtful about pictures, cameras and columns, a sentence each.
+        not_listed: pictures in the folder of a CSV that has no row of them.
+        removed_before: those left out because they were removed or expired earlier.
+        ignored: files of the folders that are no pictures. notes: what is doubtful about pictures, cameras and columns, a sentence each.
     """
 
     pictures: int
@@ -73,6 +76,7 @@ class IndexReport:
     notes: tuple[str, ...] = ()
     not_listed: tuple[str, ...] = ()
     ignored: tuple[Ignored, ...] = ()
+    removed_before: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -91,6 +95,7 @@ class IndexReport:
             "same_file": same,
             "not_chosen": dict(self.not_chosen),
             "not_listed": list(self.not_listed),
+            "removed_before": list(self.removed_before),
             "notes": list(self.notes),
             "entries": self.entries,
             "ignored": ignored_facts(self.ignored),
@@ -107,6 +112,7 @@ def index(
     batch_size: int = 64,
     progress: bool | None = None,
     value_range: ValueRange | None = None,
+    include_removed: bool = False,
 ) -> IndexReport:
     """Add the pictures that the gallery does not hold yet.
 
@@ -121,6 +127,7 @@ def index(
         keep_images: keep small pictures, too, as `Searcher.add`.
         batch_size: pictures encoded at once. progress: show a bar; None: on a terminal only.
         value_range: as `Encoder.encode`.
+        include_removed: add pictures that were removed or expired earlier, too; otherwise they are left out.
 
     Raises:
         DataError: naming pictures that cannot be taken. GalleryError: as `Gallery.add`.
@@ -135,6 +142,7 @@ def index(
     faults = list(sources.faults)
     added = already = updated = replaced = 0
     differences: list[Difference] = []
+    removed_before: list[str] = []
     remarks = Remarks()
     try:
         with Progress("indexing", len(sources.pictures), show=progress) as bar:
@@ -142,6 +150,9 @@ def index(
                 portion = sources.pictures[start : start + PORTION]
                 stored = _stored_entries(searcher, portion)
                 new = [picture for picture in portion if picture.id not in stored]
+                gone = set() if include_removed else searcher.gallery.removed([one.id for one in new])
+                removed_before += [str(one.path) for one in new if one.id in gone]
+                new = [one for one in new if one.id not in gone]
                 already += len(stored)
                 differing = _find_differences(searcher, portion, stored, keep_images)
                 again: set[str] = set()
@@ -183,7 +194,22 @@ def index(
         (*sources.notes, *near_cameras(searcher.gallery.cameras()), *remarks.lines()),
         sources.not_listed,
         sources.ignored,
+        tuple(removed_before),
     )
+
+
+def leave_out_expired(sources: Sources, keep: timedelta, option: str) -> Sources:
+    """The sources without pictures that `gallery expire` would remove: seen longer ago than `keep`, since 1970.
+
+    Args:
+        option: by which `Sources.not_chosen` counts them.
+    """
+    now = datetime.now(timezone.utc)
+    earliest = EPOCH if keep > now - EPOCH else now - keep
+    kept = tuple(one for one in sources.pictures if one.time is None or not EPOCH <= one.time < earliest)
+    left_out = len(sources.pictures) - len(kept)
+    not_chosen = {**sources.not_chosen, option: left_out} if left_out else sources.not_chosen
+    return dataclasses.replace(sources, pictures=kept, not_chosen=not_chosen)
 
 
 def check_faults(sources: Sources) -> None:

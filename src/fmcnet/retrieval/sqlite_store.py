@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from filelock import Timeout
 from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryDamagedError, GalleryError
 from fmcnet.files import lock_file, private_mode
 from fmcnet.retrieval.backends import NEAR, SPARE, ranked
+from fmcnet.retrieval.columns import NONE
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
 from fmcnet.retrieval.index_files import NAME as INDEX
 from fmcnet.retrieval.index_files import DoubtError, GalleryIndex, Manifest
@@ -38,6 +40,7 @@ from fmcnet.retrieval.records import (
     OpenOptions,
     Stored,
     Where,
+    from_micros,
 )
 from fmcnet.retrieval.sqlite_connection import NAME, not_writable
 from fmcnet.retrieval.sqlite_database import Database
@@ -288,6 +291,19 @@ class SqliteStore:
         with self._reading() as state:
             return 0 if state is None else int(np.count_nonzero(state.columns.mask(where, self._seqs(where))))
 
+    def removed(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that were removed, and not added since."""
+        with self._reading():
+            return self.database.removed(ids)
+
+    def times(self) -> tuple[datetime, datetime] | None:
+        """The first and the last of all entries."""
+        with self._reading() as state:
+            if state is None:
+                return None
+            times = state.columns["time"][state.columns["time"] != NONE]
+            return (from_micros(int(times.min())), from_micros(int(times.max()))) if len(times) else None
+
     def cameras(self) -> set[str]:
         """Those of all entries."""
         with self._reading() as state:
@@ -335,6 +351,7 @@ class SqliteStore:
                 self.database.note(generation, old, gone=True)
                 pictures = [batch.pictures[i] for i in rows] if batch.pictures else []
                 seqs = self.database.insert(entries, vectors, pictures)
+                self.database.forget_removed(entry.id for entry in entries)
             state = self.index.state
             if state is None:
                 with self.database.reading():
@@ -374,6 +391,7 @@ class SqliteStore:
                 state = self.index.sync()
                 seqs = [] if state is None else self._matching(state, where)
                 if state is not None and seqs:
+                    self.database.remember_removed(seqs)
                     self.database.delete(seqs)
                     generation = self._next()
                     self.database.note(generation, seqs, gone=True)
