@@ -60,7 +60,8 @@ class IndexReport:
         same: left out because they are a file named before. not_chosen: rows of a table that an option left out.
         not_listed: pictures in the folder of a CSV that has no row of them.
         removed_before: those left out because they were removed or expired earlier.
-        ignored: files of the folders that are no pictures. notes: what is doubtful about pictures, cameras and columns, a sentence each.
+        ignored: files of the folders that are no pictures.
+        notes: what is doubtful about pictures, cameras and columns, a sentence each.
     """
 
     pictures: int
