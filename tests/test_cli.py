@@ -389,6 +389,52 @@ def test_extras_are_named_beside_the_plain_figure(tiny_run, tiny_sysu, tmp_path)
     assert "k-reciprocal re-ranking" in report
 
 
+def test_one_report_holds_every_protocol_that_was_run(tiny_run, tiny_sysu, tmp_path, monkeypatch):
+    """Beside the standard ones, which come without an option; and two folders of one run are one row."""
+    from fmcnet.experiments import report as reports
+
+    monkeypatch.setattr(reports, "find_spec", lambda name: None)  # no pictures: quicker
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("report"))
+    command = ("evaluate", folder, "--data", tiny_sysu)
+    both = as_json(*command)["evaluations"]
+    assert [e["protocol"].split(":")[0] for e in both] == [
+        "SYSU-MM01 all-search, single-shot",
+        "SYSU-MM01 indoor-search, single-shot",
+    ]
+    (many,) = as_json(*command, "mode=indoor", "shots=10")["evaluations"]
+    assert "indoor-search, multi-shot" in many["protocol"]
+    for mode, out in (("all", "a"), ("indoor", "b")):
+        (alone,) = as_json(*command, f"mode={mode}", "--out", tmp_path / out)["evaluations"]
+        assert alone["mean"] == both[mode == "indoor"]["mean"]
+    report = json.loads((folder / "report" / "report.json").read_text())
+    (kept,) = (one["evaluations"] for one in report["runs"].values())
+    assert {e["protocol"] for e in kept} == {e["protocol"] for e in (*both, many)}
+    page = (folder / "report" / "report.md").read_text()
+    assert all(page.count(e["protocol"]) == 1 for e in kept)
+    as_json(*command, "--rerank", "mode=all")  # the plain figure stays the one that compares
+    (whole,) = as_json("report", "compare", folder, "--out", tmp_path / "c1")["rows"][-1:]
+    (joined,) = (
+        row
+        for row in as_json("report", "compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c2")[
+            "rows"
+        ]
+        if row["where"] == "this run"
+    )
+    assert joined["figures"] == whole["figures"]
+    assert joined["figures"]["sysu_indoor"] == pytest.approx(
+        [100 * both[1]["mean"][k] for k in ("rank1", "mAP")]
+    )
+    assert joined["name"] == f"{tmp_path / 'a'}, {tmp_path / 'b'}"
+    assert not any("re-ranking" in flag for flag in whole["flags"])
+
+
+def test_a_setting_of_another_benchmarks_protocol_is_refused(tiny_run, tiny_sysu):
+    command = ("evaluate", tiny_run, "--data", tiny_sysu, "--no-report")
+    assert "(sysu) has no reading in its protocol" in said(run(*command, "reading=b", code=2))
+    assert "has no cmc in its protocol" in said(run(*command, "evaluation.cmc=identity", code=2))
+
+
 def test_selection_on_test_stamps_everything(tiny_sysu, tmp_path):
     out = tmp_path / "run"
     run(
