@@ -182,6 +182,33 @@ def test_shipped_models_are_taken_by_name_wherever_a_run_is(tiny_sysu, tmp_path,
     assert {path: path.stat().st_mtime_ns for path in sorted(FOLDER.rglob("*"))} == before
 
 
+def test_a_calibration_elsewhere_serves_where_it_is_named(tiny_run, tiny_sysu, tmp_path, monkeypatch):
+    model = tmp_path / "run"
+    shutil.copytree(tiny_run, model, ignore=shutil.ignore_patterns("calibration.json", "checkpoints"))
+    crop, other = sorted((tiny_sysu / "cam3").rglob("*.jpg"))[:2]
+    file, gallery = tmp_path / "c.json", tmp_path / "g"
+    assert "--calibration" in run("calibrate", model, "--data", tiny_sysu, "--out", file).output
+    as_json("index", gallery, crop, "--model", model, "--modality", "infrared")
+    asked = ("search", gallery, other, "--modality", "infrared")
+    assert as_json(*asked)["hits"][0]["probability"] is None
+    assert 0 < as_json(*asked, "--calibration", file)["hits"][0]["probability"] < 1
+    assert "there is no calibration at" in said(run(*asked, "--calibration", tmp_path / "no.json", code=2))
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "model": "0" * 16}))
+    assert "made for another model" in said(run(*asked, "--calibration", file, code=2))
+    serve = ("serve", gallery, "--model", model, "--port", 0, "--calibration", file)
+    assert "made for another model" in said(run(*serve, code=2))
+    file.write_text(json.dumps(content))
+    from fmcnet.server import run as serving
+
+    served = []
+    monkeypatch.setattr(
+        serving, "_run", lambda _, keys, service, door: served.append(service) or service.gallery.close()
+    )
+    run(*serve)
+    assert served[0].encoder.calibration.model == content["model"]
+
+
 def test_embed(tiny_run, tiny_sysu, tmp_path):
     first = sorted((tiny_sysu / "cam3").rglob("*.jpg"))[0]
     answer = as_json(

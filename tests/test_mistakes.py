@@ -63,6 +63,8 @@ WRONG = {
     "search {gallery} {X} --modality ir": IN,
     "search {X} {image} --modality ir": IN,
     "search {gallery} {image} --modality ir --model {X}": MODEL,
+    "search {gallery} {image} --modality ir --calibration {X}": (*IN, "image"),
+    "serve {gallery} --port 0 --model {run} --calibration {X}": (*IN, "image"),
     "search {gallery} {image} --modality ir --html {X}": ("empty", "below", *NOWHERE),
     "gallery info {X}": IN,
     "gallery remove {X} --pid 1 --yes": IN,

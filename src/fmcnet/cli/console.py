@@ -34,6 +34,14 @@ Data = Annotated[
     typer.Option("--data", help="A SYSU-MM01, RegDB or LLCM folder, or a CSV (docs/reference/datasets.md)."),
 ]
 Layout = Annotated[str, typer.Option(help="auto, sysu, regdb, llcm or csv.")]
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        help="A file of fmcnet calibrate --out; default: calibration.json in the model's folder.",
+        show_default=False,
+    ),
+]
 Model = Annotated[
     Path, typer.Argument(help="A run folder, an exported model's (fmcnet export), or a shipped model's name.")
 ]

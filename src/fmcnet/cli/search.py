@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from fmcnet.characters import printable
-from fmcnet.cli.console import Device, Json, Range, check_choice, echo, print_json, show, show_rows
+from fmcnet.cli.console import (
+    CalibrationFile,
+    Device,
+    Json,
+    Range,
+    check_choice,
+    echo,
+    print_json,
+    show,
+    show_rows,
+)
 from fmcnet.errors import FmcnetError
 
 if TYPE_CHECKING:
@@ -256,6 +266,7 @@ def search(
         list[str], typer.Option(help="visible or infrared: of all images; or given once for each, in order.")
     ],
     model: Model = None,
+    calibration: CalibrationFile = None,
     top: Annotated[int, typer.Option(help="How many answers.", min=1)] = 20,
     camera: Cameras = None,
     since: Since = None,
@@ -310,7 +321,7 @@ def search(
             f"{len(kinds)} modalities for {len(paths)} images: give one for all, or one for each"
         )
     with Gallery(gallery, read_only=True) as opened:  # before the model: a wrong path is said at once
-        answer = Searcher(open_model(gallery, model, device), opened).search(
+        answer = Searcher(open_model(gallery, model, device, calibration), opened).search(
             paths,
             kinds if len(kinds) == len(paths) else kinds * len(paths),
             top=top,
