@@ -334,6 +334,26 @@ def test_train_and_evaluate_on_every_layout(layout, tmp_path, tiny_sysu):
         assert np.asarray(Image.open(picture).convert("L")).std() > 5
 
 
+def test_resume_takes_the_settings_of_the_run(tiny_sysu, tmp_path):
+    """No override is needed again; one that differs is refused, and a configuration that differs is told."""
+    where = ("train", "--data", tiny_sysu, "--out", tmp_path / "run")
+    asked = (
+        "training.epochs=1",
+        "training.validate_every=0",
+        "training.steps_per_epoch=2",
+        "data.identities=3",
+    )
+    as_json(*where, "--config", "tiny", *asked, "training.seed=7", "training.checkpoint_every=1")
+    assert as_json(*where, "--resume")["resumed_from"] == 2
+    assert as_json(*where, "--resume", "training.seed=7", "training.keep=3")["resumed_from"] == 2
+    told = said(run(*where, "--resume", "--config", "tiny"))
+    assert "the run goes on with its own settings, not those of tiny:" in told
+    assert "training.epochs 1 (not " in told
+    refused = said(run(*where, "--resume", "training.seed=8", code=2))
+    assert "other settings (training.seed: 7 there, 8 now)" in refused
+    assert "already holds a run" in said(run(*where, code=2))
+
+
 def test_regdb_splits_are_trained_resumed_and_pooled(tmp_path):
     data, out = tmp_path / "regdb", tmp_path / "runs"
     generate("regdb", "tiny", 0, data, workers=1)
