@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,36 @@ def as_json(*arguments, code=0):
 )  # fmt: skip
 def test_every_command_explains_itself(command):
     assert "Usage: fmcnet" in run(*command, "--help").output
+
+
+def test_docs_lists_and_prints_the_pages():
+    pages = as_json("docs")
+    assert {"getting-started", "train", "search", "gallery", "protocols", "method", "datasets"} <= set(pages)
+    for name, about in pages.items():
+        text = Path(about["path"]).read_text(encoding="utf-8")
+        assert run("docs", name).stdout == text.replace("\u00a0", "\\u00a0")
+        assert text.startswith(f"# {about['title']}")
+    assert run("docs", "train", "--path").stdout.strip() == pages["train"]["path"]
+    assert "there is no page 'nope': choose of getting-started" in said(run("docs", "nope", code=2))
+
+
+def test_help_names_only_pages_that_an_installation_has():
+    import typer
+
+    from fmcnet.cli.app import app
+
+    pages = set(as_json("docs"))
+    commands = [typer.main.get_command(app)]
+    texts = []
+    while commands:
+        one = commands.pop()
+        commands += getattr(one, "commands", {}).values()
+        texts += [one.help or "", *(getattr(option, "help", None) or "" for option in one.params)]
+    text = " ".join(" ".join(texts).split())
+    assert "docs/" not in text
+    named = set(re.findall(r"fmcnet docs ([a-z]+)", text))
+    assert len(named) > 3
+    assert named <= pages
 
 
 def test_version():

@@ -106,6 +106,7 @@ VALUES = [
     "train --config tiny --data {data} --out {new} --splits one",
     "train --config tiny --data {data} --out {new} --track paper",
     "config tiny training.lr=fast",
+    "docs nothing",
     "evaluate {run} --data {data} mode=outdoor",
     "evaluate {run} --data {data} --device tpu",
     "embed {run} {image} --modality warm --out {new}.npz",

@@ -315,9 +315,9 @@ class EvaluationConfig(_Section):
     direction: Literal["auto", "i2v", "v2i", "both"] = "auto"
     """i2v: infrared queries, visible gallery; v2i: reverse; auto: v2i on RegDB and LLCM, else i2v."""
     reading: Literal["a", "b", "c"] = "a"
-    """LLCM's protocol has this reading (docs/concepts/protocols.md)."""
+    """LLCM's protocol has this reading (fmcnet docs protocols)."""
     cmc: Literal["image", "identity"] = "image"
-    """RegDB's CMC counts images or identities (docs/concepts/protocols.md)."""
+    """RegDB's CMC counts images or identities (fmcnet docs protocols)."""
     distance: Literal["cosine", "euclidean"] = "cosine"
     """Descriptors are compared by this distance (ours)"""
     batch: Positive = 64

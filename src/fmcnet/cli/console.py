@@ -31,7 +31,7 @@ Range = Annotated[
 ]
 Data = Annotated[
     Path,
-    typer.Option("--data", help="A SYSU-MM01, RegDB or LLCM folder, or a CSV (docs/reference/datasets.md)."),
+    typer.Option("--data", help="A SYSU-MM01, RegDB or LLCM folder, or a CSV (fmcnet docs datasets)."),
 ]
 Layout = Annotated[str, typer.Option(help="auto, sysu, regdb, llcm or csv.")]
 CalibrationFile = Annotated[

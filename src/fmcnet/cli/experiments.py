@@ -185,7 +185,7 @@ def study(
 
 def score(
     file: Annotated[
-        Path, typer.Argument(help="An .npz with features, pid, cam, index; see docs/concepts/protocols.md.")
+        Path, typer.Argument(help="An .npz with features, pid, cam, index; see fmcnet docs evaluate.")
     ],
     protocol: Annotated[str, typer.Option(help="sysu, regdb or llcm.")] = "sysu",
     mode: Annotated[str | None, typer.Option(help="SYSU-MM01: all (default) or indoor.")] = None,

@@ -139,7 +139,7 @@ def remove(
     dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
-    """Remove the entries that match ALL options, provably (docs/concepts/gallery.md).
+    """Remove the entries that match ALL options, provably (fmcnet docs gallery).
 
     fmcnet gallery remove people.gallery --pid 17 --yes
     """

@@ -81,7 +81,7 @@ def calibrate(
     run: Model,
     data: Annotated[
         Path,
-        typer.Option("--data", help="A labelled dataset: a folder or a CSV (docs/reference/datasets.md)."),
+        typer.Option("--data", help="A labelled dataset: a folder or a CSV (fmcnet docs datasets)."),
     ],
     fmr: Annotated[
         float, typer.Option(help="False-match rate of the default threshold, of one comparison.")

@@ -302,7 +302,7 @@ def search(
 
     fmcnet search people.gallery night.jpg --modality infrared --min-probability 0.5 --html who.html
 
-    Ranked by cosine similarity. Probabilities need fmcnet calibrate; what they mean: docs/guides/search.md.
+    Ranked by cosine similarity. Probabilities need fmcnet calibrate; what they mean: fmcnet docs search.
     """
     from fmcnet.data.listing import Ignored, ignored_line
     from fmcnet.inference.image_input import list_images, parse_modality

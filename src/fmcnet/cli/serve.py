@@ -50,7 +50,7 @@ def serve(
     device: Device = "auto",
     threads: Annotated[int | None, typer.Option(help="That compute.", min=1)] = None,
 ) -> None:
-    """Serve a gallery over HTTP, with a page to search it (docs/guides/serve.md).
+    """Serve a gallery over HTTP, with a page to search it (fmcnet docs serve).
 
     fmcnet serve people.gallery --model runs/mine
 
