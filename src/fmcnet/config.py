@@ -313,12 +313,12 @@ class EvaluationConfig(_Section):
     """SYSU-MM01 draws as rand_perm_cam.mat (official) or seeded; auto is official where the file is."""
     trials: int = Field(default=10, ge=1, le=10)
     """SYSU-MM01 and LLCM repeat the gallery draw this many times."""
-    direction: Literal["i2v", "v2i", "both"] = "i2v"
-    """i2v searches infrared queries in a visible gallery, v2i the reverse, both does both."""
+    direction: Literal["auto", "i2v", "v2i", "both"] = "auto"
+    """i2v: infrared queries, visible gallery; v2i: reverse; auto: v2i on RegDB and LLCM, else i2v."""
     reading: Literal["a", "b", "c"] = "a"
-    """LLCM's protocol has this reading (docs/concepts/protocols.md)."""
+    """LLCM's protocol has this reading (fmcnet docs protocols)."""
     cmc: Literal["image", "identity"] = "image"
-    """RegDB's CMC counts images or identities (docs/concepts/protocols.md)."""
+    """RegDB's CMC counts images or identities (fmcnet docs protocols)."""
     distance: Literal["cosine", "euclidean"] = "cosine"
     """Descriptors are compared by this distance (ours)"""
     batch: Positive = 64

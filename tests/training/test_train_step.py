@@ -136,7 +136,7 @@ def test_what_a_step_measured_is_read_later_with_the_same_numbers(variant):
         assert record.keys() == {"step", "loss", "rate"} | terms | norms | weights
         assert record["step"] == step + 1
         assert record["loss"] == pytest.approx(sum(record[t] for t in terms - {"discriminator"}))
-        assert record["rate"] == rate(step, 10, once.config.training)
+        assert record["rate"] == once.config.training.lr * rate(step, 10, once.config.training)
         assert all(record[norm] > 0 for norm in norms)
     assert len({record["loss"] for record in records}) == 3
 

@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-from rich.console import Console
-from rich.table import Table as RichTable
 
 from fmcnet.characters import printable
-from fmcnet.cli.console import Device, Json, Range, cell, check_choice, echo, print_json, show
+from fmcnet.cli.console import (
+    CalibrationFile,
+    Device,
+    Json,
+    Range,
+    check_choice,
+    echo,
+    print_json,
+    show,
+    show_rows,
+)
 from fmcnet.errors import FmcnetError
 
 if TYPE_CHECKING:
@@ -138,6 +146,16 @@ def index(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="With --prune: only show what would be removed.")
     ] = False,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AGE", help="Leave out pictures seen longer ago, as gallery expire: 30d, 12h, 4w."
+        ),
+    ] = None,
+    include_removed: Annotated[
+        bool,
+        typer.Option("--include-removed", help="Also index pictures that were removed or expired earlier."),
+    ] = False,
     keep_images: Annotated[
         bool, typer.Option("--keep-images", help="Keep a small picture of each entry in the gallery, too.")
     ] = False,
@@ -172,8 +190,9 @@ def index(
     from fmcnet.inference.image_input import parse_modality
     from fmcnet.retrieval.freshness import moves
     from fmcnet.retrieval.gallery import Gallery
-    from fmcnet.retrieval.indexing import Existing, check_faults
+    from fmcnet.retrieval.indexing import Existing, check_faults, leave_out_expired
     from fmcnet.retrieval.indexing import index as add_new
+    from fmcnet.retrieval.inputs import as_duration
     from fmcnet.retrieval.models import open_model, range_of, remember
     from fmcnet.retrieval.records import Dtype, IndexChoice
     from fmcnet.retrieval.searcher import Searcher
@@ -212,7 +231,10 @@ def index(
         zone=zone,
         doubtful=doubtful,
     )
+    age = None if keep is None else as_duration(keep)
     sources = read_sources(source, rules)
+    if age is not None:
+        sources = leave_out_expired(sources, age, f"--keep {keep}")
     if on_error == "raise":
         check_faults(sources)  # before a gallery is made
     encoder = open_model(gallery, model, device)
@@ -233,6 +255,7 @@ def index(
             batch_size=batch,
             progress=False if json_ else None,
             value_range=value_range,
+            include_removed=include_removed,
         )
     if json_:
         print_json({"gallery": gallery, **pruned, **report.to_dict()})
@@ -244,6 +267,7 @@ def index(
     facts |= {"moved": len(report.moved)} if report.moved else {}
     facts |= {f"not chosen by {option}": count for option, count in report.not_chosen.items()}
     facts |= {"not in the CSV": len(report.not_listed)} if report.not_listed else {}
+    facts |= {"removed before": len(report.removed_before)} if report.removed_before else {}
     left_out = (*report.faults, *report.same)
     show(f"indexed into {gallery}", {**facts, "left out": len(left_out), "entries now": report.entries})
     if line := ignored_line(report.ignored):
@@ -255,6 +279,10 @@ def index(
     for old, new in moves(report.moved)[:3]:
         command = shlex.join(["fmcnet", "gallery", "relocate", gallery, old, new])
         echo(f"if these files were moved: {printable(command)}", err=True)
+    for name in report.removed_before[:3]:
+        echo(f"left out {printable(name)}: it was removed or expired before", err=True)
+    if report.removed_before:
+        echo(f"{len(report.removed_before)} removed before: --include-removed indexes them again", err=True)
     for fault in left_out:
         echo(f"left out {printable(fault.name)}: {fault.reason}", err=True)
     for line in (*(f"note: {note}" for note in report.notes), *map(str, report.differences[:3])):
@@ -315,6 +343,7 @@ def search(
         list[str], typer.Option(help="visible or infrared: of all images; or given once for each, in order.")
     ],
     model: Model = None,
+    calibration: CalibrationFile = None,
     top: Annotated[int, typer.Option(help="How many answers.", min=1)] = 20,
     camera: Cameras = None,
     since: Since = None,
@@ -350,7 +379,7 @@ def search(
 
     fmcnet search people.gallery night.jpg --modality infrared --min-probability 0.5 --html who.html
 
-    Ranked by cosine similarity. Probabilities need fmcnet calibrate; what they mean: docs/guides/search.md.
+    Ranked by cosine similarity. Probabilities need fmcnet calibrate; what they mean: fmcnet docs search.
     """
     from fmcnet.data.listing import Ignored, ignored_line
     from fmcnet.inference.image_input import list_images, parse_modality
@@ -369,7 +398,7 @@ def search(
             f"{len(kinds)} modalities for {len(paths)} images: give one for all, or one for each"
         )
     with Gallery(gallery, read_only=True) as opened:  # before the model: a wrong path is said at once
-        answer = Searcher(open_model(gallery, model, device), opened).search(
+        answer = Searcher(open_model(gallery, model, device, calibration), opened).search(
             paths,
             kinds if len(kinds) == len(paths) else kinds * len(paths),
             top=top,
@@ -410,13 +439,7 @@ def _print(answer: Answer) -> None:
             }
             for rank, (hit, size) in enumerate(answer.ranking, 1)
         ]
-        table = RichTable()
-        columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
-        for name in columns:
-            table.add_column(name, overflow="fold")
-        for row in rows:
-            table.add_row(*(cell(row[name]) for name in columns))
-        Console().print(table)
+        show_rows(rows)
         for rank, hit in enumerate(answer.hits, 1):  # whole, to be copied and piped
             echo(f"{rank}: {printable(hit.source or hit.id)}")
     else:

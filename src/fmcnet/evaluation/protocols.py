@@ -17,6 +17,9 @@ from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.draws import Draw, check_index
 from fmcnet.types import NO_CAMERA, NO_PID, BoolArray, Embeddings, IntArray, Modality
 
+DIRECTIONS = {"sysu": "i2v", "regdb": "v2t", "llcm": "v2i"}
+"""Each benchmark's direction, where none is given; its first table is of it."""
+
 SkipKind = Literal["none", "same_identity_and_camera", "same_camera", "camera_pairs"]
 
 

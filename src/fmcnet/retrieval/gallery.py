@@ -131,6 +131,10 @@ class Gallery:
         """How many entries match."""
         return self._store.count(where)
 
+    def removed(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that were removed or expired, and not added since; of a cluster none is known."""
+        return self._store.removed(ids)
+
     def cameras(self) -> list[str]:
         """The names of the cameras that entries have, sorted."""
         return sorted(self._store.cameras())
@@ -147,6 +151,10 @@ class Gallery:
             zone: whose days they are.
         """
         return self._store.days(where, zone)
+
+    def times(self) -> tuple[datetime, datetime] | None:
+        """When the first and the last entry were seen, in UTC; None where no entry has a time."""
+        return self._store.times()
 
     def get(self, entry_id: str) -> Entry:
         """One entry.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from typing import Any, Literal, NamedTuple
 
 from fmcnet.data.depth import Remarks, ValueRange
@@ -14,7 +16,7 @@ from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.progress import Progress
 from fmcnet.retrieval.freshness import FileChanges, Moved, compare_files
 from fmcnet.retrieval.identity_notes import added_notes
-from fmcnet.retrieval.records import Added, Entry, Where, as_pid
+from fmcnet.retrieval.records import EPOCH, Added, Entry, Where, as_pid
 from fmcnet.retrieval.searcher import Searcher
 from fmcnet.retrieval.sources import Picture, Sources
 
@@ -61,6 +63,7 @@ class IndexReport:
             no pictures. notes: what is doubtful about pictures, cameras and columns, a sentence each.
         changed: paths of files whose content changed since they were indexed.
         moved: left out because they are indexed under another path, where they are gone.
+        removed_before: those left out because they were removed or expired earlier.
     """
 
     pictures: int
@@ -78,6 +81,7 @@ class IndexReport:
     ignored: tuple[Ignored, ...] = ()
     changed: tuple[str, ...] = ()
     moved: tuple[Moved, ...] = ()
+    removed_before: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -98,6 +102,7 @@ class IndexReport:
             "not_listed": list(self.not_listed),
             "changed": list(self.changed),
             "moved": [one._asdict() for one in self.moved],
+            "removed_before": list(self.removed_before),
             "notes": list(self.notes),
             "entries": self.entries,
             "ignored": ignored_facts(self.ignored),
@@ -114,6 +119,7 @@ def index(
     batch_size: int = 64,
     progress: bool | None = None,
     value_range: ValueRange | None = None,
+    include_removed: bool = False,
 ) -> IndexReport:
     """Add the pictures that the gallery does not hold yet.
 
@@ -128,6 +134,7 @@ def index(
         keep_images: keep small pictures, too, as `Searcher.add`.
         batch_size: pictures encoded at once. progress: show a bar; None: on a terminal only.
         value_range: as `Encoder.encode`.
+        include_removed: add pictures that were removed or expired earlier, too; otherwise they are left out.
 
     Raises:
         DataError: naming pictures that cannot be taken. GalleryError: as `Gallery.add`.
@@ -143,6 +150,7 @@ def index(
     added = already = updated = replaced = 0
     known, fresh = searcher.gallery.identities(), list[Picture]()
     differences: list[Difference] = []
+    removed_before: list[str] = []
     remarks = Remarks()
     changes = FileChanges()
     try:
@@ -152,6 +160,9 @@ def index(
                 stored = _stored_entries(searcher, portion)
                 compared = compare_files(searcher.gallery, portion, stored, changes)
                 new = [one for one in portion if one.id not in stored and one.id not in compared.moved]
+                gone = set() if include_removed else searcher.gallery.removed([one.id for one in new])
+                removed_before += [str(one.path) for one in new if one.id in gone]
+                new = [one for one in new if one.id not in gone]
                 fresh += new
                 already += len(stored)
                 differing = _find_differences(searcher, portion, stored, keep_images)
@@ -204,7 +215,22 @@ def index(
         sources.ignored,
         changed=tuple(changes.changed),
         moved=tuple(changes.moved),
+        removed_before=tuple(removed_before),
     )
+
+
+def leave_out_expired(sources: Sources, keep: timedelta, option: str) -> Sources:
+    """The sources without pictures that `gallery expire` would remove: seen longer ago than `keep`, since 1970.
+
+    Args:
+        option: by which `Sources.not_chosen` counts them.
+    """
+    now = datetime.now(timezone.utc)
+    earliest = EPOCH if keep > now - EPOCH else now - keep
+    kept = tuple(one for one in sources.pictures if one.time is None or not EPOCH <= one.time < earliest)
+    left_out = len(sources.pictures) - len(kept)
+    not_chosen = {**sources.not_chosen, option: left_out} if left_out else sources.not_chosen
+    return dataclasses.replace(sources, pictures=kept, not_chosen=not_chosen)
 
 
 def check_faults(sources: Sources) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time as clock
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import tzinfo
+from datetime import datetime, tzinfo
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ from fmcnet.retrieval.records import (
     OpenOptions,
     Stored,
     Where,
+    from_micros,
 )
 from fmcnet.types import FloatArray
 
@@ -194,6 +195,10 @@ class MilvusStore:
         """None: a cluster keeps no pictures."""
         return None
 
+    def removed(self, ids: Sequence[str]) -> set[str]:
+        """None: a cluster does not remember what was removed."""
+        return set()
+
     def count(self, where: Where | None) -> int:
         """How many match."""
         condition = self._expression(where)
@@ -243,6 +248,17 @@ class MilvusStore:
     def identities(self) -> set[str]:
         """None: a cluster would have to read all rows."""
         return set()
+
+    def times(self) -> tuple[datetime, datetime] | None:
+        """The first and the last of all entries, each looked for beyond those that are known already."""
+        seen: list[int] = []
+        while self.settings is not None:
+            bounds = f" and (time < {min(seen)} or time > {max(seen)})" if seen else ""
+            page = self._query(f"time != {milvus.NO_TIME}{bounds}", ["time"], limit=PAGE)
+            if not page:
+                break
+            seen = [pick([*seen, *(int(row["time"]) for row in page)]) for pick in (min, max)]
+        return (from_micros(min(seen)), from_micros(max(seen))) if seen else None
 
     def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
         """All that match; those removed meanwhile are left out."""

@@ -61,15 +61,19 @@ def range_of(gallery: str, option: str | None) -> ValueRange | None:
     return ranges[0] if len(ranges) == 1 else None
 
 
-def open_model(gallery: str, source: str | Path | None, device: str = "auto") -> Encoder:
+def open_model(
+    gallery: str, source: str | Path | None, device: str = "auto", calibration: Path | None = None
+) -> Encoder:
     """The encoder for a gallery.
 
     Args:
         gallery: the location of the gallery to search or to add to.
         source: a model's folder or name; None: the one that was noted, or the shipped one if there is just one.
         device: where to compute.
+        calibration: a file of `fmcnet calibrate`; None: the one in the model's folder.
 
     Raises:
+        CheckpointError: for a calibration of another model.
         FmcnetError: when there is no model to take, or it does not exist.
     """
     shipped = list(shipped_models())
@@ -82,7 +86,7 @@ def open_model(gallery: str, source: str | Path | None, device: str = "auto") ->
             f"{gallery} was indexed with the model at {noted}, which does not exist any more: say where it is, with "
             "--model RUN"
         )
-    return Encoder.from_pretrained(chosen, device=device)
+    return Encoder.from_pretrained(chosen, device=device, calibration=calibration)
 
 
 def _read(gallery: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ is deleted from the other tables. `compact` drops the zeroed rows and rewrites t
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import uuid
 import zlib
@@ -38,6 +39,9 @@ Values = tuple[
 
 FILES = "files"
 """The table of `FileRecords`, which is made with the first record."""
+
+REMOVED = "removed"
+"""The table of digests of removed ids."""
 MANY = 500
 """Values in one IN (...)."""
 SCHEMA = """
@@ -271,6 +275,36 @@ class Database(Connection):
             self._more[0] -= 1
             self._more[1] -= changed[2]
 
+    def remember_removed(self, seqs: Sequence[int]) -> None:
+        """Remember which ids go: a digest of each, in a table that galleries of 0.1.0 lack."""
+        self.connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {REMOVED} (digest BLOB PRIMARY KEY) WITHOUT ROWID"
+        )
+        for marks, part in _chunks(seqs):
+            found = self.run(f"SELECT id FROM rows WHERE seq IN ({marks})", part)
+            self.connection.executemany(
+                f"INSERT OR IGNORE INTO {REMOVED} VALUES (?)", ((_digest(row[0]),) for row in found)
+            )
+
+    def forget_removed(self, ids: Iterable[str]) -> None:
+        """These ids are there again."""
+        if self._remembers():
+            self.connection.executemany(
+                f"DELETE FROM {REMOVED} WHERE digest = ?", ((_digest(one),) for one in ids)
+            )
+
+    def removed(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that `remember_removed` knows."""
+        known = {_digest(one): one for one in ids} if self._remembers() else {}
+        return {
+            known[row[0]]
+            for marks, part in _chunks(list(known))
+            for row in self.run(f"SELECT digest FROM {REMOVED} WHERE digest IN ({marks})", part)
+        }
+
+    def _remembers(self) -> bool:
+        return bool(self.run("SELECT 1 FROM sqlite_master WHERE name = ?", (REMOVED,)))
+
     def note(self, generation: int, seqs: Iterable[int], *, gone: bool) -> None:
         """Tell other processes which rows changed or went."""
         self.connection.executemany(
@@ -398,6 +432,11 @@ class Database(Connection):
 def checksum(*values: object) -> int:
     """CRC-32 of values; texts hold no NUL and are not empty, so the joined text is unambiguous."""
     return zlib.crc32("\0".join("" if v is None else str(v) for v in values).encode())
+
+
+def _digest(entry_id: str) -> bytes:
+    """Names a removed entry without keeping its id, which may be a file's name."""
+    return hashlib.sha256(entry_id.encode("utf-8", "surrogateescape")).digest()[:16]
 
 
 def to_values(seq: int, entry: Entry) -> Values:

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import tzinfo
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from filelock import Timeout
 from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError
 from fmcnet.files import lock_file, make_private
 from fmcnet.retrieval.backends import NEAR, SPARE, ranked
+from fmcnet.retrieval.columns import NONE
 from fmcnet.retrieval.days import DayCount, count_days
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
 from fmcnet.retrieval.file_records import FileRecords
@@ -41,6 +42,7 @@ from fmcnet.retrieval.records import (
     OpenOptions,
     Stored,
     Where,
+    from_micros,
 )
 from fmcnet.retrieval.sqlite_connection import NAME, not_writable
 from fmcnet.retrieval.sqlite_database import Database
@@ -264,6 +266,19 @@ class SqliteStore:
         with self._reading() as state:
             return 0 if state is None else int(np.count_nonzero(state.columns.mask(where, self._seqs(where))))
 
+    def removed(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that were removed, and not added since."""
+        with self._reading():
+            return self.database.removed(ids)
+
+    def times(self) -> tuple[datetime, datetime] | None:
+        """The first and the last of all entries."""
+        with self._reading() as state:
+            if state is None:
+                return None
+            times = state.columns["time"][state.columns["time"] != NONE]
+            return (from_micros(int(times.min())), from_micros(int(times.max()))) if len(times) else None
+
     def cameras(self) -> set[str]:
         """Those of all entries."""
         with self._reading() as state:
@@ -325,6 +340,7 @@ class SqliteStore:
                 self.database.note(generation, old, gone=True)
                 pictures = [batch.pictures[i] for i in rows] if batch.pictures else []
                 seqs = self.database.insert(entries, vectors, pictures)
+                self.database.forget_removed(entry.id for entry in entries)
             state = self.index.state
             if state is None:
                 with self.database.reading():
@@ -364,6 +380,7 @@ class SqliteStore:
                 state = self.index.sync()
                 seqs = [] if state is None else self._matching(state, where)
                 if state is not None and seqs:
+                    self.database.remember_removed(seqs)
                     self.database.delete(seqs)
                     generation = self._next()
                     self.database.note(generation, seqs, gone=True)

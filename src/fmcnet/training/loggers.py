@@ -260,9 +260,12 @@ class StepLogger:
                     tracker.log(int(record[key]), values)
 
     def summary(self) -> str:
-        """Format the total loss and the health values for the progress bar."""
-        names = {"loss": "loss", "w1": "w1", "w2": "w2", health.COSINE: "cos", health.ACCURACY: "D"}
-        return " ".join(f"{short} {self.terms[n]:.2f}" for n, short in names.items() if n in self.terms)
+        """Format the total loss for the progress bar."""
+        return f"loss {self.terms['loss']:.2f}" if "loss" in self.terms else ""
+
+    def every_term(self) -> str:
+        """Format all values of the last step, for `fmcnet -v train`."""
+        return ", ".join(f"{name} {value:.4g}" for name, value in self.terms.items())
 
     def close(self) -> None:
         """Close the log and the trackers."""

@@ -264,12 +264,16 @@ class Trainer:
         stopping, due = agree([stop.signals > 0, late], self._ctx)
         validates = done % self._epoch == 0 and self._selection.due(done // self._epoch)
         saves = done < self._steps and (stopping or due or done % training.checkpoint_every == 0)
-        note = ""
-        if done % training.log_every == 0 or validates or saves or done == self._steps:
+        note, ends = "", done % self._epoch == 0
+        if done % training.log_every == 0 or ends or saves or done == self._steps:
             self._read()
             rate = (done - self._first) * self._images / (time.perf_counter() - self._started)
-            note = f"{rate:.0f} images/s  {_memory(self._ctx.device)}  {self._logger.summary()}"
-        bar.advance(note)
+            epoch = f"epoch {done // self._epoch}/{training.epochs}" if ends else ""
+            parts = (self._logger.summary(), f"{rate:.0f} images/s", _memory(self._ctx.device), epoch)
+            note = ", ".join(filter(None, parts))
+            if self._ctx.main:
+                logger.debug("step %d: %s", done, self._logger.every_term())
+        bar.advance(note, line=ends)
         if validates:
             record = self._selection.validate(self._export(), replace(self._card, step=done), done)
             self._logger.write([record] if record else [], "validated_step")
