@@ -13,7 +13,7 @@ import fmcnet
 
 SOURCE = Path(fmcnet.__file__).parent
 LAYERS = [
-    ("errors", "interrupt", "files", "types", "durations", "characters", "config", "optional"),
+    ("errors", "interrupt", "files", "types", "durations", "characters", "config", "optional", "plugins"),
     ("distributed", "progress"),
     ("data",),
     ("synthetic",),
