@@ -23,7 +23,7 @@ LAYERS = [
     ("inference.export",),
     ("training",),
     ("retrieval", "gallery"),
-    ("experiments",),
+    ("experiments", "doctor"),
     ("server",),
     ("cli", "__main__"),
 ]

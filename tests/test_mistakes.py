@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,9 @@ WRONG = {
     "report compare {X}": IN,
     "report compare {run} --out {X}": ("text", "below", *NOWHERE),
     "info {X}": MODEL,
+    "doctor --model {X}": MODEL,
+    "doctor --model {run} --gallery {X}": IN,
+    "doctor --model {run} --calibration {X}": IN,
 }
 VALUES = [
     "demo --preset huge --out {new}",
@@ -158,6 +162,9 @@ VALUES = [
     "keys {new} --name a --scope all",
     "report compare {run} --out",
     "info fmcnet-unheard-of",
+    "doctor --model fmcnet-unheard-of",
+    "doctor --model {run} --gallery milvus://:port/",
+    "doctor --model {run} --device tpu",
 ]
 
 
@@ -216,9 +223,9 @@ def refused(command, places, tmp_path, monkeypatch, **more):
     result = run_command(*words, code=None)
     assert os.environ == before
     assert isinstance(result.exception, SystemExit), f"{result.output}\n{result.exception!r}"
-    assert result.exit_code == 2 or (result.exit_code == 1 and command.startswith("data check"))
+    assert result.exit_code == 2 or (result.exit_code == 1 and command.startswith(("data check", "doctor")))
     assert "Traceback" not in result.output
-    assert not re.search(r"/\.[a-z]", result.output), "a temporary name"
+    assert not re.search(r"/\.[a-z]", result.output.replace(sys.executable, "")), "a temporary name"
     return result.output
 
 

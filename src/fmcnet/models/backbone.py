@@ -79,6 +79,9 @@ class Backbone(ABC):
         return dict(state)
 
 
+SHIPPED = ("resnet18", "resnet34", "resnet50", "efficientnet_lite0")
+"""Architectures of this package."""
+
 _FAMILIES: dict[str, Callable[[int, int], Backbone]] = {}
 
 
