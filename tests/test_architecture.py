@@ -24,6 +24,7 @@ LAYERS = [
         "config",
         "optional",
         "parsing",
+        "plugins",
     ),
     ("distributed", "progress"),
     ("data",),
@@ -34,7 +35,7 @@ LAYERS = [
     ("inference.export",),
     ("training",),
     ("retrieval", "gallery"),
-    ("experiments",),
+    ("experiments", "doctor"),
     ("server",),
     ("cli", "__main__"),
 ]

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,8 @@ WRONG = {
     "gallery restore {X} {new}": IN,
     "gallery restore {gallery} {X}": ("text", "below", *NOWHERE),
     "gallery relocate {X} old new --yes": IN,
+    "gallery copy {X} {new}": IN,
+    "gallery copy {gallery} {X}": ("text", "bytes", "below", *NOWHERE),
     "gallery recover {X} {new} --model {run}": IN,
     "gallery export {gallery} {X}": ("text", "empty", "below"),
     "serve {gallery} --port 0 --model {X}": MODEL,
@@ -95,6 +98,9 @@ WRONG = {
     "report compare {X}": IN,
     "report compare {run} --out {X}": ("text", "below", *NOWHERE),
     "info {X}": MODEL,
+    "doctor --model {X}": MODEL,
+    "doctor --model {run} --gallery {X}": IN,
+    "doctor --model {run} --calibration {X}": IN,
 }
 VALUES = [
     "demo --preset huge --out {new}",
@@ -165,12 +171,17 @@ VALUES = [
     "gallery list {gallery} --limit -1",
     "index {new} {image} --model {run} --modality ir --keep soon",
     "gallery export {gallery} {new}.txt",
+    "gallery copy {gallery} {gallery}",
+    "gallery copy {gallery} {new} --index tree",
     "serve {gallery} --model {run} --port 70000",
     "serve {gallery} --model {run} --port 0 --host nowhere.invalid",
     "serve {gallery} --model {run} --port 0 --device tpu",
     "keys {new} --name a --scope all",
     "report compare {run} --out",
     "info fmcnet-unheard-of",
+    "doctor --model fmcnet-unheard-of",
+    "doctor --model {run} --gallery milvus://:port/",
+    "doctor --model {run} --device tpu",
 ]
 
 
@@ -229,9 +240,9 @@ def refused(command, places, tmp_path, monkeypatch, **more):
     result = run_command(*words, code=None)
     assert os.environ == before
     assert isinstance(result.exception, SystemExit), f"{result.output}\n{result.exception!r}"
-    assert result.exit_code == 2 or (result.exit_code == 1 and command.startswith("data check"))
+    assert result.exit_code == 2 or (result.exit_code == 1 and command.startswith(("data check", "doctor")))
     assert "Traceback" not in result.output
-    assert not re.search(r"/\.[a-z]", result.output), "a temporary name"
+    assert not re.search(r"/\.[a-z]", result.output.replace(sys.executable, "")), "a temporary name"
     return result.output
 
 

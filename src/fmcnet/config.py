@@ -62,8 +62,8 @@ _Dumper.add_representer(
 class DataConfig(_Section):
     """What is read, at which size, and how batches are drawn."""
 
-    layout: Literal["auto", "sysu", "regdb", "llcm", "csv"] = "auto"
-    """The dataset has this layout: auto (found by its files), sysu, regdb, llcm or csv."""
+    layout: str = Field(default="auto", min_length=1)
+    """The dataset has this layout: auto (by its files), sysu, regdb, llcm, csv or a reader's of yours."""
     split: int = Field(default=1, ge=1, le=10)
     """RegDB has ten splits; this one is read, 1 to 10."""
     height: Positive = 288
@@ -236,6 +236,8 @@ class LossConfig(_Section):
     """The hetero-centre loss is triplet (Liu et al., 2020) or plain (Zhu et al., 2020)."""
     hc_margin: NonNegative = 0.3
     """The hetero-centre triplet has this margin (a baseline's)"""
+    terms: dict[str, NonNegative] = {}
+    """The total weighs the terms that you give to `train(terms=...)` by these, each by 1 if not named (ours)"""
 
 
 class TrainingConfig(_Section):

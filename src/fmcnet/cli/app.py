@@ -1,5 +1,6 @@
 """The command line: `fmcnet demo | data | train | config | evaluate | embed | score | study | calibrate | project |
-adapt | export | index | search | gallery | serve | keys | report | info | docs`, one file a group of commands.
+adapt | export | index | search | gallery | serve | keys | report | info | doctor | docs`, one file a group of
+commands.
 
 User mistakes end with one clear message and exit code 2; Ctrl-C with 130. Commands import NumPy, PyTorch and FAISS
 when they run, so `--help` answers at once.
@@ -23,6 +24,7 @@ from fmcnet.characters import printable
 from fmcnet.cli.console import PrintableFormatter
 from fmcnet.cli.data import app as data_app
 from fmcnet.cli.docs import docs
+from fmcnet.cli.doctor import doctor
 from fmcnet.cli.experiments import compare, demo, evaluate, score, study
 from fmcnet.cli.gallery import app as gallery_app
 from fmcnet.cli.inference import adapt, calibrate, embed, export, info, project
@@ -75,6 +77,7 @@ for command in (
     serve,
     info,
     docs,
+    doctor,
 ):
     app.command()(command)
 report_app.command()(compare)

@@ -33,7 +33,7 @@ Data = Annotated[
     Path,
     typer.Option("--data", help="A SYSU-MM01, RegDB or LLCM folder, or a CSV (fmcnet docs datasets)."),
 ]
-Layout = Annotated[str, typer.Option(help="auto, sysu, regdb, llcm or csv.")]
+Layout = Annotated[str, typer.Option(help="auto, sysu, regdb, llcm, csv, or the name of a reader of yours.")]
 CalibrationFile = Annotated[
     Path | None,
     typer.Option(

@@ -1,4 +1,4 @@
-"""`fmcnet gallery info, list, remove, expire, relocate, compact, export, backup, restore, recover`."""
+"""`fmcnet gallery info, list, remove, expire, relocate, compact, export, copy, backup, restore, recover`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmcnet.cli.console import Json, echo, print_json, show, show_rows
+from fmcnet.cli.console import Json, check_choice, echo, explain_resume, print_json, show, show_rows
 from fmcnet.cli.search import Cameras, GalleryPath, Since, Until, Zone, make_filter
 from fmcnet.errors import FmcnetError
 
@@ -307,6 +307,34 @@ def export(
         notes = _print_notes(opened, where)
         count = opened.export(out, None if where.anything else where)
     _print_facts({"exported": count, "out": str(out), **(notes if json_ else {})}, json_, gallery)
+
+
+@app.command("copy")
+def copy_(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="A folder, or milvus://host:port/name.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="A new one, or one that a stopped copy began.")],
+    index: Annotated[
+        str | None, typer.Option(help="Of a new TO: exact, hnsw, or auto (a folder).", show_default=False)
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Copy a gallery into another folder or a Milvus collection, either way.
+
+    fmcnet gallery copy people.gallery milvus://localhost:19530/people
+
+    A copy that was stopped continues with the same command. At the end each entry is compared.
+    """
+    from fmcnet.retrieval.copy import copy_gallery
+
+    chosen = check_choice("--index", index, ("auto", "exact", "hnsw"))
+    with explain_resume():
+        found = copy_gallery(source, target, index=chosen, progress=False if json_ else None)
+    facts = found.to_dict()
+    paths = {"from": facts.pop("source"), "to": facts.pop("target")}
+    if json_:
+        print_json({**paths, **facts})
+    else:
+        show("copied", {name.replace("_", " "): value for name, value in facts.items()}, paths)
 
 
 def _print_notes(opened: Gallery, where: Where) -> dict[str, Any]:

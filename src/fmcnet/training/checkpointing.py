@@ -155,6 +155,7 @@ class Checkpointer:
             "device": "another kind of device",
             "pixels": "images that looked different",
             "discriminators": "another optimiser of the discriminators",
+            "own_terms": "other loss terms of train(terms=...)",
         }
         now = self._invariants
         changed = [
