@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from fmcnet.evaluation.evaluate_model import chance_rank1
 from fmcnet.evaluation.protocol_file import read_protocol
 from fmcnet.evaluation.protocols import custom
 from fmcnet.evaluation.skip_rule import SkipRule
+from fmcnet.identities import identity_number
 from fmcnet.types import Embeddings, Modality
 from tests.cli import run_command
 
@@ -70,8 +72,8 @@ def test_every_key_is_an_argument_of_custom(tmp_path):
         seed=5,
         cmc="identity",
         name="gate to yard",
-        distractors=[(2, "staff 1")],
-        junk=[(1, "bob")],
+        distractors=[(identity_number("staff 1"), "staff 1")],
+        junk=[(identity_number("bob"), "bob")],
     )
     assert read.sentence() == (
         "gate to yard: infrared images searched in images; 1 image per identity and camera, seeded draw (Python's "
@@ -121,8 +123,10 @@ def test_what_is_left_out_is_the_default(tmp_path, text, expected):
         ("name: 3", "name: 3 is no name"),
         ("junk: [bobb]", "junk: no image to be evaluated shows 'bobb': did you mean 'bob'?"),
         ("junk: [1.5]", "junk: 1.5 is no identity"),
-        ("distractors: [bob]\njunk: [bob]", "is a distractor and junk"),
-        ("query: visible\nquery: infrared", "'query' stands there twice"),
+        ("junk: [[bob]]", "junk: ['bob'] is no identity"),
+        ("junk: '1.2E+11'", "no identity: pid '1.2E+11' is a number in scientific notation"),
+        ("distractors: [bob]\njunk: [bob]", "bob is a distractor and junk"),
+        ("query: visible\nquery: infrared", "'query' stands there 2 times"),
         ("query: [", "no valid YAML"),
         ("- query", "holds no protocol"),
         ("", "holds no protocol"),
@@ -164,6 +168,18 @@ def test_distractors_are_only_searched_and_junk_takes_no_part():
         ]  # one image a camera of anna, all of the distractor
     (trial,) = fmcnet.evaluate(e, custom(I, V, distractors=[2], junk=[1])).trials
     assert (trial.queries, trial.gallery) == (2, 8)
+
+
+def test_images_of_nobody_known_may_be_distractors_or_junk(tmp_path):
+    e = embeddings()
+    e = replace(e, pid=np.where(e.pid == 2, -1, e.pid))
+    with pytest.raises(ProtocolError, match="6 of 18 embeddings have no identity"):
+        fmcnet.evaluate(e, custom(I, V))
+    for word, gallery in (("distractors", 12), ("junk", 8)):
+        rules = protocol(tmp_path, f"{word}: [unknown]", e)
+        (trial,) = fmcnet.evaluate(e, rules).trials
+        assert (trial.queries, trial.gallery) == (4, gallery)
+        assert "unknown" in rules.sentence()
 
 
 def test_figures_of_visible_to_visible_without_the_own_camera():

@@ -7,7 +7,6 @@ https://supervision.roboflow.com (`CSVSink`).
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from fmcnet.characters import printable
-from fmcnet.data.readers.common import read_text
 from fmcnet.errors import DataError
+from fmcnet.parsing import parse_json, read_text
 
 FrameKey: TypeAlias = int | str
 """A frame's number, or the name of its image."""
@@ -120,7 +119,12 @@ def read_boxes(path: str | Path) -> Boxes:
     path = Path(path).expanduser()
     if path.is_dir():
         raise DataError(f"{path} is a folder: give the file of boxes, {EXPECTED}")
-    text = read_text(path)
+    try:
+        text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is no file of boxes: {error}; give {EXPECTED}") from error
     head = text.lstrip()[:1]
     first = next((line for line in text.split("\n") if line.strip()), "")
     if head and head in "[{":
@@ -240,8 +244,8 @@ def _read_csv(path: Path, text: str) -> Boxes:
 
 def _read_coco(path: Path, text: str) -> Boxes:
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise DataError(f"{path} is no JSON: {error}") from error
     results = isinstance(content, list)
     document: Mapping[str, Any] = {"annotations": content} if results else content

@@ -11,6 +11,7 @@ junk: [unclear]          # identities that take no part
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,30 +19,17 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fmcnet.data.readers.common import read_text
 from fmcnet.data.spelling import nearest
 from fmcnet.data.table import Table
-from fmcnet.errors import ProtocolError
+from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation.protocols import Identity, Protocol, custom
+from fmcnet.identities import identity_number, parse_identity
+from fmcnet.parsing import YAML_BYTES, parse_yaml, read_text
 from fmcnet.types import MODALITY_WORDS, NO_CAMERA, NO_PID, Embeddings, Modality
 
 SUFFIXES = (".yaml", ".yml")
 SKIPS = ("none", "same_camera", "same_identity_and_camera")
 _NAMED = 5
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML's own loader takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping."""
-        keys = [key.value for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"'{twice}' stands there twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
 
 
 def read_protocol(path: str | Path, images: Table | Embeddings) -> Protocol:
@@ -52,13 +40,16 @@ def read_protocol(path: str | Path, images: Table | Embeddings) -> Protocol:
         images: those to be evaluated: their identities and cameras are what the file may name.
 
     Raises:
-        DataError: when the file cannot be read. ProtocolError: listing all its faults.
+        ProtocolError: when the file cannot be read, or listing all its faults.
     """
     path = Path(path).expanduser()
     try:
-        content = yaml.load(read_text(path), Loader=_Loader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ProtocolError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+        text = read_text(path, YAML_BYTES)
+        content = parse_yaml(text)
+    except OSError as error:
+        raise ProtocolError(f"cannot read the protocol {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ProtocolError(f"{path} is no valid YAML: {error}") from error
     readers: dict[str, Callable[[Any], Any]] = {
         "name": _text,
         "query": _modality,
@@ -76,7 +67,9 @@ def read_protocol(path: str | Path, images: Table | Embeddings) -> Protocol:
             f"{path} holds no protocol: give lines as 'query: infrared', of {', '.join(readers)}"
         )
     given: dict[str, Any] = {"name": path.stem}
-    faults = []
+    node: Any = yaml.compose(text, yaml.SafeLoader)  # a mapping keeps the last of two equal keys
+    written = Counter(key.value for key, _ in node.value)
+    faults = [f"'{key}' stands there {count} times" for key, count in written.items() if count > 1]
     for key, value in content.items():
         if key not in readers:
             near = nearest(str(key), readers)
@@ -112,19 +105,25 @@ def _cameras(images: Table | Embeddings) -> dict[str, int]:
 
 
 def _identities(value: Any, images: Table | Embeddings) -> tuple[Identity, ...]:
-    name = images.pid_name if isinstance(images, Table) else str
-    known = {name(pid): pid for pid in np.unique(images.pid).tolist() if pid != NO_PID}
-    listed = value if isinstance(value, list) else [value]
+    """Identities by the numbers that embeddings have; images of nobody known may be named "unknown"."""
+    if isinstance(images, Table):
+        numbers = set(images.identity_numbers().tolist())
+        names = {name for name in images.identities() if name}
+    else:
+        numbers = set(images.pid.tolist())
+        names = {str(number) for number in numbers}
     found: list[Identity] = []
-    for one in listed:
-        if isinstance(one, bool) or not isinstance(one, (str, int)):
-            raise ProtocolError(f"{_shown(one)} is no identity: give a list of names or numbers")
-        if str(one) not in known:
-            near = nearest(str(one), known)
-            raise ProtocolError(
-                f"no image to be evaluated shows '{one}'" + (f": did you mean '{near}'?" if near else "")
-            )
-        found.append((known[str(one)], str(one)))
+    for one in value if isinstance(value, list) else [value]:
+        try:
+            name = parse_identity(one)
+        except DataError as error:
+            raise ProtocolError(f"{_shown(one)} is no identity: {error}") from error
+        number = NO_PID if name is None else identity_number(name)
+        if number not in numbers:
+            near = nearest(str(one), names)
+            hint = f": did you mean '{near}'?" if near else ""
+            raise ProtocolError(f"no image to be evaluated shows '{one}'{hint}")
+        found.append((number, str(one) if name else "unknown"))
     return tuple(dict.fromkeys(found))
 
 

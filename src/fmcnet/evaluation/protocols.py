@@ -16,7 +16,10 @@ import numpy as np
 from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.draws import Draw, check_index
 from fmcnet.evaluation.skip_rule import SkipRule
-from fmcnet.types import BoolArray, Embeddings, IntArray, Modality
+from fmcnet.types import NO_PID, BoolArray, Embeddings, IntArray, Modality
+
+DIRECTIONS = {"sysu": "i2v", "regdb": "v2t", "llcm": "v2i"}
+"""Each benchmark's direction, where none is given; its first table is of it."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +134,17 @@ class Protocol:
             gallery_mask: (N,) bool; only these rows may be searched.
 
         Raises:
-            ProtocolError: when a set is empty or the draw does not fit.
+            ProtocolError: when a set is empty or holds nobody known, or the draw does not fit.
         """
         distractor, junk = (np.isin(embeddings.pid, [i for i, _ in s]) for s in (self.distractors, self.junk))
         query = self._rows("query", self.query, embeddings, query_mask, ~(distractor | junk))
         gallery = self._rows("gallery", self.gallery, embeddings, gallery_mask, ~junk)
+        unknown = int((embeddings.pid[np.union1d(query, gallery[~distractor[gallery]])] == NO_PID).sum())
+        if unknown:
+            raise ProtocolError(
+                f"{unknown} of {len(embeddings)} embeddings have no identity and cannot be scored: embed a labelled "
+                "table (embed_table), fill in pid, or leave them out"
+            )
         if self.draw.kind == "all":
             return [(query, gallery)] * self.draw.trials
         rows = gallery[~distractor[gallery]] if self.drawn == "gallery" else query
@@ -326,9 +335,9 @@ def custom(
         tuple(one if isinstance(one, tuple) else (int(one), str(one)) for one in given)
         for given in (distractors, junk)
     )
-    both = {number for number, _ in only_gallery} & {number for number, _ in left_out}
+    both = [name for number, name in only_gallery if number in {junk for junk, _ in left_out}]
     if both:
-        raise ProtocolError(f"identity {min(both)} is a distractor and junk: give it once")
+        raise ProtocolError(f"identity {both[0]} is a distractor and junk: give it once")
     if shots is None and trials != 1:
         raise ProtocolError(
             f"trials={trials} without shots would repeat the same trial: give shots or trials=1"

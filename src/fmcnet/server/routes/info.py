@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
@@ -17,11 +18,16 @@ from fmcnet.server.validation import only_known
 
 router = APIRouter()
 
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
 FILES = {
-    "index.html": "text/html; charset=utf-8",
-    "page.js": "text/javascript; charset=utf-8",
-    "page.css": "text/css; charset=utf-8",
-    "icon.svg": "image/svg+xml",
+    one.name: TYPES[Path(one.name).suffix]
+    for one in (files("fmcnet.server") / "page").iterdir()
+    if Path(one.name).suffix in TYPES
 }
 """The whole page."""
 POLICY = (
