@@ -638,3 +638,28 @@ def test_what_index_leaves_out_is_counted_and_named(crops):
     said = run("index", "i", "t.csv", "--model", "run", "--modality", "infrared").output
     assert "not chosen by --modality infrared" in said
     assert "note: the column 'weather'" in said
+
+
+def test_an_option_that_replaces_values_of_a_table_is_told(crops, tmp_path):
+    image = sorted(crops.rglob("*.png"))[0]
+    lines = ["path,modality,camera,track", f"{image},visible,gate,t1"]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    told = as_json("index", "t", tmp_path / "table.csv", "--model", "run", "--camera", "hall")["notes"]
+    (note,) = [note for note in told if "another camera" in note]
+    assert note.startswith("an option gives 1 picture another camera than the table")
+    assert note.endswith("(gate in the table)")
+    assert [entry.camera for entry, _ in entries_of("t").values()] == ["hall"]
+    assert as_json("index", "u", tmp_path / "table.csv", "--model", "run", "--camera", "gate")["notes"] == []
+
+
+def test_a_split_of_plain_pictures_is_refused(crops):
+    assert "--split test is of a dataset" in wrong("index", "g", crops, *RULES, "--split", "test")
+
+
+def test_a_filter_at_a_change_of_clocks_asks_for_the_offset(crops):
+    as_json("index", "g", crops, *RULES)
+    asked = ("--since", "2026-10-25T02:30:00", "--timezone", "Europe/Berlin")
+    said = wrong("search", "g", next(crops.rglob("*.png")), "--modality", "visible", *asked)
+    assert "--since: 2026-10-25 02:30:00 comes twice in Europe/Berlin" in said
+    assert "write it with its offset" in said
+    assert "--doubtful-times" not in said

@@ -24,6 +24,8 @@ from fmcnet.cli.console import (
 from fmcnet.errors import FmcnetError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from fmcnet.retrieval.answer import Answer
     from fmcnet.retrieval.records import Where
 
@@ -55,19 +57,28 @@ def make_filter(
     tags: list[str] | None = None,
 ) -> Where:
     """The conditions that options give; an option that was not given is none."""
+    from fmcnet.errors import DataError
     from fmcnet.inference.image_input import parse_modality
     from fmcnet.retrieval.records import Where
     from fmcnet.retrieval.times import parse_time, parse_timezone
 
     zone = parse_timezone(timezone)
+
+    def moment(option: str, text: str | None) -> datetime | None:
+        try:
+            return None if text is None else parse_time(text, zone)
+        except DataError as error:  # the clocks change: no option settles it here
+            reason = str(error).partition(": say --doubtful")[0]
+            raise FmcnetError(f"{option}: {reason}: write it with its offset, as {text}+00:00") from error
+
     return Where(
         ids=ids or None,
         pids=pids or None,
         cameras=cameras or None,
         tracks=tracks or None,
         modality=None if modality is None else parse_modality(modality),
-        since=None if since is None else parse_time(since, zone),
-        until=None if until is None else parse_time(until, zone),
+        since=moment("--since", since),
+        until=moment("--until", until),
         tags=tags or None,
     )
 

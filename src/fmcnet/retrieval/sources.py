@@ -168,16 +168,24 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
     layout = _find_layout(paths, rules.layout, rules.modality)
     if layout == "images" and rules.modality is None:
         raise FmcnetError("say what these pictures are: --modality visible or --modality infrared")
+    if layout == "images" and rules.split != "all":
+        raise FmcnetError(
+            f"--split {rules.split} is of a dataset or CSV, and these are plain pictures: leave it out"
+        )
     rows, found = _list_pictures(paths, rules) if layout == "images" else _read_table(paths[0], layout, rules)
     pictures: dict[Hashable, Picture] = {}
     faults: list[Fault] = []
     same: list[Fault] = []
+    replaced: dict[str, list[Picture]] = {}
     for at, (name, picture, time) in enumerate(rows):
         try:
             str(picture.path).encode()
             if time and rules.times is None:
                 picture = picture._replace(time=parse_capture_time(time, rules.zone, rules.doubtful))
-            picture = _apply_name(picture, name, rules)
+            stated, picture = picture, _apply_name(picture, name, rules)
+            for value in ("camera", "track") if rules.pid_prefix else ("camera", "track", "pid"):
+                if getattr(stated, value) not in (None, getattr(picture, value)):
+                    replaced.setdefault(value, []).append(stated)
             _check_texts(picture)
             first = pictures.setdefault(_file_key(picture.path), picture)
             if first.path != picture.path:
@@ -187,8 +195,17 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
         except (DataError, GalleryError) as error:
             faults.append(Fault(at, str(picture.path), str(error)))
     taken = tuple(pictures.values())
-    notes = (*found.notes, *_future_times(taken))
+    notes = (*found.notes, *_future_times(taken), *_replaced(replaced))
     return replace(found, pictures=taken, faults=tuple(faults), same=tuple(same), notes=notes)
+
+
+def _replaced(pictures: Mapping[str, Sequence[Picture]]) -> list[str]:
+    """A note for each value of a table that an option replaced by another."""
+    return [
+        f"an option gives {len(found)} picture{'s' * (len(found) > 1)} another {value} than the table, the first "
+        f"{found[0].path} ({getattr(found[0], value)} in the table)"
+        for value, found in pictures.items()
+    ]
 
 
 def _future_times(pictures: Sequence[Picture]) -> list[str]:
