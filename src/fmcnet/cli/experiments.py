@@ -39,7 +39,7 @@ def evaluate(
     protocol: Annotated[
         Path | None,
         typer.Option(
-            help="Your own protocol, a YAML file (docs/guides/evaluate.md); default: the benchmark's."
+            help="Your own protocol, a YAML file (fmcnet docs evaluate); default: the benchmark's."
         ),
     ] = None,
     both: Annotated[bool, typer.Option("--both", help="Both search directions.")] = False,
