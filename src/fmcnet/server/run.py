@@ -21,6 +21,7 @@ from fmcnet.server.connection import bounded_protocol, is_loopback
 from fmcnet.server.keys import VARIABLE, Keys, read_keys
 from fmcnet.server.limits import Limits
 from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
+from fmcnet.server.proxies import check_root_path, parse_proxies
 from fmcnet.server.service import Service
 
 _log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class Serving:
         host, port: where to listen; port 0: any free one. keys: a file of API keys.
         audit: the log's file; None: beside the gallery. keep_images, show_sources: folders, see `Pictures`.
         certificate, certificate_key: PEM files; with them it speaks HTTPS.
+        root_path: as "/reid", where a proxy serves it below that path. proxies: addresses of proxies whose
+            X-Forwarded-For and X-Forwarded-Proto are believed.
         device, threads: as `Encoder.from_pretrained`.
     """
 
@@ -51,6 +54,8 @@ class Serving:
     show_sources: Path | None = None
     certificate: Path | None = None
     certificate_key: Path | None = None
+    root_path: str = ""
+    proxies: tuple[str, ...] = ()
     device: str = "auto"
     threads: int | None = None
     limits: Limits = field(default_factory=Limits)
@@ -73,9 +78,12 @@ def check_door(settings: Serving) -> Keys:
     """The keys, when it may listen where it is asked to.
 
     Raises:
-        FmcnetError: beyond loopback without keys; for half of a certificate; for files that are not there.
+        FmcnetError: beyond loopback without keys; for half of a certificate; for files that are not there; for a root
+            path or proxies that are none.
     """
     keys = read_keys(settings.keys)
+    check_root_path(settings.root_path)
+    parse_proxies(settings.proxies)
     if not keys and not is_loopback(settings.host):
         raise FmcnetError(
             f"--host {settings.host} is reached from other machines, which needs API keys: make one with "
@@ -131,8 +139,10 @@ class _Server(uvicorn.Server):
 
 
 def _run(settings: Serving, keys: Keys, service: Service, door: socket.socket) -> None:
+    proxies = parse_proxies(settings.proxies)
     config = uvicorn.Config(
-        create_app(service, keys),
+        create_app(service, keys, root_path=settings.root_path, proxies=proxies),
+        proxy_headers=False,  # uvicorn would believe any program of this machine; `create_app` believes `proxies`
         log_config=None,
         access_log=False,
         server_header=False,
@@ -141,7 +151,7 @@ def _run(settings: Serving, keys: Keys, service: Service, door: socket.socket) -
         timeout_keep_alive=10,
         timeout_graceful_shutdown=int(settings.limits.stop_seconds) or 1,
         h11_max_incomplete_event_size=32 * 1024,
-        http=bounded_protocol(settings.limits),
+        http=bounded_protocol(settings.limits, proxies),
         ws="none",
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.certificate_key,
@@ -195,4 +205,5 @@ def _announce(settings: Serving, keys: Keys, service: Service, port: int) -> Non
         _log.warning(
             "without --certificate keys and crops travel unencrypted: put it behind a proxy with TLS"
         )
-    _log.info("page: %s://%s:%d/  (Ctrl-C stops)", scheme, host, port)
+    path = settings.root_path.rstrip("/")
+    _log.info("page: %s://%s:%d%s/  (Ctrl-C stops)", scheme, host, port, path)
