@@ -129,7 +129,7 @@ def running(
         KeptImages(folder / "kept", "people.gallery") if keep else None,
         SourceImages(sources, bounds.pixels) if sources else None,
     )
-    service = Service(Searcher(made, gallery), AuditLog(folder / "audit.jsonl"), bounds, pictures)
+    service = Service(Searcher(made, gallery), AuditLog(folder / "audit.jsonl"), bounds, pictures, read_only)
     made_app = create_app(service, keys, **app)
     with TestClient(
         made_app, "http://localhost", raise_server_exceptions=False, client=(peer, 50000)

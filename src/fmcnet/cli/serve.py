@@ -34,6 +34,9 @@ def serve(
     ] = None,
     certificate: Annotated[Path | None, typer.Option(help="PEM file: speak HTTPS.")] = None,
     certificate_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Search only; also where the gallery cannot be written.")
+    ] = False,
     root_path: Annotated[
         str, typer.Option(help="Below which a proxy serves it, as /reid; whether the proxy strips it or not.")
     ] = "",
@@ -93,6 +96,7 @@ def serve(
             show_sources=show_sources,
             certificate=certificate,
             certificate_key=certificate_key,
+            read_only=read_only,
             root_path=root_path,
             proxies=tuple(proxy or ()),
             device=device,

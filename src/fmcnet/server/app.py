@@ -79,12 +79,13 @@ def create_app(
         limits=service.limits,
         metrics=service.metrics,
         audit=service.audit,
+        read_only=service.read_only,
     )
     app.openapi = lambda: _describe(app, bool(known), root_path)  # type: ignore[method-assign]
     if root_path:
         app.add_middleware(RootPathMiddleware, root_path=root_path)
     if proxies:
-        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=[str(one) for one in proxies])  # type: ignore[arg-type]
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=[str(one) for one in proxies])
     # An upload is within `body_bytes` already; a file on disk would keep a copy of what is not to be kept.
     MultiPartParser.spool_max_size = service.limits.body_bytes + 1
     return app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from fmcnet.errors import FmcnetError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.interrupt import ignored_broken_pipes
 from fmcnet.retrieval import Gallery, Searcher
+from fmcnet.retrieval.sqlite_connection import NAME
 from fmcnet.server.app import create_app
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.connection import bounded_protocol, is_loopback
@@ -41,6 +43,7 @@ class Serving:
         certificate, certificate_key: PEM files; with them it speaks HTTPS.
         root_path: as "/reid", where a proxy serves it below that path. proxies: addresses of proxies whose
             X-Forwarded-For and X-Forwarded-Proto are believed.
+        read_only: search only; a gallery that cannot be written is served so anyway.
         device, threads: as `Encoder.from_pretrained`.
     """
 
@@ -56,6 +59,7 @@ class Serving:
     certificate_key: Path | None = None
     root_path: str = ""
     proxies: tuple[str, ...] = ()
+    read_only: bool = False
     device: str = "auto"
     threads: int | None = None
     limits: Limits = field(default_factory=Limits)
@@ -72,6 +76,12 @@ def audit_path(gallery: str) -> Path:
 def _place(gallery: Gallery) -> str:
     """Names a gallery: the whole path of a folder; a cluster's address without its password."""
     return gallery.location if "://" in gallery.location else str(Path(gallery.location).absolute())
+
+
+def _can_write(gallery: str) -> bool:
+    """Whether a gallery that is there can be written."""
+    folder = Path(gallery)
+    return not (folder / NAME).is_file() or all(os.access(at, os.W_OK) for at in (folder, folder / NAME))
 
 
 def check_door(settings: Serving) -> Keys:
@@ -106,7 +116,16 @@ def serve(settings: Serving) -> None:
     keys = check_door(settings)
     with _listen(settings.host, settings.port) as door:
         encoder = Encoder.from_pretrained(settings.model, device=settings.device, threads=settings.threads)
-        gallery = Gallery(settings.gallery)
+        read_only = settings.read_only or not _can_write(settings.gallery)
+        if read_only and settings.keep_images is not None:
+            raise FmcnetError(
+                "--keep-images keeps crops that are added, but the gallery is served read-only: leave it out"
+            )
+        if read_only:
+            _log.warning(
+                "%s is served read-only: it can be searched, and nothing added or removed", settings.gallery
+            )
+        gallery = Gallery(settings.gallery, read_only=read_only)
         try:
             searcher = Searcher(encoder, gallery)
             pictures = Pictures(
@@ -114,10 +133,9 @@ def serve(settings: Serving) -> None:
                 None
                 if settings.show_sources is None
                 else SourceImages(settings.show_sources, settings.limits.pixels),
-                gallery.picture if gallery.info().pictures else None,
             )
             audit = AuditLog(settings.audit or audit_path(settings.gallery))
-            service = Service(searcher, audit, settings.limits, pictures)
+            service = Service(searcher, audit, settings.limits, pictures, read_only)
             service.warm()
         except BaseException:
             gallery.close()
