@@ -106,15 +106,18 @@ def _number(text: str) -> float | None:
 def _run_row(run: Path) -> ComparisonRow:
     path = next((p for p in (run / "report" / REPORT, run / REPORT) if p.is_file()), run / "report" / REPORT)
     try:
-        facts = read_json(path)
-        dataset, runs = facts["dataset"], facts["runs"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _row_of(str(run), read_json(path))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         into = f" --out {run}-report, and give that folder" if str(run) in shipped_models() else ""
         raise DataError(
             f"{run} has no readable report/{REPORT} ({type(error).__name__}): "
             f"run first: fmcnet evaluate {run} --data DATA{into}"
         ) from error
-    one = list(runs.values())[-1]
+
+
+def _row_of(run: str, facts: Any) -> ComparisonRow:
+    """The row of a report, which may lack anything."""
+    dataset, one = facts["dataset"], list(facts["runs"].values())[-1]
     figures: dict[str, tuple[float | None, float | None]] = {}
     flags: list[str] = []
     for evaluation in one["evaluations"]:
@@ -139,7 +142,7 @@ def _run_row(run: Path) -> ComparisonRow:
     splits = facts.get("splits", 1)
     if dataset["name"] == "regdb" and splits < 10:
         flags.append(f"{splits} of RegDB's ten splits")
-    return ComparisonRow(str(run), "this run", figures, tuple(dict.fromkeys(flags)))
+    return ComparisonRow(run, "this run", figures, tuple(dict.fromkeys(flags)))
 
 
 def _key(dataset: str, evaluation: dict[str, Any]) -> str | None:
