@@ -112,11 +112,11 @@ class SecurityMiddleware:
         may = (lambda wanted: True) if key is None else key.may
         state["may"] = (lambda wanted: wanted == "read" and may(wanted)) if self.read_only else may
         gone = state["gone"] = asyncio.Event()
+        self._check_length(headers)
         if needed is None:
             answer.close = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
             await self.app(scope, _replay(b"", gone), answer)
             return
-        self._check_length(headers)
         if self._working >= self.limits.requests:
             self.metrics.refused.labels("busy").inc()
             raise overloaded(f"{self._working} requests are at work already")
