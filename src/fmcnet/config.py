@@ -24,6 +24,8 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 COLUMNS, INDENT = 120, "  "
+MOST_FAULTS = 50
+"""Shown of a file."""
 
 REMOVED: dict[str, tuple[Any, str]] = {
     "data.hard": (0.0, "it filled a share of each batch with look-alikes"),
@@ -412,7 +414,8 @@ def load_config(
     except ValidationError as error:
         faults += [_describe_fault(entry) for entry in error.errors()]
     if faults:
-        listed = "\n".join(f"  {fault}" for fault in faults)
+        more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+        listed = "\n".join(f"  {fault:.500}" for fault in [*faults[:MOST_FAULTS], *more])
         suffix = " with the overrides" if overrides else ""
         raise ConfigError(f"{len(faults)} fault{'s' * (len(faults) > 1)} in {where}{suffix}:\n{listed}")
     return config

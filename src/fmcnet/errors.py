@@ -55,6 +55,10 @@ class GalleryDamagedError(GalleryError):
     """A gallery's record of truth is damaged: it refuses to answer rather than answer wrongly."""
 
 
+class GalleryReplacedError(GalleryError):
+    """A gallery's files were removed, or others were put in their place, since it was opened."""
+
+
 class DuplicateIdError(GalleryError):
     """An id is in the gallery already, or twice in one batch."""
 

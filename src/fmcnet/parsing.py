@@ -25,7 +25,7 @@ BLOCK = 2**20
 """Bytes read at once."""
 JSON_BYTES = 16 * 2**20
 """Of a JSON file; its objects take up to twenty times as much memory."""
-YAML_BYTES = 2**18
+YAML_BYTES = 2**17
 DEPTH = 100
 """Levels of lists and sections in one another."""
 YAML_VALUES = 100_000
@@ -122,8 +122,6 @@ def parse_yaml(text: str) -> Any:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ValueError(f"line {line}: the character U+{int(error.character):04X} is not allowed") from error
-    except RecursionError:
-        raise ValueError(f"it has more than {DEPTH} levels of brackets") from None
     except (
         AttributeError,
         KeyError,
@@ -134,7 +132,19 @@ def parse_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """No dates: no setting is one, and PyYAML fails at impossible ones."""
+    """No dates: no setting is one, and PyYAML fails at impossible ones. No more levels than `DEPTH`."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """One node, and those below it."""
+        self.depth += 1
+        if self.depth > DEPTH:  # PyYAML's time grows with the square of the levels
+            raise ValueError(f"it has more than {DEPTH} levels of brackets")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [pair for pair in pairs if not pair[0].endswith(":timestamp")]

@@ -35,6 +35,19 @@ def serve(
     ] = None,
     certificate: Annotated[Path | None, typer.Option(help="PEM file: speak HTTPS.")] = None,
     certificate_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Search only; also where the gallery cannot be written.")
+    ] = False,
+    root_path: Annotated[
+        str, typer.Option(help="Below which a proxy serves it, as /reid; whether the proxy strips it or not.")
+    ] = "",
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Of a proxy whose X-Forwarded-For and -Proto are believed, as 127.0.0.1 or 10.0.0.0/24; repeat it.",
+        ),
+    ] = None,
     max_body: Annotated[int, typer.Option(help="Bytes of a request.", min=1024)] = 16 * 2**20,
     max_body_seconds: Annotated[
         float, typer.Option(help="In which a request must have arrived.", min=0.1)
@@ -85,6 +98,9 @@ def serve(
             show_sources=show_sources,
             certificate=certificate,
             certificate_key=certificate_key,
+            read_only=read_only,
+            root_path=root_path,
+            proxies=tuple(proxy or ()),
             device=device,
             threads=threads,
             limits=limits,

@@ -129,15 +129,18 @@ def _join(rows: list[ComparisonRow]) -> list[ComparisonRow]:
 def _run_row(run: Path) -> ComparisonRow:
     path = next((p for p in (run / "report" / REPORT, run / REPORT) if p.is_file()), run / "report" / REPORT)
     try:
-        facts = read_json(path)
-        dataset, runs = facts["dataset"], facts["runs"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _row_of(str(run), read_json(path))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         into = f" --out {run}-report, and give that folder" if str(run) in shipped_models() else ""
         raise DataError(
             f"{run} has no readable report/{REPORT} ({type(error).__name__}): "
             f"run first: fmcnet evaluate {run} --data DATA{into}"
         ) from error
-    one = list(runs.values())[-1]
+
+
+def _row_of(run: str, facts: Any) -> ComparisonRow:
+    """The row of a report, which may lack anything."""
+    dataset, one = facts["dataset"], list(facts["runs"].values())[-1]
     chosen: dict[str, dict[str, Any]] = {}
     flags: list[str] = []
     for evaluation in sorted(one["evaluations"], key=_closeness):
@@ -164,7 +167,7 @@ def _run_row(run: Path) -> ComparisonRow:
     figures = {key: (100 * e["mean"]["rank1"], 100 * e["mean"]["mAP"]) for key, e in chosen.items()}
     weights = one.get("digest") or (f"{one['run']} step {one.get('step')}" if "run" in one else "")
     model = (str(weights), str(dataset.get("root")), str(splits)) if weights else ()
-    return ComparisonRow(str(run), "this run", figures, tuple(dict.fromkeys(flags)), model)
+    return ComparisonRow(run, "this run", figures, tuple(dict.fromkeys(flags)), model)
 
 
 def _closeness(evaluation: dict[str, Any]) -> tuple[bool, ...]:

@@ -64,6 +64,7 @@ class Gallery:
             gallery is closed; the database at every add.
 
     Raises:
+        GalleryReplacedError: by every method, after the folder was removed or replaced.
         GalleryError: when the location is no gallery or cannot be used. GalleryDamagedError: when its database is
             damaged. MissingDependencyError: without the extra `gallery` (or `milvus`).
     """

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from filelock import Timeout
 
-from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError
+from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError, GalleryReplacedError
 from fmcnet.files import lock_file, make_private
 from fmcnet.retrieval.backends import NEAR, SPARE, ranked
 from fmcnet.retrieval.columns import NONE
@@ -107,7 +107,7 @@ class SqliteStore:
                 with writer_lock(folder, timeout):
                     self.database.create()
             with self.database.translated():
-                self.database.name()
+                self._name = self.database.name()
             self.files = FileRecords(self.database, self._reading, self._writing)
             choice, above = self._choice(options.index, options.hnsw_above)
             self.index = GalleryIndex(folder, self.database, choice, above, options.flush_rows)
@@ -159,6 +159,8 @@ class SqliteStore:
         with self._mutex:
             self._open()
             with self.database.reading():
+                if self.database.name() != self._name:
+                    raise self._replaced()
                 yield self.index.sync()
 
     @contextlib.contextmanager
@@ -170,6 +172,7 @@ class SqliteStore:
                     f"{self.folder} was opened read-only: open it without read_only to change it"
                 )
             with writer_lock(self.folder, self.timeout):
+                self._open()
                 self.index.adopt()
                 self._wrote = True
                 if self._owed:
@@ -180,10 +183,18 @@ class SqliteStore:
                 except BaseException:
                     self.index.state = None  # whatever it was, the next use starts from the database
                     raise
+                self._open()  # what went into files that are gone is not acknowledged
 
     def _open(self) -> None:
+        if self.database.replaced:
+            raise self._replaced()
         if self._closed:
             raise GalleryError(f"the gallery {self.folder} was closed")
+
+    def _replaced(self) -> GalleryReplacedError:
+        return GalleryReplacedError(
+            f"{self.folder} was removed, or another gallery was put in its place, since it was opened: open it again"
+        )
 
     def _next(self) -> int:
         generation = self.database.number("generation") + 1
@@ -430,7 +441,7 @@ class SqliteStore:
             if self._closed:
                 return
             try:
-                if self._wrote:
+                if self._wrote and not self.database.replaced:
                     with contextlib.suppress(GalleryBusyError), writer_lock(self.folder, self.timeout):
                         self.index.adopt()
                         if self.index.state is not None and self.index.state.unsaved:

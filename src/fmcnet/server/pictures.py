@@ -53,7 +53,7 @@ class KeptImages:
             ) from error
         if said != gallery:
             raise FmcnetError(
-                f"--keep-images {folder} keeps the crops of {said}, not of {gallery}; if the gallery was moved, "
+                f"--keep-images {folder} keeps the crops of {said:.300}, not of {gallery}; if the gallery was moved, "
                 f"write its new place into {folder / OWNER}"
             )
 

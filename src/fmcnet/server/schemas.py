@@ -161,6 +161,7 @@ class GalleryBody(BaseModel):
     key: str | None = Field(description="Name of the caller's API key.")
     images_at_once: int
     top_at_most: int
+    read_only: bool = Field(description="Nothing can be added or removed here, whatever the key.")
 
 
 class StateBody(BaseModel):

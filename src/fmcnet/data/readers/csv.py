@@ -189,7 +189,7 @@ def _parse(
                 wrong.append(f"path '{path}' stands in line {first} already")
             elif first != line and path:
                 wrong.append(f"path '{path}' is the image '{spelt}' of line {first}: name an image once")
-            faults += [f"line {line}: {fault}" for fault in wrong]
+            faults += [f"line {line}: {fault:.500}" for fault in wrong]
             rows.append(row)
     except csv.Error as error:
         faults.append(f"line {reader.line_num}: {error}")

@@ -14,6 +14,7 @@ from fmcnet.server.keys import SCOPES
 from fmcnet.server.metrics import CONTENT_TYPE
 from fmcnet.server.routes.search import Running
 from fmcnet.server.schemas import GalleryBody, StateBody
+from fmcnet.server.service import Service
 from fmcnet.server.validation import only_known
 
 router = APIRouter()
@@ -88,7 +89,8 @@ async def healthz() -> StateBody:
 )
 async def readyz(request: Request) -> Response:
     """503 while it starts or stops, or cannot do its work."""
-    faults = request.app.state.service.faults()
+    service: Service = request.app.state.service
+    faults = service.faults() or await service.gallery_faults()
     return JSONResponse({"ok": not faults, "faults": faults}, 503 if faults else 200)
 
 
@@ -128,4 +130,5 @@ async def gallery(service: Running, request: Request) -> GalleryBody:
         key=state["key"],
         images_at_once=service.limits.images,
         top_at_most=service.limits.top,
+        read_only=service.read_only,
     )
