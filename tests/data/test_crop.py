@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from datetime import datetime, timezone
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -192,6 +193,20 @@ def test_frames_without_a_clock_count_by_fps(frames, tmp_path):
     options = CropOptions(Modality.VISIBLE, start=datetime(2026, 1, 1, tzinfo=timezone.utc), fps=4)
     crop(frames, boxes(tmp_path, "3,1,5,6,20,30,1"), tmp_path / "out", options)
     assert rows(tmp_path / "out")[0]["time"] == "2026-01-01T00:00:00.500+00:00"
+
+
+def test_a_change_of_clocks_is_no_footage(frames, tmp_path):
+    start = datetime(2026, 10, 25, 2, 59, 59, tzinfo=ZoneInfo("Europe/Berlin"))  # a second before the change
+    options = CropOptions(Modality.VISIBLE, start=start, fps=1)
+    crop(frames, boxes(tmp_path, "1,1,5,6,20,30,1", "3,1,5,6,20,30,1"), tmp_path / "out", options)
+    times = [row["time"] for row in rows(tmp_path / "out")]
+    assert times == ["2026-10-25T00:59:59.000+00:00", "2026-10-25T01:00:01.000+00:00"]
+
+
+def test_a_folder_without_a_crop_is_free_for_others(frames, tmp_path):
+    with pytest.raises(DataError, match="no crop was made"):
+        crop(frames, boxes(tmp_path, "9,1,5,6,20,30,1"), tmp_path / "out", NIGHT)
+    assert crop(frames, boxes(tmp_path, "1,1,5,6,20,30,1"), tmp_path / "out", NIGHT).crops == 1
 
 
 def test_crops_of_something_else_are_not_mixed(frames, tmp_path):

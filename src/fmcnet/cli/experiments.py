@@ -38,9 +38,7 @@ def evaluate(
     ] = None,
     protocol: Annotated[
         Path | None,
-        typer.Option(
-            help="Your own protocol, a YAML file (fmcnet docs evaluate); default: the benchmark's."
-        ),
+        typer.Option(help="Your own protocol, a YAML file (fmcnet docs evaluate); default: the benchmark's."),
     ] = None,
     both: Annotated[bool, typer.Option("--both", help="Both search directions.")] = False,
     flip: Annotated[

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -231,7 +231,8 @@ class _Work:
         seconds = frame.seconds if options.fps is None else frame.index / options.fps
         if seconds is None:
             raise DataError("the video has no clock: give --fps")
-        return (options.start + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+        start = options.start.astimezone(timezone.utc)  # local time would count a change of clocks as footage
+        return (start + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
 
     def _count(self, done: _Done) -> None:
         self.rows += done.rows
@@ -327,7 +328,7 @@ def _read_journal(out: Path, wanted: str) -> dict[str, _Done]:
     """
     journal = out / JOURNAL
     lines = journal.read_bytes().split(b"\n") if journal.is_file() else []
-    if len(lines) < 2:  # none, or killed while it wrote the first line
+    if len(lines) < 3:  # none, or no frame is done
         others = [path for path in out.iterdir() if path.name not in (JOURNAL, LOCK)]
         if others:
             raise DataError(f"--out {out} holds other files ({others[0].name}): give a new folder")
