@@ -163,3 +163,16 @@ def test_a_deep_picture_of_one_column(tmp_path: Path) -> None:
     raw = np.arange(64, dtype=np.uint16).reshape(64, 1) * 500
     Image.fromarray(raw).save(tmp_path / "x.png")
     assert load_image(tmp_path / "x.png").shape == (64, 1, 3)
+
+
+def test_doubtful_images_of_a_dataset_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A dataset has no range of values: training and evaluation say what was stretched."""
+    for name, low in (("a", 3000), ("b", 4000)):
+        values = np.linspace(low, low + 500, 200).reshape(20, 10).astype(np.uint16)
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    records = [Record(f"{name}.png", 1, Modality.INFRARED) for name in "ab"]
+    assert verify_images(Table.from_records("csv", tmp_path, records)) == []
+    (said,) = caplog.messages
+    assert said.startswith("2 images with values of no usual range")
+    assert "convert deep images to 8 bits first (the first is a.png)" in said
+    assert "--range" not in said

@@ -22,7 +22,7 @@ STRETCHED, OUTSIDE, PAGES, FLAT_8, DROPPED = "stretched", "outside", "pages", "f
 FULL_FRAME = "frame"
 _SENTENCES = {
     STRETCHED: "with values of no usual range: each was stretched by its own percentiles, so the same person is not "
-    "equally bright in every crop; give --range LOW:HIGH (Python: value_range)",
+    "equally bright in every crop; {range}",
     OUTSIDE: "with more than half of the pixels outside the given range: check --range (Python: value_range)",
     PAGES: "with several pages or frames: only the first was read",
     FLAT_8: "nearly constant, without a picture: check the camera, or remove them",
@@ -30,6 +30,10 @@ _SENTENCES = {
     "(fmcnet crop)",
     DROPPED: "with further channels (not red, green, blue or alpha): they were dropped",
 }
+
+
+RANGE = "give --range LOW:HIGH (Python: value_range)"
+NO_RANGE = "training and evaluation take no range: convert deep images to 8 bits first"
 
 
 class Remarks:
@@ -46,13 +50,18 @@ class Remarks:
         """The kinds that occur."""
         return list(self._names)
 
-    def lines(self) -> list[str]:
-        """A sentence for each kind, with the number of images and the first name."""
+    def lines(self, advice: str = RANGE) -> list[str]:
+        """A sentence for each kind, with the number of images and the first name.
+
+        Args:
+            advice: `RANGE`, or `NO_RANGE` where none can be given.
+        """
         lines = []
         for kind in (kind for kind in _SENTENCES if kind in self._names):
             count = len(self._names[kind])
             images = "1 image" if count == 1 else f"{count} images"
-            lines.append(f"{images} {_SENTENCES[kind]} (the first is {min(self._names[kind])})")
+            sentence = _SENTENCES[kind].format(range=advice)
+            lines.append(f"{images} {sentence} (the first is {min(self._names[kind])})")
         return lines
 
 

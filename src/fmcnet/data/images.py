@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import struct
 import sys
@@ -16,13 +17,14 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL import TiffImagePlugin as tiff
 
-from fmcnet.data.depth import DROPPED, PAGES, ValueRange, eight_bits, eight_bits_of_alpha
+from fmcnet.data.depth import DROPPED, NO_RANGE, PAGES, Remarks, ValueRange, eight_bits, eight_bits_of_alpha
 from fmcnet.data.listing import AVIF_BRANDS, HEIC_BRANDS
 from fmcnet.data.table import Table
 from fmcnet.data.tiff import is_tiff, read_tiff
 from fmcnet.errors import DataError
 
 MAX_LISTED = 20
+_log = logging.getLogger(__name__)
 
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 _WIDE = re.compile(r"(RGB|RGBA|RGBX|LA|CMYK);16([BLN])")
@@ -287,7 +289,7 @@ def decode_images(
     label: str,
     progress: bool | None = None,
 ) -> list[tuple[str, str]]:
-    """Decode every image of a table in threads (Pillow releases the interpreter's lock).
+    """Decode every image of a table in threads (Pillow releases the interpreter's lock); doubtful ones are logged.
 
     Args:
         table: the images.
@@ -300,12 +302,16 @@ def decode_images(
         (path, reason) of each image that cannot be read, in the table's order.
     """
 
+    remarks = Remarks()
+
     def decode(row: int) -> str:
         path = table.full_path(row)
         try:
             image = open_rgb(path)
         except DataError as error:
             return str(error).removeprefix(f"cannot read the image {path}: ")
+        for kind in image.info[REMARKS]:
+            remarks.add(kind, str(table.path[row]))
         use(row, image)
         return ""
 
@@ -317,7 +323,10 @@ def decode_images(
             from rich.progress import track
 
             reasons = track(reasons, label, total=len(table), console=Console(stderr=True), transient=True)
-        return [(str(table.path[row]), reason) for row, reason in enumerate(reasons) if reason]
+        faults = [(str(table.path[row]), reason) for row, reason in enumerate(reasons) if reason]
+    for line in remarks.lines(NO_RANGE):
+        _log.warning("%s", line)
+    return faults
 
 
 def raise_unreadable(table: Table, faults: Sequence[tuple[str, str]]) -> None:
