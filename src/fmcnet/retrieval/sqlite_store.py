@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 LOCK = "writer.lock"
 HNSW_ABOVE = 100_000
 """Entries above which a new gallery uses a graph."""
+LOG_ROWS = 256
+"""New entries after which the log is brought into the main file; at the latest after 4 MB (sqlite_connection.py)."""
 
 
 @contextlib.contextmanager
@@ -89,6 +91,7 @@ class SqliteStore:
         self.dtype = options.dtype
         self._wrote = False
         self._owed = False  # the log may hold what was removed
+        self._in_log = 0  # entries added since the log was brought into the main file
         self._settings: GallerySettings | None = None
         self._closed = False
         self._mutex = threading.RLock()
@@ -317,6 +320,10 @@ class SqliteStore:
                 state.generation = generation
                 if old:
                     self._erase(gone)
+            self._in_log += len(entries)
+            if self._in_log >= LOG_ROWS:
+                self.database.shorten_log()
+                self._in_log = 0
             self.index.keep_up()
             ids = tuple(entry.id for entry in batch.entries)
             return Added(ids, len(entries) - len(old), len(old), len(ids) - len(entries))
