@@ -113,6 +113,7 @@ class SqliteStore:
             if not read_only:
                 with contextlib.suppress(GalleryBusyError), writer_lock(folder, 0):
                     self.index.adopt()
+                    self._finish_index()  # of a writer that died: the index proves a loss, and saves entries from it
                     self.database.truncate_log()  # a writer that died may have left what it removed
         except BaseException:
             self.database.close()
@@ -373,6 +374,11 @@ class SqliteStore:
         self.database.truncate_log()
         self._owed = False
 
+    def _finish_index(self) -> None:
+        """Write what only memory has of the index."""
+        if self.index.state is not None and self.index.state.unsaved:
+            self.index.flush()
+
     def compact(self) -> None:
         """Rewrite database and index without what was removed."""
         with self._writing():
@@ -405,8 +411,7 @@ class SqliteStore:
                 if self._wrote:
                     with contextlib.suppress(GalleryBusyError), writer_lock(self.folder, self.timeout):
                         self.index.adopt()
-                        if self.index.state is not None and self.index.state.unsaved:
-                            self.index.flush()
+                        self._finish_index()
                         self.database.shorten_log()
             finally:
                 self._closed = True
