@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import datetime, timezone
 
@@ -240,3 +241,27 @@ def test_numbers_out_of_range_are_refused(tmp_path, name, value):
         answer = service.client.post("/v1/search", files=files(1), data={"modality": "visible", name: value})
         assert answer.status_code == 422
         assert name in answer.json()["error"]["where"]
+
+
+def test_the_api_is_a_page_from_local_files_or_says_what_is_missing(serving, tmp_path, monkeypatch):
+    from fmcnet.server.routes import reference
+
+    monkeypatch.setattr(reference, "PACKAGE", "files_of_swagger")
+    reply = serving.client.get("/docs")
+    assert (reply.status_code, "fastapi-offline" in reply.text) == (404, True)
+    static = tmp_path / "files_of_swagger" / "static"
+    static.mkdir(parents=True)
+    (static.parent / "__init__.py").touch()
+    for name in reference.FILES:
+        (static / name).write_text(name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    page = serving.client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "script-src 'self';" in page.headers["content-security-policy"]
+    parts = re.findall(r'(?:href|src)="([^"]+)"', page.text)
+    assert len(parts) == 3
+    assert not any(part.startswith(("http", "/")) for part in parts)  # this machine only, below any path
+    for part in parts:
+        assert serving.client.get(f"/{part}").status_code == 200
+    assert "openapi.json" in serving.client.get("/docs/start.js").text
+    assert serving.client.get("/docs/other.js").status_code == 404
