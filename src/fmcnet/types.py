@@ -84,6 +84,12 @@ class Embeddings:
     name: NDArray[np.str_]
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, np.ndarray):
+                raise DataError(
+                    f"'{field.name}' is a {type(value).__name__}: give a NumPy array, as np.asarray({field.name})"
+                )
         if self.features.ndim != 2:
             raise DataError(f"features must be a matrix (N, D), got shape {self.features.shape}")
         n = len(self.features)

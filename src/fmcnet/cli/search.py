@@ -272,7 +272,13 @@ def search(
     since: Since = None,
     until: Until = None,
     among: Annotated[
-        str | None, typer.Option(help="Only visible, or only infrared entries.", show_default=False)
+        str | None,
+        typer.Option(
+            "--entry-modality",
+            "--among",
+            help="Only visible, or only infrared entries (--among is the old name).",
+            show_default=False,
+        ),
     ] = None,
     timezone: Zone = "UTC",
     min_probability: Annotated[
