@@ -388,6 +388,18 @@ def test_train_and_evaluate_on_every_layout(layout, tmp_path, tiny_sysu):
         assert np.asarray(Image.open(picture).convert("L")).std() > 5
 
 
+def test_a_configuration_of_another_benchmark_is_told(tiny_sysu, tmp_path):
+    command = ("train", "--data", tiny_sysu, "--out", tmp_path / "run", "--config")
+    bad = "model.arch=vgg"  # ends before it trains
+    told = said(run(*command, "regdb", bad, code=2))
+    assert (
+        f"--config regdb is for another benchmark: {tiny_sysu} has the layout of sysu. Take --config sysu"
+        in told
+    )
+    for config in ("sysu", "tiny"):
+        assert "another benchmark" not in said(run(*command, config, bad, code=2))
+
+
 def test_resume_takes_the_settings_of_the_run(tiny_sysu, tmp_path):
     """No override is needed again; one that differs is refused, and a configuration that differs is told."""
     where = ("train", "--data", tiny_sysu, "--out", tmp_path / "run")

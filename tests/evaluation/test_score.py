@@ -213,11 +213,20 @@ def test_a_gallerys_export_and_words_are_read(tmp_path):
         score_file(save(tmp_path, **{**export, "camera": np.full(N, "gate")}), draw="seeded")
 
 
-def test_lists_where_arrays_are_meant_are_a_line():
+def test_lists_where_arrays_are_meant_are_a_line(tmp_path):
+    import fmcnet
+    from fmcnet import protocols
+    from fmcnet.data.table import Table
     from fmcnet.types import Embeddings
 
     e = benchmark([1, 2])
-    with pytest.raises(DataError, match="'pid' is a list: give a NumPy array"):
+    with pytest.raises(DataError, match=r"embeddings is of type list: give fmcnet\.Embeddings"):
+        fmcnet.evaluate([[0.0, 1.0]], protocols.custom())
+    with pytest.raises(ProtocolError, match="'sysu' is no protocol"):
+        fmcnet.evaluate(e, "sysu")
+    with pytest.raises(DataError, match="'path' is of type list"):
+        Table("mine", tmp_path, ["a.png"], *[np.zeros(1)] * 10)
+    with pytest.raises(DataError, match="'pid' is of type list: give a NumPy array"):
         Embeddings(e.features, e.pid.tolist(), e.camid, e.modality, e.index, e.name)
-    with pytest.raises(DataError, match="'features' is a list"):
+    with pytest.raises(DataError, match="'features' is of type list"):
         Embeddings(e.features.tolist(), e.pid, e.camid, e.modality, e.index, e.name)

@@ -373,5 +373,5 @@ def _print(answer: Answer) -> None:
             echo(f"{rank}: {printable(hit.source or hit.id)}")
     else:
         echo("nobody" if answer.compared else "no entry to compare with")
-    for note in answer.notes:
+    for note in filter(None, (answer.order, *answer.notes)):
         echo(note)

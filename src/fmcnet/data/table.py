@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import DataError
-from fmcnet.types import NO_CAMERA, NO_PID, IntArray, Modality
+from fmcnet.types import NO_CAMERA, NO_PID, IntArray, Modality, check_arrays
 
 SPLITS = ("train", "val", "test")
 
@@ -75,6 +75,7 @@ class Table:
     TEXTS: ClassVar[tuple[str, ...]] = ("camera", "track", "tags", "source")
 
     def __post_init__(self) -> None:
+        check_arrays(self, self.COLUMNS)
         lengths = {name: len(getattr(self, name)) for name in self.COLUMNS}
         if len(set(lengths.values())) > 1:
             raise DataError(f"the columns of a table differ in length: {lengths}")
