@@ -375,7 +375,13 @@ def search(
     since: Since = None,
     until: Until = None,
     among: Annotated[
-        str | None, typer.Option(help="Only visible, or only infrared entries.", show_default=False)
+        str | None,
+        typer.Option(
+            "--entry-modality",
+            "--among",
+            help="Only visible, or only infrared entries (--among is the old name).",
+            show_default=False,
+        ),
     ] = None,
     timezone: Zone = "UTC",
     min_probability: Annotated[
@@ -472,5 +478,5 @@ def _print(answer: Answer) -> None:
             echo(f"{rank}: {printable(hit.source or hit.id)}")
     else:
         echo("nobody" if answer.compared else "no entry to compare with")
-    for note in answer.notes:
+    for note in filter(None, (answer.order, *answer.notes)):
         echo(note)

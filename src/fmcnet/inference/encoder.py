@@ -109,6 +109,18 @@ class Encoder:
         backend, card, digest = open_backend(folder, device, runtime, threads)
         return Encoder(backend, card, digest, folder, calibration)
 
+    def __repr__(self) -> str:
+        card = self.card
+        facts = (
+            f"{card.config.model.variant} {card.config.model.arch}",
+            f"{self.height} x {self.width}",
+            f"trained on {card.dataset}",
+            f"{self.backend.name} on {self.backend.device}",
+            f"digest {self.digest or 'none'}",
+            "calibrated" if self.calibrated else "not calibrated",
+        )
+        return f"<Encoder {self.folder or '(no folder)'}: {', '.join(facts)}>"
+
     @property
     def model(self) -> FMCNet:
         """The network itself.
