@@ -1,5 +1,5 @@
 """The command line: `fmcnet demo | data | train | config | evaluate | embed | score | study | calibrate | project |
-adapt | export | index | search | gallery | serve | keys | report | info |
+adapt | export | index | search | gallery | serve | keys | report | info | push |
 doctor`, one file a group of commands.
 
 User mistakes end with one clear message and exit code 2; Ctrl-C with 130. Commands import NumPy, PyTorch and FAISS
@@ -26,6 +26,7 @@ from fmcnet.cli.data import app as data_app
 from fmcnet.cli.doctor import doctor
 from fmcnet.cli.experiments import compare, demo, evaluate, score, study
 from fmcnet.cli.gallery import app as gallery_app
+from fmcnet.cli.hub import push
 from fmcnet.cli.inference import adapt, calibrate, embed, export, info, project
 from fmcnet.cli.search import index, search
 from fmcnet.cli.serve import keys_app, serve
@@ -76,6 +77,7 @@ for command in (
     search,
     serve,
     info,
+    push,
     doctor,
 ):
     app.command()(command)
@@ -110,7 +112,7 @@ def _root(
     handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("fmcnet").setLevel(logging.DEBUG if verbose else logging.INFO)
-    for name in ("matplotlib", "PIL", "torch"):
+    for name in ("matplotlib", "PIL", "torch", "httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
