@@ -105,6 +105,7 @@ WRONG = {
     "report compare {run} --out {X}": ("text", "below", *NOWHERE),
     "info {X}": MODEL,
     "doctor --model {X}": MODEL,
+    "push {X} me/model": MODEL,
     "doctor --model {run} --gallery {X}": IN,
     "doctor --model {run} --calibration {X}": IN,
 }
@@ -194,6 +195,8 @@ VALUES = [
     "report compare {run} --out",
     "info fmcnet-unheard-of",
     "doctor --model fmcnet-unheard-of",
+    "push {run} model",
+    "push {run} me/model@main",
     "doctor --model {run} --gallery milvus://:port/",
     "doctor --model {run} --device tpu",
 ]

@@ -15,7 +15,7 @@ from fmcnet.data.listing import Ignored
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import SPLITS, Table
 from fmcnet.errors import DataError
-from fmcnet.files import write_atomically
+from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.encoder import Encoder, keep, load
 from fmcnet.inference.image_input import list_images, parse_modality
 from fmcnet.inference.projection import l2_normalize
