@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,12 +64,22 @@ WRONG = {
     "search {gallery} {X} --modality ir": IN,
     "search {X} {image} --modality ir": IN,
     "search {gallery} {image} --modality ir --model {X}": MODEL,
+    "search {gallery} {image} --modality ir --calibration {X}": (*IN, "image"),
+    "serve {gallery} --port 0 --model {run} --calibration {X}": (*IN, "image"),
     "search {gallery} {image} --modality ir --html {X}": ("empty", "below", *NOWHERE),
     "gallery info {X}": IN,
     "gallery remove {X} --pid 1 --yes": IN,
-    "gallery expire {X} --keep 30d": IN,
+    "gallery expire {X} --keep 30d --yes": IN,
+    "gallery list {X}": IN,
     "gallery compact {X}": IN,
     "gallery export {X} {new}.npz": IN,
+    "gallery backup {X} {new}": IN,
+    "gallery backup {gallery} {X}": ("text", "empty", "below", *NOWHERE),
+    "gallery restore {X} {new}": IN,
+    "gallery restore {gallery} {X}": ("text", "below", *NOWHERE),
+    "gallery relocate {X} old new --yes": IN,
+    "gallery copy {X} {new}": IN,
+    "gallery copy {gallery} {X}": ("text", "bytes", "below", *NOWHERE),
     "gallery recover {X} {new} --model {run}": IN,
     "gallery export {gallery} {X}": ("text", "empty", "below"),
     "serve {gallery} --port 0 --model {X}": MODEL,
@@ -87,6 +98,9 @@ WRONG = {
     "report compare {X}": IN,
     "report compare {run} --out {X}": ("text", "below", *NOWHERE),
     "info {X}": MODEL,
+    "doctor --model {X}": MODEL,
+    "doctor --model {run} --gallery {X}": IN,
+    "doctor --model {run} --calibration {X}": IN,
 }
 VALUES = [
     "demo --preset huge --out {new}",
@@ -103,6 +117,7 @@ VALUES = [
     "train --config tiny --data {data} --out {new} --splits one",
     "train --config tiny --data {data} --out {new} --track paper",
     "config tiny training.lr=fast",
+    "docs nothing",
     "evaluate {run} --data {data} mode=outdoor",
     "evaluate {run} --data {data} --device tpu",
     "embed {run} {image} --modality warm --out {new}.npz",
@@ -149,15 +164,24 @@ VALUES = [
     "search {gallery} {image} --modality ir --device tpu",
     "search milvus://:port/ {image} --modality ir",
     "gallery remove {gallery} --yes",
-    "gallery remove {gallery} --pid one --yes",
+    "gallery remove {gallery} --pid unknown --yes",
     "gallery expire {gallery} --keep long",
+    "gallery relocate {gallery} nowhere new --yes",
+    "gallery expire {gallery} --keep 30d --json",
+    "gallery list {gallery} --limit -1",
+    "index {new} {image} --model {run} --modality ir --keep soon",
     "gallery export {gallery} {new}.txt",
+    "gallery copy {gallery} {gallery}",
+    "gallery copy {gallery} {new} --index tree",
     "serve {gallery} --model {run} --port 70000",
     "serve {gallery} --model {run} --port 0 --host nowhere.invalid",
     "serve {gallery} --model {run} --port 0 --device tpu",
     "keys {new} --name a --scope all",
     "report compare {run} --out",
     "info fmcnet-unheard-of",
+    "doctor --model fmcnet-unheard-of",
+    "doctor --model {run} --gallery milvus://:port/",
+    "doctor --model {run} --device tpu",
 ]
 
 
@@ -216,9 +240,9 @@ def refused(command, places, tmp_path, monkeypatch, **more):
     result = run_command(*words, code=None)
     assert os.environ == before
     assert isinstance(result.exception, SystemExit), f"{result.output}\n{result.exception!r}"
-    assert result.exit_code == 2 or (result.exit_code == 1 and command.startswith("data check"))
+    assert result.exit_code == 2 or (result.exit_code == 1 and command.startswith(("data check", "doctor")))
     assert "Traceback" not in result.output
-    assert not re.search(r"/\.[a-z]", result.output), "a temporary name"
+    assert not re.search(r"/\.[a-z]", result.output.replace(sys.executable, "")), "a temporary name"
     return result.output
 
 

@@ -67,7 +67,7 @@ def test_filters_hold(serving):
     found = {hit["id"] for hit in hits.json()["hits"]}
     assert found == {"crop-5", "crop-7", "crop-9"}
     assert serving.search(3, camera=["hall", "gate"]).json()["compared"] == 12
-    assert {h["pid"] for h in serving.search(3, pid=["1", "2"]).json()["hits"]} == {1, 2}
+    assert {h["pid"] for h in serving.search(3, pid=["1", "2"]).json()["hits"]} == {"1", "2"}
     assert serving.search(3, entry_modality="infrared").json()["hits"] == []
     assert serving.search(3, tag=["bag", "hat"]).json()["hits"] == []
 
@@ -106,7 +106,7 @@ def test_an_entry_and_a_track(serving):
     assert entry == {
         "id": "crop-3",
         "modality": "visible",
-        "pid": 1,
+        "pid": "1",
         "camera": "hall",
         "time": "2026-03-04T08:00:00Z",
         "source": "/crops/3.png",

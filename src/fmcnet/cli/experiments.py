@@ -185,20 +185,21 @@ def study(
 
 def score(
     file: Annotated[
-        Path, typer.Argument(help="An .npz with features, pid, cam, index; see docs/concepts/protocols.md.")
+        Path, typer.Argument(help="An .npz with features, pid, cam, index; see fmcnet docs evaluate.")
     ],
     protocol: Annotated[str, typer.Option(help="sysu, regdb or llcm.")] = "sysu",
-    mode: Annotated[str, typer.Option(help="SYSU-MM01: all or indoor.")] = "all",
-    shots: Annotated[int, typer.Option(help="SYSU-MM01: 1 or 10.")] = 1,
-    draw: Annotated[str, typer.Option(help="SYSU-MM01: official or seeded.")] = "official",
+    mode: Annotated[str | None, typer.Option(help="SYSU-MM01: all (default) or indoor.")] = None,
+    shots: Annotated[int | None, typer.Option(help="SYSU-MM01: 1 (default) or 10.")] = None,
+    draw: Annotated[str | None, typer.Option(help="SYSU-MM01: official (default) or seeded.")] = None,
     permutation: Annotated[
         Path | None, typer.Option(help="rand_perm_cam.mat, for the official draw.")
     ] = None,
     direction: Annotated[
-        str | None, typer.Option(help="i2v, v2i (RegDB: t2v, v2t); default: the benchmark's.")
+        str | None,
+        typer.Option(help="i2v, v2i (RegDB: t2v, v2t); default: i2v for sysu, v2t for regdb, v2i for llcm."),
     ] = None,
-    reading: Annotated[str, typer.Option(help="LLCM: a, b or c.")] = "a",
-    cmc: Annotated[str, typer.Option(help="RegDB: image or identity.")] = "image",
+    reading: Annotated[str | None, typer.Option(help="LLCM: a (default), b or c.")] = None,
+    cmc: Annotated[str | None, typer.Option(help="RegDB: image (default) or identity.")] = None,
     distance: Annotated[str, typer.Option(help="cosine or euclidean.")] = "cosine",
     json_: Json = False,
 ) -> None:
@@ -221,6 +222,7 @@ def score(
         reading=reading,
         cmc=cmc,
         distance=distance,
+        strict=True,
     )
     if json_:
         print_json(result.to_dict())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from fmcnet.cli.console import Device, Json, echo, print_json
+from fmcnet.cli.console import CalibrationFile, Device, Json, echo, print_json
 from fmcnet.errors import require
 
 
@@ -17,6 +17,7 @@ def serve(
         str, typer.Argument(help="A gallery's folder, made if it is not there; or milvus://host:port/name.")
     ],
     model: Annotated[str, typer.Option(help="A run or exported model's folder, or a shipped model's name.")],
+    calibration: CalibrationFile = None,
     host: Annotated[str, typer.Option(help="Beyond this machine it needs API keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
     keys: Annotated[
@@ -49,7 +50,7 @@ def serve(
     device: Device = "auto",
     threads: Annotated[int | None, typer.Option(help="That compute.", min=1)] = None,
 ) -> None:
-    """Serve a gallery over HTTP, with a page to search it (docs/guides/serve.md).
+    """Serve a gallery over HTTP, with a page to search it (fmcnet docs serve).
 
     fmcnet serve people.gallery --model runs/mine
 
@@ -75,6 +76,7 @@ def serve(
         Serving(
             gallery=gallery,
             model=model,
+            calibration=calibration,
             host=host,
             port=port,
             keys=keys,

@@ -15,7 +15,10 @@ import numpy as np
 
 from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.draws import Draw, check_index
-from fmcnet.types import NO_CAMERA, BoolArray, Embeddings, IntArray, Modality
+from fmcnet.types import NO_CAMERA, NO_PID, BoolArray, Embeddings, IntArray, Modality
+
+DIRECTIONS = {"sysu": "i2v", "regdb": "v2t", "llcm": "v2i"}
+"""Each benchmark's direction, where none is given; its first table is of it."""
 
 SkipKind = Literal["none", "same_identity_and_camera", "same_camera", "camera_pairs"]
 
@@ -196,10 +199,16 @@ class Protocol:
             gallery_mask: (N,) bool; only these rows may be searched.
 
         Raises:
-            ProtocolError: when a set is empty or the draw does not fit.
+            ProtocolError: when a set is empty or holds nobody known, or the draw does not fit.
         """
         query = self._rows("query", self.query, embeddings, query_mask)
         gallery = self._rows("gallery", self.gallery, embeddings, gallery_mask)
+        unknown = int((embeddings.pid[np.union1d(query, gallery)] == NO_PID).sum())
+        if unknown:
+            raise ProtocolError(
+                f"{unknown} of {len(embeddings)} embeddings have no identity and cannot be scored: embed a labelled "
+                "table (embed_table), fill in pid, or leave them out"
+            )
         if self.draw.kind == "all":
             return [(query, gallery)] * self.draw.trials
         rows = gallery if self.drawn == "gallery" else query

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +11,15 @@ from typing import Any
 from fmcnet.config import EvaluationConfig, load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.distributed import agree, distributed_context
-from fmcnet.errors import CheckpointError
-from fmcnet.evaluation.evaluate_model import EMBEDDINGS, DirectionResult, EvaluatedRun, evaluate_model
+from fmcnet.errors import CheckpointError, ProtocolError
+from fmcnet.evaluation.evaluate_model import (
+    EMBEDDINGS,
+    DirectionResult,
+    EvaluatedRun,
+    check_settings,
+    evaluate_model,
+    standard_settings,
+)
 from fmcnet.evaluation.metrics import pool
 from fmcnet.experiments.report import TITLES, write_report
 from fmcnet.inference.embed import embed_shared
@@ -20,6 +28,8 @@ from fmcnet.models.checkpoint import CARD, read_card
 from fmcnet.models.shipped import find_model, is_shipped
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.splits import split_runs
+
+logger = logging.getLogger(__name__)
 
 STAMP = "SELECTED ON THE TEST SET: optimistic, and comparable with no figure that is not."
 
@@ -80,7 +90,8 @@ def evaluate_run(
     Args:
         run: a run folder, one that holds `split-NN` runs, or a shipped model's name.
         data: the dataset.
-        overrides: evaluation settings that differ from the run's, as "mode=indoor".
+        overrides: evaluation settings that differ from the run's, as "mode=indoor". Without mode, shots or direction:
+            all standard protocols of the benchmark (SYSU-MM01: all-search and indoor-search, single-shot).
         flip, rerank, expand: opt-in extras, named in every report.
         out: where the report goes; None: `report` in the run's folder (none for a shipped model, as the package is
             not written to). report: whether to write one.
@@ -90,7 +101,7 @@ def evaluate_run(
 
     Raises:
         CheckpointError: when there is no run.
-        DataError, ProtocolError: when data and protocol do not fit.
+        DataError, ProtocolError: when data and protocol do not fit, or a setting is another benchmark's.
     """
     run = find_model(run)
     runs = (run,) if (run / CARD).is_file() else tuple(split_runs(run))
@@ -109,12 +120,22 @@ def evaluate_run(
     parts: list[EvaluatedRun] = []
     extras: dict[str, Any] = {"flip": flip, "rerank": rerank, "expand": expand}
     stamp = ""
+    asked = {item.partition("=")[0].strip().removeprefix("evaluation.") for item in overrides or []}
     for one in runs:
         card = read_card(one)
         stamp = STAMP if card.selected == "test" else stamp
         table = read_dataset(data, layout=card.config.data.layout, trial=card.config.data.split)
         settings = evaluation_settings(card.config.evaluation, overrides or [])
-        parts.append(evaluate_model(one, table, settings, device=device, progress=progress, **extras))
+        check_settings(table, asked)
+        chosen = (settings,) if asked & {"mode", "shots", "direction"} else standard_settings(table, settings)
+        extras |= {"device": device, "progress": progress}
+        try:
+            parts.append(evaluate_model(one, table, chosen, **extras))
+        except ProtocolError as error:  # a part of SYSU-MM01 may lack the indoor cameras
+            if len(chosen) == 1:
+                raise
+            parts.append(evaluate_model(one, table, settings, **extras))
+            logger.warning("indoor-search was left out: %s", error)
     main = parts[-1]
     if len(parts) > 1:
         by_direction = zip(*(part.evaluations for part in parts), strict=True)
@@ -125,7 +146,7 @@ def evaluate_run(
     if out is not None and report:
         title = TITLES[main.encoder.model.variant]
         extra = {"splits": len(parts), "stamp": stamp} if len(parts) > 1 or stamp else {}
-        written = write_report({title: main}, {title: runs[-1]}, out, extra=extra)
+        written = write_report({title: main}, {title: runs[-1]}, out, extra=extra, keep=True)
     return EvaluateResult(run, runs, main.evaluations, stamp, written)
 
 

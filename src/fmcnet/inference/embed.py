@@ -13,7 +13,7 @@ from fmcnet.data.depth import Remarks, ValueRange
 from fmcnet.data.listing import Ignored
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
-from fmcnet.files import write_atomically
+from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.encoder import Encoder, keep, load
 from fmcnet.inference.image_input import list_images, parse_modality
 from fmcnet.types import Embeddings
@@ -120,5 +120,5 @@ def embed_files(
         with path.open("wb") as stream:
             np.savez(stream, features=found.features, name=found.name, modality=found.modality)
 
-    write_atomically(out, write)
+    write_atomically(out, write, private_mode(out.parent))
     return found.features.shape[0], found.features.shape[1]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import ArrayLike
 
@@ -33,6 +33,9 @@ from fmcnet.retrieval.records import (
     as_utc,
 )
 from fmcnet.types import FloatArray, Modality
+
+if TYPE_CHECKING:
+    from fmcnet.retrieval.file_records import FileRecords
 
 MOST = 100_000
 """Hits a search may ask for."""
@@ -105,6 +108,11 @@ class Gallery:
     # ---- what is there ----
 
     @property
+    def files(self) -> FileRecords | None:
+        """Which files entries came from, as `fmcnet.retrieval.indexing.index` records it; a cluster records none."""
+        return self._store.files
+
+    @property
     def settings(self) -> GallerySettings | None:
         """Dimension, model and dtype; None before the first add."""
         return self._store.settings
@@ -123,9 +131,17 @@ class Gallery:
         """How many entries match."""
         return self._store.count(where)
 
+    def removed(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that were removed or expired, and not added since; of a cluster none is known."""
+        return self._store.removed(ids)
+
     def cameras(self) -> list[str]:
         """The names of the cameras that entries have, sorted."""
         return sorted(self._store.cameras())
+
+    def identities(self) -> list[str]:
+        """The identities that entries have, sorted; of a cluster none, for it would read all rows."""
+        return sorted(self._store.identities())
 
     def days(self, where: Where | None = None, zone: tzinfo = timezone.utc) -> tuple[DayCount, ...]:
         """How many entries each camera has on each day, the newest day first, those without a time last.
@@ -135,6 +151,10 @@ class Gallery:
             zone: whose days they are.
         """
         return self._store.days(where, zone)
+
+    def times(self) -> tuple[datetime, datetime] | None:
+        """When the first and the last entry were seen, in UTC; None where no entry has a time."""
+        return self._store.times()
 
     def get(self, entry_id: str) -> Entry:
         """One entry.
@@ -271,7 +291,7 @@ class Gallery:
         *,
         modality: Modality | str | Sequence[Modality | str],
         ids: Sequence[str] | None = None,
-        pid: int | Sequence[int | None] | None = None,
+        pid: str | int | Sequence[str | int | None] | None = None,
         camera: str | Sequence[str | None] | None = None,
         time: datetime | Sequence[datetime | None] | None = None,
         source: str | Path | Sequence[str | Path | None] | None = None,
@@ -285,7 +305,8 @@ class Gallery:
 
         Args:
             embeddings: (N, D) real numbers of any length; brought to unit length.
-            modality, pid, camera, time, source, track: one for all, or N of them. time: aware datetimes.
+            modality, pid, camera, time, source, track: one for all, or N of them. pid: texts or whole numbers, as
+                `parse_identity` reads them. time: aware datetimes.
             ids: N texts of 1 to 256 bytes, without control characters, and without . or .. between slashes; made up
                 when not given. tags: texts for all, or N lists of texts.
             pictures: bytes of small image files to keep with the entries, up to 1 MB each; None: none is kept. They
@@ -328,7 +349,7 @@ class Gallery:
         self,
         ids: Sequence[str],
         *,
-        pid: int | None = inputs.KEEP,
+        pid: str | int | None = inputs.KEEP,
         modality: Modality | str = inputs.KEEP,
         camera: str | None = inputs.KEEP,
         time: datetime | None = inputs.KEEP,
@@ -397,6 +418,18 @@ class Gallery:
         if settings is None:
             raise GalleryError(f"{self.location} is empty: there is nothing to export")
         return export(Path(path), settings, self._store.scan(where, 4096))
+
+    def backup(self, path: str | Path) -> int:
+        """Copy the gallery of a folder into a new folder, also while others write; how many entries.
+
+        `fmcnet.retrieval.backup.restore` makes a gallery of it again. The copy is one, too.
+
+        Raises:
+            GalleryDamagedError: when the gallery is damaged. GalleryError: when `path` exists or cannot be written.
+        """
+        from fmcnet.retrieval.backup import backup
+
+        return backup(self.location, path)
 
 
 def _check_top(top: object) -> None:

@@ -38,7 +38,7 @@ class Serving:
         host, port: where to listen; port 0: any free one. keys: a file of API keys.
         audit: the log's file; None: beside the gallery. keep_images, show_sources: folders, see `Pictures`.
         certificate, certificate_key: PEM files; with them it speaks HTTPS.
-        device, threads: as `Encoder.from_pretrained`.
+        device, threads, calibration: as `Encoder.from_pretrained`.
     """
 
     gallery: str
@@ -53,6 +53,7 @@ class Serving:
     certificate_key: Path | None = None
     device: str = "auto"
     threads: int | None = None
+    calibration: Path | None = None
     limits: Limits = field(default_factory=Limits)
 
 
@@ -97,7 +98,14 @@ def serve(settings: Serving) -> None:
     """
     keys = check_door(settings)
     with _listen(settings.host, settings.port) as door:
-        encoder = Encoder.from_pretrained(settings.model, device=settings.device, threads=settings.threads)
+        encoder = Encoder.from_pretrained(
+            settings.model,
+            device=settings.device,
+            threads=settings.threads,
+            calibration=settings.calibration,
+        )
+        if settings.calibration is not None:
+            encoder.calibration  # noqa: B018  (refuses a calibration of another model before anybody asks)
         gallery = Gallery(settings.gallery)
         try:
             searcher = Searcher(encoder, gallery)

@@ -30,7 +30,7 @@ class EntryBody(BaseModel):
 
     id: str
     modality: ModalityName
-    pid: int | None = Field(None, description="The identity, where known.")
+    pid: str | None = Field(None, description="The identity, where known.")
     camera: str | None = None
     time: datetime | None = Field(None, description="When it was seen, UTC.")
     source: str | None = None
@@ -55,7 +55,7 @@ class HitBody(EntryBody):
 class GroupBody(BaseModel):
     """Hits of one track or person, best first."""
 
-    key: str | int | None
+    key: str | None
     similarity: float = Field(description="Of a track's entries, pooled; of a person's best match.")
     probability: float | None
     pooled: int = Field(description="How many entries were pooled; 0: none were.")

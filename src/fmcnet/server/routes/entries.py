@@ -18,7 +18,6 @@ from fmcnet.server.routes.search import (
     AuditFacts,
     Images,
     Kinds,
-    Number,
     Running,
     Sender,
     Words,
@@ -35,7 +34,7 @@ from fmcnet.server.schemas import (
     RemovedManyBody,
 )
 from fmcnet.server.service import Service
-from fmcnet.server.validation import Conditions, logged, only_known
+from fmcnet.server.validation import Conditions, Person, logged, only_known
 
 _log = logging.getLogger(__name__)
 _Value = TypeVar("_Value")
@@ -59,7 +58,7 @@ async def add(
     time: Annotated[list[Moment], Form(description="When seen; with a time zone.")] = [],  # noqa: B006
     track: Words = [],  # noqa: B006
     source: Words = [],  # noqa: B006
-    pid: list[Number] = [],  # noqa: B006
+    pid: Annotated[list[Person], Form(description="Texts or numbers; empty: unknown.")] = [],  # noqa: B006
     tag: Annotated[list[str], Form(description="Tags of all these images.")] = [],  # noqa: B006
     on_duplicate: Annotated[
         Literal["refuse", "replace", "skip"],

@@ -12,7 +12,7 @@ from fmcnet.server.decoding import Upload
 from fmcnet.server.errors import ApiError, error_schema
 from fmcnet.server.schemas import AnswerBody, EmbeddedBody, EmbeddingsBody, ModalityName, Moment
 from fmcnet.server.service import Caller, Service
-from fmcnet.server.validation import logged, only_known
+from fmcnet.server.validation import KnownPerson, logged, only_known
 from fmcnet.types import Modality
 
 router = APIRouter(prefix="/v1", responses=error_schema(), dependencies=[Depends(only_known)])
@@ -25,7 +25,6 @@ Kinds = Annotated[
     Form(min_length=1, description="visible or infrared: one for all images, or one each, in their order."),
 ]
 Words = Annotated[list[str], Form()]
-Number = Annotated[int, Form(ge=-(2**63) + 1, le=2**63 - 1)]
 
 
 def running_service(request: Request) -> Service:
@@ -95,7 +94,7 @@ async def search(
     camera: Words = [],  # noqa: B006 (FastAPI copies it)
     track: Words = [],  # noqa: B006
     tag: Annotated[list[str], Form(description="An entry must have all of these.")] = [],  # noqa: B006
-    pid: list[Number] = [],  # noqa: B006
+    pid: Annotated[list[KnownPerson], Form()] = [],  # noqa: B006
     entry_modality: Annotated[
         str | None, Form(description="Only entries that are visible, or infrared.")
     ] = None,
