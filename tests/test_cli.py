@@ -254,6 +254,29 @@ def test_embed(tiny_run, tiny_sysu, tmp_path):
     assert np.allclose(np.load(tmp_path / "one.npz")["features"][0], stored["features"][-1], atol=1e-5)
 
 
+def test_what_embed_writes_score_reads(tiny_run, tiny_sysu, tmp_path):
+    file, few = tmp_path / "e.npz", tmp_path / "few.npz"
+    made = as_json("embed", tiny_run, "--data", tiny_sysu, "--out", file)
+    assert made["images"] == len(read_dataset(tiny_sysu).select(split="test"))
+    judged = as_json("evaluate", tiny_run, "--data", tiny_sysu, "--no-report", "mode=all", "draw=seeded")
+    scored = as_json("score", file, "--draw", "seeded")
+    assert scored["mean"] == pytest.approx(judged["evaluations"][0]["mean"])
+    as_json("embed", tiny_run, tiny_sysu / "cam6", "--modality", "ir", "--out", few, "--on-error", "skip")
+    assert (np.load(few)["pid"] == -1).all()
+    assert "have no identity" in said(run("score", few, "--protocol", "regdb", code=2))
+    refused = run("embed", tiny_run, tiny_sysu / "cam6", "--data", tiny_sysu, "--out", few, code=2)
+    assert "images would do nothing" in said(refused)
+    assert "give images and their --modality" in said(run("embed", tiny_run, "--out", few, code=2))
+
+
+def test_an_encoder_says_what_it_is(tiny_run):
+    from fmcnet.inference.encoder import load
+
+    text = repr(load(tiny_run, "cpu"))
+    assert str(tiny_run) in text
+    assert "full resnet18, 64 x 32, trained on sysu, torch on cpu, digest " in text
+
+
 def test_embed_lists_every_unreadable_image_and_writes_nothing(tiny_run, tiny_sysu, tmp_path):
     folder = tmp_path / "crops"
     shutil.copytree(sorted((tiny_sysu / "cam3").iterdir())[0], folder)
@@ -363,6 +386,18 @@ def test_train_and_evaluate_on_every_layout(layout, tmp_path, tiny_sysu):
     ]  # fmt: skip
     for picture in (out / "report" / "figures").iterdir():
         assert np.asarray(Image.open(picture).convert("L")).std() > 5
+
+
+def test_a_configuration_of_another_benchmark_is_told(tiny_sysu, tmp_path):
+    command = ("train", "--data", tiny_sysu, "--out", tmp_path / "run", "--config")
+    bad = "model.arch=vgg"  # ends before it trains
+    told = said(run(*command, "regdb", bad, code=2))
+    assert (
+        f"--config regdb is for another benchmark: {tiny_sysu} has the layout of sysu. Take --config sysu"
+        in told
+    )
+    for config in ("sysu", "tiny"):
+        assert "another benchmark" not in said(run(*command, config, bad, code=2))
 
 
 def test_resume_takes_the_settings_of_the_run(tiny_sysu, tmp_path):

@@ -401,7 +401,8 @@ def load_config(
             f"{where} must hold sections (data, model, losses, ...), not a {type(tree).__name__}"
         )
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
-    faults = [fault for item in overrides if (fault := _apply_override(tree, item))]
+    of_overrides = {item: fault for item in overrides if (fault := _apply_override(tree, item))}
+    of_file: list[str] = []
     for key, (neutral, _) in REMOVED.items():
         section, name = key.split(".")
         values = tree.get(section)
@@ -412,12 +413,22 @@ def load_config(
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        faults += [_describe_fault(entry) for entry in error.errors()]
-    if faults:
+        for entry in error.errors():
+            fault = _describe_fault(entry)
+            items = [item for item in overrides if item not in of_overrides and _is_about(item, entry, fault)]
+            if items:
+                of_overrides |= dict.fromkeys(items, "") | {items[-1]: fault}
+            else:
+                of_file.append(fault)
+    if faults := [*filter(None, of_overrides.values()), *of_file]:
         more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
         listed = "\n".join(f"  {fault:.500}" for fault in [*faults[:MOST_FAULTS], *more])
-        suffix = " with the overrides" if overrides else ""
-        raise ConfigError(f"{len(faults)} fault{'s' * (len(faults) > 1)} in {where}{suffix}:\n{listed}")
+        places = [where] if of_file else []
+        if of_overrides:
+            places.append(f"the override{'s' * (len(of_overrides) > 1)} {' '.join(of_overrides)}")
+        raise ConfigError(
+            f"{len(faults)} fault{'s' * (len(faults) > 1)} in {' and '.join(places)}:\n{listed}"
+        )
     return config
 
 
@@ -472,6 +483,14 @@ def _apply_override(tree: dict[str, Any], item: str) -> str | None:
         section.pop(names[parts[1]], None)
     section[parts[1]] = value
     return None
+
+
+def _is_about(item: str, entry: Any, fault: str) -> bool:
+    """Whether an override set what a fault is about; one between settings has no path, but names them."""
+    key = item.partition("=")[0].strip()
+    section, _, name = key.partition(".")
+    path = ".".join(str(part) for part in entry["loc"][:2])
+    return path == key or (path in ("", section) and (entry["type"] == "extra_forbidden" or name in fault))
 
 
 def _describe_fault(entry: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
@@ -77,6 +78,20 @@ MODALITY_WORDS = {
 """Words for the modalities in tables and commands, in lower case."""
 
 
+def check_arrays(owner: object, names: Sequence[str]) -> None:
+    """Refuse lists and other objects where arrays are meant.
+
+    Raises:
+        DataError: naming the attribute.
+    """
+    for name in names:
+        value = getattr(owner, name)
+        if not isinstance(value, np.ndarray):
+            raise DataError(
+                f"'{name}' is of type {type(value).__name__}: give a NumPy array, as np.asarray({name})"
+            )
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """Descriptors of N images with what a protocol needs to know of each image.
@@ -104,6 +119,7 @@ class Embeddings:
     name: NDArray[np.str_]
 
     def __post_init__(self) -> None:
+        check_arrays(self, [field.name for field in fields(self)])
         if self.features.ndim != 2:
             raise DataError(f"features must be a matrix (N, D), got shape {self.features.shape}")
         n = len(self.features)

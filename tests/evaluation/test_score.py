@@ -189,3 +189,44 @@ def test_an_option_that_would_do_nothing_is_refused(tmp_path, protocol, options,
 def test_a_permutation_is_for_the_official_draw(tmp_path):
     with pytest.raises(ProtocolError, match="for the official draw"):
         score_file(save(tmp_path, **arrays()), draw="seeded", permutation=PERMUTATION)
+
+
+def test_a_gallerys_export_and_words_are_read(tmp_path):
+    plain = arrays()
+    names = np.array(
+        [f"{p:03}/{c}/{i:03}.png" for p, c, i in zip(plain["pid"], plain["cam"], plain["index"], strict=True)]
+    )
+    export = {
+        "embedding": plain["features"],
+        "pid": plain["pid"],
+        "camera": np.array([f"cam{number}" for number in plain["cam"]]),
+        "modality": np.where(np.isin(plain["cam"], (3, 6)), "infrared", "visible"),
+        "source": names,
+    }
+    expected = score_file(save(tmp_path, **plain), draw="seeded").to_dict()
+    found = score_file(save(tmp_path, **export), draw="seeded").to_dict()
+    assert {k: found[k] for k in ("mean", "trials")} == {k: expected[k] for k in ("mean", "trials")}
+    odd = {**export, "modality": np.full(N, "warm")}
+    with pytest.raises(DataError, match="'modality' is -1 in row 0"):
+        score_file(save(tmp_path, **odd), draw="seeded")
+    with pytest.raises(DataError, match="'cam' must hold whole numbers"):
+        score_file(save(tmp_path, **{**export, "camera": np.full(N, "gate")}), draw="seeded")
+
+
+def test_lists_where_arrays_are_meant_are_a_line(tmp_path):
+    import fmcnet
+    from fmcnet import protocols
+    from fmcnet.data.table import Table
+    from fmcnet.types import Embeddings
+
+    e = benchmark([1, 2])
+    with pytest.raises(DataError, match=r"embeddings is of type list: give fmcnet\.Embeddings"):
+        fmcnet.evaluate([[0.0, 1.0]], protocols.custom())
+    with pytest.raises(ProtocolError, match="'sysu' is no protocol"):
+        fmcnet.evaluate(e, "sysu")
+    with pytest.raises(DataError, match="'path' is of type list"):
+        Table("mine", tmp_path, ["a.png"], *[np.zeros(1)] * 10)
+    with pytest.raises(DataError, match="'pid' is of type list: give a NumPy array"):
+        Embeddings(e.features, e.pid.tolist(), e.camid, e.modality, e.index, e.name)
+    with pytest.raises(DataError, match="'features' is of type list"):
+        Embeddings(e.features.tolist(), e.pid, e.camid, e.modality, e.index, e.name)

@@ -152,7 +152,7 @@ def test_a_damaged_gallery_or_backup_is_refused_and_leaves_nothing(folder, tmp_p
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork")
-@pytest.mark.parametrize("at", ["_copy_index", "private_mode", "Database"])
+@pytest.mark.parametrize("at", ["_copy_index", "make_private", "Database"])
 def test_a_killed_backup_opens_as_nothing_and_the_next_takes_its_place(folder, tmp_path, monkeypatch, at):
     with Gallery(folder, read_only=True):
         pass  # what it imports late is there

@@ -64,6 +64,7 @@ def crops(tmp_path):
     return folder
 
 
+PLAIN = ("--modality", "visible", "--model", "run")
 RULES = ("--modality", "visible", "--model", "run", "--camera-from-name", "gate([0-9])")
 
 
@@ -663,3 +664,48 @@ def test_a_filter_at_a_change_of_clocks_asks_for_the_offset(crops):
     assert "--since: 2026-10-25 02:30:00 comes twice in Europe/Berlin" in said
     assert "write it with its offset" in said
     assert "--doubtful-times" not in said
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_first_index_that_fails_leaves_no_gallery(crops, tmp_path, there):
+    (crops / "gate1/broken.png").write_bytes((crops / "gate1/1_0900.png").read_bytes()[:60])
+    if there:
+        (tmp_path / "g").mkdir()
+    assert "broken.png" in wrong("index", "g", crops / "gate1/broken.png", *PLAIN)
+    assert (tmp_path / "g").exists() == there
+    made = as_json("index", "g", crops / "gate1/broken.png", *PLAIN, "--on-error", "skip")
+    assert (made["added"], len(made["faults"])) == (0, 1)
+    assert (tmp_path / "g").exists() == there
+    assert not list(tmp_path.glob("g/*"))
+    run("index", "g", crops / "gate1/1_0900.png", *PLAIN)
+    assert "broken.png" in wrong("index", "g", crops / "gate1/broken.png", *PLAIN)
+    assert as_json("gallery", "info", "g")["entries"] == 1  # one that had entries stays
+
+
+def test_a_gallery_that_another_has_open_stays(crops, tmp_path, monkeypatch):
+    def taken(*_, **__):
+        opened.append(Gallery("g"))
+        raise KeyboardInterrupt
+
+    opened = []
+    monkeypatch.setattr(indexing, "index", taken)
+    run("index", "g", crops, *RULES, code=130)
+    assert (tmp_path / "g/gallery.sqlite").exists()
+    opened[0].close()
+
+
+def test_a_search_in_a_gallery_that_never_had_an_entry_is_refused(crops, tmp_path):
+    Gallery("g").close()
+    assert "g never had an entry: fmcnet index adds pictures" in wrong(
+        "search", "g", "night.png", "--modality", "ir"
+    )
+
+
+def test_an_early_interrupt_says_what_it_left(crops, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fmcnet.retrieval.sources.read_sources", stop)
+    said = run("index", "g", crops, *RULES, code=130)
+    assert "interrupted: nothing was added; the same command starts again" in said.output
+    assert not (tmp_path / "g").exists()

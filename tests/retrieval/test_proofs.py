@@ -254,11 +254,18 @@ def in_main_file(folder):
         return database.run("SELECT count(*) FROM rows")[0][0]
 
 
+def test_large_entries_do_not_wait_for_many(tmp_path):
+    with Gallery(tmp_path / "g", flush_rows=10**6) as gallery:
+        for part in range(8):  # 5 MB
+            add(gallery, crops(10, 16_384, seed=part), entries(10, first=10 * part))
+        assert in_main_file(tmp_path / "g") >= 40
+
+
 def test_a_lost_log_costs_little_and_nothing_after_close(tmp_path):
     with Gallery(tmp_path / "g", flush_rows=10**6) as gallery:
-        for part in range(25):  # 16 MB
-            add(gallery, crops(40, 4096, seed=part), entries(40, first=40 * part))
-            assert in_main_file(tmp_path / "g") >= 40 * (part + 1) - 300  # 4 MB, and the last add
+        for part in range(25):
+            add(gallery, crops(40, seed=part), entries(40, first=40 * part))
+            assert in_main_file(tmp_path / "g") >= 40 * (part + 1) - 256
         with Gallery(tmp_path / "g", read_only=True) as reader:
             gallery.close()
             assert in_main_file(tmp_path / "g") == len(reader) == 1000

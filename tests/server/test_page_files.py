@@ -51,7 +51,7 @@ def test_ids_are_unique_and_named_where_they_are_used():
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
 def test_what_a_script_imports_is_exported(name):
     for names, source in re.findall(r'^import \{([^}]+)\} from "\./([^"]+)";', SCRIPTS[name], re.M):
-        exported = re.findall(r"^export (?:async )?(?:const|function|class) (\w+)", SCRIPTS[source], re.M)
+        exported = re.findall(r"^export (?:async )?(?:const|function|class) ([\w$]+)", SCRIPTS[source], re.M)
         assert {one.strip() for one in names.split(",")} <= set(exported)
     assert len(re.findall(r"^import ", SCRIPTS[name], re.M)) == len(
         re.findall(r'^import \{[^}]+\} from "\./', SCRIPTS[name], re.M)

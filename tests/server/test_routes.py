@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import datetime, timezone
 
@@ -312,3 +313,27 @@ def test_days_are_counted_by_camera_within_a_bound(serving):
 def test_days_that_cannot_be_counted_are_refused(serving, asked, where):
     reply = serving.client.get("/v1/days", params=asked)
     assert (reply.status_code, reply.json()["error"]["where"]) == (422, where)
+
+
+def test_the_api_is_a_page_from_local_files_or_says_what_is_missing(serving, tmp_path, monkeypatch):
+    from fmcnet.server.routes import reference
+
+    monkeypatch.setattr(reference, "PACKAGE", "files_of_swagger")
+    reply = serving.client.get("/docs")
+    assert (reply.status_code, "fastapi-offline" in reply.text) == (404, True)
+    static = tmp_path / "files_of_swagger" / "static"
+    static.mkdir(parents=True)
+    (static.parent / "__init__.py").touch()
+    for name in reference.FILES:
+        (static / name).write_text(name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    page = serving.client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "script-src 'self';" in page.headers["content-security-policy"]
+    parts = re.findall(r'(?:href|src)="([^"]+)"', page.text)
+    assert len(parts) == 3
+    assert not any(part.startswith(("http", "/")) for part in parts)  # this machine only, below any path
+    for part in parts:
+        assert serving.client.get(f"/{part}").status_code == 200
+    assert "openapi.json" in serving.client.get("/docs/start.js").text
+    assert serving.client.get("/docs/other.js").status_code == 404

@@ -1,6 +1,6 @@
 """The command line: `fmcnet demo | data | train | config | evaluate | embed | score | study | calibrate | project |
-adapt | export | crop | index | search | gallery | serve | keys | report | info | doctor | docs`, one file a group of
-commands.
+adapt | export | crop | index | search | gallery | serve | keys | report | info | push | doctor | docs`, one file a
+group of commands.
 
 User mistakes end with one clear message and exit code 2; Ctrl-C with 130. Commands import NumPy, PyTorch and FAISS
 when they run, so `--help` answers at once.
@@ -28,6 +28,7 @@ from fmcnet.cli.docs import docs
 from fmcnet.cli.doctor import doctor
 from fmcnet.cli.experiments import compare, demo, evaluate, score, study
 from fmcnet.cli.gallery import app as gallery_app
+from fmcnet.cli.hub import push
 from fmcnet.cli.inference import adapt, calibrate, embed, export, info, project
 from fmcnet.cli.search import index, search
 from fmcnet.cli.serve import keys_app, serve
@@ -79,6 +80,7 @@ for command in (
     serve,
     info,
     docs,
+    push,
     doctor,
 ):
     app.command()(command)
@@ -113,7 +115,7 @@ def _root(
     handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("fmcnet").setLevel(logging.DEBUG if verbose else logging.INFO)
-    for name in ("matplotlib", "PIL", "torch"):
+    for name in ("matplotlib", "PIL", "torch", "httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)

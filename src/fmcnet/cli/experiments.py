@@ -92,7 +92,9 @@ def evaluate(
     if result.report:
         echo(f"report: {result.report}")
     elif report:
-        echo(f"no report: {run} came with the package, which is not written to; --out FOLDER writes one")
+        echo(
+            f"no report: {run} came with the package or the hub, which is not written to; --out FOLDER writes one"
+        )
 
 
 def compare(

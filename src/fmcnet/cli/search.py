@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -83,6 +85,29 @@ def make_filter(
     )
 
 
+def _leaves_no_empty_gallery(command: Callable[..., None]) -> Callable[..., None]:
+    """Remove a gallery that the command made and that got no entry; say what an early Ctrl-C left."""
+
+    @functools.wraps(command)
+    def run(gallery: str, **options: Any) -> None:
+        folder = Path(gallery)
+        new, whole = not (folder / "gallery.sqlite").exists(), not folder.exists()
+        try:
+            command(gallery, **options)
+        except KeyboardInterrupt as stop:
+            if stop.args:
+                raise
+            raise KeyboardInterrupt("nothing was added; the same command starts again") from None
+        finally:
+            if new and (folder / "gallery.sqlite").exists():
+                from fmcnet.retrieval.folder import remove_empty
+
+                remove_empty(folder, whole=whole)
+
+    return run
+
+
+@_leaves_no_empty_gallery
 def index(
     gallery: GalleryPath,
     source: Annotated[
@@ -361,7 +386,13 @@ def search(
     since: Since = None,
     until: Until = None,
     among: Annotated[
-        str | None, typer.Option(help="Only visible, or only infrared entries.", show_default=False)
+        str | None,
+        typer.Option(
+            "--entry-modality",
+            "--among",
+            help="Only visible, or only infrared entries (--among is the old name).",
+            show_default=False,
+        ),
     ] = None,
     timezone: Zone = "UTC",
     min_probability: Annotated[
@@ -410,6 +441,8 @@ def search(
             f"{len(kinds)} modalities for {len(paths)} images: give one for all, or one for each"
         )
     with Gallery(gallery, read_only=True) as opened:  # before the model: a wrong path is said at once
+        if opened.settings is None:
+            raise FmcnetError(f"{gallery} never had an entry: fmcnet index adds pictures to it")
         answer = Searcher(open_model(gallery, model, device, calibration), opened).search(
             paths,
             kinds if len(kinds) == len(paths) else kinds * len(paths),
@@ -456,5 +489,5 @@ def _print(answer: Answer) -> None:
             echo(f"{rank}: {printable(hit.source or hit.id)}")
     else:
         echo("nobody" if answer.compared else "no entry to compare with")
-    for note in answer.notes:
+    for note in filter(None, (answer.order, *answer.notes)):
         echo(note)

@@ -51,13 +51,14 @@ def train(
     """
     from fmcnet.config import load_config
     from fmcnet.training.folder import resumed_config
-    from fmcnet.training.splits import parse_splits, split_folder, train_splits
+    from fmcnet.training.splits import parse_splits, split_folder, train_splits, warn_of_other_benchmark
 
     chosen = parse_splits(splits) if splits else ()
     folders = [split_folder(out, split) for split in chosen] or [out]
     known = (resumed_config(folder, config, overrides or []) for folder in folders if resume)
     own = next((one for one in known if one is not None), None)
     settings = own or load_config(config or "generated", overrides or [])
+    warn_of_other_benchmark(config, data)
     try:
         results = train_splits(
             settings,

@@ -4,7 +4,8 @@ Two forms of file:
 
 - one set: `features` (N, D), `pid` (N,) texts or whole numbers, `cam` (N,), `index` (N,) 1-based among the sorted
   images of an identity and camera, and `modality` (N,) 0 visible, 1 infrared where cameras do not tell (they do on
-  SYSU-MM01); a file written by `Embeddings.save` is such a file;
+  SYSU-MM01). `fmcnet embed --data` and `Embeddings.save` write such a file; `fmcnet gallery export` writes one under
+  other names. Without `index` the order of `name` (N,) counts;
 - two sets as somebody drew them: `query_features`, `query_pid`, `query_cam`, and the same with `gallery_`.
   Camera arrays may end in the protocol's name (`query_cam_llcm`), `query_modality` may tell the modality where the
   camera does not. Nothing is drawn then, and both sets must be what the direction says.
@@ -12,6 +13,7 @@ Two forms of file:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,19 +22,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fmcnet.data.table import positions
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation.draws import find_permutation
 from fmcnet.evaluation.metrics import Evaluation
 from fmcnet.evaluation.protocol_file import SUFFIXES, read_protocol
 from fmcnet.evaluation.protocols import DIRECTIONS, Protocol, llcm, regdb, sysu
 from fmcnet.parsing import read_npz
-from fmcnet.types import NO_CAMERA, BoolArray, Embeddings, IntArray, Modality, identity_numbers
+from fmcnet.types import (
+    MODALITY_WORDS,
+    NO_CAMERA,
+    BoolArray,
+    Embeddings,
+    IntArray,
+    Modality,
+    identity_numbers,
+)
 
 PROTOCOLS = ("sysu", "regdb", "llcm")
 SYSU_CAMERAS = {1: 0, 2: 0, 4: 0, 5: 0, 3: 1, 6: 1}
 REGDB_CAMERAS = {1: 0, 2: 1}
 OPTIONS = {"sysu": ("mode", "shots", "draw", "permutation"), "regdb": ("cmc",), "llcm": ("reading",)}
 """Which options a protocol has; every other one is refused, since it would do nothing."""
+ALIASES = {"camid": "cam", "camera": "cam", "embedding": "features", "source": "name"}
+"""Other names of arrays: of `Embeddings`, and of an exported gallery."""
 DRAWING = ("mode", "shots", "permutation")
 """Those of them that choose and draw the sets, which a file may hold already."""
 
@@ -200,9 +213,10 @@ def _one_set(arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str) -
         "custom": ("features", "pid", "modality"),
     }
     wanted = needed.get(protocol, ("features", "pid", "cam", "index", "modality"))
-    renamed = dict(arrays)
-    if "cam" not in renamed and "camid" in renamed:
-        renamed["cam"] = renamed["camid"]
+    renamed = {ALIASES.get(name, name): array for name, array in arrays.items()} | arrays
+    names = renamed.get("name")
+    ordered = names is not None and names.dtype.kind == "U" and len(set(names.ravel().tolist())) == names.size
+    wanted = tuple(name for name in wanted if name != "index" or not ordered)
     missing = [name for name in wanted if name not in renamed]
     if missing:
         raise DataError(
@@ -213,9 +227,6 @@ def _one_set(arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str) -
     n = len(features)
     pid = _identities(renamed["pid"], "pid", n, path)
     camid = _integers(renamed["cam"], "cam", n, path) if "cam" in renamed else np.full(n, NO_CAMERA)
-    index = (
-        _integers(renamed["index"], "index", n, path) if "index" in renamed else np.zeros(n, dtype=np.int64)
-    )
     if "modality" in renamed:
         modality = _modalities(renamed["modality"], "modality", n, path)
         known = np.isin(camid, list(SYSU_CAMERAS)) if protocol == "sysu" else np.zeros(n, dtype=bool)
@@ -227,7 +238,13 @@ def _one_set(arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str) -
             )
     else:
         modality = _from_cameras(camid, protocol, path)
-    return Scorable(_embeddings(features, pid, camid, modality, index, arrays.get("name")))
+    if "index" in renamed:
+        index = _integers(renamed["index"], "index", n, path)
+    elif names is not None and ordered and names.shape == (n,):
+        index = positions(names, modality.astype(np.uint8), camid, pid)
+    else:
+        index = np.zeros(n, dtype=np.int64)
+    return Scorable(_embeddings(features, pid, camid, modality, index, names))
 
 
 def _two_sets(arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str, direction: str) -> Scorable:
@@ -340,6 +357,10 @@ def _column(array: NDArray[Any], name: str, n: int, path: str | Path) -> NDArray
 
 
 def _integers(array: NDArray[Any], name: str, n: int, path: str | Path) -> IntArray:
+    if name == "cam" and array.dtype.kind == "U":  # of a gallery: "3", "cam3", or "" for none
+        numbers = [re.sub("^cam", "", one) or str(NO_CAMERA) for one in array.ravel().tolist()]
+        if all(re.fullmatch(r"-1|[0-9]{1,9}", one) for one in numbers):
+            array = np.array(numbers, dtype=np.int64)
     flat = _column(array, name, n, path)
     if flat.dtype.kind in "uf" and (np.abs(flat) >= 2.0**63).any():
         raise DataError(f"{path}: '{name}' holds a number that does not fit 64 bits")
@@ -349,7 +370,14 @@ def _integers(array: NDArray[Any], name: str, n: int, path: str | Path) -> IntAr
 
 
 def _modalities(array: NDArray[Any], name: str, n: int, path: str | Path) -> IntArray:
-    """(N,) of 0 and 1."""
+    """(N,) of 0 and 1; words for them will do."""
+    if array.dtype.kind == "U":
+        codes = {
+            word: MODALITY_WORDS[word.lower()].code
+            for word in set(array.tolist())
+            if word.lower() in MODALITY_WORDS
+        }
+        array = np.array([codes.get(word, -1) for word in array.tolist()], dtype=np.int64)
     modality = _integers(array, name, n, path)
     odd = np.flatnonzero((modality != 0) & (modality != 1))
     if len(odd):

@@ -90,11 +90,11 @@ class Encoder:
         threads: int | None = None,
         calibration: str | Path | None = None,
     ) -> Encoder:
-        """The model of a folder, or a shipped one by name (`fmcnet.models.shipped_models`), ready to encode.
+        """The model of a folder, a shipped one by name (`shipped_models`), or one of the hub, ready to encode.
 
         Args:
             source: a run folder (`model.safetensors`: PyTorch), an exported one (`export.json`: ONNX Runtime, which
-                needs no PyTorch), or a name.
+                needs no PyTorch), a shipped model's name, or owner/name of the Hugging Face Hub (extra `hub`).
             device: auto, cpu, cuda, cuda:N or mps; ONNX Runtime: cpu, or cuda where it can.
             runtime: "torch" or "onnxruntime", for a folder that holds both; "auto" takes PyTorch there if it can.
             threads: that compute; None: as many as the library thinks, or $OMP_NUM_THREADS. PyTorch's number is one
@@ -108,6 +108,18 @@ class Encoder:
         folder = find_model(source)
         backend, card, digest = open_backend(folder, device, runtime, threads)
         return Encoder(backend, card, digest, folder, calibration)
+
+    def __repr__(self) -> str:
+        card = self.card
+        facts = (
+            f"{card.config.model.variant} {card.config.model.arch}",
+            f"{self.height} x {self.width}",
+            f"trained on {card.dataset}",
+            f"{self.backend.name} on {self.backend.device}",
+            f"digest {self.digest or 'none'}",
+            "calibrated" if self.calibrated else "not calibrated",
+        )
+        return f"<Encoder {self.folder or '(no folder)'}: {', '.join(facts)}>"
 
     @property
     def model(self) -> FMCNet:

@@ -12,16 +12,14 @@ from pathlib import Path
 
 from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
 from fmcnet.files import make_private, private_mode, to_disk
+from fmcnet.retrieval.folder import OWN, in_use
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.index_files import FILES as INDEX_FILES
 from fmcnet.retrieval.index_files import DoubtError, Manifest, discard
 from fmcnet.retrieval.records import MADE_WITH
 from fmcnet.retrieval.sqlite_connection import NAME
 from fmcnet.retrieval.sqlite_database import Database
 from fmcnet.retrieval.sqlite_store import LOCK, writer_lock
 
-OWN = (f"{NAME}*", LOCK, MADE_WITH, *INDEX_FILES, ".*.tmp")
-"""Patterns of the files in a gallery's folder."""
 WAIT = 30.0
 """Seconds to wait for a locked database."""
 
@@ -187,19 +185,5 @@ def _check_target(source: Path, folder: Path, replace: bool) -> None:
         raise GalleryError(
             f"{folder} is a gallery: name another folder, or give --replace to remove what it holds"
         )
-    if _in_use(folder / NAME):
+    if in_use(folder / NAME):
         raise GalleryBusyError(f"{folder} is in use: end the process that has it open")
-
-
-def _in_use(database: Path) -> bool:
-    """Whether another process has it open. A database that cannot be read is taken not to be."""
-    if not os.access(database, os.R_OK | os.W_OK) or not database.is_file() or not database.stat().st_size:
-        return False
-    with contextlib.closing(sqlite3.connect(database, timeout=0)) as connection:
-        try:
-            connection.execute("PRAGMA journal_mode=DELETE")  # which needs it alone
-        except sqlite3.OperationalError as error:
-            return "locked" in str(error)
-        except sqlite3.Error:
-            pass
-    return False

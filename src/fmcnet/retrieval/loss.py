@@ -66,8 +66,14 @@ def indexed(folder: Path) -> Manifest | None:
 def lost(folder: Path, what: str, index: Manifest | None) -> GalleryDamagedError:
     """The error of a gallery that lost entries."""
     rows = f", and the index has {index.rows:,} rows" if index is not None else ""
+    left = (folder / NAME).is_file() and (folder / NAME).stat().st_size > 0
+    recover = (
+        f", or write what is left into a new gallery: fmcnet gallery recover {folder} NEW --model MODEL"
+        if left or index is not None
+        else ""
+    )
+    proofs = [str(path) for path in (folder / INDEX, mark_path(folder / NAME)) if path.exists()]
     return GalleryDamagedError(
-        f"{folder} lost entries: {what}{rows}. Nothing was changed. Restore a backup (fmcnet gallery restore), or "
-        f"write what is left into a new gallery: fmcnet gallery recover {folder} NEW --model MODEL. If this database "
-        f"is the one you want, delete {folder / INDEX} and {mark_path(folder / NAME)}"
+        f"{folder} lost entries: {what}{rows}. Nothing was changed. Restore a backup (fmcnet gallery "
+        f"restore){recover}. If this database is the one you want, delete {' and '.join(proofs)}"
     )

@@ -53,6 +53,8 @@ logger = logging.getLogger(__name__)
 LOCK = "writer.lock"
 HNSW_ABOVE = 100_000
 """Entries above which a new gallery uses a graph."""
+LOG_ROWS = 256
+"""New entries after which the log is brought into the main file; at the latest after 4 MB (sqlite_connection.py)."""
 
 
 @contextlib.contextmanager
@@ -94,6 +96,7 @@ class SqliteStore:
         self.dtype = options.dtype
         self._wrote = False
         self._owed = False  # the log may hold what was removed
+        self._in_log = 0  # entries added since the log was brought into the main file
         self._settings: GallerySettings | None = None
         self._closed = False
         self._mutex = threading.RLock()
@@ -116,6 +119,7 @@ class SqliteStore:
             if not read_only:
                 with contextlib.suppress(GalleryBusyError), writer_lock(folder, 0):
                     self.index.adopt()
+                    self._finish_index()  # of a writer that died: the index proves a loss, and saves entries from it
                     self.database.truncate_log()  # a writer that died may have left what it removed
         except BaseException:
             self.database.close()
@@ -362,6 +366,10 @@ class SqliteStore:
                 state.generation = generation
                 if old:
                     self._erase(gone)
+            self._in_log += len(entries)
+            if self._in_log >= LOG_ROWS:
+                self.database.shorten_log()
+                self._in_log = 0
             self.index.keep_up()
             ids = tuple(entry.id for entry in batch.entries)
             return Added(ids, len(entries) - len(old), len(old), len(ids) - len(entries))
@@ -412,6 +420,11 @@ class SqliteStore:
         self.database.truncate_log()
         self._owed = False
 
+    def _finish_index(self) -> None:
+        """Write what only memory has of the index."""
+        if self.index.state is not None and self.index.state.unsaved:
+            self.index.flush()
+
     def compact(self) -> None:
         """Rewrite database and index without what was removed."""
         with self._writing():
@@ -444,8 +457,7 @@ class SqliteStore:
                 if self._wrote and not self.database.replaced:
                     with contextlib.suppress(GalleryBusyError), writer_lock(self.folder, self.timeout):
                         self.index.adopt()
-                        if self.index.state is not None and self.index.state.unsaved:
-                            self.index.flush()
+                        self._finish_index()
                         self.database.shorten_log()
             finally:
                 self._closed = True

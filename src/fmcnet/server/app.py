@@ -19,12 +19,12 @@ from fmcnet import __version__
 from fmcnet.server.errors import api_error_of
 from fmcnet.server.keys import Keys
 from fmcnet.server.proxies import Network, RootPathMiddleware, check_root_path
-from fmcnet.server.routes import entries, info, search
+from fmcnet.server.routes import entries, info, reference, search
 from fmcnet.server.security import SecurityMiddleware
 from fmcnet.server.service import Service
 
 METHODS = ("get", "post", "delete")
-PARTS = (search, entries, info)
+PARTS = (search, entries, info, reference)
 
 
 def create_app(

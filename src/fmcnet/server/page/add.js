@@ -6,7 +6,7 @@ import { $, call, count, make, say, toAnswer } from "./service.js";
 
 const PATIENCE = 5;
 
-/** {file, said, state}: "waiting", "added", "there" or "refused". */
+/** {file, id, said, state}; state is "waiting", "added", "there" or "refused". */
 let queue = [];
 let working = false;
 const waiting = () => queue.filter((one) => one.state === "waiting" || one.state === "refused");
@@ -19,7 +19,7 @@ async function enter() {
   draw();
 }
 
-export function take(given) {
+function take(given) {
   const { images, said } = imagesOf(given);
   queue = [...queue, ...images.map((file) => ({ file, state: "waiting", said: "not added yet" }))];
   draw();
@@ -42,32 +42,38 @@ function draw() {
 
 const nameOf = (file) => file.name || "pasted.png";
 
-/** The same file has the same id, so that it is not there twice. Browsers digest on https and this machine only. */
+/** The same file has the same id, so that it is not there twice. Only https and this machine let pages digest. */
 async function idOf(file) {
-  if (!globalThis.crypto?.subtle) return null;
-  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", await file.arrayBuffer()));
-  return `upload-${[...digest.slice(0, 16)].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+  const bytes = crypto.subtle
+    ? new Uint8Array(await crypto.subtle.digest("SHA-256", await file.arrayBuffer()))
+    : crypto.getRandomValues(new Uint8Array(16));
+  return `upload-${[...bytes.slice(0, 16)].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
 }
 
-async function form(file) {
-  const data = new FormData();
-  data.append("images", file, nameOf(file));
-  data.append("modality", $("add").elements.modality.value);
-  data.append("source", `upload:${nameOf(file)}`); // no path: another file of that name is never shown for it
-  data.append("on_duplicate", "skip");
-  const id = await idOf(file);
-  if (id) data.append("id", id);
-  for (const field of ["camera", "track"]) {
-    if ($(`add-${field}`).value.trim()) data.append(field, $(`add-${field}`).value.trim());
+/** What holds for all files, as it was when the adding began. */
+function fields() {
+  const found = { modality: $("add").elements.modality.value, on_duplicate: "skip" };
+  for (const name of ["camera", "track"]) {
+    if ($(`add-${name}`).value.trim()) found[name] = $(`add-${name}`).value.trim();
   }
-  if ($("add-time").value) data.append("time", new Date($("add-time").value).toISOString());
+  if ($("add-time").value) found.time = new Date($("add-time").value).toISOString();
+  return found;
+}
+
+async function form(one, shared) {
+  one.id ??= await idOf(one.file);
+  const data = new FormData();
+  data.append("images", one.file, nameOf(one.file));
+  data.append("id", one.id);
+  data.append("source", `upload:${nameOf(one.file)}`); // no path: another file of that name is never shown for it
+  for (const [name, value] of Object.entries(shared)) data.append(name, value);
   return data;
 }
 
-async function send(one) {
+async function send(one, shared) {
   for (let trial = 1; ; trial++) {
     try {
-      const told = await (await call("v1/entries", { method: "POST", body: await form(one.file) })).json();
+      const told = await (await call("v1/entries", { method: "POST", body: await form(one, shared) })).json();
       one.state = told.skipped ? "there" : "added";
       one.said = [told.skipped ? "in the gallery already" : "added", ...told.notes].join("; ");
       return true;
@@ -89,12 +95,12 @@ async function add() {
     askForModality($("add"), $("add-hint"));
     return;
   }
-  const due = waiting();
+  const due = waiting(), shared = fields();
   working = true;
   say(`Adding ${count(due.length, "crop")}…`);
   for (const one of due) {
     draw();
-    if (!(await send(one))) break;
+    if (!(await send(one, shared))) break;
   }
   working = false;
   draw();

@@ -52,6 +52,8 @@ async function load() {
   $("days-about").textContent = told.total
     ? `${count(told.total, "crop")}, ${count(cameras.size, "camera")}, ${count(known.size, "day")}.`
       + (told.left_out ? ` ${count(told.left_out, "crop")} of earlier days not listed: set the dates.` : "")
+      + (known.size && (cameras.has(null) || told.days.some((one) => one.day === null))
+        ? " Find those without a camera or a time in All crops." : "")
     : "No crop passes these filters.";
   const opened = new Set([...$("days").querySelectorAll("details[open]")].map((box) => box.dataset.camera));
   const all = told.total ? [choice("All crops", told.total, {})] : [];
@@ -81,9 +83,7 @@ function cameraBox(name, days, open) {
 function choice(label, entries, which, camera) {
   const parts = [make("span", { textContent: label }), make("span", { className: "count", textContent: entries.toLocaleString() })];
   if (which.camera === null || which.day === null) {
-    const element = make("p", { className: "choice" }, ...parts);
-    element.title = "See All crops: no filter finds what has no camera or no time.";
-    return element;
+    return make("p", { className: "choice" }, ...parts);
   }
   const button = make("button", { type: "button", className: "choice" }, ...parts);
   button.setAttribute("aria-pressed", String(JSON.stringify(which) === chosen));

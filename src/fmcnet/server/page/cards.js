@@ -2,7 +2,7 @@
 
 import { $, call, state } from "./service.js";
 
-export function percent(p) {
+function percent(p) {
   const value = 100 * p;
   if (value > 0 && value < 0.1) return "< 0.1 %";
   return `${value < 10 ? value.toFixed(1) : Math.min(value, 99.9).toFixed(value > 99 ? 1 : 0)} %`;
@@ -14,7 +14,7 @@ export function when(time) {
 }
 
 /** The last part of a source; uploads of this page are stored as "upload:NAME". */
-export const fileName = (source) => (source ?? "").split(/[\\/]/).pop().replace(/^upload:/, "");
+const fileName = (source) => (source ?? "").split(/[\\/]/).pop().replace(/^upload:/, "");
 
 /** What a person would call this crop. */
 export const nameOf = (entry) => fileName(entry.source) || `the crop of ${when(entry.time)}`;
@@ -30,22 +30,22 @@ export function card(entry, rank, act = {}, picked = false) {
   const item = $("hit").content.firstElementChild.cloneNode(true);
   const part = (name) => item.querySelector(`.${name}`);
   const name = rank === null ? nameOf(entry) : `hit ${rank}`;
-  const fill = (row, value) => {
+  const put = (row, value) => {
     part(row).textContent = value ?? "";
     part(row).parentElement.hidden = value === null || value === "" || value === undefined;
   };
   item.dataset.id = entry.id;
   part("rank").textContent = rank ?? "";
   part("rank").hidden = rank === null;
-  fill("file-name", fileName(entry.source));
-  fill("time", entry.time ? when(entry.time) : "unknown");
-  fill("camera", entry.camera ?? "unknown");
-  fill("of-track", entry.track);
-  fill("pid", entry.pid);
-  fill("kind", entry.modality === "visible" ? "visible light" : "infrared");
-  fill("tags", entry.tags.join(", "));
-  fill("source", entry.source);
-  fill("id", entry.id);
+  put("file-name", fileName(entry.source));
+  put("time", entry.time ? when(entry.time) : "unknown");
+  put("camera", entry.camera ?? "unknown");
+  put("of-track", entry.track);
+  put("pid", entry.pid);
+  put("kind", entry.modality === "visible" ? "visible light" : "infrared");
+  put("tags", entry.tags.join(", "));
+  put("source", entry.source);
+  put("id", entry.id);
   part("more").querySelector("summary").setAttribute("aria-label", `Details of ${name}`);
   drawCertainty(entry, part);
 

@@ -55,7 +55,7 @@ async function colours(file) {
 }
 
 /** A hint where the colours of some files contradict a modality; "" where they do not. */
-export async function contradiction(files, modality) {
+async function contradiction(files, modality) {
   if (!modality || !files.length) return "";
   const found = await Promise.all(files.map(colours));
   const odd = found.filter((value) => (modality === "infrared" ? value > COLOURED : value < COLOURLESS)).length;

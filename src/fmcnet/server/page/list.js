@@ -27,10 +27,10 @@ export async function showList(list) {
   shown = list;
   $("hint").hidden = list !== null;
   $("notes").replaceChildren(...(list?.notes ?? []).map((note) => make("li", { textContent: note })));
-  say(list?.said ?? "", list?.bad);
-  await draw();
+  if (await draw()) say(list?.said ?? "", list?.bad);
 }
 
+/** Whether the list was drawn, and is still the one to show. */
 async function draw() {
   const list = shown;
   list && (list.page = Math.min(Math.max(list.page, 0), list.pages - 1));
@@ -39,9 +39,10 @@ async function draw() {
   try {
     entries = list ? await list.part(first, PAGE_SIZE) : [];
   } catch (error) {
-    say(error.message, true);
+    if (list === shown) say(error.message, true);
+    return false;
   }
-  if (list !== shown) return;
+  if (list !== shown) return false;
   const act = { track: (entry) => openTrack(entry.track, afterRemoval), remove: (entry) => remove([entry]), pick };
   fill($("hits"), entries.map((entry, at) =>
     card(entry, list.ranked ? first + at + 1 : null, act, list.chosen.has(entry.id))));
@@ -53,11 +54,12 @@ async function draw() {
   $("next").disabled = !list || list.page === list.pages - 1;
   document.querySelectorAll(".bulk").forEach((bar) => { bar.hidden = !entries.length || !state.may.includes("admin"); });
   drawChosen();
+  return true;
 }
 
 async function turn(by) {
   shown.page += by;
-  await draw();
+  if (!(await draw())) return;
   $("answer").scrollIntoView({ block: "start" });
   say(`${shown.said} ${$("page-of").textContent.replaceAll(" ", "\u00a0")}.`);
 }
@@ -103,6 +105,7 @@ async function afterRemoval(gone, said) {
 for (const place of ["before", "after"]) {
   const bar = $("bulk").content.firstElementChild.cloneNode(true);
   $("hits")[place](bar);
+  if (place === "before") bar.querySelector(".picked").setAttribute("role", "status"); // read out once
   bar.querySelector("input").addEventListener("change", (event) => pickAll(event.target.checked));
   bar.querySelector("button").addEventListener("click", () => remove([...shown.chosen.values()]));
 }

@@ -18,8 +18,8 @@ async function connect() {
     $("about").textContent = describe(state.gallery);
   } catch (error) {
     state.gallery = null;
-    state.may = error.status === 403 ? ["write"] : []; // a key that is known, and may not read
-    $("about").textContent = error.status === 403 ? "This key may add crops only. A search needs the scope read." : error.message;
+    state.may = error.status === 403 && state.key ? ["write"] : []; // a key that is known, and may not read
+    $("about").textContent = state.may.length ? "This key may add crops only. A search needs the scope read." : error.message;
     $("about").classList.toggle("bad", error.status !== 401 || Boolean(state.key));
     if (!state.may.length) return;
   }

@@ -15,7 +15,7 @@ export const searchView = { name: "search", form: $("ask"), take, enter: () => s
 
 // ---- the query ----
 
-export function take(given) {
+function take(given) {
   const { images, said } = imagesOf(given, (state.gallery?.images_at_once ?? 64) - files.length);
   files = [...files, ...images];
   drawPreviews();
@@ -46,7 +46,7 @@ function drawPreviews() {
   checkModality();
 }
 
-export function ready() {
+function ready() {
   $("go").disabled = !files.length || !state.gallery;
   $("least-label").hidden = !state.gallery?.calibrated;
 }

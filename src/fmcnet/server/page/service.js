@@ -5,7 +5,7 @@ export const $ = (id) => document.getElementById(id);
 /** gallery: what /v1/gallery answered; null before, and for a key that may only add. key: the API key. */
 export const state = { gallery: null, key: "", may: [] };
 
-export class Refused extends Error {
+class Refused extends Error {
   constructor(status, error) {
     super(error.do ? `${error.what} (${error.where}): ${error.do}.` : error.what);
     this.status = status;
