@@ -173,7 +173,7 @@ def test_a_gallery_of_0_1_0_is_read_searched_changed_and_exported(tmp_path, capl
             gallery.add(query, modality="visible", pid=3)
             assert stored_format(folder) == 1
             gallery.add([query, query], modality="visible", pid=["anna", "0003"], ids=["new", "third"])
-            assert stored_format(folder) == 2
+            assert stored_format(folder) == 3
             assert gallery.count(Where(pids=["3"])) == 4
             assert gallery.remove(Where(pids=[4])) == 5
             assert gallery.update(ids=["third"], pid="bob") == 1
@@ -213,7 +213,7 @@ def test_a_failed_add_leaves_a_gallery_of_0_1_0_as_it_was(tmp_path, monkeypatch)
         monkeypatch.undo()
         assert (len(gallery), gallery.identities(), stored_format(folder)) == (12, ["1", "2", "3", "4"], 1)
         gallery.add(np.ones(32), modality="visible", pid="anna")
-        assert (len(gallery), stored_format(folder)) == (13, 2)
+        assert (len(gallery), stored_format(folder)) == (13, 3)
 
 
 def test_what_the_index_of_0_1_0_knows_comes_back(tmp_path):
@@ -232,11 +232,11 @@ def test_a_gallery_of_a_later_format_is_refused(tmp_path):
         gallery.add(np.ones(3), modality="visible", pid="anna")
     with sqlite3.connect(tmp_path / "g" / "gallery.sqlite") as connection:
         (value,) = connection.execute("SELECT value FROM meta WHERE key = 'gallery'").fetchone()
-        later = value.replace('"format": 2', '"format": 3')
+        later = value.replace('"format": 3', '"format": 4')
         connection.execute(
             "UPDATE meta SET value = ?, crc = ? WHERE key = 'gallery'", (later, checksum("gallery", later))
         )
-    with pytest.raises(GalleryError, match="has format 3, this fmcnet reads up to 2: update fmcnet"):
+    with pytest.raises(GalleryError, match="has format 4, this fmcnet reads 1 and 3: update fmcnet"):
         Gallery(tmp_path / "g")
 
 

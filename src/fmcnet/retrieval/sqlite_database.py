@@ -28,8 +28,8 @@ from fmcnet.retrieval.sqlite_connection import Connection
 from fmcnet.types import Modality
 
 FORMAT = 1
-NAMED = 2
-"""The format from the first identity on that is no number; 0.1.0 refuses it, for it reads numbers only."""
+NAMED = 3
+"""The format from the first identity on that is no number; 0.1.0 reads numbers only, and refuses it."""
 COLUMNS = "seq, id, pid, modality, camera, time, source, track, tags"
 Values = tuple[
     int, str, "int | bytes | None", int, "str | None", "int | None", "str | None", "str | None", "str | None"
@@ -168,7 +168,7 @@ class Database(Connection):
             raise self.damaged("'gallery' is not what was written") from error
         if version not in (FORMAT, NAMED):
             raise GalleryError(
-                f"{self.path} has format {version}, this fmcnet reads up to {NAMED}: update fmcnet"
+                f"{self.path} has format {version}, this fmcnet reads {FORMAT} and {NAMED}: update fmcnet"
             )
         return about
 
