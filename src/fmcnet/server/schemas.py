@@ -113,6 +113,7 @@ class EntriesBody(BaseModel):
 
     total: int
     entries: list[EntryBody]
+    notes: list[str] = Field([], description="What no entry has of that which was asked for.")
 
 
 class RemovedBody(BaseModel):
@@ -128,6 +129,7 @@ class RemovedManyBody(BaseModel):
     matched: int
     removed: int = Field(description="0 in a dry run.")
     dry_run: bool
+    notes: list[str] = Field([], description="What no entry has of that which was asked for.")
 
 
 class GalleryBody(BaseModel):
