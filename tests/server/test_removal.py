@@ -56,10 +56,15 @@ def test_what_matches_all_conditions_goes_and_nothing_else(serving, asked, seeds
     listed = serving.client.get("/v1/entries", params=asked).json()
     assert {one["id"] for one in listed["entries"]} == {f"crop-{seed}" for seed in seeds}
     said = remove(serving, **asked, dry_run=True)
-    assert said.json() == {"matched": len(seeds), "removed": 0, "dry_run": True}
+    assert said.json() | {"notes": []} == {"matched": len(seeds), "removed": 0, "dry_run": True, "notes": []}
     assert len(here(serving)) == 8
     done = remove(serving, **asked, expect=len(seeds))
-    assert done.json() == {"matched": len(seeds), "removed": len(seeds), "dry_run": False}
+    assert done.json() | {"notes": []} == {
+        "matched": len(seeds),
+        "removed": len(seeds),
+        "dry_run": False,
+        "notes": [],
+    }
     left = sorted(f"crop-{seed}" for seed in set(range(8)) - seeds)
     assert here(serving) == left
     kept = serving.service.pictures.kept
@@ -215,3 +220,17 @@ def test_a_removal_beside_a_reader_is_logged_by_id(serving):
     assert (last["outcome"], last["removed"]) == ("refused", 4)
     assert last["ids"] == [f"crop-{seed}" for seed in range(4)]
     assert here(serving) == [f"crop-{seed}" for seed in range(4, 8)]
+
+
+def test_filters_that_no_entry_passes_and_near_spellings_are_told(tmp_path):
+    with running(tmp_path) as it:
+        assert it.add(1, camera="cam1").json()["notes"] == []
+        assert it.client.get("/v1/entries?camera=cam1").json()["notes"] == []
+        for address in ("/v1/entries?camera=Hall", "/v1/entries?camera=Hall&dry_run=true"):
+            reply = it.client.get(address) if "dry" not in address else it.client.delete(address)
+            assert reply.json()["notes"] == ["no entry has the camera 'Hall'; those that are: cam1"]
+        near = it.client.delete("/v1/entries?camera=01&expect=0").json()
+        assert (near["removed"], near["notes"]) == (0, ["no entry has the camera '01': did you mean 'cam1'?"])
+        [note] = it.add(2, camera="01").json()["notes"]
+        assert "the cameras '01', 'cam1' may be one" in note
+        assert it.add(3, camera="gate").json()["notes"] == []

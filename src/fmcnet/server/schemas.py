@@ -114,6 +114,7 @@ class EntriesBody(BaseModel):
 
     total: int
     entries: list[EntryBody]
+    notes: list[str] = Field([], description="What no entry has of that which was asked for.")
 
 
 class DayBody(BaseModel):
@@ -145,6 +146,7 @@ class RemovedManyBody(BaseModel):
     matched: int
     removed: int = Field(description="0 in a dry run.")
     dry_run: bool
+    notes: list[str] = Field([], description="What no entry has of that which was asked for.")
 
 
 class GalleryBody(BaseModel):

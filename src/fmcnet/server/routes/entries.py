@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import Response
 
+from fmcnet.data.spelling import near_cameras
 from fmcnet.errors import FmcnetError, GalleryBusyError, GalleryError
 from fmcnet.retrieval import Entry, Where
+from fmcnet.retrieval.answer import filter_notes
 from fmcnet.retrieval.inputs import as_id
 from fmcnet.retrieval.times import parse_timezone
 from fmcnet.server.errors import ApiError, error_schema
@@ -105,7 +107,7 @@ async def add(
             )  # fmt: skip
             service.cameras.update(camera)
             kept = [p for p in zip(done.ids, pictures, strict=True) if p[0] not in there]
-            notes = await service.work(lambda: _keep(service, kept))
+            notes = await service.work(lambda: [*_keep(service, kept), *_near(service, camera)])
     return {
         "ids": list(done.ids),
         "added": done.added,
@@ -125,13 +127,13 @@ async def entries(
     """Entries that match, without embeddings, in the order of their adding."""
     asked = None if where.anything else where
 
-    def look() -> tuple[int, list[Entry]]:
+    def look() -> tuple[int, list[Entry], tuple[str, ...]]:
         found = service.gallery.scan(asked, chunk=min(offset + limit, 4096))
         rows = [entry for entry, _ in itertools.islice(found, offset, offset + limit)]
-        return service.gallery.count(asked), rows
+        return service.gallery.count(asked), rows, filter_notes(service.gallery, asked)
 
-    total, rows = await service.work(look)
-    return EntriesBody(total=total, entries=[EntryBody.of(entry) for entry in rows])
+    total, rows, notes = await service.work(look)
+    return EntriesBody(total=total, entries=[EntryBody.of(entry) for entry in rows], notes=list(notes))
 
 
 @router.get("/days", response_model=DaysBody, summary="How many entries each camera has on each day")
@@ -223,6 +225,12 @@ def _column(values: list[_Value], images: int, name: str) -> _Value | list[_Valu
     return None if not values else values[0] if len(values) == 1 else values
 
 
+def _near(service: Service, cameras: list[str]) -> list[str]:
+    """A note for each of these cameras that entries have in another spelling, too."""
+    notes = near_cameras(service.gallery.cameras()) if cameras else []
+    return [note for note in notes if any(repr(camera) in note for camera in cameras)]
+
+
 def _keep(service: Service, pictures: list[tuple[str, bytes | None]]) -> list[str]:
     """Store the pictures of new entries; what went wrong, as notes: the entries themselves are there."""
     kept = service.pictures.kept
@@ -263,9 +271,10 @@ async def remove_many(
                 422, "a removal cannot be undone", "expect", "ask with dry_run=true, then give expect=MATCHED"
             )
         async with service.changing:
+            notes = await service.work(lambda: filter_notes(service.gallery, where))
             matched, ids = await service.work(lambda: _remove(service, where, dry_run, expect, log))
         log.update(ids=ids, removed=len(ids))
-    return RemovedManyBody(matched=matched, removed=len(ids), dry_run=dry_run)
+    return RemovedManyBody(matched=matched, removed=len(ids), dry_run=dry_run, notes=list(notes))
 
 
 def _remove(
