@@ -86,7 +86,7 @@ def open_model(gallery: str, source: str | Path | None, device: str = "auto") ->
 
 def _read(gallery: str) -> dict[str, Any]:
     """What is noted; nothing where the note is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         found = json.loads((Path(gallery) / MADE_WITH).read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
     return {}
