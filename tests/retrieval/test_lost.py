@@ -90,12 +90,12 @@ def test_what_the_index_knows_comes_back(folder, tmp_path):
     assert (found.entries, found.renamed, found.damaged) == (50, 50, 0)
     with Gallery(tmp_path / "new.gallery") as gallery:
         entries = {entry.pid: entry for entry, _ in gallery.scan()}
-        assert set(entries) == set(range(10, 60))
-        even, odd = entries[10], entries[11]
+        assert set(entries) == {str(pid) for pid in range(10, 60)}
+        even, odd = entries["10"], entries["11"]
         assert (even.camera, even.track, even.tags, even.time) == ("gate", None, ("bag", "hat"), SEEN)
         assert (odd.camera, odd.track, odd.tags, str(odd.modality)) == (None, "t1", (), "infrared")
         assert even.id.startswith("recovered-")
-        assert gallery.search(unit(60)[10], top=1)[0].pid == 10
+        assert gallery.search(unit(60)[10], top=1)[0].pid == "10"
 
 
 def test_ids_come_back_as_far_as_the_database_goes_and_damaged_rows_are_counted(folder, tmp_path):

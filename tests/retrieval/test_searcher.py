@@ -103,7 +103,7 @@ def test_what_reaches_is_found_behind_many_of_the_other_modality(tmp_path):
 def test_groups_by_track_and_person(searcher):
     answer = searcher.search(picture(*RED), "ir", group="pid")
     assert next((g.key, [m.id for m in g.hits]) for g in answer.groups) == (
-        1,
+        "1",
         ["night-red", "red", "pink"],
     )
     assert [hit.id for hit in answer.hits] == [g.best.id for g in answer.groups]
@@ -111,7 +111,7 @@ def test_groups_by_track_and_person(searcher):
     by_track = searcher.search(picture(*RED), "ir", group="track", top=2)
     assert [g.key for g in by_track.groups] == [None, "t1"]
     sure = searcher.search(picture(*RED), "ir", group="pid", fmr=0.01)
-    assert [(g.key, [m.id for m in g.hits]) for g in sure.groups] == [(1, ["night-red", "red"])]
+    assert [(g.key, [m.id for m in g.hits]) for g in sure.groups] == [("1", ["night-red", "red"])]
 
 
 def test_a_track_is_its_pictures_pooled_and_a_person_the_best_picture(searcher):

@@ -81,7 +81,7 @@ def calibrate(
     run: Model,
     data: Annotated[
         Path,
-        typer.Option("--data", help="A labelled dataset: a folder or a CSV (docs/reference/datasets.md)."),
+        typer.Option("--data", help="A labelled dataset: a folder or a CSV (fmcnet docs datasets)."),
     ],
     fmr: Annotated[
         float, typer.Option(help="False-match rate of the default threshold, of one comparison.")
@@ -94,7 +94,11 @@ def calibrate(
         str, typer.Option(help="auto (identities not trained on), all, train, val or test.")
     ] = "auto",
     out: Annotated[
-        Path | None, typer.Option(help="The file to write; default: calibration.json in the model's folder.")
+        Path | None,
+        typer.Option(
+            help="The file to write, for --calibration of search and serve; default: calibration.json in the model's "
+            "folder, which is found by itself."
+        ),
     ] = None,
     device: Device = "auto",
     json_: Json = False,
@@ -122,6 +126,8 @@ def calibrate(
         return
     for line in said(found):
         echo(line)
+    if out is not None:
+        echo(f"use it: fmcnet search GALLERY IMAGE --calibration {path} (or fmcnet serve)")
     echo(f"calibration: {path}")
 
 

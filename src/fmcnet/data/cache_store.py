@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fmcnet.errors import DataError
 from fmcnet.files import lock_file, private_mode, write_atomically
+from fmcnet.parsing import read_json
 
 FORMAT = 2
 """Of the .json file: a cache of another format is built again."""
@@ -170,7 +171,7 @@ def _checksum(path: Path) -> str:
 def read_description(path: Path) -> dict[str, Any] | None:
     """The content of the .json beside a .npy, None where it is missing or damaged."""
     try:
-        description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        description = read_json(path.with_suffix(".json"))
     except (OSError, ValueError):
         return None
     return description if isinstance(description, dict) else None

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import DataError
+from fmcnet.identities import identity_number, parse_identity
 from fmcnet.types import NO_CAMERA, NO_PID, IntArray, Modality
 
 SPLITS = ("train", "val", "test")
@@ -31,6 +32,7 @@ class Record(NamedTuple):
     track: str = ""
     tags: str = ""
     source: str = ""
+    range: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Table:
         name: what was read: "sysu", "regdb", "llcm", "csv"...
         root: the folder that `path` is relative to.
         path: (N,) str, POSIX separators.
-        pid: (N,) int64, identity as the dataset numbers it (a CSV's names are numbered in sorted order).
+        pid: (N,) int64, the identity's number in this table: as the dataset numbers it, or the position of its name.
+            `identity` is the same in every dataset.
         modality: (N,) uint8, 0 visible, 1 infrared.
         camid: (N,) int64, `NO_CAMERA` where unknown.
         split: (N,) str, one of `SPLITS`.
@@ -51,7 +54,8 @@ class Table:
         track: (N,) str, as given, or "".
         tags: (N,) str, as given, between semicolons, or "".
         source: (N,) str, as given, or "".
-        pid_names: for datasets whose identities are not numbers: name of pid i at position i.
+        range: (N,) str, "LOW:HIGH" as `fmcnet.data.depth.parse_range` takes it, or "".
+        pid_names: for datasets whose identities are not numbers: name of pid i at position i, as written.
         notes: the reader's notes (identities dropped, files ignored).
     """
 
@@ -68,11 +72,12 @@ class Table:
     track: NDArray[np.str_]
     tags: NDArray[np.str_]
     source: NDArray[np.str_]
+    range: NDArray[np.str_]
     pid_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     COLUMNS: ClassVar[tuple[str, ...]] = Record._fields
-    TEXTS: ClassVar[tuple[str, ...]] = ("camera", "track", "tags", "source")
+    TEXTS: ClassVar[tuple[str, ...]] = ("camera", "track", "tags", "source", "range")
 
     def __post_init__(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in self.COLUMNS}
@@ -128,7 +133,17 @@ class Table:
         return self.take(np.flatnonzero(mask))
 
     def labels(self) -> tuple[IntArray, IntArray]:
-        """Class labels 0..C-1 in sorted order of pid: (labels (N,), pids (C,))."""
+        """Class labels 0..C-1 in sorted order of pid: (labels (N,), pids (C,)).
+
+        Raises:
+            DataError: when an image has no identity: nobody known is not a person.
+        """
+        unknown = np.flatnonzero(self.pid == NO_PID)
+        if len(unknown):
+            raise DataError(
+                f"{len(unknown)} of {len(self)} images have no identity, the first is {self.path[unknown[0]]}: give "
+                "them one, or leave them out"
+            )
         pids, labels = np.unique(self.pid, return_inverse=True)
         return labels.astype(np.int64), pids
 
@@ -155,6 +170,25 @@ class Table:
             return ""
         return self.pid_names[pid] if self.pid_names else str(pid)
 
+    def identity(self, pid: int) -> str | None:
+        """The identity as it is known in every dataset and gallery (`parse_identity`); None for `NO_PID`."""
+        return parse_identity(self.pid_name(pid))
+
+    def identities(self) -> list[str | None]:
+        """The identity of every row, as galleries keep it."""
+        found = {pid: self.identity(pid) for pid in np.unique(self.pid).tolist()}
+        return [found[pid] for pid in self.pid.tolist()]
+
+    def identity_numbers(self) -> IntArray:
+        """(N,) int64, equal for the same identity in every table; `pid` itself where identities are numbers."""
+        if not self.pid_names:
+            return self.pid
+        known = [
+            NO_PID if (one := parse_identity(name)) is None else identity_number(one)
+            for name in self.pid_names
+        ]
+        return np.array([*known, NO_PID], dtype=np.int64)[self.pid]
+
     def records(self) -> list[Record]:
         """The rows, one by one."""
         columns = (getattr(self, name).tolist() for name in Record._fields)
@@ -171,7 +205,7 @@ def fingerprint(table: Table, *columns: NDArray[np.str_]) -> str:
         table: the dataset.
         columns: further columns (N,) to include, as the split.
     """
-    names = [table.pid_names[pid] if table.pid_names else str(pid) for pid in table.pid.tolist()]
+    names = [str(pid) if pid == NO_PID else table.pid_name(pid) for pid in table.pid.tolist()]
     lines = sorted(
         "\t".join(row) for row in zip(table.path.tolist(), names, *(c.tolist() for c in columns), strict=True)
     )

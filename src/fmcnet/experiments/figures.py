@@ -134,7 +134,13 @@ def ranked_lists(judged: EvaluatedRun, path: Path, queries: int = 6, top: int = 
     )
     figure, axes = new_axes(len(lists), top + 1, (0.82 * (top + 1), 1.62 * len(lists) + 0.3))
     for line, (row, answers) in enumerate(zip(picked, lists, strict=True)):
-        _show(axes[line][0], table, row, f"pid {table.pid[row]} cam {table.camid[row]}", INK)
+        _show(
+            axes[line][0],
+            table,
+            row,
+            f"pid {table.pid_name(int(table.pid[row]))} cam {table.camid[row]}",
+            INK,
+        )
         for place in range(top):
             ax = axes[line][place + 1]
             if place >= len(answers.gallery):

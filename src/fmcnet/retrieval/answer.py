@@ -15,6 +15,7 @@ from fmcnet.inference.calibration.calibration import Calibration
 from fmcnet.inference.calibration.curve import FloatVector
 from fmcnet.inference.encoder import Encoder
 from fmcnet.retrieval.gallery import Gallery
+from fmcnet.retrieval.identity_notes import filter_notes as identity_notes
 from fmcnet.retrieval.records import Hit, HitGroup, Where
 from fmcnet.types import Modality
 
@@ -157,13 +158,15 @@ def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
                     f"entries of the camera {', '.join(map(repr, others))} do not pass the filter, which may be "
                     f"'{camera}', too"
                 )
-    for word, name in (("track", "tracks"), ("tag", "tags"), ("pid", "pids")):
+    for word, name in (("track", "tracks"), ("tag", "tags")):
         values: list[Any] = list(getattr(where, name) or ())
         if len(values) <= MOST_WORDS:
             conditions: list[dict[str, Any]] = [{name: [one]} for one in values]
             counts = [gallery.count(Where(**condition)) for condition in conditions]
             absent = [one for one, count in zip(values, counts, strict=True) if not count]
             notes += [f"no entry has the {word} '{one}'" for one in absent]
+    if where.pids is not None and len(where.pids) <= MOST_WORDS:
+        notes += identity_notes(gallery, [str(pid) for pid in where.pids])
     return tuple(notes)
 
 

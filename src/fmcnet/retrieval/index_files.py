@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from fmcnet.files import private_mode, remove_left, to_disk, write_atomically
+from fmcnet.parsing import parse_json, read_json
 from fmcnet.retrieval.columns import EntryColumns
 from fmcnet.retrieval.faiss_index import Codes, FaissIndex
 from fmcnet.retrieval.records import GallerySettings, IndexChoice
@@ -31,7 +33,9 @@ from fmcnet.types import IntArray
 logger = logging.getLogger(__name__)
 
 NAME = "index.json"
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, FORMAT)
+"""2, of 0.1.0, has numbers for identities; `EntryColumns.load` reads them."""
 BLOCK = 512
 """Rows with one checksum."""
 CHUNK = 4096
@@ -95,13 +99,16 @@ class Manifest:
             DoubtError: when there is none, or it is damaged.
         """
         try:
-            outer = json.loads((folder / NAME).read_text(encoding="utf-8"))
+            outer = read_json(folder / NAME)
             if zlib.crc32(outer["body"].encode()) != outer["crc"]:
                 raise DoubtError(f"{NAME} is damaged (its checksum differs)")
-            body = json.loads(outer["body"])
-            if body["format"] != FORMAT:
+            body = parse_json(outer["body"])
+            if body["format"] not in READABLE:
                 raise DoubtError(f"{NAME} has another format")
-            return Manifest(**body)
+            found = TypeAdapter(Manifest).validate_python(body)
+            if any(name and Path(name).name != name for name in (found.vectors, found.columns, found.graph)):
+                raise DoubtError(f"{NAME} names files of another folder")
+            return found
         except FileNotFoundError as error:
             raise DoubtError(f"there is no {NAME}") from error
         except OSError as error:
@@ -207,7 +214,7 @@ class Manifest:
     def commit(self, folder: Path, index: FaissIndex) -> None:
         """Write columns and manifest, then remove the files that it no longer names."""
         self.generation = index.generation
-        self.columns = f"columns-{_token()}.npz"
+        self.columns, self.format = f"columns-{_token()}.npz", FORMAT
         mode = private_mode(folder)
         write_atomically(folder / self.columns, lambda path: index.columns.save(path, self.rows), mode)
         self.columns_crc = _crc(folder / self.columns)

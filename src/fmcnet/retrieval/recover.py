@@ -179,17 +179,13 @@ def _entry(columns: EntryColumns, texts: dict[str, list[str]], row: int, seq: in
         number = int(cast(int, columns[name][row]))
         return None if number < 0 else texts[name][number]
 
-    def number(name: str) -> int | None:
-        value = int(cast(int, columns[name][row]))
-        return None if value == NONE else value
-
-    time, tags = number("time"), text("tags")
+    micros, tags = int(cast(int, columns["time"][row])), text("tags")
     return Entry(
         f"{LOST}{seq}",
         as_modality(str(Modality.from_code(int(cast(int, columns["modality"][row]))))),
-        number("pid"),
+        text("pid"),
         text("camera"),
-        None if time is None else from_micros(time),
+        None if micros == NONE else from_micros(micros),
         None,
         text("track"),
         tuple(json.loads(tags)) if tags else (),

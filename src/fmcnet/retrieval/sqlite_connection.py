@@ -43,6 +43,7 @@ class Connection:
         self._without_log = without_log
         self._unchanged: tuple[int, ...] | None = None
         self._connect()
+        self._file = self._identity()
 
     def _connect(self) -> None:
         for end in ("", "-wal"):
@@ -99,6 +100,20 @@ class Connection:
     def _stamp(self) -> tuple[int, ...]:
         found = self.path.stat()
         return found.st_ino, found.st_size, found.st_mtime_ns, self._size("-wal")
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Which file is there; None: none. No other file gets the same numbers while this one is open."""
+        try:
+            found = self.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_dev, found.st_ino
+
+    @property
+    def replaced(self) -> bool:
+        """The file was removed, or another one put there; one that is read as unchanging may be exchanged."""
+        now = self._identity()
+        return now is None or (now != self._file and self._unchanged is None)
 
     def run(self, statement: str, values: Sequence[object] = ()) -> list[tuple]:  # type: ignore[type-arg]
         """All rows of one statement."""

@@ -8,6 +8,7 @@ is deleted from the other tables. `compact` drops the zeroed rows and rewrites t
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import uuid
 import zlib
@@ -19,19 +20,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import GalleryError
+from fmcnet.identities import is_number
+from fmcnet.parsing import parse_json
 from fmcnet.retrieval.mark import Mark, write_mark
 from fmcnet.retrieval.records import Entry, GallerySettings, Stored, from_micros, to_micros
 from fmcnet.retrieval.sqlite_connection import Connection
 from fmcnet.types import Modality
 
 FORMAT = 1
+NAMED = 2
+"""The format from the first identity on that is no number; 0.1.0 refuses it, for it reads numbers only."""
 COLUMNS = "seq, id, pid, modality, camera, time, source, track, tags"
 Values = tuple[
-    int, str, "int | None", int, "str | None", "int | None", "str | None", "str | None", "str | None"
+    int, str, "int | bytes | None", int, "str | None", "int | None", "str | None", "str | None", "str | None"
 ]
 """A row of `rows` without its checksum, in the order of `COLUMNS`."""
 
 
+FILES = "files"
+"""The table of `FileRecords`, which is made with the first record."""
+
+REMOVED = "removed"
+"""The table of digests of removed ids."""
 MANY = 500
 """Values in one IN (...)."""
 SCHEMA = """
@@ -70,6 +80,10 @@ class Database(Connection):
         if missing and names:
             raise self.damaged(f"no such table: {min(missing)}")
         return "pictures" in names
+
+    def has_files(self) -> bool:
+        """There are `FileRecords`."""
+        return bool(self.run("SELECT 1 FROM sqlite_master WHERE name = ?", (FILES,)))
 
     def is_empty(self) -> bool:
         """There is no table at all."""
@@ -110,7 +124,8 @@ class Database(Connection):
     def rename(self) -> str:
         """Give the gallery a new name: a copy's index must not be taken for the original's."""
         name = uuid.uuid4().hex
-        self.put("gallery", json.dumps({"format": FORMAT, "name": name}))
+        about = {"format": FORMAT} if self.get("gallery") is None else self._about()
+        self.put("gallery", json.dumps(about | {"name": name}))
         return name
 
     # ---- what is known of the gallery ----
@@ -141,20 +156,39 @@ class Database(Connection):
         Raises:
             GalleryError: when a newer fmcnet wrote the gallery.
         """
+        return str(self._about()["name"])
+
+    def _about(self) -> dict[str, Any]:
         value = self.get("gallery")
         if not isinstance(value, str):
             raise self.damaged("'gallery' is missing")
-        about = json.loads(value)
-        if about["format"] != FORMAT:
+        try:
+            about: dict[str, Any] = parse_json(value)
+            version, _ = about["format"], about["name"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise self.damaged("'gallery' is not what was written") from error
+        if version not in (FORMAT, NAMED):
             raise GalleryError(
-                f"{self.path} has format {about['format']}, this fmcnet reads {FORMAT}: update fmcnet"
+                f"{self.path} has format {version}, this fmcnet reads up to {NAMED}: update fmcnet"
             )
-        return str(about["name"])
+        return about
+
+    def _note_names(self, stored: Sequence[Values]) -> None:
+        """Mark the gallery as one with `NAMED` identities, where these are the first."""
+        if any(isinstance(values[2], bytes) for values in stored):
+            about = self._about()
+            if about["format"] != NAMED:
+                self.put("gallery", json.dumps(about | {"format": NAMED}))
 
     def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
         value = self.get("settings")
-        return GallerySettings(**json.loads(value)) if isinstance(value, str) else None
+        if not isinstance(value, str):
+            return None
+        try:
+            return GallerySettings(**parse_json(value))
+        except (ValueError, TypeError) as error:
+            raise self.damaged("'settings' are not what was written") from error
 
     def set_settings(self, settings: GallerySettings) -> None:
         """Fix dimension, model and dtype."""
@@ -172,6 +206,7 @@ class Database(Connection):
         top = self.run("SELECT seq FROM sqlite_sequence WHERE name = 'rows'")
         first = top[0][0] + 1 if top else 1
         stored = [to_values(first + i, entry) for i, entry in enumerate(entries)]
+        self._note_names(stored)
         self.connection.executemany(
             f"INSERT INTO rows ({COLUMNS}, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             ((*values, checksum(*values)) for values in stored),
@@ -216,6 +251,7 @@ class Database(Connection):
     def rewrite(self, seq: int, entry: Entry) -> None:
         """Set all metadata of a row."""
         values = to_values(seq, entry)
+        self._note_names([values])
         self.connection.execute(
             "UPDATE rows SET id=?2, pid=?3, modality=?4, camera=?5, time=?6, source=?7, track=?8, tags=?9, crc=?10 "
             "WHERE seq=?1",
@@ -224,8 +260,11 @@ class Database(Connection):
 
     def delete(self, seqs: Iterable[int]) -> None:
         """Delete rows and overwrite their embeddings and pictures by zeros."""
+        files = self.has_files()
         for seq in seqs:
             changed = [self.connection.execute("DELETE FROM rows WHERE seq = ?", (seq,)).rowcount]
+            if files:
+                self.connection.execute(f"DELETE FROM {FILES} WHERE seq = ?", (seq,))
             for table, name in (("vectors", "vector"), ("pictures", "picture")):
                 changed.append(
                     self.connection.execute(
@@ -237,12 +276,48 @@ class Database(Connection):
             self._more[0] -= 1
             self._more[1] -= changed[2]
 
+    def remember_removed(self, seqs: Sequence[int]) -> None:
+        """Remember which ids go: a digest of each, in a table that galleries of 0.1.0 lack."""
+        self.connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {REMOVED} (digest BLOB PRIMARY KEY) WITHOUT ROWID"
+        )
+        for marks, part in _chunks(seqs):
+            found = self.run(f"SELECT id FROM rows WHERE seq IN ({marks})", part)
+            self.connection.executemany(
+                f"INSERT OR IGNORE INTO {REMOVED} VALUES (?)", ((_digest(row[0]),) for row in found)
+            )
+
+    def forget_removed(self, ids: Iterable[str]) -> None:
+        """These ids are there again."""
+        if self._remembers():
+            self.connection.executemany(
+                f"DELETE FROM {REMOVED} WHERE digest = ?", ((_digest(one),) for one in ids)
+            )
+
+    def removed(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that `remember_removed` knows."""
+        known = {_digest(one): one for one in ids} if self._remembers() else {}
+        return {
+            known[row[0]]
+            for marks, part in _chunks(list(known))
+            for row in self.run(f"SELECT digest FROM {REMOVED} WHERE digest IN ({marks})", part)
+        }
+
+    def _remembers(self) -> bool:
+        return bool(self.run("SELECT 1 FROM sqlite_master WHERE name = ?", (REMOVED,)))
+
     def note(self, generation: int, seqs: Iterable[int], *, gone: bool) -> None:
         """Tell other processes which rows changed or went."""
         self.connection.executemany(
             "INSERT OR REPLACE INTO log VALUES (?, ?, ?, ?)",
             ((generation, s, int(gone), checksum(generation, s, int(gone))) for s in seqs),
         )
+
+    def note_change(self, seqs: Iterable[int]) -> None:
+        """Tell other processes, by a new generation, that metadata of rows changed."""
+        generation = self.number("generation") + 1
+        self.put("generation", generation)
+        self.note(generation, seqs, gone=False)
 
     def noted(self, after: int) -> Iterator[tuple[int, bool]]:
         """Row numbers changed (False) or gone (True) after a generation, in order."""
@@ -322,7 +397,7 @@ class Database(Connection):
     def compact(self) -> int:
         """Rewrite the file without the zeroed rows; the new generation."""
         with self.writing():
-            for table in ("vectors", "pictures"):
+            for table in ("vectors", "pictures", *((FILES,) if self.has_files() else ())):
                 self.connection.execute(f"DELETE FROM {table} WHERE seq NOT IN (SELECT seq FROM rows)")
             self.connection.execute("DELETE FROM log")
             generation = self.number("generation") + 1
@@ -360,12 +435,17 @@ def checksum(*values: object) -> int:
     return zlib.crc32("\0".join("" if v is None else str(v) for v in values).encode())
 
 
+def _digest(entry_id: str) -> bytes:
+    """Names a removed entry without keeping its id, which may be a file's name."""
+    return hashlib.sha256(entry_id.encode("utf-8", "surrogateescape")).digest()[:16]
+
+
 def to_values(seq: int, entry: Entry) -> Values:
     """An entry as stored."""
     return (
         seq,
         entry.id,
-        entry.pid,
+        _stored_pid(entry.pid),
         entry.modality.code,
         entry.camera,
         None if entry.time is None else to_micros(entry.time),
@@ -375,13 +455,20 @@ def to_values(seq: int, entry: Entry) -> Values:
     )
 
 
+def _stored_pid(pid: str | None) -> int | bytes | None:
+    """A number as 0.1.0 stored it, another text as bytes: a column of integers would change "1e3" to 1000."""
+    if pid is None:
+        return None
+    return int(pid) if is_number(pid) else pid.encode()
+
+
 def to_entry(values: Sequence[Any]) -> Entry:
     """A stored row as an entry."""
     _, name, pid, modality, camera, time, source, track, tags = values
     return Entry(
         name,
         Modality.from_code(modality),
-        pid,
+        pid.decode() if isinstance(pid, bytes) else None if pid is None else str(pid),
         camera,
         None if time is None else from_micros(time),
         source,

@@ -14,16 +14,20 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import Timeout
 
-from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError
+from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError, GalleryReplacedError
 from fmcnet.files import lock_file, make_private
 from fmcnet.retrieval.backends import NEAR, SPARE, ranked
+from fmcnet.retrieval.columns import NONE
+from fmcnet.retrieval.days import DayCount, count_days
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
+from fmcnet.retrieval.file_records import FileRecords
 from fmcnet.retrieval.index_files import GalleryIndex
 from fmcnet.retrieval.inputs import check_settings
 from fmcnet.retrieval.loss import check_loss, indexed, lost
@@ -38,6 +42,7 @@ from fmcnet.retrieval.records import (
     OpenOptions,
     Stored,
     Where,
+    from_micros,
 )
 from fmcnet.retrieval.sqlite_connection import NAME, not_writable
 from fmcnet.retrieval.sqlite_database import Database
@@ -105,7 +110,8 @@ class SqliteStore:
                 with writer_lock(folder, timeout):
                     self.database.create()
             with self.database.translated():
-                self.database.name()
+                self._name = self.database.name()
+            self.files = FileRecords(self.database, self._reading, self._writing)
             choice, above = self._choice(options.index, options.hnsw_above)
             self.index = GalleryIndex(folder, self.database, choice, above, options.flush_rows)
             with self.database.reading():
@@ -157,6 +163,8 @@ class SqliteStore:
         with self._mutex:
             self._open()
             with self.database.reading():
+                if self.database.name() != self._name:
+                    raise self._replaced()
                 yield self.index.sync()
 
     @contextlib.contextmanager
@@ -168,6 +176,7 @@ class SqliteStore:
                     f"{self.folder} was opened read-only: open it without read_only to change it"
                 )
             with writer_lock(self.folder, self.timeout):
+                self._open()
                 self.index.adopt()
                 self._wrote = True
                 if self._owed:
@@ -178,10 +187,18 @@ class SqliteStore:
                 except BaseException:
                     self.index.state = None  # whatever it was, the next use starts from the database
                     raise
+                self._open()  # what went into files that are gone is not acknowledged
 
     def _open(self) -> None:
+        if self.database.replaced:
+            raise self._replaced()
         if self._closed:
             raise GalleryError(f"the gallery {self.folder} was closed")
+
+    def _replaced(self) -> GalleryReplacedError:
+        return GalleryReplacedError(
+            f"{self.folder} was removed, or another gallery was put in its place, since it was opened: open it again"
+        )
 
     def _next(self) -> int:
         generation = self.database.number("generation") + 1
@@ -264,10 +281,37 @@ class SqliteStore:
         with self._reading() as state:
             return 0 if state is None else int(np.count_nonzero(state.columns.mask(where, self._seqs(where))))
 
+    def removed(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that were removed, and not added since."""
+        with self._reading():
+            return self.database.removed(ids)
+
+    def times(self) -> tuple[datetime, datetime] | None:
+        """The first and the last of all entries."""
+        with self._reading() as state:
+            if state is None:
+                return None
+            times = state.columns["time"][state.columns["time"] != NONE]
+            return (from_micros(int(times.min())), from_micros(int(times.max()))) if len(times) else None
+
     def cameras(self) -> set[str]:
         """Those of all entries."""
         with self._reading() as state:
-            return set() if state is None else state.columns.cameras()
+            return set() if state is None else state.columns.texts("camera")
+
+    def identities(self) -> set[str]:
+        """Those of all entries."""
+        with self._reading() as state:
+            return set() if state is None else state.columns.texts("pid")
+
+    def days(self, where: Where | None, zone: tzinfo) -> tuple[DayCount, ...]:
+        """How many of those that match each camera has on each day."""
+        with self._reading() as state:
+            if state is None:
+                return ()
+            columns, mask = state.columns, state.columns.mask(where, self._seqs(where))
+            codes, names = columns["camera"][mask], list(columns.numbers["camera"])
+            return count_days(codes.astype(np.int64), names, columns["time"][mask].astype(np.int64), zone)
 
     def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
         """All that match; those removed meanwhile are left out."""
@@ -311,6 +355,7 @@ class SqliteStore:
                 self.database.note(generation, old, gone=True)
                 pictures = [batch.pictures[i] for i in rows] if batch.pictures else []
                 seqs = self.database.insert(entries, vectors, pictures)
+                self.database.forget_removed(entry.id for entry in entries)
             state = self.index.state
             if state is None:
                 with self.database.reading():
@@ -344,7 +389,7 @@ class SqliteStore:
             stored = self.database.stored(list(seqs.values()))
             for seq, (entry, _) in stored.items():
                 self.database.rewrite(seq, replace(entry, **change))
-            self.database.note(self._next(), stored, gone=False)
+            self.database.note_change(stored)
             return len(stored)
 
     def remove(self, where: Where) -> int:
@@ -354,6 +399,7 @@ class SqliteStore:
                 state = self.index.sync()
                 seqs = [] if state is None else self._matching(state, where)
                 if state is not None and seqs:
+                    self.database.remember_removed(seqs)
                     self.database.delete(seqs)
                     generation = self._next()
                     self.database.note(generation, seqs, gone=True)
@@ -408,7 +454,7 @@ class SqliteStore:
             if self._closed:
                 return
             try:
-                if self._wrote:
+                if self._wrote and not self.database.replaced:
                     with contextlib.suppress(GalleryBusyError), writer_lock(self.folder, self.timeout):
                         self.index.adopt()
                         self._finish_index()

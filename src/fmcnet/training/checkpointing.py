@@ -34,11 +34,12 @@ from torch import Tensor
 from fmcnet.data.table import Table
 from fmcnet.distributed import DistributedContext, agree, agree_on_errors, broadcast, gather, mark_agreed
 from fmcnet.errors import CheckpointError
-from fmcnet.files import to_disk
+from fmcnet.files import file_digest, to_disk
 from fmcnet.inference.fit_projection import add_discriminant
 from fmcnet.models.card import PROJECTION
 from fmcnet.models.checkpoint import CARD, WEIGHTS, ModelCard, load_weights, save_pretrained, save_tensors
 from fmcnet.models.fmcnet import FMCNet
+from fmcnet.parsing import read_json
 from fmcnet.training.loggers import StepLogger
 from fmcnet.training.optimizers import restore_schedule
 from fmcnet.training.selection import ModelSelection
@@ -154,6 +155,7 @@ class Checkpointer:
             "device": "another kind of device",
             "pixels": "images that looked different",
             "discriminators": "another optimiser of the discriminators",
+            "own_terms": "other loss terms of train(terms=...)",
         }
         now = self._invariants
         changed = [
@@ -233,7 +235,7 @@ class Checkpointer:
                 "step": step,
                 "scalars": scalars,
                 "scaler": self._step.scaler.state_dict(),
-                "digests": {name: _file_digest(building / name) for name in (WEIGHTS, CARD, STATE)},
+                "digests": {name: file_digest(building / name) for name in (WEIGHTS, CARD, STATE)},
                 "terms": self._logger.terms,
                 "selection": dict(self._selection.best),
                 **self._invariants,
@@ -337,7 +339,7 @@ def _read(folder: Path, train_step: TrainStep) -> tuple[dict[str, Any], dict[str
     facts = _read_facts(folder)
     try:
         for name, digest in facts["digests"].items():
-            if _file_digest(folder / name) != digest:
+            if file_digest(folder / name) != digest:
                 raise CheckpointError(f"{name} is not what was written")
         tensors = load_file(folder / STATE)
         load_weights(train_step.model, folder / WEIGHTS)
@@ -348,7 +350,7 @@ def _read(folder: Path, train_step: TrainStep) -> tuple[dict[str, Any], dict[str
 
 def _read_facts(folder: Path) -> dict[str, Any]:
     try:
-        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts: dict[str, Any] = read_json(folder / FACTS)
         if facts.pop("sha256") != _facts_digest(facts):
             raise CheckpointError(f"{FACTS} is not what was written")
     except (
@@ -407,12 +409,3 @@ def _load_optimizers(train_step: TrainStep, flat: dict[str, Any]) -> None:
                     value = torch.empty_like(own).copy_(value)  # in the memory format of the weights
                 state.setdefault(int(index), {})[field] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

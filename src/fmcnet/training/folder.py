@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from filelock import Timeout
 from fmcnet.config import Config, load_config
 from fmcnet.errors import CheckpointError, ConfigError, DataError
 from fmcnet.files import left_in, lock_file, remove_left, write_atomically
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 MAY_CHANGE = (
@@ -78,6 +81,35 @@ def _damaged(stored: Path, what: str) -> CheckpointError:
         f"{stored} {what}: write it again with the settings of this training (fmcnet config NAME key=value > FILE), "
         "or give another --out"
     )
+
+
+def resumed_config(run: Path, source: str | None, overrides: Sequence[str]) -> Config | None:
+    """The settings that a run was started with, and overrides, which `check_folder` then holds against them.
+
+    Args:
+        source: a configuration that was named, too. What it says otherwise is left out, with a warning: it may have
+            been overridden when the run started.
+        overrides: as `load_config`.
+
+    Returns:
+        The settings; None where there is no run yet.
+    """
+    stored = run / CONFIG
+    if not stored.is_file():
+        return None
+    if source is not None:
+        own, named = load_config(stored).model_dump(), load_config(source)
+        differing = [
+            f"{section}.{key} {own[section][key]} (not {getattr(part, key)})"
+            for section, part in named
+            for key in sorted(part.model_fields_set)
+            if own[section][key] != getattr(part, key)
+        ]
+        if differing:
+            logger.warning(
+                "the run goes on with its own settings, not those of %s: %s", source, "; ".join(differing)
+            )
+    return load_config(stored, list(overrides))
 
 
 @contextmanager
