@@ -111,6 +111,18 @@ def test_a_restored_gallery_works_on(folder, tmp_path):
     assert {(tmp_path / n).stat().st_mode & 0o777 for n in ("b", "new")} == {0o700}
 
 
+def test_identities_that_are_no_numbers_come_back(tmp_path):
+    with Gallery(tmp_path / "g") as gallery:
+        gallery.add(crops(2), modality="visible", ids=["a", "b"], pid=["P-07", "8"], model="m")
+        gallery.backup(tmp_path / "b")
+        about = gallery._store.database.get("gallery")
+    restore(tmp_path / "b", tmp_path / "new")
+    with Gallery(tmp_path / "new") as gallery:
+        assert [entry.pid for entry, _ in gallery.scan()] == ["P-07", "8"]
+        assert json.loads(gallery._store.database.get("gallery"))["format"] == json.loads(about)["format"]
+        gallery.add(crops(1, seed=3), modality="visible", pid="P-09", model="m")
+
+
 def test_a_gallery_is_replaced_only_when_said_and_not_in_use(folder, tmp_path):
     with Gallery(folder) as gallery:
         gallery.backup(tmp_path / "b")

@@ -113,7 +113,7 @@ class Manifest:
             raise DoubtError(f"there is no {NAME}") from error
         except OSError as error:
             raise DoubtError(f"{NAME} cannot be read ({error.strerror})") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DoubtError(f"{NAME} is damaged") from error
 
     def verify(self, folder: Path) -> Codes:
@@ -127,18 +127,20 @@ class Manifest:
             if not block_is_intact(codes, block, crc):
                 first, last = block * BLOCK, min((block + 1) * BLOCK, self.rows) - 1
                 raise DoubtError(f"{self.vectors}, rows {first} to {last}: checksum differs")
-        for name, crc in ((self.columns, self.columns_crc), (self._graph, self.graph_crc)):
-            try:
-                if name and _crc(folder / name) != crc:
-                    raise DoubtError(f"{name} is damaged (its checksum differs)")
-            except OSError as error:
-                raise DoubtError(f"{name} cannot be read ({error.strerror})") from error
+        _verify_file(folder, self.columns, self.columns_crc)
+        if self._graph:
+            _verify_file(folder, self._graph, self.graph_crc)
         return codes
+
+    def load_columns(self, folder: Path) -> EntryColumns:
+        """What filters need; errors as of `verify`."""
+        _verify_file(folder, self.columns, self.columns_crc)
+        return EntryColumns.load(folder / self.columns)
 
     def load(self, folder: Path) -> FaissIndex:
         """The index of the files; errors as of `verify`."""
         codes, graph = self.verify(folder), self._graph
-        columns = EntryColumns.load(folder / self.columns)
+        columns = self.load_columns(folder)
         if len(columns) != self.rows:
             raise DoubtError(f"{self.columns} has {len(columns)} rows, not {self.rows}")
         index = FaissIndex(self.dimension, self.dtype, columns)
@@ -447,6 +449,14 @@ def _crc(path: Path) -> int:
         while part := stream.read(2**22):
             crc = zlib.crc32(part, crc)
     return crc
+
+
+def _verify_file(folder: Path, name: str, crc: int) -> None:
+    try:
+        if _crc(folder / name) != crc:
+            raise DoubtError(f"{name} is damaged (its checksum differs)")
+    except OSError as error:
+        raise DoubtError(f"{name} cannot be read ({error.strerror})") from error
 
 
 def block_is_intact(codes: Codes, block: int, crc: int) -> bool:

@@ -72,10 +72,10 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
         parts: list[Iterator[list[tuple[int, Rescued]]]] = []
         try:
             manifest = Manifest.read(folder)
-            codes, columns = manifest.map(folder), EntryColumns.load(folder / manifest.columns)
+            codes, columns = manifest.map(folder), manifest.load_columns(folder)
             dtype = manifest.dtype
             parts.append(_of_index(manifest, codes, columns, database, damaged))
-        except (DoubtError, OSError, ValueError, KeyError) as error:
+        except DoubtError as error:
             reason = str(error)
         if database is not None:
             with contextlib.suppress(GalleryError):

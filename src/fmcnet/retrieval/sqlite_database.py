@@ -124,7 +124,8 @@ class Database(Connection):
     def rename(self) -> str:
         """Give the gallery a new name: a copy's index must not be taken for the original's."""
         name = uuid.uuid4().hex
-        self.put("gallery", json.dumps({"format": FORMAT, "name": name}))
+        about = {"format": FORMAT} if self.get("gallery") is None else self._about()
+        self.put("gallery", json.dumps(about | {"name": name}))
         return name
 
     # ---- what is known of the gallery ----
