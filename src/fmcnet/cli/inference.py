@@ -53,8 +53,12 @@ def embed(
     from fmcnet.inference.embed import embed_dataset, embed_files
 
     skip = check_choice("--on-error", on_error, ("raise", "skip")) == "skip" or skip_unreadable
-    for_images = {"images": images, "--modality": modality, "--on-error": on_error, "--range": range_}
-    for_images["--skip-unreadable"] = skip_unreadable or None
+    for_images = {
+        "images": images,
+        "--modality": modality,
+        "--on-error": on_error or skip_unreadable,
+        "--range": range_,
+    }
     if data is not None:
         others = [name for name, value in for_images.items() if value]
         if others:

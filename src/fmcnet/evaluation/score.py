@@ -1,4 +1,4 @@
-"""Score embeddings made by any code: read an `.npz`, choose a protocol by name, evaluate.
+"""Score embeddings made by any code: read an `.npz`, choose a protocol by name, evaluate (docs/guides/evaluate.md).
 
 Two forms of file:
 
@@ -245,8 +245,10 @@ def _two_sets(arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str, 
                 "give the other direction or protocol"
             )
     of_query = np.arange(sum(map(len, told))) < len(told[0])
-    columns = (np.concatenate(parts[name]) for name in ("features", "pid", "cam", "modality"))
-    embeddings = _embeddings(*columns, np.zeros(len(of_query), dtype=np.int64), None)
+    features, pid, camid, modality = (
+        np.concatenate(parts[name]) for name in ("features", "pid", "cam", "modality")
+    )
+    embeddings = _embeddings(features, pid, camid, modality, np.zeros(len(of_query), dtype=np.int64), None)
     return Scorable(embeddings, of_query, ~of_query, any(bool((known < 0).any()) for known in told))
 
 
