@@ -56,10 +56,9 @@ def embed(
     for_images: dict[str, object] = {
         "images": images,
         "--modality": modality,
-        "--on-error": on_error,
+        "--on-error": on_error or skip_unreadable,
         "--range": range_,
     }
-    for_images["--skip-unreadable"] = skip_unreadable or None
     if data is not None:
         others = [name for name, value in for_images.items() if value]
         if others:

@@ -1,4 +1,4 @@
-"""`fmcnet index` and `fmcnet search`."""
+"""`fmcnet index` and `fmcnet search`; docs/guides/search.md explains both."""
 
 from __future__ import annotations
 

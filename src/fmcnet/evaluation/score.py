@@ -1,4 +1,4 @@
-"""Score embeddings made by any code: read an `.npz`, choose a protocol by name, evaluate.
+"""Score embeddings made by any code: read an `.npz`, choose a protocol by name, evaluate (docs/guides/evaluate.md).
 
 Two forms of file:
 
