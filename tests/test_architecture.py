@@ -13,7 +13,19 @@ import fmcnet
 
 SOURCE = Path(fmcnet.__file__).parent
 LAYERS = [
-    ("errors", "interrupt", "files", "types", "durations", "characters", "config", "optional", "plugins"),
+    (
+        "errors",
+        "interrupt",
+        "files",
+        "types",
+        "identities",
+        "durations",
+        "characters",
+        "config",
+        "optional",
+        "parsing",
+        "plugins",
+    ),
     ("distributed", "progress"),
     ("data",),
     ("synthetic",),

@@ -3,8 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fmcnet.data.check import summary
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import read_csv, write_csv
+from fmcnet.data.table import fingerprint
 from fmcnet.errors import DataError
 from fmcnet.types import NO_CAMERA, Modality
 from tests.data import trees
@@ -36,6 +38,61 @@ def test_the_held_out_share_is_the_same_each_time_and_said(file: Path) -> None:
     assert set(read_csv(file).select(split="test").pid) == test
     assert len(set(read_csv(file, test_share=0.5).select(split="test").pid)) == 2
     assert set(read_csv(file, test_share=0).split) == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("names", "name", "pids", "held"),
+    [
+        (("0012", "0003", "0100", "0007"), "38520b1efc823237", (2, 0, 3, 1), "0003"),
+        (("7.0", "x", "8.0", "-7"), "7f13d1a0e0c612d8", (1, 3, 2, 0), "7.0"),
+    ],
+)
+def test_a_table_of_0_1_0_is_the_same_dataset(file: Path, names, name, pids, held) -> None:
+    """Fingerprint, numbers and held-out identities stay: a model knows whom it was trained on."""
+    text = file.read_text()
+    for old, new in zip(("anna", "bob", "carl", "dora"), names, strict=True):
+        text = text.replace(f",{old},", f",{new},")
+    file.write_text(text)
+    table = read_csv(file)
+    assert fingerprint(table, table.split) == name
+    assert tuple(table.pid.tolist()[::4]) == pids
+    assert {table.pid_name(pid) for pid in table.select(split="test").pid.tolist()} == {held}
+
+
+def test_identities_are_the_same_in_every_table(file: Path) -> None:
+    text = file.read_text().replace(",carl,", ",007,")
+    file.write_text(text)
+    first = read_csv(file)
+    file.write_text(
+        text.replace(",anna,", ",zoe,")
+        .replace(",007,", ",7,")
+        .replace("img/carl_visible_1.png,7", "img/carl_visible_1.png,07")
+    )
+    second = read_csv(file)
+    assert [*dict.fromkeys(first.identities())] == ["anna", "bob", "7", "dora"]
+    assert [*dict.fromkeys(second.identities())] == ["zoe", "bob", "7", "dora"]
+    assert "the identities '07', '7' are read as one person" in second.notes
+    one, other = first.identity_numbers(), second.identity_numbers()
+    assert np.array_equal(one == other, np.array(first.identities()) != "anna")
+    assert set(one[8:12].tolist()) == {7}
+    assert len(set(first.pid.tolist())) == len(set(second.pid.tolist())) == 4
+
+
+@pytest.mark.parametrize("word", ["-1", "unknown", "None", "nan", "NA"])
+def test_nobody_known_is_no_person(file: Path, word: str) -> None:
+    file.write_text(file.read_text().replace(",bob,", f",{word},"))
+    with pytest.raises(
+        DataError, match=f"line 6: pid '{word}' is nobody known: training and evaluation need"
+    ):
+        read_csv(file)
+    table = read_csv(file, training=False)
+    assert [one is None for one in table.identities()] == [False] * 4 + [True] * 4 + [False] * 8
+    assert table.pid_names == ("anna", "carl", "dora")
+    assert "of 3 identities" in table.notes[0]
+    assert [one.identities for one in summary(table).groups if one.split == "train"] == [2, 2]
+    assert [one.identities for one in summary(table.take(np.arange(4, 8))).groups] == [0, 0]
+    with pytest.raises(DataError, match=r"4 of 16 images have no identity, the first is img/bob"):
+        table.labels()
 
 
 def test_all_columns_and_synonyms(file: Path) -> None:

@@ -34,7 +34,7 @@ def entries(n, seed=0, first=0):
         Entry(
             f"crop-{first + i:05d}",
             some(list(Modality)),
-            some([None, 3, 4, 2**40]),
+            some([None, "3", "anna", str(2**40)]),
             some([None, "gate", "hall", "süd 1"]),
             some([None, NOON + timedelta(minutes=int(random.integers(600)), microseconds=1)]),
             some([None, f"/crops/{i}.jpg"]),

@@ -54,7 +54,7 @@ def test_remove_by_each_condition(filled, location, opened):
     assert len(reader) == 200
     for where in (
         Where(ids=["crop-00001", "crop-00009", "nobody"]),
-        Where(pids=[4]),
+        Where(pids=["anna"]),
         Where(cameras=["hall"]),
         Where(tracks=["t1"]),
         Where(until=NOON + timedelta(hours=3)),
@@ -74,7 +74,7 @@ def test_update_sets_and_clears_metadata(filled):
     gallery, plain = filled
     names = ["crop-00003", "crop-00004", "crop-00150"]
     for change in (
-        {"pid": 77, "camera": "roof", "tags": ("late", "seen")},
+        {"pid": "77", "camera": "roof", "tags": ("late", "seen")},
         {"pid": None, "camera": None, "track": None, "time": None, "source": None, "tags": ()},
         {"modality": Modality.INFRARED, "time": NOON + timedelta(hours=4), "track": "t2", "source": "x"},
     ):

@@ -137,7 +137,7 @@ def test_export_to_npz(tmp_path):
         with np.load(tmp_path / "all.npz") as stored:
             np.testing.assert_allclose(stored["embedding"], crops(50), atol=1e-6)
             assert stored["id"].tolist() == [r.id for r in rows]
-            assert stored["pid"].tolist() == [-1 if r.pid is None else r.pid for r in rows]
+            assert stored["pid"].tolist() == [r.pid or "" for r in rows]
             assert stored["camera"].tolist() == [r.camera or "" for r in rows]
             assert [json.loads(t) for t in stored["tags"]] == [list(r.tags) for r in rows]
             assert str(stored["model"]) == MODEL

@@ -14,7 +14,7 @@ from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import Gallery, Where, group, pool, pool_by
 from fmcnet.retrieval.inputs import as_duration, make_batch, new_id, unit_vectors
 from fmcnet.retrieval.pooling import rank_pooled
-from fmcnet.retrieval.records import Entry, Hit, from_micros, to_micros
+from fmcnet.retrieval.records import Entry, Hit, as_pid, from_micros, to_micros
 from fmcnet.retrieval.sqlite_database import checksum, seal, to_entry, to_values
 from fmcnet.types import Modality
 from tests.retrieval.people import crops
@@ -36,14 +36,14 @@ def batch(n=2, **given_):
 
 def test_one_value_is_for_all_and_n_are_one_each():
     made = batch(pid=[1, np.int64(2)], camera="gate", source=Path("a/b.jpg"), tags=["x", "a", "x"])
-    assert [e.pid for e in made.entries] == [1, 2]
+    assert [e.pid for e in made.entries] == ["1", "2"]
     assert {e.camera for e in made.entries} == {"gate"}
     assert made.entries[0].source == "a/b.jpg"
     assert made.entries[1].tags == ("a", "x")
-    each = batch(tags=[["b"], ()], modality=["visible", Modality.INFRARED], pid=np.array([-1, 5]))
+    each = batch(tags=[["b"], ()], modality=["visible", Modality.INFRARED], pid=np.array([-1.0, 5]))
     assert [e.tags for e in each.entries] == [("b",), ()]
     assert [e.modality for e in each.entries] == list(Modality)
-    assert [e.pid for e in each.entries] == [None, 5]  # -1 is the tables' word for unknown
+    assert [e.pid for e in each.entries] == [None, "5"]  # -1 is the tables' word for unknown
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,10 @@ def test_one_value_is_for_all_and_n_are_one_each():
         ({"modality": "thermal"}, "'visible' or 'infrared'"),
         ({"modality": None}, "'visible' or 'infrared'"),
         ({"pid": [1]}, "'pid' has 1 values for 2 embeddings"),
-        ({"pid": 1.5}, "pid must be an integer"),
-        ({"pid": True}, "pid must be an integer"),
+        ({"pid": 1.5}, "pid must be a text or a whole number"),
+        ({"pid": True}, "pid must be a text or a whole number"),
         ({"pid": 2**63}, "64 bits"),
+        ({"pid": "a\u200bb"}, "U\\+200B"),
         ({"camera": ""}, "must not be empty"),
         ({"camera": "a\0b"}, "NUL"),
         ({"camera": "x" * 257}, "257 bytes"),
@@ -159,12 +160,20 @@ def test_times_are_kept_to_the_microsecond(moment):
     assert from_micros(to_micros(moment)) == moment
 
 
+def known(value):
+    """The identity of a value; None for one that is refused."""
+    try:
+        return as_pid(value)
+    except GalleryError:
+        return None
+
+
 @given(
     st.builds(
         Entry,
         id=st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1),
         modality=st.sampled_from(Modality),
-        pid=st.none() | st.integers(-(2**62), 2**62),
+        pid=st.none() | (st.integers() | st.text()).map(known),
         camera=st.none() | st.text(min_size=1),
         time=st.none() | st.datetimes(timezones=st.just(timezone.utc)),
         tags=st.lists(st.text(min_size=1), max_size=3).map(tuple),
@@ -226,9 +235,9 @@ def test_pooling_is_the_mean_of_unit_vectors():
 
 def test_groups_keep_the_order_of_their_best():
     hits = [
-        Hit("a", 0.9, Modality.VISIBLE, pid=1, track="t"),
+        Hit("a", 0.9, Modality.VISIBLE, pid="1", track="t"),
         Hit("b", 0.8, Modality.VISIBLE),
-        Hit("c", 0.7, Modality.VISIBLE, pid=2, track="t"),
+        Hit("c", 0.7, Modality.VISIBLE, pid="2", track="t"),
         Hit("d", 0.6, Modality.VISIBLE),
     ]
     found = group(hits, "track")
@@ -237,7 +246,7 @@ def test_groups_keep_the_order_of_their_best():
         (None, 0.8, ["b"]),
         (None, 0.6, ["d"]),
     ]
-    assert [g.key for g in group(hits, "pid")] == [1, None, 2, None]
+    assert [g.key for g in group(hits, "pid")] == ["1", None, "2", None]
     night = [*hits, Hit("e", 0.5, Modality.INFRARED, track="t")]
     assert [[h.id for h in g.hits] for g in group(night, "track")] == [["a", "c", "e"], ["b"], ["d"]]
     apart = group(night, "track", modalities_apart=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from datetime import timedelta
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from fmcnet.errors import GalleryError
-from fmcnet.retrieval import Gallery, Where
+from fmcnet.retrieval import Entry, Gallery, Where
 from fmcnet.retrieval.milvus_client import NO_PID, NO_TIME, expression, to_row, to_stored
 from fmcnet.retrieval.records import to_micros
 from fmcnet.types import Modality
@@ -24,9 +25,12 @@ cluster = pytest.mark.skipif(not CLUSTER, reason="make test-cluster runs it")
 def test_conditions_become_expressions():
     assert expression(None) == expression(Where()) == ""
     assert expression(Where(cameras=[])) is None
-    assert expression(Where(pids=[2**70])) is None
+    assert expression(Where(pids=[])) is None
+    assert expression(Where(pids=["anna"]), numbers=True) is None
     assert expression(Where(ids=['a"b', "c\\"])) == 'id in ["a\\"b", "c\\\\"]'
-    assert expression(Where(pids=[3, 1], modality=Modality.INFRARED)) == "pid in [1, 3] and modality == 1"
+    both = Where(pids=["03", "anna"], modality=Modality.INFRARED)
+    assert expression(both) == 'pid in ["3", "anna"] and modality == 1'
+    assert expression(both, numbers=True) == "pid in [3] and modality == 1"  # a collection of 0.1.0
     micros = to_micros(NOON)
     assert (
         expression(Where(since=NOON, until=NOON))
@@ -43,6 +47,17 @@ def test_rows_come_back():
         assert again == entry
         np.testing.assert_array_equal(same, vector)
     assert NO_PID not in range(-(2**63) + 1, 2**63)
+
+
+def test_a_collection_of_0_1_0_keeps_numbers():
+    numbered, unknown, named = (Entry("a", Modality.VISIBLE, pid=pid) for pid in ("3", None, "anna"))
+    vector = crops(1)[0]
+    for entry, pid in ((numbered, 3), (unknown, NO_PID)):
+        row = to_row(entry, vector, 7, numbers=True)
+        assert row["pid"] == pid
+        assert to_stored(row)[0] == entry
+    with pytest.raises(GalleryError, match="keeps identities as numbers"):
+        to_row(named, vector, 7, numbers=True)
 
 
 def test_what_a_cluster_cannot_do_is_said_before_it_is_asked():
@@ -236,3 +251,32 @@ def test_a_collection_that_is_no_gallery_and_a_gallery_that_is_not_there(milvus_
         assert gallery.expire(timedelta(days=1), now=NOON + timedelta(days=2)) == 5
         with pytest.raises(GalleryError, match="at most 16368"):
             gallery.search(crops(1)[0], 20_000)
+
+
+@cluster
+def test_a_collection_of_0_1_0_is_read_and_written(milvus_address, collection):
+    from pymilvus import DataType, MilvusClient
+
+    client, name = MilvusClient(uri=f"http://{milvus_address}"), collection.split("/")[-1]
+    about = json.dumps({"fmcnet": {"dimension": 32, "model": MODEL, "dtype": "float32"}})
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=about)
+    schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=256)
+    schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=32)
+    for field in ("pid", "modality", "time", "seq"):
+        schema.add_field(field, DataType.INT64)
+    for field in ("camera", "source", "track"):
+        schema.add_field(field, DataType.VARCHAR, max_length=256)
+    schema.add_field("tags", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=64, max_length=256)
+    params = client.prepare_index_params()
+    params.add_index("embedding", index_type="FLAT", metric_type="IP")
+    client.create_collection(name, schema=schema, index_params=params, consistency_level="Strong")
+    with Gallery(collection, model=MODEL) as gallery:
+        gallery.add(crops(3), ids=["a", "b", "c"], modality="visible", pid=[3, "007", None])
+        with pytest.raises(GalleryError, match="pid 'anna': this collection is of fmcnet"):
+            gallery.add(crops(1), modality="visible", pid="anna")
+        assert gallery.update(["b"], pid="8.0") == 1
+        assert [entry.pid for entry, _ in gallery.scan()] == ["3", "8", None]
+        assert [gallery.count(Where(pids=[pid])) for pid in ("03", 8, "anna")] == [1, 1, 0]
+        assert len(gallery.search_groups(crops(1)[0], "pid")) == 3
+        assert gallery.remove(Where(pids=["3", "anna"])) == 1
+        assert len(gallery) == 2

@@ -151,13 +151,16 @@ def test_a_failed_index_write_brings_nothing_back(tmp_path, monkeypatch):
     assert not traces(tmp_path / "g", vector)
 
 
-def test_no_tags_are_no_condition_and_pids_are_whole_numbers(tmp_path):
+def test_no_tags_are_no_condition_and_pids_are_texts_or_whole_numbers(tmp_path):
     with Gallery(tmp_path / "g") as gallery:
         add(gallery, crops(5), entries(5))
         with pytest.raises(GalleryError, match="needs a condition"):
             gallery.remove(Where(tags=[]))
         assert len(gallery) == 5
-    for bad in (1.5, True, "1"):
-        with pytest.raises(GalleryError, match="whole numbers"):
+    for bad in (1.5, True, b"1"):
+        with pytest.raises(GalleryError, match="a text or a whole number"):
             Where(pids=[bad])
-    assert Where(pids=[np.int64(3)]).pids == {3}
+        assert Where(pids=[np.int64(3), "007", "Anna "]).pids == {"3", "7", "Anna"}
+    for nobody in (-1, "unknown", "", None, float("nan")):
+        with pytest.raises(GalleryError, match="nobody known"):
+            Where(pids=[nobody])

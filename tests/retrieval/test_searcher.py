@@ -103,7 +103,7 @@ def test_what_reaches_is_found_behind_many_of_the_other_modality(tmp_path):
 def test_groups_by_track_and_person(searcher):
     answer = searcher.search(picture(*RED), "ir", group="pid")
     assert next((g.key, [m.id for m in g.hits]) for g in answer.groups) == (
-        1,
+        "1",
         ["night-red", "red", "pink"],
     )
     assert [hit.id for hit in answer.hits] == [g.best.id for g in answer.groups]
@@ -111,7 +111,7 @@ def test_groups_by_track_and_person(searcher):
     by_track = searcher.search(picture(*RED), "ir", group="track", top=2)
     assert [g.key for g in by_track.groups] == [None, "t1"]
     sure = searcher.search(picture(*RED), "ir", group="pid", fmr=0.01)
-    assert [(g.key, [m.id for m in g.hits]) for g in sure.groups] == [(1, ["night-red", "red"])]
+    assert [(g.key, [m.id for m in g.hits]) for g in sure.groups] == [("1", ["night-red", "red"])]
 
 
 def test_a_track_is_its_pictures_pooled_and_a_person_the_best_picture(searcher):
@@ -278,3 +278,17 @@ def test_grouping_by_what_no_entry_has_is_said(tmp_path):
             assert any(
                 "a group of its own" in n for n in searcher.search(picture(*RED), "ir", group=by).notes
             )
+
+
+def test_an_order_that_mixes_calibrations_is_explained(tmp_path):
+    curves = {**ALL, (NIGHT, DAY): curve(2.0)}
+    with Gallery(tmp_path / "g") as gallery:
+        searcher = Searcher(encoder(tmp_path, curves), gallery)
+        searcher.add(picture(250, 20, 20), DAY, ids=["day"])
+        searcher.add(picture(240, 90, 60), NIGHT, ids=["night"])
+        answer = searcher.search(picture(250, 20, 20), NIGHT)
+        assert [hit.id for hit in answer.hits] == ["day", "night"]
+        assert answer.hits[0].probability < answer.hits[1].probability
+        assert answer.order.startswith("ranked by similarity: visible and infrared entries")
+        alone = searcher.search(picture(250, 20, 20), NIGHT, where=Where(modality=DAY))
+        assert alone.order == ""

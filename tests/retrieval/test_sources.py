@@ -51,11 +51,13 @@ def test_times_as_people_give_them():
 def test_patterns():
     assert NamePattern("cam([0-9]+)", "--camera-from-name").find("a/cam12/x.jpg") == "12"
     assert NamePattern("[a-z]+", "--track-from-name").find("ab12") == "ab"
-    assert NamePattern("_([0-9]+)", "--pid-from-name").number("x_0007.jpg") == 7
+    assert NamePattern("_([0-9]+)", "--pid-from-name").identity("x_0007.jpg") == "7"
     with pytest.raises(DataError, match="does not match"):
         NamePattern("cam([0-9]+)", "--camera-from-name").find("x.jpg")
-    with pytest.raises(DataError, match="no whole number"):
-        NamePattern("_(.+)[.]", "--pid-from-name").number("x_ab.jpg")
+    assert NamePattern("_(.+)[.]", "--pid-from-name").identity("x_Ann.jpg") == "Ann"
+    assert NamePattern("_(.+)[.]", "--pid-from-name").identity("x_unknown.jpg") is None
+    with pytest.raises(DataError, match="too large"):
+        NamePattern("_(.+)[.]", "--pid-from-name").identity(f"x_{2**64}.jpg")
     for wrong in ("(", "(a)(b)"):
         with pytest.raises(FmcnetError, match="--pid-from-name"):
             NamePattern(wrong, "--pid-from-name")
@@ -75,7 +77,7 @@ def test_folders_and_files_once_each_with_what_their_names_tell(tmp_path):
     found = read_sources([tmp_path, tmp_path / "other.png"], rules)
     first, second = found.pictures
     assert first.path == tmp_path / "cam1/p3_t9_20260301.png"
-    assert (first.camera, first.pid, first.track) == ("1", 3, "t9")
+    assert (first.camera, first.pid, first.track) == ("1", "3", "t9")
     assert first.time == datetime(2026, 3, 1, tzinfo=UTC)
     assert first.modality is Modality.INFRARED
     assert first.id != second.id
@@ -90,7 +92,7 @@ def test_a_table_tells_modality_camera_person_and_time(tmp_path):
         "path,pid,modality,camid,time\na.png,anna,visible,3,2026-03-01T10:00:00\nb.png,anna,ir,,\n"
     )
     day, night = read_sources([tmp_path / "t.csv"], Rules(zone=parse_timezone("Europe/Berlin"))).pictures
-    assert (day.modality, day.camera, day.pid, day.tags) == (Modality.VISIBLE, "3", 0, ("anna",))
+    assert (day.modality, day.camera, day.pid, day.tags) == (Modality.VISIBLE, "3", "anna", ("anna",))
     assert day.time == datetime(2026, 3, 1, 9, tzinfo=UTC)
     assert (night.modality, night.camera, night.time) == (Modality.INFRARED, None, None)
     assert read_sources([tmp_path], Rules(Modality.INFRARED)).pictures == (night,)
@@ -154,7 +156,7 @@ def test_everybody_of_a_table_is_there_also_who_cannot_be_learnt_from(tmp_path):
     assert len(day.pictures) == 2
     split = ["a.png,anna,visible,train", "b.png,anna,infrared,test", "c.png,,visible,"]
     shared = read_sources([write_table(tmp_path, split, "path,pid,modality,split")], Rules())
-    assert [one.pid for one in shared.pictures] == [0, 0, None]  # in two splits; and nobody known
+    assert [one.pid for one in shared.pictures] == ["anna", "anna", None]  # in two splits; and nobody known
     assert shared.pictures[2].tags == ()
 
 
@@ -186,7 +188,7 @@ def test_a_dataset_keeps_everybody_when_it_is_indexed(tiny_sysu, tmp_path):
         for file in (root / f"cam{camera}" / someone).glob("*"):
             file.unlink()
     assert int(someone) not in read_dataset(root).pid
-    assert int(someone) in {one.pid for one in read_sources([root], Rules()).pictures}
+    assert str(int(someone)) in {one.pid for one in read_sources([root], Rules()).pictures}
 
 
 def test_columns_of_a_gallery(tmp_path):

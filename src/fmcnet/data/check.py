@@ -16,7 +16,7 @@ from fmcnet.data.readers.regdb import KINDS, TRIALS
 from fmcnet.data.readers.sysu import INFRARED_CAMERAS
 from fmcnet.data.table import SPLITS, Table
 from fmcnet.errors import DataError
-from fmcnet.types import NO_CAMERA, Modality
+from fmcnet.types import NO_CAMERA, NO_PID, Modality
 
 TITLES = {"sysu": "SYSU-MM01", "regdb": "RegDB", "llcm": "LLCM", "csv": "CSV"}
 """Display names of the layouts."""
@@ -172,7 +172,7 @@ def check(
     tables: list[Table] = []
     manifest = root / "generated.json"
     generated = manifest.is_file()
-    if generated and '"complete": true' not in manifest.read_text(encoding="utf-8"):
+    if generated and b'"complete": true' not in manifest.read_bytes():
         problems.append(
             "its generation was interrupted: call the same fmcnet data generate again, which continues it"
         )
@@ -257,7 +257,7 @@ def _counts(table: Table) -> tuple[PublishedCount, ...]:
     found: dict[str, int] = {}
     for split in SPLITS:
         part = table.select(split=split)
-        found[f"{split} identities"] = len(np.unique(part.pid))
+        found[f"{split} identities"] = len(np.unique(part.pid[part.pid != NO_PID]))
         for modality in Modality:
             found[f"{split} {modality} images"] = int((part.modality == modality.code).sum())
     for modality in Modality:
@@ -331,8 +331,12 @@ def summary(table: Table) -> Summary:
             part = table.select(split=split, modality=modality)
             if not len(part):
                 continue
-            counts = np.unique(part.pid, return_counts=True)[1]
+            counts = np.unique(part.pid[part.pid != NO_PID], return_counts=True)[1]
             cameras = tuple(int(camera) for camera in np.unique(part.camid) if camera != NO_CAMERA)
-            spread = int(counts.min()), float(np.median(counts)), int(counts.max())
+            spread = (
+                (int(counts.min()), float(np.median(counts)), int(counts.max()))
+                if len(counts)
+                else (0, 0.0, 0)
+            )
             groups.append(SplitSummary(split, str(modality), len(counts), len(part), cameras, *spread))
     return Summary(table.name, str(table.root), len(table), tuple(groups), table.notes)

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import DataError
-from fmcnet.types import NO_CAMERA, NO_PID, IntArray, Modality
+from fmcnet.identities import identity_number, parse_identity
+from fmcnet.types import NO_CAMERA, NO_PID, IntArray, Modality, check_arrays
 
 SPLITS = ("train", "val", "test")
 
@@ -31,6 +32,7 @@ class Record(NamedTuple):
     track: str = ""
     tags: str = ""
     source: str = ""
+    range: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Table:
         name: what was read: "sysu", "regdb", "llcm", "csv"...
         root: the folder that `path` is relative to.
         path: (N,) str, POSIX separators.
-        pid: (N,) int64, identity as the dataset numbers it (a CSV's names are numbered in sorted order).
+        pid: (N,) int64, the identity's number in this table: as the dataset numbers it, or the position of its name.
+            `identity` is the same in every dataset.
         modality: (N,) uint8, 0 visible, 1 infrared.
         camid: (N,) int64, `NO_CAMERA` where unknown.
         split: (N,) str, one of `SPLITS`.
@@ -51,7 +54,8 @@ class Table:
         track: (N,) str, as given, or "".
         tags: (N,) str, as given, between semicolons, or "".
         source: (N,) str, as given, or "".
-        pid_names: for datasets whose identities are not numbers: name of pid i at position i.
+        range: (N,) str, "LOW:HIGH" as `fmcnet.data.depth.parse_range` takes it, or "".
+        pid_names: for datasets whose identities are not numbers: name of pid i at position i, as written.
         notes: the reader's notes (identities dropped, files ignored).
     """
 
@@ -68,13 +72,15 @@ class Table:
     track: NDArray[np.str_]
     tags: NDArray[np.str_]
     source: NDArray[np.str_]
+    range: NDArray[np.str_]
     pid_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     COLUMNS: ClassVar[tuple[str, ...]] = Record._fields
-    TEXTS: ClassVar[tuple[str, ...]] = ("camera", "track", "tags", "source")
+    TEXTS: ClassVar[tuple[str, ...]] = ("camera", "track", "tags", "source", "range")
 
     def __post_init__(self) -> None:
+        check_arrays(self, self.COLUMNS)
         lengths = {name: len(getattr(self, name)) for name in self.COLUMNS}
         if len(set(lengths.values())) > 1:
             raise DataError(f"the columns of a table differ in length: {lengths}")
@@ -128,18 +134,23 @@ class Table:
         return self.take(np.flatnonzero(mask))
 
     def labels(self) -> tuple[IntArray, IntArray]:
-        """Class labels 0..C-1 in sorted order of pid: (labels (N,), pids (C,))."""
+        """Class labels 0..C-1 in sorted order of pid: (labels (N,), pids (C,)).
+
+        Raises:
+            DataError: when an image has no identity: nobody known is not a person.
+        """
+        unknown = np.flatnonzero(self.pid == NO_PID)
+        if len(unknown):
+            raise DataError(
+                f"{len(unknown)} of {len(self)} images have no identity, the first is {self.path[unknown[0]]}: give "
+                "them one, or leave them out"
+            )
         pids, labels = np.unique(self.pid, return_inverse=True)
         return labels.astype(np.int64), pids
 
     def index(self) -> IntArray:
         """(N,) 1-based position of each image among the path-sorted images of its pid and camera."""
-        order = np.lexsort((self.path, self.modality, self.camid, self.pid))
-        keys = np.stack([self.pid, self.camid, self.modality], axis=1)[order]
-        first = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1)])
-        position = np.empty(len(self), dtype=np.int64)
-        position[order] = np.arange(len(self)) - np.repeat(first, np.diff(first, append=len(self))) + 1
-        return position
+        return positions(self.path, self.modality, self.camid, self.pid)
 
     def full_path(self, row: int) -> Path:
         """The file of one row."""
@@ -154,6 +165,25 @@ class Table:
         if pid == NO_PID:
             return ""
         return self.pid_names[pid] if self.pid_names else str(pid)
+
+    def identity(self, pid: int) -> str | None:
+        """The identity as it is known in every dataset and gallery (`parse_identity`); None for `NO_PID`."""
+        return parse_identity(self.pid_name(pid))
+
+    def identities(self) -> list[str | None]:
+        """The identity of every row, as galleries keep it."""
+        found = {pid: self.identity(pid) for pid in np.unique(self.pid).tolist()}
+        return [found[pid] for pid in self.pid.tolist()]
+
+    def identity_numbers(self) -> IntArray:
+        """(N,) int64, equal for the same identity in every table; `pid` itself where identities are numbers."""
+        if not self.pid_names:
+            return self.pid
+        known = [
+            NO_PID if (one := parse_identity(name)) is None else identity_number(one)
+            for name in self.pid_names
+        ]
+        return np.array([*known, NO_PID], dtype=np.int64)[self.pid]
 
     def records(self) -> list[Record]:
         """The rows, one by one."""
@@ -171,8 +201,20 @@ def fingerprint(table: Table, *columns: NDArray[np.str_]) -> str:
         table: the dataset.
         columns: further columns (N,) to include, as the split.
     """
-    names = [table.pid_names[pid] if table.pid_names else str(pid) for pid in table.pid.tolist()]
+    names = [str(pid) if pid == NO_PID else table.pid_name(pid) for pid in table.pid.tolist()]
     lines = sorted(
         "\t".join(row) for row in zip(table.path.tolist(), names, *(c.tolist() for c in columns), strict=True)
     )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def positions(
+    path: NDArray[np.str_], modality: NDArray[np.uint8], camid: IntArray, pid: IntArray
+) -> IntArray:
+    """(N,) 1-based position of each image among the path-sorted images of its pid, camera and modality."""
+    order = np.lexsort((path, modality, camid, pid))
+    keys = np.stack([pid, camid, modality], axis=1)[order]
+    first = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1)])
+    position = np.empty(len(path), dtype=np.int64)
+    position[order] = np.arange(len(path)) - np.repeat(first, np.diff(first, append=len(path))) + 1
+    return position

@@ -18,7 +18,7 @@ from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.projection import METHODS, Method, Projection, l2_normalize
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, model_digest
 from fmcnet.models.shipped import is_shipped
-from fmcnet.types import FloatArray, IntArray
+from fmcnet.types import NO_PID, FloatArray, IntArray
 
 
 def project_model(
@@ -169,13 +169,15 @@ def fit_projection(
         dim: D, values to keep: at most E, and N - 1 or, discriminant, one less than there are persons.
 
     Raises:
-        FmcnetError: for another method. DataError: when `dim` is too large, no person has two images, or the
-            descriptors do not differ.
+        FmcnetError: for another method. DataError: when `dim` is too large, somebody is not known, no person has
+            two images, or the descriptors do not differ.
     """
     from scipy.linalg import eigh
 
     if method not in METHODS:
         raise FmcnetError(f"method '{method}': say {' or '.join(METHODS)}")
+    if method != "pca" and (pid == NO_PID).any():
+        raise DataError(f"{int((pid == NO_PID).sum())} descriptors have no identity: leave them out")
     _, person, images = np.unique(pid, return_inverse=True, return_counts=True)
     count, width = features.shape
     most, of = (

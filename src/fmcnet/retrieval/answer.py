@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from fmcnet.inference.calibration.calibration import Calibration
 from fmcnet.inference.calibration.curve import FloatVector
 from fmcnet.inference.encoder import Encoder
 from fmcnet.retrieval.gallery import Gallery
+from fmcnet.retrieval.identity_notes import filter_notes as identity_notes
 from fmcnet.retrieval.records import Hit, HitGroup, Where
 from fmcnet.types import Modality
 
@@ -59,6 +61,17 @@ class Answer:
             (replace(one.best, similarity=one.similarity, probability=one.probability), one.size)
             for one in self.groups
         ]
+
+    @property
+    def order(self) -> str:
+        """Why a less probable hit stands above a more probable one; "" where none does."""
+        sure = [hit.probability for hit, _ in self.ranking if hit.probability is not None]
+        if not any(later > earlier for earlier, later in pairwise(sure)):
+            return ""
+        return (
+            "ranked by similarity: visible and infrared entries have their own calibrations, so a less probable "
+            "entry may stand above a more probable one"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -157,13 +170,15 @@ def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
                     f"entries of the camera {', '.join(map(repr, others))} do not pass the filter, which may be "
                     f"'{camera}', too"
                 )
-    for word, name in (("track", "tracks"), ("tag", "tags"), ("pid", "pids")):
+    for word, name in (("track", "tracks"), ("tag", "tags")):
         values: list[Any] = list(getattr(where, name) or ())
         if len(values) <= MOST_WORDS:
             conditions: list[dict[str, Any]] = [{name: [one]} for one in values]
             counts = [gallery.count(Where(**condition)) for condition in conditions]
             absent = [one for one, count in zip(values, counts, strict=True) if not count]
             notes += [f"no entry has the {word} '{one}'" for one in absent]
+    if where.pids is not None and len(where.pids) <= MOST_WORDS:
+        notes += identity_notes(gallery, [str(pid) for pid in where.pids])
     return tuple(notes)
 
 
@@ -223,9 +238,9 @@ def answer_notes(
     if asked and not found and candidates:
         best = candidates[0]
         what = "track" if isinstance(best, HitGroup) else "entry"
-        sure = "" if best.probability is None else f", probability {best.probability:.3g}"
+        likely = "" if best.probability is None else f", probability {best.probability:.3g}"
         notes.append(
             f"no match: no {what} reaches what was asked for; the nearest {what} has similarity "
-            f"{best.similarity:.3f}{sure}"
+            f"{best.similarity:.3f}{likely}"
         )
     return tuple(notes)

@@ -13,22 +13,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fmcnet.parsing import read_npz
 from fmcnet.retrieval.records import Entry, Where, to_micros
 from fmcnet.types import BoolArray, IntArray
 
 NONE = np.iinfo(np.int64).min
-"""A pid or time that is not known."""
+"""A time that is not known."""
 KINDS = {
     "seq": np.int64,
-    "pid": np.int64,
     "time": np.int64,
     "modality": np.uint8,
+    "pid": np.int32,
     "camera": np.int32,
     "track": np.int32,
     "tags": np.int32,
     "alive": np.bool_,
 }
-TEXTS = ("camera", "track", "tags")
+TEXTS = ("pid", "camera", "track", "tags")
 
 
 class EntryColumns:
@@ -71,30 +72,40 @@ class EntryColumns:
         start, self._n = self._n, needed
         self._arrays["seq"][start:needed] = seqs
         self._arrays["alive"][start:needed] = True
-        for position, entry in enumerate(entries, start):
-            self._set(position, entry)
+        self._set(slice(start, needed), entries)
 
     def replace(self, seq: int, entry: Entry) -> None:
         """New metadata of a row."""
-        self._set(int(self.positions([seq])[0]), entry)
+        position = int(self.positions([seq])[0])
+        self._set(slice(position, position + 1), [entry])
 
-    def _set(self, position: int, entry: Entry) -> None:
+    def _set(self, rows: slice, entries: Sequence[Entry]) -> None:
         arrays = self._arrays
-        arrays["pid"][position] = NONE if entry.pid is None else entry.pid
-        arrays["time"][position] = NONE if entry.time is None else to_micros(entry.time)
-        arrays["modality"][position] = entry.modality.code
-        tags = json.dumps(entry.tags, ensure_ascii=False) if entry.tags else None
-        for name, text in (("camera", entry.camera), ("track", entry.track), ("tags", tags)):
+        arrays["time"][rows] = [NONE if entry.time is None else to_micros(entry.time) for entry in entries]
+        arrays["modality"][rows] = [entry.modality.code for entry in entries]
+        tags = [json.dumps(entry.tags, ensure_ascii=False) if entry.tags else None for entry in entries]
+        for name in TEXTS:
             numbers = self.numbers[name]
-            arrays[name][position] = -1 if text is None else numbers.setdefault(text, len(numbers))
+            texts = tags if name == "tags" else [getattr(entry, name) for entry in entries]
+            arrays[name][rows] = [-1 if t is None else numbers.setdefault(t, len(numbers)) for t in texts]
 
     def positions(self, seqs: Sequence[int] | IntArray) -> IntArray:
         """Positions of row numbers that are there."""
         return np.searchsorted(self.seq, np.asarray(seqs, np.int64)).astype(np.int64)
 
+    def living(self, seqs: Sequence[int]) -> list[int]:
+        """Those row numbers that are not removed."""
+        known = np.asarray(seqs, np.int64)
+        places = np.minimum(self.positions(known), max(self._n - 1, 0))
+        there = (
+            self.alive[places] & (self.seq[places] == known) if self._n else np.zeros(len(known), np.bool_)
+        )
+        living: list[int] = known[there].tolist()
+        return living
+
     def forget(self, positions: IntArray) -> None:
         """Removed rows: not alive, and nothing known of them."""
-        for name, value in {"alive": False, "pid": NONE, "time": NONE, "modality": 0}.items():
+        for name, value in {"alive": False, "time": NONE, "modality": 0}.items():
             self._arrays[name][positions] = value
         for name in TEXTS:
             self._arrays[name][positions] = -1
@@ -108,9 +119,8 @@ class EntryColumns:
             chosen = np.zeros(self._n, np.bool_)
             chosen[self.positions(sorted(seqs or ()))] = True
             out &= chosen
-        if where.pids is not None:
-            out &= np.isin(self["pid"], np.array([p for p in where.pids if abs(p) < -int(NONE)], np.int64))
-        for name, texts in (("camera", where.cameras), ("track", where.tracks)):
+        pids = None if where.pids is None else [str(pid) for pid in where.pids]
+        for name, texts in (("pid", pids), ("camera", where.cameras), ("track", where.tracks)):
             if texts is not None:
                 numbers = self.numbers[name]
                 out &= self._one_of(name, [numbers[text] for text in texts if text in numbers])
@@ -126,10 +136,12 @@ class EntryColumns:
             out &= self._one_of("tags", [number for text, number in sets if wanted <= set(json.loads(text))])
         return out
 
-    def cameras(self) -> set[str]:
-        """The cameras of the rows that are alive."""
-        used = set(np.unique(self["camera"][self.alive]).tolist())
-        return {text for text, number in self.numbers["camera"].items() if number in used}
+    def texts(self, name: str) -> set[str]:
+        """The texts of a column of the rows that are alive."""
+        numbers = self.numbers[name]
+        codes: IntArray = self[name][self.alive].astype(np.int64)
+        used = np.bincount(codes + 1, minlength=len(numbers) + 1)[1:].astype(np.bool_).tolist()
+        return {text for text, number in numbers.items() if used[number]}
 
     def _one_of(self, name: str, numbers: Collection[int]) -> BoolArray:
         """(N,) whose text has one of these numbers, by a table, which is faster than `isin`."""
@@ -152,12 +164,16 @@ class EntryColumns:
 
     @staticmethod
     def load(path: Path) -> EntryColumns:
-        """Read what `save` wrote."""
+        """Read what `save` wrote, that of 0.1.0, too, whose identities are numbers and stand for themselves."""
         out = EntryColumns()
-        with np.load(path, allow_pickle=False) as stored:
-            out._arrays = {name: stored[name].astype(kind) for name, kind in KINDS.items()}
-            for name in TEXTS:
-                text = stored[f"{name}_texts"].tobytes().decode()
-                out.numbers[name] = {one: i for i, one in enumerate(text.split("\0") if text else ())}
+        arrays = read_npz(path)
+        if "pid_texts" not in arrays:
+            pids, codes = np.unique(np.append(arrays["pid"], NONE), return_inverse=True)  # NONE is the first
+            arrays["pid"] = codes[:-1] - 1
+            arrays["pid_texts"] = np.frombuffer("\0".join(map(str, pids[1:].tolist())).encode(), np.uint8)
+        out._arrays = {name: arrays[name].astype(kind) for name, kind in KINDS.items()}
+        for name in TEXTS:
+            text = arrays[f"{name}_texts"].tobytes().decode()
+            out.numbers[name] = {one: i for i, one in enumerate(text.split("\0") if text else ())}
         out._n = len(out._arrays["seq"])
         return out

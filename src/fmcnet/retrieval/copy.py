@@ -16,8 +16,7 @@ from fmcnet.files import private_mode, write_atomically
 from fmcnet.progress import Progress
 from fmcnet.retrieval.backends import open_store
 from fmcnet.retrieval.inputs import check_settings
-from fmcnet.retrieval.models import NOTE
-from fmcnet.retrieval.records import EntryBatch, IndexChoice, OpenOptions
+from fmcnet.retrieval.records import MADE_WITH, EntryBatch, IndexChoice, OpenOptions
 
 if TYPE_CHECKING:
     from fmcnet.retrieval.backends import Store
@@ -177,7 +176,7 @@ def _bar(words: str, store: Store, progress: bool | None) -> Iterator[Progress]:
 
 def _note(source: str | Path, target: str | Path) -> None:
     """Copy the note of model and value ranges between folders."""
-    at, to = Path(source) / NOTE, Path(target) / NOTE
+    at, to = Path(source) / MADE_WITH, Path(target) / MADE_WITH
     if not _is_cluster(source) and not _is_cluster(target) and at.is_file() and not to.exists():
         text = at.read_text(encoding="utf-8")
         write_atomically(to, lambda path: path.write_text(text, encoding="utf-8"), private_mode(to.parent))

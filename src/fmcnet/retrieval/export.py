@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from fmcnet.errors import GalleryError, require
-from fmcnet.files import write_atomically
+from fmcnet.files import private_mode, write_atomically
 from fmcnet.retrieval.records import Entry, GallerySettings, Stored, to_micros
 
+TEXTS = ("id", "pid", "camera", "source", "track")
 NO_TIME = np.iinfo(np.int64).min
 
 
@@ -30,7 +31,9 @@ def export(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(
-            path, lambda temporary: counts.append(writers[path.suffix](temporary, settings, parts)), 0o600
+            path,
+            lambda temporary: counts.append(writers[path.suffix](temporary, settings, parts)),
+            private_mode(path.parent),
         )
     except OSError as error:
         raise GalleryError(f"{path} cannot be written: {error.strerror or error}") from error
@@ -38,7 +41,7 @@ def export(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]])
 
 
 def _npz(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]]) -> int:
-    """Arrays of N rows; what is not known is -1 (pid), the smallest int64 (time_us) or "" (texts)."""
+    """Arrays of N rows; what is not known is the smallest int64 (time_us) or "" (texts)."""
     entries: list[Entry] = []
     vectors = [np.empty((0, settings.dimension), np.float32)]
     for part in parts:
@@ -47,13 +50,12 @@ def _npz(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]]) -
     times = [NO_TIME if e.time is None else to_micros(e.time) for e in entries]
     arrays: dict[str, Any] = {
         "embedding": np.concatenate(vectors),
-        "pid": np.array([-1 if e.pid is None else e.pid for e in entries], np.int64),
         "time_us": np.array(times, np.int64),
         "modality": _texts([e.modality.value for e in entries]),
         "tags": _texts([json.dumps(e.tags, ensure_ascii=False) for e in entries]),
         "model": np.array(settings.model),
     }
-    for name in ("id", "camera", "source", "track"):
+    for name in TEXTS:
         arrays[name] = _texts([getattr(e, name) or "" for e in entries])
     with path.open("wb") as stream:
         np.savez(stream, **arrays)
@@ -70,7 +72,7 @@ def _parquet(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]
     parquet: Any = require("pyarrow.parquet", "gallery")
     kinds = {
         "id": arrow.string(),
-        "pid": arrow.int64(),
+        "pid": arrow.string(),
         "modality": arrow.string(),
         "camera": arrow.string(),
         "time": arrow.timestamp("us", tz="UTC"),
@@ -85,11 +87,10 @@ def _parquet(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]
     with parquet.ParquetWriter(str(path), schema) as writer:
         for part in parts:
             columns = {
-                "pid": [e.pid for e, _ in part],
                 "modality": [e.modality.value for e, _ in part],
                 "time": [e.time for e, _ in part],
                 "tags": [list(e.tags) for e, _ in part],
-                **{name: [getattr(e, name) for e, _ in part] for name in ("id", "camera", "source", "track")},
+                **{name: [getattr(e, name) for e, _ in part] for name in TEXTS},
             }
             arrays = [arrow.array(columns[name], kind) for name, kind in kinds.items()]
             flat = arrow.array(np.concatenate([vector for _, vector in part]).astype(np.float32))

@@ -15,18 +15,25 @@ from numpy.typing import ArrayLike
 from fmcnet.characters import hidden_character
 from fmcnet.durations import parse_duration
 from fmcnet.errors import ConfigError, DuplicateIdError, GalleryError
-from fmcnet.retrieval.records import Entry, EntryBatch, GallerySettings, as_modality, as_utc
+from fmcnet.identities import LONGEST as LONGEST_PID
+from fmcnet.retrieval.records import Entry, EntryBatch, GallerySettings, as_modality, as_pid, as_utc
 from fmcnet.types import FloatArray, Modality
 
-LONGEST = {"id": 256, "model": 256, "camera": 256, "track": 256, "tag": 256, "source": 4096}
+LONGEST = {
+    "id": 256,
+    "model": 256,
+    "pid": LONGEST_PID,
+    "camera": 256,
+    "track": 256,
+    "tag": 256,
+    "source": 4096,
+}
 """Most bytes (UTF-8) of a text."""
 MOST_TAGS = 64
 LARGEST_PICTURE = 2**20
 """Bytes."""
 SMALLEST = 1e-12
 """A vector whose values are all smaller is a zero vector."""
-LARGEST_PID = 2**63 - 1
-NO_PID = -1
 
 
 def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embedding") -> FloatArray:
@@ -204,21 +211,6 @@ def as_id(value: object, *, stored: bool = False) -> str:
 def optional_text(value: object, what: str) -> str | None:
     """`text`, or None."""
     return None if value is None else text(value, what)
-
-
-def as_pid(value: object) -> int | None:
-    """An identity number, or None; -1, the tables' word for an unknown identity, is None too.
-
-    Raises:
-        GalleryError: when it is no integer, or too large for 64 bits.
-    """
-    if value is None:
-        return None
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise GalleryError(f"pid must be an integer or None, not {value!r}")
-    if abs(int(value)) > LARGEST_PID:
-        raise GalleryError(f"pid {value} does not fit 64 bits")
-    return None if int(value) == NO_PID else int(value)
 
 
 def as_time(value: object) -> datetime | None:

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from fmcnet.errors import GalleryError, require
+from fmcnet.identities import is_number
 from fmcnet.retrieval.inputs import LONGEST, MOST_TAGS
 from fmcnet.retrieval.records import (
     Entry,
@@ -48,6 +49,7 @@ class Collection:
 
     Attributes:
         name: of the collection. location: as given, without user and password. timeout: in seconds.
+        numbers: the collection is of 0.1.0, and its field of identities holds whole numbers only.
 
     Raises:
         GalleryError: for a bad location, or when no server answers within `CONNECT` seconds.
@@ -68,6 +70,7 @@ class Collection:
             )
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         self.location = f"milvus://{host}:{port}/{self.name}"
+        self.numbers = False
         self.read_only, self._wanted = options.read_only, options.index
         self.timeout = max(options.timeout, REQUEST)
         milvus: Any = require("pymilvus", "milvus")
@@ -120,9 +123,11 @@ class Collection:
         with self.client() as client:
             if not client.has_collection(self.name, timeout=self.timeout):
                 return None
-            about = client.describe_collection(self.name, timeout=self.timeout)["description"]
+            about = client.describe_collection(self.name, timeout=self.timeout)
+            kinds = {field["name"]: field["type"] for field in about.get("fields", ())}
+            self.numbers = kinds.get("pid") == self._types.INT64
             try:
-                found = GallerySettings(**json.loads(about)["fmcnet"])
+                found = GallerySettings(**json.loads(about["description"])["fmcnet"])
             except (ValueError, KeyError, TypeError) as error:
                 raise GalleryError(
                     f"{self.location} is a collection, but no gallery: name another"
@@ -144,9 +149,9 @@ class Collection:
             schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=about)
             schema.add_field("id", kinds.VARCHAR, is_primary=True, max_length=LONGEST["id"])
             schema.add_field("embedding", kinds.FLOAT_VECTOR, dim=settings.dimension)
-            for name in ("pid", "modality", "time", "seq"):
+            for name in ("modality", "time", "seq"):
                 schema.add_field(name, kinds.INT64)
-            for name in ("camera", "source", "track"):
+            for name in ("pid", "camera", "source", "track"):
                 schema.add_field(name, kinds.VARCHAR, max_length=LONGEST[name])
             tag = {"element_type": kinds.VARCHAR, "max_capacity": MOST_TAGS, "max_length": LONGEST["tag"]}
             schema.add_field("tags", kinds.ARRAY, **tag)
@@ -171,7 +176,7 @@ class Collection:
             params.add_index("embedding", index_type="HNSW", metric_type="IP", params=HNSW)
             _log.warning(
                 "%s: HNSW is asked for: where the cluster has not set queryNode.segcore.interimIndex.enableIndex to "
-                "false, rows that are not yet indexed are found only roughly (docs/concepts/gallery.md)",
+                "false, rows that are not yet indexed are found only roughly (fmcnet docs gallery)",
                 self.location,
             )
         else:
@@ -205,7 +210,7 @@ def _said(error: Any) -> str:
 
 
 NO_PID = -(2**63)
-"""A pid that is not known; outside what a gallery takes."""
+"""A pid that is not known, in a collection of 0.1.0; outside what a gallery takes."""
 NO_TIME = -(10**18)
 """A time that is not known, before the year 1."""
 METADATA = ["id", "pid", "modality", "camera", "time", "source", "track", "tags", "seq"]
@@ -226,21 +231,24 @@ def texts(values: Texts[str]) -> str:
     return "[" + ", ".join(text(value) for value in sorted(values)) + "]"
 
 
-def expression(where: Where | None) -> str | None:
-    """The condition as an expression, "" for none; None where nothing can match."""
+def expression(where: Where | None, *, numbers: bool = False) -> str | None:
+    """The condition as an expression, "" for none; None where nothing can match; `numbers`: as of `Collection`."""
     if where is None:
         return ""
     parts: list[str] = []
-    for name, values in (("id", where.ids), ("camera", where.cameras), ("track", where.tracks)):
+    pids = None if where.pids is None else [str(pid) for pid in where.pids]
+    if numbers and pids is not None:
+        fitting = sorted(int(pid) for pid in pids if is_number(pid))
+        if not fitting:
+            return None
+        parts.append(f"pid in {fitting}")
+        pids = None
+    named = (("id", where.ids), ("camera", where.cameras), ("track", where.tracks), ("pid", pids))
+    for name, values in named:
         if values is not None:
             if not values:
                 return None
             parts.append(f"{name} in {texts(values)}")
-    if where.pids is not None:
-        fitting = sorted(pid for pid in where.pids if abs(pid) < 2**63)
-        if not fitting:
-            return None
-        parts.append(f"pid in {fitting}")
     if where.modality is not None:
         parts.append(f"modality == {where.modality.code}")
     if where.since is not None:
@@ -253,12 +261,22 @@ def expression(where: Where | None) -> str | None:
     return " and ".join(parts)
 
 
-def to_row(entry: Entry, vector: FloatArray, seq: int) -> dict[str, Any]:
-    """An entry as Milvus keeps it: no value may be missing."""
+def to_row(entry: Entry, vector: FloatArray, seq: int, *, numbers: bool = False) -> dict[str, Any]:
+    """An entry as Milvus keeps it: no value may be missing.
+
+    Raises:
+        GalleryError: for an identity that is no number, where the collection keeps `numbers`.
+    """
+    if numbers and entry.pid is not None and not is_number(entry.pid):
+        raise GalleryError(
+            f"pid '{entry.pid}': this collection is of fmcnet 0.1.0, which keeps identities as numbers; index into "
+            "a new collection, or give numbers"
+        )
+    number = NO_PID if entry.pid is None else entry.pid
     return {
         "id": entry.id,
         "embedding": vector.tolist(),
-        "pid": NO_PID if entry.pid is None else entry.pid,
+        "pid": int(number) if numbers else entry.pid or "",
         "modality": entry.modality.code,
         "time": NO_TIME if entry.time is None else to_micros(entry.time),
         "seq": seq,
@@ -274,7 +292,7 @@ def to_stored(row: Mapping[str, Any]) -> Stored:
     entry = Entry(
         row["id"],
         Modality.from_code(int(row["modality"])),
-        None if row["pid"] == NO_PID else int(row["pid"]),
+        None if row["pid"] in (NO_PID, "") else str(row["pid"]),
         row["camera"] or None,
         None if row["time"] == NO_TIME else from_micros(int(row["time"])),
         row["source"] or None,

@@ -8,14 +8,20 @@ from __future__ import annotations
 import time as clock
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, tzinfo
 from typing import Any
+
+import numpy as np
 
 from fmcnet.errors import DuplicateIdError, GalleryError
 from fmcnet.retrieval import milvus_client as milvus
 from fmcnet.retrieval.backends import NEAR, SPARE, ranked
+from fmcnet.retrieval.columns import NONE
+from fmcnet.retrieval.days import DayCount, count_days
 from fmcnet.retrieval.inputs import check_settings
 from fmcnet.retrieval.milvus_client import (
     METADATA,
+    NO_TIME,
     Collection,
     expression,
     parts,
@@ -34,6 +40,7 @@ from fmcnet.retrieval.records import (
     OpenOptions,
     Stored,
     Where,
+    from_micros,
 )
 from fmcnet.types import FloatArray
 
@@ -55,6 +62,7 @@ class MilvusStore:
     """
 
     most = WIDEST - SPARE
+    files = None
 
     def __init__(self, location: str, options: OpenOptions) -> None:
         if options.dtype != "float32":
@@ -96,6 +104,9 @@ class MilvusStore:
 
     # ---- reading ----
 
+    def _expression(self, where: Where | None) -> str | None:
+        return expression(where, numbers=self._at.numbers)
+
     def _query(self, condition: str, fields: list[str], **options: Any) -> list[dict[str, Any]]:
         with self._at.client() as client:
             found: list[dict[str, Any]] = client.query(
@@ -105,7 +116,7 @@ class MilvusStore:
 
     def search(self, queries: FloatArray, top: int, where: Where | None, exact: bool) -> list[list[Hit]]:
         """For each of (Q, D) queries its best entries; ties as in the embedded gallery."""
-        condition = expression(where)
+        condition = self._expression(where)
         if self.settings is None or condition is None:
             return [[] for _ in queries]
         if top > self.most:
@@ -184,28 +195,43 @@ class MilvusStore:
         """None: a cluster keeps no pictures."""
         return None
 
+    def removed(self, ids: Sequence[str]) -> set[str]:
+        """None: a cluster does not remember what was removed."""
+        return set()
+
     def count(self, where: Where | None) -> int:
         """How many match."""
-        condition = expression(where)
+        condition = self._expression(where)
         if self.settings is None or condition is None:
             return 0
         return int(self._query(condition, ["count(*)"])[0]["count(*)"])
 
     def _matching(self, where: Where | None) -> list[str]:
         """Ids, in the order of adding."""
-        condition = expression(where)
+        return [name for _, name in sorted((row["seq"], row["id"]) for row in self._listed(where, "seq"))]
+
+    def _listed(self, where: Where | None, *fields: str) -> Iterator[dict[str, Any]]:
+        """Rows that match, with their ids and these fields, in the order of ids."""
+        condition = self._expression(where)
         if self.settings is None or condition is None:
-            return []
-        found: list[tuple[int, str]] = []
+            return
         last = ""
         while True:  # in the order of ids, as pymilvus's own iterator goes on, which does not escape them
             after = f"id > {text(last)}" + (f" and {condition}" if condition else "")
-            page = self._query(after, ["id", "seq"], limit=PAGE)
-            found += [(row["seq"], row["id"]) for row in page]
+            page = self._query(after, ["id", *fields], limit=PAGE)
+            yield from page
             if len(page) < PAGE:
                 break
             last = max((row["id"] for row in page), key=str.encode)
-        return [name for _, name in sorted(found)]
+
+    def days(self, where: Where | None, zone: tzinfo) -> tuple[DayCount, ...]:
+        """How many of those that match each camera has on each day."""
+        numbers: dict[str, int] = {}
+        cameras, times = [], []
+        for row in self._listed(where, "camera", "time"):
+            cameras.append(numbers.setdefault(row["camera"], len(numbers)) if row["camera"] else -1)
+            times.append(int(NONE) if row["time"] == NO_TIME else row["time"])
+        return count_days(np.array(cameras, np.int64), list(numbers), np.array(times, np.int64), zone)
 
     def cameras(self) -> set[str]:
         """Those of all entries, each looked for beside those that are known already."""
@@ -218,6 +244,21 @@ class MilvusStore:
                 break
             found |= new
         return found
+
+    def identities(self) -> set[str]:
+        """None: a cluster would have to read all rows."""
+        return set()
+
+    def times(self) -> tuple[datetime, datetime] | None:
+        """The first and the last of all entries, each looked for beyond those that are known already."""
+        seen: list[int] = []
+        while self.settings is not None:
+            bounds = f" and (time < {min(seen)} or time > {max(seen)})" if seen else ""
+            page = self._query(f"time != {milvus.NO_TIME}{bounds}", ["time"], limit=PAGE)
+            if not page:
+                break
+            seen = [pick([*seen, *(int(row["time"]) for row in page)]) for pick in (min, max)]
+        return (from_micros(min(seen)), from_micros(max(seen))) if seen else None
 
     def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
         """All that match; those removed meanwhile are left out."""
@@ -246,7 +287,7 @@ class MilvusStore:
         replaced = 0 if on_duplicate == "skip" else len(there)
         now = clock.time_ns()
         rows = [
-            to_row(entry, vector, now + i)
+            to_row(entry, vector, now + i, numbers=self._at.numbers)
             for i, (entry, vector) in enumerate(zip(batch.entries, batch.vectors, strict=True))
             if not (on_duplicate == "skip" and entry.id in there)
         ]
@@ -261,7 +302,9 @@ class MilvusStore:
         if missing:
             raise GalleryError(f"{self.location} has no entry '{missing[0]}' ({len(missing)} are not there)")
         stored = [(to_stored(there[name]), there[name]["seq"]) for name in ids]
-        self._write([to_row(replace(entry, **change), vector, seq) for (entry, vector), seq in stored], there)
+        numbers = self._at.numbers
+        rows = [to_row(replace(one, **change), vector, seq, numbers=numbers) for (one, vector), seq in stored]
+        self._write(rows, there)
         return len(ids)
 
     def _write(self, rows: list[dict[str, Any]], before: Mapping[str, Mapping[str, Any]]) -> None:
@@ -278,7 +321,9 @@ class MilvusStore:
             try:
                 self._delete([name for name in tried if name not in before])
                 old = [before[name] for name in tried if name in before]
-                for part in parts([to_row(*to_stored(row), row["seq"]) for row in old], self._portion()):
+                numbers = self._at.numbers
+                before_it = [to_row(*to_stored(row), row["seq"], numbers=numbers) for row in old]
+                for part in parts(before_it, self._portion()):
                     self._upsert(part)
             except GalleryError:
                 raise GalleryError(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta, timezone
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
-from fmcnet.errors import GalleryError
+from fmcnet.errors import DataError, GalleryError
+from fmcnet.identities import parse_identity
 from fmcnet.types import FloatArray, Modality
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Entry:
     """One stored crop, without its embedding.
 
     Attributes:
-        id: unique in the gallery. pid: the identity, None where unknown. modality: of the crop.
+        id: unique in the gallery. pid: the identity (`parse_identity`), None where unknown. modality: of the crop.
         camera, source, track: None where unknown; `source` says where the crop came from (a path, a URL).
         time: when it was seen, in UTC, to the microsecond; None where unknown.
         tags: free labels, sorted, each once.
@@ -32,7 +32,7 @@ class Entry:
 
     id: str
     modality: Modality
-    pid: int | None = None
+    pid: str | None = None
     camera: str | None = None
     time: datetime | None = None
     source: str | None = None
@@ -55,7 +55,7 @@ class Hit:
     id: str
     similarity: float
     modality: Modality
-    pid: int | None = None
+    pid: str | None = None
     camera: str | None = None
     time: datetime | None = None
     source: str | None = None
@@ -85,7 +85,7 @@ class HitGroup:
         pooled: how many entries were pooled; 0: none were.
     """
 
-    key: str | int | None
+    key: str | None
     similarity: float
     hits: tuple[Hit, ...]
     pooled: int = 0
@@ -122,19 +122,20 @@ class Where:
     """Which entries: all conditions that are given must hold; None is no condition.
 
     Attributes:
-        ids, pids, cameras, tracks: the entry's value is one of these; an empty collection matches nothing.
+        ids, pids, cameras, tracks: the entry's value is one of these; an empty collection matches nothing. Nobody
+            known is no identity, and cannot be asked for.
         modality: the entry's modality.
         since, until: seen at or after `since`, and before `until` (aware datetimes); an entry without a time
             matches neither.
         tags: the entry has all of these; none at all are no condition.
 
     Raises:
-        GalleryError: on construction, for a datetime without a timezone, or a bare string where a collection is
-            needed.
+        GalleryError: on construction, for a datetime without a timezone, what is no identity, or a bare string where
+            a collection is needed.
     """
 
     ids: Collection[str] | None = None
-    pids: Collection[int] | None = None
+    pids: Collection[str | int] | None = None
     cameras: Collection[str] | None = None
     tracks: Collection[str] | None = None
     modality: Modality | None = None
@@ -150,10 +151,8 @@ class Where:
             if value is not None:
                 none = name == "tags" and not value  # every entry has all of no tags
                 object.__setattr__(self, name, None if none else frozenset(value))
-        given: Any = self.pids or ()
-        for pid in given:
-            if isinstance(pid, bool) or not isinstance(pid, Integral):
-                raise GalleryError(f"Where(pids): {pid!r} is no identity: give whole numbers")
+        if self.pids is not None:
+            object.__setattr__(self, "pids", frozenset(as_known_pid(pid) for pid in self.pids))
         if self.modality is not None:
             object.__setattr__(self, "modality", as_modality(self.modality))
         for name in ("since", "until"):
@@ -261,6 +260,9 @@ class GalleryInfo:
     pictures: int = 0
 
 
+MADE_WITH = "made-with.json"
+"""In a gallery's folder: where its model is, and the ranges; it holds no embedding and nothing of a picture."""
+
 Stored = tuple[Entry, FloatArray]
 """An entry and its (D,) float32 embedding."""
 
@@ -278,6 +280,32 @@ def as_modality(value: object) -> Modality:
         return Modality(value)
     except ValueError as error:
         raise GalleryError(f"modality is 'visible' or 'infrared', not {value!r}") from error
+
+
+def as_pid(value: object) -> str | None:
+    """An identity as `parse_identity` reads it; None where nobody is known.
+
+    Raises:
+        GalleryError: when it is none.
+    """
+    try:
+        return parse_identity(value)
+    except DataError as error:
+        raise GalleryError(str(error)) from error
+
+
+def as_known_pid(value: object) -> str:
+    """`as_pid` of a filter.
+
+    Raises:
+        GalleryError: when it is none, or nobody known.
+    """
+    found = as_pid(value)
+    if found is None:
+        raise GalleryError(
+            f"pid {value!r} is nobody known: choose entries without an identity by other conditions"
+        )
+    return found
 
 
 def as_utc(value: object, what: str) -> datetime:

@@ -73,7 +73,7 @@ class Searcher:
         modality: Modalities,
         *,
         ids: Sequence[str] | None = None,
-        pid: int | Sequence[int | None] | None = None,
+        pid: str | int | Sequence[str | int | None] | None = None,
         camera: str | Sequence[str | None] | None = None,
         time: datetime | Sequence[datetime | None] | None = None,
         track: str | Sequence[str | None] | None = None,

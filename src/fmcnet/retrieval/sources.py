@@ -11,15 +11,17 @@ from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import NamedTuple
 
+from fmcnet.data.depth import ValueRange, parse_range
 from fmcnet.data.listing import Ignored
 from fmcnet.data.readers import benchmark_layout, detect_layout, modality_of_folder, read_dataset
 from fmcnet.data.readers.csv import HELD_OUT
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError, FmcnetError, GalleryError
+from fmcnet.identities import parse_identity
 from fmcnet.inference.image_input import Fault, list_images
 from fmcnet.retrieval.inputs import as_tags, optional_text, text
 from fmcnet.retrieval.times import Doubtful, TimePattern, parse_capture_time
-from fmcnet.types import NO_CAMERA, NO_PID, Modality
+from fmcnet.types import NO_CAMERA, Modality
 
 
 class NamePattern:
@@ -54,16 +56,13 @@ class NamePattern:
             raise DataError(f"its name does not match {self._option} '{self._pattern.pattern}'")
         return text
 
-    def number(self, name: str) -> int:
-        """The group as a whole number.
+    def identity(self, name: str) -> str | None:
+        """The group as an identity; None for nobody known.
 
         Raises:
             DataError: as `find`, or when it is none.
         """
-        text = self.find(name)
-        if not (text.isascii() and text.isdigit() and int(text) < 2**63):
-            raise DataError(f"{self._option} finds '{text[:40]}', which is no whole number of 64 bits")
-        return int(text)
+        return parse_identity(self.find(name))
 
 
 class Picture(NamedTuple):
@@ -72,21 +71,30 @@ class Picture(NamedTuple):
     Attributes:
         path: absolute.
         source: where it came from, as a table states it; None: its path.
+        root: the folder that is indexed; None: the one that holds it.
+        value_range: as `fmcnet.data.images.load_image`; None: that of all pictures.
     """
 
     path: Path
     modality: Modality
-    pid: int | None = None
+    pid: str | None = None
     camera: str | None = None
     time: datetime | None = None
     track: str | None = None
     tags: tuple[str, ...] = ()
     source: str | None = None
+    root: Path | None = None
+    value_range: ValueRange | None = None
 
     @property
     def id(self) -> str:
-        """32 hexadecimal digits of its path: the same picture has the same id whenever it is indexed."""
-        return hashlib.sha256(self.path.as_posix().encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        """Of its path: the same picture has the same id whenever it is indexed."""
+        return path_id(self.path)
+
+
+def path_id(path: Path) -> str:
+    """32 hexadecimal digits of an absolute path: the id of its picture."""
+    return hashlib.sha256(path.as_posix().encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,7 @@ class Rules:
         modality: of pictures without a table; of a table, only the rows of this modality are taken.
         camera: of all pictures.
         cameras, times, tracks, pids: found in the name, which is the path below the folder given.
+        pid_prefix: put before every identity, that persons of two datasets with the same numbers stay apart.
         layout: "auto", "images" (every image as a plain picture), "sysu", "regdb", "llcm" or "csv".
         split: of a dataset: "train", "val", "test", or "all".
         zone: of times that name none.
@@ -109,6 +118,7 @@ class Rules:
     times: TimePattern | None = None
     tracks: NamePattern | None = None
     pids: NamePattern | None = None
+    pid_prefix: str = ""
     layout: str = "auto"
     split: str = "all"
     zone: tzinfo = timezone.utc
@@ -274,7 +284,8 @@ def _list_pictures(paths: Sequence[Path], rules: Rules) -> tuple[list[_Row], Sou
     for source in paths:
         for path in list_images([source], ignored):
             name = path.relative_to(source).as_posix() if path != source else path.name
-            found.append((name, Picture(path, rules.modality), ""))
+            root = source if path != source else None
+            found.append((name, Picture(path, rules.modality, root=root), ""))
     if not found:
         raise DataError(f"{ignored[0].path} is {ignored[0].reason}, not an image: give images or folders")
     return found, Sources(ignored=tuple(ignored))
@@ -300,14 +311,16 @@ def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], So
         f"--modality {rules.modality}": len(of_split) - len(chosen),
     }
     found: list[_Row] = []
-    for row, path in zip(chosen.records(), chosen.full_paths(), strict=True):
-        pid = None if row.pid == NO_PID else row.pid
-        named = (table.pid_names[pid],) if table.pid_names and pid is not None else ()
+    for row, path, pid in zip(chosen.records(), chosen.full_paths(), chosen.identities(), strict=True):
+        named = (table.pid_name(row.pid),) if table.pid_names and pid is not None else ()
         tags = tuple(tag.strip() for tag in row.tags.split(";") if tag.strip())
         camera = row.camera or (None if row.camid == NO_CAMERA else str(row.camid))
         picture = Picture(
             path, row.modality, pid, camera, None, row.track or None, (*named, *tags), row.source or None
         )
+        picture = picture._replace(value_range=parse_range(row.range) if row.range else None)
+        if path.is_relative_to(table.root):
+            picture = picture._replace(root=table.root)
         found.append((row.path, picture, row.time))
     notes = [note for note in table.notes if rules.split != "all" or not note.startswith(HELD_OUT)]
     not_listed = _not_listed(source, table) if layout == "csv" else ()
@@ -325,9 +338,10 @@ def _check_texts(picture: Picture) -> None:
 
 def _apply_name(picture: Picture, name: str, rules: Rules) -> Picture:
     """The picture with the metadata that its name holds, which wins over a table's."""
+    pid = rules.pids.identity(name) if rules.pids else picture.pid
     return picture._replace(
         camera=rules.cameras.find(name) if rules.cameras else rules.camera or picture.camera,
         time=rules.times.find(name) if rules.times else picture.time,
         track=rules.tracks.find(name) if rules.tracks else picture.track,
-        pid=rules.pids.number(name) if rules.pids else picture.pid,
+        pid=parse_identity(rules.pid_prefix + pid) if rules.pid_prefix and pid is not None else pid,
     )

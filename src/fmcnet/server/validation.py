@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request
+from pydantic import AfterValidator
 
+from fmcnet.errors import GalleryError
 from fmcnet.retrieval import Where
-from fmcnet.retrieval.inputs import LARGEST_PID
-from fmcnet.retrieval.records import as_modality
+from fmcnet.retrieval.records import as_known_pid, as_modality, as_pid
 from fmcnet.server.errors import ApiError
 from fmcnet.server.schemas import ModalityName, Moment
+
+_Read = TypeVar("_Read")
 
 FORM = "multipart/form-data"
 """Of a body with files; frameworks bound no other form's fields as early."""
@@ -64,13 +67,31 @@ def _takes_several(schema: Mapping[str, Any]) -> bool:
     return any(one.get("type") == "array" for one in (schema, *schema.get("anyOf", ())))
 
 
+def _identity(read: Callable[[object], _Read]) -> Callable[[str], _Read]:
+    """A reader of identities, its error as pydantic takes it."""
+
+    def parse(value: str) -> _Read:
+        try:
+            return read(value)
+        except GalleryError as error:
+            raise ValueError(str(error)) from error
+
+    return parse
+
+
+Person = Annotated[str, AfterValidator(_identity(as_pid))]
+"""An identity, a text or a number, of an entry."""
+KnownPerson = Annotated[str, AfterValidator(_identity(as_known_pid))]
+"""The same of a filter, where nobody known is refused."""
+
 Texts = Annotated[list[str], Query()]
 
 
 def conditions(
-    track: Texts = [],  # noqa: B006 (FastAPI copies it)
+    id: Texts = [],  # noqa: B006 (FastAPI copies it)
+    track: Texts = [],  # noqa: B006
     camera: Texts = [],  # noqa: B006
-    pid: Annotated[list[Annotated[int, Query(ge=-LARGEST_PID, le=LARGEST_PID)]], Query()] = [],  # noqa: B006
+    pid: Annotated[list[KnownPerson], Query()] = [],  # noqa: B006
     tag: Annotated[list[str], Query(description="An entry must have all of these.")] = [],  # noqa: B006
     modality: Annotated[ModalityName | None, Query()] = None,
     since: Annotated[Moment | None, Query(description="Seen at or after; with a time zone.")] = None,
@@ -78,6 +99,7 @@ def conditions(
 ) -> Where:
     """As `fmcnet gallery remove` has them."""
     return Where(
+        ids=id or None,
         tracks=track or None,
         cameras=camera or None,
         pids=pid or None,

@@ -194,7 +194,8 @@ class TrainStep:
 
         Returns:
             A record a step: "step" (from 1), every term by name, what `health.measure` gives, the gradients' norms,
-            "loss" (the sum of the terms that all but the discriminators minimise) and "rate".
+            "loss" (the sum of the terms that all but the discriminators minimise) and "rate" (the learning rate
+            of heads, generators and fusion).
 
         Raises:
             NotFinite: naming the first step with a value that is not finite.
@@ -213,8 +214,9 @@ class TrainStep:
             if bad:
                 raise NotFinite(step + 1, bad)
             loss = sum(v for k, v in values.items() if k in self._losses)
-            factor = rate(step, self.steps, self.config.training)
-            records.append({"step": step + 1, "loss": loss, **values, "rate": factor})
+            training = self.config.training
+            lr = training.lr * rate(step, self.steps, training)
+            records.append({"step": step + 1, "loss": loss, **values, "rate": lr})
         return records
 
     def export(self) -> FMCNet:

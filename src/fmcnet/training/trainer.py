@@ -275,12 +275,16 @@ class Trainer:
         stopping, due = agree([stop.signals > 0, late], self._ctx)
         validates = done % self._epoch == 0 and self._selection.due(done // self._epoch)
         saves = done < self._steps and (stopping or due or done % training.checkpoint_every == 0)
-        note = ""
-        if done % training.log_every == 0 or validates or saves or done == self._steps:
+        note, ends = "", done % self._epoch == 0
+        if done % training.log_every == 0 or ends or saves or done == self._steps:
             self._read()
             rate = (done - self._first) * self._images / (time.perf_counter() - self._started)
-            note = f"{rate:.0f} images/s  {_memory(self._ctx.device)}  {self._logger.summary()}"
-        bar.advance(note)
+            epoch = f"epoch {done // self._epoch}/{training.epochs}" if ends else ""
+            parts = (self._logger.summary(), f"{rate:.0f} images/s", _memory(self._ctx.device), epoch)
+            note = ", ".join(filter(None, parts))
+            if self._ctx.main:
+                logger.debug("step %d: %s", done, self._logger.every_term())
+        bar.advance(note, line=ends)
         if validates:
             record = self._selection.validate(self._export(), replace(self._card, step=done), done)
             self._logger.write([record] if record else [], "validated_step")
@@ -316,7 +320,10 @@ class Trainer:
         if self._config.model.normalization == "modality":
             plain = AugmentConfig(pad=0, flip=0, erase=0, channel="none")
             first = self._steps * self._config.training.accumulate
-            estimate_statistics(model, self._load(plain, first, first + BATCHES), self._ctx.world)
+            batch = self._config.data.identities * self._config.data.images * 2 * self._ctx.world
+            one_pass = -(-len(self._cache) // batch)
+            last = first + min(BATCHES, one_pass)
+            estimate_statistics(model, self._load(plain, first, last), self._ctx.world)
         return model
 
     def _finish(self) -> TrainingSummary:

@@ -10,11 +10,13 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fmcnet.data.depth import parse_range
 from fmcnet.data.listing import number_of
-from fmcnet.data.readers.common import check_splits, read_text
+from fmcnet.data.readers.common import check_splits, read_lines
 from fmcnet.data.spelling import near_cameras, nearest
 from fmcnet.data.table import SPLITS, Record, Table
 from fmcnet.errors import DataError
+from fmcnet.identities import near_identities, parse_identity
 from fmcnet.types import MODALITY_WORDS, NO_CAMERA, NO_PID, Modality
 
 REQUIRED = ("path", "pid", "modality")
@@ -38,6 +40,7 @@ _HINTS = {
     **dict.fromkeys(("labels", "keywords"), "tags"),
 }
 MAX_FAULTS = 20
+MOST_COLUMNS = 500
 HELD_OUT = "no split column"
 """The beginning of the note on the identities held out for test."""
 
@@ -59,7 +62,7 @@ EXPECTED = """
 
 
 class _NamedRecord(NamedTuple):
-    """A row before identities are numbered: the identity's name, and the record without its `pid`."""
+    """A row before identities are numbered: the identity as written, "" where unknown; the record without `pid`."""
 
     name: str
     record: Record
@@ -71,7 +74,8 @@ def read_csv(
     """Read a CSV file with the columns path, pid, modality and, if wanted, `OPTIONAL` and `Table.TEXTS`.
 
     - Paths are relative to the CSV's folder, or absolute.
-    - `pid` is any text: numbers stay as they are, names are numbered in sorted order (`Table.pid_names`).
+    - `pid` is any text, read by `parse_identity`: numbers stay as they are, names are numbered in sorted order
+      (`Table.pid_names`).
     - `modality` is one of `MODALITY_WORDS`.
     - Without a `split` column, `test_share` of the identities (those with the smallest SHA-256 of their name,
       so the choice depends on nothing else) go to test, the rest to train, with a note.
@@ -85,7 +89,7 @@ def read_csv(
     Args:
         file: the CSV.
         test_share: share of the identities held out for test, without a `split` column.
-        training: False: the images are to be searched. `pid` may be absent or empty, and every row stays.
+        training: False: the images are to be searched. `pid` may be absent or unknown, and every row stays.
         modality: with `training` False, that of rows which give none.
 
     Raises:
@@ -106,12 +110,16 @@ def read_csv(
         raise DataError(f"{file} has {count}:\n  " + "\n  ".join(faults[:MAX_FAULTS]) + more)
     if not rows:
         raise DataError(f"{file} has no row below its header: give a CSV like{EXPECTED}")
+    rows, identity_notes = _spell_alike(rows)
+    notes += identity_notes
     if not any(record.split for _, record in rows):
         rows, note = _hold_out(rows, test_share)
         notes.append(note)
     names, numbers = _number({row.name for row in rows if row.name})
     records = _number_cameras([record._replace(pid=numbers[name]) for name, record in rows])
     notes += near_cameras({record.camera for record in records if record.camera})
+    if training and any(record.range for record in records):
+        notes.append("the column 'range' is read by fmcnet index only: convert deep images to 8 bits first")
     if training:
         called = {number: name for name, number in numbers.items()}
         records, split_notes = check_splits(records, str(file), called.__getitem__, required=())
@@ -146,10 +154,9 @@ def _parse(
     file: Path, required: Sequence[str], modality: Modality | None
 ) -> tuple[list[_NamedRecord], list[str], list[str]]:
     """Rows, faults ("line 7: ..."), all of them, and notes."""
-    text = read_text(file)
-    header = text.split("\n", 1)[0]
-    separator = max(",;\t", key=header.count)
-    reader = csv.reader(text.split("\n"), delimiter=separator, strict=True)
+    lines = read_lines(file)
+    separator = max(",;\t", key=lines[0].count)
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     rows: list[_NamedRecord] = []
     faults: list[str] = []
     notes: list[str] = []
@@ -162,6 +169,8 @@ def _parse(
             if not any(cells):
                 continue
             if not columns:
+                if len(cells) > MOST_COLUMNS:
+                    return [], [f"line {line}: {len(cells):,} columns, more than {MOST_COLUMNS}"], []
                 columns, notes = _own_names([cell.lower() for cell in cells])
                 fault = _header_fault(columns, required)
                 if fault:
@@ -180,7 +189,7 @@ def _parse(
                 wrong.append(f"path '{path}' stands in line {first} already")
             elif first != line and path:
                 wrong.append(f"path '{path}' is the image '{spelt}' of line {first}: name an image once")
-            faults += [f"line {line}: {fault}" for fault in wrong]
+            faults += [f"line {line}: {fault:.500}" for fault in wrong]
             rows.append(row)
     except csv.Error as error:
         faults.append(f"line {reader.line_num}: {error}")
@@ -216,7 +225,7 @@ def _own_names(columns: list[str]) -> tuple[list[str], list[str]]:
 
 def _header_fault(columns: list[str], required: Sequence[str]) -> str:
     missing = [name for name in required if name not in columns]
-    header = ", ".join(columns)
+    header = f"{', '.join(columns):.400}"
     if missing == ["modality"] and "pid" not in required:
         return f"no column modality in the header ({header}): add it, or say --modality visible or infrared"
     if missing:
@@ -247,10 +256,17 @@ def _row(
     """One row, and what is wrong with it."""
     wrong: list[str] = []
     pid, camid = cells.get("pid", ""), cells.get("camid", "")
-    if not pid and "pid" in required:
-        wrong.append("pid is empty")
-    elif pid.isascii() and pid.isdigit() and number_of(pid) is None:
-        wrong.append(f"pid '{pid[:40]}' is too large: numbers go up to {2**63 - 1}")
+    try:
+        known = parse_identity(pid) is not None
+        if not known and "pid" in required:
+            wrong.append(
+                f"pid '{pid}' is nobody known: training and evaluation need an identity; take the row out"
+                if pid
+                else "pid is empty"
+            )
+    except DataError as error:
+        known = False
+        wrong.append(str(error))
     word = cells.get("modality", "")
     modality = MODALITY_WORDS.get(word.lower()) if word else default
     if modality is None:
@@ -264,6 +280,11 @@ def _row(
             f"camid '{camid[:40]}' is not a whole number (leave it empty where unknown; names stand in a column "
             "camera)"
         )
+    if given := cells.get("range", ""):
+        try:
+            parse_range(given)
+        except DataError as error:
+            wrong.append(str(error).removeprefix("--"))
     split, role = cells.get("split", "").lower(), cells.get("role", "").lower()
     if split not in _SPLITS:
         wrong.append(f"split '{split}' is none of {', '.join(SPLITS)}")
@@ -279,7 +300,22 @@ def _row(
         time=_time(cells.get("date", ""), cells.get("time", "")),
         **{name: cells.get(name, "") for name in Table.TEXTS},
     )
-    return _NamedRecord(pid, record), wrong
+    return _NamedRecord(pid if known else "", record), wrong
+
+
+def _spell_alike(rows: list[_NamedRecord]) -> tuple[list[_NamedRecord], list[str]]:
+    """Give each identity one spelling, the first in sorted order; and notes of those that had several, or nearly."""
+    spellings = defaultdict[str, list[str]](list)
+    for name in sorted({row.name for row in rows if row.name}):
+        spellings[parse_identity(name) or ""].append(name)
+    alike = [names for names in spellings.values() if len(names) > 1]
+    notes = [
+        f"the identities {', '.join(map(repr, names))} are read as one person" for names in alike[:MAX_FAULTS]
+    ]
+    if alike:
+        one = {name: names[0] for names in alike for name in names}
+        rows = [_NamedRecord(one.get(name, name), record) for name, record in rows]
+    return rows, notes + near_identities(spellings)
 
 
 def _time(date: str, time: str) -> str:
@@ -312,8 +348,15 @@ def _hold_out(rows: list[_NamedRecord], share: float) -> tuple[list[_NamedRecord
     """Give every row a split, a share of the identities going to test; and the note on it."""
     modalities = defaultdict[str, set[Modality]](set)
     for name, record in rows:
-        modalities[name].add(record.modality)
-    complete = [name for name, seen in modalities.items() if name and len(seen) == 2]
+        if name:
+            modalities[name].add(record.modality)
+    complete = [name for name, seen in modalities.items() if len(seen) == 2]
+    if not complete:
+        rows = [_NamedRecord(n, r._replace(split="test")) for n, r in rows]
+        return (
+            rows,
+            f"{HELD_OUT}: all images are for test, because no identity has both modalities to learn from",
+        )
     order = sorted(complete, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     count = min(max(1, round(share * len(order))), len(order) - 1) if len(order) > 1 and share > 0 else 0
     held = set(order[:count])

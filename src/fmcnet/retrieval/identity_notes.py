@@ -1,0 +1,58 @@
+"""What is doubtful about the identities of a gallery: near spellings, and numbers of two datasets."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from fmcnet.identities import is_number, near_identities, near_spelling
+from fmcnet.retrieval.gallery import Gallery
+from fmcnet.retrieval.records import Where
+from fmcnet.retrieval.sources import Picture
+
+MOST_COMPARED = 20_000
+"""Identities beside which a filter looks for near spellings."""
+LOOKED_UP = 20
+"""Numbers whose earlier entries are looked at, and entries of each, on average."""
+
+
+def added_notes(gallery: Gallery, before: Collection[str], added: Sequence[Picture]) -> list[str]:
+    """Notes on the identities of pictures that were added.
+
+    Args:
+        gallery: as it is now. before: its identities before.
+        added: the new pictures.
+    """
+    given = {picture.pid for picture in added if picture.pid is not None}
+    keys = {near_spelling(name) for name in given}
+    near = [name for name in {*before, *given} if near_spelling(name) in keys]
+    numbers = sorted((pid for pid in given & {*before} if is_number(pid)), key=int)
+    if not numbers:
+        return near_identities(near)
+    folder = Path(os.path.commonpath([picture.path.parent for picture in added]))
+    earlier = gallery.scan(Where(pids=numbers[:LOOKED_UP]), chunk=64)  # in the order of adding
+    for entry, _ in itertools.islice(earlier, LOOKED_UP**2):
+        if entry.source and Path(entry.source).is_absolute() and folder not in Path(entry.source).parents:
+            more = f" and {len(numbers) - 3} more" if len(numbers) > 3 else ""
+            return [
+                *near_identities(near),
+                f"the numbers {', '.join(numbers[:3])}{more} are persons of the gallery already, as of "
+                f"{entry.source}, and are taken as the same; if they are others, repeat with a --pid-prefix, as "
+                "regdb-, and --existing update",
+            ]
+    return near_identities(near)
+
+
+def filter_notes(gallery: Gallery, pids: Collection[str]) -> Iterator[str]:
+    """Notes on the identities of a filter: those that no entry has, and near spellings that do not pass it."""
+    stored = gallery.identities()
+    compared = stored if len(stored) <= MOST_COMPARED else []
+    for pid in pids:
+        key = near_spelling(pid)
+        others = ", ".join(repr(one) for one in compared if one not in pids and near_spelling(one) == key)
+        if not gallery.count(Where(pids=[pid])):
+            yield f"no entry has the pid '{pid}'" + (f": did you mean {others}?" if others else "")
+        elif others:
+            yield f"entries of the identity {others} do not pass the filter, which may be '{pid}', too"

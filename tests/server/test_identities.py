@@ -1,0 +1,81 @@
+"""Identities over HTTP: texts and numbers by one rule, the same as by every other door."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.server.service import files, running
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("service")) as one:
+        for seed, pid in enumerate(("007", 7, "Jose\u0301", "anna", "unknown", "", None)):
+            reply = one.add(seed, **({} if pid is None else {"pid": pid}))
+            assert reply.status_code == 201, reply.text
+        yield one
+
+
+def ids(reply):
+    assert reply.status_code == 200, reply.text
+    return {one["id"] for one in reply.json()["entries"]}
+
+
+def test_entries_have_texts(serving):
+    listed = serving.client.get("/v1/entries").json()["entries"]
+    assert [one["pid"] for one in listed] == ["7", "7", "Jos\u00e9", "anna", None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("asked", "seeds"),
+    [
+        (7, (0, 1)),
+        ("7.0", (0, 1)),
+        ("Jos\u00e9", (2,)),
+        ("Jose\u0301", (2,)),
+        (["anna", 7], (0, 1, 3)),
+        ("ANNA", ()),
+    ],
+)
+def test_filters_and_removals_take_texts_and_numbers(serving, asked, seeds):
+    found = {f"crop-{seed}" for seed in seeds}
+    assert ids(serving.client.get("/v1/entries", params={"pid": asked})) == found
+    counted = serving.client.delete("/v1/entries", params={"pid": asked, "dry_run": True}).json()
+    assert counted["matched"] == len(found)
+    told = serving.search(3, pid=asked).json()
+    assert {hit["id"] for hit in told["hits"]} == found
+    near = "no entry has the pid 'ANNA': did you mean 'anna'?"
+    assert (near in told["notes"]) == (asked == "ANNA")
+
+
+def test_people_are_grouped_and_nobody_known_is_not(serving):
+    groups = serving.search(3, group="pid").json()["groups"]
+    assert sorted((str(one["key"]), len(one["matches"])) for one in groups) == [
+        ("7", 2), ("Jos\u00e9", 1), ("None", 1), ("None", 1), ("None", 1), ("anna", 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("pid", ["18446744073709551615", "9" * 5000, "a\u202eb", "1.2E+11", "x" * 300])
+def test_what_is_no_identity_is_refused_where_it_stands(serving, pid):
+    for reply, where in (
+        (serving.client.get("/v1/entries", params={"pid": pid}), "query.pid.0"),
+        (serving.client.delete("/v1/entries", params={"pid": pid, "expect": 1}), "query.pid.0"),
+        (serving.search(3, pid=pid), "body.pid.0"),
+        (serving.add(9, pid=pid), "body.pid.0"),
+    ):
+        assert (reply.status_code, reply.json()["error"]["where"]) == (422, where)
+        assert "pid '" in reply.json()["error"]["what"]
+    assert len(serving.service.gallery) == 7
+
+
+@pytest.mark.parametrize("pid", ["-1", "unknown", "nan", " "])
+def test_nobody_known_is_not_chosen(serving, pid):
+    data = {"modality": "visible", "pid": pid}
+    for reply in (
+        serving.client.get("/v1/entries", params={"pid": pid}),
+        serving.client.delete("/v1/entries", params={"pid": pid, "expect": 3}),
+        serving.client.post("/v1/search", files=files(3), data=data),
+    ):
+        assert reply.status_code == 422
+        assert "is nobody known" in reply.json()["error"]["what"]
+    assert len(serving.service.gallery) == 7
