@@ -12,6 +12,8 @@ import pytest
 
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
+from fmcnet.inference.encoder import load
+from fmcnet.retrieval import Gallery
 from fmcnet.types import Modality
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -35,7 +37,7 @@ def run(script: str, *arguments: object, cwd: Path) -> str:
 def test_every_example_is_short_and_tested():
     scripts = sorted(EXAMPLES.glob("*.py"))
     text = Path(__file__).read_text(encoding="utf-8")
-    assert len(scripts) == 8
+    assert len(scripts) == 9
     for script in scripts:
         assert len(script.read_text(encoding="utf-8").splitlines()) < 80, script.name
         assert f'run("{script.name}"' in text.replace("(\n        ", "("), script.name
@@ -101,3 +103,20 @@ def test_new_dataset(tmp_path, tiny_sysu):
     people = len({p.name for p in (tmp_path / "data").glob("*/*")})
     assert [line.split()[0] for line in printed[-2:]] == ["train:", "test:"]
     assert sum(int(line.split()[-2]) for line in printed[-2:]) == people
+
+
+def test_search_shards(tmp_path, tiny_sysu):
+    """The crops of two cameras in two galleries: the answer is that of one gallery of both."""
+    encoder = load("fmcnet-lite")
+    query = next((tiny_sysu / "cam3").rglob("*.jpg"))
+    similarities = []
+    for camera in ("cam1", "cam2"):
+        images = sorted((tiny_sysu / camera).rglob("*.jpg"))[:12]
+        embeddings = encoder.encode(images, "visible", progress=False)
+        with Gallery(tmp_path / camera, model=encoder.digest) as gallery:
+            gallery.add(embeddings, modality="visible", source=images)
+        similarities += encoder.similarity(encoder.encode(query, "infrared"), embeddings)[0].tolist()
+    printed = run("search_shards.py", "cam1", "cam2", "--query", query, "--top", 5, cwd=tmp_path).splitlines()
+    best = sorted(similarities, reverse=True)[:5]
+    assert [float(line.split()[0]) for line in printed] == pytest.approx(best, abs=0.001)
+    assert all(line.split()[1] in line.split()[2] for line in printed)  # each from its own camera's folder
