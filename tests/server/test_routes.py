@@ -205,7 +205,7 @@ def test_the_description_names_every_route_and_scope(serving):
     tree = serving.client.get("/openapi.json").json()
     assert set(tree["paths"]) == {
         "/v1/embed", "/v1/search", "/v1/entries", "/v1/entries/{entry_id}", "/v1/images/{entry_id}",
-        "/v1/gallery", "/healthz", "/readyz", "/metrics",
+        "/v1/days", "/v1/gallery", "/healthz", "/readyz", "/metrics",
     }  # fmt: skip
     scopes = {(path, m): op.get("x-scope") for path, ops in tree["paths"].items() for m, op in ops.items()}
     assert scopes["/v1/entries", "post"] == "write"
