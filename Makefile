@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 OUT    ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs cluster test-cluster lint format bench clean
+.PHONY: help demo test docs cluster test-cluster fuzz lint format bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,6 +40,12 @@ cluster: $(BIN)/.milvus ## whether a real Milvus server (from PyPI) starts on th
 
 test-cluster: $(BIN)/.milvus ## the gallery's contract on a real Milvus server that it starts and stops (minutes)
 	@FMCNET_CLUSTER=1 $(BIN)/python -m pytest tests/retrieval/test_contract.py tests/retrieval/test_milvus.py
+
+SECONDS ?= 120
+fuzz: $(BIN)/.installed ## broken files to every reader for SECONDS (120), broken requests to the service (minutes)
+	@$(BIN)/python -m tests.fuzz.readers $(SECONDS)
+	@FMCNET_BAD_INPUT=$$(($(SECONDS) * 10)) FMCNET_OPENAPI=$$(($(SECONDS) / 2)) \
+	  $(BIN)/python -m pytest tests/server/test_bad_input.py tests/server/test_openapi.py
 
 lint: $(BIN)/.installed ## ruff and the strict type checker
 	@$(BIN)/ruff check .

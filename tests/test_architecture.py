@@ -13,7 +13,19 @@ import fmcnet
 
 SOURCE = Path(fmcnet.__file__).parent
 LAYERS = [
-    ("errors", "interrupt", "files", "types", "identities", "durations", "characters", "config", "optional"),
+    (
+        "errors",
+        "interrupt",
+        "files",
+        "types",
+        "identities",
+        "durations",
+        "characters",
+        "config",
+        "optional",
+        "parsing",
+        "plugins",
+    ),
     ("distributed", "progress"),
     ("data",),
     ("synthetic",),
@@ -23,7 +35,7 @@ LAYERS = [
     ("inference.export",),
     ("training",),
     ("retrieval", "gallery"),
-    ("experiments",),
+    ("experiments", "doctor"),
     ("server",),
     ("cli", "__main__"),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,36 @@ def as_json(*arguments, code=0):
 )  # fmt: skip
 def test_every_command_explains_itself(command):
     assert "Usage: fmcnet" in run(*command, "--help").output
+
+
+def test_docs_lists_and_prints_the_pages():
+    pages = as_json("docs")
+    assert {"getting-started", "train", "search", "gallery", "protocols", "method", "datasets"} <= set(pages)
+    for name, about in pages.items():
+        text = Path(about["path"]).read_text(encoding="utf-8")
+        assert run("docs", name).stdout == text.replace("\u00a0", "\\u00a0")
+        assert text.startswith(f"# {about['title']}")
+    assert run("docs", "train", "--path").stdout.strip() == pages["train"]["path"]
+    assert "there is no page 'nope': choose of getting-started" in said(run("docs", "nope", code=2))
+
+
+def test_help_names_only_pages_that_an_installation_has():
+    import typer
+
+    from fmcnet.cli.app import app
+
+    pages = set(as_json("docs"))
+    commands = [typer.main.get_command(app)]
+    texts = []
+    while commands:
+        one = commands.pop()
+        commands += getattr(one, "commands", {}).values()
+        texts += [one.help or "", *(getattr(option, "help", None) or "" for option in one.params)]
+    text = " ".join(" ".join(texts).split())
+    assert "docs/" not in text
+    named = set(re.findall(r"fmcnet docs ([a-z]+)", text))
+    assert len(named) > 3
+    assert named <= pages
 
 
 def test_version():
@@ -182,6 +213,33 @@ def test_shipped_models_are_taken_by_name_wherever_a_run_is(tiny_sysu, tmp_path,
     assert {path: path.stat().st_mtime_ns for path in sorted(FOLDER.rglob("*"))} == before
 
 
+def test_a_calibration_elsewhere_serves_where_it_is_named(tiny_run, tiny_sysu, tmp_path, monkeypatch):
+    model = tmp_path / "run"
+    shutil.copytree(tiny_run, model, ignore=shutil.ignore_patterns("calibration.json", "checkpoints"))
+    crop, other = sorted((tiny_sysu / "cam3").rglob("*.jpg"))[:2]
+    file, gallery = tmp_path / "c.json", tmp_path / "g"
+    assert "--calibration" in run("calibrate", model, "--data", tiny_sysu, "--out", file).output
+    as_json("index", gallery, crop, "--model", model, "--modality", "infrared")
+    asked = ("search", gallery, other, "--modality", "infrared")
+    assert as_json(*asked)["hits"][0]["probability"] is None
+    assert 0 < as_json(*asked, "--calibration", file)["hits"][0]["probability"] < 1
+    assert "there is no calibration at" in said(run(*asked, "--calibration", tmp_path / "no.json", code=2))
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "model": "0" * 16}))
+    assert "made for another model" in said(run(*asked, "--calibration", file, code=2))
+    serve = ("serve", gallery, "--model", model, "--port", 0, "--calibration", file)
+    assert "made for another model" in said(run(*serve, code=2))
+    file.write_text(json.dumps(content))
+    from fmcnet.server import run as serving
+
+    served = []
+    monkeypatch.setattr(
+        serving, "_run", lambda _, keys, service, door: served.append(service) or service.gallery.close()
+    )
+    run(*serve)
+    assert served[0].encoder.calibration.model == content["model"]
+
+
 def test_embed(tiny_run, tiny_sysu, tmp_path):
     first = sorted((tiny_sysu / "cam3").rglob("*.jpg"))[0]
     answer = as_json(
@@ -194,6 +252,29 @@ def test_embed(tiny_run, tiny_sysu, tmp_path):
     alone = as_json("embed", tiny_run, first, "--modality", "infrared", "--out", tmp_path / "one.npz")
     assert alone["images"] == 1
     assert np.allclose(np.load(tmp_path / "one.npz")["features"][0], stored["features"][-1], atol=1e-5)
+
+
+def test_what_embed_writes_score_reads(tiny_run, tiny_sysu, tmp_path):
+    file, few = tmp_path / "e.npz", tmp_path / "few.npz"
+    made = as_json("embed", tiny_run, "--data", tiny_sysu, "--out", file)
+    assert made["images"] == len(read_dataset(tiny_sysu).select(split="test"))
+    judged = as_json("evaluate", tiny_run, "--data", tiny_sysu, "--no-report", "mode=all", "draw=seeded")
+    scored = as_json("score", file, "--draw", "seeded")
+    assert scored["mean"] == pytest.approx(judged["evaluations"][0]["mean"])
+    as_json("embed", tiny_run, tiny_sysu / "cam6", "--modality", "ir", "--out", few, "--on-error", "skip")
+    assert (np.load(few)["pid"] == -1).all()
+    assert "have no identity" in said(run("score", few, "--protocol", "regdb", code=2))
+    refused = run("embed", tiny_run, tiny_sysu / "cam6", "--data", tiny_sysu, "--out", few, code=2)
+    assert "images would do nothing" in said(refused)
+    assert "give images and their --modality" in said(run("embed", tiny_run, "--out", few, code=2))
+
+
+def test_an_encoder_says_what_it_is(tiny_run):
+    from fmcnet.inference.encoder import load
+
+    text = repr(load(tiny_run, "cpu"))
+    assert str(tiny_run) in text
+    assert "full resnet18, 64 x 32, trained on sysu, torch on cpu, digest " in text
 
 
 def test_embed_lists_every_unreadable_image_and_writes_nothing(tiny_run, tiny_sysu, tmp_path):
@@ -307,6 +388,38 @@ def test_train_and_evaluate_on_every_layout(layout, tmp_path, tiny_sysu):
         assert np.asarray(Image.open(picture).convert("L")).std() > 5
 
 
+def test_a_configuration_of_another_benchmark_is_told(tiny_sysu, tmp_path):
+    command = ("train", "--data", tiny_sysu, "--out", tmp_path / "run", "--config")
+    bad = "model.arch=vgg"  # ends before it trains
+    told = said(run(*command, "regdb", bad, code=2))
+    assert (
+        f"--config regdb is for another benchmark: {tiny_sysu} has the layout of sysu. Take --config sysu"
+        in told
+    )
+    for config in ("sysu", "tiny"):
+        assert "another benchmark" not in said(run(*command, config, bad, code=2))
+
+
+def test_resume_takes_the_settings_of_the_run(tiny_sysu, tmp_path):
+    """No override is needed again; one that differs is refused, and a configuration that differs is told."""
+    where = ("train", "--data", tiny_sysu, "--out", tmp_path / "run")
+    asked = (
+        "training.epochs=1",
+        "training.validate_every=0",
+        "training.steps_per_epoch=2",
+        "data.identities=3",
+    )
+    as_json(*where, "--config", "tiny", *asked, "training.seed=7", "training.checkpoint_every=1")
+    assert as_json(*where, "--resume")["resumed_from"] == 2
+    assert as_json(*where, "--resume", "training.seed=7", "training.keep=3")["resumed_from"] == 2
+    told = said(run(*where, "--resume", "--config", "tiny"))
+    assert "the run goes on with its own settings, not those of tiny:" in told
+    assert "training.epochs 1 (not " in told
+    refused = said(run(*where, "--resume", "training.seed=8", code=2))
+    assert "other settings (training.seed: 7 there, 8 now)" in refused
+    assert "already holds a run" in said(run(*where, code=2))
+
+
 def test_regdb_splits_are_trained_resumed_and_pooled(tmp_path):
     data, out = tmp_path / "regdb", tmp_path / "runs"
     generate("regdb", "tiny", 0, data, workers=1)
@@ -387,6 +500,52 @@ def test_extras_are_named_beside_the_plain_figure(tiny_run, tiny_sysu, tmp_path)
     report = (tmp_path / "run" / "report" / "report.md").read_text()
     assert "flip at test time" in report
     assert "k-reciprocal re-ranking" in report
+
+
+def test_one_report_holds_every_protocol_that_was_run(tiny_run, tiny_sysu, tmp_path, monkeypatch):
+    """Beside the standard ones, which come without an option; and two folders of one run are one row."""
+    from fmcnet.experiments import report as reports
+
+    monkeypatch.setattr(reports, "find_spec", lambda name: None)  # no pictures: quicker
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("report"))
+    command = ("evaluate", folder, "--data", tiny_sysu)
+    both = as_json(*command)["evaluations"]
+    assert [e["protocol"].split(":")[0] for e in both] == [
+        "SYSU-MM01 all-search, single-shot",
+        "SYSU-MM01 indoor-search, single-shot",
+    ]
+    (many,) = as_json(*command, "mode=indoor", "shots=10")["evaluations"]
+    assert "indoor-search, multi-shot" in many["protocol"]
+    for mode, out in (("all", "a"), ("indoor", "b")):
+        (alone,) = as_json(*command, f"mode={mode}", "--out", tmp_path / out)["evaluations"]
+        assert alone["mean"] == both[mode == "indoor"]["mean"]
+    report = json.loads((folder / "report" / "report.json").read_text())
+    (kept,) = (one["evaluations"] for one in report["runs"].values())
+    assert {e["protocol"] for e in kept} == {e["protocol"] for e in (*both, many)}
+    page = (folder / "report" / "report.md").read_text()
+    assert all(page.count(e["protocol"]) == 1 for e in kept)
+    as_json(*command, "--rerank", "mode=all")  # the plain figure stays the one that compares
+    (whole,) = as_json("report", "compare", folder, "--out", tmp_path / "c1")["rows"][-1:]
+    (joined,) = (
+        row
+        for row in as_json("report", "compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c2")[
+            "rows"
+        ]
+        if row["where"] == "this run"
+    )
+    assert joined["figures"] == whole["figures"]
+    assert joined["figures"]["sysu_indoor"] == pytest.approx(
+        [100 * both[1]["mean"][k] for k in ("rank1", "mAP")]
+    )
+    assert joined["name"] == f"{tmp_path / 'a'}, {tmp_path / 'b'}"
+    assert not any("re-ranking" in flag for flag in whole["flags"])
+
+
+def test_a_setting_of_another_benchmarks_protocol_is_refused(tiny_run, tiny_sysu):
+    command = ("evaluate", tiny_run, "--data", tiny_sysu, "--no-report")
+    assert "(sysu) has no reading in its protocol" in said(run(*command, "reading=b", code=2))
+    assert "has no cmc in its protocol" in said(run(*command, "evaluation.cmc=identity", code=2))
 
 
 def test_selection_on_test_stamps_everything(tiny_sysu, tmp_path):

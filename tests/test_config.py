@@ -48,6 +48,28 @@ def test_mistakes_in_overrides_and_file_are_listed_together(tmp_path):
         assert part in said
 
 
+@pytest.mark.parametrize(
+    ("overrides", "heading"),
+    [
+        (["training.lr=fast", "training.seed=1"], "1 fault in the override training.lr=fast:"),
+        (["training.select=val"], "1 fault in the override training.select=val:"),
+        (
+            ["model.frozen_blocks=3", "model.specific_stages=1"],
+            "1 fault in the overrides model.frozen_blocks=3 model",
+        ),
+        (["lr"], "1 fault in the override lr:"),
+        (["colour.red=1"], "1 fault in the override colour.red=1:"),
+    ],
+)
+def test_the_heading_names_the_override_and_not_the_file(overrides, heading, tmp_path):
+    path = tmp_path / "good.yaml"
+    path.write_text("training: {epochs: 3}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert str(caught.value).startswith(heading)
+    assert str(path) not in str(caught.value)
+
+
 def test_overrides_are_read_as_yaml():
     config = load_config(
         None,

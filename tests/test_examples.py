@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
@@ -32,7 +35,7 @@ def run(script: str, *arguments: object, cwd: Path) -> str:
 def test_every_example_is_short_and_tested():
     scripts = sorted(EXAMPLES.glob("*.py"))
     text = Path(__file__).read_text(encoding="utf-8")
-    assert len(scripts) == 6
+    assert len(scripts) == 8
     for script in scripts:
         assert len(script.read_text(encoding="utf-8").splitlines()) < 80, script.name
         assert f'run("{script.name}"' in text.replace("(\n        ", "("), script.name
@@ -79,3 +82,22 @@ def test_train_plain_loop(tmp_path, tiny_sysu):
     assert len(lines) == 12
     assert sum(identity[-3:]) < sum(identity[:3])  # it learns
     assert all(term in lines[-1] for term in ("gan", "fc", "ic", "mc", "id_fused"))
+
+
+def test_own_loss(tmp_path, tiny_sysu):
+    values = {}
+    for weight in (1, 4):
+        command = ["--out", f"run{weight}", "--steps", 2, "--weight", weight]
+        lines = run("own_loss.py", tiny_sysu, *command, cwd=tmp_path).splitlines()
+        assert lines[0].startswith("step   1  loss ")
+        values[weight] = float(lines[0].split()[-1])
+    assert values[4] == pytest.approx(4 * values[1], abs=0.001)
+
+
+def test_new_dataset(tmp_path, tiny_sysu):
+    for half, camera in (("day", "cam1"), ("night", "cam3")):
+        shutil.copytree(tiny_sysu / camera, tmp_path / "data" / half)
+    printed = run("new_dataset.py", "data", cwd=tmp_path).splitlines()
+    people = len({p.name for p in (tmp_path / "data").glob("*/*")})
+    assert [line.split()[0] for line in printed[-2:]] == ["train:", "test:"]
+    assert sum(int(line.split()[-2]) for line in printed[-2:]) == people

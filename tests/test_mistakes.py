@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,14 @@ WRONG = {
     "evaluate {X} --data {data}": MODEL,
     "evaluate {run} --data {X}": IN,
     "evaluate {run} --data {data} --out {X}": ("text", "below", *NOWHERE),
+    "evaluate {run} --data {data} --protocol {X}": IN,
     "embed {X} {image} --modality ir --out {new}.npz": MODEL,
     "embed {run} {X} --modality ir --out {new}.npz": IN,
     "embed {run} {image} --modality ir --out {X}": ("text", "below", "empty"),
+    "embed {run} --data {X} --out {new}.npz": IN,
     "score {X}": IN,
     "score {embeddings} --permutation {X}": IN,
+    "score {embeddings} --protocol {X}": IN,
     "study table2 --preset tiny --data {X} --out {new}": IN,
     "study table2 --preset tiny --out {X}": ("text", "below", *NOWHERE),
     "study table2 --config {X} --out {new}": IN,
@@ -57,18 +61,31 @@ WRONG = {
     "adapt {run} {X} --out {new}": IN,
     "adapt {run} --visible {X} --infrared {image} --out {new}": ("missing", "empty", "below"),
     "adapt {run} {data} --out {X}": ("text", "below", *NOWHERE),
+    "crop {X} {boxes} --modality ir --out {new}": IN,
+    "crop {frames} {X} --modality ir --out {new}": IN,
+    "crop {frames} {boxes} --modality ir --out {X}": ("text", "below", "data", *NOWHERE),
     "index {new} {X} --model {run} --modality ir --layout images": IN,
     "index {new} {image} --model {X} --modality ir": MODEL,
     "index {X} {image} --model {run} --modality ir": ("text", "bytes", "below", *NOWHERE),
     "search {gallery} {X} --modality ir": IN,
     "search {X} {image} --modality ir": IN,
     "search {gallery} {image} --modality ir --model {X}": MODEL,
+    "search {gallery} {image} --modality ir --calibration {X}": (*IN, "image"),
+    "serve {gallery} --port 0 --model {run} --calibration {X}": (*IN, "image"),
     "search {gallery} {image} --modality ir --html {X}": ("empty", "below", *NOWHERE),
     "gallery info {X}": IN,
     "gallery remove {X} --pid 1 --yes": IN,
-    "gallery expire {X} --keep 30d": IN,
+    "gallery expire {X} --keep 30d --yes": IN,
+    "gallery list {X}": IN,
     "gallery compact {X}": IN,
     "gallery export {X} {new}.npz": IN,
+    "gallery backup {X} {new}": IN,
+    "gallery backup {gallery} {X}": ("text", "empty", "below", *NOWHERE),
+    "gallery restore {X} {new}": IN,
+    "gallery restore {gallery} {X}": ("text", "below", *NOWHERE),
+    "gallery relocate {X} old new --yes": IN,
+    "gallery copy {X} {new}": IN,
+    "gallery copy {gallery} {X}": ("text", "bytes", "below", *NOWHERE),
     "gallery recover {X} {new} --model {run}": IN,
     "gallery export {gallery} {X}": ("text", "empty", "below"),
     "serve {gallery} --port 0 --model {X}": MODEL,
@@ -87,6 +104,10 @@ WRONG = {
     "report compare {X}": IN,
     "report compare {run} --out {X}": ("text", "below", *NOWHERE),
     "info {X}": MODEL,
+    "doctor --model {X}": MODEL,
+    "push {X} me/model": MODEL,
+    "doctor --model {run} --gallery {X}": IN,
+    "doctor --model {run} --calibration {X}": IN,
 }
 VALUES = [
     "demo --preset huge --out {new}",
@@ -103,9 +124,13 @@ VALUES = [
     "train --config tiny --data {data} --out {new} --splits one",
     "train --config tiny --data {data} --out {new} --track paper",
     "config tiny training.lr=fast",
+    "docs nothing",
     "evaluate {run} --data {data} mode=outdoor",
     "evaluate {run} --data {data} --device tpu",
     "embed {run} {image} --modality warm --out {new}.npz",
+    "embed {run} {image} --modality ir --on-error laugh --out {new}.npz",
+    "embed {run} --data {data} --split half --out {new}.npz",
+    "embed {run} --data {data} --modality ir --out {new}.npz",
     "embed {run} {image} --modality ir --batch 0 --out {new}.npz",
     "score {embeddings} --protocol market",
     "score {embeddings} --mode outdoor",
@@ -128,6 +153,11 @@ VALUES = [
     "project {run} --data {data} --dim 4 --method magic --out {new}",
     "export {run} --to tflite",
     "export {run} --images 1",
+    "crop {frames} {boxes} --modality warm --out {new}",
+    "crop {frames} {boxes} --modality ir --out {new} --start-time noon",
+    "crop {frames} {boxes} --modality ir --out {new} --start-time 2026-03-01 --fps 0",
+    "crop {frames} {boxes} --modality ir --out {new} --every 0",
+    "crop {frames} {boxes} --modality ir --out {new} --range 9",
     "index {new} {image} --model {run} --modality warm",
     "index {new} {image} --model {run} --modality ir --camera-from-name '('",
     "index {new} {image} --model {run} --modality ir --time-from-name '%Q'",
@@ -151,13 +181,24 @@ VALUES = [
     "gallery remove {gallery} --yes",
     "gallery remove {gallery} --pid unknown --yes",
     "gallery expire {gallery} --keep long",
+    "gallery relocate {gallery} nowhere new --yes",
+    "gallery expire {gallery} --keep 30d --json",
+    "gallery list {gallery} --limit -1",
+    "index {new} {image} --model {run} --modality ir --keep soon",
     "gallery export {gallery} {new}.txt",
+    "gallery copy {gallery} {gallery}",
+    "gallery copy {gallery} {new} --index tree",
     "serve {gallery} --model {run} --port 70000",
     "serve {gallery} --model {run} --port 0 --host nowhere.invalid",
     "serve {gallery} --model {run} --port 0 --device tpu",
     "keys {new} --name a --scope all",
     "report compare {run} --out",
     "info fmcnet-unheard-of",
+    "doctor --model fmcnet-unheard-of",
+    "push {run} model",
+    "push {run} me/model@main",
+    "doctor --model {run} --gallery milvus://:port/",
+    "doctor --model {run} --device tpu",
 ]
 
 
@@ -168,6 +209,7 @@ def places(tmp_path_factory, tiny_sysu, tiny_run):
     (root / "text").write_text("these are notes\n")
     (root / "bytes").write_bytes(bytes(range(256)) * 40)
     (root / "empty").mkdir()
+    (root / "boxes.csv").write_text("1,1,0,0,20,40,1\n")
     run = shutil.copytree(
         tiny_run, root / "run", ignore=shutil.ignore_patterns("embeddings", "report", "onnx*")
     )
@@ -186,6 +228,8 @@ def places(tmp_path_factory, tiny_sysu, tiny_run):
         **{name: root / name for name in ("text", "bytes", "empty", "cut", "cut_card", "run")},
         "data": tiny_sysu,
         "image": image,
+        "frames": image.parent,
+        "boxes": root / "boxes.csv",
         "gallery": root / "people.gallery",
         "embeddings": root / "e.npz",
     }
@@ -216,9 +260,9 @@ def refused(command, places, tmp_path, monkeypatch, **more):
     result = run_command(*words, code=None)
     assert os.environ == before
     assert isinstance(result.exception, SystemExit), f"{result.output}\n{result.exception!r}"
-    assert result.exit_code == 2 or (result.exit_code == 1 and command.startswith("data check"))
+    assert result.exit_code == 2 or (result.exit_code == 1 and command.startswith(("data check", "doctor")))
     assert "Traceback" not in result.output
-    assert not re.search(r"/\.[a-z]", result.output), "a temporary name"
+    assert not re.search(r"/\.[a-z]", result.output.replace(sys.executable, "")), "a temporary name"
     return result.output
 
 

@@ -14,7 +14,9 @@ _PUBLIC = {
     "Modality": "fmcnet.types",
     "Embeddings": "fmcnet.types",
     "Table": "fmcnet.data.table",
+    "Record": "fmcnet.data.table",
     "read_dataset": "fmcnet.data.readers",
+    "register_reader": "fmcnet.data.readers",
     "generate": "fmcnet.synthetic",
     "Config": "fmcnet.config",
     "load_config": "fmcnet.config",
@@ -39,8 +41,8 @@ __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
     from fmcnet.config import Config, load_config
-    from fmcnet.data.readers import read_dataset
-    from fmcnet.data.table import Table
+    from fmcnet.data.readers import read_dataset, register_reader
+    from fmcnet.data.table import Record, Table
     from fmcnet.errors import FmcnetError
     from fmcnet.evaluation import protocols
     from fmcnet.evaluation.evaluate import evaluate

@@ -18,11 +18,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fmcnet.errors import ConfigError
+from fmcnet.parsing import parse_yaml, read_yaml
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 COLUMNS, INDENT = 120, "  "
+MOST_FAULTS = 50
+"""Shown of a file."""
 
 REMOVED: dict[str, tuple[Any, str]] = {
     "data.hard": (0.0, "it filled a share of each batch with look-alikes"),
@@ -46,7 +49,7 @@ REMOVED_WEIGHTS = frozenset({"model.generator_hidden", "model.generator_norm", "
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -61,8 +64,8 @@ _Dumper.add_representer(
 class DataConfig(_Section):
     """What is read, at which size, and how batches are drawn."""
 
-    layout: Literal["auto", "sysu", "regdb", "llcm", "csv"] = "auto"
-    """The dataset has this layout: auto (found by its files), sysu, regdb, llcm or csv."""
+    layout: str = Field(default="auto", min_length=1)
+    """The dataset has this layout: auto (by its files), sysu, regdb, llcm, csv or a reader's of yours."""
     split: int = Field(default=1, ge=1, le=10)
     """RegDB has ten splits; this one is read, 1 to 10."""
     height: Positive = 288
@@ -235,6 +238,8 @@ class LossConfig(_Section):
     """The hetero-centre loss is triplet (Liu et al., 2020) or plain (Zhu et al., 2020)."""
     hc_margin: NonNegative = 0.3
     """The hetero-centre triplet has this margin (a baseline's)"""
+    terms: dict[str, NonNegative] = {}
+    """The total weighs the terms that you give to `train(terms=...)` by these, each by 1 if not named (ours)"""
 
 
 class TrainingConfig(_Section):
@@ -312,12 +317,12 @@ class EvaluationConfig(_Section):
     """SYSU-MM01 draws as rand_perm_cam.mat (official) or seeded; auto is official where the file is."""
     trials: int = Field(default=10, ge=1, le=10)
     """SYSU-MM01 and LLCM repeat the gallery draw this many times."""
-    direction: Literal["i2v", "v2i", "both"] = "i2v"
-    """i2v searches infrared queries in a visible gallery, v2i the reverse, both does both."""
+    direction: Literal["auto", "i2v", "v2i", "both"] = "auto"
+    """i2v: infrared queries, visible gallery; v2i: reverse; auto: v2i on RegDB and LLCM, else i2v."""
     reading: Literal["a", "b", "c"] = "a"
-    """LLCM's protocol has this reading (docs/concepts/protocols.md)."""
+    """LLCM's protocol has this reading (fmcnet docs protocols)."""
     cmc: Literal["image", "identity"] = "image"
-    """RegDB's CMC counts images or identities (docs/concepts/protocols.md)."""
+    """RegDB's CMC counts images or identities (fmcnet docs protocols)."""
     distance: Literal["cosine", "euclidean"] = "cosine"
     """Descriptors are compared by this distance (ours)"""
     batch: Positive = 64
@@ -396,7 +401,8 @@ def load_config(
             f"{where} must hold sections (data, model, losses, ...), not a {type(tree).__name__}"
         )
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
-    faults = [fault for item in overrides if (fault := _apply_override(tree, item))]
+    of_overrides = {item: fault for item in overrides if (fault := _apply_override(tree, item))}
+    of_file: list[str] = []
     for key, (neutral, _) in REMOVED.items():
         section, name = key.split(".")
         values = tree.get(section)
@@ -407,11 +413,22 @@ def load_config(
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        faults += [_describe_fault(entry) for entry in error.errors()]
-    if faults:
-        listed = "\n".join(f"  {fault}" for fault in faults)
-        suffix = " with the overrides" if overrides else ""
-        raise ConfigError(f"{len(faults)} fault{'s' * (len(faults) > 1)} in {where}{suffix}:\n{listed}")
+        for entry in error.errors():
+            fault = _describe_fault(entry)
+            items = [item for item in overrides if item not in of_overrides and _is_about(item, entry, fault)]
+            if items:
+                of_overrides |= dict.fromkeys(items, "") | {items[-1]: fault}
+            else:
+                of_file.append(fault)
+    if faults := [*filter(None, of_overrides.values()), *of_file]:
+        more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+        listed = "\n".join(f"  {fault:.500}" for fault in [*faults[:MOST_FAULTS], *more])
+        places = [where] if of_file else []
+        if of_overrides:
+            places.append(f"the override{'s' * (len(of_overrides) > 1)} {' '.join(of_overrides)}")
+        raise ConfigError(
+            f"{len(faults)} fault{'s' * (len(faults) > 1)} in {' and '.join(places)}:\n{listed}"
+        )
     return config
 
 
@@ -440,8 +457,8 @@ def _read(source: str | Path | dict[str, Any] | None) -> tuple[Any, str]:
             )
         path = shipped()[str(source)]
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}, str(path)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return read_yaml(path) or {}, str(path)
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
 
 
@@ -452,9 +469,9 @@ def _apply_override(tree: dict[str, Any], item: str) -> str | None:
     if not equals or len(parts) != 2 or not all(parts):
         return f"override '{item}': write section.key=value, as in model.variant=base"
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return f"override '{item}': the value is not valid YAML"
+        value = parse_yaml(text)
+    except ValueError as error:
+        return f"override '{item:.80}': the value is not valid YAML: {error}"
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         with contextlib.suppress(ValueError):
             value = float(value)
@@ -466,6 +483,14 @@ def _apply_override(tree: dict[str, Any], item: str) -> str | None:
         section.pop(names[parts[1]], None)
     section[parts[1]] = value
     return None
+
+
+def _is_about(item: str, entry: Any, fault: str) -> bool:
+    """Whether an override set what a fault is about; one between settings has no path, but names them."""
+    key = item.partition("=")[0].strip()
+    section, _, name = key.partition(".")
+    path = ".".join(str(part) for part in entry["loc"][:2])
+    return path == key or (path in ("", section) and (entry["type"] == "extra_forbidden" or name in fault))
 
 
 def _describe_fault(entry: Any) -> str:

@@ -55,6 +55,10 @@ class GalleryDamagedError(GalleryError):
     """A gallery's record of truth is damaged: it refuses to answer rather than answer wrongly."""
 
 
+class GalleryReplacedError(GalleryError):
+    """A gallery's files were removed, or others were put in their place, since it was opened."""
+
+
 class DuplicateIdError(GalleryError):
     """An id is in the gallery already, or twice in one batch."""
 
@@ -89,7 +93,7 @@ def translate_errors(*, compiled: bool) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"the GPU's memory does not hold a step: {str(error).splitlines()[0]} Try training.recompute=true, "
-            "training.accumulate=2 with half of data.identities, or smaller images (docs/guides/train.md)"
+            "training.accumulate=2 with half of data.identities, or smaller images (fmcnet docs train)"
         ) from error
     except Exception as error:
         if not compiled or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import re
@@ -20,7 +21,42 @@ from fmcnet.errors import DataError
 NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
 """Error numbers of a file system without locks."""
 
+COARSE = 10_000_000
+"""Nanoseconds. Times of FAT, exFAT, SquashFS and CDs are multiples of it, those of other file systems hardly ever."""
+
 _log = logging.getLogger(__name__)
+
+
+def file_state(path: Path) -> str:
+    """A text that stays the same only while the content does: the one rule of all that is kept of a file's content.
+
+    - It holds the size, the times of modification and of change (ctime), and the inode. Programs set the time of
+      modification as they like; the system alone sets the other two.
+    - Where the system keeps no exact time of change (`COARSE`, and Windows), it holds a digest of the content, too.
+
+    The reverse does not hold: a copied, moved or touched file has another state and may have the same content, which
+    `file_digest` tells.
+
+    Raises:
+        OSError: as of `Path.stat`.
+    """
+    at = path.stat()
+    state = f"{at.st_size} {at.st_mtime_ns} {at.st_ctime_ns} {at.st_ino}"
+    exact = os.name == "posix" and at.st_ctime_ns % COARSE
+    return state if exact else f"{state} {file_digest(path)}"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, 64 hex digits.
+
+    Raises:
+        OSError: when it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def as_os_error(error: Exception, path: Path) -> OSError:
@@ -35,6 +71,14 @@ def private_mode(folder: Path) -> int:
     """The mode of files that hold a person: 0600, with the group bits of a set-group-ID folder (chmod g+s)."""
     mode = folder.stat().st_mode
     return 0o600 | (mode & 0o060 if mode & stat.S_ISGID else 0)
+
+
+def make_private(path: Path) -> None:
+    """Make a file, where it is missing, and give it the mode of `private_mode`, before anything is in it."""
+    path.touch(mode=0o600)
+    if path.is_file():  # not a device
+        with contextlib.suppress(PermissionError):  # another user's: it stays as it is
+            path.chmod(private_mode(path.parent))
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any], mode: int | None = None) -> Path:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +36,19 @@ class Progress:
         if sys.stderr.isatty() if show is None else show:
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
                 MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
+                TaskProgressColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}", style="dim"),
+                TextColumn("left"),
+                BarColumn(bar_width=10),
+                # The note alone gives way on a narrow terminal.
+                TextColumn(
+                    "{task.fields[note]}",
+                    style="dim",
+                    table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+                ),
                 console=Console(stderr=True),
+                expand=True,
             )
             self._task = self._bar.add_task(description, total=total, completed=done, note="")
 
@@ -55,20 +63,24 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def advance(self, note: str = "", count: int = 1) -> None:
-        """`count` more steps are done; `note` is shown at the end of the line, until the next one."""
+    def advance(self, note: str = "", count: int = 1, line: bool = False) -> None:
+        """`count` more steps are done.
+
+        Args:
+            note: shown at the end of the line, until the next one. count: of steps.
+            line: where there is no bar, write a line now, as at the end of an epoch.
+        """
         self._done += count
         self._note = note or self._note
         if self._bar:
             self._bar.update(self._task, advance=count, note=self._note)
             return
         now = time.monotonic()
-        if self._lines and now - self._last > EVERY:
+        if self._lines and (line or now - self._last > EVERY):
             self._last = now
-            mine = self._done - self._first
-            left = (
-                f"{(now - self._started) / mine * (self._total - self._done):.0f} s left"
-                if mine
-                else "starting"
-            )
-            logger.info("%s %d/%d, %s  %s", self._description, self._done, self._total, left, self._note)
+            mine, left = self._done - self._first, "starting"
+            if mine:
+                seconds = (now - self._started) / mine * (self._total - self._done)
+                left = f"{100 * self._done / self._total:.0f} %, {timedelta(seconds=round(seconds))} left"
+            said = ", ".join(filter(None, (left, self._note)))
+            logger.info("%s %d/%d, %s", self._description, self._done, self._total, said)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
@@ -13,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import DataError
+from fmcnet.files import make_private
 from fmcnet.identities import LARGEST, identity_number, parse_identity
+from fmcnet.parsing import read_npz
 
 NO_CAMERA = -1
 """`camid` of an image whose camera is not known; no camera rule applies to it."""
@@ -77,6 +78,20 @@ MODALITY_WORDS = {
 """Words for the modalities in tables and commands, in lower case."""
 
 
+def check_arrays(owner: object, names: Sequence[str]) -> None:
+    """Refuse lists and other objects where arrays are meant.
+
+    Raises:
+        DataError: naming the attribute.
+    """
+    for name in names:
+        value = getattr(owner, name)
+        if not isinstance(value, np.ndarray):
+            raise DataError(
+                f"'{name}' is of type {type(value).__name__}: give a NumPy array, as np.asarray({name})"
+            )
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """Descriptors of N images with what a protocol needs to know of each image.
@@ -104,6 +119,7 @@ class Embeddings:
     name: NDArray[np.str_]
 
     def __post_init__(self) -> None:
+        check_arrays(self, [field.name for field in fields(self)])
         if self.features.ndim != 2:
             raise DataError(f"features must be a matrix (N, D), got shape {self.features.shape}")
         n = len(self.features)
@@ -163,6 +179,7 @@ class Embeddings:
         """Write all arrays to an `.npz` file and return its path."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path)
         with path.open("wb") as stream:
             np.savez(stream, **{f.name: getattr(self, f.name) for f in fields(self)})
         return path
@@ -175,12 +192,8 @@ class Embeddings:
             DataError: when the file is not such a file or lacks an array.
         """
         try:
-            stored = np.load(Path(path), allow_pickle=False)
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise DataError(f"{path} holds one array; an .npz file with several is needed")
-            with stored:
-                arrays = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            arrays = read_npz(Path(path))
+        except (OSError, ValueError) as error:
             raise DataError(f"{path} is not a readable .npz file: {error}") from error
         missing = [f.name for f in fields(Embeddings) if f.name not in arrays]
         if missing:

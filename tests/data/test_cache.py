@@ -1,6 +1,7 @@
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from fmcnet.data.cache import ImageCache, cache_key, default_folder
 from fmcnet.data.readers import read_sysu
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
+from fmcnet.files import file_state
 from tests.data import trees
 
 
@@ -52,6 +54,37 @@ def test_a_changed_image_is_never_stale(tmp_path: Path, table: Table) -> None:
     again = ImageCache(table, 12, 6, folder=tmp_path / "cache")
     assert again.built
     assert (again.images[0] != first).any()
+
+
+@pytest.mark.parametrize("how", ["written", "renamed"])
+def test_pixels_replaced_with_equal_size_and_time_are_noticed(tmp_path: Path, table: Table, how: str) -> None:
+    path = table.full_path(0)
+    for at in table.full_paths():  # uncompressed, under a .jpg name: all of one size
+        Image.new("RGB", (6, 12), "blue").save(at, "BMP")
+        os.utime(at, (1.6e9, 1.6e9))
+    first = ImageCache(table, 12, 6, folder=tmp_path / "cache").images[0, 0, 0].tolist()
+    target = path if how == "written" else tmp_path / "new.bmp"
+    Image.new("RGB", (6, 12), "red").save(target, "BMP")
+    os.utime(target, (1.6e9, 1.6e9))
+    target.replace(path)
+    again = ImageCache(table, 12, 6, folder=tmp_path / "cache")
+    assert (again.built, first, again.images[0, 0, 0].tolist()) == (True, [0, 0, 255], [255, 0, 0])
+
+
+def test_where_times_of_change_are_coarse_the_content_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.bmp"
+    path.write_bytes(b"one")
+    real = path.stat()
+    fields = ("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino")
+    fake = SimpleNamespace(**{name: getattr(real, name) for name in fields} | {"st_ctime_ns": 16 * 10**17})
+    monkeypatch.setattr(Path, "stat", lambda self: fake)
+    before = file_state(path)
+    path.write_bytes(b"two")
+    assert file_state(path) != before
+    fake.st_ctime_ns += 1
+    assert file_state(path) == f"3 {fake.st_mtime_ns} {fake.st_ctime_ns} {fake.st_ino}"
 
 
 def test_size_order_and_rows_are_part_of_the_key(table: Table) -> None:

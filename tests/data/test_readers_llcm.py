@@ -54,7 +54,7 @@ def test_a_test_identity_of_one_modality_is_kept_and_said(root: Path) -> None:
     table = read_llcm(root)
     assert 30 in table.pid
     assert table.notes == (
-        "test: 1 identity seen in one modality only, kept: a query of it has no match: 30",
+        "test: 1 identity seen in one modality only, kept: a query of it has no match in the other modality: 30",
     )
 
 

@@ -88,6 +88,7 @@ N = len(arrays()["pid"])
         (replaced("features", nan_row()), "first in row 17"),
         (replaced("cam", np.full(N, 8)), "row 0 has camera 8, but sysu has cameras 1, 2, 3, 4, 5, 6"),
         (replaced("modality", np.full(N, 2)), "'modality' is 2 in row 0"),
+        (replaced("modality", np.ones(N)), "'modality' is 1 in row 0, whose camera 4 is of the other"),
         ({"query_features": np.ones((2, 2))}, "lacks the arrays query_pid, query_cam"),
         (
             {
@@ -124,3 +125,108 @@ def test_files_and_options_are_named(tmp_path):
         score_file(path, draw="seeded", precision="half")
     with pytest.raises(DataError, match="lacks the array modality"):
         score_file(path, "llcm")
+
+
+def two_sets(query_cam=(3, 6, 3, 6), gallery_cam=(1, 2, 4, 5), **more):
+    random = np.random.default_rng(0)
+    features = {f"{side}_features": random.standard_normal((4, 3)) for side in ("query", "gallery")}
+    pids = dict.fromkeys(("query_pid", "gallery_pid"), np.arange(4))
+    return {
+        **features,
+        **pids,
+        "query_cam": np.array(query_cam),
+        "gallery_cam": np.array(gallery_cam),
+        **more,
+    }
+
+
+def test_given_sets_are_held_against_the_direction(tmp_path):
+    path = save(tmp_path, **two_sets())
+    assert "infrared images searched in visible images" in score_file(path, "sysu").protocol
+    with pytest.raises(
+        DataError, match=r"4 of the 4 images of the query are infrared.*direction v2i of sysu"
+    ):
+        score_file(path, "sysu", direction="v2i")
+    for direction in ("v2t", "t2v"):
+        with pytest.raises(DataError, match="row 0 of query_cam has camera 3, but regdb has cameras 1, 2"):
+            score_file(path, "regdb", direction=direction)
+    assert "ours: the modalities, which the file does not tell" in score_file(path, "llcm").protocol
+    mixed = save(tmp_path, **two_sets(gallery_cam=(1, 2, 6, 5)))
+    with pytest.raises(DataError, match="1 of the 4 images of the gallery are infrared, the first in row 2"):
+        score_file(mixed, "sysu")
+    thermal = save(tmp_path, **two_sets((2, 2, 2, 2), (1, 1, 1, 1)))
+    with pytest.raises(DataError, match="direction v2t of regdb takes visible"):
+        score_file(thermal, "regdb")
+    assert "the modalities" not in score_file(thermal, "regdb", direction="t2v").protocol
+    told = save(tmp_path, **two_sets(query_modality=np.ones(4), gallery_modality=np.zeros(4)))
+    with pytest.raises(DataError, match="direction v2i of llcm takes visible"):
+        score_file(told, "llcm")
+    assert "infrared images searched" in score_file(told, "llcm", direction="i2v").protocol
+
+
+@pytest.mark.parametrize(
+    ("protocol", "options", "text"),
+    [
+        ("sysu", {"mode": "indoor", "shots": 10}, "mode and shots would do nothing"),
+        ("sysu", {"mode": "all"}, "mode would do nothing"),
+        ("sysu", {"permutation": "rand_perm_cam.mat"}, "permutation would do nothing"),
+        ("sysu", {"draw": "seeded", "strict": True}, "draw would do nothing"),
+        ("sysu", {"reading": "b"}, "the sysu protocol has no reading"),
+        ("sysu", {"cmc": "identity"}, "the sysu protocol has no cmc"),
+        (
+            "regdb",
+            {"mode": "indoor", "shots": 10},
+            r"the regdb protocol has no mode and no shots \(it has cmc\)",
+        ),
+        ("llcm", {"draw": "official", "strict": True}, "the llcm protocol has no draw"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(tmp_path, protocol, options, text):
+    with pytest.raises(ProtocolError, match=text):
+        score_file(save(tmp_path, **two_sets()), protocol, **options)
+
+
+def test_a_permutation_is_for_the_official_draw(tmp_path):
+    with pytest.raises(ProtocolError, match="for the official draw"):
+        score_file(save(tmp_path, **arrays()), draw="seeded", permutation=PERMUTATION)
+
+
+def test_a_gallerys_export_and_words_are_read(tmp_path):
+    plain = arrays()
+    names = np.array(
+        [f"{p:03}/{c}/{i:03}.png" for p, c, i in zip(plain["pid"], plain["cam"], plain["index"], strict=True)]
+    )
+    export = {
+        "embedding": plain["features"],
+        "pid": plain["pid"],
+        "camera": np.array([f"cam{number}" for number in plain["cam"]]),
+        "modality": np.where(np.isin(plain["cam"], (3, 6)), "infrared", "visible"),
+        "source": names,
+    }
+    expected = score_file(save(tmp_path, **plain), draw="seeded").to_dict()
+    found = score_file(save(tmp_path, **export), draw="seeded").to_dict()
+    assert {k: found[k] for k in ("mean", "trials")} == {k: expected[k] for k in ("mean", "trials")}
+    odd = {**export, "modality": np.full(N, "warm")}
+    with pytest.raises(DataError, match="'modality' is -1 in row 0"):
+        score_file(save(tmp_path, **odd), draw="seeded")
+    with pytest.raises(DataError, match="'cam' must hold whole numbers"):
+        score_file(save(tmp_path, **{**export, "camera": np.full(N, "gate")}), draw="seeded")
+
+
+def test_lists_where_arrays_are_meant_are_a_line(tmp_path):
+    import fmcnet
+    from fmcnet import protocols
+    from fmcnet.data.table import Table
+    from fmcnet.types import Embeddings
+
+    e = benchmark([1, 2])
+    with pytest.raises(DataError, match=r"embeddings is of type list: give fmcnet\.Embeddings"):
+        fmcnet.evaluate([[0.0, 1.0]], protocols.custom())
+    with pytest.raises(ProtocolError, match="'sysu' is no protocol"):
+        fmcnet.evaluate(e, "sysu")
+    with pytest.raises(DataError, match="'path' is of type list"):
+        Table("mine", tmp_path, ["a.png"], *[np.zeros(1)] * 10)
+    with pytest.raises(DataError, match="'pid' is of type list: give a NumPy array"):
+        Embeddings(e.features, e.pid.tolist(), e.camid, e.modality, e.index, e.name)
+    with pytest.raises(DataError, match="'features' is of type list"):
+        Embeddings(e.features.tolist(), e.pid, e.camid, e.modality, e.index, e.name)

@@ -202,3 +202,25 @@ def test_what_each_loss_wants():
     assert losses.cross_modality_center_loss(far, far.flip(0)) > 0
     assert losses.decomposition_loss(far, far, apart, apart) == 0
     assert losses.decomposition_loss(far, far, far, far) > 0
+
+
+def test_defaults_are_the_configurations():
+    """The numbers have one home."""
+    import inspect
+
+    from fmcnet.config import LossConfig
+    from fmcnet.losses import baselines
+
+    def defaults(function):
+        return {
+            name: p.default
+            for name, p in inspect.signature(function).parameters.items()
+            if p.default is not p.empty
+        }
+
+    paper = LossConfig()
+    assert defaults(losses.decomposition_loss) == {"margin": paper.rho1}
+    assert defaults(losses.specific_separation_loss) == {"margin": paper.rho2}
+    assert defaults(losses.cross_modality_center_loss) == {"weight": paper.alpha, "margin": paper.rho3}
+    assert (paper.beta, paper.rho4) == (paper.alpha, paper.rho3)
+    assert defaults(baselines.hetero_center_triplet_loss) == {"margin": paper.hc_margin}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,8 @@ import fmcnet
 import fmcnet.models.backbone as registry
 from fmcnet.config import ModelConfig, load_config
 from fmcnet.errors import CheckpointError, ConfigError
-from fmcnet.models.backbone import Backbone, Stem, Tail, backbones, make_backbone
+from fmcnet.models import resnet
+from fmcnet.models.backbone import Backbone, Stem, Tail, backbones, make_backbone, register_backbone
 from fmcnet.models.build import build_model
 from fmcnet.models.pretrained import load_pretrained
 
@@ -97,6 +101,63 @@ def test_a_registered_backbone_without_published_weights(apart):
     with pytest.raises(CheckpointError, match="Plain has no ImageNet weights") as caught:
         load_pretrained(space["model"], "imagenet", "plain")
     assert "model.pretrained" in one_line(caught)
+
+
+@pytest.mark.parametrize("arch", ["resnet101", "deep"])
+def test_another_resnet_has_no_source_of_imagenet_weights(apart, monkeypatch, arch):
+    monkeypatch.setitem(resnet.DEPTHS, arch, (1, 1, 2, 1))
+    register_backbone(arch, partial(resnet.ResNet, arch))
+    model = build_model(ModelConfig(arch=arch, width=8), 3)
+    assert isinstance(model.decomposition.stem_visible.layer1[0], resnet.Bottleneck)
+    with pytest.raises(
+        CheckpointError, match=f"model.pretrained=imagenet: {arch} has no ImageNet weights"
+    ) as caught:
+        load_pretrained(model, "imagenet", arch)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_resnet_of_unknown_depth_is_one_line(apart):
+    register_backbone("resnet99", partial(resnet.ResNet, "resnet99"))
+    with pytest.raises(ConfigError, match=r"no ResNet 'resnet99': DEPTHS in .* has resnet18"):
+        make_backbone("resnet99")
+
+
+def test_an_own_source_of_weights_that_fails_is_one_line(apart):
+    class Mine(resnet.ResNet):
+        def imagenet(self):
+            return {}["where"]
+
+    register_backbone("mine", partial(Mine, "resnet18"))
+    model = build_model(ModelConfig(arch="mine", width=8), 3)
+    with pytest.raises(CheckpointError, match=r"the backbone mine gave no weights \(KeyError: 'where'\)"):
+        load_pretrained(model, "imagenet", "mine")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda width, last_stride: nn.Linear(2, 2),
+            "'mine': its function gives a Linear, not a fmcnet.Backbone",
+        ),
+        (lambda: None, r"'mine': its backbone cannot be made with width=64 and last_stride=1 \(TypeError"),
+    ],
+)
+def test_a_function_that_gives_no_backbone_is_one_line(apart, make, said):
+    register_backbone("mine", make)
+    with pytest.raises(ConfigError, match=said):
+        make_backbone("mine")
+
+
+def test_a_registered_backbone_replaces_a_shipped_one_in_a_fresh_process():
+    code = """
+import fmcnet
+from fmcnet.models.backbone import make_backbone
+fmcnet.register_backbone("resnet18", lambda width, stride: make_backbone("resnet34", width, stride))
+print(len(make_backbone("resnet18", 8).block(2)["layer2"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "4", done.stderr
 
 
 def test_a_registered_backbone_reads_a_file(apart, tmp_path):

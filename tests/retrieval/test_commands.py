@@ -17,6 +17,7 @@ from PIL import Image
 
 from fmcnet.inference.encoder import Encoder
 from fmcnet.retrieval import Gallery, Searcher, indexing, models
+from fmcnet.retrieval.models import remembered_ranges
 from fmcnet.retrieval.sources import Rules, read_sources
 from fmcnet.types import Modality
 from tests.cli import run_command
@@ -63,6 +64,7 @@ def crops(tmp_path):
     return folder
 
 
+PLAIN = ("--modality", "visible", "--model", "run")
 RULES = ("--modality", "visible", "--model", "run", "--camera-from-name", "gate([0-9])")
 
 
@@ -159,8 +161,12 @@ def test_another_modality_is_encoded_anew_and_keeps_the_rest(crops, monkeypatch)
 def test_a_picture_that_changed_is_encoded_anew_on_request(crops):
     run("index", "g", crops, *RULES)
     picture(*BLUE).save(crops / "gate1/1_0900.png")
-    assert as_json("index", "g", crops, *RULES)["differences"] == []
+    kept = as_json("index", "g", crops, *RULES)
+    assert (kept["changed"], kept["already"]) == ([str(crops / "gate1/1_0900.png")], 4)
+    assert "1_0900.png: content is sha256 " in kept["differences"][0]
     old = entries_of()
+    assert as_json("index", "g", crops, *RULES, "--existing", "update")["replaced"] == 1
+    assert as_json("index", "g", crops, *RULES)["changed"] == []
     assert as_json("index", "g", crops, *RULES, "--existing", "replace")["replaced"] == 4
     new = entries_of()
     assert (new["1_0900.png"][1] == old["3_1010.png"][1]).all()
@@ -212,7 +218,7 @@ def test_times_select_and_expire(crops):
     assert len(found["hits"]) == found["compared"] == 2
     late = as_json("search", "g", "night.png", "--modality", "ir", *since, "--timezone", "Europe/Berlin")
     assert late["compared"] == 4  # ten o'clock there is earlier
-    assert as_json("gallery", "expire", "g", "--keep", "30d") == {
+    assert as_json("gallery", "expire", "g", "--keep", "30d", "--yes", "--all") == {
         "removed": 4,
         "entries": 0,
         "without_a_time": 0,
@@ -226,14 +232,96 @@ def test_expire_leaves_times_that_were_read_wrongly_and_says_so(crops):
         first, *others = [entry.id for entry, _ in gallery.scan()]
         gallery.update([first], time=datetime(1900, 1, 1, 22, 15, tzinfo=timezone.utc))
         gallery.update(others, time=datetime(2020, 1, 1, tzinfo=timezone.utc))
-    assert as_json("gallery", "expire", "g", "--keep", "30d") == {
+    assert as_json("gallery", "expire", "g", "--keep", "30d", "--yes") == {
         "removed": 3,
         "entries": 1,
         "without_a_time": 0,
         "before_1970": 1,
     }
     assert "1 entries have a time before 1970" in run("gallery", "expire", "g", "--keep", "30d").output
-    assert as_json("gallery", "expire", "g", "--keep", "999999999w")["removed"] == 0
+    assert as_json("gallery", "expire", "g", "--keep", "999999999w", "--yes")["removed"] == 0
+
+
+def dated(crops):
+    """Four crops in `g`: two of today, two of 2020; the command that indexes them."""
+    today = Path("dated") / f"{datetime.now(timezone.utc):%Y-%m-%d}"
+    today.mkdir(parents=True)
+    (crops / "gate1").rename(today / "gate1")
+    crops.rename("dated/2020-03-01")
+    command = ("index", "g", "dated", *RULES, "--time-from-name", "%Y-%m-%d*_%H%M")
+    as_json(*command)
+    return command
+
+
+def test_expire_counts_and_asks_and_needs_a_word_more_for_all(crops):
+    dated(crops)
+    expire = ("gallery", "expire", "g", "--keep")
+    assert as_json(*expire, "30d", "--dry-run")["would_remove"] == 2
+    assert "Remove 2 of 4 entries" in run(*expire, "30d", code=1, input="n\n").output
+    assert "nobody answered: nothing was removed" in wrong(*expire, "30d")
+    assert "--json cannot ask" in wrong(*expire, "30d", "--json")
+    assert len(entries_of()) == 4
+    assert run(*expire, "30d", input="y\n").exit_code == 0
+    assert {name[:6] for name in entries_of()} == {"1_0900", "2_0910"}
+    with Gallery("g") as gallery:
+        gallery.update(
+            [entry.id for entry, _ in gallery.scan()], time=datetime(2020, 1, 1, tzinfo=timezone.utc)
+        )
+    assert "all 2 entries of g" in wrong(*expire, "30d", "--yes")
+    assert "Remove ALL 2 entries" in run(*expire, "30d", code=1, input="n\n").output
+    assert as_json(*expire, "30d", "--dry-run")["entries"] == 2
+    assert as_json(*expire, "30d", "--yes", "--all")["removed"] == 2
+    assert as_json(*expire, "30d", "--yes")["removed"] == 0  # of an empty gallery nothing is all
+
+
+def test_what_was_removed_or_expired_stays_away_until_told_otherwise(crops):
+    command = dated(crops)
+    as_json("gallery", "expire", "g", "--keep", "30d", "--yes")
+    as_json("gallery", "remove", "g", "--camera", "1", "--since", "2020-01-02", "--yes")
+    again = as_json(*command)
+    assert (again["added"], again["entries"], len(again["removed_before"])) == (0, 0, 4)
+    said = run(*command)
+    assert "4 removed before: --include-removed indexes them again" in said.output
+    assert b"1_0900" not in b"".join(path.read_bytes() for path in Path("g").glob("gallery.sqlite*"))
+    picture(*RED).save("dated/2020-03-01/gate2/9_1200.png")
+    assert as_json(*command)["added"] == 1  # a picture never removed
+    back = as_json(*command, "--include-removed", "--keep", "30d")
+    assert (back["added"], back["not_chosen"]) == (2, {"--keep 30d": 3})
+    assert as_json(*command, "--include-removed")["added"] == 2
+    as_json("gallery", "remove", "g", "--camera", "1", "--yes")
+    with Gallery("g") as gallery:
+        gone = [entry.id for entry, _ in gallery.scan()]
+        assert gallery.removed(gone) == set()  # they are there again
+
+
+def test_a_gallery_lists_its_entries_cameras_and_times(crops):
+    dated(crops)
+    info = as_json("gallery", "info", "g")
+    assert (info["visible"], info["infrared"], info["cameras"]) == (4, 0, {"1": 2, "2": 2})
+    assert info["first_time"] == "2020-03-01T10:00:00+00:00"
+    assert info["last_time"].startswith(f"{datetime.now(timezone.utc):%Y-%m-%dT09:10}")
+    assert "1 (2), 2 (2)" in run("gallery", "info", "g").output
+    found = as_json("gallery", "list", "g", "--camera", "2", "--until", "2020-03-01T10:05:00")
+    assert (found["matching"], len(found["entries"])) == (1, 1)
+    assert found["entries"][0]["source"].endswith("1_1000.png")
+    few = run("gallery", "list", "g", "--limit", "3", env={"COLUMNS": "250"}).output
+    assert "4 entries; 3 shown, --limit 0 shows all" in few
+    assert "1_0900.png" in few
+    assert len(as_json("gallery", "list", "g", "--limit", "0")["entries"]) == 4
+    assert (
+        "no entry has the camera '7'; those that are: 1, 2"
+        in run("gallery", "list", "g", "--camera", "7").output
+    )
+
+
+def test_several_ids_or_a_track_go_with_one_confirmation(crops):
+    run("index", "g", crops, *RULES, "--track-from-name", "([0-9])_")
+    one, two = (entry.id for entry, _ in list(entries_of().values())[1:3])
+    assert (
+        "Remove 2 of 4" in run("gallery", "remove", "g", "--id", one, "--id", two, code=1, input="n\n").output
+    )
+    assert "Remove 2 of 4" in run("gallery", "remove", "g", "--track", "1", input="y\n").output
+    assert {name[0] for name in entries_of()} == {"2", "3"}
 
 
 def test_nobody_is_said(crops):
@@ -440,6 +528,28 @@ def test_a_range_maps_every_crop_alike_and_the_gallery_keeps_it(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_table_gives_each_camera_its_range(tmp_path):
+    """The same heat in degrees Celsius and in hundredths of a kelvin is one picture, each camera with its range."""
+    degrees(tmp_path / "a.tif", 20, 35)
+    Image.fromarray((np.asarray(Image.open(tmp_path / "a.tif")) + 273.15) * 100).save(tmp_path / "b.tif")
+    lines = ["path,modality,camera,range", "a.tif,infrared,gate,15:40", "b.tif,infrared,hall,28815:31315"]
+    (tmp_path / "people.csv").write_text("\n".join(lines))
+    report = as_json("index", "g", tmp_path / "people.csv", "--model", "run")
+    assert (report["added"], report["notes"]) == (2, [])
+    assert remembered_ranges("g") == [(15.0, 40.0), (28815.0, 31315.0)]
+    with Gallery("g", read_only=True) as gallery:
+        first, second = (vector for _, vector in gallery.scan())
+    assert np.dot(first, second) > 0.9999
+    query = ("search", "g", tmp_path / "a.tif", "--modality", "infrared")
+    assert as_json(*query, "--range", "15:40")["hits"][0]["similarity"] > 0.9999
+    (note,) = [note for note in as_json(*query)["notes"] if "--range" in note]  # which of the two is not told
+    assert note.startswith("1 image with values of no usual range")
+    (tmp_path / "people.csv").write_text("path,modality,range\na.tif,infrared,warm\n")
+    assert "line 2: range warm: give two numbers as LOW:HIGH" in wrong(
+        "index", "n", tmp_path / "people.csv", "--model", "run"
+    )
+
+
 def test_what_is_no_picture_is_counted_and_named(crops, tmp_path):
     (crops / "notes.txt").write_text("gate 1")
     (crops / "gate1" / "._1_0900.png").write_bytes(b"\0\5\26\7")
@@ -529,3 +639,48 @@ def test_what_index_leaves_out_is_counted_and_named(crops):
     said = run("index", "i", "t.csv", "--model", "run", "--modality", "infrared").output
     assert "not chosen by --modality infrared" in said
     assert "note: the column 'weather'" in said
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_first_index_that_fails_leaves_no_gallery(crops, tmp_path, there):
+    (crops / "gate1/broken.png").write_bytes((crops / "gate1/1_0900.png").read_bytes()[:60])
+    if there:
+        (tmp_path / "g").mkdir()
+    assert "broken.png" in wrong("index", "g", crops / "gate1/broken.png", *PLAIN)
+    assert (tmp_path / "g").exists() == there
+    made = as_json("index", "g", crops / "gate1/broken.png", *PLAIN, "--on-error", "skip")
+    assert (made["added"], len(made["faults"])) == (0, 1)
+    assert (tmp_path / "g").exists() == there
+    assert not list(tmp_path.glob("g/*"))
+    run("index", "g", crops / "gate1/1_0900.png", *PLAIN)
+    assert "broken.png" in wrong("index", "g", crops / "gate1/broken.png", *PLAIN)
+    assert as_json("gallery", "info", "g")["entries"] == 1  # one that had entries stays
+
+
+def test_a_gallery_that_another_has_open_stays(crops, tmp_path, monkeypatch):
+    def taken(*_, **__):
+        opened.append(Gallery("g"))
+        raise KeyboardInterrupt
+
+    opened = []
+    monkeypatch.setattr(indexing, "index", taken)
+    run("index", "g", crops, *RULES, code=130)
+    assert (tmp_path / "g/gallery.sqlite").exists()
+    opened[0].close()
+
+
+def test_a_search_in_a_gallery_that_never_had_an_entry_is_refused(crops, tmp_path):
+    Gallery("g").close()
+    assert "g never had an entry: fmcnet index adds pictures" in wrong(
+        "search", "g", "night.png", "--modality", "ir"
+    )
+
+
+def test_an_early_interrupt_says_what_it_left(crops, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fmcnet.retrieval.sources.read_sources", stop)
+    said = run("index", "g", crops, *RULES, code=130)
+    assert "interrupted: nothing was added; the same command starts again" in said.output
+    assert not (tmp_path / "g").exists()

@@ -102,18 +102,33 @@ def test_ids_come_back_as_far_as_the_database_goes_and_damaged_rows_are_counted(
     vectors = next(folder.glob("vectors-*"))
     vectors.write_bytes(vectors.read_bytes()[:-4] + b"\xff\xff\xff\x7f")
     found = recover(folder, tmp_path / "new.gallery", "m")
-    assert (found.entries, found.renamed, found.damaged) == (0, 0, 50)
-    vectors.write_bytes(vectors.read_bytes()[:-4] + unit(60)[59, -1:].tobytes())
-    found = recover(folder, tmp_path / "again.gallery", "m")
     assert (found.entries, found.renamed, found.damaged) == (50, 0, 0)
-    with Gallery(tmp_path / "again.gallery") as gallery:
+    with Gallery(tmp_path / "new.gallery") as gallery:
         assert gallery.get("crop-12").source == "12.jpg"
+        assert gallery.search(unit(60)[12], top=1)[0].id == "crop-12"
+    (folder / "index.json").unlink()
+    data = bytearray((folder / "gallery.sqlite").read_bytes())
+    data[data.index(unit(60)[20].tobytes())] ^= 1
+    (folder / "gallery.sqlite").write_bytes(data)
+    found = recover(folder, tmp_path / "again.gallery", "m")  # of the database alone
+    assert (found.entries, found.renamed, found.damaged) == (49, 0, 1)
+    with Gallery(tmp_path / "again.gallery") as gallery:
+        assert {entry.id for entry, _ in gallery.scan()} == {f"crop-{n}" for n in range(10, 60) if n != 20}
+
+
+def test_rows_damaged_in_the_index_are_counted_where_the_database_is_lost(folder, tmp_path):
+    vectors = next(folder.glob("vectors-*"))
+    vectors.write_bytes(vectors.read_bytes()[:-4] + b"\xff\xff\xff\x7f")
+    (folder / "gallery.sqlite").write_bytes(b"")
+    found = recover(folder, tmp_path / "new.gallery", "m")
+    assert (found.entries, found.renamed, found.damaged) == (0, 0, 50)
 
 
 def test_mistakes(folder, tmp_path):
     with pytest.raises(GalleryError, match="exists: name a new folder"):
         recover(folder, folder, "m")
     (folder / "index.json").write_text("{")
+    (folder / "gallery.sqlite").write_bytes(b"")
     with pytest.raises(GalleryDamagedError, match="its index cannot be read either"):
         recover(folder, tmp_path / "new.gallery", "m")
 

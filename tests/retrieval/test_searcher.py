@@ -278,3 +278,17 @@ def test_grouping_by_what_no_entry_has_is_said(tmp_path):
             assert any(
                 "a group of its own" in n for n in searcher.search(picture(*RED), "ir", group=by).notes
             )
+
+
+def test_an_order_that_mixes_calibrations_is_explained(tmp_path):
+    curves = {**ALL, (NIGHT, DAY): curve(2.0)}
+    with Gallery(tmp_path / "g") as gallery:
+        searcher = Searcher(encoder(tmp_path, curves), gallery)
+        searcher.add(picture(250, 20, 20), DAY, ids=["day"])
+        searcher.add(picture(240, 90, 60), NIGHT, ids=["night"])
+        answer = searcher.search(picture(250, 20, 20), NIGHT)
+        assert [hit.id for hit in answer.hits] == ["day", "night"]
+        assert answer.hits[0].probability < answer.hits[1].probability
+        assert answer.order.startswith("ranked by similarity: visible and infrared entries")
+        alone = searcher.search(picture(250, 20, 20), NIGHT, where=Where(modality=DAY))
+        assert alone.order == ""

@@ -1,4 +1,4 @@
-"""`python -m tests.server.process FOLDER SECONDS LIMITS`: the real server process, over the fake network."""
+"""`python -m tests.server.process FOLDER SECONDS LIMITS SETTINGS`: the real server process, over the fake network."""
 
 from __future__ import annotations
 
@@ -32,15 +32,19 @@ def main() -> None:
     serve(
         Serving(
             str(folder / "people.gallery"), "fake", port=0, audit=folder / "audit.jsonl",
-            keep_images=folder / "kept", limits=Limits(**json.loads(sys.argv[3])),
+            limits=Limits(**json.loads(sys.argv[3])), **{"keep_images": folder / "kept", **json.loads(sys.argv[4])},
         )
     )  # fmt: skip
 
 
 @contextlib.contextmanager
-def started(folder, seconds=0.0, keys=None, **limits):
-    """(process, address) of a server that listens; `keys` are secrets by scope, `limits` as `Limits` has them."""
-    command = [sys.executable, "-m", "tests.server.process", str(folder), str(seconds), json.dumps(limits)]
+def started(folder, seconds=0.0, keys=None, settings=None, **limits):
+    """(process, address) of a server that listens.
+
+    `keys` are secrets by scope, `limits` as `Limits` has them, `settings` as `Serving` has them.
+    """
+    options = [str(seconds), json.dumps(limits), json.dumps(settings or {})]
+    command = [sys.executable, "-m", "tests.server.process", str(folder), *options]
     known = ";".join(f"{scope}:{scope}:{secret}" for scope, secret in (keys or {}).items())
     process = subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "FMCNET_API_KEYS": known}

@@ -110,17 +110,30 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(folder, *, keys=None, limits=None, calibrated=True, keep=False, sources=None):
+def running(
+    folder,
+    *,
+    keys=None,
+    limits=None,
+    calibrated=True,
+    keep=False,
+    sources=None,
+    read_only=False,
+    peer="testclient",
+    **app,
+):
     made = encoder(folder, calibrated)
-    gallery = Gallery(folder / "people.gallery")
+    gallery = Gallery(folder / "people.gallery", read_only=read_only)
     bounds = limits or Limits(wait=0.001)
     pictures = Pictures(
         KeptImages(folder / "kept", "people.gallery") if keep else None,
         SourceImages(sources, bounds.pixels) if sources else None,
     )
-    service = Service(Searcher(made, gallery), AuditLog(folder / "audit.jsonl"), bounds, pictures)
-    app = create_app(service, keys)
-    with TestClient(app, "http://localhost", raise_server_exceptions=False) as client:
+    service = Service(Searcher(made, gallery), AuditLog(folder / "audit.jsonl"), bounds, pictures, read_only)
+    made_app = create_app(service, keys, **app)
+    with TestClient(
+        made_app, "http://localhost", raise_server_exceptions=False, client=(peer, 50000)
+    ) as client:
         yield Running(client, service, folder)
 
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: drop, filter, page through, open a track, remove; by keyboard; on a phone; offline."""
+"""The page in a real browser: search, filter, browse, add, remove; by keyboard; on a phone; with keys; offline."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import httpx2 as httpx
 import pytest
 
 from tests.server.process import started, until_it_answers
-from tests.server.service import png
+from tests.server.service import SECRETS, bearer, encoded, picture, png
 
-CHROMIUM = "/usr/bin/chromium"
+CHROMIUM = os.environ.get("FMCNET_CHROMIUM", "/usr/bin/chromium")
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -34,7 +34,7 @@ DROP = """([data, name]) => {
     const transfer = new DataTransfer();
     transfer.items.add(new File([bytes], name, { type: "image/png" }));
     for (const kind of ["dragenter", "dragover", "drop"]) {
-        document.getElementById("drop").dispatchEvent(
+        document.querySelector("form:not([hidden]) .drop").dispatchEvent(
             new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true }));
     }
 }"""
@@ -57,6 +57,7 @@ def address(tmp_path_factory):
             "camera": ["gate" if seed % 2 else "hall" for seed in range(30)],
             "track": [f"walk {seed % 10}" for seed in range(30)],
             "time": [f"2026-03-{seed + 1:02d}T08:15:30Z" for seed in range(30)],
+            "source": [f"crops/{seed}.png" for seed in range(30)],
             "pid": [str(seed % 10) for seed in range(30)],
         }
         crops = [("images", (f"{seed}.png", png(seed, (64, 128)))) for seed in range(30)]
@@ -102,12 +103,23 @@ def shot(page, name):
         page.screenshot(path=str(Path(SHOTS) / f"{name}.png"), full_page=True)
 
 
-def drop(page, seed):
-    page.evaluate(DROP, [base64.b64encode(png(seed, (64, 128))).decode(), "night.png"])
+def drop(page, seed, name="night.png", grey=False):
+    image = picture(seed, (64, 128))
+    data = encoded(image.convert("L") if grey else image)
+    page.evaluate(DROP, [base64.b64encode(data).decode(), name])
+
+
+def choose(page, form, modality):
+    page.locator(f"#{form} label", has=page.locator(f"input[value={modality}]")).click()
 
 
 def hits(page):
-    return page.locator("#hits .id").all_inner_texts()
+    return page.locator("#hits .hit").evaluate_all("(items) => items.map((item) => item.dataset.id)")
+
+
+def overlap(page, *selectors):
+    first, second = (page.locator(one).bounding_box() for one in selectors)
+    return first["y"] < second["y"] + second["height"] and second["y"] < first["y"] + first["height"]
 
 
 def found(page):
@@ -121,12 +133,16 @@ def test_drop_filter_page_track_and_remove(browser, address):
     shot(page, "desktop-empty")
     assert page.locator("#go").is_disabled()
     drop(page, 7)
+    choose(page, "ask", "infrared")
     page.locator("#go").click()
     found(page)
     assert hits(page)[0] == "crop-07"
     assert page.locator("#page-of").inner_text() == "Page 1 of 3"
     assert "%" in page.locator("#hits .percent").first.inner_text()
     assert page.locator("#hits .camera").first.inner_text() == "gate"
+    assert page.locator("#hits .file-name").first.inner_text() == "7.png"
+    assert page.locator("#hits .of-track").first.inner_text() == "walk 7"
+    assert not page.locator("#hits .id").first.is_visible()
     assert "8 Mar 2026" in page.locator("#hits .time").first.inner_text()
     shot(page, "desktop-answer")
 
@@ -149,6 +165,8 @@ def test_drop_filter_page_track_and_remove(browser, address):
     expect(page.locator("#go")).to_be_in_viewport(
         ratio=1
     )  # though the open filters are taller than the window
+    page.locator("#clear").scroll_into_view_if_needed()
+    assert not overlap(page, "#go", "#clear")
     page.locator("#go").click()
     expect(page.locator("#hits .hit")).to_have_count(5)
     assert set(page.locator("#hits .camera").all_inner_texts()) == {"hall"}
@@ -160,12 +178,17 @@ def test_drop_filter_page_track_and_remove(browser, address):
 
     page.locator("#hits .track").first.click()
     expect(page.locator("#track-hits .hit")).to_have_count(3)
-    assert page.locator("#track-hits .id").all_inner_texts() == ["crop-07", "crop-17", "crop-27"]
+    assert page.locator("#track-hits .hit").evaluate_all("(all) => all.map((one) => one.dataset.id)") == [
+        "crop-07", "crop-17", "crop-27",
+    ]  # fmt: skip
     expect(page.locator("#track-hits img:not([hidden])")).to_have_count(3)
     shot(page, "desktop-track")
     page.locator("#track-close").click()
 
+    page.locator("#hits .more summary").first.click()
+    assert page.locator("#hits .id").first.inner_text() == "crop-07"
     page.locator("#hits .remove").first.click()
+    expect(page.locator("#remove-title")).to_have_text("Remove this crop?")
     shot(page, "desktop-remove")
     page.locator("#remove-box button[value=no]").click()
     assert httpx.get(f"{address}/v1/entries/crop-07").status_code == 200
@@ -178,13 +201,197 @@ def test_drop_filter_page_track_and_remove(browser, address):
     page.context.close()
 
 
+def test_no_modality_is_assumed_and_colours_that_contradict_it_are_told(browser, address):
+    page, wrong = opened(browser, address, 1280, 900)
+    hint = page.locator("#modality-hint")
+    assert page.locator("#ask input[name=modality]:checked").count() == 0
+    drop(page, 7)
+    page.locator("#go").click()
+    expect(hint).to_have_text("Choose first: infrared or visible light.")
+    assert page.evaluate("document.activeElement.name") == "modality"
+    assert hits(page) == []
+    choose(page, "ask", "infrared")
+    expect(hint).to_have_text("The image has colours. Infrared images are grey. Check what you chose.")
+    choose(page, "ask", "visible")
+    expect(hint).to_have_text("")
+    drop(page, 8, grey=True)
+    expect(hint).to_contain_text("1 of 2 images has no colours.")
+    choose(page, "ask", "infrared")
+    expect(hint).to_contain_text("1 of 2 images has colours.")
+    assert wrong == []
+    page.context.close()
+
+
+def test_no_match_in_plain_words_and_filters_close_on_a_phone(browser, address):
+    page, wrong = opened(browser, address, 390, 844)
+    drop(page, 999)
+    choose(page, "ask", "infrared")
+    page.locator("#filters summary").click()
+    page.locator("#least").fill("99")
+    page.locator("#go").click()
+    expect(page.locator("#status")).to_contain_text("No match: none of")
+    assert page.locator("#status").inner_text().endswith("reaches the least probability of 99 %.")
+    assert not page.locator("#filters").evaluate("(box) => box.open")
+    assert page.evaluate("getComputedStyle(document.getElementById('ask')).position") == "static"
+    assert wrong == []
+    page.context.close()
+
+
+@pytest.fixture
+def crowd(address):
+    """Ten more crops of one track, at two cameras on two days, which the test may remove."""
+    sent = {
+        "modality": "visible",
+        "id": [f"extra-{seed}" for seed in range(10)],
+        "camera": ["roof", "cellar"] * 5,
+        "track": "long walk",
+        "time": [f"2026-05-0{1 + seed % 2}T10:{seed:02d}:00Z" for seed in range(10)],
+    }
+    crops = [("images", (f"extra {seed}.png", png(200 + seed, (64, 128)))) for seed in range(10)]
+    reply = httpx.post(f"{address}/v1/entries", files=crops, data=sent, timeout=300)
+    assert reply.status_code == 201, reply.text
+    yield sent["id"]
+    left = httpx.get(f"{address}/v1/entries", params={"track": "long walk"}).json()["total"]
+    httpx.delete(f"{address}/v1/entries", params={"track": "long walk", "expect": left})
+
+
+def left_of(address, track="long walk"):
+    reply = httpx.get(f"{address}/v1/entries", params={"track": track})
+    return [one["id"] for one in reply.json()["entries"]]
+
+
+def test_browse_by_camera_and_day_then_remove_several_and_a_track(browser, address, crowd):
+    page, wrong = opened(browser, address, 1280, 900)
+    page.locator("nav a", has_text="Browse").click()
+    expect(page.locator("#days-about")).to_contain_text("4 cameras")
+    roof = page.locator("#days details", has_text="roof")
+    assert roof.locator("summary .count").inner_text() == "5"
+    roof.locator("summary").click()
+    assert roof.locator("button").all_inner_texts() == ["1 May 2026\n5"]
+    roof.locator("button").click()
+    expect(page.locator("#status")).to_have_text("1 May 2026, roof: 5 crops, in the order of their adding.")
+    assert hits(page) == [f"extra-{seed}" for seed in (0, 2, 4, 6, 8)]
+    shot(page, "desktop-browse")
+
+    page.locator("#hits .pick input").nth(1).focus()
+    page.keyboard.press("Space")
+    page.locator("#hits .pick input").nth(3).check()
+    assert page.locator(".picked").first.inner_text() == "2 selected"
+    page.locator(".bulk button").first.click()
+    expect(page.locator("#remove-title")).to_have_text("Remove 2 crops?")
+    page.keyboard.press("Escape")
+    assert len(left_of(address)) == 10
+    page.locator(".bulk button").first.click()
+    page.locator("#remove-yes").click()
+    expect(page.locator("#status")).to_have_text("2 crops are removed.")
+    assert hits(page) == ["extra-0", "extra-4", "extra-8"]
+    assert left_of(address) == [f"extra-{seed}" for seed in (0, 1, 3, 4, 5, 7, 8, 9)]
+    expect(roof.locator("summary .count")).to_have_text("3")
+
+    page.locator("#hits .track").first.click()
+    expect(page.locator("#track-hits .hit")).to_have_count(8)
+    page.locator("#track-remove").click()
+    expect(page.locator("#remove-title")).to_have_text("Remove 8 crops?")
+    expect(page.locator("#remove-note")).to_have_text(
+        "These are all crops of track long walk. Cameras: cellar, roof. 2 days."
+    )
+    shot(page, "desktop-remove-track")
+    page.locator("#remove-yes").click()
+    expect(page.locator("#status")).to_have_text("8 crops are removed.")
+    expect(page.locator("#hits .hit")).to_have_count(0)
+    assert left_of(address) == []
+    assert wrong == []
+    page.context.close()
+
+
+def test_what_changed_after_the_count_is_not_removed(browser, address, crowd):
+    page, _ = opened(browser, address, 1280, 900)
+    page.locator("nav a", has_text="Browse").click()
+    page.locator("#days details", has_text="cellar").locator("summary").click()
+    page.locator("#days details", has_text="cellar").locator("button").click()
+    expect(page.locator("#hits .hit")).to_have_count(5)
+    page.locator(".bulk input").first.check()
+    page.locator(".bulk button").first.click()
+    expect(page.locator("#remove-title")).to_have_text("Remove 5 crops?")
+    httpx.delete(f"{address}/v1/entries/extra-1")
+    page.locator("#remove-yes").click()
+    expect(page.locator("#status")).to_contain_text("0 crops are removed. The gallery has changed")
+    assert len(left_of(address)) == 9
+    page.context.close()
+
+
+def test_dropped_crops_are_added_each_with_its_result(browser, address):
+    page, wrong = opened(browser, address, 390, 844)
+    page.locator("nav a", has_text="Add").click()
+    drop(page, 301, "one.png")
+    drop(page, 302, "two.png")
+    page.evaluate(DROP, [base64.b64encode(b"no image").decode(), "broken.png"])
+    page.locator("#add-go").click()
+    expect(page.locator("#add-hint")).to_contain_text("Choose first")
+    choose(page, "add", "visible")
+    page.locator("#add-camera").fill("lift")
+    page.locator("#add-track").fill("dropped")
+    page.locator("#add-time").fill("2026-05-01T10:00:00")
+    assert page.locator("#add-go").inner_text() == "Add 3 crops"
+    page.locator("#add-go").click()
+    expect(page.locator("#status")).to_have_text("2 crops added, 1 not added.")
+    said = page.locator("#add-files li span:last-child").all_inner_texts()
+    assert said[:2] == ["added", "added"]
+    assert "is no image" in said[2]
+    entries = httpx.get(f"{address}/v1/entries", params={"track": "dropped"}).json()["entries"]
+    assert [(one["camera"], one["source"], one["time"]) for one in entries] == [
+        ("lift", "upload:one.png", "2026-05-01T10:00:00Z"),
+        ("lift", "upload:two.png", "2026-05-01T10:00:00Z"),
+    ]
+    page.locator("#add-clear").click()
+    drop(page, 301, "one.png")
+    page.locator("#add-go").click()
+    expect(page.locator("#status")).to_have_text("0 crops added, 1 in the gallery already.")
+    shot(page, "phone-add")
+    assert [text for text in wrong if "422" not in text] == []
+    page.context.close()
+
+
+def test_keys_that_are_wrong_or_may_only_add(browser, tmp_path_factory):
+    with started(tmp_path_factory.mktemp("keys"), keys=SECRETS) as (_, address):
+        until_it_answers(address)
+        page = browser.new_page()
+        page.goto(address)
+        about = page.locator("#about")
+        expect(about).to_have_text("An API key is needed.")
+        for secret, said, views in (
+            ("wrong", "This API key is not known.", None),
+            (SECRETS["read"], "0 crops to search. Key: read.", ["Search", "Browse"]),
+            (SECRETS["write"], "This key may add crops only. A search needs the scope read.", ["Add"]),
+            (SECRETS["admin"], "0 crops to search. Key: admin.", ["Search", "Browse", "Add"]),
+        ):
+            if page.locator("#key-change").is_visible():
+                page.locator("#key-change").click()
+            page.locator("#key").fill(secret)
+            page.keyboard.press("Enter")
+            expect(about).to_have_text(said)
+            if views:
+                expect(page.locator("header nav a:visible")).to_have_text(views)
+            if views == ["Add"]:
+                drop(page, 1, "one.png")
+                choose(page, "add", "visible")
+                page.locator("#add-go").click()
+                expect(page.locator("#status")).to_have_text("1 crop added.")
+                httpx.delete(
+                    f"{address}/v1/entries",
+                    params={"modality": "visible", "expect": 1},
+                    headers=bearer("admin"),
+                )
+        page.close()
+
+
 def test_by_keyboard_and_paste_on_a_phone(browser, address):
     page, wrong = opened(browser, address, 390, 844)
     shot(page, "phone-empty")
     page.evaluate(PASTE, [base64.b64encode(png(12, (64, 128))).decode()])
-    page.locator("input[name=modality]").first.focus()
+    page.locator("#ask input[name=modality]").first.focus()
     page.keyboard.press("ArrowRight")
-    assert page.locator("input[value=visible]").is_checked()
+    assert page.locator("#ask input[value=visible]").is_checked()
     for _ in range(6):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.id") == "go":
@@ -196,11 +403,14 @@ def test_by_keyboard_and_paste_on_a_phone(browser, address):
     assert page.evaluate("document.activeElement.id") == "answer"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     shot(page, "phone-answer")
-    page.locator("#hits .remove").first.focus()
+    page.locator("#hits .more summary").first.focus()
     page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#remove-box")).to_be_visible()
     assert page.evaluate("document.activeElement.value") == "no"  # the harmless one
     page.keyboard.press("Escape")
-    assert page.evaluate("document.activeElement.className") == "remove"
+    assert "remove" in page.evaluate("document.activeElement.className")
     assert httpx.get(f"{address}/v1/entries/crop-12").status_code == 200
     assert wrong == []
     page.context.close()
@@ -222,6 +432,7 @@ def test_everything_has_a_name_for_screen_readers(browser, address):
 def test_bad_files_and_a_service_that_is_gone_are_told(browser, address):
     page, _ = opened(browser, address, 800, 600)
     page.evaluate(DROP, [base64.b64encode(b"no image").decode(), "broken.png"])
+    choose(page, "ask", "visible")
     page.locator("#go").click()
     expect(page.locator("#status.bad")).to_contain_text("is no image")
     page.context.set_offline(True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import time
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -117,6 +119,28 @@ def test_nothing_of_a_files_metadata_is_kept():
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
 def test_formats_taken(kind):
     assert decode(encoded(picture(1), kind), "a", 10_000).mode == "RGB"
+
+
+def test_heic_and_avif_are_taken():
+    heif = pytest.importorskip("pillow_heif")
+    small = picture(1, (64, 128))
+    expected = np.asarray(small).astype(int)
+    for data in (heif.from_pillow(small), None):
+        stored = io.BytesIO()
+        if data is None:
+            small.save(stored, "AVIF")
+        else:
+            data.save(stored)
+        found = np.asarray(decode(stored.getvalue(), "a", 10_000)).astype(int)
+        assert np.abs(found - expected).mean() < 10
+        with pytest.raises(UploadError, match="pixels, more than 100"):
+            decode(stored.getvalue(), "a", 100)
+
+
+def test_heic_without_its_package_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(UploadError, match=r"pip install 'fmcnet\[heic\]'"):
+        decode(b"\0\0\0\x18ftypheic" + bytes(40), "a", 10_000)
 
 
 def test_other_formats_are_not_even_tried():

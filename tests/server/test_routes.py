@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import datetime, timezone
 
@@ -240,3 +241,99 @@ def test_numbers_out_of_range_are_refused(tmp_path, name, value):
         answer = service.client.post("/v1/search", files=files(1), data={"modality": "visible", name: value})
         assert answer.status_code == 422
         assert name in answer.json()["error"]["where"]
+
+
+def thermal(low, high):
+    """A 16-bit upload: a gradient from `low` to `high`."""
+    values = np.linspace(low, high, 24 * 48).reshape(48, 24).astype(np.uint16)
+    return [("images", ("night.png", encoded(Image.fromarray(values)), "image/png"))]
+
+
+def test_a_range_makes_the_same_heat_equally_bright(serving):
+    def embed(low, high, **fields):
+        data = {"modality": "infrared", **fields}
+        return serving.client.post("/v1/embed", files=thermal(low, high), data=data)
+
+    stretched = embed(3000, 4000).json()
+    assert "1 image with values of no usual range" in stretched["notes"][0]
+    assert "night.png" in stretched["notes"][0]
+    told = embed(3000, 4000, range="3000:4000").json()
+    assert told["notes"] == []
+    as_bytes = np.linspace(0, 255, 24 * 48).reshape(48, 24)
+    eight = encoded(Image.fromarray(np.rint(as_bytes).astype(np.uint8)))
+    plain = serving.client.post(
+        "/v1/embed", files=[("images", ("a.png", eight, "image/png"))], data={"modality": "infrared"}
+    ).json()
+    one, other = (reply["embeddings"][0]["embedding"] for reply in (told, plain))
+    assert np.dot(one, other) > 0.999
+    half = embed(3000, 4000, range="3000:5000").json()["embeddings"][0]["embedding"]
+    assert half != one
+    refused = embed(3000, 4000, range="warm")
+    assert refused.status_code == 422
+    assert refused.json()["error"]["where"] == "range"
+
+
+def test_a_full_frame_is_told_by_every_route(serving):
+    frame = [("images", ("frame.png", png(3, (640, 480)), "image/png"))]
+    for route in ("embed", "search"):
+        notes = serving.client.post(f"/v1/{route}", files=frame, data={"modality": "visible"}).json()["notes"]
+        assert sum("fmcnet crop" in note and "frame.png" in note for note in notes) == 1
+    added = serving.client.post("/v1/entries", files=frame, data={"modality": "visible", "id": "frame"})
+    assert "fmcnet crop" in added.json()["notes"][0]
+    assert serving.client.delete("/v1/entries/frame").status_code == 200
+
+
+def test_days_are_counted_by_camera_within_a_bound(serving):
+    def ask(**asked):
+        return serving.client.get("/v1/days", params=asked)
+
+    told = ask().json()
+    assert (told["total"], told["left_out"], len(told["days"])) == (12, 0, 12)
+    assert told["days"][0] == {"camera": "hall", "day": "2026-03-12", "entries": 1}
+    assert told["days"][-1] == {"camera": "gate", "day": "2026-03-01", "entries": 1}
+    late = ask(timezone="Pacific/Kiritimati", camera="gate", limit=2).json()  # 14 hours later
+    assert late["days"] == [
+        {"camera": "gate", "day": "2026-03-11", "entries": 1},
+        {"camera": "gate", "day": "2026-03-09", "entries": 1},
+    ]
+    assert (late["total"], late["left_out"]) == (6, 4)
+    west = ask(timezone="Pacific/Honolulu", track="track/0", since="2026-03-09T00:00:00Z").json()
+    assert west["days"] == [{"camera": "hall", "day": "2026-03-09", "entries": 1}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "where"),
+    [
+        ({"timezone": "Mars/Base"}, "query.timezone"),
+        ({"timezone": "../UTC"}, "query.timezone"),
+        ({"limit": 10_001}, "query.limit"),
+        ({"cameras": "gate"}, "query"),
+    ],
+)
+def test_days_that_cannot_be_counted_are_refused(serving, asked, where):
+    reply = serving.client.get("/v1/days", params=asked)
+    assert (reply.status_code, reply.json()["error"]["where"]) == (422, where)
+
+
+def test_the_api_is_a_page_from_local_files_or_says_what_is_missing(serving, tmp_path, monkeypatch):
+    from fmcnet.server.routes import reference
+
+    monkeypatch.setattr(reference, "PACKAGE", "files_of_swagger")
+    reply = serving.client.get("/docs")
+    assert (reply.status_code, "fastapi-offline" in reply.text) == (404, True)
+    static = tmp_path / "files_of_swagger" / "static"
+    static.mkdir(parents=True)
+    (static.parent / "__init__.py").touch()
+    for name in reference.FILES:
+        (static / name).write_text(name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    page = serving.client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "script-src 'self';" in page.headers["content-security-policy"]
+    parts = re.findall(r'(?:href|src)="([^"]+)"', page.text)
+    assert len(parts) == 3
+    assert not any(part.startswith(("http", "/")) for part in parts)  # this machine only, below any path
+    for part in parts:
+        assert serving.client.get(f"/{part}").status_code == 200
+    assert "openapi.json" in serving.client.get("/docs/start.js").text
+    assert serving.client.get("/docs/other.js").status_code == 404

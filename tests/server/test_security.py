@@ -17,6 +17,7 @@ from tests.server.service import KEYS, SECRETS, bearer, files, png, running
 NEEDED = [
     ("GET", "/v1/gallery", "read"),
     ("GET", "/v1/entries", "read"),
+    ("GET", "/v1/days", "read"),
     ("GET", "/v1/entries/crop-1", "read"),
     ("GET", "/v1/images/crop-1", "read"),
     ("GET", "/metrics", "read"),

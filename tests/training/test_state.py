@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
 import shutil
 
 import pytest
@@ -157,6 +159,75 @@ def test_a_damaged_newest_is_passed_over_for_the_one_before(tiny_sysu, whole, ru
     assert "step-000006 is damaged" in said
     assert "going back to the one before, step-000004" in said
     assert_same_run(run, whole)
+
+
+def in_the_way(path):
+    path.unlink()
+    path.mkdir()
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "state.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", [in_the_way, empty, "denied", "I/O"])
+def test_a_newest_that_cannot_be_read_is_passed_over(tiny_sysu, run, monkeypatch, caplog, file, damage):
+    newest = run / "checkpoints" / "step-000006"
+    if callable(damage):
+        damage(newest / file)
+    else:
+        number = {"denied": 13, "I/O": 5}[damage]
+        opened = io.open
+
+        def refuse(path, *args, **options):
+            if str(path) == str(newest / file):
+                raise OSError(number, os.strerror(number), str(path))
+            return opened(path, *args, **options)
+
+        monkeypatch.setattr(io, "open", refuse)
+
+    def load(_, facts, tensors):
+        raise PowerCut(facts["step"])
+
+    monkeypatch.setattr(Checkpointer, "_load_state", load)
+    caplog.set_level(logging.WARNING, "fmcnet")
+    with pytest.raises(PowerCut, match="4"):
+        train(tiny_sysu, run, resume=True)
+    [said] = [message for message in caplog.messages if "checkpoint" in message]
+    word = "is damaged" if damage is empty else "cannot be read"
+    assert f"step-000006 {word}" in said
+    assert "going back to the one before, step-000004" in said
+
+
+def test_an_unreadable_folder_of_checkpoints_is_not_taken_for_none(run):
+    (run / "checkpoints").rename(run / "elsewhere")
+    (run / "checkpoints").write_text("a file")
+    with pytest.raises(CheckpointError, match="checkpoints cannot be read: Not a directory"):
+        checkpoints(run)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("", r"config\.yaml is empty"),
+        ("\0" * 50, r"config\.yaml is damaged"),
+        ("training: [", r"config\.yaml is damaged"),
+        ("training: 5", r"config\.yaml is damaged"),
+        ("2026-13-45", r"config\.yaml is damaged"),
+        ("half", r"config\.yaml does not hold .*training\.epochs"),
+        (None, r"config\.yaml is missing"),
+    ],
+)
+def test_damaged_settings_of_a_run_are_named_as_that(tiny_sysu, run, content, match):
+    stored = run / "config.yaml"
+    whole = stored.read_text()
+    stored.unlink()
+    if content is not None:
+        stored.write_text(whole[: whole.index("training:")] if content == "half" else content)
+    with pytest.raises(CheckpointError, match=match) as caught:
+        train(tiny_sysu, run, resume=True)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_empty_folder_and_two_damaged_ones(tiny_sysu, whole, run):

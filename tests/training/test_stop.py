@@ -15,7 +15,7 @@ from tests.training import runs
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="POSIX signals, /proc")
 
 LONG = [
-    "training.epochs=5",
+    "training.epochs=4",
     "training.validate_every=0",
     "training.checkpoint_every=1000",
     "training.log_every=1",
@@ -55,7 +55,9 @@ def test_a_stopped_training_says_the_command_that_goes_on(
         assert "Traceback" not in said
     assert said.count("fmcnet: interrupted: stopped after step") == 1, said
     [step] = [int(p.name.removeprefix("step-")) for p in (out / "checkpoints").iterdir()]
-    assert 3 < step < 25
+    assert 3 < step < 20
+    if code == signal.SIGTERM + 128:  # going on is the same as after Ctrl-C
+        return
     assert runs.read_log(out)[-1]["step"] == step
     finished = subprocess.run(
         said_command(said, processes), env=runs.environment(), capture_output=True, text=True, timeout=180

@@ -1,5 +1,6 @@
 """The command line: `fmcnet demo | data | train | config | evaluate | embed | score | study | calibrate | project |
-adapt | export | index | search | gallery | serve | keys | report | info`, one file a group of commands.
+adapt | export | crop | index | search | gallery | serve | keys | report | info | push | doctor | docs`, one file a
+group of commands.
 
 User mistakes end with one clear message and exit code 2; Ctrl-C with 130. Commands import NumPy, PyTorch and FAISS
 when they run, so `--help` answers at once.
@@ -21,9 +22,13 @@ from rich.markup import escape
 from fmcnet import __version__
 from fmcnet.characters import printable
 from fmcnet.cli.console import PrintableFormatter
+from fmcnet.cli.crop import crop
 from fmcnet.cli.data import app as data_app
+from fmcnet.cli.docs import docs
+from fmcnet.cli.doctor import doctor
 from fmcnet.cli.experiments import compare, demo, evaluate, score, study
 from fmcnet.cli.gallery import app as gallery_app
+from fmcnet.cli.hub import push
 from fmcnet.cli.inference import adapt, calibrate, embed, export, info, project
 from fmcnet.cli.search import index, search
 from fmcnet.cli.serve import keys_app, serve
@@ -51,9 +56,8 @@ app = typer.Typer(
     name="fmcnet",
     cls=_Commands,
     help="Visible-infrared person re-identification: train, evaluate and use FMCNet (CVPR 2022).\n\n"
-    "Start with: fmcnet demo",
+    "Start with: fmcnet demo. The documentation: fmcnet docs",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -70,10 +74,14 @@ for command in (
     project,
     adapt,
     export,
+    crop,
     index,
     search,
     serve,
     info,
+    docs,
+    push,
+    doctor,
 ):
     app.command()(command)
 report_app.command()(compare)
@@ -107,7 +115,7 @@ def _root(
     handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("fmcnet").setLevel(logging.DEBUG if verbose else logging.INFO)
-    for name in ("matplotlib", "PIL", "torch"):
+    for name in ("matplotlib", "PIL", "torch", "httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)

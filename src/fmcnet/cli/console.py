@@ -31,9 +31,17 @@ Range = Annotated[
 ]
 Data = Annotated[
     Path,
-    typer.Option("--data", help="A SYSU-MM01, RegDB or LLCM folder, or a CSV (docs/reference/datasets.md)."),
+    typer.Option("--data", help="A SYSU-MM01, RegDB or LLCM folder, or a CSV (fmcnet docs datasets)."),
 ]
-Layout = Annotated[str, typer.Option(help="auto, sysu, regdb, llcm or csv.")]
+Layout = Annotated[str, typer.Option(help="auto, sysu, regdb, llcm, csv, or the name of a reader of yours.")]
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        help="A file of fmcnet calibrate --out; default: calibration.json in the model's folder.",
+        show_default=False,
+    ),
+]
 Model = Annotated[
     Path, typer.Argument(help="A run folder, an exported model's (fmcnet export), or a shipped model's name.")
 ]
@@ -84,6 +92,19 @@ def show(title: str, facts: Mapping[str, Any], paths: Mapping[str, str | Path] |
     Console().print(table)
     for name, path in (paths or {}).items():
         echo(f"{name}: {printable(str(path))}")
+
+
+def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table of rows with equal names; columns in which no row has a value are left out."""
+    if not rows:
+        return
+    columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    table = Table()
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(row[name]) for name in columns))
+    Console().print(table)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,12 @@ def evaluate(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Of the evaluation: mode=indoor shots=10."),
     ] = None,
+    protocol: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your own protocol, a YAML file (docs/guides/evaluate.md); default: the benchmark's."
+        ),
+    ] = None,
     both: Annotated[bool, typer.Option("--both", help="Both search directions.")] = False,
     flip: Annotated[
         bool, typer.Option("--flip", help="Average with the mirrored image; named in the report.")
@@ -69,6 +75,7 @@ def evaluate(
         report=report,
         device=device,
         progress=False if json_ else None,
+        protocol=protocol,
     )
     if int(os.environ.get("RANK", "0")):
         return
@@ -82,10 +89,14 @@ def evaluate(
         )
     if result.stamp:
         echo(result.stamp)
+    for note in result.notes:
+        echo(f"note: {note}", err=True)
     if result.report:
         echo(f"report: {result.report}")
     elif report:
-        echo(f"no report: {run} came with the package, which is not written to; --out FOLDER writes one")
+        echo(
+            f"no report: {run} came with the package or the hub, which is not written to; --out FOLDER writes one"
+        )
 
 
 def compare(
@@ -185,20 +196,23 @@ def study(
 
 def score(
     file: Annotated[
-        Path, typer.Argument(help="An .npz with features, pid, cam, index; see docs/concepts/protocols.md.")
+        Path, typer.Argument(help="An .npz with features, pid, cam, index; see fmcnet docs evaluate.")
     ],
-    protocol: Annotated[str, typer.Option(help="sysu, regdb or llcm.")] = "sysu",
-    mode: Annotated[str, typer.Option(help="SYSU-MM01: all or indoor.")] = "all",
-    shots: Annotated[int, typer.Option(help="SYSU-MM01: 1 or 10.")] = 1,
-    draw: Annotated[str, typer.Option(help="SYSU-MM01: official or seeded.")] = "official",
+    protocol: Annotated[
+        str, typer.Option(help="sysu, regdb, llcm, or a YAML file of your own (fmcnet docs evaluate).")
+    ] = "sysu",
+    mode: Annotated[str | None, typer.Option(help="SYSU-MM01: all (default) or indoor.")] = None,
+    shots: Annotated[int | None, typer.Option(help="SYSU-MM01: 1 (default) or 10.")] = None,
+    draw: Annotated[str | None, typer.Option(help="SYSU-MM01: official (default) or seeded.")] = None,
     permutation: Annotated[
         Path | None, typer.Option(help="rand_perm_cam.mat, for the official draw.")
     ] = None,
     direction: Annotated[
-        str | None, typer.Option(help="i2v, v2i (RegDB: t2v, v2t); default: the benchmark's.")
+        str | None,
+        typer.Option(help="i2v, v2i (RegDB: t2v, v2t); default: i2v for sysu, v2t for regdb, v2i for llcm."),
     ] = None,
-    reading: Annotated[str, typer.Option(help="LLCM: a, b or c.")] = "a",
-    cmc: Annotated[str, typer.Option(help="RegDB: image or identity.")] = "image",
+    reading: Annotated[str | None, typer.Option(help="LLCM: a (default), b or c.")] = None,
+    cmc: Annotated[str | None, typer.Option(help="RegDB: image (default) or identity.")] = None,
     distance: Annotated[str, typer.Option(help="cosine or euclidean.")] = "cosine",
     json_: Json = False,
 ) -> None:
@@ -221,6 +235,7 @@ def score(
         reading=reading,
         cmc=cmc,
         distance=distance,
+        strict=True,
     )
     if json_:
         print_json(result.to_dict())

@@ -1,4 +1,4 @@
-"""`fmcnet gallery info | remove | expire | compact | export | recover`."""
+"""`fmcnet gallery info, list, remove, expire, relocate, compact, export, copy, backup, restore, recover`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmcnet.cli.console import Json, echo, print_json, show
+from fmcnet.cli.console import Json, check_choice, echo, explain_resume, print_json, show, show_rows
 from fmcnet.cli.search import Cameras, GalleryPath, Since, Until, Zone, make_filter
 from fmcnet.errors import FmcnetError
 
@@ -24,6 +24,8 @@ Pids = Annotated[
 ]
 Tracks = Annotated[list[str] | None, typer.Option("--track", help="Of this track; may be given again.")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="With this tag; all of them, if given again.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say how many entries match.")]
 Kind = Annotated[str | None, typer.Option(help="visible or infrared.")]
 
 
@@ -34,6 +36,7 @@ def info(gallery: GalleryPath, json_: Json = False) -> None:
 
     with Gallery(gallery, read_only=True) as opened:
         found = opened.info()
+        held = _held(opened)
     settings = found.settings
     facts = {
         "gallery": found.location,
@@ -46,8 +49,80 @@ def info(gallery: GalleryPath, json_: Json = False) -> None:
         "removed_not_compacted": found.removed,
         "bytes": found.bytes,
         "pictures_kept": found.pictures,
+        **held,
     }
+    if not json_:
+        facts["cameras"] = ", ".join(f"{name} ({count:,})" for name, count in held["cameras"].items())
     _print_facts(facts, json_, "gallery")
+
+
+def _held(opened: Gallery) -> dict[str, Any]:
+    """What a gallery holds: entries by modality and by camera, those without a time, the first and the last time."""
+    from fmcnet.retrieval.records import EARLIEST, Where
+    from fmcnet.types import Modality
+
+    times = opened.times()
+    return {
+        **{str(kind): opened.count(Where(modality=kind)) for kind in Modality},
+        "cameras": {name: opened.count(Where(cameras=[name])) for name in opened.cameras()},
+        "first_time": times and times[0].isoformat(),
+        "last_time": times and times[1].isoformat(),
+        "without_a_time": len(opened) - opened.count(Where(since=EARLIEST)),
+    }
+
+
+@app.command("list")
+def list_(
+    gallery: GalleryPath,
+    id_: Ids = None,
+    pid: Pids = None,
+    camera: Cameras = None,
+    track: Tracks = None,
+    since: Since = None,
+    until: Until = None,
+    modality: Kind = None,
+    tag: Tags = None,
+    timezone: Zone = "UTC",
+    limit: Annotated[int, typer.Option(help="Entries to show; 0: all.", min=0)] = 50,
+    json_: Json = False,
+) -> None:
+    """List entries, in the order of their adding: all, or those that match all options.
+
+    fmcnet gallery list people.gallery --camera gate2 --since 2026-03-01
+    """
+    from itertools import islice
+
+    from fmcnet.retrieval.gallery import Gallery
+
+    where = make_filter(
+        camera, since, until, timezone, modality=modality, ids=id_, pids=pid, tracks=track, tags=tag
+    )
+    with Gallery(gallery, read_only=True) as opened:
+        notes = _print_notes(opened, where)
+        matching = opened.count(where)
+        shown = [entry for entry, _ in islice(opened.scan(where, chunk=limit or 4096), limit or None)]
+    if json_:
+        entries = [
+            {**vars(one), "modality": str(one.modality), "time": one.time and one.time.isoformat()}
+            for one in shown
+        ]
+        print_json({"gallery": gallery, "matching": matching, "entries": entries, **notes})
+        return
+    rows: list[dict[str, Any]] = [
+        {
+            "modality": one.modality,
+            "camera": one.camera,
+            "time": None if one.time is None else f"{one.time:%Y-%m-%d %H:%M:%S}",
+            "track": one.track,
+            "pid": one.pid,
+            "tags": ", ".join(one.tags) or None,
+            "source": one.source or one.id,
+        }
+        for one in shown
+    ]
+    show_rows(rows)
+    more = "" if len(rows) == matching else f"; {len(rows):,} shown, --limit 0 shows all"
+    echo(f"{matching:,} entries{more}")
 
 
 @app.command()
@@ -62,11 +137,11 @@ def remove(
     modality: Kind = None,
     tag: Tags = None,
     timezone: Zone = "UTC",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many entries match.")] = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
-    """Remove the entries that match ALL options, provably (docs/concepts/gallery.md).
+    """Remove the entries that match ALL options, provably (fmcnet docs gallery).
 
     fmcnet gallery remove people.gallery --pid 17 --yes
     """
@@ -79,12 +154,11 @@ def remove(
         raise FmcnetError(
             "say which entries to remove: --id, --pid, --camera, --track, --since, --until, ..."
         )
-    if json_ and not (yes or dry_run):
-        raise FmcnetError("--json cannot ask: give --yes, or --dry-run")
+    _check_can_ask(json_, yes or dry_run)
     with Gallery(gallery, create=False, read_only=dry_run) as opened:
         notes = _print_notes(opened, where)
         if not (yes or dry_run):
-            typer.confirm(f"Remove {opened.count(where):,} of {len(opened):,} entries for good?", abort=True)
+            _confirm(opened.count(where), len(opened))
         for one in id_ or ():
             if one not in opened:
                 echo(f"there is no entry '{one}'", err=True)
@@ -97,26 +171,43 @@ def remove(
 def expire(
     gallery: GalleryPath,
     keep: Annotated[str, typer.Option(help="How long entries are kept after they were seen: 30d, 12h, 4w.")],
+    yes: Yes = False,
+    all_: Annotated[
+        bool, typer.Option("--all", help="With --yes: also when the gallery has no other entries.")
+    ] = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
-    """Remove entries seen longer ago than --keep; those without a time stay. For a daily timer.
-
-    Entries from before 1970 also stay, with a warning: their time was read wrongly.
+    """Remove entries seen longer ago than --keep; those without a time stay.
 
     fmcnet gallery expire people.gallery --keep 30d
+
+    It counts them and asks; a daily timer says --yes. fmcnet index leaves out what expired. Entries from before 1970
+    also stay, with a warning: their time was read wrongly.
     """
     from fmcnet.retrieval.gallery import Gallery
     from fmcnet.retrieval.inputs import as_duration
     from fmcnet.retrieval.records import EARLIEST, EPOCH, Where
 
     duration = as_duration(keep)
-    with Gallery(gallery, create=False) as opened:
+    _check_can_ask(json_, yes or dry_run)
+    with Gallery(gallery, create=False, read_only=dry_run) as opened:
         now = datetime.now(timezone.utc)
-        removed = opened.remove(Where(since=EPOCH, until=now - duration)) if duration < now - EPOCH else 0
-        facts = {"removed": removed, "entries": len(opened)}
+        old = Where(since=EPOCH, until=now - duration if duration < now - EPOCH else EPOCH)
+        count, entries = opened.count(old), len(opened)
+        if count and not (yes or dry_run):
+            _confirm(count, entries)
+        if yes and not (all_ or dry_run) and count == entries > 0:
+            raise FmcnetError(
+                f"all {entries:,} entries of {gallery} were seen longer ago than {keep}, and nothing was removed: "
+                "--yes --all removes them"
+            )
+        if not dry_run:
+            count = opened.remove(old) if count else 0
+        facts = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
         facts["without_a_time"] = facts["entries"] - opened.count(Where(since=EARLIEST))
         facts["before_1970"] = opened.count(Where(until=EPOCH))
-    _print_facts(facts, json_, gallery)
+    _print_facts(dict(facts), json_, gallery)
     if facts["without_a_time"]:
         echo(f"{facts['without_a_time']} entries have no time, and so never expire", err=True)
     if facts["before_1970"]:
@@ -125,6 +216,61 @@ def expire(
             "fmcnet index --existing update mends it, fmcnet gallery remove --until 1970-01-01 removes them",
             err=True,
         )
+
+
+def _check_can_ask(json_: bool, answered: bool) -> None:
+    if json_ and not answered:
+        raise FmcnetError("--json cannot ask: give --yes, or --dry-run")
+
+
+def _confirm(count: int, entries: int) -> None:
+    """Ask before a removal.
+
+    Raises:
+        typer.Abort: the answer is no.
+        FmcnetError: nobody is there to answer.
+    """
+    which = f"ALL {entries:,}" if count == entries else f"{count:,} of {entries:,}"
+    try:
+        agreed = typer.confirm(f"Remove {which} entries for good?")
+    except typer.Abort:
+        raise FmcnetError(
+            f"{count:,} entries were to be removed, and nobody answered: nothing was removed. --yes removes without "
+            "asking, --dry-run only counts"
+        ) from None
+    if not agreed:
+        raise typer.Abort
+
+
+@app.command()
+def relocate(
+    gallery: GalleryPath,
+    old: Annotated[str, typer.Argument(help="The file or folder that sources lie in now.")],
+    new: Annotated[str, typer.Argument(help="Where it was moved to.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many entries match.")] = False,
+    json_: Json = False,
+) -> None:
+    """Tell a gallery that its pictures were moved, so that indexing them there adds nothing twice.
+
+    fmcnet gallery relocate people.gallery /old/crops /new/crops
+    """
+    from fmcnet.retrieval.gallery import Gallery
+    from fmcnet.retrieval.relocate import relocate as move
+
+    if json_ and not (yes or dry_run):
+        raise FmcnetError("--json cannot ask: give --yes, or --dry-run")
+    with Gallery(gallery, create=False, read_only=dry_run) as opened:
+        found = move(opened, old, new, dry_run=True)
+        if found.missing:
+            echo(f"note: {found.missing} of {found.matched} files are not at the new place", err=True)
+        if not (yes or dry_run):
+            typer.confirm(f"Relocate {found.matched:,} of {len(opened):,} entries?", abort=True)
+        if not dry_run:
+            found = move(opened, old, new)
+        facts = {"would_relocate" if dry_run else "relocated": found.matched, "files_missing": found.missing}
+        facts["entries"] = len(opened)
+    _print_facts(facts, json_, gallery)
 
 
 @app.command()
@@ -163,6 +309,34 @@ def export(
     _print_facts({"exported": count, "out": str(out), **(notes if json_ else {})}, json_, gallery)
 
 
+@app.command("copy")
+def copy_(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="A folder, or milvus://host:port/name.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="A new one, or one that a stopped copy began.")],
+    index: Annotated[
+        str | None, typer.Option(help="Of a new TO: exact, hnsw, or auto (a folder).", show_default=False)
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Copy a gallery into another folder or a Milvus collection, either way.
+
+    fmcnet gallery copy people.gallery milvus://localhost:19530/people
+
+    A copy that was stopped continues with the same command. At the end each entry is compared.
+    """
+    from fmcnet.retrieval.copy import copy_gallery
+
+    chosen = check_choice("--index", index, ("auto", "exact", "hnsw"))
+    with explain_resume():
+        found = copy_gallery(source, target, index=chosen, progress=False if json_ else None)
+    facts = found.to_dict()
+    paths = {"from": facts.pop("source"), "to": facts.pop("target")}
+    if json_:
+        print_json({**paths, **facts})
+    else:
+        show("copied", {name.replace("_", " "): value for name, value in facts.items()}, paths)
+
+
 def _print_notes(opened: Gallery, where: Where) -> dict[str, Any]:
     """Print notes on a filter, and return them as a fact for JSON, where there are any."""
     from fmcnet.retrieval.answer import filter_notes
@@ -179,6 +353,46 @@ def _print_facts(facts: dict[str, Any], json_: bool, title: str) -> None:
         return
     paths: dict[str, str] = {name: facts.pop(name) for name in ("gallery", "out") if name in facts}
     show(title, {name.replace("_", " "): value for name, value in facts.items()}, paths)
+
+
+@app.command()
+def backup(
+    gallery: GalleryPath,
+    out: Annotated[Path, typer.Argument(help="The new folder.")],
+    json_: Json = False,
+) -> None:
+    """Copy a gallery into a new folder, also while it is in use.
+
+    fmcnet gallery backup people.gallery /backups/people-2026-03-01
+
+    The copy has everything, kept pictures included, is read once as a check, and is a gallery itself.
+    """
+    from fmcnet.retrieval.gallery import Gallery
+
+    with Gallery(gallery, read_only=True) as opened:
+        entries = opened.backup(out)
+    _print_facts({"out": str(out), "entries": entries}, json_, "backup")
+
+
+@app.command()
+def restore(
+    copy: Annotated[Path, typer.Argument(metavar="BACKUP", help="A folder that fmcnet gallery backup made.")],
+    gallery: Annotated[Path, typer.Argument(help="The gallery's folder.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Remove the gallery that is there; end its service first.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Make a gallery from a backup.
+
+    fmcnet gallery restore /backups/people-2026-03-01 people.gallery
+
+    Entries that were removed after the backup come back: remove them again.
+    """
+    from fmcnet.retrieval.backup import restore as write
+
+    entries = write(copy, gallery, replace=replace)
+    _print_facts({"gallery": str(gallery), "entries": entries}, json_, "restored")
 
 
 @app.command()

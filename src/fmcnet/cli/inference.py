@@ -7,21 +7,34 @@ from typing import Annotated
 
 import typer
 
-from fmcnet.cli.console import Device, Json, Model, Range, echo, print_json, show
+from fmcnet.cli.console import Device, Json, Model, Range, check_choice, echo, print_json, show
 from fmcnet.errors import FmcnetError
 
 
 def embed(
     run: Model,
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    out: Annotated[Path, typer.Option(help="The .npz to write, which fmcnet score reads.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Images, or folders of images; with --modality.")
+    ] = None,
     modality: Annotated[
-        str,
+        str | None,
         typer.Option(help="visible (vis, rgb) or infrared (ir, nir, thermal): what all these images are."),
-    ],
-    out: Annotated[Path, typer.Option(help="The .npz to write: features (N, E), name (N,).")],
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Instead of images: a dataset or CSV, with identities, cameras and modalities."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of --data: train, val, test (default) or all.")] = None,
     batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
+    on_error: Annotated[
+        str | None,
+        typer.Option(
+            help="raise (default): stop at broken images and name them; skip: leave them out and name them."
+        ),
+    ] = None,
     skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave broken images out (listed) instead of stopping.")
+        bool, typer.Option("--skip-unreadable", help="The old name of --on-error skip.", hidden=True)
     ] = False,
     range_: Range = None,
     raw: Annotated[bool, typer.Option("--raw", help="Do not bring embeddings to unit length.")] = False,
@@ -30,13 +43,41 @@ def embed(
 ) -> None:
     """Turn images into embeddings; a dot product of two is their cosine similarity.
 
-    The .npz holds features (N, E) float32, name (N,) and modality (N,). To score embeddings by a protocol, use
-    fmcnet evaluate, which knows pid and camera.
+    fmcnet embed runs/mine --data data --out e.npz; fmcnet score e.npz
+
+    The .npz holds features (N, E) float32, pid, camid, modality (0 visible, 1 infrared), index and name, all (N,).
+    Of images without --data identity and camera are unknown (-1).
     """
     from fmcnet.data.depth import Remarks, parse_range
     from fmcnet.data.listing import Ignored, ignored_facts, ignored_line
-    from fmcnet.inference.embed import embed_files
+    from fmcnet.inference.embed import embed_dataset, embed_files
 
+    skip = check_choice("--on-error", on_error, ("raise", "skip")) == "skip" or skip_unreadable
+    for_images: dict[str, object] = {
+        "images": images,
+        "--modality": modality,
+        "--on-error": on_error,
+        "--range": range_,
+    }
+    for_images["--skip-unreadable"] = skip_unreadable or None
+    if data is not None:
+        others = [name for name, value in for_images.items() if value]
+        if others:
+            raise FmcnetError(
+                f"--data is a dataset, so {' and '.join(others)} would do nothing: leave it out"
+            )
+        count, dim = embed_dataset(
+            run, data, out, split=split or "test", batch=batch, normalize=not raw, device=device
+        )
+        if json_:
+            print_json({"out": str(out), "images": count, "dim": dim})
+        else:
+            echo(f"{count} embeddings of length {dim}: {out}")
+        return
+    if not images or modality is None:
+        raise FmcnetError("give images and their --modality, or a dataset as --data")
+    if split is not None:
+        raise FmcnetError("--split is of a dataset: give it as --data")
     remarks = Remarks()
     ignored: list[Ignored] = []
     count, dim = embed_files(
@@ -46,7 +87,7 @@ def embed(
         out,
         batch=batch,
         normalize=not raw,
-        skip=skip_unreadable,
+        skip=skip,
         device=device,
         value_range=None if range_ is None else parse_range(range_),
         remarks=remarks,
@@ -81,7 +122,7 @@ def calibrate(
     run: Model,
     data: Annotated[
         Path,
-        typer.Option("--data", help="A labelled dataset: a folder or a CSV (docs/reference/datasets.md)."),
+        typer.Option("--data", help="A labelled dataset: a folder or a CSV (fmcnet docs datasets)."),
     ],
     fmr: Annotated[
         float, typer.Option(help="False-match rate of the default threshold, of one comparison.")
@@ -94,7 +135,11 @@ def calibrate(
         str, typer.Option(help="auto (identities not trained on), all, train, val or test.")
     ] = "auto",
     out: Annotated[
-        Path | None, typer.Option(help="The file to write; default: calibration.json in the model's folder.")
+        Path | None,
+        typer.Option(
+            help="The file to write, for --calibration of search and serve; default: calibration.json in the model's "
+            "folder, which is found by itself."
+        ),
     ] = None,
     device: Device = "auto",
     json_: Json = False,
@@ -122,6 +167,8 @@ def calibrate(
         return
     for line in said(found):
         echo(line)
+    if out is not None:
+        echo(f"use it: fmcnet search GALLERY IMAGE --calibration {path} (or fmcnet serve)")
     echo(f"calibration: {path}")
 
 

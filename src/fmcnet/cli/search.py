@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-from rich.console import Console
-from rich.table import Table as RichTable
 
 from fmcnet.characters import printable
-from fmcnet.cli.console import Device, Json, Range, cell, check_choice, echo, print_json, show
+from fmcnet.cli.console import (
+    CalibrationFile,
+    Device,
+    Json,
+    Range,
+    check_choice,
+    echo,
+    print_json,
+    show,
+    show_rows,
+)
 from fmcnet.errors import FmcnetError
 
 if TYPE_CHECKING:
@@ -63,6 +74,29 @@ def make_filter(
     )
 
 
+def _leaves_no_empty_gallery(command: Callable[..., None]) -> Callable[..., None]:
+    """Remove a gallery that the command made and that got no entry; say what an early Ctrl-C left."""
+
+    @functools.wraps(command)
+    def run(gallery: str, **options: Any) -> None:
+        folder = Path(gallery)
+        new, whole = not (folder / "gallery.sqlite").exists(), not folder.exists()
+        try:
+            command(gallery, **options)
+        except KeyboardInterrupt as stop:
+            if stop.args:
+                raise
+            raise KeyboardInterrupt("nothing was added; the same command starts again") from None
+        finally:
+            if new and (folder / "gallery.sqlite").exists():
+                from fmcnet.retrieval.folder import remove_empty
+
+                remove_empty(folder, whole=whole)
+
+    return run
+
+
+@_leaves_no_empty_gallery
 def index(
     gallery: GalleryPath,
     source: Annotated[
@@ -118,10 +152,35 @@ def index(
     existing: Annotated[
         str,
         typer.Option(
-            help="Pictures that are in the gallery. keep: skip, and report values that differ; update: store the "
-            "values given now; replace: encode anew."
+            help="Pictures that are in the gallery. keep: skip, and report values and files that differ; update: "
+            "store the values given now, encode changed files anew; replace: encode all anew."
         ),
     ] = "keep",
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="First remove entries whose files are gone, after showing how many."),
+    ] = False,
+    prune_roots: Annotated[
+        bool,
+        typer.Option(
+            "--prune-roots",
+            help="With --prune: also of folders of which no file is left, as of a disk that is not mounted.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --prune: do not ask.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --prune: only show what would be removed.")
+    ] = False,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AGE", help="Leave out pictures seen longer ago, as gallery expire: 30d, 12h, 4w."
+        ),
+    ] = None,
+    include_removed: Annotated[
+        bool,
+        typer.Option("--include-removed", help="Also index pictures that were removed or expired earlier."),
+    ] = False,
     keep_images: Annotated[
         bool, typer.Option("--keep-images", help="Keep a small picture of each entry in the gallery, too.")
     ] = False,
@@ -154,9 +213,11 @@ def index(
     """
     from fmcnet.data.listing import ignored_line
     from fmcnet.inference.image_input import parse_modality
+    from fmcnet.retrieval.freshness import moves
     from fmcnet.retrieval.gallery import Gallery
-    from fmcnet.retrieval.indexing import Existing, check_faults
+    from fmcnet.retrieval.indexing import Existing, check_faults, leave_out_expired
     from fmcnet.retrieval.indexing import index as add_new
+    from fmcnet.retrieval.inputs import as_duration
     from fmcnet.retrieval.models import open_model, range_of, remember
     from fmcnet.retrieval.records import Dtype, IndexChoice
     from fmcnet.retrieval.searcher import Searcher
@@ -170,6 +231,14 @@ def index(
     doubtful = check_choice("--doubtful-times", doubtful_times, get_args(Doubtful))
     value_range = range_of(gallery, range_)
     zone = parse_timezone(timezone)
+
+    if not prune and (prune_roots or yes or dry_run):
+        raise FmcnetError("--prune-roots, --yes and --dry-run go with --prune")
+    if prune and json_ and not (yes or dry_run):
+        raise FmcnetError("--json cannot ask: give --yes, or --dry-run")
+    pruned = _prune(gallery, prune_roots, yes, dry_run, json_) if prune else {}
+    if dry_run:
+        return
 
     def pattern(option: str, text: str | None) -> NamePattern | None:
         return None if text is None else NamePattern(text, option)
@@ -187,7 +256,10 @@ def index(
         zone=zone,
         doubtful=doubtful,
     )
+    age = None if keep is None else as_duration(keep)
     sources = read_sources(source, rules)
+    if age is not None:
+        sources = leave_out_expired(sources, age, f"--keep {keep}")
     if on_error == "raise":
         check_faults(sources)  # before a gallery is made
     encoder = open_model(gallery, model, device)
@@ -198,7 +270,8 @@ def index(
             raise FmcnetError(
                 f"--dtype {dtype}: {gallery} keeps {kept.dtype} since its first entry; index into another gallery"
             )
-        remember(gallery, model or encoder.folder, value_range)
+        for each in dict.fromkeys((value_range, *(picture.value_range for picture in sources.pictures))):
+            remember(gallery, model or encoder.folder, each)
         report = add_new(
             searcher,
             sources,
@@ -208,21 +281,34 @@ def index(
             batch_size=batch,
             progress=False if json_ else None,
             value_range=value_range,
+            include_removed=include_removed,
         )
     if json_:
-        print_json({"gallery": gallery, **report.to_dict()})
+        print_json({"gallery": gallery, **pruned, **report.to_dict()})
         return
     facts = {"pictures": report.pictures, "added": report.added, "there already": report.already}
     facts |= {"updated": report.updated} if report.updated else {}
     facts |= {"encoded anew": report.replaced} if report.replaced else {}
+    facts |= {"changed files": len(report.changed)} if report.changed else {}
+    facts |= {"moved": len(report.moved)} if report.moved else {}
     facts |= {f"not chosen by {option}": count for option, count in report.not_chosen.items()}
     facts |= {"not in the CSV": len(report.not_listed)} if report.not_listed else {}
+    facts |= {"removed before": len(report.removed_before)} if report.removed_before else {}
     left_out = (*report.faults, *report.same)
     show(f"indexed into {gallery}", {**facts, "left out": len(left_out), "entries now": report.entries})
     if line := ignored_line(report.ignored):
         echo(line, err=True)
     for name in report.not_listed:
         echo(f"left out {printable(name)}: the CSV has no row of it", err=True)
+    for one in report.moved[:3]:
+        echo(f"left out {printable(one.path)}: indexed as {printable(one.before)}, which is gone", err=True)
+    for old, new in moves(report.moved)[:3]:
+        command = shlex.join(["fmcnet", "gallery", "relocate", gallery, old, new])
+        echo(f"if these files were moved: {printable(command)}", err=True)
+    for name in report.removed_before[:3]:
+        echo(f"left out {printable(name)}: it was removed or expired before", err=True)
+    if report.removed_before:
+        echo(f"{len(report.removed_before)} removed before: --include-removed indexes them again", err=True)
     for fault in left_out:
         echo(f"left out {printable(fault.name)}: {fault.reason}", err=True)
     for line in (*(f"note: {note}" for note in report.notes), *map(str, report.differences[:3])):
@@ -231,9 +317,49 @@ def index(
         pictures = len({difference.source for difference in report.differences})
         echo(
             f"the gallery stores other values for {pictures} pictures and keeps them: --existing update stores the "
-            "values given now",
+            "values given now, and encodes changed files anew",
             err=True,
         )
+
+
+def _prune(gallery: str, roots: bool, yes: bool, dry_run: bool, json_: bool) -> dict[str, Any]:
+    """Show and remove entries whose files are gone; facts for JSON."""
+    from fmcnet.retrieval.freshness import find_gone, gone_facts, remove_gone
+    from fmcnet.retrieval.gallery import Gallery
+
+    with Gallery(gallery, create=False, read_only=dry_run) as opened:
+        gone = find_gone(opened)
+        kept = [one for one in gone if one.whole and not roots]
+        going = [one for one in gone if one not in kept]
+        count = sum(len(one.ids) for one in going)
+        for one in going:
+            echo(
+                f"{printable(one.root)}: {len(one.ids)} of {one.entries} files are gone, the first "
+                f"{printable(one.first)}",
+                err=True,
+            )
+        for one in kept:
+            echo(
+                f"{printable(one.root)}: none of its {one.entries} files is there. Is its disk mounted? Its entries "
+                "stay; --prune-roots removes them",
+                err=True,
+            )
+        if count and not (yes or dry_run):
+            typer.confirm(f"Remove {count:,} of {len(opened):,} entries for good?", abort=True)
+        facts = {
+            "would_prune" if dry_run else "pruned": count if dry_run else remove_gone(opened, going),
+            "gone": gone_facts(going),
+            "gone_kept": gone_facts(kept),
+        }
+    if dry_run and json_:
+        print_json({"gallery": gallery, **facts})
+    elif not json_:
+        echo(
+            f"{facts['would_prune']} entries would be removed"
+            if dry_run
+            else f"removed {facts['pruned']} entries"
+        )
+    return facts
 
 
 def search(
@@ -243,12 +369,19 @@ def search(
         list[str], typer.Option(help="visible or infrared: of all images; or given once for each, in order.")
     ],
     model: Model = None,
+    calibration: CalibrationFile = None,
     top: Annotated[int, typer.Option(help="How many answers.", min=1)] = 20,
     camera: Cameras = None,
     since: Since = None,
     until: Until = None,
     among: Annotated[
-        str | None, typer.Option(help="Only visible, or only infrared entries.", show_default=False)
+        str | None,
+        typer.Option(
+            "--entry-modality",
+            "--among",
+            help="Only visible, or only infrared entries (--among is the old name).",
+            show_default=False,
+        ),
     ] = None,
     timezone: Zone = "UTC",
     min_probability: Annotated[
@@ -278,7 +411,7 @@ def search(
 
     fmcnet search people.gallery night.jpg --modality infrared --min-probability 0.5 --html who.html
 
-    Ranked by cosine similarity. Probabilities need fmcnet calibrate; what they mean: docs/guides/search.md.
+    Ranked by cosine similarity. Probabilities need fmcnet calibrate; what they mean: fmcnet docs search.
     """
     from fmcnet.data.listing import Ignored, ignored_line
     from fmcnet.inference.image_input import list_images, parse_modality
@@ -297,7 +430,9 @@ def search(
             f"{len(kinds)} modalities for {len(paths)} images: give one for all, or one for each"
         )
     with Gallery(gallery, read_only=True) as opened:  # before the model: a wrong path is said at once
-        answer = Searcher(open_model(gallery, model, device), opened).search(
+        if opened.settings is None:
+            raise FmcnetError(f"{gallery} never had an entry: fmcnet index adds pictures to it")
+        answer = Searcher(open_model(gallery, model, device, calibration), opened).search(
             paths,
             kinds if len(kinds) == len(paths) else kinds * len(paths),
             top=top,
@@ -338,16 +473,10 @@ def _print(answer: Answer) -> None:
             }
             for rank, (hit, size) in enumerate(answer.ranking, 1)
         ]
-        table = RichTable()
-        columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
-        for name in columns:
-            table.add_column(name, overflow="fold")
-        for row in rows:
-            table.add_row(*(cell(row[name]) for name in columns))
-        Console().print(table)
+        show_rows(rows)
         for rank, hit in enumerate(answer.hits, 1):  # whole, to be copied and piped
             echo(f"{rank}: {printable(hit.source or hit.id)}")
     else:
         echo("nobody" if answer.compared else "no entry to compare with")
-    for note in answer.notes:
+    for note in filter(None, (answer.order, *answer.notes)):
         echo(note)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from fmcnet.cli.console import Device, Json, echo, print_json
+from fmcnet.cli.console import CalibrationFile, Device, Json, echo, print_json
 from fmcnet.errors import require
 
 
@@ -17,6 +17,7 @@ def serve(
         str, typer.Argument(help="A gallery's folder, made if it is not there; or milvus://host:port/name.")
     ],
     model: Annotated[str, typer.Option(help="A run or exported model's folder, or a shipped model's name.")],
+    calibration: CalibrationFile = None,
     host: Annotated[str, typer.Option(help="Beyond this machine it needs API keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
     keys: Annotated[
@@ -34,6 +35,19 @@ def serve(
     ] = None,
     certificate: Annotated[Path | None, typer.Option(help="PEM file: speak HTTPS.")] = None,
     certificate_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Search only; also where the gallery cannot be written.")
+    ] = False,
+    root_path: Annotated[
+        str, typer.Option(help="Below which a proxy serves it, as /reid; whether the proxy strips it or not.")
+    ] = "",
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Of a proxy whose X-Forwarded-For and -Proto are believed, as 127.0.0.1 or 10.0.0.0/24; repeat it.",
+        ),
+    ] = None,
     max_body: Annotated[int, typer.Option(help="Bytes of a request.", min=1024)] = 16 * 2**20,
     max_body_seconds: Annotated[
         float, typer.Option(help="In which a request must have arrived.", min=0.1)
@@ -49,7 +63,7 @@ def serve(
     device: Device = "auto",
     threads: Annotated[int | None, typer.Option(help="That compute.", min=1)] = None,
 ) -> None:
-    """Serve a gallery over HTTP, with a page to search it (docs/guides/serve.md).
+    """Serve a gallery over HTTP, with a page to search it (fmcnet docs serve).
 
     fmcnet serve people.gallery --model runs/mine
 
@@ -75,6 +89,7 @@ def serve(
         Serving(
             gallery=gallery,
             model=model,
+            calibration=calibration,
             host=host,
             port=port,
             keys=keys,
@@ -83,6 +98,9 @@ def serve(
             show_sources=show_sources,
             certificate=certificate,
             certificate_key=certificate_key,
+            read_only=read_only,
+            root_path=root_path,
+            proxies=tuple(proxy or ()),
             device=device,
             threads=threads,
             limits=limits,

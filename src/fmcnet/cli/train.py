@@ -22,12 +22,14 @@ def train(
         typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings, as model.variant=base."),
     ] = None,
     config: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="A YAML file, or a shipped one by name: sysu, regdb, llcm, paper, generated, tiny."
+            help="A YAML file, or a shipped one by name: sysu, regdb, llcm, paper, generated (default), tiny."
         ),
-    ] = "generated",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint, with the run's own settings.")
+    ] = False,
     splits: Annotated[
         str, typer.Option(help="RegDB: the splits to train, as 1-10 or 1,3; a run each in OUT/split-NN.")
     ] = "",
@@ -44,20 +46,25 @@ def train(
 
     fmcnet train --config sysu --data /data/SYSU-MM01 --out runs/sysu training.seed=1
 
-    Ctrl-C writes a checkpoint; the same command with --resume goes on exactly there. On several GPUs:
-    torchrun --nproc-per-node 4 -m fmcnet train ... (docs/guides/train.md: from laptop to eight GPUs).
+    Ctrl-C writes a checkpoint; --resume with the same --data and --out goes on exactly there. On several GPUs:
+    torchrun --nproc-per-node 4 -m fmcnet train ... (fmcnet docs train: from laptop to eight GPUs).
     """
     from fmcnet.config import load_config
-    from fmcnet.training.splits import parse_splits, train_splits
+    from fmcnet.training.folder import resumed_config
+    from fmcnet.training.splits import parse_splits, split_folder, train_splits, warn_of_other_benchmark
 
-    settings = load_config(config, overrides or [])
-    chosen = parse_splits(splits) if splits else (settings.data.split,)
+    chosen = parse_splits(splits) if splits else ()
+    folders = [split_folder(out, split) for split in chosen] or [out]
+    known = (resumed_config(folder, config, overrides or []) for folder in folders if resume)
+    own = next((one for one in known if one is not None), None)
+    settings = own or load_config(config or "generated", overrides or [])
+    warn_of_other_benchmark(config, data)
     try:
         results = train_splits(
             settings,
             data,
             out,
-            chosen,
+            chosen or (settings.data.split,),
             one=not splits,
             resume=resume,
             device=device,

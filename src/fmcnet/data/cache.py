@@ -31,7 +31,7 @@ from fmcnet.data.depth import Remarks
 from fmcnet.data.images import REMARKS, decode_images, raise_unreadable
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
-from fmcnet.files import lock_file
+from fmcnet.files import file_state, lock_file
 
 VERSION = 2
 """Part of every key: raise it when decoding or resizing changes."""
@@ -48,9 +48,9 @@ _log = logging.getLogger(__name__)
 class ImageCache:
     """The images of a table, decoded and resized (Pillow's bilinear with antialiasing).
 
-    - The file's name is a digest of the table's root, the size, `VERSION`, and the path, size and modification
-      time of each image. A changed image gives another name, so a stale cache is never read. The new cache
-      replaces that of the images as they were.
+    - The file's name is a digest of the table's root, the size, `VERSION`, and the path and `file_state` of each
+      image. A changed image gives another name, so a stale cache is never read. The new cache replaces that of the
+      images as they were.
     - A .json beside the file holds its checksum, which is checked on opening. A damaged file is built again, with a
       warning.
     - Of several processes one builds, and the others wait and map the same file.
@@ -140,7 +140,7 @@ class ImageCache:
 
     def _store(self, target: Path) -> None:
         """Build the file, unless another process builds it first; OSError when it cannot be stored."""
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with lock_file(
             lock_path(target),
             waiting="another process builds this image cache: waiting for it",
@@ -235,12 +235,11 @@ def cache_folder(setting: str, root: Path) -> Path:
 
 
 def cache_key(table: Table, height: int, width: int) -> str:
-    """24 hex digits that change with the images (paths, sizes, times), their order and the size wanted."""
+    """24 hex digits that change with the images (paths and `file_state`), their order and the size wanted."""
     digest = hashlib.sha256(f"{VERSION}\n{table.root.resolve()}\n{height}x{width}\n".encode())
     for path in table.full_paths():
         try:
-            status = path.stat()
-            state = f"{status.st_size}\t{status.st_mtime_ns}"
+            state = file_state(path)
         except OSError:
             state = "absent"
         digest.update(f"{path.as_posix()}\t{state}\n".encode())

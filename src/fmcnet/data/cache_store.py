@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import DataError
-from fmcnet.files import lock_file, write_atomically
+from fmcnet.files import lock_file, private_mode, write_atomically
+from fmcnet.parsing import read_json
 
 FORMAT = 2
 """Of the .json file: a cache of another format is built again."""
@@ -137,7 +138,8 @@ def write_cache(
             fill(put)
         checksum = _checksum(temporary)
 
-    write_atomically(path, write)
+    mode = private_mode(path.parent)
+    write_atomically(path, write, mode)
     content = {
         "version": FORMAT,
         "key": path.stem[-24:],
@@ -149,7 +151,7 @@ def write_cache(
     }
     try:
         text = json.dumps(content, indent=1)
-        write_atomically(path.with_suffix(".json"), lambda to: to.write_text(text, encoding="utf-8"))
+        write_atomically(path.with_suffix(".json"), lambda to: to.write_text(text, encoding="utf-8"), mode)
     except OSError:
         path.unlink(missing_ok=True)
         raise
@@ -169,7 +171,7 @@ def _checksum(path: Path) -> str:
 def read_description(path: Path) -> dict[str, Any] | None:
     """The content of the .json beside a .npy, None where it is missing or damaged."""
     try:
-        description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        description = read_json(path.with_suffix(".json"))
     except (OSError, ValueError):
         return None
     return description if isinstance(description, dict) else None

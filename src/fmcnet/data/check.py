@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fmcnet.data.images import verify_images
-from fmcnet.data.readers import LAYOUTS, MARKERS, detect_layout, read_dataset
+from fmcnet.data.readers import MARKERS, check_layout, detect_layout, read_dataset
 from fmcnet.data.readers.common import DatasetFolder
 from fmcnet.data.readers.regdb import KINDS, TRIALS
 from fmcnet.data.readers.sysu import INFRARED_CAMERAS
@@ -90,7 +90,7 @@ class CheckReport:
 
     Attributes:
         root: what was checked.
-        layout: one of `LAYOUTS`, or "" where none fits.
+        layout: one of `layouts()`, or "" where none fits.
         parts: the layout's folders and files.
         counts: numbers found beside the published ones (a generated or partial tree may differ: no problem).
         problems: what must be corrected, a message each.
@@ -119,9 +119,8 @@ class CheckReport:
 
     def lines(self) -> list[str]:
         """One screen of text."""
-        lines = [
-            f"{TITLES.get(self.layout, 'no known layout')} at {self.root}: {'ok' if self.ok else 'NOT usable'}"
-        ]
+        title = TITLES.get(self.layout, self.layout or "no known layout")
+        lines = [f"{title} at {self.root}: {'ok' if self.ok else 'NOT usable'}"]
         for title, present in (("has:   ", True), ("lacks: ", False)):
             if names := [str(part) for part in self.parts if part.present is present]:
                 lines.append(title + ", ".join(names))
@@ -153,7 +152,7 @@ def check(
 
     Args:
         root: a SYSU-MM01, RegDB or LLCM folder, or a CSV.
-        layout: "auto" or one of `LAYOUTS`.
+        layout: "auto" or one of `layouts()`.
         images: decode every image too.
         workers: decoding threads.
         progress: show a bar; None: only on a terminal.
@@ -162,8 +161,7 @@ def check(
         DataError: `layout` is none of the known ones.
     """
     root = Path(root).expanduser()
-    if layout not in ("auto", *LAYOUTS):
-        raise DataError(f"unknown layout '{layout}': choose auto, {', '.join(LAYOUTS)}")
+    check_layout(layout)
     if layout == "auto":
         try:
             layout = detect_layout(root)
@@ -174,7 +172,7 @@ def check(
     tables: list[Table] = []
     manifest = root / "generated.json"
     generated = manifest.is_file()
-    if generated and '"complete": true' not in manifest.read_text(encoding="utf-8"):
+    if generated and b'"complete": true' not in manifest.read_bytes():
         problems.append(
             "its generation was interrupted: call the same fmcnet data generate again, which continues it"
         )

@@ -19,12 +19,15 @@ FLAT = 2
 """Grey levels: a deeper picture that spans less after mapping shows nothing."""
 
 STRETCHED, OUTSIDE, PAGES, FLAT_8, DROPPED = "stretched", "outside", "pages", "flat", "dropped"
+FULL_FRAME = "frame"
 _SENTENCES = {
     STRETCHED: "with values of no usual range: each was stretched by its own percentiles, so the same person is not "
     "equally bright in every crop; give --range LOW:HIGH (Python: value_range)",
     OUTSIDE: "with more than half of the pixels outside the given range: check --range (Python: value_range)",
     PAGES: "with several pages or frames: only the first was read",
     FLAT_8: "nearly constant, without a picture: check the camera, or remove them",
+    FULL_FRAME: "wider than high, or as large as a full frame, and taken as one person: cut persons out first "
+    "(fmcnet crop)",
     DROPPED: "with further channels (not red, green, blue or alpha): they were dropped",
 }
 
@@ -38,6 +41,10 @@ class Remarks:
     def add(self, kind: str, name: str) -> None:
         """Add an image of a kind (`STRETCHED`, ...); the same image counts once."""
         self._names.setdefault(kind, set()).add(name)
+
+    def kinds(self) -> list[str]:
+        """The kinds that occur."""
+        return list(self._names)
 
     def lines(self) -> list[str]:
         """A sentence for each kind, with the number of images and the first name."""

@@ -68,7 +68,7 @@ def open_rgb(path: str | Path, value_range: ValueRange | None = None) -> Image.I
             head = _head(path)
             if is_tiff(head):
                 return _from_tiff(path, value_range)
-            if not _register_heic(head):
+            if not register_heic(head):
                 raise
             opened = Image.open(path)
         with opened as stored:
@@ -247,7 +247,7 @@ def _from_tiff(path: Path, value_range: ValueRange | None) -> Image.Image:
     return ImageOps.exif_transpose(done)
 
 
-def _register_heic(head: bytes) -> bool:
+def register_heic(head: bytes) -> bool:
     """Let Pillow read HEIC if the file is one, and return whether it is; ValueError where a package is missing."""
     brand = head[8:12] if head[4:8] == b"ftyp" else b""
     if brand in AVIF_BRANDS:

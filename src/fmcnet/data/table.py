@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fmcnet.errors import DataError
 from fmcnet.identities import identity_number, parse_identity
-from fmcnet.types import NO_CAMERA, NO_PID, IntArray, Modality
+from fmcnet.types import NO_CAMERA, NO_PID, IntArray, Modality, check_arrays
 
 SPLITS = ("train", "val", "test")
 
@@ -32,6 +32,7 @@ class Record(NamedTuple):
     track: str = ""
     tags: str = ""
     source: str = ""
+    range: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Table:
         track: (N,) str, as given, or "".
         tags: (N,) str, as given, between semicolons, or "".
         source: (N,) str, as given, or "".
+        range: (N,) str, "LOW:HIGH" as `fmcnet.data.depth.parse_range` takes it, or "".
         pid_names: for datasets whose identities are not numbers: name of pid i at position i, as written.
         notes: the reader's notes (identities dropped, files ignored).
     """
@@ -70,13 +72,15 @@ class Table:
     track: NDArray[np.str_]
     tags: NDArray[np.str_]
     source: NDArray[np.str_]
+    range: NDArray[np.str_]
     pid_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     COLUMNS: ClassVar[tuple[str, ...]] = Record._fields
-    TEXTS: ClassVar[tuple[str, ...]] = ("camera", "track", "tags", "source")
+    TEXTS: ClassVar[tuple[str, ...]] = ("camera", "track", "tags", "source", "range")
 
     def __post_init__(self) -> None:
+        check_arrays(self, self.COLUMNS)
         lengths = {name: len(getattr(self, name)) for name in self.COLUMNS}
         if len(set(lengths.values())) > 1:
             raise DataError(f"the columns of a table differ in length: {lengths}")
@@ -146,12 +150,7 @@ class Table:
 
     def index(self) -> IntArray:
         """(N,) 1-based position of each image among the path-sorted images of its pid and camera."""
-        order = np.lexsort((self.path, self.modality, self.camid, self.pid))
-        keys = np.stack([self.pid, self.camid, self.modality], axis=1)[order]
-        first = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1)])
-        position = np.empty(len(self), dtype=np.int64)
-        position[order] = np.arange(len(self)) - np.repeat(first, np.diff(first, append=len(self))) + 1
-        return position
+        return positions(self.path, self.modality, self.camid, self.pid)
 
     def full_path(self, row: int) -> Path:
         """The file of one row."""
@@ -207,3 +206,15 @@ def fingerprint(table: Table, *columns: NDArray[np.str_]) -> str:
         "\t".join(row) for row in zip(table.path.tolist(), names, *(c.tolist() for c in columns), strict=True)
     )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def positions(
+    path: NDArray[np.str_], modality: NDArray[np.uint8], camid: IntArray, pid: IntArray
+) -> IntArray:
+    """(N,) 1-based position of each image among the path-sorted images of its pid, camera and modality."""
+    order = np.lexsort((path, modality, camid, pid))
+    keys = np.stack([pid, camid, modality], axis=1)[order]
+    first = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1)])
+    position = np.empty(len(path), dtype=np.int64)
+    position[order] = np.arange(len(path)) - np.repeat(first, np.diff(first, append=len(path))) + 1
+    return position

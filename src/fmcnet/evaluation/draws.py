@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fmcnet.errors import ProtocolError
+from fmcnet.files import file_state
 from fmcnet.types import Embeddings, IntArray
 
 DrawKind = Literal["all", "official", "seeded"]
@@ -158,7 +159,7 @@ def check_index(embeddings: Embeddings, rows: IntArray) -> None:
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path, stamp: float) -> dict[tuple[int, int], IntArray]:
+def _read(path: Path, state: str) -> dict[tuple[int, int], IntArray]:
     from scipy.io import loadmat
 
     try:
@@ -188,7 +189,7 @@ def read_permutation(path: str | Path) -> dict[tuple[int, int], IntArray]:
         raise ProtocolError(
             f"{path} does not exist: give the path of {PERMUTATION_FILE}, or use the seeded draw"
         )
-    return _read(path.resolve(), path.stat().st_mtime)
+    return _read(path.resolve(), file_state(path))
 
 
 def find_permutation(root: str | Path) -> Path:

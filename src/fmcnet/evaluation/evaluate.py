@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation.metrics import Evaluation, scores
-from fmcnet.evaluation.protocols import Protocol, SkipRule
+from fmcnet.evaluation.protocols import Protocol
 from fmcnet.evaluation.ranking import CHUNK_BYTES, Ranks, rank_trials
 from fmcnet.evaluation.reranking import Extra, rank_with_extras
+from fmcnet.evaluation.skip_rule import SkipRule
 from fmcnet.types import BoolArray, Embeddings, IntArray
 
 
@@ -90,6 +92,14 @@ def evaluate_all(
 
     Arguments and errors as in `evaluate`; one evaluation per protocol, in order.
     """
+    if not isinstance(embeddings, Embeddings):
+        raise DataError(
+            f"embeddings is of type {type(embeddings).__name__}: give fmcnet.Embeddings, which know identity, camera "
+            "and modality of each row"
+        )
+    for one in protocols:
+        if not isinstance(one, Protocol):
+            raise ProtocolError(f"{one!r} is no protocol: give one of fmcnet.protocols, as protocols.sysu()")
     plans = [p.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask) for p in protocols]
     jobs = [(p, t) for p, plan in enumerate(plans) for t in range(len(plan))]
     groups: dict[tuple[bytes, SkipRule], list[tuple[int, int]]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,12 @@ from fmcnet.types import BoolArray, Embeddings, Modality
 
 EMBEDDINGS = "embeddings"
 FLIP = "flip at test time"
+PROTOCOL_SETTINGS = {
+    "sysu": ("mode", "shots", "draw", "trials"),
+    "regdb": ("cmc",),
+    "llcm": ("reading", "trials"),
+}
+"""Settings that only some benchmarks have; the others hold for all."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class DirectionResult:
     """One direction of one run.
 
     Attributes:
-        direction: "i2v" or "v2i" (RegDB: i is thermal).
+        direction: "i2v" or "v2i" (RegDB: i is thermal); "custom" for a protocol of one's own.
         result: the figures. chance: the Rank-1 that a random ranking expects, 0..1.
         protocol: what was evaluated.
     """
@@ -63,7 +70,8 @@ def protocols_for(table: Table, config: EvaluationConfig) -> dict[str, Protocol]
     and the seeded one where it does not; the protocol's sentence says which. A CSV's images are searched
     all against all in the other modality, minding the table's roles and, where cameras are known, nothing else.
     """
-    wanted = ("i2v", "v2i") if config.direction == "both" else (config.direction,)
+    own = "v2i" if protocols.DIRECTIONS.get(table.name, "i2v").startswith("v") else "i2v"
+    wanted = {"both": ("i2v", "v2i"), "auto": (own,)}.get(config.direction, (config.direction,))
     if table.name == "sysu":
         permutation = _permutation(table.root, config.draw)
         return {
@@ -87,6 +95,30 @@ def protocols_for(table: Table, config: EvaluationConfig) -> dict[str, Protocol]
         "v2i": (Modality.VISIBLE, Modality.INFRARED),
     }
     return {d: protocols.custom(*halves[d], name=f"{table.name}, {d}") for d in wanted}
+
+
+def check_settings(table: Table, names: Iterable[str]) -> None:
+    """Refuse settings of another benchmark's protocol.
+
+    Args:
+        names: of the `EvaluationConfig` that were asked for.
+
+    Raises:
+        ProtocolError: naming those that would do nothing on this table.
+    """
+    others = {name for known in PROTOCOL_SETTINGS.values() for name in known}
+    unused = [name for name in names if name in others - set(PROTOCOL_SETTINGS.get(table.name, ()))]
+    if unused:
+        raise ProtocolError(
+            f"{table.root} ({table.name}) has no {' and no '.join(unused)} in its protocol: leave it out"
+        )
+
+
+def standard_settings(table: Table, config: EvaluationConfig) -> tuple[EvaluationConfig, ...]:
+    """The benchmark's standard protocols: `config`, and beside SYSU-MM01's all-search its indoor-search."""
+    if table.name != "sysu" or (config.mode, config.shots) != ("all", 1):
+        return (config,)
+    return config, config.model_copy(update={"mode": "indoor"})
 
 
 def _permutation(root: Path, draw: str) -> Path | None:
@@ -118,12 +150,13 @@ def chance_rank1(embeddings: Embeddings, protocol: Protocol, table: Table) -> fl
     means = []
     for query, gallery in trials:
         g_pid, g_cam = embeddings.pid[gallery], embeddings.camid[gallery]
-        keys, counts = np.unique(
-            np.stack([embeddings.pid[query], embeddings.camid[query]], axis=1), axis=0, return_counts=True
-        )
-        skipped = protocol.skip.mask(keys[:, 0], keys[:, 1], g_pid, g_cam)
-        matches = ((keys[:, :1] == g_pid[None]) & ~skipped).sum(axis=1)
-        seen = (~skipped).sum(axis=1)
+        columns = (embeddings.pid[query], embeddings.camid[query], np.isin(query, gallery).astype(np.int64))
+        keys, counts = np.unique(np.stack(columns, axis=1), axis=0, return_counts=True)
+        pid, camid, itself = keys.T
+        skipped = protocol.skip.mask(pid, camid, g_pid, g_cam)
+        itself = itself * ~protocol.skip.hides(pid, camid, pid, camid)  # an image is never its own match
+        matches = ((keys[:, :1] == g_pid[None]) & ~skipped).sum(axis=1) - itself
+        seen = (~skipped).sum(axis=1) - itself
         counted = matches > 0
         if counted.any():
             means.append(np.average(matches[counted] / seen[counted], weights=counts[counted]))
@@ -133,7 +166,7 @@ def chance_rank1(embeddings: Embeddings, protocol: Protocol, table: Table) -> fl
 def evaluate_model(
     run: str | Path,
     table: Table,
-    config: EvaluationConfig | None = None,
+    config: EvaluationConfig | Sequence[EvaluationConfig] | None = None,
     *,
     split: str = "test",
     device: str = "auto",
@@ -141,23 +174,26 @@ def evaluate_model(
     rerank: bool = False,
     expand: bool = False,
     progress: bool | None = None,
+    given: Mapping[str, Protocol] | None = None,
 ) -> EvaluatedRun:
     """Evaluate a run on a dataset's test identities.
 
     Args:
         run: a run folder; embeddings are kept in its `embeddings/`, so a second evaluation takes seconds.
         table: the whole dataset. split: which identities.
-        config: protocol settings; None: those of the run.
+        config: protocol settings, or several that differ in the protocol; None: those of the run.
         device: where to embed.
         flip: average each embedding with its mirror image's; named in every report.
         expand: average query expansion, likewise.
         rerank: k-reciprocal re-ranking; named in every report, the plain figure beside it.
+        given: protocols by direction; None: those of the dataset (`protocols_for`).
 
     Raises:
         DataError: when the split is empty or identities of it were trained on.
     """
     encoder = load(run, device)
-    settings = config or encoder.card.config.evaluation
+    several = config if isinstance(config, Sequence) else (config or encoder.card.config.evaluation,)
+    settings = several[0]
     store = None if encoder.folder is None or is_shipped(encoder.folder) else encoder.folder / EMBEDDINGS
     rows = table.select(split=split)
     if not len(rows):
@@ -184,7 +220,9 @@ def evaluate_model(
     extras: list[Extra] = [QueryExpansion()] if expand else []
     extras += [KReciprocal()] if rerank else []
     results = []
-    for direction, protocol in protocols_for(rows, settings).items():
+    for direction, protocol in (
+        given.items() if given else [item for one in several for item in protocols_for(rows, one).items()]
+    ):
         result = score(embeddings, protocol, extras=extras)
         if flip:
             result = replace(

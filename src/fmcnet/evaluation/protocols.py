@@ -15,9 +15,11 @@ import numpy as np
 
 from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.draws import Draw, check_index
-from fmcnet.types import NO_CAMERA, NO_PID, BoolArray, Embeddings, IntArray, Modality
+from fmcnet.evaluation.skip_rule import SkipRule
+from fmcnet.types import NO_PID, BoolArray, Embeddings, IntArray, Modality
 
-SkipKind = Literal["none", "same_identity_and_camera", "same_camera", "camera_pairs"]
+DIRECTIONS = {"sysu": "i2v", "regdb": "v2t", "llcm": "v2i"}
+"""Each benchmark's direction, where none is given; its first table is of it."""
 
 
 @dataclass(frozen=True)
@@ -44,85 +46,13 @@ class Selection:
         return f"{what} of camera{'s' * (len(self.cameras) > 1)} {', '.join(map(str, self.cameras))}"
 
 
-@dataclass(frozen=True)
-class SkipRule:
-    """Which gallery images a query skips.
-
-    A camera rule never applies to an image whose camera is not known (`NO_CAMERA`). Whatever the rule, an
-    image that is in both sets is never its own match.
-
-    Attributes:
-        kind: "none"; "same_identity_and_camera" (the single-modality and LLCM rule); "same_camera" (every
-            identity); "camera_pairs" (SYSU-MM01's rule: every gallery image of a camera that is paired with
-            the query's).
-        pairs: for "camera_pairs", the pairs (query camera, gallery camera).
-    """
-
-    kind: SkipKind = "none"
-    pairs: tuple[tuple[int, int], ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("none", "same_identity_and_camera", "same_camera", "camera_pairs"):
-            raise ProtocolError(
-                f"unknown skip rule '{self.kind}': use none, same_camera, "
-                "same_identity_and_camera or pairs of cameras"
-            )
-        if (self.kind == "camera_pairs") != bool(self.pairs):
-            raise ProtocolError(
-                "the skip rule 'camera_pairs' goes with a list of (probe camera, gallery camera)"
-            )
-
-    @staticmethod
-    def of(rule: str | Iterable[tuple[int, int]] | SkipRule | None) -> SkipRule:
-        """A rule from its name, from pairs of cameras, or from None (skip nothing)."""
-        if isinstance(rule, SkipRule):
-            return rule
-        if rule is None:
-            return SkipRule()
-        if isinstance(rule, str):
-            return SkipRule(kind=rule)  # type: ignore[arg-type]  # checked on construction
-        return SkipRule("camera_pairs", tuple(sorted((int(a), int(b)) for a, b in rule)))
-
-    def hides(
-        self, query_pid: IntArray, query_cam: IntArray, gallery_pid: IntArray, gallery_cam: IntArray
-    ) -> BoolArray:
-        """True where a query skips a gallery image; the four arrays broadcast."""
-        known = (query_cam != NO_CAMERA) & (gallery_cam != NO_CAMERA)
-        if self.kind == "none":
-            return np.zeros_like(known)
-        if self.kind == "camera_pairs":
-            hit: BoolArray = np.zeros_like(known)
-            for query, gallery in self.pairs:
-                hit |= (query_cam == query) & (gallery_cam == gallery)
-            hit &= known
-            return hit
-        same: BoolArray = (query_cam == gallery_cam) & known
-        if self.kind == "same_identity_and_camera":
-            same &= query_pid == gallery_pid
-        return same
-
-    def mask(
-        self, query_pid: IntArray, query_cam: IntArray, gallery_pid: IntArray, gallery_cam: IntArray
-    ) -> BoolArray:
-        """(Q, G) `hides` of every pair."""
-        return self.hides(query_pid[:, None], query_cam[:, None], gallery_pid[None], gallery_cam[None])
-
-    def describe(self) -> str:
-        """The rule in words, as part of a protocol's sentence."""
-        if self.kind == "none":
-            return "no image is skipped"
-        if self.kind == "same_camera":
-            return "a probe skips every gallery image of its own camera"
-        if self.kind == "same_identity_and_camera":
-            return "a probe skips gallery images of its own identity and camera number"
-        said = ", ".join(f"a camera-{a} probe skips every camera-{b} gallery image" for a, b in self.pairs)
-        return said
-
-
 Trial: TypeAlias = tuple[IntArray, IntArray]
 """(query rows, gallery rows) among the embeddings."""
 
 CmcRule = Literal["identity", "image"]
+
+Identity: TypeAlias = tuple[int, str]
+"""An identity's number, and how the dataset calls it."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +69,8 @@ class Protocol:
         drawn: the set the draw applies to.
         ours: choices that no source prescribes.
         given: the sets were given with the embeddings; nothing is selected or drawn.
+        distractors: identities whose images are all in every gallery, and never queries.
+        junk: identities whose images take no part.
     """
 
     name: str
@@ -150,6 +82,8 @@ class Protocol:
     drawn: Literal["gallery", "query"] = "gallery"
     ours: tuple[str, ...] = ()
     given: bool = False
+    distractors: tuple[Identity, ...] = ()
+    junk: tuple[Identity, ...] = ()
 
     def __post_init__(self) -> None:
         _one_of("CMC rule", self.cmc, ("identity", "image"))
@@ -164,6 +98,10 @@ class Protocol:
             draw = "query and gallery sets as given"
         counting = "identities (each gallery identity's best image)" if self.cmc == "identity" else "images"
         text = f"{self.name}: {direction}; {draw}; {self.skip.describe()}; CMC counts {counting}"
+        if self.distractors:
+            text += f"; every image of the distractors {_called(self.distractors)} is in the gallery, none is a query"
+        if self.junk:
+            text += f"; images of the junk identities {_called(self.junk)} are left out"
         if self.ours:
             text += f"; ours: {', '.join(self.ours)}"
         return text + "."
@@ -198,9 +136,10 @@ class Protocol:
         Raises:
             ProtocolError: when a set is empty or holds nobody known, or the draw does not fit.
         """
-        query = self._rows("query", self.query, embeddings, query_mask)
-        gallery = self._rows("gallery", self.gallery, embeddings, gallery_mask)
-        unknown = int((embeddings.pid[np.union1d(query, gallery)] == NO_PID).sum())
+        distractor, junk = (np.isin(embeddings.pid, [i for i, _ in s]) for s in (self.distractors, self.junk))
+        query = self._rows("query", self.query, embeddings, query_mask, ~(distractor | junk))
+        gallery = self._rows("gallery", self.gallery, embeddings, gallery_mask, ~junk)
+        unknown = int((embeddings.pid[np.union1d(query, gallery[~distractor[gallery]])] == NO_PID).sum())
         if unknown:
             raise ProtocolError(
                 f"{unknown} of {len(embeddings)} embeddings have no identity and cannot be scored: embed a labelled "
@@ -208,17 +147,23 @@ class Protocol:
             )
         if self.draw.kind == "all":
             return [(query, gallery)] * self.draw.trials
-        rows = gallery if self.drawn == "gallery" else query
+        rows = gallery[~distractor[gallery]] if self.drawn == "gallery" else query
         check_index(embeddings, rows)
         picks = self.draw.pick(embeddings, rows)
         if self.drawn == "gallery":
-            return [(query, pick) for pick in picks]
+            kept = gallery[distractor[gallery]]
+            return [(query, np.concatenate([pick, kept]) if len(kept) else pick) for pick in picks]
         return [(pick, gallery) for pick in picks]
 
     def _rows(
-        self, what: str, selection: Selection, embeddings: Embeddings, mask: BoolArray | None
+        self,
+        what: str,
+        selection: Selection,
+        embeddings: Embeddings,
+        mask: BoolArray | None,
+        takes: BoolArray,
     ) -> IntArray:
-        chosen = selection.mask(embeddings)
+        chosen = selection.mask(embeddings) & takes
         if mask is not None:
             given = np.asarray(mask)
             if given.dtype != np.bool_ or given.shape != (len(embeddings),):
@@ -237,6 +182,11 @@ class Protocol:
                 f"of cameras {cameras or 'none'}: check modality, camera numbers and masks"
             )
         return rows
+
+
+def _called(identities: tuple[Identity, ...]) -> str:
+    names = ", ".join(name for _, name in identities[:5])
+    return names + (f" and {len(identities) - 5} more" if len(identities) > 5 else "")
 
 
 def _one_of(what: str, value: object, allowed: Iterable[object]) -> None:
@@ -361,8 +311,10 @@ def custom(
     seed: int = 0,
     cmc: str = "image",
     name: str = "custom",
+    distractors: Iterable[int | Identity] = (),
+    junk: Iterable[int | Identity] = (),
 ) -> Protocol:
-    """A protocol for one's own data; cameras are optional.
+    """A protocol for one's own data; cameras are optional. `fmcnet.evaluation.protocol_file` reads it from YAML.
 
     Args:
         query: modality of the queries; None takes both.
@@ -373,10 +325,19 @@ def custom(
         seed: of the first trial.
         cmc: "image" or "identity".
         name: how reports call it.
+        distractors: identities that are only in the gallery, whole whatever the draw.
+        junk: identities that take no part.
 
     Raises:
-        ProtocolError: on an unknown option.
+        ProtocolError: on an unknown option, or an identity that is both.
     """
+    only_gallery, left_out = (
+        tuple(one if isinstance(one, tuple) else (int(one), str(one)) for one in given)
+        for given in (distractors, junk)
+    )
+    both = [name for number, name in only_gallery if number in {junk for junk, _ in left_out}]
+    if both:
+        raise ProtocolError(f"identity {both[0]} is a distractor and junk: give it once")
     if shots is None and trials != 1:
         raise ProtocolError(
             f"trials={trials} without shots would repeat the same trial: give shots or trials=1"
@@ -389,6 +350,8 @@ def custom(
         draw=Draw() if shots is None else Draw("seeded", shots=shots, trials=trials, seed=seed),
         skip=SkipRule.of(skip),
         cmc="image" if cmc == "image" else "identity",
+        distractors=only_gallery,
+        junk=left_out,
     )
 
 

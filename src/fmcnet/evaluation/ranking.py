@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fmcnet.evaluation.protocols import SkipRule, Trial
+from fmcnet.evaluation.protocols import Trial
 from fmcnet.evaluation.similarity import Similarity
+from fmcnet.evaluation.skip_rule import SkipRule
 from fmcnet.types import BoolArray, Embeddings, IntArray
 
 CHUNK_BYTES = 32 * 2**20

@@ -4,30 +4,50 @@ Two forms of file:
 
 - one set: `features` (N, D), `pid` (N,) texts or whole numbers, `cam` (N,), `index` (N,) 1-based among the sorted
   images of an identity and camera, and `modality` (N,) 0 visible, 1 infrared where cameras do not tell (they do on
-  SYSU-MM01); a file written by `Embeddings.save` is such a file;
+  SYSU-MM01). `fmcnet embed --data` and `Embeddings.save` write such a file; `fmcnet gallery export` writes one under
+  other names. Without `index` the order of `name` (N,) counts;
 - two sets as somebody drew them: `query_features`, `query_pid`, `query_cam`, and the same with `gallery_`.
-  Camera arrays may end in the protocol's name (`query_cam_llcm`). Nothing is drawn then.
+  Camera arrays may end in the protocol's name (`query_cam_llcm`), `query_modality` may tell the modality where the
+  camera does not. Nothing is drawn then, and both sets must be what the direction says.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fmcnet.data.table import positions
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation.draws import find_permutation
 from fmcnet.evaluation.metrics import Evaluation
-from fmcnet.evaluation.protocols import Protocol, llcm, regdb, sysu
-from fmcnet.types import NO_CAMERA, BoolArray, Embeddings, IntArray, identity_numbers
+from fmcnet.evaluation.protocol_file import SUFFIXES, read_protocol
+from fmcnet.evaluation.protocols import DIRECTIONS, Protocol, llcm, regdb, sysu
+from fmcnet.parsing import read_npz
+from fmcnet.types import (
+    MODALITY_WORDS,
+    NO_CAMERA,
+    BoolArray,
+    Embeddings,
+    IntArray,
+    Modality,
+    identity_numbers,
+)
 
 PROTOCOLS = ("sysu", "regdb", "llcm")
 SYSU_CAMERAS = {1: 0, 2: 0, 4: 0, 5: 0, 3: 1, 6: 1}
 REGDB_CAMERAS = {1: 0, 2: 1}
+OPTIONS = {"sysu": ("mode", "shots", "draw", "permutation"), "regdb": ("cmc",), "llcm": ("reading",)}
+"""Which options a protocol has; every other one is refused, since it would do nothing."""
+ALIASES = {"camid": "cam", "camera": "cam", "embedding": "features", "source": "name"}
+"""Other names of arrays: of `Embeddings`, and of an exported gallery."""
+DRAWING = ("mode", "shots", "permutation")
+"""Those of them that choose and draw the sets, which a file may hold already."""
 
 
 @dataclass(frozen=True)
@@ -38,70 +58,89 @@ class Scorable:
         embeddings: (N, D) and their columns.
         query_mask: (N,) bool, or None where the file leaves the choice to the protocol.
         gallery_mask: the same.
+        assumed: the modalities are those of the direction; the file does not tell them.
     """
 
     embeddings: Embeddings
     query_mask: BoolArray | None = None
     gallery_mask: BoolArray | None = None
+    assumed: bool = False
 
 
 def score_file(
     path: str | Path,
     protocol: str = "sysu",
     *,
-    mode: str = "all",
-    shots: int = 1,
-    draw: str = "official",
+    mode: str | None = None,
+    shots: int | None = None,
+    draw: str | None = None,
     permutation: str | Path | None = None,
     direction: str | None = None,
-    reading: str = "a",
-    cmc: str = "image",
+    reading: str | None = None,
+    cmc: str | None = None,
     trials: int = 10,
     seed: int = 0,
     distance: str = "cosine",
     device: str = "cpu",
     precision: str = "auto",
+    strict: bool = False,
 ) -> Evaluation:
     """Score the embeddings in a file.
 
     Args:
         path: the `.npz`, see the module's text for its arrays.
-        protocol: "sysu", "regdb" or "llcm".
-        mode, shots, draw: of SYSU-MM01, see `protocols.sysu`.
+        protocol: "sysu", "regdb", "llcm", or a YAML file (`protocol_file`), which states all but the distance.
+        mode, shots, draw: of SYSU-MM01, see `protocols.sysu`; None: all, 1, official.
         permutation: `rand_perm_cam.mat` for the official draw; None looks beside the file and in `exp/`.
-        direction: "i2v"/"v2i" (sysu, llcm), "v2t"/"t2v" (regdb); None takes i2v, v2i and v2t respectively.
-        reading: of LLCM, see `protocols.llcm`.
-        cmc: of RegDB, see `protocols.regdb`.
+        direction: "i2v"/"v2i" (sysu, llcm), "v2t"/"t2v" (regdb); None takes the benchmark's: i2v, v2i and v2t.
+        reading: of LLCM, see `protocols.llcm`; None: a.
+        cmc: of RegDB, see `protocols.regdb`; None: image.
         trials, seed: of drawn protocols.
         distance: "cosine" or "euclidean".
         device, precision: see `evaluate.evaluate`.
+        strict: refuse `draw`, too, where nothing is drawn by it.
 
     Raises:
-        DataError: when the file lacks arrays, shapes disagree, or an embedding is NaN (names the row).
-        ProtocolError: on an unknown option, or when embeddings and protocol do not fit.
+        DataError: when the file lacks arrays, shapes disagree, an embedding is NaN (names the row), or a camera is
+            not of the modality that the direction says.
+        ProtocolError: on an unknown option, one that would do nothing, or when embeddings and protocol do not fit.
     """
     from fmcnet.evaluation.evaluate import evaluate
 
+    options = {"mode": mode, "shots": shots, "permutation": permutation, "reading": reading, "cmc": cmc}
+    if Path(protocol).suffix.lower() in SUFFIXES or Path(protocol).is_file():
+        other = {**options, "draw": draw, "direction": direction}
+        named = [name for name, value in other.items() if value is not None]
+        if named:
+            raise ProtocolError(
+                f"{', '.join(named)} beside the protocol {protocol}: the file states the protocol"
+            )
+        return _score_by_file(Path(path), Path(protocol), distance, device, precision)
     if protocol not in PROTOCOLS:
-        raise ProtocolError(f"unknown protocol '{protocol}': use {', '.join(PROTOCOLS)}")
-    direction = direction or {"sysu": "i2v", "regdb": "v2t", "llcm": "v2i"}[protocol]
+        raise ProtocolError(f"unknown protocol '{protocol}': use {', '.join(PROTOCOLS)}, or a YAML file")
     arrays = _read(Path(path))
     given = "query_features" in arrays or "gallery_features" in arrays
+    options |= {"draw": draw} if strict else {}
+    _refuse_unused(protocol, options, given)
+    direction = direction or DIRECTIONS[protocol]
     rules: Protocol
     if protocol == "sysu":
-        wanted = draw
-        if draw == "official" and not given and permutation is None:
+        draw = "seeded" if given else draw or "official"
+        if draw == "official" and permutation is None:
             permutation = find_permutation(Path(path).resolve().parent)
-        elif given and draw == "official":
-            wanted = "seeded"  # nothing will be drawn; the permutation is not needed
-        rules = sysu(mode, shots, wanted, permutation, trials, direction, seed)
+        elif draw == "seeded" and permutation is not None:
+            raise ProtocolError("a permutation is for the official draw: leave it out, or the seeded draw")
+        shots = 1 if shots is None else shots
+        rules = sysu(mode or "all", shots, draw, permutation, trials, direction, seed)
     elif protocol == "regdb":
-        rules = regdb(direction, cmc)
+        rules = regdb(direction, cmc or "image")
     else:
-        rules = llcm(reading, direction, trials, seed)
+        rules = llcm(reading or "a", direction, trials, seed)
     if given:
         rules = rules.as_given()
     read = _two_sets(arrays, path, protocol, direction) if given else _one_set(arrays, path, protocol)
+    if read.assumed:
+        rules = replace(rules, ours=(*rules.ours, "the modalities, which the file does not tell"))
     return evaluate(
         read.embeddings,
         rules,
@@ -113,25 +152,71 @@ def score_file(
     )
 
 
+def _score_by_file(path: Path, protocol: Path, distance: str, device: str, precision: str) -> Evaluation:
+    """`score_file` with a protocol of one's own. Cameras and `index` are needed where the protocol minds them."""
+    from fmcnet.evaluation.evaluate import evaluate
+
+    arrays = _read(path)
+    given = "query_features" in arrays or "gallery_features" in arrays
+    read = _two_sets(arrays, path, "custom", "") if given else _one_set(arrays, path, "custom")
+    embeddings, rules = read.embeddings, read_protocol(protocol, read.embeddings)
+    if read.query_mask is not None:
+        sides = [(rules.query.modality or Modality.VISIBLE), (rules.gallery.modality or Modality.VISIBLE)]
+        codes = np.where(read.query_mask, *(np.uint8(side.code) for side in sides))
+        embeddings = replace(embeddings, modality=codes) if read.assumed else embeddings
+        rules = replace(rules.as_given(), name=rules.name)
+    return evaluate(
+        embeddings,
+        rules,
+        distance=distance,
+        device=device,
+        precision=precision,
+        query_mask=read.query_mask,
+        gallery_mask=read.gallery_mask,
+    )
+
+
+def _refuse_unused(protocol: str, options: Mapping[str, Any], given: bool) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        ProtocolError: naming them.
+    """
+    wanted = [name for name, value in options.items() if value is not None]
+    others = [name for name in wanted if name not in OPTIONS[protocol]]
+    if others:
+        has = ", ".join(OPTIONS[protocol])
+        raise ProtocolError(
+            f"the {protocol} protocol has no {' and no '.join(others)} (it has {has}): leave it out"
+        )
+    drawn = [name for name in wanted if name in (*DRAWING, "draw")]
+    if given and drawn:
+        raise ProtocolError(
+            f"the file holds query and gallery as they were drawn, so {' and '.join(drawn)} would do nothing: leave "
+            "it out, or give one set (features, pid, cam, index)"
+        )
+
+
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise DataError(f"{path} does not exist")
     try:
-        stored = np.load(path, allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            raise DataError(f"{path} holds a single array: give an .npz with named arrays (features, pid)")
-        with stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        return read_npz(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a readable .npz file: {error}") from error
 
 
 def _one_set(arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str) -> Scorable:
-    needed = {"sysu": ("features", "pid", "cam", "index"), "regdb": ("features", "pid")}
+    needed = {
+        "sysu": ("features", "pid", "cam", "index"),
+        "regdb": ("features", "pid"),
+        "custom": ("features", "pid", "modality"),
+    }
     wanted = needed.get(protocol, ("features", "pid", "cam", "index", "modality"))
-    renamed = dict(arrays)
-    if "cam" not in renamed and "camid" in renamed:
-        renamed["cam"] = renamed["camid"]
+    renamed = {ALIASES.get(name, name): array for name, array in arrays.items()} | arrays
+    names = renamed.get("name")
+    ordered = names is not None and names.dtype.kind == "U" and len(set(names.ravel().tolist())) == names.size
+    wanted = tuple(name for name in wanted if name != "index" or not ordered)
     missing = [name for name in wanted if name not in renamed]
     if missing:
         raise DataError(
@@ -142,30 +227,34 @@ def _one_set(arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str) -
     n = len(features)
     pid = _identities(renamed["pid"], "pid", n, path)
     camid = _integers(renamed["cam"], "cam", n, path) if "cam" in renamed else np.full(n, NO_CAMERA)
-    index = (
-        _integers(renamed["index"], "index", n, path) if "index" in renamed else np.zeros(n, dtype=np.int64)
-    )
     if "modality" in renamed:
-        modality = _integers(renamed["modality"], "modality", n, path)
-        odd = np.flatnonzero((modality != 0) & (modality != 1))
+        modality = _modalities(renamed["modality"], "modality", n, path)
+        known = np.isin(camid, list(SYSU_CAMERAS)) if protocol == "sysu" else np.zeros(n, dtype=bool)
+        odd = np.flatnonzero(known)[modality[known] != _from_cameras(camid[known], protocol, path)]
         if len(odd):
             raise DataError(
-                f"{path}: 'modality' is {int(modality[odd[0]])} in row {int(odd[0])}: 0 is visible, 1 infrared"
+                f"{path}: 'modality' is {int(modality[odd[0]])} in row {int(odd[0])}, whose camera "
+                f"{int(camid[odd[0]])} is of the other modality on sysu: correct one of them"
             )
     else:
         modality = _from_cameras(camid, protocol, path)
-    return Scorable(_embeddings(features, pid, camid, modality, index, arrays.get("name")))
+    if "index" in renamed:
+        index = _integers(renamed["index"], "index", n, path)
+    elif names is not None and ordered and names.shape == (n,):
+        index = positions(names, modality.astype(np.uint8), camid, pid)
+    else:
+        index = np.zeros(n, dtype=np.int64)
+    return Scorable(_embeddings(features, pid, camid, modality, index, names))
 
 
 def _two_sets(arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str, direction: str) -> Scorable:
-    parts: dict[str, list[NDArray[Any]]] = {"features": [], "pid": [], "cam": []}
+    parts: dict[str, list[NDArray[Any]]] = {"features": [], "pid": [], "cam": [], "modality": []}
+    told: list[IntArray] = []
     for side in ("query", "gallery"):
-        cameras = next(
-            (name for name in (f"{side}_cam_{protocol}", f"{side}_cam", f"{side}_camid") if name in arrays),
-            None,
-        )
+        names = (f"{side}_cam_{protocol}", f"{side}_cam", f"{side}_camid")
+        cameras = next((name for name in names if name in arrays), None)
         missing = [f"{side}_{name}" for name in ("features", "pid") if f"{side}_{name}" not in arrays]
-        if cameras is None and protocol != "regdb":
+        if cameras is None and protocol not in ("regdb", "custom"):
             missing.append(f"{side}_cam")
         if missing:
             raise DataError(
@@ -174,31 +263,54 @@ def _two_sets(arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str, 
             )
         features = _features(arrays[f"{side}_features"], f"{side}_features", path)
         n = len(features)
+        camid = np.full(n, NO_CAMERA) if cameras is None else _integers(arrays[cameras], cameras, n, path)
+        width = parts["features"][0].shape[1] if parts["features"] else features.shape[1]
+        if features.shape[1] != width:
+            raise DataError(
+                f"{path}: query_features has {width} columns, gallery_features {features.shape[1]}: "
+                "both sets must come from one model"
+            )
         parts["features"].append(features)
         parts["pid"].append(_identities(arrays[f"{side}_pid"], f"{side}_pid", n, path))
-        known = cameras is not None and protocol != "regdb"
-        parts["cam"].append(
-            _integers(arrays[cameras], cameras, n, path)
-            if known and cameras
-            else np.full(n, NO_CAMERA, np.int64)
-        )
-    query, gallery = parts["features"]
-    if query.shape[1] != gallery.shape[1]:
-        raise DataError(
-            f"{path}: query_features has {query.shape[1]} columns, gallery_features {gallery.shape[1]}: "
-            "both sets must come from one model"
-        )
-    of_query = np.arange(len(query) + len(gallery)) < len(query)
-    visible_query = direction.startswith("v")
-    embeddings = _embeddings(
-        np.concatenate([query, gallery]),
-        np.concatenate(parts["pid"]),
-        np.concatenate(parts["cam"]),
-        np.where(of_query, not visible_query, visible_query).astype(np.int64),
-        np.zeros(len(of_query), dtype=np.int64),
-        None,
-    )
-    return Scorable(embeddings, of_query, ~of_query)
+        parts["cam"].append(np.full(n, NO_CAMERA) if protocol == "regdb" else camid)
+        told.append(_told_modality(arrays, side, cameras, camid, protocol, path))
+    for side, known in zip(("query", "gallery"), told, strict=True):
+        if protocol == "custom":
+            parts["modality"].append(np.maximum(known, 0))
+            continue
+        code = int((side == "query") != direction.startswith("v"))
+        parts["modality"].append(np.full(len(known), code))
+        wrong = np.flatnonzero(known == 1 - code)
+        if len(wrong):
+            kinds = ("visible", "infrared")
+            raise DataError(
+                f"{path}: {len(wrong)} of the {len(known)} images of the {side} are {kinds[1 - code]}, the first in "
+                f"row {int(wrong[0])}, but direction {direction} of {protocol} takes {kinds[code]} images there: "
+                "give the other direction or protocol"
+            )
+    of_query = np.arange(sum(map(len, told))) < len(told[0])
+    features, pid, camid, modality = map(np.concatenate, parts.values())
+    embeddings = _embeddings(features, pid, camid, modality, np.zeros(len(of_query), dtype=np.int64), None)
+    return Scorable(embeddings, of_query, ~of_query, any(bool((known < 0).any()) for known in told))
+
+
+def _told_modality(
+    arrays: dict[str, NDArray[Any]],
+    side: str,
+    cameras: str | None,
+    camid: IntArray,
+    protocol: str,
+    path: str | Path,
+) -> IntArray:
+    """(N,) 0 visible, 1 infrared, as the array of modalities or the benchmark's cameras say; -1: nothing does."""
+    if f"{side}_modality" in arrays:
+        return _modalities(arrays[f"{side}_modality"], f"{side}_modality", len(camid), path)
+    if protocol in ("llcm", "custom"):
+        return np.full(len(camid), -1)
+    known = camid != NO_CAMERA
+    told = np.full(len(camid), -1)
+    told[known] = _from_cameras(camid[known], protocol, path, cameras or "")
+    return told
 
 
 def _embeddings(
@@ -245,6 +357,10 @@ def _column(array: NDArray[Any], name: str, n: int, path: str | Path) -> NDArray
 
 
 def _integers(array: NDArray[Any], name: str, n: int, path: str | Path) -> IntArray:
+    if name == "cam" and array.dtype.kind == "U":  # of a gallery: "3", "cam3", or "" for none
+        numbers = [re.sub("^cam", "", one) or str(NO_CAMERA) for one in array.ravel().tolist()]
+        if all(re.fullmatch(r"-1|[0-9]{1,9}", one) for one in numbers):
+            array = np.array(numbers, dtype=np.int64)
     flat = _column(array, name, n, path)
     if flat.dtype.kind in "uf" and (np.abs(flat) >= 2.0**63).any():
         raise DataError(f"{path}: '{name}' holds a number that does not fit 64 bits")
@@ -253,16 +369,38 @@ def _integers(array: NDArray[Any], name: str, n: int, path: str | Path) -> IntAr
     return np.asarray(flat, dtype=np.int64)
 
 
-def _from_cameras(camid: IntArray, protocol: str, path: str | Path) -> IntArray:
-    """Modality by the benchmark's camera numbers."""
+def _modalities(array: NDArray[Any], name: str, n: int, path: str | Path) -> IntArray:
+    """(N,) of 0 and 1; words for them will do."""
+    if array.dtype.kind == "U":
+        codes = {
+            word: MODALITY_WORDS[word.lower()].code
+            for word in set(array.tolist())
+            if word.lower() in MODALITY_WORDS
+        }
+        array = np.array([codes.get(word, -1) for word in array.tolist()], dtype=np.int64)
+    modality = _integers(array, name, n, path)
+    odd = np.flatnonzero((modality != 0) & (modality != 1))
+    if len(odd):
+        raise DataError(
+            f"{path}: '{name}' is {int(modality[odd[0]])} in row {int(odd[0])}: 0 is visible, 1 infrared"
+        )
+    return modality
+
+
+def _camera(camid: int) -> str:
+    return "no camera" if camid == NO_CAMERA else f"camera {int(camid)}"
+
+
+def _from_cameras(camid: IntArray, protocol: str, path: str | Path, name: str = "") -> IntArray:
+    """Modality by the benchmark's camera numbers; `name` is of the array, where there are several."""
     table = SYSU_CAMERAS if protocol == "sysu" else REGDB_CAMERAS
     odd = np.flatnonzero(~np.isin(camid, list(table)))
     if len(odd):
         row = int(odd[0])
-        what = "no camera" if camid[row] == NO_CAMERA else f"camera {int(camid[row])}"
         raise DataError(
-            f"{path}: row {row} has {what}, but {protocol} has cameras {', '.join(map(str, sorted(table)))}: give an "
-            "array 'modality' (0 visible, 1 infrared) or the benchmark's camera numbers"
+            f"{path}: row {row}{' of ' * bool(name)}{name} has {_camera(camid[row])}, but {protocol} has cameras "
+            f"{', '.join(map(str, sorted(table)))}: give an array 'modality' (0 visible, 1 infrared) or the "
+            "benchmark's camera numbers"
         )
     lookup = np.zeros(max(table) + 1, dtype=np.int64)
     lookup[list(table)] = list(table.values())

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from fmcnet.errors import DataError
 from fmcnet.experiments.markdown import markdown_table
 from fmcnet.files import write_atomically
 from fmcnet.models.shipped import shipped_models
+from fmcnet.parsing import read_json
 
 COLUMNS = {
     "sysu_all": "SYSU-MM01 all",
@@ -41,12 +41,14 @@ class ComparisonRow:
         name: method or run folder. where: year and venue, or "this run".
         figures: (Rank-1, mAP) in percent by key of `COLUMNS`; None where there is none.
         flags: what makes the figures differ from the others' protocol.
+        model: what tells a run's weights and test set from others'; empty where that is not known.
     """
 
     name: str
     where: str
     figures: dict[str, tuple[float | None, float | None]]
     flags: tuple[str, ...] = ()
+    model: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,13 @@ def compare(runs: list[Path] | tuple[Path, ...], out: str | Path | None = None) 
 
     Args:
         runs: run folders (or folders of RegDB splits), each with `report/report.json`, or folders of such reports.
+            Reports of one model on one dataset share a row.
         out: gets comparison.md, .tex and .csv; None: nothing is written.
 
     Raises:
         DataError: for a run without a report, naming the command that makes one.
     """
-    rows = (*published(), *(_run_row(Path(run)) for run in runs))
+    rows = (*published(), *_join([_run_row(Path(run)) for run in runs]))
     shown = [key for key in COLUMNS if any(row.figures.get(key, (None, None))[0] is not None for row in rows)]
     rendered = (_markdown(rows, shown), _latex(rows, shown), _csv(rows, shown))
     paths: list[Path] = []
@@ -103,27 +106,49 @@ def _number(text: str) -> float | None:
     return float(text) if text else None
 
 
+def _join(rows: list[ComparisonRow]) -> list[ComparisonRow]:
+    """Rows of one model whose figures do not contradict each other as one row."""
+    joined: list[ComparisonRow] = []
+    for row in rows:
+        for at, other in enumerate(joined):
+            both = row.figures.keys() & other.figures.keys()
+            if (
+                row.model
+                and row.model == other.model
+                and all(row.figures[k] == other.figures[k] for k in both)
+            ):
+                name = other.name if other.name == row.name else f"{other.name}, {row.name}"
+                flags = tuple(dict.fromkeys((*other.flags, *row.flags)))
+                joined[at] = replace(other, name=name, figures={**other.figures, **row.figures}, flags=flags)
+                break
+        else:
+            joined.append(row)
+    return joined
+
+
 def _run_row(run: Path) -> ComparisonRow:
     path = next((p for p in (run / "report" / REPORT, run / REPORT) if p.is_file()), run / "report" / REPORT)
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        dataset, runs = facts["dataset"], facts["runs"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _row_of(str(run), read_json(path))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         into = f" --out {run}-report, and give that folder" if str(run) in shipped_models() else ""
         raise DataError(
             f"{run} has no readable report/{REPORT} ({type(error).__name__}): "
             f"run first: fmcnet evaluate {run} --data DATA{into}"
         ) from error
-    one = list(runs.values())[-1]
-    figures: dict[str, tuple[float | None, float | None]] = {}
+
+
+def _row_of(run: str, facts: Any) -> ComparisonRow:
+    """The row of a report, which may lack anything."""
+    dataset, one = facts["dataset"], list(facts["runs"].values())[-1]
+    chosen: dict[str, dict[str, Any]] = {}
     flags: list[str] = []
-    for evaluation in one["evaluations"]:
-        key = _key(dataset["name"], evaluation)
-        mean = evaluation["mean"]
-        if key:
-            figures[key] = (100 * mean["rank1"], 100 * mean["mAP"])
+    for evaluation in sorted(one["evaluations"], key=_closeness):
+        if key := _key(dataset["name"], evaluation):
+            chosen[key] = evaluation
         else:
             flags.append(f"not a published setting, left out: {evaluation['protocol']}")
+    for evaluation in chosen.values():
         flags += [str(extra) for extra in evaluation.get("extras", [])]
         protocol, trials = evaluation["protocol"], len(evaluation["trials"])
         if dataset["name"] in ("sysu", "llcm") and trials < 10 and "reading c" not in protocol:
@@ -139,12 +164,28 @@ def _run_row(run: Path) -> ComparisonRow:
     splits = facts.get("splits", 1)
     if dataset["name"] == "regdb" and splits < 10:
         flags.append(f"{splits} of RegDB's ten splits")
-    return ComparisonRow(str(run), "this run", figures, tuple(dict.fromkeys(flags)))
+    figures = {key: (100 * e["mean"]["rank1"], 100 * e["mean"]["mAP"]) for key, e in chosen.items()}
+    weights = one.get("digest") or (f"{one['run']} step {one.get('step')}" if "run" in one else "")
+    model = (str(weights), str(dataset.get("root")), str(splits)) if weights else ()
+    return ComparisonRow(run, "this run", figures, tuple(dict.fromkeys(flags)), model)
+
+
+def _closeness(evaluation: dict[str, Any]) -> tuple[bool, ...]:
+    """Of several evaluations for one column the largest counts: plain, official draw, paper's reading, all trials."""
+    protocol = evaluation["protocol"]
+    return (
+        not evaluation.get("extras"),
+        "official draw" in protocol,
+        "reading a" in protocol,
+        len(evaluation["trials"]) >= 10,
+    )
 
 
 def _key(dataset: str, evaluation: dict[str, Any]) -> str | None:
     """Which published column an evaluation belongs to."""
     direction, sentence = evaluation["direction"], evaluation["protocol"]
+    if direction == "custom":
+        return None
     if dataset == "sysu":
         if direction != "i2v" or "single-shot" not in sentence:
             return None

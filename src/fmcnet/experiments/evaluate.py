@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,17 @@ from typing import Any
 from fmcnet.config import EvaluationConfig, load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.distributed import agree, distributed_context
-from fmcnet.errors import CheckpointError
-from fmcnet.evaluation.evaluate_model import EMBEDDINGS, DirectionResult, EvaluatedRun, evaluate_model
+from fmcnet.errors import CheckpointError, ConfigError, ProtocolError
+from fmcnet.evaluation.evaluate_model import (
+    EMBEDDINGS,
+    DirectionResult,
+    EvaluatedRun,
+    check_settings,
+    evaluate_model,
+    standard_settings,
+)
 from fmcnet.evaluation.metrics import pool
+from fmcnet.evaluation.protocol_file import camera_names, read_protocol
 from fmcnet.experiments.report import TITLES, write_report
 from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import load
@@ -21,6 +30,10 @@ from fmcnet.models.shipped import find_model, is_shipped
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.splits import split_runs
 
+logger = logging.getLogger(__name__)
+
+BATCH_AND_DISTANCE = ("batch", "distance")
+"""Evaluation settings that are no part of a protocol."""
 STAMP = "SELECTED ON THE TEST SET: optimistic, and comparable with no figure that is not."
 
 
@@ -33,6 +46,7 @@ class EvaluateResult:
         evaluations: by direction; trials of several splits are pooled.
         stamp: a warning that must stand beside the figures, or "".
         report: the path of report.md, None where none was written.
+        notes: what the dataset's reader left out or renamed, a sentence each.
     """
 
     run: Path
@@ -40,6 +54,7 @@ class EvaluateResult:
     evaluations: tuple[DirectionResult, ...]
     stamp: str
     report: Path | None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json` and `evaluation.json`."""
@@ -49,6 +64,7 @@ class EvaluateResult:
             "evaluations": [one.to_dict() for one in self.evaluations],
             "stamp": self.stamp,
             "report": str(self.report) if self.report else None,
+            "notes": list(self.notes),
         }
 
 
@@ -74,24 +90,30 @@ def evaluate_run(
     report: bool = True,
     device: str = "auto",
     progress: bool | None = None,
+    protocol: str | Path | None = None,
 ) -> EvaluateResult:
     """Evaluate a run, or a folder of RegDB splits, on a dataset's test identities.
 
     Args:
         run: a run folder, one that holds `split-NN` runs, or a shipped model's name.
         data: the dataset.
-        overrides: evaluation settings that differ from the run's, as "mode=indoor".
+        overrides: evaluation settings that differ from the run's, as "mode=indoor". Without mode, shots or direction:
+            all standard protocols of the benchmark (SYSU-MM01: all-search and indoor-search, single-shot).
         flip, rerank, expand: opt-in extras, named in every report.
         out: where the report goes; None: `report` in the run's folder (none for a shipped model, as the package is
             not written to). report: whether to write one.
         device: where to embed. progress: show a bar; None: on a terminal only.
+        protocol: a YAML file (`fmcnet.evaluation.protocol_file`) in place of the dataset's protocols.
 
     Started by `torchrun`, the processes share the embedding; rank 0 does the rest, the result is empty elsewhere.
 
     Raises:
         CheckpointError: when there is no run.
-        DataError, ProtocolError: when data and protocol do not fit.
+        ConfigError: for settings that the protocol file states.
+        DataError, ProtocolError: when data and protocol do not fit, or a setting is another benchmark's.
     """
+    if protocol is not None:
+        _check_overrides(protocol, overrides or [])
     run = find_model(run)
     runs = (run,) if (run / CARD).is_file() else tuple(split_runs(run))
     if not runs:
@@ -109,12 +131,29 @@ def evaluate_run(
     parts: list[EvaluatedRun] = []
     extras: dict[str, Any] = {"flip": flip, "rerank": rerank, "expand": expand}
     stamp = ""
+    notes: dict[str, None] = {}
+    asked = {item.partition("=")[0].strip().removeprefix("evaluation.") for item in overrides or []}
     for one in runs:
         card = read_card(one)
         stamp = STAMP if card.selected == "test" else stamp
         table = read_dataset(data, layout=card.config.data.layout, trial=card.config.data.split)
         settings = evaluation_settings(card.config.evaluation, overrides or [])
-        parts.append(evaluate_model(one, table, settings, device=device, progress=progress, **extras))
+        notes |= dict.fromkeys(note for note in table.notes if not note.startswith(("train: ", "val: ")))
+        check_settings(table, asked)
+        chosen = (settings,) if asked & {"mode", "shots", "direction"} else standard_settings(table, settings)
+        extras |= {"device": device, "progress": progress}
+        if protocol is not None:
+            rules = read_protocol(protocol, table.select(split="test"))
+            extras["given"], chosen = {"custom": rules}, (settings,)
+            cameras = camera_names(table)
+            notes |= {f"cameras: {cameras}": None} if rules.skip.pairs and cameras else {}
+        try:
+            parts.append(evaluate_model(one, table, chosen, **extras))
+        except ProtocolError as error:  # a part of SYSU-MM01 may lack the indoor cameras
+            if len(chosen) == 1:
+                raise
+            parts.append(evaluate_model(one, table, settings, **extras))
+            logger.warning("indoor-search was left out: %s", error)
     main = parts[-1]
     if len(parts) > 1:
         by_direction = zip(*(part.evaluations for part in parts), strict=True)
@@ -125,8 +164,19 @@ def evaluate_run(
     if out is not None and report:
         title = TITLES[main.encoder.model.variant]
         extra = {"splits": len(parts), "stamp": stamp} if len(parts) > 1 or stamp else {}
-        written = write_report({title: main}, {title: runs[-1]}, out, extra=extra)
-    return EvaluateResult(run, runs, main.evaluations, stamp, written)
+        written = write_report({title: main}, {title: runs[-1]}, out, extra=extra, keep=True)
+    return EvaluateResult(run, runs, main.evaluations, stamp, written, tuple(notes))
+
+
+def _check_overrides(protocol: str | Path, overrides: list[str]) -> None:
+    """Refuse settings that a protocol file states."""
+    for item in overrides:
+        key = item.partition("=")[0].strip().removeprefix("evaluation.")
+        if key in EvaluationConfig.model_fields and key not in BATCH_AND_DISTANCE:
+            raise ConfigError(
+                f"{item} beside --protocol {protocol}: the file states the protocol; only "
+                f"{' and '.join(BATCH_AND_DISTANCE)} may be given"
+            )
 
 
 def _pool(evaluations: tuple[DirectionResult, ...]) -> DirectionResult:

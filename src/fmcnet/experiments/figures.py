@@ -20,6 +20,7 @@ from fmcnet.evaluation.verification import Verification
 from fmcnet.experiments.features import Features, collect, unit
 from fmcnet.experiments.rows import DIRECTIONS
 from fmcnet.experiments.runs import role_masks
+from fmcnet.files import make_private
 from fmcnet.inference.encoder import Encoder
 from fmcnet.training.loggers import read_log
 from fmcnet.types import IntArray, Modality
@@ -150,6 +151,8 @@ def ranked_lists(judged: EvaluatedRun, path: Path, queries: int = 6, top: int = 
     axes[0][0].set_title("query", fontsize=9)
     for place in range(top):
         axes[0][place + 1].set_title(str(place + 1), fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path)  # it shows persons
     return write_png(figure, path)
 
 

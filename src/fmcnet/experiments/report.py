@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fmcnet.errors import ProtocolError
-from fmcnet.evaluation.evaluate_model import DirectionResult, EvaluatedRun
+from fmcnet.evaluation.evaluate_model import EvaluatedRun
 from fmcnet.evaluation.metrics import METRICS
 from fmcnet.evaluation.verification import Verification, verification
 from fmcnet.experiments import figures
@@ -39,6 +39,7 @@ def write_report(
     out: str | Path,
     *,
     extra: dict[str, Any] | None = None,
+    keep: bool = False,
 ) -> Path:
     """Write `report.md`, `report.json` and `figures/` for one or several runs on one test set.
 
@@ -49,6 +50,7 @@ def write_report(
         runs: run folder by title, for training curves.
         out: the folder.
         extra: facts for both files (dataset, seeds, timings).
+        keep: keep the evaluations by other protocols that a report of the same models and data in `out` holds.
 
     Returns:
         The path of report.md.
@@ -63,11 +65,34 @@ def write_report(
     else:
         logger.warning("no pictures in the report: pip install 'fmcnet[plot]' brings what draws them")
     facts = _facts(judged, runs, extra or {})
+    if keep:
+        _keep_others(facts, out / "report.json")
     facts["verification"] = verified.to_dict() if verified else None
     text = json.dumps({**facts, "figures": pictures}, indent=1) + "\n"
     write_atomically(out / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
-    page = _page(judged, facts, pictures)
+    page = _page(facts, pictures, _across(list(judged.values())[-1]))
     return write_atomically(out / "report.md", lambda path: path.write_text(page, encoding="utf-8"))
+
+
+def _keep_others(facts: dict[str, Any], path: Path) -> None:
+    """Add to `facts` what an earlier report of the same models and data says of other protocols."""
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        same = earlier["dataset"] == facts["dataset"] and earlier.get("splits") == facts.get("splits")
+        kept = {title: run for title, run in earlier["runs"].items() if same}
+        for title, run in facts["runs"].items():
+            if kept.get(title, {}).get("digest") == run["digest"]:
+                new = {evaluation_key(one) for one in run["evaluations"]}
+                run["evaluations"] += [
+                    one for one in kept[title]["evaluations"] if evaluation_key(one) not in new
+                ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # no report, or a damaged one, which is written anew
+
+
+def evaluation_key(evaluation: dict[str, Any]) -> tuple[str, ...]:
+    """What tells evaluations of one model on one dataset apart: protocol, distance, extras."""
+    return evaluation["protocol"], evaluation["distance"], *evaluation.get("extras", ())
 
 
 def _draw(
@@ -82,9 +107,10 @@ def _draw(
         ranked: figures.ranked_lists(main, out / "ranked.png"),
     }
     if verified is not None:
-        title = "Similarity of pairs across the modalities"
+        title = f"Similarity of pairs{_across(main)}"
         drawn[title] = figures.similarity_histogram(verified, out / "similarity.png")
-    if main.encoder.model.decomposition.has_specific:
+    shown, seen = main.table.pid, main.table.modality == Modality.INFRARED.code
+    if main.encoder.model.decomposition.has_specific and np.intersect1d(shown[seen], shown[~seen]).size:
         path = figures.feature_map(main.encoder, main.table, out / "features.png")
         drawn["Feature maps, test identities"] = path
     return drawn
@@ -98,6 +124,12 @@ def _verification(judged: EvaluatedRun) -> Verification | None:
     except ProtocolError as error:
         logger.warning("no rates of true and false matches: %s", error)
         return None
+
+
+def _across(judged: EvaluatedRun) -> str:
+    """In words, whether the first protocol compares the modalities."""
+    kinds = {judged.evaluations[0].protocol.query.modality, judged.evaluations[0].protocol.gallery.modality}
+    return " across the modalities" if kinds == set(Modality) else ""
 
 
 def _facts(judged: dict[str, EvaluatedRun], runs: dict[str, Path], extra: dict[str, Any]) -> dict[str, Any]:
@@ -119,6 +151,7 @@ def _facts(judged: dict[str, EvaluatedRun], runs: dict[str, Path], extra: dict[s
                 "seed": one.encoder.card.config.training.seed,
                 "step": one.encoder.card.step,
                 "selected_on": one.encoder.card.selected,
+                "digest": one.encoder.digest,
                 "parameters": sum(p.numel() for p in one.encoder.model.parameters()),
                 "evaluations": [evaluation.to_dict() for evaluation in one.evaluations],
             }
@@ -128,7 +161,7 @@ def _facts(judged: dict[str, EvaluatedRun], runs: dict[str, Path], extra: dict[s
     }
 
 
-def _page(judged: dict[str, EvaluatedRun], facts: dict[str, Any], pictures: dict[str, str]) -> str:
+def _page(facts: dict[str, Any], pictures: dict[str, str], across: str) -> str:
     data = facts["dataset"]
     lines = [
         "# fmcnet report",
@@ -138,18 +171,19 @@ def _page(judged: dict[str, EvaluatedRun], facts: dict[str, Any], pictures: dict
         f"{data['visible']} visible and {data['infrared']} infrared images.",
         "",
     ]
-    for direction in (e.direction for e in next(iter(judged.values())).evaluations):
-        rows = [
-            (title, e) for title, one in judged.items() for e in one.evaluations if e.direction == direction
-        ]
-        lines += [f"## {DIRECTIONS[direction].capitalize()}", "", rows[0][1].result.protocol, ""]
-        lines += scores_table(rows)
+    found = [(title, one) for title, run in facts["runs"].items() for one in run["evaluations"]]
+    for protocol in dict.fromkeys(one["protocol"] for _, one in found):
+        rows = [(title, one) for title, one in found if one["protocol"] == protocol]
+        name = protocol.partition(":")[0]
+        direction = DIRECTIONS.get(rows[0][1]["direction"])
+        head = f"{direction.capitalize()}: {name}" if direction else name.capitalize()
+        lines += [f"## {head}", "", protocol, "", *scores_table(rows)]
     if any(run["selected_on"] == "test" for run in facts["runs"].values()):
         lines += [
             "**SELECTED ON THE TEST SET: these figures are optimistic and compare with none that are not.**",
             "",
         ]
-    lines += _verification_lines(list(judged)[-1], facts["verification"])
+    lines += _verification_lines(list(facts["runs"])[-1], facts["verification"], across)
     head = ("run", "variant", "seed", "step", "weights", "parameters")
     columns = ("variant", "seed", "step", "selected_on")
     runs = facts["runs"].items()
@@ -168,7 +202,7 @@ def _page(judged: dict[str, EvaluatedRun], facts: dict[str, Any], pictures: dict
     return "\n".join(lines)
 
 
-def _verification_lines(title: str, verified: dict[str, Any] | None) -> list[str]:
+def _verification_lines(title: str, verified: dict[str, Any] | None, across: str) -> list[str]:
     if not verified:
         return []
     rows = [
@@ -180,29 +214,29 @@ def _verification_lines(title: str, verified: dict[str, Any] | None) -> list[str
     return [
         "## Same person or not",
         "",
-        f"{title}: {verified['positives']:,} true and {verified['negatives']:,} false pairs across the modalities, "
+        f"{title}: {verified['positives']:,} true and {verified['negatives']:,} false pairs{across}, "
         f"nothing drawn, {verified['distance']}. Area under the ROC curve {verified['auc']:.4f}.",
         "",
         *markdown_table(("false-match rate", "true-match rate", "at the threshold"), rows),
     ]
 
 
-def scores_table(evaluations: list[tuple[str, DirectionResult]]) -> list[str]:
+def scores_table(evaluations: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """Write scores in percent, mean and population standard deviation over trials, as a Markdown table.
 
     Args:
-        evaluations: title and evaluation of each row. Extras are never shown without the plain scores.
+        evaluations: title and evaluation of each row, as `DirectionResult.to_dict` gives it. Extras are never shown
+            without the plain scores.
     """
     rows = []
     for title, one in evaluations:
-        results = {title: one.result}
-        if one.result.plain is not None:
-            results = {f"{title}, plain": one.result.plain}
-            results[f"{title} + {' + '.join(one.result.extras)}"] = one.result
+        results = {title: one}
+        if "plain" in one:
+            results = {f"{title}, plain": one["plain"], f"{title} + {' + '.join(one['extras'])}": one}
+        chance = one["chance_rank1"]
         for name, result in results.items():
-            cells = [
-                f"{100 * result.mean[metric]:.2f} ± {100 * result.std[metric]:.2f}" for metric in METRICS
-            ]
-            times = result.mean["rank1"] / one.chance if one.chance else float("nan")
-            rows.append([name, *cells, f"{times:.1f} x ({100 * one.chance:.2f} %)"])
+            mean, std = result["mean"], result["std"]
+            cells = [f"{100 * mean[metric]:.2f} ± {100 * std[metric]:.2f}" for metric in METRICS]
+            times = mean["rank1"] / chance if chance else float("nan")
+            rows.append([name, *cells, f"{times:.1f} x ({100 * chance:.2f} %)"])
     return markdown_table(("", *METRICS, "Rank-1 over chance"), rows)

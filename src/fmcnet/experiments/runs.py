@@ -34,6 +34,7 @@ from fmcnet.experiments.model_card import write_model_card
 from fmcnet.files import lock_file, write_atomically
 from fmcnet.interrupt import ignored_broken_pipes
 from fmcnet.models.checkpoint import CARD, versions
+from fmcnet.parsing import read_json, read_npz
 from fmcnet.synthetic import MANIFEST
 from fmcnet.training.folder import CONFIG
 from fmcnet.training.trainer import train
@@ -95,7 +96,7 @@ class StudyRun:
     def result(self) -> dict[str, Any] | None:
         """The content of `result.json`; None while the run is not finished."""
         try:
-            found: dict[str, Any] = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
+            found: dict[str, Any] = read_json(self.folder / RESULT)
         except (OSError, ValueError):
             return None
         return found if found.get("digest") == self.digest else None
@@ -103,10 +104,9 @@ class StudyRun:
     def queries(self) -> dict[str, dict[str, NDArray[Any]]]:
         """The scores of each query by direction: "row", "ap" and "hit", each (Q,)."""
         found: dict[str, dict[str, NDArray[Any]]] = {}
-        with np.load(self.folder / QUERIES, allow_pickle=False) as stored:
-            for name in stored.files:
-                direction, column = name.split("_")
-                found.setdefault(direction, {})[column] = stored[name]
+        for name, values in read_npz(self.folder / QUERIES).items():
+            direction, column = name.split("_")
+            found.setdefault(direction, {})[column] = values
         return found
 
     def complete(self, device: str = "auto", progress: bool | None = None) -> dict[str, Any]:

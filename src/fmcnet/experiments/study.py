@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic_core import to_json
 
-from fmcnet.config import Config, load_config
+from fmcnet.config import Config, load_config, shipped
 from fmcnet.data.check import TITLES
 from fmcnet.data.readers import detect_layout, read_dataset
 from fmcnet.data.table import Table, fingerprint
@@ -96,7 +96,7 @@ class StudyOptions:
                 )
             return CONFIGS[self.preset]
         layout = detect_layout(self.data)
-        return layout if layout != "csv" else "generated"
+        return layout if layout in shipped() else "generated"
 
     def row_config(self, row: TableRow | None = None, seed: int = 0) -> Config:
         """Build the configuration of a row; None: of no row.

@@ -20,6 +20,7 @@ from fmcnet.experiments.runs import StudyRun, commit
 from fmcnet.files import write_atomically
 from fmcnet.inference.encoder import load
 from fmcnet.models.checkpoint import versions
+from fmcnet.parsing import read_json
 from fmcnet.training.loggers import read_log
 
 logger = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ def _statistics(run: StudyRun, features: Features | None, progress: bool | None)
     """Statistics of a run's features and w1, w2; measured once and kept beside the run's result."""
     kept = run.folder / STATISTICS_FILE
     try:
-        stored: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        stored: dict[str, Any] = read_json(kept)
         if stored.pop("digest") == run.digest:
             return stored
     except (OSError, ValueError, KeyError):

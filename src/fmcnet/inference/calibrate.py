@@ -47,7 +47,9 @@ def calibrate_model(
     encoder = Encoder.from_pretrained(source, device=device)
     assert encoder.folder is not None
     if out is None and is_shipped(encoder.folder):
-        raise FmcnetError(f"{source} came with the package, which is not written to: say --out FILE")
+        raise FmcnetError(
+            f"{source} came with the package or the hub, which is not written to: say --out FILE"
+        )
     config = encoder.card.config
     table = _rows(encoder, read_dataset(data, layout=config.data.layout, trial=config.data.split), split)
     embeddings = encoder.embed_table(table, batch_size=config.evaluation.batch, progress=progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,13 @@ import numpy as np
 from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.depth import Remarks, ValueRange
 from fmcnet.data.listing import Ignored
-from fmcnet.data.table import Table
+from fmcnet.data.readers import read_dataset
+from fmcnet.data.table import SPLITS, Table
 from fmcnet.errors import DataError
-from fmcnet.files import write_atomically
+from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.encoder import Encoder, keep, load
 from fmcnet.inference.image_input import list_images, parse_modality
+from fmcnet.inference.projection import l2_normalize
 from fmcnet.types import Embeddings
 
 if TYPE_CHECKING:
@@ -63,6 +66,62 @@ def embed_shared(
     return keep(whole, table, encoder.kept_at(table, flip, store))
 
 
+def embed_dataset(
+    run: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    split: str = "test",
+    batch: int = 64,
+    normalize: bool = True,
+    device: str = "auto",
+    progress: bool | None = None,
+) -> tuple[int, int]:
+    """Embed a dataset's images and write `Embeddings`, which `fmcnet score` reads.
+
+    Args:
+        run: the model. data: a dataset's folder or CSV. out: the .npz to write.
+        split: "train", "val", "test" or "all".
+        batch, normalize, device, progress: as `Encoder.encode`.
+
+    Returns:
+        (N, E).
+
+    Raises:
+        DataError: for a split without images, or an image that cannot be read.
+    """
+    out = _npz(out)
+    if split not in (*SPLITS, "all"):
+        raise DataError(f"--split {split}: say all, {', '.join(SPLITS)}")
+    encoder = load(run, device)
+    config = encoder.card.config.data
+    table = read_dataset(data, layout=config.layout, trial=config.split)
+    rows = table.select(split=None if split == "all" else split)
+    if not len(rows):
+        raise DataError(f"{data} has no images of split '{split}'")
+    found = encoder.embed_table(rows, batch_size=batch, progress=progress)
+    if normalize:
+        found = replace(found, features=l2_normalize(found.features))
+    write_atomically(out, found.save, private_mode(out.parent))
+    return found.features.shape
+
+
+def _npz(out: str | Path) -> Path:
+    """The file to write, its folder made.
+
+    Raises:
+        DataError: when it is no name of an .npz file, or the folder cannot be made.
+    """
+    out = Path(out)
+    if out.is_dir() or out.suffix != ".npz":
+        raise DataError(f"--out {out}: give the name of an .npz file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out {out}: {error.strerror}") from error
+    return out
+
+
 def embed_files(
     run: str | Path,
     sources: Sequence[str | Path],
@@ -77,7 +136,7 @@ def embed_files(
     remarks: Remarks | None = None,
     ignored: list[Ignored] | None = None,
 ) -> tuple[int, int]:
-    """Embed images and write `features` (N, E) float32, `name` (N,) and `modality` to an `.npz`.
+    """Embed images and write `Embeddings` to an `.npz`; identity and camera are not known (-1).
 
     Args:
         run, sources, modality: model, images and folders, and what the images are.
@@ -93,13 +152,7 @@ def embed_files(
     Raises:
         DataError: listing every image that cannot be read (nothing is written then), unless `skip` leaves them out.
     """
-    out = Path(out)
-    if out.is_dir() or out.suffix != ".npz":
-        raise DataError(f"--out {out}: give the name of an .npz file")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--out {out}: {error.strerror}") from error
+    out = _npz(out)
     kind = parse_modality(modality)
     encoder = load(run, device)
     paths = list_images(sources, ignored)
@@ -114,11 +167,6 @@ def embed_files(
             remarks=remarks,
         )
     except DataError as error:
-        raise error if skip else DataError(f"{error}\n--skip-unreadable leaves them out") from error
-
-    def write(path: Path) -> None:
-        with path.open("wb") as stream:
-            np.savez(stream, features=found.features, name=found.name, modality=found.modality)
-
-    write_atomically(out, write)
+        raise error if skip else DataError(f"{error}\n--on-error skip leaves them out") from error
+    write_atomically(out, found.save, private_mode(out.parent))
     return found.features.shape[0], found.features.shape[1]

@@ -16,7 +16,7 @@ from fmcnet.data.cache import ImageCache, cache_folder, cache_key
 from fmcnet.data.depth import Remarks, ValueRange, check_range
 from fmcnet.data.table import Table
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
-from fmcnet.files import write_atomically
+from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.backends import Backend, RuntimeName, open_backend
 from fmcnet.inference.calibration.calibration import CALIBRATION, Calibration
 from fmcnet.inference.image_input import (
@@ -90,11 +90,11 @@ class Encoder:
         threads: int | None = None,
         calibration: str | Path | None = None,
     ) -> Encoder:
-        """The model of a folder, or a shipped one by name (`fmcnet.models.shipped_models`), ready to encode.
+        """The model of a folder, a shipped one by name (`shipped_models`), or one of the hub, ready to encode.
 
         Args:
             source: a run folder (`model.safetensors`: PyTorch), an exported one (`export.json`: ONNX Runtime, which
-                needs no PyTorch), or a name.
+                needs no PyTorch), a shipped model's name, or owner/name of the Hugging Face Hub (extra `hub`).
             device: auto, cpu, cuda, cuda:N or mps; ONNX Runtime: cpu, or cuda where it can.
             runtime: "torch" or "onnxruntime", for a folder that holds both; "auto" takes PyTorch there if it can.
             threads: that compute; None: as many as the library thinks, or $OMP_NUM_THREADS. PyTorch's number is one
@@ -108,6 +108,18 @@ class Encoder:
         folder = find_model(source)
         backend, card, digest = open_backend(folder, device, runtime, threads)
         return Encoder(backend, card, digest, folder, calibration)
+
+    def __repr__(self) -> str:
+        card = self.card
+        facts = (
+            f"{card.config.model.variant} {card.config.model.arch}",
+            f"{self.height} x {self.width}",
+            f"trained on {card.dataset}",
+            f"{self.backend.name} on {self.backend.device}",
+            f"digest {self.digest or 'none'}",
+            "calibrated" if self.calibrated else "not calibrated",
+        )
+        return f"<Encoder {self.folder or '(no folder)'}: {', '.join(facts)}>"
 
     @property
     def model(self) -> FMCNet:
@@ -255,8 +267,8 @@ class Encoder:
             table: (N,) rows.
             batch_size: images at once.
             flip: average with the descriptor of the mirrored image (never silently: reports name it).
-            store: a folder that keeps the result, keyed by weights, preprocessing and the table with its
-                files' sizes and times; a later call reads it back. None: nothing is kept.
+            store: a folder that keeps the result, keyed by weights, preprocessing and the table with the
+                state of its files (`fmcnet.files.file_state`); a later call reads it back. None: nothing is kept.
             progress: show a bar; None: on a terminal only.
         """
         kept = self.kept_at(table, flip, store)
@@ -323,6 +335,6 @@ def keep(features: FloatArray, table: Table, kept: Path | None) -> Embeddings:
     pids = table.identity_numbers()
     result = Embeddings(features, pids, table.camid, table.modality, table.index(), table.path)
     if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, result.save)
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(kept, result.save, private_mode(kept.parent))
     return result

@@ -57,7 +57,9 @@ def project_model(
             "a run trained without model.descriptor=discriminant"
         )
     if out is None and is_shipped(encoder.folder):
-        raise FmcnetError(f"{source} came with the package, which is not written to: say --out FOLDER")
+        raise FmcnetError(
+            f"{source} came with the package or the hub, which is not written to: say --out FOLDER"
+        )
     target = Path(out) if out is not None else encoder.folder / f"projected-{dim}"
     _check_target(target, overwrite)
     size = encoder.card.config.data

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fmcnet.characters import printable
 from fmcnet.data.cache import resize
-from fmcnet.data.depth import FLAT_8, Remarks, ValueRange
+from fmcnet.data.depth import FLAT_8, FULL_FRAME, Remarks, ValueRange
 from fmcnet.data.images import REMARKS, open_rgb, to_rgb
 from fmcnet.data.listing import IMAGE_SUFFIXES, Ignored, has_image_head, is_hidden, list_folder
 from fmcnet.errors import DataError, FmcnetError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import torch
 
 MAX_LISTED = 20
+MIN_FRAME, MIN_TALL_FRAME = 100, 720
+"""Least pixels of the shorter side of a frame: one that is wider than high (thermal: 160 x 120), and others."""
 
 ImageLike: TypeAlias = Union[str, Path, Image.Image, NDArray[np.uint8], "torch.Tensor"]
 """A path, a folder, a Pillow image, a uint8 array ((N,) H, W, 3), a tensor ((N,) 3, H, W) of uint8 or 0..1 floats."""
@@ -159,6 +161,8 @@ def read_pixels(
         if remarks is not None:
             for kind in image.info[REMARKS]:
                 remarks.add(kind, name)
+            if is_full_frame(*image.size):
+                remarks.add(FULL_FRAME, name)
             if int(np.ptp(pixels, axis=(0, 1)).max()) < 4:
                 remarks.add(FLAT_8, name)
         return pixels
@@ -169,8 +173,15 @@ def read_pixels(
         )
     if not array.size:
         raise DataError(f"it has no pixels: {array.shape}")
+    if remarks is not None and is_full_frame(array.shape[1], array.shape[0]):
+        remarks.add(FULL_FRAME, name)
     grey = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
     return resize(Image.fromarray(np.ascontiguousarray(grey)).convert("RGB"), height, width)
+
+
+def is_full_frame(width: int, height: int) -> bool:
+    """Whether a size is a camera's rather than a person's: wider than high, or 720 pixels and more on both sides."""
+    return min(width, height) >= (MIN_FRAME if width > 1.1 * height else MIN_TALL_FRAME)
 
 
 def read_ahead(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fmcnet.errors import CheckpointError
 from fmcnet.inference.calibration.calibration import CALIBRATION
 from fmcnet.inference.manifest import MANIFEST, read_manifest
 from fmcnet.inference.projection import Projection
@@ -48,16 +49,15 @@ def model_info(run: str | Path) -> dict[str, Any]:
 
 
 def _describe_weights(folder: Path, card: ModelCard) -> dict[str, Any]:
-    from fmcnet.models.build import build_model
-    from fmcnet.models.checkpoint import weights_digest
+    from fmcnet.models.checkpoint import build_described, weights_digest
 
-    model = build_model(card.config.model, card.classes)
     weights = folder / WEIGHTS
+    model = build_described(card, weights)
     return {
         "variant": model.variant,
         "parameters": sum(p.numel() for p in model.parameters()),
         "weights": str(weights),
-        "weights_mib": round(weights.stat().st_size / 2**20, 1) if weights.is_file() else None,
+        "weights_mib": round(weights.stat().st_size / 2**20, 1),
         "weights_sha256": weights_digest(weights),
         **_describe_projection(folder / PROJECTION),
     }
@@ -88,5 +88,8 @@ def _describe_export(folder: Path, card: ModelCard) -> dict[str, Any]:
 
 
 def _said(adapted: dict[str, Any]) -> str:
-    images = ", ".join(f"{count:,} {modality}" for modality, count in adapted["images"].items())
-    return f"from model {adapted['source']} by statistics of {images} images"
+    try:
+        images = ", ".join(f"{count:,} {modality}" for modality, count in adapted["images"].items())
+        return f"from model {adapted['source']} by statistics of {images} images"
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{CARD} is damaged: adapted = {adapted!r:.60}") from error

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from fmcnet.errors import CheckpointError
+from fmcnet.parsing import first_fault, read_json
 from fmcnet.types import Modality
 
 MANIFEST = "export.json"
@@ -63,26 +64,18 @@ def read_manifest(folder: str | Path) -> Manifest:
     """
     path = Path(folder) / MANIFEST
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json(path)
         if tree.pop("format") != FORMAT:
             raise CheckpointError(f"{path} is not an exported model of this version (format {FORMAT})")
         found = TypeAdapter(Manifest).validate_python(tree)
     except ValidationError as error:
-        raise CheckpointError(f"{path} is damaged: {_first_fault(error)}; export the model again") from error
+        raise CheckpointError(f"{path} is damaged: {first_fault(error)}; export the model again") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is missing or damaged: {error}; export the model again") from error
     fault = _contradiction(found)
     if fault:
         raise CheckpointError(f"{path} is damaged: {fault}; export the model again")
     return found
-
-
-def _first_fault(error: ValidationError) -> str:
-    """The first of the faults of a file's fields, as "field = value: reason"."""
-    fault = error.errors()[0]
-    place = ".".join(str(part) for part in fault["loc"])
-    given = "" if fault["type"] == "missing" else f" = {fault['input']!r:.60}"
-    return f"{place}{given}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 
 def int8_digest(source: str, sha256: dict[str, str]) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fmcnet.errors import CheckpointError
 from fmcnet.files import as_os_error, write_atomically
+from fmcnet.parsing import parse_json
 from fmcnet.types import FloatArray
 
 FORMAT = "fmcnet-projection-1"
@@ -93,7 +94,7 @@ class Projection:
 
         try:
             with safe_open(path, framework="np") as stored:
-                said = json.loads((stored.metadata() or {}).get("fmcnet", "{}"))
+                said = parse_json((stored.metadata() or {}).get("fmcnet", "{}"))
                 mean, matrix = stored.get_tensor("mean"), stored.get_tensor("matrix")
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmcnet.losses.functional import distances_across, lift, pairwise_distances
+from fmcnet.losses.functional import PAPER, distances_across, lift, pairwise_distances
 
 
 def weighted_regularized_triplet_loss(features: Tensor, labels: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def hetero_center_loss(center_v: Tensor, center_i: Tensor) -> Tensor:
     return (lift(center_v) - lift(center_i)).square().sum()
 
 
-def hetero_center_triplet_loss(center_v: Tensor, center_i: Tensor, margin: float = 0.3) -> Tensor:
+def hetero_center_triplet_loss(center_v: Tensor, center_i: Tensor, margin: float = PAPER.hc_margin) -> Tensor:
     """Hetero-centre triplet loss.
 
     sum_p [ margin + ||C_V^p - C_I^p|| - min_{j != p, m} ||C_V^p - C_m^j|| ]_+ and its mirror image.

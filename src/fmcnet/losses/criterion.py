@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from fmcnet.config import LossConfig
+from fmcnet.errors import TrainingError
 from fmcnet.losses import baselines
 from fmcnet.losses import functional as losses
 from fmcnet.models.compensation import Compensation
@@ -40,6 +41,10 @@ LOSSES = frozenset({*TERMS, *OTHER_TERMS} - {"discriminator"})
 """Names of the terms whose sum encoders, classifiers, generators and fusion minimise."""
 
 
+OwnTerm = Callable[[FMCNetOutput, Tensor], Tensor]
+"""A loss of your own: takes the output of a batch and its labels (P*K,), and gives a scalar."""
+
+
 class FMCNetLoss(nn.Module):
     """The losses of both players of eq. (12): `forward` for the network, `discriminator_loss` for the discriminators.
 
@@ -56,6 +61,7 @@ class FMCNetLoss(nn.Module):
         compensation: the model's, whose discriminators are read here; None for Base and + SFD.
         gather: turns this process's centres (P, D) into those of all processes, so that (4), (5), (6) and (17)
             see every identity of the step; None: each process its own.
+        terms: losses of your own by name, each weighed by `config.terms` (1 if not named there).
     """
 
     def __init__(
@@ -64,9 +70,11 @@ class FMCNetLoss(nn.Module):
         identities: int,
         compensation: Compensation | None = None,
         gather: Callable[[Tensor], Tensor] | None = None,
+        terms: Mapping[str, OwnTerm] | None = None,
     ) -> None:
         super().__init__()
         self.config, self.identities, self.gather = config, identities, gather
+        self._own = dict(terms or {})
         self._compensation = (compensation,)  # in a tuple: its weights are the model's, not the loss's
 
     def forward(self, output: FMCNetOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -78,7 +86,10 @@ class FMCNetLoss(nn.Module):
 
         Returns:
             The total, a scalar; its terms by the names of `TERMS` and `OTHER_TERMS`, only those that variant and
-            settings have.
+            settings have, then your own.
+
+        Raises:
+            TrainingError: when a term of your own is not a scalar tensor.
         """
         v, i = output.visible, output.infrared
         terms = {"id_shared": self._identity(labels, v.shared_scores, i.shared_scores)}
@@ -90,6 +101,7 @@ class FMCNetLoss(nn.Module):
                 terms |= self._compensation_terms(self._compensation[0], output, labels)
             if v.fused is not None and i.fused is not None:
                 terms |= self._fusion_terms(v, i, labels)
+        terms |= self._own_terms(output, labels)
         return torch.stack([term.float() for term in terms.values()]).sum(), terms
 
     def discriminator_loss(self, output: FMCNetOutput) -> Tensor | None:
@@ -142,6 +154,21 @@ class FMCNetLoss(nn.Module):
                 loss = baselines.hetero_center_loss(c_v, c_i)
             terms["hc"] = config.hc * loss / self._divisor(c_v)
         return terms
+
+    def _own_terms(self, output: FMCNetOutput, labels: Tensor) -> dict[str, Tensor]:
+        """The terms given to the constructor, weighted."""
+        found = {}
+        for name, term in self._own.items():
+            value: object = term(output, labels)
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                shape = (
+                    f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                )
+                raise TrainingError(
+                    f"the loss term '{name}' gives {shape}, not a scalar tensor: return its mean or its sum"
+                )
+            found[name] = self.config.terms.get(name, 1.0) * value.reshape(())
+        return found
 
     def _decomposition_terms(self, v: ModalityOutput, i: ModalityOutput) -> dict[str, Tensor]:
         """L_MD, eq. (7), as its three weighted terms."""

@@ -11,6 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fmcnet.config import LossConfig
+
+PAPER = LossConfig()
+"""The margins and weights of the paper, the defaults below."""
+
 
 def centers(features: Tensor, identities: int) -> Tensor:
     """Eq. (3): identity centres C^p = (1/K) sum_k f^{k,p}.
@@ -62,7 +67,7 @@ def distances_across(center_v: Tensor, center_i: Tensor) -> tuple[Tensor, Tensor
 
 
 def decomposition_loss(
-    specific_v: Tensor, specific_i: Tensor, shared_v: Tensor, shared_i: Tensor, margin: float = 1.0
+    specific_v: Tensor, specific_i: Tensor, shared_v: Tensor, shared_i: Tensor, margin: float = PAPER.rho1
 ) -> Tensor:
     """Eq. (4), L_dc: within a modality specific and shared centres fall apart.
 
@@ -86,7 +91,7 @@ def decomposition_loss(
     return total
 
 
-def specific_separation_loss(specific_v: Tensor, specific_i: Tensor, margin: float = 0.7) -> Tensor:
+def specific_separation_loss(specific_v: Tensor, specific_i: Tensor, margin: float = PAPER.rho2) -> Tensor:
     """Eq. (5), L_sps: specific centres of different identities keep apart.
 
     sum_p sum_m [ rho2 - min_{j != p} ||C_sp,m^p - C_sp,m^j|| ]_+
@@ -106,7 +111,7 @@ def specific_separation_loss(specific_v: Tensor, specific_i: Tensor, margin: flo
 
 
 def cross_modality_center_loss(
-    center_v: Tensor, center_i: Tensor, weight: float = 2.0, margin: float = 0.7
+    center_v: Tensor, center_i: Tensor, weight: float = PAPER.alpha, margin: float = PAPER.rho3
 ) -> Tensor:
     """Eq. (6), L_shs, on shared centres; eq. (17), L_MC, on the centres of F_fp.
 

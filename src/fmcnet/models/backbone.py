@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmcnet.errors import CheckpointError, ConfigError
+from fmcnet.errors import CheckpointError, ConfigError, FmcnetError
+from fmcnet.plugins import BACKBONES, load_plugin, plugins
 
 STEM_BLOCKS = 3
 """Blocks of E_V and E_I in the paper, of ResNet's five."""
@@ -78,36 +79,58 @@ class Backbone(ABC):
         return dict(state)
 
 
+SHIPPED = ("resnet18", "resnet34", "resnet50", "efficientnet_lite0")
+"""Architectures of this package."""
+
 _FAMILIES: dict[str, Callable[[int, int], Backbone]] = {}
 
 
 def register_backbone(name: str, make: Callable[[int, int], Backbone]) -> None:
     """Add an architecture, so that `model.arch=name` builds it.
 
-    A process that loads a trained model needs the same call first.
+    A process that loads a trained model needs the same call first, or an installed package with an entry point of
+    the group `fmcnet.backbones`.
 
     Args:
         name: of the architecture. A second call with the same name replaces the first.
         make: takes `width` (64 is the published network) and `last_stride` (1 or 2) and gives the backbone.
     """
+    _load_families()
     _FAMILIES[name] = make
 
 
 def backbones() -> tuple[str, ...]:
-    """Names of all registered architectures."""
+    """Names of all architectures: shipped, registered, and those of installed packages."""
     _load_families()
-    return tuple(_FAMILIES)
+    return tuple(dict.fromkeys([*_FAMILIES, *plugins(BACKBONES)]))
 
 
 def make_backbone(arch: str, width: int = 64, last_stride: int = 1) -> Backbone:
     """The backbone of a name.
 
     Raises:
-        ConfigError: for a name that is not registered.
+        ConfigError: for a name that is not registered, or one whose function gives no backbone.
     """
     if arch not in backbones():
-        raise ConfigError(f"model.arch = '{arch}': no such backbone; choose one of {', '.join(_FAMILIES)}")
-    return _FAMILIES[arch](width, last_stride)
+        raise ConfigError(
+            f"model.arch = '{arch}': no such backbone; choose one of {', '.join(backbones())}. Register your own "
+            "with fmcnet.register_backbone before this call."
+        )
+    make = _FAMILIES[arch] if arch in _FAMILIES else load_plugin(plugins(BACKBONES)[arch])
+    try:
+        backbone: object = make(width, last_stride)
+    except FmcnetError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"model.arch = '{arch}': its backbone cannot be made with width={width} and last_stride={last_stride} "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(backbone, Backbone):
+        raise ConfigError(
+            f"model.arch = '{arch}': its function gives a {type(backbone).__name__}, not a fmcnet.Backbone"
+        )
+    return backbone
 
 
 def _load_families() -> None:

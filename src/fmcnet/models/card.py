@@ -10,9 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 import fmcnet
 from fmcnet.config import Config, load_config
 from fmcnet.errors import CheckpointError, ConfigError
+from fmcnet.parsing import first_fault, read_json
 
 FORMAT = "fmcnet-model-1"
 WEIGHTS = "model.safetensors"
@@ -86,16 +89,21 @@ def read_card(folder: str | Path) -> ModelCard:
             f"{folder} holds no {CARD}: give the folder of a finished run (fmcnet train --out FOLDER)"
         )
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json(path)
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             raise CheckpointError(f"{path} is not a model card of this version (format {FORMAT})")
         tree.pop("format")
-        return ModelCard(
+        if not isinstance(tree["config"], dict):
+            raise TypeError("config is no section")
+        card = ModelCard(
             **{**tree, "config": load_config(tree["config"], trained=True), "pids": tuple(tree["pids"])}
         )
+        return TypeAdapter(ModelCard).validate_python(card.__dict__)
     except ConfigError as error:
         raise CheckpointError(f"{path} was written by another version of fmcnet: {error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is damaged: {first_fault(error)}") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
@@ -109,7 +117,7 @@ def model_digest(folder: str | Path) -> str:
     """
     card, weights, projection = (Path(folder) / name for name in (CARD, WEIGHTS, PROJECTION))
     try:
-        config = json.loads(card.read_text(encoding="utf-8"))["config"]
+        config = read_json(card)["config"]
         facts = [config["model"], config["data"]["height"], config["data"]["width"]]
         content = weights.read_bytes()
         if projection.exists():

@@ -52,9 +52,40 @@ def load_pretrained_model(folder: str | Path, device: str | torch.device = "cpu"
         CheckpointError: when files are missing or damaged, or the weights are another model's.
     """
     card = read_card(folder)
-    model = build_model(card.config.model, card.classes)
+    model = build_described(card, Path(folder) / WEIGHTS)
     load_weights(model, Path(folder) / WEIGHTS)
     return model.to(device).eval(), card
+
+
+def build_described(card: ModelCard, weights: Path) -> FMCNet:
+    """The model of a card, randomly initialised.
+
+    Raises:
+        CheckpointError: when there is no file of weights, or it is too small for such a model. So a damaged card
+            cannot fill the memory.
+    """
+    if not weights.is_file():
+        raise CheckpointError(f"no weights at {weights}")
+    config = card.config.model
+    if config.width > 64 or (config.dim or 0) > 4096 or card.classes > 5000:
+        _check_size(card, weights)  # takes 2 s, so not of every model
+    return build_model(config, card.classes)
+
+
+def _check_size(card: ModelCard, weights: Path) -> None:
+    try:
+        with torch.device("meta"):
+            described = build_model(card.config.model, card.classes)
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
+        raise CheckpointError(
+            f"{weights.with_name(CARD)} describes a model that cannot be built: {str(error).splitlines()[0]}"
+        ) from error
+    needed, size = sum(value.nbytes for value in described.state_dict().values()), weights.stat().st_size
+    if needed > 4 * size:  # weights may be stored in fewer bits
+        raise CheckpointError(
+            f"{weights} is damaged or of another model: it has {size:,} bytes, and the model that {CARD} describes "
+            f"{needed:,}"
+        )
 
 
 def weights_digest(path: Path) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fmcnet.errors import CheckpointError
-from fmcnet.models.backbone import make_backbone
+from fmcnet.errors import CheckpointError, FmcnetError
+from fmcnet.models.backbone import Backbone, make_backbone
 from fmcnet.models.fmcnet import FMCNet
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
         )
         return
     backbone = make_backbone(arch)
-    published = backbone.imagenet() if source == "imagenet" else _read(source)
+    published = _imagenet(backbone, arch) if source == "imagenet" else _read(source)
     state = backbone.rename(published)
     sfd = model.decomposition
     tails = [tail for tail in (sfd.shared, sfd.specific_visible, sfd.specific_infrared) if tail is not None]
@@ -52,6 +52,19 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
         names = _of_backbone(module)
         module.load_state_dict({key: state[key] for key in names if key in state}, strict=False)
     logger.info("initialised two stems and %d tails from %s", len(tails), source)
+
+
+def _imagenet(backbone: Backbone, arch: str) -> dict[str, Tensor]:
+    """The backbone's own source of ImageNet weights, which may be of another package."""
+    try:
+        return backbone.imagenet()
+    except FmcnetError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"model.pretrained=imagenet: the backbone {arch} gave no weights ({type(error).__name__}: {error}). "
+            "Mend its imagenet(), or set model.pretrained to the path of a state dict, or to null."
+        ) from error
 
 
 def _of_backbone(module: nn.Module) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fmcnet.errors import CheckpointError
+from fmcnet.errors import CheckpointError, ConfigError
 from fmcnet.models.backbone import Backbone, initialize, register_backbone
 
 ADDRESSES = {
@@ -98,8 +98,12 @@ class ResNet(Backbone):
     depth = 5
 
     def __init__(self, arch: str, width: int = 64, last_stride: int = 1) -> None:
+        if arch not in DEPTHS:
+            raise ConfigError(
+                f"no ResNet '{arch}': DEPTHS in {__name__} has {', '.join(DEPTHS)}. Add its numbers of units there."
+            )
         self.arch, self.width = arch, width
-        self._unit = Bottleneck if arch == "resnet50" else BasicBlock
+        self._unit = BasicBlock if arch in ("resnet18", "resnet34") else Bottleneck
         self._strides = (1, 2, 2, last_stride)
         self.channels_last = width < NARROW
 
@@ -125,6 +129,11 @@ class ResNet(Backbone):
 
     def imagenet(self) -> dict[str, Tensor]:
         """torchvision's public file, cached by torch.hub."""
+        if self.arch not in ADDRESSES:
+            raise CheckpointError(
+                f"model.pretrained=imagenet: {self.arch} has no ImageNet weights here. Set model.pretrained to the "
+                "path of a state dict, or to null for random initialisation."
+            )
         address = ADDRESSES[self.arch]
         try:
             return dict(torch.hub.load_state_dict_from_url(address, check_hash=True, weights_only=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,17 @@ class Answer:
             (replace(one.best, similarity=one.similarity, probability=one.probability), one.size)
             for one in self.groups
         ]
+
+    @property
+    def order(self) -> str:
+        """Why a less probable hit stands above a more probable one; "" where none does."""
+        sure = [hit.probability for hit, _ in self.ranking if hit.probability is not None]
+        if not any(later > earlier for earlier, later in pairwise(sure)):
+            return ""
+        return (
+            "ranked by similarity: visible and infrared entries have their own calibrations, so a less probable "
+            "entry may stand above a more probable one"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -226,9 +238,9 @@ def answer_notes(
     if asked and not found and candidates:
         best = candidates[0]
         what = "track" if isinstance(best, HitGroup) else "entry"
-        sure = "" if best.probability is None else f", probability {best.probability:.3g}"
+        likely = "" if best.probability is None else f", probability {best.probability:.3g}"
         notes.append(
             f"no match: no {what} reaches what was asked for; the nearest {what} has similarity "
-            f"{best.similarity:.3f}{sure}"
+            f"{best.similarity:.3f}{likely}"
         )
     return tuple(notes)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fmcnet.parsing import read_npz
 from fmcnet.retrieval.records import Entry, Where, to_micros
 from fmcnet.types import BoolArray, IntArray
 
@@ -92,6 +93,16 @@ class EntryColumns:
         """Positions of row numbers that are there."""
         return np.searchsorted(self.seq, np.asarray(seqs, np.int64)).astype(np.int64)
 
+    def living(self, seqs: Sequence[int]) -> list[int]:
+        """Those row numbers that are not removed."""
+        known = np.asarray(seqs, np.int64)
+        places = np.minimum(self.positions(known), max(self._n - 1, 0))
+        there = (
+            self.alive[places] & (self.seq[places] == known) if self._n else np.zeros(len(known), np.bool_)
+        )
+        living: list[int] = known[there].tolist()
+        return living
+
     def forget(self, positions: IntArray) -> None:
         """Removed rows: not alive, and nothing known of them."""
         for name, value in {"alive": False, "time": NONE, "modality": 0}.items():
@@ -155,8 +166,7 @@ class EntryColumns:
     def load(path: Path) -> EntryColumns:
         """Read what `save` wrote, that of 0.1.0, too, whose identities are numbers and stand for themselves."""
         out = EntryColumns()
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = read_npz(path)
         if "pid_texts" not in arrays:
             pids, codes = np.unique(np.append(arrays["pid"], NONE), return_inverse=True)  # NONE is the first
             arrays["pid"] = codes[:-1] - 1

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fmcnet.errors import GalleryError, require
-from fmcnet.files import write_atomically
+from fmcnet.files import private_mode, write_atomically
 from fmcnet.retrieval.records import Entry, GallerySettings, Stored, to_micros
 
 TEXTS = ("id", "pid", "camera", "source", "track")
@@ -31,7 +31,9 @@ def export(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(
-            path, lambda temporary: counts.append(writers[path.suffix](temporary, settings, parts)), 0o600
+            path,
+            lambda temporary: counts.append(writers[path.suffix](temporary, settings, parts)),
+            private_mode(path.parent),
         )
     except OSError as error:
         raise GalleryError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import require
+from fmcnet.parsing import read_npz
 from fmcnet.retrieval.columns import EntryColumns
 from fmcnet.retrieval.records import Entry
 from fmcnet.types import BoolArray, FloatArray, IntArray, Modality
@@ -246,16 +247,16 @@ class FaissIndex:
         if graphs is None:
             self._spread(parts, 0, codes)
             return
-        with np.load(graphs, allow_pickle=False) as stored:
-            saved = stored["parts"]
-            if len(saved) > len(parts):
-                raise ValueError(f"it covers {len(saved)} rows of {len(parts)}")
-            parts[: len(saved)] = saved  # since then, entries may have changed their modality
-            self._spread(parts, 0, codes)
-            for code, part in enumerate(self.parts):
-                if f"graph_{code}" in stored:
-                    graph = faiss().deserialize_index(stored[f"graph_{code}"])
-                    part.attach(graph, stored[f"reached_{code}"])
+        stored = read_npz(graphs)
+        saved = stored["parts"]
+        if len(saved) > len(parts):
+            raise ValueError(f"it covers {len(saved)} rows of {len(parts)}")
+        parts[: len(saved)] = saved  # since then, entries may have changed their modality
+        self._spread(parts, 0, codes)
+        for code, part in enumerate(self.parts):
+            if f"graph_{code}" in stored:
+                graph = faiss().deserialize_index(stored.pop(f"graph_{code}"))
+                part.attach(graph, stored[f"reached_{code}"])
 
     def _spread(self, parts: NDArray[np.generic], first: int, codes: Codes) -> None:
         for code, part in enumerate(self.parts):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import ArrayLike
 
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import inputs
 from fmcnet.retrieval.backends import open_store
+from fmcnet.retrieval.days import DayCount
 from fmcnet.retrieval.export import export
 from fmcnet.retrieval.pooling import group, pool, rank_pooled
 from fmcnet.retrieval.records import (
@@ -32,6 +33,9 @@ from fmcnet.retrieval.records import (
     as_utc,
 )
 from fmcnet.types import FloatArray, Modality
+
+if TYPE_CHECKING:
+    from fmcnet.retrieval.file_records import FileRecords
 
 MOST = 100_000
 """Hits a search may ask for."""
@@ -60,6 +64,7 @@ class Gallery:
             gallery is closed; the database at every add.
 
     Raises:
+        GalleryReplacedError: by every method, after the folder was removed or replaced.
         GalleryError: when the location is no gallery or cannot be used. GalleryDamagedError: when its database is
             damaged. MissingDependencyError: without the extra `gallery` (or `milvus`).
     """
@@ -104,6 +109,11 @@ class Gallery:
     # ---- what is there ----
 
     @property
+    def files(self) -> FileRecords | None:
+        """Which files entries came from, as `fmcnet.retrieval.indexing.index` records it; a cluster records none."""
+        return self._store.files
+
+    @property
     def settings(self) -> GallerySettings | None:
         """Dimension, model and dtype; None before the first add."""
         return self._store.settings
@@ -122,6 +132,10 @@ class Gallery:
         """How many entries match."""
         return self._store.count(where)
 
+    def removed(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that were removed or expired, and not added since; of a cluster none is known."""
+        return self._store.removed(ids)
+
     def cameras(self) -> list[str]:
         """The names of the cameras that entries have, sorted."""
         return sorted(self._store.cameras())
@@ -129,6 +143,19 @@ class Gallery:
     def identities(self) -> list[str]:
         """The identities that entries have, sorted; of a cluster none, for it would read all rows."""
         return sorted(self._store.identities())
+
+    def days(self, where: Where | None = None, zone: tzinfo = timezone.utc) -> tuple[DayCount, ...]:
+        """How many entries each camera has on each day, the newest day first, those without a time last.
+
+        Args:
+            where: which entries to count.
+            zone: whose days they are.
+        """
+        return self._store.days(where, zone)
+
+    def times(self) -> tuple[datetime, datetime] | None:
+        """When the first and the last entry were seen, in UTC; None where no entry has a time."""
+        return self._store.times()
 
     def get(self, entry_id: str) -> Entry:
         """One entry.
@@ -392,6 +419,18 @@ class Gallery:
         if settings is None:
             raise GalleryError(f"{self.location} is empty: there is nothing to export")
         return export(Path(path), settings, self._store.scan(where, 4096))
+
+    def backup(self, path: str | Path) -> int:
+        """Copy the gallery of a folder into a new folder, also while others write; how many entries.
+
+        `fmcnet.retrieval.backup.restore` makes a gallery of it again. The copy is one, too.
+
+        Raises:
+            GalleryDamagedError: when the gallery is damaged. GalleryError: when `path` exists or cannot be written.
+        """
+        from fmcnet.retrieval.backup import backup
+
+        return backup(self.location, path)
 
 
 def _check_top(top: object) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fmcnet.characters import printable
 from fmcnet.errors import DataError
-from fmcnet.files import write_atomically
+from fmcnet.files import private_mode, write_atomically
 from fmcnet.retrieval.answer import Answer
 from fmcnet.retrieval.records import Hit
 from fmcnet.retrieval.thumbnails import thumbnail
@@ -55,7 +55,7 @@ def write_page(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = page(answer, query, stored)
-    return write_atomically(path, lambda at: at.write_text(text, encoding="utf-8"))
+    return write_atomically(path, lambda at: at.write_text(text, encoding="utf-8"), private_mode(path.parent))
 
 
 def page(answer: Answer, query: Sequence[str | Path], stored: StoredPicture = lambda _: None) -> str:

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from fmcnet.files import private_mode, remove_left, to_disk, write_atomically
+from fmcnet.parsing import parse_json, read_json
 from fmcnet.retrieval.columns import EntryColumns
 from fmcnet.retrieval.faiss_index import Codes, FaissIndex
 from fmcnet.retrieval.records import GallerySettings, IndexChoice
@@ -40,6 +42,8 @@ CHUNK = 4096
 """Rows read from the database at once."""
 BEHIND = 16_384
 """Rows compared one by one beside a graph before it takes them in."""
+FILES = (NAME, "vectors-*.bin", "columns-*.npz", "graph-*")
+"""Patterns of its files' names."""
 SHARE = 0.05
 """Rows in memory only, as a share of those in the file, that are written to it."""
 
@@ -82,6 +86,11 @@ class Manifest:
         """The graph is of 0.1.0, and has to be built again."""
         return self.graph is not None and self.graph.endswith(".faiss")
 
+    @property
+    def _graph(self) -> str | None:
+        """The graph's file, where it can be used."""
+        return None if self.outdated_graph else self.graph
+
     @staticmethod
     def read(folder: Path) -> Manifest:
         """The manifest of a folder.
@@ -90,20 +99,25 @@ class Manifest:
             DoubtError: when there is none, or it is damaged.
         """
         try:
-            outer = json.loads((folder / NAME).read_text(encoding="utf-8"))
+            outer = read_json(folder / NAME)
             if zlib.crc32(outer["body"].encode()) != outer["crc"]:
                 raise DoubtError(f"{NAME} is damaged (its checksum differs)")
-            body = json.loads(outer["body"])
+            body = parse_json(outer["body"])
             if body["format"] not in READABLE:
                 raise DoubtError(f"{NAME} has another format")
-            return Manifest(**body)
+            found = TypeAdapter(Manifest).validate_python(body)
+            if any(name and Path(name).name != name for name in (found.vectors, found.columns, found.graph)):
+                raise DoubtError(f"{NAME} names files of another folder")
+            return found
         except FileNotFoundError as error:
             raise DoubtError(f"there is no {NAME}") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except OSError as error:
+            raise DoubtError(f"{NAME} cannot be read ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DoubtError(f"{NAME} is damaged") from error
 
-    def load(self, folder: Path) -> FaissIndex:
-        """The index of the files.
+    def verify(self, folder: Path) -> Codes:
+        """Read all files; the (rows, D) embeddings, mapped.
 
         Raises:
             DoubtError: when one is missing or damaged, by name.
@@ -113,13 +127,17 @@ class Manifest:
             if not block_is_intact(codes, block, crc):
                 first, last = block * BLOCK, min((block + 1) * BLOCK, self.rows) - 1
                 raise DoubtError(f"{self.vectors}, rows {first} to {last}: checksum differs")
-        graph = None if self.outdated_graph else self.graph
-        for name, crc in ((self.columns, self.columns_crc), (graph, self.graph_crc)):
+        for name, crc in ((self.columns, self.columns_crc), (self._graph, self.graph_crc)):
             try:
                 if name and _crc(folder / name) != crc:
                     raise DoubtError(f"{name} is damaged (its checksum differs)")
             except OSError as error:
                 raise DoubtError(f"{name} cannot be read ({error.strerror})") from error
+        return codes
+
+    def load(self, folder: Path) -> FaissIndex:
+        """The index of the files; errors as of `verify`."""
+        codes, graph = self.verify(folder), self._graph
         columns = EntryColumns.load(folder / self.columns)
         if len(columns) != self.rows:
             raise DoubtError(f"{self.columns} has {len(columns)} rows, not {self.rows}")
@@ -198,10 +216,16 @@ class Manifest:
         mode = private_mode(folder)
         write_atomically(folder / self.columns, lambda path: index.columns.save(path, self.rows), mode)
         self.columns_crc = _crc(folder / self.columns)
+        self.write(folder)
+        discard(folder, {self.vectors, self.columns, self.graph})
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest."""
         body = json.dumps(asdict(self))
         text = json.dumps({"crc": zlib.crc32(body.encode()), "body": body})
-        write_atomically(folder / NAME, lambda path: path.write_text(text, encoding="utf-8"), mode)
-        discard(folder, {self.vectors, self.columns, self.graph})
+        write_atomically(
+            folder / NAME, lambda path: path.write_text(text, encoding="utf-8"), private_mode(folder)
+        )
 
 
 class GalleryIndex:
@@ -230,9 +254,11 @@ class GalleryIndex:
     def sync(self, *, reload: bool = False) -> FaissIndex | None:
         """Catch up with the database; None while the gallery has no settings. `reload`: read all files again."""
         settings = self.database.settings()
-        if settings is None:
-            return None
         generation = self.database.number("generation")
+        if settings is None:
+            if self.database.run("SELECT 1 FROM rows LIMIT 1"):
+                raise self.database.damaged("'settings' is missing")
+            return None
         state = None if reload else self.state
         if state is not None and state.generation == generation:
             return state
@@ -240,6 +266,9 @@ class GalleryIndex:
             state = self._load(settings, generation)
         self.state = None  # should catching up fail, the next use loads anew
         self._catch_up(state, generation)
+        counts = self.database.counts()
+        if counts is not None and counts[0] != state.live:
+            raise self.database.damaged(f"{state.live:,} of {counts[0]:,} entries can be read")
         self.state = state
         return state
 
@@ -394,12 +423,18 @@ class GalleryIndex:
 def discard(folder: Path, keep: Collection[Any] = ()) -> None:
     """Remove the index's files, all but those named, and what killed writers left half-made."""
     if not keep:
-        (folder / NAME).unlink(missing_ok=True)
+        _remove(folder / NAME)
     remove_left(folder)
-    for pattern in ("vectors-*.bin", "columns-*.npz", "graph-*"):
+    for pattern in FILES[1:]:
         for path in folder.glob(pattern):
             if path.name not in keep:
-                path.unlink(missing_ok=True)
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """A folder in the place of a file is left: it is none of ours."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
 
 
 def _token() -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from typing import Any, Literal, NamedTuple
 
 from fmcnet.data.depth import Remarks, ValueRange
@@ -12,8 +14,9 @@ from fmcnet.data.spelling import near_cameras
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.progress import Progress
+from fmcnet.retrieval.freshness import FileChanges, Moved, compare_files
 from fmcnet.retrieval.identity_notes import added_notes
-from fmcnet.retrieval.records import Added, Entry, Where, as_pid
+from fmcnet.retrieval.records import EPOCH, Added, Entry, Where, as_pid
 from fmcnet.retrieval.searcher import Searcher
 from fmcnet.retrieval.sources import Picture, Sources
 
@@ -24,7 +27,7 @@ Existing = Literal["keep", "update", "replace"]
 EXISTING = ("keep", "update", "replace")
 METADATA = ("camera", "time", "track", "pid", "tags")
 COMPARED = ("modality", *METADATA)
-ENCODED = {"modality", "picture"}
+ENCODED = {"modality", "picture", "content"}
 """What cannot be changed without reading the picture again."""
 
 
@@ -32,8 +35,8 @@ class Difference(NamedTuple):
     """A value given for a picture that differs from the one the gallery stores.
 
     Attributes:
-        source: its path. name: "modality", "camera", "time", "track", "pid", "tags", or "picture" for one that is to
-            be kept and is not. stored, given: the two values.
+        source: its path. name: "modality", "camera", "time", "track", "pid", "tags"; "content" for a file that
+            changed; or "picture" for one that is to be kept and is not. stored, given: the two values.
     """
 
     source: str
@@ -58,6 +61,9 @@ class IndexReport:
         same: left out because they are a file named before. not_chosen: rows of a table that an option left out.
         not_listed: pictures in the folder of a CSV that has no row of them. ignored: files of the folders that are
             no pictures. notes: what is doubtful about pictures, cameras and columns, a sentence each.
+        changed: paths of files whose content changed since they were indexed.
+        moved: left out because they are indexed under another path, where they are gone.
+        removed_before: those left out because they were removed or expired earlier.
     """
 
     pictures: int
@@ -73,6 +79,9 @@ class IndexReport:
     notes: tuple[str, ...] = ()
     not_listed: tuple[str, ...] = ()
     ignored: tuple[Ignored, ...] = ()
+    changed: tuple[str, ...] = ()
+    moved: tuple[Moved, ...] = ()
+    removed_before: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -91,6 +100,9 @@ class IndexReport:
             "same_file": same,
             "not_chosen": dict(self.not_chosen),
             "not_listed": list(self.not_listed),
+            "changed": list(self.changed),
+            "moved": [one._asdict() for one in self.moved],
+            "removed_before": list(self.removed_before),
             "notes": list(self.notes),
             "entries": self.entries,
             "ignored": ignored_facts(self.ignored),
@@ -107,6 +119,7 @@ def index(
     batch_size: int = 64,
     progress: bool | None = None,
     value_range: ValueRange | None = None,
+    include_removed: bool = False,
 ) -> IndexReport:
     """Add the pictures that the gallery does not hold yet.
 
@@ -116,11 +129,12 @@ def index(
         searcher: encoder and gallery. sources: see `read_sources`.
         on_error: "raise": a picture that cannot be taken ends it (what was added stays); "skip": it is left out.
         existing: what to do with pictures that it does hold. "keep": nothing, but report values given that
-            differ from those stored; "update": store the values given (for another modality: encode anew); "replace":
-            encode all anew, as after the files changed. A value that is not given stays as it is stored.
+            differ from those stored; "update": store the values given (for another modality, or a file that changed:
+            encode anew); "replace": encode all anew. A value that is not given stays as it is stored.
         keep_images: keep small pictures, too, as `Searcher.add`.
         batch_size: pictures encoded at once. progress: show a bar; None: on a terminal only.
         value_range: as `Encoder.encode`.
+        include_removed: add pictures that were removed or expired earlier, too; otherwise they are left out.
 
     Raises:
         DataError: naming pictures that cannot be taken. GalleryError: as `Gallery.add`.
@@ -136,16 +150,26 @@ def index(
     added = already = updated = replaced = 0
     known, fresh = searcher.gallery.identities(), list[Picture]()
     differences: list[Difference] = []
+    removed_before: list[str] = []
     remarks = Remarks()
+    changes = FileChanges()
     try:
         with Progress("indexing", len(sources.pictures), show=progress) as bar:
             for start in range(0, len(sources.pictures), PORTION):
                 portion = sources.pictures[start : start + PORTION]
                 stored = _stored_entries(searcher, portion)
-                new = [picture for picture in portion if picture.id not in stored]
+                compared = compare_files(searcher.gallery, portion, stored, changes)
+                new = [one for one in portion if one.id not in stored and one.id not in compared.moved]
+                gone = set() if include_removed else searcher.gallery.removed([one.id for one in new])
+                removed_before += [str(one.path) for one in new if one.id in gone]
+                new = [one for one in new if one.id not in gone]
                 fresh += new
                 already += len(stored)
                 differing = _find_differences(searcher, portion, stored, keep_images)
+                for one in portion:
+                    if one.id in compared.changed:
+                        digests = (f"sha256 {digest[:12]}" for digest in compared.changed[one.id])
+                        differing[one.id].append(Difference(str(one.path), "content", *digests))
                 again: set[str] = set()
                 if existing == "keep":
                     differences += [one for found in differing.values() for one in found]
@@ -162,6 +186,9 @@ def index(
                     added, replaced = added + done.added, replaced + done.replaced
                     already += done.skipped
                     faults += done.faults
+                    if searcher.gallery.files is not None:
+                        records = compared.records
+                        searcher.gallery.files.put({at: records[at] for at in done.ids if at in records})
                 bar.advance(count=len(portion))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{added} pictures were added; the same command goes on from there") from None
@@ -183,10 +210,27 @@ def index(
         tuple(differences),
         sources.same,
         sources.not_chosen,
-        tuple(dict.fromkeys((*sources.notes, *doubts, *remarks.lines()))),
+        tuple(dict.fromkeys((*sources.notes, *doubts, *remarks.lines(), *changes.notes()))),
         sources.not_listed,
         sources.ignored,
+        changed=tuple(changes.changed),
+        moved=tuple(changes.moved),
+        removed_before=tuple(removed_before),
     )
+
+
+def leave_out_expired(sources: Sources, keep: timedelta, option: str) -> Sources:
+    """The sources without pictures that `gallery expire` would remove: seen longer ago than `keep`, since 1970.
+
+    Args:
+        option: by which `Sources.not_chosen` counts them.
+    """
+    now = datetime.now(timezone.utc)
+    earliest = EPOCH if keep > now - EPOCH else now - keep
+    kept = tuple(one for one in sources.pictures if one.time is None or not EPOCH <= one.time < earliest)
+    left_out = len(sources.pictures) - len(kept)
+    not_chosen = {**sources.not_chosen, option: left_out} if left_out else sources.not_chosen
+    return dataclasses.replace(sources, pictures=kept, not_chosen=not_chosen)
 
 
 def check_faults(sources: Sources) -> None:
@@ -209,11 +253,11 @@ def _add(
     replace: bool,
     settings: dict[str, Any],
 ) -> list[Added]:
-    """Those whose picture is to be kept, or was, and the others."""
-    keeping = [
-        one for one in new if keep_images or (replace and searcher.gallery.picture(one.id) is not None)
-    ]
-    groups = ((keeping, True), ([one for one in new if one not in keeping], False))
+    """Those whose picture is to be kept, or was, and the others; of each range by itself."""
+    groups: dict[tuple[bool, ValueRange | None], list[Picture]] = {}
+    for one in new:
+        keep = keep_images or (replace and searcher.gallery.picture(one.id) is not None)
+        groups.setdefault((keep, one.value_range or settings["value_range"]), []).append(one)
     return [
         searcher.add(
             [picture.path for picture in group],
@@ -224,10 +268,13 @@ def _add(
             on_duplicate="replace" if replace else "skip",
             keep_images=keep,
             progress=False,
-            **(settings | {name: [getattr(picture, name) for picture in group] for name in METADATA}),
+            **{
+                **settings,
+                "value_range": value_range,
+                **{name: [getattr(picture, name) for picture in group] for name in METADATA},
+            },
         )
-        for group, keep in groups
-        if group
+        for (keep, value_range), group in groups.items()
     ]
 
 

@@ -176,7 +176,7 @@ class Collection:
             params.add_index("embedding", index_type="HNSW", metric_type="IP", params=HNSW)
             _log.warning(
                 "%s: HNSW is asked for: where the cluster has not set queryNode.segcore.interimIndex.enableIndex to "
-                "false, rows that are not yet indexed are found only roughly (docs/concepts/gallery.md)",
+                "false, rows that are not yet indexed are found only roughly (fmcnet docs gallery)",
                 self.location,
             )
         else:

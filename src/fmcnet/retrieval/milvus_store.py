@@ -8,14 +8,20 @@ from __future__ import annotations
 import time as clock
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, tzinfo
 from typing import Any
+
+import numpy as np
 
 from fmcnet.errors import DuplicateIdError, GalleryError
 from fmcnet.retrieval import milvus_client as milvus
 from fmcnet.retrieval.backends import NEAR, SPARE, ranked
+from fmcnet.retrieval.columns import NONE
+from fmcnet.retrieval.days import DayCount, count_days
 from fmcnet.retrieval.inputs import check_settings
 from fmcnet.retrieval.milvus_client import (
     METADATA,
+    NO_TIME,
     Collection,
     expression,
     parts,
@@ -34,6 +40,7 @@ from fmcnet.retrieval.records import (
     OpenOptions,
     Stored,
     Where,
+    from_micros,
 )
 from fmcnet.types import FloatArray
 
@@ -55,6 +62,7 @@ class MilvusStore:
     """
 
     most = WIDEST - SPARE
+    files = None
 
     def __init__(self, location: str, options: OpenOptions) -> None:
         if options.dtype != "float32":
@@ -187,6 +195,10 @@ class MilvusStore:
         """None: a cluster keeps no pictures."""
         return None
 
+    def removed(self, ids: Sequence[str]) -> set[str]:
+        """None: a cluster does not remember what was removed."""
+        return set()
+
     def count(self, where: Where | None) -> int:
         """How many match."""
         condition = self._expression(where)
@@ -196,19 +208,30 @@ class MilvusStore:
 
     def _matching(self, where: Where | None) -> list[str]:
         """Ids, in the order of adding."""
+        return [name for _, name in sorted((row["seq"], row["id"]) for row in self._listed(where, "seq"))]
+
+    def _listed(self, where: Where | None, *fields: str) -> Iterator[dict[str, Any]]:
+        """Rows that match, with their ids and these fields, in the order of ids."""
         condition = self._expression(where)
         if self.settings is None or condition is None:
-            return []
-        found: list[tuple[int, str]] = []
+            return
         last = ""
         while True:  # in the order of ids, as pymilvus's own iterator goes on, which does not escape them
             after = f"id > {text(last)}" + (f" and {condition}" if condition else "")
-            page = self._query(after, ["id", "seq"], limit=PAGE)
-            found += [(row["seq"], row["id"]) for row in page]
+            page = self._query(after, ["id", *fields], limit=PAGE)
+            yield from page
             if len(page) < PAGE:
                 break
             last = max((row["id"] for row in page), key=str.encode)
-        return [name for _, name in sorted(found)]
+
+    def days(self, where: Where | None, zone: tzinfo) -> tuple[DayCount, ...]:
+        """How many of those that match each camera has on each day."""
+        numbers: dict[str, int] = {}
+        cameras, times = [], []
+        for row in self._listed(where, "camera", "time"):
+            cameras.append(numbers.setdefault(row["camera"], len(numbers)) if row["camera"] else -1)
+            times.append(int(NONE) if row["time"] == NO_TIME else row["time"])
+        return count_days(np.array(cameras, np.int64), list(numbers), np.array(times, np.int64), zone)
 
     def cameras(self) -> set[str]:
         """Those of all entries, each looked for beside those that are known already."""
@@ -225,6 +248,17 @@ class MilvusStore:
     def identities(self) -> set[str]:
         """None: a cluster would have to read all rows."""
         return set()
+
+    def times(self) -> tuple[datetime, datetime] | None:
+        """The first and the last of all entries, each looked for beyond those that are known already."""
+        seen: list[int] = []
+        while self.settings is not None:
+            bounds = f" and (time < {min(seen)} or time > {max(seen)})" if seen else ""
+            page = self._query(f"time != {milvus.NO_TIME}{bounds}", ["time"], limit=PAGE)
+            if not page:
+                break
+            seen = [pick([*seen, *(int(row["time"]) for row in page)]) for pick in (min, max)]
+        return (from_micros(min(seen)), from_micros(max(seen))) if seen else None
 
     def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
         """All that match; those removed meanwhile are left out."""

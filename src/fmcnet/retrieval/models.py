@@ -12,9 +12,8 @@ from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.encoder import Encoder
 from fmcnet.models.shipped import shipped_models
-
-NOTE = "made-with.json"
-"""In the gallery's folder: where its model is, and the ranges; it holds no embedding and nothing of a picture."""
+from fmcnet.parsing import read_json
+from fmcnet.retrieval.records import MADE_WITH
 
 
 def remember(gallery: str, model: str | Path | None = None, value_range: ValueRange | None = None) -> None:
@@ -39,7 +38,7 @@ def remember(gallery: str, model: str | Path | None = None, value_range: ValueRa
     if changed != noted:
         text = json.dumps(changed) + "\n"
         write_atomically(
-            folder / NOTE, lambda at: at.write_text(text, encoding="utf-8"), private_mode(folder)
+            folder / MADE_WITH, lambda at: at.write_text(text, encoding="utf-8"), private_mode(folder)
         )
 
 
@@ -62,15 +61,19 @@ def range_of(gallery: str, option: str | None) -> ValueRange | None:
     return ranges[0] if len(ranges) == 1 else None
 
 
-def open_model(gallery: str, source: str | Path | None, device: str = "auto") -> Encoder:
+def open_model(
+    gallery: str, source: str | Path | None, device: str = "auto", calibration: Path | None = None
+) -> Encoder:
     """The encoder for a gallery.
 
     Args:
         gallery: the location of the gallery to search or to add to.
         source: a model's folder or name; None: the one that was noted, or the shipped one if there is just one.
         device: where to compute.
+        calibration: a file of `fmcnet calibrate`; None: the one in the model's folder.
 
     Raises:
+        CheckpointError: for a calibration of another model.
         FmcnetError: when there is no model to take, or it does not exist.
     """
     shipped = list(shipped_models())
@@ -83,12 +86,12 @@ def open_model(gallery: str, source: str | Path | None, device: str = "auto") ->
             f"{gallery} was indexed with the model at {noted}, which does not exist any more: say where it is, with "
             "--model RUN"
         )
-    return Encoder.from_pretrained(chosen, device=device)
+    return Encoder.from_pretrained(chosen, device=device, calibration=calibration)
 
 
 def _read(gallery: str) -> dict[str, Any]:
     """What is noted; nothing where the note is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads((Path(gallery) / NOTE).read_text(encoding="utf-8"))
+        found = read_json(Path(gallery) / MADE_WITH)
         return found if isinstance(found, dict) else {}
     return {}

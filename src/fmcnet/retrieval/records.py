@@ -260,6 +260,9 @@ class GalleryInfo:
     pictures: int = 0
 
 
+MADE_WITH = "made-with.json"
+"""In a gallery's folder: where its model is, and the ranges; it holds no embedding and nothing of a picture."""
+
 Stored = tuple[Entry, FloatArray]
 """An entry and its (D,) float32 embedding."""
 

@@ -1,24 +1,33 @@
-"""What the index of a gallery still knows when its database was lost, as a new gallery."""
+"""What the files of a damaged gallery still hold, as a new gallery."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from fmcnet.errors import GalleryDamagedError, GalleryError
 from fmcnet.retrieval.columns import NONE, EntryColumns
+from fmcnet.retrieval.faiss_index import Codes
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.index_files import BLOCK, DoubtError, Manifest, block_is_intact
 from fmcnet.retrieval.records import Entry, as_modality, from_micros
 from fmcnet.retrieval.sqlite_database import Database
-from fmcnet.types import Modality
+from fmcnet.types import FloatArray, Modality
 
 CHUNK = 4096
+LOST = "recovered-"
+"""Begins the id of an entry whose own was lost."""
+
+
+Rescued = tuple[Entry, FloatArray, "bytes | None"]
+"""An entry, its (D,) embedding and its picture."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Recovered:
 
     Attributes:
         entries: written to the new gallery. renamed: those whose id and source were lost; they are "recovered-N".
-        damaged: rows whose embedding is damaged, and left out.
+        damaged: rows that neither the index nor the database gives back.
     """
 
     entries: int
@@ -36,7 +45,7 @@ class Recovered:
 
 
 def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
-    """Write what can be read of a damaged gallery into a new one.
+    """Write what can be read of a damaged gallery into a new one: of the index, and of the database.
 
     The index holds embeddings, modality, identity, camera, track, tags and time. Ids, sources and pictures are in the
     database alone, and are taken from there as far as it goes. An entry whose deletion was lost with the database
@@ -48,64 +57,119 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
         model: digest of the model that made the embeddings (`Encoder.digest`).
 
     Raises:
-        GalleryDamagedError: when the index cannot be read either.
+        GalleryDamagedError: when neither index nor database can be read.
         GalleryError: when `out` is not to be written to.
     """
     folder, out = Path(folder), Path(out)
     if out.exists():
         raise GalleryError(f"{out} exists: name a new folder")
-    try:
-        manifest = Manifest.read(folder)
-        codes = manifest.map(folder)
-        columns = EntryColumns.load(folder / manifest.columns)
-    except (DoubtError, OSError, ValueError, KeyError) as error:
-        raise GalleryDamagedError(f"{folder}: its index cannot be read either: {error}") from error
-    intact = np.repeat(
-        [block_is_intact(codes, block, crc) for block, crc in enumerate(manifest.blocks)], BLOCK
+    damaged: set[int] = set()
+    done: set[int] = set()
+    renamed, dtype = 0, "float32"
+    with contextlib.ExitStack() as stack:
+        database = _database(folder, stack)
+        reason = ""
+        parts: list[Iterator[list[tuple[int, Rescued]]]] = []
+        try:
+            manifest = Manifest.read(folder)
+            codes, columns = manifest.map(folder), EntryColumns.load(folder / manifest.columns)
+            dtype = manifest.dtype
+            parts.append(_of_index(manifest, codes, columns, database, damaged))
+        except (DoubtError, OSError, ValueError, KeyError) as error:
+            reason = str(error)
+        if database is not None:
+            with contextlib.suppress(GalleryError):
+                dtype = database.dtype
+                parts.append(_of_database(database, done, damaged))
+        if not parts:
+            raise GalleryDamagedError(f"{folder}: its index cannot be read either: {reason}")
+        gallery = stack.enter_context(
+            Gallery(out, model=model, dtype="float16" if dtype == "float16" else "float32")
+        )
+        for rows in itertools.chain(*parts):
+            done.update(seq for seq, _ in rows)
+            renamed += sum(entry.id == f"{LOST}{seq}" for seq, (entry, _, _) in rows)
+            _add(gallery, [rescued for _, rescued in rows])
+    return Recovered(len(done), renamed, len(damaged - done))
+
+
+def _add(gallery: Gallery, rows: list[Rescued]) -> None:
+    if not rows:
+        return
+    entries = [entry for entry, _, _ in rows]
+    names = ("modality", "pid", "camera", "time", "source", "track")
+    columns: dict[str, Any] = {name: [getattr(entry, name) for entry in entries] for name in names}
+    gallery.add(
+        np.stack([vector for _, vector, _ in rows]),
+        ids=[entry.id for entry in entries],
+        tags=[list(entry.tags) for entry in entries],
+        pictures=[picture for _, _, picture in rows],
+        **columns,
     )
-    alive = np.flatnonzero(columns.alive[: manifest.rows])
-    rows = alive[intact[alive] & (codes[alive] != 0).any(axis=1)]
-    texts = {name: list(columns.numbers[name]) for name in columns.numbers}
-    renamed = 0
-    with Gallery(out, model=model, dtype="float16" if manifest.dtype == "float16" else "float32") as gallery:
-        for start in range(0, len(rows), CHUNK):
-            part = rows[start : start + CHUNK]
-            known = _known(folder, columns.seq[part].tolist())
-            entries, pictures = [], []
-            for row in part.tolist():
-                seq = int(columns.seq[row])
-                if seq not in known:
-                    renamed += 1
-                entry, picture = known.get(seq) or (_entry(columns, texts, row, seq), None)
-                entries.append(entry)
-                pictures.append(picture)
-            gallery.add(
-                np.asarray(codes[part], dtype=np.float32),
-                ids=[entry.id for entry in entries],
-                modality=[entry.modality for entry in entries],
-                pid=[entry.pid for entry in entries],
-                camera=[entry.camera for entry in entries],
-                time=[entry.time for entry in entries],
-                source=[entry.source for entry in entries],
-                track=[entry.track for entry in entries],
-                tags=[list(entry.tags) for entry in entries],
-                pictures=pictures,
-            )
-    return Recovered(len(rows), renamed, len(alive) - len(rows))
 
 
-def _known(folder: Path, seqs: list[int]) -> dict[int, tuple[Entry, bytes | None]]:
-    """The entries of these rows that the database still has, and their pictures."""
+def _database(folder: Path, stack: contextlib.ExitStack) -> Database | None:
+    """The database, where it can be read."""
     with contextlib.suppress(GalleryError):
         database = Database(folder, read_only=True, timeout=1.0)
+        stack.callback(database.close)
+        with database.translated():
+            if database.has_tables() or not database.is_empty():
+                return database
+    return None
+
+
+def _of_index(
+    manifest: Manifest, codes: Codes, columns: EntryColumns, database: Database | None, damaged: set[int]
+) -> Iterator[list[tuple[int, Rescued]]]:
+    """The rows whose embedding is intact, with what the database knows of them; the others into `damaged`."""
+    blocks = [block_is_intact(codes, block, crc) for block, crc in enumerate(manifest.blocks)]
+    alive = np.flatnonzero(columns.alive[: manifest.rows])
+    right = np.repeat(blocks, BLOCK)[alive] & (codes[alive] != 0).any(axis=1)
+    damaged.update(columns.seq[alive[~right]].tolist())
+    rows = alive[right]
+    texts = {name: list(columns.numbers[name]) for name in columns.numbers}
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK]
+        known = {} if database is None else _readable(database, columns.seq[part].tolist(), set())
+        rescued = []
+        for row in part.tolist():
+            seq = int(columns.seq[row])
+            entry, _, picture = known.get(seq) or (_entry(columns, texts, row, seq), None, None)
+            rescued.append((seq, (entry, codes[row].astype(np.float32), picture)))
+        yield rescued
+
+
+def _of_database(
+    database: Database, done: set[int], damaged: set[int]
+) -> Iterator[list[tuple[int, Rescued]]]:
+    """The rows that are not in `done`; those that cannot be read into `damaged`."""
+    seq = 0
+    with contextlib.suppress(GalleryError):
+        while True:
+            with database.reading():
+                found = database.run("SELECT seq FROM rows WHERE seq > ? ORDER BY seq LIMIT ?", (seq, CHUNK))
+            seqs = [row[0] for row in found]
+            if not seqs or max(seqs) <= seq:
+                return
+            seq = max(seqs)
+            yield list(_readable(database, [one for one in seqs if one not in done], damaged).items())
+
+
+def _readable(database: Database, seqs: list[int], damaged: set[int]) -> dict[int, Rescued]:
+    """Those rows that the database still has whole; those of which it has a part into `damaged`."""
+    found: dict[int, Rescued] = {}
+    for seq in seqs:
         try:
             with database.reading():
-                if database.has_tables():
-                    stored = database.stored(seqs).items()
-                    return {seq: (entry, database.picture(seq)) for seq, (entry, _) in stored}
-        finally:
-            database.close()
-    return {}
+                (entry, vector) = database.stored([seq])[seq]
+        except GalleryError:
+            damaged.add(seq)
+            continue
+        found[seq] = entry, vector, None
+        with contextlib.suppress(GalleryError), database.reading():
+            found[seq] = entry, vector, database.picture(seq)
+    return found
 
 
 def _entry(columns: EntryColumns, texts: dict[str, list[str]], row: int, seq: int) -> Entry:
@@ -117,7 +181,7 @@ def _entry(columns: EntryColumns, texts: dict[str, list[str]], row: int, seq: in
 
     micros, tags = int(cast(int, columns["time"][row])), text("tags")
     return Entry(
-        f"recovered-{seq}",
+        f"{LOST}{seq}",
         as_modality(str(Modality.from_code(int(cast(int, columns["modality"][row]))))),
         text("pid"),
         text("camera"),

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import NamedTuple
 
+from fmcnet.data.depth import ValueRange, parse_range
 from fmcnet.data.listing import Ignored
 from fmcnet.data.readers import benchmark_layout, detect_layout, modality_of_folder, read_dataset
 from fmcnet.data.readers.csv import HELD_OUT
@@ -70,6 +71,8 @@ class Picture(NamedTuple):
     Attributes:
         path: absolute.
         source: where it came from, as a table states it; None: its path.
+        root: the folder that is indexed; None: the one that holds it.
+        value_range: as `fmcnet.data.images.load_image`; None: that of all pictures.
     """
 
     path: Path
@@ -80,11 +83,18 @@ class Picture(NamedTuple):
     track: str | None = None
     tags: tuple[str, ...] = ()
     source: str | None = None
+    root: Path | None = None
+    value_range: ValueRange | None = None
 
     @property
     def id(self) -> str:
-        """32 hexadecimal digits of its path: the same picture has the same id whenever it is indexed."""
-        return hashlib.sha256(self.path.as_posix().encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        """Of its path: the same picture has the same id whenever it is indexed."""
+        return path_id(self.path)
+
+
+def path_id(path: Path) -> str:
+    """32 hexadecimal digits of an absolute path: the id of its picture."""
+    return hashlib.sha256(path.as_posix().encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -274,7 +284,8 @@ def _list_pictures(paths: Sequence[Path], rules: Rules) -> tuple[list[_Row], Sou
     for source in paths:
         for path in list_images([source], ignored):
             name = path.relative_to(source).as_posix() if path != source else path.name
-            found.append((name, Picture(path, rules.modality), ""))
+            root = source if path != source else None
+            found.append((name, Picture(path, rules.modality, root=root), ""))
     if not found:
         raise DataError(f"{ignored[0].path} is {ignored[0].reason}, not an image: give images or folders")
     return found, Sources(ignored=tuple(ignored))
@@ -307,6 +318,9 @@ def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], So
         picture = Picture(
             path, row.modality, pid, camera, None, row.track or None, (*named, *tags), row.source or None
         )
+        picture = picture._replace(value_range=parse_range(row.range) if row.range else None)
+        if path.is_relative_to(table.root):
+            picture = picture._replace(root=table.root)
         found.append((row.path, picture, row.time))
     notes = [note for note in table.notes if rules.split != "all" or not note.startswith(HELD_OUT)]
     not_listed = _not_listed(source, table) if layout == "csv" else ()

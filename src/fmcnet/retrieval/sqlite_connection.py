@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,10 @@ from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
 
 NAME = "gallery.sqlite"
 PAGE = 32_768
+LOG_PAGES = 128
+"""Pages (4 MB) of the write-ahead log that are brought into the main file: what loss of the log can cost."""
+DAMAGED = ("malformed", "not a database", "encoding", "no such", "could not decode")
+"""In SQLite's words for damage."""
 
 
 class Connection:
@@ -20,6 +25,10 @@ class Connection:
     SQLite shares a write-ahead log even with readers, so it wants to make files. Where a reader may not, and there is
     no log, the file is opened as one that does not change (`immutable`), and anew as soon as it did.
 
+    Args:
+        folder: of the gallery. timeout: seconds to wait for a lock.
+        without_log: see what is in the main file, without the write-ahead log.
+
     Attributes:
         path: of the SQLite file. read_only: refuses to write.
 
@@ -27,19 +36,30 @@ class Connection:
         GalleryError: when the file cannot be opened. GalleryDamagedError: when it is no such database.
     """
 
-    def __init__(self, folder: Path, *, read_only: bool, timeout: float) -> None:
+    def __init__(self, folder: Path, *, read_only: bool, timeout: float, without_log: bool = False) -> None:
         self.path = folder / NAME
         self.read_only = read_only
         self._timeout = timeout
+        self._without_log = without_log
         self._unchanged: tuple[int, ...] | None = None
         self._connect()
+        self._file = self._identity()
 
     def _connect(self) -> None:
+        for end in ("", "-wal"):
+            self._check_is_file(self.path.with_name(f"{NAME}{end}"))
+        if not self._size("") and self._size("-wal"):  # SQLite would delete the log
+            raise self.damaged("it is empty or missing, and its write-ahead log is not")
         with self.translated():
+            if self._without_log:
+                self._open("mode=ro&immutable=1")
+                return
             try:
                 self._open("mode=ro" if self.read_only else "mode=rwc")
             except sqlite3.OperationalError as error:
-                if not (self.read_only and _not_writable(error) and self.path.is_file() and not self._log()):
+                if not (
+                    self.read_only and _not_writable(error) and self.path.is_file() and not self._size("-wal")
+                ):
                     raise
                 self._unchanged = self._stamp()
                 self._open("mode=ro&immutable=1")
@@ -60,20 +80,40 @@ class Connection:
             else:
                 self.run(f"PRAGMA page_size={PAGE}")
                 self.run("PRAGMA journal_mode=WAL")
+                self.run(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
                 self.run("PRAGMA synchronous=FULL")  # a commit is on disk when it returns
                 self.run("PRAGMA secure_delete=ON")
         except BaseException:
             self.connection.close()
             raise
 
-    def _log(self) -> int:
-        """Bytes of the write-ahead log."""
-        log = self.path.with_name(f"{NAME}-wal")
-        return log.stat().st_size if log.is_file() else 0
+    def _size(self, end: str) -> int:
+        """Bytes of the database's file whose name has this end; 0 where there is none."""
+        path = self.path.with_name(f"{NAME}{end}")
+        return path.stat().st_size if path.is_file() else 0
+
+    @property
+    def has_log(self) -> bool:
+        """The write-ahead log is not empty."""
+        return self._size("-wal") > 0
 
     def _stamp(self) -> tuple[int, ...]:
         found = self.path.stat()
-        return found.st_ino, found.st_size, found.st_mtime_ns, self._log()
+        return found.st_ino, found.st_size, found.st_mtime_ns, self._size("-wal")
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Which file is there; None: none. No other file gets the same numbers while this one is open."""
+        try:
+            found = self.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_dev, found.st_ino
+
+    @property
+    def replaced(self) -> bool:
+        """The file was removed, or another one put there; one that is read as unchanging may be exchanged."""
+        now = self._identity()
+        return now is None or (now != self._file and self._unchanged is None)
 
     def run(self, statement: str, values: Sequence[object] = ()) -> list[tuple]:  # type: ignore[type-arg]
         """All rows of one statement."""
@@ -84,13 +124,17 @@ class Connection:
         """SQLite's errors in the gallery's words."""
         try:
             yield
+        except UnicodeDecodeError as error:  # Python cannot read what SQLite says of a damaged schema
+            raise self.damaged("a text is not UTF-8") from error
         except sqlite3.Error as error:
             reason = str(error)
             if "locked" in reason or "busy" in reason:
                 raise GalleryBusyError(f"{self.path} is in use by another process: try again") from error
-            if "malformed" in reason or "not a database" in reason or "encoding" in reason:
+            if any(word in reason.lower() for word in DAMAGED):
                 raise self.damaged(reason) from error
-            if _not_writable(error) and self.read_only and self._log():
+            if _not_writable(error):
+                self._check_readable()
+            if _not_writable(error) and self.read_only and self.has_log:
                 raise GalleryError(
                     f"{self.path.parent} holds a write-ahead log that a writer left behind, and cannot be written to "
                     "take it in: open the gallery once where it can be written, or copy it there"
@@ -104,11 +148,28 @@ class Connection:
                 ) from error
             raise GalleryError(f"{self.path}: {reason}") from error
 
+    def _check_readable(self) -> None:
+        """Name the file that cannot be read, where there is one.
+
+        Raises:
+            GalleryError: with its name.
+        """
+        for end in ("", "-wal", "-shm"):
+            path = self.path.with_name(f"{NAME}{end}")
+            self._check_is_file(path)
+            if path.exists() and not os.access(path, os.R_OK):
+                raise GalleryError(f"{path} cannot be read: Permission denied")
+
+    @staticmethod
+    def _check_is_file(path: Path) -> None:
+        if path.is_dir():
+            raise GalleryError(f"{path} is a folder, and should be a file: move it away")
+
     def damaged(self, what: str) -> GalleryDamagedError:
         """The error that names the damaged file."""
         return GalleryDamagedError(
-            f"{self.path} is damaged ({what}): restore it from a backup, or save what can be read with "
-            "`sqlite3 gallery.sqlite .recover`"
+            f"{self.path} is damaged ({what}): restore a backup (fmcnet gallery restore), or write what can be read "
+            f"into a new gallery: fmcnet gallery recover {self.path.parent} NEW --model MODEL"
         )
 
     @contextlib.contextmanager
@@ -155,6 +216,11 @@ class Connection:
                     f"{self.path}: what was removed is gone from all answers, but another process still reads, so "
                     "the write-ahead log may hold it; run compact when it is done"
                 )
+
+    def shorten_log(self) -> None:
+        """Bring into the main file what no reader holds back."""
+        with self.translated():
+            self.run("PRAGMA wal_checkpoint(PASSIVE)")
 
     def close(self) -> None:
         """Close the connection."""

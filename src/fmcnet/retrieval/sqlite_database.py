@@ -7,6 +7,8 @@ is deleted from the other tables. `compact` drops the zeroed rows and rewrites t
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import uuid
 import zlib
@@ -19,6 +21,8 @@ from numpy.typing import NDArray
 
 from fmcnet.errors import GalleryError
 from fmcnet.identities import is_number
+from fmcnet.parsing import parse_json
+from fmcnet.retrieval.mark import Mark, write_mark
 from fmcnet.retrieval.records import Entry, GallerySettings, Stored, from_micros, to_micros
 from fmcnet.retrieval.sqlite_connection import Connection
 from fmcnet.types import Modality
@@ -33,6 +37,11 @@ Values = tuple[
 """A row of `rows` without its checksum, in the order of `COLUMNS`."""
 
 
+FILES = "files"
+"""The table of `FileRecords`, which is made with the first record."""
+
+REMOVED = "removed"
+"""The table of digests of removed ids."""
 MANY = 500
 """Values in one IN (...)."""
 SCHEMA = """
@@ -55,27 +64,69 @@ class Database(Connection):
         GalleryError: when the file cannot be opened. GalleryDamagedError: when it is no such database.
     """
 
-    def __init__(self, folder: Path, *, read_only: bool, timeout: float) -> None:
-        super().__init__(folder, read_only=read_only, timeout=timeout)
+    def __init__(self, folder: Path, *, read_only: bool, timeout: float, without_log: bool = False) -> None:
+        super().__init__(folder, read_only=read_only, timeout=timeout, without_log=without_log)
         self._dtype: str | None = None
+        self._more = [0, 0]  # entries and pictures, since the transaction began
 
     def has_tables(self) -> bool:
-        """All tables are there, those of newer versions too."""
-        return bool(self.run("SELECT 1 FROM sqlite_master WHERE name = 'pictures'"))
+        """All tables are there, those of newer versions too.
+
+        Raises:
+            GalleryDamagedError: when only some of those are there that every version has.
+        """
+        names = {row[0] for row in self.run("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        missing = {"meta", "rows", "vectors", "log"} - names
+        if missing and names:
+            raise self.damaged(f"no such table: {min(missing)}")
+        return "pictures" in names
+
+    def has_files(self) -> bool:
+        """There are `FileRecords`."""
+        return bool(self.run("SELECT 1 FROM sqlite_master WHERE name = ?", (FILES,)))
 
     def is_empty(self) -> bool:
         """There is no table at all."""
         return not self.run("SELECT 1 FROM sqlite_master")
 
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """All or nothing; then it is noted how many entries there are, and beside the database how far it goes."""
+        with super().writing():
+            self._more = [0, 0]
+            known = self.counts()
+            yield
+            if generation := self.number("generation"):
+                counts = [known[0] + self._more[0], known[1] + self._more[1]] if known else self._count()
+                self.put("counts", json.dumps([generation, *counts]))
+        with contextlib.suppress(GalleryError), self.translated():
+            write_mark(self.path, Mark(self.name(), self.number("generation")))
+
+    def counts(self) -> tuple[int, int] | None:
+        """How many entries and pictures there must be; None where a version wrote last that did not note it."""
+        noted = self.get("counts")
+        generation, entries, pictures = json.loads(noted) if isinstance(noted, str) else (-1, 0, 0)
+        return (entries, pictures) if generation == self.number("generation") else None
+
+    def _count(self) -> list[int]:
+        return [self.run("SELECT count(*) FROM rows")[0][0], self.pictures()]
+
     def create(self) -> None:
         """Make the tables where they are missing."""
-        with self.writing():
+        with Connection.writing(self):
             for statement in SCHEMA.split(";\n"):
                 self.connection.execute(statement)
             if self.get("gallery") is None:
-                self.put("gallery", json.dumps({"format": FORMAT, "name": uuid.uuid4().hex}))
+                self.rename()
                 self.put("generation", 0)
                 self.put("floor", 0)
+
+    def rename(self) -> str:
+        """Give the gallery a new name: a copy's index must not be taken for the original's."""
+        name = uuid.uuid4().hex
+        known = {"format": FORMAT} if self.get("gallery") is None else self._about()
+        self.put("gallery", json.dumps(known | {"name": name}))
+        return name
 
     # ---- what is known of the gallery ----
 
@@ -111,10 +162,14 @@ class Database(Connection):
         value = self.get("gallery")
         if not isinstance(value, str):
             raise self.damaged("'gallery' is missing")
-        about: dict[str, Any] = json.loads(value)
-        if about["format"] not in (FORMAT, NAMED):
+        try:
+            about: dict[str, Any] = parse_json(value)
+            version, _ = about["format"], about["name"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise self.damaged("'gallery' is not what was written") from error
+        if version not in (FORMAT, NAMED):
             raise GalleryError(
-                f"{self.path} has format {about['format']}, this fmcnet reads {FORMAT} and {NAMED}: update fmcnet"
+                f"{self.path} has format {version}, this fmcnet reads {FORMAT} and {NAMED}: update fmcnet"
             )
         return about
 
@@ -128,7 +183,12 @@ class Database(Connection):
     def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
         value = self.get("settings")
-        return GallerySettings(**json.loads(value)) if isinstance(value, str) else None
+        if not isinstance(value, str):
+            return None
+        try:
+            return GallerySettings(**parse_json(value))
+        except (ValueError, TypeError) as error:
+            raise self.damaged("'settings' are not what was written") from error
 
     def set_settings(self, settings: GallerySettings) -> None:
         """Fix dimension, model and dtype."""
@@ -155,10 +215,10 @@ class Database(Connection):
             "INSERT INTO vectors VALUES (?, ?)",
             ((first + i, seal(first + i, vector.tobytes())) for i, vector in enumerate(vectors)),
         )
-        self.connection.executemany(
-            "INSERT INTO pictures VALUES (?, ?)",
-            ((first + i, seal(first + i, picture)) for i, picture in enumerate(pictures) if picture),
-        )
+        kept = [(first + i, seal(first + i, picture)) for i, picture in enumerate(pictures) if picture]
+        self.connection.executemany("INSERT INTO pictures VALUES (?, ?)", kept)
+        self._more[0] += len(stored)
+        self._more[1] += len(kept)
         return [values[0] for values in stored]
 
     def picture(self, seq: int) -> bytes | None:
@@ -170,7 +230,12 @@ class Database(Connection):
         if not self.has_tables():  # made before there were any
             return None
         found = self.run("SELECT picture FROM pictures WHERE seq = ?", (seq,))
-        return self._unsealed(seq, found[0][0]) if found else None
+        if found:
+            return self._unsealed(seq, found[0][0])
+        counts = self.counts()
+        if counts is not None and counts[0] == counts[1]:  # every entry has one
+            raise self.damaged(f"the picture of row {seq} is missing")
+        return None
 
     def _unsealed(self, seq: int, sealed: object) -> bytes:
         if not isinstance(sealed, bytes) or seal(seq, sealed[:-4]) != sealed:
@@ -195,12 +260,51 @@ class Database(Connection):
 
     def delete(self, seqs: Iterable[int]) -> None:
         """Delete rows and overwrite their embeddings and pictures by zeros."""
+        files = self.has_files()
         for seq in seqs:
-            self.connection.execute("DELETE FROM rows WHERE seq = ?", (seq,))
+            changed = [self.connection.execute("DELETE FROM rows WHERE seq = ?", (seq,)).rowcount]
+            if files:
+                self.connection.execute(f"DELETE FROM {FILES} WHERE seq = ?", (seq,))
             for table, name in (("vectors", "vector"), ("pictures", "picture")):
-                self.connection.execute(
-                    f"UPDATE {table} SET {name} = zeroblob(length({name})) WHERE seq = ?", (seq,)
+                changed.append(
+                    self.connection.execute(
+                        f"UPDATE {table} SET {name} = zeroblob(length({name})) WHERE seq = ?", (seq,)
+                    ).rowcount
                 )
+            if changed[:2] != [1, 1]:
+                raise self.damaged(f"row {seq} is missing")
+            self._more[0] -= 1
+            self._more[1] -= changed[2]
+
+    def remember_removed(self, seqs: Sequence[int]) -> None:
+        """Remember which ids go: a digest of each, in a table that galleries of 0.1.0 lack."""
+        self.connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {REMOVED} (digest BLOB PRIMARY KEY) WITHOUT ROWID"
+        )
+        for marks, part in _chunks(seqs):
+            found = self.run(f"SELECT id FROM rows WHERE seq IN ({marks})", part)
+            self.connection.executemany(
+                f"INSERT OR IGNORE INTO {REMOVED} VALUES (?)", ((_digest(row[0]),) for row in found)
+            )
+
+    def forget_removed(self, ids: Iterable[str]) -> None:
+        """These ids are there again."""
+        if self._remembers():
+            self.connection.executemany(
+                f"DELETE FROM {REMOVED} WHERE digest = ?", ((_digest(one),) for one in ids)
+            )
+
+    def removed(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that `remember_removed` knows."""
+        known = {_digest(one): one for one in ids} if self._remembers() else {}
+        return {
+            known[row[0]]
+            for marks, part in _chunks(list(known))
+            for row in self.run(f"SELECT digest FROM {REMOVED} WHERE digest IN ({marks})", part)
+        }
+
+    def _remembers(self) -> bool:
+        return bool(self.run("SELECT 1 FROM sqlite_master WHERE name = ?", (REMOVED,)))
 
     def note(self, generation: int, seqs: Iterable[int], *, gone: bool) -> None:
         """Tell other processes which rows changed or went."""
@@ -208,6 +312,12 @@ class Database(Connection):
             "INSERT OR REPLACE INTO log VALUES (?, ?, ?, ?)",
             ((generation, s, int(gone), checksum(generation, s, int(gone))) for s in seqs),
         )
+
+    def note_change(self, seqs: Iterable[int]) -> None:
+        """Tell other processes, by a new generation, that metadata of rows changed."""
+        generation = self.number("generation") + 1
+        self.put("generation", generation)
+        self.note(generation, seqs, gone=False)
 
     def noted(self, after: int) -> Iterator[tuple[int, bool]]:
         """Row numbers changed (False) or gone (True) after a generation, in order."""
@@ -220,20 +330,22 @@ class Database(Connection):
             yield seq, bool(gone)
 
     def seqs(self, ids: Sequence[str]) -> dict[str, int]:
-        """Row numbers of those ids that are there."""
-        chunks = _chunks(ids)
-        return dict(
-            row
-            for marks, part in chunks
-            for row in self.run(f"SELECT id, seq FROM rows WHERE id IN ({marks})", part)
-        )
+        """Row numbers of those ids that are there.
 
-    def present(self, seqs: Sequence[int]) -> list[int]:
-        """Those row numbers that are there."""
-        found = (
-            self.run(f"SELECT seq FROM rows WHERE seq IN ({marks})", part) for marks, part in _chunks(seqs)
-        )
-        return [row[0] for rows in found for row in rows]
+        Raises:
+            GalleryDamagedError: when the table's own index names a row that has another id.
+        """
+        found: dict[str, int] = {}
+        for marks, part in _chunks(ids):
+            for name, seq, own in self.run(
+                "SELECT known.id, known.seq, rows.id FROM rows AS known LEFT JOIN rows ON rows.seq = known.seq "
+                f"WHERE known.id IN ({marks})",
+                part,
+            ):
+                if own != name:
+                    raise self.damaged(f"row {seq} is not that of id {name!r}")
+                found[name] = seq
+        return found
 
     def stored(self, seqs: Sequence[int]) -> dict[int, Stored]:
         """Entries and embeddings of row numbers.
@@ -285,7 +397,7 @@ class Database(Connection):
     def compact(self) -> int:
         """Rewrite the file without the zeroed rows; the new generation."""
         with self.writing():
-            for table in ("vectors", "pictures"):
+            for table in ("vectors", "pictures", *((FILES,) if self.has_files() else ())):
                 self.connection.execute(f"DELETE FROM {table} WHERE seq NOT IN (SELECT seq FROM rows)")
             self.connection.execute("DELETE FROM log")
             generation = self.number("generation") + 1
@@ -303,23 +415,29 @@ class Database(Connection):
             GalleryDamagedError: naming the first fault.
         """
         with self.reading():
-            fault = self.run("PRAGMA quick_check(1)")[0][0]
+            fault = self.run("PRAGMA integrity_check(1)")[0][0]
             if fault != "ok":
                 raise self.damaged(str(fault).replace("\n", "; "))
             list(self.noted(-1))
             if self.settings() is None:
                 return
-            seq = 0
+            seq = entries = pictures = 0
             while rows := self.after(seq, 4096):
-                seq = max(rows)
+                seq, entries = max(rows), entries + len(rows)
                 if self.has_tables():
-                    for one in rows:
-                        self.picture(one)
+                    pictures += sum(self.picture(one) is not None for one in rows)
+            if (counts := self.counts()) not in (None, (entries, pictures)):
+                raise self.damaged(f"{entries} entries and {pictures} pictures instead of {counts}")
 
 
 def checksum(*values: object) -> int:
     """CRC-32 of values; texts hold no NUL and are not empty, so the joined text is unambiguous."""
     return zlib.crc32("\0".join("" if v is None else str(v) for v in values).encode())
+
+
+def _digest(entry_id: str) -> bytes:
+    """Names a removed entry without keeping its id, which may be a file's name."""
+    return hashlib.sha256(entry_id.encode("utf-8", "surrogateescape")).digest()[:16]
 
 
 def to_values(seq: int, entry: Entry) -> Values:

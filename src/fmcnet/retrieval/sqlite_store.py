@@ -14,19 +14,23 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import Timeout
 
-from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryDamagedError, GalleryError
-from fmcnet.files import lock_file, private_mode
+from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError, GalleryReplacedError
+from fmcnet.files import lock_file, make_private
 from fmcnet.retrieval.backends import NEAR, SPARE, ranked
+from fmcnet.retrieval.columns import NONE
+from fmcnet.retrieval.days import DayCount, count_days
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
-from fmcnet.retrieval.index_files import NAME as INDEX
-from fmcnet.retrieval.index_files import DoubtError, GalleryIndex, Manifest
+from fmcnet.retrieval.file_records import FileRecords
+from fmcnet.retrieval.index_files import GalleryIndex
 from fmcnet.retrieval.inputs import check_settings
+from fmcnet.retrieval.loss import check_loss, indexed, lost
 from fmcnet.retrieval.records import (
     Added,
     EntryBatch,
@@ -38,6 +42,7 @@ from fmcnet.retrieval.records import (
     OpenOptions,
     Stored,
     Where,
+    from_micros,
 )
 from fmcnet.retrieval.sqlite_connection import NAME, not_writable
 from fmcnet.retrieval.sqlite_database import Database
@@ -48,6 +53,8 @@ logger = logging.getLogger(__name__)
 LOCK = "writer.lock"
 HNSW_ABOVE = 100_000
 """Entries above which a new gallery uses a graph."""
+LOG_ROWS = 256
+"""New entries after which the log is brought into the main file; at the latest after 4 MB (sqlite_connection.py)."""
 
 
 @contextlib.contextmanager
@@ -89,22 +96,22 @@ class SqliteStore:
         self.dtype = options.dtype
         self._wrote = False
         self._owed = False  # the log may hold what was removed
+        self._in_log = 0  # entries added since the log was brought into the main file
         self._settings: GallerySettings | None = None
         self._closed = False
         self._mutex = threading.RLock()
         self._prepare(options.create)
-        indexed = self._indexed()  # read first: the database may only be newer
+        check_loss(folder, timeout)
         self.database = Database(folder, read_only=read_only, timeout=timeout)
         try:
             with self.database.translated():
                 ready = self.database.has_tables()
-                if indexed is not None:
-                    self._check_loss(indexed)
             if not read_only and not ready:
                 with writer_lock(folder, timeout):
                     self.database.create()
             with self.database.translated():
-                self.database.name()
+                self._name = self.database.name()
+            self.files = FileRecords(self.database, self._reading, self._writing)
             choice, above = self._choice(options.index, options.hnsw_above)
             self.index = GalleryIndex(folder, self.database, choice, above, options.flush_rows)
             with self.database.reading():
@@ -112,16 +119,17 @@ class SqliteStore:
             if not read_only:
                 with contextlib.suppress(GalleryBusyError), writer_lock(folder, 0):
                     self.index.adopt()
+                    self._finish_index()  # of a writer that died: the index proves a loss, and saves entries from it
                     self.database.truncate_log()  # a writer that died may have left what it removed
         except BaseException:
             self.database.close()
             raise
 
     def _prepare(self, create: bool) -> None:
-        if (self.folder / NAME).is_file():
+        if (self.folder / NAME).exists():
             return
-        if (indexed := self._indexed()) is not None and indexed.rows:
-            raise _lost(self.folder, f"{NAME} is empty or missing", indexed)
+        if (known := indexed(self.folder)) is not None and known.rows:
+            raise lost(self.folder, f"{NAME} is empty or missing", known)
         if self.folder.exists() and not self.folder.is_dir():
             raise GalleryError(f"{self.folder} is a file; a gallery is a folder")
         if self.folder.is_dir() and any(p.name != LOCK for p in self.folder.iterdir()):
@@ -132,35 +140,9 @@ class SqliteStore:
             raise GalleryError(f"there is no gallery at {self.folder}: check the path, or add to it first")
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (self.folder / NAME).touch()
-            (self.folder / NAME).chmod(private_mode(self.folder))
+            make_private(self.folder / NAME)
         except OSError as error:
             raise GalleryError(f"{self.folder} cannot be made: {error.strerror}") from error
-
-    def _indexed(self) -> Manifest | None:
-        """What the index's files say of the gallery; None where they say nothing."""
-        try:
-            return Manifest.read(self.folder)
-        except DoubtError:
-            return None
-
-    def _check_loss(self, indexed: Manifest) -> None:
-        """Refuse a database that lost what the index still knows.
-
-        Raises:
-            GalleryDamagedError: says what was lost, and what to do.
-        """
-        if self.database.is_empty():
-            if indexed.rows:
-                raise _lost(self.folder, f"{NAME} is empty or missing", indexed)
-        elif (
-            self.database.get("gallery") is not None
-            and self.database.name() == indexed.gallery
-            and self.database.number("generation") < indexed.generation
-        ):
-            raise _lost(
-                self.folder, f"{NAME} is older than its index, so its write-ahead log was lost", indexed
-            )
 
     def _choice(self, index: IndexChoice | None, hnsw_above: int | None) -> tuple[IndexChoice, int]:
         """The kind of index: as given, and then kept in the gallery; or as kept."""
@@ -181,6 +163,8 @@ class SqliteStore:
         with self._mutex:
             self._open()
             with self.database.reading():
+                if self.database.name() != self._name:
+                    raise self._replaced()
                 yield self.index.sync()
 
     @contextlib.contextmanager
@@ -192,6 +176,7 @@ class SqliteStore:
                     f"{self.folder} was opened read-only: open it without read_only to change it"
                 )
             with writer_lock(self.folder, self.timeout):
+                self._open()
                 self.index.adopt()
                 self._wrote = True
                 if self._owed:
@@ -202,10 +187,18 @@ class SqliteStore:
                 except BaseException:
                     self.index.state = None  # whatever it was, the next use starts from the database
                     raise
+                self._open()  # what went into files that are gone is not acknowledged
 
     def _open(self) -> None:
+        if self.database.replaced:
+            raise self._replaced()
         if self._closed:
             raise GalleryError(f"the gallery {self.folder} was closed")
+
+    def _replaced(self) -> GalleryReplacedError:
+        return GalleryReplacedError(
+            f"{self.folder} was removed, or another gallery was put in its place, since it was opened: open it again"
+        )
 
     def _next(self) -> int:
         generation = self.database.number("generation") + 1
@@ -288,6 +281,19 @@ class SqliteStore:
         with self._reading() as state:
             return 0 if state is None else int(np.count_nonzero(state.columns.mask(where, self._seqs(where))))
 
+    def removed(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that were removed, and not added since."""
+        with self._reading():
+            return self.database.removed(ids)
+
+    def times(self) -> tuple[datetime, datetime] | None:
+        """The first and the last of all entries."""
+        with self._reading() as state:
+            if state is None:
+                return None
+            times = state.columns["time"][state.columns["time"] != NONE]
+            return (from_micros(int(times.min())), from_micros(int(times.max()))) if len(times) else None
+
     def cameras(self) -> set[str]:
         """Those of all entries."""
         with self._reading() as state:
@@ -298,14 +304,23 @@ class SqliteStore:
         with self._reading() as state:
             return set() if state is None else state.columns.texts("pid")
 
+    def days(self, where: Where | None, zone: tzinfo) -> tuple[DayCount, ...]:
+        """How many of those that match each camera has on each day."""
+        with self._reading() as state:
+            if state is None:
+                return ()
+            columns, mask = state.columns, state.columns.mask(where, self._seqs(where))
+            codes, names = columns["camera"][mask], list(columns.numbers["camera"])
+            return count_days(codes.astype(np.int64), names, columns["time"][mask].astype(np.int64), zone)
+
     def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
         """All that match; those removed meanwhile are left out."""
         with self._reading() as state:
             seqs = [] if state is None else self._matching(state, where)
         for start in range(0, len(seqs), chunk):
-            with self._reading():
-                here = sorted(self.database.present(seqs[start : start + chunk]))
-                stored = self.database.stored(here)
+            with self._reading() as state:
+                here = [] if state is None else state.columns.living(seqs[start : start + chunk])
+                stored = self.database.stored(here)  # all of them, or an error
             yield [stored[seq] for seq in here]
 
     def _matching(self, state: FaissIndex, where: Where | None) -> list[int]:
@@ -340,6 +355,7 @@ class SqliteStore:
                 self.database.note(generation, old, gone=True)
                 pictures = [batch.pictures[i] for i in rows] if batch.pictures else []
                 seqs = self.database.insert(entries, vectors, pictures)
+                self.database.forget_removed(entry.id for entry in entries)
             state = self.index.state
             if state is None:
                 with self.database.reading():
@@ -350,6 +366,10 @@ class SqliteStore:
                 state.generation = generation
                 if old:
                     self._erase(gone)
+            self._in_log += len(entries)
+            if self._in_log >= LOG_ROWS:
+                self.database.shorten_log()
+                self._in_log = 0
             self.index.keep_up()
             ids = tuple(entry.id for entry in batch.entries)
             return Added(ids, len(entries) - len(old), len(old), len(ids) - len(entries))
@@ -369,7 +389,7 @@ class SqliteStore:
             stored = self.database.stored(list(seqs.values()))
             for seq, (entry, _) in stored.items():
                 self.database.rewrite(seq, replace(entry, **change))
-            self.database.note(self._next(), stored, gone=False)
+            self.database.note_change(stored)
             return len(stored)
 
     def remove(self, where: Where) -> int:
@@ -379,6 +399,7 @@ class SqliteStore:
                 state = self.index.sync()
                 seqs = [] if state is None else self._matching(state, where)
                 if state is not None and seqs:
+                    self.database.remember_removed(seqs)
                     self.database.delete(seqs)
                     generation = self._next()
                     self.database.note(generation, seqs, gone=True)
@@ -398,6 +419,11 @@ class SqliteStore:
         self._owed = True
         self.database.truncate_log()
         self._owed = False
+
+    def _finish_index(self) -> None:
+        """Write what only memory has of the index."""
+        if self.index.state is not None and self.index.state.unsaved:
+            self.index.flush()
 
     def compact(self) -> None:
         """Rewrite database and index without what was removed."""
@@ -428,20 +454,12 @@ class SqliteStore:
             if self._closed:
                 return
             try:
-                if self._wrote:
+                if self._wrote and not self.database.replaced:
                     with contextlib.suppress(GalleryBusyError), writer_lock(self.folder, self.timeout):
                         self.index.adopt()
-                        if self.index.state is not None and self.index.state.unsaved:
-                            self.index.flush()
+                        self._finish_index()
+                        self.database.shorten_log()
             finally:
                 self._closed = True
                 with contextlib.suppress(sqlite3.Error):
                     self.database.close()
-
-
-def _lost(folder: Path, what: str, indexed: Manifest) -> GalleryDamagedError:
-    return GalleryDamagedError(
-        f"{folder} lost entries: {what}, and the index has {indexed.rows:,} rows. Nothing was changed. Restore the "
-        f"database from a backup, or write what the index knows into a new gallery: fmcnet gallery recover {folder} "
-        f"NEW --model MODEL. After a restore that is older on purpose, delete {folder / INDEX}"
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,24 +13,38 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 from starlette.routing import Match, Route
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from fmcnet import __version__
 from fmcnet.server.errors import api_error_of
 from fmcnet.server.keys import Keys
-from fmcnet.server.routes import entries, info, search
+from fmcnet.server.proxies import Network, RootPathMiddleware, check_root_path
+from fmcnet.server.routes import entries, info, reference, search
 from fmcnet.server.security import SecurityMiddleware
 from fmcnet.server.service import Service
 
 METHODS = ("get", "post", "delete")
-PARTS = (search, entries, info)
+PARTS = (search, entries, info, reference)
 
 
-def create_app(service: Service, keys: Keys | None = None) -> FastAPI:
+def create_app(
+    service: Service,
+    keys: Keys | None = None,
+    *,
+    root_path: str = "",
+    proxies: Sequence[Network] = (),
+) -> FastAPI:
     """An ASGI application that starts the service on startup and stops it on shutdown.
 
     Args:
         service: what it serves. keys: who may; none: everybody on this machine, and nobody else.
+        root_path: "/reid" where a proxy serves it below that path, whether or not the proxy takes the path away.
+        proxies: whose X-Forwarded-For and X-Forwarded-Proto are believed.
+
+    Raises:
+        FmcnetError: for a root path that is none, or that the service's own addresses begin with.
     """
+    root_path = check_root_path(root_path)
     known = keys if keys is not None else Keys()
     known.changed = lambda added, revoked: service.audit.write(
         action="keys", outcome="changed", added=added, revoked=revoked
@@ -65,10 +79,15 @@ def create_app(service: Service, keys: Keys | None = None) -> FastAPI:
         limits=service.limits,
         metrics=service.metrics,
         audit=service.audit,
+        read_only=service.read_only,
     )
+    app.openapi = lambda: _describe(app, bool(known), root_path)  # type: ignore[method-assign]
+    if root_path:
+        app.add_middleware(RootPathMiddleware, root_path=root_path)
+    if proxies:
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=[str(one) for one in proxies])
     # An upload is within `body_bytes` already; a file on disk would keep a copy of what is not to be kept.
     MultiPartParser.spool_max_size = service.limits.body_bytes + 1
-    app.openapi = lambda: _describe(app, bool(known))  # type: ignore[method-assign]
     return app
 
 
@@ -89,10 +108,13 @@ def _allowed(request: Request) -> str:
     return ", ".join(sorted(methods))
 
 
-def _describe(app: FastAPI, locked: bool) -> dict[str, Any]:
+def _describe(app: FastAPI, locked: bool, root_path: str) -> dict[str, Any]:
     """OpenAPI, with the keys, where they are needed, and each route's scope."""
     if app.openapi_schema is None:
-        tree = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        servers: list[dict[str, Any]] | None = [{"url": root_path}] if root_path else None
+        tree = get_openapi(
+            title=app.title, version=app.version, summary=app.summary, routes=app.routes, servers=servers
+        )
         schemes = {
             "bearer": {"type": "http", "scheme": "bearer"},
             "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

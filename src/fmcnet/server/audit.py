@@ -41,7 +41,9 @@ class AuditLog:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         except OSError as error:
-            raise FmcnetError(f"the audit log {path} cannot be written: {error.strerror}") from error
+            raise FmcnetError(
+                f"the audit log {path} cannot be written: {error.strerror}; name another file with --audit"
+            ) from error
         self._lock = threading.Lock()
         self._minute, self._refusals, self._unlogged = time.monotonic(), Counter[str](), 0
 

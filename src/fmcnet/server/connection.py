@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections import Counter
+from collections.abc import Sequence
 from typing import cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fmcnet.server.limits import Limits
+from fmcnet.server.proxies import Network, is_proxy
 
 
 def is_loopback(host: str) -> bool:
@@ -23,12 +25,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def bounded_protocol(limits: Limits) -> type[asyncio.Protocol]:
+def bounded_protocol(limits: Limits, proxies: Sequence[Network] = ()) -> type[asyncio.Protocol]:
     """uvicorn's protocol, which closes connections that cost too much. uvicorn itself has none of these bounds.
 
     - A head must arrive within `head_seconds` of the opening, or of the first byte of a further request.
     - An answer must be read within `answer_seconds`.
-    - One address may have `peer_connections` open at once.
+    - One address may have `peer_connections` open at once; not that of a proxy, which brings many callers.
 
     Nothing is answered: there is no request, or nobody who reads.
     """
@@ -43,7 +45,7 @@ def bounded_protocol(limits: Limits) -> type[asyncio.Protocol]:
             super().connection_made(cast(asyncio.Transport, transport))
             self._peer = (transport.get_extra_info("peername") or ("",))[0]
             peers[self._peer] += 1
-            if peers[self._peer] > limits.peer_connections:
+            if peers[self._peer] > limits.peer_connections and not is_proxy(self._peer, proxies):
                 self.transport.abort()
                 return
             self._watch_head()

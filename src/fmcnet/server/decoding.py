@@ -22,6 +22,7 @@ from typing import NamedTuple
 from pebble import ProcessExpired, ProcessPool
 from PIL import Image
 
+from fmcnet.data.depth import ValueRange
 from fmcnet.server.errors import ApiError, overloaded
 from fmcnet.server.limits import Limits
 from fmcnet.server.uploads import (
@@ -44,10 +45,11 @@ CROP = 2_000_000
 
 
 class Upload(NamedTuple):
-    """An uploaded file, whole."""
+    """An uploaded file, whole, and the values that become 0 and 255; None: the gallery's."""
 
     name: str
     data: bytes
+    value_range: ValueRange | None = None
 
 
 @dataclass
@@ -102,7 +104,9 @@ class _Queue:
         Raises:
             RuntimeError: when no process can be started.
         """
-        arguments = [image.upload.data, image.upload.name, self.rules]
+        upload, rules = image.upload, self.rules
+        rules = rules._replace(value_range=upload.value_range) if upload.value_range else rules
+        arguments = [upload.data, upload.name, rules]
         try:
             return self._pool.schedule(decode_upload, args=arguments, timeout=self.limits.decode_seconds)
         except RuntimeError as error:

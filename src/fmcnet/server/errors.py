@@ -19,6 +19,7 @@ from fmcnet.errors import (
     GalleryBusyError,
     GalleryDamagedError,
     GalleryError,
+    GalleryReplacedError,
 )
 
 _log = logging.getLogger(__name__)
@@ -71,6 +72,9 @@ def api_error_of(error: BaseException, where: str = "the request") -> ApiError:
         return ApiError(409, str(error), "id", "choose another id, or on_duplicate=skip or replace")
     if isinstance(error, GalleryBusyError):
         return ApiError(503, str(error), "the gallery", "try again", retry_after=2)
+    if isinstance(error, GalleryReplacedError):
+        _log.error("%s", error)
+        return ApiError(503, "the gallery was just replaced", "the gallery", "try again", retry_after=2)
     if isinstance(error, GalleryDamagedError):
         _log.error("%s", error)
         return ApiError(500, "the gallery is damaged", "the gallery", "the service's log names the damage")
@@ -145,7 +149,7 @@ def error_schema(*only: int) -> dict[int | str, dict[str, Any]]:
         415: "Not a form",
         422: "Bad input",
         500: "The service failed, or its gallery is damaged; its log says why",
-        503: "Too much at once, or another program writes; see Retry-After",
+        503: "Too much at once, another program writes, or the gallery is gone; see Retry-After",
         507: "The disk is full",
     }
     return {

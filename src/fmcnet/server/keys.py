@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmcnet.errors import FmcnetError
-from fmcnet.files import lock_file, write_atomically
+from fmcnet.files import file_state, lock_file, write_atomically
+from fmcnet.parsing import read_json
 
 _log = logging.getLogger(__name__)
 
@@ -56,9 +57,7 @@ class Keys:
         changed: called with the names that a change added and revoked.
     """
 
-    def __init__(
-        self, keys: Iterable[Key] = (), path: Path | None = None, stamp: tuple[int, ...] | None = None
-    ) -> None:
+    def __init__(self, keys: Iterable[Key] = (), path: Path | None = None, stamp: str | None = None) -> None:
         self.keys = tuple(keys)
         self.changed: Callable[[list[str], list[str]], object] = lambda added, revoked: None
         self._path, self._needed = path, path is not None or bool(self.keys)
@@ -102,12 +101,11 @@ class Keys:
         self.changed(sorted(now - before), sorted(before - now))
 
 
-def _stamp(path: Path | None) -> tuple[int, ...]:
+def _stamp(path: Path | None) -> str:
     try:
-        facts = path.stat() if path is not None else None
+        return "" if path is None else file_state(path)
     except OSError:
-        return ()
-    return () if facts is None else (facts.st_mtime_ns, facts.st_ino, facts.st_size)
+        return ""
 
 
 def _check_names(keys: Sequence[Key]) -> None:
@@ -208,7 +206,7 @@ def _write_file(path: Path, keys: Sequence[Key]) -> None:
 
 def _read_file(path: Path) -> list[Key]:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json(path)
         if tree["format"] != "fmcnet-keys-1":
             raise ValueError(f"format {tree['format']}")
         rows = [(_name(row["name"]), list(row["scopes"]), str(row["sha256"])) for row in tree["keys"]]

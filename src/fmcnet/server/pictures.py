@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fmcnet.errors import FmcnetError
-from fmcnet.files import write_atomically
+from fmcnet.files import private_mode, write_atomically
+from fmcnet.parsing import read_text
 from fmcnet.retrieval import Entry
 from fmcnet.retrieval.thumbnails import thumbnail
 from fmcnet.server.uploads import THUMBNAIL_SIZE, UploadError, decode
@@ -43,12 +44,16 @@ class KeptImages:
                         f"--keep-images {folder} holds other files: name an empty or a new folder"
                     )
                 owner.write_text(gallery + "\n", encoding="utf-8")
-            said = owner.read_text(encoding="utf-8").strip()
+            said = read_text(owner, most=2**16).strip()
         except OSError as error:
             raise FmcnetError(f"--keep-images {folder} cannot be used: {error.strerror}") from error
+        except ValueError as error:
+            raise FmcnetError(
+                f"{owner} is damaged: {error}; it names the gallery whose crops are here: {gallery}"
+            ) from error
         if said != gallery:
             raise FmcnetError(
-                f"--keep-images {folder} keeps the crops of {said}, not of {gallery}; if the gallery was moved, "
+                f"--keep-images {folder} keeps the crops of {said:.300}, not of {gallery}; if the gallery was moved, "
                 f"write its new place into {folder / OWNER}"
             )
 
@@ -62,7 +67,7 @@ class KeptImages:
         Raises:
             OSError: when the disk does not take it.
         """
-        write_atomically(self.path(entry_id), lambda at: at.write_bytes(data))
+        write_atomically(self.path(entry_id), lambda at: at.write_bytes(data), private_mode(self.folder))
 
     def read(self, entry_id: str) -> bytes | None:
         """A JPEG, or None."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -15,12 +16,14 @@ from fmcnet.errors import FmcnetError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.interrupt import ignored_broken_pipes
 from fmcnet.retrieval import Gallery, Searcher
+from fmcnet.retrieval.sqlite_connection import NAME
 from fmcnet.server.app import create_app
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.connection import bounded_protocol, is_loopback
 from fmcnet.server.keys import VARIABLE, Keys, read_keys
 from fmcnet.server.limits import Limits
 from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
+from fmcnet.server.proxies import check_root_path, parse_proxies
 from fmcnet.server.service import Service
 
 _log = logging.getLogger(__name__)
@@ -38,7 +41,10 @@ class Serving:
         host, port: where to listen; port 0: any free one. keys: a file of API keys.
         audit: the log's file; None: beside the gallery. keep_images, show_sources: folders, see `Pictures`.
         certificate, certificate_key: PEM files; with them it speaks HTTPS.
-        device, threads: as `Encoder.from_pretrained`.
+        root_path: as "/reid", where a proxy serves it below that path. proxies: addresses of proxies whose
+            X-Forwarded-For and X-Forwarded-Proto are believed.
+        read_only: search only; a gallery that cannot be written is served so anyway.
+        device, threads, calibration: as `Encoder.from_pretrained`.
     """
 
     gallery: str
@@ -51,8 +57,12 @@ class Serving:
     show_sources: Path | None = None
     certificate: Path | None = None
     certificate_key: Path | None = None
+    root_path: str = ""
+    proxies: tuple[str, ...] = ()
+    read_only: bool = False
     device: str = "auto"
     threads: int | None = None
+    calibration: Path | None = None
     limits: Limits = field(default_factory=Limits)
 
 
@@ -69,13 +79,22 @@ def _place(gallery: Gallery) -> str:
     return gallery.location if "://" in gallery.location else str(Path(gallery.location).absolute())
 
 
+def _can_write(gallery: str) -> bool:
+    """Whether a gallery that is there can be written."""
+    folder = Path(gallery)
+    return not (folder / NAME).is_file() or all(os.access(at, os.W_OK) for at in (folder, folder / NAME))
+
+
 def check_door(settings: Serving) -> Keys:
     """The keys, when it may listen where it is asked to.
 
     Raises:
-        FmcnetError: beyond loopback without keys; for half of a certificate; for files that are not there.
+        FmcnetError: beyond loopback without keys; for half of a certificate; for files that are not there; for a root
+            path or proxies that are none.
     """
     keys = read_keys(settings.keys)
+    check_root_path(settings.root_path)
+    parse_proxies(settings.proxies)
     if not keys and not is_loopback(settings.host):
         raise FmcnetError(
             f"--host {settings.host} is reached from other machines, which needs API keys: make one with "
@@ -97,8 +116,24 @@ def serve(settings: Serving) -> None:
     """
     keys = check_door(settings)
     with _listen(settings.host, settings.port) as door:
-        encoder = Encoder.from_pretrained(settings.model, device=settings.device, threads=settings.threads)
-        gallery = Gallery(settings.gallery)
+        encoder = Encoder.from_pretrained(
+            settings.model,
+            device=settings.device,
+            threads=settings.threads,
+            calibration=settings.calibration,
+        )
+        if settings.calibration is not None:
+            encoder.calibration  # noqa: B018  (refuses a calibration of another model before anybody asks)
+        read_only = settings.read_only or not _can_write(settings.gallery)
+        if read_only and settings.keep_images is not None:
+            raise FmcnetError(
+                "--keep-images keeps crops that are added, but the gallery is served read-only: leave it out"
+            )
+        if read_only:
+            _log.warning(
+                "%s is served read-only: it can be searched, and nothing added or removed", settings.gallery
+            )
+        gallery = Gallery(settings.gallery, read_only=read_only)
         try:
             searcher = Searcher(encoder, gallery)
             pictures = Pictures(
@@ -106,10 +141,9 @@ def serve(settings: Serving) -> None:
                 None
                 if settings.show_sources is None
                 else SourceImages(settings.show_sources, settings.limits.pixels),
-                gallery.picture if gallery.info().pictures else None,
             )
             audit = AuditLog(settings.audit or audit_path(settings.gallery))
-            service = Service(searcher, audit, settings.limits, pictures)
+            service = Service(searcher, audit, settings.limits, pictures, read_only)
             service.warm()
         except BaseException:
             gallery.close()
@@ -131,8 +165,10 @@ class _Server(uvicorn.Server):
 
 
 def _run(settings: Serving, keys: Keys, service: Service, door: socket.socket) -> None:
+    proxies = parse_proxies(settings.proxies)
     config = uvicorn.Config(
-        create_app(service, keys),
+        create_app(service, keys, root_path=settings.root_path, proxies=proxies),
+        proxy_headers=False,  # uvicorn would believe any program of this machine; `create_app` believes `proxies`
         log_config=None,
         access_log=False,
         server_header=False,
@@ -141,7 +177,7 @@ def _run(settings: Serving, keys: Keys, service: Service, door: socket.socket) -
         timeout_keep_alive=10,
         timeout_graceful_shutdown=int(settings.limits.stop_seconds) or 1,
         h11_max_incomplete_event_size=32 * 1024,
-        http=bounded_protocol(settings.limits),
+        http=bounded_protocol(settings.limits, proxies),
         ws="none",
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.certificate_key,
@@ -195,4 +231,5 @@ def _announce(settings: Serving, keys: Keys, service: Service, port: int) -> Non
         _log.warning(
             "without --certificate keys and crops travel unencrypted: put it behind a proxy with TLS"
         )
-    _log.info("page: %s://%s:%d/  (Ctrl-C stops)", scheme, host, port)
+    path = settings.root_path.rstrip("/")
+    _log.info("page: %s://%s:%d%s/  (Ctrl-C stops)", scheme, host, port, path)

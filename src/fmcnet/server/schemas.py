@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
@@ -96,6 +96,7 @@ class EmbeddingsBody(BaseModel):
     model: str
     dimension: int
     embeddings: list[EmbeddedBody]
+    notes: list[str]
 
 
 class AddedBody(BaseModel):
@@ -113,6 +114,22 @@ class EntriesBody(BaseModel):
 
     total: int
     entries: list[EntryBody]
+
+
+class DayBody(BaseModel):
+    """The entries of one camera on one day."""
+
+    camera: str | None = Field(description="null: those without a camera.")
+    day: date | None = Field(description="In the timezone asked for; null: those without a time.")
+    entries: int
+
+
+class DaysBody(BaseModel):
+    """Counts by camera and day, the newest day first."""
+
+    total: int = Field(description="Entries that match.")
+    days: list[DayBody]
+    left_out: int = Field(description="Entries of further cameras and days, beyond `limit`.")
 
 
 class RemovedBody(BaseModel):
@@ -144,6 +161,7 @@ class GalleryBody(BaseModel):
     key: str | None = Field(description="Name of the caller's API key.")
     images_at_once: int
     top_at_most: int
+    read_only: bool = Field(description="Nothing can be added or removed here, whatever the key.")
 
 
 class StateBody(BaseModel):

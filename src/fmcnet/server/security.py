@@ -48,6 +48,7 @@ class SecurityMiddleware:
     Args:
         app: what it protects. keys: none: nobody needs one, and only this machine's own names are answered to.
         scope_of: which scope a request needs. limits, metrics, audit: the service's.
+        read_only: refuse all that needs another scope than read.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class SecurityMiddleware:
         limits: Limits,
         metrics: Metrics,
         audit: AuditLog,
+        read_only: bool = False,
     ) -> None:
         self.app, self.keys, self.scope_of = app, keys, scope_of
-        self.limits, self.metrics, self.audit = limits, metrics, audit
+        self.limits, self.metrics, self.audit, self.read_only = limits, metrics, audit, read_only
         self._working = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,13 +105,18 @@ class SecurityMiddleware:
         needed = self.scope_of(scope["method"], scope["path"])
         key = self._key(headers, needed)
         state["key"] = key.name if key is not None else None
-        state["may"] = (lambda wanted: True) if key is None else key.may
+        if self.read_only and needed not in (None, "read"):
+            raise ApiError(
+                403, "this service is read-only: it adds and removes nothing", "the service", "search only"
+            )
+        may = (lambda wanted: True) if key is None else key.may
+        state["may"] = (lambda wanted: wanted == "read" and may(wanted)) if self.read_only else may
         gone = state["gone"] = asyncio.Event()
+        self._check_length(headers)
         if needed is None:
             answer.close = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
             await self.app(scope, _replay(b"", gone), answer)
             return
-        self._check_length(headers)
         if self._working >= self.limits.requests:
             self.metrics.refused.labels("busy").inc()
             raise overloaded(f"{self._working} requests are at work already")

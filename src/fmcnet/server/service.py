@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from fmcnet.errors import FmcnetError
+from fmcnet.characters import printable
+from fmcnet.data.depth import Remarks
+from fmcnet.errors import FmcnetError, GalleryError, GalleryReplacedError
 from fmcnet.inference.image_input import parse_modality
 from fmcnet.inference.projection import l2_normalize
-from fmcnet.retrieval import Entry, Searcher
+from fmcnet.retrieval import Entry, Gallery, Searcher
 from fmcnet.retrieval.models import range_of
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.batching import Batcher
@@ -47,7 +50,8 @@ class Service:
 
     Args:
         searcher: owns encoder and gallery; the gallery is closed when the service stops.
-        audit: closed when the service stops. limits, pictures: see there.
+        audit: closed when the service stops. limits, pictures: see there; the gallery's own pictures are shown, too.
+        read_only: the gallery was opened so, and nothing is added or removed.
 
     Attributes:
         ready: the network has run once and the service does not stop.
@@ -60,10 +64,13 @@ class Service:
         audit: AuditLog,
         limits: Limits | None = None,
         pictures: Pictures | None = None,
+        read_only: bool = False,
     ) -> None:
-        self.searcher, self.audit = searcher, audit
+        self.audit, self.read_only = audit, read_only
         self.limits, self.pictures = limits or Limits(), pictures or Pictures()
-        self.encoder, self.gallery = searcher.encoder, searcher.gallery
+        self.encoder = searcher.encoder
+        self._take(searcher)
+        self._taking = threading.Lock()
         self.metrics = Metrics(
             entries=self._entries, waiting=lambda: 0.0 if self._batcher is None else self._batcher.waiting
         )
@@ -72,16 +79,59 @@ class Service:
         self.changing = asyncio.Lock()
         self.dimension = 0
         self._batcher: Batcher | None = None
+        self._range = range_of(self.gallery.location, None)
         rules = DecodeRules(
             self.limits.pixels,
             self.encoder.height,
             self.encoder.width,
-            range_of(self.gallery.location, None),
+            self._range,
             keep=self.pictures.kept is not None,
         )
         self._decoders = DecoderPool(rules, self.limits)
         self._workers = ThreadPoolExecutor(4, thread_name_prefix="gallery")
         self._chores: asyncio.Task[None] | None = None
+
+    def _take(self, searcher: Searcher) -> None:
+        self.searcher, self.gallery = searcher, searcher.gallery
+        pictures = self.gallery.info().pictures
+        self.pictures.stored = (lambda one: self.gallery.picture(one)) if pictures else None
+
+    def _reopen(self) -> None:
+        """Go on with the gallery that was put in the place of the one that was opened.
+
+        Raises:
+            ApiError: 503, when there is none, or it is of another model or range of values.
+        """
+        with self._taking:
+            with contextlib.suppress(GalleryReplacedError):
+                len(self.gallery)
+                return  # another thread did it
+            old, place = self.gallery, self.gallery.location
+            try:
+                gallery = Gallery(place, read_only=self.read_only, create=False)
+                try:
+                    searcher = Searcher(self.encoder, gallery)
+                    if range_of(place, None) != self._range:
+                        raise GalleryError(
+                            f"{place} was indexed with another --range: start the service again"
+                        )
+                    self._take(searcher)
+                except BaseException:
+                    gallery.close()
+                    raise
+            except FmcnetError as error:
+                _log.error("the gallery was removed or replaced: %s", error)
+                raise ApiError(
+                    503,
+                    "the gallery was removed, or replaced by one that this service cannot use",
+                    "the gallery",
+                    "put it back; the service's log says what is wrong",
+                    retry_after=5,
+                ) from error
+            _log.warning("%s was replaced: the service goes on with the gallery that is there now", place)
+            self.cameras.clear()
+            self._note_cameras(entry for entry, _ in gallery.scan())
+            old.close()
 
     # ---- start and stop ----
 
@@ -175,11 +225,24 @@ class Service:
         found += self._decoders.faults
         return found
 
+    async def gallery_faults(self) -> list[str]:
+        """As `faults`, of the gallery, which is looked at."""
+        try:
+            await self.work(lambda: len(self.gallery))
+        except (FmcnetError, ApiError) as error:
+            return [error.what if isinstance(error, ApiError) else "the gallery cannot be read"]
+        return []
+
     # ---- work ----
 
     async def work(self, do: Callable[[], _Result]) -> _Result:
-        """Something that blocks (the gallery, the disk), in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._workers, do)
+        """Something that blocks (the gallery, the disk), in a thread; once more where the gallery was replaced."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._workers, do)
+        except GalleryReplacedError:
+            await loop.run_in_executor(self._workers, self._reopen)
+            return await loop.run_in_executor(self._workers, do)
 
     def modalities(self, given: Sequence[str], images: int) -> list[Modality]:
         """One for all, or one for each image.
@@ -202,8 +265,8 @@ class Service:
 
     async def embed(
         self, uploads: Sequence[Upload], modality: Sequence[str], caller: Caller
-    ) -> tuple[Embeddings, list[bytes | None]]:
-        """Uploads as unit embeddings (N, E), in their order, and their pictures where those are kept.
+    ) -> tuple[Embeddings, list[bytes | None], list[str]]:
+        """Uploads as unit embeddings (N, E), in their order, their pictures where those are kept, and notes.
 
         The pixels go the way of `Encoder.encode`; only the batches are shared with other requests.
 
@@ -229,7 +292,11 @@ class Service:
             np.array([kind.code for kind in kinds], dtype=np.uint8),
             np.array([upload.name for upload in uploads], dtype=np.str_),
         )
-        return embeddings, [one.picture for one in decoded]
+        remarks = Remarks()
+        for upload, one in zip(uploads, decoded, strict=True):
+            for kind in one.remarks:
+                remarks.add(kind, printable(upload.name))
+        return embeddings, [one.picture for one in decoded], remarks.lines()
 
 
 async def _unless_gone(work: Coroutine[Any, Any, _Result], caller: Caller) -> _Result:

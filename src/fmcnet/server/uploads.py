@@ -8,16 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
-from fmcnet.data.depth import ValueRange
-from fmcnet.data.images import to_rgb
+from fmcnet.data.depth import Remarks, ValueRange
+from fmcnet.data.images import REMARKS, register_heic, to_rgb
+from fmcnet.data.listing import AVIF_BRANDS
 from fmcnet.errors import DataError
 from fmcnet.inference.image_input import read_pixels
 from fmcnet.retrieval.thumbnails import thumbnail
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-"""What is taken; others of Pillow's many decoders are never started."""
+"""What is taken, beside HEIC and AVIF where they can be read; others of Pillow's decoders are never started."""
 SMALLEST = 4
 """Pixels of a side."""
 MOST_SCANS = 30
@@ -45,11 +46,19 @@ class DecodeRules(NamedTuple):
 
 
 class DecodedUpload(NamedTuple):
-    """(H, W, 3) uint8 of the model's input size, a JPEG to keep, and how many pixels the upload had."""
+    """An upload's image.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 of the model's input size.
+        picture: a JPEG to keep.
+        source_pixels: how many pixels the upload had.
+        remarks: kinds of `fmcnet.data.depth` that a person should see.
+    """
 
     pixels: NDArray[np.uint8]
     picture: bytes | None
     source_pixels: int
+    remarks: tuple[str, ...] = ()
 
 
 class UploadError(Exception):
@@ -60,12 +69,25 @@ class UploadError(Exception):
         self.status, self.what, self.do = status, what, do
 
 
+def _formats(data: bytes) -> tuple[str, ...]:
+    """Pillow's decoders for these bytes.
+
+    Raises:
+        ValueError: for HEIC or AVIF, where a package is missing.
+    """
+    if data[4:8] != b"ftyp":
+        return FORMATS
+    if data[8:12] in AVIF_BRANDS and features.check("avif"):
+        return ("AVIF",)
+    return ("HEIF",) if register_heic(data[:64]) else FORMATS
+
+
 def decode_cost(data: bytes) -> int:
     """Pixels times passes over them, by the header alone; 0 for what is no image and will not be decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as stored:
+            with Image.open(io.BytesIO(data), formats=_formats(data)) as stored:
                 scans = data.count(b"\xff\xda") if stored.format == "JPEG" else 1
                 return stored.width * stored.height * scans
     except Exception:  # whatever it is: the decoder says it
@@ -79,9 +101,13 @@ def decode_upload(data: bytes, name: str, rules: DecodeRules) -> DecodedUpload:
         UploadError: as `decode`.
     """
     image = decode(data, name, rules.pixels, rules.value_range)
-    pixels = read_pixels(image, rules.height, rules.width)
+    remarks = Remarks()
+    pixels = read_pixels(image, rules.height, rules.width, remarks=remarks, name=name)
     return DecodedUpload(
-        pixels, thumbnail(image, size=THUMBNAIL_SIZE) if rules.keep else None, image.width * image.height
+        pixels,
+        thumbnail(image, size=THUMBNAIL_SIZE) if rules.keep else None,
+        image.width * image.height,
+        tuple(dict.fromkeys((*image.info[REMARKS], *remarks.kinds()))),
     )
 
 
@@ -102,7 +128,7 @@ def decode(data: bytes, name: str, most_pixels: int, value_range: ValueRange | N
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own warning of bombs: the limit here is the rule
-            with Image.open(io.BytesIO(data), formats=FORMATS) as stored:
+            with Image.open(io.BytesIO(data), formats=_formats(data)) as stored:
                 width, height = stored.size
                 if width * height > most_pixels:
                     raise UploadError(
@@ -120,12 +146,13 @@ def decode(data: bytes, name: str, most_pixels: int, value_range: ValueRange | N
             "send the person's crop, made smaller",
         ) from error
     except UnidentifiedImageError as error:
-        raise _bad(name, f"is no image of {', '.join(FORMATS)}") from error
+        raise _bad(name, f"is no image of {', '.join(FORMATS)}, HEIC, AVIF") from error
     except (*_FAILURES, DataError) as error:
         said = str(error).removeprefix("cannot read the image: ")
         raise _bad(name, f"cannot be decoded ({said or type(error).__name__})") from error
     plain = Image.new("RGB", decoded.size)  # without EXIF, GPS, comments
     plain.paste(decoded)
+    plain.info[REMARKS] = decoded.info[REMARKS]
     return plain
 
 

@@ -88,7 +88,8 @@ Texts = Annotated[list[str], Query()]
 
 
 def conditions(
-    track: Texts = [],  # noqa: B006 (FastAPI copies it)
+    id: Texts = [],  # noqa: B006 (FastAPI copies it)
+    track: Texts = [],  # noqa: B006
     camera: Texts = [],  # noqa: B006
     pid: Annotated[list[KnownPerson], Query()] = [],  # noqa: B006
     tag: Annotated[list[str], Query(description="An entry must have all of these.")] = [],  # noqa: B006
@@ -98,6 +99,7 @@ def conditions(
 ) -> Where:
     """As `fmcnet gallery remove` has them."""
     return Where(
+        ids=id or None,
         tracks=track or None,
         cameras=camera or None,
         pids=pid or None,

@@ -21,6 +21,7 @@ from filelock import Timeout
 
 from fmcnet.errors import DataError
 from fmcnet.files import lock_file, named
+from fmcnet.parsing import read_json
 from fmcnet.progress import Progress
 from fmcnet.synthetic.image import ImageKey, render_image
 from fmcnet.synthetic.plan import BenchmarkPlan, Preset, make_plan, resolve_preset
@@ -223,7 +224,7 @@ def _check_folder(root: Path, arguments: dict[str, Any]) -> None:
         raise DataError(f"{root} is a file: give a folder to write the generated benchmark to")
     if manifest.is_file():
         try:
-            found = json.loads(manifest.read_text())
+            found = read_json(manifest)
             differing = [key for key in arguments if found.get(key) != arguments[key]]
         except (OSError, ValueError, AttributeError) as error:
             raise DataError(

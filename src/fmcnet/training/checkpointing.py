@@ -8,7 +8,8 @@ A checkpoint is a folder `RUN/checkpoints/step-NNNNNN`:
 - `state.json`: the step (from which follow the sampler's position and the learning rates), the scaler, the best
   validated weights, what must not change before a resume, and SHA-256 digests of the other files and of itself.
 
-It is written under another name, brought to disk, and renamed. A resume skips a damaged one and takes the one before.
+It is written under another name, brought to disk, and renamed. A resume skips one that is damaged or cannot be read,
+and takes the one before.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ from torch import Tensor
 from fmcnet.data.table import Table
 from fmcnet.distributed import DistributedContext, agree, agree_on_errors, broadcast, gather, mark_agreed
 from fmcnet.errors import CheckpointError
-from fmcnet.files import to_disk
+from fmcnet.files import file_digest, to_disk
 from fmcnet.inference.fit_projection import add_discriminant
 from fmcnet.models.card import PROJECTION
 from fmcnet.models.checkpoint import CARD, WEIGHTS, ModelCard, load_weights, save_pretrained, save_tensors
 from fmcnet.models.fmcnet import FMCNet
+from fmcnet.parsing import read_json
 from fmcnet.training.loggers import StepLogger
 from fmcnet.training.optimizers import restore_schedule
 from fmcnet.training.selection import ModelSelection
@@ -81,7 +83,7 @@ class Checkpointer:
         self.saved = 0.0
 
     def restore(self) -> int:
-        """Restore the newest undamaged checkpoint.
+        """Restore the newest checkpoint that is readable and undamaged.
 
         Returns:
             The number of steps done; 0 without a checkpoint.
@@ -153,6 +155,7 @@ class Checkpointer:
             "device": "another kind of device",
             "pixels": "images that looked different",
             "discriminators": "another optimiser of the discriminators",
+            "own_terms": "other loss terms of train(terms=...)",
         }
         now = self._invariants
         changed = [
@@ -232,7 +235,7 @@ class Checkpointer:
                 "step": step,
                 "scalars": scalars,
                 "scaler": self._step.scaler.state_dict(),
-                "digests": {name: _file_digest(building / name) for name in (WEIGHTS, CARD, STATE)},
+                "digests": {name: file_digest(building / name) for name in (WEIGHTS, CARD, STATE)},
                 "terms": self._logger.terms,
                 "selection": dict(self._selection.best),
                 **self._invariants,
@@ -309,8 +312,16 @@ def _drop(folder: Path) -> None:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """List the checkpoints of a run, oldest first."""
-    found = (run / "checkpoints").glob("step-*")
+    """List the checkpoints of a run, oldest first.
+
+    Raises:
+        CheckpointError: when their folder cannot be read: to take that for none would start again.
+    """
+    folder = run / "checkpoints"
+    try:
+        found = list(folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}") from error
     return sorted((path for path in found if re.fullmatch(r"step-\d+", path.name)), key=_step)
 
 
@@ -328,31 +339,39 @@ def _read(folder: Path, train_step: TrainStep) -> tuple[dict[str, Any], dict[str
     facts = _read_facts(folder)
     try:
         for name, digest in facts["digests"].items():
-            if _file_digest(folder / name) != digest:
+            if file_digest(folder / name) != digest:
                 raise CheckpointError(f"{name} is not what was written")
         tensors = load_file(folder / STATE)
         load_weights(train_step.model, folder / WEIGHTS)
-    except (FileNotFoundError, SafetensorError, CheckpointError) as error:
-        raise CheckpointError(f"the checkpoint {folder} is damaged ({error})") from error
+    except (OSError, SafetensorError, CheckpointError) as error:
+        raise _unusable(folder, error) from error
     return facts, tensors
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:
     try:
-        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts: dict[str, Any] = read_json(folder / FACTS)
         if facts.pop("sha256") != _facts_digest(facts):
             raise CheckpointError(f"{FACTS} is not what was written")
     except (
-        FileNotFoundError,
-        NotADirectoryError,
+        OSError,
         ValueError,
         KeyError,
         TypeError,
         AttributeError,
+        RecursionError,
         CheckpointError,
     ) as error:
-        raise CheckpointError(f"the checkpoint {folder} is damaged ({error})") from error
+        raise _unusable(folder, error) from error
     return facts
+
+
+def _unusable(folder: Path, error: Exception) -> CheckpointError:
+    """The error of a checkpoint that is damaged, or that the system does not let us read."""
+    denied = isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, NotADirectoryError))
+    return CheckpointError(
+        f"the checkpoint {folder} {'cannot be read' if denied else 'is damaged'} ({error})"
+    )
 
 
 def _facts_digest(facts: dict[str, Any]) -> str:
@@ -390,12 +409,3 @@ def _load_optimizers(train_step: TrainStep, flat: dict[str, Any]) -> None:
                     value = torch.empty_like(own).copy_(value)  # in the memory format of the weights
                 state.setdefault(int(index), {})[field] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

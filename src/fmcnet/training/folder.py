@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import Timeout
 
 from fmcnet.config import Config, load_config
-from fmcnet.errors import CheckpointError, DataError
+from fmcnet.errors import CheckpointError, ConfigError, DataError
 from fmcnet.files import left_in, lock_file, remove_left, write_atomically
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 MAY_CHANGE = (
@@ -39,16 +43,73 @@ def check_folder(run: Path, config: Config, resume: bool) -> None:
             raise CheckpointError(
                 f"{run} already holds a run: go on with --resume (in Python: resume=True), or give another --out"
             )
-        old, new = (_flat(tree.model_dump(mode="json")) for tree in (load_config(stored), config))
-        changed = [
-            f"{key}: {old[key]} there, {new[key]} now"
-            for key in old
-            if old[key] != new[key] and key not in MAY_CHANGE
-        ]
+        written, kept = _read(stored)
+        old, new = (_flat(tree.model_dump(mode="json")) for tree in (kept, config))
+        changed = [key for key in old if old[key] != new[key] and key not in MAY_CHANGE]
+        if lacking := [key for key in changed if key not in written]:
+            raise _damaged(stored, f"does not hold {', '.join(lacking[:5])}")
         if changed:
-            raise CheckpointError(f"{run} was started with other settings ({'; '.join(changed[:5])})")
+            listed = "; ".join(f"{key}: {old[key]} there, {new[key]} now" for key in changed[:5])
+            raise CheckpointError(f"{run} was started with other settings ({listed})")
+    elif resume and (run / "checkpoints").exists():
+        raise _damaged(stored, "is a folder" if stored.is_dir() else "is missing")
     elif run.exists() and (not run.is_dir() or set(run.iterdir()) - {run / ".lock", *left_in(run)}):
         raise DataError(f"{run} exists and is not an fmcnet run: give a new or empty folder as --out")
+
+
+def _read(stored: Path) -> tuple[dict[str, Any], Config]:
+    """The settings that the file of a run holds, as "section.key", and all of them.
+
+    Raises:
+        CheckpointError: when the file is damaged or cannot be read.
+    """
+    try:
+        tree = yaml.safe_load(stored.read_text(encoding="utf-8"))
+        if not tree:
+            raise _damaged(stored, "is empty")
+        config = load_config(tree)
+    except OSError as error:
+        raise _damaged(stored, f"cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError, ConfigError) as error:
+        reason = " ".join(str(error).split())
+        raise _damaged(stored, f"is damaged ({reason[:200]})") from error
+    return _flat({name: values for name, values in tree.items() if isinstance(values, dict)}), config
+
+
+def _damaged(stored: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{stored} {what}: write it again with the settings of this training (fmcnet config NAME key=value > FILE), "
+        "or give another --out"
+    )
+
+
+def resumed_config(run: Path, source: str | None, overrides: Sequence[str]) -> Config | None:
+    """The settings that a run was started with, and overrides, which `check_folder` then holds against them.
+
+    Args:
+        source: a configuration that was named, too. What it says otherwise is left out, with a warning: it may have
+            been overridden when the run started.
+        overrides: as `load_config`.
+
+    Returns:
+        The settings; None where there is no run yet.
+    """
+    stored = run / CONFIG
+    if not stored.is_file():
+        return None
+    if source is not None:
+        own, named = load_config(stored).model_dump(), load_config(source)
+        differing = [
+            f"{section}.{key} {own[section][key]} (not {getattr(part, key)})"
+            for section, part in named
+            for key in sorted(part.model_fields_set)
+            if own[section][key] != getattr(part, key)
+        ]
+        if differing:
+            logger.warning(
+                "the run goes on with its own settings, not those of %s: %s", source, "; ".join(differing)
+            )
+    return load_config(stored, list(overrides))
 
 
 @contextmanager

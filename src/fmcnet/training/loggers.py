@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from fmcnet.config import Config
 from fmcnet.errors import ConfigError, require
 from fmcnet.files import write_atomically
+from fmcnet.parsing import parse_json
 from fmcnet.training import health
 from fmcnet.training.folder import unwritable
 
@@ -80,9 +81,12 @@ def read_log(run: str | Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = parse_json(line)
+        except ValueError:
             break
+        if not isinstance(record, dict):
+            break
+        records.append(record)
     return records
 
 
@@ -256,9 +260,12 @@ class StepLogger:
                     tracker.log(int(record[key]), values)
 
     def summary(self) -> str:
-        """Format the total loss and the health values for the progress bar."""
-        names = {"loss": "loss", "w1": "w1", "w2": "w2", health.COSINE: "cos", health.ACCURACY: "D"}
-        return " ".join(f"{short} {self.terms[n]:.2f}" for n, short in names.items() if n in self.terms)
+        """Format the total loss for the progress bar."""
+        return f"loss {self.terms['loss']:.2f}" if "loss" in self.terms else ""
+
+    def every_term(self) -> str:
+        """Format all values of the last step, for `fmcnet -v train`."""
+        return ", ".join(f"{name} {value:.4g}" for name, value in self.terms.items())
 
     def close(self) -> None:
         """Close the log and the trackers."""

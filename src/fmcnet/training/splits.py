@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,9 +11,14 @@ from pathlib import Path
 from fmcnet.config import Config
 from fmcnet.data.readers import detect_layout
 from fmcnet.distributed import distributed_context
-from fmcnet.errors import ConfigError
+from fmcnet.errors import ConfigError, DataError
 from fmcnet.models.checkpoint import CARD
 from fmcnet.training.trainer import TrainingSummary, train
+
+logger = logging.getLogger(__name__)
+
+BENCHMARKS = ("sysu", "regdb", "llcm")
+"""Shipped configurations that are for the layout of their name."""
 
 
 def parse_splits(text: str) -> tuple[int, ...]:
@@ -31,6 +38,24 @@ def parse_splits(text: str) -> tuple[int, ...]:
     if not numbers or min(numbers) < 1 or max(numbers) > 10:
         raise ConfigError(f"--splits {text}: RegDB's splits are 1 to 10")
     return tuple(dict.fromkeys(numbers))
+
+
+def warn_of_other_benchmark(config: str | None, data: str | Path) -> None:
+    """Warn of a shipped configuration that is for another benchmark than the data."""
+    if config not in BENCHMARKS or int(os.environ.get("RANK", "0")):
+        return
+    try:
+        layout = detect_layout(data)
+    except DataError:
+        return  # the training says what is wrong
+    if layout != config:
+        logger.warning(
+            "--config %s is for another benchmark: %s has the layout of %s. %s",
+            config,
+            data,
+            layout,
+            f"Take --config {layout}" if layout in BENCHMARKS else "fmcnet config lists those that there are",
+        )
 
 
 def split_folder(out: Path, split: int) -> Path:

@@ -19,7 +19,8 @@ from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.layers import FeatureNorm
 
 BATCHES = 50
-"""Batches that the statistics are taken over: 3,200 images with the generated benchmark's batches of 64."""
+"""Most batches that the statistics are taken over: 3,200 images with the generated benchmark's batches of 64. A small
+training set is passed over once."""
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ from fmcnet.distributed import (
     synchronize_batchnorm,
 )
 from fmcnet.errors import FmcnetError
-from fmcnet.losses.criterion import LOSSES, FMCNetLoss
+from fmcnet.losses.criterion import LOSSES, FMCNetLoss, OwnTerm
 from fmcnet.models.backbone import make_backbone
 from fmcnet.models.build import build_model
 from fmcnet.models.compensation import Compensation
@@ -66,6 +66,7 @@ class TrainStep:
         ctx: device and rank.
         identities: P of one process.
         steps: of the whole training.
+        terms: losses of your own, by name.
 
     Attributes:
         model: the weights, by their plain names.
@@ -76,7 +77,13 @@ class TrainStep:
     """
 
     def __init__(
-        self, config: Config, model: FMCNet, ctx: DistributedContext, identities: int, steps: int
+        self,
+        config: Config,
+        model: FMCNet,
+        ctx: DistributedContext,
+        identities: int,
+        steps: int,
+        terms: Mapping[str, OwnTerm] | None = None,
     ) -> None:
         training = config.training
         self.config, self.ctx, self.steps = config, ctx, steps
@@ -88,7 +95,8 @@ class TrainStep:
         model.decomposition.recompute = training.recompute
         self.model = model
         gather = gather_centers if training.sync_centers and ctx.world > 1 else None
-        self.criterion = FMCNetLoss(config.losses, identities, model.compensation, gather)
+        self.criterion = FMCNetLoss(config.losses, identities, model.compensation, gather, terms)
+        self._losses = LOSSES | set(terms or ())
         self._main, self._discriminators = build_optimizers(
             model, training, fused=ctx.device.type in ("cpu", "cuda")
         )
@@ -186,7 +194,8 @@ class TrainStep:
 
         Returns:
             A record a step: "step" (from 1), every term by name, what `health.measure` gives, the gradients' norms,
-            "loss" (the sum of the terms that all but the discriminators minimise) and "rate".
+            "loss" (the sum of the terms that all but the discriminators minimise) and "rate" (the learning rate
+            of heads, generators and fusion).
 
         Raises:
             NotFinite: naming the first step with a value that is not finite.
@@ -199,14 +208,15 @@ class TrainStep:
         records = []
         for (step, names, _), row in zip(measured, flat.split([len(v) for *_, v in measured]), strict=True):
             values: dict[str, float] = dict(zip(names, row.tolist(), strict=True))
-            bad = _first_not_finite(values, ignore_gradient=self.scaler.is_enabled())
+            bad = _first_not_finite(values, self._losses, ignore_gradient=self.scaler.is_enabled())
             if values.get(SCALE, 1.0) < SMALLEST_SCALE:  # the scaler has halved its factor for a long time
                 bad = [GRADIENT]
             if bad:
                 raise NotFinite(step + 1, bad)
-            loss = sum(v for k, v in values.items() if k in LOSSES)
-            factor = rate(step, self.steps, self.config.training)
-            records.append({"step": step + 1, "loss": loss, **values, "rate": factor})
+            loss = sum(v for k, v in values.items() if k in self._losses)
+            training = self.config.training
+            lr = training.lr * rate(step, self.steps, training)
+            records.append({"step": step + 1, "loss": loss, **values, "rate": lr})
         return records
 
     def export(self) -> FMCNet:
@@ -249,13 +259,13 @@ def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-def _first_not_finite(values: dict[str, float], ignore_gradient: bool) -> list[str]:
+def _first_not_finite(values: dict[str, float], losses: Set[str], ignore_gradient: bool) -> list[str]:
     """Names of what is not finite, of the earliest part of the step that has any: the rest follows from it.
 
     With float16 a gradient that overflows is expected now and then: the scaler leaves such a step out.
     """
     bad = [name for name, value in values.items() if not math.isfinite(value)]
-    terms = [name for name in values if name in LOSSES]
+    terms = [name for name in values if name in losses]
     gradient = [] if ignore_gradient else [GRADIENT]
     parts = [["discriminator"], [DISCRIMINATOR_GRADIENT], terms, gradient, [*health.NAMES]]
     return next((found for part in parts if (found := [name for name in bad if name in part])), [])

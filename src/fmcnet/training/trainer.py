@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -30,6 +30,7 @@ from fmcnet.distributed import (
     resident_bytes,
 )
 from fmcnet.errors import Interrupted, TrainingError, translate_errors
+from fmcnet.losses.criterion import OwnTerm
 from fmcnet.models.backbone import make_backbone
 from fmcnet.models.build import build_model
 from fmcnet.models.checkpoint import ModelCard
@@ -43,6 +44,7 @@ from fmcnet.training.profiler import StepProfile
 from fmcnet.training.selection import ModelSelection, hold_out
 from fmcnet.training.statistics import BATCHES, estimate_statistics
 from fmcnet.training.stop import StopAtStepEnd
+from fmcnet.training.terms import check_terms
 from fmcnet.training.train_step import NotFinite, TrainStep, precision
 
 logger = logging.getLogger(__name__)
@@ -81,6 +83,7 @@ def train(
     description: str = "training",
     trackers: Sequence[str | Tracker] = (),
     profile: bool = False,
+    terms: Mapping[str, OwnTerm] | None = None,
 ) -> TrainingSummary:
     """Train FMCNet or a variant, and write a run folder that evaluates and embeds.
 
@@ -95,6 +98,9 @@ def train(
         description: shown beside the bar.
         trackers: beside the log: "tensorboard", "wandb", or objects with the methods of `Tracker`.
         profile: profile a few steps and write RUN/profile.
+        terms: losses of your own by name: functions of a batch's `FMCNetOutput` and its labels (P*K,) that give a
+            scalar. `config.losses.terms` weighs them. They are part of the total and of the log. A resume needs terms
+            of the same names.
 
     Returns:
         The summary, on every process.
@@ -110,13 +116,14 @@ def train(
             keep_freed_memory()
         with agree_on_errors(ctx):
             make_backbone(config.model.arch)  # raises for an unknown name before images are read
+            terms = check_terms(terms, config)
             if ctx.main:
                 check_folder(run, config, resume)
                 check_trackers([name for name in trackers if isinstance(name, str)])
         with agree_on_errors(ctx):
             if not isinstance(data, Table):
                 data = read_dataset(data, layout=config.data.layout, trial=config.data.split)
-            trainer = Trainer(config, data, run, ctx, resume=resume, progress=progress)
+            trainer = Trainer(config, data, run, ctx, resume=resume, progress=progress, terms=terms)
         with ExitStack() as stack:
             with agree_on_errors(ctx):  # only now, so that an error in data or settings leaves no run folder
                 if ctx.main:
@@ -142,6 +149,7 @@ class Trainer:
         ctx: device and rank.
         resume: continue from the newest checkpoint in `run`.
         progress: show bars; None: on a terminal only.
+        terms: losses of your own, by name.
 
     Raises:
         FmcnetError: for unusable data or settings. No process waits for another before that.
@@ -156,7 +164,9 @@ class Trainer:
         *,
         resume: bool,
         progress: bool | None,
+        terms: Mapping[str, OwnTerm] | None = None,
     ) -> None:
+        self._terms = dict(terms or {})
         self._config, self._run, self._ctx = config, run, ctx
         self._resume, self._progress = resume, progress
         table = hold_out(table, config)
@@ -200,7 +210,7 @@ class Trainer:
             Interrupted: after Ctrl-C or SIGTERM, once a checkpoint is written.
         """
         config, ctx = self._config, self._ctx
-        self._step = TrainStep(config, self._model, ctx, self._sampler.identities, self._steps)
+        self._step = TrainStep(config, self._model, ctx, self._sampler.identities, self._steps, self._terms)
         self._logger = StepLogger(self._run, config, self._steps)
         self._checkpointer = Checkpointer(
             self._run, ctx, self._step, self._card, self._selection, self._logger, self._invariants()
@@ -242,6 +252,7 @@ class Trainer:
             "device": self._ctx.device.type,
             "pixels": self._cache.digest(),
             "discriminators": "Adam, betas 0.5 and 0.999" if self._model.compensation else None,
+            "own_terms": ", ".join(sorted(self._terms)) or None,
         }
 
     def _load(self, augment: AugmentConfig, first: int, last: int) -> Iterator[TrainingBatch]:
@@ -264,12 +275,16 @@ class Trainer:
         stopping, due = agree([stop.signals > 0, late], self._ctx)
         validates = done % self._epoch == 0 and self._selection.due(done // self._epoch)
         saves = done < self._steps and (stopping or due or done % training.checkpoint_every == 0)
-        note = ""
-        if done % training.log_every == 0 or validates or saves or done == self._steps:
+        note, ends = "", done % self._epoch == 0
+        if done % training.log_every == 0 or ends or saves or done == self._steps:
             self._read()
             rate = (done - self._first) * self._images / (time.perf_counter() - self._started)
-            note = f"{rate:.0f} images/s  {_memory(self._ctx.device)}  {self._logger.summary()}"
-        bar.advance(note)
+            epoch = f"epoch {done // self._epoch}/{training.epochs}" if ends else ""
+            parts = (self._logger.summary(), f"{rate:.0f} images/s", _memory(self._ctx.device), epoch)
+            note = ", ".join(filter(None, parts))
+            if self._ctx.main:
+                logger.debug("step %d: %s", done, self._logger.every_term())
+        bar.advance(note, line=ends)
         if validates:
             record = self._selection.validate(self._export(), replace(self._card, step=done), done)
             self._logger.write([record] if record else [], "validated_step")
@@ -305,7 +320,10 @@ class Trainer:
         if self._config.model.normalization == "modality":
             plain = AugmentConfig(pad=0, flip=0, erase=0, channel="none")
             first = self._steps * self._config.training.accumulate
-            estimate_statistics(model, self._load(plain, first, first + BATCHES), self._ctx.world)
+            batch = self._config.data.identities * self._config.data.images * 2 * self._ctx.world
+            one_pass = -(-len(self._cache) // batch)
+            last = first + min(BATCHES, one_pass)
+            estimate_statistics(model, self._load(plain, first, last), self._ctx.world)
         return model
 
     def _finish(self) -> TrainingSummary:

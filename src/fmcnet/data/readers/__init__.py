@@ -1,15 +1,19 @@
-"""SYSU-MM01, RegDB and LLCM folders, and any CSV, as tables; `read_dataset` detects the layout."""
+"""SYSU-MM01, RegDB and LLCM folders, CSVs and layouts of your own as tables; `read_dataset` detects the layout."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from fmcnet.data.readers.csv import read_csv
 from fmcnet.data.readers.llcm import read_llcm
 from fmcnet.data.readers.regdb import read_regdb
 from fmcnet.data.readers.sysu import CAMERAS, INFRARED_CAMERAS, read_sysu
 from fmcnet.data.table import Table
-from fmcnet.errors import DataError
+from fmcnet.errors import DataError, FmcnetError
+from fmcnet.plugins import READERS, load_plugin, plugins
 from fmcnet.types import Modality
 
 LAYOUTS = ("sysu", "regdb", "llcm", "csv")
@@ -21,6 +25,16 @@ MARKERS = {
 }
 """Top-level names by which a layout is recognised; two of them (in any letter case) are enough."""
 
+
+class _Reader(NamedTuple):
+    """A layout of `register_reader`."""
+
+    read: Callable[..., Table]
+    markers: tuple[str, ...]
+
+
+_READERS: dict[str, _Reader] = {}
+
 _INFRARED_FOLDERS = {*(f"cam{number}" for number in INFRARED_CAMERAS), "thermal", "nir", "test_nir"}
 
 __all__ = [
@@ -28,13 +42,40 @@ __all__ = [
     "MARKERS",
     "benchmark_layout",
     "detect_layout",
+    "layouts",
     "modality_of_folder",
     "read_csv",
     "read_dataset",
     "read_llcm",
     "read_regdb",
     "read_sysu",
+    "register_reader",
 ]
+
+
+def register_reader(name: str, read: Callable[..., Table], markers: Sequence[str] = ()) -> None:
+    """Add a layout, so that `data.layout=name`, `--layout name` and `read_dataset` read it.
+
+    Args:
+        name: of the layout. A second call with the same name replaces the first; a shipped one stays.
+        read: `read(root)` or `read(root, training=...)`, where `root` is the dataset's path; gives a `Table`. With
+            `training` False the images are to be searched: identities that training would drop stay.
+        markers: names at the top of the folder by which the layout is recognised; two of them are enough, or the
+            only one. Without any, the layout must be named.
+
+    Raises:
+        DataError: for the name of a shipped layout, or a name that is no word.
+    """
+    if name in (*LAYOUTS, "auto", "images") or not name or name != name.strip():
+        raise DataError(f"register_reader: '{name}' is not free: give the layout another name")
+    if not callable(read) or isinstance(markers, str):
+        raise DataError(f"register_reader('{name}'): give a function, and markers as a list of names")
+    _READERS[name] = _Reader(read, tuple(markers))
+
+
+def layouts() -> tuple[str, ...]:
+    """Names of all layouts: shipped, registered, and those of installed packages."""
+    return tuple(dict.fromkeys([*LAYOUTS, *_READERS, *plugins(READERS)]))
 
 
 def read_dataset(
@@ -48,8 +89,9 @@ def read_dataset(
     """Read a dataset of any known layout.
 
     Args:
-        path: a folder of SYSU-MM01, RegDB or LLCM, a CSV file, or a folder that holds exactly one CSV file.
-        layout: "auto" or one of `LAYOUTS`.
+        path: a folder of SYSU-MM01, RegDB or LLCM, a CSV file, a folder that holds exactly one CSV file, or what a
+            reader of your own takes.
+        layout: "auto" or one of `layouts()`.
         trial: which of RegDB's ten splits; the other layouts have one and ignore it.
         training: False: the images are to be searched, not learnt from or scored. No rule about identities and splits
             applies, every image stays, and a CSV needs no `pid`.
@@ -68,7 +110,7 @@ def read_dataset(
     if layout == "llcm":
         return read_llcm(path, training=training)
     if layout != "csv":
-        raise DataError(f"unknown layout '{layout}': choose auto, {', '.join(LAYOUTS)}")
+        return _read_own(path, layout, training)
     if path.is_dir():
         files = _csv_files(path)
         if len(files) != 1:
@@ -79,7 +121,7 @@ def read_dataset(
 
 
 def detect_layout(path: str | Path) -> str:
-    """Which of `LAYOUTS` a path has, by the names at its top.
+    """Which of `layouts()` a path has, by the names at its top.
 
     Raises:
         DataError: when the path does not exist or nothing fits; names what was looked for.
@@ -96,7 +138,7 @@ def detect_layout(path: str | Path) -> str:
     if len(_csv_files(path)) == 1:
         return "csv"
     names = [child.name for child in children]
-    tried = "; ".join(f"{name}: {', '.join(markers)}" for name, markers in MARKERS.items())
+    tried = "; ".join(f"{name}: {', '.join(markers)}" for name, markers in _markers().items())
     inside = [child for child in children if child.is_dir() and _marked_layout(_names(child))]
     hint = f"\nDid you mean {inside[0]}?" if inside else ""
     holds = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
@@ -106,13 +148,59 @@ def detect_layout(path: str | Path) -> str:
     )
 
 
+def check_layout(layout: str) -> None:
+    """Check the name of a layout.
+
+    Raises:
+        DataError: when it is neither "auto" nor one of `layouts()`.
+    """
+    if layout not in ("auto", *layouts()):
+        raise DataError(
+            f"unknown layout '{layout}': choose auto, {', '.join(layouts())}. Register your own with "
+            "fmcnet.register_reader before this call."
+        )
+
+
+def _read_own(path: Path, layout: str, training: bool) -> Table:
+    """Read by a registered reader, or one of another package."""
+    check_layout(layout)
+    if not path.exists():
+        raise DataError(f"{path} does not exist: give a dataset's folder or a CSV file")
+    if layout not in _READERS:
+        point = plugins(READERS)[layout]
+        _READERS[layout] = _Reader(load_plugin(point), ())
+    read = _READERS[layout].read
+    options: dict[str, Any] = (
+        {"training": training} if "training" in inspect.signature(read).parameters else {}
+    )
+    try:
+        table: object = read(path, **options)
+    except (FmcnetError, OSError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"the reader of layout '{layout}' failed at {path} ({reason})") from error
+    if not isinstance(table, Table):
+        raise DataError(f"the reader of layout '{layout}' gives a {type(table).__name__}, not a fmcnet.Table")
+    if not len(table):
+        raise DataError(f"the reader of layout '{layout}' finds no image in {path}")
+    return table
+
+
+def _markers() -> dict[str, tuple[str, ...]]:
+    """Markers of all layouts that are recognised by them."""
+    return MARKERS | {name: reader.markers for name, reader in _READERS.items() if reader.markers}
+
+
 def benchmark_layout(folder: Path) -> str | None:
     """The benchmark whose layout a folder has, lists included; None for others, such as only cam1 and cam2."""
     try:
         names = _names(folder) if folder.is_dir() else set()
     except OSError:
         return None
-    return _marked_layout(names) if {name.lower() for name in names} & {"exp", "idx", "thermal"} else None
+    known = {name.lower() for name in names} & {"exp", "idx", "thermal"}
+    layout = _marked_layout(names) if known else None
+    return layout if layout in MARKERS else None
 
 
 def modality_of_folder(layout: str, name: str) -> Modality | None:
@@ -130,9 +218,10 @@ def _names(folder: Path) -> set[str]:
 def _marked_layout(names: set[str]) -> str | None:
     """The layout with the most markers among the names of a folder, two at least."""
     lower = {name.lower() for name in names}
-    scores = {layout: sum(m.lower() in lower for m in markers) for layout, markers in MARKERS.items()}
-    best = max(scores, key=lambda layout: scores[layout])
-    return best if scores[best] >= 2 else None
+    known = _markers()
+    scores = {layout: sum(m.lower() in lower for m in markers) for layout, markers in known.items()}
+    fits = [layout for layout, markers in known.items() if scores[layout] >= min(2, len(markers))]
+    return max(fits, key=lambda layout: scores[layout], default=None)
 
 
 def _csv_files(folder: Path) -> list[Path]:

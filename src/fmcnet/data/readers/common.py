@@ -15,6 +15,7 @@ import numpy as np
 from fmcnet.data.listing import is_image, number_of
 from fmcnet.data.table import SPLITS, Record
 from fmcnet.errors import DataError
+from fmcnet.parsing import read_text
 from fmcnet.types import Modality
 
 
@@ -153,24 +154,19 @@ class DatasetFolder:
         return notes
 
 
-def read_text(path: Path) -> str:
-    """Read a text file in UTF-8 or UTF-16, any line ending, with or without byte-order mark.
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8 or UTF-16, any line ending, with or without byte-order mark.
 
     Raises:
-        DataError: the file cannot be read or is not text.
+        DataError: the file cannot be read, is not text, or has a line of more than 1 MiB.
     """
     try:
-        raw = path.read_bytes()
+        text = read_text(path, long_lines=False)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        text = raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not a text file in UTF-8: {error.reason} at byte {error.start}"
-        ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    except ValueError as error:
+        raise DataError(f"{path} is not a text file in UTF-8: {error}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def read_ids(path: Path) -> list[int]:
@@ -179,7 +175,7 @@ def read_ids(path: Path) -> list[int]:
     Raises:
         DataError: a value is no number, or there is none.
     """
-    words = [word for word in re.split(r"[,;\s]+", read_text(path)) if word]
+    words = [word for line in read_lines(path) for word in re.split(r"[,;\s]+", line) if word]
     bad = [word[:40] for word in words if number_of(word) is None]
     if bad:
         raise DataError(f"{path} should hold comma-separated identity numbers, but has {shown(bad, 5)}")
@@ -232,7 +228,7 @@ def read_idx(folder: DatasetFolder, relative: str) -> list[ListedImage]:
         raise folder.error(f"{folder.root} lacks {relative}")
     file = folder.root / found
     listed, malformed, absent = [], [], []
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
+    for number, line in enumerate(read_lines(file), start=1):
         if not line.strip():
             continue
         path, _, label = line.strip().replace("\t", " ").rpartition(" ")
@@ -326,7 +322,8 @@ def check_splits(
     notes = []
     for split, pids in single.items():
         if pids:
-            fate = "dropped from training" if split == "train" else "kept: a query of it has no match"
+            fate = "kept: a query of it has no match in the other modality"
+            fate = "dropped from training" if split == "train" else fate
             what = "1 identity" if len(pids) == 1 else f"{len(pids)} identities"
             names = shown([name(pid) for pid in pids])
             notes.append(f"{split}: {what} seen in one modality only, {fate}: {names}")

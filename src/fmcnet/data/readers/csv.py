@@ -10,8 +10,9 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fmcnet.data.depth import parse_range
 from fmcnet.data.listing import number_of
-from fmcnet.data.readers.common import check_splits, read_text
+from fmcnet.data.readers.common import check_splits, read_lines
 from fmcnet.data.spelling import near_cameras, nearest
 from fmcnet.data.table import SPLITS, Record, Table
 from fmcnet.errors import DataError
@@ -39,6 +40,7 @@ _HINTS = {
     **dict.fromkeys(("labels", "keywords"), "tags"),
 }
 MAX_FAULTS = 20
+MOST_COLUMNS = 500
 HELD_OUT = "no split column"
 """The beginning of the note on the identities held out for test."""
 
@@ -116,6 +118,8 @@ def read_csv(
     names, numbers = _number({row.name for row in rows if row.name})
     records = _number_cameras([record._replace(pid=numbers[name]) for name, record in rows])
     notes += near_cameras({record.camera for record in records if record.camera})
+    if training and any(record.range for record in records):
+        notes.append("the column 'range' is read by fmcnet index only: convert deep images to 8 bits first")
     if training:
         called = {number: name for name, number in numbers.items()}
         records, split_notes = check_splits(records, str(file), called.__getitem__, required=())
@@ -150,10 +154,9 @@ def _parse(
     file: Path, required: Sequence[str], modality: Modality | None
 ) -> tuple[list[_NamedRecord], list[str], list[str]]:
     """Rows, faults ("line 7: ..."), all of them, and notes."""
-    text = read_text(file)
-    header = text.split("\n", 1)[0]
-    separator = max(",;\t", key=header.count)
-    reader = csv.reader(text.split("\n"), delimiter=separator, strict=True)
+    lines = read_lines(file)
+    separator = max(",;\t", key=lines[0].count)
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     rows: list[_NamedRecord] = []
     faults: list[str] = []
     notes: list[str] = []
@@ -166,6 +169,8 @@ def _parse(
             if not any(cells):
                 continue
             if not columns:
+                if len(cells) > MOST_COLUMNS:
+                    return [], [f"line {line}: {len(cells):,} columns, more than {MOST_COLUMNS}"], []
                 columns, notes = _own_names([cell.lower() for cell in cells])
                 fault = _header_fault(columns, required)
                 if fault:
@@ -184,7 +189,7 @@ def _parse(
                 wrong.append(f"path '{path}' stands in line {first} already")
             elif first != line and path:
                 wrong.append(f"path '{path}' is the image '{spelt}' of line {first}: name an image once")
-            faults += [f"line {line}: {fault}" for fault in wrong]
+            faults += [f"line {line}: {fault:.500}" for fault in wrong]
             rows.append(row)
     except csv.Error as error:
         faults.append(f"line {reader.line_num}: {error}")
@@ -220,7 +225,7 @@ def _own_names(columns: list[str]) -> tuple[list[str], list[str]]:
 
 def _header_fault(columns: list[str], required: Sequence[str]) -> str:
     missing = [name for name in required if name not in columns]
-    header = ", ".join(columns)
+    header = f"{', '.join(columns):.400}"
     if missing == ["modality"] and "pid" not in required:
         return f"no column modality in the header ({header}): add it, or say --modality visible or infrared"
     if missing:
@@ -275,6 +280,11 @@ def _row(
             f"camid '{camid[:40]}' is not a whole number (leave it empty where unknown; names stand in a column "
             "camera)"
         )
+    if given := cells.get("range", ""):
+        try:
+            parse_range(given)
+        except DataError as error:
+            wrong.append(str(error).removeprefix("--"))
     split, role = cells.get("split", "").lower(), cells.get("role", "").lower()
     if split not in _SPLITS:
         wrong.append(f"split '{split}' is none of {', '.join(SPLITS)}")
@@ -341,6 +351,12 @@ def _hold_out(rows: list[_NamedRecord], share: float) -> tuple[list[_NamedRecord
         if name:
             modalities[name].add(record.modality)
     complete = [name for name, seen in modalities.items() if len(seen) == 2]
+    if not complete:
+        rows = [_NamedRecord(n, r._replace(split="test")) for n, r in rows]
+        return (
+            rows,
+            f"{HELD_OUT}: all images are for test, because no identity has both modalities to learn from",
+        )
     order = sorted(complete, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     count = min(max(1, round(share * len(order))), len(order) - 1) if len(order) > 1 and share > 0 else 0
     held = set(order[:count])

@@ -24,6 +24,7 @@ from fmcnet.inference.calibration.curve import (
     folds_of,
     number,
 )
+from fmcnet.parsing import read_json
 from fmcnet.types import NO_PID, BoolArray, Embeddings, IntArray, Modality
 
 CALIBRATION = "calibration.json"
@@ -143,7 +144,7 @@ class Calibration:
             CheckpointError: when it is missing, damaged (the field that is wrong is named), or of another model.
         """
         try:
-            tree = json.loads(Path(path).read_text(encoding="utf-8"))
+            tree = read_json(Path(path))
             if not isinstance(tree, dict) or tree.get("format") != FORMAT:
                 raise CheckpointError(f"{path} is not a calibration of this version (format {FORMAT})")
             found = _parse(tree)

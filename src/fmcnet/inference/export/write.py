@@ -110,7 +110,9 @@ def export(
     encoder = Encoder.from_pretrained(run, device="cpu", runtime="torch")
     assert encoder.folder is not None
     if out is None and is_shipped(encoder.folder):
-        raise FmcnetError(f"{run} came with the package, which is not written to: say --out FOLDER")
+        raise FmcnetError(
+            f"{run} came with the package or the hub, which is not written to: say --out FOLDER"
+        )
     target = Path(out) if out is not None else encoder.folder / ("onnx-int8" if int8 else "onnx")
     _check_target(target, encoder.digest, "int8" if int8 else "fp32", overwrite)
     seen, modality, table, remark = _images(encoder, data if data is not None else calibrate, progress)

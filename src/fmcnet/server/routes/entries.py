@@ -9,20 +9,31 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import Response
 
-from fmcnet.errors import GalleryBusyError, GalleryError
+from fmcnet.errors import FmcnetError, GalleryBusyError, GalleryError
 from fmcnet.retrieval import Entry, Where
 from fmcnet.retrieval.inputs import as_id
+from fmcnet.retrieval.times import parse_timezone
 from fmcnet.server.errors import ApiError, error_schema
 from fmcnet.server.routes.search import (
     AuditFacts,
     Images,
     Kinds,
+    RangeField,
     Running,
     Sender,
     Words,
     read_uploads,
 )
-from fmcnet.server.schemas import AddedBody, EntriesBody, EntryBody, Moment, RemovedBody, RemovedManyBody
+from fmcnet.server.schemas import (
+    AddedBody,
+    DayBody,
+    DaysBody,
+    EntriesBody,
+    EntryBody,
+    Moment,
+    RemovedBody,
+    RemovedManyBody,
+)
 from fmcnet.server.service import Service
 from fmcnet.server.validation import Conditions, Person, logged, only_known
 
@@ -50,6 +61,7 @@ async def add(
     source: Words = [],  # noqa: B006
     pid: Annotated[list[Person], Form(description="Texts or numbers; empty: unknown.")] = [],  # noqa: B006
     tag: Annotated[list[str], Form(description="Tags of all these images.")] = [],  # noqa: B006
+    value_range: RangeField = None,
     on_duplicate: Annotated[
         Literal["refuse", "replace", "skip"],
         Form(description="An id that is there; replace needs the scope admin."),
@@ -76,7 +88,8 @@ async def add(
         }
         if id and len(id) != n:
             raise ApiError(422, f"{len(id)} ids for {n} images", "id", "give one for each image, or none")
-        embeddings, pictures = await service.embed(await read_uploads(images), modality, sender)
+        uploads = await read_uploads(images, value_range)
+        embeddings, pictures, remarks = await service.embed(uploads, modality, sender)
         async with service.changing:  # nobody adds or removes one of these before their crops are kept
             there: set[str] = set()
             if on_duplicate == "skip" and service.pictures.kept is not None:
@@ -98,7 +111,7 @@ async def add(
         "added": done.added,
         "replaced": done.replaced,
         "skipped": done.skipped,
-        "notes": notes,
+        "notes": [*remarks, *notes],
     }
 
 
@@ -119,6 +132,26 @@ async def entries(
 
     total, rows = await service.work(look)
     return EntriesBody(total=total, entries=[EntryBody.of(entry) for entry in rows])
+
+
+@router.get("/days", response_model=DaysBody, summary="How many entries each camera has on each day")
+async def days(
+    service: Running,
+    where: Conditions,
+    timezone: Annotated[str, Query(max_length=64, description="Whose days: Europe/Berlin")] = "UTC",
+    limit: Annotated[int, Query(ge=1, le=10_000, description="Pairs of camera and day.")] = 1000,
+) -> DaysBody:
+    """Entries that match, counted by camera and day, the newest day first."""
+    try:
+        zone = parse_timezone(timezone)
+    except FmcnetError as error:
+        raise ApiError(
+            422, f"timezone '{timezone}' is not known", "query.timezone", "say UTC or a name as Europe/Berlin"
+        ) from error
+    found = await service.work(lambda: service.gallery.days(None if where.anything else where, zone))
+    shown = [DayBody(**vars(one)) for one in found[:limit]]
+    total = sum(one.entries for one in found)
+    return DaysBody(total=total, days=shown, left_out=total - sum(one.entries for one in shown))
 
 
 @router.get("/entries/{entry_id:path}", response_model=EntryBody, summary="One entry")
@@ -223,7 +256,7 @@ async def remove_many(
                 422,
                 "no condition is given",
                 "query",
-                "say which: pid, camera, track, tag, modality, since, until",
+                "say which: id, pid, camera, track, tag, modality, since, until",
             )
         if not dry_run and expect is None:
             raise ApiError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
@@ -13,15 +14,21 @@ from fmcnet.server.keys import SCOPES
 from fmcnet.server.metrics import CONTENT_TYPE
 from fmcnet.server.routes.search import Running
 from fmcnet.server.schemas import GalleryBody, StateBody
+from fmcnet.server.service import Service
 from fmcnet.server.validation import only_known
 
 router = APIRouter()
 
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
 FILES = {
-    "index.html": "text/html; charset=utf-8",
-    "page.js": "text/javascript; charset=utf-8",
-    "page.css": "text/css; charset=utf-8",
-    "icon.svg": "image/svg+xml",
+    one.name: TYPES[Path(one.name).suffix]
+    for one in (files("fmcnet.server") / "page").iterdir()
+    if Path(one.name).suffix in TYPES
 }
 """The whole page."""
 POLICY = (
@@ -82,7 +89,8 @@ async def healthz() -> StateBody:
 )
 async def readyz(request: Request) -> Response:
     """503 while it starts or stops, or cannot do its work."""
-    faults = request.app.state.service.faults()
+    service: Service = request.app.state.service
+    faults = service.faults() or await service.gallery_faults()
     return JSONResponse({"ok": not faults, "faults": faults}, 503 if faults else 200)
 
 
@@ -122,4 +130,5 @@ async def gallery(service: Running, request: Request) -> GalleryBody:
         key=state["key"],
         images_at_once=service.limits.images,
         top_at_most=service.limits.top,
+        read_only=service.read_only,
     )

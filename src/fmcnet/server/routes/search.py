@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 
+from fmcnet.data.depth import parse_range
+from fmcnet.errors import DataError
 from fmcnet.retrieval import Where
 from fmcnet.retrieval.records import as_modality
 from fmcnet.server.decoding import Upload
@@ -18,13 +20,22 @@ from fmcnet.types import Modality
 router = APIRouter(prefix="/v1", responses=error_schema(), dependencies=[Depends(only_known)])
 
 Images = Annotated[
-    list[UploadFile], File(min_length=1, description="JPEG, PNG, WebP, BMP, TIFF or GIF files.")
+    list[UploadFile], File(min_length=1, description="JPEG, PNG, WebP, BMP, TIFF, GIF, HEIC or AVIF files.")
 ]
 Kinds = Annotated[
     list[str],
     Form(min_length=1, description="visible or infrared: one for all images, or one each, in their order."),
 ]
 Words = Annotated[list[str], Form()]
+RangeField = Annotated[
+    str | None,
+    Form(
+        alias="range",
+        max_length=100,
+        description="LOW:HIGH, the values that become black and white, of images deeper than 8 bits; default: the "
+        "gallery's.",
+    ),
+]
 
 
 def running_service(request: Request) -> Service:
@@ -58,17 +69,28 @@ AuditFacts = Annotated[dict[str, Any], Depends(audit_facts)]
 Sender = Annotated[Caller, Depends(caller_of)]
 
 
-async def read_uploads(images: list[UploadFile]) -> list[Upload]:
-    """Uploads with their bytes; they are in memory already."""
+async def read_uploads(images: list[UploadFile], value_range: str | None) -> list[Upload]:
+    """Uploads with their bytes, which are in memory already, and the range of a field.
+
+    Raises:
+        ApiError: 422, for a text that is no range.
+    """
+    try:
+        found = None if value_range is None else parse_range(value_range)
+    except DataError as error:
+        raise ApiError(422, str(error).removeprefix("--"), "range", "give LOW:HIGH, as 15:40") from error
     return [
-        Upload((one.filename or f"images[{at}]")[:200], await one.read()) for at, one in enumerate(images)
+        Upload((one.filename or f"images[{at}]")[:200], await one.read(), found)
+        for at, one in enumerate(images)
     ]
 
 
 @router.post("/embed", response_model=EmbeddingsBody, summary="Images to embeddings; nothing is kept")
-async def embed(service: Running, sender: Sender, images: Images, modality: Kinds) -> EmbeddingsBody:
+async def embed(
+    service: Running, sender: Sender, images: Images, modality: Kinds, value_range: RangeField = None
+) -> EmbeddingsBody:
     """Unit embeddings, in the order of the images."""
-    found, _ = await service.embed(await read_uploads(images), modality, sender)
+    found, _, notes = await service.embed(await read_uploads(images, value_range), modality, sender)
     return EmbeddingsBody(
         model=service.encoder.digest,
         dimension=found.features.shape[1],
@@ -80,6 +102,7 @@ async def embed(service: Running, sender: Sender, images: Images, modality: Kind
             )
             for row in range(len(found))
         ],
+        notes=notes,
     )
 
 
@@ -106,6 +129,7 @@ async def search(
         float | None, Form(gt=0, lt=1, description="Before comparing; default 1 / (entries + 1).")
     ] = None,
     group: Annotated[Literal["track", "pid"] | None, Form()] = None,
+    value_range: RangeField = None,
 ) -> dict[str, Any]:
     """All images are of ONE person, in one or both modalities; they are pooled into one query, and not kept."""
     with service.audit.watch("search", **facts, images=len(images), modality=modality[:2], top=top) as log:
@@ -121,7 +145,7 @@ async def search(
             until=until,
         )
         log["where"] = logged(where)
-        query, _ = await service.embed(await read_uploads(images), modality, sender)
+        query, _, remarks = await service.embed(await read_uploads(images, value_range), modality, sender)
         answer = await service.work(
             lambda: service.searcher.answer(
                 query,
@@ -136,4 +160,4 @@ async def search(
         log["nobody"] = answer.no_match
         shown = [match for one in answer.groups for match in one.hits] or answer.hits
         log["shown"] = [hit.id for hit in shown]
-    return answer.to_dict()
+    return {**answer.to_dict(), "notes": [*answer.notes, *remarks]}

@@ -1,0 +1,357 @@
+"""Boxes of persons in frames, as detectors and trackers write them: MOTChallenge text, COCO JSON, supervision's CSV.
+
+Sources: https://motchallenge.net/instructions, https://cocodataset.org/#format-data,
+https://supervision.roboflow.com (`CSVSink`).
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from fmcnet.characters import printable
+from fmcnet.errors import DataError
+from fmcnet.parsing import parse_json, read_text
+
+FrameKey: TypeAlias = int | str
+"""A frame's number, or the name of its image."""
+
+MAX_NAMED = 20
+PERSON_WORDS = frozenset({"person", "people", "pedestrian", "human"})
+MOT_PERSONS = frozenset({1, 2, 7})
+"""Classes of MOTChallenge's ground truth: pedestrian, person on a vehicle, static person."""
+CSV_HEADER = ("x_min", "y_min", "x_max", "y_max")
+_NUMBER_COLUMNS = ("frame", "frame_index", "frame_number", "frame_idx", "frame_id")
+_NAME_COLUMNS = ("file_name", "filename", "file", "image_name", "image", "image_path", "path")
+_LISTED = 5
+
+EXPECTED = """one of
+  MOTChallenge text: frame,id,left,top,width,height,confidence,...
+  COCO JSON: {"images": [...], "annotations": [...]}, or a list of results
+  CSV of supervision (CSVSink): x_min,y_min,x_max,y_max,class_id,confidence,tracker_id,frame_index"""
+
+
+class Box(NamedTuple):
+    """A box in pixels from the frame's upper left corner; `name` says where it stands in the file."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    track: str
+    name: str
+
+
+class LeftOut:
+    """What is left out, by reason: how many, and the first `MAX_NAMED`."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.first: dict[str, list[str]] = {}
+
+    def add(self, reason: str, name: str, count: int = 1) -> None:
+        """Add `count` things of one name."""
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        names = self.first.setdefault(reason, [])
+        if len(names) < MAX_NAMED:
+            names.append(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            reason: {"count": count, "first": self.first[reason]}
+            for reason, count in sorted(self.counts.items())
+        }
+
+    def lines(self) -> list[str]:
+        """A line for each reason."""
+        return [
+            f"left out {count}: {reason}; {printable(', '.join(self.first[reason][:3]))}"
+            + (", ..." if len(self.first[reason]) > 3 else "")
+            for reason, count in sorted(self.counts.items())
+        ]
+
+
+@dataclass
+class Boxes:
+    """The boxes of a file.
+
+    Attributes:
+        format: "MOTChallenge", "COCO" or "supervision".
+        of_frame: boxes by frame, in the file's order; an image without a box has an empty list.
+        first: number of the first frame by the format's rule; None where frames have names.
+        numbers: frame numbers from 0 of frames that have names, where the file states them.
+        sizes: (width, height) of frames, where the file states them.
+        total: boxes in the file.
+        left_out: boxes that are no person's.
+        notes: a sentence each.
+    """
+
+    format: str
+    of_frame: dict[FrameKey, list[Box]] = field(default_factory=dict)
+    first: int | None = None
+    numbers: dict[FrameKey, int] = field(default_factory=dict)
+    sizes: dict[FrameKey, tuple[int, int]] = field(default_factory=dict)
+    total: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_boxes(path: str | Path) -> Boxes:
+    """Read boxes; the content decides the format.
+
+    - MOTChallenge: frames count from 1; with a frame 0, from 0, with a note. A box of confidence 0 is marked as
+      ignored. Of nine columns the eighth is the class.
+    - COCO: frames are the images' file names. Of categories with a name, those of `PERSON_WORDS` are taken.
+    - supervision: frames count from 0, in a column of `_NUMBER_COLUMNS`, or are named, in one of `_NAME_COLUMNS`.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DataError: for a file of no known format, without a box, or with faults (the first five by line).
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise DataError(f"{path} is a folder: give the file of boxes, {EXPECTED}")
+    try:
+        text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is no file of boxes: {error}; give {EXPECTED}") from error
+    head = text.lstrip()[:1]
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    if head and head in "[{":
+        boxes = _read_coco(path, text)
+    elif all(name in first for name in CSV_HEADER):
+        boxes = _read_csv(path, text)
+    elif re.match(r"\s*[-+]?\d+(\.0*)?\s*[,;\s]", first):
+        boxes = _read_mot(path, text)
+    else:
+        raise DataError(f"{path} is no file of boxes: give {EXPECTED}")
+    if not boxes.total:
+        raise DataError(f"{path} holds no box: give {EXPECTED}")
+    return boxes
+
+
+class _Lines:
+    """Collects faults by line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.faults, self.count = path, list[str](), 0
+
+    def add(self, where: str, fault: object) -> None:
+        self.count += 1
+        if len(self.faults) < _LISTED:
+            self.faults.append(f"{where}: {printable(str(fault))}")
+
+    def check(self) -> None:
+        if self.count:
+            more = f"\n  ... and {self.count - _LISTED} more" if self.count > _LISTED else ""
+            raise DataError(f"{self.path} has faults:\n  " + "\n  ".join(self.faults) + more)
+
+
+def _read_mot(path: Path, text: str) -> Boxes:
+    boxes, faults = Boxes("MOTChallenge", first=1), _Lines(path)
+    for line, row in enumerate(text.split("\n"), 1):
+        if not row.strip():
+            continue
+        cells = [cell for cell in re.split(r"[,;]\s*|\s+", row.strip()) if cell]
+        try:
+            if len(cells) < 6:
+                raise ValueError(f"{len(cells)} values, but a box has frame,id,left,top,width,height")
+            frame, track = _whole(cells[0], "frame"), _whole(cells[1], "id")
+            if frame < 0:
+                raise ValueError(f"frame {frame} is negative")
+            values = [_number(cell) for cell in cells[2:]]
+        except ValueError as error:
+            faults.add(f"line {line}", error)
+            continue
+        boxes.total += 1
+        name = f"frame {frame}, line {line}"
+        if len(values) > 4 and values[4] == 0:
+            boxes.left_out.add("of confidence 0, which marks a box as ignored", name)
+        elif len(cells) == 9 and values[5] >= 0 and values[5] not in MOT_PERSONS:
+            boxes.left_out.add("no person by its class", name)
+        else:
+            _add(boxes, frame, values[:4], "" if track < 0 else str(track), name)
+        boxes.of_frame.setdefault(frame, [])
+    faults.check()
+    if 0 in boxes.of_frame:
+        boxes.first = 0
+        boxes.notes.append("the file has a frame 0: its frames count from 0, not from 1 as MOTChallenge's do")
+    return boxes
+
+
+def _read_csv(path: Path, text: str) -> Boxes:
+    boxes, faults = Boxes("supervision", first=0), _Lines(path)
+    reader = csv.DictReader(text.split("\n"))
+    columns = [name.strip() for name in reader.fieldnames or ()]
+    reader.fieldnames = columns
+    column = next((name for name in (*_NUMBER_COLUMNS, *_NAME_COLUMNS) if name in columns), None)
+    if column is None:
+        raise DataError(
+            f"{path} has no column of the frame ({', '.join(columns)}): write one by "
+            "sink.append(detections, custom_data={'frame_index': index}), or 'file_name' for images"
+        )
+    rows: list[tuple[str, Box]] = []
+    classes: set[str] = set()
+    try:
+        for cells in reader:
+            try:
+                if None in cells or None in cells.values():
+                    raise ValueError(f"not {len(columns)} values, as there are columns")
+                frame = cells[column].strip()
+                if not frame:
+                    raise ValueError(f"{column} is empty")
+                left, top, right, bottom = (_number(cells[name]) for name in CSV_HEADER)
+                track = cells.get("tracker_id", "").strip()
+                track = "" if track in ("", "None") else str(_whole(track, "tracker_id"))
+            except ValueError as error:
+                faults.add(f"line {reader.line_num}", error)
+                continue
+            boxes.total += 1
+            name = f"frame {frame}, line {reader.line_num}"
+            word = cells.get("class_name", "").strip().lower()
+            if word and word not in PERSON_WORDS:
+                boxes.left_out.add("no person by its class", name)
+                rows.append((frame, Box(0, 0, 0, 0, "", "")))
+                continue
+            classes |= set() if word else {cells.get("class_id", "").strip()}
+            rows.append((frame, Box(left, top, right, bottom, "" if track.startswith("-") else track, name)))
+    except csv.Error as error:
+        faults.add(f"line {reader.line_num}", error)
+    numbered = all(frame.isascii() and frame.isdigit() for frame, _ in rows)
+    for frame, box in rows:
+        found = boxes.of_frame.setdefault(int(frame) if numbered else frame, [])
+        if box.name:
+            found.append(box)
+    faults.check()
+    if not numbered:
+        boxes.first = None
+    if len(classes) > 1:
+        boxes.notes.append(
+            f"class_id is {', '.join(sorted(classes)[:6])}, without a class_name: every box is taken as a person's"
+        )
+    return boxes
+
+
+def _read_coco(path: Path, text: str) -> Boxes:
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON: {error}") from error
+    results = isinstance(content, list)
+    document: Mapping[str, Any] = {"annotations": content} if results else content
+    annotations, images = document.get("annotations"), document.get("images", [])
+    if not isinstance(annotations, list) or not isinstance(images, list) or not (results or images):
+        raise DataError(f"{path} is no COCO file: it lacks images or annotations; give {EXPECTED}")
+    boxes, faults = Boxes("COCO"), _Lines(path)
+    keys = {} if results else _coco_images(boxes, images, faults)
+    persons = _coco_persons(boxes, document.get("categories") or [])
+    for at, one in enumerate(annotations):
+        where = f"annotation {at + 1}"
+        try:
+            if not isinstance(one, dict) or "image_id" not in one:
+                raise ValueError("no image_id")
+            key = _coco_key(one["image_id"]) if results else keys.get(one["image_id"])
+            if key is None:
+                raise ValueError(f"image_id {one['image_id']} is that of no image")
+            given = one.get("bbox")
+            if not isinstance(given, list) or len(given) != 4:
+                raise ValueError("bbox is not [left, top, width, height]")
+            values = [_number(value) for value in given]
+        except (ValueError, TypeError) as error:
+            faults.add(where, error)
+            continue
+        boxes.total += 1
+        name = f"{key if isinstance(key, str) else f'frame {key}'}, {where}"
+        boxes.of_frame.setdefault(key, [])
+        if one.get("iscrowd") or one.get("ignore"):
+            boxes.left_out.add("a crowd, or marked as ignored", name)
+        elif persons is not None and one.get("category_id") not in persons:
+            boxes.left_out.add("no person by its class", name)
+        else:
+            _add(boxes, key, values, _coco_track(one), name)
+    faults.check()
+    return boxes
+
+
+def _coco_images(boxes: Boxes, images: Sequence[Any], faults: _Lines) -> dict[Any, FrameKey]:
+    """Frames by image id."""
+    keys: dict[Any, FrameKey] = {}
+    for at, image in enumerate(images):
+        name = image.get("file_name") if isinstance(image, dict) else None
+        if not isinstance(name, str) or not name or not isinstance(image.get("id"), (int, str)):
+            faults.add(f"image {at + 1}", "no id or file_name")
+            continue
+        if name in boxes.of_frame or image["id"] in keys:
+            faults.add(f"image {at + 1}", f"its id or file_name '{name}' stands there twice")
+            continue
+        keys[image["id"]] = name
+        boxes.of_frame[name] = []
+        number = image.get("frame_id", image.get("frame_index"))
+        if isinstance(number, int) and number >= 0:
+            boxes.numbers[name] = number
+        size = image.get("width"), image.get("height")
+        if all(isinstance(side, int) and side > 0 for side in size):
+            boxes.sizes[name] = size
+    return keys
+
+
+def _coco_persons(boxes: Boxes, categories: Any) -> set[Any] | None:
+    """Ids of the categories that are persons; None: all are taken."""
+    named = [one for one in categories if isinstance(one, dict) and isinstance(one.get("name"), str)]
+    found = {one.get("id") for one in named if one["name"].strip().lower() in PERSON_WORDS}
+    if named and not found:
+        boxes.notes.append(
+            f"no category is called person ({', '.join(one['name'] for one in named[:6])}): every box is taken as a "
+            "person's"
+        )
+    return found or None
+
+
+def _coco_key(image_id: Any) -> FrameKey:
+    if isinstance(image_id, bool) or not isinstance(image_id, (int, str)) or image_id == "":
+        raise ValueError(f"image_id {image_id!r} is neither a number nor a name")
+    return image_id
+
+
+def _coco_track(annotation: Mapping[str, Any]) -> str:
+    attributes = annotation.get("attributes")
+    for place in (annotation, attributes if isinstance(attributes, dict) else {}):
+        for name in ("track_id", "instance_id", "tracker_id"):
+            value = place.get(name)
+            if isinstance(value, (int, str)) and not isinstance(value, bool) and str(value) not in ("", "-1"):
+                return str(value)
+    return ""
+
+
+def _add(boxes: Boxes, frame: FrameKey, values: Sequence[float], track: str, name: str) -> None:
+    left, top, width, height = values
+    boxes.of_frame.setdefault(frame, []).append(Box(left, top, left + width, top + height, track, name))
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError(f"'{value}' is no number")
+    try:
+        found = float(value)
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"'{str(value)[:40]}' is no number") from None
+    if not math.isfinite(found):
+        raise ValueError(f"'{str(value)[:40]}' is no finite number")
+    return found
+
+
+def _whole(text: str, what: str) -> int:
+    found = _number(text)
+    if found != int(found) or abs(found) >= 2**53:
+        raise ValueError(f"{what} '{text[:40]}' is no whole number")
+    return int(found)

@@ -1,0 +1,343 @@
+"""Crops of persons from frames, by a detector's or tracker's boxes, with the table that `fmcnet index` reads."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from filelock import Timeout
+from PIL import Image
+
+from fmcnet.characters import printable
+from fmcnet.data.boxes import Box, Boxes, LeftOut, read_boxes
+from fmcnet.data.depth import Remarks, ValueRange
+from fmcnet.data.frames import Frame, open_frames
+from fmcnet.data.images import REMARKS
+from fmcnet.data.listing import Ignored, ignored_facts, list_folder
+from fmcnet.errors import DataError
+from fmcnet.files import lock_file, named, remove_left, write_atomically
+from fmcnet.progress import Progress
+from fmcnet.types import Modality
+
+TABLE = "people.csv"
+JOURNAL, LOCK = ".crops.jsonl", ".crops.lock"
+CLIPPED = "clipped"
+COLUMNS = ("path", "modality", "camera", "time", "track")
+
+
+@dataclass(frozen=True)
+class CropOptions:
+    """What to crop, and the crops' metadata.
+
+    Attributes:
+        modality: of the frames.
+        camera: of all crops.
+        start: the time of the first frame, with its timezone; None: crops have no time.
+        fps: frames a second; None: by the video's own clock.
+        min_size: least width and height of a crop in pixels.
+        every: take each frame whose place is a multiple of this.
+        first: number of the first frame in the boxes; None: by the format's rule.
+        value_range: as `fmcnet.data.images.load_image`.
+    """
+
+    modality: Modality
+    camera: str | None = None
+    start: datetime | None = None
+    fps: float | None = None
+    min_size: int = 8
+    every: int = 1
+    first: int | None = None
+    value_range: ValueRange | None = None
+
+
+@dataclass(frozen=True)
+class CropReport:
+    """What a run cropped; boxes are crops, not chosen, or left out.
+
+    Attributes:
+        table: the CSV. format: of the boxes.
+        frames: of the folder or video. empty: those without a box. boxes: in the file.
+        crops: written, now and before. clipped: those of boxes beyond the frame's edge.
+        not_chosen: boxes in frames that `every` passes over.
+        left_out: boxes, by reason. notes: a sentence each. ignored: files of the folder that are no images.
+    """
+
+    table: Path
+    format: str
+    frames: int
+    empty: int
+    boxes: int
+    crops: int
+    clipped: int
+    not_chosen: int
+    left_out: LeftOut
+    notes: tuple[str, ...]
+    ignored: tuple[Ignored, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "table": str(self.table),
+            "format": self.format,
+            "frames": self.frames,
+            "frames_without_boxes": self.empty,
+            "boxes": self.boxes,
+            "crops": self.crops,
+            "clipped": self.clipped,
+            "not_chosen": self.not_chosen,
+            "left_out": self.left_out.to_dict(),
+            "notes": list(self.notes),
+            "ignored": ignored_facts(self.ignored),
+        }
+
+
+class _Done(NamedTuple):
+    """A line of the journal: a frame whose crops are on disk."""
+
+    frame: str
+    rows: list[list[str]]
+    clipped: int
+    left_out: list[list[str]]
+    remarks: list[str]
+
+
+def crop(
+    frames: str | Path, boxes: str | Path, out: str | Path, options: CropOptions, progress: bool | None = None
+) -> CropReport:
+    """Cut out the boxes' persons and write `people.csv`, which `fmcnet index` reads.
+
+    - A crop is a PNG with the pixels of its frame, whole pixels of the box inside the frame.
+    - May be interrupted, or killed, at any point: the same call continues and ends with the same files.
+    - A track's name is "CAMERA/ID", without a camera "FRAMES/ID", so that tracks of several videos stay apart.
+
+    Args:
+        frames: a folder of images, or a video.
+        boxes: see `fmcnet.data.boxes.read_boxes`.
+        out: the folder to write.
+        options: see there.
+        progress: show a bar; None: on a terminal only.
+
+    Raises:
+        DataError: for faulty boxes, frames that cannot be told or read, or an `out` with other crops.
+        MissingDependencyError: for a video without PyAV.
+    """
+    frames, out = Path(frames).expanduser(), Path(out).expanduser()
+    found = read_boxes(boxes)
+    opened = open_frames(frames, found, options.first, options.value_range)
+    if frames.is_dir() and out.resolve().is_relative_to(frames.resolve()):
+        raise DataError(
+            f"--out {out} lies in the folder of the frames: give another, so that crops are no frames"
+        )
+    if options.start is not None and options.fps is None and frames.is_dir():
+        raise DataError("a start time needs --fps for a folder of images: they have no clock")
+    if options.fps is not None and options.start is None:
+        raise DataError("--fps gives times only with --start-time")
+    wanted = _signature(frames, Path(boxes).expanduser(), options)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with lock_file(out / LOCK, optional=True):
+            for folder in (out, *(path for path in out.rglob("*") if path.is_dir())):
+                remove_left(folder)
+            done = _read_journal(out, wanted)
+            here = frames.resolve()
+            prefix = options.camera or printable(here.name if here.is_dir() else here.stem)
+            work = _Work(out, options, found, done, prefix)
+            with (
+                (out / JOURNAL).open("a", encoding="utf-8") as stream,
+                Progress("cropping", found.total, show=progress) as bar,
+            ):
+                for frame in opened.read():
+                    line = work.take(frame)
+                    if line is not None:
+                        stream.write(json.dumps(line) + "\n")
+                        stream.flush()
+                    bar.advance(count=len(found.of_frame.get(frame.key, ())) if frame.key is not None else 0)
+            return work.finish(opened.notes, opened.ignored)
+    except Timeout:
+        raise DataError(f"another process writes crops into {out}: wait for it") from None
+
+
+class _Work:
+    """Crops frame after frame, and counts."""
+
+    def __init__(self, out: Path, options: CropOptions, boxes: Boxes, done: dict[str, _Done], prefix: str):
+        self.out, self.options, self.boxes, self.done, self.prefix = out, options, boxes, done, prefix
+        self.frames = self.empty = self.clipped = self.not_chosen = 0
+        self.left_out, self.remarks = boxes.left_out, Remarks()
+        self.rows: list[list[str]] = []
+        self.seen: set[Any] = set()
+
+    def take(self, frame: Frame) -> _Done | None:
+        """Crop one frame; a line for the journal, None where there is nothing new."""
+        self.frames += 1
+        boxes = self.boxes.of_frame.get(frame.key, []) if frame.key is not None else []
+        self.seen.add(frame.key)
+        if frame.index % self.options.every:
+            self.not_chosen += len(boxes)
+            return None
+        if not boxes:
+            self.empty += 1
+            return None
+        known = self.done.get(frame.name)
+        if known is not None and all(_is_whole(self.out / row[0]) for row in known.rows):
+            self._count(known)
+            return None
+        try:
+            image = frame.open()
+            self._check_size(frame, image)
+        except DataError as error:
+            self.left_out.add(f"in a frame that cannot be used: {error}", frame.name, len(boxes))
+            return None
+        made = self._crop(frame, image, boxes)
+        self._count(made)
+        return made
+
+    def _check_size(self, frame: Frame, image: Image.Image) -> None:
+        stated = self.boxes.sizes.get(frame.key) if frame.key is not None else None
+        if stated is not None and stated != image.size:
+            raise DataError(
+                f"it is {image.width} x {image.height} pixels, the boxes say {stated[0]} x {stated[1]}"
+            )
+
+    def _crop(self, frame: Frame, image: Image.Image, boxes: list[Box]) -> _Done:
+        made = _Done(frame.name, [], 0, [], list(image.info.get(REMARKS, ())))
+        clipped = 0
+        time = self._time(frame)
+        for number, box in enumerate(boxes):
+            area, reason = _inside(box, image.size, self.options.min_size)
+            if area is None:
+                made.left_out.append([reason, box.name])
+                continue
+            clipped += reason == CLIPPED
+            path = f"{frame.name}_{number:02d}.png"
+            target = self.out / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            cut = image.crop(area)
+            _save(cut, target)
+            track = f"{self.prefix}/{box.track}" if box.track else ""
+            made.rows.append([path, str(self.options.modality), self.options.camera or "", time, track])
+        return made._replace(clipped=clipped)
+
+    def _time(self, frame: Frame) -> str:
+        options = self.options
+        if options.start is None:
+            return ""
+        seconds = frame.seconds if options.fps is None else frame.index / options.fps
+        if seconds is None:
+            raise DataError("the video has no clock: give --fps")
+        return (options.start + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+
+    def _count(self, done: _Done) -> None:
+        self.rows += done.rows
+        self.clipped += done.clipped
+        for reason, name in done.left_out:
+            self.left_out.add(reason, name)
+        for kind in done.remarks:
+            self.remarks.add(kind, done.frame)
+
+    def finish(self, notes: tuple[str, ...], ignored: tuple[Ignored, ...]) -> CropReport:
+        """Write the table."""
+        for key, boxes in self.boxes.of_frame.items():
+            if key not in self.seen and boxes:
+                self.left_out.add("no frame of this name or number", str(key), len(boxes))
+        if not self.rows:
+            reasons = "; ".join(self.left_out.lines()) or "no box lies in a chosen frame"
+            raise DataError(f"no crop was made of {self.boxes.total} boxes: {reasons}")
+
+        def write(file: Path) -> None:
+            with file.open("w", encoding="utf-8", newline="") as stream:
+                kept = [at for at in range(len(COLUMNS)) if any(row[at] for row in self.rows)]
+                writer = csv.writer(stream, lineterminator="\n")
+                writer.writerow(COLUMNS[at] for at in kept)
+                writer.writerows([row[at] for at in kept] for row in self.rows)
+
+        table = write_atomically(self.out / TABLE, write)
+        return CropReport(
+            table,
+            self.boxes.format,
+            self.frames,
+            self.empty,
+            self.boxes.total,
+            len(self.rows),
+            self.clipped,
+            self.not_chosen,
+            self.left_out,
+            (*self.boxes.notes, *notes, *self.remarks.lines()),
+            ignored,
+        )
+
+
+def _save(image: Image.Image, target: Path) -> None:
+    """Write a crop whole or not at all; it need not be on disk yet, as `_is_whole` looks at it before it counts."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    with named(target, temporary):
+        image.save(temporary, "PNG", compress_level=1)
+        temporary.replace(target)
+
+
+def _is_whole(crop: Path) -> bool:
+    """Whether a crop of an earlier run is a whole PNG, by its checksums: a power cut may have emptied it."""
+    try:
+        with Image.open(crop) as image:
+            image.verify()
+    except (OSError, SyntaxError):
+        return False
+    return True
+
+
+def _inside(box: Box, size: tuple[int, int], least: int) -> tuple[tuple[int, int, int, int] | None, str]:
+    """The whole pixels of a box inside a frame; or None, and why."""
+    width, height = size
+    if box.right <= box.left or box.bottom <= box.top:
+        return None, "empty boxes"
+    corners = np.rint(np.clip([box.left, box.top, box.right, box.bottom], -1e9, 1e9)).astype(int)
+    left, top, right, bottom = map(int, corners)
+    inner = max(0, left), max(0, top), min(width, right), min(height, bottom)
+    if inner[0] >= inner[2] or inner[1] >= inner[3]:
+        beyond = left >= width or top >= height or right <= 0 or bottom <= 0
+        return None, "outside the frame" if beyond else "empty boxes"
+    if min(inner[2] - inner[0], inner[3] - inner[1]) < least:
+        return None, f"less than {least} pixels wide or high"
+    return inner, CLIPPED if inner != (left, top, right, bottom) else ""
+
+
+def _signature(frames: Path, boxes: Path, options: CropOptions) -> str:
+    """Names the frames, boxes and options, so that crops of others are not mixed with these."""
+    digest = hashlib.sha256(boxes.read_bytes())
+    files = list_folder(frames).images if frames.is_dir() else (frames,)
+    for file in files:
+        status = file.stat()
+        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    facts = {name: str(value) for name, value in asdict(options).items()}
+    digest.update(json.dumps([str(frames.resolve()), facts], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _read_journal(out: Path, wanted: str) -> dict[str, _Done]:
+    """The frames that are done; a journal is begun where there is none.
+
+    Raises:
+        DataError: when `out` holds other crops, or other files.
+    """
+    journal = out / JOURNAL
+    lines = journal.read_bytes().split(b"\n") if journal.is_file() else []
+    if len(lines) < 2:  # none, or killed while it wrote the first line
+        others = [path for path in out.iterdir() if path.name not in (JOURNAL, LOCK)]
+        if others:
+            raise DataError(f"--out {out} holds other files ({others[0].name}): give a new folder")
+        write_atomically(journal, lambda file: file.write_text(json.dumps({"crops": wanted}) + "\n"))
+        return {}
+    if json.loads(lines[0]).get("crops") != wanted:
+        raise DataError(
+            f"--out {out} holds crops of other frames, boxes or options: give a new folder, or remove it first"
+        )
+    with journal.open("r+b") as stream:  # a kill may leave half a line
+        stream.truncate(sum(len(line) + 1 for line in lines[:-1]))
+    found = (_Done(*json.loads(line)) for line in lines[1:-1])
+    return {one.frame: one for one in found}

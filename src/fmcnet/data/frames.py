@@ -1,0 +1,241 @@
+"""Frames of a folder of images or of a video, one at a time, with their numbers."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from fmcnet.data.boxes import Boxes, FrameKey
+from fmcnet.data.depth import ValueRange, eight_bits
+from fmcnet.data.images import REMARKS, open_rgb
+from fmcnet.data.listing import Ignored, has_image_head, is_image, list_folder
+from fmcnet.errors import DataError, require
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame.
+
+    Attributes:
+        name: of its crops: the image's path below the folder without suffix, or the video frame's number.
+        key: how the boxes call it; None where they do not.
+        index: from 0, counted in frames of the recording.
+        seconds: after the first frame, by the video's own clock; None for images.
+        open: decodes it, as RGB.
+    """
+
+    name: str
+    key: FrameKey | None
+    index: int
+    seconds: float | None
+    open: Callable[[], Image.Image]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames in order.
+
+    Attributes:
+        read: starts the frames from the beginning.
+        notes: how their numbers were found.
+        ignored: files of the folder that are no images.
+    """
+
+    read: Callable[[], Iterator[Frame]]
+    notes: tuple[str, ...] = ()
+    ignored: tuple[Ignored, ...] = ()
+
+
+def open_frames(
+    path: str | Path, boxes: Boxes, first: int | None = None, value_range: ValueRange | None = None
+) -> Frames:
+    """Open a folder of images or a video.
+
+    Args:
+        path: a folder, or a video that PyAV reads.
+        boxes: how the frames are called.
+        first: number of the first frame in the boxes; None: by the format's rule.
+        value_range: as `fmcnet.data.images.load_image`.
+
+    Raises:
+        DataError: when there is none, or the boxes' frames cannot be told.
+        MissingDependencyError: for a video without PyAV.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _open_folder(path, boxes, first, value_range)
+    if not path.is_file():
+        raise DataError(f"no such folder of frames or video: {path}")
+    if is_image(path.name) or has_image_head(path):
+        raise DataError(f"{path} is one image: give the folder of the frames, or a video")
+    return _open_video(path, boxes, first, value_range)
+
+
+def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: ValueRange | None) -> Frames:
+    listing = list_folder(folder)
+    if not listing.images:
+        raise DataError(f"{folder} holds no images")
+    names = {image: image.relative_to(folder).as_posix() for image in listing.images}
+    numbers = _numbers_of_names(names)
+    order = sorted(names, key=lambda image: (numbers.get(image, 0), names[image]))
+    lowest = min(numbers.values(), default=0)
+    places = {image: numbers[image] - lowest if numbers else at for at, image in enumerate(order)}
+    keys, notes = _keys_by_name(names, boxes), list[str]()
+    if any(isinstance(key, int) for key in boxes.of_frame):
+        if len({image.parent for image in names}) > 1:
+            raise DataError(
+                f"the boxes number their frames, but the images of {folder} lie in several folders: give the folder "
+                "of one recording"
+            )
+        keys, notes = _keys_by_number(order, numbers, places, boxes, first)
+    stems = Counter(
+        name.rpartition(".")[0] if "." in PurePosixPath(name).name else name for name in names.values()
+    )
+
+    def crop_name(name: str) -> str:
+        stem = name.rpartition(".")[0] if "." in PurePosixPath(name).name else name
+        return stem if stems[stem] == 1 else name.replace(".", "_")
+
+    def opener(image: Path) -> Callable[[], Image.Image]:
+        return lambda: open_rgb(image, value_range)
+
+    def read() -> Iterator[Frame]:
+        for image in order:
+            yield Frame(crop_name(names[image]), keys.get(image), places[image], None, opener(image))
+
+    return Frames(read, tuple(notes), listing.ignored)
+
+
+def _numbers_of_names(names: dict[Path, str]) -> dict[Path, int]:
+    """The last number of each name; empty unless all images have one of their own, in one folder."""
+    found = {image: re.search(r"(\d{1,18})\D*$", image.stem) for image in names}
+    numbers = {image: int(match[1]) for image, match in found.items() if match}
+    alone = len(set(numbers.values())) == len(names) and len({image.parent for image in names}) == 1
+    return numbers if alone else {}
+
+
+def _keys_by_name(names: dict[Path, str], boxes: Boxes) -> dict[Path, FrameKey]:
+    """By the path below the folder; else by the file's name or stem, where only one image has it."""
+    by_name: dict[str, Path] = {}
+    for part in ("stem", "name"):
+        spelt = {image: str(getattr(PurePosixPath(name), part)) for image, name in names.items()}
+        counts = Counter(spelt.values())
+        by_name |= {name: image for image, name in spelt.items() if counts[name] == 1}
+    by_name |= {name: image for image, name in names.items()}
+    keys: dict[Path, FrameKey] = {}
+    for key in boxes.of_frame:
+        if isinstance(key, str):
+            path = PurePosixPath(key.replace("\\", "/"))
+            image = next((by_name[s] for s in (path.as_posix(), path.name, path.stem) if s in by_name), None)
+            if image is not None:
+                if image in keys:
+                    raise DataError(
+                        f"the boxes call the image {names[image]} both '{keys[image]}' and '{key}'"
+                    )
+                keys[image] = key
+    return keys
+
+
+def _keys_by_number(
+    order: list[Path], numbers: dict[Path, int], places: dict[Path, int], boxes: Boxes, first: int | None
+) -> tuple[dict[Path, FrameKey], list[str]]:
+    """Numbers from 0 or 1 in the names follow the boxes' first number; others are the frames' numbers.
+
+    Where no frame of the boxes is among them, the images count in order.
+    """
+    start = boxes.first if first is None else first
+    lowest = min(numbers.values(), default=0)
+    keys: dict[Path, FrameKey]
+    if numbers and (start is None or (lowest > 1 and first is None)):
+        keys = {image: numbers[image] for image in order}
+    elif start is None:
+        raise DataError(
+            "the boxes number their frames, but the images' names hold no number each: say --first-frame 0 or 1"
+        )
+    else:
+        keys = {image: places[image] + start for image in order}
+    if start is not None and not any(key in boxes.of_frame for key in keys.values()):
+        keys = {image: at + start for at, image in enumerate(order)}
+        return keys, [
+            "the images' names hold other numbers than the boxes' frames: they were counted in order"
+        ]
+    return keys, []
+
+
+def _open_video(path: Path, boxes: Boxes, first: int | None, value_range: ValueRange | None) -> Frames:
+    av = require("av", "video")
+    numbers = _video_numbers(path, boxes, first)
+
+    def read() -> Iterator[Frame]:
+        index, start = -1, None
+        try:
+            with av.open(str(path)) as container:
+                if not container.streams.video:
+                    raise DataError(f"{path} holds no video")
+                stream = container.streams.video[0]
+                stream.thread_type = "AUTO"
+                for index, decoded in enumerate(container.decode(stream)):
+                    seconds = None if decoded.time is None else float(decoded.time)
+                    start = seconds if start is None else start
+                    after = None if seconds is None or start is None else seconds - start
+                    key = numbers.get(index)
+                    name = f"{key if isinstance(key, int) else index:06d}"
+                    yield Frame(name, key, index, after, _opener(decoded, value_range))
+        except (av.error.FFmpegError, OSError) as error:
+            if index < 0:
+                raise DataError(
+                    f"cannot read the video {path}: {getattr(error, 'strerror', error)}"
+                ) from error
+            raise DataError(
+                f"{path} cannot be decoded after frame {index}: {getattr(error, 'strerror', error)}. The crops "
+                "before it are kept; write the video anew"
+            ) from error
+
+    return Frames(read)
+
+
+def _video_numbers(path: Path, boxes: Boxes, first: int | None) -> dict[int, FrameKey]:
+    """The boxes' frames by index."""
+    start = boxes.first if first is None else first
+    found: dict[int, FrameKey] = {}
+    for key in boxes.of_frame:
+        if isinstance(key, int) and start is not None:
+            found[key - start] = key
+        elif key in boxes.numbers and first is None:
+            found[boxes.numbers[key]] = key
+        else:
+            match = re.search(r"(\d{1,18})\D*$", PurePosixPath(str(key)).stem)
+            if first is None or match is None:
+                raise DataError(
+                    f"the boxes name their frames ('{key}'), but {path} is a video: say --first-frame 0 or 1, the "
+                    "number of its first frame in these names, or give a folder of images"
+                )
+            index = int(match[1]) - first
+            if index in found:
+                raise DataError(f"'{found[index]}' and '{key}' are the same frame of {path} by their numbers")
+            found[index] = key
+    return found
+
+
+def _opener(decoded: Any, value_range: ValueRange | None) -> Callable[[], Image.Image]:
+    def convert() -> Image.Image:
+        remarks: tuple[str, ...] = ()
+        if decoded.format.name.startswith("gray") and decoded.format.components[0].bits > 8:
+            try:
+                values, remark = eight_bits(decoded.to_ndarray(), value_range)
+            except ValueError as error:
+                raise DataError(str(error)) from error
+            image, remarks = Image.fromarray(values).convert("RGB"), (remark,) if remark else ()
+        else:
+            image = decoded.to_image()
+        turned: Image.Image = image.rotate(decoded.rotation, expand=True) if decoded.rotation else image
+        turned.info[REMARKS] = remarks
+        return turned
+
+    return convert

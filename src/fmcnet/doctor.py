@@ -1,0 +1,295 @@
+"""`fmcnet doctor`: what is installed here, and whether a model, a gallery and a calibration fit together."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import fmcnet
+from fmcnet.errors import FmcnetError
+from fmcnet.plugins import BACKBONES, READERS, describe, load_plugin, plugins
+
+if TYPE_CHECKING:
+    from fmcnet.inference.encoder import Encoder
+
+FOR_DEVELOPERS = ("dev", "docs", "browser")
+"""Extras that no user of the package needs."""
+
+WIDTH = 24
+"""Columns for a name; a longer one moves its line."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        part: "system", "packages", "extras", "plugins", "model", "gallery" or "calibration".
+        name: of the thing.
+        ok: False: it must be mended; None: a fact, neither good nor bad.
+        found: what is there.
+        advice: what to do, "" for nothing.
+    """
+
+    part: str
+    name: str
+    ok: bool | None
+    found: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings, in the order they were made."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing must be mended."""
+        return all(one.ok is not False for one in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return {"ok": self.ok, "findings": [asdict(one) for one in self.findings]}
+
+    def lines(self) -> list[str]:
+        """A line a finding, under the name of its part; the verdict last."""
+        lines: list[str] = []
+        width = min(max(len(one.name) for one in self.findings), WIDTH)
+        part = ""
+        for one in self.findings:
+            lines += [one.part] if one.part != part else []
+            part = one.part
+            mark = {True: "ok  ", False: "FAIL", None: "    "}[one.ok]
+            lines.append(
+                f"  {mark} {one.name:{width}}  {one.found}" + (f" -> {one.advice}" if one.advice else "")
+            )
+        faults = sum(one.ok is False for one in self.findings)
+        return [*lines, f"{faults} to mend" if faults else "all is well"]
+
+
+def diagnose(
+    model: str | Path | None = None,
+    gallery: str | Path | None = None,
+    calibration: str | Path | None = None,
+    device: str = "auto",
+) -> Diagnosis:
+    """Look at the installation and, if given, at a model, a gallery and a calibration together.
+
+    What cannot be read is a finding, not an error. Nothing is written.
+
+    Args:
+        model: a run folder, an exported model or a shipped model's name; None: the one that the gallery notes.
+        gallery: a folder or milvus://host:port/name.
+        calibration: a file of `fmcnet calibrate`; None: the one in the model's folder.
+        device: where the model is tried.
+
+    Raises:
+        FmcnetError: for a device that is not here.
+    """
+    findings = [*_system(device), *_packages(), *_plugins()]
+    encoder: Encoder | None = None
+    digest: str | None = None
+    if model is not None or gallery is not None:
+        encoder, found = _model(model, gallery, device)
+        findings += found
+        digest = encoder.digest if encoder is not None else None
+    if gallery is not None:
+        of_gallery, found = _gallery(str(gallery), digest)
+        findings += found
+        digest = digest or of_gallery
+    if calibration is not None or encoder is not None:
+        findings += _calibration(calibration, encoder, digest)
+    return Diagnosis(tuple(findings))
+
+
+def _system(device: str) -> Iterator[Finding]:
+    """Versions, devices and threads.
+
+    Raises:
+        FmcnetError: for a device that is not here.
+    """
+    yield Finding("system", "fmcnet", None, f"{fmcnet.__version__} at {Path(fmcnet.__file__).parent}")
+    yield Finding("system", "Python", None, f"{platform.python_version()} at {sys.executable}")
+    yield Finding("system", "machine", None, f"{platform.platform()}, {platform.machine()}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = os.environ.get("OMP_NUM_THREADS")
+    said = f", OMP_NUM_THREADS={threads}" if threads else ""
+    try:
+        import torch
+    except Exception as error:
+        yield Finding("system", "CPU", None, f"{cores} cores{said}")
+        advice = "only exported models run without it: pip install torch"
+        yield Finding("system", "PyTorch", None, f"cannot be imported ({_short(error)})", advice)
+        return
+    yield Finding(
+        "system", "CPU", None, f"{cores} cores, PyTorch uses {torch.get_num_threads()} threads{said}"
+    )
+    yield Finding("system", "PyTorch", None, torch.__version__)
+    from fmcnet.distributed import pick_device
+
+    yield Finding("system", "device", None, f"{pick_device(device)} for --device {device}")
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        about = torch.cuda.get_device_properties(index)
+        memory = f"{about.total_memory / 2**30:.0f} GiB"
+        yield Finding("system", f"cuda:{index}", None, f"{about.name}, {memory}, CUDA {torch.version.cuda}")
+    if torch.backends.mps.is_available():
+        yield Finding("system", "mps", None, "available")
+
+
+def _packages() -> Iterator[Finding]:
+    """What fmcnet needs, then its extras with the pip command of those that are not complete."""
+    try:
+        needs = importlib.metadata.requires("fmcnet") or []
+        extras = importlib.metadata.metadata("fmcnet").get_all("Provides-Extra") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("packages", "fmcnet", None, "not installed as a package", "pip install fmcnet")
+        return
+    for requirement in needs:
+        if "extra ==" not in requirement:
+            name, problem, version = _installed(requirement)
+            advice = f"pip install '{requirement.partition(';')[0].strip()}'" if problem else ""
+            yield Finding("packages", name, not problem, problem or version, advice)
+    for extra in sorted(set(extras) - set(FOR_DEVELOPERS)):
+        found = [_installed(one) for one in _of_extra(extra, needs)]
+        lacking = [f"{name} {problem}" for name, problem, _ in found if problem]
+        there = ", ".join(f"{name} {version}" for name, problem, version in found if not problem)
+        said = "; ".join(filter(None, [", ".join(lacking), there]))
+        advice = f"pip install 'fmcnet[{extra}]'" if lacking else ""
+        yield Finding("extras", extra, None if lacking else True, said, advice)
+
+
+def _of_extra(extra: str, needs: list[str]) -> list[str]:
+    """The requirements of an extra, and of the extras that it names itself."""
+    own = [one for one in needs if re.search(rf"""extra == ['"]{re.escape(extra)}['"]""", one)]
+    found: list[str] = []
+    for one in own:
+        inner = re.match(r"fmcnet\[([^\]]+)\]", one)
+        parts = [_of_extra(name.strip(), needs) for name in inner[1].split(",")] if inner else [[one]]
+        found += [requirement for part in parts for requirement in part]
+    return found
+
+
+def _installed(requirement: str) -> tuple[str, str, str]:
+    """Name of a required package, what is wrong with it ("" for nothing), and its version."""
+    name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+    least = re.search(r">=([\d.]+)", requirement)
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return name, "is missing", ""
+    if least and _numbers(version) < _numbers(least[1]):
+        return name, f"is {version}, older than {least[1]}", version
+    return name, "", version
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(digits) for digits in re.findall(r"\d+", version.partition("+")[0])[:3])
+
+
+def _plugins() -> Iterator[Finding]:
+    """Backbones and readers of other packages, each loaded."""
+    from fmcnet.data.readers import LAYOUTS
+    from fmcnet.models.backbone import SHIPPED
+
+    for group, shipped in ((BACKBONES, SHIPPED), (READERS, LAYOUTS)):
+        for name, point in plugins(group).items():
+            try:
+                load_plugin(point)
+            except FmcnetError as error:
+                yield Finding("plugins", name, False, str(error))
+                continue
+            hidden = name in shipped
+            advice = "fmcnet has this name itself, so the plugin is not used" if hidden else ""
+            yield Finding("plugins", name, not hidden, f"{group}: {describe(point)}", advice)
+
+
+def _model(
+    model: str | Path | None, gallery: str | Path | None, device: str
+) -> tuple[Encoder | None, list[Finding]]:
+    """The model, tried on one image of each modality; None where it does not work."""
+    import numpy as np
+
+    from fmcnet.inference.encoder import Encoder
+    from fmcnet.retrieval.models import open_model
+    from fmcnet.types import Modality
+
+    try:
+        encoder = (
+            Encoder.from_pretrained(model, device=device)
+            if model is not None
+            else open_model(str(gallery), None, device)
+        )
+        image = np.full((encoder.height, encoder.width, 3), 128, np.uint8)
+        for modality in Modality:  # the first pass warms up
+            features = encoder.encode(image, modality).features
+        started = perf_counter()
+        encoder.encode(image, Modality.INFRARED)
+        milliseconds = 1000 * (perf_counter() - started)
+    except Exception as error:
+        return None, [Finding("model", str(model or "noted"), False, _short(error))]
+    card = encoder.card
+    settings = card.config.model
+    facts = f"{settings.variant}, {settings.arch}, trained on {card.dataset}, digest {encoder.digest}"
+    finite = bool(np.isfinite(features).all())
+    tried = f"{features.shape[1]} values, {milliseconds:.0f} ms for one image on {encoder.device}"
+    return encoder, [
+        Finding("model", str(encoder.folder or model), True, facts),
+        Finding("model", "encodes", finite, tried, "" if finite else "its weights are damaged"),
+    ]
+
+
+def _gallery(location: str, digest: str | None) -> tuple[str | None, list[Finding]]:
+    """The digest of the gallery's model, and whether it is that of the model given."""
+    from fmcnet.retrieval.gallery import Gallery
+
+    try:
+        with Gallery(location, read_only=True) as opened:
+            info, settings = opened.info(), opened.settings
+    except Exception as error:
+        return None, [Finding("gallery", location, False, _short(error))]
+    facts = f"{info.entries:,} entries, index {info.index}, {info.bytes / 2**20:,.1f} MiB"
+    if settings is None:
+        return None, [
+            Finding("gallery", info.location, True, f"{facts}: no model yet, the first add fixes it")
+        ]
+    facts += f", {settings.dimension} values, {settings.dtype}, model {settings.model}"
+    found = [Finding("gallery", info.location, True, facts)]
+    if digest is not None:
+        fits = digest == settings.model
+        said = "the gallery's" if fits else f"{digest}; the gallery was indexed with {settings.model}"
+        advice = "" if fits else "give --model that model, or index the images anew into another gallery"
+        found.append(Finding("gallery", "model", fits, said, advice))
+    return settings.model, found
+
+
+def _calibration(path: str | Path | None, encoder: Encoder | None, digest: str | None) -> list[Finding]:
+    """The calibration, and whether it is of the model (or, without one, of the gallery's)."""
+    from fmcnet.inference.calibration.calibration import CALIBRATION, Calibration, direction
+
+    beside = encoder.folder / CALIBRATION if encoder is not None and encoder.folder is not None else None
+    if path is None and (beside is None or not beside.is_file()):
+        advice = "fmcnet calibrate RUN --data TABLE makes one; without it there are no probabilities"
+        return [Finding("calibration", "none", None, "the model has none", advice)]
+    chosen = path if path is not None else beside
+    try:
+        found = Calibration.load(str(chosen), model=digest)
+    except Exception as error:
+        return [Finding("calibration", str(chosen), False, _short(error))]
+    known = ", ".join(direction(*pair) for pair in found.curves)
+    return [Finding("calibration", str(chosen), True, f"of model {found.model}, for {known}")]
+
+
+def _short(error: BaseException) -> str:
+    """An error on one line; what is not fmcnet's own with its kind."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, FmcnetError) else f"{type(error).__name__}: {text}"

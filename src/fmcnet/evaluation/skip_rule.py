@@ -1,0 +1,89 @@
+"""Which gallery images a query skips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fmcnet.errors import ProtocolError
+from fmcnet.types import NO_CAMERA, BoolArray, IntArray
+
+SkipKind = Literal["none", "same_identity_and_camera", "same_camera", "camera_pairs"]
+
+
+@dataclass(frozen=True)
+class SkipRule:
+    """Which gallery images a query skips.
+
+    A camera rule never applies to an image whose camera is not known (`NO_CAMERA`). Whatever the rule, an
+    image that is in both sets is never its own match.
+
+    Attributes:
+        kind: "none"; "same_identity_and_camera" (the single-modality and LLCM rule); "same_camera" (every
+            identity); "camera_pairs" (SYSU-MM01's rule: every gallery image of a camera that is paired with
+            the query's).
+        pairs: for "camera_pairs", the pairs (query camera, gallery camera).
+    """
+
+    kind: SkipKind = "none"
+    pairs: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("none", "same_identity_and_camera", "same_camera", "camera_pairs"):
+            raise ProtocolError(
+                f"unknown skip rule '{self.kind}': use none, same_camera, "
+                "same_identity_and_camera or pairs of cameras"
+            )
+        if (self.kind == "camera_pairs") != bool(self.pairs):
+            raise ProtocolError(
+                "the skip rule 'camera_pairs' goes with a list of (probe camera, gallery camera)"
+            )
+
+    @staticmethod
+    def of(rule: str | Iterable[tuple[int, int]] | SkipRule | None) -> SkipRule:
+        """A rule from its name, from pairs of cameras, or from None (skip nothing)."""
+        if isinstance(rule, SkipRule):
+            return rule
+        if rule is None:
+            return SkipRule()
+        if isinstance(rule, str):
+            return SkipRule(kind=rule)  # type: ignore[arg-type]  # checked on construction
+        return SkipRule("camera_pairs", tuple(sorted((int(a), int(b)) for a, b in rule)))
+
+    def hides(
+        self, query_pid: IntArray, query_cam: IntArray, gallery_pid: IntArray, gallery_cam: IntArray
+    ) -> BoolArray:
+        """True where a query skips a gallery image; the four arrays broadcast."""
+        known = (query_cam != NO_CAMERA) & (gallery_cam != NO_CAMERA)
+        if self.kind == "none":
+            return np.zeros_like(known)
+        if self.kind == "camera_pairs":
+            hit: BoolArray = np.zeros_like(known)
+            for query, gallery in self.pairs:
+                hit |= (query_cam == query) & (gallery_cam == gallery)
+            hit &= known
+            return hit
+        same: BoolArray = (query_cam == gallery_cam) & known
+        if self.kind == "same_identity_and_camera":
+            same &= query_pid == gallery_pid
+        return same
+
+    def mask(
+        self, query_pid: IntArray, query_cam: IntArray, gallery_pid: IntArray, gallery_cam: IntArray
+    ) -> BoolArray:
+        """(Q, G) `hides` of every pair."""
+        return self.hides(query_pid[:, None], query_cam[:, None], gallery_pid[None], gallery_cam[None])
+
+    def describe(self) -> str:
+        """The rule in words, as part of a protocol's sentence."""
+        if self.kind == "none":
+            return "no image is skipped"
+        if self.kind == "same_camera":
+            return "a probe skips every gallery image of its own camera"
+        if self.kind == "same_identity_and_camera":
+            return "a probe skips gallery images of its own identity and camera number"
+        said = ", ".join(f"a camera-{a} probe skips every camera-{b} gallery image" for a, b in self.pairs)
+        return said

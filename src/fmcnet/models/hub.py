@@ -1,0 +1,234 @@
+"""Models on the Hugging Face Hub, by `huggingface_hub` (extra `hub`): fetched with their digests checked, and pushed.
+
+A repository holds the files of a model's folder, a `README.md` with the metadata that the hub reads, and `hub.json`:
+the SHA-256 of each file. Files of other names are neither fetched nor pushed, so nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from fmcnet.errors import CheckpointError, require
+from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, read_card
+
+DIGESTS, README = "hub.json", "README.md"
+FORMAT = "fmcnet-hub-1"
+FILES = (CARD, WEIGHTS, PROJECTION, "calibration.json", "export.json", "*.onnx")
+"""What makes a model, and is fetched and pushed where it is there."""
+
+NAME = re.compile(r"([\w][\w.-]*/[\w][\w.-]*?)(?:@([\w./-]+))?")
+"""owner/name, or owner/name@revision."""
+
+_log = logging.getLogger(__name__)
+
+
+def is_hub_name(source: str | Path) -> bool:
+    """Whether this has the form owner/name or owner/name@revision."""
+    return NAME.fullmatch(str(source)) is not None
+
+
+def is_fetched(folder: str | Path) -> bool:
+    """Whether a folder lies in the hub's cache, where nothing is to be written."""
+    hub = sys.modules.get("huggingface_hub")  # what was not imported has fetched nothing
+    return hub is not None and Path(folder).absolute().is_relative_to(
+        Path(hub.constants.HF_HUB_CACHE).absolute()
+    )
+
+
+def fetch(source: str) -> Path:
+    """Fetch a model into the hub's cache; what is there already is not fetched again.
+
+    Args:
+        source: owner/name, or owner/name@revision (a branch, a tag or a commit).
+
+    Returns:
+        The folder in the cache.
+
+    Raises:
+        CheckpointError: when there is no such model, the hub cannot be reached and the cache lacks it, or a file is
+            not the one that was pushed.
+        MissingDependencyError: without `huggingface_hub`.
+    """
+    hub: Any = require("huggingface_hub", "hub")
+    found = NAME.fullmatch(source)
+    if found is None:
+        raise CheckpointError(f"'{source}' is no name on the hub: write owner/name, or owner/name@revision")
+    name, revision = found.groups()
+    try:
+        folder = hub.snapshot_download(
+            name, revision=revision, allow_patterns=[*FILES, README, DIGESTS], library_name="fmcnet"
+        )
+    except Exception as error:
+        raise CheckpointError(
+            _explain(hub, error, f"there is no folder '{source}' here, and", source)
+        ) from error
+    _check_digests(Path(folder), source)
+    return Path(folder)
+
+
+def push(folder: str | Path, name: str, *, public: bool = False, message: str | None = None) -> str:
+    """Push a finished model to the hub, in one commit.
+
+    Args:
+        folder: of the model. Only the files of `FILES` and a README.md are pushed: no images, logs, or checkpoints.
+        name: owner/name. A repository that is there gets a new commit.
+        public: make a new repository public; otherwise it is private. One that is there stays as it is.
+        message: of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        CheckpointError: for a folder without a whole model, a bad name, or what the hub refuses.
+        MissingDependencyError: without `huggingface_hub`.
+    """
+    folder = Path(folder)
+    found = NAME.fullmatch(name)
+    if found is None or found[2]:
+        raise CheckpointError(f"'{name}' is no name on the hub: write owner/name")
+    readme = _readme(folder, name)
+    _check_whole(folder)
+    hub: Any = require("huggingface_hub", "hub")
+    files = {path.name: path for pattern in FILES for path in sorted(folder.glob(pattern))}
+    digests = {file: _sha256(path) for file, path in files.items()}
+    text = json.dumps({"format": FORMAT, "sha256": digests}, indent=1) + "\n"
+    contents: dict[str, Any] = {**files, README: readme.encode(), DIGESTS: text.encode()}
+    operations = [
+        hub.CommitOperationAdd(
+            path_in_repo=file, path_or_fileobj=str(content) if isinstance(content, Path) else content
+        )
+        for file, content in contents.items()
+    ]
+    api = hub.HfApi(library_name="fmcnet")
+    try:
+        api.create_repo(name, private=not public, exist_ok=True)
+        commit = api.create_commit(
+            name, operations, commit_message=message or f"Push {folder.name} by fmcnet"
+        )
+    except Exception as error:
+        raise CheckpointError(_explain(hub, error, f"'{name}' was not pushed:", name)) from error
+    return str(commit.commit_url)
+
+
+def _check_whole(folder: Path) -> None:
+    """Check that the weights can be read.
+
+    Raises:
+        CheckpointError: when there are none, or they are damaged.
+    """
+    from fmcnet.models.checkpoint import weights_digest
+
+    if (folder / WEIGHTS).is_file():
+        weights_digest(folder / WEIGHTS)
+    elif not (folder / "export.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds no weights: give the folder of a finished run, or an exported one"
+        )
+
+
+def _readme(folder: Path, name: str) -> str:
+    """The folder's own README.md if it has metadata of the hub, otherwise one made from its card."""
+    card = read_card(folder)
+    own = folder / README
+    if own.is_file() and (text := own.read_text(encoding="utf-8")).startswith("---\n"):
+        return text
+    config = card.config
+    rows = {
+        "variant": config.model.variant,
+        "backbone": f"{config.model.arch}, width {config.model.width}",
+        "trained on": f"{card.dataset}, {card.classes} identities, {card.step:,} steps",
+        "weights kept": card.selected,
+        "input": f"{config.data.height} x {config.data.width} pixels, visible or infrared, one person",
+        "compared by": card.similarity,
+        "versions": ", ".join(f"{package} {version}" for package, version in card.versions.items()),
+    }
+    lines = [
+        "---",
+        "license: other",
+        "library_name: fmcnet",
+        "pipeline_tag: image-feature-extraction",
+        "tags: [person-re-identification, visible-infrared, fmcnet]",
+        "---",
+        "",
+        f"# {name.partition('/')[2]}",
+        "",
+        "Embeddings for visible-infrared person re-identification, by FMCNet (CVPR 2022).",
+        "",
+        "```python",
+        "from fmcnet import Encoder",
+        "",
+        f'encoder = Encoder.from_pretrained("{name}")  # pip install "fmcnet[hub]"',
+        'embeddings = encoder.encode(["a.jpg", "b.jpg"], "infrared")',
+        "```",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in rows.items()),
+        "",
+        "A similarity is no proof of identity. Finding people across cameras is subject to law.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _check_digests(folder: Path, source: str) -> None:
+    """Compare the files with the digests that were pushed with them.
+
+    Raises:
+        CheckpointError: naming those that differ, or are listed and missing.
+    """
+    listed = folder / DIGESTS
+    if not listed.is_file():
+        _log.warning(
+            "%s has no %s, so its files are not checked: it was not pushed by fmcnet", source, DIGESTS
+        )
+        return
+    try:
+        tree = json.loads(listed.read_text(encoding="utf-8"))
+        wanted = dict(tree["sha256"]) if tree["format"] == FORMAT else {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{source}: {DIGESTS} is damaged: ask its owner to push again") from error
+    there = {path.name for pattern in FILES for path in folder.glob(pattern)}
+    wrong = [
+        file
+        for file in sorted({*wanted, *there})
+        if file not in wanted or not (folder / file).is_file() or _sha256(folder / file) != wanted[file]
+    ]
+    if wrong or not wanted:
+        raise CheckpointError(
+            f"{source}: {', '.join(wrong) or DIGESTS} in {folder} is not what was pushed. Delete that folder to "
+            "fetch it again, or ask the owner."
+        )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _explain(hub: Any, error: Exception, begin: str, source: str) -> str:
+    """One line for an error of the hub: what to do depends on its kind."""
+    errors, where = hub.errors, hub.constants.ENDPOINT
+    said = " ".join(str(error).split())[:200]
+    if isinstance(error, errors.GatedRepoError):
+        return f"{begin} {where} has '{source}' behind a form: ask for access on its page, then hf auth login"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"{begin} {where} has no model '{source}' that you may see: check the name, and hf auth login for a "
+            "private one"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{begin} {where} has no such revision of '{source}'"
+    if isinstance(error, errors.HfHubHTTPError):
+        return f"{begin} {where} refuses '{source}' ({said}): hf auth login, with a token that may do this"
+    if isinstance(error, errors.HFValidationError):
+        return f"{begin} '{source}' is no name on the hub: write owner/name ({said})"
+    return (
+        f"{begin} the hub at {where} cannot be reached for '{source}', which is not in its cache "
+        f"({type(error).__name__}). Connect once, or give a model's folder."
+    )

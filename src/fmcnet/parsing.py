@@ -1,0 +1,258 @@
+"""Text, JSON, YAML and NPZ files from anywhere, read within bounds: no small file fills the memory.
+
+A fault of the content is a `ValueError` of one line. It does not name the file, because the caller does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import yaml
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pydantic import ValidationError
+
+BLOCK = 2**20
+"""Bytes read at once."""
+JSON_BYTES = 16 * 2**20
+"""Of a JSON file; its objects take up to twenty times as much memory."""
+YAML_BYTES = 2**17
+DEPTH = 100
+"""Levels of lists and sections in one another."""
+YAML_VALUES = 100_000
+"""Of a YAML document, with its aliases written out."""
+LARGEST_INTEGER = 2**64
+NPZ_BYTES = 64 * 2**20
+NPZ_RATIO = 20
+"""An NPZ file may unpack to `NPZ_BYTES`, or to so many times its size."""
+
+
+def read_text(path: Path, most: float = math.inf, *, long_lines: bool = True) -> str:
+    """A text file in UTF-8, or in UTF-16 with a byte-order mark, which is left out.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+        long_lines: a line may be of any length; False: it may have `BLOCK` bytes.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is too large, or not text.
+    """
+    raw = bytearray()
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            if not long_lines and len(block) == BLOCK and not (b"\n" in block or b"\r" in block):
+                raise ValueError(f"line {raw.count(10) + 1} has more than {BLOCK >> 20} MiB")
+            raw += block
+            if len(raw) > most:
+                raise ValueError(f"it has more than {most / 2**10:,.0f} KiB")
+    wide = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        text = raw.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, name = raw.count(10, 0, error.start) + 1, "UTF-16" if wide else "UTF-8"
+        raise ValueError(f"line {line} has bytes that are not {name}") from error
+    if (at := text.find("\0")) >= 0:
+        raise ValueError(f"line {text.count(chr(10), 0, at) + 1} has a NUL character, so it is not text")
+    return text
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of at most `JSON_BYTES`.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: as `parse_json`.
+    """
+    return parse_json(read_text(path, JSON_BYTES))
+
+
+def parse_json(text: str) -> Any:
+    """The content of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, has more than `DEPTH` levels or an integer of more than 64 bits.
+    """
+    try:
+        tree = json.loads(text, parse_int=_integer)
+    except RecursionError:
+        raise ValueError(f"it has more than {DEPTH} levels of brackets") from None
+    _check_levels(tree, lambda one: one.values() if isinstance(one, dict) else one, (dict, list))
+    return tree
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file of at most `YAML_BYTES`; None where it is empty.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: as `parse_yaml`.
+    """
+    return parse_yaml(read_text(path, YAML_BYTES))
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of a YAML text, without dates: they stay texts.
+
+    Raises:
+        ValueError: it is not YAML, has more than `DEPTH` levels, more than `YAML_VALUES` values or an integer of
+            more than 64 bits.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_levels(node, _children, yaml.CollectionNode, YAML_VALUES)
+        return loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}: " if mark is not None else ""
+        raise ValueError(f"{place}{error.problem or error.context}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ValueError(f"line {line}: the character U+{int(error.character):04X} is not allowed") from error
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        OverflowError,
+    ) as error:  # a wrong value after a tag, as !!bool x
+        raise ValueError(f"a value does not fit its tag ({error})") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """No dates: no setting is one, and PyYAML fails at impossible ones. No more levels than `DEPTH`."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """One node, and those below it."""
+        self.depth += 1
+        if self.depth > DEPTH:  # PyYAML's time grows with the square of the levels
+            raise ValueError(f"it has more than {DEPTH} levels of brackets")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [pair for pair in pairs if not pair[0].endswith(":timestamp")]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int", lambda loader, node: _bounded(yaml.SafeLoader.construct_yaml_int, loader, node)
+)
+
+
+def _children(node: Any) -> list[Any]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return cast(list[Any], node.value)
+
+
+def _integer(digits: str) -> int:
+    return cast(int, _bounded(int, digits))
+
+
+def _bounded(read: Callable[..., Any], *given: Any) -> Any:
+    try:
+        value = read(*given)
+    except ValueError:  # Python's limit of digits
+        value = LARGEST_INTEGER
+    if abs(value) >= LARGEST_INTEGER:
+        raise ValueError("an integer in it has more than 64 bits")
+    return value
+
+
+def _check_levels(
+    root: Any, children: Callable[[Any], Iterable[Any]], kinds: Any, most: float = math.inf
+) -> None:
+    """Count levels and values, those that an alias repeats each time."""
+    level, levels, values = [root], 0, 0
+    while level := [one for one in level if isinstance(one, kinds)]:
+        levels += 1
+        if levels > DEPTH:
+            raise ValueError(f"it has more than {DEPTH} levels of brackets")
+        below: list[Any] = []
+        for one in level:
+            below += children(one)
+            if values + len(below) > most:
+                raise ValueError(f"it has more than {most:,} values")
+        values += len(below)
+        level = below
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first fault of a file's fields, as "field = value: reason"."""
+    fault = error.errors()[0]
+    place = ".".join(str(part) for part in fault["loc"])
+    given = "" if fault["type"] == "missing" else f" = {fault['input']!r:.60}"
+    return f"{place}{given}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of an NPZ file. No header may claim more than the file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not such a file, is damaged, unpacks to far more than its size, or holds objects.
+    """
+    try:
+        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+            names = [member.filename.removesuffix(".npy") for member in members]
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise ValueError(f"it holds the array {twice[0]!r:.60} twice")
+            size, unpacked = path.stat().st_size, sum(member.file_size for member in members)
+            if unpacked > max(NPZ_BYTES, NPZ_RATIO * size):
+                raise ValueError(
+                    f"{size >> 10:,} KiB would unpack to {unpacked >> 20:,} MiB: save it without compression"
+                )
+            arrays = zip(names, (_read_member(archive, member) for member in members), strict=True)
+            return dict(arrays)
+    except zipfile.BadZipFile as error:
+        with path.open("rb") as stream:
+            if stream.read(6) == b"\x93NUMPY":
+                raise ValueError(
+                    "it holds a single array without a name: save it with numpy.savez"
+                ) from error
+        raise ValueError(f"not a zip file, or a damaged one: {error}") from error
+    except (NotImplementedError, RuntimeError, EOFError, zlib.error, struct.error, OverflowError) as error:
+        raise ValueError(f"its zip file cannot be unpacked: {error}") from error
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    from numpy.lib import format as npy
+
+    try:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError("it is compressed by another method than deflate")
+        with archive.open(member) as stream:
+            version = npy.read_magic(stream)
+            if version not in ((1, 0), (2, 0)):
+                raise ValueError(f"its version is {version[0]}.{version[1]}")
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = read(stream)
+            room = member.file_size - stream.tell()
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects, which are not loaded")
+        if any(length < 0 for length in shape) or math.prod(shape) * max(dtype.itemsize, 1) > room:
+            raise ValueError(f"its header claims {dtype} of shape {shape}; it has {room:,} bytes")
+        with archive.open(member) as stream:
+            return npy.read_array(stream, allow_pickle=False)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, OverflowError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"the array {member.filename.removesuffix('.npy')!r:.60}: {first:.200}") from error

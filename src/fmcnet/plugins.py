@@ -1,0 +1,57 @@
+"""What other installed packages add to fmcnet: backbones and readers, by entry points, loaded on first use.
+
+A package declares them in its `pyproject.toml`:
+
+    [project.entry-points."fmcnet.backbones"]
+    plain = "my_package:Plain"
+
+    [project.entry-points."fmcnet.readers"]
+    day-night = "my_package:read_day_night"
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from fmcnet.errors import ConfigError
+
+BACKBONES, READERS = "fmcnet.backbones", "fmcnet.readers"
+
+
+@cache
+def plugins(group: str) -> dict[str, EntryPoint]:
+    """The entry points of a group by name, none of them loaded. Of several of one name, the first that is found.
+
+    Args:
+        group: `BACKBONES` or `READERS`.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=group):
+        found.setdefault(point.name, point)
+    return found
+
+
+def describe(point: EntryPoint) -> str:
+    """Name an entry point, the object behind it and the package that brings it."""
+    package = f" of {point.dist.name} {point.dist.version}" if point.dist else ""
+    return f"the plugin {point.name} = {point.value}{package}"
+
+
+def load_plugin(point: EntryPoint) -> Any:
+    """Import the object of an entry point.
+
+    Raises:
+        ConfigError: in one line, when that fails for any reason.
+    """
+    try:
+        made = point.load()
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(
+            f"{describe(point)} cannot be loaded ({reason}). Mend or uninstall that package."
+        ) from error
+    if not callable(made):
+        raise ConfigError(f"{describe(point)} is a {type(made).__name__}: it must be a function or a class.")
+    return made

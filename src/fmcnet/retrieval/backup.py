@@ -1,0 +1,189 @@
+"""Copies of a gallery that are whole and consistent, also while other processes use it: backup and restore."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
+from fmcnet.files import make_private, private_mode, to_disk
+from fmcnet.retrieval.folder import OWN, in_use
+from fmcnet.retrieval.gallery import Gallery
+from fmcnet.retrieval.index_files import DoubtError, Manifest, discard
+from fmcnet.retrieval.records import MADE_WITH
+from fmcnet.retrieval.sqlite_connection import NAME
+from fmcnet.retrieval.sqlite_database import Database
+from fmcnet.retrieval.sqlite_store import LOCK, writer_lock
+
+WAIT = 30.0
+"""Seconds to wait for a locked database."""
+
+
+def backup(location: str, out: str | Path) -> int:
+    """Copy a gallery into a new folder, which is a gallery, too. Others may read and write meanwhile.
+
+    Args:
+        location: the gallery's folder. out: a folder that does not exist.
+
+    Returns:
+        How many entries it has: those at one moment of the copying.
+
+    Raises:
+        GalleryDamagedError: when the gallery is damaged. GalleryError: when `out` exists or cannot be written.
+    """
+    if "://" in location:
+        raise GalleryError(f"{location}: back up a cluster with its own tools (milvus-backup)")
+    folder, out = Path(location), Path(out)
+    if out.exists():
+        raise GalleryError(f"{out} exists: name a new folder")
+    with _copied(folder, out) as (new, entries):
+        new.rename(out)
+    to_disk(out.parent)
+    return entries
+
+
+def restore(source: str | Path, folder: str | Path, *, replace: bool = False) -> int:
+    """Make a gallery from a backup.
+
+    Args:
+        source: the backup; nothing in it is changed. folder: the gallery.
+        replace: remove the gallery that is there. No process may have it open.
+
+    Returns:
+        How many entries it has.
+
+    Raises:
+        GalleryDamagedError: when the backup is damaged; the gallery stays as it was.
+        GalleryError: when `folder` holds something, and is not to be replaced, or is in use.
+    """
+    source, folder = Path(source), Path(folder)
+    _check_target(source, folder, replace)
+    with Gallery(source, read_only=True):
+        pass  # it is one, and has lost nothing
+    with _copied(source, folder) as (new, entries):
+        _check_target(source, folder, replace)
+        old = new.with_name("old")
+        if folder.exists():
+            new.chmod(folder.stat().st_mode & 0o7777)
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+    to_disk(folder.parent)
+    return entries
+
+
+@contextlib.contextmanager
+def _copied(folder: Path, out: Path) -> Iterator[tuple[Path, int]]:
+    """A verified copy of a gallery in `OUT.part`, to be renamed, and its number of entries.
+
+    What a kill leaves in `OUT.part` is removed by the next copy to `out`. The database has another name until it is
+    whole, so nothing there opens as a gallery.
+    """
+    work = out.with_name(f"{out.name}.part")
+    with contextlib.ExitStack() as stack:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            work.mkdir(mode=0o700, exist_ok=True)
+            if foreign := {path.name for path in work.iterdir()} - {"gallery", "database", "old", LOCK}:
+                raise GalleryError(f"{work} is needed for the copy and holds {min(foreign)}: move it away")
+            stack.enter_context(writer_lock(work, 0))
+            stack.callback(shutil.rmtree, work, ignore_errors=True)
+            shutil.rmtree(work / "gallery", ignore_errors=True)
+            (work / "gallery").mkdir(mode=0o700)
+            yield work / "gallery", _copy(folder, work)
+        except OSError as error:
+            raise GalleryError(f"{out} cannot be written: {error.strerror or error}") from error
+        except GalleryDamagedError as error:
+            raise GalleryDamagedError(str(error).replace(str(work / "gallery"), str(folder))) from error
+
+
+def _copy(folder: Path, work: Path) -> int:
+    """Copy a gallery to `work / "gallery"` and read all of it; how many entries it has."""
+    new = work / "gallery"
+    manifest = _copy_index(folder, new)  # first: the database may only be newer
+    if (folder / MADE_WITH).is_file():
+        shutil.copyfile(folder / MADE_WITH, new / MADE_WITH)
+    (work / "database").unlink(missing_ok=True)
+    make_private(work / "database")
+    source = Database(folder, read_only=True, timeout=WAIT)
+    try:
+        with contextlib.closing(sqlite3.connect(work / "database")) as target, source.translated():
+            try:
+                source.connection.backup(target)
+            except sqlite3.OperationalError as error:
+                if "full" not in str(error):
+                    raise
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    finally:
+        source.close()
+    (work / "database").rename(new / NAME)
+    database = Database(new, read_only=False, timeout=WAIT)
+    try:
+        name = database.rename()
+    finally:
+        database.close()
+    if manifest is not None:
+        manifest.gallery = name
+        manifest.write(new)
+    with Gallery(new) as gallery:
+        gallery.check()
+        entries = len(gallery)
+    (new / LOCK).unlink(missing_ok=True)
+    mode = private_mode(new)
+    for path in new.iterdir():
+        path.chmod(mode)
+        to_disk(path)
+    to_disk(new)
+    return entries
+
+
+def _copy_index(folder: Path, out: Path) -> Manifest | None:
+    """Copy the index's files; None, and no file, where they do not fit each other: they can be made again.
+
+    A writer may replace them meanwhile, so this tries several times.
+    """
+    for _ in range(5):
+        with contextlib.suppress(DoubtError, OSError):
+            manifest = Manifest.read(folder)
+            for name in filter(
+                None, (manifest.vectors if manifest.rows else "", manifest.columns, manifest.graph)
+            ):
+                shutil.copyfile(folder / name, out / name)
+            manifest.verify(out)
+            return manifest
+        discard(out)
+    return None
+
+
+def _check_target(source: Path, folder: Path, replace: bool) -> None:
+    """Refuse to restore over what is not to be lost.
+
+    Raises:
+        GalleryError: says why.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise GalleryError(f"{folder} is a file; a gallery is a folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if source.exists() and folder.samefile(source):
+        raise GalleryError(f"{folder} is the backup itself: name another folder")
+    foreign = [path.name for path in folder.iterdir() if not any(path.match(name) for name in OWN)]
+    if foreign:
+        raise GalleryError(
+            f"{folder} holds {min(foreign)}, which is no file of a gallery: name another folder"
+        )
+    if not replace:
+        raise GalleryError(
+            f"{folder} is a gallery: name another folder, or give --replace to remove what it holds"
+        )
+    if in_use(folder / NAME):
+        raise GalleryBusyError(f"{folder} is in use: end the process that has it open")

@@ -1,0 +1,138 @@
+"""The files that entries of a gallery in a folder came from: where they lay, and their content when it was encoded.
+
+One table of the database, which galleries of 0.1.0 lack until the first record. A record goes when its entry goes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+from fmcnet.retrieval.records import Entry
+from fmcnet.retrieval.sqlite_database import FILES, Database, checksum
+
+SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS {FILES} (
+    seq INTEGER PRIMARY KEY, path TEXT NOT NULL, root TEXT NOT NULL, state TEXT NOT NULL, digest TEXT NOT NULL,
+    crc INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS {FILES}_digest ON {FILES} (digest);
+"""
+LISTED = 4096
+"""Rows read at once."""
+
+
+class FileRecord(NamedTuple):
+    """A file as it was just before it was encoded.
+
+    Attributes:
+        path: absolute. root: the folder that was indexed, which holds it.
+        state: as `fmcnet.files.file_state`. digest: as `fmcnet.files.file_digest`.
+    """
+
+    path: str
+    root: str
+    state: str
+    digest: str
+
+
+class Origin(NamedTuple):
+    """Where an entry came from; `record` is None for one that no record was made of."""
+
+    id: str
+    source: str | None
+    record: FileRecord | None
+
+
+class FileRecords:
+    """The records of one gallery.
+
+    Args:
+        database: of the gallery. reading, writing: the store's rules of locking.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        reading: Callable[[], AbstractContextManager[Any]],
+        writing: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._database, self._reading, self._writing = database, reading, writing
+
+    def of(self, ids: Iterable[str]) -> dict[str, FileRecord]:
+        """Those of entries, by id."""
+        found = self._select("rows.id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),))
+        return {one.id: one.record for one in found if one.record is not None}
+
+    def with_digest(self, digests: Iterable[str]) -> dict[str, list[FileRecord]]:
+        """Those with these digests, by digest."""
+        out = defaultdict[str, list[FileRecord]](list)
+        condition = f"{FILES}.digest IN (SELECT value FROM json_each(?))"
+        for one in self._select(condition, (json.dumps(sorted(set(digests))),)):
+            if one.record is not None:
+                out[one.record.digest].append(one.record)
+        return out
+
+    def origins(self) -> Iterator[Origin]:
+        """Of all entries, in the order of their adding."""
+        last = 0
+        while True:
+            with self._reading():
+                seqs = self._database.run(
+                    "SELECT seq FROM rows WHERE seq > ? ORDER BY seq LIMIT ?", (last, LISTED)
+                )
+                if not seqs:
+                    return
+                found = self._select("rows.seq > ? AND rows.seq <= ? ORDER BY rows.seq", (last, seqs[-1][0]))
+            yield from found
+            last = seqs[-1][0]
+
+    def put(self, records: Mapping[str, FileRecord]) -> None:
+        """Set the records of entries, by id; ids that are not there are passed over."""
+        if records:
+            with self._writing(), self._database.writing():
+                self._put({seq: records[name] for name, seq in self._database.seqs(list(records)).items()})
+
+    def rename(self, renamed: Mapping[str, tuple[Entry, FileRecord | None]]) -> None:
+        """Give entries another id, source and record, all or nothing.
+
+        Args:
+            renamed: by the present id; the new ids must not be those of other entries.
+        """
+        with self._writing(), self._database.writing():
+            seqs = self._database.seqs(list(renamed))
+            new = {seqs[name]: value for name, value in renamed.items() if name in seqs}
+            for seq in new:  # first away from all ids, since some may be taken by each other
+                self._database.connection.execute("UPDATE rows SET id = ? WHERE seq = ?", (f"\0{seq}", seq))
+            for seq, (entry, _) in new.items():
+                self._database.rewrite(seq, entry)
+            self._put({seq: record for seq, (_, record) in new.items() if record is not None})
+            self._database.note_change(new)
+
+    def _put(self, records: Mapping[int, FileRecord]) -> None:
+        for statement in SCHEMA.split(";\n"):
+            self._database.connection.execute(statement)
+        self._database.connection.executemany(
+            f"INSERT OR REPLACE INTO {FILES} VALUES (?, ?, ?, ?, ?, ?)",
+            ((seq, *record, checksum(seq, *record)) for seq, record in records.items()),
+        )
+
+    def _select(self, condition: str, values: tuple[object, ...]) -> list[Origin]:
+        found: list[Origin] = []
+        with self._reading():
+            if not self._database.has_files():
+                if FILES in condition:
+                    return found
+                rows = self._database.run(f"SELECT id, source FROM rows WHERE {condition}", values)
+                return [Origin(name, source, None) for name, source in rows]
+            for name, source, seq, *record, crc in self._database.run(
+                f"SELECT rows.id, rows.source, {FILES}.* FROM rows "
+                f"LEFT JOIN {FILES} ON {FILES}.seq = rows.seq WHERE {condition}",
+                values,
+            ):
+                if seq is not None and checksum(seq, *record) != crc:
+                    raise self._database.damaged(f"checksum of row {seq}, file")
+                found.append(Origin(name, source, None if seq is None else FileRecord(*record)))
+        return found

@@ -1,0 +1,79 @@
+"""Whether the files of a gallery prove that its database lost entries."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from fmcnet.errors import GalleryDamagedError, GalleryError
+from fmcnet.retrieval.index_files import NAME as INDEX
+from fmcnet.retrieval.index_files import DoubtError, Manifest
+from fmcnet.retrieval.mark import Mark, mark_path, read_mark
+from fmcnet.retrieval.sqlite_connection import NAME
+from fmcnet.retrieval.sqlite_database import Database
+
+
+def check_loss(folder: Path, timeout: float) -> None:
+    """Refuse a database that lost what its mark or the index knows, before a writer changes anything.
+
+    Args:
+        folder: of the gallery. timeout: seconds to wait for a lock.
+
+    Raises:
+        GalleryDamagedError: says what was lost, and what to do.
+    """
+    mark, index = read_mark(folder / NAME), indexed(folder)  # read first: the database may only be newer
+    newest = [one for one in (mark, index) if one is not None]
+    main = _in_main_file(folder, timeout)
+    with contextlib.closing(Database(folder, read_only=True, timeout=timeout)) as database:
+        with database.translated():
+            if database.is_empty():
+                if any(one.generation for one in newest):
+                    raise lost(folder, f"{NAME} is empty or missing", index)
+                return
+            database.has_tables()
+            name, generation = database.name(), database.number("generation")
+        if main is not None and (main.gallery != name or main.generation > generation):
+            raise database.damaged("its write-ahead log is another gallery's, or older")
+        if any(one.gallery == name and one.generation > generation for one in newest):
+            raise lost(
+                folder,
+                f"{NAME} is older than what was written last, so its write-ahead log was lost or damaged",
+                index,
+            )
+        if mark is not None and name not in {one.gallery for one in newest}:
+            raise lost(folder, f"{NAME} is another gallery's", index)
+
+
+def _in_main_file(folder: Path, timeout: float) -> Mark | None:
+    """How far the database goes without its log, where it has one; None where that cannot be read."""
+    with contextlib.suppress(GalleryError):
+        database = Database(folder, read_only=True, timeout=timeout, without_log=True)
+        with contextlib.closing(database), database.translated():
+            if database.has_log and database.has_tables():
+                return Mark(database.name(), database.number("generation"))
+    return None
+
+
+def indexed(folder: Path) -> Manifest | None:
+    """What the index's files say of the gallery; None where they say nothing."""
+    try:
+        return Manifest.read(folder)
+    except DoubtError:
+        return None
+
+
+def lost(folder: Path, what: str, index: Manifest | None) -> GalleryDamagedError:
+    """The error of a gallery that lost entries."""
+    rows = f", and the index has {index.rows:,} rows" if index is not None else ""
+    left = (folder / NAME).is_file() and (folder / NAME).stat().st_size > 0
+    recover = (
+        f", or write what is left into a new gallery: fmcnet gallery recover {folder} NEW --model MODEL"
+        if left or index is not None
+        else ""
+    )
+    proofs = [str(path) for path in (folder / INDEX, mark_path(folder / NAME)) if path.exists()]
+    return GalleryDamagedError(
+        f"{folder} lost entries: {what}{rows}. Nothing was changed. Restore a backup (fmcnet gallery "
+        f"restore){recover}. If this database is the one you want, delete {' and '.join(proofs)}"
+    )

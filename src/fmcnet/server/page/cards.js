@@ -1,0 +1,96 @@
+// Cards of crops: picture, how sure, file name, time, camera, track; the rest behind "Details".
+
+import { $, call, state } from "./service.js";
+
+function percent(p) {
+  const value = 100 * p;
+  if (value > 0 && value < 0.1) return "< 0.1 %";
+  return `${value < 10 ? value.toFixed(1) : Math.min(value, 99.9).toFixed(value > 99 ? 1 : 0)} %`;
+}
+
+export function when(time) {
+  if (!time) return "time unknown";
+  return new Date(time).toLocaleString([], { dateStyle: "medium", timeStyle: "medium" });
+}
+
+/** The last part of a source; uploads of this page are stored as "upload:NAME". */
+const fileName = (source) => (source ?? "").split(/[\\/]/).pop().replace(/^upload:/, "");
+
+/** What a person would call this crop. */
+export const nameOf = (entry) => fileName(entry.source) || `the crop of ${when(entry.time)}`;
+
+/**
+ * One card.
+ *
+ * entry: as the service gives it, with similarity and probability in an answer. rank: its place, or null.
+ * act: what its controls do: track(entry), remove(entry), pick(entry, checked); those not given have no control.
+ * picked: whether it is selected.
+ */
+export function card(entry, rank, act = {}, picked = false) {
+  const item = $("hit").content.firstElementChild.cloneNode(true);
+  const part = (name) => item.querySelector(`.${name}`);
+  const name = rank === null ? nameOf(entry) : `hit ${rank}`;
+  const put = (row, value) => {
+    part(row).textContent = value ?? "";
+    part(row).parentElement.hidden = value === null || value === "" || value === undefined;
+  };
+  item.dataset.id = entry.id;
+  part("rank").textContent = rank ?? "";
+  part("rank").hidden = rank === null;
+  put("file-name", fileName(entry.source));
+  put("time", entry.time ? when(entry.time) : "unknown");
+  put("camera", entry.camera ?? "unknown");
+  put("of-track", entry.track);
+  put("pid", entry.pid);
+  put("kind", entry.modality === "visible" ? "visible light" : "infrared");
+  put("tags", entry.tags.join(", "));
+  put("source", entry.source);
+  put("id", entry.id);
+  part("more").querySelector("summary").setAttribute("aria-label", `Details of ${name}`);
+  drawCertainty(entry, part);
+
+  const track = part("track");
+  track.hidden = !act.track || entry.track === null;
+  track.setAttribute("aria-label", `Open the track of ${name}`);
+  track.addEventListener("click", () => act.track(entry));
+  const remove = part("remove");
+  remove.hidden = !act.remove || !state.may.includes("admin");
+  remove.setAttribute("aria-label", `Remove ${name}`);
+  remove.addEventListener("click", () => act.remove(entry));
+  const pick = part("pick");
+  pick.hidden = !act.pick || !state.may.includes("admin");
+  const box = pick.querySelector("input");
+  box.checked = picked;
+  box.setAttribute("aria-label", `Select ${name}`);
+  box.addEventListener("change", () => act.pick(entry, box.checked));
+  if (state.gallery?.pictures) show(entry, item.querySelector("img"), name);
+  return item;
+}
+
+function drawCertainty(entry, part) {
+  part("sure").hidden = part("bar").hidden = entry.similarity === undefined;
+  if (entry.similarity === undefined) return;
+  const known = typeof entry.probability === "number";
+  part("percent").textContent = known ? percent(entry.probability) : entry.similarity.toFixed(3);
+  part("meaning").textContent = (known ? `probable, similarity\u00a0${entry.similarity.toFixed(3)}` : "similarity")
+    + (entry.pooled > 1 ? ` of ${entry.pooled}\u00a0crops pooled` : "");
+  part("bar").classList.toggle("plain", !known);
+  part("bar").firstElementChild.style.width = `${100 * Math.max(0, known ? entry.probability : entry.similarity)}%`;
+}
+
+/** Load the picture of an entry into an image, where there is one. */
+export async function show(entry, image, name) {
+  try {
+    const reply = await call(`v1/images/${encodeURIComponent(entry.id)}`);
+    image.src = URL.createObjectURL(await reply.blob());
+    image.alt = `${name}: ${entry.modality}, camera ${entry.camera ?? "unknown"}, ${when(entry.time)}`;
+    image.hidden = false;
+    image.nextElementSibling.hidden = true;
+  } catch { /* no picture of this one */ }
+}
+
+/** Put cards into a list, and let go of the pictures that were there. */
+export function fill(list, cards) {
+  list.querySelectorAll("img").forEach((image) => image.src && URL.revokeObjectURL(image.src));
+  list.replaceChildren(...cards);
+}

@@ -1,0 +1,132 @@
+"""Boxes of detectors and trackers: what each format means, and what is refused or left out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fmcnet.data.boxes import Box, read_boxes
+from fmcnet.errors import DataError
+
+
+def write(tmp_path, text, name="boxes.txt"):
+    path = tmp_path / name
+    path.write_text(text if isinstance(text, str) else json.dumps(text))
+    return path
+
+
+def test_motchallenge_frames_count_from_1(tmp_path):
+    boxes = read_boxes(write(tmp_path, "1,7,10,20,30,40,0.9,-1,-1,-1\n3,-1,1.5,2,3,4,1,-1,-1,-1\n"))
+    assert (boxes.format, boxes.first, boxes.total, boxes.notes) == ("MOTChallenge", 1, 2, [])
+    assert boxes.of_frame == {
+        1: [Box(10, 20, 40, 60, "7", "frame 1, line 1")],
+        3: [Box(1.5, 2, 4.5, 6, "", "frame 3, line 2")],
+    }
+
+
+def test_motchallenge_with_a_frame_0_counts_from_0(tmp_path):
+    boxes = read_boxes(write(tmp_path, "0 0 10 20 30 40\n1 0 10 20 30 40\n"))
+    assert boxes.first == 0
+    assert boxes.of_frame[0][0].track == "0"
+    assert "count from 0" in boxes.notes[0]
+
+
+def test_motchallenge_ground_truth_leaves_out_what_is_no_person(tmp_path):
+    rows = ["1,1,0,0,9,9,1,1,1", "1,2,0,0,9,9,0,1,1", "1,3,0,0,9,9,1,3,0.5", "2,4,0,0,9,9,1,7,0.5"]
+    boxes = read_boxes(write(tmp_path, "\n".join(rows)))
+    assert [box.track for boxes in boxes.of_frame.values() for box in boxes] == ["1", "4"]
+    assert boxes.left_out.counts == {
+        "of confidence 0, which marks a box as ignored": 1,
+        "no person by its class": 1,
+    }
+    assert boxes.left_out.first["no person by its class"] == ["frame 1, line 3"]
+
+
+def coco(**more):
+    images = [
+        {"id": 5, "file_name": "a/1.jpg", "width": 64, "height": 48},
+        {"id": 6, "file_name": "2.jpg", "frame_id": 4},
+    ]
+    one = {"id": 1, "image_id": 5, "bbox": [1, 2, 3, 4], "category_id": 1}
+    return {
+        "images": images,
+        "categories": [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}],
+        "annotations": [
+            {**one, "attributes": {"track_id": 9}},
+            {**one, "category_id": 3},
+            {**one, "iscrowd": 1},
+        ],
+        **more,
+    }
+
+
+def test_coco_frames_are_names_and_other_classes_are_counted(tmp_path):
+    boxes = read_boxes(write(tmp_path, coco()))
+    assert (boxes.format, boxes.first, boxes.total) == ("COCO", None, 3)
+    assert boxes.of_frame == {"a/1.jpg": [Box(1, 2, 4, 6, "9", "a/1.jpg, annotation 1")], "2.jpg": []}
+    assert boxes.sizes == {"a/1.jpg": (64, 48)}
+    assert boxes.numbers == {"2.jpg": 4}
+    assert boxes.left_out.counts == {"no person by its class": 1, "a crowd, or marked as ignored": 1}
+
+
+def test_coco_without_a_person_category_takes_all_with_a_note(tmp_path):
+    boxes = read_boxes(write(tmp_path, coco(categories=[{"id": 1, "name": "object"}])))
+    assert len(boxes.of_frame["a/1.jpg"]) == 2
+    assert "object" in boxes.notes[0]
+
+
+def test_a_list_of_coco_results(tmp_path):
+    found = [{"image_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}, {"image_id": "x", "bbox": [0, 0, 9, 9]}]
+    assert list(read_boxes(write(tmp_path, found)).of_frame) == [3, "x"]
+
+
+CSV = "x_min,y_min,x_max,y_max,class_id,confidence,tracker_id"
+
+
+def test_supervision_frames_count_from_0(tmp_path):
+    rows = f"{CSV},frame_index,class_name\n1,2,4,8,0,0.9,5,0,person\n1,2,4,8,2,0.9,,1,car\n1,2,4,8,0,1,,1,person\n"
+    boxes = read_boxes(write(tmp_path, rows))
+    assert (boxes.format, boxes.first, boxes.total) == ("supervision", 0, 3)
+    assert boxes.of_frame == {
+        0: [Box(1, 2, 4, 8, "5", "frame 0, line 2")],
+        1: [Box(1, 2, 4, 8, "", "frame 1, line 4")],
+    }
+    assert boxes.left_out.counts == {"no person by its class": 1}
+
+
+def test_supervision_frames_may_be_names(tmp_path):
+    boxes = read_boxes(write(tmp_path, f"{CSV},file_name\n1,2,4,8,0,,1,a.jpg\n1,2,4,8,2,,1,b.jpg\n"))
+    assert (boxes.first, list(boxes.of_frame)) == (None, ["a.jpg", "b.jpg"])
+    assert "class_id is 0, 2" in boxes.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no file of boxes"),
+        ("these are notes\n", "no file of boxes"),
+        ("1,1,2,3,4\n", "line 1: 5 values"),
+        ("1,1,2,3,4,x\n", "line 1: 'x' is no number"),
+        ("1,1,nan,3,4,5\n", "line 1: 'nan' is no finite number"),
+        ("1,1,2,3,4,5\n1.5,1,2,3,4,5\n", "line 2: frame '1.5' is no whole number"),
+        ("-1,1,2,3,4,5\n", "frame -1 is negative"),
+        ("{", "no JSON"),
+        ("{}", "lacks images"),
+        ("[]", "holds no box"),
+        ('[{"image_id": 1, "bbox": [1, 2, 3]}]', "annotation 1: bbox is not"),
+        ('[{"bbox": [1, 2, 3, 4]}]', "annotation 1: no image_id"),
+        (coco(annotations=[{"image_id": 7, "bbox": [1, 2, 3, 4]}]), "image_id 7 is that of no image"),
+        (coco(images=[{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}]), "stands there twice"),
+        (f"{CSV}\n1,2,3,4,0,1,1\n", "no column of the frame"),
+        (f"{CSV},frame\n1,2,3,4,0,1\n", "line 2: not 8 values"),
+        (f"{CSV},frame\n1,2,3,4,0,1,1,\n", "line 2: frame is empty"),
+        (f"{CSV},frame\n1,2,inf,4,0,1,1,1\n", "line 2: 'inf' is no finite number"),
+        (f"{CSV},frame\n", "holds no box"),
+    ],
+)
+def test_faults_are_named(tmp_path, text, said):
+    with pytest.raises(DataError) as error:
+        read_boxes(write(tmp_path, text))
+    assert said in str(error.value)
+    assert "boxes.txt" in str(error.value)

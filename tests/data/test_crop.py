@@ -1,0 +1,259 @@
+"""Crops from frames: right pixels, frames, times and tracks; what is left out is counted; a kill changes nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import textwrap
+from datetime import datetime, timezone
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fmcnet.data.crop import CropOptions, crop
+from fmcnet.errors import DataError
+from fmcnet.types import Modality
+
+NIGHT = CropOptions(Modality.INFRARED)
+HEIGHT, WIDTH = 48, 64
+
+
+def picture(seed):
+    return np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def frames(tmp_path):
+    """Six frames, 000001.png to 000006.png."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(1, 7):
+        Image.fromarray(picture(number)).save(folder / f"{number:06d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """The same six frames without loss, 10 a second."""
+    av = pytest.importorskip("av")
+    path = tmp_path_factory.mktemp("video") / "gate.mkv"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "bgr0"
+        for number in range(1, 7):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
+        out.mux(stream.encode())
+    return path
+
+
+def boxes(tmp_path, *rows):
+    path = tmp_path / "boxes.txt"
+    path.write_text("".join(f"{row}\n" for row in rows))
+    return path
+
+
+def rows(out):
+    with (out / "people.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def pixels(out, name):
+    return np.asarray(Image.open(out / name))
+
+
+def test_boxes_are_cut_clipped_and_left_out(frames, tmp_path):
+    found = boxes(
+        tmp_path,
+        "1,7,10,8,20,30,1",
+        "1,8,-5,-5,25,25,1",
+        "1,9,50,40,100,100,1",
+        "3,7,0,0,4,30,1",
+        "3,7,0,0,0,30,1",
+        "3,7,80,0,10,30,1",
+        "9,7,0,0,10,30,1",
+    )
+    report = crop(frames, found, tmp_path / "out", NIGHT)
+    assert (report.frames, report.empty, report.boxes, report.crops, report.clipped) == (6, 4, 7, 3, 2)
+    assert report.left_out.to_dict() == {
+        "empty boxes": {"count": 1, "first": ["frame 3, line 5"]},
+        "less than 8 pixels wide or high": {"count": 1, "first": ["frame 3, line 4"]},
+        "outside the frame": {"count": 1, "first": ["frame 3, line 6"]},
+        "no frame of this name or number": {"count": 1, "first": ["9"]},
+    }
+    assert [row["track"] for row in rows(tmp_path / "out")] == ["frames/7", "frames/8", "frames/9"]
+    frame, out = picture(1), tmp_path / "out"
+    assert (pixels(out, "000001_00.png") == frame[8:38, 10:30]).all()
+    assert (pixels(out, "000001_01.png") == frame[:20, :20]).all()
+    assert (pixels(out, "000001_02.png") == frame[40:, 50:]).all()
+    assert report.crops + sum(report.left_out.counts.values()) + report.not_chosen == report.boxes
+
+
+def test_a_video_has_frames_and_times(video, tmp_path):
+    found = boxes(tmp_path, *(f"{n},{n},5,6,20,30,1" for n in range(1, 7)))
+    start = datetime(2026, 3, 1, 22, 15, tzinfo=timezone.utc)
+    options = CropOptions(Modality.INFRARED, camera="gate", start=start, every=2)
+    report = crop(video, found, tmp_path / "out", options)
+    assert (report.frames, report.crops, report.not_chosen) == (6, 3, 3)
+    made = rows(tmp_path / "out")
+    assert [(row["path"], row["track"], row["time"]) for row in made] == [
+        (f"00000{n}_00.png", f"gate/{n}", f"2026-03-01T22:15:00.{n - 1}00+00:00") for n in (1, 3, 5)
+    ]
+    assert {(row["modality"], row["camera"]) for row in made} == {("infrared", "gate")}
+    for n in (1, 3, 5):
+        assert (pixels(tmp_path / "out", f"00000{n}_00.png") == picture(n)[6:36, 5:25]).all()
+
+
+def test_supervision_counts_a_videos_frames_from_0(video, tmp_path):
+    header = "x_min,y_min,x_max,y_max,class_id,confidence,tracker_id,frame_index"
+    crop(video, boxes(tmp_path, header, "5,6,25,36,0,0.9,,2"), tmp_path / "out", NIGHT)
+    assert rows(tmp_path / "out") == [{"path": "000002_00.png", "modality": "infrared"}]
+    assert (pixels(tmp_path / "out", "000002_00.png") == picture(3)[6:36, 5:25]).all()
+
+
+def coco(tmp_path, *names, **image):
+    content = {
+        "images": [{"id": n, "file_name": name, **image} for n, name in enumerate(names)],
+        "annotations": [{"image_id": n, "bbox": [5, 6, 20, 30]} for n in range(len(names))],
+    }
+    return boxes(tmp_path, json.dumps(content))
+
+
+def test_coco_names_frames(frames, video, tmp_path):
+    crop(frames, coco(tmp_path, "elsewhere/000004.png"), tmp_path / "out", NIGHT)
+    assert (pixels(tmp_path / "out", "000004_00.png") == picture(4)[6:36, 5:25]).all()
+    crop(video, coco(tmp_path, "x.jpg", frame_id=4), tmp_path / "of_video", NIGHT)
+    assert (pixels(tmp_path / "of_video", "000004_00.png") == picture(5)[6:36, 5:25]).all()
+    with pytest.raises(DataError, match="--first-frame"):
+        crop(video, coco(tmp_path, "000004.jpg"), tmp_path / "new", NIGHT)
+    crop(video, coco(tmp_path, "000004.jpg"), tmp_path / "told", CropOptions(Modality.INFRARED, first=1))
+    assert (pixels(tmp_path / "told", "000003_00.png") == picture(4)[6:36, 5:25]).all()
+
+
+def test_boxes_of_frames_of_another_size_are_left_out(frames, tmp_path):
+    found = coco(tmp_path, "000004.png", width=128, height=96)
+    with pytest.raises(DataError, match="it is 64 x 48 pixels, the boxes say 128 x 96"):
+        crop(frames, found, tmp_path / "out", NIGHT)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["0.png", "1.png", "2.png"], "1.png"),  # from 0: the first frame is MOTChallenge's 1
+        (["f_9.png", "f_10.png", "f_2.png"], "f_9.png"),  # by the numbers, of which no frame is 2's neighbour
+        (["a.png", "b.png", "c.png"], "b.png"),  # in order
+        (["100.png", "101.png", "102.png"], "101.png"),  # other numbers than the boxes': in order
+    ],
+)
+def test_the_second_frame_of_a_folder(names, expected, tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for seed, name in enumerate(names):
+        Image.fromarray(picture(seed)).save(folder / name)
+    number = 9 if "f_9.png" in names else 2
+    crop(folder, boxes(tmp_path, f"{number},1,5,6,20,30,1"), tmp_path / "out", NIGHT)
+    (row,) = rows(tmp_path / "out")
+    assert row["path"] == expected.replace(".png", "_00.png")
+
+
+def test_numbered_frames_of_several_folders_are_refused(frames, tmp_path):
+    (frames / "b").mkdir()
+    Image.fromarray(picture(1)).save(frames / "b" / "1.png")
+    with pytest.raises(DataError, match="several folders"):
+        crop(frames, boxes(tmp_path, "1,1,5,6,20,30,1"), tmp_path / "out", NIGHT)
+
+
+def test_a_broken_frame_is_named_and_tried_again(frames, tmp_path):
+    whole = (frames / "000002.png").read_bytes()
+    (frames / "000002.png").write_bytes(whole[:60])
+    found = boxes(tmp_path, "1,1,5,6,20,30,1", "2,1,5,6,20,30,1")
+    report = crop(frames, found, tmp_path / "out", NIGHT)
+    ((reason, left),) = report.left_out.to_dict().items()
+    assert (report.crops, left) == (1, {"count": 1, "first": ["000002"]})
+    assert "cannot be used" in reason
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (CropOptions(Modality.VISIBLE, start=datetime(2026, 1, 1, tzinfo=timezone.utc)), "needs --fps"),
+        (CropOptions(Modality.VISIBLE, fps=5), "only with --start-time"),
+    ],
+)
+def test_a_time_needs_a_clock(frames, tmp_path, options, said):
+    with pytest.raises(DataError, match=said):
+        crop(frames, boxes(tmp_path, "1,1,5,6,20,30,1"), tmp_path / "out", options)
+
+
+def test_frames_without_a_clock_count_by_fps(frames, tmp_path):
+    (frames / "000002.png").unlink()  # a gap in the numbers is a gap in time
+    options = CropOptions(Modality.VISIBLE, start=datetime(2026, 1, 1, tzinfo=timezone.utc), fps=4)
+    crop(frames, boxes(tmp_path, "3,1,5,6,20,30,1"), tmp_path / "out", options)
+    assert rows(tmp_path / "out")[0]["time"] == "2026-01-01T00:00:00.500+00:00"
+
+
+def test_crops_of_something_else_are_not_mixed(frames, tmp_path):
+    found = boxes(tmp_path, "1,1,5,6,20,30,1")
+    crop(frames, found, tmp_path / "out", NIGHT)
+    before = (tmp_path / "out" / "people.csv").read_bytes()
+    with pytest.raises(DataError, match="crops of other frames, boxes or options"):
+        crop(frames, found, tmp_path / "out", CropOptions(Modality.VISIBLE))
+    with pytest.raises(DataError, match="lies in the folder of the frames"):
+        crop(frames, found, frames / "crops", NIGHT)
+    with pytest.raises(DataError, match="holds other files"):
+        crop(frames, found, tmp_path, NIGHT)
+    assert (tmp_path / "out" / "people.csv").read_bytes() == before
+
+
+def test_a_video_that_ends_in_the_middle_keeps_what_was_cropped(video, tmp_path):
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    found = boxes(tmp_path, *(f"{n},{n},5,6,20,30,1" for n in range(1, 7)))
+    report = crop(
+        cut, found, tmp_path / "out", NIGHT
+    )  # a stream just ends there: its last boxes have no frame
+    assert 0 < report.crops < 6
+    assert report.left_out.counts["no frame of this name or number"] == 6 - report.crops
+    (tmp_path / "no.mkv").write_bytes(b"no video at all")
+    with pytest.raises(DataError, match=r"cannot read the video .*no\.mkv"):
+        crop(tmp_path / "no.mkv", found, tmp_path / "new", NIGHT)
+
+
+def test_a_kill_changes_nothing(video, tmp_path):
+    """A process that dies while it writes its third crop, half a line in the journal: the same files in the end."""
+    found = boxes(tmp_path, *(f"{n},{k},5,6,{20 + k},30,1" for n in range(1, 7) for k in range(2)))
+    crop(video, found, tmp_path / "whole", NIGHT)
+    program = f"""
+        import os
+        from fmcnet.data import crop as module
+        from fmcnet.types import Modality
+        write, left = module._save, [5]
+        def dying(image, path):
+            left[0] -= 1
+            if not left[0]:
+                path.with_name(f".{{path.name}}.tmp").write_bytes(b"half")
+                os.kill(os.getpid(), 9)
+            write(image, path)
+        module._save = dying
+        module.crop({str(video)!r}, {str(found)!r}, {str(tmp_path / "out")!r}, module.CropOptions(Modality.INFRARED))
+    """
+    died = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
+    assert died.returncode == -9
+    out = tmp_path / "out"
+    assert len(list(out.glob("0*.png"))) == 4
+    assert not (out / "people.csv").exists()
+    with (out / ".crops.jsonl").open("a") as journal:
+        journal.write('["000003", [["00')
+    (out / "000001_01.png").unlink()
+    (out / "000002_00.png").write_bytes((out / "000002_00.png").read_bytes()[:200])  # a power cut
+    crop(video, found, out, NIGHT)
+
+    def files(folder):
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."}
+
+    assert files(out) == files(tmp_path / "whole")
+    assert not list(out.glob(".*.tmp"))
+    crop(video, found, out, NIGHT)
+    assert files(out) == files(tmp_path / "whole")

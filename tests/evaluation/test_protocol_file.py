@@ -1,0 +1,334 @@
+"""One's own protocol from a YAML file: the same figures as by hand, and every mistake in it named."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fmcnet
+from fmcnet.data.readers import read_dataset
+from fmcnet.data.table import Record, Table
+from fmcnet.errors import ProtocolError
+from fmcnet.evaluation.evaluate_model import chance_rank1
+from fmcnet.evaluation.protocol_file import read_protocol
+from fmcnet.evaluation.protocols import custom
+from fmcnet.evaluation.skip_rule import SkipRule
+from fmcnet.identities import identity_number
+from fmcnet.types import Embeddings, Modality
+from tests.cli import run_command
+
+V, I = Modality.VISIBLE, Modality.INFRARED  # noqa: E741
+
+
+def records():
+    """anna, bob and staff by the cameras gate and hall (visible) and yard (infrared), two images each."""
+    found = []
+    for pid in range(3):
+        for camid, (camera, modality) in enumerate((("gate", V), ("hall", V), ("yard", I)), 1):
+            found += [
+                Record(f"{camera}/{pid}_{n}.jpg", pid, modality, camid, "test", camera=camera) for n in (1, 2)
+            ]
+    return found
+
+
+TABLE = Table.from_records("csv", Path("people"), records(), pid_names=("anna", "bob", "staff 1"))
+
+
+def protocol(tmp_path, text, images=TABLE):
+    path = tmp_path / "mine.yaml"
+    path.write_text(textwrap.dedent(text))
+    return read_protocol(path, images)
+
+
+def test_every_key_is_an_argument_of_custom(tmp_path):
+    read = protocol(
+        tmp_path,
+        """
+        name: gate to yard
+        query: thermal
+        gallery: both
+        skip: [[yard, gate], [3, 2]]
+        shots: 1
+        trials: 3
+        seed: 5
+        cmc: identity
+        distractors: [staff 1]
+        junk: bob
+        """,
+    )
+    assert read == custom(
+        I,
+        None,
+        skip=[(3, 1), (3, 2)],
+        shots=1,
+        trials=3,
+        seed=5,
+        cmc="identity",
+        name="gate to yard",
+        distractors=[(identity_number("staff 1"), "staff 1")],
+        junk=[(identity_number("bob"), "bob")],
+    )
+    assert read.sentence() == (
+        "gate to yard: infrared images searched in images; 1 image per identity and camera, seeded draw (Python's "
+        "random, seeds 5 to 7), 3 trials; a camera-3 probe skips every camera-1 gallery image, a camera-3 probe "
+        "skips every camera-2 gallery image; CMC counts identities (each gallery identity's best image); every image "
+        "of the distractors staff 1 is in the gallery, none is a query; images of the junk identities bob are left "
+        "out."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("query: visible", custom(V, V, name="mine")),
+        ("query: both\ngallery: null", custom(None, None, name="mine")),
+        ("skip: none", custom(I, V, name="mine")),
+        ("skip: same_camera", custom(I, V, skip=SkipRule("same_camera"), name="mine")),
+        ("shots: null", custom(I, V, name="mine")),
+    ],
+)
+def test_what_is_left_out_is_the_default(tmp_path, text, expected):
+    assert protocol(tmp_path, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("querry: visible", "unknown key 'querry': did you mean query?"),
+        ("colour: 3", "unknown key 'colour': known are name, query,"),
+        ("query: visibel", "query: 'visibel' is none of visible, infrared, both: did you mean visible?"),
+        ("query: [visible]", "query: ['visible'] is none of"),
+        (
+            "skip: same_cam",
+            "skip: 'same_cam' is none of none, same_camera, same_identity_and_camera: did you mean",
+        ),
+        ("skip: no", "skip: False is none of"),
+        ("skip: [3, 2]", "skip: 3 is no pair"),
+        ("skip: []", "the list of pairs is empty"),
+        ("skip: [[yrad, 1]]", "no image to be evaluated is of camera 'yrad': did you mean 'yard'?"),
+        ("skip: [[3, 9]]", "no image to be evaluated is of camera '9'"),
+        ("shots: one", "shots: 'one' is no whole number from 1"),
+        ("shots: 0", "shots: 0 is no whole number from 1"),
+        ("shots: true", "shots: True is no whole number"),
+        ("trials: 2", "trials=2 without shots"),
+        ("seed: -1", "seed: -1 is no whole number from 0"),
+        ("cmc: images", "cmc: 'images' is none of image, identity: did you mean image?"),
+        ("name: 3", "name: 3 is no name"),
+        ("junk: [bobb]", "junk: no image to be evaluated shows 'bobb': did you mean 'bob'?"),
+        ("junk: [1.5]", "junk: 1.5 is no identity"),
+        ("junk: [[bob]]", "junk: ['bob'] is no identity"),
+        ("junk: '1.2E+11'", "no identity: pid '1.2E+11' is a number in scientific notation"),
+        ("distractors: [bob]\njunk: [bob]", "bob is a distractor and junk"),
+        ("query: visible\nquery: infrared", "'query' stands there 2 times"),
+        ("query: [", "no valid YAML"),
+        ("- query", "holds no protocol"),
+        ("", "holds no protocol"),
+        ("shots: x\ncmc: y", "shots: 'x'"),
+        ("shots: x\ncmc: y", "cmc: 'y'"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, text, said):
+    with pytest.raises(ProtocolError) as error:
+        protocol(tmp_path, text)
+    assert said in str(error.value)
+    assert "mine.yaml" in str(error.value)
+
+
+def embeddings():
+    rows = records()
+    return Embeddings(
+        np.random.default_rng(0).standard_normal((len(rows), 4)).astype(np.float32),
+        np.array([row.pid for row in rows]),
+        np.array([row.camid for row in rows]),
+        np.array([row.modality.code for row in rows], dtype=np.uint8),
+        TABLE.index(),
+        np.array([row.path for row in rows]),
+    )
+
+
+def test_distractors_are_only_searched_and_junk_takes_no_part():
+    rules = custom(I, V, shots=1, trials=2, distractors=[2], junk=[1])
+    e = embeddings()
+    for query, gallery in rules.trials(e):
+        assert set(e.pid[query]) == {0}
+        assert sorted(e.pid[gallery]) == [
+            0,
+            0,
+            2,
+            2,
+            2,
+            2,
+        ]  # one image a camera of anna, all of the distractor
+    (trial,) = fmcnet.evaluate(e, custom(I, V, distractors=[2], junk=[1])).trials
+    assert (trial.queries, trial.gallery) == (2, 8)
+
+
+def test_images_of_nobody_known_may_be_distractors_or_junk(tmp_path):
+    e = embeddings()
+    e = replace(e, pid=np.where(e.pid == 2, -1, e.pid))
+    with pytest.raises(ProtocolError, match="6 of 18 embeddings have no identity"):
+        fmcnet.evaluate(e, custom(I, V))
+    for word, gallery in (("distractors", 12), ("junk", 8)):
+        rules = protocol(tmp_path, f"{word}: [unknown]", e)
+        (trial,) = fmcnet.evaluate(e, rules).trials
+        assert (trial.queries, trial.gallery) == (4, gallery)
+        assert "unknown" in rules.sentence()
+
+
+def test_figures_of_visible_to_visible_without_the_own_camera():
+    """By hand: each query against the other camera's images."""
+    e = embeddings()
+    rules = custom(V, V, skip="same_camera")
+    found = fmcnet.evaluate(e, rules)
+    unit = e.features / np.linalg.norm(e.features, axis=1, keepdims=True)
+    visible = np.flatnonzero(e.modality == 0)
+    right = []
+    for row in visible:
+        others = visible[e.camid[visible] != e.camid[row]]
+        best = others[np.argmax(unit[others] @ unit[row])]
+        right.append(e.pid[best] == e.pid[row])
+    assert found.mean["rank1"] == pytest.approx(np.mean(right))
+    assert chance_rank1(e, rules, TABLE) == pytest.approx(2 / 6)
+    assert chance_rank1(e, custom(V, V), TABLE) == pytest.approx(3 / 11)  # itself is neither match nor rival
+
+
+OWN = """\
+name: my night search
+query: infrared
+gallery: visible
+skip: [[cam3, cam2]]
+shots: 1
+trials: 2
+junk: ["0004"]
+"""
+
+
+@pytest.fixture(scope="module")
+def people(tiny_sysu, tmp_path_factory):
+    """A CSV of four people: cameras have names, one infrared image has no match."""
+    folder = tmp_path_factory.mktemp("own")
+    lines = ["path,pid,modality,camera,split,shade\n"]
+    for pid in ("0003", "0004", "0006", "0010"):
+        for camera, modality in (("cam1", "visible"), ("cam2", "visible"), ("cam3", "infrared")):
+            if pid == "0006" and modality == "visible":
+                continue
+            for image in sorted((tiny_sysu / camera / pid).glob("*.jpg"))[:2]:
+                lines.append(f"{image},{pid},{modality},{camera},test,dark\n")
+    (folder / "people.csv").write_text("".join(lines))
+    (folder / "own.yaml").write_text(OWN)
+    return folder
+
+
+def test_evaluate_by_a_file(people, tiny_run, tmp_path):
+    words = ("evaluate", tiny_run, "--data", people / "people.csv", "--protocol", people / "own.yaml")
+    found = json.loads(run_command(*words, "--out", tmp_path / "out", "--json").stdout)
+    (one,) = found["evaluations"]
+    assert one["direction"] == "custom"
+    assert one["protocol"].startswith(
+        "my night search: infrared images searched in visible images; 1 image per"
+    )
+    assert one["protocol"].endswith("images of the junk identities 0004 are left out.")
+    assert (len(one["trials"]), one["queries"], one["unmatched"]) == (2, [4, 4], [2, 2])
+    assert len(one["unmatched_probes"]) == 2
+    assert all("0006" in name for name in one["unmatched_probes"])
+    assert any("column 'shade' is not read" in note for note in found["notes"])
+    assert "cameras: 1 is cam1, 2 is cam2, 3 is cam3" in found["notes"]
+    assert "## My night search" in (tmp_path / "out" / "report.md").read_text()
+    compared = run_command("report", "compare", tmp_path / "out", "--out", tmp_path / "c").output
+    assert "not a published setting" in " ".join(compared.split())
+    said = run_command(*words, "--out", tmp_path / "out").output
+    assert "column 'shade' is not read" in " ".join(said.split())
+
+
+def test_evaluate_visible_to_visible_of_a_csv_without_infrared(people, tiny_run, tmp_path):
+    rows = (people / "people.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "day.csv").write_text(
+        "".join(r.replace(",test", "").replace(",split", "") for r in rows if "infra" not in r)
+    )
+    (tmp_path / "day.yaml").write_text("query: visible\ngallery: visible\nskip: same_camera\n")
+    words = (
+        "evaluate",
+        tiny_run,
+        "--data",
+        tmp_path / "day.csv",
+        "--protocol",
+        tmp_path / "day.yaml",
+        "--json",
+    )
+    found = json.loads(run_command(*words, "--out", tmp_path / "out").stdout)
+    assert found["evaluations"][0]["queries"] == [12]
+    assert any("all images are for test" in note for note in found["notes"])
+    assert "across the modalities." not in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("more", [["--both"], ["mode=indoor"], ["evaluation.trials=3"]])
+def test_settings_that_the_file_states_are_refused(people, tiny_run, more):
+    words = ("evaluate", tiny_run, "--data", people / "people.csv", "--protocol", people / "own.yaml", *more)
+    assert "the file states the protocol" in " ".join(run_command(*words, code=2).output.split())
+
+
+def test_score_by_a_file(people, tmp_path):
+    e = embeddings()
+    e.save(tmp_path / "e.npz")
+    (tmp_path / "own.yml").write_text("skip: [[3, 2]]\njunk: [1]\ndistractors: [2]\n")
+    words = ("score", tmp_path / "e.npz", "--protocol", tmp_path / "own.yml")
+    found = json.loads(run_command(*words, "--json").stdout)
+    expected = fmcnet.evaluate(e, custom(I, V, skip=[(3, 2)], junk=[1], distractors=[2], name="own"))
+    assert found["mean"] == expected.mean
+    assert found["protocol"] == expected.protocol
+    refused = run_command(*words, "--mode", "indoor", code=2).output
+    assert "mode beside the protocol" in " ".join(refused.split())
+
+
+def test_score_of_two_sets_by_a_file(tmp_path):
+    e = embeddings()
+    sets = {"query": e.modality == 1, "gallery": e.modality == 0}
+    arrays = {}
+    for side, rows in sets.items():
+        arrays |= {
+            f"{side}_{n}": v[rows] for n, v in (("features", e.features), ("pid", e.pid), ("cam", e.camid))
+        }
+    np.savez(tmp_path / "two.npz", **arrays)
+    (tmp_path / "own.yaml").write_text("skip: same_camera\n")
+    found = json.loads(
+        run_command("score", tmp_path / "two.npz", "--protocol", tmp_path / "own.yaml", "--json").stdout
+    )
+    assert found["mean"] == fmcnet.evaluate(e, custom(I, V)).mean
+    assert found["protocol"].startswith(
+        "own: infrared images searched in visible images; query and gallery sets as"
+    )
+
+
+def test_a_dataset_takes_a_protocol_too(tiny_sysu, tiny_run, tmp_path):
+    (tmp_path / "own.yaml").write_text("query: visible\ngallery: infrared\n")
+    words = (
+        "evaluate",
+        tiny_run,
+        "--data",
+        tiny_sysu,
+        "--protocol",
+        tmp_path / "own.yaml",
+        "--no-report",
+        "--json",
+    )
+    (one,) = json.loads(run_command(*words).stdout)["evaluations"]
+    table = read_dataset(tiny_sysu).select(split="test")
+    assert one["queries"] == [int((table.modality == 0).sum())]
+
+
+def test_the_example_of_the_guide(tmp_path):
+    guide = (Path(fmcnet.__file__).parents[2] / "docs" / "guides" / "evaluate.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(example)
+    found = fmcnet.evaluate(embeddings(), read_protocol(tmp_path / "mine.yaml", TABLE))
+    assert (len(found.trials), found.trials[0].queries, found.trials[0].gallery) == (10, 6, 6)
+    keys = re.findall(r"^\| (`.*?) \|", guide[guide.index("| key |") :], re.MULTILINE)
+    named = set(re.findall(r"`(\w+)`", " ".join(keys)))
+    assert named == set(inspect.signature(custom).parameters)

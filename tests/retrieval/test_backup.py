@@ -1,0 +1,199 @@
+"""A backup is whole and consistent while others write, and becomes a working gallery again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import threading
+
+import pytest
+
+from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
+from fmcnet.retrieval import Gallery, Where, backup
+from fmcnet.retrieval.backup import restore
+from tests.cli import run_command
+from tests.retrieval.people import WHERES, Plain, add, answers, crops, entries
+
+PART = 20
+
+
+def fill(gallery, plain, part):
+    """One batch, whole or not at all, with a picture each."""
+    vectors, rows = crops(PART, seed=part), entries(PART, seed=part, first=PART * part)
+    add(gallery, vectors, rows, pictures=[f"picture {row.id}".encode() for row in rows])
+    plain.add(vectors, rows)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with Gallery(tmp_path / "g", flush_rows=30) as gallery:
+        for part in range(3):
+            fill(gallery, Plain(), part)
+    return tmp_path / "g"
+
+
+def plain_of(parts):
+    plain = Plain()
+    for part in range(parts):
+        plain.add(crops(PART, seed=part), entries(PART, seed=part, first=PART * part))
+    return plain
+
+
+def right(folder, plain):
+    with Gallery(folder, read_only=True) as gallery:
+        assert [entry for entry, _ in gallery.scan()] == [entry for entry, _ in plain.rows.values()]
+        assert gallery.check() == []
+        for where in WHERES[:4]:
+            answers(gallery, plain, crops(1, seed=99)[0], 7, where)
+        name = next(iter(plain.rows))
+        assert gallery.picture(name) == f"picture {name}".encode()
+
+
+def test_backups_while_another_adds_and_removes_hold_one_moment_each(folder, tmp_path):
+    stop, faults = threading.Event(), []
+
+    def write():
+        try:
+            with Gallery(folder, flush_rows=30, timeout=60) as gallery:
+                for part in range(3, 400):
+                    fill(gallery, Plain(), part)
+                    with contextlib.suppress(GalleryBusyError):  # the backup reads: its log is emptied later
+                        gallery.remove(Where(ids=[f"crop-{PART * part:05d}"]))
+                    if stop.is_set():
+                        return
+        except BaseException as error:
+            faults.append(error)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with Gallery(folder, read_only=True) as gallery:
+            counts = [gallery.backup(tmp_path / f"backup-{n}") for n in range(4)]
+    finally:
+        stop.set()
+        writer.join()
+    assert not faults
+    assert counts[-1] > counts[0] + PART
+    for n, count in enumerate(counts):
+        parts, unpaired = divmod(count - 60, PART - 1)  # 1: taken between an add and its removal
+        assert unpaired in (0, 1)
+        plain = plain_of(3 + parts)
+        for part in range(3, 3 + parts - unpaired):
+            plain.remove(Where(ids=[f"crop-{PART * part:05d}"]))
+        right(tmp_path / f"backup-{n}", plain)
+
+
+def test_a_restored_gallery_works_on(folder, tmp_path):
+    plain = plain_of(3)
+    (folder / "made-with.json").write_text('{"model": "fmcnet-lite"}')
+    with Gallery(folder) as gallery:
+        gallery.backup(tmp_path / "b")
+        gallery.remove(Where(ids=["crop-00005"]))  # after the backup: it comes back
+    assert restore(tmp_path / "b", tmp_path / "new") == 60
+    right(tmp_path / "new", plain)
+    assert (tmp_path / "new/made-with.json").read_text() == '{"model": "fmcnet-lite"}'
+    with Gallery(tmp_path / "new", flush_rows=10) as gallery:
+        fill(gallery, plain, 7)
+        gallery.remove(Where(ids=["crop-00001"]))
+        plain.remove(Where(ids=["crop-00001"]))
+    right(tmp_path / "new", plain)
+    right(tmp_path / "b", plain_of(3))
+    names = set()
+    for name in ("g", "b", "new"):
+        with Gallery(tmp_path / name, read_only=True) as gallery:
+            names.add(gallery._store.database.name())
+    assert len(names) == 3  # the index of one is never taken for another's
+    modes = {path.stat().st_mode & 0o777 for n in ("b", "new") for path in (tmp_path / n).glob("[!w]*")}
+    assert modes == {0o600}
+    assert {(tmp_path / n).stat().st_mode & 0o777 for n in ("b", "new")} == {0o700}
+
+
+def test_a_gallery_is_replaced_only_when_said_and_not_in_use(folder, tmp_path):
+    with Gallery(folder) as gallery:
+        gallery.backup(tmp_path / "b")
+        with pytest.raises(GalleryError, match="--replace"):
+            restore(tmp_path / "b", folder)
+        with pytest.raises(GalleryBusyError, match="in use"):
+            restore(tmp_path / "b", folder, replace=True)
+        gallery.remove(Where(ids=["crop-00005"]))
+    (folder / "gallery.sqlite").write_bytes(b"damaged")
+    folder.chmod(0o2770)
+    restore(tmp_path / "b", folder, replace=True)
+    right(folder, plain_of(3))
+    assert folder.stat().st_mode & 0o7777 == 0o2770
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "g"]
+    (folder / "holiday.jpg").touch()
+    with pytest.raises(GalleryError, match=r"holiday\.jpg"):
+        restore(tmp_path / "b", folder, replace=True)
+    with pytest.raises(GalleryError, match="the backup itself"):
+        restore(tmp_path / "b", tmp_path / "b", replace=True)
+
+
+def test_a_damaged_gallery_or_backup_is_refused_and_leaves_nothing(folder, tmp_path):
+    with Gallery(folder) as gallery:
+        gallery.backup(tmp_path / "b")
+    for place in (folder, tmp_path / "b"):
+        data = bytearray((place / "gallery.sqlite").read_bytes())
+        data[data.index(b"picture crop-00007")] ^= 1
+        (place / "gallery.sqlite").write_bytes(data)
+    with (
+        pytest.raises(GalleryDamagedError, match=rf"{folder}/gallery\.sqlite is damaged.*row 8, picture"),
+        Gallery(folder) as gallery,
+    ):
+        gallery.backup(tmp_path / "again")
+    with pytest.raises(GalleryDamagedError, match=rf"{tmp_path}/b/gallery\.sqlite is damaged"):
+        restore(tmp_path / "b", folder, replace=True)
+    with Gallery(folder) as gallery:
+        assert len(gallery) == 60
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "g"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork")
+@pytest.mark.parametrize("at", ["_copy_index", "make_private", "Database"])
+def test_a_killed_backup_opens_as_nothing_and_the_next_takes_its_place(folder, tmp_path, monkeypatch, at):
+    with Gallery(folder, read_only=True):
+        pass  # what it imports late is there
+    child = os.fork()
+    if not child:
+        real = getattr(backup, at)
+        monkeypatch.setattr(backup, at, lambda *a, **k: (real(*a, **k), os._exit(9)))
+        with contextlib.suppress(BaseException):
+            backup.backup(str(folder), tmp_path / "b")
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert not (tmp_path / "b").exists()
+    for path in (tmp_path / "b.part", tmp_path / "b.part/gallery"):
+        with pytest.raises(GalleryError):
+            Gallery(path)
+    assert backup.backup(str(folder), tmp_path / "b") == 60
+    right(tmp_path / "b", plain_of(3))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "g"]
+
+
+def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    monkeypatch.setattr(backup, "to_disk", full)
+    with pytest.raises(GalleryError, match="b cannot be written: No space left"):
+        backup.backup(str(folder), tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g"]
+
+
+def test_commands(folder, tmp_path):
+    made = run_command("gallery", "backup", folder, tmp_path / "b", "--json")
+    assert json.loads(made.stdout) == {"out": str(tmp_path / "b"), "entries": 60}
+    again = run_command("gallery", "backup", folder, tmp_path / "b", code=2)
+    assert "exists: name a new folder" in again.output
+    back = run_command("gallery", "restore", tmp_path / "b", tmp_path / "new", "--json")
+    assert json.loads(back.stdout) == {"gallery": str(tmp_path / "new"), "entries": 60}
+    refused = run_command("gallery", "restore", tmp_path / "b", folder, code=2)
+    assert "--replace" in refused.output
+    run_command("gallery", "restore", tmp_path / "b", folder, "--replace")
+    right(folder, plain_of(3))
+    cluster = run_command("gallery", "restore", "milvus://h:1/n", tmp_path / "other", code=2)
+    assert "no gallery" in cluster.output
