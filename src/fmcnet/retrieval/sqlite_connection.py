@@ -33,6 +33,7 @@ class Connection:
         self._timeout = timeout
         self._unchanged: tuple[int, ...] | None = None
         self._connect()
+        self._file: tuple[int, int] | None = None
         self._file = self._identity()
 
     def _connect(self) -> None:
@@ -82,6 +83,8 @@ class Connection:
             found = self.path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError:
+            return self._file  # it cannot be looked at, which tells nothing
         return found.st_dev, found.st_ino
 
     @property
