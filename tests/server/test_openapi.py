@@ -35,7 +35,9 @@ def address(tmp_path_factory):
         assert "Traceback" not in "".join(process.said)
 
 
-DESCRIBED = create_app(SimpleNamespace(limits=Limits(), metrics=None, audit=None), KEYS).openapi()
+DESCRIBED = create_app(
+    SimpleNamespace(limits=Limits(), metrics=None, audit=None, read_only=False), KEYS
+).openapi()
 """Of a service that does not run: schemathesis wants to know the routes before any test starts."""
 description = schemathesis.openapi.from_dict(DESCRIBED)
 

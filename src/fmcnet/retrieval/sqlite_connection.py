@@ -43,6 +43,7 @@ class Connection:
         self._without_log = without_log
         self._unchanged: tuple[int, ...] | None = None
         self._connect()
+        self._file: tuple[int, int] | None = None
         self._file = self._identity()
 
     def _connect(self) -> None:
@@ -107,6 +108,8 @@ class Connection:
             found = self.path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError:
+            return self._file  # it cannot be looked at, which tells nothing
         return found.st_dev, found.st_ino
 
     @property
