@@ -74,6 +74,13 @@ def make(root):
     for name in ("0.jpg", "1.jpg"):
         (root / name).write_bytes(picture("JPEG"))
     (root / "table.csv").write_text("path,pid,modality,camid\n0.jpg,1,visible,1\n1.jpg,1,infrared,3\n")
+    (root / "mot.txt").write_text("1,1,10,20,30,60,1,-1,-1,-1\n2,1,11,20,30,60,1,-1,-1,-1\n")
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 60]}
+    coco = {"images": [{"id": 1, "file_name": "0.jpg"}], "annotations": [box]}
+    coco["categories"] = [{"id": 1, "name": "person"}]
+    (root / "coco.json").write_text(json.dumps(coco))
+    header = "x_min,y_min,x_max,y_max,class_id,confidence,tracker_id,frame_index"
+    (root / "boxes.csv").write_text(f"{header}\n1,2,31,62,0,0.9,4,0\n")
     (root / "ids.txt").write_text("1,2,5\n")
     for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "tiff16", "WEBP", "PPM"):
         (root / f"picture-{kind}").write_bytes(picture(kind))
@@ -98,6 +105,7 @@ def search(folder):
 def readers():
     """What each reader is called, its file below the folder of `make`, and how it is read."""
     from fmcnet.config import load_config
+    from fmcnet.data.boxes import read_boxes
     from fmcnet.data.images import load_image
     from fmcnet.data.readers.common import read_ids
     from fmcnet.data.readers.csv import read_csv
@@ -154,6 +162,9 @@ def readers():
         "npz": ("embeddings.npz", numbers),
         "npz-packed": ("packed.npz", numbers),
         "csv": ("table.csv", read_csv),
+        "mot": ("mot.txt", read_boxes),
+        "coco": ("coco.json", read_boxes),
+        "boxes": ("boxes.csv", read_boxes),
         "ids": ("ids.txt", read_ids),
         "report": ("report/report.json", lambda at: compare([at.parent])),
         "crops": ("kept/gallery.txt", lambda at: KeptImages(at.parent, "people")),

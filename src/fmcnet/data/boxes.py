@@ -149,7 +149,7 @@ class _Lines:
     def add(self, where: str, fault: object) -> None:
         self.count += 1
         if len(self.faults) < _LISTED:
-            self.faults.append(f"{where}: {printable(str(fault))}")
+            self.faults.append(f"{where:.200}: {printable(str(fault)):.300}")
 
     def check(self) -> None:
         if self.count:
@@ -197,7 +197,7 @@ def _read_csv(path: Path, text: str) -> Boxes:
     column = next((name for name in (*_NUMBER_COLUMNS, *_NAME_COLUMNS) if name in columns), None)
     if column is None:
         raise DataError(
-            f"{path} has no column of the frame ({', '.join(columns)}): write one by "
+            f"{path} has no column of the frame ({', '.join(columns):.400}): write one by "
             "sink.append(detections, custom_data={'frame_index': index}), or 'file_name' for images"
         )
     rows: list[tuple[str, Box]] = []

@@ -22,6 +22,7 @@ from fmcnet.data.images import REMARKS
 from fmcnet.data.listing import Ignored, ignored_facts, list_folder
 from fmcnet.errors import DataError
 from fmcnet.files import lock_file, named, remove_left, write_atomically
+from fmcnet.parsing import parse_json
 from fmcnet.progress import Progress
 from fmcnet.types import Modality
 
@@ -334,11 +335,15 @@ def _read_journal(out: Path, wanted: str) -> dict[str, _Done]:
             raise DataError(f"--out {out} holds other files ({others[0].name}): give a new folder")
         write_atomically(journal, lambda file: file.write_text(json.dumps({"crops": wanted}) + "\n"))
         return {}
-    if json.loads(lines[0]).get("crops") != wanted:
+    try:
+        begun = parse_json(lines[0].decode()).get("crops")
+        found = [_Done(*parse_json(line.decode())) for line in lines[1:-1]]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{journal} is damaged ({error}): remove {out}, or give a new folder") from error
+    if begun != wanted:
         raise DataError(
             f"--out {out} holds crops of other frames, boxes or options: give a new folder, or remove it first"
         )
     with journal.open("r+b") as stream:  # a kill may leave half a line
         stream.truncate(sum(len(line) + 1 for line in lines[:-1]))
-    found = (_Done(*json.loads(line)) for line in lines[1:-1])
     return {one.frame: one for one in found}

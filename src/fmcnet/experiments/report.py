@@ -20,6 +20,7 @@ from fmcnet.experiments.rows import DIRECTIONS
 from fmcnet.experiments.runs import role_masks
 from fmcnet.files import write_atomically
 from fmcnet.models.checkpoint import versions
+from fmcnet.parsing import read_json
 from fmcnet.synthetic import MANIFEST
 from fmcnet.types import Modality
 
@@ -77,7 +78,7 @@ def write_report(
 def _keep_others(facts: dict[str, Any], path: Path) -> None:
     """Add to `facts` what an earlier report of the same models and data says of other protocols."""
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        earlier = read_json(path)
         same = earlier["dataset"] == facts["dataset"] and earlier.get("splits") == facts.get("splits")
         kept = {title: run for title, run in earlier["runs"].items() if same}
         for title, run in facts["runs"].items():

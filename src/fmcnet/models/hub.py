@@ -16,6 +16,7 @@ from typing import Any
 
 from fmcnet.errors import CheckpointError, require
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, read_card
+from fmcnet.parsing import read_json
 
 DIGESTS, README = "hub.json", "README.md"
 FORMAT = "fmcnet-hub-1"
@@ -190,7 +191,7 @@ def _check_digests(folder: Path, source: str) -> None:
         )
         return
     try:
-        tree = json.loads(listed.read_text(encoding="utf-8"))
+        tree = read_json(listed)
         wanted = dict(tree["sha256"]) if tree["format"] == FORMAT else {}
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{source}: {DIGESTS} is damaged: ask its owner to push again") from error

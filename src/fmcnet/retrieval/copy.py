@@ -178,8 +178,8 @@ def _note(source: str | Path, target: str | Path) -> None:
     """Copy the note of model and value ranges between folders."""
     at, to = Path(source) / MADE_WITH, Path(target) / MADE_WITH
     if not _is_cluster(source) and not _is_cluster(target) and at.is_file() and not to.exists():
-        text = at.read_text(encoding="utf-8")
-        write_atomically(to, lambda path: path.write_text(text, encoding="utf-8"), private_mode(to.parent))
+        noted = at.read_bytes()
+        write_atomically(to, lambda path: path.write_bytes(noted), private_mode(to.parent))
 
 
 def _is_cluster(location: str | Path) -> bool:

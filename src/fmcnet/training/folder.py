@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import Timeout
 
 from fmcnet.config import Config, load_config
 from fmcnet.errors import CheckpointError, ConfigError, DataError
 from fmcnet.files import left_in, lock_file, remove_left, write_atomically
+from fmcnet.parsing import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +64,13 @@ def _read(stored: Path) -> tuple[dict[str, Any], Config]:
         CheckpointError: when the file is damaged or cannot be read.
     """
     try:
-        tree = yaml.safe_load(stored.read_text(encoding="utf-8"))
+        tree = read_yaml(stored)
         if not tree:
             raise _damaged(stored, "is empty")
         config = load_config(tree)
     except OSError as error:
         raise _damaged(stored, f"cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError, ConfigError) as error:
+    except (ValueError, ConfigError) as error:
         reason = " ".join(str(error).split())
         raise _damaged(stored, f"is damaged ({reason[:200]})") from error
     return _flat({name: values for name, values in tree.items() if isinstance(values, dict)}), config
