@@ -213,6 +213,7 @@ def _listen(host: str, port: int) -> socket.socket:
         door = socket.socket(family, kind, number)
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind(address)
+        door.listen()  # two programs can bind a port, but only one can listen; early callers wait for the model
         door.set_inheritable(False)
     except OSError as error:
         raise FmcnetError(
