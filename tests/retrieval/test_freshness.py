@@ -140,6 +140,8 @@ def test_prune_removes_entries_whose_files_are_gone(crops):
     assert "Remove 1 of 5 entries" in said
     assert len(entries()) == 4
     assert as_json("index", "g", crops, *RULES, "--prune", "--yes")["pruned"] == 0
+    shutil.copy("night.png", crops / "gate1/1_0900.png")  # a file that comes back was not removed by anybody
+    assert as_json("index", "g", crops, *RULES)["added"] == 1
 
 
 def test_prune_takes_a_missing_disk_for_no_deletion(crops, tmp_path):

@@ -109,6 +109,7 @@ class FileRecords:
             for seq, (entry, _) in new.items():
                 self._database.rewrite(seq, entry)
             self._put({seq: record for seq, (_, record) in new.items() if record is not None})
+            self._database.forget_removed(entry.id for entry, _ in new.values())
             self._database.note_change(new)
 
     def _put(self, records: Mapping[int, FileRecord]) -> None:

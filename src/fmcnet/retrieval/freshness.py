@@ -191,7 +191,7 @@ def remove_gone(gallery: Gallery, gone: Sequence[GoneFiles]) -> int:
     ids = {entry_id for one in gone for entry_id in one.ids}
     now = [one.id for one in _origins(gallery) if one.id in ids and is_gone(indexed_path(one) or Path())]
     return sum(
-        gallery.remove(Where(ids=now[at : at + REMOVED_AT_ONCE]))
+        gallery.remove(Where(ids=now[at : at + REMOVED_AT_ONCE]), remember=False)  # a file may come back
         for at in range(0, len(now), REMOVED_AT_ONCE)
     )
 

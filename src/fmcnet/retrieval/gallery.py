@@ -370,11 +370,15 @@ class Gallery:
         )
         return self._store.update(list(dict.fromkeys(ids)), change)
 
-    def remove(self, where: Where) -> int:
+    def remove(self, where: Where, *, remember: bool = True) -> int:
         """Remove all entries that match, provably; how many they were.
 
         When it returns, no file of an embedded gallery holds their embeddings any more. docs/concepts/gallery.md
         says what of their metadata waits for `compact`.
+
+        Args:
+            where: which.
+            remember: `fmcnet index` leaves them out from now on; a cluster never remembers.
 
         Raises:
             GalleryError: when no condition is given. GalleryBusyError: as `add`; or when a reader keeps the log busy.
@@ -383,7 +387,7 @@ class Gallery:
             raise GalleryError(
                 "remove needs a condition; to drop a whole gallery, delete its folder or collection"
             )
-        return self._store.remove(where)
+        return self._store.remove(where, remember)
 
     def expire(self, keep: str | timedelta, *, now: datetime | None = None) -> int:
         """Remove entries seen longer ago than `keep` ("30d", "12h"); those without a time stay. How many.

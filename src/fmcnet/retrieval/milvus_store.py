@@ -342,7 +342,7 @@ class MilvusStore:
             with self._at.client(write=True) as client:
                 client.delete(self._at.name, filter=f"id in {texts(part)}", timeout=self._at.timeout)
 
-    def remove(self, where: Where) -> int:
+    def remove(self, where: Where, remember: bool = True) -> int:
         """Remove what matches."""
         with self._at.client(write=True):
             ids = self._matching(where)

@@ -392,14 +392,15 @@ class SqliteStore:
             self.database.note_change(stored)
             return len(stored)
 
-    def remove(self, where: Where) -> int:
+    def remove(self, where: Where, remember: bool = True) -> int:
         """Remove what matches from the database, its log and the index's files."""
         with self._writing():
             with self.database.writing():
                 state = self.index.sync()
                 seqs = [] if state is None else self._matching(state, where)
                 if state is not None and seqs:
-                    self.database.remember_removed(seqs)
+                    if remember:
+                        self.database.remember_removed(seqs)
                     self.database.delete(seqs)
                     generation = self._next()
                     self.database.note(generation, seqs, gone=True)
