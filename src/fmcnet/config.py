@@ -425,7 +425,7 @@ def load_config(
         listed = "\n".join(f"  {fault:.500}" for fault in [*faults[:MOST_FAULTS], *more])
         places = [where] if of_file else []
         if of_overrides:
-            places.append(f"the override{'s' * (len(of_overrides) > 1)} {' '.join(of_overrides)}")
+            places.append(f"the override{'s' * (len(of_overrides) > 1)} {' '.join(of_overrides):.200}")
         raise ConfigError(
             f"{len(faults)} fault{'s' * (len(faults) > 1)} in {' and '.join(places)}:\n{listed}"
         )
