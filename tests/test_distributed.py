@@ -77,7 +77,7 @@ def test_progress_keeps_the_last_note_until_the_next(show, caplog, monkeypatch):
             if show:
                 shown.append(bar._bar.tasks[0].fields["note"])
     if not show:
-        shown = [record.getMessage().split("  ")[-1] for record in caplog.records]
+        shown = [record.getMessage().split(", ")[-1] for record in caplog.records]
     assert shown == ["loss 3.0"] * 3 + ["loss 2.0"] * 2
 
 

@@ -199,7 +199,9 @@ def test_a_write_that_fails_midway(
     plain = cache_store.write_atomically
     with monkeypatch.context() as patch:
         patch.setattr(
-            cache_store, "write_atomically", lambda to, w: plain(to, w) if to.suffix == ".npy" else full()
+            cache_store,
+            "write_atomically",
+            lambda to, *how: plain(to, *how) if to.suffix == ".npy" else full(),
         )
         in_memory(table, tmp_path / "cache", caplog)
 

@@ -12,7 +12,6 @@ from fmcnet.data.readers import read_dataset
 from fmcnet.evaluation.evaluate_model import evaluate_model
 from fmcnet.experiments.rows import select_studies
 from fmcnet.experiments.study import StudyOptions, plan_runs
-from fmcnet.synthetic import generate
 from fmcnet.training.trainer import total_steps, train
 from tests.data import trees
 
@@ -22,22 +21,21 @@ LIGHT = [
 ]  # fmt: skip
 LABELS = {"sysu": (395, 96), "regdb": (206, 206), "llcm": (713, 351)}
 """Identities to train on (SYSU-MM01: train and val) and to test on."""
-AMOUNTS = {
-    "sysu": {"train_ids": 296, "val_ids": 99, "test_ids": 96},
-    "regdb": {"train_ids": 206, "test_ids": 206},
+IDENTITIES = {
+    "sysu": {"train": range(1, 297), "val": range(297, 396), "test": range(396, 492)},
+    "regdb": {"train": range(206), "test": range(206, 412)},
+    "llcm": {"train": range(1, 714), "test": range(714, 1065)},
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LABELS)
 def test_a_configuration_trains_and_judges_on_its_layout(name, tmp_path, monkeypatch):
-    if name == "llcm":  # rendering it would take a minute
-        ids = {"train": tuple(range(1, 714)), "test": tuple(range(714, 1065))}
-        monkeypatch.setattr(trees, "LLCM_IDS", ids)
-        trees.llcm(tmp_path / "data", images=1)
+    monkeypatch.setattr(trees, f"{name.upper()}_IDS", IDENTITIES[name])
+    if name == "sysu":
+        trees.sysu(tmp_path / "data", images=1, ids=IDENTITIES[name])
     else:
-        one = {"train_images": 1, "test_images": 1, "height": 32, "width": 16}
-        generate(name, "tiny", 0, tmp_path / "data", workers=1, **AMOUNTS[name], **one)
+        getattr(trees, name)(tmp_path / "data", images=1)
     config = load_config(name, LIGHT)
     table = read_dataset(tmp_path / "data", layout=config.data.layout)
     assert total_steps(load_config(name, ["model.pretrained=null"]), table) > 80

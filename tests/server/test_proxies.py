@@ -83,7 +83,7 @@ def test_page_and_routes_below_a_path(service, strips):
         asked = httpx.post(f"{page}v1/search", files=files(1), data={"modality": "visible"})
         assert asked.status_code == 200
         assert '"client": "203.0.113.9"' in (folder / "audit.jsonl").read_text().splitlines()[-1]
-    script = httpx.get(f"{upstream}/page/page.js").text
+    script = httpx.get(f"{upstream}/page/service.js").text  # the one that asks
     assert "fetch(`.${path}`" in script
     assert script.count("fetch(") == 1
 

@@ -93,8 +93,24 @@ def fused_finds(train_step: TrainStep, world: World) -> float:
     return float(torch.cat(right).float().mean())
 
 
+def _differing() -> dict[str, str]:
+    """One shipped configuration of each kind (equal model, losses and training), and the names of its kind."""
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(shipped()):
+        config = load_config(name, SMALL)
+        kinds.setdefault(repr((config.model, config.losses, config.training)), []).append(name)
+    return {names[0]: "=".join(names) for names in kinds.values()}
+
+
+KINDS = _differing()
+
+
+def test_all_shipped_configurations_are_of_a_kind_that_is_tried():
+    assert sorted("=".join(KINDS.values()).split("=")) == sorted(shipped())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(shipped()))
+@pytest.mark.parametrize("name", KINDS, ids=KINDS.values())
 def test_every_shipped_configuration_learns(name):
     found = learn(name)
     assert found["id_shared"] < CHANCE / 2, "the shared features do not learn identities"

@@ -137,9 +137,12 @@ class Protocol:
             ProtocolError: when a set is empty or holds nobody known, or the draw does not fit.
         """
         distractor, junk = (np.isin(embeddings.pid, [i for i, _ in s]) for s in (self.distractors, self.junk))
-        query = self._rows("query", self.query, embeddings, query_mask, ~(distractor | junk))
-        gallery = self._rows("gallery", self.gallery, embeddings, gallery_mask, ~junk)
-        unknown = int((embeddings.pid[np.union1d(query, gallery[~distractor[gallery]])] == NO_PID).sum())
+        nobody = embeddings.pid == NO_PID
+        unknown = len(embeddings) if len(embeddings) and bool(nobody.all()) else 0
+        if not unknown:
+            query = self._rows("query", self.query, embeddings, query_mask, ~(distractor | junk))
+            gallery = self._rows("gallery", self.gallery, embeddings, gallery_mask, ~junk)
+            unknown = int(nobody[np.union1d(query, gallery[~distractor[gallery]])].sum())
         if unknown:
             raise ProtocolError(
                 f"{unknown} of {len(embeddings)} embeddings have no identity and cannot be scored: embed a labelled "
