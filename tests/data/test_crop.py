@@ -100,7 +100,7 @@ def test_a_video_has_frames_and_times(video, tmp_path):
     assert (report.frames, report.crops, report.not_chosen) == (6, 3, 3)
     made = rows(tmp_path / "out")
     assert [(row["path"], row["track"], row["time"]) for row in made] == [
-        (f"00000{n}_00.png", f"gate/{n}", f"2026-03-01T22:15:00.{n - 1}00+00:00") for n in (1, 3, 5)
+        (f"00000{n}_00.png", f"gate/gate/{n}", f"2026-03-01T22:15:00.{n - 1}00+00:00") for n in (1, 3, 5)
     ]
     assert {(row["modality"], row["camera"]) for row in made} == {("infrared", "gate")}
     for n in (1, 3, 5):

@@ -164,6 +164,8 @@ def running():
                     files[value["path"]] = base64.b64decode(value["content"])
                 elif row["key"] == "lfsFile":
                     files[value["path"]] = hub.stored[value["oid"]]
+                elif row["key"] == "deletedFile":
+                    hub.repositories[name]["files"].pop(value["path"])
             hub.commit(name, files)
             sha = hub.repositories[name]["sha"]
             return self.answer(200, {"commitUrl": f"{self.address}/{name}/commit/{sha}", "commitOid": sha})

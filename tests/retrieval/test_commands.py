@@ -283,7 +283,7 @@ def test_what_was_removed_or_expired_stays_away_until_told_otherwise(crops):
     said = run(*command)
     assert "4 removed before: --include-removed indexes them again" in said.output
     assert b"1_0900" not in b"".join(path.read_bytes() for path in Path("g").glob("gallery.sqlite*"))
-    picture(*RED).save("dated/2020-03-01/gate2/9_1200.png")
+    picture(7, 99, 180).save("dated/2020-03-01/gate2/9_1200.png")
     assert as_json(*command)["added"] == 1  # a picture never removed
     back = as_json(*command, "--include-removed", "--keep", "30d")
     assert (back["added"], back["not_chosen"]) == (2, {"--keep 30d": 3})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -12,6 +13,7 @@ import pytest
 
 from fmcnet import Gallery
 from fmcnet.errors import GalleryDamagedError, GalleryError
+from fmcnet.retrieval.backup import restore
 from fmcnet.retrieval.recover import recover
 
 SEEN = datetime(2026, 3, 1, 8, tzinfo=timezone.utc)
@@ -167,3 +169,33 @@ def test_only_the_owner_reads_what_holds_a_person_unless_the_folder_is_a_groups(
             assert (tmp_path / f"{name}.npz").stat().st_mode & 0o777 == 0o600
     finally:
         os.umask(old)
+
+
+def test_an_identity_of_another_gallery_is_not_given_to_an_embedding(folder, tmp_path):
+    """The database of one gallery beside the index of another: rows have equal numbers, not equal people."""
+    with Gallery(tmp_path / "bob.gallery", model="m", flush_rows=1) as gallery:
+        gallery.add(
+            unit(60, seed=1), modality="visible", ids=[f"bob-{i}" for i in range(60)], pid=["bob"] * 60
+        )
+    for name in ("-wal", "-shm"):
+        (folder / f"gallery.sqlite{name}").unlink(missing_ok=True)
+    shutil.copy(tmp_path / "bob.gallery" / "gallery.sqlite", folder)
+    with pytest.raises(GalleryError):
+        Gallery(folder)
+    recover(folder, tmp_path / "out.gallery", model="m")
+    with Gallery(tmp_path / "out.gallery", read_only=True) as out:
+        of = {tuple(vector) for vector in unit(60, seed=1)}
+        for entry, vector in out.scan():
+            assert (entry.pid == "bob") == (tuple(vector) in of)
+
+
+def test_a_copy_under_way_is_no_gallery(folder, tmp_path):
+    with Gallery(folder) as gallery:
+        gallery.backup(tmp_path / "backup")
+    room = tmp_path / "x.gallery.part"
+    room.mkdir()
+    shutil.copytree(folder, room / "old")  # as a restore that was killed between its two renames
+    with pytest.raises(GalleryError, match="a restore was killed"):
+        Gallery(tmp_path / "x.gallery")
+    restore(tmp_path / "backup", tmp_path / "x.gallery", replace=True)
+    assert len(Gallery(tmp_path / "x.gallery", read_only=True)) == 50

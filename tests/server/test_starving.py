@@ -54,6 +54,17 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(monkeypatch):
         decode(heavy_jpeg(1000, 512), "a", 25_000_000)
 
 
+def test_a_header_that_is_slow_to_read_is_not_read_by_the_service():
+    """Thousands of Exif segments: Pillow joins them one by one."""
+    from fmcnet.server.uploads import decode_cost
+
+    segment = b"\xff\xe1" + (8).to_bytes(2, "big") + b"Exif\0\0"
+    heavy = b"\xff\xd8" + segment * 400_000 + b"\xff\xd9"
+    begun = time.monotonic()
+    assert decode_cost(heavy) >= len(heavy)
+    assert time.monotonic() - begun < 1
+
+
 def test_decoding_that_takes_too_long_is_ended_and_the_next_image_is_read(tmp_path):
     with running(tmp_path, limits=Limits(wait=0.001, decode_seconds=0.15)) as one:
         embed(one.client, heavy_jpeg(1, 64))  # the process has started

@@ -235,6 +235,9 @@ def _read_csv(path: Path, text: str) -> Boxes:
     faults.check()
     if not numbered:
         boxes.first = None
+    elif column != "frame_index" and min(map(int, boxes.of_frame), default=0) == 1:
+        boxes.first = 1
+        boxes.notes.append(f"{column} begins with 1: frames count from 1; --first-frame 0 says otherwise")
     if len(classes) > 1:
         boxes.notes.append(
             f"class_id is {', '.join(sorted(classes)[:6])}, without a class_name: every box is taken as a person's"

@@ -115,7 +115,7 @@ def crop(
 
     - A crop is a PNG with the pixels of its frame, whole pixels of the box inside the frame.
     - May be interrupted, or killed, at any point: the same call continues and ends with the same files.
-    - A track's name is "CAMERA/ID", without a camera "FRAMES/ID", so that tracks of several videos stay apart.
+    - A track's name is "CAMERA/RECORDING/ID", so that tracks of several recordings stay apart.
 
     Args:
         frames: a folder of images, or a video.
@@ -147,7 +147,8 @@ def crop(
                 remove_left(folder)
             done = _read_journal(out, wanted)
             here = frames.resolve()
-            prefix = options.camera or printable(here.name if here.is_dir() else here.stem)
+            recording = printable(here.name if here.is_dir() else here.stem)
+            prefix = f"{options.camera}/{recording}" if options.camera else recording
             work = _Work(out, options, found, done, prefix)
             with (
                 (out / JOURNAL).open("a", encoding="utf-8") as stream,

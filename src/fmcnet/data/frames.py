@@ -94,6 +94,8 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
                 "of one recording"
             )
         keys, notes = _keys_by_number(order, numbers, places, boxes, first)
+        if notes:
+            places = {image: at for at, image in enumerate(order)}
     stems = Counter(
         name.rpartition(".")[0] if "." in PurePosixPath(name).name else name for name in names.values()
     )

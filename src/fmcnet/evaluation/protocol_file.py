@@ -128,8 +128,12 @@ def _identities(value: Any, images: Table | Embeddings) -> tuple[Identity, ...]:
 
 
 def _skip(value: Any, cameras: Mapping[str, int]) -> str | list[tuple[int, int]] | None:
-    if value is None:
+    if value is None or value == "none":
         return None
+    if not cameras:
+        raise ProtocolError(
+            "no image to be evaluated has a camera, so nothing would be skipped: give cameras, or leave it out"
+        )
     if not isinstance(value, list):
         return str(_one_of(value, SKIPS, "; or pairs of cameras, as [[3, 2]]"))
     pairs = []

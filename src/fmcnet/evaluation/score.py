@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fmcnet.data.table import positions
 from fmcnet.errors import DataError, ProtocolError
-from fmcnet.evaluation.draws import find_permutation
+from fmcnet.evaluation.draws import Draw, find_permutation
 from fmcnet.evaluation.metrics import Evaluation
 from fmcnet.evaluation.protocol_file import SUFFIXES, read_protocol
 from fmcnet.evaluation.protocols import DIRECTIONS, Protocol, llcm, regdb, sysu
@@ -35,7 +35,6 @@ from fmcnet.types import (
     BoolArray,
     Embeddings,
     IntArray,
-    Modality,
     identity_numbers,
 )
 
@@ -161,10 +160,27 @@ def _score_by_file(path: Path, protocol: Path, distance: str, device: str, preci
     read = _two_sets(arrays, path, "custom", "") if given else _one_set(arrays, path, "custom")
     embeddings, rules = read.embeddings, read_protocol(protocol, read.embeddings)
     if read.query_mask is not None:
-        sides = [(rules.query.modality or Modality.VISIBLE), (rules.gallery.modality or Modality.VISIBLE)]
-        codes = np.where(read.query_mask, *(np.uint8(side.code) for side in sides))
-        embeddings = replace(embeddings, modality=codes) if read.assumed else embeddings
-        rules = replace(rules.as_given(), name=rules.name)
+        if rules.draw != Draw():
+            raise ProtocolError(
+                f"{path} holds query and gallery as they were drawn, so shots, trials and seed of {protocol} would "
+                "do nothing: take them out, or give one set (features, pid, cam, index)"
+            )
+        for side, wanted in (("query", rules.query.modality), ("gallery", rules.gallery.modality)):
+            mask = read.query_mask if side == "query" else read.gallery_mask
+            if wanted is None or mask is None:
+                continue
+            if f"{side}_modality" not in arrays:
+                embeddings = replace(
+                    embeddings, modality=np.where(mask, np.uint8(wanted.code), embeddings.modality)
+                )
+            elif wrong := int((embeddings.modality[mask] != wanted.code).sum()):
+                raise DataError(
+                    f"{path}: {wrong} of {int(mask.sum())} images of the {side} are {wanted.other}, but {protocol} "
+                    f"takes {wanted} ones there"
+                )
+        if read.assumed:
+            rules = replace(rules, ours=(*rules.ours, "the modalities, which the file does not tell"))
+        rules = replace(rules.as_given(), name=rules.name, ours=rules.ours)
     return evaluate(
         embeddings,
         rules,

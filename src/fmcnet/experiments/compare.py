@@ -143,13 +143,16 @@ def _row_of(run: str, facts: Any) -> ComparisonRow:
     dataset, one = facts["dataset"], list(facts["runs"].values())[-1]
     chosen: dict[str, dict[str, Any]] = {}
     flags: list[str] = []
-    for evaluation in sorted(one["evaluations"], key=_closeness):
+    oldest_first = list(reversed(one["evaluations"]))  # so that of equal ones the newest counts
+    for evaluation in sorted(oldest_first, key=_closeness):
         if key := _key(dataset["name"], evaluation):
             chosen[key] = evaluation
         else:
             flags.append(f"not a published setting, left out: {evaluation['protocol']}")
     for evaluation in chosen.values():
         flags += [str(extra) for extra in evaluation.get("extras", [])]
+        if evaluation.get("distance", "cosine") != "cosine":
+            flags.append(f"{evaluation['distance']} distance")
         protocol, trials = evaluation["protocol"], len(evaluation["trials"])
         if dataset["name"] in ("sysu", "llcm") and trials < 10 and "reading c" not in protocol:
             flags.append(f"{trials} of ten trials")

@@ -8,8 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fmcnet.config import EvaluationConfig, load_config
 from fmcnet.data.readers import read_dataset
+from fmcnet.data.readers.csv import HELD_OUT
+from fmcnet.data.table import Table, fingerprint
 from fmcnet.distributed import agree, distributed_context
 from fmcnet.errors import CheckpointError, ConfigError, ProtocolError
 from fmcnet.evaluation.evaluate_model import (
@@ -137,6 +141,8 @@ def evaluate_run(
         card = read_card(one)
         stamp = STAMP if card.selected == "test" else stamp
         table = read_dataset(data, layout=card.config.data.layout, trial=card.config.data.split)
+        if protocol is not None and card.data != fingerprint(table):
+            table = _whole(table, data)
         settings = evaluation_settings(card.config.evaluation, overrides or [])
         notes |= dict.fromkeys(note for note in table.notes if not note.startswith(("train: ", "val: ")))
         check_settings(table, asked)
@@ -166,6 +172,18 @@ def evaluate_run(
         extra = {"splits": len(parts), "stamp": stamp} if len(parts) > 1 or stamp else {}
         written = write_report({title: main}, {title: runs[-1]}, out, extra=extra, keep=True)
     return EvaluateResult(run, runs, main.evaluations, stamp, written, tuple(notes))
+
+
+def _whole(table: Table, data: str | Path) -> Table:
+    """A CSV without splits that the model was not trained on: all of it is evaluated."""
+    if not any(note.startswith(HELD_OUT) for note in table.notes):
+        return table
+    found = read_dataset(data, layout="csv", training=False)
+    notes = (
+        *(note for note in found.notes if not note.startswith(HELD_OUT)),
+        f"{HELD_OUT}: all images are for test, as the model was not trained on this file",
+    )
+    return replace(found, split=np.full(len(found), "test"), notes=notes)
 
 
 def _check_overrides(protocol: str | Path, overrides: list[str]) -> None:

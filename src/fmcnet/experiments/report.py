@@ -175,6 +175,8 @@ def _page(facts: dict[str, Any], pictures: dict[str, str], across: str) -> str:
     found = [(title, one) for title, run in facts["runs"].items() for one in run["evaluations"]]
     for protocol in dict.fromkeys(one["protocol"] for _, one in found):
         rows = [(title, one) for title, one in found if one["protocol"] == protocol]
+        if len({one["distance"] for _, one in rows}) > 1:
+            rows = [(f"{title}, {one['distance']}", one) for title, one in rows]
         name = protocol.partition(":")[0]
         direction = DIRECTIONS.get(rows[0][1]["direction"])
         head = f"{direction.capitalize()}: {name}" if direction else name.capitalize()

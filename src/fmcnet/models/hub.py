@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def push(folder: str | Path, name: str, *, public: bool = False, message: str | 
     digests = {file: _sha256(path) for file, path in files.items()}
     text = json.dumps({"format": FORMAT, "sha256": digests}, indent=1) + "\n"
     contents: dict[str, Any] = {**files, README: readme.encode(), DIGESTS: text.encode()}
-    operations = [
+    operations: list[Any] = [
         hub.CommitOperationAdd(
             path_in_repo=file, path_or_fileobj=str(content) if isinstance(content, Path) else content
         )
@@ -109,6 +110,9 @@ def push(folder: str | Path, name: str, *, public: bool = False, message: str | 
     api = hub.HfApi(library_name="fmcnet")
     try:
         api.create_repo(name, private=not public, exist_ok=True)
+        for file in api.list_repo_files(name):
+            if file not in contents and any(fnmatch(file, pattern) for pattern in FILES):
+                operations.append(hub.CommitOperationDelete(path_in_repo=file))
         commit = api.create_commit(
             name, operations, commit_message=message or f"Push {folder.name} by fmcnet"
         )

@@ -73,7 +73,7 @@ def restore(source: str | Path, folder: str | Path, *, replace: bool = False) ->
             folder.rename(old)
         try:
             new.rename(folder)
-        except OSError:
+        except BaseException:  # Ctrl-C, too: leaving removes all that is in the room
             if old.exists():
                 old.rename(folder)
             raise
@@ -97,6 +97,8 @@ def _copied(folder: Path, out: Path) -> Iterator[tuple[Path, int]]:
                 raise GalleryError(f"{work} is needed for the copy and holds {min(foreign)}: move it away")
             stack.enter_context(writer_lock(work, 0))
             stack.callback(shutil.rmtree, work, ignore_errors=True)
+            if (work / "old").is_dir() and not out.exists():
+                (work / "old").rename(out)  # of a restore that was killed between its two renames
             shutil.rmtree(work / "gallery", ignore_errors=True)
             (work / "gallery").mkdir(mode=0o700)
             yield work / "gallery", _copy(folder, work)

@@ -17,6 +17,7 @@ from fmcnet.progress import Progress
 from fmcnet.retrieval.backends import open_store
 from fmcnet.retrieval.inputs import check_settings
 from fmcnet.retrieval.records import MADE_WITH, EntryBatch, IndexChoice, OpenOptions
+from fmcnet.retrieval.sqlite_store import SqliteStore
 
 if TYPE_CHECKING:
     from fmcnet.retrieval.backends import Store
@@ -106,6 +107,13 @@ def _copy(
         _log.warning("%s keeps no pictures: %d of %s are left out", here.location, pictures, there.location)
     written = _write(there, here, batch, takes and pictures > 0, progress)
     _note(source, target)
+    if isinstance(there, SqliteStore) and isinstance(here, SqliteStore):
+        here.take_memory(there)
+    elif isinstance(there, SqliteStore):
+        _log.warning(
+            "%s remembers neither files nor removals: fmcnet index into it adds what was removed again",
+            here.location,
+        )
     entries, total = _compare(there, here, batch, progress), there.count(None)
     if entries != total:
         raise GalleryError(

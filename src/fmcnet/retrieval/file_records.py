@@ -89,10 +89,16 @@ class FileRecords:
             yield from found
             last = seqs[-1][0]
 
-    def put(self, records: Mapping[str, FileRecord]) -> None:
-        """Set the records of entries, by id; ids that are not there are passed over."""
+    def put(self, records: Mapping[str, FileRecord], *, added: bool = False) -> None:
+        """Set the records of entries, by id; ids that are not there are passed over.
+
+        Args:
+            added: these entries are new, so their content is not removed any more.
+        """
         if records:
             with self._writing(), self._database.writing():
+                if added:
+                    self._database.forget_removed(one.digest for one in records.values())
                 self._put({seq: records[name] for name, seq in self._database.seqs(list(records)).items()})
 
     def rename(self, renamed: Mapping[str, tuple[Entry, FileRecord | None]]) -> None:

@@ -18,6 +18,7 @@ from fmcnet.retrieval.days import DayCount
 from fmcnet.retrieval.export import export
 from fmcnet.retrieval.pooling import group, pool, rank_pooled
 from fmcnet.retrieval.records import (
+    EPOCH,
     Added,
     Dtype,
     Entry,
@@ -397,7 +398,7 @@ class Gallery:
         """
         moment = datetime.now(timezone.utc) if now is None else as_utc(now, "now")
         try:
-            return self._store.remove(Where(until=moment - inputs.as_duration(keep)))
+            return self._store.remove(Where(since=EPOCH, until=max(EPOCH, moment - inputs.as_duration(keep))))
         except OverflowError:
             return 0  # longer than all time
 

@@ -14,6 +14,7 @@ from fmcnet.data.spelling import near_cameras
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.progress import Progress
+from fmcnet.retrieval.file_records import FileRecord
 from fmcnet.retrieval.freshness import FileChanges, Moved, compare_files
 from fmcnet.retrieval.identity_notes import added_notes
 from fmcnet.retrieval.records import EPOCH, Added, Entry, Where, as_pid
@@ -160,7 +161,7 @@ def index(
                 stored = _stored_entries(searcher, portion)
                 compared = compare_files(searcher.gallery, portion, stored, changes)
                 new = [one for one in portion if one.id not in stored and one.id not in compared.moved]
-                gone = set() if include_removed else searcher.gallery.removed([one.id for one in new])
+                gone = set[str]() if include_removed else _removed(searcher, new, compared.records)
                 removed_before += [str(one.path) for one in new if one.id in gone]
                 new = [one for one in new if one.id not in gone]
                 fresh += new
@@ -188,7 +189,9 @@ def index(
                     faults += done.faults
                     if searcher.gallery.files is not None:
                         records = compared.records
-                        searcher.gallery.files.put({at: records[at] for at in done.ids if at in records})
+                        searcher.gallery.files.put(
+                            {at: records[at] for at in done.ids if at in records}, added=True
+                        )
                 bar.advance(count=len(portion))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{added} pictures were added; the same command goes on from there") from None
@@ -217,6 +220,13 @@ def index(
         moved=tuple(changes.moved),
         removed_before=tuple(removed_before),
     )
+
+
+def _removed(searcher: Searcher, new: Sequence[Picture], records: Mapping[str, FileRecord]) -> set[str]:
+    """Ids of pictures that were removed: by their content, or of old entries by their ids."""
+    keys = {one.id: [one.id] + [records[one.id].digest] * (one.id in records) for one in new}
+    gone = searcher.gallery.removed([key for several in keys.values() for key in several])
+    return {name for name, several in keys.items() if not gone.isdisjoint(several)}
 
 
 def leave_out_expired(sources: Sources, keep: timedelta, option: str) -> Sources:

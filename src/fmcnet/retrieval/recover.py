@@ -8,16 +8,19 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
 from fmcnet.errors import GalleryDamagedError, GalleryError
+from fmcnet.files import to_disk
 from fmcnet.retrieval.columns import NONE, EntryColumns
 from fmcnet.retrieval.faiss_index import Codes
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.index_files import BLOCK, DoubtError, Manifest, block_is_intact
-from fmcnet.retrieval.records import Entry, as_modality, from_micros
+from fmcnet.retrieval.mark import read_mark
+from fmcnet.retrieval.records import Entry, EntryBatch, as_modality, from_micros
+from fmcnet.retrieval.sqlite_connection import NAME
 from fmcnet.retrieval.sqlite_database import Database
 from fmcnet.types import FloatArray, Modality
 
@@ -65,47 +68,66 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
         raise GalleryError(f"{out} exists: name a new folder")
     damaged: set[int] = set()
     done: set[int] = set()
+    gone: set[int] = set()
     renamed, dtype = 0, "float32"
+    room = out.with_name(f"{out.name}.part")
+    if room.exists():
+        raise GalleryError(f"{room} is of a recovery that was ended: delete it")
     with contextlib.ExitStack() as stack:
         database = _database(folder, stack)
         reason = ""
         parts: list[Iterator[list[tuple[int, Rescued]]]] = []
         try:
             manifest = Manifest.read(folder)
+            if database is not None and not _is_of(database, manifest):
+                if (mark := read_mark(folder / NAME)) is not None and mark.gallery != manifest.gallery:
+                    raise DoubtError("it belongs to another gallery")
+                database = None
             codes, columns = manifest.map(folder), manifest.load_columns(folder)
             dtype = manifest.dtype
-            parts.append(_of_index(manifest, codes, columns, database, damaged))
+            gone = _removed(database, manifest) | set(columns.seq[~columns.alive].tolist())
+            parts.append(_of_index(manifest, codes, columns, database, damaged, gone))
         except DoubtError as error:
             reason = str(error)
         if database is not None:
             with contextlib.suppress(GalleryError):
                 dtype = database.dtype
-                parts.append(_of_database(database, done, damaged))
+                parts.append(_of_database(database, done, gone, damaged))
         if not parts:
             raise GalleryDamagedError(f"{folder}: its index cannot be read either: {reason}")
         gallery = stack.enter_context(
-            Gallery(out, model=model, dtype="float16" if dtype == "float16" else "float32")
+            Gallery(room, model=model, dtype="float16" if dtype == "float16" else "float32")
         )
         for rows in itertools.chain(*parts):
             done.update(seq for seq, _ in rows)
             renamed += sum(entry.id == f"{LOST}{seq}" for seq, (entry, _, _) in rows)
-            _add(gallery, [rescued for _, rescued in rows])
+            _add(gallery, [rescued for _, rescued in rows], model)
+        stack.close()  # the new gallery is whole, and nobody has it open
+        room.rename(out)
+    to_disk(out.parent)
     return Recovered(len(done), renamed, len(damaged - done))
 
 
-def _add(gallery: Gallery, rows: list[Rescued]) -> None:
-    if not rows:
-        return
-    entries = [entry for entry, _, _ in rows]
-    names = ("modality", "pid", "camera", "time", "source", "track")
-    columns: dict[str, Any] = {name: [getattr(entry, name) for entry in entries] for name in names}
-    gallery.add(
-        np.stack([vector for _, vector, _ in rows]),
-        ids=[entry.id for entry in entries],
-        tags=[list(entry.tags) for entry in entries],
-        pictures=[picture for _, _, picture in rows],
-        **columns,
-    )
+def _is_of(database: Database, manifest: Manifest) -> bool:
+    """Whether index and database are one gallery's; a name that cannot be read does not tell."""
+    with contextlib.suppress(GalleryError), database.reading():
+        return database.name() == manifest.gallery
+    return True
+
+
+def _removed(database: Database | None, manifest: Manifest) -> set[int]:
+    """Rows that the database knows to be removed since the index was written."""
+    if database is not None:
+        with contextlib.suppress(GalleryError), database.reading():
+            return {seq for seq, is_gone in database.noted(manifest.generation) if is_gone}
+    return set()
+
+
+def _add(gallery: Gallery, rows: list[Rescued], model: str) -> None:
+    """As they are: an earlier version took ids and cameras that `Gallery.add` refuses."""
+    if rows:
+        entries, vectors, pictures = zip(*rows, strict=True)
+        gallery._store.add(EntryBatch(entries, np.stack(vectors), pictures), model, "refuse")
 
 
 def _database(folder: Path, stack: contextlib.ExitStack) -> Database | None:
@@ -120,7 +142,12 @@ def _database(folder: Path, stack: contextlib.ExitStack) -> Database | None:
 
 
 def _of_index(
-    manifest: Manifest, codes: Codes, columns: EntryColumns, database: Database | None, damaged: set[int]
+    manifest: Manifest,
+    codes: Codes,
+    columns: EntryColumns,
+    database: Database | None,
+    damaged: set[int],
+    gone: set[int],
 ) -> Iterator[list[tuple[int, Rescued]]]:
     """The rows whose embedding is intact, with what the database knows of them; the others into `damaged`."""
     blocks = [block_is_intact(codes, block, crc) for block, crc in enumerate(manifest.blocks)]
@@ -128,6 +155,7 @@ def _of_index(
     right = np.repeat(blocks, BLOCK)[alive] & (codes[alive] != 0).any(axis=1)
     damaged.update(columns.seq[alive[~right]].tolist())
     rows = alive[right]
+    rows = rows[~np.isin(columns.seq[rows], list(gone))]
     texts = {name: list(columns.numbers[name]) for name in columns.numbers}
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
@@ -135,13 +163,15 @@ def _of_index(
         rescued = []
         for row in part.tolist():
             seq = int(columns.seq[row])
-            entry, _, picture = known.get(seq) or (_entry(columns, texts, row, seq), None, None)
+            entry, vector, picture = known.get(seq) or (_entry(columns, texts, row, seq), None, None)
+            if vector is not None and not np.array_equal(vector, codes[row].astype(np.float32)):
+                entry, picture = _entry(columns, texts, row, seq), None  # not the row that was indexed
             rescued.append((seq, (entry, codes[row].astype(np.float32), picture)))
         yield rescued
 
 
 def _of_database(
-    database: Database, done: set[int], damaged: set[int]
+    database: Database, done: set[int], gone: set[int], damaged: set[int]
 ) -> Iterator[list[tuple[int, Rescued]]]:
     """The rows that are not in `done`; those that cannot be read into `damaged`."""
     seq = 0
@@ -153,7 +183,8 @@ def _of_database(
             if not seqs or max(seqs) <= seq:
                 return
             seq = max(seqs)
-            yield list(_readable(database, [one for one in seqs if one not in done], damaged).items())
+            left = [one for one in seqs if one not in done and one not in gone]
+            yield list(_readable(database, left, damaged).items())
 
 
 def _readable(database: Database, seqs: list[int], damaged: set[int]) -> dict[int, Rescued]:

@@ -60,7 +60,7 @@ def relocate(gallery: Gallery, old: str, new: str, *, dry_run: bool = False) -> 
             else ""
         )
         raise GalleryError(f"{gallery.location} has no entry whose source is {old} or lies below it{some}")
-    _check_names([one for one in origins if one.id not in renamed], renamed, gallery.location)
+    _check_names(origins, renamed, gallery.location)
     paths = [path for one in renamed.values() if (path := indexed_path(one)) is not None]
     missing = sum(map(is_gone, paths))
     if not dry_run:
@@ -107,9 +107,15 @@ def _swapped(text: str | None, old: str, new: str) -> str | None:
     return new.rstrip(os.sep) + ("/" if "://" in new else os.sep) + text[len(begin) :]
 
 
-def _check_names(staying: list[Origin], renamed: dict[str, Origin], location: str) -> None:
+def _check_names(origins: list[Origin], renamed: dict[str, Origin], location: str) -> None:
+    staying = [one for one in origins if one.id not in renamed]
     ids, sources = {one.id for one in staying}, {one.source for one in staying} - {None}
-    taken = [one for one in renamed.values() if one.id in ids or one.source in sources]
+    kept = {one.id: one.source for one in origins}
+    taken = [
+        now
+        for before, now in renamed.items()
+        if now.id in ids or (now.source in sources and now.source != kept.get(before))
+    ]
     if taken:
         raise GalleryError(
             f"{location} already has {len(taken)} of the {len(renamed)} entries at the new place, the first "

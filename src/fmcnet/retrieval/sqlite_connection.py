@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
+
+logger = logging.getLogger(__name__)
 
 NAME = "gallery.sqlite"
 PAGE = 32_768
@@ -214,16 +217,27 @@ class Connection:
             GalleryBusyError: when another process reads all the time.
         """
         with self.translated():
-            if self.run("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
+            try:
+                held = self.run("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]
+            except sqlite3.OperationalError as error:
+                if "full" not in str(error) and "disk I/O" not in str(error):
+                    raise
+                raise GalleryError(
+                    f"{self.path}: what was removed is gone from all answers, but the write-ahead log may hold it, "
+                    f"for it cannot be emptied ({error}): is the disk full? make room, then run compact"
+                ) from error
+            if held:
                 raise GalleryBusyError(
                     f"{self.path}: what was removed is gone from all answers, but another process still reads, so "
                     "the write-ahead log may hold it; run compact when it is done"
                 )
 
     def shorten_log(self) -> None:
-        """Bring into the main file what no reader holds back."""
-        with self.translated():
+        """Bring into the main file what no reader holds back; where that fails it stays in the log, on disk."""
+        try:
             self.run("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.Error as error:
+            logger.warning("%s: the write-ahead log stays long (%s): is the disk full?", self.path, error)
 
     def close(self) -> None:
         """Close the connection."""

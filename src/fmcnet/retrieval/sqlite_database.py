@@ -277,15 +277,26 @@ class Database(Connection):
             self._more[1] -= changed[2]
 
     def remember_removed(self, seqs: Sequence[int]) -> None:
-        """Remember which ids go: a digest of each, in a table that galleries of 0.1.0 lack."""
+        """Remember what goes, by the content of its file, or by its id where that is not recorded."""
+        content, join = ("NULL", "")
+        if self.has_files():
+            content, join = f"{FILES}.digest", f"LEFT JOIN {FILES} ON {FILES}.seq = rows.seq"
+        for marks, part in _chunks(seqs):
+            found = self.run(f"SELECT id, {content} FROM rows {join} WHERE rows.seq IN ({marks})", part)
+            self.remember_digests(_digest(name if digest is None else digest) for name, digest in found)
+
+    def remember_digests(self, digests: Iterable[bytes]) -> None:
+        """Remember what another gallery remembers, too."""
         self.connection.execute(
             f"CREATE TABLE IF NOT EXISTS {REMOVED} (digest BLOB PRIMARY KEY) WITHOUT ROWID"
         )
-        for marks, part in _chunks(seqs):
-            found = self.run(f"SELECT id FROM rows WHERE seq IN ({marks})", part)
-            self.connection.executemany(
-                f"INSERT OR IGNORE INTO {REMOVED} VALUES (?)", ((_digest(row[0]),) for row in found)
-            )
+        self.connection.executemany(
+            f"INSERT OR IGNORE INTO {REMOVED} VALUES (?)", ((one,) for one in digests)
+        )
+
+    def removed_digests(self) -> list[bytes]:
+        """All that is remembered."""
+        return [row[0] for row in self.run(f"SELECT digest FROM {REMOVED}")] if self._remembers() else []
 
     def forget_removed(self, ids: Iterable[str]) -> None:
         """These ids are there again."""

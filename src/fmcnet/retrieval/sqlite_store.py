@@ -136,6 +136,11 @@ class SqliteStore:
             raise GalleryError(
                 f"{self.folder} holds no gallery ({NAME}), and is not empty: name another folder"
             )
+        left = self.folder.with_name(f"{self.folder.name}.part") / "old"
+        if left.is_dir():
+            raise GalleryError(
+                f"{self.folder} is missing, for a restore was killed: restore again, or move {left} back here"
+            )
         if self.read_only or not create:
             raise GalleryError(f"there is no gallery at {self.folder}: check the path, or add to it first")
         try:
@@ -411,6 +416,15 @@ class SqliteStore:
             state.generation = generation
             self._erase(positions)
             return len(seqs)
+
+    def take_memory(self, other: SqliteStore) -> None:
+        """Copy what another gallery of the same entries remembers: files, and what was removed."""
+        with other._reading():
+            digests = other.database.removed_digests()
+        self.files.put({one.id: one.record for one in other.files.origins() if one.record is not None})
+        if digests:
+            with self._writing(), self.database.writing():
+                self.database.remember_digests(digests)
 
     def _erase(self, positions: IntArray) -> None:
         self.index.erase(positions)

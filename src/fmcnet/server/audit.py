@@ -131,6 +131,9 @@ class AuditLog:
     def close(self) -> None:
         """Bring it to the disk and let go of it; may be called again."""
         if self._file >= 0:
+            if self._unlogged:
+                with contextlib.suppress(ApiError):
+                    self.write(action="request", outcome="refused", not_logged_before=self._unlogged)
             with contextlib.suppress(OSError):
                 os.fsync(self._file)
             os.close(self._file)

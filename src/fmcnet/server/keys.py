@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import Timeout
+
 from fmcnet.errors import FmcnetError
 from fmcnet.files import file_state, lock_file, write_atomically
 from fmcnet.parsing import read_json
@@ -188,8 +190,12 @@ def revoke_key(path: Path, name: str) -> None:
 def _changing(path: Path) -> Iterator[None]:
     """One process at a time reads and writes the file."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # where no file can be made, writing the keys says so
+        try:
             stack.enter_context(lock_file(path.with_name(f".{path.name}.lock"), timeout=10.0, optional=True))
+        except Timeout as error:  # an OSError, too
+            raise FmcnetError(f"{path} is being changed by another process: try again") from error
+        except OSError:  # where no file can be made, writing the keys says so
+            pass
         yield
 
 

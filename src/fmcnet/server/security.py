@@ -250,7 +250,7 @@ class _Answer:
             self.status, self.started = message["status"], True
             present = {name.lower() for name, _ in message.get("headers", [])}
             extra = {**HEADERS, "X-Request-Id": self.request}
-            if self.close or self.status in (401, 403, 408, 413, 503):
+            if self.close or self.status in (400, 401, 403, 408, 413, 503):
                 extra["Connection"] = "close"  # the body may not have been read
             message = {
                 **message,

@@ -67,6 +67,8 @@ def _read(stored: Path) -> tuple[dict[str, Any], Config]:
         tree = read_yaml(stored)
         if not tree:
             raise _damaged(stored, "is empty")
+        if not isinstance(tree, dict):
+            raise _damaged(stored, "holds no sections")
         config = load_config(tree)
     except OSError as error:
         raise _damaged(stored, f"cannot be read: {error.strerror or error}") from error

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import Response
 
 from fmcnet.data.spelling import near_cameras
-from fmcnet.errors import FmcnetError, GalleryBusyError, GalleryError
+from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import Entry, Where
 from fmcnet.retrieval.answer import filter_notes
 from fmcnet.retrieval.inputs import as_id
@@ -295,8 +295,8 @@ def _remove(
         try:  # those that were counted, whatever came to match since
             service.gallery.remove(Where(ids=ids))
         except (
-            GalleryBusyError
-        ):  # of another writer: none is gone; of a reader: all are, but the log holds them
+            GalleryError
+        ):  # another writer: none is gone; a reader or a full disk: all are, but the log holds them
             gone = [entry_id for entry_id in ids if entry_id not in service.gallery]
             _forget_crops(service, gone)
             log.update(ids=gone, removed=len(gone))
