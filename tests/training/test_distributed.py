@@ -346,7 +346,8 @@ def test_an_odd_number_of_images_is_embedded_once_each(tiny_sysu, tiny_run, tmp_
 
 @pytest.mark.slow
 def test_two_processes_evaluate_as_one(tiny_sysu, tiny_run, tmp_path):
-    one, two = (shutil.copytree(tiny_run, tmp_path / name) for name in ("one", "two"))
+    without = shutil.ignore_patterns("embeddings", "report")
+    one, two = (shutil.copytree(tiny_run, tmp_path / name, ignore=without) for name in ("one", "two"))
     command = ("evaluate", "--data", tiny_sysu, "--device", "cpu")
     for run, processes in ((one, 1), (two, 2)):
         said = runs.run(command[0], run, *command[1:], processes=processes).stdout

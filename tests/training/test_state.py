@@ -214,7 +214,7 @@ def test_an_unreadable_folder_of_checkpoints_is_not_taken_for_none(run):
         ("\0" * 50, r"config\.yaml is damaged"),
         ("training: [", r"config\.yaml is damaged"),
         ("training: 5", r"config\.yaml is damaged"),
-        ("2026-13-45", r"config\.yaml is damaged"),
+        ("2026-13-45", r"config\.yaml holds no sections"),
         ("half", r"config\.yaml does not hold .*training\.epochs"),
         (None, r"config\.yaml is missing"),
     ],

@@ -276,10 +276,8 @@ def adapt(
         f"statistics of {found.images['visible']:,} visible and {found.images['infrared']:,} infrared images"
     )
     echo(f"model: {found.folder} (digest {found.digest})")
-    echo(
-        f"calibration: none; the one of model {found.source} does not hold. Learn one: "
-        f"fmcnet calibrate {found.folder} --data TABLE"
-    )
+    before = "" if found.digest == found.source else f"; one of model {found.source} does not hold"
+    echo(f"calibration: none{before}. Learn one: fmcnet calibrate {found.folder} --data TABLE")
 
 
 def export(
