@@ -24,8 +24,9 @@ MOST_NOTES = 5
 
 _NUMBER = re.compile(r"(-?)0*([0-9]+?)(?:\.0+)?")
 _ROUNDED = re.compile(r"-?[0-9](?:\.[0-9]+)?[eE](\+?)([0-9]+)")
-_BETWEEN = re.compile(r"(?<!\d)[\s_.\-]+|[\s_.\-]+(?!\d)")
-_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
+SEPARATORS = re.compile(r"(?<!\d)[\s_.\-]+|[\s_.\-]+(?!\d)")
+"""All but those between two numbers: gate_1 is gate1, 1_2 is not 12."""
+LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 
 
 def parse_identity(value: object) -> str | None:
@@ -135,4 +136,4 @@ def near_identities(names: Iterable[str]) -> list[str]:
 def near_spelling(name: str) -> str:
     """What near spellings of one name share: "Anna B", "anna_b" and "ANNA-B" are all "annab"."""
     folded = unicodedata.normalize("NFKC", name).casefold()
-    return _ZEROS.sub("", _BETWEEN.sub("", folded))
+    return LEADING_ZEROS.sub("", SEPARATORS.sub("", folded))

@@ -122,6 +122,8 @@ def parse_yaml(text: str) -> Any:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ValueError(f"line {line}: the character U+{int(error.character):04X} is not allowed") from error
+    except ValueError as error:  # which may repeat a value of the file
+        raise ValueError(f"{error!s:.200}") from error
     except (
         AttributeError,
         KeyError,

@@ -709,3 +709,30 @@ def test_an_early_interrupt_says_what_it_left(crops, tmp_path, monkeypatch):
     said = run("index", "g", crops, *RULES, code=130)
     assert "interrupted: nothing was added; the same command starts again" in said.output
     assert not (tmp_path / "g").exists()
+
+
+def test_a_row_whose_file_is_gone_is_left_out_when_told(tmp_path):
+    for name, colour in (("a", RED), ("b", GREEN)):
+        picture(*colour).save(f"{name}.png")
+    Path("t.csv").write_text("path,pid,modality\na.png,anna,visible\nb.png,bob,visible\n")
+    assert as_json("index", "g", "t.csv", "--model", "run")["added"] == 2
+    Path("b.png").unlink()
+    assert "b.png: there is no file" in wrong("index", "g", "t.csv")
+    left = as_json("index", "g", "t.csv", "--on-error", "skip")
+    assert [(fault["source"], fault["reason"]) for fault in left["faults"]] == [
+        (str(tmp_path / "b.png"), "there is no file")
+    ]
+    assert left["entries"] == 2
+    pruned = as_json("index", "g", "t.csv", "--prune", "--yes")
+    assert (pruned["pruned"], len(pruned["faults"]), pruned["entries"]) == (1, 1, 1)
+
+
+def test_grey_images_given_as_visible_are_told(crops):
+    picture(90, 90, 90).save(crops / "gate1/9_0900.png")
+    notes = as_json("index", "g", crops, *RULES)["notes"]
+    assert [note for note in notes if "without any colour" in note] == [
+        "1 image without any colour, given as visible: is it infrared? Then say --modality infrared (the first is "
+        f"{crops}/gate1/9_0900.png)"
+    ]
+    infrared = ("--modality", "infrared", "--model", "run")
+    assert not any("colour" in note for note in as_json("index", "h", crops / "gate1", *infrared)["notes"])

@@ -97,7 +97,9 @@ def test_relocation_refuses_what_would_collide_or_match_nothing(crops, tmp_path)
     assert "already has 4 of the 4" in wrong("gallery", "relocate", "g", crops, "copy", "--yes")
     assert "cannot ask" in wrong("gallery", "relocate", "g", crops, "other", "--json")
     assert entries().keys() == before
-    made = as_json("gallery", "relocate", "g", crops, "other", "--yes")
+    assert "none of the 4 files is at other" in wrong("gallery", "relocate", "g", crops, "other", "--yes")
+    assert entries().keys() == before
+    made = as_json("gallery", "relocate", "g", crops, "other", "--yes", "--missing-ok")
     assert (made["relocated"], made["files_missing"]) == (4, 4)
 
 
@@ -170,7 +172,7 @@ def test_galleries_without_records_are_indexed_on(crops):
     )
     quiet = as_json("index", "g", crops, *RULES)
     assert (quiet["notes"], quiet["already"]) == ([], 3)
-    run("gallery", "relocate", "g", crops, "other", "--yes")
+    run("gallery", "relocate", "g", crops, "other", "--yes", "--missing-ok")
 
 
 def test_a_record_goes_with_its_entry(crops):

@@ -58,7 +58,6 @@ def test_a_start_that_cannot_be(tmp_path, monkeypatch):
     monkeypatch.delenv("FMCNET_API_KEYS", raising=False)
     gallery = str(tmp_path / "g")
     taken = _listen("127.0.0.1", 0)
-    taken.listen()
     runner = CliRunner()
     for words, said in (
         (["--host", "0.0.0.0"], "API keys"),
@@ -73,6 +72,8 @@ def test_a_start_that_cannot_be(tmp_path, monkeypatch):
         assert said in " ".join(done.output.split()), (words, done.output)
         assert "Traceback" not in done.output
     taken.close()
+    done = runner.invoke(app, ["serve", gallery, "--port", "0"])
+    assert "say which model to use, with --model RUN" in " ".join(done.output.split())
     assert not (tmp_path / "g").exists()
 
 

@@ -29,8 +29,9 @@ from fmcnet.cli.doctor import doctor
 from fmcnet.cli.experiments import compare, demo, evaluate, score, study
 from fmcnet.cli.gallery import app as gallery_app
 from fmcnet.cli.hub import push
+from fmcnet.cli.index import index
 from fmcnet.cli.inference import adapt, calibrate, embed, export, info, project
-from fmcnet.cli.search import index, search
+from fmcnet.cli.search import search
 from fmcnet.cli.serve import keys_app, serve
 from fmcnet.cli.train import config, train
 from fmcnet.errors import FmcnetError

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -55,6 +55,42 @@ def echo(text: object, *, err: bool = False, nl: bool = True) -> None:
 def cell(value: object) -> str:
     """A value for a Rich table, on one line; "" for None."""
     return "" if value is None else escape(printable(str(value)))
+
+
+def check_can_ask(json_: bool, answered: bool) -> None:
+    """Refuse to ask where only JSON is printed.
+
+    Raises:
+        FmcnetError: naming the options that answer.
+    """
+    if json_ and not answered:
+        raise FmcnetError("--json cannot ask: give --yes, or --dry-run")
+
+
+def confirm(verb: Literal["Remove", "Relocate"], count: int, entries: int) -> None:
+    """Ask before many entries of a gallery change.
+
+    Args:
+        verb: what is to be done.
+        count: to how many of the gallery's `entries`.
+        entries: of the gallery.
+
+    Raises:
+        typer.Abort: the answer is no.
+        FmcnetError: nobody is there to answer.
+    """
+    everything = verb == "Remove" and count == entries
+    which = f"ALL {entries:,}" if everything else f"{count:,} of {entries:,}"
+    try:
+        agreed = typer.confirm(f"{verb} {which} entries{' for good' if verb == 'Remove' else ''}?")
+    except typer.Abort:
+        done = f"{verb.lower()}d"
+        raise FmcnetError(
+            f"{count:,} entries were to be {done}, and nobody answered: nothing was {done}. --yes does it without "
+            "asking, --dry-run only counts"
+        ) from None
+    if not agreed:
+        raise typer.Abort
 
 
 def check_choice(option: str, value: str | None, choices: Sequence[str]) -> Any:

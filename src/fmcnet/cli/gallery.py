@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmcnet.cli.console import Json, check_choice, echo, explain_resume, print_json, show, show_rows
+from fmcnet.cli.console import (
+    Json,
+    check_can_ask,
+    check_choice,
+    confirm,
+    echo,
+    explain_resume,
+    print_json,
+    show,
+    show_rows,
+)
 from fmcnet.cli.search import Cameras, GalleryPath, Since, Until, Zone, make_filter
 from fmcnet.errors import FmcnetError
 
@@ -154,11 +164,11 @@ def remove(
         raise FmcnetError(
             "say which entries to remove: --id, --pid, --camera, --track, --since, --until, ..."
         )
-    _check_can_ask(json_, yes or dry_run)
+    check_can_ask(json_, yes or dry_run)
     with Gallery(gallery, create=False, read_only=dry_run) as opened:
         notes = _print_notes(opened, where)
         if not (yes or dry_run):
-            _confirm(opened.count(where), len(opened))
+            confirm("Remove", opened.count(where), len(opened))
         for one in id_ or ():
             if one not in opened:
                 echo(f"there is no entry '{one}'", err=True)
@@ -190,13 +200,13 @@ def expire(
     from fmcnet.retrieval.records import EARLIEST, EPOCH, Where
 
     duration = as_duration(keep)
-    _check_can_ask(json_, yes or dry_run)
+    check_can_ask(json_, yes or dry_run)
     with Gallery(gallery, create=False, read_only=dry_run) as opened:
         now = datetime.now(timezone.utc)
         old = Where(since=EPOCH, until=now - duration if duration < now - EPOCH else EPOCH)
         count, entries = opened.count(old), len(opened)
         if count and not (yes or dry_run):
-            _confirm(count, entries)
+            confirm("Remove", count, entries)
         if yes and not (all_ or dry_run) and count == entries > 0:
             raise FmcnetError(
                 f"all {entries:,} entries of {gallery} were seen longer ago than {keep}, and nothing was removed: "
@@ -218,37 +228,16 @@ def expire(
         )
 
 
-def _check_can_ask(json_: bool, answered: bool) -> None:
-    if json_ and not answered:
-        raise FmcnetError("--json cannot ask: give --yes, or --dry-run")
-
-
-def _confirm(count: int, entries: int) -> None:
-    """Ask before a removal.
-
-    Raises:
-        typer.Abort: the answer is no.
-        FmcnetError: nobody is there to answer.
-    """
-    which = f"ALL {entries:,}" if count == entries else f"{count:,} of {entries:,}"
-    try:
-        agreed = typer.confirm(f"Remove {which} entries for good?")
-    except typer.Abort:
-        raise FmcnetError(
-            f"{count:,} entries were to be removed, and nobody answered: nothing was removed. --yes removes without "
-            "asking, --dry-run only counts"
-        ) from None
-    if not agreed:
-        raise typer.Abort
-
-
 @app.command()
 def relocate(
     gallery: GalleryPath,
     old: Annotated[str, typer.Argument(help="The file or folder that sources lie in now.")],
     new: Annotated[str, typer.Argument(help="Where it was moved to.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many entries match.")] = False,
+    missing_ok: Annotated[
+        bool, typer.Option("--missing-ok", help="Also where none of the files is at the new place.")
+    ] = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Tell a gallery that its pictures were moved, so that indexing them there adds nothing twice.
@@ -258,14 +247,18 @@ def relocate(
     from fmcnet.retrieval.gallery import Gallery
     from fmcnet.retrieval.relocate import relocate as move
 
-    if json_ and not (yes or dry_run):
-        raise FmcnetError("--json cannot ask: give --yes, or --dry-run")
+    check_can_ask(json_, yes or dry_run)
     with Gallery(gallery, create=False, read_only=dry_run) as opened:
         found = move(opened, old, new, dry_run=True)
+        if found.missing == found.matched and not (missing_ok or dry_run):
+            raise FmcnetError(
+                f"none of the {found.matched} files is at {new}: nothing was changed. Move the files first, or give "
+                "--missing-ok"
+            )
         if found.missing:
             echo(f"note: {found.missing} of {found.matched} files are not at the new place", err=True)
         if not (yes or dry_run):
-            typer.confirm(f"Relocate {found.matched:,} of {len(opened):,} entries?", abort=True)
+            confirm("Relocate", found.matched, len(opened))
         if not dry_run:
             found = move(opened, old, new)
         facts = {"would_relocate" if dry_run else "relocated": found.matched, "files_missing": found.missing}

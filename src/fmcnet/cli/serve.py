@@ -16,7 +16,14 @@ def serve(
     gallery: Annotated[
         str, typer.Argument(help="A gallery's folder, made if it is not there; or milvus://host:port/name.")
     ],
-    model: Annotated[str, typer.Option(help="A run or exported model's folder, or a shipped model's name.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A run or exported model's folder, or a shipped model's name; default: the one that the gallery "
+            "was indexed with.",
+            show_default=False,
+        ),
+    ] = None,
     calibration: CalibrationFile = None,
     host: Annotated[str, typer.Option(help="Beyond this machine it needs API keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,

@@ -19,7 +19,7 @@ FLAT = 2
 """Grey levels: a deeper picture that spans less after mapping shows nothing."""
 
 STRETCHED, OUTSIDE, PAGES, FLAT_8, DROPPED = "stretched", "outside", "pages", "flat", "dropped"
-FULL_FRAME = "frame"
+FULL_FRAME, COLOURLESS = "frame", "colourless"
 _SENTENCES = {
     STRETCHED: "with values of no usual range: each was stretched by its own percentiles, so the same person is not "
     "equally bright in every crop; {range}",
@@ -28,6 +28,7 @@ _SENTENCES = {
     FLAT_8: "nearly constant, without a picture: check the camera, or remove them",
     FULL_FRAME: "wider than high, or as large as a full frame, and taken as one person: cut persons out first "
     "(fmcnet crop)",
+    COLOURLESS: "without any colour, given as visible: is it infrared? Then say --modality infrared",
     DROPPED: "with further channels (not red, green, blue or alpha): they were dropped",
 }
 

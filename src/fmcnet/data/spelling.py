@@ -7,10 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from fmcnet.identities import LEADING_ZEROS, SEPARATORS
+
 _PREFIX = re.compile(r"^(?:camera|cam|c)(?=\d)")
-_BETWEEN = re.compile(r"(?<!\d)[\s_.\-]+|[\s_.\-]+(?!\d)")
-"""Separators but those between two numbers: gate_1 is gate1, 1_2 is not 12."""
-_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
@@ -25,7 +24,7 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
 
 def spelling(name: str) -> str:
     """What several spellings of one name share: "1", "01", "cam1", "Cam 01" and "camera_1" are all "1"."""
-    return _ZEROS.sub("", _PREFIX.sub("", _BETWEEN.sub("", name.casefold())))
+    return LEADING_ZEROS.sub("", _PREFIX.sub("", SEPARATORS.sub("", name.casefold())))
 
 
 def near_cameras(names: Iterable[str]) -> list[str]:

@@ -104,8 +104,6 @@ def score_file(
             not of the modality that the direction says.
         ProtocolError: on an unknown option, one that would do nothing, or when embeddings and protocol do not fit.
     """
-    from fmcnet.evaluation.evaluate import evaluate
-
     options = {"mode": mode, "shots": shots, "permutation": permutation, "reading": reading, "cmc": cmc}
     if Path(protocol).suffix.lower() in SUFFIXES or Path(protocol).is_file():
         other = {**options, "draw": draw, "direction": direction}
@@ -114,7 +112,8 @@ def score_file(
             raise ProtocolError(
                 f"{', '.join(named)} beside the protocol {protocol}: the file states the protocol"
             )
-        return _score_by_file(Path(path), Path(protocol), distance, device, precision)
+        read, rules = _read_by_file(Path(path), Path(protocol))
+        return _evaluate(read, rules, distance, device, precision)
     if protocol not in PROTOCOLS:
         raise ProtocolError(f"unknown protocol '{protocol}': use {', '.join(PROTOCOLS)}, or a YAML file")
     arrays = _read(Path(path))
@@ -122,7 +121,6 @@ def score_file(
     options |= {"draw": draw} if strict else {}
     _refuse_unused(protocol, options, given)
     direction = direction or DIRECTIONS[protocol]
-    rules: Protocol
     if protocol == "sysu":
         draw = "seeded" if given else draw or "official"
         if draw == "official" and permutation is None:
@@ -140,6 +138,12 @@ def score_file(
     read = _two_sets(arrays, path, protocol, direction) if given else _one_set(arrays, path, protocol)
     if read.assumed:
         rules = replace(rules, ours=(*rules.ours, "the modalities, which the file does not tell"))
+    return _evaluate(read, rules, distance, device, precision)
+
+
+def _evaluate(read: Scorable, rules: Protocol, distance: str, device: str, precision: str) -> Evaluation:
+    from fmcnet.evaluation.evaluate import evaluate
+
     return evaluate(
         read.embeddings,
         rules,
@@ -151,10 +155,8 @@ def score_file(
     )
 
 
-def _score_by_file(path: Path, protocol: Path, distance: str, device: str, precision: str) -> Evaluation:
-    """`score_file` with a protocol of one's own. Cameras and `index` are needed where the protocol minds them."""
-    from fmcnet.evaluation.evaluate import evaluate
-
+def _read_by_file(path: Path, protocol: Path) -> tuple[Scorable, Protocol]:
+    """For a protocol of one's own. Cameras and `index` are needed where the protocol minds them."""
     arrays = _read(path)
     given = "query_features" in arrays or "gallery_features" in arrays
     read = _two_sets(arrays, path, "custom", "") if given else _one_set(arrays, path, "custom")
@@ -181,15 +183,7 @@ def _score_by_file(path: Path, protocol: Path, distance: str, device: str, preci
         if read.assumed:
             rules = replace(rules, ours=(*rules.ours, "the modalities, which the file does not tell"))
         rules = replace(rules.as_given(), name=rules.name, ours=rules.ours)
-    return evaluate(
-        embeddings,
-        rules,
-        distance=distance,
-        device=device,
-        precision=precision,
-        query_mask=read.query_mask,
-        gallery_mask=read.gallery_mask,
-    )
+    return replace(read, embeddings=embeddings), rules
 
 
 def _refuse_unused(protocol: str, options: Mapping[str, Any], given: bool) -> None:

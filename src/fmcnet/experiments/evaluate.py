@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,8 +32,6 @@ from fmcnet.models.checkpoint import CARD, read_card
 from fmcnet.models.shipped import find_model, is_shipped
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.splits import split_runs
-
-logger = logging.getLogger(__name__)
 
 BATCH_AND_DISTANCE = ("batch", "distance")
 """Evaluation settings that are no part of a protocol."""
@@ -144,6 +141,8 @@ def evaluate_run(
         if protocol is not None and card.data != fingerprint(table):
             table = _whole(table, data)
         settings = evaluation_settings(card.config.evaluation, overrides or [])
+        if is_shipped(one) and "direction" not in asked:  # made for several benchmarks: each has its own
+            settings = settings.model_copy(update={"direction": "auto"})
         notes |= dict.fromkeys(note for note in table.notes if not note.startswith(("train: ", "val: ")))
         check_settings(table, asked)
         chosen = (settings,) if asked & {"mode", "shots", "direction"} else standard_settings(table, settings)
@@ -159,7 +158,7 @@ def evaluate_run(
             if len(chosen) == 1:
                 raise
             parts.append(evaluate_model(one, table, settings, **extras))
-            logger.warning("indoor-search was left out: %s", error)
+            notes[f"indoor-search was left out: {error}"] = None
     main = parts[-1]
     if len(parts) > 1:
         by_direction = zip(*(part.evaluations for part in parts), strict=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fmcnet.data.cache import ImageCache, cache_folder, cache_key
-from fmcnet.data.depth import Remarks, ValueRange, check_range
+from fmcnet.data.depth import COLOURLESS, Remarks, ValueRange, check_range
 from fmcnet.data.table import Table
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import private_mode, write_atomically
@@ -224,6 +224,9 @@ class Encoder:
                     faults and report is None
                 ):  # to be refused: the rest is only read, to name all
                     pixels = np.stack([one for _, one in good])
+                    if items[batch[0]].modality is Modality.VISIBLE:
+                        for at in np.flatnonzero((pixels == pixels[..., :1]).all(axis=(1, 2, 3))):
+                            noted.add(COLOURLESS, items[good[at][0]].name)
                     parts.append(self._embed(pixels, items[batch[0]].modality, flip))
                     rows += [at for at, _ in good]
                 bar.advance(count=len(batch))

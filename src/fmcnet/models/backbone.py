@@ -114,7 +114,8 @@ def make_backbone(arch: str, width: int = 64, last_stride: int = 1) -> Backbone:
     if arch not in backbones():
         raise ConfigError(
             f"model.arch = '{arch}': no such backbone; choose one of {', '.join(backbones())}. Register your own "
-            "with fmcnet.register_backbone before this call."
+            "with fmcnet.register_backbone before this call; for commands, install a package with an entry point of "
+            f"the group {BACKBONES}"
         )
     make = _FAMILIES[arch] if arch in _FAMILIES else load_plugin(plugins(BACKBONES)[arch])
     try:

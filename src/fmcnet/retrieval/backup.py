@@ -15,6 +15,7 @@ from fmcnet.files import make_private, private_mode, to_disk
 from fmcnet.retrieval.folder import OWN, in_use
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.index_files import DoubtError, Manifest, discard
+from fmcnet.retrieval.loss import check_loss
 from fmcnet.retrieval.records import MADE_WITH
 from fmcnet.retrieval.sqlite_connection import NAME
 from fmcnet.retrieval.sqlite_database import Database
@@ -110,6 +111,7 @@ def _copied(folder: Path, out: Path) -> Iterator[tuple[Path, int]]:
 
 def _copy(folder: Path, work: Path) -> int:
     """Copy a gallery to `work / "gallery"` and read all of it; how many entries it has."""
+    check_loss(folder, WAIT)
     new = work / "gallery"
     manifest = _copy_index(folder, new)  # first: the database may only be newer
     if (folder / MADE_WITH).is_file():

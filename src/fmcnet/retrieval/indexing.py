@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from fmcnet.data.depth import Remarks, ValueRange
 from fmcnet.data.listing import Ignored, ignored_facts
+from fmcnet.data.readers.csv import MISSING
 from fmcnet.data.spelling import near_cameras
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.image_input import Fault, list_faults
@@ -121,6 +122,7 @@ def index(
     progress: bool | None = None,
     value_range: ValueRange | None = None,
     include_removed: bool = False,
+    missing_ok: bool = False,
 ) -> IndexReport:
     """Add the pictures that the gallery does not hold yet.
 
@@ -136,6 +138,7 @@ def index(
         batch_size: pictures encoded at once. progress: show a bar; None: on a terminal only.
         value_range: as `Encoder.encode`.
         include_removed: add pictures that were removed or expired earlier, too; otherwise they are left out.
+        missing_ok: leave out rows whose file is gone, whatever `on_error` says.
 
     Raises:
         DataError: naming pictures that cannot be taken. GalleryError: as `Gallery.add`.
@@ -146,7 +149,7 @@ def index(
     if existing not in EXISTING:
         raise FmcnetError(f"existing='{existing}': say keep, update or replace")
     if on_error == "raise":
-        check_faults(sources)
+        check_faults(sources, missing_ok=missing_ok)
     faults = list(sources.faults)
     added = already = updated = replaced = 0
     known, fresh = searcher.gallery.identities(), list[Picture]()
@@ -243,15 +246,20 @@ def leave_out_expired(sources: Sources, keep: timedelta, option: str) -> Sources
     return dataclasses.replace(sources, pictures=kept, not_chosen=not_chosen)
 
 
-def check_faults(sources: Sources) -> None:
+def check_faults(sources: Sources, *, missing_ok: bool = False) -> None:
     """Refuse sources with faults.
+
+    Args:
+        sources: what to index.
+        missing_ok: rows whose file is gone are no reason.
 
     Raises:
         DataError: naming the faulty pictures.
     """
-    if sources.faults:
+    found = [one for one in sources.faults if not (missing_ok and one.reason == MISSING)]
+    if found:
         total = len(sources.pictures) + len(sources.faults)
-        faults = list_faults(sources.faults, total).replace("cannot be read", "cannot be indexed", 1)
+        faults = list_faults(found, total).replace("cannot be read", "cannot be indexed", 1)
         raise DataError(f"nothing was added: {faults}\n--on-error skip leaves them out")
 
 

@@ -67,13 +67,25 @@ def open_model(
     """The encoder for a gallery.
 
     Args:
-        gallery: the location of the gallery to search or to add to.
-        source: a model's folder or name; None: the one that was noted, or the shipped one if there is just one.
+        gallery, source: as `choose_model`.
         device: where to compute.
         calibration: a file of `fmcnet calibrate`; None: the one in the model's folder.
 
     Raises:
         CheckpointError: for a calibration of another model.
+        FmcnetError: as `choose_model`.
+    """
+    return Encoder.from_pretrained(choose_model(gallery, source), device=device, calibration=calibration)
+
+
+def choose_model(gallery: str, source: str | Path | None) -> str | Path:
+    """The model of a gallery: its folder or name.
+
+    Args:
+        gallery: the location of the gallery to search or to add to.
+        source: a model's folder or name; None: the one that was noted, or the shipped one if there is just one.
+
+    Raises:
         FmcnetError: when there is no model to take, or it does not exist.
     """
     shipped = list(shipped_models())
@@ -86,7 +98,7 @@ def open_model(
             f"{gallery} was indexed with the model at {noted}, which does not exist any more: say where it is, with "
             "--model RUN"
         )
-    return Encoder.from_pretrained(chosen, device=device, calibration=calibration)
+    return chosen
 
 
 def _read(gallery: str) -> dict[str, Any]:

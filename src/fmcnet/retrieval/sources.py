@@ -14,7 +14,7 @@ from typing import NamedTuple
 from fmcnet.data.depth import ValueRange, parse_range
 from fmcnet.data.listing import Ignored
 from fmcnet.data.readers import benchmark_layout, detect_layout, modality_of_folder, read_dataset
-from fmcnet.data.readers.csv import HELD_OUT
+from fmcnet.data.readers.csv import HELD_OUT, MISSING
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.identities import parse_identity
@@ -180,6 +180,8 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
     for at, (name, picture, time) in enumerate(rows):
         try:
             str(picture.path).encode()
+            if not picture.path.exists():
+                raise DataError(MISSING)
             if time and rules.times is None:
                 picture = picture._replace(time=parse_capture_time(time, rules.zone, rules.doubtful))
             stated, picture = picture, _apply_name(picture, name, rules)
@@ -329,12 +331,9 @@ def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], So
     }
     found: list[_Row] = []
     for row, path, pid in zip(chosen.records(), chosen.full_paths(), chosen.identities(), strict=True):
-        named = (table.pid_name(row.pid),) if table.pid_names and pid is not None else ()
         tags = tuple(tag.strip() for tag in row.tags.split(";") if tag.strip())
         camera = row.camera or (None if row.camid == NO_CAMERA else str(row.camid))
-        picture = Picture(
-            path, row.modality, pid, camera, None, row.track or None, (*named, *tags), row.source or None
-        )
+        picture = Picture(path, row.modality, pid, camera, None, row.track or None, tags, row.source or None)
         picture = picture._replace(value_range=parse_range(row.range) if row.range else None)
         if path.is_relative_to(table.root):
             picture = picture._replace(root=table.root)

@@ -9,6 +9,7 @@ from typing import Literal
 from zoneinfo import ZoneInfo
 
 from fmcnet.errors import DataError, FmcnetError
+from fmcnet.retrieval.records import EPOCH
 
 Doubtful = Literal["refuse", "earlier", "later"]
 
@@ -34,7 +35,6 @@ _NEEDS = (("%f", ("%S", "%s")), ("%S", ("%M",)), ("%M", ("%H",)))
 _ISO = re.compile(r"\d{4}-?\d\d-?\d\d(?:[T _].+)?")
 _CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d)?([.,]\d+)?")
 _EPOCH = re.compile(r"(?P<s>\d{10})(?:\.(?P<f>\d{1,6})\d*)?|(?P<Q>\d{13})")
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def parse_timezone(name: str) -> tzinfo:

@@ -16,6 +16,7 @@ from fmcnet.errors import FmcnetError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.interrupt import ignored_broken_pipes
 from fmcnet.retrieval import Gallery, Searcher
+from fmcnet.retrieval.models import choose_model
 from fmcnet.retrieval.sqlite_connection import NAME
 from fmcnet.server.app import create_app
 from fmcnet.server.audit import AuditLog
@@ -37,7 +38,7 @@ class Serving:
     """What `fmcnet serve` was asked for.
 
     Attributes:
-        gallery: a folder or a milvus:// address. model: a folder or a shipped model's name.
+        gallery: a folder or a milvus:// address. model: a folder or a shipped model's name; None: the gallery's.
         host, port: where to listen; port 0: any free one. keys: a file of API keys.
         audit: the log's file; None: beside the gallery. keep_images, show_sources: folders, see `Pictures`.
         certificate, certificate_key: PEM files; with them it speaks HTTPS.
@@ -48,7 +49,7 @@ class Serving:
     """
 
     gallery: str
-    model: str
+    model: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     keys: Path | None = None
@@ -117,7 +118,7 @@ def serve(settings: Serving) -> None:
     keys = check_door(settings)
     with _listen(settings.host, settings.port) as door:
         encoder = Encoder.from_pretrained(
-            settings.model,
+            choose_model(settings.gallery, settings.model),
             device=settings.device,
             threads=settings.threads,
             calibration=settings.calibration,

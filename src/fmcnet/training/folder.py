@@ -40,8 +40,11 @@ def check_folder(run: Path, config: Config, resume: bool) -> None:
     stored = run / CONFIG
     if stored.is_file():
         if not resume:
+            begun = any((run / "checkpoints").glob("step-*"))
+            more = "" if begun else ". It has no checkpoint yet: its folder can be deleted"
             raise CheckpointError(
-                f"{run} already holds a run: go on with --resume (in Python: resume=True), or give another --out"
+                f"{run} already holds a run: go on with --resume (in Python: resume=True), or give another "
+                f"--out{more}"
             )
         written, kept = _read(stored)
         old, new = (_flat(tree.model_dump(mode="json")) for tree in (kept, config))

@@ -52,6 +52,6 @@ def check_terms(terms: Mapping[str, OwnTerm] | None, config: Config) -> dict[str
     if lacking:
         raise ConfigError(
             f"losses.terms weighs {', '.join(lacking)}, which this training does not have: give the function by "
-            "fmcnet.train(terms={...}), or delete that setting"
+            "fmcnet.train(terms={...}), as the script did that began the run"
         )
     return terms

@@ -52,6 +52,7 @@ _SPLITS = {
     "testing": "test",
 }
 _ROLES = {"": "", "both": "", "query": "query", "probe": "query", "gallery": "gallery"}
+MISSING = "there is no file"
 _CAMERA = re.compile(r"(?:cam(?:era)?|c)?[ _]?([0-9]+)", re.IGNORECASE)
 
 EXPECTED = """
@@ -89,7 +90,8 @@ def read_csv(
     Args:
         file: the CSV.
         test_share: share of the identities held out for test, without a `split` column.
-        training: False: the images are to be searched. `pid` may be absent or unknown, and every row stays.
+        training: False: the images are to be searched. `pid` may be absent or unknown, and every row stays, also
+            one whose file is gone.
         modality: with `training` False, that of rows which give none.
 
     Raises:
@@ -181,6 +183,8 @@ def _parse(
                 continue
             values = dict(zip(columns, cells, strict=True))
             values["path"], image, wrong = _find_file(values["path"], file.parent)
+            if "pid" not in required:  # to be searched: who indexes it leaves the row out, or refuses it
+                wrong = [fault for fault in wrong if not fault.startswith(MISSING)]
             row, wrong_values = _row(values, required, modality)
             wrong += wrong_values
             path = row.record.path
@@ -247,7 +251,7 @@ def _find_file(path: str, base: Path) -> tuple[str, Hashable, list[str]]:
         if found.is_absolute() and found.is_relative_to(base):
             found = found.relative_to(base)
         return found.as_posix(), (status.st_dev, status.st_ino), []
-    return Path(path).as_posix(), path, [f"there is no file '{path}' (looked for {base / path})"]
+    return Path(path).as_posix(), path, [f"{MISSING} '{path}' (looked for {base / path})"]
 
 
 def _row(

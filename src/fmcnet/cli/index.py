@@ -1,0 +1,315 @@
+"""`fmcnet index`; docs/guides/search.md explains it."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from fmcnet.characters import printable
+from fmcnet.cli.console import (
+    Device,
+    Json,
+    Range,
+    check_can_ask,
+    check_choice,
+    confirm,
+    echo,
+    print_json,
+    show,
+)
+from fmcnet.cli.search import GalleryPath, Model, Zone
+from fmcnet.errors import FmcnetError
+
+
+def _leaves_no_empty_gallery(command: Callable[..., None]) -> Callable[..., None]:
+    """Remove a gallery that the command made and that got no entry; say what an early Ctrl-C left."""
+
+    @functools.wraps(command)
+    def run(gallery: str, **options: Any) -> None:
+        folder = Path(gallery)
+        new, whole = not (folder / "gallery.sqlite").exists(), not folder.exists()
+        try:
+            command(gallery, **options)
+        except KeyboardInterrupt as stop:
+            if stop.args:
+                raise
+            raise KeyboardInterrupt("nothing was added; the same command starts again") from None
+        finally:
+            if new and (folder / "gallery.sqlite").exists():
+                from fmcnet.retrieval.folder import remove_empty
+
+                remove_empty(folder, whole=whole)
+
+    return run
+
+
+@_leaves_no_empty_gallery
+def index(
+    gallery: GalleryPath,
+    source: Annotated[
+        list[Path],
+        typer.Argument(help="Pictures, folders of pictures, or one CSV or dataset that fmcnet reads."),
+    ],
+    model: Model = None,
+    modality: Annotated[
+        str | None,
+        typer.Option(
+            help="visible or infrared: what the pictures are. Where a CSV or dataset says it: only these rows."
+        ),
+    ] = None,
+    camera: Annotated[str | None, typer.Option(help="The camera of all pictures.")] = None,
+    camera_from_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN", help="A regular expression, as 'cam([0-9]+)', for the path below SOURCE."
+        ),
+    ] = None,
+    time_from_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="As '%Y%m%d_%H%M%S', found in that path; %s and %Q are seconds and milliseconds since 1970.",
+        ),
+    ] = None,
+    track_from_name: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="A regular expression for the track.")
+    ] = None,
+    pid_from_name: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="A regular expression for the identity.")
+    ] = None,
+    pid_prefix: Annotated[
+        str,
+        typer.Option(metavar="TEXT", help="Put before every identity, as 'regdb-': keeps datasets apart."),
+    ] = "",
+    timezone: Zone = "UTC",
+    doubtful_times: Annotated[
+        str,
+        typer.Option(
+            help="Local times that come twice, or never, when clocks change: refuse, or take the earlier or later."
+        ),
+    ] = "refuse",
+    layout: Annotated[
+        str, typer.Option(help="auto, sysu, regdb, llcm, csv, or images: a folder of pictures all the same.")
+    ] = "auto",
+    range_: Range = None,
+    split: Annotated[str, typer.Option(help="Of a dataset: all, train, val or test.")] = "all",
+    on_error: Annotated[
+        str, typer.Option(help="raise: stop at a broken picture; skip: leave it out and name it.")
+    ] = "raise",
+    existing: Annotated[
+        str,
+        typer.Option(
+            help="Pictures that are in the gallery. keep: skip, and report values and files that differ; update: "
+            "store the values given now, encode changed files anew; replace: encode all anew."
+        ),
+    ] = "keep",
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="First remove entries whose files are gone, after showing how many."),
+    ] = False,
+    prune_roots: Annotated[
+        bool,
+        typer.Option(
+            "--prune-roots",
+            help="With --prune: also of folders of which no file is left, as of a disk that is not mounted.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --prune: do not ask.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --prune: only show what would be removed.")
+    ] = False,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AGE", help="Leave out pictures seen longer ago, as gallery expire: 30d, 12h, 4w."
+        ),
+    ] = None,
+    include_removed: Annotated[
+        bool,
+        typer.Option("--include-removed", help="Also index pictures that were removed or expired earlier."),
+    ] = False,
+    keep_images: Annotated[
+        bool, typer.Option("--keep-images", help="Keep a small picture of each entry in the gallery, too.")
+    ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a new gallery's embeddings: float32, or float16 for half the space; default float32.",
+            show_default=False,
+        ),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--index",
+            help="exact: compare with every entry; hnsw: a graph, nearly exact; auto: exact up to 100,000 entries. "
+            "Stays with the gallery; default auto.",
+            show_default=False,
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Pictures at once.", min=1)] = 64,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Add pictures of persons to a gallery; pictures that it holds already are skipped.
+
+    fmcnet index people.gallery crops --model runs/mine --modality visible --camera-from-name 'cam([0-9]+)'
+
+    The gallery stores embeddings and metadata; small pictures only with --keep-images. Ctrl-C or a kill loses no
+    added picture: the same command continues.
+    """
+    from fmcnet.data.listing import ignored_line
+    from fmcnet.inference.image_input import parse_modality
+    from fmcnet.retrieval.freshness import moves
+    from fmcnet.retrieval.gallery import Gallery
+    from fmcnet.retrieval.indexing import Existing, check_faults, leave_out_expired
+    from fmcnet.retrieval.indexing import index as add_new
+    from fmcnet.retrieval.inputs import as_duration
+    from fmcnet.retrieval.models import open_model, range_of, remember
+    from fmcnet.retrieval.records import Dtype, IndexChoice
+    from fmcnet.retrieval.searcher import Searcher
+    from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
+    from fmcnet.retrieval.times import Doubtful, TimePattern, parse_timezone
+
+    on_fault = check_choice("--on-error", on_error, ("raise", "skip"))
+    on_existing = check_choice("--existing", existing, get_args(Existing))
+    new_dtype = check_choice("--dtype", dtype or "float32", get_args(Dtype))
+    index_choice = check_choice("--index", kind, get_args(IndexChoice))
+    doubtful = check_choice("--doubtful-times", doubtful_times, get_args(Doubtful))
+    value_range = range_of(gallery, range_)
+    zone = parse_timezone(timezone)
+
+    if not prune and (prune_roots or yes or dry_run):
+        raise FmcnetError("--prune-roots, --yes and --dry-run go with --prune")
+    if prune:
+        check_can_ask(json_, yes or dry_run)
+    pruned = _prune(gallery, prune_roots, yes, dry_run, json_) if prune else {}
+    if dry_run:
+        return
+
+    def pattern(option: str, text: str | None) -> NamePattern | None:
+        return None if text is None else NamePattern(text, option)
+
+    rules = Rules(
+        modality=None if modality is None else parse_modality(modality),
+        camera=camera,
+        cameras=pattern("--camera-from-name", camera_from_name),
+        times=None if time_from_name is None else TimePattern(time_from_name, zone, doubtful),
+        tracks=pattern("--track-from-name", track_from_name),
+        pids=pattern("--pid-from-name", pid_from_name),
+        pid_prefix=pid_prefix,
+        layout=layout,
+        split=split,
+        zone=zone,
+        doubtful=doubtful,
+    )
+    age = None if keep is None else as_duration(keep)
+    sources = read_sources(source, rules)
+    if age is not None:
+        sources = leave_out_expired(sources, age, f"--keep {keep}")
+    if on_error == "raise":
+        check_faults(sources, missing_ok=prune)  # before a gallery is made
+    encoder = open_model(gallery, model, device)
+    with Gallery(gallery, dtype=new_dtype, index=index_choice) as opened:
+        searcher = Searcher(encoder, opened)
+        kept = opened.settings
+        if dtype is not None and kept is not None and kept.dtype != dtype:
+            raise FmcnetError(
+                f"--dtype {dtype}: {gallery} keeps {kept.dtype} since its first entry; index into another gallery"
+            )
+        for each in dict.fromkeys((value_range, *(picture.value_range for picture in sources.pictures))):
+            remember(gallery, model or encoder.folder, each)
+        report = add_new(
+            searcher,
+            sources,
+            on_error=on_fault,
+            existing=on_existing,
+            keep_images=keep_images,
+            batch_size=batch,
+            progress=False if json_ else None,
+            value_range=value_range,
+            include_removed=include_removed,
+            missing_ok=prune,
+        )
+    if json_:
+        print_json({"gallery": gallery, **pruned, **report.to_dict()})
+        return
+    facts = {"pictures": report.pictures, "added": report.added, "there already": report.already}
+    facts |= {"updated": report.updated} if report.updated else {}
+    facts |= {"encoded anew": report.replaced} if report.replaced else {}
+    facts |= {"changed files": len(report.changed)} if report.changed else {}
+    facts |= {"moved": len(report.moved)} if report.moved else {}
+    facts |= {f"not chosen by {option}": count for option, count in report.not_chosen.items()}
+    facts |= {"not in the CSV": len(report.not_listed)} if report.not_listed else {}
+    facts |= {"removed before": len(report.removed_before)} if report.removed_before else {}
+    left_out = (*report.faults, *report.same)
+    show(f"indexed into {gallery}", {**facts, "left out": len(left_out), "entries now": report.entries})
+    if line := ignored_line(report.ignored):
+        echo(line, err=True)
+    for name in report.not_listed:
+        echo(f"left out {printable(name)}: the CSV has no row of it", err=True)
+    for one in report.moved[:3]:
+        echo(f"left out {printable(one.path)}: indexed as {printable(one.before)}, which is gone", err=True)
+    for old, new in moves(report.moved)[:3]:
+        command = shlex.join(["fmcnet", "gallery", "relocate", gallery, old, new])
+        echo(f"if these files were moved: {printable(command)}", err=True)
+    for name in report.removed_before[:3]:
+        echo(f"left out {printable(name)}: it was removed or expired before", err=True)
+    if report.removed_before:
+        echo(f"{len(report.removed_before)} removed before: --include-removed indexes them again", err=True)
+    for fault in left_out:
+        echo(f"left out {printable(fault.name)}: {fault.reason}", err=True)
+    for line in (*(f"note: {note}" for note in report.notes), *map(str, report.differences[:3])):
+        echo(printable(line), err=True)
+    if report.differences:
+        pictures = len({difference.source for difference in report.differences})
+        echo(
+            f"the gallery stores other values for {pictures} pictures and keeps them: --existing update stores the "
+            "values given now, and encodes changed files anew",
+            err=True,
+        )
+
+
+def _prune(gallery: str, roots: bool, yes: bool, dry_run: bool, json_: bool) -> dict[str, Any]:
+    """Show and remove entries whose files are gone; facts for JSON."""
+    from fmcnet.retrieval.freshness import find_gone, gone_facts, remove_gone
+    from fmcnet.retrieval.gallery import Gallery
+
+    with Gallery(gallery, create=False, read_only=dry_run) as opened:
+        gone = find_gone(opened)
+        kept = [one for one in gone if one.whole and not roots]
+        going = [one for one in gone if one not in kept]
+        count = sum(len(one.ids) for one in going)
+        for one in going:
+            echo(
+                f"{printable(one.root)}: {len(one.ids)} of {one.entries} files are gone, the first "
+                f"{printable(one.first)}",
+                err=True,
+            )
+        for one in kept:
+            echo(
+                f"{printable(one.root)}: none of its {one.entries} files is there. Is its disk mounted? Its entries "
+                "stay; --prune-roots removes them",
+                err=True,
+            )
+        if count and not (yes or dry_run):
+            confirm("Remove", count, len(opened))
+        facts = {
+            "would_prune" if dry_run else "pruned": count if dry_run else remove_gone(opened, going),
+            "gone": gone_facts(going),
+            "gone_kept": gone_facts(kept),
+        }
+    if dry_run and json_:
+        print_json({"gallery": gallery, **facts})
+    elif not json_:
+        echo(
+            f"{facts['would_prune']} entries would be removed"
+            if dry_run
+            else f"removed {facts['pruned']} entries"
+        )
+    return facts
