@@ -22,6 +22,11 @@ logging.getLogger("matplotlib").setLevel(logging.WARNING)
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests first: the quick ones fill both processes to the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def _cache_of_its_own(tmp_path_factory, monkeypatch):
     """No test reads or fills the user's image cache."""
@@ -51,9 +56,15 @@ def tiny_run(tmp_path_factory, tiny_sysu):
 
 @pytest.fixture(scope="session")
 def tiny_onnx(tmp_path_factory, tiny_run):
-    """`tiny_run` exported in float32. Do not change it: copy it first."""
+    """`tiny_run` exported in float32, once for all processes of the tests. Do not change it: copy it first."""
+    from filelock import FileLock
+
     from fmcnet.inference.export.write import export
 
-    out = tmp_path_factory.mktemp("tiny") / "onnx"
-    export(tiny_run, out=out, seconds=0.001, progress=False)
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    out = folder / "tiny-onnx"
+    with FileLock(folder / "tiny-onnx.lock"):
+        if not out.exists():
+            export(tiny_run, out=out, seconds=0.001, progress=False)
     return out

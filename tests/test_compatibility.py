@@ -56,6 +56,7 @@ def test_the_gallery_answers_as_it_did_and_can_be_written_to(folder, expected):
         assert not gallery.check()
 
 
+@pytest.mark.slow
 def test_commands_read_what_it_wrote(folder):
     facts = json.loads(run_command("info", folder / "run", "--json").stdout)
     assert facts["finished"]

@@ -24,7 +24,7 @@ from fmcnet.experiments.runs import StudyRun, complete_runs, find_devices
 from fmcnet.experiments.study import StudyOptions, parse_seeds, run_study
 from tests.cli import run_command
 
-LONG = 45
+LONG = 30
 
 
 def command(out, *more):

@@ -82,6 +82,7 @@ def test_its_calibration_is_its_own_and_rises_with_similarity(encoder):
         assert encoder.calibration.covers(query, query.other)
 
 
+@pytest.mark.slow
 def test_onnx_runtime_gives_the_same_embeddings(encoder, tmp_path):
     export(NAME, out=tmp_path / "onnx", seconds=0.001, progress=False)
     images = np.random.default_rng(0).integers(0, 256, (3, 192, 96, 3), dtype=np.uint8)

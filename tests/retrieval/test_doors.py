@@ -59,6 +59,7 @@ def asked(address, query):
     return reply.json()
 
 
+@pytest.mark.slow
 def test_every_door_gives_the_same_top_20(tmp_path, tiny_sysu):
     place, exported = tmp_path / "people.gallery", tmp_path / "onnx"
     export(SHIPPED, out=exported, seconds=0.001, progress=False)
