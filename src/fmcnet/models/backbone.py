@@ -79,7 +79,7 @@ class Backbone(ABC):
         return dict(state)
 
 
-SHIPPED = ("resnet18", "resnet34", "resnet50", "efficientnet_lite0")
+SHIPPED = ("resnet18", "resnet34", "resnet50", "efficientnet_lite0", "efficientnet_lite2")
 """Architectures of this package."""
 
 _FAMILIES: dict[str, Callable[[int, int], Backbone]] = {}

