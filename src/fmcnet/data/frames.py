@@ -96,6 +96,10 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
         keys, notes = _keys_by_number(order, numbers, places, boxes, first)
         if notes:
             places = {image: at for at, image in enumerate(order)}
+    elif first is not None:
+        raise DataError(
+            "--first-frame is of boxes that number their frames, and these name them: leave it out"
+        )
     stems = Counter(
         name.rpartition(".")[0] if "." in PurePosixPath(name).name else name for name in names.values()
     )

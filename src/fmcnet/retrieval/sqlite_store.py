@@ -95,6 +95,7 @@ class SqliteStore:
         self.timeout = timeout = options.timeout
         self.dtype = options.dtype
         self._wrote = False
+        self._chosen = False  # another kind of index than the files have was asked for
         self._owed = False  # the log may hold what was removed
         self._in_log = 0  # entries added since the log was brought into the main file
         self._settings: GallerySettings | None = None
@@ -157,6 +158,7 @@ class SqliteStore:
         choice, above = json.loads(kept) if isinstance(kept, str) else ("auto", HNSW_ABOVE)
         wanted: tuple[IndexChoice, int] = (index or choice, above if hnsw_above is None else hnsw_above)
         if wanted != (choice, above) and not self.read_only:
+            self._chosen = True
             with writer_lock(self.folder, self.timeout), self.database.writing():
                 self.database.put("index", json.dumps(wanted))
         return wanted
@@ -437,8 +439,9 @@ class SqliteStore:
 
     def _finish_index(self) -> None:
         """Write what only memory has of the index."""
-        if self.index.state is not None and self.index.state.unsaved:
+        if self.index.state is not None and (self.index.state.unsaved or self._chosen):
             self.index.flush()
+        self._chosen = False
 
     def compact(self) -> None:
         """Rewrite database and index without what was removed."""
