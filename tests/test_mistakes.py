@@ -44,7 +44,7 @@ WRONG = {
     "score {X}": IN,
     "score {embeddings} --permutation {X}": IN,
     "score {embeddings} --protocol {X}": IN,
-    "study table2 --preset tiny --data {X} --out {new}": IN,
+    "study table2 --data {X} --out {new}": IN,
     "study table2 --preset tiny --out {X}": ("text", "below", *NOWHERE),
     "study table2 --config {X} --out {new}": IN,
     "calibrate {X} --data {data} --out {new}": MODEL,
