@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -215,6 +216,11 @@ def test_crops_of_something_else_are_not_mixed(frames, tmp_path):
     before = (tmp_path / "out" / "people.csv").read_bytes()
     with pytest.raises(DataError, match="crops of other frames, boxes or options"):
         crop(frames, found, tmp_path / "out", CropOptions(Modality.VISIBLE))
+    first, was = frames / "000001.png", (frames / "000001.png").stat()
+    first.write_bytes(first.read_bytes())  # as a program that replaces pixels and sets the old time
+    os.utime(first, ns=(was.st_atime_ns, was.st_mtime_ns))
+    with pytest.raises(DataError, match="crops of other frames, boxes or options"):
+        crop(frames, found, tmp_path / "out", NIGHT)
     with pytest.raises(DataError, match="lies in the folder of the frames"):
         crop(frames, found, frames / "crops", NIGHT)
     with pytest.raises(DataError, match="holds other files"):
