@@ -126,6 +126,8 @@ def coco(tmp_path, *names, **image):
 def test_coco_names_frames(frames, video, tmp_path):
     crop(frames, coco(tmp_path, "elsewhere/000004.png"), tmp_path / "out", NIGHT)
     assert (pixels(tmp_path / "out", "000004_00.png") == picture(4)[6:36, 5:25]).all()
+    with pytest.raises(DataError, match="the boxes name their images: leave it out"):
+        crop(frames, coco(tmp_path, "000004.png"), tmp_path / "none", CropOptions(Modality.INFRARED, first=1))
     crop(video, coco(tmp_path, "x.jpg", frame_id=4), tmp_path / "of_video", NIGHT)
     assert (pixels(tmp_path / "of_video", "000004_00.png") == picture(5)[6:36, 5:25]).all()
     with pytest.raises(DataError, match="--first-frame"):
