@@ -98,7 +98,7 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
             places = {image: at for at, image in enumerate(order)}
     elif first is not None:
         raise DataError(
-            "--first-frame is of boxes that number their frames, and these name them: leave it out"
+            f"--first-frame {first} is of frame numbers, and the boxes name their images: leave it out"
         )
     stems = Counter(
         name.rpartition(".")[0] if "." in PurePosixPath(name).name else name for name in names.values()
