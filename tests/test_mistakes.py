@@ -210,7 +210,7 @@ NO_EFFECT = {
     "export {run} --calibrate {data} --force --out {new}": "--calibrate and --force would do nothing",
     "crop {frames} {boxes} --modality ir --out {new} --timezone Europe/Berlin": "are of --start-time",
     "crop {frames} {boxes} --modality ir --out {new} --doubtful-times later": "are of --start-time",
-    "crop {frames} {named} --modality ir --out {new} --first-frame 0": "boxes that number their frames",
+    "crop {frames} {named} --modality ir --out {new} --first-frame 0": "the boxes name their images",
     "gallery expire {gallery} --keep 30d --all": "--all goes with --yes",
     "serve {gallery} --model {run} --read-only --keep-images {new}": "--keep-images",
 }
