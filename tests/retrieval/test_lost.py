@@ -171,6 +171,19 @@ def test_only_the_owner_reads_what_holds_a_person_unless_the_folder_is_a_groups(
         os.umask(old)
 
 
+@pytest.mark.parametrize(("folder_mode", "before", "after"), [(0o755, 0o644, 0o600), (0o2770, 0o664, 0o660)])
+def test_files_of_a_version_that_let_others_read_are_closed_to_them(folder, folder_mode, before, after):
+    folder.chmod(folder_mode)
+    for path in folder.iterdir():
+        path.chmod(before)
+    with Gallery(folder, read_only=True) as gallery:
+        assert len(gallery) == 50
+    assert modes(folder) == {before}
+    with Gallery(folder) as gallery:
+        assert modes(folder) == {after}
+        gallery.check()
+
+
 def test_an_identity_of_another_gallery_is_not_given_to_an_embedding(folder, tmp_path):
     """The database of one gallery beside the index of another: rows have equal numbers, not equal people."""
     with Gallery(tmp_path / "bob.gallery", model="m", flush_rows=1) as gallery:
