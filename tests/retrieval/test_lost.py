@@ -70,6 +70,35 @@ def test_a_lost_database_is_refused_and_nothing_is_deleted(folder, how, read_onl
     assert files_of(folder) == before
 
 
+@pytest.mark.parametrize("kept", ["gallery.sqlite-generation", "index.json", "vectors-*.bin"])
+def test_files_that_were_all_emptied_are_no_new_gallery(folder, kept):
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+        if path.name not in ("gallery.sqlite", "writer.lock") and not path.match(kept):
+            path.unlink()
+    for read_only in (True, False):
+        with pytest.raises(GalleryDamagedError, match=r"gallery\.sqlite is empty or missing"):
+            Gallery(folder, read_only=read_only)
+    assert list(folder.glob(kept))
+
+
+@pytest.mark.parametrize("files", ["gallery.sqlite", "gallery.sqlite*"])
+def test_the_database_of_another_gallery_beside_the_index_is_refused(folder, tmp_path, files):
+    with Gallery(tmp_path / "other", model="m") as other:
+        other.add(unit(5), modality="visible")
+    before = files_of(folder)
+    for path in folder.glob("gallery.sqlite*"):
+        path.unlink()
+    for path in (tmp_path / "other").glob(files):
+        shutil.copy(path, folder)
+    for read_only in (True, False):
+        with pytest.raises(
+            GalleryDamagedError, match=r"gallery\.sqlite (or index\.json )?is another gallery's"
+        ):
+            Gallery(folder, read_only=read_only)
+    assert files_of(folder) == before
+
+
 def test_a_lost_write_ahead_log_is_refused(tmp_path):
     folder = tmp_path / "people.gallery"
     subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=True, timeout=300)
