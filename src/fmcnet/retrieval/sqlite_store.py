@@ -22,16 +22,18 @@ import numpy as np
 from filelock import Timeout
 
 from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError, GalleryReplacedError
-from fmcnet.files import lock_file, make_private
+from fmcnet.files import lock_file, make_private, take_from_others
 from fmcnet.retrieval.backends import NEAR, SPARE, ranked
 from fmcnet.retrieval.columns import NONE
 from fmcnet.retrieval.days import DayCount, count_days
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
 from fmcnet.retrieval.file_records import FileRecords
+from fmcnet.retrieval.index_files import FILES as INDEX_FILES
 from fmcnet.retrieval.index_files import GalleryIndex
 from fmcnet.retrieval.inputs import check_settings
 from fmcnet.retrieval.loss import check_loss, indexed, lost
 from fmcnet.retrieval.records import (
+    MADE_WITH,
     Added,
     EntryBatch,
     GalleryInfo,
@@ -119,6 +121,8 @@ class SqliteStore:
                 self.index.sync()
             if not read_only:
                 with contextlib.suppress(GalleryBusyError), writer_lock(folder, 0):
+                    own = (f"{NAME}*", MADE_WITH, *INDEX_FILES)
+                    take_from_others(path for name in own for path in folder.glob(name))
                     self.index.adopt()
                     self._finish_index()  # of a writer that died: the index proves a loss, and saves entries from it
                     self.database.truncate_log()  # a writer that died may have left what it removed
