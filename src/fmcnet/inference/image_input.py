@@ -241,7 +241,7 @@ def note_colours(pixels: Pixels, modality: Modality, names: Sequence[str], remar
     else:  # one even colour is no tint
         grey = (pixels == pixels[..., :1]).all(axis=(1, 2, 3))
         kind, doubtful = COLOURLESS, grey | ((beyond < COLOURLESS_BELOW**2) & (spread > 64))
-    for at in np.flatnonzero(doubtful):
+    for at in np.flatnonzero(doubtful).tolist():
         remarks.add(kind, names[at])
 
 
