@@ -44,7 +44,7 @@ WRONG = {
     "score {X}": IN,
     "score {embeddings} --permutation {X}": IN,
     "score {embeddings} --protocol {X}": IN,
-    "study table2 --preset tiny --data {X} --out {new}": IN,
+    "study table2 --data {X} --out {new}": IN,
     "study table2 --preset tiny --out {X}": ("text", "below", *NOWHERE),
     "study table2 --config {X} --out {new}": IN,
     "calibrate {X} --data {data} --out {new}": MODEL,
@@ -200,6 +200,21 @@ VALUES = [
     "doctor --model {run} --gallery milvus://:port/",
     "doctor --model {run} --device tpu",
 ]
+NO_EFFECT = {
+    "data summary {data} --split 2": "--split is for RegDB",
+    "train --config tiny --data {data} --out {new} --splits 1,2 data.split=3": "data.split would do nothing",
+    "evaluate {run} --data {data} --no-report --out {new}": "--no-report",
+    "study table2 --data {data} --preset tiny --out {new}": "--preset is of the generated benchmark",
+    "study table2 --data {data} --out {new} training.seed=4": "training.seed would do nothing",
+    "export {run} --images 9 --out {new}": "--images would do nothing without --int8",
+    "export {run} --calibrate {data} --force --out {new}": "--calibrate and --force would do nothing",
+    "crop {frames} {boxes} --modality ir --out {new} --timezone Europe/Berlin": "are of --start-time",
+    "crop {frames} {boxes} --modality ir --out {new} --doubtful-times later": "are of --start-time",
+    "crop {frames} {named} --modality ir --out {new} --first-frame 0": "the boxes name their images",
+    "gallery expire {gallery} --keep 30d --all": "--all goes with --yes",
+    "serve {gallery} --model {run} --read-only --keep-images {new}": "--keep-images",
+}
+"""An option that would be ignored, and what is said instead."""
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +225,9 @@ def places(tmp_path_factory, tiny_sysu, tiny_run):
     (root / "bytes").write_bytes(bytes(range(256)) * 40)
     (root / "empty").mkdir()
     (root / "boxes.csv").write_text("1,1,0,0,20,40,1\n")
+    (root / "named.json").write_text(
+        '{"images": [{"id": 1, "file_name": "0001.jpg"}], "annotations": [{"image_id": 1, "bbox": [0, 0, 20, 40]}]}'
+    )
     run = shutil.copytree(
         tiny_run, root / "run", ignore=shutil.ignore_patterns("embeddings", "report", "onnx*")
     )
@@ -230,6 +248,7 @@ def places(tmp_path_factory, tiny_sysu, tiny_run):
         "image": image,
         "frames": image.parent,
         "boxes": root / "boxes.csv",
+        "named": root / "named.json",
         "gallery": root / "people.gallery",
         "embeddings": root / "e.npz",
     }
@@ -277,6 +296,12 @@ def test_a_wrong_path_is_said(command, kind, places, tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", VALUES)
 def test_a_wrong_value_is_said(command, places, tmp_path, monkeypatch):
     assert len(refused(command, places, tmp_path, monkeypatch).split()) > 4
+
+
+@pytest.mark.parametrize(("command", "said"), NO_EFFECT.items())
+def test_an_option_without_effect_is_refused(command, said, places, tmp_path, monkeypatch):
+    assert said in " ".join(refused(command, places, tmp_path, monkeypatch).split())
+    assert not (tmp_path / "new").exists()
 
 
 def test_every_command_is_here():

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -79,6 +79,15 @@ def make_private(path: Path) -> None:
     if path.is_file():  # not a device
         with contextlib.suppress(PermissionError):  # another user's: it stays as it is
             path.chmod(private_mode(path.parent))
+
+
+def take_from_others(paths: Iterable[Path]) -> None:
+    """Take from files the rights that `private_mode` does not give, as of a version that gave more."""
+    for path in paths:
+        with contextlib.suppress(OSError):  # another user's: it stays as it is
+            mode = path.stat().st_mode
+            if path.is_file() and mode & 0o077 & ~private_mode(path.parent):
+                path.chmod(mode & private_mode(path.parent))
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any], mode: int | None = None) -> Path:

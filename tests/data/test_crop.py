@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -125,6 +126,8 @@ def coco(tmp_path, *names, **image):
 def test_coco_names_frames(frames, video, tmp_path):
     crop(frames, coco(tmp_path, "elsewhere/000004.png"), tmp_path / "out", NIGHT)
     assert (pixels(tmp_path / "out", "000004_00.png") == picture(4)[6:36, 5:25]).all()
+    with pytest.raises(DataError, match="the boxes name their images: leave it out"):
+        crop(frames, coco(tmp_path, "000004.png"), tmp_path / "none", CropOptions(Modality.INFRARED, first=1))
     crop(video, coco(tmp_path, "x.jpg", frame_id=4), tmp_path / "of_video", NIGHT)
     assert (pixels(tmp_path / "of_video", "000004_00.png") == picture(5)[6:36, 5:25]).all()
     with pytest.raises(DataError, match="--first-frame"):
@@ -215,6 +218,11 @@ def test_crops_of_something_else_are_not_mixed(frames, tmp_path):
     before = (tmp_path / "out" / "people.csv").read_bytes()
     with pytest.raises(DataError, match="crops of other frames, boxes or options"):
         crop(frames, found, tmp_path / "out", CropOptions(Modality.VISIBLE))
+    first, was = frames / "000001.png", (frames / "000001.png").stat()
+    first.write_bytes(first.read_bytes())  # as a program that replaces pixels and sets the old time
+    os.utime(first, ns=(was.st_atime_ns, was.st_mtime_ns))
+    with pytest.raises(DataError, match="crops of other frames, boxes or options"):
+        crop(frames, found, tmp_path / "out", NIGHT)
     with pytest.raises(DataError, match="lies in the folder of the frames"):
         crop(frames, found, frames / "crops", NIGHT)
     with pytest.raises(DataError, match="holds other files"):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fmcnet.data.depth import Remarks
 from fmcnet.data.images import open_rgb
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference import image_input as reading
@@ -289,3 +290,24 @@ def test_a_caller_that_stops_does_not_wait_for_what_is_queued(monkeypatch):
     next(ahead)
     ahead.close()
     assert len(read) < 60
+
+
+def test_colours_that_contradict_the_modality_are_told(encoder, paths):
+    pixels = np.asarray(Image.open(paths[0]).resize((48, 96)))
+    grey = pixels[..., :1].repeat(3, axis=2)
+    blurred = np.clip(
+        grey + np.array([0, 0, 1], np.uint8) * (np.indices(grey.shape[:2]).sum(0) % 2)[..., None], 0, 255
+    )
+    tinted = (grey * np.array([1, 0.6, 0.9])).astype(np.uint8)  # a night camera's purple
+    false_colours = np.stack([grey[..., 0], 255 - grey[..., 0], np.sin(grey[..., 0] / 30) * 127 + 128], 2)
+    even = np.full_like(pixels, (200, 40, 40))
+    images = [pixels, grey, blurred.astype(np.uint8), tinted, false_colours.astype(np.uint8), even]
+    for modality, kind, names in (
+        ("visible", "coloured", set()),
+        ("visible", "colourless", {"images[1]", "images[2]", "images[3]"}),
+        ("infrared", "coloured", {"images[0]", "images[4]"}),
+        ("infrared", "colourless", set()),
+    ):
+        remarks = Remarks()
+        encoder.encode(images, modality, remarks=remarks)
+        assert remarks._names.get(kind, set()) == names

@@ -96,6 +96,10 @@ def test_a_gallery_of_half_the_bytes_and_with_a_graph_on_request(crops):
             assert np.array_equal(half.embedding(entry.id), half.embedding(entry.id).astype(np.float16))
             np.testing.assert_allclose(half.embedding(entry.id), vector, atol=1e-3)
     assert as_json("index", "half", crops, *RULES)["already"] == 4  # not said again: as it is
+    assert as_json("gallery", "info", "half")["index"] == "hnsw"
+    for kind in ("exact", "hnsw"):  # asked for without a new picture
+        as_json("index", "half", crops, *RULES, "--index", kind)
+        assert as_json("gallery", "info", "half")["index"] == kind
     said = wrong("index", "half", crops, *RULES, "--dtype", "float32")
     assert "keeps float16 since its first entry" in said
     assert "--dtype float8: say" in wrong("index", "new", crops, *RULES, "--dtype", "float8")

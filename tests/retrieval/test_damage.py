@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,16 +98,24 @@ def test_damage_that_keeps_the_time_of_change_is_noticed(copy, whole, caplog):
         right(gallery, whole[1], queries=1)
 
 
-def test_the_index_of_another_gallery_is_not_used(copy, whole, tmp_path, caplog):
+def test_the_index_of_another_gallery_is_neither_used_nor_deleted(copy, whole, tmp_path):
     with Gallery(tmp_path / "other", flush_rows=10) as other:
         add(other, crops(50, seed=6), entries(50))
     for path in [p for p in copy.iterdir() if "sqlite" not in p.name]:
         path.unlink()
     for path in [p for p in (tmp_path / "other").iterdir() if "sqlite" not in p.name]:
         shutil.copy(path, copy)
-    with caplog.at_level(logging.WARNING, "fmcnet"), Gallery(copy) as gallery:
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    for read_only in (True, False):
+        with pytest.raises(
+            GalleryDamagedError, match=r"gallery\.sqlite or index\.json is another gallery's"
+        ) as said:
+            Gallery(copy, read_only=read_only)
+    assert before.items() <= {path.name: path.read_bytes() for path in copy.iterdir()}.items()
+    for path in str(said.value).partition("delete ")[2].split(" and "):
+        Path(path).unlink()
+    with Gallery(copy) as gallery:
         right(gallery, whole[1])
-    assert "belongs to another gallery" in caplog.text
 
 
 def test_an_index_older_than_the_database_catches_up(whole, tmp_path):

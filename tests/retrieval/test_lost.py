@@ -70,6 +70,35 @@ def test_a_lost_database_is_refused_and_nothing_is_deleted(folder, how, read_onl
     assert files_of(folder) == before
 
 
+@pytest.mark.parametrize("kept", ["gallery.sqlite-generation", "index.json", "vectors-*.bin"])
+def test_files_that_were_all_emptied_are_no_new_gallery(folder, kept):
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+        if path.name not in ("gallery.sqlite", "writer.lock") and not path.match(kept):
+            path.unlink()
+    for read_only in (True, False):
+        with pytest.raises(GalleryDamagedError, match=r"gallery\.sqlite is empty or missing"):
+            Gallery(folder, read_only=read_only)
+    assert list(folder.glob(kept))
+
+
+@pytest.mark.parametrize("files", ["gallery.sqlite", "gallery.sqlite*"])
+def test_the_database_of_another_gallery_beside_the_index_is_refused(folder, tmp_path, files):
+    with Gallery(tmp_path / "other", model="m") as other:
+        other.add(unit(5), modality="visible")
+    before = files_of(folder)
+    for path in folder.glob("gallery.sqlite*"):
+        path.unlink()
+    for path in (tmp_path / "other").glob(files):
+        shutil.copy(path, folder)
+    for read_only in (True, False):
+        with pytest.raises(
+            GalleryDamagedError, match=r"gallery\.sqlite (or index\.json )?is another gallery's"
+        ):
+            Gallery(folder, read_only=read_only)
+    assert files_of(folder) == before
+
+
 def test_a_lost_write_ahead_log_is_refused(tmp_path):
     folder = tmp_path / "people.gallery"
     subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=True, timeout=300)
@@ -169,6 +198,19 @@ def test_only_the_owner_reads_what_holds_a_person_unless_the_folder_is_a_groups(
             assert (tmp_path / f"{name}.npz").stat().st_mode & 0o777 == 0o600
     finally:
         os.umask(old)
+
+
+@pytest.mark.parametrize(("folder_mode", "before", "after"), [(0o755, 0o644, 0o600), (0o2770, 0o664, 0o660)])
+def test_files_of_a_version_that_let_others_read_are_closed_to_them(folder, folder_mode, before, after):
+    folder.chmod(folder_mode)
+    for path in folder.iterdir():
+        path.chmod(before)
+    with Gallery(folder, read_only=True) as gallery:
+        assert len(gallery) == 50
+    assert modes(folder) == {before}
+    with Gallery(folder) as gallery:
+        assert modes(folder) == {after}
+        gallery.check()
 
 
 def test_an_identity_of_another_gallery_is_not_given_to_an_embedding(folder, tmp_path):

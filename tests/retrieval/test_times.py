@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
 
+from fmcnet.cli.search import shown_time
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.retrieval.sources import Rules, read_sources
+from fmcnet.retrieval.indexing import leave_out_expired
+from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
 from fmcnet.retrieval.times import TimePattern, parse_capture_time, parse_time, parse_timezone
+from fmcnet.types import Modality
 from tests.retrieval.fakes import picture
 
 UTC = timezone.utc
@@ -114,3 +118,27 @@ def test_a_row_with_a_wrong_time_is_named_and_the_others_are_taken(tmp_path):
     assert "comes twice" in found.faults[1].reason
     settled = read_sources([tmp_path / "t.csv"], Rules(zone=BERLIN, doubtful="later"))
     assert settled.pictures[0].time == datetime(2026, 10, 25, 1, 30, tzinfo=UTC)
+
+
+def test_times_are_shown_in_the_timezone_asked_for():
+    seen = datetime(2026, 7, 1, 22, 15, 30, tzinfo=UTC)
+    assert shown_time(None, "UTC") is None
+    assert shown_time(seen, "UTC") == "2026-07-01 22:15:30"
+    assert shown_time(seen, "Europe/Berlin") == "2026-07-02 00:15:30"
+    assert str(shown_time(datetime(1, 1, 1, tzinfo=UTC), "America/New_York")).endswith("1-01-01 00:00:00")
+
+
+def test_an_option_about_times_or_identities_that_no_picture_has_is_noted(tmp_path):
+    picture(250, 20, 20).save(tmp_path / "7_20260301.png")
+    plain = Rules(modality=Modality.VISIBLE)
+    assert read_sources([tmp_path], plain).notes == ()
+    asked = replace(plain, zone=BERLIN, pid_prefix="a-")
+    told = " ".join(read_sources([tmp_path], asked).notes)
+    assert "--pid-prefix has no effect" in told
+    assert "--timezone has no effect" in told
+    found = replace(
+        asked, times=TimePattern("%Y%m%d", BERLIN), pids=NamePattern("([0-9])_", "--pid-from-name")
+    )
+    assert read_sources([tmp_path], found).notes == ()
+    timeless = leave_out_expired(read_sources([tmp_path], plain), timedelta(days=1), "--keep 1d")
+    assert timeless.notes == ("--keep 1d: 1 of 1 pictures have no time, are indexed and never expire",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from urllib.parse import urljoin
 
 import pytest
 
@@ -69,3 +70,17 @@ def test_nothing_is_inline_and_nothing_comes_from_elsewhere():
     for name, text in TEXTS.items():
         assert not re.search(r"https?://(?!www\.w3\.org/)", text), name
         assert not re.search(r"\b(eval|innerHTML|outerHTML|insertAdjacentHTML|document\.write)\b", text), name
+
+
+def test_what_the_scripts_ask_for_are_routes_below_the_page(tmp_path):
+    assert re.findall(r"\bfetch\((.+?),", " ".join(SCRIPTS.values())) == ["path"]
+    asked = {
+        urljoin("/reid/", re.sub(r"\$\{.+", "{}", path.partition("?")[0]))
+        for text in SCRIPTS.values()
+        for path in re.findall(r"\bcall\([\"`]([^\"`]+)", text)
+    }
+    with running(tmp_path) as one:
+        paths = one.client.get("/openapi.json").json()["paths"]
+        routes = {"/reid" + re.sub(r"\{\w+\}", "{}", path) for path in paths}
+    assert len(asked) == 5
+    assert asked <= routes

@@ -49,8 +49,10 @@ def test_a_search_gives_what_the_searcher_gives(serving):
         assert got.pop("probability") == pytest.approx(hit.pop("probability"), abs=1e-5)
         assert datetime.fromisoformat(got.pop("time")) == datetime.fromisoformat(hit.pop("time"))
         assert got == hit
-    for name in ("nobody", "query", "compared", "prior", "notes"):
+    for name in ("nobody", "query", "compared", "prior"):
         assert told[name] == wanted[name]
+    assert told["notes"] == [note.replace("images[0]", "4.png") for note in wanted["notes"]]
+    assert "with colours, given as infrared" in told["notes"][-1]
 
 
 def test_the_right_one_comes_first_with_a_probability(serving):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 
 import pytest
 
@@ -171,6 +172,32 @@ def test_too_many_requests_are_told_to_come_back(tmp_path):
         go.set()
         asking.join(60)
         assert first[0].status_code == 200
+        assert one.client.get("/v1/gallery").status_code == 200
+
+
+def test_one_caller_has_half_of_the_requests_at_work(tmp_path):
+    with running(tmp_path, keys=KEYS, limits=Limits(requests=3, wait=0.001)) as one:
+        one.client.headers.update(bearer("read"))
+        inside, go = threading.Semaphore(0), threading.Event()
+
+        def hold():
+            inside.release()
+            assert go.wait(60)
+
+        one.service.encoder.backend.before = hold
+        threads = [threading.Thread(target=one.search, args=[seed]) for seed in (1, 2)]
+        for thread in threads:
+            thread.start()
+        assert inside.acquire(timeout=60)
+        while one.service.metrics.working._value.get() < 2:
+            time.sleep(0.01)
+        refused = one.client.get("/v1/gallery")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert "2 requests of this caller are at work" in refused.json()["error"]["what"]
+        assert one.client.get("/v1/gallery", headers=bearer("admin")).status_code == 200
+        go.set()
+        for thread in threads:
+            thread.join(60)
         assert one.client.get("/v1/gallery").status_code == 200
 
 

@@ -85,11 +85,11 @@ def test_the_images_of_a_request_have_a_number_of_pixels_together(tmp_path):
 
 
 def test_callers_take_turns(tmp_path):
-    """A caller with one image does not wait for the sixty of another."""
+    """A caller with one image does not wait for the twenty of another."""
     with running(tmp_path, keys=KEYS, limits=Limits(wait=0.001, pixels=10**9)) as one:
         one.client.headers.update(bearer("write"))
         assert one.add(1).status_code == 201
-        many = [blank(1500)] * 60
+        many = [blank(1500)] * 20
         ended = {}
 
         def large():
@@ -98,7 +98,7 @@ def test_callers_take_turns(tmp_path):
 
         thread = threading.Thread(target=large)
         thread.start()
-        time.sleep(0.3)
+        time.sleep(0.1)
         small = one.client.post(
             "/v1/search", files=files(1), data={"modality": "visible"}, headers=bearer("read")
         )
@@ -158,6 +158,34 @@ def test_ordinary_searches_go_on_beside_heavy_requests(server):
     for thread in threads:
         thread.join(120)
     assert max(took) < PATIENCE
+
+
+def many_segments(count=80_000):
+    """A crop by its pixels and its bytes, whose header takes many seconds: Pillow joins the segments one by one."""
+    out = io.BytesIO()
+    Image.new("RGB", (64, 128)).save(out, "JPEG")
+    segment = b"\xff\xe1" + (22).to_bytes(2, "big") + b"Exif\0\0" + bytes(14)
+    return out.getvalue()[:2] + segment * count + out.getvalue()[2:]
+
+
+def test_a_small_image_that_is_slow_does_not_hold_the_decoder_of_crops(server):
+    _, address, _ = server
+    search(address)
+    with connect(address) as one:
+        one.sendall(body_of(*[many_segments()] * 4))
+        time.sleep(0.2)
+        assert max(search(address) for _ in range(3)) < 2.0
+
+
+def test_a_crop_that_is_slow_is_decoded_among_the_large_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("fmcnet.server.decoding.decode_cost", lambda data: 0)
+    monkeypatch.setattr("fmcnet.server.decoding.CROP_SECONDS", 0.15)
+    with running(tmp_path) as one:
+        large, moved = one.service._decoders._large, []
+        put = large.put
+        monkeypatch.setattr(large, "put", lambda images: (moved.extend(images), put(images)))
+        assert embed(one.client, blank(40), many_segments(25_000)).status_code == 200
+        assert [image.upload.name for image in moved] == ["1"]
 
 
 def test_the_work_of_a_caller_who_left_is_dropped(server):

@@ -67,6 +67,8 @@ def crop(
 
     if fps is not None and not 0 < fps < 1e6:
         raise FmcnetError(f"--fps {fps:g}: give frames a second, above 0")
+    if start_time is None and (timezone, doubtful_times) != ("UTC", "refuse"):
+        raise FmcnetError("--timezone and --doubtful-times are of --start-time: give it, or leave them out")
     doubtful = check_choice("--doubtful-times", doubtful_times, get_args(Doubtful))
     zone = parse_timezone(timezone)
     options = CropOptions(

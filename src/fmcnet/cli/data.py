@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fmcnet.cli.console import Json, Layout, echo, explain_resume, print_json, show
+from fmcnet.errors import FmcnetError
 
 app = typer.Typer(help="Generate, check and summarise datasets.", no_args_is_help=True)
 
@@ -57,14 +58,19 @@ def check(
 def summary(
     root: Annotated[Path, typer.Argument(help="The dataset's folder or CSV.")],
     layout: Layout = "auto",
-    split: Annotated[int, typer.Option(help="RegDB: which of the ten splits.", min=1, max=10)] = 1,
+    split: Annotated[
+        int | None, typer.Option(help="RegDB: which of the ten splits; default 1.", min=1, max=10)
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Identities, images and cameras by split and modality."""
     from fmcnet.data.check import summary
     from fmcnet.data.readers import read_dataset
 
-    _print(summary(read_dataset(root, layout=layout, trial=split)), json_)
+    table = read_dataset(root, layout=layout, trial=split or 1)
+    if split is not None and table.name != "regdb":
+        raise FmcnetError(f"--split is for RegDB; {root} is {table.name}, which has one split: leave it out")
+    _print(summary(table), json_)
 
 
 @app.command()

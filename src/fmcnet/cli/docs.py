@@ -34,7 +34,7 @@ def docs(
             print_json({name: {"title": titles[name], "path": str(pages[name])} for name in pages})
             return
         for name, title in titles.items():
-            echo(f"{name}: {title}")
+            echo(f"{name}: {pages[name] if where else title}")
         return
     if page not in pages:
         raise FmcnetError(f"there is no page '{page}': choose of {', '.join(pages)}")

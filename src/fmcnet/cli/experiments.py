@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fmcnet.cli.console import Data, Device, Json, Model, echo, explain_resume, print_json
+from fmcnet.errors import FmcnetError
 
 
 def demo(
@@ -61,6 +62,8 @@ def evaluate(
     """
     from fmcnet.experiments.evaluate import evaluate_run
 
+    if out is not None and not report:
+        raise FmcnetError("--out is the folder of the report, which --no-report leaves out: give one of them")
     settings = list(overrides or []) + (["direction=both"] if both else [])
     result = evaluate_run(
         run,
@@ -128,7 +131,10 @@ def study(
     data: Annotated[
         Path | None, typer.Option(help="A dataset's folder or CSV; without it the generated benchmark.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="Generated benchmark: tiny or small.")] = "small",
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Generated benchmark: tiny or small (default).", show_default=False),
+    ] = None,
     config: Annotated[
         str | None,
         typer.Option(help="A YAML file, or a shipped one by name; default: what goes with the data."),
@@ -164,11 +170,13 @@ def study(
     from fmcnet.experiments.rows import parse_rows
     from fmcnet.experiments.study import StudyOptions, parse_seeds, run_study
 
+    if data is not None and preset is not None:
+        raise FmcnetError("--preset is of the generated benchmark, and --data is another: give one of them")
     options = StudyOptions(
         name,
         out,
         data=data,
-        preset=preset,
+        preset=preset or "small",
         config=config,
         overrides=tuple(overrides or ()),
         seeds=parse_seeds(seeds),

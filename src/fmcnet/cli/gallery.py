@@ -19,7 +19,16 @@ from fmcnet.cli.console import (
     show,
     show_rows,
 )
-from fmcnet.cli.search import Cameras, GalleryPath, Since, Until, Zone, make_filter
+from fmcnet.cli.search import (
+    Cameras,
+    GalleryPath,
+    ShownZone,
+    Since,
+    Until,
+    Zone,
+    make_filter,
+    shown_time,
+)
 from fmcnet.errors import FmcnetError
 
 if TYPE_CHECKING:
@@ -92,7 +101,7 @@ def list_(
     until: Until = None,
     modality: Kind = None,
     tag: Tags = None,
-    timezone: Zone = "UTC",
+    timezone: ShownZone = "UTC",
     limit: Annotated[int, typer.Option(help="Entries to show; 0: all.", min=0)] = 50,
     json_: Json = False,
 ) -> None:
@@ -122,7 +131,7 @@ def list_(
         {
             "modality": one.modality,
             "camera": one.camera,
-            "time": None if one.time is None else f"{one.time:%Y-%m-%d %H:%M:%S}",
+            "time": shown_time(one.time, timezone),
             "track": one.track,
             "pid": one.pid,
             "tags": ", ".join(one.tags) or None,
@@ -132,7 +141,7 @@ def list_(
     ]
     show_rows(rows)
     more = "" if len(rows) == matching else f"; {len(rows):,} shown, --limit 0 shows all"
-    echo(f"{matching:,} entries{more}")
+    echo(f"{matching:,} entr{'y' if matching == 1 else 'ies'}{more}")
 
 
 @app.command()
@@ -200,6 +209,8 @@ def expire(
     from fmcnet.retrieval.records import EARLIEST, EPOCH, Where
 
     duration = as_duration(keep)
+    if all_ and not yes:
+        raise FmcnetError("--all goes with --yes; without --yes the command asks")
     check_can_ask(json_, yes or dry_run)
     with Gallery(gallery, create=False, read_only=dry_run) as opened:
         now = datetime.now(timezone.utc)

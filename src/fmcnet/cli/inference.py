@@ -293,11 +293,16 @@ def export(
         Path | None,
         typer.Option(help="A dataset or CSV to compare Rank-1 and mAP on; default: that of --calibrate."),
     ] = None,
-    images: Annotated[int, typer.Option(help="Images that int8 ranges are learnt from.", min=2)] = 256,
+    images: Annotated[
+        int | None,
+        typer.Option(help="For --int8: images that ranges are learnt from; default 256.", min=2),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The folder to write; default RUN/onnx or RUN/onnx-int8.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Keep an int8 model that loses too much.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --int8: keep a model that loses too much.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an export of another model that is there.")
     ] = False,
@@ -312,6 +317,11 @@ def export(
     """
     if to != "onnx":
         raise FmcnetError(f"--to {to}: onnx is the one format there is")
+    for_int8 = {"--calibrate": calibrate, "--images": images, "--force": force}
+    if not int8 and (named := [name for name, value in for_int8.items() if value]):
+        raise FmcnetError(
+            f"{' and '.join(named)} would do nothing without --int8: leave it out, or give --int8"
+        )
     from fmcnet.inference.export.parity import markdown
     from fmcnet.inference.export.write import export as write
 
@@ -320,7 +330,7 @@ def export(
         int8=int8,
         calibrate=calibrate,
         data=data,
-        images=images,
+        images=images or 256,
         out=out,
         force=force,
         overwrite=overwrite,

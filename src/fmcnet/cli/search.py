@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,9 @@ Model = Annotated[
     typer.Option(help="A run, an exported model's folder, or a shipped model's name; default: as indexed."),
 ]
 Zone = Annotated[str, typer.Option(help="Of times that name none: UTC, Europe/Berlin...")]
+ShownZone = Annotated[
+    str, typer.Option(help="Of times that name none, and of those shown: UTC, Europe/Berlin...")
+]
 Cameras = Annotated[
     list[str] | None, typer.Option("--camera", help="Seen by this camera; may be given again.")
 ]
@@ -81,6 +85,17 @@ def make_filter(
     )
 
 
+def shown_time(moment: datetime | None, timezone: str) -> str | None:
+    """The local time, to the second; None stays None."""
+    from fmcnet.retrieval.times import parse_timezone
+
+    if moment is None:
+        return None
+    with contextlib.suppress(OverflowError):  # of a wrong clock, in the year 1
+        moment = moment.astimezone(parse_timezone(timezone))
+    return f"{moment:%Y-%m-%d %H:%M:%S}"
+
+
 def search(
     gallery: GalleryPath,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="One or several, of ONE person.")],
@@ -102,7 +117,7 @@ def search(
             show_default=False,
         ),
     ] = None,
-    timezone: Zone = "UTC",
+    timezone: ShownZone = "UTC",
     min_probability: Annotated[
         float | None, typer.Option(help="Leave out who is less probable, 0..1; maybe nobody is left.")
     ] = None,
@@ -171,12 +186,12 @@ def search(
     if json_:
         print_json({"gallery": gallery, **answer.to_dict()})
         return
-    _print(answer)
+    _print(answer, timezone)
     if html is not None:
         echo(f"page: {html}")
 
 
-def _print(answer: Answer) -> None:
+def _print(answer: Answer, timezone: str) -> None:
     if answer.hits:
         rows: list[dict[str, Any]] = [
             {
@@ -185,7 +200,7 @@ def _print(answer: Answer) -> None:
                 "probability": None if hit.probability is None else f"{hit.probability:.2%}",
                 "modality": hit.modality,
                 "camera": hit.camera,
-                "time": None if hit.time is None else f"{hit.time:%Y-%m-%d %H:%M:%S}",
+                "time": shown_time(hit.time, timezone),
                 "pid": hit.pid,
                 "track": hit.track,
                 "pictures": size if answer.groups else None,

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from fmcnet.cli.console import Data, Device, Json, echo, print_json, show
-from fmcnet.errors import Interrupted
+from fmcnet.errors import FmcnetError, Interrupted
 
 
 def train(
@@ -54,6 +54,8 @@ def train(
     from fmcnet.training.splits import parse_splits, split_folder, train_splits, warn_of_other_benchmark
 
     chosen = parse_splits(splits) if splits else ()
+    if splits and any(item.startswith("data.split=") for item in overrides or ()):
+        raise FmcnetError("--splits names the splits, so data.split would do nothing: leave it out")
     folders = [split_folder(out, split) for split in chosen] or [out]
     known = (resumed_config(folder, config, overrides or []) for folder in folders if resume)
     own = next((one for one in known if one is not None), None)

@@ -21,7 +21,7 @@ from fmcnet.data.frames import Frame, open_frames
 from fmcnet.data.images import REMARKS
 from fmcnet.data.listing import Ignored, ignored_facts, list_folder
 from fmcnet.errors import DataError
-from fmcnet.files import lock_file, named, remove_left, write_atomically
+from fmcnet.files import file_state, lock_file, named, remove_left, write_atomically
 from fmcnet.parsing import parse_json
 from fmcnet.progress import Progress
 from fmcnet.types import Modality
@@ -315,8 +315,7 @@ def _signature(frames: Path, boxes: Path, options: CropOptions) -> str:
     digest = hashlib.sha256(boxes.read_bytes())
     files = list_folder(frames).images if frames.is_dir() else (frames,)
     for file in files:
-        status = file.stat()
-        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{file}\0{file_state(file)}\n".encode("utf-8", "surrogateescape"))
     facts = {name: str(value) for name, value in asdict(options).items()}
     digest.update(json.dumps([str(frames.resolve()), facts], sort_keys=True).encode())
     return digest.hexdigest()

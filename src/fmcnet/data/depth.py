@@ -19,7 +19,7 @@ FLAT = 2
 """Grey levels: a deeper picture that spans less after mapping shows nothing."""
 
 STRETCHED, OUTSIDE, PAGES, FLAT_8, DROPPED = "stretched", "outside", "pages", "flat", "dropped"
-FULL_FRAME, COLOURLESS = "frame", "colourless"
+FULL_FRAME, COLOURLESS, COLOURED = "frame", "colourless", "coloured"
 _SENTENCES = {
     STRETCHED: "with values of no usual range: each was stretched by its own percentiles, so the same person is not "
     "equally bright in every crop; {range}",
@@ -29,6 +29,7 @@ _SENTENCES = {
     FULL_FRAME: "wider than high, or as large as a full frame, and taken as one person: cut persons out first "
     "(fmcnet crop)",
     COLOURLESS: "without any colour, given as visible: is it infrared? Then say --modality infrared",
+    COLOURED: "with colours, given as infrared: is it visible? Then say so; save false colours as grey",
     DROPPED: "with further channels (not red, green, blue or alpha): they were dropped",
 }
 

@@ -96,6 +96,10 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
         keys, notes = _keys_by_number(order, numbers, places, boxes, first)
         if notes:
             places = {image: at for at, image in enumerate(order)}
+    elif first is not None:
+        raise DataError(
+            f"--first-frame {first} is of frame numbers, and the boxes name their images: leave it out"
+        )
     stems = Counter(
         name.rpartition(".")[0] if "." in PurePosixPath(name).name else name for name in names.values()
     )

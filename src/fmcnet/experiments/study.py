@@ -277,6 +277,8 @@ def _data_facts(table: Table, config: Config) -> dict[str, Any]:
 
 def _read_tables(options: StudyOptions, config: Config, quiet: bool) -> dict[int, Table]:
     """The dataset of each seed; generated worlds are made."""
+    if any(item.startswith("training.seed=") for item in options.overrides):
+        raise FmcnetError("--seeds gives the seeds, so training.seed would do nothing: leave it out")
     if options.worlds not in ("same", "own"):
         raise FmcnetError(f"--worlds {options.worlds}: say same or own")
     if options.data is not None:

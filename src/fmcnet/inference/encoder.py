@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fmcnet.data.cache import ImageCache, cache_folder, cache_key
-from fmcnet.data.depth import COLOURLESS, Remarks, ValueRange, check_range
+from fmcnet.data.depth import Remarks, ValueRange, check_range
 from fmcnet.data.table import Table
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import private_mode, write_atomically
@@ -27,6 +27,7 @@ from fmcnet.inference.image_input import (
     expand,
     handler,
     list_faults,
+    note_colours,
     read_ahead,
 )
 from fmcnet.inference.image_input import parse_modality as parse_modality
@@ -224,10 +225,9 @@ class Encoder:
                     faults and report is None
                 ):  # to be refused: the rest is only read, to name all
                     pixels = np.stack([one for _, one in good])
-                    if items[batch[0]].modality is Modality.VISIBLE:
-                        for at in np.flatnonzero((pixels == pixels[..., :1]).all(axis=(1, 2, 3))):
-                            noted.add(COLOURLESS, items[good[at][0]].name)
-                    parts.append(self._embed(pixels, items[batch[0]].modality, flip))
+                    kind = items[batch[0]].modality
+                    note_colours(pixels, kind, [items[at].name for at, _ in good], noted)
+                    parts.append(self._embed(pixels, kind, flip))
                     rows += [at for at, _ in good]
                 bar.advance(count=len(batch))
         faults.sort()

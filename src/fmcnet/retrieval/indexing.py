@@ -243,7 +243,10 @@ def leave_out_expired(sources: Sources, keep: timedelta, option: str) -> Sources
     kept = tuple(one for one in sources.pictures if one.time is None or not EPOCH <= one.time < earliest)
     left_out = len(sources.pictures) - len(kept)
     not_chosen = {**sources.not_chosen, option: left_out} if left_out else sources.not_chosen
-    return dataclasses.replace(sources, pictures=kept, not_chosen=not_chosen)
+    timeless = sum(one.time is None for one in kept)
+    note = f"{option}: {timeless} of {len(kept)} pictures have no time, are indexed and never expire"
+    notes = (*sources.notes, note) if timeless else sources.notes
+    return dataclasses.replace(sources, pictures=kept, not_chosen=not_chosen, notes=notes)
 
 
 def check_faults(sources: Sources, *, missing_ok: bool = False) -> None:

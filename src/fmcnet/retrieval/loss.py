@@ -6,8 +6,8 @@ import contextlib
 from pathlib import Path
 
 from fmcnet.errors import GalleryDamagedError, GalleryError
+from fmcnet.retrieval.index_files import FILES, DoubtError, Manifest
 from fmcnet.retrieval.index_files import NAME as INDEX
-from fmcnet.retrieval.index_files import DoubtError, Manifest
 from fmcnet.retrieval.mark import Mark, mark_path, read_mark
 from fmcnet.retrieval.sqlite_connection import NAME
 from fmcnet.retrieval.sqlite_database import Database
@@ -28,7 +28,8 @@ def check_loss(folder: Path, timeout: float) -> None:
     with contextlib.closing(Database(folder, read_only=True, timeout=timeout)) as database:
         with database.translated():
             if database.is_empty():
-                if any(one.generation for one in newest):
+                damaged = len(newest) < 2 and _proofs(folder, mark is None, index is None)
+                if damaged or any(one.generation for one in newest):
                     raise lost(folder, f"{NAME} is empty or missing", index)
                 return
             database.has_tables()
@@ -43,6 +44,8 @@ def check_loss(folder: Path, timeout: float) -> None:
             )
         if mark is not None and name not in {one.gallery for one in newest}:
             raise lost(folder, f"{NAME} is another gallery's", index)
+        if index is not None and index.rows and name != index.gallery:
+            raise lost(folder, f"{NAME} or {INDEX} is another gallery's", index)
 
 
 def _in_main_file(folder: Path, timeout: float) -> Mark | None:
@@ -63,6 +66,13 @@ def indexed(folder: Path) -> Manifest | None:
         return None
 
 
+def _proofs(folder: Path, mark: bool = True, index: bool = True) -> list[Path]:
+    """The mark and the files of the index that are there; a new gallery has none."""
+    files = [path for name in FILES for path in sorted(folder.glob(name))] if index else []
+    at = mark_path(folder / NAME)
+    return [*files, *([at] if mark and at.exists() else [])]
+
+
 def lost(folder: Path, what: str, index: Manifest | None) -> GalleryDamagedError:
     """The error of a gallery that lost entries."""
     rows = f", and the index has {index.rows:,} rows" if index is not None else ""
@@ -72,7 +82,7 @@ def lost(folder: Path, what: str, index: Manifest | None) -> GalleryDamagedError
         if left or index is not None
         else ""
     )
-    proofs = [str(path) for path in (folder / INDEX, mark_path(folder / NAME)) if path.exists()]
+    proofs = map(str, _proofs(folder))
     return GalleryDamagedError(
         f"{folder} lost entries: {what}{rows}. Nothing was changed. Restore a backup (fmcnet gallery "
         f"restore){recover}. If this database is the one you want, delete {' and '.join(proofs)}"

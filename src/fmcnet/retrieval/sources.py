@@ -197,7 +197,7 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
         except (DataError, GalleryError) as error:
             faults.append(Fault(at, str(picture.path), str(error)))
     taken = tuple(pictures.values())
-    notes = (*found.notes, *_future_times(taken), *_replaced(replaced))
+    notes = (*found.notes, *_future_times(taken), *_replaced(replaced), *_without_effect(taken, rules))
     return replace(found, pictures=taken, faults=tuple(faults), same=tuple(same), notes=notes)
 
 
@@ -208,6 +208,18 @@ def _replaced(pictures: Mapping[str, Sequence[Picture]]) -> list[str]:
         f"{found[0].path} ({getattr(found[0], value)} in the table)"
         for value, found in pictures.items()
     ]
+
+
+def _without_effect(pictures: Sequence[Picture], rules: Rules) -> list[str]:
+    """A note for each option about a value that no picture has."""
+    notes = []
+    if rules.pid_prefix and not any(one.pid for one in pictures):
+        notes.append(
+            "no picture has an identity, so --pid-prefix has no effect: --pid-from-name finds identities"
+        )
+    if (rules.zone, rules.doubtful) != (timezone.utc, "refuse") and not any(one.time for one in pictures):
+        notes.append("no picture has a time, so --timezone has no effect: --time-from-name finds times")
+    return notes
 
 
 def _future_times(pictures: Sequence[Picture]) -> list[str]:

@@ -22,16 +22,18 @@ import numpy as np
 from filelock import Timeout
 
 from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError, GalleryReplacedError
-from fmcnet.files import lock_file, make_private
+from fmcnet.files import lock_file, make_private, take_from_others
 from fmcnet.retrieval.backends import NEAR, SPARE, ranked
 from fmcnet.retrieval.columns import NONE
 from fmcnet.retrieval.days import DayCount, count_days
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
 from fmcnet.retrieval.file_records import FileRecords
+from fmcnet.retrieval.index_files import FILES as INDEX_FILES
 from fmcnet.retrieval.index_files import GalleryIndex
 from fmcnet.retrieval.inputs import check_settings
 from fmcnet.retrieval.loss import check_loss, indexed, lost
 from fmcnet.retrieval.records import (
+    MADE_WITH,
     Added,
     EntryBatch,
     GalleryInfo,
@@ -95,6 +97,7 @@ class SqliteStore:
         self.timeout = timeout = options.timeout
         self.dtype = options.dtype
         self._wrote = False
+        self._chosen = False  # another kind of index than the files have was asked for
         self._owed = False  # the log may hold what was removed
         self._in_log = 0  # entries added since the log was brought into the main file
         self._settings: GallerySettings | None = None
@@ -118,6 +121,8 @@ class SqliteStore:
                 self.index.sync()
             if not read_only:
                 with contextlib.suppress(GalleryBusyError), writer_lock(folder, 0):
+                    own = (f"{NAME}*", MADE_WITH, *INDEX_FILES)
+                    take_from_others(path for name in own for path in folder.glob(name))
                     self.index.adopt()
                     self._finish_index()  # of a writer that died: the index proves a loss, and saves entries from it
                     self.database.truncate_log()  # a writer that died may have left what it removed
@@ -157,6 +162,7 @@ class SqliteStore:
         choice, above = json.loads(kept) if isinstance(kept, str) else ("auto", HNSW_ABOVE)
         wanted: tuple[IndexChoice, int] = (index or choice, above if hnsw_above is None else hnsw_above)
         if wanted != (choice, above) and not self.read_only:
+            self._chosen = True
             with writer_lock(self.folder, self.timeout), self.database.writing():
                 self.database.put("index", json.dumps(wanted))
         return wanted
@@ -437,8 +443,9 @@ class SqliteStore:
 
     def _finish_index(self) -> None:
         """Write what only memory has of the index."""
-        if self.index.state is not None and self.index.state.unsaved:
+        if self.index.state is not None and (self.index.state.unsaved or self._chosen):
             self.index.flush()
+        self._chosen = False
 
     def compact(self) -> None:
         """Rewrite database and index without what was removed."""

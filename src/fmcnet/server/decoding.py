@@ -42,6 +42,10 @@ RECYCLE = 500
 
 CROP = 2_000_000
 """Pixels, times passes over them: up to here an image is decoded beside the large ones, within some milliseconds."""
+START_SECONDS = 60.0
+"""For the first image of each kind of process, which waits for the process's imports on a busy machine."""
+CROP_SECONDS = 1.0
+"""After which a crop is decoded again as a large image, so that it does not hold the others."""
 
 
 class Upload(NamedTuple):
@@ -54,17 +58,19 @@ class Upload(NamedTuple):
 
 @dataclass
 class _Request:
-    """What the images of one request had and may have."""
+    """Whose the images of one request are, and how many pixels they had."""
 
+    caller: str
     pixels: int = 0
 
 
 class _Image(NamedTuple):
-    """An image that waits."""
+    """An image that waits, and how long it may take; None: as long as its queue's images may."""
 
     upload: Upload
     future: asyncio.Future[DecodedUpload]
     request: _Request
+    seconds: float | None = None
 
 
 class _Queue:
@@ -75,16 +81,24 @@ class _Queue:
         limits: see `DecoderPool`.
         processes: that decode these images.
         initializer: what a process does first.
+        slow: takes the images that took more than `CROP_SECONDS`; None: such an image is refused, after
+            `decode_seconds`.
 
     Attributes:
         fault: why no image can be decoded now; "" when it can.
     """
 
     def __init__(
-        self, rules: DecodeRules, limits: Limits, processes: int, initializer: Callable[[], None] | None
+        self,
+        rules: DecodeRules,
+        limits: Limits,
+        processes: int,
+        initializer: Callable[[], None] | None = None,
+        slow: _Queue | None = None,
     ) -> None:
         self.rules, self.limits, self.processes = rules, limits, processes
-        self._initializer = initializer
+        self._seconds = limits.decode_seconds if slow is None else min(CROP_SECONDS, limits.decode_seconds)
+        self._initializer, self._slow = initializer, slow
         self._pool = self._make_pool()
         self._callers: OrderedDict[str, deque[deque[_Image]]] = OrderedDict()
         self._busy = 0
@@ -106,23 +120,23 @@ class _Queue:
         """
         upload, rules = image.upload, self.rules
         rules = rules._replace(value_range=upload.value_range) if upload.value_range else rules
-        arguments = [upload.data, upload.name, rules]
+        arguments, seconds = [upload.data, upload.name, rules], image.seconds or self._seconds
         try:
-            return self._pool.schedule(decode_upload, args=arguments, timeout=self.limits.decode_seconds)
+            return self._pool.schedule(decode_upload, args=arguments, timeout=seconds)
         except RuntimeError as error:
             _log.error("the decoder processes ended (%s): starting new ones", error)
             self._end_pool()
             self._pool = self._make_pool()
-            return self._pool.schedule(decode_upload, args=arguments, timeout=self.limits.decode_seconds)
+            return self._pool.schedule(decode_upload, args=arguments, timeout=seconds)
 
     def _end_pool(self) -> None:
         self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
 
-    def put(self, images: Sequence[_Image], caller: str) -> None:
+    def put(self, images: Sequence[_Image]) -> None:
         """Queue some images of one request."""
         if images:
-            self._callers.setdefault(caller, deque()).append(deque(images))
+            self._callers.setdefault(images[0].request.caller, deque()).append(deque(images))
             self._submit()
 
     def stop(self) -> None:
@@ -168,6 +182,8 @@ class _Queue:
         if not image.future.done():
             if error is None:
                 image.future.set_result(job.result())
+            elif self._slow is not None and isinstance(error, FutureTimeoutError) and not self._stopped:
+                self._slow.put([image])
             else:
                 image.future.set_exception(self._api_error(error, image.upload.name))
         if not self._stopped:
@@ -206,8 +222,8 @@ class DecoderPool:
     """
 
     def __init__(self, rules: DecodeRules, limits: Limits) -> None:
-        self._crops = _Queue(rules, limits, 1, None)
         self._large = _Queue(rules, limits, limits.decoders, _yield_to_others)
+        self._crops = _Queue(rules, limits, 1, slow=self._large)
 
     async def decode(self, uploads: Sequence[Upload], caller: str) -> list[DecodedUpload]:
         """The images of one request, in their order.
@@ -221,10 +237,10 @@ class DecoderPool:
         """
         loop = asyncio.get_running_loop()
         costs = await asyncio.to_thread(lambda: [decode_cost(one.data) for one in uploads])
-        request = _Request()
+        request = _Request(caller)
         images = [_Image(upload, loop.create_future(), request) for upload in uploads]
         for queue, wanted in ((self._crops, False), (self._large, True)):
-            queue.put([i for i, cost in zip(images, costs, strict=True) if (cost > CROP) is wanted], caller)
+            queue.put([i for i, cost in zip(images, costs, strict=True) if (cost > CROP) is wanted])
         try:
             outcomes = await asyncio.gather(*(one.future for one in images), return_exceptions=True)
         finally:
@@ -244,9 +260,12 @@ class DecoderPool:
         blank = io.BytesIO()
         Image.new("RGB", (SMALLEST, SMALLEST)).save(blank, "PNG")
         loop, upload = asyncio.get_running_loop(), Upload("blank", blank.getvalue())
-        images = [_Image(upload, loop.create_future(), _Request()) for _ in (self._crops, self._large)]
+        request = _Request("the service")
+        images = [
+            _Image(upload, loop.create_future(), request, START_SECONDS) for _ in (self._crops, self._large)
+        ]
         for queue, image in zip((self._crops, self._large), images, strict=True):
-            queue.put([image], "the service")
+            queue.put([image])
         await asyncio.gather(*(one.future for one in images))
 
     @property

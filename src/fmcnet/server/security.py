@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -64,7 +65,7 @@ class SecurityMiddleware:
     ) -> None:
         self.app, self.keys, self.scope_of = app, keys, scope_of
         self.limits, self.metrics, self.audit, self.read_only = limits, metrics, audit, read_only
-        self._working = 0
+        self._working = Counter[str]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -117,11 +118,14 @@ class SecurityMiddleware:
             answer.close = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
             await self.app(scope, _replay(b"", gone), answer)
             return
-        if self._working >= self.limits.requests:
+        caller = state["caller"] = f"key {key.name}" if key is not None else (scope.get("client") or ("",))[0]
+        working, own = self._working.total(), self._working[caller]
+        if working >= self.limits.requests or own >= self.limits.caller_requests:
             self.metrics.refused.labels("busy").inc()
-            raise overloaded(f"{self._working} requests are at work already")
-        self._working += 1
-        self.metrics.working.set(self._working)
+            whose = "" if working >= self.limits.requests else " of this caller"
+            raise overloaded(f"{working if not whose else own} requests{whose} are at work already")
+        self._working[caller] += 1
+        self.metrics.working.set(self._working.total())
         try:
             body = await self._body(receive)
             watching = asyncio.ensure_future(_watch(receive, gone))
@@ -131,8 +135,9 @@ class SecurityMiddleware:
             finally:
                 watching.cancel()
         finally:
-            self._working -= 1
-            self.metrics.working.set(self._working)
+            self._working[caller] -= 1
+            self._working += Counter()  # forget callers without requests
+            self.metrics.working.set(self._working.total())
 
     def _check_page(self, headers: Headers) -> None:
         """Other sites' pages, in the browser of somebody who may ask, may not."""

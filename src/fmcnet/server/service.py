@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,9 +15,9 @@ import numpy as np
 from fmcnet.characters import printable
 from fmcnet.data.depth import Remarks
 from fmcnet.errors import FmcnetError, GalleryError, GalleryReplacedError
-from fmcnet.inference.image_input import parse_modality
+from fmcnet.inference.image_input import note_colours, parse_modality
 from fmcnet.inference.projection import l2_normalize
-from fmcnet.retrieval import Entry, Gallery, Searcher
+from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.retrieval.models import range_of
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.batching import Batcher
@@ -33,8 +32,6 @@ from fmcnet.types import Embeddings, Modality
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
-FIRST_ENTRIES = 20_000
-"""Entries looked at for the names of cameras that the page offers."""
 SWEEP_SECONDS = 3600.0
 
 
@@ -55,7 +52,7 @@ class Service:
 
     Attributes:
         ready: the network has run once and the service does not stop.
-        cameras: names seen so far. changing: held while entries and their kept crops are added or removed.
+        changing: held while entries and their kept crops are added or removed.
     """
 
     def __init__(
@@ -75,7 +72,6 @@ class Service:
             entries=self._entries, waiting=lambda: 0.0 if self._batcher is None else self._batcher.waiting
         )
         self.ready = False
-        self.cameras: set[str] = set()
         self.changing = asyncio.Lock()
         self.dimension = 0
         self._batcher: Batcher | None = None
@@ -129,8 +125,6 @@ class Service:
                     retry_after=5,
                 ) from error
             _log.warning("%s was replaced: the service goes on with the gallery that is there now", place)
-            self.cameras.clear()
-            self._note_cameras(entry for entry, _ in gallery.scan())
             old.close()
 
     # ---- start and stop ----
@@ -191,9 +185,7 @@ class Service:
         self.gallery.close()
 
     async def _do_chores(self) -> None:
-        """Learn the cameras' names; now and then forget crops whose entries another program removed."""
-        with contextlib.suppress(FmcnetError):
-            await self.work(lambda: self._note_cameras(e for e, _ in self.gallery.scan()))
+        """Now and then forget crops whose entries another program removed."""
         kept = self.pictures.kept
         while kept is not None:
             try:
@@ -203,11 +195,6 @@ class Service:
             except (FmcnetError, OSError) as error:
                 _log.warning("kept crops were not looked through: %s", error)
             await asyncio.sleep(SWEEP_SECONDS)
-
-    def _note_cameras(self, entries: Iterable[Entry]) -> None:
-        for entry in itertools.islice(entries, FIRST_ENTRIES):
-            if entry.camera is not None:
-                self.cameras.add(entry.camera)
 
     def _entries(self) -> float:
         try:
@@ -293,9 +280,11 @@ class Service:
             np.array([upload.name for upload in uploads], dtype=np.str_),
         )
         remarks = Remarks()
-        for upload, one in zip(uploads, decoded, strict=True):
-            for kind in one.remarks:
-                remarks.add(kind, printable(upload.name))
+        for upload, one, kind in zip(uploads, decoded, kinds, strict=True):
+            name = printable(upload.name)
+            note_colours(one.pixels[None], kind, [name], remarks)
+            for remark in one.remarks:
+                remarks.add(remark, name)
         return embeddings, [one.picture for one in decoded], remarks.lines()
 
 

@@ -24,6 +24,8 @@ SMALLEST = 4
 """Pixels of a side."""
 MOST_SCANS = 30
 """Of a progressive JPEG. Encoders write about 10; each costs a pass over the whole image."""
+BYTE = 8
+"""Pixels that cost as much as a byte may: thousands of empty segments take Pillow long."""
 THUMBNAIL_SIZE = (512, 512)
 """Longest side of a kept picture, pixels."""
 _FRAME = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]..[\x08\x0c](....)", re.DOTALL)
@@ -86,7 +88,7 @@ def _formats(data: bytes) -> tuple[str, ...]:
 
 
 def decode_cost(data: bytes) -> int:
-    """Pixels times passes over them, or bytes, whichever are more; very many for what is no JPEG or PNG.
+    """Pixels times passes over them, or `BYTE` a byte, whichever are more; very many for what is no JPEG or PNG.
 
     No decoder of Pillow is started: this runs in the service itself, and some headers take minutes to read.
     """
@@ -99,7 +101,7 @@ def decode_cost(data: bytes) -> int:
         pixels = max((height * width for height, width in sides), default=0) * data.count(b"\xff\xda")
     else:
         return 2**62
-    return max(pixels, len(data))
+    return max(pixels, BYTE * len(data))
 
 
 def decode_upload(data: bytes, name: str, rules: DecodeRules) -> DecodedUpload:

@@ -17,7 +17,7 @@ export async function call(path, options = {}) {
   const headers = state.key ? { Authorization: `Bearer ${state.key}` } : {};
   let reply;
   try {
-    reply = await fetch(`.${path}`, { ...options, headers, cache: "no-store" }); // wherever a proxy puts the page
+    reply = await fetch(path, { ...options, headers, cache: "no-store" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refused(0, { what: "The service does not answer. Is it running?" });

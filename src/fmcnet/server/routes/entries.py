@@ -105,7 +105,6 @@ async def add(
                 ids=list(done.ids), added=done.added, replaced=done.replaced, skipped=done.skipped,
                 camera=sorted(set(camera)),
             )  # fmt: skip
-            service.cameras.update(camera)
             kept = [p for p in zip(done.ids, pictures, strict=True) if p[0] not in there]
             notes = await service.work(lambda: [*_keep(service, kept), *_near(service, camera)])
     return {

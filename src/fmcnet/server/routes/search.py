@@ -60,8 +60,7 @@ def audit_facts(request: Request) -> dict[str, Any]:
 def caller_of(request: Request) -> Caller:
     """Who sent the request, as the decoders share their time."""
     state = request.scope["state"]
-    host = request.client.host if request.client is not None else ""
-    return Caller(f"key {state['key']}" if state["key"] else host, state["gone"])
+    return Caller(state["caller"], state["gone"])
 
 
 Running = Annotated[Service, Depends(running_service)]
