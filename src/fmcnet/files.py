@@ -81,13 +81,20 @@ def make_private(path: Path) -> None:
             path.chmod(private_mode(path.parent))
 
 
-def take_from_others(paths: Iterable[Path]) -> None:
-    """Take from files the rights that `private_mode` does not give, as of a version that gave more."""
+def take_from_others(paths: Iterable[Path]) -> list[Path]:
+    """Take from files the rights that `private_mode` does not give, as of a version that gave more.
+
+    Returns:
+        The files that had them.
+    """
+    closed = []
     for path in paths:
         with contextlib.suppress(OSError):  # another user's: it stays as it is
             mode = path.stat().st_mode
             if path.is_file() and mode & 0o077 & ~private_mode(path.parent):
                 path.chmod(mode & private_mode(path.parent))
+                closed.append(path)
+    return closed
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any], mode: int | None = None) -> Path:

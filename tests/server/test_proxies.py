@@ -84,7 +84,7 @@ def test_page_and_routes_below_a_path(service, strips):
         assert asked.status_code == 200
         assert '"client": "203.0.113.9"' in (folder / "audit.jsonl").read_text().splitlines()[-1]
     script = httpx.get(f"{upstream}/page/service.js").text  # the one that asks
-    assert "fetch(`.${path}`" in script
+    assert "fetch(path, " in script  # relative ones: tests/server/test_page_files.py
     assert script.count("fetch(") == 1
 
 

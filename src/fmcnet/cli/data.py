@@ -68,7 +68,7 @@ def summary(
     from fmcnet.data.readers import read_dataset
 
     table = read_dataset(root, layout=layout, trial=split or 1)
-    if split is not None and table.name != "regdb":
+    if split not in (None, 1) and table.name != "regdb":
         raise FmcnetError(f"--split is for RegDB; {root} is {table.name}, which has one split: leave it out")
     _print(summary(table), json_)
 

@@ -209,7 +209,7 @@ def expire(
     from fmcnet.retrieval.records import EARLIEST, EPOCH, Where
 
     duration = as_duration(keep)
-    if all_ and not yes:
+    if all_ and not (yes or dry_run):
         raise FmcnetError("--all goes with --yes; without --yes the command asks")
     check_can_ask(json_, yes or dry_run)
     with Gallery(gallery, create=False, read_only=dry_run) as opened:

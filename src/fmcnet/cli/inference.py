@@ -317,8 +317,9 @@ def export(
     """
     if to != "onnx":
         raise FmcnetError(f"--to {to}: onnx is the one format there is")
-    for_int8 = {"--calibrate": calibrate, "--images": images, "--force": force}
-    if not int8 and (named := [name for name, value in for_int8.items() if value]):
+    for_int8 = {"--images": images not in (None, 256), "--force": force}
+    for_int8["--calibrate"] = calibrate is not None and data is not None  # alone it is --data, too
+    if not int8 and (named := [name for name, given in for_int8.items() if given]):
         raise FmcnetError(
             f"{' and '.join(named)} would do nothing without --int8: leave it out, or give --int8"
         )

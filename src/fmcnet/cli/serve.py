@@ -62,7 +62,7 @@ def serve(
     max_pixels: Annotated[int, typer.Option(help="Of one image, by its header.", min=1024)] = 25_000_000,
     max_images: Annotated[int, typer.Option(help="In one request.", min=1)] = 64,
     max_requests: Annotated[
-        int, typer.Option(help="At work at once, half of one caller; more get 503.", min=1)
+        int, typer.Option(help="At work at once, half of one caller while others ask; more get 503.", min=1)
     ] = 16,
     max_queue: Annotated[int, typer.Option(help="Images that wait for the network.", min=1)] = 512,
     batch: Annotated[int, typer.Option(help="Images the network sees at once.", min=1)] = 32,

@@ -342,7 +342,8 @@ def _read_journal(out: Path, wanted: str) -> dict[str, _Done]:
         raise DataError(f"{journal} is damaged ({error}): remove {out}, or give a new folder") from error
     if begun != wanted:
         raise DataError(
-            f"--out {out} holds crops of other frames, boxes or options: give a new folder, or remove it first"
+            f"--out {out} holds crops of other frames, boxes or options, or the frames' files were touched since: "
+            "give a new folder, or remove it first"
         )
     with journal.open("r+b") as stream:  # a kill may leave half a line
         stream.truncate(sum(len(line) + 1 for line in lines[:-1]))

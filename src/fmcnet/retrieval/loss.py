@@ -24,12 +24,12 @@ def check_loss(folder: Path, timeout: float) -> None:
     """
     mark, index = read_mark(folder / NAME), indexed(folder)  # read first: the database may only be newer
     newest = [one for one in (mark, index) if one is not None]
+    proofs = _proofs(folder, mark is None, index is None)
     main = _in_main_file(folder, timeout)
     with contextlib.closing(Database(folder, read_only=True, timeout=timeout)) as database:
         with database.translated():
             if database.is_empty():
-                damaged = len(newest) < 2 and _proofs(folder, mark is None, index is None)
-                if damaged or any(one.generation for one in newest):
+                if (len(newest) < 2 and proofs) or any(one.generation for one in newest):
                     raise lost(folder, f"{NAME} is empty or missing", index)
                 return
             database.has_tables()

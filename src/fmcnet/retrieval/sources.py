@@ -218,7 +218,9 @@ def _without_effect(pictures: Sequence[Picture], rules: Rules) -> list[str]:
             "no picture has an identity, so --pid-prefix has no effect: --pid-from-name finds identities"
         )
     if (rules.zone, rules.doubtful) != (timezone.utc, "refuse") and not any(one.time for one in pictures):
-        notes.append("no picture has a time, so --timezone has no effect: --time-from-name finds times")
+        notes.append(
+            "no picture has a time, so --timezone and --doubtful-times have no effect: --time-from-name finds times"
+        )
     return notes
 
 

@@ -122,7 +122,12 @@ class SqliteStore:
             if not read_only:
                 with contextlib.suppress(GalleryBusyError), writer_lock(folder, 0):
                     own = (f"{NAME}*", MADE_WITH, *INDEX_FILES)
-                    take_from_others(path for name in own for path in folder.glob(name))
+                    if closed := take_from_others(path for name in own for path in folder.glob(name)):
+                        logger.warning(
+                            "%s: others could read %d of its files, and cannot any more; to share them with a "
+                            "group: chmod g+s %s && chmod g+rw %s/*",
+                            *(folder, len(closed), folder, folder),
+                        )
                     self.index.adopt()
                     self._finish_index()  # of a writer that died: the index proves a loss, and saves entries from it
                     self.database.truncate_log()  # a writer that died may have left what it removed
@@ -162,7 +167,7 @@ class SqliteStore:
         choice, above = json.loads(kept) if isinstance(kept, str) else ("auto", HNSW_ABOVE)
         wanted: tuple[IndexChoice, int] = (index or choice, above if hnsw_above is None else hnsw_above)
         if wanted != (choice, above) and not self.read_only:
-            self._chosen = True
+            self._chosen = self._wrote = True
             with writer_lock(self.folder, self.timeout), self.database.writing():
                 self.database.put("index", json.dumps(wanted))
         return wanted

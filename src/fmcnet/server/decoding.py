@@ -182,14 +182,19 @@ class _Queue:
         if not image.future.done():
             if error is None:
                 image.future.set_result(job.result())
-            elif self._slow is not None and isinstance(error, FutureTimeoutError) and not self._stopped:
+            elif (
+                self._slow is not None
+                and image.seconds is None
+                and isinstance(error, FutureTimeoutError)
+                and not self._stopped
+            ):
                 self._slow.put([image])
             else:
-                image.future.set_exception(self._api_error(error, image.upload.name))
+                image.future.set_exception(self._api_error(error, image))
         if not self._stopped:
             self._submit()
 
-    def _api_error(self, error: BaseException, name: str) -> ApiError:
+    def _api_error(self, error: BaseException, image: _Image) -> ApiError:
         if isinstance(error, UploadError):
             return ApiError(error.status, error.what, "images", error.do)
         if isinstance(error, asyncio.CancelledError) or self._stopped:
@@ -197,7 +202,8 @@ class _Queue:
         if isinstance(error, RuntimeError):  # of the pool; decoding itself raises none
             self.fault = f"images cannot be decoded: the decoder processes ended ({error})"
             return overloaded(self.fault)
-        what = f"image '{name}' took more than {self.limits.decode_seconds:g} s to decode"
+        name, seconds = image.upload.name, image.seconds or self.limits.decode_seconds
+        what = f"image '{name}' took more than {seconds:g} s to decode"
         if isinstance(error, ProcessExpired):
             what = f"image '{name}' cannot be decoded: its decoder stopped (exit code {error.exitcode})"
         elif not isinstance(error, FutureTimeoutError):

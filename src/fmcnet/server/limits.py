@@ -16,7 +16,7 @@ class Limits:
         answer_seconds: in which a caller must have read an answer. peer_connections: open at once from one address.
         body_bytes: of one request. body_seconds: in which it must have arrived.
         images: in one request. pixels: of one image, read from its header before it is decoded.
-        requests: at work at once, of all callers, half of them of one caller; more are told to come back.
+        requests: at work at once, of all callers; one caller has its `share` of them; more are told to come back.
         decoders: processes that decode large images; one more decodes crops. decode_seconds: of one image.
         queue: images that may wait for the network; more are told to come back.
         batch: images the network sees at once. wait: seconds that the first of them waits for others.
@@ -53,10 +53,9 @@ class Limits:
                 f"queue={self.queue} must be at least images={self.images}: else a full request never fits"
             )
 
-    @property
-    def caller_requests(self) -> int:
-        """Of one caller at once: the others keep room."""
-        return (self.requests + 1) // 2
+    def share(self, others: bool) -> int:
+        """Requests of one caller at once: half while others are at work, else all but one."""
+        return (self.requests + 1) // 2 if others else max(1, self.requests - 1)
 
     @property
     def request_pixels(self) -> int:

@@ -120,7 +120,7 @@ class SecurityMiddleware:
             return
         caller = state["caller"] = f"key {key.name}" if key is not None else (scope.get("client") or ("",))[0]
         working, own = self._working.total(), self._working[caller]
-        if working >= self.limits.requests or own >= self.limits.caller_requests:
+        if working >= self.limits.requests or own >= self.limits.share(own < working):
             self.metrics.refused.labels("busy").inc()
             whose = "" if working >= self.limits.requests else " of this caller"
             raise overloaded(f"{working if not whose else own} requests{whose} are at work already")

@@ -25,7 +25,7 @@ SMALLEST = 4
 MOST_SCANS = 30
 """Of a progressive JPEG. Encoders write about 10; each costs a pass over the whole image."""
 BYTE = 8
-"""Pixels that cost as much as a byte may: thousands of empty segments take Pillow long."""
+"""Pixels that cost as much as a byte of JPEG may: thousands of empty segments take Pillow long."""
 THUMBNAIL_SIZE = (512, 512)
 """Longest side of a kept picture, pixels."""
 _FRAME = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]..[\x08\x0c](....)", re.DOTALL)
@@ -88,12 +88,12 @@ def _formats(data: bytes) -> tuple[str, ...]:
 
 
 def decode_cost(data: bytes) -> int:
-    """Pixels times passes over them, or `BYTE` a byte, whichever are more; very many for what is no JPEG or PNG.
+    """Pixels times passes over them, or what the bytes cost, if that is more; very many for what is no JPEG or PNG.
 
     No decoder of Pillow is started: this runs in the service itself, and some headers take minutes to read.
     """
     if data[:8] == b"\x89PNG\r\n\x1a\n":
-        pixels = int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big")
+        return max(int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big"), len(data))
     elif data[:2] == b"\xff\xd8":  # the largest of all frames: a preview may be in the header
         sides = [
             (int.from_bytes(one[:2], "big"), int.from_bytes(one[2:], "big")) for one in _FRAME.findall(data)

@@ -79,14 +79,18 @@ function drawCertainty(entry, part) {
 }
 
 /** Load the picture of an entry into an image, where there is one. */
-export async function show(entry, image, name) {
+export async function show(entry, image, name, trials = 5) {
   try {
     const reply = await call(`v1/images/${encodeURIComponent(entry.id)}`);
     image.src = URL.createObjectURL(await reply.blob());
     image.alt = `${name}: ${entry.modality}, camera ${entry.camera ?? "unknown"}, ${when(entry.time)}`;
     image.hidden = false;
     image.nextElementSibling.hidden = true;
-  } catch { /* no picture of this one */ }
+  } catch (error) { // 503: busy, it asks to come back; else there is no picture of this one
+    if (error.status !== 503 || trials === 1) return;
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    await show(entry, image, name, trials - 1);
+  }
 }
 
 /** Put cards into a list, and let go of the pictures that were there. */

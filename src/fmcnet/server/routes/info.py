@@ -125,7 +125,7 @@ async def gallery(service: Running, request: Request) -> GalleryBody:
         calibrated=service.encoder.calibrated,
         pictures=service.pictures.any,
         keeps_images=service.pictures.kept is not None,
-        cameras=await service.work(service.gallery.cameras),
+        cameras=await service.work(lambda: service.gallery.cameras()),
         may=[scope for scope in SCOPES if state["may"](scope)],
         key=state["key"],
         images_at_once=service.limits.images,
