@@ -135,7 +135,7 @@ def test_an_option_about_times_or_identities_that_no_picture_has_is_noted(tmp_pa
     asked = replace(plain, zone=BERLIN, pid_prefix="a-")
     told = " ".join(read_sources([tmp_path], asked).notes)
     assert "--pid-prefix has no effect" in told
-    assert "--timezone has no effect" in told
+    assert "--timezone and --doubtful-times have no effect" in told
     found = replace(
         asked, times=TimePattern("%Y%m%d", BERLIN), pids=NamePattern("([0-9])_", "--pid-from-name")
     )

@@ -123,7 +123,7 @@ class SqliteStore:
                 with contextlib.suppress(GalleryBusyError), writer_lock(folder, 0):
                     own = (f"{NAME}*", MADE_WITH, *INDEX_FILES)
                     if closed := take_from_others(path for name in own for path in folder.glob(name)):
-                        logger.warning(
+                        logger.info(
                             "%s: others could read %d of its files, and cannot any more; to share them with a "
                             "group: chmod g+s %s && chmod g+rw %s/*",
                             *(folder, len(closed), folder, folder),
