@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -208,7 +209,15 @@ def study_page(facts: dict[str, Any]) -> str:
         lines += [*_pairs(study), *_order(study), *_statistics_table(study), *_sources(study)]
         for title, path in facts["pictures"].get(study["name"], []):
             lines += [f"![{title}]({path})", "", f"*{title}.*", ""]
-    return "\n".join([*lines, *_runs(facts)])
+    return "\n".join(line for part in [*lines, *_runs(facts)] for line in _wrap(part))
+
+
+def _wrap(line: str) -> list[str]:
+    """Prose in lines of at most 100 columns; tables, headings, pictures and code as they are."""
+    if len(line) <= 100 or line.startswith(("|", "#", "!", "fmcnet ")):
+        return [line]
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.wrap(line, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _head(facts: dict[str, Any]) -> list[str]:
@@ -353,11 +362,11 @@ def _runs(facts: dict[str, Any]) -> list[str]:
         "## Runs",
         "",
         *markdown_table(head, rows),
-        "Each by hand, with the configuration that the study wrote (figures: `fmcnet evaluate RUN` with the",
-        "same `--data` and `--both`):",
+        "Each by hand, with the configuration that the study wrote; here the first, the others likewise "
+        "(results.json). Figures: `fmcnet evaluate RUN` with the same `--data` and `--both`.",
         "",
         "```",
-        *(run["commands"][0] for run in facts["runs"]),
+        *(run["commands"][0].replace(" --", " \\\n  --") for run in facts["runs"][:1]),
         "```",
         "",
     ]
