@@ -199,6 +199,8 @@ def lock_file(
     """
     lock = FileLock(path)
     try:
+        if not path.exists():  # filelock takes a file system that makes no files for a lock that is held
+            path.touch(mode=0o644)
         _acquire(lock, timeout, waiting)
     except (OSError, NotImplementedError) as error:
         if not optional or (isinstance(error, OSError) and error.errno not in NO_LOCKS):

@@ -179,13 +179,14 @@ def test_a_small_image_that_is_slow_does_not_hold_the_decoder_of_crops(server):
 
 def test_a_crop_that_is_slow_is_decoded_among_the_large_images(tmp_path, monkeypatch):
     monkeypatch.setattr("fmcnet.server.decoding.decode_cost", lambda data: 0)
-    monkeypatch.setattr("fmcnet.server.decoding.CROP_SECONDS", 0.15)
+    monkeypatch.setattr("fmcnet.server.decoding.CROP_SECONDS", 0.01)
     with running(tmp_path) as one:
         large, moved = one.service._decoders._large, []
         put = large.put
         monkeypatch.setattr(large, "put", lambda images: (moved.extend(images), put(images)))
-        assert embed(one.client, blank(40), many_segments(25_000)).status_code == 200
-        assert [image.upload.name for image in moved] == ["1"]
+        # long on any processor: the pool looks at its clock ten times a second
+        assert embed(one.client, blank(40), many_segments(50_000)).status_code == 200
+        assert "1" in [image.upload.name for image in moved]
 
 
 def test_the_work_of_a_caller_who_left_is_dropped(server):
