@@ -27,7 +27,6 @@ from fmcnet.cli.search import (
     Until,
     Zone,
     make_filter,
-    shown_time,
 )
 from fmcnet.errors import FmcnetError
 
@@ -112,6 +111,7 @@ def list_(
     from itertools import islice
 
     from fmcnet.retrieval.gallery import Gallery
+    from fmcnet.retrieval.times import parse_timezone, shown_time
 
     where = make_filter(
         camera, since, until, timezone, modality=modality, ids=id_, pids=pid, tracks=track, tags=tag
@@ -131,7 +131,7 @@ def list_(
         {
             "modality": one.modality,
             "camera": one.camera,
-            "time": shown_time(one.time, timezone),
+            "time": shown_time(one.time, parse_timezone(timezone)),
             "track": one.track,
             "pid": one.pid,
             "tags": ", ".join(one.tags) or None,

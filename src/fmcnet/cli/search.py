@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -83,17 +82,6 @@ def make_filter(
         until=moment("--until", until),
         tags=tags or None,
     )
-
-
-def shown_time(moment: datetime | None, timezone: str) -> str | None:
-    """The local time, to the second; None stays None."""
-    from fmcnet.retrieval.times import parse_timezone
-
-    if moment is None:
-        return None
-    with contextlib.suppress(OverflowError):  # of a wrong clock, in the year 1
-        moment = moment.astimezone(parse_timezone(timezone))
-    return f"{moment:%Y-%m-%d %H:%M:%S}"
 
 
 def search(
@@ -181,8 +169,9 @@ def search(
             answer = replace(answer, notes=(*answer.notes, ignored_line(tuple(ignored))))
         if html is not None:
             from fmcnet.retrieval.html import write_page
+            from fmcnet.retrieval.times import parse_timezone
 
-            write_page(html, answer, paths, opened.picture)
+            write_page(html, answer, paths, opened.picture, parse_timezone(timezone))
     if json_:
         print_json({"gallery": gallery, **answer.to_dict()})
         return
@@ -192,6 +181,9 @@ def search(
 
 
 def _print(answer: Answer, timezone: str) -> None:
+    from fmcnet.retrieval.times import parse_timezone, shown_time
+
+    zone = parse_timezone(timezone)
     if answer.hits:
         rows: list[dict[str, Any]] = [
             {
@@ -200,7 +192,7 @@ def _print(answer: Answer, timezone: str) -> None:
                 "probability": None if hit.probability is None else f"{hit.probability:.2%}",
                 "modality": hit.modality,
                 "camera": hit.camera,
-                "time": shown_time(hit.time, timezone),
+                "time": shown_time(hit.time, zone),
                 "pid": hit.pid,
                 "track": hit.track,
                 "pictures": size if answer.groups else None,

@@ -228,7 +228,10 @@ def note_colours(pixels: Pixels, modality: Modality, names: Sequence[str], remar
         pixels: (N, H, W, 3) uint8. modality: of all. names: of each.
         remarks: gets `COLOURED` and `COLOURLESS`.
     """
-    values = pixels[:, ::3, ::3].reshape(len(pixels), -1, 3).astype(np.float32)
+    count, high, wide = len(pixels), max(1, pixels.shape[1] // 4), max(1, pixels.shape[2] // 4)
+    down, across = min(4, pixels.shape[1]), min(4, pixels.shape[2])
+    blocks = pixels[:, : high * down, : wide * across].reshape(count, high, down, wide, across, 3)
+    values = blocks.mean((2, 4), dtype=np.float32).reshape(count, -1, 3)  # a sensor's noise of colour is none
     light = values.mean(2) - values.mean((1, 2))[:, None]
     spread = (light**2).mean(1)
     beyond = np.zeros(len(pixels), dtype=np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections.abc import Callable, Sequence
+from datetime import timezone, tzinfo
 from html import escape
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fmcnet.files import private_mode, write_atomically
 from fmcnet.retrieval.answer import Answer
 from fmcnet.retrieval.records import Hit
 from fmcnet.retrieval.thumbnails import thumbnail
+from fmcnet.retrieval.times import shown_time
 
 StoredPicture = Callable[[str], bytes | None]
 """The picture that a gallery keeps of an entry, by its id; None where it keeps none."""
@@ -41,7 +43,11 @@ text-align:center}.facts{padding:8px 10px 10px}.facts b{font-size:1.02rem}
 
 
 def write_page(
-    path: str | Path, answer: Answer, query: Sequence[str | Path], stored: StoredPicture = lambda _: None
+    path: str | Path,
+    answer: Answer,
+    query: Sequence[str | Path],
+    stored: StoredPicture = lambda _: None,
+    zone: tzinfo = timezone.utc,
 ) -> Path:
     """Write the page, whole or not at all.
 
@@ -51,14 +57,20 @@ def write_page(
         query: paths of the query's pictures.
         stored: as `Gallery.picture`. Where it returns None, the picture is read from its source. A picture that
             cannot be read becomes a placeholder.
+        zone: of the times shown.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = page(answer, query, stored)
+    text = page(answer, query, stored, zone)
     return write_atomically(path, lambda at: at.write_text(text, encoding="utf-8"), private_mode(path.parent))
 
 
-def page(answer: Answer, query: Sequence[str | Path], stored: StoredPicture = lambda _: None) -> str:
+def page(
+    answer: Answer,
+    query: Sequence[str | Path],
+    stored: StoredPicture = lambda _: None,
+    zone: tzinfo = timezone.utc,
+) -> str:
     """The page's HTML."""
     kind = str(answer.modality or "visible and infrared")
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in answer.notes)
@@ -68,7 +80,7 @@ def page(answer: Answer, query: Sequence[str | Path], stored: StoredPicture = la
         else ""
     )
     cards = "".join(
-        _card(rank, hit, size, stored(hit.id)) for rank, (hit, size) in enumerate(answer.ranking, 1)
+        _card(rank, hit, size, stored(hit.id), zone) for rank, (hit, size) in enumerate(answer.ranking, 1)
     )
     prior = (
         ""
@@ -89,14 +101,14 @@ def page(answer: Answer, query: Sequence[str | Path], stored: StoredPicture = la
     )
 
 
-def _card(rank: int, hit: Hit, size: int, picture: bytes | None) -> str:
+def _card(rank: int, hit: Hit, size: int, picture: bytes | None, zone: tzinfo) -> str:
     sure = "" if hit.probability is None else f"{hit.probability:.1%}"
     share = hit.similarity if hit.probability is None else hit.probability
     facts = [
         f"similarity {hit.similarity:.3f}",
         str(hit.modality),
         "" if hit.camera is None else f"camera {hit.camera}",
-        "" if hit.time is None else f"{hit.time:%Y-%m-%d %H:%M:%S} UTC",
+        "" if hit.time is None else f"{shown_time(hit.time, zone)} {zone}",
         "" if hit.pid is None else f"person {hit.pid}",
         "" if hit.track is None else f"track {hit.track}",
         "" if size == 1 else f"{size} pictures",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Collection
 from datetime import datetime, timedelta, timezone, tzinfo
@@ -49,6 +50,15 @@ def parse_timezone(name: str) -> tzinfo:
         return ZoneInfo(name)
     except (LookupError, OSError, ValueError) as error:
         raise FmcnetError(f"--timezone {name}: unknown; say UTC or a name as Europe/Berlin") from error
+
+
+def shown_time(moment: datetime | None, zone: tzinfo) -> str | None:
+    """The local time, to the second; None stays None."""
+    if moment is None:
+        return None
+    with contextlib.suppress(OverflowError):  # of a wrong clock, in the year 1
+        moment = moment.astimezone(zone)
+    return f"{moment:%Y-%m-%d %H:%M:%S}"
 
 
 def localize(naive: datetime, zone: tzinfo, doubtful: Doubtful = "refuse") -> datetime:
