@@ -1,4 +1,4 @@
-"""`fmcnet data generate | check | summary | cache`."""
+"""`fmcnet data generate | check | summary | pairs | cache`."""
 
 from __future__ import annotations
 
@@ -71,6 +71,38 @@ def summary(
     if split not in (None, 1) and table.name != "regdb":
         raise FmcnetError(f"--split is for RegDB; {root} is {table.name}, which has one split: leave it out")
     _print(summary(table), json_)
+
+
+@app.command()
+def pairs(
+    visible: Annotated[Path, typer.Argument(help="Folder of crops, or the people.csv of fmcnet crop.")],
+    infrared: Annotated[Path, typer.Argument(help="The same of the infrared camera.")],
+    out: Annotated[Path, typer.Option(help="The CSV to write.")],
+    folders: Annotated[
+        bool, typer.Option("--folders", help="Crops in one folder show one person, as a tracker writes them.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Pair the crops that two cameras side by side took at one moment: a training table without labels.
+
+    fmcnet data pairs day night --out pairs.csv
+
+    Crops of one moment have one name in both folders, but for the suffix and a word such as vis or ir.
+    """
+    from fmcnet.data.listing import ignored_line
+    from fmcnet.data.pairs import make_pairs
+
+    report = make_pairs(visible, infrared, out, folders=folders)
+    if json_:
+        print_json(report.to_dict())
+        return
+    show("paired", {"pairs": report.pairs, "identities": report.identities}, {"table": out})
+    for modality, names in report.alone.items():
+        if names:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            echo(f"{len(names)} {modality} crops without a partner are left out: {shown}")
+    if report.ignored:
+        echo(ignored_line(report.ignored))
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import cos, pi, sin
 
@@ -166,10 +166,46 @@ def render_image(key: ImageKey, height: int, width: int) -> NDArray[np.uint8]:
     Returns:
         uint8, (height, width, 3) RGB from a visible camera, (height, width) grey from an infrared one.
     """
-    who = _identity(key.seed, key.pid)
-    cam = camera(key.layout, key.seed, key.camid, key.infrared)
     number = LAYOUT_NUMBERS[key.layout]
     rng = np.random.default_rng([7301, key.seed, number, key.pid, key.camid, int(key.infrared), key.index])
+    cam = camera(key.layout, key.seed, key.camid, key.infrared)
+    return _render(key, cam, rng, height, width)
+
+
+def render_pair(
+    seed: int, pid: int, index: int, height: int, width: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Render one moment as two cameras side by side see it: RegDB's visible and thermal one, registered.
+
+    Args:
+        seed: seed of the world.
+        pid: identity, 1 and up.
+        index: number of the moment, 1 and up.
+        height: rows to return.
+        width: columns to return.
+
+    Returns:
+        uint8, (height, width, 3) RGB and (height, width) grey: one pose, one place in the crop, two spectra.
+    """
+    day, night = (camera("regdb", seed, camid, camid == 2) for camid in (1, 2))
+    night = replace(night, pitch=day.pitch, distance=day.distance, light=day.light)
+    images = [
+        _render(
+            ImageKey(seed, "regdb", pid, cam.camid, cam is night, index),
+            cam,
+            np.random.default_rng([7302, seed, pid, index]),
+            height,
+            width,
+        )
+        for cam in (day, night)
+    ]
+    return images[0], images[1]
+
+
+def _render(
+    key: ImageKey, cam: Camera, rng: np.random.Generator, height: int, width: int
+) -> NDArray[np.uint8]:
+    who = _identity(key.seed, key.pid)
     h, w = internal_size(height, width)
     scene = scene_of(key.layout, key.seed, cam.place, cam.outdoor, h, w)
     canvas = _background(scene, cam, h, w, rng)
