@@ -109,7 +109,8 @@ def test_numbers_stand_for_identities_in_every_array():
 
 
 def test_near_spellings_are_told():
-    assert near_identities(["Anna", "bob", "anna", "p07", "p 7", "1_2", "12"]) == [
+    assert near_identities(["Anna", "bob", "anna", "p07", "p 7", "1_2", "12", "+12"]) == [
+        "the identities '+12', '12' may be one person: they are taken as 2",
         "the identities 'Anna', 'anna' may be one person: they are taken as 2",
         "the identities 'p 7', 'p07' may be one person: they are taken as 2",
     ]

@@ -115,7 +115,7 @@ def identity_number(identity: str) -> int:
 
 
 def near_identities(names: Iterable[str]) -> list[str]:
-    """A note for each group of identities that differ in letter case, separators, zeros or width only.
+    """A note for each group of identities that differ in letter case, separators, zeros, a plus or width only.
 
     Args:
         names: identities, each once.
@@ -136,4 +136,4 @@ def near_identities(names: Iterable[str]) -> list[str]:
 def near_spelling(name: str) -> str:
     """What near spellings of one name share: "Anna B", "anna_b" and "ANNA-B" are all "annab"."""
     folded = unicodedata.normalize("NFKC", name).casefold()
-    return LEADING_ZEROS.sub("", SEPARATORS.sub("", folded))
+    return LEADING_ZEROS.sub("", SEPARATORS.sub("", folded)).lstrip("+")
