@@ -2,8 +2,7 @@
 
     python examples/finetune_csv.py runs/sysu people.csv --out runs/people
 
-The new run starts from the visible stem and the shared tail of the old one, as it would start from
-ImageNet weights. Classifiers start anew, because the identities differ.
+The new run starts from all weights of the old one but the classifiers, because the identities differ.
 """
 
 from __future__ import annotations
@@ -11,20 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
 import fmcnet
-
-
-def save_backbone(run: Path, file: Path) -> Path:
-    """Write the backbone's weights of a run, under the names that `model.pretrained` expects."""
-    parts = fmcnet.load(run, device="cpu").model.decomposition
-    modules = [parts.stem_visible, *([parts.stem_shared] if parts.stem_shared else []), parts.shared]
-    weights = {key: value for module in modules for key, value in module.state_dict().items()}
-    outside_backbone = {"head", "pool", "norm"}
-    kept = {key: value for key, value in weights.items() if key.partition(".")[0] not in outside_backbone}
-    torch.save(kept, file)
-    return file
 
 
 def main() -> None:
@@ -37,8 +23,7 @@ def main() -> None:
 
     table = fmcnet.read_dataset(args.csv)  # without a column split, 3/10 of the identities are for testing
     print(*table.notes, sep="\n")
-    weights = save_backbone(args.run, args.out.with_suffix(".pth"))
-    settings = [f"model.pretrained={weights}", "training.lr=0.001", *args.settings]
+    settings = [f"model.pretrained={args.run}", "training.lr=0.001", *args.settings]
     config = fmcnet.load_config(args.run / "config.yaml", settings)
     fmcnet.train(config, table, args.out, resume=True)
 

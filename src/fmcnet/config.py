@@ -121,7 +121,7 @@ class ModelConfig(_Section):
     last_stride: Literal[1, 2] = 1
     """conv5_x has this stride: ResNet has 2, most of the field takes 1 (ours)"""
     pretrained: str | None = None
-    """Weights come from imagenet (torchvision's file), a path to such a file, or null (random)."""
+    """Weights come from imagenet, a file such as torchvision's, a run's folder, a shipped model, or null (random)."""
     pooling: Literal["avg", "gem"] = "avg"
     """A tail pools its map by avg as the paper, or by gem, the generalised mean (ours)"""
     neck: bool = True

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fmcnet.config import load_config
+from fmcnet.config import ModelConfig, load_config
 from fmcnet.errors import CheckpointError
+from fmcnet.models.build import build_model
 from fmcnet.models.card import ModelCard
-from fmcnet.models.checkpoint import save_pretrained
+from fmcnet.models.checkpoint import load_pretrained_model, save_pretrained
 from fmcnet.models.fmcnet import VARIANTS, FMCNet
 from fmcnet.models.pretrained import load_pretrained
 from fmcnet.types import Modality
@@ -99,3 +100,57 @@ def test_a_model_is_built_from_settings_and_loaded_by_folder_or_name(tmp_path):
     assert shipped.variant == "base"
     with pytest.raises(CheckpointError, match="there is no model 'fmcnet-light'"):
         FMCNet.from_pretrained("fmcnet-light")
+
+
+def test_a_trained_model_is_a_start_for_other_identities(tiny_run):
+    """All its weights but the classifiers', whose identities are others."""
+    trained, card = load_pretrained_model(tiny_run)
+    model = build_model(card.config.model, card.classes)
+    fresh = {key: value.clone() for key, value in model.state_dict().items()}
+    load_pretrained(model, str(tiny_run), card.config.model.arch)
+    for key, value in model.state_dict().items():
+        expected = (
+            fresh[key] if key.endswith("linear.weight") and "classify" in key else trained.state_dict()[key]
+        )
+        assert torch.equal(value, expected), key
+    assert not torch.equal(
+        trained.decomposition.classify_shared.linear.weight,
+        fresh["decomposition.classify_shared.linear.weight"],
+    )
+
+
+def test_a_start_without_specific_tails_gives_them_its_shared_one():
+    config = ModelConfig(arch="efficientnet_lite2", tail_blocks=2, dim=8)
+    model = build_model(config, 3)
+    load_pretrained(model, "fmcnet-lite", config.arch)
+    lite = FMCNet.from_pretrained("fmcnet-lite").decomposition
+    parts = model.decomposition
+    for tail in (parts.shared, parts.specific_visible, parts.specific_infrared):
+        found = tail.state_dict()
+        assert all(torch.equal(found[key], value) for key, value in lite.shared.state_dict().items())
+    for stem in (parts.stem_visible, parts.stem_infrared):
+        assert all(
+            torch.equal(stem.state_dict()[key], value)
+            for key, value in lite.stem_visible.state_dict().items()
+        )
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (
+            ModelConfig(arch="resnet18", width=4),
+            "is of efficientnet_lite2, not of resnet18: set model.arch=",
+        ),
+        (
+            ModelConfig(arch="efficientnet_lite2"),
+            "does not hold the weights of efficientnet_lite2",
+        ),  # a longer tail
+    ],
+)
+def test_a_start_of_another_network_is_refused(config, told):
+    model = build_model(config, 3)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=told):
+        load_pretrained(model, "fmcnet-lite", config.arch)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

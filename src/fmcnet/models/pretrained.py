@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 from fmcnet.errors import CheckpointError, FmcnetError
 from fmcnet.models.backbone import Backbone, make_backbone
 from fmcnet.models.fmcnet import FMCNet
+from fmcnet.models.shipped import find_model, shipped_models
 
 logger = logging.getLogger(__name__)
 
 OWN = {"head", "pool", "norm"}
 """Parts of a tail that no published file has."""
+_CLASSIFIER = re.compile(r"classify\w*\.linear\.")
 SHOWN = 3
 """Keys that a message names."""
 
@@ -27,7 +30,8 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
     Args:
         model: changed in place; not changed when the weights do not fit.
         source: "imagenet" (the source that the backbone names), a path to a `.pth` or `.safetensors` file with the
-            published key names, or None: random initialisation, with a warning.
+            published key names, the folder of a run or the name of a shipped model (`load_model`), or None: random
+            initialisation, with a warning.
         arch: name of the architecture.
 
     Raises:
@@ -38,6 +42,9 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
             "RANDOM INITIALISATION: model.pretrained is empty. Published results start from ImageNet: set "
             "model.pretrained=imagenet, or a path to a file of weights."
         )
+        return
+    if source in shipped_models() or Path(source).expanduser().is_dir():
+        load_model(model, source, arch)
         return
     backbone = make_backbone(arch)
     published = _imagenet(backbone, arch) if source == "imagenet" else _read(source)
@@ -52,6 +59,50 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
         names = _of_backbone(module)
         module.load_state_dict({key: state[key] for key in names if key in state}, strict=False)
     logger.info("initialised two stems and %d tails from %s", len(tails), source)
+
+
+def load_model(model: FMCNet, source: str, arch: str) -> None:
+    """Initialise from a trained model: stems and tails, and of the rest whatever has the same name and shape.
+
+    A specific tail that the source lacks starts from its shared one. Classifiers start anew: identities differ.
+
+    Args:
+        model: changed in place; not changed when the weights do not fit.
+        source: the folder of a run, or the name of a shipped model.
+        arch: of `model`, for messages.
+
+    Raises:
+        CheckpointError: when there is no such model, or its backbone does not fit.
+    """
+    from fmcnet.models.checkpoint import load_pretrained_model
+
+    trained, card = load_pretrained_model(find_model(source))
+    theirs, mine = trained.decomposition, model.decomposition
+    if card.config.model.arch != arch:
+        raise CheckpointError(
+            f"model.pretrained={source} is of {card.config.model.arch}, not of {arch}: set "
+            f"model.arch={card.config.model.arch}"
+        )
+    parts = [(mine.stem_visible, theirs.stem_visible), (mine.stem_infrared, theirs.stem_infrared)]
+    parts += [(mine.stem_shared, theirs.stem_shared)] if mine.stem_shared and theirs.stem_shared else []
+    parts += [(mine.shared, theirs.shared)]
+    for own, other in (
+        (mine.specific_visible, theirs.specific_visible),
+        (mine.specific_infrared, theirs.specific_infrared),
+    ):
+        parts += [(own, other or theirs.shared)] if own is not None else []
+    for own, other in parts:
+        _check(_of_backbone(other), _of_backbone(own), source, arch, list(other.state_dict()))
+    wanted = model.state_dict()
+    same = {
+        key: value
+        for key, value in trained.state_dict().items()
+        if key in wanted and value.shape == wanted[key].shape and not _CLASSIFIER.search(key)
+    }
+    model.load_state_dict(same, strict=False)
+    for own, other in parts:
+        own.load_state_dict(_of_backbone(other), strict=False)
+    logger.info("initialised %d of %d tensors from %s", len(same), len(wanted), source)
 
 
 def _imagenet(backbone: Backbone, arch: str) -> dict[str, Tensor]:
