@@ -116,7 +116,7 @@ def test_files_that_are_no_configuration(tmp_path, text, said):
 
 
 def test_a_missing_file_names_the_shipped_ones():
-    with pytest.raises(ConfigError, match="generated, llcm, paper, regdb, sysu, tiny"):
+    with pytest.raises(ConfigError, match="generated, llcm, pairs, paper, regdb, sysu, tiny"):
         load_config("sisu")
 
 

@@ -119,7 +119,7 @@ def test_agw_has_its_features_and_its_loss():
     config = options("generated").row_config(select_studies("baselines")[0].row("agw"))
     model = config.model
     assert (model.normalization, model.pooling, model.neck) == ("none", "gem", True)
-    assert config.losses.wrt == 6
+    assert config.losses.wrt == 12
     assert config.model.variant == "base"
     assert load_config("generated").losses.wrt == 0
 
