@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/pairs.py --out scratch/pairs --people ../shared/real
 
 Generated people stand before a visible and a thermal camera that are registered to each other. The training knows
-which crops are of one moment, and with `--tracks` which moments are of one person, but no name. Scored are other
+which crops are of one moment, and in the second case which moments are of one person, but no name. Scored are other
 people: a query's gallery holds everybody's crops of the other camera, of its own person those of other moments only.
 
 With `--people`, the real people of a folder with people.csv and its evaluate.py: each sequence is searched by a model
@@ -75,14 +75,13 @@ def search(encoder: Encoder, root: Path) -> dict[str, dict[str, float]]:
     return {"i2v": score(similarity, night, day), "v2i": score(similarity.T, day, night)}
 
 
-def trained(folder: Path, table: Path, crops: Crops, settings: Sequence[str]) -> Encoder:
-    """A model trained on pairs, then adapted to the crops."""
+def trained(folder: Path, table: Path, settings: Sequence[str]) -> Encoder:
+    """A model trained on pairs."""
     run = folder / "run"
     fmcnet.train(
         fmcnet.load_config("pairs", settings), fmcnet.read_dataset(table), run, resume=True, device="cpu"
     )
-    adapt_model(run, crops, folder / "adapted", overwrite=True, device="cpu", progress=False)
-    return fmcnet.load(folder / "adapted", device="cpu")
+    return fmcnet.load(run, device="cpu")
 
 
 def generated(args: argparse.Namespace) -> dict[str, Any]:
@@ -101,7 +100,7 @@ def generated(args: argparse.Namespace) -> dict[str, Any]:
         folder = args.out / name.replace(", ", "-").replace(" ", "-")
         (folder / "pairs.csv").unlink(missing_ok=True)
         report = make_pairs(day, night, folder / "pairs.csv", folders=folders)
-        encoder = trained(folder, report.table, crops, args.settings)
+        encoder = trained(folder, report.table, args.settings)
         results[name] = {"identities": report.identities, **search(encoder, unseen)}
         print(name, json.dumps(results[name]), flush=True)
     return results
@@ -115,7 +114,6 @@ def real(args: argparse.Namespace) -> dict[str, Any]:
     rules = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(rules)
     night, day = rules.read(args.people)
-    crops = Crops.of([row["path"] for row in day], [row["path"] for row in night])
     rows, columns = {}, {}
     for held in sorted({row["sequence"] for row in night}):
         folder = args.out / f"without-{held}"
@@ -128,7 +126,7 @@ def real(args: argparse.Namespace) -> dict[str, Any]:
                     (folder / word / path.name.replace("_vi.", "_vis.")).symlink_to(path)
         (folder / "pairs.csv").unlink(missing_ok=True)
         report = make_pairs(folder / "day", folder / "night", folder / "pairs.csv")
-        encoder = trained(folder, report.table, crops, args.settings)
+        encoder = trained(folder, report.table, args.settings)
         print(f"without {held}: {report.pairs} pairs", flush=True)
         similarity = np.asarray(encoder.encode([row["path"] for row in night], "infrared"))
         similarity = similarity @ np.asarray(encoder.encode([row["path"] for row in day], "visible")).T

@@ -70,6 +70,8 @@ def test_a_folder_of_a_tracker_is_one_identity(cameras, tmp_path):
         ("gate_rgb_0007", "gate_thermal_0007", True),
         ("0007 V", "0007 I", True),
         ("visible", "visible", True),
+        ("rgb_0007", "0007", True),
+        ("gate_i_0007", "gate_i_0007", True),
         ("0007_1", "0007_0", False),
         ("0007", "007", False),
         ("ir_0007", "vis_0007", False),  # the folders are swapped
@@ -92,7 +94,10 @@ def test_tracks_of_cropped_frames_join_their_pairs(tmp_path):
         sides.append(crop(frames, boxes, tmp_path / word, CropOptions(modality=modality)).table)
     report = make_pairs(*sides, tmp_path / "pairs.csv")
     assert (report.pairs, report.identities) == (4, 2)
-    assert {row[1] for row in rows(report.table)} == {"track/frames_vis/1", "track/frames_vis/2"}
+    assert {row[1] for row in rows(report.table)} == {
+        "visible-track/frames_vis/1",
+        "visible-track/frames_vis/2",
+    }
     with pytest.raises(DataError, match="has infrared crops, and stands where visible ones are meant"):
         make_pairs(*sides[::-1], tmp_path / "swapped.csv")
 
@@ -127,3 +132,17 @@ def test_a_generated_pair_is_one_moment_in_two_spectra():
         near[np.abs(np.diff(image.astype(np.float32), axis=1)) > 25].mean() for image in (night, other)
     )
     assert now > later + 0.1  # the outline stands where the visible image has edges
+
+
+def test_names_that_both_have_are_not_shortened(tmp_path):
+    day = save(tmp_path / "day", "gate_001.jpg", "gate_i_001.jpg", "b.jpg")
+    night = save(tmp_path / "night", "gate_i_001.png", "b.png")
+    report = make_pairs(day, night, tmp_path / "p.csv")
+    assert {row[1] for row in rows(report.table)} == {"pair/gate_i_001", "pair/b"}
+
+
+def test_a_name_that_no_table_can_hold_is_one_line(tmp_path):
+    day, night = save(tmp_path / "day", "a.png", "b.png"), save(tmp_path / "night", "a.png", "b.png")
+    (day / "a.png").rename(day / "a\tb.png")
+    with pytest.raises(DataError, match="rename the file"):
+        make_pairs(day, night, tmp_path / "p.csv")

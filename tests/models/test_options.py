@@ -154,3 +154,25 @@ def test_a_start_of_another_network_is_refused(config, told):
     with pytest.raises(CheckpointError, match=told):
         load_pretrained(model, "fmcnet-lite", config.arch)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_folder_of_the_name_hides_no_imagenet_weights(tmp_path, monkeypatch):
+    (tmp_path / "imagenet").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model = build_model(ModelConfig(arch="efficientnet_lite0", tail_blocks=2, variant="base"), 3)
+    load_pretrained(model, "imagenet", "efficientnet_lite0")
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"), [("specific_stages", "specific_stages=3"), ("single_stream", "single_stream=false")]
+)
+def test_a_start_that_would_leave_parts_random_is_refused(tiny_run, setting, told):
+    card = load_pretrained_model(tiny_run)[1]
+    base = {"variant": "base"} if setting == "single_stream" else {}
+    changed = card.config.model.model_copy(
+        update={setting: {"specific_stages": 1, "single_stream": True}[setting], **base}
+    )
+    if setting == "specific_stages" and card.config.model.specific_stages != 3:
+        changed, told = card.config.model.model_copy(update={"specific_stages": 3}), "specific_stages="
+    with pytest.raises(CheckpointError, match=told):
+        load_pretrained(build_model(changed, 3), str(tiny_run), changed.arch)

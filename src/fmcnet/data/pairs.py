@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fmcnet.characters import printable
 from fmcnet.data.listing import Ignored, ignored_facts, list_folder
 from fmcnet.data.readers.csv import read_csv
 from fmcnet.errors import DataError
@@ -84,6 +85,8 @@ def make_pairs(
         modality: _read(Path(source).expanduser(), modality, folders, ignored)
         for modality, source in ((Modality.VISIBLE, visible), (Modality.INFRARED, infrared))
     }
+    alike = sides[Modality.VISIBLE].keys() & sides[Modality.INFRARED].keys()
+    sides = {modality: _by_key(side, modality, alike) for modality, side in sides.items()}
     day, night = sides[Modality.VISIBLE], sides[Modality.INFRARED]
     keys = sorted(day.keys() & night.keys())
     alone = {
@@ -115,7 +118,7 @@ def make_pairs(
 
 
 def _read(source: Path, modality: Modality, folders: bool, ignored: list[Ignored]) -> dict[str, _Crop]:
-    """The crops of one camera, by what the two crops of a pair have in common."""
+    """The crops of one camera, by path without suffix."""
     found: dict[str, _Crop] = {}
     if not source.exists():
         raise DataError(f"{source} does not exist: give a folder of {modality} crops, or their CSV")
@@ -135,8 +138,13 @@ def _read(source: Path, modality: Modality, folders: bool, ignored: list[Ignored
         ]
     for name, crop in crops:
         folder = name.parent.as_posix()
-        track = f"track/{crop.track or folder}" if crop.track or (folders and folder != ".") else ""
-        key = _key(name, modality)
+        track = f"{modality}-track/{crop.track}" if crop.track else ""
+        track = track or (f"track/{folder}" if folders and folder != "." else "")
+        key = name.with_suffix("").as_posix()
+        if not key.isprintable():  # also a name that is not UTF-8, which no CSV can hold
+            raise DataError(
+                f"{printable(str(crop.path))}: a control character, or not UTF-8: rename the file"
+            )
         if key in found:
             raise DataError(
                 f"{found[key].path} and {crop.path} have one name: which is the pair's? Remove one"
@@ -145,12 +153,26 @@ def _read(source: Path, modality: Modality, folders: bool, ignored: list[Ignored
     return found
 
 
+def _by_key(side: dict[str, _Crop], modality: Modality, alike: set[str]) -> dict[str, _Crop]:
+    """The crops by what the two of a pair have in common; names that both sides have stay whole."""
+    found: dict[str, _Crop] = {}
+    for name, crop in side.items():
+        key = name if name in alike else _key(Path(f"{name}.png"), modality)
+        if key in found:
+            raise DataError(
+                f"{found[key].path} and {crop.path} have one name: which is the pair's? Remove one"
+            )
+        found[key] = crop
+    return found
+
+
 def _key(name: Path, modality: Modality) -> str:
     """A path below a folder without its suffix and without the last word for the modality in the file's name."""
     stem = name.with_suffix("").name
     words = [one for one in _WORD.finditer(stem) if MODALITY_WORDS.get(one[1].lower()) is modality]
     if words:
-        stem = stem[: words[-1].start()] + stem[words[-1].end() :]
+        before, after = stem[: words[-1].start()], stem[words[-1].end() :]
+        stem = before + after if before else after[1:]  # with the separator beside it
     return (name.parent / stem).as_posix() if stem else name.with_suffix("").as_posix()
 
 

@@ -43,7 +43,7 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
             "model.pretrained=imagenet, or a path to a file of weights."
         )
         return
-    if source in shipped_models() or Path(source).expanduser().is_dir():
+    if source != "imagenet" and (source in shipped_models() or Path(source).expanduser().is_dir()):
         load_model(model, source, arch)
         return
     backbone = make_backbone(arch)
@@ -83,6 +83,13 @@ def load_model(model: FMCNet, source: str, arch: str) -> None:
             f"model.pretrained={source} is of {card.config.model.arch}, not of {arch}: set "
             f"model.arch={card.config.model.arch}"
         )
+    stages, one_stream = card.config.model.specific_stages, theirs.stem_visible is theirs.stem_infrared
+    if (theirs.stem_shared is None) != (mine.stem_shared is None):
+        raise CheckpointError(f"model.pretrained={source} has model.specific_stages={stages}: set that")
+    if mine.stem_visible is mine.stem_infrared and not one_stream:
+        raise CheckpointError(
+            f"model.pretrained={source} has a stem of each modality: set model.single_stream=false"
+        )
     parts = [(mine.stem_visible, theirs.stem_visible), (mine.stem_infrared, theirs.stem_infrared)]
     parts += [(mine.stem_shared, theirs.stem_shared)] if mine.stem_shared and theirs.stem_shared else []
     parts += [(mine.shared, theirs.shared)]
@@ -100,8 +107,12 @@ def load_model(model: FMCNet, source: str, arch: str) -> None:
         if key in wanted and value.shape == wanted[key].shape and not _CLASSIFIER.search(key)
     }
     model.load_state_dict(same, strict=False)
-    for own, other in parts:
-        own.load_state_dict(_of_backbone(other), strict=False)
+    for own, other in parts:  # a specific tail takes pooling and head of the shared one, too
+        fits = own.state_dict()
+        own.load_state_dict(
+            {k: v for k, v in other.state_dict().items() if k in fits and v.shape == fits[k].shape},
+            strict=False,
+        )
     logger.info("initialised %d of %d tensors from %s", len(same), len(wanted), source)
 
 
