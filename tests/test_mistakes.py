@@ -28,6 +28,7 @@ WRONG = {
     "data generate --preset tiny --seed 9 --workers 1 --out {X}": ("text", "below", "data", *NOWHERE),
     "data check {X}": IN,
     "data summary {X}": IN,
+    "data pairs {X} {data} --out pairs.csv": ("missing",),
     "train --config tiny --data {X} --out {new}": IN,
     "train --config tiny --data {data} --out {X}": ("text", "below", "data", *NOWHERE),
     "train --config {X} --data {data} --out {new}": IN,
