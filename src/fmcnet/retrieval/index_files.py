@@ -135,7 +135,10 @@ class Manifest:
     def load_columns(self, folder: Path) -> EntryColumns:
         """What filters need; errors as of `verify`."""
         _verify_file(folder, self.columns, self.columns_crc)
-        return EntryColumns.load(folder / self.columns)
+        try:
+            return EntryColumns.load(folder / self.columns)
+        except FileNotFoundError as error:  # another process wrote newer files since
+            raise DoubtError(f"{self.columns} is missing") from error
 
     def load(self, folder: Path) -> FaissIndex:
         """The index of the files; errors as of `verify`."""
