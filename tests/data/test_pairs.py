@@ -12,6 +12,7 @@ from fmcnet.data.readers import read_dataset
 from fmcnet.errors import DataError
 from fmcnet.synthetic.image import render_pair
 from fmcnet.types import Modality
+from tests.cli import run_command
 
 
 def save(root, *names):
@@ -38,12 +39,12 @@ def rows(table):
 def test_crops_of_one_name_are_one_identity(cameras, tmp_path):
     report = make_pairs(*cameras, tmp_path / "pairs.csv")
     assert rows(report.table) == [
-        ("day/a/1_vis.jpg", "pair/a/1", "visible", "1", "train"),
-        ("night/a/1_ir.png", "pair/a/1", "infrared", "2", "train"),
-        ("day/a/2_vis.jpg", "pair/a/2", "visible", "1", "train"),
-        ("night/a/2_ir.png", "pair/a/2", "infrared", "2", "train"),
-        ("day/b/1_vis.jpg", "pair/b/1", "visible", "1", "train"),
-        ("night/b/1_ir.png", "pair/b/1", "infrared", "2", "train"),
+        ("day/a/1_vis.jpg", "person-1", "visible", "1", "train"),
+        ("night/a/1_ir.png", "person-1", "infrared", "2", "train"),
+        ("day/a/2_vis.jpg", "person-2", "visible", "1", "train"),
+        ("night/a/2_ir.png", "person-2", "infrared", "2", "train"),
+        ("day/b/1_vis.jpg", "person-3", "visible", "1", "train"),
+        ("night/b/1_ir.png", "person-3", "infrared", "2", "train"),
     ]
     assert (report.pairs, report.identities) == (3, 3)
     assert report.alone == {
@@ -59,7 +60,7 @@ def test_crops_of_one_name_are_one_identity(cameras, tmp_path):
 def test_a_folder_of_a_tracker_is_one_identity(cameras, tmp_path):
     report = make_pairs(*cameras, tmp_path / "pairs.csv", folders=True)
     assert (report.pairs, report.identities) == (3, 2)
-    assert {row[1] for row in rows(report.table)} == {"track/a", "track/b"}
+    assert {row[1] for row in rows(report.table)} == {"person-1", "person-2"}
 
 
 @pytest.mark.parametrize(
@@ -94,10 +95,7 @@ def test_tracks_of_cropped_frames_join_their_pairs(tmp_path):
         sides.append(crop(frames, boxes, tmp_path / word, CropOptions(modality=modality)).table)
     report = make_pairs(*sides, tmp_path / "pairs.csv")
     assert (report.pairs, report.identities) == (4, 2)
-    assert {row[1] for row in rows(report.table)} == {
-        "visible-track/frames_vis/1",
-        "visible-track/frames_vis/2",
-    }
+    assert {row[1] for row in rows(report.table)} == {"person-1", "person-2"}
     with pytest.raises(DataError, match="has infrared crops, and stands where visible ones are meant"):
         make_pairs(*sides[::-1], tmp_path / "swapped.csv")
 
@@ -138,7 +136,11 @@ def test_names_that_both_have_are_not_shortened(tmp_path):
     day = save(tmp_path / "day", "gate_001.jpg", "gate_i_001.jpg", "b.jpg")
     night = save(tmp_path / "night", "gate_i_001.png", "b.png")
     report = make_pairs(day, night, tmp_path / "p.csv")
-    assert {row[1] for row in rows(report.table)} == {"pair/gate_i_001", "pair/b"}
+    assert [row[0] for row in rows(report.table)] == [
+        *("day/b.jpg", "night/b.png"),
+        *("day/gate_i_001.jpg", "night/gate_i_001.png"),
+    ]
+    assert report.alone[Modality.VISIBLE] == (str(day / "gate_001.jpg"),)
 
 
 def test_a_name_that_no_table_can_hold_is_one_line(tmp_path):
@@ -146,3 +148,85 @@ def test_a_name_that_no_table_can_hold_is_one_line(tmp_path):
     (day / "a.png").rename(day / "a\tb.png")
     with pytest.raises(DataError, match="rename the file"):
         make_pairs(day, night, tmp_path / "p.csv")
+
+
+def table_of(folder, *lines):
+    """A CSV beside its crops a.png, b.png... with these columns for each."""
+    names = [f"{'abcdef'[at]}.png" for at in range(len(lines) - 1)]
+    save(folder, *names)
+    file = folder.parent / f"{folder.name}.csv"
+    body = [f"{folder.name}/{name},{line}" for name, line in zip(names, lines[1:], strict=True)]
+    file.write_text("\n".join([f"path,{lines[0]}", *body]) + "\n")
+    return file
+
+
+def people(report):
+    return [row[1] for row in rows(report.table)][::2]
+
+
+def test_tracks_of_either_camera_join_and_those_of_two_cameras_do_not(tmp_path):
+    day = table_of(tmp_path / "day", "track", "1", "2", "3", "")
+    night = table_of(tmp_path / "night", "track", "9", "9", "1", "3")
+    assert people(make_pairs(day, night, tmp_path / "p.csv")) == [
+        "person-1",
+        "person-1",
+        "person-2",
+        "person-3",
+    ]
+
+
+def test_known_identities_join(tmp_path):
+    day = table_of(tmp_path / "day", "pid", "anna", "", "bob", "7")
+    night = table_of(tmp_path / "night", "pid", "", "anna", "-1", "007")
+    assert people(make_pairs(day, night, tmp_path / "p.csv")) == [
+        "person-1",
+        "person-1",
+        "person-2",
+        "person-3",
+    ]
+
+
+def test_two_people_at_one_moment_are_refused(tmp_path):
+    day = table_of(tmp_path / "day", "pid", "anna", "bob", "carl")
+    night = table_of(tmp_path / "night", "pid", "anna", "carl", "carl")
+    with pytest.raises(
+        DataError, match=r"day/b.png and .*night/b.png are of one moment, and of pid bob and pid carl"
+    ):
+        make_pairs(day, night, tmp_path / "p.csv")
+
+
+def test_rows_without_a_file_and_notes_are_told(tmp_path):
+    day = table_of(tmp_path / "day", "tracks", "1", "1", "2")
+    night = table_of(tmp_path / "night", "track", "", "", "")
+    (tmp_path / "day" / "c.png").unlink()
+    report = make_pairs(day, night, tmp_path / "p.csv")
+    assert (report.pairs, report.missing) == (2, (str(tmp_path / "day/c.png"),))
+    assert any("tracks" in note for note in report.notes)
+    said = run_command("data", "pairs", day, night, "--out", tmp_path / "q.csv").output
+    assert "1 rows without a file left out" in said
+    assert "tracks" in said
+
+
+def test_an_image_is_given_once(cameras, tmp_path):
+    with pytest.raises(DataError, match="are one image: give each image once"):
+        make_pairs(cameras[0], cameras[0], tmp_path / "p.csv")
+
+
+def test_an_empty_folder_and_an_option_without_effect(tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "notes.txt").write_text("x")
+    day, night = save(tmp_path / "day", "a.png", "b.png"), save(tmp_path / "night", "a.png", "b.png")
+    with pytest.raises(DataError, match=r"empty has no infrared crop \(ignored 1: .*notes.txt"):
+        make_pairs(day, empty, tmp_path / "p.csv")
+    with pytest.raises(DataError, match="no crop lies in a folder of its own"):
+        make_pairs(day, night, tmp_path / "p.csv", folders=True)
+
+
+def test_any_name_becomes_an_identity_that_training_reads(tmp_path):
+    names = ["unknown.png", f"{'n' * 200}.png", "7.png", "007.png", "a,b.png"]
+    longer = "f" * 200
+    for side in ("day", "night"):
+        save(tmp_path / side, *(f"{longer}/{name}" for name in names))
+    report = make_pairs(tmp_path / "day", tmp_path / "night", tmp_path / "p.csv")
+    assert len(set(read_dataset(report.table).pid)) == report.identities == len(names)

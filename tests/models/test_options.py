@@ -144,7 +144,7 @@ def test_a_start_without_specific_tails_gives_them_its_shared_one():
         ),
         (
             ModelConfig(arch="efficientnet_lite2"),
-            "does not hold the weights of efficientnet_lite2",
+            "has other layers: set model.width=64 model.tail_blocks=2",
         ),  # a longer tail
     ],
 )
@@ -176,3 +176,11 @@ def test_a_start_that_would_leave_parts_random_is_refused(tiny_run, setting, tol
         changed, told = card.config.model.model_copy(update={"specific_stages": 3}), "specific_stages="
     with pytest.raises(CheckpointError, match=told):
         load_pretrained(build_model(changed, 3), str(tiny_run), changed.arch)
+
+
+def test_a_misspelled_start_names_what_there_is():
+    model = build_model(ModelConfig(arch="resnet18", width=4), 3)
+    with pytest.raises(
+        CheckpointError, match=r"no file or run fmcnet-light\. .*fmcnet-generated, fmcnet-lite"
+    ):
+        load_pretrained(model, "fmcnet-light", "resnet18")

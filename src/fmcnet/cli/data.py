@@ -96,11 +96,14 @@ def pairs(
     if json_:
         print_json(report.to_dict())
         return
-    show("paired", {"pairs": report.pairs, "identities": report.identities}, {"table": out})
-    for modality, names in report.alone.items():
+    show("paired", {"pairs": report.pairs, "identities": report.identities}, {"table": report.table})
+    left_out = {f"{modality} crops without a partner": names for modality, names in report.alone.items()}
+    for what, names in (left_out | {"rows without a file": report.missing}).items():
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            echo(f"{len(names)} {modality} crops without a partner are left out: {shown}")
+            echo(f"{len(names)} {what} left out: {shown}")
+    for note in report.notes:
+        echo(note)
     if report.ignored:
         echo(ignored_line(report.ignored))
 

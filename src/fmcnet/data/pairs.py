@@ -5,17 +5,16 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fmcnet.characters import printable
-from fmcnet.data.listing import Ignored, ignored_facts, list_folder
+from fmcnet.data.listing import Ignored, ignored_facts, ignored_line, list_folder
 from fmcnet.data.readers.csv import read_csv
 from fmcnet.errors import DataError
 from fmcnet.files import write_atomically
-from fmcnet.types import MODALITY_WORDS, Modality
+from fmcnet.types import MODALITY_WORDS, NO_PID, Modality
 
 COLUMNS = ("path", "pid", "modality", "camid", "split")
 SHOWN = 2
@@ -31,6 +30,8 @@ class PairReport:
         pairs: of crops of one moment.
         identities: that training will tell apart.
         alone: crops without a partner, by modality.
+        missing: rows of a CSV whose file is gone.
+        notes: of the CSVs' reader.
         ignored: files of a folder that are no images.
     """
 
@@ -38,6 +39,8 @@ class PairReport:
     pairs: int
     identities: int
     alone: dict[Modality, tuple[str, ...]]
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
     ignored: tuple[Ignored, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -47,13 +50,30 @@ class PairReport:
             "pairs": self.pairs,
             "identities": self.identities,
             "alone": {str(modality): list(names) for modality, names in self.alone.items()},
+            "missing": list(self.missing),
+            "notes": list(self.notes),
             "ignored": ignored_facts(self.ignored),
         }
 
 
 class _Crop(NamedTuple):
+    """A crop, and what says who is on it: two crops with one of these show one person."""
+
     path: Path
-    track: str
+    person: tuple[str, ...]
+
+
+@dataclass
+class _Side:
+    """One camera's crops; below `root` a crop has its name."""
+
+    source: Path
+    modality: Modality
+    root: Path
+    crops: list[_Crop] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    ignored: tuple[Ignored, ...] = ()
 
 
 def make_pairs(
@@ -61,9 +81,9 @@ def make_pairs(
 ) -> PairReport:
     """Write the CSV of a training on pairs: `fmcnet train --config pairs --data OUT`.
 
-    Two crops are a pair if their paths below the two folders differ by nothing but the suffix and a word for the
-    modality (`MODALITY_WORDS`) in the file's name: `a/0001_vis.jpg` and `a/0001_ir.png`. Each pair is an identity,
-    because nobody knows who is on two of them. A track joins its pairs to one identity: the column `track` of a
+    Two crops are a pair if their paths below the two folders are equal but for the suffix, or differ only by a word
+    for the modality (`MODALITY_WORDS`) in the file's name: `a/0001_vis.jpg` and `a/0001_ir.png`. Each pair is an
+    identity, because nobody knows who is on two of them. What says so joins pairs: a known `pid` or a `track` of a
     CSV, or, with `folders`, the folder that holds the crops.
 
     Args:
@@ -73,32 +93,31 @@ def make_pairs(
         folders: crops in one folder show one person.
 
     Raises:
-        DataError: an `out` that exists, fewer than two identities, two crops of one name in one folder, or a
-            faulty CSV.
+        DataError: an `out` that exists, fewer than two identities, crops that can be paired in two ways, an image
+            that is given twice, or a faulty CSV.
     """
-    out, ignored = Path(out).expanduser(), list[Ignored]()
+    out = Path(out).expanduser()
     if out.suffix.lower() != ".csv":
         raise DataError(f"--out {out}: the table is a CSV: give a name that ends with .csv")
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise DataError(f"--out {out} exists: give another name, or remove it first")
-    sides = {
-        modality: _read(Path(source).expanduser(), modality, folders, ignored)
+    sides = [
+        _read(Path(source).expanduser(), modality)
         for modality, source in ((Modality.VISIBLE, visible), (Modality.INFRARED, infrared))
-    }
-    alike = sides[Modality.VISIBLE].keys() & sides[Modality.INFRARED].keys()
-    sides = {modality: _by_key(side, modality, alike) for modality, side in sides.items()}
-    day, night = sides[Modality.VISIBLE], sides[Modality.INFRARED]
-    keys = sorted(day.keys() & night.keys())
-    alone = {
-        modality: tuple(str(crop.path) for key, crop in sorted(side.items()) if key not in other)
-        for (modality, side), other in zip(sides.items(), (night, day), strict=True)
-    }
-    names = {key: day[key].track or night[key].track or f"pair/{key}" for key in keys}
-    if len(set(names.values())) < 2:
+    ]
+    _refuse_twice(sides)
+    day, night = _by_name(sides)
+    if not day.keys() & night.keys():
+        for side in sides:
+            if not side.source.is_dir():  # a CSV that was written by hand, beside the folder of its crops
+                side.root = Path(os.path.commonpath([crop.path.parent for crop in side.crops]))
+        day, night = _by_name(sides)
+    names = sorted(day.keys() & night.keys())
+    identities = _identities([(day[name], night[name]) for name in names], sides, folders)
+    if len(set(identities)) < 2:
         raise DataError(
-            f"{visible} and {infrared} have {len(set(names.values()))} identities in common, training needs 2: crops "
-            f"of one moment must have one name in both. There are {_some(crop.path for crop in day.values())} and "
-            f"{_some(crop.path for crop in night.values())}"
+            f"{visible} and {infrared} have {len(set(identities))} identities in common, training needs 2: crops of "
+            f"one moment must have one name in both. There are {_some(sides[0])} and {_some(sides[1])}"
         )
     here = out.resolve().parent
 
@@ -106,76 +125,140 @@ def make_pairs(
         with file.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(COLUMNS)
-            for key in keys:
-                for camera, (modality, side) in enumerate(sides.items(), start=1):
-                    path = side[key].path.resolve()
+            for name, identity in zip(names, identities, strict=True):
+                for camera, crop in enumerate((day[name], night[name]), start=1):
+                    path = crop.path.resolve()
                     shown = path.relative_to(here) if path.is_relative_to(here) else path
-                    writer.writerow((shown.as_posix(), names[key], str(modality), camera, "train"))
+                    modality = sides[camera - 1].modality
+                    writer.writerow((shown.as_posix(), identity, str(modality), camera, "train"))
 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, write)
-    return PairReport(out, len(keys), len(set(names.values())), alone, tuple(ignored))
+    alone = {
+        side.modality: tuple(str(crop.path) for name, crop in sorted(own.items()) if name not in other)
+        for side, own, other in zip(sides, (day, night), (night, day), strict=True)
+    }
+    return PairReport(
+        out,
+        len(names),
+        len(set(identities)),
+        alone,
+        tuple(one for side in sides for one in side.missing),
+        tuple(note for side in sides for note in side.notes),
+        tuple(one for side in sides for one in side.ignored),
+    )
 
 
-def _read(source: Path, modality: Modality, folders: bool, ignored: list[Ignored]) -> dict[str, _Crop]:
-    """The crops of one camera, by path without suffix."""
-    found: dict[str, _Crop] = {}
+def _read(source: Path, modality: Modality) -> _Side:
+    side = _Side(source, modality, (source if source.is_dir() else source.parent).absolute())
     if not source.exists():
         raise DataError(f"{source} does not exist: give a folder of {modality} crops, or their CSV")
     if source.is_dir():
         listing = list_folder(source)
-        ignored += listing.ignored
-        crops = [(path.relative_to(source), _Crop(path, "")) for path in listing.images]
+        side.ignored = listing.ignored
+        side.crops = [_Crop(path.absolute(), ()) for path in listing.images]
     else:
         table = read_csv(source, training=False, modality=modality)
         if (table.modality != modality.code).any():
             raise DataError(
                 f"{source} has {modality.other} crops, and stands where {modality} ones are meant"
             )
-        crops = [
-            (Path(os.path.relpath(path, source.parent)), _Crop(Path(path), track))
-            for path, track in zip(table.full_paths(), table.track, strict=True)
-        ]
-    for name, crop in crops:
-        folder = name.parent.as_posix()
-        track = f"{modality}-track/{crop.track}" if crop.track else ""
-        track = track or (f"track/{folder}" if folders and folder != "." else "")
-        key = name.with_suffix("").as_posix()
-        if not key.isprintable():  # also a name that is not UTF-8, which no CSV can hold
-            raise DataError(
-                f"{printable(str(crop.path))}: a control character, or not UTF-8: rename the file"
-            )
-        if key in found:
-            raise DataError(
-                f"{found[key].path} and {crop.path} have one name: which is the pair's? Remove one"
-            )
-        found[key] = crop._replace(track=track)
+        side.notes = table.notes
+        for path, pid, track in zip(table.full_paths(), table.pid.tolist(), table.track, strict=True):
+            known = {f"pid {table.identity(pid)}": pid != NO_PID, f"{modality} track {track}": bool(track)}
+            if path.is_file():
+                side.crops.append(_Crop(path.absolute(), tuple(one for one, said in known.items() if said)))
+            else:
+                side.missing.append(str(path))
+    if not side.crops:
+        why = f" ({ignored_line(side.ignored)})" if side.ignored else ""
+        why += f" ({len(side.missing)} files are gone)" if side.missing else ""
+        raise DataError(f"{source} has no {modality} crop{why}: give a folder of images, or their CSV")
+    for crop in side.crops:
+        if not str(crop.path).isprintable():  # also a name that is not UTF-8, which no CSV can hold
+            raise DataError(f"{printable(str(crop.path))}: a hidden character, or not UTF-8: rename the file")
+    return side
+
+
+def _refuse_twice(sides: list[_Side]) -> None:
+    """Refuse an image that is given twice, also by a link."""
+    seen: dict[Path, Path] = {}
+    for side in sides:
+        for crop in side.crops:
+            real = crop.path.resolve()
+            if real in seen:
+                raise DataError(f"{seen[real]} and {crop.path} are one image: give each image once")
+            seen[real] = crop.path
+
+
+def _by_name(sides: list[_Side]) -> list[dict[str, _Crop]]:
+    """Each side's crops by what the two of a pair have in common; names that both sides have stay whole."""
+    whole = [
+        {crop.path: _below(crop.path, side.root).with_suffix("").as_posix() for crop in side.crops}
+        for side in sides
+    ]
+    alike = set(whole[0].values()) & set(whole[1].values())
+    found: list[dict[str, _Crop]] = []
+    for side, names in zip(sides, whole, strict=True):
+        mine: dict[str, _Crop] = {}
+        for crop in side.crops:
+            name = names[crop.path]
+            name = name if name in alike else _without_modality(name, side.modality)
+            if name in mine:
+                raise DataError(
+                    f"{mine[name].path} and {crop.path} have one name: which is the pair's? Remove one"
+                )
+            mine[name] = crop
+        found.append(mine)
     return found
 
 
-def _by_key(side: dict[str, _Crop], modality: Modality, alike: set[str]) -> dict[str, _Crop]:
-    """The crops by what the two of a pair have in common; names that both sides have stay whole."""
-    found: dict[str, _Crop] = {}
-    for name, crop in side.items():
-        key = name if name in alike else _key(Path(f"{name}.png"), modality)
-        if key in found:
-            raise DataError(
-                f"{found[key].path} and {crop.path} have one name: which is the pair's? Remove one"
-            )
-        found[key] = crop
-    return found
+def _below(path: Path, root: Path) -> Path:
+    return Path(os.path.relpath(path, root))  # a CSV may name crops elsewhere
 
 
-def _key(name: Path, modality: Modality) -> str:
-    """A path below a folder without its suffix and without the last word for the modality in the file's name."""
-    stem = name.with_suffix("").name
+def _without_modality(name: str, modality: Modality) -> str:
+    """A crop's name without the last word for its modality and the separator beside it."""
+    folder, slash, stem = name.rpartition("/")
     words = [one for one in _WORD.finditer(stem) if MODALITY_WORDS.get(one[1].lower()) is modality]
     if words:
         before, after = stem[: words[-1].start()], stem[words[-1].end() :]
-        stem = before + after if before else after[1:]  # with the separator beside it
-    return (name.parent / stem).as_posix() if stem else name.with_suffix("").as_posix()
+        stem = (before + after if before else after[1:]) or stem
+    return folder + slash + stem
 
 
-def _some(paths: Iterable[Path]) -> str:
-    listed = [str(path) for path in paths]
+def _identities(pairs: list[tuple[_Crop, _Crop]], sides: list[_Side], folders: bool) -> list[str]:
+    """The identity of each pair: one for all pairs that a pid, a track or a folder joins."""
+    if folders and all(crop.path.parent == side.root for side in sides for crop in side.crops):
+        raise DataError(
+            "--folders: no crop lies in a folder of its own: leave it out, or give the folder above"
+        )
+    group = list(range(len(pairs)))
+    first: dict[str, int] = {}
+
+    def head(at: int) -> int:
+        while group[at] != at:
+            at = group[at]
+        return at
+
+    for at, pair in enumerate(pairs):
+        pids = {one for crop in pair for one in crop.person if one.startswith("pid ")}
+        if len(pids) > 1:
+            raise DataError(
+                f"{pair[0].path} and {pair[1].path} are of one moment, and of {' and '.join(sorted(pids))}: "
+                "correct one of the tables"
+            )
+        for side, crop in zip(sides, pair, strict=True):
+            person = crop.person
+            if folders and crop.path.parent != side.root:
+                person += (f"folder {_below(crop.path.parent, side.root)}",)
+            for one in person:
+                a, b = sorted((head(at), head(first.setdefault(one, at))))
+                group[b] = a
+    numbers: dict[int, str] = {}
+    return [numbers.setdefault(head(at), f"person-{len(numbers) + 1}") for at in range(len(pairs))]
+
+
+def _some(side: _Side) -> str:
+    listed = [str(crop.path) for crop in side.crops]
     return ", ".join(listed[:SHOWN]) + (f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else "")

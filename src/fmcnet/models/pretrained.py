@@ -98,8 +98,15 @@ def load_model(model: FMCNet, source: str, arch: str) -> None:
         (mine.specific_infrared, theirs.specific_infrared),
     ):
         parts += [(own, other or theirs.shared)] if own is not None else []
-    for own, other in parts:
-        _check(_of_backbone(other), _of_backbone(own), source, arch, list(other.state_dict()))
+    try:
+        for own, other in parts:
+            _check(_of_backbone(other), _of_backbone(own), source, arch, list(other.state_dict()))
+    except CheckpointError as error:
+        had = card.config.model
+        blocks = "null" if had.tail_blocks is None else had.tail_blocks
+        raise CheckpointError(
+            f"model.pretrained={source} has other layers: set model.width={had.width} model.tail_blocks={blocks}"
+        ) from error
     wanted = model.state_dict()
     same = {
         key: value
@@ -177,7 +184,10 @@ def _some(texts: list[str]) -> str:
 def _read(source: str) -> dict[str, Tensor]:
     path = Path(source).expanduser()
     if not path.is_file():
-        raise CheckpointError(f"model.pretrained: no file {path}. Give a path, 'imagenet' or null.")
+        raise CheckpointError(
+            f"model.pretrained: no file or run {path}. Give a file of weights, a run's folder, 'imagenet', null or a "
+            f"shipped model: {', '.join(shipped_models())}."
+        )
     try:
         path.open("rb").close()
     except OSError as error:
