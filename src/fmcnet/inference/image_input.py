@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -228,10 +229,12 @@ def note_colours(pixels: Pixels, modality: Modality, names: Sequence[str], remar
         pixels: (N, H, W, 3) uint8. modality: of all. names: of each.
         remarks: gets `COLOURED` and `COLOURLESS`.
     """
-    count, high, wide = len(pixels), max(1, pixels.shape[1] // 4), max(1, pixels.shape[2] // 4)
     down, across = min(4, pixels.shape[1]), min(4, pixels.shape[2])
-    blocks = pixels[:, : high * down, : wide * across].reshape(count, high, down, wide, across, 3)
-    values = blocks.mean((2, 4), dtype=np.float32).reshape(count, -1, 3)  # a sensor's noise of colour is none
+    high, wide = pixels.shape[1] // down * down, pixels.shape[2] // across * across
+    small = np.zeros((len(pixels), high // down, wide // across, 3), np.uint16)
+    for row, column in itertools.product(range(down), range(across)):  # a sensor's noise of colour is none
+        small += pixels[:, row:high:down, column:wide:across]
+    values = small.reshape(len(pixels), -1, 3).astype(np.float32) / (down * across)
     light = values.mean(2) - values.mean((1, 2))[:, None]
     spread = (light**2).mean(1)
     beyond = np.zeros(len(pixels), dtype=np.float32)
