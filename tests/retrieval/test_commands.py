@@ -223,9 +223,9 @@ def test_times_select_and_expire(crops):
     late = as_json("search", "g", "night.png", "--modality", "ir", *since, "--timezone", "Europe/Berlin")
     assert late["compared"] == 4  # ten o'clock there is earlier
     asked = ("search", "g", "night.png", "--modality", "ir", "--html", "who.html")
-    for zone, hour in (("UTC", 10), ("Europe/Berlin", 11)):
+    for zone, shown in (("UTC", "10:10:00 UTC"), ("Europe/Berlin", "11:10:00 CET")):
         run(*asked, "--timezone", zone)
-        assert f"2020-03-01 {hour}:10:00 {zone}" in Path("who.html").read_text(encoding="utf-8")
+        assert f"2020-03-01 {shown}" in Path("who.html").read_text(encoding="utf-8")
     assert as_json("gallery", "expire", "g", "--keep", "30d", "--yes", "--all") == {
         "removed": 4,
         "entries": 0,
