@@ -180,6 +180,8 @@ class ModelConfig(_Section):
                 f"frozen_blocks={self.frozen_blocks} is more than specific_stages={self.specific_stages}: "
                 "only blocks of the stems can be frozen"
             )
+        if self.stripes and self.variant != "base":
+            raise ValueError("stripes is for variant=base: its descriptor has no other feature")
         return self
 
 

@@ -6,19 +6,16 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
 from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
-from fmcnet.errors import CheckpointError, DataError, FmcnetError, GalleryError
+from fmcnet.errors import CheckpointError, ConfigError, DataError, FmcnetError, GalleryError
 from fmcnet.inference.adapt import LEAST, Crops, adapt_model, moments
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.inference.fit_projection import project_model
-from fmcnet.losses.criterion import FMCNetLoss
 from fmcnet.models.card import WEIGHTS
-from fmcnet.models.fmcnet import FMCNet
 from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.training.trainer import train
 from fmcnet.types import NO_CAMERA, Modality
@@ -161,18 +158,6 @@ def test_a_projected_model_is_refused_and_an_adapted_one_can_be_projected(
         adapt_model(small, Crops.of(folders / "visible", folders / "infrared"), tmp_path / "a", device="cpu")
 
 
-@pytest.mark.parametrize("variant", ["base", "sfd", "fmc", "full"])
-def test_stripes_are_those_of_the_shared_tail(variant):
-    config = load_config({"model": {"variant": variant, "arch": "resnet18", "width": 4, "stripes": 3}})
-    torch.manual_seed(0)
-    model = FMCNet.from_config(config, 4).eval()
-    images = torch.rand(2, 3, 64, 32)
-    parts = model.decomposition
-    with torch.no_grad():
-        expected = parts.shared.stripes(parts.stem(model.preprocess(images), Modality.VISIBLE), 3)
-        assert torch.equal(model.embed(images, Modality.VISIBLE), expected)
-        assert torch.equal(model(images, images).visible.embedding, expected)
-    criterion = FMCNetLoss(config.losses, 2, model.compensation)
-    loss, _ = criterion(model.train()(images, images.flip(3)), torch.tensor([0, 1]))
-    loss.backward()  # the losses look at features
-    assert all(parameter.grad is not None for parameter in parts.shared.parameters())
+def test_stripes_are_for_the_base_variant():
+    with pytest.raises(ConfigError, match="stripes is for variant=base"):
+        load_config({"model": {"stripes": 6}})

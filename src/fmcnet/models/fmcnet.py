@@ -81,7 +81,7 @@ class FMCNet(nn.Module):
         after_neck: whether the descriptor is taken behind the classifiers' necks (ours), not before them.
         normalized: whether each D values of the descriptor (F_sh, F_fu) get unit length (ours).
         specific_weight: of the features behind F_sh in the descriptor, F_sp and F'_sp or their fusion (ours).
-        stripes: number of stripes of each map of E_sh that are the descriptor (ours); 0: features are.
+        stripes: number of stripes of each map of E_sh that are the descriptor (ours; Base only); 0: features are.
         standard: standardises the descriptor (ours); None: nothing does.
     """
 
