@@ -7,11 +7,10 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from fmcnet.cli.search import shown_time
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.retrieval.indexing import leave_out_expired
 from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
-from fmcnet.retrieval.times import TimePattern, parse_capture_time, parse_time, parse_timezone
+from fmcnet.retrieval.times import TimePattern, parse_capture_time, parse_time, parse_timezone, shown_time
 from fmcnet.types import Modality
 from tests.retrieval.fakes import picture
 
@@ -122,10 +121,13 @@ def test_a_row_with_a_wrong_time_is_named_and_the_others_are_taken(tmp_path):
 
 def test_times_are_shown_in_the_timezone_asked_for():
     seen = datetime(2026, 7, 1, 22, 15, 30, tzinfo=UTC)
-    assert shown_time(None, "UTC") is None
-    assert shown_time(seen, "UTC") == "2026-07-01 22:15:30"
-    assert shown_time(seen, "Europe/Berlin") == "2026-07-02 00:15:30"
-    assert str(shown_time(datetime(1, 1, 1, tzinfo=UTC), "America/New_York")).endswith("1-01-01 00:00:00")
+    assert shown_time(None, UTC) is None
+    assert shown_time(seen, UTC) == "2026-07-01 22:15:30"
+    assert shown_time(seen, BERLIN) == "2026-07-02 00:15:30"
+    assert shown_time(seen, BERLIN, name=True) == "2026-07-02 00:15:30 CEST"
+    assert str(shown_time(datetime(1, 1, 1, tzinfo=UTC), parse_timezone("America/New_York"))).endswith(
+        "1-01-01 00:00:00"
+    )
 
 
 def test_an_option_about_times_or_identities_that_no_picture_has_is_noted(tmp_path):
