@@ -99,6 +99,8 @@ class AugmentConfig(_Section):
     """Visible images keep their channels (none), repeat one (exchange, CAJ) or mix them (mix) (ours)"""
     channel_probability: Probability = 0.5
     """The channel augmentation hits a visible image with this probability (ours)"""
+    photometric: Probability = 0.0
+    """Exposure, gamma, contrast, cast, sharpness and noise of an image change with this probability (ours)"""
 
 
 class ModelConfig(_Section):
