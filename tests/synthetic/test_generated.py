@@ -16,8 +16,11 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
+from fmcnet.data.readers import read_dataset
+from fmcnet.data.table import SPLITS
 from fmcnet.errors import ConfigError, DataError
 from fmcnet.synthetic import GeneratedSummary, generate
+from fmcnet.synthetic.cameras import WILD, _moved, camera, develop_thermal
 from fmcnet.synthetic.identity import LOWER, SKIN, UPPER, draw_identity
 from fmcnet.synthetic.image import ImageKey, render_image
 from fmcnet.synthetic.materials import luminance
@@ -203,6 +206,48 @@ def test_full_plans_have_the_real_numbers() -> None:
     assert sum(not j.infrared and j.pid in test for j in plan.images.values()) == 8680
     assert sum(j.infrared and j.pid in test for j in plan.images.values()) == 7166
     assert len(make_plan("regdb", resolve_preset("regdb", "full"), 0).images) == 412 * 20
+
+
+def test_wild_shows_every_identity_in_three_spectra_to_cameras_that_differ(tmp_path: Path) -> None:
+    summary = generate("wild", "tiny", 1, tmp_path / "wild", workers=1)
+    table = read_dataset(tmp_path / "wild")
+    assert (table.name, len(table), summary.images) == ("csv", 24 * 8, 24 * 8)
+    assert {name: len(set(table.pid[table.split == name])) for name in SPLITS} == {
+        "train": 12,
+        "val": 4,
+        "test": 8,
+    }
+    for pid in set(table.pid):
+        names = [str(path) for path in table.path[table.pid == pid]]
+        assert [sum(kind in name for name in names) for kind in ("visible", "nir", "thermal")] == [4, 2, 2]
+    assert (table.modality == ["visible" not in path for path in table.path]).all()
+    cameras = [camera("wild", 1, number, kind != "visible") for kind, own in WILD.items() for number in own]
+    assert 5 <= sum(cam.quality == 0 for cam in cameras) <= 60
+    assert any(cam.inverted for cam in cameras if cam.spectrum == "thermal")
+    assert any(cam.glare and cam.shade for cam in cameras)
+    levels = [np.asarray(Image.open(tmp_path / "wild" / path)).mean() for path in table.path]
+    assert np.percentile(levels, 90) > 2 * np.percentile(levels, 10)
+
+
+def test_a_thermal_camera_of_the_other_polarity_shows_the_negative() -> None:
+    cams = [replace(camera("regdb", 0, 2, True), noise=0.0, inverted=inverted) for inverted in (False, True)]
+    celsius = np.linspace(20, 30, 64, dtype=np.float32)[:, None].repeat(32, axis=1)
+    warm, cold = (
+        develop_thermal(celsius, cam, (32, 64), np.random.default_rng(0)).astype(float) for cam in cams
+    )
+    assert warm[-1].mean() > warm[0].mean() + 50
+    assert (
+        np.abs(warm + cold - 251).max() < 12
+    )  # 8..243 either way; the halo of local contrast changes its sign
+
+
+def test_motion_blur_keeps_the_mean_and_takes_the_edges() -> None:
+    stripes = np.zeros((64, 32), dtype=np.uint8)
+    stripes[:, 8:16] = 200
+    out = np.asarray(_moved(Image.fromarray(stripes), 5))
+    assert abs(float(out.mean()) - float(stripes.mean())) < 0.5
+    assert out.max() == 200
+    assert np.abs(np.diff(out[10].astype(int))).max() == 40
 
 
 def test_small_preset_fits_the_demo() -> None:

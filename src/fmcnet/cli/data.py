@@ -16,7 +16,7 @@ app = typer.Typer(help="Generate, check and summarise datasets.", no_args_is_hel
 @app.command()
 def generate(
     out: Annotated[Path, typer.Option(help="Folder to write; continued if it was interrupted.")],
-    layout: Annotated[str, typer.Option(help="sysu, regdb or llcm.")] = "sysu",
+    layout: Annotated[str, typer.Option(help="sysu, regdb, llcm or wild.")] = "sysu",
     preset: Annotated[
         str, typer.Option(help="tiny (seconds), small (the demo), full (the real sizes).")
     ] = "small",
@@ -24,7 +24,7 @@ def generate(
     workers: Annotated[int, typer.Option(help="Processes; 0: one a core.", min=0)] = 0,
     json_: Json = False,
 ) -> None:
-    """Write the generated two-modality benchmark in the layout of SYSU-MM01, RegDB or LLCM."""
+    """Write the generated two-modality benchmark in the layout of SYSU-MM01, RegDB or LLCM, or a CSV (wild)."""
     from fmcnet.synthetic import generate
 
     with explain_resume():

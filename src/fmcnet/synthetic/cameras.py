@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -36,6 +37,12 @@ class Camera:
         noise: standard deviation in grey levels (0 to 255).
         native: resolution relative to the written image, 0.5 to 1.
         lamp: strength and ambient of the near-infrared lamp.
+        span: degrees Celsius that a thermal camera shows as dark and as bright.
+        inverted: whether a thermal camera shows warm as dark.
+        motion: length of the motion blur, relative to the height of the image; 0 is none.
+        glare: strength of a headlight or street lamp that shines into the lens; 0 is none.
+        shade: what a deep shadow takes from a part of the image, 0 to 1.
+        quality: of the JPEG compression in the camera; 0 is none.
     """
 
     camid: int
@@ -54,10 +61,18 @@ class Camera:
     noise: float
     native: float
     lamp: tuple[float, float]
+    span: tuple[float, float] = (14.0, 35.5)
+    inverted: bool = False
+    motion: float = 0.0
+    glare: float = 0.0
+    shade: float = 0.0
+    quality: int = 0
 
 
-LAYOUT_NUMBERS = {"sysu": 1, "regdb": 2, "llcm": 3}
+LAYOUT_NUMBERS = {"sysu": 1, "regdb": 2, "llcm": 3, "wild": 4}
 """Of the layouts, in seeds."""
+WILD = {"visible": range(1, 41), "nir": range(41, 61), "thermal": range(61, 81)}
+"""Cameras of the layout wild."""
 _SYSU = {1: ("visible", 1, False), 2: ("visible", 2, False), 3: ("nir", 2, False), 4: ("visible", 4, True),
          5: ("visible", 5, True), 6: ("nir", 6, True)}  # fmt: skip
 _REGDB = {1: ("visible", 1, True), 2: ("thermal", 1, True)}
@@ -68,6 +83,8 @@ def _placements(layout: str, spectrum: str) -> dict[int, tuple[str, int, bool]]:
         return _SYSU
     if layout == "regdb":
         return _REGDB
+    if layout == "wild":
+        return {c: (kind, c, c % 2 == 0) for kind, cameras in WILD.items() for c in cameras}
     return {c: (spectrum, c, c > 6) for c in range(1, 10) if spectrum == "visible" or c != 3}
 
 
@@ -99,7 +116,7 @@ def camera(layout: str, seed: int, camid: int, infrared: bool) -> Camera:
         noise, blur = 1.3 * noise, blur + 0.1
     elif spectrum == "thermal":
         noise, blur, native = 1.5, 0.7, 0.5
-    return Camera(
+    drawn = Camera(
         camid=camid,
         spectrum=spectrum,
         place=place,
@@ -116,6 +133,39 @@ def camera(layout: str, seed: int, camid: int, infrared: bool) -> Camera:
         noise=noise,
         native=native,
         lamp=(float(rng.uniform(0.95, 1.5)), float(rng.uniform(0.05, 0.22))),
+    )
+    return _randomized(drawn, rng) if layout == "wild" else drawn
+
+
+def _randomized(cam: Camera, rng: np.random.Generator) -> Camera:
+    """A camera of the layout wild: domain randomisation, wider than any one real camera needs.
+
+    Ranges are ours: night to noon, sodium light, cheap sensors, compression, thermal cameras of either polarity.
+    """
+
+    def maybe(share: float, low: float, high: float) -> float:
+        value, hit = float(rng.uniform(low, high)), rng.random() < share
+        return value if hit else 0.0
+
+    sodium, dark = maybe(0.2, 0.5, 1.0), maybe(0.35, 0.4, 1.5)
+    tint = np.exp(sodium * np.array([0.35, 0.0, -0.9]) + rng.normal(0.0, 0.12, 3))
+    thermal = cam.spectrum == "thermal"
+    return replace(
+        cam,
+        key=_triple(np.array(cam.key) * tint),
+        ambient=_triple(np.array(cam.ambient) * tint * float(rng.uniform(0.3, 1.2))),
+        exposure=cam.exposure * float(np.exp(rng.normal(0.0, 0.15) - dark)),
+        gamma=float(rng.uniform(0.36, 0.62)),
+        blur=float(rng.uniform(0.3, 1.3)) if thermal else float(rng.uniform(0.1, 1.1)),
+        noise=float(np.exp(rng.uniform(0.3, 2.2))),
+        native=float(rng.uniform(0.3, 0.8)) if thermal else float(rng.uniform(0.35, 1.0)),
+        lamp=(float(rng.uniform(0.5, 2.0)), float(rng.uniform(0.02, 0.5))),
+        span=(float(rng.uniform(4.0, 18.0)), float(rng.uniform(27.0, 42.0))),
+        inverted=bool(maybe(0.15, 0.5, 1.0)),
+        motion=maybe(0.3, 0.01, 0.05),
+        glare=0.0 if thermal else maybe(0.2, 0.2, 0.9),
+        shade=0.0 if thermal else maybe(0.3, 0.3, 0.85),
+        quality=int(maybe(0.6, 20.0, 90.0)),
     )
 
 
@@ -140,6 +190,8 @@ def _sense(
     """Resample to the sensor's resolution, blur, add noise, resample to (width, height) `size`."""
     native = (max(8, round(size[0] * cam.native * gain)), max(16, round(size[1] * cam.native * gain)))
     image = image.resize(native, Image.Resampling.BILINEAR)
+    if cam.motion > 0.0:
+        image = _moved(image, max(1, round(cam.motion * native[1] * float(rng.uniform(0.3, 1.0)))))
     blur = cam.blur * native[1] / 128.0
     if blur > 0.25:
         image = image.filter(ImageFilter.GaussianBlur(blur))
@@ -148,14 +200,50 @@ def _sense(
         noise = rng.standard_normal(pixels.shape, dtype=np.float32)
         pixels += noise * (cam.noise * (1.15 - 0.6 * pixels / 255.0))
     out = Image.fromarray(np.clip(np.rint(pixels), 0.0, 255.0).astype(np.uint8))
+    if cam.quality:
+        stream = io.BytesIO()
+        out.save(stream, "JPEG", quality=cam.quality)
+        out = Image.open(stream)
     if out.size != size:
         out = out.resize(size, Image.Resampling.BILINEAR)
     return np.asarray(out)
 
 
+def _moved(image: Image.Image, length: int) -> Image.Image:
+    """Blurred along the rows, over `length` pixels."""
+    pixels = np.asarray(image).astype(np.float32)
+    edge = [(0, 0), (length // 2, length - 1 - length // 2)] + [(0, 0)] * (pixels.ndim - 2)
+    total = np.cumsum(np.pad(pixels, edge, mode="edge"), axis=1)
+    total = np.pad(total, [(0, 0), (1, 0)] + [(0, 0)] * (pixels.ndim - 2))
+    mean = (total[:, length:] - total[:, :-length]) / length
+    return Image.fromarray(np.clip(np.rint(mean), 0.0, 255.0).astype(np.uint8))
+
+
+def _lit(radiance: Float, cam: Camera, rng: np.random.Generator) -> Float:
+    """The radiance with a shadow over a part of it and the glare of a light, where the camera has them."""
+    h, w = radiance.shape[:2]
+    y, x = np.arange(h, dtype=np.float32)[:, None] / h, np.arange(w, dtype=np.float32)[None, :] / w
+    if cam.shade > 0.0:
+        angle, place = float(rng.uniform(0.0, 2.0 * np.pi)), float(rng.uniform(-0.25, 0.25))
+        side = (np.cos(angle) * (x - 0.5) + np.sin(angle) * (y - 0.5) - place) / float(rng.uniform(0.01, 0.2))
+        dark = 1.0 - cam.shade / (1.0 + np.exp(-np.clip(side, -30.0, 30.0)))
+        radiance = radiance * (dark if radiance.ndim == 2 else dark[..., None])
+    if cam.glare > 0.0:
+        cx, cy, size = (
+            float(rng.uniform(-0.2, 1.2)),
+            float(rng.uniform(-0.1, 1.1)),
+            float(rng.uniform(0.15, 0.5)),
+        )
+        spot = cam.glare * np.exp(-(((x - cx) / size) ** 2) - ((2.0 * (y - cy)) / size) ** 2)
+        warm = np.array([1.0, 0.92, 0.75], dtype=np.float32)
+        radiance = radiance + (spot if radiance.ndim == 2 else spot[..., None] * warm)
+    return np.asarray(radiance, dtype=np.float32)
+
+
 def develop_visible(radiance: Float, cam: Camera, size: tuple[int, int], rng: np.random.Generator) -> Bytes:
     """Linear RGB (h, w, 3) to the written image, (height, width, 3) uint8."""
     gain = cam.exposure * float(np.exp(rng.normal(0.0, 0.08)))
+    radiance = _lit(radiance, cam, rng)
     matrix = (np.array(cam.response, dtype=np.float32).reshape(3, 3) * np.float32(gain)).T
     image = Image.fromarray(_tone(radiance @ matrix, cam.gamma))
     return _sense(image, cam, size, float(rng.uniform(0.88, 1.0)), rng)
@@ -168,15 +256,17 @@ def develop_nir(radiance: Float, cam: Camera, size: tuple[int, int], rng: np.ran
     x = (np.arange(w, dtype=np.float32) / w - 0.5 - 0.05 * float(rng.normal()))[None, :]
     spot = 1.0 / (1.0 + 1.3 * (y * y) + 0.55 * (x * x))
     gain = 0.62 * float(np.exp(rng.normal(0.0, 0.08)))
+    radiance = _lit(radiance, cam, rng)
     image = Image.fromarray(_tone(radiance * (spot * np.float32(gain)), cam.gamma + 0.10))
     return _sense(image, cam, size, float(rng.uniform(0.88, 1.0)), rng)
 
 
 def develop_thermal(celsius: Float, cam: Camera, size: tuple[int, int], rng: np.random.Generator) -> Bytes:
     """Temperatures (h, w) to one grey channel (height, width) uint8: soft, with the dark halo of local contrast."""
-    low = 14.0 + float(rng.normal(0.0, 0.7))
-    high = 35.5 + float(rng.normal(0.0, 0.4))
+    low = cam.span[0] + float(rng.normal(0.0, 0.7))
+    high = cam.span[1] + float(rng.normal(0.0, 0.4))
     level = np.clip((celsius - low) / (high - low), 0.0, 1.0)
+    level = 1.0 - level if cam.inverted else level
     image = Image.fromarray(np.rint(level * 235.0 + 8.0).astype(np.uint8))
     wide = np.asarray(image.filter(ImageFilter.BoxBlur(0.05 * image.size[1])), dtype=np.float32)
     sharp = np.asarray(image, dtype=np.float32)

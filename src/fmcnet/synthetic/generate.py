@@ -44,7 +44,7 @@ class GeneratedSummary:
 
     Attributes:
         out: the dataset's root.
-        layout: "sysu", "regdb" or "llcm".
+        layout: "sysu", "regdb", "llcm" or "wild".
         preset: "tiny", "small" or "full".
         seed: seed of the world.
         identities: how many.
@@ -89,7 +89,8 @@ def generate(
     """Write a generated benchmark in a public dataset's own layout.
 
     Args:
-        layout: "sysu" (visible, near infrared), "regdb" (visible, thermal) or "llcm" (low light, near infrared).
+        layout: "sysu" (visible, near infrared), "regdb" (visible, thermal), "llcm" (low light, near infrared) or
+            "wild" (all three spectra of every identity, eighty cameras that differ as much as real ones; a CSV).
         preset: "tiny" (tests), "small" (demo) or "full" (the real dataset's numbers).
         seed: non-negative; same seed, same pixels.
         out: folder to write; new, empty, or one that this function began with the same arguments (it continues).

@@ -34,7 +34,7 @@ class ImageKey:
 
     Attributes:
         seed: seed of the world.
-        layout: "sysu", "regdb" or "llcm".
+        layout: "sysu", "regdb", "llcm" or "wild".
         pid: identity, 1 and up.
         camid: camera, 1 and up.
         infrared: whether the camera is an infrared one.
@@ -47,6 +47,11 @@ class ImageKey:
     camid: int
     infrared: bool
     index: int
+
+
+EVENTS = {"wild": (0.2, 0.3, 0.2)}
+"""Shares of crops that cut the person, hold another person's part, and have a thing in front; else `PLAIN_EVENTS`."""
+PLAIN_EVENTS = (0.05, 0.05, 0.06)
 
 
 @lru_cache(maxsize=512)
@@ -215,11 +220,12 @@ def _render(
     fill = float(np.clip(rng.normal(0.86, 0.085), 0.64, 1.06))
     scale = fill * h / stature
     origin = (w * (0.5 + float(rng.normal(0.0, 0.075))), h * (0.5 + float(rng.normal(0.0, 0.040))))
-    if rng.random() < 0.05:  # the detector cut feet or head
+    cut, crowd, hidden = EVENTS.get(key.layout, PLAIN_EVENTS)
+    if rng.random() < cut:  # the detector cut feet or head
         scale *= 1.18
         origin = (origin[0], origin[1] + (0.09 if rng.random() < 0.7 else -0.06) * h)
     event = rng.random()
-    if event < 0.05:  # another person's part in the crop
+    if event < crowd:  # another person's part in the crop
         other = _identity(key.seed, 100_000 + int(rng.integers(0, 2000)))
         side = 1.0 if rng.random() < 0.5 else -1.0
         place = (origin[0] + side * w * float(rng.uniform(0.42, 0.62)), origin[1] - 0.02 * h)
@@ -235,7 +241,7 @@ def _render(
         )
     buffer = GBuffer.empty(h, w, scale)
     _paint(canvas, _draw(buffer, who, cam, rng, origin), who, cam, light)
-    if event > 0.94:
+    if event > 1 - hidden:
         _occlude(canvas, cam, rng)
     develop = {"visible": develop_visible, "nir": develop_nir, "thermal": develop_thermal}[cam.spectrum]
     return develop(canvas, cam, (width, height), rng)

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import ConfigError
+from fmcnet.synthetic.cameras import WILD
 from fmcnet.synthetic.image import ImageKey
 
-LAYOUTS = ("sysu", "regdb", "llcm")
+LAYOUTS = ("sysu", "regdb", "llcm", "wild")
 PRESET_NAMES = ("tiny", "small", "full")
 
 
@@ -20,7 +21,7 @@ class Preset:
 
     Attributes:
         train_ids: identities for training (RegDB: half of all, as its splits are halves).
-        val_ids: identities of SYSU-MM01's validation list; 0 in the other layouts.
+        val_ids: identities for validation; 0 in the layouts of RegDB and LLCM, which have none.
         test_ids: identities for testing.
         height: rows of an image in pixels.
         width: columns of an image in pixels.
@@ -49,6 +50,9 @@ _PRESETS: dict[tuple[str, str], Preset] = {
     ("llcm", "tiny"): Preset(12, 0, 8, 64, 32, 1, 1),
     ("llcm", "small"): Preset(250, 0, 100, 128, 64, 2, 2),
     ("llcm", "full"): Preset(713, 0, 351, 288, 144, 0, 0, 1),
+    ("wild", "tiny"): Preset(12, 4, 8, 64, 32, 1, 1),
+    ("wild", "small"): Preset(700, 50, 100, 192, 96, 1, 1),
+    ("wild", "full"): Preset(3000, 200, 400, 192, 96, 1, 1),
 }
 
 
@@ -56,7 +60,7 @@ def resolve_preset(layout: str, name: str, overrides: dict[str, int] | None = No
     """The preset of a layout with single numbers replaced.
 
     Args:
-        layout: "sysu", "regdb" or "llcm".
+        layout: "sysu", "regdb", "llcm" or "wild".
         name: "tiny", "small" or "full".
         overrides: field name of `Preset` -> number.
 
@@ -85,7 +89,7 @@ def resolve_preset(layout: str, name: str, overrides: dict[str, int] | None = No
 
 def _faults(layout: str, chosen: Preset) -> list[str]:
     limits = {"train_ids": (2, 4000), "test_ids": (2, 4000), "height": (32, 1024), "width": (16, 512)}
-    if layout == "sysu":
+    if layout in ("sysu", "wild"):
         limits["val_ids"] = (1, 1000)
     if not chosen.real_counts:
         limits |= {"train_images": (1, 500), "test_images": (1, 500)}
@@ -94,7 +98,7 @@ def _faults(layout: str, chosen: Preset) -> list[str]:
         for key, (low, high) in limits.items()
         if not low <= getattr(chosen, key) <= high
     ]
-    if layout != "sysu" and chosen.val_ids:
+    if layout in ("regdb", "llcm") and chosen.val_ids:
         faults.append(f"{layout} has no validation identities: val_ids must be 0")
     if layout == "regdb" and chosen.train_ids != chosen.test_ids:
         faults.append("regdb's splits are halves: train_ids and test_ids must be equal")
@@ -112,7 +116,7 @@ class BenchmarkPlan:
     """All images of a benchmark and its identity lists (sorted).
 
     Attributes:
-        layout: "sysu", "regdb" or "llcm".
+        layout: "sysu", "regdb", "llcm" or "wild".
         images: path relative to the root (POSIX separators) -> key; in order of path within a camera and identity.
         train: training identities; empty for RegDB, whose ten splits are drawn by the writer.
         val: validation identities.
@@ -143,7 +147,8 @@ _LLCM_TOTALS = {"train": (16946, 13975), "test": (8680, 7166)}
 
 def make_plan(layout: str, amounts: Preset, seed: int) -> BenchmarkPlan:
     """The plan of a layout: a pure function of its arguments."""
-    return {"sysu": _plan_sysu, "regdb": _plan_regdb, "llcm": _plan_llcm}[layout](amounts, seed)
+    plans = {"sysu": _plan_sysu, "regdb": _plan_regdb, "llcm": _plan_llcm, "wild": _plan_wild}
+    return plans[layout](amounts, seed)
 
 
 def _split(
@@ -265,3 +270,27 @@ def _llcm_path(split: str, pid: int, cam: int, infrared: bool, i: int) -> str:
     kind = "nir" if infrared else "vis"
     name = f"{pid:04d}_c{cam:02d}_s{200000 + pid}_f{40 * i}_{kind}.jpg"
     return f"{kind}/{pid:04d}/{name}" if split == "train" else f"test_{kind}/cam{cam}/{pid:04d}/{name}"
+
+
+WILD_SEEN = {"visible": 4, "nir": 2, "thermal": 2}
+"""Cameras of each spectrum that see an identity of the layout wild."""
+
+
+def _plan_wild(amounts: Preset, seed: int) -> BenchmarkPlan:
+    rng = np.random.default_rng([7401, seed, 4])
+    train, val, test = _split(rng, amounts)
+    images = {}
+    for ids, count in (
+        (train, amounts.train_images),
+        (val, amounts.test_images),
+        (test, amounts.test_images),
+    ):
+        for pid in ids:
+            for spectrum, cameras in WILD.items():
+                for cam in sorted(rng.choice(cameras, WILD_SEEN[spectrum], replace=False).tolist()):
+                    for i in range(1, count + 1):
+                        key = ImageKey(seed, "wild", pid, cam, spectrum != "visible", i)
+                        images[f"images/{pid:04d}/c{cam:02d}_{i:04d}_{spectrum}.jpg"] = key
+    # By camera: a process keeps the scenes of a few.
+    images = dict(sorted(images.items(), key=lambda item: (item[1].camid, item[0])))
+    return BenchmarkPlan("wild", images, train, val, test)

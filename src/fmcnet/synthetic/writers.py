@@ -110,6 +110,16 @@ def _llcm_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
     return files
 
 
+def _wild_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
+    split = {pid: name for name in ("train", "val", "test") for pid in getattr(plan, name)}
+    rows = [
+        f"{path},{key.pid},{'infrared' if key.infrared else 'visible'},{key.camid},{split[key.pid]}\n"
+        for path, key in plan.images.items()
+    ]
+    return {"people.csv": ("path,pid,modality,camera,split\n" + "".join(rows)).encode()}
+
+
 def side_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
     """All files of a layout that are not images: relative path -> content."""
-    return {"sysu": _sysu_files, "regdb": _regdb_files, "llcm": _llcm_files}[plan.layout](plan, seed)
+    files = {"sysu": _sysu_files, "regdb": _regdb_files, "llcm": _llcm_files, "wild": _wild_files}
+    return files[plan.layout](plan, seed)
