@@ -158,6 +158,10 @@ class ModelConfig(_Section):
     """normalized gives each part unit length; discriminant then projects by a learnt map (ours)"""
     stripes: int = Field(default=0, ge=0, le=12)
     """The descriptor is this many stripes of the map behind each block of E_sh; 0: features (ours)"""
+    frozen_stripes: int = Field(default=0, ge=0, le=12)
+    """Beside its features the descriptor has this many stripes of each map of a tail that is not trained (ours)"""
+    feature_weight: float = Field(default=1.0, gt=0)
+    """The features weigh this beside frozen stripes (ours)"""
     standardized: bool = False
     """Each value of the descriptor is standardised by modality; fmcnet adapt sets this (ours)"""
 
@@ -184,6 +188,11 @@ class ModelConfig(_Section):
             )
         if self.stripes and self.variant != "base":
             raise ValueError("stripes is for variant=base: its descriptor has no other feature")
+        if self.frozen_stripes and (self.stripes or self.frozen_blocks < 3 or not self.standardized):
+            raise ValueError(
+                "frozen_stripes needs pretrained maps and comparable values: set stripes=0 frozen_blocks=3 "
+                "standardized=true"
+            )
         return self
 
 

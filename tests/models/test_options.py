@@ -16,6 +16,8 @@ from fmcnet.models.pretrained import load_pretrained
 from fmcnet.types import Modality
 from tests.models.test_modules import batch, tiny, torchvision_names
 
+FROZEN = {"frozen_blocks": 3, "pretrained": "imagenet"}
+
 
 def numbers(module):
     return sum(p.numel() for p in module.parameters())
@@ -184,3 +186,44 @@ def test_a_misspelled_start_names_what_there_is():
         CheckpointError, match=r"no file or run fmcnet-light\. .*fmcnet-generated, fmcnet-lite"
     ):
         load_pretrained(model, "fmcnet-light", "resnet18")
+
+
+def test_frozen_stripes_keep_the_pretrained_tail_and_stand_beside_the_features(tmp_path):
+    model = tiny("full", frozen_stripes=2, standardized=True, feature_weight=0.5, **FROZEN)
+    source = {key: value.abs() / 8 for key, value in torchvision_names(model).items()}
+    torch.save(source, tmp_path / "resnet.pth")
+    load_pretrained(model, str(tmp_path / "resnet.pth"), "resnet18")
+    assert torch.equal(model.frozen.layer4[0].conv1.weight, source["layer4.0.conv1.weight"])
+    before = {key: value.clone() for key, value in model.frozen.state_dict().items()}
+    visible, infrared = batch()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    model.train()
+    model(visible, infrared).visible.shared_scores.sum().backward()
+    optimizer.step()
+    assert all(torch.equal(before[key], value) for key, value in model.frozen.state_dict().items())
+    assert not torch.equal(
+        model.frozen.layer4[0].conv1.weight, model.decomposition.shared.layer4[0].conv1.weight
+    )
+    model.eval()
+    model.standard.mean += 0.25
+    model.standard.std *= 2
+    out = model(visible, infrared).infrared
+    plain = tiny("full").eval()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    features = plain(visible, infrared).infrared.embedding
+    stem = model.decomposition.stem(model.preprocess(infrared), Modality.INFRARED)
+    stripes = model.frozen.stripes(stem, 2)
+    wanted = [F.normalize((part - 0.25) / 2) for part in (stripes, features)]
+    assert out.embedding.shape[1] == 2 * (32 + 64) + 2 * 64
+    assert torch.allclose(out.embedding, torch.cat([wanted[0], 0.5 * wanted[1]], dim=1), atol=1e-5)
+
+
+def test_frozen_stripes_need_maps_that_are_not_trained_and_values_that_compare():
+    for settings in (
+        {},
+        {"standardized": True},
+        FROZEN,
+        {**FROZEN, "standardized": True, "stripes": 2, "variant": "base"},
+    ):
+        with pytest.raises(ValueError, match="frozen_stripes needs"):
+            ModelConfig(frozen_stripes=2, **settings)

@@ -75,6 +75,11 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
     for specific in (decomposition.specific_visible, decomposition.specific_infrared):
         if specific is not None:
             specific.load_state_dict(shared.state_dict())
+    frozen = None
+    if config.frozen_stripes:
+        frozen = Tail(backbone, config.tail_blocks).requires_grad_(False)
+        own = frozen.state_dict()
+        frozen.load_state_dict({key: value for key, value in shared.state_dict().items() if key in own})
     compensation = None
     if config.variant in ("fmc", "full"):
         compensation = Compensation(generator(), generator(), discriminator(), discriminator(), norm_specific)
@@ -83,6 +88,10 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         fused = 3 * dim if config.fusion == "slots" else 2 * dim
         length = config.shared_length if config.fusion_normalize else None
         fusion = Fusion(head(fused), config.w1, config.w2, config.fusion, length)
+    standard = None
+    if config.standardized:
+        stripes = config.frozen_stripes * sum(shared.channels)
+        standard = Standardization(_length(config, shared), stripes, config.feature_weight)
     return FMCNet(
         decomposition,
         compensation,
@@ -92,8 +101,9 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         after_neck=config.neck and config.normalization != "tail",
         normalized=config.descriptor != "plain",
         specific_weight=config.specific_weight,
-        stripes=config.stripes,
-        standard=Standardization(_length(config, shared)) if config.standardized else None,
+        stripes=config.frozen_stripes or config.stripes,
+        frozen=frozen,
+        standard=standard,
     )
 
 
@@ -101,5 +111,6 @@ def _length(config: ModelConfig, shared: Tail) -> int:
     """E, values of the descriptor."""
     if config.stripes:
         return config.stripes * sum(shared.channels)
+    stripes = config.frozen_stripes * sum(shared.channels)
     features = {"base": 1, "sfd": 1, "fmc": 3, "full": 3 if config.fusion == "slots" else 2}[config.variant]
-    return features * shared.dim
+    return stripes + features * shared.dim

@@ -82,6 +82,8 @@ class FMCNet(nn.Module):
         normalized: whether each D values of the descriptor (F_sh, F_fu) get unit length (ours).
         specific_weight: of the features behind F_sh in the descriptor, F_sp and F'_sp or their fusion (ours).
         stripes: number of stripes of each map of E_sh that are the descriptor (ours; Base only); 0: features are.
+            With `frozen`, of each of its maps.
+        frozen: a tail with pretrained weights, whose stripes stand before the features in the descriptor (ours).
         standard: standardises the descriptor (ours); None: nothing does.
     """
 
@@ -99,6 +101,7 @@ class FMCNet(nn.Module):
         normalized: bool = False,
         specific_weight: float = 1.0,
         stripes: int = 0,
+        frozen: Tail | None = None,
         standard: Standardization | None = None,
     ) -> None:
         super().__init__()
@@ -109,6 +112,7 @@ class FMCNet(nn.Module):
         self.normalized = normalized
         self.specific_weight = specific_weight
         self.stripes = stripes
+        self.frozen = frozen
         self.standard = standard
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
@@ -210,10 +214,10 @@ class FMCNet(nn.Module):
 
         Returns:
             (B, E): E = D for Base and + SFD, 3D for + FMC, 2D for the full model. With n `stripes`, n times the
-            channels of E_sh's blocks.
+            channels of E_sh's blocks; those of `frozen` stand before the features.
         """
         stem = self.decomposition.stem(self.preprocess(images), modality)
-        if self.stripes:
+        if self.stripes and self.frozen is None:
             descriptor = cast(Tail, self.decomposition.shared).stripes(stem, self.stripes)
         else:
             shared = self.decomposition.share(stem, modality)
@@ -223,7 +227,16 @@ class FMCNet(nn.Module):
                 generated = self.compensation(shared, modality)
                 fused = None if self.fusion is None else self.fusion(shared, specific, generated, modality)
             descriptor = self._descriptor(modality, shared, specific, generated, fused)
+        if self.frozen is not None:
+            descriptor = torch.cat([self.frozen.stripes(stem, self.stripes), descriptor], dim=1)
         return descriptor if self.standard is None else cast(Tensor, self.standard(descriptor, modality))
+
+    def train(self, mode: bool = True) -> FMCNet:
+        """Set the training mode; `frozen` stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen is not None:
+            self.frozen.eval()
+        return self
 
     def features(self, images: Tensor, modality: Modality) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What the descriptor of images of ONE modality is made of, for maps and studies.

@@ -83,16 +83,23 @@ class Standardization(nn.Module):
 
     Args:
         dim: E, values of the descriptor.
+        stripes: number of first values that are stripes of a frozen tail; they and the rest get unit length each.
+        weight: of the rest beside them.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, stripes: int = 0, weight: float = 1.0) -> None:
         super().__init__()
+        self.stripes, self.weight = stripes, weight
         self.register_buffer("mean", torch.zeros(len(Modality), dim))
         self.register_buffer("std", torch.ones(len(Modality), dim))
 
     def forward(self, descriptor: Tensor, modality: Modality) -> Tensor:
         """Descriptors of images of one modality (B, E) to (B, E)."""
-        return (descriptor - self.mean[modality.code]) / self.std[modality.code]
+        standard = (descriptor - self.mean[modality.code]) / self.std[modality.code]
+        if not self.stripes:
+            return standard
+        first, rest = standard[:, : self.stripes], standard[:, self.stripes :]
+        return torch.cat([F.normalize(first), self.weight * F.normalize(rest)], dim=1)

@@ -50,7 +50,8 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
     published = _imagenet(backbone, arch) if source == "imagenet" else _read(source)
     state = backbone.rename(published)
     sfd = model.decomposition
-    tails = [tail for tail in (sfd.shared, sfd.specific_visible, sfd.specific_infrared) if tail is not None]
+    every = (sfd.shared, sfd.specific_visible, sfd.specific_infrared, model.frozen)
+    tails = [tail for tail in every if tail is not None]
     stems = [sfd.stem_visible, sfd.stem_infrared, *([sfd.stem_shared] if sfd.stem_shared else [])]
     modules = (*stems, *tails)
     wanted = {key: value for module in modules for key, value in _of_backbone(module).items()}
@@ -96,6 +97,7 @@ def load_model(model: FMCNet, source: str, arch: str) -> None:
     for own, other in (
         (mine.specific_visible, theirs.specific_visible),
         (mine.specific_infrared, theirs.specific_infrared),
+        (model.frozen, trained.frozen),
     ):
         parts += [(own, other or theirs.shared)] if own is not None else []
     try:
