@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from fmcnet.config import ModelConfig
 from fmcnet.models.backbone import STEM_BLOCKS, Stem, Tail, make_backbone
 from fmcnet.models.compensation import Compensation, Discriminator, Generator
@@ -77,7 +79,8 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
             specific.load_state_dict(shared.state_dict())
     frozen = None
     if config.frozen_stripes:
-        frozen = Tail(backbone, config.tail_blocks).requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):  # the other parts start as they do without it
+            frozen = Tail(backbone, config.tail_blocks).requires_grad_(False)
         own = frozen.state_dict()
         frozen.load_state_dict({key: value for key, value in shared.state_dict().items() if key in own})
     compensation = None
