@@ -170,6 +170,12 @@ def test_distractors_are_only_searched_and_junk_takes_no_part():
     assert (trial.queries, trial.gallery) == (2, 8)
 
 
+def test_numbers_are_decimal_also_with_leading_zeros(tmp_path):
+    table = replace(TABLE, pid=TABLE.pid + 8, pid_names=())  # 8, 9 and 10; PyYAML reads 010 as 8
+    read = protocol(tmp_path, "junk: [010]\ndistractors: [0008, '09']", table)
+    assert (read.junk, read.distractors) == (((10, "10"),), ((8, "8"), (9, "09")))
+
+
 def test_images_of_nobody_known_may_be_distractors_or_junk(tmp_path):
     e = embeddings()
     e = replace(e, pid=np.where(e.pid == 2, -1, e.pid))
