@@ -62,7 +62,7 @@ def read_text(path: Path, most: float = math.inf, *, long_lines: bool = True) ->
         text = raw.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         line, name = raw.count(10, 0, error.start) + 1, "UTF-16" if wide else "UTF-8"
-        raise ValueError(f"line {line} has bytes that are not {name}") from error
+        raise ValueError(f"line {line} has bytes that are not {name}: save it as UTF-8") from error
     if (at := text.find("\0")) >= 0:
         raise ValueError(f"line {text.count(chr(10), 0, at) + 1} has a NUL character, so it is not text")
     return text
