@@ -43,6 +43,8 @@ def test_what_is_doubtful_about_an_added_crop_is_told(tmp_path):
         unset = one.add(8, time="1970-01-01T00:05:00Z")
         assert (unset.status_code, unset.json()["error"]["where"]) == (422, "time")
         assert "a clock that was never set" in unset.json()["error"]["what"]
+        (range_,) = {*one.search(1, range="15:40").json()["notes"]} - {*one.search(1).json()["notes"]}
+        assert range_ == "the range has no effect: these images have 8 bits, which stay as they are"
         one.add(9, track="-1", camera="unknown")
         listed = {entry["id"]: entry for entry in one.client.get("/v1/entries").json()["entries"]}
         assert (listed["crop-9"]["track"], listed["crop-9"]["camera"]) == (None, None)

@@ -41,7 +41,8 @@ _SENTENCES = {
 
 
 RANGE = "give --range LOW:HIGH (Python: value_range)"
-RANGE_UNUSED = "--range has no effect: these images have 8 bits, which stay as they are"
+RANGE_UNUSED = "the range has no effect: these images have 8 bits, which stay as they are"
+RANGE_FIELD = "give the field range as LOW:HIGH"
 NO_RANGE = "training and evaluation take no range: convert deep images to 8 bits first"
 
 
@@ -67,7 +68,7 @@ class Remarks:
         """A sentence for each kind, with the number of images and the first name.
 
         Args:
-            advice: `RANGE`, or `NO_RANGE` where none can be given.
+            advice: `RANGE`, `RANGE_FIELD` over HTTP, or `NO_RANGE` where none can be given.
         """
         lines = []
         for kind in (kind for kind in _SENTENCES if kind in self._names):
