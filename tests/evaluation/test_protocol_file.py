@@ -253,6 +253,25 @@ def test_evaluate_by_a_file(people, tiny_run, tmp_path):
     assert "column 'shade' is not read" in " ".join(said.split())
 
 
+@pytest.mark.parametrize("kind", ["junk", "distractors"])
+def test_rows_of_nobody_known_are_evaluated_where_the_protocol_names_them(people, tiny_run, tmp_path, kind):
+    rows = (people / "people.csv").read_text()
+    found = []
+    for name, word in (("0004", "0004"), ("unknown", "?")):
+        (tmp_path / "own.csv").write_text(rows.replace(",0004,", f",{word},"))
+        (tmp_path / "own.yaml").write_text(f"name: own\n{kind}: ['{name}']\n")
+        words = ("evaluate", tiny_run, "--data", tmp_path / "own.csv", "--protocol", tmp_path / "own.yaml")
+        (one,) = json.loads(run_command(*words, "--no-report", "--json").stdout)["evaluations"]
+        found.append({key: one[key] for key in ("trials", "queries", "unmatched", "unmatched_probes")})
+    assert found[0] == found[1]
+    assert found[0]["queries"][0] > 0
+    (tmp_path / "own.yaml").write_text("query: infrared\n")
+    assert "name 'unknown' among distractors or junk" in " ".join(run_command(*words, code=2).output.split())
+    with_hole = (tmp_path / "own.csv").read_text() + "none.jpg,?,visible,cam1,test,dark\n"
+    (tmp_path / "own.csv").write_text(with_hole)
+    assert "there is no file 'none.jpg'" in run_command(*words, code=2).output
+
+
 def test_evaluate_visible_to_visible_of_a_csv_without_infrared(people, tiny_run, tmp_path):
     rows = (people / "people.csv").read_text().splitlines(keepends=True)
     (tmp_path / "day.csv").write_text(
