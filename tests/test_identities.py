@@ -119,6 +119,22 @@ def test_near_spellings_are_told():
     assert many[-1] == "4 more groups of identities are spelled nearly alike"
 
 
+def test_quotes_of_spreadsheets_and_decimal_commas_are_near():
+    assert near_identities(["7", "'7", '="007"', "7,0", "7,000", "#7", "70", "7,5"]) == [
+        "the identities '#7', \"'7\", '7', '7,0', '7,000', '=\"007\"' may be one person: they are taken as 6"
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["??", "--", "n.a.", "na", "(null)", "<unknown>", "#REF!", "unk", "No one", "Unidentified"]
+)
+def test_what_may_mean_nobody_is_told(name):
+    assert parse_identity(name) == name
+    assert near_identities([name, "anna", "Nancy", "7"]) == [
+        f"the identity {name!r} is taken as a person: where nobody is known, leave it empty or write unknown"
+    ]
+
+
 def people(names, seed=0):
     """Two visible and two infrared embeddings of each, clearly apart, shuffled."""
     random = np.random.default_rng(seed)

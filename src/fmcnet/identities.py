@@ -5,6 +5,7 @@ An identity is a text. Two are one person if and only if `parse_identity` gives 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import unicodedata
@@ -26,6 +27,11 @@ _NUMBER = re.compile(r"(-?)0*([0-9]+?)(?:\.0+)?")
 _ROUNDED = re.compile(r"-?[0-9](?:\.[0-9]+)?[eE](\+?)([0-9]+)")
 SEPARATORS = re.compile(r"(?<!\d)[\s_.\-]+|[\s_.\-]+(?!\d)")
 """All but those between two numbers: gate_1 is gate1, 1_2 is not 12."""
+NEARLY_UNKNOWN = frozenset(
+    {"", "na", "nil", "unk", "nobody", "noone", "undefined", "unidentified", "missing", "ref", "value"}
+    | {word for word in UNKNOWN if word.isalpha()}
+)
+"""Letters and digits of identities that may mean nobody: "??", "n.a.", "<unknown>", "#REF!"."""
 LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 
 
@@ -115,7 +121,7 @@ def identity_number(identity: str) -> int:
 
 
 def near_identities(names: Iterable[str]) -> list[str]:
-    """A note for each group of identities that differ in letter case, separators, zeros, a plus or width only.
+    """A note for each group of identities with one `near_spelling`, and one for those that may mean nobody.
 
     Args:
         names: identities, each once.
@@ -123,6 +129,7 @@ def near_identities(names: Iterable[str]) -> list[str]:
     groups = defaultdict[str, list[str]](list)
     for name in names:
         groups[near_spelling(name)].append(name)
+    nobody = sorted(name for group in groups.values() for name in group if _may_be_nobody(name))
     found = sorted(sorted(group) for group in groups.values() if len(group) > 1)
     notes = [
         f"the identities {', '.join(map(repr, group))} may be one person: they are taken as {len(group)}"
@@ -130,10 +137,31 @@ def near_identities(names: Iterable[str]) -> list[str]:
     ]
     if len(found) > MOST_NOTES:
         notes.append(f"{len(found) - MOST_NOTES} more groups of identities are spelled nearly alike")
+    if nobody:
+        notes.append(
+            f"the identity {', '.join(map(repr, nobody[:MOST_NOTES]))} is taken as a person: where nobody is known, "
+            "leave it empty or write unknown"
+        )
     return notes
 
 
+def is_unknown(text: str) -> bool:
+    """Whether a text is one of `UNKNOWN`, as a track or camera, too."""
+    try:
+        return parse_identity(text) is None
+    except DataError:
+        return False
+
+
+def _may_be_nobody(name: str) -> bool:
+    return re.sub(r"[\W_]+", "", name.casefold()) in NEARLY_UNKNOWN
+
+
+@functools.lru_cache(2**15)
 def near_spelling(name: str) -> str:
-    """What near spellings of one name share: "Anna B", "anna_b" and "ANNA-B" are all "annab"."""
-    folded = unicodedata.normalize("NFKC", name).casefold()
-    return LEADING_ZEROS.sub("", SEPARATORS.sub("", folded)).lstrip("+")
+    """What near spellings of one name share: "Anna B", "anna_b" and "ANNA-B" are all "annab".
+
+    Letter case, separators, leading zeros, a plus, quotes, `,0` and width do not count.
+    """
+    folded = unicodedata.normalize("NFKC", name).casefold().strip("'\"=#+ ")
+    return LEADING_ZEROS.sub("", SEPARATORS.sub("", re.sub(r"(\d),0+$", r"\1", folded))).lstrip("+")

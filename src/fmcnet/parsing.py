@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 import zipfile
 import zlib
@@ -61,7 +62,7 @@ def read_text(path: Path, most: float = math.inf, *, long_lines: bool = True) ->
         text = raw.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         line, name = raw.count(10, 0, error.start) + 1, "UTF-16" if wide else "UTF-8"
-        raise ValueError(f"line {line} has bytes that are not {name}") from error
+        raise ValueError(f"line {line} has bytes that are not {name}: save it as UTF-8") from error
     if (at := text.find("\0")) >= 0:
         raise ValueError(f"line {text.count(chr(10), 0, at) + 1} has a NUL character, so it is not text")
     return text
@@ -134,7 +135,10 @@ def parse_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """No dates: no setting is one, and PyYAML fails at impossible ones. No more levels than `DEPTH`."""
+    """No dates: no setting is one, and PyYAML fails at impossible ones. No more levels than `DEPTH`.
+
+    Whole numbers are those of YAML 1.2: 010 is 10 and 1:30 a text, where PyYAML reads 8 and 90.
+    """
 
     depth = 0
 
@@ -149,13 +153,15 @@ class _Loader(yaml.SafeLoader):
             self.depth -= 1
 
     yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [pair for pair in pairs if not pair[0].endswith(":timestamp")]
+        first: [pair for pair in pairs if not pair[0].endswith((":timestamp", ":int"))]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
 
+_INTEGER = "tag:yaml.org,2002:int"
+_Loader.add_implicit_resolver(_INTEGER, re.compile(r"(?:[-+]?[0-9]+|0x[0-9a-fA-F]+)\Z"), list("-+0123456789"))
 _Loader.add_constructor(
-    "tag:yaml.org,2002:int", lambda loader, node: _bounded(yaml.SafeLoader.construct_yaml_int, loader, node)
+    _INTEGER, lambda _, node: _bounded(int, node.value, 16 if node.value.startswith("0x") else 10)
 )
 
 

@@ -102,6 +102,31 @@ def test_supervision_frames_may_be_names(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("kind", "classes", "said"),
+    [
+        ("csv", ["0", "0"], None), ("csv", ["2", "2"], "class_id is 2,"), ("csv", ["0", "7"], "class_id is 0, 7,"),
+        ("coco", [1, 1], None), ("coco", [3, 3], "category_id is 3,"), ("coco", [1, 3], "category_id is 1, 3,"),
+    ],
+)  # fmt: skip
+def test_classes_without_names_are_told_unless_they_are_persons(tmp_path, kind, classes, said):
+    rows = f"{CSV},frame\n" + "".join(f"1,2,9,9,{one},,{at},{at}\n" for at, one in enumerate(classes))
+    found = [{"image_id": at, "bbox": [1, 2, 9, 9], "category_id": one} for at, one in enumerate(classes)]
+    boxes = read_boxes(write(tmp_path, rows if kind == "csv" else found))
+    assert [said in note for note in boxes.notes] == ([True] if said else [])
+
+
+def test_semicolons_of_a_spreadsheet(tmp_path):
+    boxes = read_boxes(write(tmp_path, f"{CSV},frame\n1,2,4,8,0,1,5,3\n".replace(",", ";")))
+    assert boxes.of_frame == {3: [Box(1, 2, 4, 8, "5", "frame 3, line 2")]}
+
+
+def test_a_track_twice_in_a_frame_is_told(tmp_path):
+    text = "1,5,0,0,9,9,1\n2,5,0,0,9,9,1\n1,5,9,0,9,9,1\n2,6,0,0,9,9,1\n1,-1,0,0,9,9,1\n1,-1,9,0,9,9,1\n"
+    assert ["1 times a track has several boxes in one frame, the first track 5 in frame 1" in note
+            for note in read_boxes(write(tmp_path, text)).notes] == [True]  # fmt: skip
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("", "no file of boxes"),

@@ -130,6 +130,8 @@ def test_coco_names_frames(frames, video, tmp_path):
         crop(frames, coco(tmp_path, "000004.png"), tmp_path / "none", CropOptions(Modality.INFRARED, first=1))
     crop(video, coco(tmp_path, "x.jpg", frame_id=4), tmp_path / "of_video", NIGHT)
     assert (pixels(tmp_path / "of_video", "000004_00.png") == picture(5)[6:36, 5:25]).all()
+    with pytest.raises(DataError, match=r"'x\.jpg' and 'y\.jpg' are the same frame"):  # of two videos
+        crop(video, coco(tmp_path, "x.jpg", "y.jpg", frame_id=4), tmp_path / "two", NIGHT)
     with pytest.raises(DataError, match="--first-frame"):
         crop(video, coco(tmp_path, "000004.jpg"), tmp_path / "new", NIGHT)
     crop(video, coco(tmp_path, "000004.jpg"), tmp_path / "told", CropOptions(Modality.INFRARED, first=1))

@@ -123,6 +123,21 @@ def test_spreadsheet_dialects(file: Path, separator: str, ending: str, encoding:
     assert read_csv(file).path.tolist() == before
 
 
+def test_the_line_by_which_excel_names_the_separator(file: Path) -> None:
+    before = read_csv(file)
+    file.write_text("sep=;\n" + file.read_text().replace(",", ";"))
+    assert read_csv(file).path.tolist() == before.path.tolist()
+    file.write_text(file.read_text() + "none.png;anna;visible\n")
+    with pytest.raises(DataError, match=f"line {len(before) + 3}: there is no file"):
+        read_csv(file)
+
+
+def test_another_encoding_is_told_with_what_to_do(file: Path) -> None:
+    file.write_bytes(file.read_text().replace("anna", "J\u00fcrgen").encode("cp1252"))
+    with pytest.raises(DataError, match="line 2 has bytes that are not UTF-8: save it as UTF-8"):
+        read_csv(file)
+
+
 def test_windows_and_absolute_paths(file: Path) -> None:
     file.write_text(
         "path,pid,modality\n"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmcnet.data.depth import DROPPED, OUTSIDE, PAGES, STRETCHED, eight_bits, parse_range
+from fmcnet.data.depth import COARSE, DROPPED, OUTSIDE, PAGES, RANGED, STRETCHED, eight_bits, parse_range
 from fmcnet.data.images import REMARKS, load_image, open_rgb
 from fmcnet.errors import DataError
 
@@ -55,7 +55,9 @@ def write_tiff(path: Path, values: np.ndarray, *, extra=(), order="<", photometr
 
 
 def remarks(path: Path, value_range=None) -> tuple[str, ...]:
-    return tuple(open_rgb(path, value_range).info[REMARKS])
+    found = open_rgb(path, value_range).info[REMARKS]
+    assert (RANGED in found) == (value_range is not None and not {OUTSIDE, COARSE} & {*found})
+    return tuple(kind for kind in found if kind != RANGED)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -194,6 +196,24 @@ def test_unsigned_32_bits_beyond_2_to_31(tmp_path):
 def test_what_shows_nothing_is_refused(tmp_path, values, said):
     with pytest.raises(DataError, match=rf"cannot read the image .*x.tif: .*{said}"):
         load_image(write_tiff(tmp_path / "x.tif", values))
+
+
+@pytest.mark.parametrize(("missing", "share"), [(-9999, 6), (-32768, 30), (65535, 2)])
+def test_values_far_from_the_others_leave_no_black_and_white_picture(tmp_path, missing, share):
+    values = (15 + SCENE / 255 * 25).astype(np.float32)
+    values.ravel()[:: share + 3] = missing
+    path = write_tiff(tmp_path / "x.tif", values)
+    with pytest.raises(DataError, match="shows nothing beside values far from the others"):
+        load_image(path)
+    assert len(np.unique(load_image(path, (15, 40)))) > 60
+
+
+def test_a_range_far_too_wide_is_told(tmp_path):
+    path = write_tiff(tmp_path / "x.tif", (7000 + SCENE.astype(np.uint16) * 4))
+    assert remarks(path, (0, 65535)) == (COARSE,)
+    assert remarks(path, (6000, 9000)) == ()
+    path = write_tiff(tmp_path / "y.tif", (0.4 + SCENE / 255 * 0.03).astype(np.float32))
+    assert remarks(path) == (COARSE,)
 
 
 def test_a_range_that_does_not_fit(tmp_path):

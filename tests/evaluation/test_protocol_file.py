@@ -170,6 +170,12 @@ def test_distractors_are_only_searched_and_junk_takes_no_part():
     assert (trial.queries, trial.gallery) == (2, 8)
 
 
+def test_numbers_are_decimal_also_with_leading_zeros(tmp_path):
+    table = replace(TABLE, pid=TABLE.pid + 8, pid_names=())  # 8, 9 and 10; PyYAML reads 010 as 8
+    read = protocol(tmp_path, "junk: [010]\ndistractors: [0008, '09']", table)
+    assert (read.junk, read.distractors) == (((10, "10"),), ((8, "8"), (9, "09")))
+
+
 def test_images_of_nobody_known_may_be_distractors_or_junk(tmp_path):
     e = embeddings()
     e = replace(e, pid=np.where(e.pid == 2, -1, e.pid))
@@ -245,6 +251,25 @@ def test_evaluate_by_a_file(people, tiny_run, tmp_path):
     assert "not a published setting" in " ".join(compared.split())
     said = run_command(*words, "--out", tmp_path / "out").output
     assert "column 'shade' is not read" in " ".join(said.split())
+
+
+@pytest.mark.parametrize("kind", ["junk", "distractors"])
+def test_rows_of_nobody_known_are_evaluated_where_the_protocol_names_them(people, tiny_run, tmp_path, kind):
+    rows = (people / "people.csv").read_text()
+    found = []
+    for name, word in (("0004", "0004"), ("unknown", "?")):
+        (tmp_path / "own.csv").write_text(rows.replace(",0004,", f",{word},"))
+        (tmp_path / "own.yaml").write_text(f"name: own\n{kind}: ['{name}']\n")
+        words = ("evaluate", tiny_run, "--data", tmp_path / "own.csv", "--protocol", tmp_path / "own.yaml")
+        (one,) = json.loads(run_command(*words, "--no-report", "--json").stdout)["evaluations"]
+        found.append({key: one[key] for key in ("trials", "queries", "unmatched", "unmatched_probes")})
+    assert found[0] == found[1]
+    assert found[0]["queries"][0] > 0
+    (tmp_path / "own.yaml").write_text("query: infrared\n")
+    assert "name 'unknown' among distractors or junk" in " ".join(run_command(*words, code=2).output.split())
+    with_hole = (tmp_path / "own.csv").read_text() + "none.jpg,?,visible,cam1,test,dark\n"
+    (tmp_path / "own.csv").write_text(with_hole)
+    assert "there is no file 'none.jpg'" in run_command(*words, code=2).output
 
 
 def test_evaluate_visible_to_visible_of_a_csv_without_infrared(people, tiny_run, tmp_path):

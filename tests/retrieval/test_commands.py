@@ -536,6 +536,20 @@ def test_a_range_maps_every_crop_alike_and_the_gallery_keeps_it(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_range_that_no_picture_needs_is_noted(crops):
+    (note,) = as_json("index", "g", crops, *RULES, "--range", "10:40")["notes"]
+    assert note == "the range has no effect: these images have 8 bits, which stay as they are"
+    assert as_json("index", "g", crops, *RULES, "--range", "10:40")["notes"] == []  # nothing was encoded
+    asked = as_json("search", "g", "night.png", "--modality", "ir", "--range", "10:40")
+    assert note in asked["notes"]
+    assert (
+        note not in as_json("search", "g", "night.png", "--modality", "visible")["notes"]
+    )  # the remembered range
+    degrees(crops / "deep.tif", 12, 32)
+    mixed = as_json("index", "other", crops, *RULES[:4], "--range", "10:40")
+    assert not any("no effect" in one for one in mixed["notes"])
+
+
 def test_a_table_gives_each_camera_its_range(tmp_path):
     """The same heat in degrees Celsius and in hundredths of a kelvin is one picture, each camera with its range."""
     degrees(tmp_path / "a.tif", 20, 35)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from PIL import Image
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import Gallery
 from fmcnet.retrieval.file_records import FILES
+from fmcnet.retrieval.freshness import FileChanges, compare_files
 from fmcnet.retrieval.relocate import relocate
 from fmcnet.retrieval.sources import path_id
 from tests.retrieval.test_commands import BLUE, RED, RULES, as_json, crops, model, run, wrong
@@ -47,6 +49,17 @@ def test_pixels_replaced_with_equal_size_and_time_are_noticed(tmp_path):
     os.utime(path, (1.7e9, 1.7e9))  # touched only
     quiet = as_json("index", "g", folder, *RULES)
     assert (quiet["changed"], quiet["differences"], quiet["notes"]) == ([], [], [])
+
+
+def test_a_cluster_tells_that_it_notices_no_changed_files():
+    changes, cluster = FileChanges(), SimpleNamespace(files=None)  # as of every Gallery on Milvus
+    assert changes.notes() == []
+    for stored in ({"a", "b"}, {"c"}):
+        compare_files(cluster, [], stored, changes)
+    (note,) = changes.notes()
+    assert note.startswith(
+        "3 entries are of a cluster, which does not notice changed files: --existing replace"
+    )
 
 
 def test_a_changed_file_that_cannot_be_read_is_still_changed_later(crops):

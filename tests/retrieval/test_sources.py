@@ -19,7 +19,7 @@ from tests.retrieval.fakes import picture
 UTC = timezone.utc
 
 
-@given(st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1)), st.sampled_from(["x_", "cam3-", ""]))
+@given(st.datetimes(datetime(1971, 1, 1), datetime(2100, 1, 1)), st.sampled_from(["x_", "cam3-", ""]))
 def test_a_time_written_in_a_name_is_found(seen, before):
     seen = seen.replace(microsecond=0, tzinfo=UTC)
     name = f"gate/{before}{seen:%Y%m%d_%H%M%S}_07.jpg"
@@ -235,6 +235,26 @@ def test_pictures_that_a_folders_table_does_not_list_are_named(tmp_path):
     table = write_table(tmp_path, ["a.png,1,visible", "b.png,1,infrared"])
     assert read_sources([tmp_path], Rules()).not_listed == (str(tmp_path / "c.png"), str(tmp_path / "d.png"))
     assert read_sources([table], Rules()).not_listed == ()  # of the table alone it was asked
+
+
+def test_times_of_long_ago_are_told(tmp_path):
+    rows = ["a.png,1,visible,2000-01-01T00:05:12", f"b.png,1,visible,{datetime.now(UTC):%Y-%m-%d}"]
+    (note,) = read_sources([write_table(tmp_path, rows, "path,pid,modality,time")], Rules()).notes
+    assert note == (
+        f"1 of 2 pictures have a time of over ten years ago, the first {tmp_path / 'a.png'} 2000-01-01 00:05:12 UTC: "
+        "gallery expire removes them; check the camera's clock"
+    )
+
+
+def test_tracks_and_cameras_that_are_written_as_unknown_are_none(tmp_path):
+    rows = [
+        "a.png,1,visible,-1,unknown",
+        "b.png,1,visible,nan,None",
+        "c.png,1,visible,-1.0,NA",
+        "d.png,1,visible,7,x",
+    ]
+    found = read_sources([write_table(tmp_path, rows, "path,pid,modality,track,camera")], Rules())
+    assert [(one.track, one.camera) for one in found.pictures] == [(None, None)] * 3 + [("7", "x")]
 
 
 def test_times_to_come_are_told(tmp_path):

@@ -67,11 +67,14 @@ def test_seconds_and_milliseconds_since_1970():
 
 
 def test_a_clock_that_was_never_set_is_told():
-    for name in ("19000101_221530.jpg", "12000101_000000.jpg"):
-        with pytest.raises(DataError, match="before 1970"):
+    for name in ("19000101_221530.jpg", "12000101_000000.jpg", "19700101_000512.jpg", "19700120_000000.jpg"):
+        with pytest.raises(DataError, match="before 1971, as of a clock that was never set"):
             TimePattern("%Y%m%d_%H%M%S").find(name)
-    with pytest.raises(DataError, match="before 1970"):
-        parse_capture_time("1900-01-01T10:00:00")
+    with pytest.raises(DataError, match="of 1970-01-01, before 1971"):
+        TimePattern("%s").find("0000000312.jpg")
+    for text in ("1900-01-01T10:00:00", "1970-01-01T00:05:12Z", "0000000312"):
+        with pytest.raises(DataError, match="before 1971"):
+            parse_capture_time(text)
     with pytest.raises(DataError, match="lacks the date"):
         parse_capture_time("22:15:30")
     assert parse_time("1900-01-01").year == 1900  # a bound of a filter may be long ago

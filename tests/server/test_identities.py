@@ -26,6 +26,30 @@ def test_entries_have_texts(serving):
     assert [one["pid"] for one in listed] == ["7", "7", "Jos\u00e9", "anna", None, None, None]
 
 
+def test_what_is_doubtful_about_an_added_crop_is_told(tmp_path):
+    with running(tmp_path) as one:
+        one.add(1, pid="anna", camera="1", track="walk")
+        near = "the identities 'Anna', 'anna' may be one person: they are taken as 2"
+        assert one.add(2, pid="Anna").json()["notes"] == [near]
+        assert one.add(3, pid="bob").json()["notes"] == []
+        (camera,) = one.add(4, camera="cam1").json()["notes"]
+        assert camera.startswith("the cameras '1', 'cam1' may be one")
+        (nobody,) = one.add(5, pid="n.a.").json()["notes"]
+        assert nobody.startswith("the identity 'n.a.' is taken as a person")
+        (late,) = one.add(6, time="2099-01-01T00:00:00Z").json()["notes"]
+        assert "have a time in the future, the first image 1 2099-01-01 00:00:00 UTC" in late
+        (old,) = one.add(7, time="2000-01-01T00:00:00Z").json()["notes"]
+        assert "have a time of over ten years ago" in old
+        unset = one.add(8, time="1970-01-01T00:05:00Z")
+        assert (unset.status_code, unset.json()["error"]["where"]) == (422, "time")
+        assert "a clock that was never set" in unset.json()["error"]["what"]
+        (range_,) = {*one.search(1, range="15:40").json()["notes"]} - {*one.search(1).json()["notes"]}
+        assert range_ == "the range has no effect: these images have 8 bits, which stay as they are"
+        one.add(9, track="-1", camera="unknown")
+        listed = {entry["id"]: entry for entry in one.client.get("/v1/entries").json()["entries"]}
+        assert (listed["crop-9"]["track"], listed["crop-9"]["camera"]) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("asked", "seeds"),
     [

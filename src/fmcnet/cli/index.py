@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -163,6 +164,7 @@ def index(
     The gallery stores embeddings and metadata; small pictures only with --keep-images. Ctrl-C or a kill loses no
     added picture: the same command continues.
     """
+    from fmcnet.data.depth import RANGE_UNUSED
     from fmcnet.data.listing import ignored_line
     from fmcnet.inference.image_input import parse_modality
     from fmcnet.retrieval.freshness import moves
@@ -236,6 +238,8 @@ def index(
             include_removed=include_removed,
             missing_ok=prune,
         )
+    if range_ is not None and report.added + report.replaced and not report.ranged:
+        report = replace(report, notes=(*report.notes, RANGE_UNUSED))
     if json_:
         print_json({"gallery": gallery, **pruned, **report.to_dict()})
         return

@@ -48,7 +48,7 @@ def embed(
     The .npz holds features (N, E) float32, pid, camid, modality (0 visible, 1 infrared), index and name, all (N,).
     Of images without --data identity and camera are unknown (-1).
     """
-    from fmcnet.data.depth import Remarks, parse_range
+    from fmcnet.data.depth import RANGE_UNUSED, Remarks, parse_range
     from fmcnet.data.listing import Ignored, ignored_facts, ignored_line
     from fmcnet.inference.embed import embed_dataset, embed_files
 
@@ -93,6 +93,8 @@ def embed(
         ignored=ignored,
     )
     left, notes = tuple(ignored), remarks.lines()
+    if range_ is not None and not remarks.ranged():
+        notes.append(RANGE_UNUSED)
     if json_:
         facts = {"out": str(out), "images": count, "dim": dim, "modality": modality}
         print_json({**facts, "ignored": ignored_facts(left), "notes": notes})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +138,12 @@ def read_boxes(path: str | Path) -> Boxes:
         raise DataError(f"{path} is no file of boxes: give {EXPECTED}")
     if not boxes.total:
         raise DataError(f"{path} holds no box: give {EXPECTED}")
+    tracks = [(key, box.track) for key, found in boxes.of_frame.items() for box in found if box.track]
+    if twice := [one for one, count in Counter(tracks).items() if count > 1]:
+        boxes.notes.append(
+            f"{len(twice)} times a track has several boxes in one frame, the first track {twice[0][1]} in frame "
+            f"{twice[0][0]}: is the file of one recording?"
+        )
     return boxes
 
 
@@ -191,7 +198,8 @@ def _read_mot(path: Path, text: str) -> Boxes:
 
 def _read_csv(path: Path, text: str) -> Boxes:
     boxes, faults = Boxes("supervision", first=0), _Lines(path)
-    reader = csv.DictReader(text.split("\n"))
+    first = next(line for line in text.split("\n") if line.strip())
+    reader = csv.DictReader(text.split("\n"), delimiter=max(",;\t", key=first.count))
     columns = [name.strip() for name in reader.fieldnames or ()]
     reader.fieldnames = columns
     column = next((name for name in (*_NUMBER_COLUMNS, *_NAME_COLUMNS) if name in columns), None)
@@ -238,11 +246,15 @@ def _read_csv(path: Path, text: str) -> Boxes:
     elif column != "frame_index" and min(map(int, boxes.of_frame), default=0) == 1:
         boxes.first = 1
         boxes.notes.append(f"{column} begins with 1: frames count from 1; --first-frame 0 says otherwise")
-    if len(classes) > 1:
-        boxes.notes.append(
-            f"class_id is {', '.join(sorted(classes)[:6])}, without a class_name: every box is taken as a person's"
-        )
+    _note_classes(boxes, "class_id", classes, {"", "0"})
     return boxes
+
+
+def _note_classes(boxes: Boxes, column: str, found: set[str], usual: set[str]) -> None:
+    """A note on classes without a name that may be no persons: several, or one that detectors do not call person."""
+    if len(found) > 1 or found - usual:
+        shown = ", ".join(sorted(found)[:6])
+        boxes.notes.append(f"{column} is {shown}, without a name: every box is taken as a person's")
 
 
 def _read_coco(path: Path, text: str) -> Boxes:
@@ -257,7 +269,7 @@ def _read_coco(path: Path, text: str) -> Boxes:
         raise DataError(f"{path} is no COCO file: it lacks images or annotations; give {EXPECTED}")
     boxes, faults = Boxes("COCO"), _Lines(path)
     keys = {} if results else _coco_images(boxes, images, faults)
-    persons = _coco_persons(boxes, document.get("categories") or [])
+    persons, classes = _coco_persons(boxes, document.get("categories") or []), set[str]()
     for at, one in enumerate(annotations):
         where = f"annotation {at + 1}"
         try:
@@ -281,8 +293,11 @@ def _read_coco(path: Path, text: str) -> Boxes:
         elif persons is not None and one.get("category_id") not in persons:
             boxes.left_out.add("no person by its class", name)
         else:
+            classes.add(str(one.get("category_id", "")))
             _add(boxes, key, values, _coco_track(one), name)
     faults.check()
+    if persons is None and not boxes.notes:
+        _note_classes(boxes, "category_id", classes, {"", "0", "1"})
     return boxes
 
 

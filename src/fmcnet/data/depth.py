@@ -18,14 +18,20 @@ LEAST_SPAN = 64
 FLAT = 2
 """Grey levels: a deeper picture that spans less after mapping shows nothing."""
 
+FEW = 16
+"""Grey levels: a deeper picture of many values that keeps no more lies in a range far too wide for it."""
+
 STRETCHED, OUTSIDE, PAGES, FLAT_8, DROPPED = "stretched", "outside", "pages", "flat", "dropped"
+COARSE, RANGED = "coarse", "ranged"
 FULL_FRAME, COLOURLESS, COLOURED = "frame", "colourless", "coloured"
 _SENTENCES = {
     STRETCHED: "with values of no usual range: each was stretched by its own percentiles, so the same person is not "
     "equally bright in every crop; {range}",
     OUTSIDE: "with more than half of the pixels outside the given range: check --range (Python: value_range)",
+    COARSE: "with few grey levels left, as the range is too wide for their values; {range}",
     PAGES: "with several pages or frames: only the first was read",
     FLAT_8: "nearly constant, without a picture: check the camera, or remove them",
+    # RANGED, of images that a range was applied to, is counted only
     FULL_FRAME: "wider than high, or as large as a full frame, and taken as one person: cut persons out first "
     "(fmcnet crop)",
     COLOURLESS: "without any colour, given as visible: is it infrared? Then say --modality infrared",
@@ -35,6 +41,8 @@ _SENTENCES = {
 
 
 RANGE = "give --range LOW:HIGH (Python: value_range)"
+RANGE_UNUSED = "the range has no effect: these images have 8 bits, which stay as they are"
+RANGE_FIELD = "give the field range as LOW:HIGH"
 NO_RANGE = "training and evaluation take no range: convert deep images to 8 bits first"
 
 
@@ -52,11 +60,15 @@ class Remarks:
         """The kinds that occur."""
         return list(self._names)
 
+    def ranged(self) -> bool:
+        """Whether a range was applied to one of them."""
+        return not {RANGED, OUTSIDE, COARSE}.isdisjoint(self._names)
+
     def lines(self, advice: str = RANGE) -> list[str]:
         """A sentence for each kind, with the number of images and the first name.
 
         Args:
-            advice: `RANGE`, or `NO_RANGE` where none can be given.
+            advice: `RANGE`, `RANGE_FIELD` over HTTP, or `NO_RANGE` where none can be given.
         """
         lines = []
         for kind in (kind for kind in _SENTENCES if kind in self._names):
@@ -116,10 +128,11 @@ def eight_bits(
         value_range: the values that become 0 and 255.
 
     Returns:
-        The same shape in uint8, and `STRETCHED`, `OUTSIDE` or None.
+        The same shape in uint8, and `STRETCHED`, `OUTSIDE`, `COARSE`, `RANGED` or None.
 
     Raises:
-        ValueError: for NaN or infinite values, and for a nearly constant image; the text has the values.
+        ValueError: for NaN or infinite values, for a nearly constant image, and where values far from the others
+            leave these no more than `FEW` levels; the text has the values.
     """
     floating = values.dtype.kind == "f"
     wide = values.astype(np.float64)
@@ -133,7 +146,7 @@ def eight_bits(
         outside = (wide < low) | (wide > high)
         if outside.all():
             raise ValueError(f"no pixel is in the range {low:g}:{high:g}: {span}")
-        remark = OUTSIDE if outside.mean() > 0.5 else None
+        remark = OUTSIDE if outside.mean() > 0.5 else RANGED
     elif floating and least >= 0 and most <= 1:
         low, high = 0.0, 1.0
     elif not floating and least >= 0 and 257 <= most <= 65535 and not (values % 257).any():
@@ -149,6 +162,14 @@ def eight_bits(
     mapped = _rounded((wide - low) * (255 / (high - low)))
     if int(mapped.max()) - int(mapped.min()) < FLAT:
         raise ValueError(f"is nearly constant and shows nothing: {span}, of a range {low:g}:{high:g}")
+    levels = int(np.count_nonzero(np.bincount(mapped.ravel(), minlength=256)))
+    if levels <= FEW and len(np.unique(wide)) >= 8 * levels:
+        if remark == STRETCHED:
+            raise ValueError(
+                f"shows nothing beside values far from the others, as of missing pixels: {span}; replace these, or "
+                "give --range LOW:HIGH"
+            )
+        remark = COARSE if remark in (None, RANGED) else remark
     return mapped, remark
 
 

@@ -212,9 +212,9 @@ def _video_numbers(path: Path, boxes: Boxes, first: int | None) -> dict[int, Fra
     found: dict[int, FrameKey] = {}
     for key in boxes.of_frame:
         if isinstance(key, int) and start is not None:
-            found[key - start] = key
+            index = key - start
         elif key in boxes.numbers and first is None:
-            found[boxes.numbers[key]] = key
+            index = boxes.numbers[key]
         else:
             match = re.search(r"(\d{1,18})\D*$", PurePosixPath(str(key)).stem)
             if first is None or match is None:
@@ -223,9 +223,9 @@ def _video_numbers(path: Path, boxes: Boxes, first: int | None) -> dict[int, Fra
                     "number of its first frame in these names, or give a folder of images"
                 )
             index = int(match[1]) - first
-            if index in found:
-                raise DataError(f"'{found[index]}' and '{key}' are the same frame of {path} by their numbers")
-            found[index] = key
+        if index in found:
+            raise DataError(f"'{found[index]}' and '{key}' are the same frame of {path} by their numbers")
+        found[index] = key
     return found
 
 

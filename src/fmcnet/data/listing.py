@@ -20,7 +20,9 @@ IMAGE_SUFFIXES = frozenset(
 """In lower case; the letter case of a file's name does not matter."""
 
 _RESOURCE_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
-_RESOURCE_FOLDERS = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information"})
+_RESOURCE_FOLDERS = frozenset(
+    {"__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information"}
+)
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
@@ -97,7 +99,7 @@ def list_folder(folder: str | Path) -> Listing:
             path = here / entry.name
             if is_hidden(entry.name):
                 continue
-            if not entry.is_dir():
+            if not os.path.isdir(path):  # noqa: PTH112 (False for a loop of links)
                 reason = _why_no_image(path)
             elif not entry.is_symlink():
                 folders.append(path)

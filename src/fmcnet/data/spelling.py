@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 from fmcnet.identities import LEADING_ZEROS, SEPARATORS
 
@@ -15,16 +16,16 @@ _PREFIX = re.compile(r"^(?:camera|cam|c)(?=\d)")
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice that is spelled most like a word; None where none is near."""
     names = sorted(choices)
-    by_key = {spelling(name): name for name in reversed(names)}
-    if spelling(word) in by_key:
-        return by_key[spelling(word)]
+    if alike := [name for name in names if spelling(name) == spelling(word)]:
+        return max(alike, key=lambda name: SequenceMatcher(None, name.casefold(), word.casefold()).ratio())
     found = get_close_matches(word.casefold(), [name.casefold() for name in names], 1, 0.6)
     return next((name for name in names if name.casefold() == found[0]), None) if found else None
 
 
 def spelling(name: str) -> str:
     """What several spellings of one name share: "1", "01", "cam1", "Cam 01" and "camera_1" are all "1"."""
-    return LEADING_ZEROS.sub("", _PREFIX.sub("", SEPARATORS.sub("", name.casefold())))
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    return LEADING_ZEROS.sub("", _PREFIX.sub("", SEPARATORS.sub("", folded)))
 
 
 def near_cameras(names: Iterable[str]) -> list[str]:

@@ -146,7 +146,7 @@ class Protocol:
         if unknown:
             raise ProtocolError(
                 f"{unknown} of {len(embeddings)} embeddings have no identity and cannot be scored: embed a labelled "
-                "table (embed_table), fill in pid, or leave them out"
+                "table (embed_table), fill in pid, leave them out, or name 'unknown' among distractors or junk"
             )
         if self.draw.kind == "all":
             return [(query, gallery)] * self.draw.trials

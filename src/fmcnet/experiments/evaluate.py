@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from fmcnet.config import EvaluationConfig, load_config
+from fmcnet.config import DataConfig, EvaluationConfig, load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import HELD_OUT
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.distributed import agree, distributed_context
-from fmcnet.errors import CheckpointError, ConfigError, ProtocolError
+from fmcnet.errors import CheckpointError, ConfigError, DataError, ProtocolError
 from fmcnet.evaluation.evaluate_model import (
     EMBEDDINGS,
     DirectionResult,
@@ -32,6 +33,7 @@ from fmcnet.models.checkpoint import CARD, read_card
 from fmcnet.models.shipped import find_model, is_shipped
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.splits import split_runs
+from fmcnet.types import NO_PID
 
 BATCH_AND_DISTANCE = ("batch", "distance")
 """Evaluation settings that are no part of a protocol."""
@@ -137,7 +139,7 @@ def evaluate_run(
     for one in runs:
         card = read_card(one)
         stamp = STAMP if card.selected == "test" else stamp
-        table = read_dataset(data, layout=card.config.data.layout, trial=card.config.data.split)
+        table = _read(data, card.config.data, unknown=protocol is not None)
         if protocol is not None and card.data != fingerprint(table):
             table = _whole(table, data)
         settings = evaluation_settings(card.config.evaluation, overrides or [])
@@ -171,6 +173,19 @@ def evaluate_run(
         extra = {"splits": len(parts), "stamp": stamp} if len(parts) > 1 or stamp else {}
         written = write_report({title: main}, {title: runs[-1]}, out, extra=extra, keep=True)
     return EvaluateResult(run, runs, main.evaluations, stamp, written, tuple(notes))
+
+
+def _read(data: str | Path, settings: DataConfig, *, unknown: bool) -> Table:
+    """The dataset; if `unknown`, also a CSV with rows of nobody known, which a protocol may name."""
+    try:
+        return read_dataset(data, layout=settings.layout, trial=settings.split)
+    except DataError:
+        found = None
+        with contextlib.suppress(DataError):
+            found = read_dataset(data, layout=settings.layout, training=False) if unknown else None
+        if found is None or not (found.pid == NO_PID).any() or not all(map(Path.is_file, found.full_paths())):
+            raise
+        return found
 
 
 def _whole(table: Table, data: str | Path) -> Table:

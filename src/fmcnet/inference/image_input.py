@@ -160,15 +160,7 @@ def read_pixels(
             image = to_rgb(source, value_range)
         else:
             image = open_rgb(source, value_range)
-        pixels = resize(image, height, width)
-        if remarks is not None:
-            for kind in image.info[REMARKS]:
-                remarks.add(kind, name)
-            if is_full_frame(*image.size):
-                remarks.add(FULL_FRAME, name)
-            if int(np.ptp(pixels, axis=(0, 1)).max()) < 4:
-                remarks.add(FLAT_8, name)
-        return pixels
+        return _sized(image, height, width, remarks, name)
     array = _from_tensor(source) if _is_tensor(source) else source
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))):
         raise DataError(
@@ -176,10 +168,22 @@ def read_pixels(
         )
     if not array.size:
         raise DataError(f"it has no pixels: {array.shape}")
-    if remarks is not None and is_full_frame(array.shape[1], array.shape[0]):
-        remarks.add(FULL_FRAME, name)
     grey = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    return resize(Image.fromarray(np.ascontiguousarray(grey)).convert("RGB"), height, width)
+    image = Image.fromarray(np.ascontiguousarray(grey)).convert("RGB")
+    return _sized(image, height, width, remarks, name)
+
+
+def _sized(image: Image.Image, height: int, width: int, remarks: Remarks | None, name: str) -> Pixels:
+    """Its pixels; `remarks` gets what is doubtful."""
+    pixels = resize(image, height, width)
+    if remarks is not None:
+        for kind in image.info.get(REMARKS, ()):
+            remarks.add(kind, name)
+        if is_full_frame(*image.size):
+            remarks.add(FULL_FRAME, name)
+        if int(np.ptp(pixels, axis=(0, 1)).max()) < 4:
+            remarks.add(FLAT_8, name)
+    return pixels
 
 
 def is_full_frame(width: int, height: int) -> bool:

@@ -34,12 +34,14 @@ class FileChanges:
         moved: files that are indexed under another path, where they are gone.
         copies: as `moved`, but the other file is still there.
         unrecorded: entries without a record until now, so earlier changes cannot be told.
+        unwatched: entries of a cluster, which keeps no records.
     """
 
     changed: list[str] = field(default_factory=list)
     moved: list[Moved] = field(default_factory=list)
     copies: list[Moved] = field(default_factory=list)
     unrecorded: int = 0
+    unwatched: int = 0
 
     def notes(self) -> list[str]:
         """A sentence each on copies, and on entries without a record."""
@@ -54,6 +56,11 @@ class FileChanges:
             notes.append(
                 f"{self.unrecorded} entries are of an earlier version: whether their files changed before now cannot "
                 "be told; later changes are noticed"
+            )
+        if self.unwatched:
+            notes.append(
+                f"{self.unwatched} entries are of a cluster, which does not notice changed files: --existing replace "
+                "encodes all anew"
             )
         return notes
 
@@ -84,6 +91,7 @@ def compare_files(
     """
     out = Compared({}, {}, set())
     if gallery.files is None:
+        changes.unwatched += len(stored)
         return out
     known = gallery.files.of(stored)
     same: dict[str, FileRecord] = {}

@@ -26,23 +26,33 @@ def added_notes(gallery: Gallery, before: Collection[str], added: Sequence[Pictu
         added: the new pictures.
     """
     given = {picture.pid for picture in added if picture.pid is not None}
-    keys = {near_spelling(name) for name in given}
-    near = [name for name in {*before, *given} if near_spelling(name) in keys]
+    near = _near(before, given)
     numbers = sorted((pid for pid in given & {*before} if is_number(pid)), key=int)
     if not numbers:
-        return near_identities(near)
+        return near
     folder = Path(os.path.commonpath([picture.path.parent for picture in added]))
     earlier = gallery.scan(Where(pids=numbers[:LOOKED_UP]), chunk=64)  # in the order of adding
     for entry, _ in itertools.islice(earlier, LOOKED_UP**2):
         if entry.source and Path(entry.source).is_absolute() and folder not in Path(entry.source).parents:
             more = f" and {len(numbers) - 3} more" if len(numbers) > 3 else ""
             return [
-                *near_identities(near),
+                *near,
                 f"the numbers {', '.join(numbers[:3])}{more} are persons of the gallery already, as of "
                 f"{entry.source}, and are taken as the same; if they are others, repeat with a --pid-prefix, as "
                 "regdb-, and --existing update",
             ]
-    return near_identities(near)
+    return near
+
+
+def near_notes(gallery: Gallery, given: Collection[str]) -> list[str]:
+    """Notes on near spellings of identities that were added; none beside more than `MOST_COMPARED` others."""
+    stored = gallery.identities() if given else []
+    return _near(stored if len(stored) <= MOST_COMPARED else [], {*given})
+
+
+def _near(stored: Collection[str], given: set[str]) -> list[str]:
+    keys = {near_spelling(name) for name in given}
+    return near_identities([name for name in {*stored, *given} if near_spelling(name) in keys])
 
 
 def filter_notes(gallery: Gallery, pids: Collection[str]) -> Iterator[str]:

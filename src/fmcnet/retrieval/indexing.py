@@ -66,6 +66,7 @@ class IndexReport:
         changed: paths of files whose content changed since they were indexed.
         moved: left out because they are indexed under another path, where they are gone.
         removed_before: those left out because they were removed or expired earlier.
+        ranged: a range of values was applied to one of those encoded.
     """
 
     pictures: int
@@ -84,6 +85,7 @@ class IndexReport:
     changed: tuple[str, ...] = ()
     moved: tuple[Moved, ...] = ()
     removed_before: tuple[str, ...] = ()
+    ranged: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -222,6 +224,7 @@ def index(
         changed=tuple(changes.changed),
         moved=tuple(changes.moved),
         removed_before=tuple(removed_before),
+        ranged=remarks.ranged(),
     )
 
 

@@ -16,6 +16,7 @@ from fmcnet.characters import hidden_character
 from fmcnet.durations import parse_duration
 from fmcnet.errors import ConfigError, DuplicateIdError, GalleryError
 from fmcnet.identities import LONGEST as LONGEST_PID
+from fmcnet.identities import is_unknown
 from fmcnet.retrieval.records import Entry, EntryBatch, GallerySettings, as_modality, as_pid, as_utc
 from fmcnet.types import FloatArray, Modality
 
@@ -209,8 +210,9 @@ def as_id(value: object, *, stored: bool = False) -> str:
 
 
 def optional_text(value: object, what: str) -> str | None:
-    """`text`, or None."""
-    return None if value is None else text(value, what)
+    """`text`, or None; also for a camera or track that is written as unknown (`is_unknown`), as "-1" or "nan"."""
+    found = None if value is None else text(value, what)
+    return None if found and what in ("camera", "track") and is_unknown(found) else found
 
 
 def as_time(value: object) -> datetime | None:

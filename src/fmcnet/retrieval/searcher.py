@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.data.depth import Remarks, ValueRange
+from fmcnet.data.depth import RANGE_UNUSED, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, read_ahead
@@ -211,7 +211,14 @@ class Searcher:
             group=group,
             exact=exact,
         )
-        return replace(answer, notes=(*answer.notes, *remarks.lines()))
+        notes = remarks.lines()
+        if (
+            value_range is not None
+            and not remarks.ranged()
+            and (query.modality == Modality.INFRARED.code).any()
+        ):
+            notes.append(RANGE_UNUSED)
+        return replace(answer, notes=(*answer.notes, *notes))
 
     def answer(
         self,

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta, timezone, tzinfo
+from datetime import datetime, timezone, tzinfo
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.identities import parse_identity
 from fmcnet.inference.image_input import Fault, list_images
 from fmcnet.retrieval.inputs import as_tags, optional_text, text
-from fmcnet.retrieval.times import Doubtful, TimePattern, parse_capture_time
+from fmcnet.retrieval.times import Doubtful, TimePattern, doubtful_times, parse_capture_time
 from fmcnet.types import NO_CAMERA, Modality
 
 
@@ -188,7 +188,7 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
             for value in ("camera", "track") if rules.pid_prefix else ("camera", "track", "pid"):
                 if getattr(stated, value) not in (None, getattr(picture, value)):
                     replaced.setdefault(value, []).append(stated)
-            _check_texts(picture)
+            picture = _check_texts(picture)
             first = pictures.setdefault(_file_key(picture.path), picture)
             if first.path != picture.path:
                 same.append(Fault(at, str(picture.path), f"is the same file as {first.path}"))
@@ -197,7 +197,8 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
         except (DataError, GalleryError) as error:
             faults.append(Fault(at, str(picture.path), str(error)))
     taken = tuple(pictures.values())
-    notes = (*found.notes, *_future_times(taken), *_replaced(replaced), *_without_effect(taken, rules))
+    clocks = doubtful_times((str(one.path), one.time) for one in taken)
+    notes = (*found.notes, *clocks, *_replaced(replaced), *_without_effect(taken, rules))
     return replace(found, pictures=taken, faults=tuple(faults), same=tuple(same), notes=notes)
 
 
@@ -222,18 +223,6 @@ def _without_effect(pictures: Sequence[Picture], rules: Rules) -> list[str]:
             "no picture has a time, so --timezone and --doubtful-times have no effect: --time-from-name finds times"
         )
     return notes
-
-
-def _future_times(pictures: Sequence[Picture]) -> list[str]:
-    """A note of times later than tomorrow, which come from a wrong clock."""
-    tomorrow = datetime.now(timezone.utc) + timedelta(days=1)
-    late = [picture for picture in pictures if picture.time is not None and picture.time > tomorrow]
-    if not late:
-        return []
-    return [
-        f"{len(late)} of {len(pictures)} pictures have a time in the future, the first {late[0].path} "
-        f"{late[0].time:%Y-%m-%d %H:%M:%S %Z}: they expire late; check how times are written"
-    ]
 
 
 def _not_listed(source: Path, table: Table) -> tuple[str, ...]:
@@ -358,12 +347,13 @@ def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], So
     return found, Sources(not_chosen=not_chosen, notes=tuple(notes), not_listed=not_listed)
 
 
-def _check_texts(picture: Picture) -> None:
-    """Refuse here, by name, what the gallery would refuse later."""
+def _check_texts(picture: Picture) -> Picture:
+    """The picture as the gallery stores it. Refuse here, by name, what the gallery would refuse later."""
     text(picture.source or str(picture.path), "source")
-    optional_text(picture.camera, "camera")
-    optional_text(picture.track, "track")
     as_tags(picture.tags)
+    return picture._replace(
+        camera=optional_text(picture.camera, "camera"), track=optional_text(picture.track, "track")
+    )
 
 
 def _apply_name(picture: Picture, name: str, rules: Rules) -> Picture:

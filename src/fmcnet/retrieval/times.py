@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Literal
 from zoneinfo import ZoneInfo
@@ -30,6 +30,10 @@ DIRECTIVES = {
     "%%": "%",
 }
 """What a pattern may hold, as `datetime.strptime` defines it; `%s` are seconds and `%Q` milliseconds since 1970."""
+
+CLOCKS_FROM = datetime(1971, 1, 1, tzinfo=timezone.utc)
+"""A clock that was never set starts at the beginning of 1970."""
+OLD = timedelta(days=3653)
 
 _NEEDS = (("%f", ("%S", "%s")), ("%S", ("%M",)), ("%M", ("%H",)))
 """A directive, and those of which it needs one."""
@@ -120,13 +124,13 @@ def parse_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "ref
 
 
 def parse_capture_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "refuse") -> datetime:
-    """`parse_time` of a picture. A time before 1970 is refused: it comes from a clock that was never set.
+    """`parse_time` of a picture. A time before 1971 is refused (`check_clock`).
 
     Raises:
         DataError: for a text that is no such time.
     """
     try:
-        return _after_1970(parse_time(text, zone, doubtful), f"time '{text}'")
+        return check_clock(parse_time(text, zone, doubtful), f"time '{text}'")
     except DataError:
         raise
     except FmcnetError as error:
@@ -171,20 +175,19 @@ class TimePattern:
         """The time in a name, with its timezone.
 
         Raises:
-            DataError: when the name holds none, one before 1970, or a doubtful one that is refused.
+            DataError: when the name holds none, one before 1971, or a doubtful one that is refused.
         """
         for match in self._regex.finditer(name):
             if self._epoch:
-                return _since_1970(
-                    **{key[1]: text for key, text in zip(self._used, match.groups(), strict=True)}
-                )
+                found = {key[1]: text for key, text in zip(self._used, match.groups(), strict=True)}
+                return check_clock(_since_1970(**found), f"its time '{match[0]}'")
             try:
                 time = datetime.strptime(" ".join(match.groups()), " ".join(self._used))
             except ValueError:
                 continue  # digits that are no time, as month 13
             if time.utcoffset() is None:
                 time = localize(time, self._zone, self._doubtful)
-            return _after_1970(time, f"its time '{match[0]}'")
+            return check_clock(time, f"its time '{match[0]}'")
         raise DataError(f"its name holds no time as --time-from-name '{self._pattern}'")
 
 
@@ -199,10 +202,41 @@ def _since_1970(s: str | None = None, f: str | None = None, Q: str | None = None
     return EPOCH + timedelta(seconds=int(s or 0), microseconds=int((f or "0").ljust(6, "0")))
 
 
-def _after_1970(time: datetime, what: str) -> datetime:
-    if time < EPOCH:
-        raise DataError(f"{what} is of {time:%Y-%m-%d}, before 1970: mend it, or leave the time out")
+def check_clock(time: datetime, what: str) -> datetime:
+    """The time of a picture, which is after 1970.
+
+    Raises:
+        DataError: for another, which is of a clock that was never set.
+    """
+    if time < CLOCKS_FROM:
+        raise DataError(
+            f"{what} is of {time.year:04}-{time:%m-%d}, before 1971, as of a clock that was never set: mend it, or "
+            "leave the time out"
+        )
     return time
+
+
+def doubtful_times(times: Iterable[tuple[str, datetime | None]]) -> list[str]:
+    """A note on times later than tomorrow, and one on times more than `OLD` ago, which come from wrong clocks.
+
+    Args:
+        times: name and time of each picture.
+    """
+    now, given = datetime.now(timezone.utc), list(times)
+    late = [one for one in given if one[1] is not None and one[1] > now + timedelta(days=1)]
+    old = [one for one in given if one[1] is not None and one[1] < now - OLD]
+    notes = []
+    for kind, effect, found in (
+        ("in the future", "they expire late; check how times are written", late),
+        ("of over ten years ago", "gallery expire removes them; check the camera's clock", old),
+    ):
+        for name, first in found[:1]:
+            zone = first.tzinfo if first is not None and first.tzinfo else timezone.utc
+            notes.append(
+                f"{len(found)} of {len(given)} pictures have a time {kind}, the first {name} "
+                f"{shown_time(first, zone, name=True)}: {effect}"
+            )
+    return notes
 
 
 def _fault(used: Collection[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from fmcnet.characters import printable
-from fmcnet.data.depth import Remarks
+from fmcnet.data.depth import RANGE_FIELD, RANGE_UNUSED, Remarks
 from fmcnet.errors import FmcnetError, GalleryError, GalleryReplacedError
 from fmcnet.inference.image_input import note_colours, parse_modality
 from fmcnet.inference.projection import l2_normalize
@@ -285,7 +285,10 @@ class Service:
             note_colours(one.pixels[None], kind, [name], remarks)
             for remark in one.remarks:
                 remarks.add(remark, name)
-        return embeddings, [one.picture for one in decoded], remarks.lines()
+        notes = remarks.lines(RANGE_FIELD)
+        if any(upload.value_range for upload in uploads) and not remarks.ranged():
+            notes.append(RANGE_UNUSED)
+        return embeddings, [one.picture for one in decoded], notes
 
 
 async def _unless_gone(work: Coroutine[Any, Any, _Result], caller: Caller) -> _Result:

@@ -158,6 +158,8 @@ def _parse(
     """Rows, faults ("line 7: ..."), all of them, and notes."""
     lines = read_lines(file)
     separator = max(",;\t", key=lines[0].count)
+    if stated := re.fullmatch(r"sep=([,;\t])", lines[0].strip(" ")):  # a line of Excel
+        lines[0], separator = "", stated[1]
     reader = csv.reader(lines, delimiter=separator, strict=True)
     rows: list[_NamedRecord] = []
     faults: list[str] = []

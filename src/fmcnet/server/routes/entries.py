@@ -10,11 +10,12 @@ from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import Response
 
 from fmcnet.data.spelling import near_cameras
-from fmcnet.errors import FmcnetError, GalleryError
+from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.retrieval import Entry, Where
 from fmcnet.retrieval.answer import filter_notes
+from fmcnet.retrieval.identity_notes import near_notes
 from fmcnet.retrieval.inputs import as_id
-from fmcnet.retrieval.times import parse_timezone
+from fmcnet.retrieval.times import check_clock, doubtful_times, parse_timezone
 from fmcnet.server.errors import ApiError, error_schema
 from fmcnet.server.routes.search import (
     AuditFacts,
@@ -90,6 +91,7 @@ async def add(
         }
         if id and len(id) != n:
             raise ApiError(422, f"{len(id)} ids for {n} images", "id", "give one for each image, or none")
+        _check_clocks(time)
         uploads = await read_uploads(images, value_range)
         embeddings, pictures, remarks = await service.embed(uploads, modality, sender)
         async with service.changing:  # nobody adds or removes one of these before their crops are kept
@@ -106,7 +108,7 @@ async def add(
                 camera=sorted(set(camera)),
             )  # fmt: skip
             kept = [p for p in zip(done.ids, pictures, strict=True) if p[0] not in there]
-            notes = await service.work(lambda: [*_keep(service, kept), *_near(service, camera)])
+            notes = await service.work(lambda: [*_keep(service, kept), *_doubts(service, camera, pid, time)])
     return {
         "ids": list(done.ids),
         "added": done.added,
@@ -224,10 +226,25 @@ def _column(values: list[_Value], images: int, name: str) -> _Value | list[_Valu
     return None if not values else values[0] if len(values) == 1 else values
 
 
-def _near(service: Service, cameras: list[str]) -> list[str]:
-    """A note for each of these cameras that entries have in another spelling, too."""
+def _check_clocks(times: list[Moment]) -> None:
+    """Refuse times of clocks that were never set: `fmcnet gallery expire` would remove the entries.
+
+    Raises:
+        ApiError: 422, naming the time.
+    """
+    try:
+        for one in times:
+            check_clock(one, f"time {one.isoformat()}")
+    except DataError as error:
+        raise ApiError(422, str(error), "time", "set the camera's clock, or leave the time out") from error
+
+
+def _doubts(service: Service, cameras: list[str], pids: list[str], times: list[Moment]) -> list[str]:
+    """Notes on near spellings of these cameras and identities in the gallery, and on times of wrong clocks."""
     notes = near_cameras(service.gallery.cameras()) if cameras else []
-    return [note for note in notes if any(repr(camera) in note for camera in cameras)]
+    notes = [note for note in notes if any(repr(camera) in note for camera in cameras)]
+    images = ((f"image {number}", one) for number, one in enumerate(times, 1))
+    return [*notes, *near_notes(service.gallery, [one for one in pids if one]), *doubtful_times(images)]
 
 
 def _keep(service: Service, pictures: list[tuple[str, bytes | None]]) -> list[str]:
