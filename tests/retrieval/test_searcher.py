@@ -63,6 +63,16 @@ def test_conditions_narrow_what_is_compared_and_the_prior(searcher):
     assert answer.prior == pytest.approx(1 / 4)
 
 
+def test_searcher_and_gallery_print_on_a_line(searcher):
+    gallery = searcher.gallery
+    size = gallery.settings.dimension
+    said = f"<Gallery {gallery.location}: {len(gallery)} entries, {size} values, float32, model "
+    assert repr(gallery).startswith(said)
+    assert repr(searcher) == f"<Searcher {searcher.encoder!r} in {gallery!r}>"
+    gallery.close()
+    assert repr(gallery) == f"<Gallery {gallery.location}: closed, or not readable>"
+
+
 def test_nobody(searcher):
     answer = searcher.search(picture(128, 140, 250), "ir", min_probability=0.999)
     assert answer.no_match

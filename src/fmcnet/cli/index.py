@@ -164,7 +164,6 @@ def index(
     added picture: the same command continues.
     """
     from fmcnet.data.listing import ignored_line
-    from fmcnet.inference.image_input import parse_modality
     from fmcnet.retrieval.freshness import moves
     from fmcnet.retrieval.gallery import Gallery
     from fmcnet.retrieval.indexing import Existing, check_faults, leave_out_expired
@@ -175,6 +174,7 @@ def index(
     from fmcnet.retrieval.searcher import Searcher
     from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
     from fmcnet.retrieval.times import Doubtful, TimePattern, parse_timezone
+    from fmcnet.types import parse_modality
 
     on_fault = check_choice("--on-error", on_error, ("raise", "skip"))
     on_existing = check_choice("--existing", existing, get_args(Existing))
