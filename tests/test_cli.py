@@ -398,6 +398,23 @@ def test_a_configuration_of_another_benchmark_is_told(tiny_sysu, tmp_path):
     )
     for config in ("sysu", "tiny"):
         assert "another benchmark" not in said(run(*command, config, bad, code=2))
+    own = tmp_path / "people.csv"
+    own.write_text("path,pid,modality\n")
+    own_data = ("train", "--data", own, "--out", tmp_path / "run", "--config", "sysu", bad)
+    assert "another benchmark" not in said(run(*own_data, code=2))  # what the guide tells to do
+
+
+def test_a_message_in_a_file_is_one_line_and_a_training_ends_with_its_loss(tiny_sysu, tmp_path):
+    settings = ["training.epochs=1", "training.steps_per_epoch=1", "data.identities=3", "model.width=4"]
+    words = ("train", "--config", "tiny", "--data", tiny_sysu, *settings)
+    plain = run(*words, "--out", tmp_path / "a", "--resume")
+    lines = plain.stderr.splitlines()
+    assert f"INFO     there is no run in {tmp_path / 'a'}: starting one" in lines
+    [epoch] = [line for line in lines if line.startswith("INFO     training 1/1, 100 %, 0:00:00 left, loss ")]
+    assert epoch.endswith("epoch 1/1")
+    assert "last loss" in plain.stdout
+    assert "id_shared" not in plain.output
+    assert "id_shared" in run("-v", *words, "--out", tmp_path / "b").stdout
 
 
 def test_resume_takes_the_settings_of_the_run(tiny_sysu, tmp_path):
@@ -540,6 +557,9 @@ def test_one_report_holds_every_protocol_that_was_run(tiny_run, tiny_sysu, tmp_p
     )
     assert joined["name"] == f"{tmp_path / 'a'}, {tmp_path / 'b'}"
     assert not any("re-ranking" in flag for flag in whole["flags"])
+    left = "not a published setting, left out: SYSU-MM01 indoor-search, multi-shot, infrared to visible"
+    assert left in whole["flags"]
+    assert "note: GENERATED data: these figures compare with no published one" in run(*command).stderr
 
 
 def test_a_setting_of_another_benchmarks_protocol_is_refused(tiny_run, tiny_sysu):

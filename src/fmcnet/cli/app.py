@@ -112,8 +112,13 @@ def _root(
     if version:
         typer.echo(f"fmcnet {__version__}")
         raise typer.Exit
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
-    handler.setFormatter(PrintableFormatter("%(message)s"))
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+        handler.setFormatter(PrintableFormatter("%(message)s"))
+    else:  # in a file each message is one line, whatever its length
+        handler = logging.StreamHandler()
+        handler.setFormatter(PrintableFormatter("%(levelname)-8s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("fmcnet").setLevel(logging.DEBUG if verbose else logging.INFO)
     for name in ("matplotlib", "PIL", "torch", "httpx", "httpx2"):
