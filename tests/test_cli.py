@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from fmcnet.data.cache import ImageCache
 from fmcnet.data.readers import read_dataset
@@ -47,12 +48,35 @@ def test_every_command_explains_itself(command):
 def test_docs_lists_and_prints_the_pages():
     pages = as_json("docs")
     assert {"getting-started", "train", "search", "gallery", "protocols", "method", "datasets"} <= set(pages)
+    assert {"own_loss", "new_backbone", "new_dataset", "what_the_parts_do"} <= set(pages)  # as README says
     for name, about in pages.items():
         text = Path(about["path"]).read_text(encoding="utf-8")
+        if about["path"].endswith(".ipynb"):
+            assert run("docs", name).stdout == f"a notebook, for Jupyter: {about['path']}\n"
+            continue
         assert run("docs", name).stdout == text.replace("\u00a0", "\\u00a0")
-        assert text.startswith(f"# {about['title']}")
+        assert text.startswith(("# " if about["path"].endswith(".md") else '"""') + about["title"])
+    assert "own_loss: A loss of your own in a training" in run("docs").stdout
     assert run("docs", "train", "--path").stdout.strip() == pages["train"]["path"]
     assert "there is no page 'nope': choose of getting-started" in said(run("docs", "nope", code=2))
+    assert "no page 'own-loss', did you mean 'own_loss'? choose" in said(run("docs", "own-loss", code=2))
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("fmcnet gal", "gallery"),
+        ("fmcnet docs own", "own_loss"),
+        ("fmcnet config ti", "tiny"),
+        ("fmcnet train --config reg", "regdb"),
+    ],
+)
+def test_the_shell_completes_commands_pages_and_configurations(words, completed, monkeypatch):
+    from fmcnet.cli.app import app
+
+    settings = {"_FMCNET_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    result = CliRunner().invoke(app, [], prog_name="fmcnet", env=settings)
+    assert result.stdout.split() == [completed]
 
 
 def test_help_names_only_pages_that_an_installation_has():

@@ -15,6 +15,13 @@ from fmcnet.cli.console import Data, Device, Json, echo, print_json, show
 from fmcnet.errors import FmcnetError, Interrupted
 
 
+def complete_config(incomplete: str) -> list[str]:
+    """Names of shipped configurations for the shell's completion."""
+    from fmcnet.config import shipped
+
+    return [name for name in shipped() if name.startswith(incomplete)]
+
+
 def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="The run folder to write.")],
@@ -25,7 +32,8 @@ def train(
     config: Annotated[
         str | None,
         typer.Option(
-            help="A YAML file, or a shipped one by name: sysu, regdb, llcm, paper, generated (default), tiny."
+            help="A YAML file, or a shipped one by name: sysu, regdb, llcm, paper, generated (default), tiny.",
+            autocompletion=complete_config,
         ),
     ] = None,
     resume: Annotated[
@@ -109,7 +117,11 @@ def train(
 
 def config(
     name: Annotated[
-        str | None, typer.Argument(help="A YAML file, or a shipped one by name; without it those are listed.")
+        str | None,
+        typer.Argument(
+            help="A YAML file, or a shipped one by name; without it those are listed.",
+            autocompletion=complete_config,
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
