@@ -301,7 +301,7 @@ def test_ctrl_c_ends_it_with_one_sentence(tmp_path, workers):
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130, said
-    assert "the same command goes on where it was" in " ".join(said.split())
+    assert "the same command continues it" in " ".join(said.split())
     assert "Traceback" not in said
 
 

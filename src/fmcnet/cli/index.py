@@ -156,7 +156,7 @@ def index(
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
-    """Add pictures of persons to a gallery; pictures that it holds already are skipped.
+    """Add images of people to a gallery; images that it holds are skipped.
 
     fmcnet index people.gallery crops --model runs/mine --modality visible --camera-from-name 'cam([0-9]+)'
 
@@ -239,7 +239,7 @@ def index(
     if json_:
         print_json({"gallery": gallery, **pruned, **report.to_dict()})
         return
-    facts = {"pictures": report.pictures, "added": report.added, "there already": report.already}
+    facts = {"images": report.pictures, "added": report.added, "indexed before": report.already}
     facts |= {"updated": report.updated} if report.updated else {}
     facts |= {"encoded anew": report.replaced} if report.replaced else {}
     facts |= {"changed files": len(report.changed)} if report.changed else {}

@@ -129,7 +129,7 @@ def search(
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
-    """Ask a gallery who somebody is.
+    """Search a gallery with images of one person.
 
     fmcnet search people.gallery night.jpg --modality infrared --min-probability 0.5 --html who.html
 
