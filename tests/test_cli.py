@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from fmcnet.data.cache import ImageCache
 from fmcnet.data.readers import read_dataset
@@ -47,12 +48,35 @@ def test_every_command_explains_itself(command):
 def test_docs_lists_and_prints_the_pages():
     pages = as_json("docs")
     assert {"getting-started", "train", "search", "gallery", "protocols", "method", "datasets"} <= set(pages)
+    assert {"own_loss", "new_backbone", "new_dataset", "what_the_parts_do"} <= set(pages)  # as README says
     for name, about in pages.items():
         text = Path(about["path"]).read_text(encoding="utf-8")
+        if about["path"].endswith(".ipynb"):
+            assert run("docs", name).stdout == f"a notebook, for Jupyter: {about['path']}\n"
+            continue
         assert run("docs", name).stdout == text.replace("\u00a0", "\\u00a0")
-        assert text.startswith(f"# {about['title']}")
+        assert text.startswith(("# " if about["path"].endswith(".md") else '"""') + about["title"])
+    assert "own_loss: A loss of your own in a training" in run("docs").stdout
     assert run("docs", "train", "--path").stdout.strip() == pages["train"]["path"]
     assert "there is no page 'nope': choose of getting-started" in said(run("docs", "nope", code=2))
+    assert "no page 'own-loss', did you mean 'own_loss'? choose" in said(run("docs", "own-loss", code=2))
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("fmcnet gal", "gallery"),
+        ("fmcnet docs own", "own_loss"),
+        ("fmcnet config ti", "tiny"),
+        ("fmcnet train --config reg", "regdb"),
+    ],
+)
+def test_the_shell_completes_commands_pages_and_configurations(words, completed, monkeypatch):
+    from fmcnet.cli.app import app
+
+    settings = {"_FMCNET_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    result = CliRunner().invoke(app, [], prog_name="fmcnet", env=settings)
+    assert result.stdout.split() == [completed]
 
 
 def test_help_names_only_pages_that_an_installation_has():
@@ -398,6 +422,23 @@ def test_a_configuration_of_another_benchmark_is_told(tiny_sysu, tmp_path):
     )
     for config in ("sysu", "tiny"):
         assert "another benchmark" not in said(run(*command, config, bad, code=2))
+    own = tmp_path / "people.csv"
+    own.write_text("path,pid,modality\n")
+    own_data = ("train", "--data", own, "--out", tmp_path / "run", "--config", "sysu", bad)
+    assert "another benchmark" not in said(run(*own_data, code=2))  # what the guide tells to do
+
+
+def test_a_message_in_a_file_is_one_line_and_a_training_ends_with_its_loss(tiny_sysu, tmp_path):
+    settings = ["training.epochs=1", "training.steps_per_epoch=1", "data.identities=3", "model.width=4"]
+    words = ("train", "--config", "tiny", "--data", tiny_sysu, *settings)
+    plain = run(*words, "--out", tmp_path / "a", "--resume")
+    lines = plain.stderr.splitlines()
+    assert f"INFO     there is no run in {tmp_path / 'a'}: starting one" in lines
+    [epoch] = [line for line in lines if line.startswith("INFO     training 1/1, 100 %, 0:00:00 left, loss ")]
+    assert epoch.endswith("epoch 1/1")
+    assert "last loss" in plain.stdout
+    assert "id_shared" not in plain.output
+    assert "id_shared" in run("-v", *words, "--out", tmp_path / "b").stdout
 
 
 def test_resume_takes_the_settings_of_the_run(tiny_sysu, tmp_path):
@@ -540,6 +581,9 @@ def test_one_report_holds_every_protocol_that_was_run(tiny_run, tiny_sysu, tmp_p
     )
     assert joined["name"] == f"{tmp_path / 'a'}, {tmp_path / 'b'}"
     assert not any("re-ranking" in flag for flag in whole["flags"])
+    left = "not a published setting, left out: SYSU-MM01 indoor-search, multi-shot, infrared to visible"
+    assert left in whole["flags"]
+    assert "note: GENERATED data: these figures compare with no published one" in run(*command).stderr
 
 
 def test_a_setting_of_another_benchmarks_protocol_is_refused(tiny_run, tiny_sysu):

@@ -23,6 +23,14 @@ def test_step_share_and_time_left_stay_at_every_width(columns, shown, monkeypatc
     assert len(last.rstrip()) <= columns
 
 
+def test_on_a_narrow_terminal_the_loss_stays_beside_hours_and_many_steps(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    with Progress("training", 120_000, show=True) as bar:
+        bar.advance(NOTE, count=20_000)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert all(part in last for part in ("20000/120000", "17%", "left loss 29.18")), last
+
+
 def test_without_a_terminal_each_epoch_has_a_line_and_every_term_is_for_v(tiny_sysu, tmp_path, caplog):
     caplog.set_level(logging.DEBUG, "fmcnet")
     settings = [

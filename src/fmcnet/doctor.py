@@ -229,11 +229,14 @@ def _model(
             if model is not None
             else open_model(str(gallery), None, device)
         )
-        image = np.full((encoder.height, encoder.width, 3), 128, np.uint8)
-        for modality in Modality:  # the first pass warms up
-            features = encoder.encode(image, modality).features
+        grey = np.full((encoder.height, encoder.width, 3), 128, np.uint8)
+        coloured = grey.copy()
+        third = encoder.height // 3  # no colours in visible light would be a warning
+        coloured[:third], coloured[third : 2 * third] = (200, 60, 20), (30, 160, 60)
+        encoder.encode(coloured, Modality.VISIBLE)  # the first pass warms up
+        features = encoder.encode(grey, Modality.INFRARED).features
         started = perf_counter()
-        encoder.encode(image, Modality.INFRARED)
+        encoder.encode(grey, Modality.INFRARED)
         milliseconds = 1000 * (perf_counter() - started)
     except Exception as error:
         return None, [Finding("model", str(model or "noted"), False, _short(error))]

@@ -34,20 +34,22 @@ class Progress:
         self._note = ""
         self._started = self._last = time.monotonic()
         if sys.stderr.isatty() if show is None else show:
+            console = Console(stderr=True)
+            bar = [BarColumn(bar_width=10)] if console.width >= 80 else []  # gives way to the losses
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
                 MofNCompleteColumn(),
                 TaskProgressColumn(),
                 TimeRemainingColumn(),
                 TextColumn("left"),
-                BarColumn(bar_width=10),
+                *bar,
                 # The note alone gives way on a narrow terminal.
                 TextColumn(
                     "{task.fields[note]}",
                     style="dim",
                     table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
                 ),
-                console=Console(stderr=True),
+                console=console,
                 expand=True,
             )
             self._task = self._bar.add_task(description, total=total, completed=done, note="")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.errors import DataError
+from fmcnet.errors import DataError, FmcnetError
 from fmcnet.files import make_private
 from fmcnet.identities import LARGEST, identity_number, parse_identity
 from fmcnet.parsing import read_npz
@@ -78,6 +78,19 @@ MODALITY_WORDS = {
 """Words for the modalities in tables and commands, in lower case."""
 
 
+def parse_modality(text: Any) -> Modality:
+    """ "visible", "infrared", a synonym that a CSV may use ("ir", "thermal", "rgb"...), or 0 and 1, as a `Modality`.
+
+    Raises:
+        FmcnetError: for anything else.
+    """
+    if isinstance(text, Modality):
+        return text
+    if str(text).lower() not in MODALITY_WORDS:
+        raise FmcnetError(f"unknown modality '{text}': say visible or infrared")
+    return MODALITY_WORDS[str(text).lower()]
+
+
 def check_arrays(owner: object, names: Sequence[str]) -> None:
     """Refuse lists and other objects where arrays are meant.
 
@@ -120,8 +133,11 @@ class Embeddings:
 
     def __post_init__(self) -> None:
         check_arrays(self, [field.name for field in fields(self)])
-        if self.features.ndim != 2:
-            raise DataError(f"features must be a matrix (N, D), got shape {self.features.shape}")
+        if self.features.ndim != 2 or self.features.dtype.kind not in "fiu":
+            raise DataError(
+                f"features must be a matrix (N, D) of numbers, got {self.features.dtype} of shape "
+                f"{self.features.shape}"
+            )
         n = len(self.features)
         if self.pid.dtype != np.int64:
             object.__setattr__(self, "pid", identity_numbers(self.pid))
@@ -129,7 +145,7 @@ class Embeddings:
             column = getattr(self, field.name)
             if column.shape != (n,):
                 raise DataError(
-                    f"'{field.name}' has shape {column.shape}, but features has {n} rows: give a value a row"
+                    f"'{field.name}' has shape {column.shape}, but features has {n} rows: give one value for each row"
                 )
         bad = np.flatnonzero(~np.isfinite(self.features).all(axis=1))
         if len(bad):
@@ -158,6 +174,15 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.features)
 
+    def __repr__(self) -> str:
+        infrared = int((self.modality == Modality.INFRARED.code).sum())
+        people = len(np.unique(self.pid[self.pid != NO_PID]))
+        cameras = len(np.unique(self.camid[self.camid != NO_CAMERA]))
+        return (
+            f"<Embeddings {len(self)} x {self.features.shape[1]} {self.features.dtype}: {len(self) - infrared} "
+            f"visible, {infrared} infrared, {people} identities, {cameras} cameras>"
+        )
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """The features, for NumPy."""
         out = self.features if dtype is None else self.features.astype(dtype, copy=False)
@@ -171,9 +196,9 @@ class Embeddings:
         """The given rows (indices or a mask), in the given order."""
         return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
-    def of(self, modality: Modality) -> Embeddings:
+    def of(self, modality: Modality | str) -> Embeddings:
         """The rows of one modality, order kept."""
-        return self.take(np.flatnonzero(self.modality == modality.code))
+        return self.take(np.flatnonzero(self.modality == parse_modality(modality).code))
 
     def save(self, path: str | Path) -> Path:
         """Write all arrays to an `.npz` file and return its path."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fmcnet.data.table import Record, Table
-from fmcnet.errors import DataError
+from fmcnet.errors import DataError, FmcnetError
 from fmcnet.types import NO_CAMERA, Modality
 
 V, I = Modality.VISIBLE, Modality.INFRARED  # noqa: E741
@@ -34,8 +34,25 @@ def test_selection_keeps_order_and_types() -> None:
     assert len(table().select(split=("train", "val"))) == 1
 
 
-def test_index_counts_sorted_paths_within_identity_and_camera() -> None:
-    assert table().index().tolist() == [2, 1, 1, 1]
+def test_selection_takes_words_and_refuses_what_no_table_has() -> None:
+    assert table().select(modality="ir").path.tolist() == ["cam3/7/a.jpg"]
+    with pytest.raises(DataError, match="unknown split 'tset': use train, val, test, or None for all"):
+        table().select(split=("train", "tset"))
+    with pytest.raises(FmcnetError, match="unknown modality 'blue': say visible or infrared"):
+        table().select(modality="blue")
+
+
+def test_it_prints_on_one_line_what_it_holds() -> None:
+    assert repr(table()) == (
+        f"<Table sysu at {Path('/data')}: 4 images (3 visible, 1 infrared) of 2 identities and 3 cameras: 1 train, "
+        "3 test>"
+    )
+    empty = Table.from_records("x", Path("a"), [])
+    assert repr(empty) == "<Table x at a: 0 images (0 visible, 0 infrared) of 0 identities and 0 cameras>"
+
+
+def test_positions_count_sorted_paths_within_identity_and_camera() -> None:
+    assert table().positions().tolist() == [2, 1, 1, 1]
 
 
 def test_labels_follow_the_sorted_identities() -> None:
@@ -61,4 +78,4 @@ def test_an_empty_table_works() -> None:
     empty = Table.from_records("x", Path(), [])
     assert len(empty) == 0
     assert len(empty.select(split="train")) == 0
-    assert empty.index().shape == (0,)
+    assert empty.positions().shape == (0,)

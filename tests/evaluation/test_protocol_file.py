@@ -148,7 +148,7 @@ def embeddings():
         np.array([row.pid for row in rows]),
         np.array([row.camid for row in rows]),
         np.array([row.modality.code for row in rows], dtype=np.uint8),
-        TABLE.index(),
+        TABLE.positions(),
         np.array([row.path for row in rows]),
     )
 

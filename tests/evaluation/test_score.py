@@ -112,6 +112,11 @@ def test_files_and_options_are_named(tmp_path):
     with pytest.raises(DataError, match="not a readable"):
         score_file(tmp_path / "text.npz")
     np.save(tmp_path / "one.npy", np.ones(3))
+    (tmp_path / "people.parquet").write_bytes(b"PAR1")
+    with pytest.raises(
+        DataError, match=r"people\.parquet: score reads \.npz files: fmcnet gallery export GALLERY"
+    ):
+        score_file(tmp_path / "people.parquet")
     with pytest.raises(DataError, match="single array"):
         score_file(tmp_path / "one.npy")
     path = save(tmp_path, **arrays())
@@ -162,6 +167,27 @@ def test_given_sets_are_held_against_the_direction(tmp_path):
     with pytest.raises(DataError, match="direction v2i of llcm takes visible"):
         score_file(told, "llcm")
     assert "infrared images searched" in score_file(told, "llcm", direction="i2v").protocol
+    contradiction = save(tmp_path, **two_sets(query_modality=np.zeros(4), gallery_modality=np.ones(4)))
+    with pytest.raises(
+        DataError, match="'query_modality' is 0 in row 0, whose camera 3 is of the other modality"
+    ):
+        score_file(contradiction, "sysu", direction="v2i")
+
+
+def test_other_data_does_not_pass_for_the_benchmark(tmp_path):
+    told = save(tmp_path, **two_sets(query_modality=np.ones(4), gallery_modality=np.zeros(4)))
+    found = score_file(told, "regdb", direction="t2v").protocol
+    assert found.endswith("ours: the cameras 3, 4, 5, 6, which RegDB does not have.")
+    one = {**arrays(), "modality": np.isin(arrays()["cam"], (3, 6))}
+    assert (
+        "the cameras 3, 4, 5, 6, which RegDB does not have"
+        in score_file(save(tmp_path, **one), "regdb").protocol
+    )
+    for protocol in ("sysu", "llcm"):  # LLCM has nine
+        assert "does not have" not in score_file(save(tmp_path, **one), protocol, draw="seeded").protocol
+    many = np.r_[[12], one["cam"][1:]]
+    found = score_file(save(tmp_path, **{**one, "cam": many}), draw="seeded").protocol
+    assert "ours: the camera 12, which SYSU-MM01 does not have" in found
 
 
 @pytest.mark.parametrize(
@@ -179,6 +205,7 @@ def test_given_sets_are_held_against_the_direction(tmp_path):
             r"the regdb protocol has no mode and no shots \(it has cmc\)",
         ),
         ("llcm", {"draw": "official", "strict": True}, "the llcm protocol has no draw"),
+        ("llcm", {"reading": "b"}, "reading b, which draws otherwise than reading a, would do nothing"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(tmp_path, protocol, options, text):
@@ -230,3 +257,21 @@ def test_lists_where_arrays_are_meant_are_a_line(tmp_path):
         Embeddings(e.features, e.pid.tolist(), e.camid, e.modality, e.index, e.name)
     with pytest.raises(DataError, match="'features' is of type list"):
         Embeddings(e.features.tolist(), e.pid, e.camid, e.modality, e.index, e.name)
+    with pytest.raises(DataError, match=r"a matrix .* of numbers, got <U2"):
+        Embeddings(np.full((2, 2), "no"), *[np.zeros(2, np.int64)] * 4, np.full(2, ""))
+
+
+def test_embeddings_and_evaluations_print_on_a_line():
+    from fmcnet import evaluate, protocols
+
+    e = benchmark([1, 2, 3, 4, 5, 6])
+    infrared = int(e.modality.sum())
+    assert repr(e) == (
+        f"<Embeddings {N} x {e.features.shape[1]} {e.features.dtype}: {N - infrared} visible, {infrared} infrared, "
+        "3 identities, 6 cameras>"
+    )
+    found = evaluate(e, protocols.sysu(draw="seeded"))
+    assert repr(found) == (
+        f"<Evaluation SYSU-MM01 all-search, single-shot: Rank-1 {100 * found.mean['rank1']:.2f}, mAP "
+        f"{100 * found.mean['mAP']:.2f}, mINP {100 * found.mean['mINP']:.2f}; 10 trials>"
+    )

@@ -21,7 +21,7 @@ from fmcnet.data.readers.csv import write_csv
 from fmcnet.errors import FmcnetError
 from fmcnet.experiments.rows import select_studies
 from fmcnet.experiments.runs import StudyRun, complete_runs, find_devices
-from fmcnet.experiments.study import StudyOptions, parse_seeds, run_study
+from fmcnet.experiments.study import StudyOptions, _read_tables, parse_seeds, run_study
 from tests.cli import run_command
 
 LONG = 30
@@ -126,6 +126,12 @@ def test_real_data_take_their_own_configuration(tiny_sysu, tmp_path, monkeypatch
     facts = run_study(small, quiet=True)
     assert not (tmp_path / "s" / "data").exists()
     assert facts["studies"][0]["numbers"]["L_GAN + L_IC + L_FC (full)"]["probe_shared"]["mean"] >= 0
+
+
+def test_a_configuration_of_another_benchmark_is_told(tiny_sysu, tmp_path, caplog):
+    options = StudyOptions("table2", tmp_path / "s", data=tiny_sysu, config="regdb")
+    _read_tables(options, options.row_config(), quiet=True)
+    assert f"--config regdb is for another benchmark: {tiny_sysu} has the layout of sysu" in caplog.text
 
 
 def test_a_csv_among_others_is_the_one_that_was_given(tiny_sysu, tmp_path):
@@ -295,7 +301,7 @@ def test_ctrl_c_ends_it_with_one_sentence(tmp_path, workers):
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130, said
-    assert "the same command goes on where it was" in " ".join(said.split())
+    assert "the same command continues it" in " ".join(said.split())
     assert "Traceback" not in said
 
 

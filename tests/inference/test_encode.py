@@ -173,6 +173,8 @@ def test_similarity_is_the_cosine(encoder, paths):
     assert found == pytest.approx(slow, abs=1e-6)
     assert encoder.similarity(a.features, np.asarray(b)) == pytest.approx(slow, abs=1e-6)
     assert encoder.similarity(np.zeros((1, a.features.shape[1])), b).tolist() == [[0.0] * 5]
+    with pytest.raises(DataError, match="values do not compare: take both of one model"):
+        encoder.similarity(a, b.features[:, :-1])
 
 
 @pytest.fixture

@@ -149,6 +149,14 @@ def test_a_function_that_gives_no_backbone_is_one_line(apart, make, said):
         make_backbone("mine")
 
 
+@pytest.mark.parametrize("make", [3, nn.Linear, None])
+def test_what_is_no_backbone_is_refused_when_it_is_registered(apart, make):
+    with pytest.raises(
+        ConfigError, match=r"register_backbone\('mine'\): give a subclass of fmcnet.Backbone, or a"
+    ):
+        register_backbone("mine", make)
+
+
 def test_a_registered_backbone_replaces_a_shipped_one_in_a_fresh_process():
     code = """
 import fmcnet

@@ -139,6 +139,12 @@ print(json.dumps([said(find_model, name) for name in names]))
         assert model_digest(cached) == model_digest(run)
         assert "cannot be reached for 'me/unheard-of', which is not in its cache" in absent
         assert "\n" not in absent
+    refused = process(f'print(json.dumps(said(push, {str(run)!r}, "me/people")))', address, tmp_path)
+    assert refused.endswith(
+        "'me/people' was not pushed: the hub at "
+        + address
+        + " cannot be reached (ConnectError). Connect, and push again."
+    )
 
 
 def test_without_the_package_a_line_names_the_extra(tiny_run, monkeypatch):

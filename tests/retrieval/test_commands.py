@@ -341,7 +341,7 @@ def test_nobody_is_said(crops):
 
 
 def test_tables_for_people(crops):
-    assert "there already" in run("index", "g", crops, *RULES).output
+    assert "indexed before" in run("index", "g", crops, *RULES).output
     shown = run("search", "g", "night.png", "--modality", "ir", env={"COLUMNS": "250"}).output
     assert "probability" in shown
     assert "1_0900.png" in shown

@@ -10,6 +10,7 @@ import pytest
 
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, GalleryError
 from fmcnet.retrieval import Gallery, Searcher, Where
+from fmcnet.retrieval.answer import filter_notes
 from fmcnet.types import Modality
 from tests.retrieval.fakes import DAY, DIGEST, NIGHT, curve, encoder, picture, similarity
 
@@ -63,6 +64,16 @@ def test_conditions_narrow_what_is_compared_and_the_prior(searcher):
     assert answer.prior == pytest.approx(1 / 4)
 
 
+def test_searcher_and_gallery_print_on_a_line(searcher):
+    gallery = searcher.gallery
+    size = gallery.settings.dimension
+    said = f"<Gallery {gallery.location}: {len(gallery)} entries, {size} values, float32, model "
+    assert repr(gallery).startswith(said)
+    assert repr(searcher) == f"<Searcher {searcher.encoder!r} in {gallery!r}>"
+    gallery.close()
+    assert repr(gallery) == f"<Gallery {gallery.location}: closed, or not readable>"
+
+
 def test_nobody(searcher):
     answer = searcher.search(picture(128, 140, 250), "ir", min_probability=0.999)
     assert answer.no_match
@@ -76,6 +87,23 @@ def test_a_filter_that_nothing_passes_is_said_and_is_nobody(searcher):
     answer = searcher.search(picture(*RED), "ir", where=Where(cameras=["nowhere"]))
     assert (answer.hits, answer.compared, answer.no_match) == ((), 0, True)
     assert "nothing in it passes the filter" in answer.notes[0]
+
+
+def test_a_filter_by_time_where_no_entry_has_one_is_told(tmp_path):
+    with Gallery(tmp_path / "g", model="0123456789abcdef") as gallery:
+        where = Where(since=datetime(2026, 3, 1, tzinfo=timezone.utc))
+        assert filter_notes(gallery, where) == ()
+        gallery.add(np.ones((1, 4), np.float32), modality="visible")
+        assert filter_notes(gallery, where) == ("no entry has a time, so none passes a filter by time",)
+        gallery.add(
+            np.ones((1, 4), np.float32), modality="visible", time=datetime(2026, 2, 1, tzinfo=timezone.utc)
+        )
+        assert filter_notes(gallery, where) == ()
+    with (
+        Gallery(tmp_path / "g") as gallery,
+        pytest.raises(GalleryError, match="keep must be more than no time"),
+    ):
+        gallery.expire("0d")
 
 
 def test_a_false_match_rate_sets_a_threshold_for_each_modality(searcher):

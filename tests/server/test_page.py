@@ -372,6 +372,7 @@ def test_keys_that_are_wrong_or_may_only_add(browser, tmp_path_factory):
             expect(about).to_have_text(said)
             if views:
                 expect(page.locator("header nav a:visible")).to_have_text(views)
+                assert page.evaluate("document.activeElement.closest('form').className") == "panel"
             if views == ["Add"]:
                 drop(page, 1, "one.png")
                 choose(page, "add", "visible")
@@ -412,6 +413,10 @@ def test_by_keyboard_and_paste_on_a_phone(browser, address):
     page.keyboard.press("Escape")
     assert "remove" in page.evaluate("document.activeElement.className")
     assert httpx.get(f"{address}/v1/entries/crop-12").status_code == 200
+    page.locator("header nav a", has_text="Add").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#add-go")).to_be_visible()
+    assert page.evaluate("scrollY") == 0  # the views stay in sight
     assert wrong == []
     page.context.close()
 

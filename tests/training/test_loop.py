@@ -12,6 +12,7 @@ from fmcnet.config import LossConfig, load_config
 from fmcnet.errors import CheckpointError, DataError, TrainingError
 from fmcnet.losses.criterion import TERMS, FMCNetLoss
 from fmcnet.models.build import build_model
+from fmcnet.synthetic import generate
 from fmcnet.training import trainer as loop
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.loggers import read_log
@@ -281,6 +282,19 @@ def test_a_checkpoint_is_not_resumed_on_other_data(tiny_sysu, tmp_path):
         loop.train(
             load_config("tiny", settings), tmp_path / "other", tmp_path / "run", resume=True, progress=False
         )
+
+
+def test_a_resume_on_another_dataset_is_not_called_a_damaged_checkpoint(tiny_sysu, tmp_path, caplog):
+    settings = ["training.validate_every=0", "training.epochs=1", "data.identities=3"]
+    loop.train(load_config("tiny", settings), tiny_sysu, tmp_path / "run", progress=False)
+    generate("regdb", "tiny", seed=1, out=tmp_path / "other")  # other numbers of identities and steps
+    with pytest.raises(
+        CheckpointError, match="cannot be resumed exactly: it was made with other images or"
+    ) as got:
+        loop.train(
+            load_config("tiny", settings), tmp_path / "other", tmp_path / "run", resume=True, progress=False
+        )
+    assert "damaged" not in str(got.value) + caplog.text
 
 
 def test_a_checkpoint_is_not_resumed_on_images_that_look_different(tiny_sysu, tmp_path):

@@ -129,6 +129,7 @@ class Proxies(nn.Module):
         ({"loss": gap}, [], "the name 'loss' is taken"),
         ({"discriminator": gap}, [], "the name 'discriminator' is taken"),
         ({"mine": 3}, [], "'mine' is a int, not a function"),
+        ([gap], [], r"terms is of type list: give a dict, as \{'mine': function\}"),
         ({"mine": Proxies()}, [], "'mine' has weights or buffers of its own"),
         (None, ["losses.terms={mine: 2}"], r"losses\.terms weighs mine, which this training does not have"),
         ({"mine": gap}, ["losses.terms={mien: 2}"], r"losses\.terms weighs mien"),

@@ -62,7 +62,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-report_app = typer.Typer(help="Put runs side by side.", no_args_is_help=True)
+report_app = typer.Typer(help="Compare runs.", no_args_is_help=True)
 for command in (
     demo,
     train,
@@ -105,15 +105,22 @@ def _fail(message: str, code: int, error: BaseException) -> NoReturn:
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print more, such as every loss term of a training.")
+    ] = False,
     threads: Annotated[int, typer.Option(help="CPU threads of PyTorch; 0: PyTorch's choice.", min=0)] = 0,
 ) -> None:
     if version:
         typer.echo(f"fmcnet {__version__}")
         raise typer.Exit
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
-    handler.setFormatter(PrintableFormatter("%(message)s"))
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+        handler.setFormatter(PrintableFormatter("%(message)s"))
+    else:  # in a file each message is one line, whatever its length
+        handler = logging.StreamHandler()
+        handler.setFormatter(PrintableFormatter("%(levelname)-8s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("fmcnet").setLevel(logging.DEBUG if verbose else logging.INFO)
     for name in ("matplotlib", "PIL", "torch", "httpx", "httpx2"):

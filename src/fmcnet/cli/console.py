@@ -149,4 +149,4 @@ def explain_resume() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command goes on where it was") from None
+        raise KeyboardInterrupt("the same command continues it") from None

@@ -61,9 +61,9 @@ def crop(
     from fmcnet.data.crop import crop as crop_boxes
     from fmcnet.data.depth import parse_range
     from fmcnet.errors import FmcnetError
-    from fmcnet.inference.image_input import parse_modality
     from fmcnet.retrieval.inputs import optional_text
     from fmcnet.retrieval.times import Doubtful, parse_capture_time, parse_timezone
+    from fmcnet.types import parse_modality
 
     if fps is not None and not 0 < fps < 1e6:
         raise FmcnetError(f"--fps {fps:g}: give frames a second, above 0")

@@ -1,7 +1,8 @@
-"""`fmcnet docs`: the documentation's pages, which come with the package."""
+"""`fmcnet docs`: the documentation's pages and the example scripts, which come with the package."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,21 +10,32 @@ from typing import Annotated
 import typer
 
 from fmcnet.cli.console import Json, echo, print_json
+from fmcnet.data.spelling import nearest
 from fmcnet.errors import FmcnetError
 
 FOLDER = Path(__file__).parents[1] / "docs"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = 80
 """A page of fewer words is filled when the site is built: its source says nothing."""
 
 
+def complete_page(incomplete: str) -> list[str]:
+    """Names for the shell's completion."""
+    return [name for name in _pages() if name.startswith(incomplete)]
+
+
 def docs(
     page: Annotated[
-        str | None, typer.Argument(help="A page's name, as search or train; without it all are listed.")
+        str | None,
+        typer.Argument(
+            help="A page's or an example's name, as search or own_loss; without it all are listed.",
+            autocompletion=complete_page,
+        ),
     ] = None,
     where: Annotated[bool, typer.Option("--path", help="Print the page's file name instead.")] = False,
     json_: Json = False,
 ) -> None:
-    """Show a page of the documentation.
+    """Show a page of the documentation, or an example script.
 
     fmcnet docs search
     """
@@ -35,14 +47,19 @@ def docs(
             return
         for name, title in titles.items():
             echo(f"{name}: {pages[name] if where else title}")
+        echo("fmcnet docs NAME shows one, --path where it lies")
         return
     if page not in pages:
-        raise FmcnetError(f"there is no page '{page}': choose of {', '.join(pages)}")
+        near = nearest(page, pages)
+        meant = f", did you mean '{near}'?" if near else ":"
+        raise FmcnetError(f"there is no page '{page}'{meant} choose of {', '.join(pages)}")
     if json_:
         print_json({"title": _title(pages[page]), "path": str(pages[page])})
     elif where:
         echo(str(pages[page]))
-    elif sys.stdout.isatty():
+    elif pages[page].suffix == ".ipynb":
+        echo(f"a notebook, for Jupyter: {pages[page]}")
+    elif pages[page].suffix == ".md" and sys.stdout.isatty():
         from rich.console import Console
         from rich.markdown import Markdown
 
@@ -59,6 +76,7 @@ def _pages() -> dict[str, Path]:
     for path in (FOLDER / "getting-started.md", *sorted(FOLDER.glob("*/*.md"))):
         if path.is_file() and len(path.read_text(encoding="utf-8").split()) >= SHORT:
             found[path.stem] = path
+    found |= {path.stem: path for path in sorted(EXAMPLES.glob("*.*")) if path.suffix in (".py", ".ipynb")}
     if not found:
         raise FmcnetError(
             f"the documentation is not in this installation ({FOLDER}): see docs/ of the sources"
@@ -67,4 +85,7 @@ def _pages() -> dict[str, Path]:
 
 
 def _title(path: Path) -> str:
-    return path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        text = json.loads(text)["cells"][0]["source"][0]
+    return text.partition("\n")[0].removeprefix("# ").strip('"').rstrip(".")

@@ -20,7 +20,7 @@ def demo(
 ) -> None:
     """Generate a benchmark, train Base and FMCNet on it, evaluate both on unseen identities, write a report.
 
-    No data and no GPU needed. Called again it goes on where it was.
+    No data and no GPU needed. The same command continues it after a stop.
     """
     from fmcnet.experiments.demo import run_demo
 
@@ -163,7 +163,7 @@ def study(
 
     fmcnet study table2 --seeds 0,1,2 --out study
 
-    Each distinct configuration is trained once, whatever number of tables shows it. The same command goes on after
+    Each distinct configuration is trained once, whatever number of tables shows it. The same command continues after
     Ctrl-C or a kill and repeats no finished run. Report: OUT/report/results.md.
     """
     from fmcnet.experiments.results import too_few

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fmcnet.retrieval.gallery import Gallery
     from fmcnet.retrieval.records import Where
 
-app = typer.Typer(help="Show a gallery, remove entries, export them.", no_args_is_help=True)
+app = typer.Typer(help="Show, copy, export and mend galleries; remove entries.", no_args_is_help=True)
 
 Ids = Annotated[list[str] | None, typer.Option("--id", help="Of this id; may be given again.")]
 Pids = Annotated[
@@ -251,7 +251,7 @@ def relocate(
     dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
-    """Tell a gallery that its pictures were moved, so that indexing them there adds nothing twice.
+    """Update the paths of moved images, so that indexing adds none of them twice.
 
     fmcnet gallery relocate people.gallery /old/crops /new/crops
     """
@@ -279,7 +279,7 @@ def relocate(
 
 @app.command()
 def compact(gallery: GalleryPath, json_: Json = False) -> None:
-    """Give back the space of removed entries, and bring the index up to date."""
+    """Return the space of removed entries and update the index."""
     from fmcnet.retrieval.gallery import Gallery
 
     with Gallery(gallery, create=False) as opened:
@@ -408,7 +408,7 @@ def recover(
     model: Annotated[str, typer.Option(help="The model that the gallery was indexed with.")],
     json_: Json = False,
 ) -> None:
-    """Write what the index of a damaged gallery knows into a new gallery.
+    """Make a new gallery of what a damaged one still holds.
 
     fmcnet gallery recover people.gallery saved.gallery --model fmcnet-lite
 

@@ -157,7 +157,7 @@ def index(
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
-    """Add pictures of persons to a gallery; pictures that it holds already are skipped.
+    """Add images of people to a gallery; images that it holds are skipped.
 
     fmcnet index people.gallery crops --model runs/mine --modality visible --camera-from-name 'cam([0-9]+)'
 
@@ -166,7 +166,6 @@ def index(
     """
     from fmcnet.data.depth import RANGE_UNUSED
     from fmcnet.data.listing import ignored_line
-    from fmcnet.inference.image_input import parse_modality
     from fmcnet.retrieval.freshness import moves
     from fmcnet.retrieval.gallery import Gallery
     from fmcnet.retrieval.indexing import Existing, check_faults, leave_out_expired
@@ -177,6 +176,7 @@ def index(
     from fmcnet.retrieval.searcher import Searcher
     from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
     from fmcnet.retrieval.times import Doubtful, TimePattern, parse_timezone
+    from fmcnet.types import parse_modality
 
     on_fault = check_choice("--on-error", on_error, ("raise", "skip"))
     on_existing = check_choice("--existing", existing, get_args(Existing))
@@ -243,7 +243,7 @@ def index(
     if json_:
         print_json({"gallery": gallery, **pruned, **report.to_dict()})
         return
-    facts = {"pictures": report.pictures, "added": report.added, "there already": report.already}
+    facts = {"images": report.pictures, "added": report.added, "indexed before": report.already}
     facts |= {"updated": report.updated} if report.updated else {}
     facts |= {"encoded anew": report.replaced} if report.replaced else {}
     facts |= {"changed files": len(report.changed)} if report.changed else {}

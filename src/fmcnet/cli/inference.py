@@ -105,7 +105,7 @@ def embed(
 
 
 def info(run: Model, json_: Json = False) -> None:
-    """Say what a run is: model, data, settings, versions."""
+    """Show what a run is: model, data, settings, versions."""
     from fmcnet.inference.info import model_info
 
     facts = model_info(run)

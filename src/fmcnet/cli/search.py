@@ -59,9 +59,9 @@ def make_filter(
 ) -> Where:
     """The conditions that options give; an option that was not given is none."""
     from fmcnet.errors import DataError
-    from fmcnet.inference.image_input import parse_modality
     from fmcnet.retrieval.records import Where
     from fmcnet.retrieval.times import parse_time, parse_timezone
+    from fmcnet.types import parse_modality
 
     zone = parse_timezone(timezone)
 
@@ -129,17 +129,18 @@ def search(
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
-    """Ask a gallery who somebody is.
+    """Search a gallery with images of one person.
 
     fmcnet search people.gallery night.jpg --modality infrared --min-probability 0.5 --html who.html
 
     Ranked by cosine similarity. Probabilities need fmcnet calibrate; what they mean: fmcnet docs search.
     """
     from fmcnet.data.listing import Ignored, ignored_line
-    from fmcnet.inference.image_input import list_images, parse_modality
+    from fmcnet.inference.image_input import list_images
     from fmcnet.retrieval.gallery import Gallery
     from fmcnet.retrieval.models import open_model, range_of
     from fmcnet.retrieval.searcher import Searcher
+    from fmcnet.types import parse_modality
 
     grouping = check_choice("--group", group, ("track", "pid"))
     condition = make_filter(camera, since, until, timezone, modality=among)

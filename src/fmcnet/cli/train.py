@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -14,6 +15,13 @@ from fmcnet.cli.console import Data, Device, Json, echo, print_json, show
 from fmcnet.errors import FmcnetError, Interrupted
 
 
+def complete_config(incomplete: str) -> list[str]:
+    """Names of shipped configurations for the shell's completion."""
+    from fmcnet.config import shipped
+
+    return [name for name in shipped() if name.startswith(incomplete)]
+
+
 def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="The run folder to write.")],
@@ -24,7 +32,8 @@ def train(
     config: Annotated[
         str | None,
         typer.Option(
-            help="A YAML file, or a shipped one by name: sysu, regdb, llcm, paper, generated (default), tiny."
+            help="A YAML file, or a shipped one by name: sysu, regdb, llcm, paper, generated (default), tiny.",
+            autocompletion=complete_config,
         ),
     ] = None,
     resume: Annotated[
@@ -60,6 +69,8 @@ def train(
     known = (resumed_config(folder, config, overrides or []) for folder in folders if resume)
     own = next((one for one in known if one is not None), None)
     settings = own or load_config(config or "generated", overrides or [])
+    if resume and own is None:
+        logging.getLogger(__name__).info("there is no run in %s: starting one", out)
     warn_of_other_benchmark(config, data)
     try:
         results = train_splits(
@@ -84,7 +95,8 @@ def train(
         print_json([r.to_dict() for r in results] if splits else results[0].to_dict())
         return
     for result in results:
-        terms = ", ".join(f"{k} {v:.3f}" for k, v in result.last_terms.items() if k != "rate")
+        verbose = logging.getLogger("fmcnet").isEnabledFor(logging.DEBUG)
+        terms = {k: v for k, v in result.last_terms.items() if k != "rate" and (verbose or k == "loss")}
         show(
             "trained",
             {
@@ -94,7 +106,9 @@ def train(
                 "parameters": f"{result.parameters:,}",
                 "steps": f"{result.steps} (from {result.resumed_from})",
                 "seconds": f"{result.seconds:.0f} ({result.images_per_second:.0f} images/s)",
-                "last terms": terms,
+                "last terms" if verbose else "last loss": ", ".join(
+                    f"{k} {v:.3f}" if verbose else f"{v:.3f}" for k, v in terms.items()
+                ),
                 "selected": result.selected,
             },
             {"weights": result.run / "model.safetensors", "log": result.run / "log.jsonl"},
@@ -103,7 +117,11 @@ def train(
 
 def config(
     name: Annotated[
-        str | None, typer.Argument(help="A YAML file, or a shipped one by name; without it those are listed.")
+        str | None,
+        typer.Argument(
+            help="A YAML file, or a shipped one by name; without it those are listed.",
+            autocompletion=complete_config,
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fmcnet.errors import DataError
 from fmcnet.identities import identity_number, parse_identity
-from fmcnet.types import NO_CAMERA, NO_PID, IntArray, Modality, check_arrays
+from fmcnet.types import NO_CAMERA, NO_PID, IntArray, Modality, check_arrays, parse_modality
 
 SPLITS = ("train", "val", "test")
 
@@ -120,19 +120,39 @@ class Table:
     def __len__(self) -> int:
         return len(self.path)
 
+    def __repr__(self) -> str:
+        splits = ", ".join(
+            f"{count} {split}" for split in SPLITS if (count := int((self.split == split).sum()))
+        )
+        infrared = int((self.modality == Modality.INFRARED.code).sum())
+        people = len(np.unique(self.pid[self.pid != NO_PID]))
+        cameras = len(np.unique(self.camid[self.camid != NO_CAMERA]))
+        return (
+            f"<Table {self.name} at {self.root}: {len(self)} images ({len(self) - infrared} visible, {infrared} "
+            f"infrared) of {people} identities and {cameras} cameras{': ' * bool(splits)}{splits}>"
+        )
+
     def take(self, rows: NDArray[Any]) -> Table:
         """The given rows (indices or a mask), in the given order."""
         return replace(self, **{name: getattr(self, name)[rows] for name in self.COLUMNS})
 
     def select(
-        self, *, split: str | tuple[str, ...] | None = None, modality: Modality | None = None
+        self, *, split: str | tuple[str, ...] | None = None, modality: Modality | str | None = None
     ) -> Table:
-        """The rows of the given split(s) and modality, order kept."""
+        """The rows of the given split(s) and modality, order kept.
+
+        Raises:
+            DataError: for a split that no table has.
+            FmcnetError: for an unknown modality.
+        """
         mask = np.ones(len(self), dtype=bool)
         if split is not None:
-            mask &= np.isin(self.split, [split] if isinstance(split, str) else list(split))
+            wanted = [split] if isinstance(split, str) else list(split)
+            if unknown := [one for one in wanted if one not in (*SPLITS, *np.unique(self.split))]:
+                raise DataError(f"unknown split '{unknown[0]}': use {', '.join(SPLITS)}, or None for all")
+            mask &= np.isin(self.split, wanted)
         if modality is not None:
-            mask &= self.modality == modality.code
+            mask &= self.modality == parse_modality(modality).code
         return self.take(np.flatnonzero(mask))
 
     def labels(self) -> tuple[IntArray, IntArray]:
@@ -150,7 +170,7 @@ class Table:
         pids, labels = np.unique(self.pid, return_inverse=True)
         return labels.astype(np.int64), pids
 
-    def index(self) -> IntArray:
+    def positions(self) -> IntArray:
         """(N,) 1-based position of each image among the path-sorted images of its pid and camera."""
         return positions(self.path, self.modality, self.camid, self.pid)
 

@@ -104,6 +104,13 @@ class Evaluation:
     plain: Evaluation | None = None
     unmatched: tuple[tuple[str, ...], ...] = ()
 
+    def __repr__(self) -> str:
+        mean, many = self.mean, len(self.trials)
+        figures = (
+            f"Rank-1 {100 * mean['rank1']:.2f}, mAP {100 * mean['mAP']:.2f}, mINP {100 * mean['mINP']:.2f}"
+        )
+        return f"<Evaluation {self.protocol.partition(':')[0]}: {figures}; {many} trial{'s' * (many > 1)}>"
+
     @property
     def mean(self) -> dict[str, float]:
         """Mean over trials, by name."""

@@ -41,6 +41,8 @@ from fmcnet.types import (
 PROTOCOLS = ("sysu", "regdb", "llcm")
 SYSU_CAMERAS = {1: 0, 2: 0, 4: 0, 5: 0, 3: 1, 6: 1}
 REGDB_CAMERAS = {1: 0, 2: 1}
+CAMERAS = {"sysu": ("SYSU-MM01", 6), "regdb": ("RegDB", 2), "llcm": ("LLCM", 9)}
+"""Each benchmark's title and its number of cameras, which count from 1."""
 OPTIONS = {"sysu": ("mode", "shots", "draw", "permutation"), "regdb": ("cmc",), "llcm": ("reading",)}
 """Which options a protocol has; every other one is refused, since it would do nothing."""
 ALIASES = {"camid": "cam", "camera": "cam", "embedding": "features", "source": "name"}
@@ -138,7 +140,19 @@ def score_file(
     read = _two_sets(arrays, path, protocol, direction) if given else _one_set(arrays, path, protocol)
     if read.assumed:
         rules = replace(rules, ours=(*rules.ours, "the modalities, which the file does not tell"))
+    if foreign := _foreign_cameras(read.embeddings.camid, protocol):
+        rules = replace(rules, ours=(*rules.ours, foreign))
     return _evaluate(read, rules, distance, device, precision)
+
+
+def _foreign_cameras(camid: IntArray, protocol: str) -> str:
+    """A remark on cameras that the benchmark does not have, so that no other data passes for it; "" without any."""
+    title, many = CAMERAS[protocol]
+    odd = [camera for camera in np.unique(camid).tolist() if camera != NO_CAMERA and not 1 <= camera <= many]
+    if not odd:
+        return ""
+    listed = ", ".join(map(str, odd[:10])) + (f" and {len(odd) - 10} more" if len(odd) > 10 else "")
+    return f"the camera{'s' * (len(odd) > 1)} {listed}, which {title} does not have"
 
 
 def _evaluate(read: Scorable, rules: Protocol, distance: str, device: str, precision: str) -> Evaluation:
@@ -200,6 +214,7 @@ def _refuse_unused(protocol: str, options: Mapping[str, Any], given: bool) -> No
             f"the {protocol} protocol has no {' and no '.join(others)} (it has {has}): leave it out"
         )
     drawn = [name for name in wanted if name in (*DRAWING, "draw")]
+    drawn += ["reading b, which draws otherwise than reading a,"] if options.get("reading") == "b" else []
     if given and drawn:
         raise ProtocolError(
             f"the file holds query and gallery as they were drawn, so {' and '.join(drawn)} would do nothing: leave "
@@ -210,6 +225,10 @@ def _refuse_unused(protocol: str, options: Mapping[str, Any], given: bool) -> No
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise DataError(f"{path} does not exist")
+    if path.suffix.lower() == ".parquet":
+        raise DataError(
+            f"{path}: score reads .npz files: fmcnet gallery export GALLERY {path.with_suffix('.npz')}"
+        )
     try:
         return read_npz(path)
     except (OSError, ValueError) as error:
@@ -239,13 +258,7 @@ def _one_set(arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str) -
     camid = _integers(renamed["cam"], "cam", n, path) if "cam" in renamed else np.full(n, NO_CAMERA)
     if "modality" in renamed:
         modality = _modalities(renamed["modality"], "modality", n, path)
-        known = np.isin(camid, list(SYSU_CAMERAS)) if protocol == "sysu" else np.zeros(n, dtype=bool)
-        odd = np.flatnonzero(known)[modality[known] != _from_cameras(camid[known], protocol, path)]
-        if len(odd):
-            raise DataError(
-                f"{path}: 'modality' is {int(modality[odd[0]])} in row {int(odd[0])}, whose camera "
-                f"{int(camid[odd[0]])} is of the other modality on sysu: correct one of them"
-            )
+        _check_cameras(modality, "modality", camid, protocol, path)
     else:
         modality = _from_cameras(camid, protocol, path)
     if "index" in renamed:
@@ -282,7 +295,7 @@ def _two_sets(arrays: dict[str, NDArray[Any]], path: str | Path, protocol: str, 
             )
         parts["features"].append(features)
         parts["pid"].append(_identities(arrays[f"{side}_pid"], f"{side}_pid", n, path))
-        parts["cam"].append(np.full(n, NO_CAMERA) if protocol == "regdb" else camid)
+        parts["cam"].append(camid)
         told.append(_told_modality(arrays, side, cameras, camid, protocol, path))
     for side, known in zip(("query", "gallery"), told, strict=True):
         if protocol == "custom":
@@ -313,14 +326,32 @@ def _told_modality(
     path: str | Path,
 ) -> IntArray:
     """(N,) 0 visible, 1 infrared, as the array of modalities or the benchmark's cameras say; -1: nothing does."""
-    if f"{side}_modality" in arrays:
-        return _modalities(arrays[f"{side}_modality"], f"{side}_modality", len(camid), path)
+    name = f"{side}_modality"
+    if name in arrays:
+        modality = _modalities(arrays[name], name, len(camid), path)
+        _check_cameras(modality, name, camid, protocol, path)
+        return modality
     if protocol in ("llcm", "custom"):
         return np.full(len(camid), -1)
     known = camid != NO_CAMERA
     told = np.full(len(camid), -1)
     told[known] = _from_cameras(camid[known], protocol, path, cameras or "")
     return told
+
+
+def _check_cameras(modality: IntArray, name: str, camid: IntArray, protocol: str, path: str | Path) -> None:
+    """Refuse modalities that contradict the cameras, which on SYSU-MM01 tell them.
+
+    Raises:
+        DataError: naming the first row.
+    """
+    known = np.isin(camid, list(SYSU_CAMERAS)) if protocol == "sysu" else np.zeros(len(camid), dtype=bool)
+    odd = np.flatnonzero(known)[modality[known] != _from_cameras(camid[known], protocol, path)]
+    if len(odd):
+        raise DataError(
+            f"{path}: '{name}' is {int(modality[odd[0]])} in row {int(odd[0])}, whose camera "
+            f"{int(camid[odd[0]])} is of the other modality on sysu: correct one of them"
+        )
 
 
 def _embeddings(

@@ -11,6 +11,7 @@ from typing import Any
 
 from fmcnet.errors import DataError
 from fmcnet.experiments.markdown import markdown_table
+from fmcnet.experiments.rows import DIRECTIONS
 from fmcnet.files import write_atomically
 from fmcnet.models.shipped import shipped_models
 from fmcnet.parsing import read_json
@@ -148,7 +149,8 @@ def _row_of(run: str, facts: Any) -> ComparisonRow:
         if key := _key(dataset["name"], evaluation):
             chosen[key] = evaluation
         else:
-            flags.append(f"not a published setting, left out: {evaluation['protocol']}")
+            name, way = evaluation["protocol"].partition(":")[0], DIRECTIONS.get(evaluation["direction"])
+            flags.append(f"not a published setting, left out: {name}{f', {way}' if way else ''}")
     for evaluation in chosen.values():
         flags += [str(extra) for extra in evaluation.get("extras", [])]
         if evaluation.get("distance", "cosine") != "cosine":

@@ -26,7 +26,7 @@ from fmcnet.evaluation.evaluate_model import (
 )
 from fmcnet.evaluation.metrics import pool
 from fmcnet.evaluation.protocol_file import camera_names, read_protocol
-from fmcnet.experiments.report import TITLES, write_report
+from fmcnet.experiments.report import TITLES, is_generated, write_report
 from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import load
 from fmcnet.models.checkpoint import CARD, read_card
@@ -145,6 +145,8 @@ def evaluate_run(
         settings = evaluation_settings(card.config.evaluation, overrides or [])
         if is_shipped(one) and "direction" not in asked:  # made for several benchmarks: each has its own
             settings = settings.model_copy(update={"direction": "auto"})
+        if is_generated(table):
+            notes["GENERATED data: these figures compare with no published one"] = None
         notes |= dict.fromkeys(note for note in table.notes if not note.startswith(("train: ", "val: ")))
         check_settings(table, asked)
         chosen = (settings,) if asked & {"mode", "shots", "direction"} else standard_settings(table, settings)

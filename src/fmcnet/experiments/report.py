@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fmcnet.data.table import Table
 from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.evaluate_model import EvaluatedRun
 from fmcnet.evaluation.metrics import METRICS
@@ -32,6 +33,11 @@ TITLES = {
     "fmc": "+ FMC (concatenation)",
     "full": "FMCNet (full)",
 }
+
+
+def is_generated(table: Table) -> bool:
+    """Whether a dataset is of the generated benchmark, whose figures compare with no published one."""
+    return (table.root / MANIFEST).is_file()
 
 
 def write_report(
@@ -139,7 +145,7 @@ def _facts(judged: dict[str, EvaluatedRun], runs: dict[str, Path], extra: dict[s
         "dataset": {
             "name": table.name,
             "root": str(table.root),
-            "generated": (table.root / MANIFEST).is_file(),
+            "generated": is_generated(table),
             "identities": len(np.unique(table.pid)),
             "visible": len(table.select(modality=Modality.VISIBLE)),
             "infrared": len(table.select(modality=Modality.INFRARED)),

@@ -27,6 +27,7 @@ from fmcnet.experiments.rows import STUDIES, Study, TableRow, select_studies
 from fmcnet.experiments.runs import LOGS, StudyRun, complete_runs
 from fmcnet.experiments.study_report import write_study
 from fmcnet.synthetic import MANIFEST, generate
+from fmcnet.training.splits import warn_of_other_benchmark
 
 logger = logging.getLogger(__name__)
 
@@ -284,6 +285,7 @@ def _read_tables(options: StudyOptions, config: Config, quiet: bool) -> dict[int
     if options.data is not None:
         if options.worlds == "own":
             raise FmcnetError("--worlds own is for the generated benchmark: real data have one world")
+        warn_of_other_benchmark(options.config, options.data)
         table = read_dataset(options.data, layout=config.data.layout, trial=config.data.split)
         return dict.fromkeys(options.seeds, table)
     worlds = {seed: 0 if options.worlds == "same" else seed for seed in options.seeds}

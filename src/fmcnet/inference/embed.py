@@ -17,9 +17,9 @@ from fmcnet.data.table import SPLITS, Table
 from fmcnet.errors import DataError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.encoder import Encoder, keep, load
-from fmcnet.inference.image_input import list_images, parse_modality
+from fmcnet.inference.image_input import list_images
 from fmcnet.inference.projection import l2_normalize
-from fmcnet.types import Embeddings
+from fmcnet.types import Embeddings, parse_modality
 
 if TYPE_CHECKING:
     from fmcnet.distributed import DistributedContext

@@ -30,7 +30,6 @@ from fmcnet.inference.image_input import (
     note_colours,
     read_ahead,
 )
-from fmcnet.inference.image_input import parse_modality as parse_modality
 from fmcnet.inference.projection import Projection, l2_normalize
 from fmcnet.models.card import ModelCard
 from fmcnet.models.shipped import find_model
@@ -250,8 +249,16 @@ class Encoder:
         )
 
     def similarity(self, a: Embeddings | ArrayLike, b: Embeddings | ArrayLike) -> FloatArray:
-        """Cosine similarities of embeddings (N, E) and (M, E): (N, M) float32, in -1..1."""
+        """Cosine similarities of embeddings (N, E) and (M, E): (N, M) float32, in -1..1.
+
+        Raises:
+            DataError: when their rows differ in length.
+        """
         left, right = (l2_normalize(np.asarray(x, dtype=np.float32)) for x in (a, b))
+        if left.shape[-1:] != right.shape[-1:]:
+            raise DataError(
+                f"embeddings of {left.shape[-1]} and {right.shape[-1]} values do not compare: take both of one model"
+            )
         out: FloatArray = left @ right.T
         return out
 
@@ -336,7 +343,7 @@ class Encoder:
 def keep(features: FloatArray, table: Table, kept: Path | None) -> Embeddings:
     """Features (N, E) of a table's rows as `Embeddings`, written to the file `kept` if there is one."""
     pids = table.identity_numbers()
-    result = Embeddings(features, pids, table.camid, table.modality, table.index(), table.path)
+    result = Embeddings(features, pids, table.camid, table.modality, table.positions(), table.path)
     if kept is not None:
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(kept, result.save, private_mode(kept.parent))

@@ -20,7 +20,7 @@ from fmcnet.data.depth import COLOURED, COLOURLESS, FLAT_8, FULL_FRAME, Remarks,
 from fmcnet.data.images import REMARKS, open_rgb, to_rgb
 from fmcnet.data.listing import IMAGE_SUFFIXES, Ignored, has_image_head, is_hidden, list_folder
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.types import MODALITY_WORDS, Modality
+from fmcnet.types import Modality, parse_modality
 
 if TYPE_CHECKING:
     import torch
@@ -281,19 +281,6 @@ def handler(on_error: str | Callable[[Fault], object]) -> Callable[[Fault], obje
     if on_error not in ("raise", "skip"):
         raise FmcnetError(f"on_error='{on_error}': say raise, skip, or give a function that takes each fault")
     return None if on_error == "raise" else lambda fault: None
-
-
-def parse_modality(text: Any) -> Modality:
-    """ "visible", "infrared", a synonym that a CSV may use ("ir", "thermal", "rgb"...), or 0 and 1, as a `Modality`.
-
-    Raises:
-        FmcnetError: for anything else.
-    """
-    if isinstance(text, Modality):
-        return text
-    if str(text).lower() not in MODALITY_WORDS:
-        raise FmcnetError(f"unknown modality '{text}': say visible or infrared")
-    return MODALITY_WORDS[str(text).lower()]
 
 
 def _parts(one: Any, label: str, single: bool) -> list[tuple[str, Any]]:

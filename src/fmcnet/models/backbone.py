@@ -94,8 +94,15 @@ def register_backbone(name: str, make: Callable[[int, int], Backbone]) -> None:
     Args:
         name: of the architecture. A second call with the same name replaces the first.
         make: takes `width` (64 is the published network) and `last_stride` (1 or 2) and gives the backbone.
+
+    Raises:
+        ConfigError: for what cannot give a `Backbone`.
     """
     _load_families()
+    if not callable(make) or (isinstance(make, type) and not issubclass(make, Backbone)):
+        raise ConfigError(
+            f"register_backbone('{name}'): give a subclass of fmcnet.Backbone, or a function for one"
+        )
     _FAMILIES[name] = make
 
 

@@ -27,6 +27,13 @@ FILES = (CARD, WEIGHTS, PROJECTION, "calibration.json", "export.json", "*.onnx")
 NAME = re.compile(r"([\w][\w.-]*/[\w][\w.-]*?)(?:@([\w./-]+))?")
 """owner/name, or owner/name@revision."""
 
+FETCH = (
+    "the hub at {where} cannot be reached for '{source}', which is not in its cache ({kind}). Connect once, or give "
+    "a model's folder."
+)
+PUSH = "the hub at {where} cannot be reached ({kind}). Connect, and push again."
+"""What is said without a connection."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -68,7 +75,7 @@ def fetch(source: str) -> Path:
         )
     except Exception as error:
         raise CheckpointError(
-            _explain(hub, error, f"there is no folder '{source}' here, and", source)
+            _explain(hub, error, f"there is no folder '{source}' here, and", source, FETCH)
         ) from error
     _check_digests(Path(folder), source)
     return Path(folder)
@@ -117,7 +124,7 @@ def push(folder: str | Path, name: str, *, public: bool = False, message: str | 
             name, operations, commit_message=message or f"Push {folder.name} by fmcnet"
         )
     except Exception as error:
-        raise CheckpointError(_explain(hub, error, f"'{name}' was not pushed:", name)) from error
+        raise CheckpointError(_explain(hub, error, f"'{name}' was not pushed:", name, PUSH)) from error
     return str(commit.commit_url)
 
 
@@ -216,8 +223,8 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _explain(hub: Any, error: Exception, begin: str, source: str) -> str:
-    """One line for an error of the hub: what to do depends on its kind."""
+def _explain(hub: Any, error: Exception, begin: str, source: str, offline: str) -> str:
+    """One line for an error of the hub: what to do depends on its kind; `offline` is for no answer."""
     errors, where = hub.errors, hub.constants.ENDPOINT
     said = " ".join(str(error).split())[:200]
     if isinstance(error, errors.GatedRepoError):
@@ -233,7 +240,4 @@ def _explain(hub: Any, error: Exception, begin: str, source: str) -> str:
         return f"{begin} {where} refuses '{source}' ({said}): hf auth login, with a token that may do this"
     if isinstance(error, errors.HFValidationError):
         return f"{begin} '{source}' is no name on the hub: write owner/name ({said})"
-    return (
-        f"{begin} the hub at {where} cannot be reached for '{source}', which is not in its cache "
-        f"({type(error).__name__}). Connect once, or give a model's folder."
-    )
+    return f"{begin} {offline.format(where=where, source=source, kind=type(error).__name__)}"

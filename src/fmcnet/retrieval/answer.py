@@ -177,6 +177,8 @@ def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
             counts = [gallery.count(Where(**condition)) for condition in conditions]
             absent = [one for one, count in zip(values, counts, strict=True) if not count]
             notes += [f"no entry has the {word} '{one}'" for one in absent]
+    if (where.since or where.until) and gallery.times() is None and len(gallery):
+        notes.append("no entry has a time, so none passes a filter by time")
     if where.pids is not None and len(where.pids) <= MOST_WORDS:
         notes += identity_notes(gallery, [str(pid) for pid in where.pids])
     return tuple(notes)

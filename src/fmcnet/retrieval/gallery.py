@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import ArrayLike
 
-from fmcnet.errors import GalleryError
+from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import inputs
 from fmcnet.retrieval.backends import open_store
 from fmcnet.retrieval.days import DayCount
@@ -125,6 +125,18 @@ class Gallery:
 
     def __len__(self) -> int:
         return self._store.count(None)
+
+    def __repr__(self) -> str:
+        try:
+            settings, entries = self.settings, f"{len(self):,} entries"
+        except FmcnetError:
+            return f"<Gallery {self.location}: closed, or not readable>"
+        model = (
+            f"{settings.dimension} values, {settings.dtype}, model {settings.model}"
+            if settings
+            else "no model yet"
+        )
+        return f"<Gallery {self.location}: {entries}, {model}>"
 
     def __contains__(self, entry_id: str) -> bool:
         return entry_id in self._store.fetch([entry_id])

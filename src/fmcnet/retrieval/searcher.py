@@ -55,6 +55,9 @@ class Searcher:
             )
         self._check()
 
+    def __repr__(self) -> str:
+        return f"<Searcher {self.encoder!r} in {self.gallery!r}>"
+
     def _check(self) -> None:
         settings = self.gallery.settings
         if settings is not None and settings.model != self.encoder.digest:

@@ -15,7 +15,7 @@ import numpy as np
 from fmcnet.characters import printable
 from fmcnet.data.depth import RANGE_FIELD, RANGE_UNUSED, Remarks
 from fmcnet.errors import FmcnetError, GalleryError, GalleryReplacedError
-from fmcnet.inference.image_input import note_colours, parse_modality
+from fmcnet.inference.image_input import note_colours
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.retrieval.models import range_of
@@ -27,7 +27,7 @@ from fmcnet.server.limits import Limits
 from fmcnet.server.metrics import Metrics
 from fmcnet.server.pictures import Pictures
 from fmcnet.server.uploads import DecodeRules
-from fmcnet.types import Embeddings, Modality
+from fmcnet.types import Embeddings, Modality, parse_modality
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")

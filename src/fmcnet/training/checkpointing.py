@@ -119,7 +119,9 @@ class Checkpointer:
         found = checkpoints(self._run)
         for at, folder in reversed(list(enumerate(found))):
             try:
-                facts, tensors = _read(folder, self._step)
+                facts = _read_facts(folder)
+                checked = self._changed(facts)  # before the weights, which other data may not fit
+                tensors = {} if checked else _read_tensors(folder, facts, self._step)
             except CheckpointError as error:
                 if not at:
                     raise CheckpointError(
@@ -128,7 +130,10 @@ class Checkpointer:
                 if self._ctx.main:
                     logger.warning("%s: going back to the one before, %s", error, found[at - 1].name)
                 continue
-            self._check_invariants(facts)
+            if checked:
+                raise CheckpointError(
+                    f"{self._run} cannot be resumed exactly: it was made with {', '.join(checked)}"
+                )
             self._load_state(facts, tensors)
             return facts
         return None
@@ -146,7 +151,8 @@ class Checkpointer:
         if f"{rank}.cuda_rng" in tensors and self._ctx.device.type == "cuda":
             torch.cuda.set_rng_state(tensors[f"{rank}.cuda_rng"], self._ctx.device)
 
-    def _check_invariants(self, facts: dict[str, Any]) -> None:
+    def _changed(self, facts: dict[str, Any]) -> list[str]:
+        """What of the run is otherwise now, in words."""
         names = {
             "data": "other images or identities",
             "processes": "another number of processes",
@@ -158,15 +164,11 @@ class Checkpointer:
             "own_terms": "other loss terms of train(terms=...)",
         }
         now = self._invariants
-        changed = [
+        return [
             f"{names[key]} ({facts.get(key, 'not recorded')} there, {now[key]} now)"
             for key in now
             if facts.get(key) != now[key]
         ]
-        if changed:
-            raise CheckpointError(
-                f"{self._run} cannot be resumed exactly: it was made with {', '.join(changed)}"
-            )
 
     def write_best(self, done: int) -> None:
         """Write the best weights so far, if they are new (rank 0).
@@ -334,9 +336,8 @@ def recorded(run: Path, name: str) -> list[Any]:
     return found
 
 
-def _read(folder: Path, train_step: TrainStep) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Facts and tensors; the weights are loaded already."""
-    facts = _read_facts(folder)
+def _read_tensors(folder: Path, facts: dict[str, Any], train_step: TrainStep) -> dict[str, Tensor]:
+    """The tensors of the state; the weights are loaded already."""
     try:
         for name, digest in facts["digests"].items():
             if file_digest(folder / name) != digest:
@@ -345,7 +346,7 @@ def _read(folder: Path, train_step: TrainStep) -> tuple[dict[str, Any], dict[str
         load_weights(train_step.model, folder / WEIGHTS)
     except (OSError, SafetensorError, CheckpointError) as error:
         raise _unusable(folder, error) from error
-    return facts, tensors
+    return tensors
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:

@@ -48,13 +48,10 @@ def warn_of_other_benchmark(config: str | None, data: str | Path) -> None:
         layout = detect_layout(data)
     except DataError:
         return  # the training says what is wrong
-    if layout != config:
+    if layout != config and layout in BENCHMARKS:  # a CSV is nobody's benchmark: any recipe may train on it
         logger.warning(
-            "--config %s is for another benchmark: %s has the layout of %s. %s",
-            config,
-            data,
-            layout,
-            f"Take --config {layout}" if layout in BENCHMARKS else "fmcnet config lists those that there are",
+            "--config %s is for another benchmark: %s has the layout of %s. Take --config %s",
+            *(config, data, layout, layout),
         )
 
 

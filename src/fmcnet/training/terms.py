@@ -37,7 +37,9 @@ def check_terms(terms: Mapping[str, OwnTerm] | None, config: Config) -> dict[str
         ConfigError: for a name that is taken, what is no function, a loss with weights or buffers of its own, or a
             weight of a term that is not given.
     """
-    terms = {name: terms[name] for name in sorted(terms or {})} if terms else {}
+    if terms is not None and not isinstance(terms, Mapping):
+        raise ConfigError(f"terms is of type {type(terms).__name__}: give a dict, as {{'mine': function}}")
+    terms = {name: terms[name] for name in sorted(terms)} if terms else {}
     for name, term in terms.items():
         if name in TAKEN or not name.strip():
             raise ConfigError(f"terms: the name '{name}' is taken. Give this loss another name.")

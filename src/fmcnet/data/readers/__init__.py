@@ -100,6 +100,8 @@ def read_dataset(
     Raises:
         DataError: when nothing fits (names what was tried), or the reader finds a fault.
     """
+    if not isinstance(path, (str, Path)):
+        raise DataError(f"data is of type {type(path).__name__}: give a dataset's folder or a CSV file")
     path = Path(path).expanduser()
     if layout == "auto":
         layout = detect_layout(path)

@@ -71,7 +71,7 @@ def embed_all(backend: Backend, images: NDArray[np.uint8], modality: NDArray[np.
 def scores(features: FloatArray, table: Table, config: EvaluationConfig) -> dict[str, dict[str, float]]:
     """Rank-1 and mAP in percent, by direction, under the protocols of the table's benchmark."""
     pids = table.identity_numbers()
-    embeddings = Embeddings(features, pids, table.camid, table.modality, table.index(), table.path)
+    embeddings = Embeddings(features, pids, table.camid, table.modality, table.positions(), table.path)
     both = config.model_copy(update={"direction": "both"})
     found = {}
     for way, protocol in protocols_for(table, both).items():

@@ -24,6 +24,7 @@ async function connect() {
     if (!state.may.length) return;
   }
   $("about").classList.remove("bad");
+  const asked = !$("key-form").hidden;
   $("key-form").hidden = true;
   $("key-change").hidden = !state.key;
   state.gallery?.cameras.forEach((name) => addCamera(name));
@@ -32,6 +33,7 @@ async function connect() {
   }
   searchView.ready();
   await enter();
+  if (asked) current.form.querySelector("input, summary").focus(); // the key's field, which had it, is gone
 }
 
 function describe({ entries, calibrated, key }) {

@@ -21,7 +21,8 @@ FILES = {
 }
 PAGE = """<!doctype html>
 <html lang="en">
-<head><meta charset="utf-8"><title>fmcnet: HTTP API</title><link rel="stylesheet" href="docs/swagger-ui.css"></head>
+<head><meta charset="utf-8"><title>fmcnet: HTTP API</title>
+<link rel="icon" href="page/icon.svg"><link rel="stylesheet" href="docs/swagger-ui.css"></head>
 <body>
 <div id="api"></div><script src="docs/swagger-ui-bundle.js"></script><script src="docs/start.js"></script>
 </body>
