@@ -177,9 +177,9 @@ class Service:
             self._chores.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._chores
+        await asyncio.to_thread(self._decoders.stop)
         if self._batcher is not None:
             await self._batcher.stop()
-        await asyncio.to_thread(self._decoders.stop)
         await asyncio.to_thread(self._workers.shutdown)
         self.audit.close()
         self.gallery.close()
