@@ -141,9 +141,7 @@ def serve(settings: Serving) -> None:
             searcher = Searcher(encoder, gallery)
             pictures = Pictures(
                 None if settings.keep_images is None else KeptImages(settings.keep_images, _place(gallery)),
-                None
-                if settings.show_sources is None
-                else SourceImages(settings.show_sources, settings.limits.pixels),
+                None if settings.show_sources is None else SourceImages(settings.show_sources),
             )
             audit = AuditLog(settings.audit or audit_path(settings.gallery))
             service = Service(searcher, audit, settings.limits, pictures, read_only)
