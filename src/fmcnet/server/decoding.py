@@ -49,7 +49,7 @@ CROP_SECONDS = 1.0
 
 
 class Upload(NamedTuple):
-    """An image's file, whole; the values that become 0 and 255, None: the gallery's; whether to make a picture of it."""
+    """An image's file; the values that become 0 and 255, None: the gallery's; whether to make a picture of it."""
 
     name: str
     data: bytes

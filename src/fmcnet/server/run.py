@@ -194,7 +194,8 @@ def _run(settings: Serving, keys: Keys, service: Service, door: socket.socket) -
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.certificate_key,
     )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for name in ("uvicorn", "python_multipart"):  # they warn of each bad request, which anybody can send
+        logging.getLogger(name).setLevel(logging.ERROR)
     # uvicorn raises a signal again, for the handlers that were there, once it has stopped: a stop that was asked for
     # and went well is no failure.
     before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGINT, signal.SIGTERM)}
