@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fmcnet.data.cache_store import write_cache
+from fmcnet.data.crop import CropOptions, crop
 from fmcnet.data.table import Record, Table
 from fmcnet.inference import embed as embedding
 from fmcnet.inference.encoder import keep
@@ -31,7 +33,19 @@ def embed(path, monkeypatch):
     embedding.embed_files("run", [path], "visible", path)
 
 
+def cut(path, _):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8))
+    frames = path.parent / "frames"
+    frames.mkdir()
+    image.save(frames / "1.PNG", "PNG")
+    boxes = path.parent / "boxes"
+    boxes.write_text("1,7,10,20,30,60\n")
+    crop(frames, boxes, path, CropOptions(Modality.VISIBLE), progress=False)
+    (frames / "1.PNG").unlink()
+
+
 WRITERS = {
+    "cut": cut,
     "saved.npz": lambda path, _: EMBEDDINGS.save(path),
     "run.npz": lambda path, _: keep(
         FEATURES, Table.from_records("t", path.parent, [Record("a", 0, Modality.VISIBLE)]), path
@@ -62,7 +76,7 @@ def test_it_is_private(name, folder, expected, tmp_path, monkeypatch):
     WRITERS[name](tmp_path / name, monkeypatch)
     made = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "gallery.txt"]
     assert made
-    if name == "crops":  # in a folder of its own
+    if name in ("crops", "cut"):  # in a folder of its own
         expected = 0o600
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in made if path.suffix} == {expected}

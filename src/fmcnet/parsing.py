@@ -152,6 +152,19 @@ class _Loader(yaml.SafeLoader):
         finally:
             self.depth -= 1
 
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """A section; PyYAML takes the last of two keys of one name, in silence."""
+        node = super().compose_mapping_node(anchor)
+        names = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in names:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"{key.value!r:.60} is there twice", problem_mark=key.start_mark
+                    )
+                names.add((key.tag, key.value))
+        return node
+
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [pair for pair in pairs if not pair[0].endswith((":timestamp", ":int"))]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()

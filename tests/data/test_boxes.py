@@ -155,3 +155,11 @@ def test_faults_are_named(tmp_path, text, said):
         read_boxes(write(tmp_path, text))
     assert said in str(error.value)
     assert "boxes.txt" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["1," * 600_000, ",".join(["x_min", "y_min", "x_max", "y_max", *["a"] * 600_000])]
+)
+def test_a_line_without_end_is_refused_before_it_is_split(tmp_path, text):
+    with pytest.raises(DataError, match="line 2 has more than 1 MiB"):
+        read_boxes(write(tmp_path, f"1,7,10,20,30,40\n{text}\n"))

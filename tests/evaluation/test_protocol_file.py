@@ -126,7 +126,7 @@ def test_what_is_left_out_is_the_default(tmp_path, text, expected):
         ("junk: [[bob]]", "junk: ['bob'] is no identity"),
         ("junk: '1.2E+11'", "no identity: pid '1.2E+11' is a number in scientific notation"),
         ("distractors: [bob]\njunk: [bob]", "bob is a distractor and junk"),
-        ("query: visible\nquery: infrared", "'query' stands there 2 times"),
+        ("query: visible\nquery: infrared", "line 2: 'query' is there twice"),
         ("query: [", "no valid YAML"),
         ("- query", "holds no protocol"),
         ("", "holds no protocol"),

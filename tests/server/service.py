@@ -127,7 +127,7 @@ def running(
     bounds = limits or Limits(wait=0.001)
     pictures = Pictures(
         KeptImages(folder / "kept", "people.gallery") if keep else None,
-        SourceImages(sources, bounds.pixels) if sources else None,
+        SourceImages(sources) if sources else None,
     )
     service = Service(Searcher(made, gallery), AuditLog(folder / "audit.jsonl"), bounds, pictures, read_only)
     made_app = create_app(service, keys, **app)

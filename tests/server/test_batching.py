@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
 
-from fmcnet.server.batching import Batcher
+from fmcnet.server.batching import BATCH_SECONDS, Batcher
 from fmcnet.server.errors import ApiError
 from fmcnet.types import Modality
 
@@ -145,3 +146,38 @@ def test_a_stop_finishes_what_waits_and_takes_no_more():
             await batcher.embed(images(1, 0), [DAY])
 
     asyncio.run(asyncio.wait_for(whole(), 60))
+
+
+@pytest.mark.parametrize("kind", [DAY, NIGHT])
+def test_one_image_does_not_wait_for_the_many_of_other_requests(kind):
+    """It is in the second batch after it came; of 100 others that waited before, some 90 still do."""
+    order = []
+
+    async def work(batcher):
+        async def ask(name, n, modality):
+            await batcher.embed(images(n, 0), [modality] * n)
+            order.append((name, batcher.waiting))
+
+        many = [asyncio.ensure_future(ask("many", 50, DAY)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        await ask("one", 1, kind)
+        await asyncio.gather(*many)
+
+    run(work, lambda *given: time.sleep(0.02) or embed(*given), batch=4)
+    assert order[0][0] == "one"
+    assert order[0][1] >= 80
+
+
+def test_a_batch_is_as_large_as_the_network_is_quick():
+    sizes = []
+
+    async def work(batcher):
+        await batcher.embed(images(2, 0), [DAY] * 2)
+        await batcher.embed(images(30, 0), [DAY] * 30)
+
+    run(
+        work, lambda *given: time.sleep(len(given[0]) * BATCH_SECONDS / 5) or embed(*given), seen=sizes.append
+    )
+    assert sizes[0] == 2
+    assert sum(sizes) == 32
+    assert max(sizes) <= 5

@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from PIL import Image
 from fmcnet.errors import FmcnetError
 from fmcnet.retrieval import Gallery, Where
 from fmcnet.retrieval.thumbnails import thumbnail
+from fmcnet.server.limits import Limits
 from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
 from fmcnet.server.uploads import UploadError, decode
 from tests.server.service import encoded, picture, png, running
+from tests.server.test_starving import many_segments
 
 
 @pytest.fixture
@@ -36,13 +39,12 @@ def tree(tmp_path):
 
 
 def test_sources_below_the_root_and_no_others(tree):
-    sources = SourceImages(tree, 10_000)
+    sources = SourceImages(tree)
     for inside in ("cam1/a.png", str(tree / "cam1" / "a.png"), "cam1/../cam1/a.png", "inside.png"):
-        shown = Image.open(io.BytesIO(sources.read(inside)))
-        assert (shown.format, shown.size) == ("JPEG", (24, 48))
+        assert sources.read(inside) == png(1)
     outside = tree.parent
     for other in (
-        "../secret.png", str(outside / "secret.png"), "out.png", "notes.txt", "pipe.png", "cam1", "", ".", "/",
+        "../secret.png", str(outside / "secret.png"), "out.png", "pipe.png", "cam1", "", ".", "/",
         "cam1/a.png\0", "x" * 5000, "../root-beside/b.png", "//etc/passwd", "http://host/a.png", "none.png",
     ):  # fmt: skip
         assert sources.read(other) is None, other
@@ -51,17 +53,34 @@ def test_sources_below_the_root_and_no_others(tree):
 def test_a_link_root_is_followed_once(tree):
     link = tree.parent / "link"
     link.symlink_to(tree)
-    assert SourceImages(link, 10_000).read("cam1/a.png") is not None
+    assert SourceImages(link).read("cam1/a.png") is not None
     with pytest.raises(FmcnetError, match="no folder"):
-        SourceImages(tree / "notes.txt", 1)
+        SourceImages(tree / "notes.txt")
 
 
 def test_the_route_shows_sources(tree, tmp_path):
     with running(tmp_path, sources=tree) as one:
         one.add(1, source="cam1/a.png")
         one.add(2, source="../secret.png")
-        assert one.client.get("/v1/images/crop-1").status_code == 200
-        assert one.client.get("/v1/images/crop-2").status_code == 404
+        one.add(3, source="notes.txt")
+        shown = Image.open(io.BytesIO(one.client.get("/v1/images/crop-1").content))
+        assert (shown.format, shown.size) == ("JPEG", (24, 48))
+        for other in ("crop-2", "crop-3"):
+            assert one.client.get(f"/v1/images/{other}").status_code == 404
+
+
+def test_a_source_that_is_slow_to_decode_holds_nobody(tree, tmp_path):
+    """It is decoded where uploads are, and ended as they are."""
+    (tree / "heavy.jpg").write_bytes(many_segments(300_000))
+    with running(tmp_path, sources=tree, limits=Limits(decode_seconds=0.5, wait=0.001)) as one:
+        one.add(1, source="heavy.jpg")
+        with ThreadPoolExecutor(4) as pool:
+            shown = [pool.submit(one.client.get, "/v1/images/crop-1") for _ in range(4)]
+            time.sleep(0.1)
+            start = time.monotonic()
+            assert one.search(1).status_code == 200
+            assert time.monotonic() - start < 2.0  # all four threads of the gallery were busy for minutes
+            assert {reply.result().status_code for reply in shown} == {404}
 
 
 def test_kept_images_are_named_by_hashes(tmp_path):
@@ -154,10 +173,11 @@ def test_pictures_that_the_gallery_holds_are_shown_before_sources(tree, tmp_path
         gallery.add(
             [[1.0, 0.0]] * 2, modality="visible", ids=["a", "b"], source="cam1/a.png", pictures=[png(7), None]
         )
-        pictures = Pictures(sources=SourceImages(tree, 10_000), stored=gallery.picture)
+        pictures = Pictures(sources=SourceImages(tree), stored=gallery.picture)
         held, without = gallery.get("a"), gallery.get("b")
         assert pictures.any
         assert pictures.read(held) == png(7)
-        assert pictures.read(without) == SourceImages(tree, 10_000).read("cam1/a.png")
+        assert pictures.read(without) is None
+        assert pictures.source(without) == png(1)
         gallery.remove(Where(ids=["a"]))
         assert Pictures(stored=gallery.picture).read(held) is None

@@ -247,7 +247,7 @@ def test_a_stop_keeps_its_time_and_says_what_it_cut_off(server):
     start = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
-    assert time.monotonic() - start < 3.0 + 7.0  # promised, and the gallery's close on a busy machine
+    assert time.monotonic() - start < 3.0 + 2.0  # promised, and the system's end of the process
     process.reader.join(60)
     said = "".join(process.said)
     assert "Traceback" not in said

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from fmcnet.cli.app import app
 from fmcnet.errors import FmcnetError
 from fmcnet.retrieval import Gallery
+from fmcnet.retrieval.sqlite_store import writer_lock
 from fmcnet.server.limits import Limits
 from fmcnet.server.run import Serving, _listen, audit_path, serve
 from tests.cli import run_command
@@ -52,6 +53,25 @@ def test_sigterm_finishes_the_requests_at_work_and_closes_the_gallery(tmp_path):
     assert not wal.exists() or wal.stat().st_size == 0
     lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     assert [(line["action"], line["outcome"]) for line in lines] == [("add", "done")]
+
+
+def test_a_stop_ends_in_time_though_the_gallery_cannot_be_closed(tmp_path):
+    """Another program writes to it for long."""
+    with started(tmp_path, stop_seconds=4.0) as (process, address):
+        until_it_answers(address)
+        sent = {"modality": "visible", "id": "crop-1"}
+        assert httpx.post(f"{address}/v1/entries", files=files(1), data=sent).status_code == 201
+        with writer_lock(tmp_path / "people.gallery", 60):
+            start = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(120) == 0
+        assert 4.0 <= time.monotonic() - start < 4.0 + 3.0  # else the lock's 30 s
+        process.reader.join(60)
+        assert "stopped after 4 s" in process.said[-1]
+        assert "Traceback" not in "".join(process.said)
+    with Gallery(tmp_path / "people.gallery", model=DIGEST, create=False) as gallery:
+        assert "crop-1" in gallery
+        assert gallery.check() == []
 
 
 def test_a_start_that_cannot_be(tmp_path, monkeypatch):

@@ -90,3 +90,25 @@ def test_a_body_is_a_form_and_only_where_one_is_read(serving):
     error = told(serving.client.request("DELETE", "/v1/entries", params=condition, json={"pid": 1}))
     assert error["where"] == "body"
     assert len(serving.service.gallery) == 2
+
+
+@pytest.mark.parametrize("cut", [3, 4, 6, 9])
+def test_a_form_without_its_end_is_refused(serving, cut):
+    """Its last field is lost, and a filter that is lost finds too much."""
+    whole = (
+        b"--B\r\n"
+        + b"\r\n--B\r\n".join(
+            b'Content-Disposition: form-data; name="%s"%s\r\n\r\n%s' % part
+            for part in (
+                (b"images", b'; filename="a"', png(3)),
+                (b"modality", b"", b"visible"),
+                (b"camera", b"", b"gate"),
+            )
+        )
+        + b"\r\n--B--\r\n"
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=B"}
+    reply = serving.client.post("/v1/search", content=whole, headers=headers)
+    assert {hit["camera"] for hit in reply.json()["hits"]} == {"gate"}
+    error = told(serving.client.post("/v1/search", content=whole[:-cut], headers=headers), 400)
+    assert "does not end" in error["what"]

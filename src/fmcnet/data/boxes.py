@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from fmcnet.characters import printable
 from fmcnet.errors import DataError
-from fmcnet.parsing import parse_json, read_text
+from fmcnet.parsing import BLOCK, parse_json, read_text
 
 FrameKey: TypeAlias = int | str
 """A frame's number, or the name of its image."""
@@ -130,6 +130,8 @@ def read_boxes(path: str | Path) -> Boxes:
     first = next((line for line in text.split("\n") if line.strip()), "")
     if head and head in "[{":
         boxes = _read_coco(path, text)
+    elif long := next((at for at, line in enumerate(text.split("\n"), 1) if len(line) > BLOCK), 0):
+        raise DataError(f"{path} is no file of boxes: line {long} has more than {BLOCK >> 20} MiB")
     elif all(name in first for name in CSV_HEADER):
         boxes = _read_csv(path, text)
     elif re.match(r"\s*[-+]?\d+(\.0*)?\s*[,;\s]", first):

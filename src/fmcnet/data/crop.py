@@ -21,7 +21,15 @@ from fmcnet.data.frames import Frame, open_frames
 from fmcnet.data.images import REMARKS
 from fmcnet.data.listing import Ignored, ignored_facts, list_folder
 from fmcnet.errors import DataError
-from fmcnet.files import file_state, lock_file, named, remove_left, write_atomically
+from fmcnet.files import (
+    file_state,
+    lock_file,
+    make_private,
+    named,
+    private_mode,
+    remove_left,
+    write_atomically,
+)
 from fmcnet.parsing import parse_json
 from fmcnet.progress import Progress
 from fmcnet.types import Modality
@@ -141,7 +149,7 @@ def crop(
         raise DataError("--fps gives times only with --start-time")
     wanted = _signature(frames, Path(boxes).expanduser(), options)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)
         with lock_file(out / LOCK, optional=True):
             for folder in (out, *(path for path in out.rglob("*") if path.is_dir())):
                 remove_left(folder)
@@ -219,7 +227,7 @@ class _Work:
             clipped += reason == CLIPPED
             path = f"{frame.name}_{number:02d}.png"
             target = self.out / path
-            target.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             cut = image.crop(area)
             _save(cut, target)
             track = f"{self.prefix}/{box.track}" if box.track else ""
@@ -260,7 +268,7 @@ class _Work:
                 writer.writerow(COLUMNS[at] for at in kept)
                 writer.writerows([row[at] for at in kept] for row in self.rows)
 
-        table = write_atomically(self.out / TABLE, write)
+        table = write_atomically(self.out / TABLE, write, private_mode(self.out))
         return CropReport(
             table,
             self.boxes.format,
@@ -280,6 +288,7 @@ def _save(image: Image.Image, target: Path) -> None:
     """Write a crop whole or not at all; it need not be on disk yet, as `_is_whole` looks at it before it counts."""
     temporary = target.with_name(f".{target.name}.tmp")
     with named(target, temporary):
+        make_private(temporary)
         image.save(temporary, "PNG", compress_level=1)
         temporary.replace(target)
 
@@ -333,7 +342,8 @@ def _read_journal(out: Path, wanted: str) -> dict[str, _Done]:
         others = [path for path in out.iterdir() if path.name not in (JOURNAL, LOCK)]
         if others:
             raise DataError(f"--out {out} holds other files ({others[0].name}): give a new folder")
-        write_atomically(journal, lambda file: file.write_text(json.dumps({"crops": wanted}) + "\n"))
+        begin = json.dumps({"crops": wanted}) + "\n"
+        write_atomically(journal, lambda file: file.write_text(begin), private_mode(out))
         return {}
     try:
         begun = parse_json(lines[0].decode()).get("crops")

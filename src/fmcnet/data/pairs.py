@@ -13,7 +13,7 @@ from fmcnet.characters import printable
 from fmcnet.data.listing import Ignored, ignored_facts, ignored_line, list_folder
 from fmcnet.data.readers.csv import read_csv
 from fmcnet.errors import DataError
-from fmcnet.files import write_atomically
+from fmcnet.files import private_mode, write_atomically
 from fmcnet.types import MODALITY_WORDS, NO_PID, Modality
 
 COLUMNS = ("path", "pid", "modality", "camid", "split")
@@ -133,7 +133,7 @@ def make_pairs(
                     writer.writerow((shown.as_posix(), identity, str(modality), camera, "train"))
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, write)
+    write_atomically(out, write, private_mode(out.parent))
     alone = {
         side.modality: tuple(str(crop.path) for name, crop in sorted(own.items()) if name not in other)
         for side, own, other in zip(sides, (day, night), (night, day), strict=True)

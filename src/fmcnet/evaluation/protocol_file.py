@@ -11,20 +11,18 @@ junk: [unclear]          # identities that take no part
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from fmcnet.data.spelling import nearest
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation.protocols import Identity, Protocol, custom
 from fmcnet.identities import identity_number, parse_identity
-from fmcnet.parsing import YAML_BYTES, parse_yaml, read_text
+from fmcnet.parsing import read_yaml
 from fmcnet.types import MODALITY_WORDS, NO_CAMERA, NO_PID, Embeddings, Modality
 
 SUFFIXES = (".yaml", ".yml")
@@ -44,8 +42,7 @@ def read_protocol(path: str | Path, images: Table | Embeddings) -> Protocol:
     """
     path = Path(path).expanduser()
     try:
-        text = read_text(path, YAML_BYTES)
-        content = parse_yaml(text)
+        content = read_yaml(path)
     except OSError as error:
         raise ProtocolError(f"cannot read the protocol {path}: {error.strerror}") from error
     except ValueError as error:
@@ -67,9 +64,7 @@ def read_protocol(path: str | Path, images: Table | Embeddings) -> Protocol:
             f"{path} holds no protocol: give lines as 'query: infrared', of {', '.join(readers)}"
         )
     given: dict[str, Any] = {"name": path.stem}
-    node: Any = yaml.compose(text, yaml.SafeLoader)  # a mapping keeps the last of two equal keys
-    written = Counter(key.value for key, _ in node.value)
-    faults = [f"'{key}' stands there {count} times" for key, count in written.items() if count > 1]
+    faults: list[str] = []
     for key, value in content.items():
         if key not in readers:
             near = nearest(str(key), readers)

@@ -19,6 +19,10 @@ Embed = Callable[[NDArray[Any], Modality], FloatArray]
 """(N, H, W, 3) uint8 of one modality to (N, E) float32."""
 
 
+BATCH_SECONDS = 0.25
+"""A batch takes no more images than the network did lately in this time: the images of others wait behind it."""
+
+
 class _Job(NamedTuple):
     pixels: NDArray[np.uint8]
     future: asyncio.Future[FloatArray]
@@ -28,8 +32,8 @@ class _Job(NamedTuple):
 class Batcher:
     """Gathers single images into batches of one modality and embeds them in one thread.
 
-    A batch goes off when it is full or its first image has waited for `wait` seconds, the modality whose first image
-    is the oldest before the other.
+    A batch goes off when it is full or its first image has waited for `wait` seconds. Requests take turns in it,
+    image by image, and so do the modalities, batch by batch.
 
     Args:
         embed: the network. batch: images at once, at most. wait: seconds. queue: images waiting, at most.
@@ -46,7 +50,8 @@ class Batcher:
         seen: Callable[[int], object] = lambda size: None,
     ) -> None:
         self._embed, self._batch, self._wait, self._most, self._seen = embed, batch, wait, queue, seen
-        self._waiting: dict[Modality, deque[_Job]] = {modality: deque() for modality in Modality}
+        self._waiting: dict[Modality, deque[deque[_Job]]] = {modality: deque() for modality in Modality}
+        self._image_seconds = 0.0
         self._wake = asyncio.Event()
         self._stopping = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="embed")
@@ -55,7 +60,7 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Images in the queue."""
-        return sum(map(len, self._waiting.values()))
+        return sum(len(request) for queue in self._waiting.values() for request in queue)
 
     @property
     def running(self) -> bool:
@@ -92,8 +97,9 @@ class Batcher:
             raise overloaded(f"{self.waiting} images wait for the network already", "images")
         loop, now = asyncio.get_running_loop(), time.monotonic()
         jobs = [_Job(image, loop.create_future(), now) for image in pixels]
-        for job, kind in zip(jobs, modality, strict=True):
-            self._waiting[kind].append(job)
+        for kind, queue in self._waiting.items():
+            if mine := deque(job for job, its in zip(jobs, modality, strict=True) if its is kind):
+                queue.append(mine)
         self._wake.set()
         try:
             return np.stack(await asyncio.gather(*(job.future for job in jobs)))
@@ -103,8 +109,9 @@ class Batcher:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
+        kind: Modality | None = None
         while True:
-            kind = self._oldest()
+            kind = self._next(kind)
             if kind is None:
                 if self._stopping:
                     return
@@ -112,13 +119,12 @@ class Batcher:
                 await self._wake.wait()
                 continue
             await self._fill(kind)
-            queue = self._waiting[kind]
-            taken = [queue.popleft() for _ in range(min(self._batch, len(queue)))]
-            jobs = [job for job in taken if not job.future.done()]
+            jobs = self._take(kind)
             if not jobs:
                 continue
             self._seen(len(jobs))
             images = np.stack([job.pixels for job in jobs])
+            start = time.monotonic()
             try:
                 features = await loop.run_in_executor(self._thread, self._embed, images, kind)
                 if features.shape[0] != len(jobs):
@@ -128,19 +134,39 @@ class Batcher:
                     if not job.future.done():
                         job.future.set_exception(error)
                 continue
+            self._image_seconds = (time.monotonic() - start) / len(jobs)
             for job, row in zip(jobs, features, strict=True):
                 if not job.future.done():
                     job.future.set_result(row)
 
-    def _oldest(self) -> Modality | None:
-        heads = [(queue[0].since, kind) for kind, queue in self._waiting.items() if queue]
-        return min(heads, key=lambda head: head[0])[1] if heads else None
+    def _next(self, last: Modality | None) -> Modality | None:
+        """A modality that has images, another than the last where both have."""
+        kinds = [kind for kind, queue in self._waiting.items() if queue]
+        return next((kind for kind in kinds if kind is not last), kinds[0] if kinds else None)
+
+    @property
+    def _size(self) -> int:
+        """Images in the next batch."""
+        lately = int(BATCH_SECONDS / self._image_seconds) if self._image_seconds else self._batch
+        return max(1, min(self._batch, lately))
+
+    def _take(self, kind: Modality) -> list[_Job]:
+        """The next batch, without those whose callers are gone."""
+        queue, most, taken = self._waiting[kind], self._size, list[_Job]()
+        while queue and len(taken) < most:
+            request = queue.popleft()
+            job = request.popleft()
+            if request:
+                queue.append(request)  # behind the others
+            if not job.future.done():
+                taken.append(job)
+        return taken
 
     async def _fill(self, kind: Modality) -> None:
         """Wait until the batch is full, or its first image has waited long enough."""
-        queue = self._waiting[kind]
-        until = queue[0].since + self._wait
-        while len(queue) < self._batch and not self._stopping:
+        queue, most = self._waiting[kind], self._size
+        until = queue[0][0].since + self._wait
+        while sum(map(len, queue)) < most and not self._stopping:
             left = until - time.monotonic()
             if left <= 0:
                 return

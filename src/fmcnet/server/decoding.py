@@ -49,11 +49,12 @@ CROP_SECONDS = 1.0
 
 
 class Upload(NamedTuple):
-    """An uploaded file, whole, and the values that become 0 and 255; None: the gallery's."""
+    """An image's file; the values that become 0 and 255, None: the gallery's; whether to make a picture of it."""
 
     name: str
     data: bytes
     value_range: ValueRange | None = None
+    keep: bool = False
 
 
 @dataclass
@@ -119,7 +120,9 @@ class _Queue:
             RuntimeError: when no process can be started.
         """
         upload, rules = image.upload, self.rules
-        rules = rules._replace(value_range=upload.value_range) if upload.value_range else rules
+        rules = rules._replace(
+            value_range=upload.value_range or rules.value_range, keep=upload.keep or rules.keep
+        )
         arguments, seconds = [upload.data, upload.name, rules], image.seconds or self._seconds
         try:
             return self._pool.schedule(decode_upload, args=arguments, timeout=seconds)

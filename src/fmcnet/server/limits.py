@@ -21,7 +21,7 @@ class Limits:
         queue: images that may wait for the network; more are told to come back.
         batch: images the network sees at once. wait: seconds that the first of them waits for others.
         top: hits one search may ask for.
-        stop_seconds: for which a stop waits for requests at work.
+        stop_seconds: in which a stop ends the process.
 
     Raises:
         FmcnetError: for a bound that is not positive.
@@ -56,6 +56,11 @@ class Limits:
     def share(self, others: bool) -> int:
         """Requests of one caller at once: half while others are at work, else all but one."""
         return (self.requests + 1) // 2 if others else max(1, self.requests - 1)
+
+    @property
+    def request_stop_seconds(self) -> float:
+        """For which a stop waits for requests at work; the rest is for closing the gallery."""
+        return self.stop_seconds * 3 / 4
 
     @property
     def request_pixels(self) -> int:

@@ -13,8 +13,6 @@ from fmcnet.errors import FmcnetError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.parsing import read_text
 from fmcnet.retrieval import Entry
-from fmcnet.retrieval.thumbnails import thumbnail
-from fmcnet.server.uploads import THUMBNAIL_SIZE, UploadError, decode
 
 OWNER = "gallery.txt"
 READING = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -91,25 +89,22 @@ class KeptImages:
 
 
 class SourceImages:
-    """Pictures of the files that entries came from, as far as they lie below one folder.
+    """The files that entries came from, as far as they lie below one folder.
 
     Args:
-        root: the folder. Links are followed before it is judged where a file lies. pixels: of one picture, at most.
+        root: the folder. Links are followed before it is judged where a file lies.
 
     Raises:
         FmcnetError: when there is no such folder.
     """
 
-    def __init__(self, root: Path, pixels: int) -> None:
+    def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise FmcnetError(f"--show-sources {root} is no folder")
-        self.root, self.pixels = root.resolve(), pixels
+        self.root = root.resolve()
 
     def read(self, source: str) -> bytes | None:
-        """A JPEG made anew from the source; None when it is elsewhere, or no image.
-
-        Whatever the file is, only its pixels leave the machine.
-        """
+        """The file, whatever it is: only a JPEG made of its pixels may leave the machine. None: it is elsewhere."""
         try:
             path = (self.root / source).resolve(strict=True)
             if not path.is_relative_to(self.root):
@@ -119,12 +114,8 @@ class SourceImages:
                 facts = os.fstat(stream.fileno())
                 if not stat.S_ISREG(facts.st_mode) or facts.st_size > LARGEST_SOURCE:
                     return None
-                data = stream.read(LARGEST_SOURCE)
+                return stream.read(LARGEST_SOURCE)
         except (OSError, ValueError, RuntimeError):
-            return None
-        try:
-            return thumbnail(decode(data, "source", self.pixels), size=THUMBNAIL_SIZE)
-        except UploadError:
             return None
 
 
@@ -150,10 +141,14 @@ class Pictures:
         return any(place is not None for place in (self.kept, self.sources, self.stored))
 
     def read(self, entry: Entry) -> bytes | None:
-        """A JPEG, or None."""
+        """A JPEG that was kept, or None."""
         found = self.kept.read(entry.id) if self.kept is not None else None
         if found is None and self.stored is not None:
             found = self.stored(entry.id)
-        if found is None and self.sources is not None and entry.source is not None:
-            found = self.sources.read(entry.source)
         return found
+
+    def source(self, entry: Entry) -> bytes | None:
+        """The file that an entry came from, to be decoded as an upload is, or None."""
+        if self.sources is None or entry.source is None:
+            return None
+        return self.sources.read(entry.source)

@@ -6,9 +6,11 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -139,9 +141,7 @@ def serve(settings: Serving) -> None:
             searcher = Searcher(encoder, gallery)
             pictures = Pictures(
                 None if settings.keep_images is None else KeptImages(settings.keep_images, _place(gallery)),
-                None
-                if settings.show_sources is None
-                else SourceImages(settings.show_sources, settings.limits.pixels),
+                None if settings.show_sources is None else SourceImages(settings.show_sources),
             )
             audit = AuditLog(settings.audit or audit_path(settings.gallery))
             service = Service(searcher, audit, settings.limits, pictures, read_only)
@@ -153,11 +153,22 @@ def serve(settings: Serving) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Says its address once it answers there."""
+    """Says its address once it answers there.
+
+    Attributes:
+        stop: set when a stop is asked for.
+    """
 
     def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
         super().__init__(config)
         self._announce = announce
+        self.stop = threading.Event()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        first = not self.should_exit
+        super().handle_exit(sig, frame)
+        if first:  # a second signal may arrive within `set`, whose lock is held then
+            self.stop.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -176,22 +187,28 @@ def _run(settings: Serving, keys: Keys, service: Service, door: socket.socket) -
         lifespan="on",
         limit_concurrency=CONNECTIONS,
         timeout_keep_alive=10,
-        timeout_graceful_shutdown=int(settings.limits.stop_seconds) or 1,
+        timeout_graceful_shutdown=int(settings.limits.request_stop_seconds) or 1,
         h11_max_incomplete_event_size=32 * 1024,
         http=bounded_protocol(settings.limits, proxies),
         ws="none",
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.certificate_key,
     )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for name in ("uvicorn", "python_multipart"):  # they warn of each bad request, which anybody can send
+        logging.getLogger(name).setLevel(logging.ERROR)
     # uvicorn raises a signal again, for the handlers that were there, once it has stopped: a stop that was asked for
     # and went well is no failure.
     before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGINT, signal.SIGTERM)}
     server = _Server(config, lambda: _announce(settings, keys, service, door.getsockname()[1]))
+    ended = threading.Event()
+    watch = [server.stop, ended, settings.limits.stop_seconds]
+    threading.Thread(target=_end_in_time, args=watch, name="stop", daemon=True).start()
     try:
         with ignored_broken_pipes():  # of callers and decoders that left
             server.run(sockets=[door])
     finally:
+        ended.set()
+        server.stop.set()
         for one, handler in before.items():
             signal.signal(one, handler)
     if not server.started:
@@ -199,6 +216,16 @@ def _run(settings: Serving, keys: Keys, service: Service, door: socket.socket) -
     cut_off = service.metrics.cut_off
     requests = f"{cut_off} requests cut off" if cut_off else "requests finished"
     _log.info("stopped: %s, audit log written, gallery closed", requests)
+
+
+def _end_in_time(stop: threading.Event, ended: threading.Event, seconds: float) -> None:
+    """End the process when a stop takes longer: for the gallery as a kill, which loses no acknowledged entry."""
+    stop.wait()
+    if not ended.wait(seconds):
+        _log.warning(
+            "stopped after %g s, before the gallery was closed; acknowledged entries are kept", seconds
+        )
+        os._exit(0)
 
 
 def _listen(host: str, port: int) -> socket.socket:

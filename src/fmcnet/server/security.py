@@ -39,6 +39,9 @@ HEADERS = {
 AUDITED = (401, 403, 408, 413, 503)
 """Refusals before a route that the audit log notes."""
 
+ENDING = 4096
+"""Bytes of a body that the routes get to see how it ends."""
+
 ScopeOf = Callable[[str, str], str | None]
 """Method and path to the scope that is needed; None: everybody."""
 
@@ -130,6 +133,7 @@ class SecurityMiddleware:
             body = await self._body(receive)
             watching = asyncio.ensure_future(_watch(receive, gone))
             try:
+                state["ending"] = body[-ENDING:]
                 state["routed"] = True  # what happens from here on, the routes log
                 await self.app(scope, _replay(body, gone), answer)
             finally:

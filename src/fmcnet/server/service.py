@@ -17,7 +17,7 @@ from fmcnet.data.depth import RANGE_FIELD, RANGE_UNUSED, Remarks
 from fmcnet.errors import FmcnetError, GalleryError, GalleryReplacedError
 from fmcnet.inference.image_input import note_colours
 from fmcnet.inference.projection import l2_normalize
-from fmcnet.retrieval import Gallery, Searcher
+from fmcnet.retrieval import Entry, Gallery, Searcher
 from fmcnet.retrieval.models import range_of
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.batching import Batcher
@@ -177,9 +177,9 @@ class Service:
             self._chores.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._chores
+        await asyncio.to_thread(self._decoders.stop)
         if self._batcher is not None:
             await self._batcher.stop()
-        await asyncio.to_thread(self._decoders.stop)
         await asyncio.to_thread(self._workers.shutdown)
         self.audit.close()
         self.gallery.close()
@@ -221,6 +221,25 @@ class Service:
         return []
 
     # ---- work ----
+
+    async def picture(self, entry: Entry, caller: Caller) -> bytes | None:
+        """What the page may show of an entry: the kept crop, the gallery's own, or a JPEG made of its source.
+
+        Raises:
+            ApiError: 503, when sources cannot be decoded now.
+        """
+        found = await self.work(lambda: self.pictures.read(entry))
+        source = None if found is not None else await self.work(lambda: self.pictures.source(entry))
+        if source is None:
+            return found
+        try:
+            upload = Upload("the source", source, keep=True)
+            decoded = await _unless_gone(self._decoders.decode([upload], caller.name), caller)
+        except ApiError as error:
+            if error.status == 503:
+                raise
+            return None  # no image, or one that may not be uploaded either
+        return decoded[0].picture
 
     async def work(self, do: Callable[[], _Result]) -> _Result:
         """Something that blocks (the gallery, the disk), in a thread; once more where the gallery was replaced."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request
 from pydantic import AfterValidator
+from python_multipart.multipart import parse_options_header
 
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import Where
@@ -38,6 +39,9 @@ async def only_known(request: Request) -> None:
         if kind != FORM:
             shown = kind[:100] or "of no type"
             raise ApiError(415, f"the body is {shown}", "header Content-Type", f"send a form: {FORM}")
+        boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"")
+        if b"--" + boundary + b"--" not in request.scope["state"]["ending"]:  # its last field would be lost
+            raise ApiError(400, "the form does not end with its boundary", "body", "send the whole form")
         content = next(iter(told["requestBody"]["content"].values()))
         body = tree["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
         given = [name for name, _ in (await request.form()).multi_items()]

@@ -169,10 +169,10 @@ async def entry(service: Running, entry_id: str) -> EntryBody:
     responses={200: {"content": {"image/jpeg": {}}, "description": "A JPEG of at most 512 pixels a side"}},
     summary="The picture of an entry",
 )
-async def image(service: Running, entry_id: str) -> Response:
+async def image(service: Running, sender: Sender, entry_id: str) -> Response:
     """Only of crops that were kept (--keep-images), or of sources that may be shown (--show-sources)."""
     found = await _get(service, entry_id)
-    data = await service.work(lambda: service.pictures.read(found))
+    data = await service.picture(found, sender)
     if data is None:
         raise ApiError(
             404, "there is no picture of this entry", "entry_id", "see --keep-images, --show-sources"
