@@ -34,9 +34,11 @@ from fmcnet.synthetic import generate
 from fmcnet.training.trainer import train
 from fmcnet.types import Embeddings
 
-LAYOUTS = ("wild", "sysu", "regdb")
 STATISTICS, IMAGES = ("sysu", "regdb"), 1500
 """Layouts whose training images give the statistics, and how many of each."""
+UNSEEN = {"sysu": 1, "regdb": 2}
+"""Layouts whose people, of a seed greater by this, the calibration is learnt from: one seed has the same people in
+every layout, so that other layouts of the training's seed hold people of the training."""
 KEPT = {"variant": "base", "frozen_stripes": 6, "feature_weight": 0.5, "standardized": True}
 """What is kept of the trained model: F_sh, beside six stripes of each map of the pretrained tail."""
 APART = 10_000
@@ -61,19 +63,22 @@ SETTINGS = (
 def make(seed: int, out: Path, scratch: Path, threads: int) -> Path:
     """Write the model into the new folder `out`, generating and training below `scratch`."""
     torch.set_num_threads(threads)
+    worlds = [("wild", seed), *((layout, seed) for layout in STATISTICS)]
+    worlds += [(layout, seed + more) for layout, more in UNSEEN.items()]
     tables = {}
-    for layout in LAYOUTS:
-        generate(layout, "small", seed=seed, out=scratch / layout, progress=True)
-        tables[layout] = read_dataset(scratch / layout)
+    for layout, number in worlds:
+        generate(layout, "small", seed=number, out=scratch / f"{layout}{number}", progress=True)
+        tables[layout, number] = read_dataset(scratch / f"{layout}{number}")
     config = load_config("generated", [*SETTINGS, f"training.seed={seed}"])
     run = scratch / "run"
-    train(config, tables["wild"].select(split="train"), run, resume=run.is_dir(), device="cpu")
+    train(config, tables["wild", seed].select(split="train"), run, resume=run.is_dir(), device="cpu")
     kept = keep_shared(run, scratch / "kept")
-    crops = joined([some(tables[name].select(split="train"), IMAGES) for name in STATISTICS])
-    adapt_model(kept, crops, out, device="cpu")
+    crops = joined([some(tables[name, seed].select(split="train"), IMAGES) for name in STATISTICS])
+    adapt_model(kept, crops, out, overwrite=True, device="cpu")
     encoder = Encoder.from_pretrained(out, device="cpu")
     parts = []
-    for at, table in enumerate(tables.values()):
+    unseen = [("wild", seed), *((layout, seed + more) for layout, more in UNSEEN.items())]
+    for at, table in enumerate(tables[world] for world in unseen):
         held = encoder.embed_table(table.select(split=("val", "test")))
         numbers = (held.pid + at * APART, held.camid + at * APART)
         parts.append((held.features, *numbers, held.modality, held.index, held.name))
@@ -81,7 +86,7 @@ def make(seed: int, out: Path, scratch: Path, threads: int) -> Path:
         Embeddings(*(np.concatenate(column) for column in zip(*parts, strict=True))),
         encoder.digest,
         source={
-            "table": f"generated people, {', '.join(LAYOUTS)}, small, seed {seed}",
+            "table": "generated people, " + ", ".join(f"{layout} {number}" for layout, number in unseen),
             "split": "val and test",
         },
     )

@@ -159,7 +159,7 @@ class ModelConfig(_Section):
     stripes: int = Field(default=0, ge=0, le=12)
     """The descriptor is this many stripes of the map behind each block of E_sh; 0: features (ours)"""
     frozen_stripes: int = Field(default=0, ge=0, le=12)
-    """Beside its features the descriptor has this many stripes of each map of a tail that is not trained (ours)"""
+    """The descriptor has this many stripes of each map of an untrained tail, too; adapt the model behind (ours)"""
     feature_weight: float = Field(default=1.0, gt=0)
     """The features weigh this beside frozen stripes (ours)"""
     standardized: bool = False
@@ -188,11 +188,14 @@ class ModelConfig(_Section):
             )
         if self.stripes and self.variant != "base":
             raise ValueError("stripes is for variant=base: its descriptor has no other feature")
-        if self.frozen_stripes and (self.stripes or self.frozen_blocks < 3 or not self.standardized):
+        kept = self.pretrained is not None and self.frozen_blocks == 3
+        if self.frozen_stripes and (self.stripes or not kept or not self.standardized):
             raise ValueError(
-                "frozen_stripes needs pretrained maps and comparable values: set stripes=0 frozen_blocks=3 "
-                "standardized=true"
+                "frozen_stripes needs pretrained maps and comparable values: set pretrained, frozen_blocks=3, "
+                "standardized=true and stripes=0"
             )
+        if self.feature_weight != 1 and not self.frozen_stripes:
+            raise ValueError("feature_weight weighs features beside frozen stripes: set frozen_stripes, too")
         return self
 
 

@@ -15,6 +15,7 @@ from fmcnet.inference.export.write import export
 from fmcnet.inference.info import model_info
 from fmcnet.models.backbone import make_backbone
 from fmcnet.models.shipped import shipped_models
+from fmcnet.synthetic import generate
 from fmcnet.types import Modality
 
 NAME = "fmcnet-lite"
@@ -74,8 +75,9 @@ def test_its_descriptor_is_stripes_of_both_maps_beside_the_shared_feature(encode
     assert both.infrared.embedding.numpy() == pytest.approx(found, abs=1e-3)
 
 
-def test_it_finds_people_of_another_world_across_modalities(encoder, tiny_sysu):
-    people = read_dataset(tiny_sysu).select(split=("train", "val", "test"))
+def test_it_finds_people_of_another_world_across_modalities(encoder, tmp_path):
+    generate("sysu", "tiny", 9, tmp_path / "people", workers=1)  # the training's people are those of seed 0
+    people = read_dataset(tmp_path / "people").select(split=("train", "val", "test"))
     embeddings = encoder.embed_table(people)
     for direction in ("i2v", "v2i"):
         protocol = protocols.sysu(draw="seeded", direction=direction)

@@ -202,6 +202,7 @@ def test_frozen_stripes_keep_the_pretrained_tail_and_stand_beside_the_features(t
     model.train()
     model(visible, infrared).visible.shared_scores.sum().backward()
     optimizer.step()
+    model.embed(visible, Modality.VISIBLE)  # in training mode: running statistics would move
     assert all(torch.equal(before[key], value) for key, value in model.frozen.state_dict().items())
     assert not torch.equal(
         model.frozen.layer4[0].conv1.weight, model.decomposition.shared.layer4[0].conv1.weight
@@ -225,7 +226,10 @@ def test_frozen_stripes_need_maps_that_are_not_trained_and_values_that_compare()
         {},
         {"standardized": True},
         FROZEN,
+        {"frozen_blocks": 3, "standardized": True},
         {**FROZEN, "standardized": True, "stripes": 2, "variant": "base"},
     ):
         with pytest.raises(ValueError, match="frozen_stripes needs"):
             ModelConfig(frozen_stripes=2, **settings)
+    with pytest.raises(ValueError, match="set frozen_stripes, too"):
+        ModelConfig(feature_weight=0.5)

@@ -22,10 +22,8 @@ ERASE_ASPECT = 0.3  # smallest height / width of the erased box, and 1 / it the 
 
 # Photometric augmentation: the largest change, as the natural logarithm of a factor where it multiplies.
 EXPOSURE, GAMMA, CAST = 0.6, 0.5, 0.2
-CONTRAST = {
-    Modality.VISIBLE: 0.4,
-    Modality.INFRARED: 0.7,
-}  # the range of an infrared picture is set by its camera
+# The camera sets the range of an infrared picture.
+CONTRAST = {Modality.VISIBLE: 0.4, Modality.INFRARED: 0.7}
 COARSEST = 0.4  # share of the rows and columns that a blurred image keeps
 NOISE = 12.0  # largest standard deviation, in grey levels of 255
 
@@ -118,9 +116,8 @@ def _draw_photometric(
     return PhotometricParams(
         (u[:, 6] < probability).numpy(),
         (255 * value).round().clamp(0, 255).to(torch.uint8).numpy(),
-        (
-            1 - (1 - COARSEST) * (2 * u[:, 7] - 1).clamp(min=0)
-        ).numpy(),  # half of them stay as sharp as they are
+        # Half of them stay as sharp as they are.
+        (1 - (1 - COARSEST) * (2 * u[:, 7] - 1).clamp(min=0)).numpy(),
         (NOISE * u[:, 8] ** 2).numpy(),
         (u[:, 9] * 2**24).long().numpy(),
     )

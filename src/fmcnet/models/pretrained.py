@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 
 OWN = {"head", "pool", "norm"}
 """Parts of a tail that no published file has."""
-_CLASSIFIER = re.compile(r"classify\w*\.linear\.")
+_OWN_VALUES = re.compile(r"classify\w*\.linear\.|^standard\.")
+"""What belongs to a model's identities and cameras: classifiers and the statistics of its descriptor."""
 SHOWN = 3
 """Keys that a message names."""
 
@@ -65,7 +66,8 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
 def load_model(model: FMCNet, source: str, arch: str) -> None:
     """Initialise from a trained model: stems and tails, and of the rest whatever has the same name and shape.
 
-    A specific tail that the source lacks starts from its shared one. Classifiers start anew: identities differ.
+    A specific or frozen tail that the source lacks is its shared one. Classifiers start anew: identities differ. So
+    do the statistics of the descriptor.
 
     Args:
         model: changed in place; not changed when the weights do not fit.
@@ -113,7 +115,7 @@ def load_model(model: FMCNet, source: str, arch: str) -> None:
     same = {
         key: value
         for key, value in trained.state_dict().items()
-        if key in wanted and value.shape == wanted[key].shape and not _CLASSIFIER.search(key)
+        if key in wanted and value.shape == wanted[key].shape and not _OWN_VALUES.search(key)
     }
     model.load_state_dict(same, strict=False)
     for own, other in parts:  # a specific tail takes pooling and head of the shared one, too

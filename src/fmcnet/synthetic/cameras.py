@@ -32,10 +32,10 @@ class Camera:
         ambient: linear RGB of the ambient light.
         response: (3, 3) colour matrix of the sensor, row-wise.
         exposure: gain.
-        gamma: exponent of the tone curve, 0.40 to 0.55.
+        gamma: exponent of the tone curve, 0.36 to 0.62.
         blur: standard deviation in pixels per 128 rows.
         noise: standard deviation in grey levels (0 to 255).
-        native: resolution relative to the written image, 0.5 to 1.
+        native: resolution relative to the written image, 0.3 to 1.
         lamp: strength and ambient of the near-infrared lamp.
         span: degrees Celsius that a thermal camera shows as dark and as bright.
         inverted: whether a thermal camera shows warm as dark.

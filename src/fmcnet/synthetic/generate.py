@@ -86,12 +86,12 @@ def generate(
     progress: bool = False,
     **overrides: int,
 ) -> GeneratedSummary:
-    """Write a generated benchmark in a public dataset's own layout.
+    """Write a generated benchmark in a public dataset's own layout, or as a CSV.
 
     Args:
         layout: "sysu" (visible, near infrared), "regdb" (visible, thermal), "llcm" (low light, near infrared) or
-            "wild" (all three spectra of every identity, eighty cameras that differ as much as real ones; a CSV).
-        preset: "tiny" (tests), "small" (demo) or "full" (the real dataset's numbers).
+            "wild" (all three spectra of every identity, eighty randomised cameras; a CSV).
+        preset: "tiny" (tests), "small" (demo) or "full" (the real dataset's numbers; wild: 3,600 identities).
         seed: non-negative; same seed, same pixels.
         out: folder to write; new, empty, or one that this function began with the same arguments (it continues).
         workers: processes; None takes the CPUs this process may use.
