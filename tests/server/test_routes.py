@@ -333,7 +333,7 @@ def test_the_api_is_a_page_from_local_files_or_says_what_is_missing(serving, tmp
     assert page.headers["content-type"].startswith("text/html")
     assert "script-src 'self';" in page.headers["content-security-policy"]
     parts = re.findall(r'(?:href|src)="([^"]+)"', page.text)
-    assert len(parts) == 3
+    assert len(parts) == 4  # the icon, too
     assert not any(part.startswith(("http", "/")) for part in parts)  # this machine only, below any path
     for part in parts:
         assert serving.client.get(f"/{part}").status_code == 200

@@ -272,7 +272,7 @@ def as_duration(keep: str | timedelta) -> timedelta:
         except ConfigError as error:
             raise GalleryError(f"keep={error}") from error
     if keep <= timedelta(0):
-        raise GalleryError("keep must be more than no time: 30d, say")
+        raise GalleryError("keep=0: it must be more than no time: 30d, say")
     return keep
 
 
