@@ -101,7 +101,7 @@ def test_a_filter_by_time_where_no_entry_has_one_is_told(tmp_path):
         assert filter_notes(gallery, where) == ()
     with (
         Gallery(tmp_path / "g") as gallery,
-        pytest.raises(GalleryError, match="keep must be more than no time"),
+        pytest.raises(GalleryError, match="must be more than no time"),
     ):
         gallery.expire("0d")
 
