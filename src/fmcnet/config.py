@@ -159,11 +159,11 @@ class ModelConfig(_Section):
     stripes: int = Field(default=0, ge=0, le=12)
     """The descriptor is this many stripes of the map behind each block of E_sh; 0: features (ours)"""
     frozen_stripes: int = Field(default=0, ge=0, le=12)
-    """The descriptor has this many stripes of each map of an untrained tail, too; adapt the model behind (ours)"""
+    """The descriptor has this many stripes of each map of an untrained tail, too (ours)"""
     feature_weight: float = Field(default=1.0, gt=0)
     """The features weigh this beside frozen stripes (ours)"""
     standardized: bool = False
-    """Each value of the descriptor is standardised by modality; fmcnet adapt sets this (ours)"""
+    """Each value of the descriptor is standardised by modality, as fmcnet adapt does (ours)"""
 
     @model_validator(mode="before")
     @classmethod

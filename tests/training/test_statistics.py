@@ -9,6 +9,7 @@ from fmcnet.models.build import build_model
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.statistics import estimate_statistics
 from fmcnet.training.trainer import train
+from fmcnet.types import Modality
 
 
 def test_they_are_the_mean_and_variance_of_all_features():
@@ -16,7 +17,7 @@ def test_they_are_the_mean_and_variance_of_all_features():
     model = build_model(load_config("tiny").model, 6).eval()
     batches = [TrainingBatch(*torch.rand(2, 8, 3, 64, 32), torch.arange(8)) for _ in range(3)]
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    estimate_statistics(model, batches)
+    estimate_statistics(model, lambda: batches)
     sfd = model.decomposition
     for code, half in enumerate(("visible", "infrared")):
         norm = sfd.norm_shared.statistics[code]
@@ -28,6 +29,30 @@ def test_they_are_the_mean_and_variance_of_all_features():
         torch.testing.assert_close(norm.running_var, raw.var(0), rtol=1e-3, atol=1e-5)
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert changed == {key for key in before if "statistics" in key and "running" in key}
+
+
+def test_a_standardised_descriptor_has_mean_0_and_deviation_1_of_the_training_images():
+    torch.manual_seed(0)
+    settings = load_config("tiny", ["model.standardized=true"]).model
+    model = build_model(settings, 6).eval()
+    batches = [TrainingBatch(*torch.rand(2, 8, 3, 64, 32), torch.arange(8)) for _ in range(3)]
+    estimate_statistics(model, lambda: batches)
+    for half, modality in (("visible", Modality.VISIBLE), ("infrared", Modality.INFRARED)):
+        with torch.no_grad():
+            found = torch.cat([model.embed(getattr(batch, half), modality) for batch in batches])
+        torch.testing.assert_close(found.mean(0), torch.zeros(found.shape[1]), atol=1e-4, rtol=0)
+        deviation = found.std(0)
+        varies = deviation > 0.5  # a value that all images have alike stays constant
+        assert varies.float().mean() > 0.9
+        torch.testing.assert_close(deviation[varies], torch.ones(int(varies.sum())), atol=1e-3, rtol=0)
+
+
+def test_training_takes_them(tiny_sysu, tmp_path):
+    settings = ["model.standardized=true", "training.epochs=1", "training.steps_per_epoch=2"]
+    train(load_config("tiny", settings), tiny_sysu, tmp_path / "run", device="cpu", progress=False)
+    state = load_file(tmp_path / "run" / "model.safetensors")
+    assert state["standard.mean"].abs().max() > 0
+    assert not torch.equal(state["standard.std"], torch.ones_like(state["standard.std"]))
 
 
 def test_selected_weights_have_them_too(tiny_sysu, tmp_path):

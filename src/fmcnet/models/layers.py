@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from fmcnet.types import Modality
 
+FLOOR = 1e-3
+"""A value's deviation is at least this share of the mean deviation: a constant value must not be divided by 0."""
+
 
 class IdentityClassifier(nn.Module):
     """P_*: one linear layer over the C training identities, eq. (2), (14), (18).
@@ -79,7 +82,7 @@ class Standardization(nn.Module):
     """Centres and scales each value of a descriptor by statistics of the image's modality. Ours.
 
     What all images of one pair of cameras have in common says nothing about a person; the statistics take it out.
-    `fmcnet adapt` estimates them from unlabelled images.
+    Training estimates them from its images, `fmcnet adapt` from unlabelled ones.
 
     Args:
         dim: E, values of the descriptor.
@@ -95,6 +98,20 @@ class Standardization(nn.Module):
         self.stripes, self.weight = stripes, weight
         self.register_buffer("mean", torch.zeros(len(Modality), dim))
         self.register_buffer("std", torch.ones(len(Modality), dim))
+
+    @torch.no_grad()
+    def set(self, modality: Modality, mean: Tensor, variance: Tensor) -> None:
+        """Take the statistics of one modality.
+
+        Args:
+            modality: whose they are.
+            mean: of each value, (E,).
+            variance: of each value, (E,), not all 0. A deviation is at least `FLOOR` of the mean
+                deviation.
+        """
+        deviation = variance.sqrt()
+        self.mean[modality.code] = mean
+        self.std[modality.code] = deviation.clamp(min=FLOOR * float(deviation.mean()))
 
     def forward(self, descriptor: Tensor, modality: Modality) -> Tensor:
         """Descriptors of images of one modality (B, E) to (B, E)."""

@@ -1,13 +1,14 @@
-"""Statistics of `FeatureNorm`, taken once more from images as they are searched. Ours.
+"""Statistics of `FeatureNorm` and of the descriptor, taken from images as they are searched. Ours.
 
-During training they are running averages over a few noisy, augmented batches. The error of such a mean tells the
-modalities apart: a linear probe found the modality of 84 % of the shared features of unseen identities with running
-averages, and of 53 % with the statistics taken anew (docs/findings.md).
+During training those of `FeatureNorm` are running averages over a few noisy, augmented batches. The error of such a
+mean tells the modalities apart: a linear probe found the modality of 84 % of the shared features of unseen identities
+with running averages, and of 53 % with the statistics taken anew (docs/findings.md). Those of a standardised
+descriptor are needed only when it is searched by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -16,20 +17,25 @@ from torch import Tensor, nn
 
 from fmcnet.data.loader import TrainingBatch
 from fmcnet.models.fmcnet import FMCNet
-from fmcnet.models.layers import FeatureNorm
+from fmcnet.models.layers import FeatureNorm, Standardization
+from fmcnet.types import Modality
 
 BATCHES = 50
 """Most batches that the statistics are taken over: 3,200 images with the generated benchmark's batches of 64. A small
 training set is passed over once."""
 
 
+Load = Callable[[], Iterable[TrainingBatch]]
+"""Gives the same batches at each call."""
+
+
 @torch.no_grad()
-def estimate_statistics(model: FMCNet, batches: Iterable[TrainingBatch], world: int = 1) -> None:
-    """Replace mean and variance of every `FeatureNorm` by those of all features of `batches`.
+def estimate_statistics(model: FMCNet, load: Load, world: int = 1) -> None:
+    """Replace the statistics of every `FeatureNorm`, then those of a standardised descriptor.
 
     Args:
         model: in evaluation mode; everything else stays as it is.
-        batches: of images without augmentation.
+        load: gives batches of images without augmentation.
         world: number of processes; the features of all count (each process must call).
     """
     norms = [
@@ -38,25 +44,54 @@ def estimate_statistics(model: FMCNet, batches: Iterable[TrainingBatch], world: 
         if isinstance(module, FeatureNorm)
         for norm in module.statistics
     ]
-    sums = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms}
+    if norms:
+        sums = {norm: Moments(norm.num_features) for norm in norms}
+        hooks = [norm.register_forward_pre_hook(lambda norm, x: sums[norm].add(x[0])) for norm in norms]
+        for batch in load():
+            model(batch.visible, batch.infrared)
+        for hook in hooks:
+            hook.remove()
+        for norm, total in sums.items():
+            mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+            for kept, value in zip((mean, variance), total.read(world, mean.device), strict=True):
+                kept.copy_(value)
+    if model.standard is not None:
+        _estimate_standard(model, model.standard, load, world)
 
-    def add(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].cpu().double()  # float64 is not on every device
-        count = torch.full((x.shape[1],), float(len(x)), dtype=torch.float64)
-        sums[cast(nn.BatchNorm1d, norm)] += torch.stack([count, x.sum(0), x.square().sum(0)])
 
-    hooks = [norm.register_forward_pre_hook(add) for norm in norms]
-    for batch in batches:
-        model(batch.visible, batch.infrared)
-    for hook in hooks:
-        hook.remove()
-    for norm, total in sums.items():
-        running_mean, running_var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+def _estimate_standard(model: FMCNet, standard: Standardization, load: Load, world: int) -> None:
+    sums = {modality: Moments(standard.mean.shape[1]) for modality in Modality}
+    model.standard = None  # the descriptor before it
+    for batch in load():
+        for modality, images in zip(Modality, (batch.visible, batch.infrared), strict=True):
+            sums[modality].add(model.embed(images, modality))
+    model.standard = standard
+    for modality, total in sums.items():
+        standard.set(modality, *total.read(world, standard.mean.device))
+
+
+class Moments:
+    """Mean and variance of rows that come in batches.
+
+    Args:
+        dim: D, values of a row.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self._sums = torch.zeros(3, dim, dtype=torch.float64)
+
+    def add(self, rows: Tensor) -> None:
+        """Count rows (B, D)."""
+        x = rows.cpu().double()  # float64 is not on every device
+        self._sums += torch.stack([torch.full_like(x[0], len(x)), x.sum(0), x.square().sum(0)])
+
+    def read(self, world: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean (D,) and unbiased variance (D,) of the rows of all processes, float64 on the CPU."""
+        total = self._sums
         if world > 1:
-            shared = total.to(running_mean.device)
+            shared = total.to(device)
             dist.all_reduce(shared)
             total = shared.cpu()
         count, first, second = total
         mean = first / count
-        running_mean.copy_(mean)
-        running_var.copy_((second / count - mean.square()).clamp(min=0) * count / (count - 1).clamp(min=1))
+        return mean, (second / count - mean.square()).clamp(min=0) * count / (count - 1).clamp(min=1)

@@ -317,13 +317,13 @@ class Trainer:
     def _export(self) -> FMCNet:
         """The model for inference: validated, selected and written in this form (every process must call)."""
         model = self._step.export()
-        if self._config.model.normalization == "modality":
+        if self._config.model.normalization == "modality" or self._config.model.standardized:
             plain = AugmentConfig(pad=0, flip=0, erase=0, channel="none")
             first = self._steps * self._config.training.accumulate
             batch = self._config.data.identities * self._config.data.images * 2 * self._ctx.world
             one_pass = -(-len(self._cache) // batch)
             last = first + min(BATCHES, one_pass)
-            estimate_statistics(model, self._load(plain, first, last), self._ctx.world)
+            estimate_statistics(model, lambda: self._load(plain, first, last), self._ctx.world)
         return model
 
     def _finish(self) -> TrainingSummary:
