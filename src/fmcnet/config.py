@@ -188,10 +188,9 @@ class ModelConfig(_Section):
             )
         if self.stripes and self.variant != "base":
             raise ValueError("stripes is for variant=base: its descriptor has no other feature")
-        kept = self.pretrained is not None and self.frozen_blocks == 3
-        if self.frozen_stripes and (self.stripes or not kept or not self.standardized):
+        if self.frozen_stripes and (self.stripes or self.frozen_blocks != 3 or not self.standardized):
             raise ValueError(
-                "frozen_stripes needs pretrained maps and comparable values: set pretrained, frozen_blocks=3, "
+                "frozen_stripes needs maps that no training changes and comparable values: set frozen_blocks=3, "
                 "standardized=true and stripes=0"
             )
         if self.feature_weight != 1 and not self.frozen_stripes:

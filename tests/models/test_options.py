@@ -226,7 +226,6 @@ def test_frozen_stripes_need_maps_that_are_not_trained_and_values_that_compare()
         {},
         {"standardized": True},
         FROZEN,
-        {"frozen_blocks": 3, "standardized": True},
         {**FROZEN, "standardized": True, "stripes": 2, "variant": "base"},
     ):
         with pytest.raises(ValueError, match="frozen_stripes needs"):

@@ -29,6 +29,8 @@ SMALL = (
     "model.tail_blocks=null",
     "model.dim=null",
     "model.frozen_blocks=0",
+    "model.frozen_stripes=0",
+    "model.feature_weight=1",
     f"data.height={HEIGHT}",
     f"data.width={WIDTH}",
 )
