@@ -24,12 +24,17 @@ class Schema:
 
 
 class Server:
-    """Collections by name: description, index and rows by id. `fail_after`: upserts until the server is gone."""
+    """Collections by name: description, index and rows by id.
+
+    `fail_after`, `fail_reads_after`: upserts and queries until the server is gone.
+    """
 
     def __init__(self):
         self.collections = {}
         self.fail_after = None
+        self.fail_reads_after = None
         self.upserts = 0
+        self.reads = 0
 
     def client(self, **options):
         return Client(self)
@@ -67,6 +72,9 @@ class Client:
         self.server.collections[name] = made
 
     def query(self, name, filter, output_fields, limit=None, **options):
+        if self.server.fail_reads_after is not None and self.server.reads >= self.server.fail_reads_after:
+            raise MilvusException("the server is gone")
+        self.server.reads += 1
         rows = [row for row in self.rows(name).values() if passes(row, filter)]
         if output_fields == ["count(*)"]:
             return [{"count(*)": len(rows)}]
