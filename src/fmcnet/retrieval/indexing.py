@@ -206,6 +206,8 @@ def index(
         ) from error
     total = len(sources.pictures) + len(sources.faults) + len(sources.same)
     entries = len(searcher.gallery)
+    if existing == "replace":
+        changes.unwatched = 0
     doubts = (*near_cameras(searcher.gallery.cameras()), *added_notes(searcher.gallery, known, fresh))
     return IndexReport(
         total,
