@@ -764,6 +764,14 @@ def test_a_row_whose_file_is_gone_is_left_out_when_told(tmp_path):
     assert left["entries"] == 2
     pruned = as_json("index", "g", "t.csv", "--prune", "--yes")
     assert (pruned["pruned"], len(pruned["faults"]), pruned["entries"]) == (1, 1, 1)
+    long = "x" * 300
+    with Path("t.csv").open("a") as stream:
+        stream.write(f"c.png,cleo,visible\n{long}.png,dora,visible\n")
+    assert "3 of 4 images cannot be indexed" in wrong("index", "g", "t.csv")
+    skipped = run("index", "g", "t.csv", "--on-error", "skip", env={"COLUMNS": "500"}).output
+    for name in ("b", "c", long):
+        assert f"left out {tmp_path / name}.png: there is no file" in skipped
+    assert re.search(r"left out +│ 3 ", skipped)
 
 
 def test_grey_images_given_as_visible_are_told(crops):
