@@ -105,7 +105,8 @@ def test_a_cluster_that_goes_away_while_it_is_read_is_a_line_and_the_same_call_c
         copy_gallery(CLUSTER, tmp_path / "back", batch=64)
     server.fail_reads_after = None
     found = copy_gallery(CLUSTER, tmp_path / "back", batch=64)
-    assert (found.copied, found.already_there, found.entries) == (170, 128, 298)
+    assert 0 < found.already_there < found.copied
+    assert found.already_there + found.copied == found.entries == 298
     assert content(tmp_path / "back") == content(folder)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import Gallery
 from fmcnet.retrieval.file_records import FILES
-from fmcnet.retrieval.relocate import relocate
+from fmcnet.retrieval.freshness import relocate
 from fmcnet.retrieval.sources import path_id
 from tests.retrieval import milvus_stand_in
 from tests.retrieval.fakes import picture

@@ -278,8 +278,8 @@ def relocate(
 
     fmcnet gallery relocate people.gallery /old/crops /new/crops
     """
+    from fmcnet.retrieval.freshness import relocate as move
     from fmcnet.retrieval.gallery import Gallery
-    from fmcnet.retrieval.relocate import relocate as move
 
     check_can_ask(json_, yes or dry_run)
     with Gallery(gallery, create=False, read_only=dry_run) as opened:
@@ -366,7 +366,7 @@ def copy_(
 
 def _print_notes(opened: Gallery, where: Where) -> dict[str, Any]:
     """Print notes on a filter, and return them as a fact for JSON, where there are any."""
-    from fmcnet.retrieval.answer import filter_notes
+    from fmcnet.retrieval.notes import filter_notes
 
     notes = filter_notes(opened, where)
     for note in notes:
