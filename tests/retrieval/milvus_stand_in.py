@@ -24,12 +24,17 @@ class Schema:
 
 
 class Server:
-    """Collections by name: description, index and rows by id. `fail_after`: upserts until the server is gone."""
+    """Collections by name: description, index and rows by id.
+
+    `fail_after`, `fail_reads_after`: upserts and queries until the server is gone.
+    """
 
     def __init__(self):
         self.collections = {}
         self.fail_after = None
+        self.fail_reads_after = None
         self.upserts = 0
+        self.reads = 0
 
     def client(self, **options):
         return Client(self)
@@ -67,6 +72,9 @@ class Client:
         self.server.collections[name] = made
 
     def query(self, name, filter, output_fields, limit=None, **options):
+        if self.server.fail_reads_after is not None and self.server.reads >= self.server.fail_reads_after:
+            raise MilvusException("the server is gone")
+        self.server.reads += 1
         rows = [row for row in self.rows(name).values() if passes(row, filter)]
         if output_fields == ["count(*)"]:
             return [{"count(*)": len(rows)}]
@@ -90,9 +98,11 @@ class Client:
 
 
 def passes(row, condition):
-    """Of "", `id in [...]` and `id > "..."`."""
+    """Of "", `id in [...]`, `id > "..."`, and the last two joined."""
     if not condition:
         return True
+    if found := re.fullmatch(r'(id > "(?:[^"\\]|\\.)*") and (.*)', condition, re.DOTALL):
+        return passes(row, found[1]) and passes(row, found[2])
     if found := re.fullmatch(r"id in (\[.*\])", condition, re.DOTALL):
         return row["id"] in json.loads(found[1])
     if found := re.fullmatch(r'id > (".*")', condition, re.DOTALL):

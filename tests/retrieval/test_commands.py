@@ -285,7 +285,7 @@ def test_expire_counts_and_asks_and_needs_a_word_more_for_all(crops):
 def test_what_was_removed_or_expired_stays_away_until_told_otherwise(crops):
     command = dated(crops)
     as_json("gallery", "expire", "g", "--keep", "30d", "--yes")
-    as_json("gallery", "remove", "g", "--camera", "1", "--since", "2020-01-02", "--yes")
+    as_json("gallery", "remove", "g", "--camera", "1", "--since", "2020-01-02", "--yes", "--all")
     again = as_json(*command)
     assert (again["added"], again["entries"], len(again["removed_before"])) == (0, 0, 4)
     said = run(*command)
@@ -316,6 +316,11 @@ def test_a_gallery_lists_its_entries_cameras_and_times(crops):
     assert "4 entries; 3 shown, --limit 0 shows all" in few
     assert "1_0900.png" in few
     assert len(as_json("gallery", "list", "g", "--limit", "0")["entries"]) == 4
+    ids = run("gallery", "list", "g", "--camera", "2", "--ids").stdout.splitlines()
+    assert ids == [entry.id for name, (entry, _) in entries_of().items() if entry.camera == "2"]
+    one = run("gallery", "list", "g", "--ids", "--limit", "1")
+    assert (len(one.stdout.splitlines()), "4 entries; 1 shown" in one.stderr) == (1, True)
+    assert as_json("gallery", "remove", "g", "--id", ids[0], "--dry-run")["would_remove"] == 1
     assert (
         "no entry has the camera '7'; those that are: 1, 2"
         in run("gallery", "list", "g", "--camera", "7").output
@@ -355,6 +360,18 @@ def test_removal_asks(crops):
     assert as_json("gallery", "info", "g")["entries"] == 4
     run("gallery", "remove", "g", "--camera", "1", input="y\n")
     assert as_json("gallery", "info", "g")["entries"] == 2
+
+
+def test_removal_of_all_needs_a_word_more_than_yes(crops):
+    run("index", "g", crops, *RULES)
+    remove = ("gallery", "remove", "g", "--modality", "visible")
+    assert "all 4 entries of g match, and nothing was removed: --yes --all" in wrong(*remove, "--yes")
+    assert "--all goes with --yes" in wrong(*remove, "--all")
+    assert "Remove ALL 4 entries" in run(*remove, code=1, input="n\n").output
+    assert as_json(*remove, "--dry-run")["would_remove"] == 4
+    assert as_json("gallery", "remove", "g", "--modality", "ir", "--yes")["removed"] == 0
+    assert as_json(*remove, "--yes", "--all") == {"removed": 4, "entries": 0}
+    assert as_json(*remove, "--yes")["removed"] == 0  # of an empty gallery nothing is all
 
 
 def test_the_page_holds_the_pictures_and_asks_nobody_for_anything(crops):
@@ -747,6 +764,14 @@ def test_a_row_whose_file_is_gone_is_left_out_when_told(tmp_path):
     assert left["entries"] == 2
     pruned = as_json("index", "g", "t.csv", "--prune", "--yes")
     assert (pruned["pruned"], len(pruned["faults"]), pruned["entries"]) == (1, 1, 1)
+    long = "x" * 300
+    with Path("t.csv").open("a") as stream:
+        stream.write(f"c.png,cleo,visible\n{long}.png,dora,visible\n")
+    assert "3 of 4 images cannot be indexed" in wrong("index", "g", "t.csv")
+    skipped = run("index", "g", "t.csv", "--on-error", "skip", env={"COLUMNS": "500"}).output
+    for name in ("b", "c", long):
+        assert f"left out {tmp_path / name}.png: there is no file" in skipped
+    assert re.search(r"left out +│ 3 ", skipped)
 
 
 def test_grey_images_given_as_visible_are_told(crops):

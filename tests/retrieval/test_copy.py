@@ -96,6 +96,20 @@ def test_a_cluster_that_goes_away_is_a_line_and_the_same_call_continues(folder, 
     assert content(CLUSTER) == content(folder)
 
 
+def test_a_cluster_that_goes_away_while_it_is_read_is_a_line_and_the_same_call_continues(
+    folder, server, tmp_path
+):
+    copy_gallery(folder, CLUSTER)
+    server.fail_reads_after = server.reads + 5
+    with pytest.raises(GalleryError, match="Milvus says: the server is gone"):
+        copy_gallery(CLUSTER, tmp_path / "back", batch=64)
+    server.fail_reads_after = None
+    found = copy_gallery(CLUSTER, tmp_path / "back", batch=64)
+    assert 0 < found.already_there < found.copied
+    assert found.already_there + found.copied == found.entries == 298
+    assert content(tmp_path / "back") == content(folder)
+
+
 CODE = """
 import sys, time
 from fmcnet.retrieval import copy as copying

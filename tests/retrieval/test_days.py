@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from fmcnet.retrieval import Entry, Gallery, Where
-from fmcnet.retrieval.columns import NONE
-from fmcnet.retrieval.days import DayCount, count_days
+from fmcnet.retrieval.columns import NONE, DayCount, count_days
 from fmcnet.retrieval.records import EPOCH, to_micros
 from fmcnet.types import Modality
 from tests.retrieval.people import add, crops, entries, matches

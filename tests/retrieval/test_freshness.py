@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -13,9 +12,10 @@ from PIL import Image
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import Gallery
 from fmcnet.retrieval.file_records import FILES
-from fmcnet.retrieval.freshness import FileChanges, compare_files
-from fmcnet.retrieval.relocate import relocate
+from fmcnet.retrieval.freshness import relocate
 from fmcnet.retrieval.sources import path_id
+from tests.retrieval import milvus_stand_in
+from tests.retrieval.fakes import picture
 from tests.retrieval.test_commands import BLUE, RED, RULES, as_json, crops, model, run, wrong
 
 __all__ = ["crops", "model"]
@@ -51,15 +51,19 @@ def test_pixels_replaced_with_equal_size_and_time_are_noticed(tmp_path):
     assert (quiet["changed"], quiet["differences"], quiet["notes"]) == ([], [], [])
 
 
-def test_a_cluster_tells_that_it_notices_no_changed_files():
-    changes, cluster = FileChanges(), SimpleNamespace(files=None)  # as of every Gallery on Milvus
-    assert changes.notes() == []
-    for stored in ({"a", "b"}, {"c"}):
-        compare_files(cluster, [], stored, changes)
-    (note,) = changes.notes()
-    assert note.startswith(
-        "3 entries are of a cluster, which does not notice changed files: --existing replace"
-    )
+def test_a_cluster_tells_that_it_notices_no_changed_files(crops, monkeypatch):
+    milvus_stand_in.install(monkeypatch)
+    index = ("index", "milvus://localhost:19530/people", crops, *RULES)
+    assert as_json(*index)["notes"] == []
+    picture(*BLUE).save(crops / "gate1/1_0900.png")
+    for existing in ("keep", "update"):
+        made = as_json(*index, "--existing", existing)
+        assert (made["replaced"], made["changed"]) == (0, [])
+        assert made["notes"] == [
+            "4 entries are of a cluster, which does not notice changed files: --existing replace encodes all anew"
+        ]
+    made = as_json(*index, "--existing", "replace")
+    assert (made["replaced"], made["notes"]) == (4, [])
 
 
 def test_a_changed_file_that_cannot_be_read_is_still_changed_later(crops):

@@ -43,6 +43,7 @@ Pids = Annotated[
 Tracks = Annotated[list[str] | None, typer.Option("--track", help="Of this track; may be given again.")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="With this tag; all of them, if given again.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+All = Annotated[bool, typer.Option("--all", help="With --yes: also when the gallery has no other entries.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say how many entries match.")]
 Kind = Annotated[str | None, typer.Option(help="visible or infrared.")]
 
@@ -102,6 +103,9 @@ def list_(
     tag: Tags = None,
     timezone: ShownZone = "UTC",
     limit: Annotated[int, typer.Option(help="Entries to show; 0: all.", min=0)] = 50,
+    ids: Annotated[
+        bool, typer.Option("--ids", help="Print only ids, one a line, as gallery remove --id takes them.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """List entries, in the order of their adding: all, or those that match all options.
@@ -127,6 +131,13 @@ def list_(
         ]
         print_json({"gallery": gallery, "matching": matching, "entries": entries, **notes})
         return
+    more = "" if len(shown) == matching else f"; {len(shown):,} shown, --limit 0 shows all"
+    total = f"{matching:,} entr{'y' if matching == 1 else 'ies'}{more}"
+    if ids:
+        for one in shown:
+            echo(one.id)
+        echo(total, err=True)
+        return
     rows: list[dict[str, Any]] = [
         {
             "modality": one.modality,
@@ -140,8 +151,7 @@ def list_(
         for one in shown
     ]
     show_rows(rows)
-    more = "" if len(rows) == matching else f"; {len(rows):,} shown, --limit 0 shows all"
-    echo(f"{matching:,} entr{'y' if matching == 1 else 'ies'}{more}")
+    echo(total)
 
 
 @app.command()
@@ -157,6 +167,7 @@ def remove(
     tag: Tags = None,
     timezone: Zone = "UTC",
     yes: Yes = False,
+    all_: All = False,
     dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
@@ -173,17 +184,39 @@ def remove(
         raise FmcnetError(
             "say which entries to remove: --id, --pid, --camera, --track, --since, --until, ..."
         )
-    check_can_ask(json_, yes or dry_run)
+    _check_answers(json_, yes, all_, dry_run)
     with Gallery(gallery, create=False, read_only=dry_run) as opened:
         notes = _print_notes(opened, where)
-        if not (yes or dry_run):
-            confirm("Remove", opened.count(where), len(opened))
+        count = opened.count(where)
+        if not dry_run:
+            _confirm_removal(opened, count, "match", yes, all_)
         for one in id_ or ():
             if one not in opened:
                 echo(f"there is no entry '{one}'", err=True)
-        count = opened.count(where) if dry_run else opened.remove(where)
+        if not dry_run:
+            count = opened.remove(where)
         facts: dict[str, Any] = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
     _print_facts(facts | (notes if json_ else {}), json_, gallery)
+
+
+def _check_answers(json_: bool, yes: bool, all_: bool, dry_run: bool) -> None:
+    """Refuse --all without --yes, and --json without an answer."""
+    if all_ and not (yes or dry_run):
+        raise FmcnetError("--all goes with --yes; without --yes the command asks")
+    check_can_ask(json_, yes or dry_run)
+
+
+def _confirm_removal(opened: Gallery, count: int, why: str, yes: bool, all_: bool) -> None:
+    """Ask before `count` entries are removed; with --yes, refuse to remove all entries without --all."""
+    entries = len(opened)
+    if not count:
+        return
+    if not yes:
+        confirm("Remove", count, entries)
+    elif count == entries and not all_:
+        raise FmcnetError(
+            f"all {entries:,} entries of {opened.location} {why}, and nothing was removed: --yes --all removes them"
+        )
 
 
 @app.command()
@@ -191,9 +224,7 @@ def expire(
     gallery: GalleryPath,
     keep: Annotated[str, typer.Option(help="How long entries are kept after they were seen: 30d, 12h, 4w.")],
     yes: Yes = False,
-    all_: Annotated[
-        bool, typer.Option("--all", help="With --yes: also when the gallery has no other entries.")
-    ] = False,
+    all_: All = False,
     dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
@@ -209,21 +240,13 @@ def expire(
     from fmcnet.retrieval.records import EARLIEST, EPOCH, Where
 
     duration = as_duration(keep)
-    if all_ and not (yes or dry_run):
-        raise FmcnetError("--all goes with --yes; without --yes the command asks")
-    check_can_ask(json_, yes or dry_run)
+    _check_answers(json_, yes, all_, dry_run)
     with Gallery(gallery, create=False, read_only=dry_run) as opened:
         now = datetime.now(timezone.utc)
         old = Where(since=EPOCH, until=now - duration if duration < now - EPOCH else EPOCH)
-        count, entries = opened.count(old), len(opened)
-        if count and not (yes or dry_run):
-            confirm("Remove", count, entries)
-        if yes and not (all_ or dry_run) and count == entries > 0:
-            raise FmcnetError(
-                f"all {entries:,} entries of {gallery} were seen longer ago than {keep}, and nothing was removed: "
-                "--yes --all removes them"
-            )
+        count = opened.count(old)
         if not dry_run:
+            _confirm_removal(opened, count, f"were seen longer ago than {keep}", yes, all_)
             count = opened.remove(old) if count else 0
         facts = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
         facts["without_a_time"] = facts["entries"] - opened.count(Where(since=EARLIEST))
@@ -255,8 +278,8 @@ def relocate(
 
     fmcnet gallery relocate people.gallery /old/crops /new/crops
     """
+    from fmcnet.retrieval.freshness import relocate as move
     from fmcnet.retrieval.gallery import Gallery
-    from fmcnet.retrieval.relocate import relocate as move
 
     check_can_ask(json_, yes or dry_run)
     with Gallery(gallery, create=False, read_only=dry_run) as opened:
@@ -343,7 +366,7 @@ def copy_(
 
 def _print_notes(opened: Gallery, where: Where) -> dict[str, Any]:
     """Print notes on a filter, and return them as a fact for JSON, where there are any."""
-    from fmcnet.retrieval.answer import filter_notes
+    from fmcnet.retrieval.notes import filter_notes
 
     notes = filter_notes(opened, where)
     for note in notes:

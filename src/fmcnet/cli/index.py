@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -42,7 +41,7 @@ def _leaves_no_empty_gallery(command: Callable[..., None]) -> Callable[..., None
             raise KeyboardInterrupt("nothing was added; the same command starts again") from None
         finally:
             if new and (folder / "gallery.sqlite").exists():
-                from fmcnet.retrieval.folder import remove_empty
+                from fmcnet.retrieval.backup import remove_empty
 
                 remove_empty(folder, whole=whole)
 
@@ -239,27 +238,32 @@ def index(
             missing_ok=prune,
         )
     if range_ is not None and report.added + report.replaced and not report.ranged:
-        report = replace(report, notes=(*report.notes, RANGE_UNUSED))
+        report.notes.append(RANGE_UNUSED)
+    changes = report.changes
     if json_:
         print_json({"gallery": gallery, **pruned, **report.to_dict()})
         return
     facts = {"images": report.pictures, "added": report.added, "indexed before": report.already}
-    facts |= {"updated": report.updated} if report.updated else {}
-    facts |= {"encoded anew": report.replaced} if report.replaced else {}
-    facts |= {"changed files": len(report.changed)} if report.changed else {}
-    facts |= {"moved": len(report.moved)} if report.moved else {}
-    facts |= {f"not chosen by {option}": count for option, count in report.not_chosen.items()}
-    facts |= {"not in the CSV": len(report.not_listed)} if report.not_listed else {}
-    facts |= {"removed before": len(report.removed_before)} if report.removed_before else {}
-    left_out = (*report.faults, *report.same)
+    optional = {
+        "updated": report.updated,
+        "encoded anew": report.replaced,
+        "changed files": len(changes.changed),
+        "moved": len(changes.moved),
+        **{f"not chosen by {option}": count for option, count in sources.not_chosen.items()},
+        "not in the CSV": len(sources.not_listed),
+        "removed before": len(report.removed_before),
+    }
+    facts |= {name: count for name, count in optional.items() if count}
+    left_out = (*report.faults, *sources.same)
     show(f"indexed into {gallery}", {**facts, "left out": len(left_out), "entries now": report.entries})
-    if line := ignored_line(report.ignored):
+    if line := ignored_line(sources.ignored):
         echo(line, err=True)
-    for name in report.not_listed:
+    for name in sources.not_listed:
         echo(f"left out {printable(name)}: the CSV has no row of it", err=True)
-    for one in report.moved[:3]:
+    moved = list(changes.moved.values())
+    for one in moved[:3]:
         echo(f"left out {printable(one.path)}: indexed as {printable(one.before)}, which is gone", err=True)
-    for old, new in moves(report.moved)[:3]:
+    for old, new in moves(moved)[:3]:
         command = shlex.join(["fmcnet", "gallery", "relocate", gallery, old, new])
         echo(f"if these files were moved: {printable(command)}", err=True)
     for name in report.removed_before[:3]:
@@ -281,7 +285,7 @@ def index(
 
 def _prune(gallery: str, roots: bool, yes: bool, dry_run: bool, json_: bool) -> dict[str, Any]:
     """Show and remove entries whose files are gone; facts for JSON."""
-    from fmcnet.retrieval.freshness import find_gone, gone_facts, remove_gone
+    from fmcnet.retrieval.freshness import find_gone, remove_gone
     from fmcnet.retrieval.gallery import Gallery
 
     with Gallery(gallery, create=False, read_only=dry_run) as opened:
@@ -305,8 +309,8 @@ def _prune(gallery: str, roots: bool, yes: bool, dry_run: bool, json_: bool) -> 
             confirm("Remove", count, len(opened))
         facts = {
             "would_prune" if dry_run else "pruned": count if dry_run else remove_gone(opened, going),
-            "gone": gone_facts(going),
-            "gone_kept": gone_facts(kept),
+            "gone": [one.to_dict() for one in going],
+            "gone_kept": [one.to_dict() for one in kept],
         }
     if dry_run and json_:
         print_json({"gallery": gallery, **facts})

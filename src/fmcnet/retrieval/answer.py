@@ -10,19 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fmcnet.data.spelling import nearest, spelling
 from fmcnet.errors import FmcnetError
 from fmcnet.inference.calibration.calibration import Calibration
 from fmcnet.inference.calibration.curve import FloatVector
 from fmcnet.inference.encoder import Encoder
-from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.identity_notes import filter_notes as identity_notes
 from fmcnet.retrieval.records import Hit, HitGroup, Where
 from fmcnet.types import Modality
-
-MOST_WORDS = 20
-"""Of so many values of a filter each is looked for by itself; of more, none is."""
-MOST_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -147,51 +140,6 @@ def check_probability(value: float | None, what: str) -> None:
     """
     if value is not None and not 0.0 < value < 1.0:
         raise FmcnetError(f"{what}={value} must be between 0 and 1")
-
-
-def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
-    """What a filter asks for that no entry has, and spellings that it passes over.
-
-    Args:
-        where: cameras, tracks, tags and identities of it are looked for, each by itself, whatever else it says.
-    """
-    notes: list[str] = []
-    if where is None:
-        return ()
-    cameras = list(where.cameras or ())
-    if cameras:
-        stored = gallery.cameras()
-        for camera in cameras[:MOST_WORDS]:
-            others = [name for name in stored if name not in cameras and spelling(name) == spelling(camera)]
-            if camera not in stored:
-                notes.append(f"no entry has the camera '{camera}'{_instead(camera, stored)}")
-            elif others:
-                notes.append(
-                    f"entries of the camera {', '.join(map(repr, others))} do not pass the filter, which may be "
-                    f"'{camera}', too"
-                )
-    for word, name in (("track", "tracks"), ("tag", "tags")):
-        values: list[Any] = list(getattr(where, name) or ())
-        if len(values) <= MOST_WORDS:
-            conditions: list[dict[str, Any]] = [{name: [one]} for one in values]
-            counts = [gallery.count(Where(**condition)) for condition in conditions]
-            absent = [one for one, count in zip(values, counts, strict=True) if not count]
-            notes += [f"no entry has the {word} '{one}'" for one in absent]
-    if (where.since or where.until) and gallery.times() is None and len(gallery):
-        notes.append("no entry has a time, so none passes a filter by time")
-    if where.pids is not None and len(where.pids) <= MOST_WORDS:
-        notes += identity_notes(gallery, [str(pid) for pid in where.pids])
-    return tuple(notes)
-
-
-def _instead(word: str, stored: Sequence[str]) -> str:
-    near = nearest(word, stored)
-    if near is not None:
-        return f": did you mean '{near}'?"
-    if not stored:
-        return "; no entry has any"
-    more = f" and {len(stored) - MOST_NAMED} more" if len(stored) > MOST_NAMED else ""
-    return f"; those that are: {', '.join(stored[:MOST_NAMED])}{more}"
 
 
 def answer_notes(

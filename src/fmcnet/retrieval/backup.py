@@ -1,4 +1,4 @@
-"""Copies of a gallery that are whole and consistent, also while other processes use it: backup and restore."""
+"""A gallery's folder as a whole: backup and restore, also while other processes use it; removal of an empty one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
 from fmcnet.files import make_private, private_mode, to_disk
-from fmcnet.retrieval.folder import OWN, in_use
 from fmcnet.retrieval.gallery import Gallery
+from fmcnet.retrieval.index_files import FILES as INDEX_FILES
 from fmcnet.retrieval.index_files import DoubtError, Manifest, discard
 from fmcnet.retrieval.loss import check_loss
 from fmcnet.retrieval.records import MADE_WITH
@@ -21,6 +21,8 @@ from fmcnet.retrieval.sqlite_connection import NAME
 from fmcnet.retrieval.sqlite_database import Database
 from fmcnet.retrieval.sqlite_store import LOCK, writer_lock
 
+OWN = (f"{NAME}*", LOCK, MADE_WITH, *INDEX_FILES, ".*.tmp")
+"""Patterns of the names of a gallery's files."""
 WAIT = 30.0
 """Seconds to wait for a locked database."""
 
@@ -191,3 +193,39 @@ def _check_target(source: Path, folder: Path, replace: bool) -> None:
         )
     if in_use(folder / NAME):
         raise GalleryBusyError(f"{folder} is in use: end the process that has it open")
+
+
+def in_use(database: Path) -> bool:
+    """Whether anybody has it open. A database that cannot be read is taken not to be."""
+    if not os.access(database, os.R_OK | os.W_OK) or not database.is_file() or not database.stat().st_size:
+        return False
+    with contextlib.closing(sqlite3.connect(database, timeout=0)) as connection:
+        try:
+            connection.execute("PRAGMA journal_mode=DELETE")  # which needs it alone
+        except sqlite3.OperationalError as error:
+            return "locked" in str(error)
+        except sqlite3.Error:
+            pass
+    return False
+
+
+def remove_empty(folder: Path, *, whole: bool) -> None:
+    """Remove a gallery that never had an entry and that nobody has open; another stays.
+
+    Args:
+        folder: of the gallery. whole: remove the folder, too.
+    """
+    with contextlib.suppress(GalleryError, OSError):
+        with writer_lock(folder, 0):
+            with (
+                contextlib.closing(Database(folder, read_only=True, timeout=0)) as database,
+                database.translated(),
+            ):
+                if "pictures" in database.tables() and (database.settings() or database.number("generation")):
+                    return
+            if in_use(folder / NAME):
+                return
+            for path in [path for name in OWN for path in folder.glob(name)]:
+                path.unlink(missing_ok=True)
+        if whole:
+            folder.rmdir()

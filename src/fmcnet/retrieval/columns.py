@@ -1,4 +1,4 @@
-"""What filters need of every row, in memory: arrays by position, texts as numbers.
+"""What filters and counts need of every row, in memory: arrays by position, texts as numbers.
 
 A position is a row's place in the order of adding; it is also the place of its embedding in the index. Removed rows
 keep their position until the gallery is compacted.
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, tzinfo
+from datetime import time as clock
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +33,9 @@ KINDS = {
     "alive": np.bool_,
 }
 TEXTS = ("pid", "camera", "track", "tags")
+DAY = 86_400_000_000
+"""Microseconds."""
+FIRST = date(1970, 1, 1).toordinal()
 
 
 class EntryColumns:
@@ -110,7 +116,7 @@ class EntryColumns:
         for name in TEXTS:
             self._arrays[name][positions] = -1
 
-    def mask(self, where: Where | None, seqs: Sequence[int] | None = None) -> BoolArray:
+    def mask(self, where: Where | None, seqs: Collection[int] | None = None) -> BoolArray:
         """(N,) which rows match; `seqs` are the row numbers of `where.ids`."""
         out = self.alive.copy()
         if where is None:
@@ -177,3 +183,63 @@ class EntryColumns:
             out.numbers[name] = {one: i for i, one in enumerate(text.split("\0") if text else ())}
         out._n = len(out._arrays["seq"])
         return out
+
+
+@dataclass(frozen=True)
+class DayCount:
+    """The entries of one camera on one day.
+
+    Attributes:
+        camera: None: those without a camera.
+        day: from local midnight to the next. None: those without a time.
+        entries: how many, at least 1.
+    """
+
+    camera: str | None
+    day: date | None
+    entries: int
+
+
+def count_days(
+    cameras: IntArray, names: Sequence[str], times: IntArray, zone: tzinfo
+) -> tuple[DayCount, ...]:
+    """Count entries by camera and day.
+
+    Args:
+        cameras: (N,) positions in `names`; -1 where unknown.
+        names: of the cameras.
+        times: (N,) microseconds since 1970; `NONE` where unknown.
+        zone: whose days.
+
+    Returns:
+        The newest day first, those without a time last; then by camera.
+    """
+    known = times != NONE
+    starts = _midnights(np.unique(times[known] // DAY), zone)
+    moments = np.array([micros for micros, _ in starts], np.int64)
+    days = np.full(len(times), -1, np.int64)
+    days[known] = np.maximum(np.searchsorted(moments, times[known], side="right") - 1, 0)
+    pairs, counts = np.unique(days * (len(names) + 1) + cameras + 1, return_counts=True)
+    found = []
+    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        day, camera = divmod(pair, len(names) + 1)
+        found.append(
+            DayCount(names[camera - 1] if camera else None, None if day < 0 else starts[day][1], count)
+        )
+    found.sort(key=lambda one: one.camera or "")
+    return tuple(sorted(found, key=lambda one: one.day or date.min, reverse=True))
+
+
+def _midnights(days: IntArray, zone: tzinfo) -> list[tuple[int, date]]:
+    """The starts of all local days that touch these UTC days (days since 1970), rising, and their dates."""
+    wanted = {FIRST + day + near for day in days.tolist() for near in (-1, 0, 1)}
+    starts = []
+    for ordinal in sorted(wanted):
+        if not 1 <= ordinal <= date.max.toordinal():
+            continue
+        day = date.fromordinal(ordinal)
+        try:
+            starts.append((to_micros(datetime.combine(day, clock(), zone)), day))
+        except OverflowError:  # before the year 1 in UTC: at the start of all times
+            starts.append((int(NONE) + 1, day))
+    return starts

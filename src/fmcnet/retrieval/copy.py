@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +13,13 @@ import numpy as np
 from fmcnet.errors import GalleryError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.progress import Progress
-from fmcnet.retrieval.backends import open_store
+from fmcnet.retrieval.gallery import open_store
 from fmcnet.retrieval.inputs import check_settings
 from fmcnet.retrieval.records import MADE_WITH, EntryBatch, IndexChoice, OpenOptions
 from fmcnet.retrieval.sqlite_store import SqliteStore
 
 if TYPE_CHECKING:
-    from fmcnet.retrieval.backends import Store
+    from fmcnet.retrieval.gallery import Store
 
 BATCH = 2_048
 """Entries in one add."""
@@ -136,7 +135,7 @@ def _write(there: Store, here: Store, batch: int, pictures: bool, progress: bool
     settings = there.settings
     assert settings is not None
     written = 0
-    with _bar("copying", there, progress) as bar:
+    with Progress("copying", there.count(None), show=progress) as bar:
         for part in there.scan(None, batch):
             entries = tuple(entry for entry, _ in part)
             kept = tuple(there.picture(entry.id) for entry in entries) if pictures else ()
@@ -155,7 +154,7 @@ def _compare(there: Store, here: Store, batch: int, progress: bool | None) -> in
     settings = here.settings
     half = settings is not None and settings.dtype == "float16"
     count = 0
-    with _bar("comparing", here, progress) as bar:
+    with Progress("comparing", here.count(None), show=progress) as bar:
         for part in here.scan(None, batch):
             found = there.fetch([entry.id for entry, _ in part])
             for entry, vector in part:
@@ -174,12 +173,6 @@ def _compare(there: Store, here: Store, batch: int, progress: bool | None) -> in
             count += len(part)
             bar.advance(count=len(part))
     return count
-
-
-@contextmanager
-def _bar(words: str, store: Store, progress: bool | None) -> Iterator[Progress]:
-    with Progress(words, store.count(None), show=progress) as bar:
-        yield bar
 
 
 def _note(source: str | Path, target: str | Path) -> None:

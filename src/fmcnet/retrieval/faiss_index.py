@@ -24,6 +24,8 @@ Codes = NDArray[np.float32 | np.float16]
 Nearest = tuple[FloatArray, IntArray]
 """(Q, K) similarities, best first, and (Q, K) rows; row -1 where there are fewer."""
 
+STORAGE = {"float32": "Flat", "float16": "SQfp16"}
+"""In the words of FAISS's index factory."""
 LINKS = 32
 """HNSW's M."""
 EF_BUILD = 200
@@ -48,21 +50,14 @@ def faiss() -> Any:
 
 
 def empty_flat(dimension: int, dtype: np.dtype[Any]) -> Any:
-    """A FAISS flat index for inner products, of float32 or float16 values."""
-    if dtype == np.float32:
-        return faiss().IndexFlatIP(dimension)
-    half = faiss().ScalarQuantizer.QT_fp16
-    return faiss().IndexScalarQuantizer(dimension, half, faiss().METRIC_INNER_PRODUCT)
+    """A FAISS index that compares all rows, for inner products of float32 or float16 values."""
+    return faiss().index_factory(dimension, STORAGE[dtype.name], faiss().METRIC_INNER_PRODUCT)
 
 
 def empty_graph(dimension: int, dtype: np.dtype[Any]) -> Any:
-    """A FAISS HNSW index for inner products, of float32 or float16 values."""
-    if dtype == np.float32:
-        index = faiss().IndexHNSWFlat(dimension, LINKS, faiss().METRIC_INNER_PRODUCT)
-    else:
-        half = faiss().ScalarQuantizer.QT_fp16
-        index = faiss().IndexHNSWSQ(dimension, half, LINKS, faiss().METRIC_INNER_PRODUCT)
-        index.train(np.zeros((1, dimension), np.float32))
+    """A FAISS HNSW index for inner products of float32 or float16 values."""
+    kind = f"HNSW{LINKS},{STORAGE[dtype.name]}"
+    index = faiss().index_factory(dimension, kind, faiss().METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = EF_BUILD
     return index
 

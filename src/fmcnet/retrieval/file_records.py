@@ -1,6 +1,6 @@
 """The files that entries of a gallery in a folder came from: where they lay, and their content when it was encoded.
 
-One table of the database, which galleries of 0.1.0 lack until the first record. A record goes when its entry goes.
+One table of the database, which galleries of 0.1.0 lack until they are written to. A record goes when its entry goes.
 """
 
 from __future__ import annotations
@@ -12,15 +12,9 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from fmcnet.retrieval.records import Entry
-from fmcnet.retrieval.sqlite_database import FILES, Database, checksum
+from fmcnet.retrieval.sqlite_database import FILES, LISTED, Database, checksum
 
-SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS {FILES} (
-    seq INTEGER PRIMARY KEY, path TEXT NOT NULL, root TEXT NOT NULL, state TEXT NOT NULL, digest TEXT NOT NULL,
-    crc INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS {FILES}_digest ON {FILES} (digest);
-"""
-LISTED = 4096
+CHUNK = 4096
 """Rows read at once."""
 
 
@@ -63,14 +57,13 @@ class FileRecords:
 
     def of(self, ids: Iterable[str]) -> dict[str, FileRecord]:
         """Those of entries, by id."""
-        found = self._select("rows.id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),))
+        found = self._select(f"rows.id IN {LISTED}", (json.dumps(list(ids)),))
         return {one.id: one.record for one in found if one.record is not None}
 
     def with_digest(self, digests: Iterable[str]) -> dict[str, list[FileRecord]]:
         """Those with these digests, by digest."""
         out = defaultdict[str, list[FileRecord]](list)
-        condition = f"{FILES}.digest IN (SELECT value FROM json_each(?))"
-        for one in self._select(condition, (json.dumps(sorted(set(digests))),)):
+        for one in self._select(f"{FILES}.digest IN {LISTED}", (json.dumps(sorted(set(digests))),)):
             if one.record is not None:
                 out[one.record.digest].append(one.record)
         return out
@@ -81,7 +74,7 @@ class FileRecords:
         while True:
             with self._reading():
                 seqs = self._database.run(
-                    "SELECT seq FROM rows WHERE seq > ? ORDER BY seq LIMIT ?", (last, LISTED)
+                    "SELECT seq FROM rows WHERE seq > ? ORDER BY seq LIMIT ?", (last, CHUNK)
                 )
                 if not seqs:
                     return
@@ -119,8 +112,6 @@ class FileRecords:
             self._database.note_change(new)
 
     def _put(self, records: Mapping[int, FileRecord]) -> None:
-        for statement in SCHEMA.split(";\n"):
-            self._database.connection.execute(statement)
         self._database.connection.executemany(
             f"INSERT OR REPLACE INTO {FILES} VALUES (?, ?, ?, ?, ?, ?)",
             ((seq, *record, checksum(seq, *record)) for seq, record in records.items()),
@@ -129,7 +120,7 @@ class FileRecords:
     def _select(self, condition: str, values: tuple[object, ...]) -> list[Origin]:
         found: list[Origin] = []
         with self._reading():
-            if not self._database.has_files():
+            if FILES not in self._database.tables():
                 if FILES in condition:
                     return found
                 rows = self._database.run(f"SELECT id, source FROM rows WHERE {condition}", values)

@@ -1,21 +1,25 @@
-"""What became of files since they were indexed: changed, moved, copied, or gone."""
+"""What became of files since they were indexed: changed, moved, copied, or gone; entries follow moved files."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from fmcnet.errors import GalleryError
 from fmcnet.files import file_digest, file_state
 from fmcnet.retrieval.file_records import FileRecord, Origin
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.records import Where
+from fmcnet.retrieval.records import Entry, Where
 from fmcnet.retrieval.sources import Picture, path_id
 
 REMOVED_AT_ONCE = 10_000
 """Entries."""
+NAMED = 3
+"""Folders that a message names."""
 
 
 class Moved(NamedTuple):
@@ -25,20 +29,28 @@ class Moved(NamedTuple):
     before: str
 
 
+class Changed(NamedTuple):
+    """A file whose content is another one than that indexed; the two digests."""
+
+    path: str
+    stored: str
+    now: str
+
+
 @dataclass
 class FileChanges:
     """What comparing pictures with the gallery's records finds; grows from portion to portion.
 
     Attributes:
-        changed: paths whose content is another one than that indexed.
-        moved: files that are indexed under another path, where they are gone.
+        changed: by entry id.
+        moved: files that are indexed under another path, where they are gone; by the id of the new path.
         copies: as `moved`, but the other file is still there.
         unrecorded: entries without a record until now, so earlier changes cannot be told.
         unwatched: entries of a cluster, which keeps no records.
     """
 
-    changed: list[str] = field(default_factory=list)
-    moved: list[Moved] = field(default_factory=list)
+    changed: dict[str, Changed] = field(default_factory=dict)
+    moved: dict[str, Moved] = field(default_factory=dict)
     copies: list[Moved] = field(default_factory=list)
     unrecorded: int = 0
     unwatched: int = 0
@@ -65,70 +77,55 @@ class FileChanges:
         return notes
 
 
-class Compared(NamedTuple):
-    """One portion of pictures, by their ids.
-
-    Attributes:
-        records: to be put once a picture was encoded.
-        changed: the digest at its indexing and the one now.
-        moved: ids of pictures in `FileChanges.moved`.
-    """
-
-    records: dict[str, FileRecord]
-    changed: dict[str, tuple[str, str]]
-    moved: set[str]
-
-
 def compare_files(
     gallery: Gallery, pictures: Sequence[Picture], stored: Collection[str], changes: FileChanges
-) -> Compared:
+) -> dict[str, FileRecord]:
     """Compare pictures with the records of the gallery, and bring those up to date whose content is the same.
 
     Args:
         gallery: a cluster has no records: nothing is found there.
         pictures: a portion. stored: the ids of those that the gallery holds.
         changes: is extended.
+
+    Returns:
+        Records by id, to be put once a picture was encoded.
     """
-    out = Compared({}, {}, set())
+    records: dict[str, FileRecord] = {}
     if gallery.files is None:
         changes.unwatched += len(stored)
-        return out
+        return records
     known = gallery.files.of(stored)
     same: dict[str, FileRecord] = {}
     for picture in pictures:
         before = known.get(picture.id)
         try:
-            state = file_state(
-                picture.path
-            )  # before the digest and the pixels: a later change differs from it
+            state = file_state(picture.path)  # before the digest and the pixels: a later change differs
             if before is not None and before.state == state:
-                out.records[picture.id] = before
+                records[picture.id] = before
                 continue
             digest = file_digest(picture.path)
         except OSError:
             continue  # it cannot be encoded either, which names it
-        root = picture.path.parent if picture.root is None else picture.root
-        record = out.records[picture.id] = FileRecord(str(picture.path), str(root), state, digest)
+        root = picture.root or picture.path.parent
+        record = records[picture.id] = FileRecord(str(picture.path), str(root), state, digest)
         if before is not None and before.digest != digest:
-            out.changed[picture.id] = before.digest, digest
-            changes.changed.append(str(picture.path))
+            changes.changed[picture.id] = Changed(record.path, before.digest, digest)
         elif picture.id in stored:
             same[picture.id] = record
             changes.unrecorded += before is None
     gallery.files.put(same)
-    new = {picture.id for picture in pictures} - set(stored)
-    twins = gallery.files.with_digest(out.records[one].digest for one in new if one in out.records)
-    for picture in pictures:
-        record = out.records.get(picture.id, FileRecord("", "", "", ""))
-        if picture.id not in new or record.digest not in twins:
+    new = {name: record for name, record in records.items() if name not in stored}
+    twins = gallery.files.with_digest(record.digest for record in new.values())
+    for name, record in new.items():
+        if record.digest not in twins:
             continue
-        there = [one.path for one in twins[record.digest] if not is_gone(Path(one.path))]
+        paths = [one.path for one in twins[record.digest]]
+        there = [path for path in paths if not is_gone(Path(path))]
         if there:
             changes.copies.append(Moved(record.path, there[0]))
         else:
-            out.moved.add(picture.id)
-            changes.moved.append(Moved(record.path, twins[record.digest][0].path))
-    return out
+            changes.moved[name] = Moved(record.path, paths[0])
+    return records
 
 
 def moves(moved: Sequence[Moved]) -> list[tuple[str, str]]:
@@ -171,6 +168,10 @@ class GoneFiles:
     def whole(self) -> bool:
         """Nothing of the folder is there, as of a disk that is not mounted."""
         return len(self.ids) == self.entries
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"folder": self.root, "gone": len(self.ids), "entries": self.entries, "first": self.first}
 
 
 def find_gone(gallery: Gallery) -> list[GoneFiles]:
@@ -218,8 +219,100 @@ def _origins(gallery: Gallery) -> Sequence[Origin]:
     return [Origin(entry.id, entry.source, None) for entry, _ in gallery.scan()]
 
 
-def gone_facts(gone: Sequence[GoneFiles]) -> list[Mapping[str, object]]:
-    """For JSON."""
-    return [
-        {"folder": one.root, "gone": len(one.ids), "entries": one.entries, "first": one.first} for one in gone
+class Relocation(NamedTuple):
+    """What a relocation did, or would do.
+
+    Attributes:
+        matched: entries whose source lies below the old place. missing: those whose file is not at the new place.
+    """
+
+    matched: int
+    missing: int
+
+
+def relocate(gallery: Gallery, old: str, new: str, *, dry_run: bool = False) -> Relocation:
+    """Change the beginning of sources, all or nothing; embeddings and other metadata stay.
+
+    An entry that `index` made gets the id that its file has at the new place, so indexing there adds nothing twice.
+
+    Args:
+        gallery: in a folder. old, new: a file or folder each; relative to the working folder, or an address (s3://...).
+        dry_run: only count.
+
+    Raises:
+        GalleryError: when no source lies below `old`, an entry of the new name exists, or the gallery is a cluster.
+    """
+    if gallery.files is None:
+        raise GalleryError(
+            f"{gallery.location}: sources of a cluster's entries cannot be relocated; index again"
+        )
+    old, new = _place(old), _place(new)
+    origins = list(gallery.files.origins())
+    renamed = {one.id: moved for one in origins if (moved := _moved(one, old, new)) is not None}
+    if not renamed:
+        roots = sorted({str(Path(one.source).parent) for one in origins if one.source})
+        more = ", ..." if len(roots) > NAMED else ""
+        some = f"; sources lie in {', '.join(roots[:NAMED])}{more}" if roots else ""
+        raise GalleryError(f"{gallery.location} has no entry whose source is {old} or lies below it{some}")
+    _check_names(origins, renamed, gallery.location)
+    paths = [path for one in renamed.values() if (path := indexed_path(one)) is not None]
+    missing = sum(map(is_gone, paths))
+    if not dry_run:
+        changes: dict[str, tuple[Entry, FileRecord | None]] = {}
+        for entry, _ in gallery.scan(Where(ids=list(renamed))):
+            now = renamed[entry.id]
+            changes[entry.id] = replace(entry, id=now.id, source=now.source), now.record
+        gallery.files.rename(changes)
+    return Relocation(len(renamed), missing)
+
+
+def _place(text: str) -> str:
+    """An absolute path, or an address, without a slash at its end."""
+    if "://" in text:
+        return text.rstrip("/")
+    return os.path.abspath(Path(text).expanduser())  # noqa: PTH100 (.. goes, links stay)
+
+
+def _moved(origin: Origin, old: str, new: str) -> Origin | None:
+    """The origin at its new place; None: it does not lie below `old`."""
+    path = indexed_path(origin)
+    source = _swapped(origin.source, old, new)
+    here = _swapped(None if path is None else str(path), old, new)
+    if source is None and here is None:
+        return None
+    made_by_index = path is not None and path_id(path) == origin.id
+    record = origin.record
+    if here is not None and record is not None:
+        record = record._replace(path=here, root=_swapped(record.root, old, new) or str(Path(here).parent))
+    return Origin(
+        path_id(Path(here)) if here is not None and made_by_index else origin.id,
+        source if source is not None else origin.source,
+        record,
+    )
+
+
+def _swapped(text: str | None, old: str, new: str) -> str | None:
+    """A text with `new` for `old` at its beginning; None where it does not begin so."""
+    if text == old:
+        return new
+    begin = old.rstrip(os.sep) + ("/" if "://" in old else os.sep)
+    if text is None or not text.startswith(begin):
+        return None
+    return new.rstrip(os.sep) + ("/" if "://" in new else os.sep) + text[len(begin) :]
+
+
+def _check_names(origins: list[Origin], renamed: dict[str, Origin], location: str) -> None:
+    staying = [one for one in origins if one.id not in renamed]
+    ids, sources = {one.id for one in staying}, {one.source for one in staying} - {None}
+    kept = {one.id: one.source for one in origins}
+    taken = [
+        now
+        for before, now in renamed.items()
+        if now.id in ids or (now.source in sources and now.source != kept.get(before))
     ]
+    if taken:
+        raise GalleryError(
+            f"{location} already has {len(taken)} of the {len(renamed)} entries at the new place, the first "
+            f"{taken[0].source or taken[0].id}: nothing was changed. If they were indexed again there, remove the "
+            "old ones with fmcnet index --prune"
+        )

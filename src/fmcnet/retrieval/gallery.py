@@ -7,14 +7,13 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from numpy.typing import ArrayLike
 
 from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import inputs
-from fmcnet.retrieval.backends import open_store
-from fmcnet.retrieval.days import DayCount
+from fmcnet.retrieval.columns import DayCount
 from fmcnet.retrieval.export import export
 from fmcnet.retrieval.pooling import group, pool, rank_pooled
 from fmcnet.retrieval.records import (
@@ -37,6 +36,10 @@ from fmcnet.types import FloatArray, Modality
 
 if TYPE_CHECKING:
     from fmcnet.retrieval.file_records import FileRecords
+    from fmcnet.retrieval.milvus_store import MilvusStore
+    from fmcnet.retrieval.sqlite_store import SqliteStore
+
+    Store: TypeAlias = SqliteStore | MilvusStore
 
 MOST = 100_000
 """Hits a search may ask for."""
@@ -453,3 +456,16 @@ class Gallery:
 def _check_top(top: object) -> None:
     if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MOST:
         raise GalleryError(f"top={top} must be 1 to {MOST}")
+
+
+def open_store(location: str | Path, options: OpenOptions) -> Store:
+    """The store at a location: a folder, or milvus://host:port/name. Errors as of `Gallery`."""
+    if str(location).startswith("milvus://"):
+        from fmcnet.retrieval.milvus_store import MilvusStore
+
+        return MilvusStore(str(location), options)
+    if "://" in str(location):
+        raise GalleryError(f"{location}: a gallery is a folder, or milvus://host:port/name")
+    from fmcnet.retrieval.sqlite_store import SqliteStore
+
+    return SqliteStore(Path(location), options)

@@ -17,9 +17,6 @@ from fmcnet.retrieval.records import Hit
 from fmcnet.retrieval.thumbnails import thumbnail
 from fmcnet.retrieval.times import shown_time
 
-StoredPicture = Callable[[str], bytes | None]
-"""The picture that a gallery keeps of an entry, by its id; None where it keeps none."""
-
 STYLE = """
 :root{color-scheme:light dark;--back:#f4f5f7;--card:#fff;--text:#1c2128;--soft:#5c6672;--line:#dfe3e8;--bar:#2563eb}
 @media(prefers-color-scheme:dark){:root{--back:#14171b;--card:#1f242b;--text:#e8ebef;--soft:#9aa5b1;--line:#333b45;
@@ -46,7 +43,7 @@ def write_page(
     path: str | Path,
     answer: Answer,
     query: Sequence[str | Path],
-    stored: StoredPicture = lambda _: None,
+    stored: Callable[[str], bytes | None] = lambda _: None,
     zone: tzinfo = timezone.utc,
 ) -> Path:
     """Write the page, whole or not at all.
@@ -59,19 +56,6 @@ def write_page(
             cannot be read becomes a placeholder.
         zone: of the times shown.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = page(answer, query, stored, zone)
-    return write_atomically(path, lambda at: at.write_text(text, encoding="utf-8"), private_mode(path.parent))
-
-
-def page(
-    answer: Answer,
-    query: Sequence[str | Path],
-    stored: StoredPicture = lambda _: None,
-    zone: tzinfo = timezone.utc,
-) -> str:
-    """The page's HTML."""
     kind = str(answer.modality or "visible and infrared")
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in answer.notes)
     no_match = (
@@ -87,7 +71,7 @@ def page(
         if answer.prior is None
         else f'<p class="soft">Probabilities of "same person" start from a prior of {answer.prior:.3g}.</p>'
     )
-    return (
+    page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
@@ -99,6 +83,9 @@ def page(
         '<p class="soft">A similarity is no proof of identity: a person has to look.</p></div></section>'
         f"{no_match}<ol>{cards}</ol></main></body></html>\n"
     )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_atomically(path, lambda at: at.write_text(page, encoding="utf-8"), private_mode(path.parent))
 
 
 def _card(rank: int, hit: Hit, size: int, picture: bytes | None, zone: tzinfo) -> str:

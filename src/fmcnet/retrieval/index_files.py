@@ -9,6 +9,7 @@ readers of the old ones are not disturbed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -59,7 +60,7 @@ class Manifest:
     Attributes:
         gallery: name of the database it belongs to. generation: of the database, up to which it is complete.
         rows: of the embeddings' file `vectors`. blocks: their CRC-32, `BLOCK` rows each.
-        columns, graph: files with the CRC-32 `columns_crc`, `graph_crc`. stamps: not used any more.
+        columns, graph: files with the CRC-32 `columns_crc`, `graph_crc`.
     """
 
     gallery: str
@@ -73,23 +74,12 @@ class Manifest:
     columns_crc: int = 0
     graph: str | None = None
     graph_crc: int = 0
-    stamps: dict[str, int] = field(default_factory=dict)
     format: int = FORMAT
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one embedding."""
         return self.dimension * np.dtype(self.dtype).itemsize
-
-    @property
-    def outdated_graph(self) -> bool:
-        """The graph is of 0.1.0, and has to be built again."""
-        return self.graph is not None and self.graph.endswith(".faiss")
-
-    @property
-    def _graph(self) -> str | None:
-        """The graph's file, where it can be used."""
-        return None if self.outdated_graph else self.graph
 
     @staticmethod
     def read(folder: Path) -> Manifest:
@@ -105,6 +95,8 @@ class Manifest:
             body = parse_json(outer["body"])
             if body["format"] not in READABLE:
                 raise DoubtError(f"{NAME} has another format")
+            if body["format"] != FORMAT:
+                body["graph"] = None  # of 0.1.0, it has to be built again
             found = TypeAdapter(Manifest).validate_python(body)
             if any(name and Path(name).name != name for name in (found.vectors, found.columns, found.graph)):
                 raise DoubtError(f"{NAME} names files of another folder")
@@ -115,6 +107,13 @@ class Manifest:
             raise DoubtError(f"{NAME} cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DoubtError(f"{NAME} is damaged") from error
+
+    @staticmethod
+    def find(folder: Path) -> Manifest | None:
+        """The manifest of a folder; None where there is none, or it is damaged."""
+        with contextlib.suppress(DoubtError):
+            return Manifest.read(folder)
+        return None
 
     def verify(self, folder: Path) -> Codes:
         """Read all files; the (rows, D) embeddings, mapped.
@@ -128,8 +127,8 @@ class Manifest:
                 first, last = block * BLOCK, min((block + 1) * BLOCK, self.rows) - 1
                 raise DoubtError(f"{self.vectors}, rows {first} to {last}: checksum differs")
         _verify_file(folder, self.columns, self.columns_crc)
-        if self._graph:
-            _verify_file(folder, self._graph, self.graph_crc)
+        if self.graph:
+            _verify_file(folder, self.graph, self.graph_crc)
         return codes
 
     def load_columns(self, folder: Path) -> EntryColumns:
@@ -142,16 +141,16 @@ class Manifest:
 
     def load(self, folder: Path) -> FaissIndex:
         """The index of the files; errors as of `verify`."""
-        codes, graph = self.verify(folder), self._graph
+        codes = self.verify(folder)
         columns = self.load_columns(folder)
         if len(columns) != self.rows:
             raise DoubtError(f"{self.columns} has {len(columns)} rows, not {self.rows}")
         index = FaissIndex(self.dimension, self.dtype, columns)
         index.generation = self.generation
         try:
-            index.load(codes, folder / graph if graph else None)
+            index.load(codes, folder / self.graph if self.graph else None)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise DoubtError(f"{graph} cannot be read ({error})") from error
+            raise DoubtError(f"{self.graph} cannot be read ({error})") from error
         return index
 
     def map(self, folder: Path) -> Codes:
@@ -256,14 +255,14 @@ class GalleryIndex:
 
     # ---- reading; a transaction is open ----
 
-    def sync(self, *, reload: bool = False) -> FaissIndex | None:
-        """Catch up with the database; None while the gallery has no settings. `reload`: read all files again."""
+    def sync(self, *, reload: bool = False) -> FaissIndex:
+        """Catch up with the database; empty while the gallery has no settings. `reload`: read all files again."""
         settings = self.database.settings()
         generation = self.database.number("generation")
         if settings is None:
             if self.database.run("SELECT 1 FROM rows LIMIT 1"):
                 raise self.database.damaged("'settings' is missing")
-            return None
+            return FaissIndex(1, "float32")
         state = None if reload else self.state
         if state is not None and state.generation == generation:
             return state
@@ -307,16 +306,13 @@ class GalleryIndex:
 
     def _catch_up(self, state: FaissIndex, generation: int) -> None:
         columns = state.columns
-        gone: set[int] = set()
-        moved: set[int] = set()
-        for seq, is_gone in self.database.noted(state.generation):
-            position = int(columns.positions([seq])[0])
-            if position < len(columns) and columns.seq[position] == seq:
-                (gone if is_gone else moved).add(seq)
-        if gone:
-            positions = state.forget(sorted(gone))
+        noted = dict(self.database.noted(state.generation))  # the last word on each row
+        known = columns.living(list(noted))
+        if gone := [seq for seq in known if noted[seq]]:
+            positions = state.forget(gone)
             self._unerased += positions[positions < state.saved].tolist()
-        for seq, (entry, _) in self.database.stored(sorted(moved - gone)).items():
+        changed = [seq for seq in known if not noted[seq]]
+        for seq, (entry, _) in self.database.stored(changed).items():
             columns.replace(seq, entry)
         last = int(columns.seq[-1]) if len(columns) else 0
         while rows := self.database.after(last, CHUNK):
@@ -329,23 +325,20 @@ class GalleryIndex:
 
     def replaced(self) -> bool:
         """Another process has written the files since they were loaded."""
-        try:
-            current: str | None = Manifest.read(self.folder).columns
-        except DoubtError:
-            current = None
-        return current != (self.manifest.columns if self.manifest else None)
+        found = Manifest.find(self.folder)
+        return (found and found.columns) != (self.manifest and self.manifest.columns)
 
     def adopt(self) -> None:
         """Start from the files as they are now, and finish what a writer that died left undone."""
         if self.replaced():
             self.state = None
         with self.database.reading():
-            state = self.sync()
-        if state is None:
+            self.sync()
+        if self.state is None:
             return
         if self._unerased:
             self.erase(np.array(self._unerased, np.int64))
-        if self.faults or (self.manifest and self.manifest.outdated_graph):
+        if self.faults or (self.manifest and self.manifest.format != FORMAT):
             self.flush()
         elif self.manifest is not None:
             self.manifest.trim(self.folder)
@@ -399,7 +392,7 @@ class GalleryIndex:
         if wanted and missing and (complete or not state.graph_rows or missing >= BEHIND):
             state.grow_graphs()
             manifest.graph = None
-        if manifest.outdated_graph or not state.graph_rows:
+        if not state.graph_rows:
             manifest.graph = None
         elif manifest.graph is None:
             manifest.put_graphs(self.folder, state)

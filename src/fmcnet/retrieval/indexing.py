@@ -6,18 +6,19 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from fmcnet.data.depth import Remarks, ValueRange
-from fmcnet.data.listing import Ignored, ignored_facts
+from fmcnet.data.listing import ignored_facts
 from fmcnet.data.readers.csv import MISSING
 from fmcnet.data.spelling import near_cameras
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.progress import Progress
 from fmcnet.retrieval.file_records import FileRecord
-from fmcnet.retrieval.freshness import FileChanges, Moved, compare_files
-from fmcnet.retrieval.identity_notes import added_notes
+from fmcnet.retrieval.freshness import FileChanges, compare_files
+from fmcnet.retrieval.gallery import Gallery
+from fmcnet.retrieval.notes import added_notes
 from fmcnet.retrieval.records import EPOCH, Added, Entry, Where, as_pid
 from fmcnet.retrieval.searcher import Searcher
 from fmcnet.retrieval.sources import Picture, Sources
@@ -26,7 +27,6 @@ PORTION = 256
 """Pictures added at once: what a kill may make to be encoded again."""
 
 Existing = Literal["keep", "update", "replace"]
-EXISTING = ("keep", "update", "replace")
 METADATA = ("camera", "time", "track", "pid", "tags")
 COMPARED = ("modality", *METADATA)
 ENCODED = {"modality", "picture", "content"}
@@ -51,47 +51,46 @@ class Difference(NamedTuple):
         return f"{self.source}: {self.name} is {stored} in the gallery, {given} now"
 
 
-@dataclass(frozen=True)
+@dataclass
 class IndexReport:
-    """What an indexing did.
+    """What an indexing did; `index` fills it portion by portion.
 
     Attributes:
-        pictures: how many were listed. added: how many are new. already: how many were in the gallery.
+        sources: what was listed, and what of it was left out.
+        faults: those left out because they cannot be indexed, with the reason.
+        added: how many are new. already: how many were in the gallery.
         updated, replaced: how many of those were changed, and how many encoded anew.
         differences: values given for the others that differ from those stored.
-        faults: those left out, with the reason. entries: in the gallery now.
-        same: left out because they are a file named before. not_chosen: rows of a table that an option left out.
-        not_listed: pictures in the folder of a CSV that has no row of them. ignored: files of the folders that are
-            no pictures. notes: what is doubtful about pictures, cameras and columns, a sentence each.
-        changed: paths of files whose content changed since they were indexed.
-        moved: left out because they are indexed under another path, where they are gone.
-        removed_before: those left out because they were removed or expired earlier.
+        removed_before: paths left out because they were removed or expired earlier.
+        changes: files that changed, moved or are copies.
+        notes: what is doubtful about pictures, cameras and columns, a sentence each.
+        entries: in the gallery now.
         ranged: a range of values was applied to one of those encoded.
     """
 
-    pictures: int
-    added: int
-    already: int
-    faults: tuple[Fault, ...]
-    entries: int
+    sources: Sources
+    faults: list[Fault]
+    added: int = 0
+    already: int = 0
     updated: int = 0
     replaced: int = 0
-    differences: tuple[Difference, ...] = ()
-    same: tuple[Fault, ...] = ()
-    not_chosen: Mapping[str, int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    not_listed: tuple[str, ...] = ()
-    ignored: tuple[Ignored, ...] = ()
-    changed: tuple[str, ...] = ()
-    moved: tuple[Moved, ...] = ()
-    removed_before: tuple[str, ...] = ()
+    differences: list[Difference] = field(default_factory=list)
+    removed_before: list[str] = field(default_factory=list)
+    changes: FileChanges = field(default_factory=FileChanges)
+    notes: list[str] = field(default_factory=list)
+    entries: int = 0
     ranged: bool = False
+
+    @property
+    def pictures(self) -> int:
+        """How many were listed."""
+        return len(self.sources.pictures) + len(self.sources.faults) + len(self.sources.same)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         faults, same = (
             [{"source": fault.name, "reason": fault.reason} for fault in found]
-            for found in (self.faults, self.same)
+            for found in (self.faults, self.sources.same)
         )
         return {
             "pictures": self.pictures,
@@ -102,14 +101,14 @@ class IndexReport:
             "differences": [str(one) for one in self.differences],
             "faults": faults,
             "same_file": same,
-            "not_chosen": dict(self.not_chosen),
-            "not_listed": list(self.not_listed),
-            "changed": list(self.changed),
-            "moved": [one._asdict() for one in self.moved],
-            "removed_before": list(self.removed_before),
-            "notes": list(self.notes),
+            "not_chosen": dict(self.sources.not_chosen),
+            "not_listed": list(self.sources.not_listed),
+            "changed": [one.path for one in self.changes.changed.values()],
+            "moved": [one._asdict() for one in self.changes.moved.values()],
+            "removed_before": self.removed_before,
+            "notes": self.notes,
             "entries": self.entries,
-            "ignored": ignored_facts(self.ignored),
+            "ignored": ignored_facts(self.sources.ignored),
         }
 
 
@@ -148,90 +147,69 @@ def index(
     """
     if on_error not in ("raise", "skip"):
         raise FmcnetError(f"on_error='{on_error}': say raise or skip")
-    if existing not in EXISTING:
+    if existing not in get_args(Existing):
         raise FmcnetError(f"existing='{existing}': say keep, update or replace")
     if on_error == "raise":
         check_faults(sources, missing_ok=missing_ok)
-    faults = list(sources.faults)
-    added = already = updated = replaced = 0
-    known, fresh = searcher.gallery.identities(), list[Picture]()
-    differences: list[Difference] = []
-    removed_before: list[str] = []
-    remarks = Remarks()
-    changes = FileChanges()
+    gallery, report, remarks = searcher.gallery, IndexReport(sources, list(sources.faults)), Remarks()
+    identities, fresh = gallery.identities(), list[Picture]()
+    options = {"on_error": on_error, "batch_size": batch_size, "remarks": remarks}
     try:
         with Progress("indexing", len(sources.pictures), show=progress) as bar:
             for start in range(0, len(sources.pictures), PORTION):
                 portion = sources.pictures[start : start + PORTION]
-                stored = _stored_entries(searcher, portion)
-                compared = compare_files(searcher.gallery, portion, stored, changes)
-                new = [one for one in portion if one.id not in stored and one.id not in compared.moved]
-                gone = set[str]() if include_removed else _removed(searcher, new, compared.records)
-                removed_before += [str(one.path) for one in new if one.id in gone]
+                wanted = Where(ids=[picture.id for picture in portion])
+                stored = {entry.id: entry for entry, _ in gallery.scan(wanted)}
+                report.already += len(stored)
+                records = compare_files(gallery, portion, stored, report.changes)
+                new = [one for one in portion if one.id not in stored and one.id not in report.changes.moved]
+                gone = set[str]() if include_removed else _removed(gallery, new, records)
+                report.removed_before += [str(one.path) for one in new if one.id in gone]
                 new = [one for one in new if one.id not in gone]
                 fresh += new
-                already += len(stored)
-                differing = _find_differences(searcher, portion, stored, keep_images)
-                for one in portion:
-                    if one.id in compared.changed:
-                        digests = (f"sha256 {digest[:12]}" for digest in compared.changed[one.id])
-                        differing[one.id].append(Difference(str(one.path), "content", *digests))
+                differing = _find_differences(gallery, portion, stored, keep_images, report.changes)
                 again: set[str] = set()
                 if existing == "keep":
-                    differences += [one for found in differing.values() for one in found]
+                    report.differences += [one for found in differing.values() for one in found]
                 elif existing == "update":
                     again = {at for at, found in differing.items() if {one.name for one in found} & ENCODED}
-                    updated += _update(
-                        searcher, {at: found for at, found in differing.items() if at not in again}
-                    )
+                    rest = {at: found for at, found in differing.items() if at not in again}
+                    report.updated += _update(gallery, rest)
                 else:
                     again = set(differing)
                 new += [_completed(one, stored[one.id]) for one in portion if one.id in again]
-                settings = {"batch_size": batch_size, "value_range": value_range, "remarks": remarks}
-                for done in _add(searcher, new, on_error, keep_images, bool(again), settings):
-                    added, replaced = added + done.added, replaced + done.replaced
-                    already += done.skipped
-                    faults += done.faults
-                    if searcher.gallery.files is not None:
-                        records = compared.records
-                        searcher.gallery.files.put(
-                            {at: records[at] for at in done.ids if at in records}, added=True
-                        )
+                for done in _add(searcher, new, keep_images, bool(again), value_range, options):
+                    report.added += done.added
+                    report.replaced += done.replaced
+                    report.already += done.skipped
+                    report.faults += done.faults
+                    if gallery.files is not None:
+                        gallery.files.put({at: records[at] for at in done.ids if at in records}, added=True)
                 bar.advance(count=len(portion))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{added} pictures were added; the same command goes on from there") from None
+        raise KeyboardInterrupt(
+            f"{report.added} pictures were added; the same command goes on from there"
+        ) from None
     except DataError as error:
         raise DataError(
-            f"{error}\n{added} pictures were added before; --on-error skip leaves out the broken"
+            f"{error}\n{report.added} pictures were added before; --on-error skip leaves out the broken"
         ) from error
-    total = len(sources.pictures) + len(sources.faults) + len(sources.same)
-    entries = len(searcher.gallery)
-    doubts = (*near_cameras(searcher.gallery.cameras()), *added_notes(searcher.gallery, known, fresh))
-    return IndexReport(
-        total,
-        added,
-        already,
-        tuple(faults),
-        entries,
-        updated,
-        replaced,
-        tuple(differences),
-        sources.same,
-        sources.not_chosen,
-        tuple(dict.fromkeys((*sources.notes, *doubts, *remarks.lines(), *changes.notes()))),
-        sources.not_listed,
-        sources.ignored,
-        changed=tuple(changes.changed),
-        moved=tuple(changes.moved),
-        removed_before=tuple(removed_before),
-        ranged=remarks.ranged(),
+    if existing == "replace":
+        report.changes.unwatched = 0
+    doubts = (*near_cameras(gallery.cameras()), *added_notes(gallery, identities, fresh))
+    report.notes = list(
+        dict.fromkeys((*sources.notes, *doubts, *remarks.lines(), *report.changes.notes()))  # each once
     )
+    report.entries, report.ranged = len(gallery), remarks.ranged()
+    return report
 
 
-def _removed(searcher: Searcher, new: Sequence[Picture], records: Mapping[str, FileRecord]) -> set[str]:
+def _removed(gallery: Gallery, new: Sequence[Picture], records: Mapping[str, FileRecord]) -> set[str]:
     """Ids of pictures that were removed: by their content, or of old entries by their ids."""
-    keys = {one.id: [one.id] + [records[one.id].digest] * (one.id in records) for one in new}
-    gone = searcher.gallery.removed([key for several in keys.values() for key in several])
+    keys = {one.id: [one.id] for one in new}
+    for name in keys.keys() & records.keys():
+        keys[name].append(records[name].digest)
+    gone = gallery.removed([key for several in keys.values() for key in several])
     return {name for name, several in keys.items() if not gone.isdisjoint(several)}
 
 
@@ -272,52 +250,50 @@ def check_faults(sources: Sources, *, missing_ok: bool = False) -> None:
 def _add(
     searcher: Searcher,
     new: Sequence[Picture],
-    on_error: Literal["raise", "skip"],
     keep_images: bool,
     replace: bool,
-    settings: dict[str, Any],
-) -> list[Added]:
+    value_range: ValueRange | None,
+    options: dict[str, Any],
+) -> Iterator[Added]:
     """Those whose picture is to be kept, or was, and the others; of each range by itself."""
     groups: dict[tuple[bool, ValueRange | None], list[Picture]] = {}
     for one in new:
         keep = keep_images or (replace and searcher.gallery.picture(one.id) is not None)
-        groups.setdefault((keep, one.value_range or settings["value_range"]), []).append(one)
-    return [
-        searcher.add(
-            [picture.path for picture in group],
-            [picture.modality for picture in group],
-            ids=[picture.id for picture in group],
-            source=[picture.source or picture.path for picture in group],
-            on_error=on_error,
+        groups.setdefault((keep, one.value_range or value_range), []).append(one)
+    for (keep, chosen), group in groups.items():
+        metadata: dict[str, Any] = {name: [getattr(one, name) for one in group] for name in METADATA}
+        yield searcher.add(
+            [one.path for one in group],
+            [one.modality for one in group],
+            ids=[one.id for one in group],
+            source=[one.source or one.path for one in group],
             on_duplicate="replace" if replace else "skip",
             keep_images=keep,
             progress=False,
-            **{
-                **settings,
-                "value_range": value_range,
-                **{name: [getattr(picture, name) for picture in group] for name in METADATA},
-            },
+            value_range=chosen,
+            **metadata,
+            **options,
         )
-        for (keep, value_range), group in groups.items()
-    ]
-
-
-def _stored_entries(searcher: Searcher, pictures: Sequence[Picture]) -> dict[str, Entry]:
-    """The entries of those pictures that the gallery holds, by id."""
-    wanted = Where(ids=[picture.id for picture in pictures])
-    return {entry.id: entry for entry, _ in searcher.gallery.scan(wanted)}
 
 
 def _find_differences(
-    searcher: Searcher, pictures: Sequence[Picture], stored: Mapping[str, Entry], keep_images: bool
+    gallery: Gallery,
+    pictures: Sequence[Picture],
+    stored: Mapping[str, Entry],
+    keep_images: bool,
+    changes: FileChanges,
 ) -> dict[str, list[Difference]]:
-    """Of each picture that is stored: the values given that differ from those stored."""
+    """Of each picture that is stored: the values given, and the content, that differ from those stored."""
     found: dict[str, list[Difference]] = {}
     for picture in pictures:
-        if picture.id in stored:
-            found[picture.id] = list(_differences(picture, stored[picture.id]))
-            if keep_images and searcher.gallery.picture(picture.id) is None:
-                found[picture.id].append(Difference(str(picture.path), "picture", None, "to be kept"))
+        if picture.id not in stored:
+            continue
+        found[picture.id] = list(_differences(picture, stored[picture.id]))
+        if keep_images and gallery.picture(picture.id) is None:
+            found[picture.id].append(Difference(str(picture.path), "picture", None, "to be kept"))
+        if changed := changes.changed.get(picture.id):
+            digests = (f"sha256 {digest[:12]}" for digest in (changed.stored, changed.now))
+            found[picture.id].append(Difference(changed.path, "content", *digests))
     return found
 
 
@@ -335,10 +311,10 @@ def _completed(picture: Picture, entry: Entry) -> Picture:
     return picture._replace(**{n: getattr(entry, n) for n in COMPARED if getattr(picture, n) in (None, ())})
 
 
-def _update(searcher: Searcher, differing: Mapping[str, Sequence[Difference]]) -> int:
+def _update(gallery: Gallery, differing: Mapping[str, Sequence[Difference]]) -> int:
     """Store the values given, by entry id; entries with equal changes at once. Returns how many entries."""
     alike: dict[tuple[tuple[str, Any], ...], list[str]] = {}
     for entry_id, found in differing.items():
         if found:
             alike.setdefault(tuple((one.name, one.given) for one in found), []).append(entry_id)
-    return sum(searcher.gallery.update(ids, **dict(change)) for change, ids in alike.items())
+    return sum(gallery.update(ids, **dict(change)) for change, ids in alike.items())

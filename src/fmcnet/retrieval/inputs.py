@@ -18,7 +18,7 @@ from fmcnet.errors import ConfigError, DuplicateIdError, GalleryError
 from fmcnet.identities import LONGEST as LONGEST_PID
 from fmcnet.identities import is_unknown
 from fmcnet.retrieval.records import Entry, EntryBatch, GallerySettings, as_modality, as_pid, as_utc
-from fmcnet.types import FloatArray, Modality
+from fmcnet.types import FloatArray
 
 LONGEST = {
     "id": 256,
@@ -71,19 +71,13 @@ def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embe
 
 
 def make_batch(
-    embeddings: ArrayLike,
-    *,
-    modality: Modality | str | Sequence[Modality | str],
-    ids: Sequence[str] | None,
-    pid: Any,
-    camera: Any,
-    time: Any,
-    source: Any,
-    track: Any,
-    tags: Any,
-    pictures: Any = None,
+    embeddings: ArrayLike, *, ids: Sequence[str] | None, pictures: Any = None, **metadata: Any
 ) -> EntryBatch:
-    """Entries of N embeddings; each column is one value for all, or N of them.
+    """Entries of N embeddings.
+
+    Args:
+        embeddings: (N, D). ids: N texts; made up where None. pictures: as `as_pictures`.
+        metadata: a value for each of `CHECKS`: one for all, or N of them.
 
     Raises:
         GalleryError: for a bad value, naming column and row.
@@ -99,17 +93,9 @@ def make_batch(
         if name in seen:
             raise DuplicateIdError(f"id '{name}' comes twice in this batch: ids must be unique")
         seen.add(name)
-    columns: dict[str, Sequence[Any]] = {
-        "modality": [as_modality(v) for v in column(modality, n, "modality")],
-        "pid": [as_pid(v) for v in column(pid, n, "pid")],
-        "camera": [optional_text(v, "camera") for v in column(camera, n, "camera")],
-        "time": [as_time(v) for v in column(time, n, "time")],
-        "source": [
-            optional_text(str(v) if isinstance(v, PurePath) else v, "source")
-            for v in column(source, n, "source")
-        ],
-        "track": [optional_text(v, "track") for v in column(track, n, "track")],
-        "tags": [as_tags(v) for v in tag_column(tags, n)],
+    columns = {
+        name: [CHECKS[name](v) for v in (tag_column(value, n) if name == "tags" else column(value, n, name))]
+        for name, value in metadata.items()
     }
     entries = tuple(
         Entry(id=names[row], **{key: values[row] for key, values in columns.items()}) for row in range(n)
@@ -278,12 +264,12 @@ def as_duration(keep: str | timedelta) -> timedelta:
 
 KEEP: Any = type("Keep", (), {"__repr__": lambda _: "KEEP"})()
 """An attribute that `update` leaves alone."""
-CHECKS: dict[str, Callable[[Any], object]] = {
+CHECKS: dict[str, Callable[[Any], Any]] = {
     "pid": as_pid,
     "modality": as_modality,
     "camera": lambda value: optional_text(value, "camera"),
     "time": as_time,
-    "source": lambda value: optional_text(value, "source"),
+    "source": lambda value: optional_text(str(value) if isinstance(value, PurePath) else value, "source"),
     "track": lambda value: optional_text(value, "track"),
     "tags": as_tags,
 }

@@ -6,10 +6,9 @@ import contextlib
 from pathlib import Path
 
 from fmcnet.errors import GalleryDamagedError, GalleryError
-from fmcnet.retrieval.index_files import FILES, DoubtError, Manifest
+from fmcnet.retrieval.index_files import FILES, Manifest
 from fmcnet.retrieval.index_files import NAME as INDEX
-from fmcnet.retrieval.mark import Mark, mark_path, read_mark
-from fmcnet.retrieval.sqlite_connection import NAME
+from fmcnet.retrieval.sqlite_connection import NAME, Mark, mark_path, read_mark
 from fmcnet.retrieval.sqlite_database import Database
 
 
@@ -22,17 +21,19 @@ def check_loss(folder: Path, timeout: float) -> None:
     Raises:
         GalleryDamagedError: says what was lost, and what to do.
     """
-    mark, index = read_mark(folder / NAME), indexed(folder)  # read first: the database may only be newer
+    mark, index = (
+        read_mark(folder / NAME),
+        Manifest.find(folder),
+    )  # read first: the database may only be newer
     newest = [one for one in (mark, index) if one is not None]
     proofs = _proofs(folder, mark is None, index is None)
     main = _in_main_file(folder, timeout)
     with contextlib.closing(Database(folder, read_only=True, timeout=timeout)) as database:
         with database.translated():
-            if database.is_empty():
+            if not database.tables():
                 if (len(newest) < 2 and proofs) or any(one.generation for one in newest):
                     raise lost(folder, f"{NAME} is empty or missing", index)
                 return
-            database.has_tables()
             name, generation = database.name(), database.number("generation")
         if main is not None and (main.gallery != name or main.generation > generation):
             raise database.damaged("its write-ahead log is another gallery's, or older")
@@ -53,17 +54,9 @@ def _in_main_file(folder: Path, timeout: float) -> Mark | None:
     with contextlib.suppress(GalleryError):
         database = Database(folder, read_only=True, timeout=timeout, without_log=True)
         with contextlib.closing(database), database.translated():
-            if database.has_log and database.has_tables():
+            if database.has_log and "pictures" in database.tables():
                 return Mark(database.name(), database.number("generation"))
     return None
-
-
-def indexed(folder: Path) -> Manifest | None:
-    """What the index's files say of the gallery; None where they say nothing."""
-    try:
-        return Manifest.read(folder)
-    except DoubtError:
-        return None
 
 
 def _proofs(folder: Path, mark: bool = True, index: bool = True) -> list[Path]:

@@ -15,9 +15,7 @@ import numpy as np
 
 from fmcnet.errors import DuplicateIdError, GalleryError
 from fmcnet.retrieval import milvus_client as milvus
-from fmcnet.retrieval.backends import NEAR, SPARE, ranked
-from fmcnet.retrieval.columns import NONE
-from fmcnet.retrieval.days import DayCount, count_days
+from fmcnet.retrieval.columns import NONE, DayCount, count_days
 from fmcnet.retrieval.inputs import check_settings
 from fmcnet.retrieval.milvus_client import (
     METADATA,
@@ -30,6 +28,7 @@ from fmcnet.retrieval.milvus_client import (
     to_row,
     to_stored,
 )
+from fmcnet.retrieval.pooling import NEAR, SPARE, ranked
 from fmcnet.retrieval.records import (
     Added,
     EntryBatch,

@@ -1,4 +1,4 @@
-"""Several crops of one person as one: of a query, and of a track or person in the gallery."""
+"""The ranking of entries, and several crops of one person as one: of a query, and of a track or person."""
 
 from __future__ import annotations
 
@@ -13,6 +13,25 @@ from fmcnet.errors import GalleryError
 from fmcnet.retrieval.inputs import unit_vectors
 from fmcnet.retrieval.records import Entry, Hit, HitGroup, Stored
 from fmcnet.types import FloatArray, Modality
+
+SPARE = 16
+"""Candidates asked for beyond `top`, to see ties at the end of the list."""
+NEAR = 1e-5
+"""Similarities of float32 sums that may be equal when computed exactly."""
+
+
+def ranked(query: FloatArray, stored: Sequence[Stored], top: int) -> list[Hit]:
+    """The `top` most similar of some stored entries to a unit query (D,), best first, ties by id.
+
+    Each similarity is a sum of its own in double precision, so equal embeddings have equal ones.
+    """
+    if not stored:
+        return []
+    vectors = np.stack([vector for _, vector in stored]).astype(np.float64)
+    exact = (vectors * query.astype(np.float64)).sum(axis=1)
+    similarity = np.clip(exact, -1.0, 1.0).astype(np.float32).tolist()
+    order = sorted(range(len(stored)), key=lambda i: (-similarity[i], stored[i][0].id))
+    return [Hit.of(stored[i][0], similarity[i]) for i in order[:top]]
 
 
 def pool(embeddings: ArrayLike) -> FloatArray:

@@ -18,9 +18,8 @@ from fmcnet.retrieval.columns import NONE, EntryColumns
 from fmcnet.retrieval.faiss_index import Codes
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.index_files import BLOCK, DoubtError, Manifest, block_is_intact
-from fmcnet.retrieval.mark import read_mark
 from fmcnet.retrieval.records import Entry, EntryBatch, as_modality, from_micros
-from fmcnet.retrieval.sqlite_connection import NAME
+from fmcnet.retrieval.sqlite_connection import NAME, read_mark
 from fmcnet.retrieval.sqlite_database import Database
 from fmcnet.types import FloatArray, Modality
 
@@ -136,7 +135,7 @@ def _database(folder: Path, stack: contextlib.ExitStack) -> Database | None:
         database = Database(folder, read_only=True, timeout=1.0)
         stack.callback(database.close)
         with database.translated():
-            if database.has_tables() or not database.is_empty():
+            if database.tables():
                 return database
     return None
 

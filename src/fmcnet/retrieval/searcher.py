@@ -15,15 +15,10 @@ from fmcnet.data.depth import RANGE_UNUSED, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, read_ahead
-from fmcnet.retrieval.answer import (
-    Answer,
-    CalibratedScores,
-    answer_notes,
-    check_probability,
-    filter_notes,
-)
+from fmcnet.retrieval.answer import Answer, CalibratedScores, answer_notes, check_probability
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import column, tag_column
+from fmcnet.retrieval.notes import filter_notes
 from fmcnet.retrieval.pooling import group as group_hits
 from fmcnet.retrieval.pooling import pool
 from fmcnet.retrieval.records import Added, Hit, HitGroup, OnDuplicate, Where

@@ -180,8 +180,7 @@ def read_sources(sources: Sequence[str | Path], rules: Rules) -> Sources:
     for at, (name, picture, time) in enumerate(rows):
         try:
             str(picture.path).encode()
-            if not picture.path.exists():
-                raise DataError(MISSING)
+            _check_is_there(picture.path)
             if time and rules.times is None:
                 picture = picture._replace(time=parse_capture_time(time, rules.zone, rules.doubtful))
             stated, picture = picture, _apply_name(picture, name, rules)
@@ -234,6 +233,15 @@ def _not_listed(source: Path, table: Table) -> tuple[str, ...]:
         return tuple(str(path) for path in list_images([source]) if _file_key(path) not in listed)
     except DataError:
         return ()  # all its pictures lie elsewhere
+
+
+def _check_is_there(path: Path) -> None:
+    try:
+        path.stat()
+    except PermissionError as error:
+        raise DataError(f"it cannot be read: {error.strerror}") from error
+    except OSError as error:  # also a name too long for any file
+        raise DataError(MISSING) from error
 
 
 def _file_key(path: Path) -> Hashable:

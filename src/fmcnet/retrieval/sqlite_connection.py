@@ -1,4 +1,8 @@
-"""The one file of SQLite: opened to write, or to read even where nothing may be written; its errors in words."""
+"""The one file of SQLite: opened to write, or to read even where nothing may be written; its errors in words.
+
+Beside it a mark says how far it goes, so that loss of its write-ahead log is noticed: SQLite takes a log up to its
+first damaged page, and a missing one as an empty one.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,14 @@ import contextlib
 import logging
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
+from fmcnet.files import make_private
 
 logger = logging.getLogger(__name__)
 
@@ -254,3 +261,43 @@ def not_writable(folder: Path, reason: str | None) -> GalleryError:
 
 def _not_writable(error: sqlite3.Error) -> bool:
     return "readonly" in str(error) or "unable to open" in str(error)
+
+
+class Mark(NamedTuple):
+    """What is noted.
+
+    Attributes:
+        gallery: the database's name. generation: the newest that was written.
+    """
+
+    gallery: str
+    generation: int
+
+
+def read_mark(database: Path) -> Mark | None:
+    """The mark beside a database; None where there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        crc, body = mark_path(database).read_text(encoding="ascii").rstrip().split(" ", 1)
+        if int(crc, 16) == zlib.crc32(body.encode()):
+            gallery, generation = body.split()
+            return Mark(gallery, int(generation))
+    return None
+
+
+def write_mark(database: Path, mark: Mark) -> None:
+    """Write the mark in place, which a kill does not tear. It may be older than the database, never newer.
+
+    So nothing waits for the disk, and an error is none of the writer's.
+    """
+    path = mark_path(database)
+    body = f"{mark.gallery} {mark.generation:020d}"
+    with contextlib.suppress(OSError):
+        if not path.exists():
+            make_private(path)
+        with path.open("r+b") as stream:
+            stream.write(f"{zlib.crc32(body.encode()):08x} {body}\n".encode())
+
+
+def mark_path(database: Path) -> Path:
+    """The file of the mark."""
+    return database.with_name(f"{database.name}-generation")

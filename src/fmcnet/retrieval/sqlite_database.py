@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from fmcnet.errors import GalleryError
 from fmcnet.identities import is_number
 from fmcnet.parsing import parse_json
-from fmcnet.retrieval.mark import Mark, write_mark
 from fmcnet.retrieval.records import Entry, GallerySettings, Stored, from_micros, to_micros
-from fmcnet.retrieval.sqlite_connection import Connection
+from fmcnet.retrieval.sqlite_connection import Connection, Mark, write_mark
 from fmcnet.types import Modality
 
 FORMAT = 1
@@ -35,15 +34,12 @@ Values = tuple[
     int, str, "int | bytes | None", int, "str | None", "int | None", "str | None", "str | None", "str | None"
 ]
 """A row of `rows` without its checksum, in the order of `COLUMNS`."""
-
-
 FILES = "files"
-"""The table of `FileRecords`, which is made with the first record."""
-
+"""The table of `FileRecords`."""
 REMOVED = "removed"
 """The table of digests of removed ids."""
-MANY = 500
-"""Values in one IN (...)."""
+LISTED = "(SELECT value FROM json_each(?))"
+"""Follows IN: any number of values, as one parameter, a JSON list."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value, crc INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rows (
@@ -54,7 +50,16 @@ CREATE TABLE IF NOT EXISTS log (
     generation INTEGER, seq INTEGER, gone INTEGER NOT NULL, crc INTEGER NOT NULL,
     PRIMARY KEY (generation, seq)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pictures (seq INTEGER PRIMARY KEY, picture BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS files (
+    seq INTEGER PRIMARY KEY, path TEXT NOT NULL, root TEXT NOT NULL, state TEXT NOT NULL, digest TEXT NOT NULL,
+    crc INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS files_digest ON files (digest);
+CREATE TABLE IF NOT EXISTS removed (digest BLOB PRIMARY KEY) WITHOUT ROWID;
 """
+FIRST_TABLES = {"meta", "rows", "vectors", "log"}
+"""Those that every version made."""
+TABLES = FIRST_TABLES | {"pictures", FILES, REMOVED}
+"""All of them; a reader of a gallery of an earlier version may lack those that are newer."""
 
 
 class Database(Connection):
@@ -69,25 +74,17 @@ class Database(Connection):
         self._dtype: str | None = None
         self._more = [0, 0]  # entries and pictures, since the transaction began
 
-    def has_tables(self) -> bool:
-        """All tables are there, those of newer versions too.
+    def tables(self) -> set[str]:
+        """The names of the tables that are there.
 
         Raises:
             GalleryDamagedError: when only some of those are there that every version has.
         """
         names = {row[0] for row in self.run("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        missing = {"meta", "rows", "vectors", "log"} - names
+        missing = FIRST_TABLES - names
         if missing and names:
             raise self.damaged(f"no such table: {min(missing)}")
-        return "pictures" in names
-
-    def has_files(self) -> bool:
-        """There are `FileRecords`."""
-        return bool(self.run("SELECT 1 FROM sqlite_master WHERE name = ?", (FILES,)))
-
-    def is_empty(self) -> bool:
-        """There is no table at all."""
-        return not self.run("SELECT 1 FROM sqlite_master")
+        return names
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -227,7 +224,7 @@ class Database(Connection):
         Raises:
             GalleryDamagedError: when its checksum differs.
         """
-        if not self.has_tables():  # made before there were any
+        if "pictures" not in self.tables():
             return None
         found = self.run("SELECT picture FROM pictures WHERE seq = ?", (seq,))
         if found:
@@ -244,7 +241,7 @@ class Database(Connection):
 
     def pictures(self) -> int:
         """How many entries have a picture."""
-        if not self.has_tables():
+        if "pictures" not in self.tables():
             return 0
         return int(self.run("SELECT count(*) FROM pictures JOIN rows ON rows.seq = pictures.seq")[0][0])
 
@@ -260,11 +257,9 @@ class Database(Connection):
 
     def delete(self, seqs: Iterable[int]) -> None:
         """Delete rows and overwrite their embeddings and pictures by zeros."""
-        files = self.has_files()
         for seq in seqs:
             changed = [self.connection.execute("DELETE FROM rows WHERE seq = ?", (seq,)).rowcount]
-            if files:
-                self.connection.execute(f"DELETE FROM {FILES} WHERE seq = ?", (seq,))
+            self.connection.execute(f"DELETE FROM {FILES} WHERE seq = ?", (seq,))
             for table, name in (("vectors", "vector"), ("pictures", "picture")):
                 changed.append(
                     self.connection.execute(
@@ -278,44 +273,41 @@ class Database(Connection):
 
     def remember_removed(self, seqs: Sequence[int]) -> None:
         """Remember what goes, by the content of its file, or by its id where that is not recorded."""
-        content, join = ("NULL", "")
-        if self.has_files():
-            content, join = f"{FILES}.digest", f"LEFT JOIN {FILES} ON {FILES}.seq = rows.seq"
-        for marks, part in _chunks(seqs):
-            found = self.run(f"SELECT id, {content} FROM rows {join} WHERE rows.seq IN ({marks})", part)
-            self.remember_digests(_digest(name if digest is None else digest) for name, digest in found)
+        found = self.run(
+            f"SELECT id, digest FROM rows LEFT JOIN {FILES} ON {FILES}.seq = rows.seq WHERE rows.seq IN {LISTED}",
+            (json.dumps(seqs),),
+        )
+        self.remember_digests(_digest(name if digest is None else digest) for name, digest in found)
 
     def remember_digests(self, digests: Iterable[bytes]) -> None:
         """Remember what another gallery remembers, too."""
-        self.connection.execute(
-            f"CREATE TABLE IF NOT EXISTS {REMOVED} (digest BLOB PRIMARY KEY) WITHOUT ROWID"
-        )
         self.connection.executemany(
             f"INSERT OR IGNORE INTO {REMOVED} VALUES (?)", ((one,) for one in digests)
         )
 
     def removed_digests(self) -> list[bytes]:
         """All that is remembered."""
-        return [row[0] for row in self.run(f"SELECT digest FROM {REMOVED}")] if self._remembers() else []
+        return (
+            [row[0] for row in self.run(f"SELECT digest FROM {REMOVED}")] if REMOVED in self.tables() else []
+        )
 
     def forget_removed(self, ids: Iterable[str]) -> None:
         """These ids are there again."""
-        if self._remembers():
-            self.connection.executemany(
-                f"DELETE FROM {REMOVED} WHERE digest = ?", ((_digest(one),) for one in ids)
-            )
+        self.connection.executemany(
+            f"DELETE FROM {REMOVED} WHERE digest = ?", ((_digest(one),) for one in ids)
+        )
 
     def removed(self, ids: Sequence[str]) -> set[str]:
         """Those of these ids that `remember_removed` knows."""
-        known = {_digest(one): one for one in ids} if self._remembers() else {}
-        return {
-            known[row[0]]
-            for marks, part in _chunks(list(known))
-            for row in self.run(f"SELECT digest FROM {REMOVED} WHERE digest IN ({marks})", part)
-        }
+        if REMOVED not in self.tables():
+            return set()
+        return {one for one in ids if self.run(f"SELECT 1 FROM {REMOVED} WHERE digest = ?", (_digest(one),))}
 
-    def _remembers(self) -> bool:
-        return bool(self.run("SELECT 1 FROM sqlite_master WHERE name = ?", (REMOVED,)))
+    def advance(self) -> int:
+        """The next generation, which other processes notice."""
+        generation = self.number("generation") + 1
+        self.put("generation", generation)
+        return generation
 
     def note(self, generation: int, seqs: Iterable[int], *, gone: bool) -> None:
         """Tell other processes which rows changed or went."""
@@ -326,9 +318,7 @@ class Database(Connection):
 
     def note_change(self, seqs: Iterable[int]) -> None:
         """Tell other processes, by a new generation, that metadata of rows changed."""
-        generation = self.number("generation") + 1
-        self.put("generation", generation)
-        self.note(generation, seqs, gone=False)
+        self.note(self.advance(), seqs, gone=False)
 
     def noted(self, after: int) -> Iterator[tuple[int, bool]]:
         """Row numbers changed (False) or gone (True) after a generation, in order."""
@@ -346,16 +336,18 @@ class Database(Connection):
         Raises:
             GalleryDamagedError: when the table's own index names a row that has another id.
         """
+        possible = [
+            one for one in ids if "\0" not in one
+        ]  # at which older versions of SQLite cut a text of JSON
         found: dict[str, int] = {}
-        for marks, part in _chunks(ids):
-            for name, seq, own in self.run(
-                "SELECT known.id, known.seq, rows.id FROM rows AS known LEFT JOIN rows ON rows.seq = known.seq "
-                f"WHERE known.id IN ({marks})",
-                part,
-            ):
-                if own != name:
-                    raise self.damaged(f"row {seq} is not that of id {name!r}")
-                found[name] = seq
+        for name, seq, own in self.run(
+            "SELECT known.id, known.seq, rows.id FROM rows AS known LEFT JOIN rows ON rows.seq = known.seq "
+            f"WHERE known.id IN {LISTED}",
+            (json.dumps(possible),),
+        ):
+            if own != name:
+                raise self.damaged(f"row {seq} is not that of id {name!r}")
+            found[name] = seq
         return found
 
     def stored(self, seqs: Sequence[int]) -> dict[int, Stored]:
@@ -364,9 +356,7 @@ class Database(Connection):
         Raises:
             GalleryDamagedError: when one is missing, or its checksum differs.
         """
-        found: dict[int, Stored] = {}
-        for marks, part in _chunks(seqs):
-            found.update(self._joined(f"rows.seq IN ({marks})", part))
+        found = self._joined(f"rows.seq IN {LISTED}", (json.dumps(list(seqs)),))
         if len(found) != len(set(seqs)):
             missing = sorted(set(seqs) - set(found))
             raise self.damaged(f"row {missing[0]} is missing")
@@ -408,11 +398,10 @@ class Database(Connection):
     def compact(self) -> int:
         """Rewrite the file without the zeroed rows; the new generation."""
         with self.writing():
-            for table in ("vectors", "pictures", *((FILES,) if self.has_files() else ())):
+            for table in ("vectors", "pictures", FILES):
                 self.connection.execute(f"DELETE FROM {table} WHERE seq NOT IN (SELECT seq FROM rows)")
             self.connection.execute("DELETE FROM log")
-            generation = self.number("generation") + 1
-            self.put("generation", generation)
+            generation = self.advance()
             self.put("floor", generation)
         with self.translated():
             self.connection.execute("VACUUM")
@@ -435,8 +424,7 @@ class Database(Connection):
             seq = entries = pictures = 0
             while rows := self.after(seq, 4096):
                 seq, entries = max(rows), entries + len(rows)
-                if self.has_tables():
-                    pictures += sum(self.picture(one) is not None for one in rows)
+                pictures += sum(self.picture(one) is not None for one in rows)
             if (counts := self.counts()) not in (None, (entries, pictures)):
                 raise self.damaged(f"{entries} entries and {pictures} pictures instead of {counts}")
 
@@ -491,10 +479,3 @@ def to_entry(values: Sequence[Any]) -> Entry:
 def seal(seq: int, vector: bytes) -> bytes:
     """The bytes of an embedding and their checksum, bound to the row's number."""
     return vector + zlib.crc32(vector, seq & 0xFFFFFFFF).to_bytes(4, "little")
-
-
-def _chunks(values: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any]]]:
-    """At most `MANY` values at a time, with their question marks."""
-    for start in range(0, len(values), MANY):
-        part = values[start : start + MANY]
-        yield ",".join("?" * len(part)), part

@@ -23,15 +23,14 @@ from filelock import Timeout
 
 from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError, GalleryReplacedError
 from fmcnet.files import lock_file, make_private, take_from_others
-from fmcnet.retrieval.backends import NEAR, SPARE, ranked
-from fmcnet.retrieval.columns import NONE
-from fmcnet.retrieval.days import DayCount, count_days
+from fmcnet.retrieval.columns import NONE, DayCount, count_days
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
 from fmcnet.retrieval.file_records import FileRecords
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
-from fmcnet.retrieval.index_files import GalleryIndex
+from fmcnet.retrieval.index_files import GalleryIndex, Manifest
 from fmcnet.retrieval.inputs import check_settings
-from fmcnet.retrieval.loss import check_loss, indexed, lost
+from fmcnet.retrieval.loss import check_loss, lost
+from fmcnet.retrieval.pooling import NEAR, SPARE, ranked
 from fmcnet.retrieval.records import (
     MADE_WITH,
     Added,
@@ -47,8 +46,8 @@ from fmcnet.retrieval.records import (
     from_micros,
 )
 from fmcnet.retrieval.sqlite_connection import NAME, not_writable
-from fmcnet.retrieval.sqlite_database import Database
-from fmcnet.types import FloatArray, IntArray
+from fmcnet.retrieval.sqlite_database import TABLES, Database
+from fmcnet.types import BoolArray, FloatArray, IntArray
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +107,7 @@ class SqliteStore:
         self.database = Database(folder, read_only=read_only, timeout=timeout)
         try:
             with self.database.translated():
-                ready = self.database.has_tables()
+                ready = self.database.tables() >= TABLES
             if not read_only and not ready:
                 with writer_lock(folder, timeout):
                     self.database.create()
@@ -138,7 +137,7 @@ class SqliteStore:
     def _prepare(self, create: bool) -> None:
         if (self.folder / NAME).exists():
             return
-        if (known := indexed(self.folder)) is not None and known.rows:
+        if (known := Manifest.find(self.folder)) is not None and known.rows:
             raise lost(self.folder, f"{NAME} is empty or missing", known)
         if self.folder.exists() and not self.folder.is_dir():
             raise GalleryError(f"{self.folder} is a file; a gallery is a folder")
@@ -175,7 +174,7 @@ class SqliteStore:
     # ---- the rule ----
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[FaissIndex | None]:
+    def _reading(self) -> Iterator[FaissIndex]:
         with self._mutex:
             self._open()
             with self.database.reading():
@@ -216,11 +215,6 @@ class SqliteStore:
             f"{self.folder} was removed, or another gallery was put in its place, since it was opened: open it again"
         )
 
-    def _next(self) -> int:
-        generation = self.database.number("generation") + 1
-        self.database.put("generation", generation)
-        return generation
-
     # ---- reading ----
 
     @property
@@ -238,8 +232,6 @@ class SqliteStore:
         with self._reading() as state:
             size = sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
             settings = self.database.settings()
-            if state is None:
-                return GalleryInfo(str(self.folder), 0, settings, "exact", 0, 0, size)
             indexed = 0 if self.index.choice == "exact" else state.indexed
             unsaved = int(np.count_nonzero(state.columns.alive[state.saved :]))
             behind = state.live - indexed if indexed else unsaved
@@ -250,18 +242,14 @@ class SqliteStore:
     def search(self, queries: FloatArray, top: int, where: Where | None, exact: bool) -> list[list[Hit]]:
         """For each of (Q, D) queries its best entries; similarities are computed anew from the database."""
         with self._reading() as state:
-            if state is None:
-                return [[] for _ in queries]
-            mask = state.columns.mask(where, self._seqs(where))
+            mask = self._mask(state, where)
             allowed = int(np.count_nonzero(mask))
             only_exact = exact or self.index.choice == "exact"
             found: list[list[Hit]] = []
             similarity, position = state.search(queries, top + SPARE, mask, only_exact=only_exact)
             for query, row, places in zip(queries, similarity, position, strict=True):
                 wide = len(row)
-                while (
-                    top <= wide < allowed and row[-1] >= row[top - 1] - NEAR
-                ):  # ties beyond what was asked for
+                while top <= wide < allowed and row[-1] >= row[top - 1] - NEAR:  # ties go on
                     wide = min(4 * wide, allowed)
                     again = state.search(query[None], wide, mask, only_exact=only_exact)
                     row, places = again[0][0], again[1][0]
@@ -272,16 +260,14 @@ class SqliteStore:
                 found.append(ranked(query, list(stored.values()), top))
             return found
 
-    def _seqs(self, where: Where | None) -> list[int] | None:
-        if where is None or where.ids is None:
-            return None
-        return sorted(self.database.seqs(sorted(where.ids)).values())
+    def _mask(self, state: FaissIndex, where: Where | None) -> BoolArray:
+        """(N,) which rows match."""
+        ids = None if where is None else where.ids
+        return state.columns.mask(where, None if ids is None else self.database.seqs(sorted(ids)).values())
 
     def fetch(self, ids: Sequence[str]) -> dict[str, Stored]:
         """Entries and embeddings of those ids that are there."""
-        with self._reading() as state:
-            if state is None:
-                return {}
+        with self._reading():
             seqs = self.database.seqs(ids)
             stored = self.database.stored(list(seqs.values()))
             return {name: stored[seq] for name, seq in seqs.items()}
@@ -295,7 +281,7 @@ class SqliteStore:
     def count(self, where: Where | None) -> int:
         """How many match."""
         with self._reading() as state:
-            return 0 if state is None else int(np.count_nonzero(state.columns.mask(where, self._seqs(where))))
+            return int(np.count_nonzero(self._mask(state, where)))
 
     def removed(self, ids: Sequence[str]) -> set[str]:
         """Those of these ids that were removed, and not added since."""
@@ -305,42 +291,38 @@ class SqliteStore:
     def times(self) -> tuple[datetime, datetime] | None:
         """The first and the last of all entries."""
         with self._reading() as state:
-            if state is None:
-                return None
             times = state.columns["time"][state.columns["time"] != NONE]
             return (from_micros(int(times.min())), from_micros(int(times.max()))) if len(times) else None
 
     def cameras(self) -> set[str]:
         """Those of all entries."""
         with self._reading() as state:
-            return set() if state is None else state.columns.texts("camera")
+            return state.columns.texts("camera")
 
     def identities(self) -> set[str]:
         """Those of all entries."""
         with self._reading() as state:
-            return set() if state is None else state.columns.texts("pid")
+            return state.columns.texts("pid")
 
     def days(self, where: Where | None, zone: tzinfo) -> tuple[DayCount, ...]:
         """How many of those that match each camera has on each day."""
         with self._reading() as state:
-            if state is None:
-                return ()
-            columns, mask = state.columns, state.columns.mask(where, self._seqs(where))
+            columns, mask = state.columns, self._mask(state, where)
             codes, names = columns["camera"][mask], list(columns.numbers["camera"])
             return count_days(codes.astype(np.int64), names, columns["time"][mask].astype(np.int64), zone)
 
     def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
         """All that match; those removed meanwhile are left out."""
         with self._reading() as state:
-            seqs = [] if state is None else self._matching(state, where)
+            seqs = self._matching(state, where)
         for start in range(0, len(seqs), chunk):
             with self._reading() as state:
-                here = [] if state is None else state.columns.living(seqs[start : start + chunk])
+                here = state.columns.living(seqs[start : start + chunk])
                 stored = self.database.stored(here)  # all of them, or an error
             yield [stored[seq] for seq in here]
 
     def _matching(self, state: FaissIndex, where: Where | None) -> list[int]:
-        found: list[int] = state.columns.seq[state.columns.mask(where, self._seqs(where))].tolist()
+        found: list[int] = state.columns.seq[self._mask(state, where)].tolist()
         return found
 
     # ---- writing ----
@@ -365,7 +347,7 @@ class SqliteStore:
                 rows = [i for i, e in enumerate(batch.entries) if not (skip and e.id in there)]
                 entries = [batch.entries[i] for i in rows]
                 vectors = batch.vectors[rows].astype(settings.dtype)
-                generation = self._next()
+                generation = self.database.advance()
                 old = [] if skip else sorted(there.values())
                 self.database.delete(old)
                 self.database.note(generation, old, gone=True)
@@ -393,14 +375,13 @@ class SqliteStore:
     def update(self, ids: Sequence[str], change: Mapping[str, Any]) -> int:
         """Set attributes of entries, all or nothing."""
         with self._writing(), self.database.writing():
-            state = self.index.sync()
             seqs = self.database.seqs(ids)
             missing = [name for name in ids if name not in seqs]
             if missing:
                 raise GalleryError(
                     f"{self.folder} has no entry '{missing[0]}' ({len(missing)} ids are not there)"
                 )
-            if state is None or not seqs:
+            if not seqs:
                 return 0
             stored = self.database.stored(list(seqs.values()))
             for seq, (entry, _) in stored.items():
@@ -413,14 +394,14 @@ class SqliteStore:
         with self._writing():
             with self.database.writing():
                 state = self.index.sync()
-                seqs = [] if state is None else self._matching(state, where)
-                if state is not None and seqs:
+                seqs = self._matching(state, where)
+                if seqs:
                     if remember:
                         self.database.remember_removed(seqs)
                     self.database.delete(seqs)
-                    generation = self._next()
+                    generation = self.database.advance()
                     self.database.note(generation, seqs, gone=True)
-            if state is None or not seqs:
+            if not seqs:
                 self._empty_log()  # of what a removal before could not
                 return 0
             positions = state.forget(seqs)

@@ -12,9 +12,8 @@ from fastapi.responses import Response
 from fmcnet.data.spelling import near_cameras
 from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.retrieval import Entry, Where
-from fmcnet.retrieval.answer import filter_notes
-from fmcnet.retrieval.identity_notes import near_notes
 from fmcnet.retrieval.inputs import as_id
+from fmcnet.retrieval.notes import filter_notes, near_notes
 from fmcnet.retrieval.times import check_clock, doubtful_times, parse_timezone
 from fmcnet.server.errors import ApiError, error_schema
 from fmcnet.server.routes.search import (

@@ -1,4 +1,4 @@
-"""What is doubtful about the identities of a gallery: near spellings, and numbers of two datasets."""
+"""Notes on doubtful names: those of a filter that no entry has or others come near to, and added identities."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from fmcnet.data.spelling import nearest, spelling
 from fmcnet.identities import is_number, near_identities, near_spelling
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.records import Where
 from fmcnet.retrieval.sources import Picture
 
+MOST_WORDS = 20
+"""Of so many values of a filter each is looked for by itself; of more, none is."""
+MOST_NAMED = 10
 MOST_COMPARED = 20_000
 """Identities beside which a filter looks for near spellings."""
 LOOKED_UP = 20
@@ -55,8 +59,54 @@ def _near(stored: Collection[str], given: set[str]) -> list[str]:
     return near_identities([name for name in {*stored, *given} if near_spelling(name) in keys])
 
 
-def filter_notes(gallery: Gallery, pids: Collection[str]) -> Iterator[str]:
-    """Notes on the identities of a filter: those that no entry has, and near spellings that do not pass it."""
+def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
+    """What a filter asks for that no entry has, and spellings that it passes over.
+
+    Args:
+        where: cameras, tracks, tags and identities of it are looked for, each by itself, whatever else it says.
+    """
+    if where is None:
+        return ()
+    notes = list(_camera_notes(gallery, list(where.cameras or ())))
+    tracks, tags = list(where.tracks or ()), list(where.tags or ())
+    if len(tracks) <= MOST_WORDS:
+        notes += [
+            f"no entry has the track '{one}'" for one in tracks if not gallery.count(Where(tracks=[one]))
+        ]
+    if len(tags) <= MOST_WORDS:
+        notes += [f"no entry has the tag '{one}'" for one in tags if not gallery.count(Where(tags=[one]))]
+    if (where.since or where.until) and gallery.times() is None and len(gallery):
+        notes.append("no entry has a time, so none passes a filter by time")
+    if where.pids is not None and len(where.pids) <= MOST_WORDS:
+        notes += _identity_notes(gallery, [str(pid) for pid in where.pids])
+    return tuple(notes)
+
+
+def _camera_notes(gallery: Gallery, cameras: Sequence[str]) -> Iterator[str]:
+    stored = gallery.cameras() if cameras else []
+    for camera in cameras[:MOST_WORDS]:
+        others = [name for name in stored if name not in cameras and spelling(name) == spelling(camera)]
+        if camera not in stored:
+            yield f"no entry has the camera '{camera}'{_instead(camera, stored)}"
+        elif others:
+            yield (
+                f"entries of the camera {', '.join(map(repr, others))} do not pass the filter, which may be "
+                f"'{camera}', too"
+            )
+
+
+def _instead(word: str, stored: Sequence[str]) -> str:
+    near = nearest(word, stored)
+    if near is not None:
+        return f": did you mean '{near}'?"
+    if not stored:
+        return "; no entry has any"
+    more = f" and {len(stored) - MOST_NAMED} more" if len(stored) > MOST_NAMED else ""
+    return f"; those that are: {', '.join(stored[:MOST_NAMED])}{more}"
+
+
+def _identity_notes(gallery: Gallery, pids: Collection[str]) -> Iterator[str]:
+    """Those that no entry has, and near spellings that do not pass the filter."""
     stored = gallery.identities()
     compared = stored if len(stored) <= MOST_COMPARED else []
     for pid in pids:
