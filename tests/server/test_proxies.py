@@ -12,7 +12,7 @@ import httpx2 as httpx
 import pytest
 
 from fmcnet.errors import FmcnetError
-from fmcnet.server.proxies import OWN, check_root_path, is_proxy, parse_proxies
+from fmcnet.server.network import OWN, check_root_path, is_proxy, parse_proxies
 from fmcnet.server.run import Serving, check_door
 from tests.server.process import started, until_it_answers
 from tests.server.service import KEYS, bearer, files, running

@@ -149,7 +149,7 @@ def test_slow_bodies_are_cut(tmp_path):
 
         start, end = asyncio.run(trickle())
         assert start["status"] == 408
-        assert (b"Connection", b"close") in start["headers"]
+        assert (b"connection", b"close") in start["headers"]
         assert json.loads(end["body"])["error"]["where"] == "body"
 
 

@@ -22,11 +22,10 @@ from fmcnet.retrieval.models import choose_model
 from fmcnet.retrieval.sqlite_connection import NAME
 from fmcnet.server.app import create_app
 from fmcnet.server.audit import AuditLog
-from fmcnet.server.connection import bounded_protocol, is_loopback
 from fmcnet.server.keys import VARIABLE, Keys, read_keys
 from fmcnet.server.limits import Limits
+from fmcnet.server.network import bounded_protocol, check_root_path, is_loopback, parse_proxies
 from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
-from fmcnet.server.proxies import check_root_path, parse_proxies
 from fmcnet.server.service import Service
 
 _log = logging.getLogger(__name__)

@@ -14,15 +14,16 @@ from collections import Counter
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from fastapi.security.utils import get_authorization_scheme_param
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fmcnet.server.audit import AuditLog
-from fmcnet.server.connection import is_loopback
 from fmcnet.server.errors import ApiError, api_error_of, overloaded
 from fmcnet.server.keys import Key, Keys
 from fmcnet.server.limits import Limits
 from fmcnet.server.metrics import Metrics
+from fmcnet.server.network import is_loopback
 
 _log = logging.getLogger(__name__)
 
@@ -167,10 +168,8 @@ class SecurityMiddleware:
     def _key(self, headers: Headers, needed: str | None) -> Key | None:
         if not self.keys or needed is None:
             return None
-        given = headers.get("x-api-key", "")
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        if not given and scheme.lower() == "bearer":
-            given = token.strip()
+        scheme, token = get_authorization_scheme_param(headers.get("authorization"))
+        given = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
         key = self.keys.find(given)
         if key is None:
             self.metrics.refused.labels("key").inc()
@@ -257,21 +256,11 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status, self.started = message["status"], True
-            present = {name.lower() for name, _ in message.get("headers", [])}
-            extra = {**HEADERS, "X-Request-Id": self.request}
+            headers = MutableHeaders(scope=message)
+            for name, value in {**HEADERS, "X-Request-Id": self.request}.items():
+                headers.setdefault(name, value)
             if self.close or self.status in (400, 401, 403, 408, 413, 503):
-                extra["Connection"] = "close"  # the body may not have been read
-            message = {
-                **message,
-                "headers": [
-                    *message.get("headers", []),
-                    *(
-                        (k.encode(), v.encode())
-                        for k, v in extra.items()
-                        if k.lower().encode() not in present
-                    ),
-                ],
-            }
+                headers.setdefault("Connection", "close")  # the body may not have been read
         await self._send(message)
 
 

@@ -166,9 +166,7 @@ class Service:
             )
         self.dimension = dimension
         if self.encoder.calibrated:
-            _ = (
-                self.encoder.calibration
-            )  # read, so that one of other weights is said now and not to every caller
+            self.encoder.calibration  # noqa: B018  (refuses one of other weights now, not to every caller)
 
     async def stop(self) -> None:
         """Finish what is at work, flush the audit log, close the gallery; may be called again."""
@@ -202,7 +200,7 @@ class Service:
         except FmcnetError:
             return float("nan")
 
-    def faults(self) -> list[str]:
+    async def faults(self) -> list[str]:
         """Why the service should get no requests now; empty: it should."""
         found = [] if self.ready else ["it is starting or stopping"]
         if self._batcher is None or not self._batcher.running:
@@ -210,15 +208,14 @@ class Service:
         if not self.audit.recovered():
             found.append("the audit log cannot be written")
         found += self._decoders.faults
+        if not found:
+            try:
+                await self.work(lambda: len(self.gallery))
+            except ApiError as error:
+                found.append(error.what)
+            except FmcnetError:
+                found.append("the gallery cannot be read")
         return found
-
-    async def gallery_faults(self) -> list[str]:
-        """As `faults`, of the gallery, which is looked at."""
-        try:
-            await self.work(lambda: len(self.gallery))
-        except (FmcnetError, ApiError) as error:
-            return [error.what if isinstance(error, ApiError) else "the gallery cannot be read"]
-        return []
 
     # ---- work ----
 
