@@ -35,12 +35,13 @@ def create_app(
     """An ASGI application that starts the service on startup and stops it on shutdown.
 
     Args:
-        service: what it serves. keys: who may; none: everybody on this machine, and nobody else.
-        root_path: "/reid" where a proxy serves it below that path, whether or not the proxy takes the path away.
-        proxies: whose X-Forwarded-For and X-Forwarded-Proto are believed.
+        service: what it serves.
+        keys: the callers' keys; without keys only this machine is answered.
+        root_path: such as "/reid", the path below which a proxy serves it. The proxy may strip it or not.
+        proxies: their X-Forwarded-For and X-Forwarded-Proto are believed.
 
     Raises:
-        FmcnetError: for a root path that is none, or that the service's own addresses begin with.
+        FmcnetError: for an invalid root path, or one that the service's own addresses begin with.
     """
     root_path = check_root_path(root_path)
     known = keys if keys is not None else Keys()
@@ -98,7 +99,7 @@ async def _refuse(request: Request, error: Exception) -> JSONResponse:
 
 
 def _allowed(request: Request) -> str:
-    """All methods of an address; Starlette names those of its first route only."""
+    """All methods of an address; Starlette names those of the first matching route only."""
     methods: set[str] = set()
     for part in PARTS:
         for route in part.router.routes:
@@ -108,7 +109,7 @@ def _allowed(request: Request) -> str:
 
 
 def _describe(app: FastAPI, locked: bool) -> dict[str, Any]:
-    """OpenAPI, with the keys, where they are needed, and each route's scope."""
+    """OpenAPI, with each route's scope and, if `locked`, its need of a key."""
     if app.openapi_schema is not None:
         return app.openapi_schema
     tree = FastAPI.openapi(app)

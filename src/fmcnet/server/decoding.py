@@ -39,15 +39,15 @@ _log = logging.getLogger(__name__)
 RECYCLE = 500
 """Images after which a process is replaced, so that no memory of a large image stays."""
 CROP = 2_000_000
-"""Pixels, times passes over them: up to here an image is decoded beside the large ones, within some milliseconds."""
+"""Pixels times passes over them. An image of at most these takes milliseconds, and has processes of its own."""
 START_SECONDS = 60.0
-"""For the first image of each kind of process, which waits for the process's imports on a busy machine."""
+"""For the first image of each queue, which waits for its process's imports."""
 CROP_SECONDS = 1.0
 """After which a crop is decoded again as a large image, so that it does not hold the others."""
 
 
 class Upload(NamedTuple):
-    """An image's file; the values that become 0 and 255, None: the gallery's; whether to make a picture of it."""
+    """An image file, the values that become 0 and 255 (None: as the gallery), and whether to keep a picture of it."""
 
     name: str
     data: bytes
@@ -103,11 +103,7 @@ class _Queue:
         return ProcessPool(self._processes, RECYCLE, first, context=context)
 
     def _schedule(self, image: _Image) -> Future[DecodedUpload]:
-        """Hand an image to the pool; one whose processes died is replaced once.
-
-        Raises:
-            RuntimeError: when no process can be started.
-        """
+        """Hand an image to the pool. A pool whose processes died is replaced once."""
         upload, rules = image.upload, self.rules
         rules = rules._replace(
             value_range=upload.value_range or rules.value_range, keep=upload.keep or rules.keep
@@ -271,7 +267,7 @@ class DecoderPool:
 
 
 def _yield_to_others() -> None:
-    """Let the network and the answers go first where processors are few."""
+    """Give the network and the answers priority where processors are few."""
     if hasattr(os, "nice"):
         os.nice(5)
 

@@ -36,7 +36,7 @@ def parse_proxies(addresses: Sequence[str]) -> tuple[Network, ...]:
     """The networks of addresses: 10.0.0.2, 10.0.0.0/24, fd00::/8.
 
     Raises:
-        FmcnetError: for what is no address.
+        FmcnetError: for an invalid address.
     """
     found = []
     for address in addresses:
@@ -73,7 +73,7 @@ def check_root_path(text: str) -> str:
 
 
 class RootPathMiddleware:
-    """Takes the root path away from requests, so that the service works whether or not the proxy did so.
+    """Strips the root path from requests, so that the service works whether or not the proxy strips it.
 
     Args:
         app: ASGI. root_path: as `check_root_path` gives it.
