@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def main() -> None:
     from fmcnet.inference.encoder import Encoder
     from fmcnet.server.limits import Limits
-    from fmcnet.server.run import Serving, serve
+    from fmcnet.server.run import ServeOptions, serve
     from tests.server.service import encoder
 
     folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
@@ -30,7 +30,7 @@ def main() -> None:
     made.backend.before = lambda: time.sleep(seconds)
     Encoder.from_pretrained = staticmethod(lambda *arguments, **options: made)
     serve(
-        Serving(
+        ServeOptions(
             str(folder / "people.gallery"), "fake", port=0, audit=folder / "audit.jsonl",
             limits=Limits(**json.loads(sys.argv[3])), **{"keep_images": folder / "kept", **json.loads(sys.argv[4])},
         )
@@ -41,7 +41,7 @@ def main() -> None:
 def started(folder, seconds=0.0, keys=None, settings=None, **limits):
     """(process, address) of a server that listens.
 
-    `keys` are secrets by scope, `limits` as `Limits` has them, `settings` as `Serving` has them.
+    `keys` are secrets by scope, `limits` as `Limits` has them, `settings` as `ServeOptions` has them.
     """
     options = [str(seconds), json.dumps(limits), json.dumps(settings or {})]
     command = [sys.executable, "-m", "tests.server.process", str(folder), *options]

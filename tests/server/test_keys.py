@@ -80,13 +80,13 @@ def test_changes_at_once_lose_nothing(tmp_path):
 def test_a_change_while_the_service_reads_its_keys_is_not_missed(tmp_path, monkeypatch):
     path = tmp_path / "keys.json"
     secret = new_key(path, "gate", ["read"])
-    read = keys_module._read_file
+    read = keys_module.list_keys
 
     def slow(at):
         found = read(at)
-        monkeypatch.setattr(keys_module, "_read_file", read)
+        monkeypatch.setattr(keys_module, "list_keys", read)
         revoke_key(path, "gate")
         return found
 
-    monkeypatch.setattr(keys_module, "_read_file", slow)
+    monkeypatch.setattr(keys_module, "list_keys", slow)
     assert read_keys(path, {}).find(secret) is None

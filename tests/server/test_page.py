@@ -333,6 +333,7 @@ def test_dropped_crops_are_added_each_with_its_result(browser, address):
     page.locator("#add-track").fill("dropped")
     page.locator("#add-time").fill("2026-05-01T10:00:00")
     assert page.locator("#add-go").inner_text() == "Add 3 crops"
+    assert page.locator("#add-files img").count() == 3
     page.locator("#add-go").click()
     expect(page.locator("#status")).to_have_text("2 crops added, 1 not added.")
     said = page.locator("#add-files li span:last-child").all_inner_texts()

@@ -12,8 +12,8 @@ import httpx2 as httpx
 import pytest
 
 from fmcnet.errors import FmcnetError
-from fmcnet.server.proxies import OWN, check_root_path, is_proxy, parse_proxies
-from fmcnet.server.run import Serving, check_door
+from fmcnet.server.network import OWN, check_root_path, is_proxy, parse_proxies
+from fmcnet.server.run import ServeOptions, check_access
 from tests.server.process import started, until_it_answers
 from tests.server.service import KEYS, bearer, files, running
 
@@ -139,13 +139,13 @@ def test_proxies_are_addresses():
     ]
     for wrong in ("proxy.example", "*", "", "10.0.0.0/99"):
         with pytest.raises(FmcnetError, match="give the address"):
-            check_door(Serving("g", "m", proxies=(wrong,)))
+            check_access(ServeOptions("g", "m", proxies=(wrong,)))
 
 
 def test_root_paths(tmp_path):
     assert [check_root_path(one) for one in ("", "/", "/reid", "/a/b.c/")] == ["", "", "/reid", "/a/b.c"]
     for wrong in ("reid", "/a//b", "/../a", "/a b", "http://x/a", "/a?b", "/v1", "/page/x"):
         with pytest.raises(FmcnetError, match="--root-path"):
-            check_door(Serving("g", "m", root_path=wrong))
+            check_access(ServeOptions("g", "m", root_path=wrong))
     with running(tmp_path) as it:
         assert {path.split("/")[1] for path in it.client.get("/openapi.json").json()["paths"]} <= OWN

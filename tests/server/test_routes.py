@@ -318,15 +318,15 @@ def test_days_that_cannot_be_counted_are_refused(serving, asked, where):
 
 
 def test_the_api_is_a_page_from_local_files_or_says_what_is_missing(serving, tmp_path, monkeypatch):
-    from fmcnet.server.routes import reference
+    from fmcnet.server.routes import info
 
-    monkeypatch.setattr(reference, "PACKAGE", "files_of_swagger")
+    monkeypatch.setattr(info, "SWAGGER", "files_of_swagger")
     reply = serving.client.get("/docs")
     assert (reply.status_code, "fastapi-offline" in reply.text) == (404, True)
     static = tmp_path / "files_of_swagger" / "static"
     static.mkdir(parents=True)
     (static.parent / "__init__.py").touch()
-    for name in reference.FILES:
+    for name in info.SWAGGER_FILES:
         (static / name).write_text(name)
     monkeypatch.syspath_prepend(str(tmp_path))
     page = serving.client.get("/docs")
@@ -337,5 +337,5 @@ def test_the_api_is_a_page_from_local_files_or_says_what_is_missing(serving, tmp
     assert not any(part.startswith(("http", "/")) for part in parts)  # this machine only, below any path
     for part in parts:
         assert serving.client.get(f"/{part}").status_code == 200
-    assert "openapi.json" in serving.client.get("/docs/start.js").text
+    assert "openapi.json" in serving.client.get("/page/docs.js").text
     assert serving.client.get("/docs/other.js").status_code == 404

@@ -12,7 +12,7 @@ import pytest
 from fmcnet.errors import FmcnetError
 from fmcnet.server.keys import Key, Keys, hash_secret, new_key, read_keys
 from fmcnet.server.limits import Limits
-from fmcnet.server.run import Serving, check_door, is_loopback
+from fmcnet.server.run import ServeOptions, check_access, is_loopback
 from tests.server.service import KEYS, SECRETS, bearer, files, png, running
 
 NEEDED = [
@@ -149,7 +149,7 @@ def test_slow_bodies_are_cut(tmp_path):
 
         start, end = asyncio.run(trickle())
         assert start["status"] == 408
-        assert (b"Connection", b"close") in start["headers"]
+        assert (b"connection", b"close") in start["headers"]
         assert json.loads(end["body"])["error"]["where"] == "body"
 
 
@@ -271,13 +271,13 @@ def test_no_key_is_needed_on_loopback_only(monkeypatch):
     monkeypatch.delenv("FMCNET_API_KEYS", raising=False)
     for host in ("127.0.0.1", "localhost", "::1", "127.9.9.9"):
         assert is_loopback(host)
-        assert not check_door(Serving("g", "m", host=host))
+        assert not check_access(ServeOptions("g", "m", host=host))
     for host in ("0.0.0.0", "::", "192.168.0.2", "example.org", "127.0.0.1.example.org"):
         assert not is_loopback(host)
         with pytest.raises(FmcnetError, match="API keys"):
-            check_door(Serving("g", "m", host=host))
+            check_access(ServeOptions("g", "m", host=host))
     monkeypatch.setenv("FMCNET_API_KEYS", "gate:write:" + "x" * 20)
-    assert check_door(Serving("g", "m", host="0.0.0.0"))
+    assert check_access(ServeOptions("g", "m", host="0.0.0.0"))
 
 
 def test_a_body_that_no_route_reads_ends_the_connection(locked):

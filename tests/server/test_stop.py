@@ -16,7 +16,7 @@ from fmcnet.errors import FmcnetError
 from fmcnet.retrieval import Gallery
 from fmcnet.retrieval.sqlite_store import writer_lock
 from fmcnet.server.limits import Limits
-from fmcnet.server.run import Serving, _listen, audit_path, serve
+from fmcnet.server.run import ServeOptions, _listen, audit_path, serve
 from tests.cli import run_command
 from tests.server.process import started, until_it_answers
 from tests.server.service import DIGEST, files
@@ -114,7 +114,7 @@ def test_a_gallery_of_another_model_is_refused(tmp_path, monkeypatch):
         "fmcnet.server.run.Encoder.from_pretrained", lambda *arguments, **options: encoder(tmp_path)
     )
     with pytest.raises(FmcnetError, match="model"):
-        serve(Serving(str(tmp_path / "g"), "fake", port=0))
+        serve(ServeOptions(str(tmp_path / "g"), "fake", port=0))
 
 
 def test_where_the_audit_log_is():

@@ -22,15 +22,14 @@ from rich.markup import escape
 from fmcnet import __version__
 from fmcnet.characters import printable
 from fmcnet.cli.console import PrintableFormatter
-from fmcnet.cli.crop import crop
 from fmcnet.cli.data import app as data_app
-from fmcnet.cli.docs import docs
-from fmcnet.cli.doctor import doctor
+from fmcnet.cli.data import crop
 from fmcnet.cli.experiments import compare, demo, evaluate, score, study
+from fmcnet.cli.export import export, info, push
 from fmcnet.cli.gallery import app as gallery_app
-from fmcnet.cli.hub import push
+from fmcnet.cli.help import docs, doctor
 from fmcnet.cli.index import index
-from fmcnet.cli.inference import adapt, calibrate, embed, export, info, project
+from fmcnet.cli.inference import adapt, calibrate, embed, project
 from fmcnet.cli.search import search
 from fmcnet.cli.serve import keys_app, serve
 from fmcnet.cli.train import config, train
@@ -64,26 +63,9 @@ app = typer.Typer(
 )
 report_app = typer.Typer(help="Compare runs.", no_args_is_help=True)
 for command in (
-    demo,
-    train,
-    config,
-    evaluate,
-    embed,
-    score,
-    study,
-    calibrate,
-    project,
-    adapt,
-    export,
-    crop,
-    index,
-    search,
-    serve,
-    info,
-    docs,
-    push,
-    doctor,
-):
+    demo, train, config, evaluate, embed, score, study, calibrate, project, adapt, export, crop, index, search, serve,
+    info, docs, push, doctor,
+):  # fmt: skip
     app.command()(command)
 report_app.command()(compare)
 app.add_typer(data_app, name="data")

@@ -1,13 +1,13 @@
-"""`fmcnet embed | info | calibrate | project | adapt | export`."""
+"""`fmcnet embed | calibrate | project | adapt`: images to embeddings, and what a model learns from them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fmcnet.cli.console import Device, Json, Model, Range, check_choice, echo, print_json, show
+from fmcnet.cli.console import Device, Json, Model, Range, check_choice, echo, print_json
 from fmcnet.errors import FmcnetError
 
 
@@ -59,6 +59,8 @@ def embed(
         "--on-error": on_error or skip_unreadable,
         "--range": range_,
     }
+    facts: dict[str, Any] = {}
+    lines: list[str] = []
     if data is not None:
         others = [name for name, value in for_images.items() if value]
         if others:
@@ -68,55 +70,38 @@ def embed(
         count, dim = embed_dataset(
             run, data, out, split=split or "test", batch=batch, normalize=not raw, device=device
         )
-        if json_:
-            print_json({"out": str(out), "images": count, "dim": dim})
-        else:
-            echo(f"{count} embeddings of length {dim}: {out}")
-        return
-    if not images or modality is None:
+    elif not images or modality is None:
         raise FmcnetError("give images and their --modality, or a dataset as --data")
-    if split is not None:
+    elif split is not None:
         raise FmcnetError("--split is of a dataset: give it as --data")
-    remarks = Remarks()
-    ignored: list[Ignored] = []
-    count, dim = embed_files(
-        run,
-        images,
-        modality,
-        out,
-        batch=batch,
-        normalize=not raw,
-        skip=skip,
-        device=device,
-        value_range=None if range_ is None else parse_range(range_),
-        remarks=remarks,
-        ignored=ignored,
-    )
-    left, notes = tuple(ignored), remarks.lines()
-    if range_ is not None and not remarks.ranged():
-        notes.append(RANGE_UNUSED)
+    else:
+        remarks = Remarks()
+        ignored: list[Ignored] = []
+        count, dim = embed_files(
+            run,
+            images,
+            modality,
+            out,
+            batch=batch,
+            normalize=not raw,
+            skip=skip,
+            device=device,
+            value_range=None if range_ is None else parse_range(range_),
+            remarks=remarks,
+            ignored=ignored,
+        )
+        notes = remarks.lines()
+        if range_ is not None and not remarks.ranged():
+            notes.append(RANGE_UNUSED)
+        left = tuple(ignored)
+        facts = {"modality": modality, "ignored": ignored_facts(left), "notes": notes}
+        lines = [ignored_line(left), *notes]
     if json_:
-        facts = {"out": str(out), "images": count, "dim": dim, "modality": modality}
-        print_json({**facts, "ignored": ignored_facts(left), "notes": notes})
+        print_json({"out": str(out), "images": count, "dim": dim, **facts})
         return
     echo(f"{count} embeddings of length {dim}: {out}")
-    for line in filter(None, (ignored_line(left), *notes)):
+    for line in filter(None, lines):
         echo(line, err=True)
-
-
-def info(run: Model, json_: Json = False) -> None:
-    """Show what a run is: model, data, settings, versions."""
-    from fmcnet.inference.info import model_info
-
-    facts = model_info(run)
-    if json_:
-        print_json(facts)
-        return
-    config = facts.pop("config")
-    sections = {"versions": facts.pop("versions"), **config}
-    listed = {name: ", ".join(f"{k} {v}" for k, v in section.items()) for name, section in sections.items()}
-    paths: dict[str, str] = {key: facts.pop(key) for key in ("weights", "made_from") if key in facts}
-    show(facts.pop("run"), {**facts, **listed}, paths)
 
 
 def calibrate(
@@ -255,7 +240,6 @@ def adapt(
     from dataclasses import asdict
 
     from fmcnet.data.readers import read_dataset
-    from fmcnet.errors import FmcnetError
     from fmcnet.inference.adapt import Crops, adapt_model
     from fmcnet.inference.image_input import list_images
 
@@ -280,67 +264,3 @@ def adapt(
     echo(f"model: {found.folder} (digest {found.digest})")
     before = "" if found.digest == found.source else f"; one of model {found.source} does not hold"
     echo(f"calibration: none{before}. Learn one: fmcnet calibrate {found.folder} --data TABLE")
-
-
-def export(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a shipped model's name.")],
-    to: Annotated[str, typer.Option(help="The format: onnx.")] = "onnx",
-    int8: Annotated[
-        bool, typer.Option("--int8", help="In int8; refused when it loses more than 0.5 points of mAP.")
-    ] = False,
-    calibrate: Annotated[
-        Path | None, typer.Option(help="For --int8: a dataset or CSV whose images give the ranges.")
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="A dataset or CSV to compare Rank-1 and mAP on; default: that of --calibrate."),
-    ] = None,
-    images: Annotated[
-        int | None,
-        typer.Option(help="For --int8: images that ranges are learnt from; default 256.", min=2),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The folder to write; default RUN/onnx or RUN/onnx-int8.")
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="With --int8: keep a model that loses too much.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an export of another model that is there.")
-    ] = False,
-    json_: Json = False,
-) -> None:
-    """Write a model for ONNX Runtime, and a report on what that changes.
-
-    fmcnet export runs/mine --int8 --calibrate data
-
-    The folder works wherever a run folder does (fmcnet embed, Encoder.from_pretrained), without PyTorch. It holds a
-    graph a modality, and parity.md: differences, accuracy, size and speed beside PyTorch, from this very run.
-    """
-    if to != "onnx":
-        raise FmcnetError(f"--to {to}: onnx is the one format there is")
-    for_int8 = {"--images": images not in (None, 256), "--force": force}
-    for_int8["--calibrate"] = calibrate is not None and data is not None  # alone it is --data, too
-    if not int8 and (named := [name for name, given in for_int8.items() if given]):
-        raise FmcnetError(
-            f"{' and '.join(named)} would do nothing without --int8: leave it out, or give --int8"
-        )
-    from fmcnet.inference.export.parity import markdown
-    from fmcnet.inference.export.write import export as write
-
-    result = write(
-        run,
-        int8=int8,
-        calibrate=calibrate,
-        data=data,
-        images=images or 256,
-        out=out,
-        force=force,
-        overwrite=overwrite,
-        progress=False if json_ else None,
-    )
-    if json_:
-        print_json(result.to_dict())
-        return
-    echo(markdown(result.forms, result.remarks))
-    echo(f"model: {result.out}")

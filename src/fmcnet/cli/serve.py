@@ -81,7 +81,7 @@ def serve(
     for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "pebble"):
         require(module, "serve")
     from fmcnet.server.limits import Limits
-    from fmcnet.server.run import Serving
+    from fmcnet.server.run import ServeOptions
     from fmcnet.server.run import serve as run
 
     limits = Limits(
@@ -95,7 +95,7 @@ def serve(
         wait=batch_wait / 1000,
     )
     run(
-        Serving(
+        ServeOptions(
             gallery=gallery,
             model=model,
             calibration=calibration,

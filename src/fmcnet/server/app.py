@@ -8,7 +8,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
@@ -18,13 +17,12 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from fmcnet import __version__
 from fmcnet.server.errors import api_error_of
 from fmcnet.server.keys import Keys
-from fmcnet.server.proxies import Network, RootPathMiddleware, check_root_path
-from fmcnet.server.routes import entries, info, reference, search
+from fmcnet.server.network import Network, RootPathMiddleware, check_root_path
+from fmcnet.server.routes import entries, info, search
 from fmcnet.server.security import SecurityMiddleware
 from fmcnet.server.service import Service
 
-METHODS = ("get", "post", "delete")
-PARTS = (search, entries, info, reference)
+PARTS = (search, entries, info)
 
 
 def create_app(
@@ -37,12 +35,13 @@ def create_app(
     """An ASGI application that starts the service on startup and stops it on shutdown.
 
     Args:
-        service: what it serves. keys: who may; none: everybody on this machine, and nobody else.
-        root_path: "/reid" where a proxy serves it below that path, whether or not the proxy takes the path away.
-        proxies: whose X-Forwarded-For and X-Forwarded-Proto are believed.
+        service: what it serves.
+        keys: the callers' keys; without keys only this machine is answered.
+        root_path: such as "/reid", the path below which a proxy serves it. The proxy may strip it or not.
+        proxies: their X-Forwarded-For and X-Forwarded-Proto are believed.
 
     Raises:
-        FmcnetError: for a root path that is none, or that the service's own addresses begin with.
+        FmcnetError: for an invalid root path, or one that the service's own addresses begin with.
     """
     root_path = check_root_path(root_path)
     known = keys if keys is not None else Keys()
@@ -66,6 +65,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        servers=[{"url": root_path}] if root_path else None,
     )
     app.state.service = service
     for part in PARTS:
@@ -81,7 +81,7 @@ def create_app(
         audit=service.audit,
         read_only=service.read_only,
     )
-    app.openapi = lambda: _describe(app, bool(known), root_path)  # type: ignore[method-assign]
+    app.openapi = lambda: _describe(app, bool(known))  # type: ignore[method-assign]
     if root_path:
         app.add_middleware(RootPathMiddleware, root_path=root_path)
     if proxies:
@@ -99,7 +99,7 @@ async def _refuse(request: Request, error: Exception) -> JSONResponse:
 
 
 def _allowed(request: Request) -> str:
-    """All methods of an address; Starlette names those of its first route only."""
+    """All methods of an address; Starlette names those of the first matching route only."""
     methods: set[str] = set()
     for part in PARTS:
         for route in part.router.routes:
@@ -108,26 +108,22 @@ def _allowed(request: Request) -> str:
     return ", ".join(sorted(methods))
 
 
-def _describe(app: FastAPI, locked: bool, root_path: str) -> dict[str, Any]:
-    """OpenAPI, with the keys, where they are needed, and each route's scope."""
-    if app.openapi_schema is None:
-        servers: list[dict[str, Any]] | None = [{"url": root_path}] if root_path else None
-        tree = get_openapi(
-            title=app.title, version=app.version, summary=app.summary, routes=app.routes, servers=servers
-        )
-        schemes = {
-            "bearer": {"type": "http", "scheme": "bearer"},
-            "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-        }
-        tree.setdefault("components", {})["securitySchemes"] = schemes
-        for name, schema in tree["components"]["schemas"].items():
-            if name.startswith("Body_"):
-                schema["additionalProperties"] = False
-        for path, methods in tree["paths"].items():
-            for method in METHODS:
-                needed = info.scope_of(method.upper(), path)
-                if method in methods and needed is not None:
-                    methods[method]["security"] = [*([] if locked else [{}]), {"bearer": []}, {"header": []}]
-                    methods[method]["x-scope"] = needed
-        app.openapi_schema = tree
-    return app.openapi_schema
+def _describe(app: FastAPI, locked: bool) -> dict[str, Any]:
+    """OpenAPI, with each route's scope and, if `locked`, its need of a key."""
+    if app.openapi_schema is not None:
+        return app.openapi_schema
+    tree = FastAPI.openapi(app)
+    tree["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    for name, schema in tree["components"]["schemas"].items():
+        if name.startswith("Body_"):
+            schema["additionalProperties"] = False
+    for path, methods in tree["paths"].items():
+        for method, operation in methods.items():
+            needed = info.scope_of(method.upper(), path)
+            if needed is not None:
+                operation["security"] = [*([] if locked else [{}]), {"bearer": []}, {"header": []}]
+                operation["x-scope"] = needed
+    return tree

@@ -20,14 +20,14 @@ from fmcnet.server.errors import ApiError, api_error_of
 LONGEST = 300
 """Characters of a text in the log."""
 REFUSALS = (10, 100)
-"""Requests refused before their route that are noted in a minute: of one address, of all."""
+"""Requests refused before their route that are logged in a minute: of one address, of all."""
 
 
 class AuditLog:
-    """A file that is only ever appended to; threads may share it.
+    """An append-only file that threads may share.
 
     Args:
-        path: the file; made if it is not there, readable by its owner only.
+        path: the file. It is created where missing, readable by its owner only.
 
     Raises:
         FmcnetError: when it cannot be opened for writing.
@@ -48,10 +48,10 @@ class AuditLog:
         self._minute, self._refusals, self._unlogged = time.monotonic(), Counter[str](), 0
 
     def write(self, **facts: Any) -> None:
-        """Append one line, whole.
+        """Append one whole line.
 
         Raises:
-            ApiError: when the disk does not take it; says that the deed itself was done.
+            ApiError: the line cannot be written; the logged action itself was done.
         """
         stamp = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         line = json.dumps({"time": stamp, **_bounded(facts)}, ensure_ascii=True, default=str).encode() + b"\n"
@@ -65,17 +65,13 @@ class AuditLog:
             self._torn = done != len(line) and (self._torn or done > 0)
         self.failed = done != len(line)
         if self.failed:
-            raise ApiError(
-                507,
-                f"'{facts.get('action')}' ended ({facts.get('outcome')}) but cannot be logged, so no more is said",
-                "the audit log",
-                "free space on the service's disk",
-            )
+            what = f"'{facts.get('action')}' ended ({facts.get('outcome')}) but cannot be logged: no result is sent"
+            raise ApiError(507, what, "the audit log", "free space on the service's disk")
 
     def refused(self, client: str, error: ApiError, **facts: Any) -> None:
-        """Note a request that was refused before its route, within `REFUSALS` a minute.
+        """Log a request that was refused before its route, at most `REFUSALS` a minute.
 
-        Further ones are counted; the next line that is written tells how many.
+        Further ones are counted; the next line has their number.
         """
         now = time.monotonic()
         with self._lock:
@@ -100,7 +96,7 @@ class AuditLog:
             )
 
     def recovered(self) -> bool:
-        """Whether it can be written: after a failure by trying, which notes that it goes on."""
+        """Whether the file can be written; after a failure a line is tried."""
         if self.failed:
             with contextlib.suppress(ApiError):
                 self.write(action="log", outcome="resumed")
@@ -108,11 +104,11 @@ class AuditLog:
 
     @contextlib.contextmanager
     def watch(self, action: str, **facts: Any) -> Iterator[dict[str, Any]]:
-        """Log what happens inside: yields a dictionary to put results in; a refusal is logged, then raised."""
+        """Log an action and its outcome. Yields a dictionary for its results; logs a refusal, then raises it."""
         results: dict[str, Any] = {}
         try:
             yield results
-        except asyncio.CancelledError:  # a stop did not wait: what was begun may have been done
+        except asyncio.CancelledError:  # a stop did not wait: the action may have been done
             self.write(action=action, outcome="cut off", **facts, **results)
             raise
         except Exception as error:
@@ -129,7 +125,7 @@ class AuditLog:
         self.write(action=action, outcome="done", **facts, **results)
 
     def close(self) -> None:
-        """Bring it to the disk and let go of it; may be called again."""
+        """Sync and close the file; may be called again."""
         if self._file >= 0:
             if self._unlogged:
                 with contextlib.suppress(ApiError):
@@ -141,7 +137,7 @@ class AuditLog:
 
 
 def _bounded(value: Any) -> Any:
-    """With every text cut that a caller made too long for a log."""
+    """The value with all texts cut to `LONGEST`."""
     if isinstance(value, str):
         return value[:LONGEST]
     if isinstance(value, dict):

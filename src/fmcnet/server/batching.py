@@ -20,7 +20,7 @@ Embed = Callable[[NDArray[Any], Modality], FloatArray]
 
 
 BATCH_SECONDS = 0.25
-"""A batch takes no more images than the network did lately in this time: the images of others wait behind it."""
+"""A batch has no more images than the network lately embedded in this time, since other images wait behind it."""
 
 
 class _Job(NamedTuple):
@@ -30,14 +30,17 @@ class _Job(NamedTuple):
 
 
 class Batcher:
-    """Gathers single images into batches of one modality and embeds them in one thread.
+    """Gathers images of many requests into batches of one modality and embeds them in one thread.
 
-    A batch goes off when it is full or its first image has waited for `wait` seconds. Requests take turns in it,
-    image by image, and so do the modalities, batch by batch.
+    A batch starts when it is full or its first image has waited for `wait` seconds. Requests take turns image by
+    image, modalities batch by batch.
 
     Args:
-        embed: the network. batch: images at once, at most. wait: seconds. queue: images waiting, at most.
-        seen: told the size of each batch.
+        embed: the network.
+        batch: most images of a batch.
+        wait: seconds.
+        queue: most images that wait.
+        seen: called with the size of each batch.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Batcher:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """Embed what waits, then end; may be called again."""
+        """Embed the waiting images, then end; may be called again."""
         self._stopping = True
         self._wake.set()
         if self._task is not None:
@@ -80,13 +83,14 @@ class Batcher:
         self._thread.shutdown()
 
     async def embed(self, pixels: NDArray[np.uint8], modality: Sequence[Modality]) -> FloatArray:
-        """Descriptors of N images, in their order, whichever batches they were in.
+        """Descriptors of N images, in their order.
 
         Args:
-            pixels: (N, H, W, 3), N >= 1. modality: N of them.
+            pixels: (N, H, W, 3), N >= 1.
+            modality: N of them.
 
         Returns:
-            (N, E) float32, not brought to unit length.
+            (N, E) float32, not of unit length.
 
         Raises:
             ApiError: 503, when not all N fit the queue, or the service stops.
@@ -129,7 +133,7 @@ class Batcher:
                 features = await loop.run_in_executor(self._thread, self._embed, images, kind)
                 if features.shape[0] != len(jobs):
                     raise ValueError(f"{features.shape[0]} embeddings of {len(jobs)} images")
-            except Exception as error:  # the callers' to report; the next batch goes on
+            except Exception as error:  # for the callers; the next batch runs all the same
                 for job in jobs:
                     if not job.future.done():
                         job.future.set_exception(error)

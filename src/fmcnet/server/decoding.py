@@ -12,7 +12,7 @@ import logging
 import multiprocessing
 import os
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -38,18 +38,16 @@ _log = logging.getLogger(__name__)
 
 RECYCLE = 500
 """Images after which a process is replaced, so that no memory of a large image stays."""
-
-
 CROP = 2_000_000
-"""Pixels, times passes over them: up to here an image is decoded beside the large ones, within some milliseconds."""
+"""Pixels times passes over them. An image of at most these takes milliseconds, and has processes of its own."""
 START_SECONDS = 60.0
-"""For the first image of each kind of process, which waits for the process's imports on a busy machine."""
+"""For the first image of each queue, which waits for its process's imports."""
 CROP_SECONDS = 1.0
 """After which a crop is decoded again as a large image, so that it does not hold the others."""
 
 
 class Upload(NamedTuple):
-    """An image's file; the values that become 0 and 255, None: the gallery's; whether to make a picture of it."""
+    """An image file, the values that become 0 and 255 (None: as the gallery), and whether to keep a picture of it."""
 
     name: str
     data: bytes
@@ -78,28 +76,18 @@ class _Queue:
     """Images in front of some processes. Callers take turns, and so do the requests of a caller.
 
     Args:
-        rules: what an image must be, and what becomes of it.
-        limits: see `DecoderPool`.
-        processes: that decode these images.
-        initializer: what a process does first.
-        slow: takes the images that took more than `CROP_SECONDS`; None: such an image is refused, after
-            `decode_seconds`.
+        rules, limits: see `DecoderPool`.
+        slow: of the queue of crops, the queue that takes those that took more than `CROP_SECONDS`. None: this is the
+            queue of large images, which are refused after `decode_seconds`.
 
     Attributes:
         fault: why no image can be decoded now; "" when it can.
     """
 
-    def __init__(
-        self,
-        rules: DecodeRules,
-        limits: Limits,
-        processes: int,
-        initializer: Callable[[], None] | None = None,
-        slow: _Queue | None = None,
-    ) -> None:
-        self.rules, self.limits, self.processes = rules, limits, processes
+    def __init__(self, rules: DecodeRules, limits: Limits, slow: _Queue | None = None) -> None:
+        self.rules, self.limits, self._slow = rules, limits, slow
+        self._processes = limits.decoders if slow is None else 1
         self._seconds = limits.decode_seconds if slow is None else min(CROP_SECONDS, limits.decode_seconds)
-        self._initializer, self._slow = initializer, slow
         self._pool = self._make_pool()
         self._callers: OrderedDict[str, deque[deque[_Image]]] = OrderedDict()
         self._busy = 0
@@ -111,14 +99,11 @@ class _Queue:
         context = multiprocessing.get_context(method)
         if method == "forkserver":
             context.set_forkserver_preload([decode_upload.__module__])
-        return ProcessPool(self.processes, RECYCLE, self._initializer, context=context)
+        first = _yield_to_others if self._slow is None else None
+        return ProcessPool(self._processes, RECYCLE, first, context=context)
 
     def _schedule(self, image: _Image) -> Future[DecodedUpload]:
-        """Hand an image to the pool; one whose processes died is replaced once.
-
-        Raises:
-            RuntimeError: when no process can be started.
-        """
+        """Hand an image to the pool. A pool whose processes died is replaced once."""
         upload, rules = image.upload, self.rules
         rules = rules._replace(
             value_range=upload.value_range or rules.value_range, keep=upload.keep or rules.keep
@@ -149,7 +134,7 @@ class _Queue:
 
     def _submit(self) -> None:
         """Give free processes the next images."""
-        while self._busy < self.processes and self._callers:
+        while self._busy < self._processes and self._callers:
             name, requests = self._callers.popitem(last=False)
             images = requests.popleft()
             image = images.popleft()
@@ -160,7 +145,10 @@ class _Queue:
             if image.future.done():
                 continue
             if image.request.pixels > self.limits.request_pixels:
-                image.future.set_exception(self._too_many())
+                most = self.limits.request_pixels
+                what = f"the images of this request have more than {most} pixels together"
+                do = "send fewer images at once, or crops made smaller"
+                image.future.set_exception(ApiError(413, what, "images", do))
                 continue
             try:
                 job = self._schedule(image)
@@ -185,17 +173,15 @@ class _Queue:
         if not image.future.done():
             if error is None:
                 image.future.set_result(job.result())
-            elif (
-                self._slow is not None
-                and image.seconds is None
-                and isinstance(error, FutureTimeoutError)
-                and not self._stopped
-            ):
+            elif self._slow is not None and self._is_slow(error, image):
                 self._slow.put([image])
             else:
                 image.future.set_exception(self._api_error(error, image))
         if not self._stopped:
             self._submit()
+
+    def _is_slow(self, error: BaseException, image: _Image) -> bool:
+        return isinstance(error, FutureTimeoutError) and image.seconds is None and not self._stopped
 
     def _api_error(self, error: BaseException, image: _Image) -> ApiError:
         if isinstance(error, UploadError):
@@ -213,14 +199,6 @@ class _Queue:
             what = f"image '{name}' cannot be decoded ({type(error).__name__})"
         return ApiError(422, what, "images", "send the person's crop, as a plain JPEG or PNG")
 
-    def _too_many(self) -> ApiError:
-        return ApiError(
-            413,
-            f"the images of this request have more than {self.limits.request_pixels} pixels together",
-            "images",
-            "send fewer images at once, or crops made smaller",
-        )
-
 
 class DecoderPool:
     """Decodes the images of all requests: crops in a process of their own, large images in others.
@@ -231,8 +209,9 @@ class DecoderPool:
     """
 
     def __init__(self, rules: DecodeRules, limits: Limits) -> None:
-        self._large = _Queue(rules, limits, limits.decoders, _yield_to_others)
-        self._crops = _Queue(rules, limits, 1, slow=self._large)
+        self._large = _Queue(rules, limits)
+        self._crops = _Queue(rules, limits, slow=self._large)
+        self._queues = (self._crops, self._large)
 
     async def decode(self, uploads: Sequence[Upload], caller: str) -> list[DecodedUpload]:
         """The images of one request, in their order.
@@ -248,8 +227,8 @@ class DecoderPool:
         costs = await asyncio.to_thread(lambda: [decode_cost(one.data) for one in uploads])
         request = _Request(caller)
         images = [_Image(upload, loop.create_future(), request) for upload in uploads]
-        for queue, wanted in ((self._crops, False), (self._large, True)):
-            queue.put([i for i, cost in zip(images, costs, strict=True) if (cost > CROP) is wanted])
+        self._crops.put([one for one, cost in zip(images, costs, strict=True) if cost <= CROP])
+        self._large.put([one for one, cost in zip(images, costs, strict=True) if cost > CROP])
         try:
             outcomes = await asyncio.gather(*(one.future for one in images), return_exceptions=True)
         finally:
@@ -269,27 +248,26 @@ class DecoderPool:
         blank = io.BytesIO()
         Image.new("RGB", (SMALLEST, SMALLEST)).save(blank, "PNG")
         loop, upload = asyncio.get_running_loop(), Upload("blank", blank.getvalue())
-        request = _Request("the service")
-        images = [
-            _Image(upload, loop.create_future(), request, START_SECONDS) for _ in (self._crops, self._large)
-        ]
-        for queue, image in zip((self._crops, self._large), images, strict=True):
+        futures = []
+        for queue in self._queues:
+            image = _Image(upload, loop.create_future(), _Request("the service"), START_SECONDS)
             queue.put([image])
-        await asyncio.gather(*(one.future for one in images))
+            futures.append(image.future)
+        await asyncio.gather(*futures)
 
     @property
     def faults(self) -> list[str]:
         """Why images cannot be decoded now; empty when they can."""
-        return [queue.fault for queue in (self._crops, self._large) if queue.fault]
+        return [queue.fault for queue in self._queues if queue.fault]
 
     def stop(self) -> None:
         """End the processes at once; what is decoded or waits is refused."""
-        self._crops.stop()
-        self._large.stop()
+        for queue in self._queues:
+            queue.stop()
 
 
 def _yield_to_others() -> None:
-    """Let the network and the answers go first where processors are few."""
+    """Give the network and the answers priority where processors are few."""
     if hasattr(os, "nice"):
         os.nice(5)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import sqlite3
-from collections.abc import Iterator
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -24,8 +23,12 @@ from fmcnet.errors import (
 
 _log = logging.getLogger(__name__)
 
+TEXTS = ("what", "where", "do")
+"""Of an error: what was wrong, the part of the request, what helps."""
 LONGEST = 2_000
 """Most characters of a text in an error; a caller's own input may be in it."""
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+"""Errors of a disk that is full or fails."""
 
 
 class ApiError(Exception):
@@ -46,13 +49,8 @@ class ApiError(Exception):
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        body = {
-            "status": self.status,
-            "what": _clean(self.what),
-            "where": _clean(self.where),
-            "do": _clean(self.do),
-        }
-        return JSONResponse({"error": body}, self.status, headers)
+        texts = {name: _clean(getattr(self, name)) for name in TEXTS}
+        return JSONResponse({"error": {"status": self.status, **texts}}, self.status, headers)
 
 
 def overloaded(what: str, where: str = "the service") -> ApiError:
@@ -60,7 +58,7 @@ def overloaded(what: str, where: str = "the service") -> ApiError:
     return ApiError(503, what, where, "try again after the seconds of Retry-After", retry_after=1)
 
 
-def api_error_of(error: BaseException, where: str = "the request") -> ApiError:
+def api_error_of(error: BaseException) -> ApiError:
     """What to answer to an exception; one that nobody foresaw is logged, and its text kept from the caller."""
     if isinstance(error, ApiError):
         return error
@@ -78,19 +76,15 @@ def api_error_of(error: BaseException, where: str = "the request") -> ApiError:
     if isinstance(error, GalleryDamagedError):
         _log.error("%s", error)
         return ApiError(500, "the gallery is damaged", "the gallery", "the service's log names the damage")
-    if isinstance(error, GalleryError):
-        if _no_room(error):
-            _log.error("%s", error)
-            return ApiError(
-                507, "the gallery's disk is full or fails", "the gallery", "free space, try again"
-            )
-        return ApiError(422, str(error), where, "correct it and send it again")
+    if isinstance(error, GalleryError) and _no_room(error):
+        _log.error("%s", error)
+        return ApiError(507, "the gallery's disk is full or fails", "the gallery", "free space, try again")
     if isinstance(error, DataError):
         return ApiError(422, str(error), "images", "send images that Pillow can read, as JPEG or PNG")
     if isinstance(error, FmcnetError):
-        return ApiError(422, str(error), where, "correct it and send it again")
+        return ApiError(422, str(error), "the request", "correct it and send it again")
     _log.error("a request failed", exc_info=error)
-    return ApiError(500, "the service failed", where, "its log has the cause; report it if it stays")
+    return ApiError(500, "the service failed", "the request", "its log has the cause; report it if it stays")
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
@@ -108,18 +102,15 @@ def _http(error: HTTPException) -> ApiError:
     return ApiError(error.status_code, what, "path" if error.status_code in known else "body", do)
 
 
-def _no_room(error: BaseException) -> bool:
-    return any(
-        (isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS))
-        or isinstance(one, sqlite3.OperationalError)
-        for one in _causes(error)
-    )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def _no_room(error: BaseException | None) -> bool:
+    """Whether the disk, or SQLite, is the cause."""
     while error is not None:
-        yield error
+        if isinstance(error, sqlite3.OperationalError):
+            return True
+        if isinstance(error, OSError) and error.errno in DISK:
+            return True
         error = error.__cause__
+    return False
 
 
 def _clean(text: str) -> str:
@@ -134,7 +125,7 @@ ANYWHERE = (403, 405, 500)
 
 def error_schema(*only: int) -> dict[int | str, dict[str, Any]]:
     """For OpenAPI: the refusals that a route can give, by status; not said which: any of a route with a scope."""
-    fields = {"status": {"type": "integer"}, **{name: {"type": "string"} for name in ("what", "where", "do")}}
+    fields = {"status": {"type": "integer"}, **{name: {"type": "string"} for name in TEXTS}}
     inner = {"type": "object", "properties": fields, "required": list(fields)}
     schema = {"type": "object", "properties": {"error": inner}, "required": ["error"]}
     said = {

@@ -35,11 +35,22 @@ class Key:
 
     Attributes:
         name: for the audit log. scopes: of `SCOPES`. digest: SHA-256 of the secret, 64 hex digits.
+
+    Raises:
+        FmcnetError: for a name or a scope that none can have.
     """
 
     name: str
     scopes: frozenset[str]
     digest: str
+
+    def __post_init__(self) -> None:
+        name: object = self.name  # as a file has it
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.@-]{1,64}", name):
+            raise FmcnetError(f"an API key's name is 1 to 64 letters, digits and . _ @ -, not {name!r}")
+        if not self.scopes or not self.scopes <= set(SCOPES):
+            given = ", ".join(sorted(self.scopes))
+            raise FmcnetError(f"key '{name}': scopes are of {', '.join(SCOPES)}, not '{given}'")
 
     def may(self, scope: str) -> bool:
         """Whether this key has a scope; admin has all."""
@@ -50,26 +61,26 @@ class Keys:
     """All keys of a service; none: nobody is asked for one.
 
     Args:
-        keys: of the environment, or of `path` as it is now.
+        fixed: keys of the environment, which no change of the file touches.
         path: a file of keys. It is read again when it changes, so a key that is revoked there is refused at once.
             While the file is missing or damaged, no key of it is taken.
-        stamp: of the file before it was read, so that no later change is missed.
 
     Attributes:
         changed: called with the names that a change added and revoked.
+
+    Raises:
+        FmcnetError: when the file is missing or damaged, or two keys have one name.
     """
 
-    def __init__(self, keys: Iterable[Key] = (), path: Path | None = None, stamp: str | None = None) -> None:
-        self.keys = tuple(keys)
+    def __init__(self, fixed: Iterable[Key] = (), path: Path | None = None) -> None:
+        self._fixed, self._path = tuple(fixed), path
         self.changed: Callable[[list[str], list[str]], object] = lambda added, revoked: None
-        self._path, self._needed = path, path is not None or bool(self.keys)
-        self._fixed = self.keys if path is None else ()
-        self._stamp = _stamp(path) if stamp is None else stamp
-        _check_names(self.keys)
+        self._stamp = self._now()  # before the file is read, so that no later change is missed
+        self.keys = self._read()
 
     def __bool__(self) -> bool:
         """Whether a key is needed; revoking the last one lets nobody in."""
-        return self._needed
+        return self._path is not None or bool(self._fixed)
 
     def find(self, secret: str) -> Key | None:
         """The key of a secret; takes as long for a wrong one as for a right one."""
@@ -80,34 +91,30 @@ class Keys:
                 found = key
         return found
 
-    def with_fixed(self, keys: Iterable[Key]) -> Keys:
-        """These keys and others, which no change of the file touches."""
-        self._fixed = tuple(keys)
-        self.keys = (*self.keys, *self._fixed)
-        self._needed = self._needed or bool(self._fixed)
-        _check_names(self.keys)
-        return self
-
     def _reload(self) -> None:
-        stamp = _stamp(self._path)
-        if self._path is None or stamp == self._stamp:
+        now = self._now()
+        if now == self._stamp:
             return
-        self._stamp, before = stamp, {key.name for key in self.keys}
+        self._stamp, before = now, {key.name for key in self.keys}
         try:
-            self.keys = (*_read_file(self._path), *self._fixed)
-            _check_names(self.keys)
+            self.keys = self._read()
         except FmcnetError as error:
             self.keys = self._fixed
             _log.error("no key of %s is taken until it is mended: %s", self._path, error)
-        now = {key.name for key in self.keys}
-        self.changed(sorted(now - before), sorted(before - now))
+        names = {key.name for key in self.keys}
+        self.changed(sorted(names - before), sorted(before - names))
 
+    def _read(self) -> tuple[Key, ...]:
+        keys = (*(list_keys(self._path) if self._path is not None else ()), *self._fixed)
+        _check_names(keys)
+        return keys
 
-def _stamp(path: Path | None) -> str:
-    try:
-        return "" if path is None else file_state(path)
-    except OSError:
-        return ""
+    def _now(self) -> str:
+        """The state of the file; "" where it is missing."""
+        try:
+            return "" if self._path is None else file_state(self._path)
+        except OSError:
+            return ""
 
 
 def _check_names(keys: Sequence[Key]) -> None:
@@ -140,9 +147,8 @@ def read_keys(path: Path | None, environment: Mapping[str, str] = os.environ) ->
                 f"${VARIABLE}, key '{name}': its secret has characters that a header cannot carry: take letters, "
                 "digits and signs of ASCII"
             )
-        found.append(Key(_name(name), _scopes(scopes.split(","), name), hash_secret(secret)))
-    stamp = _stamp(path)
-    return Keys(_read_file(path) if path is not None else (), path, stamp).with_fixed(found)
+        found.append(Key(name, _plain(scopes.split(",")), hash_secret(secret)))
+    return Keys(found, path)
 
 
 def new_key(path: Path, name: str, scopes: Iterable[str]) -> str:
@@ -155,8 +161,8 @@ def new_key(path: Path, name: str, scopes: Iterable[str]) -> str:
     """
     secret = secrets.token_urlsafe(32)
     with _changing(path):
-        keys = _read_file(path) if path.exists() else []
-        keys.append(Key(_name(name), _scopes(scopes, name), hash_secret(secret)))
+        keys = list_keys(path) if path.exists() else []
+        keys.append(Key(name, _plain(scopes), hash_secret(secret)))
         _check_names(keys)
         _write_file(path, keys)
     return secret
@@ -168,7 +174,19 @@ def list_keys(path: Path) -> list[Key]:
     Raises:
         FmcnetError: when it is missing or damaged.
     """
-    return _read_file(path)
+    try:
+        tree = read_json(path)
+        if tree["format"] != "fmcnet-keys-1":
+            raise ValueError(f"format {tree['format']}")
+        keys = [Key(row["name"], _plain(row["scopes"]), str(row["sha256"])) for row in tree["keys"]]
+    except FileNotFoundError as error:
+        raise FmcnetError(f"there is no file of API keys at {path}: make one with fmcnet keys") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FmcnetError(f"{path} is no file of API keys: {error}; make one with fmcnet keys") from error
+    for key in keys:
+        if not re.fullmatch(r"[0-9a-f]{64}", key.digest):
+            raise FmcnetError(f"{path}, key '{key.name}': sha256 must be 64 hex digits")
+    return keys
 
 
 def revoke_key(path: Path, name: str) -> None:
@@ -178,7 +196,7 @@ def revoke_key(path: Path, name: str) -> None:
         FmcnetError: when the file is missing or damaged, or has no such key.
     """
     with _changing(path):
-        keys = _read_file(path)
+        keys = list_keys(path)
         left = [key for key in keys if key.name != name]
         if len(left) == len(keys):
             names = ", ".join(key.name for key in keys) or "none"
@@ -210,32 +228,5 @@ def _write_file(path: Path, keys: Sequence[Key]) -> None:
     write_atomically(path, write)
 
 
-def _read_file(path: Path) -> list[Key]:
-    try:
-        tree = read_json(path)
-        if tree["format"] != "fmcnet-keys-1":
-            raise ValueError(f"format {tree['format']}")
-        rows = [(_name(row["name"]), list(row["scopes"]), str(row["sha256"])) for row in tree["keys"]]
-    except FileNotFoundError as error:
-        raise FmcnetError(f"there is no file of API keys at {path}: make one with fmcnet keys") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FmcnetError(f"{path} is no file of API keys: {error}; make one with fmcnet keys") from error
-    for name, _, digest in rows:
-        if not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise FmcnetError(f"{path}, key '{name}': sha256 must be 64 hex digits")
-    return [Key(name, _scopes(scopes, name), digest) for name, scopes, digest in rows]
-
-
-def _name(name: object) -> str:
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.@-]{1,64}", name):
-        raise FmcnetError(f"an API key's name is 1 to 64 letters, digits and . _ @ -, not {name!r}")
-    return name
-
-
-def _scopes(scopes: Iterable[str], name: str) -> frozenset[str]:
-    found = frozenset(scope.strip() for scope in scopes)
-    if not found or not found <= set(SCOPES):
-        raise FmcnetError(
-            f"key '{name}': scopes are of {', '.join(SCOPES)}, not '{', '.join(sorted(found))}'"
-        )
-    return found
+def _plain(scopes: Iterable[str]) -> frozenset[str]:
+    return frozenset(scope.strip() for scope in scopes)

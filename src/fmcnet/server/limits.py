@@ -9,18 +9,23 @@ from fmcnet.errors import FmcnetError
 
 @dataclass(frozen=True)
 class Limits:
-    """Every bound of the service; memory stays below about `requests * body_bytes * 2` plus the images being decoded.
+    """Every bound of the service.
+
+    Its memory stays below about `requests * body_bytes * 2` and the images that are being decoded.
 
     Attributes:
-        head_seconds: in which the head of a request must have arrived.
-        answer_seconds: in which a caller must have read an answer. peer_connections: open at once from one address.
-        body_bytes: of one request. body_seconds: in which it must have arrived.
-        images: in one request. pixels: of one image, read from its header before it is decoded.
-        requests: at work at once, of all callers; one caller has its `share` of them; more are told to come back.
-        decoders: processes that decode large images; one more decodes crops. decode_seconds: of one image.
-        queue: images that may wait for the network; more are told to come back.
-        batch: images the network sees at once. wait: seconds that the first of them waits for others.
-        top: hits one search may ask for.
+        head_seconds, body_seconds: in which the head and the body of a request must arrive.
+        answer_seconds: in which a caller must read an answer.
+        peer_connections: open at once from one address.
+        body_bytes, images: of one request.
+        pixels: of one image, read from its header before it is decoded.
+        requests: at work at once, of all callers; one caller has its `share`. Further ones get 503.
+        decoders: processes that decode large images; one more decodes crops.
+        decode_seconds: of one image.
+        queue: images that may wait for the network. Further ones get 503.
+        batch: images that the network sees at once.
+        wait: seconds that the first image of a batch waits for others.
+        top: hits of one search.
         stop_seconds: in which a stop ends the process.
 
     Raises:

@@ -25,7 +25,8 @@ class KeptImages:
     """Crops by entry id, one file each, named by the id's hash: no id can name another file.
 
     Args:
-        folder: made if it is not there; of one gallery alone. gallery: whose.
+        folder: created where missing; it holds the crops of one gallery.
+        gallery: the gallery's name.
 
     Raises:
         FmcnetError: when the folder cannot be used, or keeps another gallery's crops.
@@ -75,11 +76,11 @@ class KeptImages:
             return None
 
     def remove(self, entry_id: str) -> None:
-        """Forget a crop, if it is there."""
+        """Remove a crop, if it is kept."""
         self.path(entry_id).unlink(missing_ok=True)
 
     def sweep(self, ids: Iterable[str]) -> int:
-        """Forget the crops of entries that are not among `ids`, as those removed by another program; how many."""
+        """Remove the crops of all entries but `ids`, such as those that another program removed; how many."""
         here = {at.name for at in self.folder.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.jpg", at.name)}
         if here:
             here -= {self.path(one).name for one in ids}
@@ -92,7 +93,7 @@ class SourceImages:
     """The files that entries came from, as far as they lie below one folder.
 
     Args:
-        root: the folder. Links are followed before it is judged where a file lies.
+        root: the folder. A file's links are followed before its place is checked.
 
     Raises:
         FmcnetError: when there is no such folder.
@@ -104,7 +105,7 @@ class SourceImages:
         self.root = root.resolve()
 
     def read(self, source: str) -> bytes | None:
-        """The file, whatever it is: only a JPEG made of its pixels may leave the machine. None: it is elsewhere."""
+        """A file's bytes, of which only a JPEG of the pixels may leave the machine; None: not below the root."""
         try:
             path = (self.root / source).resolve(strict=True)
             if not path.is_relative_to(self.root):

@@ -1,4 +1,4 @@
-"""From settings to a listening service, and to its graceful end."""
+"""Start the service from its options, and stop it gracefully."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ from fmcnet.retrieval.models import choose_model
 from fmcnet.retrieval.sqlite_connection import NAME
 from fmcnet.server.app import create_app
 from fmcnet.server.audit import AuditLog
-from fmcnet.server.connection import bounded_protocol, is_loopback
 from fmcnet.server.keys import VARIABLE, Keys, read_keys
 from fmcnet.server.limits import Limits
+from fmcnet.server.network import bounded_protocol, check_root_path, is_loopback, parse_proxies
 from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
-from fmcnet.server.proxies import check_root_path, parse_proxies
 from fmcnet.server.service import Service
 
 _log = logging.getLogger(__name__)
@@ -36,17 +35,19 @@ CONNECTIONS = 256
 
 
 @dataclass(frozen=True)
-class Serving:
-    """What `fmcnet serve` was asked for.
+class ServeOptions:
+    """The options of `fmcnet serve`.
 
     Attributes:
-        gallery: a folder or a milvus:// address. model: a folder or a shipped model's name; None: the gallery's.
-        host, port: where to listen; port 0: any free one. keys: a file of API keys.
-        audit: the log's file; None: beside the gallery. keep_images, show_sources: folders, see `Pictures`.
-        certificate, certificate_key: PEM files; with them it speaks HTTPS.
-        root_path: as "/reid", where a proxy serves it below that path. proxies: addresses of proxies whose
-            X-Forwarded-For and X-Forwarded-Proto are believed.
-        read_only: search only; a gallery that cannot be written is served so anyway.
+        gallery: a folder or a milvus:// address.
+        model: a folder or a shipped model's name; None: the gallery's.
+        host, port: where to listen; port 0: any free one.
+        keys: a file of API keys.
+        audit: the log's file; None: beside the gallery.
+        keep_images, show_sources: folders, see `Pictures`.
+        certificate, certificate_key: PEM files for HTTPS.
+        root_path, proxies: as `create_app`, the proxies as texts.
+        read_only: search only; a gallery that cannot be written is read-only anyway.
         device, threads, calibration: as `Encoder.from_pretrained`.
     """
 
@@ -70,7 +71,7 @@ class Serving:
 
 
 def audit_path(gallery: str) -> Path:
-    """Beside a folder; of a cluster's collection in the working folder."""
+    """Where a gallery's audit log is: beside its folder; of a cluster in the working folder."""
     if gallery.startswith("milvus://"):
         return Path(f"{gallery.rsplit('/', 1)[-1]}.audit.jsonl")
     folder = Path(gallery)
@@ -88,12 +89,12 @@ def _can_write(gallery: str) -> bool:
     return not (folder / NAME).is_file() or all(os.access(at, os.W_OK) for at in (folder, folder / NAME))
 
 
-def check_door(settings: Serving) -> Keys:
-    """The keys, when it may listen where it is asked to.
+def check_access(settings: ServeOptions) -> Keys:
+    """The keys of the options, whose combination is checked.
 
     Raises:
-        FmcnetError: beyond loopback without keys; for half of a certificate; for files that are not there; for a root
-            path or proxies that are none.
+        FmcnetError: beyond loopback without keys; for half of a certificate; for missing files; for an invalid root
+            path or proxy.
     """
     keys = read_keys(settings.keys)
     check_root_path(settings.root_path)
@@ -111,14 +112,14 @@ def check_door(settings: Serving) -> Keys:
     return keys
 
 
-def serve(settings: Serving) -> None:
+def serve(settings: ServeOptions) -> None:
     """Serve until SIGTERM or Ctrl-C; requests at work are finished, then the gallery is closed.
 
     Raises:
         FmcnetError: for whatever keeps it from starting.
     """
-    keys = check_door(settings)
-    with _listen(settings.host, settings.port) as door:
+    keys = check_access(settings)
+    with _listen(settings.host, settings.port) as listener:
         encoder = Encoder.from_pretrained(
             choose_model(settings.gallery, settings.model),
             device=settings.device,
@@ -149,15 +150,11 @@ def serve(settings: Serving) -> None:
         except BaseException:
             gallery.close()
             raise
-        _run(settings, keys, service, door)
+        _run(settings, keys, service, listener)
 
 
 class _Server(uvicorn.Server):
-    """Says its address once it answers there.
-
-    Attributes:
-        stop: set when a stop is asked for.
-    """
+    """Logs its address once it answers there; `stop` is set by the first signal."""
 
     def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
         super().__init__(config)
@@ -176,7 +173,7 @@ class _Server(uvicorn.Server):
             self._announce()
 
 
-def _run(settings: Serving, keys: Keys, service: Service, door: socket.socket) -> None:
+def _run(settings: ServeOptions, keys: Keys, service: Service, listener: socket.socket) -> None:
     proxies = parse_proxies(settings.proxies)
     config = uvicorn.Config(
         create_app(service, keys, root_path=settings.root_path, proxies=proxies),
@@ -196,16 +193,15 @@ def _run(settings: Serving, keys: Keys, service: Service, door: socket.socket) -
     )
     for name in ("uvicorn", "python_multipart"):  # they warn of each bad request, which anybody can send
         logging.getLogger(name).setLevel(logging.ERROR)
-    # uvicorn raises a signal again, for the handlers that were there, once it has stopped: a stop that was asked for
-    # and went well is no failure.
+    # Once stopped, uvicorn raises the signal again for the earlier handlers; a stop that went well is no failure.
     before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGINT, signal.SIGTERM)}
-    server = _Server(config, lambda: _announce(settings, keys, service, door.getsockname()[1]))
+    server = _Server(config, lambda: _announce(settings, keys, service, listener.getsockname()[1]))
     ended = threading.Event()
     watch = [server.stop, ended, settings.limits.stop_seconds]
     threading.Thread(target=_end_in_time, args=watch, name="stop", daemon=True).start()
     try:
         with ignored_broken_pipes():  # of callers and decoders that left
-            server.run(sockets=[door])
+            server.run(sockets=[listener])
     finally:
         ended.set()
         server.stop.set()
@@ -229,28 +225,24 @@ def _end_in_time(stop: threading.Event, ended: threading.Event, seconds: float) 
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a taken port is told before a model is loaded.
-
-    Raises:
-        FmcnetError: when it cannot be had.
-    """
+    """A listening socket; made before the model is loaded, so that a taken port is reported at once."""
     try:
         family, kind, number, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM
         )[0]
-        door = socket.socket(family, kind, number)
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind(address)
-        door.listen()  # two programs can bind a port, but only one can listen; early callers wait for the model
-        door.set_inheritable(False)
+        listener = socket.socket(family, kind, number)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()  # two programs can bind a port, but only one can listen; early callers wait for the model
+        listener.set_inheritable(False)
     except OSError as error:
         raise FmcnetError(
             f"cannot listen at {host} port {port}: {error.strerror or error}; choose another --port or --host"
         ) from error
-    return door
+    return listener
 
 
-def _announce(settings: Serving, keys: Keys, service: Service, port: int) -> None:
+def _announce(settings: ServeOptions, keys: Keys, service: Service, port: int) -> None:
     scheme = "https" if settings.certificate is not None else "http"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     callers = f"{len(keys.keys)} API keys" if keys else "no API keys, this machine only"

@@ -1,7 +1,8 @@
-"""Before every route: the page that sent the request, its key, requests at once, the size and speed of a body.
+"""The checks before every route: Host and Origin, key, requests at once, size and speed of the body.
 
 A caller without a valid key costs no body, no thread and no image. The body is read whole, within its bounds, before
-the route starts; it never touches the disk.
+the route starts; it never touches the disk. Starlette's TrustedHostMiddleware knows no networks such as 127.0.0.0/8,
+and FastAPI's security dependencies run after the body is read.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from collections import Counter
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from fastapi.security.utils import get_authorization_scheme_param
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fmcnet.server.audit import AuditLog
-from fmcnet.server.connection import is_loopback
 from fmcnet.server.errors import ApiError, api_error_of, overloaded
 from fmcnet.server.keys import Key, Keys
 from fmcnet.server.limits import Limits
 from fmcnet.server.metrics import Metrics
+from fmcnet.server.network import is_loopback
 
 _log = logging.getLogger(__name__)
 
@@ -37,10 +39,10 @@ HEADERS = {
 """On every answer that does not say otherwise."""
 
 AUDITED = (401, 403, 408, 413, 503)
-"""Refusals before a route that the audit log notes."""
+"""Refusals before a route that are logged."""
 
 ENDING = 4096
-"""Bytes of a body that the routes get to see how it ends."""
+"""Last bytes of a body that the routes see."""
 
 ScopeOf = Callable[[str, str], str | None]
 """Method and path to the scope that is needed; None: everybody."""
@@ -50,9 +52,11 @@ class SecurityMiddleware:
     """ASGI middleware.
 
     Args:
-        app: what it protects. keys: none: nobody needs one, and only this machine's own names are answered to.
-        scope_of: which scope a request needs. limits, metrics, audit: the service's.
-        read_only: refuse all that needs another scope than read.
+        app: what it protects.
+        keys: without keys, Host must name this machine.
+        scope_of: the scope that a request needs.
+        limits, metrics, audit: the service's.
+        read_only: refuse every request that needs another scope than read.
     """
 
     def __init__(
@@ -81,7 +85,7 @@ class SecurityMiddleware:
         start = time.perf_counter()
         try:
             await self._serve(scope, receive, answer)
-        except asyncio.CancelledError:  # a stop that waited long enough
+        except asyncio.CancelledError:  # a stop, after its time for requests at work
             self.metrics.cut_off += 1
             if not answer.started:
                 await overloaded("the service is stopping").response()(scope, receive, answer)
@@ -144,7 +148,7 @@ class SecurityMiddleware:
             self.metrics.working.set(self._working.total())
 
     def _check_page(self, headers: Headers) -> None:
-        """Other sites' pages, in the browser of somebody who may ask, may not."""
+        """Refuse pages of other sites in the browser of somebody who has access."""
         host = headers.get("host", "")
         if not self.keys and not is_loopback(_name(host) or ""):
             self.metrics.refused.labels("host").inc()
@@ -167,10 +171,8 @@ class SecurityMiddleware:
     def _key(self, headers: Headers, needed: str | None) -> Key | None:
         if not self.keys or needed is None:
             return None
-        given = headers.get("x-api-key", "")
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        if not given and scheme.lower() == "bearer":
-            given = token.strip()
+        scheme, token = get_authorization_scheme_param(headers.get("authorization"))
+        given = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
         key = self.keys.find(given)
         if key is None:
             self.metrics.refused.labels("key").inc()
@@ -243,11 +245,7 @@ class SecurityMiddleware:
 
 
 class _Answer:
-    """`send`, with the headers that every answer has; remembers what was sent.
-
-    Attributes:
-        close: end the connection with the answer, for nobody reads the body.
-    """
+    """`send` with the headers of every answer; `close` ends the connection after it, where nobody reads the body."""
 
     def __init__(self, send: Send, request: str) -> None:
         self._send, self.request = send, request
@@ -257,21 +255,11 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status, self.started = message["status"], True
-            present = {name.lower() for name, _ in message.get("headers", [])}
-            extra = {**HEADERS, "X-Request-Id": self.request}
+            headers = MutableHeaders(scope=message)
+            for name, value in {**HEADERS, "X-Request-Id": self.request}.items():
+                headers.setdefault(name, value)
             if self.close or self.status in (400, 401, 403, 408, 413, 503):
-                extra["Connection"] = "close"  # the body may not have been read
-            message = {
-                **message,
-                "headers": [
-                    *message.get("headers", []),
-                    *(
-                        (k.encode(), v.encode())
-                        for k, v in extra.items()
-                        if k.lower().encode() not in present
-                    ),
-                ],
-            }
+                headers.setdefault("Connection", "close")  # the body may not have been read
         await self._send(message)
 
 

@@ -1,4 +1,4 @@
-"""What a running service holds, and the work its routes share: uploads to embeddings, pictures, start and stop."""
+"""The running service, and the work that its routes share: uploads to embeddings, pictures, start and stop."""
 
 from __future__ import annotations
 
@@ -36,23 +36,25 @@ SWEEP_SECONDS = 3600.0
 
 
 class Caller(NamedTuple):
-    """Who sent a request: the name of its key, or its address; `gone` is set when the connection is closed."""
+    """Who sent a request: its key's name or its address. `gone` is set when the connection closes."""
 
     name: str
     gone: asyncio.Event
 
 
 class Service:
-    """One gallery, one model, and what serves them.
+    """One gallery and one model, and what serves them.
 
     Args:
-        searcher: owns encoder and gallery; the gallery is closed when the service stops.
-        audit: closed when the service stops. limits, pictures: see there; the gallery's own pictures are shown, too.
-        read_only: the gallery was opened so, and nothing is added or removed.
+        searcher: its encoder and gallery are used; the gallery is closed when the service stops.
+        audit: the audit log, closed when the service stops.
+        limits: its bounds.
+        pictures: what the page may show; the gallery's own pictures are shown, too.
+        read_only: the gallery was opened read-only.
 
     Attributes:
-        ready: the network has run once and the service does not stop.
-        changing: held while entries and their kept crops are added or removed.
+        ready: the network has run once, and the service is not stopping.
+        changing: a lock, held while entries and their kept crops are added or removed.
     """
 
     def __init__(
@@ -93,11 +95,7 @@ class Service:
         self.pictures.stored = (lambda one: self.gallery.picture(one)) if pictures else None
 
     def _reopen(self) -> None:
-        """Go on with the gallery that was put in the place of the one that was opened.
-
-        Raises:
-            ApiError: 503, when there is none, or it is of another model or range of values.
-        """
+        """Open the gallery that replaced this one; 503 where there is none, or its model or range differs."""
         with self._taking:
             with contextlib.suppress(GalleryReplacedError):
                 len(self.gallery)
@@ -124,16 +122,16 @@ class Service:
                     "put it back; the service's log says what is wrong",
                     retry_after=5,
                 ) from error
-            _log.warning("%s was replaced: the service goes on with the gallery that is there now", place)
+            _log.warning("%s was replaced: the service continues with the new gallery", place)
             old.close()
 
     # ---- start and stop ----
 
     async def start(self) -> None:
-        """Take requests.
+        """Start to take requests.
 
         Raises:
-            FmcnetError: as `warm`, if that was not done yet.
+            FmcnetError: as `warm`, which it calls where that was not done yet.
         """
         limits = self.limits
         if not self.dimension:
@@ -154,7 +152,7 @@ class Service:
         """Run the network once for each modality, so that the first request is not the slowest.
 
         Raises:
-            FmcnetError: when its embeddings do not fit the gallery, or its calibration not the model.
+            FmcnetError: its embeddings do not fit the gallery, or its calibration does not fit the model.
         """
         blank = np.zeros((1, self.encoder.height, self.encoder.width, 3), dtype=np.uint8)
         dimension = {int(self.encoder.backend(blank, modality).shape[1]) for modality in Modality}.pop()
@@ -166,12 +164,10 @@ class Service:
             )
         self.dimension = dimension
         if self.encoder.calibrated:
-            _ = (
-                self.encoder.calibration
-            )  # read, so that one of other weights is said now and not to every caller
+            self.encoder.calibration  # noqa: B018  (refuses one of other weights now, not to every caller)
 
     async def stop(self) -> None:
-        """Finish what is at work, flush the audit log, close the gallery; may be called again."""
+        """Finish the work, flush the audit log, close the gallery; may be called again."""
         self.ready = False
         if self._chores is not None:
             self._chores.cancel()
@@ -185,15 +181,15 @@ class Service:
         self.gallery.close()
 
     async def _do_chores(self) -> None:
-        """Now and then forget crops whose entries another program removed."""
+        """Every hour remove kept crops whose entries another program removed."""
         kept = self.pictures.kept
         while kept is not None:
             try:
                 gone = await self.work(lambda: kept.sweep(entry.id for entry, _ in self.gallery.scan()))
                 if gone:
-                    _log.info("forgot %d kept crops of entries that are no longer there", gone)
+                    _log.info("removed %d kept crops whose entries are gone", gone)
             except (FmcnetError, OSError) as error:
-                _log.warning("kept crops were not looked through: %s", error)
+                _log.warning("kept crops were not checked: %s", error)
             await asyncio.sleep(SWEEP_SECONDS)
 
     def _entries(self) -> float:
@@ -202,7 +198,7 @@ class Service:
         except FmcnetError:
             return float("nan")
 
-    def faults(self) -> list[str]:
+    async def faults(self) -> list[str]:
         """Why the service should get no requests now; empty: it should."""
         found = [] if self.ready else ["it is starting or stopping"]
         if self._batcher is None or not self._batcher.running:
@@ -210,15 +206,14 @@ class Service:
         if not self.audit.recovered():
             found.append("the audit log cannot be written")
         found += self._decoders.faults
+        if not found:
+            try:
+                await self.work(lambda: len(self.gallery))
+            except ApiError as error:
+                found.append(error.what)
+            except FmcnetError:
+                found.append("the gallery cannot be read")
         return found
-
-    async def gallery_faults(self) -> list[str]:
-        """As `faults`, of the gallery, which is looked at."""
-        try:
-            await self.work(lambda: len(self.gallery))
-        except (FmcnetError, ApiError) as error:
-            return [error.what if isinstance(error, ApiError) else "the gallery cannot be read"]
-        return []
 
     # ---- work ----
 
@@ -242,7 +237,7 @@ class Service:
         return decoded[0].picture
 
     async def work(self, do: Callable[[], _Result]) -> _Result:
-        """Something that blocks (the gallery, the disk), in a thread; once more where the gallery was replaced."""
+        """Run what blocks (gallery, disk) in a thread; again where the gallery was replaced."""
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._workers, do)
@@ -251,7 +246,11 @@ class Service:
             return await loop.run_in_executor(self._workers, do)
 
     def modalities(self, given: Sequence[str], images: int) -> list[Modality]:
-        """One for all, or one for each image.
+        """One modality for each image.
+
+        Args:
+            given: words, one for all images or one for each.
+            images: their number.
 
         Raises:
             ApiError: for another count, or an unknown word.
@@ -272,13 +271,12 @@ class Service:
     async def embed(
         self, uploads: Sequence[Upload], modality: Sequence[str], caller: Caller
     ) -> tuple[Embeddings, list[bytes | None], list[str]]:
-        """Uploads as unit embeddings (N, E), in their order, their pictures where those are kept, and notes.
+        """Unit embeddings (N, E) of N uploads, their pictures where those are kept, and notes.
 
-        The pixels go the way of `Encoder.encode`; only the batches are shared with other requests.
+        The pixels are processed as by `Encoder.encode`; only the batches are shared with other requests.
 
         Raises:
-            ApiError: naming each image that cannot be read, or for too many of them, when the queue is full, or when
-                the caller left.
+            ApiError: names each image that cannot be read; too many images; a full queue; the caller left.
         """
         if not uploads:
             raise ApiError(
@@ -311,11 +309,7 @@ class Service:
 
 
 async def _unless_gone(work: Coroutine[Any, Any, _Result], caller: Caller) -> _Result:
-    """The result of `work`, which is dropped when its caller leaves.
-
-    Raises:
-        ApiError: 400, when the caller left; nobody reads it, the audit log does.
-    """
+    """The result of `work`. It is cancelled when its caller leaves; the audit log notes the 400."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(caller.gone.wait())
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)

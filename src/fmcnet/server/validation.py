@@ -12,7 +12,7 @@ from python_multipart.multipart import parse_options_header
 
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import Where
-from fmcnet.retrieval.records import as_known_pid, as_modality, as_pid
+from fmcnet.retrieval.records import as_known_pid, as_pid
 from fmcnet.server.errors import ApiError
 from fmcnet.server.schemas import ModalityName, Moment
 
@@ -91,6 +91,16 @@ KnownPerson = Annotated[str, AfterValidator(_identity(as_known_pid))]
 Texts = Annotated[list[str], Query()]
 
 
+def filter_of(**given: Any) -> Where | None:
+    """The conditions of `Where` that are given; None: there is none.
+
+    Raises:
+        GalleryError: as `Where`.
+    """
+    where = Where(**{name: value or None for name, value in given.items()})
+    return None if where.anything else where
+
+
 def conditions(
     id: Texts = [],  # noqa: B006 (FastAPI copies it)
     track: Texts = [],  # noqa: B006
@@ -100,27 +110,20 @@ def conditions(
     modality: Annotated[ModalityName | None, Query()] = None,
     since: Annotated[Moment | None, Query(description="Seen at or after; with a time zone.")] = None,
     until: Annotated[Moment | None, Query(description="Seen before; with a time zone.")] = None,
-) -> Where:
+) -> Where | None:
     """As `fmcnet gallery remove` has them."""
-    return Where(
-        ids=id or None,
-        tracks=track or None,
-        cameras=camera or None,
-        pids=pid or None,
-        tags=tag or None,
-        modality=None if modality is None else as_modality(modality),
-        since=since,
-        until=until,
+    return filter_of(
+        ids=id, tracks=track, cameras=camera, pids=pid, tags=tag, modality=modality, since=since, until=until
     )
 
 
-Conditions = Annotated[Where, Depends(conditions)]
+Conditions = Annotated[Where | None, Depends(conditions)]
 
 
-def logged(where: Where) -> dict[str, Any]:
+def logged(where: Where | None) -> dict[str, Any]:
     """The conditions that are given, as the audit log notes them."""
     return {
         name: sorted(value) if isinstance(value, frozenset) else value
-        for name, value in vars(where).items()
+        for name, value in (vars(where) if where is not None else {}).items()
         if value is not None
     }

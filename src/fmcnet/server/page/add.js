@@ -6,7 +6,7 @@ import { $, call, count, make, say, toAnswer } from "./service.js";
 
 const PATIENCE = 5;
 
-/** {file, id, said, state}; state is "waiting", "added", "there" or "refused". */
+/** {file, id, said, shown, state}; shown is the address of its picture, state is "waiting", "added", "there" or "refused". */
 let queue = [];
 let working = false;
 const waiting = () => queue.filter((one) => one.state === "waiting" || one.state === "refused");
@@ -33,8 +33,9 @@ function draw() {
   $("add-go").textContent = working ? `Adding, ${due} to go…` : due ? `Add ${count(due, "crop")}` : "Add crops";
   $("add-clear").hidden = working || !queue.length;
   $("add-files").replaceChildren(...queue.map((one) => {
-    const item = make("li", {}, make("span", { className: "name", textContent: nameOf(one.file) }),
-      make("span", { textContent: one.said }));
+    one.shown ??= URL.createObjectURL(one.file);
+    const item = make("li", {}, make("img", { src: one.shown, alt: "" }),
+      make("span", { className: "name", textContent: nameOf(one.file) }), make("span", { textContent: one.said }));
     item.dataset.state = one.state;
     return item;
   }));
@@ -116,6 +117,7 @@ async function add() {
 $("add").addEventListener("submit", (event) => { event.preventDefault(); add(); });
 $("add-file").addEventListener("change", (event) => { take(event.target.files); event.target.value = ""; });
 $("add-clear").addEventListener("click", () => {
+  queue.forEach((one) => URL.revokeObjectURL(one.shown));
   queue = [];
   draw();
   checkModality();

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import Response
@@ -40,7 +41,6 @@ from fmcnet.server.service import Service
 from fmcnet.server.validation import Conditions, Person, logged, only_known
 
 _log = logging.getLogger(__name__)
-_Value = TypeVar("_Value")
 
 router = APIRouter(prefix="/v1", responses=error_schema(), dependencies=[Depends(only_known)])
 
@@ -82,12 +82,13 @@ async def add(
                 "use another key, or skip",
             )
         columns: dict[str, Any] = {
-            "camera": _column(camera, n, "camera"),
-            "time": _column(time, n, "time"),
-            "track": _column(track, n, "track"),
-            "source": _column(source, n, "source"),
-            "pid": _column(pid, n, "pid"),
+            "camera": camera,
+            "time": time,
+            "track": track,
+            "source": source,
+            "pid": pid,
         }
+        columns = {name: _column(values, n, name) for name, values in columns.items()}
         if id and len(id) != n:
             raise ApiError(422, f"{len(id)} ids for {n} images", "id", "give one for each image, or none")
         _check_clocks(time)
@@ -125,12 +126,11 @@ async def entries(
     offset: Annotated[int, Query(ge=0, le=FARTHEST)] = 0,
 ) -> EntriesBody:
     """Entries that match, without embeddings, in the order of their adding."""
-    asked = None if where.anything else where
 
     def look() -> tuple[int, list[Entry], tuple[str, ...]]:
-        found = service.gallery.scan(asked, chunk=min(offset + limit, 4096))
+        found = service.gallery.scan(where, chunk=min(offset + limit, 4096))
         rows = [entry for entry, _ in itertools.islice(found, offset, offset + limit)]
-        return service.gallery.count(asked), rows, filter_notes(service.gallery, asked)
+        return service.gallery.count(where), rows, filter_notes(service.gallery, where)
 
     total, rows, notes = await service.work(look)
     return EntriesBody(total=total, entries=[EntryBody.of(entry) for entry in rows], notes=list(notes))
@@ -150,7 +150,7 @@ async def days(
         raise ApiError(
             422, f"timezone '{timezone}' is not known", "query.timezone", "say UTC or a name as Europe/Berlin"
         ) from error
-    found = await service.work(lambda: service.gallery.days(None if where.anything else where, zone))
+    found = await service.work(lambda: service.gallery.days(where, zone))
     shown = [DayBody(**vars(one)) for one in found[:limit]]
     total = sum(one.entries for one in found)
     return DaysBody(total=total, days=shown, left_out=total - sum(one.entries for one in shown))
@@ -180,44 +180,33 @@ async def image(service: Running, sender: Sender, entry_id: str) -> Response:
 
 
 async def _get(service: Service, entry_id: str) -> Entry:
-    check_id(entry_id)
+    _check_id(entry_id)
 
-    def look() -> Entry | None:
-        for found, _ in service.gallery.scan(Where(ids=[entry_id]), chunk=1):
-            return found
-        return None
+    def look() -> list[Entry]:
+        return [entry for entry, _ in service.gallery.scan(Where(ids=[entry_id]), chunk=1)]
 
     found = await service.work(look)
-    if found is None:
-        raise absent(entry_id)
-    return found
+    if not found:
+        raise _absent(entry_id)
+    return found[0]
 
 
-def check_id(entry_id: str) -> None:
-    """Whether it can be the id of a stored entry.
-
-    Raises:
-        ApiError: 422, saying why not.
-    """
+def _check_id(entry_id: str) -> None:
+    """Refuse what cannot be the id of a stored entry."""
     try:
         as_id(entry_id, stored=True)
     except GalleryError as error:
         raise ApiError(422, str(error), "entry_id", "give the id of an entry") from error
 
 
-def absent(entry_id: str) -> ApiError:
-    """404 for an id that is not there."""
+def _absent(entry_id: str) -> ApiError:
     return ApiError(
         404, f"there is no entry '{entry_id[:256]}'", "entry_id", "look for it with a search or a list"
     )
 
 
-def _column(values: list[_Value], images: int, name: str) -> _Value | list[_Value] | None:
-    """None, one for all, or one each.
-
-    Raises:
-        ApiError: for another count.
-    """
+def _column(values: Sequence[Any], images: int, name: str) -> Any:
+    """None, one for all, or one each; another count is refused."""
     if len(values) not in (0, 1, images):
         raise ApiError(
             422, f"{len(values)} values for {images} images", name, "give none, one for all, or one each"
@@ -226,11 +215,7 @@ def _column(values: list[_Value], images: int, name: str) -> _Value | list[_Valu
 
 
 def _check_clocks(times: list[Moment]) -> None:
-    """Refuse times of clocks that were never set: `fmcnet gallery expire` would remove the entries.
-
-    Raises:
-        ApiError: 422, naming the time.
-    """
+    """Refuse times of clocks that were never set: `fmcnet gallery expire` would remove the entries."""
     try:
         for one in times:
             check_clock(one, f"time {one.isoformat()}")
@@ -274,7 +259,7 @@ async def remove_many(
 ) -> RemovedManyBody:
     """Ask with `dry_run=true`, then confirm with `expect`. One condition at least; all must hold."""
     with service.audit.watch("remove", **facts, where=logged(where), dry_run=dry_run) as log:
-        if where.anything:
+        if where is None:
             raise ApiError(
                 422,
                 "no condition is given",
@@ -309,9 +294,8 @@ def _remove(
     if ids:
         try:  # those that were counted, whatever came to match since
             service.gallery.remove(Where(ids=ids))
-        except (
-            GalleryError
-        ):  # another writer: none is gone; a reader or a full disk: all are, but the log holds them
+        except GalleryError:
+            # another writer: none is gone; a reader or a full disk: all are, but the log holds them
             gone = [entry_id for entry_id in ids if entry_id not in service.gallery]
             _forget_crops(service, gone)
             log.update(ids=gone, removed=len(gone))
@@ -330,13 +314,10 @@ def _forget_crops(service: Service, ids: list[str]) -> None:
 async def remove(service: Running, facts: AuditFacts, entry_id: str) -> RemovedBody:
     """When it answers, no file of the gallery holds the embedding, and the kept crop is gone."""
     with service.audit.watch("remove", **facts, ids=[entry_id[:256]]) as log:
-        check_id(entry_id)
-
-        def do() -> int:
-            return _remove(service, Where(ids=[entry_id]), False, None, log)[0]
-
+        _check_id(entry_id)
         async with service.changing:
-            removed = log["removed"] = await service.work(do)
+            removed, _ = await service.work(lambda: _remove(service, Where(ids=[entry_id]), False, None, log))
+        log["removed"] = removed
         if not removed:
-            raise absent(entry_id)
+            raise _absent(entry_id)
     return RemovedBody(id=entry_id, removed=removed)

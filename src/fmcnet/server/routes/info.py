@@ -1,9 +1,10 @@
-"""Routes for everybody and for machines: the page, health, metrics, what the gallery is."""
+"""Routes for everybody and for machines: the page, Swagger UI, health, metrics, what the gallery is."""
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 from fastapi import APIRouter, Depends, Request
@@ -36,6 +37,13 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """No outside requests, no inline code, no frames."""
+SWAGGER = "fastapi_offline"
+"""The package, of the extra `serve`, that brings Swagger UI's files: no request leaves."""
+SWAGGER_FILES = ("swagger-ui-bundle.js", "swagger-ui.css")
+SWAGGER_POLICY = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'").replace(
+    "blob:", "data:"
+)
+"""Swagger UI has inline styles and pictures."""
 
 
 def scope_of(method: str, path: str) -> str | None:
@@ -50,14 +58,19 @@ def scope_of(method: str, path: str) -> str | None:
 
 
 @cache
-def _file(name: str) -> bytes:
-    return (files("fmcnet.server") / "page" / name).read_bytes()
+def _file(name: str, package: str = "fmcnet.server", folder: str = "page") -> bytes:
+    return (files(package) / folder / name).read_bytes()
+
+
+def _answer(content: bytes, name: str, policy: str = POLICY) -> Response:
+    headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
+    return Response(content, media_type=TYPES[Path(name).suffix], headers=headers)
 
 
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     """The page."""
-    return _page_file("index.html")
+    return _answer(_file("index.html"), "index.html")
 
 
 @router.get("/page/{name}", include_in_schema=False)
@@ -65,12 +78,28 @@ async def page_file(name: str) -> Response:
     """A part of the page."""
     if name not in FILES:
         raise ApiError(404, "the page has no such part", "path", "open /")
-    return _page_file(name)
+    return _answer(_file(name), name)
 
 
-def _page_file(name: str) -> Response:
-    headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
-    return Response(_file(name), media_type=FILES[name], headers=headers)
+@router.get("/docs", include_in_schema=False)
+async def swagger() -> Response:
+    """The API's description as a page to read and try."""
+    if find_spec(SWAGGER) is None:
+        raise ApiError(
+            404,
+            "Swagger UI is not installed here; /openapi.json describes the API",
+            "path",
+            "install fmcnet[serve], which brings fastapi-offline, and start the service again",
+        )
+    return _answer(_file("docs.html"), "docs.html", SWAGGER_POLICY)
+
+
+@router.get("/docs/{name}", include_in_schema=False)
+async def swagger_file(name: str) -> Response:
+    """A part of Swagger UI."""
+    if name not in SWAGGER_FILES or find_spec(SWAGGER) is None:
+        raise ApiError(404, "the page has no such part", "path", "open /docs")
+    return _answer(_file(name, SWAGGER, "static"), name, SWAGGER_POLICY)
 
 
 @router.get(
@@ -90,7 +119,7 @@ async def healthz() -> StateBody:
 async def readyz(request: Request) -> Response:
     """503 while it starts or stops, or cannot do its work."""
     service: Service = request.app.state.service
-    faults = service.faults() or await service.gallery_faults()
+    faults = await service.faults()
     return JSONResponse({"ok": not faults, "faults": faults}, 503 if faults else 200)
 
 

@@ -8,13 +8,11 @@ from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 
 from fmcnet.data.depth import parse_range
 from fmcnet.errors import DataError
-from fmcnet.retrieval import Where
-from fmcnet.retrieval.records import as_modality
 from fmcnet.server.decoding import Upload
 from fmcnet.server.errors import ApiError, error_schema
 from fmcnet.server.schemas import AnswerBody, EmbeddedBody, EmbeddingsBody, ModalityName, Moment
 from fmcnet.server.service import Caller, Service
-from fmcnet.server.validation import KnownPerson, logged, only_known
+from fmcnet.server.validation import KnownPerson, filter_of, logged, only_known
 from fmcnet.types import Modality
 
 router = APIRouter(prefix="/v1", responses=error_schema(), dependencies=[Depends(only_known)])
@@ -134,12 +132,12 @@ async def search(
     with service.audit.watch("search", **facts, images=len(images), modality=modality[:2], top=top) as log:
         if top > service.limits.top:
             raise ApiError(422, f"top={top} is more than {service.limits.top}", "top", "ask for fewer")
-        where = Where(
-            cameras=camera or None,
-            tracks=track or None,
-            tags=tag or None,
-            pids=pid or None,
-            modality=None if entry_modality is None else as_modality(entry_modality),
+        where = filter_of(
+            cameras=camera,
+            tracks=track,
+            tags=tag,
+            pids=pid,
+            modality=entry_modality,
             since=since,
             until=until,
         )
@@ -149,7 +147,7 @@ async def search(
             lambda: service.searcher.answer(
                 query,
                 top=top,
-                where=None if where.anything else where,
+                where=where,
                 min_probability=min_probability,
                 fmr=fmr,
                 prior=prior,
