@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -79,6 +80,32 @@ def test_overrides_are_read_as_yaml():
     assert config.model.neck is False
     assert config.data.train_splits == ("train", "val")
     assert config.model.pretrained is None
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("augment.photometric=2", "augment.photometric = 2: input should be less than or equal to 1"),
+        ("augment.photometric=yes", "augment.photometric: true .* is no number"),
+        ("augment.photometric=.nan", "augment.photometric = nan: input should be a finite number"),
+        ("augment.photometric=", "augment.photometric = None: input should be a valid number"),
+        ("augment.photometric=[0.5]", r"augment.photometric = \[0.5\]: input should be a valid number"),
+        ("model.frozen_stripes=13", "model.frozen_stripes = 13: input should be less than or equal to 12"),
+        ("model.frozen_stripes=2.5", "model.frozen_stripes = 2.5: input should be a valid integer"),
+        ("model.frozen_stripes=on", "model.frozen_stripes: true .* is no number"),
+        ("model.frozen_stripes=2", "model: frozen_stripes needs pretrained maps .*: set pretrained"),
+        ("model.feature_weight=0", "model.feature_weight = 0: input should be greater than 0"),
+        ("model.feature_weight=no", "model.feature_weight: false .* is no number"),
+        ("model.feature_weight=2", "model: feature_weight weighs features .*: set frozen_stripes, too"),
+        ("model.tail_blocks=true", "model.tail_blocks: true .* is no number"),
+    ],
+)
+def test_a_wrong_value_is_one_line(override, fault):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    heading, line = str(caught.value).splitlines()
+    assert heading == f"1 fault in the override {override}:"
+    assert re.match(f"  {fault}", line)
 
 
 def test_settings_that_exclude_each_other():

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from fmcnet.errors import ConfigError
 from fmcnet.parsing import parse_yaml, read_yaml
@@ -50,6 +58,15 @@ REMOVED_WEIGHTS = frozenset({"model.generator_hidden", "model.generator_norm", "
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true where a number is meant, which pydantic reads as 1."""
+        kind = str(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and ("int" in kind or "float" in kind):
+            raise ValueError(f"{str(value).lower()} (as YAML reads yes, no, on and off, too) is no number")
+        return value
 
 
 class _Dumper(yaml.SafeDumper):

@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import fmcnet
-from fmcnet.errors import FmcnetError
+from fmcnet.errors import FmcnetError, one_line
 from fmcnet.plugins import BACKBONES, READERS, describe, load_plugin, plugins
 
 if TYPE_CHECKING:
@@ -296,5 +296,4 @@ def _calibration(path: str | Path | None, encoder: Encoder | None, digest: str |
 
 def _short(error: BaseException) -> str:
     """An error on one line; what is not fmcnet's own with its kind."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, FmcnetError) else f"{type(error).__name__}: {text}"
+    return " ".join(str(error).split()) if isinstance(error, FmcnetError) else one_line(error)

@@ -7,7 +7,7 @@ The command line prints that text without a traceback and ends with exit code 2.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -102,6 +102,22 @@ def translate_errors(*, compiled: bool) -> Iterator[None]:
             f"torch.compile failed ({str(error).strip().splitlines()[0]}): it needs a C++ compiler, on GPUs "
             "Triton; train with training.compile=false"
         ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """The kind and the text of an error that is not fmcnet's own."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def first_of(names: Sequence[str], most: int = 10) -> str:
+    """The first names, comma-separated, and how many more there are: "a, b and 3 more"."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def fault_lines(faults: Sequence[str], most: int = 20) -> str:
+    """The first faults, an indented line each, and how many more there are."""
+    more = [f"... and {len(faults) - most} more"] if len(faults) > most else []
+    return "\n".join(f"  {fault}" for fault in [*faults[:most], *more])
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -1,6 +1,8 @@
 """Who somebody is: the one rule by which an identity is read, wherever it is given.
 
-An identity is a text. Two are one person if and only if `parse_identity` gives the same text for both.
+An identity is a text. Two are one person if and only if `parse_identity` gives the same text for both. A variation
+selector, as of Japanese name variants, is part of the text, because Unicode's normal form NFC keeps it: names that
+differ by it alone are two persons, and `near_identities` has a note on them.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from numbers import Integral, Real
 
-from fmcnet.characters import hidden_character
+from fmcnet.characters import hidden_character, without_selectors
 from fmcnet.errors import DataError
 
 UNKNOWN = frozenset({"", "-", "?", "-1", "unknown", "none", "nan", "null", "n/a", "#n/a", "<na>"})
@@ -161,7 +163,7 @@ def _may_be_nobody(name: str) -> bool:
 def near_spelling(name: str) -> str:
     """What near spellings of one name share: "Anna B", "anna_b" and "ANNA-B" are all "annab".
 
-    Letter case, separators, leading zeros, a plus, quotes, `,0` and width do not count.
+    Letter case, separators, leading zeros, a plus, quotes, `,0`, width and variation selectors do not count.
     """
-    folded = unicodedata.normalize("NFKC", name).casefold().strip("'\"=#+ ")
+    folded = unicodedata.normalize("NFKC", without_selectors(name)).casefold().strip("'\"=#+ ")
     return LEADING_ZEROS.sub("", SEPARATORS.sub("", re.sub(r"(\d),0+$", r"\1", folded))).lstrip("+")

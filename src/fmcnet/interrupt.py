@@ -34,11 +34,26 @@ def ignored_broken_pipes() -> Iterator[None]:
     The command line ends in silence when nobody reads its output, as in `fmcnet info RUN | head`. A command that
     talks to processes or callers needs the opposite.
     """
-    if not hasattr(signal, "SIGPIPE") or threading.current_thread() is not threading.main_thread():
+    with _ignored("SIGPIPE"):
+        yield
+
+
+@contextlib.contextmanager
+def deaf_processes() -> Iterator[None]:
+    """Processes that are started meanwhile ignore Ctrl-C: who started them ends them, and they show no traceback."""
+    with _ignored("SIGINT"):
+        yield
+
+
+@contextlib.contextmanager
+def _ignored(name: str) -> Iterator[None]:
+    """Ignore a signal, where the system has it and this thread may."""
+    number = getattr(signal, name, None)
+    if number is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGPIPE, before)
+        signal.signal(number, before)

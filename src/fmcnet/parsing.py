@@ -125,12 +125,7 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"line {line}: the character U+{int(error.character):04X} is not allowed") from error
     except ValueError as error:  # which may repeat a value of the file
         raise ValueError(f"{error!s:.200}") from error
-    except (
-        AttributeError,
-        KeyError,
-        TypeError,
-        OverflowError,
-    ) as error:  # a wrong value after a tag, as !!bool x
+    except (AttributeError, KeyError, TypeError, OverflowError) as error:  # after a tag, as !!bool x
         raise ValueError(f"a value does not fit its tag ({error})") from error
 
 
@@ -174,7 +169,7 @@ class _Loader(yaml.SafeLoader):
 _INTEGER = "tag:yaml.org,2002:int"
 _Loader.add_implicit_resolver(_INTEGER, re.compile(r"(?:[-+]?[0-9]+|0x[0-9a-fA-F]+)\Z"), list("-+0123456789"))
 _Loader.add_constructor(
-    _INTEGER, lambda _, node: _bounded(int, node.value, 16 if node.value.startswith("0x") else 10)
+    _INTEGER, lambda _, node: _integer(node.value, 16 if node.value.startswith("0x") else 10)
 )
 
 
@@ -184,13 +179,9 @@ def _children(node: Any) -> list[Any]:
     return cast(list[Any], node.value)
 
 
-def _integer(digits: str) -> int:
-    return cast(int, _bounded(int, digits))
-
-
-def _bounded(read: Callable[..., Any], *given: Any) -> Any:
+def _integer(digits: str, base: int = 10) -> int:
     try:
-        value = read(*given)
+        value = int(digits, base)
     except ValueError:  # Python's limit of digits
         value = LARGEST_INTEGER
     if abs(value) >= LARGEST_INTEGER:

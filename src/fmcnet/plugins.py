@@ -15,7 +15,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from fmcnet.errors import ConfigError
+from fmcnet.errors import ConfigError, one_line
 
 BACKBONES, READERS = "fmcnet.backbones", "fmcnet.readers"
 
@@ -48,7 +48,7 @@ def load_plugin(point: EntryPoint) -> Any:
     try:
         made = point.load()
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(error)
         raise ConfigError(
             f"{describe(point)} cannot be loaded ({reason}). Mend or uninstall that package."
         ) from error

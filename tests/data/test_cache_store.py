@@ -4,7 +4,6 @@ import errno
 import json
 import logging
 import os
-import pickle
 import subprocess
 import tracemalloc
 import zlib
@@ -134,18 +133,6 @@ def test_of_a_large_file_a_spread_is_checked(
         stored[at] ^= 1
         path.write_bytes(stored)
         assert ImageCache(table, 12, 6, folder=tmp_path / "cache").built is found
-
-
-def test_a_pickled_cache_is_a_path(tmp_path: Path, table: Table) -> None:
-    cache = ImageCache(table, *SIZE, folder=tmp_path / "cache")
-    sent = pickle.dumps(cache)
-    assert len(sent) < 100_000 < cache.images.nbytes
-    again = pickle.loads(sent)
-    assert isinstance(again.images, np.memmap)
-    np.testing.assert_array_equal(again.images, cache.images)
-    cache.path.unlink()
-    with pytest.raises(DataError, match="is gone or damaged"):
-        pickle.loads(sent)
 
 
 def test_building_never_holds_many_images(tmp_path: Path, table: Table, small_blocks: None) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fmcnet.data.check import summary
-from fmcnet.data.readers import read_dataset
+from fmcnet.data.readers import csv, read_dataset
 from fmcnet.data.readers.csv import read_csv, write_csv
 from fmcnet.data.table import fingerprint
 from fmcnet.errors import DataError
@@ -186,6 +186,18 @@ def test_many_faults_are_counted(file: Path) -> None:
     with pytest.raises(DataError, match=r"has 35 faults(.|\n)*no19.png(.|\n)*and 15 more") as caught:
         read_csv(file)
     assert "no20.png" not in str(caught.value)
+
+
+def test_a_file_of_wrong_rows_is_not_read_to_its_end(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    find = csv._find_file
+    monkeypatch.setattr(csv, "_find_file", lambda path, base: looked.append(path) or find(path, base))
+    file.write_text("path,pid,modality\n" + "".join(f"no{n}.png,a,vis\n" for n in range(300_000)))
+    with pytest.raises(
+        DataError, match=r"has 1,000 faults or more: it was read no further:(.|\n)*and 980 more"
+    ):
+        read_csv(file)
+    assert len(looked) == 1000
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -300,6 +301,54 @@ def test_continues_after_a_kill(tmp_path: Path) -> None:
             image.load()
 
 
+def test_ctrl_c_is_one_line_and_half_a_dataset_is_no_dataset(tmp_path: Path) -> None:
+    root = tmp_path / "wild"
+    command = [sys.executable, "-m", "fmcnet", "data", "generate", "--layout", "wild", "--preset", "small"]
+    command += ["--workers", "2", "--out", str(root)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    limit = time.monotonic() + 60
+    while not list(root.glob("images/*/*.jpg")) and time.monotonic() < limit:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.splitlines()[-1] == "fmcnet: interrupted: the same command continues it"
+    assert "Traceback" not in told
+    assert 0 < len(list(root.glob("images/*/*.jpg"))) < 850 * 8
+    for source, layout in ((root, "auto"), (root / "people.csv", "csv")):
+        for training in (True, False):
+            with pytest.raises(
+                DataError, match="generation was interrupted: call the same fmcnet data generate"
+            ):
+                read_dataset(source, layout=layout, training=training)
+
+
+def test_a_dataset_that_lost_images_is_not_whole_until_they_are_there_again(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    generate("wild", "tiny", 1, root, workers=1, **SMALL)
+    whole = (root / "generated.json").read_bytes()
+    next(root.glob("images/*/*.jpg")).unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["fmcnet.synthetic.generate"], "write_images", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            generate("wild", "tiny", 1, root, workers=1, **SMALL)
+    with pytest.raises(DataError, match="was interrupted"):
+        read_dataset(root)
+    generate("wild", "tiny", 1, root, workers=1, **SMALL)
+    assert (root / "generated.json").read_bytes() == whole
+
+
+def interrupted(*_: object) -> int:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_manifest_holds_is_refused(seed: int, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"the seed must lie in .*, got {seed}"):
+        generate("wild", "tiny", seed, tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
 def test_refuses_other_arguments_and_other_folders(
     sysu: tuple[Path, GeneratedSummary], tmp_path: Path
 ) -> None:
@@ -327,6 +376,9 @@ def test_refuses_other_arguments_and_other_folders(
         ("sysu", "tiny", {"height": 5}, "height = 5"),
         ("regdb", "tiny", {"train_ids": 5}, "halves"),
         ("sysu", "full", {"train_ids": 5}, "real_counts"),
+        ("Wild", "tiny", {}, "layout 'Wild' is not one of sysu, regdb, llcm, wild"),
+        ("wild", "tiny", {"val_ids": 0}, "val_ids = 0 must lie in 1..1000"),
+        ("wild", "tiny", {"real_counts": 1}, "real_counts"),
     ],
 )
 def test_bad_arguments(

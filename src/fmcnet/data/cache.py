@@ -7,7 +7,6 @@ import logging
 import os
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,6 @@ from fmcnet.data.cache_store import (
     UnusableCacheError,
     free_memory,
     lock_path,
-    map_cache,
     mib,
     open_cache,
     read_description,
@@ -27,8 +25,7 @@ from fmcnet.data.cache_store import (
     require_disk,
     write_cache,
 )
-from fmcnet.data.depth import Remarks
-from fmcnet.data.images import REMARKS, decode_images, raise_unreadable
+from fmcnet.data.images import decode_images, raise_unreadable
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
 from fmcnet.files import file_state, lock_file
@@ -54,7 +51,6 @@ class ImageCache:
     - A .json beside the file holds its checksum, which is checked on opening. A damaged file is built again, with a
       warning.
     - Of several processes one builds, and the others wait and map the same file.
-    - Pickled, for worker processes, a stored cache is its path and not its pixels.
 
     Args:
         table: the images; `images[i]` belongs to row i.
@@ -112,40 +108,22 @@ class ImageCache:
 
     def digest(self) -> str:
         """CRC-32 of the pixels, 8 hex digits: of all up to 4 GiB, else of an even spread of 10,000 images."""
-        count = len(self.images)
-        rows = np.arange(count)
+        rows = np.arange(len(self.images))
         if self.images.nbytes > 4 * 2**30:
-            rows = np.unique(np.linspace(0, count - 1, 10_000).astype(np.int64))
+            rows = np.unique(np.linspace(0, len(rows) - 1, 10_000).astype(np.int64))
         value = 0
-        for at in range(0, len(rows), 64):
-            value = zlib.crc32(np.ascontiguousarray(self.images[rows[at : at + 64]]).data, value)
+        for row in rows:
+            value = zlib.crc32(self.images[row].data, value)
         return f"{value:08x}"
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the pixels, where they are in a file."""
-        return {k: v for k, v in self.__dict__.items() if k != "images" or self.path is None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if self.path is not None:
-            try:
-                self.images = map_cache(self.path, self._shape)
-            except UnusableCacheError as error:
-                raise DataError(
-                    f"the image cache {self.path} is gone or damaged ({error}): start again"
-                ) from error
-
     def _store(self, target: Path) -> None:
         """Build the file, unless another process builds it first; OSError when it cannot be stored."""
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with lock_file(
-            lock_path(target),
-            waiting="another process builds this image cache: waiting for it",
-            optional=True,
-        ) as locked:
+        waiting = "another process builds this image cache: waiting for it"
+        with lock_file(lock_path(target), waiting=waiting, optional=True) as locked:
             try:
                 self.images = open_cache(target, self._shape)
                 return
@@ -159,11 +137,7 @@ class ImageCache:
             series = _series(self.table, self.height, self.width)
             root = str(self.table.root.resolve())
             description = {"series": series, "root": root, "images": len(self.table)}
-            write_cache(target, self._shape, description, self._fill)
-            try:
-                self.images = map_cache(target, self._shape)
-            except UnusableCacheError as error:
-                raise OSError(f"{target} does not hold what was written: {error}") from error
+            self.images = write_cache(target, self._shape, description, self._fill)
             self.built = True
         for other in target.parent.glob(f"*-{self.height}x{self.width}-*.npy"):
             if other != target and (read_description(other) or {}).get("series") == series:
@@ -186,27 +160,18 @@ class ImageCache:
                 f"FMCNET_CACHE to a folder with {mib(1.1 * need)} free, or make data.height and data.width smaller"
             )
         _log.warning(
-            "the image cache folder %s cannot be used (%s): holding %d images (%s) in memory; "
-            "set data.cache or FMCNET_CACHE to a folder with room",
-            folder,
-            reason,
-            count,
-            mib(need),
+            f"the image cache folder {folder} cannot be used ({reason}): holding {count} images ({mib(need)}) in "
+            "memory; set data.cache or FMCNET_CACHE to a folder with room"
         )
 
     def _fill(self, put: PutImage) -> None:
-        """Decode every row and hand it to `put`; log the remarks on doubtful images."""
-        remarks = Remarks()
+        """Decode every row and hand it to `put`."""
 
         def store(row: int, image: Image.Image) -> None:
-            for kind in image.info[REMARKS]:
-                remarks.add(kind, str(self.table.path[row]))
             put(row, resize(image, self.height, self.width))
 
         faults = decode_images(self.table, store, self._workers, "caching images", self._progress)
         raise_unreadable(self.table, faults)
-        for line in remarks.lines():
-            _log.warning("%s", line)
 
 
 def resize(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:

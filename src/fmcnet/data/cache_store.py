@@ -55,7 +55,7 @@ def open_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         shape: (N, H, W, 3).
 
     Returns:
-        As `map_cache`.
+        (N, H, W, 3) uint8, memory-mapped, read-only.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -75,25 +75,13 @@ def open_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         raise UnusableCacheError(str(error)) from error
     if description.get("crc32") != checksum:
         raise UnusableCacheError(f"its checksum should be {description.get('crc32')}, not {checksum}")
-    images = map_cache(path, shape)
+    images = _map(path, shape)
     with contextlib.suppress(OSError):
         os.utime(path.with_suffix(".json"))
     return images
 
 
-def map_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Memory-map a cache, read-only, without its checksum.
-
-    Args:
-        path: the .npy file.
-        shape: (N, H, W, 3).
-
-    Returns:
-        (N, H, W, 3) uint8.
-
-    Raises:
-        UnusableCacheError: the file is missing, cut, or holds something else.
-    """
+def _map(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     try:
         images: NDArray[np.uint8] = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
@@ -105,7 +93,7 @@ def map_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 def write_cache(
     path: Path, shape: tuple[int, ...], description: dict[str, Any], fill: Callable[[PutImage], None]
-) -> None:
+) -> NDArray[np.uint8]:
     """Write NAME.npy and then NAME.json, each under a temporary name until it is whole.
 
     Images go to the file one by one, so memory holds only those being decoded.
@@ -116,8 +104,11 @@ def write_cache(
         description: further entries of the .json.
         fill: stores every image with the function that it is given.
 
+    Returns:
+        As `open_cache`.
+
     Raises:
-        OSError: the disk is full or cannot be written; nothing is left behind.
+        OSError: the disk is full, cannot be written or does not hold what was written.
     """
     image_size = int(np.prod(shape[1:]))
     turn = threading.Lock()
@@ -152,6 +143,9 @@ def write_cache(
     try:
         text = json.dumps(content, indent=1)
         write_atomically(path.with_suffix(".json"), lambda to: to.write_text(text, encoding="utf-8"), mode)
+        return _map(path, shape)
+    except UnusableCacheError as error:
+        raise OSError(f"{path} does not hold what was written: {error}") from error
     except OSError:
         path.unlink(missing_ok=True)
         raise

@@ -11,7 +11,7 @@ import numpy as np
 
 from fmcnet.data.images import verify_images
 from fmcnet.data.readers import MARKERS, check_layout, detect_layout, read_dataset
-from fmcnet.data.readers.common import DatasetFolder
+from fmcnet.data.readers.common import MANIFEST, DatasetFolder
 from fmcnet.data.readers.regdb import KINDS, TRIALS
 from fmcnet.data.readers.sysu import INFRARED_CAMERAS
 from fmcnet.data.table import SPLITS, Table
@@ -170,12 +170,7 @@ def check(
     problems: list[str] = []
     notes: list[str] = []
     tables: list[Table] = []
-    manifest = root / "generated.json"
-    generated = manifest.is_file()
-    if generated and b'"complete": true' not in manifest.read_bytes():
-        problems.append(
-            "its generation was interrupted: call the same fmcnet data generate again, which continues it"
-        )
+    generated = (root / MANIFEST).is_file()
     parts = _parts(root, layout) if root.is_dir() else []
     trials, absent = _trials(root) if layout == "regdb" and root.is_dir() else ([1], [])
     if absent:
@@ -184,7 +179,7 @@ def check(
         try:
             table = read_dataset(root, layout=layout, trial=trial)
         except DataError as error:
-            problems.append(str(error))
+            problems += [str(error)] if str(error) not in problems else []
         else:
             tables.append(table)
             notes += [note for note in table.notes if note not in notes]

@@ -7,7 +7,7 @@ import logging
 import re
 import struct
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from fmcnet.data.depth import DROPPED, NO_RANGE, PAGES, Remarks, ValueRange, eig
 from fmcnet.data.listing import AVIF_BRANDS, HEIC_BRANDS
 from fmcnet.data.table import Table
 from fmcnet.data.tiff import is_tiff, read_tiff
-from fmcnet.errors import DataError
+from fmcnet.errors import DataError, fault_lines
+from fmcnet.progress import Progress
 
-MAX_LISTED = 20
 _log = logging.getLogger(__name__)
 
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
@@ -301,7 +301,6 @@ def decode_images(
     Returns:
         (path, reason) of each image that cannot be read, in the table's order.
     """
-
     remarks = Remarks()
 
     def decode(row: int) -> str:
@@ -315,15 +314,11 @@ def decode_images(
         use(row, image)
         return ""
 
-    show = sys.stderr.isatty() if progress is None else progress
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        reasons: Iterable[str] = pool.map(decode, range(len(table)))
-        if show:
-            from rich.console import Console
-            from rich.progress import track
-
-            reasons = track(reasons, label, total=len(table), console=Console(stderr=True), transient=True)
-        faults = [(str(table.path[row]), reason) for row, reason in enumerate(reasons) if reason]
+    faults: list[tuple[str, str]] = []
+    with ThreadPoolExecutor(max(1, workers)) as pool, Progress(label, len(table), show=progress) as bar:
+        for row, reason in enumerate(pool.map(decode, range(len(table)))):
+            faults += [(str(table.path[row]), reason)] if reason else []
+            bar.advance()
     for line in remarks.lines(NO_RANGE):
         _log.warning("%s", line)
     return faults
@@ -333,10 +328,9 @@ def raise_unreadable(table: Table, faults: Sequence[tuple[str, str]]) -> None:
     """Raise the error that lists these faults of a table's images, if there is one."""
     if not faults:
         return
-    lines = "\n".join(f"  {path}: {reason}" for path, reason in faults[:MAX_LISTED])
-    more = f"\n  ... and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
+    lines = fault_lines([f"{path}: {reason}" for path, reason in faults])
     raise DataError(
-        f"{len(faults)} of {len(table)} images under {table.root} cannot be read:\n{lines}{more}\n"
+        f"{len(faults)} of {len(table)} images under {table.root} cannot be read:\n{lines}\n"
         "Copy or download them again, or remove them."
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.characters import printable
+from fmcnet.errors import first_of
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -147,9 +148,7 @@ def ignored_line(ignored: tuple[Ignored, ...]) -> str:
         return ""
     reasons = ignored_facts(ignored)["reasons"]
     kinds = ", ".join(f"{count} {reason}" for reason, count in list(reasons.items())[:6])
-    names = ", ".join(printable(one.path) for one in ignored[:3])
-    more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
-    return f"ignored {len(ignored)}: {kinds}; {names}{more}"
+    return f"ignored {len(ignored)}: {kinds}; {printable(first_of([one.path for one in ignored], 3))}"
 
 
 def number_of(text: str) -> int | None:

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 from fmcnet.characters import printable
 from fmcnet.data.listing import Ignored, ignored_facts, ignored_line, list_folder
 from fmcnet.data.readers.csv import read_csv
-from fmcnet.errors import DataError
+from fmcnet.errors import DataError, first_of
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.types import MODALITY_WORDS, NO_PID, Modality
 
 COLUMNS = ("path", "pid", "modality", "camid", "split")
-SHOWN = 2
 _WORD = re.compile(r"(?:^|[-_. ])([a-z]+)(?=$|[-_. ])", re.IGNORECASE)
 
 
@@ -115,9 +114,10 @@ def make_pairs(
     names = sorted(day.keys() & night.keys())
     identities = _identities([(day[name], night[name]) for name in names], sides, folders)
     if len(set(identities)) < 2:
+        shown = [first_of([str(crop.path) for crop in side.crops], 2) for side in sides]
         raise DataError(
             f"{visible} and {infrared} have {len(set(identities))} identities in common, training needs 2: crops of "
-            f"one moment must have one name in both. There are {_some(sides[0])} and {_some(sides[1])}"
+            f"one moment must have one name in both. There are {' and '.join(shown)}"
         )
     here = out.resolve().parent
 
@@ -257,8 +257,3 @@ def _identities(pairs: list[tuple[_Crop, _Crop]], sides: list[_Side], folders: b
                 group[b] = a
     numbers: dict[int, str] = {}
     return [numbers.setdefault(head(at), f"person-{len(numbers) + 1}") for at in range(len(pairs))]
-
-
-def _some(side: _Side) -> str:
-    listed = [str(crop.path) for crop in side.crops]
-    return ", ".join(listed[:SHOWN]) + (f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else "")

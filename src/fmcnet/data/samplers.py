@@ -91,10 +91,8 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
         if len(self.pids) < needed:
             ranks = f" x {world} processes" if world > 1 else ""
             enough = len(self.pids) // world
-            advice = (
-                f"lower the number of identities in a batch (data.identities) to {enough} or less, or "
-                * (enough > 1)
-            )
+            lower = f"lower the number of identities in a batch (data.identities) to {enough} or less, or "
+            advice = lower if enough > 1 else ""
             raise DataError(
                 f"a batch needs {identities} identities{ranks}, but only {len(self.pids)} of those to train on have "
                 f"both visible and infrared images: {advice}give more training identities"
@@ -123,22 +121,16 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
 
         The halves are aligned: position `p * K + k` holds the k-th image of the p-th identity in both.
         """
-        visible, infrared = self.plan(epoch)
-        own = slice(self.rank * self.identities, (self.rank + 1) * self.identities)
-        for step in range(start, self.steps):
-            yield visible[step, own].reshape(-1), infrared[step, own].reshape(-1)
-
-    def plan(self, epoch: int) -> tuple[IntArray, IntArray]:
-        """Draw the rows of a whole epoch, all ranks: visible and infrared, each (steps, world * P, K)."""
         rng = np.random.default_rng([self.seed & (2**63 - 1), epoch])
-        size = self.identities * self.world
-        stream = _Stream(np.arange(len(self.pids)), rng)
-        drawn = [stream.take(size) for _ in range(self.steps)]
+        drawn_pids = _Stream(np.arange(len(self.pids)), rng)
+        drawn = [drawn_pids.take(self.identities * self.world) for _ in range(self.steps)]
         halves = []
         for rows in self._rows:
             streams = [_Stream(own, rng) for own in rows]
             halves.append(np.array([[streams[i].take(self.images) for i in step] for step in drawn]))
-        return halves[0], halves[1]
+        own = slice(self.rank * self.identities, (self.rank + 1) * self.identities)
+        for step in range(start, self.steps):
+            yield halves[0][step, own].reshape(-1), halves[1][step, own].reshape(-1)
 
     def _notes(self, rows: Sequence[dict[int, IntArray]]) -> tuple[str, ...]:
         notes = []
@@ -181,13 +173,8 @@ def _rows_by_pid(
 ) -> dict[int, IntArray]:
     """Rows of each identity in one modality, ascending."""
     rows = np.flatnonzero(modality == kind.code)
-    order = rows[np.argsort(pid_labels[rows], kind="stable")]
-    pids, starts = np.unique(pid_labels[order], return_index=True)
-    if not len(pids):
-        return {}
-    return {
-        int(pid): own.astype(np.int64) for pid, own in zip(pids, np.split(order, starts[1:]), strict=True)
-    }
+    pids = pid_labels[rows]
+    return {int(pid): rows[pids == pid] for pid in np.unique(pids)}
 
 
 def identities_of(config: Config, world: int) -> int:

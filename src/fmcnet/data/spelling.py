@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
 
+from fmcnet.characters import without_selectors
 from fmcnet.identities import LEADING_ZEROS, SEPARATORS
 
 _PREFIX = re.compile(r"^(?:camera|cam|c)(?=\d)")
@@ -23,8 +24,11 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
 
 
 def spelling(name: str) -> str:
-    """What several spellings of one name share: "1", "01", "cam1", "Cam 01" and "camera_1" are all "1"."""
-    folded = unicodedata.normalize("NFKC", name).casefold()
+    """What several spellings of one name share: "1", "01", "cam1", "Cam 01" and "camera_1" are all "1".
+
+    Letter case, width and variation selectors do not count.
+    """
+    folded = unicodedata.normalize("NFKC", without_selectors(name)).casefold()
     return LEADING_ZEROS.sub("", _PREFIX.sub("", SEPARATORS.sub("", folded)))
 
 

@@ -102,16 +102,16 @@ def camera(layout: str, seed: int, camid: int, infrared: bool) -> Camera:
     number = LAYOUT_NUMBERS[layout]
     spectrum, place, outdoor = _placements(layout, "nir" if infrared else "visible")[camid]
     rng = np.random.default_rng([7201, seed, number, camid, int(infrared)])
-    warmth = float(rng.normal(0.0, 0.11))
+    warmth = rng.normal(0.0, 0.11)
     tint = np.exp(np.array([warmth, 0.0, -warmth]))
-    key = tint * (float(rng.uniform(0.9, 1.3)) if outdoor else float(rng.uniform(0.5, 0.85)))
-    ambient = (0.5 + 0.5 * tint) * float(rng.uniform(0.45, 0.65))
+    key = tint * (rng.uniform(0.9, 1.3) if outdoor else rng.uniform(0.5, 0.85))
+    ambient = (0.5 + 0.5 * tint) * rng.uniform(0.45, 0.65)
     mixing = np.eye(3) * 1.12 - 0.04 + rng.normal(0.0, 0.03, (3, 3))
     mixing *= 1.0 / mixing.sum(axis=1, keepdims=True) * np.exp(rng.normal(0.0, 0.06, (3, 1)))
     low_light = 0.7 if layout == "llcm" else 1.0
-    exposure = low_light * float(rng.uniform(0.75, 1.10)) / float(np.mean(key) * 0.55 + np.mean(ambient))
-    noise = float(rng.uniform(1.2, 3.0)) * (1.6 if layout == "llcm" else 1.0)
-    native, blur = float(rng.uniform(0.75, 1.0)), float(rng.uniform(0.1, 0.5))
+    exposure = low_light * rng.uniform(0.75, 1.10) / float(np.mean(key) * 0.55 + np.mean(ambient))
+    noise = rng.uniform(1.2, 3.0) * (1.6 if layout == "llcm" else 1.0)
+    native, blur = rng.uniform(0.75, 1.0), rng.uniform(0.1, 0.5)
     if spectrum == "nir":
         noise, blur = 1.3 * noise, blur + 0.1
     elif spectrum == "thermal":
@@ -121,18 +121,18 @@ def camera(layout: str, seed: int, camid: int, infrared: bool) -> Camera:
         spectrum=spectrum,
         place=place,
         outdoor=outdoor,
-        pitch=float(rng.uniform(0.06, 0.34)),
-        distance=float(rng.uniform(4.0, 9.0)),
-        light=(float(rng.uniform(-1.2, 1.2)), float(rng.uniform(0.5, 1.2))),
+        pitch=rng.uniform(0.06, 0.34),
+        distance=rng.uniform(4.0, 9.0),
+        light=(rng.uniform(-1.2, 1.2), rng.uniform(0.5, 1.2)),
         key=_triple(key),
         ambient=_triple(ambient),
         response=tuple(float(v) for v in mixing.reshape(-1)),
         exposure=exposure,
-        gamma=float(rng.uniform(0.42, 0.52)),
+        gamma=rng.uniform(0.42, 0.52),
         blur=blur,
         noise=noise,
         native=native,
-        lamp=(float(rng.uniform(0.95, 1.5)), float(rng.uniform(0.05, 0.22))),
+        lamp=(rng.uniform(0.95, 1.5), rng.uniform(0.05, 0.22)),
     )
     return _randomized(drawn, rng) if layout == "wild" else drawn
 
@@ -144,7 +144,7 @@ def _randomized(cam: Camera, rng: np.random.Generator) -> Camera:
     """
 
     def maybe(share: float, low: float, high: float) -> float:
-        value, hit = float(rng.uniform(low, high)), rng.random() < share
+        value, hit = rng.uniform(low, high), rng.random() < share
         return value if hit else 0.0
 
     sodium, dark = maybe(0.2, 0.5, 1.0), maybe(0.35, 0.4, 1.5)
@@ -153,14 +153,14 @@ def _randomized(cam: Camera, rng: np.random.Generator) -> Camera:
     return replace(
         cam,
         key=_triple(np.array(cam.key) * tint),
-        ambient=_triple(np.array(cam.ambient) * tint * float(rng.uniform(0.3, 1.2))),
+        ambient=_triple(np.array(cam.ambient) * tint * rng.uniform(0.3, 1.2)),
         exposure=cam.exposure * float(np.exp(rng.normal(0.0, 0.15) - dark)),
-        gamma=float(rng.uniform(0.36, 0.62)),
-        blur=float(rng.uniform(0.3, 1.3)) if thermal else float(rng.uniform(0.1, 1.1)),
+        gamma=rng.uniform(0.36, 0.62),
+        blur=rng.uniform(0.3, 1.3) if thermal else rng.uniform(0.1, 1.1),
         noise=float(np.exp(rng.uniform(0.3, 2.2))),
-        native=float(rng.uniform(0.3, 0.8)) if thermal else float(rng.uniform(0.35, 1.0)),
-        lamp=(float(rng.uniform(0.5, 2.0)), float(rng.uniform(0.02, 0.5))),
-        span=(float(rng.uniform(4.0, 18.0)), float(rng.uniform(27.0, 42.0))),
+        native=rng.uniform(0.3, 0.8) if thermal else rng.uniform(0.35, 1.0),
+        lamp=(rng.uniform(0.5, 2.0), rng.uniform(0.02, 0.5)),
+        span=(rng.uniform(4.0, 18.0), rng.uniform(27.0, 42.0)),
         inverted=bool(maybe(0.15, 0.5, 1.0)),
         motion=maybe(0.3, 0.01, 0.05),
         glare=0.0 if thermal else maybe(0.2, 0.2, 0.9),
@@ -191,7 +191,7 @@ def _sense(
     native = (max(8, round(size[0] * cam.native * gain)), max(16, round(size[1] * cam.native * gain)))
     image = image.resize(native, Image.Resampling.BILINEAR)
     if cam.motion > 0.0:
-        image = _moved(image, max(1, round(cam.motion * native[1] * float(rng.uniform(0.3, 1.0)))))
+        image = _moved(image, max(1, round(cam.motion * native[1] * rng.uniform(0.3, 1.0))))
     blur = cam.blur * native[1] / 128.0
     if blur > 0.25:
         image = image.filter(ImageFilter.GaussianBlur(blur))
@@ -224,15 +224,15 @@ def _lit(radiance: Float, cam: Camera, rng: np.random.Generator) -> Float:
     h, w = radiance.shape[:2]
     y, x = np.arange(h, dtype=np.float32)[:, None] / h, np.arange(w, dtype=np.float32)[None, :] / w
     if cam.shade > 0.0:
-        angle, place = float(rng.uniform(0.0, 2.0 * np.pi)), float(rng.uniform(-0.25, 0.25))
-        side = (np.cos(angle) * (x - 0.5) + np.sin(angle) * (y - 0.5) - place) / float(rng.uniform(0.01, 0.2))
+        angle, place = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(-0.25, 0.25)
+        side = (np.cos(angle) * (x - 0.5) + np.sin(angle) * (y - 0.5) - place) / rng.uniform(0.01, 0.2)
         dark = 1.0 - cam.shade / (1.0 + np.exp(-np.clip(side, -30.0, 30.0)))
         radiance = radiance * (dark if radiance.ndim == 2 else dark[..., None])
     if cam.glare > 0.0:
         cx, cy, size = (
-            float(rng.uniform(-0.2, 1.2)),
-            float(rng.uniform(-0.1, 1.1)),
-            float(rng.uniform(0.15, 0.5)),
+            rng.uniform(-0.2, 1.2),
+            rng.uniform(-0.1, 1.1),
+            rng.uniform(0.15, 0.5),
         )
         spot = cam.glare * np.exp(-(((x - cx) / size) ** 2) - ((2.0 * (y - cy)) / size) ** 2)
         warm = np.array([1.0, 0.92, 0.75], dtype=np.float32)
@@ -246,29 +246,29 @@ def develop_visible(radiance: Float, cam: Camera, size: tuple[int, int], rng: np
     radiance = _lit(radiance, cam, rng)
     matrix = (np.array(cam.response, dtype=np.float32).reshape(3, 3) * np.float32(gain)).T
     image = Image.fromarray(_tone(radiance @ matrix, cam.gamma))
-    return _sense(image, cam, size, float(rng.uniform(0.88, 1.0)), rng)
+    return _sense(image, cam, size, rng.uniform(0.88, 1.0), rng)
 
 
 def develop_nir(radiance: Float, cam: Camera, size: tuple[int, int], rng: np.random.Generator) -> Bytes:
     """Near-infrared radiance (h, w) to one grey channel (height, width) uint8; the lamp falls off to the rim."""
     h, w = radiance.shape
-    y = (np.arange(h, dtype=np.float32) / h - 0.42 - 0.05 * float(rng.normal()))[:, None]
-    x = (np.arange(w, dtype=np.float32) / w - 0.5 - 0.05 * float(rng.normal()))[None, :]
+    y = (np.arange(h, dtype=np.float32) / h - 0.42 - 0.05 * rng.normal())[:, None]
+    x = (np.arange(w, dtype=np.float32) / w - 0.5 - 0.05 * rng.normal())[None, :]
     spot = 1.0 / (1.0 + 1.3 * (y * y) + 0.55 * (x * x))
     gain = 0.62 * float(np.exp(rng.normal(0.0, 0.08)))
     radiance = _lit(radiance, cam, rng)
     image = Image.fromarray(_tone(radiance * (spot * np.float32(gain)), cam.gamma + 0.10))
-    return _sense(image, cam, size, float(rng.uniform(0.88, 1.0)), rng)
+    return _sense(image, cam, size, rng.uniform(0.88, 1.0), rng)
 
 
 def develop_thermal(celsius: Float, cam: Camera, size: tuple[int, int], rng: np.random.Generator) -> Bytes:
     """Temperatures (h, w) to one grey channel (height, width) uint8: soft, with the dark halo of local contrast."""
-    low = cam.span[0] + float(rng.normal(0.0, 0.7))
-    high = cam.span[1] + float(rng.normal(0.0, 0.4))
+    low = cam.span[0] + rng.normal(0.0, 0.7)
+    high = cam.span[1] + rng.normal(0.0, 0.4)
     level = np.clip((celsius - low) / (high - low), 0.0, 1.0)
     level = 1.0 - level if cam.inverted else level
     image = Image.fromarray(np.rint(level * 235.0 + 8.0).astype(np.uint8))
     wide = np.asarray(image.filter(ImageFilter.BoxBlur(0.05 * image.size[1])), dtype=np.float32)
     sharp = np.asarray(image, dtype=np.float32)
     image = Image.fromarray(np.clip(sharp + 0.22 * (sharp - wide), 0.0, 255.0).astype(np.uint8))
-    return _sense(image, cam, size, float(rng.uniform(0.85, 1.0)), rng)
+    return _sense(image, cam, size, rng.uniform(0.85, 1.0), rng)

@@ -19,8 +19,10 @@ from typing import Any
 
 from filelock import Timeout
 
+from fmcnet.data.readers.common import MANIFEST
 from fmcnet.errors import DataError
 from fmcnet.files import lock_file, named
+from fmcnet.interrupt import deaf_processes
 from fmcnet.parsing import read_json
 from fmcnet.progress import Progress
 from fmcnet.synthetic.image import ImageKey, render_image
@@ -29,7 +31,6 @@ from fmcnet.synthetic.writers import SCRATCH, side_files, write_atomic, write_im
 
 VERSION = 3
 """Raised whenever the same seed would give other pixels or files."""
-MANIFEST = "generated.json"
 LOCK = ".generating.lock"
 
 _CHUNK = 32
@@ -92,7 +93,7 @@ def generate(
         layout: "sysu" (visible, near infrared), "regdb" (visible, thermal), "llcm" (low light, near infrared) or
             "wild" (all three spectra of every identity, eighty randomised cameras; a CSV).
         preset: "tiny" (tests), "small" (demo) or "full" (the real dataset's numbers; wild: 3,600 identities).
-        seed: non-negative; same seed, same pixels.
+        seed: 0 to 2**63 - 1; same seed, same pixels.
         out: folder to write; new, empty, or one that this function began with the same arguments (it continues).
         workers: processes; None takes the CPUs this process may use.
         progress: show a bar, on a terminal only.
@@ -107,8 +108,8 @@ def generate(
     """
     begin = time.perf_counter()
     amounts = resolve_preset(layout, preset, overrides)
-    if seed < 0:
-        raise DataError(f"the seed must be 0 or more, got {seed}")
+    if not 0 <= seed < 2**63:
+        raise DataError(f"the seed must lie in 0..{2**63 - 1}, got {seed}")
     if workers is not None and workers < 1:
         raise DataError(f"workers must be 1 or more, got {workers}")
     root = Path(out)
@@ -126,6 +127,8 @@ def generate(
                 write_atomic(root, path, content)
         total = len(plan.images)
         missing = _missing(root, plan.images.items())
+        if missing:
+            _write_manifest(root, {**arguments, "complete": False})
         with Progress("generating", total, total - len(missing), show=None if progress else False) as bar:
             processes = _render(root, missing, amounts, _processes(workers, len(missing)), bar)
         digest = world_digest(plan, amounts)
@@ -178,10 +181,18 @@ def _render(
     chunks = [images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK)]
     if processes > 1:
         # A broken pool: a script without `if __name__ == "__main__":`, or a killed process. This one continues.
-        with contextlib.suppress(BrokenProcessPool):
-            with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-                for count in pool.map(write, chunks):
+        with (
+            contextlib.suppress(BrokenProcessPool),
+            ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
+        ):
+            with deaf_processes():
+                counts = pool.map(write, chunks)
+            try:
+                for count in counts:
                     bar.advance(count=count)
+            except BaseException:  # Ctrl-C: leaving the block waits for the chunks at work, not for all
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
             return processes
         chunks = [_missing(root, chunk) for chunk in chunks]
     for chunk in chunks:

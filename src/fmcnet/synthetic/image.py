@@ -59,18 +59,18 @@ def _identity(seed: int, pid: int) -> Identity:
     return draw_identity(seed, pid)
 
 
-def draw_pose(rng: np.random.Generator, previous_yaw: float | None = None) -> Pose:
+def draw_pose(rng: np.random.Generator) -> Pose:
     """A random pose: any yaw, any phase; one in seven stands, one in twelve holds a phone."""
     standing = rng.random() < 0.15
     return Pose(
-        yaw=float(rng.uniform(-pi, pi)) if previous_yaw is None else previous_yaw,
-        phase=float(rng.uniform(0.0, 2.0 * pi)),
-        stride=0.0 if standing else float(rng.uniform(0.5, 1.15)),
-        swing=0.05 if standing else float(rng.uniform(0.15, 0.6)),
-        bend=float(rng.uniform(0.1, 0.55)),
+        yaw=rng.uniform(-pi, pi),
+        phase=rng.uniform(0.0, 2.0 * pi),
+        stride=0.0 if standing else rng.uniform(0.5, 1.15),
+        swing=0.05 if standing else rng.uniform(0.15, 0.6),
+        bend=rng.uniform(0.1, 0.55),
         phone=float(rng.choice([-1.0, 1.0])) if rng.random() < 0.08 else 0.0,
-        nod=float(rng.normal(0.06, 0.10)),
-        turn=float(rng.normal(0.0, 0.25)),
+        nod=rng.normal(0.06, 0.10),
+        turn=rng.normal(0.0, 0.25),
     )
 
 
@@ -78,15 +78,13 @@ def _draw(
     buffer: GBuffer, who: Identity, cam: Camera, rng: np.random.Generator, origin: tuple[float, float]
 ) -> Surface:
     """Pose a person, rasterise into the buffer, gather the surface."""
-    view = View(
-        pitch=cam.pitch + float(rng.normal(0.0, 0.03)), distance=cam.distance * float(rng.uniform(0.85, 1.2))
-    )
+    view = View(pitch=cam.pitch + rng.normal(0.0, 0.03), distance=cam.distance * rng.uniform(0.85, 1.2))
     rasterise(buffer, build_body(who, draw_pose(rng), view), who, origin)
     return surface_of(buffer, who)
 
 
 def _light(cam: Camera, rng: np.random.Generator) -> Light:
-    azimuth = cam.light[0] + float(rng.normal(0.0, 0.35))
+    azimuth = cam.light[0] + rng.normal(0.0, 0.35)
     elevation = float(np.clip(cam.light[1] + rng.normal(0.0, 0.12), 0.2, 1.45))
     flat = cos(elevation)
     gain = float(np.exp(rng.normal(0.0, 0.10)))
@@ -219,7 +217,7 @@ def _render(
     stature = who.body.height * (cos(cam.pitch) + 0.10 * sin(cam.pitch))
     fill = float(np.clip(rng.normal(0.86, 0.085), 0.64, 1.06))
     scale = fill * h / stature
-    origin = (w * (0.5 + float(rng.normal(0.0, 0.075))), h * (0.5 + float(rng.normal(0.0, 0.040))))
+    origin = (w * (0.5 + rng.normal(0.0, 0.075)), h * (0.5 + rng.normal(0.0, 0.040)))
     cut, crowd, hidden = EVENTS.get(key.layout, PLAIN_EVENTS)
     if rng.random() < cut:  # the detector cut feet or head
         scale *= 1.18
@@ -228,8 +226,8 @@ def _render(
     if event < crowd:  # another person's part in the crop
         other = _identity(key.seed, 100_000 + int(rng.integers(0, 2000)))
         side = 1.0 if rng.random() < 0.5 else -1.0
-        place = (origin[0] + side * w * float(rng.uniform(0.42, 0.62)), origin[1] - 0.02 * h)
-        second = GBuffer.empty(h, w, scale * float(rng.uniform(0.8, 0.97)))
+        place = (origin[0] + side * w * rng.uniform(0.42, 0.62), origin[1] - 0.02 * h)
+        second = GBuffer.empty(h, w, scale * rng.uniform(0.8, 0.97))
         _paint(canvas, _draw(second, other, cam, rng, place), other, cam, light)
     if cam.spectrum != "thermal":
         _shadow(

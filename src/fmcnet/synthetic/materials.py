@@ -132,12 +132,12 @@ def make_garment(
     return Material(
         visible=(first, second),
         nir=(nir_first, nir_second),
-        temperature=29.4 - 1.2 * warm - 0.8 * wool + float(rng.normal(0.0, 1.4)) + offset,
-        temperature_tone=-float(rng.uniform(0.3, 1.6)) if pattern in ("print", "block") else 0.0,
+        temperature=29.4 - 1.2 * warm - 0.8 * wool + rng.normal(0.0, 1.4) + offset,
+        temperature_tone=-rng.uniform(0.3, 1.6) if pattern in ("print", "block") else 0.0,
         pattern=pattern,
         period=float(np.exp(rng.uniform(np.log(0.075), np.log(0.26)))),
-        duty=float(rng.uniform(0.28, 0.60)),
-        phase=float(rng.random()),
+        duty=rng.uniform(0.28, 0.60),
+        phase=rng.random(),
     )
 
 
@@ -148,10 +148,10 @@ def tuple_scale(rgb: RGB, gain: float) -> RGB:
 
 def skin_material(rng: np.random.Generator) -> Material:
     """Skin: visible tone from fair to dark, near-infrared reflectance high for all, 32.5 to 35 degrees."""
-    depth = float(rng.beta(1.6, 2.2))
+    depth = rng.beta(1.6, 2.2)
     fair, dark = np.array([0.62, 0.40, 0.30]), np.array([0.13, 0.07, 0.045])
     r, g, b = (float(c) for c in fair + (dark - fair) * depth)
-    nir = 0.66 - 0.20 * depth + float(rng.normal(0.0, 0.03))
+    nir = 0.66 - 0.20 * depth + rng.normal(0.0, 0.03)
     return Material.plain((r, g, b), nir, 33.8 + float(np.clip(rng.normal(0.0, 0.4), -1.2, 1.2)))
 
 
@@ -172,7 +172,7 @@ def hair_material(rng: np.random.Generator) -> Material:
     )
     rgb, nir = tones[weighted_index(rng, [0.38, 0.26, 0.14, 0.12, 0.10])]
     return Material.plain(
-        rgb, float(np.clip(nir + rng.normal(0.0, 0.05), 0.06, 0.8)), 28.5 + float(rng.normal(0.0, 0.6))
+        rgb, float(np.clip(nir + rng.normal(0.0, 0.05), 0.06, 0.8)), 28.5 + rng.normal(0.0, 0.6)
     )
 
 

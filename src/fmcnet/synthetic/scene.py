@@ -39,7 +39,7 @@ def _noise(rng: np.random.Generator, height: int, width: int, cells: int) -> Flo
 
 
 def _grey_colour(rng: np.random.Generator, low: float, high: float, tint: float) -> Float:
-    base = float(rng.uniform(low, high))
+    base = rng.uniform(low, high)
     return np.asarray(np.clip(base * np.exp(rng.normal(0.0, tint, 3)), 0.01, 0.95), dtype=np.float32)
 
 
@@ -61,8 +61,8 @@ def make_scene(seed: tuple[int, ...], crop_height: int, crop_width: int, *, outd
     wall = _grey_colour(rng, 0.25, 0.55, 0.10)
     floor = _grey_colour(rng, 0.15, 0.40, 0.10)
     visible[:horizon], visible[horizon:] = wall, floor
-    nir[:horizon], nir[horizon:] = float(rng.uniform(0.22, 0.40)), float(rng.uniform(0.20, 0.40))
-    thermal[:horizon], thermal[horizon:] = float(rng.uniform(17.0, 20.0)), float(rng.uniform(16.0, 19.0))
+    nir[:horizon], nir[horizon:] = rng.uniform(0.22, 0.40), rng.uniform(0.20, 0.40)
+    thermal[:horizon], thermal[horizon:] = rng.uniform(17.0, 20.0), rng.uniform(16.0, 19.0)
     _furnish(rng, visible, nir, thermal, horizon, crop_width, outdoor)
     _pave(rng, visible, nir, horizon, crop_width)
     broad = _noise(rng, height, width, 3)
@@ -116,8 +116,8 @@ def _furnish(
         colour = _grey_colour(rng, 0.04, 0.62, tint)
         bright = float(colour.mean())
         visible[window] = colour
-        nir[window] = 0.10 + 0.35 * bright + float(rng.uniform(0.0, 0.22))
-        thermal[window] += float(rng.normal(0.0, 1.0)) + (2.5 if rng.random() < 0.10 else 0.0)
+        nir[window] = 0.10 + 0.35 * bright + rng.uniform(0.0, 0.22)
+        thermal[window] += rng.normal(0.0, 1.0) + (2.5 if rng.random() < 0.10 else 0.0)
     if outdoor:
         for _ in range(7):
             _tree(rng, visible, nir, thermal, horizon, unit)
@@ -147,10 +147,10 @@ def _pave(rng: np.random.Generator, visible: Float, nir: Float, horizon: int, un
     shade = (0.75 + 0.35 * near)[:, None]
     visible[horizon:] *= shade[..., None]
     nir[horizon:] *= shade
-    rows = ((float(rng.uniform(2.0, 5.0)) / (near + 0.25)) % 1.0 < 0.12)[:, None]
+    rows = ((rng.uniform(2.0, 5.0) / (near + 0.25)) % 1.0 < 0.12)[:, None]
     centre = (np.arange(width) % (2 * unit) - unit)[None, :]
-    cols = (centre / (unit * float(rng.uniform(0.25, 0.6)) * (0.4 + near[:, None]))) % 1.0 < 0.07
+    cols = (centre / (unit * rng.uniform(0.25, 0.6) * (0.4 + near[:, None]))) % 1.0 < 0.07
     joint = (rows | cols) & (rng.random() < 0.8)
-    dark = float(rng.uniform(0.7, 0.95))
+    dark = rng.uniform(0.7, 0.95)
     visible[horizon:][joint] *= dark
     nir[horizon:][joint] *= dark

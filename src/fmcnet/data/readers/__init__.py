@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fmcnet.data.readers.common import require_complete
 from fmcnet.data.readers.csv import read_csv
 from fmcnet.data.readers.llcm import read_llcm
 from fmcnet.data.readers.regdb import read_regdb
@@ -98,13 +99,15 @@ def read_dataset(
         modality: with `training` False, of those rows of a CSV that give none.
 
     Raises:
-        DataError: when nothing fits (names what was tried), or the reader finds a fault.
+        DataError: when nothing fits (names what was tried), a generated dataset is not complete, or the reader finds
+            a fault.
     """
     if not isinstance(path, (str, Path)):
         raise DataError(f"data is of type {type(path).__name__}: give a dataset's folder or a CSV file")
     path = Path(path).expanduser()
     if layout == "auto":
         layout = detect_layout(path)
+    require_complete(path if path.is_dir() else path.parent)
     if layout == "sysu":
         return read_sysu(path, training=training)
     if layout == "regdb":

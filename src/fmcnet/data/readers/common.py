@@ -18,6 +18,25 @@ from fmcnet.errors import DataError
 from fmcnet.parsing import read_text
 from fmcnet.types import Modality
 
+MANIFEST = "generated.json"
+"""In the folder of a generated dataset."""
+
+
+def require_complete(folder: Path) -> None:
+    """Refuse a generated dataset whose generation was interrupted: half of it would be taken for the whole.
+
+    Raises:
+        DataError: naming the folder.
+    """
+    try:
+        complete = b'"complete": false' not in (folder / MANIFEST).read_bytes()
+    except OSError:
+        return
+    if not complete:
+        raise DataError(
+            f"{folder}: its generation was interrupted: call the same fmcnet data generate again, which continues it"
+        )
+
 
 def shown(items: Sequence[str], limit: int = 10) -> str:
     """The first items, comma-separated, and how many more there are."""

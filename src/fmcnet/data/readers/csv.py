@@ -40,6 +40,9 @@ _HINTS = {
     **dict.fromkeys(("labels", "keywords"), "tags"),
 }
 MAX_FAULTS = 20
+"""Shown."""
+MOST_FAULTS = 1000
+"""A CSV with so many is not read further."""
 MOST_COLUMNS = 500
 HELD_OUT = "no split column"
 """The beginning of the note on the identities held out for test."""
@@ -95,7 +98,7 @@ def read_csv(
         modality: with `training` False, that of rows which give none.
 
     Raises:
-        DataError: lists all faults with their line numbers (the first 20 in full).
+        DataError: lists the faults with their line numbers (the first 20 in full, at most about 1000).
     """
     file = Path(file).expanduser()
     if not file.is_file():
@@ -108,7 +111,8 @@ def read_csv(
     rows, faults, notes = _parse(file, required, modality)
     if faults:
         more = f"\n  ... and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        count = "1 fault" if len(faults) == 1 else f"{len(faults):,} faults"
+        count += " or more: it was read no further" if len(faults) >= MOST_FAULTS else ""
         raise DataError(f"{file} has {count}:\n  " + "\n  ".join(faults[:MAX_FAULTS]) + more)
     if not rows:
         raise DataError(f"{file} has no row below its header: give a CSV like{EXPECTED}")
@@ -168,6 +172,8 @@ def _parse(
     columns: list[str] = []
     try:
         for cells in reader:
+            if len(faults) >= MOST_FAULTS:
+                return rows, faults, notes
             line = reader.line_num
             cells = [cell.strip() for cell in cells]
             if not any(cells):
