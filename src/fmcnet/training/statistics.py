@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fmcnet.data.loader import TrainingBatch
+from fmcnet.models.decomposition import FeatureNorm
 from fmcnet.models.fmcnet import FMCNet
-from fmcnet.models.layers import FeatureNorm
 
 BATCHES = 50
 """Most batches that the statistics are taken over: 3,200 images with the generated benchmark's batches of 64. A small
