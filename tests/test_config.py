@@ -303,4 +303,3 @@ def test_paper_settings_contain_nothing_of_ours_that_changes_an_equation():
     assert paper.model.fusion == "softmax"
     assert (paper.losses.reduction, paper.losses.md, paper.losses.mc) == ("mean", 0.1, 0.1)
     assert paper.losses.label_smoothing == 0
-    assert not paper.losses.detach_targets

@@ -49,10 +49,21 @@ REMOVED: dict[str, tuple[Any, str]] = {
     "losses.start_fmc": (0.0, "it started the FMC terms and L_MC later"),
     "losses.ramp": (0.0, "it raised the FMC terms, L_MD and L_MC from 0 over a share of all steps"),
     "training.ema": (0.0, "it kept averaged weights"),
+    "model.w1": (0.5, "it was where w1 of eq. (15) starts"),
+    "model.w2": (0.5, "it was where w2 of eq. (15) starts"),
+    "model.stripes": (0, "it made stripes of E_sh's maps the descriptor"),
+    "losses.detach_targets": (False, "it took the centres of eq. (13) as constants"),
+    "losses.center_scale": (
+        1.0,
+        "it scaled the centres of eq. (4), (5), (6), (17); divide rho1 to rho4 by it",
+    ),
+    "training.fusion_lr_factor": (1.0, "it set the learning rate of w1 and w2"),
 }
 """Settings of 0.1.0 that are gone: the value with which they did nothing, and what they did with another."""
 
-REMOVED_WEIGHTS = frozenset({"model.generator_hidden", "model.generator_norm", "model.parts"})
+REMOVED_WEIGHTS = frozenset(
+    {"model.generator_hidden", "model.generator_norm", "model.parts", "model.stripes"}
+)
 """Those of them that changed the weights; the others mattered in training only."""
 
 
@@ -155,26 +166,20 @@ class ModelConfig(_Section):
     """F_sp and F'_sp have a constant of their modality, this share of their length (ours)"""
     specific_weight: float = Field(default=1.0, ge=0, le=1)
     """The features behind F_sh in the descriptor, F_sp and F'_sp or their fusion, have this weight (ours)"""
-    fusion: Literal["sum", "softmax", "slots"] = "sum"
-    """sum is eq. (15); softmax makes w1 + w2 = 1; slots does so and concatenates (ours)"""
+    fusion: Literal["sum", "softmax"] = "sum"
+    """sum is eq. (15); softmax makes w1 + w2 = 1 (ours)"""
     fusion_normalize: bool = False
     """F_fu gets the length shared_length before eq. (16) (ours)"""
     discriminator_bound: NonNegative = 0.0
     """With normalization=modality no logit of D, less its bias, exceeds this; 0 sets no bound (ours)"""
     generator_residual: bool = False
     """G of eq. (11) adds its input to its output: F' = F_sh + G(F_sh) (ours)"""
-    w1: float = 0.5
-    """w1 of eq. (15) starts here; softmax and slots take it as a logit (ours)"""
-    w2: float = 0.5
-    """w2 of eq. (15) starts here; softmax and slots take it as a logit (ours)"""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Every classifier drops this share of its input values in training (ours)"""
     specific_stages: int = Field(default=3, ge=1, le=3)
     """Each modality has this many first blocks for itself: 3 as the paper, or 1, 2 (ours)"""
     descriptor: Literal["plain", "normalized", "discriminant"] = "plain"
     """normalized gives each part unit length; discriminant then projects by a learnt map (ours)"""
-    stripes: int = Field(default=0, ge=0, le=12)
-    """The descriptor is this many stripes of the map behind each block of E_sh; 0: features (ours)"""
     frozen_stripes: int = Field(default=0, ge=0, le=12)
     """The descriptor has this many stripes of each map of an untrained tail, too (ours)"""
     feature_weight: float = Field(default=1.0, gt=0)
@@ -203,12 +208,10 @@ class ModelConfig(_Section):
                 f"frozen_blocks={self.frozen_blocks} is more than specific_stages={self.specific_stages}: "
                 "only blocks of the stems can be frozen"
             )
-        if self.stripes and self.variant != "base":
-            raise ValueError("stripes is for variant=base: its descriptor has no other feature")
-        if self.frozen_stripes and (self.stripes or self.frozen_blocks != 3 or not self.standardized):
+        if self.frozen_stripes and not (self.frozen_blocks == 3 and self.standardized):
             raise ValueError(
-                "frozen_stripes needs maps that no training changes and comparable values: set frozen_blocks=3, "
-                "standardized=true and stripes=0"
+                "frozen_stripes needs maps that no training changes and comparable values: set frozen_blocks=3 and "
+                "standardized=true"
             )
         if self.feature_weight != 1 and not self.frozen_stripes:
             raise ValueError("feature_weight weighs features beside frozen stripes: set frozen_stripes, too")
@@ -256,10 +259,6 @@ class LossConfig(_Section):
     """Eq. (4), (5), (6), (17) take the sum over P as the paper, or the mean (ours)"""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Label smoothing of this strength is in every cross-entropy; 0 is the paper (ours)"""
-    detach_targets: bool = False
-    """Eq. (13) takes the real centres as constants; false, as the paper, moves them too (ours)"""
-    center_scale: float = Field(default=1.0, gt=0)
-    """This factor scales the centres of eq. (4), (5), (6), (17); 0.5 doubles the margins (ours)"""
     wrt: NonNegative = 0.0
     """The total weighs AGW's weighted regularised triplet loss by this (a baseline's)"""
     hc: NonNegative = 0.0
@@ -287,8 +286,6 @@ class TrainingConfig(_Section):
     """Heads, generators and fusion have this learning rate (ours)"""
     backbone_lr_factor: float = Field(default=1.0, gt=0)
     """Stems and tails learn at lr times this (ours)"""
-    fusion_lr_factor: float = Field(default=1.0, ge=0)
-    """w1 and w2 of eq. (15) learn at lr times this (ours)"""
     discriminator_lr: float = Field(default=3.5e-4, gt=0)
     """Discriminators have this learning rate (ours)"""
     weight_decay: NonNegative = 5e-4

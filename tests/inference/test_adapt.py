@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
-from fmcnet.errors import CheckpointError, ConfigError, DataError, FmcnetError, GalleryError
+from fmcnet.errors import CheckpointError, DataError, FmcnetError, GalleryError
 from fmcnet.inference.adapt import LEAST, Crops, adapt_model, moments
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.inference.fit_projection import project_model
@@ -164,8 +164,3 @@ def test_a_projected_model_is_refused_and_an_adapted_one_can_be_projected(
     assert load(small, "cpu").encode(folders / "visible", "visible").features.shape[1] == 8
     with pytest.raises(FmcnetError, match="adapt the model that it was made from"):
         adapt_model(small, Crops.of(folders / "visible", folders / "infrared"), tmp_path / "a", device="cpu")
-
-
-def test_stripes_are_for_the_base_variant():
-    with pytest.raises(ConfigError, match="stripes is for variant=base"):
-        load_config({"model": {"stripes": 6}})

@@ -33,7 +33,7 @@ def test_it_is_what_its_card_says():
     assert found["variant"] == "full"
     assert found["finished"]
     settings = json.loads(text.partition("```json\n")[2].partition("\n```")[0])
-    assert load_config(settings).model_dump(mode="json") == found["config"]
+    assert load_config(settings, trained=True).model_dump(mode="json") == found["config"]
 
 
 def test_it_finds_people_of_another_world_across_modalities(tiny_sysu):

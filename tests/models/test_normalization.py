@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from fmcnet.config import ModelConfig
 from fmcnet.losses.functional import centers, decomposition_loss
 from fmcnet.models.build import build_model
-from fmcnet.models.compensation import Discriminator, Generator
-from fmcnet.models.fusion import Fusion
-from fmcnet.models.layers import FeatureNorm, IdentityClassifier
+from fmcnet.models.compensation import Discriminator, Fusion, Generator
+from fmcnet.models.decomposition import FeatureNorm, IdentityClassifier
 from fmcnet.types import Modality
 
 VIS, INF = Modality.VISIBLE, Modality.INFRARED
@@ -71,7 +70,7 @@ def test_the_decomposition_can_be_met_with_an_offset_and_not_without():
 
 
 def test_fusion_weights_sum_to_one_and_stay_positive():
-    fusion = Fusion(IdentityClassifier(8, 3), kind="softmax")
+    fusion = Fusion(IdentityClassifier(8, 3), softmax=True)
     with torch.no_grad():
         fusion.w1.fill_(1.5)
         fusion.w2.fill_(-2.0)
@@ -79,20 +78,16 @@ def test_fusion_weights_sum_to_one_and_stay_positive():
     assert float(own + generated) == pytest.approx(1)
     assert float(own) == pytest.approx(1 / (1 + torch.tensor(-3.5).exp().item()), rel=1e-5)
     x = torch.randn(3, 5, 4)
-    fused = fusion(*x, VIS)
+    fused = fusion(*x)
     assert torch.allclose(fused, torch.cat([x[0], own * x[1] + generated * x[2]], 1))
 
 
-def test_slots_put_the_visible_part_first():
-    fusion = Fusion(IdentityClassifier(12, 3), kind="slots")
-    shared, specific, generated = torch.randn(3, 5, 4)
-    assert torch.equal(fusion(shared, specific, generated, VIS)[:, 4:8], 0.5 * specific)
-    assert torch.equal(fusion(shared, specific, generated, INF)[:, 4:8], 0.5 * generated)
-
-
 def test_a_normalized_fusion_cannot_be_shortened():
-    fusion = Fusion(IdentityClassifier(8, 3), w1=1e-3, w2=1e-3, length=0.5)
-    fused = fusion(*torch.randn(3, 5, 4), VIS)[:, 4:]
+    fusion = Fusion(IdentityClassifier(8, 3), length=0.5)
+    with torch.no_grad():
+        fusion.w1.fill_(1e-3)
+        fusion.w2.fill_(1e-3)
+    fused = fusion(*torch.randn(3, 5, 4))[:, 4:]
     assert torch.allclose(fused.norm(dim=1), torch.full((5,), 0.5))
 
 

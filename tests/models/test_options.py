@@ -74,8 +74,8 @@ def test_each_part_of_a_normalized_descriptor_has_unit_length(variant):
 
 
 def test_stripes_are_means_of_rows_of_the_maps_behind_each_block():
-    model = tiny("base", stripes=2).eval()
-    tail = model.decomposition.shared
+    model = tiny("base", frozen_stripes=2, standardized=True, **FROZEN).eval()
+    tail = model.frozen
     x = torch.rand(2, 16, 8, 4)
     first = tail.layer3(x)  # (2, 32, 4, 2)
     second = tail.layer4(first)  # (2, 64, 4, 2)
@@ -85,7 +85,7 @@ def test_stripes_are_means_of_rows_of_the_maps_behind_each_block():
     assert torch.allclose(tail.stripes(x, 2), torch.cat(rows, dim=1), atol=1e-6)
     visible, infrared = batch()
     out = model(visible, infrared)
-    assert out.infrared.embedding.shape == (4, 2 * (32 + 64))
+    assert out.infrared.embedding.shape == (4, 2 * (32 + 64) + 64)
     assert torch.allclose(model.embed(infrared, Modality.INFRARED), out.infrared.embedding, atol=1e-5)
 
 
@@ -226,7 +226,6 @@ def test_frozen_stripes_need_maps_that_are_not_trained_and_values_that_compare()
         {},
         {"standardized": True},
         FROZEN,
-        {**FROZEN, "standardized": True, "stripes": 2, "variant": "base"},
     ):
         with pytest.raises(ValueError, match="frozen_stripes needs"):
             ModelConfig(frozen_stripes=2, **settings)

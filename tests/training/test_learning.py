@@ -136,11 +136,9 @@ def test_the_settings_of_0_1_0_for_sysu_are_called_dead(caplog):
         "losses.gan=1",
         "losses.ic=1",
         "losses.saturating=true",
-        "losses.center_scale=1",
         "training.optimizer=sgd",
         "training.lr=0.1",
         "training.backbone_lr_factor=0.1",
-        "training.fusion_lr_factor=1",
     ]
     torch.manual_seed(0)
     config = load_config("sysu", [*SMALL, *old])

@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 LEAST = 16
 """Images of each modality that statistics are estimated from, at least."""
-FLOOR = 1e-3
-"""A value's deviation is at least this share of the mean deviation: a constant value must not be divided by 0."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +110,8 @@ def adapt_model(
         DataError: for too few images of a modality, or images that do not differ.
         FmcnetError: for a projected model.
     """
+    import torch
+
     from fmcnet.distributed import pick_device
     from fmcnet.models.build import build_model
     from fmcnet.models.checkpoint import load_weights, save_pretrained
@@ -141,7 +141,9 @@ def adapt_model(
     for modality in Modality:
         mine = kinds == modality.code
         mean, variance = moments(features[mine], crops.camera[rows][mine])
-        _set(plain, modality, mean, variance)
+        if not variance.any():
+            raise DataError(f"the {modality} images do not differ: give images of several people")
+        plain.set(modality, torch.from_numpy(mean), torch.from_numpy(variance))
     model.standard = plain
     used = [crops.modality[row] for row in rows]
     images = {str(modality): used.count(modality) for modality in Modality}
@@ -225,17 +227,6 @@ def _encode(
         report(fault)
     rows = np.setdiff1d(np.arange(len(crops.images)), [fault.position for fault in broken])
     return found.features, rows.astype(np.int64)
-
-
-def _set(standard: nn.Module, modality: Modality, mean: FloatArray, variance: FloatArray) -> None:
-    import torch
-
-    deviation = np.sqrt(variance)
-    if not deviation.mean() > 0:
-        raise DataError(f"the {modality} images do not differ: give images of several people")
-    deviation = np.maximum(deviation, np.float32(FLOOR) * deviation.mean())
-    cast(torch.Tensor, standard.mean)[modality.code] = torch.from_numpy(mean)
-    cast(torch.Tensor, standard.std)[modality.code] = torch.from_numpy(deviation)
 
 
 def _load_shared(model: FMCNet, source: FMCNet) -> None:

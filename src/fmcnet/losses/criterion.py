@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from fmcnet.config import LossConfig
-from fmcnet.errors import TrainingError
+from fmcnet.errors import ConfigError, TrainingError
 from fmcnet.losses import baselines
 from fmcnet.losses import functional as losses
 from fmcnet.models.compensation import Compensation
@@ -92,15 +92,16 @@ class FMCNetLoss(nn.Module):
             TrainingError: when a term of your own is not a scalar tensor.
         """
         v, i = output.visible, output.infrared
-        terms = {"id_shared": self._identity(labels, v.shared_scores, i.shared_scores)}
-        terms |= self._other_terms(v, i, labels)
+        [compensation] = self._compensation
+        terms = {"id_shared": self._cross_entropy(labels, v.shared_scores, i.shared_scores)}  # (8)
+        terms |= self._baseline_terms(v, i, labels)
         if v.specific is not None and i.specific is not None:
-            terms["id_specific"] = self._identity(labels, v.specific_scores, i.specific_scores)
+            terms["id_specific"] = self._cross_entropy(labels, v.specific_scores, i.specific_scores)  # (8)
             terms |= self._decomposition_terms(v, i)
-            if self._compensation[0] is not None:
-                terms |= self._compensation_terms(self._compensation[0], output, labels)
-            if v.fused is not None and i.fused is not None:
-                terms |= self._fusion_terms(v, i, labels)
+        if compensation is not None:
+            terms |= self._compensation_terms(compensation, output, labels)
+        if v.fused is not None and i.fused is not None:
+            terms |= self._fusion_terms(v, i, labels)
         terms |= self._own_terms(output, labels)
         return torch.stack([term.float() for term in terms.values()]).sum(), terms
 
@@ -118,36 +119,77 @@ class FMCNetLoss(nn.Module):
             real = cast(Tensor, output.of(target).specific).detach()
             fake = cast(Tensor, output.of(target.other).generated).detach()
             discriminator = compensation.discriminator(target)
-            loss = loss - losses.adversarial_value(discriminator(real), discriminator(fake))
+            loss = loss - losses.adversarial_value(discriminator(real), discriminator(fake))  # (12)
         return loss
 
-    def _identity(self, labels: Tensor, *scores: Tensor | None) -> Tensor:
+    def _cross_entropy(self, labels: Tensor, *scores: Tensor | None) -> Tensor:
         """The sum of the cross-entropies of all `scores` (B, C)."""
         smoothing = self.config.label_smoothing
         each = [losses.identity_loss(cast(Tensor, one), labels, smoothing) for one in scores]
         return sum(each[1:], each[0])
 
-    def _centers(self, feature: Tensor | None, scale: float) -> Tensor:
-        """Eq. (3), scaled, of all processes."""
-        own = losses.centers(cast(Tensor, feature), self.identities)
-        own = own if scale == 1 else scale * own
-        return own if self.gather is None else self.gather(own)
+    def _centers(self, visible: Tensor | None, infrared: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Eq. (3) of both halves, of all processes."""
+        v, i = (losses.centers(cast(Tensor, half), self.identities) for half in (visible, infrared))
+        return (v, i) if self.gather is None else (self.gather(v), self.gather(i))
 
     def _divisor(self, centers: Tensor) -> float:
-        """Number that a sum over the identities is divided by."""
+        """Number that a sum over the identities is divided by: 1 is the paper, the mean is ours."""
         return len(centers) if self.config.reduction == "mean" else 1
 
-    def _other_terms(self, v: ModalityOutput, i: ModalityOutput, labels: Tensor) -> dict[str, Tensor]:
+    def _decomposition_terms(self, v: ModalityOutput, i: ModalityOutput) -> dict[str, Tensor]:
+        """L_MD, eq. (7), as its three weighted terms."""
+        config, terms = self.config, {}
+        sp_v, sp_i = self._centers(v.specific, i.specific)
+        sh_v, sh_i = self._centers(v.shared, i.shared)
+        scale = config.md / self._divisor(sh_v)
+        if config.shs:
+            terms["shs"] = scale * losses.cross_modality_center_loss(
+                sh_v, sh_i, config.alpha, config.rho3
+            )  # (6)
+        if config.dc:
+            dc = losses.decomposition_loss(sp_v, sp_i, sh_v, sh_i, config.rho1)  # (4)
+            terms["dc"] = scale * config.lambda1 * dc
+        if config.sps:
+            sps = losses.specific_separation_loss(sp_v, sp_i, config.rho2)  # (5)
+            terms["sps"] = scale * config.lambda2 * sps
+        return terms
+
+    def _compensation_terms(
+        self, compensation: Compensation, output: FMCNetOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Eq. (12) for the generators, (13), (14), each summed over both directions."""
+        config = self.config
+        gan = fc = ic = output.visible.shared.new_zeros(())
+        for target in (Modality.INFRARED, Modality.VISIBLE):
+            source = output.of(target.other)
+            generated = cast(Tensor, source.generated)
+            fake = compensation.discriminator(target).as_constant(generated)
+            gan = gan + losses.generator_loss(fake, config.saturating)  # (12)
+            real = losses.centers(cast(Tensor, output.of(target).specific), self.identities)
+            fc = fc + losses.feature_consistency_loss(generated, real)  # (13)
+            ic = ic + self._cross_entropy(labels, source.generated_scores)  # (14)
+        weighted = {"gan": (config.gan, gan), "fc": (config.fc, fc), "ic": (config.ic, ic)}  # weights: ours
+        return {name: weight * term for name, (weight, term) in weighted.items() if weight > 0}
+
+    def _fusion_terms(self, v: ModalityOutput, i: ModalityOutput, labels: Tensor) -> dict[str, Tensor]:
+        """L_SFF, eq. (19), as its two terms."""
+        config = self.config
+        fused_v, fused_i = self._centers(v.fused, i.fused)
+        mc = losses.cross_modality_center_loss(fused_v, fused_i, config.beta, config.rho4)  # (17)
+        identity = self._cross_entropy(labels, v.fused_scores, i.fused_scores)  # (18)
+        return {"mc": config.mc / self._divisor(fused_v) * mc, "id_fused": identity}
+
+    def _baseline_terms(self, v: ModalityOutput, i: ModalityOutput, labels: Tensor) -> dict[str, Tensor]:
         """`OTHER_TERMS`, on the shared features of both halves; none unless a setting asks for them."""
         config, terms = self.config, {}
         if config.wrt > 0:
             both, twice = torch.cat([v.shared, i.shared]), torch.cat([labels, labels])
             if self.gather is not None:
                 both, twice = self.gather(both), self.gather(twice)
-            loss = baselines.weighted_regularized_triplet_loss(both, twice)
-            terms["wrt"] = config.wrt * loss
+            terms["wrt"] = config.wrt * baselines.weighted_regularized_triplet_loss(both, twice)
         if config.hc > 0:
-            c_v, c_i = (self._centers(half.shared, 1) for half in (v, i))
+            c_v, c_i = self._centers(v.shared, i.shared)
             if config.hc_loss == "triplet":
                 loss = baselines.hetero_center_triplet_loss(c_v, c_i, config.hc_margin)
             else:
@@ -161,52 +203,49 @@ class FMCNetLoss(nn.Module):
         for name, term in self._own.items():
             value: object = term(output, labels)
             if not isinstance(value, Tensor) or value.numel() != 1:
-                shape = (
-                    f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                )
+                kind = type(value).__name__
+                shape = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else kind
                 raise TrainingError(
                     f"the loss term '{name}' gives {shape}, not a scalar tensor: return its mean or its sum"
                 )
             found[name] = self.config.terms.get(name, 1.0) * value.reshape(())
         return found
 
-    def _decomposition_terms(self, v: ModalityOutput, i: ModalityOutput) -> dict[str, Tensor]:
-        """L_MD, eq. (7), as its three weighted terms."""
-        config, terms = self.config, {}
-        sp_v, sp_i = (self._centers(half.specific, config.center_scale) for half in (v, i))
-        sh_v, sh_i = (self._centers(half.shared, config.center_scale) for half in (v, i))
-        scale = config.md / self._divisor(sh_v)
-        if config.shs:
-            terms["shs"] = scale * losses.cross_modality_center_loss(sh_v, sh_i, config.alpha, config.rho3)
-        if config.dc:
-            dc = losses.decomposition_loss(sp_v, sp_i, sh_v, sh_i, config.rho1)
-            terms["dc"] = scale * config.lambda1 * dc
-        if config.sps:
-            terms["sps"] = scale * config.lambda2 * losses.specific_separation_loss(sp_v, sp_i, config.rho2)
-        return terms
 
-    def _compensation_terms(
-        self, compensation: Compensation, output: FMCNetOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """Eq. (12) for the generators, (13), (14), each summed over both directions."""
-        config = self.config
-        gan = fc = ic = output.visible.shared.new_zeros(())
-        for target in (Modality.INFRARED, Modality.VISIBLE):
-            source = output.of(target.other)
-            generated = cast(Tensor, source.generated)
-            fake = compensation.discriminator(target).as_constant(generated)
-            gan = gan + losses.generator_loss(fake, config.saturating)
-            real = losses.centers(cast(Tensor, output.of(target).specific), self.identities)
-            real = real.detach() if config.detach_targets else real
-            fc = fc + losses.feature_consistency_loss(generated, real)
-            ic = ic + self._identity(labels, source.generated_scores)
-        weighted = {"gan": (config.gan, gan), "fc": (config.fc, fc), "ic": (config.ic, ic)}
-        return {name: weight * term for name, (weight, term) in weighted.items() if weight > 0}
+def check_own_terms(
+    terms: Mapping[str, OwnTerm] | None, config: LossConfig, taken: Set[str] = frozenset()
+) -> dict[str, OwnTerm]:
+    """Check losses of your own against the settings.
 
-    def _fusion_terms(self, v: ModalityOutput, i: ModalityOutput, labels: Tensor) -> dict[str, Tensor]:
-        """L_MC, eq. (17), and the cross-entropy of eq. (18)."""
-        config = self.config
-        fused_v, fused_i = (self._centers(half.fused, config.center_scale) for half in (v, i))
-        mc = losses.cross_modality_center_loss(fused_v, fused_i, config.beta, config.rho4)
-        identity = self._identity(labels, v.fused_scores, i.fused_scores)
-        return {"mc": config.mc / self._divisor(fused_v) * mc, "id_fused": identity}
+    Args:
+        terms: functions by name.
+        config: whose `terms` weighs them.
+        taken: names that the caller's log has for other numbers.
+
+    Returns:
+        The terms, in the order of their names: floating-point sums do not depend on the caller's order.
+
+    Raises:
+        ConfigError: for a name that is taken, what is no function, a loss with weights or buffers of its own, or a
+            weight of a term that is not given.
+    """
+    if terms is not None and not isinstance(terms, Mapping):
+        raise ConfigError(f"terms is of type {type(terms).__name__}: give a dict, as {{'mine': function}}")
+    terms = {name: terms[name] for name in sorted(terms)} if terms else {}
+    for name, term in terms.items():
+        if name in {*TERMS, *OTHER_TERMS, *taken} or not name.strip():
+            raise ConfigError(f"terms: the name '{name}' is taken. Give this loss another name.")
+        if not callable(term):
+            raise ConfigError(f"terms: '{name}' is a {type(term).__name__}, not a function(output, labels)")
+        if isinstance(term, nn.Module) and (term.state_dict() or list(term.parameters())):
+            raise ConfigError(
+                f"terms: '{name}' has weights or buffers of its own, which no optimiser trains and no checkpoint "
+                "keeps. Give a function, or a loss without them."
+            )
+    lacking = [name for name in config.terms if name not in terms]
+    if lacking:
+        raise ConfigError(
+            f"losses.terms weighs {', '.join(lacking)}, which this training does not have: give the function by "
+            "fmcnet.train(terms={...}), as the script did that began the run"
+        )
+    return terms

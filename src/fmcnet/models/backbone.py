@@ -2,7 +2,7 @@
 
 A backbone is a list of blocks. The first three are E_V and E_I of the paper (conv1, conv2_x, conv3_x of ResNet-50),
 the rest are E_sh and E_sp. A family of backbones is one file (`resnet.py`, `efficientnet_lite.py`): it subclasses
-`Backbone` and calls `register_backbone`.
+`Backbone`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import ClassVar, cast
 
 import torch
@@ -26,6 +27,8 @@ RESERVED = frozenset({"head", "pool", "norm", "dim", "maps", "stripes", "channel
 """Names in `Stem` and `Tail` that no layer of a backbone may have."""
 
 Triple = tuple[float, float, float]
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
 class Backbone(ABC):
@@ -39,8 +42,8 @@ class Backbone(ABC):
         depth: number of blocks, at least 3.
     """
 
-    mean: ClassVar[Triple] = (0.485, 0.456, 0.406)
-    std: ClassVar[Triple] = (0.229, 0.224, 0.225)
+    mean: ClassVar[Triple] = IMAGENET_MEAN
+    std: ClassVar[Triple] = IMAGENET_STD
     channels_last: bool = True
     depth: int
 
@@ -82,7 +85,7 @@ class Backbone(ABC):
 SHIPPED = ("resnet18", "resnet34", "resnet50", "efficientnet_lite0", "efficientnet_lite2")
 """Architectures of this package."""
 
-_FAMILIES: dict[str, Callable[[int, int], Backbone]] = {}
+_REGISTERED: dict[str, Callable[[int, int], Backbone]] = {}
 
 
 def register_backbone(name: str, make: Callable[[int, int], Backbone]) -> None:
@@ -92,24 +95,26 @@ def register_backbone(name: str, make: Callable[[int, int], Backbone]) -> None:
     the group `fmcnet.backbones`.
 
     Args:
-        name: of the architecture. A second call with the same name replaces the first.
+        name: of the architecture. A second call with the same name replaces the first; a shipped one stays.
         make: takes `width` (64 is the published network) and `last_stride` (1 or 2) and gives the backbone.
 
     Raises:
-        ConfigError: for what cannot give a `Backbone`.
+        ConfigError: for the name of a shipped architecture, or what cannot give a `Backbone`.
     """
-    _load_families()
+    if name in SHIPPED:
+        raise ConfigError(
+            f"register_backbone: '{name}' is an architecture of fmcnet: give the backbone another name"
+        )
     if not callable(make) or (isinstance(make, type) and not issubclass(make, Backbone)):
         raise ConfigError(
             f"register_backbone('{name}'): give a subclass of fmcnet.Backbone, or a function for one"
         )
-    _FAMILIES[name] = make
+    _REGISTERED[name] = make
 
 
 def backbones() -> tuple[str, ...]:
     """Names of all architectures: shipped, registered, and those of installed packages."""
-    _load_families()
-    return tuple(dict.fromkeys([*_FAMILIES, *plugins(BACKBONES)]))
+    return tuple(dict.fromkeys([*SHIPPED, *_REGISTERED, *plugins(BACKBONES)]))
 
 
 def make_backbone(arch: str, width: int = 64, last_stride: int = 1) -> Backbone:
@@ -118,13 +123,18 @@ def make_backbone(arch: str, width: int = 64, last_stride: int = 1) -> Backbone:
     Raises:
         ConfigError: for a name that is not registered, or one whose function gives no backbone.
     """
-    if arch not in backbones():
+    if arch in SHIPPED:
+        make = _shipped(arch)
+    elif arch in _REGISTERED:
+        make = _REGISTERED[arch]
+    elif arch in plugins(BACKBONES):
+        make = load_plugin(plugins(BACKBONES)[arch])
+    else:
         raise ConfigError(
             f"model.arch = '{arch}': no such backbone; choose one of {', '.join(backbones())}. Register your own "
             "with fmcnet.register_backbone before this call; for commands, install a package with an entry point of "
             f"the group {BACKBONES}"
         )
-    make = _FAMILIES[arch] if arch in _FAMILIES else load_plugin(plugins(BACKBONES)[arch])
     try:
         backbone: object = make(width, last_stride)
     except FmcnetError:
@@ -141,8 +151,12 @@ def make_backbone(arch: str, width: int = 64, last_stride: int = 1) -> Backbone:
     return backbone
 
 
-def _load_families() -> None:
-    from fmcnet.models import efficientnet_lite, resnet  # noqa: F401  (each registers its architectures)
+def _shipped(arch: str) -> Callable[[int, int], Backbone]:
+    from fmcnet.models.efficientnet_lite import EfficientNetLite0, EfficientNetLite2
+    from fmcnet.models.resnet import ResNet
+
+    families = {"efficientnet_lite0": EfficientNetLite0, "efficientnet_lite2": EfficientNetLite2}
+    return families.get(arch, partial(ResNet, arch))
 
 
 class Stem(nn.Sequential):
@@ -237,30 +251,34 @@ class Tail(nn.Module):
         super().__init__()
         if pooling not in ("avg", "gem"):
             raise ConfigError(f"unknown pooling '{pooling}': choose avg or gem")
-        available = backbone.depth - STEM_BLOCKS
-        if blocks is not None and blocks > available:
+        end = backbone.depth if blocks is None else STEM_BLOCKS + blocks
+        if end > backbone.depth:
             raise ConfigError(
-                f"model.tail_blocks={blocks}: this backbone has {available} behind its third block"
+                f"model.tail_blocks={blocks}: this backbone has {backbone.depth - STEM_BLOCKS} behind its third block"
             )
-        end = STEM_BLOCKS + (available if blocks is None else blocks)
-        blocks_behind = [backbone.block(index) for index in range(STEM_BLOCKS, end)]
-        layers = _layers(blocks_behind)
-        self._ends = tuple(list(block)[-1] for block in blocks_behind)
-        self.channels = tuple(backbone.channels(index) for index in range(STEM_BLOCKS, end))
-        channels = backbone.channels(end - 1)
         if pooling == "gem" and dim is None and not backbone.rectified(end - 1):
             raise ConfigError(
                 f"model.pooling=gem takes values of 0 and more, and the map behind {end} blocks has negative "
                 "ones: set model.dim, whose layer ends with a ReLU, or model.pooling=avg"
             )
+        own_blocks = [backbone.block(index) for index in range(STEM_BLOCKS, end)]
+        layers = _layers(own_blocks)
+        self._ends = tuple(list(block)[-1] for block in own_blocks)
+        self.channels = tuple(backbone.channels(index) for index in range(STEM_BLOCKS, end))
+        self.dim = self.channels[-1] if dim is None else dim
         if dim is not None:
-            layers["head"] = _head(channels, dim)
+            conv = nn.Conv2d(self.channels[-1], dim, 1, bias=False)
+            layers["head"] = initialize(nn.Sequential(conv, nn.BatchNorm2d(dim), nn.ReLU(inplace=True)))
         for name, layer in layers.items():
             self.add_module(name, layer)
         self._layers = tuple(layers)
         self.pool: nn.Module = GeM() if pooling == "gem" else AveragePool()
-        self.dim = channels if dim is None else dim
         self.norm = nn.BatchNorm1d(self.dim, affine=False) if unit else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """F_m (B, C, h, w) to a feature (B, dim)."""
+        feature = cast(Tensor, self.pool(self.maps(x)))
+        return feature if self.norm is None else F.normalize(self.norm(feature), dim=1)
 
     def maps(self, x: Tensor) -> Tensor:
         """F_m (B, C, h, w) to the last map (B, dim, h', w')."""
@@ -286,11 +304,6 @@ class Tail(nn.Module):
                 found.append(pooled.transpose(1, 2).flatten(1))
         return torch.cat(found, dim=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """F_m (B, C, h, w) to a feature (B, dim)."""
-        feature = cast(Tensor, self.pool(self.maps(x)))
-        return feature if self.norm is None else F.normalize(self.norm(feature), dim=1)
-
 
 def initialize(module: nn.Module) -> nn.Module:
     """Random weights as He et al. (2015) for convolutions, 1 and 0 for batch normalisation; gives `module`."""
@@ -301,11 +314,6 @@ def initialize(module: nn.Module) -> nn.Module:
             nn.init.ones_(m.weight)
             nn.init.zeros_(m.bias)
     return module
-
-
-def _head(channels: int, dim: int) -> nn.Module:
-    conv = nn.Conv2d(channels, dim, 1, bias=False)
-    return initialize(nn.Sequential(conv, nn.BatchNorm2d(dim), nn.ReLU(inplace=True)))
 
 
 def _layers(blocks: list[dict[str, nn.Module]]) -> OrderedDict[str, nn.Module]:

@@ -6,11 +6,9 @@ import torch
 
 from fmcnet.config import ModelConfig
 from fmcnet.models.backbone import STEM_BLOCKS, Stem, Tail, make_backbone
-from fmcnet.models.compensation import Compensation, Discriminator, Generator
-from fmcnet.models.decomposition import Decomposition
-from fmcnet.models.fmcnet import FMCNet
-from fmcnet.models.fusion import Fusion
-from fmcnet.models.layers import FeatureNorm, IdentityClassifier, Standardization
+from fmcnet.models.compensation import Compensation, Discriminator, Fusion, Generator
+from fmcnet.models.decomposition import Decomposition, FeatureNorm, IdentityClassifier
+from fmcnet.models.fmcnet import FMCNet, Standardization
 
 
 def build_model(config: ModelConfig, classes: int) -> FMCNet:
@@ -23,50 +21,35 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         config: `variant` selects the parts; a part has the same class in every variant.
         classes: number of training identities; 0 for a model that nothing was trained on.
     """
-
     backbone = make_backbone(config.arch, config.width, config.last_stride)
     by_modality = config.normalization == "modality"
+    has_specific = config.variant != "base"
+    frozen_blocks = config.frozen_blocks if config.pretrained else 0  # random weights are not worth keeping
+
+    def stem() -> Stem:
+        return Stem(backbone, config.specific_stages, frozen=frozen_blocks)
 
     def tail() -> Tail:
         return Tail(backbone, config.tail_blocks, config.dim, config.pooling, config.normalization == "tail")
 
-    def stem_of_its_own() -> Stem:
-        frozen = config.frozen_blocks if config.pretrained else 0  # random weights are not worth keeping
-        return Stem(backbone, config.specific_stages, frozen=frozen)
+    def classifier(length: int) -> IdentityClassifier:
+        return IdentityClassifier(length, max(classes, 1), config.neck, config.dropout)
 
     shared = tail()
     dim = shared.dim
-    has_specific = config.variant != "base"
-
-    def head(length: int = dim) -> IdentityClassifier:
-        return IdentityClassifier(length, max(classes, 1), config.neck, config.dropout)
-
-    def generator() -> Generator:
-        length = {"none": None, "tail": 1.0, "modality": config.specific_length}[config.normalization]
-        return Generator(
-            dim,
-            length,
-            input_scale=dim**0.5 / config.shared_length if by_modality else 1.0,
-            residual=config.generator_residual,
-        )
-
-    def discriminator() -> Discriminator:
-        bound = config.discriminator_bound if by_modality else 0.0
-        return Discriminator(dim, bound / config.specific_length if bound else 1.0, bound > 0)
-
     norm_specific = None
     if by_modality and has_specific:
         norm_specific = FeatureNorm(dim, config.specific_length, config.specific_offset)
-    stem = stem_of_its_own()
+    stem_visible = stem()
     decomposition = Decomposition(
-        stem,
-        stem if config.single_stream else stem_of_its_own(),
+        stem_visible,
+        stem_visible if config.single_stream else stem(),
         shared,
-        head(),
+        classifier(dim),
         specific_visible=tail() if has_specific else None,
         specific_infrared=tail() if has_specific else None,
-        classify_visible=head() if has_specific else None,
-        classify_infrared=head() if has_specific else None,
+        classify_visible=classifier(dim) if has_specific else None,
+        classify_infrared=classifier(dim) if has_specific else None,
         stem_shared=Stem(backbone, start=config.specific_stages)
         if config.specific_stages < STEM_BLOCKS
         else None,
@@ -85,16 +68,22 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         frozen.load_state_dict({key: value for key, value in shared.state_dict().items() if key in own})
     compensation = None
     if config.variant in ("fmc", "full"):
-        compensation = Compensation(generator(), generator(), discriminator(), discriminator(), norm_specific)
+        compensation = Compensation(
+            _generator(config, dim),
+            _generator(config, dim),
+            _discriminator(config, dim),
+            _discriminator(config, dim),
+            norm_specific,
+        )
     fusion = None
     if config.variant == "full":
-        fused = 3 * dim if config.fusion == "slots" else 2 * dim
         length = config.shared_length if config.fusion_normalize else None
-        fusion = Fusion(head(fused), config.w1, config.w2, config.fusion, length)
+        fusion = Fusion(classifier(2 * dim), config.fusion == "softmax", length)
     standard = None
     if config.standardized:
         stripes = config.frozen_stripes * sum(shared.channels)
-        standard = Standardization(_length(config, shared), stripes, config.feature_weight)
+        features = {"base": 1, "sfd": 1, "fmc": 3, "full": 2}[config.variant]
+        standard = Standardization(stripes + features * dim, stripes, config.feature_weight)
     return FMCNet(
         decomposition,
         compensation,
@@ -104,16 +93,19 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         after_neck=config.neck and config.normalization != "tail",
         normalized=config.descriptor != "plain",
         specific_weight=config.specific_weight,
-        stripes=config.frozen_stripes or config.stripes,
         frozen=frozen,
+        stripes=config.frozen_stripes,
         standard=standard,
     )
 
 
-def _length(config: ModelConfig, shared: Tail) -> int:
-    """E, values of the descriptor."""
-    if config.stripes:
-        return config.stripes * sum(shared.channels)
-    stripes = config.frozen_stripes * sum(shared.channels)
-    features = {"base": 1, "sfd": 1, "fmc": 3, "full": 3 if config.fusion == "slots" else 2}[config.variant]
-    return stripes + features * shared.dim
+def _generator(config: ModelConfig, dim: int) -> Generator:
+    length = {"none": None, "tail": 1.0, "modality": config.specific_length}[config.normalization]
+    input_scale = dim**0.5 / config.shared_length if config.normalization == "modality" else 1.0
+    return Generator(dim, length, input_scale, config.generator_residual)
+
+
+def _discriminator(config: ModelConfig, dim: int) -> Discriminator:
+    if config.normalization != "modality" or not config.discriminator_bound:
+        return Discriminator(dim)
+    return Discriminator(dim, config.discriminator_bound / config.specific_length, unit_weight=True)

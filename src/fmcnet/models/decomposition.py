@@ -2,16 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from fmcnet.models.layers import FeatureNorm, IdentityClassifier
 from fmcnet.types import Modality
+
+
+class IdentityClassifier(nn.Module):
+    """P_*: one linear layer over the C training identities, eq. (2), (14), (18).
+
+    Args:
+        dim: length D of the feature.
+        classes: number C of training identities.
+        neck: put a batch normalisation between feature and layer (BNNeck, Luo et al. 2019). Ours: with it
+            the layer has no bias; without it is the paper's literal form.
+        dropout: share of the feature's values that are set to 0 before the layer, in training. Ours.
+    """
+
+    def __init__(self, dim: int, classes: int, neck: bool = False, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.neck: nn.Module = nn.BatchNorm1d(dim) if neck else nn.Identity()
+        self.linear = nn.Linear(dim, classes, bias=not neck)
+        if neck:
+            nn.init.normal_(self.linear.weight, std=0.001)
+            bn = cast(nn.BatchNorm1d, self.neck)
+            bn.bias.requires_grad_(False)  # as Luo et al.: a centred neck suits the cosine
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(B, D) to scores (B, C)."""
+        return cast(Tensor, self.linear(F.dropout(self.neck(feature), self.dropout, self.training)))
+
+
+class FeatureNorm(nn.Module):
+    """Centres and scales features with statistics of each modality, and brings them to one length. Ours.
+
+    Margins of 0.7 and 1 mean something on features of a known length only. Statistics of each modality erase what
+    tells the modalities apart, which is right for F_sh. F_sp gets it back as a constant of fixed share, `offset`.
+    Specific features then have a mean of their own, which (4) needs, and neither (4) nor (13) can make that mean
+    outweigh the identity. A learnt mean did: after 300 steps generated features had a mean cosine of 0.95.
+
+    Args:
+        dim: D.
+        length: of the features that it gives.
+        offset: share of the length that is the modality's constant, 0 to 1; it is the same vector for both
+            modalities, with opposite signs.
+    """
+
+    def __init__(self, dim: int, length: float = 1.0, offset: float = 0.0) -> None:
+        super().__init__()
+        self.length, self.offset = length, offset
+        self.statistics = nn.ModuleList(nn.BatchNorm1d(dim, affine=False) for _ in Modality)
+
+    def forward(self, feature: Tensor, modality: Modality) -> Tensor:
+        """Features of images of one modality (B, D) to (B, D) of length `length`."""
+        return self.to_length(self.statistics[modality.code](feature), modality)
+
+    def to_length(self, feature: Tensor, modality: Modality) -> Tensor:
+        """Vectors (B, D) to features of `length` around the modality's constant; so are generated ones."""
+        unit = F.normalize(feature, dim=1)
+        if self.offset:
+            sign = 1.0 if modality is Modality.VISIBLE else -1.0
+            identity = (1 - self.offset**2) ** 0.5
+            constant = sign * self.offset * feature.shape[1] ** -0.5  # the same in all D dimensions
+            unit = F.normalize(identity * unit + constant, dim=1)
+        return self.length * unit
+
+
+class DecomposedFeatures(NamedTuple):
+    """What eq. (1) gives for images of one modality.
+
+    Attributes:
+        stem: F_m (B, C, h, w).
+        shared: F_sh,m (B, D).
+        specific: F_sp,m (B, D); None in the Base variant.
+    """
+
+    stem: Tensor
+    shared: Tensor
+    specific: Tensor | None
 
 
 class Decomposition(nn.Module):
@@ -31,9 +103,6 @@ class Decomposition(nn.Module):
         stem_shared: last blocks of both stems with one set of weights (ours); None: separate, as the paper.
         norm_shared: normalises F_sh behind its tail (ours); None: nothing does.
         norm_specific: normalises F_sp likewise.
-
-    Attributes:
-        recompute: whether the backward pass computes the activations of stems and tails anew, to save memory.
     """
 
     def __init__(
@@ -61,78 +130,55 @@ class Decomposition(nn.Module):
         self.specific_infrared = specific_infrared
         self.classify_visible = classify_visible
         self.classify_infrared = classify_infrared
-        self.recompute = False
 
     @property
     def has_specific(self) -> bool:
         """False in the Base variant."""
         return self.specific_visible is not None
 
+    def forward(self, visible: Tensor, infrared: Tensor) -> tuple[DecomposedFeatures, DecomposedFeatures]:
+        """Decompose both halves of a batch, eq. (1); E_sh sees them in one pass.
+
+        Args:
+            visible: (B_V, 3, H, W), preprocessed.
+            infrared: (B_I, 3, H, W), likewise.
+
+        Returns:
+            Features of the visible and of the infrared images.
+        """
+        f_v, f_i = self.stem_visible(visible), self.stem_infrared(infrared)
+        sizes = [len(f_v), len(f_i)]
+        if self.stem_shared is not None:
+            f_v, f_i = self.stem_shared(torch.cat([f_v, f_i])).split(sizes)
+        sh_v, sh_i = self.shared(torch.cat([f_v, f_i])).split(sizes)
+        if self.norm_shared is not None:
+            sh_v = self.norm_shared(sh_v, Modality.VISIBLE)
+            sh_i = self.norm_shared(sh_i, Modality.INFRARED)
+        sp_v = sp_i = None
+        if self.has_specific:
+            sp_v, sp_i = self.specific(f_v, Modality.VISIBLE), self.specific(f_i, Modality.INFRARED)
+        return DecomposedFeatures(f_v, sh_v, sp_v), DecomposedFeatures(f_i, sh_i, sp_i)
+
     def stem(self, images: Tensor, modality: Modality) -> Tensor:
-        """E_m: images (B, 3, H, W) to F_m (B, C, h, w)."""
-        stem = self.stem_visible if modality is Modality.VISIBLE else self.stem_infrared
-        out = self._run(stem, images)
-        return out if self.stem_shared is None else self._run(self.stem_shared, out)
+        """E_m of images of one modality: (B, 3, H, W) to F_m (B, C, h, w)."""
+        own = self.stem_visible if modality is Modality.VISIBLE else self.stem_infrared
+        out = own(images) if self.stem_shared is None else self.stem_shared(own(images))
+        return cast(Tensor, out)
 
     def share(self, stem_feature: Tensor, modality: Modality) -> Tensor:
         """E_sh of images of one modality: F_m (B, C, h, w) to F_sh,m (B, D)."""
-        return self._normalized(self._run(self.shared, stem_feature), modality)
+        feature = cast(Tensor, self.shared(stem_feature))
+        return feature if self.norm_shared is None else self.norm_shared(feature, modality)
 
     def specific(self, stem_feature: Tensor, modality: Modality) -> Tensor:
         """E_sp^m of images of one modality: F_m (B, C, h, w) to F_sp,m (B, D)."""
         tail = self.specific_visible if modality is Modality.VISIBLE else self.specific_infrared
         assert tail is not None, "this variant has no specific branch"
-        feature = self._run(tail, stem_feature)
+        feature = cast(Tensor, tail(stem_feature))
         return feature if self.norm_specific is None else self.norm_specific(feature, modality)
 
-    def _normalized(self, shared: Tensor, modality: Modality) -> Tensor:
-        return shared if self.norm_shared is None else self.norm_shared(shared, modality)
-
     def classifier(self, modality: Modality) -> IdentityClassifier:
-        """P_sp^m."""
+        """P_sp^m of eq. (2)."""
         head = self.classify_visible if modality is Modality.VISIBLE else self.classify_infrared
         assert head is not None, "this variant has no specific branch"
         return head
-
-    def forward(
-        self, visible: Tensor, infrared: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Decompose both halves of a batch; E_sh sees them in one pass.
-
-        Args:
-            visible: (B_V, 3, H, W).
-            infrared: (B_I, 3, H, W).
-
-        Returns:
-            F_sh,V (B_V, D), F_sh,I (B_I, D), F_sp,V (B_V, D) or None, F_sp,I (B_I, D) or None.
-        """
-        f_v, f_i = self._run(self.stem_visible, visible), self._run(self.stem_infrared, infrared)
-        if self.stem_shared is not None:
-            f_v, f_i = self._run(self.stem_shared, torch.cat([f_v, f_i])).split([len(f_v), len(f_i)])
-        shared = self._run(self.shared, torch.cat([f_v, f_i]))
-        sh_v, sh_i = shared.split([len(f_v), len(f_i)])
-        sh_v, sh_i = self._normalized(sh_v, Modality.VISIBLE), self._normalized(sh_i, Modality.INFRARED)
-        if not self.has_specific:
-            return sh_v, sh_i, None, None
-        return sh_v, sh_i, self.specific(f_v, Modality.VISIBLE), self.specific(f_i, Modality.INFRARED)
-
-    def _run(self, module: nn.Module, x: Tensor) -> Tensor:
-        if not (self.recompute and self.training and torch.is_grad_enabled()):
-            return cast(Tensor, module(x))
-        second = lambda: (nullcontext(), _statistics_kept(module))  # noqa: E731
-        return cast(Tensor, checkpoint(module, x, use_reentrant=False, context_fn=second))
-
-
-@contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Running statistics do not move again while the backward pass computes activations anew."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:  # track_running_stats stays: without it other tensors are saved than the first time
-        norm.momentum = 0.0
-        norm.num_batches_tracked = torch.zeros_like(cast(Tensor, norm.num_batches_tracked))
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmcnet.errors import CheckpointError
-from fmcnet.models.backbone import Backbone, Triple, initialize, register_backbone
+from fmcnet.models.backbone import Backbone, Triple, initialize
 
 EPSILON = 1e-3
 """Of every batch normalisation, as published."""
@@ -194,7 +194,3 @@ def _renamed(key: str) -> str:
         if key.startswith(released):
             return ours + key.removeprefix(released)
     return key.replace("._", ".").removeprefix("_")
-
-
-register_backbone("efficientnet_lite0", EfficientNetLite0)
-register_backbone("efficientnet_lite2", EfficientNetLite2)

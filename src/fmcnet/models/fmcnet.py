@@ -10,18 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmcnet.config import Config, ModelConfig
-from fmcnet.models.backbone import Tail
-from fmcnet.models.compensation import Compensation
-from fmcnet.models.decomposition import Decomposition
-from fmcnet.models.fusion import Fusion
-from fmcnet.models.layers import Standardization
+from fmcnet.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Tail, Triple
+from fmcnet.models.compensation import Compensation, Fusion
+from fmcnet.models.decomposition import DecomposedFeatures, Decomposition
 from fmcnet.types import Modality
 
 VARIANTS = ("base", "sfd", "fmc", "full")
 """Rows of the paper's Table 2: Base; + SFD (shared feature only); + FMC by plain concatenation; full."""
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+
+FLOOR = 1e-3
+"""A value's deviation is at least this share of the mean deviation: a constant value must not be divided by 0."""
 
 
 class ModalityOutput(NamedTuple):
@@ -66,6 +65,50 @@ class FMCNetOutput(NamedTuple):
         return FMCNetOutput(*(ModalityOutput(*cast(list[Any], half)) for half in lifted))
 
 
+class Standardization(nn.Module):
+    """Centres and scales each value of a descriptor by statistics of the image's modality. Ours.
+
+    What all images of one pair of cameras have in common says nothing about a person; the statistics take it out.
+    Training estimates them from its images, `fmcnet adapt` from unlabelled ones.
+
+    Args:
+        dim: E, values of the descriptor.
+        stripes: number of first values that are stripes of a frozen tail; they and the rest get unit length each.
+        weight: of the rest beside them.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dim: int, stripes: int = 0, weight: float = 1.0) -> None:
+        super().__init__()
+        self.stripes, self.weight = stripes, weight
+        self.register_buffer("mean", torch.zeros(len(Modality), dim))
+        self.register_buffer("std", torch.ones(len(Modality), dim))
+
+    @torch.no_grad()
+    def set(self, modality: Modality, mean: Tensor, variance: Tensor) -> None:
+        """Take the statistics of one modality.
+
+        Args:
+            modality: whose they are.
+            mean: of each value, (E,).
+            variance: of each value, (E,), not all 0. A deviation is at least `FLOOR` of the mean
+                deviation.
+        """
+        deviation = variance.sqrt()
+        self.mean[modality.code] = mean
+        self.std[modality.code] = deviation.clamp(min=FLOOR * float(deviation.mean()))
+
+    def forward(self, descriptor: Tensor, modality: Modality) -> Tensor:
+        """Descriptors of images of one modality (B, E) to (B, E)."""
+        standard = (descriptor - self.mean[modality.code]) / self.std[modality.code]
+        if not self.stripes:
+            return standard
+        first, rest = standard[:, : self.stripes], standard[:, self.stripes :]
+        return torch.cat([F.normalize(first), self.weight * F.normalize(rest)], dim=1)
+
+
 class FMCNet(nn.Module):
     """FMCNet (CVPR 2022): decomposition, compensation and fusion.
 
@@ -81,9 +124,8 @@ class FMCNet(nn.Module):
         after_neck: whether the descriptor is taken behind the classifiers' necks (ours), not before them.
         normalized: whether each D values of the descriptor (F_sh, F_fu) get unit length (ours).
         specific_weight: of the features behind F_sh in the descriptor, F_sp and F'_sp or their fusion (ours).
-        stripes: number of stripes of each map of E_sh that are the descriptor (ours; Base only); 0: features are.
-            With `frozen`, of each of its maps.
         frozen: a tail with pretrained weights, whose stripes stand before the features in the descriptor (ours).
+        stripes: number of stripes of each of its maps.
         standard: standardises the descriptor (ours); None: nothing does.
     """
 
@@ -95,13 +137,13 @@ class FMCNet(nn.Module):
         decomposition: Decomposition,
         compensation: Compensation | None = None,
         fusion: Fusion | None = None,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        mean: Triple = IMAGENET_MEAN,
+        std: Triple = IMAGENET_STD,
         after_neck: bool = False,
         normalized: bool = False,
         specific_weight: float = 1.0,
-        stripes: int = 0,
         frozen: Tail | None = None,
+        stripes: int = 0,
         standard: Standardization | None = None,
     ) -> None:
         super().__init__()
@@ -111,8 +153,8 @@ class FMCNet(nn.Module):
         self.after_neck = after_neck
         self.normalized = normalized
         self.specific_weight = specific_weight
-        self.stripes = stripes
         self.frozen = frozen
+        self.stripes = stripes
         self.standard = standard
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
@@ -170,38 +212,51 @@ class FMCNet(nn.Module):
     def forward(self, visible: Tensor, infrared: Tensor) -> FMCNetOutput:
         """Compute every feature and score of a batch of two halves.
 
-        The embedding of a model with `stripes` or `standard` is what `embed` gives in evaluation mode, and the
-        features alone in training, whose losses do not look at it.
-
         Args:
             visible: (B_V, 3, H, W), uint8 0..255 or float 0..1.
             infrared: (B_I, 3, H, W), likewise.
+
+        Returns:
+            Both halves. In training the embeddings are the features alone, without frozen stripes and
+            standardisation, which no loss looks at.
         """
         sfd = self.decomposition
-        sh_v, sh_i, sp_v, sp_i = sfd(self.preprocess(visible), self.preprocess(infrared))  # (B, D) each
-        scores_v, scores_i = _in_one_pass(sfd.classify_shared, sh_v, sh_i)
+        v, i = sfd(self.preprocess(visible), self.preprocess(infrared))  # (1)
+        scores_v, scores_i = _in_one_pass(sfd.classify_shared, v.shared, i.shared)  # (2): S_sh
         generated_i = generated_v = fused_v = fused_i = fused_scores_v = fused_scores_i = None
-        if self.compensation is not None:
-            generated_i = self.compensation(sh_v, Modality.VISIBLE)  # F'_sp,I from F_sh,V
-            generated_v = self.compensation(sh_i, Modality.INFRARED)  # F'_sp,V from F_sh,I
-        if self.fusion is not None:
-            fused_v = self.fusion(sh_v, sp_v, generated_i, Modality.VISIBLE)
-            fused_i = self.fusion(sh_i, sp_i, generated_v, Modality.INFRARED)
+        if self.compensation is not None:  # (11)
+            generated_i = self.compensation(v.shared, Modality.VISIBLE)  # F'_sp,I from F_sh,V
+            generated_v = self.compensation(i.shared, Modality.INFRARED)  # F'_sp,V from F_sh,I
+        if self.fusion is not None:  # (15), (16)
+            fused_v = self.fusion(v.shared, v.specific, generated_i)
+            fused_i = self.fusion(i.shared, i.specific, generated_v)
             fused_scores_v, fused_scores_i = _in_one_pass(self.fusion.classify, fused_v, fused_i)
-        real_v, fake_v = self._specific_scores(Modality.VISIBLE, sp_v, generated_v)
-        real_i, fake_i = self._specific_scores(Modality.INFRARED, sp_i, generated_i)
-        if not self.training and (self.stripes or self.standard is not None):
-            embedding_v = self.embed(visible, Modality.VISIBLE)
-            embedding_i = self.embed(infrared, Modality.INFRARED)
-        else:
-            embedding_v = self._descriptor(Modality.VISIBLE, sh_v, sp_v, generated_i, fused_v)
-            embedding_i = self._descriptor(Modality.INFRARED, sh_i, sp_i, generated_v, fused_i)
+        real_v, fake_v = self._specific_scores(Modality.VISIBLE, v.specific, generated_v)  # (2): S_sp
+        real_i, fake_i = self._specific_scores(Modality.INFRARED, i.specific, generated_i)
+        embedding_v = self._descriptor(Modality.VISIBLE, v, generated_i, fused_v)
+        embedding_i = self._descriptor(Modality.INFRARED, i, generated_v, fused_i)
         return FMCNetOutput(
             ModalityOutput(
-                sh_v, scores_v, sp_v, real_v, generated_i, fake_i, fused_v, fused_scores_v, embedding_v
+                v.shared,
+                scores_v,
+                v.specific,
+                real_v,
+                generated_i,
+                fake_i,
+                fused_v,
+                fused_scores_v,
+                embedding_v,
             ),
             ModalityOutput(
-                sh_i, scores_i, sp_i, real_i, generated_v, fake_v, fused_i, fused_scores_i, embedding_i
+                i.shared,
+                scores_i,
+                i.specific,
+                real_i,
+                generated_v,
+                fake_v,
+                fused_i,
+                fused_scores_i,
+                embedding_i,
             ),
         )
 
@@ -213,23 +268,17 @@ class FMCNet(nn.Module):
             modality: of all images.
 
         Returns:
-            (B, E): E = D for Base and + SFD, 3D for + FMC, 2D for the full model. With n `stripes`, n times the
-            channels of E_sh's blocks; those of `frozen` stand before the features.
+            (B, E): E = D for Base and + SFD, 3D for + FMC, 2D for the full model; more with `frozen`.
         """
-        stem = self.decomposition.stem(self.preprocess(images), modality)
-        if self.stripes and self.frozen is None:
-            descriptor = cast(Tail, self.decomposition.shared).stripes(stem, self.stripes)
-        else:
-            shared = self.decomposition.share(stem, modality)
-            specific = generated = fused = None
-            if self.compensation is not None:
-                specific = self.decomposition.specific(stem, modality)
-                generated = self.compensation(shared, modality)
-                fused = None if self.fusion is None else self.fusion(shared, specific, generated, modality)
-            descriptor = self._descriptor(modality, shared, specific, generated, fused)
-        if self.frozen is not None:
-            descriptor = torch.cat([self.frozen.stripes(stem, self.stripes), descriptor], dim=1)
-        return descriptor if self.standard is None else cast(Tensor, self.standard(descriptor, modality))
+        sfd = self.decomposition
+        stem = sfd.stem(self.preprocess(images), modality)
+        shared = sfd.share(stem, modality)
+        specific = generated = fused = None
+        if self.compensation is not None:
+            specific, generated = sfd.specific(stem, modality), self.compensation(shared, modality)
+        if self.fusion is not None:
+            fused = self.fusion(shared, specific, generated)
+        return self._descriptor(modality, DecomposedFeatures(stem, shared, specific), generated, fused)
 
     def train(self, mode: bool = True) -> FMCNet:
         """Set the training mode; `frozen` stays in evaluation mode."""
@@ -264,48 +313,41 @@ class FMCNet(nn.Module):
         return (classify(real), None) if generated is None else _in_one_pass(classify, real, generated)
 
     def _descriptor(
-        self,
-        modality: Modality,
-        shared: Tensor,
-        specific: Tensor | None,
-        generated: Tensor | None,
-        fused: Tensor | None,
+        self, modality: Modality, own: DecomposedFeatures, generated: Tensor | None, fused: Tensor | None
     ) -> Tensor:
         """What is searched by: F_fp or its parts, normalised and weighted as the settings say."""
-        sfd, neck = self.decomposition, (_through if self.after_neck else _unchanged)
+        sfd, dim = self.decomposition, own.shared.shape[1]
         if self.fusion is not None and fused is not None:
-            descriptor = neck(self.fusion.classify.neck, fused)
+            descriptor = self._behind_neck(self.fusion.classify.neck, fused)
         else:
-            descriptor = neck(sfd.classify_shared.neck, shared)
-            if specific is not None and generated is not None:
+            descriptor = self._behind_neck(sfd.classify_shared.neck, own.shared)
+            if own.specific is not None and generated is not None:
                 # "FMC by simple concatenation" (Table 2). Ours: real or generated, the visible part stands first, so
                 # that positions mean the same whatever the image's modality.
-                own = neck(sfd.classifier(modality).neck, specific)
-                other = neck(sfd.classifier(modality.other).neck, generated)
-                pair = (own, other) if modality is Modality.VISIBLE else (other, own)
+                real = self._behind_neck(sfd.classifier(modality).neck, own.specific)
+                fake = self._behind_neck(sfd.classifier(modality.other).neck, generated)
+                pair = (real, fake) if modality is Modality.VISIBLE else (fake, real)
                 descriptor = torch.cat([descriptor, *pair], dim=1)
-        dim = shared.shape[1]
         if self.normalized:
             descriptor = F.normalize(descriptor.unflatten(1, (-1, dim)), dim=2).flatten(1)
         if self.specific_weight != 1:
             descriptor = torch.cat([descriptor[:, :dim], self.specific_weight * descriptor[:, dim:]], dim=1)
-        return descriptor
+        if self.training:
+            return descriptor
+        if self.frozen is not None:
+            descriptor = torch.cat([self.frozen.stripes(own.stem, self.stripes), descriptor], dim=1)
+        return descriptor if self.standard is None else cast(Tensor, self.standard(descriptor, modality))
+
+    def _behind_neck(self, neck: nn.Module, feature: Tensor) -> Tensor:
+        """With `after_neck` the neck by its running statistics, which only the scores may move."""
+        if self.after_neck and isinstance(neck, nn.modules.batchnorm._BatchNorm):
+            return F.batch_norm(
+                feature, neck.running_mean, neck.running_var, neck.weight, neck.bias, False, 0.0, neck.eps
+            )
+        return feature
 
 
 def _in_one_pass(module: nn.Module, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """`module` of both batches in one pass, so that batch normalisation sees them together."""
     both = module(torch.cat([first, second])).split([len(first), len(second)])
     return cast(tuple[Tensor, Tensor], both)
-
-
-def _unchanged(neck: nn.Module, feature: Tensor) -> Tensor:
-    return feature
-
-
-def _through(neck: nn.Module, feature: Tensor) -> Tensor:
-    """The neck with its running statistics, which must move once a batch, by the scores only."""
-    if isinstance(neck, nn.modules.batchnorm._BatchNorm):
-        return F.batch_norm(
-            feature, neck.running_mean, neck.running_var, neck.weight, neck.bias, False, 0.0, neck.eps
-        )
-    return feature

@@ -259,14 +259,6 @@ class StepLogger:
                     values = {k: v for k, v in record.items() if k not in (key, "epoch")}
                     tracker.log(int(record[key]), values)
 
-    def summary(self) -> str:
-        """Format the total loss for the progress bar."""
-        return f"loss {self.terms['loss']:.2f}" if "loss" in self.terms else ""
-
-    def every_term(self) -> str:
-        """Format all values of the last step, for `fmcnet -v train`."""
-        return ", ".join(f"{name} {value:.4g}" for name, value in self.terms.items())
-
     def close(self) -> None:
         """Close the log and the trackers."""
         for tracker in self._trackers:

@@ -13,14 +13,17 @@ from torch.optim.lr_scheduler import LambdaLR
 from fmcnet.config import TrainingConfig
 from fmcnet.models.fmcnet import FMCNet
 
+BACKBONE_PARTS = ("stem", "shared", "specific")
+"""Prefixes of the names that stems and tails have in `Decomposition`."""
+
 
 def build_optimizers(
     model: FMCNet, config: TrainingConfig, fused: bool = False
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
     """Build the optimiser of all but the discriminators, and that of the discriminators (None without any).
 
-    Stems and tails learn at `lr * backbone_lr_factor`, w1 and w2 at `lr * fusion_lr_factor`, heads and generators
-    at `lr`. Weight decay is for matrices and kernels only.
+    Stems and tails learn at `lr * backbone_lr_factor`, all else at `lr`. Weight decay is for matrices and kernels
+    only.
 
     Args:
         model: on the device where it is trained.
@@ -32,15 +35,13 @@ def build_optimizers(
     backbone = {
         id(parameter)
         for name, child in model.decomposition.named_children()
-        if name.startswith(("stem", "shared", "specific"))
+        if name.startswith(BACKBONE_PARTS)
         for parameter in child.parameters()
     }
-    fusion = {id(parameter) for parameter in ((model.fusion.w1, model.fusion.w2) if model.fusion else ())}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad and id(parameter) not in discriminator_ids:
             factor = config.backbone_lr_factor if id(parameter) in backbone else 1.0
-            factor = config.fusion_lr_factor if id(parameter) in fusion else factor
             groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
     described = [
         {

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fmcnet.data.loader import TrainingBatch
-from fmcnet.models.fmcnet import FMCNet
-from fmcnet.models.layers import FeatureNorm, Standardization
+from fmcnet.models.decomposition import FeatureNorm
+from fmcnet.models.fmcnet import FMCNet, Standardization
 from fmcnet.types import Modality
 
 BATCHES = 50

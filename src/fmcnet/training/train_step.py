@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence, Set
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
+from torch.utils.checkpoint import checkpoint
 
 from fmcnet.config import Config
 from fmcnet.data.loader import TrainingBatch
@@ -33,15 +34,25 @@ from fmcnet.losses.criterion import LOSSES, FMCNetLoss, OwnTerm
 from fmcnet.models.backbone import make_backbone
 from fmcnet.models.build import build_model
 from fmcnet.models.compensation import Compensation
+from fmcnet.models.decomposition import Decomposition
 from fmcnet.models.fmcnet import FMCNet, FMCNetOutput
 from fmcnet.training import health
-from fmcnet.training.optimizers import advance_schedule, build_optimizers, build_schedulers, rate
+from fmcnet.training.optimizers import (
+    BACKBONE_PARTS,
+    advance_schedule,
+    build_optimizers,
+    build_schedulers,
+    rate,
+)
 
 GRADIENT, DISCRIMINATOR_GRADIENT = "gradient", "discriminator gradient"
 """Names of the gradients' norms among the measured values."""
 
 SCALE, SMALLEST_SCALE = "scale", 2.0**-14
 """Name of the float16 scaler's factor among the measured values; a sane training does not fall below that."""
+
+MEASURED = (*health.NAMES, GRADIENT, DISCRIMINATOR_GRADIENT, SCALE)
+"""Names of the values that a step measures beside the terms of the loss."""
 
 
 class NotFinite(Exception):
@@ -92,7 +103,8 @@ class TrainStep:
         model = cast(FMCNet, cast(Any, model).to(ctx.device, memory_format=self.format))
         if training.sync_batchnorm and ctx.world > 1:
             model = cast(FMCNet, synchronize_batchnorm(model, ctx.device))
-        model.decomposition.recompute = training.recompute
+        if training.recompute:
+            _recompute_activations(model.decomposition)
         self.model = model
         gather = gather_centers if training.sync_centers and ctx.world > 1 else None
         self.criterion = FMCNetLoss(config.losses, identities, model.compensation, gather, terms)
@@ -253,6 +265,36 @@ def memory_format(config: Config, device: torch.device) -> torch.memory_format:
         backbone = make_backbone(config.model.arch, config.model.width)
         wanted = "no" if device.type == "cpu" and not backbone.channels_last else "yes"
     return torch.channels_last if wanted == "yes" else torch.contiguous_format
+
+
+def _recompute_activations(decomposition: Decomposition) -> None:
+    """Let the backward pass compute the activations of stems and tails anew, to save memory."""
+    for name, module in decomposition.named_children():
+        if not name.startswith(BACKBONE_PARTS):
+            continue
+
+        def forward(x: Tensor, module: nn.Module = module, plain: Any = module.forward) -> Tensor:
+            if not (module.training and torch.is_grad_enabled()):
+                return cast(Tensor, plain(x))
+            contexts = lambda: (nullcontext(), _running_statistics_kept(module))  # noqa: E731
+            return cast(Tensor, checkpoint(plain, x, use_reentrant=False, context_fn=contexts))
+
+        module.forward = forward
+
+
+@contextmanager
+def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
+    """They moved in the forward pass already."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:  # track_running_stats stays: without it other tensors are saved than the first time
+        norm.momentum = 0.0
+        norm.num_batches_tracked = torch.zeros_like(cast(Tensor, norm.num_batches_tracked))
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -30,7 +32,7 @@ from fmcnet.distributed import (
     resident_bytes,
 )
 from fmcnet.errors import Interrupted, TrainingError, translate_errors
-from fmcnet.losses.criterion import OwnTerm
+from fmcnet.losses.criterion import OwnTerm, check_own_terms
 from fmcnet.models.backbone import make_backbone
 from fmcnet.models.build import build_model
 from fmcnet.models.checkpoint import ModelCard
@@ -43,11 +45,12 @@ from fmcnet.training.loggers import StepLogger, Tracker, check_trackers
 from fmcnet.training.profiler import StepProfile
 from fmcnet.training.selection import ModelSelection, hold_out
 from fmcnet.training.statistics import BATCHES, estimate_statistics
-from fmcnet.training.stop import StopAtStepEnd
-from fmcnet.training.terms import check_terms
-from fmcnet.training.train_step import NotFinite, TrainStep, precision
+from fmcnet.training.train_step import MEASURED, NotFinite, TrainStep, precision
 
 logger = logging.getLogger(__name__)
+
+LOGGED = ("loss", "rate", "lr", "step", "epoch", "validated_step")
+"""Names of a record of the log that are no terms."""
 
 
 @dataclass(frozen=True)
@@ -116,14 +119,14 @@ def train(
             keep_freed_memory()
         with agree_on_errors(ctx):
             make_backbone(config.model.arch)  # raises for an unknown name before images are read
-            terms = check_terms(terms, config)
+            own_terms = check_own_terms(terms, config.losses, {*MEASURED, *LOGGED})
             if ctx.main:
                 check_folder(run, config, resume)
                 check_trackers([name for name in trackers if isinstance(name, str)])
         with agree_on_errors(ctx):
             if not isinstance(data, Table):
                 data = read_dataset(data, layout=config.data.layout, trial=config.data.split)
-            trainer = Trainer(config, data, run, ctx, resume=resume, progress=progress, terms=terms)
+            trainer = Trainer(config, data, run, ctx, resume=resume, progress=progress, terms=own_terms)
         with ExitStack() as stack:
             with agree_on_errors(ctx):  # only now, so that an error in data or settings leaves no run folder
                 if ctx.main:
@@ -140,20 +143,7 @@ def total_steps(config: Config, table: Table, world: int = 1) -> int:
 
 
 class Trainer:
-    """One training: reads the images and builds the model; `fit` trains it.
-
-    Args:
-        config: all settings of the run.
-        table: of the dataset.
-        run: the run folder.
-        ctx: device and rank.
-        resume: continue from the newest checkpoint in `run`.
-        progress: show bars; None: on a terminal only.
-        terms: losses of your own, by name.
-
-    Raises:
-        FmcnetError: for unusable data or settings. No process waits for another before that.
-    """
+    """One training: reads the images and builds the model; `fit` trains it. Arguments and errors as `train`."""
 
     def __init__(
         self,
@@ -164,11 +154,10 @@ class Trainer:
         *,
         resume: bool,
         progress: bool | None,
-        terms: Mapping[str, OwnTerm] | None = None,
+        terms: Mapping[str, OwnTerm],
     ) -> None:
-        self._terms = dict(terms or {})
         self._config, self._run, self._ctx = config, run, ctx
-        self._resume, self._progress = resume, progress
+        self._resume, self._progress, self._terms = resume, progress, terms
         table = hold_out(table, config)
         rows = table.select(split=config.data.train_splits)
         self._labels, pids = rows.labels()
@@ -189,26 +178,13 @@ class Trainer:
         # Dropout differs between processes.
         torch.manual_seed((config.training.seed * 1_000_003 + ctx.rank) % 2**63)
         self._card = ModelCard(config, tuple(int(pid) for pid in pids), table.name, 0, fingerprint(table))
-        self._epoch = self._sampler.steps // config.training.accumulate  # its number of steps
+        accumulate = config.training.accumulate
+        self._epoch = self._sampler.steps // accumulate  # its number of steps
         self._steps = config.training.epochs * self._epoch
-        self._images = (
-            2 * self._sampler.identities * self._sampler.images * config.training.accumulate * ctx.world
-        )
+        self._images = 2 * self._sampler.identities * self._sampler.images * accumulate * ctx.world
 
-    def fit(
-        self, description: str = "training", trackers: Sequence[str | Tracker] = (), profile: bool = False
-    ) -> TrainingSummary:
-        """Train from the newest checkpoint (or the start) to the last step, and write the model.
-
-        Args:
-            description: shown beside the bar.
-            trackers: beside the log.
-            profile: profile a few steps.
-
-        Raises:
-            FmcnetError: when the checkpoint does not fit, a term is not finite, or something cannot be written.
-            Interrupted: after Ctrl-C or SIGTERM, once a checkpoint is written.
-        """
+    def fit(self, description: str, trackers: Sequence[str | Tracker], profile: bool) -> TrainingSummary:
+        """Train from the newest checkpoint (or the start) to the last step, and write the model."""
         config, ctx = self._config, self._ctx
         self._step = TrainStep(config, self._model, ctx, self._sampler.identities, self._steps, self._terms)
         self._logger = StepLogger(self._run, config, self._steps)
@@ -280,10 +256,12 @@ class Trainer:
             self._read()
             rate = (done - self._first) * self._images / (time.perf_counter() - self._started)
             epoch = f"epoch {done // self._epoch}/{training.epochs}" if ends else ""
-            parts = (self._logger.summary(), f"{rate:.0f} images/s", _memory(self._ctx.device), epoch)
-            note = ", ".join(filter(None, parts))
+            terms = self._logger.terms
+            loss = f"loss {terms['loss']:.2f}" if "loss" in terms else ""
+            note = ", ".join(filter(None, (loss, f"{rate:.0f} images/s", _memory(self._ctx.device), epoch)))
             if self._ctx.main:
-                logger.debug("step %d: %s", done, self._logger.every_term())
+                every = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+                logger.debug("step %d: %s", done, every)
         bar.advance(note, line=ends)
         if validates:
             record = self._selection.validate(self._export(), replace(self._card, step=done), done)
@@ -358,3 +336,34 @@ def _memory(device: torch.device) -> str:
     """Peak memory of the GPU, else memory of the process."""
     size = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes()
     return f"{size / 2**30:.1f} GiB" if size else ""
+
+
+class StopAtStepEnd:
+    """Ctrl-C or SIGTERM ends the training after the current step, with a checkpoint; a third signal ends it at once.
+
+    Two signals count as one: a terminal and a parent process may both deliver the same Ctrl-C.
+
+    Attributes:
+        signals: number of signals received.
+        terminated: whether one of them was SIGTERM.
+    """
+
+    def __init__(self) -> None:
+        self.signals = 0
+        self.terminated = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopAtStepEnd:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, *_: object) -> None:
+        self.signals += 1
+        self.terminated |= number == signal.SIGTERM
+        if self.signals > 2:
+            raise KeyboardInterrupt
