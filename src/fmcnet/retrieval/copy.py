@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -45,10 +45,6 @@ class Copied:
     entries: int
     pictures: int
     pictures_left_out: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def copy_gallery(

@@ -58,12 +58,12 @@ class FileRecords:
     def of(self, ids: Iterable[str]) -> dict[str, FileRecord]:
         """Those of entries, by id."""
         found = self._select(f"rows.id IN {LISTED}", (json.dumps(list(ids)),))
-        return {one.id: one.record for one in found if one.record is not None}
+        return {one.id: one.record for _, one in found if one.record is not None}
 
     def with_digest(self, digests: Iterable[str]) -> dict[str, list[FileRecord]]:
         """Those with these digests, by digest."""
         out = defaultdict[str, list[FileRecord]](list)
-        for one in self._select(f"{FILES}.digest IN {LISTED}", (json.dumps(sorted(set(digests))),)):
+        for _, one in self._select(f"{FILES}.digest IN {LISTED}", (json.dumps(sorted(set(digests))),)):
             if one.record is not None:
                 out[one.record.digest].append(one.record)
         return out
@@ -71,16 +71,9 @@ class FileRecords:
     def origins(self) -> Iterator[Origin]:
         """Of all entries, in the order of their adding."""
         last = 0
-        while True:
-            with self._reading():
-                seqs = self._database.run(
-                    "SELECT seq FROM rows WHERE seq > ? ORDER BY seq LIMIT ?", (last, CHUNK)
-                )
-                if not seqs:
-                    return
-                found = self._select("rows.seq > ? AND rows.seq <= ? ORDER BY rows.seq", (last, seqs[-1][0]))
-            yield from found
-            last = seqs[-1][0]
+        while found := self._select("rows.seq > ? ORDER BY rows.seq LIMIT ?", (last, CHUNK)):
+            yield from (one for _, one in found)
+            last = found[-1][0]
 
     def put(self, records: Mapping[str, FileRecord], *, added: bool = False) -> None:
         """Set the records of entries, by id; ids that are not there are passed over.
@@ -117,20 +110,21 @@ class FileRecords:
             ((seq, *record, checksum(seq, *record)) for seq, record in records.items()),
         )
 
-    def _select(self, condition: str, values: tuple[object, ...]) -> list[Origin]:
-        found: list[Origin] = []
+    def _select(self, condition: str, values: tuple[object, ...]) -> list[tuple[int, Origin]]:
+        """Row numbers of entries, and where they came from."""
+        found: list[tuple[int, Origin]] = []
         with self._reading():
             if FILES not in self._database.tables():
                 if FILES in condition:
                     return found
-                rows = self._database.run(f"SELECT id, source FROM rows WHERE {condition}", values)
-                return [Origin(name, source, None) for name, source in rows]
-            for name, source, seq, *record, crc in self._database.run(
-                f"SELECT rows.id, rows.source, {FILES}.* FROM rows "
+                rows = self._database.run(f"SELECT seq, id, source FROM rows WHERE {condition}", values)
+                return [(at, Origin(name, source, None)) for at, name, source in rows]
+            for at, name, source, seq, *record, crc in self._database.run(
+                f"SELECT rows.seq, rows.id, rows.source, {FILES}.* FROM rows "
                 f"LEFT JOIN {FILES} ON {FILES}.seq = rows.seq WHERE {condition}",
                 values,
             ):
                 if seq is not None and checksum(seq, *record) != crc:
                     raise self._database.damaged(f"checksum of row {seq}, file")
-                found.append(Origin(name, source, None if seq is None else FileRecord(*record)))
+                found.append((at, Origin(name, source, None if seq is None else FileRecord(*record))))
         return found
