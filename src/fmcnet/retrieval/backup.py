@@ -171,11 +171,7 @@ def _copy_index(folder: Path, out: Path) -> Manifest | None:
 
 
 def _check_target(source: Path, folder: Path, replace: bool) -> None:
-    """Refuse to restore over what is not to be lost.
-
-    Raises:
-        GalleryError: says why.
-    """
+    """Refuse to restore over what is not to be lost."""
     if folder.exists() and not folder.is_dir():
         raise GalleryError(f"{folder} is a file; a gallery is a folder")
     if not folder.is_dir() or not any(folder.iterdir()):

@@ -285,8 +285,7 @@ class SqliteStore:
 
     def removed(self, ids: Sequence[str]) -> set[str]:
         """Those of these ids that were removed, and not added since."""
-        with self._reading():
-            return self.database.removed(ids)
+        return self.files.removed(ids)
 
     def times(self) -> tuple[datetime, datetime] | None:
         """The first and the last of all entries."""
@@ -353,7 +352,7 @@ class SqliteStore:
                 self.database.note(generation, old, gone=True)
                 pictures = [batch.pictures[i] for i in rows] if batch.pictures else []
                 seqs = self.database.insert(entries, vectors, pictures)
-                self.database.forget_removed(entry.id for entry in entries)
+                self.files.forget_removed(entry.id for entry in entries)
             state = self.index.state
             if state is None:
                 with self.database.reading():
@@ -397,7 +396,7 @@ class SqliteStore:
                 seqs = self._matching(state, where)
                 if seqs:
                     if remember:
-                        self.database.remember_removed(seqs)
+                        self.files.remember_removed(seqs)
                     self.database.delete(seqs)
                     generation = self.database.advance()
                     self.database.note(generation, seqs, gone=True)
@@ -408,15 +407,6 @@ class SqliteStore:
             state.generation = generation
             self._erase(positions)
             return len(seqs)
-
-    def take_memory(self, other: SqliteStore) -> None:
-        """Copy what another gallery of the same entries remembers: files, and what was removed."""
-        with other._reading():
-            digests = other.database.removed_digests()
-        self.files.put({one.id: one.record for one in other.files.origins() if one.record is not None})
-        if digests:
-            with self._writing(), self.database.writing():
-                self.database.remember_digests(digests)
 
     def _erase(self, positions: IntArray) -> None:
         self.index.erase(positions)
