@@ -116,14 +116,14 @@ def test_float16_halves_the_files_and_hardly_moves_similarities(tmp_path):
 
 def test_compaction_gives_space_back(tmp_path):
     with Gallery(tmp_path / "g", flush_rows=100) as gallery:
-        add(gallery, crops(1000, 128), entries(1000))
+        add(gallery, crops(2000, 128), entries(2000))
         gallery.compact()
         before = gallery.info()
-        gallery.remove(Where(ids=[f"crop-{i:05d}" for i in range(800)]))
-        assert gallery.info().removed == 800
+        gallery.remove(Where(ids=[f"crop-{i:05d}" for i in range(1600)]))
+        assert gallery.info().removed == 1600
         gallery.compact()
         after = gallery.info()
-        assert (after.entries, after.removed) == (200, 0)
+        assert (after.entries, after.removed) == (400, 0)
         assert after.bytes < 0.4 * before.bytes
 
 

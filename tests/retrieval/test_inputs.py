@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fmcnet.errors import FmcnetError, GalleryError
-from fmcnet.retrieval import Gallery, Where, group, pool, pool_by
+from fmcnet.retrieval import Gallery, Where, group, pool
 from fmcnet.retrieval.inputs import as_duration, make_batch, new_id, unit_vectors
 from fmcnet.retrieval.pooling import rank_pooled
 from fmcnet.retrieval.records import Entry, Hit, as_pid, from_micros, to_micros
@@ -223,14 +223,9 @@ def test_pooling_is_the_mean_of_unit_vectors():
         pool(vectors * [[1], [9], [2], [3], [4]]), mean / np.linalg.norm(mean), atol=1e-6
     )
     np.testing.assert_allclose(pool(vectors[0]), vectors[0], atol=1e-6)
-    tracks = pool_by(vectors, ["b", "a", "b", "b", "a"])
-    assert list(tracks) == ["b", "a"]
-    np.testing.assert_allclose(tracks["a"], pool(vectors[[1, 4]]), atol=1e-6)
     for bad, words in ((np.empty((0, 3)), "nothing to pool"), ([[1.0, 0], [-1, 0]], "cancel out")):
         with pytest.raises(GalleryError, match=words):
             pool(bad)
-    with pytest.raises(GalleryError, match="2 labels for 5"):
-        pool_by(vectors, ["a", "b"])
 
 
 def test_groups_keep_the_order_of_their_best():

@@ -95,13 +95,13 @@ def test_a_batch_of_many_requests_is_put_back_when_one_fails(
     with Gallery(collection) as gallery:
         old, new = entries(4), entries(6, seed=5)
         add(gallery, crops(4), old)
-        client = gallery._store._at._client
+        client = gallery._store._client
         real, calls = client.upsert, []
 
         def failing(*arguments, **options):
             calls.append(1)
             if len(calls) == 5 or (len(calls) > 5 and not back):
-                raise gallery._store._at._errors[0](message="no more")
+                raise gallery._store._errors[0](message="no more")
             return real(*arguments, **options)
 
         monkeypatch.setattr(client, "upsert", failing)

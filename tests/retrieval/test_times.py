@@ -9,6 +9,7 @@ import pytest
 
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.retrieval.indexing import leave_out_expired
+from fmcnet.retrieval.inputs import expires_before
 from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
 from fmcnet.retrieval.times import TimePattern, parse_capture_time, parse_time, parse_timezone, shown_time
 from fmcnet.types import Modality
@@ -145,5 +146,5 @@ def test_an_option_about_times_or_identities_that_no_picture_has_is_noted(tmp_pa
         asked, times=TimePattern("%Y%m%d", BERLIN), pids=NamePattern("([0-9])_", "--pid-from-name")
     )
     assert read_sources([tmp_path], found).notes == ()
-    timeless = leave_out_expired(read_sources([tmp_path], plain), timedelta(days=1), "--keep 1d")
+    timeless = leave_out_expired(read_sources([tmp_path], plain), expires_before("1d"), "--keep 1d")
     assert timeless.notes == ("--keep 1d: 1 of 1 pictures have no time, are indexed and never expire",)

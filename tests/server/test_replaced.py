@@ -102,13 +102,13 @@ def test_a_write_into_files_that_go_meanwhile_is_not_acknowledged(tmp_path):
     place = tmp_path / "g"
     with Gallery(place, model=DIGEST) as gallery:
         gallery.add(np.ones((1, 12)), modality="visible", ids=["a"])
-        keep_up = gallery._store.index.keep_up
+        flush_if_due = gallery._store.index.flush_if_due
 
         def go() -> None:  # after the commit
             place.rename(tmp_path / "away")
-            gallery._store.index.keep_up = keep_up
+            gallery._store.index.flush_if_due = flush_if_due
 
-        gallery._store.index.keep_up = go
+        gallery._store.index.flush_if_due = go
         with pytest.raises(GalleryReplacedError):
             gallery.add(np.ones((1, 12)), modality="visible", ids=["b"])
         (tmp_path / "away").rename(place)

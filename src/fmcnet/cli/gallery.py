@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -236,14 +235,12 @@ def expire(
     also stay, with a warning: their time was read wrongly.
     """
     from fmcnet.retrieval.gallery import Gallery
-    from fmcnet.retrieval.inputs import as_duration
+    from fmcnet.retrieval.inputs import expires_before
     from fmcnet.retrieval.records import EARLIEST, EPOCH, Where
 
-    duration = as_duration(keep)
+    old = Where(since=EPOCH, until=expires_before(keep))
     _check_answers(json_, yes, all_, dry_run)
     with Gallery(gallery, create=False, read_only=dry_run) as opened:
-        now = datetime.now(timezone.utc)
-        old = Where(since=EPOCH, until=now - duration if duration < now - EPOCH else EPOCH)
         count = opened.count(old)
         if not dry_run:
             _confirm_removal(opened, count, f"were seen longer ago than {keep}", yes, all_)
@@ -351,12 +348,14 @@ def copy_(
 
     A copy that was stopped continues with the same command. At the end each entry is compared.
     """
+    from dataclasses import asdict
+
     from fmcnet.retrieval.copy import copy_gallery
 
     chosen = check_choice("--index", index, ("auto", "exact", "hnsw"))
     with explain_resume():
         found = copy_gallery(source, target, index=chosen, progress=False if json_ else None)
-    facts = found.to_dict()
+    facts = asdict(found)
     paths = {"from": facts.pop("source"), "to": facts.pop("target")}
     if json_:
         print_json({**paths, **facts})

@@ -169,7 +169,7 @@ def index(
     from fmcnet.retrieval.gallery import Gallery
     from fmcnet.retrieval.indexing import Existing, check_faults, leave_out_expired
     from fmcnet.retrieval.indexing import index as add_new
-    from fmcnet.retrieval.inputs import as_duration
+    from fmcnet.retrieval.inputs import expires_before
     from fmcnet.retrieval.models import open_model, range_of, remember
     from fmcnet.retrieval.records import Dtype, IndexChoice
     from fmcnet.retrieval.searcher import Searcher
@@ -209,10 +209,10 @@ def index(
         zone=zone,
         doubtful=doubtful,
     )
-    age = None if keep is None else as_duration(keep)
+    until = None if keep is None else expires_before(keep)
     sources = read_sources(source, rules)
-    if age is not None:
-        sources = leave_out_expired(sources, age, f"--keep {keep}")
+    if until is not None:
+        sources = leave_out_expired(sources, until, f"--keep {keep}")
     if on_error == "raise":
         check_faults(sources, missing_ok=prune)  # before a gallery is made
     encoder = open_model(gallery, model, device)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fmcnet.retrieval.answer import Answer
     from fmcnet.retrieval.gallery import Gallery
     from fmcnet.retrieval.inputs import KEEP
-    from fmcnet.retrieval.pooling import group, pool, pool_by
+    from fmcnet.retrieval.pooling import group, pool
     from fmcnet.retrieval.records import Added, Entry, GalleryInfo, GallerySettings, Hit, HitGroup, Where
     from fmcnet.retrieval.searcher import Searcher
 
@@ -28,7 +28,6 @@ _PUBLIC = {
     "Where": "records",
     "group": "pooling",
     "pool": "pooling",
-    "pool_by": "pooling",
 }
 
 __all__ = [
@@ -45,7 +44,6 @@ __all__ = [
     "Where",
     "group",
     "pool",
-    "pool_by",
 ]
 
 

@@ -145,16 +145,18 @@ def check_probability(value: float | None, what: str) -> None:
 def answer_notes(
     scores: CalibratedScores,
     images: int,
-    candidates: Sequence[Hit | HitGroup],
-    found: Sequence[Hit | HitGroup],
+    candidates: Sequence[HitGroup],
+    found: Sequence[HitGroup],
     asked: bool,
+    group: str | None,
     where: Where | None,
     encoder: Encoder,
 ) -> tuple[str, ...]:
     """The notes of an answer to a query of `images` images.
 
     Args:
-        candidates: all hits, or tracks, best first. found: those that reach what was `asked`.
+        candidates: all hits, each alone, or tracks, best first. found: those that reach what was `asked`, grouped.
+        group: "track", "pid", or None.
     """
     notes: list[str] = []
     if scores.calibration is None:
@@ -176,18 +178,18 @@ def answer_notes(
             notes.append(
                 f"{images} images were pooled; probabilities were learnt from single images and are approximate here"
             )
-        if any(isinstance(one, HitGroup) and one.pooled > 1 for one in found):
+        if any(one.pooled > 1 for one in found):
             notes.append(
                 "the pictures of each track were pooled; probabilities were learnt from single images and are "
                 "approximate here"
             )
         if len(scores.query) > 1:
             notes.append("the query has both modalities: the more cautious of two calibrations is shown")
-    if found and all(isinstance(one, HitGroup) and one.key is None for one in found):
+    if group and found and all(one.key is None for one in found):
         notes.append("no entry found has what it was to be grouped by, so each is a group of its own")
     if asked and not found and candidates:
         best = candidates[0]
-        what = "track" if isinstance(best, HitGroup) else "entry"
+        what = "track" if group == "track" else "entry"
         likely = "" if best.probability is None else f", probability {best.probability:.3g}"
         notes.append(
             f"no match: no {what} reaches what was asked for; the nearest {what} has similarity "

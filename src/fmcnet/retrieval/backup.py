@@ -13,9 +13,9 @@ from pathlib import Path
 from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
 from fmcnet.files import make_private, private_mode, to_disk
 from fmcnet.retrieval.gallery import Gallery
+from fmcnet.retrieval.gallery_index import check_loss
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
-from fmcnet.retrieval.index_files import DoubtError, Manifest, discard
-from fmcnet.retrieval.loss import check_loss
+from fmcnet.retrieval.index_files import InvalidIndexError, Manifest, discard
 from fmcnet.retrieval.records import MADE_WITH
 from fmcnet.retrieval.sqlite_connection import NAME
 from fmcnet.retrieval.sqlite_database import Database
@@ -158,7 +158,7 @@ def _copy_index(folder: Path, out: Path) -> Manifest | None:
     A writer may replace them meanwhile, so this tries several times.
     """
     for _ in range(5):
-        with contextlib.suppress(DoubtError, OSError):
+        with contextlib.suppress(InvalidIndexError, OSError):
             manifest = Manifest.read(folder)
             for name in filter(
                 None, (manifest.vectors if manifest.rows else "", manifest.columns, manifest.graph)
@@ -171,11 +171,7 @@ def _copy_index(folder: Path, out: Path) -> Manifest | None:
 
 
 def _check_target(source: Path, folder: Path, replace: bool) -> None:
-    """Refuse to restore over what is not to be lost.
-
-    Raises:
-        GalleryError: says why.
-    """
+    """Refuse to restore over what is not to be lost."""
     if folder.exists() and not folder.is_dir():
         raise GalleryError(f"{folder} is a file; a gallery is a folder")
     if not folder.is_dir() or not any(folder.iterdir()):

@@ -99,15 +99,15 @@ class EntryColumns:
         """Positions of row numbers that are there."""
         return np.searchsorted(self.seq, np.asarray(seqs, np.int64)).astype(np.int64)
 
-    def living(self, seqs: Sequence[int]) -> list[int]:
+    def existing(self, seqs: Sequence[int]) -> list[int]:
         """Those row numbers that are not removed."""
         known = np.asarray(seqs, np.int64)
         places = np.minimum(self.positions(known), max(self._n - 1, 0))
         there = (
             self.alive[places] & (self.seq[places] == known) if self._n else np.zeros(len(known), np.bool_)
         )
-        living: list[int] = known[there].tolist()
-        return living
+        existing: list[int] = known[there].tolist()
+        return existing
 
     def forget(self, positions: IntArray) -> None:
         """Removed rows: not alive, and nothing known of them."""

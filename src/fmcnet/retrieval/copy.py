@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from fmcnet.progress import Progress
 from fmcnet.retrieval.gallery import open_store
 from fmcnet.retrieval.inputs import check_settings
 from fmcnet.retrieval.records import MADE_WITH, EntryBatch, IndexChoice, OpenOptions
-from fmcnet.retrieval.sqlite_store import SqliteStore
 
 if TYPE_CHECKING:
     from fmcnet.retrieval.gallery import Store
@@ -45,10 +44,6 @@ class Copied:
     entries: int
     pictures: int
     pictures_left_out: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def copy_gallery(
@@ -106,9 +101,9 @@ def _copy(
         _log.warning("%s keeps no pictures: %d of %s are left out", here.location, pictures, there.location)
     written = _write(there, here, batch, takes and pictures > 0, progress)
     _note(source, target)
-    if isinstance(there, SqliteStore) and isinstance(here, SqliteStore):
-        here.take_memory(there)
-    elif isinstance(there, SqliteStore):
+    if there.files is not None and here.files is not None:
+        here.files.take(there.files)
+    elif there.files is not None:
         _log.warning(
             "%s remembers neither files nor removals: fmcnet index into it adds what was removed again",
             here.location,
@@ -146,11 +141,7 @@ def _write(there: Store, here: Store, batch: int, pictures: bool, progress: bool
 
 
 def _compare(there: Store, here: Store, batch: int, progress: bool | None) -> int:
-    """Compare each entry of the target with the source's of its id; how many they are.
-
-    Raises:
-        GalleryError: naming the first that the source lacks, or has otherwise.
-    """
+    """How many entries the target has; an error names the first that the source lacks, or has otherwise."""
     settings = here.settings
     half = settings is not None and settings.dtype == "float16"
     count = 0

@@ -1,18 +1,20 @@
 """The files that entries of a gallery in a folder came from: where they lay, and their content when it was encoded.
 
-One table of the database, which galleries of 0.1.0 lack until they are written to. A record goes when its entry goes.
+A record goes when its entry goes; then only a digest tells that its content was removed. Two tables of the database,
+which galleries of 0.1.0 lack until they are written to.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from fmcnet.retrieval.records import Entry
-from fmcnet.retrieval.sqlite_database import FILES, LISTED, Database, checksum
+from fmcnet.retrieval.sqlite_database import FILES, LISTED, REMOVED, Database, checksum
 
 CHUNK = 4096
 """Rows read at once."""
@@ -58,12 +60,12 @@ class FileRecords:
     def of(self, ids: Iterable[str]) -> dict[str, FileRecord]:
         """Those of entries, by id."""
         found = self._select(f"rows.id IN {LISTED}", (json.dumps(list(ids)),))
-        return {one.id: one.record for one in found if one.record is not None}
+        return {one.id: one.record for _, one in found if one.record is not None}
 
     def with_digest(self, digests: Iterable[str]) -> dict[str, list[FileRecord]]:
         """Those with these digests, by digest."""
         out = defaultdict[str, list[FileRecord]](list)
-        for one in self._select(f"{FILES}.digest IN {LISTED}", (json.dumps(sorted(set(digests))),)):
+        for _, one in self._select(f"{FILES}.digest IN {LISTED}", (json.dumps(sorted(set(digests))),)):
             if one.record is not None:
                 out[one.record.digest].append(one.record)
         return out
@@ -71,16 +73,9 @@ class FileRecords:
     def origins(self) -> Iterator[Origin]:
         """Of all entries, in the order of their adding."""
         last = 0
-        while True:
-            with self._reading():
-                seqs = self._database.run(
-                    "SELECT seq FROM rows WHERE seq > ? ORDER BY seq LIMIT ?", (last, CHUNK)
-                )
-                if not seqs:
-                    return
-                found = self._select("rows.seq > ? AND rows.seq <= ? ORDER BY rows.seq", (last, seqs[-1][0]))
-            yield from found
-            last = seqs[-1][0]
+        while found := self._select("rows.seq > ? ORDER BY rows.seq LIMIT ?", (last, CHUNK)):
+            yield from (one for _, one in found)
+            last = found[-1][0]
 
     def put(self, records: Mapping[str, FileRecord], *, added: bool = False) -> None:
         """Set the records of entries, by id; ids that are not there are passed over.
@@ -91,7 +86,7 @@ class FileRecords:
         if records:
             with self._writing(), self._database.writing():
                 if added:
-                    self._database.forget_removed(one.digest for one in records.values())
+                    self.forget_removed(one.digest for one in records.values())
                 self._put({seq: records[name] for name, seq in self._database.seqs(list(records)).items()})
 
     def rename(self, renamed: Mapping[str, tuple[Entry, FileRecord | None]]) -> None:
@@ -108,8 +103,48 @@ class FileRecords:
             for seq, (entry, _) in new.items():
                 self._database.rewrite(seq, entry)
             self._put({seq: record for seq, (_, record) in new.items() if record is not None})
-            self._database.forget_removed(entry.id for entry, _ in new.values())
+            self.forget_removed(entry.id for entry, _ in new.values())
             self._database.note_change(new)
+
+    def removed(self, ids: Iterable[str]) -> set[str]:
+        """Those of these ids, or digests of files, that were removed and not added since."""
+        with self._reading():
+            if REMOVED not in self._database.tables():
+                return set()
+            known = f"SELECT 1 FROM {REMOVED} WHERE digest = ?"
+            return {one for one in ids if self._database.run(known, (_hashed(one),))}
+
+    def remember_removed(self, seqs: Sequence[int]) -> None:
+        """Remember what goes, by the content of its file, or by its id where that is not recorded.
+
+        As `forget_removed`, in the caller's transaction.
+        """
+        found = self._database.run(
+            f"SELECT id, digest FROM rows LEFT JOIN {FILES} ON {FILES}.seq = rows.seq WHERE rows.seq IN {LISTED}",
+            (json.dumps(seqs),),
+        )
+        self._remember(_hashed(name if digest is None else digest) for name, digest in found)
+
+    def forget_removed(self, ids: Iterable[str]) -> None:
+        """These ids, or digests of files, are there again."""
+        self._database.connection.executemany(
+            f"DELETE FROM {REMOVED} WHERE digest = ?", ((_hashed(one),) for one in ids)
+        )
+
+    def take(self, other: FileRecords) -> None:
+        """Copy what another gallery of the same entries knows of files, and of what was removed."""
+        self.put({one.id: one.record for one in other.origins() if one.record is not None})
+        with other._reading():
+            known = REMOVED in other._database.tables()
+            digests = other._database.run(f"SELECT digest FROM {REMOVED}") if known else []
+        if digests:
+            with self._writing(), self._database.writing():
+                self._remember(row[0] for row in digests)
+
+    def _remember(self, digests: Iterable[bytes]) -> None:
+        self._database.connection.executemany(
+            f"INSERT OR IGNORE INTO {REMOVED} VALUES (?)", ((one,) for one in digests)
+        )
 
     def _put(self, records: Mapping[int, FileRecord]) -> None:
         self._database.connection.executemany(
@@ -117,20 +152,26 @@ class FileRecords:
             ((seq, *record, checksum(seq, *record)) for seq, record in records.items()),
         )
 
-    def _select(self, condition: str, values: tuple[object, ...]) -> list[Origin]:
-        found: list[Origin] = []
+    def _select(self, condition: str, values: tuple[object, ...]) -> list[tuple[int, Origin]]:
+        """Row numbers of entries, and where they came from."""
+        found: list[tuple[int, Origin]] = []
         with self._reading():
             if FILES not in self._database.tables():
                 if FILES in condition:
                     return found
-                rows = self._database.run(f"SELECT id, source FROM rows WHERE {condition}", values)
-                return [Origin(name, source, None) for name, source in rows]
-            for name, source, seq, *record, crc in self._database.run(
-                f"SELECT rows.id, rows.source, {FILES}.* FROM rows "
+                rows = self._database.run(f"SELECT seq, id, source FROM rows WHERE {condition}", values)
+                return [(at, Origin(name, source, None)) for at, name, source in rows]
+            for at, name, source, seq, *record, crc in self._database.run(
+                f"SELECT rows.seq, rows.id, rows.source, {FILES}.* FROM rows "
                 f"LEFT JOIN {FILES} ON {FILES}.seq = rows.seq WHERE {condition}",
                 values,
             ):
                 if seq is not None and checksum(seq, *record) != crc:
                     raise self._database.damaged(f"checksum of row {seq}, file")
-                found.append(Origin(name, source, None if seq is None else FileRecord(*record)))
+                found.append((at, Origin(name, source, None if seq is None else FileRecord(*record))))
         return found
+
+
+def _hashed(name: str) -> bytes:
+    """Names what was removed without keeping its id, which may be a file's name."""
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:16]

@@ -30,7 +30,6 @@ from fmcnet.retrieval.records import (
     OpenOptions,
     Stored,
     Where,
-    as_utc,
 )
 from fmcnet.types import FloatArray, Modality
 
@@ -411,11 +410,7 @@ class Gallery:
         Raises:
             GalleryError: for a bad duration. GalleryBusyError: as `remove`.
         """
-        moment = datetime.now(timezone.utc) if now is None else as_utc(now, "now")
-        try:
-            return self._store.remove(Where(since=EPOCH, until=max(EPOCH, moment - inputs.as_duration(keep))))
-        except OverflowError:
-            return 0  # longer than all time
+        return self._store.remove(Where(since=EPOCH, until=inputs.expires_before(keep, now)))
 
     def compact(self) -> None:
         """Give back the space of removed entries and bring the index up to date; may take minutes for millions."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from typing import Any, Literal, NamedTuple, get_args
 
 from fmcnet.data.depth import Remarks, ValueRange
@@ -195,7 +195,7 @@ def index(
             f"{error}\n{report.added} pictures were added before; --on-error skip leaves out the broken"
         ) from error
     if existing == "replace":
-        report.changes.unwatched = 0
+        report.changes.unwatched = 0  # all were encoded anew, changed or not
     doubts = (*near_cameras(gallery.cameras()), *added_notes(gallery, identities, fresh))
     report.notes = list(
         dict.fromkeys((*sources.notes, *doubts, *remarks.lines(), *report.changes.notes()))  # each once
@@ -213,15 +213,13 @@ def _removed(gallery: Gallery, new: Sequence[Picture], records: Mapping[str, Fil
     return {name for name, several in keys.items() if not gone.isdisjoint(several)}
 
 
-def leave_out_expired(sources: Sources, keep: timedelta, option: str) -> Sources:
-    """The sources without pictures that `gallery expire` would remove: seen longer ago than `keep`, since 1970.
+def leave_out_expired(sources: Sources, until: datetime, option: str) -> Sources:
+    """The sources without pictures that `gallery expire` would remove.
 
     Args:
-        option: by which `Sources.not_chosen` counts them.
+        until: of `expires_before`. option: by which `Sources.not_chosen` counts them.
     """
-    now = datetime.now(timezone.utc)
-    earliest = EPOCH if keep > now - EPOCH else now - keep
-    kept = tuple(one for one in sources.pictures if one.time is None or not EPOCH <= one.time < earliest)
+    kept = tuple(one for one in sources.pictures if one.time is None or not EPOCH <= one.time < until)
     left_out = len(sources.pictures) - len(kept)
     not_chosen = {**sources.not_chosen, option: left_out} if left_out else sources.not_chosen
     timeless = sum(one.time is None for one in kept)

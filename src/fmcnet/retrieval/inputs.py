@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time as clock
 from collections.abc import Callable, Collection, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import PurePath
 from typing import Any
 
@@ -17,7 +17,15 @@ from fmcnet.durations import parse_duration
 from fmcnet.errors import ConfigError, DuplicateIdError, GalleryError
 from fmcnet.identities import LONGEST as LONGEST_PID
 from fmcnet.identities import is_unknown
-from fmcnet.retrieval.records import Entry, EntryBatch, GallerySettings, as_modality, as_pid, as_utc
+from fmcnet.retrieval.records import (
+    EPOCH,
+    Entry,
+    EntryBatch,
+    GallerySettings,
+    as_modality,
+    as_pid,
+    as_utc,
+)
 from fmcnet.types import FloatArray
 
 LONGEST = {
@@ -201,11 +209,6 @@ def optional_text(value: object, what: str) -> str | None:
     return None if found and what in ("camera", "track") and is_unknown(found) else found
 
 
-def as_time(value: object) -> datetime | None:
-    """A moment in UTC, or None."""
-    return None if value is None else as_utc(value, "time")
-
-
 def as_tags(value: Collection[object] | None) -> tuple[str, ...]:
     """Sorted, each once.
 
@@ -262,13 +265,24 @@ def as_duration(keep: str | timedelta) -> timedelta:
     return keep
 
 
+def expires_before(keep: str | timedelta, now: datetime | None = None) -> datetime:
+    """Before it, and since 1970, entries were seen longer ago than `keep`; an earlier time was read wrongly.
+
+    Raises:
+        GalleryError: for a bad duration, or a `now` without a timezone.
+    """
+    moment = datetime.now(timezone.utc) if now is None else as_utc(now, "now")
+    duration = as_duration(keep)
+    return moment - duration if duration < moment - EPOCH else EPOCH
+
+
 KEEP: Any = type("Keep", (), {"__repr__": lambda _: "KEEP"})()
 """An attribute that `update` leaves alone."""
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "pid": as_pid,
     "modality": as_modality,
     "camera": lambda value: optional_text(value, "camera"),
-    "time": as_time,
+    "time": lambda value: None if value is None else as_utc(value, "time"),
     "source": lambda value: optional_text(str(value) if isinstance(value, PurePath) else value, "source"),
     "track": lambda value: optional_text(value, "track"),
     "tags": as_tags,

@@ -114,7 +114,7 @@ class Collection:
                 f"{self.location}: Milvus says: {_said(error)}; check that the server runs, and is well"
             ) from error
 
-    def settings(self) -> GallerySettings | None:
+    def open(self) -> GallerySettings | None:
         """What its first add fixed, from its description; None when it is not there. Afterwards it can be searched.
 
         Raises:
@@ -164,7 +164,7 @@ class Collection:
                     timeout=self.timeout,
                 )
             except self._errors:
-                first = self.settings()
+                first = self.open()
                 if first is None:
                     raise
                 return first

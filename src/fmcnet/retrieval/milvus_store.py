@@ -51,7 +51,7 @@ WIDEST = 16_384
 """Milvus gives no more rows in one answer."""
 
 
-class MilvusStore:
+class MilvusStore(Collection):
     """A gallery in a collection.
 
     Args:
@@ -66,16 +66,14 @@ class MilvusStore:
     def __init__(self, location: str, options: OpenOptions) -> None:
         if options.dtype != "float32":
             raise GalleryError(f"a Milvus gallery keeps float32, not {options.dtype}")
-        index = options.index
-        self._at = Collection(location, options)
-        self.location = self._at.location
+        super().__init__(location, options)
         try:
-            self._settings = self._at.settings()
+            self._settings = self.open()
             if self._settings is None and (options.read_only or not options.create):
                 raise GalleryError(f"there is no gallery at {self.location}: check the name, or add first")
-            if self._settings is not None and index in ("exact", "hnsw") and index != self._at.index:
+            if self._settings is not None and self._wanted not in (None, "auto", self.index):
                 raise GalleryError(
-                    f"{self.location} was made with index '{self._at.index}', which stays: leave index out, or make "
+                    f"{self.location} was made with index '{self.index}', which stays: leave index out, or make "
                     "another gallery"
                 )
         except BaseException:
@@ -88,7 +86,7 @@ class MilvusStore:
     def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
         if self._settings is None:
-            self._settings = self._at.settings()
+            self._settings = self.open()
         return self._settings
 
     def info(self) -> GalleryInfo:
@@ -96,7 +94,7 @@ class MilvusStore:
         settings = self.settings
         if settings is None:
             return GalleryInfo(self.location, 0, None, "exact", 0, 0, 0)
-        return GalleryInfo(self.location, self.count(None), settings, self._at.index, 0, 0, 0)
+        return GalleryInfo(self.location, self.count(None), settings, self.index, 0, 0, 0)
 
     def _portion(self) -> int:
         return milvus.rows_at_once(1 if self._settings is None else self._settings.dimension)
@@ -104,12 +102,12 @@ class MilvusStore:
     # ---- reading ----
 
     def _expression(self, where: Where | None) -> str | None:
-        return expression(where, numbers=self._at.numbers)
+        return expression(where, numbers=self.numbers)
 
     def _query(self, condition: str, fields: list[str], **options: Any) -> list[dict[str, Any]]:
-        with self._at.client() as client:
+        with self.client() as client:
             found: list[dict[str, Any]] = client.query(
-                self._at.name, filter=condition, output_fields=fields, timeout=self._at.timeout, **options
+                self.name, filter=condition, output_fields=fields, timeout=self.timeout, **options
             )
             return found
 
@@ -120,14 +118,14 @@ class MilvusStore:
             return [[] for _ in queries]
         if top > self.most:
             raise GalleryError(f"top={top} is more than Milvus gives in one answer: at most {self.most}")
-        if exact and self._at.index != "exact":
+        if exact and self.index != "exact":
             return [self._compared(query, top, where) for query in queries]
         answers: dict[int, list[Hit]] = {}
         wide, pending = top + SPARE, list(range(len(queries)))
         while pending:
             tied = []
             for at, found, distances in self._nearest(queries, pending, wide, condition):
-                if len(found) < wide and self._at.index == "hnsw" and len(found) < self.count(where):
+                if len(found) < wide and self.index == "hnsw" and len(found) < self.count(where):
                     answers[at] = self._compared(queries[at], top, where)  # the graph did not reach them all
                 elif len(found) == wide < WIDEST and distances[-1] >= distances[top - 1] - NEAR:
                     tied.append(at)
@@ -159,16 +157,16 @@ class MilvusStore:
 
     def _ask(self, queries: FloatArray, wide: int, condition: str, fields: list[str]) -> list[Any]:
         """For each query its nearest rows: with these fields and their embeddings, or ids alone."""
-        params = {"ef": max(128, 2 * wide)} if self._at.index == "hnsw" else {}
-        with self._at.client() as client:
+        params = {"ef": max(128, 2 * wide)} if self.index == "hnsw" else {}
+        with self.client() as client:
             answers: list[Any] = client.search(
-                self._at.name,
+                self.name,
                 data=queries.tolist(),
                 filter=condition,
                 limit=wide,
                 output_fields=[*fields, "embedding"] if fields else ["id"],
                 search_params={"metric_type": "IP", "params": params},
-                timeout=self._at.timeout,
+                timeout=self.timeout,
             )
         return answers
 
@@ -271,10 +269,10 @@ class MilvusStore:
         """All of the batch or nothing."""
         if any(batch.pictures):
             raise GalleryError(f"{self.location}: a cluster keeps no pictures; add without")
-        with self._at.client(write=True):
+        with self.client(write=True):
             wanted = GallerySettings(batch.vectors.shape[1], model, "float32")
             if self.settings is None:
-                self._settings = self._at.create(wanted)
+                self._settings = self.create(wanted)
         check_settings(self._settings or wanted, wanted.dimension, model, self.location)
         ids = [entry.id for entry in batch.entries]
         there = {row["id"]: row for row in self._rows(ids)}
@@ -286,7 +284,7 @@ class MilvusStore:
         replaced = 0 if on_duplicate == "skip" else len(there)
         now = clock.time_ns()
         rows = [
-            to_row(entry, vector, now + i, numbers=self._at.numbers)
+            to_row(entry, vector, now + i, numbers=self.numbers)
             for i, (entry, vector) in enumerate(zip(batch.entries, batch.vectors, strict=True))
             if not (on_duplicate == "skip" and entry.id in there)
         ]
@@ -295,13 +293,13 @@ class MilvusStore:
 
     def update(self, ids: Sequence[str], change: Mapping[str, Any]) -> int:
         """Set attributes of entries."""
-        with self._at.client(write=True):
+        with self.client(write=True):
             there = {row["id"]: row for row in self._rows(ids)}
         missing = [name for name in ids if name not in there]
         if missing:
             raise GalleryError(f"{self.location} has no entry '{missing[0]}' ({len(missing)} are not there)")
         stored = [(to_stored(there[name]), there[name]["seq"]) for name in ids]
-        numbers = self._at.numbers
+        numbers = self.numbers
         rows = [to_row(replace(one, **change), vector, seq, numbers=numbers) for (one, vector), seq in stored]
         self._write(rows, there)
         return len(ids)
@@ -320,7 +318,7 @@ class MilvusStore:
             try:
                 self._delete([name for name in tried if name not in before])
                 old = [before[name] for name in tried if name in before]
-                numbers = self._at.numbers
+                numbers = self.numbers
                 before_it = [to_row(*to_stored(row), row["seq"], numbers=numbers) for row in old]
                 for part in parts(before_it, self._portion()):
                     self._upsert(part)
@@ -333,33 +331,29 @@ class MilvusStore:
             raise
 
     def _upsert(self, rows: list[dict[str, Any]]) -> None:
-        with self._at.client(write=True) as client:
-            client.upsert(self._at.name, rows, timeout=self._at.timeout)
+        with self.client(write=True) as client:
+            client.upsert(self.name, rows, timeout=self.timeout)
 
     def _delete(self, ids: Sequence[str]) -> None:
         for part in parts(ids, milvus.MOST_ROWS):
-            with self._at.client(write=True) as client:
-                client.delete(self._at.name, filter=f"id in {texts(part)}", timeout=self._at.timeout)
+            with self.client(write=True) as client:
+                client.delete(self.name, filter=f"id in {texts(part)}", timeout=self.timeout)
 
     def remove(self, where: Where, remember: bool = True) -> int:
         """Remove what matches."""
-        with self._at.client(write=True):
+        with self.client(write=True):
             ids = self._matching(where)
         self._delete(ids)
         return len(ids)
 
     def compact(self) -> None:
         """Ask Milvus to write its segments anew, without what was removed."""
-        with self._at.client(write=True) as client:
+        with self.client(write=True) as client:
             if self.settings is not None:
-                client.flush(self._at.name, timeout=self._at.timeout)
-                client.compact(self._at.name, timeout=self._at.timeout)
+                client.flush(self.name, timeout=self.timeout)
+                client.compact(self.name, timeout=self.timeout)
 
     def check(self) -> list[str]:
         """Milvus looks after its own files: this only asks whether it answers."""
         self.count(None)
         return []
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._at.close()

@@ -50,21 +50,6 @@ def pool(embeddings: ArrayLike) -> FloatArray:
     return pooled
 
 
-def pool_by(embeddings: ArrayLike, labels: Sequence[str]) -> dict[str, FloatArray]:
-    """`pool` of the embeddings (N, D) of each label (a track, say), in the order of first appearance.
-
-    Raises:
-        GalleryError: as `pool`, or when there are not N labels.
-    """
-    units = unit_vectors(embeddings)
-    if len(labels) != len(units):
-        raise GalleryError(f"{len(labels)} labels for {len(units)} embeddings: give one each")
-    rows: dict[str, list[int]] = {}
-    for row, label in enumerate(labels):
-        rows.setdefault(label, []).append(row)
-    return {label: pool(units[members]) for label, members in rows.items()}
-
-
 def group(
     hits: Iterable[Hit], by: Literal["track", "pid"], *, modalities_apart: bool = False
 ) -> list[HitGroup]:

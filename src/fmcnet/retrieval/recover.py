@@ -17,8 +17,8 @@ from fmcnet.files import to_disk
 from fmcnet.retrieval.columns import NONE, EntryColumns
 from fmcnet.retrieval.faiss_index import Codes
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.index_files import BLOCK, DoubtError, Manifest, block_is_intact
-from fmcnet.retrieval.records import Entry, EntryBatch, as_modality, from_micros
+from fmcnet.retrieval.index_files import BLOCK, InvalidIndexError, Manifest, block_crc
+from fmcnet.retrieval.records import Entry, EntryBatch, from_micros
 from fmcnet.retrieval.sqlite_connection import NAME, read_mark
 from fmcnet.retrieval.sqlite_database import Database
 from fmcnet.types import FloatArray, Modality
@@ -80,13 +80,13 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
             manifest = Manifest.read(folder)
             if database is not None and not _is_of(database, manifest):
                 if (mark := read_mark(folder / NAME)) is not None and mark.gallery != manifest.gallery:
-                    raise DoubtError("it belongs to another gallery")
+                    raise InvalidIndexError("it belongs to another gallery")
                 database = None
             codes, columns = manifest.map(folder), manifest.load_columns(folder)
             dtype = manifest.dtype
             gone = _removed(database, manifest) | set(columns.seq[~columns.alive].tolist())
             parts.append(_of_index(manifest, codes, columns, database, damaged, gone))
-        except DoubtError as error:
+        except InvalidIndexError as error:
             reason = str(error)
         if database is not None:
             with contextlib.suppress(GalleryError):
@@ -149,7 +149,7 @@ def _of_index(
     gone: set[int],
 ) -> Iterator[list[tuple[int, Rescued]]]:
     """The rows whose embedding is intact, with what the database knows of them; the others into `damaged`."""
-    blocks = [block_is_intact(codes, block, crc) for block, crc in enumerate(manifest.blocks)]
+    blocks = [block_crc(codes, block) == crc for block, crc in enumerate(manifest.blocks)]
     alive = np.flatnonzero(columns.alive[: manifest.rows])
     right = np.repeat(blocks, BLOCK)[alive] & (codes[alive] != 0).any(axis=1)
     damaged.update(columns.seq[alive[~right]].tolist())
@@ -212,7 +212,7 @@ def _entry(columns: EntryColumns, texts: dict[str, list[str]], row: int, seq: in
     micros, tags = int(cast(int, columns["time"][row])), text("tags")
     return Entry(
         f"{LOST}{seq}",
-        as_modality(str(Modality.from_code(int(cast(int, columns["modality"][row]))))),
+        Modality.from_code(int(cast(int, columns["modality"][row]))),
         text("pid"),
         text("camera"),
         None if micros == NONE else from_micros(micros),

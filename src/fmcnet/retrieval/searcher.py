@@ -21,7 +21,7 @@ from fmcnet.retrieval.inputs import column, tag_column
 from fmcnet.retrieval.notes import filter_notes
 from fmcnet.retrieval.pooling import group as group_hits
 from fmcnet.retrieval.pooling import pool
-from fmcnet.retrieval.records import Added, Hit, HitGroup, OnDuplicate, Where
+from fmcnet.retrieval.records import Added, HitGroup, OnDuplicate, Where
 from fmcnet.retrieval.thumbnails import thumbnail
 from fmcnet.types import Embeddings, FloatArray, Modality
 
@@ -248,8 +248,8 @@ class Searcher:
         candidates = [
             one for scope in scopes for one in self._nearest(scores, pooled, top, scope, exact, group)
         ]
-        candidates.sort(key=lambda one: (-one.similarity, one.id if isinstance(one, Hit) else one.best.id))
-        reached = [
+        candidates.sort(key=lambda one: (-one.similarity, one.best.id))
+        groups = [
             one
             for one in candidates
             if not asked
@@ -258,13 +258,10 @@ class Searcher:
                 and (one.probability or 0.0) >= (min_probability or 0.0)
             )
         ]
-        hits = [one for one in reached if isinstance(one, Hit)]
-        groups = [one for one in reached if isinstance(one, HitGroup)]
         if group == "pid":
-            groups = group_hits(hits, group)
+            groups = group_hits([one.best for one in groups], group)
         groups = groups[:top]
-        hits = [one.best for one in groups] if group else hits[:top]
-        notes = answer_notes(scores, len(query), candidates, groups or hits, asked, where, self.encoder)
+        notes = answer_notes(scores, len(query), candidates, groups, asked, group, where, self.encoder)
         notes = (*filter_notes(self.gallery, where), *notes)
         if not compared:
             notes = (
@@ -272,9 +269,9 @@ class Searcher:
                 *notes,
             )
         return Answer(
-            hits=tuple(hits),
-            groups=tuple(groups),
-            no_match=not hits and (asked or not compared),
+            hits=tuple(one.best for one in groups),
+            groups=tuple(groups) if group else (),
+            no_match=not groups and (asked or not compared),
             modality=seen[0] if len(seen) == 1 else None,
             images=len(query),
             compared=compared,
@@ -307,18 +304,27 @@ class Searcher:
         where: Where | None,
         exact: bool,
         group: GroupBy | None,
-    ) -> Sequence[Hit | HitGroup]:
-        """The nearest entries, those of the nearest persons, or the nearest tracks, each by its entries pooled."""
+    ) -> list[HitGroup]:
+        """The nearest entries, each alone, or the nearest tracks, each by its entries pooled."""
         model = self.encoder.digest
         if group is None:
-            return scores.with_probabilities(self.gallery.search(query, top, where, model=model, exact=exact))
-        groups = self.gallery.search_groups(
-            query, group, top, where, model=model, exact=exact, pooled=group == "track"
-        )
-        if group == "pid":
-            return scores.with_probabilities([hit for one in groups for hit in one.hits])
-        leading = scores.with_probabilities([replace(one.best, similarity=one.similarity) for one in groups])
+            hits = self.gallery.search(query, top, where, model=model, exact=exact)
+        else:
+            found = self.gallery.search_groups(
+                query, group, top, where, model=model, exact=exact, pooled=group == "track"
+            )
+            if group == "track":
+                leading = scores.with_probabilities(
+                    [replace(one.best, similarity=one.similarity) for one in found]
+                )
+                return [
+                    replace(
+                        one, hits=tuple(scores.with_probabilities(one.hits)), probability=lead.probability
+                    )
+                    for one, lead in zip(found, leading, strict=True)
+                ]
+            hits = [hit for one in found for hit in one.hits]
         return [
-            replace(one, hits=tuple(scores.with_probabilities(one.hits)), probability=lead.probability)
-            for one, lead in zip(groups, leading, strict=True)
+            HitGroup(None, hit.similarity, (hit,), probability=hit.probability)
+            for hit in scores.with_probabilities(hits)
         ]

@@ -147,12 +147,11 @@ class Connection:
                 raise self.damaged(reason) from error
             if _not_writable(error):
                 self._check_readable()
-            if _not_writable(error) and self.read_only and self.has_log:
-                raise GalleryError(
-                    f"{self.path.parent} holds a write-ahead log that a writer left behind, and cannot be written to "
-                    "take it in: open the gallery once where it can be written, or copy it there"
-                ) from error
-            if _not_writable(error):
+                if self.read_only and self.has_log:
+                    raise GalleryError(
+                        f"{self.path.parent} holds a write-ahead log that a writer left behind, and cannot be "
+                        "written to take it in: open the gallery once where it can be written, or copy it there"
+                    ) from error
                 raise not_writable(self.path.parent, reason) from error
             if "full" in reason or "disk I/O" in reason:
                 raise GalleryError(
@@ -162,11 +161,7 @@ class Connection:
             raise GalleryError(f"{self.path}: {reason}") from error
 
     def _check_readable(self) -> None:
-        """Name the file that cannot be read, where there is one.
-
-        Raises:
-            GalleryError: with its name.
-        """
+        """Raise an error that names the file that cannot be read, where there is one."""
         for end in ("", "-wal", "-shm"):
             path = self.path.with_name(f"{NAME}{end}")
             self._check_is_file(path)

@@ -8,7 +8,6 @@ is deleted from the other tables. `compact` drops the zeroed rows and rewrites t
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import uuid
 import zlib
@@ -63,11 +62,7 @@ TABLES = FIRST_TABLES | {"pictures", FILES, REMOVED}
 
 
 class Database(Connection):
-    """The gallery's tables.
-
-    Raises:
-        GalleryError: when the file cannot be opened. GalleryDamagedError: when it is no such database.
-    """
+    """The gallery's tables; arguments and errors as of `Connection`."""
 
     def __init__(self, folder: Path, *, read_only: bool, timeout: float, without_log: bool = False) -> None:
         super().__init__(folder, read_only=read_only, timeout=timeout, without_log=without_log)
@@ -271,38 +266,6 @@ class Database(Connection):
             self._more[0] -= 1
             self._more[1] -= changed[2]
 
-    def remember_removed(self, seqs: Sequence[int]) -> None:
-        """Remember what goes, by the content of its file, or by its id where that is not recorded."""
-        found = self.run(
-            f"SELECT id, digest FROM rows LEFT JOIN {FILES} ON {FILES}.seq = rows.seq WHERE rows.seq IN {LISTED}",
-            (json.dumps(seqs),),
-        )
-        self.remember_digests(_digest(name if digest is None else digest) for name, digest in found)
-
-    def remember_digests(self, digests: Iterable[bytes]) -> None:
-        """Remember what another gallery remembers, too."""
-        self.connection.executemany(
-            f"INSERT OR IGNORE INTO {REMOVED} VALUES (?)", ((one,) for one in digests)
-        )
-
-    def removed_digests(self) -> list[bytes]:
-        """All that is remembered."""
-        return (
-            [row[0] for row in self.run(f"SELECT digest FROM {REMOVED}")] if REMOVED in self.tables() else []
-        )
-
-    def forget_removed(self, ids: Iterable[str]) -> None:
-        """These ids are there again."""
-        self.connection.executemany(
-            f"DELETE FROM {REMOVED} WHERE digest = ?", ((_digest(one),) for one in ids)
-        )
-
-    def removed(self, ids: Sequence[str]) -> set[str]:
-        """Those of these ids that `remember_removed` knows."""
-        if REMOVED not in self.tables():
-            return set()
-        return {one for one in ids if self.run(f"SELECT 1 FROM {REMOVED} WHERE digest = ?", (_digest(one),))}
-
     def advance(self) -> int:
         """The next generation, which other processes notice."""
         generation = self.number("generation") + 1
@@ -432,11 +395,6 @@ class Database(Connection):
 def checksum(*values: object) -> int:
     """CRC-32 of values; texts hold no NUL and are not empty, so the joined text is unambiguous."""
     return zlib.crc32("\0".join("" if v is None else str(v) for v in values).encode())
-
-
-def _digest(entry_id: str) -> bytes:
-    """Names a removed entry without keeping its id, which may be a file's name."""
-    return hashlib.sha256(entry_id.encode("utf-8", "surrogateescape")).digest()[:16]
 
 
 def to_values(seq: int, entry: Entry) -> Values:

@@ -26,10 +26,10 @@ from fmcnet.files import lock_file, make_private, take_from_others
 from fmcnet.retrieval.columns import NONE, DayCount, count_days
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
 from fmcnet.retrieval.file_records import FileRecords
+from fmcnet.retrieval.gallery_index import GalleryIndex, check_loss, lost
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
-from fmcnet.retrieval.index_files import GalleryIndex, Manifest
+from fmcnet.retrieval.index_files import Manifest
 from fmcnet.retrieval.inputs import check_settings
-from fmcnet.retrieval.loss import check_loss, lost
 from fmcnet.retrieval.pooling import NEAR, SPARE, ranked
 from fmcnet.retrieval.records import (
     MADE_WITH,
@@ -96,8 +96,8 @@ class SqliteStore:
         self.timeout = timeout = options.timeout
         self.dtype = options.dtype
         self._wrote = False
-        self._chosen = False  # another kind of index than the files have was asked for
-        self._owed = False  # the log may hold what was removed
+        self._kind_changed = False  # another kind of index than the files have was asked for
+        self._log_due = False  # the log may hold what was removed
         self._in_log = 0  # entries added since the log was brought into the main file
         self._settings: GallerySettings | None = None
         self._closed = False
@@ -166,7 +166,7 @@ class SqliteStore:
         choice, above = json.loads(kept) if isinstance(kept, str) else ("auto", HNSW_ABOVE)
         wanted: tuple[IndexChoice, int] = (index or choice, above if hnsw_above is None else hnsw_above)
         if wanted != (choice, above) and not self.read_only:
-            self._chosen = self._wrote = True
+            self._kind_changed = self._wrote = True
             with writer_lock(self.folder, self.timeout), self.database.writing():
                 self.database.put("index", json.dumps(wanted))
         return wanted
@@ -194,7 +194,7 @@ class SqliteStore:
                 self._open()
                 self.index.adopt()
                 self._wrote = True
-                if self._owed:
+                if self._log_due:
                     with contextlib.suppress(GalleryBusyError):
                         self._empty_log()
                 try:
@@ -285,8 +285,7 @@ class SqliteStore:
 
     def removed(self, ids: Sequence[str]) -> set[str]:
         """Those of these ids that were removed, and not added since."""
-        with self._reading():
-            return self.database.removed(ids)
+        return self.files.removed(ids)
 
     def times(self) -> tuple[datetime, datetime] | None:
         """The first and the last of all entries."""
@@ -317,7 +316,7 @@ class SqliteStore:
             seqs = self._matching(state, where)
         for start in range(0, len(seqs), chunk):
             with self._reading() as state:
-                here = state.columns.living(seqs[start : start + chunk])
+                here = state.columns.existing(seqs[start : start + chunk])
                 stored = self.database.stored(here)  # all of them, or an error
             yield [stored[seq] for seq in here]
 
@@ -353,7 +352,7 @@ class SqliteStore:
                 self.database.note(generation, old, gone=True)
                 pictures = [batch.pictures[i] for i in rows] if batch.pictures else []
                 seqs = self.database.insert(entries, vectors, pictures)
-                self.database.forget_removed(entry.id for entry in entries)
+                self.files.forget_removed(entry.id for entry in entries)
             state = self.index.state
             if state is None:
                 with self.database.reading():
@@ -368,7 +367,7 @@ class SqliteStore:
             if self._in_log >= LOG_ROWS:
                 self.database.shorten_log()
                 self._in_log = 0
-            self.index.keep_up()
+            self.index.flush_if_due()
             ids = tuple(entry.id for entry in batch.entries)
             return Added(ids, len(entries) - len(old), len(old), len(ids) - len(entries))
 
@@ -397,7 +396,7 @@ class SqliteStore:
                 seqs = self._matching(state, where)
                 if seqs:
                     if remember:
-                        self.database.remember_removed(seqs)
+                        self.files.remember_removed(seqs)
                     self.database.delete(seqs)
                     generation = self.database.advance()
                     self.database.note(generation, seqs, gone=True)
@@ -409,29 +408,20 @@ class SqliteStore:
             self._erase(positions)
             return len(seqs)
 
-    def take_memory(self, other: SqliteStore) -> None:
-        """Copy what another gallery of the same entries remembers: files, and what was removed."""
-        with other._reading():
-            digests = other.database.removed_digests()
-        self.files.put({one.id: one.record for one in other.files.origins() if one.record is not None})
-        if digests:
-            with self._writing(), self.database.writing():
-                self.database.remember_digests(digests)
-
     def _erase(self, positions: IntArray) -> None:
         self.index.erase(positions)
         self._empty_log()
 
     def _empty_log(self) -> None:
-        self._owed = True
+        self._log_due = True
         self.database.truncate_log()
-        self._owed = False
+        self._log_due = False
 
     def _finish_index(self) -> None:
         """Write what only memory has of the index."""
-        if self.index.state is not None and (self.index.state.unsaved or self._chosen):
+        if self.index.state is not None and (self.index.state.unsaved or self._kind_changed):
             self.index.flush()
-        self._chosen = False
+        self._kind_changed = False
 
     def compact(self) -> None:
         """Rewrite database and index without what was removed."""

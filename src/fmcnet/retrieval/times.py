@@ -166,7 +166,9 @@ class TimePattern:
         self._pattern, self._zone, self._doubtful, self._used = pattern, zone, doubtful, used
         self._epoch = bool({"%s", "%Q"} & set(used))
         inner = "".join(
-            f"({DIRECTIVES[part]})" if part in used else DIRECTIVES.get(part) or _literal(part)
+            f"({DIRECTIVES[part]})"
+            if part in used
+            else DIRECTIVES.get(part) or ".*?".join(map(re.escape, part.split("*")))
             for part in parts
         )
         self._regex = re.compile(rf"(?<!\d){inner}(?!\d)" if self._epoch else inner)
@@ -189,10 +191,6 @@ class TimePattern:
                 time = localize(time, self._zone, self._doubtful)
             return check_clock(time, f"its time '{match[0]}'")
         raise DataError(f"its name holds no time as --time-from-name '{self._pattern}'")
-
-
-def _literal(text: str) -> str:
-    return ".*?".join(map(re.escape, text.split("*")))
 
 
 def _since_1970(s: str | None = None, f: str | None = None, Q: str | None = None) -> datetime:
