@@ -16,7 +16,7 @@ app = typer.Typer(help="Generate, check and summarise datasets.", no_args_is_hel
 
 @app.command()
 def generate(
-    out: Annotated[Path, typer.Option(help="Folder to write; continued if it was interrupted.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; an interrupted one is continued.")],
     layout: Annotated[str, typer.Option(help="sysu, regdb, llcm or wild.")] = "sysu",
     preset: Annotated[
         str, typer.Option(help="tiny (seconds), small (the demo), full (the real sizes).")
@@ -141,7 +141,7 @@ def crop(
     ] = None,
     start_time: Annotated[
         str | None,
-        typer.Option(help="Of the first frame, as 2026-03-01T22:15:00; without it crops have no time."),
+        typer.Option(help="Time of the first frame, as 2026-03-01T22:15:00; without it crops have no time."),
     ] = None,
     fps: Annotated[
         float | None,
@@ -150,7 +150,7 @@ def crop(
     timezone: Zone = "UTC",
     doubtful_times: Annotated[
         str,
-        typer.Option(help="A start time that comes twice, or never: refuse, or take the earlier or later."),
+        typer.Option(help="A start time that a clock change repeats or skips: refuse, earlier or later."),
     ] = "refuse",
     min_size: Annotated[int, typer.Option(help="Leave out boxes less wide or high, in pixels.", min=1)] = 8,
     every: Annotated[int, typer.Option(help="Take each Nth frame only.", min=1)] = 1,

@@ -15,7 +15,7 @@ from fmcnet.errors import FmcnetError
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for data, runs and report.")] = Path("demo"),
     preset: Annotated[str, typer.Option(help="Generated benchmark: tiny (seconds) or small.")] = "small",
-    seed: Annotated[int, typer.Option(help="Of data and training.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of data and training.", min=0)] = 0,
     json_: Json = False,
 ) -> None:
     """Generate a benchmark, train Base and FMCNet on it, evaluate both on unseen identities, write a report.
@@ -35,7 +35,7 @@ def evaluate(
     data: Data,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Of the evaluation: mode=indoor shots=10."),
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the evaluation: mode=indoor shots=10."),
     ] = None,
     protocol: Annotated[
         Path | None,
@@ -125,7 +125,9 @@ def study(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings of every row; a row's own win."),
+        typer.Argument(
+            metavar="[KEY.SUB=VALUE]...", help="Settings of every row; a row's own settings take precedence."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of data, runs and report.")] = Path("study"),
     data: Annotated[
@@ -137,9 +139,9 @@ def study(
     ] = None,
     config: Annotated[
         str | None,
-        typer.Option(help="A YAML file, or a shipped one by name; default: what goes with the data."),
+        typer.Option(help="A YAML file, or a shipped one by name; default: the one for the data."),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Of training, as 0,1,2.")] = "0,1,2",
+    seeds: Annotated[str, typer.Option(help="Seeds of training, as 0,1,2.")] = "0,1,2",
     budget: Annotated[
         int | None,
         typer.Option(help="Steps of each run, equal for all rows; default: the configuration's.", min=1),

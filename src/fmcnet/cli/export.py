@@ -30,7 +30,8 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run folder, or a shipped model's name.")],
     to: Annotated[str, typer.Option(help="The format: onnx.")] = "onnx",
     int8: Annotated[
-        bool, typer.Option("--int8", help="In int8; refused when it loses more than 0.5 points of mAP.")
+        bool,
+        typer.Option("--int8", help="Quantise to int8; refused when it loses more than 0.5 points of mAP."),
     ] = False,
     calibrate: Annotated[
         Path | None, typer.Option(help="For --int8: a dataset or CSV whose images give the ranges.")
@@ -92,11 +93,11 @@ def export(
 
 def push(
     model: Model,
-    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Of the repository on the hub.")],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Name of the repository on the hub.")],
     public: Annotated[
         bool, typer.Option("--public", help="Make a new repository public; otherwise it is private.")
     ] = False,
-    message: Annotated[str | None, typer.Option(help="Of the commit.", show_default=False)] = None,
+    message: Annotated[str | None, typer.Option(help="Message of the commit.", show_default=False)] = None,
     json_: Json = False,
 ) -> None:
     """Push a model to the Hugging Face Hub: weights, card, calibration and README.md, no images.

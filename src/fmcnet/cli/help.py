@@ -92,15 +92,13 @@ def _title(path: Path) -> str:
 
 
 def doctor(
-    model: Annotated[
-        str | None, typer.Option(help="A model to try; without it the one that the gallery notes.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="A model to try; default: the gallery's.")] = None,
     gallery: Annotated[
         str | None,
         typer.Option(help="A gallery: does it fit the model? A folder or milvus://host:port/name."),
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="A calibration; without it the one in the model's folder.")
+        Path | None, typer.Option(help="A calibration; default: the one in the model's folder.")
     ] = None,
     device: Device = "auto",
     json_: Json = False,

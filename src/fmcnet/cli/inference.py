@@ -10,6 +10,8 @@ import typer
 from fmcnet.cli.console import Device, Json, Model, Range, check_choice, echo, print_json
 from fmcnet.errors import FmcnetError
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in the folder.")]
+
 
 def embed(
     run: Model,
@@ -25,7 +27,9 @@ def embed(
         Path | None,
         typer.Option(help="Instead of images: a dataset or CSV, with identities, cameras and modalities."),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Of --data: train, val, test (default) or all.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Part of --data: train, val, test (default) or all.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
     on_error: Annotated[
         str | None,
@@ -166,14 +170,12 @@ def project(
             "--data", help="The dataset or CSV it was trained on; its training images are learnt from."
         ),
     ],
-    dim: Annotated[int, typer.Option(help="Values that an embedding will have.", min=1)],
+    dim: Annotated[int, typer.Option(help="Values of an embedding.", min=1)],
     method: Annotated[str, typer.Option(help="discriminant, or pca (more values than identities).")] = (
         "discriminant"
     ),
     out: Annotated[Path | None, typer.Option(help="The folder to write; default RUN/projected-DIM.")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the projected model that is there.")
-    ] = False,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
@@ -219,14 +221,12 @@ def adapt(
         ),
     ] = None,
     visible: Annotated[
-        list[Path] | None, typer.Option(help="A visible image or a folder of them; may be repeated.")
+        list[Path] | None, typer.Option(help="A visible image or a folder of them; repeatable.")
     ] = None,
     infrared: Annotated[
-        list[Path] | None, typer.Option(help="An infrared image or a folder of them; may be repeated.")
+        list[Path] | None, typer.Option(help="An infrared image or a folder of them; repeatable.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the adapted model that is there.")
-    ] = False,
+    overwrite: Overwrite = False,
     batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
     device: Device = "auto",
     json_: Json = False,

@@ -34,15 +34,17 @@ Model = Annotated[
     str | None,
     typer.Option(help="A run, an exported model's folder, or a shipped model's name; default: as indexed."),
 ]
-Zone = Annotated[str, typer.Option(help="Of times that name none: UTC, Europe/Berlin...")]
+Zone = Annotated[str, typer.Option(help="Timezone of times without one: UTC, Europe/Berlin...")]
 ShownZone = Annotated[
-    str, typer.Option(help="Of times that name none, and of those shown: UTC, Europe/Berlin...")
+    str, typer.Option(help="Timezone of shown times, and of times without one: UTC, Europe/Berlin...")
 ]
 Cameras = Annotated[
-    list[str] | None, typer.Option("--camera", help="Seen by this camera; may be given again.")
+    list[str] | None, typer.Option("--camera", help="Only entries of this camera; repeatable.")
 ]
-Since = Annotated[str | None, typer.Option(help="Seen at or after: 2026-03-01 or 2026-03-01T22:15:00.")]
-Until = Annotated[str | None, typer.Option(help="Seen before.")]
+Since = Annotated[
+    str | None, typer.Option(help="Only entries seen at or after 2026-03-01, or 2026-03-01T22:15:00.")
+]
+Until = Annotated[str | None, typer.Option(help="Only entries seen before this time.")]
 
 
 def make_filter(
@@ -86,13 +88,16 @@ def make_filter(
 
 def search(
     gallery: GalleryPath,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="One or several, of ONE person.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="One or several images of ONE person.")
+    ],
     modality: Annotated[
-        list[str], typer.Option(help="visible or infrared: of all images; or given once for each, in order.")
+        list[str],
+        typer.Option(help="visible or infrared: one for all images, or repeated, one for each in order."),
     ],
     model: Model = None,
     calibration: CalibrationFile = None,
-    top: Annotated[int, typer.Option(help="How many answers.", min=1)] = 20,
+    top: Annotated[int, typer.Option(help="Most results.", min=1)] = 20,
     camera: Cameras = None,
     since: Since = None,
     until: Until = None,
@@ -107,10 +112,10 @@ def search(
     ] = None,
     timezone: ShownZone = "UTC",
     min_probability: Annotated[
-        float | None, typer.Option(help="Leave out who is less probable, 0..1; maybe nobody is left.")
+        float | None, typer.Option(help="Leave out less probable entries, 0..1.")
     ] = None,
     fmr: Annotated[
-        float | None, typer.Option(help="Leave out who is below the threshold of this false-match rate.")
+        float | None, typer.Option(help="Leave out entries below the threshold of this false-match rate.")
     ] = None,
     prior: Annotated[
         float | None,
@@ -120,11 +125,13 @@ def search(
     ] = None,
     group: Annotated[
         str | None,
-        typer.Option(help="track: one answer for each, its pictures pooled; pid: one for each, by its best."),
+        typer.Option(
+            help="track: one result for each, its images pooled; pid: one for each, by its best image."
+        ),
     ] = None,
     range_: Range = None,
     html: Annotated[
-        Path | None, typer.Option(help="Write a page of ranked pictures, from where the sources lie.")
+        Path | None, typer.Option(help="Write a page of the ranked images, read from their sources.")
     ] = None,
     device: Device = "auto",
     json_: Json = False,

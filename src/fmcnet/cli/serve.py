@@ -9,29 +9,25 @@ import typer
 import typer.core
 
 from fmcnet.cli.console import CalibrationFile, Device, Json, echo, print_json
+from fmcnet.cli.search import Model
 from fmcnet.errors import require
 
 
 def serve(
     gallery: Annotated[
-        str, typer.Argument(help="A gallery's folder, made if it is not there; or milvus://host:port/name.")
+        str, typer.Argument(help="A gallery's folder, created where missing; or milvus://host:port/name.")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A run or exported model's folder, or a shipped model's name; default: the one that the gallery "
-            "was indexed with.",
-            show_default=False,
-        ),
-    ] = None,
+    model: Model = None,
     calibration: CalibrationFile = None,
-    host: Annotated[str, typer.Option(help="Beyond this machine it needs API keys.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; beyond this machine it needs API keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0: any free one.", min=0, max=65535)] = 8000,
     keys: Annotated[
         Path | None, typer.Option(help="File of API keys, as fmcnet keys makes it; or $FMCNET_API_KEYS.")
     ] = None,
     keep_images: Annotated[
-        Path | None, typer.Option(help="Keep the crops that are added here; without it no image is kept.")
+        Path | None, typer.Option(help="Folder to keep added crops in; without it no image is kept.")
     ] = None,
     show_sources: Annotated[
         Path | None,
@@ -40,37 +36,44 @@ def serve(
     audit: Annotated[
         Path | None, typer.Option(help="The audit log; default GALLERY.audit.jsonl, beside the gallery.")
     ] = None,
-    certificate: Annotated[Path | None, typer.Option(help="PEM file: speak HTTPS.")] = None,
-    certificate_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="PEM certificate, for HTTPS.")] = None,
+    certificate_key: Annotated[Path | None, typer.Option(help="PEM key of the certificate.")] = None,
     read_only: Annotated[
-        bool, typer.Option("--read-only", help="Search only; also where the gallery cannot be written.")
+        bool, typer.Option("--read-only", help="Search only; default where the gallery cannot be written.")
     ] = False,
     root_path: Annotated[
-        str, typer.Option(help="Below which a proxy serves it, as /reid; whether the proxy strips it or not.")
+        str, typer.Option(help="Path below which a proxy serves it, as /reid; the proxy may strip it.")
     ] = "",
     proxy: Annotated[
         list[str] | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Of a proxy whose X-Forwarded-For and -Proto are believed, as 127.0.0.1 or 10.0.0.0/24; repeat it.",
+            help="A proxy whose X-Forwarded-For and -Proto are believed, as 127.0.0.1 or 10.0.0.0/24; repeatable.",
         ),
     ] = None,
-    max_body: Annotated[int, typer.Option(help="Bytes of a request.", min=1024)] = 16 * 2**20,
+    max_body: Annotated[int, typer.Option(help="Most bytes of a request.", min=1024)] = 16 * 2**20,
     max_body_seconds: Annotated[
-        float, typer.Option(help="In which a request must have arrived.", min=0.1)
+        float, typer.Option(help="Seconds in which a request must arrive.", min=0.1)
     ] = 20,
-    max_pixels: Annotated[int, typer.Option(help="Of one image, by its header.", min=1024)] = 25_000_000,
-    max_images: Annotated[int, typer.Option(help="In one request.", min=1)] = 64,
+    max_pixels: Annotated[
+        int, typer.Option(help="Most pixels of an image, by its header.", min=1024)
+    ] = 25_000_000,
+    max_images: Annotated[int, typer.Option(help="Most images of a request.", min=1)] = 64,
     max_requests: Annotated[
-        int, typer.Option(help="At work at once, half of one caller while others ask; more get 503.", min=1)
+        int,
+        typer.Option(
+            help="Requests at work at once, half of one caller while others ask; more get 503.", min=1
+        ),
     ] = 16,
-    max_queue: Annotated[int, typer.Option(help="Images that wait for the network.", min=1)] = 512,
-    batch: Annotated[int, typer.Option(help="Images the network sees at once.", min=1)] = 32,
+    max_queue: Annotated[
+        int, typer.Option(help="Most images that wait for the network; more get 503.", min=1)
+    ] = 512,
+    batch: Annotated[int, typer.Option(help="Most images of a batch.", min=1)] = 32,
     batch_wait: Annotated[
         float, typer.Option(help="Milliseconds to wait for a batch to fill.", min=0.01)
     ] = 5,
     device: Device = "auto",
-    threads: Annotated[int | None, typer.Option(help="That compute.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the network.", min=1)] = None,
 ) -> None:
     """Serve a gallery over HTTP, with a page to search it (fmcnet docs serve).
 
@@ -134,11 +137,11 @@ KeyFile = Annotated[Path, typer.Argument(help="File of API keys.")]
 
 @keys_app.command("add")
 def add_key(
-    file: Annotated[Path, typer.Argument(help="File of API keys; made if it is not there.")],
-    name: Annotated[str, typer.Option(help="Of the caller, as the audit log will name it.")],
+    file: Annotated[Path, typer.Argument(help="File of API keys, created where missing.")],
+    name: Annotated[str, typer.Option(help="Name of the caller in the audit log.")],
     scope: Annotated[
         list[str],
-        typer.Option(help="read (embed, search, look), write (add) or admin (all, and remove); repeat it."),
+        typer.Option(help="read (embed, search, look), write (add) or admin (all, and remove); repeatable."),
     ],
 ) -> None:
     """Make an API key: printed once, kept as a hash only. A service that runs takes it at once."""
@@ -162,7 +165,7 @@ def list_all(file: KeyFile, json_: Json = False) -> None:
 
 @keys_app.command()
 def revoke(
-    file: KeyFile, name: Annotated[str, typer.Option(help="Of the key, as fmcnet keys list shows it.")]
+    file: KeyFile, name: Annotated[str, typer.Option(help="Name of the key, as fmcnet keys list shows it.")]
 ) -> None:
     """Remove a key. A service that runs refuses it from its next request on."""
     from fmcnet.server.keys import revoke_key

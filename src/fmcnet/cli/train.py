@@ -14,6 +14,11 @@ import typer
 from fmcnet.cli.console import Data, Device, Json, echo, print_json, show
 from fmcnet.errors import FmcnetError, Interrupted
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings, as model.variant=base."),
+]
+
 
 def complete_config(incomplete: str) -> list[str]:
     """Names of shipped configurations for the shell's completion."""
@@ -25,10 +30,7 @@ def complete_config(incomplete: str) -> list[str]:
 def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="The run folder to write.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings, as model.variant=base."),
-    ] = None,
+    overrides: Overrides = None,
     config: Annotated[
         str | None,
         typer.Option(
@@ -37,16 +39,17 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint, with the run's own settings.")
+        bool,
+        typer.Option("--resume", help="Continue from the newest checkpoint, with the run's own settings."),
     ] = False,
     splits: Annotated[
         str, typer.Option(help="RegDB: the splits to train, as 1-10 or 1,3; a run each in OUT/split-NN.")
     ] = "",
     track: Annotated[
-        list[str] | None, typer.Option(help="tensorboard or wandb, beside the log; may be given twice.")
+        list[str] | None, typer.Option(help="tensorboard or wandb, beside the log; repeatable.")
     ] = None,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Watch a few steps; write OUT/profile: a trace and a table.")
+        bool, typer.Option("--profile", help="Profile a few steps: a trace and a table in OUT/profile.")
     ] = False,
     device: Device = "auto",
     json_: Json = False,
@@ -123,10 +126,7 @@ def config(
             autocompletion=complete_config,
         ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings, as model.variant=base."),
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Print a whole configuration as YAML, every setting with its explanation.
 

@@ -72,15 +72,7 @@ def create_app(
         app.include_router(part.router)
     app.add_exception_handler(RequestValidationError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
-    app.add_middleware(
-        SecurityMiddleware,
-        keys=known,
-        scope_of=info.scope_of,
-        limits=service.limits,
-        metrics=service.metrics,
-        audit=service.audit,
-        read_only=service.read_only,
-    )
+    app.add_middleware(SecurityMiddleware, keys=known, scope_of=info.scope_of, service=service)
     app.openapi = lambda: _describe(app, bool(known))  # type: ignore[method-assign]
     if root_path:
         app.add_middleware(RootPathMiddleware, root_path=root_path)

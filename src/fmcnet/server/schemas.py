@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, Field
 
 from fmcnet.retrieval import Entry
 
 ModalityName = Literal["visible", "infrared"]
-
-
-def _no_number(value: object) -> object:
-    """Pydantic takes numbers as seconds since 1970, and so `since=2026` as half past midnight of that year."""
-    try:
-        float(str(value))
-    except ValueError:
-        return value
-    raise ValueError("a moment is written as 2026-03-01T12:00:00Z")
-
-
-Moment = Annotated[AwareDatetime, BeforeValidator(_no_number)]
-"""A datetime of a request, with its time zone."""
 
 
 class EntryBody(BaseModel):

@@ -19,12 +19,10 @@ from fastapi.security.utils import get_authorization_scheme_param
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fmcnet.server.audit import AuditLog
 from fmcnet.server.errors import ApiError, api_error_of, overloaded
 from fmcnet.server.keys import Key, Keys
-from fmcnet.server.limits import Limits
-from fmcnet.server.metrics import Metrics
 from fmcnet.server.network import is_loopback
+from fmcnet.server.service import Service
 
 _log = logging.getLogger(__name__)
 
@@ -55,23 +53,13 @@ class SecurityMiddleware:
         app: what it protects.
         keys: without keys, Host must name this machine.
         scope_of: the scope that a request needs.
-        limits, metrics, audit: the service's.
-        read_only: refuse every request that needs another scope than read.
+        service: its limits, metrics and audit log are used. If it is read-only, only the scope read is served.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        keys: Keys,
-        scope_of: ScopeOf,
-        limits: Limits,
-        metrics: Metrics,
-        audit: AuditLog,
-        read_only: bool = False,
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, keys: Keys, scope_of: ScopeOf, service: Service) -> None:
         self.app, self.keys, self.scope_of = app, keys, scope_of
-        self.limits, self.metrics, self.audit, self.read_only = limits, metrics, audit, read_only
+        self.limits, self.metrics, self.audit = service.limits, service.metrics, service.audit
+        self.read_only = service.read_only
         self._working = Counter[str]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

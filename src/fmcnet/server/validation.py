@@ -1,4 +1,4 @@
-"""Unknown fields are refused, so that a misspelt filter never widens a search or a removal; filters of entries."""
+"""What routes take from a request: known fields only, filters, identities, times, images and their sender."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Query, Request
-from pydantic import AfterValidator
+from fastapi import Depends, File, Form, Query, Request, UploadFile
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 from python_multipart.multipart import parse_options_header
 
-from fmcnet.errors import GalleryError
+from fmcnet.data.depth import parse_range
+from fmcnet.errors import DataError, GalleryError
 from fmcnet.retrieval import Where
 from fmcnet.retrieval.records import as_known_pid, as_pid
+from fmcnet.server.decoding import Upload
 from fmcnet.server.errors import ApiError
-from fmcnet.server.schemas import ModalityName, Moment
+from fmcnet.server.schemas import ModalityName
+from fmcnet.server.service import Caller, Service
 
 _Read = TypeVar("_Read")
 
@@ -22,13 +25,18 @@ FORM = "multipart/form-data"
 """Of a body with files; frameworks bound no other form's fields as early."""
 
 
+# ---- known fields only ----
+
+
 async def only_known(request: Request) -> None:
-    """Hold a request against the OpenAPI description of its route.
+    """Compare a request with its route's OpenAPI description, so that a misspelt filter cannot widen a search.
+
+    Pydantic's extra="forbid" would not do: FastAPI takes the last value of a field that is given twice.
 
     Raises:
-        ApiError: 422 for a form field or a query parameter that the route has not, naming it and those it has, for
-            one given several times that takes one value, or for a body where there is none to give; 415 for a body
-            that is no form with files.
+        ApiError: 422 for an unknown form field or query parameter, naming the known ones; for a repeated field that
+            takes one value; for a body where none is read. 415 for a body that is not a form with files. 400 for a
+            form without its end.
     """
     tree = request.app.openapi()
     told: dict[str, Any] = tree["paths"][request.scope["route"].path_format][request.method.lower()]
@@ -71,6 +79,9 @@ def _takes_several(schema: Mapping[str, Any]) -> bool:
     return any(one.get("type") == "array" for one in (schema, *schema.get("anyOf", ())))
 
 
+# ---- identities, times, filters ----
+
+
 def _identity(read: Callable[[object], _Read]) -> Callable[[str], _Read]:
     """A reader of identities, its error as pydantic takes it."""
 
@@ -83,11 +94,21 @@ def _identity(read: Callable[[object], _Read]) -> Callable[[str], _Read]:
     return parse
 
 
+def _no_number(value: object) -> object:
+    """Pydantic takes numbers as seconds since 1970, and so `since=2026` as half past midnight of that year."""
+    try:
+        float(str(value))
+    except ValueError:
+        return value
+    raise ValueError("a moment is written as 2026-03-01T12:00:00Z")
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_no_number)]
+"""A datetime of a request, with its time zone."""
 Person = Annotated[str, AfterValidator(_identity(as_pid))]
 """An identity, a text or a number, of an entry."""
 KnownPerson = Annotated[str, AfterValidator(_identity(as_known_pid))]
 """The same of a filter, where nobody known is refused."""
-
 Texts = Annotated[list[str], Query()]
 
 
@@ -127,3 +148,70 @@ def logged(where: Where | None) -> dict[str, Any]:
         for name, value in (vars(where) if where is not None else {}).items()
         if value is not None
     }
+
+
+# ---- images, and who sends them ----
+
+Images = Annotated[
+    list[UploadFile], File(min_length=1, description="JPEG, PNG, WebP, BMP, TIFF, GIF, HEIC or AVIF files.")
+]
+Kinds = Annotated[
+    list[str],
+    Form(min_length=1, description="visible or infrared: one for all images, or one each, in their order."),
+]
+Words = Annotated[list[str], Form()]
+RangeField = Annotated[
+    str | None,
+    Form(
+        alias="range",
+        max_length=100,
+        description="LOW:HIGH, the values that become black and white, of images deeper than 8 bits; default: the "
+        "gallery's.",
+    ),
+]
+
+
+def running_service(request: Request) -> Service:
+    """The running service.
+
+    Raises:
+        ApiError: 503, while it starts or stops.
+    """
+    service: Service = request.app.state.service
+    if not service.ready:
+        raise ApiError(503, "the service is starting or stopping", "the service", "try again", retry_after=2)
+    return service
+
+
+def audit_facts(request: Request) -> dict[str, Any]:
+    """Who sent the request, as the audit log notes it."""
+    state = request.scope.get("state", {})
+    client = request.client.host if request.client is not None else None
+    return {"request": state.get("request"), "key": state.get("key"), "client": client}
+
+
+def caller_of(request: Request) -> Caller:
+    """Who sent the request, as the decoders share their time."""
+    state = request.scope["state"]
+    return Caller(state["caller"], state["gone"])
+
+
+Running = Annotated[Service, Depends(running_service)]
+AuditFacts = Annotated[dict[str, Any], Depends(audit_facts)]
+Sender = Annotated[Caller, Depends(caller_of)]
+
+
+async def read_uploads(images: list[UploadFile], value_range: str | None) -> list[Upload]:
+    """Uploads with their bytes, which are in memory already, and the range of a field.
+
+    Raises:
+        ApiError: 422, for a text that is no range.
+    """
+    try:
+        found = None if value_range is None else parse_range(value_range)
+    except DataError as error:
+        raise ApiError(422, str(error).removeprefix("--"), "range", "give LOW:HIGH, as 15:40") from error
+    return [
+        Upload((one.filename or f"images[{at}]")[:200], await one.read(), found)
+        for at, one in enumerate(images)
+    ]

@@ -17,28 +17,31 @@ from fmcnet.retrieval.inputs import as_id
 from fmcnet.retrieval.notes import filter_notes, near_notes
 from fmcnet.retrieval.times import check_clock, doubtful_times, parse_timezone
 from fmcnet.server.errors import ApiError, error_schema
-from fmcnet.server.routes.search import (
-    AuditFacts,
-    Images,
-    Kinds,
-    RangeField,
-    Running,
-    Sender,
-    Words,
-    read_uploads,
-)
 from fmcnet.server.schemas import (
     AddedBody,
     DayBody,
     DaysBody,
     EntriesBody,
     EntryBody,
-    Moment,
     RemovedBody,
     RemovedManyBody,
 )
 from fmcnet.server.service import Service
-from fmcnet.server.validation import Conditions, Person, logged, only_known
+from fmcnet.server.validation import (
+    AuditFacts,
+    Conditions,
+    Images,
+    Kinds,
+    Moment,
+    Person,
+    RangeField,
+    Running,
+    Sender,
+    Words,
+    logged,
+    only_known,
+    read_uploads,
+)
 
 _log = logging.getLogger(__name__)
 

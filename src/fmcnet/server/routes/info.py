@@ -13,10 +13,9 @@ from fastapi.responses import JSONResponse, Response
 from fmcnet.server.errors import ANYWHERE, ApiError, error_schema
 from fmcnet.server.keys import SCOPES
 from fmcnet.server.metrics import CONTENT_TYPE
-from fmcnet.server.routes.search import Running
 from fmcnet.server.schemas import GalleryBody, StateBody
 from fmcnet.server.service import Service
-from fmcnet.server.validation import only_known
+from fmcnet.server.validation import Running, only_known
 
 router = APIRouter()
 

@@ -1,85 +1,31 @@
-"""Routes that look: embed and search."""
+"""The routes embed and search."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, cast
 
-from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
+from fastapi import APIRouter, Depends, Form
 
-from fmcnet.data.depth import parse_range
-from fmcnet.errors import DataError
-from fmcnet.server.decoding import Upload
 from fmcnet.server.errors import ApiError, error_schema
-from fmcnet.server.schemas import AnswerBody, EmbeddedBody, EmbeddingsBody, ModalityName, Moment
-from fmcnet.server.service import Caller, Service
-from fmcnet.server.validation import KnownPerson, filter_of, logged, only_known
+from fmcnet.server.schemas import AnswerBody, EmbeddedBody, EmbeddingsBody, ModalityName
+from fmcnet.server.validation import (
+    AuditFacts,
+    Images,
+    Kinds,
+    KnownPerson,
+    Moment,
+    RangeField,
+    Running,
+    Sender,
+    Words,
+    filter_of,
+    logged,
+    only_known,
+    read_uploads,
+)
 from fmcnet.types import Modality
 
 router = APIRouter(prefix="/v1", responses=error_schema(), dependencies=[Depends(only_known)])
-
-Images = Annotated[
-    list[UploadFile], File(min_length=1, description="JPEG, PNG, WebP, BMP, TIFF, GIF, HEIC or AVIF files.")
-]
-Kinds = Annotated[
-    list[str],
-    Form(min_length=1, description="visible or infrared: one for all images, or one each, in their order."),
-]
-Words = Annotated[list[str], Form()]
-RangeField = Annotated[
-    str | None,
-    Form(
-        alias="range",
-        max_length=100,
-        description="LOW:HIGH, the values that become black and white, of images deeper than 8 bits; default: the "
-        "gallery's.",
-    ),
-]
-
-
-def running_service(request: Request) -> Service:
-    """The running service.
-
-    Raises:
-        ApiError: 503, while it starts or stops.
-    """
-    service: Service = request.app.state.service
-    if not service.ready:
-        raise ApiError(503, "the service is starting or stopping", "the service", "try again", retry_after=2)
-    return service
-
-
-def audit_facts(request: Request) -> dict[str, Any]:
-    """Who sent the request, as the audit log notes it."""
-    state = request.scope.get("state", {})
-    client = request.client.host if request.client is not None else None
-    return {"request": state.get("request"), "key": state.get("key"), "client": client}
-
-
-def caller_of(request: Request) -> Caller:
-    """Who sent the request, as the decoders share their time."""
-    state = request.scope["state"]
-    return Caller(state["caller"], state["gone"])
-
-
-Running = Annotated[Service, Depends(running_service)]
-AuditFacts = Annotated[dict[str, Any], Depends(audit_facts)]
-Sender = Annotated[Caller, Depends(caller_of)]
-
-
-async def read_uploads(images: list[UploadFile], value_range: str | None) -> list[Upload]:
-    """Uploads with their bytes, which are in memory already, and the range of a field.
-
-    Raises:
-        ApiError: 422, for a text that is no range.
-    """
-    try:
-        found = None if value_range is None else parse_range(value_range)
-    except DataError as error:
-        raise ApiError(422, str(error).removeprefix("--"), "range", "give LOW:HIGH, as 15:40") from error
-    return [
-        Upload((one.filename or f"images[{at}]")[:200], await one.read(), found)
-        for at, one in enumerate(images)
-    ]
 
 
 @router.post("/embed", response_model=EmbeddingsBody, summary="Images to embeddings; nothing is kept")
