@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fmcnet.characters import printable
 from fmcnet.cli.console import Json, Range, check_choice, echo, explain_resume, print_json, show
 from fmcnet.cli.search import Zone
+from fmcnet.names import printable
 
 
 def crop(

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from fmcnet.characters import printable
 from fmcnet.errors import DataError
+from fmcnet.names import printable
 from fmcnet.parsing import BLOCK, parse_json, read_text
 
 FrameKey: TypeAlias = int | str

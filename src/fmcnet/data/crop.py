@@ -14,7 +14,6 @@ import numpy as np
 from filelock import Timeout
 from PIL import Image
 
-from fmcnet.characters import printable
 from fmcnet.data.boxes import Box, Boxes, LeftOut, read_boxes
 from fmcnet.data.depth import Remarks, ValueRange
 from fmcnet.data.frames import Frame, open_frames
@@ -30,6 +29,7 @@ from fmcnet.files import (
     remove_left,
     write_atomically,
 )
+from fmcnet.names import printable
 from fmcnet.parsing import parse_json
 from fmcnet.progress import Progress
 from fmcnet.types import Modality

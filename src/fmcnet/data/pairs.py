@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fmcnet.characters import printable
 from fmcnet.data.listing import Ignored, ignored_facts, ignored_line, list_folder
 from fmcnet.data.readers.csv import read_csv
 from fmcnet.errors import DataError, first_of
 from fmcnet.files import private_mode, write_atomically
+from fmcnet.names import printable
 from fmcnet.types import MODALITY_WORDS, NO_PID, Modality
 
 COLUMNS = ("path", "pid", "modality", "camid", "split")

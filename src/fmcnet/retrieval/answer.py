@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fmcnet.data.spelling import nearest, spelling
 from fmcnet.errors import FmcnetError
 from fmcnet.inference.calibration.calibration import Calibration
 from fmcnet.inference.calibration.curve import FloatVector
 from fmcnet.inference.encoder import Encoder
+from fmcnet.names import nearest, spelling
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.identity_notes import filter_notes as identity_notes
 from fmcnet.retrieval.records import Hit, HitGroup, Where

@@ -13,10 +13,10 @@ from typing import NamedTuple
 from fmcnet.data.depth import parse_range
 from fmcnet.data.listing import number_of
 from fmcnet.data.readers.common import check_splits, read_lines
-from fmcnet.data.spelling import near_cameras, nearest
 from fmcnet.data.table import SPLITS, Record, Table
 from fmcnet.errors import DataError
 from fmcnet.identities import near_identities, parse_identity
+from fmcnet.names import near_cameras, nearest
 from fmcnet.types import MODALITY_WORDS, NO_CAMERA, NO_PID, Modality
 
 REQUIRED = ("path", "pid", "modality")

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import Response
 
-from fmcnet.data.spelling import near_cameras
 from fmcnet.errors import DataError, FmcnetError, GalleryError
+from fmcnet.names import near_cameras
 from fmcnet.retrieval import Entry, Where
 from fmcnet.retrieval.answer import filter_notes
 from fmcnet.retrieval.identity_notes import near_notes
