@@ -30,6 +30,8 @@ def hidden_character(text: str) -> str:
     A variation selector is not hidden behind a character whose form it selects: an ideograph (Japanese names), a
     Mongolian letter, a symbol or emoji, a keycap's digit. Anywhere else it is invisible.
     """
+    if text.isprintable() and not _IGNORABLE.search(text):  # nearly all names: ten times as quick
+        return ""
     return next((one for at, one in enumerate(text) if _is_hidden(text, at)), "")
 
 
