@@ -148,7 +148,6 @@ def check(
     layout: str = "auto",
     *,
     images: bool = True,
-    workers: int = 2,
     progress: bool | None = None,
 ) -> CheckReport:
     """Check a dataset and report everything found; a broken dataset raises nothing.
@@ -157,7 +156,6 @@ def check(
         root: a SYSU-MM01, RegDB or LLCM folder, or a CSV.
         layout: "auto" or one of `layouts()`.
         images: decode every image too.
-        workers: decoding threads.
         progress: show a bar; None: only on a terminal.
 
     Raises:
@@ -196,7 +194,7 @@ def check(
     if images and tables:
         by_path = {record.path: record for table in tables for record in table.records()}
         each_once = Table.from_records(layout, tables[0].root, list(by_path.values()))
-        unreadable = verify_images(each_once, workers, progress)
+        unreadable = verify_images(each_once, progress)
     return CheckReport(
         root=str(root),
         layout=layout,

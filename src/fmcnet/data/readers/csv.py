@@ -45,6 +45,7 @@ MOST_NOTES = 20
 MOST_FAULTS = 1000
 """A CSV with so many is not read further."""
 MOST_COLUMNS = 500
+TEST_SHARE = 0.3
 HELD_OUT = "no split column"
 """The beginning of the note on the identities held out for test."""
 
@@ -73,16 +74,14 @@ class _NamedRecord(NamedTuple):
     record: Record
 
 
-def read_csv(
-    file: str | Path, *, test_share: float = 0.3, training: bool = True, modality: Modality | None = None
-) -> Table:
+def read_csv(file: str | Path, *, training: bool = True, modality: Modality | None = None) -> Table:
     """Read a CSV file with the columns path, pid, modality and, if wanted, `OPTIONAL` and `Table.TEXTS`.
 
     - Paths are relative to the CSV's folder, or absolute.
     - `pid` is any text, read by `parse_identity`: numbers stay as they are, names are numbered in sorted order
       (`Table.pid_names`).
     - `modality` is one of `MODALITY_WORDS`.
-    - Without a `split` column, `test_share` of the identities (those with the smallest SHA-256 of their name,
+    - Without a `split` column, `TEST_SHARE` of the identities (those with the smallest SHA-256 of their name,
       so the choice depends on nothing else) go to test, the rest to train, with a note.
     - `camera` is any text; without a `camid` column cameras are numbered: by their number ("cam3" is 3) where all
       have one that no other has, else in sorted order.
@@ -93,7 +92,6 @@ def read_csv(
 
     Args:
         file: the CSV.
-        test_share: share of the identities held out for test, without a `split` column.
         training: False: the images are to be searched. `pid` may be absent or unknown, and every row stays, also
             one whose file is gone.
         modality: with `training` False, that of rows which give none.
@@ -119,7 +117,7 @@ def read_csv(
     rows, identity_notes = _spell_alike(rows)
     notes += identity_notes
     if not any(record.split for _, record in rows):
-        rows, note = _hold_out(rows, test_share)
+        rows, note = _hold_out(rows)
         notes.append(note)
     names, numbers = _number({row.name for row in rows if row.name})
     records = _number_cameras([record._replace(pid=numbers[name]) for name, record in rows])
@@ -353,7 +351,7 @@ def _number(names: set[str]) -> tuple[Sequence[str], dict[str, int]]:
     return order, {"": NO_PID, **{name: number for number, name in enumerate(order)}}
 
 
-def _hold_out(rows: list[_NamedRecord], share: float) -> tuple[list[_NamedRecord], str]:
+def _hold_out(rows: list[_NamedRecord]) -> tuple[list[_NamedRecord], str]:
     """Give every row a split, a share of the identities going to test; and the note on it."""
     modalities = defaultdict[str, set[Modality]](set)
     for name, record in rows:
@@ -361,7 +359,7 @@ def _hold_out(rows: list[_NamedRecord], share: float) -> tuple[list[_NamedRecord
             modalities[name].add(record.modality)
     complete = [name for name, seen in modalities.items() if len(seen) == 2]
     order = sorted(complete, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    count = min(max(1, round(share * len(order))), len(order) - 1) if len(order) > 1 and share > 0 else 0
+    count = min(max(1, round(TEST_SHARE * len(order))), len(order) - 1) if order else 0
     held = set(order[:count])
     note = (
         f"{count} of {len(modalities)} identities are held out for test (by the hash of their name, the same ones "
