@@ -230,11 +230,9 @@ def _model(
             else open_model(str(gallery), None, device)
         )
         # An image without a picture, or without colours in visible light, would be a warning.
-        ramp = np.linspace(0, 255, encoder.height).astype(np.uint8)
-        grey = np.broadcast_to(ramp[:, None, None], (encoder.height, encoder.width, 3))
-        coloured = grey.copy()
-        third = encoder.height // 3
-        coloured[:third], coloured[third : 2 * third] = (200, 60, 20), (30, 160, 60)
+        size = (encoder.height, encoder.width, 3)
+        coloured = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+        grey = coloured[..., :1].repeat(3, axis=2)
         encoder.encode(coloured, Modality.VISIBLE)  # the first pass warms up
         features = encoder.encode(grey, Modality.INFRARED).features
         started = perf_counter()

@@ -114,10 +114,10 @@ def first_of(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def fault_lines(faults: Sequence[str], most: int = 20) -> str:
-    """The first faults, an indented line each, and how many more there are."""
-    more = [f"... and {len(faults) - most} more"] if len(faults) > most else []
-    return "\n".join(f"  {fault}" for fault in [*faults[:most], *more])
+def fault_lines(faults: Sequence[str]) -> str:
+    """The first 20 faults, an indented line each, and how many more there are."""
+    more = [f"... and {len(faults) - 20} more"] if len(faults) > 20 else []
+    return "\n".join(f"  {fault}" for fault in [*faults[:20], *more])
 
 
 def require(module: str, extra: str) -> ModuleType:

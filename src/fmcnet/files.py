@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
 import logging
@@ -122,6 +123,16 @@ def write_atomically(path: Path, write: Callable[[Path], Any], mode: int | None 
         with contextlib.suppress(OSError):  # report the first error, not this one
             temporary.unlink()
     return path
+
+
+def write_rows(path: Path, rows: Iterable[Iterable[object]], mode: int | None = None) -> Path:
+    """Write the rows of a CSV, the header first, as `write_atomically` does."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream, lineterminator="\n").writerows(rows)
+
+    return write_atomically(path, write, mode)
 
 
 @contextlib.contextmanager

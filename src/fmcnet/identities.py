@@ -15,8 +15,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from numbers import Integral, Real
 
-from fmcnet.characters import hidden_character, without_selectors
 from fmcnet.errors import DataError
+from fmcnet.names import LEADING_ZEROS, SEPARATORS, hidden_character, without_selectors
 
 UNKNOWN = frozenset({"", "-", "?", "-1", "unknown", "none", "nan", "null", "n/a", "#n/a", "<na>"})
 """What is read as nobody known, in any letter case; `NA` in capitals, None and NaN are, too."""
@@ -27,14 +27,11 @@ MOST_NOTES = 5
 
 _NUMBER = re.compile(r"(-?)0*([0-9]+?)(?:\.0+)?")
 _ROUNDED = re.compile(r"-?[0-9](?:\.[0-9]+)?[eE](\+?)([0-9]+)")
-SEPARATORS = re.compile(r"(?<!\d)[\s_.\-]+|[\s_.\-]+(?!\d)")
-"""All but those between two numbers: gate_1 is gate1, 1_2 is not 12."""
 NEARLY_UNKNOWN = frozenset(
     {"", "na", "nil", "unk", "nobody", "noone", "undefined", "unidentified", "missing", "ref", "value"}
     | {word for word in UNKNOWN if word.isalpha()}
 )
 """Letters and digits of identities that may mean nobody: "??", "n.a.", "<unknown>", "#REF!"."""
-LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 
 
 def parse_identity(value: object) -> str | None:

@@ -1,4 +1,4 @@
-"""Text, JSON, YAML and NPZ files from anywhere, read within bounds: no small file fills the memory.
+"""Text, JSON, YAML and NPZ files from anywhere, read within bounds: no small file fills the memory; durations.
 
 A fault of the content is a `ValueError` of one line. It does not name the file, because the caller does.
 """
@@ -13,10 +13,13 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import yaml
+
+from fmcnet.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,6 +38,8 @@ LARGEST_INTEGER = 2**64
 NPZ_BYTES = 64 * 2**20
 NPZ_RATIO = 20
 """An NPZ file may unpack to `NPZ_BYTES`, or to so many times its size."""
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+"""Of durations, in seconds."""
 
 
 def read_text(path: Path, most: float = math.inf, *, long_lines: bool = True) -> str:
@@ -268,3 +273,18 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[A
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, OverflowError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"the array {member.filename.removesuffix('.npy')!r:.60}: {first:.200}") from error
+
+
+def parse_duration(text: str) -> timedelta:
+    """A whole number and a unit of s, m (minutes), h, d or w, as "30d"; `timedelta.max` for more than it can hold.
+
+    Raises:
+        ConfigError: for any other text.
+    """
+    found = re.fullmatch(r"\s*(\d{1,9})\s*([smhdw])\s*", text)
+    if not found:
+        raise ConfigError(f"'{text}' is no duration: write a whole number and a unit (s, m, h, d, w), as 30d")
+    try:
+        return timedelta(seconds=int(found[1]) * UNITS[found[2]])
+    except OverflowError:
+        return timedelta.max

@@ -16,9 +16,9 @@ from fmcnet.data.check import check
 from fmcnet.data.readers import read_dataset, read_sysu
 from fmcnet.data.readers.csv import write_csv
 from fmcnet.data.table import Table
-from fmcnet.durations import parse_duration
 from fmcnet.errors import ConfigError, DataError
 from fmcnet.files import lock_file
+from fmcnet.parsing import parse_duration
 from fmcnet.synthetic import generate
 from tests.data import trees
 

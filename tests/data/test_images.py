@@ -109,7 +109,7 @@ def test_all_unreadable_images_are_listed_in_order(tmp_path: Path) -> None:
     for n, kind in enumerate(["", "truncated", "zero bytes", "", "text", "absent"]):
         damage(tmp_path / f"{n}.jpg", kind)
         paths.append(f"{n}.jpg")
-    faults = verify_images(_table(tmp_path, paths), workers=3)
+    faults = verify_images(_table(tmp_path, paths))
     assert [path for path, _ in faults] == ["1.jpg", "2.jpg", "4.jpg", "5.jpg"]
     with pytest.raises(DataError) as caught:
         raise_unreadable(_table(tmp_path, paths), faults)

@@ -35,7 +35,7 @@ cache.resize = slow
 table = read_sysu(root)
 print("ready", flush=True)
 sys.stdin.readline()
-made = cache.ImageCache(table, 12, 6, folder=folder, workers=1)
+made = cache.ImageCache(table, 12, 6, folder=folder)
 print(json.dumps([made.built, made.path.name, hashlib.sha256(made.images.tobytes()).hexdigest()]))
 """
 

@@ -20,7 +20,6 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from fmcnet import __version__
-from fmcnet.characters import printable
 from fmcnet.cli.console import PrintableFormatter
 from fmcnet.cli.data import app as data_app
 from fmcnet.cli.data import crop
@@ -35,6 +34,7 @@ from fmcnet.cli.serve import keys_app, serve
 from fmcnet.cli.train import config, train
 from fmcnet.errors import FmcnetError
 from fmcnet.interrupt import end_early
+from fmcnet.names import printable
 
 
 class _Commands(typer.core.TyperGroup):

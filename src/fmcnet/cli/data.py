@@ -123,7 +123,7 @@ def cache(
     """List the caches of decoded images, and remove unused ones; they can always be built again."""
     from fmcnet.data.cache import default_folder
     from fmcnet.data.cache_store import list_caches, prune_caches
-    from fmcnet.durations import parse_duration
+    from fmcnet.parsing import parse_duration
 
     folder = folder or default_folder()
     _print(list_caches(folder) if prune is None else prune_caches(folder, parse_duration(prune)), json_)

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from fmcnet.cli.console import Device, Json, echo, print_json
-from fmcnet.data.spelling import nearest
 from fmcnet.errors import FmcnetError
+from fmcnet.names import nearest
 
 FOLDER = Path(__file__).parents[1] / "docs"
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -10,7 +10,6 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from fmcnet.characters import printable
 from fmcnet.cli.console import (
     Device,
     Json,
@@ -24,6 +23,7 @@ from fmcnet.cli.console import (
 )
 from fmcnet.cli.search import GalleryPath, Model, Zone
 from fmcnet.errors import FmcnetError
+from fmcnet.names import printable
 
 
 def _leaves_no_empty_gallery(command: Callable[..., None]) -> Callable[..., None]:

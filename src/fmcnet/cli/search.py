@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmcnet.characters import printable
 from fmcnet.cli.console import (
     CalibrationFile,
     Device,
@@ -20,6 +19,7 @@ from fmcnet.cli.console import (
     show_rows,
 )
 from fmcnet.errors import FmcnetError
+from fmcnet.names import printable
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from fmcnet.characters import printable
 from fmcnet.errors import DataError
+from fmcnet.names import printable
 from fmcnet.parsing import BLOCK, parse_json, read_text
 
 FrameKey: TypeAlias = int | str
@@ -210,7 +210,7 @@ def _read_csv(path: Path, text: str) -> Boxes:
             f"{path} has no column of the frame ({', '.join(columns):.400}): write one by "
             "sink.append(detections, custom_data={'frame_index': index}), or 'file_name' for images"
         )
-    rows: list[tuple[str, Box]] = []
+    rows: list[tuple[str, Box | None]] = []
     classes: set[str] = set()
     try:
         for cells in reader:
@@ -231,7 +231,7 @@ def _read_csv(path: Path, text: str) -> Boxes:
             word = cells.get("class_name", "").strip().lower()
             if word and word not in PERSON_WORDS:
                 boxes.left_out.add("no person by its class", name)
-                rows.append((frame, Box(0, 0, 0, 0, "", "")))
+                rows.append((frame, None))
                 continue
             classes |= set() if word else {cells.get("class_id", "").strip()}
             rows.append((frame, Box(left, top, right, bottom, "" if track.startswith("-") else track, name)))
@@ -240,7 +240,7 @@ def _read_csv(path: Path, text: str) -> Boxes:
     numbered = all(frame.isascii() and frame.isdigit() for frame, _ in rows)
     for frame, box in rows:
         found = boxes.of_frame.setdefault(int(frame) if numbered else frame, [])
-        if box.name:
+        if box is not None:
             found.append(box)
     faults.check()
     if not numbered:

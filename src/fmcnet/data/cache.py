@@ -58,7 +58,6 @@ class ImageCache:
         width: W.
         folder: where to keep the file, see `cache_folder`; default `default_folder()`. Where it cannot be written or
             has no room, memory holds the images, and a warning is logged.
-        workers: decoding threads; None: one per core, 16 at most.
         progress: show a bar while building; None: only on a terminal.
 
     Attributes:
@@ -81,14 +80,12 @@ class ImageCache:
         width: int,
         *,
         folder: str | Path | None = None,
-        workers: int | None = None,
         progress: bool | None = None,
     ) -> None:
         if height < 1 or width < 1:
             raise DataError(f"the image size must be positive, got {height} x {width} (height x width)")
         self.table = table
         self.height, self.width = height, width
-        self._workers = workers or min(16, os.cpu_count() or 1)
         self._progress = progress
         self._shape = (len(table), height, width, 3)
         folder = Path(folder).expanduser() if folder is not None else default_folder()
@@ -170,7 +167,7 @@ class ImageCache:
         def store(row: int, image: Image.Image) -> None:
             put(row, resize(image, self.height, self.width))
 
-        faults = decode_images(self.table, store, self._workers, "caching images", self._progress)
+        faults = decode_images(self.table, store, "caching images", self._progress)
         raise_unreadable(self.table, faults)
 
 

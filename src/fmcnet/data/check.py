@@ -30,6 +30,9 @@ HOMES = {
     "llcm": "LLCM: https://github.com/ZYK100/LLCM (signed agreement needed)",
 }
 
+Exists = Callable[[str], bool]
+"""Tells whether a path below the root exists."""
+
 _REGDB_LISTS = [f"idx/{split}_{kind}" for split in ("train", "test") for kind in KINDS]
 
 PUBLISHED = {
@@ -145,7 +148,6 @@ def check(
     layout: str = "auto",
     *,
     images: bool = True,
-    workers: int = 2,
     progress: bool | None = None,
 ) -> CheckReport:
     """Check a dataset and report everything found; a broken dataset raises nothing.
@@ -154,7 +156,6 @@ def check(
         root: a SYSU-MM01, RegDB or LLCM folder, or a CSV.
         layout: "auto" or one of `layouts()`.
         images: decode every image too.
-        workers: decoding threads.
         progress: show a bar; None: only on a terminal.
 
     Raises:
@@ -171,8 +172,12 @@ def check(
     notes: list[str] = []
     tables: list[Table] = []
     generated = (root / MANIFEST).is_file()
-    parts = _parts(root, layout) if root.is_dir() else []
-    trials, absent = _trials(root) if layout == "regdb" and root.is_dir() else ([1], [])
+    parts: list[LayoutPart] = []
+    trials, absent = [1], list[int]()
+    if root.is_dir():
+        exists = DatasetFolder(root, "").exists
+        parts = _parts(exists, layout)
+        trials, absent = _trials(exists) if layout == "regdb" else (trials, absent)
     if absent:
         notes.append(f"idx/ has no files of the splits {', '.join(map(str, absent))}: they cannot be used")
     for trial in trials:
@@ -189,7 +194,7 @@ def check(
     if images and tables:
         by_path = {record.path: record for table in tables for record in table.records()}
         each_once = Table.from_records(layout, tables[0].root, list(by_path.values()))
-        unreadable = verify_images(each_once, workers, progress)
+        unreadable = verify_images(each_once, progress)
     return CheckReport(
         root=str(root),
         layout=layout,
@@ -202,22 +207,8 @@ def check(
     )
 
 
-def _finder(root: Path) -> Callable[[str], bool]:
-    """A function that tells whether a path below the root exists, in any letter case."""
-    folder = DatasetFolder(root, "")
-
-    def exists(path: str) -> bool:
-        try:
-            return folder.find(path) is not None
-        except DataError:  # two names that differ in case only
-            return True
-
-    return exists
-
-
-def _parts(root: Path, layout: str) -> list[LayoutPart]:
+def _parts(exists: Exists, layout: str) -> list[LayoutPart]:
     """The folders and files of a layout."""
-    exists = _finder(root)
     names = [name for name in MARKERS.get(layout, ()) if name != "exp"]
     if layout == "sysu":
         for split in SPLITS:
@@ -237,13 +228,11 @@ def _parts(root: Path, layout: str) -> list[LayoutPart]:
     return parts
 
 
-def _trials(root: Path) -> tuple[list[int], list[int]]:
+def _trials(exists: Exists) -> tuple[list[int], list[int]]:
     """RegDB's splits of which any file exists (split 1 if there is none at all), and the others."""
-    exists = _finder(root)
     trials = range(1, TRIALS + 1)
-    present = [trial for trial in trials if any(exists(f"{name}_{trial}.txt") for name in _REGDB_LISTS)] or [
-        1
-    ]
+    present = [trial for trial in trials if any(exists(f"{name}_{trial}.txt") for name in _REGDB_LISTS)]
+    present = present or [1]
     return present, [trial for trial in trials if trial not in present] if exists("idx") else []
 
 
@@ -328,10 +317,7 @@ def summary(table: Table) -> Summary:
                 continue
             counts = np.unique(part.pid[part.pid != NO_PID], return_counts=True)[1]
             cameras = tuple(int(camera) for camera in np.unique(part.camid) if camera != NO_CAMERA)
-            spread = (
-                (int(counts.min()), float(np.median(counts)), int(counts.max()))
-                if len(counts)
-                else (0, 0.0, 0)
-            )
+            known = counts if len(counts) else np.zeros(1, int)
+            spread = int(known.min()), float(np.median(known)), int(known.max())
             groups.append(SplitSummary(split, str(modality), len(counts), len(part), cameras, *spread))
     return Summary(table.name, str(table.root), len(table), tuple(groups), table.notes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -14,7 +13,6 @@ import numpy as np
 from filelock import Timeout
 from PIL import Image
 
-from fmcnet.characters import printable
 from fmcnet.data.boxes import Box, Boxes, LeftOut, read_boxes
 from fmcnet.data.depth import Remarks, ValueRange
 from fmcnet.data.frames import Frame, open_frames
@@ -29,7 +27,9 @@ from fmcnet.files import (
     private_mode,
     remove_left,
     write_atomically,
+    write_rows,
 )
+from fmcnet.names import printable
 from fmcnet.parsing import parse_json
 from fmcnet.progress import Progress
 from fmcnet.types import Modality
@@ -200,20 +200,17 @@ class _Work:
             return None
         try:
             image = frame.open()
-            self._check_size(frame, image)
+            stated = self.boxes.sizes.get(frame.key, image.size) if frame.key is not None else image.size
+            if stated != image.size:
+                raise DataError(
+                    f"it is {image.width} x {image.height} pixels, the boxes say {stated[0]} x {stated[1]}"
+                )
         except DataError as error:
             self.left_out.add(f"in a frame that cannot be used: {error}", frame.name, len(boxes))
             return None
         made = self._crop(frame, image, boxes)
         self._count(made)
         return made
-
-    def _check_size(self, frame: Frame, image: Image.Image) -> None:
-        stated = self.boxes.sizes.get(frame.key) if frame.key is not None else None
-        if stated is not None and stated != image.size:
-            raise DataError(
-                f"it is {image.width} x {image.height} pixels, the boxes say {stated[0]} x {stated[1]}"
-            )
 
     def _crop(self, frame: Frame, image: Image.Image, boxes: list[Box]) -> _Done:
         made = _Done(frame.name, [], 0, [], list(image.info.get(REMARKS, ())))
@@ -260,15 +257,9 @@ class _Work:
         if not self.rows:
             reasons = "; ".join(self.left_out.lines()) or "no box lies in a chosen frame"
             raise DataError(f"no crop was made of {self.boxes.total} boxes: {reasons}")
-
-        def write(file: Path) -> None:
-            with file.open("w", encoding="utf-8", newline="") as stream:
-                kept = [at for at in range(len(COLUMNS)) if any(row[at] for row in self.rows)]
-                writer = csv.writer(stream, lineterminator="\n")
-                writer.writerow(COLUMNS[at] for at in kept)
-                writer.writerows([row[at] for at in kept] for row in self.rows)
-
-        table = write_atomically(self.out / TABLE, write, private_mode(self.out))
+        kept = [at for at in range(len(COLUMNS)) if any(row[at] for row in self.rows)]
+        rows = ([row[at] for at in kept] for row in (COLUMNS, *self.rows))
+        table = write_rows(self.out / TABLE, rows, private_mode(self.out))
         return CropReport(
             table,
             self.boxes.format,

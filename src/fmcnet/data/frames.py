@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -100,20 +101,14 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
         raise DataError(
             f"--first-frame {first} is of frame numbers, and the boxes name their images: leave it out"
         )
-    stems = Counter(
-        name.rpartition(".")[0] if "." in PurePosixPath(name).name else name for name in names.values()
-    )
-
-    def crop_name(name: str) -> str:
-        stem = name.rpartition(".")[0] if "." in PurePosixPath(name).name else name
-        return stem if stems[stem] == 1 else name.replace(".", "_")
-
-    def opener(image: Path) -> Callable[[], Image.Image]:
-        return lambda: open_rgb(image, value_range)
+    stems = {image: name.removesuffix(PurePosixPath(name).suffix) for image, name in names.items()}
+    counts = Counter(stems.values())
 
     def read() -> Iterator[Frame]:
         for image in order:
-            yield Frame(crop_name(names[image]), keys.get(image), places[image], None, opener(image))
+            name = stems[image] if counts[stems[image]] == 1 else names[image].replace(".", "_")
+            decode = partial(open_rgb, image, value_range)
+            yield Frame(name, keys.get(image), places[image], None, decode)
 
     return Frames(read, tuple(notes), listing.ignored)
 
@@ -192,15 +187,14 @@ def _open_video(path: Path, boxes: Boxes, first: int | None, value_range: ValueR
                     after = None if seconds is None or start is None else seconds - start
                     key = numbers.get(index)
                     name = f"{key if isinstance(key, int) else index:06d}"
-                    yield Frame(name, key, index, after, _opener(decoded, value_range))
+                    yield Frame(name, key, index, after, partial(_convert, decoded, value_range))
         except (av.error.FFmpegError, OSError) as error:
+            reason = getattr(error, "strerror", error)
             if index < 0:
-                raise DataError(
-                    f"cannot read the video {path}: {getattr(error, 'strerror', error)}"
-                ) from error
+                raise DataError(f"cannot read the video {path}: {reason}") from error
             raise DataError(
-                f"{path} cannot be decoded after frame {index}: {getattr(error, 'strerror', error)}. The crops "
-                "before it are kept; write the video anew"
+                f"{path} cannot be decoded after frame {index}: {reason}. The crops before it are kept; write the "
+                "video anew"
             ) from error
 
     return Frames(read)
@@ -229,19 +223,17 @@ def _video_numbers(path: Path, boxes: Boxes, first: int | None) -> dict[int, Fra
     return found
 
 
-def _opener(decoded: Any, value_range: ValueRange | None) -> Callable[[], Image.Image]:
-    def convert() -> Image.Image:
-        remarks: tuple[str, ...] = ()
-        if decoded.format.name.startswith("gray") and decoded.format.components[0].bits > 8:
-            try:
-                values, remark = eight_bits(decoded.to_ndarray(), value_range)
-            except ValueError as error:
-                raise DataError(str(error)) from error
-            image, remarks = Image.fromarray(values).convert("RGB"), (remark,) if remark else ()
-        else:
-            image = decoded.to_image()
-        turned: Image.Image = image.rotate(decoded.rotation, expand=True) if decoded.rotation else image
-        turned.info[REMARKS] = remarks
-        return turned
-
-    return convert
+def _convert(decoded: Any, value_range: ValueRange | None) -> Image.Image:
+    """A decoded frame of PyAV, upright, as RGB."""
+    remarks: tuple[str, ...] = ()
+    if decoded.format.name.startswith("gray") and decoded.format.components[0].bits > 8:
+        try:
+            values, remark = eight_bits(decoded.to_ndarray(), value_range)
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        image, remarks = Image.fromarray(values).convert("RGB"), (remark,) if remark else ()
+    else:
+        image = decoded.to_image()
+    turned: Image.Image = image.rotate(decoded.rotation, expand=True) if decoded.rotation else image
+    turned.info[REMARKS] = remarks
+    return turned

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import struct
 import sys
@@ -23,6 +24,9 @@ from fmcnet.data.table import Table
 from fmcnet.data.tiff import is_tiff, read_tiff
 from fmcnet.errors import DataError, fault_lines
 from fmcnet.progress import Progress
+
+MOST_THREADS = 16
+"""That decode images at once."""
 
 _log = logging.getLogger(__name__)
 
@@ -271,21 +275,19 @@ def _head(path: Path) -> bytes:
         return stream.read(64)
 
 
-def verify_images(table: Table, workers: int = 2, progress: bool | None = None) -> list[tuple[str, str]]:
+def verify_images(table: Table, progress: bool | None = None) -> list[tuple[str, str]]:
     """Decode every image of a table; (path, reason) of each one that cannot be read, in the table's order.
 
     Args:
         table: the images.
-        workers: decoding threads.
         progress: show a bar; None: only on a terminal.
     """
-    return decode_images(table, lambda row, image: None, workers, "checking images", progress)
+    return decode_images(table, lambda row, image: None, "checking images", progress)
 
 
 def decode_images(
     table: Table,
     use: Callable[[int, Image.Image], None],
-    workers: int,
     label: str,
     progress: bool | None = None,
 ) -> list[tuple[str, str]]:
@@ -294,7 +296,6 @@ def decode_images(
     Args:
         table: the images.
         use: called with the row and its image of mode RGB, from several threads.
-        workers: decoding threads.
         label: text of the progress bar.
         progress: show a bar; None: only on a terminal.
 
@@ -315,7 +316,8 @@ def decode_images(
         return ""
 
     faults: list[tuple[str, str]] = []
-    with ThreadPoolExecutor(max(1, workers)) as pool, Progress(label, len(table), show=progress) as bar:
+    threads = min(MOST_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool, Progress(label, len(table), show=progress) as bar:
         for row, reason in enumerate(pool.map(decode, range(len(table)))):
             faults += [(str(table.path[row]), reason)] if reason else []
             bar.advance()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmcnet.characters import printable
 from fmcnet.errors import first_of
+from fmcnet.names import printable
 
 IMAGE_SUFFIXES = frozenset(
     {

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fmcnet.characters import printable
 from fmcnet.data.listing import Ignored, ignored_facts, ignored_line, list_folder
 from fmcnet.data.readers.csv import read_csv
 from fmcnet.errors import DataError, first_of
-from fmcnet.files import private_mode, write_atomically
+from fmcnet.files import private_mode, write_rows
+from fmcnet.names import printable
 from fmcnet.types import MODALITY_WORDS, NO_PID, Modality
 
 COLUMNS = ("path", "pid", "modality", "camid", "split")
@@ -120,20 +119,14 @@ def make_pairs(
             f"one moment must have one name in both. There are {' and '.join(shown)}"
         )
     here = out.resolve().parent
-
-    def write(file: Path) -> None:
-        with file.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for name, identity in zip(names, identities, strict=True):
-                for camera, crop in enumerate((day[name], night[name]), start=1):
-                    path = crop.path.resolve()
-                    shown = path.relative_to(here) if path.is_relative_to(here) else path
-                    modality = sides[camera - 1].modality
-                    writer.writerow((shown.as_posix(), identity, str(modality), camera, "train"))
-
+    rows: list[tuple[object, ...]] = [COLUMNS]
+    for name, identity in zip(names, identities, strict=True):
+        for camera, (side, crop) in enumerate(zip(sides, (day[name], night[name]), strict=True), start=1):
+            path = crop.path.resolve()
+            path = path.relative_to(here) if path.is_relative_to(here) else path
+            rows.append((path.as_posix(), identity, side.modality, camera, "train"))
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, write, private_mode(out.parent))
+    write_rows(out, rows, private_mode(out.parent))
     alone = {
         side.modality: tuple(str(crop.path) for name, crop in sorted(own.items()) if name not in other)
         for side, own, other in zip(sides, (day, night), (night, day), strict=True)

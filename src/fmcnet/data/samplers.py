@@ -121,16 +121,21 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
 
         The halves are aligned: position `p * K + k` holds the k-th image of the p-th identity in both.
         """
+        visible, infrared = self.plan(epoch)
+        own = slice(self.rank * self.identities, (self.rank + 1) * self.identities)
+        for step in range(start, self.steps):
+            yield visible[step, own].reshape(-1), infrared[step, own].reshape(-1)
+
+    def plan(self, epoch: int) -> tuple[IntArray, IntArray]:
+        """Draw the rows of a whole epoch, all ranks: visible and infrared, each (steps, world * P, K)."""
         rng = np.random.default_rng([self.seed & (2**63 - 1), epoch])
-        drawn_pids = _Stream(np.arange(len(self.pids)), rng)
-        drawn = [drawn_pids.take(self.identities * self.world) for _ in range(self.steps)]
+        stream = _Stream(np.arange(len(self.pids)), rng)
+        drawn = [stream.take(self.identities * self.world) for _ in range(self.steps)]
         halves = []
         for rows in self._rows:
             streams = [_Stream(own, rng) for own in rows]
             halves.append(np.array([[streams[i].take(self.images) for i in step] for step in drawn]))
-        own = slice(self.rank * self.identities, (self.rank + 1) * self.identities)
-        for step in range(start, self.steps):
-            yield halves[0][step, own].reshape(-1), halves[1][step, own].reshape(-1)
+        return halves[0], halves[1]
 
     def _notes(self, rows: Sequence[dict[int, IntArray]]) -> tuple[str, ...]:
         notes = []

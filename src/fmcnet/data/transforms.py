@@ -67,12 +67,7 @@ class AugmentationParams(NamedTuple):
 
 
 def draw_params(
-    count: int,
-    height: int,
-    width: int,
-    modality: Modality,
-    config: AugmentConfig,
-    generator: torch.Generator,
+    count: int, height: int, width: int, modality: Modality, config: AugmentConfig, generator: torch.Generator
 ) -> AugmentationParams:
     """Draw the parameters of `count` images: a function of the generator's state.
 

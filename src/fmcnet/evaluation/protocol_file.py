@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from fmcnet.data.spelling import nearest
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation.protocols import Identity, Protocol, custom
 from fmcnet.identities import identity_number, parse_identity
+from fmcnet.names import nearest
 from fmcnet.parsing import read_yaml
 from fmcnet.types import MODALITY_WORDS, NO_CAMERA, NO_PID, Embeddings, Modality
 

@@ -9,9 +9,9 @@ from datetime import timezone, tzinfo
 from html import escape
 from pathlib import Path
 
-from fmcnet.characters import printable
 from fmcnet.errors import DataError
 from fmcnet.files import private_mode, write_atomically
+from fmcnet.names import printable
 from fmcnet.retrieval.answer import Answer
 from fmcnet.retrieval.records import Hit
 from fmcnet.retrieval.thumbnails import thumbnail

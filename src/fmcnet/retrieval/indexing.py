@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple, get_args
 from fmcnet.data.depth import Remarks, ValueRange
 from fmcnet.data.listing import ignored_facts
 from fmcnet.data.readers.csv import MISSING
-from fmcnet.data.spelling import near_cameras
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.image_input import Fault, list_faults
+from fmcnet.names import near_cameras
 from fmcnet.progress import Progress
 from fmcnet.retrieval.file_records import FileRecord
 from fmcnet.retrieval.freshness import FileChanges, compare_files

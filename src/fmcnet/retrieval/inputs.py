@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fmcnet.characters import hidden_character
-from fmcnet.durations import parse_duration
 from fmcnet.errors import ConfigError, DuplicateIdError, GalleryError
 from fmcnet.identities import LONGEST as LONGEST_PID
 from fmcnet.identities import is_unknown
+from fmcnet.names import hidden_character
+from fmcnet.parsing import parse_duration
 from fmcnet.retrieval.records import (
     EPOCH,
     Entry,

@@ -7,8 +7,8 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from fmcnet.data.spelling import nearest, spelling
 from fmcnet.identities import is_number, near_identities, near_spelling
+from fmcnet.names import nearest, spelling
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.records import Where
 from fmcnet.retrieval.sources import Picture

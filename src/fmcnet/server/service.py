@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from fmcnet.characters import printable
 from fmcnet.data.depth import RANGE_FIELD, RANGE_UNUSED, Remarks
 from fmcnet.errors import FmcnetError, GalleryError, GalleryReplacedError
 from fmcnet.inference.image_input import note_colours
 from fmcnet.inference.projection import l2_normalize
+from fmcnet.names import printable
 from fmcnet.retrieval import Entry, Gallery, Searcher
 from fmcnet.retrieval.models import range_of
 from fmcnet.server.audit import AuditLog

@@ -229,11 +229,7 @@ def _lit(radiance: Float, cam: Camera, rng: np.random.Generator) -> Float:
         dark = 1.0 - cam.shade / (1.0 + np.exp(-np.clip(side, -30.0, 30.0)))
         radiance = radiance * (dark if radiance.ndim == 2 else dark[..., None])
     if cam.glare > 0.0:
-        cx, cy, size = (
-            rng.uniform(-0.2, 1.2),
-            rng.uniform(-0.1, 1.1),
-            rng.uniform(0.15, 0.5),
-        )
+        cx, cy, size = (rng.uniform(-0.2, 1.2), rng.uniform(-0.1, 1.1), rng.uniform(0.15, 0.5))
         spot = cam.glare * np.exp(-(((x - cx) / size) ** 2) - ((2.0 * (y - cy)) / size) ** 2)
         warm = np.array([1.0, 0.92, 0.75], dtype=np.float32)
         radiance = radiance + (spot if radiance.ndim == 2 else spot[..., None] * warm)

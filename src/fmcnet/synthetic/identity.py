@@ -97,25 +97,26 @@ def _pick(rng: np.random.Generator, names: tuple[str, ...], weights: tuple[float
     return names[weighted_index(rng, weights)]
 
 
-def _between(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(low + (high - low) * rng.random())
+def _spread(rng: np.random.Generator) -> float:
+    """A standard normal number, clipped to -2..2."""
+    return float(np.clip(rng.normal(), -2.0, 2.0))
 
 
 def _draw_body(rng: np.random.Generator) -> Body:
-    tall = float(np.clip(rng.normal(0.0, 1.0), -2.0, 2.0))
+    tall = _spread(rng)
     height = 1.72 + 0.095 * tall
     girth = float(np.clip(rng.normal(1.04, 0.14), 0.80, 1.40))
-    build = float(np.clip(rng.normal(0.0, 1.0), -2.0, 2.0))
+    build = _spread(rng)
     return Body(
         height=height,
-        leg=0.515 + 0.014 * float(np.clip(rng.normal(), -2, 2)),
-        arm=1.0 + 0.03 * float(np.clip(rng.normal(), -2, 2)),
+        leg=0.515 + 0.014 * _spread(rng),
+        arm=1.0 + 0.03 * _spread(rng),
         shoulder=height * (0.112 + 0.008 * build) * (0.8 + 0.2 * girth),
         girth=girth,
         hip=height * (0.088 - 0.004 * build) * (0.55 + 0.45 * girth),
-        head=1.0 + 0.035 * float(np.clip(rng.normal(), -2, 2)),
-        stride=_between(rng, 0.30, 0.60),
-        stoop=_between(rng, 0.0, 0.16),
+        head=1.0 + 0.035 * _spread(rng),
+        stride=rng.uniform(0.30, 0.60),
+        stoop=rng.uniform(0.0, 0.16),
     )
 
 
@@ -133,13 +134,13 @@ def draw_identity(seed: int, pid: int) -> Identity:
     sleeves = _pick(rng, ("long", "short", "none"), (0.52, 0.36, 0.12))
     bottom = _pick(rng, ("trousers", "shorts", "skirt", "dress"), (0.52, 0.20, 0.15, 0.13))
     coat = sleeves == "long" and bottom in ("trousers", "skirt") and rng.random() < 0.25
-    hem = _between(rng, 0.17, 0.30) if coat else _between(rng, 0.04, 0.10)
+    hem = rng.uniform(0.17, 0.30) if coat else rng.uniform(0.04, 0.10)
     if bottom == "shorts":
-        bottom_length = _between(rng, 0.27, 0.39)
+        bottom_length = rng.uniform(0.27, 0.39)
     elif bottom == "trousers":
-        bottom_length = _pick_length(rng)
+        bottom_length = 0.03 if rng.random() < 0.8 else rng.uniform(0.10, 0.16)  # at the ankle, or cropped
     else:
-        bottom_length = _between(rng, 0.14, 0.38)
+        bottom_length = rng.uniform(0.14, 0.38)
     jacket = sleeves == "long" and bottom != "dress" and rng.random() < 0.25
     upper = make_garment(rng, warm=2.0 if coat else (0.9 if sleeves == "long" else 0.1), plain=0.42)
     lower = make_garment(rng, warm=0.6, plain=0.66)
@@ -164,18 +165,13 @@ def draw_identity(seed: int, pid: int) -> Identity:
         bottom=bottom,
         hem=hem,
         bottom_length=bottom_length,
-        flare=_between(rng, 1.05, 1.6),
-        loose=_between(rng, 1.0, 1.45),
-        open_front=_between(rng, 0.22, 0.60) if jacket else 0.0,
-        boots=_between(rng, 0.25, 0.75) if rng.random() < 0.22 else 0.0,
+        flare=rng.uniform(1.05, 1.6),
+        loose=rng.uniform(1.0, 1.45),
+        open_front=rng.uniform(0.22, 0.60) if jacket else 0.0,
+        boots=rng.uniform(0.25, 0.75) if rng.random() < 0.22 else 0.0,
         bag=_pick(rng, ("none", "backpack", "shoulder", "tote"), (0.40, 0.26, 0.20, 0.14)),
-        bag_size=_between(rng, 0.8, 1.25),
+        bag_size=rng.uniform(0.8, 1.25),
         bag_side=1.0 if rng.random() < 0.5 else -1.0,
         materials=materials,
-        activity=_between(rng, -1.0, 1.5),
+        activity=rng.uniform(-1.0, 1.5),
     )
-
-
-def _pick_length(rng: np.random.Generator) -> float:
-    """Where trousers end: usually at the ankle, sometimes cropped."""
-    return 0.03 if rng.random() < 0.8 else _between(rng, 0.10, 0.16)

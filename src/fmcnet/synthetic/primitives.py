@@ -115,13 +115,7 @@ class Builder:
         return (x * scale, y * scale, z), scale
 
     def limb(
-        self,
-        a: Matrix,
-        b: Matrix,
-        ra: float,
-        rb: float,
-        slots: tuple[int, int, float],
-        tex: float,
+        self, a: Matrix, b: Matrix, ra: float, rb: float, slots: tuple[int, int, float], tex: float
     ) -> None:
         """Add a round cone from a to b (body frame); `slots` is (slot at a, slot at b, fraction where it changes)."""
         va, sa = self._view(a)

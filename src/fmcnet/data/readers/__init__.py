@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fmcnet.data.readers.common import require_complete
 from fmcnet.data.readers.csv import read_csv
@@ -13,7 +13,7 @@ from fmcnet.data.readers.llcm import read_llcm
 from fmcnet.data.readers.regdb import read_regdb
 from fmcnet.data.readers.sysu import CAMERAS, INFRARED_CAMERAS, read_sysu
 from fmcnet.data.table import Table
-from fmcnet.errors import DataError, FmcnetError
+from fmcnet.errors import DataError, FmcnetError, one_line
 from fmcnet.plugins import READERS, load_plugin, plugins
 from fmcnet.types import Modality
 
@@ -175,16 +175,13 @@ def _read_own(path: Path, layout: str, training: bool) -> Table:
         point = plugins(READERS)[layout]
         _READERS[layout] = _Reader(load_plugin(point), ())
     read = _READERS[layout].read
-    options: dict[str, Any] = (
-        {"training": training} if "training" in inspect.signature(read).parameters else {}
-    )
+    takes_training = "training" in inspect.signature(read).parameters
     try:
-        table: object = read(path, **options)
+        table: object = read(path, training=training) if takes_training else read(path)
     except (FmcnetError, OSError):
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DataError(f"the reader of layout '{layout}' failed at {path} ({reason})") from error
+        raise DataError(f"the reader of layout '{layout}' failed at {path} ({one_line(error)})") from error
     if not isinstance(table, Table):
         raise DataError(f"the reader of layout '{layout}' gives a {type(table).__name__}, not a fmcnet.Table")
     if not len(table):

@@ -14,7 +14,7 @@ import numpy as np
 
 from fmcnet.data.listing import is_image, number_of
 from fmcnet.data.table import SPLITS, Record
-from fmcnet.errors import DataError
+from fmcnet.errors import DataError, first_of
 from fmcnet.parsing import read_text
 from fmcnet.types import Modality
 
@@ -36,12 +36,6 @@ def require_complete(folder: Path) -> None:
         raise DataError(
             f"{folder}: its generation was interrupted: call the same fmcnet data generate again, which continues it"
         )
-
-
-def shown(items: Sequence[str], limit: int = 10) -> str:
-    """The first items, comma-separated, and how many more there are."""
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
 
 
 class DatasetFolder:
@@ -123,6 +117,13 @@ class DatasetFolder:
         found = self.find(relative)
         return found if found is not None and (self.root / found).is_dir() else None
 
+    def exists(self, relative: str) -> bool:
+        """Whether a path is there, in any letter case."""
+        try:
+            return self.find(relative) is not None
+        except DataError:  # two names that differ in case only
+            return True
+
     def identity_images(self, folder: str, pids: Iterable[int]) -> Iterator[tuple[int, str]]:
         """(identity, path) of each image in the numbered folders of these identities inside a folder."""
         folders = self.identity_folders(folder)
@@ -163,13 +164,13 @@ class DatasetFolder:
         notes = []
         if self._corrected:
             pairs = [f"'{found}' read as '{wanted}'" for wanted, found in sorted(self._corrected.items())]
-            notes.append(f"letter case differs from the published layout: {shown(pairs, 6)}")
+            notes.append(f"letter case differs from the published layout: {first_of(pairs, 6)}")
         if self._ignored:
             kinds = Counter("._*" if name.startswith("._") else name for name in self._ignored.values())
             names = sorted(kinds, key=lambda name: (-kinds[name], name))
             total = len(self._ignored)
             what = "1 entry that is" if total == 1 else f"{total} entries that are"
-            notes.append(f"ignored {what} no part of the dataset: {shown(names, 5)}")
+            notes.append(f"ignored {what} no part of the dataset: {first_of(names, 5)}")
         return notes
 
 
@@ -197,7 +198,7 @@ def read_ids(path: Path) -> list[int]:
     words = [word for line in read_lines(path) for word in re.split(r"[,;\s]+", line) if word]
     bad = [word[:40] for word in words if number_of(word) is None]
     if bad:
-        raise DataError(f"{path} should hold comma-separated identity numbers, but has {shown(bad, 5)}")
+        raise DataError(f"{path} should hold comma-separated identity numbers, but has {first_of(bad, 5)}")
     if not words:
         raise DataError(f"{path} lists no identity: the split would be empty; restore the file")
     return sorted({int(word) for word in words})
@@ -259,10 +260,12 @@ def read_idx(folder: DatasetFolder, relative: str) -> list[ListedImage]:
         else:
             listed.append(ListedImage(on_disk, value, number, folder_number(on_disk)))
     if malformed:
-        raise DataError(f"{file}: {len(malformed)} lines are not 'relative/path label': {shown(malformed)}")
+        raise DataError(
+            f"{file}: {len(malformed)} lines are not 'relative/path label': {first_of(malformed)}"
+        )
     if absent:
         raise DataError(
-            f"{file} lists {len(absent)} images that are not there: {shown(absent)}; "
+            f"{file} lists {len(absent)} images that are not there: {first_of(absent)}; "
             "unpack the archive again or correct the list"
         )
     if not listed:
@@ -296,7 +299,7 @@ def check_labels(images: Iterable[ListedImage], where: str) -> None:
     faults += [f"folder {k} has labels {sorted(v)}" for k, v in sorted(by_folder.items()) if len(v) > 1]
     if faults:
         raise DataError(
-            f"{where}: labels and identity folders disagree: {shown(faults, 5)}; correct the list"
+            f"{where}: labels and identity folders disagree: {first_of(faults, 5)}; correct the list"
         )
 
 
@@ -329,24 +332,22 @@ def check_splits(
         if both:
             raise DataError(
                 f"{where}: {len(both)} identities are in both {first} and {second}: "
-                f"{shown([name(pid) for pid in both])}; an identity belongs to one split"
+                f"{first_of([name(pid) for pid in both])}; an identity belongs to one split"
             )
     for split in required:
         if not seen[split]:
             raise DataError(f"{where}: the {split} split is empty: no image belongs to it")
-    single = {
-        split: sorted(pid for pid, modalities in seen[split].items() if len(modalities) == 1)
-        for split in SPLITS
-    }
     notes = []
-    for split, pids in single.items():
-        if pids:
-            fate = "kept: a query of it has no match in the other modality"
-            fate = "dropped from training" if split == "train" else fate
-            what = "1 identity" if len(pids) == 1 else f"{len(pids)} identities"
-            names = shown([name(pid) for pid in pids])
+    dropped: set[int] = set()
+    for split in SPLITS:
+        single = sorted(pid for pid, modalities in seen[split].items() if len(modalities) == 1)
+        fate = "kept: a query of it has no match in the other modality"
+        if split == "train":
+            dropped, fate = set(single), "dropped from training"
+        if single:
+            what = "1 identity" if len(single) == 1 else f"{len(single)} identities"
+            names = first_of([name(pid) for pid in single])
             notes.append(f"{split}: {what} seen in one modality only, {fate}: {names}")
-    dropped = set(single["train"])
     if dropped and len(dropped) == len(seen["train"]):
         raise DataError(
             f"{where}: no training identity has both visible and infrared images, so there is nothing to "

@@ -13,10 +13,11 @@ from typing import NamedTuple
 from fmcnet.data.depth import parse_range
 from fmcnet.data.listing import number_of
 from fmcnet.data.readers.common import check_splits, read_lines
-from fmcnet.data.spelling import near_cameras, nearest
 from fmcnet.data.table import SPLITS, Record, Table
-from fmcnet.errors import DataError
+from fmcnet.errors import DataError, fault_lines
+from fmcnet.files import write_rows
 from fmcnet.identities import near_identities, parse_identity
+from fmcnet.names import near_cameras, nearest
 from fmcnet.types import MODALITY_WORDS, NO_CAMERA, NO_PID, Modality
 
 REQUIRED = ("path", "pid", "modality")
@@ -39,11 +40,12 @@ _HINTS = {
     **dict.fromkeys(("url", "uri", "origin"), "source"),
     **dict.fromkeys(("labels", "keywords"), "tags"),
 }
-MAX_FAULTS = 20
-"""Shown."""
+MOST_NOTES = 20
+"""On identities of several spellings."""
 MOST_FAULTS = 1000
 """A CSV with so many is not read further."""
 MOST_COLUMNS = 500
+TEST_SHARE = 0.3
 HELD_OUT = "no split column"
 """The beginning of the note on the identities held out for test."""
 
@@ -72,16 +74,14 @@ class _NamedRecord(NamedTuple):
     record: Record
 
 
-def read_csv(
-    file: str | Path, *, test_share: float = 0.3, training: bool = True, modality: Modality | None = None
-) -> Table:
+def read_csv(file: str | Path, *, training: bool = True, modality: Modality | None = None) -> Table:
     """Read a CSV file with the columns path, pid, modality and, if wanted, `OPTIONAL` and `Table.TEXTS`.
 
     - Paths are relative to the CSV's folder, or absolute.
     - `pid` is any text, read by `parse_identity`: numbers stay as they are, names are numbered in sorted order
       (`Table.pid_names`).
     - `modality` is one of `MODALITY_WORDS`.
-    - Without a `split` column, `test_share` of the identities (those with the smallest SHA-256 of their name,
+    - Without a `split` column, `TEST_SHARE` of the identities (those with the smallest SHA-256 of their name,
       so the choice depends on nothing else) go to test, the rest to train, with a note.
     - `camera` is any text; without a `camid` column cameras are numbered: by their number ("cam3" is 3) where all
       have one that no other has, else in sorted order.
@@ -92,7 +92,6 @@ def read_csv(
 
     Args:
         file: the CSV.
-        test_share: share of the identities held out for test, without a `split` column.
         training: False: the images are to be searched. `pid` may be absent or unknown, and every row stays, also
             one whose file is gone.
         modality: with `training` False, that of rows which give none.
@@ -110,16 +109,15 @@ def read_csv(
         required = ("path", "modality") if modality is None else ("path",)
     rows, faults, notes = _parse(file, required, modality)
     if faults:
-        more = f"\n  ... and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
         count = "1 fault" if len(faults) == 1 else f"{len(faults):,} faults"
         count += " or more: it was read no further" if len(faults) >= MOST_FAULTS else ""
-        raise DataError(f"{file} has {count}:\n  " + "\n  ".join(faults[:MAX_FAULTS]) + more)
+        raise DataError(f"{file} has {count}:\n{fault_lines(faults)}")
     if not rows:
         raise DataError(f"{file} has no row below its header: give a CSV like{EXPECTED}")
     rows, identity_notes = _spell_alike(rows)
     notes += identity_notes
     if not any(record.split for _, record in rows):
-        rows, note = _hold_out(rows, test_share)
+        rows, note = _hold_out(rows)
         notes.append(note)
     names, numbers = _number({row.name for row in rows if row.name})
     records = _number_cameras([record._replace(pid=numbers[name]) for name, record in rows])
@@ -142,18 +140,15 @@ def write_csv(table: Table, file: str | Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     base = file.parent.resolve()
     texts = [name for name in Table.TEXTS if any(getattr(table, name))]
-    with file.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow((*REQUIRED, *OPTIONAL, *texts))
-        for record, path in zip(table.records(), table.full_paths(), strict=True):
-            resolved = path.parent.resolve() / path.name
-            path = resolved.relative_to(base) if resolved.is_relative_to(base) else Path.cwd() / path
-            camid = "" if record.camid == NO_CAMERA else record.camid
-            name = table.pid_name(record.pid)
-            optional = (camid, record.split, record.role, record.time)
-            others = (getattr(record, text) for text in texts)
-            writer.writerow((path.as_posix(), name, record.modality, *optional, *others))
-    return file
+    rows: list[tuple[object, ...]] = [(*REQUIRED, *OPTIONAL, *texts)]
+    for record, path in zip(table.records(), table.full_paths(), strict=True):
+        resolved = path.parent.resolve() / path.name
+        path = resolved.relative_to(base) if resolved.is_relative_to(base) else Path.cwd() / path
+        camid = "" if record.camid == NO_CAMERA else record.camid
+        optional = (camid, record.split, record.role, record.time)
+        others = (getattr(record, text) for text in texts)
+        rows.append((path.as_posix(), table.pid_name(record.pid), record.modality, *optional, *others))
+    return write_rows(file, rows)
 
 
 def _parse(
@@ -322,7 +317,7 @@ def _spell_alike(rows: list[_NamedRecord]) -> tuple[list[_NamedRecord], list[str
         spellings[parse_identity(name) or ""].append(name)
     alike = [names for names in spellings.values() if len(names) > 1]
     notes = [
-        f"the identities {', '.join(map(repr, names))} are read as one person" for names in alike[:MAX_FAULTS]
+        f"the identities {', '.join(map(repr, names))} are read as one person" for names in alike[:MOST_NOTES]
     ]
     if alike:
         one = {name: names[0] for names in alike for name in names}
@@ -356,24 +351,22 @@ def _number(names: set[str]) -> tuple[Sequence[str], dict[str, int]]:
     return order, {"": NO_PID, **{name: number for number, name in enumerate(order)}}
 
 
-def _hold_out(rows: list[_NamedRecord], share: float) -> tuple[list[_NamedRecord], str]:
+def _hold_out(rows: list[_NamedRecord]) -> tuple[list[_NamedRecord], str]:
     """Give every row a split, a share of the identities going to test; and the note on it."""
     modalities = defaultdict[str, set[Modality]](set)
     for name, record in rows:
         if name:
             modalities[name].add(record.modality)
     complete = [name for name, seen in modalities.items() if len(seen) == 2]
-    if not complete:
-        rows = [_NamedRecord(n, r._replace(split="test")) for n, r in rows]
-        return (
-            rows,
-            f"{HELD_OUT}: all images are for test, because no identity has both modalities to learn from",
-        )
     order = sorted(complete, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    count = min(max(1, round(share * len(order))), len(order) - 1) if len(order) > 1 and share > 0 else 0
+    count = min(max(1, round(TEST_SHARE * len(order))), len(order) - 1) if order else 0
     held = set(order[:count])
-    rows = [_NamedRecord(n, r._replace(split="test" if n in held else "train")) for n, r in rows]
-    return rows, (
-        f"{HELD_OUT}: {count} of {len(modalities)} identities are held out for test "
-        "(by the hash of their name, the same ones each time)"
+    note = (
+        f"{count} of {len(modalities)} identities are held out for test (by the hash of their name, the same ones "
+        "each time)"
     )
+    if not complete:
+        held = {name for name, _ in rows}
+        note = "all images are for test, because no identity has both modalities to learn from"
+    rows = [_NamedRecord(n, r._replace(split="test" if n in held else "train")) for n, r in rows]
+    return rows, f"{HELD_OUT}: {note}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fmcnet.data.readers.common import DatasetFolder, check_labels, check_splits, read_ids, read_idx, shown
+from fmcnet.data.readers.common import DatasetFolder, check_labels, check_splits, read_ids, read_idx
 from fmcnet.data.table import Record, Table
-from fmcnet.errors import DataError
+from fmcnet.errors import DataError, first_of
 from fmcnet.types import Modality
 
 EXPECTED = """
@@ -62,7 +62,7 @@ def _training(folder: DatasetFolder) -> list[Record]:
     if no_camera:
         raise DataError(
             f"{folder.root}: the names of {len(no_camera)} training images hold no camera like '_c03_': "
-            f"{shown(no_camera, 5)}"
+            f"{first_of(no_camera, 5)}"
         )
     check_labels(listed, f"{folder.root}/idx/train_*.txt")
     return records
@@ -87,6 +87,6 @@ def _testing(folder: DatasetFolder) -> list[Record]:
     if absent:
         raise DataError(
             f"{folder.root}: {len(absent)} identities are listed in idx/test_id.txt but have no image under "
-            f"test_vis/ or test_nir/: {shown(absent, 20)}; unpack the missing images or correct the list"
+            f"test_vis/ or test_nir/: {first_of(absent, 20)}; unpack the missing images or correct the list"
         )
     return records

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fmcnet.data.readers.common import DatasetFolder, check_splits, read_ids, read_mat_ids, shown
+from fmcnet.data.readers.common import DatasetFolder, check_splits, read_ids, read_mat_ids
 from fmcnet.data.table import SPLITS, Record, Table
-from fmcnet.errors import DataError
+from fmcnet.errors import DataError, first_of
 from fmcnet.types import Modality
 
 INFRARED_CAMERAS = (3, 6)
@@ -51,7 +51,7 @@ def read_sysu(root: str | Path, *, training: bool = True) -> Table:
     if absent:
         raise DataError(
             f"{folder.root}: {len(absent)} identities are listed in exp/ but have no image in any camera: "
-            f"{shown(absent, 20)}; unpack the missing images or correct the lists"
+            f"{first_of(absent, 20)}; unpack the missing images or correct the lists"
         )
     if training:
         records, split_notes = check_splits(records, str(folder.root))

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import Response
 
-from fmcnet.data.spelling import near_cameras
 from fmcnet.errors import DataError, FmcnetError, GalleryError
+from fmcnet.names import near_cameras
 from fmcnet.retrieval import Entry, Where
 from fmcnet.retrieval.inputs import as_id
 from fmcnet.retrieval.notes import filter_notes, near_notes

@@ -1,9 +1,12 @@
-"""Characters that a reader cannot see, or that reorder others: control, direction and zero-width characters."""
+"""Names as people see them: characters that hide or reorder others, and spellings that may be one name."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from difflib import SequenceMatcher, get_close_matches
 
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories: control, format (with directions and zero width), surrogate, line and paragraph separator."""
@@ -15,6 +18,11 @@ _IGNORABLE = re.compile(
 _MONGOLIAN_SELECTORS = "\u180b\u180c\u180d\u180f"
 _SELECTORS = re.compile(f"[{_MONGOLIAN_SELECTORS}\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 
+SEPARATORS = re.compile(r"(?<!\d)[\s_.\-]+|[\s_.\-]+(?!\d)")
+"""All but those between two numbers: gate_1 is gate1, 1_2 is not 12."""
+LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
+_PREFIX = re.compile(r"^(?:camera|cam|c)(?=\d)")
+
 
 def hidden_character(text: str) -> str:
     """The first hidden character of `text`; "" where there is none.
@@ -22,6 +30,8 @@ def hidden_character(text: str) -> str:
     A variation selector is not hidden behind a character whose form it selects: an ideograph (Japanese names), a
     Mongolian letter, a symbol or emoji, a keycap's digit. Anywhere else it is invisible.
     """
+    if text.isprintable() and not _IGNORABLE.search(text):  # nearly all names: ten times as quick
+        return ""
     return next((one for at, one in enumerate(text) if _is_hidden(text, at)), "")
 
 
@@ -56,3 +66,33 @@ def _takes_selector(base: str, selector: str, after: str) -> bool:
     if base.isascii():
         return base in "#*0123456789" and after == "\u20e3"
     return unicodedata.category(base)[0] in "SP"
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that is spelled most like a word; None where none is near."""
+    names = sorted(choices)
+    if alike := [name for name in names if spelling(name) == spelling(word)]:
+        return max(alike, key=lambda name: SequenceMatcher(None, name.casefold(), word.casefold()).ratio())
+    found = get_close_matches(word.casefold(), [name.casefold() for name in names], 1, 0.6)
+    return next((name for name in names if name.casefold() == found[0]), None) if found else None
+
+
+def spelling(name: str) -> str:
+    """What several spellings of one name share: "1", "01", "cam1", "Cam 01" and "camera_1" are all "1".
+
+    Letter case, width and variation selectors do not count.
+    """
+    folded = unicodedata.normalize("NFKC", without_selectors(name)).casefold()
+    return LEADING_ZEROS.sub("", _PREFIX.sub("", SEPARATORS.sub("", folded)))
+
+
+def near_cameras(names: Iterable[str]) -> list[str]:
+    """A note for each group of two or more cameras that share a `spelling`, as they may be one."""
+    groups = defaultdict[str, set[str]](set)
+    for name in names:
+        groups[spelling(name)].add(name)
+    return [
+        f"the cameras {', '.join(map(repr, group))} may be one: they are taken as {len(group)}, and a filter finds "
+        "only the spelling that it names"
+        for group in sorted(sorted(group) for group in groups.values() if len(group) > 1)
+    ]
