@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation.metrics import Evaluation, scores
-from fmcnet.evaluation.protocols import Protocol
+from fmcnet.evaluation.protocols import Protocol, Trial
 from fmcnet.evaluation.ranking import CHUNK_BYTES, Ranks, rank_trials
 from fmcnet.evaluation.reranking import Extra, rank_with_extras
 from fmcnet.evaluation.skip_rule import SkipRule
@@ -64,17 +65,13 @@ def evaluate(
     )[0]
     if not extras:
         return plain
-    trials = tuple(
-        scores(
-            rank_with_extras(
-                embeddings, trial, protocol.skip, extras, distance=distance, chunk_bytes=chunk_bytes
-            ),
-            protocol.cmc,
-            len(trial[1]),
+    trials = []
+    for trial in protocol.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask):
+        ranks = rank_with_extras(
+            embeddings, trial, protocol.skip, extras, distance=distance, chunk_bytes=chunk_bytes
         )
-        for trial in protocol.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)
-    )
-    return replace(plain, trials=trials, extras=tuple(e.describe() for e in extras), plain=plain)
+        trials.append(scores(ranks, protocol.cmc, len(trial[1])))
+    return replace(plain, trials=tuple(trials), extras=tuple(e.describe() for e in extras), plain=plain)
 
 
 def evaluate_all(
@@ -92,6 +89,40 @@ def evaluate_all(
 
     Arguments and errors as in `evaluate`; one evaluation per protocol, in order.
     """
+    ranked = _rank(
+        embeddings,
+        protocols,
+        query_mask=query_mask,
+        gallery_mask=gallery_mask,
+        distance=distance,
+        device=device,
+        precision=precision,
+        chunk_bytes=chunk_bytes,
+    )
+    return tuple(
+        Evaluation(
+            protocol=protocol.sentence(),
+            distance=distance,
+            precision=used,
+            trials=tuple(scores(ranks, protocol.cmc, len(gallery)) for (_, gallery), ranks in trials),
+            unmatched=tuple(
+                tuple(str(embeddings.name[row]) or f"row {row}" for row in query[ranks.matches == 0].tolist())
+                for (query, _), ranks in trials
+            ),
+        )
+        for protocol, (trials, used) in zip(protocols, ranked, strict=True)
+    )
+
+
+def _rank(
+    embeddings: Embeddings,
+    protocols: Sequence[Protocol],
+    *,
+    query_mask: BoolArray | None,
+    gallery_mask: BoolArray | None,
+    **options: Any,
+) -> list[tuple[list[tuple[Trial, Ranks]], str]]:
+    """The trials of each protocol with their ranks, and the arithmetic used; `options` are those of `rank_trials`."""
     if not isinstance(embeddings, Embeddings):
         raise DataError(
             f"embeddings is of type {type(embeddings).__name__}: give fmcnet.Embeddings, which know identity, camera "
@@ -100,45 +131,18 @@ def evaluate_all(
     for one in protocols:
         if not isinstance(one, Protocol):
             raise ProtocolError(f"{one!r} is no protocol: give one of fmcnet.protocols, as protocols.sysu()")
-    plans = [p.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask) for p in protocols]
-    jobs = [(p, t) for p, plan in enumerate(plans) for t in range(len(plan))]
+    plans = [one.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask) for one in protocols]
     groups: dict[tuple[bytes, SkipRule], list[tuple[int, int]]] = {}
-    for p, t in jobs:
-        groups.setdefault((plans[p][t][0].tobytes(), protocols[p].skip), []).append((p, t))
+    for p, plan in enumerate(plans):
+        for t, (query, _) in enumerate(plan):
+            groups.setdefault((query.tobytes(), protocols[p].skip), []).append((p, t))
     ranks: dict[tuple[int, int], Ranks] = {}
-    precisions: dict[int, str] = {}
+    used: dict[int, str] = {}
     for (_, skip), members in groups.items():
-        trials = [plans[p][t] for p, t in members]
-        found, used = rank_trials(
-            embeddings,
-            trials,
-            skip,
-            distance=distance,
-            device=device,
-            precision=precision,
-            chunk_bytes=chunk_bytes,
-        )
+        found, arithmetic = rank_trials(embeddings, [plans[p][t] for p, t in members], skip, **options)
         ranks.update(zip(members, found, strict=True))
-        precisions.update({p: used for p, _ in members})
-    return tuple(
-        Evaluation(
-            protocol=protocol.sentence(),
-            distance=distance,
-            precision=precisions[p],
-            trials=tuple(
-                scores(ranks[p, t], protocol.cmc, len(gallery)) for t, (_, gallery) in enumerate(plans[p])
-            ),
-            unmatched=tuple(
-                tuple(_called(embeddings, row) for row in query[ranks[p, t].matches == 0].tolist())
-                for t, (query, _) in enumerate(plans[p])
-            ),
-        )
-        for p, protocol in enumerate(protocols)
-    )
-
-
-def _called(embeddings: Embeddings, row: int) -> str:
-    return str(embeddings.name[row]) or f"row {row}"
+        used.update((p, arithmetic) for p, _ in members)
+    return [([(trial, ranks[p, t]) for t, trial in enumerate(plan)], used[p]) for p, plan in enumerate(plans)]
 
 
 @dataclass(frozen=True)
@@ -171,19 +175,15 @@ def query_scores(
 
     Arguments and errors as `evaluate`.
     """
-    trials = protocol.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)
-    trials_of, ap, hit = (np.zeros(len(embeddings)) for _ in range(3))
-    groups: dict[bytes, list[int]] = {}
-    for number, (query, _) in enumerate(trials):
-        groups.setdefault(query.tobytes(), []).append(number)
-    for members in groups.values():
-        ranked, _ = rank_trials(embeddings, [trials[t] for t in members], protocol.skip, distance=distance)
-        query = trials[members[0]][0]
-        for ranks in ranked:
-            counted = ranks.matches > 0
-            first = ranks.first_identity if protocol.cmc == "identity" else ranks.first_image
-            trials_of[query] += counted
-            ap[query] += np.where(counted, ranks.ap, 0.0)
-            hit[query] += counted & (first == 1)
-    rows = np.flatnonzero(trials_of)
-    return QueryScores(rows, ap[rows] / trials_of[rows], hit[rows] / trials_of[rows])
+    [(trials, _)] = _rank(
+        embeddings, [protocol], query_mask=query_mask, gallery_mask=gallery_mask, distance=distance
+    )
+    times, ap, hit = np.zeros((3, len(embeddings)))
+    for (query, _), ranks in trials:
+        counted = ranks.matches > 0
+        first = ranks.first_identity if protocol.cmc == "identity" else ranks.first_image
+        times[query] += counted
+        ap[query] += np.where(counted, ranks.ap, 0.0)
+        hit[query] += counted & (first == 1)
+    rows = np.flatnonzero(times)
+    return QueryScores(rows, ap[rows] / times[rows], hit[rows] / times[rows])

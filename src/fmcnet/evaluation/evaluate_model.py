@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from fmcnet.evaluation.protocols import Protocol
 from fmcnet.evaluation.reranking import Extra, KReciprocal, QueryExpansion
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.models.shipped import is_shipped
-from fmcnet.types import BoolArray, Embeddings, Modality
+from fmcnet.types import Embeddings, Modality
 
 EMBEDDINGS = "embeddings"
 FLIP = "flip at test time"
@@ -133,10 +132,12 @@ def _permutation(root: Path, draw: str) -> Path | None:
         return None
 
 
-def roles(table: Table, role: str) -> BoolArray:
-    """(N,) which rows may be "query" or "gallery": those of that role, and those of none."""
-    mask: BoolArray = (table.role == role) | (table.role == "")
-    return mask
+def role_masks(table: Table) -> dict[str, Any]:
+    """Masks (N,) of the rows that may be queries and gallery images: those of that role, and those of none.
+
+    They are named as the functions of evaluation take them.
+    """
+    return {f"{role}_mask": (table.role == role) | (table.role == "") for role in ("query", "gallery")}
 
 
 def chance_rank1(embeddings: Embeddings, protocol: Protocol, table: Table) -> float:
@@ -144,11 +145,8 @@ def chance_rank1(embeddings: Embeddings, protocol: Protocol, table: Table) -> fl
 
     An identity-counted CMC and an image-counted one agree at rank 1: the first image decides.
     """
-    trials = protocol.trials(
-        embeddings, query_mask=roles(table, "query"), gallery_mask=roles(table, "gallery")
-    )
     means = []
-    for query, gallery in trials:
+    for query, gallery in protocol.trials(embeddings, **role_masks(table)):
         g_pid, g_cam = embeddings.pid[gallery], embeddings.camid[gallery]
         columns = (embeddings.pid[query], embeddings.camid[query], np.isin(query, gallery).astype(np.int64))
         keys, counts = np.unique(np.stack(columns, axis=1), axis=0, return_counts=True)
@@ -211,24 +209,17 @@ def evaluate_model(
         for mirror in kinds
     )
     embeddings = mirrored[0] if mirrored else plain
-    score = partial(
-        evaluate,
-        distance=settings.distance,
-        query_mask=roles(rows, "query"),
-        gallery_mask=roles(rows, "gallery"),
-    )
+    options = {"distance": settings.distance, **role_masks(rows)}
     extras: list[Extra] = [QueryExpansion()] if expand else []
     extras += [KReciprocal()] if rerank else []
     results = []
     for direction, protocol in (
         given.items() if given else [item for one in several for item in protocols_for(rows, one).items()]
     ):
-        result = score(embeddings, protocol, extras=extras)
+        result = evaluate(embeddings, protocol, extras=extras, **options)
         if flip:
             result = replace(
-                result,
-                extras=(FLIP, *result.extras),
-                plain=score(plain, protocol),
+                result, extras=(FLIP, *result.extras), plain=evaluate(plain, protocol, **options)
             )
         chance = chance_rank1(embeddings, protocol, rows)
         results.append(DirectionResult(direction, protocol, result, chance))

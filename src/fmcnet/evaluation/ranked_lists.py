@@ -124,14 +124,14 @@ def _lists(
     k: int,
     wide: int,
 ) -> Iterator[RankedList]:
+    """The lists of a few queries, from blocks of `wide` gallery images."""
     loaded = similarity.load(embeddings, rows)
     best = np.full((len(rows), 0), -np.inf)
     where = np.full((len(rows), 0), -1, dtype=np.int64)
     pid, camid = embeddings.pid, embeddings.camid
     for part in (gallery[s : s + wide] for s in range(0, len(gallery), wide)):
-        near = similarity.load(embeddings, part)
-        block = similarity.readable(loaded, similarity.block(loaded, near, similarity.offset(near)))
-        values = block.double().cpu().numpy()
+        block = similarity.between(loaded, similarity.load(embeddings, part))
+        values = similarity.readable(block.double().cpu().numpy())
         hidden = protocol.skip.mask(pid[rows], camid[rows], pid[part], camid[part])
         values[hidden | (rows[:, None] == part[None, :])] = -np.inf
         values = np.concatenate([best, values], axis=1)
@@ -140,9 +140,4 @@ def _lists(
         best, where = np.take_along_axis(values, columns, axis=1), np.take_along_axis(places, columns, axis=1)
     for row, values, places in zip(rows.tolist(), best, where, strict=True):
         kept = values > -np.inf
-        yield RankedList(
-            query=int(row),
-            gallery=places[kept],
-            similarity=values[kept],
-            correct=pid[places[kept]] == pid[row],
-        )
+        yield RankedList(row, places[kept], values[kept], pid[places[kept]] == pid[row])

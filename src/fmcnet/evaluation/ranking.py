@@ -55,8 +55,7 @@ class Ranks:
     @staticmethod
     def empty(n: int) -> Ranks:
         """Ranks of n queries, still to be filled."""
-        whole = np.zeros((3, n), dtype=np.int64)
-        return Ranks(whole[0], whole[1], whole[2], np.zeros(n), np.zeros(n))
+        return Ranks(*np.zeros((3, n), dtype=np.int64), *np.zeros((2, n)))
 
     def fill(
         self,
@@ -76,12 +75,11 @@ class Ranks:
         """
         order = np.arange(1, above.shape[1] + 1)
         ranks = order + above
-        valid = order <= matches[:, None]
         number = np.maximum(matches, 1)
         self.matches[rows] = matches
         self.first_image[rows] = ranks[:, 0]
         self.first_identity[rows] = 1 + identities_above
-        self.ap[rows] = np.where(valid, order / ranks, 0.0).sum(axis=1) / number
+        self.ap[rows] = np.where(order <= matches[:, None], order / ranks, 0.0).sum(axis=1) / number
         last = np.take_along_axis(ranks, number[:, None] - 1, axis=1)[:, 0]
         self.inp[rows] = np.where(matches > 0, matches / last, 0.0)
 
@@ -104,23 +102,26 @@ def rank_trials(
         The ranks, a trial each, and the arithmetic used.
     """
     query = trials[0][0]
-    union = np.unique(np.concatenate([gallery for _, gallery in trials]))
+    gallery = np.unique(np.concatenate([gallery for _, gallery in trials]))
     width = embeddings.features.shape[1]
     similarity = Similarity.prepare(
         embeddings,
-        np.union1d(query, union) if distance == "euclidean" else union,
+        np.union1d(query, gallery) if distance == "euclidean" else gallery,
         distance=distance,
         device=device,
         precision=precision,
-        products=len(query) * len(union) * width,
+        products=len(query) * len(gallery) * width,
     )
     budget = max(1, chunk_bytes // (COPIES * (8 if similarity.precision == "float64" else 4)))
-    if len(union) * width <= 4 * COPIES * budget:  # the gallery stays loaded
-        tall, wide = budget // len(union), len(union)
+    if len(gallery) * width <= 4 * COPIES * budget:  # the gallery stays loaded
+        tall, wide = budget // len(gallery), len(gallery)
     else:
         tall = max(64, min(4096, int(budget**0.5)))
         wide = budget // max(min(tall, len(query)), width)
-    return _Ranking(embeddings, skip, trials, union, similarity).run(tall, wide), similarity.precision
+    gallery = gallery[np.argsort(embeddings.pid[gallery], kind="stable")]
+    blocks = _Products(embeddings, similarity, query, gallery)
+    ranking = _Ranking(embeddings, skip, trials, gallery, blocks, similarity.tie)
+    return ranking.run(tall, wide), similarity.precision
 
 
 def rank_given(
@@ -144,132 +145,147 @@ def rank_given(
         chunk_bytes: bound of a block.
     """
     gallery = trial[1]
-    similarity = Similarity("given", torch.float64, torch.device("cpu"), None, tie)
-    ranking = _Ranking(embeddings, skip, [trial], gallery, similarity)
-    columns = np.argsort(embeddings.pid[gallery], kind="stable")
-    ranking.given = lambda at: torch.from_numpy(np.ascontiguousarray(similarities(at)[:, columns]))
+    order = np.argsort(embeddings.pid[gallery], kind="stable")
+    ranking = _Ranking(embeddings, skip, [trial], gallery[order], _Given(similarities, order), tie)
     return ranking.run(chunk_bytes // (COPIES * 8) // len(gallery), len(gallery))[0]
 
 
+class _Products:
+    """Similarities computed from embeddings; the last slice of the gallery stays loaded."""
+
+    def __init__(
+        self, embeddings: Embeddings, similarity: Similarity, query: IntArray, gallery: IntArray
+    ) -> None:
+        self.embeddings, self.similarity, self.query, self.gallery = embeddings, similarity, query, gallery
+        self.loaded: tuple[slice, Tensor] | None = None
+
+    def load(self, at: IntArray) -> Tensor:
+        """(q, D) queries by their positions."""
+        return self.similarity.load(self.embeddings, self.query[at])
+
+    def block(self, query: Tensor, columns: slice | IntArray) -> Tensor:
+        """(q, g) similarities of loaded queries with gallery images by their columns, the caller's to change."""
+        if not isinstance(columns, slice):
+            return self.similarity.block(query, self.similarity.load(self.embeddings, self.gallery[columns]))
+        if self.loaded is None or self.loaded[0] != columns:
+            self.loaded = columns, self.similarity.load(self.embeddings, self.gallery[columns])
+        return self.similarity.block(query, self.loaded[1])
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Similarities computed elsewhere, a few queries at a time; `order` (G,) sorts the gallery's columns."""
+
+    similarities: Callable[[IntArray], NDArray[np.float64]]
+    order: IntArray
+
+    def load(self, at: IntArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.similarities(at)[:, self.order]))
+
+    def block(self, query: Tensor, columns: slice | IntArray) -> Tensor:
+        return query[:, columns].clone()
+
+
+@dataclass(frozen=True)
 class _Ranking:
     """The trials of one set of queries.
 
-    Args:
+    Attributes:
         embeddings: all images.
         skip: which gallery images a query does not see.
         trials: T of them, with equal queries.
-        union: (U,) gallery rows of any trial.
-        similarity: how images compare.
+        gallery: (G,) gallery rows of any trial, sorted by identity.
+        blocks: their similarities.
+        tie: similarities closer than this are equal.
     """
 
-    given: Callable[[IntArray], Tensor] | None = None
-    """Positions of queries to their similarities with all of the union, where they are not computed here."""
-
-    def __init__(
-        self,
-        embeddings: Embeddings,
-        skip: SkipRule,
-        trials: Sequence[Trial],
-        union: IntArray,
-        similarity: Similarity,
-    ) -> None:
-        self.pid, self.camid, self.embeddings = embeddings.pid, embeddings.camid, embeddings
-        self.skip, self.similarity, self.query = skip, similarity, trials[0][0]
-        self.union = union[np.argsort(self.pid[union], kind="stable")]
-        self.members = np.stack([np.isin(self.union, gallery) for _, gallery in trials])
-        self.loaded: tuple[slice, Tensor] | None = None
+    embeddings: Embeddings
+    skip: SkipRule
+    trials: Sequence[Trial]
+    gallery: IntArray
+    blocks: _Products | _Given
+    tie: float
 
     def run(self, tall: int, wide: int) -> list[Ranks]:
         """The ranks of every trial, from blocks of about `tall` queries by `wide` gallery images."""
-        ranks = [Ranks.empty(len(self.query)) for _ in self.members]
-        spans = list(self._spans(max(1, wide)))
-        order = np.argsort(self.pid[self.query], kind="stable")  # a block has few identities, so few matches
+        query, pid = self.trials[0][0], self.embeddings.pid[self.gallery]
+        members = np.stack([np.isin(self.gallery, gallery) for _, gallery in self.trials])
+        ranks = [Ranks.empty(len(query)) for _ in self.trials]
+        spans = list(_spans(pid, max(1, wide)))
+        order = np.argsort(
+            self.embeddings.pid[query], kind="stable"
+        )  # few identities in a block: few matches
         for start in range(0, len(order), max(1, tall)):
             at = order[start : start + max(1, tall)]
-            rows = self.query[at]
-            query = None if self.given is not None else self.similarity.load(self.embeddings, rows)
-            given = None if self.given is None else self.given(at)
-            matches = self._matches(rows, query, given)
+            loaded = self.blocks.load(at)
+            matches = self._matches(query[at], loaded, members)
             above = [torch.zeros(m.shape, dtype=torch.int64, device=m.device) for m in matches]
             identities = [torch.zeros(len(at), dtype=torch.int64, device=m.device) for m in matches]
             for span in spans:
-                block = self._others(rows, query, given, span)
-                for t, member in enumerate(self.members[:, span]):
+                block = self._others(query[at], loaded, span)
+                for t, member in enumerate(members[:, span]):
                     if not member.any():
                         continue
-                    reach = matches[t] - self.similarity.tie
+                    reach = matches[t] - self.tie
                     columns = torch.from_numpy(np.flatnonzero(member)).to(block.device)
                     others = block.index_select(1, columns)
-                    identities[t] += _count_identities(
-                        others, reach[:, :1], self.pid[self.union[span][member]]
-                    )
+                    identities[t] += _count_identities(others, reach[:, :1], pid[span][member])
                     above[t] += others.shape[1] - torch.searchsorted(_sorted_rows(others), reach)
             for one, match, a, i in zip(ranks, matches, above, identities, strict=True):
                 number = (match > -torch.inf).sum(dim=1)
                 one.fill(at, number.cpu().numpy(), a.cpu().numpy(), i.cpu().numpy())
         return ranks
 
-    def _matches(self, rows: IntArray, query: Tensor | None, given: Tensor | None) -> list[Tensor]:
+    def _matches(self, rows: IntArray, loaded: Tensor, members: BoolArray) -> list[Tensor]:
         """Similarities of the true matches in each trial, best first: (q, K >= 1), padded with -inf."""
-        pid = self.pid[self.union]
-        first, last = (np.searchsorted(pid, self.pid[rows], side=side) for side in ("left", "right"))
-        columns = first[:, None] + np.arange(max(1, int((last - first).max())))  # (q, L) in the union
+        pid = self.embeddings.pid[self.gallery]
+        first, last = (np.searchsorted(pid, self.embeddings.pid[rows], side=s) for s in ("left", "right"))
+        columns = first[:, None] + np.arange(max(1, int((last - first).max())))  # (q, L)
         present = columns < last[:, None]
         columns = np.minimum(columns, len(pid) - 1)
-        gallery = self.union[columns]
-        present &= ~self._hidden(rows[:, None], gallery)
-        if given is not None:
-            values = given.gather(1, torch.from_numpy(columns))
-        else:
-            assert query is not None
-            parts = [slice(start, start + SLICE) for start in range(0, len(rows), SLICE)]
-            values = torch.cat([self._similarities(query[part], columns[part]) for part in parts])
+        present &= ~self._hidden(rows[:, None], self.gallery[columns])
+        parts = []
+        for start in range(0, len(rows), SLICE):
+            few = slice(start, start + SLICE)
+            wanted, place = np.unique(columns[few], return_inverse=True)
+            block = self.blocks.block(loaded[few], wanted)
+            at = torch.from_numpy(place.reshape(columns[few].shape)).to(block.device)
+            parts.append(block.gather(1, at))
+        values = torch.cat(parts)
         found = []
-        for member in self.members:
+        for member in members:
             kept = torch.from_numpy(present & member[columns]).to(values.device)
             most = max(1, int(kept.sum(dim=1).max()))
             best = values.masked_fill(~kept, -torch.inf).sort(dim=1, descending=True).values
             found.append(best[:, :most].contiguous())
         return found
 
-    def _similarities(self, query: Tensor, columns: IntArray) -> Tensor:
-        """(q, L) similarities of a few loaded queries with L gallery images each, given by their column."""
-        mine, place = np.unique(columns, return_inverse=True)
-        near = self.similarity.load(self.embeddings, self.union[mine])
-        block = self.similarity.block(query, near, self.similarity.offset(near))
-        return block.gather(1, torch.from_numpy(place.reshape(columns.shape)).to(block.device))
-
-    def _others(self, rows: IntArray, query: Tensor | None, given: Tensor | None, span: slice) -> Tensor:
-        """(q, G) similarities with one block of the union; -inf for the query's identity and what it must not see."""
-        part = self.union[span]
-        if given is None:
-            assert query is not None
-            if self.loaded is None or self.loaded[0] != span:
-                self.loaded = span, self.similarity.load(self.embeddings, part)
-            near = self.loaded[1]
-            block = self.similarity.block(query, near, self.similarity.offset(near))
-        else:
-            block = given[:, span].clone()
-        excluded = self.pid[rows][:, None] == self.pid[part]
-        if self.skip.kind in ("same_camera", "camera_pairs"):  # the other rules hide nobody else
-            excluded |= self._hidden(rows[:, None], part[None, :])
+    def _others(self, rows: IntArray, loaded: Tensor, span: slice) -> Tensor:
+        """(q, g) similarities with a part of the gallery; -inf for the query's identity and what it must not see."""
+        part = self.gallery[span]
+        block = self.blocks.block(loaded, span)
+        excluded = self.embeddings.pid[rows][:, None] == self.embeddings.pid[part]
+        if self.skip.hides_others:
+            excluded |= self._hidden(rows[:, None], part)
         return block.masked_fill_(torch.from_numpy(excluded).to(block.device), -torch.inf)
 
     def _hidden(self, rows: IntArray, gallery: IntArray) -> BoolArray:
         """Where a query skips a gallery image, by the rule or as it is the same image; shapes broadcast."""
-        hidden = self.skip.hides(self.pid[rows], self.camid[rows], self.pid[gallery], self.camid[gallery])
+        pid, camid = self.embeddings.pid, self.embeddings.camid
+        hidden = self.skip.hides(pid[rows], camid[rows], pid[gallery], camid[gallery])
         return np.asarray(hidden | (rows == gallery))
 
-    def _spans(self, size: int) -> Iterator[slice]:
-        """The union in blocks of about `size`; an identity is never split."""
-        ends = np.append(np.flatnonzero(np.diff(self.pid[self.union])) + 1, len(self.union))
-        start = 0
-        while start < len(self.union):
-            fit = int(np.searchsorted(ends, start + size, side="right")) - 1
-            if fit < 0 or ends[fit] <= start:  # one identity alone is larger than a block
-                fit = int(np.searchsorted(ends, start, side="right"))
-            yield slice(start, int(ends[fit]))
-            start = int(ends[fit])
+
+def _spans(pid: IntArray, size: int) -> Iterator[slice]:
+    """Columns of ascending identities in slices of about `size`; an identity is never split."""
+    ends = np.append(np.flatnonzero(np.diff(pid)) + 1, len(pid))
+    start = 0
+    while start < len(pid):
+        fit = int(np.searchsorted(ends, start + size, side="right")) - 1
+        if fit < 0 or ends[fit] <= start:  # one identity alone is larger than a block
+            fit = int(np.searchsorted(ends, start, side="right"))
+        yield slice(start, int(ends[fit]))
+        start = int(ends[fit])
 
 
 def _sorted_rows(block: Tensor) -> Tensor:

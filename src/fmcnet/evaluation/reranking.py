@@ -127,35 +127,24 @@ def rank_with_extras(
     reranked: Reranked | None = None
     for extra in extras:
         if isinstance(extra, QueryExpansion):
-            query = np.concatenate(
-                [
-                    extra.apply(
-                        query[s : s + size],
-                        gallery,
-                        _hidden(embeddings, query_rows[s : s + size], trial, skip),
-                    )
-                    for s in range(0, len(query), size)
-                ]
-            )
+            parts = []
+            for s in range(0, len(query), size):
+                hidden = _hidden(embeddings, query_rows[s : s + size], gallery_rows, skip)
+                parts.append(extra.apply(query[s : s + size], gallery, hidden))
+            query = np.concatenate(parts)
         else:
             reranked = k_reciprocal(query, gallery, extra.k1, extra.k2, extra.weight, chunk_bytes=chunk_bytes)
 
     def similarities(at: IntArray) -> Matrix:
-        if reranked is not None:
-            return np.negative(reranked.distances(at))
-        product: Matrix = query[at] @ gallery.T
-        if distance == "euclidean":
-            product -= 0.5 * np.einsum("gd,gd->g", gallery, gallery)
-        return product
+        return query[at] @ gallery.T if reranked is None else -reranked.distances(at)
 
     return rank_given(embeddings, trial, skip, similarities, tie=similarity.tie, chunk_bytes=chunk_bytes)
 
 
-def _hidden(embeddings: Embeddings, rows: IntArray, trial: Trial, skip: SkipRule) -> BoolArray:
+def _hidden(embeddings: Embeddings, rows: IntArray, gallery: IntArray, skip: SkipRule) -> BoolArray:
     """(q, G) what a query may not use as a neighbour: itself, and what a rule on cameras alone hides."""
-    gallery = trial[1]
-    hidden: BoolArray = rows[:, None] == gallery[None, :]
-    if skip.kind in ("same_camera", "camera_pairs"):
+    hidden: BoolArray = rows[:, None] == gallery
+    if skip.hides_others:
         camid, pid = embeddings.camid, embeddings.pid
         hidden |= skip.mask(pid[rows], camid[rows], pid[gallery], camid[gallery])
     return hidden

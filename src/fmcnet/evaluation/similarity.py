@@ -91,38 +91,29 @@ class Similarity:
         taken = np.take(embeddings.features, rows, axis=0)
         block = torch.from_numpy(taken).to(self.device, self.dtype)
         if self.centre is not None:
-            block = block - torch.from_numpy(self.centre).to(self.device, self.dtype)
-            return block
+            return block - torch.from_numpy(self.centre).to(self.device, self.dtype)
         length = torch.linalg.vector_norm(block, dim=1, keepdim=True)
         if len(rows) and not bool(length.min() > 0):
             _name_zero(embeddings, rows[int(length[:, 0].argmin())])
         return block.div_(length)
 
-    def offset(self, gallery: Tensor) -> Tensor | None:
-        """(G,) what a Euclidean product subtracts for each gallery embedding: half its squared length."""
-        return None if self.centre is None else (gallery * gallery).sum(1).div_(2)
-
-    def block(self, query: Tensor, gallery: Tensor, offset: Tensor | None) -> Tensor:
-        """(Q, G) similarities of loaded embeddings."""
+    def block(self, query: Tensor, gallery: Tensor) -> Tensor:
+        """(Q, G) similarities of loaded embeddings; those of one query compare with each other only."""
         product = query @ gallery.T
-        return product if offset is None else product.sub_(offset)
+        return product if self.centre is None else product.sub_(_half_squares(gallery))
 
-    def pairs(self, query: Tensor, gallery: Tensor) -> Tensor:
-        """(Q, K) similarities of each query (Q, D) with its own K gallery embeddings (Q, K, D)."""
-        product = torch.bmm(gallery, query[:, :, None])[:, :, 0]
-        return product if self.centre is None else product.sub_((gallery * gallery).sum(2).div_(2))
-
-    def between(self, query: Tensor, gallery: Tensor, offset: Tensor | None) -> Tensor:
+    def between(self, query: Tensor, gallery: Tensor) -> Tensor:
         """(Q, G) similarities that compare between queries too: cosine, or minus half the squared distance."""
-        values = self.block(query, gallery, offset)
-        return values if self.centre is None else values.sub_((query * query).sum(1, keepdim=True).div_(2))
+        values = self.block(query, gallery)
+        return values if self.centre is None else values.sub_(_half_squares(query)[:, None])
 
-    def readable(self, query: Tensor, values: Tensor) -> Tensor:
-        """Similarities (Q, k) as a person reads them: cosine in -1..1, or minus the Euclidean distance."""
-        if self.centre is None:
-            return values
-        squared = (query * query).sum(1, keepdim=True) - 2 * values
-        return squared.clamp_min_(0).sqrt_().neg_()
+    def readable(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Values of `between` as a person reads them: cosine in -1..1, or minus the Euclidean distance."""
+        return values if self.centre is None else -np.sqrt(np.maximum(-2 * values, 0))
+
+
+def _half_squares(loaded: Tensor) -> Tensor:
+    return (loaded * loaded).sum(1).div_(2)
 
 
 def _name_zero(embeddings: Embeddings, row: int) -> None:

@@ -53,23 +53,27 @@ class SkipRule:
             return SkipRule(kind=rule)  # type: ignore[arg-type]  # checked on construction
         return SkipRule("camera_pairs", tuple(sorted((int(a), int(b)) for a, b in rule)))
 
+    @property
+    def hides_others(self) -> bool:
+        """Whether it hides images of other identities than the query's."""
+        return self.kind in ("same_camera", "camera_pairs")
+
     def hides(
         self, query_pid: IntArray, query_cam: IntArray, gallery_pid: IntArray, gallery_cam: IntArray
     ) -> BoolArray:
         """True where a query skips a gallery image; the four arrays broadcast."""
-        known = (query_cam != NO_CAMERA) & (gallery_cam != NO_CAMERA)
+        hidden: BoolArray = np.zeros(np.broadcast(query_cam, gallery_cam).shape, dtype=np.bool_)
         if self.kind == "none":
-            return np.zeros_like(known)
+            return hidden
         if self.kind == "camera_pairs":
-            hit: BoolArray = np.zeros_like(known)
             for query, gallery in self.pairs:
-                hit |= (query_cam == query) & (gallery_cam == gallery)
-            hit &= known
-            return hit
-        same: BoolArray = (query_cam == gallery_cam) & known
+                hidden |= (query_cam == query) & (gallery_cam == gallery)
+        else:
+            hidden |= query_cam == gallery_cam
         if self.kind == "same_identity_and_camera":
-            same &= query_pid == gallery_pid
-        return same
+            hidden &= query_pid == gallery_pid
+        hidden &= (query_cam != NO_CAMERA) & (gallery_cam != NO_CAMERA)
+        return hidden
 
     def mask(
         self, query_pid: IntArray, query_cam: IntArray, gallery_pid: IntArray, gallery_cam: IntArray
@@ -85,5 +89,4 @@ class SkipRule:
             return "a probe skips every gallery image of its own camera"
         if self.kind == "same_identity_and_camera":
             return "a probe skips gallery images of its own identity and camera number"
-        said = ", ".join(f"a camera-{a} probe skips every camera-{b} gallery image" for a, b in self.pairs)
-        return said
+        return ", ".join(f"a camera-{a} probe skips every camera-{b} gallery image" for a, b in self.pairs)

@@ -115,19 +115,19 @@ def verification(
         precision=precision,
         products=len(query) * len(gallery) * embeddings.features.shape[1],
     )
-    pairs = _Pairs(embeddings, whole, similarity, query, gallery, max(1024, chunk_bytes // 64))
-    positive = np.sort(np.concatenate([p for p, _ in pairs.blocks()]))
+    compared = (embeddings, whole, similarity, query, gallery, max(1024, chunk_bytes // 64))
+    positive = np.sort(np.concatenate([true for true, _ in _pairs(*compared)]))
     low, high = (-1.0, 1.0) if distance == "cosine" else (-2.0 * similarity.radius, 0.0)
     edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
     counts = np.zeros(bins, dtype=np.int64)
     reaching, total = np.zeros((2, len(positive)), dtype=np.int64), 0
-    for _, negative in pairs.blocks():
+    for _, negative in _pairs(*compared):
         negative.sort()
         reaching[0] += len(negative) - np.searchsorted(negative, positive - similarity.tie, side="left")
         reaching[1] += len(negative) - np.searchsorted(negative, positive + similarity.tie, side="right")
-        counts += np.histogram(np.clip(_readable(negative, distance), low, edges[-1]), edges)[0]
+        counts += np.histogram(np.clip(similarity.readable(negative), low, edges[-1]), edges)[0]
         total += len(negative)
-    shown = _readable(positive, distance)
+    shown = similarity.readable(positive)
     if not len(positive) or not total:
         raise ProtocolError(
             f"{protocol.name}: {len(positive)} true and {total} false pairs: verification needs both. Check that the "
@@ -145,11 +145,6 @@ def verification(
         positive_histogram=np.histogram(np.clip(shown, low, edges[-1]), edges)[0].astype(np.int64),
         negative_histogram=counts,
     )
-
-
-def _readable(values: FloatVector, distance: str) -> FloatVector:
-    """Cosine as it is; minus half the squared distance as minus the distance."""
-    return values if distance == "cosine" else -np.sqrt(np.maximum(-2 * values, 0))
 
 
 def _at(rate: float, positive: FloatVector, reaching: IntArray, total: int) -> tuple[float, float] | None:
@@ -174,30 +169,24 @@ def _curve(positive: FloatVector, reaching: IntArray, total: int) -> NDArray[np.
     return np.stack([np.concatenate([[0.0], false, [1.0]]), np.concatenate([[0.0], true, [1.0]])])
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """All pairs of a query set and a gallery, as (true, false) similarities, block by block."""
-
-    embeddings: Embeddings
-    protocol: Protocol
-    similarity: Similarity
-    query: IntArray
-    gallery: IntArray
-    budget: int
-
-    def blocks(self) -> Iterator[tuple[FloatVector, FloatVector]]:
-        """The similarities of each block's pairs that the skip rule leaves."""
-        e, s = self.embeddings, self.similarity
-        wide = max(1, min(len(self.gallery), self.budget // min(len(self.query), 256)))
-        tall = max(1, self.budget // wide)
-        for part in (self.gallery[i : i + wide] for i in range(0, len(self.gallery), wide)):
-            near = s.load(e, part)
-            offset = s.offset(near)
-            for rows in (self.query[i : i + tall] for i in range(0, len(self.query), tall)):
-                loaded = s.load(e, rows)
-                values = s.between(loaded, near, offset).double().cpu().numpy()
-                seen = rows[:, None] != part[None, :]
-                if self.protocol.skip.kind != "none":
-                    seen &= ~self.protocol.skip.mask(e.pid[rows], e.camid[rows], e.pid[part], e.camid[part])
-                same = e.pid[rows][:, None] == e.pid[part][None, :]
-                yield values[same & seen], values[~same & seen]
+def _pairs(
+    embeddings: Embeddings,
+    protocol: Protocol,
+    similarity: Similarity,
+    query: IntArray,
+    gallery: IntArray,
+    budget: int,
+) -> Iterator[tuple[FloatVector, FloatVector]]:
+    """Similarities of the true and of the false pairs that the skip rule leaves, block by block."""
+    pid, camid = embeddings.pid, embeddings.camid
+    wide = max(1, min(len(gallery), budget // min(len(query), 256)))
+    tall = max(1, budget // wide)
+    for part in (gallery[i : i + wide] for i in range(0, len(gallery), wide)):
+        near = similarity.load(embeddings, part)
+        for rows in (query[i : i + tall] for i in range(0, len(query), tall)):
+            values = similarity.between(similarity.load(embeddings, rows), near).double().cpu().numpy()
+            seen = (rows[:, None] != part) & ~protocol.skip.mask(
+                pid[rows], camid[rows], pid[part], camid[part]
+            )
+            same = pid[rows][:, None] == pid[part]
+            yield values[same & seen], values[~same & seen]

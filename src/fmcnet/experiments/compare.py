@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.errors import DataError
-from fmcnet.experiments.markdown import markdown_table
 from fmcnet.experiments.rows import DIRECTIONS
-from fmcnet.files import write_atomically
+from fmcnet.experiments.writing import markdown_table, write_text
 from fmcnet.models.shipped import shipped_models
 from fmcnet.parsing import read_json
 
@@ -95,11 +94,8 @@ def compare(runs: list[Path] | tuple[Path, ...], out: str | Path | None = None) 
     rendered = (_markdown(rows, shown), _latex(rows, shown), _csv(rows, shown))
     paths: list[Path] = []
     if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)
         for text, suffix in zip(rendered, ("md", "tex", "csv"), strict=True):
-            path = Path(out) / f"comparison.{suffix}"
-            write_atomically(path, lambda p, text=text: p.write_text(text, encoding="utf-8"))  # type: ignore[misc]
-            paths.append(path)
+            paths.append(write_text(Path(out) / f"comparison.{suffix}", text))
     return Comparison(rows, *rendered, tuple(paths))
 
 

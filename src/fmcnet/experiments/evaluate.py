@@ -26,7 +26,8 @@ from fmcnet.evaluation.evaluate_model import (
 )
 from fmcnet.evaluation.metrics import pool
 from fmcnet.evaluation.protocol_file import camera_names, read_protocol
-from fmcnet.experiments.report import TITLES, is_generated, write_report
+from fmcnet.experiments.report import TITLES, write_report
+from fmcnet.experiments.runs import is_generated
 from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import load
 from fmcnet.models.checkpoint import CARD, read_card

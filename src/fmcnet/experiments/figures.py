@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from fmcnet.data.images import load_image
 from fmcnet.data.table import Table
 from fmcnet.errors import require
-from fmcnet.evaluation.evaluate_model import EvaluatedRun
+from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
 from fmcnet.evaluation.protocols import Protocol
 from fmcnet.evaluation.ranked_lists import ranked_lists as nearest
 from fmcnet.evaluation.verification import Verification
 from fmcnet.experiments.features import Features, collect, unit
 from fmcnet.experiments.rows import DIRECTIONS
-from fmcnet.experiments.runs import role_masks
 from fmcnet.files import make_private
 from fmcnet.inference.encoder import Encoder
 from fmcnet.training.loggers import read_log

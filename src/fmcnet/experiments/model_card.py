@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fmcnet.experiments.markdown import markdown_table
 from fmcnet.experiments.rows import DIRECTIONS
-from fmcnet.files import write_atomically
+from fmcnet.experiments.writing import markdown_table, write_text
 from fmcnet.models.checkpoint import WEIGHTS, ModelCard, weights_digest
 
 MODEL_CARD = "README.md"
@@ -87,5 +86,4 @@ def write_model_card(run: str | Path, card: ModelCard, result: dict[str, Any], *
     lines += [*(f"- {protocol}" for protocol in protocols), "", _LIMITS if generated else _REAL_LIMITS]
     settings = json.dumps(config.model_dump(mode="json"), indent=1)
     lines += ["## Every setting", "", "```json", settings, "```", ""]
-    text = "\n".join(lines)
-    return write_atomically(run / MODEL_CARD, lambda path: path.write_text(text, encoding="utf-8"))
+    return write_text(run / MODEL_CARD, "\n".join(lines))

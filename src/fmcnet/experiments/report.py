@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,19 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from fmcnet.data.table import Table
 from fmcnet.errors import ProtocolError
-from fmcnet.evaluation.evaluate_model import EvaluatedRun
+from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
 from fmcnet.evaluation.metrics import METRICS
 from fmcnet.evaluation.verification import Verification, verification
 from fmcnet.experiments import figures
-from fmcnet.experiments.markdown import markdown_table
 from fmcnet.experiments.rows import DIRECTIONS
-from fmcnet.experiments.runs import role_masks
-from fmcnet.files import write_atomically
+from fmcnet.experiments.runs import is_generated
+from fmcnet.experiments.writing import markdown_table, write_json, write_text
 from fmcnet.models.checkpoint import versions
 from fmcnet.parsing import read_json
-from fmcnet.synthetic import MANIFEST
 from fmcnet.types import Modality
 
 logger = logging.getLogger(__name__)
@@ -33,11 +29,6 @@ TITLES = {
     "fmc": "+ FMC (concatenation)",
     "full": "FMCNet (full)",
 }
-
-
-def is_generated(table: Table) -> bool:
-    """Whether a dataset is of the generated benchmark, whose figures compare with no published one."""
-    return (table.root / MANIFEST).is_file()
 
 
 def write_report(
@@ -63,7 +54,6 @@ def write_report(
         The path of report.md.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     verified = _verification(list(judged.values())[-1])
     pictures: dict[str, str] = {}
     if all(find_spec(module) for module in ("matplotlib", "sklearn")):
@@ -75,10 +65,8 @@ def write_report(
     if keep:
         _keep_others(facts, out / "report.json")
     facts["verification"] = verified.to_dict() if verified else None
-    text = json.dumps({**facts, "figures": pictures}, indent=1) + "\n"
-    write_atomically(out / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
-    page = _page(facts, pictures, _across(list(judged.values())[-1]))
-    return write_atomically(out / "report.md", lambda path: path.write_text(page, encoding="utf-8"))
+    write_json(out / "report.json", {**facts, "figures": pictures})
+    return write_text(out / "report.md", _page(facts, pictures, _across(list(judged.values())[-1])))
 
 
 def _keep_others(facts: dict[str, Any], path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import multiprocessing
 import os
@@ -29,8 +28,9 @@ from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
 from fmcnet.errors import FmcnetError
 from fmcnet.evaluation.evaluate import query_scores
-from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model, roles
+from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model, role_masks
 from fmcnet.experiments.model_card import write_model_card
+from fmcnet.experiments.writing import write_json, write_text
 from fmcnet.files import lock_file, write_atomically
 from fmcnet.interrupt import ignored_broken_pipes
 from fmcnet.models.checkpoint import CARD, versions
@@ -85,9 +85,8 @@ class StudyRun:
     def write_config(self) -> None:
         """Write the configuration that `commands` names."""
         path, text = self._config_file, self.config.to_yaml()
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            write_text(path, text)
 
     def table(self) -> Table:
         """Read the dataset."""
@@ -171,16 +170,15 @@ class StudyRun:
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
             "evaluations": [one.to_dict() for one in judged.evaluations],
         }
-        write_model_card(folder, card, result, generated=(table.root / MANIFEST).is_file())
-        text = json.dumps(result, indent=1) + "\n"
-        write_atomically(folder / RESULT, lambda path: path.write_text(text, encoding="utf-8"))
+        write_model_card(folder, card, result, generated=is_generated(table))
+        write_json(folder / RESULT, result)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a finished run does not need them
         return result
 
 
-def role_masks(table: Table) -> dict[str, Any]:
-    """Masks of the rows that may be queries and gallery images, as the functions of evaluation take them."""
-    return {"query_mask": roles(table, "query"), "gallery_mask": roles(table, "gallery")}
+def is_generated(table: Table) -> bool:
+    """Whether a dataset is of the generated benchmark, whose figures compare with no published one."""
+    return (table.root / MANIFEST).is_file()
 
 
 def _write_queries(judged: EvaluatedRun, path: Path) -> None:

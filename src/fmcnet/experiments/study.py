@@ -24,7 +24,7 @@ from fmcnet.data.table import Table, fingerprint
 from fmcnet.distributed import pick_device
 from fmcnet.errors import ConfigError, FmcnetError
 from fmcnet.experiments.rows import STUDIES, Study, TableRow, select_studies
-from fmcnet.experiments.runs import LOGS, StudyRun, complete_runs
+from fmcnet.experiments.runs import LOGS, StudyRun, complete_runs, is_generated
 from fmcnet.experiments.study_report import write_study
 from fmcnet.synthetic import MANIFEST, generate
 from fmcnet.training.splits import warn_of_other_benchmark
@@ -238,8 +238,7 @@ def plan_runs(studies: Sequence[Study], options: StudyOptions, tables: Mapping[i
 
 def data_digest(table: Table) -> str:
     """16 hex digits of a dataset. Two generated worlds differ by the seed in their manifest, not in file names."""
-    manifest = table.root / MANIFEST
-    content = manifest.read_bytes() if manifest.is_file() else b""
+    content = (table.root / MANIFEST).read_bytes() if is_generated(table) else b""
     return hashlib.sha256(fingerprint(table, table.split).encode() + content).hexdigest()[:16]
 
 
@@ -261,7 +260,7 @@ def run_digest(config: Config, data: str) -> str:
 
 def _data_facts(table: Table, config: Config) -> dict[str, Any]:
     """The dataset in a report; `comparable`: whether the paper's figures may stand beside."""
-    generated = (table.root / MANIFEST).is_file()
+    generated = is_generated(table)
     identities = {
         name: len(np.unique(table.select(split=splits).pid))
         for name, splits in (("test", "test"), ("train", config.data.train_splits))

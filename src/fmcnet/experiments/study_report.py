@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import textwrap
 import time
@@ -14,11 +13,10 @@ from typing import Any
 
 from fmcnet.experiments import figures
 from fmcnet.experiments.features import Features, collect, measure
-from fmcnet.experiments.markdown import markdown_table
 from fmcnet.experiments.results import FEWEST, Runs, spread_of, study_facts, too_few
 from fmcnet.experiments.rows import DIRECTIONS, Study
 from fmcnet.experiments.runs import StudyRun, commit
-from fmcnet.files import write_atomically
+from fmcnet.experiments.writing import markdown_table, write_json, write_text
 from fmcnet.inference.encoder import load
 from fmcnet.models.checkpoint import versions
 from fmcnet.parsing import read_json
@@ -119,10 +117,8 @@ def write_study(
         logger.warning(
             "no pictures and no numbers of Figures 4 and 5: pip install 'fmcnet[plot]' brings both"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    text, content = study_page(facts), json.dumps(facts, indent=1) + "\n"
-    write_atomically(out / "results.json", lambda path: path.write_text(content, encoding="utf-8"))
-    report = write_atomically(out / "results.md", lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(out / "results.json", facts)
+    report = write_text(out / "results.md", study_page(facts))
     return {**facts, "report": str(report)}
 
 
@@ -182,8 +178,7 @@ def _statistics(run: StudyRun, features: Features | None, progress: bool | None)
     fusion = load(run.folder, "cpu").model.fusion
     w1, w2 = [float(weight.detach()) for weight in fusion.weights()] if fusion else [None, None]
     found = {**asdict(measure(features or _features(run, progress))), "w1": w1, "w2": w2}
-    text = json.dumps({"digest": run.digest, **found}, indent=1) + "\n"
-    write_atomically(kept, lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(kept, {"digest": run.digest, **found})
     return found
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fmcnet.config import EvaluationConfig
 from fmcnet.data.table import Table
 from fmcnet.evaluation.evaluate import evaluate
-from fmcnet.evaluation.evaluate_model import protocols_for, roles
+from fmcnet.evaluation.evaluate_model import protocols_for, role_masks
 from fmcnet.inference.backends import Backend
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.types import Embeddings, FloatArray, IntArray, Modality
@@ -75,10 +75,7 @@ def scores(features: FloatArray, table: Table, config: EvaluationConfig) -> dict
     both = config.model_copy(update={"direction": "both"})
     found = {}
     for way, protocol in protocols_for(table, both).items():
-        query, gallery = roles(table, "query"), roles(table, "gallery")
-        mean = evaluate(
-            embeddings, protocol, distance=config.distance, query_mask=query, gallery_mask=gallery
-        ).mean
+        mean = evaluate(embeddings, protocol, distance=config.distance, **role_masks(table)).mean
         found[way] = {"rank1": 100 * mean["rank1"], "mAP": 100 * mean["mAP"]}
     return found
 
