@@ -6,11 +6,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import logging
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 torch.set_num_threads(1)
 if (
@@ -33,38 +35,48 @@ def _cache_of_its_own(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("FMCNET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+def made_once(tmp_path_factory, name, make):
+    """What `make(folder)` makes, once for all processes of the tests."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(shared / f"{name}.lock"):
+        if not (shared / name).exists():
+            make(shared / name)
+    return shared / name
+
+
 @pytest.fixture(scope="session")
 def tiny_sysu(tmp_path_factory):
     """The generated benchmark, preset tiny, in SYSU-MM01's layout. Do not change it: copy it first."""
     from fmcnet.synthetic import generate
 
-    root = tmp_path_factory.mktemp("tiny") / "sysu"
-    generate("sysu", "tiny", 0, root, workers=1)
-    return root
+    return made_once(tmp_path_factory, "tiny-sysu", lambda root: generate("sysu", "tiny", 0, root, workers=1))
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, tiny_sysu):
-    """A run of the full model trained for a few steps on `tiny_sysu`. Do not change it: copy it first."""
+    """A run of the full model trained for a few steps on `tiny_sysu`. Do not change it: copy it first.
+
+    A copy for each process of the tests: an evaluation keeps embeddings in it.
+    """
     from fmcnet.config import load_config
     from fmcnet.training.trainer import train
 
-    out = tmp_path_factory.mktemp("tiny") / "run"
-    train(load_config("tiny"), tiny_sysu, out, progress=False)
-    return out
+    made = made_once(
+        tmp_path_factory,
+        "tiny-run",
+        lambda out: train(load_config("tiny"), tiny_sysu, out, progress=False),
+    )
+    return shutil.copytree(made, tmp_path_factory.mktemp("tiny") / "run")
 
 
 @pytest.fixture(scope="session")
 def tiny_onnx(tmp_path_factory, tiny_run):
-    """`tiny_run` exported in float32, once for all processes of the tests. Do not change it: copy it first."""
-    from filelock import FileLock
-
+    """`tiny_run` exported in float32. Do not change it: copy it first."""
     from fmcnet.inference.export.write import export
 
-    base = tmp_path_factory.getbasetemp()
-    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    out = folder / "tiny-onnx"
-    with FileLock(folder / "tiny-onnx.lock"):
-        if not out.exists():
-            export(tiny_run, out=out, seconds=0.001, progress=False)
-    return out
+    return made_once(
+        tmp_path_factory,
+        "tiny-onnx",
+        lambda out: export(tiny_run, out=out, seconds=0.001, progress=False),
+    )

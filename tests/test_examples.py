@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,23 +12,16 @@ from fmcnet.data.readers.csv import write_csv
 from fmcnet.inference.encoder import load
 from fmcnet.retrieval import Gallery
 from fmcnet.types import Modality
+from tests import forked
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(script: str, *arguments: object, cwd: Path) -> str:
     """The output of a script."""
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / script, *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    code, output, error = forked.script(EXAMPLES / script, *arguments, cwd=cwd)
+    assert code == 0, error
+    return output
 
 
 def test_every_example_is_short_and_tested():

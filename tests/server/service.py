@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from unittest import mock
 
 import numpy as np
+from pebble import ProcessPool
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -109,6 +111,35 @@ class Running:
         return [json.loads(line) for line in (self.folder / "audit.jsonl").read_text().splitlines()]
 
 
+class SharedPool(ProcessPool):
+    """Decoder processes that outlive a service: the next one in this process takes them over."""
+
+    def stop(self):
+        pass
+
+    def join(self, timeout=None):
+        pass
+
+
+_pools = {}
+
+
+def shared_pool(processes, recycle, initializer, context):
+    """As `ProcessPool(...)`; to start its processes for each test would cost seconds."""
+    pool = _pools.get((processes, initializer))
+    if pool is None or not pool.active:
+        pool = SharedPool(processes, recycle, initializer, context=context)
+        _pools[processes, initializer] = pool
+    return pool
+
+
+def end_shared_pools():
+    for pool in _pools.values():
+        ProcessPool.stop(pool)
+        ProcessPool.join(pool)
+    _pools.clear()
+
+
 @contextlib.contextmanager
 def running(
     folder,
@@ -120,8 +151,10 @@ def running(
     sources=None,
     read_only=False,
     peer="testclient",
+    own_decoders=False,
     **app,
 ):
+    """A service in this process; `own_decoders`: with decoder processes that it starts and ends itself."""
     made = encoder(folder, calibrated)
     gallery = Gallery(folder / "people.gallery", read_only=read_only)
     bounds = limits or Limits(wait=0.001)
@@ -129,7 +162,11 @@ def running(
         KeptImages(folder / "kept", "people.gallery") if keep else None,
         SourceImages(sources) if sources else None,
     )
-    service = Service(Searcher(made, gallery), AuditLog(folder / "audit.jsonl"), bounds, pictures, read_only)
+    pool = ProcessPool if own_decoders else shared_pool
+    with mock.patch("fmcnet.server.decoding.ProcessPool", pool):
+        service = Service(
+            Searcher(made, gallery), AuditLog(folder / "audit.jsonl"), bounds, pictures, read_only
+        )
     made_app = create_app(service, keys, **app)
     with TestClient(
         made_app, "http://localhost", raise_server_exceptions=False, client=(peer, 50000)

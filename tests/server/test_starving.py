@@ -285,7 +285,7 @@ def test_every_name_of_this_machine_is_answered_without_keys(tmp_path, host):
 @pytest.mark.parametrize("which", ["_crops", "_large"])
 def test_decoder_processes_that_died_are_replaced(tmp_path, which):
     """As when the system runs out of memory and kills one that has nothing to do."""
-    with running(tmp_path, limits=Limits(wait=0.001)) as one:
+    with running(tmp_path, limits=Limits(wait=0.001), own_decoders=True) as one:
         pool = getattr(one.service._decoders, which)._pool
         for pid in list(pool._pool_manager.worker_manager.workers):
             os.kill(pid, signal.SIGKILL)

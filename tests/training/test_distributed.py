@@ -19,6 +19,7 @@ from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.samplers import make_sampler
 from fmcnet.distributed import (
+    agree,
     agree_on_errors,
     average_buffers,
     average_gradients,
@@ -32,7 +33,9 @@ from fmcnet.training import health
 from fmcnet.training import trainer as loop
 from fmcnet.training.loggers import read_log
 from fmcnet.training.train_step import TrainStep
-from tests.training import forked, runs
+from tests import forked
+from tests.cli import run_command
+from tests.training import runs
 from tests.training.test_kill import at_every_write
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and torchrun")
@@ -80,7 +83,7 @@ def test_two_ranks_train_and_resume(tiny_sysu, tmp_path):
     said = train(whole)
     assert (whole / "model.safetensors").exists(), said
     assert [r["step"] for r in read_log(whole)] == list(range(1, 11))
-    train(run)
+    shutil.copytree(whole, run)
     (run / "model.safetensors").unlink()
     newest = sorted((run / "checkpoints").glob("step-*"))[-1]
     for file in newest.iterdir():
@@ -90,33 +93,6 @@ def test_two_ranks_train_and_resume(tiny_sysu, tmp_path):
     a, b = load_file(whole / "model.safetensors"), load_file(run / "model.safetensors")
     assert all(torch.equal(a[key], b[key]) for key in a), said
     assert read_log(run) == read_log(whole)
-
-
-def test_averaged_gradients_are_the_mean(tmp_path):
-    code = """
-import torch, torch.distributed as dist
-from fmcnet.distributed import agree, average_gradients, distributed_context
-with distributed_context("cpu") as ctx:
-    p = [torch.nn.Parameter(torch.zeros(size)) for size in ((2, 3), (4,), (1,))]
-    p[0].grad = torch.full((2, 3), float(ctx.rank)); p[1].grad = torch.arange(4.0) * (ctx.rank + 1)
-    average_gradients(p, ctx.world)
-    assert torch.equal(p[0].grad, torch.full((2, 3), 0.5)) and torch.equal(p[1].grad, torch.arange(4.0) * 1.5)
-    assert p[2].grad is None and agree([ctx.rank == 1, False], ctx) == [True, False]
-    open(f"{ctx.rank}.ok", "w").close()
-"""
-    (tmp_path / "check.py").write_text(code)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "check.py",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert (tmp_path / "0.ok").exists(), done.stderr
-    assert (tmp_path / "1.ok").exists(), done.stderr
 
 
 # With seeds 0 to 2 an activation of the first step lies so near 0 that rounding switches its ReLU; with seed 3 none
@@ -248,6 +224,7 @@ def collectives(folder):
 
 def check_collectives(folder):
     with distributed_context("cpu") as ctx:
+        check_gradients(ctx)
         check_batchnorm(ctx)
         check_centers(ctx)
         # Running statistics become their mean, counters stay.
@@ -267,6 +244,17 @@ def fail(who, ctx):
     with agree_on_errors(ctx):
         if ctx.rank == who:
             raise OSError(28, "full", f"rank {who}")
+
+
+def check_gradients(ctx):
+    """Their mean over the processes; a parameter without one stays so."""
+    p = [nn.Parameter(torch.zeros(size)) for size in ((2, 3), (4,), (1,))]
+    p[0].grad, p[1].grad = torch.full((2, 3), float(ctx.rank)), torch.arange(4.0) * (ctx.rank + 1)
+    average_gradients(p, ctx.world)
+    assert torch.equal(p[0].grad, torch.full((2, 3), 0.5))
+    assert torch.equal(p[1].grad, torch.arange(4.0) * 1.5)
+    assert p[2].grad is None
+    assert agree([ctx.rank == 1, False], ctx) == [True, False]
 
 
 def check_batchnorm(ctx):
@@ -314,7 +302,7 @@ def check_centers(ctx):
     torch.testing.assert_close(shared.grad, whole.grad, rtol=1e-5, atol=1e-5)
 
 
-def test_normalisation_centers_buffers_and_mistakes_over_two_processes(tmp_path):
+def test_gradients_normalisation_centers_buffers_and_mistakes_over_two_processes(tmp_path):
     forked.apart(collectives, folder=tmp_path)
     assert (tmp_path / "0.ok").exists()
     assert (tmp_path / "1.ok").exists()
@@ -349,8 +337,10 @@ def test_two_processes_evaluate_as_one(tiny_sysu, tiny_run, tmp_path):
     without = shutil.ignore_patterns("embeddings", "report")
     one, two = (shutil.copytree(tiny_run, tmp_path / name, ignore=without) for name in ("one", "two"))
     command = ("evaluate", "--data", tiny_sysu, "--device", "cpu")
-    for run, processes in ((one, 1), (two, 2)):
-        said = runs.run(command[0], run, *command[1:], processes=processes).stdout
+    for said in (
+        run_command(command[0], one, *command[1:]).output,
+        runs.run(command[0], two, *command[1:], processes=2).stdout,
+    ):
         assert said.count("report: ") == 1, said
     found = []
     for run in (one, two):

@@ -15,7 +15,8 @@ from fmcnet.config import load_config
 from fmcnet.models.checkpoint import weights_digest
 from fmcnet.training import trainer as loop
 from fmcnet.training.loggers import read_log
-from tests.training import forked, runs
+from tests import forked
+from tests.training import runs
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fork, /proc"),

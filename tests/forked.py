@@ -1,0 +1,135 @@
+"""Jobs of one or several processes in a second: forked from a process that has imported PyTorch, not started.
+
+A test calls `apart(function, arguments)`; the function runs in a process of its own, where `job` forks. `script` runs
+a file as `python FILE` does. Nothing of fmcnet is imported beforehand: what a job needs, it imports itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@functools.cache
+def _server():
+    """A process that forks for each line it reads; it ends with this one, whose pipe closes."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.forked"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _ask(cwd, timeout, **what):
+    """Exit code, standard output and standard error of a forked process."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, error = Path(folder, "out"), Path(folder, "error")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        asked = {
+            "cwd": cwd, "out": out, "error": error, "environment": environment, "timeout": timeout, **what
+        }  # fmt: skip
+        server = _server()
+        server.stdin.write(json.dumps(asked, default=str) + "\n")
+        server.stdin.flush()
+        return int(server.stdout.readline()), out.read_text(), error.read_text()
+
+
+def apart(function, timeout=300, **arguments):
+    """Call a module's function in a fresh process, with arguments that JSON can carry; its failure is the test's."""
+    code, out, error = _ask(ROOT, timeout, call=[function.__module__, function.__name__, arguments])
+    assert code == 0, out + error
+
+
+def script(path, *arguments, cwd, timeout=300):
+    """(exit code, standard output, standard error) of `python PATH ARGUMENTS`, started in a folder."""
+    return _ask(cwd, timeout, script=[str(path), *map(str, arguments)])
+
+
+def _do(asked):
+    """What was asked for, in the process forked for it."""
+    for place, mode, number in ((os.devnull, "r", 0), (asked["out"], "w", 1), (asked["error"], "w", 2)):
+        with Path(place).open(mode) as stream:
+            os.dup2(stream.fileno(), number)
+    signal.alarm(asked["timeout"])
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    os.chdir(asked["cwd"])
+    if "script" in asked:
+        sys.argv = asked["script"]
+        sys.path[0] = str(Path(sys.argv[0]).parent)
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        module, name, arguments = asked["call"]
+        getattr(importlib.import_module(module), name)(**arguments)
+
+
+def _serve():
+    """Fork for each line; print the exit status of what was forked."""
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            _exit_after(lambda line=line: _do(json.loads(line)))
+        print(*ends([child]), flush=True)
+
+
+def _exit_after(work):
+    """Do it; end this forked process without the ends of the one that it was forked from."""
+    code = 1
+    try:
+        work()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def job(work, world=1):
+    """Fork `world` processes that do `work()`, each with the environment that torchrun would give it; their ids."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        if world > 1:
+            facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+            facts |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ.update({key: str(value) for key, value in facts.items()})
+        _exit_after(work)
+    return children
+
+
+def ends(children):
+    """Wait; the exit statuses, as `os.waitstatus_to_exitcode` gives them (-9: killed)."""
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+if __name__ == "__main__":
+    import pytest  # noqa: F401
+    import torch._dynamo
+
+    torch.set_num_threads(1)
+    _serve()
