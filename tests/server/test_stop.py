@@ -34,7 +34,7 @@ def test_sigterm_finishes_the_requests_at_work_and_closes_the_gallery(tmp_path):
         adding = threading.Thread(target=add)
         adding.start()
         for _ in range(1200):
-            if "fmcnet_requests_working 1.0" in httpx.get(f"{address}/metrics").text:
+            if "fmcnet_requests_working 2.0" in httpx.get(f"{address}/metrics").text:  # itself, and the add
                 break
             if replies:
                 break
