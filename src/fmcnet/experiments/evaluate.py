@@ -29,7 +29,7 @@ from fmcnet.evaluation.protocol_file import camera_names, read_protocol
 from fmcnet.experiments.report import TITLES, is_generated, write_report
 from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import load
-from fmcnet.models.checkpoint import CARD, read_card
+from fmcnet.models.card import CARD, read_card
 from fmcnet.models.shipped import find_model, is_shipped
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.splits import split_runs

@@ -9,7 +9,8 @@ from typing import Any
 from fmcnet.experiments.markdown import markdown_table
 from fmcnet.experiments.rows import DIRECTIONS
 from fmcnet.files import write_atomically
-from fmcnet.models.checkpoint import WEIGHTS, ModelCard, weights_digest
+from fmcnet.models.card import WEIGHTS, ModelCard
+from fmcnet.models.checkpoint import weights_digest
 
 MODEL_CARD = "README.md"
 

@@ -20,7 +20,7 @@ from fmcnet.experiments.markdown import markdown_table
 from fmcnet.experiments.rows import DIRECTIONS
 from fmcnet.experiments.runs import role_masks
 from fmcnet.files import write_atomically
-from fmcnet.models.checkpoint import versions
+from fmcnet.models.card import versions
 from fmcnet.parsing import read_json
 from fmcnet.synthetic import MANIFEST
 from fmcnet.types import Modality

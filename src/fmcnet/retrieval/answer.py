@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike
 
 from fmcnet.data.spelling import nearest, spelling
 from fmcnet.errors import FmcnetError
-from fmcnet.inference.calibration.calibration import Calibration
-from fmcnet.inference.calibration.curve import FloatVector
+from fmcnet.inference.calibration import Calibration, FloatVector
 from fmcnet.inference.encoder import Encoder
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.identity_notes import filter_notes as identity_notes
