@@ -25,10 +25,12 @@ from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
 from fmcnet.inference.adapt import Crops, adapt_model
-from fmcnet.inference.calibration.calibration import CALIBRATION, calibrate
+from fmcnet.inference.calibration import CALIBRATION
 from fmcnet.inference.encoder import Encoder
+from fmcnet.inference.fit_calibration import calibrate
 from fmcnet.models.build import build_model
-from fmcnet.models.checkpoint import WEIGHTS, load_pretrained_model, save_pretrained, weights_digest
+from fmcnet.models.card import WEIGHTS
+from fmcnet.models.checkpoint import load_pretrained_model, save_pretrained, weights_digest
 from fmcnet.models.pretrained import load_pretrained
 from fmcnet.synthetic import generate
 from fmcnet.training.trainer import train

@@ -277,7 +277,7 @@ def _gallery(location: str, digest: str | None) -> tuple[str | None, list[Findin
 
 def _calibration(path: str | Path | None, encoder: Encoder | None, digest: str | None) -> list[Finding]:
     """The calibration, and whether it is of the model (or, without one, of the gallery's)."""
-    from fmcnet.inference.calibration.calibration import CALIBRATION, Calibration, direction
+    from fmcnet.inference.calibration import CALIBRATION, Calibration, direction
 
     beside = encoder.folder / CALIBRATION if encoder is not None and encoder.folder is not None else None
     if path is None and (beside is None or not beside.is_file()):

@@ -111,7 +111,7 @@ def readers():
     from fmcnet.data.readers.csv import read_csv
     from fmcnet.evaluation.score import score_file
     from fmcnet.experiments.compare import compare
-    from fmcnet.inference.calibration.calibration import Calibration
+    from fmcnet.inference.calibration import Calibration
     from fmcnet.inference.encoder import Encoder
     from fmcnet.inference.info import model_info
     from fmcnet.inference.projection import Projection

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
-from fmcnet.inference.calibration.calibration import CALIBRATION, Calibration, calibrate
+from fmcnet.inference.calibration import CALIBRATION, Calibration
 from fmcnet.inference.encoder import Encoder, load
+from fmcnet.inference.fit_calibration import calibrate
 from fmcnet.types import NO_PID, Embeddings, Modality
 from tests.cli import run_command
 
@@ -141,8 +142,7 @@ def test_errors_on_held_out_identities_are_small_when_there_are_many():
     """Learnt from some people, right about others: what is reported, against people never seen."""
     known, strangers = people(200, seed=1), people(200, seed=2)
     found = calibrate(known, "abc")
-    from fmcnet.inference.calibration.calibration import calibration_error
-    from fmcnet.inference.calibration.curve import BINS, count_pairs, edges
+    from fmcnet.inference.fit_calibration import BINS, calibration_error, count_pairs, edges
 
     counts = count_pairs(strangers, V, I, fold=np.zeros(len(strangers), np.int64))[0, 0]
     centres = (edges()[:-1] + edges()[1:]) / 2
@@ -201,7 +201,7 @@ def test_identities_trained_on_are_refused(trained, tiny_sysu):
 
 
 def test_importing_it_does_not_import_torch():
-    modules = "fmcnet.inference.calibration.calibration, fmcnet.inference.encoder"
+    modules = "fmcnet.inference.calibration, fmcnet.inference.encoder"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "False", done.stderr

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmcnet.inference.calibration.curve import BINS, bins_of, count, count_pairs, edges, folds_of
+from fmcnet.inference.fit_calibration import BINS, bins_of, count, count_pairs, edges, folds_of
 from fmcnet.types import NO_CAMERA, Embeddings, Modality
 
 

@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import norm
 
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.inference.calibration.calibration import calibration_error, held_out
-from fmcnet.inference.calibration.curve import BINS, ENOUGH, Curve, count, edges, fit
+from fmcnet.inference.calibration import Curve
+from fmcnet.inference.fit_calibration import BINS, ENOUGH, calibration_error, count, edges, fit, held_out
 
 SAME, DIFFERENT, SPREAD = 0.55, 0.15, 0.14
 

@@ -13,7 +13,7 @@ import pytest
 
 from fmcnet.config import load_config
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, MissingDependencyError
-from fmcnet.inference.calibration.calibration import CALIBRATION
+from fmcnet.inference.calibration import CALIBRATION
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.inference.export import write
 from fmcnet.inference.export.graph import quantize

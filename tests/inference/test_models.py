@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from fmcnet.errors import CheckpointError, FmcnetError
-from fmcnet.inference import shipped_models
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.models import shipped
 from fmcnet.models.card import CARD, model_digest
+from fmcnet.models.shipped import shipped_models
 
 
 @pytest.fixture

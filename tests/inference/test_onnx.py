@@ -69,11 +69,11 @@ def test_damage_is_found(copy, damage):
     elif damage == "manifest":
         (copy / MANIFEST).write_text('{"format": "fmcnet-onnx-1"}')
     else:
-        from fmcnet.inference.manifest import sha256_of
+        from fmcnet.files import file_digest
 
         infrared.write_bytes(b"not a graph")  # an fp32 digest does not depend on the graphs
         tree = json.loads((copy / MANIFEST).read_text())
-        tree["sha256"]["model-infrared.onnx"] = sha256_of(infrared)
+        tree["sha256"]["model-infrared.onnx"] = file_digest(infrared)
         (copy / MANIFEST).write_text(json.dumps(tree))
     with pytest.raises(CheckpointError, match=r"is (missing or )?damaged|cannot be loaded"):
         load(copy).encode(np.zeros((8, 8, 3), np.uint8), "infrared")

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from fmcnet.config import ModelConfig
 from fmcnet.losses.functional import centers, decomposition_loss
 from fmcnet.models.build import build_model
-from fmcnet.models.compensation import Discriminator, Fusion, Generator
+from fmcnet.models.compensation import Discriminator, Generator
 from fmcnet.models.decomposition import FeatureNorm, IdentityClassifier
+from fmcnet.models.fusion import Fusion
 from fmcnet.types import Modality
 
 VIS, INF = Modality.VISIBLE, Modality.INFRARED

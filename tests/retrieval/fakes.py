@@ -6,8 +6,7 @@ import numpy as np
 from PIL import Image
 
 from fmcnet.config import load_config
-from fmcnet.inference.calibration.calibration import Calibration
-from fmcnet.inference.calibration.curve import Curve
+from fmcnet.inference.calibration import Calibration, Curve
 from fmcnet.inference.encoder import Encoder
 from fmcnet.models.card import ModelCard
 from fmcnet.types import Modality

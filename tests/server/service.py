@@ -13,8 +13,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from fmcnet.config import load_config
-from fmcnet.inference.calibration.calibration import Calibration
-from fmcnet.inference.calibration.curve import Curve
+from fmcnet.inference.calibration import Calibration, Curve
 from fmcnet.inference.encoder import Encoder
 from fmcnet.models.card import ModelCard
 from fmcnet.retrieval import Gallery, Searcher

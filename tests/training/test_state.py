@@ -16,7 +16,7 @@ from fmcnet.config import load_config
 from fmcnet.distributed import DistributedContext
 from fmcnet.errors import CheckpointError
 from fmcnet.models.build import build_model
-from fmcnet.models.checkpoint import ModelCard
+from fmcnet.models.card import ModelCard
 from fmcnet.training import trainer as loop
 from fmcnet.training.checkpointing import Checkpointer, checkpoints
 from fmcnet.training.folder import MAY_CHANGE

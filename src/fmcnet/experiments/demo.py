@@ -23,7 +23,7 @@ from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model
 from fmcnet.evaluation.metrics import METRICS
 from fmcnet.experiments.report import TITLES, write_report
 from fmcnet.experiments.study import CONFIGS, check_folder
-from fmcnet.models.checkpoint import CARD
+from fmcnet.models.card import CARD
 from fmcnet.progress import Progress
 from fmcnet.synthetic import generate
 from fmcnet.training.loggers import read_log

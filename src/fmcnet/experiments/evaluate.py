@@ -30,7 +30,7 @@ from fmcnet.experiments.report import TITLES, write_report
 from fmcnet.experiments.runs import is_generated
 from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import load
-from fmcnet.models.checkpoint import CARD, read_card
+from fmcnet.models.card import CARD, read_card
 from fmcnet.models.shipped import find_model, is_shipped
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.splits import split_runs

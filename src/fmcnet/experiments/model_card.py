@@ -8,7 +8,8 @@ from typing import Any
 
 from fmcnet.experiments.rows import DIRECTIONS
 from fmcnet.experiments.writing import markdown_table, write_text
-from fmcnet.models.checkpoint import WEIGHTS, ModelCard, weights_digest
+from fmcnet.models.card import WEIGHTS, ModelCard
+from fmcnet.models.checkpoint import weights_digest
 
 MODEL_CARD = "README.md"
 

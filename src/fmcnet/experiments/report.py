@@ -17,7 +17,7 @@ from fmcnet.experiments import figures
 from fmcnet.experiments.rows import DIRECTIONS
 from fmcnet.experiments.runs import is_generated
 from fmcnet.experiments.writing import markdown_table, write_json, write_text
-from fmcnet.models.checkpoint import versions
+from fmcnet.models.card import versions
 from fmcnet.parsing import read_json
 from fmcnet.types import Modality
 

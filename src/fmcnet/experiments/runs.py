@@ -33,7 +33,7 @@ from fmcnet.experiments.model_card import write_model_card
 from fmcnet.experiments.writing import write_json, write_text
 from fmcnet.files import lock_file, write_atomically
 from fmcnet.interrupt import ignored_broken_pipes
-from fmcnet.models.checkpoint import CARD, versions
+from fmcnet.models.card import CARD, versions
 from fmcnet.parsing import read_json, read_npz
 from fmcnet.synthetic import MANIFEST
 from fmcnet.training.folder import CONFIG

@@ -18,7 +18,7 @@ from fmcnet.experiments.rows import DIRECTIONS, Study
 from fmcnet.experiments.runs import StudyRun, commit
 from fmcnet.experiments.writing import markdown_table, write_json, write_text
 from fmcnet.inference.encoder import load
-from fmcnet.models.checkpoint import versions
+from fmcnet.models.card import versions
 from fmcnet.parsing import read_json
 from fmcnet.training.loggers import read_log
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,16 +11,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from fmcnet.errors import CheckpointError, DataError, FmcnetError
-from fmcnet.files import room_beside
-from fmcnet.inference.calibration.calibration import CALIBRATION
+from fmcnet.errors import DataError, FmcnetError
+from fmcnet.inference.calibration import CALIBRATION
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.image_input import Fault, ImageLike, expand, list_faults
 from fmcnet.models.card import CARD, WEIGHTS, model_digest, read_card
+from fmcnet.models.shipped import check_target, replaced
 from fmcnet.types import NO_CAMERA, FloatArray, IntArray, Modality
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from fmcnet.data.table import Table
     from fmcnet.models.fmcnet import FMCNet
@@ -112,40 +111,46 @@ def adapt_model(
     """
     import torch
 
-    from fmcnet.distributed import pick_device
     from fmcnet.models.build import build_model
     from fmcnet.models.checkpoint import load_weights, save_pretrained
 
     encoder = Encoder.from_pretrained(source, device=device, runtime="torch")
-    assert encoder.folder is not None
     if encoder.projection is not None:
         raise FmcnetError(
             f"{source} is projected to {encoder.projection.dim} values, which its statistics would not fit: adapt "
             "the model that it was made from, then project that"
         )
     target = Path(out)
-    _check_target(target, overwrite)
+    check_target(
+        target,
+        "adapted",
+        lambda names: CARD in names and bool(read_card(target).adapted),
+        {CARD, WEIGHTS, CALIBRATION},
+        overwrite,
+        lambda: "an adapted model",
+    )
     _check_count(crops.modality)
     card = encoder.card
     settings = card.config.model.model_copy(update={"standardized": True})
     model = build_model(settings, card.classes)
-    _load_shared(model, encoder.model)
-    model = model.to(pick_device(device)).eval()
-    plain, model.standard = model.standard, None
-    assert plain is not None
+    lacking = model.load_state_dict(encoder.model.state_dict(), strict=False)
+    assert not lacking.unexpected_keys
+    assert set(lacking.missing_keys) <= {"standard.mean", "standard.std"}
+    model = model.to(encoder.device).eval()
+    standard, model.standard = model.standard, None
+    assert standard is not None
     encoder.backend.model = model  # type: ignore[attr-defined]
-    faults: list[Fault] = []
-    features, rows = _normalize(encoder, model, crops, faults, batch, progress)
-    kinds = np.array([crops.modality[row].code for row in rows])
-    _check_count([crops.modality[row] for row in rows], faults, len(crops.images))
+    features, rows, faults = _normalize(encoder, model, crops, batch, progress)
+    used = [crops.modality[row] for row in rows]
+    kinds = np.array([modality.code for modality in used])
+    _check_count(used, faults, len(crops.images))
     for modality in Modality:
         mine = kinds == modality.code
         mean, variance = moments(features[mine], crops.camera[rows][mine])
         if not variance.any():
             raise DataError(f"the {modality} images do not differ: give images of several people")
-        plain.set(modality, torch.from_numpy(mean), torch.from_numpy(variance))
-    model.standard = plain
-    used = [crops.modality[row] for row in rows]
+        standard.set(modality, torch.from_numpy(mean), torch.from_numpy(variance))
+    model.standard = standard
     images = {str(modality): used.count(modality) for modality in Modality}
     cameras = {
         str(modality): len({int(one) for one in crops.camera[rows][kinds == modality.code]} - {NO_CAMERA})
@@ -155,12 +160,9 @@ def adapt_model(
     config = card.config.model_copy(update={"model": settings})
     if faults:
         logger.warning("left out: %s", list_faults(faults, len(crops.images)))
-    with room_beside(target) as scratch:
-        folder = save_pretrained(model, replace(card, config=config, adapted=facts), scratch / "new")
+    with replaced(target) as folder:
+        save_pretrained(model, replace(card, config=config, adapted=facts), folder)
         load_weights(build_model(settings, card.classes), folder / WEIGHTS)
-        if target.exists():
-            target.rename(scratch / "old")
-        shutil.move(folder, target)
     return Adapted(target, model_digest(target), encoder.digest, images, cameras, tuple(faults))
 
 
@@ -179,9 +181,9 @@ def moments(values: FloatArray, camera: IntArray) -> tuple[FloatArray, FloatArra
 
 
 def _normalize(
-    encoder: Encoder, model: FMCNet, crops: Crops, faults: list[Fault], batch: int, progress: bool | None
-) -> tuple[FloatArray, IntArray]:
-    """Descriptors (N', E) without standardisation and the rows that they are of, after the normalisations are set."""
+    encoder: Encoder, model: FMCNet, crops: Crops, batch: int, progress: bool | None
+) -> tuple[FloatArray, IntArray, list[Fault]]:
+    """Set the statistics of `FeatureNorm`; then descriptors (N', E), their rows, and what cannot be read."""
     import torch
 
     norms = [one for one in (model.decomposition.norm_shared, model.decomposition.norm_specific) if one]
@@ -194,47 +196,35 @@ def _normalize(
         for norm in norms:
             for statistics in norm.statistics:
                 hooks.callback(statistics.register_forward_pre_hook(keep).remove)
-        features, rows = _encode(encoder, crops, faults.append, batch, progress)
+        features, rows, faults = _encode(encoder, crops, batch, progress)
     if not norms:
-        return features, rows
+        return features, rows, faults
     camera = crops.camera[rows]
     kinds = np.array([crops.modality[row].code for row in rows])
     for norm in norms:
         for modality in Modality:
             statistics = norm.statistics[modality.code]
-            if statistics not in seen:  # F_sp of a variant whose descriptor does not have it
-                continue
-            mean, variance = moments(np.concatenate(seen[statistics]), camera[kinds == modality.code])
-            with torch.no_grad():
-                cast(torch.Tensor, statistics.running_mean).copy_(torch.from_numpy(mean))
-                cast(torch.Tensor, statistics.running_var).copy_(torch.from_numpy(variance))
-    return _encode(encoder, crops, lambda fault: None, batch, progress)
+            if statistics in seen:  # not F_sp of a variant whose descriptor lacks it
+                mean, variance = moments(np.concatenate(seen[statistics]), camera[kinds == modality.code])
+                cast("Tensor", statistics.running_mean).copy_(torch.from_numpy(mean))
+                cast("Tensor", statistics.running_var).copy_(torch.from_numpy(variance))
+    return _encode(encoder, crops, batch, progress)
 
 
 def _encode(
-    encoder: Encoder, crops: Crops, report: Callable[[Fault], object], batch: int, progress: bool | None
-) -> tuple[FloatArray, IntArray]:
-    broken: list[Fault] = []
+    encoder: Encoder, crops: Crops, batch: int, progress: bool | None
+) -> tuple[FloatArray, IntArray, list[Fault]]:
+    faults: list[Fault] = []
     found = encoder.encode(
         crops.images,
         crops.modality,
         batch_size=batch,
         normalize=False,
-        on_error=broken.append,
+        on_error=faults.append,
         progress=progress,
     )
-    for fault in broken:
-        report(fault)
-    rows = np.setdiff1d(np.arange(len(crops.images)), [fault.position for fault in broken])
-    return found.features, rows.astype(np.int64)
-
-
-def _load_shared(model: FMCNet, source: FMCNet) -> None:
-    """The weights of `source`, with or without a standardisation of its own."""
-    state = dict(source.state_dict())
-    lacking = model.load_state_dict(state, strict=False)
-    assert not lacking.unexpected_keys
-    assert set(lacking.missing_keys) <= {"standard.mean", "standard.std"}
+    rows = np.setdiff1d(np.arange(len(crops.images)), [fault.position for fault in faults])
+    return found.features, rows.astype(np.int64), faults
 
 
 def _check_count(modality: Sequence[Modality], faults: Sequence[Fault] = (), total: int = 0) -> None:
@@ -246,20 +236,3 @@ def _check_count(modality: Sequence[Modality], faults: Sequence[Fault] = (), tot
                 f"{count or 'no'} {one} image{'s' * (count != 1)}: adapting needs at least {LEAST} of each modality, "
                 f"and some hundred do better{why}"
             )
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    """Nothing is there, or an adapted model that may go."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    names = {path.name for path in target.iterdir()} if target.is_dir() else set()
-    if CARD not in names or not read_card(target).adapted:
-        raise CheckpointError(f"--out {target} exists and is no adapted model: give a new folder")
-    if not overwrite:
-        raise CheckpointError(
-            f"--out {target} holds an adapted model: give a new folder, or replace it with --overwrite"
-        )
-    if others := sorted(names - {CARD, WEIGHTS, CALIBRATION}):
-        raise CheckpointError(
-            f"--out {target} holds {', '.join(others)} beside the model, which would be lost: give a new folder"
-        )

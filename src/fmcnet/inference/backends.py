@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import CheckpointError, FmcnetError, MissingDependencyError, require
-from fmcnet.inference.manifest import GRAPHS, INPUT, MANIFEST, OUTPUT, read_manifest, sha256_of
+from fmcnet.files import file_digest
+from fmcnet.inference.manifest import GRAPHS, INPUT, MANIFEST, OUTPUT, read_manifest
 from fmcnet.inference.projection import Projection
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, model_digest, read_card
 from fmcnet.types import FloatArray, Modality
@@ -101,7 +102,7 @@ class OnnxBackend:
         self._sessions: dict[Modality, Any] = {}
         for modality in Modality:
             path = self.folder / GRAPHS[modality]
-            if not path.is_file() or sha256_of(path) != self.manifest.sha256.get(path.name):
+            if not path.is_file() or file_digest(path) != self.manifest.sha256.get(path.name):
                 raise CheckpointError(f"{path} is missing or damaged: export the model again")
         if self.device != "cpu":
             for modality in Modality:

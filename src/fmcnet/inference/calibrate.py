@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import SPLITS, Table, fingerprint
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.inference.calibration.calibration import CALIBRATION, Calibration, direction
-from fmcnet.inference.calibration.calibration import calibrate as learn
+from fmcnet.inference.calibration import CALIBRATION, Calibration, direction
 from fmcnet.inference.encoder import Encoder
-from fmcnet.models.shipped import is_shipped
+from fmcnet.inference.fit_calibration import calibrate as learn
+from fmcnet.models.shipped import refuse_shipped
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +45,10 @@ def calibrate_model(
     """
     encoder = Encoder.from_pretrained(source, device=device)
     assert encoder.folder is not None
-    if out is None and is_shipped(encoder.folder):
-        raise FmcnetError(
-            f"{source} came with the package or the hub, which is not written to: say --out FILE"
-        )
+    if out is None:
+        refuse_shipped(source, encoder.folder, "FILE")
     config = encoder.card.config
-    table = _rows(encoder, read_dataset(data, layout=config.data.layout, trial=config.data.split), split)
+    table = _rows(encoder, encoder.read_dataset(data), split)
     embeddings = encoder.embed_table(table, batch_size=config.evaluation.batch, progress=progress)
     facts = {"table": table.name, "fingerprint": fingerprint(table), "split": split}
     found = learn(

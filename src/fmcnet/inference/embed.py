@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.depth import Remarks, ValueRange
 from fmcnet.data.listing import Ignored
-from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import SPLITS, Table
 from fmcnet.errors import DataError
 from fmcnet.files import private_mode, write_atomically
@@ -50,10 +48,7 @@ def embed_shared(
 
     if ctx.world < 2:
         return encoder.embed_table(table, batch_size=batch_size, flip=flip, store=store, progress=progress)
-    folder = cache_folder(encoder.card.config.data.cache, table.root)
-    ImageCache(
-        table, encoder.height, encoder.width, folder=folder, progress=progress
-    )  # one file for all shares
+    encoder.cached_images(table, progress)  # one file for all shares
     rows = np.arange(ctx.rank, len(table), ctx.world)
     shown = progress if ctx.main else False
     features = encoder.embed_rows(table, rows, batch_size=batch_size, flip=flip, progress=shown)
@@ -94,8 +89,7 @@ def embed_dataset(
     if split not in (*SPLITS, "all"):
         raise DataError(f"--split {split}: say all, {', '.join(SPLITS)}")
     encoder = load(run, device)
-    config = encoder.card.config.data
-    table = read_dataset(data, layout=config.layout, trial=config.split)
+    table = encoder.read_dataset(data)
     rows = table.select(split=None if split == "all" else split)
     if not len(rows):
         raise DataError(f"{data} has no images of split '{split}'")

@@ -14,11 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from fmcnet.data.cache import ImageCache, cache_folder, cache_key
 from fmcnet.data.depth import Remarks, ValueRange, check_range
+from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.backends import Backend, RuntimeName, open_backend
-from fmcnet.inference.calibration.calibration import CALIBRATION, Calibration
+from fmcnet.inference.calibration import CALIBRATION, Calibration
 from fmcnet.inference.image_input import (
     Fault,
     ImageLike,
@@ -220,9 +221,8 @@ class Encoder:
             ):
                 faults += [one for one in read if isinstance(one, Fault)]
                 good = [(at, one) for at, one in zip(batch, read, strict=True) if not isinstance(one, Fault)]
-                if good and not (
-                    faults and report is None
-                ):  # to be refused: the rest is only read, to name all
+                refused = faults and report is None  # then the rest is only read, to name all faults
+                if good and not refused:
                     pixels = np.stack([one for _, one in good])
                     kind = items[batch[0]].modality
                     note_colours(pixels, kind, [items[at].name for at, _ in good], noted)
@@ -236,9 +236,8 @@ class Encoder:
             raise DataError(list_faults(faults, len(items)))
         if faults and on_error == "skip":
             _log.warning("left out: %s", list_faults(faults, len(items)))
-        if report is not None:
-            for fault in faults:
-                report(fault)
+        for fault in faults:
+            report(fault)  # type: ignore[misc]  # without it they are raised above
         order = np.argsort(rows)
         features = np.concatenate(parts)[order]
         kept = [items[rows[at]] for at in order]
@@ -292,6 +291,20 @@ class Encoder:
         )
         return keep(features, table, kept)
 
+    def read_dataset(self, data: str | Path) -> Table:
+        """The table of a dataset, read as the model's training read its own."""
+        config = self.card.config.data
+        return read_dataset(data, layout=config.layout, trial=config.split)
+
+    def cached_images(self, table: Table, progress: bool | None = None) -> NDArray[np.uint8]:
+        """Every image of a table at the input size, (N, H, W, 3), decoded once and cached.
+
+        Raises:
+            DataError: when one cannot be read.
+        """
+        folder = cache_folder(self.card.config.data.cache, table.root)
+        return ImageCache(table, self.height, self.width, folder=folder, progress=progress).images
+
     def kept_at(self, table: Table, flip: bool, store: Path | None) -> Path | None:
         """The file in the folder `store` that keeps a table's embeddings; None: nothing is kept."""
         if store is None or not self.digest:
@@ -316,15 +329,14 @@ class Encoder:
         """
         if not len(rows):
             raise DataError(f"there are no images to embed in {table.root}")
-        folder = cache_folder(self.card.config.data.cache, table.root)
-        cache = ImageCache(table, self.height, self.width, folder=folder, progress=progress)
+        images = self.cached_images(table, progress)
         features: NDArray[np.float32] | None = None
         with Progress("embedding", len(rows), show=progress) as bar:
             for modality in Modality:
                 mine = np.flatnonzero(table.modality[rows] == modality.code)
                 for at in range(0, len(mine), batch_size):
                     batch = mine[at : at + batch_size]
-                    part = self._embed(cache.images[rows[batch]], modality, flip)
+                    part = self._embed(images[rows[batch]], modality, flip)
                     if features is None:
                         features = np.empty((len(rows), part.shape[1]), dtype=np.float32)
                     features[batch] = part

@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table, fingerprint
-from fmcnet.errors import CheckpointError, DataError, FmcnetError
-from fmcnet.files import room_beside
-from fmcnet.inference.calibration.calibration import CALIBRATION
+from fmcnet.errors import DataError, FmcnetError
+from fmcnet.inference.calibration import CALIBRATION
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.projection import METHODS, Method, Projection, l2_normalize
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, model_digest
-from fmcnet.models.shipped import is_shipped
+from fmcnet.models.shipped import check_target, refuse_shipped, replaced
 from fmcnet.types import NO_PID, FloatArray, IntArray
 
 
@@ -56,24 +54,23 @@ def project_model(
             f"{source} is projected to {encoder.projection.dim} values already: give the model it was made from, or "
             "a run trained without model.descriptor=discriminant"
         )
-    if out is None and is_shipped(encoder.folder):
-        raise FmcnetError(
-            f"{source} came with the package or the hub, which is not written to: say --out FOLDER"
-        )
+    if out is None:
+        refuse_shipped(source, encoder.folder, "FOLDER")
     target = Path(out) if out is not None else encoder.folder / f"projected-{dim}"
-    _check_target(target, overwrite)
-    size = encoder.card.config.data
-    table = learnt_from(encoder.card, read_dataset(data, layout=size.layout, trial=size.split))
+    check_target(
+        target,
+        "projected",
+        lambda names: PROJECTION in names,
+        {CARD, WEIGHTS, PROJECTION, CALIBRATION},
+        overwrite,
+        lambda: _describe(target),
+    )
+    table = learnt_from(encoder.card, encoder.read_dataset(data))
     found = _learn(encoder, table, dim, method, progress)
-    with room_beside(target) as scratch:
-        folder = scratch / "new"
-        folder.mkdir()
+    with replaced(target) as folder:
         for name in (CARD, WEIGHTS):
             shutil.copy(encoder.folder / name, folder / name)
         found.save(folder / PROJECTION)
-        if target.exists():
-            target.rename(scratch / "old")
-        folder.rename(target)
     return found, target
 
 
@@ -134,23 +131,9 @@ def learnt_from(card: ModelCard, table: Table) -> Table:
     return chosen
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
-    """Nothing is there, or a projected model that may go."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    names = {path.name for path in target.iterdir()} if target.is_dir() else set()
-    if PROJECTION not in names:
-        raise CheckpointError(f"--out {target} exists and is no projected model: give a new folder")
-    if not overwrite:
-        there = Projection.load(target / PROJECTION)
-        raise CheckpointError(
-            f"--out {target} holds model {model_digest(target)} (model {there.source} projected to {there.dim} "
-            "values): give a new folder, or replace it with --overwrite"
-        )
-    if others := sorted(names - {CARD, WEIGHTS, PROJECTION, CALIBRATION}):
-        raise CheckpointError(
-            f"--out {target} holds {', '.join(others)} beside the model, which would be lost: give a new folder"
-        )
+def _describe(folder: Path) -> str:
+    there = Projection.load(folder / PROJECTION)
+    return f"model {model_digest(folder)} (model {there.source} projected to {there.dim} values)"
 
 
 def fit_projection(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.errors import CheckpointError
-from fmcnet.inference.calibration.calibration import CALIBRATION
+from fmcnet.inference.calibration import CALIBRATION
 from fmcnet.inference.manifest import MANIFEST, read_manifest
 from fmcnet.inference.projection import Projection
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, read_card

@@ -92,8 +92,3 @@ def _contradiction(found: Manifest) -> str:
     if found.digest != made:
         return f"digest is {found.digest}, of this {found.precision} model it is {made}"
     return ""
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

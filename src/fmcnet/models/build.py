@@ -6,9 +6,10 @@ import torch
 
 from fmcnet.config import ModelConfig
 from fmcnet.models.backbone import STEM_BLOCKS, Stem, Tail, make_backbone
-from fmcnet.models.compensation import Compensation, Discriminator, Fusion, Generator
+from fmcnet.models.compensation import Compensation, Discriminator, Generator
 from fmcnet.models.decomposition import Decomposition, FeatureNorm, IdentityClassifier
 from fmcnet.models.fmcnet import FMCNet, Standardization
+from fmcnet.models.fusion import Fusion
 
 
 def build_model(config: ModelConfig, classes: int) -> FMCNet:

@@ -14,11 +14,7 @@ from torch import Tensor
 from fmcnet.errors import CheckpointError
 from fmcnet.files import as_os_error, write_atomically
 from fmcnet.models.build import build_model
-from fmcnet.models.card import CARD as CARD
-from fmcnet.models.card import WEIGHTS as WEIGHTS
-from fmcnet.models.card import ModelCard as ModelCard
-from fmcnet.models.card import read_card as read_card
-from fmcnet.models.card import versions as versions
+from fmcnet.models.card import CARD, WEIGHTS, ModelCard, read_card
 from fmcnet.models.fmcnet import FMCNet
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fmcnet.config import Config, ModelConfig
 from fmcnet.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Tail, Triple
-from fmcnet.models.compensation import Compensation, Fusion
-from fmcnet.models.decomposition import DecomposedFeatures, Decomposition
+from fmcnet.models.compensation import Compensation
+from fmcnet.models.decomposition import Decomposition
+from fmcnet.models.fusion import Fusion
 from fmcnet.types import Modality
 
 VARIANTS = ("base", "sfd", "fmc", "full")
@@ -198,7 +199,7 @@ class FMCNet(nn.Module):
         """Load a trained model in evaluation mode; every weight must fit.
 
         Args:
-            source: a run folder, or the name of a shipped model (`fmcnet.models.shipped_models`).
+            source: a run folder, or the name of a shipped model (`fmcnet.models.shipped.shipped_models`).
             device: where the weights go.
 
         Raises:
@@ -221,42 +222,32 @@ class FMCNet(nn.Module):
             standardisation, which no loss looks at.
         """
         sfd = self.decomposition
-        v, i = sfd(self.preprocess(visible), self.preprocess(infrared))  # (1)
-        scores_v, scores_i = _in_one_pass(sfd.classify_shared, v.shared, i.shared)  # (2): S_sh
+        (f_v, sh_v, sp_v), (f_i, sh_i, sp_i) = sfd(self.preprocess(visible), self.preprocess(infrared))  # (1)
+        scores_v, scores_i = _in_one_pass(sfd.classify_shared, sh_v, sh_i)  # (2): S_sh
         generated_i = generated_v = fused_v = fused_i = fused_scores_v = fused_scores_i = None
         if self.compensation is not None:  # (11)
-            generated_i = self.compensation(v.shared, Modality.VISIBLE)  # F'_sp,I from F_sh,V
-            generated_v = self.compensation(i.shared, Modality.INFRARED)  # F'_sp,V from F_sh,I
+            generated_i = self.compensation(sh_v, Modality.VISIBLE)  # F'_sp,I from F_sh,V
+            generated_v = self.compensation(sh_i, Modality.INFRARED)  # F'_sp,V from F_sh,I
         if self.fusion is not None:  # (15), (16)
-            fused_v = self.fusion(v.shared, v.specific, generated_i)
-            fused_i = self.fusion(i.shared, i.specific, generated_v)
-            fused_scores_v, fused_scores_i = _in_one_pass(self.fusion.classify, fused_v, fused_i)
-        real_v, fake_v = self._specific_scores(Modality.VISIBLE, v.specific, generated_v)  # (2): S_sp
-        real_i, fake_i = self._specific_scores(Modality.INFRARED, i.specific, generated_i)
-        embedding_v = self._descriptor(Modality.VISIBLE, v, generated_i, fused_v)
-        embedding_i = self._descriptor(Modality.INFRARED, i, generated_v, fused_i)
+            fused_v = self.fusion(sh_v, sp_v, generated_i)
+            fused_i = self.fusion(sh_i, sp_i, generated_v)
+            fused_scores_v, fused_scores_i = _in_one_pass(
+                self.fusion.classify, fused_v, fused_i
+            )  # (18): S_fp
+        # (2): S_sp of real features; of generated ones the scores of (14).
+        real_v, fake_v = self._specific_scores(Modality.VISIBLE, sp_v, generated_v)
+        real_i, fake_i = self._specific_scores(Modality.INFRARED, sp_i, generated_i)
+        embedding_v = self._descriptor(Modality.VISIBLE, sh_v, sp_v, generated_i, fused_v)
+        embedding_i = self._descriptor(Modality.INFRARED, sh_i, sp_i, generated_v, fused_i)
+        if not self.training:
+            embedding_v = self._standardized(Modality.VISIBLE, f_v, embedding_v)
+            embedding_i = self._standardized(Modality.INFRARED, f_i, embedding_i)
         return FMCNetOutput(
             ModalityOutput(
-                v.shared,
-                scores_v,
-                v.specific,
-                real_v,
-                generated_i,
-                fake_i,
-                fused_v,
-                fused_scores_v,
-                embedding_v,
+                sh_v, scores_v, sp_v, real_v, generated_i, fake_i, fused_v, fused_scores_v, embedding_v
             ),
             ModalityOutput(
-                i.shared,
-                scores_i,
-                i.specific,
-                real_i,
-                generated_v,
-                fake_v,
-                fused_i,
-                fused_scores_i,
-                embedding_i,
+                sh_i, scores_i, sp_i, real_i, generated_v, fake_v, fused_i, fused_scores_i, embedding_i
             ),
         )
 
@@ -278,7 +269,8 @@ class FMCNet(nn.Module):
             specific, generated = sfd.specific(stem, modality), self.compensation(shared, modality)
         if self.fusion is not None:
             fused = self.fusion(shared, specific, generated)
-        return self._descriptor(modality, DecomposedFeatures(stem, shared, specific), generated, fused)
+        descriptor = self._descriptor(modality, shared, specific, generated, fused)
+        return self._standardized(modality, stem, descriptor)
 
     def train(self, mode: bool = True) -> FMCNet:
         """Set the training mode; `frozen` stays in evaluation mode."""
@@ -313,29 +305,36 @@ class FMCNet(nn.Module):
         return (classify(real), None) if generated is None else _in_one_pass(classify, real, generated)
 
     def _descriptor(
-        self, modality: Modality, own: DecomposedFeatures, generated: Tensor | None, fused: Tensor | None
+        self,
+        modality: Modality,
+        shared: Tensor,
+        specific: Tensor | None,
+        generated: Tensor | None,
+        fused: Tensor | None,
     ) -> Tensor:
-        """What is searched by: F_fp or its parts, normalised and weighted as the settings say."""
-        sfd, dim = self.decomposition, own.shared.shape[1]
+        """What is searched by: F_fp or its parts, normalised and weighted as the settings say (ours)."""
+        sfd, dim = self.decomposition, shared.shape[1]
         if self.fusion is not None and fused is not None:
             descriptor = self._behind_neck(self.fusion.classify.neck, fused)
         else:
-            descriptor = self._behind_neck(sfd.classify_shared.neck, own.shared)
-            if own.specific is not None and generated is not None:
+            descriptor = self._behind_neck(sfd.classify_shared.neck, shared)
+            if specific is not None and generated is not None:
                 # "FMC by simple concatenation" (Table 2). Ours: real or generated, the visible part stands first, so
                 # that positions mean the same whatever the image's modality.
-                real = self._behind_neck(sfd.classifier(modality).neck, own.specific)
-                fake = self._behind_neck(sfd.classifier(modality.other).neck, generated)
-                pair = (real, fake) if modality is Modality.VISIBLE else (fake, real)
+                own = self._behind_neck(sfd.classifier(modality).neck, specific)
+                other = self._behind_neck(sfd.classifier(modality.other).neck, generated)
+                pair = (own, other) if modality is Modality.VISIBLE else (other, own)
                 descriptor = torch.cat([descriptor, *pair], dim=1)
         if self.normalized:
             descriptor = F.normalize(descriptor.unflatten(1, (-1, dim)), dim=2).flatten(1)
         if self.specific_weight != 1:
             descriptor = torch.cat([descriptor[:, :dim], self.specific_weight * descriptor[:, dim:]], dim=1)
-        if self.training:
-            return descriptor
+        return descriptor
+
+    def _standardized(self, modality: Modality, stem: Tensor, descriptor: Tensor) -> Tensor:
+        """The descriptor behind `frozen`'s stripes of F_m, and standardised (ours); without either as it is."""
         if self.frozen is not None:
-            descriptor = torch.cat([self.frozen.stripes(own.stem, self.stripes), descriptor], dim=1)
+            descriptor = torch.cat([self.frozen.stripes(stem, self.stripes), descriptor], dim=1)
         return descriptor if self.standard is None else cast(Tensor, self.standard(descriptor, modality))
 
     def _behind_neck(self, neck: nn.Module, feature: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ the SHA-256 of each file. Files of other names are neither fetched nor pushed, s
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.errors import CheckpointError, require
+from fmcnet.files import file_digest
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, read_card
 from fmcnet.parsing import read_json
 
@@ -33,6 +33,32 @@ FETCH = (
 )
 PUSH = "the hub at {where} cannot be reached ({kind}). Connect, and push again."
 """What is said without a connection."""
+
+README_TEXT = """\
+---
+license: other
+library_name: fmcnet
+pipeline_tag: image-feature-extraction
+tags: [person-re-identification, visible-infrared, fmcnet]
+---
+
+# {title}
+
+Embeddings for visible-infrared person re-identification, by FMCNet (CVPR 2022).
+
+```python
+from fmcnet import Encoder
+
+encoder = Encoder.from_pretrained("{name}")  # pip install "fmcnet[hub]"
+embeddings = encoder.encode(["a.jpg", "b.jpg"], "infrared")
+```
+
+| | |
+|---|---|
+{table}
+
+A similarity is no proof of identity. Finding people across cameras is subject to law.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -102,10 +128,17 @@ def push(folder: str | Path, name: str, *, public: bool = False, message: str | 
     if found is None or found[2]:
         raise CheckpointError(f"'{name}' is no name on the hub: write owner/name")
     readme = _readme(folder, name)
-    _check_whole(folder)
+    if (folder / WEIGHTS).is_file():
+        from fmcnet.models.checkpoint import weights_digest
+
+        weights_digest(folder / WEIGHTS)  # raises where they are damaged
+    elif not (folder / "export.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds no weights: give the folder of a finished run, or an exported one"
+        )
     hub: Any = require("huggingface_hub", "hub")
     files = {path.name: path for pattern in FILES for path in sorted(folder.glob(pattern))}
-    digests = {file: _sha256(path) for file, path in files.items()}
+    digests = {file: file_digest(path) for file, path in files.items()}
     text = json.dumps({"format": FORMAT, "sha256": digests}, indent=1) + "\n"
     contents: dict[str, Any] = {**files, README: readme.encode(), DIGESTS: text.encode()}
     operations: list[Any] = [
@@ -128,22 +161,6 @@ def push(folder: str | Path, name: str, *, public: bool = False, message: str | 
     return str(commit.commit_url)
 
 
-def _check_whole(folder: Path) -> None:
-    """Check that the weights can be read.
-
-    Raises:
-        CheckpointError: when there are none, or they are damaged.
-    """
-    from fmcnet.models.checkpoint import weights_digest
-
-    if (folder / WEIGHTS).is_file():
-        weights_digest(folder / WEIGHTS)
-    elif not (folder / "export.json").is_file():
-        raise CheckpointError(
-            f"{folder} holds no weights: give the folder of a finished run, or an exported one"
-        )
-
-
 def _readme(folder: Path, name: str) -> str:
     """The folder's own README.md if it has metadata of the hub, otherwise one made from its card."""
     card = read_card(folder)
@@ -160,41 +177,12 @@ def _readme(folder: Path, name: str) -> str:
         "compared by": card.similarity,
         "versions": ", ".join(f"{package} {version}" for package, version in card.versions.items()),
     }
-    lines = [
-        "---",
-        "license: other",
-        "library_name: fmcnet",
-        "pipeline_tag: image-feature-extraction",
-        "tags: [person-re-identification, visible-infrared, fmcnet]",
-        "---",
-        "",
-        f"# {name.partition('/')[2]}",
-        "",
-        "Embeddings for visible-infrared person re-identification, by FMCNet (CVPR 2022).",
-        "",
-        "```python",
-        "from fmcnet import Encoder",
-        "",
-        f'encoder = Encoder.from_pretrained("{name}")  # pip install "fmcnet[hub]"',
-        'embeddings = encoder.encode(["a.jpg", "b.jpg"], "infrared")',
-        "```",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in rows.items()),
-        "",
-        "A similarity is no proof of identity. Finding people across cameras is subject to law.",
-        "",
-    ]
-    return "\n".join(lines)
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return README_TEXT.format(title=name.partition("/")[2], name=name, table=table)
 
 
 def _check_digests(folder: Path, source: str) -> None:
-    """Compare the files with the digests that were pushed with them.
-
-    Raises:
-        CheckpointError: naming those that differ, or are listed and missing.
-    """
+    """Raise a `CheckpointError` for files that differ from the digests pushed with them, or are missing."""
     listed = folder / DIGESTS
     if not listed.is_file():
         _log.warning(
@@ -210,17 +198,13 @@ def _check_digests(folder: Path, source: str) -> None:
     wrong = [
         file
         for file in sorted({*wanted, *there})
-        if file not in wanted or not (folder / file).is_file() or _sha256(folder / file) != wanted[file]
+        if file not in wanted or not (folder / file).is_file() or file_digest(folder / file) != wanted[file]
     ]
     if wrong or not wanted:
         raise CheckpointError(
             f"{source}: {', '.join(wrong) or DIGESTS} in {folder} is not what was pushed. Delete that folder to "
             "fetch it again, or ask the owner."
         )
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _explain(hub: Any, error: Exception, begin: str, source: str, offline: str) -> str:

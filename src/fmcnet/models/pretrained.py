@@ -50,17 +50,14 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
     backbone = make_backbone(arch)
     published = _imagenet(backbone, arch) if source == "imagenet" else _read(source)
     state = backbone.rename(published)
-    sfd = model.decomposition
-    every = (sfd.shared, sfd.specific_visible, sfd.specific_infrared, model.frozen)
-    tails = [tail for tail in every if tail is not None]
-    stems = [sfd.stem_visible, sfd.stem_infrared, *([sfd.stem_shared] if sfd.stem_shared else [])]
-    modules = (*stems, *tails)
-    wanted = {key: value for module in modules for key, value in _of_backbone(module).items()}
+    parts = _backbone_parts(model)
+    wanted = {key: value for part in parts.values() for key, value in _of_backbone(part).items()}
     _check(state, wanted, source, arch, list(published))
-    for module in modules:
-        names = _of_backbone(module)
-        module.load_state_dict({key: state[key] for key in names if key in state}, strict=False)
-    logger.info("initialised two stems and %d tails from %s", len(tails), source)
+    for part in parts.values():
+        names = _of_backbone(part)
+        part.load_state_dict({key: state[key] for key in names if key in state}, strict=False)
+    tails = sum(not name.startswith("stem") for name in parts)
+    logger.info("initialised two stems and %d tails from %s", tails, source)
 
 
 def load_model(model: FMCNet, source: str, arch: str) -> None:
@@ -93,15 +90,8 @@ def load_model(model: FMCNet, source: str, arch: str) -> None:
         raise CheckpointError(
             f"model.pretrained={source} has a stem of each modality: set model.single_stream=false"
         )
-    parts = [(mine.stem_visible, theirs.stem_visible), (mine.stem_infrared, theirs.stem_infrared)]
-    parts += [(mine.stem_shared, theirs.stem_shared)] if mine.stem_shared and theirs.stem_shared else []
-    parts += [(mine.shared, theirs.shared)]
-    for own, other in (
-        (mine.specific_visible, theirs.specific_visible),
-        (mine.specific_infrared, theirs.specific_infrared),
-        (model.frozen, trained.frozen),
-    ):
-        parts += [(own, other or theirs.shared)] if own is not None else []
+    given = _backbone_parts(trained)
+    parts = [(own, given.get(name, theirs.shared)) for name, own in _backbone_parts(model).items()]
     try:
         for own, other in parts:
             _check(_of_backbone(other), _of_backbone(own), source, arch, list(other.state_dict()))
@@ -127,6 +117,21 @@ def load_model(model: FMCNet, source: str, arch: str) -> None:
     logger.info("initialised %d of %d tensors from %s", len(same), len(wanted), source)
 
 
+def _backbone_parts(model: FMCNet) -> dict[str, nn.Module]:
+    """The stems and tails that a model has, by name."""
+    sfd = model.decomposition
+    parts = {
+        "stem_visible": sfd.stem_visible,
+        "stem_infrared": sfd.stem_infrared,
+        "stem_shared": sfd.stem_shared,
+        "shared": sfd.shared,
+        "specific_visible": sfd.specific_visible,
+        "specific_infrared": sfd.specific_infrared,
+        "frozen": model.frozen,
+    }
+    return {name: part for name, part in parts.items() if part is not None}
+
+
 def _imagenet(backbone: Backbone, arch: str) -> dict[str, Tensor]:
     """The backbone's own source of ImageNet weights, which may be of another package."""
     try:
@@ -147,11 +152,7 @@ def _of_backbone(module: nn.Module) -> dict[str, Tensor]:
 def _check(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str, arch: str, published: list[str]
 ) -> None:
-    """Compare the layers of the model with those of the same names in `state`.
-
-    Raises:
-        CheckpointError: where they differ.
-    """
+    """Raise a `CheckpointError` where layers of the model differ from those of the same names in `state`."""
     layers = {key.partition(".")[0] for key in wanted}
     there = {key: value for key, value in state.items() if key.partition(".")[0] in layers}
     if not there:

@@ -1,11 +1,14 @@
-"""Models by name: those that come with the package, and those of the hub."""
+"""Models by name and folder: those of the package and of the hub, and where a model made from another goes."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
 
-from fmcnet.errors import CheckpointError
+from fmcnet.errors import CheckpointError, FmcnetError
+from fmcnet.files import room_beside
 from fmcnet.models.card import CARD
 from fmcnet.models.hub import fetch, is_fetched, is_hub_name
 
@@ -49,3 +52,47 @@ def find_model(source: str | Path) -> Path:
         f"there is no model '{source}': give the folder of a finished run (fmcnet train --out FOLDER) or of an "
         f"exported one (fmcnet export){names}{of_hub}"
     )
+
+
+def refuse_shipped(source: str | Path, folder: Path, option: str) -> None:
+    """Raise a `FmcnetError` for the folder of a shipped model or one of the hub; `option` is what to give instead."""
+    if is_shipped(folder):
+        raise FmcnetError(
+            f"{source} came with the package or the hub, which is not written to: say --out {option}"
+        )
+
+
+def check_target(
+    target: Path,
+    kind: str,
+    is_kind: Callable[[Set[str]], bool],
+    files: Set[str],
+    overwrite: bool,
+    describe: Callable[[], str],
+) -> None:
+    """Raise a `CheckpointError` unless nothing is at `target`, or a model of `kind` (by its `files`) that may go."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    names = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    if not is_kind(names):
+        raise CheckpointError(f"--out {target} exists and is no {kind} model: give a new folder")
+    if not overwrite:
+        raise CheckpointError(
+            f"--out {target} holds {describe()}: give a new folder, or replace it with --overwrite"
+        )
+    if others := sorted(names - files):
+        raise CheckpointError(
+            f"--out {target} holds {', '.join(others)} beside the model, which would be lost: give a new folder"
+        )
+
+
+@contextmanager
+def replaced(target: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `target` when it is whole."""
+    with room_beside(target) as scratch:
+        folder = scratch / "new"
+        folder.mkdir()
+        yield folder
+        if target.exists():
+            target.rename(scratch / "old")
+        folder.rename(target)

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fmcnet.errors import FmcnetError
-from fmcnet.inference.calibration.calibration import Calibration
-from fmcnet.inference.calibration.curve import FloatVector
+from fmcnet.inference.calibration import Calibration, FloatVector
 from fmcnet.inference.encoder import Encoder
 from fmcnet.retrieval.records import Hit, HitGroup, Where
 from fmcnet.types import Modality

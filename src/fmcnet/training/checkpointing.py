@@ -36,8 +36,8 @@ from fmcnet.distributed import DistributedContext, agree, agree_on_errors, broad
 from fmcnet.errors import CheckpointError
 from fmcnet.files import file_digest, to_disk
 from fmcnet.inference.fit_projection import add_discriminant
-from fmcnet.models.card import PROJECTION
-from fmcnet.models.checkpoint import CARD, WEIGHTS, ModelCard, load_weights, save_pretrained, save_tensors
+from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard
+from fmcnet.models.checkpoint import load_weights, save_pretrained, save_tensors
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.parsing import read_json
 from fmcnet.training.loggers import StepLogger
@@ -47,6 +47,18 @@ from fmcnet.training.train_step import TrainStep
 
 STATE = "state.safetensors"
 FACTS = "state.json"
+
+INVARIANTS = {
+    "data": "other images or identities",
+    "processes": "another number of processes",
+    "steps": "other steps",
+    "precision": "another precision",
+    "device": "another kind of device",
+    "pixels": "images that looked different",
+    "discriminators": "another optimiser of the discriminators",
+    "own_terms": "other loss terms of train(terms=...)",
+}
+"""What must not change between a checkpoint and its resume, beside the settings, and how a message names a change."""
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +73,7 @@ class Checkpointer:
         card: of the model, without its step.
         selection: the best weights so far.
         step_logger: whose log is brought to disk before a checkpoint.
-        invariants: what must not change between a checkpoint and its resume, beside the settings.
+        invariants: the values of `INVARIANTS` in this training.
 
     Attributes:
         saved: when a checkpoint was last written or tried, in seconds of `time.monotonic()`.
@@ -140,7 +152,7 @@ class Checkpointer:
 
     def _load_state(self, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         rank = f"rank{self._ctx.rank}"
-        _load_optimizers(self._step, {**tensors, **facts["scalars"]})
+        _load_optimizers(self._step, tensors)
         for scheduler in self._step.schedulers:
             restore_schedule(scheduler, facts["step"])
         self._step.scaler.load_state_dict(facts["scaler"])
@@ -153,21 +165,10 @@ class Checkpointer:
 
     def _changed(self, facts: dict[str, Any]) -> list[str]:
         """What of the run is otherwise now, in words."""
-        names = {
-            "data": "other images or identities",
-            "processes": "another number of processes",
-            "steps": "other steps",
-            "precision": "another precision",
-            "device": "another kind of device",
-            "pixels": "images that looked different",
-            "discriminators": "another optimiser of the discriminators",
-            "own_terms": "other loss terms of train(terms=...)",
-        }
-        now = self._invariants
         return [
-            f"{names[key]} ({facts.get(key, 'not recorded')} there, {now[key]} now)"
-            for key in now
-            if facts.get(key) != now[key]
+            f"{INVARIANTS[key]} ({facts.get(key, 'not recorded')} there, {now} now)"
+            for key, now in self._invariants.items()
+            if facts.get(key) != now
         ]
 
     def write_best(self, done: int) -> None:
@@ -209,7 +210,7 @@ class Checkpointer:
                     ) from error
                 logger.warning("%s; training goes on and tries again at the next", problem)
                 return
-            self._selection.forget(recorded(self._run, "selection"))
+            self._selection.forget(recorded_selections(self._run))
 
     def _process_state(self) -> dict[str, Tensor]:
         """What differs between processes: the state of random numbers and, of several, running statistics."""
@@ -230,12 +231,11 @@ class Checkpointer:
         try:
             building.mkdir(parents=True)
             save_pretrained(self._step.model, replace(self._card, step=step), building)
-            tensors, scalars = _optimizer_states(self._step)
+            tensors = _optimizer_states(self._step)
             tensors |= {f"rank{rank}.{k}": v for rank, own in enumerate(states) for k, v in own.items()}
             save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, building / STATE)
             facts = {
                 "step": step,
-                "scalars": scalars,
                 "scaler": self._step.scaler.state_dict(),
                 "digests": {name: file_digest(building / name) for name in (WEIGHTS, CARD, STATE)},
                 "terms": self._logger.terms,
@@ -327,12 +327,12 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((path for path in found if re.fullmatch(r"step-\d+", path.name)), key=_step)
 
 
-def recorded(run: Path, name: str) -> list[Any]:
-    """Read one of the facts of every readable checkpoint of a run."""
+def recorded_selections(run: Path) -> list[dict[str, float]]:
+    """The best weights that each readable checkpoint of a run names."""
     found = []
     for folder in checkpoints(run):
         with contextlib.suppress(CheckpointError):
-            found.append(_read_facts(folder)[name])
+            found.append(_read_facts(folder)["selection"])
     return found
 
 
@@ -383,30 +383,30 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _optimizer_states(train_step: TrainStep) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for name, optimizer in train_step.optimizers.items():
-        for index, entry in (optimizer.state_dict()["state"] if optimizer else {}).items():
-            for key, value in entry.items():
-                if isinstance(value, Tensor):
-                    tensors[f"{name}.{index}.{key}"] = value
-                elif value is not None:
-                    scalars[f"{name}.{index}.{key}"] = value
-    return tensors, scalars
+def _optimizer_states(train_step: TrainStep) -> dict[str, Tensor]:
+    """The state of every parameter by "optimizer.index.name"; PyTorch's optimisers here keep tensors only."""
+    return {
+        f"{name}.{index}.{key}": value
+        for name, optimizer in train_step.optimizers.items()
+        if optimizer
+        for index, entry in optimizer.state_dict()["state"].items()
+        for key, value in entry.items()
+        if isinstance(value, Tensor)
+    }
 
 
-def _load_optimizers(train_step: TrainStep, flat: dict[str, Any]) -> None:
+def _load_optimizers(train_step: TrainStep, tensors: dict[str, Tensor]) -> None:
     for name, optimizer in train_step.optimizers.items():
         if optimizer is None:
             continue
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        state: dict[int, dict[str, Any]] = {}
-        for key, value in flat.items():
-            owner, index, field = ([*key.split(".", 2), "", ""])[:3]
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            owner, _, place = key.partition(".")
             if owner == name:
+                index, _, field = place.partition(".")
                 own = parameters[int(index)]
-                if isinstance(value, Tensor) and value.shape == own.shape and value.dim():
+                if value.shape == own.shape and value.dim():
                     value = torch.empty_like(own).copy_(value)  # in the memory format of the weights
                 state.setdefault(int(index), {})[field] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -21,7 +21,8 @@ from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.inference.backends import TorchBackend
 from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import Encoder
-from fmcnet.models.checkpoint import WEIGHTS, ModelCard, load_weights, save_pretrained
+from fmcnet.models.card import WEIGHTS, ModelCard
+from fmcnet.models.checkpoint import load_weights, save_pretrained
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.types import Modality
 

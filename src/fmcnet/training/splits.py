@@ -12,7 +12,7 @@ from fmcnet.config import Config
 from fmcnet.data.readers import detect_layout
 from fmcnet.distributed import distributed_context
 from fmcnet.errors import ConfigError, DataError
-from fmcnet.models.checkpoint import CARD
+from fmcnet.models.card import CARD
 from fmcnet.training.trainer import TrainingSummary, train
 
 logger = logging.getLogger(__name__)

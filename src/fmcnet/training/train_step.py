@@ -151,26 +151,32 @@ class TrainStep:
 
     def _backward(self, batch: TrainingBatch, batches: int) -> dict[str, Tensor]:
         """Forward, the discriminators' turn, and the backward pass of all others; the measured values by name."""
-        mixed = self.precision is not torch.float32
-        with record_function("fmcnet: forward"):
-            visible, infrared = (x.contiguous(memory_format=self.format) for x in batch[:2])
-            with torch.autocast(self.ctx.device.type, self.precision if mixed else None, enabled=mixed):
-                output: FMCNetOutput = self._network(visible, infrared)
-            output = output.float() if mixed else output
-        discriminators: dict[str, Tensor] = {}
-        with record_function("fmcnet: discriminators"):
-            if self._discriminators is not None:
-                self._discriminators.zero_grad(set_to_none=True)
-                value = cast(Tensor, self.criterion.discriminator_loss(output))
-                value.backward()
-                norm = self._update(self._discriminators)
-                discriminators = {"discriminator": value, DISCRIMINATOR_GRADIENT: norm}
+        output = self._forward(batch)
+        discriminators = self._train_discriminators(output)
         with record_function("fmcnet: losses"):
             loss, terms = self.criterion(output, batch.labels)
         with record_function("fmcnet: backward"):
             self.scaler.scale(loss / batches).backward()
         values = {**terms, **discriminators, **health.measure(self.model, output, batch.labels)}
         return {name: value.detach().float() for name, value in values.items()}
+
+    @record_function("fmcnet: forward")
+    def _forward(self, batch: TrainingBatch) -> FMCNetOutput:
+        mixed = self.precision is not torch.float32
+        visible, infrared = (x.contiguous(memory_format=self.format) for x in batch[:2])
+        with torch.autocast(self.ctx.device.type, self.precision if mixed else None, enabled=mixed):
+            output: FMCNetOutput = self._network(visible, infrared)
+        return output.float() if mixed else output
+
+    @record_function("fmcnet: discriminators")
+    def _train_discriminators(self, output: FMCNetOutput) -> dict[str, Tensor]:
+        """The discriminators' turn in eq. (12), on every batch; all others step once."""
+        if self._discriminators is None:
+            return {}
+        self._discriminators.zero_grad(set_to_none=True)
+        value = cast(Tensor, self.criterion.discriminator_loss(output))
+        value.backward()
+        return {"discriminator": value, DISCRIMINATOR_GRADIENT: self._update(self._discriminators)}
 
     def _update(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Take the optimiser's step; the norm of the gradient before clipping, a scalar on the device."""

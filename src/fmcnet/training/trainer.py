@@ -35,7 +35,7 @@ from fmcnet.errors import Interrupted, TrainingError, translate_errors
 from fmcnet.losses.criterion import OwnTerm, check_own_terms
 from fmcnet.models.backbone import make_backbone
 from fmcnet.models.build import build_model
-from fmcnet.models.checkpoint import ModelCard
+from fmcnet.models.card import ModelCard
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.pretrained import load_pretrained
 from fmcnet.progress import Progress

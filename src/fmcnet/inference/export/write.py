@@ -15,19 +15,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fmcnet.data.cache import ImageCache, cache_folder
+from fmcnet.data.cache import ImageCache
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, require
-from fmcnet.files import room_beside
+from fmcnet.files import file_digest, room_beside
 from fmcnet.inference.backends import OnnxBackend
-from fmcnet.inference.calibration.calibration import CALIBRATION, Calibration
+from fmcnet.inference.calibration import CALIBRATION, Calibration
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.graph import SCHEMES, quantize, write_graph
 from fmcnet.inference.export.parity import BackendReport, choose, compare, markdown
-from fmcnet.inference.manifest import GRAPHS, MANIFEST, Manifest, int8_digest, read_manifest, sha256_of
+from fmcnet.inference.manifest import GRAPHS, MANIFEST, Manifest, int8_digest, read_manifest
 from fmcnet.models.card import CARD, WEIGHTS, versions
-from fmcnet.models.shipped import is_shipped
+from fmcnet.models.shipped import refuse_shipped
 from fmcnet.synthetic import generate
 from fmcnet.types import Modality
 
@@ -109,10 +109,8 @@ def export(
         require(module, "export")
     encoder = Encoder.from_pretrained(run, device="cpu", runtime="torch")
     assert encoder.folder is not None
-    if out is None and is_shipped(encoder.folder):
-        raise FmcnetError(
-            f"{run} came with the package or the hub, which is not written to: say --out FOLDER"
-        )
+    if out is None:
+        refuse_shipped(run, encoder.folder, "FOLDER")
     target = Path(out) if out is not None else encoder.folder / ("onnx-int8" if int8 else "onnx")
     _check_target(target, encoder.digest, "int8" if int8 else "fp32", overwrite)
     seen, modality, table, remark = _images(encoder, data if data is not None else calibrate, progress)
@@ -188,10 +186,10 @@ def _images(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Table | None, str]:
     """Images to compare on, their modalities, their labels if they are to be scored, and what they are."""
     if data is not None:
-        table = _read(encoder, data).select(split="test")
+        table = encoder.read_dataset(data).select(split="test")
         if set(table.modality.tolist()) != {0, 1}:
             raise DataError(f"{data} has no test images of both modalities to compare on")
-        images = _cached(encoder, table, progress)
+        images = encoder.cached_images(table, progress)
         return images, table.modality, table, f"{len(table)} test images of {table.root}"
     with tempfile.TemporaryDirectory() as folder:
         generate("sysu", "tiny", 0, folder, workers=1, progress=False)
@@ -210,26 +208,16 @@ def _images(
 def _ranges(
     encoder: Encoder, calibrate: str | Path, count: int, progress: bool | None
 ) -> dict[Modality, NDArray[np.uint8]]:
-    table = _read(encoder, calibrate)
+    table = encoder.read_dataset(calibrate)
     train = table.select(split="train")
     table = train if len(train) else table
     table = table.take(choose(table.modality, max(2, count)))
-    images = _cached(encoder, table, progress)
+    images = encoder.cached_images(table, progress)
     found = {kind: images[np.flatnonzero(table.modality == kind.code)] for kind in Modality}
     for kind, several in found.items():
         if not len(several):
             raise DataError(f"{calibrate} has no {kind} image to learn int8 ranges from")
     return found
-
-
-def _read(encoder: Encoder, data: str | Path) -> Table:
-    config = encoder.card.config.data
-    return read_dataset(data, layout=config.layout, trial=config.split)
-
-
-def _cached(encoder: Encoder, table: Table, progress: bool | None) -> NDArray[np.uint8]:
-    folder = cache_folder(encoder.card.config.data.cache, table.root)
-    return ImageCache(table, encoder.height, encoder.width, folder=folder, progress=progress).images
 
 
 def _write_report(result: Exported, folder: Path) -> None:
@@ -327,7 +315,7 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    return {GRAPHS[modality]: sha256_of(folder / GRAPHS[modality]) for modality in Modality}
+    return {GRAPHS[modality]: file_digest(folder / GRAPHS[modality]) for modality in Modality}
 
 
 def _onnx_form(name: str, folder: Path) -> tuple[str, Any, int, tuple[str, ...]]:

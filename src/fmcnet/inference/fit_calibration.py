@@ -1,15 +1,15 @@
-"""Pairs counted by similarity, and one direction's calibration learnt from the counts."""
+"""A calibration learnt from embeddings of known identities: pairs counted by similarity, and a curve a direction."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.types import NO_CAMERA, BoolArray, Embeddings, IntArray, Modality
+from fmcnet.inference.calibration import DIRECTIONS, Calibration, Curve, FloatVector, direction
+from fmcnet.types import NO_CAMERA, NO_PID, BoolArray, Embeddings, IntArray, Modality
 
 BINS = 20_000
 """Of equal width over -1..1: similarities are told apart in steps of 0.0001."""
@@ -17,7 +17,146 @@ BINS = 20_000
 BLOCK = 2**22
 """Pairs compared at a time."""
 
-FloatVector = NDArray[np.float64]
+FOLDS = 5
+
+ENOUGH = 10
+"""A false-match rate is offered where at least so many false matches make it up."""
+
+MIN_PAIRS = 20
+"""Fewer pairs of the same person, or of different ones, are not learnt from."""
+
+A_DECADE = 10
+"""Thresholds stored per factor of ten of the false-match rate."""
+
+SHOWN = (1e-1, 1e-2, 1e-3, 1e-4)
+PARTS = 15
+"""Equal parts of 0..1 that the expected calibration error averages over (Guo et al., ICML 2017)."""
+
+
+def calibrate(
+    embeddings: Embeddings,
+    model: str,
+    *,
+    prior: float = 0.5,
+    fmr: float = 0.001,
+    query_mask: BoolArray | None = None,
+    gallery_mask: BoolArray | None = None,
+    source: dict[str, Any] | None = None,
+) -> Calibration:
+    """Learn a calibration from embeddings of known identities, none of which the model was trained on.
+
+    Every direction is learnt from all its pairs (`count_pairs`). Cosine similarity is symmetric: without masks
+    visible-infrared and infrared-visible come out alike. What is reported as held out is found by cross-fitting over
+    folds of identities; the curves kept are learnt from all.
+
+    Args:
+        embeddings: (N,). model: their model's digest.
+        prior, fmr: see `Calibration`.
+        query_mask, gallery_mask: (N,) which rows may be queries, gallery; None: all.
+        source: what the embeddings are of, for people.
+
+    Raises:
+        DataError: when identities are missing, or no direction has enough pairs.
+        FmcnetError: for a prior or a rate that is none.
+    """
+    if not 0.0 < prior < 1.0 or not 0.0 < fmr <= 1.0:
+        raise FmcnetError(f"prior must be between 0 and 1 and fmr above 0, at most 1; got {prior} and {fmr}")
+    if (embeddings.pid == NO_PID).any():
+        raise DataError(
+            f"{int((embeddings.pid == NO_PID).sum())} embeddings have no identity: nothing to learn from"
+        )
+    if not np.linalg.norm(embeddings.features, axis=1).all():
+        raise DataError("an embedding is all zeros, which has no cosine similarity: check the model")
+    identities = len(np.unique(embeddings.pid))
+    fold = folds_of(embeddings.pid, min(FOLDS, max(1, identities // 4)))
+    curves: dict[tuple[Modality, Modality], Curve] = {}
+    looked: dict[str, Any] = {}
+    for pair in DIRECTIONS:
+        counts = count_pairs(embeddings, *pair, fold=fold, query_mask=query_mask, gallery_mask=gallery_mask)
+        total = counts.sum(axis=(0, 1))
+        if total.sum(axis=1).min() < MIN_PAIRS:
+            continue
+        curves[pair] = fit(total[1], total[0])
+        found = held_out(counts, prior) if len(counts) > 1 else None
+        if found is not None:
+            looked[direction(*pair)] = found
+    if not curves:
+        raise DataError(
+            f"{len(embeddings)} images of {identities} identities make fewer than {MIN_PAIRS} pairs of one person "
+            "(by two cameras) in every direction: calibrate on more"
+        )
+    facts = {"identities": identities, "images": len(embeddings), **(source or {})}
+    return Calibration(model, curves, prior, fmr, looked, facts)
+
+
+def calibration_error(
+    probability: FloatVector, same: FloatVector, different: FloatVector, prior: float
+) -> float:
+    """Expected calibration error: how far probabilities lie from shares, in the mean over pairs.
+
+    Args:
+        probability: (N,) given to N groups of pairs.
+        same, different: (N,) how many pairs of each group are of one person, of two.
+        prior: the share of the former among all pairs that the error is for; the counts are weighted to it.
+
+    Returns:
+        0 (right) to 1.
+    """
+    same = prior * same / same.sum()
+    different = (1 - prior) * different / different.sum()
+    part = np.minimum((probability * PARTS).astype(np.int64), PARTS - 1)
+    said = np.bincount(part, weights=probability * (same + different), minlength=PARTS)
+    was = np.bincount(part, weights=same, minlength=PARTS)
+    return float(np.abs(said - was).sum())
+
+
+def held_out(counts: IntArray, prior: float) -> dict[str, Any] | None:
+    """Learn from all folds of identities but one, look at that one; over all folds.
+
+    Args:
+        counts: (K, K, 2, BINS) of `count_pairs`. prior: of the calibration error.
+
+    Returns:
+        `folds`; `same`, `different` (pairs looked at); `expected_calibration_error`; `brier`: the mean squared error
+        of the probabilities; and `rates`: for each false-match rate asked for, those found of false and of true
+        matches. None where the pairs are too few.
+    """
+    k = len(counts)
+    centres = (edges()[:-1] + edges()[1:]) / 2
+    probability = np.zeros((k, BINS))
+    seen = np.stack([counts[fold, fold] for fold in range(k)])  # (K, 2, BINS)
+    reached = {rate: np.zeros(2, dtype=np.int64) for rate in SHOWN}
+    for fold in range(k):
+        others = [one for one in range(k) if one != fold]
+        known = counts[np.ix_(others, others)].sum(axis=(0, 1))
+        if known.sum(axis=1).min() < MIN_PAIRS:
+            return None
+        curve = fit(known[1], known[0])
+        probability[fold] = curve.probability(centres, prior)
+        for rate in list(reached):
+            try:
+                place = int(np.searchsorted(edges(), curve.at(rate) - 1e-9))
+            except FmcnetError:
+                del reached[rate]
+                continue
+            reached[rate] += seen[fold, :, place:].sum(axis=1)
+    different, same = seen.sum(axis=(0, 2))
+    if min(same, different) < MIN_PAIRS:
+        return None
+    p, d, s = probability.ravel(), seen[:, 0].ravel().astype(float), seen[:, 1].ravel().astype(float)
+    brier = prior * ((1 - p) ** 2 * s).sum() / same + (1 - prior) * (p**2 * d).sum() / different
+    return {
+        "folds": k,
+        "same": int(same),
+        "different": int(different),
+        "expected_calibration_error": calibration_error(p, s, d, prior),
+        "brier": float(brier),
+        "rates": {
+            f"{rate:g}": {"false_match_rate": int(f) / int(different), "true_match_rate": int(t) / int(same)}
+            for rate, (f, t) in reached.items()
+            if rate * different >= ENOUGH
+        },
+    }
 
 
 def edges() -> FloatVector:
@@ -86,135 +225,6 @@ def count_pairs(
         flat = key * BINS + bins_of(features[q] @ features[rows_g].T)
         counts += np.bincount(flat[counted], minlength=len(counts))
     return counts.reshape(k, k, 2, BINS)
-
-
-ENOUGH = 10
-"""A false-match rate is offered where at least so many false matches make it up."""
-
-MIN_PAIRS = 20
-"""Fewer pairs of the same person, or of different ones, are not learnt from."""
-
-A_DECADE = 10
-"""Thresholds stored per factor of ten of the false-match rate."""
-
-KNOTS = {
-    "similarity": (1, -1.0, 1.0),
-    "evidence": (1, -np.inf, np.inf),
-    "false_match_rate": (-1, np.nextafter(0.0, 1.0), 1.0),
-    "threshold": (1, -1.0, 1.0),
-    "true_match_rate": (-1, 0.0, 1.0),
-}
-"""The vectors of a curve: whether they ascend (1) or descend (-1), smallest and largest value."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """How similarities of one direction translate.
-
-    Attributes:
-        same, different: numbers of pairs it was learnt from.
-        similarity: (K,) ascending knots. evidence: (K,) not descending, the natural logarithm of how much likelier
-            such a similarity is for one person than for two; linear between knots, constant beyond.
-        false_match_rate: (M,) descending from 1. threshold: (M,) ascending: pairs of two persons reach it that often.
-        true_match_rate: (M,) how often pairs of one person reach it.
-    """
-
-    same: int
-    different: int
-    similarity: FloatVector
-    evidence: FloatVector
-    false_match_rate: FloatVector
-    threshold: FloatVector
-    true_match_rate: FloatVector
-
-    def probability(self, similarity: ArrayLike, prior: float) -> FloatVector:
-        """How probable it is that both images show one person, 0..1, of the shape given.
-
-        Args:
-            similarity: cosine, any shape.
-            prior: how probable it is before the images are compared, 0 < prior < 1.
-        """
-        if not 0.0 < prior < 1.0:
-            raise FmcnetError(f"a prior is a probability between 0 and 1, got {prior}")
-        values = np.asarray(similarity, dtype=np.float64)
-        if np.isnan(values).any():
-            raise DataError("a similarity is NaN: there is no probability of it")
-        log_odds = np.interp(values, self.similarity, self.evidence) + np.log(prior) - np.log1p(-prior)
-        return np.asarray(1.0 / (1.0 + np.exp(-log_odds)))
-
-    def at(self, fmr: float) -> float:
-        """The similarity that pairs of two persons reach at the rate `fmr`; linear in its logarithm between knots.
-
-        Raises:
-            FmcnetError: for a rate that is none, or below what the pairs can tell.
-        """
-        lowest = float(self.false_match_rate[-1])
-        if not 0.0 < fmr <= 1.0:
-            raise FmcnetError(f"a false-match rate is above 0 and at most 1, got {fmr}")
-        if fmr < lowest * (1 - 1e-9):
-            raise FmcnetError(
-                f"a false-match rate of {fmr:g} cannot be told from {self.different:,} pairs of different persons: "
-                f"{lowest:.2g} is the lowest; calibrate on more identities"
-            )
-        return float(np.interp(-np.log(fmr), -np.log(self.false_match_rate), self.threshold))
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "same": self.same,
-            "different": self.different,
-            **{name: [float(f"{v:.7g}") for v in getattr(self, name)] for name in KNOTS},
-        }
-
-    @staticmethod
-    def from_dict(tree: dict[str, Any]) -> Curve:
-        """What `to_dict` gave.
-
-        Raises:
-            ValueError, KeyError: naming the field that is wrong, or missing.
-        """
-        for name in ("same", "different"):
-            if number(tree[name], name) < 1 or int(tree[name]) != tree[name]:
-                raise ValueError(f"{name} = {tree[name]} is no number of pairs")
-        vectors = {name: _knots(tree[name], name) for name in KNOTS}
-        for one, other in (
-            ("similarity", "evidence"),
-            ("threshold", "false_match_rate"),
-            ("threshold", "true_match_rate"),
-        ):
-            if len(vectors[one]) != len(vectors[other]):
-                raise ValueError(f"{other} has {len(vectors[other])} knots and {one} {len(vectors[one])}")
-        if vectors["false_match_rate"][0] != 1:
-            raise ValueError(f"false_match_rate begins with {vectors['false_match_rate'][0]}, not with 1")
-        return Curve(int(tree["same"]), int(tree["different"]), **vectors)
-
-
-def number(value: Any, name: str) -> float:
-    """A finite number out of JSON, where true and "1" are none.
-
-    Raises:
-        ValueError: naming the field.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
-        raise ValueError(f"{name} = {value!r:.60} is no number")
-    return float(value)
-
-
-def _knots(values: Any, name: str) -> FloatVector:
-    if not isinstance(values, list) or not values:
-        raise ValueError(f"{name} = {values!r:.60} is no list of knots")
-    vector = np.array([number(value, f"{name}[{at}]") for at, value in enumerate(values)])
-    sign, low, high = KNOTS[name]
-    outside = np.flatnonzero((vector < low) | (vector > high))
-    if len(outside):
-        at = int(outside[0])
-        raise ValueError(f"{name}[{at}] = {vector[at]} is not in {low:g}..{high:g}")
-    back = np.flatnonzero(np.diff(sign * vector) < 0)
-    if len(back):
-        at = int(back[0]) + 1
-        order = "descends" if sign > 0 else "ascends"
-        raise ValueError(f"{name}[{at}] = {vector[at]}: knots out of order, it {order}")
-    return vector
 
 
 def fit(same: IntArray, different: IntArray) -> Curve:

@@ -1,1 +1,0 @@
-"""What a similarity means: probabilities and thresholds, learnt from a labelled table. No PyTorch."""
