@@ -12,11 +12,11 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 RESULT = "result.json"
 QUERIES = "queries.npz"
 LOGS = "logs"
+SPAWN = multiprocessing.get_context("spawn")
 PATIENCE = 30.0
 """Seconds that a worker has to write a checkpoint and end."""
 
@@ -244,21 +245,19 @@ def complete_runs(
     devices = find_devices(device)
     workers = min(max(workers, len(devices)), len(waiting))
     done, failures = len(runs) - len(waiting), {}
-
-    def record(run: StudyRun, error: str) -> None:
-        nonlocal done
-        if error:
-            failures[run.name] = error
-            logger.warning("%s failed: %s", run.name, error)
-        else:
-            done += 1
-            report(run, done, len(runs))
-
+    completed: Generator[tuple[StudyRun, str], None, None]
     if workers > 1:
-        _complete_in_processes(waiting, workers, devices, record)
+        completed = _complete_in_processes(waiting, workers, devices)
     else:
-        for run in waiting:
-            record(run, _try(run, devices[0], progress))
+        completed = ((run, _try(run, devices[0], progress)) for run in waiting)
+    with contextlib.closing(completed):
+        for run, error in completed:
+            if error:
+                failures[run.name] = error
+                logger.warning("%s failed: %s", run.name, error)
+            else:
+                done += 1
+                report(run, done, len(runs))
     if failures:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
         raise FmcnetError(f"{len(failures)} of {len(runs)} runs failed; the others are done:\n{listed}")
@@ -274,102 +273,80 @@ def _try(run: StudyRun, device: str, progress: bool | None) -> str:
 
 
 def _complete_in_processes(
-    runs: Sequence[StudyRun], workers: int, devices: tuple[str, ...], record: Callable[[StudyRun, str], None]
-) -> None:
-    """Complete runs in processes, each with a thread that feeds it: one that dies costs its own run alone."""
+    runs: Sequence[StudyRun], workers: int, devices: tuple[str, ...]
+) -> Generator[tuple[StudyRun, str], None, None]:
+    """Complete runs in a process each, `workers` at a time; each run with the reason where it failed, else ""."""
     logs = runs[0].study / LOGS
     logs.mkdir(parents=True, exist_ok=True)
-    waiting, finished = deque(runs), SimpleQueue[tuple[StudyRun, str]]()
-    others = set(multiprocessing.active_children())
-    feeders = [
-        threading.Thread(
-            target=_feed,
-            args=(waiting, finished, devices[number % len(devices)], logs / f"worker-{number}.log"),
-            daemon=True,
-        )
-        for number in range(workers)
-    ]
-    with ignored_broken_pipes():  # of a worker that died
-        try:
-            for feeder in feeders:
-                feeder.start()
-            for _ in runs:
-                record(*finished.get())
-        except BaseException:  # Ctrl-C: each training writes a checkpoint and ends
-            waiting.clear()
-            processes = set(multiprocessing.active_children()) - others
-            for process in processes:
-                process.terminate()
-            end = time.monotonic() + PATIENCE
-            for process in processes:
-                process.join(max(0.0, end - time.monotonic()))
-                process.kill()
-            raise
-        finally:
-            for feeder in feeders:
-                feeder.join()
-
-
-def _feed(
-    waiting: deque[StudyRun], finished: SimpleQueue[tuple[StudyRun, str]], device: str, log: Path
-) -> None:
-    """Give one process run after run; a process that died is replaced."""
-    context = multiprocessing.get_context("spawn")
-    pool: ProcessPoolExecutor | None = None
-    while True:
-        try:
-            run = waiting.popleft()
-        except IndexError:
-            break
-        if pool is None:
-            pool = ProcessPoolExecutor(1, context, _start_worker, (device, log))
-        try:
-            with _settings_of_workers():
-                future = pool.submit(_work, run)
-            error = future.result()
-        except Exception as fault:  # BrokenProcessPool, or what kept the process from starting
-            pool.shutdown()
-            pool = None
-            lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-            error = f"its worker process ended ({type(fault).__name__}); {log} ends with: {' | '.join(lines[-3:])}"
-        finished.put((run, error))
-    if pool is not None:
-        pool.shutdown()
-
-
-_STARTING = threading.Lock()
+    waiting, idle = deque(runs), list(range(workers))
+    running: dict[Connection, tuple[StudyRun, int, BaseProcess]] = {}
+    try:
+        while waiting or running:
+            while waiting and idle:
+                run, worker = waiting.popleft(), idle.pop(0)
+                answer, sender = SPAWN.Pipe(duplex=False)
+                work = (run, devices[worker % len(devices)], logs / f"worker-{worker}.log", sender)
+                process: BaseProcess = SPAWN.Process(target=_work, args=work)
+                with ignored_broken_pipes(), _one_thread_without_ctrl_c():
+                    process.start()
+                    running[answer] = run, worker, process
+                sender.close()
+            ready = wait(list(running))
+            for answer in [one for one in running if one in ready]:
+                run, worker, process = running.pop(answer)
+                try:
+                    error = answer.recv()
+                    process.join()
+                except EOFError:
+                    process.join()
+                    log = logs / f"worker-{worker}.log"
+                    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+                    code, end = process.exitcode, " | ".join(lines[-3:])
+                    error = f"its worker process ended (exit code {code}); {log} ends with: {end}"
+                idle.append(worker)
+                yield run, error
+    finally:  # on Ctrl-C: each training writes a checkpoint and ends
+        for _, _, process in running.values():
+            process.terminate()
+        deadline = time.monotonic() + PATIENCE
+        for _, _, process in running.values():
+            process.join(max(0.0, deadline - time.monotonic()))
+            process.kill()
 
 
 @contextlib.contextmanager
-def _settings_of_workers() -> Iterator[None]:
+def _one_thread_without_ctrl_c() -> Iterator[None]:
     """Processes started here have one CPU thread and ignore Ctrl-C: this process ends them by SIGTERM."""
-    with _STARTING:
-        masks, threads = hasattr(signal, "pthread_sigmask"), os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = "1"
-        if masks:
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        try:
-            yield
-        finally:
+    masks, threads = hasattr(signal, "pthread_sigmask"), os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if masks:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        if threads is None:
             del os.environ["OMP_NUM_THREADS"]
-            if threads is not None:
-                os.environ["OMP_NUM_THREADS"] = threads
-            if masks:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        else:
+            os.environ["OMP_NUM_THREADS"] = threads
+        if masks:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
-_device = "auto"
-"""The device of this worker process."""
-
-
-def _start_worker(device: str, log: Path) -> None:
-    global _device
-    _device = device
+def _work(run: StudyRun, device: str, log: Path, answer: Connection) -> None:
+    """Complete a run in this process of its own, and send the reason where it fails, else ""."""
     with log.open("ab") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        error = _try(run, device, progress=False)
+    except KeyboardInterrupt:  # SIGTERM: a checkpoint is written
+        return
+    except Exception as fault:  # as a GPU that ran out of memory: the next run has a chance
+        logger.exception("%s failed", run.name)
+        error = f"{type(fault).__name__}: {fault}"
+    answer.send(error)
 
 
 def _end_with_parent() -> None:
@@ -380,13 +357,3 @@ def _end_with_parent() -> None:
     while True:  # a training that has just ended does not hear the first signal
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(PATIENCE)
-
-
-def _work(run: StudyRun) -> str:
-    try:
-        return _try(run, _device, progress=False)
-    except KeyboardInterrupt:  # SIGTERM: this process must not begin another run
-        os._exit(130)
-    except Exception as error:  # as a GPU that ran out of memory: the next run has a chance
-        logging.getLogger(__name__).exception("%s failed", run.name)
-        return f"{type(error).__name__}: {error}"
