@@ -50,7 +50,10 @@ def tiny_sysu(tmp_path_factory):
     """The generated benchmark, preset tiny, in SYSU-MM01's layout. Do not change it: copy it first."""
     from fmcnet.synthetic import generate
 
-    return made_once(tmp_path_factory, "tiny-sysu", lambda root: generate("sysu", "tiny", 0, root, workers=1))
+    def make(folder):
+        generate("sysu", "tiny", 0, folder / "sysu", workers=1)
+
+    return made_once(tmp_path_factory, "tiny-data", make) / "sysu"
 
 
 @pytest.fixture(scope="session")

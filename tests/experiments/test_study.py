@@ -19,22 +19,28 @@ from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
 from fmcnet.errors import FmcnetError
+from fmcnet.experiments.model_card import MODEL_CARD
 from fmcnet.experiments.rows import select_studies
 from fmcnet.experiments.runs import StudyRun, complete_runs, find_devices
 from fmcnet.experiments.study import StudyOptions, _read_tables, parse_seeds, run_study
+from fmcnet.inference.info import model_info
 from tests.cli import run_command
 
 LONG = 30
 
 
-def command(out, *more):
+def words(out, *more):
     return [
-        sys.executable, "-m", "fmcnet", "study", "table2", "--preset", "tiny", "--seeds", "0", "--budget", str(LONG),
-        "--rows", "base,sfd,fmc", "--out", str(out), "--device", "cpu", "--json", *more,
+        "study", "table2", "--preset", "tiny", "--seeds", "0", "--budget", str(LONG),
+        "--rows", "base,sfd,fmc", "--out", str(out), "--device", "cpu", "--json", *map(str, more),
     ]  # fmt: skip
 
 
-def wait_for(seen, seconds=120):
+def command(out, *more):
+    return [sys.executable, "-m", "fmcnet", *words(out, *more)]
+
+
+def wait_for(seen, seconds=300):
     end = time.monotonic() + seconds
     while not (found := seen()):
         assert time.monotonic() < end, "nothing happened"
@@ -68,8 +74,16 @@ def tiny_options(tmp_path):
     return StudyOptions("table2", tmp_path / "s", preset="tiny", seeds=(0,), budget=2, device="cpu")
 
 
-def test_a_study_is_done_once_and_shares_its_runs_with_the_next(tiny_options, monkeypatch):
-    first = run_study(tiny_options, quiet=True)
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """Options of a study of table 2, and what it found. Its runs may be added to, not changed."""
+    out = tmp_path_factory.mktemp("study") / "s"
+    options = StudyOptions("table2", out, preset="tiny", seeds=(0,), budget=2, device="cpu")
+    return options, run_study(options, quiet=True)
+
+
+def test_a_study_is_done_once_and_shares_its_runs_with_the_next(done, monkeypatch):
+    tiny_options, first = done
     assert [len(s["rows"]) for s in first["studies"]] == [4]
     assert Path(first["report"]).read_text().startswith("# Results of the study")
     stored = json.loads((tiny_options.out / "report" / "results.json").read_text())
@@ -92,14 +106,34 @@ def test_a_study_is_done_once_and_shares_its_runs_with_the_next(tiny_options, mo
     assert sorted(name.split("-seed")[0] for name in trained) == ["md-none", "md-shs", "md-shs-sps"]
 
 
-def test_the_commands_of_the_report_give_the_same_run(tiny_options, tmp_path):
-    facts = run_study(replace(tiny_options, rows=("sfd",)), quiet=True)
-    run = facts["runs"][0]
-    words = run["commands"][0].split()[1:]
+def test_a_study_leaves_a_card_with_every_model(done):
+    options, facts = done
+    assert len(facts["runs"]) == 4
+    for run in facts["runs"]:
+        folder = options.out / "runs" / run["name"]
+        text = (folder / MODEL_CARD).read_text()
+        result = json.loads((folder / "result.json").read_text())
+        assert model_info(folder)["weights_sha256"] in text
+        assert run["commands"][0] in text
+        for one in result["evaluations"]:
+            assert f"| {100 * one['mean']['rank1']:.2f} |" in text
+            assert f"| {100 * one['mean']['mAP']:.2f} |" in text
+            assert one["protocol"] in text
+        assert "GENERATED" in text
+        assert text.startswith("---\nlicense: apache-2.0\n")
+        settings = json.loads(text.partition("```json\n")[2].partition("\n```")[0])
+        assert settings["training"]["seed"] == run["seed"]
+        assert (folder / "model.safetensors").is_file()
+
+
+def test_the_commands_of_the_report_give_the_same_run(done, tmp_path):
+    options, facts = done
+    [run] = [one for one in facts["runs"] if one["name"].startswith("sfd-seed")]
+    typed = run["commands"][0].split()[1:]
     by_hand = tmp_path / "hand"
-    words[words.index("--out") + 1] = str(by_hand)
-    assert run_command(*words, code=None).exit_code == 0
-    ours = tiny_options.out / "runs" / run["name"]
+    typed[typed.index("--out") + 1] = str(by_hand)
+    run_command(*typed)
+    ours = options.out / "runs" / run["name"]
     assert (by_hand / "model.safetensors").read_bytes() == (ours / "model.safetensors").read_bytes()
 
 
@@ -273,11 +307,7 @@ def test_killed_it_goes_on_and_repeats_nothing(tmp_path, workers):
     wait_for(lambda: not any(alive(pid) for pid in workers_of_it))
     done = {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*/result.json")}
     assert 0 < len(done) < 3
-    finished = subprocess.run(
-        command(out, "--jobs", str(workers)), capture_output=True, text=True, timeout=300
-    )
-    assert finished.returncode == 0, finished.stderr
-    facts = json.loads(finished.stdout)
+    facts = json.loads(run_command(*words(out, "--jobs", 1)).stdout)
     assert len(facts["runs"]) == 3
     for path, when in done.items():
         assert path.stat().st_mtime_ns == when

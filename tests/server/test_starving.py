@@ -180,7 +180,7 @@ def test_a_small_image_that_is_slow_does_not_hold_the_decoder_of_crops(server):
 def test_a_crop_that_is_slow_is_decoded_among_the_large_images(tmp_path, monkeypatch):
     monkeypatch.setattr("fmcnet.server.decoding.decode_cost", lambda data: 0)
     monkeypatch.setattr("fmcnet.server.decoding.CROP_SECONDS", 0.01)
-    with running(tmp_path, limits=Limits(wait=0.001, decode_seconds=60.0)) as one:
+    with running(tmp_path, limits=Limits(wait=0.001, decode_seconds=120.0)) as one:
         large, moved = one.service._decoders._large, []
         put = large.put
         monkeypatch.setattr(large, "put", lambda images: (moved.extend(images), put(images)))

@@ -74,7 +74,7 @@ def test_killed_again_and_again_and_resumed(tiny_sysu, tmp_path, world, kills, m
 
 WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
 TINY = ["training.steps_per_epoch=2", "training.checkpoint_every=1", "training.keep=1", "training.epochs=1"]
-TINY += ["training.select=val", "data.identities=2", "model.width=2"]
+TINY += ["training.select=val", "data.images=4", "model.width=2"]
 
 
 def at_every_write(run, do):

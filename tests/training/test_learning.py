@@ -123,6 +123,7 @@ def test_every_shipped_configuration_learns(name):
     assert 0.52 < found[health.ACCURACY] < 0.99, "the discriminators are idle, or have won"
 
 
+@pytest.mark.slow
 def test_the_settings_of_0_1_0_for_sysu_are_called_dead(caplog):
     """Free fusion weights before a neck, and each tail centred by its own statistics."""
     world, monitor = World(), health.HealthMonitor()
@@ -144,7 +145,7 @@ def test_the_settings_of_0_1_0_for_sysu_are_called_dead(caplog):
     config = load_config("sysu", [*SMALL, *old])
     with distributed_context("cpu") as ctx:
         train_step = TrainStep(config, build_model(config.model, IDENTITIES), ctx, P, LONG)
-        for step in range(2 * health.WINDOW):
+        for step in range(health.WINDOW + 20):
             train_step.step([world.batch()], step)
     for record in train_step.read():
         monitor.watch(record)

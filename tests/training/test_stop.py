@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -28,13 +27,11 @@ def train(data, out, processes=1):
 
 
 def said_command(said, processes=1):
-    """The command in what was said, for this interpreter."""
+    """What follows `fmcnet` in the command that was said."""
     words = shlex.split(said[said.index("Go on with") :].splitlines()[1])
-    if processes == 2:
-        assert words[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "fmcnet"]
-        return runs.command(*words[5:], processes=2)
-    assert words[0] == "fmcnet"
-    return runs.command(*words[1:])
+    start = ["torchrun", "--nproc-per-node", "2", "-m", "fmcnet"] if processes == 2 else ["fmcnet"]
+    assert words[: len(start)] == start
+    return words[len(start) :]
 
 
 @pytest.mark.slow
@@ -42,9 +39,7 @@ def said_command(said, processes=1):
     ("number", "code", "processes"),
     [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGTERM, None, 2)],
 )
-def test_a_stopped_training_says_the_command_that_goes_on(
-    tiny_sysu, tmp_path, number, code, processes, undisturbed
-):
+def test_a_stopped_training_says_the_command_that_goes_on(tiny_sysu, tmp_path, number, code, processes):
     out = tmp_path / "a run"  # the command is one to paste: names with spaces are quoted
     process = runs.start(*train(tiny_sysu, out, processes), processes=processes)
     assert runs.wait_for(lambda: len(runs.read_log(out)) > 3, process)
@@ -60,27 +55,9 @@ def test_a_stopped_training_says_the_command_that_goes_on(
         assert said_command(said, processes)
         return
     assert runs.read_log(out)[-1]["step"] == step
-    finished = subprocess.run(
-        said_command(said, processes), env=runs.environment(), capture_output=True, text=True, timeout=180
-    )
-    assert (out / "model.json").exists(), finished.stderr
-    assert f"(from {step})" in finished.stdout
-    assert runs.left_by(out) == runs.left_by(undisturbed(processes))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tiny_sysu, tmp_path_factory):
-    made = {}
-
-    def make(processes):
-        if processes not in made:
-            out = tmp_path_factory.mktemp("stop") / "whole"
-            said = runs.run(*train(tiny_sysu, out, processes), processes=processes).stdout
-            assert (out / "model.json").exists(), said
-            made[processes] = out
-        return made[processes]
-
-    return make
+    assert f"(from {step})" in run_command(*said_command(said)).output
+    run_command(*train(tiny_sysu, tmp_path / "whole"))
+    assert runs.left_by(out) == runs.left_by(tmp_path / "whole")
 
 
 @pytest.mark.slow
