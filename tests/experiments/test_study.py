@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from fmcnet.data.readers.csv import write_csv
 from fmcnet.errors import FmcnetError
 from fmcnet.experiments.model_card import MODEL_CARD
 from fmcnet.experiments.rows import select_studies
-from fmcnet.experiments.runs import StudyRun, complete_runs, find_devices
+from fmcnet.experiments.runs import SPAWN, StudyRun, complete_runs, find_devices
 from fmcnet.experiments.study import StudyOptions, _read_tables, parse_seeds, run_study
 from fmcnet.inference.info import model_info
 from tests.cli import run_command
@@ -54,6 +55,11 @@ def under_way(out):
         if not (folder.parent / "result.json").exists() and list(folder.glob("step-*")):
             return folder.parent
     return None
+
+
+def spawned_by(pid):
+    """Process ids of a process's workers, where /proc lists them."""
+    return [one for one in children(pid) if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
 
 
 def children(pid):
@@ -284,6 +290,22 @@ def test_a_worker_that_dies_costs_its_own_run_alone(tmp_path, fault, said):
     assert not multiprocessing.active_children()
 
 
+def test_a_worker_that_cannot_start_costs_its_own_run_alone(tmp_path, monkeypatch):
+    start, tried = SPAWN.Process.start, []
+
+    def refused_once(process):
+        tried.append(process)
+        if len(tried) == 1:
+            raise OSError(11, "Resource temporarily unavailable")
+        start(process)
+
+    monkeypatch.setattr(SPAWN.Process, "start", refused_once)
+    runs = [FakeRun(name, tmp_path) for name in ("bad", "a")]
+    with pytest.raises(FmcnetError, match=r"bad: its worker process cannot be started: .*unavailable"):
+        complete_runs(runs, 2, device="cpu", progress=False)
+    assert (tmp_path / "a").read_text() == "done"
+
+
 def test_devices_without_a_gpu():
     assert find_devices("cpu") == ("cpu",)
     assert len(find_devices("auto")) >= 1
@@ -328,6 +350,9 @@ def test_ctrl_c_ends_it_with_one_sentence(tmp_path, workers):
         start_new_session=True,
     )
     wait_for(lambda: under_way(out))
+    for pid in spawned_by(running.pid):  # none, where there is no /proc
+        blocked = re.search(r"^SigBlk:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        assert int(blocked[1], 16) & 1 << signal.SIGINT - 1, "a worker would end before its checkpoint"
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130, said

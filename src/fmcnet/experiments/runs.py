@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -287,17 +288,24 @@ def _complete_in_processes(
                 answer, sender = SPAWN.Pipe(duplex=False)
                 work = (run, devices[worker % len(devices)], logs / f"worker-{worker}.log", sender)
                 process: BaseProcess = SPAWN.Process(target=_work, args=work)
-                with ignored_broken_pipes(), _one_thread_without_ctrl_c():
-                    process.start()
-                    running[answer] = run, worker, process
-                sender.close()
+                try:
+                    with ignored_broken_pipes(), _one_thread_without_ctrl_c():
+                        process.start()
+                        running[answer] = run, worker, process
+                except OSError as reason:
+                    answer.close()
+                    idle.append(worker)
+                    yield run, f"its worker process cannot be started: {reason}"
+                finally:
+                    sender.close()
             ready = wait(list(running))
             for answer in [one for one in running if one in ready]:
                 run, worker, process = running.pop(answer)
                 try:
                     error = answer.recv()
-                    process.join()
-                except EOFError:
+                    process.join(PATIENCE)
+                    process.kill()  # one that hangs while it ends
+                except (EOFError, OSError):  # it ended before or while it answered
                     process.join()
                     log = logs / f"worker-{worker}.log"
                     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
@@ -320,6 +328,7 @@ def _one_thread_without_ctrl_c() -> Iterator[None]:
     masks, threads = hasattr(signal, "pthread_sigmask"), os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     if masks:
+        resource_tracker.ensure_running()  # its start, else within the first process's, lifts the mask
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

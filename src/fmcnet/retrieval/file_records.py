@@ -7,14 +7,13 @@ which galleries of 0.1.0 lack until they are written to.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from fmcnet.retrieval.records import Entry
-from fmcnet.retrieval.sqlite_database import FILES, LISTED, REMOVED, Database, checksum
+from fmcnet.retrieval.sqlite_database import FILES, LISTED, REMOVED, Database, checksum, listed
 
 CHUNK = 4096
 """Rows read at once."""
@@ -59,13 +58,13 @@ class FileRecords:
 
     def of(self, ids: Iterable[str]) -> dict[str, FileRecord]:
         """Those of entries, by id."""
-        found = self._select(f"rows.id IN {LISTED}", (json.dumps(list(ids)),))
+        found = self._select(f"rows.id IN {LISTED}", (listed(ids),))
         return {one.id: one.record for _, one in found if one.record is not None}
 
     def with_digest(self, digests: Iterable[str]) -> dict[str, list[FileRecord]]:
         """Those with these digests, by digest."""
         out = defaultdict[str, list[FileRecord]](list)
-        for _, one in self._select(f"{FILES}.digest IN {LISTED}", (json.dumps(sorted(set(digests))),)):
+        for _, one in self._select(f"{FILES}.digest IN {LISTED}", (listed(sorted(set(digests))),)):
             if one.record is not None:
                 out[one.record.digest].append(one.record)
         return out
@@ -121,7 +120,7 @@ class FileRecords:
         """
         found = self._database.run(
             f"SELECT id, digest FROM rows LEFT JOIN {FILES} ON {FILES}.seq = rows.seq WHERE rows.seq IN {LISTED}",
-            (json.dumps(seqs),),
+            (listed(seqs),),
         )
         self._remember(_hashed(name if digest is None else digest) for name, digest in found)
 

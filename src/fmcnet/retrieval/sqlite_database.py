@@ -38,7 +38,7 @@ FILES = "files"
 REMOVED = "removed"
 """The table of digests of removed ids."""
 LISTED = "(SELECT value FROM json_each(?))"
-"""Follows IN: any number of values, as one parameter, a JSON list."""
+"""Follows IN: any number of values, as one parameter, which `listed` gives."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value, crc INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rows (
@@ -59,6 +59,11 @@ FIRST_TABLES = {"meta", "rows", "vectors", "log"}
 """Those that every version made."""
 TABLES = FIRST_TABLES | {"pictures", FILES, REMOVED}
 """All of them; a reader of a gallery of an earlier version may lack those that are newer."""
+
+
+def listed(values: Iterable[str | int]) -> str:
+    """The parameter of `LISTED`. SQLite may cut a text at a NUL, which no id or digest has: such are left out."""
+    return json.dumps([one for one in values if "\0" not in str(one)])
 
 
 class Database(Connection):
@@ -299,14 +304,11 @@ class Database(Connection):
         Raises:
             GalleryDamagedError: when the table's own index names a row that has another id.
         """
-        possible = [
-            one for one in ids if "\0" not in one
-        ]  # at which older versions of SQLite cut a text of JSON
         found: dict[str, int] = {}
         for name, seq, own in self.run(
             "SELECT known.id, known.seq, rows.id FROM rows AS known LEFT JOIN rows ON rows.seq = known.seq "
             f"WHERE known.id IN {LISTED}",
-            (json.dumps(possible),),
+            (listed(ids),),
         ):
             if own != name:
                 raise self.damaged(f"row {seq} is not that of id {name!r}")
@@ -319,7 +321,7 @@ class Database(Connection):
         Raises:
             GalleryDamagedError: when one is missing, or its checksum differs.
         """
-        found = self._joined(f"rows.seq IN {LISTED}", (json.dumps(list(seqs)),))
+        found = self._joined(f"rows.seq IN {LISTED}", (listed(seqs),))
         if len(found) != len(set(seqs)):
             missing = sorted(set(seqs) - set(found))
             raise self.damaged(f"row {missing[0]} is missing")

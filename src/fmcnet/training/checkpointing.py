@@ -385,14 +385,16 @@ def _step(folder: Path) -> int:
 
 def _optimizer_states(train_step: TrainStep) -> dict[str, Tensor]:
     """The state of every parameter by "optimizer.index.name"; PyTorch's optimisers here keep tensors only."""
-    return {
+    found = {
         f"{name}.{index}.{key}": value
         for name, optimizer in train_step.optimizers.items()
         if optimizer
         for index, entry in optimizer.state_dict()["state"].items()
         for key, value in entry.items()
-        if isinstance(value, Tensor)
+        if value is not None
     }
+    assert all(isinstance(value, Tensor) for value in found.values()), "a resume would not be exact"
+    return found
 
 
 def _load_optimizers(train_step: TrainStep, tensors: dict[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ descriptor are needed only when it is searched by.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import cast
 
 import torch
@@ -46,11 +47,12 @@ def estimate_statistics(model: FMCNet, load: Load, world: int = 1) -> None:
     ]
     if norms:
         sums = {norm: Moments(norm.num_features) for norm in norms}
-        hooks = [norm.register_forward_pre_hook(lambda norm, x: sums[norm].add(x[0])) for norm in norms]
-        for batch in load():
-            model(batch.visible, batch.infrared)
-        for hook in hooks:
-            hook.remove()
+        with ExitStack() as hooks:
+            for norm in norms:
+                hook = norm.register_forward_pre_hook(lambda norm, x: sums[norm].add(x[0]))
+                hooks.callback(hook.remove)
+            for batch in load():
+                model(batch.visible, batch.infrared)
         for norm, total in sums.items():
             mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
             for kept, value in zip((mean, variance), total.read(world, mean.device), strict=True):
@@ -62,10 +64,12 @@ def estimate_statistics(model: FMCNet, load: Load, world: int = 1) -> None:
 def _estimate_standard(model: FMCNet, standard: Standardization, load: Load, world: int) -> None:
     sums = {modality: Moments(standard.mean.shape[1]) for modality in Modality}
     model.standard = None  # the descriptor before it
-    for batch in load():
-        for modality, images in zip(Modality, (batch.visible, batch.infrared), strict=True):
-            sums[modality].add(model.embed(images, modality))
-    model.standard = standard
+    try:
+        for batch in load():
+            for modality, images in zip(Modality, (batch.visible, batch.infrared), strict=True):
+                sums[modality].add(model.embed(images, modality))
+    finally:
+        model.standard = standard
     for modality, total in sums.items():
         standard.set(modality, *total.read(world, standard.mean.device))
 
