@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fmcnet import Encoder, Gallery, Where
+from fmcnet.config import load_config
 from fmcnet.errors import CheckpointError
 from tests.cli import run_command
 
@@ -54,6 +55,12 @@ def test_the_gallery_answers_as_it_did_and_can_be_written_to(folder, expected):
     with Gallery(folder / "gallery") as gallery:
         assert len(gallery) == left
         assert not gallery.check()
+
+
+def test_the_settings_of_its_training_are_those_of_a_new_one():
+    config = load_config(FOLDER / "run" / "config.yaml")
+    assert config.losses.detach_targets
+    assert config.training.fusion_lr_factor == 0.02
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def test_overrides_are_read_as_yaml():
         ("model.frozen_stripes=13", "model.frozen_stripes = 13: input should be less than or equal to 12"),
         ("model.frozen_stripes=2.5", "model.frozen_stripes = 2.5: input should be a valid integer"),
         ("model.frozen_stripes=on", "model.frozen_stripes: true .* is no number"),
-        ("model.frozen_stripes=2", "model: frozen_stripes needs pretrained maps .*: set pretrained"),
+        ("model.frozen_stripes=2", "model: frozen_stripes needs maps .*: set frozen_blocks"),
         ("model.feature_weight=0", "model.feature_weight = 0: input should be greater than 0"),
         ("model.feature_weight=no", "model.feature_weight: false .* is no number"),
         ("model.feature_weight=2", "model: feature_weight weighs features .*: set frozen_stripes, too"),
@@ -303,3 +303,4 @@ def test_paper_settings_contain_nothing_of_ours_that_changes_an_equation():
     assert paper.model.fusion == "softmax"
     assert (paper.losses.reduction, paper.losses.md, paper.losses.mc) == ("mean", 0.1, 0.1)
     assert paper.losses.label_smoothing == 0
+    assert not paper.losses.detach_targets

@@ -52,12 +52,6 @@ REMOVED: dict[str, tuple[Any, str]] = {
     "model.w1": (0.5, "it was where w1 of eq. (15) starts"),
     "model.w2": (0.5, "it was where w2 of eq. (15) starts"),
     "model.stripes": (0, "it made stripes of E_sh's maps the descriptor"),
-    "losses.detach_targets": (False, "it took the centres of eq. (13) as constants"),
-    "losses.center_scale": (
-        1.0,
-        "it scaled the centres of eq. (4), (5), (6), (17); divide rho1 to rho4 by it",
-    ),
-    "training.fusion_lr_factor": (1.0, "it set the learning rate of w1 and w2"),
 }
 """Settings of 0.1.0 that are gone: the value with which they did nothing, and what they did with another."""
 
@@ -259,6 +253,10 @@ class LossConfig(_Section):
     """Eq. (4), (5), (6), (17) take the sum over P as the paper, or the mean (ours)"""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Label smoothing of this strength is in every cross-entropy; 0 is the paper (ours)"""
+    detach_targets: bool = False
+    """Eq. (13) takes the real centres as constants; false, as the paper, moves them too (runs of 0.1.0)"""
+    center_scale: float = Field(default=1.0, gt=0)
+    """This factor scales the centres of eq. (4), (5), (6), (17); 0.5 doubles the margins (runs of 0.1.0)"""
     wrt: NonNegative = 0.0
     """The total weighs AGW's weighted regularised triplet loss by this (a baseline's)"""
     hc: NonNegative = 0.0
@@ -286,6 +284,8 @@ class TrainingConfig(_Section):
     """Heads, generators and fusion have this learning rate (ours)"""
     backbone_lr_factor: float = Field(default=1.0, gt=0)
     """Stems and tails learn at lr times this (ours)"""
+    fusion_lr_factor: float = Field(default=1.0, ge=0)
+    """w1 and w2 of eq. (15) learn at lr times this (runs of 0.1.0)"""
     discriminator_lr: float = Field(default=3.5e-4, gt=0)
     """Discriminators have this learning rate (ours)"""
     weight_decay: NonNegative = 5e-4

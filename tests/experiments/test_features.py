@@ -128,7 +128,7 @@ def test_collected_features_are_the_models_own(tiny_run, tiny_sysu):
         assert (found.pid[m] == rows.pid).all()
         parts = [torch.from_numpy(x[m]).float() for x in (found.shared, found.specific, found.generated)]
         with torch.inference_mode():
-            fused = encoder.model.fusion.classify.neck(encoder.model.fusion(*parts, modality)).numpy()
+            fused = encoder.model.fusion.classify.neck(encoder.model.fusion(*parts)).numpy()
         fused[:, parts[0].shape[1] :] *= encoder.card.config.model.specific_weight
         embedded = encoder.embed_table(rows, progress=False).features
         assert np.allclose(fused, embedded, atol=1e-3)

@@ -159,6 +159,25 @@ def test_baselines_terms_are_there_only_when_asked_for(computed):
     assert float(found.detach()) == pytest.approx(slow.hetero_centre(v, i))  # 3 / P is 1
 
 
+def test_scaled_centres(computed):
+    model, output, labels = computed
+    config = LossConfig(center_scale=0.25)
+    f = lists(output)
+    c = {key: [[0.25 * x for x in row] for row in slow.centres(value, P)] for key, value in f.items()}
+    terms = {name: float(t.detach()) for name, t in terms_of(model, output, labels, P, config).items()}
+    assert terms["mc"] == pytest.approx(slow.equation_6(c["v", "fused"], c["i", "fused"], 2.0, 0.7))
+    assert terms["shs"] == pytest.approx(slow.equation_6(c["v", "shared"], c["i", "shared"], 2.0, 0.7))
+    assert terms["dc"] == pytest.approx(
+        0.5 * slow.equation_4(c["v", "specific"], c["i", "specific"], c["v", "shared"], c["i", "shared"], 1.0)
+    )
+    assert terms["sps"] == pytest.approx(0.5 * slow.equation_5(c["v", "specific"], c["i", "specific"], 0.7))
+    # a scale is the same as other margins, up to a factor
+    wider = LossConfig(rho1=4.0, rho2=2.8, rho3=2.8, rho4=2.8)
+    same = {name: float(t.detach()) for name, t in terms_of(model, output, labels, P, wider).items()}
+    assert all(terms[name] == pytest.approx(0.25 * same[name]) for name in ("mc", "shs", "dc", "sps"))
+    assert all(terms[name] == pytest.approx(same[name]) for name in ("fc", "gan", "ic", "id_shared"))
+
+
 def test_the_loss_owns_no_weights_and_trains_a_model_in_a_plain_loop(computed):
     model, output, labels = computed
     criterion = FMCNetLoss(LossConfig(), P, model.compensation)

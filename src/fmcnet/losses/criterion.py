@@ -128,9 +128,13 @@ class FMCNetLoss(nn.Module):
         each = [losses.identity_loss(cast(Tensor, one), labels, smoothing) for one in scores]
         return sum(each[1:], each[0])
 
-    def _centers(self, visible: Tensor | None, infrared: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Eq. (3) of both halves, of all processes."""
+    def _centers(
+        self, visible: Tensor | None, infrared: Tensor | None, scale: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Eq. (3) of both halves, of all processes; `scale` is ours."""
         v, i = (losses.centers(cast(Tensor, half), self.identities) for half in (visible, infrared))
+        if scale != 1:
+            v, i = scale * v, scale * i
         return (v, i) if self.gather is None else (self.gather(v), self.gather(i))
 
     def _divisor(self, centers: Tensor) -> float:
@@ -140,8 +144,8 @@ class FMCNetLoss(nn.Module):
     def _decomposition_terms(self, v: ModalityOutput, i: ModalityOutput) -> dict[str, Tensor]:
         """L_MD, eq. (7), as its three weighted terms."""
         config, terms = self.config, {}
-        sp_v, sp_i = self._centers(v.specific, i.specific)
-        sh_v, sh_i = self._centers(v.shared, i.shared)
+        sp_v, sp_i = self._centers(v.specific, i.specific, config.center_scale)
+        sh_v, sh_i = self._centers(v.shared, i.shared, config.center_scale)
         scale = config.md / self._divisor(sh_v)
         if config.shs:
             terms["shs"] = scale * losses.cross_modality_center_loss(
@@ -167,6 +171,7 @@ class FMCNetLoss(nn.Module):
             fake = compensation.discriminator(target).as_constant(generated)
             gan = gan + losses.generator_loss(fake, config.saturating)  # (12)
             real = losses.centers(cast(Tensor, output.of(target).specific), self.identities)
+            real = real.detach() if config.detach_targets else real
             fc = fc + losses.feature_consistency_loss(generated, real)  # (13)
             ic = ic + self._cross_entropy(labels, source.generated_scores)  # (14)
         weighted = {"gan": (config.gan, gan), "fc": (config.fc, fc), "ic": (config.ic, ic)}  # weights: ours
@@ -175,7 +180,7 @@ class FMCNetLoss(nn.Module):
     def _fusion_terms(self, v: ModalityOutput, i: ModalityOutput, labels: Tensor) -> dict[str, Tensor]:
         """L_SFF, eq. (19), as its two terms."""
         config = self.config
-        fused_v, fused_i = self._centers(v.fused, i.fused)
+        fused_v, fused_i = self._centers(v.fused, i.fused, config.center_scale)
         mc = losses.cross_modality_center_loss(fused_v, fused_i, config.beta, config.rho4)  # (17)
         identity = self._cross_entropy(labels, v.fused_scores, i.fused_scores)  # (18)
         return {"mc": config.mc / self._divisor(fused_v) * mc, "id_fused": identity}

@@ -22,8 +22,8 @@ def build_optimizers(
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
     """Build the optimiser of all but the discriminators, and that of the discriminators (None without any).
 
-    Stems and tails learn at `lr * backbone_lr_factor`, all else at `lr`. Weight decay is for matrices and kernels
-    only.
+    Stems and tails learn at `lr * backbone_lr_factor`, w1 and w2 at `lr * fusion_lr_factor`, all else at `lr`. Weight
+    decay is for matrices and kernels only.
 
     Args:
         model: on the device where it is trained.
@@ -38,10 +38,12 @@ def build_optimizers(
         if name.startswith(BACKBONE_PARTS)
         for parameter in child.parameters()
     }
+    fusion = {id(parameter) for parameter in ((model.fusion.w1, model.fusion.w2) if model.fusion else ())}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad and id(parameter) not in discriminator_ids:
             factor = config.backbone_lr_factor if id(parameter) in backbone else 1.0
+            factor = config.fusion_lr_factor if id(parameter) in fusion else factor
             groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
     described = [
         {
