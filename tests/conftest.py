@@ -41,7 +41,10 @@ def made_once(tmp_path_factory, name, make):
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with FileLock(shared / f"{name}.lock"):
         if not (shared / name).exists():
-            make(shared / name)
+            part = shared / f"{name}.part"
+            shutil.rmtree(part, ignore_errors=True)  # of a process that failed
+            make(part)
+            part.rename(shared / name)
     return shared / name
 
 

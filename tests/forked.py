@@ -1,7 +1,8 @@
 """Jobs of one or several processes in a second: forked from a process that has imported PyTorch, not started.
 
 A test calls `apart(function, arguments)`; the function runs in a process of its own, where `job` forks. `script` runs
-a file as `python FILE` does. Nothing of fmcnet is imported beforehand: what a job needs, it imports itself.
+a file as `python FILE` does, but for what an interpreter does at its end (`atexit`, threads). Nothing of fmcnet is
+imported beforehand: what a job needs, it imports itself.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ def _exit_after(work):
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if code and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:

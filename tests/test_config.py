@@ -97,6 +97,7 @@ def test_overrides_are_read_as_yaml():
         ("model.feature_weight=0", "model.feature_weight = 0: input should be greater than 0"),
         ("model.feature_weight=no", "model.feature_weight: false .* is no number"),
         ("model.feature_weight=2", "model: feature_weight weighs features .*: set frozen_stripes, too"),
+        ("training.milestones=[true]", "training.milestones: true .* is no number"),
         ("model.tail_blocks=true", "model.tail_blocks: true .* is no number"),
     ],
 )

@@ -69,8 +69,9 @@ class _Section(BaseModel):
     def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse true where a number is meant, which pydantic reads as 1."""
         kind = str(cls.model_fields[str(info.field_name)].annotation)
-        if isinstance(value, bool) and ("int" in kind or "float" in kind):
-            raise ValueError(f"{str(value).lower()} (as YAML reads yes, no, on and off, too) is no number")
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(one, bool) and ("int" in kind or "float" in kind):
+                raise ValueError(f"{str(one).lower()} (as YAML reads yes, no, on and off, too) is no number")
         return value
 
 
@@ -202,6 +203,7 @@ class ModelConfig(_Section):
                 f"frozen_blocks={self.frozen_blocks} is more than specific_stages={self.specific_stages}: "
                 "only blocks of the stems can be frozen"
             )
+        # Without `pretrained` nothing is kept, and the stems learn: for trials only.
         if self.frozen_stripes and not (self.frozen_blocks == 3 and self.standardized):
             raise ValueError(
                 "frozen_stripes needs maps that no training changes and comparable values: set frozen_blocks=3 and "

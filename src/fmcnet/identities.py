@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from numbers import Integral, Real
 
 from fmcnet.errors import DataError
-from fmcnet.names import LEADING_ZEROS, SEPARATORS, hidden_character, without_selectors
+from fmcnet.names import LEADING_ZEROS, SEPARATORS, hidden_character, quoted, without_selectors
 
 UNKNOWN = frozenset({"", "-", "?", "-1", "unknown", "none", "nan", "null", "n/a", "#n/a", "<na>"})
 """What is read as nobody known, in any letter case; `NA` in capitals, None and NaN are, too."""
@@ -131,7 +131,7 @@ def near_identities(names: Iterable[str]) -> list[str]:
     nobody = sorted(name for group in groups.values() for name in group if _may_be_nobody(name))
     found = sorted(sorted(group) for group in groups.values() if len(group) > 1)
     notes = [
-        f"the identities {', '.join(map(repr, group))} may be one person: they are taken as {len(group)}"
+        f"the identities {', '.join(map(quoted, group))} may be one person: they are taken as {len(group)}"
         for group in found[:MOST_NOTES]
     ]
     if len(found) > MOST_NOTES:

@@ -16,6 +16,13 @@ _IGNORABLE = re.compile(
 )
 """Of other categories, but shown by no program (Default_Ignorable_Code_Point of Unicode): fillers, selectors."""
 _MONGOLIAN_SELECTORS = "\u180b\u180c\u180d\u180f"
+_CJK_STOPS = "、。！，．：；？"
+"""With the selectors FE00 and FE01 in Unicode's StandardizedVariants.txt."""
+_EMOJI = re.compile(
+    "[©®‼⁉™ℹ\u2194-\u2199\u21a9\u21aa\u231a\u231b⌨⏏\u23e9-\u23f3\u23f8-\u23fa"
+    "Ⓜ▪▫▶◀\u25fb-\u25fe\u2600-\u27bf⤴⤵\u2b05-\u2b07⬛⬜⭐⭕〰〽㊗㊙\U0001f000-\U0001faff]"
+)
+"""The characters of Unicode's emoji-variation-sequences.txt; those of two blocks by the block."""
 _SELECTORS = re.compile(f"[{_MONGOLIAN_SELECTORS}\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 
 SEPARATORS = re.compile(r"(?<!\d)[\s_.\-]+|[\s_.\-]+(?!\d)")
@@ -28,7 +35,7 @@ def hidden_character(text: str) -> str:
     """The first hidden character of `text`; "" where there is none.
 
     A variation selector is not hidden behind a character whose form it selects: an ideograph (Japanese names), a
-    Mongolian letter, a symbol or emoji, a keycap's digit. Anywhere else it is invisible.
+    Mongolian letter, a CJK stop, an emoji, a keycap's digit. Anywhere else it is invisible.
     """
     if text.isprintable() and not _IGNORABLE.search(text):  # nearly all names: ten times as quick
         return ""
@@ -61,11 +68,16 @@ def _takes_selector(base: str, selector: str, after: str) -> bool:
         return "\u1820" <= base <= "\u18aa"
     if unicodedata.name(base, "").startswith("CJK UNIFIED IDEOGRAPH"):
         return True
-    if selector > "\ufe0f":
+    if selector in "\ufe00\ufe01":
+        return base in _CJK_STOPS
+    if selector not in "\ufe0e\ufe0f":
         return False
-    if base.isascii():
-        return base in "#*0123456789" and after == "\u20e3"
-    return unicodedata.category(base)[0] in "SP"
+    return _EMOJI.match(base) is not None or (base in "#*0123456789" and after == "\u20e3")
+
+
+def quoted(name: str) -> str:
+    """A name as messages show it beside near ones: its variation selectors as escapes."""
+    return _SELECTORS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), repr(name))
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
@@ -92,7 +104,7 @@ def near_cameras(names: Iterable[str]) -> list[str]:
     for name in names:
         groups[spelling(name)].add(name)
     return [
-        f"the cameras {', '.join(map(repr, group))} may be one: they are taken as {len(group)}, and a filter finds "
+        f"the cameras {', '.join(map(quoted, group))} may be one: they are taken as {len(group)}, and a filter finds "
         "only the spelling that it names"
         for group in sorted(sorted(group) for group in groups.values() if len(group) > 1)
     ]

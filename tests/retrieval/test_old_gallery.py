@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
+import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fmcnet.retrieval import Gallery, Where
+from fmcnet.retrieval.sqlite_store import writer_lock
 
 MADE = Path(__file__).parent / "fixtures" / "gallery-0.1.0"
 VECTORS = np.random.default_rng(0).standard_normal((21, 16))
@@ -55,3 +58,19 @@ def test_it_is_read_written_and_compacted(folder, caplog):
             assert [hit.id for hit in again.search(VECTORS[20], 30)] == ranking(20, left)
             assert again.info().index == "hnsw"
     assert caplog.text == ""
+
+
+@pytest.mark.usefixtures("small_graphs")
+def test_it_opens_beside_a_writer_and_gets_the_tables_it_lacks_with_the_first_change(folder):
+    with Gallery(folder) as gallery:
+        gallery.add(VECTORS[20], ids=["crop-20"], modality="infrared", model="digest")
+    with contextlib.closing(sqlite3.connect(folder / "gallery.sqlite")) as database:
+        database.execute("DROP TABLE files")
+        database.execute("DROP TABLE removed")
+        database.commit()
+    with writer_lock(folder, 0), Gallery(folder, timeout=0.1) as beside:
+        assert len(beside) == 21
+    with Gallery(folder) as gallery:
+        assert gallery.remove(Where(ids=["crop-20"])) == 1
+        assert len(gallery) == 20
+        assert gallery.check() == []

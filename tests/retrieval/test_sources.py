@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
+from fmcnet.retrieval.sources import NamePattern, Rules, _check_is_there, read_sources
 from fmcnet.retrieval.times import TimePattern, parse_time, parse_timezone
 from fmcnet.types import Modality
 from tests.retrieval.fakes import picture
@@ -235,6 +238,19 @@ def test_pictures_that_a_folders_table_does_not_list_are_named(tmp_path):
     table = write_table(tmp_path, ["a.png,1,visible", "b.png,1,infrared"])
     assert read_sources([tmp_path], Rules()).not_listed == (str(tmp_path / "c.png"), str(tmp_path / "d.png"))
     assert read_sources([table], Rules()).not_listed == ()  # of the table alone it was asked
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.EIO, "it cannot be read: Input/output"), (errno.ELOOP, "there is no file")],
+)
+def test_a_file_on_a_disk_that_fails_is_not_one_that_is_gone(tmp_path, monkeypatch, number, said):
+    def fails(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "stat", fails)
+    with pytest.raises(DataError, match=said):
+        _check_is_there(tmp_path / "a.png")
 
 
 def test_times_of_long_ago_are_told(tmp_path):

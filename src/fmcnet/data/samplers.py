@@ -178,8 +178,10 @@ def _rows_by_pid(
 ) -> dict[int, IntArray]:
     """Rows of each identity in one modality, ascending."""
     rows = np.flatnonzero(modality == kind.code)
-    pids = pid_labels[rows]
-    return {int(pid): rows[pids == pid] for pid in np.unique(pids)}
+    order = rows[np.argsort(pid_labels[rows], kind="stable")]
+    pids, starts = np.unique(pid_labels[order], return_index=True)
+    own = np.split(order, starts[1:]) if len(pids) else []
+    return dict(zip(pids.tolist(), own, strict=True))
 
 
 def identities_of(config: Config, world: int) -> int:

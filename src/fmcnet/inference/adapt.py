@@ -147,7 +147,7 @@ def adapt_model(
     for modality in Modality:
         mine = kinds == modality.code
         mean, variance = moments(features[mine], crops.camera[rows][mine])
-        if not variance.any():
+        if not variance.sum() > 0:
             raise DataError(f"the {modality} images do not differ: give images of several people")
         standard.set(modality, torch.from_numpy(mean), torch.from_numpy(variance))
     model.standard = standard

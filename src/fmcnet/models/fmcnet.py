@@ -20,8 +20,8 @@ VARIANTS = ("base", "sfd", "fmc", "full")
 """Rows of the paper's Table 2: Base; + SFD (shared feature only); + FMC by plain concatenation; full."""
 
 
-FLOOR = 1e-3
-"""A value's deviation is at least this share of the mean deviation: a constant value must not be divided by 0."""
+FLOOR, TINY = 1e-3, 1e-12
+"""A value's deviation is at least this share of the mean deviation, and this: nothing is divided by 0."""
 
 
 class ModalityOutput(NamedTuple):
@@ -94,12 +94,11 @@ class Standardization(nn.Module):
         Args:
             modality: whose they are.
             mean: of each value, (E,).
-            variance: of each value, (E,), not all 0. A deviation is at least `FLOOR` of the mean
-                deviation.
+            variance: of each value, (E,). A deviation is at least `FLOOR` of the mean deviation.
         """
         deviation = variance.sqrt()
         self.mean[modality.code] = mean
-        self.std[modality.code] = deviation.clamp(min=FLOOR * float(deviation.mean()))
+        self.std[modality.code] = deviation.clamp(min=max(FLOOR * float(deviation.mean()), TINY))
 
     def forward(self, descriptor: Tensor, modality: Modality) -> Tensor:
         """Descriptors of images of one modality (B, E) to (B, E)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -235,13 +236,17 @@ def _not_listed(source: Path, table: Table) -> tuple[str, ...]:
         return ()  # all its pictures lie elsewhere
 
 
+NO_FILE = {errno.ELOOP, errno.ENAMETOOLONG}
+"""No file can have such a path."""
+
+
 def _check_is_there(path: Path) -> None:
     try:
         path.stat()
-    except PermissionError as error:
+    except OSError as error:
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)) or error.errno in NO_FILE:
+            raise DataError(MISSING) from error
         raise DataError(f"it cannot be read: {error.strerror}") from error
-    except OSError as error:  # also a name too long for any file
-        raise DataError(MISSING) from error
 
 
 def _file_key(path: Path) -> Hashable:

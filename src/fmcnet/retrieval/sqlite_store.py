@@ -46,7 +46,7 @@ from fmcnet.retrieval.records import (
     from_micros,
 )
 from fmcnet.retrieval.sqlite_connection import NAME, not_writable
-from fmcnet.retrieval.sqlite_database import TABLES, Database
+from fmcnet.retrieval.sqlite_database import FIRST_TABLES, TABLES, Database
 from fmcnet.types import BoolArray, FloatArray, IntArray
 
 logger = logging.getLogger(__name__)
@@ -107,10 +107,12 @@ class SqliteStore:
         self.database = Database(folder, read_only=read_only, timeout=timeout)
         try:
             with self.database.translated():
-                ready = self.database.tables() >= TABLES
-            if not read_only and not ready:
+                tables = self.database.tables()
+            self._complete = tables >= TABLES
+            if not read_only and not tables >= FIRST_TABLES:
                 with writer_lock(folder, timeout):
                     self.database.create()
+                self._complete = True
             with self.database.translated():
                 self._name = self.database.name()
             self.files = FileRecords(self.database, self._reading, self._writing)
@@ -192,6 +194,9 @@ class SqliteStore:
                 )
             with writer_lock(self.folder, self.timeout):
                 self._open()
+                if not self._complete:  # an earlier version did not have all tables
+                    self.database.create()
+                    self._complete = True
                 self.index.adopt()
                 self._wrote = True
                 if self._log_due:

@@ -32,13 +32,16 @@ function draw() {
   $("add-go").disabled = working || !due;
   $("add-go").textContent = working ? `Adding, ${due} to go…` : due ? `Add ${count(due, "crop")}` : "Add crops";
   $("add-clear").hidden = working || !queue.length;
-  $("add-files").replaceChildren(...queue.map((one) => {
-    one.shown ??= URL.createObjectURL(one.file);
-    const item = make("li", {}, make("img", { src: one.shown, alt: "" }),
-      make("span", { className: "name", textContent: nameOf(one.file) }), make("span", { textContent: one.said }));
-    item.dataset.state = one.state;
-    return item;
-  }));
+  for (const one of queue.filter(({ item }) => !item)) { // each picture is made once
+    one.shown = URL.createObjectURL(one.file);
+    one.item = make("li", {}, make("img", { src: one.shown, alt: "", loading: "lazy", decoding: "async" }),
+      make("span", { className: "name", textContent: nameOf(one.file) }), make("span"));
+    $("add-files").append(one.item);
+  }
+  for (const one of queue) {
+    one.item.lastChild.textContent = one.said;
+    one.item.dataset.state = one.state;
+  }
 }
 
 const nameOf = (file) => file.name || "pasted.png";
@@ -119,6 +122,7 @@ $("add-file").addEventListener("change", (event) => { take(event.target.files); 
 $("add-clear").addEventListener("click", () => {
   queue.forEach((one) => URL.revokeObjectURL(one.shown));
   queue = [];
+  $("add-files").replaceChildren();
   draw();
   checkModality();
   say("");

@@ -28,9 +28,9 @@ TYPES = {
 FILES = {
     one.name: TYPES[Path(one.name).suffix]
     for one in (files("fmcnet.server") / "page").iterdir()
-    if Path(one.name).suffix in TYPES
+    if Path(one.name).suffix in TYPES and one.name != "docs.html"
 }
-"""The whole page."""
+"""The whole page; `/docs` is one of its own."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
