@@ -86,3 +86,15 @@ def tiny_onnx(tmp_path_factory, tiny_run):
         "tiny-onnx",
         lambda out: export(tiny_run, out=out, seconds=0.001, progress=False),
     )
+
+
+@pytest.fixture(scope="session")
+def lite_onnx(tmp_path_factory):
+    """The shipped fmcnet-lite exported in float32. Do not change it."""
+    from fmcnet.inference.export.write import export
+
+    return made_once(
+        tmp_path_factory,
+        "lite-onnx",
+        lambda out: export("fmcnet-lite", out=out, seconds=0.001, progress=False),
+    )

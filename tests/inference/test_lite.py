@@ -11,7 +11,6 @@ from fmcnet.evaluation import protocols
 from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.evaluation.evaluate_model import chance_rank1
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.export.write import export
 from fmcnet.inference.info import model_info
 from fmcnet.models.backbone import make_backbone
 from fmcnet.models.shipped import shipped_models
@@ -93,10 +92,9 @@ def test_its_calibration_is_its_own_and_rises_with_similarity(encoder):
 
 
 @pytest.mark.slow
-def test_onnx_runtime_gives_the_same_embeddings(encoder, tmp_path):
-    export(NAME, out=tmp_path / "onnx", seconds=0.001, progress=False)
+def test_onnx_runtime_gives_the_same_embeddings(encoder, lite_onnx):
     images = np.random.default_rng(0).integers(0, 256, (3, 192, 96, 3), dtype=np.uint8)
-    exported = Encoder.from_pretrained(tmp_path / "onnx", runtime="onnxruntime", threads=1)
+    exported = Encoder.from_pretrained(lite_onnx, runtime="onnxruntime", threads=1)
     assert exported.digest == encoder.digest
     for modality in Modality:
         found, expected = (one.encode(images, modality).features for one in (exported, encoder))
