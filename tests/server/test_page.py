@@ -417,7 +417,7 @@ def test_by_keyboard_and_paste_on_a_phone(browser, address):
     page.locator("header nav a", has_text="Add").focus()
     page.keyboard.press("Enter")
     expect(page.locator("#add-go")).to_be_visible()
-    assert page.evaluate("scrollY") == 0  # the views stay in sight
+    page.wait_for_function("scrollY === 0")  # the views stay in sight
     assert wrong == []
     page.context.close()
 

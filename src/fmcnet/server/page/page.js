@@ -89,7 +89,9 @@ async function enter() {
 }
 
 addEventListener("hashchange", () => {
-  if (VIEWS.some(({ name }) => location.hash === `#${name}`)) enter();
+  if (!VIEWS.some(({ name }) => location.hash === `#${name}`)) return;
+  enter();
+  scrollTo({ top: 0, behavior: "instant" }); // a long answer was scrolled to: the views stay in sight
 });
 
 // ---- dropping and pasting, anywhere on the page ----
