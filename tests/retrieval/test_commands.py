@@ -222,6 +222,9 @@ def test_times_select_and_expire(crops):
     assert len(found["hits"]) == found["compared"] == 2
     late = as_json("search", "g", "night.png", "--modality", "ir", *since, "--timezone", "Europe/Berlin")
     assert late["compared"] == 4  # ten o'clock there is earlier
+    before = Path("night.png").read_bytes()
+    assert "ends in .html" in wrong("search", "g", "night.png", "--modality", "ir", "--html", "night.png")
+    assert Path("night.png").read_bytes() == before
     asked = ("search", "g", "night.png", "--modality", "ir", "--html", "who.html")
     for zone, shown in (("UTC", "10:10:00 UTC"), ("Europe/Berlin", "11:10:00 CET")):
         run(*asked, "--timezone", zone)
