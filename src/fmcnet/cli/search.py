@@ -150,7 +150,9 @@ def search(
     from fmcnet.types import parse_modality
 
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
-        raise FmcnetError(f"--html {html}: the page would take this file's place: give a name that ends in .html")
+        raise FmcnetError(
+            f"--html {html}: the page would take this file's place: give a name that ends in .html"
+        )
     grouping = check_choice("--group", group, ("track", "pid"))
     condition = make_filter(camera, since, until, timezone, modality=among)
     value_range = range_of(gallery, range_)
