@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import active_children, get_context
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -185,16 +185,13 @@ def _render(
             contextlib.suppress(BrokenProcessPool),
             ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
         ):
-            others = set(active_children())
             with deaf_processes():
                 counts = pool.map(write, chunks)
             try:
                 for count in counts:
                     bar.advance(count=count)
-            except BaseException:  # Ctrl-C, once or more: each image is written whole or not at all
+            except BaseException:  # Ctrl-C: leaving the block waits for the chunks at work, not for all
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in set(active_children()) - others:
-                    process.terminate()
                 raise
             return processes
         chunks = [_missing(root, chunk) for chunk in chunks]
