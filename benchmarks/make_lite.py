@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,7 +63,7 @@ SETTINGS = (
 )
 
 
-def make(seed: int, out: Path, scratch: Path, threads: int) -> Path:
+def make(seed: int, out: Path, scratch: Path, threads: int, settings: Sequence[str] = ()) -> Path:
     """Write the model into the new folder `out`, generating and training below `scratch`."""
     torch.set_num_threads(threads)
     worlds = [("wild", seed), *((layout, seed) for layout in STATISTICS)]
@@ -71,7 +72,7 @@ def make(seed: int, out: Path, scratch: Path, threads: int) -> Path:
     for layout, number in worlds:
         generate(layout, "small", seed=number, out=scratch / f"{layout}{number}", progress=True)
         tables[layout, number] = read_dataset(scratch / f"{layout}{number}")
-    config = load_config("generated", [*SETTINGS, f"training.seed={seed}"])
+    config = load_config("generated", [*SETTINGS, f"training.seed={seed}", *settings])
     run = scratch / "run"
     train(config, tables["wild", seed].select(split="train"), run, resume=run.is_dir(), device="cpu")
     kept = keep_shared(run, scratch / "kept")
@@ -136,9 +137,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scratch", type=Path, required=True, help="generated people and the run stay here")
+    parser.add_argument("settings", nargs="*", help="of the training: model.variant=base for the comparison")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    make(args.seed, args.out, args.scratch, args.threads)
+    make(args.seed, args.out, args.scratch, args.threads, args.settings)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ Generated people stand before a visible and a thermal camera that are registered
 which crops are of one moment, and in the second case which moments are of one person, but no name. Scored are other
 people: a query's gallery holds everybody's crops of the other camera, of its own person those of other moments only.
 
-With `--people`, the real people of a folder with people.csv and its evaluate.py: each sequence is searched by a model
-that was trained on the pairs of the other sequences (leave one sequence out), by the rules of evaluate.py.
+With `--people`, the real people of a folder with people.csv and its evaluate.py: each sequence is searched by models
+that were adapted to, or trained on the pairs of, the other sequences (leave one sequence out), by the rules of
+evaluate.py.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ def real(args: argparse.Namespace) -> dict[str, Any]:
     rules = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(rules)
     night, day = rules.read(args.people)
-    rows, columns = {}, {}
+    rows: dict[str, dict[int, Floats]] = {"adapted": {}, "pairs": {}}
+    columns: dict[str, dict[int, Floats]] = {"adapted": {}, "pairs": {}}
     for held in sorted({row["sequence"] for row in night}):
         folder = args.out / f"without-{held}"
         for word, side in (("day", day), ("night", night)):
@@ -126,17 +128,28 @@ def real(args: argparse.Namespace) -> dict[str, Any]:
                     (folder / word / path.name.replace("_vi.", "_vis.")).symlink_to(path)
         (folder / "pairs.csv").unlink(missing_ok=True)
         report = make_pairs(folder / "day", folder / "night", folder / "pairs.csv")
-        encoder = trained(folder, report.table, args.settings)
         print(f"without {held}: {report.pairs} pairs", flush=True)
-        similarity = np.asarray(encoder.encode([row["path"] for row in night], "infrared"))
-        similarity = similarity @ np.asarray(encoder.encode([row["path"] for row in day], "visible")).T
-        rows |= {at: similarity[at] for at, row in enumerate(night) if row["sequence"] == held}
-        columns |= {at: similarity[:, at] for at, row in enumerate(day) if row["sequence"] == held}
-    return {
-        "leave one sequence out": {
-            "i2v": rules.measure(np.stack([rows[at] for at in range(len(night))]), night, day),
-            "v2i": rules.measure(np.stack([columns[at] for at in range(len(day))]), day, night),
+        crops = Crops.of(folder / "day", folder / "night")
+        adapted = folder / "adapted"
+        adapt_model("fmcnet-lite", crops, adapted, overwrite=True, device="cpu", progress=False)
+        encoders = {
+            "adapted": fmcnet.load(adapted, device="cpu"),
+            "pairs": trained(folder, report.table, args.settings),
         }
+        for name, encoder in encoders.items():
+            found = [
+                np.asarray(encoder.encode([row["path"] for row in side], kind))
+                for side, kind in ((night, "infrared"), (day, "visible"))
+            ]
+            similarity = found[0] @ found[1].T
+            rows[name] |= {at: similarity[at] for at, row in enumerate(night) if row["sequence"] == held}
+            columns[name] |= {at: similarity[:, at] for at, row in enumerate(day) if row["sequence"] == held}
+    return {
+        f"leave one sequence out, {name}": {
+            "i2v": rules.measure(np.stack([rows[name][at] for at in range(len(night))]), night, day),
+            "v2i": rules.measure(np.stack([columns[name][at] for at in range(len(day))]), day, night),
+        }
+        for name in rows
     }
 
 

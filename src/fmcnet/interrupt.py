@@ -39,8 +39,8 @@ def ignored_broken_pipes() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deaf_processes() -> Iterator[None]:
-    """Processes that are started meanwhile ignore Ctrl-C: who started them ends them, and they show no traceback."""
+def ignored_ctrl_c() -> Iterator[None]:
+    """Ctrl-C is ignored, for good by processes that are started meanwhile: who started them ends them."""
     with _ignored("SIGINT"):
         yield
 

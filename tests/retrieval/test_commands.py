@@ -781,7 +781,7 @@ def test_grey_images_given_as_visible_are_told(crops):
     picture(90, 90, 90).save(crops / "gate1/9_0900.png")
     notes = as_json("index", "g", crops, *RULES)["notes"]
     assert [note for note in notes if "without any colour" in note] == [
-        "1 image without any colour, given as visible: is it infrared? Then say --modality infrared (the first is "
+        "1 image without any colour, given as visible: is it infrared? Then say so (the first is "
         f"{crops}/gate1/9_0900.png)"
     ]
     infrared = ("--modality", "infrared", "--model", "run")

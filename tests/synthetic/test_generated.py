@@ -274,6 +274,7 @@ def test_continues_where_it_was(tmp_path: Path) -> None:
     stamp = {p: p.stat().st_mtime_ns for p in root.glob("cam*/*/*.jpg") if p not in lost}
     for path in lost:
         path.unlink()
+    lost[0].write_text("no image")
     second = generate("sysu", "tiny", 1, root, workers=1, **SMALL)
     assert (second.written, second.reused) == (len(lost), first.images - len(lost))
     assert tree(root) == before
@@ -301,7 +302,8 @@ def test_continues_after_a_kill(tmp_path: Path) -> None:
             image.load()
 
 
-def test_ctrl_c_is_one_line_and_half_a_dataset_is_no_dataset(tmp_path: Path) -> None:
+@pytest.mark.parametrize("presses", [1, 3])
+def test_ctrl_c_is_one_line_and_half_a_dataset_is_no_dataset(tmp_path: Path, presses: int) -> None:
     root = tmp_path / "wild"
     command = [sys.executable, "-m", "fmcnet", "data", "generate", "--layout", "wild", "--preset", "small"]
     command += ["--workers", "2", "--out", str(root)]
@@ -309,7 +311,9 @@ def test_ctrl_c_is_one_line_and_half_a_dataset_is_no_dataset(tmp_path: Path) -> 
     limit = time.monotonic() + 60
     while not list(root.glob("images/*/*.jpg")) and time.monotonic() < limit:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes
+    for _ in range(presses):
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes
+        time.sleep(0.1)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert told.splitlines()[-1] == "fmcnet: interrupted: the same command continues it"

@@ -181,7 +181,7 @@ def remove(
     )
     if where.anything:
         raise FmcnetError(
-            "say which entries to remove: --id, --pid, --camera, --track, --since, --until, ..."
+            "say which entries to remove: --id, --pid, --camera, --track, --tag, --modality, --since or --until"
         )
     _check_answers(json_, yes, all_, dry_run)
     with Gallery(gallery, create=False, read_only=dry_run) as opened:

@@ -34,7 +34,7 @@ _SENTENCES = {
     # RANGED, of images that a range was applied to, is counted only
     FULL_FRAME: "wider than high, or as large as a full frame, and taken as one person: cut persons out first "
     "(fmcnet crop)",
-    COLOURLESS: "without any colour, given as visible: is it infrared? Then say --modality infrared",
+    COLOURLESS: "without any colour, given as visible: is it infrared? Then say so",
     COLOURED: "with colours, given as infrared: is it visible? Then say so; save false colours as grey",
     DROPPED: "with further channels (not red, green, blue or alpha): they were dropped",
 }

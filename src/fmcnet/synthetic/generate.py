@@ -22,7 +22,7 @@ from filelock import Timeout
 from fmcnet.data.readers.common import MANIFEST
 from fmcnet.errors import DataError
 from fmcnet.files import lock_file, named
-from fmcnet.interrupt import deaf_processes
+from fmcnet.interrupt import ignored_ctrl_c
 from fmcnet.parsing import read_json
 from fmcnet.progress import Progress
 from fmcnet.synthetic.image import ImageKey, render_image
@@ -162,7 +162,16 @@ def world_digest(plan: BenchmarkPlan, amounts: Preset) -> str:
 
 
 def _missing(root: Path, images: Iterable[tuple[str, ImageKey]]) -> list[tuple[str, ImageKey]]:
-    return [(path, key) for path, key in images if not (root / path).is_file()]
+    return [(path, key) for path, key in images if not _is_image(root / path)]
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file begins as what this module writes, a JPEG or a bitmap."""
+    try:
+        with path.open("rb") as file:
+            return file.read(2) in (b"\xff\xd8", b"BM")
+    except OSError:
+        return False
 
 
 def _processes(workers: int | None, images: int) -> int:
@@ -185,13 +194,14 @@ def _render(
             contextlib.suppress(BrokenProcessPool),
             ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
         ):
-            with deaf_processes():
+            with ignored_ctrl_c():
                 counts = pool.map(write, chunks)
             try:
                 for count in counts:
                     bar.advance(count=count)
-            except BaseException:  # Ctrl-C: leaving the block waits for the chunks at work, not for all
-                pool.shutdown(wait=False, cancel_futures=True)
+            except BaseException:
+                with ignored_ctrl_c():  # a second one would leave processes that wait for ever
+                    pool.shutdown(cancel_futures=True)  # waits for the chunks at work, not for all
                 raise
             return processes
         chunks = [_missing(root, chunk) for chunk in chunks]
