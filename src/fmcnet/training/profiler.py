@@ -76,7 +76,7 @@ class StepProfile:
             "phases_ms": phases,
             "kernels_ms": _kernels(events, self._cuda, steps),
         }
-        columns = events.table(sort_by=_self_time(self._cuda), row_limit=15)
+        columns = events.table(sort_by=_self_time(self._cuda), row_limit=15, max_name_column_width=80)
         self.table = (
             f"# Where a step's time goes ({steps} steps, {facts['device']})\n\n"
             f"{_phase_table(phases)}\n\n```text\n{columns.rstrip()}\n```\n"
