@@ -21,7 +21,6 @@ LAYERS = [
         "identities",
         "names",
         "config",
-        "optional",
         "parsing",
         "plugins",
     ),

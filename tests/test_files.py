@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from fmcnet.files import left_in, write_atomically
+from fmcnet.files import left_in, put_in_place, write_atomically
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC, errno.ENOENT])
@@ -43,3 +43,25 @@ def test_errors_about_other_files_are_left_alone(tmp_path):
     with pytest.raises(FileNotFoundError) as found:
         write_atomically(tmp_path / "x.json", lambda path: (tmp_path / "other").read_text())
     assert found.value.filename == str(tmp_path / "other")
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.EIO, "no"), KeyboardInterrupt()])
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch, fault):
+    new, target, old = (tmp_path / name for name in ("new", "model", "old"))
+    for folder in (new, target):
+        folder.mkdir()
+        (folder / "which").write_text(folder.name)
+    rename = type(target).rename
+
+    def refused(path, to):
+        if path == new:
+            raise fault
+        return rename(path, to)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(target), "rename", refused)
+        with pytest.raises(type(fault)):
+            put_in_place(new, target, old)
+    assert (target / "which").read_text() == "model"
+    put_in_place(new, target, old)
+    assert [(folder / "which").read_text() for folder in (target, old)] == ["new", "model"]

@@ -109,9 +109,9 @@ def one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def first_of(names: Sequence[str], most: int = 10) -> str:
-    """The first names, comma-separated, and how many more there are: "a, b and 3 more"."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def first_of(names: Sequence[str], most: int = 10, separator: str = ", ") -> str:
+    """The first names, and how many more there are: "a, b and 3 more"."""
+    return separator.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def fault_lines(faults: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUP
 COARSE = 10_000_000
 """Nanoseconds. Times of FAT, exFAT, SquashFS and CDs are multiples of it, those of other file systems hardly ever."""
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def file_state(path: Path) -> str:
@@ -146,6 +146,22 @@ def named(path: Path, *temporary: Path) -> Iterator[None]:
         raise
 
 
+def put_in_place(folder: Path, target: Path, old: Path) -> None:
+    """Rename a whole folder to `target`, and what is there to `old`; where that fails, all is as it was.
+
+    Raises:
+        OSError: when it cannot be renamed.
+    """
+    if target.exists():
+        target.rename(old)
+    try:
+        folder.rename(target)
+    except BaseException:  # Ctrl-C, too: what holds `old` may be removed
+        if old.exists():
+            old.rename(target)
+        raise
+
+
 @contextlib.contextmanager
 def room_beside(target: Path) -> Iterator[Path]:
     """A temporary folder in that of `target`, from which what is whole can be renamed into place.
@@ -216,7 +232,7 @@ def lock_file(
     except (OSError, NotImplementedError) as error:
         if not optional or (isinstance(error, OSError) and error.errno not in NO_LOCKS):
             raise
-        _log.warning("%s cannot be locked (%s): other processes may write the same files", path, error)
+        logger.warning("%s cannot be locked (%s): other processes may write the same files", path, error)
     try:
         yield lock.is_locked
     finally:
@@ -232,5 +248,5 @@ def _acquire(lock: BaseFileLock, timeout: float, waiting: str) -> None:
     except Timeout:
         if not waiting:
             raise
-        _log.info("%s (its lock: %s)", waiting, lock.lock_file)
+        logger.info("%s (its lock: %s)", waiting, lock.lock_file)
         lock.acquire(timeout=-1, poll_interval=0.2)

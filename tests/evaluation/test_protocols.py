@@ -188,7 +188,10 @@ def test_an_image_is_never_its_own_match():
         (lambda: regdb("i2v"), "direction 'i2v'"),
         (lambda: regdb(cmc="id"), "CMC rule 'id'"),
         (lambda: llcm("d"), "reading 'd'"),
-        (lambda: custom("thermal"), "query modality 'thermal'"),
+        (
+            lambda: custom("x-ray"),
+            "query: unknown modality 'x-ray': say visible or infrared, or None for both",
+        ),
         (lambda: custom(trials=3), "without shots"),
         (lambda: custom(skip="camera"), "skip rule 'camera'"),
         (lambda: custom(skip="camera_pairs"), "goes with a list"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import Gallery, Where, group, pool
 from fmcnet.retrieval.inputs import as_duration, make_batch, new_id, unit_vectors
-from fmcnet.retrieval.pooling import rank_pooled
+from fmcnet.retrieval.ranking import rank_pooled
 from fmcnet.retrieval.records import Entry, Hit, as_pid, from_micros, to_micros
 from fmcnet.retrieval.sqlite_database import checksum, seal, to_entry, to_values
 from fmcnet.types import Modality
@@ -49,8 +49,8 @@ def test_one_value_is_for_all_and_n_are_one_each():
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ({"modality": "thermal"}, "'visible' or 'infrared'"),
-        ({"modality": None}, "'visible' or 'infrared'"),
+        ({"modality": "x-ray"}, "unknown modality 'x-ray': say visible or infrared"),
+        ({"modality": None}, "unknown modality 'None'"),
         ({"pid": [1]}, "'pid' has 1 values for 2 embeddings"),
         ({"pid": 1.5}, "pid must be a text or a whole number"),
         ({"pid": True}, "pid must be a text or a whole number"),
@@ -210,10 +210,11 @@ def test_conditions_are_checked():
     with pytest.raises(GalleryError, match="no timezone"):
         Where(since=datetime(2026, 1, 1))
     with pytest.raises(GalleryError, match="visible"):
-        Where(modality="thermal")
-    assert Where(modality="infrared").modality is Modality.INFRARED
-    assert Where().anything
-    assert not Where(pids=[]).anything
+        Where(modality="x-ray")
+    for word in ("infrared", "IR", "thermal", Modality.INFRARED):
+        assert Where(modality=word).modality is Modality.INFRARED
+    assert Where().unconditional
+    assert not Where(pids=[]).unconditional
 
 
 def test_pooling_is_the_mean_of_unit_vectors():

@@ -36,6 +36,13 @@ def locked(tmp_path_factory):
         yield one
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
+def test_what_no_route_is_known_for_needs_the_scope_to_write(locked, method):
+    """A route that is added and not listed as reading is not open to readers, nor on a read-only service."""
+    assert ask(locked, method, "/v1/new", bearer("read")).status_code == 403
+    assert ask(locked, method, "/v1/new", bearer("write")).status_code == 404
+
+
 def ask(serving, method, path, headers=None):
     body = {"files": files(1), "data": {"modality": "visible", "id": "crop-x"}} if method == "POST" else {}
     return serving.client.request(method, path, headers=headers, **body)

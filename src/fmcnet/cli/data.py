@@ -9,7 +9,7 @@ import typer
 
 from fmcnet.cli.console import Json, Layout, Range, check_choice, echo, explain_resume, print_json, show
 from fmcnet.cli.search import Zone
-from fmcnet.errors import FmcnetError
+from fmcnet.errors import FmcnetError, first_of
 
 app = typer.Typer(help="Generate, check and summarise datasets.", no_args_is_help=True)
 
@@ -101,8 +101,7 @@ def pairs(
     left_out = {f"{modality} crops without a partner": names for modality, names in report.alone.items()}
     for what, names in (left_out | {"rows without a file": report.missing}).items():
         if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            echo(f"{len(names)} {what} left out: {shown}")
+            echo(f"{len(names)} {what} left out: {first_of(names, 3)}")
     for note in report.notes:
         echo(note)
     if report.ignored:

@@ -179,7 +179,7 @@ def remove(
     where = make_filter(
         camera, since, until, timezone, modality=modality, ids=id_, pids=pid, tracks=track, tags=tag
     )
-    if where.anything:
+    if where.unconditional:
         raise FmcnetError(
             "say which entries to remove: --id, --pid, --camera, --track, --tag, --modality, --since or --until"
         )
@@ -329,7 +329,7 @@ def export(
     where = make_filter(camera, since, until, timezone, modality=modality, pids=pid, tracks=track, tags=tag)
     with Gallery(gallery, read_only=True) as opened:
         notes = _print_notes(opened, where)
-        count = opened.export(out, None if where.anything else where)
+        count = opened.export(out, None if where.unconditional else where)
     _print_facts({"exported": count, "out": str(out), **(notes if json_ else {})}, json_, gallery)
 
 

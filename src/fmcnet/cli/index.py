@@ -31,8 +31,10 @@ def _leaves_no_empty_gallery(command: Callable[..., None]) -> Callable[..., None
 
     @functools.wraps(command)
     def run(gallery: str, **options: Any) -> None:
+        from fmcnet.retrieval.sqlite_connection import NAME
+
         folder = Path(gallery)
-        new, whole = not (folder / "gallery.sqlite").exists(), not folder.exists()
+        new, whole = not (folder / NAME).exists(), not folder.exists()
         try:
             command(gallery, **options)
         except KeyboardInterrupt as stop:
@@ -40,7 +42,7 @@ def _leaves_no_empty_gallery(command: Callable[..., None]) -> Callable[..., None
                 raise
             raise KeyboardInterrupt("nothing was added; the same command starts again") from None
         finally:
-            if new and (folder / "gallery.sqlite").exists():
+            if new and (folder / NAME).exists():
                 from fmcnet.retrieval.backup import remove_empty
 
                 remove_empty(folder, whole=whole)

@@ -170,7 +170,7 @@ def search(
             paths,
             kinds if len(kinds) == len(paths) else kinds * len(paths),
             top=top,
-            where=None if condition.anything else condition,
+            where=None if condition.unconditional else condition,
             min_probability=min_probability,
             fmr=fmr,
             prior=prior,

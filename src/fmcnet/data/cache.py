@@ -39,7 +39,7 @@ BESIDE = ".fmcnet-cache"
 MEMORY_SHARE = 0.8
 """Of the free memory: more than that is not taken for images when they cannot be stored."""
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ImageCache:
@@ -127,7 +127,7 @@ class ImageCache:
             except FileNotFoundError:
                 pass
             except UnusableCacheError as error:
-                _log.warning("the image cache %s cannot be used (%s): building it again", target, error)
+                logger.warning("the image cache %s cannot be used (%s): building it again", target, error)
             if locked:
                 remove_left_overs(target)
             require_disk(target.parent, int(np.prod(self._shape)))
@@ -156,7 +156,7 @@ class ImageCache:
                 f"cannot be used ({reason}), and only {mib(room)} of memory are free. Set data.cache or "
                 f"FMCNET_CACHE to a folder with {mib(1.1 * need)} free, or make data.height and data.width smaller"
             )
-        _log.warning(
+        logger.warning(
             f"the image cache folder {folder} cannot be used ({reason}): holding {count} images ({mib(need)}) in "
             "memory; set data.cache or FMCNET_CACHE to a folder with room"
         )

@@ -249,8 +249,9 @@ def _counts(table: Table) -> tuple[PublishedCount, ...]:
         found[f"train + val {modality} images"] = both
     found["test visible images (gallery candidates)"] = found["test visible images"]
     found["test infrared images (queries)"] = found["test infrared images"]
+    cameras = table.select(split="test").camid
     for camera in INFRARED_CAMERAS:
-        found[f"test images of cam{camera}"] = int((part.camid == camera).sum())
+        found[f"test images of cam{camera}"] = int((cameras == camera).sum())
     published = PUBLISHED.get(table.name, {})
     return tuple(PublishedCount(name, found[name], number) for name, number in published.items())
 

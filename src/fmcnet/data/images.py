@@ -28,7 +28,7 @@ from fmcnet.progress import Progress
 MOST_THREADS = 16
 """That decode images at once."""
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 _WIDE = re.compile(r"(RGB|RGBA|RGBX|LA|CMYK);16([BLN])")
@@ -322,7 +322,7 @@ def decode_images(
             faults += [(str(table.path[row]), reason)] if reason else []
             bar.advance()
     for line in remarks.lines(NO_RANGE):
-        _log.warning("%s", line)
+        logger.warning("%s", line)
     return faults
 
 

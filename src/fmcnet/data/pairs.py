@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
 from fmcnet.data.listing import Ignored, ignored_facts, ignored_line, list_folder
 from fmcnet.data.readers.csv import read_csv
 from fmcnet.errors import DataError, first_of
@@ -226,14 +230,8 @@ def _identities(pairs: list[tuple[_Crop, _Crop]], sides: list[_Side], folders: b
         raise DataError(
             "--folders: no crop lies in a folder of its own: leave it out, or give the folder above"
         )
-    group = list(range(len(pairs)))
-    first: dict[str, int] = {}
-
-    def head(at: int) -> int:
-        while group[at] != at:
-            at = group[at]
-        return at
-
+    nodes: dict[str, int] = {}
+    ends: list[tuple[int, int]] = []
     for at, pair in enumerate(pairs):
         pids = {one for crop in pair for one in crop.person if one.startswith("pid ")}
         if len(pids) > 1:
@@ -245,8 +243,9 @@ def _identities(pairs: list[tuple[_Crop, _Crop]], sides: list[_Side], folders: b
             person = crop.person
             if folders and crop.path.parent != side.root:
                 person += (f"folder {_below(crop.path.parent, side.root)}",)
-            for one in person:
-                a, b = sorted((head(at), head(first.setdefault(one, at))))
-                group[b] = a
+            ends += [(at, len(pairs) + nodes.setdefault(one, len(nodes))) for one in person]
+    size = len(pairs) + len(nodes)
+    of, joined = np.array(ends, dtype=np.int64).reshape(-1, 2).T
+    _, label = connected_components(coo_array((np.ones(len(of)), (of, joined)), (size, size)), directed=False)
     numbers: dict[int, str] = {}
-    return [numbers.setdefault(head(at), f"person-{len(numbers) + 1}") for at in range(len(pairs))]
+    return [numbers.setdefault(one, f"person-{len(numbers) + 1}") for one in label[: len(pairs)].tolist()]

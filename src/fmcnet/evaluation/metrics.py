@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.errors import ProtocolError
+from fmcnet.errors import ProtocolError, first_of
 from fmcnet.evaluation.ranking import Ranks
 
 NAMED = 5
@@ -153,11 +153,8 @@ class Evaluation:
             lines.append(self.plain.summary().splitlines()[1])
         lost = self._lost()
         if any(lost):
-            names = self._unmatched_names()
             probes = sorted({trial.queries + n for trial, n in zip(self.trials, lost, strict=True)})
-            shown = ", ".join(names[:NAMED]) + (
-                f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            )
+            shown = first_of(self._unmatched_names(), NAMED)
             lines.append(
                 f"  {_span(lost)} of {_span(probes)} probes have no match in the gallery and are not counted: {shown}"
             )

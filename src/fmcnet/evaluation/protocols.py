@@ -13,10 +13,10 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from fmcnet.errors import ProtocolError
+from fmcnet.errors import FmcnetError, ProtocolError, first_of
 from fmcnet.evaluation.draws import Draw, check_index
 from fmcnet.evaluation.skip_rule import SkipRule
-from fmcnet.types import NO_PID, BoolArray, Embeddings, IntArray, Modality
+from fmcnet.types import NO_PID, BoolArray, Embeddings, IntArray, Modality, parse_modality
 
 DIRECTIONS = {"sysu": "i2v", "regdb": "v2t", "llcm": "v2i"}
 """Each benchmark's direction, where none is given; its first table is of it."""
@@ -188,8 +188,7 @@ class Protocol:
 
 
 def _called(identities: tuple[Identity, ...]) -> str:
-    names = ", ".join(name for _, name in identities[:5])
-    return names + (f" and {len(identities) - 5} more" if len(identities) > 5 else "")
+    return first_of([name for _, name in identities], 5)
 
 
 def _one_of(what: str, value: object, allowed: Iterable[object]) -> None:
@@ -359,11 +358,7 @@ def custom(
 
 
 def _modality(what: str, value: Modality | str | None) -> Modality | None:
-    if value is None or isinstance(value, Modality):
-        return value
     try:
-        return Modality(value)
-    except ValueError:
-        raise ProtocolError(
-            f"unknown {what} modality '{value}': use visible, infrared or None (both)"
-        ) from None
+        return None if value is None else parse_modality(value)
+    except FmcnetError as error:
+        raise ProtocolError(f"{what}: {error}, or None for both") from error

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fmcnet.data.check import TITLES
-from fmcnet.errors import DataError, ProtocolError
+from fmcnet.errors import DataError, ProtocolError, first_of
 from fmcnet.evaluation.draws import Draw, find_permutation
 from fmcnet.evaluation.embeddings_file import SIDES, EmbeddingsFile, Sets
 from fmcnet.evaluation.evaluate import evaluate
@@ -155,8 +155,7 @@ def _foreign_cameras(camid: IntArray, protocol: str) -> str:
     odd = [camera for camera in np.unique(camid).tolist() if camera != NO_CAMERA and not 1 <= camera <= many]
     if not odd:
         return ""
-    listed = ", ".join(map(str, odd[:10])) + (f" and {len(odd) - 10} more" if len(odd) > 10 else "")
-    return f"the camera{'s' * (len(odd) > 1)} {listed}, which {TITLES[protocol]} does not have"
+    return f"the camera{'s' * (len(odd) > 1)} {first_of([*map(str, odd)])}, which {TITLES[protocol]} does not have"
 
 
 def _refuse_unused(protocol: str, options: Mapping[str, Any], given: bool) -> None:

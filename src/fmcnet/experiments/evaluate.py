@@ -223,13 +223,11 @@ def _pool(evaluations: tuple[DirectionResult, ...]) -> DirectionResult:
 def _embed_together(
     runs: tuple[Path, ...], data: str | Path, flip: bool, device: str, progress: bool | None
 ) -> None:
-    """All processes fill the runs' stores of embeddings, which `judge` then reads."""
+    """All processes fill the runs' stores of embeddings, which the evaluation then reads."""
     with distributed_context(device) as ctx:
         for one in runs:
             encoder = load(one, str(ctx.device))
-            config = encoder.card.config
-            table = read_dataset(data, layout=config.data.layout, trial=config.data.split)
-            table = table.select(split="test")
+            table = encoder.read_dataset(data).select(split="test")
             for mirror in (False, True) if flip else (False,):
                 kept = encoder.kept_at(table, mirror, one / EMBEDDINGS)
                 [missing] = agree([kept is None or not kept.is_file()], ctx)
@@ -238,7 +236,7 @@ def _embed_together(
                         encoder,
                         table,
                         ctx,
-                        batch_size=config.evaluation.batch,
+                        batch_size=encoder.card.config.evaluation.batch,
                         flip=mirror,
                         store=one / EMBEDDINGS,
                         progress=progress,

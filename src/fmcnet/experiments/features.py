@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError, require
 from fmcnet.inference.encoder import Encoder
@@ -66,8 +65,7 @@ def collect(
     Raises:
         DataError: when a modality has no image.
     """
-    folder = cache_folder(encoder.card.config.data.cache, table.root)
-    images = ImageCache(table, encoder.height, encoder.width, folder=folder, progress=progress).images
+    images = encoder.cached_images(table, progress)
     rows = np.arange(len(table)) if rows is None else rows
     halves: list[list[Matrix | None]] = []
     pids: list[IntArray] = []

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from fmcnet.models.fmcnet import FMCNet
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"] | Callable[[Fault], object]
 
@@ -231,11 +231,11 @@ class Encoder:
                 bar.advance(count=len(batch))
         faults.sort()
         for line in noted.lines() if remarks is None else ():
-            _log.warning("%s", line)
+            logger.warning("%s", line)
         if faults and (report is None or not rows):
             raise DataError(list_faults(faults, len(items)))
         if faults and on_error == "skip":
-            _log.warning("left out: %s", list_faults(faults, len(items)))
+            logger.warning("left out: %s", list_faults(faults, len(items)))
         for fault in faults:
             report(fault)  # type: ignore[misc]  # without it they are raised above
         order = np.argsort(rows)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fmcnet.errors import CheckpointError
+from fmcnet.errors import CheckpointError, first_of
 from fmcnet.files import as_os_error, write_atomically
 from fmcnet.models.build import build_model
 from fmcnet.models.card import CARD, WEIGHTS, ModelCard, read_card
@@ -125,9 +125,8 @@ def load_weights(model: FMCNet, path: Path) -> None:
         if key in state and state[key].shape != wanted[key].shape
     ]
     if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise CheckpointError(
             f"{path} holds the weights of another model than {path.with_name(CARD).name} describes: "
-            f"{'; '.join(faults[:3])}{more}"
+            f"{first_of(faults, 3, '; ')}"
         )
     model.load_state_dict(state)

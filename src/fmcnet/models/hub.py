@@ -60,7 +60,7 @@ embeddings = encoder.encode(["a.jpg", "b.jpg"], "infrared")
 A similarity is no proof of identity. Finding people across cameras is subject to law.
 """
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def is_hub_name(source: str | Path) -> bool:
@@ -185,7 +185,7 @@ def _check_digests(folder: Path, source: str) -> None:
     """Raise a `CheckpointError` for files that differ from the digests pushed with them, or are missing."""
     listed = folder / DIGESTS
     if not listed.is_file():
-        _log.warning(
+        logger.warning(
             "%s has no %s, so its files are not checked: it was not pushed by fmcnet", source, DIGESTS
         )
         return

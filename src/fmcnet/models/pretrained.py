@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fmcnet.errors import CheckpointError, FmcnetError
+from fmcnet.errors import CheckpointError, FmcnetError, first_of
 from fmcnet.models.backbone import Backbone, make_backbone
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.shipped import find_model, shipped_models
@@ -182,8 +182,7 @@ def _check(
 
 
 def _some(texts: list[str]) -> str:
-    rest = len(texts) - SHOWN
-    return "; ".join(texts[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    return first_of(texts, SHOWN, "; ")
 
 
 def _read(source: str) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fmcnet.errors import CheckpointError, FmcnetError
-from fmcnet.files import room_beside
+from fmcnet.files import put_in_place, room_beside
 from fmcnet.models.card import CARD
 from fmcnet.models.hub import fetch, is_fetched, is_hub_name
 
@@ -93,6 +93,4 @@ def replaced(target: Path) -> Iterator[Path]:
         folder = scratch / "new"
         folder.mkdir()
         yield folder
-        if target.exists():
-            target.rename(scratch / "old")
-        folder.rename(target)
+        put_in_place(folder, target, scratch / "old")

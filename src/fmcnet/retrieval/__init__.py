@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fmcnet.retrieval.answer import Answer
     from fmcnet.retrieval.gallery import Gallery
     from fmcnet.retrieval.inputs import KEEP
-    from fmcnet.retrieval.pooling import group, pool
+    from fmcnet.retrieval.ranking import group, pool
     from fmcnet.retrieval.records import Added, Entry, GalleryInfo, GallerySettings, Hit, HitGroup, Where
     from fmcnet.retrieval.searcher import Searcher
 
@@ -26,8 +26,8 @@ _PUBLIC = {
     "Searcher": "searcher",
     "GallerySettings": "records",
     "Where": "records",
-    "group": "pooling",
-    "pool": "pooling",
+    "group": "ranking",
+    "pool": "ranking",
 }
 
 __all__ = [

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
-from fmcnet.files import make_private, private_mode, to_disk
+from fmcnet.files import make_private, private_mode, put_in_place, to_disk
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.gallery_index import check_loss
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
@@ -70,16 +70,9 @@ def restore(source: str | Path, folder: str | Path, *, replace: bool = False) ->
         pass  # it is one, and has lost nothing
     with _copied(source, folder) as (new, entries):
         _check_target(source, folder, replace)
-        old = new.with_name("old")
         if folder.exists():
             new.chmod(folder.stat().st_mode & 0o7777)
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except BaseException:  # Ctrl-C, too: leaving removes all that is in the room
-            if old.exists():
-                old.rename(folder)
-            raise
+        put_in_place(new, folder, new.with_name("old"))
     to_disk(folder.parent)
     return entries
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BATCH = 2_048
 """Entries in one add."""
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,13 @@ def _copy(
     pictures = there.info().pictures
     takes = not _is_cluster(target)
     if pictures and not takes:
-        _log.warning("%s keeps no pictures: %d of %s are left out", here.location, pictures, there.location)
+        logger.warning("%s keeps no pictures: %d of %s are left out", here.location, pictures, there.location)
     written = _write(there, here, batch, takes and pictures > 0, progress)
     _note(source, target)
     if there.files is not None and here.files is not None:
         here.files.take(there.files)
     elif there.files is not None:
-        _log.warning(
+        logger.warning(
             "%s remembers neither files nor removals: fmcnet index into it adds what was removed again",
             here.location,
         )

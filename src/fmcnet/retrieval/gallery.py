@@ -15,7 +15,7 @@ from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import inputs
 from fmcnet.retrieval.columns import DayCount
 from fmcnet.retrieval.export import export
-from fmcnet.retrieval.pooling import group, pool, rank_pooled
+from fmcnet.retrieval.ranking import group, pool, rank_pooled
 from fmcnet.retrieval.records import (
     EPOCH,
     Added,
@@ -398,7 +398,7 @@ class Gallery:
         Raises:
             GalleryError: when no condition is given. GalleryBusyError: as `add`; or when a reader keeps the log busy.
         """
-        if where.anything:
+        if where.unconditional:
             raise GalleryError(
                 "remove needs a condition; to drop a whole gallery, delete its folder or collection"
             )

@@ -35,7 +35,7 @@ REQUEST = 30.0
 """Seconds, at least, that one request may take."""
 HNSW = {"M": 32, "efConstruction": 200}
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Collection:
@@ -174,7 +174,7 @@ class Collection:
         params = client.prepare_index_params()
         if self._wanted == "hnsw":
             params.add_index("embedding", index_type="HNSW", metric_type="IP", params=HNSW)
-            _log.warning(
+            logger.warning(
                 "%s: HNSW is asked for: where the cluster has not set queryNode.segcore.interimIndex.enableIndex to "
                 "false, rows that are not yet indexed are found only roughly (fmcnet docs gallery)",
                 self.location,

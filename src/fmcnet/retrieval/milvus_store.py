@@ -28,7 +28,7 @@ from fmcnet.retrieval.milvus_client import (
     to_row,
     to_stored,
 )
-from fmcnet.retrieval.pooling import NEAR, SPARE, ranked
+from fmcnet.retrieval.ranking import NEAR, SPARE, ranked
 from fmcnet.retrieval.records import (
     Added,
     EntryBatch,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from fmcnet.errors import first_of
 from fmcnet.identities import is_number, near_identities, near_spelling
 from fmcnet.names import nearest, spelling
 from fmcnet.retrieval.gallery import Gallery
@@ -15,7 +16,6 @@ from fmcnet.retrieval.sources import Picture
 
 MOST_WORDS = 20
 """Of so many values of a filter each is looked for by itself; of more, none is."""
-MOST_NAMED = 10
 MOST_COMPARED = 20_000
 """Identities beside which a filter looks for near spellings."""
 LOOKED_UP = 20
@@ -38,10 +38,9 @@ def added_notes(gallery: Gallery, before: Collection[str], added: Sequence[Pictu
     earlier = gallery.scan(Where(pids=numbers[:LOOKED_UP]), chunk=64)  # in the order of adding
     for entry, _ in itertools.islice(earlier, LOOKED_UP**2):
         if entry.source and Path(entry.source).is_absolute() and folder not in Path(entry.source).parents:
-            more = f" and {len(numbers) - 3} more" if len(numbers) > 3 else ""
             return [
                 *near,
-                f"the numbers {', '.join(numbers[:3])}{more} are persons of the gallery already, as of "
+                f"the numbers {first_of(numbers, 3)} are persons of the gallery already, as of "
                 f"{entry.source}, and are taken as the same; if they are others, repeat with a --pid-prefix, as "
                 "regdb-, and --existing update",
             ]
@@ -99,10 +98,7 @@ def _instead(word: str, stored: Sequence[str]) -> str:
     near = nearest(word, stored)
     if near is not None:
         return f": did you mean '{near}'?"
-    if not stored:
-        return "; no entry has any"
-    more = f" and {len(stored) - MOST_NAMED} more" if len(stored) > MOST_NAMED else ""
-    return f"; those that are: {', '.join(stored[:MOST_NAMED])}{more}"
+    return f"; those that are: {first_of(stored)}" if stored else "; no entry has any"
 
 
 def _identity_notes(gallery: Gallery, pids: Collection[str]) -> Iterator[str]:

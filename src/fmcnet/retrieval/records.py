@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
-from fmcnet.errors import DataError, GalleryError
+from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.identities import parse_identity
-from fmcnet.types import FloatArray, Modality
+from fmcnet.types import FloatArray, Modality, parse_modality
 
 if TYPE_CHECKING:
     from fmcnet.inference.image_input import Fault
@@ -161,8 +161,8 @@ class Where:
                 object.__setattr__(self, name, as_utc(value, f"Where({name})"))
 
     @property
-    def anything(self) -> bool:
-        """No condition is given."""
+    def unconditional(self) -> bool:
+        """No condition is given: every entry matches."""
         return all(getattr(self, f.name) is None for f in fields(self))
 
 
@@ -271,15 +271,15 @@ EARLIEST = datetime.min.replace(tzinfo=timezone.utc)
 
 
 def as_modality(value: object) -> Modality:
-    """A `Modality` from one or its name.
+    """As `parse_modality`, for a gallery.
 
     Raises:
-        GalleryError: for anything else.
+        GalleryError: for what is none.
     """
     try:
-        return Modality(value)
-    except ValueError as error:
-        raise GalleryError(f"modality is 'visible' or 'infrared', not {value!r}") from error
+        return parse_modality(value)
+    except FmcnetError as error:
+        raise GalleryError(str(error)) from error
 
 
 def as_pid(value: object) -> str | None:

@@ -19,8 +19,8 @@ from fmcnet.retrieval.answer import Answer, CalibratedScores, answer_notes, chec
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import column, tag_column
 from fmcnet.retrieval.notes import filter_notes
-from fmcnet.retrieval.pooling import group as group_hits
-from fmcnet.retrieval.pooling import pool
+from fmcnet.retrieval.ranking import group as group_hits
+from fmcnet.retrieval.ranking import pool
 from fmcnet.retrieval.records import Added, HitGroup, OnDuplicate, Where
 from fmcnet.retrieval.thumbnails import thumbnail
 from fmcnet.types import Embeddings, FloatArray, Modality

@@ -30,7 +30,7 @@ from fmcnet.retrieval.gallery_index import GalleryIndex, check_loss, lost
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
 from fmcnet.retrieval.index_files import Manifest
 from fmcnet.retrieval.inputs import check_settings
-from fmcnet.retrieval.pooling import NEAR, SPARE, ranked
+from fmcnet.retrieval.ranking import NEAR, SPARE, ranked
 from fmcnet.retrieval.records import (
     MADE_WITH,
     Added,

@@ -18,11 +18,9 @@ from fmcnet import __version__
 from fmcnet.server.errors import api_error_of
 from fmcnet.server.keys import Keys
 from fmcnet.server.network import Network, RootPathMiddleware, check_root_path
-from fmcnet.server.routes import entries, info, search
+from fmcnet.server.routes import ROUTERS, scope_of
 from fmcnet.server.security import SecurityMiddleware
 from fmcnet.server.service import Service
-
-PARTS = (search, entries, info)
 
 
 def create_app(
@@ -68,11 +66,11 @@ def create_app(
         servers=[{"url": root_path}] if root_path else None,
     )
     app.state.service = service
-    for part in PARTS:
-        app.include_router(part.router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(RequestValidationError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
-    app.add_middleware(SecurityMiddleware, keys=known, scope_of=info.scope_of, service=service)
+    app.add_middleware(SecurityMiddleware, keys=known, scope_of=scope_of, service=service)
     app.openapi = lambda: _describe(app, bool(known))  # type: ignore[method-assign]
     if root_path:
         app.add_middleware(RootPathMiddleware, root_path=root_path)
@@ -93,8 +91,8 @@ async def _refuse(request: Request, error: Exception) -> JSONResponse:
 def _allowed(request: Request) -> str:
     """All methods of an address; Starlette names those of the first matching route only."""
     methods: set[str] = set()
-    for part in PARTS:
-        for route in part.router.routes:
+    for router in ROUTERS:
+        for route in router.routes:
             if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
                 methods |= route.methods or set()
     return ", ".join(sorted(methods))
@@ -114,7 +112,7 @@ def _describe(app: FastAPI, locked: bool) -> dict[str, Any]:
             schema["additionalProperties"] = False
     for path, methods in tree["paths"].items():
         for method, operation in methods.items():
-            needed = info.scope_of(method.upper(), path)
+            needed = scope_of(method.upper(), path)
             if needed is not None:
                 operation["security"] = [*([] if locked else [{}]), {"bearer": []}, {"header": []}]
                 operation["x-scope"] = needed

@@ -34,7 +34,7 @@ from fmcnet.server.uploads import (
     decode_upload,
 )
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 RECYCLE = 500
 """Images after which a process is replaced, so that no memory of a large image stays."""
@@ -112,7 +112,7 @@ class _Queue:
         try:
             return self._pool.schedule(decode_upload, args=arguments, timeout=seconds)
         except RuntimeError as error:
-            _log.error("the decoder processes ended (%s): starting new ones", error)
+            logger.error("the decoder processes ended (%s): starting new ones", error)
             self._end_pool()
             self._pool = self._make_pool()
             return self._pool.schedule(decode_upload, args=arguments, timeout=seconds)

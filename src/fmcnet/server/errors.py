@@ -21,7 +21,7 @@ from fmcnet.errors import (
     GalleryReplacedError,
 )
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 TEXTS = ("what", "where", "do")
 """Of an error: what was wrong, the part of the request, what helps."""
@@ -71,19 +71,19 @@ def api_error_of(error: BaseException) -> ApiError:
     if isinstance(error, GalleryBusyError):
         return ApiError(503, str(error), "the gallery", "try again", retry_after=2)
     if isinstance(error, GalleryReplacedError):
-        _log.error("%s", error)
+        logger.error("%s", error)
         return ApiError(503, "the gallery was just replaced", "the gallery", "try again", retry_after=2)
     if isinstance(error, GalleryDamagedError):
-        _log.error("%s", error)
+        logger.error("%s", error)
         return ApiError(500, "the gallery is damaged", "the gallery", "the service's log names the damage")
     if isinstance(error, GalleryError) and _no_room(error):
-        _log.error("%s", error)
+        logger.error("%s", error)
         return ApiError(507, "the gallery's disk is full or fails", "the gallery", "free space, try again")
     if isinstance(error, DataError):
         return ApiError(422, str(error), "images", "send images that Pillow can read, as JPEG or PNG")
     if isinstance(error, FmcnetError):
         return ApiError(422, str(error), "the request", "correct it and send it again")
-    _log.error("a request failed", exc_info=error)
+    logger.error("a request failed", exc_info=error)
     return ApiError(500, "the service failed", "the request", "its log has the cause; report it if it stays")
 
 

@@ -20,7 +20,7 @@ from fmcnet.errors import FmcnetError
 from fmcnet.files import file_state, lock_file, write_atomically
 from fmcnet.parsing import read_json
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SCOPES = ("read", "write", "admin")
 """read: embed, search, look. write: add. admin: all of it, and removing."""
@@ -100,7 +100,7 @@ class Keys:
             self.keys = self._read()
         except FmcnetError as error:
             self.keys = self._fixed
-            _log.error("no key of %s is taken until it is mended: %s", self._path, error)
+            logger.error("no key of %s is taken until it is mended: %s", self._path, error)
         names = {key.name for key in self.keys}
         self.changed(sorted(names - before), sorted(before - names))
 

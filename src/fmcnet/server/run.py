@@ -28,7 +28,7 @@ from fmcnet.server.network import bounded_protocol, check_root_path, is_loopback
 from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
 from fmcnet.server.service import Service
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 CONNECTIONS = 256
 """Open at once; further ones are told 503 by the server itself."""
@@ -134,7 +134,7 @@ def serve(settings: ServeOptions) -> None:
                 "--keep-images keeps crops that are added, but the gallery is served read-only: leave it out"
             )
         if read_only:
-            _log.warning(
+            logger.warning(
                 "%s is served read-only: it can be searched, and nothing added or removed", settings.gallery
             )
         gallery = Gallery(settings.gallery, read_only=read_only)
@@ -211,14 +211,14 @@ def _run(settings: ServeOptions, keys: Keys, service: Service, listener: socket.
         raise FmcnetError("the service did not start: its log, above, says why")
     cut_off = service.metrics.cut_off
     requests = f"{cut_off} requests cut off" if cut_off else "requests finished"
-    _log.info("stopped: %s, audit log written, gallery closed", requests)
+    logger.info("stopped: %s, audit log written, gallery closed", requests)
 
 
 def _end_in_time(stop: threading.Event, ended: threading.Event, seconds: float) -> None:
     """End the process when a stop takes longer: for the gallery as a kill, which loses no acknowledged entry."""
     stop.wait()
     if not ended.wait(seconds):
-        _log.warning(
+        logger.warning(
             "stopped after %g s, before the gallery was closed; acknowledged entries are kept", seconds
         )
         os._exit(0)
@@ -246,11 +246,11 @@ def _announce(settings: ServeOptions, keys: Keys, service: Service, port: int) -
     scheme = "https" if settings.certificate is not None else "http"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     callers = f"{len(keys.keys)} API keys" if keys else "no API keys, this machine only"
-    _log.info("%d entries, model %s; %s", len(service.gallery), service.encoder.digest, callers)
-    _log.info("audit log: %s", service.audit.path)
+    logger.info("%d entries, model %s; %s", len(service.gallery), service.encoder.digest, callers)
+    logger.info("audit log: %s", service.audit.path)
     if keys and scheme == "http" and not is_loopback(settings.host):
-        _log.warning(
+        logger.warning(
             "without --certificate keys and crops travel unencrypted: put it behind a proxy with TLS"
         )
     path = settings.root_path.rstrip("/")
-    _log.info("page: %s://%s:%d%s/  (Ctrl-C stops)", scheme, host, port, path)
+    logger.info("page: %s://%s:%d%s/  (Ctrl-C stops)", scheme, host, port, path)

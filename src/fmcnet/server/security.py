@@ -24,7 +24,7 @@ from fmcnet.server.keys import Key, Keys
 from fmcnet.server.network import is_loopback
 from fmcnet.server.service import Service
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -85,7 +85,7 @@ class SecurityMiddleware:
                     client, found, request=answer.request, method=scope["method"], path=scope["path"]
                 )
             if answer.started:
-                _log.error("request %s broke off in its answer", answer.request, exc_info=error)
+                logger.error("request %s broke off in its answer", answer.request, exc_info=error)
             else:
                 await found.response()(scope, receive, answer)
         finally:

@@ -29,7 +29,7 @@ from fmcnet.server.pictures import Pictures
 from fmcnet.server.uploads import DecodeRules
 from fmcnet.types import Embeddings, Modality, parse_modality
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 SWEEP_SECONDS = 3600.0
@@ -114,7 +114,7 @@ class Service:
                     gallery.close()
                     raise
             except FmcnetError as error:
-                _log.error("the gallery was removed or replaced: %s", error)
+                logger.error("the gallery was removed or replaced: %s", error)
                 raise ApiError(
                     503,
                     "the gallery was removed, or replaced by one that this service cannot use",
@@ -122,7 +122,7 @@ class Service:
                     "put it back; the service's log says what is wrong",
                     retry_after=5,
                 ) from error
-            _log.warning("%s was replaced: the service continues with the new gallery", place)
+            logger.warning("%s was replaced: the service continues with the new gallery", place)
             old.close()
 
     # ---- start and stop ----
@@ -187,9 +187,9 @@ class Service:
             try:
                 gone = await self.work(lambda: kept.sweep(entry.id for entry, _ in self.gallery.scan()))
                 if gone:
-                    _log.info("removed %d kept crops whose entries are gone", gone)
+                    logger.info("removed %d kept crops whose entries are gone", gone)
             except (FmcnetError, OSError) as error:
-                _log.warning("kept crops were not checked: %s", error)
+                logger.warning("kept crops were not checked: %s", error)
             await asyncio.sleep(SWEEP_SECONDS)
 
     def _entries(self) -> float:

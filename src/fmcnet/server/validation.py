@@ -119,7 +119,7 @@ def filter_of(**given: Any) -> Where | None:
         GalleryError: as `Where`.
     """
     where = Where(**{name: value or None for name, value in given.items()})
-    return None if where.anything else where
+    return None if where.unconditional else where
 
 
 def conditions(

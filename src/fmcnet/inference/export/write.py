@@ -19,7 +19,7 @@ from fmcnet.data.cache import ImageCache
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, require
-from fmcnet.files import file_digest, room_beside
+from fmcnet.files import file_digest, put_in_place, room_beside
 from fmcnet.inference.backends import OnnxBackend
 from fmcnet.inference.calibration import CALIBRATION, Calibration
 from fmcnet.inference.encoder import Encoder
@@ -256,19 +256,11 @@ def _check_target(target: Path, source: str, precision: str, overwrite: bool) ->
 
 def _put(folder: Path, target: Path) -> None:
     """Move a finished folder into place."""
-    old = folder.parent / "old"
-    if target.exists():
-        if not (folder / CALIBRATION).exists():
-            with contextlib.suppress(CheckpointError):  # none there, or of other embeddings: no use to anyone
-                kept = Calibration.load(target / CALIBRATION, model=read_manifest(folder).digest)
-                kept.save(folder / CALIBRATION)
-        target.rename(old)
-    try:
-        folder.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
+    if target.exists() and not (folder / CALIBRATION).exists():
+        with contextlib.suppress(CheckpointError):  # none there, or of other embeddings: no use to anyone
+            kept = Calibration.load(target / CALIBRATION, model=read_manifest(folder).digest)
+            kept.save(folder / CALIBRATION)
+    put_in_place(folder, target, folder.with_name("old"))
 
 
 def _float_graphs(encoder: Encoder, folder: Path) -> Path:

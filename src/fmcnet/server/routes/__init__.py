@@ -1,1 +1,17 @@
-"""The HTTP routes: `search.py`, `entries.py`, `info.py`. A new file goes into `PARTS` of `app.py`."""
+"""The HTTP routes: one router a file. A new file goes into `ROUTERS`, a POST that changes nothing into `READING`."""
+
+from fmcnet.server.routes import entries, info, search
+
+ROUTERS = (search.router, entries.router, info.router)
+
+READING = ("/v1/search", "/v1/embed")
+"""Paths whose POST changes nothing."""
+
+
+def scope_of(method: str, path: str) -> str | None:
+    """The scope a request needs; None: everybody may. A route that nothing here knows needs the scope to write."""
+    if path != "/metrics" and path != "/v1" and not path.startswith("/v1/"):
+        return None
+    if method in ("GET", "HEAD", "OPTIONS") or (method == "POST" and path.rstrip("/") in READING):
+        return "read"
+    return "admin" if method == "DELETE" else "write"

@@ -43,7 +43,7 @@ from fmcnet.server.validation import (
     read_uploads,
 )
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1", responses=error_schema(), dependencies=[Depends(only_known)])
 
@@ -244,7 +244,7 @@ def _keep(service: Service, pictures: list[tuple[str, bytes | None]]) -> list[st
             if data is not None:
                 kept.keep(entry_id, data)
     except OSError as error:
-        _log.error("pictures cannot be kept in %s: %s", kept.folder, error)
+        logger.error("pictures cannot be kept in %s: %s", kept.folder, error)
         return ["the entries are added, but not all of their pictures could be kept"]
     return []
 

@@ -45,17 +45,6 @@ SWAGGER_POLICY = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-in
 """Swagger UI has inline styles and pictures."""
 
 
-def scope_of(method: str, path: str) -> str | None:
-    """The scope a request needs; None: everybody may."""
-    if path == "/metrics":
-        return "read"
-    if path != "/v1" and not path.startswith("/v1/"):
-        return None
-    if method == "DELETE":
-        return "admin"
-    return "write" if method == "POST" and path.rstrip("/") == "/v1/entries" else "read"
-
-
 @cache
 def _file(name: str, package: str = "fmcnet.server", folder: str = "page") -> bytes:
     return (files(package) / folder / name).read_bytes()
