@@ -61,6 +61,20 @@ def script(path, *arguments, cwd, timeout=300):
     return _ask(cwd, timeout, script=[str(path), *map(str, arguments)])
 
 
+def fmcnet(*arguments, processes=2, timeout=300):
+    """(largest exit status, all that was printed) of the command in so many processes, as torchrun starts them."""
+    given = {"arguments": [*map(str, arguments)], "processes": processes}
+    code, out, error = _ask(ROOT, timeout, call=["tests.forked", "_command", given])
+    return code, out + error
+
+
+def _command(arguments, processes):
+    from fmcnet.__main__ import main
+
+    sys.argv = ["fmcnet", *arguments]
+    sys.exit(max(map(abs, ends(job(main, processes)))))
+
+
 def _do(asked):
     """What was asked for, in the process forked for it."""
     for place, mode, number in ((os.devnull, "r", 0), (asked["out"], "w", 1), (asked["error"], "w", 2)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -41,55 +40,19 @@ from tests.training.test_kill import at_every_write
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and torchrun")
 
 
-def torchrun(*arguments):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "fmcnet",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=600
-    )
-
-
 @pytest.mark.slow
 def test_two_ranks_train_and_resume(tiny_sysu, tmp_path):
-    settings = ["data.identities=3", "training.validate_every=0"]
-
-    def train(out, *more):
-        # A rank sometimes aborts when gloo shuts down; the run is judged by what it wrote.
-        done = torchrun(
-            "train",
-            "--config",
-            "tiny",
-            "--data",
-            tiny_sysu,
-            "--out",
-            out,
-            "--device",
-            "cpu",
-            *settings,
-            *more,
-        )
-        return done.stdout + done.stderr
-
+    """By torchrun, and on by processes that have its environment; a run is judged by what it wrote."""
     whole, run = tmp_path / "whole", tmp_path / "run"
-    said = train(whole)
+    command = ["train", "--config", "tiny", "--data", tiny_sysu, "--device", "cpu"]
+    command += ["data.identities=3", "training.validate_every=0"]
+    said = runs.run(*command, "--out", whole, processes=2).stdout
     assert (whole / "model.safetensors").exists(), said
     assert [r["step"] for r in read_log(whole)] == list(range(1, 11))
     shutil.copytree(whole, run)
     (run / "model.safetensors").unlink()
-    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
-    for file in newest.iterdir():
-        file.unlink()
-    newest.rmdir()
-    said = train(run, "--resume")
+    shutil.rmtree(max((run / "checkpoints").glob("step-*")))
+    _, said = forked.fmcnet(*command, "--out", run, "--resume")
     a, b = load_file(whole / "model.safetensors"), load_file(run / "model.safetensors")
     assert all(torch.equal(a[key], b[key]) for key in a), said
     assert read_log(run) == read_log(whole)
@@ -339,7 +302,7 @@ def test_two_processes_evaluate_as_one(tiny_sysu, tiny_run, tmp_path):
     command = ("evaluate", "--data", tiny_sysu, "--device", "cpu")
     for said in (
         run_command(command[0], one, *command[1:]).output,
-        runs.run(command[0], two, *command[1:], processes=2).stdout,
+        forked.fmcnet(command[0], two, *command[1:])[1],
     ):
         assert said.count("report: ") == 1, said
     found = []

@@ -84,12 +84,13 @@ class InvertedResidual(nn.Module):
         self.bn1 = nn.BatchNorm2d(inner, eps=EPSILON)
         self.project_conv = nn.Conv2d(inner, outputs, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs, eps=EPSILON)
+        self.relu = nn.ReLU6(inplace=True)
         self.expands, self.shortcut = expansion > 1, stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H/stride, W/stride)."""
-        y = F.relu6(self.bn0(self.expand_conv(x)), inplace=True) if self.expands else x
-        y = F.relu6(self.bn1(self.depthwise_conv(y)), inplace=True)
+        y = self.relu(self.bn0(self.expand_conv(x))) if self.expands else x
+        y = self.relu(self.bn1(self.depthwise_conv(y)))
         y = self.bn2(self.project_conv(y))
         return cast(Tensor, x + y if self.shortcut else y)
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ def write_graph(
     require("onnxscript", "export")
     example = torch.zeros((2, height, width, 3), dtype=torch.uint8)
     graph = ModalityGraph(model, modality, projection).eval()
-    with quiet():
+    with quiet(), _out_of_place(graph):
         program = torch.onnx.export(
             graph,
             (example,),
@@ -90,6 +90,19 @@ def write_graph(
             f"this model exports for batches of {len(example)} only: please report it with model.json"
         )
     return max(int(entry.version) for entry in written.opset_import if entry.domain == "")
+
+
+@contextmanager
+def _out_of_place(graph: nn.Module) -> Iterator[None]:
+    """Activations in place are traced through Python's decompositions, which takes twice as long."""
+    layers = [module for module in graph.modules() if getattr(module, "inplace", False)]
+    for layer in layers:
+        cast(Any, layer).inplace = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            cast(Any, layer).inplace = True
 
 
 @contextmanager
