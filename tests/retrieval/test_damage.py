@@ -142,14 +142,14 @@ def test_an_index_older_than_the_database_catches_up(whole, tmp_path):
 
 
 def test_flips_anywhere_in_the_database_are_refused_or_harmless(copy, whole):
-    """Some 80 places over all pages: each answer is the right one, or an error that names the file."""
+    """Some 45 places over all pages: each answer is the right one, or an error that names the file."""
     path = copy / "gallery.sqlite"
     good = path.read_bytes()
     query = crops(1, seed=3)[0]
     expected = [(where, whole[1].search(query, 400, where)) for where in (None, WHERES[1])]
-    places = np.random.default_rng(1).integers(len(good), size=60)
+    places = np.random.default_rng(1).integers(len(good), size=30)
     refused = []
-    for place in [*places.tolist(), 0, 18, 20, 60, 100, 105, 4096, *range(32_768, 32_800, 3)]:
+    for place in [*places.tolist(), 0, 18, 20, 60, 100, 105, 4096, *range(32_768, 32_800, 4)]:
         data = bytearray(good)
         data[place] ^= 0xA5
         path.write_bytes(data)
@@ -163,7 +163,7 @@ def test_flips_anywhere_in_the_database_are_refused_or_harmless(copy, whole):
                         same(gallery.search(query, 400, where), answer)
             except GalleryError as error:
                 refused.append(str(error))
-    assert len(refused) > 20
+    assert len(refused) > 15
     assert all(str(copy) in text for text in refused)
 
 
