@@ -42,6 +42,13 @@ def test_selection_takes_words_and_refuses_what_no_table_has() -> None:
         table().select(modality="blue")
 
 
+def test_a_split_without_images_is_told_with_those_that_have_some():
+    assert len(table().of_split("test")) > 1
+    rest = table().select(split=("train", "val"))
+    with pytest.raises(DataError, match=r"^/.* has no images of split 'test', only of train$"):
+        dataclasses.replace(rest, root=Path()).of_split("test")
+
+
 def test_it_prints_on_one_line_what_it_holds() -> None:
     assert repr(table()) == (
         f"<Table sysu at {Path('/data')}: 4 images (3 visible, 1 infrared) of 2 identities and 3 cameras: 1 train, "

@@ -50,6 +50,13 @@ def test_a_term_is_weighed_summed_and_logged(tiny_sysu, tmp_path):
     assert plain.last_terms["gap"] > 0
 
 
+def test_a_term_without_a_gradient_is_told_once(tiny_sysu, tmp_path, caplog):
+    train(tiny_sysu, tmp_path / "run", terms={"gap": gap, "held": lambda *given: gap(*given).detach()})
+    told = [record.message for record in caplog.records if "has no gradient" in record.message]
+    assert len(told) == 1
+    assert "'held'" in told[0]
+
+
 def test_a_strong_term_moves_what_it_measures(tiny_sysu, tmp_path):
     base = ["variant=base", "normalization=none", "specific_offset=0", "fusion_normalize=false"]
     settings = [

@@ -155,6 +155,20 @@ class Table:
             mask &= self.modality == parse_modality(modality).code
         return self.take(np.flatnonzero(mask))
 
+    def of_split(self, split: str) -> Table:
+        """As `select`, of one split that must have images.
+
+        Raises:
+            DataError: when it has none.
+        """
+        rows = self.select(split=split)
+        if not len(rows):
+            there = [one for one in SPLITS if (self.split == one).any()]
+            raise DataError(
+                f"{self.root.resolve()} has no images of split '{split}', only of {' and '.join(there) or 'none'}"
+            )
+        return rows
+
     def labels(self) -> tuple[IntArray, IntArray]:
         """Class labels 0..C-1 in sorted order of pid: (labels (N,), pids (C,)).
 

@@ -193,9 +193,7 @@ def evaluate_model(
     several = config if isinstance(config, Sequence) else (config or encoder.card.config.evaluation,)
     settings = several[0]
     store = None if encoder.folder is None or is_shipped(encoder.folder) else encoder.folder / EMBEDDINGS
-    rows = table.select(split=split)
-    if not len(rows):
-        raise DataError(f"{table.root} has no images of split '{split}'")
+    rows = table.of_split(split)
     if encoder.card.data == fingerprint(table):
         known = np.intersect1d(rows.pid, np.array(encoder.card.pids, dtype=np.int64))
         if len(known):

@@ -90,9 +90,7 @@ def embed_dataset(
         raise DataError(f"--split {split}: say all, {', '.join(SPLITS)}")
     encoder = load(run, device)
     table = encoder.read_dataset(data)
-    rows = table.select(split=None if split == "all" else split)
-    if not len(rows):
-        raise DataError(f"{data} has no images of split '{split}'")
+    rows = table if split == "all" else table.of_split(split)
     found = encoder.embed_table(rows, batch_size=batch, progress=progress)
     if normalize:
         found = replace(found, features=l2_normalize(found.features))

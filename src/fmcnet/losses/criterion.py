@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Set
 from typing import cast
 
@@ -15,6 +16,8 @@ from fmcnet.losses import functional as losses
 from fmcnet.models.compensation import Compensation
 from fmcnet.models.fmcnet import FMCNetOutput, ModalityOutput
 from fmcnet.types import Modality
+
+logger = logging.getLogger(__name__)
 
 TERMS = {
     "id_shared": "eq. (8)",
@@ -74,7 +77,10 @@ class FMCNetLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.identities, self.gather = config, identities, gather
-        self._own = dict(terms or {})
+        self._own, self._constant = (
+            dict(terms or {}),
+            set[str](),
+        )  # and the names of those told to be constant
         self._compensation = (compensation,)  # in a tuple: its weights are the model's, not the loss's
 
     def forward(self, output: FMCNetOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -212,6 +218,13 @@ class FMCNetLoss(nn.Module):
                 shape = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else kind
                 raise TrainingError(
                     f"the loss term '{name}' gives {shape}, not a scalar tensor: return its mean or its sum"
+                )
+            if output.visible.shared.requires_grad and not value.requires_grad and name not in self._constant:
+                self._constant.add(name)
+                logger.warning(
+                    "the loss term '%s' has no gradient, so it trains nothing: compute it from the output's tensors, "
+                    "without .item() and .detach()",
+                    name,
                 )
             found[name] = self.config.terms.get(name, 1.0) * value.reshape(())
         return found
