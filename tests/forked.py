@@ -7,6 +7,7 @@ imported beforehand: what a job needs, it imports itself.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
@@ -80,6 +81,7 @@ def _do(asked):
     for place, mode, number in ((os.devnull, "r", 0), (asked["out"], "w", 1), (asked["error"], "w", 2)):
         with Path(place).open(mode) as stream:
             os.dup2(stream.fileno(), number)
+    os.setpgid(0, 0)
     signal.alarm(asked["timeout"])
     os.environ.clear()
     os.environ.update(asked["environment"])
@@ -99,7 +101,10 @@ def _serve():
         child = os.fork()
         if not child:
             _exit_after(lambda line=line: _do(json.loads(line)))
-        print(*ends([child]), flush=True)
+        status = ends([child])
+        with contextlib.suppress(ProcessLookupError):  # what it forked, if it was ended by its alarm
+            os.killpg(child, signal.SIGKILL)
+        print(*status, flush=True)
 
 
 def _exit_after(work):

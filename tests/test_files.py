@@ -65,3 +65,23 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch, fault):
     assert (target / "which").read_text() == "model"
     put_in_place(new, target, old)
     assert [(folder / "which").read_text() for folder in (target, old)] == ["new", "model"]
+
+
+def test_a_model_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    from fmcnet.models.shipped import replaced
+
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "which").write_text("first")
+    rename = type(target).rename
+
+    def refused(path, to):
+        if path.name == "new":
+            raise OSError(errno.EIO, "no")
+        return rename(path, to)
+
+    monkeypatch.setattr(type(target), "rename", refused)
+    with pytest.raises(OSError, match="no"), replaced(target) as folder:
+        (folder / "which").write_text("second")
+    assert (target / "which").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

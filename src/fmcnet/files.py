@@ -152,12 +152,13 @@ def put_in_place(folder: Path, target: Path, old: Path) -> None:
     Raises:
         OSError: when it cannot be renamed.
     """
-    if target.exists():
+    replaces = target.exists()
+    if replaces:
         target.rename(old)
     try:
         folder.rename(target)
     except BaseException:  # Ctrl-C, too: what holds `old` may be removed
-        if old.exists():
+        if replaces and not target.exists():
             old.rename(target)
         raise
 

@@ -268,6 +268,8 @@ class FakeRun:
         print(f"{self.name} begins", flush=True)
         if self.fault == "end":
             os._exit(9)
+        if self.fault == "refused":
+            raise FmcnetError("refused: the settings")
         if self.fault == "error":
             raise RuntimeError("CUDA out of memory, say")
         (self.study / self.name).write_text("done")
@@ -278,6 +280,7 @@ class FakeRun:
     [
         ("end", r"its worker process ended .*ends with: .*bad begins"),
         ("error", "RuntimeError: CUDA out of memory"),
+        ("refused", "refused: the settings"),
     ],
 )
 def test_a_worker_that_dies_costs_its_own_run_alone(tmp_path, fault, said):

@@ -185,6 +185,14 @@ def test_a_killed_backup_opens_as_nothing_and_the_next_takes_its_place(folder, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "g"]
 
 
+def test_what_a_killed_restore_left_is_removed_by_the_next(folder, tmp_path):
+    """Killed after its second renaming: the gallery before it is still in the room."""
+    assert backup.backup(str(folder), tmp_path / "b") == 60
+    shutil.copytree(folder, tmp_path / "g.part" / "old")
+    assert restore(tmp_path / "b", folder, replace=True) == 60
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "g"]
+
+
 def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "somewhere")

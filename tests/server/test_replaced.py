@@ -135,6 +135,7 @@ def test_read_only_searches_and_refuses_the_rest(tmp_path):
         for reply in (
             it.add(2),
             it.client.delete("/v1/entries/x"),
+            it.client.put("/v1/new", json={}),
             it.client.delete("/v1/entries?camera=new&expect=2"),
         ):
             assert reply.status_code == 403

@@ -55,6 +55,10 @@ def test_a_term_without_a_gradient_is_told_once(tiny_sysu, tmp_path, caplog):
     told = [record.message for record in caplog.records if "has no gradient" in record.message]
     assert len(told) == 1
     assert "'held'" in told[0]
+    caplog.clear()
+    train(tiny_sysu, tmp_path / "logged", "losses.terms={held: 0}", terms={"held": lambda *_: torch.ones(())})
+    train(tiny_sysu, tmp_path / "none", terms={"pairs": lambda *_: torch.zeros(())})
+    assert "has no gradient" not in caplog.text
 
 
 def test_a_strong_term_moves_what_it_measures(tiny_sysu, tmp_path):

@@ -155,8 +155,12 @@ class Table:
             mask &= self.modality == parse_modality(modality).code
         return self.take(np.flatnonzero(mask))
 
-    def of_split(self, split: str) -> Table:
+    def of_split(self, split: str, source: str | Path | None = None) -> Table:
         """As `select`, of one split that must have images.
+
+        Args:
+            split: its name.
+            source: what the user gave as the dataset, for the error; None: the folder.
 
         Raises:
             DataError: when it has none.
@@ -165,7 +169,8 @@ class Table:
         if not len(rows):
             there = [one for one in SPLITS if (self.split == one).any()]
             raise DataError(
-                f"{self.root.resolve()} has no images of split '{split}', only of {' and '.join(there) or 'none'}"
+                f"{source or self.root.resolve()} has no images of split '{split}', only of "
+                f"{' and '.join(there) or 'none'}"
             )
         return rows
 

@@ -90,7 +90,7 @@ def embed_dataset(
         raise DataError(f"--split {split}: say all, {', '.join(SPLITS)}")
     encoder = load(run, device)
     table = encoder.read_dataset(data)
-    rows = table if split == "all" else table.of_split(split)
+    rows = table if split == "all" else table.of_split(split, data)
     found = encoder.embed_table(rows, batch_size=batch, progress=progress)
     if normalize:
         found = replace(found, features=l2_normalize(found.features))

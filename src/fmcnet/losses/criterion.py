@@ -77,10 +77,8 @@ class FMCNetLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.identities, self.gather = config, identities, gather
-        self._own, self._constant = (
-            dict(terms or {}),
-            set[str](),
-        )  # and the names of those told to be constant
+        self._own = dict(terms or {})
+        self._constant = set[str]()  # names of those that were told to have no gradient
         self._compensation = (compensation,)  # in a tuple: its weights are the model's, not the loss's
 
     def forward(self, output: FMCNetOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -108,7 +106,7 @@ class FMCNetLoss(nn.Module):
             terms |= self._compensation_terms(compensation, output, labels)
         if v.fused is not None and i.fused is not None:
             terms |= self._fusion_terms(v, i, labels)
-        terms |= self._own_terms(output, labels)
+        terms |= self._own_terms(output, labels, any(term.requires_grad for term in terms.values()))
         return torch.stack([term.float() for term in terms.values()]).sum(), terms
 
     def discriminator_loss(self, output: FMCNetOutput) -> Tensor | None:
@@ -208,8 +206,8 @@ class FMCNetLoss(nn.Module):
             terms["hc"] = config.hc * loss / self._divisor(c_v)
         return terms
 
-    def _own_terms(self, output: FMCNetOutput, labels: Tensor) -> dict[str, Tensor]:
-        """The terms given to the constructor, weighted."""
+    def _own_terms(self, output: FMCNetOutput, labels: Tensor, trains: bool) -> dict[str, Tensor]:
+        """The terms given to the constructor, weighted; `trains`: the others have a gradient."""
         found = {}
         for name, term in self._own.items():
             value: object = term(output, labels)
@@ -219,14 +217,16 @@ class FMCNetLoss(nn.Module):
                 raise TrainingError(
                     f"the loss term '{name}' gives {shape}, not a scalar tensor: return its mean or its sum"
                 )
-            if output.visible.shared.requires_grad and not value.requires_grad and name not in self._constant:
+            weight = self.config.terms.get(name, 1.0)
+            told = name in self._constant
+            if trains and weight and not value.requires_grad and not told and value.item():  # 0: no pair, say
                 self._constant.add(name)
                 logger.warning(
                     "the loss term '%s' has no gradient, so it trains nothing: compute it from the output's tensors, "
                     "without .item() and .detach()",
                     name,
                 )
-            found[name] = self.config.terms.get(name, 1.0) * value.reshape(())
+            found[name] = weight * value.reshape(())
         return found
 
 

@@ -95,7 +95,8 @@ def _copied(folder: Path, out: Path) -> Iterator[tuple[Path, int]]:
             stack.callback(shutil.rmtree, work, ignore_errors=True)
             if (work / "old").is_dir() and not out.exists():
                 (work / "old").rename(out)  # of a restore that was killed between its two renames
-            shutil.rmtree(work / "gallery", ignore_errors=True)
+            for left in ("old", "gallery"):
+                shutil.rmtree(work / left, ignore_errors=True)
             (work / "gallery").mkdir(mode=0o700)
             yield work / "gallery", _copy(folder, work)
         except OSError as error:

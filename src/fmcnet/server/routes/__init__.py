@@ -10,8 +10,8 @@ READING = ("/v1/search", "/v1/embed")
 
 def scope_of(method: str, path: str) -> str | None:
     """The scope a request needs; None: everybody may. A route that nothing here knows needs the scope to write."""
-    if path != "/metrics" and path != "/v1" and not path.startswith("/v1/"):
-        return None
-    if method in ("GET", "HEAD", "OPTIONS") or (method == "POST" and path.rstrip("/") in READING):
+    if method in ("GET", "HEAD", "OPTIONS"):
+        return "read" if path in ("/metrics", "/v1") or path.startswith("/v1/") else None
+    if method == "POST" and path.rstrip("/") in READING:
         return "read"
     return "admin" if method == "DELETE" else "write"
