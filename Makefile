@@ -21,7 +21,7 @@ demo: $(BIN)/.installed ## set up, generate a benchmark, train Base and FMCNet, 
 	@$(BIN)/fmcnet demo --out $(OUT)
 
 test: $(BIN)/.installed ## set up and run all tests
-	@$(BIN)/python -m pytest -n 4 --dist worksteal
+	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 $(BIN)/.docs: $(BIN)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
