@@ -28,7 +28,7 @@ from fmcnet.data.table import Table
 from fmcnet.inference.adapt import Crops, adapt_model
 from fmcnet.inference.calibration import CALIBRATION
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.fit_calibration import calibrate
+from fmcnet.inference.fit_calibration import fit_calibration
 from fmcnet.models.build import build_model
 from fmcnet.models.card import WEIGHTS
 from fmcnet.models.checkpoint import load_pretrained_model, save_pretrained, weights_digest
@@ -85,7 +85,7 @@ def make(seed: int, out: Path, scratch: Path, threads: int, settings: Sequence[s
         held = encoder.embed_table(table.select(split=("val", "test")))
         numbers = (held.pid + at * APART, held.camid + at * APART)
         parts.append((held.features, *numbers, held.modality, held.index, held.name))
-    found = calibrate(
+    found = fit_calibration(
         Embeddings(*(np.concatenate(column) for column in zip(*parts, strict=True))),
         encoder.digest,
         source={

@@ -220,7 +220,7 @@ def _model(
     import numpy as np
 
     from fmcnet.inference.encoder import Encoder
-    from fmcnet.retrieval.models import open_model
+    from fmcnet.retrieval.gallery_model import open_model
     from fmcnet.types import Modality
 
     try:

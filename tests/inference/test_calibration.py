@@ -13,7 +13,7 @@ import pytest
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.inference.calibration import CALIBRATION, Calibration
 from fmcnet.inference.encoder import Encoder, load
-from fmcnet.inference.fit_calibration import calibrate
+from fmcnet.inference.fit_calibration import fit_calibration
 from fmcnet.types import NO_PID, Embeddings, Modality
 from tests.cli import run_command
 
@@ -40,7 +40,7 @@ def people(identities=30, per=4, seed=0, cameras=True):
 
 @pytest.fixture(scope="module")
 def calibration():
-    return calibrate(people(), "abc", fmr=0.01, prior=0.3)
+    return fit_calibration(people(), "abc", fmr=0.01, prior=0.3)
 
 
 def test_every_direction_has_its_own_curve(calibration):
@@ -59,7 +59,7 @@ def test_every_direction_has_its_own_curve(calibration):
 def test_roles_make_the_two_cross_directions_differ():
     found = people()
     query, gallery = found.modality == 1, found.modality == 0
-    one = calibrate(found, "abc", query_mask=query, gallery_mask=gallery)
+    one = fit_calibration(found, "abc", query_mask=query, gallery_mask=gallery)
     assert set(one.curves) == {(I, V)}
     assert one.covers("infrared", "visible")
     assert not one.covers(V, I)
@@ -69,24 +69,24 @@ def test_roles_make_the_two_cross_directions_differ():
 
 def test_pairs_of_one_camera_are_not_learnt_from():
     with pytest.raises(DataError, match="by two cameras"):
-        calibrate(people(cameras=False), "abc")
+        fit_calibration(people(cameras=False), "abc")
 
 
 def test_unknown_or_zero_embeddings_are_refused():
     found = people()
     nobody = Embeddings.unlabelled(found.features, found.modality, found.name)
     with pytest.raises(DataError, match="240 embeddings have no identity"):
-        calibrate(nobody, "abc")
+        fit_calibration(nobody, "abc")
     assert nobody.pid[0] == NO_PID
     features = found.features.copy()
     features[3] = 0
     with pytest.raises(DataError, match="all zeros"):
-        calibrate(
+        fit_calibration(
             Embeddings(features, found.pid, found.camid, found.modality, found.index, found.name), "abc"
         )
     for wrong in ({"prior": 0.0}, {"prior": 1.0}, {"fmr": 0.0}, {"fmr": 2.0}):
         with pytest.raises(FmcnetError, match="prior must be between"):
-            calibrate(found, "abc", **wrong)
+            fit_calibration(found, "abc", **wrong)
 
 
 def test_saved_and_read_back_for_the_same_weights_only(calibration, tmp_path):
@@ -141,7 +141,7 @@ def test_a_damaged_field_is_named_when_it_is_read(calibration, tmp_path, change,
 def test_errors_on_held_out_identities_are_small_when_there_are_many():
     """Learnt from some people, right about others: what is reported, against people never seen."""
     known, strangers = people(200, seed=1), people(200, seed=2)
-    found = calibrate(known, "abc")
+    found = fit_calibration(known, "abc")
     from fmcnet.inference.fit_calibration import BINS, calibration_error, count_pairs, edges
 
     counts = count_pairs(strangers, V, I, fold=np.zeros(len(strangers), np.int64))[0, 0]

@@ -217,7 +217,7 @@ def test_every_kind_of_model_exports_for_every_batch(settings, tmp_path):
 
 @pytest.mark.usefixtures("known_graphs")
 def test_a_calibration_goes_along_in_float32_only(tiny_run, tiny_sysu, tmp_path, monkeypatch):
-    from fmcnet.inference.calibrate import calibrate_model
+    from fmcnet.inference.calibrate_model import calibrate_model
 
     monkeypatch.setattr(write, "MOST_LOST", 100.0)
     run = tmp_path / "run"
@@ -270,7 +270,7 @@ def test_another_models_export_is_not_replaced_unasked(tiny_run, tiny_onnx, tiny
 
 @pytest.mark.usefixtures("known_graphs")
 def test_a_calibration_of_the_same_embeddings_stays(tiny_run, tiny_onnx, tiny_sysu, tmp_path):
-    from fmcnet.inference.calibrate import calibrate_model
+    from fmcnet.inference.calibrate_model import calibrate_model
 
     there = tmp_path / "onnx"
     shutil.copytree(tiny_onnx, there)

@@ -13,7 +13,7 @@ from fmcnet.errors import FmcnetError
 from fmcnet.evaluation import protocols
 from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.evaluation.evaluate_model import chance_rank1, evaluate_model
-from fmcnet.inference.calibrate import calibrate_model
+from fmcnet.inference.calibrate_model import calibrate_model
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.write import export
 from fmcnet.inference.info import model_info

@@ -75,7 +75,7 @@ def test_the_database_may_be_full_on_its_own(tmp_path):
 
 def test_an_index_that_cannot_be_written_is_no_loss(tmp_path, monkeypatch, caplog):
     """The rows are acknowledged, for the database has them; a removal drops the index rather than leave a trace."""
-    from fmcnet.retrieval.index_files import Manifest
+    from fmcnet.retrieval.index_files import IndexManifest
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -86,7 +86,7 @@ def test_an_index_that_cannot_be_written_is_no_loss(tmp_path, monkeypatch, caplo
     plain.add(crops(120, 64), entries(120))
     vector = gallery.embedding("crop-00007")
     with monkeypatch.context() as patched:
-        patched.setattr(Manifest, "commit", full)
+        patched.setattr(IndexManifest, "commit", full)
         add(gallery, crops(120, 64, seed=1), entries(120, first=200))
         plain.add(crops(120, 64, seed=1), entries(120, first=200))
         assert "No space left" in caplog.text

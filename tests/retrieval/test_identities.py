@@ -13,9 +13,9 @@ import pytest
 
 from fmcnet.errors import GalleryError
 from fmcnet.inference.encoder import Encoder
-from fmcnet.retrieval import Gallery, Where, models
+from fmcnet.retrieval import Gallery, Where, gallery_model
 from fmcnet.retrieval.backup import backup, restore
-from fmcnet.retrieval.index_files import Manifest
+from fmcnet.retrieval.index_files import IndexManifest
 from fmcnet.retrieval.recover import recover
 from fmcnet.retrieval.sqlite_database import Database, checksum
 from tests.cli import run_command
@@ -34,7 +34,7 @@ def crops(tmp_path, monkeypatch):
     """Five pictures; `--model run`, whatever it is, is the colour encoder."""
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(Encoder, "from_pretrained", staticmethod(lambda *_, **__: encoder(tmp_path)))
-    monkeypatch.setattr(models, "shipped_models", dict)
+    monkeypatch.setattr(gallery_model, "shipped_models", dict)
     monkeypatch.chdir(tmp_path)
     for name, colour in zip("abcde", (RED, PINK, GREEN, BLUE, GREY), strict=True):
         picture(*colour).save(f"{name}.png")
@@ -191,7 +191,7 @@ def test_a_gallery_of_0_1_0_is_read_searched_changed_and_exported(tmp_path, capl
             assert found == {"1": 2, "2": 3, "3": 3, "anna": 1, "bob": 1}
             assert gallery.export(tmp_path / "x.npz") == 10
     assert caplog.text == ""
-    assert Manifest.read(folder).format == 3
+    assert IndexManifest.read(folder).format == 3
     with np.load(tmp_path / "x.npz") as stored:
         assert sorted(stored["pid"].tolist()) == ["1"] * 2 + ["2"] * 3 + ["3"] * 3 + ["anna", "bob"]
 

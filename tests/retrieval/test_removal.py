@@ -9,7 +9,7 @@ import pytest
 
 from fmcnet.errors import GalleryBusyError, GalleryError
 from fmcnet.retrieval import Gallery, Where
-from fmcnet.retrieval.index_files import Manifest
+from fmcnet.retrieval.index_files import IndexManifest
 from tests.retrieval.people import MODEL, add, crops, entries
 
 FORMS = (np.float32, np.float16)
@@ -142,7 +142,7 @@ def test_a_failed_index_write_brings_nothing_back(tmp_path, monkeypatch):
         add(gallery, crops(50), entries(50))
         vector = gallery.embedding("crop-00004")
         with monkeypatch.context() as disk:
-            disk.setattr(Manifest, "commit", full)
+            disk.setattr(IndexManifest, "commit", full)
             gallery.remove(Where(ids=["crop-00003"]))
         gallery.remove(Where(ids=["crop-00004"]))
         add(gallery, crops(5, seed=8), entries(5, seed=8, first=100))

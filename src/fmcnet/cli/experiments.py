@@ -60,7 +60,7 @@ def evaluate(
 
     A folder with several RegDB splits (fmcnet train --splits) gives the mean over its splits.
     """
-    from fmcnet.experiments.evaluate import evaluate_run
+    from fmcnet.experiments.evaluate_run import evaluate_run
 
     if out is not None and not report:
         raise FmcnetError("--out is the folder of the report, which --no-report leaves out: give one of them")

@@ -165,14 +165,14 @@ def index(
     The gallery stores embeddings and metadata; small pictures only with --keep-images. Ctrl-C or a kill loses no
     added picture: the same command continues.
     """
-    from fmcnet.data.depth import RANGE_UNUSED
     from fmcnet.data.listing import ignored_line
+    from fmcnet.data.value_range import RANGE_UNUSED
     from fmcnet.retrieval.freshness import moves
     from fmcnet.retrieval.gallery import Gallery
+    from fmcnet.retrieval.gallery_model import open_model, range_of, remember
     from fmcnet.retrieval.indexing import Existing, check_faults, leave_out_expired
     from fmcnet.retrieval.indexing import index as add_new
     from fmcnet.retrieval.inputs import expires_before
-    from fmcnet.retrieval.models import open_model, range_of, remember
     from fmcnet.retrieval.records import Dtype, IndexChoice
     from fmcnet.retrieval.searcher import Searcher
     from fmcnet.retrieval.sources import NamePattern, Rules, read_sources

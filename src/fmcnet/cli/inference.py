@@ -52,8 +52,8 @@ def embed(
     The .npz holds features (N, E) float32, pid, camid, modality (0 visible, 1 infrared), index and name, all (N,).
     Of images without --data identity and camera are unknown (-1).
     """
-    from fmcnet.data.depth import RANGE_UNUSED, Remarks, parse_range
     from fmcnet.data.listing import Ignored, ignored_facts, ignored_line
+    from fmcnet.data.value_range import RANGE_UNUSED, Remarks, parse_range
     from fmcnet.inference.embed import embed_dataset, embed_files
 
     skip = check_choice("--on-error", on_error, ("raise", "skip")) == "skip" or skip_unreadable
@@ -140,7 +140,7 @@ def calibrate(
 
     Kept beside the weights, for each pair of modalities; figures are of identities that were not learnt from.
     """
-    from fmcnet.inference.calibrate import calibrate_model, said
+    from fmcnet.inference.calibrate_model import calibrate_model, calibration_lines
 
     found, path = calibrate_model(
         run,
@@ -155,7 +155,7 @@ def calibrate(
     if json_:
         print_json({"out": str(path), **found.to_dict()})
         return
-    for line in said(found):
+    for line in calibration_lines(found):
         echo(line)
     if out is not None:
         echo(f"use it: fmcnet search GALLERY IMAGE --calibration {path} (or fmcnet serve)")

@@ -145,7 +145,7 @@ def search(
     from fmcnet.data.listing import Ignored, ignored_line
     from fmcnet.inference.image_input import list_images
     from fmcnet.retrieval.gallery import Gallery
-    from fmcnet.retrieval.models import open_model, range_of
+    from fmcnet.retrieval.gallery_model import open_model, range_of
     from fmcnet.retrieval.searcher import Searcher
     from fmcnet.types import parse_modality
 

@@ -13,9 +13,9 @@ from typing import Any
 from PIL import Image
 
 from fmcnet.data.boxes import Boxes, FrameKey
-from fmcnet.data.depth import ValueRange, eight_bits
 from fmcnet.data.images import REMARKS, open_rgb
 from fmcnet.data.listing import Ignored, has_image_head, is_image, list_folder
+from fmcnet.data.value_range import ValueRange, eight_bits
 from fmcnet.errors import DataError, require
 
 

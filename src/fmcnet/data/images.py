@@ -18,10 +18,18 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL import TiffImagePlugin as tiff
 
-from fmcnet.data.depth import DROPPED, NO_RANGE, PAGES, Remarks, ValueRange, eight_bits, eight_bits_of_alpha
 from fmcnet.data.listing import AVIF_BRANDS, HEIC_BRANDS
 from fmcnet.data.table import Table
 from fmcnet.data.tiff import is_tiff, read_tiff
+from fmcnet.data.value_range import (
+    DROPPED,
+    NO_RANGE,
+    PAGES,
+    Remarks,
+    ValueRange,
+    eight_bits,
+    eight_bits_of_alpha,
+)
 from fmcnet.errors import DataError, fault_lines
 from fmcnet.progress import Progress
 
@@ -33,7 +41,7 @@ logger = logging.getLogger(__name__)
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 _WIDE = re.compile(r"(RGB|RGBA|RGBX|LA|CMYK);16([BLN])")
 REMARKS = "fmcnet.remarks"
-"""Key of `Image.info`: kinds of `fmcnet.data.depth` that a person should see."""
+"""Key of `Image.info`: kinds of `fmcnet.data.value_range` that a person should see."""
 _FAILURES = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, OverflowError, struct.error,
     Image.DecompressionBombError,
@@ -45,7 +53,7 @@ def load_image(path: str | Path, value_range: ValueRange | None = None) -> NDArr
 
     - One channel (infrared) is repeated in three. Of two channels the second is alpha or is dropped, of four the
       fourth. The EXIF orientation is applied.
-    - 8-bit values stay as they are. Deeper ones (16-bit, 32-bit, float) follow `fmcnet.data.depth.eight_bits`.
+    - 8-bit values stay as they are. Deeper ones (16-bit, 32-bit, float) follow `fmcnet.data.value_range.eight_bits`.
     - Transparent pixels become black, half-transparent ones are darkened by their alpha.
     - Of several pages or frames the first is read.
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fmcnet.data.cache import ImageCache, cache_folder, cache_key
-from fmcnet.data.depth import Remarks, ValueRange, check_range
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
+from fmcnet.data.value_range import Remarks, ValueRange, check_range
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.backends import Backend, RuntimeName, open_backend
@@ -196,7 +196,7 @@ class Encoder:
             workers: threads that decode the next batch meanwhile.
             progress: show a bar; None: on a terminal, for more than one batch.
             value_range: the values (low, high) that become 0 and 255, of images deeper than 8 bits; None: by the rule
-                of `fmcnet.data.depth.eight_bits`, which may stretch each image by itself.
+                of `fmcnet.data.value_range.eight_bits`, which may stretch each image by itself.
             remarks: gets what is doubtful about images; None: it goes to the log.
 
         Returns:

@@ -33,7 +33,7 @@ PARTS = 15
 """Equal parts of 0..1 that the expected calibration error averages over (Guo et al., ICML 2017)."""
 
 
-def calibrate(
+def fit_calibration(
     embeddings: Embeddings,
     model: str,
     *,

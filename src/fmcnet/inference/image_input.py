@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fmcnet.data.cache import resize
-from fmcnet.data.depth import COLOURED, COLOURLESS, FLAT_8, FULL_FRAME, Remarks, ValueRange
 from fmcnet.data.images import REMARKS, open_rgb, to_rgb
 from fmcnet.data.listing import IMAGE_SUFFIXES, Ignored, has_image_head, is_hidden, list_folder
+from fmcnet.data.value_range import COLOURED, COLOURLESS, FLAT_8, FULL_FRAME, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.names import printable
 from fmcnet.types import Modality, parse_modality

@@ -15,7 +15,7 @@ from fmcnet.files import make_private, private_mode, put_in_place, to_disk
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.gallery_index import check_loss
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
-from fmcnet.retrieval.index_files import InvalidIndexError, Manifest, discard
+from fmcnet.retrieval.index_files import IndexManifest, InvalidIndexError, discard
 from fmcnet.retrieval.records import MADE_WITH
 from fmcnet.retrieval.sqlite_connection import NAME
 from fmcnet.retrieval.sqlite_database import Database
@@ -146,14 +146,14 @@ def _copy(folder: Path, work: Path) -> int:
     return entries
 
 
-def _copy_index(folder: Path, out: Path) -> Manifest | None:
+def _copy_index(folder: Path, out: Path) -> IndexManifest | None:
     """Copy the index's files; None, and no file, where they do not fit each other: they can be made again.
 
     A writer may replace them meanwhile, so this tries several times.
     """
     for _ in range(5):
         with contextlib.suppress(InvalidIndexError, OSError):
-            manifest = Manifest.read(folder)
+            manifest = IndexManifest.read(folder)
             for name in filter(
                 None, (manifest.vectors if manifest.rows else "", manifest.columns, manifest.graph)
             ):

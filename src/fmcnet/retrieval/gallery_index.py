@@ -14,7 +14,7 @@ import numpy as np
 
 from fmcnet.errors import GalleryDamagedError, GalleryError
 from fmcnet.retrieval.faiss_index import FaissIndex
-from fmcnet.retrieval.index_files import FILES, FORMAT, InvalidIndexError, Manifest, discard
+from fmcnet.retrieval.index_files import FILES, FORMAT, IndexManifest, InvalidIndexError, discard
 from fmcnet.retrieval.index_files import NAME as INDEX
 from fmcnet.retrieval.records import GallerySettings, IndexChoice
 from fmcnet.retrieval.sqlite_connection import NAME, Mark, mark_path, read_mark
@@ -48,7 +48,7 @@ class GalleryIndex:
         self.hnsw_above = hnsw_above
         self.flush_rows = flush_rows
         self.state: FaissIndex | None = None
-        self.manifest: Manifest | None = None
+        self.manifest: IndexManifest | None = None
         self.faults: list[str] = []
         self._unerased: list[int] = []
 
@@ -94,7 +94,7 @@ class GalleryIndex:
         return FaissIndex(settings.dimension, settings.dtype)
 
     def _load_files(self, settings: GallerySettings, generation: int) -> FaissIndex:
-        manifest = self.manifest = Manifest.read(self.folder)
+        manifest = self.manifest = IndexManifest.read(self.folder)
         if manifest.gallery != self.database.name():
             raise InvalidIndexError(f"{INDEX} belongs to another gallery")
         if (manifest.dimension, manifest.dtype) != (settings.dimension, settings.dtype):
@@ -126,7 +126,7 @@ class GalleryIndex:
 
     def replaced(self) -> bool:
         """Another process has written the files since they were loaded."""
-        found = Manifest.find(self.folder)
+        found = IndexManifest.find(self.folder)
         return (found and found.columns) != (self.manifest and self.manifest.columns)
 
     def adopt(self) -> None:
@@ -184,7 +184,7 @@ class GalleryIndex:
             self.state = None  # the next use loads the files, or reads the database
 
     def _flush(self, state: FaissIndex, *, complete: bool) -> None:
-        manifest = self.manifest or Manifest(
+        manifest = self.manifest or IndexManifest(
             self.database.name(), state.generation, state.dimension, str(state.dtype)
         )
         manifest.append(self.folder, state.take_unsaved())
@@ -230,7 +230,7 @@ def check_loss(folder: Path, timeout: float) -> None:
     """
     mark, index = (
         read_mark(folder / NAME),
-        Manifest.find(folder),
+        IndexManifest.find(folder),
     )  # read first: the database may only be newer
     newest = [one for one in (mark, index) if one is not None]
     proofs = _proofs(folder, mark is None, index is None)
@@ -273,7 +273,7 @@ def _proofs(folder: Path, mark: bool = True, index: bool = True) -> list[Path]:
     return [*files, *([at] if mark and at.exists() else [])]
 
 
-def lost(folder: Path, what: str, index: Manifest | None) -> GalleryDamagedError:
+def lost(folder: Path, what: str, index: IndexManifest | None) -> GalleryDamagedError:
     """The error of a gallery that lost entries."""
     rows = f", and the index has {index.rows:,} rows" if index is not None else ""
     left = (folder / NAME).is_file() and (folder / NAME).stat().st_size > 0

@@ -41,7 +41,7 @@ class InvalidIndexError(Exception):
 
 
 @dataclass
-class Manifest:
+class IndexManifest:
     """What `index.json` says, and the files that it names.
 
     Attributes:
@@ -69,7 +69,7 @@ class Manifest:
         return self.dimension * np.dtype(self.dtype).itemsize
 
     @staticmethod
-    def read(folder: Path) -> Manifest:
+    def read(folder: Path) -> IndexManifest:
         """The manifest of a folder.
 
         Raises:
@@ -84,7 +84,7 @@ class Manifest:
                 raise InvalidIndexError(f"{NAME} has another format")
             if body["format"] != FORMAT:
                 body["graph"] = None  # of 0.1.0, it has to be built again
-            found = TypeAdapter(Manifest).validate_python(body)
+            found = TypeAdapter(IndexManifest).validate_python(body)
             if any(name and Path(name).name != name for name in (found.vectors, found.columns, found.graph)):
                 raise InvalidIndexError(f"{NAME} names files of another folder")
             return found
@@ -96,10 +96,10 @@ class Manifest:
             raise InvalidIndexError(f"{NAME} is damaged") from error
 
     @staticmethod
-    def find(folder: Path) -> Manifest | None:
+    def find(folder: Path) -> IndexManifest | None:
         """The manifest of a folder; None where there is none, or it is damaged."""
         with contextlib.suppress(InvalidIndexError):
-            return Manifest.read(folder)
+            return IndexManifest.read(folder)
         return None
 
     def verify(self, folder: Path) -> Codes:

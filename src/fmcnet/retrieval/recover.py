@@ -17,7 +17,7 @@ from fmcnet.files import to_disk
 from fmcnet.retrieval.columns import NONE, EntryColumns
 from fmcnet.retrieval.faiss_index import Codes
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.index_files import BLOCK, InvalidIndexError, Manifest, block_crc
+from fmcnet.retrieval.index_files import BLOCK, IndexManifest, InvalidIndexError, block_crc
 from fmcnet.retrieval.records import Entry, EntryBatch, from_micros
 from fmcnet.retrieval.sqlite_connection import NAME, read_mark
 from fmcnet.retrieval.sqlite_database import Database
@@ -77,7 +77,7 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
         reason = ""
         parts: list[Iterator[list[tuple[int, Rescued]]]] = []
         try:
-            manifest = Manifest.read(folder)
+            manifest = IndexManifest.read(folder)
             if database is not None and not _is_of(database, manifest):
                 if (mark := read_mark(folder / NAME)) is not None and mark.gallery != manifest.gallery:
                     raise InvalidIndexError("it belongs to another gallery")
@@ -107,14 +107,14 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
     return Recovered(len(done), renamed, len(damaged - done))
 
 
-def _is_of(database: Database, manifest: Manifest) -> bool:
+def _is_of(database: Database, manifest: IndexManifest) -> bool:
     """Whether index and database are one gallery's; a name that cannot be read does not tell."""
     with contextlib.suppress(GalleryError), database.reading():
         return database.name() == manifest.gallery
     return True
 
 
-def _removed(database: Database | None, manifest: Manifest) -> set[int]:
+def _removed(database: Database | None, manifest: IndexManifest) -> set[int]:
     """Rows that the database knows to be removed since the index was written."""
     if database is not None:
         with contextlib.suppress(GalleryError), database.reading():
@@ -141,7 +141,7 @@ def _database(folder: Path, stack: contextlib.ExitStack) -> Database | None:
 
 
 def _of_index(
-    manifest: Manifest,
+    manifest: IndexManifest,
     codes: Codes,
     columns: EntryColumns,
     database: Database | None,

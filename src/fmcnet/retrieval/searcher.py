@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.data.depth import RANGE_UNUSED, Remarks, ValueRange
+from fmcnet.data.value_range import RANGE_UNUSED, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, read_ahead

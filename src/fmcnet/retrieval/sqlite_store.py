@@ -28,7 +28,7 @@ from fmcnet.retrieval.faiss_index import FaissIndex, faiss
 from fmcnet.retrieval.file_records import FileRecords
 from fmcnet.retrieval.gallery_index import GalleryIndex, check_loss, lost
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
-from fmcnet.retrieval.index_files import Manifest
+from fmcnet.retrieval.index_files import IndexManifest
 from fmcnet.retrieval.inputs import check_settings
 from fmcnet.retrieval.ranking import NEAR, SPARE, ranked
 from fmcnet.retrieval.records import (
@@ -139,7 +139,7 @@ class SqliteStore:
     def _prepare(self, create: bool) -> None:
         if (self.folder / NAME).exists():
             return
-        if (known := Manifest.find(self.folder)) is not None and known.rows:
+        if (known := IndexManifest.find(self.folder)) is not None and known.rows:
             raise lost(self.folder, f"{NAME} is empty or missing", known)
         if self.folder.exists() and not self.folder.is_dir():
             raise GalleryError(f"{self.folder} is a file; a gallery is a folder")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fmcnet.data.depth import ValueRange
 from fmcnet.data.images import open_rgb, to_rgb
+from fmcnet.data.value_range import ValueRange
 from fmcnet.errors import FmcnetError
 
 SIZE = (192, 384)

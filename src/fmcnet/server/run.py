@@ -18,7 +18,7 @@ from fmcnet.errors import FmcnetError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.interrupt import ignored_broken_pipes
 from fmcnet.retrieval import Gallery, Searcher
-from fmcnet.retrieval.models import choose_model
+from fmcnet.retrieval.gallery_model import choose_model
 from fmcnet.retrieval.sqlite_connection import NAME
 from fmcnet.server.app import create_app
 from fmcnet.server.audit import AuditLog

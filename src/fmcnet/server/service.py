@@ -12,13 +12,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from fmcnet.data.depth import RANGE_FIELD, RANGE_UNUSED, Remarks
+from fmcnet.data.value_range import RANGE_FIELD, RANGE_UNUSED, Remarks
 from fmcnet.errors import FmcnetError, GalleryError, GalleryReplacedError
 from fmcnet.inference.image_input import note_colours
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.names import printable
 from fmcnet.retrieval import Entry, Gallery, Searcher
-from fmcnet.retrieval.models import range_of
+from fmcnet.retrieval.gallery_model import range_of
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.batching import Batcher
 from fmcnet.server.decoding import DecoderPool, Upload

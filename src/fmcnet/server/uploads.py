@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
-from fmcnet.data.depth import Remarks, ValueRange
 from fmcnet.data.images import REMARKS, register_heic, to_rgb
 from fmcnet.data.listing import AVIF_BRANDS
+from fmcnet.data.value_range import Remarks, ValueRange
 from fmcnet.errors import DataError
 from fmcnet.inference.image_input import read_pixels
 from fmcnet.retrieval.thumbnails import thumbnail
@@ -57,7 +57,7 @@ class DecodedUpload(NamedTuple):
         pixels: (H, W, 3) uint8 of the model's input size.
         picture: a JPEG to keep.
         source_pixels: how many pixels the upload had.
-        remarks: kinds of `fmcnet.data.depth` that a person should see.
+        remarks: kinds of `fmcnet.data.value_range` that a person should see.
     """
 
     pixels: NDArray[np.uint8]

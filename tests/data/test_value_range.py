@@ -10,8 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmcnet.data.depth import COARSE, DROPPED, OUTSIDE, PAGES, RANGED, STRETCHED, eight_bits, parse_range
 from fmcnet.data.images import REMARKS, load_image, open_rgb
+from fmcnet.data.value_range import (
+    COARSE,
+    DROPPED,
+    OUTSIDE,
+    PAGES,
+    RANGED,
+    STRETCHED,
+    eight_bits,
+    parse_range,
+)
 from fmcnet.errors import DataError
 
 SCENE = np.asarray(

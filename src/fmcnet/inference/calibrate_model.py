@@ -12,7 +12,7 @@ from fmcnet.data.table import SPLITS, Table, fingerprint
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.calibration import CALIBRATION, Calibration, direction
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.fit_calibration import calibrate as learn
+from fmcnet.inference.fit_calibration import fit_calibration
 from fmcnet.models.shipped import refuse_shipped
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def calibrate_model(
     table = _rows(encoder, encoder.read_dataset(data), split)
     embeddings = encoder.embed_table(table, batch_size=config.evaluation.batch, progress=progress)
     facts = {"table": table.name, "fingerprint": fingerprint(table), "split": split}
-    found = learn(
+    found = fit_calibration(
         embeddings,
         encoder.digest,
         prior=prior,
@@ -94,7 +94,7 @@ def _rows(encoder: Encoder, table: Table, split: str) -> Table:
     return chosen
 
 
-def said(found: Calibration) -> Iterator[str]:
+def calibration_lines(found: Calibration) -> Iterator[str]:
     """What was learnt, in lines: for each pair of modalities its pairs, threshold and error."""
     for pair, curve in found.curves.items():
         name = direction(*pair)
