@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,12 @@ from fmcnet.data.readers.csv import write_csv
 from fmcnet.errors import FmcnetError
 from fmcnet.experiments.model_card import MODEL_CARD
 from fmcnet.experiments.rows import select_studies
-from fmcnet.experiments.runs import SPAWN, StudyRun, complete_runs, find_devices
+from fmcnet.experiments.runs import StudyRun
 from fmcnet.experiments.study import StudyOptions, _read_tables, parse_seeds, run_study
+from fmcnet.experiments.workers import SPAWN, complete_runs, find_devices
 from fmcnet.inference.info import model_info
 from tests.cli import run_command
+from tests.experiments.fake_run import FakeRun
 
 LONG = 30
 
@@ -251,28 +253,6 @@ def test_a_run_that_fails_leaves_the_others_be(tiny_sysu, tmp_path):
         )
     assert [one.result() is not None for one in runs] == [False, True, True]
     assert told == [1, 2]
-
-
-@dataclass(frozen=True)
-class FakeRun:
-    """A run whose worker process ends, or that meets an error nobody foresaw."""
-
-    name: str
-    study: Path
-    fault: str = ""
-
-    def result(self):
-        return None
-
-    def complete(self, device, progress):
-        print(f"{self.name} begins", flush=True)
-        if self.fault == "end":
-            os._exit(9)
-        if self.fault == "refused":
-            raise FmcnetError("refused: the settings")
-        if self.fault == "error":
-            raise RuntimeError("CUDA out of memory, say")
-        (self.study / self.name).write_text("done")
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,9 @@ from fmcnet.data.table import Table, fingerprint
 from fmcnet.distributed import pick_device
 from fmcnet.errors import ConfigError, FmcnetError
 from fmcnet.experiments.rows import STUDIES, Study, TableRow, select_studies
-from fmcnet.experiments.runs import LOGS, StudyRun, complete_runs, is_generated
+from fmcnet.experiments.runs import StudyRun, is_generated
 from fmcnet.experiments.study_report import write_study
+from fmcnet.experiments.workers import LOGS, complete_runs
 from fmcnet.synthetic import MANIFEST, generate
 from fmcnet.training.splits import warn_of_other_benchmark
 
