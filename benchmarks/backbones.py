@@ -48,7 +48,7 @@ def make_step(settings: dict[str, Any], height: int, width: int, form: Form) -> 
     torch.manual_seed(0)
     layout = LAYOUTS[form[0]]
     model = build_model(ModelConfig(**settings, frozen_blocks=form[2]), CLASSES)
-    model = model.to(memory_format=layout).train()
+    model = model.to(memory_format=layout).train()  # type: ignore[call-overload]
     images = [torch.rand(BATCH // 2, 3, height, width).to(memory_format=layout) for _ in range(2)]
     labels = torch.arange(BATCH // 2)
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -88,7 +88,7 @@ def main() -> None:
                     found.append(BATCH / (time.perf_counter() - begun))
         for (layout, precision, frozen), found in zip(forms, rates, strict=True):
             ratio = statistics.median(a / b for a, b in zip(found, rates[0], strict=True))
-            row = {
+            row: dict[str, Any] = {
                 "network": name,
                 "size": f"{height}x{width}",
                 "memory_format": layout,

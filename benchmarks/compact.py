@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,11 @@ def main() -> None:
     rows = []
     for name, smaller in maps.items():
         for kind in ("float32", "float16"):
-            row = {"form": name, "dtype": kind, "bytes": int(name.split(",")[0]) * np.dtype(kind).itemsize}
+            row: dict[str, Any] = {
+                "form": name,
+                "dtype": kind,
+                "bytes": int(name.split(",")[0]) * np.dtype(kind).itemsize,
+            }
             for root, table, found in known:
                 kept = l2_normalize(smaller(found)).astype(kind).astype(np.float32)
                 row[name_of(root)] = scores(kept, table, config.evaluation)

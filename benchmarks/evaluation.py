@@ -100,7 +100,7 @@ def sysu_case(shots, dimensions, loops, loop_trials=10, golden=False):
     protocols = [sysu(mode, shots, **options) for mode in ("all", "indoor")]
     evaluate_all(e, protocols)  # warm: files read, buffers there
     ours, memory = [], 0.0
-    slow = {name: [] for name in loops}
+    slow: dict[str, list[float]] = {name: [] for name in loops}
     agreement = 0.0
     for _ in range(REPEATS):
         found, seconds, used = peak(lambda: evaluate_all(e, protocols))

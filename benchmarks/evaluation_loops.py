@@ -89,5 +89,5 @@ def _mpanet_map(order, query_pid, query_cam, gallery_pid, gallery_cam):
         if count != 0:
             valid += 1
             ranks = np.where(match)[0]
-            total += np.mean(np.arange(1, count + 1) / (ranks + 1))
+            total += float(np.mean(np.arange(1, count + 1) / (ranks + 1)))
     return total / valid

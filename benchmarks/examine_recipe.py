@@ -78,8 +78,9 @@ def parts(run: Path, table: Table, config: Config) -> dict[str, dict[str, float]
                     if made is not None:
                         values["made"] = made
                         if model.fusion is not None:
-                            values["fused"] = model.fusion(sh, sp, made, modality)[:, sh.shape[1] :]
+                            values["fused"] = model.fusion(sh, sp, made)[:, sh.shape[1] :]
                     for key, value in values.items():
+                        assert value is not None
                         there = features.setdefault(key, torch.zeros(len(rows), value.shape[1]))
                         there[batch] = value.float().cpu()
         found["shared"] = features["shared"]

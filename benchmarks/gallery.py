@@ -35,12 +35,14 @@ import tempfile
 import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
-import faiss
 import numpy as np
 
 from fmcnet.retrieval import Gallery, Where, faiss_index
 from fmcnet.retrieval.faiss_index import EF_BUILD, LINKS
+
+faiss = faiss_index.faiss()
 
 HERE = Path(__file__).parent
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -137,7 +139,7 @@ def spread_of(times):
 
 def in_turn(queries, contenders):
     """Each query to each contender in turn: {name: ([ids of each query], [seconds])}."""
-    found = {name: ([], []) for name in contenders}
+    found: dict[str, tuple[list[Any], list[float]]] = {name: ([], []) for name in contenders}
     for query in queries:
         for name, search in contenders.items():
             ids, took = seconds(lambda search=search, query=query: search(query))
@@ -293,7 +295,7 @@ def case(rows, dimension, count, folder, dtype="float32", threads=1, bare=True, 
                 )
             if not bare:
                 del contenders["faiss_hnsw"]
-            found = {}
+            found: dict[str, Any] = {}
             for kind in (
                 ("faiss_flat", "gallery_exact"),
                 contenders.keys() - {"faiss_flat", "gallery_exact"},

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ def main() -> None:
         "untrained network": unit(untrained.embed_table(table, progress=False).features),
         "trained single-stream network": unit(trained.embed_table(table, progress=False).features),
     }
-    rows = {}
+    rows: dict[str, Any] = {}
     for name, features in matchers.items():
         cells = []
         for query, gallery in PAIRS:

@@ -18,6 +18,7 @@ import platform
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -27,6 +28,7 @@ from machine import processor
 from fmcnet.data.cache import ImageCache
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import FmcnetError
+from fmcnet.inference.backends import OnnxBackend
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.parity import compare, rates
 from fmcnet.inference.export.write import export
@@ -65,11 +67,12 @@ def main() -> None:
             export(arguments.run, out=Path(scratch) / "int8", **int8, **common)
         except FmcnetError as error:  # it loses too much: there is no such model
             names, refused = ["fp32"], str(error).splitlines()[0]
-        forms = [("eager", eager.backend, (eager.folder / WEIGHTS).stat().st_size, ())]
+        forms: list[Any] = [("eager", eager.backend, (Path(eager.folder or "") / WEIGHTS).stat().st_size, ())]
         for name in names:
             folder = Path(scratch) / name
             engine = Encoder.from_pretrained(folder, threads=arguments.threads).backend
             size = sum((folder / graph).stat().st_size for graph in GRAPHS.values())
+            assert isinstance(engine, OnnxBackend)
             forms.append((name, engine, size, engine.manifest.kept))
         compared = compare(forms, images, table.modality, table, config.evaluation, seconds=0.001)
         measured = rates(

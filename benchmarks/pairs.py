@@ -80,7 +80,11 @@ def trained(folder: Path, table: Path, settings: Sequence[str]) -> Encoder:
     """A model trained on pairs."""
     run = folder / "run"
     fmcnet.train(
-        fmcnet.load_config("pairs", settings), fmcnet.read_dataset(table), run, resume=True, device="cpu"
+        fmcnet.load_config("pairs", list(settings)),
+        fmcnet.read_dataset(table),
+        run,
+        resume=True,
+        device="cpu",
     )
     return fmcnet.load(run, device="cpu")
 
@@ -93,7 +97,7 @@ def generated(args: argparse.Namespace) -> dict[str, Any]:
     day, night = seen / "visible", seen / "infrared"
     crops = Crops.of(day, night)
     adapt_model("fmcnet-lite", crops, args.out / "adapted", overwrite=True, device="cpu", progress=False)
-    results = {
+    results: dict[str, dict[str, Any]] = {
         "fmcnet-lite": search(fmcnet.load("fmcnet-lite", device="cpu"), unseen),
         "adapted": search(fmcnet.load(args.out / "adapted", device="cpu"), unseen),
     }

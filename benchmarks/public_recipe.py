@@ -56,8 +56,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fmcnet.config import Config
 from fmcnet.losses.criterion import FMCNetLoss
+from fmcnet.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from fmcnet.models.build import build_model
-from fmcnet.models.fmcnet import IMAGENET_MEAN, IMAGENET_STD, FMCNet
+from fmcnet.models.fmcnet import FMCNet
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.integer]

@@ -67,7 +67,9 @@ def fill(location, encoder, rows):
 def resident_mib(pid):
     """Of one process."""
     text = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024
+    found = re.search(r"VmRSS:\s+(\d+)", text)
+    assert found
+    return int(found[1]) / 1024
 
 
 class Load:

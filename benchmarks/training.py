@@ -107,7 +107,7 @@ class Case:
 def train_table() -> Table:
     """The training images of the generated benchmark, made where they are not there yet."""
     folder = default_folder() / "benchmarks" / "training"
-    generate("sysu", "tiny", SEED, folder, **WORLD)
+    generate("sysu", "tiny", SEED, folder, **WORLD)  # type: ignore[arg-type]
     return read_dataset(folder).select(split="train")
 
 
@@ -136,7 +136,7 @@ def public_loader(setting: Setting, *, plain: bool = False, decode: bool = False
         workers=setting.workers,
         erase=not plain,
         channel=not plain,
-        decode_paths=files if decode else None,
+        decode_paths=(files[0], files[1]) if decode else None,
         seed=SEED,
         steps=EPOCH,
         pad=augment.pad,
@@ -355,9 +355,9 @@ def measure(
         "turns": repeats,
         "seconds_a_turn": seconds,
     }
-    for side, found in rates.items():
-        result[f"{side}_images_per_s"] = round(statistics.median(found), 1)
-        result[f"{side}_range"] = [round(min(found), 1), round(max(found), 1)]
+    for name, found in rates.items():
+        result[f"{name}_images_per_s"] = round(statistics.median(found), 1)
+        result[f"{name}_range"] = [round(min(found), 1), round(max(found), 1)]
     result["ratio"] = round(statistics.median(rates["ours"]) / statistics.median(rates["public"]), 2)
     if "share" in answers["ours"][0]:
         result["wait"] = round(statistics.median(a["share"] for a in answers["ours"]), 4)

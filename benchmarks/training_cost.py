@@ -135,6 +135,7 @@ def one(
                 torch.distributed.broadcast(enough, 0, group=ctx.control)
             if enough:
                 break
+        waited = time.perf_counter() - begun - sum(times)
         count = 2 * config.data.identities * config.data.images * ctx.world
         cuda = ctx.device.type == "cuda"
         peak = torch.cuda.max_memory_allocated() if cuda else peak
@@ -146,7 +147,7 @@ def one(
             "images_per_s": round(count / middle, 1),
             "peak_gib": round(peak / 2**30, 2),
             "plan_of_an_epoch_s": round(planned, 3),
-            "waiting_for_data": round(batches.waited / (batches.waited + sum(times)), 4),
+            "waiting_for_data": round(waited / (waited + sum(times)), 4),
             "steps": len(times),
         }
 

@@ -39,24 +39,31 @@ _PUBLIC = {
 
 __all__ = ["__version__", *_PUBLIC]
 
-if TYPE_CHECKING:
-    from fmcnet.config import Config, load_config
-    from fmcnet.data.readers import read_dataset, register_reader
-    from fmcnet.data.table import Record, Table
-    from fmcnet.errors import FmcnetError
-    from fmcnet.evaluation import protocols
-    from fmcnet.evaluation.evaluate import evaluate
-    from fmcnet.inference.adapt import Crops, adapt_model
-    from fmcnet.inference.encoder import Encoder, load
-    from fmcnet.models.backbone import Backbone, register_backbone
-    from fmcnet.models.build import build_model
-    from fmcnet.models.fmcnet import FMCNet
-    from fmcnet.retrieval.gallery import Gallery
-    from fmcnet.retrieval.records import Where
-    from fmcnet.retrieval.searcher import Searcher
-    from fmcnet.synthetic import generate
-    from fmcnet.training.trainer import train
-    from fmcnet.types import Embeddings, Modality
+if TYPE_CHECKING:  # "as" tells type checkers that a name is exported
+    from fmcnet.config import Config as Config
+    from fmcnet.config import load_config as load_config
+    from fmcnet.data.readers import read_dataset as read_dataset
+    from fmcnet.data.readers import register_reader as register_reader
+    from fmcnet.data.table import Record as Record
+    from fmcnet.data.table import Table as Table
+    from fmcnet.errors import FmcnetError as FmcnetError
+    from fmcnet.evaluation import protocols as protocols
+    from fmcnet.evaluation.evaluate import evaluate as evaluate
+    from fmcnet.inference.adapt import Crops as Crops
+    from fmcnet.inference.adapt import adapt_model as adapt_model
+    from fmcnet.inference.encoder import Encoder as Encoder
+    from fmcnet.inference.encoder import load as load
+    from fmcnet.models.backbone import Backbone as Backbone
+    from fmcnet.models.backbone import register_backbone as register_backbone
+    from fmcnet.models.build import build_model as build_model
+    from fmcnet.models.fmcnet import FMCNet as FMCNet
+    from fmcnet.retrieval.gallery import Gallery as Gallery
+    from fmcnet.retrieval.records import Where as Where
+    from fmcnet.retrieval.searcher import Searcher as Searcher
+    from fmcnet.synthetic import generate as generate
+    from fmcnet.training.trainer import train as train
+    from fmcnet.types import Embeddings as Embeddings
+    from fmcnet.types import Modality as Modality
 
 
 def __getattr__(name: str) -> Any:

@@ -165,8 +165,7 @@ def answer_notes(
         )
     else:
         query = " and ".join(str(kind) for kind in scores.query)
-        kinds = [where.modality] if where is not None and where.modality is not None else list(Modality)
-        for kind in kinds:
+        for kind in (where or Where()).modalities:
             if scores.covers(kind):
                 continue
             if asked:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fmcnet.parsing import read_npz
 from fmcnet.retrieval.records import Entry, Where, to_micros
-from fmcnet.types import BoolArray, IntArray
+from fmcnet.types import BoolArray, IntArray, Modality
 
 NONE = np.iinfo(np.int64).min
 """A time that is not known."""
@@ -131,7 +131,7 @@ class EntryColumns:
                 numbers = self.numbers[name]
                 out &= self._one_of(name, [numbers[text] for text in texts if text in numbers])
         if where.modality is not None:
-            out &= self["modality"] == where.modality.code
+            out &= self["modality"] == Modality(where.modality).code
         if where.since is not None:
             out &= self["time"] >= np.int64(to_micros(where.since))  # NONE is less than any
         if where.until is not None:

@@ -250,7 +250,7 @@ def expression(where: Where | None, *, numbers: bool = False) -> str | None:
                 return None
             parts.append(f"{name} in {texts(values)}")
     if where.modality is not None:
-        parts.append(f"modality == {where.modality.code}")
+        parts.append(f"modality == {Modality(where.modality).code}")
     if where.since is not None:
         parts.append(f"time >= {to_micros(where.since)}")
     if where.until is not None:

@@ -124,7 +124,7 @@ class Where:
     Attributes:
         ids, pids, cameras, tracks: the entry's value is one of these; an empty collection matches nothing. Nobody
             known is no identity, and cannot be asked for.
-        modality: the entry's modality.
+        modality: the entry's modality, or a word for it; kept as a `Modality`.
         since, until: seen at or after `since`, and before `until` (aware datetimes); an entry without a time
             matches neither.
         tags: the entry has all of these; none at all are no condition.
@@ -138,7 +138,7 @@ class Where:
     pids: Collection[str | int] | None = None
     cameras: Collection[str] | None = None
     tracks: Collection[str] | None = None
-    modality: Modality | None = None
+    modality: Modality | str | None = None
     since: datetime | None = None
     until: datetime | None = None
     tags: Collection[str] | None = None
@@ -159,6 +159,11 @@ class Where:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, as_utc(value, f"Where({name})"))
+
+    @property
+    def modalities(self) -> list[Modality]:
+        """Those whose entries may pass."""
+        return list(Modality) if self.modality is None else [Modality(self.modality)]
 
     @property
     def unconditional(self) -> bool:

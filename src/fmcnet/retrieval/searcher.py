@@ -284,7 +284,7 @@ class Searcher:
         self, scores: CalibratedScores, fmr: float | None, where: Where | None
     ) -> dict[Modality, float]:
         """By the modality of entries that can be judged: the least similarity; `NO_LIMIT` without a rate."""
-        kinds = [where.modality] if where is not None and where.modality is not None else list(Modality)
+        kinds = (where or Where()).modalities
         covered = [kind for kind in kinds if scores.covers(kind)]
         if not covered:
             query = " and ".join(str(kind) for kind in scores.query)
