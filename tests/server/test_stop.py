@@ -117,6 +117,23 @@ def test_a_gallery_of_another_model_is_refused(tmp_path, monkeypatch):
         serve(ServeOptions(str(tmp_path / "g"), "fake", port=0))
 
 
+def test_a_gallery_that_is_made_by_mistake_is_told(tmp_path, monkeypatch, caplog):
+    from tests.server.service import encoder
+
+    monkeypatch.setattr(
+        "fmcnet.server.run.Encoder.from_pretrained", lambda *arguments, **options: encoder(tmp_path)
+    )
+    monkeypatch.setattr("fmcnet.server.run._run", lambda settings, *rest: rest[1].gallery.close())
+    for name in ("people.gallery", "peple.gallery", "peple.gallery"):
+        serve(ServeOptions(str(tmp_path / name), "fake", port=0))
+    told = [record.message for record in caplog.records if record.name == "fmcnet.server.run"]
+    assert told == [
+        f"there was no gallery at {tmp_path}/people.gallery: an empty one was made",
+        f"there was no gallery at {tmp_path}/peple.gallery: an empty one was made; did you mean "
+        f"{tmp_path}/people.gallery?",
+    ]
+
+
 def test_where_the_audit_log_is():
     assert str(audit_path("a/people.gallery")) == "a/people.gallery.audit.jsonl"
     assert str(audit_path("milvus://host:1/people")) == "people.audit.jsonl"

@@ -17,6 +17,7 @@ import uvicorn
 from fmcnet.errors import FmcnetError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.interrupt import ignored_broken_pipes
+from fmcnet.names import nearest
 from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.retrieval.gallery_model import choose_model
 from fmcnet.retrieval.sqlite_connection import NAME
@@ -83,6 +84,17 @@ def _place(gallery: Gallery) -> str:
     return gallery.location if "://" in gallery.location else str(Path(gallery.location).absolute())
 
 
+def _made_note(gallery: str) -> str:
+    """What to say of a gallery that opening makes; "" where it is there, or a cluster tells nothing."""
+    folder = Path(gallery)
+    if "://" in gallery or folder.exists():
+        return ""
+    others = {path.parent.name for path in folder.absolute().parent.glob(f"*/{NAME}")}
+    near = nearest(folder.name, others)
+    meant = f"; did you mean {folder.with_name(near)}?" if near else ""
+    return f"there was no gallery at {gallery}: an empty one was made{meant}"
+
+
 def _can_write(gallery: str) -> bool:
     """Whether a gallery that is there can be written."""
     folder = Path(gallery)
@@ -137,7 +149,10 @@ def serve(settings: ServeOptions) -> None:
             logger.warning(
                 "%s is served read-only: it can be searched, and nothing added or removed", settings.gallery
             )
+        made = _made_note(settings.gallery)
         gallery = Gallery(settings.gallery, read_only=read_only)
+        if made:
+            logger.warning(made)
         try:
             searcher = Searcher(encoder, gallery)
             pictures = Pictures(
