@@ -116,13 +116,15 @@ def test_broken_images_are_left_out_and_named_or_refused_if_too_few_are_left(fol
     mixed = tmp_path / "night"
     shutil.copytree(folders / "infrared", mixed)
     (mixed / "broken.jpg").write_bytes(b"no image")
+    shutil.copy(sorted((folders / "visible").iterdir())[0], mixed / "day.jpg")
     found = adapt_model(
         NAME, Crops.of(folders / "visible", mixed), tmp_path / "a", device="cpu", progress=False
     )
     assert [fault.name for fault in found.left_out] == [str(mixed / "broken.jpg")]
     assert "broken.jpg" in caplog.text
-    assert found.images["infrared"] == 2 * LEAST
-    for path in sorted(mixed.glob("0*"))[: LEAST + 1]:
+    assert caplog.text.count("1 image with colours, given as infrared") == 1
+    assert found.images["infrared"] == 2 * LEAST + 1
+    for path in sorted(mixed.glob("0*"))[: LEAST + 2]:
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match=rf"{LEAST - 1} infrared images(.|\n)*broken\.jpg"):
         adapt_model(NAME, Crops.of(folders / "visible", mixed), tmp_path / "b", device="cpu", progress=False)

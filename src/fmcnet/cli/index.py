@@ -250,14 +250,15 @@ def index(
         "updated": report.updated,
         "encoded anew": report.replaced,
         "changed files": len(changes.changed),
-        "moved": len(changes.moved),
         **{f"not chosen by {option}": count for option, count in sources.not_chosen.items()},
         "not in the CSV": len(sources.not_listed),
-        "removed before": len(report.removed_before),
     }
     facts |= {name: count for name, count in optional.items() if count}
-    left_out = (*report.faults, *sources.same)
-    show(f"indexed into {gallery}", {**facts, "left out": len(left_out), "entries now": report.entries})
+    faults = (*report.faults, *sources.same)
+    kinds = {"moved": len(changes.moved), "removed before": len(report.removed_before)}
+    facts["left out"] = len(faults) + sum(kinds.values())
+    facts |= {f"left out, {name}": count for name, count in kinds.items() if count}
+    show(f"indexed into {gallery}", {**facts, "entries now": report.entries})
     if line := ignored_line(sources.ignored):
         echo(line, err=True)
     for name in sources.not_listed:
@@ -272,7 +273,7 @@ def index(
         echo(f"left out {printable(name)}: it was removed or expired before", err=True)
     if report.removed_before:
         echo(f"{len(report.removed_before)} removed before: --include-removed indexes them again", err=True)
-    for fault in left_out:
+    for fault in faults:
         echo(f"left out {printable(fault.name)}: {fault.reason}", err=True)
     for line in (*(f"note: {note}" for note in report.notes), *map(str, report.differences[:3])):
         echo(printable(line), err=True)

@@ -25,6 +25,7 @@ from fmcnet.data.cache_store import (
     require_disk,
     write_cache,
 )
+from fmcnet.data.colours import colour_notes
 from fmcnet.data.images import decode_images, raise_unreadable
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
@@ -51,6 +52,7 @@ class ImageCache:
     - A .json beside the file holds its checksum, which is checked on opening. A damaged file is built again, with a
       warning.
     - Of several processes one builds, and the others wait and map the same file.
+    - Images whose colours contradict their modality (`colour_notes`) are told.
 
     Args:
         table: the images; `images[i]` belongs to row i.
@@ -102,6 +104,9 @@ class ImageCache:
             except OSError as error:
                 self._warn_or_raise(folder, error.strerror or str(error))
                 self._hold_in_memory()
+        if os.environ.get("RANK", "0") == "0":  # every process of a job has the same images
+            for note in colour_notes(table.modality, self.images.__getitem__):
+                logger.warning("%s: %s", table.root, note)
 
     def digest(self) -> str:
         """CRC-32 of the pixels, 8 hex digits: of all up to 4 GiB, else of an even spread of 10,000 images."""

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fmcnet.data.images import verify_images
+from fmcnet.data.colours import colour_notes
+from fmcnet.data.images import load_image, verify_images
 from fmcnet.data.readers import MARKERS, check_layout, detect_layout, read_dataset
 from fmcnet.data.readers.common import MANIFEST, DatasetFolder
 from fmcnet.data.readers.regdb import KINDS, TRIALS
@@ -195,6 +196,8 @@ def check(
         by_path = {record.path: record for table in tables for record in table.records()}
         each_once = Table.from_records(layout, tables[0].root, list(by_path.values()))
         unreadable = verify_images(each_once, progress)
+        paths = each_once.full_paths()
+        notes += colour_notes(each_once.modality, lambda row: load_image(paths[row]))
     return CheckReport(
         root=str(root),
         layout=layout,

@@ -12,6 +12,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from fmcnet.data.colours import colour_notes
+from fmcnet.data.images import load_image
 from fmcnet.data.listing import Ignored, ignored_facts, ignored_line, list_folder
 from fmcnet.data.readers.csv import read_csv
 from fmcnet.errors import DataError, first_of
@@ -33,7 +35,7 @@ class PairReport:
         identities: that training will tell apart.
         alone: crops without a partner, by modality.
         missing: rows of a CSV whose file is gone.
-        notes: of the CSVs' reader.
+        notes: of the CSVs' reader, and on colours that contradict a modality.
         ignored: files of a folder that are no images.
     """
 
@@ -135,13 +137,18 @@ def make_pairs(
         side.modality: tuple(str(crop.path) for name, crop in sorted(own.items()) if name not in other)
         for side, own, other in zip(sides, (day, night), (night, day), strict=True)
     }
+    crops = [crop.path for own in (day, night) for crop in own.values()]
+    kinds = [side.modality.code for side, own in zip(sides, (day, night), strict=True) for _ in own]
     return PairReport(
         out,
         len(names),
         len(set(identities)),
         alone,
         tuple(one for side in sides for one in side.missing),
-        tuple(note for side in sides for note in side.notes),
+        (
+            *(note for side in sides for note in side.notes),
+            *colour_notes(kinds, lambda row: load_image(crops[row])),
+        ),
         tuple(one for side in sides for one in side.ignored),
     )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from fmcnet.data.value_range import Remarks
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.calibration import CALIBRATION
 from fmcnet.inference.encoder import Encoder
@@ -208,11 +209,11 @@ def _normalize(
                 mean, variance = moments(np.concatenate(seen[statistics]), camera[kinds == modality.code])
                 cast("Tensor", statistics.running_mean).copy_(torch.from_numpy(mean))
                 cast("Tensor", statistics.running_var).copy_(torch.from_numpy(variance))
-    return _encode(encoder, crops, batch, progress)
+    return _encode(encoder, crops, batch, progress, Remarks())  # they were told the first time
 
 
 def _encode(
-    encoder: Encoder, crops: Crops, batch: int, progress: bool | None
+    encoder: Encoder, crops: Crops, batch: int, progress: bool | None, remarks: Remarks | None = None
 ) -> tuple[FloatArray, IntArray, list[Fault]]:
     faults: list[Fault] = []
     found = encoder.encode(
@@ -222,6 +223,7 @@ def _encode(
         normalize=False,
         on_error=faults.append,
         progress=progress,
+        remarks=remarks,
     )
     rows = np.setdiff1d(np.arange(len(crops.images)), [fault.position for fault in faults])
     return found.features, rows.astype(np.int64), faults

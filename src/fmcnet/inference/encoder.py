@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fmcnet.data.cache import ImageCache, cache_folder, cache_key
+from fmcnet.data.colours import note_colours
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
 from fmcnet.data.value_range import Remarks, ValueRange, check_range
@@ -28,7 +29,6 @@ from fmcnet.inference.image_input import (
     expand,
     handler,
     list_faults,
-    note_colours,
     read_ahead,
 )
 from fmcnet.inference.projection import Projection, l2_normalize

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +16,7 @@ from PIL import Image
 from fmcnet.data.cache import resize
 from fmcnet.data.images import REMARKS, open_rgb, to_rgb
 from fmcnet.data.listing import IMAGE_SUFFIXES, Ignored, has_image_head, is_hidden, list_folder
-from fmcnet.data.value_range import COLOURED, COLOURLESS, FLAT_8, FULL_FRAME, Remarks, ValueRange
+from fmcnet.data.value_range import FLAT_8, FULL_FRAME, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.names import printable
 from fmcnet.types import Modality, parse_modality
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 MAX_LISTED = 20
 MIN_FRAME, MIN_TALL_FRAME = 100, 720
 """Least pixels of the shorter side of a frame: one that is wider than high (thermal: 160 x 120), and others."""
-COLOURLESS_BELOW, COLOURED_FROM = 1.5, 4.0
-"""Grey levels of `note_colours`: less are no colours, more are."""
 
 ImageLike: TypeAlias = Union[str, Path, Image.Image, NDArray[np.uint8], "torch.Tensor"]
 """A path, a folder, a Pillow image, a uint8 array ((N,) H, W, 3), a tensor ((N,) 3, H, W) of uint8 or 0..1 floats."""
@@ -221,38 +218,6 @@ def read_ahead(
             yield batch, [future.result() for future in waiting.popleft()]
     finally:
         pool.shutdown(cancel_futures=True)  # a caller that stops does not wait for what is queued
-
-
-def note_colours(pixels: Pixels, modality: Modality, names: Sequence[str], remarks: Remarks) -> None:
-    """Add images whose colours contradict their modality, by the rule of the page (`images.js`).
-
-    Measured is what differs in colour beyond one tint, in grey levels. Real and generated visible crops have 4 and
-    more, infrared ones at most 0.6, as JPEG blurs grey.
-
-    Args:
-        pixels: (N, H, W, 3) uint8. modality: of all. names: of each.
-        remarks: gets `COLOURED` and `COLOURLESS`.
-    """
-    down, across = min(4, pixels.shape[1]), min(4, pixels.shape[2])
-    high, wide = pixels.shape[1] // down * down, pixels.shape[2] // across * across
-    small = np.zeros((len(pixels), high // down, wide // across, 3), np.uint16)
-    for row, column in itertools.product(range(down), range(across)):  # a sensor's noise of colour is none
-        small += pixels[:, row:high:down, column:wide:across]
-    values = small.reshape(len(pixels), -1, 3).astype(np.float32) / (down * across)
-    light = values.mean(2) - values.mean((1, 2))[:, None]
-    spread = (light**2).mean(1)
-    beyond = np.zeros(len(pixels), dtype=np.float32)
-    for channel in (0, 2):
-        tint = values[..., channel] - values[..., 1]
-        tint -= tint.mean(1, keepdims=True)
-        beyond += (tint**2).mean(1) - (tint * light).mean(1) ** 2 / np.maximum(spread, 1e-9)
-    if modality is Modality.INFRARED:
-        kind, doubtful = COLOURED, beyond > COLOURED_FROM**2
-    else:  # one even colour is no tint
-        grey = (pixels == pixels[..., :1]).all(axis=(1, 2, 3))
-        kind, doubtful = COLOURLESS, grey | ((beyond < COLOURLESS_BELOW**2) & (spread > 64))
-    for at in np.flatnonzero(doubtful).tolist():
-        remarks.add(kind, names[at])
 
 
 def batches_of(items: Sequence[Item], size: int) -> list[list[int]]:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from fmcnet.data.colours import note_colours
 from fmcnet.data.value_range import RANGE_FIELD, RANGE_UNUSED, Remarks
 from fmcnet.errors import FmcnetError, GalleryError, GalleryReplacedError
-from fmcnet.inference.image_input import note_colours
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.names import printable
 from fmcnet.retrieval import Entry, Gallery, Searcher

@@ -1,0 +1,92 @@
+"""Whether colours contradict the modality that images are given as."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmcnet.data.value_range import COLOURED, COLOURLESS, Remarks
+from fmcnet.errors import DataError
+from fmcnet.types import BoolArray, Modality
+
+Pixels = NDArray[np.uint8]
+
+COLOURLESS_BELOW, COLOURED_FROM = 1.5, 4.0
+"""Grey levels of `colours_doubtful`: less are no colours, more are."""
+LOOKED_AT = 64
+"""Images of a modality that `colour_notes` looks at, an even spread."""
+
+
+def colours_doubtful(pixels: Pixels, modality: Modality) -> BoolArray:
+    """Which images have colours that contradict their modality, by the rule of the page (`images.js`).
+
+    Measured is what differs in colour beyond one tint, in grey levels. Real and generated visible crops have 4 and
+    more, infrared ones at most 0.6, as JPEG blurs grey.
+
+    Args:
+        pixels: (N, H, W, 3) uint8.
+        modality: of all.
+
+    Returns:
+        (N,): infrared images with colours, visible ones without.
+    """
+    down, across = min(4, pixels.shape[1]), min(4, pixels.shape[2])
+    high, wide = pixels.shape[1] // down * down, pixels.shape[2] // across * across
+    small = np.zeros((len(pixels), high // down, wide // across, 3), np.uint16)
+    for row, column in itertools.product(range(down), range(across)):  # a sensor's noise of colour is none
+        small += pixels[:, row:high:down, column:wide:across]
+    values = small.reshape(len(pixels), -1, 3).astype(np.float32) / (down * across)
+    light = values.mean(2) - values.mean((1, 2))[:, None]
+    spread = (light**2).mean(1)
+    beyond = np.zeros(len(pixels), dtype=np.float32)
+    for channel in (0, 2):
+        tint = values[..., channel] - values[..., 1]
+        tint -= tint.mean(1, keepdims=True)
+        beyond += (tint**2).mean(1) - (tint * light).mean(1) ** 2 / np.maximum(spread, 1e-9)
+    if modality is Modality.INFRARED:
+        return np.asarray(beyond > COLOURED_FROM**2)
+    grey = (pixels == pixels[..., :1]).all(axis=(1, 2, 3))
+    return np.asarray(grey | ((beyond < COLOURLESS_BELOW**2) & (spread > 64)))  # one even colour is no tint
+
+
+def note_colours(pixels: Pixels, modality: Modality, names: Sequence[str], remarks: Remarks) -> None:
+    """Add the images of `colours_doubtful` to remarks, as `COLOURED` and `COLOURLESS`.
+
+    Args:
+        pixels, modality: as there.
+        names: of each image.
+        remarks: gets them.
+    """
+    kind = COLOURED if modality is Modality.INFRARED else COLOURLESS
+    for at in np.flatnonzero(colours_doubtful(pixels, modality)).tolist():
+        remarks.add(kind, names[at])
+
+
+def colour_notes(
+    modality: Sequence[int] | NDArray[np.generic], load: Callable[[int], Pixels]
+) -> Iterator[str]:
+    """A sentence for each modality of which more than half of the images contradict it.
+
+    Args:
+        modality: (N,) codes.
+        load: gives the (H, W, 3) pixels of an image by its number. `LOOKED_AT` of each modality are loaded; those
+            that raise DataError are passed over.
+    """
+    codes = np.asarray(modality)
+    for kind in Modality:
+        rows = np.flatnonzero(codes == kind.code)
+        spread = rows[np.unique(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int))]
+        doubtful: list[bool] = []
+        for row in spread.tolist():
+            with contextlib.suppress(DataError):
+                doubtful.append(bool(colours_doubtful(load(row)[None], kind)[0]))
+        if 2 * sum(doubtful) > len(doubtful):
+            what = "have colours" if kind is Modality.INFRARED else "have no colour"
+            yield (
+                f"{sum(doubtful)} of {len(doubtful)} images looked at that are given as {kind} {what}: are they "
+                f"{kind.other}? Then their modality is to be mended"
+            )
