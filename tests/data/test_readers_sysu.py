@@ -72,7 +72,7 @@ def test_mat_file_without_the_variable(root: Path) -> None:
 def test_mat_file_that_is_none(root: Path) -> None:
     (root / "exp/test_id.txt").unlink()
     (root / "exp/test_id.mat").write_text("hello")
-    with pytest.raises(DataError, match=r"test_id.mat is not a readable MATLAB file"):
+    with pytest.raises(DataError, match=r"test_id.mat: it is not a readable MATLAB file"):
         read_sysu(root)
 
 

@@ -87,7 +87,7 @@ def test_a_missing_permutation_says_where_it_comes_from(tmp_path):
     with pytest.raises(ProtocolError, match="not a readable MATLAB file"):
         sysu(permutation=tmp_path / "bad.mat").trials(e)
     savemat(tmp_path / "other.mat", {"x": [1]})
-    with pytest.raises(ProtocolError, match="lacks the variable 'rand_perm_cam'"):
+    with pytest.raises(ProtocolError, match="no variable 'rand_perm_cam'; it holds x"):
         sysu(permutation=tmp_path / "other.mat").trials(e)
 
 

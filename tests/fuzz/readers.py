@@ -1,7 +1,7 @@
 """Every reader of files, a good file of each, and how it is broken: by a seed, so each input can be made again.
 
 `python -m tests.fuzz.readers SECONDS` breaks files until the time is over and keeps what a reader did not refuse well
-in the folder `broken`. MATLAB files are left out: scipy's reader crashes the process at some broken ones.
+in the folder `broken`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.io import savemat
 
 from fmcnet.errors import FmcnetError
 
@@ -82,6 +83,10 @@ def make(root):
     header = "x_min,y_min,x_max,y_max,class_id,confidence,tracker_id,frame_index"
     (root / "boxes.csv").write_text(f"{header}\n1,2,31,62,0,0.9,4,0\n")
     (root / "ids.txt").write_text("1,2,5\n")
+    camera, cells = np.empty((3, 1), object), np.empty((1, 2), object)
+    camera.fill(np.tile([1, 2], (10, 1)))
+    cells.fill(camera)
+    savemat(root / "draw.mat", {"rand_perm_cam": cells}, do_compression=True)
     for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "tiff16", "WEBP", "PPM"):
         (root / f"picture-{kind}").write_bytes(picture(kind))
     (root / "report").mkdir()
@@ -109,6 +114,7 @@ def readers():
     from fmcnet.data.images import load_image
     from fmcnet.data.readers.common import read_ids
     from fmcnet.data.readers.csv import read_csv
+    from fmcnet.evaluation.draws import read_permutation
     from fmcnet.evaluation.score import score_file
     from fmcnet.experiments.compare import compare
     from fmcnet.inference.calibration import Calibration
@@ -166,6 +172,7 @@ def readers():
         "coco": ("coco.json", read_boxes),
         "boxes": ("boxes.csv", read_boxes),
         "ids": ("ids.txt", read_ids),
+        "mat": ("draw.mat", read_permutation),
         "report": ("report/report.json", lambda at: compare([at.parent])),
         "crops": ("kept/gallery.txt", lambda at: KeptImages(at.parent, "people")),
         "note": ("gallery/made-with.json", lambda at: remembered_ranges(str(at.parent))),

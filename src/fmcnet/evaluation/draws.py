@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from fmcnet.data.mat import read_mat
 from fmcnet.errors import ProtocolError
 from fmcnet.files import file_state
 from fmcnet.types import Embeddings, IntArray
@@ -160,21 +161,15 @@ def check_index(embeddings: Embeddings, rows: IntArray) -> None:
 
 @lru_cache(maxsize=4)
 def _read(path: Path, state: str) -> dict[tuple[int, int], IntArray]:
-    from scipy.io import loadmat
-
-    try:
-        content: dict[str, Any] = loadmat(str(path))
-    except Exception as error:  # scipy raises many kinds
-        raise ProtocolError(f"{path} is not a readable MATLAB file: {error}") from error
-    if "rand_perm_cam" not in content:
-        held = ", ".join(k for k in content if not k.startswith("__")) or "nothing"
-        raise ProtocolError(f"{path} lacks the variable 'rand_perm_cam' (it holds {held})")
     table: dict[tuple[int, int], IntArray] = {}
-    for camera, cell in enumerate(np.asarray(content["rand_perm_cam"], dtype=object).ravel(), start=1):
-        for pid, permutation in enumerate(np.asarray(cell, dtype=object).ravel(), start=1):
-            matrix = np.asarray(permutation)
-            if matrix.ndim == 2 and matrix.size:
-                table[camera, pid] = matrix.astype(np.int64)
+    try:
+        for camera, cells in enumerate(read_mat(path, "rand_perm_cam"), start=1):
+            for pid, permutation in enumerate(cells, start=1):
+                matrix = np.asarray(permutation)
+                if matrix.ndim == 2 and matrix.size:
+                    table[camera, pid] = matrix.astype(np.int64)
+    except (ValueError, TypeError) as error:
+        raise ProtocolError(f"{path}: {error}") from error
     return table
 
 

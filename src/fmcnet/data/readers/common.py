@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fmcnet.data.listing import is_image, number_of
+from fmcnet.data.mat import read_mat
 from fmcnet.data.table import SPLITS, Record
 from fmcnet.errors import DataError, first_of
 from fmcnet.parsing import read_text
@@ -210,16 +211,10 @@ def read_mat_ids(path: Path) -> list[int]:
     Raises:
         DataError: the file cannot be read, lacks `id`, or `id` is empty.
     """
-    from scipy.io import loadmat
-
     try:
-        stored = loadmat(path)
-    except Exception as error:  # scipy raises many kinds on a damaged file
-        raise DataError(f"{path} is not a readable MATLAB file: {error}") from error
-    if "id" not in stored:
-        names = [name for name in stored if not name.startswith("__")]
-        raise DataError(f"{path} has no variable 'id'; it holds {', '.join(names) or 'nothing'}")
-    ids = np.asarray(stored["id"]).ravel()
+        ids = np.asarray(read_mat(path, "id")).ravel()
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
     if not len(ids):
         raise DataError(f"{path} lists no identity: the split would be empty; restore the file")
     if ids.dtype.kind not in "iuf" or not all(0 <= pid < 2**63 and pid == int(pid) for pid in ids.tolist()):
