@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from fmcnet import Encoder, Gallery, Where
+from fmcnet import Embeddings, Encoder, Gallery, Where
 from fmcnet.config import load_config
 from fmcnet.errors import CheckpointError
 from tests.cli import run_command
@@ -69,8 +70,12 @@ def test_commands_read_what_it_wrote(folder):
     assert facts["finished"]
     assert facts["config"]["model"]["width"] == 2
     assert json.loads(run_command("gallery", "info", folder / "gallery", "--json").stdout)["entries"] == 12
-    out = folder / "again"
-    run_command("export", folder / "run", "--out", out, "--json")
+    out = folder / "found.npz"
+    for name, image in enumerate(images()):
+        Image.fromarray(image).save(folder / f"{name}.png")
+    for model in ("run", "export"):
+        run_command("embed", folder / model, folder, "--modality", "visible", "--out", out)
+        assert len(Embeddings.load(out)) == 4
 
 
 def test_a_model_trained_with_a_setting_that_is_gone_still_works(folder, expected):

@@ -15,9 +15,9 @@ from fmcnet.errors import DataError
 from fmcnet.types import Modality
 
 SWAPPED = [
-    "64 of 64 images looked at that are given as visible have no colour: are they infrared? Then their modality "
+    "32 of 32 images looked at that are given as visible have no colour: are they infrared? Then their modality "
     "is to be mended",
-    "64 of 64 images looked at that are given as infrared have colours: are they visible? Then their modality is to "
+    "32 of 32 images looked at that are given as infrared have colours: are they visible? Then their modality is to "
     "be mended",
 ]
 
@@ -60,7 +60,7 @@ def test_swapped_folders_of_pairs_are_told(tiny_sysu, tmp_path):
         for one, other in (("visible", "infrared"), ("infrared", "visible"))
     )
     assert right == ()
-    assert wrong == tuple(note.replace("64 of 64", "5 of 5") for note in SWAPPED)
+    assert wrong == tuple(note.replace("32 of 32", "5 of 5") for note in SWAPPED)
 
 
 def test_half_of_the_images_are_no_reason_and_an_even_spread_is_looked_at():

@@ -188,8 +188,7 @@ def test_mixed_precision_keeps_the_first_and_last_layers(tiny_onnx, tmp_path):
     [
         ["model.variant=fmc", "model.pooling=gem"],
         ["model.variant=base", "model.specific_stages=1", "model.descriptor=normalized"],
-        ["model.frozen_stripes=3", "model.frozen_blocks=3", "model.pretrained=x", "model.standardized=true"],
-    ],
+    ],  # of stripes and a standardised descriptor: tests/inference/test_lite.py
 )
 def test_every_kind_of_model_exports_for_every_batch(settings, tmp_path):
     import torch

@@ -17,7 +17,7 @@ Pixels = NDArray[np.uint8]
 
 COLOURLESS_BELOW, COLOURED_FROM = 1.5, 4.0
 """Grey levels of `colours_doubtful`: less are no colours, more are."""
-LOOKED_AT = 64
+LOOKED_AT = 32
 """Images of a modality that `colour_notes` looks at, an even spread."""
 
 
@@ -80,13 +80,16 @@ def colour_notes(
     for kind in Modality:
         rows = np.flatnonzero(codes == kind.code)
         spread = rows[np.unique(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int))]
-        doubtful: list[bool] = []
+        images: list[Pixels] = []
         for row in spread.tolist():
             with contextlib.suppress(DataError):
-                doubtful.append(bool(colours_doubtful(load(row)[None], kind)[0]))
-        if 2 * sum(doubtful) > len(doubtful):
+                images.append(load(row))
+        alike = len({image.shape for image in images}) == 1
+        batches = [np.stack(images)] if alike else [image[None] for image in images]
+        doubtful = sum(int(colours_doubtful(batch, kind).sum()) for batch in batches)
+        if 2 * doubtful > len(images):
             what = "have colours" if kind is Modality.INFRARED else "have no colour"
             yield (
-                f"{sum(doubtful)} of {len(doubtful)} images looked at that are given as {kind} {what}: are they "
+                f"{doubtful} of {len(images)} images looked at that are given as {kind} {what}: are they "
                 f"{kind.other}? Then their modality is to be mended"
             )
