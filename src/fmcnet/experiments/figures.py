@@ -32,7 +32,9 @@ MAP_IDENTITIES, MAP_IMAGES = 16, 6
 Clouds = dict[tuple[str, int], NDArray[Any]]
 
 
-def new_axes(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
+def new_axes(
+    rows: int, columns: int, size: tuple[float, float], layout: str | None = "constrained", **options: Any
+) -> tuple[Any, Any]:
     """A figure of `size` inches and its (rows, columns) axes, drawn without a screen.
 
     Raises:
@@ -42,7 +44,7 @@ def new_axes(rows: int, columns: int, size: tuple[float, float], **options: Any)
     matplotlib.use("Agg")
     pyplot = require("matplotlib.pyplot", "plot")
     made: tuple[Any, Any] = pyplot.subplots(
-        rows, columns, figsize=size, squeeze=False, layout="constrained", **options
+        rows, columns, figsize=size, squeeze=False, layout=layout, **options
     )
     return made
 
@@ -131,7 +133,11 @@ def ranked_lists(judged: EvaluatedRun, path: Path, queries: int = 6, top: int = 
         distance=one.result.distance,
         **role_masks(table),
     )
-    figure, axes = new_axes(len(lists), top + 1, (0.82 * (top + 1), 1.62 * len(lists) + 0.3))
+    height = 1.62 * len(lists) + 0.3
+    margins = {"left": 0.01, "right": 0.99, "bottom": 0.2 / height, "top": 1 - 0.25 / height}
+    room = {**margins, "wspace": 0.12, "hspace": 0.16}  # a layout of 66 axes takes as long as the rest
+    size = (0.82 * (top + 1), height)
+    figure, axes = new_axes(len(lists), top + 1, size, layout=None, gridspec_kw=room)
     for line, (row, answers) in enumerate(zip(picked, lists, strict=True)):
         _show(
             axes[line][0],
