@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Set
 from typing import cast
 
@@ -221,7 +222,8 @@ class FMCNetLoss(nn.Module):
             told = name in self._constant
             if trains and weight and not value.requires_grad and not told and value.item():  # 0: no pair, say
                 self._constant.add(name)
-                logger.warning(
+                logger.log(
+                    logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.DEBUG,  # one of a job
                     "the loss term '%s' has no gradient, so it trains nothing: compute it from the output's tensors, "
                     "without .item() and .detach()",
                     name,
