@@ -86,6 +86,8 @@ def parse_modality(text: Any) -> Modality:
     """
     if isinstance(text, Modality):
         return text
+    if getattr(text, "ndim", None) == 0:  # a number of NumPy or PyTorch
+        text = text.item()
     if str(text).lower() not in MODALITY_WORDS:
         raise FmcnetError(f"unknown modality '{text}': say visible or infrared")
     return MODALITY_WORDS[str(text).lower()]
@@ -105,6 +107,22 @@ def check_arrays(owner: object, names: Sequence[str]) -> None:
             )
 
 
+def _modality_codes(column: NDArray[Any]) -> NDArray[np.uint8]:
+    """A column of codes, or of words that `parse_modality` knows, as codes.
+
+    Raises:
+        DataError: naming the first row that is neither.
+    """
+    if column.dtype.kind in "UO":
+        return np.array([parse_modality(word).code for word in column.ravel()], np.uint8).reshape(
+            column.shape
+        )
+    odd = np.flatnonzero((column != 0) & (column != 1))
+    if len(odd):
+        raise DataError(f"modality is {column.flat[odd[0]]} in row {odd[0]}: 0 is visible, 1 infrared")
+    return column.astype(np.uint8, copy=False)
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """Descriptors of N images with what a protocol needs to know of each image.
@@ -115,13 +133,14 @@ class Embeddings:
         features: (N, D) float32, as the model gave them (not necessarily of unit length).
         pid: (N,) int64, the identity, `NO_PID` (-1) where unknown; texts become their `identity_numbers`.
         camid: (N,) int64, the camera; `NO_CAMERA` (-1) where unknown.
-        modality: (N,) uint8, 0 visible, 1 infrared (`Modality.code`).
+        modality: (N,) uint8, 0 visible, 1 infrared (`Modality.code`); words for them become these.
         index: (N,) int64, 1-based position of the image among the sorted images of the same identity
             and camera (what the official SYSU-MM01 draw counts).
         name: (N,) str, the image's path (of a table: relative to its dataset), another name, or "" where unknown.
 
     Raises:
-        DataError: on construction, when lengths differ, or a feature is NaN or infinite (names the row).
+        DataError: on construction, when lengths differ, a modality or camera is none, or a feature is NaN or
+            infinite (names the row).
     """
 
     features: FloatArray
@@ -139,6 +158,12 @@ class Embeddings:
                 f"{self.features.shape}"
             )
         n = len(self.features)
+        object.__setattr__(self, "modality", _modality_codes(self.modality))
+        if self.camid.dtype.kind not in "iu":
+            whole = self.camid.dtype.kind in "fb" and (self.camid == np.rint(self.camid)).all()
+            if not whole:
+                raise DataError("camid must hold whole numbers, -1 where the camera is not known")
+            object.__setattr__(self, "camid", self.camid.astype(np.int64))
         if self.pid.dtype != np.int64:
             object.__setattr__(self, "pid", identity_numbers(self.pid))
         for field in fields(self)[1:]:

@@ -14,11 +14,12 @@ from fmcnet.data.readers.csv import write_csv
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
 
+MENDED = "Then their modality is to be mended"
+VISIBLE = "images looked at that are given as visible{} have no colour: are they infrared? " + MENDED
+INFRARED = "images looked at that are given as infrared{} have colours: are they visible? " + MENDED
 SWAPPED = [
-    "32 of 32 images looked at that are given as visible have no colour: are they infrared? Then their modality "
-    "is to be mended",
-    "32 of 32 images looked at that are given as infrared have colours: are they visible? Then their modality is to "
-    "be mended",
+    "32 of 32 " + VISIBLE.format(" by camera 3, 6"),
+    "64 of 64 " + INFRARED.format(" by camera 1, 2, 4, 5"),
 ]
 
 
@@ -60,7 +61,15 @@ def test_swapped_folders_of_pairs_are_told(tiny_sysu, tmp_path):
         for one, other in (("visible", "infrared"), ("infrared", "visible"))
     )
     assert right == ()
-    assert wrong == tuple(note.replace("32 of 32", "5 of 5") for note in SWAPPED)
+    assert wrong == ("5 of 5 " + VISIBLE.format(""), "5 of 5 " + INFRARED.format(""))
+
+
+def test_one_wrong_camera_of_many_is_told(tiny_sysu, tmp_path, caplog):
+    table = read_dataset(tiny_sysu)
+    modality = np.where(table.camid == 6, Modality.VISIBLE.code, table.modality).astype(np.uint8)
+    ImageCache(replace(table, modality=modality), 32, 16, folder=tmp_path)
+    [told] = [record.message for record in caplog.records]
+    assert told == f"{table.root}: 16 of 16 " + VISIBLE.format(" by camera 6")
 
 
 def test_half_of_the_images_are_no_reason_and_an_even_spread_is_looked_at():
@@ -83,3 +92,6 @@ def test_half_of_the_images_are_no_reason_and_an_even_spread_is_looked_at():
     list(colour_notes([Modality.VISIBLE.code] * 1000, load))
     assert len(loaded) == LOOKED_AT
     assert {0, 999} < set(loaded)
+    loaded.clear()
+    list(colour_notes([Modality.VISIBLE.code] * 1000, load, np.arange(1000)))  # cameras that are none
+    assert len(loaded) == LOOKED_AT

@@ -275,3 +275,23 @@ def test_embeddings_and_evaluations_print_on_a_line():
         f"<Evaluation SYSU-MM01 all-search, single-shot: Rank-1 {100 * found.mean['rank1']:.2f}, mAP "
         f"{100 * found.mean['mAP']:.2f}, mINP {100 * found.mean['mINP']:.2f}; 10 trials>"
     )
+
+
+def test_rows_that_are_there_twice_are_told(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    one = {
+        "features": rng.normal(size=(6, 4)),
+        "pid": np.array([1, 1, 2, 2, 3, 3]),
+        "cam": np.arange(6) % 2 + 1,
+    }
+    np.savez(tmp_path / "one.npz", **one)
+    score_file(tmp_path / "one.npz", "regdb")
+    assert not caplog.records
+    np.savez(tmp_path / "twice.npz", **{name: np.concatenate([a, a[:2]]) for name, a in one.items()})
+    score_file(tmp_path / "twice.npz", "regdb")
+    assert "2 of 8 rows have the features of another row" in caplog.text
+    caplog.clear()
+    sides = {f"{side}_{name}": one[name] for side in ("query", "gallery") for name in ("features", "pid")}
+    np.savez(tmp_path / "sets.npz", **sides)
+    score_file(tmp_path / "sets.npz", "regdb")
+    assert "6 rows of query_features are in gallery_features, too" in caplog.text

@@ -315,3 +315,43 @@ def test_colours_that_contradict_the_modality_are_told(encoder, paths):
         remarks = Remarks()
         encoder.encode(images, modality, remarks=remarks)
         assert remarks._names.get(kind, set()) == names
+
+
+def test_columns_of_embeddings_are_checked():
+    n = 4
+    columns = {
+        "features": np.eye(n, dtype=np.float32),
+        "pid": np.arange(n),
+        "camid": np.ones(n, np.int64),
+        "modality": np.array([0, 0, 1, 1], np.uint8),
+        "index": np.ones(n, np.int64),
+        "name": np.array(list("abcd")),
+    }
+    words = np.array(["visible", "RGB", "ir", "thermal"])
+    assert Embeddings(**columns | {"modality": words}).modality.tolist() == [0, 0, 1, 1]
+    assert Embeddings(**columns | {"camid": np.array([1.0, 2.0, 3.0, -1.0])}).camid.dtype == np.int64
+    for wrong, said in (
+        ({"modality": np.array([1, 1, 2, 2])}, "modality is 2 in row 2: 0 is visible, 1 infrared"),
+        ({"modality": np.array(["day", "ir", "ir", "ir"])}, "unknown modality 'day'"),
+        ({"camid": np.array([1.0, np.nan, 2, 3])}, "camid must hold whole numbers"),
+        ({"camid": np.array(list("abcd"))}, "camid must hold whole numbers"),
+    ):
+        with pytest.raises(FmcnetError, match=said):
+            Embeddings(**columns | wrong)
+
+
+def test_modalities_and_paths_come_in_many_forms(tmp_path, monkeypatch):
+    for name in "ab":
+        Image.new("RGB", (8, 16)).save(tmp_path / f"{name}.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = np.array([str(tmp_path / "a.png"), "~/b.png"])
+    for kinds in (torch.tensor([0, 1]), np.array([0, 1]), ["visible", 1]):
+        items = reading.expand(paths, kinds)
+        assert [one.modality for one in items] == [Modality.VISIBLE, Modality.INFRARED]
+        assert [one.source.name for one in items] == ["a.png", "b.png"]
+        assert items[1].source.is_file()
+    assert reading.expand(paths, torch.tensor(1))[0].modality is Modality.INFRARED
+    with pytest.raises(FmcnetError, match=r"unknown modality '1\.0'"):
+        reading.expand(paths, 1.0)
+    with pytest.raises(DataError, match=r"images is bytes: open them"):
+        reading.expand(b"\xff\xd8", "visible")

@@ -189,3 +189,30 @@ def test_the_loss_owns_no_weights_and_trains_a_model_in_a_plain_loop(computed):
     grads = torch.autograd.grad(loss, [*model.parameters()], retain_graph=True, allow_unused=True)
     moved = [grad is not None and bool(grad.any()) for grad in grads]
     assert [id(p) in discriminators for p in model.parameters()] == [not found for found in moved]
+
+
+@pytest.mark.parametrize(
+    ("labels", "identities", "said"),
+    [
+        ([0, 1, 2, 0, 1, 2], P, "identity-major"),
+        ([0, 0, 1, 1, 2, 2], 2, "identity-major: 2 identities"),
+        ([0, 0, 1, 1, 2, 2], 6, "identity-major: 6 identities"),
+        ([0, 0, 1, 1, 0, 0], P, "identity-major"),
+        ([0, 0, 1, 1, -100, -100], P, "0 to C - 1, got -100"),
+    ],
+)
+def test_labels_in_another_order_are_refused(labels, identities, said):
+    model = build_model(ModelConfig(arch="resnet18", width=2, variant="full"), 5)
+    images = torch.rand(2, P * K, 3, 32, 16)
+    with pytest.raises(ValueError, match=said):
+        FMCNetLoss(LossConfig(), identities, model.compensation)(model(*images), torch.tensor(labels))
+
+
+def test_labels_in_any_order_do_for_base_and_a_forgotten_compensation_is_told():
+    images, labels = torch.rand(2, P * K, 3, 32, 16), torch.tensor([0, 1, 2, 0, 1, 2])
+    base = build_model(ModelConfig(arch="resnet18", width=2, variant="base"), 5)
+    total, _ = FMCNetLoss(LossConfig(wrt=1), P)(base(*images), labels)
+    assert total.isfinite()
+    full = build_model(ModelConfig(arch="resnet18", width=2, variant="full"), 5)
+    with pytest.raises(ValueError, match=r"compensation=model\.compensation"):
+        FMCNetLoss(LossConfig(), P)(full(*images), labels.sort().values)

@@ -217,3 +217,19 @@ def test_the_single_stream_baseline_has_one_stem_and_saves():
     assert saved == sum(p.numel() for p in twice.decomposition.stem_infrared.parameters())
     with pytest.raises(ConfigError, match="single_stream is for"):
         load_config(None, ["model.single_stream=true"])
+
+
+def test_images_of_another_kind_are_refused_and_words_for_the_modality_do():
+    model = build_model(ModelConfig(arch="resnet18", width=2, variant="full"), 5).eval()
+    images = torch.randint(0, 256, (2, 3, 32, 16), dtype=torch.uint8)
+    for wrong, said in (
+        (images.long(), "got torch.int64"),
+        (images.float(), "divide by 255"),
+        (images[:, :1], r"\(B, 3, H, W\), got \(2, 1, 32, 16\)"),
+        (images[0], r"got \(3, 32, 16\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            model.embed(wrong, Modality.VISIBLE)
+    with torch.no_grad():
+        assert torch.equal(model.embed(images, "ir"), model.embed(images, Modality.INFRARED))
+        assert torch.equal(model.features(images, "rgb")[0], model.features(images, Modality.VISIBLE)[0])

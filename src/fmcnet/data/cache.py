@@ -105,7 +105,7 @@ class ImageCache:
                 self._warn_or_raise(folder, error.strerror or str(error))
                 self._hold_in_memory()
         if os.environ.get("RANK", "0") == "0":  # every process of a job has the same images
-            for note in colour_notes(table.modality, self.images.__getitem__):
+            for note in colour_notes(table.modality, self.images.__getitem__, table.camid):
                 logger.warning("%s: %s", table.root, note)
 
     def digest(self) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fmcnet.data.colours import colour_notes
 from fmcnet.data.images import load_image, verify_images
+from fmcnet.data.overlap import copy_notes
 from fmcnet.data.readers import MARKERS, check_layout, detect_layout, read_dataset
 from fmcnet.data.readers.common import MANIFEST, DatasetFolder
 from fmcnet.data.readers.regdb import KINDS, TRIALS
@@ -197,7 +198,8 @@ def check(
         each_once = Table.from_records(layout, tables[0].root, list(by_path.values()))
         unreadable = verify_images(each_once, progress)
         paths = each_once.full_paths()
-        notes += colour_notes(each_once.modality, lambda row: load_image(paths[row]))
+        notes += copy_notes(each_once)
+        notes += colour_notes(each_once.modality, lambda row: load_image(paths[row]), each_once.camid)
     return CheckReport(
         root=str(root),
         layout=layout,

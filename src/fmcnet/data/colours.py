@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 
 from fmcnet.data.value_range import COLOURED, COLOURLESS, Remarks
 from fmcnet.errors import DataError
-from fmcnet.types import BoolArray, Modality
+from fmcnet.types import NO_CAMERA, BoolArray, IntArray, Modality
 
 Pixels = NDArray[np.uint8]
 
 COLOURLESS_BELOW, COLOURED_FROM = 1.5, 4.0
 """Grey levels of `colours_doubtful`: less are no colours, more are."""
-LOOKED_AT = 32
-"""Images of a modality that `colour_notes` looks at, an even spread."""
+LOOKED_AT = 16
+"""Images of a camera that `colour_notes` looks at, an even spread."""
+MOST_CAMERAS = 64
+"""More of a modality are looked at as one."""
 
 
 def colours_doubtful(pixels: Pixels, modality: Modality) -> BoolArray:
@@ -67,29 +69,47 @@ def note_colours(pixels: Pixels, modality: Modality, names: Sequence[str], remar
 
 
 def colour_notes(
-    modality: Sequence[int] | NDArray[np.generic], load: Callable[[int], Pixels]
+    modality: Sequence[int] | NDArray[np.generic],
+    load: Callable[[int], Pixels],
+    camera: Sequence[int] | NDArray[np.generic] | None = None,
 ) -> Iterator[str]:
-    """A sentence for each modality of which more than half of the images contradict it.
+    """A sentence for each modality that has a camera of which more than half of the images contradict it.
 
     Args:
         modality: (N,) codes.
-        load: gives the (H, W, 3) pixels of an image by its number. `LOOKED_AT` of each modality are loaded; those
+        load: gives the (H, W, 3) pixels of an image by its number. `LOOKED_AT` of each camera are loaded; those
             that raise DataError are passed over.
+        camera: (N,) numbers; None: one camera a modality.
     """
     codes = np.asarray(modality)
+    cameras = np.full(len(codes), NO_CAMERA) if camera is None else np.asarray(camera)
     for kind in Modality:
-        rows = np.flatnonzero(codes == kind.code)
-        spread = rows[np.unique(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int))]
-        images: list[Pixels] = []
-        for row in spread.tolist():
-            with contextlib.suppress(DataError):
-                images.append(load(row))
-        alike = len({image.shape for image in images}) == 1
-        batches = [np.stack(images)] if alike else [image[None] for image in images]
-        doubtful = sum(int(colours_doubtful(batch, kind).sum()) for batch in batches)
-        if 2 * doubtful > len(images):
+        mine = codes == kind.code
+        found: dict[int, tuple[int, int]] = {}  # doubtful and all, by camera
+        numbers = np.unique(cameras[mine]).tolist()
+        for one in numbers if len(numbers) <= MOST_CAMERAS else [NO_CAMERA]:
+            rows = np.flatnonzero(mine & ((cameras == one) | (len(numbers) > MOST_CAMERAS)))
+            spread = rows[np.unique(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int))]
+            doubtful, looked_at = _count_doubtful(spread, load, kind)
+            if 2 * doubtful > looked_at:
+                found[one] = doubtful, looked_at
+        if found:
+            doubtful, looked_at = (sum(counts) for counts in zip(*found.values(), strict=True))
             what = "have colours" if kind is Modality.INFRARED else "have no colour"
+            known = [str(one) for one in found if one != NO_CAMERA]
+            where = f" by camera {', '.join(known)}" if known else ""
             yield (
-                f"{doubtful} of {len(images)} images looked at that are given as {kind} {what}: are they "
+                f"{doubtful} of {looked_at} images looked at that are given as {kind}{where} {what}: are they "
                 f"{kind.other}? Then their modality is to be mended"
             )
+
+
+def _count_doubtful(rows: IntArray, load: Callable[[int], Pixels], kind: Modality) -> tuple[int, int]:
+    """How many of these images contradict their modality, and how many could be read."""
+    images: list[Pixels] = []
+    for row in rows.tolist():
+        with contextlib.suppress(DataError):
+            images.append(load(row))
+    small = len({image.shape for image in images}) == 1 and images[0].nbytes < 2**16
+    batches = [np.stack(images)] if small else [image[None] for image in images]
+    return sum(int(colours_doubtful(batch, kind).sum()) for batch in batches), len(images)

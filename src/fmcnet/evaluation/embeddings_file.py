@@ -13,6 +13,7 @@ Two forms of file:
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from fmcnet.data.table import positions
 from fmcnet.errors import DataError
 from fmcnet.parsing import read_npz
 from fmcnet.types import MODALITY_WORDS, NO_CAMERA, BoolArray, Embeddings, IntArray, identity_numbers
+
+logger = logging.getLogger(__name__)
 
 SIDES = ("query", "gallery")
 CAMERA_MODALITIES = {"sysu": {1: 0, 2: 0, 3: 1, 4: 0, 5: 0, 6: 1}, "regdb": {1: 0, 2: 1}}
@@ -110,6 +113,8 @@ class EmbeddingsFile:
             index = positions(name, modality.astype(np.uint8), camid, pid)
         else:
             index = np.zeros(n, dtype=np.int64)
+        if twice := n - len(_row_hashes(features)):
+            self._warn_of_copies(f"{twice} of {n} rows have the features of another row")
         embeddings = Embeddings(features, pid, camid, modality.astype(np.uint8), index, name)
         return Sets(embeddings, np.ones(n, dtype=np.bool_))
 
@@ -121,12 +126,21 @@ class EmbeddingsFile:
                 f"{self.path}: query_features has {widths[0]} columns, gallery_features {widths[1]}: "
                 "both sets must come from one model"
             )
+        if both := _row_hashes(sides[0][0]) & _row_hashes(sides[1][0]):
+            self._warn_of_copies(f"{len(both)} rows of query_features are in gallery_features, too")
         features, pid, camid, told = (np.concatenate(pair) for pair in zip(*sides, strict=True))
         n = len(features)
         modality = np.maximum(told, 0).astype(np.uint8)
         index, name = np.zeros(n, dtype=np.int64), np.full(n, "")
         embeddings = Embeddings(features, pid, camid, modality, index, name)
         return Sets(embeddings, told >= 0, np.arange(n) < len(sides[0][0]))
+
+    def _warn_of_copies(self, what: str) -> None:
+        logger.warning(
+            "%s: %s: a picture that is there twice is its own match, and figures come out too good",
+            self.path,
+            what,
+        )
 
     def _side(self, side: str, protocol: str) -> tuple[NDArray[Any], ...]:
         """Features, identities, cameras and modalities (-1: not told) of the queries or of the gallery."""
@@ -234,6 +248,10 @@ class EmbeddingsFile:
                 "1 infrared) or the benchmark's camera numbers"
             )
         return told
+
+
+def _row_hashes(features: NDArray[np.float32]) -> set[int]:
+    return {hash(row.tobytes()) for row in features}
 
 
 def _lookup(camid: IntArray, protocol: str) -> IntArray:

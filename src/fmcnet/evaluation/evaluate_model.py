@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fmcnet.config import EvaluationConfig
+from fmcnet.data.overlap import seen_identities
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation import protocols
@@ -201,6 +202,11 @@ def evaluate_model(
                 f"{len(known)} of the {split} identities are among those that {run} was trained on, the first is "
                 f"{table.pid_name(int(known[0]))}: the splits of {table.root} have changed since"
             )
+    elif len(seen := seen_identities(encoder.card.samples, rows)):
+        raise DataError(
+            f"{len(seen)} of the {split} identities have pictures that {run} was trained on, the first is "
+            f"{table.pid_name(int(seen[0]))}: it knows them by heart; leave them out of the {split} split"
+        )
     kinds = (False, True) if flip else (False,)
     plain, *mirrored = (
         encoder.embed_table(rows, batch_size=settings.batch, flip=mirror, store=store, progress=progress)

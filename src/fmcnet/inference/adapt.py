@@ -148,8 +148,13 @@ def adapt_model(
     for modality in Modality:
         mine = kinds == modality.code
         mean, variance = moments(features[mine], crops.camera[rows][mine])
-        if not variance.sum() > 0:
-            raise DataError(f"the {modality} images do not differ: give images of several people")
+        spread = float(np.sqrt((features[mine] ** 2).mean()))  # of copies, rounding alone differs
+        different = len(np.unique(np.round(features[mine] / max(spread, 1e-12), 3), axis=0))
+        if different < LEAST:
+            raise DataError(
+                f"only {different} of {mine.sum()} {modality} images differ, {LEAST} are needed: give images of "
+                "several people"
+            )
         standard.set(modality, torch.from_numpy(mean), torch.from_numpy(variance))
     model.standard = standard
     images = {str(modality): used.count(modality) for modality in Modality}

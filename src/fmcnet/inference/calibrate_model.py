@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fmcnet.data.overlap import seen_identities
 from fmcnet.data.table import SPLITS, Table, fingerprint
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.calibration import CALIBRATION, Calibration, direction
@@ -89,6 +90,14 @@ def _rows(encoder: Encoder, table: Table, split: str) -> Table:
                 " and ".join(encoder.card.config.data.train_splits),
             )
             chosen = chosen.take(~held)
+    if encoder.card.data != fingerprint(table) and len(seen := seen_identities(encoder.card.samples, chosen)):
+        if split != "auto":
+            raise DataError(
+                f"{len(seen)} identities of split '{split}' have pictures that the model was trained on, whose "
+                "similarities are too good to learn from: take --split auto"
+            )
+        logger.warning("left out: %d identities that have pictures of the model's training", len(seen))
+        chosen = chosen.take(~np.isin(chosen.pid, seen))
     if not len(chosen):
         raise DataError(f"{table.root} has no image to calibrate on (split {split})")
     return chosen

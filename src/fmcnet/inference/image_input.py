@@ -106,7 +106,9 @@ def expand(
         DataError: for what is no image, a folder without images, no images at all, or as many modalities as fit
             neither count.
     """
-    single = isinstance(images, (str, Path, Image.Image, np.ndarray)) or _is_tensor(images)
+    if isinstance(images, np.ndarray) and images.dtype.kind in "UO":  # of paths
+        images = images.tolist()
+    single = isinstance(images, (str, bytes, Path, Image.Image, np.ndarray)) or _is_tensor(images)
     if not single and not isinstance(images, Iterable):
         raise DataError(f"images is {_kind(images)}: give paths, folders, Pillow images, arrays or tensors")
     given: list[Any] = [images] if single else list(cast("Iterable[Any]", images))
@@ -114,7 +116,11 @@ def expand(
     total = sum(len(part) for part in parts)
     if not total:
         raise DataError("no images to encode")
-    if isinstance(modality, (str, Modality, int, np.integer)):
+    if (
+        isinstance(modality, str)
+        or getattr(modality, "ndim", None) == 0
+        or not isinstance(modality, Iterable)
+    ):
         kinds = [parse_modality(modality)] * total
     else:
         several = [parse_modality(one) for one in modality]
@@ -251,7 +257,7 @@ def handler(on_error: str | Callable[[Fault], object]) -> Callable[[Fault], obje
 def _parts(one: Any, label: str, single: bool) -> list[tuple[str, Any]]:
     """(name, source) of each image in one thing given."""
     if isinstance(one, (str, Path)):
-        path = Path(one)
+        path = Path(one).expanduser()
         return [(str(p), p) for p in _inside(path)] if path.is_dir() else [(str(one), path)]
     if isinstance(one, Image.Image):
         return [(str(getattr(one, "filename", "") or _first(label, single)), one)]
@@ -259,6 +265,8 @@ def _parts(one: Any, label: str, single: bool) -> list[tuple[str, Any]]:
         if one.ndim == 4:
             return [(f"{label}[{at}]", image) for at, image in enumerate(one)]
         return [(_first(label, single), one)]
+    if isinstance(one, bytes):
+        raise DataError(f"{label} is bytes: open them, as PIL.Image.open(io.BytesIO(data))")
     raise DataError(f"{label} is {_kind(one)}: give a path, a folder, a Pillow image, an array or a tensor")
 
 

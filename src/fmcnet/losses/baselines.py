@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmcnet.losses.functional import PAPER, distances_across, lift, pairwise_distances
+from fmcnet.losses.functional import PAPER, check_alike, distances_across, lift, pairwise_distances
 
 
 def weighted_regularized_triplet_loss(features: Tensor, labels: Tensor) -> Tensor:
@@ -26,7 +26,14 @@ def weighted_regularized_triplet_loss(features: Tensor, labels: Tensor) -> Tenso
 
     Returns:
         Scalar, at least 0; the mean over anchors that have a positive and a negative, 0 where none has.
+
+    Raises:
+        ValueError: when there is not one label for each feature.
     """
+    if labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"{len(features)} features need labels of shape ({len(features)},), got {(*labels.shape,)}"
+        )
     features = lift(features)
     distances = pairwise_distances(features, features)
     same = labels[:, None] == labels[None, :]
@@ -53,6 +60,7 @@ def hetero_center_loss(center_v: Tensor, center_i: Tensor) -> Tensor:
     Returns:
         Scalar, at least 0. Symmetric under exchange of the modalities.
     """
+    check_alike(center_v, center_i)
     return (lift(center_v) - lift(center_i)).square().sum()
 
 

@@ -79,6 +79,7 @@ class FMCNetLoss(nn.Module):
         super().__init__()
         self.config, self.identities, self.gather = config, identities, gather
         self._own = dict(terms or {})
+        self._checked = False
         self._constant = set[str]()  # names of those that were told to have no gradient
         self._compensation = (compensation,)  # in a tuple: its weights are the model's, not the loss's
 
@@ -95,9 +96,18 @@ class FMCNetLoss(nn.Module):
 
         Raises:
             TrainingError: when a term of your own is not a scalar tensor.
+            ValueError: for labels that are not identity-major or not of P identities, or without the `compensation`
+                of a model that has one. On a GPU, where it would wait, labels are looked at once.
         """
         v, i = output.visible, output.infrared
         [compensation] = self._compensation
+        if v.generated is not None and compensation is None:
+            raise ValueError(
+                "the model generates features: give FMCNetLoss(..., compensation=model.compensation)"
+            )
+        if labels.device.type == "cpu" or not self._checked:
+            self._check_labels(labels, centers=v.specific is not None or self.config.hc > 0)
+            self._checked = True
         terms = {"id_shared": self._cross_entropy(labels, v.shared_scores, i.shared_scores)}  # (8)
         terms |= self._baseline_terms(v, i, labels)
         if v.specific is not None and i.specific is not None:
@@ -126,6 +136,18 @@ class FMCNetLoss(nn.Module):
             discriminator = compensation.discriminator(target)
             loss = loss - losses.adversarial_value(discriminator(real), discriminator(fake))  # (12)
         return loss
+
+    def _check_labels(self, labels: Tensor, *, centers: bool) -> None:
+        """Refuse labels below 0, and where centres are formed those of another order or number of identities."""
+        if (labels < 0).any():
+            raise ValueError(f"labels are 0 to C - 1, got {int(labels.min())}")
+        if centers and len(labels) % self.identities == 0:  # else `centers` raises
+            rows = labels.view(self.identities, -1)
+            if (rows != rows[:, :1]).any() or len(rows[:, 0].unique()) != self.identities:
+                raise ValueError(
+                    f"labels must be identity-major: {self.identities} identities, the images of each in a row, as "
+                    "IdentityModalitySampler gives them"
+                )
 
     def _cross_entropy(self, labels: Tensor, *scores: Tensor | None) -> Tensor:
         """The sum of the cross-entropies of all `scores` (B, C)."""

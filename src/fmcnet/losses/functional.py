@@ -36,6 +36,18 @@ def centers(features: Tensor, identities: int) -> Tensor:
     return features.view(identities, rows // identities, dim).mean(dim=1)
 
 
+def check_alike(a: Tensor, b: Tensor) -> None:
+    """Refuse what PyTorch would broadcast.
+
+    Raises:
+        ValueError: when the shapes differ.
+    """
+    if a.shape != b.shape:
+        raise ValueError(
+            f"centres of both modalities have one shape (P, D), got {(*a.shape,)} and {(*b.shape,)}"
+        )
+
+
 def lift(values: Tensor) -> Tensor:
     """Half precision to float32; other types stay."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
@@ -59,6 +71,7 @@ def distances_across(center_v: Tensor, center_i: Tensor) -> tuple[Tensor, Tensor
         Of each identity (P,): ||C_V^p - C_I^p||; from C_V^p and from C_I^p to the nearest centre of another identity
         in either modality, infinite for P = 1.
     """
+    check_alike(center_v, center_i)
     across = pairwise_distances(center_v, center_i)
     own = across.diagonal()
     near_v = torch.minimum(nearest_other(pairwise_distances(center_v, center_v)), nearest_other(across))

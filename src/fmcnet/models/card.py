@@ -34,6 +34,7 @@ class ModelCard:
         dataset: name of the training table.
         step: optimisation steps done.
         data: the training dataset's `fingerprint`.
+        samples: `fmcnet.data.overlap.sample_pictures` of the training images; a model of 0.1.0 has none.
         similarity: what embeddings are compared by.
         selected: how the weights were picked: "last", "val" or "test".
         adapted: what `fmcnet adapt` estimated statistics from; empty: it did not.
@@ -45,6 +46,7 @@ class ModelCard:
     dataset: str
     step: int
     data: str = ""
+    samples: tuple[str, ...] = ()
     selected: str = "last"
     similarity: str = "cosine"
     adapted: dict[str, Any] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from fmcnet.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Tail, Triple
 from fmcnet.models.compensation import Compensation
 from fmcnet.models.decomposition import Decomposition
 from fmcnet.models.fusion import Fusion
-from fmcnet.types import Modality
+from fmcnet.types import Modality, parse_modality
 
 VARIANTS = ("base", "sfd", "fmc", "full")
 """Rows of the paper's Table 2: Base; + SFD (shared feature only); + FMC by plain concatenation; full."""
@@ -169,7 +169,18 @@ class FMCNet(nn.Module):
         return "sfd" if self.decomposition.has_specific else "base"
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), uint8 0..255 or float 0..1, to what the stems take."""
+        """Images (B, 3, H, W), uint8 0..255 or float 0..1, to what the stems take.
+
+        Raises:
+            ValueError: for another shape or type, or floats far beyond 1 (looked for on a CPU only).
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+        if images.dtype != torch.uint8:
+            if not images.is_floating_point():
+                raise ValueError(f"images must be uint8 0..255 or float 0..1, got {images.dtype}")
+            if images.device.type == "cpu" and not torch.compiler.is_compiling() and (images > 10).any():
+                raise ValueError("images of floats must be in 0..1: give uint8, or divide by 255")
         unit = 255.0 if images.dtype == torch.uint8 else 1.0
         scale, shift = 1.0 / (unit * self.std), -self.mean / self.std
         if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):
@@ -250,7 +261,7 @@ class FMCNet(nn.Module):
             ),
         )
 
-    def embed(self, images: Tensor, modality: Modality) -> Tensor:
+    def embed(self, images: Tensor, modality: Modality | str) -> Tensor:
         """The descriptor of images of ONE modality; computes nothing that it does not need.
 
         Args:
@@ -260,6 +271,7 @@ class FMCNet(nn.Module):
         Returns:
             (B, E): E = D for Base and + SFD, 3D for + FMC, 2D for the full model; more with `frozen`.
         """
+        modality = parse_modality(modality)
         sfd = self.decomposition
         stem = sfd.stem(self.preprocess(images), modality)
         shared = sfd.share(stem, modality)
@@ -278,7 +290,9 @@ class FMCNet(nn.Module):
             self.frozen.eval()
         return self
 
-    def features(self, images: Tensor, modality: Modality) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def features(
+        self, images: Tensor, modality: Modality | str
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What the descriptor of images of ONE modality is made of, for maps and studies.
 
         Args:
@@ -288,6 +302,7 @@ class FMCNet(nn.Module):
         Returns:
             F_sh (B, D); F_sp (B, D) and the generated specific feature of the other modality (B, D), or None.
         """
+        modality = parse_modality(modality)
         sfd = self.decomposition
         stem = sfd.stem(self.preprocess(images), modality)
         shared = sfd.share(stem, modality)

@@ -19,6 +19,7 @@ from torch.profiler import record_function
 from fmcnet.config import AugmentConfig, Config
 from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.loader import TrainingBatch, TrainingImages, load_batches
+from fmcnet.data.overlap import sample_pictures
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.samplers import make_sampler
 from fmcnet.data.table import Table, fingerprint
@@ -177,7 +178,10 @@ class Trainer:
             load_pretrained(self._model, config.model.pretrained, config.model.arch)
         # Dropout differs between processes.
         torch.manual_seed((config.training.seed * 1_000_003 + ctx.rank) % 2**63)
-        self._card = ModelCard(config, tuple(int(pid) for pid in pids), table.name, 0, fingerprint(table))
+        self._card = ModelCard(
+            *(config, tuple(int(pid) for pid in pids), table.name, 0, fingerprint(table)),
+            samples=sample_pictures(self._cache.table) if ctx.main else (),
+        )
         accumulate = config.training.accumulate
         self._epoch = self._sampler.steps // accumulate  # its number of steps
         self._steps = config.training.epochs * self._epoch

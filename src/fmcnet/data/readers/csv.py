@@ -294,7 +294,8 @@ def _row(
             wrong.append(str(error).removeprefix("--"))
     split, role = cells.get("split", "").lower(), cells.get("role", "").lower()
     if split not in _SPLITS:
-        wrong.append(f"split '{split}' is none of {', '.join(SPLITS)}")
+        hint = "; queries and gallery have a column role" if split in ("query", "gallery") else ""
+        wrong.append(f"split '{split}' is none of {', '.join(SPLITS)}{hint}")
     if role not in _ROLES:
         wrong.append(f"role '{role}' is neither query nor gallery (leave it empty for both)")
     record = Record(
@@ -362,8 +363,8 @@ def _hold_out(rows: list[_NamedRecord]) -> tuple[list[_NamedRecord], str]:
     count = min(max(1, round(TEST_SHARE * len(order))), len(order) - 1) if order else 0
     held = set(order[:count])
     note = (
-        f"{count} of {len(modalities)} identities are held out for test (by the hash of their name, the same ones "
-        "each time)"
+        f"{count} of {len(modalities)} identities are held out for test (by the hash of their name; they stay the "
+        "same while the identities do: before you add some, write a column split)"
     )
     if not complete:
         held = {name for name, _ in rows}

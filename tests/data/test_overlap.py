@@ -1,0 +1,78 @@
+"""Pictures that are in two places are found by their content."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fmcnet.config import load_config
+from fmcnet.data.check import check
+from fmcnet.data.overlap import sample_pictures, seen_identities
+from fmcnet.data.readers import read_dataset
+from fmcnet.data.readers.csv import write_csv
+from fmcnet.errors import DataError
+from fmcnet.evaluation.evaluate_model import evaluate_model
+from fmcnet.inference.calibrate_model import calibrate_model
+from fmcnet.models.card import read_card
+
+
+def other_splits(table):
+    """Train and test exchanged."""
+    names = {"train": "test", "test": "train"}
+    return replace(table, split=np.array([names.get(one, one) for one in table.split.tolist()]))
+
+
+def test_a_model_card_holds_two_pictures_of_each_identity(tiny_run, tiny_sysu):
+    table = read_dataset(tiny_sysu).select(split="train")
+    card = read_card(tiny_run)
+    assert card.samples == sample_pictures(table)
+    assert len(card.samples) == 2 * card.classes
+    assert seen_identities(card.samples, table).tolist() == sorted(card.pids)
+
+
+@pytest.mark.parametrize("how", ["one row less", "those trained on alone", "renamed"])
+def test_people_trained_on_are_refused_whatever_file_names_them(tiny_run, tiny_sysu, tmp_path, how):
+    table = other_splits(read_dataset(tiny_sysu))
+    if how == "one row less":
+        table = table.take(np.arange(len(table) - 1))
+    elif how == "those trained on alone":
+        table = table.select(split="test")
+    else:
+        for path in table.path.tolist():
+            (tmp_path / "x" / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tiny_sysu / path, tmp_path / "x" / path)
+        table = replace(table, root=tmp_path / "x", pid=table.pid + 1000)
+    data = read_dataset(write_csv(replace(table, name="csv"), tmp_path / "people.csv"))
+    count = read_card(tiny_run).classes
+    with pytest.raises(
+        DataError, match=rf"{count} of the test identities have pictures that .* was trained on"
+    ):
+        evaluate_model(tiny_run, data, load_config("tiny").evaluation, progress=False)
+    with pytest.raises(DataError, match=f"{count} identities of split 'test' have pictures"):
+        calibrate_model(tiny_run, tmp_path / "people.csv", split="test", progress=False)
+
+
+def test_a_calibration_leaves_them_out(tiny_run, tiny_sysu, tmp_path, caplog):
+    table = read_dataset(tiny_sysu)
+    file = write_csv(replace(table.take(np.arange(len(table) - 1)), name="csv"), tmp_path / "people.csv")
+    found, _ = calibrate_model(tiny_run, file, out=tmp_path / "c.json", progress=False)
+    card = read_card(tiny_run)
+    assert found.source["identities"] == len(np.unique(table.pid)) - card.classes
+    assert f"left out: {card.classes} identities that have pictures" in caplog.text
+
+
+def test_pictures_that_are_there_twice_are_told(tiny_sysu, tmp_path):
+    assert not [note for note in check(tiny_sysu).notes if "more than once" in note]
+    shutil.copytree(tiny_sysu, tmp_path / "d")
+    table = read_dataset(tiny_sysu).select(split="test")
+    day, night = (str(table.select(modality=one).path[0]) for one in ("visible", "infrared"))
+    copy = (tmp_path / "d" / day).with_name("9998.jpg")
+    shutil.copy(tmp_path / "d" / day, copy)
+    [note] = [note for note in check(tmp_path / "d").notes if "more than once" in note]
+    assert note.startswith(f"pictures that are there more than once: 1 (the first: {day} and ")
+    shutil.copy(tmp_path / "d" / night, (tmp_path / "d" / day).with_name("9999.jpg"))
+    [note] = [note for note in check(tmp_path / "d").notes if "more than once" in note]
+    assert note.startswith(
+        "pictures that are there more than once: 2, 1 under another identity, modality or split"
+    )
