@@ -111,6 +111,21 @@ def test_what_is_left_out_is_told(videos, tmp_path):
     assert report["left_out"]["less than 8 pixels wide or high"] == {"count": 1, "first": ["frame 1, line 2"]}
 
 
+def test_boxes_that_reach_beyond_the_frame_are_told_when_most_do(videos, tmp_path):
+    """Corners (x1, y1, x2, y2) where x, y, width and height are read."""
+    boxes = tmp_path / "boxes.txt"
+    words = ("crop", videos / "day.mkv", boxes, "--modality", "visible", "--json", "--out")
+    told = []
+    for name, beyond in (("some", 2), ("most", 3)):
+        lines = [f"{1 + at // 2},{at},100,20,{2000 if at < beyond else 32},64,1" for at in range(5)]
+        boxes.write_text("\n".join(lines))
+        told.append(json.loads(run_command(*words, tmp_path / name).stdout)["notes"])
+    assert told[0] == []
+    assert [
+        note.startswith("3 of 5 boxes reach beyond their frame: are they corners") for note in told[1]
+    ] == [True]
+
+
 @pytest.mark.parametrize(
     ("size", "told"),
     [

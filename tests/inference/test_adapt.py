@@ -132,9 +132,11 @@ def test_broken_images_are_left_out_and_named_or_refused_if_too_few_are_left(fol
 
 
 def test_images_that_do_not_differ_are_refused(folders, tmp_path):
-    grey = [Image.new("RGB", (48, 96), (90, 90, 90))] * LEAST
-    with pytest.raises(DataError, match=f"only 1 of {LEAST} infrared images differ"):
-        adapt_model(NAME, Crops.of(folders / "visible", grey), tmp_path / "a", device="cpu", progress=False)
+    photo = sorted((folders / "infrared").iterdir())[0]
+    for one in (Image.new("RGB", (48, 96), (90, 90, 90)), photo):
+        crops = Crops.of(folders / "visible", [one] * LEAST)
+        with pytest.raises(DataError, match="the infrared images do not differ"):
+            adapt_model(NAME, crops, tmp_path / "a", device="cpu", progress=False)
 
 
 def test_calibration_and_gallery_of_the_source_are_refused(adapted, folders, tmp_path):

@@ -36,7 +36,9 @@ from fmcnet.types import Modality
 
 TABLE = "people.csv"
 JOURNAL, LOCK = ".crops.jsonl", ".crops.lock"
-CLIPPED = "clipped"
+CLIPPED, OUTSIDE = "clipped", "outside the frame"
+DOUBTFUL = 4
+"""Boxes from which it is told when most reach beyond their frame."""
 COLUMNS = ("path", "modality", "camera", "time", "track")
 
 
@@ -270,9 +272,20 @@ class _Work:
             self.clipped,
             self.not_chosen,
             self.left_out,
-            (*self.boxes.notes, *notes, *self.remarks.lines()),
+            (*self.boxes.notes, *notes, *self._beyond(), *self.remarks.lines()),
             ignored,
         )
+
+    def _beyond(self) -> list[str]:
+        """A note when most boxes reach beyond their frame, as corners in the place of widths and heights do."""
+        outside = self.left_out.counts.get(OUTSIDE, 0)
+        beyond, boxes = self.clipped + outside, len(self.rows) + outside
+        if boxes < DOUBTFUL or 2 * beyond <= boxes:
+            return []
+        return [
+            f"{beyond} of {boxes} boxes reach beyond their frame: are they corners (x1, y1, x2, y2) where widths and "
+            "heights are read, or of frames of another size?"
+        ]
 
 
 def _save(image: Image.Image, target: Path) -> None:
@@ -304,7 +317,7 @@ def _inside(box: Box, size: tuple[int, int], least: int) -> tuple[tuple[int, int
     inner = max(0, left), max(0, top), min(width, right), min(height, bottom)
     if inner[0] >= inner[2] or inner[1] >= inner[3]:
         beyond = left >= width or top >= height or right <= 0 or bottom <= 0
-        return None, "outside the frame" if beyond else "empty boxes"
+        return None, OUTSIDE if beyond else "empty boxes"
     if min(inner[2] - inner[0], inner[3] - inner[1]) < least:
         return None, f"less than {least} pixels wide or high"
     return inner, CLIPPED if inner != (left, top, right, bottom) else ""

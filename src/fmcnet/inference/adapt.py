@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 LEAST = 16
 """Images of each modality that statistics are estimated from, at least."""
+FEWEST = 4
+"""Different images of each modality: of copies of one the deviations are rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,12 @@ def adapt_model(
         mean, variance = moments(features[mine], crops.camera[rows][mine])
         spread = float(np.sqrt((features[mine] ** 2).mean()))  # of copies, rounding alone differs
         different = len(np.unique(np.round(features[mine] / max(spread, 1e-12), 3), axis=0))
+        if different < FEWEST:
+            raise DataError(f"the {modality} images do not differ: give images of several people")
         if different < LEAST:
-            raise DataError(
-                f"only {different} of {mine.sum()} {modality} images differ, {LEAST} are needed: give images of "
-                "several people"
+            logger.warning(
+                "only %d of %d %s images differ: some hundred of several people do better",
+                *(different, mine.sum(), modality),
             )
         standard.set(modality, torch.from_numpy(mean), torch.from_numpy(variance))
     model.standard = standard
