@@ -159,8 +159,16 @@ def test_the_second_frame_of_a_folder(names, expected, tmp_path):
     for seed, name in enumerate(names):
         Image.fromarray(picture(seed)).save(folder / name)
     number = 9 if "f_9.png" in names else 2
-    crop(folder, boxes(tmp_path, f"{number},1,5,6,20,30,1"), tmp_path / "out", NIGHT)
+    report = crop(folder, boxes(tmp_path, f"{number},1,5,6,20,30,1"), tmp_path / "out", NIGHT)
     (row,) = rows(tmp_path / "out")
+    doubtful = [note for note in report.notes if "is taken as" in note]
+    if names[0] == "0.png":  # a frame 2 is there, too
+        assert doubtful == [
+            "frame 1 of the boxes is taken as 0.png, the first; where the numbers are those of the names: "
+            "--first-frame 0"
+        ]
+    else:
+        assert not doubtful
     assert row["path"] == expected.replace(".png", "_00.png")
 
 

@@ -97,6 +97,13 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
         keys, notes = _keys_by_number(order, numbers, places, boxes, first)
         if notes:
             places = {image: at for at, image in enumerate(order)}
+        asked = {key for key in boxes.of_frame if isinstance(key, int)}
+        shifted = numbers and any(keys[image] != numbers[image] for image in order)
+        if shifted and not notes and first is None and asked <= set(numbers.values()):
+            notes.append(
+                f"frame {keys[order[0]]} of the boxes is taken as {names[order[0]]}, the first; where the numbers are "
+                f"those of the names: --first-frame {lowest}"
+            )
     elif first is not None:
         raise DataError(
             f"--first-frame {first} is of frame numbers, and the boxes name their images: leave it out"
