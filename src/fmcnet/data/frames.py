@@ -101,8 +101,8 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
         shifted = numbers and any(keys[image] != numbers[image] for image in order)
         if shifted and not notes and first is None and asked <= set(numbers.values()):
             notes.append(
-                f"frame {keys[order[0]]} of the boxes is taken as {names[order[0]]}, the first; where the numbers are "
-                f"those of the names: --first-frame {lowest}"
+                f"frame {keys[order[0]]} of the boxes is taken as {names[order[0]]}, the first; where the numbers "
+                f"are those of the names: --first-frame {lowest}"
             )
     elif first is not None:
         raise DataError(
