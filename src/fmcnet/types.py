@@ -107,6 +107,27 @@ def check_arrays(owner: object, names: Sequence[str]) -> None:
             )
 
 
+def _camera_numbers(column: NDArray[Any]) -> IntArray:
+    """A column of whole numbers as int64.
+
+    Raises:
+        DataError: naming the first row that is none.
+    """
+    if column.dtype.kind in "iu":
+        return column.astype(np.int64, copy=False)
+    try:
+        values = column.astype(np.float64)
+    except (TypeError, ValueError):
+        values = np.full(column.shape, np.nan)
+    odd = np.flatnonzero(~np.isfinite(values) | (values != np.rint(values)))
+    if len(odd) or column.dtype.kind not in "fbO":
+        row = int(odd[0]) if len(odd) else 0
+        raise DataError(
+            f"camid is {column.flat[row]} in row {row}: give whole numbers, {NO_CAMERA} where unknown"
+        )
+    return values.astype(np.int64)
+
+
 def _modality_codes(column: NDArray[Any]) -> NDArray[np.uint8]:
     """A column of codes, or of words that `parse_modality` knows, as codes.
 
@@ -114,9 +135,9 @@ def _modality_codes(column: NDArray[Any]) -> NDArray[np.uint8]:
         DataError: naming the first row that is neither.
     """
     if column.dtype.kind in "UO":
-        return np.array([parse_modality(word).code for word in column.ravel()], np.uint8).reshape(
-            column.shape
-        )
+        words = (int(one) if isinstance(one, bool) else one for one in column.ravel())
+        codes = [parse_modality(word).code for word in words]
+        return np.array(codes, np.uint8).reshape(column.shape)
     odd = np.flatnonzero((column != 0) & (column != 1))
     if len(odd):
         raise DataError(f"modality is {column.flat[odd[0]]} in row {odd[0]}: 0 is visible, 1 infrared")
@@ -159,11 +180,7 @@ class Embeddings:
             )
         n = len(self.features)
         object.__setattr__(self, "modality", _modality_codes(self.modality))
-        if self.camid.dtype.kind not in "iu":
-            whole = self.camid.dtype.kind in "fb" and (self.camid == np.rint(self.camid)).all()
-            if not whole:
-                raise DataError("camid must hold whole numbers, -1 where the camera is not known")
-            object.__setattr__(self, "camid", self.camid.astype(np.int64))
+        object.__setattr__(self, "camid", _camera_numbers(self.camid))
         if self.pid.dtype != np.int64:
             object.__setattr__(self, "pid", identity_numbers(self.pid))
         for field in fields(self)[1:]:

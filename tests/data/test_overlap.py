@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fmcnet.config import load_config
 from fmcnet.data.check import check
@@ -51,6 +52,23 @@ def test_people_trained_on_are_refused_whatever_file_names_them(tiny_run, tiny_s
         evaluate_model(tiny_run, data, load_config("tiny").evaluation, progress=False)
     with pytest.raises(DataError, match=f"{count} identities of split 'test' have pictures"):
         calibrate_model(tiny_run, tmp_path / "people.csv", split="test", progress=False)
+
+
+def test_strangers_and_models_without_samples_are_evaluated(tiny_run, tiny_sysu, tmp_path, caplog):
+    """A black picture of several people says nothing; one copy under a wrong name is told."""
+    table = read_dataset(tiny_sysu)
+    known = table.select(split="train")
+    black = tmp_path / "black.png"
+    Image.new("RGB", (8, 16)).save(black)
+    shared = replace(known, path=np.where(np.arange(len(known)) % 2, str(black), known.path))
+    samples = sample_pictures(shared)
+    assert sample_pictures(known) != samples
+    assert not seen_identities(samples, replace(known.take([0]), path=np.array([str(black)]))).size
+    assert not seen_identities((), known).size
+    rows = table.select(split="test")
+    assert not seen_identities(read_card(tiny_run).samples, rows).size
+    twice = replace(rows, path=np.where(rows.pid < np.median(rows.pid), known.path[0], rows.path))
+    assert not seen_identities(read_card(tiny_run).samples, twice).size
 
 
 def test_a_calibration_leaves_them_out(tiny_run, tiny_sysu, tmp_path, caplog):

@@ -329,12 +329,15 @@ def test_columns_of_embeddings_are_checked():
     }
     words = np.array(["visible", "RGB", "ir", "thermal"])
     assert Embeddings(**columns | {"modality": words}).modality.tolist() == [0, 0, 1, 1]
-    assert Embeddings(**columns | {"camid": np.array([1.0, 2.0, 3.0, -1.0])}).camid.dtype == np.int64
+    for cameras in (np.array([1.0, 2.0, 3.0, -1.0]), np.array([1, 2, 3, -1], object)):
+        found = Embeddings(**columns | {"camid": cameras}).camid
+        assert (found.dtype, found.tolist()) == (np.int64, [1, 2, 3, -1])
     for wrong, said in (
         ({"modality": np.array([1, 1, 2, 2])}, "modality is 2 in row 2: 0 is visible, 1 infrared"),
         ({"modality": np.array(["day", "ir", "ir", "ir"])}, "unknown modality 'day'"),
-        ({"camid": np.array([1.0, np.nan, 2, 3])}, "camid must hold whole numbers"),
-        ({"camid": np.array(list("abcd"))}, "camid must hold whole numbers"),
+        ({"camid": np.array([1.0, np.nan, 2, 3])}, "camid is nan in row 1: give whole numbers"),
+        ({"camid": np.array([1.0, 2, np.inf, 3])}, "camid is inf in row 2"),
+        ({"camid": np.array(list("abcd"))}, "camid is a in row 0"),
     ):
         with pytest.raises(FmcnetError, match=said):
             Embeddings(**columns | wrong)
@@ -344,6 +347,7 @@ def test_modalities_and_paths_come_in_many_forms(tmp_path, monkeypatch):
     for name in "ab":
         Image.new("RGB", (8, 16)).save(tmp_path / f"{name}.png")
     monkeypatch.setenv("HOME", str(tmp_path))
+    assert reading.expand(["~1.png"], 0)[0].source.name == "~1.png"
     paths = np.array([str(tmp_path / "a.png"), "~/b.png"])
     for kinds in (torch.tensor([0, 1]), np.array([0, 1]), ["visible", 1]):
         items = reading.expand(paths, kinds)

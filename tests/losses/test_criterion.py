@@ -216,3 +216,11 @@ def test_labels_in_any_order_do_for_base_and_a_forgotten_compensation_is_told():
     full = build_model(ModelConfig(arch="resnet18", width=2, variant="full"), 5)
     with pytest.raises(ValueError, match=r"compensation=model\.compensation"):
         FMCNetLoss(LossConfig(), P)(full(*images), labels.sort().values)
+
+
+def test_a_model_whose_compensation_weighs_nothing_needs_none():
+    images, labels = torch.rand(2, P * K, 3, 32, 16), torch.tensor([0, 0, 1, 1, 2, 2])
+    full = build_model(ModelConfig(arch="resnet18", width=2, variant="full"), 5)
+    total, terms = FMCNetLoss(LossConfig(gan=0, fc=0, ic=0), P)(full(*images), labels)
+    assert total.isfinite()
+    assert not {"gan", "fc", "ic"} & terms.keys()

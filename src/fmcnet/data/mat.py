@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import Any
 import numpy as np
 
 MEMORY = 2**30
-"""Bytes that reading may take (Linux)."""
-SECONDS = 60
-_CODE = """import sys
-sys.path = [place for place in sys.path if place]  # no module of the working folder
-from fmcnet.data.mat import _print_variable
-_print_variable()"""
+"""Bytes that a file may take (Linux)."""
+SECONDS = 300
+_CODE = """import json, sys
+sys.path[:] = json.loads(sys.argv[3])
+from fmcnet.data.mat import _read, limit_memory
+limit_memory()
+print(json.dumps(_read(*sys.argv[1:3]), default=str))"""
 _DAMAGED = "it is damaged, or unpacks to more than a list of images needs"
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def read_mat(path: Path, name: str) -> list[Any]:
@@ -27,41 +30,69 @@ def read_mat(path: Path, name: str) -> list[Any]:
     Raises:
         ValueError: of one line: it is no such file, is damaged, or lacks the variable.
     """
-    command = [sys.executable, "-c", _CODE, str(path.absolute()), name]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
-        answer = json.loads(done.stdout)
-    except (ValueError, OSError, subprocess.TimeoutExpired) as error:  # no answer: the process ended
-        raise ValueError(_DAMAGED) from error
+    if getattr(sys, "frozen", False) or not sys.executable:  # there is no interpreter to start
+        answer = _read(str(path), name)
+    else:
+        answer = _read_apart(path, name)
     if "fault" in answer:
         raise ValueError(answer["fault"])
     found: list[Any] = answer["found"]
     return found
 
 
-def _print_variable() -> None:
-    """In the process of its own: the variable, or what is wrong, as JSON."""
-    from scipy.io import loadmat, whosmat
+def _read_apart(path: Path, name: str) -> dict[str, Any]:
+    places = [str(Path(place).absolute()) for place in sys.path]  # "": the working folder, as here
+    command = [sys.executable, "-I", "-c", _CODE, str(path.absolute()), name, json.dumps(places)]
+    environment = {**os.environ, **dict.fromkeys(_THREADS, "1")}
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+            env=environment,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"fault": f"it cannot be read ({error})"}
+    if done.returncode < 0:  # a signal
+        return {"fault": _DAMAGED}
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return answer
+    except (ValueError, IndexError):
+        lines = done.stderr.decode(errors="replace").splitlines()
+        return {"fault": f"it cannot be read ({lines[-1] if lines else f'exit code {done.returncode}'})"}
 
-    with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no limits
+
+def limit_memory() -> None:
+    """Let this process take `MEMORY` more than it has; nothing where the system tells or limits nothing."""
+    with contextlib.suppress(ImportError, OSError, ValueError, StopIteration):
         import resource
 
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    path, name = sys.argv[1:]
+        import scipy.io  # noqa: F401  (what it takes is no part of the file)
+
+        lines = Path("/proc/self/status").read_text().splitlines()
+        used = next(int(line.split()[1]) for line in lines if line.startswith("VmData"))
+        resource.setrlimit(resource.RLIMIT_DATA, (used * 1024 + MEMORY,) * 2)
+
+
+def _read(path: str, name: str) -> dict[str, Any]:
+    """What was found, or the fault."""
+    from scipy.io import loadmat, whosmat
+
     try:
         stored = loadmat(path, variable_names=[name])
         if name in stored:
-            answer = {"found": _plain(stored[name])}
-        else:
-            held = ", ".join(one for one, *_ in whosmat(path)) or "nothing"
-            answer = {"fault": f"it has no variable '{name}'; it holds {held}"}
+            return {"found": _plain(stored[name])}
+        held = ", ".join(one for one, *_ in whosmat(path)) or "nothing"
+        return {"fault": f"it has no variable '{name}'; it holds {held}"}
     except NotImplementedError:
-        answer = {"fault": "it has the format of MATLAB 7.3: save it again with -v7"}
+        return {"fault": "it has the format of MATLAB 7.3: save it again with -v7"}
     except MemoryError:
-        answer = {"fault": _DAMAGED}
+        return {"fault": _DAMAGED}
     except Exception as error:  # SciPy raises many kinds
-        answer = {"fault": f"it is not a readable MATLAB file ({error})"}
-    print(json.dumps(answer, default=str))
+        return {"fault": f"it is not a readable MATLAB file ({error})"}
 
 
 def _plain(value: Any) -> Any:

@@ -14,24 +14,35 @@ from fmcnet.types import NO_PID, IntArray
 
 
 def sample_pictures(table: Table) -> tuple[str, ...]:
-    """What names the first and the last picture of each identity, by path: size and CRC-32 of the file, sorted."""
+    """What names the first and the last picture of each identity, by path: size and CRC-32 of the file, sorted.
+
+    A picture of two identities, as a black one, names nobody and is left out.
+    """
     rows: dict[int, list[int]] = defaultdict(list)
     for row in np.argsort(table.path, kind="stable").tolist():
         rows[int(table.pid[row])].append(row)
-    chosen = {row for pid, mine in rows.items() if pid != NO_PID for row in (mine[0], mine[-1])}
     paths = table.full_paths()
-    return tuple(sorted({_content(paths[row]) for row in chosen} - {""}))
+    owners: dict[str, set[int]] = defaultdict(set)
+    for pid, mine in rows.items():
+        for row in {mine[0], mine[-1]} if pid != NO_PID else ():
+            owners[_content(paths[row])].add(pid)
+    return tuple(sorted(one for one, pids in owners.items() if one and len(pids) == 1))
 
 
 def seen_identities(samples: tuple[str, ...], table: Table) -> IntArray:
-    """Identities of a table that have one of `sample_pictures`, sorted; files of other sizes are not read."""
+    """Identities of a table that have one of `sample_pictures`, sorted; files of other sizes are not read.
+
+    A picture of several identities of the table says nothing about them.
+    """
+    if not samples:
+        return np.empty(0, np.int64)
     known, sizes = set(samples), {sample.partition("-")[0] for sample in samples}
-    found = {
-        int(pid)
-        for pid, path in zip(table.pid.tolist(), table.full_paths(), strict=True)
-        if pid != NO_PID and str(_size(path)) in sizes and _content(path) in known
-    }
-    return np.array(sorted(found), dtype=np.int64)
+    owners: dict[str, set[int]] = defaultdict(set)
+    for pid, path in zip(table.pid.tolist(), table.full_paths(), strict=True):
+        if pid != NO_PID and str(_size(path)) in sizes:
+            owners[_content(path)].add(int(pid))
+    alone = [pids for content, pids in owners.items() if content in known and len(pids) == 1]
+    return np.array(sorted(set[int]().union(*alone)), dtype=np.int64)
 
 
 def copy_notes(table: Table) -> Iterator[str]:

@@ -257,7 +257,8 @@ def handler(on_error: str | Callable[[Fault], object]) -> Callable[[Fault], obje
 def _parts(one: Any, label: str, single: bool) -> list[tuple[str, Any]]:
     """(name, source) of each image in one thing given."""
     if isinstance(one, (str, Path)):
-        path = Path(one).expanduser()
+        home = isinstance(one, str) and one.startswith("~/")
+        path = Path(one).expanduser() if home else Path(one)
         return [(str(p), p) for p in _inside(path)] if path.is_dir() else [(str(one), path)]
     if isinstance(one, Image.Image):
         return [(str(getattr(one, "filename", "") or _first(label, single)), one)]

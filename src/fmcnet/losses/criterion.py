@@ -101,11 +101,12 @@ class FMCNetLoss(nn.Module):
         """
         v, i = output.visible, output.infrared
         [compensation] = self._compensation
-        if v.generated is not None and compensation is None:
+        weighed = self.config.gan or self.config.fc or self.config.ic
+        if v.generated is not None and compensation is None and weighed:
             raise ValueError(
                 "the model generates features: give FMCNetLoss(..., compensation=model.compensation)"
             )
-        if labels.device.type == "cpu" or not self._checked:
+        if not torch.compiler.is_compiling() and (labels.device.type == "cpu" or not self._checked):
             self._check_labels(labels, centers=v.specific is not None or self.config.hc > 0)
             self._checked = True
         terms = {"id_shared": self._cross_entropy(labels, v.shared_scores, i.shared_scores)}  # (8)
