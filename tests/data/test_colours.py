@@ -14,7 +14,7 @@ from fmcnet.data.readers.csv import write_csv
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
 
-MENDED = "Then their modality is to be mended"
+MENDED = "Then correct their modality"
 VISIBLE = "images looked at that are given as visible{} have no colour: are they infrared? " + MENDED
 INFRARED = "images looked at that are given as infrared{} have colours: are they visible? " + MENDED
 SWAPPED = [

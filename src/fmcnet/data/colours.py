@@ -100,16 +100,14 @@ def colour_notes(
             where = f" by camera {', '.join(known)}" if known else ""
             yield (
                 f"{doubtful} of {looked_at} images looked at that are given as {kind}{where} {what}: are they "
-                f"{kind.other}? Then their modality is to be mended"
+                f"{kind.other}? Then correct their modality"
             )
 
 
 def _count_doubtful(rows: IntArray, load: Callable[[int], Pixels], kind: Modality) -> tuple[int, int]:
     """How many of these images contradict their modality, and how many could be read."""
-    images: list[Pixels] = []
-    for row in rows.tolist():
+    doubtful: list[bool] = []
+    for row in rows.tolist():  # one at a time: it may be a large frame
         with contextlib.suppress(DataError):
-            images.append(load(row))
-    small = len({image.shape for image in images}) == 1 and images[0].nbytes < 2**16
-    batches = [np.stack(images)] if small else [image[None] for image in images]
-    return sum(int(colours_doubtful(batch, kind).sum()) for batch in batches), len(images)
+            doubtful.append(bool(colours_doubtful(load(row)[None], kind)[0]))
+    return sum(doubtful), len(doubtful)
