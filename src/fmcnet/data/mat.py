@@ -20,7 +20,7 @@ sys.path[:] = json.loads(sys.argv[3])
 from fmcnet.data.mat import _read, limit_memory
 limit_memory()
 print(json.dumps(_read(*sys.argv[1:3]), default=str))"""
-_DAMAGED = "it is damaged, or unpacks to more than a list of images needs"
+_DAMAGED = "it is damaged, or unpacks to more than a list of images needs: copy it again"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -92,7 +92,7 @@ def _read(path: str, name: str) -> dict[str, Any]:
     except MemoryError:
         return {"fault": _DAMAGED}
     except Exception as error:  # SciPy raises many kinds
-        return {"fault": f"it is not a readable MATLAB file ({error})"}
+        return {"fault": f"it is not a readable MATLAB file ({error}): copy it again"}
 
 
 def _plain(value: Any) -> Any:
