@@ -28,11 +28,10 @@ from machine import processor
 from fmcnet.data.cache import ImageCache
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import FmcnetError
-from fmcnet.inference.backends import OnnxBackend
+from fmcnet.inference.backends import GRAPHS, OnnxBackend
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.parity import compare, rates
 from fmcnet.inference.export.write import export
-from fmcnet.inference.manifest import GRAPHS
 from fmcnet.models.card import WEIGHTS
 from fmcnet.types import Modality
 

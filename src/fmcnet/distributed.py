@@ -48,7 +48,7 @@ class DistributedContext:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """ "auto" takes CUDA, then Apple's MPS, then the CPU.
+    """The device of a name; "auto" takes CUDA, then Apple's MPS, then the CPU.
 
     Raises:
         FmcnetError: for a device this machine does not have.
@@ -108,22 +108,16 @@ def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
         control = dist.new_group(backend="gloo", timeout=TIMEOUT)
         yield DistributedContext(chosen, dist.get_rank(), dist.get_world_size(), control)
         dist.barrier()  # without it a rank sometimes aborts at exit (seen with gloo)
-    except (FmcnetError, OSError) as error:
-        error.agreed = bool(getattr(error, "agreed", None))  # type: ignore[union-attr]
-        if error.agreed:  # type: ignore[union-attr]
-            _leave_together()
-        raise
-    except Interrupted:
-        _leave_together()
+    except (FmcnetError, OSError, Interrupted) as error:
+        together = isinstance(error, Interrupted) or bool(getattr(error, "agreed", None))
+        if not isinstance(error, Interrupted):
+            error.agreed = together  # type: ignore[union-attr]
+        if together:  # the other processes are about to exit as well
+            with contextlib.suppress(RuntimeError):
+                dist.barrier()
         raise
     finally:
         dist.destroy_process_group()
-
-
-def _leave_together() -> None:
-    """Wait for the other processes, which are about to exit as well."""
-    with contextlib.suppress(RuntimeError):
-        dist.barrier()
 
 
 def keep_freed_memory() -> None:

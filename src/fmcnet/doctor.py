@@ -113,11 +113,7 @@ def diagnose(
 
 
 def _system(device: str) -> Iterator[Finding]:
-    """Versions, devices and threads.
-
-    Raises:
-        FmcnetError: for a device that is not here.
-    """
+    """Versions, devices and threads; raises `FmcnetError` for a device that is not here."""
     yield Finding("system", "fmcnet", None, f"{fmcnet.__version__} at {Path(fmcnet.__file__).parent}")
     yield Finding("system", "Python", None, f"{platform.python_version()} at {sys.executable}")
     yield Finding("system", "machine", None, f"{platform.platform()}, {platform.machine()}")

@@ -48,11 +48,7 @@ def file_state(path: Path) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, 64 hex digits.
-
-    Raises:
-        OSError: when it cannot be read.
-    """
+    """SHA-256 of a file's content, 64 hex digits."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(2**20):
@@ -83,11 +79,7 @@ def make_private(path: Path) -> None:
 
 
 def take_from_others(paths: Iterable[Path]) -> list[Path]:
-    """Take from files the rights that `private_mode` does not give, as of a version that gave more.
-
-    Returns:
-        The files that had them.
-    """
+    """Take from files the rights that `private_mode` does not give, as of a version that gave more; those files."""
     closed = []
     for path in paths:
         with contextlib.suppress(OSError):  # another user's: it stays as it is
@@ -147,11 +139,7 @@ def named(path: Path, *temporary: Path) -> Iterator[None]:
 
 
 def put_in_place(folder: Path, target: Path, old: Path) -> None:
-    """Rename a whole folder to `target`, and what is there to `old`; where that fails, all is as it was.
-
-    Raises:
-        OSError: when it cannot be renamed.
-    """
+    """Rename a whole folder to `target`, and what is there to `old`; where that fails, all is as it was."""
     replaces = target.exists()
     if replaces:
         target.rename(old)
@@ -165,11 +153,7 @@ def put_in_place(folder: Path, target: Path, old: Path) -> None:
 
 @contextlib.contextmanager
 def room_beside(target: Path) -> Iterator[Path]:
-    """A temporary folder in that of `target`, from which what is whole can be renamed into place.
-
-    Raises:
-        DataError: when it cannot be made.
-    """
+    """A temporary folder in that of `target`, from which what is whole can be renamed into place."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         room = TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")

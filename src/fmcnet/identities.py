@@ -128,7 +128,8 @@ def near_identities(names: Iterable[str]) -> list[str]:
     groups = defaultdict[str, list[str]](list)
     for name in names:
         groups[near_spelling(name)].append(name)
-    nobody = sorted(name for group in groups.values() for name in group if _may_be_nobody(name))
+    letters = {name: re.sub(r"[\W_]+", "", name.casefold()) for group in groups.values() for name in group}
+    nobody = sorted(name for name, left in letters.items() if left in NEARLY_UNKNOWN)
     found = sorted(sorted(group) for group in groups.values() if len(group) > 1)
     notes = [
         f"the identities {', '.join(map(quoted, group))} may be one person: they are taken as {len(group)}"
@@ -150,10 +151,6 @@ def is_unknown(text: str) -> bool:
         return parse_identity(text) is None
     except DataError:
         return False
-
-
-def _may_be_nobody(name: str) -> bool:
-    return re.sub(r"[\W_]+", "", name.casefold()) in NEARLY_UNKNOWN
 
 
 @functools.lru_cache(2**15)

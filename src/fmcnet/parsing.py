@@ -74,12 +74,7 @@ def read_text(path: Path, most: float = math.inf, *, long_lines: bool = True) ->
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file of at most `JSON_BYTES`.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: as `parse_json`.
-    """
+    """The content of a JSON file of at most `JSON_BYTES`; raises `OSError`, or `ValueError` as `parse_json`."""
     return parse_json(read_text(path, JSON_BYTES))
 
 
@@ -98,12 +93,7 @@ def parse_json(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file of at most `YAML_BYTES`; None where it is empty.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: as `parse_yaml`.
-    """
+    """The content of a YAML file of at most `YAML_BYTES`, None where it is empty; errors as of `read_json`."""
     return parse_yaml(read_text(path, YAML_BYTES))
 
 

@@ -22,11 +22,7 @@ BACKBONES, READERS = "fmcnet.backbones", "fmcnet.readers"
 
 @cache
 def plugins(group: str) -> dict[str, EntryPoint]:
-    """The entry points of a group by name, none of them loaded. Of several of one name, the first that is found.
-
-    Args:
-        group: `BACKBONES` or `READERS`.
-    """
+    """The entry points of `BACKBONES` or `READERS` by name, none loaded; of several of one name, the first found."""
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=group):
         found.setdefault(point.name, point)
@@ -40,11 +36,7 @@ def describe(point: EntryPoint) -> str:
 
 
 def load_plugin(point: EntryPoint) -> Any:
-    """Import the object of an entry point.
-
-    Raises:
-        ConfigError: in one line, when that fails for any reason.
-    """
+    """Import the object of an entry point; raises `ConfigError`, in one line, when that fails for any reason."""
     try:
         made = point.load()
     except Exception as error:

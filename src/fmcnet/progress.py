@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from datetime import timedelta
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -19,12 +18,9 @@ EVERY = 30.0  # seconds between two lines where there is no terminal
 
 
 class Progress:
-    """Counts steps towards a total.
+    """Counts steps towards `total`, of which `done` are done already.
 
-    Args:
-        description: what is being done.
-        total: number of steps in all. done: how many are done already.
-        show: a bar; None: only when standard error is a terminal; False: nothing at all.
+    `show`: a bar; None: only when standard error is a terminal; False: nothing at all.
     """
 
     def __init__(self, description: str, total: int, done: int = 0, show: bool | None = None) -> None:
@@ -59,18 +55,14 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
 
     def advance(self, note: str = "", count: int = 1, line: bool = False) -> None:
-        """`count` more steps are done.
+        """`count` more steps are done; `note` is shown behind them until the next one.
 
-        Args:
-            note: shown at the end of the line, until the next one. count: of steps.
-            line: where there is no bar, write a line now, as at the end of an epoch.
+        Where there is no bar, `line` writes a line now, as at the end of an epoch.
         """
         self._done += count
         self._note = note or self._note

@@ -94,11 +94,7 @@ def parse_modality(text: Any) -> Modality:
 
 
 def check_arrays(owner: object, names: Sequence[str]) -> None:
-    """Refuse lists and other objects where arrays are meant.
-
-    Raises:
-        DataError: naming the attribute.
-    """
+    """Raise a `DataError` for lists and other objects where arrays are meant."""
     for name in names:
         value = getattr(owner, name)
         if not isinstance(value, np.ndarray):
@@ -108,11 +104,7 @@ def check_arrays(owner: object, names: Sequence[str]) -> None:
 
 
 def _camera_numbers(column: NDArray[Any]) -> IntArray:
-    """A column of whole numbers as int64.
-
-    Raises:
-        DataError: naming the first row that is none.
-    """
+    """A column of whole numbers as int64; raises `DataError` naming the first row that is none."""
     if column.dtype.kind in "iu":
         return column.astype(np.int64, copy=False)
     try:
@@ -129,11 +121,7 @@ def _camera_numbers(column: NDArray[Any]) -> IntArray:
 
 
 def _modality_codes(column: NDArray[Any]) -> NDArray[np.uint8]:
-    """A column of codes, or of words that `parse_modality` knows, as codes.
-
-    Raises:
-        DataError: naming the first row that is neither.
-    """
+    """A column of codes, or of words that `parse_modality` knows, as codes."""
     if column.dtype.kind in "UO":
         words = (int(one) if isinstance(one, bool) else one for one in column.ravel())
         codes = [parse_modality(word).code for word in words]

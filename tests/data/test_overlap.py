@@ -14,7 +14,7 @@ from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
 from fmcnet.errors import DataError
 from fmcnet.evaluation.evaluate_model import evaluate_model
-from fmcnet.inference.calibrate_model import calibrate_model
+from fmcnet.inference.fit_calibration import calibrate_model
 from fmcnet.models.card import read_card
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from fmcnet.config import load_config
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, MissingDependencyError
+from fmcnet.inference.backends import GRAPHS, read_manifest
 from fmcnet.inference.calibration import CALIBRATION
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.inference.export import write
@@ -20,7 +21,6 @@ from fmcnet.inference.export.graph import quantize
 from fmcnet.inference.export.parity import BackendReport, choose, compare, markdown, rates
 from fmcnet.inference.export.write import export
 from fmcnet.inference.fit_projection import fit_projection
-from fmcnet.inference.manifest import GRAPHS, read_manifest
 from fmcnet.types import Modality
 from tests.cli import run_command
 
@@ -216,7 +216,7 @@ def test_every_kind_of_model_exports_for_every_batch(settings, tmp_path):
 
 @pytest.mark.usefixtures("known_graphs")
 def test_a_calibration_goes_along_in_float32_only(tiny_run, tiny_sysu, tmp_path, monkeypatch):
-    from fmcnet.inference.calibrate_model import calibrate_model
+    from fmcnet.inference.fit_calibration import calibrate_model
 
     monkeypatch.setattr(write, "MOST_LOST", 100.0)
     run = tmp_path / "run"
@@ -269,7 +269,7 @@ def test_another_models_export_is_not_replaced_unasked(tiny_run, tiny_onnx, tiny
 
 @pytest.mark.usefixtures("known_graphs")
 def test_a_calibration_of_the_same_embeddings_stays(tiny_run, tiny_onnx, tiny_sysu, tmp_path):
-    from fmcnet.inference.calibrate_model import calibrate_model
+    from fmcnet.inference.fit_calibration import calibrate_model
 
     there = tmp_path / "onnx"
     shutil.copytree(tiny_onnx, there)

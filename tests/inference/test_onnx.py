@@ -12,8 +12,8 @@ import pytest
 
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import CheckpointError, FmcnetError, MissingDependencyError
+from fmcnet.inference.backends import MANIFEST
 from fmcnet.inference.encoder import Encoder, load
-from fmcnet.inference.manifest import MANIFEST
 from fmcnet.types import Modality
 
 
@@ -180,7 +180,7 @@ def without_torch(code: str, *arguments: object) -> str:
 
 def test_onnx_runtime_needs_no_torch(tiny_run, copy, tiny_sysu, tmp_path):
     """Encoding, a calibration and the command line, where `import torch` fails."""
-    from fmcnet.inference.calibrate_model import calibrate_model
+    from fmcnet.inference.fit_calibration import calibrate_model
 
     calibrate_model(tiny_run, tiny_sysu, out=copy / "calibration.json", device="cpu", progress=False)
     table = read_dataset(tiny_sysu).select(split="test")

@@ -13,9 +13,9 @@ from fmcnet.errors import FmcnetError
 from fmcnet.evaluation import protocols
 from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.evaluation.evaluate_model import chance_rank1, evaluate_model
-from fmcnet.inference.calibrate_model import calibrate_model
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.write import export
+from fmcnet.inference.fit_calibration import calibrate_model
 from fmcnet.inference.info import model_info
 from fmcnet.models.shipped import find_model, shipped_models
 from fmcnet.types import Modality

@@ -7,7 +7,7 @@ from fmcnet.config import load_config
 from fmcnet.data.loader import TrainingBatch
 from fmcnet.models.build import build_model
 from fmcnet.training.checkpointing import checkpoints
-from fmcnet.training.statistics import estimate_statistics
+from fmcnet.training.selection import estimate_statistics
 from fmcnet.training.trainer import train
 from fmcnet.types import Modality
 

@@ -140,7 +140,7 @@ def calibrate(
 
     Kept beside the weights, for each pair of modalities; figures are of identities that were not learnt from.
     """
-    from fmcnet.inference.calibrate_model import calibrate_model, calibration_lines
+    from fmcnet.inference.fit_calibration import calibrate_model, calibration_lines
 
     found, path = calibrate_model(
         run,

@@ -177,11 +177,7 @@ def adapt_model(
 
 
 def moments(values: FloatArray, camera: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Mean and variance of rows (N, E), each camera counting alike: (E,) and (E,) float32.
-
-    Args:
-        values: (N, E). camera: (N,), whose each row is.
-    """
+    """Mean and variance (E,) float32 of rows (N, E), each `camera` (N,) counting alike."""
     _, which, count = np.unique(camera, return_inverse=True, return_counts=True)
     weight = (1.0 / count)[which] / len(count)
     wide = values.astype(np.float64)

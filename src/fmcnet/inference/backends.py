@@ -1,23 +1,29 @@
 """What computes embeddings: PyTorch, or ONNX Runtime from a folder that `fmcnet export` wrote.
 
-Neither is imported before it is needed, so that an exported model runs without PyTorch.
+Neither is imported before it is needed, so that an exported model runs without PyTorch. `export.json` (`Manifest`)
+says what the graphs of an exported model are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from fmcnet.errors import CheckpointError, FmcnetError, MissingDependencyError, require
 from fmcnet.files import file_digest
-from fmcnet.inference.manifest import GRAPHS, INPUT, MANIFEST, OUTPUT, read_manifest
 from fmcnet.inference.projection import Projection
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, model_digest, read_card
+from fmcnet.parsing import first_fault, read_json
 from fmcnet.types import FloatArray, Modality
 
 if TYPE_CHECKING:
@@ -27,6 +33,82 @@ if TYPE_CHECKING:
 
 RuntimeName = Literal["auto", "torch", "onnxruntime"]
 CUDA = "CUDAExecutionProvider"
+
+MANIFEST = "export.json"
+FORMAT = "fmcnet-onnx-1"
+GRAPHS = {modality: f"model-{modality}.onnx" for modality in Modality}
+INPUT, OUTPUT = "images", "embedding"
+"""Names in the graphs: (batch, H, W, 3) uint8 to (batch, E) float32."""
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Positive = Annotated[int, Field(gt=0)]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Manifest:
+    """What an exported model is.
+
+    Attributes:
+        digest: names the model; in fp32 it is the digest of the weights it was made from, whose embeddings it
+            reproduces up to rounding, and another one in int8.
+        source: the digest of those weights.
+        precision: "fp32" or "int8". kept: layers that int8 leaves in float32.
+        dim: E. height, width: of the input. opset: of ONNX.
+        sha256: of each graph's file, by file name.
+        versions: of what made it.
+    """
+
+    digest: Digest
+    source: Digest
+    precision: Literal["fp32", "int8"]
+    dim: Positive
+    height: Positive
+    width: Positive
+    opset: Positive
+    sha256: dict[str, Sha256]
+    versions: dict[str, str]
+    kept: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """As written to `export.json`."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Read `export.json`.
+
+    Raises:
+        CheckpointError: when it is missing, damaged, or not fmcnet's; names the field that is wrong.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        tree = read_json(path)
+        if tree.pop("format") != FORMAT:
+            raise CheckpointError(f"{path} is not an exported model of this version (format {FORMAT})")
+        found = TypeAdapter(Manifest).validate_python(tree)
+        if set(found.sha256) != set(GRAPHS.values()):
+            names = ", ".join(found.sha256) or "nothing"
+            raise CheckpointError(
+                f"{path} is damaged: sha256 names {names}, not {', '.join(GRAPHS.values())}; export the model again"
+            )
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is damaged: {first_fault(error)}; export the model again") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is missing or damaged: {error}; export the model again") from error
+    made = found.source if found.precision == "fp32" else int8_digest(found.source, found.sha256)
+    if found.digest != made:
+        raise CheckpointError(
+            f"{path} is damaged: digest is {found.digest}, of this {found.precision} model it is {made}; export the "
+            "model again"
+        )
+    return found
+
+
+def int8_digest(source: str, sha256: dict[str, str]) -> str:
+    """What names an int8 model: the digest of the weights it was made from, and its graphs."""
+    content = "".join(sha256[GRAPHS[modality]] for modality in Modality)
+    return hashlib.sha256(f"{source} int8 {content}".encode()).hexdigest()[:16]
 
 
 class Backend(Protocol):
@@ -53,13 +135,7 @@ class Backend(Protocol):
 
 
 class TorchBackend:
-    """The network as it was trained.
-
-    Args:
-        model: in eval mode, on `device`.
-        device: where it computes.
-        projection: of its embeddings to fewer values.
-    """
+    """The network as it was trained: `model` in eval mode on `device`, and a projection of its embeddings, if any."""
 
     name = "torch"
 
@@ -109,11 +185,7 @@ class OnnxBackend:
                 self._session(modality)
 
     def __call__(self, images: NDArray[Any], modality: Modality) -> FloatArray:
-        """(N, H, W, 3) uint8 to (N, E) float32.
-
-        Raises:
-            FmcnetError: when the device fails.
-        """
+        """(N, H, W, 3) uint8 to (N, E) float32; raises `FmcnetError` when the device fails."""
         session = self._session(modality)
         try:
             out: FloatArray = session.run([OUTPUT], {INPUT: np.ascontiguousarray(images)})[0]
@@ -141,22 +213,18 @@ class OnnxBackend:
                 raise CheckpointError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
             if self.device != "cpu" and CUDA not in session.get_providers():  # it goes on without, in silence
                 raise FmcnetError(_unusable(self.device, "its CUDA provider did not start"))
-            self._check_shapes(path, session)
+            said = self.manifest
+            for what, wanted, found in (
+                ("height, width", [said.height, said.width, 3], session.get_inputs()[0].shape[1:]),
+                ("dim", [said.dim], session.get_outputs()[0].shape[1:]),
+            ):
+                if found != wanted:
+                    raise CheckpointError(
+                        f"{self.folder / MANIFEST} is damaged: {what} should give {wanted} and {path.name} has "
+                        f"{found}; export the model again"
+                    )
             self._sessions[modality] = session
         return self._sessions[modality]
-
-    def _check_shapes(self, path: Path, session: Any) -> None:
-        """The graph takes and gives what the manifest says."""
-        said = self.manifest
-        for what, wanted, found in (
-            ("height, width", [said.height, said.width, 3], session.get_inputs()[0].shape[1:]),
-            ("dim", [said.dim], session.get_outputs()[0].shape[1:]),
-        ):
-            if found != wanted:
-                raise CheckpointError(
-                    f"{self.folder / MANIFEST} is damaged: {what} should give {wanted} and {path.name} has {found}; "
-                    "export the model again"
-                )
 
 
 def open_backend(

@@ -91,11 +91,7 @@ class Curve:
 
     @staticmethod
     def from_dict(tree: dict[str, Any]) -> Curve:
-        """What `to_dict` gave.
-
-        Raises:
-            ValueError, KeyError: naming the field that is wrong, or missing.
-        """
+        """What `to_dict` gave; raises ValueError or KeyError that names the field that is wrong, or missing."""
         for name in ("same", "different"):
             if number(tree[name], name) < 1 or int(tree[name]) != tree[name]:
                 raise ValueError(f"{name} = {tree[name]} is no number of pairs")
@@ -113,11 +109,7 @@ class Curve:
 
 
 def number(value: Any, name: str) -> float:
-    """A finite number out of JSON, where true and "1" are none.
-
-    Raises:
-        ValueError: naming the field.
-    """
+    """A finite number out of JSON, where true and "1" are none; raises ValueError naming the field."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
         raise ValueError(f"{name} = {value!r:.60} is no number")
     return float(value)
@@ -268,11 +260,7 @@ class Calibration:
 
 
 def _parse(tree: dict[str, Any]) -> Calibration:
-    """What `to_dict` gave.
-
-    Raises:
-        ValueError, KeyError: naming the field that is wrong, or missing.
-    """
+    """What `to_dict` gave; raises ValueError or KeyError that names the field that is wrong, or missing."""
     for name, kind in (("model", str), ("curves", dict), ("held_out", dict), ("source", dict)):
         if not isinstance(tree[name], kind) or (name in ("model", "curves") and not tree[name]):
             raise ValueError(f"{name} is {tree[name]!r:.60}")

@@ -40,9 +40,6 @@ def embed_shared(
 
     Returns:
         On rank 0 what one process would give (to rounding: batches are cut differently), elsewhere None.
-
-    Raises:
-        DataError: as `Encoder.embed_table`, or with fewer images than processes.
     """
     from fmcnet.distributed import gather  # needs PyTorch, which embed_files does not
 
@@ -72,12 +69,9 @@ def embed_dataset(
     device: str = "auto",
     progress: bool | None = None,
 ) -> tuple[int, int]:
-    """Embed a dataset's images and write `Embeddings`, which `fmcnet score` reads.
+    """Embed a dataset's images of `split` ("train", "val", "test" or "all") and write `Embeddings` to an `.npz`.
 
-    Args:
-        run: the model. data: a dataset's folder or CSV. out: the .npz to write.
-        split: "train", "val", "test" or "all".
-        batch, normalize, device, progress: as `Encoder.encode`.
+    `fmcnet score` reads the file. `batch`, `normalize`, `device` and `progress` are as of `Encoder.encode`.
 
     Returns:
         (N, E).
@@ -99,11 +93,7 @@ def embed_dataset(
 
 
 def _npz(out: str | Path) -> Path:
-    """The file to write, its folder made.
-
-    Raises:
-        DataError: when it is no name of an .npz file, or the folder cannot be made.
-    """
+    """The file to write, its folder made."""
     out = Path(out)
     if out.is_dir() or out.suffix != ".npz":
         raise DataError(f"--out {out}: give the name of an .npz file")

@@ -27,7 +27,6 @@ from fmcnet.inference.image_input import (
     ModalityLike,
     batches_of,
     expand,
-    handler,
     list_faults,
     read_ahead,
 )
@@ -207,7 +206,10 @@ class Encoder:
             DataError: naming the images that cannot be read; or when none is left, or none was given.
         """
         items = expand(images, modality)
-        report = handler(on_error)
+        if not callable(on_error) and on_error not in ("raise", "skip"):
+            raise FmcnetError(
+                f"on_error='{on_error}': say raise, skip, or give a function that takes each fault"
+            )
         value_range = None if value_range is None else check_range(value_range)
         noted = Remarks() if remarks is None else remarks
         rows: list[int] = []
@@ -221,7 +223,7 @@ class Encoder:
             ):
                 faults += [one for one in read if isinstance(one, Fault)]
                 good = [(at, one) for at, one in zip(batch, read, strict=True) if not isinstance(one, Fault)]
-                refused = faults and report is None  # then the rest is only read, to name all faults
+                refused = faults and on_error == "raise"  # then the rest is only read, to name all faults
                 if good and not refused:
                     pixels = np.stack([one for _, one in good])
                     kind = items[batch[0]].modality
@@ -232,12 +234,13 @@ class Encoder:
         faults.sort()
         for line in noted.lines() if remarks is None else ():
             logger.warning("%s", line)
-        if faults and (report is None or not rows):
+        if faults and (on_error == "raise" or not rows):
             raise DataError(list_faults(faults, len(items)))
         if faults and on_error == "skip":
             logger.warning("left out: %s", list_faults(faults, len(items)))
-        for fault in faults:
-            report(fault)  # type: ignore[misc]  # without it they are raised above
+        if callable(on_error):
+            for fault in faults:
+                on_error(fault)
         order = np.argsort(rows)
         features = np.concatenate(parts)[order]
         kept = [items[rows[at]] for at in order]

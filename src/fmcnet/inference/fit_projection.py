@@ -74,15 +74,10 @@ def project_model(
     return found, target
 
 
-def add_discriminant(
-    folder: Path, table: Table, device: str = "auto", progress: bool | None = None
-) -> Projection:
+def add_discriminant(folder: Path, table: Table, device: str, progress: bool | None) -> None:
     """What `model.descriptor=discriminant` asks for: a projection of all directions, beside the weights. Ours.
 
-    Args:
-        folder: a run with weights; a projection that is there is made anew.
-        table: the images it was trained on.
-        device: where to embed. progress: show a bar; None: on a terminal only.
+    `folder` is a run with weights, `table` the images it was trained on. A projection that is there is made anew.
 
     Raises:
         DataError: when every person has one image only.
@@ -95,9 +90,7 @@ def add_discriminant(
     place = pick_device(device)
     model, card = load_pretrained_model(folder, place)
     encoder = Encoder(TorchBackend(model, place), card, model_digest(folder), folder)
-    found = _learn(encoder, table, None, "discriminant", progress)
-    found.save(folder / PROJECTION)
-    return found
+    _learn(encoder, table, None, "discriminant", progress).save(folder / PROJECTION)
 
 
 def _learn(
@@ -117,11 +110,7 @@ def _learn(
 
 
 def learnt_from(card: ModelCard, table: Table) -> Table:
-    """The rows of a table that a projection is learnt from: nobody of a test set.
-
-    Raises:
-        DataError: when there are none.
-    """
+    """The rows of a table that a projection is learnt from: nobody of a test set."""
     chosen = table.select(split=card.config.data.train_splits)
     if card.data == fingerprint(table):
         chosen = chosen.take(np.isin(chosen.pid, np.array(card.pids, dtype=np.int64)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -65,9 +65,7 @@ class Fault(NamedTuple):
 def list_images(sources: Sequence[str | Path], ignored: list[Ignored] | None = None) -> list[Path]:
     """The images named, and those below the folders named (`fmcnet.data.listing.list_folder`), sorted by path.
 
-    Args:
-        sources: files and folders.
-        ignored: gets what lies in the folders and is no image.
+    `ignored` gets what lies in the folders and is no image.
 
     Raises:
         DataError: for a path that does not exist or a folder without images.
@@ -158,26 +156,20 @@ def read_pixels(
     Raises:
         DataError: when it cannot be read, has no pixels or another shape or type than an image; says why.
     """
-    if isinstance(source, (str, Path, Image.Image)):
-        if isinstance(source, Image.Image):
-            image = to_rgb(source, value_range)
-        else:
-            image = open_rgb(source, value_range)
-        return _sized(image, height, width, remarks, name)
-    array = _from_tensor(source) if _is_tensor(source) else source
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))):
-        raise DataError(
-            f"an image array must be (H, W, 3) or (H, W) uint8, 0..255, got {array.shape} {array.dtype}"
-        )
-    if not array.size:
-        raise DataError(f"it has no pixels: {array.shape}")
-    grey = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    image = Image.fromarray(np.ascontiguousarray(grey)).convert("RGB")
-    return _sized(image, height, width, remarks, name)
-
-
-def _sized(image: Image.Image, height: int, width: int, remarks: Remarks | None, name: str) -> Pixels:
-    """Its pixels; `remarks` gets what is doubtful."""
+    if isinstance(source, Image.Image):
+        image = to_rgb(source, value_range)
+    elif isinstance(source, (str, Path)):
+        image = open_rgb(source, value_range)
+    else:
+        array = _from_tensor(source) if _is_tensor(source) else source
+        if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))):
+            raise DataError(
+                f"an image array must be (H, W, 3) or (H, W) uint8, 0..255, got {array.shape} {array.dtype}"
+            )
+        if not array.size:
+            raise DataError(f"it has no pixels: {array.shape}")
+        grey = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+        image = Image.fromarray(np.ascontiguousarray(grey)).convert("RGB")
     pixels = resize(image, height, width)
     if remarks is not None:
         for kind in image.info.get(REMARKS, ()):
@@ -241,19 +233,6 @@ def list_faults(faults: Sequence[Fault], total: int) -> str:
     return f"{len(faults)} of {total} images cannot be read:\n{lines}{more}"
 
 
-def handler(on_error: str | Callable[[Fault], object]) -> Callable[[Fault], object] | None:
-    """What to do with a fault that is not to be raised; None: raise.
-
-    Raises:
-        FmcnetError: for another word than "raise" or "skip".
-    """
-    if callable(on_error):
-        return on_error
-    if on_error not in ("raise", "skip"):
-        raise FmcnetError(f"on_error='{on_error}': say raise, skip, or give a function that takes each fault")
-    return None if on_error == "raise" else lambda fault: None
-
-
 def _parts(one: Any, label: str, single: bool) -> list[tuple[str, Any]]:
     """(name, source) of each image in one thing given."""
     if isinstance(one, (str, Path)):
@@ -261,18 +240,14 @@ def _parts(one: Any, label: str, single: bool) -> list[tuple[str, Any]]:
         path = Path(one).expanduser() if home else Path(one)
         return [(str(p), p) for p in _inside(path)] if path.is_dir() else [(str(one), path)]
     if isinstance(one, Image.Image):
-        return [(str(getattr(one, "filename", "") or _first(label, single)), one)]
+        return [(str(getattr(one, "filename", "") or (f"{label}[0]" if single else label)), one)]
     if isinstance(one, np.ndarray) or _is_tensor(one):
         if one.ndim == 4:
             return [(f"{label}[{at}]", image) for at, image in enumerate(one)]
-        return [(_first(label, single), one)]
+        return [(f"{label}[0]" if single else label, one)]
     if isinstance(one, bytes):
         raise DataError(f"{label} is bytes: open them, as PIL.Image.open(io.BytesIO(data))")
     raise DataError(f"{label} is {_kind(one)}: give a path, a folder, a Pillow image, an array or a tensor")
-
-
-def _first(label: str, single: bool) -> str:
-    return f"{label}[0]" if single else label
 
 
 def _inside(folder: Path, ignored: list[Ignored] | None = None) -> list[Path]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.errors import CheckpointError
+from fmcnet.inference.backends import MANIFEST, read_manifest
 from fmcnet.inference.calibration import CALIBRATION
-from fmcnet.inference.manifest import MANIFEST, read_manifest
 from fmcnet.inference.projection import Projection
 from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard, read_card
 from fmcnet.models.shipped import find_model
@@ -51,25 +51,21 @@ def model_info(run: str | Path) -> dict[str, Any]:
 def _describe_weights(folder: Path, card: ModelCard) -> dict[str, Any]:
     from fmcnet.models.checkpoint import build_described, weights_digest
 
-    weights = folder / WEIGHTS
+    weights, projected = folder / WEIGHTS, {}
     model = build_described(card, weights)
+    if (folder / PROJECTION).exists():
+        found = Projection.load(folder / PROJECTION)
+        projected = {
+            "embedding": found.dim,
+            "projected_from": f"{len(found.mean)} values of model {found.source}, {found.method}",
+        }
     return {
         "variant": model.variant,
         "parameters": sum(p.numel() for p in model.parameters()),
         "weights": str(weights),
         "weights_mib": round(weights.stat().st_size / 2**20, 1),
         "weights_sha256": weights_digest(weights),
-        **_describe_projection(folder / PROJECTION),
-    }
-
-
-def _describe_projection(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    found = Projection.load(path)
-    return {
-        "embedding": found.dim,
-        "projected_from": f"{len(found.mean)} values of model {found.source}, {found.method}",
+        **projected,
     }
 
 

@@ -45,15 +45,11 @@ class Projection:
 
     @property
     def dim(self) -> int:
-        """D, the number of values that are left."""
+        """D."""
         return int(self.matrix.shape[1])
 
     def __call__(self, features: FloatArray) -> FloatArray:
-        """Descriptors (N, E) of any length but zero to (N, D), not brought to unit length.
-
-        Raises:
-            CheckpointError: when they are not of E values.
-        """
+        """Descriptors (N, E) of any length but zero to (N, D), not brought to unit length."""
         if features.shape[1] != len(self.mean):
             raise CheckpointError(
                 f"the projection takes descriptors of {len(self.mean)} values and the model gives "
@@ -62,11 +58,7 @@ class Projection:
         return cast(FloatArray, (l2_normalize(features) - self.mean) @ self.matrix)
 
     def save(self, path: Path) -> Path:
-        """A safetensors file, whole or not at all; equal projections give equal files.
-
-        Raises:
-            OSError: when it cannot be written.
-        """
+        """A safetensors file, whole or not at all; equal projections give equal files."""
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
@@ -85,11 +77,7 @@ class Projection:
 
     @staticmethod
     def load(path: Path) -> Projection:
-        """Read what `save` wrote.
-
-        Raises:
-            CheckpointError: when it is missing or damaged; names what is wrong.
-        """
+        """Read what `save` wrote; raises `CheckpointError` that names what is missing or damaged."""
         from safetensors import SafetensorError, safe_open
 
         try:

@@ -258,15 +258,9 @@ class FMCNetLoss(nn.Module):
 def check_own_terms(
     terms: Mapping[str, OwnTerm] | None, config: LossConfig, taken: Set[str] = frozenset()
 ) -> dict[str, OwnTerm]:
-    """Check losses of your own against the settings.
+    """Check losses of your own against the settings; returns them in the order of their names.
 
-    Args:
-        terms: functions by name.
-        config: whose `terms` weighs them.
-        taken: names that the caller's log has for other numbers.
-
-    Returns:
-        The terms, in the order of their names: floating-point sums do not depend on the caller's order.
+    So floating-point sums do not depend on the caller's order. `taken` are names that the log has for other numbers.
 
     Raises:
         ConfigError: for a name that is taken, what is no function, a loss with weights or buffers of its own, or a

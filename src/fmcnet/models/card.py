@@ -35,8 +35,8 @@ class ModelCard:
         step: optimisation steps done.
         data: the training dataset's `fingerprint`.
         samples: `fmcnet.data.overlap.sample_pictures` of the training images; a model of 0.1.0 has none.
-        similarity: what embeddings are compared by.
         selected: how the weights were picked: "last", "val" or "test".
+        similarity: what embeddings are compared by.
         adapted: what `fmcnet adapt` estimated statistics from; empty: it did not.
         versions: of fmcnet, torch and Python.
     """
@@ -80,11 +80,7 @@ def _version(package: str) -> str:
 
 
 def read_card(folder: str | Path) -> ModelCard:
-    """Read `model.json` alone.
-
-    Raises:
-        CheckpointError: when it is missing, damaged, or not fmcnet's.
-    """
+    """Read `model.json` alone; raises `CheckpointError` when it is missing, damaged, or not fmcnet's."""
     path = Path(folder) / CARD
     if not path.is_file():
         raise CheckpointError(
@@ -113,9 +109,6 @@ def model_digest(folder: str | Path) -> str:
     """16 hex digits that name what turns images into embeddings: weights, architecture, input size, projection.
 
     Taken from the files as they are, so that it stays when a later version of fmcnet knows more settings.
-
-    Raises:
-        CheckpointError: when the card or the weights are missing or damaged.
     """
     card, weights, projection = (Path(folder) / name for name in (CARD, WEIGHTS, PROJECTION))
     try:

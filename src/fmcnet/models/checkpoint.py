@@ -30,11 +30,7 @@ def save_pretrained(model: FMCNet, card: ModelCard, folder: str | Path) -> Path:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """A safetensors file.
-
-    Raises:
-        OSError: when it cannot be written (safetensors' own error is no OSError).
-    """
+    """A safetensors file; raises `OSError` when it cannot be written (safetensors' own error is none)."""
     try:
         save_file(tensors, path)
     except SafetensorError as error:
@@ -42,11 +38,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def load_pretrained_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[FMCNet, ModelCard]:
-    """The model of a run, in eval mode, and its card; loading is strict.
-
-    Raises:
-        CheckpointError: when files are missing or damaged, or the weights are another model's.
-    """
+    """The model of a run, in eval mode, and its card; raises `CheckpointError` unless every weight fits."""
     card = read_card(folder)
     model = build_described(card, Path(folder) / WEIGHTS)
     load_weights(model, Path(folder) / WEIGHTS)
@@ -63,39 +55,31 @@ def build_described(card: ModelCard, weights: Path) -> FMCNet:
     if not weights.is_file():
         raise CheckpointError(f"no weights at {weights}")
     config = card.config.model
-    if config.width > 64 or (config.dim or 0) > 4096 or card.classes > 5000:
-        _check_size(card, weights)  # takes 2 s, so not of every model
+    if (
+        config.width > 64 or (config.dim or 0) > 4096 or card.classes > 5000
+    ):  # takes 2 s, so not of every model
+        try:
+            with torch.device("meta"):
+                described = build_model(config, card.classes)
+        except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
+            raise CheckpointError(
+                f"{weights.with_name(CARD)} describes a model that cannot be built: {str(error).splitlines()[0]}"
+            ) from error
+        needed, size = sum(value.nbytes for value in described.state_dict().values()), weights.stat().st_size
+        if needed > 4 * size:  # weights may be stored in fewer bits
+            raise CheckpointError(
+                f"{weights} is damaged or of another model: it has {size:,} bytes, and the model that {CARD} "
+                f"describes {needed:,}"
+            )
     return build_model(config, card.classes)
-
-
-def _check_size(card: ModelCard, weights: Path) -> None:
-    try:
-        with torch.device("meta"):
-            described = build_model(card.config.model, card.classes)
-    except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
-        raise CheckpointError(
-            f"{weights.with_name(CARD)} describes a model that cannot be built: {str(error).splitlines()[0]}"
-        ) from error
-    needed, size = sum(value.nbytes for value in described.state_dict().values()), weights.stat().st_size
-    if needed > 4 * size:  # weights may be stored in fewer bits
-        raise CheckpointError(
-            f"{weights} is damaged or of another model: it has {size:,} bytes, and the model that {CARD} describes "
-            f"{needed:,}"
-        )
 
 
 def weights_digest(path: Path) -> str:
     """SHA-256, in hexadecimal, of all weights and buffers in a safetensors file: names, types, shapes and values.
 
     Two files with the same digest hold the same model, bit for bit, whatever else differs between the files.
-
-    Raises:
-        CheckpointError: when the file is missing or damaged.
     """
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is missing or damaged: {error}") from error
+    state = _read(path)
     digest = hashlib.sha256()
     for name in sorted(state):
         value = state[name].contiguous()
@@ -105,18 +89,8 @@ def weights_digest(path: Path) -> str:
 
 
 def load_weights(model: FMCNet, path: Path) -> None:
-    """Load a safetensors file strictly into `model`.
-
-    Raises:
-        CheckpointError: naming the first keys and shapes that differ.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"no weights at {path}")
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
-    wanted = model.state_dict()
+    """Load a safetensors file strictly into `model`; raises `CheckpointError` naming the first keys that differ."""
+    state, wanted = _read(path), model.state_dict()
     faults = [f"missing {key}" for key in wanted if key not in state]
     faults += [f"unexpected {key}" for key in state if key not in wanted]
     faults += [
@@ -130,3 +104,12 @@ def load_weights(model: FMCNet, path: Path) -> None:
             f"{first_of(faults, 3, '; ')}"
         )
     model.load_state_dict(state)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"no weights at {path}")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error

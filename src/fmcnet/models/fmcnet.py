@@ -89,12 +89,9 @@ class Standardization(nn.Module):
 
     @torch.no_grad()
     def set(self, modality: Modality, mean: Tensor, variance: Tensor) -> None:
-        """Take the statistics of one modality.
+        """Take the statistics of one modality: mean and variance (E,).
 
-        Args:
-            modality: whose they are.
-            mean: of each value, (E,).
-            variance: of each value, (E,). A deviation is at least `FLOOR` of the mean deviation.
+        A deviation is at least `FLOOR` of the mean deviation.
         """
         deviation = variance.sqrt()
         self.mean[modality.code] = mean
@@ -249,14 +246,9 @@ class FMCNet(nn.Module):
         if not self.training:
             embedding_v = self._standardized(Modality.VISIBLE, f_v, embedding_v)
             embedding_i = self._standardized(Modality.INFRARED, f_i, embedding_i)
-        return FMCNetOutput(
-            ModalityOutput(
-                sh_v, scores_v, sp_v, real_v, generated_i, fake_i, fused_v, fused_scores_v, embedding_v
-            ),
-            ModalityOutput(
-                sh_i, scores_i, sp_i, real_i, generated_v, fake_v, fused_i, fused_scores_i, embedding_i
-            ),
-        )
+        own_v = sh_v, scores_v, sp_v, real_v, generated_i, fake_i, fused_v, fused_scores_v, embedding_v
+        own_i = sh_i, scores_i, sp_i, real_i, generated_v, fake_v, fused_i, fused_scores_i, embedding_i
+        return FMCNetOutput(ModalityOutput(*own_v), ModalityOutput(*own_i))
 
     def embed(self, images: Tensor, modality: Modality | str) -> Tensor:
         """The descriptor of images of ONE modality; computes nothing that it does not need.

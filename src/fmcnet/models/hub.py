@@ -77,13 +77,7 @@ def is_fetched(folder: str | Path) -> bool:
 
 
 def fetch(source: str) -> Path:
-    """Fetch a model into the hub's cache; what is there already is not fetched again.
-
-    Args:
-        source: owner/name, or owner/name@revision (a branch, a tag or a commit).
-
-    Returns:
-        The folder in the cache.
+    """Fetch a model, owner/name or owner/name@revision, into the hub's cache unless it is there; returns its folder.
 
     Raises:
         CheckpointError: when there is no such model, the hub cannot be reached and the cache lacks it, or a file is
@@ -108,16 +102,13 @@ def fetch(source: str) -> Path:
 
 
 def push(folder: str | Path, name: str, *, public: bool = False, message: str | None = None) -> str:
-    """Push a finished model to the hub, in one commit.
+    """Push a finished model to the hub, in one commit; returns the address of the commit.
 
     Args:
         folder: of the model. Only the files of `FILES` and a README.md are pushed: no images, logs, or checkpoints.
         name: owner/name. A repository that is there gets a new commit.
         public: make a new repository public; otherwise it is private. One that is there stays as it is.
         message: of the commit.
-
-    Returns:
-        The address of the commit.
 
     Raises:
         CheckpointError: for a folder without a whole model, a bad name, or what the hub refuses.

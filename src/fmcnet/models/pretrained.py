@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fmcnet.errors import CheckpointError, FmcnetError, first_of
-from fmcnet.models.backbone import Backbone, make_backbone
+from fmcnet.models.backbone import make_backbone
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.shipped import find_model, shipped_models
 
@@ -21,8 +22,6 @@ OWN = {"head", "pool", "norm"}
 """Parts of a tail that no published file has."""
 _OWN_VALUES = re.compile(r"classify\w*\.linear\.|^standard\.")
 """What belongs to a model's identities and cameras: classifiers and the statistics of its descriptor."""
-SHOWN = 3
-"""Keys that a message names."""
 
 
 def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
@@ -48,7 +47,18 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
         load_model(model, source, arch)
         return
     backbone = make_backbone(arch)
-    published = _imagenet(backbone, arch) if source == "imagenet" else _read(source)
+    if source != "imagenet":
+        published = _read(source)
+    else:
+        try:
+            published = backbone.imagenet()
+        except FmcnetError:
+            raise
+        except Exception as error:  # of another package
+            raise CheckpointError(
+                f"model.pretrained=imagenet: the backbone {arch} gave no weights ({type(error).__name__}: {error}). "
+                "Mend its imagenet(), or set model.pretrained to the path of a state dict, or to null."
+            ) from error
     state = backbone.rename(published)
     parts = _backbone_parts(model)
     wanted = {key: value for part in parts.values() for key, value in _of_backbone(part).items()}
@@ -64,15 +74,7 @@ def load_model(model: FMCNet, source: str, arch: str) -> None:
     """Initialise from a trained model: stems and tails, and of the rest whatever has the same name and shape.
 
     A specific or frozen tail that the source lacks is its shared one. Classifiers start anew: identities differ. So
-    do the statistics of the descriptor.
-
-    Args:
-        model: changed in place; not changed when the weights do not fit.
-        source: the folder of a run, or the name of a shipped model.
-        arch: of `model`, for messages.
-
-    Raises:
-        CheckpointError: when there is no such model, or its backbone does not fit.
+    do the statistics of the descriptor. Arguments and errors as `load_pretrained`.
     """
     from fmcnet.models.checkpoint import load_pretrained_model
 
@@ -132,19 +134,6 @@ def _backbone_parts(model: FMCNet) -> dict[str, nn.Module]:
     return {name: part for name, part in parts.items() if part is not None}
 
 
-def _imagenet(backbone: Backbone, arch: str) -> dict[str, Tensor]:
-    """The backbone's own source of ImageNet weights, which may be of another package."""
-    try:
-        return backbone.imagenet()
-    except FmcnetError:
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"model.pretrained=imagenet: the backbone {arch} gave no weights ({type(error).__name__}: {error}). "
-            "Mend its imagenet(), or set model.pretrained to the path of a state dict, or to null."
-        ) from error
-
-
 def _of_backbone(module: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in module.state_dict().items() if key.partition(".")[0] not in OWN}
 
@@ -182,7 +171,7 @@ def _check(
 
 
 def _some(texts: list[str]) -> str:
-    return first_of(texts, SHOWN, "; ")
+    return first_of(texts, 3, "; ")
 
 
 def _read(source: str) -> dict[str, Tensor]:
@@ -198,8 +187,6 @@ def _read(source: str) -> dict[str, Tensor]:
         raise CheckpointError(f"model.pretrained: cannot read {path}: {error.strerror}") from error
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch's text is of many lines and advises weights_only=False

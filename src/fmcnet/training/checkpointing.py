@@ -6,7 +6,7 @@ A checkpoint is a folder `RUN/checkpoints/step-NNNNNN`:
 - `state.safetensors`: both optimisers, and of every process the state of its random numbers and, where there are
   several, its running statistics;
 - `state.json`: the step (from which follow the sampler's position and the learning rates), the scaler, the best
-  validated weights, what must not change before a resume, and SHA-256 digests of the other files and of itself.
+  validated weights, `INVARIANTS`, and SHA-256 digests of the other files and of itself.
 
 It is written under another name, brought to disk, and renamed. A resume skips one that is damaged or cannot be read,
 and takes the one before.
@@ -21,7 +21,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,8 @@ from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard
 from fmcnet.models.checkpoint import load_weights, save_pretrained, save_tensors
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.parsing import read_json
+from fmcnet.training.folder import writing
 from fmcnet.training.loggers import StepLogger
-from fmcnet.training.optimizers import restore_schedule
 from fmcnet.training.selection import ModelSelection
 from fmcnet.training.train_step import TrainStep
 
@@ -66,14 +66,8 @@ logger = logging.getLogger(__name__)
 class Checkpointer:
     """Writes and restores the checkpoints of one training, its best weights and its model.
 
-    Args:
-        run: the run folder.
-        ctx: device and rank.
-        train_step: weights, optimisers and scaler.
-        card: of the model, without its step.
-        selection: the best weights so far.
-        step_logger: whose log is brought to disk before a checkpoint.
-        invariants: the values of `INVARIANTS` in this training.
+    `card` is the model's, without its step. The log of `step_logger` is brought to disk before a checkpoint.
+    `invariants` are the values of `INVARIANTS` in this training.
 
     Attributes:
         saved: when a checkpoint was last written or tried, in seconds of `time.monotonic()`.
@@ -95,10 +89,7 @@ class Checkpointer:
         self.saved = 0.0
 
     def restore(self) -> int:
-        """Restore the newest checkpoint that is readable and undamaged.
-
-        Returns:
-            The number of steps done; 0 without a checkpoint.
+        """Restore the newest checkpoint that is readable and undamaged; returns the steps done, 0 without one.
 
         Raises:
             CheckpointError: when it is of other data, steps or processes, or all are damaged.
@@ -132,8 +123,12 @@ class Checkpointer:
         for at, folder in reversed(list(enumerate(found))):
             try:
                 facts = _read_facts(folder)
-                checked = self._changed(facts)  # before the weights, which other data may not fit
-                tensors = {} if checked else _read_tensors(folder, facts, self._step)
+                changed = [
+                    f"{INVARIANTS[key]} ({facts.get(key, 'not recorded')} there, {now} now)"
+                    for key, now in self._invariants.items()
+                    if facts.get(key) != now
+                ]  # before the weights, which other data may not fit
+                tensors = {} if changed else _read_tensors(folder, facts, self._step)
             except CheckpointError as error:
                 if not at:
                     raise CheckpointError(
@@ -142,9 +137,9 @@ class Checkpointer:
                 if self._ctx.main:
                     logger.warning("%s: going back to the one before, %s", error, found[at - 1].name)
                 continue
-            if checked:
+            if changed:
                 raise CheckpointError(
-                    f"{self._run} cannot be resumed exactly: it was made with {', '.join(checked)}"
+                    f"{self._run} cannot be resumed exactly: it was made with {', '.join(changed)}"
                 )
             self._load_state(facts, tensors)
             return facts
@@ -153,8 +148,6 @@ class Checkpointer:
     def _load_state(self, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         rank = f"rank{self._ctx.rank}"
         _load_optimizers(self._step, tensors)
-        for scheduler in self._step.schedulers:
-            restore_schedule(scheduler, facts["step"])
         self._step.scaler.load_state_dict(facts["scaler"])
         for key, buffer in self._step.model.named_buffers():
             if f"{rank}.buffer.{key}" in tensors:
@@ -163,36 +156,21 @@ class Checkpointer:
         if f"{rank}.cuda_rng" in tensors and self._ctx.device.type == "cuda":
             torch.cuda.set_rng_state(tensors[f"{rank}.cuda_rng"], self._ctx.device)
 
-    def _changed(self, facts: dict[str, Any]) -> list[str]:
-        """What of the run is otherwise now, in words."""
-        return [
-            f"{INVARIANTS[key]} ({facts.get(key, 'not recorded')} there, {now} now)"
-            for key, now in self._invariants.items()
-            if facts.get(key) != now
-        ]
-
-    def write_best(self, done: int) -> None:
-        """Write the best weights so far, if they are new (rank 0).
-
-        Raises:
-            CheckpointError: when they cannot be written: without them the training cannot continue.
-        """
-        with _writing(f"the best weights so far, of step {done},", self._run / "checkpoints", "goes on"):
-            self._selection.write()
-
     def save(self, done: int, must: bool) -> None:
         """Write the checkpoint of step `done`; every process must call.
 
-        Args:
-            done: steps done.
-            must: raise when it cannot be written; else warn.
-
         Raises:
-            CheckpointError: when it must be written and cannot.
+            CheckpointError: when it cannot be written and `must` be; otherwise that is a warning.
         """
         self.saved = time.monotonic()
         with agree_on_errors(self._ctx):
-            states = gather(self._process_state(), self._ctx)
+            # What differs between processes: the state of random numbers and, of several, running statistics.
+            own = {"rng": torch.get_rng_state()}
+            if self._ctx.device.type == "cuda":
+                own["cuda_rng"] = torch.cuda.get_rng_state(self._ctx.device)
+            if self._ctx.world > 1:
+                own |= {f"buffer.{k}": v.detach().cpu() for k, v in self._step.model.named_buffers()}
+            states = gather(own, self._ctx)
             if not self._ctx.main:
                 return
             try:
@@ -210,16 +188,11 @@ class Checkpointer:
                     ) from error
                 logger.warning("%s; training goes on and tries again at the next", problem)
                 return
-            self._selection.forget(recorded_selections(self._run))
-
-    def _process_state(self) -> dict[str, Tensor]:
-        """What differs between processes: the state of random numbers and, of several, running statistics."""
-        own = {"rng": torch.get_rng_state()}
-        if self._ctx.device.type == "cuda":
-            own["cuda_rng"] = torch.cuda.get_rng_state(self._ctx.device)
-        if self._ctx.world > 1:
-            own |= {f"buffer.{k}": v.detach().cpu() for k, v in self._step.model.named_buffers()}
-        return own
+            recorded = []
+            for folder in checkpoints(self._run):
+                with contextlib.suppress(CheckpointError):
+                    recorded.append(_read_facts(folder)["selection"])
+            self._selection.forget(recorded)
 
     def _write(self, step: int, states: Sequence[dict[str, Tensor]]) -> None:
         """Write the checkpoint of `step`, then remove all but the newest; an `OSError` leaves the earlier ones."""
@@ -259,42 +232,22 @@ class Checkpointer:
         return self._card.config.training.select if self._selection.best else "last"
 
     def write_model(self, exported: FMCNet) -> None:
-        """Write the model of the run: the best weights, or the last, which are `exported`.
-
-        Raises:
-            CheckpointError: when it cannot be written.
-        """
+        """Write the model of the run: the best weights, or the last, which are `exported`."""
         chosen, at = self._selection.chosen(exported)
         final = replace(self._card, step=at or self._steps, selected=self.selected())
-        with _writing("the model", self._run, "writes it"):
+        with writing("the model", self._run, "writes it"):
             save_pretrained(chosen, final, self._run)
 
     def write_projection(self, table: Table, progress: bool | None) -> None:
-        """Fit the projection of `model.descriptor=discriminant` to the training images and write it.
-
-        Raises:
-            CheckpointError: when it cannot be written.
-        """
+        """Fit the projection of `model.descriptor=discriminant` to the training images and write it."""
         try:
-            with _writing(PROJECTION, self._run, "writes it"):
+            with writing(PROJECTION, self._run, "writes it"):
                 add_discriminant(self._run, table, str(self._ctx.device), progress)
         except torch.OutOfMemoryError as error:
             raise CheckpointError(
                 f"{PROJECTION} was not learnt: the GPU's memory does not hold the model again. Nothing is lost: the "
                 "same command with --resume, and --device cpu if need be, learns it"
             ) from error
-
-
-@contextlib.contextmanager
-def _writing(what: str, folder: Path, then: str) -> Iterator[None]:
-    """Turn an error of the disk into one that says how to continue."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"{what} could not be written into {folder}: {error.strerror or error}. Nothing is lost: make room, then "
-            f"the same command with --resume {then}"
-        ) from error
 
 
 def drop_others(run: Path, step: int, keep: int) -> None:
@@ -314,26 +267,13 @@ def _drop(folder: Path) -> None:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """List the checkpoints of a run, oldest first.
-
-    Raises:
-        CheckpointError: when their folder cannot be read: to take that for none would start again.
-    """
+    """List the checkpoints of a run, oldest first; raises `CheckpointError` when their folder cannot be read."""
     folder = run / "checkpoints"
     try:
         found = list(folder.iterdir()) if folder.exists() else []
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}") from error
     return sorted((path for path in found if re.fullmatch(r"step-\d+", path.name)), key=_step)
-
-
-def recorded_selections(run: Path) -> list[dict[str, float]]:
-    """The best weights that each readable checkpoint of a run names."""
-    found = []
-    for folder in checkpoints(run):
-        with contextlib.suppress(CheckpointError):
-            found.append(_read_facts(folder)["selection"])
-    return found
 
 
 def _read_tensors(folder: Path, facts: dict[str, Any], train_step: TrainStep) -> dict[str, Tensor]:

@@ -61,17 +61,11 @@ def check_folder(run: Path, config: Config, resume: bool) -> None:
 
 
 def _read(stored: Path) -> tuple[dict[str, Any], Config]:
-    """The settings that the file of a run holds, as "section.key", and all of them.
-
-    Raises:
-        CheckpointError: when the file is damaged or cannot be read.
-    """
+    """The settings that the file of a run holds, as "section.key", and all of them."""
     try:
         tree = read_yaml(stored)
-        if not tree:
-            raise _damaged(stored, "is empty")
-        if not isinstance(tree, dict):
-            raise _damaged(stored, "holds no sections")
+        if not isinstance(tree, dict) or not tree:
+            raise _damaged(stored, "holds no sections" if tree else "is empty")
         config = load_config(tree)
     except OSError as error:
         raise _damaged(stored, f"cannot be read: {error.strerror or error}") from error
@@ -89,15 +83,10 @@ def _damaged(stored: Path, what: str) -> CheckpointError:
 
 
 def resumed_config(run: Path, source: str | None, overrides: Sequence[str]) -> Config | None:
-    """The settings that a run was started with, and overrides, which `check_folder` then holds against them.
+    """The settings that a run was started with, and `overrides`; None where there is no run yet.
 
-    Args:
-        source: a configuration that was named, too. What it says otherwise is left out, with a warning: it may have
-            been overridden when the run started.
-        overrides: as `load_config`.
-
-    Returns:
-        The settings; None where there is no run yet.
+    What a configuration `source`, named beside the run, says otherwise is left out with a warning: it may have been
+    overridden when the run started.
     """
     stored = run / CONFIG
     if not stored.is_file():
@@ -118,50 +107,50 @@ def resumed_config(run: Path, source: str | None, overrides: Sequence[str]) -> C
 
 
 @contextmanager
-def lock_folder(run: Path) -> Iterator[None]:
-    """Lock the run folder against a second training (a job that was queued again, say).
+def open_folder(run: Path, config: Config) -> Iterator[None]:
+    """Make and lock the run folder, write the settings, and remove half-written files of a killed training.
 
     Raises:
-        CheckpointError: when another process holds the lock.
-        DataError: when the folder cannot be made.
+        CheckpointError: when another process (a job that was queued again, say) holds the lock.
+        DataError: when the folder cannot be made or written.
     """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(run, error) from error
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(lock_file(run / ".lock"))
-        except Timeout:
-            raise CheckpointError(
-                f"another process is training in {run}: wait for it, or give another --out"
-            ) from None
-        except (OSError, NotImplementedError):  # no locks here, or read-only: then the first write fails
-            pass
+            run.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(lock_file(run / ".lock"))
+            except Timeout:
+                raise CheckpointError(
+                    f"another process is training in {run}: wait for it, or give another --out"
+                ) from None
+            except (OSError, NotImplementedError):  # no locks here, or read-only: then the first write fails
+                pass
+            remove_left(run)
+            for path in (run / "checkpoints").glob(".step-*.tmp"):
+                shutil.rmtree(path, ignore_errors=True)
+            for path in (run / "checkpoints").glob("best-*"):
+                remove_left(path)
+            write_atomically(run / CONFIG, lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
+        except OSError as error:
+            raise unwritable(run, error) from error
         yield
-
-
-def make_folder(run: Path, config: Config) -> None:
-    """Make the run folder, write the settings, and remove half-written files of a killed training.
-
-    Raises:
-        DataError: when it cannot be written.
-    """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        remove_left(run)
-        for path in (run / "checkpoints").glob(".step-*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
-        for path in (run / "checkpoints").glob("best-*"):
-            remove_left(path)
-        write_atomically(run / CONFIG, lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
-    except OSError as error:
-        raise unwritable(run, error) from error
 
 
 def unwritable(run: Path, error: OSError) -> DataError:
     """Make the error of a run folder that cannot be written."""
     return DataError(f"the run folder {run} cannot be written: {error.strerror or error}")
+
+
+@contextmanager
+def writing(what: str, folder: Path, then: str) -> Iterator[None]:
+    """Turn an error of the disk into one that says how to continue."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{what} could not be written into {folder}: {error.strerror or error}. Nothing is lost: make room, then "
+            f"the same command with --resume {then}"
+        ) from error
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Numbers of a training: the log `RUN/log.jsonl`, TensorBoard and Weights & Biases, the progress bar.
+"""Numbers of a training: the log `RUN/log.jsonl`, TensorBoard and Weights & Biases.
 
 The log is always written, and fmcnet itself reads nothing else. A tracker is any object with the two methods of
 `Tracker`; `train(..., trackers=[...])` takes your own.
@@ -34,37 +34,29 @@ TRACKERS = {"tensorboard": "track", "wandb": "wandb"}
 class TrainingLog:
     """Appends records to `RUN/log.jsonl`; every record has the key "step" or "validated_step".
 
-    Records that do not fit on a full disk stay in memory and are written before the next ones.
-
-    Args:
-        run: the run folder.
-        keep_until: records of later steps are removed: the training resumes after this step.
+    Records that do not fit on a full disk stay in memory and are written before the next ones. Those of steps after
+    `keep_until` are removed when it opens: the training resumes there.
     """
 
     def __init__(self, run: Path, keep_until: int = 0) -> None:
         self.path = run / LOG
-        kept = [record for record in read_log(run) if _position(record) <= keep_until]
-        text = "".join(json.dumps(record) + "\n" for record in kept)
+        text = "".join(
+            json.dumps(record) + "\n"
+            for record in read_log(run)
+            if int(record.get("step", record.get("validated_step", 0))) <= keep_until
+        )
         write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))
         self._stream = self.path.open("ab", buffering=0)  # at once: watchers see it
         self._waiting = b""
 
     def write(self, *records: dict[str, Any]) -> None:
-        """Append records.
-
-        Raises:
-            OSError: when they cannot be written now.
-        """
+        """Append records; raises `OSError` when they cannot be written now."""
         self._waiting += "".join(_line(record) for record in records).encode()
         while self._waiting:
             self._waiting = self._waiting[self._stream.write(self._waiting) or 0 :]
 
     def flush(self) -> None:
-        """Bring everything written so far to disk.
-
-        Raises:
-            OSError: when that fails.
-        """
+        """Bring everything written so far to disk; raises `OSError` when that fails."""
         self.write()
         os.fsync(self._stream.fileno())
 
@@ -96,10 +88,6 @@ def _line(record: dict[str, Any]) -> str:
     return json.dumps(whole) + "\n"
 
 
-def _position(record: dict[str, Any]) -> int:
-    return int(record.get("step", record.get("validated_step", 0)))
-
-
 class Tracker(Protocol):
     """Receives the numbers of each step."""
 
@@ -111,15 +99,7 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in `RUN/tensorboard`; steps that a resume repeats replace the earlier ones.
-
-    Args:
-        run: the run folder.
-        first: steps done already; later ones of a killed process are dropped.
-
-    Raises:
-        MissingDependencyError: without the extra `track`.
-    """
+    """Event files in `RUN/tensorboard`; those of steps after `first`, of a killed process, are dropped."""
 
     def __init__(self, run: Path, first: int = 0) -> None:
         require("tensorboard", "track")
@@ -142,13 +122,6 @@ class WandB:
     """A run of the project "fmcnet" (or `WANDB_PROJECT`), named like the folder; a resume continues it.
 
     `WANDB_MODE=offline` keeps everything in `RUN/wandb`.
-
-    Args:
-        run: the run folder.
-        config: shown beside the curves.
-
-    Raises:
-        MissingDependencyError: without the extra `wandb`.
     """
 
     def __init__(self, run: Path, config: Config) -> None:
@@ -180,12 +153,7 @@ class WandB:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Check the names of trackers.
-
-    Raises:
-        ConfigError: for a name not in `TRACKERS`.
-        MissingDependencyError: when one is not installed.
-    """
+    """Raise `ConfigError` for a name not in `TRACKERS`, `MissingDependencyError` for one that is not installed."""
     for name in names:
         if name not in TRACKERS:
             raise ConfigError(f"no tracker '{name}': choose of {', '.join(TRACKERS)}")
@@ -194,11 +162,6 @@ def check_trackers(names: Sequence[str]) -> None:
 
 class StepLogger:
     """Writes the numbers of steps to the log and the trackers; rank 0 opens one.
-
-    Args:
-        run: the run folder.
-        config: shown by trackers.
-        steps: of the whole training.
 
     Attributes:
         terms: of the last step, by name.
@@ -213,11 +176,7 @@ class StepLogger:
         self._monitor = health.HealthMonitor(math.ceil(config.training.warmup * steps))
 
     def open(self, trackers: Sequence[str | Tracker], first: int) -> None:
-        """Start to write, after step `first`.
-
-        Args:
-            trackers: names in `TRACKERS`, each made once, or objects.
-            first: steps done already.
+        """Start to write after step `first`, to the log and to `trackers`: names in `TRACKERS`, or objects.
 
         Raises:
             DataError: when the log cannot be written.
@@ -241,11 +200,9 @@ class StepLogger:
         self.write(records, "step")
 
     def write(self, records: Sequence[dict[str, Any]], key: str) -> None:
-        """Write records to the log and the trackers; a full disk does not end a training.
+        """Write records to the log and the trackers; `key` names the number that is the step.
 
-        Args:
-            records: numbers by name.
-            key: name of the number that is the step.
+        A full disk does not end a training.
         """
         if not self.log or not records:
             return

@@ -24,10 +24,6 @@ class StepProfile:
 
     The files are trace.json (chrome://tracing, Perfetto), where.md (PyTorch's table) and where.json.
 
-    Args:
-        run: the run folder.
-        cuda: profile the GPU, too.
-
     Attributes:
         folder: `RUN/profile`.
         table: for the terminal; empty until it is written.

@@ -1,18 +1,22 @@
-"""Which weights a training keeps: the last, the best on held-out identities, or (stamped) the best on test."""
+"""What becomes of the weights: their statistics for search, their validation, and which of them a training keeps."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from fmcnet.config import Config
 from fmcnet.data.cache import ImageCache, cache_folder
+from fmcnet.data.loader import TrainingBatch
 from fmcnet.data.table import Table
 from fmcnet.distributed import DistributedContext
 from fmcnet.errors import CheckpointError, DataError
@@ -23,8 +27,14 @@ from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import Encoder
 from fmcnet.models.card import WEIGHTS, ModelCard
 from fmcnet.models.checkpoint import load_weights, save_pretrained
+from fmcnet.models.decomposition import FeatureNorm
 from fmcnet.models.fmcnet import FMCNet
+from fmcnet.training.folder import writing
 from fmcnet.types import Modality
+
+BATCHES = 50
+"""Most batches that statistics are taken over: 3,200 images with the generated benchmark's batches of 64. A small
+training set is passed over once."""
 
 
 def hold_out(table: Table, config: Config) -> Table:
@@ -32,9 +42,6 @@ def hold_out(table: Table, config: Config) -> Table:
 
     RegDB, LLCM and most CSVs name no validation identities. The share is `data.val_share` of the training
     identities, drawn by `training.seed`.
-
-    Returns:
-        The new table; the same one without validation or with identities of split "val".
     """
     wanted = config.training.validate_every and config.training.select != "test"
     if not wanted or (table.split == "val").any() or not config.data.val_share:
@@ -53,12 +60,6 @@ class ModelSelection:
 
     The measure is mAP of infrared queries in a visible gallery, over the identities of split "val" (see `hold_out`).
     With `training.select=test` the test identities take their place, and every report of the run says so.
-
-    Args:
-        config: all settings of the run.
-        table: the whole dataset.
-        run: the run folder.
-        ctx: device and rank.
 
     Attributes:
         best: mAP and step of the best weights so far, for the checkpoint; empty before the first validation.
@@ -94,17 +95,9 @@ class ModelSelection:
         return bool(self.every) and epoch % self.every == 0
 
     def validate(self, model: FMCNet, card: ModelCard, step: int) -> dict[str, Any]:
-        """Measure, and remember the weights for `write` if they are the best so far.
+        """Measure, and remember the weights for `write` if they are the best so far; on rank 0 the log's record.
 
-        Every process must call, and embeds its share of the images.
-
-        Args:
-            model: in eval mode, with the same weights on all processes.
-            card: of the model.
-            step: steps done.
-
-        Returns:
-            The log's record; empty except on rank 0.
+        Every process must call with the same weights in evaluation mode, and embeds its share of the images.
         """
         assert self.rows is not None
         encoder = Encoder(TorchBackend(model, self.ctx.device), card)
@@ -119,37 +112,29 @@ class ModelSelection:
         return {"validated_step": step, "mAP": mean["mAP"], "rank1": mean["rank1"]}
 
     def write(self) -> None:
-        """Write the best weights, if they are new (rank 0).
-
-        Raises:
-            OSError: when they cannot be written.
-        """
+        """Write the best weights, if they are new (rank 0); without them the training cannot continue."""
         if self._unsaved is not None:
             model, card = self._unsaved
-            save_pretrained(model, card, self._best(card.step))
+            with writing(f"the best weights so far, of step {card.step},", self.folder, "goes on"):
+                save_pretrained(model, card, self._best(card.step))
             self._unsaved = None
 
-    def _best(self, step: int) -> Path:
-        return self.folder / f"best-{step:06d}"
+    def _best(self, step: float) -> Path:
+        return self.folder / f"best-{int(step):06d}"
 
     def forget(self, recorded: Iterable[dict[str, float]]) -> None:
         """Remove earlier best weights that no checkpoint names, given `best` of every checkpoint."""
-        named = {self._best(int(best["step"])) for best in recorded if best}
+        named = {self._best(best["step"]) for best in recorded if best}
         for old in self.folder.glob("best-*"):
             if old not in named:
                 shutil.rmtree(old, ignore_errors=True)
 
     def restore(self, best: dict[str, float]) -> None:
-        """Restore `best` from a checkpoint.
-
-        Raises:
-            CheckpointError: when the weights that it names are missing.
-        """
+        """Restore `best` from a checkpoint; raises `CheckpointError` when the weights that it names are missing."""
         self.best = dict(best)
-        if self.best and not (self._best(int(self.best["step"])) / WEIGHTS).is_file():
+        if best and not ((folder := self._best(best["step"])) / WEIGHTS).is_file():
             raise CheckpointError(
-                f"{self._best(int(self.best['step']))}, the best weights so far, are gone: bring them back, or train "
-                "anew into another folder"
+                f"{folder}, the best weights so far, are gone: bring them back, or train anew into another folder"
             )
 
     @torch.no_grad()
@@ -158,5 +143,69 @@ class ModelSelection:
         if not self.best:
             return model, None
         model.cpu()
-        load_weights(model, self._best(int(self.best["step"])) / WEIGHTS)
+        load_weights(model, self._best(self.best["step"]) / WEIGHTS)
         return model, int(self.best["step"])
+
+
+@torch.no_grad()
+def estimate_statistics(model: FMCNet, load: Callable[[], Iterable[TrainingBatch]], world: int = 1) -> None:
+    """Replace the statistics of every `FeatureNorm`, then those of a standardised descriptor. Ours.
+
+    During training those of `FeatureNorm` are running averages over a few noisy, augmented batches. The error of such
+    a mean tells the modalities apart (docs/findings.md).
+
+    Args:
+        model: in evaluation mode; everything else stays as it is.
+        load: gives the same batches of images without augmentation at each call.
+        world: number of processes; the features of all count (each process must call).
+    """
+    norms = [
+        cast(nn.BatchNorm1d, norm)
+        for module in model.modules()
+        if isinstance(module, FeatureNorm)
+        for norm in module.statistics
+    ]
+    if norms:
+        sums = {norm: Moments(norm.num_features) for norm in norms}
+        with ExitStack() as hooks:
+            for norm in norms:
+                hook = norm.register_forward_pre_hook(lambda norm, x: sums[norm].add(x[0]))
+                hooks.callback(hook.remove)
+            for batch in load():
+                model(batch.visible, batch.infrared)
+        for norm, total in sums.items():
+            mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+            for kept, value in zip((mean, variance), total.read(world, mean.device), strict=True):
+                kept.copy_(value)
+    if (standard := model.standard) is not None:
+        of_modality = {modality: Moments(standard.mean.shape[1]) for modality in Modality}
+        model.standard = None  # the descriptor before it
+        for batch in load():
+            for modality, images in zip(Modality, (batch.visible, batch.infrared), strict=True):
+                of_modality[modality].add(model.embed(images, modality))
+        model.standard = standard
+        for modality, total in of_modality.items():
+            standard.set(modality, *total.read(world, standard.mean.device))
+
+
+class Moments:
+    """Mean and variance of rows of `dim` values that come in batches."""
+
+    def __init__(self, dim: int) -> None:
+        self._sums = torch.zeros(3, dim, dtype=torch.float64)
+
+    def add(self, rows: Tensor) -> None:
+        """Count rows (B, D)."""
+        x = rows.cpu().double()  # float64 is not on every device
+        self._sums += torch.stack([torch.full_like(x[0], len(x)), x.sum(0), x.square().sum(0)])
+
+    def read(self, world: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean (D,) and unbiased variance (D,) of the rows of all processes, float64 on the CPU."""
+        total = self._sums
+        if world > 1:
+            shared = total.to(device)
+            dist.all_reduce(shared)
+            total = shared.cpu()
+        count, first, second = total
+        mean = first / count
+        return mean, (second / count - mean.square()).clamp(min=0) * count / (count - 1).clamp(min=1)

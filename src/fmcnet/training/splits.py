@@ -22,11 +22,7 @@ BENCHMARKS = ("sysu", "regdb", "llcm")
 
 
 def parse_splits(text: str) -> tuple[int, ...]:
-    """Parse "1-10" or "1,3,5-7".
-
-    Raises:
-        ConfigError: for anything else, or numbers outside 1..10.
-    """
+    """Parse "1-10" or "1,3,5-7"; raises `ConfigError` for anything else, or numbers outside 1..10."""
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -78,15 +74,9 @@ def train_splits(
     trackers: Sequence[str] = (),
     profile: bool = False,
 ) -> list[TrainingSummary]:
-    """Train one run in `out`, or one for each split in `out/split-NN`; with `resume` finished ones are kept.
+    """Train one run in `out` if `one`, else one for each split (1 to 10) in `out/split-NN`.
 
-    Args:
-        config: settings of all runs.
-        data: a dataset's folder or CSV.
-        out: where the runs go.
-        splits: of RegDB, 1 to 10.
-        one: train a single run in `out`; `splits` does not matter.
-        resume: as `train`, like all others.
+    With `resume` finished ones are kept. All other arguments are those of `train`.
 
     Raises:
         ConfigError: when a dataset without splits is given several.

@@ -41,11 +41,10 @@ from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.pretrained import load_pretrained
 from fmcnet.progress import Progress
 from fmcnet.training.checkpointing import Checkpointer, checkpoints, drop_others
-from fmcnet.training.folder import check_folder, lock_folder, make_folder
+from fmcnet.training.folder import check_folder, open_folder
 from fmcnet.training.loggers import StepLogger, Tracker, check_trackers
 from fmcnet.training.profiler import StepProfile
-from fmcnet.training.selection import ModelSelection, hold_out
-from fmcnet.training.statistics import BATCHES, estimate_statistics
+from fmcnet.training.selection import BATCHES, ModelSelection, estimate_statistics, hold_out
 from fmcnet.training.train_step import MEASURED, NotFinite, TrainStep, precision
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ LOGGED = ("loss", "rate", "lr", "step", "epoch", "validated_step")
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What `train` did: the run folder, the number of steps of this call, and their time."""
+    """What `train` did; `steps` are those of the whole training, `seconds` the time of this call."""
 
     run: Path
     variant: str
@@ -131,8 +130,7 @@ def train(
         with ExitStack() as stack:
             with agree_on_errors(ctx):  # only now, so that an error in data or settings leaves no run folder
                 if ctx.main:
-                    stack.enter_context(lock_folder(run))
-                    make_folder(run, config)
+                    stack.enter_context(open_folder(run, config))
             return trainer.fit(description, trackers, profile)
 
 
@@ -271,7 +269,7 @@ class Trainer:
             record = self._selection.validate(self._export(), replace(self._card, step=done), done)
             self._logger.write([record] if record else [], "validated_step")
             with agree_on_errors(self._ctx):
-                self._checkpointer.write_best(done)
+                self._selection.write()
         if saves:
             self._checkpointer.save(done, must=stopping)
         if stopping and done < self._steps:
@@ -346,10 +344,6 @@ class StopAtStepEnd:
     """Ctrl-C or SIGTERM ends the training after the current step, with a checkpoint; a third signal ends it at once.
 
     Two signals count as one: a terminal and a parent process may both deliver the same Ctrl-C.
-
-    Attributes:
-        signals: number of signals received.
-        terminated: whether one of them was SIGTERM.
     """
 
     def __init__(self) -> None:

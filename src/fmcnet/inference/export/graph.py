@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fmcnet.errors import CheckpointError, require
-from fmcnet.inference.manifest import INPUT, OUTPUT
+from fmcnet.inference.backends import INPUT, OUTPUT
 from fmcnet.inference.projection import Projection
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.types import Modality
@@ -50,14 +50,14 @@ def write_graph(
     path: Path,
     projection: Projection | None = None,
 ) -> int:
-    """Write one modality's graph and check it.
+    """Write one modality's graph and check it; returns the version of ONNX's operators.
 
     Args:
-        model: in eval mode, on the CPU. height, width: of the input. path: the .onnx file.
+        model: in eval mode, on the CPU.
+        modality: which.
+        height, width: of the input.
+        path: the .onnx file.
         projection: of the descriptors to fewer values, if there is one.
-
-    Returns:
-        The version of ONNX's operators.
 
     Raises:
         MissingDependencyError: without onnx or onnxscript.
@@ -126,18 +126,12 @@ BATCH = 16
 
 
 def quantize(source: Path, target: Path, images: NDArray[np.uint8], scheme: str) -> tuple[str, ...]:
-    """Write an int8 form of a float32 graph.
+    """Write an int8 form `target` of the float32 graph `source`, by one of `SCHEMES`.
 
-    Args:
-        source: the float32 graph. target: the file to write.
-        images: (N, H, W, 3) uint8 that ranges of activations are learnt from.
-        scheme: one of `SCHEMES`.
+    Ranges of activations are learnt from `images` (N, H, W, 3) uint8.
 
     Returns:
         Names of the layers (convolutions and matrix products) that stay in float32.
-
-    Raises:
-        MissingDependencyError: without onnx or onnxruntime.
     """
     onnx, tools = require("onnx", "export"), require("onnxruntime.quantization", "export")
     nodes = list(onnx.load(str(source)).graph.node)

@@ -16,11 +16,11 @@ from fmcnet.data.table import Table
 from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.evaluation.evaluate_model import protocols_for, role_masks
 from fmcnet.inference.backends import Backend
+from fmcnet.inference.encoder import keep
 from fmcnet.inference.projection import l2_normalize
-from fmcnet.types import Embeddings, FloatArray, IntArray, Modality
+from fmcnet.types import FloatArray, IntArray, Modality
 
 BATCHES = (1, 32)
-ROUNDS = 3
 BATCH = 32
 
 
@@ -70,8 +70,7 @@ def embed_all(backend: Backend, images: NDArray[np.uint8], modality: NDArray[np.
 
 def scores(features: FloatArray, table: Table, config: EvaluationConfig) -> dict[str, dict[str, float]]:
     """Rank-1 and mAP in percent, by direction, under the protocols of the table's benchmark."""
-    pids = table.identity_numbers()
-    embeddings = Embeddings(features, pids, table.camid, table.modality, table.positions(), table.path)
+    embeddings = keep(features, table, None)
     both = config.model_copy(update={"direction": "both"})
     found = {}
     for way, protocol in protocols_for(table, both).items():
@@ -86,7 +85,7 @@ def rates(
     modality: Modality,
     *,
     batches: Sequence[int] = BATCHES,
-    rounds: int = ROUNDS,
+    rounds: int = 3,
     seconds: float = 0.3,
 ) -> list[dict[int, list[float]]]:
     """Images/s of each backend, in turns, so that a busy machine is unfair to all alike.

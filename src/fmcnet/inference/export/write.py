@@ -20,12 +20,11 @@ from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, require
 from fmcnet.files import file_digest, put_in_place, room_beside
-from fmcnet.inference.backends import OnnxBackend
+from fmcnet.inference.backends import GRAPHS, MANIFEST, Manifest, OnnxBackend, int8_digest, read_manifest
 from fmcnet.inference.calibration import CALIBRATION, Calibration
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.export.graph import SCHEMES, quantize, write_graph
 from fmcnet.inference.export.parity import BackendReport, choose, compare, markdown
-from fmcnet.inference.manifest import GRAPHS, MANIFEST, Manifest, int8_digest, read_manifest
 from fmcnet.models.card import CARD, WEIGHTS, versions
 from fmcnet.models.shipped import refuse_shipped
 from fmcnet.synthetic import generate
@@ -41,12 +40,7 @@ SECONDS = 0.3
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export made.
-
-    Attributes:
-        out: the folder. manifest: what is in it. forms: compared, the first is eager PyTorch.
-        remarks: for people: what was tried, on what.
-    """
+    """What an export made: `forms`, the first of them eager PyTorch, and what was tried, on what, as `remarks`."""
 
     out: Path
     manifest: Manifest
@@ -136,12 +130,13 @@ def export(
         ]
         chosen, refused = _choose(compared, int8, force, remarks)
         folder = built[chosen - 1]
-        result = Exported(target, OnnxBackend(folder).manifest, tuple(compared), tuple(remarks))
-        _write_report(result, folder)
+        result = Exported(target, read_manifest(folder), tuple(compared), tuple(remarks))
+        (folder / REPORT[0]).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
+        (folder / REPORT[1]).write_text(markdown(result.forms, result.remarks), encoding="utf-8")
         if refused:
             raise FmcnetError(_refuse(refused, result, folder, scratch / "refused"))
         shutil.copy(encoder.folder / CARD, folder / CARD)
-        _take_calibration(encoder, folder, result.manifest.digest)
+        _take_calibration(encoder.folder, folder, result.manifest.digest)
         _put(folder, target)
     return result
 
@@ -197,12 +192,8 @@ def _images(
         images = np.array(
             ImageCache(table, encoder.height, encoder.width, folder=folder, progress=False).images
         )
-    return (
-        images,
-        table.modality,
-        None,
-        f"{len(table)} generated images; give --data TABLE for Rank-1 and mAP",
-    )
+    remark = f"{len(table)} generated images; give --data TABLE for Rank-1 and mAP"
+    return images, table.modality, None, remark
 
 
 def _ranges(
@@ -220,17 +211,10 @@ def _ranges(
     return found
 
 
-def _write_report(result: Exported, folder: Path) -> None:
-    (folder / REPORT[0]).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
-    (folder / REPORT[1]).write_text(markdown(result.forms, result.remarks), encoding="utf-8")
-
-
-def _take_calibration(encoder: Encoder, folder: Path, digest: str) -> None:
+def _take_calibration(source: Path, folder: Path, digest: str) -> None:
     """A calibration of the same embeddings goes along; int8 needs its own."""
-    if encoder.calibrated and digest == encoder.digest:
-        assert encoder.folder is not None
-        with contextlib.suppress(CheckpointError):  # of other weights, or damaged: no use to anyone
-            Calibration.load(encoder.folder / CALIBRATION, model=digest).save(folder / CALIBRATION)
+    with contextlib.suppress(CheckpointError):  # not there, of other weights, or damaged: no use to anyone
+        Calibration.load(source / CALIBRATION, model=digest).save(folder / CALIBRATION)
 
 
 def _check_target(target: Path, source: str, precision: str, overwrite: bool) -> None:
@@ -257,33 +241,20 @@ def _check_target(target: Path, source: str, precision: str, overwrite: bool) ->
 def _put(folder: Path, target: Path) -> None:
     """Move a finished folder into place."""
     if target.exists() and not (folder / CALIBRATION).exists():
-        with contextlib.suppress(CheckpointError):  # none there, or of other embeddings: no use to anyone
-            kept = Calibration.load(target / CALIBRATION, model=read_manifest(folder).digest)
-            kept.save(folder / CALIBRATION)
+        with contextlib.suppress(CheckpointError):  # a report alone has no manifest
+            _take_calibration(target, folder, read_manifest(folder).digest)
     put_in_place(folder, target, folder.with_name("old"))
 
 
 def _float_graphs(encoder: Encoder, folder: Path) -> Path:
     """Write both float32 graphs and their manifest into a new folder."""
     folder.mkdir()
-    opset = 0
+    size, opset = (encoder.height, encoder.width), 0
     for modality in Modality:
-        path = folder / GRAPHS[modality]
-        opset = write_graph(encoder.model, modality, encoder.height, encoder.width, path, encoder.projection)
-    sample = np.zeros((1, encoder.height, encoder.width, 3), dtype=np.uint8)
-    dim = encoder.backend(sample, Modality.VISIBLE).shape[1]
-    manifest = Manifest(
-        encoder.digest,
-        encoder.digest,
-        "fp32",
-        dim,
-        encoder.height,
-        encoder.width,
-        opset,
-        {},
-        versions("onnx", "onnxscript", "onnxruntime"),
-    )
-    _write_manifest(folder, manifest)
+        opset = write_graph(encoder.model, modality, *size, folder / GRAPHS[modality], encoder.projection)
+    dim = encoder.backend(np.zeros((1, *size, 3), dtype=np.uint8), Modality.VISIBLE).shape[1]
+    made_by = versions("onnx", "onnxscript", "onnxruntime")
+    _write_manifest(folder, Manifest(encoder.digest, encoder.digest, "fp32", dim, *size, opset, {}, made_by))
     return folder
 
 
@@ -296,7 +267,7 @@ def _int8_graphs(floats: Path, folder: Path, ranges: dict[Modality, NDArray[np.u
         kept += [
             f"{modality} {one}" for one in quantize(floats / name, folder / name, ranges[modality], scheme)
         ]
-    manifest = OnnxBackend(floats).manifest
+    manifest = read_manifest(floats)
     digest = int8_digest(manifest.source, _digests(folder))
     _write_manifest(folder, replace(manifest, digest=digest, precision="int8", kept=tuple(kept)))
     return folder
