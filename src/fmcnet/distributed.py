@@ -213,12 +213,9 @@ def broadcast(values: Tensor, ctx: DistributedContext) -> Tensor:
 
 
 def mean_over_ranks(values: Tensor, ctx: DistributedContext) -> Tensor:
-    """Average `values` (on the CPU) over the processes."""
-    if ctx.world < 2:
-        return values
-    values = values.clone()
-    dist.all_reduce(values, group=ctx.control)
-    return values / ctx.world
+    """Average `values` (on the CPU) over the processes, in place."""
+    _average([values], ctx.world, ctx.control)
+    return values
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], world: int) -> None:
@@ -231,11 +228,11 @@ def average_buffers(model: nn.Module, world: int) -> None:
     _average([buffer for buffer in model.buffers() if buffer.is_floating_point()], world)
 
 
-def _average(tensors: Sequence[Tensor], world: int) -> None:
+def _average(tensors: Sequence[Tensor], world: int, group: dist.ProcessGroup | None = None) -> None:
     if world < 2:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
+    dist.all_reduce(flat, group=group)
     flat /= world
     for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(mean.view_as(tensor))

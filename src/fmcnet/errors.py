@@ -81,11 +81,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def translate_errors(*, compiled: bool) -> Iterator[None]:
-    """Turn PyTorch's errors in a training step into `TrainingError`, where the user can do something.
-
-    Args:
-        compiled: the model is compiled by `torch.compile`.
-    """
+    """Turn PyTorch's errors in a training step, `compiled` by torch.compile or not, into `TrainingError`s."""
     import torch
 
     try:
@@ -121,11 +117,7 @@ def fault_lines(faults: Sequence[str]) -> str:
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional package.
-
-    Raises:
-        MissingDependencyError: naming the extra that brings it.
-    """
+    """Import an optional package; raises `MissingDependencyError` naming the extra that brings it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

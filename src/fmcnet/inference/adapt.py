@@ -147,9 +147,13 @@ def adapt_model(
     used = [crops.modality[row] for row in rows]
     kinds = np.array([modality.code for modality in used])
     _check_count(used, faults, len(crops.images))
+    images: dict[str, int] = {}
+    cameras: dict[str, int] = {}
     for modality in Modality:
         mine = kinds == modality.code
-        mean, variance = moments(features[mine], crops.camera[rows][mine])
+        camera = crops.camera[rows][mine]
+        images[str(modality)], cameras[str(modality)] = len(camera), len({*camera.tolist()} - {NO_CAMERA})
+        mean, variance = moments(features[mine], camera)
         spread = float(np.sqrt((features[mine] ** 2).mean()))  # of copies, rounding alone differs
         different = len(np.unique(np.round(features[mine] / max(spread, 1e-12), 3), axis=0))
         if different < FEWEST:
@@ -157,21 +161,19 @@ def adapt_model(
         if different < LEAST:
             logger.warning(
                 "only %d of %d %s images differ: some hundred of several people do better",
-                *(different, mine.sum(), modality),
+                *(different, len(camera), modality),
             )
         standard.set(modality, torch.from_numpy(mean), torch.from_numpy(variance))
     model.standard = standard
-    images = {str(modality): used.count(modality) for modality in Modality}
-    cameras = {
-        str(modality): len({int(one) for one in crops.camera[rows][kinds == modality.code]} - {NO_CAMERA})
-        for modality in Modality
-    }
-    facts: dict[str, Any] = {"source": encoder.digest, "images": images, "cameras": cameras}
-    config = card.config.model_copy(update={"model": settings})
     if faults:
         logger.warning("left out: %s", list_faults(faults, len(crops.images)))
+    adapted = replace(
+        card,
+        config=card.config.model_copy(update={"model": settings}),
+        adapted={"source": encoder.digest, "images": images, "cameras": cameras},
+    )
     with replaced(target) as folder:
-        save_pretrained(model, replace(card, config=config, adapted=facts), folder)
+        save_pretrained(model, adapted, folder)
         load_weights(build_model(settings, card.classes), folder / WEIGHTS)
     return Adapted(target, model_digest(target), encoder.digest, images, cameras, tuple(faults))
 

