@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import typer.testing
 from click.testing import Result
 from typer.testing import CliRunner
 
 from fmcnet.cli.app import app
+
+# The runner builds all commands anew for each call, which takes longer than most of what they do.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
 def run_command(*words: Any, code: int | None = 0, **settings: Any) -> Result:
