@@ -42,6 +42,7 @@ from fmcnet.models.fmcnet import FMCNet
 from fmcnet.parsing import read_json
 from fmcnet.training.folder import writing
 from fmcnet.training.loggers import StepLogger
+from fmcnet.training.optimizers import restore_schedule
 from fmcnet.training.selection import ModelSelection
 from fmcnet.training.train_step import TrainStep
 
@@ -147,6 +148,8 @@ class Checkpointer:
     def _load_state(self, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         rank = f"rank{self._ctx.rank}"
         _load_optimizers(self._step, tensors)
+        for scheduler in self._step.schedulers:
+            restore_schedule(scheduler, facts["step"])
         self._step.scaler.load_state_dict(facts["scaler"])
         for key, buffer in self._step.model.named_buffers():
             if f"{rank}.buffer.{key}" in tensors:

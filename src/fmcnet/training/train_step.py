@@ -1,8 +1,8 @@
-"""One training step: forward, the discriminators' turn, everybody else's turn; optimisers and learning rates.
+"""One training step: forward, the discriminators' turn, everybody else's turn.
 
 Nothing in a step waits for the device. What a step measures stays there until `read`, which the trainer calls every
-`training.log_every` steps and before it writes anything, so nothing computed after a value that is not finite is
-ever stored.
+`training.log_every` steps and before it writes anything. `read` names the step and the term of the first value that
+is not finite, so nothing computed after that step is ever stored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
-from fmcnet.config import Config, TrainingConfig
+from fmcnet.config import Config
 from fmcnet.data.loader import TrainingBatch
 from fmcnet.distributed import (
     DistributedContext,
@@ -37,9 +37,13 @@ from fmcnet.models.compensation import Compensation
 from fmcnet.models.decomposition import Decomposition
 from fmcnet.models.fmcnet import FMCNet, FMCNetOutput
 from fmcnet.training import health
-
-BACKBONE_PARTS = ("stem", "shared", "specific")
-"""Prefixes of the names that stems and tails have in `Decomposition`."""
+from fmcnet.training.optimizers import (
+    BACKBONE_PARTS,
+    advance_schedule,
+    build_optimizers,
+    build_schedulers,
+    rate,
+)
 
 GRADIENT, DISCRIMINATOR_GRADIENT = "gradient", "discriminator gradient"
 """Names of the gradients' norms among the measured values."""
@@ -52,7 +56,12 @@ MEASURED = (*health.NAMES, GRADIENT, DISCRIMINATOR_GRADIENT, SCALE)
 
 
 class NotFinite(Exception):
-    """Some values (`names`) of a step, counted from 1, are NaN or infinite."""
+    """Some values of a step are NaN or infinite.
+
+    Attributes:
+        step: which, counted from 1.
+        names: of the values.
+    """
 
     def __init__(self, step: int, names: list[str]) -> None:
         super().__init__(f"step {step}: {', '.join(names)}")
@@ -60,7 +69,7 @@ class NotFinite(Exception):
 
 
 class TrainStep:
-    """A model in training with its loss, optimisers and float16 scaler.
+    """A model in training with its loss, optimisers, schedules and float16 scaler.
 
     Args:
         config: settings.
@@ -71,7 +80,10 @@ class TrainStep:
         terms: losses of your own, by name.
 
     Attributes:
+        model: the weights, by their plain names.
+        criterion: the loss of both players of eq. (12).
         optimizers: "main" and "judge", the discriminators' (None without any). Checkpoints hold these names.
+        schedulers: of the learning rates.
         scaler: of float16 gradients (disabled otherwise).
     """
 
@@ -101,9 +113,7 @@ class TrainStep:
             model, training, fused=ctx.device.type in ("cpu", "cuda")
         )
         self.optimizers = {"main": self._main, "judge": self._discriminators}
-        self._players = [player for player in (self._main, self._discriminators) if player]
-        for group in (group for player in self._players for group in player.param_groups):
-            group["initial_lr"] = group["lr"]
+        self.schedulers = build_schedulers((self._main, self._discriminators), steps, training)
         self.scaler = torch.amp.GradScaler(ctx.device.type, enabled=self.precision is torch.float16)
         if training.compile:
             model.compile()
@@ -121,9 +131,6 @@ class TrainStep:
             step: number of the step, from 0.
         """
         self.model.train()
-        factor = rate(step, self.steps, self.config.training)
-        for group in (group for player in self._players for group in player.param_groups):
-            group["lr"] = group["initial_lr"] * factor
         self._main.zero_grad(set_to_none=True)
         measured: list[dict[str, Tensor]] = []
         for batch in batches:
@@ -133,6 +140,8 @@ class TrainStep:
         with record_function("fmcnet: optimizer"):
             norm = self._update(self._main)
         self.scaler.update()
+        for scheduler in self.schedulers:
+            advance_schedule(scheduler)
         values = torch.stack([torch.stack([*one.values()]) for one in measured]).mean(dim=0)
         extra = {GRADIENT: norm.detach().float()}
         if self.scaler.is_enabled():
@@ -142,22 +151,8 @@ class TrainStep:
 
     def _backward(self, batch: TrainingBatch, batches: int) -> dict[str, Tensor]:
         """Forward, the discriminators' turn, and the backward pass of all others; the measured values by name."""
-        mixed = self.precision is not torch.float32
-        with record_function("fmcnet: forward"):
-            visible, infrared = (x.contiguous(memory_format=self.format) for x in batch[:2])
-            with torch.autocast(self.ctx.device.type, self.precision if mixed else None, enabled=mixed):
-                output: FMCNetOutput = self._network(visible, infrared)
-            output = output.float() if mixed else output
-        discriminators: dict[str, Tensor] = {}
-        with record_function("fmcnet: discriminators"):
-            if (
-                self._discriminators is not None
-            ):  # their turn in eq. (12), on every batch; all others step once
-                self._discriminators.zero_grad(set_to_none=True)
-                value = cast(Tensor, self.criterion.discriminator_loss(output))
-                value.backward()
-                norm = self._update(self._discriminators)
-                discriminators = {"discriminator": value, DISCRIMINATOR_GRADIENT: norm}
+        output = self._forward(batch)
+        discriminators = self._train_discriminators(output)
         with record_function("fmcnet: losses"):
             loss, terms = self.criterion(output, batch.labels)
         with record_function("fmcnet: backward"):
@@ -165,21 +160,36 @@ class TrainStep:
         values = {**terms, **discriminators, **health.measure(self.model, output, batch.labels)}
         return {name: value.detach().float() for name, value in values.items()}
 
+    @record_function("fmcnet: forward")
+    def _forward(self, batch: TrainingBatch) -> FMCNetOutput:
+        mixed = self.precision is not torch.float32
+        visible, infrared = (x.contiguous(memory_format=self.format) for x in batch[:2])
+        with torch.autocast(self.ctx.device.type, self.precision if mixed else None, enabled=mixed):
+            output: FMCNetOutput = self._network(visible, infrared)
+        return output.float() if mixed else output
+
+    @record_function("fmcnet: discriminators")
+    def _train_discriminators(self, output: FMCNetOutput) -> dict[str, Tensor]:
+        """The discriminators' turn in eq. (12), on every batch; all others step once."""
+        if self._discriminators is None:
+            return {}
+        self._discriminators.zero_grad(set_to_none=True)
+        value = cast(Tensor, self.criterion.discriminator_loss(output))
+        value.backward()
+        return {"discriminator": value, DISCRIMINATOR_GRADIENT: self._update(self._discriminators)}
+
     def _update(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Take the optimiser's step; the norm of the gradient before clipping, a scalar on the device."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        plays_judge = optimizer is self._discriminators
-        if plays_judge:
+        if optimizer is self._discriminators:
             average_gradients(parameters, self.ctx.world)
-        else:
-            self.scaler.unscale_(optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if plays_judge:
+            norm = _norm(parameters)
             optimizer.step()
             cast(Compensation, self.model.compensation).renormalize_discriminators()
             return norm
-        if clip := self.config.training.clip:
-            nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+        self.scaler.unscale_(optimizer)
+        clip = self.config.training.clip
+        norm = nn.utils.clip_grad_norm_(parameters, clip) if clip else _norm(parameters)
         self.scaler.step(optimizer)
         return norm
 
@@ -222,7 +232,8 @@ class TrainStep:
             if bad:
                 raise NotFinite(step + 1, bad)
             loss = sum(v for k, v in values.items() if k in self._losses)
-            lr = self.config.training.lr * rate(step, self.steps, self.config.training)
+            training = self.config.training
+            lr = training.lr * rate(step, self.steps, training)
             records.append({"step": step + 1, "loss": loss, **values, "rate": lr})
         return records
 
@@ -251,64 +262,6 @@ def precision(name: str, device: torch.device) -> torch.dtype:
     if name == "fp16" and device.type != "cuda":
         raise FmcnetError("training.precision=fp16 needs a CUDA GPU: take auto or fp32 here")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-
-
-def build_optimizers(
-    model: FMCNet, config: TrainingConfig, fused: bool = False
-) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
-    """Build the optimiser of all but the discriminators, and that of the discriminators (None without any).
-
-    Stems and tails learn at `lr * backbone_lr_factor`, w1 and w2 at `lr * fusion_lr_factor`, all else at `lr`. Weight
-    decay is for matrices and kernels only. `fused` is one kernel for all parameters.
-    """
-    discriminators = model.compensation.discriminator_parameters() if model.compensation else []
-    others = {id(parameter) for parameter in discriminators}
-    factors = {
-        id(parameter): config.backbone_lr_factor
-        for name, child in model.decomposition.named_children()
-        if name.startswith(BACKBONE_PARTS)
-        for parameter in child.parameters()
-    }
-    if model.fusion:
-        factors |= {
-            id(parameter): config.fusion_lr_factor for parameter in (model.fusion.w1, model.fusion.w2)
-        }
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        if parameter.requires_grad and id(parameter) not in others:
-            key = factors.get(id(parameter), 1.0), parameter.ndim > 1
-            groups.setdefault(key, []).append(parameter)
-    described = [
-        {
-            "params": parameters,
-            "lr": config.lr * factor,
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for (factor, decays), parameters in groups.items()
-    ]
-    main: torch.optim.Optimizer
-    if config.optimizer == "sgd":
-        main = torch.optim.SGD(described, lr=config.lr, momentum=0.9, nesterov=True, fused=fused)
-    else:
-        main = torch.optim.AdamW(described, lr=config.lr, fused=fused)
-    if not discriminators:
-        return main, None
-    # Always Adam, with the momentum of 0.5 that adversarial training uses (Radford et al., ICLR 2016). Ours.
-    return main, torch.optim.Adam(discriminators, lr=config.discriminator_lr, betas=(0.5, 0.999), fused=fused)
-
-
-def rate(step: int, steps: int, config: TrainingConfig) -> float:
-    """Compute the factor of the base learning rates at `step` (0-based) of `steps`: in 0..1."""
-    warm = config.warmup * steps
-    if step < warm:
-        start = 0.04 if config.schedule == "onecycle" else 0.1
-        return start + (1 - start) * (step + 1) / (warm + 1)
-    done = (step - warm) / max(1.0, steps - warm)
-    if config.schedule in ("onecycle", "cosine"):
-        return 0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * done))
-    if config.schedule == "multistep":
-        return float(0.1 ** sum(step >= milestone * steps for milestone in config.milestones))
-    return 1.0
 
 
 def memory_format(config: Config, device: torch.device) -> torch.memory_format:
@@ -348,6 +301,10 @@ def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, count) in zip(norms, kept, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def _first_not_finite(values: dict[str, float], losses: Set[str], ignore_gradient: bool) -> list[str]:

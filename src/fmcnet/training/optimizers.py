@@ -1,0 +1,100 @@
+"""Optimisers and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from fmcnet.config import TrainingConfig
+from fmcnet.models.fmcnet import FMCNet
+
+BACKBONE_PARTS = ("stem", "shared", "specific")
+"""Prefixes of the names that stems and tails have in `Decomposition`."""
+
+
+def build_optimizers(
+    model: FMCNet, config: TrainingConfig, fused: bool = False
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
+    """Build the optimiser of all but the discriminators, and that of the discriminators (None without any).
+
+    Stems and tails learn at `lr * backbone_lr_factor`, w1 and w2 at `lr * fusion_lr_factor`, all else at `lr`. Weight
+    decay is for matrices and kernels only.
+
+    Args:
+        model: on the device where it is trained.
+        config: settings.
+        fused: one kernel for all parameters (PyTorch has it for CPUs and CUDA).
+    """
+    discriminators = model.compensation.discriminator_parameters() if model.compensation else []
+    discriminator_ids = {id(parameter) for parameter in discriminators}
+    backbone = {
+        id(parameter)
+        for name, child in model.decomposition.named_children()
+        if name.startswith(BACKBONE_PARTS)
+        for parameter in child.parameters()
+    }
+    fusion = {id(parameter) for parameter in ((model.fusion.w1, model.fusion.w2) if model.fusion else ())}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad and id(parameter) not in discriminator_ids:
+            factor = config.backbone_lr_factor if id(parameter) in backbone else 1.0
+            factor = config.fusion_lr_factor if id(parameter) in fusion else factor
+            groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
+    described = [
+        {
+            "params": parameters,
+            "lr": config.lr * factor,
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (factor, decays), parameters in groups.items()
+    ]
+    main: torch.optim.Optimizer
+    if config.optimizer == "sgd":
+        main = torch.optim.SGD(described, lr=config.lr, momentum=0.9, nesterov=True, fused=fused)
+    else:
+        main = torch.optim.AdamW(described, lr=config.lr, fused=fused)
+    if not discriminators:
+        return main, None
+    # Always Adam, with the momentum of 0.5 that adversarial training uses (Radford et al., ICLR 2016). Ours.
+    return main, torch.optim.Adam(discriminators, lr=config.discriminator_lr, betas=(0.5, 0.999), fused=fused)
+
+
+def rate(step: int, steps: int, config: TrainingConfig) -> float:
+    """Compute the factor of the base learning rate at `step` (0-based) of `steps`: in 0..1."""
+    warm = config.warmup * steps
+    if step < warm:
+        start = 0.04 if config.schedule == "onecycle" else 0.1
+        return start + (1 - start) * (step + 1) / (warm + 1)
+    done = (step - warm) / max(1.0, steps - warm)
+    if config.schedule in ("onecycle", "cosine"):
+        return 0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * done))
+    if config.schedule == "multistep":
+        return float(0.1 ** sum(step >= milestone * steps for milestone in config.milestones))
+    return 1.0
+
+
+def build_schedulers(
+    optimizers: Sequence[torch.optim.Optimizer | None], steps: int, config: TrainingConfig
+) -> list[LambdaLR]:
+    """Build a schedule for each optimiser: `rate` of the step, so that a resume needs the step alone."""
+    return [
+        LambdaLR(optimizer, lambda step: rate(step, steps, config)) for optimizer in optimizers if optimizer
+    ]
+
+
+def advance_schedule(scheduler: LambdaLR) -> None:
+    """Set the rates of the next step."""
+    with warnings.catch_warnings():  # the float16 scaler may have skipped the first step of the optimiser
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        scheduler.step()
+
+
+def restore_schedule(scheduler: LambdaLR, step: int) -> None:
+    """Set the rates of `step` (0-based), after a resume."""
+    scheduler.last_epoch = step - 1
+    advance_schedule(scheduler)
