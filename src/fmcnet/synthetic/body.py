@@ -1,26 +1,130 @@
-"""Body and clothes as primitives: limbs (round cones), ellipsoids, elliptic frustums and rounded boxes."""
+"""Body and clothes as primitives in view space: limbs (round cones), ellipsoids, elliptic frustums, rounded boxes.
+
+Body frame: x to the person's left, y up from the floor, z forwards, in metres. View frame: x right, y up, z towards
+the camera. Perspective is mild: each primitive is scaled by its own depth.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import cos, pi, sin
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fmcnet.synthetic.identity import BAG, HAIR, HAT, LOWER, SHOE, SKIN, UPPER, Identity
-from fmcnet.synthetic.primitives import (
-    RULE_CHEST,
-    RULE_HAIR,
-    RULE_HAT,
-    RULE_HEAD,
-    Builder,
-    Limb,
-    Matrix,
-    Pose,
-    Quadric,
-    View,
-    pitch_matrix,
-    yaw_matrix,
-)
+
+RULE_PLAIN, RULE_HEAD, RULE_HAIR, RULE_HAT, RULE_CHEST = range(5)
+"""How a quadric assigns material slots to its points; see `render`."""
+
+Matrix = NDArray[np.float64]
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Pose:
+    """What changes from image to image. Angles in radians."""
+
+    yaw: float  # 0 faces the camera, pi shows the back
+    phase: float  # walking phase, 0 to 2 pi
+    stride: float  # amplitude relative to the identity's own stride, 0 (standing) to 1.2
+    swing: float  # amplitude of the arms in radians
+    bend: float  # bend of the elbows in radians
+    phone: float  # +1 or -1 raises that forearm, 0 none
+    nod: float  # pitch of the head
+    turn: float  # yaw of the head relative to the body
+
+
+@dataclass(frozen=True)
+class Limb:
+    """A round cone from a to b in view space; the slot changes at the fraction `cut` of its length.
+
+    `tex` is the texture height at a, `length` the true length in metres, so foreshortening stretches no pattern.
+    """
+
+    a: Vector
+    b: Vector
+    ra: float
+    rb: float
+    slot_a: int
+    slot_b: int
+    cut: float
+    tex: float
+    length: float
+    around: float
+
+
+@dataclass(frozen=True)
+class Quadric:
+    """An ellipsoid, a frustum (local radius 1 + k y for y in [0, 1]), or a rounded box."""
+
+    centre: Vector  # view-space origin of the local frame (a frustum's lower end)
+    matrix: Matrix  # (3, 3) view offset to local coordinates
+    shape: str  # "ellipsoid", "frustum" or "box"
+    k: float  # growth of the frustum's radius from y = 0 to y = 1
+    slot: int  # material slot
+    rule: int  # one of the RULE_ constants
+    tex: float  # texture height in metres at local y = 0
+    tex_scale: float  # metres of texture height per local y
+    width: float  # metres of texture per radian around
+
+
+class _Builder:
+    """Collects primitives, turning body coordinates into view coordinates."""
+
+    def __init__(self, yaw: float, pitch: float, distance: float, height: float) -> None:
+        self.rotation: Matrix = _pitch_matrix(pitch) @ _yaw_matrix(yaw)
+        self.distance, self.yaw = distance, yaw
+        self.middle = np.array([0.0, 0.5 * height, 0.0])
+        self.parts: list[Limb | Quadric] = []
+
+    def _view(self, point: Matrix) -> tuple[Vector, float]:
+        x, y, z = (float(c) for c in self.rotation @ (point - self.middle))
+        scale = self.distance / (self.distance - z)
+        return (x * scale, y * scale, z), scale
+
+    def limb(
+        self, a: Matrix, b: Matrix, ra: float, rb: float, slots: tuple[int, int, float], tex: float
+    ) -> None:
+        """Add a round cone from a to b (body frame); `slots` is (slot at a, slot at b, fraction where it changes)."""
+        va, sa = self._view(a)
+        vb, sb = self._view(b)
+        length = float(np.linalg.norm(b - a))
+        end_slot = slots[1] if slots[2] < 1.0 else slots[0]
+        self.parts.append(
+            Limb(va, vb, ra * sa, rb * sb, slots[0], end_slot, slots[2], tex, length, 3.0 + self.yaw)
+        )
+
+    def quadric(
+        self,
+        centre: Matrix,
+        radii: Vector,
+        slot: int,
+        *,
+        shape: str = "ellipsoid",
+        k: float = 0.0,
+        rule: int = RULE_PLAIN,
+        tilt: Matrix | None = None,
+        tex: float = 0.0,
+        width: float = 0.14,
+    ) -> None:
+        """Add an ellipsoid, frustum or box with the given centre and half axes (body frame); `tilt` turns it."""
+        origin, scale = self._view(centre)
+        rotation = self.rotation if tilt is None else self.rotation @ tilt
+        matrix = rotation.T / (np.array(radii) * scale)[:, None]
+        self.parts.append(Quadric(origin, matrix, shape, k, slot, rule, tex, radii[1], width))
+
+
+def _pitch_matrix(angle: float) -> Matrix:
+    """Rotation about x: positive leans forwards."""
+    c, s = cos(angle), sin(angle)
+    return np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
+
+
+def _yaw_matrix(angle: float) -> Matrix:
+    """Rotation about y: positive turns to the person's left."""
+    c, s = cos(angle), sin(angle)
+    return np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
 
 
 def _swing(length: float, angle: float, out: float) -> Matrix:
@@ -28,7 +132,7 @@ def _swing(length: float, angle: float, out: float) -> Matrix:
     return np.array([length * sin(out), -length * cos(angle) * cos(out), length * sin(angle) * cos(out)])
 
 
-def _leg(build: Builder, who: Identity, pose: Pose, side: float, hip: Matrix, swing: float) -> None:
+def _leg(build: _Builder, who: Identity, pose: Pose, side: float, hip: Matrix, swing: float) -> None:
     body, h = who.body, who.body.height
     upper = 0.49 * body.leg * h
     lower = 0.47 * body.leg * h
@@ -58,12 +162,12 @@ def _leg(build: Builder, who: Identity, pose: Pose, side: float, hip: Matrix, sw
     calf = (0.5 + 0.5 * loose) if long else 1.0
     hem = end * (loose**1.6 if long else 1.0) * (1.25 if who.boots > 0.0 else 1.0)
     build.limb(mid, ankle, wide if long else joint, max(hem, end) * calf, shin_slots, hip[1] - upper)
-    toe = pitch_matrix(0.6 * max(0.0, knee - thigh - 0.25))
+    toe = _pitch_matrix(0.6 * max(0.0, knee - thigh - 0.25))
     foot = ankle + toe @ np.array([0.01 * side, -0.022 * h, 0.042 * h])
     build.quadric(foot, (0.027 * h, 0.021 * h, 0.072 * h), SHOE, tilt=toe)
 
 
-def _arm(build: Builder, who: Identity, pose: Pose, side: float, shoulder: Matrix, swing: float) -> None:
+def _arm(build: _Builder, who: Identity, pose: Pose, side: float, shoulder: Matrix, swing: float) -> None:
     body, h = who.body, who.body.height
     upper, lower = 0.172 * h * body.arm, 0.150 * h * body.arm
     fat = 0.45 + 0.55 * body.girth
@@ -95,9 +199,9 @@ def _arm(build: Builder, who: Identity, pose: Pose, side: float, shoulder: Matri
         )
 
 
-def _head(build: Builder, who: Identity, pose: Pose, neck: Matrix) -> None:
+def _head(build: _Builder, who: Identity, pose: Pose, neck: Matrix) -> None:
     h, size = who.body.height, who.body.head
-    turn = yaw_matrix(pose.turn) @ pitch_matrix(pose.nod)
+    turn = _yaw_matrix(pose.turn) @ _pitch_matrix(pose.nod)
     a, b, c = 0.047 * h * size, 0.069 * h * size, 0.056 * h * size
     centre = neck + np.array([0.0, 0.062 * h * size + 0.01, 0.012 * h])
     build.limb(neck - np.array([0.0, 0.03 * h, 0.012]), centre, 0.034 * h, 0.031 * h, (SKIN, SKIN, 1.0), 0.0)
@@ -130,7 +234,7 @@ def _head(build: Builder, who: Identity, pose: Pose, neck: Matrix) -> None:
             )
 
 
-def _torso(build: Builder, who: Identity, lean: Matrix, hips: Matrix, chest: float) -> None:
+def _torso(build: _Builder, who: Identity, lean: Matrix, hips: Matrix, chest: float) -> None:
     body, h = who.body, who.body.height
     pelvis_y, waist_y = body.leg * h, (body.leg + 0.105) * h
     deep = 0.072 * h * (0.35 + 0.65 * body.girth)
@@ -176,7 +280,7 @@ def _torso(build: Builder, who: Identity, lean: Matrix, hips: Matrix, chest: flo
 
 
 def _hem(
-    build: Builder,
+    build: _Builder,
     who: Identity,
     hips: Matrix,
     waist: tuple[float, float],
@@ -205,7 +309,7 @@ def _hem(
     )
 
 
-def _bag(build: Builder, who: Identity, lean: Matrix, hips: Matrix, chest: float) -> None:
+def _bag(build: _Builder, who: Identity, lean: Matrix, hips: Matrix, chest: float) -> None:
     body, h, size = who.body, who.body.height, who.bag_size
     if who.bag == "backpack":
         centre = hips + lean @ np.array(
@@ -229,15 +333,22 @@ def _bag(build: Builder, who: Identity, lean: Matrix, hips: Matrix, chest: float
         build.quadric(centre, (0.05 * size, 0.11 * size, 0.15 * size), BAG, shape="box", tex=0.3, width=0.14)
 
 
-def build_body(who: Identity, pose: Pose, view: View) -> list[Limb | Quadric]:
-    """The primitives of a person in view space, origin at half stature above the feet."""
+def build_body(who: Identity, pose: Pose, pitch: float, distance: float) -> list[Limb | Quadric]:
+    """The primitives of a person in view space, origin at half stature above the feet.
+
+    Args:
+        who: the person.
+        pose: of this image.
+        pitch: of the camera in radians; positive looks down.
+        distance: of the camera in metres.
+    """
     body, h = who.body, who.body.height
-    build = Builder(pose, view, h)
+    build = _Builder(pose.yaw, pitch, distance, h)
     step = pose.stride * body.stride
     drop = 0.06 * step * step * abs(sin(pose.phase)) * h
     hips = np.array([0.0, body.leg * h - drop, 0.0])
     chest = 0.815 * h + (body.leg - 0.515) * 0.35 * h
-    lean = pitch_matrix(body.stoop)
+    lean = _pitch_matrix(body.stoop)
     _torso(build, who, lean, hips, chest)
     rise = chest - body.leg * h
     left = sin(pose.phase)
