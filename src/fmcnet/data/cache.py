@@ -172,7 +172,7 @@ class ImageCache:
         def store(row: int, image: Image.Image) -> None:
             put(row, resize(image, self.height, self.width))
 
-        faults = decode_images(self.table, store, "caching images", self._progress)
+        faults = decode_images(self.table, self._progress, "caching images", store)
         raise_unreadable(self.table, faults)
 
 

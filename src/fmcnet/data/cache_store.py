@@ -204,25 +204,15 @@ def _left_overs(folder: Path) -> list[tuple[Path, str]]:
 
 @dataclass(frozen=True)
 class StoredCache:
-    """A cache on disk.
+    """A cache on disk."""
 
-    Attributes:
-        name: of its .npy file.
-        images: how many; None where its .json is missing (it will be built again).
-        size: "height x width", in pixels.
-        bytes: on disk.
-        root: the dataset's folder; "" where the .json is missing.
-        made: ISO 8601, UTC; when it was built.
-        used: ISO 8601, UTC; when it was last opened.
-    """
-
-    name: str
-    images: int | None
-    size: str
-    bytes: int
-    root: str
-    made: str
-    used: str
+    name: str  # of its .npy file
+    images: int | None  # how many; None where its .json is missing (it will be built again)
+    size: str  # "height x width", in pixels
+    bytes: int  # on disk
+    root: str  # the dataset's folder; "" where the .json is missing
+    made: str  # ISO 8601, UTC; when it was built
+    used: str  # ISO 8601, UTC; when it was last opened
 
     def __str__(self) -> str:
         what = "no description, will be built again" if self.images is None else f"{self.images} images"

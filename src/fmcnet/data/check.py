@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fmcnet.data.colours import colour_notes
-from fmcnet.data.images import load_image, verify_images
+from fmcnet.data.images import decode_images, load_image
 from fmcnet.data.overlap import copy_notes
 from fmcnet.data.readers import MARKERS, check_layout, detect_layout, read_dataset
 from fmcnet.data.readers.common import MANIFEST, DatasetFolder
@@ -91,27 +91,18 @@ class PublishedCount:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check` found.
+    """What `check` found."""
 
-    Attributes:
-        root: what was checked.
-        layout: one of `layouts()`, or "" where none fits.
-        parts: the layout's folders and files.
-        counts: numbers found beside the published ones (a generated or partial tree may differ: no problem).
-        problems: what must be corrected, a message each.
-        unreadable: (path, reason) of every image that cannot be read.
-        notes: the reader's notes.
-        homes: where to ask for access.
-    """
-
-    root: str
-    layout: str
-    parts: tuple[LayoutPart, ...]
-    counts: tuple[PublishedCount, ...]
-    problems: tuple[str, ...]
-    unreadable: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
-    homes: tuple[str, ...]
+    root: str  # what was checked
+    layout: str  # one of `layouts()`, or "" where none fits
+    parts: tuple[LayoutPart, ...]  # the layout's folders and files
+    counts: tuple[
+        PublishedCount, ...
+    ]  # numbers found beside the published ones (a generated or partial tree may differ: no problem)
+    problems: tuple[str, ...]  # what must be corrected, a message each
+    unreadable: tuple[tuple[str, str], ...]  # (path, reason) of every image that cannot be read
+    notes: tuple[str, ...]  # the reader's notes
+    homes: tuple[str, ...]  # where to ask for access
 
     @property
     def ok(self) -> bool:
@@ -196,7 +187,7 @@ def check(
     if images and tables:
         by_path = {record.path: record for table in tables for record in table.records()}
         each_once = Table.from_records(layout, tables[0].root, list(by_path.values()))
-        unreadable = verify_images(each_once, progress)
+        unreadable = decode_images(each_once, progress)
         paths = each_once.full_paths()
         notes += copy_notes(each_once)
         notes += colour_notes(each_once.modality, lambda row: load_image(paths[row]), each_once.camid)
@@ -263,27 +254,16 @@ def _counts(table: Table) -> tuple[PublishedCount, ...]:
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """One split and modality.
+    """One split and modality."""
 
-    Attributes:
-        split: one of `SPLITS`.
-        modality: "visible" or "infrared".
-        identities: how many.
-        images: how many.
-        cameras: those known.
-        least: images of the identity that has the fewest.
-        median: images per identity.
-        most: images of the identity that has the most.
-    """
-
-    split: str
-    modality: str
-    identities: int
-    images: int
-    cameras: tuple[int, ...]
-    least: int
-    median: float
-    most: int
+    split: str  # one of `SPLITS`
+    modality: str  # "visible" or "infrared"
+    identities: int  # how many
+    images: int  # how many
+    cameras: tuple[int, ...]  # those known
+    least: int  # images of the identity that has the fewest
+    median: float  # images per identity
+    most: int  # images of the identity that has the most
 
 
 @dataclass(frozen=True)

@@ -21,36 +21,22 @@ from fmcnet.errors import DataError, require
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame.
+    """One frame."""
 
-    Attributes:
-        name: of its crops: the image's path below the folder without suffix, or the video frame's number.
-        key: how the boxes call it; None where they do not.
-        index: from 0, counted in frames of the recording.
-        seconds: after the first frame, by the video's own clock; None for images.
-        open: decodes it, as RGB.
-    """
-
-    name: str
-    key: FrameKey | None
-    index: int
-    seconds: float | None
-    open: Callable[[], Image.Image]
+    name: str  # of its crops: the image's path below the folder without suffix, or the video frame's number
+    key: FrameKey | None  # how the boxes call it; None where they do not
+    index: int  # from 0, counted in frames of the recording
+    seconds: float | None  # after the first frame, by the video's own clock; None for images
+    open: Callable[[], Image.Image]  # decodes it, as RGB
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames in order.
+    """Frames in order."""
 
-    Attributes:
-        read: starts the frames from the beginning.
-        notes: how their numbers were found.
-        ignored: files of the folder that are no images.
-    """
-
-    read: Callable[[], Iterator[Frame]]
-    notes: tuple[str, ...] = ()
-    ignored: tuple[Ignored, ...] = ()
+    read: Callable[[], Iterator[Frame]]  # starts the frames from the beginning
+    notes: tuple[str, ...] = ()  # how their numbers were found
+    ignored: tuple[Ignored, ...] = ()  # files of the folder that are no images
 
 
 def open_frames(
@@ -122,10 +108,15 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
 
 def _numbers_of_names(names: dict[Path, str]) -> dict[Path, int]:
     """The last number of each name; empty unless all images have one of their own, in one folder."""
-    found = {image: re.search(r"(\d{1,18})\D*$", image.stem) for image in names}
-    numbers = {image: int(match[1]) for image, match in found.items() if match}
+    found = {image: _last_number(image.stem) for image in names}
+    numbers = {image: number for image, number in found.items() if number is not None}
     alone = len(set(numbers.values())) == len(names) and len({image.parent for image in names}) == 1
     return numbers if alone else {}
+
+
+def _last_number(name: str) -> int | None:
+    match = re.search(r"(\d{1,18})\D*$", name)
+    return int(match[1]) if match else None
 
 
 def _keys_by_name(names: dict[Path, str], boxes: Boxes) -> dict[Path, FrameKey]:
@@ -217,13 +208,13 @@ def _video_numbers(path: Path, boxes: Boxes, first: int | None) -> dict[int, Fra
         elif key in boxes.numbers and first is None:
             index = boxes.numbers[key]
         else:
-            match = re.search(r"(\d{1,18})\D*$", PurePosixPath(str(key)).stem)
-            if first is None or match is None:
+            number = _last_number(PurePosixPath(str(key)).stem)
+            if first is None or number is None:
                 raise DataError(
                     f"the boxes name their frames ('{key}'), but {path} is a video: say --first-frame 0 or 1, the "
                     "number of its first frame in these names, or give a folder of images"
                 )
-            index = int(match[1]) - first
+            index = number - first
         if index in found:
             raise DataError(f"'{found[index]}' and '{key}' are the same frame of {path} by their numbers")
         found[index] = key

@@ -27,35 +27,23 @@ _WORD = re.compile(r"(?:^|[-_. ])([a-z]+)(?=$|[-_. ])", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class PairReport:
-    """What `make_pairs` wrote.
+    """What `make_pairs` wrote."""
 
-    Attributes:
-        table: the CSV.
-        pairs: of crops of one moment.
-        identities: that training will tell apart.
-        alone: crops without a partner, by modality.
-        missing: rows of a CSV whose file is gone.
-        notes: of the CSVs' reader, and on colours that contradict a modality.
-        ignored: files of a folder that are no images.
-    """
-
-    table: Path
-    pairs: int
-    identities: int
-    alone: dict[Modality, tuple[str, ...]]
-    missing: tuple[str, ...]
-    notes: tuple[str, ...]
-    ignored: tuple[Ignored, ...]
+    table: Path  # the CSV
+    pairs: int  # of crops of one moment
+    identities: int  # that training will tell apart
+    alone: dict[Modality, tuple[str, ...]]  # crops without a partner, by modality
+    missing: tuple[str, ...]  # rows of a CSV whose file is gone
+    notes: tuple[str, ...]  # of the CSVs' reader, and on colours that contradict a modality
+    ignored: tuple[Ignored, ...]  # files of a folder that are no images
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
+        alone = {str(modality): names for modality, names in self.alone.items()}
         return {
+            **vars(self),
             "table": str(self.table),
-            "pairs": self.pairs,
-            "identities": self.identities,
-            "alone": {str(modality): list(names) for modality, names in self.alone.items()},
-            "missing": list(self.missing),
-            "notes": list(self.notes),
+            "alone": alone,
             "ignored": ignored_facts(self.ignored),
         }
 
@@ -198,7 +186,8 @@ def _refuse_twice(sides: list[_Side]) -> None:
 def _by_name(sides: list[_Side]) -> list[dict[str, _Crop]]:
     """Each side's crops by what the two of a pair have in common; names that both sides have stay whole."""
     whole = [
-        {crop.path: _below(crop.path, side.root).with_suffix("").as_posix() for crop in side.crops}
+        # relpath: a CSV may name crops elsewhere
+        {c.path: Path(os.path.relpath(c.path, side.root)).with_suffix("").as_posix() for c in side.crops}
         for side in sides
     ]
     alike = set(whole[0].values()) & set(whole[1].values())
@@ -215,10 +204,6 @@ def _by_name(sides: list[_Side]) -> list[dict[str, _Crop]]:
             mine[name] = crop
         found.append(mine)
     return found
-
-
-def _below(path: Path, root: Path) -> Path:
-    return Path(os.path.relpath(path, root))  # a CSV may name crops elsewhere
 
 
 def _without_modality(name: str, modality: Modality) -> str:
@@ -249,7 +234,7 @@ def _identities(pairs: list[tuple[_Crop, _Crop]], sides: list[_Side], folders: b
         for side, crop in zip(sides, pair, strict=True):
             person = crop.person
             if folders and crop.path.parent != side.root:
-                person += (f"folder {_below(crop.path.parent, side.root)}",)
+                person += (f"folder {os.path.relpath(crop.path.parent, side.root)}",)
             ends += [(at, len(pairs) + nodes.setdefault(one, len(nodes))) for one in person]
     size = len(pairs) + len(nodes)
     of, joined = np.array(ends, dtype=np.int64).reshape(-1, 2).T

@@ -68,7 +68,7 @@ class GBuffer:
 
 def _window(
     buffer: GBuffer, origin: Point, x_low: float, x_high: float, y_low: float, y_high: float
-) -> tuple[int, int, NDArray[Any], NDArray[Any]] | None:
+) -> tuple[int, int, Float, Float] | None:
     """The first row and column of a part of the view, and its x (1, w) and y (h, 1) in metres; None: outside."""
     height, width = buffer.depth.shape
     scale = buffer.scale
@@ -76,8 +76,9 @@ def _window(
     y0, y1 = max(0, floor(origin[1] - y_high * scale)), min(height, ceil(origin[1] - y_low * scale) + 1)
     if x0 >= x1 or y0 >= y1:
         return None
-    x = (np.arange(x0, x1, dtype=np.float32) + 0.5 - origin[0]) / scale
-    y = (origin[1] - np.arange(y0, y1, dtype=np.float32) - 0.5) / scale
+    x: Float = np.arange(x0, x1, dtype=np.float32)
+    y: Float = np.arange(y0, y1, dtype=np.float32)
+    x, y = (x + 0.5 - origin[0]) / scale, (origin[1] - y - 0.5) / scale
     return y0, x0, x[None, :], y[:, None]
 
 
