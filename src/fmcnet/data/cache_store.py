@@ -112,10 +112,9 @@ def write_cache(
     """
     image_size = int(np.prod(shape[1:]))
     turn = threading.Lock()
-    checksum = ""
+    content = {"version": FORMAT, "key": path.stem[-24:], "shape": list(shape)}
 
     def write(temporary: Path) -> None:
-        nonlocal checksum
         with temporary.open("wb") as stream:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(stream, header)
@@ -127,21 +126,12 @@ def write_cache(
                     stream.write(np.ascontiguousarray(image).data)
 
             fill(put)
-        checksum = _checksum(temporary)
+        content.update(bytes=temporary.stat().st_size, made=_iso(time.time()), crc32=_checksum(temporary))
 
     mode = private_mode(path.parent)
     write_atomically(path, write, mode)
-    content = {
-        "version": FORMAT,
-        "key": path.stem[-24:],
-        "shape": list(shape),
-        "bytes": path.stat().st_size,
-        "made": _iso(time.time()),
-        **description,
-        "crc32": checksum,
-    }
     try:
-        text = json.dumps(content, indent=1)
+        text = json.dumps(content | description, indent=1)
         write_atomically(path.with_suffix(".json"), lambda to: to.write_text(text, encoding="utf-8"), mode)
         return _map(path, shape)
     except UnusableCacheError as error:
@@ -191,15 +181,15 @@ def remove_cache(path: Path) -> bool:
 
 def remove_left_overs(path: Path) -> None:
     """Remove what a killed builder of this cache left; the caller holds the lock."""
-    for file, stem in _left_overs(path.parent):
-        if stem == path.stem and file.suffix != ".lock":
+    for file, cache in _left_overs(path.parent):
+        if cache == path and file.suffix != ".lock":
             file.unlink(missing_ok=True)
 
 
-def _left_overs(folder: Path) -> list[tuple[Path, str]]:
-    """(file, stem of its cache) of each temporary and lock file."""
+def _left_overs(folder: Path) -> list[tuple[Path, Path]]:
+    """Each temporary and lock file, and its cache."""
     matches = ((path, _LEFT_OVER.fullmatch(path.name)) for path in folder.iterdir())
-    return [(path, match[1]) for path, match in matches if match]
+    return [(path, folder / f"{match[1]}.npy") for path, match in matches if match]
 
 
 @dataclass(frozen=True)
@@ -257,9 +247,8 @@ def list_caches(folder: str | Path) -> CacheFolder:
         raise DataError(f"{folder} is a file: give the folder that holds the image caches")
     paths = folder.glob("*.npy") if folder.is_dir() else ()
     caches = [cache for path in paths if _STEM.fullmatch(path.stem) and (cache := _stored_cache(path))]
-    return CacheFolder(
-        folder, tuple(sorted(caches, key=lambda cache: (cache.used, cache.name), reverse=True))
-    )
+    caches.sort(key=lambda cache: (cache.used, cache.name), reverse=True)
+    return CacheFolder(folder, tuple(caches))
 
 
 def prune_caches(folder: str | Path, age: timedelta) -> CacheFolder:
@@ -276,7 +265,7 @@ def prune_caches(folder: str | Path, age: timedelta) -> CacheFolder:
     removed = tuple(cache for cache in old if remove_cache(found.folder / cache.name))
     kept = tuple(cache for cache in found.caches if cache not in removed)
     left = _left_overs(found.folder) if found.folder.is_dir() else []
-    for path in {found.folder / f"{stem}.npy" for _, stem in left}:
+    for path in {cache for _, cache in left}:
         with contextlib.suppress(OSError), lock_file(lock_path(path), optional=True) as locked:
             if locked:
                 remove_left_overs(path)

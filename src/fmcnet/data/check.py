@@ -32,9 +32,6 @@ HOMES = {
     "llcm": "LLCM: https://github.com/ZYK100/LLCM (signed agreement needed)",
 }
 
-Exists = Callable[[str], bool]
-"""Tells whether a path below the root exists."""
-
 _REGDB_LISTS = [f"idx/{split}_{kind}" for split in ("train", "test") for kind in KINDS]
 
 PUBLISHED = {
@@ -96,9 +93,7 @@ class CheckReport:
     root: str  # what was checked
     layout: str  # one of `layouts()`, or "" where none fits
     parts: tuple[LayoutPart, ...]  # the layout's folders and files
-    counts: tuple[
-        PublishedCount, ...
-    ]  # numbers found beside the published ones (a generated or partial tree may differ: no problem)
+    counts: tuple[PublishedCount, ...]  # a generated or partial tree may differ: no problem
     problems: tuple[str, ...]  # what must be corrected, a message each
     unreadable: tuple[tuple[str, str], ...]  # (path, reason) of every image that cannot be read
     notes: tuple[str, ...]  # the reader's notes
@@ -120,9 +115,8 @@ class CheckReport:
         for title, present in (("has:   ", True), ("lacks: ", False)):
             if names := [str(part) for part in self.parts if part.present is present]:
                 lines.append(title + ", ".join(names))
-        if self.counts:
-            width = max(len(count.name) for count in self.counts)
-            lines.append(f"{'':{width + 2}}   found  published")
+        width = max((len(count.name) for count in self.counts), default=0)
+        lines += [f"{'':{width + 2}}   found  published"] if self.counts else []
         for count in self.counts:
             mark = "" if count.found == count.published else "  differs"
             lines.append(f"  {count.name:{width}}{count.found:8,}{count.published:11,}{mark}")
@@ -161,18 +155,16 @@ def check(
             layout = detect_layout(root)
         except DataError as error:
             return CheckReport(str(root), "", (), (), (str(error),), (), (), tuple(HOMES.values()))
-    problems: list[str] = []
-    notes: list[str] = []
-    tables: list[Table] = []
-    generated = (root / MANIFEST).is_file()
-    parts: list[LayoutPart] = []
-    trials, absent = [1], list[int]()
+    problems, notes, tables = list[str](), list[str](), list[Table]()
+    parts, trials = list[LayoutPart](), [1]
     if root.is_dir():
         exists = DatasetFolder(root, "").exists
         parts = _parts(exists, layout)
-        trials, absent = _trials(exists) if layout == "regdb" else (trials, absent)
-    if absent:
-        notes.append(f"idx/ has no files of the splits {', '.join(map(str, absent))}: they cannot be used")
+        if layout == "regdb":
+            trials = _trials(exists)
+            absent = [str(trial) for trial in range(1, TRIALS + 1) if trial not in trials]
+            if absent and exists("idx"):
+                notes.append(f"idx/ has no files of the splits {', '.join(absent)}: they cannot be used")
     for trial in trials:
         try:
             table = read_dataset(root, layout=layout, trial=trial)
@@ -191,19 +183,14 @@ def check(
         paths = each_once.full_paths()
         notes += copy_notes(each_once)
         notes += colour_notes(each_once.modality, lambda row: load_image(paths[row]), each_once.camid)
+    homes = () if layout not in HOMES or (root / MANIFEST).is_file() else (HOMES[layout],)
+    counts = _counts(tables[0]) if tables else ()
     return CheckReport(
-        root=str(root),
-        layout=layout,
-        parts=tuple(parts),
-        counts=_counts(tables[0]) if tables else (),
-        problems=tuple(problems),
-        unreadable=tuple(unreadable),
-        notes=tuple(notes),
-        homes=(HOMES[layout],) if layout in HOMES and not generated else (),
+        str(root), layout, tuple(parts), counts, tuple(problems), tuple(unreadable), tuple(notes), homes
     )
 
 
-def _parts(exists: Exists, layout: str) -> list[LayoutPart]:
+def _parts(exists: Callable[[str], bool], layout: str) -> list[LayoutPart]:
     """The folders and files of a layout."""
     names = [name for name in MARKERS.get(layout, ()) if name != "exp"]
     if layout == "sysu":
@@ -224,12 +211,10 @@ def _parts(exists: Exists, layout: str) -> list[LayoutPart]:
     return parts
 
 
-def _trials(exists: Exists) -> tuple[list[int], list[int]]:
-    """RegDB's splits of which any file exists (split 1 if there is none at all), and the others."""
+def _trials(exists: Callable[[str], bool]) -> list[int]:
+    """RegDB's splits of which any file exists; split 1 if there is none at all."""
     trials = range(1, TRIALS + 1)
-    present = [trial for trial in trials if any(exists(f"{name}_{trial}.txt") for name in _REGDB_LISTS)]
-    present = present or [1]
-    return present, [trial for trial in trials if trial not in present] if exists("idx") else []
+    return [trial for trial in trials if any(exists(f"{name}_{trial}.txt") for name in _REGDB_LISTS)] or [1]
 
 
 def _counts(table: Table) -> tuple[PublishedCount, ...]:
@@ -240,9 +225,8 @@ def _counts(table: Table) -> tuple[PublishedCount, ...]:
         found[f"{split} identities"] = len(np.unique(part.pid[part.pid != NO_PID]))
         for modality in Modality:
             found[f"{split} {modality} images"] = int((part.modality == modality.code).sum())
-    for modality in Modality:
-        both = found[f"train {modality} images"] + found[f"val {modality} images"]
-        found[f"train + val {modality} images"] = both
+    for kind in Modality:
+        found[f"train + val {kind} images"] = found[f"train {kind} images"] + found[f"val {kind} images"]
     found["test visible images (gallery candidates)"] = found["test visible images"]
     found["test infrared images (queries)"] = found["test infrared images"]
     cameras = table.select(split="test").camid
@@ -302,7 +286,7 @@ def summary(table: Table) -> Summary:
             if not len(part):
                 continue
             counts = np.unique(part.pid[part.pid != NO_PID], return_counts=True)[1]
-            cameras = tuple(int(camera) for camera in np.unique(part.camid) if camera != NO_CAMERA)
+            cameras = tuple(np.unique(part.camid[part.camid != NO_CAMERA]).tolist())
             known = counts if len(counts) else np.zeros(1, int)
             spread = int(known.min()), float(np.median(known)), int(known.max())
             groups.append(SplitSummary(split, str(modality), len(counts), len(part), cameras, *spread))

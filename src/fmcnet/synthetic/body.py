@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import cos, pi, sin
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +115,14 @@ class _Builder:
         matrix = rotation.T / (np.array(radii) * scale)[:, None]
         self.parts.append(Quadric(origin, matrix, shape, k, slot, rule, tex, radii[1], width))
 
+    def frustum(self, base: Matrix, radii: Vector, slot: int, k: float, tex: float, **more: Any) -> None:
+        """Add a frustum on the given lower end, of height `radii[1]`; the upper end is wider by `k`."""
+        self.quadric(base, radii, slot, shape="frustum", k=k, tex=tex, **more)
+
+    def bag(self, centre: Matrix, axes: Vector, size: float, **more: Any) -> None:
+        """Add a rounded box with half axes in sizes of a bag."""
+        self.quadric(centre, (axes[0] * size, axes[1] * size, axes[2] * size), BAG, shape="box", **more)
+
 
 def _pitch_matrix(angle: float) -> Matrix:
     """Rotation about x: positive leans forwards."""
@@ -138,9 +147,8 @@ def _leg(build: _Builder, who: Identity, pose: Pose, side: float, hip: Matrix, s
     lower = 0.47 * body.leg * h
     step = pose.stride * body.stride * (0.55 if who.bottom in ("skirt", "dress") else 1.0)
     thigh = step * swing
-    knee = max(0.0, 0.12 + 1.0 * step * cos(pose.phase + (0.0 if side > 0 else pi) + 0.4)) * (
-        1.0 if step > 0.05 else 0.3
-    )
+    bent = 0.12 + 1.0 * step * cos(pose.phase + (0.0 if side > 0 else pi) + 0.4)
+    knee = max(0.0, bent) * (1.0 if step > 0.05 else 0.3)
     mid = hip + _swing(upper, thigh, 0.02 * side)
     ankle = mid + _swing(lower, thigh - knee, -0.01 * side)
     fat = 0.5 + 0.5 * body.girth
@@ -194,9 +202,7 @@ def _arm(build: _Builder, who: Identity, pose: Pose, side: float, shoulder: Matr
     if carries:
         size = who.bag_size
         centre = hand + np.array([0.02 * side, -0.13 * size, 0.0])
-        build.quadric(
-            centre, (0.055 * size, 0.165 * size, 0.17 * size), BAG, shape="box", tex=0.3, width=0.16
-        )
+        build.bag(centre, (0.055, 0.165, 0.17), size, tex=0.3, width=0.16)
 
 
 def _head(build: _Builder, who: Identity, pose: Pose, neck: Matrix) -> None:
@@ -215,12 +221,8 @@ def _head(build: _Builder, who: Identity, pose: Pose, neck: Matrix) -> None:
         end = neck + np.array([0.0, -0.085 * h, -0.062 * h])
         build.limb(top, end, a * 0.98, a * 0.72, (HAIR, HAIR, 1.0), 0.0)
     elif who.hair == "bob":
-        build.quadric(
-            centre + turn @ np.array([0.0, -0.30 * b, -0.45 * c]),
-            (a * 1.22, b * 0.82, c * 0.72),
-            HAIR,
-            tilt=turn,
-        )
+        back = turn @ np.array([0.0, -0.30 * b, -0.45 * c])
+        build.quadric(centre + back, (a * 1.22, b * 0.82, c * 0.72), HAIR, tilt=turn)
     if who.hat != "none":
         grow = 1.24 if who.hat == "beanie" else 1.20
         lift = np.array([0.0, 0.018, -0.004])
@@ -229,9 +231,8 @@ def _head(build: _Builder, who: Identity, pose: Pose, neck: Matrix) -> None:
             brim = turn @ np.array([0.0, 0.42 * b, 1.25 * c])
             build.quadric(centre + brim, (a * 0.95, 0.010, c * 0.85), HAT, tilt=turn)
         elif who.hat == "brim":
-            build.quadric(
-                centre + turn @ np.array([0.0, 0.42 * b, 0.0]), (a * 2.1, 0.012, c * 2.0), HAT, tilt=turn
-            )
+            brim = turn @ np.array([0.0, 0.42 * b, 0.0])
+            build.quadric(centre + brim, (a * 2.1, 0.012, c * 2.0), HAT, tilt=turn)
 
 
 def _torso(build: _Builder, who: Identity, lean: Matrix, hips: Matrix, chest: float) -> None:
@@ -243,94 +244,44 @@ def _torso(build: _Builder, who: Identity, lean: Matrix, hips: Matrix, chest: fl
     waist = hips + np.array([0.0, waist_y - pelvis_y, 0.0])
     length = chest - 0.012 * h - waist_y
     k = top_w / waist_w - 1.0
-    build.quadric(
-        waist,
-        (waist_w, length, waist_d),
-        UPPER,
-        shape="frustum",
-        k=k,
-        rule=RULE_CHEST,
-        tilt=lean,
-        tex=waist_y,
-    )
+    build.frustum(waist, (waist_w, length, waist_d), UPPER, k, waist_y, rule=RULE_CHEST, tilt=lean)
     yoke = waist + lean @ np.array([0.0, length, 0.0])
     depth = min(waist_d * (1.0 + k) * 1.01, 0.115 * h)
     build.quadric(yoke, (top_w * 1.02, 0.050 * h, depth), UPPER, rule=RULE_CHEST, tilt=lean, tex=chest)
     hip_w, hip_d = body.hip * 1.06, deep * 1.10
     slack = 0.5 + 0.5 * who.loose if who.bottom in ("trousers", "shorts") else 1.0
-    build.quadric(
-        hips - np.array([0.0, 0.01 * h, 0.0]), (hip_w * slack, 0.062 * h, hip_d * slack), LOWER, tex=pelvis_y
-    )
-    build.quadric(
-        hips,
-        (hip_w, waist_y - pelvis_y, hip_d),
-        LOWER,
-        shape="frustum",
-        k=waist_w / hip_w - 1.0,
-        tex=pelvis_y,
-    )
-    skirt_w = 0.0
+    seat = hips - np.array([0.0, 0.01 * h, 0.0])
+    build.quadric(seat, (hip_w * slack, 0.062 * h, hip_d * slack), LOWER, tex=pelvis_y)
+    build.frustum(hips, (hip_w, waist_y - pelvis_y, hip_d), LOWER, waist_w / hip_w - 1.0, pelvis_y)
+    # The part of the upper garment below the waist is wide enough to cover what is under it.
+    hem_y = max(0.0, body.leg + 0.035 - who.hem) * h
+    wide = max(hip_w * slack, waist_w) * (1.07 + 0.2 * (who.flare - 1.0))
+    deep = max(hip_d * slack, waist_d) * 1.12
     if who.bottom in ("skirt", "dress"):
         end = who.bottom_length * h
         skirt_w = hip_w * who.flare * (1.05 + 0.25 * (1.0 - who.bottom_length / 0.38))
         base = hips + np.array([0.0, end - pelvis_y, 0.0])
         radii = (skirt_w, waist_y - end, skirt_w * 0.92)
-        build.quadric(base, radii, LOWER, shape="frustum", k=waist_w / skirt_w - 1.0, tex=end)
-    _hem(build, who, hips, (waist_w, waist_d), (hip_w * slack, hip_d * slack), skirt_w)
-
-
-def _hem(
-    build: _Builder,
-    who: Identity,
-    hips: Matrix,
-    waist: tuple[float, float],
-    hip: tuple[float, float],
-    skirt: float,
-) -> None:
-    """The part of the upper garment below the waist, wide enough to cover what is under it."""
-    body, h = who.body, who.body.height
-    waist_y = (body.leg + 0.105) * h
-    hem_y = max(0.0, body.leg + 0.035 - who.hem) * h
-    wide = max(hip[0], waist[0]) * (1.07 + 0.2 * (who.flare - 1.0))
-    deep = max(hip[1], waist[1]) * 1.12
-    if skirt > 0.0:
-        share = min(1.0, (waist_y - hem_y) / (waist_y - who.bottom_length * h))
-        under = waist[0] + (skirt - waist[0]) * share
+        build.frustum(base, radii, LOWER, waist_w / skirt_w - 1.0, end)
+        share = min(1.0, (waist_y - hem_y) / (waist_y - end))
+        under = waist_w + (skirt_w - waist_w) * share
         wide, deep = max(wide, 1.05 * under), max(deep, 1.0 * under)
-    top = max(waist[0] * 1.03 / wide, waist[1] * 1.04 / deep)
-    build.quadric(
-        hips + np.array([0.0, hem_y - body.leg * h, 0.0]),
-        (wide, waist_y + 0.03 - hem_y, deep),
-        UPPER,
-        shape="frustum",
-        k=top - 1.0,
-        rule=RULE_CHEST,
-        tex=hem_y,
-    )
+    top = max(waist_w * 1.03 / wide, waist_d * 1.04 / deep)
+    hem = hips + np.array([0.0, hem_y - pelvis_y, 0.0])
+    build.frustum(hem, (wide, waist_y + 0.03 - hem_y, deep), UPPER, top - 1.0, hem_y, rule=RULE_CHEST)
 
 
 def _bag(build: _Builder, who: Identity, lean: Matrix, hips: Matrix, chest: float) -> None:
     body, h, size = who.body, who.body.height, who.bag_size
     if who.bag == "backpack":
-        centre = hips + lean @ np.array(
-            [0.0, chest - body.leg * h - 0.17, -0.072 * h * body.girth - 0.075 * size]
-        )
-        build.quadric(
-            centre, (0.14 * size, 0.22 * size, 0.09 * size), BAG, shape="box", tilt=lean, tex=0.3, width=0.15
-        )
+        back = [0.0, chest - body.leg * h - 0.17, -0.072 * h * body.girth - 0.075 * size]
+        centre = hips + lean @ np.array(back)
+        build.bag(centre, (0.14, 0.22, 0.09), size, tilt=lean, tex=0.3, width=0.15)
         low = lean @ np.array([0.0, -0.07 * size, -0.055 * size])
-        build.quadric(
-            centre + low,
-            (0.105 * size, 0.10 * size, 0.07 * size),
-            BAG,
-            shape="box",
-            tilt=lean,
-            tex=0.2,
-            width=0.12,
-        )
+        build.bag(centre + low, (0.105, 0.10, 0.07), size, tilt=lean, tex=0.2, width=0.12)
     elif who.bag == "shoulder":
         centre = hips + np.array([who.bag_side * (body.hip * 1.12 + 0.04), -0.02, 0.01])
-        build.quadric(centre, (0.05 * size, 0.11 * size, 0.15 * size), BAG, shape="box", tex=0.3, width=0.14)
+        build.bag(centre, (0.05, 0.11, 0.15), size, tex=0.3, width=0.14)
 
 
 def build_body(who: Identity, pose: Pose, pitch: float, distance: float) -> list[Limb | Quadric]:

@@ -118,13 +118,8 @@ def generate(
     if workers is not None and workers < 1:
         raise DataError(f"workers must be 1 or more, got {workers}")
     root = Path(out)
-    arguments = {
-        "version": VERSION,
-        "layout": layout,
-        "preset": preset,
-        "seed": seed,
-        "amounts": asdict(amounts),
-    }
+    world = {"layout": layout, "preset": preset, "seed": seed}
+    arguments = {"version": VERSION, **world, "amounts": asdict(amounts)}
     with _claimed(root, arguments):
         plan = make_plan(layout, amounts, seed)
         for path, content in side_files(plan, seed).items():
@@ -140,10 +135,10 @@ def generate(
         _write_manifest(root, {**arguments, "complete": True, "images": total, "digest": digest})
     seconds = time.perf_counter() - begin
     return GeneratedSummary(
-        out=root,
-        layout=layout,
-        preset=preset,
-        seed=seed,
+        root,
+        layout,
+        preset,
+        seed,
         identities=len(plan.pids),
         images=total,
         written=len(missing),
@@ -219,10 +214,8 @@ def _render(
     chunks = [images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK)]
     if processes > 1:
         # A broken pool: a script without `if __name__ == "__main__":`, or a killed process. This one continues.
-        with (
-            contextlib.suppress(BrokenProcessPool),
-            ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
-        ):
+        pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+        with contextlib.suppress(BrokenProcessPool), pool:
             with ignored_ctrl_c():
                 counts = pool.map(write, chunks)
             try:
