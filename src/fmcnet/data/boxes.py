@@ -259,9 +259,14 @@ def _read_coco(path: Path, text: str) -> Boxes:
         try:
             if not isinstance(one, dict) or "image_id" not in one:
                 raise ValueError("no image_id")
-            key = _coco_key(one["image_id"]) if results else keys.get(one["image_id"])
+            image_id = one["image_id"]
+            if results and (
+                isinstance(image_id, bool) or not isinstance(image_id, (int, str)) or image_id == ""
+            ):
+                raise ValueError(f"image_id {image_id!r} is neither a number nor a name")
+            key = image_id if results else keys.get(image_id)
             if key is None:
-                raise ValueError(f"image_id {one['image_id']} is that of no image")
+                raise ValueError(f"image_id {image_id} is that of no image")
             given = one.get("bbox")
             if not isinstance(given, list) or len(given) != 4:
                 raise ValueError("bbox is not [left, top, width, height]")
@@ -319,17 +324,10 @@ def _coco_persons(boxes: Boxes, categories: Any) -> set[Any] | None:
     return found or None
 
 
-def _coco_key(image_id: Any) -> FrameKey:
-    if isinstance(image_id, bool) or not isinstance(image_id, (int, str)) or image_id == "":
-        raise ValueError(f"image_id {image_id!r} is neither a number nor a name")
-    return image_id
-
-
 def _coco_track(annotation: Mapping[str, Any]) -> str:
-    attributes = annotation.get("attributes")
-    for place in (annotation, attributes if isinstance(attributes, dict) else {}):
+    for place in (annotation, annotation.get("attributes")):
         for name in ("track_id", "instance_id", "tracker_id"):
-            value = place.get(name)
+            value = place.get(name) if isinstance(place, dict) else None
             if isinstance(value, (int, str)) and not isinstance(value, bool) and str(value) not in ("", "-1"):
                 return str(value)
     return ""
@@ -341,10 +339,8 @@ def _add(boxes: Boxes, frame: FrameKey, values: Sequence[float], track: str, nam
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError(f"'{value}' is no number")
     try:
-        found = float(value)
+        found = float("" if isinstance(value, bool) else value)
     except (ValueError, TypeError, OverflowError):
         raise ValueError(f"'{str(value)[:40]}' is no number") from None
     if not math.isfinite(found):

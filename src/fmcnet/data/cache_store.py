@@ -48,14 +48,7 @@ class UnusableCacheError(ValueError):
 
 
 def open_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Check a cache and map it; the .json's time becomes the present, as the time of last use.
-
-    Args:
-        path: the .npy file.
-        shape: (N, H, W, 3).
-
-    Returns:
-        (N, H, W, 3) uint8, memory-mapped, read-only.
+    """Check the .npy file of (N, H, W, 3) images and map it, read-only; the .json's time, of last use, becomes now.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -103,9 +96,6 @@ def write_cache(
         shape: (N, H, W, 3).
         description: further entries of the .json.
         fill: stores every image with the function that it is given.
-
-    Returns:
-        As `open_cache`.
 
     Raises:
         OSError: the disk is full, cannot be written or does not hold what was written.
@@ -237,11 +227,7 @@ class CacheFolder:
 
 
 def list_caches(folder: str | Path) -> CacheFolder:
-    """List the caches of a folder, last used first; other files are ignored.
-
-    Raises:
-        DataError: the folder is a file.
-    """
+    """List the caches of a folder, last used first; other files are ignored; DataError: it is a file."""
     folder = Path(folder).expanduser()
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file: give the folder that holds the image caches")
@@ -254,10 +240,7 @@ def list_caches(folder: str | Path) -> CacheFolder:
 def prune_caches(folder: str | Path, age: timedelta) -> CacheFolder:
     """Remove the caches of a folder that were not opened for `age`, and what killed builders left.
 
-    A cache that is being built stays.
-
-    Raises:
-        DataError: the folder is a file.
+    A cache that is being built stays. DataError: the folder is a file.
     """
     found = list_caches(folder)
     now = datetime.now(timezone.utc)
@@ -302,11 +285,7 @@ def mib(size: float) -> str:
 
 
 def require_disk(folder: Path, need: int) -> None:
-    """Check that a folder has room for `need` bytes, and 2 % and 1 MiB more.
-
-    Raises:
-        OSError: (ENOSPC) with the numbers.
-    """
+    """Raise OSError (ENOSPC) unless a folder has room for `need` bytes, and 2 % and 1 MiB more."""
     need, free = need + need // 50 + 2**20, shutil.disk_usage(folder).free
     if free < need:
         raise OSError(errno.ENOSPC, f"{mib(need)} are needed, {mib(free)} are free")

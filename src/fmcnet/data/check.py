@@ -161,8 +161,10 @@ def check(
         exists = DatasetFolder(root, "").exists
         parts = _parts(exists, layout)
         if layout == "regdb":
-            trials = _trials(exists)
-            absent = [str(trial) for trial in range(1, TRIALS + 1) if trial not in trials]
+            numbers = range(1, TRIALS + 1)
+            found = [n for n in numbers if any(exists(f"{name}_{n}.txt") for name in _REGDB_LISTS)]
+            trials = found or [1]
+            absent = [str(trial) for trial in numbers if trial not in trials]
             if absent and exists("idx"):
                 notes.append(f"idx/ has no files of the splits {', '.join(absent)}: they cannot be used")
     for trial in trials:
@@ -209,12 +211,6 @@ def _parts(exists: Callable[[str], bool], layout: str) -> list[LayoutPart]:
         remark = f"splits {', '.join(map(str, lacking))}" if 0 < len(lacking) < TRIALS else ""
         parts.append(LayoutPart(f"{name}_1..{TRIALS}.txt", not lacking, remark))
     return parts
-
-
-def _trials(exists: Callable[[str], bool]) -> list[int]:
-    """RegDB's splits of which any file exists; split 1 if there is none at all."""
-    trials = range(1, TRIALS + 1)
-    return [trial for trial in trials if any(exists(f"{name}_{trial}.txt") for name in _REGDB_LISTS)] or [1]
 
 
 def _counts(table: Table) -> tuple[PublishedCount, ...]:

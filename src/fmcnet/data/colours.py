@@ -56,13 +56,7 @@ def colours_doubtful(pixels: Pixels, modality: Modality) -> BoolArray:
 
 
 def note_colours(pixels: Pixels, modality: Modality, names: Sequence[str], remarks: Remarks) -> None:
-    """Add the images of `colours_doubtful` to remarks, as `COLOURED` and `COLOURLESS`.
-
-    Args:
-        pixels, modality: as there.
-        names: of each image.
-        remarks: gets them.
-    """
+    """Add the images of `colours_doubtful`, by their names, to the remarks, as `COLOURED` or `COLOURLESS`."""
     kind = COLOURED if modality is Modality.INFRARED else COLOURLESS
     for at in np.flatnonzero(colours_doubtful(pixels, modality)).tolist():
         remarks.add(kind, names[at])

@@ -146,11 +146,10 @@ def crop(
                 Progress("cropping", found.total, show=progress) as bar,
             ):
                 for frame in opened.read():
-                    line = work.take(frame)
-                    if line is not None:
+                    if line := work.take(frame):
                         stream.write(json.dumps(line) + "\n")
                         stream.flush()
-                    bar.advance(count=len(found.of_frame.get(frame.key, ())) if frame.key is not None else 0)
+                    bar.advance(count=len(found.of_frame.get(frame.key, ())))
             return work.finish(opened.notes, opened.ignored)
     except Timeout:
         raise DataError(f"another process writes crops into {out}: wait for it") from None
@@ -164,12 +163,12 @@ class _Work:
         self.report = CropReport(out / TABLE, boxes.format, boxes.total, boxes.left_out)
         self.remarks = Remarks()
         self.rows: list[list[str]] = []
-        self.seen: set[FrameKey | None] = set()
+        self.seen: set[FrameKey] = set()
 
     def take(self, frame: Frame) -> _Done | None:
         """Crop one frame; a line for the journal, None where there is nothing new."""
         self.report.frames += 1
-        boxes = self.boxes.of_frame.get(frame.key, []) if frame.key is not None else []
+        boxes = self.boxes.of_frame.get(frame.key, [])
         self.seen.add(frame.key)
         if frame.index % self.options.every:
             self.report.not_chosen += len(boxes)
@@ -183,10 +182,10 @@ class _Work:
             return None
         try:
             image = frame.open()
-            stated = self.boxes.sizes.get(frame.key, image.size) if frame.key is not None else image.size
-            if stated != image.size:
+            width, height = self.boxes.sizes.get(frame.key, image.size)
+            if (width, height) != image.size:
                 raise DataError(
-                    f"it is {image.width} x {image.height} pixels, the boxes say {stated[0]} x {stated[1]}"
+                    f"it is {image.width} x {image.height} pixels, the boxes say {width} x {height}"
                 )
         except DataError as error:
             self.report.left_out.add(f"in a frame that cannot be used: {error}", frame.name, len(boxes))
@@ -295,8 +294,7 @@ def _inside(box: Box, size: tuple[int, int], least: int) -> tuple[tuple[int, int
 def _signature(frames: Path, boxes: Path, options: CropOptions) -> str:
     """Names the frames, boxes and options, so that crops of others are not mixed with these."""
     digest = hashlib.sha256(boxes.read_bytes())
-    files = list_folder(frames).images if frames.is_dir() else (frames,)
-    for file in files:
+    for file in list_folder(frames).images if frames.is_dir() else (frames,):
         digest.update(f"{file}\0{file_state(file)}\n".encode("utf-8", "surrogateescape"))
     facts = {name: str(value) for name, value in asdict(options).items()}
     digest.update(json.dumps([str(frames.resolve()), facts], sort_keys=True).encode())
@@ -304,16 +302,11 @@ def _signature(frames: Path, boxes: Path, options: CropOptions) -> str:
 
 
 def _read_journal(out: Path, wanted: str) -> dict[str, _Done]:
-    """The frames that are done; a journal is begun where there is none.
-
-    Raises:
-        DataError: when `out` holds other crops, or other files.
-    """
+    """The frames that are done; a journal is begun where there is none. DataError: `out` holds something else."""
     journal = out / JOURNAL
     lines = journal.read_bytes().split(b"\n") if journal.is_file() else []
     if len(lines) < 3:  # none, or no frame is done
-        others = [path for path in out.iterdir() if path.name not in (JOURNAL, LOCK)]
-        if others:
+        if others := [path for path in out.iterdir() if path.name not in (JOURNAL, LOCK)]:
             raise DataError(f"--out {out} holds other files ({others[0].name}): give a new folder")
         begin = json.dumps({"crops": wanted}) + "\n"
         write_atomically(journal, lambda file: file.write_text(begin), private_mode(out))

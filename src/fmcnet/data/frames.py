@@ -24,7 +24,7 @@ class Frame:
     """One frame."""
 
     name: str  # of its crops: the image's path below the folder without suffix, or the video frame's number
-    key: FrameKey | None  # how the boxes call it; None where they do not
+    key: FrameKey  # how the boxes call it; "" where they do not
     index: int  # from 0, counted in frames of the recording
     seconds: float | None  # after the first frame, by the video's own clock; None for images
     open: Callable[[], Image.Image]  # decodes it, as RGB
@@ -40,7 +40,7 @@ class Frames:
 
 
 def open_frames(
-    path: str | Path, boxes: Boxes, first: int | None = None, value_range: ValueRange | None = None
+    path: Path, boxes: Boxes, first: int | None = None, value_range: ValueRange | None = None
 ) -> Frames:
     """Open a folder of images or a video.
 
@@ -54,7 +54,6 @@ def open_frames(
         DataError: when there is none, or the boxes' frames cannot be told.
         MissingDependencyError: for a video without PyAV.
     """
-    path = Path(path).expanduser()
     if path.is_dir():
         return _open_folder(path, boxes, first, value_range)
     if not path.is_file():
@@ -101,7 +100,7 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
         for image in order:
             name = stems[image] if counts[stems[image]] == 1 else names[image].replace(".", "_")
             decode = partial(open_rgb, image, value_range)
-            yield Frame(name, keys.get(image), places[image], None, decode)
+            yield Frame(name, keys.get(image, ""), places[image], None, decode)
 
     return Frames(read, tuple(notes), listing.ignored)
 
@@ -183,7 +182,7 @@ def _open_video(path: Path, boxes: Boxes, first: int | None, value_range: ValueR
                     seconds = None if decoded.time is None else float(decoded.time)
                     start = seconds if start is None else start
                     after = None if seconds is None or start is None else seconds - start
-                    key = numbers.get(index)
+                    key = numbers.get(index, "")
                     name = f"{key if isinstance(key, int) else index:06d}"
                     yield Frame(name, key, index, after, partial(_convert, decoded, value_range))
         except (av.error.FFmpegError, OSError) as error:

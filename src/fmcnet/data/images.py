@@ -73,11 +73,7 @@ def load_image(path: str | Path, value_range: ValueRange | None = None) -> NDArr
 
 
 def open_rgb(path: str | Path, value_range: ValueRange | None = None) -> Image.Image:
-    """Load an image like `load_image`, as a Pillow image of mode RGB; `info[REMARKS]` holds what is doubtful.
-
-    Raises:
-        DataError: as `load_image`.
-    """
+    """Load an image like `load_image`, as a Pillow image of mode RGB; `info[REMARKS]` holds what is doubtful."""
     path = Path(path)
     try:
         try:
@@ -96,11 +92,7 @@ def open_rgb(path: str | Path, value_range: ValueRange | None = None) -> Image.I
 
 
 def to_rgb(image: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
-    """Convert an image that Pillow opened or made to RGB, by the rules of `load_image`.
-
-    Raises:
-        DataError: when it cannot be decoded.
-    """
+    """Convert an image that Pillow opened or made to RGB, by the rules of `load_image` (DataError, too)."""
     try:
         return _to_rgb(image, value_range)
     except _FAILURES as error:

@@ -122,22 +122,20 @@ def make_pairs(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_rows(out, rows, private_mode(out.parent))
     alone = {
-        side.modality: tuple(str(crop.path) for name, crop in sorted(own.items()) if name not in other)
-        for side, own, other in zip(sides, (day, night), (night, day), strict=True)
+        Modality.VISIBLE: tuple(str(day[name].path) for name in sorted(day.keys() - night.keys())),
+        Modality.INFRARED: tuple(str(night[name].path) for name in sorted(night.keys() - day.keys())),
     }
-    crops = [crop.path for own in (day, night) for crop in own.values()]
-    kinds = [side.modality.code for side, own in zip(sides, (day, night), strict=True) for _ in own]
+    crops = [*day.values(), *night.values()]
+    kinds = [Modality.VISIBLE.code] * len(day) + [Modality.INFRARED.code] * len(night)
+    one, other = sides
     return PairReport(
-        out,
-        len(names),
-        len(set(identities)),
-        alone,
-        tuple(one for side in sides for one in side.missing),
-        (
-            *(note for side in sides for note in side.notes),
-            *colour_notes(kinds, lambda row: load_image(crops[row])),
-        ),
-        tuple(one for side in sides for one in side.ignored),
+        table=out,
+        pairs=len(names),
+        identities=len(set(identities)),
+        alone=alone,
+        missing=(*one.missing, *other.missing),
+        notes=(*one.notes, *other.notes, *colour_notes(kinds, lambda row: load_image(crops[row].path))),
+        ignored=(*one.ignored, *other.ignored),
     )
 
 
@@ -175,12 +173,10 @@ def _read(source: Path, modality: Modality) -> _Side:
 def _refuse_twice(sides: list[_Side]) -> None:
     """Refuse an image that is given twice, also by a link."""
     seen: dict[Path, Path] = {}
-    for side in sides:
-        for crop in side.crops:
-            real = crop.path.resolve()
-            if real in seen:
-                raise DataError(f"{seen[real]} and {crop.path} are one image: give each image once")
-            seen[real] = crop.path
+    for path in (crop.path for side in sides for crop in side.crops):
+        first = seen.setdefault(path.resolve(), path)
+        if first is not path:
+            raise DataError(f"{first} and {path} are one image: give each image once")
 
 
 def _by_name(sides: list[_Side]) -> list[dict[str, _Crop]]:
@@ -191,18 +187,16 @@ def _by_name(sides: list[_Side]) -> list[dict[str, _Crop]]:
         for side in sides
     ]
     alike = set(whole[0].values()) & set(whole[1].values())
-    found: list[dict[str, _Crop]] = []
-    for side, names in zip(sides, whole, strict=True):
-        mine: dict[str, _Crop] = {}
+    found: list[dict[str, _Crop]] = [{}, {}]
+    for side, names, mine in zip(sides, whole, found, strict=True):
         for crop in side.crops:
             name = names[crop.path]
             name = name if name in alike else _without_modality(name, side.modality)
-            if name in mine:
+            first = mine.setdefault(name, crop)
+            if first is not crop:
                 raise DataError(
-                    f"{mine[name].path} and {crop.path} have one name: which is the pair's? Remove one"
+                    f"{first.path} and {crop.path} have one name: which is the pair's? Remove one"
                 )
-            mine[name] = crop
-        found.append(mine)
     return found
 
 

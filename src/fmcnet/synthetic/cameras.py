@@ -46,19 +46,13 @@ LAYOUT_NUMBERS = {"sysu": 1, "regdb": 2, "llcm": 3, "wild": 4}
 """Of the layouts, in seeds."""
 WILD = {"visible": range(1, 41), "nir": range(41, 61), "thermal": range(61, 81)}
 """Cameras of the layout wild."""
-_SYSU = {1: ("visible", 1, False), 2: ("visible", 2, False), 3: ("nir", 2, False), 4: ("visible", 4, True),
-         5: ("visible", 5, True), 6: ("nir", 6, True)}  # fmt: skip
-_REGDB = {1: ("visible", 1, True), 2: ("thermal", 1, True)}
-
-
-def _placements(layout: str, spectrum: str) -> dict[int, tuple[str, int, bool]]:
-    if layout == "sysu":
-        return _SYSU
-    if layout == "regdb":
-        return _REGDB
-    if layout == "wild":
-        return {c: (kind, c, c % 2 == 0) for kind, cameras in WILD.items() for c in cameras}
-    return {c: (spectrum, c, c > 6) for c in range(1, 10) if spectrum == "visible" or c != 3}
+_PLACEMENTS = {
+    "sysu": {1: ("visible", 1, False), 2: ("visible", 2, False), 3: ("nir", 2, False),
+             4: ("visible", 4, True), 5: ("visible", 5, True), 6: ("nir", 6, True)},
+    "regdb": {1: ("visible", 1, True), 2: ("thermal", 1, True)},
+    "wild": {c: (kind, c, c % 2 == 0) for kind, cameras in WILD.items() for c in cameras},
+}  # fmt: skip
+"""Spectrum, place and whether it is outdoors, of each camera; those of LLCM are of both spectra."""
 
 
 def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -69,7 +63,8 @@ def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
 def camera(layout: str, seed: int, camid: int, infrared: bool) -> Camera:
     """Draw the camera of a number; `infrared` chooses one in LLCM's layout, whose places have two of a number."""
     number = LAYOUT_NUMBERS[layout]
-    spectrum, place, outdoor = _placements(layout, "nir" if infrared else "visible")[camid]
+    of_llcm = ("nir" if infrared else "visible", camid, camid > 6)
+    spectrum, place, outdoor = _PLACEMENTS[layout][camid] if layout in _PLACEMENTS else of_llcm
     rng = np.random.default_rng([7201, seed, number, camid, int(infrared)])
     warmth = rng.normal(0.0, 0.11)
     tint = np.exp(np.array([warmth, 0.0, -warmth]))

@@ -140,12 +140,6 @@ def _occlude(canvas: Float, cam: Camera, rng: np.random.Generator) -> None:
         canvas[rows, cols] = np.float32(rng.uniform(17.0, 21.0))
 
 
-def _internal_size(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns rendered for a written image: about twice as many, fewer for large images."""
-    factor = 2.0 if height <= 96 else (1.6 if height <= 160 else 1.15)
-    return round(height * factor), round(width * factor)
-
-
 def render_image(key: ImageKey, height: int, width: int) -> NDArray[np.uint8]:
     """Render one image.
 
@@ -192,7 +186,8 @@ def _render(
     key: ImageKey, cam: Camera, rng: np.random.Generator, height: int, width: int
 ) -> NDArray[np.uint8]:
     who = draw_identity(key.seed, key.pid)
-    h, w = _internal_size(height, width)
+    factor = 2.0 if height <= 96 else (1.6 if height <= 160 else 1.15)  # rendered larger than written
+    h, w = round(height * factor), round(width * factor)
     scene = make_scene((key.seed, LAYOUT_NUMBERS[key.layout], cam.place), h, w, cam.outdoor)
     canvas = _background(scene, cam, h, w, rng)
     light = _light(cam, rng)

@@ -225,35 +225,25 @@ def _plan_regdb(amounts: Preset, seed: int) -> BenchmarkPlan:
     return BenchmarkPlan("regdb", images, (), (), ())
 
 
-def _llcm_cameras(rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Four to six visible cameras of nine, and the infrared ones of the same places (there is no infrared 3)."""
-    visible = sorted(int(c) for c in rng.choice(np.arange(1, 10), int(rng.integers(4, 7)), replace=False))
-    return visible, [c for c in visible if c != 3]
-
-
 def _plan_llcm(amounts: Preset, seed: int) -> BenchmarkPlan:
     rng = np.random.default_rng([7401, seed, 3])
     train, _, test = _split(rng, amounts)
     images = {}
     for split, ids, amount in (("train", train, amounts.train_images), ("test", test, amounts.test_images)):
-        cams = {pid: _llcm_cameras(rng) for pid in ids}
-        for infrared in (False, True):
-            keys = [(pid, cam) for pid in ids for cam in cams[pid][int(infrared)]]
+        # Four to six visible cameras of nine, and the infrared ones of the same places (there is no infrared 3).
+        seen = {pid: sorted(rng.choice(np.arange(1, 10), rng.integers(4, 7), False).tolist()) for pid in ids}
+        for infrared, kind in ((False, "vis"), (True, "nir")):
+            keys = [(pid, cam) for pid in ids for cam in seen[pid] if not (infrared and cam == 3)]
             if amounts.real_counts:
                 counts = _share(rng, keys, _LLCM_TOTALS[split][int(infrared)])
             else:
                 counts = dict.fromkeys(keys, amount)
             for pid, cam in keys:
+                folder = f"{kind}/{pid:04d}" if split == "train" else f"test_{kind}/cam{cam}/{pid:04d}"
                 for i in range(1, counts[pid, cam] + 1):
-                    path = _llcm_path(split, pid, cam, infrared, i)
+                    path = f"{folder}/{pid:04d}_c{cam:02d}_s{200000 + pid}_f{40 * i}_{kind}.jpg"
                     images[path] = ImageKey(seed, "llcm", pid, cam, infrared, i)
     return BenchmarkPlan("llcm", images, train, (), test)
-
-
-def _llcm_path(split: str, pid: int, cam: int, infrared: bool, i: int) -> str:
-    kind = "nir" if infrared else "vis"
-    name = f"{pid:04d}_c{cam:02d}_s{200000 + pid}_f{40 * i}_{kind}.jpg"
-    return f"{kind}/{pid:04d}/{name}" if split == "train" else f"test_{kind}/cam{cam}/{pid:04d}/{name}"
 
 
 WILD_SEEN = {"visible": 4, "nir": 2, "thermal": 2}
@@ -264,11 +254,7 @@ def _plan_wild(amounts: Preset, seed: int) -> BenchmarkPlan:
     rng = np.random.default_rng([7401, seed, 4])
     train, val, test = _split(rng, amounts)
     images = {}
-    for ids, count in (
-        (train, amounts.train_images),
-        (val, amounts.test_images),
-        (test, amounts.test_images),
-    ):
+    for ids, count in ((train, amounts.train_images), (val + test, amounts.test_images)):
         for pid in ids:
             for spectrum, cameras in WILD.items():
                 for cam in sorted(rng.choice(cameras, WILD_SEEN[spectrum], replace=False).tolist()):
@@ -336,12 +322,13 @@ def _llcm_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
     label = {pid: i for i, pid in enumerate(plan.train)}
     files = {"idx/test_id.txt": _line(plan.test)}
     for infrared, kind in ((False, "vis"), (True, "nir")):
-        lines: dict[str, list[str]] = {"train": [], "test": []}
-        for path, key in plan.images.items():
-            if key.infrared == infrared:
-                split = "train" if key.pid in label else "test"
-                lines[split].append(f"{path} {label.get(key.pid, key.pid)}\n")
-        files |= {f"idx/{split}_{kind}.txt": "".join(lines[split]).encode() for split in lines}
+        for split in ("train", "test"):
+            lines = [
+                f"{path} {label.get(key.pid, key.pid)}\n"
+                for path, key in plan.images.items()
+                if key.infrared == infrared and (key.pid in label) == (split == "train")
+            ]
+            files[f"idx/{split}_{kind}.txt"] = "".join(lines).encode()
     return files
 
 

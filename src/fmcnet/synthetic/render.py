@@ -241,13 +241,9 @@ def _slots(q: Quadric, who: Identity, qx: Float, qy: Float, qz: Float) -> tuple[
 
 
 def rasterise(buffer: GBuffer, parts: list[Limb | Quadric], who: Identity, origin: Point) -> None:
-    """Draw a body into a buffer, z-buffered.
+    """Draw a person's parts (`build_body`) into a buffer, z-buffered.
 
-    Args:
-        buffer: changed in place.
-        parts: primitives in view space (`build_body`).
-        who: whose they are (for the material rules).
-        origin: (column, row) of the view-space origin, in pixels of the buffer.
+    `origin` is the (column, row) of the view-space origin, in pixels of the buffer.
     """
     for part in parts:
         if isinstance(part, Limb):

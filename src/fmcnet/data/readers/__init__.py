@@ -102,11 +102,7 @@ def read_dataset(
 
 
 def detect_layout(path: str | Path) -> str:
-    """Which of `layouts()` a path has, by the names at its top.
-
-    Raises:
-        DataError: when the path does not exist or nothing fits; names what was looked for.
-    """
+    """Which of `layouts()` a path has, by the names at its top; a DataError says what was looked for in vain."""
     path = Path(path).expanduser()
     if path.is_file():
         return "csv"
@@ -128,11 +124,7 @@ def detect_layout(path: str | Path) -> str:
 
 
 def check_layout(layout: str) -> None:
-    """Check the name of a layout.
-
-    Raises:
-        DataError: when it is neither "auto" nor one of `layouts()`.
-    """
+    """Raise DataError unless a layout is "auto" or one of `layouts()`."""
     if layout not in ("auto", *layouts()):
         raise DataError(
             f"unknown layout '{layout}': choose auto, {', '.join(layouts())}. Register your own with "

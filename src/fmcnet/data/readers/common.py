@@ -25,11 +25,7 @@ MANIFEST = "generated.json"
 
 
 def require_complete(folder: Path) -> None:
-    """Refuse a generated dataset whose generation was interrupted: half of it would be taken for the whole.
-
-    Raises:
-        DataError: naming the folder.
-    """
+    """Refuse (DataError) a generated dataset whose generation was interrupted: half would be taken for the whole."""
     with contextlib.suppress(OSError):
         if b'"complete": false' in (folder / MANIFEST).read_bytes():
             again = "call the same fmcnet data generate again, which continues it"
@@ -63,11 +59,7 @@ class DatasetFolder:
         return DataError(f"{message}\nExpected:\n{self.expected}")
 
     def require(self, folders: Iterable[str], files: Iterable[str], kind: str = "folder") -> None:
-        """Check that folders and files exist.
-
-        Raises:
-            DataError: naming all that do not; `kind` names the folders.
-        """
+        """Check that folders and files exist; a DataError names all that do not, with `kind` for the folders."""
         missing = [f"the {kind} {name}" for name in folders if self.find_folder(name) is None]
         missing += [name for name in files if self.find(name) is None]
         if missing:
@@ -84,11 +76,7 @@ class DatasetFolder:
         return self._listings[folder]
 
     def find(self, relative: str) -> str | None:
-        """The path as written on disk: exact, or the only one equal but for letter case; else None.
-
-        Raises:
-            DataError: several names differ from the wanted one, and from each other, in case only.
-        """
+        """The path as written on disk: exact, or the only one (DataError: several) in other letter case; or None."""
         parts = [part for part in relative.replace("\\", "/").split("/") if part not in ("", ".")]
         here = ""
         for depth, part in enumerate(parts):
@@ -134,11 +122,7 @@ class DatasetFolder:
                     self._ignored[path] = name
 
     def identity_folders(self, folder: str) -> dict[int, str]:
-        """Identity -> its folder, for the numbered folders inside `folder`.
-
-        Raises:
-            DataError: two folders have the same number (`7` and `0007`).
-        """
+        """Identity -> its folder, for the numbered folders inside `folder`; DataError: `7` and `0007`."""
         found: dict[int, str] = {}
         for name, is_folder in self.entries(folder).items():
             pid = number_of(name)
@@ -169,11 +153,7 @@ class DatasetFolder:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file in UTF-8 or UTF-16, any line ending, with or without byte-order mark.
-
-    Raises:
-        DataError: the file cannot be read, is not text, or has a line of more than 1 MiB.
-    """
+    """The lines of a text file in UTF-8 or UTF-16, with any line ending; DataError: none, or a line over 1 MiB."""
     try:
         text = read_text(path, long_lines=False)
     except OSError as error:
@@ -184,11 +164,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_ids(path: Path) -> list[int]:
-    """Sorted identities of a comma-separated list (`1,2,5`), however spaced, broken or ended.
-
-    Raises:
-        DataError: a value is no number, or there is none.
-    """
+    """Sorted identities of a comma-separated list (`1,2,5`), however spaced or broken; DataError: none, or others."""
     words = [word for line in read_lines(path) for word in re.split(r"[,;\s]+", line) if word]
     if bad := [word[:40] for word in words if number_of(word) is None]:
         raise DataError(f"{path} should hold comma-separated identity numbers, but has {first_of(bad, 5)}")
@@ -196,11 +172,7 @@ def read_ids(path: Path) -> list[int]:
 
 
 def read_mat_ids(path: Path) -> list[int]:
-    """Sorted identities of a MATLAB file's variable `id`.
-
-    Raises:
-        DataError: the file cannot be read, lacks `id`, or `id` is empty.
-    """
+    """Sorted identities of a MATLAB file's variable `id`; DataError: it cannot be read, or holds none or others."""
     try:
         ids = np.asarray(read_mat(path, "id")).ravel()
     except ValueError as error:
@@ -267,11 +239,7 @@ def read_idx(folder: DatasetFolder, relative: str) -> list[ListedImage]:
 
 
 def check_labels(images: Iterable[ListedImage], where: str) -> None:
-    """Check that labels and identity folders match one to one.
-
-    Raises:
-        DataError: naming up to five labels or folders that do not.
-    """
+    """Check that labels and identity folders match one to one; a DataError names up to five that do not."""
     by_label, by_folder = defaultdict[int, set[int]](set), defaultdict[int, set[int]](set)
     for image in images:
         by_label[image.label].add(image.pid)
