@@ -20,8 +20,8 @@ import numpy as np
 from machine import processor
 from PIL import __version__ as pillow_version
 
+from fmcnet.synthetic.generate import write_images
 from fmcnet.synthetic.plan import make_plan, resolve_preset
-from fmcnet.synthetic.writers import write_images
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fmcnet.data import cache as cache_module
 from fmcnet.data.cache import ImageCache, cache_key, default_folder
-from fmcnet.data.readers import read_sysu
+from fmcnet.data.readers.sysu import read_sysu
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
 from fmcnet.files import file_state

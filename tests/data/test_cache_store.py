@@ -16,7 +16,7 @@ import pytest
 from fmcnet.data import cache as cache_module
 from fmcnet.data import cache_store
 from fmcnet.data.cache import ImageCache
-from fmcnet.data.readers import read_sysu
+from fmcnet.data.readers.sysu import read_sysu
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
 from tests.data import trees

@@ -15,7 +15,7 @@ import pytest
 from fmcnet import files
 from fmcnet.data.cache import ImageCache
 from fmcnet.data.cache_store import lock_path
-from fmcnet.data.readers import read_sysu
+from fmcnet.data.readers.sysu import read_sysu
 from fmcnet.data.table import Table
 from fmcnet.files import lock_file
 from tests.data import trees
@@ -25,7 +25,7 @@ import hashlib, json, logging, sys, time
 from pathlib import Path
 logging.basicConfig(level=logging.INFO)
 from fmcnet.data import cache
-from fmcnet.data.readers import read_sysu
+from fmcnet.data.readers.sysu import read_sysu
 root, folder, pause = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 plain = cache.resize
 def slow(*arguments):

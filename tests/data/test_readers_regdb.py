@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmcnet.data.readers import read_regdb
+from fmcnet.data.readers.regdb import read_regdb
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
 from tests.data import trees

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from fmcnet.data.readers import read_sysu
+from fmcnet.data.readers.sysu import read_sysu
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
 from tests.data import trees

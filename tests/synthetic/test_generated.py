@@ -22,9 +22,8 @@ from fmcnet.data.table import SPLITS
 from fmcnet.errors import ConfigError, DataError
 from fmcnet.synthetic import GeneratedSummary, generate
 from fmcnet.synthetic.cameras import WILD, _moved, camera, develop_thermal
-from fmcnet.synthetic.identity import LOWER, SKIN, UPPER, draw_identity
+from fmcnet.synthetic.identity import LOWER, SKIN, UPPER, draw_identity, luminance
 from fmcnet.synthetic.image import ImageKey, render_image
-from fmcnet.synthetic.materials import luminance
 from fmcnet.synthetic.plan import make_plan, resolve_preset
 
 SMALL = {"train_ids": 3, "val_ids": 1, "test_ids": 2}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from fmcnet.errors import DataError
+from fmcnet.errors import DataError, fault_lines
 from fmcnet.names import printable
 from fmcnet.parsing import BLOCK, parse_json, read_text
 
@@ -29,7 +29,6 @@ MOT_PERSONS = frozenset({1, 2, 7})
 CSV_HEADER = ("x_min", "y_min", "x_max", "y_max")
 _NUMBER_COLUMNS = ("frame", "frame_index", "frame_number", "frame_idx", "frame_id")
 _NAME_COLUMNS = ("file_name", "filename", "file", "image_name", "image", "image_path", "path")
-_LISTED = 5
 
 EXPECTED = """one of
   MOTChallenge text: frame,id,left,top,width,height,confidence,...
@@ -80,27 +79,18 @@ class LeftOut:
 
 @dataclass
 class Boxes:
-    """The boxes of a file.
+    """The boxes of a file."""
 
-    Attributes:
-        format: "MOTChallenge", "COCO" or "supervision".
-        of_frame: boxes by frame, in the file's order; an image without a box has an empty list.
-        first: number of the first frame by the format's rule; None where frames have names.
-        numbers: frame numbers from 0 of frames that have names, where the file states them.
-        sizes: (width, height) of frames, where the file states them.
-        total: boxes in the file.
-        left_out: boxes that are no person's.
-        notes: a sentence each.
-    """
-
-    format: str
+    format: str  # "MOTChallenge", "COCO" or "supervision"
+    # In the file's order; an image without a box has an empty list.
     of_frame: dict[FrameKey, list[Box]] = field(default_factory=dict)
-    first: int | None = None
+    first: int | None = None  # number of the first frame by the format's rule; None where frames have names
+    # Of frames, where the file states them: numbers from 0 of those that have names; width and height.
     numbers: dict[FrameKey, int] = field(default_factory=dict)
     sizes: dict[FrameKey, tuple[int, int]] = field(default_factory=dict)
-    total: int = 0
-    left_out: LeftOut = field(default_factory=LeftOut)
-    notes: list[str] = field(default_factory=list)
+    total: int = 0  # boxes in the file
+    left_out: LeftOut = field(default_factory=LeftOut)  # boxes that are no person's
+    notes: list[str] = field(default_factory=list)  # a sentence each
 
 
 def read_boxes(path: str | Path) -> Boxes:
@@ -115,7 +105,7 @@ def read_boxes(path: str | Path) -> Boxes:
         path: the file.
 
     Raises:
-        DataError: for a file of no known format, without a box, or with faults (the first five by line).
+        DataError: for a file of no known format, without a box, or with faults (the first 20 by line).
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -149,25 +139,17 @@ def read_boxes(path: str | Path) -> Boxes:
     return boxes
 
 
-class _Lines:
-    """Collects faults by line."""
+def _fault(where: str, fault: object) -> str:
+    return f"{where:.200}: {printable(str(fault)):.300}"
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.faults, self.count = path, list[str](), 0
 
-    def add(self, where: str, fault: object) -> None:
-        self.count += 1
-        if len(self.faults) < _LISTED:
-            self.faults.append(f"{where:.200}: {printable(str(fault)):.300}")
-
-    def check(self) -> None:
-        if self.count:
-            more = f"\n  ... and {self.count - _LISTED} more" if self.count > _LISTED else ""
-            raise DataError(f"{self.path} has faults:\n  " + "\n  ".join(self.faults) + more)
+def _refuse(path: Path, faults: list[str]) -> None:
+    if faults:
+        raise DataError(f"{path} has faults:\n{fault_lines(faults)}")
 
 
 def _read_mot(path: Path, text: str) -> Boxes:
-    boxes, faults = Boxes("MOTChallenge", first=1), _Lines(path)
+    boxes, faults = Boxes("MOTChallenge", first=1), list[str]()
     for line, row in enumerate(text.split("\n"), 1):
         if not row.strip():
             continue
@@ -180,7 +162,7 @@ def _read_mot(path: Path, text: str) -> Boxes:
                 raise ValueError(f"frame {frame} is negative")
             values = [_number(cell) for cell in cells[2:]]
         except ValueError as error:
-            faults.add(f"line {line}", error)
+            faults.append(_fault(f"line {line}", error))
             continue
         boxes.total += 1
         name = f"frame {frame}, line {line}"
@@ -191,7 +173,7 @@ def _read_mot(path: Path, text: str) -> Boxes:
         else:
             _add(boxes, frame, values[:4], "" if track < 0 else str(track), name)
         boxes.of_frame.setdefault(frame, [])
-    faults.check()
+    _refuse(path, faults)
     if 0 in boxes.of_frame:
         boxes.first = 0
         boxes.notes.append("the file has a frame 0: its frames count from 0, not from 1 as MOTChallenge's do")
@@ -199,7 +181,7 @@ def _read_mot(path: Path, text: str) -> Boxes:
 
 
 def _read_csv(path: Path, text: str) -> Boxes:
-    boxes, faults = Boxes("supervision", first=0), _Lines(path)
+    boxes, faults = Boxes("supervision", first=0), list[str]()
     first = next(line for line in text.split("\n") if line.strip())
     reader = csv.DictReader(text.split("\n"), delimiter=max(",;\t", key=first.count))
     columns = [name.strip() for name in reader.fieldnames or ()]
@@ -224,7 +206,7 @@ def _read_csv(path: Path, text: str) -> Boxes:
                 track = cells.get("tracker_id", "").strip()
                 track = "" if track in ("", "None") else str(_whole(track, "tracker_id"))
             except ValueError as error:
-                faults.add(f"line {reader.line_num}", error)
+                faults.append(_fault(f"line {reader.line_num}", error))
                 continue
             boxes.total += 1
             name = f"frame {frame}, line {reader.line_num}"
@@ -236,13 +218,13 @@ def _read_csv(path: Path, text: str) -> Boxes:
             classes |= set() if word else {cells.get("class_id", "").strip()}
             rows.append((frame, Box(left, top, right, bottom, "" if track.startswith("-") else track, name)))
     except csv.Error as error:
-        faults.add(f"line {reader.line_num}", error)
+        faults.append(_fault(f"line {reader.line_num}", error))
     numbered = all(frame.isascii() and frame.isdigit() for frame, _ in rows)
     for frame, box in rows:
         found = boxes.of_frame.setdefault(int(frame) if numbered else frame, [])
         if box is not None:
             found.append(box)
-    faults.check()
+    _refuse(path, faults)
     if not numbered:
         boxes.first = None
     elif column != "frame_index" and min(map(int, boxes.of_frame), default=0) == 1:
@@ -269,7 +251,7 @@ def _read_coco(path: Path, text: str) -> Boxes:
     annotations, images = document.get("annotations"), document.get("images", [])
     if not isinstance(annotations, list) or not isinstance(images, list) or not (results or images):
         raise DataError(f"{path} is no COCO file: it lacks images or annotations; give {EXPECTED}")
-    boxes, faults = Boxes("COCO"), _Lines(path)
+    boxes, faults = Boxes("COCO"), list[str]()
     keys = {} if results else _coco_images(boxes, images, faults)
     persons, classes = _coco_persons(boxes, document.get("categories") or []), set[str]()
     for at, one in enumerate(annotations):
@@ -277,15 +259,20 @@ def _read_coco(path: Path, text: str) -> Boxes:
         try:
             if not isinstance(one, dict) or "image_id" not in one:
                 raise ValueError("no image_id")
-            key = _coco_key(one["image_id"]) if results else keys.get(one["image_id"])
+            image_id = one["image_id"]
+            if results and (
+                isinstance(image_id, bool) or not isinstance(image_id, (int, str)) or image_id == ""
+            ):
+                raise ValueError(f"image_id {image_id!r} is neither a number nor a name")
+            key = image_id if results else keys.get(image_id)
             if key is None:
-                raise ValueError(f"image_id {one['image_id']} is that of no image")
+                raise ValueError(f"image_id {image_id} is that of no image")
             given = one.get("bbox")
             if not isinstance(given, list) or len(given) != 4:
                 raise ValueError("bbox is not [left, top, width, height]")
             values = [_number(value) for value in given]
         except (ValueError, TypeError) as error:
-            faults.add(where, error)
+            faults.append(_fault(where, error))
             continue
         boxes.total += 1
         name = f"{key if isinstance(key, str) else f'frame {key}'}, {where}"
@@ -297,22 +284,22 @@ def _read_coco(path: Path, text: str) -> Boxes:
         else:
             classes.add(str(one.get("category_id", "")))
             _add(boxes, key, values, _coco_track(one), name)
-    faults.check()
+    _refuse(path, faults)
     if persons is None and not boxes.notes:
         _note_classes(boxes, "category_id", classes, {"", "0", "1"})
     return boxes
 
 
-def _coco_images(boxes: Boxes, images: Sequence[Any], faults: _Lines) -> dict[Any, FrameKey]:
+def _coco_images(boxes: Boxes, images: Sequence[Any], faults: list[str]) -> dict[Any, FrameKey]:
     """Frames by image id."""
     keys: dict[Any, FrameKey] = {}
     for at, image in enumerate(images):
         name = image.get("file_name") if isinstance(image, dict) else None
         if not isinstance(name, str) or not name or not isinstance(image.get("id"), (int, str)):
-            faults.add(f"image {at + 1}", "no id or file_name")
+            faults.append(_fault(f"image {at + 1}", "no id or file_name"))
             continue
         if name in boxes.of_frame or image["id"] in keys:
-            faults.add(f"image {at + 1}", f"its id or file_name '{name}' stands there twice")
+            faults.append(_fault(f"image {at + 1}", f"its id or file_name '{name}' stands there twice"))
             continue
         keys[image["id"]] = name
         boxes.of_frame[name] = []
@@ -337,17 +324,10 @@ def _coco_persons(boxes: Boxes, categories: Any) -> set[Any] | None:
     return found or None
 
 
-def _coco_key(image_id: Any) -> FrameKey:
-    if isinstance(image_id, bool) or not isinstance(image_id, (int, str)) or image_id == "":
-        raise ValueError(f"image_id {image_id!r} is neither a number nor a name")
-    return image_id
-
-
 def _coco_track(annotation: Mapping[str, Any]) -> str:
-    attributes = annotation.get("attributes")
-    for place in (annotation, attributes if isinstance(attributes, dict) else {}):
+    for place in (annotation, annotation.get("attributes")):
         for name in ("track_id", "instance_id", "tracker_id"):
-            value = place.get(name)
+            value = place.get(name) if isinstance(place, dict) else None
             if isinstance(value, (int, str)) and not isinstance(value, bool) and str(value) not in ("", "-1"):
                 return str(value)
     return ""
@@ -359,10 +339,8 @@ def _add(boxes: Boxes, frame: FrameKey, values: Sequence[float], track: str, nam
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError(f"'{value}' is no number")
     try:
-        found = float(value)
+        found = float("" if isinstance(value, bool) else value)
     except (ValueError, TypeError, OverflowError):
         raise ValueError(f"'{str(value)[:40]}' is no number") from None
     if not math.isfinite(found):

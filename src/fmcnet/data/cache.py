@@ -71,10 +71,6 @@ class ImageCache:
         DataError: images cannot be read (one message lists them), or they fit neither the folder nor the memory.
     """
 
-    images: NDArray[np.uint8]
-    path: Path | None
-    built: bool
-
     def __init__(
         self,
         table: Table,
@@ -90,9 +86,12 @@ class ImageCache:
         self.height, self.width = height, width
         self._progress = progress
         self._shape = (len(table), height, width, 3)
+        self._bytes = int(np.prod(self._shape))
         folder = Path(folder).expanduser() if folder is not None else default_folder()
         target = folder / f"{table.name}-{height}x{width}-{cache_key(table, height, width)}.npy"
-        self.path, self.built = target, False
+        self.path: Path | None = target
+        self.built = False
+        self.images: NDArray[np.uint8]
         if not len(table):
             self._hold_in_memory()
             return
@@ -135,9 +134,11 @@ class ImageCache:
                 logger.warning("the image cache %s cannot be used (%s): building it again", target, error)
             if locked:
                 remove_left_overs(target)
-            require_disk(target.parent, int(np.prod(self._shape)))
-            series = _series(self.table, self.height, self.width)
+            require_disk(target.parent, self._bytes)
             root = str(self.table.root.resolve())
+            # As the key, of the images' paths alone: it stays when images change.
+            lines = [f"series {VERSION}", root, f"{self.height}x{self.width}", *self.table.path.tolist()]
+            series = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:24]
             description = {"series": series, "root": root, "images": len(self.table)}
             self.images = write_cache(target, self._shape, description, self._fill)
             self.built = True
@@ -153,7 +154,7 @@ class ImageCache:
 
     def _warn_or_raise(self, folder: Path, reason: str) -> None:
         """Log why memory holds the images; raise where they do not fit there either."""
-        count, need, room = len(self.table), int(np.prod(self._shape)), free_memory()
+        count, need, room = len(self.table), self._bytes, free_memory()
         each = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # every process of a job would hold its own
         if room is not None and need * each > MEMORY_SHARE * room:
             raise DataError(
@@ -172,8 +173,7 @@ class ImageCache:
         def store(row: int, image: Image.Image) -> None:
             put(row, resize(image, self.height, self.width))
 
-        faults = decode_images(self.table, store, "caching images", self._progress)
-        raise_unreadable(self.table, faults)
+        raise_unreadable(self.table, decode_images(self.table, self._progress, "caching images", store))
 
 
 def resize(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
@@ -211,9 +211,3 @@ def cache_key(table: Table, height: int, width: int) -> str:
             state = "absent"
         digest.update(f"{path.as_posix()}\t{state}\n".encode())
     return digest.hexdigest()[:24]
-
-
-def _series(table: Table, height: int, width: int) -> str:
-    """24 hex digits like `cache_key` that stay when images change: of the list of paths."""
-    lines = [f"series {VERSION}", str(table.root.resolve()), f"{height}x{width}", *table.path.tolist()]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:24]

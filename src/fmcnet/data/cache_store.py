@@ -48,14 +48,7 @@ class UnusableCacheError(ValueError):
 
 
 def open_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Check a cache and map it; the .json's time becomes the present, as the time of last use.
-
-    Args:
-        path: the .npy file.
-        shape: (N, H, W, 3).
-
-    Returns:
-        (N, H, W, 3) uint8, memory-mapped, read-only.
+    """Check the .npy file of (N, H, W, 3) images and map it, read-only; the .json's time, of last use, becomes now.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -104,18 +97,14 @@ def write_cache(
         description: further entries of the .json.
         fill: stores every image with the function that it is given.
 
-    Returns:
-        As `open_cache`.
-
     Raises:
         OSError: the disk is full, cannot be written or does not hold what was written.
     """
     image_size = int(np.prod(shape[1:]))
     turn = threading.Lock()
-    checksum = ""
+    content = {"version": FORMAT, "key": path.stem[-24:], "shape": list(shape)}
 
     def write(temporary: Path) -> None:
-        nonlocal checksum
         with temporary.open("wb") as stream:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(stream, header)
@@ -127,21 +116,12 @@ def write_cache(
                     stream.write(np.ascontiguousarray(image).data)
 
             fill(put)
-        checksum = _checksum(temporary)
+        content.update(bytes=temporary.stat().st_size, made=_iso(time.time()), crc32=_checksum(temporary))
 
     mode = private_mode(path.parent)
     write_atomically(path, write, mode)
-    content = {
-        "version": FORMAT,
-        "key": path.stem[-24:],
-        "shape": list(shape),
-        "bytes": path.stat().st_size,
-        "made": _iso(time.time()),
-        **description,
-        "crc32": checksum,
-    }
     try:
-        text = json.dumps(content, indent=1)
+        text = json.dumps(content | description, indent=1)
         write_atomically(path.with_suffix(".json"), lambda to: to.write_text(text, encoding="utf-8"), mode)
         return _map(path, shape)
     except UnusableCacheError as error:
@@ -191,38 +171,28 @@ def remove_cache(path: Path) -> bool:
 
 def remove_left_overs(path: Path) -> None:
     """Remove what a killed builder of this cache left; the caller holds the lock."""
-    for file, stem in _left_overs(path.parent):
-        if stem == path.stem and file.suffix != ".lock":
+    for file, cache in _left_overs(path.parent):
+        if cache == path and file.suffix != ".lock":
             file.unlink(missing_ok=True)
 
 
-def _left_overs(folder: Path) -> list[tuple[Path, str]]:
-    """(file, stem of its cache) of each temporary and lock file."""
+def _left_overs(folder: Path) -> list[tuple[Path, Path]]:
+    """Each temporary and lock file, and its cache."""
     matches = ((path, _LEFT_OVER.fullmatch(path.name)) for path in folder.iterdir())
-    return [(path, match[1]) for path, match in matches if match]
+    return [(path, folder / f"{match[1]}.npy") for path, match in matches if match]
 
 
 @dataclass(frozen=True)
 class StoredCache:
-    """A cache on disk.
+    """A cache on disk."""
 
-    Attributes:
-        name: of its .npy file.
-        images: how many; None where its .json is missing (it will be built again).
-        size: "height x width", in pixels.
-        bytes: on disk.
-        root: the dataset's folder; "" where the .json is missing.
-        made: ISO 8601, UTC; when it was built.
-        used: ISO 8601, UTC; when it was last opened.
-    """
-
-    name: str
-    images: int | None
-    size: str
-    bytes: int
-    root: str
-    made: str
-    used: str
+    name: str  # of its .npy file
+    images: int | None  # how many; None where its .json is missing (it will be built again)
+    size: str  # "height x width", in pixels
+    bytes: int  # on disk
+    root: str  # the dataset's folder; "" where the .json is missing
+    made: str  # ISO 8601, UTC; when it was built
+    used: str  # ISO 8601, UTC; when it was last opened
 
     def __str__(self) -> str:
         what = "no description, will be built again" if self.images is None else f"{self.images} images"
@@ -257,28 +227,20 @@ class CacheFolder:
 
 
 def list_caches(folder: str | Path) -> CacheFolder:
-    """List the caches of a folder, last used first; other files are ignored.
-
-    Raises:
-        DataError: the folder is a file.
-    """
+    """List the caches of a folder, last used first; other files are ignored; DataError: it is a file."""
     folder = Path(folder).expanduser()
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file: give the folder that holds the image caches")
     paths = folder.glob("*.npy") if folder.is_dir() else ()
     caches = [cache for path in paths if _STEM.fullmatch(path.stem) and (cache := _stored_cache(path))]
-    return CacheFolder(
-        folder, tuple(sorted(caches, key=lambda cache: (cache.used, cache.name), reverse=True))
-    )
+    caches.sort(key=lambda cache: (cache.used, cache.name), reverse=True)
+    return CacheFolder(folder, tuple(caches))
 
 
 def prune_caches(folder: str | Path, age: timedelta) -> CacheFolder:
     """Remove the caches of a folder that were not opened for `age`, and what killed builders left.
 
-    A cache that is being built stays.
-
-    Raises:
-        DataError: the folder is a file.
+    A cache that is being built stays. DataError: the folder is a file.
     """
     found = list_caches(folder)
     now = datetime.now(timezone.utc)
@@ -286,7 +248,7 @@ def prune_caches(folder: str | Path, age: timedelta) -> CacheFolder:
     removed = tuple(cache for cache in old if remove_cache(found.folder / cache.name))
     kept = tuple(cache for cache in found.caches if cache not in removed)
     left = _left_overs(found.folder) if found.folder.is_dir() else []
-    for path in {found.folder / f"{stem}.npy" for _, stem in left}:
+    for path in {cache for _, cache in left}:
         with contextlib.suppress(OSError), lock_file(lock_path(path), optional=True) as locked:
             if locked:
                 remove_left_overs(path)
@@ -323,11 +285,7 @@ def mib(size: float) -> str:
 
 
 def require_disk(folder: Path, need: int) -> None:
-    """Check that a folder has room for `need` bytes, and 2 % and 1 MiB more.
-
-    Raises:
-        OSError: (ENOSPC) with the numbers.
-    """
+    """Raise OSError (ENOSPC) unless a folder has room for `need` bytes, and 2 % and 1 MiB more."""
     need, free = need + need // 50 + 2**20, shutil.disk_usage(folder).free
     if free < need:
         raise OSError(errno.ENOSPC, f"{mib(need)} are needed, {mib(free)} are free")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fmcnet.data.colours import colour_notes
-from fmcnet.data.images import load_image, verify_images
+from fmcnet.data.images import decode_images, load_image
 from fmcnet.data.overlap import copy_notes
 from fmcnet.data.readers import MARKERS, check_layout, detect_layout, read_dataset
 from fmcnet.data.readers.common import MANIFEST, DatasetFolder
@@ -31,9 +31,6 @@ HOMES = {
     "regdb": "RegDB: http://dm.dongguk.edu (agreement needed)",
     "llcm": "LLCM: https://github.com/ZYK100/LLCM (signed agreement needed)",
 }
-
-Exists = Callable[[str], bool]
-"""Tells whether a path below the root exists."""
 
 _REGDB_LISTS = [f"idx/{split}_{kind}" for split in ("train", "test") for kind in KINDS]
 
@@ -91,27 +88,16 @@ class PublishedCount:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check` found.
+    """What `check` found."""
 
-    Attributes:
-        root: what was checked.
-        layout: one of `layouts()`, or "" where none fits.
-        parts: the layout's folders and files.
-        counts: numbers found beside the published ones (a generated or partial tree may differ: no problem).
-        problems: what must be corrected, a message each.
-        unreadable: (path, reason) of every image that cannot be read.
-        notes: the reader's notes.
-        homes: where to ask for access.
-    """
-
-    root: str
-    layout: str
-    parts: tuple[LayoutPart, ...]
-    counts: tuple[PublishedCount, ...]
-    problems: tuple[str, ...]
-    unreadable: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
-    homes: tuple[str, ...]
+    root: str  # what was checked
+    layout: str  # one of `layouts()`, or "" where none fits
+    parts: tuple[LayoutPart, ...]  # the layout's folders and files
+    counts: tuple[PublishedCount, ...]  # a generated or partial tree may differ: no problem
+    problems: tuple[str, ...]  # what must be corrected, a message each
+    unreadable: tuple[tuple[str, str], ...]  # (path, reason) of every image that cannot be read
+    notes: tuple[str, ...]  # the reader's notes
+    homes: tuple[str, ...]  # where to ask for access
 
     @property
     def ok(self) -> bool:
@@ -129,9 +115,8 @@ class CheckReport:
         for title, present in (("has:   ", True), ("lacks: ", False)):
             if names := [str(part) for part in self.parts if part.present is present]:
                 lines.append(title + ", ".join(names))
-        if self.counts:
-            width = max(len(count.name) for count in self.counts)
-            lines.append(f"{'':{width + 2}}   found  published")
+        width = max((len(count.name) for count in self.counts), default=0)
+        lines += [f"{'':{width + 2}}   found  published"] if self.counts else []
         for count in self.counts:
             mark = "" if count.found == count.published else "  differs"
             lines.append(f"  {count.name:{width}}{count.found:8,}{count.published:11,}{mark}")
@@ -170,18 +155,18 @@ def check(
             layout = detect_layout(root)
         except DataError as error:
             return CheckReport(str(root), "", (), (), (str(error),), (), (), tuple(HOMES.values()))
-    problems: list[str] = []
-    notes: list[str] = []
-    tables: list[Table] = []
-    generated = (root / MANIFEST).is_file()
-    parts: list[LayoutPart] = []
-    trials, absent = [1], list[int]()
+    problems, notes, tables = list[str](), list[str](), list[Table]()
+    parts, trials = list[LayoutPart](), [1]
     if root.is_dir():
         exists = DatasetFolder(root, "").exists
         parts = _parts(exists, layout)
-        trials, absent = _trials(exists) if layout == "regdb" else (trials, absent)
-    if absent:
-        notes.append(f"idx/ has no files of the splits {', '.join(map(str, absent))}: they cannot be used")
+        if layout == "regdb":
+            numbers = range(1, TRIALS + 1)
+            found = [n for n in numbers if any(exists(f"{name}_{n}.txt") for name in _REGDB_LISTS)]
+            trials = found or [1]
+            absent = [str(trial) for trial in numbers if trial not in trials]
+            if absent and exists("idx"):
+                notes.append(f"idx/ has no files of the splits {', '.join(absent)}: they cannot be used")
     for trial in trials:
         try:
             table = read_dataset(root, layout=layout, trial=trial)
@@ -196,23 +181,18 @@ def check(
     if images and tables:
         by_path = {record.path: record for table in tables for record in table.records()}
         each_once = Table.from_records(layout, tables[0].root, list(by_path.values()))
-        unreadable = verify_images(each_once, progress)
+        unreadable = decode_images(each_once, progress)
         paths = each_once.full_paths()
         notes += copy_notes(each_once)
         notes += colour_notes(each_once.modality, lambda row: load_image(paths[row]), each_once.camid)
+    homes = () if layout not in HOMES or (root / MANIFEST).is_file() else (HOMES[layout],)
+    counts = _counts(tables[0]) if tables else ()
     return CheckReport(
-        root=str(root),
-        layout=layout,
-        parts=tuple(parts),
-        counts=_counts(tables[0]) if tables else (),
-        problems=tuple(problems),
-        unreadable=tuple(unreadable),
-        notes=tuple(notes),
-        homes=(HOMES[layout],) if layout in HOMES and not generated else (),
+        str(root), layout, tuple(parts), counts, tuple(problems), tuple(unreadable), tuple(notes), homes
     )
 
 
-def _parts(exists: Exists, layout: str) -> list[LayoutPart]:
+def _parts(exists: Callable[[str], bool], layout: str) -> list[LayoutPart]:
     """The folders and files of a layout."""
     names = [name for name in MARKERS.get(layout, ()) if name != "exp"]
     if layout == "sysu":
@@ -233,14 +213,6 @@ def _parts(exists: Exists, layout: str) -> list[LayoutPart]:
     return parts
 
 
-def _trials(exists: Exists) -> tuple[list[int], list[int]]:
-    """RegDB's splits of which any file exists (split 1 if there is none at all), and the others."""
-    trials = range(1, TRIALS + 1)
-    present = [trial for trial in trials if any(exists(f"{name}_{trial}.txt") for name in _REGDB_LISTS)]
-    present = present or [1]
-    return present, [trial for trial in trials if trial not in present] if exists("idx") else []
-
-
 def _counts(table: Table) -> tuple[PublishedCount, ...]:
     """What was found beside what was published; for RegDB in the first split that could be read."""
     found: dict[str, int] = {}
@@ -249,9 +221,8 @@ def _counts(table: Table) -> tuple[PublishedCount, ...]:
         found[f"{split} identities"] = len(np.unique(part.pid[part.pid != NO_PID]))
         for modality in Modality:
             found[f"{split} {modality} images"] = int((part.modality == modality.code).sum())
-    for modality in Modality:
-        both = found[f"train {modality} images"] + found[f"val {modality} images"]
-        found[f"train + val {modality} images"] = both
+    for kind in Modality:
+        found[f"train + val {kind} images"] = found[f"train {kind} images"] + found[f"val {kind} images"]
     found["test visible images (gallery candidates)"] = found["test visible images"]
     found["test infrared images (queries)"] = found["test infrared images"]
     cameras = table.select(split="test").camid
@@ -263,27 +234,16 @@ def _counts(table: Table) -> tuple[PublishedCount, ...]:
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """One split and modality.
+    """One split and modality."""
 
-    Attributes:
-        split: one of `SPLITS`.
-        modality: "visible" or "infrared".
-        identities: how many.
-        images: how many.
-        cameras: those known.
-        least: images of the identity that has the fewest.
-        median: images per identity.
-        most: images of the identity that has the most.
-    """
-
-    split: str
-    modality: str
-    identities: int
-    images: int
-    cameras: tuple[int, ...]
-    least: int
-    median: float
-    most: int
+    split: str  # one of `SPLITS`
+    modality: str  # "visible" or "infrared"
+    identities: int  # how many
+    images: int  # how many
+    cameras: tuple[int, ...]  # those known
+    least: int  # images of the identity that has the fewest
+    median: float  # images per identity
+    most: int  # images of the identity that has the most
 
 
 @dataclass(frozen=True)
@@ -322,7 +282,7 @@ def summary(table: Table) -> Summary:
             if not len(part):
                 continue
             counts = np.unique(part.pid[part.pid != NO_PID], return_counts=True)[1]
-            cameras = tuple(int(camera) for camera in np.unique(part.camid) if camera != NO_CAMERA)
+            cameras = tuple(np.unique(part.camid[part.camid != NO_CAMERA]).tolist())
             known = counts if len(counts) else np.zeros(1, int)
             spread = int(known.min()), float(np.median(known)), int(known.max())
             groups.append(SplitSummary(split, str(modality), len(counts), len(part), cameras, *spread))

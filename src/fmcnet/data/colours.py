@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fmcnet.data.value_range import COLOURED, COLOURLESS, Remarks
 from fmcnet.errors import DataError
-from fmcnet.types import NO_CAMERA, BoolArray, IntArray, Modality
+from fmcnet.types import NO_CAMERA, BoolArray, Modality
 
 Pixels = NDArray[np.uint8]
 
@@ -56,13 +56,7 @@ def colours_doubtful(pixels: Pixels, modality: Modality) -> BoolArray:
 
 
 def note_colours(pixels: Pixels, modality: Modality, names: Sequence[str], remarks: Remarks) -> None:
-    """Add the images of `colours_doubtful` to remarks, as `COLOURED` and `COLOURLESS`.
-
-    Args:
-        pixels, modality: as there.
-        names: of each image.
-        remarks: gets them.
-    """
+    """Add the images of `colours_doubtful`, by their names, to the remarks, as `COLOURED` or `COLOURLESS`."""
     kind = COLOURED if modality is Modality.INFRARED else COLOURLESS
     for at in np.flatnonzero(colours_doubtful(pixels, modality)).tolist():
         remarks.add(kind, names[at])
@@ -90,24 +84,18 @@ def colour_notes(
         for one in numbers if len(numbers) <= MOST_CAMERAS else [NO_CAMERA]:
             rows = np.flatnonzero(mine & ((cameras == one) | (len(numbers) > MOST_CAMERAS)))
             spread = rows[np.unique(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int))]
-            doubtful, looked_at = _count_doubtful(spread, load, kind)
-            if 2 * doubtful > looked_at:
-                found[one] = doubtful, looked_at
+            doubtful: list[bool] = []
+            for row in spread.tolist():  # one at a time: it may be a large frame
+                with contextlib.suppress(DataError):
+                    doubtful.append(bool(colours_doubtful(load(row)[None], kind)[0]))
+            if 2 * sum(doubtful) > len(doubtful):
+                found[one] = sum(doubtful), len(doubtful)
         if found:
-            doubtful, looked_at = (sum(counts) for counts in zip(*found.values(), strict=True))
+            count, looked_at = (sum(counts) for counts in zip(*found.values(), strict=True))
             what = "have colours" if kind is Modality.INFRARED else "have no colour"
             known = [str(one) for one in found if one != NO_CAMERA]
             where = f" by camera {', '.join(known)}" if known else ""
             yield (
-                f"{doubtful} of {looked_at} images looked at that are given as {kind}{where} {what}: are they "
+                f"{count} of {looked_at} images looked at that are given as {kind}{where} {what}: are they "
                 f"{kind.other}? Then correct their modality"
             )
-
-
-def _count_doubtful(rows: IntArray, load: Callable[[int], Pixels], kind: Modality) -> tuple[int, int]:
-    """How many of these images contradict their modality, and how many could be read."""
-    doubtful: list[bool] = []
-    for row in rows.tolist():  # one at a time: it may be a large frame
-        with contextlib.suppress(DataError):
-            doubtful.append(bool(colours_doubtful(load(row)[None], kind)[0]))
-    return sum(doubtful), len(doubtful)

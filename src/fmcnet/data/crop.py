@@ -13,7 +13,7 @@ import numpy as np
 from filelock import Timeout
 from PIL import Image
 
-from fmcnet.data.boxes import Box, Boxes, LeftOut, read_boxes
+from fmcnet.data.boxes import Box, Boxes, FrameKey, LeftOut, read_boxes
 from fmcnet.data.frames import Frame, open_frames
 from fmcnet.data.images import REMARKS
 from fmcnet.data.listing import Ignored, ignored_facts, list_folder
@@ -44,52 +44,33 @@ COLUMNS = ("path", "modality", "camera", "time", "track")
 
 @dataclass(frozen=True)
 class CropOptions:
-    """What to crop, and the crops' metadata.
+    """What to crop, and the crops' metadata."""
 
-    Attributes:
-        modality: of the frames.
-        camera: of all crops.
-        start: the time of the first frame, with its timezone; None: crops have no time.
-        fps: frames a second; None: by the video's own clock.
-        min_size: least width and height of a crop in pixels.
-        every: take each frame whose place is a multiple of this.
-        first: number of the first frame in the boxes; None: by the format's rule.
-        value_range: as `fmcnet.data.images.load_image`.
-    """
-
-    modality: Modality
-    camera: str | None = None
-    start: datetime | None = None
-    fps: float | None = None
-    min_size: int = 8
-    every: int = 1
-    first: int | None = None
-    value_range: ValueRange | None = None
+    modality: Modality  # of the frames
+    camera: str | None = None  # of all crops
+    start: datetime | None = None  # the time of the first frame, with its timezone; None: crops have no time
+    fps: float | None = None  # frames a second; None: by the video's own clock
+    min_size: int = 8  # least width and height of a crop in pixels
+    every: int = 1  # take each frame whose place is a multiple of this
+    first: int | None = None  # number of the first frame in the boxes; None: by the format's rule
+    value_range: ValueRange | None = None  # as `fmcnet.data.images.load_image`
 
 
-@dataclass(frozen=True)
+@dataclass
 class CropReport:
-    """What a run cropped; boxes are crops, not chosen, or left out.
+    """What a run cropped; boxes are crops, not chosen, or left out."""
 
-    Attributes:
-        table: the CSV. format: of the boxes.
-        frames: of the folder or video. empty: those without a box. boxes: in the file.
-        crops: written, now and before. clipped: those of boxes beyond the frame's edge.
-        not_chosen: boxes in frames that `every` passes over.
-        left_out: boxes, by reason. notes: a sentence each. ignored: files of the folder that are no images.
-    """
-
-    table: Path
-    format: str
-    frames: int
-    empty: int
-    boxes: int
-    crops: int
-    clipped: int
-    not_chosen: int
-    left_out: LeftOut
-    notes: tuple[str, ...]
-    ignored: tuple[Ignored, ...] = ()
+    table: Path  # the CSV
+    format: str  # of the boxes
+    boxes: int  # in the file
+    left_out: LeftOut  # boxes, by reason
+    frames: int = 0  # of the folder or video
+    empty: int = 0  # frames without a box
+    crops: int = 0  # written, now and before
+    clipped: int = 0  # crops of boxes beyond the frame's edge
+    not_chosen: int = 0  # boxes in frames that `every` passes over
+    notes: tuple[str, ...] = ()  # a sentence each
+    ignored: tuple[Ignored, ...] = ()  # files of the folder that are no images
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -165,11 +146,10 @@ def crop(
                 Progress("cropping", found.total, show=progress) as bar,
             ):
                 for frame in opened.read():
-                    line = work.take(frame)
-                    if line is not None:
+                    if line := work.take(frame):
                         stream.write(json.dumps(line) + "\n")
                         stream.flush()
-                    bar.advance(count=len(found.of_frame.get(frame.key, ())) if frame.key is not None else 0)
+                    bar.advance(count=len(found.of_frame.get(frame.key, ())))
             return work.finish(opened.notes, opened.ignored)
     except Timeout:
         raise DataError(f"another process writes crops into {out}: wait for it") from None
@@ -180,21 +160,21 @@ class _Work:
 
     def __init__(self, out: Path, options: CropOptions, boxes: Boxes, done: dict[str, _Done], prefix: str):
         self.out, self.options, self.boxes, self.done, self.prefix = out, options, boxes, done, prefix
-        self.frames = self.empty = self.clipped = self.not_chosen = 0
-        self.left_out, self.remarks = boxes.left_out, Remarks()
+        self.report = CropReport(out / TABLE, boxes.format, boxes.total, boxes.left_out)
+        self.remarks = Remarks()
         self.rows: list[list[str]] = []
-        self.seen: set[Any] = set()
+        self.seen: set[FrameKey] = set()
 
     def take(self, frame: Frame) -> _Done | None:
         """Crop one frame; a line for the journal, None where there is nothing new."""
-        self.frames += 1
-        boxes = self.boxes.of_frame.get(frame.key, []) if frame.key is not None else []
+        self.report.frames += 1
+        boxes = self.boxes.of_frame.get(frame.key, [])
         self.seen.add(frame.key)
         if frame.index % self.options.every:
-            self.not_chosen += len(boxes)
+            self.report.not_chosen += len(boxes)
             return None
         if not boxes:
-            self.empty += 1
+            self.report.empty += 1
             return None
         known = self.done.get(frame.name)
         if known is not None and all(_is_whole(self.out / row[0]) for row in known.rows):
@@ -202,36 +182,34 @@ class _Work:
             return None
         try:
             image = frame.open()
-            stated = self.boxes.sizes.get(frame.key, image.size) if frame.key is not None else image.size
-            if stated != image.size:
+            width, height = self.boxes.sizes.get(frame.key, image.size)
+            if (width, height) != image.size:
                 raise DataError(
-                    f"it is {image.width} x {image.height} pixels, the boxes say {stated[0]} x {stated[1]}"
+                    f"it is {image.width} x {image.height} pixels, the boxes say {width} x {height}"
                 )
         except DataError as error:
-            self.left_out.add(f"in a frame that cannot be used: {error}", frame.name, len(boxes))
+            self.report.left_out.add(f"in a frame that cannot be used: {error}", frame.name, len(boxes))
             return None
         made = self._crop(frame, image, boxes)
         self._count(made)
         return made
 
     def _crop(self, frame: Frame, image: Image.Image, boxes: list[Box]) -> _Done:
-        made = _Done(frame.name, [], 0, [], list(image.info.get(REMARKS, ())))
-        clipped = 0
+        rows, clipped, left_out = list[list[str]](), 0, list[list[str]]()
         time = self._time(frame)
         for number, box in enumerate(boxes):
             area, reason = _inside(box, image.size, self.options.min_size)
             if area is None:
-                made.left_out.append([reason, box.name])
+                left_out.append([reason, box.name])
                 continue
             clipped += reason == CLIPPED
             path = f"{frame.name}_{number:02d}.png"
             target = self.out / path
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            cut = image.crop(area)
-            _save(cut, target)
+            _save(image.crop(area), target)
             track = f"{self.prefix}/{box.track}" if box.track else ""
-            made.rows.append([path, str(self.options.modality), self.options.camera or "", time, track])
-        return made._replace(clipped=clipped)
+            rows.append([path, str(self.options.modality), self.options.camera or "", time, track])
+        return _Done(frame.name, rows, clipped, left_out, list(image.info.get(REMARKS, ())))
 
     def _time(self, frame: Frame) -> str:
         options = self.options
@@ -245,9 +223,9 @@ class _Work:
 
     def _count(self, done: _Done) -> None:
         self.rows += done.rows
-        self.clipped += done.clipped
+        self.report.clipped += done.clipped
         for reason, name in done.left_out:
-            self.left_out.add(reason, name)
+            self.report.left_out.add(reason, name)
         for kind in done.remarks:
             self.remarks.add(kind, done.frame)
 
@@ -255,31 +233,21 @@ class _Work:
         """Write the table."""
         for key, boxes in self.boxes.of_frame.items():
             if key not in self.seen and boxes:
-                self.left_out.add("no frame of this name or number", str(key), len(boxes))
+                self.report.left_out.add("no frame of this name or number", str(key), len(boxes))
         if not self.rows:
-            reasons = "; ".join(self.left_out.lines()) or "no box lies in a chosen frame"
+            reasons = "; ".join(self.report.left_out.lines()) or "no box lies in a chosen frame"
             raise DataError(f"no crop was made of {self.boxes.total} boxes: {reasons}")
         kept = [at for at in range(len(COLUMNS)) if any(row[at] for row in self.rows)]
         rows = ([row[at] for at in kept] for row in (COLUMNS, *self.rows))
-        table = write_rows(self.out / TABLE, rows, private_mode(self.out))
-        return CropReport(
-            table,
-            self.boxes.format,
-            self.frames,
-            self.empty,
-            self.boxes.total,
-            len(self.rows),
-            self.clipped,
-            self.not_chosen,
-            self.left_out,
-            (*self.boxes.notes, *notes, *self._beyond(), *self.remarks.lines()),
-            ignored,
-        )
+        write_rows(self.report.table, rows, private_mode(self.out))
+        self.report.crops, self.report.ignored = len(self.rows), ignored
+        self.report.notes = (*self.boxes.notes, *notes, *self._beyond(), *self.remarks.lines())
+        return self.report
 
     def _beyond(self) -> list[str]:
         """A note when most boxes reach beyond their frame, as corners in the place of widths and heights do."""
-        outside = self.left_out.counts.get(OUTSIDE, 0)
-        beyond, boxes = self.clipped + outside, len(self.rows) + outside
+        outside = self.report.left_out.counts.get(OUTSIDE, 0)
+        beyond, boxes = self.report.clipped + outside, len(self.rows) + outside
         if boxes < DOUBTFUL or 2 * beyond <= boxes:
             return []
         return [
@@ -326,8 +294,7 @@ def _inside(box: Box, size: tuple[int, int], least: int) -> tuple[tuple[int, int
 def _signature(frames: Path, boxes: Path, options: CropOptions) -> str:
     """Names the frames, boxes and options, so that crops of others are not mixed with these."""
     digest = hashlib.sha256(boxes.read_bytes())
-    files = list_folder(frames).images if frames.is_dir() else (frames,)
-    for file in files:
+    for file in list_folder(frames).images if frames.is_dir() else (frames,):
         digest.update(f"{file}\0{file_state(file)}\n".encode("utf-8", "surrogateescape"))
     facts = {name: str(value) for name, value in asdict(options).items()}
     digest.update(json.dumps([str(frames.resolve()), facts], sort_keys=True).encode())
@@ -335,16 +302,11 @@ def _signature(frames: Path, boxes: Path, options: CropOptions) -> str:
 
 
 def _read_journal(out: Path, wanted: str) -> dict[str, _Done]:
-    """The frames that are done; a journal is begun where there is none.
-
-    Raises:
-        DataError: when `out` holds other crops, or other files.
-    """
+    """The frames that are done; a journal is begun where there is none. DataError: `out` holds something else."""
     journal = out / JOURNAL
     lines = journal.read_bytes().split(b"\n") if journal.is_file() else []
     if len(lines) < 3:  # none, or no frame is done
-        others = [path for path in out.iterdir() if path.name not in (JOURNAL, LOCK)]
-        if others:
+        if others := [path for path in out.iterdir() if path.name not in (JOURNAL, LOCK)]:
             raise DataError(f"--out {out} holds other files ({others[0].name}): give a new folder")
         begin = json.dumps({"crops": wanted}) + "\n"
         write_atomically(journal, lambda file: file.write_text(begin), private_mode(out))

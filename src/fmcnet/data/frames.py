@@ -21,40 +21,26 @@ from fmcnet.errors import DataError, require
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame.
+    """One frame."""
 
-    Attributes:
-        name: of its crops: the image's path below the folder without suffix, or the video frame's number.
-        key: how the boxes call it; None where they do not.
-        index: from 0, counted in frames of the recording.
-        seconds: after the first frame, by the video's own clock; None for images.
-        open: decodes it, as RGB.
-    """
-
-    name: str
-    key: FrameKey | None
-    index: int
-    seconds: float | None
-    open: Callable[[], Image.Image]
+    name: str  # of its crops: the image's path below the folder without suffix, or the video frame's number
+    key: FrameKey  # how the boxes call it; "" where they do not
+    index: int  # from 0, counted in frames of the recording
+    seconds: float | None  # after the first frame, by the video's own clock; None for images
+    open: Callable[[], Image.Image]  # decodes it, as RGB
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames in order.
+    """Frames in order."""
 
-    Attributes:
-        read: starts the frames from the beginning.
-        notes: how their numbers were found.
-        ignored: files of the folder that are no images.
-    """
-
-    read: Callable[[], Iterator[Frame]]
-    notes: tuple[str, ...] = ()
-    ignored: tuple[Ignored, ...] = ()
+    read: Callable[[], Iterator[Frame]]  # starts the frames from the beginning
+    notes: tuple[str, ...] = ()  # how their numbers were found
+    ignored: tuple[Ignored, ...] = ()  # files of the folder that are no images
 
 
 def open_frames(
-    path: str | Path, boxes: Boxes, first: int | None = None, value_range: ValueRange | None = None
+    path: Path, boxes: Boxes, first: int | None = None, value_range: ValueRange | None = None
 ) -> Frames:
     """Open a folder of images or a video.
 
@@ -68,7 +54,6 @@ def open_frames(
         DataError: when there is none, or the boxes' frames cannot be told.
         MissingDependencyError: for a video without PyAV.
     """
-    path = Path(path).expanduser()
     if path.is_dir():
         return _open_folder(path, boxes, first, value_range)
     if not path.is_file():
@@ -115,17 +100,22 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
         for image in order:
             name = stems[image] if counts[stems[image]] == 1 else names[image].replace(".", "_")
             decode = partial(open_rgb, image, value_range)
-            yield Frame(name, keys.get(image), places[image], None, decode)
+            yield Frame(name, keys.get(image, ""), places[image], None, decode)
 
     return Frames(read, tuple(notes), listing.ignored)
 
 
 def _numbers_of_names(names: dict[Path, str]) -> dict[Path, int]:
     """The last number of each name; empty unless all images have one of their own, in one folder."""
-    found = {image: re.search(r"(\d{1,18})\D*$", image.stem) for image in names}
-    numbers = {image: int(match[1]) for image, match in found.items() if match}
+    found = {image: _last_number(image.stem) for image in names}
+    numbers = {image: number for image, number in found.items() if number is not None}
     alone = len(set(numbers.values())) == len(names) and len({image.parent for image in names}) == 1
     return numbers if alone else {}
+
+
+def _last_number(name: str) -> int | None:
+    match = re.search(r"(\d{1,18})\D*$", name)
+    return int(match[1]) if match else None
 
 
 def _keys_by_name(names: dict[Path, str], boxes: Boxes) -> dict[Path, FrameKey]:
@@ -192,7 +182,7 @@ def _open_video(path: Path, boxes: Boxes, first: int | None, value_range: ValueR
                     seconds = None if decoded.time is None else float(decoded.time)
                     start = seconds if start is None else start
                     after = None if seconds is None or start is None else seconds - start
-                    key = numbers.get(index)
+                    key = numbers.get(index, "")
                     name = f"{key if isinstance(key, int) else index:06d}"
                     yield Frame(name, key, index, after, partial(_convert, decoded, value_range))
         except (av.error.FFmpegError, OSError) as error:
@@ -217,13 +207,13 @@ def _video_numbers(path: Path, boxes: Boxes, first: int | None) -> dict[int, Fra
         elif key in boxes.numbers and first is None:
             index = boxes.numbers[key]
         else:
-            match = re.search(r"(\d{1,18})\D*$", PurePosixPath(str(key)).stem)
-            if first is None or match is None:
+            number = _last_number(PurePosixPath(str(key)).stem)
+            if first is None or number is None:
                 raise DataError(
                     f"the boxes name their frames ('{key}'), but {path} is a video: say --first-frame 0 or 1, the "
                     "number of its first frame in these names, or give a folder of images"
                 )
-            index = int(match[1]) - first
+            index = number - first
         if index in found:
             raise DataError(f"'{found[index]}' and '{key}' are the same frame of {path} by their numbers")
         found[index] = key

@@ -8,10 +8,11 @@ import os
 import re
 import struct
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,6 @@ from PIL import TiffImagePlugin as tiff
 
 from fmcnet.data.listing import AVIF_BRANDS, HEIC_BRANDS
 from fmcnet.data.table import Table
-from fmcnet.data.tiff import is_tiff, read_tiff
 from fmcnet.data.value_range import (
     DROPPED,
     NO_RANGE,
@@ -38,6 +38,10 @@ MOST_THREADS = 16
 
 logger = logging.getLogger(__name__)
 
+_TIFF_KINDS = {1: ("u", "unsigned"), 2: ("i", "signed"), 3: ("f", "float")}
+_TIFF_NUMBERS = frozenset({"u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"})
+MOST_TIFF_VALUES = 2**27
+_CUT = "truncated: the file ends before the last pixel"
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 _WIDE = re.compile(r"(RGB|RGBA|RGBX|LA|CMYK);16([BLN])")
 REMARKS = "fmcnet.remarks"
@@ -69,18 +73,14 @@ def load_image(path: str | Path, value_range: ValueRange | None = None) -> NDArr
 
 
 def open_rgb(path: str | Path, value_range: ValueRange | None = None) -> Image.Image:
-    """Load an image like `load_image`, as a Pillow image of mode RGB; `info[REMARKS]` holds what is doubtful.
-
-    Raises:
-        DataError: as `load_image`.
-    """
+    """Load an image like `load_image`, as a Pillow image of mode RGB; `info[REMARKS]` holds what is doubtful."""
     path = Path(path)
     try:
         try:
             opened = Image.open(path)
         except UnidentifiedImageError:
             head = _head(path)
-            if is_tiff(head):
+            if head[:4] in (b"II*\0", b"MM\0*"):
                 return _from_tiff(path, value_range)
             if not register_heic(head):
                 raise
@@ -92,11 +92,7 @@ def open_rgb(path: str | Path, value_range: ValueRange | None = None) -> Image.I
 
 
 def to_rgb(image: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
-    """Convert an image that Pillow opened or made to RGB, by the rules of `load_image`.
-
-    Raises:
-        DataError: when it cannot be decoded.
-    """
+    """Convert an image that Pillow opened or made to RGB, by the rules of `load_image` (DataError, too)."""
     try:
         return _to_rgb(image, value_range)
     except _FAILURES as error:
@@ -129,15 +125,11 @@ def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
         upright = _eight_bit_image(values, value_range, remarks, "CMYK" if mode == "CMYK" else "RGB")
     elif mode in _DEEP_MODES:
         values = np.asarray(upright)
-        if (
-            mode == "I"
-            and tags.get(tiff.BITSPERSAMPLE) == (32,)
-            and tags.get(tiff.SAMPLEFORMAT, (1,))[0] == 1
-        ):
+        unsigned = tags.get(tiff.SAMPLEFORMAT, (1,))[0] == 1
+        if mode == "I" and tags.get(tiff.BITSPERSAMPLE) == (32,) and unsigned:
             values = values.view(np.uint32)
-        upright = _eight_bit_image(
-            values, value_range, remarks, inverted=tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 0
-        )
+        inverted = tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 0
+        upright = _eight_bit_image(values, value_range, remarks, inverted=inverted)
     elif not fourth_is_no_alpha and (
         mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info
     ):
@@ -211,7 +203,8 @@ def _lower_bytes(image: Image.Image) -> Image.Image | None:
     else:
         swapped = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[found[2]]
         wanted = f"{found[1]};16{swapped}"
-    other.tile = [tile._replace(args=_with_raw_mode(tile.args, wanted)) for tile in other.tile]
+    modes = [(wanted, *tile.args[1:]) if isinstance(tile.args, tuple) else wanted for tile in other.tile]
+    other.tile = [tile._replace(args=args) for tile, args in zip(other.tile, modes, strict=True)]
     other.load()
     return other
 
@@ -230,7 +223,7 @@ def _deep_ppm(image: Image.Image) -> NDArray[np.uint16] | None:
     shape = (height, width, 3) if header[0] == b"P6" else (height, width)
     data = stream.read(2 * int(np.prod(shape)))
     if len(data) < 2 * int(np.prod(shape)):
-        raise OSError("truncated: the file ends before the last pixel")
+        raise OSError(_CUT)
     return np.frombuffer(data, dtype=">u2").reshape(shape).astype(np.uint16)
 
 
@@ -242,23 +235,64 @@ def _raw_mode(image: Image.Image) -> str:
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
-def _with_raw_mode(args: Any, wanted: str) -> Any:
-    return (wanted, *args[1:]) if isinstance(args, tuple) else wanted
-
-
 def _from_tiff(path: Path, value_range: ValueRange | None) -> Image.Image:
-    """A TIFF that Pillow does not open."""
-    found = read_tiff(path)
-    values, alpha = found.values, None
-    if found.alpha:
+    """The first page of a TIFF that Pillow does not open: float RGB, float64, two channels, uint32."""
+    values, tags = _tiff_values(path)
+    alpha = None
+    if values.shape[2] in (2, 4) and tuple(tags.get(tiff.EXTRASAMPLES, ()))[:1] in ((1,), (2,)):
         alpha, values = _visible(eight_bits_of_alpha(values[..., -1])), values[..., :-1]
     colour = values.shape[2] >= 3
     remarks = [DROPPED] if values.shape[2] > (3 if colour else 1) else []
     values = values[..., :3] if colour else values[..., 0]
-    image = _eight_bit_image(values, value_range, remarks, inverted=found.inverted)
-    done = _blacken(image, alpha, remarks)
-    done.getexif()[ExifTags.Base.Orientation] = found.orientation
+    inverted = tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 0
+    done = _blacken(_eight_bit_image(values, value_range, remarks, inverted=inverted), alpha, remarks)
+    done.getexif()[ExifTags.Base.Orientation] = int(tags.get(ExifTags.Base.Orientation, 1))
     return ImageOps.exif_transpose(done)
+
+
+def _tiff_values(path: Path) -> tuple[NDArray[Any], Any]:
+    """The values (H, W, C) of a TIFF in strips, stored as it is or deflated, and its tags."""
+    with path.open("rb") as stream:
+        header = stream.read(8)
+        tags: Any = tiff.ImageFileDirectory_v2(header)
+        stream.seek(tags.next)
+        tags.load(stream)
+        samples = int(tags.get(tiff.SAMPLESPERPIXEL, 1))
+        bits = tuple(tags.get(tiff.BITSPERSAMPLE, (1,)))
+        letter, word = _TIFF_KINDS.get(next(iter(tags.get(tiff.SAMPLEFORMAT, (1,)))), ("", "unknown"))
+        kind = f"a TIFF of {samples} channels of {bits[0]}-bit {word} values"
+        advice = "save it as 8- or 16-bit, uncompressed"
+        number = f"{letter}{bits[0] // 8}"
+        if number not in _TIFF_NUMBERS or bits[0] % 8 or len(set(bits)) != 1 or tiff.IMAGEWIDTH not in tags:
+            raise ValueError(f"{kind}, which cannot be read: {advice}")
+        stored = tags.get(tiff.COMPRESSION, 1) in (1, 8, 32946) and tags.get(tiff.PREDICTOR, 1) == 1
+        if not stored or ExifTags.Base.TileOffsets in tags:
+            raise ValueError(f"{kind}, in tiles or compressed, which cannot be read: {advice}")
+        width, height = int(tags[tiff.IMAGEWIDTH]), int(tags[tiff.IMAGELENGTH])
+        if not 0 < width * height * samples <= MOST_TIFF_VALUES:
+            raise ValueError(f"{kind}, of {width} x {height} pixels, which is too large")
+        order = "<" if header[:1] == b"I" else ">"
+        values = np.frombuffer(_strips(stream, tags), dtype=f"{order}{number}")
+    if values.size < height * width * samples:
+        raise OSError(_CUT)
+    values = values[: height * width * samples]
+    if tags.get(tiff.PLANAR_CONFIGURATION, 1) == 2:
+        return values.reshape(samples, height, width).transpose(1, 2, 0).astype(number), tags
+    return values.reshape(height, width, samples).astype(number), tags
+
+
+def _strips(stream: IO[bytes], tags: Any) -> bytes:
+    parts = []
+    for offset, count in zip(tags[tiff.STRIPOFFSETS], tags[tiff.STRIPBYTECOUNTS], strict=True):
+        stream.seek(offset)
+        part = stream.read(count)
+        if len(part) < count:
+            raise OSError(_CUT)
+        try:
+            parts.append(part if tags.get(tiff.COMPRESSION, 1) == 1 else zlib.decompress(part))
+        except zlib.error as error:
+            raise OSError(f"truncated or damaged: {error}") from error
+    return b"".join(parts)
 
 
 def register_heic(head: bytes) -> bool:
@@ -283,29 +317,19 @@ def _head(path: Path) -> bytes:
         return stream.read(64)
 
 
-def verify_images(table: Table, progress: bool | None = None) -> list[tuple[str, str]]:
-    """Decode every image of a table; (path, reason) of each one that cannot be read, in the table's order.
-
-    Args:
-        table: the images.
-        progress: show a bar; None: only on a terminal.
-    """
-    return decode_images(table, lambda row, image: None, "checking images", progress)
-
-
 def decode_images(
     table: Table,
-    use: Callable[[int, Image.Image], None],
-    label: str,
     progress: bool | None = None,
+    label: str = "checking images",
+    use: Callable[[int, Image.Image], None] = lambda row, image: None,
 ) -> list[tuple[str, str]]:
     """Decode every image of a table in threads (Pillow releases the interpreter's lock); doubtful ones are logged.
 
     Args:
         table: the images.
-        use: called with the row and its image of mode RGB, from several threads.
-        label: text of the progress bar.
         progress: show a bar; None: only on a terminal.
+        label: text of the bar.
+        use: called with the row and its image of mode RGB, from several threads.
 
     Returns:
         (path, reason) of each image that cannot be read, in the table's order.

@@ -64,9 +64,8 @@ def has_image_head(path: str | Path) -> bool:
     except OSError:
         return False
     webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    return (
-        head.startswith(_MAGIC) or webp or (head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS | AVIF_BRANDS)
-    )
+    heic = head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS | AVIF_BRANDS
+    return head.startswith(_MAGIC) or webp or heic
 
 
 def list_folder(folder: str | Path) -> Listing:
@@ -87,8 +86,7 @@ def list_folder(folder: str | Path) -> Listing:
         here = folders.pop() if folders else linked.pop(0)
         try:
             status = here.stat()
-            with os.scandir(here) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
+            names = sorted(os.listdir(here))  # noqa: PTH208 (names are all that is needed)
         except OSError as error:
             ignored.append(Ignored(str(here), f"cannot be listed ({error.strerror})"))
             continue
@@ -96,24 +94,18 @@ def list_folder(folder: str | Path) -> Listing:
             ignored.append(Ignored(str(here), "a link to a folder that was read already"))
             continue
         seen.add((status.st_dev, status.st_ino))
-        for entry in entries:
-            path = here / entry.name
-            if is_hidden(entry.name):
-                continue
+        for path in (here / name for name in names if not is_hidden(name)):
             if not os.path.isdir(path):  # noqa: PTH112 (False for a loop of links)
-                reason = _why_no_image(path)
-            elif not entry.is_symlink():
+                if reason := _why_no_image(path):
+                    ignored.append(Ignored(str(path), reason))
+                else:
+                    images.append(path)
+            elif not path.is_symlink():
                 folders.append(path)
-                continue
             elif any(real.is_relative_to(path.resolve()) for real in (here.resolve(), top.resolve())):
-                reason = "a link to a folder above it"
+                ignored.append(Ignored(str(path), "a link to a folder above it"))
             else:
                 linked.append(path)
-                continue
-            if reason:
-                ignored.append(Ignored(str(path), reason))
-            else:
-                images.append(path)
     return Listing(tuple(sorted(images)), tuple(sorted(ignored, key=lambda one: one.path)))
 
 

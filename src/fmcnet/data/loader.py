@@ -76,7 +76,7 @@ class TrainingImages(Dataset[Sample]):
     def __getitem__(self, index: ImageIndex) -> Sample:
         row, batch, position = index
         if batch != self._batch:  # the items of a batch share its random numbers
-            self._batch, self._params = batch, {m.code: self._draw(batch, m) for m in Modality}
+            self._batch, self._params = batch, {kind.code: self._draw(batch, kind) for kind in Modality}
         params = self._params[int(self._modality[row])]
         image = augment_image(self._images[row], params, position, self._augment.pad)
         return Sample(torch.from_numpy(image).permute(2, 0, 1), int(self._labels[row]))

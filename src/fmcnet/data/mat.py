@@ -30,10 +30,8 @@ def read_mat(path: Path, name: str) -> list[Any]:
     Raises:
         ValueError: of one line: it is no such file, is damaged, or lacks the variable.
     """
-    if getattr(sys, "frozen", False) or not sys.executable:  # there is no interpreter to start
-        answer = _read(str(path), name)
-    else:
-        answer = _read_apart(path, name)
+    alone = getattr(sys, "frozen", False) or not sys.executable  # there is no interpreter to start
+    answer = _read(str(path), name) if alone else _read_apart(path, name)
     if "fault" in answer:
         raise ValueError(answer["fault"])
     found: list[Any] = answer["found"]

@@ -18,14 +18,13 @@ def sample_pictures(table: Table) -> tuple[str, ...]:
 
     A picture of two identities, as a black one, names nobody and is left out.
     """
-    rows: dict[int, list[int]] = defaultdict(list)
-    for row in np.argsort(table.path, kind="stable").tolist():
-        rows[int(table.pid[row])].append(row)
-    paths = table.full_paths()
-    owners: dict[str, set[int]] = defaultdict(set)
-    for pid, mine in rows.items():
-        for row in {mine[0], mine[-1]} if pid != NO_PID else ():
-            owners[_content(paths[row])].add(pid)
+    order = np.argsort(table.path, kind="stable").tolist()
+    first = {int(table.pid[row]): row for row in reversed(order)}
+    last = {int(table.pid[row]): row for row in order}
+    owners = defaultdict[str, set[int]](set)
+    for pid, row in {*first.items(), *last.items()}:
+        if pid != NO_PID:
+            owners[_content(table.full_path(row))].add(pid)
     return tuple(sorted(one for one, pids in owners.items() if one and len(pids) == 1))
 
 
@@ -36,22 +35,22 @@ def seen_identities(samples: tuple[str, ...], table: Table) -> IntArray:
     """
     if not samples:
         return np.empty(0, np.int64)
-    known, sizes = set(samples), {sample.partition("-")[0] for sample in samples}
-    owners: dict[str, set[int]] = defaultdict(set)
+    sizes = {sample.partition("-")[0] for sample in samples}
+    owners = defaultdict[str, set[int]](set)
     for pid, path in zip(table.pid.tolist(), table.full_paths(), strict=True):
         if pid != NO_PID and str(_size(path)) in sizes:
-            owners[_content(path)].add(int(pid))
-    alone = [pids for content, pids in owners.items() if content in known and len(pids) == 1]
+            owners[_content(path)].add(pid)
+    alone = [owners[sample] for sample in samples if len(owners.get(sample, ())) == 1]
     return np.array(sorted(set[int]().union(*alone)), dtype=np.int64)
 
 
 def copy_notes(table: Table) -> Iterator[str]:
     """A sentence on pictures that are there more than once, under whatever names."""
-    by_size: dict[int, list[int]] = defaultdict(list)
+    by_size = defaultdict[int, list[int]](list)
     paths = table.full_paths()
     for row, path in enumerate(paths):
         by_size[_size(path)].append(row)
-    by_content: dict[str, list[int]] = defaultdict(list)
+    by_content = defaultdict[str, list[int]](list)
     for size, rows in by_size.items():
         for row in rows if size > 0 and len(rows) > 1 else ():
             by_content[_content(paths[row])].append(row)

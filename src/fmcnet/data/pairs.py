@@ -27,35 +27,23 @@ _WORD = re.compile(r"(?:^|[-_. ])([a-z]+)(?=$|[-_. ])", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class PairReport:
-    """What `make_pairs` wrote.
+    """What `make_pairs` wrote."""
 
-    Attributes:
-        table: the CSV.
-        pairs: of crops of one moment.
-        identities: that training will tell apart.
-        alone: crops without a partner, by modality.
-        missing: rows of a CSV whose file is gone.
-        notes: of the CSVs' reader, and on colours that contradict a modality.
-        ignored: files of a folder that are no images.
-    """
-
-    table: Path
-    pairs: int
-    identities: int
-    alone: dict[Modality, tuple[str, ...]]
-    missing: tuple[str, ...]
-    notes: tuple[str, ...]
-    ignored: tuple[Ignored, ...]
+    table: Path  # the CSV
+    pairs: int  # of crops of one moment
+    identities: int  # that training will tell apart
+    alone: dict[Modality, tuple[str, ...]]  # crops without a partner, by modality
+    missing: tuple[str, ...]  # rows of a CSV whose file is gone
+    notes: tuple[str, ...]  # of the CSVs' reader, and on colours that contradict a modality
+    ignored: tuple[Ignored, ...]  # files of a folder that are no images
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
+        alone = {str(modality): names for modality, names in self.alone.items()}
         return {
+            **vars(self),
             "table": str(self.table),
-            "pairs": self.pairs,
-            "identities": self.identities,
-            "alone": {str(modality): list(names) for modality, names in self.alone.items()},
-            "missing": list(self.missing),
-            "notes": list(self.notes),
+            "alone": alone,
             "ignored": ignored_facts(self.ignored),
         }
 
@@ -134,22 +122,20 @@ def make_pairs(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_rows(out, rows, private_mode(out.parent))
     alone = {
-        side.modality: tuple(str(crop.path) for name, crop in sorted(own.items()) if name not in other)
-        for side, own, other in zip(sides, (day, night), (night, day), strict=True)
+        Modality.VISIBLE: tuple(str(day[name].path) for name in sorted(day.keys() - night.keys())),
+        Modality.INFRARED: tuple(str(night[name].path) for name in sorted(night.keys() - day.keys())),
     }
-    crops = [crop.path for own in (day, night) for crop in own.values()]
-    kinds = [side.modality.code for side, own in zip(sides, (day, night), strict=True) for _ in own]
+    crops = [*day.values(), *night.values()]
+    kinds = [Modality.VISIBLE.code] * len(day) + [Modality.INFRARED.code] * len(night)
+    one, other = sides
     return PairReport(
-        out,
-        len(names),
-        len(set(identities)),
-        alone,
-        tuple(one for side in sides for one in side.missing),
-        (
-            *(note for side in sides for note in side.notes),
-            *colour_notes(kinds, lambda row: load_image(crops[row])),
-        ),
-        tuple(one for side in sides for one in side.ignored),
+        table=out,
+        pairs=len(names),
+        identities=len(set(identities)),
+        alone=alone,
+        missing=(*one.missing, *other.missing),
+        notes=(*one.notes, *other.notes, *colour_notes(kinds, lambda row: load_image(crops[row].path))),
+        ignored=(*one.ignored, *other.ignored),
     )
 
 
@@ -187,38 +173,31 @@ def _read(source: Path, modality: Modality) -> _Side:
 def _refuse_twice(sides: list[_Side]) -> None:
     """Refuse an image that is given twice, also by a link."""
     seen: dict[Path, Path] = {}
-    for side in sides:
-        for crop in side.crops:
-            real = crop.path.resolve()
-            if real in seen:
-                raise DataError(f"{seen[real]} and {crop.path} are one image: give each image once")
-            seen[real] = crop.path
+    for path in (crop.path for side in sides for crop in side.crops):
+        first = seen.setdefault(path.resolve(), path)
+        if first is not path:
+            raise DataError(f"{first} and {path} are one image: give each image once")
 
 
 def _by_name(sides: list[_Side]) -> list[dict[str, _Crop]]:
     """Each side's crops by what the two of a pair have in common; names that both sides have stay whole."""
     whole = [
-        {crop.path: _below(crop.path, side.root).with_suffix("").as_posix() for crop in side.crops}
+        # relpath: a CSV may name crops elsewhere
+        {c.path: Path(os.path.relpath(c.path, side.root)).with_suffix("").as_posix() for c in side.crops}
         for side in sides
     ]
     alike = set(whole[0].values()) & set(whole[1].values())
-    found: list[dict[str, _Crop]] = []
-    for side, names in zip(sides, whole, strict=True):
-        mine: dict[str, _Crop] = {}
+    found: list[dict[str, _Crop]] = [{}, {}]
+    for side, names, mine in zip(sides, whole, found, strict=True):
         for crop in side.crops:
             name = names[crop.path]
             name = name if name in alike else _without_modality(name, side.modality)
-            if name in mine:
+            first = mine.setdefault(name, crop)
+            if first is not crop:
                 raise DataError(
-                    f"{mine[name].path} and {crop.path} have one name: which is the pair's? Remove one"
+                    f"{first.path} and {crop.path} have one name: which is the pair's? Remove one"
                 )
-            mine[name] = crop
-        found.append(mine)
     return found
-
-
-def _below(path: Path, root: Path) -> Path:
-    return Path(os.path.relpath(path, root))  # a CSV may name crops elsewhere
 
 
 def _without_modality(name: str, modality: Modality) -> str:
@@ -249,7 +228,7 @@ def _identities(pairs: list[tuple[_Crop, _Crop]], sides: list[_Side], folders: b
         for side, crop in zip(sides, pair, strict=True):
             person = crop.person
             if folders and crop.path.parent != side.root:
-                person += (f"folder {_below(crop.path.parent, side.root)}",)
+                person += (f"folder {os.path.relpath(crop.path.parent, side.root)}",)
             ends += [(at, len(pairs) + nodes.setdefault(one, len(nodes))) for one in person]
     size = len(pairs) + len(nodes)
     of, joined = np.array(ends, dtype=np.int64).reshape(-1, 2).T

@@ -17,17 +17,11 @@ from fmcnet.types import IntArray, Modality
 
 
 class ImageIndex(NamedTuple):
-    """One image of a batch.
+    """One image of a batch."""
 
-    Attributes:
-        row: of the table.
-        batch: number of the batch, counted from the start of the training.
-        position: among the images of its modality in the batch of all processes.
-    """
-
-    row: int
-    batch: int
-    position: int
+    row: int  # of the table
+    batch: int  # number of the batch, counted from the start of the training
+    position: int  # among the images of its modality in the batch of all processes
 
 
 class IdentityModalitySampler(Sampler[list[ImageIndex]]):
@@ -84,7 +78,7 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
         self.identities, self.images = identities, images
         self.seed, self.rank, self.world = seed, rank, world
         self._epoch = self._start = 0
-        rows = [_rows_by_pid(pid_labels, modality, m) for m in (Modality.VISIBLE, Modality.INFRARED)]
+        rows = [_rows_by_pid(pid_labels, np.flatnonzero(modality == kind.code)) for kind in Modality]
         self.pids = sorted(set(rows[0]) & set(rows[1]))
         self.notes = self._notes(rows)
         needed = identities * world
@@ -139,12 +133,10 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
 
     def _notes(self, rows: Sequence[dict[int, IntArray]]) -> tuple[str, ...]:
         notes = []
-        left_out = len(set(rows[0]) ^ set(rows[1]))
-        if left_out:
+        if left_out := len(set(rows[0]) ^ set(rows[1])):
             notes.append(f"{left_out} identities lack a modality and are left out of the batches")
         for by_pid, kind in zip(rows, Modality, strict=True):
-            few = sum(len(by_pid[pid]) < self.images for pid in self.pids)
-            if few:
+            if few := sum(len(by_pid[pid]) < self.images for pid in self.pids):
                 notes.append(
                     f"{few} of {len(self.pids)} identities have fewer than {self.images} {kind} images: "
                     "theirs are repeated within a batch"
@@ -173,15 +165,11 @@ class _Stream:
         return taken
 
 
-def _rows_by_pid(
-    pid_labels: NDArray[np.integer], modality: NDArray[np.integer], kind: Modality
-) -> dict[int, IntArray]:
-    """Rows of each identity in one modality, ascending."""
-    rows = np.flatnonzero(modality == kind.code)
-    order = rows[np.argsort(pid_labels[rows], kind="stable")]
-    pids, starts = np.unique(pid_labels[order], return_index=True)
-    own = np.split(order, starts[1:]) if len(pids) else []
-    return dict(zip(pids.tolist(), own, strict=True))
+def _rows_by_pid(pids: NDArray[np.integer], rows: IntArray) -> dict[int, IntArray]:
+    """The rows of each identity, ascending."""
+    order = rows[np.argsort(pids[rows], kind="stable")]
+    known, starts = np.unique(pids[order], return_index=True)
+    return dict(zip(known.tolist(), np.split(order, starts)[1:], strict=True))
 
 
 def identities_of(config: Config, world: int) -> int:
@@ -208,19 +196,15 @@ def make_sampler(
     `training.accumulate` batches in a row make a step, and an epoch is a whole number of steps.
     """
 
-    def sampler(steps: int | None) -> IdentityModalitySampler:
-        return IdentityModalitySampler(
-            labels,
-            rows.modality,
-            identities=identities_of(config, world),
-            images=config.data.images,
-            seed=config.training.seed,
-            rank=rank,
-            world=world,
-            steps=steps,
-        )
-
-    accumulate, steps = config.training.accumulate, config.training.steps_per_epoch
-    if accumulate == 1:
-        return sampler(steps)
-    return sampler((steps or ceil(sampler(None).steps / accumulate)) * accumulate)
+    sampler = IdentityModalitySampler(
+        labels,
+        rows.modality,
+        identities=identities_of(config, world),
+        images=config.data.images,
+        seed=config.training.seed,
+        rank=rank,
+        world=world,
+    )
+    accumulate = config.training.accumulate
+    sampler.steps = (config.training.steps_per_epoch or ceil(sampler.steps / accumulate)) * accumulate
+    return sampler

@@ -220,10 +220,8 @@ class Table:
         """(N,) int64, equal for the same identity in every table; `pid` itself where identities are numbers."""
         if not self.pid_names:
             return self.pid
-        known = [
-            NO_PID if (one := parse_identity(name)) is None else identity_number(one)
-            for name in self.pid_names
-        ]
+        named = [parse_identity(name) for name in self.pid_names]
+        known = [NO_PID if name is None else identity_number(name) for name in named]
         return np.array([*known, NO_PID], dtype=np.int64)[self.pid]
 
     def records(self) -> list[Record]:

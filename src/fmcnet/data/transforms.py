@@ -29,41 +29,24 @@ NOISE = 12.0  # largest standard deviation, in grey levels of 255
 
 
 class PhotometricParams(NamedTuple):
-    """What happens to the values of each of B images.
+    """What happens to the values of each of B images."""
 
-    Attributes:
-        hit: (B,) bool, whether anything does.
-        curve: (B, 256, 3) uint8, the value that takes the place of each value, for each channel.
-        sharpness: (B,) float32, share of the rows and columns that are kept; 1 is all.
-        noise: (B,) float32, standard deviation in grey levels, alike in the three channels of an infrared image.
-        seed: (B,) int64, of the noise.
-    """
-
-    hit: BoolArray
-    curve: NDArray[np.uint8]
-    sharpness: FloatArray
-    noise: FloatArray
-    seed: IntArray
+    hit: BoolArray  # (B,) bool, whether anything does
+    curve: NDArray[np.uint8]  # (B, 256, 3), the value that takes the place of each value, for each channel
+    sharpness: FloatArray  # (B,) float32, share of the rows and columns that are kept; 1 is all
+    noise: FloatArray  # (B,) float32, standard deviation in grey levels; one noise for all infrared channels
+    seed: IntArray  # (B,) int64, of the noise
 
 
 class AugmentationParams(NamedTuple):
-    """What happens to each of B images.
+    """What happens to each of B images."""
 
-    Attributes:
-        shift: (B, 2) int64, top and left of the crop in the padded image, each 0..2 * pad.
-        flip: (B,) bool.
-        mix: (B, 3) float32, weights of the channels in the grey image.
-        grey: (B,) bool, whether the grey image replaces the channels.
-        box: (B, 4) int64, top, left, bottom, right of the erased box; empty (top = bottom) where nothing is erased.
-        photometric: None where no image has any.
-    """
-
-    shift: IntArray
-    flip: BoolArray
-    mix: FloatArray
-    grey: BoolArray
-    box: IntArray
-    photometric: PhotometricParams | None = None
+    shift: IntArray  # (B, 2) int64, top and left of the crop in the padded image, each 0..2 * pad
+    flip: BoolArray  # (B,) bool
+    mix: FloatArray  # (B, 3) float32, weights of the channels in the grey image
+    grey: BoolArray  # (B,) bool, whether the grey image replaces the channels
+    box: IntArray  # (B, 4) int64, top, left, bottom, right of what is erased; top = bottom: nothing
+    photometric: PhotometricParams | None = None  # None where no image has any
 
 
 def draw_params(

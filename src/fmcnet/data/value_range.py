@@ -71,11 +71,10 @@ class Remarks:
             advice: `RANGE`, `RANGE_FIELD` over HTTP, or `NO_RANGE` where none can be given.
         """
         lines = []
-        for kind in (kind for kind in _SENTENCES if kind in self._names):
-            count = len(self._names[kind])
-            images = "1 image" if count == 1 else f"{count} images"
-            sentence = _SENTENCES[kind].format(range=advice)
-            lines.append(f"{images} {sentence} (the first is {min(self._names[kind])})")
+        for kind, sentence in _SENTENCES.items():
+            if names := self._names.get(kind):
+                images = "1 image" if len(names) == 1 else f"{len(names)} images"
+                lines.append(f"{images} {sentence.format(range=advice)} (the first is {min(names)})")
         return lines
 
 
@@ -85,14 +84,11 @@ def parse_range(text: str) -> ValueRange:
     Raises:
         DataError: for anything else than two finite numbers, the lower one first.
     """
-    low, colon, high = text.partition(":")
     try:
-        found = float(low), float(high)
-    except ValueError:
-        colon = ""
-    if not colon:
-        raise DataError(f"--range {text}: give two numbers as LOW:HIGH, for example 15:40")
-    return check_range(found)
+        low, high = map(float, text.split(":"))
+    except ValueError as error:
+        raise DataError(f"--range {text}: give two numbers as LOW:HIGH, for example 15:40") from error
+    return check_range((low, high))
 
 
 def check_range(value_range: Any) -> ValueRange:
@@ -169,7 +165,7 @@ def eight_bits(
                 f"shows nothing beside values far from the others, as of missing pixels: {span}; replace these, or "
                 "give --range LOW:HIGH"
             )
-        remark = COARSE if remark in (None, RANGED) else remark
+        remark = OUTSIDE if remark == OUTSIDE else COARSE
     return mapped, remark
 
 

@@ -10,82 +10,49 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from fmcnet.synthetic.scene import Scene, make_scene
-
 Float = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Camera:
-    """One camera.
+    """One camera."""
 
-    Attributes:
-        camid: its number in the layout.
-        spectrum: "visible", "nir" or "thermal".
-        place: number of its place; two cameras in one room share it.
-        outdoor: whether the place is outdoors.
-        pitch: downward tilt in radians, 0.03 to 0.40.
-        distance: metres to the person, 4 to 9.
-        light: azimuth and elevation of the key light in radians.
-        key: linear RGB of the key light.
-        ambient: linear RGB of the ambient light.
-        response: (3, 3) colour matrix of the sensor, row-wise.
-        exposure: gain.
-        gamma: exponent of the tone curve, 0.36 to 0.62.
-        blur: standard deviation in pixels per 128 rows.
-        noise: standard deviation in grey levels (0 to 255).
-        native: resolution relative to the written image, 0.3 to 1.
-        lamp: strength and ambient of the near-infrared lamp.
-        span: degrees Celsius that a thermal camera shows as dark and as bright.
-        inverted: whether a thermal camera shows warm as dark.
-        motion: length of the motion blur, relative to the height of the image; 0 is none.
-        glare: strength of a headlight or street lamp that shines into the lens; 0 is none.
-        shade: what a deep shadow takes from a part of the image, 0 to 1.
-        quality: of the JPEG compression in the camera; 0 is none.
-    """
-
-    camid: int
-    spectrum: str
-    place: int
-    outdoor: bool
-    pitch: float
-    distance: float
-    light: tuple[float, float]
-    key: tuple[float, float, float]
-    ambient: tuple[float, float, float]
-    response: tuple[float, ...]
-    exposure: float
-    gamma: float
-    blur: float
-    noise: float
-    native: float
-    lamp: tuple[float, float]
-    span: tuple[float, float] = (14.0, 35.5)
-    inverted: bool = False
-    motion: float = 0.0
-    glare: float = 0.0
-    shade: float = 0.0
-    quality: int = 0
+    camid: int  # its number in the layout
+    spectrum: str  # "visible", "nir" or "thermal"
+    place: int  # number of its place; two cameras in one room share it
+    outdoor: bool  # whether the place is outdoors
+    pitch: float  # downward tilt in radians, 0.03 to 0.40
+    distance: float  # metres to the person, 4 to 9
+    light: tuple[float, float]  # azimuth and elevation of the key light in radians
+    key: tuple[float, float, float]  # linear RGB of the key light
+    ambient: tuple[float, float, float]  # linear RGB of the ambient light
+    response: tuple[float, ...]  # (3, 3) colour matrix of the sensor, row-wise
+    exposure: float  # gain
+    gamma: float  # exponent of the tone curve, 0.36 to 0.62
+    blur: float  # standard deviation in pixels per 128 rows
+    noise: float  # standard deviation in grey levels (0 to 255)
+    native: float  # resolution relative to the written image, 0.3 to 1
+    lamp: tuple[float, float]  # strength and ambient of the near-infrared lamp
+    span: tuple[float, float] = (14.0, 35.5)  # degrees Celsius that a thermal camera shows dark and bright
+    inverted: bool = False  # whether a thermal camera shows warm as dark
+    motion: float = 0.0  # length of the motion blur, relative to the height of the image; 0 is none
+    glare: float = 0.0  # strength of a headlight or street lamp that shines into the lens; 0 is none
+    shade: float = 0.0  # what a deep shadow takes from a part of the image, 0 to 1
+    quality: int = 0  # of the JPEG compression in the camera; 0 is none
 
 
 LAYOUT_NUMBERS = {"sysu": 1, "regdb": 2, "llcm": 3, "wild": 4}
 """Of the layouts, in seeds."""
 WILD = {"visible": range(1, 41), "nir": range(41, 61), "thermal": range(61, 81)}
 """Cameras of the layout wild."""
-_SYSU = {1: ("visible", 1, False), 2: ("visible", 2, False), 3: ("nir", 2, False), 4: ("visible", 4, True),
-         5: ("visible", 5, True), 6: ("nir", 6, True)}  # fmt: skip
-_REGDB = {1: ("visible", 1, True), 2: ("thermal", 1, True)}
-
-
-def _placements(layout: str, spectrum: str) -> dict[int, tuple[str, int, bool]]:
-    if layout == "sysu":
-        return _SYSU
-    if layout == "regdb":
-        return _REGDB
-    if layout == "wild":
-        return {c: (kind, c, c % 2 == 0) for kind, cameras in WILD.items() for c in cameras}
-    return {c: (spectrum, c, c > 6) for c in range(1, 10) if spectrum == "visible" or c != 3}
+_PLACEMENTS = {
+    "sysu": {1: ("visible", 1, False), 2: ("visible", 2, False), 3: ("nir", 2, False),
+             4: ("visible", 4, True), 5: ("visible", 5, True), 6: ("nir", 6, True)},
+    "regdb": {1: ("visible", 1, True), 2: ("thermal", 1, True)},
+    "wild": {c: (kind, c, c % 2 == 0) for kind, cameras in WILD.items() for c in cameras},
+}  # fmt: skip
+"""Spectrum, place and whether it is outdoors, of each camera; those of LLCM are of both spectra."""
 
 
 def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -94,13 +61,10 @@ def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
 
 @lru_cache(maxsize=64)
 def camera(layout: str, seed: int, camid: int, infrared: bool) -> Camera:
-    """Draw the camera of a number: a pure function of its arguments.
-
-    In SYSU-MM01's and RegDB's layouts the number determines the spectrum; LLCM has a visible and an infrared camera
-    of the same number in the same place, so `infrared` chooses.
-    """
+    """Draw the camera of a number; `infrared` chooses one in LLCM's layout, whose places have two of a number."""
     number = LAYOUT_NUMBERS[layout]
-    spectrum, place, outdoor = _placements(layout, "nir" if infrared else "visible")[camid]
+    of_llcm = ("nir" if infrared else "visible", camid, camid > 6)
+    spectrum, place, outdoor = _PLACEMENTS[layout][camid] if layout in _PLACEMENTS else of_llcm
     rng = np.random.default_rng([7201, seed, number, camid, int(infrared)])
     warmth = rng.normal(0.0, 0.11)
     tint = np.exp(np.array([warmth, 0.0, -warmth]))
@@ -167,12 +131,6 @@ def _randomized(cam: Camera, rng: np.random.Generator) -> Camera:
         shade=0.0 if thermal else maybe(0.3, 0.3, 0.85),
         quality=int(maybe(0.6, 20.0, 90.0)),
     )
-
-
-@lru_cache(maxsize=24)
-def scene_of(layout: str, seed: int, place: int, outdoor: bool, height: int, width: int) -> Scene:
-    """The scene of a place at a crop size in pixels, kept for the process."""
-    return make_scene((seed, LAYOUT_NUMBERS[layout], place), height, width, outdoor=outdoor)
 
 
 def _tone(linear: Float, gamma: float) -> Bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
+from PIL import Image
 
 from fmcnet.data.readers.common import MANIFEST
 from fmcnet.errors import DataError
@@ -26,12 +28,15 @@ from fmcnet.interrupt import ignored_ctrl_c
 from fmcnet.parsing import read_json
 from fmcnet.progress import Progress
 from fmcnet.synthetic.image import ImageKey, render_image
-from fmcnet.synthetic.plan import BenchmarkPlan, Preset, make_plan, resolve_preset
-from fmcnet.synthetic.writers import SCRATCH, side_files, write_atomic, write_images
+from fmcnet.synthetic.plan import BenchmarkPlan, Preset, make_plan, resolve_preset, side_files
 
 VERSION = 3
 """Raised whenever the same seed would give other pixels or files."""
 LOCK = ".generating.lock"
+SCRATCH = ".part"
+"""Folder under the root for files being written; a file appears under its own name only when it is whole."""
+
+_JPEG_QUALITY = 92
 
 _CHUNK = 32
 """Images per task of a process."""
@@ -41,35 +46,20 @@ _SINGLE_PROCESS_BELOW = 300
 
 @dataclass(frozen=True)
 class GeneratedSummary:
-    """What `generate` did.
+    """What `generate` did."""
 
-    Attributes:
-        out: the dataset's root.
-        layout: "sysu", "regdb", "llcm" or "wild".
-        preset: "tiny", "small" or "full".
-        seed: seed of the world.
-        identities: how many.
-        images: images in the dataset.
-        written: images rendered by this call.
-        reused: images that earlier calls rendered.
-        seconds: wall time of this call.
-        images_per_second: written / seconds, 0 when none was written.
-        workers: processes used.
-        digest: 64 hex digits that identify the world: SHA-256 over all paths and the pixels of eight of the images,
-            rendered anew (independent of JPEG, of workers and of what was reused).
-    """
-
-    out: Path
-    layout: str
-    preset: str
-    seed: int
-    identities: int
-    images: int
-    written: int
-    reused: int
-    seconds: float
-    images_per_second: float
-    workers: int
+    out: Path  # the dataset's root
+    layout: str  # "sysu", "regdb", "llcm" or "wild"
+    preset: str  # "tiny", "small" or "full"
+    seed: int  # seed of the world
+    identities: int  # how many
+    images: int  # images in the dataset
+    written: int  # images rendered by this call
+    reused: int  # images that earlier calls rendered
+    seconds: float  # wall time of this call
+    images_per_second: float  # written / seconds, 0 when none was written
+    workers: int  # processes used
+    # SHA-256 over all paths and the pixels of eight images, rendered anew: independent of JPEG and of what was reused
     digest: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,32 +103,27 @@ def generate(
     if workers is not None and workers < 1:
         raise DataError(f"workers must be 1 or more, got {workers}")
     root = Path(out)
-    arguments = {
-        "version": VERSION,
-        "layout": layout,
-        "preset": preset,
-        "seed": seed,
-        "amounts": asdict(amounts),
-    }
+    world = {"layout": layout, "preset": preset, "seed": seed}
+    arguments = {"version": VERSION, **world, "amounts": asdict(amounts)}
     with _claimed(root, arguments):
         plan = make_plan(layout, amounts, seed)
         for path, content in side_files(plan, seed).items():
             if not (root / path).is_file():
-                write_atomic(root, path, content)
+                _write_atomic(root, path, content)
         total = len(plan.images)
         missing = _missing(root, plan.images.items())
         if missing:
             _write_manifest(root, {**arguments, "complete": False})
         with Progress("generating", total, total - len(missing), show=None if progress else False) as bar:
             processes = _render(root, missing, amounts, _processes(workers, len(missing)), bar)
-        digest = world_digest(plan, amounts)
+        digest = _world_digest(plan, amounts)
         _write_manifest(root, {**arguments, "complete": True, "images": total, "digest": digest})
     seconds = time.perf_counter() - begin
     return GeneratedSummary(
-        out=root,
-        layout=layout,
-        preset=preset,
-        seed=seed,
+        root,
+        layout,
+        preset,
+        seed,
         identities=len(plan.pids),
         images=total,
         written=len(missing),
@@ -150,7 +135,31 @@ def generate(
     )
 
 
-def world_digest(plan: BenchmarkPlan, amounts: Preset) -> str:
+def _write_atomic(root: Path, path: str, data: bytes) -> None:
+    """Write a file of the dataset so that no reader, and no restart, ever sees half of it."""
+    target = root / path
+    scratch = root / SCRATCH / f"{os.getpid()}_{target.name}"
+    with named(target, scratch, scratch.parent):
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(data)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch.replace(target)
+
+
+def write_images(root: Path, height: int, width: int, images: Sequence[tuple[str, ImageKey]]) -> int:
+    """Render and write images, the task of a process; return how many.
+
+    Infrared images get three equal channels, which all public code reads.
+    """
+    for path, key in images:
+        stream = io.BytesIO()
+        image = Image.fromarray(render_image(key, height, width)).convert("RGB")
+        image.save(stream, "BMP" if path.endswith(".bmp") else "JPEG", quality=_JPEG_QUALITY)
+        _write_atomic(root, path, stream.getvalue())
+    return len(images)
+
+
+def _world_digest(plan: BenchmarkPlan, amounts: Preset) -> str:
     """SHA-256 (64 hex digits) over a plan's paths and the raw pixels of eight of its images."""
     sha = hashlib.sha256("\n".join(plan.images).encode())
     keys = list(plan.images.values())
@@ -190,10 +199,8 @@ def _render(
     chunks = [images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK)]
     if processes > 1:
         # A broken pool: a script without `if __name__ == "__main__":`, or a killed process. This one continues.
-        with (
-            contextlib.suppress(BrokenProcessPool),
-            ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
-        ):
+        pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+        with contextlib.suppress(BrokenProcessPool), pool:
             with ignored_ctrl_c():
                 counts = pool.map(write, chunks)
             try:
@@ -235,7 +242,7 @@ def _claimed(root: Path, arguments: dict[str, Any]) -> Iterator[None]:
 
 def _write_manifest(root: Path, content: dict[str, Any]) -> None:
     """Write the manifest, and remove the folder of files being written."""
-    write_atomic(root, MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
+    _write_atomic(root, MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
     shutil.rmtree(root / SCRATCH, ignore_errors=True)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import cos, pi, sin
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.synthetic.body import build_body
+from fmcnet.synthetic.body import Pose, build_body
 from fmcnet.synthetic.cameras import (
     LAYOUT_NUMBERS,
     Camera,
@@ -17,36 +16,33 @@ from fmcnet.synthetic.cameras import (
     develop_nir,
     develop_thermal,
     develop_visible,
-    scene_of,
 )
 from fmcnet.synthetic.identity import Identity, draw_identity
-from fmcnet.synthetic.primitives import Pose, View
-from fmcnet.synthetic.render import GBuffer, rasterise
-from fmcnet.synthetic.scene import Scene
-from fmcnet.synthetic.shading import Light, Surface, shade_nir, shade_thermal, shade_visible, surface_of
+from fmcnet.synthetic.render import (
+    GBuffer,
+    Light,
+    rasterise,
+    shade_nir,
+    shade_thermal,
+    shade_visible,
+    surface_of,
+)
+from fmcnet.synthetic.scene import Scene, make_scene
 
+Point = tuple[float, float]
 Float = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class ImageKey:
-    """The address of an image.
+    """The address of an image."""
 
-    Attributes:
-        seed: seed of the world.
-        layout: "sysu", "regdb", "llcm" or "wild".
-        pid: identity, 1 and up.
-        camid: camera, 1 and up.
-        infrared: whether the camera is an infrared one.
-        index: number of the image among the identity's images of that camera, 1 and up.
-    """
-
-    seed: int
-    layout: str
-    pid: int
-    camid: int
-    infrared: bool
-    index: int
+    seed: int  # seed of the world
+    layout: str  # "sysu", "regdb", "llcm" or "wild"
+    pid: int  # identity, 1 and up
+    camid: int  # camera, 1 and up
+    infrared: bool  # whether the camera is an infrared one
+    index: int  # number of the image among the identity's images of that camera, 1 and up
 
 
 EVENTS = {"wild": (0.2, 0.3, 0.2)}
@@ -54,12 +50,7 @@ EVENTS = {"wild": (0.2, 0.3, 0.2)}
 PLAIN_EVENTS = (0.05, 0.05, 0.06)
 
 
-@lru_cache(maxsize=512)
-def _identity(seed: int, pid: int) -> Identity:
-    return draw_identity(seed, pid)
-
-
-def draw_pose(rng: np.random.Generator) -> Pose:
+def _draw_pose(rng: np.random.Generator) -> Pose:
     """A random pose: any yaw, any phase; one in seven stands, one in twelve holds a phone."""
     standing = rng.random() < 0.15
     return Pose(
@@ -72,15 +63,6 @@ def draw_pose(rng: np.random.Generator) -> Pose:
         nod=rng.normal(0.06, 0.10),
         turn=rng.normal(0.0, 0.25),
     )
-
-
-def _draw(
-    buffer: GBuffer, who: Identity, cam: Camera, rng: np.random.Generator, origin: tuple[float, float]
-) -> Surface:
-    """Pose a person, rasterise into the buffer, gather the surface."""
-    view = View(pitch=cam.pitch + rng.normal(0.0, 0.03), distance=cam.distance * rng.uniform(0.85, 1.2))
-    rasterise(buffer, build_body(who, draw_pose(rng), view), who, origin)
-    return surface_of(buffer, who)
 
 
 def _light(cam: Camera, rng: np.random.Generator) -> Light:
@@ -119,8 +101,14 @@ def _shadow(canvas: Float, row: float, column: float, scale: float, depth: float
     canvas[y0:y1, x0:x1] *= dark if canvas.ndim == 2 else dark[..., None]
 
 
-def _paint(canvas: Float, surface: Surface, who: Identity, cam: Camera, light: Light) -> None:
-    """Shade a surface in the camera's spectrum onto the canvas, in place."""
+def _paint(
+    canvas: Float, who: Identity, cam: Camera, light: Light, rng: np.random.Generator, scale: float, at: Point
+) -> None:
+    """Pose a person, draw it, and shade it in the camera's spectrum onto the canvas, in place."""
+    buffer = GBuffer.empty(canvas.shape[0], canvas.shape[1], scale)
+    pitch, distance = cam.pitch + rng.normal(0.0, 0.03), cam.distance * rng.uniform(0.85, 1.2)
+    rasterise(buffer, build_body(who, _draw_pose(rng), pitch, distance), who, at)
+    surface = surface_of(buffer, who)
     if cam.spectrum == "visible":
         canvas.reshape(-1, 3)[surface.flat] = shade_visible(surface, who, light)
     elif cam.spectrum == "nir":
@@ -150,12 +138,6 @@ def _occlude(canvas: Float, cam: Camera, rng: np.random.Generator) -> None:
         canvas[rows, cols] = shade * np.float32(rng.uniform(0.12, 0.6))
     else:
         canvas[rows, cols] = np.float32(rng.uniform(17.0, 21.0))
-
-
-def internal_size(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns rendered for a written image: about twice as many, fewer for large images."""
-    factor = 2.0 if height <= 96 else (1.6 if height <= 160 else 1.15)
-    return round(height * factor), round(width * factor)
 
 
 def render_image(key: ImageKey, height: int, width: int) -> NDArray[np.uint8]:
@@ -192,25 +174,21 @@ def render_pair(
     """
     day, night = (camera("regdb", seed, camid, camid == 2) for camid in (1, 2))
     night = replace(night, pitch=day.pitch, distance=day.distance, light=day.light)
-    images = [
-        _render(
-            ImageKey(seed, "regdb", pid, cam.camid, cam is night, index),
-            cam,
-            np.random.default_rng([7302, seed, pid, index]),
-            height,
-            width,
-        )
-        for cam in (day, night)
-    ]
-    return images[0], images[1]
+
+    def render(cam: Camera) -> NDArray[np.uint8]:
+        key = ImageKey(seed, "regdb", pid, cam.camid, cam is night, index)
+        return _render(key, cam, np.random.default_rng([7302, seed, pid, index]), height, width)
+
+    return render(day), render(night)
 
 
 def _render(
     key: ImageKey, cam: Camera, rng: np.random.Generator, height: int, width: int
 ) -> NDArray[np.uint8]:
-    who = _identity(key.seed, key.pid)
-    h, w = internal_size(height, width)
-    scene = scene_of(key.layout, key.seed, cam.place, cam.outdoor, h, w)
+    who = draw_identity(key.seed, key.pid)
+    factor = 2.0 if height <= 96 else (1.6 if height <= 160 else 1.15)  # rendered larger than written
+    h, w = round(height * factor), round(width * factor)
+    scene = make_scene((key.seed, LAYOUT_NUMBERS[key.layout], cam.place), h, w, cam.outdoor)
     canvas = _background(scene, cam, h, w, rng)
     light = _light(cam, rng)
 
@@ -224,21 +202,14 @@ def _render(
         origin = (origin[0], origin[1] + (0.09 if rng.random() < 0.7 else -0.06) * h)
     event = rng.random()
     if event < crowd:  # another person's part in the crop
-        other = _identity(key.seed, 100_000 + int(rng.integers(0, 2000)))
+        other = draw_identity(key.seed, 100_000 + int(rng.integers(0, 2000)))
         side = 1.0 if rng.random() < 0.5 else -1.0
         place = (origin[0] + side * w * rng.uniform(0.42, 0.62), origin[1] - 0.02 * h)
-        second = GBuffer.empty(h, w, scale * rng.uniform(0.8, 0.97))
-        _paint(canvas, _draw(second, other, cam, rng, place), other, cam, light)
+        _paint(canvas, other, cam, light, rng, scale * rng.uniform(0.8, 0.97), place)
     if cam.spectrum != "thermal":
-        _shadow(
-            canvas,
-            origin[1] + 0.48 * stature * scale,
-            origin[0],
-            scale,
-            0.5 if cam.spectrum == "visible" else 0.25,
-        )
-    buffer = GBuffer.empty(h, w, scale)
-    _paint(canvas, _draw(buffer, who, cam, rng, origin), who, cam, light)
+        depth = 0.5 if cam.spectrum == "visible" else 0.25
+        _shadow(canvas, origin[1] + 0.48 * stature * scale, origin[0], scale, depth)
+    _paint(canvas, who, cam, light, rng, scale, origin)
     if event > 1 - hidden:
         _occlude(canvas, cam, rng)
     develop = {"visible": develop_visible, "nir": develop_nir, "thermal": develop_thermal}[cam.spectrum]

@@ -1,11 +1,14 @@
-"""The images of a generated benchmark, before any is rendered: presets, and the plan of each layout."""
+"""What a generated benchmark holds: presets, the images of each layout, and the files beside them."""
 
 from __future__ import annotations
 
+import io
+from collections import Counter, defaultdict
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.io import savemat
 
 from fmcnet.errors import ConfigError
 from fmcnet.synthetic.cameras import WILD
@@ -17,27 +20,16 @@ PRESET_NAMES = ("tiny", "small", "full")
 
 @dataclass(frozen=True)
 class Preset:
-    """The amounts of one benchmark.
+    """The amounts of one benchmark."""
 
-    Attributes:
-        train_ids: identities for training (RegDB: half of all, as its splits are halves).
-        val_ids: identities for validation; 0 in the layouts of RegDB and LLCM, which have none.
-        test_ids: identities for testing.
-        height: rows of an image in pixels.
-        width: columns of an image in pixels.
-        train_images: images per identity and camera in training; RegDB: per identity and modality.
-        test_images: the same in testing, at most one more for some; unused by RegDB.
-        real_counts: 1 to plan exactly the real dataset's numbers of images; the two numbers above are then unused.
-    """
-
-    train_ids: int
-    val_ids: int
-    test_ids: int
-    height: int
-    width: int
-    train_images: int
-    test_images: int
-    real_counts: int = 0
+    train_ids: int  # identities for training (RegDB: half of all, as its splits are halves)
+    val_ids: int  # identities for validation; 0 in the layouts of RegDB and LLCM, which have none
+    test_ids: int  # identities for testing
+    height: int  # rows of an image in pixels
+    width: int  # columns of an image in pixels
+    train_images: int  # images per identity and camera in training; RegDB: per identity and modality
+    test_images: int  # the same in testing, at most one more for some; unused by RegDB
+    real_counts: int = 0  # 1: exactly the real dataset's numbers of images, in place of the two above
 
 
 _PRESETS: dict[tuple[str, str], Preset] = {
@@ -113,21 +105,13 @@ def _faults(layout: str, chosen: Preset) -> list[str]:
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """All images of a benchmark and its identity lists (sorted).
+    """All images of a benchmark and its identity lists (sorted)."""
 
-    Attributes:
-        layout: "sysu", "regdb", "llcm" or "wild".
-        images: path relative to the root (POSIX separators) -> key; in order of path within a camera and identity.
-        train: training identities; empty for RegDB, whose ten splits are drawn by the writer.
-        val: validation identities.
-        test: test identities; for RegDB empty as well.
-    """
-
-    layout: str
-    images: dict[str, ImageKey]
-    train: tuple[int, ...]
-    val: tuple[int, ...]
-    test: tuple[int, ...]
+    layout: str  # "sysu", "regdb", "llcm" or "wild"
+    images: dict[str, ImageKey]  # by path below the root, in order of path within a camera and identity
+    train: tuple[int, ...]  # training identities; empty for RegDB, whose ten splits are drawn by the writer
+    val: tuple[int, ...]  # validation identities
+    test: tuple[int, ...]  # test identities; for RegDB empty as well
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -241,35 +225,25 @@ def _plan_regdb(amounts: Preset, seed: int) -> BenchmarkPlan:
     return BenchmarkPlan("regdb", images, (), (), ())
 
 
-def _llcm_cameras(rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Four to six visible cameras of nine, and the infrared ones of the same places (there is no infrared 3)."""
-    visible = sorted(int(c) for c in rng.choice(np.arange(1, 10), int(rng.integers(4, 7)), replace=False))
-    return visible, [c for c in visible if c != 3]
-
-
 def _plan_llcm(amounts: Preset, seed: int) -> BenchmarkPlan:
     rng = np.random.default_rng([7401, seed, 3])
     train, _, test = _split(rng, amounts)
     images = {}
     for split, ids, amount in (("train", train, amounts.train_images), ("test", test, amounts.test_images)):
-        cams = {pid: _llcm_cameras(rng) for pid in ids}
-        for infrared in (False, True):
-            keys = [(pid, cam) for pid in ids for cam in cams[pid][int(infrared)]]
+        # Four to six visible cameras of nine, and the infrared ones of the same places (there is no infrared 3).
+        seen = {pid: sorted(rng.choice(np.arange(1, 10), rng.integers(4, 7), False).tolist()) for pid in ids}
+        for infrared, kind in ((False, "vis"), (True, "nir")):
+            keys = [(pid, cam) for pid in ids for cam in seen[pid] if not (infrared and cam == 3)]
             if amounts.real_counts:
                 counts = _share(rng, keys, _LLCM_TOTALS[split][int(infrared)])
             else:
                 counts = dict.fromkeys(keys, amount)
             for pid, cam in keys:
+                folder = f"{kind}/{pid:04d}" if split == "train" else f"test_{kind}/cam{cam}/{pid:04d}"
                 for i in range(1, counts[pid, cam] + 1):
-                    path = _llcm_path(split, pid, cam, infrared, i)
+                    path = f"{folder}/{pid:04d}_c{cam:02d}_s{200000 + pid}_f{40 * i}_{kind}.jpg"
                     images[path] = ImageKey(seed, "llcm", pid, cam, infrared, i)
     return BenchmarkPlan("llcm", images, train, (), test)
-
-
-def _llcm_path(split: str, pid: int, cam: int, infrared: bool, i: int) -> str:
-    kind = "nir" if infrared else "vis"
-    name = f"{pid:04d}_c{cam:02d}_s{200000 + pid}_f{40 * i}_{kind}.jpg"
-    return f"{kind}/{pid:04d}/{name}" if split == "train" else f"test_{kind}/cam{cam}/{pid:04d}/{name}"
 
 
 WILD_SEEN = {"visible": 4, "nir": 2, "thermal": 2}
@@ -280,11 +254,7 @@ def _plan_wild(amounts: Preset, seed: int) -> BenchmarkPlan:
     rng = np.random.default_rng([7401, seed, 4])
     train, val, test = _split(rng, amounts)
     images = {}
-    for ids, count in (
-        (train, amounts.train_images),
-        (val, amounts.test_images),
-        (test, amounts.test_images),
-    ):
+    for ids, count in ((train, amounts.train_images), (val + test, amounts.test_images)):
         for pid in ids:
             for spectrum, cameras in WILD.items():
                 for cam in sorted(rng.choice(cameras, WILD_SEEN[spectrum], replace=False).tolist()):
@@ -294,3 +264,84 @@ def _plan_wild(amounts: Preset, seed: int) -> BenchmarkPlan:
     # By camera: a process keeps the scenes of a few.
     images = dict(sorted(images.items(), key=lambda item: (item[1].camid, item[0])))
     return BenchmarkPlan("wild", images, train, val, test)
+
+
+def _mat(**variables: object) -> bytes:
+    stream = io.BytesIO()
+    savemat(stream, variables)
+    data = bytearray(stream.getvalue())
+    note = b"MATLAB 5.0 MAT-file, written by fmcnet's generated benchmark"  # scipy's note holds the date
+    data[:116] = note.ljust(116)
+    return bytes(data)
+
+
+def _line(ids: tuple[int, ...]) -> bytes:
+    return (",".join(str(pid) for pid in ids) + "\n").encode()
+
+
+def _sysu_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
+    files = {}
+    for name, ids in (("train", plan.train), ("val", plan.val), ("test", plan.test)):
+        files[f"exp/{name}_id.txt"] = _line(ids)
+        files[f"exp/{name}_id.mat"] = _mat(id=np.array([ids], dtype=np.uint16))
+    counts = Counter((key.pid, key.camid) for key in plan.images.values())
+    rng = np.random.default_rng([7501, seed])
+    cameras = np.empty((6, 1), dtype=object)
+    for cam in range(1, 7):
+        last = max((pid for pid, c in counts if c == cam), default=1)
+        cell = np.empty((last, 1), dtype=object)
+        for pid in range(1, last + 1):
+            n = counts[pid, cam]
+            rows = [rng.permutation(n) + 1 for _ in range(10)]
+            cell[pid - 1, 0] = np.array(rows, dtype=np.uint8 if n < 256 else np.uint16).reshape(10, n)
+        cameras[cam - 1, 0] = cell
+    files["exp/rand_perm_cam.mat"] = _mat(rand_perm_cam=cameras)
+    return files
+
+
+def _regdb_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
+    files = {}
+    pids = plan.pids
+    paths: defaultdict[tuple[int, bool], list[str]] = defaultdict(list)
+    for path, key in plan.images.items():
+        paths[key.pid, key.infrared].append(path)
+    for trial in range(1, 11):
+        order = np.random.default_rng([7502, seed, trial]).permutation(len(pids))
+        half = len(pids) // 2
+        for split, chosen in (("train", order[:half]), ("test", order[half:])):
+            ids = sorted(pids[int(i)] for i in chosen)
+            for infrared, kind in ((False, "visible"), (True, "thermal")):
+                lines = [
+                    f"{path} {label}\n" for label, pid in enumerate(ids) for path in paths[pid, infrared]
+                ]
+                files[f"idx/{split}_{kind}_{trial}.txt"] = "".join(lines).encode()
+    return files
+
+
+def _llcm_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
+    label = {pid: i for i, pid in enumerate(plan.train)}
+    files = {"idx/test_id.txt": _line(plan.test)}
+    for infrared, kind in ((False, "vis"), (True, "nir")):
+        for split in ("train", "test"):
+            lines = [
+                f"{path} {label.get(key.pid, key.pid)}\n"
+                for path, key in plan.images.items()
+                if key.infrared == infrared and (key.pid in label) == (split == "train")
+            ]
+            files[f"idx/{split}_{kind}.txt"] = "".join(lines).encode()
+    return files
+
+
+def _wild_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
+    split = {pid: name for name in ("train", "val", "test") for pid in getattr(plan, name)}
+    rows = [
+        f"{path},{key.pid},{'infrared' if key.infrared else 'visible'},{key.camid},{split[key.pid]}\n"
+        for path, key in plan.images.items()
+    ]
+    return {"people.csv": ("path,pid,modality,camera,split\n" + "".join(rows)).encode()}
+
+
+def side_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
+    """All files of a layout that are not images: relative path -> content."""
+    files = {"sysu": _sysu_files, "regdb": _regdb_files, "llcm": _llcm_files, "wild": _wild_files}
+    return files[plan.layout](plan, seed)

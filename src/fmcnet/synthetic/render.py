@@ -1,8 +1,8 @@
-"""Rasterise a body into a G-buffer: depth, normal, texture coordinates and material slot per pixel.
+"""Draw a body: geometry per pixel (a G-buffer), then the light of each spectrum where a body was hit.
 
 Every primitive is intersected analytically with parallel rays inside its own screen bounding box (z-buffered);
-perspective is in the primitives' sizes and places (see `primitives`). Shading comes later and only where a body
-was hit.
+perspective is in the primitives' sizes and places (see `body`). Patterns share their geometry between the spectra;
+their contrast is each spectrum's own.
 """
 
 from __future__ import annotations
@@ -13,32 +13,40 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
 
-from fmcnet.synthetic.identity import BAG, DARK, HAIR, INNER, Identity
-from fmcnet.synthetic.primitives import RULE_CHEST, RULE_HAIR, RULE_HAT, RULE_HEAD, RULE_PLAIN, Limb, Quadric
+from fmcnet.synthetic.body import (
+    RULE_CHEST,
+    RULE_HAIR,
+    RULE_HAT,
+    RULE_HEAD,
+    RULE_PLAIN,
+    Limb,
+    Quadric,
+    Vector,
+)
+from fmcnet.synthetic.identity import BAG, DARK, HAIR, INNER, SHOE, UPPER, Identity, Material
 
 EMPTY = 255
 """Slot of a pixel no body covers."""
 
 Float = NDArray[np.float32]
+Point = tuple[float, float]
+Bool = NDArray[np.bool_]
+Pixels = NDArray[np.intp]
+Slots = NDArray[np.uint8] | int
 
 
 @dataclass
 class GBuffer:
-    """Per-pixel geometry.
+    """Per-pixel geometry."""
 
-    Attributes:
-        depth: (H, W) float32, metres towards the camera, `-9` where empty.
-        planes: (5, H, W) float32: the unit normal in view space (x right, y up, z to the camera), and the texture
-            coordinates s around and t along, in metres; s of a limb is about 50 (no prints there).
-        slot: (H, W) uint8, material slot or `EMPTY`.
-        scale: pixels per metre.
-    """
-
-    depth: Float
+    depth: Float  # (H, W) float32, metres towards the camera, `-9` where empty
+    # (5, H, W) float32: the unit normal in view space (x right, y up, z to the camera), and the texture coordinates
+    # s around and t along, in metres; s of a limb is about 50 (no prints there)
     planes: Float
-    slot: NDArray[np.uint8]
-    scale: float
+    slot: NDArray[np.uint8]  # (H, W) uint8, material slot or `EMPTY`
+    scale: float  # pixels per metre
 
     @staticmethod
     def empty(height: int, width: int, scale: float) -> GBuffer:
@@ -48,12 +56,7 @@ class GBuffer:
         return GBuffer(depth, planes, np.full((height, width), EMPTY, dtype=np.uint8), scale)
 
     def store(
-        self,
-        rows: NDArray[np.intp],
-        cols: NDArray[np.intp],
-        depth: NDArray[Any],
-        planes: tuple[NDArray[Any], ...],
-        slot: NDArray[np.uint8] | int,
+        self, rows: Pixels, cols: Pixels, depth: NDArray[Any], planes: tuple[NDArray[Any], ...], slot: Slots
     ) -> None:
         """Write the pixels at these rows and columns."""
         flat = rows * self.depth.shape[1] + cols  # faster than two indices
@@ -63,21 +66,32 @@ class GBuffer:
         self.slot.reshape(-1)[flat] = slot
 
 
-def _span(low: float, high: float, size: int) -> tuple[int, int]:
-    return max(0, floor(low)), min(size, ceil(high) + 1)
-
-
-def _draw_limb(buffer: GBuffer, limb: Limb, origin: tuple[float, float]) -> None:
+def _window(
+    buffer: GBuffer, origin: Point, x_low: float, x_high: float, y_low: float, y_high: float
+) -> tuple[int, int, Float, Float] | None:
+    """The first row and column of a part of the view, and its x (1, w) and y (h, 1) in metres; None: outside."""
     height, width = buffer.depth.shape
     scale = buffer.scale
+    x0, x1 = max(0, floor(origin[0] + x_low * scale)), min(width, ceil(origin[0] + x_high * scale) + 1)
+    y0, y1 = max(0, floor(origin[1] - y_high * scale)), min(height, ceil(origin[1] - y_low * scale) + 1)
+    if x0 >= x1 or y0 >= y1:
+        return None
+    x: Float = np.arange(x0, x1, dtype=np.float32)
+    y: Float = np.arange(y0, y1, dtype=np.float32)
+    x, y = (x + 0.5 - origin[0]) / scale, (origin[1] - y - 0.5) / scale
+    return y0, x0, x[None, :], y[:, None]
+
+
+def _draw_limb(buffer: GBuffer, limb: Limb, origin: Point) -> None:
     (ax, ay, az), (bx, by, bz) = limb.a, limb.b
     big = max(limb.ra, limb.rb)
-    x0, x1 = _span(origin[0] + (min(ax, bx) - big) * scale, origin[0] + (max(ax, bx) + big) * scale, width)
-    y0, y1 = _span(origin[1] - (max(ay, by) + big) * scale, origin[1] - (min(ay, by) - big) * scale, height)
-    if x0 >= x1 or y0 >= y1:
+    window = _window(
+        buffer, origin, min(ax, bx) - big, max(ax, bx) + big, min(ay, by) - big, max(ay, by) + big
+    )
+    if window is None:
         return
-    px = ((np.arange(x0, x1, dtype=np.float32) + 0.5 - origin[0]) / scale - ax)[None, :]
-    py = ((origin[1] - np.arange(y0, y1, dtype=np.float32) - 0.5) / scale - ay)[:, None]
+    y0, x0, px, py = window
+    px, py = px - ax, py - ay
     dx, dy, dz = bx - ax, by - ay, bz - az
     flat = dx * dx + dy * dy + 1e-6
     along = np.clip(px * (dx / flat) + py * (dy / flat), 0.0, 1.0)
@@ -85,7 +99,7 @@ def _draw_limb(buffer: GBuffer, limb: Limb, origin: tuple[float, float]) -> None
     radius = limb.ra + (limb.rb - limb.ra) * along
     inside = radius * radius - ex * ex - ey * ey
     front = np.sqrt(np.maximum(inside, 0.0)) + (az + along * dz)
-    rows, cols = np.nonzero((inside > 0.0) & (front > buffer.depth[y0:y1, x0:x1]))
+    rows, cols = np.nonzero((inside > 0.0) & (front > buffer.depth[y0 : y0 + len(py), x0 : x0 + px.shape[1]]))
     if not len(rows):
         return
     r, u, ex, ey = radius[rows, cols], along[rows, cols], ex[rows, cols], ey[rows, cols]
@@ -94,7 +108,7 @@ def _draw_limb(buffer: GBuffer, limb: Limb, origin: tuple[float, float]) -> None
     angle = np.arctan2(ex * (-dy / length) + ey * (dx / length), bulge)
     around, height_on = (angle + limb.around) * float(big) + 50.0, limb.tex - u * limb.length
     planes = (ex / r, ey / r, bulge / r, around, height_on)
-    slot: NDArray[np.uint8] | int = limb.slot_a
+    slot: Slots = limb.slot_a
     if limb.slot_a != limb.slot_b:
         slot = np.where(u < limb.cut, np.uint8(limb.slot_a), np.uint8(limb.slot_b))
     buffer.store(rows + y0, cols + x0, front[rows, cols], planes, slot)
@@ -115,34 +129,29 @@ def _extent(q: Quadric) -> tuple[float, float, float, float]:
     return lows[0], highs[0], lows[1], highs[1]
 
 
-def _draw_quadric(buffer: GBuffer, q: Quadric, origin: tuple[float, float], who: Identity) -> None:
-    height, width = buffer.depth.shape
-    scale = buffer.scale
+def _draw_quadric(buffer: GBuffer, q: Quadric, origin: Point, who: Identity) -> None:
     cx, cy, cz = q.centre
     left, right, low, high = _extent(q)
-    x0, x1 = _span(origin[0] + (cx + left) * scale, origin[0] + (cx + right) * scale, width)
-    y0, y1 = _span(origin[1] - (cy + high) * scale, origin[1] - (cy + low) * scale, height)
-    if x0 >= x1 or y0 >= y1:
+    window = _window(buffer, origin, cx + left, cx + right, cy + low, cy + high)
+    if window is None:
         return
-    px = ((np.arange(x0, x1, dtype=np.float32) + 0.5 - origin[0]) / scale - cx)[None, :]
-    py = ((origin[1] - np.arange(y0, y1, dtype=np.float32) - 0.5) / scale - cy)[:, None]
+    y0, x0, px, py = window
+    px, py = px - cx, py - cy
     m = [[float(c) for c in row] for row in q.matrix]
     (d0, d1, d2), k = (m[0][2], m[1][2], m[2][2]), q.k
     o0, o1, o2 = (m[i][0] * px + m[i][1] * py for i in range(3))
-    solved = (
-        _box_ray(o0, o1, o2, (d0, d1, d2)) if q.shape == "box" else _quadric_ray(q, o0, o1, o2, (d0, d1, d2))
-    )
+    solved = _box_ray(o0, o1, o2, (d0, d1, d2)) if q.shape == "box" else _ray(q, o0, o1, o2, (d0, d1, d2))
     if solved is None:
         return
     ray, hit = solved
     front = ray + cz
-    hit &= front > buffer.depth[y0:y1, x0:x1]
+    hit &= front > buffer.depth[y0 : y0 + len(py), x0 : x0 + px.shape[1]]
     rows, cols = np.nonzero(hit)
     if not len(rows):
         return
     ray = ray[rows, cols]
     qx, qy, qz = o0[rows, cols] + ray * d0, o1[rows, cols] + ray * d1, o2[rows, cols] + ray * d2
-    slot: NDArray[np.uint8] | int = q.slot
+    slot: Slots = q.slot
     if q.rule != RULE_PLAIN:
         slot, keep = _slots(q, who, qx, qy, qz)
         if keep is not None:
@@ -162,9 +171,7 @@ def _draw_quadric(buffer: GBuffer, q: Quadric, origin: tuple[float, float], who:
     buffer.store(rows + y0, cols + x0, ray + cz, planes, slot)
 
 
-def _quadric_ray(
-    q: Quadric, o0: Float, o1: Float, o2: Float, d: tuple[float, float, float]
-) -> tuple[Float, NDArray[np.bool_]] | None:
+def _ray(q: Quadric, o0: Float, o1: Float, o2: Float, d: Vector) -> tuple[Float, Bool] | None:
     """Nearest hits along z of an ellipsoid or frustum: (ray parameter, hit), or None when the ray runs along it."""
     k = q.k
     if q.shape == "frustum":
@@ -187,9 +194,7 @@ def _quadric_ray(
     return ray, hit
 
 
-def _box_ray(
-    o0: Float, o1: Float, o2: Float, d: tuple[float, float, float]
-) -> tuple[Float, NDArray[np.bool_]]:
+def _box_ray(o0: Float, o1: Float, o2: Float, d: Vector) -> tuple[Float, Bool]:
     """Nearest hits along z of a box [-1, 1]^3 rounded by a ball of radius 1.36."""
     a = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
     b = o0 * d[0] + o1 * d[1] + o2 * d[2]
@@ -204,9 +209,7 @@ def _box_ray(
     return leave, (inside > 0.0) & (leave > enter)
 
 
-def _slots(
-    q: Quadric, who: Identity, qx: Float, qy: Float, qz: Float
-) -> tuple[NDArray[np.uint8] | int, NDArray[np.bool_] | None]:
+def _slots(q: Quadric, who: Identity, qx: Float, qy: Float, qz: Float) -> tuple[Slots, Bool | None]:
     """Slots of the hit points of a quadric with a rule, and which points exist (None: all)."""
     if q.rule == RULE_HEAD:
         slot = np.full(qx.shape, q.slot, dtype=np.uint8)
@@ -237,19 +240,131 @@ def _slots(
     return slot, None
 
 
-def rasterise(
-    buffer: GBuffer, parts: list[Limb | Quadric], who: Identity, origin: tuple[float, float]
-) -> None:
-    """Draw a body into a buffer, z-buffered.
+def rasterise(buffer: GBuffer, parts: list[Limb | Quadric], who: Identity, origin: Point) -> None:
+    """Draw a person's parts (`build_body`) into a buffer, z-buffered.
 
-    Args:
-        buffer: changed in place.
-        parts: primitives in view space (`build_body`).
-        who: whose they are (for the material rules).
-        origin: (column, row) of the view-space origin, in pixels of the buffer.
+    `origin` is the (column, row) of the view-space origin, in pixels of the buffer.
     """
     for part in parts:
         if isinstance(part, Limb):
             _draw_limb(buffer, part, origin)
         else:
             _draw_quadric(buffer, part, origin, who)
+
+
+@dataclass(frozen=True)
+class Light:
+    """Key light and ambient of a visible scene."""
+
+    direction: tuple[float, float, float]  # unit vector towards the light, view space
+    key: tuple[float, float, float]  # linear RGB of the key light
+    ambient: tuple[float, float, float]  # linear RGB from above; from below it is half of that
+
+
+@dataclass(frozen=True)
+class Surface:
+    """The covered pixels of a G-buffer."""
+
+    flat: NDArray[np.intp]  # (M,) flat pixel indices
+    slot: NDArray[np.uint8]  # (M,) uint8 material slots
+    mix: Float  # (M,) float32 in [0, 1], weight of a material's second tone
+    normal: Float  # (3, M) float32 unit normals
+    open_sky: Float  # (M,) float32 in [0.4, 1], what ambient occlusion leaves
+    fold: Float  # (M,) float32 in [-1, 1], wrinkles of cloth; 0 on skin and hair
+    low: Float  # (M,) float32 in [0, 1], 0 at the waist and above, 1 at the feet (limbs cool)
+
+
+def _pattern_weight(material: Material, s: Float, t: Float) -> Float:
+    """Weight of the second tone at texture coordinates in metres: (M,) float32 in [0, 1]."""
+    period, duty, phase = material.period, material.duty, material.phase
+    if material.pattern == "hstripes":
+        return _band(t / period + phase, duty)
+    if material.pattern == "vstripes":
+        return _band(s / (0.8 * period) + 0.5 * duty, duty)
+    if material.pattern == "checks":
+        return np.asarray(
+            0.5 * _band(s / period + phase, 0.5) + 0.5 * _band(t / period + phase, 0.5), dtype=np.float32
+        )
+    if material.pattern == "dots":
+        a = (s / period) % 1.0 - 0.5
+        b = (t / period + phase) % 1.0 - 0.5
+        return (a * a + b * b < 0.25 * duty).astype(np.float32)
+    if material.pattern == "block":
+        return (t < 0.98 + 0.30 * phase).astype(np.float32)
+    if material.pattern == "print":
+        around = (s + 0.22) % 0.44 - 0.22  # front and back: half a turn of a torso is 0.44 m of texture
+        x, y = around / (0.075 + 0.10 * duty), (t - 1.22) / (0.07 + 0.5 * period)
+        wave = 1.0 + 0.25 * np.sin(3.0 * np.arctan2(y, x) + 6.28 * phase) if phase > 0.5 else 1.0
+        ring = x * x + y * y
+        return np.asarray(
+            (np.abs(s) < 1.0) & (ring < wave) & (ring > (0.30 if phase < 0.3 else 0.0)), dtype=np.float32
+        )
+    return np.zeros_like(s)
+
+
+def _band(x: Float, duty: float) -> Float:
+    return np.asarray((x % 1.0) < duty, dtype=np.float32)
+
+
+def surface_of(buffer: GBuffer, who: Identity) -> Surface:
+    """Gather the covered pixels of a buffer and evaluate textures and ambient occlusion there."""
+    flat = np.flatnonzero(buffer.slot.reshape(-1) != EMPTY)
+    slot = buffer.slot.reshape(-1)[flat]
+    planes = buffer.planes.reshape(5, -1)[:, flat]
+    normal, (s, t) = planes[:3], planes[3:]
+    mix = np.zeros(len(flat), dtype=np.float32)
+    for number, material in enumerate(who.materials):
+        mask = slot == number
+        if material.pattern != "plain":
+            mix[mask] = _pattern_weight(material, s[mask], t[mask])
+        elif number == SHOE:
+            mix[mask] = normal[1, mask] < -0.45
+    depth = np.maximum(buffer.depth, -0.35)
+    size = max(3, int(0.16 * buffer.scale))
+    near = uniform_filter(depth, size=size, mode="nearest").reshape(-1)[flat] - depth.reshape(-1)[flat]
+    open_sky = np.clip(1.0 - 3.2 * np.maximum(near - 0.005, 0.0), 0.4, 1.0).astype(np.float32)
+    a, b, c = (float(v) for v in np.random.default_rng([7002, who.pid]).uniform(0.0, 6.28, 3))
+    wave = np.sin(23.0 * s + 9.0 * t + a) * np.sin(19.0 * t + 2.2 * np.sin(14.0 * s + b) + c)
+    fold = np.where((slot >= UPPER) & (slot != DARK), wave, 0.0).astype(np.float32)
+    low = np.clip(1.0 - t / 0.9, 0.0, 1.0).astype(np.float32)
+    return Surface(flat, slot, mix, normal, open_sky, fold, low)
+
+
+def _table(values: list[Any]) -> Float:
+    return np.asarray(values, dtype=np.float32)
+
+
+def shade_visible(surface: Surface, who: Identity, light: Light) -> Float:
+    """Linear RGB radiance (M, 3): albedo * (ambient * occlusion + key * wrapped cosine)."""
+    low = _table([m.visible[0] for m in who.materials])
+    step = _table([m.visible[1] for m in who.materials]) - low
+    albedo = low[surface.slot] + step[surface.slot] * surface.mix[:, None]
+    x, y, z = light.direction
+    cosine = np.maximum(
+        (surface.normal[0] * x + surface.normal[1] * y + surface.normal[2] * z + 0.15) / 1.15, 0.0
+    )
+    key = cosine * (0.35 + 0.65 * surface.open_sky) * (1.0 + 0.11 * surface.fold)
+    ambient = surface.open_sky * (0.75 + 0.25 * surface.normal[1])
+    return np.asarray(
+        albedo * (key[:, None] * _table(list(light.key)) + ambient[:, None] * _table(list(light.ambient))),
+        np.float32,
+    )
+
+
+def shade_nir(surface: Surface, who: Identity, power: float, ambient: float) -> Float:
+    """Near-infrared radiance (M,), lamp beside the lens: reflectance * (ambient + power * cosine to the camera)."""
+    low = _table([m.nir[0] for m in who.materials])
+    step = _table([m.nir[1] for m in who.materials]) - low
+    reflectance = low[surface.slot] + step[surface.slot] * surface.mix
+    cosine = (0.22 + 0.78 * surface.normal[2]) * (1.0 + 0.08 * surface.fold)
+    return np.asarray(reflectance * surface.open_sky * (ambient + power * cosine), np.float32)
+
+
+def shade_thermal(surface: Surface, who: Identity) -> Float:
+    """Surface temperature (M,) in degrees Celsius: grazing angles look cooler, hollows warmer."""
+    warmth = [who.activity if slot >= UPPER else 0.2 * who.activity for slot in range(len(who.materials))]
+    base = _table([m.temperature + extra for m, extra in zip(who.materials, warmth, strict=True)])
+    tone = _table([m.temperature_tone for m in who.materials])
+    value = base[surface.slot] + tone[surface.slot] * surface.mix
+    value += 0.8 * surface.fold - 1.2 * surface.low + 1.6 * (1.0 - surface.open_sky)
+    return np.asarray(value - 2.2 * (1.0 - surface.normal[2]) ** 2, np.float32)

@@ -7,6 +7,7 @@ camera and never the identity.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +18,11 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Scene:
-    """A panorama, `height` pixels to a crop of `crop` rows.
+    """A panorama, `height` pixels to a crop of `crop` rows."""
 
-    Attributes:
-        visible: (H, W, 3) float32 linear RGB radiance.
-        nir: (H, W) float32 radiance under the lamp.
-        thermal: (H, W) float32 temperature in degrees Celsius.
-    """
-
-    visible: Float
-    nir: Float
-    thermal: Float
+    visible: Float  # (H, W, 3) float32 linear RGB radiance
+    nir: Float  # (H, W) float32 radiance under the lamp
+    thermal: Float  # (H, W) float32 temperature in degrees Celsius
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, cells: int) -> Float:
@@ -43,8 +38,9 @@ def _grey_colour(rng: np.random.Generator, low: float, high: float, tint: float)
     return np.asarray(np.clip(base * np.exp(rng.normal(0.0, tint, 3)), 0.01, 0.95), dtype=np.float32)
 
 
-def make_scene(seed: tuple[int, ...], crop_height: int, crop_width: int, *, outdoor: bool) -> Scene:
-    """Draw the scene of a place.
+@lru_cache(maxsize=24)
+def make_scene(seed: tuple[int, ...], crop_height: int, crop_width: int, outdoor: bool) -> Scene:
+    """Draw the scene of a place; the process keeps the last ones.
 
     Args:
         seed: what identifies the place; two cameras in one room share it.
@@ -63,8 +59,9 @@ def make_scene(seed: tuple[int, ...], crop_height: int, crop_width: int, *, outd
     visible[:horizon], visible[horizon:] = wall, floor
     nir[:horizon], nir[horizon:] = rng.uniform(0.22, 0.40), rng.uniform(0.20, 0.40)
     thermal[:horizon], thermal[horizon:] = rng.uniform(17.0, 20.0), rng.uniform(16.0, 19.0)
-    _furnish(rng, visible, nir, thermal, horizon, crop_width, outdoor)
-    _pave(rng, visible, nir, horizon, crop_width)
+    raw = Scene(visible, nir, thermal)
+    _furnish(rng, raw, horizon, crop_width, outdoor)
+    _pave(rng, raw, horizon, crop_width)
     broad = _noise(rng, height, width, 3)
     fine = _noise(rng, height, width, 24)
     visible *= (1.0 + 0.16 * broad + 0.10 * fine)[..., None]
@@ -81,16 +78,9 @@ def make_scene(seed: tuple[int, ...], crop_height: int, crop_width: int, *, outd
     )
 
 
-def _furnish(
-    rng: np.random.Generator,
-    visible: Float,
-    nir: Float,
-    thermal: Float,
-    horizon: int,
-    unit: int,
-    outdoor: bool,
-) -> None:
+def _furnish(rng: np.random.Generator, scene: Scene, horizon: int, unit: int, outdoor: bool) -> None:
     """Doors, windows, posters, cabinets; outdoors trees, facade windows, parked things."""
+    visible, nir, thermal = scene.visible, scene.nir, scene.thermal
     height, width = nir.shape
     if outdoor:
         sky = int(0.22 * height)
@@ -108,10 +98,8 @@ def _furnish(
             top = int(height * rng.uniform(0.02, 0.30))
             bottom = top + int(height * rng.uniform(0.08, 0.25))
         else:
-            top, bottom = (
-                int(horizon - height * rng.uniform(0.05, 0.2)),
-                int(horizon + height * rng.uniform(0.0, 0.09)),
-            )
+            top = int(horizon - height * rng.uniform(0.05, 0.2))
+            bottom = int(horizon + height * rng.uniform(0.0, 0.09))
         window = (slice(max(0, top), bottom), slice(max(0, left), min(width, left + wide)))
         colour = _grey_colour(rng, 0.04, 0.62, tint)
         bright = float(colour.mean())
@@ -120,37 +108,36 @@ def _furnish(
         thermal[window] += rng.normal(0.0, 1.0) + (2.5 if rng.random() < 0.10 else 0.0)
     if outdoor:
         for _ in range(7):
-            _tree(rng, visible, nir, thermal, horizon, unit)
+            _tree(rng, scene, horizon, unit)
 
 
-def _tree(
-    rng: np.random.Generator, visible: Float, nir: Float, thermal: Float, horizon: int, unit: int
-) -> None:
+def _tree(rng: np.random.Generator, scene: Scene, horizon: int, unit: int) -> None:
     """A bush or crown: dark green, and very bright in the near infrared as leaves are."""
-    height, width = nir.shape
+    height, width = scene.nir.shape
     cx, cy = rng.uniform(0, width), horizon - height * rng.uniform(0.05, 0.4)
     radius = unit * rng.uniform(0.25, 0.6)
     rows, cols = np.ogrid[:height, :width]
     wobble = 1.0 + 0.3 * np.sin(5.0 * np.arctan2(rows - cy, cols - cx) + rng.uniform(0.0, 6.0))
     inside = (rows - cy) ** 2 + (cols - cx) ** 2 < (radius * wobble) ** 2
-    speckle = 1.0 + 0.4 * rng.normal(0.0, 1.0, nir.shape)[inside]
-    visible[inside] = np.clip(np.array([0.07, 0.15, 0.05]) * speckle[:, None], 0.01, 1.0)
-    nir[inside] = np.clip(0.45 * speckle, 0.05, 1.0)
-    thermal[inside] = 15.0
+    speckle = 1.0 + 0.4 * rng.normal(0.0, 1.0, scene.nir.shape)[inside]
+    scene.visible[inside] = np.clip(np.array([0.07, 0.15, 0.05]) * speckle[:, None], 0.01, 1.0)
+    scene.nir[inside] = np.clip(0.45 * speckle, 0.05, 1.0)
+    scene.thermal[inside] = 15.0
 
 
-def _pave(rng: np.random.Generator, visible: Float, nir: Float, horizon: int, unit: int) -> None:
+def _pave(rng: np.random.Generator, scene: Scene, horizon: int, unit: int) -> None:
     """Lines on the floor that come closer together towards the horizon, and a gradient towards the viewer."""
-    height, width = nir.shape
+    visible, nir = scene.visible[horizon:], scene.nir[horizon:]
+    height, width = scene.nir.shape
     depth = np.arange(1, height - horizon + 1, dtype=np.float32)
     near = depth / depth[-1]
     shade = (0.75 + 0.35 * near)[:, None]
-    visible[horizon:] *= shade[..., None]
-    nir[horizon:] *= shade
+    visible *= shade[..., None]
+    nir *= shade
     rows = ((rng.uniform(2.0, 5.0) / (near + 0.25)) % 1.0 < 0.12)[:, None]
     centre = (np.arange(width) % (2 * unit) - unit)[None, :]
     cols = (centre / (unit * rng.uniform(0.25, 0.6) * (0.4 + near[:, None]))) % 1.0 < 0.07
     joint = (rows | cols) & (rng.random() < 0.8)
     dark = rng.uniform(0.7, 0.95)
-    visible[horizon:][joint] *= dark
-    nir[horizon:][joint] *= dark
+    visible[joint] *= dark
+    nir[joint] *= dark

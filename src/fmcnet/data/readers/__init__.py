@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from fmcnet.data.readers.common import require_complete
 from fmcnet.data.readers.csv import read_csv
@@ -27,31 +26,10 @@ MARKERS = {
 """Top-level names by which a layout is recognised; two of them (in any letter case) are enough."""
 
 
-class _Reader(NamedTuple):
-    """A layout of `register_reader`."""
-
-    read: Callable[..., Table]
-    markers: tuple[str, ...]
-
-
-_READERS: dict[str, _Reader] = {}
+_READERS: dict[str, tuple[Callable[..., Table], tuple[str, ...]]] = {}
+"""Function and markers of the layouts of `register_reader`."""
 
 _INFRARED_FOLDERS = {*(f"cam{number}" for number in INFRARED_CAMERAS), "thermal", "nir", "test_nir"}
-
-__all__ = [
-    "LAYOUTS",
-    "MARKERS",
-    "benchmark_layout",
-    "detect_layout",
-    "layouts",
-    "modality_of_folder",
-    "read_csv",
-    "read_dataset",
-    "read_llcm",
-    "read_regdb",
-    "read_sysu",
-    "register_reader",
-]
 
 
 def register_reader(name: str, read: Callable[..., Table], markers: Sequence[str] = ()) -> None:
@@ -71,7 +49,7 @@ def register_reader(name: str, read: Callable[..., Table], markers: Sequence[str
         raise DataError(f"register_reader: '{name}' is not free: give the layout another name")
     if not callable(read) or isinstance(markers, str):
         raise DataError(f"register_reader('{name}'): give a function, and markers as a list of names")
-    _READERS[name] = _Reader(read, tuple(markers))
+    _READERS[name] = read, tuple(markers)
 
 
 def layouts() -> tuple[str, ...]:
@@ -108,12 +86,10 @@ def read_dataset(
     if layout == "auto":
         layout = detect_layout(path)
     require_complete(path if path.is_dir() else path.parent)
-    if layout == "sysu":
-        return read_sysu(path, training=training)
     if layout == "regdb":
         return read_regdb(path, trial, training=training)
-    if layout == "llcm":
-        return read_llcm(path, training=training)
+    if layout in ("sysu", "llcm"):
+        return (read_sysu if layout == "sysu" else read_llcm)(path, training=training)
     if layout != "csv":
         return _read_own(path, layout, training)
     if path.is_dir():
@@ -126,27 +102,21 @@ def read_dataset(
 
 
 def detect_layout(path: str | Path) -> str:
-    """Which of `layouts()` a path has, by the names at its top.
-
-    Raises:
-        DataError: when the path does not exist or nothing fits; names what was looked for.
-    """
+    """Which of `layouts()` a path has, by the names at its top; a DataError says what was looked for in vain."""
     path = Path(path).expanduser()
     if path.is_file():
         return "csv"
     if not path.is_dir():
         raise DataError(f"{path} does not exist: give a dataset's folder or a CSV file")
-    children = sorted(path.iterdir())
-    layout = _marked_layout({child.name for child in children})
-    if layout:
+    if layout := _marked_layout(path):
         return layout
     if len(_csv_files(path)) == 1:
         return "csv"
-    names = [child.name for child in children]
+    children = sorted(path.iterdir())
     tried = "; ".join(f"{name}: {', '.join(markers)}" for name, markers in _markers().items())
-    inside = [child for child in children if child.is_dir() and _marked_layout(_names(child))]
-    hint = f"\nDid you mean {inside[0]}?" if inside else ""
-    holds = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    inside = next((child for child in children if child.is_dir() and _marked_layout(child)), None)
+    hint = f"\nDid you mean {inside}?" if inside else ""
+    holds = ", ".join(child.name for child in children[:12]) + (", ..." if len(children) > 12 else "")
     raise DataError(
         f"{path} has none of the known layouts. Looked for {tried}; csv: exactly one *.csv file. "
         f"It holds: {holds or 'nothing'}. Give the folder itself, or the layout by name.{hint}"
@@ -154,11 +124,7 @@ def detect_layout(path: str | Path) -> str:
 
 
 def check_layout(layout: str) -> None:
-    """Check the name of a layout.
-
-    Raises:
-        DataError: when it is neither "auto" nor one of `layouts()`.
-    """
+    """Raise DataError unless a layout is "auto" or one of `layouts()`."""
     if layout not in ("auto", *layouts()):
         raise DataError(
             f"unknown layout '{layout}': choose auto, {', '.join(layouts())}. Register your own with "
@@ -172,9 +138,8 @@ def _read_own(path: Path, layout: str, training: bool) -> Table:
     if not path.exists():
         raise DataError(f"{path} does not exist: give a dataset's folder or a CSV file")
     if layout not in _READERS:
-        point = plugins(READERS)[layout]
-        _READERS[layout] = _Reader(load_plugin(point), ())
-    read = _READERS[layout].read
+        _READERS[layout] = load_plugin(plugins(READERS)[layout]), ()
+    read, _ = _READERS[layout]
     takes_training = "training" in inspect.signature(read).parameters
     try:
         table: object = read(path, training=training) if takes_training else read(path)
@@ -191,17 +156,16 @@ def _read_own(path: Path, layout: str, training: bool) -> Table:
 
 def _markers() -> dict[str, tuple[str, ...]]:
     """Markers of all layouts that are recognised by them."""
-    return MARKERS | {name: reader.markers for name, reader in _READERS.items() if reader.markers}
+    return MARKERS | {name: markers for name, (_, markers) in _READERS.items() if markers}
 
 
 def benchmark_layout(folder: Path) -> str | None:
     """The benchmark whose layout a folder has, lists included; None for others, such as only cam1 and cam2."""
     try:
-        names = _names(folder) if folder.is_dir() else set()
+        lists = {"exp", "idx", "thermal"} & (_names(folder) if folder.is_dir() else set())
+        layout = _marked_layout(folder) if lists else None
     except OSError:
         return None
-    known = {name.lower() for name in names} & {"exp", "idx", "thermal"}
-    layout = _marked_layout(names) if known else None
     return layout if layout in MARKERS else None
 
 
@@ -214,14 +178,13 @@ def modality_of_folder(layout: str, name: str) -> Modality | None:
 
 
 def _names(folder: Path) -> set[str]:
-    return {entry.name for entry in folder.iterdir()}
+    return {entry.name.lower() for entry in folder.iterdir()}
 
 
-def _marked_layout(names: set[str]) -> str | None:
-    """The layout with the most markers among the names of a folder, two at least."""
-    lower = {name.lower() for name in names}
-    known = _markers()
-    scores = {layout: sum(m.lower() in lower for m in markers) for layout, markers in known.items()}
+def _marked_layout(folder: Path) -> str | None:
+    """The layout with the most markers at the top of a folder, two at least."""
+    names, known = _names(folder), _markers()
+    scores = {layout: sum(m.lower() in names for m in markers) for layout, markers in known.items()}
     fits = [layout for layout, markers in known.items() if scores[layout] >= min(2, len(markers))]
     return max(fits, key=lambda layout: scores[layout], default=None)
 

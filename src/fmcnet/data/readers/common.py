@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,19 +25,11 @@ MANIFEST = "generated.json"
 
 
 def require_complete(folder: Path) -> None:
-    """Refuse a generated dataset whose generation was interrupted: half of it would be taken for the whole.
-
-    Raises:
-        DataError: naming the folder.
-    """
-    try:
-        complete = b'"complete": false' not in (folder / MANIFEST).read_bytes()
-    except OSError:
-        return
-    if not complete:
-        raise DataError(
-            f"{folder}: its generation was interrupted: call the same fmcnet data generate again, which continues it"
-        )
+    """Refuse (DataError) a generated dataset whose generation was interrupted: half would be taken for the whole."""
+    with contextlib.suppress(OSError):
+        if b'"complete": false' in (folder / MANIFEST).read_bytes():
+            again = "call the same fmcnet data generate again, which continues it"
+            raise DataError(f"{folder}: its generation was interrupted: {again}")
 
 
 class DatasetFolder:
@@ -66,11 +59,7 @@ class DatasetFolder:
         return DataError(f"{message}\nExpected:\n{self.expected}")
 
     def require(self, folders: Iterable[str], files: Iterable[str], kind: str = "folder") -> None:
-        """Check that folders and files exist.
-
-        Raises:
-            DataError: naming all that do not; `kind` names the folders.
-        """
+        """Check that folders and files exist; a DataError names all that do not, with `kind` for the folders."""
         missing = [f"the {kind} {name}" for name in folders if self.find_folder(name) is None]
         missing += [name for name in files if self.find(name) is None]
         if missing:
@@ -87,11 +76,7 @@ class DatasetFolder:
         return self._listings[folder]
 
     def find(self, relative: str) -> str | None:
-        """The path as written on disk: exact, or the only one equal but for letter case; else None.
-
-        Raises:
-            DataError: several names differ from the wanted one, and from each other, in case only.
-        """
+        """The path as written on disk: exact, or the only one (DataError: several) in other letter case; or None."""
         parts = [part for part in relative.replace("\\", "/").split("/") if part not in ("", ".")]
         here = ""
         for depth, part in enumerate(parts):
@@ -126,26 +111,18 @@ class DatasetFolder:
             return True
 
     def identity_images(self, folder: str, pids: Iterable[int]) -> Iterator[tuple[int, str]]:
-        """(identity, path) of each image in the numbered folders of these identities inside a folder."""
+        """(identity, path) of each image in the numbered folders of these identities inside a folder, sorted."""
         folders = self.identity_folders(folder)
-        for pid in pids:
-            for path in self._images(folders[pid]) if pid in folders else ():
-                yield pid, path
-
-    def _images(self, folder: str) -> Iterator[str]:
-        """Sorted paths of the images in a folder; the rest counts as ignored."""
-        for name, is_folder in self.entries(folder).items():
-            if not is_folder and is_image(name):
-                yield f"{folder}/{name}"
-            else:
-                self._ignored[f"{folder}/{name}"] = name
+        for pid in (pid for pid in pids if pid in folders):
+            for name, is_folder in self.entries(folders[pid]).items():
+                path = f"{folders[pid]}/{name}"
+                if not is_folder and is_image(name):
+                    yield pid, path
+                else:
+                    self._ignored[path] = name
 
     def identity_folders(self, folder: str) -> dict[int, str]:
-        """Identity -> its folder, for the numbered folders inside `folder`.
-
-        Raises:
-            DataError: two folders have the same number (`7` and `0007`).
-        """
+        """Identity -> its folder, for the numbered folders inside `folder`; DataError: `7` and `0007`."""
         found: dict[int, str] = {}
         for name, is_folder in self.entries(folder).items():
             pid = number_of(name)
@@ -176,11 +153,7 @@ class DatasetFolder:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file in UTF-8 or UTF-16, any line ending, with or without byte-order mark.
-
-    Raises:
-        DataError: the file cannot be read, is not text, or has a line of more than 1 MiB.
-    """
+    """The lines of a text file in UTF-8 or UTF-16, with any line ending; DataError: none, or a line over 1 MiB."""
     try:
         text = read_text(path, long_lines=False)
     except OSError as error:
@@ -191,35 +164,30 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_ids(path: Path) -> list[int]:
-    """Sorted identities of a comma-separated list (`1,2,5`), however spaced, broken or ended.
-
-    Raises:
-        DataError: a value is no number, or there is none.
-    """
+    """Sorted identities of a comma-separated list (`1,2,5`), however spaced or broken; DataError: none, or others."""
     words = [word for line in read_lines(path) for word in re.split(r"[,;\s]+", line) if word]
-    bad = [word[:40] for word in words if number_of(word) is None]
-    if bad:
+    if bad := [word[:40] for word in words if number_of(word) is None]:
         raise DataError(f"{path} should hold comma-separated identity numbers, but has {first_of(bad, 5)}")
-    if not words:
-        raise DataError(f"{path} lists no identity: the split would be empty; restore the file")
-    return sorted({int(word) for word in words})
+    return _some_ids(path, words)
 
 
 def read_mat_ids(path: Path) -> list[int]:
-    """Sorted identities of a MATLAB file's variable `id`.
-
-    Raises:
-        DataError: the file cannot be read, lacks `id`, or `id` is empty.
-    """
+    """Sorted identities of a MATLAB file's variable `id`; DataError: it cannot be read, or holds none or others."""
     try:
         ids = np.asarray(read_mat(path, "id")).ravel()
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
-    if not len(ids):
-        raise DataError(f"{path} lists no identity: the split would be empty; restore the file")
-    if ids.dtype.kind not in "iuf" or not all(0 <= pid < 2**63 and pid == int(pid) for pid in ids.tolist()):
+    if (len(ids) and ids.dtype.kind not in "iuf") or not all(
+        0 <= x < 2**63 and x == int(x) for x in ids.tolist()
+    ):
         raise DataError(f"{path}: 'id' should hold whole numbers from 0 to {2**63 - 1}")
-    return sorted({int(pid) for pid in ids})
+    return _some_ids(path, ids)
+
+
+def _some_ids(path: Path, ids: Iterable[Any]) -> list[int]:
+    if found := sorted({int(pid) for pid in ids}):
+        return found
+    raise DataError(f"{path} lists no identity: the split would be empty; restore the file")
 
 
 class ListedImage(NamedTuple):
@@ -252,8 +220,10 @@ def read_idx(folder: DatasetFolder, relative: str) -> list[ListedImage]:
             malformed.append(f"line {number}: '{line.strip()[:60]}'")
         elif (on_disk := folder.find(path.strip())) is None:
             absent.append(f"{path.strip()} (line {number})")
+        elif (pid := number_of(on_disk.split("/")[-2] if "/" in on_disk else "")) is None:
+            raise DataError(f"'{on_disk[:200]}' does not lie in a folder named by its identity's number")
         else:
-            listed.append(ListedImage(on_disk, value, number, folder_number(on_disk)))
+            listed.append(ListedImage(on_disk, value, number, pid))
     if malformed:
         raise DataError(
             f"{file}: {len(malformed)} lines are not 'relative/path label': {first_of(malformed)}"
@@ -268,24 +238,8 @@ def read_idx(folder: DatasetFolder, relative: str) -> list[ListedImage]:
     return sorted(listed)
 
 
-def folder_number(path: str) -> int:
-    """The number of the folder that an image lies in (`Visible/12/a.bmp` -> 12).
-
-    Raises:
-        DataError: that folder's name is no number.
-    """
-    found = number_of(path.split("/")[-2] if "/" in path else "")
-    if found is None:
-        raise DataError(f"'{path[:200]}' does not lie in a folder named by its identity's number")
-    return found
-
-
 def check_labels(images: Iterable[ListedImage], where: str) -> None:
-    """Check that labels and identity folders match one to one.
-
-    Raises:
-        DataError: naming up to five labels or folders that do not.
-    """
+    """Check that labels and identity folders match one to one; a DataError names up to five that do not."""
     by_label, by_folder = defaultdict[int, set[int]](set), defaultdict[int, set[int]](set)
     for image in images:
         by_label[image.label].add(image.pid)
@@ -323,8 +277,7 @@ def check_splits(
     for record in records:
         seen[record.split][record.pid].add(record.modality)
     for first, second in combinations(SPLITS, 2):
-        both = sorted(seen[first].keys() & seen[second].keys())
-        if both:
+        if both := sorted(seen[first].keys() & seen[second].keys()):
             raise DataError(
                 f"{where}: {len(both)} identities are in both {first} and {second}: "
                 f"{first_of([name(pid) for pid in both])}; an identity belongs to one split"
@@ -333,16 +286,15 @@ def check_splits(
         if not seen[split]:
             raise DataError(f"{where}: the {split} split is empty: no image belongs to it")
     notes = []
-    dropped: set[int] = set()
-    for split in SPLITS:
-        single = sorted(pid for pid, modalities in seen[split].items() if len(modalities) == 1)
-        fate = "kept: a query of it has no match in the other modality"
-        if split == "train":
-            dropped, fate = set(single), "dropped from training"
-        if single:
-            what = "1 identity" if len(single) == 1 else f"{len(single)} identities"
-            names = first_of([name(pid) for pid in single])
+    single = {s: sorted(pid for pid, kinds in seen[s].items() if len(kinds) == 1) for s in SPLITS}
+    for split, pids in single.items():
+        if pids:
+            what = "1 identity" if len(pids) == 1 else f"{len(pids)} identities"
+            kept = "kept: a query of it has no match in the other modality"
+            fate = "dropped from training" if split == "train" else kept
+            names = first_of([name(pid) for pid in pids])
             notes.append(f"{split}: {what} seen in one modality only, {fate}: {names}")
+    dropped = set(single["train"])
     if dropped and len(dropped) == len(seen["train"]):
         raise DataError(
             f"{where}: no training identity has both visible and infrared images, so there is nothing to "

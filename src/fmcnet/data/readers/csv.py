@@ -49,13 +49,8 @@ TEST_SHARE = 0.3
 HELD_OUT = "no split column"
 """The beginning of the note on the identities held out for test."""
 
-_SPLITS = {
-    **{name: name for name in ("", *SPLITS)},
-    "training": "train",
-    "validation": "val",
-    "valid": "val",
-    "testing": "test",
-}
+_SPLITS = {name: name for name in ("", *SPLITS)}
+_SPLITS |= {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
 _ROLES = {"": "", "both": "", "query": "query", "probe": "query", "gallery": "gallery"}
 MISSING = "there is no file"
 _CAMERA = re.compile(r"(?:cam(?:era)?|c)?[ _]?([0-9]+)", re.IGNORECASE)
@@ -102,11 +97,8 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     file = Path(file).expanduser()
     if not file.is_file():
         raise DataError(f"{file} does not exist or is no file: give a CSV like{EXPECTED}")
-    required: tuple[str, ...] = REQUIRED
-    if training:
-        modality = None
-    else:
-        required = ("path", "modality") if modality is None else ("path",)
+    modality = None if training else modality
+    required = REQUIRED if training else ("path",) if modality else ("path", "modality")
     rows, faults, notes = _parse(file, required, modality)
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults):,} faults"
@@ -114,17 +106,17 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
         raise DataError(f"{file} has {count}:\n{fault_lines(faults)}")
     if not rows:
         raise DataError(f"{file} has no row below its header: give a CSV like{EXPECTED}")
-    rows, identity_notes = _spell_alike(rows)
-    notes += identity_notes
+    rows = _spell_alike(rows, notes)
     if not any(record.split for _, record in rows):
-        rows, note = _hold_out(rows)
-        notes.append(note)
+        rows = _hold_out(rows, notes)
     names, numbers = _number({row.name for row in rows if row.name})
     records = _number_cameras([record._replace(pid=numbers[name]) for name, record in rows])
     notes += near_cameras({record.camera for record in records if record.camera})
-    if training and any(record.range for record in records):
-        notes.append("the column 'range' is read by fmcnet index only: convert deep images to 8 bits first")
     if training:
+        if any(record.range for record in records):
+            notes.append(
+                "the column 'range' is read by fmcnet index only: convert deep images to 8 bits first"
+            )
         called = {number: name for name, number in numbers.items()}
         records, split_notes = check_splits(records, str(file), called.__getitem__, required=())
         notes += split_notes
@@ -174,43 +166,35 @@ def _parse(
             if not any(cells):
                 continue
             if not columns:
-                if len(cells) > MOST_COLUMNS:
-                    return [], [f"line {line}: {len(cells):,} columns, more than {MOST_COLUMNS}"], []
-                columns, notes = _own_names([cell.lower() for cell in cells])
-                fault = _header_fault(columns, required)
-                if fault:
+                columns, notes = _own_names([cell.lower() for cell in cells[: MOST_COLUMNS + 1]])
+                if fault := _header_fault(columns, len(cells), required):
                     return [], [f"line {line}: {fault}"], []
                 continue
             if len(cells) != len(columns):
                 faults.append(f"line {line}: {len(cells)} values for {len(columns)} columns")
                 continue
             values = dict(zip(columns, cells, strict=True))
-            values["path"], image, wrong = _find_file(values["path"], file.parent)
+            path, image, wrong = _find_file(values["path"], file.parent)
             if "pid" not in required:  # to be searched: who indexes it leaves the row out, or refuses it
                 wrong = [fault for fault in wrong if not fault.startswith(MISSING)]
-            row, wrong_values = _row(values, required, modality)
-            wrong += wrong_values
-            path = row.record.path
+            rows.append(_row(values | {"path": path}, required, modality, wrong))
             first, spelt = first_line.setdefault(image, (line, path))
             if first != line and path == spelt:
                 wrong.append(f"path '{path}' stands in line {first} already")
             elif first != line and path:
                 wrong.append(f"path '{path}' is the image '{spelt}' of line {first}: name an image once")
             faults += [f"line {line}: {fault:.500}" for fault in wrong]
-            rows.append(row)
     except csv.Error as error:
         faults.append(f"line {reader.line_num}: {error}")
-    if "pid" in required and any(record.split for _, record in rows):
-        blank = [record.path for _, record in rows if not record.split]
-        if blank:
-            faults.append(f"{len(blank)} rows have no split, the first is {blank[0]}: give all or none")
+    blank = [record.path for _, record in rows if not record.split]
+    if "pid" in required and 0 < len(blank) < len(rows):
+        faults.append(f"{len(blank)} rows have no split, the first is {blank[0]}: give all or none")
     return rows, faults, notes
 
 
 def _own_names(columns: list[str]) -> tuple[list[str], list[str]]:
     """The header with `ALIASES` replaced, and notes of those replaced or ignored."""
-    names: list[str] = []
-    notes: list[str] = []
+    names, notes = list[str](), list[str]()
     for name in columns:
         own = ALIASES.get(name, name)
         if own != name and own not in columns and own not in names:
@@ -230,7 +214,9 @@ def _own_names(columns: list[str]) -> tuple[list[str], list[str]]:
     return names, notes
 
 
-def _header_fault(columns: list[str], required: Sequence[str]) -> str:
+def _header_fault(columns: list[str], count: int, required: Sequence[str]) -> str:
+    if count > MOST_COLUMNS:
+        return f"{count:,} columns, more than {MOST_COLUMNS}"
     missing = [name for name in required if name not in columns]
     header = f"{', '.join(columns):.400}"
     if missing == ["modality"] and "pid" not in required:
@@ -258,19 +244,17 @@ def _find_file(path: str, base: Path) -> tuple[str, Hashable, list[str]]:
 
 
 def _row(
-    cells: dict[str, str], required: Sequence[str], default: Modality | None
-) -> tuple[_NamedRecord, list[str]]:
-    """One row, and what is wrong with it."""
-    wrong: list[str] = []
+    cells: dict[str, str], required: Sequence[str], default: Modality | None, wrong: list[str]
+) -> _NamedRecord:
+    """One row; `wrong` gets what is wrong with it."""
     pid, camid = cells.get("pid", ""), cells.get("camid", "")
     try:
         known = parse_identity(pid) is not None
         if not known and "pid" in required:
-            wrong.append(
+            nobody = (
                 f"pid '{pid}' is nobody known: training and evaluation need an identity; take the row out"
-                if pid
-                else "pid is empty"
             )
+            wrong.append(nobody if pid else "pid is empty")
     except DataError as error:
         known = False
         wrong.append(str(error))
@@ -283,15 +267,13 @@ def _row(
     if match and number is None:
         wrong.append(f"camid '{camid[:40]}' is too large: numbers go up to {2**63 - 1}")
     elif match is None and camid not in ("", str(NO_CAMERA)):
-        wrong.append(
-            f"camid '{camid[:40]}' is not a whole number (leave it empty where unknown; names stand in a column "
-            "camera)"
-        )
-    if given := cells.get("range", ""):
-        try:
+        advice = "leave it empty where unknown; names stand in a column camera"
+        wrong.append(f"camid '{camid[:40]}' is not a whole number ({advice})")
+    try:
+        if given := cells.get("range"):
             parse_range(given)
-        except DataError as error:
-            wrong.append(str(error).removeprefix("--"))
+    except DataError as error:
+        wrong.append(str(error).removeprefix("--"))
     split, role = cells.get("split", "").lower(), cells.get("role", "").lower()
     if split not in _SPLITS:
         hint = "; queries and gallery have a column role" if split in ("query", "gallery") else ""
@@ -308,22 +290,20 @@ def _row(
         time=_time(cells.get("date", ""), cells.get("time", "")),
         **{name: cells.get(name, "") for name in Table.TEXTS},
     )
-    return _NamedRecord(pid if known else "", record), wrong
+    return _NamedRecord(pid if known else "", record)
 
 
-def _spell_alike(rows: list[_NamedRecord]) -> tuple[list[_NamedRecord], list[str]]:
-    """Give each identity one spelling, the first in sorted order; and notes of those that had several, or nearly."""
+def _spell_alike(rows: list[_NamedRecord], notes: list[str]) -> list[_NamedRecord]:
+    """Give each identity one spelling, the first in sorted order; `notes` get those that had several, or nearly."""
     spellings = defaultdict[str, list[str]](list)
     for name in sorted({row.name for row in rows if row.name}):
         spellings[parse_identity(name) or ""].append(name)
     alike = [names for names in spellings.values() if len(names) > 1]
-    notes = [
-        f"the identities {', '.join(map(repr, names))} are read as one person" for names in alike[:MOST_NOTES]
-    ]
-    if alike:
-        one = {name: names[0] for names in alike for name in names}
-        rows = [_NamedRecord(one.get(name, name), record) for name, record in rows]
-    return rows, notes + near_identities(spellings)
+    for names in alike[:MOST_NOTES]:
+        notes.append(f"the identities {', '.join(map(repr, names))} are read as one person")
+    notes += near_identities(spellings)
+    one = {name: names[0] for names in alike for name in names}
+    return [_NamedRecord(one.get(name, name), record) for name, record in rows]
 
 
 def _time(date: str, time: str) -> str:
@@ -352,8 +332,8 @@ def _number(names: set[str]) -> tuple[Sequence[str], dict[str, int]]:
     return order, {"": NO_PID, **{name: number for number, name in enumerate(order)}}
 
 
-def _hold_out(rows: list[_NamedRecord]) -> tuple[list[_NamedRecord], str]:
-    """Give every row a split, a share of the identities going to test; and the note on it."""
+def _hold_out(rows: list[_NamedRecord], notes: list[str]) -> list[_NamedRecord]:
+    """Give every row a split, a share of the identities going to test, with a note."""
     modalities = defaultdict[str, set[Modality]](set)
     for name, record in rows:
         if name:
@@ -369,5 +349,5 @@ def _hold_out(rows: list[_NamedRecord]) -> tuple[list[_NamedRecord], str]:
     if not complete:
         held = {name for name, _ in rows}
         note = "all images are for test, because no identity has both modalities to learn from"
-    rows = [_NamedRecord(n, r._replace(split="test" if n in held else "train")) for n, r in rows]
-    return rows, f"{HELD_OUT}: {note}"
+    notes.append(f"{HELD_OUT}: {note}")
+    return [_NamedRecord(n, r._replace(split="test" if n in held else "train")) for n, r in rows]

@@ -51,8 +51,7 @@ def read_regdb(root: str | Path, trial: int = 1, *, training: bool = True) -> Ta
         for kind, (modality, camera) in KINDS.items():
             name = lists[split, kind]
             images = read_idx(folder, name)
-            wrong = [image for image in images if image.path.split("/")[0].lower() != kind]
-            if wrong:
+            if wrong := [image for image in images if image.path.split("/")[0].lower() != kind]:
                 first = min(wrong, key=lambda image: image.line)
                 raise DataError(
                     f"{folder.root / name}: {len(wrong)} lines name an image outside {kind.capitalize()}/, the "

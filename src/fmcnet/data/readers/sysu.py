@@ -38,14 +38,15 @@ def read_sysu(root: str | Path, *, training: bool = True) -> Table:
     lists = [f"exp/{split}_id.txt" for split in ("train", "test") if not folder.find(f"exp/{split}_id.mat")]
     folder.require(CAMERAS, lists, "camera folder")
     ids, notes = _split_ids(folder)
+    cameras = [folder.find(name) or name for name in CAMERAS]
     records: list[Record] = []
     absent: list[str] = []
     for split, pids in ids.items():
         start = len(records)
-        for number, name in enumerate(CAMERAS, start=1):
+        for number, camera in enumerate(cameras, start=1):
             modality = Modality.INFRARED if number in INFRARED_CAMERAS else Modality.VISIBLE
-            for pid, path in folder.identity_images(folder.find(name) or name, pids):
-                records.append(Record(path, pid, modality, number, split))
+            images = folder.identity_images(camera, pids)
+            records += [Record(path, pid, modality, number, split) for pid, path in images]
         present = {record.pid for record in records[start:]}
         absent += [f"{pid} ({split})" for pid in pids if pid not in present]
     if absent:
@@ -57,10 +58,7 @@ def read_sysu(root: str | Path, *, training: bool = True) -> Table:
         records, split_notes = check_splits(records, str(folder.root))
         notes += split_notes
     listed = {pid for pids in ids.values() for pid in pids}
-    unlisted = {
-        pid for name in CAMERAS for pid in folder.identity_folders(folder.find(name) or name)
-    } - listed
-    if unlisted:
+    if unlisted := {pid for camera in cameras for pid in folder.identity_folders(camera)} - listed:
         notes.append(f"{len(unlisted)} identity folders are in no list of exp/ and were not read")
     return Table.from_records("sysu", folder.root, records, notes=[*notes, *folder.notes()])
 
