@@ -100,12 +100,7 @@ def ranked_lists(
         )
     gallery = np.sort(gallery)
     similarity = Similarity.prepare(
-        embeddings,
-        np.union1d(wanted, gallery),
-        distance=distance,
-        device=device,
-        precision=precision,
-        products=len(wanted) * len(gallery) * embeddings.features.shape[1],
+        embeddings, wanted, gallery, distance=distance, device=device, precision=precision
     )
     found: list[RankedList] = []
     wide = max(1024, chunk_bytes // (64 * embeddings.features.shape[1]))
@@ -128,12 +123,11 @@ def _lists(
     loaded = similarity.load(embeddings, rows)
     best = np.full((len(rows), 0), -np.inf)
     where = np.full((len(rows), 0), -1, dtype=np.int64)
-    pid, camid = embeddings.pid, embeddings.camid
+    pid = embeddings.pid
     for part in (gallery[s : s + wide] for s in range(0, len(gallery), wide)):
         block = similarity.between(loaded, similarity.load(embeddings, part))
         values = similarity.readable(block.double().cpu().numpy())
-        hidden = protocol.skip.mask(pid[rows], camid[rows], pid[part], camid[part])
-        values[hidden | (rows[:, None] == part[None, :])] = -np.inf
+        values[protocol.skip.hidden(embeddings, rows[:, None], part)] = -np.inf
         values = np.concatenate([best, values], axis=1)
         places = np.concatenate([where, np.broadcast_to(part, (len(rows), len(part)))], axis=1)
         columns = largest(values, k, last=pid[places] == pid[rows][:, None])

@@ -19,9 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fmcnet.evaluation.protocols import Trial
+from fmcnet.evaluation.protocols import SkipRule, Trial
 from fmcnet.evaluation.similarity import Similarity
-from fmcnet.evaluation.skip_rule import SkipRule
 from fmcnet.types import BoolArray, Embeddings, IntArray
 
 CHUNK_BYTES = 32 * 2**20
@@ -57,17 +56,15 @@ class Ranks:
         """Ranks of n queries, still to be filled."""
         return Ranks(*np.zeros((3, n), dtype=np.int64), *np.zeros((2, n)))
 
-    def fill(
-        self,
-        rows: IntArray,
-        matches: NDArray[np.int64],
-        above: NDArray[np.int64],
-        identities_above: NDArray[np.int64],
-    ) -> None:
-        """Write the queries at positions `rows`.
+    def first(self, cmc: str) -> NDArray[np.int64]:
+        """(Q,) ranks of the best true match, as a CMC counts them: "identity" or "image"."""
+        return self.first_identity if cmc == "identity" else self.first_image
+
+    def fill(self, rows: IntArray, matches: IntArray, above: IntArray, identities_above: IntArray) -> None:
+        """Write some queries.
 
         Args:
-            rows: (q,) positions.
+            rows: (q,) their positions.
             matches: (q,) number of true matches left.
             above: (q, K) images of other identities at least as similar as the k-th best true match; columns from
                 `matches` on are ignored.
@@ -105,12 +102,7 @@ def rank_trials(
     gallery = np.unique(np.concatenate([gallery for _, gallery in trials]))
     width = embeddings.features.shape[1]
     similarity = Similarity.prepare(
-        embeddings,
-        np.union1d(query, gallery) if distance == "euclidean" else gallery,
-        distance=distance,
-        device=device,
-        precision=precision,
-        products=len(query) * len(gallery) * width,
+        embeddings, query, gallery, distance=distance, device=device, precision=precision
     )
     budget = max(1, chunk_bytes // (COPIES * (8 if similarity.precision == "float64" else 4)))
     if len(gallery) * width <= 4 * COPIES * budget:  # the gallery stays loaded
@@ -188,16 +180,7 @@ class _Given:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """The trials of one set of queries.
-
-    Attributes:
-        embeddings: all images.
-        skip: which gallery images a query does not see.
-        trials: T of them, with equal queries.
-        gallery: (G,) gallery rows of any trial, sorted by identity.
-        blocks: their similarities.
-        tie: similarities closer than this are equal.
-    """
+    """Trials of equal queries; `gallery` (G,) holds the gallery rows of any of them, sorted by identity."""
 
     embeddings: Embeddings
     skip: SkipRule
@@ -214,7 +197,7 @@ class _Ranking:
         spans = list(_spans(pid, max(1, wide)))
         order = np.argsort(
             self.embeddings.pid[query], kind="stable"
-        )  # few identities in a block: few matches
+        )  # few identities, so few matches, a block
         for start in range(0, len(order), max(1, tall)):
             at = order[start : start + max(1, tall)]
             loaded = self.blocks.load(at)
@@ -243,7 +226,7 @@ class _Ranking:
         columns = first[:, None] + np.arange(max(1, int((last - first).max())))  # (q, L)
         present = columns < last[:, None]
         columns = np.minimum(columns, len(pid) - 1)
-        present &= ~self._hidden(rows[:, None], self.gallery[columns])
+        present &= ~self.skip.hidden(self.embeddings, rows[:, None], self.gallery[columns])
         parts = []
         for start in range(0, len(rows), SLICE):
             few = slice(start, start + SLICE)
@@ -266,14 +249,8 @@ class _Ranking:
         block = self.blocks.block(loaded, span)
         excluded = self.embeddings.pid[rows][:, None] == self.embeddings.pid[part]
         if self.skip.hides_others:
-            excluded |= self._hidden(rows[:, None], part)
+            excluded |= self.skip.hidden(self.embeddings, rows[:, None], part)
         return block.masked_fill_(torch.from_numpy(excluded).to(block.device), -torch.inf)
-
-    def _hidden(self, rows: IntArray, gallery: IntArray) -> BoolArray:
-        """Where a query skips a gallery image, by the rule or as it is the same image; shapes broadcast."""
-        pid, camid = self.embeddings.pid, self.embeddings.camid
-        hidden = self.skip.hides(pid[rows], camid[rows], pid[gallery], camid[gallery])
-        return np.asarray(hidden | (rows == gallery))
 
 
 def _spans(pid: IntArray, size: int) -> Iterator[slice]:

@@ -13,8 +13,7 @@ from fmcnet.data.check import TITLES
 from fmcnet.errors import DataError, ProtocolError, first_of
 from fmcnet.evaluation.draws import Draw, find_permutation
 from fmcnet.evaluation.embeddings_file import SIDES, EmbeddingsFile, Sets
-from fmcnet.evaluation.evaluate import evaluate
-from fmcnet.evaluation.metrics import Evaluation
+from fmcnet.evaluation.evaluate import Evaluation, evaluate
 from fmcnet.evaluation.protocol_file import SUFFIXES, read_protocol
 from fmcnet.evaluation.protocols import DIRECTIONS, Protocol, llcm, regdb, sysu
 from fmcnet.types import NO_CAMERA, Embeddings, IntArray

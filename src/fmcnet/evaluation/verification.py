@@ -106,14 +106,8 @@ def verification(
     """
     whole = replace(protocol, draw=Draw(), drawn="gallery", ours=())
     query, gallery = whole.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)[0]
-    rows = np.union1d(query, gallery)
     similarity = Similarity.prepare(
-        embeddings,
-        rows,
-        distance=distance,
-        device=device,
-        precision=precision,
-        products=len(query) * len(gallery) * embeddings.features.shape[1],
+        embeddings, query, gallery, distance=distance, device=device, precision=precision
     )
     compared = (embeddings, whole, similarity, query, gallery, max(1024, chunk_bytes // 64))
     positive = np.sort(np.concatenate([true for true, _ in _pairs(*compared)]))
@@ -178,15 +172,13 @@ def _pairs(
     budget: int,
 ) -> Iterator[tuple[FloatVector, FloatVector]]:
     """Similarities of the true and of the false pairs that the skip rule leaves, block by block."""
-    pid, camid = embeddings.pid, embeddings.camid
+    pid = embeddings.pid
     wide = max(1, min(len(gallery), budget // min(len(query), 256)))
     tall = max(1, budget // wide)
     for part in (gallery[i : i + wide] for i in range(0, len(gallery), wide)):
         near = similarity.load(embeddings, part)
         for rows in (query[i : i + tall] for i in range(0, len(query), tall)):
             values = similarity.between(similarity.load(embeddings, rows), near).double().cpu().numpy()
-            seen = (rows[:, None] != part) & ~protocol.skip.mask(
-                pid[rows], camid[rows], pid[part], camid[part]
-            )
+            seen = ~protocol.skip.hidden(embeddings, rows[:, None], part)
             same = pid[rows][:, None] == pid[part]
             yield values[same & seen], values[~same & seen]

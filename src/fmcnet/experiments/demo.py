@@ -19,8 +19,8 @@ from rich.table import Table as RichTable
 from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import FmcnetError, Interrupted, TrainingError
+from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model
-from fmcnet.evaluation.metrics import METRICS
 from fmcnet.experiments.report import TITLES, write_report
 from fmcnet.experiments.study import CONFIGS, check_folder
 from fmcnet.models.card import CARD

@@ -16,6 +16,7 @@ from fmcnet.data.readers.csv import HELD_OUT
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.distributed import agree, distributed_context
 from fmcnet.errors import CheckpointError, ConfigError, DataError, ProtocolError
+from fmcnet.evaluation.evaluate import pool
 from fmcnet.evaluation.evaluate_model import (
     EMBEDDINGS,
     DirectionResult,
@@ -24,7 +25,6 @@ from fmcnet.evaluation.evaluate_model import (
     evaluate_model,
     standard_settings,
 )
-from fmcnet.evaluation.metrics import pool
 from fmcnet.evaluation.protocol_file import camera_names, read_protocol
 from fmcnet.experiments.report import TITLES, write_report
 from fmcnet.experiments.runs import is_generated

@@ -169,8 +169,7 @@ def _pick_queries(judged: EvaluatedRun, protocol: Protocol, count: int, seed: in
     for row in order.tolist():
         if e.pid[row] in e.pid[picked] or len(picked) == count:
             continue
-        at = slice(row, row + 1)
-        skipped = protocol.skip.mask(e.pid[at], e.camid[at], e.pid[gallery], e.camid[gallery])[0]
+        skipped = protocol.skip.hides(e.pid[row], e.camid[row], e.pid[gallery], e.camid[gallery])
         if ((e.pid[gallery] == e.pid[row]) & ~skipped).any():
             picked.append(row)
     return picked

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from fmcnet.errors import ProtocolError
+from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
-from fmcnet.evaluation.metrics import METRICS
 from fmcnet.evaluation.verification import Verification, verification
 from fmcnet.experiments import figures
 from fmcnet.experiments.rows import DIRECTIONS
