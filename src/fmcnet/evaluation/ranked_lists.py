@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fmcnet.errors import ProtocolError
@@ -43,10 +42,9 @@ def largest(values: NDArray[np.float64], k: int, last: NDArray[np.bool_] | None 
     k = min(k, n)
     kth = np.partition(values, n - k, axis=1)[:, n - k, None]
     most = int((values >= kth).sum(axis=1).max())
-    near = np.argpartition(values, n - most, axis=1)[:, n - most :] if most < n else None
-    if near is None:
-        near = np.broadcast_to(np.arange(n), values.shape)
-    near = np.sort(near, axis=1)
+    near = np.broadcast_to(np.arange(n), values.shape)
+    if most < n:
+        near = np.sort(np.argpartition(values, n - most, axis=1)[:, n - most :], axis=1)
     keys: list[NDArray[Any]] = [near, -np.take_along_axis(values, near, axis=1)]
     if last is not None:
         keys.insert(1, np.take_along_axis(last, near, axis=1))
@@ -63,8 +61,6 @@ def ranked_lists(
     k: int = 10,
     trial: int = 0,
     distance: str = "cosine",
-    device: str | torch.device = "cpu",
-    precision: str = "auto",
     query_mask: NDArray[np.bool_] | None = None,
     gallery_mask: NDArray[np.bool_] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
@@ -77,7 +73,7 @@ def ranked_lists(
         queries: rows of `embeddings`, each a query of the protocol; None takes them all.
         k: length of a list; shorter where the skip rule leaves fewer.
         trial: which draw, from 0.
-        distance, device, precision, query_mask, gallery_mask, chunk_bytes: see `evaluate.evaluate`.
+        distance, query_mask, gallery_mask, chunk_bytes: see `evaluate.evaluate`.
 
     Returns:
         A list per query, in the order asked for. Among equal similarities wrong answers come first (a tie counts
@@ -99,39 +95,25 @@ def ranked_lists(
             f"row {int(wanted[odd[0]])} is not a probe of {protocol.name}: it takes {protocol.query.describe()}"
         )
     gallery = np.sort(gallery)
-    similarity = Similarity.prepare(
-        embeddings, wanted, gallery, distance=distance, device=device, precision=precision
-    )
-    found: list[RankedList] = []
+    similarity = Similarity.prepare(embeddings, wanted, gallery, distance=distance)
+    pid = embeddings.pid
     wide = max(1024, chunk_bytes // (64 * embeddings.features.shape[1]))
     size = max(1, chunk_bytes // (64 * min(len(gallery), wide)))
+    found: list[RankedList] = []
     for rows in (wanted[s : s + size] for s in range(0, len(wanted), size)):
-        found.extend(_lists(embeddings, protocol, similarity, rows, gallery, k, wide))
+        loaded = similarity.load(embeddings, rows)
+        best = np.full((len(rows), 0), -np.inf)
+        where = np.full((len(rows), 0), -1, dtype=np.int64)
+        for part in (gallery[s : s + wide] for s in range(0, len(gallery), wide)):
+            block = similarity.between(loaded, similarity.load(embeddings, part))
+            values = similarity.readable(block.double().cpu().numpy())
+            values[protocol.skip.hidden(embeddings, rows[:, None], part)] = -np.inf
+            values = np.concatenate([best, values], axis=1)
+            places = np.concatenate([where, np.broadcast_to(part, block.shape)], axis=1)
+            columns = largest(values, k, last=pid[places] == pid[rows][:, None])
+            best = np.take_along_axis(values, columns, axis=1)
+            where = np.take_along_axis(places, columns, axis=1)
+        for row, values, places in zip(rows.tolist(), best, where, strict=True):
+            kept = values > -np.inf
+            found.append(RankedList(row, places[kept], values[kept], pid[places[kept]] == pid[row]))
     return found
-
-
-def _lists(
-    embeddings: Embeddings,
-    protocol: Protocol,
-    similarity: Similarity,
-    rows: NDArray[np.int64],
-    gallery: NDArray[np.int64],
-    k: int,
-    wide: int,
-) -> Iterator[RankedList]:
-    """The lists of a few queries, from blocks of `wide` gallery images."""
-    loaded = similarity.load(embeddings, rows)
-    best = np.full((len(rows), 0), -np.inf)
-    where = np.full((len(rows), 0), -1, dtype=np.int64)
-    pid = embeddings.pid
-    for part in (gallery[s : s + wide] for s in range(0, len(gallery), wide)):
-        block = similarity.between(loaded, similarity.load(embeddings, part))
-        values = similarity.readable(block.double().cpu().numpy())
-        values[protocol.skip.hidden(embeddings, rows[:, None], part)] = -np.inf
-        values = np.concatenate([best, values], axis=1)
-        places = np.concatenate([where, np.broadcast_to(part, (len(rows), len(part)))], axis=1)
-        columns = largest(values, k, last=pid[places] == pid[rows][:, None])
-        best, where = np.take_along_axis(values, columns, axis=1), np.take_along_axis(places, columns, axis=1)
-    for row, values, places in zip(rows.tolist(), best, where, strict=True):
-        kept = values > -np.inf
-        yield RankedList(row, places[kept], values[kept], pid[places[kept]] == pid[row])

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fmcnet.errors import ProtocolError
@@ -85,8 +84,6 @@ def verification(
     protocol: Protocol,
     *,
     distance: str = "cosine",
-    device: str | torch.device = "cpu",
-    precision: str = "auto",
     bins: int = 100,
     chunk_bytes: int = CHUNK_BYTES,
     query_mask: BoolArray | None = None,
@@ -98,7 +95,7 @@ def verification(
         embeddings: all images.
         protocol: its sets and skip rule; its draw is not used.
         bins: of the histograms.
-        distance, device, precision, chunk_bytes, query_mask, gallery_mask: see `evaluate.evaluate`.
+        distance, chunk_bytes, query_mask, gallery_mask: see `evaluate.evaluate`.
 
     Raises:
         ProtocolError: when there is no true or no false pair.
@@ -106,9 +103,7 @@ def verification(
     """
     whole = replace(protocol, draw=Draw(), drawn="gallery", ours=())
     query, gallery = whole.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)[0]
-    similarity = Similarity.prepare(
-        embeddings, query, gallery, distance=distance, device=device, precision=precision
-    )
+    similarity = Similarity.prepare(embeddings, query, gallery, distance=distance)
     compared = (embeddings, whole, similarity, query, gallery, max(1024, chunk_bytes // 64))
     positive = np.sort(np.concatenate([true for true, _ in _pairs(*compared)]))
     low, high = (-1.0, 1.0) if distance == "cosine" else (-2.0 * similarity.radius, 0.0)

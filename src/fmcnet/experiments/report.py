@@ -54,7 +54,8 @@ def write_report(
         The path of report.md.
     """
     out = Path(out)
-    verified = _verification(list(judged.values())[-1])
+    main = list(judged.values())[-1]
+    verified = _verification(main)
     pictures: dict[str, str] = {}
     if all(find_spec(module) for module in ("matplotlib", "sklearn")):
         drawn = _draw(judged, runs, verified, out / "figures").items()
@@ -66,7 +67,7 @@ def write_report(
         _keep_others(facts, out / "report.json")
     facts["verification"] = verified.to_dict() if verified else None
     write_json(out / "report.json", {**facts, "figures": pictures})
-    return write_text(out / "report.md", _page(facts, pictures, _across(list(judged.values())[-1])))
+    return write_text(out / "report.md", _page(facts, pictures, _across(main)))
 
 
 def _keep_others(facts: dict[str, Any], path: Path) -> None:
