@@ -13,7 +13,7 @@ from typing import Any
 
 from fmcnet.experiments import figures
 from fmcnet.experiments.features import Features, collect, measure
-from fmcnet.experiments.results import FEWEST, Runs, spread_of, study_facts, too_few
+from fmcnet.experiments.results import COMPARED, FEWEST, Runs, interval, spread_of, study_facts, too_few
 from fmcnet.experiments.rows import DIRECTIONS, Study
 from fmcnet.experiments.runs import StudyRun, commit
 from fmcnet.experiments.writing import markdown_table, write_json, write_text
@@ -75,7 +75,7 @@ def write_study(
     """
     by_row = {(key, run.seed): run for run in runs for key in run.rows}
     finished = [(run, result) for run in runs if (result := run.result()) is not None]
-    kept = (
+    kept = [
         "name",
         "steps",
         "images_seen",
@@ -85,7 +85,7 @@ def write_study(
         "commit",
         "finished",
         "versions",
-    )
+    ]
     facts: dict[str, Any] = {
         "command": command,
         "written": time.strftime("%Y-%m-%d"),
@@ -146,9 +146,8 @@ def _draw_maps(
         if not finished:
             continue
         maps[title] = _features(finished[0], progress)
-        measured = [
-            _statistics(run, maps[title] if run is finished[0] else None, progress) for run in finished
-        ]
+        given = [maps[title], *[None] * (len(finished) - 1)]
+        measured = [_statistics(run, one, progress) for run, one in zip(finished, given, strict=True)]
         statistics[title] = {name: _spread([one[name] for one in measured]) for name in measured[0]}
         logs |= {f"{title}, seed {run.seed}": read_log(run.folder) for run in finished}
     if not maps:
@@ -183,11 +182,8 @@ def _statistics(run: StudyRun, features: Features | None, progress: bool | None)
 
 
 def _spread(values: list[float | None]) -> dict[str, float | None] | None:
-    measured = [value for value in values if value is not None]
-    if not measured:
-        return None
-    spread = spread_of(measured)
-    return {"mean": spread["mean"], "std": spread["std"]}
+    spread = spread_of([value for value in values if value is not None])
+    return spread and {"mean": spread["mean"], "std": spread["std"]}
 
 
 def study_page(facts: dict[str, Any]) -> str:
@@ -293,20 +289,16 @@ def _pairs(study: dict[str, Any]) -> list[str]:
     if not study["pairs"]:
         return []
 
-    def interval(one: dict[str, Any]) -> str:
-        text = f"{one['mean']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]"
-        return f"**{text}**" if one["clear"] and one["enough"] else text
-
-    lines = markdown_table(
-        ("paired difference", "direction", "Rank-1", "mAP"),
-        (
-            (pair["title"], DIRECTIONS[pair["direction"]], interval(pair["rank1"]), interval(pair["mAP"]))
-            for pair in study["pairs"]
-        ),
-    )
-    few = _too_few_pairs(study)
+    rows = []
+    for pair in study["pairs"]:
+        bold = ["**" * bool(pair[metric]["clear"] and pair[metric]["enough"]) for metric in COMPARED]
+        texts = [f"{b}{interval(pair[metric])}{b}" for b, metric in zip(bold, COMPARED, strict=True)]
+        rows.append([pair["title"], DIRECTIONS[pair["direction"]], *texts])
+    lines = markdown_table(("paired difference", "direction", "Rank-1", "mAP"), rows)
     lines += ["Bold: the interval is clear of zero.", ""]
-    return [*lines, *([f"Not bold in any case, differences of {few}.", ""] if few else [])]
+    if few := _too_few_pairs(study):
+        lines += [f"Not bold in any case, differences of {few}.", ""]
+    return lines
 
 
 def _too_few_pairs(study: dict[str, Any]) -> str:
