@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.protocols import SkipRule, Trial
-from fmcnet.evaluation.ranked_lists import largest
-from fmcnet.evaluation.ranking import CHUNK_BYTES, Ranks, rank_given
+from fmcnet.evaluation.ranking import CHUNK_BYTES, Ranks, largest, rank_given
 from fmcnet.evaluation.similarity import Similarity
 from fmcnet.types import BoolArray, Embeddings, IntArray
 

@@ -66,10 +66,7 @@ def score_file(
     direction: str | None = None,
     reading: str | None = None,
     cmc: str | None = None,
-    trials: int = 10,
-    seed: int = 0,
     distance: str = "cosine",
-    device: str = "cpu",
     precision: str = "auto",
     strict: bool = False,
 ) -> Evaluation:
@@ -83,9 +80,8 @@ def score_file(
         direction: "i2v"/"v2i" (sysu, llcm), "v2t"/"t2v" (regdb); None takes the benchmark's: i2v, v2i and v2t.
         reading: of LLCM, see `protocols.llcm`; None: a.
         cmc: of RegDB, see `protocols.regdb`; None: image.
-        trials, seed: of drawn protocols.
         distance: "cosine" or "euclidean".
-        device, precision: see `evaluate.evaluate`.
+        precision: see `evaluate.evaluate`.
         strict: refuse `draw`, too, where nothing is drawn by it.
 
     Raises:
@@ -124,11 +120,11 @@ def score_file(
                     "a permutation is for the official draw: leave it out, or the seeded draw"
                 )
             shots = 1 if shots is None else shots
-            rules = sysu(mode or "all", shots, draw, permutation, trials, direction, seed)
+            rules = sysu(mode or "all", shots, draw, permutation, direction=direction)
         elif protocol == "regdb":
             rules = regdb(direction, cmc or "image")
         else:
-            rules = llcm(reading or "a", direction, trials, seed)
+            rules = llcm(reading or "a", direction)
         sets = file.read(protocol)
     embeddings, of_query = sets.embeddings, sets.of_query
     if of_query is not None:
@@ -143,7 +139,6 @@ def score_file(
         embeddings,
         rules,
         distance=distance,
-        device=device,
         precision=precision,
         query_mask=of_query,
         gallery_mask=None if of_query is None else ~of_query,

@@ -15,7 +15,7 @@ from fmcnet.data.table import Table
 from fmcnet.errors import require
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
 from fmcnet.evaluation.protocols import Protocol
-from fmcnet.evaluation.ranked_lists import ranked_lists as nearest
+from fmcnet.evaluation.ranking import ranked_lists as nearest
 from fmcnet.evaluation.verification import Verification
 from fmcnet.experiments.features import Features, collect, unit
 from fmcnet.experiments.rows import DIRECTIONS
@@ -174,19 +174,24 @@ def similarity_histogram(result: Verification, path: Path) -> Path:
     return write_png(figure, path)
 
 
-def feature_map(encoder: Encoder, table: Table, path: Path) -> Path:
+def feature_map(encoder: Encoder, table: Table, path: Path) -> Path | None:
     """Draw one t-SNE map in two panels, as the paper's Figures 4 and 5.
 
     Left: shared and specific features of both modalities. Right: with the generated ones. A generated infrared
     feature is G_{V-I} of a visible image; it should coincide with the specific infrared ones.
 
     Args:
-        encoder: a model with a specific branch.
+        encoder: the model.
         table: test images.
         path: the PNG to write.
+
+    Returns:
+        The path; None where the model has no specific branch, or no identity is seen in both modalities.
     """
     infrared = table.modality == Modality.INFRARED.code
     both = np.intersect1d(table.pid[infrared], table.pid[~infrared])[:MAP_IDENTITIES]
+    if not len(both) or not encoder.model.decomposition.has_specific:
+        return None
     rows = [_first_images(np.where(half, table.pid, -1), both) for half in (infrared, ~infrared)]
     features = collect(encoder, table, np.concatenate(rows), progress=False)
     points = _tsne(_clouds(features))

@@ -232,10 +232,8 @@ def _head(facts: dict[str, Any]) -> list[str]:
     if len(facts["images_seen"]) > 1:
         lines += ["**Not all runs saw equally many images: see the table of runs.**", ""]
     if not data["comparable"]:
-        lines += [
-            "The paper's figures are of SYSU-MM01 and stand beside no figure here; its ORDER is compared.",
-            "",
-        ]
+        said = "The paper's figures are of SYSU-MM01 and stand beside no figure here; its ORDER is compared."
+        lines += [said, ""]
     if few := too_few(len(facts["seeds"])):
         lines += [f"**{few}. Every difference and order below is of these runs alone.**", ""]
     if facts["failed"]:
@@ -275,9 +273,9 @@ def _table(study: dict[str, Any], comparable: bool) -> list[str]:
     for row in rows:
         done, missing = len(row["runs"]), len(row["missing"])
         cells = [row["title"] + (f" ({done} of {done + missing} seeds)" if missing else "")]
-        cells += [
-            _plus_minus(row["figures"].get(d, {}).get(metric)) for d in DIRECTIONS for metric in metrics
-        ]
+        for direction in DIRECTIONS:
+            found = row["figures"].get(direction, {})
+            cells += [_plus_minus(found.get(metric)) for metric in metrics]
         if paper:
             cells += [f"{value:.2f}" for value in row["paper"] or ()] or ["-", "-"]
         lines.append(cells)
@@ -288,28 +286,24 @@ def _table(study: dict[str, Any], comparable: bool) -> list[str]:
 def _pairs(study: dict[str, Any]) -> list[str]:
     if not study["pairs"]:
         return []
-
     rows = []
     for pair in study["pairs"]:
-        bold = ["**" * bool(pair[metric]["clear"] and pair[metric]["enough"]) for metric in COMPARED]
-        texts = [f"{b}{interval(pair[metric])}{b}" for b, metric in zip(bold, COMPARED, strict=True)]
-        rows.append([pair["title"], DIRECTIONS[pair["direction"]], *texts])
+        rows.append([pair["title"], DIRECTIONS[pair["direction"]]])
+        for metric in COMPARED:
+            bold = "**" if pair[metric]["clear"] and pair[metric]["enough"] else ""
+            rows[-1].append(f"{bold}{interval(pair[metric])}{bold}")
     lines = markdown_table(("paired difference", "direction", "Rank-1", "mAP"), rows)
     lines += ["Bold: the interval is clear of zero.", ""]
-    if few := _too_few_pairs(study):
+    if few := too_few(min(pair["mAP"]["seeds"] for pair in study["pairs"])):
         lines += [f"Not bold in any case, differences of {few}.", ""]
     return lines
-
-
-def _too_few_pairs(study: dict[str, Any]) -> str:
-    return too_few(min(pair["mAP"]["seeds"] for pair in study["pairs"]))
 
 
 def _order(study: dict[str, Any]) -> list[str]:
     if study["order"]:
         return ["**Orders otherwise than in the paper:**", "", *(f"- {line}" for line in study["order"]), ""]
     if study["pairs"] and any(row["paper"] for row in study["rows"]):
-        few = _too_few_pairs(study)
+        few = too_few(min(pair["mAP"]["seeds"] for pair in study["pairs"]))
         end = f" ({few})." if few else "."
         return [f"Every row orders as in the paper, in both directions and both figures{end}", ""]
     return []
