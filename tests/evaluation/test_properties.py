@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmcnet.errors import DataError, ProtocolError
-from fmcnet.evaluation.evaluate import evaluate, evaluate_all
-from fmcnet.evaluation.metrics import scores
+from fmcnet.evaluation.evaluate import evaluate, evaluate_all, scores
 from fmcnet.evaluation.protocols import SkipRule, custom
 from fmcnet.evaluation.ranking import rank_given
 from tests.evaluation.shared_golden import embeddings

@@ -11,8 +11,7 @@ from scipy.io import savemat
 
 from fmcnet.errors import ProtocolError
 from fmcnet.evaluation.draws import find_permutation
-from fmcnet.evaluation.evaluate import evaluate
-from fmcnet.evaluation.metrics import pool
+from fmcnet.evaluation.evaluate import evaluate, pool
 from fmcnet.evaluation.protocols import custom, llcm, regdb, sysu
 from fmcnet.types import Modality
 from tests.evaluation.shared_golden import embeddings

@@ -20,9 +20,8 @@ from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
 from fmcnet.errors import FmcnetError
-from fmcnet.experiments.model_card import MODEL_CARD
 from fmcnet.experiments.rows import select_studies
-from fmcnet.experiments.runs import StudyRun
+from fmcnet.experiments.runs import MODEL_CARD, StudyRun
 from fmcnet.experiments.study import StudyOptions, _read_tables, parse_seeds, run_study
 from fmcnet.experiments.workers import SPAWN, complete_runs, find_devices
 from fmcnet.inference.info import model_info

@@ -6,11 +6,10 @@ Source: shared protocols, section 2. On SYSU-MM01 two draws circulate whose gall
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -20,6 +19,9 @@ from fmcnet.files import file_state
 from fmcnet.types import Embeddings, IntArray
 
 DrawKind = Literal["all", "official", "seeded"]
+Group: TypeAlias = tuple[int, int, IntArray]
+"""An identity, a camera, and its rows."""
+
 PERMUTATION_FILE = "rand_perm_cam.mat"
 
 
@@ -65,26 +67,21 @@ class Draw:
         return f"{what}, {how}, {self.trials} trial{'s' * (self.trials > 1)}"
 
     def pick(self, embeddings: Embeddings, rows: IntArray) -> list[IntArray]:
-        """The rows that each trial keeps of `rows`, sorted by identity, camera and index.
+        """The rows that each trial of a seeded or official draw keeps, sorted by identity, camera and index.
 
         Raises:
             ProtocolError: when the draw does not fit the embeddings (images that are not there, `index` not unique).
         """
+        _check_index(embeddings, rows)
         groups = _groups(embeddings, rows)
-        if self.kind == "all" or self.shots is None:
-            return (
-                [np.concatenate([g for _, _, g in groups])] * self.trials if groups else [rows] * self.trials
-            )
         if self.kind == "seeded":
             return [self._seeded(groups, self.seed + t) for t in range(self.trials)]
-        assert self.permutation is not None
-        return self._official(embeddings, groups, read_permutation(self.permutation))
+        return self._official(embeddings, groups)
 
-    def _seeded(self, groups: list[tuple[int, int, IntArray]], seed: int) -> IntArray:
+    def _seeded(self, groups: list[Group], seed: int) -> IntArray:
         """`random.choice` over the sorted file names, identity by identity, camera by camera (AGW, CAJ, DEEN, PMT).
 
-        Only the number of names matters to `random.choice`, so positions are drawn instead of names. For more than
-        one shot nothing is published; we take `random.sample` and say that it is ours.
+        Only the number of names matters to `random.choice`, so rows are drawn instead. More than one shot is ours.
         """
         generator = random.Random(seed)
         picked: list[int] = []
@@ -92,17 +89,13 @@ class Draw:
             if self.shots == 1:
                 picked.append(int(generator.choice(rows)))
             else:
-                positions = generator.sample(range(len(rows)), min(self.shots or 1, len(rows)))
-                picked.extend(int(rows[p]) for p in positions)
+                picked += generator.sample(rows.tolist(), min(self.shots or 1, len(rows)))
         return np.array(picked, dtype=np.int64)
 
-    def _official(
-        self,
-        embeddings: Embeddings,
-        groups: list[tuple[int, int, IntArray]],
-        table: dict[tuple[int, int], IntArray],
-    ) -> list[IntArray]:
+    def _official(self, embeddings: Embeddings, groups: list[Group]) -> list[IntArray]:
         """Row r of `rand_perm_cam{camera}{pid}` for trial r, its first `shots` entries, 1-based."""
+        assert self.permutation is not None
+        table = read_permutation(self.permutation)
         picked: list[IntArray] = []  # (trials, shots) rows for each identity and camera
         for pid, camera, rows in groups:
             permutation = table.get((camera, pid))
@@ -127,7 +120,7 @@ class Draw:
         return list(np.concatenate(picked, axis=1))
 
 
-def _groups(embeddings: Embeddings, rows: IntArray) -> list[tuple[int, int, IntArray]]:
+def _groups(embeddings: Embeddings, rows: IntArray) -> list[Group]:
     """(pid, camid, rows sorted by index) for every identity, camera and modality, ascending."""
     if not len(rows):
         return []
@@ -140,12 +133,8 @@ def _groups(embeddings: Embeddings, rows: IntArray) -> list[tuple[int, int, IntA
     return [(int(pid[s]), int(camera[s]), part) for s, part in zip([0, *new.tolist()], parts, strict=True)]
 
 
-def check_index(embeddings: Embeddings, rows: IntArray) -> None:
-    """Raise unless `index` tells the images of an identity and camera apart, which a draw needs.
-
-    Raises:
-        ProtocolError: naming the first two rows that share pid, camid and index.
-    """
+def _check_index(embeddings: Embeddings, rows: IntArray) -> None:
+    """Raise unless `index` tells the images of an identity and camera apart, which a draw needs."""
     columns = (embeddings.pid, embeddings.camid, embeddings.modality, embeddings.index)
     key = np.stack([column[rows].astype(np.int64) for column in columns], axis=1)
     order = np.lexsort(key.T[::-1])
@@ -193,10 +182,9 @@ def find_permutation(root: str | Path) -> Path:
     Raises:
         ProtocolError: when it is in neither, saying where it comes from.
     """
-    places: Sequence[Path] = [Path(root) / PERMUTATION_FILE, Path(root) / "exp" / PERMUTATION_FILE]
-    for place in places:
-        if place.is_file():
-            return place
+    for folder in (Path(root), Path(root) / "exp"):
+        if (folder / PERMUTATION_FILE).is_file():
+            return folder / PERMUTATION_FILE
     raise ProtocolError(
         f"{PERMUTATION_FILE} is neither in {root} nor in {Path(root) / 'exp'}. The official gallery draw is not in "
         "the dataset's archive: it comes with the authors' evaluation code. Put it into exp/, give its path, or use "

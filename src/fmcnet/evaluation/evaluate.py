@@ -3,20 +3,148 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fmcnet.errors import DataError, ProtocolError
-from fmcnet.evaluation.metrics import Evaluation, scores
-from fmcnet.evaluation.protocols import Protocol, Trial
+from fmcnet.errors import DataError, ProtocolError, first_of
+from fmcnet.evaluation.protocols import Protocol, SkipRule, Trial
 from fmcnet.evaluation.ranking import CHUNK_BYTES, Ranks, rank_trials
 from fmcnet.evaluation.reranking import Extra, rank_with_extras
-from fmcnet.evaluation.skip_rule import SkipRule
 from fmcnet.types import BoolArray, Embeddings, IntArray
+
+METRICS = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
+NAMED = 5
+"""Queries without a match that a summary names; `Evaluation.to_dict` names all."""
+CURVE = 1000
+"""Longest CMC curve kept."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The figures of one trial, fractions in 0..1.
+
+    Attributes:
+        rank1, rank5, rank10, rank20: share of counted queries with a true match among the first k (CMC).
+        mAP: mean over counted queries of mean_k(k / rank_k), over all remaining gallery images.
+        mINP: mean over counted queries of number of true matches / rank of the last one.
+        queries: queries counted; a query with no true match left after the skip rule is not.
+        gallery: gallery images of the trial.
+        cmc: (min(longest rank, 1000),) float64, the CMC curve from rank 1.
+    """
+
+    rank1: float
+    rank5: float
+    rank10: float
+    rank20: float
+    mAP: float
+    mINP: float
+    queries: int
+    gallery: int
+    cmc: NDArray[np.float64] = field(repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, float]:
+        """The six figures by name."""
+        return {name: getattr(self, name) for name in METRICS}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Trials of one protocol on one set of embeddings.
+
+    Attributes:
+        protocol: the protocol in one sentence.
+        distance: "cosine" or "euclidean".
+        precision: "float32" or "float64", the arithmetic of the similarities.
+        trials: the scores, in order.
+        extras: what was applied beyond the plain ranking, in words; empty for a plain figure.
+        plain: with extras, the evaluation without them: never show one without the other.
+        unmatched: of each trial, the queries that have no true match in its gallery, and are not counted: names, or
+            "row 7" (of the embeddings, from 0) of those without one.
+    """
+
+    protocol: str
+    distance: str
+    precision: str
+    trials: tuple[Scores, ...]
+    extras: tuple[str, ...] = ()
+    plain: Evaluation | None = None
+    unmatched: tuple[tuple[str, ...], ...] = ()
+
+    def __repr__(self) -> str:
+        mean, many = self.mean, len(self.trials)
+        figures = ", ".join(
+            f"{title} {100 * mean[name]:.2f}"
+            for title, name in (("Rank-1", "rank1"), ("mAP", "mAP"), ("mINP", "mINP"))
+        )
+        return f"<Evaluation {self.protocol.partition(':')[0]}: {figures}; {many} trial{'s' * (many > 1)}>"
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Mean over trials, by name."""
+        return {name: float(np.mean([getattr(t, name) for t in self.trials])) for name in METRICS}
+
+    @property
+    def std(self) -> dict[str, float]:
+        """Population standard deviation over trials (divided by their number), by name."""
+        return {name: float(np.std([getattr(t, name) for t in self.trials])) for name in METRICS}
+
+    @property
+    def _lost(self) -> list[int]:
+        """How many queries of each trial have no match."""
+        return [len(names) for names in self.unmatched] or [0] * len(self.trials)
+
+    @property
+    def _probes(self) -> list[int]:
+        """How many queries each trial has, counted or not."""
+        return [trial.queries + lost for trial, lost in zip(self.trials, self._lost, strict=True)]
+
+    @property
+    def _unmatched_names(self) -> list[str]:
+        """Queries without a match in any of the trials, each once, in the order of the embeddings."""
+        return list(dict.fromkeys(name for names in self.unmatched for name in names))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: protocol, trials, mean, std, and what else describes the numbers."""
+        content: dict[str, Any] = {
+            "protocol": self.protocol,
+            "trials": [trial.to_dict() for trial in self.trials],
+            "mean": self.mean,
+            "std": self.std,
+            "distance": self.distance,
+            "precision": self.precision,
+            "queries": [trial.queries for trial in self.trials],
+            "gallery": [trial.gallery for trial in self.trials],
+            "extras": list(self.extras),
+            "probes": self._probes,
+            "unmatched": self._lost,
+            "unmatched_probes": self._unmatched_names,
+        }
+        if self.plain is not None:
+            content["plain"] = self.plain.to_dict()
+        return content
+
+    def summary(self) -> str:
+        """A few lines for a person: the sentence, the mean and spread in percent, the plain figure beside extras."""
+        mean, std = self.mean, self.std
+        figures = "  ".join(f"{name} {100 * mean[name]:.2f} ± {100 * std[name]:.2f}" for name in METRICS)
+        lines = [self.protocol, f"  {' + '.join([self.distance, *self.extras])}: {figures}"]
+        if self.plain is not None:
+            lines.append(self.plain.summary().splitlines()[1])
+        if any(self._lost):
+            lines.append(
+                f"  {_span(self._lost)} of {_span(self._probes)} probes have no match in the gallery and are not "
+                f"counted: {first_of(self._unmatched_names, NAMED)}"
+            )
+        return "\n".join(lines)
+
+
+def _span(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def evaluate(
@@ -145,6 +273,53 @@ def _rank(
     return [([(trial, ranks[p, t]) for t, trial in enumerate(plan)], used[p]) for p, plan in enumerate(plans)]
 
 
+def scores(ranks: Ranks, cmc: str, gallery: int) -> Scores:
+    """The figures of a trial.
+
+    Args:
+        ranks: of its queries.
+        cmc: "identity" or "image".
+        gallery: number of gallery images.
+
+    Raises:
+        ProtocolError: when no query has a true match.
+    """
+    counted = ranks.matches > 0
+    n = int(counted.sum())
+    if n == 0:
+        raise ProtocolError(
+            f"none of the {len(counted)} probes has a true match among the {gallery} gallery images after the skip "
+            "rule: check that both sets hold the same identities, and the cameras"
+        )
+    first = ranks.first(cmc)[counted]
+    longest = max(20, min(int(first.max()), CURVE))
+    curve = np.cumsum(np.bincount(np.minimum(first, longest + 1), minlength=longest + 2)[1 : longest + 1]) / n
+    rank1, rank5, rank10, rank20 = (float(curve[k - 1]) for k in (1, 5, 10, 20))
+    means = float(ranks.ap[counted].mean()), float(ranks.inp[counted].mean())
+    return Scores(rank1, rank5, rank10, rank20, *means, n, gallery, curve)
+
+
+def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """One evaluation over the trials of several, RegDB's ten splits (ten models) above all.
+
+    Raises:
+        ProtocolError: when there is none, or protocol, distance or extras differ.
+    """
+    if not evaluations:
+        raise ProtocolError("no evaluation to pool")
+    kinds = {(e.protocol, e.distance, e.extras) for e in evaluations}
+    if len(kinds) > 1:
+        said = " | ".join(sorted(f"{protocol} ({distance})" for protocol, distance, _ in kinds))
+        raise ProtocolError(f"evaluations of different protocols cannot be pooled: {said}")
+    plains = [e.plain for e in evaluations if e.plain is not None]
+    return replace(
+        evaluations[0],
+        trials=tuple(trial for e in evaluations for trial in e.trials),
+        plain=pool(plains) if len(plains) == len(evaluations) else None,
+        unmatched=tuple(names for e in evaluations for names in e.unmatched or ((),) * len(e.trials)),
+    )
+
+
 @dataclass(frozen=True)
 class QueryScores:
     """Scores of the queries that are counted in at least one trial, in ascending order of row.
@@ -181,9 +356,8 @@ def query_scores(
     times, ap, hit = np.zeros((3, len(embeddings)))
     for (query, _), ranks in trials:
         counted = ranks.matches > 0
-        first = ranks.first_identity if protocol.cmc == "identity" else ranks.first_image
         times[query] += counted
         ap[query] += np.where(counted, ranks.ap, 0.0)
-        hit[query] += counted & (first == 1)
+        hit[query] += counted & (ranks.first(protocol.cmc) == 1)
     rows = np.flatnonzero(times)
     return QueryScores(rows, ap[rows] / times[rows], hit[rows] / times[rows])

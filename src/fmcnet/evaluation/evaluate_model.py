@@ -16,8 +16,7 @@ from fmcnet.data.table import Table, fingerprint
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation import protocols
 from fmcnet.evaluation.draws import find_permutation
-from fmcnet.evaluation.evaluate import evaluate
-from fmcnet.evaluation.metrics import Evaluation
+from fmcnet.evaluation.evaluate import Evaluation, evaluate
 from fmcnet.evaluation.protocols import Protocol
 from fmcnet.evaluation.reranking import Extra, KReciprocal, QueryExpansion
 from fmcnet.inference.encoder import Encoder, load
@@ -77,29 +76,20 @@ def protocols_for(table: Table, config: EvaluationConfig) -> dict[str, Protocol]
     """
     own = "v2i" if protocols.DIRECTIONS.get(table.name, "i2v").startswith("v") else "i2v"
     wanted = {"both": ("i2v", "v2i"), "auto": (own,)}.get(config.direction, (config.direction,))
+    return {direction: _protocol(table, config, direction) for direction in wanted}
+
+
+def _protocol(table: Table, config: EvaluationConfig, direction: str) -> Protocol:
     if table.name == "sysu":
         permutation = _permutation(table.root, config.draw)
-        return {
-            d: protocols.sysu(
-                mode=config.mode,
-                shots=config.shots,
-                draw="official" if permutation else "seeded",
-                permutation=permutation,
-                trials=config.trials,
-                direction=d,
-            )
-            for d in wanted
-        }
+        draw = "official" if permutation else "seeded"
+        return protocols.sysu(config.mode, config.shots, draw, permutation, config.trials, direction)
     if table.name == "regdb":
-        names = {"i2v": "t2v", "v2i": "v2t"}
-        return {d: protocols.regdb(direction=names[d], cmc=config.cmc) for d in wanted}
+        return protocols.regdb("t2v" if direction == "i2v" else "v2t", config.cmc)
     if table.name == "llcm":
-        return {d: protocols.llcm(reading=config.reading, direction=d, trials=config.trials) for d in wanted}
-    halves = {
-        "i2v": (Modality.INFRARED, Modality.VISIBLE),
-        "v2i": (Modality.VISIBLE, Modality.INFRARED),
-    }
-    return {d: protocols.custom(*halves[d], name=f"{table.name}, {d}") for d in wanted}
+        return protocols.llcm(config.reading, direction, config.trials)
+    query = Modality.INFRARED if direction == "i2v" else Modality.VISIBLE
+    return protocols.custom(query, query.other, name=f"{table.name}, {direction}")
 
 
 def check_settings(table: Table, names: Iterable[str]) -> None:
@@ -157,9 +147,9 @@ def chance_rank1(embeddings: Embeddings, protocol: Protocol, table: Table) -> fl
         columns = (embeddings.pid[query], embeddings.camid[query], np.isin(query, gallery).astype(np.int64))
         keys, counts = np.unique(np.stack(columns, axis=1), axis=0, return_counts=True)
         pid, camid, itself = keys.T
-        skipped = protocol.skip.mask(pid, camid, g_pid, g_cam)
+        skipped = protocol.skip.hides(pid[:, None], camid[:, None], g_pid, g_cam)
         itself = itself * ~protocol.skip.hides(pid, camid, pid, camid)  # an image is never its own match
-        matches = ((keys[:, :1] == g_pid[None]) & ~skipped).sum(axis=1) - itself
+        matches = ((pid[:, None] == g_pid) & ~skipped).sum(axis=1) - itself
         seen = (~skipped).sum(axis=1) - itself
         counted = matches > 0
         if counted.any():
@@ -198,8 +188,28 @@ def evaluate_model(
     encoder = load(run, device)
     several = config if isinstance(config, Sequence) else (config or encoder.card.config.evaluation,)
     settings = several[0]
-    store = None if encoder.folder is None or is_shipped(encoder.folder) else encoder.folder / EMBEDDINGS
     rows = table.of_split(split)
+    _check_unseen(encoder, run, table, rows, split)
+    store = None if encoder.folder is None or is_shipped(encoder.folder) else encoder.folder / EMBEDDINGS
+    options: dict[str, Any] = {"batch_size": settings.batch, "store": store, "progress": progress}
+    plain = encoder.embed_table(rows, **options)
+    embeddings = encoder.embed_table(rows, flip=True, **options) if flip else plain
+    extras: list[Extra] = [QueryExpansion()] if expand else []
+    extras += [KReciprocal()] if rerank else []
+    rules = given.items() if given else [pair for one in several for pair in protocols_for(rows, one).items()]
+    rule_options = {"distance": settings.distance, **role_masks(rows)}
+    results = []
+    for direction, protocol in rules:
+        result = evaluate(embeddings, protocol, extras=extras, **rule_options)
+        if flip:
+            plainly = evaluate(plain, protocol, **rule_options)
+            result = replace(result, extras=(FLIP, *result.extras), plain=plainly)
+        results.append(DirectionResult(direction, protocol, result, chance_rank1(embeddings, protocol, rows)))
+    return EvaluatedRun(encoder, rows, embeddings, tuple(results))
+
+
+def _check_unseen(encoder: Encoder, run: str | Path, table: Table, rows: Table, split: str) -> None:
+    """Refuse identities that the run was trained on; of another file than the training's, a few are only told."""
     if encoder.card.data == fingerprint(table):
         known = np.intersect1d(rows.pid, np.array(encoder.card.pids, dtype=np.int64))
         if len(known):
@@ -215,24 +225,3 @@ def evaluate_model(
         if len(seen) > FEW_SEEN * len(np.unique(rows.pid)):
             raise DataError(told)
         logger.warning("%s", told)  # a few may be copies under a wrong name
-    kinds = (False, True) if flip else (False,)
-    plain, *mirrored = (
-        encoder.embed_table(rows, batch_size=settings.batch, flip=mirror, store=store, progress=progress)
-        for mirror in kinds
-    )
-    embeddings = mirrored[0] if mirrored else plain
-    options = {"distance": settings.distance, **role_masks(rows)}
-    extras: list[Extra] = [QueryExpansion()] if expand else []
-    extras += [KReciprocal()] if rerank else []
-    results = []
-    for direction, protocol in (
-        given.items() if given else [item for one in several for item in protocols_for(rows, one).items()]
-    ):
-        result = evaluate(embeddings, protocol, extras=extras, **options)
-        if flip:
-            result = replace(
-                result, extras=(FLIP, *result.extras), plain=evaluate(plain, protocol, **options)
-            )
-        chance = chance_rank1(embeddings, protocol, rows)
-        results.append(DirectionResult(direction, protocol, result, chance))
-    return EvaluatedRun(encoder, rows, embeddings, tuple(results))

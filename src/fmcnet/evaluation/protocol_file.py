@@ -23,7 +23,7 @@ from fmcnet.evaluation.protocols import Identity, Protocol, custom
 from fmcnet.identities import identity_number, parse_identity
 from fmcnet.names import nearest
 from fmcnet.parsing import read_yaml
-from fmcnet.types import MODALITY_WORDS, NO_CAMERA, NO_PID, Embeddings, Modality
+from fmcnet.types import MODALITY_WORDS, NO_CAMERA, NO_PID, Embeddings
 
 SUFFIXES = (".yaml", ".yml")
 SKIPS = ("none", "same_camera", "same_identity_and_camera")
@@ -138,9 +138,7 @@ def _skip(value: Any, cameras: Mapping[str, int]) -> str | list[tuple[int, int]]
         for camera in pair:
             if str(camera) not in cameras:
                 near = nearest(str(camera), cameras)
-                hint = (
-                    f"did you mean '{near}'?" if near else f"known are {', '.join(sorted(cameras)) or 'none'}"
-                )
+                hint = f"did you mean '{near}'?" if near else f"known are {', '.join(sorted(cameras))}"
                 raise ProtocolError(f"no image to be evaluated is of camera '{camera}': {hint}")
         pairs.append((cameras[str(pair[0])], cameras[str(pair[1])]))
     if not pairs:
@@ -148,17 +146,11 @@ def _skip(value: Any, cameras: Mapping[str, int]) -> str | list[tuple[int, int]]
     return pairs
 
 
-def _modality(value: Any) -> Modality | None:
+def _modality(value: Any) -> Any:
     if value is None or value == "both":
         return None
     found = MODALITY_WORDS.get(value.lower()) if isinstance(value, str) else None
-    if found is None:
-        near = nearest(value, ("visible", "infrared", "both")) if isinstance(value, str) else None
-        raise ProtocolError(
-            f"{_shown(value)} is none of visible, infrared, both"
-            + (f": did you mean {near}?" if near else "")
-        )
-    return found
+    return found or _one_of(value, ("visible", "infrared", "both"))
 
 
 def _one_of(value: Any, allowed: tuple[str, ...], more: str = "") -> Any:

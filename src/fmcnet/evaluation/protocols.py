@@ -14,12 +14,20 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from fmcnet.errors import FmcnetError, ProtocolError, first_of
-from fmcnet.evaluation.draws import Draw, check_index
-from fmcnet.evaluation.skip_rule import SkipRule
-from fmcnet.types import NO_PID, BoolArray, Embeddings, IntArray, Modality, parse_modality
+from fmcnet.evaluation.draws import Draw
+from fmcnet.types import NO_CAMERA, NO_PID, BoolArray, Embeddings, IntArray, Modality, parse_modality
 
 DIRECTIONS = {"sysu": "i2v", "regdb": "v2t", "llcm": "v2i"}
 """Each benchmark's direction, where none is given; its first table is of it."""
+
+CmcRule = Literal["identity", "image"]
+SkipKind = Literal["none", "same_identity_and_camera", "same_camera", "camera_pairs"]
+
+Trial: TypeAlias = tuple[IntArray, IntArray]
+"""(query rows, gallery rows) among the embeddings."""
+
+Identity: TypeAlias = tuple[int, str]
+"""An identity's number, and how the dataset calls it."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +54,80 @@ class Selection:
         return f"{what} of camera{'s' * (len(self.cameras) > 1)} {', '.join(map(str, self.cameras))}"
 
 
-Trial: TypeAlias = tuple[IntArray, IntArray]
-"""(query rows, gallery rows) among the embeddings."""
+@dataclass(frozen=True)
+class SkipRule:
+    """Which gallery images a query skips.
 
-CmcRule = Literal["identity", "image"]
+    A camera rule never applies to an image whose camera is not known (`NO_CAMERA`). Whatever the rule, an
+    image that is in both sets is never its own match.
 
-Identity: TypeAlias = tuple[int, str]
-"""An identity's number, and how the dataset calls it."""
+    Attributes:
+        kind: "none"; "same_identity_and_camera" (the single-modality and LLCM rule); "same_camera" (every
+            identity); "camera_pairs" (SYSU-MM01's rule: every gallery image of a camera that is paired with
+            the query's).
+        pairs: for "camera_pairs", the pairs (query camera, gallery camera).
+    """
+
+    kind: SkipKind = "none"
+    pairs: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("none", "same_identity_and_camera", "same_camera", "camera_pairs"):
+            known = "none, same_camera, same_identity_and_camera or pairs of cameras"
+            raise ProtocolError(f"unknown skip rule '{self.kind}': use {known}")
+        if (self.kind == "camera_pairs") != bool(self.pairs):
+            raise ProtocolError(
+                "the skip rule 'camera_pairs' goes with a list of (probe camera, gallery camera)"
+            )
+
+    @staticmethod
+    def of(rule: str | Iterable[tuple[int, int]] | SkipRule | None) -> SkipRule:
+        """A rule from its name, from pairs of cameras, or from None (skip nothing)."""
+        if isinstance(rule, SkipRule):
+            return rule
+        if rule is None:
+            return SkipRule()
+        if isinstance(rule, str):
+            return SkipRule(kind=rule)  # type: ignore[arg-type]  # checked on construction
+        return SkipRule("camera_pairs", tuple(sorted((int(a), int(b)) for a, b in rule)))
+
+    @property
+    def hides_others(self) -> bool:
+        """Whether it hides images of other identities than the query's."""
+        return self.kind in ("same_camera", "camera_pairs")
+
+    def hides(
+        self, query_pid: IntArray, query_cam: IntArray, gallery_pid: IntArray, gallery_cam: IntArray
+    ) -> BoolArray:
+        """True where a query skips a gallery image; the four arrays broadcast."""
+        hidden: BoolArray = np.zeros(np.broadcast(query_cam, gallery_cam).shape, dtype=np.bool_)
+        if self.kind == "none":
+            return hidden
+        if self.kind == "camera_pairs":
+            for query, gallery in self.pairs:
+                hidden |= (query_cam == query) & (gallery_cam == gallery)
+        else:
+            hidden |= query_cam == gallery_cam
+        if self.kind == "same_identity_and_camera":
+            hidden &= query_pid == gallery_pid
+        hidden &= (query_cam != NO_CAMERA) & (gallery_cam != NO_CAMERA)
+        return hidden
+
+    def hidden(self, embeddings: Embeddings, query: IntArray, gallery: IntArray) -> BoolArray:
+        """Where a query row does not see a gallery row: by the rule, or as it is the same image; rows broadcast."""
+        pid, camid = embeddings.pid, embeddings.camid
+        by_rule = self.hides(pid[query], camid[query], pid[gallery], camid[gallery])
+        return np.asarray(by_rule | (query == gallery))
+
+    def describe(self) -> str:
+        """The rule in words, as part of a protocol's sentence."""
+        if self.kind == "none":
+            return "no image is skipped"
+        if self.kind == "same_camera":
+            return "a probe skips every gallery image of its own camera"
+        if self.kind == "same_identity_and_camera":
+            return "a probe skips gallery images of its own identity and camera number"
+        return ", ".join(f"a camera-{a} probe skips every camera-{b} gallery image" for a, b in self.pairs)
 
 
 @dataclass(frozen=True)
@@ -86,7 +161,7 @@ class Protocol:
     junk: tuple[Identity, ...] = ()
 
     def __post_init__(self) -> None:
-        _one_of("CMC rule", self.cmc, ("identity", "image"))
+        _one_of("CMC rule", self.cmc, ("image", "identity"))
 
     def sentence(self) -> str:
         """The protocol in one sentence, as every report prints it."""
@@ -140,32 +215,26 @@ class Protocol:
         nobody = embeddings.pid == NO_PID
         unknown = len(embeddings) if len(embeddings) and bool(nobody.all()) else 0
         if not unknown:
-            query = self._rows("query", self.query, embeddings, query_mask, ~(distractor | junk))
-            gallery = self._rows("gallery", self.gallery, embeddings, gallery_mask, ~junk)
+            query = self._rows("query", embeddings, query_mask, ~(distractor | junk))
+            gallery = self._rows("gallery", embeddings, gallery_mask, ~junk)
             unknown = int(nobody[np.union1d(query, gallery[~distractor[gallery]])].sum())
         if unknown:
             raise ProtocolError(
                 f"{unknown} of {len(embeddings)} embeddings have no identity and cannot be scored: embed a labelled "
                 "table (embed_table), fill in pid, leave them out, or name 'unknown' among distractors or junk"
             )
-        if self.draw.kind == "all":
+        if self.draw.kind == "all" or self.draw.shots is None:
             return [(query, gallery)] * self.draw.trials
         rows = gallery[~distractor[gallery]] if self.drawn == "gallery" else query
-        check_index(embeddings, rows)
         picks = self.draw.pick(embeddings, rows)
         if self.drawn == "gallery":
             kept = gallery[distractor[gallery]]
             return [(query, np.concatenate([pick, kept]) if len(kept) else pick) for pick in picks]
         return [(pick, gallery) for pick in picks]
 
-    def _rows(
-        self,
-        what: str,
-        selection: Selection,
-        embeddings: Embeddings,
-        mask: BoolArray | None,
-        takes: BoolArray,
-    ) -> IntArray:
+    def _rows(self, what: str, embeddings: Embeddings, mask: BoolArray | None, takes: BoolArray) -> IntArray:
+        """Rows of the set `what`, "query" or "gallery", that `mask` and `takes` allow."""
+        selection: Selection = getattr(self, what)
         chosen = selection.mask(embeddings) & takes
         if mask is not None:
             given = np.asarray(mask)
@@ -226,16 +295,18 @@ def sysu(
     _one_of("number of shots", shots, (1, 10))
     if draw == "official" and not 1 <= trials <= 10:
         raise ProtocolError(f"the official draw has ten trials, got trials={trials}")
-    visible = Selection(Modality.VISIBLE, (1, 2, 4, 5) if mode == "all" else (1, 2))
-    infrared = Selection(Modality.INFRARED, (3, 6))
-    forward = direction == "i2v"
-    ours: tuple[str, ...] = () if forward else ("the direction, symmetric to the benchmark's",)
+    query = Selection(Modality.INFRARED, (3, 6))
+    gallery = Selection(Modality.VISIBLE, (1, 2, 4, 5) if mode == "all" else (1, 2))
+    pair, ours = (3, 2), tuple[str, ...]()
+    if direction == "v2i":
+        query, gallery, pair = gallery, query, (2, 3)
+        ours = ("the direction, symmetric to the benchmark's",)
     if draw == "seeded" and shots > 1:
         ours += ("random.sample for more than one shot",)
     return Protocol(
         name=f"SYSU-MM01 {mode}-search, {'single' if shots == 1 else 'multi'}-shot",
-        query=infrared if forward else visible,
-        gallery=visible if forward else infrared,
+        query=query,
+        gallery=gallery,
         draw=Draw(
             "official" if draw == "official" else "seeded",
             shots=shots,
@@ -243,8 +314,7 @@ def sysu(
             seed=seed,
             permutation=Path(permutation) if permutation is not None and draw == "official" else None,
         ),
-        skip=SkipRule("camera_pairs", ((3, 2),) if forward else ((2, 3),)),
-        cmc="identity",
+        skip=SkipRule("camera_pairs", (pair,)),
         ours=ours,
     )
 
@@ -260,13 +330,12 @@ def regdb(direction: str = "v2t", cmc: str = "image") -> Protocol:
         ProtocolError: on an unknown option.
     """
     _one_of("RegDB direction", direction, ("v2t", "t2v"))
-    _one_of("CMC rule", cmc, ("image", "identity"))
     probe = Modality.VISIBLE if direction == "v2t" else Modality.INFRARED
     return Protocol(
         name=f"RegDB {'visible to thermal' if direction == 'v2t' else 'thermal to visible'}",
         query=Selection(probe),
         gallery=Selection(probe.other),
-        cmc="image" if cmc == "image" else "identity",
+        cmc=cmc,  # type: ignore[arg-type]  # checked on construction
     )
 
 
@@ -297,7 +366,6 @@ def llcm(reading: str = "a", direction: str = "v2i", trials: int = 10, seed: int
         gallery=Selection(probe.other),
         draw=Draw() if everything else Draw("seeded", shots=1, trials=trials, seed=seed),
         skip=SkipRule() if everything else SkipRule("same_identity_and_camera"),
-        cmc="identity",
         drawn="query" if reading == "b" and direction == "v2i" else "gallery",
         ours=("the counting of identities",) if everything else ("the seeds (0, 1, ... as on SYSU-MM01)",),
     )
@@ -344,14 +412,13 @@ def custom(
         raise ProtocolError(
             f"trials={trials} without shots would repeat the same trial: give shots or trials=1"
         )
-    _one_of("CMC rule", cmc, ("image", "identity"))
     return Protocol(
         name=name,
         query=Selection(_modality("query", query)),
         gallery=Selection(_modality("gallery", gallery)),
         draw=Draw() if shots is None else Draw("seeded", shots=shots, trials=trials, seed=seed),
         skip=SkipRule.of(skip),
-        cmc="image" if cmc == "image" else "identity",
+        cmc=cmc,  # type: ignore[arg-type]  # checked on construction
         distractors=only_gallery,
         junk=left_out,
     )

@@ -1,4 +1,4 @@
-"""Ranks of the true matches of every query, counted in blocks of bounded memory.
+"""Ranks of the true matches of every query, and ranked lists of the best answers, in blocks of bounded memory.
 
 Ranks are counted, not sorted: the k-th best true match of a query has rank
 
@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fmcnet.evaluation.protocols import Trial
+from fmcnet.errors import ProtocolError
+from fmcnet.evaluation.protocols import Protocol, SkipRule, Trial
 from fmcnet.evaluation.similarity import Similarity
-from fmcnet.evaluation.skip_rule import SkipRule
 from fmcnet.types import BoolArray, Embeddings, IntArray
 
 CHUNK_BYTES = 32 * 2**20
@@ -57,17 +58,15 @@ class Ranks:
         """Ranks of n queries, still to be filled."""
         return Ranks(*np.zeros((3, n), dtype=np.int64), *np.zeros((2, n)))
 
-    def fill(
-        self,
-        rows: IntArray,
-        matches: NDArray[np.int64],
-        above: NDArray[np.int64],
-        identities_above: NDArray[np.int64],
-    ) -> None:
-        """Write the queries at positions `rows`.
+    def first(self, cmc: str) -> NDArray[np.int64]:
+        """(Q,) ranks of the best true match, as a CMC counts them: "identity" or "image"."""
+        return self.first_identity if cmc == "identity" else self.first_image
+
+    def fill(self, rows: IntArray, matches: IntArray, above: IntArray, identities_above: IntArray) -> None:
+        """Write some queries.
 
         Args:
-            rows: (q,) positions.
+            rows: (q,) their positions.
             matches: (q,) number of true matches left.
             above: (q, K) images of other identities at least as similar as the k-th best true match; columns from
                 `matches` on are ignored.
@@ -105,12 +104,7 @@ def rank_trials(
     gallery = np.unique(np.concatenate([gallery for _, gallery in trials]))
     width = embeddings.features.shape[1]
     similarity = Similarity.prepare(
-        embeddings,
-        np.union1d(query, gallery) if distance == "euclidean" else gallery,
-        distance=distance,
-        device=device,
-        precision=precision,
-        products=len(query) * len(gallery) * width,
+        embeddings, query, gallery, distance=distance, device=device, precision=precision
     )
     budget = max(1, chunk_bytes // (COPIES * (8 if similarity.precision == "float64" else 4)))
     if len(gallery) * width <= 4 * COPIES * budget:  # the gallery stays loaded
@@ -188,16 +182,7 @@ class _Given:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """The trials of one set of queries.
-
-    Attributes:
-        embeddings: all images.
-        skip: which gallery images a query does not see.
-        trials: T of them, with equal queries.
-        gallery: (G,) gallery rows of any trial, sorted by identity.
-        blocks: their similarities.
-        tie: similarities closer than this are equal.
-    """
+    """Trials of equal queries; `gallery` (G,) holds the gallery rows of any of them, sorted by identity."""
 
     embeddings: Embeddings
     skip: SkipRule
@@ -212,9 +197,8 @@ class _Ranking:
         members = np.stack([np.isin(self.gallery, gallery) for _, gallery in self.trials])
         ranks = [Ranks.empty(len(query)) for _ in self.trials]
         spans = list(_spans(pid, max(1, wide)))
-        order = np.argsort(
-            self.embeddings.pid[query], kind="stable"
-        )  # few identities in a block: few matches
+        # Few identities in a block: few matches.
+        order = np.argsort(self.embeddings.pid[query], kind="stable")
         for start in range(0, len(order), max(1, tall)):
             at = order[start : start + max(1, tall)]
             loaded = self.blocks.load(at)
@@ -243,7 +227,7 @@ class _Ranking:
         columns = first[:, None] + np.arange(max(1, int((last - first).max())))  # (q, L)
         present = columns < last[:, None]
         columns = np.minimum(columns, len(pid) - 1)
-        present &= ~self._hidden(rows[:, None], self.gallery[columns])
+        present &= ~self.skip.hidden(self.embeddings, rows[:, None], self.gallery[columns])
         parts = []
         for start in range(0, len(rows), SLICE):
             few = slice(start, start + SLICE)
@@ -266,14 +250,8 @@ class _Ranking:
         block = self.blocks.block(loaded, span)
         excluded = self.embeddings.pid[rows][:, None] == self.embeddings.pid[part]
         if self.skip.hides_others:
-            excluded |= self._hidden(rows[:, None], part)
+            excluded |= self.skip.hidden(self.embeddings, rows[:, None], part)
         return block.masked_fill_(torch.from_numpy(excluded).to(block.device), -torch.inf)
-
-    def _hidden(self, rows: IntArray, gallery: IntArray) -> BoolArray:
-        """Where a query skips a gallery image, by the rule or as it is the same image; shapes broadcast."""
-        pid, camid = self.embeddings.pid, self.embeddings.camid
-        hidden = self.skip.hides(pid[rows], camid[rows], pid[gallery], camid[gallery])
-        return np.asarray(hidden | (rows == gallery))
 
 
 def _spans(pid: IntArray, size: int) -> Iterator[slice]:
@@ -302,3 +280,106 @@ def _count_identities(others: Tensor, reach: Tensor, pid: IntArray) -> Tensor:
     ends = np.append(np.flatnonzero(np.diff(pid)), len(pid) - 1)
     last = reached.index_select(1, torch.from_numpy(ends).to(reached.device))
     return (last.diff(dim=1, prepend=last.new_zeros(len(last), 1)) > 0).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class RankedList:
+    """A query and its best answers.
+
+    Attributes:
+        query: row of the query among the embeddings.
+        gallery: (k,) int64, rows of the answers, best first.
+        similarity: (k,) float64, cosine, or minus the Euclidean distance.
+        correct: (k,) bool, whether an answer shows the query's identity.
+    """
+
+    query: int
+    gallery: NDArray[np.int64]
+    similarity: NDArray[np.float64]
+    correct: NDArray[np.bool_]
+
+
+def largest(values: NDArray[np.float64], k: int, last: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    """(q, k) columns of the k largest values of each row, descending.
+
+    Equal values keep the order of the columns, except that those marked in `last` (q, C) come after the others.
+    """
+    n = values.shape[1]
+    k = min(k, n)
+    kth = np.partition(values, n - k, axis=1)[:, n - k, None]
+    most = int((values >= kth).sum(axis=1).max())
+    near = np.broadcast_to(np.arange(n), values.shape)
+    if most < n:
+        near = np.sort(np.argpartition(values, n - most, axis=1)[:, n - most :], axis=1)
+    keys: list[NDArray[Any]] = [near, -np.take_along_axis(values, near, axis=1)]
+    if last is not None:
+        keys.insert(1, np.take_along_axis(last, near, axis=1))
+    order = np.lexsort(tuple(np.ascontiguousarray(key) for key in keys), axis=1)[:, :k]
+    chosen: NDArray[np.int64] = np.take_along_axis(near, order, axis=1).astype(np.int64)
+    return chosen
+
+
+def ranked_lists(
+    embeddings: Embeddings,
+    protocol: Protocol,
+    *,
+    queries: Sequence[int] | NDArray[np.int64] | None = None,
+    k: int = 10,
+    trial: int = 0,
+    distance: str = "cosine",
+    query_mask: NDArray[np.bool_] | None = None,
+    gallery_mask: NDArray[np.bool_] | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> list[RankedList]:
+    """The best k gallery images of some queries, for figures and for looking at mistakes.
+
+    Args:
+        embeddings: all images.
+        protocol: sets, draw and skip rule.
+        queries: rows of `embeddings`, each a query of the protocol; None takes them all.
+        k: length of a list; shorter where the skip rule leaves fewer.
+        trial: which draw, from 0.
+        distance, query_mask, gallery_mask, chunk_bytes: see `evaluate.evaluate`.
+
+    Returns:
+        A list per query, in the order asked for. Among equal similarities wrong answers come first (a tie counts
+        against the query), then the order of the rows. Similarities are cosine, or minus the Euclidean distance.
+
+    Raises:
+        ProtocolError: when a row is not a query, the trial does not exist, or k is below 1.
+    """
+    if k < 1:
+        raise ProtocolError(f"a ranked list needs k of 1 or more, got {k}")
+    plan = protocol.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)
+    if not 0 <= trial < len(plan):
+        raise ProtocolError(f"there is no trial {trial}: the protocol has {len(plan)}, counted from 0")
+    probes, gallery = plan[trial]
+    wanted = probes if queries is None else np.asarray(queries, dtype=np.int64)
+    odd = np.flatnonzero(~np.isin(wanted, probes))
+    if len(odd):
+        raise ProtocolError(
+            f"row {int(wanted[odd[0]])} is not a probe of {protocol.name}: it takes {protocol.query.describe()}"
+        )
+    gallery = np.sort(gallery)
+    similarity = Similarity.prepare(embeddings, wanted, gallery, distance=distance)
+    pid = embeddings.pid
+    wide = max(1024, chunk_bytes // (64 * embeddings.features.shape[1]))
+    size = max(1, chunk_bytes // (64 * min(len(gallery), wide)))
+    found: list[RankedList] = []
+    for rows in (wanted[s : s + size] for s in range(0, len(wanted), size)):
+        loaded = similarity.load(embeddings, rows)
+        best = np.full((len(rows), 0), -np.inf)
+        where = np.full((len(rows), 0), -1, dtype=np.int64)
+        for part in (gallery[s : s + wide] for s in range(0, len(gallery), wide)):
+            block = similarity.between(loaded, similarity.load(embeddings, part))
+            values = similarity.readable(block.double().cpu().numpy())
+            values[protocol.skip.hidden(embeddings, rows[:, None], part)] = -np.inf
+            values = np.concatenate([best, values], axis=1)
+            places = np.concatenate([where, np.broadcast_to(part, block.shape)], axis=1)
+            columns = largest(values, k, last=pid[places] == pid[rows][:, None])
+            best = np.take_along_axis(values, columns, axis=1)
+            where = np.take_along_axis(places, columns, axis=1)
+        for row, values, places in zip(rows.tolist(), best, where, strict=True):
+            kept = values > -np.inf
+            found.append(RankedList(row, places[kept], values[kept], pid[places[kept]] == pid[row]))
+    return found

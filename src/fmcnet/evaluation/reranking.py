@@ -18,11 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import ProtocolError
-from fmcnet.evaluation.protocols import Trial
-from fmcnet.evaluation.ranked_lists import largest
-from fmcnet.evaluation.ranking import CHUNK_BYTES, Ranks, rank_given
+from fmcnet.evaluation.protocols import SkipRule, Trial
+from fmcnet.evaluation.ranking import CHUNK_BYTES, Ranks, largest, rank_given
 from fmcnet.evaluation.similarity import Similarity
-from fmcnet.evaluation.skip_rule import SkipRule
 from fmcnet.types import BoolArray, Embeddings, IntArray
 
 Matrix = NDArray[np.float64]
@@ -72,17 +70,12 @@ class QueryExpansion:
         kind = f"alpha {self.alpha:g}" if self.alpha > 0 else "average"
         return f"query expansion ({kind}, k={self.k})"
 
-    def apply(self, query: Matrix, gallery: Matrix, hidden: BoolArray | None = None) -> Matrix:
+    def apply(self, query: Matrix, gallery: Matrix, hidden: BoolArray) -> Matrix:
         """(Q, D) expanded queries of unit length, from (Q, D) and (G, D) of unit length; `hidden` is (Q, G)."""
-        values = query @ gallery.T
-        if hidden is not None:
-            values = np.where(hidden, -np.inf, values)
+        values = np.where(hidden, -np.inf, query @ gallery.T)
         near = largest(values, self.k)
         close = np.take_along_axis(values, near, axis=1)
-        seen = close > -np.inf
-        weight = np.where(
-            seen, np.maximum(np.where(seen, close, 0), 0) ** self.alpha if self.alpha else 1.0, 0.0
-        )
+        weight = np.where(close > -np.inf, np.maximum(close, 0.0) ** self.alpha, 0.0)
         total = query + np.einsum("qk,qkd->qd", weight, gallery[near])
         return np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12))
 
@@ -119,17 +112,20 @@ def rank_with_extras(
     if distance == "euclidean" and any(isinstance(extra, QueryExpansion) for extra in extras):
         raise ProtocolError("query expansion averages embeddings of unit length: use the cosine distance")
     query_rows, gallery_rows = trial
-    rows = np.union1d(query_rows, gallery_rows)
-    similarity = Similarity.prepare(embeddings, rows, distance=distance, precision="float64")
+    similarity = Similarity.prepare(
+        embeddings, query_rows, gallery_rows, distance=distance, precision="float64"
+    )
     query = similarity.load(embeddings, query_rows).numpy()
     gallery = similarity.load(embeddings, gallery_rows).numpy()
     size = max(1, chunk_bytes // (32 * len(gallery)))
+    # A rule that needs the query's identity hides no neighbour: that would look at the answer.
+    rule = skip if skip.hides_others else SkipRule()
     reranked: Reranked | None = None
     for extra in extras:
         if isinstance(extra, QueryExpansion):
             parts = []
             for s in range(0, len(query), size):
-                hidden = _hidden(embeddings, query_rows[s : s + size], gallery_rows, skip)
+                hidden = rule.hidden(embeddings, query_rows[s : s + size, None], gallery_rows)
                 parts.append(extra.apply(query[s : s + size], gallery, hidden))
             query = np.concatenate(parts)
         else:
@@ -141,33 +137,19 @@ def rank_with_extras(
     return rank_given(embeddings, trial, skip, similarities, tie=similarity.tie, chunk_bytes=chunk_bytes)
 
 
-def _hidden(embeddings: Embeddings, rows: IntArray, gallery: IntArray, skip: SkipRule) -> BoolArray:
-    """(q, G) what a query may not use as a neighbour: itself, and what a rule on cameras alone hides."""
-    hidden: BoolArray = rows[:, None] == gallery
-    if skip.hides_others:
-        camid, pid = embeddings.camid, embeddings.pid
-        hidden |= skip.mask(pid[rows], camid[rows], pid[gallery], camid[gallery])
-    return hidden
-
-
 @dataclass(frozen=True)
 class Reranked:
-    """The final distances of a trial, computed for some queries at a time.
-
-    Attributes:
-        images: (Q + G, D), queries first.
-        queries: Q.
-        farthest: (Q + G,) each image's largest squared distance.
-        encoding: (Q + G, Q + G) sparse rows, the averaged encodings V.
-        columns: the gallery's part of the encodings, by column: (Q + G, G) as CSC.
-        weight: lambda.
-    """
+    """The final distances of a trial, computed for some queries at a time."""
 
     images: Matrix
+    """(Q + G, D), queries first."""
     queries: int
     farthest: Matrix
+    """(Q + G,) each image's largest squared distance."""
     encoding: Any
+    """(Q + G, Q + G) sparse rows, the averaged encodings V."""
     columns: Any
+    """The gallery's part of the encodings, by column: (Q + G, G) as CSC."""
     weight: float
 
     def distances(self, at: IntArray) -> Matrix:
@@ -180,9 +162,8 @@ class Reranked:
             start, stop = self.encoding.indptr[probe], self.encoding.indptr[probe + 1]
             shared, own = self.encoding.indices[start:stop], self.encoding.data[start:stop]
             begin, length = pointers[shared], pointers[shared + 1] - pointers[shared]
-            entries = np.repeat(begin - np.append(0, np.cumsum(length)[:-1]), length) + np.arange(
-                length.sum()
-            )
+            starts = begin - np.append(0, np.cumsum(length)[:-1])
+            entries = np.repeat(starts, length) + np.arange(length.sum())
             smaller = np.minimum(values[entries], np.repeat(own, length))
             overlap = np.bincount(rows[entries], weights=smaller, minlength=gallery)
             final[position] = 1 - overlap / (2 - overlap)  # rows of V sum to 1: sum max = 2 - sum min

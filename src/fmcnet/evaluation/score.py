@@ -1,24 +1,52 @@
-"""Score embeddings made by any code: read a file, choose a protocol by name, evaluate (docs/guides/evaluate.md)."""
+"""Score embeddings made by any code: read an `.npz`, choose a protocol by name, evaluate (docs/guides/evaluate.md).
+
+Two forms of file:
+
+- one set: `features` (N, D), `pid` (N,) texts or whole numbers, `cam` (N,), `index` (N,) 1-based among the sorted
+  images of an identity and camera, and `modality` (N,) 0 visible, 1 infrared where cameras do not tell (they do on
+  SYSU-MM01). `fmcnet embed --data` and `Embeddings.save` write such a file; `fmcnet gallery export` writes one under
+  other names. Without `index` the order of `name` (N,) counts;
+- two sets as somebody drew them: `query_features`, `query_pid`, `query_cam`, and the same with `gallery_`.
+  Camera arrays may end in the protocol's name (`query_cam_llcm`), `query_modality` may tell the modality where the
+  camera does not.
+"""
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fmcnet.data.check import TITLES
+from fmcnet.data.table import positions
 from fmcnet.errors import DataError, ProtocolError, first_of
 from fmcnet.evaluation.draws import Draw, find_permutation
-from fmcnet.evaluation.embeddings_file import SIDES, EmbeddingsFile, Sets
-from fmcnet.evaluation.evaluate import evaluate
-from fmcnet.evaluation.metrics import Evaluation
+from fmcnet.evaluation.evaluate import Evaluation, evaluate
 from fmcnet.evaluation.protocol_file import SUFFIXES, read_protocol
 from fmcnet.evaluation.protocols import DIRECTIONS, Protocol, llcm, regdb, sysu
-from fmcnet.types import NO_CAMERA, Embeddings, IntArray
+from fmcnet.parsing import read_npz
+from fmcnet.types import MODALITY_WORDS, NO_CAMERA, BoolArray, Embeddings, IntArray, identity_numbers
 
+logger = logging.getLogger(__name__)
+
+SIDES = ("query", "gallery")
+CAMERA_MODALITIES = {"sysu": {1: 0, 2: 0, 3: 1, 4: 0, 5: 0, 6: 1}, "regdb": {1: 0, 2: 1}}
+"""Modality of each camera, where a benchmark's cameras tell it."""
+NEEDED = {
+    "sysu": ("features", "pid", "cam", "index"),
+    "regdb": ("features", "pid"),
+    "llcm": ("features", "pid", "cam", "index", "modality"),
+    "custom": ("features", "pid", "modality"),
+}
+"""Arrays of one set that a protocol needs."""
+ALIASES = {"camid": "cam", "camera": "cam", "embedding": "features", "source": "name"}
+"""Other names of arrays: of `Embeddings`, and of an exported gallery."""
 CAMERAS = {"sysu": 6, "regdb": 2, "llcm": 9}
 """Each benchmark's number of cameras, which count from 1."""
 OPTIONS = {"sysu": ("mode", "shots", "draw", "permutation"), "regdb": ("cmc",), "llcm": ("reading",)}
@@ -38,26 +66,22 @@ def score_file(
     direction: str | None = None,
     reading: str | None = None,
     cmc: str | None = None,
-    trials: int = 10,
-    seed: int = 0,
     distance: str = "cosine",
-    device: str = "cpu",
     precision: str = "auto",
     strict: bool = False,
 ) -> Evaluation:
     """Score the embeddings in a file.
 
     Args:
-        path: the `.npz`, see `embeddings_file` for its arrays.
+        path: the `.npz`, whose arrays the head of this module lists.
         protocol: "sysu", "regdb", "llcm", or a YAML file (`protocol_file`), which states all but the distance.
         mode, shots, draw: of SYSU-MM01, see `protocols.sysu`; None: all, 1, official.
         permutation: `rand_perm_cam.mat` for the official draw; None looks beside the file and in `exp/`.
         direction: "i2v"/"v2i" (sysu, llcm), "v2t"/"t2v" (regdb); None takes the benchmark's: i2v, v2i and v2t.
         reading: of LLCM, see `protocols.llcm`; None: a.
         cmc: of RegDB, see `protocols.regdb`; None: image.
-        trials, seed: of drawn protocols.
         distance: "cosine" or "euclidean".
-        device, precision: see `evaluate.evaluate`.
+        precision: see `evaluate.evaluate`.
         strict: refuse `draw`, too, where nothing is drawn by it.
 
     Raises:
@@ -96,43 +120,33 @@ def score_file(
                     "a permutation is for the official draw: leave it out, or the seeded draw"
                 )
             shots = 1 if shots is None else shots
-            rules = sysu(mode or "all", shots, draw, permutation, trials, direction, seed)
+            rules = sysu(mode or "all", shots, draw, permutation, direction=direction)
         elif protocol == "regdb":
             rules = regdb(direction, cmc or "image")
         else:
-            rules = llcm(reading or "a", direction, trials, seed)
+            rules = llcm(reading or "a", direction)
         sets = file.read(protocol)
-    embeddings, of_query, ours = sets.embeddings, sets.of_query, list(rules.ours)
+    embeddings, of_query = sets.embeddings, sets.of_query
     if of_query is not None:
-        given, ours = rules.as_given(), []
-        rules = replace(given, name=rules.name) if own else given
+        rules = replace(rules.as_given(), name=rules.name) if own else rules.as_given()
         takes = protocol if own else f"direction {direction} of {protocol}"
-        embeddings = _with_modalities(sets, rules, path, takes)
-        ours += ["the modalities, which the file does not tell"] if not sets.known.all() else []
+        embeddings = replace(embeddings, modality=_modalities_of(sets, rules, path, takes))
+        if not sets.known.all():
+            rules = replace(rules, ours=("the modalities, which the file does not tell",))
     if not own and (foreign := _foreign_cameras(embeddings.camid, protocol)):
-        ours.append(foreign)
+        rules = replace(rules, ours=(*rules.ours, foreign))
     return evaluate(
         embeddings,
-        replace(rules, ours=tuple(ours)),
+        rules,
         distance=distance,
-        device=device,
         precision=precision,
         query_mask=of_query,
         gallery_mask=None if of_query is None else ~of_query,
     )
 
 
-def _with_modalities(sets: Sets, rules: Protocol, path: str | Path, takes: str) -> Embeddings:
-    """Give each of two sets the modality that the protocol takes there.
-
-    Args:
-        sets: as read.
-        rules: the protocol.
-        path: of the file. takes: what wants the modalities, in words; both for messages.
-
-    Raises:
-        DataError: when the file says otherwise.
-    """
+def _modalities_of(sets: Sets, rules: Protocol, path: str | Path, takes: str) -> NDArray[np.uint8]:
+    """(N,) the modalities that the protocol takes in each of two sets; messages name `path` and `takes`."""
     assert sets.of_query is not None
     modality = sets.embeddings.modality.copy()
     wanted = (rules.query.modality, rules.gallery.modality)
@@ -146,24 +160,20 @@ def _with_modalities(sets: Sets, rules: Protocol, path: str | Path, takes: str) 
                 f"{wrong[0]}, but {takes} takes {kind} images there: give the other direction or protocol"
             )
         modality[mask] = kind.code
-    return replace(sets.embeddings, modality=modality)
+    return modality
 
 
 def _foreign_cameras(camid: IntArray, protocol: str) -> str:
     """A remark on cameras that the benchmark does not have, so that no other data passes for it; "" without any."""
-    many = CAMERAS[protocol]
-    odd = [camera for camera in np.unique(camid).tolist() if camera != NO_CAMERA and not 1 <= camera <= many]
+    known = range(1, CAMERAS[protocol] + 1)
+    odd = [camera for camera in np.unique(camid).tolist() if camera != NO_CAMERA and camera not in known]
     if not odd:
         return ""
     return f"the camera{'s' * (len(odd) > 1)} {first_of([*map(str, odd)])}, which {TITLES[protocol]} does not have"
 
 
 def _refuse_unused(protocol: str, options: Mapping[str, Any], given: bool) -> None:
-    """Refuse options that would do nothing.
-
-    Raises:
-        ProtocolError: naming them.
-    """
+    """Refuse options that would do nothing."""
     wanted = [name for name, value in options.items() if value is not None]
     others = [name for name in wanted if name not in OPTIONS[protocol]]
     if others:
@@ -178,3 +188,205 @@ def _refuse_unused(protocol: str, options: Mapping[str, Any], given: bool) -> No
             f"the file holds query and gallery as they were drawn, so {' and '.join(drawn)} would do nothing: leave "
             "it out, or give one set (features, pid, cam, index)"
         )
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Embeddings read from a file, and its query and gallery, if it holds two sets."""
+
+    embeddings: Embeddings
+    known: BoolArray
+    """(N,) whether the file tells the modality, which is 0 where it does not."""
+    of_query: BoolArray | None = None
+    """(N,) the queries; None where the file leaves the choice to the protocol."""
+
+
+class EmbeddingsFile:
+    """An `.npz` file of embeddings. A fault names the file, the array and the row.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DataError: when it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise DataError(f"{path} does not exist")
+        if path.suffix.lower() == ".parquet":
+            raise DataError(
+                f"{path}: score reads .npz files: fmcnet gallery export GALLERY {path.with_suffix('.npz')}"
+            )
+        try:
+            self.arrays = read_npz(path)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} is not a readable .npz file: {error}") from error
+        self.has_two_sets = "query_features" in self.arrays or "gallery_features" in self.arrays
+
+    def read(self, protocol: str) -> Sets:
+        """Read what a protocol needs.
+
+        Args:
+            protocol: "sysu", "regdb", "llcm" or "custom".
+
+        Raises:
+            DataError: when arrays are missing, shapes disagree or a value is not usable.
+        """
+        return self._two_sets(protocol) if self.has_two_sets else self._one_set(protocol)
+
+    def _one_set(self, protocol: str) -> Sets:
+        arrays = {ALIASES.get(name, name): array for name, array in self.arrays.items()} | self.arrays
+        names = arrays.get("name", np.empty(0))
+        ordered = names.dtype.kind == "U" and len(set(names.ravel().tolist())) == names.size
+        needed = [name for name in NEEDED[protocol] if name != "index" or not ordered]
+        cameras = "cam" if "cam" in arrays else None
+        features, pid, camid, modality = self._columns("", arrays, protocol, needed, cameras)
+        n = len(features)
+        name = names if names.dtype.kind == "U" and names.shape == (n,) else np.full(n, "")
+        codes = modality.astype(np.uint8)
+        if "index" in arrays:
+            index = self._integers(arrays["index"], "index", n)
+        elif ordered and name is names:
+            index = positions(name, codes, camid, pid)
+        else:
+            index = np.zeros(n, dtype=np.int64)
+        if twice := n - len(_row_hashes(features)):
+            self._warn_of_copies(f"{twice} of {n} rows have the features of another row")
+        return Sets(Embeddings(features, pid, camid, codes, index, name), np.ones(n, dtype=np.bool_))
+
+    def _two_sets(self, protocol: str) -> Sets:
+        sides = []
+        for side in SIDES:
+            names = (f"{side}_cam_{protocol}", f"{side}_cam", f"{side}_camid")
+            cameras = next((name for name in names if name in self.arrays), None)
+            needed = [f"{side}_features", f"{side}_pid"]
+            needed += [f"{side}_cam"] if cameras is None and protocol not in ("regdb", "custom") else []
+            sides.append(self._columns(f"{side}_", self.arrays, protocol, needed, cameras))
+        widths = [features.shape[1] for features, *_ in sides]
+        if widths[0] != widths[1]:
+            raise DataError(
+                f"{self.path}: query_features has {widths[0]} columns, gallery_features {widths[1]}: "
+                "both sets must come from one model"
+            )
+        if both := _row_hashes(sides[0][0]) & _row_hashes(sides[1][0]):
+            self._warn_of_copies(f"{len(both)} rows of query_features are in gallery_features, too")
+        features, pid, camid, told = (np.concatenate(pair) for pair in zip(*sides, strict=True))
+        n = len(features)
+        codes, index = np.maximum(told, 0).astype(np.uint8), np.zeros(n, dtype=np.int64)
+        embeddings = Embeddings(features, pid, camid, codes, index, np.full(n, ""))
+        return Sets(embeddings, told >= 0, np.arange(n) < len(sides[0][0]))
+
+    def _warn_of_copies(self, what: str) -> None:
+        end = "a picture that is there twice is its own match, and figures come out too good"
+        logger.warning("%s: %s: %s", self.path, what, end)
+
+    def _columns(
+        self,
+        prefix: str,
+        arrays: Mapping[str, NDArray[Any]],
+        protocol: str,
+        needed: list[str],
+        cameras: str | None,
+    ) -> tuple[NDArray[Any], ...]:
+        """Features, identities, cameras and modalities (-1: not told) of a set whose arrays begin with `prefix`."""
+        missing = [name for name in needed if name not in arrays]
+        if missing:
+            raise DataError(
+                f"{self.path} lacks the array{'s' * (len(missing) > 1)} {', '.join(missing)}, which the {protocol} "
+                f"protocol needs; it holds {', '.join(arrays) or 'nothing'}"
+            )
+        features = self._features(arrays[f"{prefix}features"], f"{prefix}features")
+        n = len(features)
+        pid = self._identities(arrays[f"{prefix}pid"], f"{prefix}pid", n)
+        camid = self._integers(arrays[cameras], cameras, n) if cameras else np.full(n, NO_CAMERA)
+        name = f"{prefix}modality"
+        if name in arrays:
+            modality = self._modalities(arrays[name], name, camid, protocol)
+        elif not prefix or (cameras and protocol in CAMERA_MODALITIES):
+            modality = self._camera_modalities(camid, protocol, cameras if prefix else None)
+        else:
+            modality = np.full(n, -1)
+        return features, pid, camid, modality
+
+    def _features(self, array: NDArray[Any], name: str) -> NDArray[np.float32]:
+        if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "fiu":
+            raise DataError(
+                f"{self.path}: '{name}' must be a matrix of numbers (N, D) with N and D above 0, "
+                f"got {array.dtype} of shape {array.shape}"
+            )
+        with np.errstate(over="ignore"):
+            return np.asarray(array, dtype=np.float32)
+
+    def _identities(self, array: NDArray[Any], name: str, n: int) -> IntArray:
+        """Whole numbers, or texts as `identity_numbers`."""
+        flat = self._column(array, name, n)
+        try:
+            return identity_numbers(np.char.decode(flat, "utf-8") if flat.dtype.kind == "S" else flat)
+        except (DataError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.path}: '{name}' must hold texts or whole numbers: {error}") from error
+
+    def _column(self, array: NDArray[Any], name: str, n: int) -> NDArray[Any]:
+        flat = array.ravel() if array.ndim == 2 and 1 in array.shape else array
+        if flat.shape != (n,):
+            raise DataError(
+                f"{self.path}: '{name}' has shape {array.shape}, but there are {n} embeddings: one value for each"
+            )
+        return flat
+
+    def _integers(self, array: NDArray[Any], name: str, n: int) -> IntArray:
+        if name == "cam" and array.dtype.kind == "U":  # of a gallery: "3", "cam3", or "" for none
+            numbers = [re.sub("^cam", "", one) or str(NO_CAMERA) for one in array.ravel().tolist()]
+            if all(re.fullmatch(r"-1|[0-9]{1,9}", one) for one in numbers):
+                array = np.array(numbers, dtype=np.int64)
+        flat = self._column(array, name, n)
+        if flat.dtype.kind in "uf" and (np.abs(flat) >= 2.0**63).any():
+            raise DataError(f"{self.path}: '{name}' holds a number that does not fit 64 bits")
+        if flat.dtype.kind not in "iufb" or (flat.dtype.kind == "f" and not (flat == np.rint(flat)).all()):
+            raise DataError(f"{self.path}: '{name}' must hold whole numbers, got {array.dtype}")
+        return np.asarray(flat, dtype=np.int64)
+
+    def _modalities(self, array: NDArray[Any], name: str, camid: IntArray, protocol: str) -> IntArray:
+        """(N,) of 0 and 1, or words for them; on SYSU-MM01 they must not contradict the cameras."""
+        if array.dtype.kind == "U":
+            codes = {word: modality.code for word, modality in MODALITY_WORDS.items()}
+            array = np.array([codes.get(word.lower(), -1) for word in array.tolist()], dtype=np.int64)
+        modality = self._integers(array, name, len(camid))
+        odd = np.flatnonzero((modality != 0) & (modality != 1))
+        if len(odd):
+            raise DataError(
+                f"{self.path}: '{name}' is {modality[odd[0]]} in row {odd[0]}: 0 is visible, 1 infrared"
+            )
+        if protocol == "sysu":
+            told = _lookup(camid, protocol)
+            odd = np.flatnonzero((told >= 0) & (told != modality))
+            if len(odd):
+                raise DataError(
+                    f"{self.path}: '{name}' is {modality[odd[0]]} in row {odd[0]}, whose camera {camid[odd[0]]} "
+                    "is of the other modality on sysu: correct one of them"
+                )
+        return modality
+
+    def _camera_modalities(self, camid: IntArray, protocol: str, name: str | None = None) -> IntArray:
+        """(N,) modalities by the cameras; with `name`, of one of two sets, -1 where there is no camera."""
+        told = _lookup(camid, protocol)
+        odd = np.flatnonzero(told < 0 if name is None else (told < 0) & (camid != NO_CAMERA))
+        if len(odd):
+            camera = "no camera" if camid[odd[0]] == NO_CAMERA else f"camera {camid[odd[0]]}"
+            raise DataError(
+                f"{self.path}: row {odd[0]}{f' of {name}' if name else ''} has {camera}, but {protocol} has cameras "
+                f"{', '.join(map(str, CAMERA_MODALITIES[protocol]))}: give an array 'modality' (0 visible, "
+                "1 infrared) or the benchmark's camera numbers"
+            )
+        return told
+
+
+def _row_hashes(features: NDArray[np.float32]) -> set[int]:
+    return {hash(row.tobytes()) for row in features}
+
+
+def _lookup(camid: IntArray, protocol: str) -> IntArray:
+    """(N,) modality of each camera; -1 for cameras that the benchmark does not have."""
+    known = CAMERA_MODALITIES[protocol]
+    return np.array([known.get(camera, -1) for camera in camid.tolist()], dtype=np.int64)

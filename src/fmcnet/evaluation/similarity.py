@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -49,22 +48,22 @@ class Similarity:
     @staticmethod
     def prepare(
         embeddings: Embeddings,
-        rows: IntArray,
+        query: IntArray,
+        gallery: IntArray,
         *,
         distance: str,
         device: str | torch.device = "cpu",
         precision: str = "auto",
-        products: int = 0,
     ) -> Similarity:
-        """The similarity of the images in `rows` of `embeddings`.
+        """The similarity of some images with others.
 
         Args:
             embeddings: all images.
-            rows: those that take part.
+            query: rows of the ones.
+            gallery: rows of the others.
             distance: "cosine" or "euclidean".
             device: of torch.
             precision: "float32", "float64", or "auto" (see `DOUBLE_BELOW`).
-            products: Q x G x D, for "auto".
 
         Raises:
             ProtocolError: on an unknown option.
@@ -74,12 +73,13 @@ class Similarity:
         if precision not in ("auto", "float32", "float64"):
             raise ProtocolError(f"unknown precision '{precision}': use auto, float32 or float64")
         place = torch.device(device)
+        products = len(query) * len(gallery) * embeddings.features.shape[1]
         double = precision == "float64" or (precision == "auto" and products <= DOUBLE_BELOW)
         dtype = torch.float64 if double and place.type != "mps" else torch.float32
         epsilon = float(torch.finfo(dtype).eps)
         if distance == "cosine":
             return Similarity(distance, dtype, place, None, ULPS * epsilon)
-        centre, largest = _centre_and_largest(embeddings, rows)
+        centre, largest = _centre_and_largest(embeddings, np.union1d(query, gallery))
         return Similarity(distance, dtype, place, centre, ULPS * epsilon * 1.5 * largest, largest**0.5)
 
     def load(self, embeddings: Embeddings, rows: IntArray) -> Tensor:
@@ -94,7 +94,12 @@ class Similarity:
             return block - torch.from_numpy(self.centre).to(self.device, self.dtype)
         length = torch.linalg.vector_norm(block, dim=1, keepdim=True)
         if len(rows) and not bool(length.min() > 0):
-            _name_zero(embeddings, rows[int(length[:, 0].argmin())])
+            row = rows[int(length[:, 0].argmin())]
+            label = f" ({embeddings.name[row]})" if embeddings.name[row] else ""
+            raise DataError(
+                f"embedding {row}{label}, pid {int(embeddings.pid[row])}, is all zeros, which has no cosine "
+                "similarity: check the model, drop the row, or use the Euclidean distance"
+            )
         return block.div_(length)
 
     def block(self, query: Tensor, gallery: Tensor) -> Tensor:
@@ -116,21 +121,13 @@ def _half_squares(loaded: Tensor) -> Tensor:
     return (loaded * loaded).sum(1).div_(2)
 
 
-def _name_zero(embeddings: Embeddings, row: int) -> None:
-    label = f" ({embeddings.name[row]})" if embeddings.name[row] else ""
-    raise DataError(
-        f"embedding {row}{label}, pid {int(embeddings.pid[row])}, is all zeros, which has no cosine similarity: "
-        "check the model, drop the row, or use the Euclidean distance"
-    )
-
-
 def _centre_and_largest(embeddings: Embeddings, rows: IntArray) -> tuple[NDArray[np.float64], float]:
     """Mean of the embeddings, and the largest squared distance from it."""
-    total: Any = 0.0
     parts = [rows[s : s + 65536] for s in range(0, len(rows), 65536)]
+    total = np.zeros(embeddings.features.shape[1])
     for part in parts:
-        total = total + np.take(embeddings.features, part, axis=0).sum(axis=0, dtype=np.float64)
-    centre: NDArray[np.float64] = np.asarray(total / max(len(rows), 1), dtype=np.float64)
+        total += np.take(embeddings.features, part, axis=0).sum(axis=0, dtype=np.float64)
+    centre = total / max(len(rows), 1)
     largest = 0.0
     for part in parts:
         offset = np.take(embeddings.features, part, axis=0) - centre.astype(np.float32)

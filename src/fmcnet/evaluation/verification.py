@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fmcnet.errors import ProtocolError
@@ -85,8 +84,6 @@ def verification(
     protocol: Protocol,
     *,
     distance: str = "cosine",
-    device: str | torch.device = "cpu",
-    precision: str = "auto",
     bins: int = 100,
     chunk_bytes: int = CHUNK_BYTES,
     query_mask: BoolArray | None = None,
@@ -98,7 +95,7 @@ def verification(
         embeddings: all images.
         protocol: its sets and skip rule; its draw is not used.
         bins: of the histograms.
-        distance, device, precision, chunk_bytes, query_mask, gallery_mask: see `evaluate.evaluate`.
+        distance, chunk_bytes, query_mask, gallery_mask: see `evaluate.evaluate`.
 
     Raises:
         ProtocolError: when there is no true or no false pair.
@@ -106,15 +103,7 @@ def verification(
     """
     whole = replace(protocol, draw=Draw(), drawn="gallery", ours=())
     query, gallery = whole.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)[0]
-    rows = np.union1d(query, gallery)
-    similarity = Similarity.prepare(
-        embeddings,
-        rows,
-        distance=distance,
-        device=device,
-        precision=precision,
-        products=len(query) * len(gallery) * embeddings.features.shape[1],
-    )
+    similarity = Similarity.prepare(embeddings, query, gallery, distance=distance)
     compared = (embeddings, whole, similarity, query, gallery, max(1024, chunk_bytes // 64))
     positive = np.sort(np.concatenate([true for true, _ in _pairs(*compared)]))
     low, high = (-1.0, 1.0) if distance == "cosine" else (-2.0 * similarity.radius, 0.0)
@@ -178,15 +167,13 @@ def _pairs(
     budget: int,
 ) -> Iterator[tuple[FloatVector, FloatVector]]:
     """Similarities of the true and of the false pairs that the skip rule leaves, block by block."""
-    pid, camid = embeddings.pid, embeddings.camid
+    pid = embeddings.pid
     wide = max(1, min(len(gallery), budget // min(len(query), 256)))
     tall = max(1, budget // wide)
     for part in (gallery[i : i + wide] for i in range(0, len(gallery), wide)):
         near = similarity.load(embeddings, part)
         for rows in (query[i : i + tall] for i in range(0, len(query), tall)):
             values = similarity.between(similarity.load(embeddings, rows), near).double().cpu().numpy()
-            seen = (rows[:, None] != part) & ~protocol.skip.mask(
-                pid[rows], camid[rows], pid[part], camid[part]
-            )
+            seen = ~protocol.skip.hidden(embeddings, rows[:, None], part)
             same = pid[rows][:, None] == pid[part]
             yield values[same & seen], values[~same & seen]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass, field, replace
-from importlib.resources import files
+from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Comparison:
     markdown: str
     latex: str
     table: str
-    paths: tuple[Path, ...] = field(default=())
+    paths: tuple[Path, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -69,7 +69,7 @@ class Comparison:
 
 def published() -> tuple[ComparisonRow, ...]:
     """The published results that travel with the package."""
-    text = files("fmcnet.experiments").joinpath("published.csv").read_text(encoding="utf-8")
+    text = resources.files("fmcnet.experiments").joinpath("published.csv").read_text(encoding="utf-8")
     rows = []
     for line in csv.DictReader(io.StringIO(text)):
         figures = {key: (_number(line[f"{key}_r1"]), _number(line[f"{key}_map"])) for key in COLUMNS}
@@ -92,11 +92,11 @@ def compare(runs: list[Path] | tuple[Path, ...], out: str | Path | None = None) 
     rows = (*published(), *_join([_run_row(Path(run)) for run in runs]))
     shown = [key for key in COLUMNS if any(row.figures.get(key, (None, None))[0] is not None for row in rows)]
     rendered = (_markdown(rows, shown), _latex(rows, shown), _csv(rows, shown))
-    paths: list[Path] = []
-    if out is not None:
-        for text, suffix in zip(rendered, ("md", "tex", "csv"), strict=True):
-            paths.append(write_text(Path(out) / f"comparison.{suffix}", text))
-    return Comparison(rows, *rendered, tuple(paths))
+    if out is None:
+        return Comparison(rows, *rendered)
+    files = zip(("md", "tex", "csv"), rendered, strict=True)
+    written = (write_text(Path(out) / f"comparison.{suffix}", text) for suffix, text in files)
+    return Comparison(rows, *rendered, tuple(written))
 
 
 def _number(text: str) -> float | None:
@@ -109,11 +109,8 @@ def _join(rows: list[ComparisonRow]) -> list[ComparisonRow]:
     for row in rows:
         for at, other in enumerate(joined):
             both = row.figures.keys() & other.figures.keys()
-            if (
-                row.model
-                and row.model == other.model
-                and all(row.figures[k] == other.figures[k] for k in both)
-            ):
+            agree = all(row.figures[key] == other.figures[key] for key in both)
+            if row.model and row.model == other.model and agree:
                 name = other.name if other.name == row.name else f"{other.name}, {row.name}"
                 flags = tuple(dict.fromkeys((*other.flags, *row.flags)))
                 joined[at] = replace(other, name=name, figures={**other.figures, **row.figures}, flags=flags)

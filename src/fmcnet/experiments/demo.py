@@ -19,8 +19,8 @@ from rich.table import Table as RichTable
 from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import FmcnetError, Interrupted, TrainingError
+from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model
-from fmcnet.evaluation.metrics import METRICS
 from fmcnet.experiments.report import TITLES, write_report
 from fmcnet.experiments.study import CONFIGS, check_folder
 from fmcnet.models.card import CARD
@@ -79,13 +79,12 @@ def run_demo(
     generated = time.perf_counter()
     progress = False if quiet else None
     runs = {variant: out / variant for variant in VARIANTS}
-    unfinished = {variant: run for variant, run in runs.items() if not (run / CARD).is_file()}
+    unfinished = [variant for variant, run in runs.items() if not (run / CARD).is_file()]
     with _trainings(unfinished, out, CONFIGS[preset], settings) as running:
         _wait(running, out, total_steps(config, table), progress)
-    trained = time.perf_counter()
-    judged = {TITLES[variant]: evaluate_model(run, table, progress=progress) for variant, run in runs.items()}
+    seconds = {"generate": generated - started, "train": time.perf_counter() - generated}
     by_title = {TITLES[variant]: run for variant, run in runs.items()}
-    seconds = {"generate": generated - started, "train": trained - generated}
+    judged = {title: evaluate_model(run, table, progress=progress) for title, run in by_title.items()}
     extra = {"seed": seed, "preset": preset, "seconds": {k: round(v, 1) for k, v in seconds.items()}}
     report = write_report(judged, by_title, out / "report", extra=extra)
     result = {
@@ -102,7 +101,7 @@ def run_demo(
 
 @contextlib.contextmanager
 def _trainings(
-    runs: Mapping[str, Path], out: Path, config: str, settings: Sequence[str]
+    variants: Sequence[str], out: Path, config: str, settings: Sequence[str]
 ) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     """Train the variants in processes; whatever ends this block, each writes a checkpoint and ends."""
     running: dict[str, subprocess.Popen[bytes]] = {}
@@ -110,9 +109,10 @@ def _trainings(
     with contextlib.suppress(ValueError):  # outside the main thread
         before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        for variant, run in runs.items():
+        for variant in variants:
             command = [sys.executable, "-m", "fmcnet", "train", "--config", config, "--resume", "--json"]
-            command += ["--data", str(out / "data"), "--out", str(run), f"model.variant={variant}", *settings]
+            command += ["--data", str(out / "data"), "--out", str(out / variant)]
+            command += [f"model.variant={variant}", *settings]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             with (out / f"{variant}.log").open("wb") as log:
                 running[variant] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -137,12 +137,12 @@ def _wait(
     running: Mapping[str, subprocess.Popen[bytes]], out: Path, steps: int, progress: bool | None
 ) -> None:
     """Show one bar for all trainings until they end; raise with the end of the log when one fails."""
+    if not running:
+        return
     names = " and ".join(TITLES[variant] for variant in running)
     done = sum(_last_step(out / variant)[0] for variant in running)
-    with Progress(
-        f"training {names}", steps * len(running), done, show=progress if running else False
-    ) as bar:
-        alive = bool(running)
+    alive = True
+    with Progress(f"training {names}", steps * len(running), done, show=progress) as bar:
         while alive:
             time.sleep(1.0)
             alive = any(process.poll() is None for process in running.values())
@@ -165,16 +165,14 @@ def _last_step(run: Path) -> tuple[int, float]:
 def _show(judged: dict[str, EvaluatedRun], result: dict[str, Any]) -> None:
     first = next(iter(judged.values()))
     ids = len(set(first.table.select(modality=Modality.INFRARED).pid.tolist()))
-    table = RichTable(
-        title=f"Infrared to visible, {ids} identities never seen in training, percent", title_justify="left"
-    )
+    title = f"Infrared to visible, {ids} identities never seen in training, percent"
+    table = RichTable(title=title, title_justify="left")
     for column in ("", *METRICS, "over chance"):
         table.add_column(column, justify="left" if not column else "right")
     for title, one in judged.items():
-        evaluation = one.evaluations[0]
-        mean = evaluation.result.mean
-        times = mean["rank1"] / evaluation.chance
-        table.add_row(title, *(f"{100 * mean[name]:.2f}" for name in METRICS), f"{times:.1f} x")
+        mean, chance = one.evaluations[0].result.mean, one.evaluations[0].chance
+        scores = (f"{100 * mean[name]:.2f}" for name in METRICS)
+        table.add_row(title, *scores, f"{mean['rank1'] / chance:.1f} x")
     console = Console()
     console.print(table)
     console.print(first.evaluations[0].result.protocol, soft_wrap=True)

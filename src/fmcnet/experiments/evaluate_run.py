@@ -16,6 +16,7 @@ from fmcnet.data.readers.csv import HELD_OUT
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.distributed import agree, distributed_context
 from fmcnet.errors import CheckpointError, ConfigError, DataError, ProtocolError
+from fmcnet.evaluation.evaluate import pool
 from fmcnet.evaluation.evaluate_model import (
     EMBEDDINGS,
     DirectionResult,
@@ -24,7 +25,6 @@ from fmcnet.evaluation.evaluate_model import (
     evaluate_model,
     standard_settings,
 )
-from fmcnet.evaluation.metrics import pool
 from fmcnet.evaluation.protocol_file import camera_names, read_protocol
 from fmcnet.experiments.report import TITLES, write_report
 from fmcnet.experiments.runs import is_generated
@@ -46,7 +46,8 @@ class EvaluateResult:
     """Figures by direction, and where the report is.
 
     Attributes:
-        run: what was evaluated. runs: the run folders (several for RegDB's splits).
+        run: what was evaluated.
+        runs: the run folders (several for RegDB's splits).
         evaluations: by direction; trials of several splits are pooled.
         stamp: a warning that must stand beside the figures, or "".
         report: the path of report.md, None where none was written.
@@ -72,16 +73,6 @@ class EvaluateResult:
         }
 
 
-def evaluation_settings(base: EvaluationConfig, overrides: list[str]) -> EvaluationConfig:
-    """The run's evaluation settings with "mode=indoor"-like overrides ("evaluation." may stand before).
-
-    Raises:
-        ConfigError: listing all faults.
-    """
-    items = [f"evaluation.{item.removeprefix('evaluation.')}" for item in overrides]
-    return load_config({"evaluation": base.model_dump(mode="json")}, items).evaluation
-
-
 def evaluate_run(
     run: str | Path,
     data: str | Path,
@@ -105,8 +96,10 @@ def evaluate_run(
             all standard protocols of the benchmark (SYSU-MM01: all-search and indoor-search, single-shot).
         flip, rerank, expand: opt-in extras, named in every report.
         out: where the report goes; None: `report` in the run's folder (none for a shipped model, as the package is
-            not written to). report: whether to write one.
-        device: where to embed. progress: show a bar; None: on a terminal only.
+            not written to).
+        report: whether to write one.
+        device: where to embed.
+        progress: show a bar; None: on a terminal only.
         protocol: a YAML file (`fmcnet.evaluation.protocol_file`) in place of the dataset's protocols.
 
     Started by `torchrun`, the processes share the embedding; rank 0 does the rest, the result is empty elsewhere.
@@ -116,13 +109,17 @@ def evaluate_run(
         ConfigError: for settings that the protocol file states.
         DataError, ProtocolError: when data and protocol do not fit, or a setting is another benchmark's.
     """
-    if protocol is not None:
-        _check_overrides(protocol, overrides or [])
+    asked = {item.partition("=")[0].strip().removeprefix("evaluation."): item for item in overrides or []}
+    for name, item in asked.items():
+        if protocol is not None and name in EvaluationConfig.model_fields and name not in BATCH_AND_DISTANCE:
+            raise ConfigError(
+                f"{item} beside --protocol {protocol}: the file states the protocol; only "
+                f"{' and '.join(BATCH_AND_DISTANCE)} may be given"
+            )
     run = find_model(run)
     runs = (run,) if (run / CARD).is_file() else tuple(split_runs(run))
     if not runs:
-        under_way = checkpoints(run)
-        if under_way:
+        if under_way := checkpoints(run):
             raise CheckpointError(
                 f"{run} is not finished (it stopped at {under_way[-1].name}): train on with --resume"
             )
@@ -132,37 +129,40 @@ def evaluate_run(
             _embed_together(runs, data, flip, device, progress)
         if int(os.environ["RANK"]):
             return EvaluateResult(run, runs, (), "", None)
+    items = [f"evaluation.{item.removeprefix('evaluation.')}" for item in overrides or []]
+    options: dict[str, Any] = {"flip": flip, "rerank": rerank, "expand": expand}
+    options |= {"device": device, "progress": progress}
     parts: list[EvaluatedRun] = []
-    extras: dict[str, Any] = {"flip": flip, "rerank": rerank, "expand": expand}
     stamp = ""
-    notes: dict[str, None] = {}
-    asked = {item.partition("=")[0].strip().removeprefix("evaluation.") for item in overrides or []}
+    notes: dict[str, None] = {}  # each once, in their order
     for one in runs:
         card = read_card(one)
         stamp = STAMP if card.selected == "test" else stamp
         table = _read(data, card.config.data, unknown=protocol is not None)
         if protocol is not None and card.data != fingerprint(table):
             table = _whole(table, data)
-        settings = evaluation_settings(card.config.evaluation, overrides or [])
+        base = {"evaluation": card.config.evaluation.model_dump(mode="json")}
+        settings = load_config(base, items).evaluation
         if is_shipped(one) and "direction" not in asked:  # made for several benchmarks: each has its own
             settings = settings.model_copy(update={"direction": "auto"})
         if is_generated(table):
             notes["GENERATED data: these figures compare with no published one"] = None
         notes |= dict.fromkeys(note for note in table.notes if not note.startswith(("train: ", "val: ")))
         check_settings(table, asked)
-        chosen = (settings,) if asked & {"mode", "shots", "direction"} else standard_settings(table, settings)
-        extras |= {"device": device, "progress": progress}
+        chosen: tuple[EvaluationConfig, ...] = (settings,)
         if protocol is not None:
             rules = read_protocol(protocol, table.select(split="test"))
-            extras["given"], chosen = {"custom": rules}, (settings,)
+            options["given"] = {"custom": rules}
             cameras = camera_names(table)
             notes |= {f"cameras: {cameras}": None} if rules.skip.pairs and cameras else {}
+        elif not asked.keys() & {"mode", "shots", "direction"}:
+            chosen = standard_settings(table, settings)
         try:
-            parts.append(evaluate_model(one, table, chosen, **extras))
+            parts.append(evaluate_model(one, table, chosen, **options))
         except ProtocolError as error:  # a part of SYSU-MM01 may lack the indoor cameras
             if len(chosen) == 1:
                 raise
-            parts.append(evaluate_model(one, table, settings, **extras))
+            parts.append(evaluate_model(one, table, settings, **options))
             notes[f"indoor-search was left out: {error}"] = None
     main = parts[-1]
     if len(parts) > 1:
@@ -203,17 +203,6 @@ def _whole(table: Table, data: str | Path) -> Table:
     return replace(found, split=np.full(len(found), "test"), notes=notes)
 
 
-def _check_overrides(protocol: str | Path, overrides: list[str]) -> None:
-    """Refuse settings that a protocol file states."""
-    for item in overrides:
-        key = item.partition("=")[0].strip().removeprefix("evaluation.")
-        if key in EvaluationConfig.model_fields and key not in BATCH_AND_DISTANCE:
-            raise ConfigError(
-                f"{item} beside --protocol {protocol}: the file states the protocol; only "
-                f"{' and '.join(BATCH_AND_DISTANCE)} may be given"
-            )
-
-
 def _pool(evaluations: tuple[DirectionResult, ...]) -> DirectionResult:
     """One direction of several splits as one evaluation."""
     chance = sum(one.chance for one in evaluations) / len(evaluations)
@@ -228,16 +217,11 @@ def _embed_together(
         for one in runs:
             encoder = load(one, str(ctx.device))
             table = encoder.read_dataset(data).select(split="test")
+            batch, store = encoder.card.config.evaluation.batch, one / EMBEDDINGS
             for mirror in (False, True) if flip else (False,):
-                kept = encoder.kept_at(table, mirror, one / EMBEDDINGS)
+                kept = encoder.kept_at(table, mirror, store)
                 [missing] = agree([kept is None or not kept.is_file()], ctx)
                 if missing:
                     embed_shared(
-                        encoder,
-                        table,
-                        ctx,
-                        batch_size=encoder.card.config.evaluation.batch,
-                        flip=mirror,
-                        store=one / EMBEDDINGS,
-                        progress=progress,
+                        encoder, table, ctx, batch_size=batch, flip=mirror, store=store, progress=progress
                     )

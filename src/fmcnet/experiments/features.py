@@ -77,12 +77,8 @@ def collect(
         for start in range(0, len(half), batch):
             pixels = torch.from_numpy(np.ascontiguousarray(images[half[start : start + batch]]))
             parts.append(encoder.model.features(pixels.permute(0, 3, 1, 2).to(encoder.device), modality))
-        halves.append(
-            [
-                None if one[0] is None else torch.cat(one).double().cpu().numpy()
-                for one in zip(*parts, strict=True)
-            ]
-        )
+        kinds = zip(*parts, strict=True)
+        halves.append([None if one[0] is None else torch.cat(one).double().cpu().numpy() for one in kinds])
         pids.append(table.pid[half])
     shared, specific, generated = (
         None if v is None or i is None else (v, i) for v, i in zip(*halves, strict=True)
@@ -133,15 +129,13 @@ def measure(features: Features) -> FeatureStatistics:
     both = np.intersect1d(*features.pid)
     if len(both) < 4:
         raise DataError(f"only {len(both)} identities have both modalities: the probe needs at least 4")
-    keep = tuple(np.isin(pid, both) for pid in features.pid)
-    pid = (features.pid[0][keep[0]], features.pid[1][keep[1]])
-
-    def aligned(kind: Pair) -> Pair:
-        return unit(kind[0][keep[0]]), unit(kind[1][keep[1]])
-
-    shared = aligned(features.shared)
-    specific = aligned(features.specific) if features.specific else None
-    generated = aligned(features.generated) if features.generated else None
+    keep_v, keep_i = (np.isin(pid, both) for pid in features.pid)
+    pid = features.pid[0][keep_v], features.pid[1][keep_i]
+    shared, specific, generated = (
+        (unit(kind[0][keep_v]), unit(kind[1][keep_i])) if kind else None
+        for kind in (features.shared, features.specific, features.generated)
+    )
+    assert shared is not None
     found: dict[str, float] = _overlap(shared, pid) | {"probe_shared": probe(shared, pid)}
     if specific:
         found |= _centre_distances(shared, specific, pid) | {"probe_specific": probe(specific, pid)}

@@ -15,7 +15,7 @@ from fmcnet.data.table import Table
 from fmcnet.errors import require
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
 from fmcnet.evaluation.protocols import Protocol
-from fmcnet.evaluation.ranked_lists import ranked_lists as nearest
+from fmcnet.evaluation.ranking import ranked_lists as nearest
 from fmcnet.evaluation.verification import Verification
 from fmcnet.experiments.features import Features, collect, unit
 from fmcnet.experiments.rows import DIRECTIONS
@@ -40,13 +40,10 @@ def new_axes(
     Raises:
         MissingDependencyError: without matplotlib.
     """
-    matplotlib = require("matplotlib", "plot")
-    matplotlib.use("Agg")
+    require("matplotlib", "plot").use("Agg")
     pyplot = require("matplotlib.pyplot", "plot")
-    made: tuple[Any, Any] = pyplot.subplots(
-        rows, columns, figsize=size, squeeze=False, layout=layout, **options
-    )
-    return made
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout=layout, **options)
+    return figure, axes
 
 
 def write_png(figure: Any, path: Path) -> Path:
@@ -58,11 +55,7 @@ def write_png(figure: Any, path: Path) -> Path:
 
 
 def training_curves(runs: dict[str, Path], path: Path) -> Path:
-    """Loss terms of each run and the mAP on validation identities, where measured, against the step.
-
-    Args:
-        runs: run folder by title. path: the PNG to write.
-    """
+    """Loss terms of each run (by title) and the mAP on validation identities, where measured, against the step."""
     figure, axes = new_axes(1, len(runs), (5.6 * len(runs), 4.4))
     for ax, (title, run) in zip(axes[0], runs.items(), strict=True):
         records = read_log(run)
@@ -70,11 +63,11 @@ def training_curves(runs: dict[str, Path], path: Path) -> Path:
         every = dict.fromkeys(name for record in steps for name in record)  # some terms begin later
         names = [name for name in every if name not in ("step", "epoch", "rate", "loss", "w1", "w2")]
         for number, name in enumerate(names):
-            having = [r for r in steps if name in r]
-            values = np.array([r[name] for r in having], dtype=float)
-            at, smooth = _smooth(np.array([r["step"] for r in having]), values)
+            at, values = np.array([(r["step"], r[name]) for r in steps if name in r], dtype=float).T
+            window = max(1, len(values) // 40)
+            smooth = np.convolve(values, np.ones(window) / window, mode="valid")
             style = "-" if number < 10 else "--"  # ten colours, then the same ones dashed
-            ax.plot(at, smooth, style, label=name, color=f"C{number}", linewidth=1.4)
+            ax.plot(at[window - 1 :], smooth, style, label=name, color=f"C{number}", linewidth=1.4)
         ax.set(title=title, xlabel="step", ylabel="loss term (weighted, moving mean)")
         ax.grid(alpha=0.25)
         validated = [r for r in records if "validated_step" in r]
@@ -87,11 +80,6 @@ def training_curves(runs: dict[str, Path], path: Path) -> Path:
             handles, labels = [*handles, line], [*labels, "validation mAP (right axis)"]
         ax.legend(handles, labels, fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return write_png(figure, path)
-
-
-def _smooth(at: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    window = max(1, len(values) // 40)
-    return at[window - 1 :], np.convolve(values, np.ones(window) / window, mode="valid")
 
 
 def cmc_curves(judged: dict[str, EvaluatedRun], path: Path) -> Path:
@@ -118,59 +106,40 @@ def cmc_curves(judged: dict[str, EvaluatedRun], path: Path) -> Path:
     return write_png(figure, path)
 
 
-def ranked_lists(judged: EvaluatedRun, path: Path, queries: int = 6, top: int = 10, seed: int = 0) -> Path:
-    """Queries and their ten best answers in the first trial; right ones framed green, wrong ones red.
+def ranked_lists(judged: EvaluatedRun, path: Path) -> Path:
+    """Six queries and their ten best answers in the first trial; right ones framed green, wrong ones red.
 
     The queries are drawn at random from those that have a match, one an identity: not the prettiest.
     """
-    one, table = judged.evaluations[0], judged.table
-    picked = _pick_queries(judged, one.protocol, queries, seed)
-    lists = nearest(
-        judged.embeddings,
-        one.protocol,
-        queries=picked,
-        k=top,
-        distance=one.result.distance,
-        **role_masks(table),
-    )
+    one, table, distance = judged.evaluations[0], judged.table, judged.evaluations[0].result.distance
+    picked = _pick_queries(judged, one.protocol, 6)
+    lists = nearest(judged.embeddings, one.protocol, queries=picked, distance=distance, **role_masks(table))
     height = 1.62 * len(lists) + 0.3
     margins = {"left": 0.01, "right": 0.99, "bottom": 0.2 / height, "top": 1 - 0.25 / height}
     room = {**margins, "wspace": 0.12, "hspace": 0.16}  # a layout of 66 axes takes as long as the rest
-    size = (0.82 * (top + 1), height)
-    figure, axes = new_axes(len(lists), top + 1, size, layout=None, gridspec_kw=room)
-    for line, (row, answers) in enumerate(zip(picked, lists, strict=True)):
-        _show(
-            axes[line][0],
-            table,
-            row,
-            f"pid {table.pid_name(int(table.pid[row]))} cam {table.camid[row]}",
-            INK,
-        )
-        for place in range(top):
-            ax = axes[line][place + 1]
-            if place >= len(answers.gallery):
-                ax.axis("off")
-                continue
-            colour = RIGHT if answers.correct[place] else WRONG
-            _show(ax, table, int(answers.gallery[place]), f"{answers.similarity[place]:.2f}", colour)
-    axes[0][0].set_title("query", fontsize=9)
-    for place in range(top):
-        axes[0][place + 1].set_title(str(place + 1), fontsize=9)
+    figure, axes = new_axes(len(lists), 11, (0.82 * 11, height), layout=None, gridspec_kw=room)
+    for ax, title in zip(axes[0], ("query", *range(1, 11)), strict=True):
+        ax.set_title(title, fontsize=9)
+    for line, row, answers in zip(axes, picked, lists, strict=True):
+        _show(line[0], table, row, f"pid {table.pid_name(int(table.pid[row]))} cam {table.camid[row]}", INK)
+        found = zip(answers.gallery.tolist(), answers.similarity, answers.correct, strict=True)
+        for ax, (place, similarity, correct) in zip(line[1:], found, strict=False):
+            _show(ax, table, place, f"{similarity:.2f}", RIGHT if correct else WRONG)
+        for ax in line[1 + len(answers.gallery) :]:
+            ax.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
     make_private(path)  # it shows persons
     return write_png(figure, path)
 
 
-def _pick_queries(judged: EvaluatedRun, protocol: Protocol, count: int, seed: int) -> list[int]:
+def _pick_queries(judged: EvaluatedRun, protocol: Protocol, count: int) -> list[int]:
     e = judged.embeddings
     query, gallery = protocol.trials(e, **role_masks(judged.table))[0]
-    order = np.random.default_rng(seed).permutation(query)
     picked: list[int] = []
-    for row in order.tolist():
+    for row in np.random.default_rng(0).permutation(query).tolist():
         if e.pid[row] in e.pid[picked] or len(picked) == count:
             continue
-        at = slice(row, row + 1)
-        skipped = protocol.skip.mask(e.pid[at], e.camid[at], e.pid[gallery], e.camid[gallery])[0]
+        skipped = protocol.skip.hides(e.pid[row], e.camid[row], e.pid[gallery], e.camid[gallery])
         if ((e.pid[gallery] == e.pid[row]) & ~skipped).any():
             picked.append(row)
     return picked
@@ -205,19 +174,24 @@ def similarity_histogram(result: Verification, path: Path) -> Path:
     return write_png(figure, path)
 
 
-def feature_map(encoder: Encoder, table: Table, path: Path) -> Path:
+def feature_map(encoder: Encoder, table: Table, path: Path) -> Path | None:
     """Draw one t-SNE map in two panels, as the paper's Figures 4 and 5.
 
     Left: shared and specific features of both modalities. Right: with the generated ones. A generated infrared
     feature is G_{V-I} of a visible image; it should coincide with the specific infrared ones.
 
     Args:
-        encoder: a model with a specific branch.
+        encoder: the model.
         table: test images.
         path: the PNG to write.
+
+    Returns:
+        The path; None where the model has no specific branch, or no identity is seen in both modalities.
     """
     infrared = table.modality == Modality.INFRARED.code
     both = np.intersect1d(table.pid[infrared], table.pid[~infrared])[:MAP_IDENTITIES]
+    if not len(both) or not encoder.model.decomposition.has_specific:
+        return None
     rows = [_first_images(np.where(half, table.pid, -1), both) for half in (infrared, ~infrared)]
     features = collect(encoder, table, np.concatenate(rows), progress=False)
     points = _tsne(_clouds(features))
@@ -238,17 +212,12 @@ def figure4(features: dict[str, Features], path: Path) -> Path:
 def figure5(features: Features, path: Path) -> Path:
     """Draw a t-SNE map of real and generated specific features for each direction (the paper's Fig. 5)."""
     clouds = _clouds(features)
+    panels = {}
     titles = {1: "infrared: generated from visible images", 0: "visible: generated from infrared images"}
-    return _maps(
-        {
-            title: {
-                key: clouds[key]
-                for key in (("shared", 1 - target), ("specific", target), ("generated", target))
-            }
-            for target, title in titles.items()
-        },
-        path,
-    )
+    for target, title in titles.items():
+        shown = ("shared", 1 - target), ("specific", target), ("generated", target)
+        panels[title] = {key: clouds[key] for key in shown}
+    return _maps(panels, path)
 
 
 def _clouds(features: Features) -> Clouds:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from fmcnet.errors import ProtocolError
+from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
-from fmcnet.evaluation.metrics import METRICS
 from fmcnet.evaluation.verification import Verification, verification
 from fmcnet.experiments import figures
 from fmcnet.experiments.rows import DIRECTIONS
@@ -54,7 +54,8 @@ def write_report(
         The path of report.md.
     """
     out = Path(out)
-    verified = _verification(list(judged.values())[-1])
+    main = list(judged.values())[-1]
+    verified = _verification(main)
     pictures: dict[str, str] = {}
     if all(find_spec(module) for module in ("matplotlib", "sklearn")):
         drawn = _draw(judged, runs, verified, out / "figures").items()
@@ -66,7 +67,7 @@ def write_report(
         _keep_others(facts, out / "report.json")
     facts["verification"] = verified.to_dict() if verified else None
     write_json(out / "report.json", {**facts, "figures": pictures})
-    return write_text(out / "report.md", _page(facts, pictures, _across(list(judged.values())[-1])))
+    return write_text(out / "report.md", _page(facts, pictures, _across(main)))
 
 
 def _keep_others(facts: dict[str, Any], path: Path) -> None:
@@ -77,15 +78,13 @@ def _keep_others(facts: dict[str, Any], path: Path) -> None:
         kept = {title: run for title, run in earlier["runs"].items() if same}
         for title, run in facts["runs"].items():
             if kept.get(title, {}).get("digest") == run["digest"]:
-                new = {evaluation_key(one) for one in run["evaluations"]}
-                run["evaluations"] += [
-                    one for one in kept[title]["evaluations"] if evaluation_key(one) not in new
-                ]
+                new = [_key(one) for one in run["evaluations"]]
+                run["evaluations"] += [one for one in kept[title]["evaluations"] if _key(one) not in new]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # no report, or a damaged one, which is written anew
 
 
-def evaluation_key(evaluation: dict[str, Any]) -> tuple[str, ...]:
+def _key(evaluation: dict[str, Any]) -> tuple[str, ...]:
     """What tells evaluations of one model on one dataset apart: protocol, distance, extras."""
     return evaluation["protocol"], evaluation["distance"], *evaluation.get("extras", ())
 
@@ -104,9 +103,7 @@ def _draw(
     if verified is not None:
         title = f"Similarity of pairs{_across(main)}"
         drawn[title] = figures.similarity_histogram(verified, out / "similarity.png")
-    shown, seen = main.table.pid, main.table.modality == Modality.INFRARED.code
-    if main.encoder.model.decomposition.has_specific and np.intersect1d(shown[seen], shown[~seen]).size:
-        path = figures.feature_map(main.encoder, main.table, out / "features.png")
+    if path := figures.feature_map(main.encoder, main.table, out / "features.png"):
         drawn["Feature maps, test identities"] = path
     return drawn
 
@@ -174,20 +171,17 @@ def _page(facts: dict[str, Any], pictures: dict[str, str], across: str) -> str:
         name = protocol.partition(":")[0]
         direction = DIRECTIONS.get(rows[0][1]["direction"])
         head = f"{direction.capitalize()}: {name}" if direction else name.capitalize()
-        lines += [f"## {head}", "", protocol, "", *scores_table(rows)]
+        lines += [f"## {head}", "", protocol, "", *_scores_table(rows)]
     if any(run["selected_on"] == "test" for run in facts["runs"].values()):
-        lines += [
-            "**SELECTED ON THE TEST SET: these figures are optimistic and compare with none that are not.**",
-            "",
-        ]
+        stamp = "SELECTED ON THE TEST SET: these figures are optimistic and compare with none that are not."
+        lines += [f"**{stamp}**", ""]
     lines += _verification_lines(list(facts["runs"])[-1], facts["verification"], across)
     head = ("run", "variant", "seed", "step", "weights", "parameters")
-    columns = ("variant", "seed", "step", "selected_on")
-    runs = facts["runs"].items()
-    lines += ["## Runs", ""]
-    lines += markdown_table(
-        head, [[title, *(run[key] for key in columns), f"{run['parameters']:,}"] for title, run in runs]
-    )
+    runs = [
+        (title, *(run[key] for key in ("variant", "seed", "step", "selected_on")), f"{run['parameters']:,}")
+        for title, run in facts["runs"].items()
+    ]
+    lines += ["## Runs", "", *markdown_table(head, runs)]
     lines += ["Versions: " + ", ".join(f"{name} {number}" for name, number in facts["versions"].items()), ""]
     for key, value in facts.items():
         if key == "seconds":
@@ -202,12 +196,12 @@ def _page(facts: dict[str, Any], pictures: dict[str, str], across: str) -> str:
 def _verification_lines(title: str, verified: dict[str, Any] | None, across: str) -> list[str]:
     if not verified:
         return []
-    rows = [
-        (f"{100 * float(rate):g} %", f"{100 * found['rate']:.2f} %", f"{found['threshold']:.3f}")
-        if found
-        else (f"{100 * float(rate):g} %", "too few false pairs", "-")
-        for rate, found in verified["true_match_rate"].items()
-    ]
+    rows = []
+    for rate, found in verified["true_match_rate"].items():
+        cells = ("too few false pairs", "-")
+        if found:
+            cells = (f"{100 * found['rate']:.2f} %", f"{found['threshold']:.3f}")
+        rows.append((f"{100 * float(rate):g} %", *cells))
     return [
         "## Same person or not",
         "",
@@ -218,13 +212,8 @@ def _verification_lines(title: str, verified: dict[str, Any] | None, across: str
     ]
 
 
-def scores_table(evaluations: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Write scores in percent, mean and population standard deviation over trials, as a Markdown table.
-
-    Args:
-        evaluations: title and evaluation of each row, as `DirectionResult.to_dict` gives it. Extras are never shown
-            without the plain scores.
-    """
+def _scores_table(evaluations: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Scores in percent, mean and deviation over trials. Extras never stand without the plain scores."""
     rows = []
     for title, one in evaluations:
         results = {title: one}

@@ -39,7 +39,8 @@ class PairedDifference:
     """A mean difference and its interval, in the unit of what was compared.
 
     Attributes:
-        mean: over seeds of the mean over queries. low, high: ends of the 95 percent interval.
+        mean: over seeds of the mean over queries.
+        low, high: ends of the 95 percent interval.
         seeds, queries: how many (the fewest queries of a seed).
     """
 
@@ -87,8 +88,7 @@ def paired_interval(
         raise ProtocolError(f"the seeds have different numbers of queries ({counts}): not one test set")
     rng = np.random.default_rng(seed)
     means = _crossed(differences, draws, rng) if crossed else _nested(differences, draws, rng)
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, 1 - (1 - LEVEL) / 2])
     mean = float(np.mean([one.mean() for one in differences]))
     return PairedDifference(mean, float(low), float(high), len(counts), min(counts))
 
@@ -127,12 +127,8 @@ def study_facts(study: Study, runs: Runs, seeds: Sequence[int], *, crossed: bool
         seeds: of training.
         crossed: all seeds have one test set.
     """
-    done = {
-        (row.key, seed): runs[row.key, seed]
-        for row in study.rows
-        for seed in seeds
-        if runs[row.key, seed].result() is not None
-    }
+    wanted = [(row.key, seed) for row in study.rows for seed in seeds]
+    done = {key: runs[key] for key in wanted if runs[key].result() is not None}
     pairs = [
         pair
         for row, other in study.pairs
@@ -154,14 +150,13 @@ def _row_facts(row: TableRow, done: Runs, seeds: Sequence[int]) -> dict[str, Any
     figures: dict[str, Any] = {}
     for direction in DIRECTIONS:
         each = [e for r in results.values() for e in r["evaluations"] if e["direction"] == direction]
-        if not each:
-            continue
-        figures[direction] = {
-            "protocol": each[0]["protocol"],
-            "chance_rank1": 100 * float(np.mean([e["chance_rank1"] for e in each])),
-        }
-        for metric in ("rank1", "rank10", "mAP", "mINP"):
-            figures[direction][metric] = spread_of([100 * one["mean"][metric] for one in each])
+        if each:
+            figures[direction] = {
+                "protocol": each[0]["protocol"],
+                "chance_rank1": 100 * float(np.mean([e["chance_rank1"] for e in each])),
+            }
+            for metric in ("rank1", "rank10", "mAP", "mINP"):
+                figures[direction][metric] = spread_of([100 * one["mean"][metric] for one in each])
     return {
         "key": row.key,
         "title": row.title,
@@ -176,8 +171,10 @@ def _row_facts(row: TableRow, done: Runs, seeds: Sequence[int]) -> dict[str, Any
     }
 
 
-def spread_of(values: list[float]) -> dict[str, Any]:
-    """Mean and sample standard deviation over seeds (None from one seed)."""
+def spread_of(values: list[float]) -> dict[str, Any] | None:
+    """Mean and sample standard deviation over seeds (None from one seed); None without any."""
+    if not values:
+        return None
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "std": std, "seeds": values}
 
@@ -212,6 +209,11 @@ def query_gap(a: dict[str, NDArray[Any]], b: dict[str, NDArray[Any]], column: st
     return np.asarray(100 * (a[column] - b[column]), dtype=np.float64)
 
 
+def interval(one: Mapping[str, float]) -> str:
+    """A paired difference as reports print it."""
+    return f"{one['mean']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]"
+
+
 def order_of(study: Study, pair: dict[str, Any]) -> str:
     """A sentence on a pair that the paper orders too; "" where it orders alike, or has no figures.
 
@@ -230,10 +232,7 @@ def order_of(study: Study, pair: dict[str, Any]) -> str:
             sure = "equal to the last query: what the row adds changed nothing"
         elif not ours["enough"]:
             sure = too_few(ours["seeds"])
-        faults.append(
-            f"{name} {ours['mean']:+.2f} "
-            f"[{ours['low']:+.2f}, {ours['high']:+.2f}], the paper {theirs:+.2f} ({sure})"
-        )
+        faults.append(f"{name} {interval(ours)}, the paper {theirs:+.2f} ({sure})")
     if not faults:
         return ""
     return f"{pair['title']}, {DIRECTIONS[pair['direction']]}: {'; '.join(faults)}."

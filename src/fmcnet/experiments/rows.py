@@ -23,7 +23,8 @@ class TableRow:
         title: as reports print it.
         overrides: settings, "section.key=value".
         paper: Rank-1 and mAP in percent on SYSU-MM01, all-search, single-shot; None where the paper has none.
-        source: the publication, for a baseline. deviations: what differs from it here.
+        source: the publication, for a baseline.
+        deviations: what differs from it here.
     """
 
     key: str
@@ -39,7 +40,8 @@ class Study:
     """One table or figure.
 
     Attributes:
-        name: as the command takes it. title: as reports print it.
+        name: as the command takes it.
+        title: as reports print it.
         rows: in the paper's order.
         pairs: (row, what it is compared with), by key.
         maps: t-SNE maps and the numbers of Figures 4 and 5 are made of its rows.
@@ -103,27 +105,28 @@ _TABLE4 = (
 )
 
 _SHARED_DEVIATIONS = "FMCNet's data, sampler, augmentation, stems, optimiser, schedule and evaluator"
-_BASE_SOURCE = "the paper's Base: two stems, one shared tail, identity loss"
-_AGW_SOURCE = (
-    "Ye et al., Deep Learning for Person Re-Identification: A Survey and Outlook, TPAMI 2021 (cross-modality)"
-)
-_AGW_DEVIATIONS = (
+_FROM_BASE = "the paper's Base: two stems, one shared tail, identity loss"
+_FROM_PLUS = "ours: FMCNet with a discriminant descriptor"
+# Of each other method the source, then what differs from it here.
+_FROM_AGW = (
+    "Ye et al., Deep Learning for Person Re-Identification: A Survey and Outlook, TPAMI 2021 (cross-modality)",
     _SHARED_DEVIATIONS,
     "no non-local blocks",
     "softmax weights over positives without the anchor, and safe at any scale of the features",
     "weight 12 of the triplet, which did better here than the source's 1",
 )
-_HC_SOURCE = "Liu et al., Parameter Sharing Exploration and Hetero-Center Triplet Loss, TMM 2020"
-_HC_DEVIATIONS = (
+_FROM_AGW_PLUS = (_FROM_AGW[0], "discriminant projection as fmcnet-plus has it", *_FROM_AGW[1:])
+_FROM_HC = (
+    "Liu et al., Parameter Sharing Exploration and Hetero-Center Triplet Loss, TMM 2020",
     _SHARED_DEVIATIONS,
     "global features only, no stripes",
     "the loss is a sum or a mean over identities as losses.reduction says, of weight 6",
     "features as the configuration normalizes them: on raw features it did worse here",
 )
-_CAJ_SOURCE = "Ye et al., Channel Augmented Joint Learning for Visible-Infrared Recognition, ICCV 2021"
-_CAJ_DEVIATIONS = (
+_FROM_CAJ = (
+    "Ye et al., Channel Augmented Joint Learning for Visible-Infrared Recognition, ICCV 2021",
     "random channel exchange alone: no random grey, no channel erasing, "
-    "no enhanced squared-difference triplet loss"
+    "no enhanced squared-difference triplet loss",
 )
 
 
@@ -132,35 +135,26 @@ def _baseline(key: str, title: str, overrides: tuple[str, ...], source: str, *de
 
 
 _BASELINES = (
-    _baseline("base-tuned", "Base", BASE, _BASE_SOURCE, _SHARED_DEVIATIONS),
-    _baseline("agw", "AGW's recipe", AGW, _AGW_SOURCE, *_AGW_DEVIATIONS),
-    _baseline("hc", "Hetero-centre triplet", HC, _HC_SOURCE, *_HC_DEVIATIONS),
-    _baseline("base-caj", "Base + CAJ", (*BASE, *CAJ), _CAJ_SOURCE, _CAJ_DEVIATIONS),
+    _baseline("base-tuned", "Base", BASE, _FROM_BASE, _SHARED_DEVIATIONS),
+    _baseline("agw", "AGW's recipe", AGW, *_FROM_AGW),
+    _baseline("hc", "Hetero-centre triplet", HC, *_FROM_HC),
+    _baseline("base-caj", "Base + CAJ", (*BASE, *CAJ), *_FROM_CAJ),
+    _baseline("agw-caj", "AGW's recipe + CAJ", (*AGW, *CAJ), *_FROM_CAJ, "see AGW's recipe"),
     _baseline(
-        "agw-caj", "AGW's recipe + CAJ", (*AGW, *CAJ), _CAJ_SOURCE, _CAJ_DEVIATIONS, "see AGW's recipe"
-    ),
-    _baseline(
-        "hc-caj",
-        "Hetero-centre triplet + CAJ",
-        (*HC, *CAJ),
-        _CAJ_SOURCE,
-        _CAJ_DEVIATIONS,
-        "see the hetero-centre triplet",
+        "hc-caj", "Hetero-centre triplet + CAJ", (*HC, *CAJ), *_FROM_CAJ, "see the hetero-centre triplet"
     ),
     _baseline("fmcnet", "FMCNet (full)", FULL, "Zhang et al., CVPR 2022: the method implemented here"),
-    _baseline("fmcnet-caj", "FMCNet + CAJ", (*FULL, *CAJ), _CAJ_SOURCE, _CAJ_DEVIATIONS),
-    _baseline(
-        "agw-plus",
-        "AGW's recipe, descriptor of fmcnet-plus",
-        (*AGW, *PLUS),
-        _AGW_SOURCE,
-        "discriminant projection as fmcnet-plus has it",
-        *_AGW_DEVIATIONS,
-    ),
-    _baseline(
-        "fmcnet-plus", "fmcnet-plus (ours)", (*FULL, *PLUS), "ours: FMCNet with a discriminant descriptor"
-    ),
+    _baseline("fmcnet-caj", "FMCNet + CAJ", (*FULL, *CAJ), *_FROM_CAJ),
+    _baseline("agw-plus", "AGW's recipe, descriptor of fmcnet-plus", (*AGW, *PLUS), *_FROM_AGW_PLUS),
+    _baseline("fmcnet-plus", "fmcnet-plus (ours)", (*FULL, *PLUS), _FROM_PLUS),
 )
+
+_BASELINE_PAIRS = (
+    *(("fmcnet", key) for key in ("base-tuned", "agw", "hc")),
+    *(("fmcnet-caj", key) for key in ("base-caj", "agw-caj", "hc-caj", "fmcnet")),
+    *(("fmcnet-plus", key) for key in ("agw-plus", "agw", "hc", "fmcnet")),
+)
+_FIGURE4 = "Figure 4: shared and specific features without and with L_MD"
 
 STUDIES: dict[str, Study] = {
     study.name: study
@@ -168,24 +162,9 @@ STUDIES: dict[str, Study] = {
         Study("table2", "Table 2: the modules", _TABLE2, _neighbours(_TABLE2)),
         Study("table3", "Table 3: the terms of the MD loss", _TABLE3, _neighbours(_TABLE3)),
         Study("table4", "Table 4: the losses of FMC", _TABLE4, _neighbours(_TABLE4)),
-        Study(
-            "figure4",
-            "Figure 4: shared and specific features without and with L_MD",
-            (_TABLE3[0], _TABLE3[-1]),
-            (),
-            maps=True,
-        ),
+        Study("figure4", _FIGURE4, (_TABLE3[0], _TABLE3[-1]), (), maps=True),
         Study("figure5", "Figure 5: real and generated specific features", (_TABLE4[-1],), (), maps=True),
-        Study(
-            "baselines",
-            "Baselines, in the same engine",
-            _BASELINES,
-            (
-                *(("fmcnet", key) for key in ("base-tuned", "agw", "hc")),
-                *(("fmcnet-caj", key) for key in ("base-caj", "agw-caj", "hc-caj", "fmcnet")),
-                *(("fmcnet-plus", key) for key in ("agw-plus", "agw", "hc", "fmcnet")),
-            ),
-        ),
+        Study("baselines", "Baselines, in the same engine", _BASELINES, _BASELINE_PAIRS),
     )
 }
 """Every study by name, in the order of reports."""

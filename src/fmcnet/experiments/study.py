@@ -171,9 +171,8 @@ def run_study(options: StudyOptions, *, quiet: bool = False) -> dict[str, Any]:
     progress = False if quiet else None
     failure: FmcnetError | None = None
     try:
-        complete_runs(
-            runs, options.jobs, device=options.device, progress=progress, report=_progress_report(finished)
-        )
+        report = _progress_report(finished)
+        complete_runs(runs, options.jobs, device=options.device, progress=progress, report=report)
     except FmcnetError as error:
         failure = error
         if not any(run.result() for run in runs):
@@ -262,16 +261,12 @@ def run_digest(config: Config, data: str) -> str:
 def _data_facts(table: Table, config: Config) -> dict[str, Any]:
     """The dataset in a report; `comparable`: whether the paper's figures may stand beside."""
     generated = is_generated(table)
-    identities = {
-        name: len(np.unique(table.select(split=splits).pid))
-        for name, splits in (("test", "test"), ("train", config.data.train_splits))
-    }
     return {
         "name": TITLES.get(table.name, table.name),
         "root": str(table.root),
         "generated": generated,
-        "test_identities": identities["test"],
-        "train_identities": identities["train"],
+        "test_identities": len(np.unique(table.select(split="test").pid)),
+        "train_identities": len(np.unique(table.select(split=config.data.train_splits).pid)),
         "comparable": table.name == "sysu" and not generated and config.evaluation.mode == "all",
     }
 

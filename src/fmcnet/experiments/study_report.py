@@ -13,7 +13,7 @@ from typing import Any
 
 from fmcnet.experiments import figures
 from fmcnet.experiments.features import Features, collect, measure
-from fmcnet.experiments.results import FEWEST, Runs, spread_of, study_facts, too_few
+from fmcnet.experiments.results import COMPARED, FEWEST, Runs, interval, spread_of, study_facts, too_few
 from fmcnet.experiments.rows import DIRECTIONS, Study
 from fmcnet.experiments.runs import StudyRun, commit
 from fmcnet.experiments.writing import markdown_table, write_json, write_text
@@ -75,7 +75,7 @@ def write_study(
     """
     by_row = {(key, run.seed): run for run in runs for key in run.rows}
     finished = [(run, result) for run in runs if (result := run.result()) is not None]
-    kept = (
+    kept = [
         "name",
         "steps",
         "images_seen",
@@ -85,7 +85,7 @@ def write_study(
         "commit",
         "finished",
         "versions",
-    )
+    ]
     facts: dict[str, Any] = {
         "command": command,
         "written": time.strftime("%Y-%m-%d"),
@@ -146,9 +146,8 @@ def _draw_maps(
         if not finished:
             continue
         maps[title] = _features(finished[0], progress)
-        measured = [
-            _statistics(run, maps[title] if run is finished[0] else None, progress) for run in finished
-        ]
+        given = [maps[title], *[None] * (len(finished) - 1)]
+        measured = [_statistics(run, one, progress) for run, one in zip(finished, given, strict=True)]
         statistics[title] = {name: _spread([one[name] for one in measured]) for name in measured[0]}
         logs |= {f"{title}, seed {run.seed}": read_log(run.folder) for run in finished}
     if not maps:
@@ -183,11 +182,8 @@ def _statistics(run: StudyRun, features: Features | None, progress: bool | None)
 
 
 def _spread(values: list[float | None]) -> dict[str, float | None] | None:
-    measured = [value for value in values if value is not None]
-    if not measured:
-        return None
-    spread = spread_of(measured)
-    return {"mean": spread["mean"], "std": spread["std"]}
+    spread = spread_of([value for value in values if value is not None])
+    return spread and {"mean": spread["mean"], "std": spread["std"]}
 
 
 def study_page(facts: dict[str, Any]) -> str:
@@ -236,10 +232,8 @@ def _head(facts: dict[str, Any]) -> list[str]:
     if len(facts["images_seen"]) > 1:
         lines += ["**Not all runs saw equally many images: see the table of runs.**", ""]
     if not data["comparable"]:
-        lines += [
-            "The paper's figures are of SYSU-MM01 and stand beside no figure here; its ORDER is compared.",
-            "",
-        ]
+        said = "The paper's figures are of SYSU-MM01 and stand beside no figure here; its ORDER is compared."
+        lines += [said, ""]
     if few := too_few(len(facts["seeds"])):
         lines += [f"**{few}. Every difference and order below is of these runs alone.**", ""]
     if facts["failed"]:
@@ -279,9 +273,9 @@ def _table(study: dict[str, Any], comparable: bool) -> list[str]:
     for row in rows:
         done, missing = len(row["runs"]), len(row["missing"])
         cells = [row["title"] + (f" ({done} of {done + missing} seeds)" if missing else "")]
-        cells += [
-            _plus_minus(row["figures"].get(d, {}).get(metric)) for d in DIRECTIONS for metric in metrics
-        ]
+        for direction in DIRECTIONS:
+            found = row["figures"].get(direction, {})
+            cells += [_plus_minus(found.get(metric)) for metric in metrics]
         if paper:
             cells += [f"{value:.2f}" for value in row["paper"] or ()] or ["-", "-"]
         lines.append(cells)
@@ -292,32 +286,24 @@ def _table(study: dict[str, Any], comparable: bool) -> list[str]:
 def _pairs(study: dict[str, Any]) -> list[str]:
     if not study["pairs"]:
         return []
-
-    def interval(one: dict[str, Any]) -> str:
-        text = f"{one['mean']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]"
-        return f"**{text}**" if one["clear"] and one["enough"] else text
-
-    lines = markdown_table(
-        ("paired difference", "direction", "Rank-1", "mAP"),
-        (
-            (pair["title"], DIRECTIONS[pair["direction"]], interval(pair["rank1"]), interval(pair["mAP"]))
-            for pair in study["pairs"]
-        ),
-    )
-    few = _too_few_pairs(study)
+    rows = []
+    for pair in study["pairs"]:
+        rows.append([pair["title"], DIRECTIONS[pair["direction"]]])
+        for metric in COMPARED:
+            bold = "**" if pair[metric]["clear"] and pair[metric]["enough"] else ""
+            rows[-1].append(f"{bold}{interval(pair[metric])}{bold}")
+    lines = markdown_table(("paired difference", "direction", "Rank-1", "mAP"), rows)
     lines += ["Bold: the interval is clear of zero.", ""]
-    return [*lines, *([f"Not bold in any case, differences of {few}.", ""] if few else [])]
-
-
-def _too_few_pairs(study: dict[str, Any]) -> str:
-    return too_few(min(pair["mAP"]["seeds"] for pair in study["pairs"]))
+    if few := too_few(min(pair["mAP"]["seeds"] for pair in study["pairs"])):
+        lines += [f"Not bold in any case, differences of {few}.", ""]
+    return lines
 
 
 def _order(study: dict[str, Any]) -> list[str]:
     if study["order"]:
         return ["**Orders otherwise than in the paper:**", "", *(f"- {line}" for line in study["order"]), ""]
     if study["pairs"] and any(row["paper"] for row in study["rows"]):
-        few = _too_few_pairs(study)
+        few = too_few(min(pair["mAP"]["seeds"] for pair in study["pairs"]))
         end = f" ({few})." if few else "."
         return [f"Every row orders as in the paper, in both directions and both figures{end}", ""]
     return []

@@ -21,11 +21,6 @@ def write_json(path: Path, content: object) -> Path:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Write a table as lines, with an empty line behind it.
-
-    Args:
-        head: titles of the columns.
-        rows: cells of each row.
-    """
+    """A table as lines of Markdown, with an empty line behind it."""
     lines = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows)]
     return [lines[0].replace("|  |", "| |"), "|---" * len(head) + "|", *lines[1:], ""]
