@@ -13,9 +13,6 @@ from numpy.typing import ArrayLike
 
 from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import inputs
-from fmcnet.retrieval.columns import DayCount
-from fmcnet.retrieval.export import export
-from fmcnet.retrieval.ranking import group, pool, rank_pooled
 from fmcnet.retrieval.records import (
     EPOCH,
     Added,
@@ -30,7 +27,10 @@ from fmcnet.retrieval.records import (
     OpenOptions,
     Stored,
     Where,
+    group,
+    rank_pooled,
 )
+from fmcnet.retrieval.times import DayCount
 from fmcnet.types import FloatArray, Modality
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class Gallery:
         Raises:
             GalleryError: for a query of another dimension or model, NaN, or a zero vector.
         """
-        return self._search(pool(query)[None], top, where, model, exact)[0]
+        return self._search(inputs.pool(query)[None], top, where, model, exact)[0]
 
     def search_each(
         self,
@@ -268,7 +268,7 @@ class Gallery:
         keys: Any = [one.key for one in near if one.key is not None]
         scope = where or Where()  # all of these keys pass it
         members = replace(scope, tracks=keys) if by == "track" else replace(scope, pids=keys)
-        return rank_pooled(pool(query), near, self.scan(members) if keys else (), by)[:top]
+        return rank_pooled(inputs.pool(query), near, self.scan(members) if keys else (), by)[:top]
 
     def _groups(
         self,
@@ -430,6 +430,8 @@ class Gallery:
         Raises:
             GalleryError: for another ending, a gallery never added to, or a file that cannot be written.
         """
+        from fmcnet.retrieval.copy import export
+
         settings = self._store.settings
         if settings is None:
             raise GalleryError(f"{self.location} is empty: there is nothing to export")

@@ -22,8 +22,7 @@ from pydantic import TypeAdapter
 
 from fmcnet.files import private_mode, remove_left, to_disk, write_atomically
 from fmcnet.parsing import parse_json, read_json
-from fmcnet.retrieval.columns import EntryColumns
-from fmcnet.retrieval.faiss_index import Codes, FaissIndex
+from fmcnet.retrieval.faiss_index import Codes, EntryColumns, FaissIndex
 from fmcnet.types import IntArray
 
 NAME = "index.json"

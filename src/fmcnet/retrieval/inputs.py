@@ -78,6 +78,22 @@ def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embe
     return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True), dtype=np.float32)
 
 
+def pool(embeddings: ArrayLike) -> FloatArray:
+    """One unit vector (D,) of several (N, D): the mean of their unit vectors, renormalised.
+
+    Raises:
+        GalleryError: for bad embeddings, or when they cancel out.
+    """
+    units = unit_vectors(embeddings)
+    if not len(units):
+        raise GalleryError("there is nothing to pool: give at least one embedding")
+    mean = units.mean(axis=0, dtype=np.float64)
+    if np.linalg.norm(mean) < 1e-6:
+        raise GalleryError("the embeddings cancel out: they cannot be crops of one person")
+    pooled: FloatArray = unit_vectors(mean)[0]
+    return pooled
+
+
 def make_batch(
     embeddings: ArrayLike, *, ids: Sequence[str] | None, pictures: Any = None, **metadata: Any
 ) -> EntryBatch:

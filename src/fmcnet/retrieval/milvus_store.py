@@ -15,7 +15,6 @@ import numpy as np
 
 from fmcnet.errors import DuplicateIdError, GalleryError
 from fmcnet.retrieval import milvus_client as milvus
-from fmcnet.retrieval.columns import NONE, DayCount, count_days
 from fmcnet.retrieval.inputs import check_settings
 from fmcnet.retrieval.milvus_client import (
     METADATA,
@@ -28,8 +27,10 @@ from fmcnet.retrieval.milvus_client import (
     to_row,
     to_stored,
 )
-from fmcnet.retrieval.ranking import NEAR, SPARE, ranked
 from fmcnet.retrieval.records import (
+    NEAR,
+    NONE,
+    SPARE,
     Added,
     EntryBatch,
     GalleryInfo,
@@ -40,7 +41,9 @@ from fmcnet.retrieval.records import (
     Stored,
     Where,
     from_micros,
+    ranked,
 )
+from fmcnet.retrieval.times import DayCount, count_days
 from fmcnet.types import FloatArray
 
 PAGE = 4_096

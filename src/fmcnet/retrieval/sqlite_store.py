@@ -23,16 +23,17 @@ from filelock import Timeout
 
 from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError, GalleryReplacedError
 from fmcnet.files import lock_file, make_private, take_from_others
-from fmcnet.retrieval.columns import NONE, DayCount, count_days
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
 from fmcnet.retrieval.file_records import FileRecords
 from fmcnet.retrieval.gallery_index import GalleryIndex, check_loss, lost
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
 from fmcnet.retrieval.index_files import IndexManifest
 from fmcnet.retrieval.inputs import check_settings
-from fmcnet.retrieval.ranking import NEAR, SPARE, ranked
 from fmcnet.retrieval.records import (
     MADE_WITH,
+    NEAR,
+    NONE,
+    SPARE,
     Added,
     EntryBatch,
     GalleryInfo,
@@ -44,9 +45,11 @@ from fmcnet.retrieval.records import (
     Stored,
     Where,
     from_micros,
+    ranked,
 )
 from fmcnet.retrieval.sqlite_connection import NAME, not_writable
 from fmcnet.retrieval.sqlite_database import FIRST_TABLES, TABLES, Database
+from fmcnet.retrieval.times import DayCount, count_days
 from fmcnet.types import BoolArray, FloatArray, IntArray
 
 logger = logging.getLogger(__name__)

@@ -1,16 +1,21 @@
-"""Times in texts and file names, and whether they are complete and unambiguous."""
+"""Times in texts and file names, whether they are complete and unambiguous; and entries counted by local day."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Iterable
-from datetime import datetime, timedelta, timezone, tzinfo
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone, tzinfo
+from datetime import time as clock
 from typing import Literal
 from zoneinfo import ZoneInfo
 
+import numpy as np
+
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.retrieval.records import EPOCH
+from fmcnet.retrieval.records import EPOCH, NONE, to_micros
+from fmcnet.types import IntArray
 
 Doubtful = Literal["refuse", "earlier", "later"]
 
@@ -34,6 +39,8 @@ DIRECTIVES = {
 CLOCKS_FROM = datetime(1971, 1, 1, tzinfo=timezone.utc)
 """A clock that was never set starts at the beginning of 1970."""
 OLD = timedelta(days=3653)
+DAY = 86_400_000_000
+"""Microseconds."""
 
 _NEEDS = (("%f", ("%S", "%s")), ("%S", ("%M",)), ("%M", ("%H",)))
 """A directive, and those of which it needs one."""
@@ -258,3 +265,64 @@ def _fault(used: Collection[str]) -> str:
         return "holds the year or the day twice: leave one out"
     missing = [(one, needed[0]) for one, needed in _NEEDS if one in has and not has & set(needed)]
     return f"has {missing[0][0]} without {missing[0][1]}" if missing else ""
+
+
+@dataclass(frozen=True)
+class DayCount:
+    """The entries of one camera on one day.
+
+    Attributes:
+        camera: None: those without a camera.
+        day: from local midnight to the next. None: those without a time.
+        entries: how many, at least 1.
+    """
+
+    camera: str | None
+    day: date | None
+    entries: int
+
+
+def count_days(
+    cameras: IntArray, names: Sequence[str], times: IntArray, zone: tzinfo
+) -> tuple[DayCount, ...]:
+    """Count entries by camera and day.
+
+    Args:
+        cameras: (N,) positions in `names`; -1 where unknown.
+        names: of the cameras.
+        times: (N,) microseconds since 1970; `NONE` where unknown.
+        zone: whose days.
+
+    Returns:
+        The newest day first, those without a time last; then by camera.
+    """
+    known = times != NONE
+    starts = _midnights(np.unique(times[known] // DAY), zone)
+    moments = np.array([micros for micros, _ in starts], np.int64)
+    days = np.full(len(times), -1, np.int64)
+    days[known] = np.maximum(np.searchsorted(moments, times[known], side="right") - 1, 0)
+    pairs, counts = np.unique(days * (len(names) + 1) + cameras + 1, return_counts=True)
+    found = []
+    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        day, camera = divmod(pair, len(names) + 1)
+        found.append(
+            DayCount(names[camera - 1] if camera else None, None if day < 0 else starts[day][1], count)
+        )
+    found.sort(key=lambda one: one.camera or "")
+    return tuple(sorted(found, key=lambda one: one.day or date.min, reverse=True))
+
+
+def _midnights(days: IntArray, zone: tzinfo) -> list[tuple[int, date]]:
+    """The starts of all local days that touch these UTC days (days since 1970), rising, and their dates."""
+    first = EPOCH.toordinal()
+    wanted = {first + day + near for day in days.tolist() for near in (-1, 0, 1)}
+    starts = []
+    for ordinal in sorted(wanted):
+        if not 1 <= ordinal <= date.max.toordinal():
+            continue
+        day = date.fromordinal(ordinal)
+        try:
+            starts.append((to_micros(datetime.combine(day, clock(), zone)), day))
+        except OverflowError:  # before the year 1 in UTC: at the start of all times
+            starts.append((int(NONE) + 1, day))
+    return starts
