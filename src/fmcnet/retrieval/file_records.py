@@ -42,11 +42,7 @@ class Origin(NamedTuple):
 
 
 class FileRecords:
-    """The records of one gallery.
-
-    Args:
-        database: of the gallery. reading, writing: the store's rules of locking.
-    """
+    """The records of one gallery; `reading` and `writing` are its store's rules of locking."""
 
     def __init__(
         self,
@@ -103,7 +99,7 @@ class FileRecords:
                 self._database.rewrite(seq, entry)
             self._put({seq: record for seq, (_, record) in new.items() if record is not None})
             self.forget_removed(entry.id for entry, _ in new.values())
-            self._database.note_change(new)
+            self._database.note(new, gone=False)
 
     def removed(self, ids: Iterable[str]) -> set[str]:
         """Those of these ids, or digests of files, that were removed and not added since."""

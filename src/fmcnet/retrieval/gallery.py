@@ -149,15 +149,15 @@ class Gallery:
 
     def removed(self, ids: Sequence[str]) -> set[str]:
         """Those of these ids that were removed or expired, and not added since; of a cluster none is known."""
-        return self._store.removed(ids)
+        return set() if self.files is None else self.files.removed(ids)
 
     def cameras(self) -> list[str]:
         """The names of the cameras that entries have, sorted."""
-        return sorted(self._store.cameras())
+        return sorted(self._store.texts("camera"))
 
     def identities(self) -> list[str]:
         """The identities that entries have, sorted; of a cluster none, for it would read all rows."""
-        return sorted(self._store.identities())
+        return sorted(self._store.texts("pid"))
 
     def days(self, where: Where | None = None, zone: tzinfo = timezone.utc) -> tuple[DayCount, ...]:
         """How many entries each camera has on each day, the newest day first, those without a time last.

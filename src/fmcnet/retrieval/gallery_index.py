@@ -103,7 +103,16 @@ class GalleryIndex:
             raise InvalidIndexError(
                 f"{INDEX} is of generation {manifest.generation}, the database of {generation}"
             )
-        return manifest.load(self.folder)
+        codes, columns = manifest.verify(self.folder), manifest.load_columns(self.folder)
+        if len(columns) != manifest.rows:
+            raise InvalidIndexError(f"{manifest.columns} has {len(columns)} rows, not {manifest.rows}")
+        index = FaissIndex(manifest.dimension, manifest.dtype, columns)
+        index.generation = manifest.generation
+        try:
+            index.load(codes, self.folder / manifest.graph if manifest.graph else None)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise InvalidIndexError(f"{manifest.graph} cannot be read ({error})") from error
+        return index
 
     def _catch_up(self, state: FaissIndex, generation: int) -> None:
         columns = state.columns
@@ -222,16 +231,13 @@ class GalleryIndex:
 def check_loss(folder: Path, timeout: float) -> None:
     """Refuse a database that lost what its mark or the index knows, before a writer changes anything.
 
-    Args:
-        folder: of the gallery. timeout: seconds to wait for a lock.
-
     Raises:
         GalleryDamagedError: says what was lost, and what to do.
     """
     mark, index = (
         read_mark(folder / NAME),
         IndexManifest.find(folder),
-    )  # read first: the database may only be newer
+    )  # first: the database may only be newer
     newest = [one for one in (mark, index) if one is not None]
     proofs = _proofs(folder, mark is None, index is None)
     main = _in_main_file(folder, timeout)
@@ -245,11 +251,8 @@ def check_loss(folder: Path, timeout: float) -> None:
         if main is not None and (main.gallery != name or main.generation > generation):
             raise database.damaged("its write-ahead log is another gallery's, or older")
         if any(one.gallery == name and one.generation > generation for one in newest):
-            raise lost(
-                folder,
-                f"{NAME} is older than what was written last, so its write-ahead log was lost or damaged",
-                index,
-            )
+            older = f"{NAME} is older than what was written last, so its write-ahead log was lost or damaged"
+            raise lost(folder, older, index)
         if mark is not None and name not in {one.gallery for one in newest}:
             raise lost(folder, f"{NAME} is another gallery's", index)
         if index is not None and index.rows and name != index.gallery:
@@ -276,14 +279,13 @@ def _proofs(folder: Path, mark: bool = True, index: bool = True) -> list[Path]:
 def lost(folder: Path, what: str, index: IndexManifest | None) -> GalleryDamagedError:
     """The error of a gallery that lost entries."""
     rows = f", and the index has {index.rows:,} rows" if index is not None else ""
-    left = (folder / NAME).is_file() and (folder / NAME).stat().st_size > 0
-    recover = (
-        f", or write what is left into a new gallery: fmcnet gallery recover {folder} NEW --model MODEL"
-        if left or index is not None
-        else ""
-    )
-    proofs = map(str, _proofs(folder))
+    recover = ""
+    if index is not None or ((folder / NAME).is_file() and (folder / NAME).stat().st_size):
+        recover = (
+            f", or write what is left into a new gallery: fmcnet gallery recover {folder} NEW --model MODEL"
+        )
+    proofs = " and ".join(map(str, _proofs(folder)))
     return GalleryDamagedError(
         f"{folder} lost entries: {what}{rows}. Nothing was changed. Restore a backup (fmcnet gallery "
-        f"restore){recover}. If this database is the one you want, delete {' and '.join(proofs)}"
+        f"restore){recover}. If this database is the one you want, delete {proofs}"
     )

@@ -9,7 +9,7 @@ import time as clock
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, tzinfo
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -55,13 +55,7 @@ WIDEST = 16_384
 
 
 class MilvusStore(Collection):
-    """A gallery in a collection.
-
-    Args:
-        location: as of `Collection`.
-        options: as of `Gallery`; `timeout` is seconds for a request, at least 30; `index` is "hnsw" on request for a
-            new gallery, otherwise FLAT, which compares with every row.
-    """
+    """A gallery in a collection; its methods are those of `Gallery`, its arguments those of `Collection`."""
 
     most = WIDEST - SPARE
     files = None
@@ -100,12 +94,11 @@ class MilvusStore(Collection):
         return GalleryInfo(self.location, self.count(None), settings, self.index, 0, 0, 0)
 
     def _portion(self) -> int:
-        return milvus.rows_at_once(1 if self._settings is None else self._settings.dimension)
+        """Rows in one request, with their embeddings."""
+        dimension = 1 if self._settings is None else self._settings.dimension
+        return max(1, min(milvus.MOST_ROWS, milvus.MOST_BYTES // (4 * dimension)))
 
     # ---- reading ----
-
-    def _expression(self, where: Where | None) -> str | None:
-        return expression(where, numbers=self.numbers)
 
     def _query(self, condition: str, fields: list[str], **options: Any) -> list[dict[str, Any]]:
         with self.client() as client:
@@ -116,7 +109,7 @@ class MilvusStore(Collection):
 
     def search(self, queries: FloatArray, top: int, where: Where | None, exact: bool) -> list[list[Hit]]:
         """For each of (Q, D) queries its best entries; ties as in the embedded gallery."""
-        condition = self._expression(where)
+        condition = expression(where, numbers=self.numbers)
         if self.settings is None or condition is None:
             return [[] for _ in queries]
         if top > self.most:
@@ -195,13 +188,9 @@ class MilvusStore(Collection):
         """None: a cluster keeps no pictures."""
         return None
 
-    def removed(self, ids: Sequence[str]) -> set[str]:
-        """None: a cluster does not remember what was removed."""
-        return set()
-
     def count(self, where: Where | None) -> int:
         """How many match."""
-        condition = self._expression(where)
+        condition = expression(where, numbers=self.numbers)
         if self.settings is None or condition is None:
             return 0
         return int(self._query(condition, ["count(*)"])[0]["count(*)"])
@@ -212,7 +201,7 @@ class MilvusStore(Collection):
 
     def _listed(self, where: Where | None, *fields: str) -> Iterator[dict[str, Any]]:
         """Rows that match, with their ids and these fields, in the order of ids."""
-        condition = self._expression(where)
+        condition = expression(where, numbers=self.numbers)
         if self.settings is None or condition is None:
             return
         last = ""
@@ -233,10 +222,10 @@ class MilvusStore(Collection):
             times.append(int(NONE) if row["time"] == NO_TIME else row["time"])
         return count_days(np.array(cameras, np.int64), list(numbers), np.array(times, np.int64), zone)
 
-    def cameras(self) -> set[str]:
-        """Those of all entries, each looked for beside those that are known already."""
+    def texts(self, name: Literal["camera", "pid"]) -> set[str]:
+        """The cameras, each looked for beside those known already; no pid: a cluster would have to read all rows."""
         found: set[str] = set()
-        while self.settings is not None:
+        while name == "camera" and self.settings is not None:
             others = 'camera != ""' + "".join(f" and camera != {text(one)}" for one in sorted(found))
             page = self._query(others, ["camera"], limit=PAGE)
             new = {str(row["camera"]) for row in page if row["camera"]} - found
@@ -244,10 +233,6 @@ class MilvusStore(Collection):
                 break
             found |= new
         return found
-
-    def identities(self) -> set[str]:
-        """None: a cluster would have to read all rows."""
-        return set()
 
     def times(self) -> tuple[datetime, datetime] | None:
         """The first and the last of all entries, each looked for beyond those that are known already."""

@@ -279,11 +279,7 @@ NEAR = 1e-5
 
 
 def as_modality(value: object) -> Modality:
-    """As `parse_modality`, for a gallery.
-
-    Raises:
-        GalleryError: for what is none.
-    """
+    """As `parse_modality`, with a GalleryError."""
     try:
         return parse_modality(value)
     except FmcnetError as error:
@@ -291,11 +287,7 @@ def as_modality(value: object) -> Modality:
 
 
 def as_pid(value: object) -> str | None:
-    """An identity as `parse_identity` reads it; None where nobody is known.
-
-    Raises:
-        GalleryError: when it is none.
-    """
+    """As `parse_identity`, with a GalleryError; None where nobody is known."""
     try:
         return parse_identity(value)
     except DataError as error:
@@ -303,11 +295,7 @@ def as_pid(value: object) -> str | None:
 
 
 def as_known_pid(value: object) -> str:
-    """`as_pid` of a filter.
-
-    Raises:
-        GalleryError: when it is none, or nobody known.
-    """
+    """`as_pid` of a filter; nobody known is an error, too."""
     found = as_pid(value)
     if found is None:
         raise GalleryError(
@@ -317,11 +305,7 @@ def as_known_pid(value: object) -> str:
 
 
 def as_utc(value: object, what: str) -> datetime:
-    """The same instant in UTC.
-
-    Raises:
-        GalleryError: when it is no datetime, or has no timezone.
-    """
+    """The same instant in UTC; GalleryError when it is no datetime, or has no timezone."""
     if not isinstance(value, datetime):
         raise GalleryError(f"{what} must be a datetime, not {value!r}")
     if value.utcoffset() is None:
