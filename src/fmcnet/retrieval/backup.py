@@ -267,9 +267,7 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
     folder, out = Path(folder), Path(out)
     if out.exists():
         raise GalleryError(f"{out} exists: name a new folder")
-    damaged: set[int] = set()
-    done: set[int] = set()
-    gone: set[int] = set()
+    damaged, done, gone = set[int](), set[int](), set[int]()
     renamed, dtype = 0, "float32"
     room = out.with_name(f"{out.name}.part")
     if room.exists():

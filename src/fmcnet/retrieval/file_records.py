@@ -10,6 +10,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from fmcnet.retrieval.records import Entry
@@ -84,7 +85,7 @@ class FileRecords:
                     self.forget_removed(one.digest for one in records.values())
                 self._put({seq: records[name] for name, seq in self._database.seqs(list(records)).items()})
 
-    def rename(self, renamed: Mapping[str, tuple[Entry, FileRecord | None]]) -> None:
+    def rename(self, renamed: Mapping[str, Origin]) -> None:
         """Give entries another id, source and record, all or nothing.
 
         Args:
@@ -92,13 +93,15 @@ class FileRecords:
         """
         with self._writing(), self._database.writing():
             seqs = self._database.seqs(list(renamed))
-            new = {seqs[name]: value for name, value in renamed.items() if name in seqs}
+            new = {seq: renamed[name] for name, seq in seqs.items()}
+            before: dict[int, Entry] = {}
             for seq in new:  # first away from all ids, since some may be taken by each other
+                before[seq], _ = self._database.stored([seq])[seq]
                 self._database.connection.execute("UPDATE rows SET id = ? WHERE seq = ?", (f"\0{seq}", seq))
-            for seq, (entry, _) in new.items():
-                self._database.rewrite(seq, entry)
-            self._put({seq: record for seq, (_, record) in new.items() if record is not None})
-            self.forget_removed(entry.id for entry, _ in new.values())
+            for seq, one in new.items():
+                self._database.rewrite(seq, replace(before[seq], id=one.id, source=one.source))
+            self._put({seq: one.record for seq, one in new.items() if one.record is not None})
+            self.forget_removed(one.id for one in new.values())
             self._database.note(new, gone=False)
 
     def removed(self, ids: Iterable[str]) -> set[str]:

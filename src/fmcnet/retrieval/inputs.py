@@ -242,6 +242,22 @@ def check_settings(stored: GallerySettings, dimension: int, model: str | None, l
         )
 
 
+def check_new(there: Collection[str], ids: Sequence[str], location: str) -> None:
+    """Refuse ids of which some are `there`."""
+    if there:
+        raise DuplicateIdError(
+            f"{len(there)} of {len(ids)} ids are in {location} already, the first '{min(there)}': give new ids, or "
+            "on_duplicate='replace' or 'skip'"
+        )
+
+
+def check_there(there: Collection[str], ids: Sequence[str], location: str) -> None:
+    """Refuse ids that are not all `there`."""
+    missing = [name for name in ids if name not in there]
+    if missing:
+        raise GalleryError(f"{location} has no entry '{missing[0]}' ({len(missing)} ids are not there)")
+
+
 def as_duration(keep: str | timedelta) -> timedelta:
     """A positive duration from e.g. "30d": a whole number and s, m (minutes), h, d or w."""
     if isinstance(keep, str):

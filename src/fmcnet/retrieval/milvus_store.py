@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fmcnet.errors import DuplicateIdError, GalleryError
+from fmcnet.errors import GalleryError
 from fmcnet.retrieval import milvus_client as milvus
-from fmcnet.retrieval.inputs import check_settings
+from fmcnet.retrieval.inputs import check_new, check_settings, check_there
 from fmcnet.retrieval.milvus_client import (
     METADATA,
     NO_TIME,
@@ -264,11 +264,8 @@ class MilvusStore(Collection):
         check_settings(self._settings or wanted, wanted.dimension, model, self.location)
         ids = [entry.id for entry in batch.entries]
         there = {row["id"]: row for row in self._rows(ids)}
-        if there and on_duplicate == "refuse":
-            raise DuplicateIdError(
-                f"{len(there)} of {len(ids)} ids are in {self.location} already, the first '{min(there)}': give new "
-                "ids, or on_duplicate='replace' or 'skip'"
-            )
+        if on_duplicate == "refuse":
+            check_new(there, ids, self.location)
         replaced = 0 if on_duplicate == "skip" else len(there)
         now = clock.time_ns()
         rows = [
@@ -283,12 +280,12 @@ class MilvusStore(Collection):
         """Set attributes of entries."""
         with self.client(write=True):
             there = {row["id"]: row for row in self._rows(ids)}
-        missing = [name for name in ids if name not in there]
-        if missing:
-            raise GalleryError(f"{self.location} has no entry '{missing[0]}' ({len(missing)} are not there)")
-        stored = [(to_stored(there[name]), there[name]["seq"]) for name in ids]
-        numbers = self.numbers
-        rows = [to_row(replace(one, **change), vector, seq, numbers=numbers) for (one, vector), seq in stored]
+        check_there(there, ids, self.location)
+        rows = []
+        for name in ids:
+            entry, vector = to_stored(there[name])
+            changed = replace(entry, **change)
+            rows.append(to_row(changed, vector, there[name]["seq"], numbers=self.numbers))
         self._write(rows, there)
         return len(ids)
 
@@ -305,10 +302,9 @@ class MilvusStore(Collection):
         except BaseException as error:  # Ctrl-C too
             try:
                 self._delete([name for name in tried if name not in before])
-                old = [before[name] for name in tried if name in before]
-                numbers = self.numbers
-                before_it = [to_row(*to_stored(row), row["seq"], numbers=numbers) for row in old]
-                for part in parts(before_it, self._portion()):
+                old: Any = [before[name] for name in tried if name in before]
+                old = [to_row(*to_stored(row), row["seq"], numbers=self.numbers) for row in old]
+                for part in parts(old, self._portion()):
                     self._upsert(part)
             except GalleryError:
                 raise GalleryError(

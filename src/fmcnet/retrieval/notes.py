@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fmcnet.errors import first_of
 from fmcnet.identities import is_number, near_identities, near_spelling
@@ -71,18 +71,22 @@ def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
     if where is None:
         return ()
     notes = list(_camera_notes(gallery, list(where.cameras or ())))
-    tracks, tags = list(where.tracks or ()), list(where.tags or ())
-    if len(tracks) <= MOST_WORDS:
-        notes += [
-            f"no entry has the track '{one}'" for one in tracks if not gallery.count(Where(tracks=[one]))
-        ]
-    if len(tags) <= MOST_WORDS:
-        notes += [f"no entry has the tag '{one}'" for one in tags if not gallery.count(Where(tags=[one]))]
+    for track in _few(where.tracks):
+        if not gallery.count(Where(tracks=[track])):
+            notes.append(f"no entry has the track '{track}'")
+    for tag in _few(where.tags):
+        if not gallery.count(Where(tags=[tag])):
+            notes.append(f"no entry has the tag '{tag}'")
     if (where.since or where.until) and gallery.times() is None and len(gallery):
         notes.append("no entry has a time, so none passes a filter by time")
-    if where.pids is not None and len(where.pids) <= MOST_WORDS:
-        notes += _identity_notes(gallery, [str(pid) for pid in where.pids])
+    if pids := _few(where.pids):
+        notes += _identity_notes(gallery, [str(pid) for pid in pids])
     return tuple(notes)
+
+
+def _few(values: Collection[Any] | None) -> Collection[Any]:
+    """The values of a filter, each of which is looked for; none of more than `MOST_WORDS`."""
+    return values if values is not None and len(values) <= MOST_WORDS else ()
 
 
 def _camera_notes(gallery: Gallery, cameras: Sequence[str]) -> Iterator[str]:

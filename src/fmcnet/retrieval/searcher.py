@@ -256,11 +256,8 @@ class Searcher:
             exact=exact,
         )
         notes = remarks.lines()
-        if (
-            value_range is not None
-            and not remarks.ranged()
-            and (query.modality == Modality.INFRARED.code).any()
-        ):
+        infrared = bool((query.modality == Modality.INFRARED.code).any())
+        if value_range is not None and infrared and not remarks.ranged():
             notes.append(RANGE_UNUSED)
         return replace(answer, notes=(*answer.notes, *notes))
 
@@ -296,15 +293,10 @@ class Searcher:
             one for scope in scopes for one in self._nearest(scores, pooled, top, scope, exact, group)
         ]
         candidates.sort(key=lambda one: (-one.similarity, one.best.id))
-        groups = [
-            one
-            for one in candidates
-            if not asked
-            or (
-                one.similarity >= thresholds[one.modality]
-                and (one.probability or 0.0) >= (min_probability or 0.0)
-            )
-        ]
+        groups, least = candidates, min_probability or 0.0
+        if asked:
+            reaching = [one for one in candidates if one.similarity >= thresholds[one.modality]]
+            groups = [one for one in reaching if (one.probability or 0.0) >= least]
         if group == "pid":
             groups = group_hits([one.best for one in groups], group)
         groups = groups[:top]
@@ -313,10 +305,8 @@ class Searcher:
             *answer_notes(scores, len(query), candidates, groups, asked, group, where, self.encoder.folder),
         ]
         if not compared:
-            empty = (
-                "there was no entry to compare with: the gallery is empty, or nothing in it passes the filter"
-            )
-            notes.insert(0, empty)
+            why = "the gallery is empty, or nothing in it passes the filter"
+            notes.insert(0, f"there was no entry to compare with: {why}")
         return Answer(
             hits=tuple(one.best for one in groups),
             groups=tuple(groups) if group else (),
@@ -360,14 +350,12 @@ class Searcher:
                 query, group, top, where, model=model, exact=exact, pooled=group == "track"
             )
             if group == "track":
-                leading = scores.with_probabilities(
-                    [replace(one.best, similarity=one.similarity) for one in found]
-                )
+                pooled = [replace(one.best, similarity=one.similarity) for one in found]
                 return [
                     replace(
                         one, hits=tuple(scores.with_probabilities(one.hits)), probability=lead.probability
                     )
-                    for one, lead in zip(found, leading, strict=True)
+                    for one, lead in zip(found, scores.with_probabilities(pooled), strict=True)
                 ]
             hits = [hit for one in found for hit in one.hits]
         return [

@@ -21,14 +21,14 @@ from typing import Any, Literal
 import numpy as np
 from filelock import Timeout
 
-from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError, GalleryReplacedError
+from fmcnet.errors import GalleryBusyError, GalleryError, GalleryReplacedError
 from fmcnet.files import lock_file, make_private, take_from_others
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
 from fmcnet.retrieval.file_records import FileRecords
 from fmcnet.retrieval.gallery_index import GalleryIndex, check_loss, lost
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
 from fmcnet.retrieval.index_files import IndexManifest
-from fmcnet.retrieval.inputs import check_settings
+from fmcnet.retrieval.inputs import check_new, check_settings, check_there
 from fmcnet.retrieval.records import (
     MADE_WITH,
     NEAR,
@@ -325,12 +325,10 @@ class SqliteStore:
                     self.database.put("settings", json.dumps(vars(settings)))
                 check_settings(settings, batch.vectors.shape[1], model, str(self.folder))
                 self.index.sync()
-                there = self.database.seqs([entry.id for entry in batch.entries])
-                if there and on_duplicate == "refuse":
-                    raise DuplicateIdError(
-                        f"{len(there)} of {len(batch.entries)} ids are in {self.folder} already, the first "
-                        f"'{min(there)}': give new ids, or on_duplicate='replace' or 'skip'"
-                    )
+                ids = [entry.id for entry in batch.entries]
+                there = self.database.seqs(ids)
+                if on_duplicate == "refuse":
+                    check_new(there, ids, self.location)
                 skip = on_duplicate == "skip"
                 rows = [i for i, e in enumerate(batch.entries) if not (skip and e.id in there)]
                 entries = [batch.entries[i] for i in rows]
@@ -356,18 +354,13 @@ class SqliteStore:
                 self.database.shorten_log()
                 self._in_log = 0
             self.index.flush_if_due()
-            ids = tuple(entry.id for entry in batch.entries)
-            return Added(ids, len(entries) - len(old), len(old), len(ids) - len(entries))
+            return Added(tuple(ids), len(entries) - len(old), len(old), len(ids) - len(entries))
 
     def update(self, ids: Sequence[str], change: Mapping[str, Any]) -> int:
         """Set attributes of entries, all or nothing."""
         with self._writing(), self.database.writing():
             seqs = self.database.seqs(ids)
-            missing = [name for name in ids if name not in seqs]
-            if missing:
-                raise GalleryError(
-                    f"{self.folder} has no entry '{missing[0]}' ({len(missing)} ids are not there)"
-                )
+            check_there(seqs, ids, self.location)
             if not seqs:
                 return 0
             stored = self.database.stored(list(seqs.values()))

@@ -50,11 +50,7 @@ _EPOCH = re.compile(r"(?P<s>\d{10})(?:\.(?P<f>\d{1,6})\d*)?|(?P<Q>\d{13})")
 
 
 def parse_timezone(name: str) -> tzinfo:
-    """A timezone by its name, as "UTC" or "Europe/Berlin".
-
-    Raises:
-        FmcnetError: for a name that the system does not know.
-    """
+    """A timezone by its name, as "UTC" or "Europe/Berlin"; FmcnetError for one that the system does not know."""
     if name.upper() == "UTC":
         return timezone.utc
     try:
@@ -114,8 +110,7 @@ def parse_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "ref
         FmcnetError: for any other text.
     """
     text = text.strip()
-    number = _EPOCH.fullmatch(text)
-    if number:
+    if number := _EPOCH.fullmatch(text):
         return _since_1970(**number.groupdict())
     if _CLOCK.fullmatch(text):
         raise FmcnetError(f"'{text}' lacks the date: give it as 2026-03-01T22:15:00")
@@ -131,11 +126,7 @@ def parse_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "ref
 
 
 def parse_capture_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "refuse") -> datetime:
-    """`parse_time` of a picture. A time before 1971 is refused (`check_clock`).
-
-    Raises:
-        DataError: for a text that is no such time.
-    """
+    """`parse_time` and `check_clock` of a picture; DataError for a text that is no such time."""
     try:
         return check_clock(parse_time(text, zone, doubtful), f"time '{text}'")
     except DataError:
@@ -167,8 +158,7 @@ class TimePattern:
                 f"--time-from-name '{pattern}': write it with {', '.join(DIRECTIVES)}, each at most once, as "
                 "'%Y%m%d_%H%M%S'"
             )
-        fault = _fault(used)
-        if fault:
+        if fault := _fault(used):
             raise FmcnetError(f"--time-from-name '{pattern}' {fault}")
         self._pattern, self._zone, self._doubtful, self._used = pattern, zone, doubtful, used
         self._epoch = bool({"%s", "%Q"} & set(used))
@@ -181,11 +171,7 @@ class TimePattern:
         self._regex = re.compile(rf"(?<!\d){inner}(?!\d)" if self._epoch else inner)
 
     def find(self, name: str) -> datetime:
-        """The time in a name, with its timezone.
-
-        Raises:
-            DataError: when the name holds none, one before 1971, or a doubtful one that is refused.
-        """
+        """The time in a name, with its timezone; DataError for none, one before 1971, or a doubtful one refused."""
         for match in self._regex.finditer(name):
             if self._epoch:
                 found = {key[1]: text for key, text in zip(self._used, match.groups(), strict=True)}
@@ -208,11 +194,7 @@ def _since_1970(s: str | None = None, f: str | None = None, Q: str | None = None
 
 
 def check_clock(time: datetime, what: str) -> datetime:
-    """The time of a picture, which is after 1970.
-
-    Raises:
-        DataError: for another, which is of a clock that was never set.
-    """
+    """The time of a picture; DataError for one before 1971, which is of a clock that was never set."""
     if time < CLOCKS_FROM:
         raise DataError(
             f"{what} is of {time.year:04}-{time:%m-%d}, before 1971, as of a clock that was never set: mend it, or "
@@ -228,18 +210,19 @@ def doubtful_times(times: Iterable[tuple[str, datetime | None]]) -> list[str]:
         times: name and time of each picture.
     """
     now, given = datetime.now(timezone.utc), list(times)
-    late = [one for one in given if one[1] is not None and one[1] > now + timedelta(days=1)]
-    old = [one for one in given if one[1] is not None and one[1] < now - OLD]
+    known = [(name, time) for name, time in given if time is not None]
+    late = [one for one in known if one[1] > now + timedelta(days=1)]
+    old = [one for one in known if one[1] < now - OLD]
     notes = []
     for kind, effect, found in (
         ("in the future", "they expire late; check how times are written", late),
         ("of over ten years ago", "gallery expire removes them; check the camera's clock", old),
     ):
-        for name, first in found[:1]:
-            zone = first.tzinfo if first is not None and first.tzinfo else timezone.utc
+        if found:
+            name, first = found[0]
+            shown = shown_time(first, first.tzinfo or timezone.utc, name=True)
             notes.append(
-                f"{len(found)} of {len(given)} pictures have a time {kind}, the first {name} "
-                f"{shown_time(first, zone, name=True)}: {effect}"
+                f"{len(found)} of {len(given)} pictures have a time {kind}, the first {name} {shown}: {effect}"
             )
     return notes
 
