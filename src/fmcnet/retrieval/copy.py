@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 BATCH = 2_048
 """Entries in one add."""
+WAIT = 30.0
+"""Seconds to wait for another process that writes to the target."""
 TEXTS = ("id", "pid", "camera", "source", "track")
 
 logger = logging.getLogger(__name__)
@@ -67,8 +69,6 @@ def copy_gallery(
     target: str | Path,
     *,
     index: IndexChoice | None = None,
-    timeout: float = 30.0,
-    batch: int = BATCH,
     progress: bool | None = None,
 ) -> Copied:
     """Copy all entries, with ids, metadata, embeddings and pictures, bit for bit and in their order.
@@ -80,19 +80,15 @@ def copy_gallery(
         source: a folder or milvus://host:port/name.
         target: likewise; new, or what an earlier call has begun.
         index: of a new target, as of `Gallery`.
-        timeout: seconds to wait for another process that writes to the target.
-        batch: entries in one add.
         progress: show a bar; None: on a terminal only.
 
     Raises:
         GalleryError: when the source is empty, the target holds other entries or is the source, or either changed
             during the copy.
     """
-    if batch < 1:
-        raise GalleryError(f"batch={batch} must be at least 1")
     if not _is_cluster(source) and Path(source).resolve() == Path(target).resolve():
         raise GalleryError(f"{source} and {target} are the same gallery: name another one to copy into")
-    options = OpenOptions(True, False, timeout, None, None, "float32", BATCH)
+    options = OpenOptions(True, False, WAIT, None, None, "float32", BATCH)
     with closing(open_store(source, options)) as there:
         settings = there.settings
         if settings is None or not there.count(None):
@@ -105,16 +101,16 @@ def copy_gallery(
                 raise GalleryError(f"{here.location} is the gallery itself: name another one to copy into")
             if here.settings is not None:
                 check_settings(here.settings, settings.dimension, settings.model, here.location)
-            before = _compare(there, here, batch, progress) if here.count(None) else 0
+            before = _compare(there, here, progress) if here.count(None) else 0
             pictures = there.info().pictures
             if pictures and not takes:
                 logger.warning(
                     "%s keeps no pictures: %d of %s are left out", here.location, pictures, there.location
                 )
-            written = _write(there, here, settings.model, batch, takes and pictures > 0, progress)
+            written = _write(there, here, settings.model, takes and pictures > 0, progress)
             _note(source, target)
             _take_files(there, here)
-            entries, total = _compare(there, here, batch, progress), there.count(None)
+            entries, total = _compare(there, here, progress), there.count(None)
             if entries != total:
                 raise GalleryError(
                     f"{there.location} has {total:,} entries and {here.location} {entries:,}: one of them changed "
@@ -135,11 +131,11 @@ def _take_files(there: Store, here: Store) -> None:
         )
 
 
-def _write(there: Store, here: Store, model: str, batch: int, pictures: bool, progress: bool | None) -> int:
+def _write(there: Store, here: Store, model: str, pictures: bool, progress: bool | None) -> int:
     """Add what the target lacks; how many entries that were."""
     written = 0
     with Progress("copying", there.count(None), show=progress) as bar:
-        for part in there.scan(None, batch):
+        for part in there.scan(None, BATCH):
             entries = tuple(entry for entry, _ in part)
             kept = tuple(there.picture(entry.id) for entry in entries) if pictures else ()
             vectors = np.stack([vector for _, vector in part])
@@ -148,13 +144,13 @@ def _write(there: Store, here: Store, model: str, batch: int, pictures: bool, pr
     return written
 
 
-def _compare(there: Store, here: Store, batch: int, progress: bool | None) -> int:
+def _compare(there: Store, here: Store, progress: bool | None) -> int:
     """How many entries the target has; an error names the first that the source lacks, or has otherwise."""
     settings = here.settings
     half = settings is not None and settings.dtype == "float16"
     count = 0
     with Progress("comparing", here.count(None), show=progress) as bar:
-        for part in here.scan(None, batch):
+        for part in here.scan(None, BATCH):
             found = there.fetch([entry.id for entry, _ in part])
             for entry, vector in part:
                 if entry.id not in found:

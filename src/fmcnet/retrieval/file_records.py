@@ -18,6 +18,8 @@ from fmcnet.retrieval.sqlite_database import FILES, LISTED, REMOVED, Database, c
 
 CHUNK = 4096
 """Rows read at once."""
+NO_FILES = f"(SELECT NULL seq, NULL path, NULL root, NULL state, NULL digest, NULL crc LIMIT 0) AS {FILES}"
+"""Stands for the table in a gallery of 0.1.0."""
 
 
 class FileRecord(NamedTuple):
@@ -154,14 +156,10 @@ class FileRecords:
         """Row numbers of entries, and where they came from."""
         found: list[tuple[int, Origin]] = []
         with self._reading():
-            if FILES not in self._database.tables():
-                if FILES in condition:
-                    return found
-                rows = self._database.run(f"SELECT seq, id, source FROM rows WHERE {condition}", values)
-                return [(at, Origin(name, source, None)) for at, name, source in rows]
+            table = FILES if FILES in self._database.tables() else NO_FILES
             for at, name, source, seq, *record, crc in self._database.run(
                 f"SELECT rows.seq, rows.id, rows.source, {FILES}.* FROM rows "
-                f"LEFT JOIN {FILES} ON {FILES}.seq = rows.seq WHERE {condition}",
+                f"LEFT JOIN {table} ON {FILES}.seq = rows.seq WHERE {condition}",
                 values,
             ):
                 if seq is not None and checksum(seq, *record) != crc:

@@ -262,32 +262,20 @@ class Gallery:
                 modalities are then two groups. Otherwise by the best entry.
         """
         _check_top(top)
+        wanted = POOLED * top if pooled else top
+        wide, whole, most = 5 * wanted, self.count(where), min(MOST, self._store.most)
+        while True:
+            hits = self.search(query, min(wide, most), where, model=model, exact=exact)
+            near = group(hits, by, modalities_apart=pooled)[:wanted]
+            if len(near) >= wanted or len(hits) >= whole or wide >= most:
+                break
+            wide *= 4
         if not pooled:
-            return self._groups(query, by, top, where, model, exact)
-        near = self._groups(query, by, POOLED * top, where, model, exact, modalities_apart=True)
+            return near
         keys: Any = [one.key for one in near if one.key is not None]
         scope = where or Where()  # all of these keys pass it
         members = replace(scope, tracks=keys) if by == "track" else replace(scope, pids=keys)
         return rank_pooled(inputs.pool(query), near, self.scan(members) if keys else (), by)[:top]
-
-    def _groups(
-        self,
-        query: ArrayLike,
-        by: Literal["track", "pid"],
-        top: int,
-        where: Where | None,
-        model: str | None,
-        exact: bool,
-        modalities_apart: bool = False,
-    ) -> list[HitGroup]:
-        wide, whole = 5 * top, self.count(where)
-        most = min(MOST, self._store.most)
-        while True:
-            hits = self.search(query, min(wide, most), where, model=model, exact=exact)
-            groups = group(hits, by, modalities_apart=modalities_apart)
-            if len(groups) >= top or len(hits) >= whole or wide >= most:
-                return groups[:top]
-            wide *= 4
 
     def _search(
         self, queries: FloatArray, top: int, where: Where | None, model: str | None, exact: bool
