@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ SHARE = 0.05
 """Rows in memory only, as a share of those in the file, that are written to it."""
 
 
+@dataclass
 class GalleryIndex:
     """The index of one process over a gallery's folder.
 
@@ -39,18 +41,15 @@ class GalleryIndex:
         faults: what was wrong with the files when they were loaded last, by name.
     """
 
-    def __init__(
-        self, folder: Path, database: Database, choice: IndexChoice, hnsw_above: int, flush_rows: int
-    ) -> None:
-        self.folder = folder
-        self.database = database
-        self.choice = choice
-        self.hnsw_above = hnsw_above
-        self.flush_rows = flush_rows
-        self.state: FaissIndex | None = None
-        self.manifest: IndexManifest | None = None
-        self.faults: list[str] = []
-        self._unerased: list[int] = []
+    folder: Path
+    database: Database
+    choice: IndexChoice
+    hnsw_above: int
+    flush_rows: int
+    state: FaissIndex | None = None
+    manifest: IndexManifest | None = None
+    faults: list[str] = field(default_factory=list)
+    _unerased: list[int] = field(default_factory=list)
 
     # ---- reading; a transaction is open ----
 
@@ -184,31 +183,29 @@ class GalleryIndex:
 
     def flush(self, *, complete: bool = False) -> None:
         """Bring the files up to date; `complete`: the graphs, too. A failure is logged: the database has it all."""
-        if self.state is None:
+        state = self.state
+        if state is None:
             return
         try:
-            self._flush(self.state, complete=complete)
+            manifest = self.manifest or IndexManifest(
+                self.database.name(), state.generation, state.dimension, str(state.dtype)
+            )
+            manifest.append(self.folder, state.take_unsaved())
+            wanted = self.choice == "hnsw" or (self.choice == "auto" and state.live > self.hnsw_above)
+            missing = len(state) - state.graph_rows
+            if wanted and missing and (complete or not state.graph_rows or missing >= BEHIND):
+                state.grow_graphs()
+                manifest.graph = None
+            if not state.graph_rows:
+                manifest.graph = None
+            elif manifest.graph is None:
+                manifest.put_graphs(self.folder, state)
+            manifest.commit(self.folder, state)
+            self.manifest, self.faults = manifest, []
+            state.saved, state.unsaved = len(state), []
         except (OSError, MemoryError, RuntimeError, InvalidIndexError) as error:  # RuntimeError is FAISS's
             logger.warning("%s: the index cannot be written (%s); searches go on", self.folder, error)
             self.state = None  # the next use loads the files, or reads the database
-
-    def _flush(self, state: FaissIndex, *, complete: bool) -> None:
-        manifest = self.manifest or IndexManifest(
-            self.database.name(), state.generation, state.dimension, str(state.dtype)
-        )
-        manifest.append(self.folder, state.take_unsaved())
-        wanted = self.choice == "hnsw" or (self.choice == "auto" and state.live > self.hnsw_above)
-        missing = len(state) - state.graph_rows
-        if wanted and missing and (complete or not state.graph_rows or missing >= BEHIND):
-            state.grow_graphs()
-            manifest.graph = None
-        if not state.graph_rows:
-            manifest.graph = None
-        elif manifest.graph is None:
-            manifest.put_graphs(self.folder, state)
-        manifest.commit(self.folder, state)
-        self.manifest, self.faults = manifest, []
-        state.saved, state.unsaved = len(state), []
 
     def compact(self, generation: int) -> None:
         """Write all files anew without the removed rows; the database was compacted before.
