@@ -116,7 +116,9 @@ def same(hits, expected, tolerance=1e-5):
     """A gallery's answer is the plain one: entries, similarities, order."""
 
     assert [hit.similarity for hit in hits] == [pytest.approx(value, abs=tolerance) for value, _ in expected]
-    assert [replace(hit, similarity=0.0) for hit in hits] == [Hit.of(entry, 0.0) for _, entry in expected]
+    assert [replace(hit, similarity=0.0) for hit in hits] == [
+        Hit(similarity=0.0, **vars(entry)) for _, entry in expected
+    ]
 
 
 def long_same(hits, plain, query, top, where=None):

@@ -45,12 +45,14 @@ def content(location):
         return [(entry, vector.tobytes()) for entry, vector in gallery.scan(chunk=64)]
 
 
-def test_to_a_cluster_and_back_is_the_same_bit_for_bit(folder, server, tmp_path, caplog):
-    there = copy_gallery(folder, CLUSTER, batch=64)
+def test_to_a_cluster_and_back_is_the_same_bit_for_bit(folder, server, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(copying, "BATCH", 64)
+    there = copy_gallery(folder, CLUSTER)
     assert (there.copied, there.already_there, there.entries) == (N - 2, 0, N - 2)
     assert (there.pictures, there.pictures_left_out) == (0, 100)
     assert "pictures" in caplog.text
-    back = copy_gallery(CLUSTER, tmp_path / "back", batch=77)
+    monkeypatch.setattr(copying, "BATCH", 77)
+    back = copy_gallery(CLUSTER, tmp_path / "back")
     assert (back.copied, back.entries, back.pictures_left_out) == (N - 2, N - 2, 0)
     assert content(tmp_path / "back") == content(CLUSTER) == content(folder)
     with Gallery(tmp_path / "back") as gallery:
@@ -85,26 +87,28 @@ def test_half_precision_stays(tmp_path, server):
     assert (found.copied, found.already_there) == (33, 7)
 
 
-def test_a_cluster_that_goes_away_is_a_line_and_the_same_call_continues(folder, server):
+def test_a_cluster_that_goes_away_is_a_line_and_the_same_call_continues(folder, server, monkeypatch):
+    monkeypatch.setattr(copying, "BATCH", 100)
     server.fail_after = 2
     with pytest.raises(GalleryError, match="Milvus says: the server is gone"):
-        copy_gallery(folder, CLUSTER, batch=100)
+        copy_gallery(folder, CLUSTER)
     assert len(server.collections["people"]["rows"]) == 200
     server.fail_after = None
-    found = copy_gallery(folder, CLUSTER, batch=100)
+    found = copy_gallery(folder, CLUSTER)
     assert (found.copied, found.already_there, found.entries) == (98, 200, 298)
     assert content(CLUSTER) == content(folder)
 
 
 def test_a_cluster_that_goes_away_while_it_is_read_is_a_line_and_the_same_call_continues(
-    folder, server, tmp_path
+    folder, server, tmp_path, monkeypatch
 ):
     copy_gallery(folder, CLUSTER)
+    monkeypatch.setattr(copying, "BATCH", 64)
     server.fail_reads_after = server.reads + 5
     with pytest.raises(GalleryError, match="Milvus says: the server is gone"):
-        copy_gallery(CLUSTER, tmp_path / "back", batch=64)
+        copy_gallery(CLUSTER, tmp_path / "back")
     server.fail_reads_after = None
-    found = copy_gallery(CLUSTER, tmp_path / "back", batch=64)
+    found = copy_gallery(CLUSTER, tmp_path / "back")
     assert 0 < found.already_there < found.copied
     assert found.already_there + found.copied == found.entries == 298
     assert content(tmp_path / "back") == content(folder)
@@ -121,7 +125,8 @@ def slow(*args):
     time.sleep(0.3)
     return done
 SqliteStore.add = slow
-copying.copy_gallery(sys.argv[1], sys.argv[2], batch=40, progress=False)
+copying.BATCH = 40
+copying.copy_gallery(sys.argv[1], sys.argv[2], progress=False)
 """
 
 

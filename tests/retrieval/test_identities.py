@@ -14,9 +14,8 @@ import pytest
 from fmcnet.errors import GalleryError
 from fmcnet.inference.encoder import Encoder
 from fmcnet.retrieval import Gallery, Where, gallery_model
-from fmcnet.retrieval.backup import backup, restore
+from fmcnet.retrieval.backup import backup, recover, restore
 from fmcnet.retrieval.index_files import IndexManifest
-from fmcnet.retrieval.recover import recover
 from fmcnet.retrieval.sqlite_database import Database, checksum
 from tests.cli import run_command
 from tests.retrieval.fakes import encoder, picture

@@ -13,8 +13,7 @@ import pytest
 
 from fmcnet import Gallery
 from fmcnet.errors import GalleryDamagedError, GalleryError
-from fmcnet.retrieval.backup import restore
-from fmcnet.retrieval.recover import recover
+from fmcnet.retrieval.backup import recover, restore
 
 SEEN = datetime(2026, 3, 1, 8, tzinfo=timezone.utc)
 KILLED = """

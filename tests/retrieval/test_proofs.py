@@ -11,7 +11,7 @@ import pytest
 
 from fmcnet.errors import GalleryDamagedError, GalleryError
 from fmcnet.retrieval import Gallery, Where
-from fmcnet.retrieval.recover import recover
+from fmcnet.retrieval.backup import recover
 from fmcnet.retrieval.sqlite_database import Database
 from tests.retrieval.people import add, crops, entries
 from tests.retrieval.test_read_only import shelf, without_rights  # noqa: F401

@@ -12,7 +12,7 @@ import pytest
 
 from fmcnet.errors import FmcnetError, GalleryDamagedError
 from fmcnet.retrieval import Gallery, Where
-from fmcnet.retrieval.recover import recover
+from fmcnet.retrieval.backup import recover
 from tests.retrieval.people import MODEL, WHERES, Plain, add, crops, entries
 
 DAMAGES = int(os.environ.get("FMCNET_DAMAGES", "200"))

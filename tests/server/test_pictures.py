@@ -14,7 +14,7 @@ from PIL import Image
 
 from fmcnet.errors import FmcnetError
 from fmcnet.retrieval import Gallery, Where
-from fmcnet.retrieval.thumbnails import thumbnail
+from fmcnet.retrieval.answer import thumbnail
 from fmcnet.server.limits import Limits
 from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
 from fmcnet.server.uploads import UploadError, decode

@@ -438,7 +438,7 @@ def recover(
     still has them. Entries whose deletion was lost come back, too.
     """
     from fmcnet.inference.encoder import Encoder
-    from fmcnet.retrieval.recover import recover as write
+    from fmcnet.retrieval.backup import recover as write
 
     found = write(gallery, out, Encoder.from_pretrained(model).digest)
     facts = {"out": str(out), "entries": found.entries, "renamed": found.renamed, "damaged": found.damaged}

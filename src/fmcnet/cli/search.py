@@ -180,7 +180,7 @@ def search(
         if ignored:
             answer = replace(answer, notes=(*answer.notes, ignored_line(tuple(ignored))))
         if html is not None:
-            from fmcnet.retrieval.html import write_page
+            from fmcnet.retrieval.answer import write_page
             from fmcnet.retrieval.times import parse_timezone
 
             write_page(html, answer, paths, opened.picture, parse_timezone(timezone))

@@ -6,14 +6,6 @@ Names are imported on first use, so that the command line explains itself withou
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from fmcnet.retrieval.answer import Answer
-    from fmcnet.retrieval.gallery import Gallery
-    from fmcnet.retrieval.inputs import KEEP
-    from fmcnet.retrieval.ranking import group, pool
-    from fmcnet.retrieval.records import Added, Entry, GalleryInfo, GallerySettings, Hit, HitGroup, Where
-    from fmcnet.retrieval.searcher import Searcher
-
 _PUBLIC = {
     "KEEP": "inputs",
     "Added": "records",
@@ -21,30 +13,31 @@ _PUBLIC = {
     "Entry": "records",
     "Gallery": "gallery",
     "GalleryInfo": "records",
+    "GallerySettings": "records",
     "Hit": "records",
     "HitGroup": "records",
     "Searcher": "searcher",
-    "GallerySettings": "records",
     "Where": "records",
-    "group": "ranking",
-    "pool": "ranking",
+    "group": "records",
+    "pool": "inputs",
 }
 
-__all__ = [
-    "KEEP",
-    "Added",
-    "Answer",
-    "Entry",
-    "Gallery",
-    "GalleryInfo",
-    "GallerySettings",
-    "Hit",
-    "HitGroup",
-    "Searcher",
-    "Where",
-    "group",
-    "pool",
-]
+__all__ = list(_PUBLIC)
+
+if TYPE_CHECKING:  # "as" tells type checkers that a name is exported
+    from fmcnet.retrieval.answer import Answer as Answer
+    from fmcnet.retrieval.gallery import Gallery as Gallery
+    from fmcnet.retrieval.inputs import KEEP as KEEP
+    from fmcnet.retrieval.inputs import pool as pool
+    from fmcnet.retrieval.records import Added as Added
+    from fmcnet.retrieval.records import Entry as Entry
+    from fmcnet.retrieval.records import GalleryInfo as GalleryInfo
+    from fmcnet.retrieval.records import GallerySettings as GallerySettings
+    from fmcnet.retrieval.records import Hit as Hit
+    from fmcnet.retrieval.records import HitGroup as HitGroup
+    from fmcnet.retrieval.records import Where as Where
+    from fmcnet.retrieval.records import group as group
+    from fmcnet.retrieval.searcher import Searcher as Searcher
 
 
 def __getattr__(name: str) -> Any:

@@ -1,20 +1,55 @@
-"""`Answer`: what a search returns, with calibrated scores and notes for the reader."""
+"""`Answer`: what a search returns, with calibrated scores and notes for the reader; and its page, which shows it.
+
+The page is one self-contained HTML file: the query, ranked pictures, how sure; no request goes out of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import base64
+import contextlib
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timezone, tzinfo
+from html import escape
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from PIL import Image
 
-from fmcnet.errors import FmcnetError
-from fmcnet.inference.calibration import Calibration, FloatVector
-from fmcnet.inference.encoder import Encoder
-from fmcnet.retrieval.records import Hit, HitGroup, Where
+from fmcnet.data.images import open_rgb, to_rgb
+from fmcnet.data.value_range import ValueRange
+from fmcnet.errors import DataError, FmcnetError
+from fmcnet.files import private_mode, write_atomically
+from fmcnet.names import printable
+from fmcnet.retrieval.records import Hit, HitGroup
+from fmcnet.retrieval.times import shown_time
 from fmcnet.types import Modality
+
+THUMBNAIL = (192, 384)
+"""Most width and height of a small picture, pixels."""
+STYLE = """
+:root{color-scheme:light dark;--back:#f4f5f7;--card:#fff;--text:#1c2128;--soft:#5c6672;--line:#dfe3e8;--bar:#2563eb}
+@media(prefers-color-scheme:dark){:root{--back:#14171b;--card:#1f242b;--text:#e8ebef;--soft:#9aa5b1;--line:#333b45;
+--bar:#6ea0ff}}
+*{box-sizing:border-box}body{margin:0;background:var(--back);color:var(--text);font:15px/1.45 system-ui,sans-serif}
+main{max-width:1180px;margin:0 auto;padding:20px 16px 40px}h1{font-size:1.35rem;margin:0 0 4px}
+p{margin:4px 0}.soft{color:var(--soft);font-size:.87rem}
+.query{display:flex;gap:16px;align-items:flex-start;margin-bottom:18px;flex-wrap:wrap}
+.query .pictures{display:flex;gap:8px;flex-wrap:wrap}.query .frame{width:96px}.query div.words{flex:1 1 260px}
+.no-match{border-left:4px solid #c2410c;padding:8px 12px;background:var(--card);font-weight:600}
+ol{list-style:none;margin:0;padding:0;display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(158px,1fr))}
+li{background:var(--card);border:1px solid var(--line);border-radius:10px;overflow:hidden}
+.frame{aspect-ratio:1/2;background:var(--line);display:flex;align-items:center;justify-content:center;
+border-radius:6px;overflow:hidden}li .frame{border-radius:0}
+.frame img{width:100%;height:100%;object-fit:contain}.frame span{color:var(--soft);font-size:.8rem;padding:8px;
+text-align:center}.facts{padding:8px 10px 10px}.facts b{font-size:1.02rem}
+.meter{height:5px;border-radius:3px;background:var(--line);margin:5px 0 6px;overflow:hidden}
+.meter i{display:block;height:100%;background:var(--bar)}.facts p{margin:0;overflow-wrap:anywhere}
+@media(max-width:430px){ol{grid-template-columns:1fr 1fr;gap:8px}main{padding:14px 10px 30px}}
+"""
 
 
 @dataclass(frozen=True)
@@ -79,118 +114,103 @@ class Answer:
         }
 
 
-@dataclass(frozen=True)
-class CalibratedScores:
-    """A calibration as seen from one query.
-
-    A query of both modalities has two curves to an entry; it takes the more cautious one: the smaller
-    probability, the higher threshold.
-
-    Attributes:
-        calibration: the encoder's; None: there is none.
-        query: modalities of the query's images.
-        prior: probability, before comparing, that an entry shows the query's person.
-    """
-
-    calibration: Calibration | None
-    query: Collection[Modality]
-    prior: float
-
-    def covers(self, entry: Modality) -> bool:
-        """Whether a similarity to such an entry can be translated."""
-        calibration = self.calibration
-        return calibration is not None and all(calibration.covers(kind, entry) for kind in self.query)
-
-    def probability(self, similarity: ArrayLike, entry: Modality) -> FloatVector | None:
-        """Of "same person", of the shape of `similarity` (cosines); None where `covers` says no."""
-        if self.calibration is None or not self.covers(entry):
-            return None
-        curves = [
-            self.calibration.probability(similarity, kind, entry, prior=self.prior) for kind in self.query
-        ]
-        return np.asarray(np.min(curves, axis=0))
-
-    def threshold(self, entry: Modality, fmr: float) -> float | None:
-        """The similarity that two persons reach at this rate; None where `covers` says no.
-
-        Raises:
-            FmcnetError: for a rate that is none, or lower than the calibration's pairs can tell.
-        """
-        if self.calibration is None or not self.covers(entry):
-            return None
-        return max(self.calibration.threshold(kind, entry, fmr=fmr) for kind in self.query)
-
-    def with_probabilities(self, hits: Sequence[Hit]) -> list[Hit]:
-        """Hits with their probabilities, order kept."""
-        found: dict[int, float] = {}
-        for kind in Modality:
-            rows = [row for row, hit in enumerate(hits) if hit.modality is kind]
-            curve = self.probability([hits[row].similarity for row in rows], kind) if rows else None
-            if curve is not None:
-                found.update(zip(rows, curve.tolist(), strict=True))
-        return [replace(hit, probability=found.get(row)) for row, hit in enumerate(hits)]
-
-
-def check_probability(value: float | None, what: str) -> None:
-    """A given probability lies strictly between 0 and 1.
-
-    Raises:
-        FmcnetError: when it does not.
-    """
-    if value is not None and not 0.0 < value < 1.0:
-        raise FmcnetError(f"{what}={value} must be between 0 and 1")
-
-
-def answer_notes(
-    scores: CalibratedScores,
-    images: int,
-    candidates: Sequence[HitGroup],
-    found: Sequence[HitGroup],
-    asked: bool,
-    group: str | None,
-    where: Where | None,
-    encoder: Encoder,
-) -> tuple[str, ...]:
-    """The notes of an answer to a query of `images` images.
+def write_page(
+    path: str | Path,
+    answer: Answer,
+    query: Sequence[str | Path],
+    stored: Callable[[str], bytes | None] = lambda _: None,
+    zone: tzinfo = timezone.utc,
+) -> Path:
+    """Write the page, whole or not at all.
 
     Args:
-        candidates: all hits, each alone, or tracks, best first. found: those that reach what was `asked`, grouped.
-        group: "track", "pid", or None.
+        path: the .html file.
+        answer: to show.
+        query: paths of the query's pictures.
+        stored: as `Gallery.picture`. Where it returns None, the picture is read from its source. A picture that
+            cannot be read becomes a placeholder.
+        zone: of the times shown.
     """
-    notes: list[str] = []
-    if scores.calibration is None:
-        notes.append(
-            "no probabilities: this model is not calibrated; make a calibration with fmcnet calibrate "
-            f"{encoder.folder or 'RUN'} --data TABLE"
-        )
+    kind = str(answer.modality or "visible and infrared")
+    notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in answer.notes)
+    no_match = (
+        '<p class="no-match">No match: no entry reaches the probability or false-match rate asked for.</p>'
+        if answer.no_match and answer.compared
+        else ""
+    )
+    cards = "".join(
+        _card(rank, hit, size, stored(hit.id), zone) for rank, (hit, size) in enumerate(answer.ranking, 1)
+    )
+    prior = (
+        ""
+        if answer.prior is None
+        else f'<p class="soft">Probabilities of "same person" start from a prior of {answer.prior:.3g}.</p>'
+    )
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">"
+        f"<title>fmcnet search</title><style>{STYLE}</style></head><body><main>"
+        f'<section class="query"><div class="pictures">{"".join(_frame(str(p), "query") for p in query)}</div>'
+        f'<div class="words"><h1>Who is this?</h1><p>{answer.images} {kind} picture{"s" * (answer.images > 1)}, '
+        f"compared with {answer.compared:,} entries.</p>{prior}{notes}"
+        '<p class="soft">A similarity is no proof of identity: a person has to look.</p></div></section>'
+        f"{no_match}<ol>{cards}</ol></main></body></html>\n"
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_atomically(path, lambda at: at.write_text(page, encoding="utf-8"), private_mode(path.parent))
+
+
+def _card(rank: int, hit: Hit, size: int, picture: bytes | None, zone: tzinfo) -> str:
+    sure = "" if hit.probability is None else f"{hit.probability:.1%}"
+    share = hit.similarity if hit.probability is None else hit.probability
+    facts = [
+        f"similarity {hit.similarity:.3f}",
+        str(hit.modality),
+        "" if hit.camera is None else f"camera {hit.camera}",
+        shown_time(hit.time, zone, name=True),
+        "" if hit.pid is None else f"person {hit.pid}",
+        "" if hit.track is None else f"track {hit.track}",
+        "" if size == 1 else f"{size} pictures",
+    ]
+    lines = "".join(f'<p class="soft">{escape(printable(fact))}</p>' for fact in facts if fact)
+    return (
+        f'<li>{_frame(hit.source, f"rank {rank}", picture)}<div class="facts"><b>{rank}. {sure}</b>'
+        f'<div class="meter"><i style="width:{100 * min(max(share, 0.0), 1.0):.1f}%"></i></div>{lines}</div></li>'
+    )
+
+
+def _frame(source: str | None, name: str, picture: bytes | None = None) -> str:
+    """The picture that the gallery keeps, or the one of the source, or words in its place."""
+    if picture is None and source is not None:
+        with contextlib.suppress(DataError):
+            picture = thumbnail(source)
+    inside = "<span>picture not at hand</span>"
+    if picture:
+        data = base64.b64encode(picture).decode("ascii")
+        inside = f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{data}">'
+    return f'<div class="frame" title="{escape(printable(source or ""))}">{inside}</div>'
+
+
+def thumbnail(source: Any, value_range: ValueRange | None = None, size: tuple[int, int] = THUMBNAIL) -> bytes:
+    """A JPEG of at most `size`, without metadata, of a path, a Pillow image or an (H, W, 3) uint8 array.
+
+    Raises:
+        DataError: when it cannot be read. FmcnetError: for anything else.
+    """
+    if isinstance(source, (str, Path)):
+        image = open_rgb(source, value_range)
+    elif isinstance(source, Image.Image):
+        image = to_rgb(source, value_range).copy()
+    elif isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 3:
+        image = Image.fromarray(source).convert("RGB")
     else:
-        query = " and ".join(str(kind) for kind in scores.query)
-        for kind in (where or Where()).modalities:
-            if scores.covers(kind):
-                continue
-            if asked:
-                notes.append(f"{kind} entries were left out: {query} to {kind} is not calibrated")
-            elif any(one.modality is kind for one in candidates):
-                notes.append(f"no probability for {kind} entries: {query} to {kind} is not calibrated")
-        if images > 1:
-            notes.append(
-                f"{images} images were pooled; probabilities were learnt from single images and are approximate here"
-            )
-        if any(one.pooled > 1 for one in found):
-            notes.append(
-                "the pictures of each track were pooled; probabilities were learnt from single images and are "
-                "approximate here"
-            )
-        if len(scores.query) > 1:
-            notes.append("the query has both modalities: the more cautious of two calibrations is shown")
-    if group and found and all(one.key is None for one in found):
-        notes.append("no entry found has what it was to be grouped by, so each is a group of its own")
-    if asked and not found and candidates:
-        best = candidates[0]
-        what = "track" if group == "track" else "entry"
-        likely = "" if best.probability is None else f", probability {best.probability:.3g}"
-        notes.append(
-            f"no match: no {what} reaches what was asked for; the nearest {what} has similarity "
-            f"{best.similarity:.3f}{likely}"
+        raise FmcnetError(
+            f"keep_images takes paths, Pillow images and uint8 arrays, not {type(source).__name__}"
         )
-    return tuple(notes)
+    image.thumbnail(size)
+    out = io.BytesIO()
+    Image.frombytes("RGB", image.size, image.tobytes()).save(out, "JPEG", quality=85)
+    return out.getvalue()

@@ -1,27 +1,45 @@
-"""Copy a gallery into another place, of either backend: exact, in batches, resumable, compared at the end."""
+"""A gallery elsewhere: in a gallery of either backend, or as one file for other tools.
+
+A copy is exact, in batches, resumable, and compared at the end. A file is Parquet (extra `gallery`) or npz.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fmcnet.errors import GalleryError
+from fmcnet.errors import GalleryError, require
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.progress import Progress
 from fmcnet.retrieval.gallery import open_store
 from fmcnet.retrieval.inputs import check_settings
-from fmcnet.retrieval.records import MADE_WITH, EntryBatch, IndexChoice, OpenOptions
+from fmcnet.retrieval.records import (
+    MADE_WITH,
+    NONE,
+    Entry,
+    EntryBatch,
+    GallerySettings,
+    IndexChoice,
+    OpenOptions,
+    Stored,
+    to_micros,
+)
 
 if TYPE_CHECKING:
     from fmcnet.retrieval.gallery import Store
 
 BATCH = 2_048
 """Entries in one add."""
+WAIT = 30.0
+"""Seconds to wait for another process that writes to the target."""
+TEXTS = ("id", "pid", "camera", "source", "track")
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +69,6 @@ def copy_gallery(
     target: str | Path,
     *,
     index: IndexChoice | None = None,
-    timeout: float = 30.0,
-    batch: int = BATCH,
     progress: bool | None = None,
 ) -> Copied:
     """Copy all entries, with ids, metadata, embeddings and pictures, bit for bit and in their order.
@@ -64,43 +80,48 @@ def copy_gallery(
         source: a folder or milvus://host:port/name.
         target: likewise; new, or what an earlier call has begun.
         index: of a new target, as of `Gallery`.
-        timeout: seconds to wait for another process that writes to the target.
-        batch: entries in one add.
         progress: show a bar; None: on a terminal only.
 
     Raises:
         GalleryError: when the source is empty, the target holds other entries or is the source, or either changed
             during the copy.
     """
-    if batch < 1:
-        raise GalleryError(f"batch={batch} must be at least 1")
     if not _is_cluster(source) and Path(source).resolve() == Path(target).resolve():
         raise GalleryError(f"{source} and {target} are the same gallery: name another one to copy into")
-    options = OpenOptions(True, False, timeout, None, None, "float32", BATCH)
+    options = OpenOptions(True, False, WAIT, None, None, "float32", BATCH)
     with closing(open_store(source, options)) as there:
         settings = there.settings
         if settings is None or not there.count(None):
             raise GalleryError(f"{there.location} is empty: there is nothing to copy")
-        dtype = "float32" if _is_cluster(target) else settings.dtype
+        takes = not _is_cluster(target)
+        dtype = settings.dtype if takes else "float32"
         options = replace(options, read_only=False, create=True, index=index, dtype=dtype)
         with closing(open_store(target, options)) as here:
             if here.location == there.location:
                 raise GalleryError(f"{here.location} is the gallery itself: name another one to copy into")
             if here.settings is not None:
                 check_settings(here.settings, settings.dimension, settings.model, here.location)
-            return _copy(there, here, source, target, batch, progress)
+            before = _compare(there, here, progress) if here.count(None) else 0
+            pictures = there.info().pictures
+            if pictures and not takes:
+                logger.warning(
+                    "%s keeps no pictures: %d of %s are left out", here.location, pictures, there.location
+                )
+            written = _write(there, here, settings.model, takes and pictures > 0, progress)
+            _note(source, target)
+            _take_files(there, here)
+            entries, total = _compare(there, here, progress), there.count(None)
+            if entries != total:
+                raise GalleryError(
+                    f"{there.location} has {total:,} entries and {here.location} {entries:,}: one of them changed "
+                    "during the copy. Run the same command again; it continues."
+                )
+            kept, left_out = here.info().pictures, 0 if takes else pictures
+            return Copied(there.location, here.location, written, before, entries, kept, left_out)
 
 
-def _copy(
-    there: Store, here: Store, source: str | Path, target: str | Path, batch: int, progress: bool | None
-) -> Copied:
-    before = _compare(there, here, batch, progress) if here.count(None) else 0
-    pictures = there.info().pictures
-    takes = not _is_cluster(target)
-    if pictures and not takes:
-        logger.warning("%s keeps no pictures: %d of %s are left out", here.location, pictures, there.location)
-    written = _write(there, here, batch, takes and pictures > 0, progress)
-    _note(source, target)
+def _take_files(there: Store, here: Store) -> None:
+    """Copy what is known of files, and of what was removed."""
     if there.files is not None and here.files is not None:
         here.files.take(there.files)
     elif there.files is not None:
@@ -108,45 +129,28 @@ def _copy(
             "%s remembers neither files nor removals: fmcnet index into it adds what was removed again",
             here.location,
         )
-    entries, total = _compare(there, here, batch, progress), there.count(None)
-    if entries != total:
-        raise GalleryError(
-            f"{there.location} has {total:,} entries and {here.location} {entries:,}: one of them changed during the "
-            "copy. Run the same command again; it continues."
-        )
-    return Copied(
-        there.location,
-        here.location,
-        written,
-        before,
-        entries,
-        here.info().pictures,
-        0 if takes else pictures,
-    )
 
 
-def _write(there: Store, here: Store, batch: int, pictures: bool, progress: bool | None) -> int:
+def _write(there: Store, here: Store, model: str, pictures: bool, progress: bool | None) -> int:
     """Add what the target lacks; how many entries that were."""
-    settings = there.settings
-    assert settings is not None
     written = 0
     with Progress("copying", there.count(None), show=progress) as bar:
-        for part in there.scan(None, batch):
+        for part in there.scan(None, BATCH):
             entries = tuple(entry for entry, _ in part)
             kept = tuple(there.picture(entry.id) for entry in entries) if pictures else ()
             vectors = np.stack([vector for _, vector in part])
-            written += here.add(EntryBatch(entries, vectors, kept), settings.model, "skip").added
+            written += here.add(EntryBatch(entries, vectors, kept), model, "skip").added
             bar.advance(count=len(part))
     return written
 
 
-def _compare(there: Store, here: Store, batch: int, progress: bool | None) -> int:
+def _compare(there: Store, here: Store, progress: bool | None) -> int:
     """How many entries the target has; an error names the first that the source lacks, or has otherwise."""
     settings = here.settings
     half = settings is not None and settings.dtype == "float16"
     count = 0
     with Progress("comparing", here.count(None), show=progress) as bar:
-        for part in here.scan(None, batch):
+        for part in here.scan(None, BATCH):
             found = there.fetch([entry.id for entry, _ in part])
             for entry, vector in part:
                 if entry.id not in found:
@@ -176,3 +180,75 @@ def _note(source: str | Path, target: str | Path) -> None:
 
 def _is_cluster(location: str | Path) -> bool:
     return str(location).startswith("milvus://")
+
+
+def export(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]]) -> int:
+    """Write all entries to one file; the format by the name's end; how many they were.
+
+    Raises:
+        GalleryError: for another ending, or when the file cannot be written.
+        MissingDependencyError: for Parquet without pyarrow.
+    """
+    writers = {".npz": _npz, ".parquet": _parquet}
+    if path.suffix not in writers:
+        raise GalleryError(f"{path}: the name must end in .npz or .parquet")
+    counts: list[int] = []
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(
+            path,
+            lambda temporary: counts.append(writers[path.suffix](temporary, settings, parts)),
+            private_mode(path.parent),
+        )
+    except OSError as error:
+        raise GalleryError(f"{path} cannot be written: {error.strerror or error}") from error
+    return counts[0]
+
+
+def _npz(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]]) -> int:
+    """Arrays of N rows; what is not known is the smallest int64 (time_us) or "" (texts)."""
+    entries: list[Entry] = []
+    vectors = [np.empty((0, settings.dimension), np.float32)]
+    for part in parts:
+        entries += [entry for entry, _ in part]
+        vectors.append(np.stack([vector for _, vector in part]))
+    times = [NONE if e.time is None else to_micros(e.time) for e in entries]
+    arrays: dict[str, Any] = {
+        "embedding": np.concatenate(vectors),
+        "time_us": np.array(times, np.int64),
+        "modality": np.array([e.modality.value for e in entries], np.str_),
+        "tags": np.array([json.dumps(e.tags, ensure_ascii=False) for e in entries], np.str_),
+        "model": np.array(settings.model),
+    }
+    for name in TEXTS:
+        arrays[name] = np.array([getattr(e, name) or "" for e in entries], np.str_)
+    with path.open("wb") as stream:
+        np.savez(stream, **arrays)
+    return len(entries)
+
+
+def _parquet(path: Path, settings: GallerySettings, parts: Iterator[list[Stored]]) -> int:
+    """A row an entry; what is not known is null; the model is in the file's metadata."""
+    arrow: Any = require("pyarrow", "gallery")
+    parquet: Any = require("pyarrow.parquet", "gallery")
+    names = ("id", "pid", "modality", "camera", "time", "source", "track", "tags")
+    kinds = dict.fromkeys(names, arrow.string())
+    kinds |= {"time": arrow.timestamp("us", tz="UTC"), "tags": arrow.list_(arrow.string())}
+    fields = [arrow.field(name, kind) for name, kind in kinds.items()]
+    fields.append(arrow.field("embedding", arrow.list_(arrow.float32(), settings.dimension)))
+    schema = arrow.schema(fields, metadata={"fmcnet.models": settings.model})
+    count = 0
+    with parquet.ParquetWriter(str(path), schema) as writer:
+        for part in parts:
+            columns = {
+                "modality": [e.modality.value for e, _ in part],
+                "time": [e.time for e, _ in part],
+                "tags": [list(e.tags) for e, _ in part],
+                **{name: [getattr(e, name) for e, _ in part] for name in TEXTS},
+            }
+            arrays = [arrow.array(columns[name], kind) for name, kind in kinds.items()]
+            flat = arrow.array(np.concatenate([vector for _, vector in part]).astype(np.float32))
+            arrays.append(arrow.FixedSizeListArray.from_arrays(flat, settings.dimension))
+            writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))
+            count += len(part)
+    return count

@@ -10,6 +10,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from fmcnet.retrieval.records import Entry
@@ -17,6 +18,8 @@ from fmcnet.retrieval.sqlite_database import FILES, LISTED, REMOVED, Database, c
 
 CHUNK = 4096
 """Rows read at once."""
+NO_FILES = f"(SELECT NULL seq, NULL path, NULL root, NULL state, NULL digest, NULL crc LIMIT 0) AS {FILES}"
+"""Stands for the table in a gallery of 0.1.0."""
 
 
 class FileRecord(NamedTuple):
@@ -41,20 +44,13 @@ class Origin(NamedTuple):
     record: FileRecord | None
 
 
+@dataclass(frozen=True)
 class FileRecords:
-    """The records of one gallery.
+    """The records of one gallery; `reading` and `writing` are its store's rules of locking."""
 
-    Args:
-        database: of the gallery. reading, writing: the store's rules of locking.
-    """
-
-    def __init__(
-        self,
-        database: Database,
-        reading: Callable[[], AbstractContextManager[Any]],
-        writing: Callable[[], AbstractContextManager[Any]],
-    ) -> None:
-        self._database, self._reading, self._writing = database, reading, writing
+    database: Database
+    reading: Callable[[], AbstractContextManager[Any]]
+    writing: Callable[[], AbstractContextManager[Any]]
 
     def of(self, ids: Iterable[str]) -> dict[str, FileRecord]:
         """Those of entries, by id."""
@@ -83,42 +79,44 @@ class FileRecords:
             added: these entries are new, so their content is not removed any more.
         """
         if records:
-            with self._writing(), self._database.writing():
+            with self.writing(), self.database.writing():
                 if added:
                     self.forget_removed(one.digest for one in records.values())
-                self._put({seq: records[name] for name, seq in self._database.seqs(list(records)).items()})
+                self._put({seq: records[name] for name, seq in self.database.seqs(list(records)).items()})
 
-    def rename(self, renamed: Mapping[str, tuple[Entry, FileRecord | None]]) -> None:
+    def rename(self, renamed: Mapping[str, Origin]) -> None:
         """Give entries another id, source and record, all or nothing.
 
         Args:
             renamed: by the present id; the new ids must not be those of other entries.
         """
-        with self._writing(), self._database.writing():
-            seqs = self._database.seqs(list(renamed))
-            new = {seqs[name]: value for name, value in renamed.items() if name in seqs}
+        with self.writing(), self.database.writing():
+            seqs = self.database.seqs(list(renamed))
+            new = {seq: renamed[name] for name, seq in seqs.items()}
+            before: dict[int, Entry] = {}
             for seq in new:  # first away from all ids, since some may be taken by each other
-                self._database.connection.execute("UPDATE rows SET id = ? WHERE seq = ?", (f"\0{seq}", seq))
-            for seq, (entry, _) in new.items():
-                self._database.rewrite(seq, entry)
-            self._put({seq: record for seq, (_, record) in new.items() if record is not None})
-            self.forget_removed(entry.id for entry, _ in new.values())
-            self._database.note_change(new)
+                before[seq], _ = self.database.stored([seq])[seq]
+                self.database.connection.execute("UPDATE rows SET id = ? WHERE seq = ?", (f"\0{seq}", seq))
+            for seq, one in new.items():
+                self.database.rewrite(seq, replace(before[seq], id=one.id, source=one.source))
+            self._put({seq: one.record for seq, one in new.items() if one.record is not None})
+            self.forget_removed(one.id for one in new.values())
+            self.database.note(new, gone=False)
 
     def removed(self, ids: Iterable[str]) -> set[str]:
         """Those of these ids, or digests of files, that were removed and not added since."""
-        with self._reading():
-            if REMOVED not in self._database.tables():
+        with self.reading():
+            if REMOVED not in self.database.tables():
                 return set()
             known = f"SELECT 1 FROM {REMOVED} WHERE digest = ?"
-            return {one for one in ids if self._database.run(known, (_hashed(one),))}
+            return {one for one in ids if self.database.run(known, (_hashed(one),))}
 
     def remember_removed(self, seqs: Sequence[int]) -> None:
         """Remember what goes, by the content of its file, or by its id where that is not recorded.
 
         As `forget_removed`, in the caller's transaction.
         """
-        found = self._database.run(
+        found = self.database.run(
             f"SELECT id, digest FROM rows LEFT JOIN {FILES} ON {FILES}.seq = rows.seq WHERE rows.seq IN {LISTED}",
             (listed(seqs),),
         )
@@ -126,27 +124,27 @@ class FileRecords:
 
     def forget_removed(self, ids: Iterable[str]) -> None:
         """These ids, or digests of files, are there again."""
-        self._database.connection.executemany(
+        self.database.connection.executemany(
             f"DELETE FROM {REMOVED} WHERE digest = ?", ((_hashed(one),) for one in ids)
         )
 
     def take(self, other: FileRecords) -> None:
         """Copy what another gallery of the same entries knows of files, and of what was removed."""
         self.put({one.id: one.record for one in other.origins() if one.record is not None})
-        with other._reading():
-            known = REMOVED in other._database.tables()
-            digests = other._database.run(f"SELECT digest FROM {REMOVED}") if known else []
+        with other.reading():
+            known = REMOVED in other.database.tables()
+            digests = other.database.run(f"SELECT digest FROM {REMOVED}") if known else []
         if digests:
-            with self._writing(), self._database.writing():
+            with self.writing(), self.database.writing():
                 self._remember(row[0] for row in digests)
 
     def _remember(self, digests: Iterable[bytes]) -> None:
-        self._database.connection.executemany(
+        self.database.connection.executemany(
             f"INSERT OR IGNORE INTO {REMOVED} VALUES (?)", ((one,) for one in digests)
         )
 
     def _put(self, records: Mapping[int, FileRecord]) -> None:
-        self._database.connection.executemany(
+        self.database.connection.executemany(
             f"INSERT OR REPLACE INTO {FILES} VALUES (?, ?, ?, ?, ?, ?)",
             ((seq, *record, checksum(seq, *record)) for seq, record in records.items()),
         )
@@ -154,19 +152,15 @@ class FileRecords:
     def _select(self, condition: str, values: tuple[object, ...]) -> list[tuple[int, Origin]]:
         """Row numbers of entries, and where they came from."""
         found: list[tuple[int, Origin]] = []
-        with self._reading():
-            if FILES not in self._database.tables():
-                if FILES in condition:
-                    return found
-                rows = self._database.run(f"SELECT seq, id, source FROM rows WHERE {condition}", values)
-                return [(at, Origin(name, source, None)) for at, name, source in rows]
-            for at, name, source, seq, *record, crc in self._database.run(
+        with self.reading():
+            table = FILES if FILES in self.database.tables() else NO_FILES
+            for at, name, source, seq, *record, crc in self.database.run(
                 f"SELECT rows.seq, rows.id, rows.source, {FILES}.* FROM rows "
-                f"LEFT JOIN {FILES} ON {FILES}.seq = rows.seq WHERE {condition}",
+                f"LEFT JOIN {table} ON {FILES}.seq = rows.seq WHERE {condition}",
                 values,
             ):
                 if seq is not None and checksum(seq, *record) != crc:
-                    raise self._database.damaged(f"checksum of row {seq}, file")
+                    raise self.database.damaged(f"checksum of row {seq}, file")
                 found.append((at, Origin(name, source, None if seq is None else FileRecord(*record))))
         return found
 

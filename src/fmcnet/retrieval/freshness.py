@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from fmcnet.errors import GalleryError
 from fmcnet.files import file_digest, file_state
 from fmcnet.retrieval.file_records import FileRecord, Origin
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.records import Entry, Where
+from fmcnet.retrieval.records import Where
 from fmcnet.retrieval.sources import Picture, path_id
 
 REMOVED_AT_ONCE = 10_000
@@ -23,7 +23,7 @@ NAMED = 3
 
 
 class Moved(NamedTuple):
-    """A file with the content of an indexed one that is gone from its place."""
+    """A file with the content of an indexed one, and the place of that one."""
 
     path: str
     before: str
@@ -117,13 +117,11 @@ def compare_files(
     new = {name: record for name, record in records.items() if name not in stored}
     twins = gallery.files.with_digest(record.digest for record in new.values())
     for name, record in new.items():
-        if record.digest not in twins:
-            continue
-        paths = [one.path for one in twins[record.digest]]
+        paths = [one.path for one in twins.get(record.digest, ())]
         there = [path for path in paths if not is_gone(Path(path))]
         if there:
             changes.copies.append(Moved(record.path, there[0]))
-        else:
+        elif paths:
             changes.moved[name] = Moved(record.path, paths[0])
     return records
 
@@ -144,10 +142,8 @@ def is_gone(path: Path) -> bool:
     """Whether there is surely no such file: a folder that cannot be read, or a link to nowhere, does not tell."""
     try:
         path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, (FileNotFoundError, NotADirectoryError))
     return False
 
 
@@ -181,17 +177,17 @@ def find_gone(gallery: Gallery) -> list[GoneFiles]:
     those added over HTTP may, are not looked at.
     """
     entries = Counter[str]()
-    gone = defaultdict[str, list[Origin]](list)
+    gone = defaultdict[str, dict[str, Path]](dict)
     for one in _origins(gallery):
         path = indexed_path(one)
         if path is not None:
             root = one.record.root if one.record is not None else str(path.parent)
             entries[root] += 1
             if is_gone(path):
-                gone[root].append(one)
+                gone[root][one.id] = path
     return [
-        GoneFiles(root, tuple(one.id for one in found), str(indexed_path(found[0])), entries[root])
-        for root, found in sorted(gone.items())
+        GoneFiles(root, tuple(paths), str(next(iter(paths.values()))), entries[root])
+        for root, paths in sorted(gone.items())
     ]
 
 
@@ -220,11 +216,7 @@ def _origins(gallery: Gallery) -> Sequence[Origin]:
 
 
 class Relocation(NamedTuple):
-    """What a relocation did, or would do.
-
-    Attributes:
-        matched: entries whose source lies below the old place. missing: those whose file is not at the new place.
-    """
+    """Entries whose source lies below the old place, and those of them whose file is not at the new place."""
 
     matched: int
     missing: int
@@ -236,7 +228,8 @@ def relocate(gallery: Gallery, old: str, new: str, *, dry_run: bool = False) -> 
     An entry that `index` made gets the id that its file has at the new place, so indexing there adds nothing twice.
 
     Args:
-        gallery: in a folder. old, new: a file or folder each; relative to the working folder, or an address (s3://...).
+        gallery: in a folder.
+        old, new: a file or folder each; relative to the working folder, or an address (s3://...).
         dry_run: only count.
 
     Raises:
@@ -255,14 +248,9 @@ def relocate(gallery: Gallery, old: str, new: str, *, dry_run: bool = False) -> 
         some = f"; sources lie in {', '.join(roots[:NAMED])}{more}" if roots else ""
         raise GalleryError(f"{gallery.location} has no entry whose source is {old} or lies below it{some}")
     _check_names(origins, renamed, gallery.location)
-    paths = [path for one in renamed.values() if (path := indexed_path(one)) is not None]
-    missing = sum(map(is_gone, paths))
+    missing = sum(is_gone(path) for one in renamed.values() if (path := indexed_path(one)) is not None)
     if not dry_run:
-        changes: dict[str, tuple[Entry, FileRecord | None]] = {}
-        for entry, _ in gallery.scan(Where(ids=list(renamed))):
-            now = renamed[entry.id]
-            changes[entry.id] = replace(entry, id=now.id, source=now.source), now.record
-        gallery.files.rename(changes)
+        gallery.files.rename(renamed)
     return Relocation(len(renamed), missing)
 
 
@@ -292,7 +280,7 @@ def _moved(origin: Origin, old: str, new: str) -> Origin | None:
 
 
 def _swapped(text: str | None, old: str, new: str) -> str | None:
-    """A text with `new` for `old` at its beginning; None where it does not begin so."""
+    """A path or address with `new` for `old` at its beginning; None where it does not begin so."""
     if text == old:
         return new
     begin = old.rstrip(os.sep) + ("/" if "://" in old else os.sep)

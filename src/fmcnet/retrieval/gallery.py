@@ -13,9 +13,6 @@ from numpy.typing import ArrayLike
 
 from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import inputs
-from fmcnet.retrieval.columns import DayCount
-from fmcnet.retrieval.export import export
-from fmcnet.retrieval.ranking import group, pool, rank_pooled
 from fmcnet.retrieval.records import (
     EPOCH,
     Added,
@@ -30,7 +27,10 @@ from fmcnet.retrieval.records import (
     OpenOptions,
     Stored,
     Where,
+    group,
+    rank_pooled,
 )
+from fmcnet.retrieval.times import DayCount
 from fmcnet.types import FloatArray, Modality
 
 if TYPE_CHECKING:
@@ -149,15 +149,15 @@ class Gallery:
 
     def removed(self, ids: Sequence[str]) -> set[str]:
         """Those of these ids that were removed or expired, and not added since; of a cluster none is known."""
-        return self._store.removed(ids)
+        return set() if self.files is None else self.files.removed(ids)
 
     def cameras(self) -> list[str]:
         """The names of the cameras that entries have, sorted."""
-        return sorted(self._store.cameras())
+        return sorted(self._store.texts("camera"))
 
     def identities(self) -> list[str]:
         """The identities that entries have, sorted; of a cluster none, for it would read all rows."""
-        return sorted(self._store.identities())
+        return sorted(self._store.texts("pid"))
 
     def days(self, where: Where | None = None, zone: tzinfo = timezone.utc) -> tuple[DayCount, ...]:
         """How many entries each camera has on each day, the newest day first, those without a time last.
@@ -227,7 +227,7 @@ class Gallery:
         Raises:
             GalleryError: for a query of another dimension or model, NaN, or a zero vector.
         """
-        return self._search(pool(query)[None], top, where, model, exact)[0]
+        return self._search(inputs.pool(query)[None], top, where, model, exact)[0]
 
     def search_each(
         self,
@@ -262,32 +262,20 @@ class Gallery:
                 modalities are then two groups. Otherwise by the best entry.
         """
         _check_top(top)
+        wanted = POOLED * top if pooled else top
+        wide, whole, most = 5 * wanted, self.count(where), min(MOST, self._store.most)
+        while True:
+            hits = self.search(query, min(wide, most), where, model=model, exact=exact)
+            near = group(hits, by, modalities_apart=pooled)[:wanted]
+            if len(near) >= wanted or len(hits) >= whole or wide >= most:
+                break
+            wide *= 4
         if not pooled:
-            return self._groups(query, by, top, where, model, exact)
-        near = self._groups(query, by, POOLED * top, where, model, exact, modalities_apart=True)
+            return near
         keys: Any = [one.key for one in near if one.key is not None]
         scope = where or Where()  # all of these keys pass it
         members = replace(scope, tracks=keys) if by == "track" else replace(scope, pids=keys)
-        return rank_pooled(pool(query), near, self.scan(members) if keys else (), by)[:top]
-
-    def _groups(
-        self,
-        query: ArrayLike,
-        by: Literal["track", "pid"],
-        top: int,
-        where: Where | None,
-        model: str | None,
-        exact: bool,
-        modalities_apart: bool = False,
-    ) -> list[HitGroup]:
-        wide, whole = 5 * top, self.count(where)
-        most = min(MOST, self._store.most)
-        while True:
-            hits = self.search(query, min(wide, most), where, model=model, exact=exact)
-            groups = group(hits, by, modalities_apart=modalities_apart)
-            if len(groups) >= top or len(hits) >= whole or wide >= most:
-                return groups[:top]
-            wide *= 4
+        return rank_pooled(inputs.pool(query), near, self.scan(members) if keys else (), by)[:top]
 
     def _search(
         self, queries: FloatArray, top: int, where: Where | None, model: str | None, exact: bool
@@ -430,6 +418,8 @@ class Gallery:
         Raises:
             GalleryError: for another ending, a gallery never added to, or a file that cannot be written.
         """
+        from fmcnet.retrieval.copy import export
+
         settings = self._store.settings
         if settings is None:
             raise GalleryError(f"{self.location} is empty: there is nothing to export")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ SHARE = 0.05
 """Rows in memory only, as a share of those in the file, that are written to it."""
 
 
+@dataclass
 class GalleryIndex:
     """The index of one process over a gallery's folder.
 
@@ -39,18 +41,15 @@ class GalleryIndex:
         faults: what was wrong with the files when they were loaded last, by name.
     """
 
-    def __init__(
-        self, folder: Path, database: Database, choice: IndexChoice, hnsw_above: int, flush_rows: int
-    ) -> None:
-        self.folder = folder
-        self.database = database
-        self.choice = choice
-        self.hnsw_above = hnsw_above
-        self.flush_rows = flush_rows
-        self.state: FaissIndex | None = None
-        self.manifest: IndexManifest | None = None
-        self.faults: list[str] = []
-        self._unerased: list[int] = []
+    folder: Path
+    database: Database
+    choice: IndexChoice
+    hnsw_above: int
+    flush_rows: int
+    state: FaissIndex | None = None
+    manifest: IndexManifest | None = None
+    faults: list[str] = field(default_factory=list)
+    _unerased: list[int] = field(default_factory=list)
 
     # ---- reading; a transaction is open ----
 
@@ -103,7 +102,16 @@ class GalleryIndex:
             raise InvalidIndexError(
                 f"{INDEX} is of generation {manifest.generation}, the database of {generation}"
             )
-        return manifest.load(self.folder)
+        codes, columns = manifest.verify(self.folder), manifest.load_columns(self.folder)
+        if len(columns) != manifest.rows:
+            raise InvalidIndexError(f"{manifest.columns} has {len(columns)} rows, not {manifest.rows}")
+        index = FaissIndex(manifest.dimension, manifest.dtype, columns)
+        index.generation = manifest.generation
+        try:
+            index.load(codes, self.folder / manifest.graph if manifest.graph else None)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise InvalidIndexError(f"{manifest.graph} cannot be read ({error})") from error
+        return index
 
     def _catch_up(self, state: FaissIndex, generation: int) -> None:
         columns = state.columns
@@ -175,31 +183,29 @@ class GalleryIndex:
 
     def flush(self, *, complete: bool = False) -> None:
         """Bring the files up to date; `complete`: the graphs, too. A failure is logged: the database has it all."""
-        if self.state is None:
+        state = self.state
+        if state is None:
             return
         try:
-            self._flush(self.state, complete=complete)
+            manifest = self.manifest or IndexManifest(
+                self.database.name(), state.generation, state.dimension, str(state.dtype)
+            )
+            manifest.append(self.folder, state.take_unsaved())
+            wanted = self.choice == "hnsw" or (self.choice == "auto" and state.live > self.hnsw_above)
+            missing = len(state) - state.graph_rows
+            if wanted and missing and (complete or not state.graph_rows or missing >= BEHIND):
+                state.grow_graphs()
+                manifest.graph = None
+            if not state.graph_rows:
+                manifest.graph = None
+            elif manifest.graph is None:
+                manifest.put_graphs(self.folder, state)
+            manifest.commit(self.folder, state)
+            self.manifest, self.faults = manifest, []
+            state.saved, state.unsaved = len(state), []
         except (OSError, MemoryError, RuntimeError, InvalidIndexError) as error:  # RuntimeError is FAISS's
             logger.warning("%s: the index cannot be written (%s); searches go on", self.folder, error)
             self.state = None  # the next use loads the files, or reads the database
-
-    def _flush(self, state: FaissIndex, *, complete: bool) -> None:
-        manifest = self.manifest or IndexManifest(
-            self.database.name(), state.generation, state.dimension, str(state.dtype)
-        )
-        manifest.append(self.folder, state.take_unsaved())
-        wanted = self.choice == "hnsw" or (self.choice == "auto" and state.live > self.hnsw_above)
-        missing = len(state) - state.graph_rows
-        if wanted and missing and (complete or not state.graph_rows or missing >= BEHIND):
-            state.grow_graphs()
-            manifest.graph = None
-        if not state.graph_rows:
-            manifest.graph = None
-        elif manifest.graph is None:
-            manifest.put_graphs(self.folder, state)
-        manifest.commit(self.folder, state)
-        self.manifest, self.faults = manifest, []
-        state.saved, state.unsaved = len(state), []
 
     def compact(self, generation: int) -> None:
         """Write all files anew without the removed rows; the database was compacted before.
@@ -222,16 +228,13 @@ class GalleryIndex:
 def check_loss(folder: Path, timeout: float) -> None:
     """Refuse a database that lost what its mark or the index knows, before a writer changes anything.
 
-    Args:
-        folder: of the gallery. timeout: seconds to wait for a lock.
-
     Raises:
         GalleryDamagedError: says what was lost, and what to do.
     """
     mark, index = (
         read_mark(folder / NAME),
         IndexManifest.find(folder),
-    )  # read first: the database may only be newer
+    )  # first: the database may only be newer
     newest = [one for one in (mark, index) if one is not None]
     proofs = _proofs(folder, mark is None, index is None)
     main = _in_main_file(folder, timeout)
@@ -245,11 +248,8 @@ def check_loss(folder: Path, timeout: float) -> None:
         if main is not None and (main.gallery != name or main.generation > generation):
             raise database.damaged("its write-ahead log is another gallery's, or older")
         if any(one.gallery == name and one.generation > generation for one in newest):
-            raise lost(
-                folder,
-                f"{NAME} is older than what was written last, so its write-ahead log was lost or damaged",
-                index,
-            )
+            older = f"{NAME} is older than what was written last, so its write-ahead log was lost or damaged"
+            raise lost(folder, older, index)
         if mark is not None and name not in {one.gallery for one in newest}:
             raise lost(folder, f"{NAME} is another gallery's", index)
         if index is not None and index.rows and name != index.gallery:
@@ -276,14 +276,13 @@ def _proofs(folder: Path, mark: bool = True, index: bool = True) -> list[Path]:
 def lost(folder: Path, what: str, index: IndexManifest | None) -> GalleryDamagedError:
     """The error of a gallery that lost entries."""
     rows = f", and the index has {index.rows:,} rows" if index is not None else ""
-    left = (folder / NAME).is_file() and (folder / NAME).stat().st_size > 0
-    recover = (
-        f", or write what is left into a new gallery: fmcnet gallery recover {folder} NEW --model MODEL"
-        if left or index is not None
-        else ""
-    )
-    proofs = map(str, _proofs(folder))
+    recover = ""
+    if index is not None or ((folder / NAME).is_file() and (folder / NAME).stat().st_size):
+        recover = (
+            f", or write what is left into a new gallery: fmcnet gallery recover {folder} NEW --model MODEL"
+        )
+    proofs = " and ".join(map(str, _proofs(folder)))
     return GalleryDamagedError(
         f"{folder} lost entries: {what}{rows}. Nothing was changed. Restore a backup (fmcnet gallery "
-        f"restore){recover}. If this database is the one you want, delete {' and '.join(proofs)}"
+        f"restore){recover}. If this database is the one you want, delete {proofs}"
     )

@@ -50,11 +50,7 @@ def remembered_ranges(gallery: str) -> list[ValueRange]:
 
 
 def range_of(gallery: str, option: str | None) -> ValueRange | None:
-    """The range of an option, or the only one that the gallery was indexed with, or None.
-
-    Raises:
-        DataError: for an option that is no range.
-    """
+    """The range of an option, or the only one that the gallery was indexed with, or None."""
     if option is not None:
         return parse_range(option)
     ranges = remembered_ranges(gallery)
@@ -64,17 +60,7 @@ def range_of(gallery: str, option: str | None) -> ValueRange | None:
 def open_model(
     gallery: str, source: str | Path | None, device: str = "auto", calibration: Path | None = None
 ) -> Encoder:
-    """The encoder for a gallery.
-
-    Args:
-        gallery, source: as `choose_model`.
-        device: where to compute.
-        calibration: a file of `fmcnet calibrate`; None: the one in the model's folder.
-
-    Raises:
-        CheckpointError: for a calibration of another model.
-        FmcnetError: as `choose_model`.
-    """
+    """The encoder for a gallery: that of `choose_model`, with the arguments of `Encoder.from_pretrained`."""
     return Encoder.from_pretrained(choose_model(gallery, source), device=device, calibration=calibration)
 
 

@@ -22,8 +22,7 @@ from pydantic import TypeAdapter
 
 from fmcnet.files import private_mode, remove_left, to_disk, write_atomically
 from fmcnet.parsing import parse_json, read_json
-from fmcnet.retrieval.columns import EntryColumns
-from fmcnet.retrieval.faiss_index import Codes, FaissIndex
+from fmcnet.retrieval.faiss_index import Codes, EntryColumns, FaissIndex
 from fmcnet.types import IntArray
 
 NAME = "index.json"
@@ -37,7 +36,7 @@ FILES = (NAME, "vectors-*.bin", "columns-*.npz", "graph-*")
 
 
 class InvalidIndexError(Exception):
-    """The files cannot be vouched for; the text says why. They are made anew from the database."""
+    """A file is missing or damaged; the text says which, and why. The files are made anew from the database."""
 
 
 @dataclass
@@ -48,6 +47,9 @@ class IndexManifest:
         gallery: name of the database it belongs to. generation: of the database, up to which it is complete.
         rows: of the embeddings' file `vectors`. blocks: their CRC-32, `BLOCK` rows each.
         columns, graph: files with the CRC-32 `columns_crc`, `graph_crc`.
+
+    Raises:
+        InvalidIndexError: by all methods that read.
     """
 
     gallery: str
@@ -70,11 +72,7 @@ class IndexManifest:
 
     @staticmethod
     def read(folder: Path) -> IndexManifest:
-        """The manifest of a folder.
-
-        Raises:
-            InvalidIndexError: when there is none, or it is damaged.
-        """
+        """The manifest of a folder."""
         try:
             outer = read_json(folder / NAME)
             if zlib.crc32(outer["body"].encode()) != outer["crc"]:
@@ -103,11 +101,7 @@ class IndexManifest:
         return None
 
     def verify(self, folder: Path) -> Codes:
-        """Read all files; the (rows, D) embeddings, mapped.
-
-        Raises:
-            InvalidIndexError: when one is missing or damaged, by name.
-        """
+        """Read all files; the (rows, D) embeddings, mapped."""
         codes = self.map(folder)
         for block, crc in enumerate(self.blocks):
             if block_crc(codes, block) != crc:
@@ -119,33 +113,15 @@ class IndexManifest:
         return codes
 
     def load_columns(self, folder: Path) -> EntryColumns:
-        """What filters need; errors as of `verify`."""
+        """What filters need."""
         _verify_file(folder, self.columns, self.columns_crc)
         try:
             return EntryColumns.load(folder / self.columns)
         except FileNotFoundError as error:  # another process wrote newer files since
             raise InvalidIndexError(f"{self.columns} is missing") from error
 
-    def load(self, folder: Path) -> FaissIndex:
-        """The index of the files; errors as of `verify`."""
-        codes = self.verify(folder)
-        columns = self.load_columns(folder)
-        if len(columns) != self.rows:
-            raise InvalidIndexError(f"{self.columns} has {len(columns)} rows, not {self.rows}")
-        index = FaissIndex(self.dimension, self.dtype, columns)
-        index.generation = self.generation
-        try:
-            index.load(codes, folder / self.graph if self.graph else None)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise InvalidIndexError(f"{self.graph} cannot be read ({error})") from error
-        return index
-
     def map(self, folder: Path) -> Codes:
-        """(rows, D) embeddings, mapped.
-
-        Raises:
-            InvalidIndexError: when the file is missing or too short.
-        """
+        """(rows, D) embeddings, mapped."""
         kind = np.dtype(self.dtype)
         if not self.rows:
             return np.empty((0, self.dimension), kind)

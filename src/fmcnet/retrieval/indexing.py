@@ -88,10 +88,6 @@ class IndexReport:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        faults, same = (
-            [{"source": fault.name, "reason": fault.reason} for fault in found]
-            for found in (self.faults, self.sources.same)
-        )
         return {
             "pictures": self.pictures,
             "added": self.added,
@@ -99,8 +95,8 @@ class IndexReport:
             "updated": self.updated,
             "replaced": self.replaced,
             "differences": [str(one) for one in self.differences],
-            "faults": faults,
-            "same_file": same,
+            "faults": [{"source": one.name, "reason": one.reason} for one in self.faults],
+            "same_file": [{"source": one.name, "reason": one.reason} for one in self.sources.same],
             "not_chosen": dict(self.sources.not_chosen),
             "not_listed": list(self.sources.not_listed),
             "changed": [one.path for one in self.changes.changed.values()],
@@ -130,7 +126,8 @@ def index(
     May be interrupted, or killed, at any point: what was added stays, and the same call goes on from there.
 
     Args:
-        searcher: encoder and gallery. sources: see `read_sources`.
+        searcher: encoder and gallery.
+        sources: see `read_sources`.
         on_error: "raise": a picture that cannot be taken ends it (what was added stays); "skip": it is left out.
         existing: what to do with pictures that it does hold. "keep": nothing, but report values given that
             differ from those stored; "update": store the values given (for another modality, or a file that changed:
@@ -167,7 +164,11 @@ def index(
                 report.removed_before += [str(one.path) for one in new if one.id in gone]
                 new = [one for one in new if one.id not in gone]
                 fresh += new
-                differing = _find_differences(gallery, portion, stored, keep_images, report.changes)
+                differing = {
+                    one.id: list(_differences(gallery, one, stored[one.id], keep_images, report.changes))
+                    for one in portion
+                    if one.id in stored
+                }
                 again: set[str] = set()
                 if existing == "keep":
                     report.differences += [one for found in differing.values() for one in found]
@@ -197,9 +198,8 @@ def index(
     if existing == "replace":
         report.changes.unwatched = 0  # all were encoded anew, changed or not
     doubts = (*near_cameras(gallery.cameras()), *added_notes(gallery, identities, fresh))
-    report.notes = list(
-        dict.fromkeys((*sources.notes, *doubts, *remarks.lines(), *report.changes.notes()))  # each once
-    )
+    notes = (*sources.notes, *doubts, *remarks.lines(), *report.changes.notes())
+    report.notes = list(dict.fromkeys(notes))  # each once
     report.entries, report.ranged = len(gallery), remarks.ranged()
     return report
 
@@ -220,24 +220,18 @@ def leave_out_expired(sources: Sources, until: datetime, option: str) -> Sources
         until: of `expires_before`. option: by which `Sources.not_chosen` counts them.
     """
     kept = tuple(one for one in sources.pictures if one.time is None or not EPOCH <= one.time < until)
-    left_out = len(sources.pictures) - len(kept)
-    not_chosen = {**sources.not_chosen, option: left_out} if left_out else sources.not_chosen
-    timeless = sum(one.time is None for one in kept)
-    note = f"{option}: {timeless} of {len(kept)} pictures have no time, are indexed and never expire"
-    notes = (*sources.notes, note) if timeless else sources.notes
-    return dataclasses.replace(sources, pictures=kept, not_chosen=not_chosen, notes=notes)
+    not_chosen, notes = dict(sources.not_chosen), list(sources.notes)
+    if left_out := len(sources.pictures) - len(kept):
+        not_chosen[option] = left_out
+    if timeless := sum(one.time is None for one in kept):
+        notes.append(
+            f"{option}: {timeless} of {len(kept)} pictures have no time, are indexed and never expire"
+        )
+    return dataclasses.replace(sources, pictures=kept, not_chosen=not_chosen, notes=tuple(notes))
 
 
 def check_faults(sources: Sources, *, missing_ok: bool = False) -> None:
-    """Refuse sources with faults.
-
-    Args:
-        sources: what to index.
-        missing_ok: rows whose file is gone are no reason.
-
-    Raises:
-        DataError: naming the faulty pictures.
-    """
+    """Refuse sources with faults by a DataError that names them; `missing_ok`: rows without a file are none."""
     found = [one for one in sources.faults if not (missing_ok and one.reason == MISSING)]
     if found:
         total = len(sources.pictures) + len(sources.faults)
@@ -274,33 +268,19 @@ def _add(
         )
 
 
-def _find_differences(
-    gallery: Gallery,
-    pictures: Sequence[Picture],
-    stored: Mapping[str, Entry],
-    keep_images: bool,
-    changes: FileChanges,
-) -> dict[str, list[Difference]]:
-    """Of each picture that is stored: the values given, and the content, that differ from those stored."""
-    found: dict[str, list[Difference]] = {}
-    for picture in pictures:
-        if picture.id not in stored:
-            continue
-        found[picture.id] = list(_differences(picture, stored[picture.id]))
-        if keep_images and gallery.picture(picture.id) is None:
-            found[picture.id].append(Difference(str(picture.path), "picture", None, "to be kept"))
-        if changed := changes.changed.get(picture.id):
-            digests = (f"sha256 {digest[:12]}" for digest in (changed.stored, changed.now))
-            found[picture.id].append(Difference(changed.path, "content", *digests))
-    return found
-
-
-def _differences(picture: Picture, entry: Entry) -> Iterator[Difference]:
-    """A value that is not given differs from nothing."""
+def _differences(
+    gallery: Gallery, picture: Picture, entry: Entry, keep_images: bool, changes: FileChanges
+) -> Iterator[Difference]:
+    """The values given, and the content, that differ from those stored; a value not given differs from nothing."""
     given = {**picture._asdict(), "pid": as_pid(picture.pid), "tags": tuple(sorted(set(picture.tags)))}
     for name in COMPARED:
         if given[name] not in (None, ()) and given[name] != getattr(entry, name):
             yield Difference(str(picture.path), name, getattr(entry, name), given[name])
+    if keep_images and gallery.picture(picture.id) is None:
+        yield Difference(str(picture.path), "picture", None, "to be kept")
+    if changed := changes.changed.get(picture.id):
+        digests = (f"sha256 {digest[:12]}" for digest in (changed.stored, changed.now))
+        yield Difference(changed.path, "content", *digests)
 
 
 def _completed(picture: Picture, entry: Entry) -> Picture:

@@ -1,9 +1,10 @@
-"""Validation: what callers give becomes checked entries, unit vectors and changes, or an error."""
+"""Validation: what callers give becomes checked entries, unit vectors and changes, or a GalleryError."""
 
 from __future__ import annotations
 
 import secrets
 import time as clock
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import PurePath
@@ -48,8 +49,7 @@ SMALLEST = 1e-12
 def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embedding") -> FloatArray:
     """(N, D) float32 of unit length from any real (N, D) numbers; a single (D,) vector becomes (1, D).
 
-    Raises:
-        GalleryError: for a wrong shape or type, NaN, infinity or a zero vector; names the first bad row.
+    NaN, infinity and zero vectors are errors; `names` of the rows are for the message.
     """
     try:
         wide = np.asarray(values)
@@ -78,6 +78,22 @@ def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embe
     return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True), dtype=np.float32)
 
 
+def pool(embeddings: ArrayLike) -> FloatArray:
+    """One unit vector (D,) of several (N, D): the mean of their unit vectors, renormalised.
+
+    Raises:
+        GalleryError: for bad embeddings, or when they cancel out.
+    """
+    units = unit_vectors(embeddings)
+    if not len(units):
+        raise GalleryError("there is nothing to pool: give at least one embedding")
+    mean = units.mean(axis=0, dtype=np.float64)
+    if np.linalg.norm(mean) < 1e-6:
+        raise GalleryError("the embeddings cancel out: they cannot be crops of one person")
+    pooled: FloatArray = unit_vectors(mean)[0]
+    return pooled
+
+
 def make_batch(
     embeddings: ArrayLike, *, ids: Sequence[str] | None, pictures: Any = None, **metadata: Any
 ) -> EntryBatch:
@@ -88,7 +104,6 @@ def make_batch(
         metadata: a value for each of `CHECKS`: one for all, or N of them.
 
     Raises:
-        GalleryError: for a bad value, naming column and row.
         DuplicateIdError: when an id comes twice.
     """
     vectors = unit_vectors(embeddings, ids if isinstance(ids, (list, tuple)) else ())
@@ -96,27 +111,18 @@ def make_batch(
     if isinstance(ids, str):
         raise GalleryError(f"ids must be a list of {n} texts, not one text")
     names = [new_id() for _ in range(n)] if ids is None else [as_id(v) for v in column(ids, n, "ids")]
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise DuplicateIdError(f"id '{name}' comes twice in this batch: ids must be unique")
-        seen.add(name)
-    columns = {
-        name: [CHECKS[name](v) for v in (tag_column(value, n) if name == "tags" else column(value, n, name))]
-        for name, value in metadata.items()
-    }
-    entries = tuple(
-        Entry(id=names[row], **{key: values[row] for key, values in columns.items()}) for row in range(n)
-    )
-    return EntryBatch(entries, vectors, as_pictures(pictures, n))
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DuplicateIdError(f"id '{twice[0]}' comes twice in this batch: ids must be unique")
+    columns = {"id": names}
+    for name, value in metadata.items():
+        values = tag_column(value, n) if name == "tags" else column(value, n, name)
+        columns[name] = [CHECKS[name](one) for one in values]
+    entries = (Entry(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
+    return EntryBatch(tuple(entries), vectors, as_pictures(pictures, n))
 
 
 def as_pictures(value: Any, n: int) -> tuple[bytes | None, ...]:
-    """N encoded images or None, or nothing at all.
-
-    Raises:
-        GalleryError: for another number, or what is no bytes, empty, or more than `LARGEST_PICTURE`.
-    """
+    """N encoded images or None, or nothing at all."""
     if value is None:
         return ()
     if not isinstance(value, (list, tuple)) or len(value) != n:
@@ -163,11 +169,9 @@ def text(value: object, what: str, *, stored: bool = False) -> str:
     """A non-empty text within `LONGEST`, without hidden characters.
 
     Args:
-        value: to check. what: a key of `LONGEST`.
+        value: to check.
+        what: a key of `LONGEST`.
         stored: of an entry that 0.1.0 may have written, which accepted hidden characters except NUL.
-
-    Raises:
-        GalleryError: saying what is wrong with it.
     """
     if not isinstance(value, str):
         raise GalleryError(f"{what} must be a text, not {value!r}")
@@ -193,9 +197,6 @@ def as_id(value: object, *, stored: bool = False) -> str:
     """A `text` that an address can name: without . or .. between slashes.
 
     Clients and proxies resolve /a/../b to /b before they send it, and so would ask for another entry.
-
-    Raises:
-        GalleryError: saying what is wrong with it.
     """
     found = text(value, "id", stored=stored)
     if not {".", ".."}.isdisjoint(found.split("/")):
@@ -210,11 +211,7 @@ def optional_text(value: object, what: str) -> str | None:
 
 
 def as_tags(value: Collection[object] | None) -> tuple[str, ...]:
-    """Sorted, each once.
-
-    Raises:
-        GalleryError: for more than `MOST_TAGS`, or a bad one.
-    """
+    """Sorted, each once."""
     if isinstance(value, str):
         raise GalleryError(f"tags must be a list of texts, not the text {value!r}")
     try:
@@ -232,11 +229,7 @@ def new_id() -> str:
 
 
 def check_settings(stored: GallerySettings, dimension: int, model: str | None, location: str) -> None:
-    """Embeddings belong to this gallery.
-
-    Raises:
-        GalleryError: for another dimension or another model.
-    """
+    """Refuse embeddings of another dimension or another model."""
     if model is not None and model != stored.model:
         raise GalleryError(
             f"{location} holds embeddings of model '{stored.model}', these are of '{model}': similarities between "
@@ -249,12 +242,24 @@ def check_settings(stored: GallerySettings, dimension: int, model: str | None, l
         )
 
 
-def as_duration(keep: str | timedelta) -> timedelta:
-    """A duration from e.g. "30d": a whole number and s, m (minutes), h, d or w.
+def check_new(there: Collection[str], ids: Sequence[str], location: str) -> None:
+    """Refuse ids of which some are `there`."""
+    if there:
+        raise DuplicateIdError(
+            f"{len(there)} of {len(ids)} ids are in {location} already, the first '{min(there)}': give new ids, or "
+            "on_duplicate='replace' or 'skip'"
+        )
 
-    Raises:
-        GalleryError: for anything else, or a duration that is not positive.
-    """
+
+def check_there(there: Collection[str], ids: Sequence[str], location: str) -> None:
+    """Refuse ids that are not all `there`."""
+    missing = [name for name in ids if name not in there]
+    if missing:
+        raise GalleryError(f"{location} has no entry '{missing[0]}' ({len(missing)} ids are not there)")
+
+
+def as_duration(keep: str | timedelta) -> timedelta:
+    """A positive duration from e.g. "30d": a whole number and s, m (minutes), h, d or w."""
     if isinstance(keep, str):
         try:
             keep = parse_duration(keep)
@@ -266,11 +271,7 @@ def as_duration(keep: str | timedelta) -> timedelta:
 
 
 def expires_before(keep: str | timedelta, now: datetime | None = None) -> datetime:
-    """Before it, and since 1970, entries were seen longer ago than `keep`; an earlier time was read wrongly.
-
-    Raises:
-        GalleryError: for a bad duration, or a `now` without a timezone.
-    """
+    """Before it, and since 1970, entries were seen longer ago than `keep`; an earlier time was read wrongly."""
     moment = datetime.now(timezone.utc) if now is None else as_utc(now, "now")
     duration = as_duration(keep)
     return moment - duration if duration < moment - EPOCH else EPOCH
@@ -290,11 +291,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
 
 
 def make_change(**values: Any) -> dict[str, Any]:
-    """The attributes of `Entry` that are not `KEEP`, by their names.
-
-    Raises:
-        GalleryError: for a bad value, or when nothing is left.
-    """
+    """The attributes of `Entry` that are not `KEEP`, by their names; at least one."""
     change = {name: CHECKS[name](value) for name, value in values.items() if value is not KEEP}
     if not change:
         raise GalleryError("nothing to update: give at least one of " + ", ".join(CHECKS))

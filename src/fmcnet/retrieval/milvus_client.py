@@ -53,7 +53,6 @@ class Collection:
 
     Raises:
         GalleryError: for a bad location, or when no server answers within `CONNECT` seconds.
-        MissingDependencyError: without pymilvus.
     """
 
     def __init__(self, location: str, options: OpenOptions) -> None:
@@ -96,11 +95,7 @@ class Collection:
 
     @contextlib.contextmanager
     def client(self, *, write: bool = False) -> Iterator[Any]:
-        """The client, its errors in the gallery's words.
-
-        Raises:
-            GalleryError: when closed, when a write is asked of a read-only one, and for what Milvus says.
-        """
+        """The client, its errors in the gallery's words; none of a closed gallery, nor to write a read-only one."""
         if self._client is None:
             raise GalleryError(f"the gallery {self.location} was closed")
         if write and self.read_only:
@@ -115,11 +110,7 @@ class Collection:
             ) from error
 
     def open(self) -> GallerySettings | None:
-        """What its first add fixed, from its description; None when it is not there. Afterwards it can be searched.
-
-        Raises:
-            GalleryError: when the collection is no gallery.
-        """
+        """What its first add fixed, None when it is not there. Afterwards the collection can be searched."""
         with self.client() as client:
             if not client.has_collection(self.name, timeout=self.timeout):
                 return None
@@ -133,9 +124,8 @@ class Collection:
                     f"{self.location} is a collection, but no gallery: name another"
                 ) from error
             state = client.get_load_state(self.name, timeout=self.timeout)["state"]
-            if (
-                getattr(state, "name", state) != "Loaded"
-            ):  # its writer was killed here, or somebody released it
+            # Not loaded: its writer was killed here, or somebody released it.
+            if getattr(state, "name", state) != "Loaded":
                 if not client.list_indexes(self.name, timeout=self.timeout):
                     client.create_index(self.name, self._params(client), timeout=self.timeout)
                 client.load_collection(self.name, timeout=self.timeout)
@@ -262,17 +252,14 @@ def expression(where: Where | None, *, numbers: bool = False) -> str | None:
 
 
 def to_row(entry: Entry, vector: FloatArray, seq: int, *, numbers: bool = False) -> dict[str, Any]:
-    """An entry as Milvus keeps it: no value may be missing.
-
-    Raises:
-        GalleryError: for an identity that is no number, where the collection keeps `numbers`.
-    """
+    """An entry as Milvus keeps it: no value may be missing, and with `numbers` the identity is one."""
     if numbers and entry.pid is not None and not is_number(entry.pid):
         raise GalleryError(
             f"pid '{entry.pid}': this collection is of fmcnet 0.1.0, which keeps identities as numbers; index into "
             "a new collection, or give numbers"
         )
     number = NO_PID if entry.pid is None else entry.pid
+    texts = {name: getattr(entry, name) or "" for name in ("camera", "source", "track")}
     return {
         "id": entry.id,
         "embedding": vector.tolist(),
@@ -280,9 +267,7 @@ def to_row(entry: Entry, vector: FloatArray, seq: int, *, numbers: bool = False)
         "modality": entry.modality.code,
         "time": NO_TIME if entry.time is None else to_micros(entry.time),
         "seq": seq,
-        "camera": entry.camera or "",
-        "source": entry.source or "",
-        "track": entry.track or "",
+        **texts,
         "tags": list(entry.tags),
     }
 
@@ -300,11 +285,6 @@ def to_stored(row: Mapping[str, Any]) -> Stored:
         tuple(row["tags"]),
     )
     return entry, np.asarray(row["embedding"], np.float32)
-
-
-def rows_at_once(dimension: int) -> int:
-    """Rows in one request, with embeddings of so many values."""
-    return max(1, min(MOST_ROWS, MOST_BYTES // (4 * dimension)))
 
 
 def parts(values: Sequence[Any], size: int) -> Iterator[list[Any]]:

@@ -9,14 +9,13 @@ import time as clock
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, tzinfo
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from fmcnet.errors import DuplicateIdError, GalleryError
+from fmcnet.errors import GalleryError
 from fmcnet.retrieval import milvus_client as milvus
-from fmcnet.retrieval.columns import NONE, DayCount, count_days
-from fmcnet.retrieval.inputs import check_settings
+from fmcnet.retrieval.inputs import check_new, check_settings, check_there
 from fmcnet.retrieval.milvus_client import (
     METADATA,
     NO_TIME,
@@ -28,8 +27,10 @@ from fmcnet.retrieval.milvus_client import (
     to_row,
     to_stored,
 )
-from fmcnet.retrieval.ranking import NEAR, SPARE, ranked
 from fmcnet.retrieval.records import (
+    NEAR,
+    NONE,
+    SPARE,
     Added,
     EntryBatch,
     GalleryInfo,
@@ -40,7 +41,9 @@ from fmcnet.retrieval.records import (
     Stored,
     Where,
     from_micros,
+    ranked,
 )
+from fmcnet.retrieval.times import DayCount, count_days
 from fmcnet.types import FloatArray
 
 PAGE = 4_096
@@ -52,13 +55,7 @@ WIDEST = 16_384
 
 
 class MilvusStore(Collection):
-    """A gallery in a collection.
-
-    Args:
-        location: as of `Collection`.
-        options: as of `Gallery`; `timeout` is seconds for a request, at least 30; `index` is "hnsw" on request for a
-            new gallery, otherwise FLAT, which compares with every row.
-    """
+    """A gallery in a collection; its methods are those of `Gallery`, its arguments those of `Collection`."""
 
     most = WIDEST - SPARE
     files = None
@@ -97,12 +94,11 @@ class MilvusStore(Collection):
         return GalleryInfo(self.location, self.count(None), settings, self.index, 0, 0, 0)
 
     def _portion(self) -> int:
-        return milvus.rows_at_once(1 if self._settings is None else self._settings.dimension)
+        """Rows in one request, with their embeddings."""
+        dimension = 1 if self._settings is None else self._settings.dimension
+        return max(1, min(milvus.MOST_ROWS, milvus.MOST_BYTES // (4 * dimension)))
 
     # ---- reading ----
-
-    def _expression(self, where: Where | None) -> str | None:
-        return expression(where, numbers=self.numbers)
 
     def _query(self, condition: str, fields: list[str], **options: Any) -> list[dict[str, Any]]:
         with self.client() as client:
@@ -113,7 +109,7 @@ class MilvusStore(Collection):
 
     def search(self, queries: FloatArray, top: int, where: Where | None, exact: bool) -> list[list[Hit]]:
         """For each of (Q, D) queries its best entries; ties as in the embedded gallery."""
-        condition = self._expression(where)
+        condition = expression(where, numbers=self.numbers)
         if self.settings is None or condition is None:
             return [[] for _ in queries]
         if top > self.most:
@@ -192,13 +188,9 @@ class MilvusStore(Collection):
         """None: a cluster keeps no pictures."""
         return None
 
-    def removed(self, ids: Sequence[str]) -> set[str]:
-        """None: a cluster does not remember what was removed."""
-        return set()
-
     def count(self, where: Where | None) -> int:
         """How many match."""
-        condition = self._expression(where)
+        condition = expression(where, numbers=self.numbers)
         if self.settings is None or condition is None:
             return 0
         return int(self._query(condition, ["count(*)"])[0]["count(*)"])
@@ -209,7 +201,7 @@ class MilvusStore(Collection):
 
     def _listed(self, where: Where | None, *fields: str) -> Iterator[dict[str, Any]]:
         """Rows that match, with their ids and these fields, in the order of ids."""
-        condition = self._expression(where)
+        condition = expression(where, numbers=self.numbers)
         if self.settings is None or condition is None:
             return
         last = ""
@@ -230,10 +222,10 @@ class MilvusStore(Collection):
             times.append(int(NONE) if row["time"] == NO_TIME else row["time"])
         return count_days(np.array(cameras, np.int64), list(numbers), np.array(times, np.int64), zone)
 
-    def cameras(self) -> set[str]:
-        """Those of all entries, each looked for beside those that are known already."""
+    def texts(self, name: Literal["camera", "pid"]) -> set[str]:
+        """The cameras, each looked for beside those known already; no pid: a cluster would have to read all rows."""
         found: set[str] = set()
-        while self.settings is not None:
+        while name == "camera" and self.settings is not None:
             others = 'camera != ""' + "".join(f" and camera != {text(one)}" for one in sorted(found))
             page = self._query(others, ["camera"], limit=PAGE)
             new = {str(row["camera"]) for row in page if row["camera"]} - found
@@ -241,10 +233,6 @@ class MilvusStore(Collection):
                 break
             found |= new
         return found
-
-    def identities(self) -> set[str]:
-        """None: a cluster would have to read all rows."""
-        return set()
 
     def times(self) -> tuple[datetime, datetime] | None:
         """The first and the last of all entries, each looked for beyond those that are known already."""
@@ -276,11 +264,8 @@ class MilvusStore(Collection):
         check_settings(self._settings or wanted, wanted.dimension, model, self.location)
         ids = [entry.id for entry in batch.entries]
         there = {row["id"]: row for row in self._rows(ids)}
-        if there and on_duplicate == "refuse":
-            raise DuplicateIdError(
-                f"{len(there)} of {len(ids)} ids are in {self.location} already, the first '{min(there)}': give new "
-                "ids, or on_duplicate='replace' or 'skip'"
-            )
+        if on_duplicate == "refuse":
+            check_new(there, ids, self.location)
         replaced = 0 if on_duplicate == "skip" else len(there)
         now = clock.time_ns()
         rows = [
@@ -295,12 +280,12 @@ class MilvusStore(Collection):
         """Set attributes of entries."""
         with self.client(write=True):
             there = {row["id"]: row for row in self._rows(ids)}
-        missing = [name for name in ids if name not in there]
-        if missing:
-            raise GalleryError(f"{self.location} has no entry '{missing[0]}' ({len(missing)} are not there)")
-        stored = [(to_stored(there[name]), there[name]["seq"]) for name in ids]
-        numbers = self.numbers
-        rows = [to_row(replace(one, **change), vector, seq, numbers=numbers) for (one, vector), seq in stored]
+        check_there(there, ids, self.location)
+        rows = []
+        for name in ids:
+            entry, vector = to_stored(there[name])
+            changed = replace(entry, **change)
+            rows.append(to_row(changed, vector, there[name]["seq"], numbers=self.numbers))
         self._write(rows, there)
         return len(ids)
 
@@ -317,10 +302,9 @@ class MilvusStore(Collection):
         except BaseException as error:  # Ctrl-C too
             try:
                 self._delete([name for name in tried if name not in before])
-                old = [before[name] for name in tried if name in before]
-                numbers = self.numbers
-                before_it = [to_row(*to_stored(row), row["seq"], numbers=numbers) for row in old]
-                for part in parts(before_it, self._portion()):
+                old: Any = [before[name] for name in tried if name in before]
+                old = [to_row(*to_stored(row), row["seq"], numbers=self.numbers) for row in old]
+                for part in parts(old, self._portion()):
                     self._upsert(part)
             except GalleryError:
                 raise GalleryError(

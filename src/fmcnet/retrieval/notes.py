@@ -1,4 +1,4 @@
-"""Notes on doubtful names: those of a filter that no entry has or others come near to, and added identities."""
+"""Notes for the reader: on the names in a filter, on added identities, and on the answer to a query."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import itertools
 import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fmcnet.errors import first_of
 from fmcnet.identities import is_number, near_identities, near_spelling
 from fmcnet.names import nearest, spelling
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.records import Where
+from fmcnet.retrieval.records import HitGroup, Where
 from fmcnet.retrieval.sources import Picture
+
+if TYPE_CHECKING:
+    from fmcnet.retrieval.searcher import CalibratedScores
 
 MOST_WORDS = 20
 """Of so many values of a filter each is looked for by itself; of more, none is."""
@@ -67,18 +71,22 @@ def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
     if where is None:
         return ()
     notes = list(_camera_notes(gallery, list(where.cameras or ())))
-    tracks, tags = list(where.tracks or ()), list(where.tags or ())
-    if len(tracks) <= MOST_WORDS:
-        notes += [
-            f"no entry has the track '{one}'" for one in tracks if not gallery.count(Where(tracks=[one]))
-        ]
-    if len(tags) <= MOST_WORDS:
-        notes += [f"no entry has the tag '{one}'" for one in tags if not gallery.count(Where(tags=[one]))]
+    for track in _few(where.tracks):
+        if not gallery.count(Where(tracks=[track])):
+            notes.append(f"no entry has the track '{track}'")
+    for tag in _few(where.tags):
+        if not gallery.count(Where(tags=[tag])):
+            notes.append(f"no entry has the tag '{tag}'")
     if (where.since or where.until) and gallery.times() is None and len(gallery):
         notes.append("no entry has a time, so none passes a filter by time")
-    if where.pids is not None and len(where.pids) <= MOST_WORDS:
-        notes += _identity_notes(gallery, [str(pid) for pid in where.pids])
+    if pids := _few(where.pids):
+        notes += _identity_notes(gallery, [str(pid) for pid in pids])
     return tuple(notes)
+
+
+def _few(values: Collection[Any] | None) -> Collection[Any]:
+    """The values of a filter, each of which is looked for; none of more than `MOST_WORDS`."""
+    return values if values is not None and len(values) <= MOST_WORDS else ()
 
 
 def _camera_notes(gallery: Gallery, cameras: Sequence[str]) -> Iterator[str]:
@@ -112,3 +120,60 @@ def _identity_notes(gallery: Gallery, pids: Collection[str]) -> Iterator[str]:
             yield f"no entry has the pid '{pid}'" + (f": did you mean {others}?" if others else "")
         elif others:
             yield f"entries of the identity {others} do not pass the filter, which may be '{pid}', too"
+
+
+def answer_notes(
+    scores: CalibratedScores,
+    images: int,
+    candidates: Sequence[HitGroup],
+    found: Sequence[HitGroup],
+    asked: bool,
+    group: str | None,
+    where: Where | None,
+    model: Path | None,
+) -> list[str]:
+    """The notes of an answer to a query of `images` images.
+
+    Args:
+        candidates: all hits, each alone, or tracks, best first.
+        found: those that reach what was `asked`, grouped.
+        group: "track", "pid", or None.
+        model: the folder of the encoder, where it has one.
+    """
+    notes: list[str] = []
+    if scores.calibration is None:
+        notes.append(
+            "no probabilities: this model is not calibrated; make a calibration with fmcnet calibrate "
+            f"{model or 'RUN'} --data TABLE"
+        )
+    else:
+        query = " and ".join(str(kind) for kind in scores.query)
+        for kind in (where or Where()).modalities:
+            if scores.covers(kind):
+                continue
+            if asked:
+                notes.append(f"{kind} entries were left out: {query} to {kind} is not calibrated")
+            elif any(one.modality is kind for one in candidates):
+                notes.append(f"no probability for {kind} entries: {query} to {kind} is not calibrated")
+        if images > 1:
+            notes.append(
+                f"{images} images were pooled; probabilities were learnt from single images and are approximate here"
+            )
+        if any(one.pooled > 1 for one in found):
+            notes.append(
+                "the pictures of each track were pooled; probabilities were learnt from single images and are "
+                "approximate here"
+            )
+        if len(scores.query) > 1:
+            notes.append("the query has both modalities: the more cautious of two calibrations is shown")
+    if group and found and all(one.key is None for one in found):
+        notes.append("no entry found has what it was to be grouped by, so each is a group of its own")
+    if asked and not found and candidates:
+        best = candidates[0]
+        what = "track" if group == "track" else "entry"
+        likely = "" if best.probability is None else f", probability {best.probability:.3g}"
+        notes.append(
+            f"no match: no {what} reaches what was asked for; the nearest {what} has similarity "
+            f"{best.similarity:.3f}{likely}"
+        )
+    return notes

@@ -1,11 +1,13 @@
-"""What goes into a gallery and what comes out: small frozen dataclasses."""
+"""What goes into a gallery and what comes out: small frozen dataclasses, and how hits are ranked and grouped."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.identities import parse_identity
@@ -62,11 +64,6 @@ class Hit:
     track: str | None = None
     tags: tuple[str, ...] = ()
     probability: float | None = None
-
-    @staticmethod
-    def of(entry: Entry, similarity: float) -> Hit:
-        """The entry as an answer."""
-        return Hit(similarity=similarity, **vars(entry))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: times in ISO 8601, UTC."""
@@ -273,14 +270,16 @@ Stored = tuple[Entry, FloatArray]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 EARLIEST = datetime.min.replace(tzinfo=timezone.utc)
+NONE = np.iinfo(np.int64).min
+"""A time that is not known, in microseconds."""
+SPARE = 16
+"""Candidates asked for beyond `top`, to see ties at the end of the list."""
+NEAR = 1e-5
+"""Similarities of float32 sums that may be equal when computed exactly."""
 
 
 def as_modality(value: object) -> Modality:
-    """As `parse_modality`, for a gallery.
-
-    Raises:
-        GalleryError: for what is none.
-    """
+    """As `parse_modality`, with a GalleryError."""
     try:
         return parse_modality(value)
     except FmcnetError as error:
@@ -288,11 +287,7 @@ def as_modality(value: object) -> Modality:
 
 
 def as_pid(value: object) -> str | None:
-    """An identity as `parse_identity` reads it; None where nobody is known.
-
-    Raises:
-        GalleryError: when it is none.
-    """
+    """As `parse_identity`, with a GalleryError; None where nobody is known."""
     try:
         return parse_identity(value)
     except DataError as error:
@@ -300,11 +295,7 @@ def as_pid(value: object) -> str | None:
 
 
 def as_known_pid(value: object) -> str:
-    """`as_pid` of a filter.
-
-    Raises:
-        GalleryError: when it is none, or nobody known.
-    """
+    """`as_pid` of a filter; nobody known is an error, too."""
     found = as_pid(value)
     if found is None:
         raise GalleryError(
@@ -314,11 +305,7 @@ def as_known_pid(value: object) -> str:
 
 
 def as_utc(value: object, what: str) -> datetime:
-    """The same instant in UTC.
-
-    Raises:
-        GalleryError: when it is no datetime, or has no timezone.
-    """
+    """The same instant in UTC; GalleryError when it is no datetime, or has no timezone."""
     if not isinstance(value, datetime):
         raise GalleryError(f"{what} must be a datetime, not {value!r}")
     if value.utcoffset() is None:
@@ -338,3 +325,70 @@ def to_micros(value: datetime) -> int:
 def from_micros(value: int) -> datetime:
     """The inverse of `to_micros`."""
     return EPOCH + timedelta(microseconds=value)
+
+
+def ranked(query: FloatArray, stored: Sequence[Stored], top: int) -> list[Hit]:
+    """The `top` most similar of some stored entries to a unit query (D,), best first, ties by id.
+
+    Each similarity is a sum of its own in double precision, so equal embeddings have equal ones.
+    """
+    if not stored:
+        return []
+    vectors = np.stack([vector for _, vector in stored]).astype(np.float64)
+    exact = (vectors * query.astype(np.float64)).sum(axis=1)
+    similarity = np.clip(exact, -1.0, 1.0).astype(np.float32).tolist()
+    order = sorted(range(len(stored)), key=lambda i: (-similarity[i], stored[i][0].id))
+    return [Hit(similarity=similarity[i], **vars(stored[i][0])) for i in order[:top]]
+
+
+def group(
+    hits: Iterable[Hit], by: Literal["track", "pid"], *, modalities_apart: bool = False
+) -> list[HitGroup]:
+    """Hits (best first) that share a track or a pid together; groups by their best hit.
+
+    Args:
+        modalities_apart: visible and infrared hits of one track or pid are two groups.
+    """
+    if by not in ("track", "pid"):
+        raise GalleryError(f"hits are grouped by 'track' or 'pid', not {by!r}")
+    members: dict[object, list[Hit]] = {}
+    for hit in hits:
+        members.setdefault(_key(hit, by, modalities_apart), []).append(hit)
+    return [
+        HitGroup(getattr(best, by), best.similarity, (best, *rest), probability=best.probability)
+        for best, *rest in members.values()
+    ]
+
+
+def rank_pooled(
+    query: FloatArray, groups: Iterable[HitGroup], entries: Iterable[Stored], by: Literal["track", "pid"]
+) -> list[HitGroup]:
+    """Groups of one modality each, ranked by the similarity of the query to all their entries pooled.
+
+    A group's embedding is the mean of its entries' unit embeddings, brought to unit length, as `pool` makes it. A
+    group with no key is its one hit; one of which no entry is there any more is left out.
+
+    Args:
+        query: (D,), unit length. groups: of `group` with `modalities_apart`. entries: all that belong to them.
+    """
+    sums: dict[object, tuple[int, Any]] = {}
+    for entry, vector in entries:
+        key = _key(entry, by, apart=True)
+        count, total = sums.get(key, (0, 0.0))
+        sums[key] = count + 1, total + vector.astype(np.float64)
+    found = []
+    for one in groups:
+        count, total = sums.get(_key(one.hits[0], by, apart=True), (0, 0.0))
+        if one.key is None:
+            found.append(replace(one, pooled=1))
+        elif count:
+            length = float(np.linalg.norm(total))
+            cosine = float(np.dot(total, query.astype(np.float64))) / length if length > 1e-6 * count else 0.0
+            found.append(replace(one, similarity=max(-1.0, min(cosine, 1.0)), pooled=count))
+    return sorted(found, key=lambda one: (-one.similarity, one.hits[0].id))
+
+
+def _key(one: Hit | Entry, by: str, apart: bool) -> tuple[object, str, Modality | None]:
+    """What those have in common that are of one group."""
+    value = getattr(one, by)
+    return value, one.id if value is None else "", one.modality if apart else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -13,21 +13,67 @@ from numpy.typing import NDArray
 
 from fmcnet.data.value_range import RANGE_UNUSED, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError, GalleryError
+from fmcnet.inference.calibration import Calibration
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, read_ahead
-from fmcnet.retrieval.answer import Answer, CalibratedScores, answer_notes, check_probability
+from fmcnet.retrieval.answer import Answer, thumbnail
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.inputs import column, tag_column
-from fmcnet.retrieval.notes import filter_notes
-from fmcnet.retrieval.ranking import group as group_hits
-from fmcnet.retrieval.ranking import pool
-from fmcnet.retrieval.records import Added, HitGroup, OnDuplicate, Where
-from fmcnet.retrieval.thumbnails import thumbnail
+from fmcnet.retrieval.inputs import column, pool, tag_column
+from fmcnet.retrieval.notes import answer_notes, filter_notes
+from fmcnet.retrieval.records import Added, Hit, HitGroup, OnDuplicate, Where
+from fmcnet.retrieval.records import group as group_hits
 from fmcnet.types import Embeddings, FloatArray, Modality
 
 Modalities = ModalityLike | Sequence[ModalityLike] | NDArray[np.uint8]
 GroupBy = Literal["track", "pid"]
 NO_LIMIT = float("-inf")
+
+
+@dataclass(frozen=True)
+class CalibratedScores:
+    """A calibration as seen from one query.
+
+    A query of both modalities has two curves to an entry; it takes the more cautious one: the smaller
+    probability, the higher threshold.
+
+    Attributes:
+        calibration: the encoder's; None: there is none.
+        query: modalities of the query's images.
+        prior: probability, before comparing, that an entry shows the query's person.
+    """
+
+    calibration: Calibration | None
+    query: Sequence[Modality]
+    prior: float = 0.5
+
+    def covers(self, entry: Modality) -> bool:
+        """Whether a similarity to such an entry can be translated."""
+        calibration = self.calibration
+        return calibration is not None and all(calibration.covers(kind, entry) for kind in self.query)
+
+    def with_probabilities(self, hits: Sequence[Hit]) -> list[Hit]:
+        """Hits with their probabilities, None where `covers` says no; order kept."""
+        found: dict[int, float] = {}
+        for entry in Modality:
+            rows = [row for row, hit in enumerate(hits) if hit.modality is entry]
+            if self.calibration is not None and rows and self.covers(entry):
+                cosines = [hits[row].similarity for row in rows]
+                curves = [
+                    self.calibration.probability(cosines, kind, entry, prior=self.prior)
+                    for kind in self.query
+                ]
+                found.update(zip(rows, np.min(curves, axis=0).tolist(), strict=True))
+        return [replace(hit, probability=found.get(row)) for row, hit in enumerate(hits)]
+
+    def thresholds(self, entries: Sequence[Modality], fmr: float | None) -> dict[Modality, float]:
+        """The least similarity, by the modality of entries that can be judged; `NO_LIMIT` without a rate."""
+        calibration, covered = self.calibration, [kind for kind in entries if self.covers(kind)]
+        if calibration is None or fmr is None:
+            return dict.fromkeys(covered, NO_LIMIT)
+        return {
+            entry: max(calibration.threshold(kind, entry, fmr=fmr) for kind in self.query)
+            for entry in covered
+        }
 
 
 class Searcher:
@@ -210,11 +256,8 @@ class Searcher:
             exact=exact,
         )
         notes = remarks.lines()
-        if (
-            value_range is not None
-            and not remarks.ranged()
-            and (query.modality == Modality.INFRARED.code).any()
-        ):
+        infrared = bool((query.modality == Modality.INFRARED.code).any())
+        if value_range is not None and infrared and not remarks.ranged():
             notes.append(RANGE_UNUSED)
         return replace(answer, notes=(*answer.notes, *notes))
 
@@ -232,15 +275,16 @@ class Searcher:
     ) -> Answer:
         """`search` for images that this searcher's encoder has encoded already."""
         for value, name in ((min_probability, "min_probability"), (prior, "prior")):
-            check_probability(value, name)
+            if value is not None and not 0.0 < value < 1.0:
+                raise FmcnetError(f"{name}={value} must be between 0 and 1")
         if group not in (None, "track", "pid"):
             raise FmcnetError(f"group='{group}': hits are grouped by track or pid")
         self._check()
         seen = [kind for kind in Modality if (query.modality == kind.code).any()]
         calibration = self.encoder.calibration if self.encoder.calibrated else None
-        scores = CalibratedScores(calibration, seen, 0.5)
+        scores = CalibratedScores(calibration, seen)
         asked = min_probability is not None or fmr is not None
-        thresholds = self._thresholds(scores, fmr, where) if asked else {}
+        thresholds = self._thresholds(scores, fmr, (where or Where()).modalities) if asked else {}
         scopes = [replace(where or Where(), modality=kind) for kind in thresholds] if asked else [where]
         compared = sum(self.gallery.count(scope) for scope in scopes)
         scores = replace(scores, prior=prior if prior is not None else 1.0 / (max(compared, 1) + 1))
@@ -249,25 +293,20 @@ class Searcher:
             one for scope in scopes for one in self._nearest(scores, pooled, top, scope, exact, group)
         ]
         candidates.sort(key=lambda one: (-one.similarity, one.best.id))
-        groups = [
-            one
-            for one in candidates
-            if not asked
-            or (
-                one.similarity >= thresholds[one.modality]
-                and (one.probability or 0.0) >= (min_probability or 0.0)
-            )
-        ]
+        groups, least = candidates, min_probability or 0.0
+        if asked:
+            reaching = [one for one in candidates if one.similarity >= thresholds[one.modality]]
+            groups = [one for one in reaching if (one.probability or 0.0) >= least]
         if group == "pid":
             groups = group_hits([one.best for one in groups], group)
         groups = groups[:top]
-        notes = answer_notes(scores, len(query), candidates, groups, asked, group, where, self.encoder)
-        notes = (*filter_notes(self.gallery, where), *notes)
+        notes = [
+            *filter_notes(self.gallery, where),
+            *answer_notes(scores, len(query), candidates, groups, asked, group, where, self.encoder.folder),
+        ]
         if not compared:
-            notes = (
-                "there was no entry to compare with: the gallery is empty, or nothing in it passes the filter",
-                *notes,
-            )
+            why = "the gallery is empty, or nothing in it passes the filter"
+            notes.insert(0, f"there was no entry to compare with: {why}")
         return Answer(
             hits=tuple(one.best for one in groups),
             groups=tuple(groups) if group else (),
@@ -277,24 +316,21 @@ class Searcher:
             compared=compared,
             prior=scores.prior if calibration is not None else None,
             thresholds={kind: value for kind, value in thresholds.items() if value > NO_LIMIT},
-            notes=notes,
+            notes=tuple(notes),
         )
 
     def _thresholds(
-        self, scores: CalibratedScores, fmr: float | None, where: Where | None
+        self, scores: CalibratedScores, fmr: float | None, entries: Sequence[Modality]
     ) -> dict[Modality, float]:
-        """By the modality of entries that can be judged: the least similarity; `NO_LIMIT` without a rate."""
-        kinds = (where or Where()).modalities
-        covered = [kind for kind in kinds if scores.covers(kind)]
-        if not covered:
+        thresholds = scores.thresholds(entries, fmr)
+        if not thresholds:
             query = " and ".join(str(kind) for kind in scores.query)
             raise FmcnetError(
                 f"a probability or false-match rate needs a calibration of {query} queries against "
-                f"{' or '.join(str(kind) for kind in kinds)} entries, which this model lacks: make one with fmcnet "
+                f"{' or '.join(str(kind) for kind in entries)} entries, which this model lacks: make one with fmcnet "
                 f"calibrate {self.encoder.folder or 'RUN'} --data TABLE, or ask without"
             )
-        limits = {kind: None if fmr is None else scores.threshold(kind, fmr) for kind in covered}
-        return {kind: NO_LIMIT if limit is None else limit for kind, limit in limits.items()}
+        return thresholds
 
     def _nearest(
         self,
@@ -314,14 +350,12 @@ class Searcher:
                 query, group, top, where, model=model, exact=exact, pooled=group == "track"
             )
             if group == "track":
-                leading = scores.with_probabilities(
-                    [replace(one.best, similarity=one.similarity) for one in found]
-                )
+                pooled = [replace(one.best, similarity=one.similarity) for one in found]
                 return [
                     replace(
                         one, hits=tuple(scores.with_probabilities(one.hits)), probability=lead.probability
                     )
-                    for one, lead in zip(found, leading, strict=True)
+                    for one, lead in zip(found, scores.with_probabilities(pooled), strict=True)
                 ]
             hits = [hit for one in found for hit in one.hits]
         return [

@@ -46,11 +46,7 @@ class NamePattern:
         self._option = option
 
     def find(self, name: str) -> str:
-        """The group's text.
-
-        Raises:
-            DataError: when the name does not match, or the group is empty.
-        """
+        """The group's text; DataError when the name does not match, or the group is empty."""
         found = self._pattern.search(name)
         text = found[self._pattern.groups] if found else None
         if not text:
@@ -58,11 +54,7 @@ class NamePattern:
         return text
 
     def identity(self, name: str) -> str | None:
-        """The group as an identity; None for nobody known.
-
-        Raises:
-            DataError: as `find`, or when it is none.
-        """
+        """`find` as an identity; None for nobody known."""
         return parse_identity(self.find(name))
 
 
@@ -89,7 +81,7 @@ class Picture(NamedTuple):
 
     @property
     def id(self) -> str:
-        """Of its path: the same picture has the same id whenever it is indexed."""
+        """As `path_id`: the same picture has the same id whenever it is indexed."""
         return path_id(self.path)
 
 
@@ -227,8 +219,6 @@ def _without_effect(pictures: Sequence[Picture], rules: Rules) -> list[str]:
 
 def _not_listed(source: Path, table: Table) -> tuple[str, ...]:
     """Pictures in the folder of a CSV of which it has no row."""
-    if not source.is_dir():
-        return ()
     listed = {_file_key(path) for path in table.full_paths()}
     try:
         return tuple(str(path) for path in list_images([source]) if _file_key(path) not in listed)
@@ -355,7 +345,7 @@ def _read_table(source: Path, layout: str, rules: Rules) -> tuple[list[_Row], So
             picture = picture._replace(root=table.root)
         found.append((row.path, picture, row.time))
     notes = [note for note in table.notes if rules.split != "all" or not note.startswith(HELD_OUT)]
-    not_listed = _not_listed(source, table) if layout == "csv" else ()
+    not_listed = _not_listed(source, table) if layout == "csv" and source.is_dir() else ()
     not_chosen = {option: count for option, count in left_out.items() if count}
     return found, Sources(not_chosen=not_chosen, notes=tuple(notes), not_listed=not_listed)
 

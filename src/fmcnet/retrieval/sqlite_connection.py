@@ -213,11 +213,7 @@ class Connection:
                 raise
 
     def truncate_log(self) -> None:
-        """Bring all into the main file and empty the write-ahead log.
-
-        Raises:
-            GalleryBusyError: when another process reads all the time.
-        """
+        """Bring all into the main file and empty the log; GalleryBusyError when another process keeps reading."""
         with self.translated():
             try:
                 held = self.run("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]
@@ -259,11 +255,7 @@ def _not_writable(error: sqlite3.Error) -> bool:
 
 
 class Mark(NamedTuple):
-    """What is noted.
-
-    Attributes:
-        gallery: the database's name. generation: the newest that was written.
-    """
+    """The database's name, and the newest generation that was written."""
 
     gallery: str
     generation: int

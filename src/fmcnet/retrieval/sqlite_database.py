@@ -8,11 +8,11 @@ is deleted from the other tables. `compact` drops the zeroed rows and rewrites t
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,19 +67,15 @@ def listed(values: Iterable[str | int]) -> str:
 
 
 class Database(Connection):
-    """The gallery's tables; arguments and errors as of `Connection`."""
+    """The gallery's tables; arguments and errors as of `Connection`.
 
-    def __init__(self, folder: Path, *, read_only: bool, timeout: float, without_log: bool = False) -> None:
-        super().__init__(folder, read_only=read_only, timeout=timeout, without_log=without_log)
-        self._dtype: str | None = None
-        self._more = [0, 0]  # entries and pictures, since the transaction began
+    All that is read is checked: GalleryDamagedError where it is not what was written, or a part is missing.
+    """
+
+    _more: list[int]  # entries and pictures, since the transaction began
 
     def tables(self) -> set[str]:
-        """The names of the tables that are there.
-
-        Raises:
-            GalleryDamagedError: when only some of those are there that every version has.
-        """
+        """The names of the tables that are there: none, or at least those that every version has."""
         names = {row[0] for row in self.run("SELECT name FROM sqlite_master WHERE type = 'table'")}
         missing = FIRST_TABLES - names
         if missing and names:
@@ -94,8 +90,11 @@ class Database(Connection):
             known = self.counts()
             yield
             if generation := self.number("generation"):
-                counts = [known[0] + self._more[0], known[1] + self._more[1]] if known else self._count()
-                self.put("counts", json.dumps([generation, *counts]))
+                if known is None:
+                    entries, pictures = self.run("SELECT count(*) FROM rows")[0][0], self.pictures()
+                else:
+                    entries, pictures = known[0] + self._more[0], known[1] + self._more[1]
+                self.put("counts", json.dumps([generation, entries, pictures]))
         with contextlib.suppress(GalleryError), self.translated():
             write_mark(self.path, Mark(self.name(), self.number("generation")))
 
@@ -104,9 +103,6 @@ class Database(Connection):
         noted = self.get("counts")
         generation, entries, pictures = json.loads(noted) if isinstance(noted, str) else (-1, 0, 0)
         return (entries, pictures) if generation == self.number("generation") else None
-
-    def _count(self) -> list[int]:
-        return [self.run("SELECT count(*) FROM rows")[0][0], self.pictures()]
 
     def create(self) -> None:
         """Make the tables where they are missing."""
@@ -148,11 +144,7 @@ class Database(Connection):
         return value
 
     def name(self) -> str:
-        """What tells this gallery's index from another's.
-
-        Raises:
-            GalleryError: when a newer fmcnet wrote the gallery.
-        """
+        """What tells this gallery's index from another's; GalleryError where a newer fmcnet wrote the gallery."""
         return str(self._about()["name"])
 
     def _about(self) -> dict[str, Any]:
@@ -187,10 +179,6 @@ class Database(Connection):
         except (ValueError, TypeError) as error:
             raise self.damaged("'settings' are not what was written") from error
 
-    def set_settings(self, settings: GallerySettings) -> None:
-        """Fix dimension, model and dtype."""
-        self.put("settings", json.dumps(settings.__dict__))
-
     # ---- rows ----
 
     def insert(
@@ -219,24 +207,20 @@ class Database(Connection):
         return [values[0] for values in stored]
 
     def picture(self, seq: int) -> bytes | None:
-        """The picture of a row, where one is kept.
-
-        Raises:
-            GalleryDamagedError: when its checksum differs.
-        """
+        """The picture of a row, where one is kept."""
         if "pictures" not in self.tables():
             return None
         found = self.run("SELECT picture FROM pictures WHERE seq = ?", (seq,))
         if found:
-            return self._unsealed(seq, found[0][0])
+            return self._unsealed(seq, found[0][0], f"checksum of row {seq}, picture")
         counts = self.counts()
         if counts is not None and counts[0] == counts[1]:  # every entry has one
             raise self.damaged(f"the picture of row {seq} is missing")
         return None
 
-    def _unsealed(self, seq: int, sealed: object) -> bytes:
+    def _unsealed(self, seq: int, sealed: object, what: str) -> bytes:
         if not isinstance(sealed, bytes) or seal(seq, sealed[:-4]) != sealed:
-            raise self.damaged(f"checksum of row {seq}, picture")
+            raise self.damaged(what)
         return sealed[:-4]
 
     def pictures(self) -> int:
@@ -277,16 +261,14 @@ class Database(Connection):
         self.put("generation", generation)
         return generation
 
-    def note(self, generation: int, seqs: Iterable[int], *, gone: bool) -> None:
-        """Tell other processes which rows changed or went."""
+    def note(self, seqs: Iterable[int], *, gone: bool) -> int:
+        """Tell other processes, by a new generation, which rows changed or went; the generation."""
+        generation, is_gone = self.advance(), int(gone)
         self.connection.executemany(
             "INSERT OR REPLACE INTO log VALUES (?, ?, ?, ?)",
-            ((generation, s, int(gone), checksum(generation, s, int(gone))) for s in seqs),
+            ((generation, seq, is_gone, checksum(generation, seq, is_gone)) for seq in seqs),
         )
-
-    def note_change(self, seqs: Iterable[int]) -> None:
-        """Tell other processes, by a new generation, that metadata of rows changed."""
-        self.note(self.advance(), seqs, gone=False)
+        return generation
 
     def noted(self, after: int) -> Iterator[tuple[int, bool]]:
         """Row numbers changed (False) or gone (True) after a generation, in order."""
@@ -299,28 +281,20 @@ class Database(Connection):
             yield seq, bool(gone)
 
     def seqs(self, ids: Sequence[str]) -> dict[str, int]:
-        """Row numbers of those ids that are there.
-
-        Raises:
-            GalleryDamagedError: when the table's own index names a row that has another id.
-        """
+        """Row numbers of those ids that are there."""
         found: dict[str, int] = {}
         for name, seq, own in self.run(
             "SELECT known.id, known.seq, rows.id FROM rows AS known LEFT JOIN rows ON rows.seq = known.seq "
             f"WHERE known.id IN {LISTED}",
             (listed(ids),),
         ):
-            if own != name:
+            if own != name:  # of the table's own index
                 raise self.damaged(f"row {seq} is not that of id {name!r}")
             found[name] = seq
         return found
 
     def stored(self, seqs: Sequence[int]) -> dict[int, Stored]:
-        """Entries and embeddings of row numbers.
-
-        Raises:
-            GalleryDamagedError: when one is missing, or its checksum differs.
-        """
+        """Entries and embeddings of row numbers, all of which must be there."""
         found = self._joined(f"rows.seq IN {LISTED}", (listed(seqs),))
         if len(found) != len(set(seqs)):
             missing = sorted(set(seqs) - set(found))
@@ -342,21 +316,17 @@ class Database(Connection):
             seq, what = row[0], f"checksum of row {row[0]}, id {row[1]!r}"
             if checksum(*row) != crc:
                 raise self.damaged(what)
-            if not isinstance(sealed, bytes) or seal(seq, sealed[:-4]) != sealed:
-                raise self.damaged(f"{what}, embedding")
-            vector = np.frombuffer(sealed[:-4], self.dtype).astype(np.float32)
-            out[seq] = to_entry(row), vector
+            vector = np.frombuffer(self._unsealed(seq, sealed, f"{what}, embedding"), self.dtype)
+            out[seq] = to_entry(row), vector.astype(np.float32)
         return out
 
-    @property
+    @functools.cached_property
     def dtype(self) -> str:
         """Of the stored embeddings; read once, for it never changes."""
-        if self._dtype is None:
-            settings = self.settings()
-            if settings is None:
-                raise self.damaged("rows without settings")
-            self._dtype = settings.dtype
-        return self._dtype
+        settings = self.settings()
+        if settings is None:
+            raise self.damaged("rows without settings")
+        return settings.dtype
 
     # ---- upkeep ----
 
@@ -374,11 +344,7 @@ class Database(Connection):
         return generation
 
     def check(self) -> None:
-        """Read all of it.
-
-        Raises:
-            GalleryDamagedError: naming the first fault.
-        """
+        """Read all of it; the error names the first fault."""
         with self.reading():
             fault = self.run("PRAGMA integrity_check(1)")[0][0]
             if fault != "ok":
@@ -400,11 +366,12 @@ def checksum(*values: object) -> int:
 
 
 def to_values(seq: int, entry: Entry) -> Values:
-    """An entry as stored."""
+    """An entry as stored. A pid that is no number is bytes: a column of integers would change "1e3" to 1000."""
+    pid = None if entry.pid is None else int(entry.pid) if is_number(entry.pid) else entry.pid.encode()
     return (
         seq,
         entry.id,
-        _stored_pid(entry.pid),
+        pid,
         entry.modality.code,
         entry.camera,
         None if entry.time is None else to_micros(entry.time),
@@ -412,13 +379,6 @@ def to_values(seq: int, entry: Entry) -> Values:
         entry.track,
         json.dumps(entry.tags, ensure_ascii=False) if entry.tags else None,
     )
-
-
-def _stored_pid(pid: str | None) -> int | bytes | None:
-    """A number as 0.1.0 stored it, another text as bytes: a column of integers would change "1e3" to 1000."""
-    if pid is None:
-        return None
-    return int(pid) if is_number(pid) else pid.encode()
 
 
 def to_entry(values: Sequence[Any]) -> Entry:

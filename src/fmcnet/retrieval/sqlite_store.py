@@ -16,23 +16,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from filelock import Timeout
 
-from fmcnet.errors import DuplicateIdError, GalleryBusyError, GalleryError, GalleryReplacedError
+from fmcnet.errors import GalleryBusyError, GalleryError, GalleryReplacedError
 from fmcnet.files import lock_file, make_private, take_from_others
-from fmcnet.retrieval.columns import NONE, DayCount, count_days
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
 from fmcnet.retrieval.file_records import FileRecords
 from fmcnet.retrieval.gallery_index import GalleryIndex, check_loss, lost
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
 from fmcnet.retrieval.index_files import IndexManifest
-from fmcnet.retrieval.inputs import check_settings
-from fmcnet.retrieval.ranking import NEAR, SPARE, ranked
+from fmcnet.retrieval.inputs import check_new, check_settings, check_there
 from fmcnet.retrieval.records import (
     MADE_WITH,
+    NEAR,
+    NONE,
+    SPARE,
     Added,
     EntryBatch,
     GalleryInfo,
@@ -44,9 +45,11 @@ from fmcnet.retrieval.records import (
     Stored,
     Where,
     from_micros,
+    ranked,
 )
 from fmcnet.retrieval.sqlite_connection import NAME, not_writable
 from fmcnet.retrieval.sqlite_database import FIRST_TABLES, TABLES, Database
+from fmcnet.retrieval.times import DayCount, count_days
 from fmcnet.types import BoolArray, FloatArray, IntArray
 
 logger = logging.getLogger(__name__)
@@ -60,32 +63,22 @@ LOG_ROWS = 256
 
 @contextlib.contextmanager
 def writer_lock(folder: Path, timeout: float) -> Iterator[None]:
-    """Be the gallery's one writer.
-
-    Raises:
-        GalleryBusyError: when another process still writes after `timeout` seconds.
-        GalleryError: when the lock file cannot be made.
-    """
-    busy = GalleryBusyError(
-        f"{folder} is being written by another process, for longer than {timeout:g} s: try again, or give a longer "
-        "timeout"
-    )
+    """Be the gallery's one writer; GalleryBusyError when another process still writes after `timeout` seconds."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(lock_file(folder / LOCK, timeout=timeout))
         except Timeout as error:
-            raise busy from error
+            raise GalleryBusyError(
+                f"{folder} is being written by another process, for longer than {timeout:g} s: try again, or give a "
+                "longer timeout"
+            ) from error
         except OSError as error:
             raise not_writable(folder, error.strerror) from error
         yield
 
 
 class SqliteStore:
-    """A gallery in a folder.
-
-    Args:
-        folder: of the gallery. options: as of `Gallery`.
-    """
+    """A gallery in a folder; its methods are those of `Gallery`."""
 
     most = sys.maxsize
 
@@ -288,25 +281,16 @@ class SqliteStore:
         with self._reading() as state:
             return int(np.count_nonzero(self._mask(state, where)))
 
-    def removed(self, ids: Sequence[str]) -> set[str]:
-        """Those of these ids that were removed, and not added since."""
-        return self.files.removed(ids)
-
     def times(self) -> tuple[datetime, datetime] | None:
         """The first and the last of all entries."""
         with self._reading() as state:
             times = state.columns["time"][state.columns["time"] != NONE]
             return (from_micros(int(times.min())), from_micros(int(times.max()))) if len(times) else None
 
-    def cameras(self) -> set[str]:
-        """Those of all entries."""
+    def texts(self, name: Literal["camera", "pid"]) -> set[str]:
+        """The values of a column that entries have."""
         with self._reading() as state:
-            return state.columns.texts("camera")
-
-    def identities(self) -> set[str]:
-        """Those of all entries."""
-        with self._reading() as state:
-            return state.columns.texts("pid")
+            return state.columns.texts(name)
 
     def days(self, where: Where | None, zone: tzinfo) -> tuple[DayCount, ...]:
         """How many of those that match each camera has on each day."""
@@ -338,23 +322,20 @@ class SqliteStore:
                 settings = self.database.settings()
                 if settings is None:
                     settings = GallerySettings(batch.vectors.shape[1], model, self.dtype)
-                    self.database.set_settings(settings)
+                    self.database.put("settings", json.dumps(vars(settings)))
                 check_settings(settings, batch.vectors.shape[1], model, str(self.folder))
                 self.index.sync()
-                there = self.database.seqs([entry.id for entry in batch.entries])
-                if there and on_duplicate == "refuse":
-                    raise DuplicateIdError(
-                        f"{len(there)} of {len(batch.entries)} ids are in {self.folder} already, the first "
-                        f"'{min(there)}': give new ids, or on_duplicate='replace' or 'skip'"
-                    )
+                ids = [entry.id for entry in batch.entries]
+                there = self.database.seqs(ids)
+                if on_duplicate == "refuse":
+                    check_new(there, ids, self.location)
                 skip = on_duplicate == "skip"
                 rows = [i for i, e in enumerate(batch.entries) if not (skip and e.id in there)]
                 entries = [batch.entries[i] for i in rows]
                 vectors = batch.vectors[rows].astype(settings.dtype)
-                generation = self.database.advance()
                 old = [] if skip else sorted(there.values())
                 self.database.delete(old)
-                self.database.note(generation, old, gone=True)
+                generation = self.database.note(old, gone=True)
                 pictures = [batch.pictures[i] for i in rows] if batch.pictures else []
                 seqs = self.database.insert(entries, vectors, pictures)
                 self.files.forget_removed(entry.id for entry in entries)
@@ -373,24 +354,19 @@ class SqliteStore:
                 self.database.shorten_log()
                 self._in_log = 0
             self.index.flush_if_due()
-            ids = tuple(entry.id for entry in batch.entries)
-            return Added(ids, len(entries) - len(old), len(old), len(ids) - len(entries))
+            return Added(tuple(ids), len(entries) - len(old), len(old), len(ids) - len(entries))
 
     def update(self, ids: Sequence[str], change: Mapping[str, Any]) -> int:
         """Set attributes of entries, all or nothing."""
         with self._writing(), self.database.writing():
             seqs = self.database.seqs(ids)
-            missing = [name for name in ids if name not in seqs]
-            if missing:
-                raise GalleryError(
-                    f"{self.folder} has no entry '{missing[0]}' ({len(missing)} ids are not there)"
-                )
+            check_there(seqs, ids, self.location)
             if not seqs:
                 return 0
             stored = self.database.stored(list(seqs.values()))
             for seq, (entry, _) in stored.items():
                 self.database.rewrite(seq, replace(entry, **change))
-            self.database.note_change(stored)
+            self.database.note(stored, gone=False)
             return len(stored)
 
     def remove(self, where: Where, remember: bool = True) -> int:
@@ -403,8 +379,7 @@ class SqliteStore:
                     if remember:
                         self.files.remember_removed(seqs)
                     self.database.delete(seqs)
-                    generation = self.database.advance()
-                    self.database.note(generation, seqs, gone=True)
+                    generation = self.database.note(seqs, gone=True)
             if not seqs:
                 self._empty_log()  # of what a removal before could not
                 return 0
@@ -435,11 +410,7 @@ class SqliteStore:
             self.index.compact(generation)
 
     def check(self) -> list[str]:
-        """Read and compare everything; what was wrong with the index's files, by name (a writer repairs it).
-
-        Raises:
-            GalleryDamagedError: when the database is damaged.
-        """
+        """Read and compare everything; what was wrong with the index's files, by name (a writer repairs it)."""
         with self._mutex:
             self._open()
             self.database.check()

@@ -1,16 +1,21 @@
-"""Times in texts and file names, and whether they are complete and unambiguous."""
+"""Times in texts and file names, whether they are complete and unambiguous; and entries counted by local day."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Iterable
-from datetime import datetime, timedelta, timezone, tzinfo
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone, tzinfo
+from datetime import time as clock
 from typing import Literal
 from zoneinfo import ZoneInfo
 
+import numpy as np
+
 from fmcnet.errors import DataError, FmcnetError
-from fmcnet.retrieval.records import EPOCH
+from fmcnet.retrieval.records import EPOCH, NONE, to_micros
+from fmcnet.types import IntArray
 
 Doubtful = Literal["refuse", "earlier", "later"]
 
@@ -34,6 +39,8 @@ DIRECTIVES = {
 CLOCKS_FROM = datetime(1971, 1, 1, tzinfo=timezone.utc)
 """A clock that was never set starts at the beginning of 1970."""
 OLD = timedelta(days=3653)
+DAY = 86_400_000_000
+"""Microseconds."""
 
 _NEEDS = (("%f", ("%S", "%s")), ("%S", ("%M",)), ("%M", ("%H",)))
 """A directive, and those of which it needs one."""
@@ -43,11 +50,7 @@ _EPOCH = re.compile(r"(?P<s>\d{10})(?:\.(?P<f>\d{1,6})\d*)?|(?P<Q>\d{13})")
 
 
 def parse_timezone(name: str) -> tzinfo:
-    """A timezone by its name, as "UTC" or "Europe/Berlin".
-
-    Raises:
-        FmcnetError: for a name that the system does not know.
-    """
+    """A timezone by its name, as "UTC" or "Europe/Berlin"; FmcnetError for one that the system does not know."""
     if name.upper() == "UTC":
         return timezone.utc
     try:
@@ -107,8 +110,7 @@ def parse_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "ref
         FmcnetError: for any other text.
     """
     text = text.strip()
-    number = _EPOCH.fullmatch(text)
-    if number:
+    if number := _EPOCH.fullmatch(text):
         return _since_1970(**number.groupdict())
     if _CLOCK.fullmatch(text):
         raise FmcnetError(f"'{text}' lacks the date: give it as 2026-03-01T22:15:00")
@@ -124,11 +126,7 @@ def parse_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "ref
 
 
 def parse_capture_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "refuse") -> datetime:
-    """`parse_time` of a picture. A time before 1971 is refused (`check_clock`).
-
-    Raises:
-        DataError: for a text that is no such time.
-    """
+    """`parse_time` and `check_clock` of a picture; DataError for a text that is no such time."""
     try:
         return check_clock(parse_time(text, zone, doubtful), f"time '{text}'")
     except DataError:
@@ -160,8 +158,7 @@ class TimePattern:
                 f"--time-from-name '{pattern}': write it with {', '.join(DIRECTIVES)}, each at most once, as "
                 "'%Y%m%d_%H%M%S'"
             )
-        fault = _fault(used)
-        if fault:
+        if fault := _fault(used):
             raise FmcnetError(f"--time-from-name '{pattern}' {fault}")
         self._pattern, self._zone, self._doubtful, self._used = pattern, zone, doubtful, used
         self._epoch = bool({"%s", "%Q"} & set(used))
@@ -174,11 +171,7 @@ class TimePattern:
         self._regex = re.compile(rf"(?<!\d){inner}(?!\d)" if self._epoch else inner)
 
     def find(self, name: str) -> datetime:
-        """The time in a name, with its timezone.
-
-        Raises:
-            DataError: when the name holds none, one before 1971, or a doubtful one that is refused.
-        """
+        """The time in a name, with its timezone; DataError for none, one before 1971, or a doubtful one refused."""
         for match in self._regex.finditer(name):
             if self._epoch:
                 found = {key[1]: text for key, text in zip(self._used, match.groups(), strict=True)}
@@ -201,11 +194,7 @@ def _since_1970(s: str | None = None, f: str | None = None, Q: str | None = None
 
 
 def check_clock(time: datetime, what: str) -> datetime:
-    """The time of a picture, which is after 1970.
-
-    Raises:
-        DataError: for another, which is of a clock that was never set.
-    """
+    """The time of a picture; DataError for one before 1971, which is of a clock that was never set."""
     if time < CLOCKS_FROM:
         raise DataError(
             f"{what} is of {time.year:04}-{time:%m-%d}, before 1971, as of a clock that was never set: mend it, or "
@@ -221,18 +210,19 @@ def doubtful_times(times: Iterable[tuple[str, datetime | None]]) -> list[str]:
         times: name and time of each picture.
     """
     now, given = datetime.now(timezone.utc), list(times)
-    late = [one for one in given if one[1] is not None and one[1] > now + timedelta(days=1)]
-    old = [one for one in given if one[1] is not None and one[1] < now - OLD]
+    known = [(name, time) for name, time in given if time is not None]
+    late = [one for one in known if one[1] > now + timedelta(days=1)]
+    old = [one for one in known if one[1] < now - OLD]
     notes = []
     for kind, effect, found in (
         ("in the future", "they expire late; check how times are written", late),
         ("of over ten years ago", "gallery expire removes them; check the camera's clock", old),
     ):
-        for name, first in found[:1]:
-            zone = first.tzinfo if first is not None and first.tzinfo else timezone.utc
+        if found:
+            name, first = found[0]
+            shown = shown_time(first, first.tzinfo or timezone.utc, name=True)
             notes.append(
-                f"{len(found)} of {len(given)} pictures have a time {kind}, the first {name} "
-                f"{shown_time(first, zone, name=True)}: {effect}"
+                f"{len(found)} of {len(given)} pictures have a time {kind}, the first {name} {shown}: {effect}"
             )
     return notes
 
@@ -258,3 +248,64 @@ def _fault(used: Collection[str]) -> str:
         return "holds the year or the day twice: leave one out"
     missing = [(one, needed[0]) for one, needed in _NEEDS if one in has and not has & set(needed)]
     return f"has {missing[0][0]} without {missing[0][1]}" if missing else ""
+
+
+@dataclass(frozen=True)
+class DayCount:
+    """The entries of one camera on one day.
+
+    Attributes:
+        camera: None: those without a camera.
+        day: from local midnight to the next. None: those without a time.
+        entries: how many, at least 1.
+    """
+
+    camera: str | None
+    day: date | None
+    entries: int
+
+
+def count_days(
+    cameras: IntArray, names: Sequence[str], times: IntArray, zone: tzinfo
+) -> tuple[DayCount, ...]:
+    """Count entries by camera and day.
+
+    Args:
+        cameras: (N,) positions in `names`; -1 where unknown.
+        names: of the cameras.
+        times: (N,) microseconds since 1970; `NONE` where unknown.
+        zone: whose days.
+
+    Returns:
+        The newest day first, those without a time last; then by camera.
+    """
+    known = times != NONE
+    starts = _midnights(np.unique(times[known] // DAY), zone)
+    moments = np.array([micros for micros, _ in starts], np.int64)
+    days = np.full(len(times), -1, np.int64)
+    days[known] = np.maximum(np.searchsorted(moments, times[known], side="right") - 1, 0)
+    pairs, counts = np.unique(days * (len(names) + 1) + cameras + 1, return_counts=True)
+    found = []
+    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        day, camera = divmod(pair, len(names) + 1)
+        found.append(
+            DayCount(names[camera - 1] if camera else None, None if day < 0 else starts[day][1], count)
+        )
+    found.sort(key=lambda one: one.camera or "")
+    return tuple(sorted(found, key=lambda one: one.day or date.min, reverse=True))
+
+
+def _midnights(days: IntArray, zone: tzinfo) -> list[tuple[int, date]]:
+    """The starts of all local days that touch these UTC days (days since 1970), rising, and their dates."""
+    first = EPOCH.toordinal()
+    wanted = {first + day + near for day in days.tolist() for near in (-1, 0, 1)}
+    starts = []
+    for ordinal in sorted(wanted):
+        if not 1 <= ordinal <= date.max.toordinal():
+            continue
+        day = date.fromordinal(ordinal)
+        try:
+            starts.append((to_micros(datetime.combine(day, clock(), zone)), day))
+        except OverflowError:  # before the year 1 in UTC: at the start of all times
+            starts.append((int(NONE) + 1, day))
+    return starts

@@ -16,7 +16,7 @@ from fmcnet.data.listing import AVIF_BRANDS
 from fmcnet.data.value_range import Remarks, ValueRange
 from fmcnet.errors import DataError
 from fmcnet.inference.image_input import read_pixels
-from fmcnet.retrieval.thumbnails import thumbnail
+from fmcnet.retrieval.answer import thumbnail
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """What is taken, beside HEIC and AVIF where they can be read; others of Pillow's decoders are never started."""
