@@ -1,47 +1,59 @@
-"""`fmcnet embed | calibrate | project | adapt`: images to embeddings, and what a model learns from them."""
+"""`fmcnet info | embed | calibrate | project | adapt | export | push`: what a model is, gives, learns and becomes."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from fmcnet.cli.console import Device, Json, Model, Range, check_choice, echo, print_json
+from fmcnet.cli.console import Batch, Device, Json, Model, Range, check_choice, echo, print_json, show
 from fmcnet.errors import FmcnetError
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in the folder.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace the model that is in the folder.")]
+
+
+def info(run: Model, json_: Json = False) -> None:
+    """Show what a run is: model, data, settings, versions."""
+    from fmcnet.inference.info import model_info
+
+    facts = model_info(run)
+    if json_:
+        print_json(facts)
+        return
+    config = facts.pop("config")
+    sections = {"versions": facts.pop("versions"), **config}
+    listed = {name: ", ".join(f"{k} {v}" for k, v in section.items()) for name, section in sections.items()}
+    paths: dict[str, str] = {key: facts.pop(key) for key in ("weights", "made_from") if key in facts}
+    show(facts.pop("run"), {**facts, **listed}, paths)
 
 
 def embed(
     run: Model,
-    out: Annotated[Path, typer.Option(help="The .npz to write, which fmcnet score reads.")],
-    images: Annotated[
-        list[Path] | None, typer.Argument(help="Images, or folders of images; with --modality.")
-    ] = None,
+    out: Annotated[Path, Option(help="The .npz to write, which fmcnet score reads.")],
+    images: Annotated[list[Path] | None, Argument(help="Images or folders, with --modality.")] = None,
     modality: Annotated[
         str | None,
-        typer.Option(help="visible (vis, rgb) or infrared (ir, nir, thermal): what all these images are."),
+        Option(help="visible (vis, rgb) or infrared (ir, nir, thermal): what all these images are."),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Instead of images: a dataset or CSV, with identities, cameras and modalities."),
+        Option(help="Instead of images: a dataset or CSV, with identities, cameras and modalities."),
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Part of --data: train, val, test (default) or all.")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
+    split: Annotated[str | None, Option(help="Part of --data: train, val, test (default) or all.")] = None,
+    batch: Batch = 64,
     on_error: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="raise (default): stop at broken images and name them; skip: leave them out and name them."
         ),
     ] = None,
     skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="The old name of --on-error skip.", hidden=True)
+        bool, Option("--skip-unreadable", help="The old name of --on-error skip.", hidden=True)
     ] = False,
     range_: Range = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Do not bring embeddings to unit length.")] = False,
+    raw: Annotated[bool, Option("--raw", help="Do not bring embeddings to unit length.")] = False,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
@@ -57,20 +69,13 @@ def embed(
     from fmcnet.inference.embed import embed_dataset, embed_files
 
     skip = check_choice("--on-error", on_error, ("raise", "skip")) == "skip" or skip_unreadable
-    for_images: dict[str, object] = {
-        "images": images,
-        "--modality": modality,
-        "--on-error": on_error or skip_unreadable,
-        "--range": range_,
-    }
+    for_images = {"images": images, "--modality": modality, "--on-error": on_error or skip, "--range": range_}
+    given = [name for name, value in for_images.items() if value]
     facts: dict[str, Any] = {}
     lines: list[str] = []
     if data is not None:
-        others = [name for name, value in for_images.items() if value]
-        if others:
-            raise FmcnetError(
-                f"--data is a dataset, so {' and '.join(others)} would do nothing: leave it out"
-            )
+        if given:
+            raise FmcnetError(f"--data is a dataset, so {' and '.join(given)} would do nothing: leave it out")
         count, dim = embed_dataset(
             run, data, out, split=split or "test", batch=batch, normalize=not raw, device=device
         )
@@ -97,9 +102,8 @@ def embed(
         notes = remarks.lines()
         if range_ is not None and not remarks.ranged():
             notes.append(RANGE_UNUSED)
-        left = tuple(ignored)
-        facts = {"modality": modality, "ignored": ignored_facts(left), "notes": notes}
-        lines = [ignored_line(left), *notes]
+        facts = {"modality": modality, "ignored": ignored_facts(tuple(ignored)), "notes": notes}
+        lines = [ignored_line(tuple(ignored)), *notes]
     if json_:
         print_json({"out": str(out), "images": count, "dim": dim, **facts})
         return
@@ -110,23 +114,13 @@ def embed(
 
 def calibrate(
     run: Model,
-    data: Annotated[
-        Path,
-        typer.Option("--data", help="A labelled dataset: a folder or a CSV (fmcnet docs datasets)."),
-    ],
-    fmr: Annotated[
-        float, typer.Option(help="False-match rate of the default threshold, of one comparison.")
-    ] = 0.001,
-    prior: Annotated[
-        float,
-        typer.Option(help="Default probability, before comparing, that two images show one person."),
-    ] = 0.5,
-    split: Annotated[
-        str, typer.Option(help="auto (identities not trained on), all, train, val or test.")
-    ] = "auto",
+    data: Annotated[Path, Option("--data", help="A labelled dataset, folder or CSV: fmcnet docs datasets.")],
+    fmr: Annotated[float, Option(help="False-match rate (one comparison) of the default threshold.")] = 0.001,
+    prior: Annotated[float, Option(help="Default probability of a match before comparing.")] = 0.5,
+    split: Annotated[str, Option(help="auto (identities not trained on), all, train, val or test.")] = "auto",
     out: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="The file to write, for --calibration of search and serve; default: calibration.json in the model's "
             "folder, which is found by itself."
         ),
@@ -166,15 +160,13 @@ def project(
     run: Model,
     data: Annotated[
         Path,
-        typer.Option(
-            "--data", help="The dataset or CSV it was trained on; its training images are learnt from."
-        ),
+        Option("--data", help="The dataset or CSV it was trained on; its training images are learnt from."),
     ],
-    dim: Annotated[int, typer.Option(help="Values of an embedding.", min=1)],
-    method: Annotated[str, typer.Option(help="discriminant, or pca (more values than identities).")] = (
+    dim: Annotated[int, Option(help="Values of an embedding.", min=1)],
+    method: Annotated[str, Option(help="discriminant, or pca (more values than identities).")] = (
         "discriminant"
     ),
-    out: Annotated[Path | None, typer.Option(help="The folder to write; default RUN/projected-DIM.")] = None,
+    out: Annotated[Path | None, Option(help="The folder to write; default RUN/projected-DIM.")] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
     json_: Json = False,
@@ -213,21 +205,15 @@ def project(
 
 def adapt(
     run: Model,
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    out: Annotated[Path, Option(help="The folder to write.")],
     data: Annotated[
         Path | None,
-        typer.Argument(
-            help="Images of both modalities: a dataset's folder or a CSV. Identities are not used."
-        ),
+        Argument(help="Images of both modalities: a dataset's folder or a CSV. Identities are not used."),
     ] = None,
-    visible: Annotated[
-        list[Path] | None, typer.Option(help="A visible image or a folder of them; repeatable.")
-    ] = None,
-    infrared: Annotated[
-        list[Path] | None, typer.Option(help="An infrared image or a folder of them; repeatable.")
-    ] = None,
+    visible: Annotated[list[Path] | None, Option(help="A visible image or folder; repeatable.")] = None,
+    infrared: Annotated[list[Path] | None, Option(help="An infrared image or folder; repeatable.")] = None,
     overwrite: Overwrite = False,
-    batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
+    batch: Batch = 64,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
@@ -237,8 +223,6 @@ def adapt(
 
     The folder works wherever a run does. It is another model: index into a new gallery and calibrate again.
     """
-    from dataclasses import asdict
-
     from fmcnet.data.readers import read_dataset
     from fmcnet.inference.adapt import Crops, adapt_model
     from fmcnet.inference.image_input import list_images
@@ -264,3 +248,81 @@ def adapt(
     echo(f"model: {found.folder} (digest {found.digest})")
     before = "" if found.digest == found.source else f"; one of model {found.source} does not hold"
     echo(f"calibration: none{before}. Learn one: fmcnet calibrate {found.folder} --data TABLE")
+
+
+def export(
+    run: Annotated[Path, Argument(help="A run folder, or a shipped model's name.")],
+    to: Annotated[str, Option(help="The format: onnx.")] = "onnx",
+    int8: Annotated[
+        bool, Option("--int8", help="Quantise to int8; refused when it loses more than 0.5 points of mAP.")
+    ] = False,
+    calibrate: Annotated[
+        Path | None, Option(help="For --int8: dataset or CSV that gives the ranges.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        Option(help="A dataset or CSV to compare Rank-1 and mAP on; default: that of --calibrate."),
+    ] = None,
+    images: Annotated[int | None, Option(help="For --int8: images it takes; default 256.", min=2)] = None,
+    out: Annotated[Path | None, Option(help="Folder to write; default RUN/onnx or RUN/onnx-int8.")] = None,
+    force: Annotated[bool, Option("--force", help="With --int8: keep a model that loses too much.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace an export of another model.")] = False,
+    json_: Json = False,
+) -> None:
+    """Write a model for ONNX Runtime, and a report on what that changes.
+
+    fmcnet export runs/mine --int8 --calibrate data
+
+    The folder works wherever a run folder does (fmcnet embed, Encoder.from_pretrained), without PyTorch. It holds a
+    graph a modality, and parity.md: differences, accuracy, size and speed beside PyTorch, from this very run.
+    """
+    if to != "onnx":
+        raise FmcnetError(f"--to {to}: onnx is the one format there is")
+    for_int8 = {"--images": images not in (None, 256), "--force": force}
+    for_int8["--calibrate"] = calibrate is not None and data is not None  # alone it is --data, too
+    if not int8 and (named := [name for name, given in for_int8.items() if given]):
+        raise FmcnetError(
+            f"{' and '.join(named)} would do nothing without --int8: leave it out, or give --int8"
+        )
+    from fmcnet.inference.export.parity import markdown
+    from fmcnet.inference.export.write import export as write
+
+    result = write(
+        run,
+        int8=int8,
+        calibrate=calibrate,
+        data=data,
+        images=images or 256,
+        out=out,
+        force=force,
+        overwrite=overwrite,
+        progress=False if json_ else None,
+    )
+    if json_:
+        print_json(result.to_dict())
+        return
+    echo(markdown(result.forms, result.remarks))
+    echo(f"model: {result.out}")
+
+
+def push(
+    model: Model,
+    name: Annotated[str, Argument(metavar="OWNER/NAME", help="Name of the repository on the hub.")],
+    public: Annotated[bool, Option("--public", help="Make a new repository public, not private.")] = False,
+    message: Annotated[str | None, Option(help="Message of the commit.")] = None,
+    json_: Json = False,
+) -> None:
+    """Push a model to the Hugging Face Hub: weights, card, calibration and README.md, no images.
+
+    fmcnet push runs/sysu me/fmcnet-sysu
+
+    Then Encoder.from_pretrained("me/fmcnet-sysu") fetches it. Log in once with: hf auth login
+    """
+    from fmcnet.models.hub import push as write
+    from fmcnet.models.shipped import find_model
+
+    address = write(find_model(model), name, public=public, message=message)
+    if json_:
+        print_json({"model": str(model), "name": name, "commit": address})
+    else:
+        show("pushed", {"name": name}, {"commit": address})
