@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import Response
 
-from fmcnet.errors import DataError, FmcnetError, GalleryError
+from fmcnet.errors import GalleryError
 from fmcnet.names import near_cameras
 from fmcnet.retrieval import Entry, Where
 from fmcnet.retrieval.inputs import as_id
 from fmcnet.retrieval.notes import filter_notes, near_notes
 from fmcnet.retrieval.times import check_clock, doubtful_times, parse_timezone
-from fmcnet.server.errors import ApiError, error_schema
+from fmcnet.server.errors import ApiError, error_schema, refused_at
 from fmcnet.server.schemas import (
     AddedBody,
     DayBody,
@@ -28,7 +28,6 @@ from fmcnet.server.schemas import (
 )
 from fmcnet.server.service import Service
 from fmcnet.server.validation import (
-    AuditFacts,
     Conditions,
     Images,
     Kinds,
@@ -54,7 +53,6 @@ FARTHEST = 100_000
 @router.post("/entries", response_model=AddedBody, status_code=201, summary="Add crops; all, or none")
 async def add(
     service: Running,
-    facts: AuditFacts,
     sender: Sender,
     request: Request,
     images: Images,
@@ -74,27 +72,20 @@ async def add(
 ) -> dict[str, Any]:
     """`camera`, `time`, `track`, `source`, `pid`: none, one for all images, or one each. On disk when it answers."""
     n = len(images)
-    with service.audit.watch(
-        "add", **facts, images=n, modality=modality[:2], on_duplicate=on_duplicate
-    ) as log:
+    facts = {**sender.facts, "images": n, "modality": modality[:2], "on_duplicate": on_duplicate}
+    with service.audit.watch("add", **facts) as log:
         if on_duplicate == "replace" and not request.scope["state"]["may"]("admin"):
-            raise ApiError(
-                403,
-                "replacing removes, which needs the scope admin",
-                "on_duplicate",
-                "use another key, or skip",
-            )
-        columns: dict[str, Any] = {
-            "camera": camera,
-            "time": time,
-            "track": track,
-            "source": source,
-            "pid": pid,
-        }
-        columns = {name: _column(values, n, name) for name, values in columns.items()}
+            what = "replacing removes, which needs the scope admin"
+            raise ApiError(403, what, "on_duplicate", "use another key, or skip")
+        given: dict[str, list[Any]] = {
+            "camera": camera, "time": time, "track": track, "source": source, "pid": pid
+        }  # fmt: skip
+        columns = {name: _column(values, n, name) for name, values in given.items()}
         if id and len(id) != n:
             raise ApiError(422, f"{len(id)} ids for {n} images", "id", "give one for each image, or none")
-        _check_clocks(time)
+        with refused_at("time", "set the camera's clock, or leave the time out"):
+            for one in time:  # `fmcnet gallery expire` would remove what a clock that was never set dates
+                check_clock(one, f"time {one.isoformat()}")
         uploads = await read_uploads(images, value_range)
         embeddings, pictures, remarks = await service.embed(uploads, modality, sender)
         async with service.changing:  # nobody adds or removes one of these before their crops are kept
@@ -106,19 +97,11 @@ async def add(
                     embeddings, on_duplicate=on_duplicate, ids=id or None, tags=[tag] * n, **columns
                 )
             )
-            log.update(
-                ids=list(done.ids), added=done.added, replaced=done.replaced, skipped=done.skipped,
-                camera=sorted(set(camera)),
-            )  # fmt: skip
+            counts = {"added": done.added, "replaced": done.replaced, "skipped": done.skipped}
+            log.update(ids=list(done.ids), **counts, camera=sorted(set(camera)))
             kept = [p for p in zip(done.ids, pictures, strict=True) if p[0] not in there]
             notes = await service.work(lambda: [*_keep(service, kept), *_doubts(service, camera, pid, time)])
-    return {
-        "ids": list(done.ids),
-        "added": done.added,
-        "replaced": done.replaced,
-        "skipped": done.skipped,
-        "notes": [*remarks, *notes],
-    }
+    return {"ids": list(done.ids), **counts, "notes": [*remarks, *notes]}
 
 
 @router.get("/entries", response_model=EntriesBody, summary="List entries, as those of a track")
@@ -147,12 +130,8 @@ async def days(
     limit: Annotated[int, Query(ge=1, le=10_000, description="Pairs of camera and day.")] = 1000,
 ) -> DaysBody:
     """Entries that match, counted by camera and day, the newest day first."""
-    try:
+    with refused_at("query.timezone", "say UTC or a name as Europe/Berlin"):
         zone = parse_timezone(timezone)
-    except FmcnetError as error:
-        raise ApiError(
-            422, f"timezone '{timezone}' is not known", "query.timezone", "say UTC or a name as Europe/Berlin"
-        ) from error
     found = await service.work(lambda: service.gallery.days(where, zone))
     shown = [DayBody(**vars(one)) for one in found[:limit]]
     total = sum(one.entries for one in found)
@@ -176,9 +155,8 @@ async def image(service: Running, sender: Sender, entry_id: str) -> Response:
     found = await _get(service, entry_id)
     data = await service.picture(found, sender)
     if data is None:
-        raise ApiError(
-            404, "there is no picture of this entry", "entry_id", "see --keep-images, --show-sources"
-        )
+        do = "see --keep-images, --show-sources"
+        raise ApiError(404, "there is no picture of this entry", "entry_id", do)
     return Response(data, media_type="image/jpeg")
 
 
@@ -196,34 +174,21 @@ async def _get(service: Service, entry_id: str) -> Entry:
 
 def _check_id(entry_id: str) -> None:
     """Refuse what cannot be the id of a stored entry."""
-    try:
+    with refused_at("entry_id", "give the id of an entry"):
         as_id(entry_id, stored=True)
-    except GalleryError as error:
-        raise ApiError(422, str(error), "entry_id", "give the id of an entry") from error
 
 
 def _absent(entry_id: str) -> ApiError:
-    return ApiError(
-        404, f"there is no entry '{entry_id[:256]}'", "entry_id", "look for it with a search or a list"
-    )
+    what = f"there is no entry '{entry_id[:256]}'"
+    return ApiError(404, what, "entry_id", "look for it with a search or a list")
 
 
 def _column(values: Sequence[Any], images: int, name: str) -> Any:
     """None, one for all, or one each; another count is refused."""
     if len(values) not in (0, 1, images):
-        raise ApiError(
-            422, f"{len(values)} values for {images} images", name, "give none, one for all, or one each"
-        )
+        what = f"{len(values)} values for {images} images"
+        raise ApiError(422, what, name, "give none, one for all, or one each")
     return None if not values else values[0] if len(values) == 1 else values
-
-
-def _check_clocks(times: list[Moment]) -> None:
-    """Refuse times of clocks that were never set: `fmcnet gallery expire` would remove the entries."""
-    try:
-        for one in times:
-            check_clock(one, f"time {one.isoformat()}")
-    except DataError as error:
-        raise ApiError(422, str(error), "time", "set the camera's clock, or leave the time out") from error
 
 
 def _doubts(service: Service, cameras: list[str], pids: list[str], times: list[Moment]) -> list[str]:
@@ -252,7 +217,7 @@ def _keep(service: Service, pictures: list[tuple[str, bytes | None]]) -> list[st
 @router.delete("/entries", response_model=RemovedManyBody, summary="Remove all entries that match, provably")
 async def remove_many(
     service: Running,
-    facts: AuditFacts,
+    sender: Sender,
     where: Conditions,
     dry_run: Annotated[bool, Query(description="Only say how many match.")] = False,
     expect: Annotated[
@@ -261,66 +226,51 @@ async def remove_many(
     ] = None,
 ) -> RemovedManyBody:
     """Ask with `dry_run=true`, then confirm with `expect`. One condition at least; all must hold."""
-    with service.audit.watch("remove", **facts, where=logged(where), dry_run=dry_run) as log:
+    with service.audit.watch("remove", **sender.facts, where=logged(where), dry_run=dry_run) as log:
         if where is None:
-            raise ApiError(
-                422,
-                "no condition is given",
-                "query",
-                "say which: id, pid, camera, track, tag, modality, since, until",
-            )
+            do = "say which: id, pid, camera, track, tag, modality, since, until"
+            raise ApiError(422, "no condition is given", "query", do)
         if not dry_run and expect is None:
-            raise ApiError(
-                422, "a removal cannot be undone", "expect", "ask with dry_run=true, then give expect=MATCHED"
-            )
+            do = "ask with dry_run=true, then give expect=MATCHED"
+            raise ApiError(422, "a removal cannot be undone", "expect", do)
         async with service.changing:
             notes = await service.work(lambda: filter_notes(service.gallery, where))
-            matched, ids = await service.work(lambda: _remove(service, where, dry_run, expect, log))
+            if dry_run:
+                ids, matched = [], await service.work(lambda: service.gallery.count(where))
+            else:
+                ids = await service.work(lambda: _remove(service, where, expect, log))
+                matched = len(ids)
         log.update(ids=ids, removed=len(ids))
     return RemovedManyBody(matched=matched, removed=len(ids), dry_run=dry_run, notes=list(notes))
 
 
-def _remove(
-    service: Service, where: Where, dry_run: bool, expect: int | None, log: dict[str, Any]
-) -> tuple[int, list[str]]:
-    """How many match, and the ids of those that were removed; `log` says so even when the removal then fails."""
-    if dry_run:
-        return service.gallery.count(where), []
+def _remove(service: Service, where: Where, expect: int | None, log: dict[str, Any]) -> list[str]:
+    """The ids of the entries that were removed; `log` gets them even when the removal then fails."""
     ids = [entry.id for entry, _ in service.gallery.scan(where)]
     if expect is not None and len(ids) != expect:
-        raise ApiError(
-            409,
-            f"{len(ids)} entries match, not {expect}; none is removed",
-            "expect",
-            "look again with dry_run=true",
-        )
+        what = f"{len(ids)} entries match, not {expect}; none is removed"
+        raise ApiError(409, what, "expect", "look again with dry_run=true")
     if ids:
         try:  # those that were counted, whatever came to match since
             service.gallery.remove(Where(ids=ids))
         except GalleryError:
             # another writer: none is gone; a reader or a full disk: all are, but the log holds them
             gone = [entry_id for entry_id in ids if entry_id not in service.gallery]
-            _forget_crops(service, gone)
+            service.pictures.forget(gone)
             log.update(ids=gone, removed=len(gone))
             raise
-        _forget_crops(service, ids)
-    return len(ids), ids
-
-
-def _forget_crops(service: Service, ids: list[str]) -> None:
-    if service.pictures.kept is not None:
-        for entry_id in ids:
-            service.pictures.kept.remove(entry_id)
+        service.pictures.forget(ids)
+    return ids
 
 
 @router.delete("/entries/{entry_id:path}", response_model=RemovedBody, summary="Remove an entry, provably")
-async def remove(service: Running, facts: AuditFacts, entry_id: str) -> RemovedBody:
+async def remove(service: Running, sender: Sender, entry_id: str) -> RemovedBody:
     """When it answers, no file of the gallery holds the embedding, and the kept crop is gone."""
-    with service.audit.watch("remove", **facts, ids=[entry_id[:256]]) as log:
+    with service.audit.watch("remove", **sender.facts, ids=[entry_id[:256]]) as log:
         _check_id(entry_id)
         async with service.changing:
-            removed, _ = await service.work(lambda: _remove(service, Where(ids=[entry_id]), False, None, log))
-        log["removed"] = removed
-        if not removed:
+            ids = await service.work(lambda: _remove(service, Where(ids=[entry_id]), None, log))
+        log["removed"] = len(ids)
+        if not ids:
             raise _absent(entry_id)
-    return RemovedBody(id=entry_id, removed=removed)
+    return RemovedBody(id=entry_id, removed=len(ids))

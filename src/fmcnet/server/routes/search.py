@@ -9,7 +9,6 @@ from fastapi import APIRouter, Depends, Form
 from fmcnet.server.errors import ApiError, error_schema
 from fmcnet.server.schemas import AnswerBody, EmbeddedBody, EmbeddingsBody, ModalityName
 from fmcnet.server.validation import (
-    AuditFacts,
     Images,
     Kinds,
     KnownPerson,
@@ -52,7 +51,6 @@ async def embed(
 @router.post("/search", response_model=AnswerBody, summary="Who of the gallery is this?")
 async def search(
     service: Running,
-    facts: AuditFacts,
     sender: Sender,
     images: Images,
     modality: Kinds,
@@ -75,7 +73,9 @@ async def search(
     value_range: RangeField = None,
 ) -> dict[str, Any]:
     """All images are of ONE person, in one or both modalities; they are pooled into one query, and not kept."""
-    with service.audit.watch("search", **facts, images=len(images), modality=modality[:2], top=top) as log:
+    with service.audit.watch(
+        "search", **sender.facts, images=len(images), modality=modality[:2], top=top
+    ) as log:
         if top > service.limits.top:
             raise ApiError(422, f"top={top} is more than {service.limits.top}", "top", "ask for fewer")
         where = filter_of(
@@ -89,16 +89,9 @@ async def search(
         )
         log["where"] = logged(where)
         query, _, remarks = await service.embed(await read_uploads(images, value_range), modality, sender)
+        limits: dict[str, Any] = {"min_probability": min_probability, "fmr": fmr, "prior": prior}
         answer = await service.work(
-            lambda: service.searcher.answer(
-                query,
-                top=top,
-                where=where,
-                min_probability=min_probability,
-                fmr=fmr,
-                prior=prior,
-                group=group,
-            )
+            lambda: service.searcher.answer(query, top=top, where=where, group=group, **limits)
         )
         log["nobody"] = answer.no_match
         shown = [match for one in answer.groups for match in one.hits] or answer.hits
