@@ -21,12 +21,12 @@ from fmcnet import __version__
 from fmcnet.errors import FmcnetError
 from fmcnet.server.errors import api_error_of
 from fmcnet.server.keys import Keys
-from fmcnet.server.routes import entries, info, search
+from fmcnet.server.routes import gallery, info
 from fmcnet.server.security import SecurityMiddleware, scope_of
 from fmcnet.server.service import Service
 
 Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
-ROUTERS = (search.router, entries.router, info.router)
+ROUTERS = (gallery.router, info.router)
 OWN = frozenset({"v1", "page", "healthz", "readyz", "metrics", "openapi.json", "docs"})
 """First parts of the service's own addresses."""
 

@@ -145,8 +145,9 @@ class _Queue:
             if image.future.done():
                 continue
             if image.request.pixels > self.limits.request_pixels:
-                most = self.limits.request_pixels
-                what = f"the images of this request have more than {most} pixels together"
+                what = (
+                    f"the images of this request have more than {self.limits.request_pixels} pixels together"
+                )
                 do = "send fewer images at once, or crops made smaller"
                 image.future.set_exception(ApiError(413, what, "images", do))
                 continue

@@ -85,11 +85,6 @@ def audit_path(gallery: str) -> Path:
     return folder.with_name(f"{folder.name}.audit.jsonl")
 
 
-def _place(gallery: Gallery) -> str:
-    """Names a gallery: the whole path of a folder; a cluster's address without its password."""
-    return gallery.location if "://" in gallery.location else str(Path(gallery.location).absolute())
-
-
 def _made_note(gallery: str) -> str:
     """What to say of a gallery that opening makes; "" where it is there, or a cluster tells nothing."""
     folder = Path(gallery)
@@ -147,23 +142,24 @@ def serve(settings: ServeOptions) -> None:
         if settings.calibration is not None:
             encoder.calibration  # noqa: B018  (refuses a calibration of another model before anybody asks)
         read_only = settings.read_only or not _can_write(settings.gallery)
-        if read_only and settings.keep_images is not None:
-            raise FmcnetError(
-                "--keep-images keeps crops that are added, but the gallery is served read-only: leave it out"
-            )
         if read_only:
-            logger.warning(
-                "%s is served read-only: it can be searched, and nothing added or removed", settings.gallery
-            )
+            if settings.keep_images is not None:
+                what = "--keep-images keeps crops that are added, but the gallery is served read-only"
+                raise FmcnetError(f"{what}: leave it out")
+            what = "is served read-only: it can be searched, and nothing added or removed"
+            logger.warning("%s %s", settings.gallery, what)
         made = _made_note(settings.gallery)
         gallery = Gallery(settings.gallery, read_only=read_only)
         if made:
             logger.warning(made)
         try:
             searcher = Searcher(encoder, gallery)
+            place = gallery.location  # of a cluster: without its password
+            place = place if "://" in place else str(Path(place).absolute())
+            kept, shown = settings.keep_images, settings.show_sources
             pictures = Pictures(
-                None if settings.keep_images is None else KeptImages(settings.keep_images, _place(gallery)),
-                None if settings.show_sources is None else SourceImages(settings.show_sources),
+                None if kept is None else KeptImages(kept, place),
+                None if shown is None else SourceImages(shown),
             )
             audit = AuditLog(settings.audit or audit_path(settings.gallery))
             service = Service(searcher, audit, settings.limits, pictures, read_only)
@@ -218,7 +214,7 @@ def _run(settings: ServeOptions, keys: Keys, service: Service, listener: socket.
     before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGINT, signal.SIGTERM)}
     server = _Server(config, lambda: _announce(settings, keys, service, listener.getsockname()[1]))
     ended = threading.Event()
-    watch = [server.stop, ended, settings.limits.stop_seconds]
+    watch = (server.stop, ended, settings.limits.stop_seconds)
     threading.Thread(target=_end_in_time, args=watch, name="stop", daemon=True).start()
     try:
         with ignored_broken_pipes():  # of callers and decoders that left

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
 
 from fmcnet.data.colours import note_colours
 from fmcnet.data.value_range import RANGE_FIELD, RANGE_UNUSED, Remarks
@@ -24,7 +26,6 @@ from fmcnet.server.batching import Batcher
 from fmcnet.server.decoding import DecoderPool, Upload
 from fmcnet.server.errors import ApiError, refused_at
 from fmcnet.server.limits import Limits
-from fmcnet.server.metrics import Metrics
 from fmcnet.server.pictures import Pictures
 from fmcnet.server.uploads import DecodeRules
 from fmcnet.types import Embeddings, Modality, parse_modality
@@ -47,6 +48,46 @@ class Caller(NamedTuple):
     name: str
     gone: asyncio.Event
     facts: dict[str, Any]
+
+
+class Metrics:
+    """Counters of one service.
+
+    Args:
+        entries: how many the gallery has. waiting: images in the queue.
+
+    Attributes:
+        cut_off: requests that a stop did not wait for.
+    """
+
+    def __init__(self, entries: Callable[[], float], waiting: Callable[[], float]) -> None:
+        self.cut_off = 0
+        self.registry = CollectorRegistry()
+        own: dict[str, Any] = {"registry": self.registry}
+        ProcessCollector(**own)
+        self.requests = Counter(
+            "fmcnet_requests", "Requests, by route and status.", ("route", "status"), **own
+        )
+        seconds = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+        what = "From the head of a request to the end of its answer."
+        self.seconds = Histogram("fmcnet_request_seconds", what, ("route",), buckets=seconds, **own)
+        self.working = Gauge("fmcnet_requests_working", "Requests at work.", **own)
+        sizes = (1, 2, 4, 8, 16, 32, 64, 128)
+        self.batch = Histogram("fmcnet_batch_images", "Images the network saw at once.", buckets=sizes, **own)
+        self.images = Counter("fmcnet_images", "Images embedded.", **own)
+        what = "Requests turned away before they were read, by reason."
+        self.refused = Counter("fmcnet_refused", what, ("reason",), **own)
+        Gauge("fmcnet_queue_images", "Images that wait.", **own).set_function(waiting)
+        Gauge("fmcnet_gallery_entries", "Entries.", **own).set_function(entries)
+
+    def batched(self, size: int) -> None:
+        """The network got a batch."""
+        self.batch.observe(size)
+        self.images.inc(size)
+
+    def text(self) -> bytes:
+        """In Prometheus's format."""
+        return generate_latest(self.registry)
 
 
 class Service:

@@ -1,4 +1,4 @@
-"""Routes of entries: add, list, show, remove."""
+"""Routes of the gallery: embed, search, add, list, show, remove."""
 
 from __future__ import annotations
 
@@ -16,31 +16,26 @@ from fmcnet.retrieval import Entry, Where
 from fmcnet.retrieval.inputs import as_id
 from fmcnet.retrieval.notes import filter_notes, near_notes
 from fmcnet.retrieval.times import check_clock, doubtful_times, parse_timezone
+from fmcnet.server import schemas
 from fmcnet.server.errors import ApiError, error_schema, refused_at
-from fmcnet.server.schemas import (
-    AddedBody,
-    DayBody,
-    DaysBody,
-    EntriesBody,
-    EntryBody,
-    RemovedBody,
-    RemovedManyBody,
-)
 from fmcnet.server.service import Service
 from fmcnet.server.validation import (
     Conditions,
     Images,
     Kinds,
+    KnownPerson,
     Moment,
     Person,
     RangeField,
     Running,
     Sender,
     Words,
+    filter_of,
     logged,
     only_known,
     read_uploads,
 )
+from fmcnet.types import Modality
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +45,72 @@ FARTHEST = 100_000
 """Entries that a list can skip."""
 
 
-@router.post("/entries", response_model=AddedBody, status_code=201, summary="Add crops; all, or none")
+@router.post("/embed", response_model=schemas.EmbeddingsBody, summary="Images to embeddings; nothing is kept")
+async def embed(
+    service: Running, sender: Sender, images: Images, modality: Kinds, value_range: RangeField = None
+) -> dict[str, Any]:
+    """Unit embeddings, in the order of the images."""
+    found, _, notes = await service.embed(await read_uploads(images, value_range), modality, sender)
+    rows = zip(found.name, found.modality, found.features, strict=True)
+    embeddings = [
+        {"name": str(name), "modality": str(Modality.from_code(int(code))), "embedding": values.tolist()}
+        for name, code, values in rows
+    ]
+    model, dimension = service.encoder.digest, found.features.shape[1]
+    return {"model": model, "dimension": dimension, "embeddings": embeddings, "notes": notes}
+
+
+@router.post("/search", response_model=schemas.AnswerBody, summary="Who of the gallery is this?")
+async def search(
+    service: Running,
+    sender: Sender,
+    images: Images,
+    modality: Kinds,
+    top: Annotated[int, Form(ge=1, description="Hits, or groups.")] = 20,
+    camera: Words = [],  # noqa: B006 (FastAPI copies it)
+    track: Words = [],  # noqa: B006
+    tag: Annotated[list[str], Form(description="An entry must have all of these.")] = [],  # noqa: B006
+    pid: Annotated[list[KnownPerson], Form()] = [],  # noqa: B006
+    entry_modality: Annotated[
+        str | None, Form(description="Only entries that are visible, or infrared.")
+    ] = None,
+    since: Annotated[Moment | None, Form(description="Seen at or after; with a time zone.")] = None,
+    until: Annotated[Moment | None, Form(description="Seen before; with a time zone.")] = None,
+    min_probability: Annotated[float | None, Form(gt=0, lt=1)] = None,
+    fmr: Annotated[float | None, Form(gt=0, le=1, description="False-match rate of one comparison.")] = None,
+    prior: Annotated[
+        float | None, Form(gt=0, lt=1, description="Before comparing; default 1 / (entries + 1).")
+    ] = None,
+    group: Annotated[Literal["track", "pid"] | None, Form()] = None,
+    value_range: RangeField = None,
+) -> dict[str, Any]:
+    """All images are of ONE person, in one or both modalities; they are pooled into one query, and not kept."""
+    facts = {**sender.facts, "images": len(images), "modality": modality[:2], "top": top}
+    with service.audit.watch("search", **facts) as log:
+        if top > service.limits.top:
+            raise ApiError(422, f"top={top} is more than {service.limits.top}", "top", "ask for fewer")
+        where = filter_of(
+            cameras=camera,
+            tracks=track,
+            tags=tag,
+            pids=pid,
+            modality=entry_modality,
+            since=since,
+            until=until,
+        )
+        log["where"] = logged(where)
+        query, _, remarks = await service.embed(await read_uploads(images, value_range), modality, sender)
+        limits: dict[str, Any] = {"min_probability": min_probability, "fmr": fmr, "prior": prior}
+        answer = await service.work(
+            lambda: service.searcher.answer(query, top=top, where=where, group=group, **limits)
+        )
+        log["nobody"] = answer.no_match
+        shown = [match for one in answer.groups for match in one.hits] or answer.hits
+        log["shown"] = [hit.id for hit in shown]
+    return {**answer.to_dict(), "notes": [*answer.notes, *remarks]}
+
+
+@router.post("/entries", response_model=schemas.AddedBody, status_code=201, summary="Add crops; all, or none")
 async def add(
     service: Running,
     sender: Sender,
@@ -104,13 +164,13 @@ async def add(
     return {"ids": list(done.ids), **counts, "notes": [*remarks, *notes]}
 
 
-@router.get("/entries", response_model=EntriesBody, summary="List entries, as those of a track")
+@router.get("/entries", response_model=schemas.EntriesBody, summary="List entries, as those of a track")
 async def entries(
     service: Running,
     where: Conditions,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     offset: Annotated[int, Query(ge=0, le=FARTHEST)] = 0,
-) -> EntriesBody:
+) -> schemas.EntriesBody:
     """Entries that match, without embeddings, in the order of their adding."""
 
     def look() -> tuple[int, list[Entry], tuple[str, ...]]:
@@ -119,29 +179,30 @@ async def entries(
         return service.gallery.count(where), rows, filter_notes(service.gallery, where)
 
     total, rows, notes = await service.work(look)
-    return EntriesBody(total=total, entries=[EntryBody.of(entry) for entry in rows], notes=list(notes))
+    bodies = [schemas.EntryBody.of(entry) for entry in rows]
+    return schemas.EntriesBody(total=total, entries=bodies, notes=list(notes))
 
 
-@router.get("/days", response_model=DaysBody, summary="How many entries each camera has on each day")
+@router.get("/days", response_model=schemas.DaysBody, summary="How many entries each camera has on each day")
 async def days(
     service: Running,
     where: Conditions,
     timezone: Annotated[str, Query(max_length=64, description="Whose days: Europe/Berlin")] = "UTC",
     limit: Annotated[int, Query(ge=1, le=10_000, description="Pairs of camera and day.")] = 1000,
-) -> DaysBody:
+) -> schemas.DaysBody:
     """Entries that match, counted by camera and day, the newest day first."""
     with refused_at("query.timezone", "say UTC or a name as Europe/Berlin"):
         zone = parse_timezone(timezone)
     found = await service.work(lambda: service.gallery.days(where, zone))
-    shown = [DayBody(**vars(one)) for one in found[:limit]]
+    shown = [schemas.DayBody(**vars(one)) for one in found[:limit]]
     total = sum(one.entries for one in found)
-    return DaysBody(total=total, days=shown, left_out=total - sum(one.entries for one in shown))
+    return schemas.DaysBody(total=total, days=shown, left_out=total - sum(one.entries for one in shown))
 
 
-@router.get("/entries/{entry_id:path}", response_model=EntryBody, summary="One entry")
-async def entry(service: Running, entry_id: str) -> EntryBody:
+@router.get("/entries/{entry_id:path}", response_model=schemas.EntryBody, summary="One entry")
+async def entry(service: Running, entry_id: str) -> schemas.EntryBody:
     """Without its embedding."""
-    return EntryBody.of(await _get(service, entry_id))
+    return schemas.EntryBody.of(await _get(service, entry_id))
 
 
 @router.get(
@@ -214,7 +275,9 @@ def _keep(service: Service, pictures: list[tuple[str, bytes | None]]) -> list[st
     return []
 
 
-@router.delete("/entries", response_model=RemovedManyBody, summary="Remove all entries that match, provably")
+@router.delete(
+    "/entries", response_model=schemas.RemovedManyBody, summary="Remove all entries that match, provably"
+)
 async def remove_many(
     service: Running,
     sender: Sender,
@@ -224,7 +287,7 @@ async def remove_many(
         int | None,
         Query(ge=0, description="How many must match, as dry_run=true said; else nothing is removed."),
     ] = None,
-) -> RemovedManyBody:
+) -> schemas.RemovedManyBody:
     """Ask with `dry_run=true`, then confirm with `expect`. One condition at least; all must hold."""
     with service.audit.watch("remove", **sender.facts, where=logged(where), dry_run=dry_run) as log:
         if where is None:
@@ -241,7 +304,7 @@ async def remove_many(
                 ids = await service.work(lambda: _remove(service, where, expect, log))
                 matched = len(ids)
         log.update(ids=ids, removed=len(ids))
-    return RemovedManyBody(matched=matched, removed=len(ids), dry_run=dry_run, notes=list(notes))
+    return schemas.RemovedManyBody(matched=matched, removed=len(ids), dry_run=dry_run, notes=list(notes))
 
 
 def _remove(service: Service, where: Where, expect: int | None, log: dict[str, Any]) -> list[str]:
@@ -263,8 +326,10 @@ def _remove(service: Service, where: Where, expect: int | None, log: dict[str, A
     return ids
 
 
-@router.delete("/entries/{entry_id:path}", response_model=RemovedBody, summary="Remove an entry, provably")
-async def remove(service: Running, sender: Sender, entry_id: str) -> RemovedBody:
+@router.delete(
+    "/entries/{entry_id:path}", response_model=schemas.RemovedBody, summary="Remove an entry, provably"
+)
+async def remove(service: Running, sender: Sender, entry_id: str) -> schemas.RemovedBody:
     """When it answers, no file of the gallery holds the embedding, and the kept crop is gone."""
     with service.audit.watch("remove", **sender.facts, ids=[entry_id[:256]]) as log:
         _check_id(entry_id)
@@ -273,4 +338,4 @@ async def remove(service: Running, sender: Sender, entry_id: str) -> RemovedBody
         log["removed"] = len(ids)
         if not ids:
             raise _absent(entry_id)
-    return RemovedBody(id=entry_id, removed=len(ids))
+    return schemas.RemovedBody(id=entry_id, removed=len(ids))
