@@ -43,15 +43,11 @@ Layout = Annotated[str, Option(help="auto, sysu, regdb, llcm, csv, or the name o
 Batch = Annotated[int, Option(help="Images at once.", min=1)]
 CalibrationFile = Annotated[
     Path | None,
-    Option(
-        "--calibration",
-        help="A file of fmcnet calibrate --out; default: calibration.json in the model's folder.",
-    ),
+    Option("--calibration", help="A file of fmcnet calibrate; default: calibration.json beside the model."),
 ]
 Model = Annotated[Path, Argument(help="The folder of a run or an exported model, or a shipped model's name.")]
 GalleryModel = Annotated[
-    str | None,
-    Option(help="Folder of a run or an exported model, or a shipped name; default: as indexed."),
+    str | None, Option(help="Folder of a run or exported model, or a shipped name; default: as indexed.")
 ]
 GalleryPath = Annotated[
     str, Argument(metavar="GALLERY", help="A gallery's folder or milvus://host:port/name.")

@@ -117,8 +117,7 @@ def pairs(
 def cache(
     folder: Annotated[Path | None, Option(help="Default: $FMCNET_CACHE, else ~/.cache/fmcnet.")] = None,
     prune: Annotated[
-        str | None,
-        Option(metavar="AGE", help="Remove caches not used for this long, as 30d or 12h; 0d: all."),
+        str | None, Option(metavar="AGE", help="Remove caches unused for 30d, 12h...; 0d: all.")
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -139,22 +138,18 @@ def crop(
     modality: Annotated[str, Option(help="visible or infrared: what the frames are.")],
     camera: Annotated[str | None, Option(help="The camera of all crops; part of the tracks' names.")] = None,
     start_time: Annotated[
-        str | None,
-        Option(help="Time of the first frame: 2026-03-01T22:15:00; else crops have no time."),
+        str | None, Option(help="Time of the first frame: 2026-03-01T22:15:00; default: none.")
     ] = None,
     fps: Annotated[float | None, Option(help="Frames a second; default: the video's own clock.")] = None,
     timezone: Zone = "UTC",
     doubtful_times: Annotated[
-        str, Option(help="A start time that a clock change repeats or skips: refuse, earlier or later.")
+        str, Option(help="Times that a clock change repeats or skips: refuse, earlier or later.")
     ] = "refuse",
     min_size: Annotated[int, Option(help="Leave out boxes less wide or high, in pixels.", min=1)] = 8,
     every: Annotated[int, Option(help="Take each Nth frame only.", min=1)] = 1,
     first_frame: Annotated[
         int | None,
-        Option(
-            help="Number of the first frame in BOXES; default: 1 in MOTChallenge text, 0 in supervision's CSV.",
-            min=0,
-        ),
+        Option(help="First frame's number in BOXES; default 1 (MOTChallenge) or 0 (supervision).", min=0),
     ] = None,
     range_: Range = None,
     json_: Json = False,

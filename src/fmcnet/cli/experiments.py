@@ -34,12 +34,10 @@ def evaluate(
     run: Model,
     data: Data,
     overrides: Annotated[
-        list[str] | None,
-        Argument(metavar="[KEY=VALUE]...", help="Settings of the evaluation: mode=indoor shots=10."),
+        list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Settings: mode=indoor shots=10.")
     ] = None,
     protocol: Annotated[
-        Path | None,
-        Option(help="Your own protocol, a YAML file (fmcnet docs evaluate); default: the benchmark's."),
+        Path | None, Option(help="A YAML file (fmcnet docs evaluate); default: the benchmark's own.")
     ] = None,
     both: Annotated[bool, Option("--both", help="Both search directions.")] = False,
     flip: Annotated[bool, Option("--flip", help="Average with the mirrored image, as reported.")] = False,
@@ -83,9 +81,8 @@ def evaluate(
         return
     for one in result.evaluations:
         echo(one.result.summary())
-        echo(
-            f"  chance Rank-1 {100 * one.chance:.2f}: {one.result.mean['rank1'] / max(one.chance, 1e-12):.1f} x"
-        )
+        times = one.result.mean["rank1"] / max(one.chance, 1e-12)
+        echo(f"  chance Rank-1 {100 * one.chance:.2f}: {times:.1f} x")
     if result.stamp:
         echo(result.stamp)
     for note in result.notes:
@@ -93,9 +90,8 @@ def evaluate(
     if result.report:
         echo(f"report: {result.report}")
     elif report:
-        echo(
-            f"no report: {run} came with the package or the hub, which is not written to; --out FOLDER writes one"
-        )
+        source = "came with the package or the hub, which is not written to"
+        echo(f"no report: {run} {source}; --out FOLDER writes one")
 
 
 def compare(
@@ -119,9 +115,7 @@ def study(
     name: Annotated[str, Argument(help="table2, table3, table4, figure4, figure5, baselines or all.")],
     overrides: Annotated[
         list[str] | None,
-        Argument(
-            metavar="[KEY.SUB=VALUE]...", help="Settings of every row; a row's own settings take precedence."
-        ),
+        Argument(metavar="[KEY.SUB=VALUE]...", help="Settings of every row, beside its own."),
     ] = None,
     out: Annotated[Path, Option(help="Folder of data, runs and report.")] = Path("study"),
     data: Annotated[Path | None, Option(help="A dataset's folder or CSV; default: generated data.")] = None,
@@ -185,8 +179,7 @@ def score(
     draw: Annotated[str | None, Option(help="SYSU-MM01: official (default) or seeded.")] = None,
     permutation: Annotated[Path | None, Option(help="rand_perm_cam.mat, for the official draw.")] = None,
     direction: Annotated[
-        str | None,
-        Option(help="i2v, v2i (RegDB: t2v, v2t); default: i2v for sysu, v2t for regdb, v2i for llcm."),
+        str | None, Option(help="i2v or v2i (RegDB: t2v, v2t); default: sysu i2v, regdb v2t, llcm v2i.")
     ] = None,
     reading: Annotated[str | None, Option(help="LLCM: a (default), b or c.")] = None,
     cmc: Annotated[str | None, Option(help="RegDB: image (default) or identity.")] = None,

@@ -349,9 +349,7 @@ def _print_facts(facts: dict[str, Any], json_: bool, title: str) -> None:
 
 @app.command()
 def backup(
-    gallery: GalleryPath,
-    out: Annotated[Path, Argument(help="The new folder.")],
-    json_: Json = False,
+    gallery: GalleryPath, out: Annotated[Path, Argument(help="The new folder.")], json_: Json = False
 ) -> None:
     """Copy a gallery into a new folder, also while it is in use.
 

@@ -28,10 +28,7 @@ def complete_page(incomplete: str) -> list[str]:
 def docs(
     page: Annotated[
         str | None,
-        Argument(
-            help="A page's or an example's name, as search or own_loss; without it all are listed.",
-            autocompletion=complete_page,
-        ),
+        Argument(help="Name of a page or example; without it all are listed.", autocompletion=complete_page),
     ] = None,
     where: Annotated[bool, Option("--path", help="Print the page's file name instead.")] = False,
     json_: Json = False,

@@ -34,20 +34,15 @@ def embed(
     out: Annotated[Path, Option(help="The .npz to write, which fmcnet score reads.")],
     images: Annotated[list[Path] | None, Argument(help="Images or folders, with --modality.")] = None,
     modality: Annotated[
-        str | None,
-        Option(help="visible (vis, rgb) or infrared (ir, nir, thermal): what all these images are."),
+        str | None, Option(help="visible (vis, rgb) or infrared (ir, nir, thermal), all of them.")
     ] = None,
     data: Annotated[
-        Path | None,
-        Option(help="Instead of images: a dataset or CSV, with identities, cameras and modalities."),
+        Path | None, Option(help="Instead of images: a dataset or CSV, with its identities.")
     ] = None,
     split: Annotated[str | None, Option(help="Part of --data: train, val, test (default) or all.")] = None,
     batch: Batch = 64,
     on_error: Annotated[
-        str | None,
-        Option(
-            help="raise (default): stop at broken images and name them; skip: leave them out and name them."
-        ),
+        str | None, Option(help="Broken images are named: raise (default) stops, skip leaves them out.")
     ] = None,
     skip_unreadable: Annotated[
         bool, Option("--skip-unreadable", help="The old name of --on-error skip.", hidden=True)
@@ -120,10 +115,7 @@ def calibrate(
     split: Annotated[str, Option(help="auto (identities not trained on), all, train, val or test.")] = "auto",
     out: Annotated[
         Path | None,
-        Option(
-            help="The file to write, for --calibration of search and serve; default: calibration.json in the model's "
-            "folder, which is found by itself."
-        ),
+        Option(help="File to write, for --calibration; default: calibration.json in the model's folder."),
     ] = None,
     device: Device = "auto",
     json_: Json = False,
@@ -159,8 +151,7 @@ def calibrate(
 def project(
     run: Model,
     data: Annotated[
-        Path,
-        Option("--data", help="The dataset or CSV it was trained on; its training images are learnt from."),
+        Path, Option("--data", help="The dataset or CSV it was trained on, of whose training part it learns.")
     ],
     dim: Annotated[int, Option(help="Values of an embedding.", min=1)],
     method: Annotated[str, Option(help="discriminant, or pca (more values than identities).")] = (
@@ -207,8 +198,7 @@ def adapt(
     run: Model,
     out: Annotated[Path, Option(help="The folder to write.")],
     data: Annotated[
-        Path | None,
-        Argument(help="Images of both modalities: a dataset's folder or a CSV. Identities are not used."),
+        Path | None, Argument(help="A dataset or CSV with both modalities; identities are not used.")
     ] = None,
     visible: Annotated[list[Path] | None, Option(help="A visible image or folder; repeatable.")] = None,
     infrared: Annotated[list[Path] | None, Option(help="An infrared image or folder; repeatable.")] = None,
@@ -260,8 +250,7 @@ def export(
         Path | None, Option(help="For --int8: dataset or CSV that gives the ranges.")
     ] = None,
     data: Annotated[
-        Path | None,
-        Option(help="A dataset or CSV to compare Rank-1 and mAP on; default: that of --calibrate."),
+        Path | None, Option(help="A dataset or CSV to compare accuracy on; default: that of --calibrate.")
     ] = None,
     images: Annotated[int | None, Option(help="For --int8: images it takes; default 256.", min=2)] = None,
     out: Annotated[Path | None, Option(help="Folder to write; default RUN/onnx or RUN/onnx-int8.")] = None,

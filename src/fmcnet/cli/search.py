@@ -47,9 +47,7 @@ def search(
     among: Annotated[
         str | None,
         Option(
-            "--entry-modality",
-            "--among",
-            help="Only visible or infrared entries (--among: its old name).",
+            "--entry-modality", "--among", help="Only visible or infrared entries; --among is its old name."
         ),
     ] = None,
     timezone: ShownZone = "UTC",
@@ -59,8 +57,7 @@ def search(
         float | None, Option(help="Probability before comparing; default 1 / (entries compared + 1).")
     ] = None,
     group: Annotated[
-        str | None,
-        Option(help="track: one result for each, its images pooled; pid: one for each, by its best image."),
+        str | None, Option(help="One result for each track (images pooled) or pid (best image).")
     ] = None,
     range_: Range = None,
     html: Annotated[Path | None, Option(help="Write a page of the ranked images (their sources).")] = None,

@@ -37,7 +37,7 @@ def serve(
         list[str] | None,
         Option(
             metavar="ADDRESS",
-            help="A proxy whose X-Forwarded-For and -Proto are believed, as 127.0.0.1 or 10.0.0.0/24; repeatable.",
+            help="Believe X-Forwarded-For and -Proto of 127.0.0.1, 10.0.0.0/24...; repeatable.",
         ),
     ] = None,
     max_body: Annotated[int, Option(help="Most bytes of a request.", min=1024)] = 16 * 2**20,
@@ -45,8 +45,7 @@ def serve(
     max_pixels: Annotated[int, Option(help="Most pixels of an image, by its header.", min=1024)] = 25_000_000,
     max_images: Annotated[int, Option(help="Most images of a request.", min=1)] = 64,
     max_requests: Annotated[
-        int,
-        Option(help="Requests at work at once, half of one caller while others ask; more get 503.", min=1),
+        int, Option(help="Requests at once, half for one of several callers; more get 503.", min=1)
     ] = 16,
     max_queue: Annotated[int, Option(help="Most images that wait for the model; more get 503.", min=1)] = 512,
     batch: Annotated[int, Option(help="Most images of a batch.", min=1)] = 32,

@@ -15,8 +15,7 @@ from fmcnet.cli.console import Data, Device, Json, echo, print_json, show
 from fmcnet.errors import FmcnetError, Interrupted
 
 Overrides = Annotated[
-    list[str] | None,
-    Argument(metavar="[KEY.SUB=VALUE]...", help="Settings: model.variant=base."),
+    list[str] | None, Argument(metavar="[KEY.SUB=VALUE]...", help="Settings: model.variant=base.")
 ]
 
 
@@ -34,7 +33,7 @@ def train(
     config: Annotated[
         str | None,
         Option(
-            help="A YAML file, or a shipped one by name: sysu, regdb, llcm, paper, generated (default), tiny.",
+            help="A YAML file or sysu, regdb, llcm, paper, generated (default), tiny.",
             autocompletion=complete_config,
         ),
     ] = None,
@@ -113,8 +112,7 @@ def config(
     name: Annotated[
         str | None,
         Argument(
-            help="A YAML file, or a shipped one by name; without it those are listed.",
-            autocompletion=complete_config,
+            help="A YAML file or a shipped name; without it those are listed.", autocompletion=complete_config
         ),
     ] = None,
     overrides: Overrides = None,

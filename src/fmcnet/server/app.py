@@ -32,11 +32,7 @@ OWN = frozenset({"v1", "page", "healthz", "readyz", "metrics", "openapi.json", "
 
 
 def create_app(
-    service: Service,
-    keys: Keys | None = None,
-    *,
-    root_path: str = "",
-    proxies: Sequence[Network] = (),
+    service: Service, keys: Keys | None = None, *, root_path: str = "", proxies: Sequence[Network] = ()
 ) -> FastAPI:
     """An ASGI application that starts the service on startup and stops it on shutdown.
 

@@ -100,16 +100,14 @@ class SecurityMiddleware:
             found = api_error_of(error)
             if found.status in AUDITED and not state.get("routed"):
                 client = (scope.get("client") or ("",))[0]
-                self.audit.refused(
-                    client, found, request=answer.request, method=scope["method"], path=scope["path"]
-                )
+                request = {name: scope[name] for name in ("method", "path")}
+                self.audit.refused(client, found, request=answer.request, **request)
             if answer.started:
                 logger.error("request %s broke off in its answer", answer.request, exc_info=error)
             else:
                 await found.response()(scope, receive, answer)
         finally:
-            route = scope.get("route")
-            name = getattr(route, "path", "other")
+            name = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(name, str(answer.status)).inc()
             self.metrics.seconds.labels(name).observe(time.perf_counter() - start)
 
@@ -121,9 +119,8 @@ class SecurityMiddleware:
         key = self._key(headers, needed)
         state["key"] = key.name if key is not None else None
         if self.read_only and needed not in (None, "read"):
-            raise ApiError(
-                403, "this service is read-only: it adds and removes nothing", "the service", "search only"
-            )
+            what = "this service is read-only: it adds and removes nothing"
+            raise ApiError(403, what, "the service", "search only")
         may = (lambda wanted: True) if key is None else key.may
         state["may"] = (lambda wanted: wanted == "read" and may(wanted)) if self.read_only else may
         gone = state["gone"] = asyncio.Event()
@@ -134,10 +131,11 @@ class SecurityMiddleware:
             return
         caller = state["caller"] = f"key {key.name}" if key is not None else (scope.get("client") or ("",))[0]
         working, own = self._working.total(), self._working[caller]
-        if working >= self.limits.requests or own >= self.limits.share(own < working):
+        full = working >= self.limits.requests
+        if full or own >= self.limits.share(own < working):
             self.metrics.refused.labels("busy").inc()
-            whose = "" if working >= self.limits.requests else " of this caller"
-            raise overloaded(f"{working if not whose else own} requests{whose} are at work already")
+            those = f"{working} requests" if full else f"{own} requests of this caller"
+            raise overloaded(f"{those} are at work already")
         self._working[caller] += 1
         self.metrics.working.set(self._working.total())
         try:
