@@ -43,7 +43,7 @@ Layout = Annotated[str, Option(help="auto, sysu, regdb, llcm, csv, or the name o
 Batch = Annotated[int, Option(help="Images at once.", min=1)]
 CalibrationFile = Annotated[
     Path | None,
-    Option("--calibration", help="A file of fmcnet calibrate; default: calibration.json beside the model."),
+    Option("--calibration", help="A file of fmcnet calibrate; default: calibration.json of the model."),
 ]
 Model = Annotated[Path, Argument(help="The folder of a run or an exported model, or a shipped model's name.")]
 GalleryModel = Annotated[

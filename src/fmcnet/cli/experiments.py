@@ -115,7 +115,7 @@ def study(
     name: Annotated[str, Argument(help="table2, table3, table4, figure4, figure5, baselines or all.")],
     overrides: Annotated[
         list[str] | None,
-        Argument(metavar="[KEY.SUB=VALUE]...", help="Settings of every row, beside its own."),
+        Argument(metavar="[KEY.SUB=VALUE]...", help="Settings of every row; its own take precedence."),
     ] = None,
     out: Annotated[Path, Option(help="Folder of data, runs and report.")] = Path("study"),
     data: Annotated[Path | None, Option(help="A dataset's folder or CSV; default: generated data.")] = None,

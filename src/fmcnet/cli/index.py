@@ -92,7 +92,7 @@ def index(
     existing: Annotated[
         str,
         Option(
-            help="Known pictures. keep: report differences; update: store them, re-encode changed files; replace: all."
+            help="Known pictures. keep: report differences; update: store them, encode changed files; replace: all."
         ),
     ] = "keep",
     prune: Annotated[bool, Option("--prune", help="First remove entries whose files are gone.")] = False,

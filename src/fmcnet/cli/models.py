@@ -252,7 +252,7 @@ def export(
     data: Annotated[
         Path | None, Option(help="A dataset or CSV to compare accuracy on; default: that of --calibrate.")
     ] = None,
-    images: Annotated[int | None, Option(help="For --int8: images it takes; default 256.", min=2)] = None,
+    images: Annotated[int | None, Option(help="For --int8: images used; default 256.", min=2)] = None,
     out: Annotated[Path | None, Option(help="Folder to write; default RUN/onnx or RUN/onnx-int8.")] = None,
     force: Annotated[bool, Option("--force", help="With --int8: keep a model that loses too much.")] = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an export of another model.")] = False,

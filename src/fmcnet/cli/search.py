@@ -52,7 +52,9 @@ def search(
     ] = None,
     timezone: ShownZone = "UTC",
     min_probability: Annotated[float | None, Option(help="Leave out less probable entries, 0..1.")] = None,
-    fmr: Annotated[float | None, Option(help="Leave out entries below the threshold of this rate.")] = None,
+    fmr: Annotated[
+        float | None, Option(help="Leave out entries below the threshold of this false-match rate.")
+    ] = None,
     prior: Annotated[
         float | None, Option(help="Probability before comparing; default 1 / (entries compared + 1).")
     ] = None,
