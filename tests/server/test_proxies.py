@@ -12,8 +12,8 @@ import httpx2 as httpx
 import pytest
 
 from fmcnet.errors import FmcnetError
-from fmcnet.server.network import OWN, check_root_path, is_proxy, parse_proxies
-from fmcnet.server.run import ServeOptions, check_access
+from fmcnet.server.app import OWN, check_root_path
+from fmcnet.server.run import ServeOptions, check_access, is_proxy, parse_proxies
 from tests.server.process import started, until_it_answers
 from tests.server.service import KEYS, bearer, files, running
 

@@ -18,17 +18,17 @@ import typer.core
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
+from typer import Option
 
 from fmcnet import __version__
 from fmcnet.cli.console import PrintableFormatter
 from fmcnet.cli.data import app as data_app
 from fmcnet.cli.data import crop
 from fmcnet.cli.experiments import compare, demo, evaluate, score, study
-from fmcnet.cli.export import export, info, push
 from fmcnet.cli.gallery import app as gallery_app
 from fmcnet.cli.help import docs, doctor
 from fmcnet.cli.index import index
-from fmcnet.cli.inference import adapt, calibrate, embed, project
+from fmcnet.cli.models import adapt, calibrate, embed, export, info, project, push
 from fmcnet.cli.search import search
 from fmcnet.cli.serve import keys_app, serve
 from fmcnet.cli.train import config, train
@@ -87,11 +87,9 @@ def _fail(message: str, code: int, error: BaseException) -> NoReturn:
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Print more, such as every loss term of a training.")
-    ] = False,
-    threads: Annotated[int, typer.Option(help="CPU threads of PyTorch; 0: PyTorch's choice.", min=0)] = 0,
+    version: Annotated[bool, Option("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[bool, Option("--verbose", "-v", help="Print more, as every loss term.")] = False,
+    threads: Annotated[int, Option(help="CPU threads of PyTorch; 0: PyTorch's choice.", min=0)] = 0,
 ) -> None:
     if version:
         typer.echo(f"fmcnet {__version__}")

@@ -7,73 +7,112 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer import Argument, Option
 
 from fmcnet.errors import FmcnetError
 from fmcnet.names import printable
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from fmcnet.retrieval import Where
+
+# ---- options ----
+
+Json = Annotated[bool, Option("--json", help="Print one JSON object on standard output, nothing else.")]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Range = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--range",
         metavar="LOW:HIGH",
         help="Values that become black and white, of pictures deeper than 8 bits (16-bit, float): 15:40. Without it "
         "each such picture may be stretched by itself.",
-        show_default=False,
     ),
 ]
 Data = Annotated[
-    Path,
-    typer.Option("--data", help="A SYSU-MM01, RegDB or LLCM folder, or a CSV (fmcnet docs datasets)."),
+    Path, Option("--data", help="A SYSU-MM01, RegDB or LLCM folder, or a CSV (fmcnet docs datasets).")
 ]
-Layout = Annotated[str, typer.Option(help="auto, sysu, regdb, llcm, csv, or the name of a reader of yours.")]
+Layout = Annotated[str, Option(help="auto, sysu, regdb, llcm, csv, or the name of a reader of yours.")]
+Batch = Annotated[int, Option(help="Images at once.", min=1)]
 CalibrationFile = Annotated[
     Path | None,
-    typer.Option(
-        "--calibration",
-        help="A file of fmcnet calibrate --out; default: calibration.json in the model's folder.",
-        show_default=False,
-    ),
+    Option("--calibration", help="A file of fmcnet calibrate; default: calibration.json of the model."),
 ]
-Model = Annotated[
-    Path, typer.Argument(help="A run folder, an exported model's (fmcnet export), or a shipped model's name.")
+Model = Annotated[Path, Argument(help="The folder of a run or an exported model, or a shipped model's name.")]
+GalleryModel = Annotated[
+    str | None, Option(help="Folder of a run or exported model, or a shipped name; default: as indexed.")
 ]
+GalleryPath = Annotated[
+    str, Argument(metavar="GALLERY", help="A gallery's folder or milvus://host:port/name.")
+]
+Zone = Annotated[str, Option(help="Timezone of times without one: UTC, Europe/Berlin...")]
+ShownZone = Annotated[str, Option(help="Timezone of shown times and of times without one: Europe/Berlin.")]
+Cameras = Annotated[list[str] | None, Option("--camera", help="Only entries of this camera; repeatable.")]
+Since = Annotated[str | None, Option(help="Only entries seen since 2026-03-01, or 2026-03-01T22:15:00.")]
+Until = Annotated[str | None, Option(help="Only entries seen before this time.")]
 
 
-def echo(text: object, *, err: bool = False, nl: bool = True) -> None:
-    """Print text; hidden characters, of a camera's name say, become escapes, so that they cannot forge a line."""
-    typer.echo(printable(str(text), keep="\n\t"), err=err, nl=nl)
+def make_filter(
+    cameras: list[str] | None,
+    since: str | None,
+    until: str | None,
+    timezone: str,
+    *,
+    modality: str | None = None,
+    **others: list[str] | None,
+) -> Where:
+    """The conditions that options give; an option that was not given is none."""
+    from fmcnet.errors import DataError
+    from fmcnet.retrieval import Where
+    from fmcnet.retrieval.times import parse_time, parse_timezone
+
+    zone = parse_timezone(timezone)
+
+    def moment(option: str, text: str | None) -> datetime | None:
+        try:
+            return None if text is None else parse_time(text, zone)
+        except DataError as error:  # the clocks change: no option settles it here
+            reason = str(error).partition(": say --doubtful")[0]
+            raise FmcnetError(f"{option}: {reason}: write it with its offset, as {text}+00:00") from error
+
+    return Where(
+        cameras=cameras or None,
+        modality=modality,
+        since=moment("--since", since),
+        until=moment("--until", until),
+        **{name: values or None for name, values in others.items()},
+    )
 
 
-def cell(value: object) -> str:
-    """A value for a Rich table, on one line; "" for None."""
-    return "" if value is None else escape(printable(str(value)))
+def check_choice(option: str, value: str | None, choices: Sequence[str]) -> Any:
+    """The value, or None where the option is not given.
+
+    Raises:
+        FmcnetError: for a value that is not among the choices.
+    """
+    if value is not None and value not in choices:
+        raise FmcnetError(f"{option} {value}: say {', '.join(choices[:-1])} or {choices[-1]}")
+    return value
+
+
+# ---- questions ----
 
 
 def check_can_ask(json_: bool, answered: bool) -> None:
-    """Refuse to ask where only JSON is printed.
-
-    Raises:
-        FmcnetError: naming the options that answer.
-    """
+    """Refuse to ask where only JSON is printed."""
     if json_ and not answered:
         raise FmcnetError("--json cannot ask: give --yes, or --dry-run")
 
 
 def confirm(verb: Literal["Remove", "Relocate"], count: int, entries: int) -> None:
-    """Ask before many entries of a gallery change.
-
-    Args:
-        verb: what is to be done.
-        count: to how many of the gallery's `entries`.
-        entries: of the gallery.
+    """Ask before `count` of a gallery's `entries` change.
 
     Raises:
         typer.Abort: the answer is no.
@@ -93,15 +132,16 @@ def confirm(verb: Literal["Remove", "Relocate"], count: int, entries: int) -> No
         raise typer.Abort
 
 
-def check_choice(option: str, value: str | None, choices: Sequence[str]) -> Any:
-    """The value, or None where the option is not given.
+@contextlib.contextmanager
+def explain_resume() -> Iterator[None]:
+    """On Ctrl-C, report that the same command continues the work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command continues it") from None
 
-    Raises:
-        FmcnetError: for a value that is not among the choices.
-    """
-    if value is not None and value not in choices:
-        raise FmcnetError(f"{option} {value}: say {', '.join(choices[:-1])} or {choices[-1]}")
-    return value
+
+# ---- output ----
 
 
 class PrintableFormatter(logging.Formatter):
@@ -112,9 +152,22 @@ class PrintableFormatter(logging.Formatter):
         return printable(super().format(record), keep="\n\t")
 
 
+def echo(text: object, *, err: bool = False, nl: bool = True) -> None:
+    """Print text; hidden characters, of a camera's name say, become escapes, so that they cannot forge a line."""
+    typer.echo(printable(str(text), keep="\n\t"), err=err, nl=nl)
+
+
 def print_json(content: Any) -> None:
     """One JSON object on standard output."""
     typer.echo(json.dumps(content, indent=1, default=str))
+
+
+def print_report(report: Any, json_: bool) -> None:
+    """A report as JSON or as its lines."""
+    if json_:
+        print_json(report.to_dict())
+    else:
+        echo("\n".join(report.lines()))
 
 
 def show(title: str, facts: Mapping[str, Any], paths: Mapping[str, str | Path] | None = None) -> None:
@@ -124,7 +177,7 @@ def show(title: str, facts: Mapping[str, Any], paths: Mapping[str, str | Path] |
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name, cell(value))
+        table.add_row(name, _cell(value))
     Console().print(table)
     for name, path in (paths or {}).items():
         echo(f"{name}: {printable(str(path))}")
@@ -139,14 +192,10 @@ def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     for name in columns:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*(cell(row[name]) for name in columns))
+        table.add_row(*(_cell(row[name]) for name in columns))
     Console().print(table)
 
 
-@contextlib.contextmanager
-def explain_resume() -> Iterator[None]:
-    """On Ctrl-C, report that the same command continues the work."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command continues it") from None
+def _cell(value: object) -> str:
+    """A value for a Rich table, on one line; "" for None."""
+    return "" if value is None else escape(printable(str(value)))

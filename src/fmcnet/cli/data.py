@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import typer
+from typer import Argument, Option
 
-from fmcnet.cli.console import Json, Layout, Range, check_choice, echo, explain_resume, print_json, show
-from fmcnet.cli.search import Zone
+from fmcnet.cli.console import (
+    Json,
+    Layout,
+    Range,
+    Zone,
+    check_choice,
+    echo,
+    explain_resume,
+    print_json,
+    print_report,
+    show,
+)
 from fmcnet.errors import FmcnetError, first_of
 
 app = typer.Typer(help="Generate, check and summarise datasets.", no_args_is_help=True)
@@ -16,13 +27,11 @@ app = typer.Typer(help="Generate, check and summarise datasets.", no_args_is_hel
 
 @app.command()
 def generate(
-    out: Annotated[Path, typer.Option(help="Folder to write; an interrupted one is continued.")],
-    layout: Annotated[str, typer.Option(help="sysu, regdb, llcm or wild.")] = "sysu",
-    preset: Annotated[
-        str, typer.Option(help="tiny (seconds), small (the demo), full (the real sizes).")
-    ] = "small",
-    seed: Annotated[int, typer.Option(help="Same seed, same pixels.", min=0)] = 0,
-    workers: Annotated[int, typer.Option(help="Processes; 0: one a core.", min=0)] = 0,
+    out: Annotated[Path, Option(help="Folder to write; an interrupted one is continued.")],
+    layout: Annotated[str, Option(help="sysu, regdb, llcm or wild.")] = "sysu",
+    preset: Annotated[str, Option(help="tiny (seconds), small (the demo), full (the real sizes).")] = "small",
+    seed: Annotated[int, Option(help="Same seed, same pixels.", min=0)] = 0,
+    workers: Annotated[int, Option(help="Processes; 0: one a core.", min=0)] = 0,
     json_: Json = False,
 ) -> None:
     """Write the generated two-modality benchmark in the layout of SYSU-MM01, RegDB or LLCM, or a CSV (wild)."""
@@ -30,38 +39,36 @@ def generate(
 
     with explain_resume():
         summary = generate(layout, preset, seed, out, workers=workers or None, progress=not json_)
+    facts = summary.to_dict()
     if json_:
-        print_json(summary.to_dict())
+        print_json(facts)
         return
-    shown = summary.to_dict()
-    shown["seconds"] = f"{summary.seconds:.1f}"
-    shown["images_per_second"] = f"{summary.images_per_second:.0f}"
-    show("generated", shown, {"out": shown.pop("out")})
+    facts["seconds"] = f"{summary.seconds:.1f}"
+    facts["images_per_second"] = f"{summary.images_per_second:.0f}"
+    show("generated", facts, {"out": facts.pop("out")})
 
 
 @app.command()
 def check(
-    root: Annotated[Path, typer.Argument(help="The dataset's folder or CSV.")],
+    root: Annotated[Path, Argument(help="The dataset's folder or CSV.")],
     layout: Layout = "auto",
-    images: Annotated[bool, typer.Option(help="Decode every image, too.")] = True,
+    images: Annotated[bool, Option(help="Decode every image, too.")] = True,
     json_: Json = False,
 ) -> None:
     """Report what a dataset has, what it lacks and where to get it; exit code 1 if something is wrong."""
     from fmcnet.data.check import check
 
     report = check(root, layout, images=images, progress=False if json_ else None)
-    _print(report, json_)
+    print_report(report, json_)
     if not report.ok:
         raise typer.Exit(1)
 
 
 @app.command()
 def summary(
-    root: Annotated[Path, typer.Argument(help="The dataset's folder or CSV.")],
+    root: Annotated[Path, Argument(help="The dataset's folder or CSV.")],
     layout: Layout = "auto",
-    split: Annotated[
-        int | None, typer.Option(help="RegDB: which of the ten splits; default 1.", min=1, max=10)
-    ] = None,
+    split: Annotated[int | None, Option(help="RegDB: one of ten splits; default 1.", min=1, max=10)] = None,
     json_: Json = False,
 ) -> None:
     """Identities, images and cameras by split and modality."""
@@ -71,17 +78,15 @@ def summary(
     table = read_dataset(root, layout=layout, trial=split or 1)
     if split not in (None, 1) and table.name != "regdb":
         raise FmcnetError(f"--split is for RegDB; {root} is {table.name}, which has one split: leave it out")
-    _print(summary(table), json_)
+    print_report(summary(table), json_)
 
 
 @app.command()
 def pairs(
-    visible: Annotated[Path, typer.Argument(help="Folder of crops, or the people.csv of fmcnet crop.")],
-    infrared: Annotated[Path, typer.Argument(help="The same of the infrared camera.")],
-    out: Annotated[Path, typer.Option(help="The CSV to write.")],
-    folders: Annotated[
-        bool, typer.Option("--folders", help="Crops in one folder show one person, as a tracker writes them.")
-    ] = False,
+    visible: Annotated[Path, Argument(help="Folder of crops, or the people.csv of fmcnet crop.")],
+    infrared: Annotated[Path, Argument(help="The same of the infrared camera.")],
+    out: Annotated[Path, Option(help="The CSV to write.")],
+    folders: Annotated[bool, Option("--folders", help="Crops in one folder show one person.")] = False,
     json_: Json = False,
 ) -> None:
     """Pair the crops that two cameras side by side took at one moment: a training table without labels.
@@ -110,12 +115,9 @@ def pairs(
 
 @app.command()
 def cache(
-    folder: Annotated[
-        Path | None, typer.Option(help="Default: $FMCNET_CACHE, else ~/.cache/fmcnet.", show_default=False)
-    ] = None,
+    folder: Annotated[Path | None, Option(help="Default: $FMCNET_CACHE, else ~/.cache/fmcnet.")] = None,
     prune: Annotated[
-        str | None,
-        typer.Option(metavar="AGE", help="Remove caches not used for this long, as 30d or 12h; 0d: all."),
+        str | None, Option(metavar="AGE", help="Remove caches unused for 30d, 12h...; 0d: all.")
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -125,41 +127,29 @@ def cache(
     from fmcnet.parsing import parse_duration
 
     folder = folder or default_folder()
-    _print(list_caches(folder) if prune is None else prune_caches(folder, parse_duration(prune)), json_)
+    found = list_caches(folder) if prune is None else prune_caches(folder, parse_duration(prune))
+    print_report(found, json_)
 
 
 def crop(
-    frames: Annotated[Path, typer.Argument(help="A folder of images, or a video (extra video).")],
-    boxes: Annotated[
-        Path, typer.Argument(help="MOTChallenge text, COCO JSON, or the CSV of supervision's CSVSink.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the crops and people.csv.")],
-    modality: Annotated[str, typer.Option(help="visible or infrared: what the frames are.")],
-    camera: Annotated[
-        str | None, typer.Option(help="The camera of all crops; part of the tracks' names.")
-    ] = None,
+    frames: Annotated[Path, Argument(help="A folder of images, or a video (extra video).")],
+    boxes: Annotated[Path, Argument(help="MOTChallenge text, COCO JSON or CSV of supervision's CSVSink.")],
+    out: Annotated[Path, Option(help="Folder of the crops and people.csv.")],
+    modality: Annotated[str, Option(help="visible or infrared: what the frames are.")],
+    camera: Annotated[str | None, Option(help="The camera of all crops; part of the tracks' names.")] = None,
     start_time: Annotated[
-        str | None,
-        typer.Option(help="Time of the first frame, as 2026-03-01T22:15:00; without it crops have no time."),
+        str | None, Option(help="Time of the first frame: 2026-03-01T22:15:00; default: none.")
     ] = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(help="Frames a second; default: the video's own clock.", show_default=False),
-    ] = None,
+    fps: Annotated[float | None, Option(help="Frames a second; default: the video's own clock.")] = None,
     timezone: Zone = "UTC",
     doubtful_times: Annotated[
-        str,
-        typer.Option(help="A start time that a clock change repeats or skips: refuse, earlier or later."),
+        str, Option(help="Times that a clock change repeats or skips: refuse, earlier or later.")
     ] = "refuse",
-    min_size: Annotated[int, typer.Option(help="Leave out boxes less wide or high, in pixels.", min=1)] = 8,
-    every: Annotated[int, typer.Option(help="Take each Nth frame only.", min=1)] = 1,
+    min_size: Annotated[int, Option(help="Leave out boxes less wide or high, in pixels.", min=1)] = 8,
+    every: Annotated[int, Option(help="Take each Nth frame only.", min=1)] = 1,
     first_frame: Annotated[
         int | None,
-        typer.Option(
-            help="Number of the first frame in BOXES; default: 1 in MOTChallenge text, 0 in supervision's CSV.",
-            min=0,
-            show_default=False,
-        ),
+        Option(help="First frame's number in BOXES; default 1 (MOTChallenge) or 0 (supervision).", min=0),
     ] = None,
     range_: Range = None,
     json_: Json = False,
@@ -213,10 +203,3 @@ def crop(
     notes = [f"note: {note}" for note in report.notes]
     for line in filter(None, (*report.left_out.lines(), *notes, ignored_line(report.ignored))):
         echo(line, err=True)
-
-
-def _print(report: Any, json_: bool) -> None:
-    if json_:
-        print_json(report.to_dict())
-    else:
-        echo("\n".join(report.lines()))

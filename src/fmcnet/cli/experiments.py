@@ -6,16 +6,16 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from fmcnet.cli.console import Data, Device, Json, Model, echo, explain_resume, print_json
 from fmcnet.errors import FmcnetError
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for data, runs and report.")] = Path("demo"),
-    preset: Annotated[str, typer.Option(help="Generated benchmark: tiny (seconds) or small.")] = "small",
-    seed: Annotated[int, typer.Option(help="Seed of data and training.", min=0)] = 0,
+    out: Annotated[Path, Option(help="Folder for data, runs and report.")] = Path("demo"),
+    preset: Annotated[str, Option(help="Generated benchmark: tiny (seconds) or small.")] = "small",
+    seed: Annotated[int, Option(help="Seed of data and training.", min=0)] = 0,
     json_: Json = False,
 ) -> None:
     """Generate a benchmark, train Base and FMCNet on it, evaluate both on unseen identities, write a report.
@@ -34,25 +34,21 @@ def evaluate(
     run: Model,
     data: Data,
     overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the evaluation: mode=indoor shots=10."),
+        list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Settings: mode=indoor shots=10.")
     ] = None,
     protocol: Annotated[
-        Path | None,
-        typer.Option(help="Your own protocol, a YAML file (fmcnet docs evaluate); default: the benchmark's."),
+        Path | None, Option(help="A YAML file (fmcnet docs evaluate); default: the benchmark's own.")
     ] = None,
-    both: Annotated[bool, typer.Option("--both", help="Both search directions.")] = False,
-    flip: Annotated[
-        bool, typer.Option("--flip", help="Average with the mirrored image; named in the report.")
-    ] = False,
+    both: Annotated[bool, Option("--both", help="Both search directions.")] = False,
+    flip: Annotated[bool, Option("--flip", help="Average with the mirrored image, as reported.")] = False,
     rerank: Annotated[
-        bool, typer.Option("--rerank", help="k-reciprocal re-ranking, shown beside the plain figure.")
+        bool, Option("--rerank", help="k-reciprocal re-ranking, beside plain figures.")
     ] = False,
     expand: Annotated[
-        bool, typer.Option("--expand", help="Average query expansion, shown beside the plain figure.")
+        bool, Option("--expand", help="Average query expansion, beside plain figures.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report; default RUN/report.")] = None,
-    report: Annotated[bool, typer.Option(help="Write the report folder.")] = True,
+    out: Annotated[Path | None, Option(help="Folder of the report; default RUN/report.")] = None,
+    report: Annotated[bool, Option(help="Write the report folder.")] = True,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
@@ -85,9 +81,8 @@ def evaluate(
         return
     for one in result.evaluations:
         echo(one.result.summary())
-        echo(
-            f"  chance Rank-1 {100 * one.chance:.2f}: {one.result.mean['rank1'] / max(one.chance, 1e-12):.1f} x"
-        )
+        times = one.result.mean["rank1"] / max(one.chance, 1e-12)
+        echo(f"  chance Rank-1 {100 * one.chance:.2f}: {times:.1f} x")
     if result.stamp:
         echo(result.stamp)
     for note in result.notes:
@@ -95,16 +90,13 @@ def evaluate(
     if result.report:
         echo(f"report: {result.report}")
     elif report:
-        echo(
-            f"no report: {run} came with the package or the hub, which is not written to; --out FOLDER writes one"
-        )
+        source = "came with the package or the hub, which is not written to"
+        echo(f"no report: {run} {source}; --out FOLDER writes one")
 
 
 def compare(
-    runs: Annotated[
-        list[Path], typer.Argument(help="Runs that fmcnet evaluate has reported on, or its --out folders.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for comparison.md, .tex and .csv.")] = Path("comparison"),
+    runs: Annotated[list[Path], Argument(help="Runs that fmcnet evaluate reported on or its --out folders.")],
+    out: Annotated[Path, Option(help="Folder for comparison.md, .tex and .csv.")] = Path("comparison"),
     json_: Json = False,
 ) -> None:
     """Set runs beside published results, flagging unequal protocols."""
@@ -120,45 +112,22 @@ def compare(
 
 
 def study(
-    name: Annotated[
-        str, typer.Argument(help="table2, table3, table4, figure4, figure5, baselines, or all of them.")
-    ],
+    name: Annotated[str, Argument(help="table2, table3, table4, figure4, figure5, baselines or all.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[KEY.SUB=VALUE]...", help="Settings of every row; a row's own settings take precedence."
-        ),
+        Argument(metavar="[KEY.SUB=VALUE]...", help="Settings of every row; its own take precedence."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of data, runs and report.")] = Path("study"),
-    data: Annotated[
-        Path | None, typer.Option(help="A dataset's folder or CSV; without it the generated benchmark.")
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="Generated benchmark: tiny or small (default).", show_default=False),
-    ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option(help="A YAML file, or a shipped one by name; default: the one for the data."),
-    ] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds of training, as 0,1,2.")] = "0,1,2",
-    budget: Annotated[
-        int | None,
-        typer.Option(help="Steps of each run, equal for all rows; default: the configuration's.", min=1),
-    ] = None,
-    rows: Annotated[
-        str | None, typer.Option(help="Only these rows, by their keys, as base,full,agw; default: all.")
-    ] = None,
-    worlds: Annotated[
-        str, typer.Option(help="Generated data: same (world 0 for all seeds) or own (world s for seed s).")
-    ] = "same",
-    jobs: Annotated[int, typer.Option(help="Runs at a time, a process of one CPU thread each.", min=1)] = 1,
-    device: Annotated[
-        str, typer.Option(help="auto (every GPU there is), cpu, cuda, cuda:N or mps.")
-    ] = "auto",
-    report: Annotated[
-        Path | None, typer.Option(help="Where results.md, results.json and figures/ go; default OUT/report.")
-    ] = None,
+    out: Annotated[Path, Option(help="Folder of data, runs and report.")] = Path("study"),
+    data: Annotated[Path | None, Option(help="A dataset's folder or CSV; default: generated data.")] = None,
+    preset: Annotated[str | None, Option(help="Generated benchmark: tiny or small (default).")] = None,
+    config: Annotated[str | None, Option(help="A YAML file or a shipped name; default: by the data.")] = None,
+    seeds: Annotated[str, Option(help="Seeds of training, as 0,1,2.")] = "0,1,2",
+    budget: Annotated[int | None, Option(help="Steps of each run; default: as configured.", min=1)] = None,
+    rows: Annotated[str | None, Option(help="Only the rows with these keys: base,full,agw.")] = None,
+    worlds: Annotated[str, Option(help="Generated worlds: same (0 for all) or own (s for seed s).")] = "same",
+    jobs: Annotated[int, Option(help="Runs at a time, a process of one CPU thread each.", min=1)] = 1,
+    device: Annotated[str, Option(help="auto (every GPU there is), cpu, cuda, cuda:N or mps.")] = "auto",
+    report: Annotated[Path | None, Option(help="Folder of results and figures; default OUT/report.")] = None,
     json_: Json = False,
 ) -> None:
     """Re-run the paper's tables and figures and the comparison with baselines, and write one report.
@@ -203,25 +172,18 @@ def study(
 
 
 def score(
-    file: Annotated[
-        Path, typer.Argument(help="An .npz with features, pid, cam, index; see fmcnet docs evaluate.")
-    ],
-    protocol: Annotated[
-        str, typer.Option(help="sysu, regdb, llcm, or a YAML file of your own (fmcnet docs evaluate).")
-    ] = "sysu",
-    mode: Annotated[str | None, typer.Option(help="SYSU-MM01: all (default) or indoor.")] = None,
-    shots: Annotated[int | None, typer.Option(help="SYSU-MM01: 1 (default) or 10.")] = None,
-    draw: Annotated[str | None, typer.Option(help="SYSU-MM01: official (default) or seeded.")] = None,
-    permutation: Annotated[
-        Path | None, typer.Option(help="rand_perm_cam.mat, for the official draw.")
-    ] = None,
+    file: Annotated[Path, Argument(help="An .npz with features, pid, cam, index; see fmcnet docs evaluate.")],
+    protocol: Annotated[str, Option(help="sysu, regdb, llcm or a YAML file; fmcnet docs evaluate.")] = "sysu",
+    mode: Annotated[str | None, Option(help="SYSU-MM01: all (default) or indoor.")] = None,
+    shots: Annotated[int | None, Option(help="SYSU-MM01: 1 (default) or 10.")] = None,
+    draw: Annotated[str | None, Option(help="SYSU-MM01: official (default) or seeded.")] = None,
+    permutation: Annotated[Path | None, Option(help="rand_perm_cam.mat, for the official draw.")] = None,
     direction: Annotated[
-        str | None,
-        typer.Option(help="i2v, v2i (RegDB: t2v, v2t); default: i2v for sysu, v2t for regdb, v2i for llcm."),
+        str | None, Option(help="i2v or v2i (RegDB: t2v, v2t); default: sysu i2v, regdb v2t, llcm v2i.")
     ] = None,
-    reading: Annotated[str | None, typer.Option(help="LLCM: a (default), b or c.")] = None,
-    cmc: Annotated[str | None, typer.Option(help="RegDB: image (default) or identity.")] = None,
-    distance: Annotated[str, typer.Option(help="cosine or euclidean.")] = "cosine",
+    reading: Annotated[str | None, Option(help="LLCM: a (default), b or c.")] = None,
+    cmc: Annotated[str | None, Option(help="RegDB: image (default) or identity.")] = None,
+    distance: Annotated[str, Option(help="cosine or euclidean.")] = "cosine",
     json_: Json = False,
 ) -> None:
     """Score embeddings made by any code with a named protocol.

@@ -2,91 +2,79 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
+from fmcnet import retrieval
 from fmcnet.cli.console import (
+    Cameras,
+    GalleryPath,
     Json,
+    ShownZone,
+    Since,
+    Until,
+    Zone,
     check_can_ask,
     check_choice,
     confirm,
     echo,
     explain_resume,
+    make_filter,
     print_json,
     show,
     show_rows,
 )
-from fmcnet.cli.search import (
-    Cameras,
-    GalleryPath,
-    ShownZone,
-    Since,
-    Until,
-    Zone,
-    make_filter,
-)
 from fmcnet.errors import FmcnetError
-
-if TYPE_CHECKING:
-    from fmcnet.retrieval.gallery import Gallery
-    from fmcnet.retrieval.records import Where
 
 app = typer.Typer(help="Show, copy, export and mend galleries; remove entries.", no_args_is_help=True)
 
-Ids = Annotated[list[str] | None, typer.Option("--id", help="Of this id; may be given again.")]
-Pids = Annotated[
-    list[str] | None, typer.Option("--pid", help="Of this identity, a name or number; may be given again.")
-]
-Tracks = Annotated[list[str] | None, typer.Option("--track", help="Of this track; may be given again.")]
-Tags = Annotated[list[str] | None, typer.Option("--tag", help="With this tag; all of them, if given again.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
-All = Annotated[bool, typer.Option("--all", help="With --yes: also when the gallery has no other entries.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say how many entries match.")]
-Kind = Annotated[str | None, typer.Option(help="visible or infrared.")]
+Ids = Annotated[list[str] | None, Option("--id", help="Of this id; repeatable.")]
+Pids = Annotated[list[str] | None, Option("--pid", help="Of this identity, a name or number; repeatable.")]
+Tracks = Annotated[list[str] | None, Option("--track", help="Of this track; repeatable.")]
+Tags = Annotated[list[str] | None, Option("--tag", help="With this tag; repeated: with all of them.")]
+Yes = Annotated[bool, Option("--yes", help="Do not ask.")]
+All = Annotated[bool, Option("--all", help="With --yes: also when the gallery has no other entries.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Only say how many entries match.")]
+Kind = Annotated[str | None, Option(help="visible or infrared.")]
+PATHS = ("gallery", "from", "to", "out")
+"""Facts that are shown on a line of their own."""
 
 
 @app.command()
 def info(gallery: GalleryPath, json_: Json = False) -> None:
     """Show what a gallery holds: entries, model, index, size."""
-    from fmcnet.retrieval.gallery import Gallery
+    from fmcnet.retrieval.records import EARLIEST
+    from fmcnet.types import Modality
 
-    with Gallery(gallery, read_only=True) as opened:
-        found = opened.info()
-        held = _held(opened)
+    with retrieval.Gallery(gallery, read_only=True) as opened:
+        found, times = opened.info(), opened.times()
+        by_modality = {str(kind): opened.count(retrieval.Where(modality=kind)) for kind in Modality}
+        cameras = {name: opened.count(retrieval.Where(cameras=[name])) for name in opened.cameras()}
+        timed = opened.count(retrieval.Where(since=EARLIEST))
     settings = found.settings
     facts = {
         "gallery": found.location,
         "entries": found.entries,
-        "model": None if settings is None else settings.model,
-        "dimension": None if settings is None else settings.dimension,
-        "dtype": None if settings is None else settings.dtype,
+        "model": settings and settings.model,
+        "dimension": settings and settings.dimension,
+        "dtype": settings and settings.dtype,
         "index": found.index,
         "unindexed": found.unindexed,
         "removed_not_compacted": found.removed,
         "bytes": found.bytes,
         "pictures_kept": found.pictures,
-        **held,
-    }
-    if not json_:
-        facts["cameras"] = ", ".join(f"{name} ({count:,})" for name, count in held["cameras"].items())
-    _print_facts(facts, json_, "gallery")
-
-
-def _held(opened: Gallery) -> dict[str, Any]:
-    """What a gallery holds: entries by modality and by camera, those without a time, the first and the last time."""
-    from fmcnet.retrieval.records import EARLIEST, Where
-    from fmcnet.types import Modality
-
-    times = opened.times()
-    return {
-        **{str(kind): opened.count(Where(modality=kind)) for kind in Modality},
-        "cameras": {name: opened.count(Where(cameras=[name])) for name in opened.cameras()},
+        **by_modality,
+        "cameras": cameras if json_ else ", ".join(f"{name} ({n:,})" for name, n in cameras.items()),
         "first_time": times and times[0].isoformat(),
         "last_time": times and times[1].isoformat(),
-        "without_a_time": len(opened) - opened.count(Where(since=EARLIEST)),
+        "without_a_time": found.entries - timed,
     }
+    _print_facts(facts, json_, "gallery")
 
 
 @app.command("list")
@@ -101,25 +89,20 @@ def list_(
     modality: Kind = None,
     tag: Tags = None,
     timezone: ShownZone = "UTC",
-    limit: Annotated[int, typer.Option(help="Entries to show; 0: all.", min=0)] = 50,
-    ids: Annotated[
-        bool, typer.Option("--ids", help="Print only ids, one a line, as gallery remove --id takes them.")
-    ] = False,
+    limit: Annotated[int, Option(help="Entries to show; 0: all.", min=0)] = 50,
+    ids: Annotated[bool, Option("--ids", help="Print only ids, one a line, as for remove --id.")] = False,
     json_: Json = False,
 ) -> None:
     """List entries, in the order of their adding: all, or those that match all options.
 
     fmcnet gallery list people.gallery --camera gate2 --since 2026-03-01
     """
-    from itertools import islice
-
-    from fmcnet.retrieval.gallery import Gallery
     from fmcnet.retrieval.times import parse_timezone, shown_time
 
     where = make_filter(
         camera, since, until, timezone, modality=modality, ids=id_, pids=pid, tracks=track, tags=tag
     )
-    with Gallery(gallery, read_only=True) as opened:
+    with retrieval.Gallery(gallery, read_only=True) as opened:
         notes = _print_notes(opened, where)
         matching = opened.count(where)
         shown = [entry for entry, _ in islice(opened.scan(where, chunk=limit or 4096), limit or None)]
@@ -137,11 +120,12 @@ def list_(
             echo(one.id)
         echo(total, err=True)
         return
-    rows: list[dict[str, Any]] = [
+    zone = parse_timezone(timezone)
+    rows = [
         {
             "modality": one.modality,
             "camera": one.camera,
-            "time": shown_time(one.time, parse_timezone(timezone)),
+            "time": shown_time(one.time, zone),
             "track": one.track,
             "pid": one.pid,
             "tags": ", ".join(one.tags) or None,
@@ -174,8 +158,6 @@ def remove(
 
     fmcnet gallery remove people.gallery --pid 17 --yes
     """
-    from fmcnet.retrieval.gallery import Gallery
-
     where = make_filter(
         camera, since, until, timezone, modality=modality, ids=id_, pids=pid, tracks=track, tags=tag
     )
@@ -184,7 +166,7 @@ def remove(
             "say which entries to remove: --id, --pid, --camera, --track, --tag, --modality, --since or --until"
         )
     _check_answers(json_, yes, all_, dry_run)
-    with Gallery(gallery, create=False, read_only=dry_run) as opened:
+    with retrieval.Gallery(gallery, create=False, read_only=dry_run) as opened:
         notes = _print_notes(opened, where)
         count = opened.count(where)
         if not dry_run:
@@ -205,7 +187,7 @@ def _check_answers(json_: bool, yes: bool, all_: bool, dry_run: bool) -> None:
     check_can_ask(json_, yes or dry_run)
 
 
-def _confirm_removal(opened: Gallery, count: int, why: str, yes: bool, all_: bool) -> None:
+def _confirm_removal(opened: retrieval.Gallery, count: int, why: str, yes: bool, all_: bool) -> None:
     """Ask before `count` entries are removed; with --yes, refuse to remove all entries without --all."""
     entries = len(opened)
     if not count:
@@ -221,7 +203,7 @@ def _confirm_removal(opened: Gallery, count: int, why: str, yes: bool, all_: boo
 @app.command()
 def expire(
     gallery: GalleryPath,
-    keep: Annotated[str, typer.Option(help="How long entries are kept after they were seen: 30d, 12h, 4w.")],
+    keep: Annotated[str, Option(help="How long entries are kept after they were seen: 30d, 12h, 4w.")],
     yes: Yes = False,
     all_: All = False,
     dry_run: DryRun = False,
@@ -234,26 +216,26 @@ def expire(
     It counts them and asks; a daily timer says --yes. fmcnet index leaves out what expired. Entries from before 1970
     also stay, with a warning: their time was read wrongly.
     """
-    from fmcnet.retrieval.gallery import Gallery
     from fmcnet.retrieval.inputs import expires_before
-    from fmcnet.retrieval.records import EARLIEST, EPOCH, Where
+    from fmcnet.retrieval.records import EARLIEST, EPOCH
 
-    old = Where(since=EPOCH, until=expires_before(keep))
+    old = retrieval.Where(since=EPOCH, until=expires_before(keep))
     _check_answers(json_, yes, all_, dry_run)
-    with Gallery(gallery, create=False, read_only=dry_run) as opened:
+    with retrieval.Gallery(gallery, create=False, read_only=dry_run) as opened:
         count = opened.count(old)
         if not dry_run:
             _confirm_removal(opened, count, f"were seen longer ago than {keep}", yes, all_)
             count = opened.remove(old) if count else 0
-        facts = {"would_remove" if dry_run else "removed": count, "entries": len(opened)}
-        facts["without_a_time"] = facts["entries"] - opened.count(Where(since=EARLIEST))
-        facts["before_1970"] = opened.count(Where(until=EPOCH))
-    _print_facts(dict(facts), json_, gallery)
-    if facts["without_a_time"]:
-        echo(f"{facts['without_a_time']} entries have no time, and so never expire", err=True)
-    if facts["before_1970"]:
+        entries = len(opened)
+        timeless = entries - opened.count(retrieval.Where(since=EARLIEST))
+        early = opened.count(retrieval.Where(until=EPOCH))
+    facts = {"would_remove" if dry_run else "removed": count, "entries": entries}
+    _print_facts({**facts, "without_a_time": timeless, "before_1970": early}, json_, gallery)
+    if timeless:
+        echo(f"{timeless} entries have no time, and so never expire", err=True)
+    if early:
         echo(
-            f"{facts['before_1970']} entries have a time before 1970, which was read wrongly, and were not removed: "
+            f"{early} entries have a time before 1970, which was read wrongly, and were not removed: "
             "fmcnet index --existing update mends it, fmcnet gallery remove --until 1970-01-01 removes them",
             err=True,
         )
@@ -262,11 +244,9 @@ def expire(
 @app.command()
 def relocate(
     gallery: GalleryPath,
-    old: Annotated[str, typer.Argument(help="The file or folder that sources lie in now.")],
-    new: Annotated[str, typer.Argument(help="Where it was moved to.")],
-    missing_ok: Annotated[
-        bool, typer.Option("--missing-ok", help="Also where none of the files is at the new place.")
-    ] = False,
+    old: Annotated[str, Argument(help="The file or folder that sources lie in now.")],
+    new: Annotated[str, Argument(help="Where it was moved to.")],
+    missing_ok: Annotated[bool, Option("--missing-ok", help="Even if no file is at the new place.")] = False,
     yes: Yes = False,
     dry_run: DryRun = False,
     json_: Json = False,
@@ -276,10 +256,9 @@ def relocate(
     fmcnet gallery relocate people.gallery /old/crops /new/crops
     """
     from fmcnet.retrieval.freshness import relocate as move
-    from fmcnet.retrieval.gallery import Gallery
 
     check_can_ask(json_, yes or dry_run)
-    with Gallery(gallery, create=False, read_only=dry_run) as opened:
+    with retrieval.Gallery(gallery, create=False, read_only=dry_run) as opened:
         found = move(opened, old, new, dry_run=True)
         if found.missing == found.matched and not (missing_ok or dry_run):
             raise FmcnetError(
@@ -300,9 +279,7 @@ def relocate(
 @app.command()
 def compact(gallery: GalleryPath, json_: Json = False) -> None:
     """Return the space of removed entries and update the index."""
-    from fmcnet.retrieval.gallery import Gallery
-
-    with Gallery(gallery, create=False) as opened:
+    with retrieval.Gallery(gallery, create=False) as opened:
         before = opened.info().bytes
         opened.compact()
         after = opened.info()
@@ -312,7 +289,7 @@ def compact(gallery: GalleryPath, json_: Json = False) -> None:
 @app.command()
 def export(
     gallery: GalleryPath,
-    out: Annotated[Path, typer.Argument(metavar="FILE", help="A .parquet or .npz file to write.")],
+    out: Annotated[Path, Argument(metavar="FILE", help="A .parquet or .npz file to write.")],
     pid: Pids = None,
     camera: Cameras = None,
     track: Tracks = None,
@@ -324,10 +301,8 @@ def export(
     json_: Json = False,
 ) -> None:
     """Write entries and embeddings to a file: all, or those that match all options."""
-    from fmcnet.retrieval.gallery import Gallery
-
     where = make_filter(camera, since, until, timezone, modality=modality, pids=pid, tracks=track, tags=tag)
-    with Gallery(gallery, read_only=True) as opened:
+    with retrieval.Gallery(gallery, read_only=True) as opened:
         notes = _print_notes(opened, where)
         count = opened.export(out, None if where.unconditional else where)
     _print_facts({"exported": count, "out": str(out), **(notes if json_ else {})}, json_, gallery)
@@ -335,11 +310,9 @@ def export(
 
 @app.command("copy")
 def copy_(
-    source: Annotated[str, typer.Argument(metavar="FROM", help="A folder, or milvus://host:port/name.")],
-    target: Annotated[str, typer.Argument(metavar="TO", help="A new one, or one that a stopped copy began.")],
-    index: Annotated[
-        str | None, typer.Option(help="Of a new TO: exact, hnsw, or auto (a folder).", show_default=False)
-    ] = None,
+    source: Annotated[str, Argument(metavar="FROM", help="A folder, or milvus://host:port/name.")],
+    target: Annotated[str, Argument(metavar="TO", help="A new one, or one that a stopped copy began.")],
+    index: Annotated[str | None, Option(help="Of a new TO: exact, hnsw, or auto (a folder).")] = None,
     json_: Json = False,
 ) -> None:
     """Copy a gallery into another folder or a Milvus collection, either way.
@@ -348,22 +321,15 @@ def copy_(
 
     A copy that was stopped continues with the same command. At the end each entry is compared.
     """
-    from dataclasses import asdict
-
     from fmcnet.retrieval.copy import copy_gallery
 
     chosen = check_choice("--index", index, ("auto", "exact", "hnsw"))
     with explain_resume():
-        found = copy_gallery(source, target, index=chosen, progress=False if json_ else None)
-    facts = asdict(found)
-    paths = {"from": facts.pop("source"), "to": facts.pop("target")}
-    if json_:
-        print_json({**paths, **facts})
-    else:
-        show("copied", {name.replace("_", " "): value for name, value in facts.items()}, paths)
+        done = asdict(copy_gallery(source, target, index=chosen, progress=False if json_ else None))
+    _print_facts({"from": done.pop("source"), "to": done.pop("target"), **done}, json_, "copied")
 
 
-def _print_notes(opened: Gallery, where: Where) -> dict[str, Any]:
+def _print_notes(opened: retrieval.Gallery, where: retrieval.Where) -> dict[str, Any]:
     """Print notes on a filter, and return them as a fact for JSON, where there are any."""
     from fmcnet.retrieval.notes import filter_notes
 
@@ -377,15 +343,13 @@ def _print_facts(facts: dict[str, Any], json_: bool, title: str) -> None:
     if json_:
         print_json(facts)
         return
-    paths: dict[str, str] = {name: facts.pop(name) for name in ("gallery", "out") if name in facts}
+    paths: dict[str, str] = {name: facts.pop(name) for name in PATHS if name in facts}
     show(title, {name.replace("_", " "): value for name, value in facts.items()}, paths)
 
 
 @app.command()
 def backup(
-    gallery: GalleryPath,
-    out: Annotated[Path, typer.Argument(help="The new folder.")],
-    json_: Json = False,
+    gallery: GalleryPath, out: Annotated[Path, Argument(help="The new folder.")], json_: Json = False
 ) -> None:
     """Copy a gallery into a new folder, also while it is in use.
 
@@ -393,20 +357,16 @@ def backup(
 
     The copy has everything, kept pictures included, is read once as a check, and is a gallery itself.
     """
-    from fmcnet.retrieval.gallery import Gallery
-
-    with Gallery(gallery, read_only=True) as opened:
+    with retrieval.Gallery(gallery, read_only=True) as opened:
         entries = opened.backup(out)
     _print_facts({"out": str(out), "entries": entries}, json_, "backup")
 
 
 @app.command()
 def restore(
-    copy: Annotated[Path, typer.Argument(metavar="BACKUP", help="A folder that fmcnet gallery backup made.")],
-    gallery: Annotated[Path, typer.Argument(help="The gallery's folder.")],
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Remove the gallery that is there; end its service first.")
-    ] = False,
+    copy: Annotated[Path, Argument(metavar="BACKUP", help="A folder that fmcnet gallery backup made.")],
+    gallery: Annotated[Path, Argument(help="The gallery's folder.")],
+    replace: Annotated[bool, Option("--replace", help="Replace a gallery; end its service first.")] = False,
     json_: Json = False,
 ) -> None:
     """Make a gallery from a backup.
@@ -423,11 +383,9 @@ def restore(
 
 @app.command()
 def recover(
-    gallery: Annotated[
-        Path, typer.Argument(help="The folder of a gallery whose database was lost or damaged.")
-    ],
-    out: Annotated[Path, typer.Argument(help="The new gallery's folder.")],
-    model: Annotated[str, typer.Option(help="The model that the gallery was indexed with.")],
+    gallery: Annotated[Path, Argument(help="The folder of a gallery whose database was lost or damaged.")],
+    out: Annotated[Path, Argument(help="The new gallery's folder.")],
+    model: Annotated[str, Option(help="The model that the gallery was indexed with.")],
     json_: Json = False,
 ) -> None:
     """Make a new gallery of what a damaged one still holds.

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from fmcnet.cli.console import Device, Json, echo, print_json
+from fmcnet.cli.console import Device, Json, echo, print_json, print_report
 from fmcnet.errors import FmcnetError
 from fmcnet.names import nearest
 
@@ -27,12 +28,9 @@ def complete_page(incomplete: str) -> list[str]:
 def docs(
     page: Annotated[
         str | None,
-        typer.Argument(
-            help="A page's or an example's name, as search or own_loss; without it all are listed.",
-            autocompletion=complete_page,
-        ),
+        Argument(help="Name of a page or example; without it all are listed.", autocompletion=complete_page),
     ] = None,
-    where: Annotated[bool, typer.Option("--path", help="Print the page's file name instead.")] = False,
+    where: Annotated[bool, Option("--path", help="Print the page's file name instead.")] = False,
     json_: Json = False,
 ) -> None:
     """Show a page of the documentation, or an example script.
@@ -92,14 +90,9 @@ def _title(path: Path) -> str:
 
 
 def doctor(
-    model: Annotated[str | None, typer.Option(help="A model to try; default: the gallery's.")] = None,
-    gallery: Annotated[
-        str | None,
-        typer.Option(help="A gallery: does it fit the model? A folder or milvus://host:port/name."),
-    ] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(help="A calibration; default: the one in the model's folder.")
-    ] = None,
+    model: Annotated[str | None, Option(help="A model to try; default: the gallery's.")] = None,
+    gallery: Annotated[str | None, Option(help="A gallery, to compare with the model.")] = None,
+    calibration: Annotated[Path | None, Option(help="A calibration; default: that of the model.")] = None,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
@@ -112,9 +105,6 @@ def doctor(
     from fmcnet.doctor import diagnose
 
     found = diagnose(model, gallery, calibration, device)
-    if json_:
-        print_json(found.to_dict())
-    else:
-        echo("\n".join(found.lines()))
+    print_report(found, json_)
     if not found.ok:
         raise typer.Exit(1)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-import typer
+from typer import Argument, Option
 
+from fmcnet import retrieval
 from fmcnet.cli.console import (
+    Batch,
     Device,
+    GalleryModel,
+    GalleryPath,
     Json,
     Range,
+    Zone,
     check_can_ask,
     check_choice,
     confirm,
@@ -21,9 +26,11 @@ from fmcnet.cli.console import (
     print_json,
     show,
 )
-from fmcnet.cli.search import GalleryPath, Model, Zone
 from fmcnet.errors import FmcnetError
 from fmcnet.names import printable
+
+if TYPE_CHECKING:
+    from fmcnet.retrieval.indexing import IndexReport
 
 
 def _leaves_no_empty_gallery(command: Callable[..., None]) -> Callable[..., None]:
@@ -53,108 +60,67 @@ def _leaves_no_empty_gallery(command: Callable[..., None]) -> Callable[..., None
 @_leaves_no_empty_gallery
 def index(
     gallery: GalleryPath,
-    source: Annotated[
-        list[Path],
-        typer.Argument(help="Pictures, folders of pictures, or one CSV or dataset that fmcnet reads."),
-    ],
-    model: Model = None,
+    source: Annotated[list[Path], Argument(help="Pictures, folders of pictures, or one CSV or dataset.")],
+    model: GalleryModel = None,
     modality: Annotated[
         str | None,
-        typer.Option(
-            help="visible or infrared: what the pictures are. Where a CSV or dataset says it: only these rows."
-        ),
+        Option(help="visible or infrared: what the pictures are; of a CSV or dataset: only these."),
     ] = None,
-    camera: Annotated[str | None, typer.Option(help="The camera of all pictures.")] = None,
+    camera: Annotated[str | None, Option(help="The camera of all pictures.")] = None,
     camera_from_name: Annotated[
         str | None,
-        typer.Option(
-            metavar="PATTERN", help="A regular expression, as 'cam([0-9]+)', for the path below SOURCE."
-        ),
+        Option(metavar="PATTERN", help="Regular expression for the path below SOURCE: 'cam([0-9]+)'."),
     ] = None,
     time_from_name: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="PATTERN",
-            help="As '%Y%m%d_%H%M%S', found in that path; %s and %Q are seconds and milliseconds since 1970.",
+            help="As '%Y%m%d_%H%M%S', in that path; %s: seconds since 1970, %Q: milliseconds.",
         ),
     ] = None,
-    track_from_name: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="A regular expression for the track.")
-    ] = None,
-    pid_from_name: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="A regular expression for the identity.")
-    ] = None,
-    pid_prefix: Annotated[
-        str,
-        typer.Option(metavar="TEXT", help="Put before every identity, as 'regdb-': keeps datasets apart."),
-    ] = "",
+    track_from_name: Annotated[str | None, Option(metavar="PATTERN", help="As --camera-from-name.")] = None,
+    pid_from_name: Annotated[str | None, Option(metavar="PATTERN", help="As --camera-from-name.")] = None,
+    pid_prefix: Annotated[str, Option(metavar="TEXT", help="Put before identities, as 'regdb-'.")] = "",
     timezone: Zone = "UTC",
     doubtful_times: Annotated[
-        str,
-        typer.Option(
-            help="Local times that come twice, or never, when clocks change: refuse, or take the earlier or later."
-        ),
+        str, Option(help="Times that a clock change repeats or skips: refuse, earlier or later.")
     ] = "refuse",
-    layout: Annotated[
-        str, typer.Option(help="auto, sysu, regdb, llcm, csv, or images: a folder of pictures all the same.")
-    ] = "auto",
+    layout: Annotated[str, Option(help="auto, sysu, regdb, llcm, csv, or images: a plain folder.")] = "auto",
     range_: Range = None,
-    split: Annotated[str, typer.Option(help="Of a dataset: all, train, val or test.")] = "all",
-    on_error: Annotated[
-        str, typer.Option(help="raise: stop at a broken picture; skip: leave it out and name it.")
-    ] = "raise",
+    split: Annotated[str, Option(help="Of a dataset: all, train, val or test.")] = "all",
+    on_error: Annotated[str, Option(help="At a broken picture: raise, or skip and name it.")] = "raise",
     existing: Annotated[
         str,
-        typer.Option(
-            help="Pictures that are in the gallery. keep: skip, and report values and files that differ; update: "
-            "store the values given now, encode changed files anew; replace: encode all anew."
+        Option(
+            help="Known pictures. keep: report differences; update: store them, encode changed files; replace: all."
         ),
     ] = "keep",
-    prune: Annotated[
-        bool,
-        typer.Option("--prune", help="First remove entries whose files are gone, after showing how many."),
-    ] = False,
+    prune: Annotated[bool, Option("--prune", help="First remove entries whose files are gone.")] = False,
     prune_roots: Annotated[
         bool,
-        typer.Option(
-            "--prune-roots",
-            help="With --prune: also of folders of which no file is left, as of a disk that is not mounted.",
-        ),
+        Option("--prune-roots", help="With --prune: also where no file of a folder is left (not mounted?)."),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="With --prune: do not ask.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With --prune: only show what would be removed.")
-    ] = False,
+    yes: Annotated[bool, Option("--yes", help="With --prune: do not ask.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="With --prune: show what would be removed.")] = False,
     keep: Annotated[
         str | None,
-        typer.Option(
-            metavar="AGE", help="Leave out pictures seen longer ago, as gallery expire: 30d, 12h, 4w."
-        ),
+        Option(metavar="AGE", help="Leave out pictures older than 30d, 12h, 4w, as gallery expire."),
     ] = None,
     include_removed: Annotated[
-        bool,
-        typer.Option("--include-removed", help="Also index pictures that were removed or expired earlier."),
+        bool, Option("--include-removed", help="Also index pictures that were removed or expired earlier.")
     ] = False,
-    keep_images: Annotated[
-        bool, typer.Option("--keep-images", help="Keep a small picture of each entry in the gallery, too.")
-    ] = False,
+    keep_images: Annotated[bool, Option("--keep-images", help="Also keep a small picture of each.")] = False,
     dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Of a new gallery's embeddings: float32, or float16 for half the space; default float32.",
-            show_default=False,
-        ),
+        str | None, Option(help="Of a new gallery: float32 (default), or float16 for half the space.")
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--index",
-            help="exact: compare with every entry; hnsw: a graph, nearly exact; auto: exact up to 100,000 entries. "
-            "Stays with the gallery; default auto.",
-            show_default=False,
+            help="Of a new gallery: exact, hnsw (nearly exact), or auto (default): exact up to 100,000 entries.",
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Pictures at once.", min=1)] = 64,
+    batch: Batch = 64,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
@@ -165,16 +131,12 @@ def index(
     The gallery stores embeddings and metadata; small pictures only with --keep-images. Ctrl-C or a kill loses no
     added picture: the same command continues.
     """
-    from fmcnet.data.listing import ignored_line
     from fmcnet.data.value_range import RANGE_UNUSED
-    from fmcnet.retrieval.freshness import moves
-    from fmcnet.retrieval.gallery import Gallery
     from fmcnet.retrieval.gallery_model import open_model, range_of, remember
     from fmcnet.retrieval.indexing import Existing, check_faults, leave_out_expired
     from fmcnet.retrieval.indexing import index as add_new
     from fmcnet.retrieval.inputs import expires_before
     from fmcnet.retrieval.records import Dtype, IndexChoice
-    from fmcnet.retrieval.searcher import Searcher
     from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
     from fmcnet.retrieval.times import Doubtful, TimePattern, parse_timezone
     from fmcnet.types import parse_modality
@@ -218,8 +180,8 @@ def index(
     if on_error == "raise":
         check_faults(sources, missing_ok=prune)  # before a gallery is made
     encoder = open_model(gallery, model, device)
-    with Gallery(gallery, dtype=new_dtype, index=index_choice) as opened:
-        searcher = Searcher(encoder, opened)
+    with retrieval.Gallery(gallery, dtype=new_dtype, index=index_choice) as opened:
+        searcher = retrieval.Searcher(encoder, opened)
         kept = opened.settings
         if dtype is not None and kept is not None and kept.dtype != dtype:
             raise FmcnetError(
@@ -241,67 +203,79 @@ def index(
         )
     if range_ is not None and report.added + report.replaced and not report.ranged:
         report.notes.append(RANGE_UNUSED)
-    changes = report.changes
     if json_:
         print_json({"gallery": gallery, **pruned, **report.to_dict()})
         return
-    facts = {"images": report.pictures, "added": report.added, "indexed before": report.already}
+    show(f"indexed into {gallery}", _counts(report))
+    for line in _remarks(report, gallery):
+        echo(printable(line), err=True)
+
+
+def _counts(report: IndexReport) -> dict[str, int]:
+    """What was done with how many pictures."""
+    sources, moved, removed = report.sources, len(report.changes.moved), len(report.removed_before)
     optional = {
         "updated": report.updated,
         "encoded anew": report.replaced,
-        "changed files": len(changes.changed),
+        "changed files": len(report.changes.changed),
         **{f"not chosen by {option}": count for option, count in sources.not_chosen.items()},
         "not in the CSV": len(sources.not_listed),
     }
-    facts |= {name: count for name, count in optional.items() if count}
-    faults = (*report.faults, *sources.same)
-    kinds = {"moved": len(changes.moved), "removed before": len(report.removed_before)}
-    facts["left out"] = len(faults) + sum(kinds.values())
-    facts |= {f"left out, {name}": count for name, count in kinds.items() if count}
-    show(f"indexed into {gallery}", {**facts, "entries now": report.entries})
-    if line := ignored_line(sources.ignored):
-        echo(line, err=True)
-    for name in sources.not_listed:
-        echo(f"left out {printable(name)}: the CSV has no row of it", err=True)
-    moved = list(changes.moved.values())
+    kinds = {"left out, moved": moved, "left out, removed before": removed}
+    return {
+        "images": report.pictures,
+        "added": report.added,
+        "indexed before": report.already,
+        **{name: count for name, count in optional.items() if count},
+        "left out": len(report.faults) + len(sources.same) + moved + removed,
+        **{name: count for name, count in kinds.items() if count},
+        "entries now": report.entries,
+    }
+
+
+def _remarks(report: IndexReport, gallery: str) -> Iterator[str]:
+    """What a person should see of an indexing, a line each."""
+    from fmcnet.data.listing import ignored_line
+    from fmcnet.retrieval.freshness import moves
+
+    if report.sources.ignored:
+        yield ignored_line(report.sources.ignored)
+    for name in report.sources.not_listed:
+        yield f"left out {name}: the CSV has no row of it"
+    moved = list(report.changes.moved.values())
     for one in moved[:3]:
-        echo(f"left out {printable(one.path)}: indexed as {printable(one.before)}, which is gone", err=True)
+        yield f"left out {one.path}: indexed as {one.before}, which is gone"
     for old, new in moves(moved)[:3]:
-        command = shlex.join(["fmcnet", "gallery", "relocate", gallery, old, new])
-        echo(f"if these files were moved: {printable(command)}", err=True)
+        yield f"if these files were moved: {shlex.join(['fmcnet', 'gallery', 'relocate', gallery, old, new])}"
     for name in report.removed_before[:3]:
-        echo(f"left out {printable(name)}: it was removed or expired before", err=True)
+        yield f"left out {name}: it was removed or expired before"
     if report.removed_before:
-        echo(f"{len(report.removed_before)} removed before: --include-removed indexes them again", err=True)
-    for fault in faults:
-        echo(f"left out {printable(fault.name)}: {fault.reason}", err=True)
-    for line in (*(f"note: {note}" for note in report.notes), *map(str, report.differences[:3])):
-        echo(printable(line), err=True)
+        yield f"{len(report.removed_before)} removed before: --include-removed indexes them again"
+    for fault in (*report.faults, *report.sources.same):
+        yield f"left out {fault.name}: {fault.reason}"
+    for note in report.notes:
+        yield f"note: {note}"
+    yield from map(str, report.differences[:3])
     if report.differences:
         pictures = len({difference.source for difference in report.differences})
-        echo(
+        yield (
             f"the gallery stores other values for {pictures} pictures and keeps them: --existing update stores the "
-            "values given now, and encodes changed files anew",
-            err=True,
+            "values given now, and encodes changed files anew"
         )
 
 
 def _prune(gallery: str, roots: bool, yes: bool, dry_run: bool, json_: bool) -> dict[str, Any]:
     """Show and remove entries whose files are gone; facts for JSON."""
     from fmcnet.retrieval.freshness import find_gone, remove_gone
-    from fmcnet.retrieval.gallery import Gallery
 
-    with Gallery(gallery, create=False, read_only=dry_run) as opened:
+    with retrieval.Gallery(gallery, create=False, read_only=dry_run) as opened:
         gone = find_gone(opened)
-        kept = [one for one in gone if one.whole and not roots]
-        going = [one for one in gone if one not in kept]
+        going = [one for one in gone if roots or not one.whole]
+        kept = [one for one in gone if one not in going]
         count = sum(len(one.ids) for one in going)
         for one in going:
-            echo(
-                f"{printable(one.root)}: {len(one.ids)} of {one.entries} files are gone, the first "
-                f"{printable(one.first)}",
-                err=True,
-            )
+            first = f"{len(one.ids)} of {one.entries} files are gone, the first {printable(one.first)}"
+            echo(f"{printable(one.root)}: {first}", err=True)
         for one in kept:
             echo(
                 f"{printable(one.root)}: none of its {one.entries} files is there. Is its disk mounted? Its entries "
@@ -310,17 +284,15 @@ def _prune(gallery: str, roots: bool, yes: bool, dry_run: bool, json_: bool) -> 
             )
         if count and not (yes or dry_run):
             confirm("Remove", count, len(opened))
-        facts = {
-            "would_prune" if dry_run else "pruned": count if dry_run else remove_gone(opened, going),
-            "gone": [one.to_dict() for one in going],
-            "gone_kept": [one.to_dict() for one in kept],
-        }
+        if not dry_run:
+            count = remove_gone(opened, going)
+    facts = {
+        "would_prune" if dry_run else "pruned": count,
+        "gone": [one.to_dict() for one in going],
+        "gone_kept": [one.to_dict() for one in kept],
+    }
     if dry_run and json_:
         print_json({"gallery": gallery, **facts})
     elif not json_:
-        echo(
-            f"{facts['would_prune']} entries would be removed"
-            if dry_run
-            else f"removed {facts['pruned']} entries"
-        )
+        echo(f"{count} entries would be removed" if dry_run else f"removed {count} entries")
     return facts

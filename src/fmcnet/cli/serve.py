@@ -7,73 +7,51 @@ from typing import Annotated, Any
 
 import typer
 import typer.core
+from typer import Argument, Option
 
-from fmcnet.cli.console import CalibrationFile, Device, Json, echo, print_json
-from fmcnet.cli.search import Model
+from fmcnet.cli.console import CalibrationFile, Device, GalleryModel, Json, echo, print_json
 from fmcnet.errors import require
 
 
 def serve(
     gallery: Annotated[
-        str, typer.Argument(help="A gallery's folder, created where missing; or milvus://host:port/name.")
+        str, Argument(help="A gallery's folder, created where missing; or milvus://host:port/name.")
     ],
-    model: Model = None,
+    model: GalleryModel = None,
     calibration: CalibrationFile = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen at; beyond this machine it needs API keys.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at; 0: any free one.", min=0, max=65535)] = 8000,
-    keys: Annotated[
-        Path | None, typer.Option(help="File of API keys, as fmcnet keys makes it; or $FMCNET_API_KEYS.")
-    ] = None,
-    keep_images: Annotated[
-        Path | None, typer.Option(help="Folder to keep added crops in; without it no image is kept.")
-    ] = None,
-    show_sources: Annotated[
-        Path | None,
-        typer.Option(help="Show the files that entries came from, if they lie below this folder."),
-    ] = None,
-    audit: Annotated[
-        Path | None, typer.Option(help="The audit log; default GALLERY.audit.jsonl, beside the gallery.")
-    ] = None,
-    certificate: Annotated[Path | None, typer.Option(help="PEM certificate, for HTTPS.")] = None,
-    certificate_key: Annotated[Path | None, typer.Option(help="PEM key of the certificate.")] = None,
+    host: Annotated[str, Option(help="Address to listen at; all but loopback need API keys.")] = "127.0.0.1",
+    port: Annotated[int, Option(help="Port to listen at; 0: any free one.", min=0, max=65535)] = 8000,
+    keys: Annotated[Path | None, Option(help="File made by fmcnet keys; or set $FMCNET_API_KEYS.")] = None,
+    keep_images: Annotated[Path | None, Option(help="Folder to keep added crops in; default: none.")] = None,
+    show_sources: Annotated[Path | None, Option(help="Show source files that lie below this folder.")] = None,
+    audit: Annotated[Path | None, Option(help="The audit log; default GALLERY.audit.jsonl.")] = None,
+    certificate: Annotated[Path | None, Option(help="PEM certificate, for HTTPS.")] = None,
+    certificate_key: Annotated[Path | None, Option(help="PEM key of the certificate.")] = None,
     read_only: Annotated[
-        bool, typer.Option("--read-only", help="Search only; default where the gallery cannot be written.")
+        bool, Option("--read-only", help="Search only; default where the gallery cannot be written.")
     ] = False,
     root_path: Annotated[
-        str, typer.Option(help="Path below which a proxy serves it, as /reid; the proxy may strip it.")
+        str, Option(help="Path below which a proxy serves it, as /reid; the proxy may strip it.")
     ] = "",
     proxy: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="ADDRESS",
-            help="A proxy whose X-Forwarded-For and -Proto are believed, as 127.0.0.1 or 10.0.0.0/24; repeatable.",
+            help="Believe X-Forwarded-For and -Proto of 127.0.0.1, 10.0.0.0/24...; repeatable.",
         ),
     ] = None,
-    max_body: Annotated[int, typer.Option(help="Most bytes of a request.", min=1024)] = 16 * 2**20,
-    max_body_seconds: Annotated[
-        float, typer.Option(help="Seconds in which a request must arrive.", min=0.1)
-    ] = 20,
-    max_pixels: Annotated[
-        int, typer.Option(help="Most pixels of an image, by its header.", min=1024)
-    ] = 25_000_000,
-    max_images: Annotated[int, typer.Option(help="Most images of a request.", min=1)] = 64,
+    max_body: Annotated[int, Option(help="Most bytes of a request.", min=1024)] = 16 * 2**20,
+    max_body_seconds: Annotated[float, Option(help="Seconds in which a request must arrive.", min=0.1)] = 20,
+    max_pixels: Annotated[int, Option(help="Most pixels of an image, by its header.", min=1024)] = 25_000_000,
+    max_images: Annotated[int, Option(help="Most images of a request.", min=1)] = 64,
     max_requests: Annotated[
-        int,
-        typer.Option(
-            help="Requests at work at once, half of one caller while others ask; more get 503.", min=1
-        ),
+        int, Option(help="Requests at once, half for one of several callers; more get 503.", min=1)
     ] = 16,
-    max_queue: Annotated[
-        int, typer.Option(help="Most images that wait for the network; more get 503.", min=1)
-    ] = 512,
-    batch: Annotated[int, typer.Option(help="Most images of a batch.", min=1)] = 32,
-    batch_wait: Annotated[
-        float, typer.Option(help="Milliseconds to wait for a batch to fill.", min=0.01)
-    ] = 5,
+    max_queue: Annotated[int, Option(help="Most images that wait for the model; more get 503.", min=1)] = 512,
+    batch: Annotated[int, Option(help="Most images of a batch.", min=1)] = 32,
+    batch_wait: Annotated[float, Option(help="Milliseconds to wait for a batch to fill.", min=0.01)] = 5,
     device: Device = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads of the network.", min=1)] = None,
+    threads: Annotated[int | None, Option(help="CPU threads of the network.", min=1)] = None,
 ) -> None:
     """Serve a gallery over HTTP, with a page to search it (fmcnet docs serve).
 
@@ -132,17 +110,14 @@ class _KeyCommands(typer.core.TyperGroup):
 keys_app = typer.Typer(
     cls=_KeyCommands, help="API keys of fmcnet serve: add, list, revoke.", no_args_is_help=True
 )
-KeyFile = Annotated[Path, typer.Argument(help="File of API keys.")]
+KeyFile = Annotated[Path, Argument(help="File of API keys.")]
 
 
 @keys_app.command("add")
 def add_key(
-    file: Annotated[Path, typer.Argument(help="File of API keys, created where missing.")],
-    name: Annotated[str, typer.Option(help="Name of the caller in the audit log.")],
-    scope: Annotated[
-        list[str],
-        typer.Option(help="read (embed, search, look), write (add) or admin (all, and remove); repeatable."),
-    ],
+    file: Annotated[Path, Argument(help="File of API keys, created where missing.")],
+    name: Annotated[str, Option(help="Name of the caller in the audit log.")],
+    scope: Annotated[list[str], Option(help="read (search, look), write (add), admin (all); repeatable.")],
 ) -> None:
     """Make an API key: printed once, kept as a hash only. A service that runs takes it at once."""
     from fmcnet.server.keys import new_key
@@ -165,7 +140,7 @@ def list_all(file: KeyFile, json_: Json = False) -> None:
 
 @keys_app.command()
 def revoke(
-    file: KeyFile, name: Annotated[str, typer.Option(help="Name of the key, as fmcnet keys list shows it.")]
+    file: KeyFile, name: Annotated[str, Option(help="Name of the key, as fmcnet keys list shows it.")]
 ) -> None:
     """Remove a key. A service that runs refuses it from its next request on."""
     from fmcnet.server.keys import revoke_key

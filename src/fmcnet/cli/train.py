@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from fmcnet.cli.console import Data, Device, Json, echo, print_json, show
 from fmcnet.errors import FmcnetError, Interrupted
 
 Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings, as model.variant=base."),
+    list[str] | None, Argument(metavar="[KEY.SUB=VALUE]...", help="Settings: model.variant=base.")
 ]
 
 
@@ -29,28 +28,19 @@ def complete_config(incomplete: str) -> list[str]:
 
 def train(
     data: Data,
-    out: Annotated[Path, typer.Option(help="The run folder to write.")],
+    out: Annotated[Path, Option(help="The run folder to write.")],
     overrides: Overrides = None,
     config: Annotated[
         str | None,
-        typer.Option(
-            help="A YAML file, or a shipped one by name: sysu, regdb, llcm, paper, generated (default), tiny.",
+        Option(
+            help="A YAML file or sysu, regdb, llcm, paper, generated (default), tiny.",
             autocompletion=complete_config,
         ),
     ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Continue from the newest checkpoint, with the run's own settings."),
-    ] = False,
-    splits: Annotated[
-        str, typer.Option(help="RegDB: the splits to train, as 1-10 or 1,3; a run each in OUT/split-NN.")
-    ] = "",
-    track: Annotated[
-        list[str] | None, typer.Option(help="tensorboard or wandb, beside the log; repeatable.")
-    ] = None,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Profile a few steps: a trace and a table in OUT/profile.")
-    ] = False,
+    resume: Annotated[bool, Option("--resume", help="Continue the run, with its own settings.")] = False,
+    splits: Annotated[str, Option(help="RegDB: splits to train, as 1-10 or 1,3, in OUT/split-NN.")] = "",
+    track: Annotated[list[str] | None, Option(help="tensorboard or wandb; repeatable.")] = None,
+    profile: Annotated[bool, Option("--profile", help="Profile a few steps into OUT/profile.")] = False,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
@@ -121,9 +111,8 @@ def train(
 def config(
     name: Annotated[
         str | None,
-        typer.Argument(
-            help="A YAML file, or a shipped one by name; without it those are listed.",
-            autocompletion=complete_config,
+        Argument(
+            help="A YAML file or a shipped name; without it those are listed.", autocompletion=complete_config
         ),
     ] = None,
     overrides: Overrides = None,

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
+import re
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from fmcnet import __version__
+from fmcnet.errors import FmcnetError
 from fmcnet.server.errors import api_error_of
 from fmcnet.server.keys import Keys
-from fmcnet.server.network import Network, RootPathMiddleware, check_root_path
-from fmcnet.server.routes import ROUTERS, scope_of
-from fmcnet.server.security import SecurityMiddleware
+from fmcnet.server.routes import gallery, info
+from fmcnet.server.security import SecurityMiddleware, scope_of
 from fmcnet.server.service import Service
+
+Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
+ROUTERS = (gallery.router, info.router)
+OWN = frozenset({"v1", "page", "healthz", "readyz", "metrics", "openapi.json", "docs"})
+"""First parts of the service's own addresses."""
 
 
 def create_app(
-    service: Service,
-    keys: Keys | None = None,
-    *,
-    root_path: str = "",
-    proxies: Sequence[Network] = (),
+    service: Service, keys: Keys | None = None, *, root_path: str = "", proxies: Sequence[Network] = ()
 ) -> FastAPI:
     """An ASGI application that starts the service on startup and stops it on shutdown.
 
@@ -70,7 +74,7 @@ def create_app(
         app.include_router(router)
     app.add_exception_handler(RequestValidationError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
-    app.add_middleware(SecurityMiddleware, keys=known, scope_of=scope_of, service=service)
+    app.add_middleware(SecurityMiddleware, keys=known, service=service)
     app.openapi = lambda: _describe(app, bool(known))  # type: ignore[method-assign]
     if root_path:
         app.add_middleware(RootPathMiddleware, root_path=root_path)
@@ -90,12 +94,9 @@ async def _refuse(request: Request, error: Exception) -> JSONResponse:
 
 def _allowed(request: Request) -> str:
     """All methods of an address; Starlette names those of the first matching route only."""
-    methods: set[str] = set()
-    for router in ROUTERS:
-        for route in router.routes:
-            if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
-                methods |= route.methods or set()
-    return ", ".join(sorted(methods))
+    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, Route)]
+    found = [route.methods or () for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted(set().union(*found)))
 
 
 def _describe(app: FastAPI, locked: bool) -> dict[str, Any]:
@@ -117,3 +118,41 @@ def _describe(app: FastAPI, locked: bool) -> dict[str, Any]:
                 operation["security"] = [*([] if locked else [{}]), {"bearer": []}, {"header": []}]
                 operation["x-scope"] = needed
     return tree
+
+
+def check_root_path(text: str) -> str:
+    """A path as "/reid", without a slash at its end; "" for none.
+
+    Raises:
+        FmcnetError: for anything else, or one that begins as the service's own addresses, which would be ambiguous.
+    """
+    path = text.rstrip("/")
+    if path and (not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", path) or {".", ".."} & set(path.split("/"))):
+        raise FmcnetError(f"--root-path {text}: give a path as /reid, of letters, digits and . _ ~ -")
+    if path and path.split("/")[1] in OWN:
+        raise FmcnetError(f"--root-path {text}: the service itself has addresses below that; choose another")
+    return path
+
+
+class RootPathMiddleware:
+    """Strips the root path from requests, so that the service works whether or not the proxy strips it.
+
+    Args:
+        app: ASGI. root_path: as `check_root_path` gives it.
+    """
+
+    def __init__(self, app: ASGIApp, *, root_path: str) -> None:
+        self.app, self.root_path = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] == "http" and scope["path"] == self.root_path:
+            # With a slash at the end, for the page's addresses are relative to it.
+            await RedirectResponse(f"{self.root_path}/")(scope, receive, send)
+            return
+        if scope["type"] == "http" and scope["path"].startswith(f"{self.root_path}/"):
+            scope = {**scope, "path": scope["path"][len(self.root_path) :]}
+            raw = scope.get("raw_path") or b""
+            if raw.startswith(self.root_path.encode()):
+                scope["raw_path"] = raw[len(self.root_path) :]
+        await self.app(scope, receive, send)

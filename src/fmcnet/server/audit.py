@@ -77,23 +77,16 @@ class AuditLog:
         with self._lock:
             if now - self._minute >= 60:
                 self._minute, self._refusals = now, Counter()
-            full = self._refusals[client] >= REFUSALS[0] or self._refusals.total() >= REFUSALS[1]
-            if full:
+            if self._refusals[client] >= REFUSALS[0] or self._refusals.total() >= REFUSALS[1]:
                 self._unlogged += 1
                 return
             self._refusals[client] += 1
             unlogged, self._unlogged = self._unlogged, 0
-        more = {"not_logged_before": unlogged} if unlogged else {}
+        facts = {"status": error.status, "reason": error.what, "client": client, **facts}
+        if unlogged:
+            facts["not_logged_before"] = unlogged
         with contextlib.suppress(ApiError):  # the caller gets the refusal itself
-            self.write(
-                action="request",
-                outcome="refused",
-                status=error.status,
-                reason=error.what,
-                client=client,
-                **facts,
-                **more,
-            )
+            self.write(action="request", outcome="refused", **facts)
 
     def recovered(self) -> bool:
         """Whether the file can be written; after a failure a line is tried."""
@@ -113,14 +106,8 @@ class AuditLog:
             raise
         except Exception as error:
             found = api_error_of(error)
-            self.write(
-                action=action,
-                outcome="refused",
-                status=found.status,
-                reason=found.what,
-                **facts,
-                **results,
-            )
+            why = {"status": found.status, "reason": found.what}
+            self.write(action=action, outcome="refused", **why, **facts, **results)
             raise found from error
         self.write(action=action, outcome="done", **facts, **results)
 
@@ -149,9 +136,7 @@ def _ends_torn(path: Path) -> bool:
     """Whether a crash left the file's last line unfinished."""
     try:
         with path.open("rb") as stream:
-            if not stream.seek(0, os.SEEK_END):
-                return False
             stream.seek(-1, os.SEEK_END)
             return stream.read(1) != b"\n"
-    except OSError:
+    except OSError:  # no file, or an empty one
         return False

@@ -15,10 +15,6 @@ from numpy.typing import NDArray
 from fmcnet.server.errors import overloaded
 from fmcnet.types import FloatArray, Modality
 
-Embed = Callable[[NDArray[Any], Modality], FloatArray]
-"""(N, H, W, 3) uint8 of one modality to (N, E) float32."""
-
-
 BATCH_SECONDS = 0.25
 """A batch has no more images than the network lately embedded in this time, since other images wait behind it."""
 
@@ -36,7 +32,7 @@ class Batcher:
     image, modalities batch by batch.
 
     Args:
-        embed: the network.
+        embed: the network, from (N, H, W, 3) uint8 of one modality to (N, E) float32.
         batch: most images of a batch.
         wait: seconds.
         queue: most images that wait.
@@ -45,7 +41,7 @@ class Batcher:
 
     def __init__(
         self,
-        embed: Embed,
+        embed: Callable[[NDArray[Any], Modality], FloatArray],
         *,
         batch: int = 32,
         wait: float = 0.005,

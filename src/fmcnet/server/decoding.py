@@ -145,8 +145,9 @@ class _Queue:
             if image.future.done():
                 continue
             if image.request.pixels > self.limits.request_pixels:
-                most = self.limits.request_pixels
-                what = f"the images of this request have more than {most} pixels together"
+                what = (
+                    f"the images of this request have more than {self.limits.request_pixels} pixels together"
+                )
                 do = "send fewer images at once, or crops made smaller"
                 image.future.set_exception(ApiError(413, what, "images", do))
                 continue
@@ -167,21 +168,19 @@ class _Queue:
     def _finish(self, image: _Image, job: Future[DecodedUpload]) -> None:
         self._busy -= 1
         error = job.exception() if not job.cancelled() else asyncio.CancelledError()
+        slow = isinstance(error, FutureTimeoutError) and image.seconds is None
         if error is None:
             self.fault = ""
             image.request.pixels += job.result().source_pixels
         if not image.future.done():
             if error is None:
                 image.future.set_result(job.result())
-            elif self._slow is not None and self._is_slow(error, image):
+            elif self._slow is not None and slow and not self._stopped:
                 self._slow.put([image])
             else:
                 image.future.set_exception(self._api_error(error, image))
         if not self._stopped:
             self._submit()
-
-    def _is_slow(self, error: BaseException, image: _Image) -> bool:
-        return isinstance(error, FutureTimeoutError) and image.seconds is None and not self._stopped
 
     def _api_error(self, error: BaseException, image: _Image) -> ApiError:
         if isinstance(error, UploadError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import sqlite3
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -27,6 +29,7 @@ TEXTS = ("what", "where", "do")
 """Of an error: what was wrong, the part of the request, what helps."""
 LONGEST = 2_000
 """Most characters of a text in an error; a caller's own input may be in it."""
+UNKNOWN = {404: "there is nothing here", 405: "this method is not known here"}
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 """Errors of a disk that is full or fails."""
 
@@ -58,14 +61,30 @@ def overloaded(what: str, where: str = "the service") -> ApiError:
     return ApiError(503, what, where, "try again after the seconds of Retry-After", retry_after=1)
 
 
+@contextlib.contextmanager
+def refused_at(where: str, do: str) -> Iterator[None]:
+    """Turn an `FmcnetError` of the block into 422, with the part of the request and what helps."""
+    try:
+        yield
+    except FmcnetError as error:
+        raise ApiError(422, str(error).removeprefix("--"), where, do) from error
+
+
 def api_error_of(error: BaseException) -> ApiError:
     """What to answer to an exception; one that nobody foresaw is logged, and its text kept from the caller."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):
-        return _invalid(error)
+        faults = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()[:10]]
+        what = "; ".join(f"{place}: {said}" for place, said in faults)
+        return ApiError(
+            422, what, ", ".join(dict.fromkeys(place for place, _ in faults)), "see /openapi.json"
+        )
     if isinstance(error, HTTPException):
-        return _http(error)
+        if error.status_code not in UNKNOWN:
+            return ApiError(error.status_code, str(error.detail), "body", "correct it and send it again")
+        do = "see /openapi.json for what there is"
+        return ApiError(error.status_code, UNKNOWN[error.status_code], "path", do)
     if isinstance(error, DuplicateIdError):
         return ApiError(409, str(error), "id", "choose another id, or on_duplicate=skip or replace")
     if isinstance(error, GalleryBusyError):
@@ -87,27 +106,11 @@ def api_error_of(error: BaseException) -> ApiError:
     return ApiError(500, "the service failed", "the request", "its log has the cause; report it if it stays")
 
 
-def _invalid(error: RequestValidationError) -> ApiError:
-    faults = [(".".join(str(part) for part in one["loc"]), one["msg"]) for one in error.errors()[:10]]
-    what = "; ".join(f"{place}: {said}" for place, said in faults)
-    return ApiError(422, what, ", ".join(dict.fromkeys(place for place, _ in faults)), "see /openapi.json")
-
-
-def _http(error: HTTPException) -> ApiError:
-    known = {
-        404: ("there is nothing here", "see /openapi.json for what there is"),
-        405: ("this method is not known here", "see /openapi.json for what there is"),
-    }
-    what, do = known.get(error.status_code, (str(error.detail), "correct it and send it again"))
-    return ApiError(error.status_code, what, "path" if error.status_code in known else "body", do)
-
-
 def _no_room(error: BaseException | None) -> bool:
     """Whether the disk, or SQLite, is the cause."""
     while error is not None:
-        if isinstance(error, sqlite3.OperationalError):
-            return True
-        if isinstance(error, OSError) and error.errno in DISK:
+        full = isinstance(error, OSError) and error.errno in DISK
+        if full or isinstance(error, sqlite3.OperationalError):
             return True
         error = error.__cause__
     return False

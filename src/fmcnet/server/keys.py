@@ -143,10 +143,8 @@ def read_keys(path: Path | None, environment: Mapping[str, str] = os.environ) ->
         if len(secret) < SHORTEST:
             raise FmcnetError(f"${VARIABLE}, key '{name}': its secret needs {SHORTEST} characters or more")
         if not (secret.isascii() and secret.isprintable()):
-            raise FmcnetError(
-                f"${VARIABLE}, key '{name}': its secret has characters that a header cannot carry: take letters, "
-                "digits and signs of ASCII"
-            )
+            what = "its secret has characters that a header cannot carry: take letters, digits and signs of ASCII"
+            raise FmcnetError(f"${VARIABLE}, key '{name}': {what}")
         found.append(Key(name, _plain(scopes.split(",")), hash_secret(secret)))
     return Keys(found, path)
 

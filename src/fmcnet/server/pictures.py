@@ -153,3 +153,9 @@ class Pictures:
         if self.sources is None or entry.source is None:
             return None
         return self.sources.read(entry.source)
+
+    def forget(self, ids: Iterable[str]) -> None:
+        """Remove the kept crops of entries that were removed."""
+        if self.kept is not None:
+            for entry_id in ids:
+                self.kept.remove(entry_id)

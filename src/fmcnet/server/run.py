@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fmcnet.errors import FmcnetError
 from fmcnet.inference.encoder import Encoder
@@ -21,12 +27,12 @@ from fmcnet.names import nearest
 from fmcnet.retrieval import Gallery, Searcher
 from fmcnet.retrieval.gallery_model import choose_model
 from fmcnet.retrieval.sqlite_connection import NAME
-from fmcnet.server.app import create_app
+from fmcnet.server.app import Network, check_root_path, create_app
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.keys import VARIABLE, Keys, read_keys
 from fmcnet.server.limits import Limits
-from fmcnet.server.network import bounded_protocol, check_root_path, is_loopback, parse_proxies
 from fmcnet.server.pictures import KeptImages, Pictures, SourceImages
+from fmcnet.server.security import is_loopback
 from fmcnet.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -77,11 +83,6 @@ def audit_path(gallery: str) -> Path:
         return Path(f"{gallery.rsplit('/', 1)[-1]}.audit.jsonl")
     folder = Path(gallery)
     return folder.with_name(f"{folder.name}.audit.jsonl")
-
-
-def _place(gallery: Gallery) -> str:
-    """Names a gallery: the whole path of a folder; a cluster's address without its password."""
-    return gallery.location if "://" in gallery.location else str(Path(gallery.location).absolute())
 
 
 def _made_note(gallery: str) -> str:
@@ -141,23 +142,24 @@ def serve(settings: ServeOptions) -> None:
         if settings.calibration is not None:
             encoder.calibration  # noqa: B018  (refuses a calibration of another model before anybody asks)
         read_only = settings.read_only or not _can_write(settings.gallery)
-        if read_only and settings.keep_images is not None:
-            raise FmcnetError(
-                "--keep-images keeps crops that are added, but the gallery is served read-only: leave it out"
-            )
         if read_only:
-            logger.warning(
-                "%s is served read-only: it can be searched, and nothing added or removed", settings.gallery
-            )
+            if settings.keep_images is not None:
+                what = "--keep-images keeps crops that are added, but the gallery is served read-only"
+                raise FmcnetError(f"{what}: leave it out")
+            what = "is served read-only: it can be searched, and nothing added or removed"
+            logger.warning("%s %s", settings.gallery, what)
         made = _made_note(settings.gallery)
         gallery = Gallery(settings.gallery, read_only=read_only)
         if made:
             logger.warning(made)
         try:
             searcher = Searcher(encoder, gallery)
+            place = gallery.location  # of a cluster: without its password
+            place = place if "://" in place else str(Path(place).absolute())
+            kept, shown = settings.keep_images, settings.show_sources
             pictures = Pictures(
-                None if settings.keep_images is None else KeptImages(settings.keep_images, _place(gallery)),
-                None if settings.show_sources is None else SourceImages(settings.show_sources),
+                None if kept is None else KeptImages(kept, place),
+                None if shown is None else SourceImages(shown),
             )
             audit = AuditLog(settings.audit or audit_path(settings.gallery))
             service = Service(searcher, audit, settings.limits, pictures, read_only)
@@ -212,7 +214,7 @@ def _run(settings: ServeOptions, keys: Keys, service: Service, listener: socket.
     before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGINT, signal.SIGTERM)}
     server = _Server(config, lambda: _announce(settings, keys, service, listener.getsockname()[1]))
     ended = threading.Event()
-    watch = [server.stop, ended, settings.limits.stop_seconds]
+    watch = (server.stop, ended, settings.limits.stop_seconds)
     threading.Thread(target=_end_in_time, args=watch, name="stop", daemon=True).start()
     try:
         with ignored_broken_pipes():  # of callers and decoders that left
@@ -269,3 +271,95 @@ def _announce(settings: ServeOptions, keys: Keys, service: Service, port: int) -
         )
     path = settings.root_path.rstrip("/")
     logger.info("page: %s://%s:%d%s/  (Ctrl-C stops)", scheme, host, port, path)
+
+
+def parse_proxies(addresses: Sequence[str]) -> tuple[Network, ...]:
+    """The networks of addresses: 10.0.0.2, 10.0.0.0/24, fd00::/8.
+
+    Raises:
+        FmcnetError: for an invalid address.
+    """
+    found = []
+    for address in addresses:
+        try:
+            found.append(ipaddress.ip_network(address.strip("[]"), strict=False))
+        except ValueError as error:
+            raise FmcnetError(
+                f"--proxy {address}: give the address that the proxy connects from, as 127.0.0.1 or 10.0.0.0/24"
+            ) from error
+    return tuple(found)
+
+
+def is_proxy(host: str, proxies: Sequence[Network]) -> bool:
+    """Whether an address is one of the proxies."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return any(address in network for network in proxies)
+
+
+def bounded_protocol(limits: Limits, proxies: Sequence[Network] = ()) -> type[asyncio.Protocol]:
+    """uvicorn's protocol, which closes connections that cost too much. uvicorn itself has none of these bounds.
+
+    - A head must arrive within `head_seconds` of the opening, or of the first byte of a further request.
+    - An answer must be read within `answer_seconds`.
+    - One address may have `peer_connections` open at once; not that of a proxy, which brings many callers.
+
+    Nothing is answered: there is no request, or nobody who reads.
+    """
+    peers: Counter[str] = Counter()
+
+    class BoundedProtocol(H11Protocol):
+        _head: asyncio.TimerHandle | None = None
+        _answer: asyncio.TimerHandle | None = None
+        _peer = ""
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(cast(asyncio.Transport, transport))
+            self._peer = (transport.get_extra_info("peername") or ("",))[0]
+            peers[self._peer] += 1
+            if peers[self._peer] > limits.peer_connections and not is_proxy(self._peer, proxies):
+                self.transport.abort()
+                return
+            self._watch_head()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch_head()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._watch_answer()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._watch_answer()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            for timer in (self._head, self._answer):
+                if timer is not None:
+                    timer.cancel()
+            peers[self._peer] -= 1
+            if not peers[self._peer]:
+                del peers[self._peer]
+
+        def _watch_head(self) -> None:
+            if self.conn.their_state is not h11.IDLE:
+                if self._head is not None:
+                    self._head.cancel()
+                    self._head = None
+            elif self._head is None:
+                self._head = self.loop.call_later(limits.head_seconds, self.transport.close)
+
+        def _watch_answer(self) -> None:
+            if self._answer is None and self.transport.get_write_buffer_size():
+                self._answer = self.loop.call_later(limits.answer_seconds, self._end_unread)
+
+        def _end_unread(self) -> None:
+            self._answer = None
+            if self.transport.get_write_buffer_size():
+                self.transport.abort()  # `close` would wait for the caller to read
+
+    return BoundedProtocol

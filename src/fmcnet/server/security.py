@@ -8,11 +8,11 @@ and FastAPI's security dependencies run after the body is read.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from fastapi.security.utils import get_authorization_scheme_param
@@ -21,7 +21,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fmcnet.server.errors import ApiError, api_error_of, overloaded
 from fmcnet.server.keys import Key, Keys
-from fmcnet.server.network import is_loopback
 from fmcnet.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -42,8 +41,29 @@ AUDITED = (401, 403, 408, 413, 503)
 ENDING = 4096
 """Last bytes of a body that the routes see."""
 
-ScopeOf = Callable[[str, str], str | None]
-"""Method and path to the scope that is needed; None: everybody."""
+FEWER = "send fewer or smaller images at once"
+
+READING = ("/v1/search", "/v1/embed")
+"""Paths whose POST changes nothing."""
+
+
+def scope_of(method: str, path: str) -> str | None:
+    """The scope a request needs; None: everybody may. A route that nothing here knows needs the scope to write."""
+    if method in ("GET", "HEAD", "OPTIONS"):
+        return "read" if path in ("/metrics", "/v1") or path.startswith("/v1/") else None
+    if method == "POST" and path.rstrip("/") in READING:
+        return "read"
+    return "admin" if method == "DELETE" else "write"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a listener there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 class SecurityMiddleware:
@@ -52,12 +72,11 @@ class SecurityMiddleware:
     Args:
         app: what it protects.
         keys: without keys, Host must name this machine.
-        scope_of: the scope that a request needs.
         service: its limits, metrics and audit log are used. If it is read-only, only the scope read is served.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, scope_of: ScopeOf, service: Service) -> None:
-        self.app, self.keys, self.scope_of = app, keys, scope_of
+    def __init__(self, app: ASGIApp, *, keys: Keys, service: Service) -> None:
+        self.app, self.keys = app, keys
         self.limits, self.metrics, self.audit = service.limits, service.metrics, service.audit
         self.read_only = service.read_only
         self._working = Counter[str]()
@@ -81,16 +100,14 @@ class SecurityMiddleware:
             found = api_error_of(error)
             if found.status in AUDITED and not state.get("routed"):
                 client = (scope.get("client") or ("",))[0]
-                self.audit.refused(
-                    client, found, request=answer.request, method=scope["method"], path=scope["path"]
-                )
+                request = {name: scope[name] for name in ("method", "path")}
+                self.audit.refused(client, found, request=answer.request, **request)
             if answer.started:
                 logger.error("request %s broke off in its answer", answer.request, exc_info=error)
             else:
                 await found.response()(scope, receive, answer)
         finally:
-            route = scope.get("route")
-            name = getattr(route, "path", "other")
+            name = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(name, str(answer.status)).inc()
             self.metrics.seconds.labels(name).observe(time.perf_counter() - start)
 
@@ -98,13 +115,12 @@ class SecurityMiddleware:
         headers = Headers(scope=scope)
         self._check_page(headers)
         state = scope["state"]
-        needed = self.scope_of(scope["method"], scope["path"])
+        needed = scope_of(scope["method"], scope["path"])
         key = self._key(headers, needed)
         state["key"] = key.name if key is not None else None
         if self.read_only and needed not in (None, "read"):
-            raise ApiError(
-                403, "this service is read-only: it adds and removes nothing", "the service", "search only"
-            )
+            what = "this service is read-only: it adds and removes nothing"
+            raise ApiError(403, what, "the service", "search only")
         may = (lambda wanted: True) if key is None else key.may
         state["may"] = (lambda wanted: wanted == "read" and may(wanted)) if self.read_only else may
         gone = state["gone"] = asyncio.Event()
@@ -115,10 +131,11 @@ class SecurityMiddleware:
             return
         caller = state["caller"] = f"key {key.name}" if key is not None else (scope.get("client") or ("",))[0]
         working, own = self._working.total(), self._working[caller]
-        if working >= self.limits.requests or own >= self.limits.share(own < working):
+        full = working >= self.limits.requests
+        if full or own >= self.limits.share(own < working):
             self.metrics.refused.labels("busy").inc()
-            whose = "" if working >= self.limits.requests else " of this caller"
-            raise overloaded(f"{working if not whose else own} requests{whose} are at work already")
+            those = f"{working} requests" if full else f"{own} requests of this caller"
+            raise overloaded(f"{those} are at work already")
         self._working[caller] += 1
         self.metrics.working.set(self._working.total())
         try:
@@ -135,26 +152,21 @@ class SecurityMiddleware:
             self._working += Counter()  # forget callers without requests
             self.metrics.working.set(self._working.total())
 
+    def _refused(self, reason: str, status: int, what: str, where: str, do: str) -> ApiError:
+        self.metrics.refused.labels(reason).inc()
+        return ApiError(status, what, where, do)
+
     def _check_page(self, headers: Headers) -> None:
         """Refuse pages of other sites in the browser of somebody who has access."""
         host = headers.get("host", "")
         if not self.keys and not is_loopback(_name(host) or ""):
-            self.metrics.refused.labels("host").inc()
-            raise ApiError(
-                403,
-                f"this service has no API keys and answers to this machine's own names only, not to '{host[:100]}'",
-                "header Host",
-                "use http://127.0.0.1, or start it with API keys",
-            )
+            what = "this service has no API keys and answers to this machine's own names only"
+            do = "use http://127.0.0.1, or start it with API keys"
+            raise self._refused("host", 403, f"{what}, not to '{host[:100]}'", "header Host", do)
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
-            self.metrics.refused.labels("origin").inc()
-            raise ApiError(
-                403,
-                "a page of another site asked",
-                "header Origin",
-                "use the service's own page, or no browser",
-            )
+            do = "use the service's own page, or no browser"
+            raise self._refused("origin", 403, "a page of another site asked", "header Origin", do)
 
     def _key(self, headers: Headers, needed: str | None) -> Key | None:
         if not self.keys or needed is None:
@@ -163,36 +175,22 @@ class SecurityMiddleware:
         given = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
         key = self.keys.find(given)
         if key is None:
-            self.metrics.refused.labels("key").inc()
             what = "this API key is not known" if given else "an API key is needed"
-            raise ApiError(
-                401, what, "header Authorization", "send Authorization: Bearer KEY; fmcnet keys makes keys"
-            )
+            do = "send Authorization: Bearer KEY; fmcnet keys makes keys"
+            raise self._refused("key", 401, what, "header Authorization", do)
         if not key.may(needed):
-            self.metrics.refused.labels("scope").inc()
-            raise ApiError(
-                403,
-                f"the key '{key.name}' has no scope '{needed}'",
-                "header Authorization",
-                f"use a key with the scope {needed}",
-            )
+            what, do = f"the key '{key.name}' has no scope '{needed}'", f"use a key with the scope {needed}"
+            raise self._refused("scope", 403, what, "header Authorization", do)
         return key
 
     def _check_length(self, headers: Headers) -> None:
-        length = headers.get("content-length", "0")
+        length, where = headers.get("content-length", "0"), "header Content-Length"
         if "content-length" in headers and "transfer-encoding" in headers:
-            raise ApiError(
-                400,
-                "Content-Length and Transfer-Encoding are given together",
-                "header Content-Length",
-                "send one of the two",
-            )
+            what = "Content-Length and Transfer-Encoding are given together"
+            raise ApiError(400, what, where, "send one of the two")
         if not (length.isascii() and length.isdigit() and len(length) < 20):
-            raise ApiError(
-                400, "Content-Length is no number", "header Content-Length", "leave it to your client"
-            )
+            raise ApiError(400, "Content-Length is no number", where, "leave it to your client")
         if int(length) > self.limits.body_bytes:
-            self.metrics.refused.labels("size").inc()
             raise self._too_large()
 
     async def _body(self, receive: Receive) -> bytes:
@@ -203,33 +201,22 @@ class SecurityMiddleware:
             try:
                 message = await asyncio.wait_for(receive(), until - loop.time())
             except asyncio.TimeoutError:
-                self.metrics.refused.labels("slow").inc()
-                raise ApiError(
-                    408,
-                    f"the body took more than {self.limits.body_seconds:g} s to arrive",
-                    "body",
-                    "send fewer or smaller images at once",
-                ) from None
+                what = f"the body took more than {self.limits.body_seconds:g} s to arrive"
+                raise self._refused("slow", 408, what, "body", FEWER) from None
             if message["type"] == "http.disconnect":
-                raise ApiError(
-                    400, "the connection was closed before the body was there", "body", "send it again"
-                )
+                what = "the connection was closed before the body was there"
+                raise ApiError(400, what, "body", "send it again")
             part = message.get("body", b"")
             size += len(part)
             if size > self.limits.body_bytes:
-                self.metrics.refused.labels("size").inc()
                 raise self._too_large()
             parts.append(part)
             if not message.get("more_body", False):
                 return b"".join(parts)
 
     def _too_large(self) -> ApiError:
-        return ApiError(
-            413,
-            f"the body is larger than {self.limits.body_bytes} bytes",
-            "body",
-            "send fewer or smaller images at once",
-        )
+        what = f"the body is larger than {self.limits.body_bytes} bytes"
+        return self._refused("size", 413, what, "body", FEWER)
 
 
 class _Answer:

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
 
 from fmcnet.data.colours import note_colours
 from fmcnet.data.value_range import RANGE_FIELD, RANGE_UNUSED, Remarks
@@ -22,9 +24,8 @@ from fmcnet.retrieval.gallery_model import range_of
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.batching import Batcher
 from fmcnet.server.decoding import DecoderPool, Upload
-from fmcnet.server.errors import ApiError
+from fmcnet.server.errors import ApiError, refused_at
 from fmcnet.server.limits import Limits
-from fmcnet.server.metrics import Metrics
 from fmcnet.server.pictures import Pictures
 from fmcnet.server.uploads import DecodeRules
 from fmcnet.types import Embeddings, Modality, parse_modality
@@ -36,10 +37,57 @@ SWEEP_SECONDS = 3600.0
 
 
 class Caller(NamedTuple):
-    """Who sent a request: its key's name or its address. `gone` is set when the connection closes."""
+    """Who sent a request.
+
+    Attributes:
+        name: its key or address; callers take turns.
+        gone: set when the connection closes.
+        facts: of the request, for the audit log.
+    """
 
     name: str
     gone: asyncio.Event
+    facts: dict[str, Any]
+
+
+class Metrics:
+    """Counters of one service.
+
+    Args:
+        entries: how many the gallery has. waiting: images in the queue.
+
+    Attributes:
+        cut_off: requests that a stop did not wait for.
+    """
+
+    def __init__(self, entries: Callable[[], float], waiting: Callable[[], float]) -> None:
+        self.cut_off = 0
+        self.registry = CollectorRegistry()
+        own: dict[str, Any] = {"registry": self.registry}
+        ProcessCollector(**own)
+        self.requests = Counter(
+            "fmcnet_requests", "Requests, by route and status.", ("route", "status"), **own
+        )
+        seconds = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+        what = "From the head of a request to the end of its answer."
+        self.seconds = Histogram("fmcnet_request_seconds", what, ("route",), buckets=seconds, **own)
+        self.working = Gauge("fmcnet_requests_working", "Requests at work.", **own)
+        sizes = (1, 2, 4, 8, 16, 32, 64, 128)
+        self.batch = Histogram("fmcnet_batch_images", "Images the network saw at once.", buckets=sizes, **own)
+        self.images = Counter("fmcnet_images", "Images embedded.", **own)
+        what = "Requests turned away before they were read, by reason."
+        self.refused = Counter("fmcnet_refused", what, ("reason",), **own)
+        Gauge("fmcnet_queue_images", "Images that wait.", **own).set_function(waiting)
+        Gauge("fmcnet_gallery_entries", "Entries.", **own).set_function(entries)
+
+    def batched(self, size: int) -> None:
+        """The network got a batch."""
+        self.batch.observe(size)
+        self.images.inc(size)
+
+    def text(self) -> bytes:
+        """In Prometheus's format."""
+        return generate_latest(self.registry)
 
 
 class Service:
@@ -70,22 +118,17 @@ class Service:
         self.encoder = searcher.encoder
         self._take(searcher)
         self._taking = threading.Lock()
-        self.metrics = Metrics(
-            entries=self._entries, waiting=lambda: 0.0 if self._batcher is None else self._batcher.waiting
-        )
+        self.metrics = Metrics(entries=self._entries, waiting=lambda: self._batcher.waiting)
         self.ready = False
         self.changing = asyncio.Lock()
         self.dimension = 0
-        self._batcher: Batcher | None = None
-        self._range = range_of(self.gallery.location, None)
-        rules = DecodeRules(
-            self.limits.pixels,
-            self.encoder.height,
-            self.encoder.width,
-            self._range,
-            keep=self.pictures.kept is not None,
+        network, bounds = self.encoder.backend, self.limits
+        self._batcher = Batcher(
+            network, batch=bounds.batch, wait=bounds.wait, queue=bounds.queue, seen=self.metrics.batched
         )
-        self._decoders = DecoderPool(rules, self.limits)
+        self._range = range_of(self.gallery.location, None)
+        size, keep = (self.encoder.height, self.encoder.width), self.pictures.kept is not None
+        self._decoders = DecoderPool(DecodeRules(bounds.pixels, *size, self._range, keep), bounds)
         self._workers = ThreadPoolExecutor(4, thread_name_prefix="gallery")
         self._chores: asyncio.Task[None] | None = None
 
@@ -115,13 +158,9 @@ class Service:
                     raise
             except FmcnetError as error:
                 logger.error("the gallery was removed or replaced: %s", error)
-                raise ApiError(
-                    503,
-                    "the gallery was removed, or replaced by one that this service cannot use",
-                    "the gallery",
-                    "put it back; the service's log says what is wrong",
-                    retry_after=5,
-                ) from error
+                what = "the gallery was removed, or replaced by one that this service cannot use"
+                do = "put it back; the service's log says what is wrong"
+                raise ApiError(503, what, "the gallery", do, retry_after=5) from error
             logger.warning("%s was replaced: the service continues with the new gallery", place)
             old.close()
 
@@ -133,16 +172,8 @@ class Service:
         Raises:
             FmcnetError: as `warm`, which it calls where that was not done yet.
         """
-        limits = self.limits
         if not self.dimension:
             await self.work(self.warm)
-        self._batcher = Batcher(
-            self.encoder.backend,
-            batch=limits.batch,
-            wait=limits.wait,
-            queue=limits.queue,
-            seen=self.metrics.batched,
-        )
         self._batcher.start()
         await self._decoders.start()
         self.ready = True
@@ -174,8 +205,7 @@ class Service:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._chores
         await asyncio.to_thread(self._decoders.stop)
-        if self._batcher is not None:
-            await self._batcher.stop()
+        await self._batcher.stop()
         await asyncio.to_thread(self._workers.shutdown)
         self.audit.close()
         self.gallery.close()
@@ -201,7 +231,7 @@ class Service:
     async def faults(self) -> list[str]:
         """Why the service should get no requests now; empty: it should."""
         found = [] if self.ready else ["it is starting or stopping"]
-        if self._batcher is None or not self._batcher.running:
+        if not self._batcher.running:
             found.append("nothing embeds images")
         if not self.audit.recovered():
             found.append("the audit log cannot be written")
@@ -245,29 +275,6 @@ class Service:
             await loop.run_in_executor(self._workers, self._reopen)
             return await loop.run_in_executor(self._workers, do)
 
-    def modalities(self, given: Sequence[str], images: int) -> list[Modality]:
-        """One modality for each image.
-
-        Args:
-            given: words, one for all images or one for each.
-            images: their number.
-
-        Raises:
-            ApiError: for another count, or an unknown word.
-        """
-        if len(given) not in (1, images):
-            raise ApiError(
-                422,
-                f"{len(given)} modalities for {images} images",
-                "modality",
-                "give one for all, or one for each image, in their order",
-            )
-        try:
-            kinds = [parse_modality(one) for one in given]
-        except FmcnetError as error:
-            raise ApiError(422, str(error), "modality", "say visible or infrared") from error
-        return kinds if len(kinds) == images else kinds * images
-
     async def embed(
         self, uploads: Sequence[Upload], modality: Sequence[str], caller: Caller
     ) -> tuple[Embeddings, list[bytes | None], list[str]]:
@@ -278,17 +285,16 @@ class Service:
         Raises:
             ApiError: names each image that cannot be read; too many images; a full queue; the caller left.
         """
-        if not uploads:
-            raise ApiError(
-                422, "there are no images", "images", "send one or more files in the field 'images'"
-            )
-        if len(uploads) > self.limits.images:
-            raise ApiError(
-                413, f"{len(uploads)} images, more than {self.limits.images}", "images", "send fewer at once"
-            )
-        kinds = self.modalities(modality, len(uploads))
+        count, most = len(uploads), self.limits.images
+        if count > most:
+            raise ApiError(413, f"{count} images, more than {most}", "images", "send fewer at once")
+        if len(modality) not in (1, count):
+            do = "give one for all, or one for each image, in their order"
+            raise ApiError(422, f"{len(modality)} modalities for {count} images", "modality", do)
+        with refused_at("modality", "say visible or infrared"):
+            kinds = [parse_modality(one) for one in modality]
+        kinds *= count // len(kinds)
         decoded = await _unless_gone(self._decoders.decode(uploads, caller.name), caller)
-        assert self._batcher is not None
         pixels = np.stack([one.pixels for one in decoded])
         raw = await _unless_gone(self._batcher.embed(pixels, kinds), caller)
         embeddings = Embeddings.unlabelled(
@@ -314,9 +320,8 @@ async def _unless_gone(work: Coroutine[Any, Any, _Result], caller: Caller) -> _R
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ApiError(
-                400, "the connection was closed before the answer", "the connection", "send it again"
-            )
+            what = "the connection was closed before the answer"
+            raise ApiError(400, what, "the connection", "send it again")
         return task.result()
     finally:
         task.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import warnings
 from typing import NamedTuple
 
@@ -94,14 +95,11 @@ def decode_cost(data: bytes) -> int:
     """
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return max(int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big"), len(data))
-    elif data[:2] == b"\xff\xd8":  # the largest of all frames: a preview may be in the header
-        sides = [
-            (int.from_bytes(one[:2], "big"), int.from_bytes(one[2:], "big")) for one in _FRAME.findall(data)
-        ]
-        pixels = max((height * width for height, width in sides), default=0) * data.count(b"\xff\xda")
-    else:
+    if data[:2] != b"\xff\xd8":
         return 2**62
-    return max(pixels, BYTE * len(data))
+    sides = [struct.unpack(">HH", one) for one in _FRAME.findall(data)]
+    pixels = max((height * width for height, width in sides), default=0)  # a preview may be in the header
+    return max(pixels * data.count(b"\xff\xda"), BYTE * len(data))
 
 
 def decode_upload(data: bytes, name: str, rules: DecodeRules) -> DecodedUpload:
@@ -141,20 +139,12 @@ def decode(data: bytes, name: str, most_pixels: int, value_range: ValueRange | N
             with Image.open(io.BytesIO(data), formats=_formats(data)) as stored:
                 width, height = stored.size
                 if width * height > most_pixels:
-                    raise UploadError(
-                        413,
-                        f"image '{name}' has {width} x {height} pixels, more than {most_pixels}",
-                        "send the person's crop, made smaller",
-                    )
+                    raise _large(name, f"{width} x {height} pixels, more than {most_pixels}")
                 if min(width, height) < SMALLEST:
                     raise _bad(name, f"has {width} x {height} pixels: a crop needs {SMALLEST} or more a side")
                 decoded = to_rgb(stored, value_range)
     except Image.DecompressionBombError as error:
-        raise UploadError(
-            413,
-            f"image '{name}' has far more than {most_pixels} pixels: a decompression bomb",
-            "send the person's crop, made smaller",
-        ) from error
+        raise _large(name, f"far more than {most_pixels} pixels: a decompression bomb") from error
     except UnidentifiedImageError as error:
         raise _bad(name, f"is no image of {', '.join(FORMATS)}, HEIC, AVIF") from error
     except (*_FAILURES, DataError) as error:
@@ -168,3 +158,7 @@ def decode(data: bytes, name: str, most_pixels: int, value_range: ValueRange | N
 
 def _bad(name: str, said: str) -> UploadError:
     return UploadError(422, f"image '{name}' {said}", "send a whole JPEG or PNG of a person's crop")
+
+
+def _large(name: str, pixels: str) -> UploadError:
+    return UploadError(413, f"image '{name}' has {pixels}", "send the person's crop, made smaller")

@@ -11,11 +11,11 @@ from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 from python_multipart.multipart import parse_options_header
 
 from fmcnet.data.value_range import parse_range
-from fmcnet.errors import DataError, GalleryError
+from fmcnet.errors import GalleryError
 from fmcnet.retrieval import Where
 from fmcnet.retrieval.records import as_known_pid, as_pid
 from fmcnet.server.decoding import Upload
-from fmcnet.server.errors import ApiError
+from fmcnet.server.errors import ApiError, refused_at
 from fmcnet.server.schemas import ModalityName
 from fmcnet.server.service import Caller, Service
 
@@ -39,7 +39,7 @@ async def only_known(request: Request) -> None:
             form without its end.
     """
     tree = request.app.openapi()
-    told: dict[str, Any] = tree["paths"][request.scope["route"].path_format][request.method.lower()]
+    told = tree["paths"][request.scope["route"].path_format][request.method.lower()]
     queries = {one["name"]: one["schema"] for one in told.get("parameters", ()) if one["in"] == "query"}
     _refuse_others("query", [name for name, _ in request.query_params.multi_items()], queries)
     if "requestBody" in told:
@@ -64,34 +64,23 @@ def _refuse_others(place: str, given: list[str], known: Mapping[str, Any]) -> No
     others = sorted(set(given) - known.keys())
     if others:
         shown = ", ".join(f"'{name[:100]}'" for name in others[:10])
-        raise ApiError(
-            422,
-            f"there is no {what} {shown}",
-            place,
-            f"use {', '.join(known)}" if known else "leave it out: this route has none",
-        )
+        do = f"use {', '.join(known)}" if known else "leave it out: this route has none"
+        raise ApiError(422, f"there is no {what} {shown}", place, do)
     for name, times in Counter(given).items():
-        if times > 1 and not _takes_several(known[name]):
+        schemas = (known[name], *known[name].get("anyOf", ()))
+        if times > 1 and not any(one.get("type") == "array" for one in schemas):
             raise ApiError(422, f"the {what} '{name}' is given {times} times", place, "give it once")
-
-
-def _takes_several(schema: Mapping[str, Any]) -> bool:
-    return any(one.get("type") == "array" for one in (schema, *schema.get("anyOf", ())))
 
 
 # ---- identities, times, filters ----
 
 
-def _identity(read: Callable[[object], _Read]) -> Callable[[str], _Read]:
-    """A reader of identities, its error as pydantic takes it."""
-
-    def parse(value: str) -> _Read:
-        try:
-            return read(value)
-        except GalleryError as error:
-            raise ValueError(str(error)) from error
-
-    return parse
+def _identity(read: Callable[[str], _Read], pid: str) -> _Read:
+    """An identity; its error is one of values, as pydantic takes it."""
+    try:
+        return read(pid)
+    except GalleryError as error:
+        raise ValueError(str(error)) from error
 
 
 def _no_number(value: object) -> object:
@@ -105,9 +94,9 @@ def _no_number(value: object) -> object:
 
 Moment = Annotated[AwareDatetime, BeforeValidator(_no_number)]
 """A datetime of a request, with its time zone."""
-Person = Annotated[str, AfterValidator(_identity(as_pid))]
+Person = Annotated[str, AfterValidator(lambda pid: _identity(as_pid, pid))]
 """An identity, a text or a number, of an entry."""
-KnownPerson = Annotated[str, AfterValidator(_identity(as_known_pid))]
+KnownPerson = Annotated[str, AfterValidator(lambda pid: _identity(as_known_pid, pid))]
 """The same of a filter, where nobody known is refused."""
 Texts = Annotated[list[str], Query()]
 
@@ -183,21 +172,15 @@ def running_service(request: Request) -> Service:
     return service
 
 
-def audit_facts(request: Request) -> dict[str, Any]:
-    """Who sent the request, as the audit log notes it."""
-    state = request.scope.get("state", {})
-    client = request.client.host if request.client is not None else None
-    return {"request": state.get("request"), "key": state.get("key"), "client": client}
-
-
 def caller_of(request: Request) -> Caller:
-    """Who sent the request, as the decoders share their time."""
+    """Who sent the request."""
     state = request.scope["state"]
-    return Caller(state["caller"], state["gone"])
+    client = request.client.host if request.client is not None else None
+    facts = {"request": state["request"], "key": state["key"], "client": client}
+    return Caller(state["caller"], state["gone"], facts)
 
 
 Running = Annotated[Service, Depends(running_service)]
-AuditFacts = Annotated[dict[str, Any], Depends(audit_facts)]
 Sender = Annotated[Caller, Depends(caller_of)]
 
 
@@ -207,10 +190,8 @@ async def read_uploads(images: list[UploadFile], value_range: str | None) -> lis
     Raises:
         ApiError: 422, for a text that is no range.
     """
-    try:
+    with refused_at("range", "give LOW:HIGH, as 15:40"):
         found = None if value_range is None else parse_range(value_range)
-    except DataError as error:
-        raise ApiError(422, str(error).removeprefix("--"), "range", "give LOW:HIGH, as 15:40") from error
     return [
         Upload((one.filename or f"images[{at}]")[:200], await one.read(), found)
         for at, one in enumerate(images)

@@ -12,13 +12,13 @@ from fastapi.responses import JSONResponse, Response
 
 from fmcnet.server.errors import ANYWHERE, ApiError, error_schema
 from fmcnet.server.keys import SCOPES
-from fmcnet.server.metrics import CONTENT_TYPE
 from fmcnet.server.schemas import GalleryBody, StateBody
 from fmcnet.server.service import Service
 from fmcnet.server.validation import Running, only_known
 
 router = APIRouter()
 
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -73,12 +73,9 @@ async def page_file(name: str) -> Response:
 async def swagger() -> Response:
     """The API's description as a page to read and try."""
     if find_spec(SWAGGER) is None:
-        raise ApiError(
-            404,
-            "Swagger UI is not installed here; /openapi.json describes the API",
-            "path",
-            "install fmcnet[serve], which brings fastapi-offline, and start the service again",
-        )
+        what = "Swagger UI is not installed here; /openapi.json describes the API"
+        do = "install fmcnet[serve], which brings fastapi-offline, and start the service again"
+        raise ApiError(404, what, "path", do)
     return _answer(_file("docs.html"), "docs.html", SWAGGER_POLICY)
 
 
@@ -122,7 +119,7 @@ async def readyz(request: Request) -> Response:
 )
 async def metrics(service: Running) -> Response:
     """Counters, without anything personal."""
-    return Response(await service.work(service.metrics.text), media_type=CONTENT_TYPE)
+    return Response(await service.work(service.metrics.text), media_type=PROMETHEUS)
 
 
 @router.get(

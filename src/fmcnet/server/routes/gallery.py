@@ -1,4 +1,4 @@
-"""Routes of entries: add, list, show, remove."""
+"""Routes of the gallery: embed, search, add, list, show, remove."""
 
 from __future__ import annotations
 
@@ -10,38 +10,32 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import Response
 
-from fmcnet.errors import DataError, FmcnetError, GalleryError
+from fmcnet.errors import GalleryError
 from fmcnet.names import near_cameras
 from fmcnet.retrieval import Entry, Where
 from fmcnet.retrieval.inputs import as_id
 from fmcnet.retrieval.notes import filter_notes, near_notes
 from fmcnet.retrieval.times import check_clock, doubtful_times, parse_timezone
-from fmcnet.server.errors import ApiError, error_schema
-from fmcnet.server.schemas import (
-    AddedBody,
-    DayBody,
-    DaysBody,
-    EntriesBody,
-    EntryBody,
-    RemovedBody,
-    RemovedManyBody,
-)
+from fmcnet.server import schemas
+from fmcnet.server.errors import ApiError, error_schema, refused_at
 from fmcnet.server.service import Service
 from fmcnet.server.validation import (
-    AuditFacts,
     Conditions,
     Images,
     Kinds,
+    KnownPerson,
     Moment,
     Person,
     RangeField,
     Running,
     Sender,
     Words,
+    filter_of,
     logged,
     only_known,
     read_uploads,
 )
+from fmcnet.types import Modality
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +45,74 @@ FARTHEST = 100_000
 """Entries that a list can skip."""
 
 
-@router.post("/entries", response_model=AddedBody, status_code=201, summary="Add crops; all, or none")
+@router.post("/embed", response_model=schemas.EmbeddingsBody, summary="Images to embeddings; nothing is kept")
+async def embed(
+    service: Running, sender: Sender, images: Images, modality: Kinds, value_range: RangeField = None
+) -> dict[str, Any]:
+    """Unit embeddings, in the order of the images."""
+    found, _, notes = await service.embed(await read_uploads(images, value_range), modality, sender)
+    rows = zip(found.name, found.modality, found.features, strict=True)
+    embeddings = [
+        {"name": str(name), "modality": str(Modality.from_code(int(code))), "embedding": values.tolist()}
+        for name, code, values in rows
+    ]
+    model, dimension = service.encoder.digest, found.features.shape[1]
+    return {"model": model, "dimension": dimension, "embeddings": embeddings, "notes": notes}
+
+
+@router.post("/search", response_model=schemas.AnswerBody, summary="Who of the gallery is this?")
+async def search(
+    service: Running,
+    sender: Sender,
+    images: Images,
+    modality: Kinds,
+    top: Annotated[int, Form(ge=1, description="Hits, or groups.")] = 20,
+    camera: Words = [],  # noqa: B006 (FastAPI copies it)
+    track: Words = [],  # noqa: B006
+    tag: Annotated[list[str], Form(description="An entry must have all of these.")] = [],  # noqa: B006
+    pid: Annotated[list[KnownPerson], Form()] = [],  # noqa: B006
+    entry_modality: Annotated[
+        str | None, Form(description="Only entries that are visible, or infrared.")
+    ] = None,
+    since: Annotated[Moment | None, Form(description="Seen at or after; with a time zone.")] = None,
+    until: Annotated[Moment | None, Form(description="Seen before; with a time zone.")] = None,
+    min_probability: Annotated[float | None, Form(gt=0, lt=1)] = None,
+    fmr: Annotated[float | None, Form(gt=0, le=1, description="False-match rate of one comparison.")] = None,
+    prior: Annotated[
+        float | None, Form(gt=0, lt=1, description="Before comparing; default 1 / (entries + 1).")
+    ] = None,
+    group: Annotated[Literal["track", "pid"] | None, Form()] = None,
+    value_range: RangeField = None,
+) -> dict[str, Any]:
+    """All images are of ONE person, in one or both modalities; they are pooled into one query, and not kept."""
+    facts = {**sender.facts, "images": len(images), "modality": modality[:2], "top": top}
+    with service.audit.watch("search", **facts) as log:
+        if top > service.limits.top:
+            raise ApiError(422, f"top={top} is more than {service.limits.top}", "top", "ask for fewer")
+        where = filter_of(
+            cameras=camera,
+            tracks=track,
+            tags=tag,
+            pids=pid,
+            modality=entry_modality,
+            since=since,
+            until=until,
+        )
+        log["where"] = logged(where)
+        query, _, remarks = await service.embed(await read_uploads(images, value_range), modality, sender)
+        limits: dict[str, Any] = {"min_probability": min_probability, "fmr": fmr, "prior": prior}
+        answer = await service.work(
+            lambda: service.searcher.answer(query, top=top, where=where, group=group, **limits)
+        )
+        log["nobody"] = answer.no_match
+        shown = [match for one in answer.groups for match in one.hits] or answer.hits
+        log["shown"] = [hit.id for hit in shown]
+    return {**answer.to_dict(), "notes": [*answer.notes, *remarks]}
+
+
+@router.post("/entries", response_model=schemas.AddedBody, status_code=201, summary="Add crops; all, or none")
 async def add(
     service: Running,
-    facts: AuditFacts,
     sender: Sender,
     request: Request,
     images: Images,
@@ -74,27 +132,20 @@ async def add(
 ) -> dict[str, Any]:
     """`camera`, `time`, `track`, `source`, `pid`: none, one for all images, or one each. On disk when it answers."""
     n = len(images)
-    with service.audit.watch(
-        "add", **facts, images=n, modality=modality[:2], on_duplicate=on_duplicate
-    ) as log:
+    facts = {**sender.facts, "images": n, "modality": modality[:2], "on_duplicate": on_duplicate}
+    with service.audit.watch("add", **facts) as log:
         if on_duplicate == "replace" and not request.scope["state"]["may"]("admin"):
-            raise ApiError(
-                403,
-                "replacing removes, which needs the scope admin",
-                "on_duplicate",
-                "use another key, or skip",
-            )
-        columns: dict[str, Any] = {
-            "camera": camera,
-            "time": time,
-            "track": track,
-            "source": source,
-            "pid": pid,
-        }
-        columns = {name: _column(values, n, name) for name, values in columns.items()}
+            what = "replacing removes, which needs the scope admin"
+            raise ApiError(403, what, "on_duplicate", "use another key, or skip")
+        given: dict[str, list[Any]] = {
+            "camera": camera, "time": time, "track": track, "source": source, "pid": pid
+        }  # fmt: skip
+        columns = {name: _column(values, n, name) for name, values in given.items()}
         if id and len(id) != n:
             raise ApiError(422, f"{len(id)} ids for {n} images", "id", "give one for each image, or none")
-        _check_clocks(time)
+        with refused_at("time", "set the camera's clock, or leave the time out"):
+            for one in time:  # `fmcnet gallery expire` would remove what a clock that was never set dates
+                check_clock(one, f"time {one.isoformat()}")
         uploads = await read_uploads(images, value_range)
         embeddings, pictures, remarks = await service.embed(uploads, modality, sender)
         async with service.changing:  # nobody adds or removes one of these before their crops are kept
@@ -106,28 +157,20 @@ async def add(
                     embeddings, on_duplicate=on_duplicate, ids=id or None, tags=[tag] * n, **columns
                 )
             )
-            log.update(
-                ids=list(done.ids), added=done.added, replaced=done.replaced, skipped=done.skipped,
-                camera=sorted(set(camera)),
-            )  # fmt: skip
+            counts = {"added": done.added, "replaced": done.replaced, "skipped": done.skipped}
+            log.update(ids=list(done.ids), **counts, camera=sorted(set(camera)))
             kept = [p for p in zip(done.ids, pictures, strict=True) if p[0] not in there]
             notes = await service.work(lambda: [*_keep(service, kept), *_doubts(service, camera, pid, time)])
-    return {
-        "ids": list(done.ids),
-        "added": done.added,
-        "replaced": done.replaced,
-        "skipped": done.skipped,
-        "notes": [*remarks, *notes],
-    }
+    return {"ids": list(done.ids), **counts, "notes": [*remarks, *notes]}
 
 
-@router.get("/entries", response_model=EntriesBody, summary="List entries, as those of a track")
+@router.get("/entries", response_model=schemas.EntriesBody, summary="List entries, as those of a track")
 async def entries(
     service: Running,
     where: Conditions,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     offset: Annotated[int, Query(ge=0, le=FARTHEST)] = 0,
-) -> EntriesBody:
+) -> schemas.EntriesBody:
     """Entries that match, without embeddings, in the order of their adding."""
 
     def look() -> tuple[int, list[Entry], tuple[str, ...]]:
@@ -136,33 +179,30 @@ async def entries(
         return service.gallery.count(where), rows, filter_notes(service.gallery, where)
 
     total, rows, notes = await service.work(look)
-    return EntriesBody(total=total, entries=[EntryBody.of(entry) for entry in rows], notes=list(notes))
+    bodies = [schemas.EntryBody.of(entry) for entry in rows]
+    return schemas.EntriesBody(total=total, entries=bodies, notes=list(notes))
 
 
-@router.get("/days", response_model=DaysBody, summary="How many entries each camera has on each day")
+@router.get("/days", response_model=schemas.DaysBody, summary="How many entries each camera has on each day")
 async def days(
     service: Running,
     where: Conditions,
     timezone: Annotated[str, Query(max_length=64, description="Whose days: Europe/Berlin")] = "UTC",
     limit: Annotated[int, Query(ge=1, le=10_000, description="Pairs of camera and day.")] = 1000,
-) -> DaysBody:
+) -> schemas.DaysBody:
     """Entries that match, counted by camera and day, the newest day first."""
-    try:
+    with refused_at("query.timezone", "say UTC or a name as Europe/Berlin"):
         zone = parse_timezone(timezone)
-    except FmcnetError as error:
-        raise ApiError(
-            422, f"timezone '{timezone}' is not known", "query.timezone", "say UTC or a name as Europe/Berlin"
-        ) from error
     found = await service.work(lambda: service.gallery.days(where, zone))
-    shown = [DayBody(**vars(one)) for one in found[:limit]]
+    shown = [schemas.DayBody(**vars(one)) for one in found[:limit]]
     total = sum(one.entries for one in found)
-    return DaysBody(total=total, days=shown, left_out=total - sum(one.entries for one in shown))
+    return schemas.DaysBody(total=total, days=shown, left_out=total - sum(one.entries for one in shown))
 
 
-@router.get("/entries/{entry_id:path}", response_model=EntryBody, summary="One entry")
-async def entry(service: Running, entry_id: str) -> EntryBody:
+@router.get("/entries/{entry_id:path}", response_model=schemas.EntryBody, summary="One entry")
+async def entry(service: Running, entry_id: str) -> schemas.EntryBody:
     """Without its embedding."""
-    return EntryBody.of(await _get(service, entry_id))
+    return schemas.EntryBody.of(await _get(service, entry_id))
 
 
 @router.get(
@@ -176,9 +216,8 @@ async def image(service: Running, sender: Sender, entry_id: str) -> Response:
     found = await _get(service, entry_id)
     data = await service.picture(found, sender)
     if data is None:
-        raise ApiError(
-            404, "there is no picture of this entry", "entry_id", "see --keep-images, --show-sources"
-        )
+        do = "see --keep-images, --show-sources"
+        raise ApiError(404, "there is no picture of this entry", "entry_id", do)
     return Response(data, media_type="image/jpeg")
 
 
@@ -196,34 +235,21 @@ async def _get(service: Service, entry_id: str) -> Entry:
 
 def _check_id(entry_id: str) -> None:
     """Refuse what cannot be the id of a stored entry."""
-    try:
+    with refused_at("entry_id", "give the id of an entry"):
         as_id(entry_id, stored=True)
-    except GalleryError as error:
-        raise ApiError(422, str(error), "entry_id", "give the id of an entry") from error
 
 
 def _absent(entry_id: str) -> ApiError:
-    return ApiError(
-        404, f"there is no entry '{entry_id[:256]}'", "entry_id", "look for it with a search or a list"
-    )
+    what = f"there is no entry '{entry_id[:256]}'"
+    return ApiError(404, what, "entry_id", "look for it with a search or a list")
 
 
 def _column(values: Sequence[Any], images: int, name: str) -> Any:
     """None, one for all, or one each; another count is refused."""
     if len(values) not in (0, 1, images):
-        raise ApiError(
-            422, f"{len(values)} values for {images} images", name, "give none, one for all, or one each"
-        )
+        what = f"{len(values)} values for {images} images"
+        raise ApiError(422, what, name, "give none, one for all, or one each")
     return None if not values else values[0] if len(values) == 1 else values
-
-
-def _check_clocks(times: list[Moment]) -> None:
-    """Refuse times of clocks that were never set: `fmcnet gallery expire` would remove the entries."""
-    try:
-        for one in times:
-            check_clock(one, f"time {one.isoformat()}")
-    except DataError as error:
-        raise ApiError(422, str(error), "time", "set the camera's clock, or leave the time out") from error
 
 
 def _doubts(service: Service, cameras: list[str], pids: list[str], times: list[Moment]) -> list[str]:
@@ -249,78 +275,67 @@ def _keep(service: Service, pictures: list[tuple[str, bytes | None]]) -> list[st
     return []
 
 
-@router.delete("/entries", response_model=RemovedManyBody, summary="Remove all entries that match, provably")
+@router.delete(
+    "/entries", response_model=schemas.RemovedManyBody, summary="Remove all entries that match, provably"
+)
 async def remove_many(
     service: Running,
-    facts: AuditFacts,
+    sender: Sender,
     where: Conditions,
     dry_run: Annotated[bool, Query(description="Only say how many match.")] = False,
     expect: Annotated[
         int | None,
         Query(ge=0, description="How many must match, as dry_run=true said; else nothing is removed."),
     ] = None,
-) -> RemovedManyBody:
+) -> schemas.RemovedManyBody:
     """Ask with `dry_run=true`, then confirm with `expect`. One condition at least; all must hold."""
-    with service.audit.watch("remove", **facts, where=logged(where), dry_run=dry_run) as log:
+    with service.audit.watch("remove", **sender.facts, where=logged(where), dry_run=dry_run) as log:
         if where is None:
-            raise ApiError(
-                422,
-                "no condition is given",
-                "query",
-                "say which: id, pid, camera, track, tag, modality, since, until",
-            )
+            do = "say which: id, pid, camera, track, tag, modality, since, until"
+            raise ApiError(422, "no condition is given", "query", do)
         if not dry_run and expect is None:
-            raise ApiError(
-                422, "a removal cannot be undone", "expect", "ask with dry_run=true, then give expect=MATCHED"
-            )
+            do = "ask with dry_run=true, then give expect=MATCHED"
+            raise ApiError(422, "a removal cannot be undone", "expect", do)
         async with service.changing:
             notes = await service.work(lambda: filter_notes(service.gallery, where))
-            matched, ids = await service.work(lambda: _remove(service, where, dry_run, expect, log))
+            if dry_run:
+                ids, matched = [], await service.work(lambda: service.gallery.count(where))
+            else:
+                ids = await service.work(lambda: _remove(service, where, expect, log))
+                matched = len(ids)
         log.update(ids=ids, removed=len(ids))
-    return RemovedManyBody(matched=matched, removed=len(ids), dry_run=dry_run, notes=list(notes))
+    return schemas.RemovedManyBody(matched=matched, removed=len(ids), dry_run=dry_run, notes=list(notes))
 
 
-def _remove(
-    service: Service, where: Where, dry_run: bool, expect: int | None, log: dict[str, Any]
-) -> tuple[int, list[str]]:
-    """How many match, and the ids of those that were removed; `log` says so even when the removal then fails."""
-    if dry_run:
-        return service.gallery.count(where), []
+def _remove(service: Service, where: Where, expect: int | None, log: dict[str, Any]) -> list[str]:
+    """The ids of the entries that were removed; `log` gets them even when the removal then fails."""
     ids = [entry.id for entry, _ in service.gallery.scan(where)]
     if expect is not None and len(ids) != expect:
-        raise ApiError(
-            409,
-            f"{len(ids)} entries match, not {expect}; none is removed",
-            "expect",
-            "look again with dry_run=true",
-        )
+        what = f"{len(ids)} entries match, not {expect}; none is removed"
+        raise ApiError(409, what, "expect", "look again with dry_run=true")
     if ids:
         try:  # those that were counted, whatever came to match since
             service.gallery.remove(Where(ids=ids))
         except GalleryError:
             # another writer: none is gone; a reader or a full disk: all are, but the log holds them
             gone = [entry_id for entry_id in ids if entry_id not in service.gallery]
-            _forget_crops(service, gone)
+            service.pictures.forget(gone)
             log.update(ids=gone, removed=len(gone))
             raise
-        _forget_crops(service, ids)
-    return len(ids), ids
+        service.pictures.forget(ids)
+    return ids
 
 
-def _forget_crops(service: Service, ids: list[str]) -> None:
-    if service.pictures.kept is not None:
-        for entry_id in ids:
-            service.pictures.kept.remove(entry_id)
-
-
-@router.delete("/entries/{entry_id:path}", response_model=RemovedBody, summary="Remove an entry, provably")
-async def remove(service: Running, facts: AuditFacts, entry_id: str) -> RemovedBody:
+@router.delete(
+    "/entries/{entry_id:path}", response_model=schemas.RemovedBody, summary="Remove an entry, provably"
+)
+async def remove(service: Running, sender: Sender, entry_id: str) -> schemas.RemovedBody:
     """When it answers, no file of the gallery holds the embedding, and the kept crop is gone."""
-    with service.audit.watch("remove", **facts, ids=[entry_id[:256]]) as log:
+    with service.audit.watch("remove", **sender.facts, ids=[entry_id[:256]]) as log:
         _check_id(entry_id)
         async with service.changing:
-            removed, _ = await service.work(lambda: _remove(service, Where(ids=[entry_id]), False, None, log))
-        log["removed"] = removed
-        if not removed:
+            ids = await service.work(lambda: _remove(service, Where(ids=[entry_id]), None, log))
+        log["removed"] = len(ids)
+        if not ids:
             raise _absent(entry_id)
-    return RemovedBody(id=entry_id, removed=removed)
+    return schemas.RemovedBody(id=entry_id, removed=len(ids))
