@@ -40,7 +40,7 @@ def evaluate(
         Path | None, Option(help="A YAML file (fmcnet docs evaluate); default: the benchmark's own.")
     ] = None,
     both: Annotated[bool, Option("--both", help="Both search directions.")] = False,
-    flip: Annotated[bool, Option("--flip", help="Average with the mirrored image, as reported.")] = False,
+    flip: Annotated[bool, Option("--flip", help="Average with the mirrored image; the report says so.")] = False,
     rerank: Annotated[
         bool, Option("--rerank", help="k-reciprocal re-ranking, beside plain figures.")
     ] = False,
@@ -115,7 +115,7 @@ def study(
     name: Annotated[str, Argument(help="table2, table3, table4, figure4, figure5, baselines or all.")],
     overrides: Annotated[
         list[str] | None,
-        Argument(metavar="[KEY.SUB=VALUE]...", help="Settings of every row; its own take precedence."),
+        Argument(metavar="[KEY.SUB=VALUE]...", help="Settings of every row; its own come first."),
     ] = None,
     out: Annotated[Path, Option(help="Folder of data, runs and report.")] = Path("study"),
     data: Annotated[Path | None, Option(help="A dataset's folder or CSV; default: generated data.")] = None,
