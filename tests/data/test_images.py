@@ -159,6 +159,27 @@ def test_heic_and_avif_are_read(tmp_path: Path) -> None:
     assert np.abs(load_image(tmp_path / "x.heic").astype(int) - (200, 40, 90)).max() < 8
 
 
+@pytest.mark.parametrize("kind", ["gif", "avif"])
+def test_damage_anywhere_is_an_error_that_names_the_file(tmp_path: Path, kind: str) -> None:
+    """Pillow raises IndexError for some cut GIFs and RuntimeError for damaged AVIFs."""
+    if kind == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    rng = np.random.default_rng(0)
+    path = tmp_path / f"a.{kind}"
+    Image.fromarray(rng.integers(0, 256, (12, 6, 3), dtype=np.uint8)).save(path)
+    whole, refused = path.read_bytes(), 0
+    for cut in range(1, len(whole), 3):
+        damaged = bytearray(whole[:cut] if kind == "gif" else whole)
+        damaged[min(cut, len(damaged) - 1)] ^= 0x55
+        path.write_bytes(damaged)
+        try:
+            load_image(path)
+        except DataError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 10
+
+
 def test_a_deep_picture_of_one_column(tmp_path: Path) -> None:
     raw = np.arange(64, dtype=np.uint16).reshape(64, 1) * 500
     Image.fromarray(raw).save(tmp_path / "x.png")

@@ -40,7 +40,9 @@ def evaluate(
         Path | None, Option(help="A YAML file (fmcnet docs evaluate); default: the benchmark's own.")
     ] = None,
     both: Annotated[bool, Option("--both", help="Both search directions.")] = False,
-    flip: Annotated[bool, Option("--flip", help="Average with the mirrored image; the report says so.")] = False,
+    flip: Annotated[
+        bool, Option("--flip", help="Average with the mirrored image; the report says so.")
+    ] = False,
     rerank: Annotated[
         bool, Option("--rerank", help="k-reciprocal re-ranking, beside plain figures.")
     ] = False,

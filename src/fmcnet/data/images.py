@@ -47,8 +47,8 @@ _WIDE = re.compile(r"(RGB|RGBA|RGBX|LA|CMYK);16([BLN])")
 REMARKS = "fmcnet.remarks"
 """Key of `Image.info`: kinds of `fmcnet.data.value_range` that a person should see."""
 _FAILURES = (
-    OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, OverflowError, struct.error,
-    Image.DecompressionBombError,
+    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError,
+    RuntimeError, struct.error, Image.DecompressionBombError,
 )  # fmt: skip
 
 
