@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 
@@ -108,6 +109,20 @@ def one_line(error: BaseException) -> str:
 def first_of(names: Sequence[str], most: int = 10, separator: str = ", ") -> str:
     """The first names, and how many more there are: "a, b and 3 more"."""
     return separator.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+MOST_FAULTS = 1000
+"""In a file, after which it is read no further."""
+
+
+def refuse_faults(path: Path, faults: Sequence[str]) -> None:
+    """Raise a `DataError` that counts and lists the faults of a file, where there are any."""
+    if not faults:
+        return
+    count = "1 fault" if len(faults) == 1 else f"{len(faults):,} faults"
+    if len(faults) >= MOST_FAULTS:
+        count += " or more: it was read no further"
+    raise DataError(f"{path} has {count}:\n{fault_lines(faults)}")
 
 
 def fault_lines(faults: Sequence[str]) -> str:

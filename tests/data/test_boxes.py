@@ -163,3 +163,24 @@ def test_faults_are_named(tmp_path, text, said):
 def test_a_line_without_end_is_refused_before_it_is_split(tmp_path, text):
     with pytest.raises(DataError, match="line 2 has more than 1 MiB"):
         read_boxes(write(tmp_path, f"1,7,10,20,30,40\n{text}\n"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1,1,0,0,9,9\n" + "1,1,0,0,x,9\n" * 5000,
+        "x_min,y_min,x_max,y_max,frame_index\n" + "0,0,9,x,1\n" * 5000,
+        {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 2}] * 5000},
+        {"images": [{"id": 1}] * 5000, "annotations": []},
+    ],
+    ids=["MOTChallenge", "supervision", "COCO annotations", "COCO images"],
+)
+def test_a_file_of_faults_alone_is_not_read_to_its_end(tmp_path, text):
+    with pytest.raises(DataError, match="1,000 faults or more: it was read no further") as raised:
+        read_boxes(write(tmp_path, text))
+    assert "... and 980 more" in str(raised.value)
+
+
+def test_one_fault_is_counted_as_one(tmp_path):
+    with pytest.raises(DataError, match="has 1 fault:\n  line 2: "):
+        read_boxes(write(tmp_path, "1,1,0,0,9,9\n1,1,0,0,x,9\n"))

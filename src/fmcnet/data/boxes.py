@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from fmcnet.errors import DataError, fault_lines
+from fmcnet.errors import MOST_FAULTS, DataError, refuse_faults
 from fmcnet.names import printable
 from fmcnet.parsing import BLOCK, parse_json, read_text
 
@@ -105,7 +105,8 @@ def read_boxes(path: str | Path) -> Boxes:
         path: the file.
 
     Raises:
-        DataError: for a file of no known format, without a box, or with faults (the first 20 by line).
+        DataError: for a file of no known format, without a box, or with faults: the first 20 by line, at
+            most 1000 counted.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -139,13 +140,10 @@ def read_boxes(path: str | Path) -> Boxes:
     return boxes
 
 
-def _fault(where: str, fault: object) -> str:
-    return f"{where:.200}: {printable(str(fault)):.300}"
-
-
-def _refuse(path: Path, faults: list[str]) -> None:
-    if faults:
-        raise DataError(f"{path} has faults:\n{fault_lines(faults)}")
+def _add_fault(path: Path, faults: list[str], where: str, fault: object) -> None:
+    faults.append(f"{where:.200}: {printable(str(fault)):.300}")
+    if len(faults) >= MOST_FAULTS:
+        refuse_faults(path, faults)
 
 
 def _read_mot(path: Path, text: str) -> Boxes:
@@ -162,7 +160,7 @@ def _read_mot(path: Path, text: str) -> Boxes:
                 raise ValueError(f"frame {frame} is negative")
             values = [_number(cell) for cell in cells[2:]]
         except ValueError as error:
-            faults.append(_fault(f"line {line}", error))
+            _add_fault(path, faults, f"line {line}", error)
             continue
         boxes.total += 1
         name = f"frame {frame}, line {line}"
@@ -173,7 +171,7 @@ def _read_mot(path: Path, text: str) -> Boxes:
         else:
             _add(boxes, frame, values[:4], "" if track < 0 else str(track), name)
         boxes.of_frame.setdefault(frame, [])
-    _refuse(path, faults)
+    refuse_faults(path, faults)
     if 0 in boxes.of_frame:
         boxes.first = 0
         boxes.notes.append("the file has a frame 0: its frames count from 0, not from 1 as MOTChallenge's do")
@@ -206,7 +204,7 @@ def _read_csv(path: Path, text: str) -> Boxes:
                 track = cells.get("tracker_id", "").strip()
                 track = "" if track in ("", "None") else str(_whole(track, "tracker_id"))
             except ValueError as error:
-                faults.append(_fault(f"line {reader.line_num}", error))
+                _add_fault(path, faults, f"line {reader.line_num}", error)
                 continue
             boxes.total += 1
             name = f"frame {frame}, line {reader.line_num}"
@@ -218,13 +216,13 @@ def _read_csv(path: Path, text: str) -> Boxes:
             classes |= set() if word else {cells.get("class_id", "").strip()}
             rows.append((frame, Box(left, top, right, bottom, "" if track.startswith("-") else track, name)))
     except csv.Error as error:
-        faults.append(_fault(f"line {reader.line_num}", error))
+        _add_fault(path, faults, f"line {reader.line_num}", error)
     numbered = all(frame.isascii() and frame.isdigit() for frame, _ in rows)
     for frame, box in rows:
         found = boxes.of_frame.setdefault(int(frame) if numbered else frame, [])
         if box is not None:
             found.append(box)
-    _refuse(path, faults)
+    refuse_faults(path, faults)
     if not numbered:
         boxes.first = None
     elif column != "frame_index" and min(map(int, boxes.of_frame), default=0) == 1:
@@ -252,7 +250,7 @@ def _read_coco(path: Path, text: str) -> Boxes:
     if not isinstance(annotations, list) or not isinstance(images, list) or not (results or images):
         raise DataError(f"{path} is no COCO file: it lacks images or annotations; give {EXPECTED}")
     boxes, faults = Boxes("COCO"), list[str]()
-    keys = {} if results else _coco_images(boxes, images, faults)
+    keys = {} if results else _coco_images(path, boxes, images, faults)
     persons, classes = _coco_persons(boxes, document.get("categories") or []), set[str]()
     for at, one in enumerate(annotations):
         where = f"annotation {at + 1}"
@@ -272,7 +270,7 @@ def _read_coco(path: Path, text: str) -> Boxes:
                 raise ValueError("bbox is not [left, top, width, height]")
             values = [_number(value) for value in given]
         except (ValueError, TypeError) as error:
-            faults.append(_fault(where, error))
+            _add_fault(path, faults, where, error)
             continue
         boxes.total += 1
         name = f"{key if isinstance(key, str) else f'frame {key}'}, {where}"
@@ -284,22 +282,22 @@ def _read_coco(path: Path, text: str) -> Boxes:
         else:
             classes.add(str(one.get("category_id", "")))
             _add(boxes, key, values, _coco_track(one), name)
-    _refuse(path, faults)
+    refuse_faults(path, faults)
     if persons is None and not boxes.notes:
         _note_classes(boxes, "category_id", classes, {"", "0", "1"})
     return boxes
 
 
-def _coco_images(boxes: Boxes, images: Sequence[Any], faults: list[str]) -> dict[Any, FrameKey]:
+def _coco_images(path: Path, boxes: Boxes, images: Sequence[Any], faults: list[str]) -> dict[Any, FrameKey]:
     """Frames by image id."""
     keys: dict[Any, FrameKey] = {}
     for at, image in enumerate(images):
         name = image.get("file_name") if isinstance(image, dict) else None
         if not isinstance(name, str) or not name or not isinstance(image.get("id"), (int, str)):
-            faults.append(_fault(f"image {at + 1}", "no id or file_name"))
+            _add_fault(path, faults, f"image {at + 1}", "no id or file_name")
             continue
         if name in boxes.of_frame or image["id"] in keys:
-            faults.append(_fault(f"image {at + 1}", f"its id or file_name '{name}' stands there twice"))
+            _add_fault(path, faults, f"image {at + 1}", f"its id or file_name '{name}' stands there twice")
             continue
         keys[image["id"]] = name
         boxes.of_frame[name] = []

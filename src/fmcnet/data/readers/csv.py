@@ -14,7 +14,7 @@ from fmcnet.data.listing import number_of
 from fmcnet.data.readers.common import check_splits, read_lines
 from fmcnet.data.table import SPLITS, Record, Table
 from fmcnet.data.value_range import parse_range
-from fmcnet.errors import DataError, fault_lines
+from fmcnet.errors import MOST_FAULTS, DataError, refuse_faults
 from fmcnet.files import write_rows
 from fmcnet.identities import near_identities, parse_identity
 from fmcnet.names import near_cameras, nearest
@@ -42,8 +42,6 @@ _HINTS = {
 }
 MOST_NOTES = 20
 """On identities of several spellings."""
-MOST_FAULTS = 1000
-"""A CSV with so many is not read further."""
 MOST_COLUMNS = 500
 TEST_SHARE = 0.3
 HELD_OUT = "no split column"
@@ -100,10 +98,7 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     modality = None if training else modality
     required = REQUIRED if training else ("path",) if modality else ("path", "modality")
     rows, faults, notes = _parse(file, required, modality)
-    if faults:
-        count = "1 fault" if len(faults) == 1 else f"{len(faults):,} faults"
-        count += " or more: it was read no further" if len(faults) >= MOST_FAULTS else ""
-        raise DataError(f"{file} has {count}:\n{fault_lines(faults)}")
+    refuse_faults(file, faults)
     if not rows:
         raise DataError(f"{file} has no row below its header: give a CSV like{EXPECTED}")
     rows = _spell_alike(rows, notes)
