@@ -88,7 +88,9 @@ def _fail(message: str, code: int, error: BaseException) -> NoReturn:
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, Option("--version", help="Print the version and exit.")] = False,
-    verbose: Annotated[bool, Option("--verbose", "-v", help="Print more, as every loss term.")] = False,
+    verbose: Annotated[
+        bool, Option("--verbose", "-v", help="Print more, such as every loss term of a training.")
+    ] = False,
     threads: Annotated[int, Option(help="CPU threads of PyTorch; 0: PyTorch's choice.", min=0)] = 0,
 ) -> None:
     if version:

@@ -53,7 +53,9 @@ GalleryPath = Annotated[
     str, Argument(metavar="GALLERY", help="A gallery's folder or milvus://host:port/name.")
 ]
 Zone = Annotated[str, Option(help="Timezone of times without one: UTC, Europe/Berlin...")]
-ShownZone = Annotated[str, Option(help="Timezone of shown times and of times without one: Europe/Berlin.")]
+ShownZone = Annotated[
+    str, Option(help="Timezone of shown times, and of times without one: UTC, Europe/Berlin...")
+]
 Cameras = Annotated[list[str] | None, Option("--camera", help="Only entries of this camera; repeatable.")]
 Since = Annotated[str | None, Option(help="Only entries seen since 2026-03-01, or 2026-03-01T22:15:00.")]
 Until = Annotated[str | None, Option(help="Only entries seen before this time.")]

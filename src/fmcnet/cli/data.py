@@ -86,7 +86,9 @@ def pairs(
     visible: Annotated[Path, Argument(help="Folder of crops, or the people.csv of fmcnet crop.")],
     infrared: Annotated[Path, Argument(help="The same of the infrared camera.")],
     out: Annotated[Path, Option(help="The CSV to write.")],
-    folders: Annotated[bool, Option("--folders", help="Crops in one folder show one person.")] = False,
+    folders: Annotated[
+        bool, Option("--folders", help="Crops in one folder show one person, as a tracker writes them.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Pair the crops that two cameras side by side took at one moment: a training table without labels.
@@ -138,12 +140,17 @@ def crop(
     modality: Annotated[str, Option(help="visible or infrared: what the frames are.")],
     camera: Annotated[str | None, Option(help="The camera of all crops; part of the tracks' names.")] = None,
     start_time: Annotated[
-        str | None, Option(help="Time of the first frame: 2026-03-01T22:15:00; default: none.")
+        str | None,
+        Option(help="Time of the first frame, as 2026-03-01T22:15:00; without it crops have no time."),
     ] = None,
     fps: Annotated[float | None, Option(help="Frames a second; default: the video's own clock.")] = None,
     timezone: Zone = "UTC",
     doubtful_times: Annotated[
-        str, Option(help="Times that a clock change repeats or skips: refuse, earlier or later.")
+        str,
+        Option(
+            help="Local times that come twice, or never, when clocks change: refuse, or take the earlier or "
+            "later."
+        ),
     ] = "refuse",
     min_size: Annotated[int, Option(help="Leave out boxes less wide or high, in pixels.", min=1)] = 8,
     every: Annotated[int, Option(help="Take each Nth frame only.", min=1)] = 1,

@@ -37,17 +37,18 @@ def evaluate(
         list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Settings: mode=indoor shots=10.")
     ] = None,
     protocol: Annotated[
-        Path | None, Option(help="A YAML file (fmcnet docs evaluate); default: the benchmark's own.")
+        Path | None,
+        Option(help="Your own protocol, a YAML file (fmcnet docs evaluate); default: the benchmark's."),
     ] = None,
     both: Annotated[bool, Option("--both", help="Both search directions.")] = False,
     flip: Annotated[
         bool, Option("--flip", help="Average with the mirrored image; the report says so.")
     ] = False,
     rerank: Annotated[
-        bool, Option("--rerank", help="k-reciprocal re-ranking, beside plain figures.")
+        bool, Option("--rerank", help="k-reciprocal re-ranking, shown beside the plain figure.")
     ] = False,
     expand: Annotated[
-        bool, Option("--expand", help="Average query expansion, beside plain figures.")
+        bool, Option("--expand", help="Average query expansion, shown beside the plain figure.")
     ] = False,
     out: Annotated[Path | None, Option(help="Folder of the report; default RUN/report.")] = None,
     report: Annotated[bool, Option(help="Write the report folder.")] = True,
@@ -117,19 +118,31 @@ def study(
     name: Annotated[str, Argument(help="table2, table3, table4, figure4, figure5, baselines or all.")],
     overrides: Annotated[
         list[str] | None,
-        Argument(metavar="[KEY.SUB=VALUE]...", help="Settings of every row; its own come first."),
+        Argument(
+            metavar="[KEY.SUB=VALUE]...", help="Settings of every row; a row's own settings take precedence."
+        ),
     ] = None,
     out: Annotated[Path, Option(help="Folder of data, runs and report.")] = Path("study"),
     data: Annotated[Path | None, Option(help="A dataset's folder or CSV; default: generated data.")] = None,
     preset: Annotated[str | None, Option(help="Generated benchmark: tiny or small (default).")] = None,
-    config: Annotated[str | None, Option(help="A YAML file or a shipped name; default: by the data.")] = None,
+    config: Annotated[
+        str | None, Option(help="A YAML file, or a shipped one by name; default: the one for the data.")
+    ] = None,
     seeds: Annotated[str, Option(help="Seeds of training, as 0,1,2.")] = "0,1,2",
-    budget: Annotated[int | None, Option(help="Steps of each run; default: as configured.", min=1)] = None,
-    rows: Annotated[str | None, Option(help="Only the rows with these keys: base,full,agw.")] = None,
-    worlds: Annotated[str, Option(help="Generated worlds: same (0 for all) or own (s for seed s).")] = "same",
+    budget: Annotated[
+        int | None, Option(help="Steps of each run, equal for all rows; default: the configuration's.", min=1)
+    ] = None,
+    rows: Annotated[
+        str | None, Option(help="Only these rows, by their keys, as base,full,agw; default: all.")
+    ] = None,
+    worlds: Annotated[
+        str, Option(help="Generated data: same (world 0 for all seeds) or own (world s for seed s).")
+    ] = "same",
     jobs: Annotated[int, Option(help="Runs at a time, a process of one CPU thread each.", min=1)] = 1,
     device: Annotated[str, Option(help="auto (every GPU there is), cpu, cuda, cuda:N or mps.")] = "auto",
-    report: Annotated[Path | None, Option(help="Folder of results and figures; default OUT/report.")] = None,
+    report: Annotated[
+        Path | None, Option(help="Where results.md, results.json and figures/ go; default OUT/report.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Re-run the paper's tables and figures and the comparison with baselines, and write one report.
@@ -175,13 +188,16 @@ def study(
 
 def score(
     file: Annotated[Path, Argument(help="An .npz with features, pid, cam, index; see fmcnet docs evaluate.")],
-    protocol: Annotated[str, Option(help="sysu, regdb, llcm or a YAML file; fmcnet docs evaluate.")] = "sysu",
+    protocol: Annotated[
+        str, Option(help="sysu, regdb, llcm, or a YAML file of your own (fmcnet docs evaluate).")
+    ] = "sysu",
     mode: Annotated[str | None, Option(help="SYSU-MM01: all (default) or indoor.")] = None,
     shots: Annotated[int | None, Option(help="SYSU-MM01: 1 (default) or 10.")] = None,
     draw: Annotated[str | None, Option(help="SYSU-MM01: official (default) or seeded.")] = None,
     permutation: Annotated[Path | None, Option(help="rand_perm_cam.mat, for the official draw.")] = None,
     direction: Annotated[
-        str | None, Option(help="i2v or v2i (RegDB: t2v, v2t); default: sysu i2v, regdb v2t, llcm v2i.")
+        str | None,
+        Option(help="i2v, v2i (RegDB: t2v, v2t); default: i2v for sysu, v2t for regdb, v2i for llcm."),
     ] = None,
     reading: Annotated[str | None, Option(help="LLCM: a (default), b or c.")] = None,
     cmc: Annotated[str | None, Option(help="RegDB: image (default) or identity.")] = None,

@@ -36,7 +36,7 @@ app = typer.Typer(help="Show, copy, export and mend galleries; remove entries.",
 Ids = Annotated[list[str] | None, Option("--id", help="Of this id; repeatable.")]
 Pids = Annotated[list[str] | None, Option("--pid", help="Of this identity, a name or number; repeatable.")]
 Tracks = Annotated[list[str] | None, Option("--track", help="Of this track; repeatable.")]
-Tags = Annotated[list[str] | None, Option("--tag", help="With this tag; repeated: with all of them.")]
+Tags = Annotated[list[str] | None, Option("--tag", help="With this tag; all of them, if given again.")]
 Yes = Annotated[bool, Option("--yes", help="Do not ask.")]
 All = Annotated[bool, Option("--all", help="With --yes: also when the gallery has no other entries.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Only say how many entries match.")]
@@ -90,7 +90,9 @@ def list_(
     tag: Tags = None,
     timezone: ShownZone = "UTC",
     limit: Annotated[int, Option(help="Entries to show; 0: all.", min=0)] = 50,
-    ids: Annotated[bool, Option("--ids", help="Print only ids, one a line, as for remove --id.")] = False,
+    ids: Annotated[
+        bool, Option("--ids", help="Print only ids, one a line, as gallery remove --id takes them.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """List entries, in the order of their adding: all, or those that match all options.
@@ -246,7 +248,9 @@ def relocate(
     gallery: GalleryPath,
     old: Annotated[str, Argument(help="The file or folder that sources lie in now.")],
     new: Annotated[str, Argument(help="Where it was moved to.")],
-    missing_ok: Annotated[bool, Option("--missing-ok", help="Even if no file is at the new place.")] = False,
+    missing_ok: Annotated[
+        bool, Option("--missing-ok", help="Also where none of the files is at the new place.")
+    ] = False,
     yes: Yes = False,
     dry_run: DryRun = False,
     json_: Json = False,

@@ -28,7 +28,10 @@ def complete_page(incomplete: str) -> list[str]:
 def docs(
     page: Annotated[
         str | None,
-        Argument(help="Name of a page or example; without it all are listed.", autocompletion=complete_page),
+        Argument(
+            help="A page's or an example's name, as search or own_loss; without it all are listed.",
+            autocompletion=complete_page,
+        ),
     ] = None,
     where: Annotated[bool, Option("--path", help="Print the page's file name instead.")] = False,
     json_: Json = False,
@@ -91,7 +94,9 @@ def _title(path: Path) -> str:
 
 def doctor(
     model: Annotated[str | None, Option(help="A model to try; default: the gallery's.")] = None,
-    gallery: Annotated[str | None, Option(help="A gallery, to compare with the model.")] = None,
+    gallery: Annotated[
+        str | None, Option(help="A gallery: does it fit the model? A folder or milvus://host:port/name.")
+    ] = None,
     calibration: Annotated[Path | None, Option(help="A calibration; default: that of the model.")] = None,
     device: Device = "auto",
     json_: Json = False,

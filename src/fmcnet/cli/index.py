@@ -64,7 +64,9 @@ def index(
     model: GalleryModel = None,
     modality: Annotated[
         str | None,
-        Option(help="visible or infrared: what the pictures are; of a CSV or dataset: only these."),
+        Option(
+            help="visible or infrared: what the pictures are. Where a CSV or dataset says it: only these rows."
+        ),
     ] = None,
     camera: Annotated[str | None, Option(help="The camera of all pictures.")] = None,
     camera_from_name: Annotated[
@@ -75,41 +77,65 @@ def index(
         str | None,
         Option(
             metavar="PATTERN",
-            help="As '%Y%m%d_%H%M%S', in that path; %s: seconds since 1970, %Q: milliseconds.",
+            help="As '%Y%m%d_%H%M%S', found in that path; %s and %Q are seconds and milliseconds since 1970.",
         ),
     ] = None,
-    track_from_name: Annotated[str | None, Option(metavar="PATTERN", help="As --camera-from-name.")] = None,
-    pid_from_name: Annotated[str | None, Option(metavar="PATTERN", help="As --camera-from-name.")] = None,
-    pid_prefix: Annotated[str, Option(metavar="TEXT", help="Put before identities, as 'regdb-'.")] = "",
+    track_from_name: Annotated[
+        str | None, Option(metavar="PATTERN", help="A regular expression for the track.")
+    ] = None,
+    pid_from_name: Annotated[
+        str | None, Option(metavar="PATTERN", help="A regular expression for the identity.")
+    ] = None,
+    pid_prefix: Annotated[
+        str, Option(metavar="TEXT", help="Put before every identity, as 'regdb-': keeps datasets apart.")
+    ] = "",
     timezone: Zone = "UTC",
     doubtful_times: Annotated[
-        str, Option(help="Times that a clock change repeats or skips: refuse, earlier or later.")
+        str,
+        Option(
+            help="Local times that come twice, or never, when clocks change: refuse, or take the earlier or "
+            "later."
+        ),
     ] = "refuse",
-    layout: Annotated[str, Option(help="auto, sysu, regdb, llcm, csv, or images: a plain folder.")] = "auto",
+    layout: Annotated[
+        str, Option(help="auto, sysu, regdb, llcm, csv, or images: a folder of pictures all the same.")
+    ] = "auto",
     range_: Range = None,
     split: Annotated[str, Option(help="Of a dataset: all, train, val or test.")] = "all",
-    on_error: Annotated[str, Option(help="At a broken picture: raise, or skip and name it.")] = "raise",
+    on_error: Annotated[
+        str, Option(help="raise: stop at a broken picture; skip: leave it out and name it.")
+    ] = "raise",
     existing: Annotated[
         str,
         Option(
-            help="Known pictures. keep: report differences; update: store them, encode changed files; replace: all."
+            help="Pictures that are in the gallery. keep: skip, and report values and files that differ; "
+            "update: store the values given now, encode changed files anew; replace: encode all anew."
         ),
     ] = "keep",
-    prune: Annotated[bool, Option("--prune", help="First remove entries whose files are gone.")] = False,
+    prune: Annotated[
+        bool, Option("--prune", help="First remove entries whose files are gone, after showing how many.")
+    ] = False,
     prune_roots: Annotated[
         bool,
-        Option("--prune-roots", help="With --prune: also where no file of a folder is left (not mounted?)."),
+        Option(
+            "--prune-roots",
+            help="With --prune: also of folders of which no file is left, as of a disk that is not mounted.",
+        ),
     ] = False,
     yes: Annotated[bool, Option("--yes", help="With --prune: do not ask.")] = False,
-    dry_run: Annotated[bool, Option("--dry-run", help="With --prune: show what would be removed.")] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="With --prune: only show what would be removed.")
+    ] = False,
     keep: Annotated[
         str | None,
-        Option(metavar="AGE", help="Leave out pictures older than 30d, 12h, 4w, as gallery expire."),
+        Option(metavar="AGE", help="Leave out pictures seen longer ago, as gallery expire: 30d, 12h, 4w."),
     ] = None,
     include_removed: Annotated[
         bool, Option("--include-removed", help="Also index pictures that were removed or expired earlier.")
     ] = False,
-    keep_images: Annotated[bool, Option("--keep-images", help="Also keep a small picture of each.")] = False,
+    keep_images: Annotated[
+        bool, Option("--keep-images", help="Keep a small picture of each entry in the gallery, too.")
+    ] = False,
     dtype: Annotated[
         str | None, Option(help="Of a new gallery: float32 (default), or float16 for half the space.")
     ] = None,
@@ -117,7 +143,8 @@ def index(
         str | None,
         Option(
             "--index",
-            help="Of a new gallery: exact, hnsw (nearly exact), or auto (default): exact up to 100,000 entries.",
+            help="exact: compare with every entry; hnsw: a graph, nearly exact; auto: exact up to 100,000 "
+            "entries. Stays with the gallery; default auto.",
         ),
     ] = None,
     batch: Batch = 64,

@@ -34,15 +34,20 @@ def embed(
     out: Annotated[Path, Option(help="The .npz to write, which fmcnet score reads.")],
     images: Annotated[list[Path] | None, Argument(help="Images or folders, with --modality.")] = None,
     modality: Annotated[
-        str | None, Option(help="visible (vis, rgb) or infrared (ir, nir, thermal), all of them.")
+        str | None,
+        Option(help="visible (vis, rgb) or infrared (ir, nir, thermal): what all these images are."),
     ] = None,
     data: Annotated[
-        Path | None, Option(help="Instead of images: a dataset or CSV, with its identities.")
+        Path | None,
+        Option(help="Instead of images: a dataset or CSV, with identities, cameras and modalities."),
     ] = None,
     split: Annotated[str | None, Option(help="Part of --data: train, val, test (default) or all.")] = None,
     batch: Batch = 64,
     on_error: Annotated[
-        str | None, Option(help="Broken images are named: raise (default) stops, skip leaves them out.")
+        str | None,
+        Option(
+            help="raise (default): stop at broken images and name them; skip: leave them out and name them."
+        ),
     ] = None,
     skip_unreadable: Annotated[
         bool, Option("--skip-unreadable", help="The old name of --on-error skip.", hidden=True)
@@ -110,12 +115,19 @@ def embed(
 def calibrate(
     run: Model,
     data: Annotated[Path, Option("--data", help="A labelled dataset, folder or CSV: fmcnet docs datasets.")],
-    fmr: Annotated[float, Option(help="False-match rate (one comparison) of the default threshold.")] = 0.001,
-    prior: Annotated[float, Option(help="Default probability of a match before comparing.")] = 0.5,
+    fmr: Annotated[
+        float, Option(help="False-match rate of the default threshold, of one comparison.")
+    ] = 0.001,
+    prior: Annotated[
+        float, Option(help="Default probability, before comparing, that two images show one person.")
+    ] = 0.5,
     split: Annotated[str, Option(help="auto (identities not trained on), all, train, val or test.")] = "auto",
     out: Annotated[
         Path | None,
-        Option(help="File to write, for --calibration; default: calibration.json in the model's folder."),
+        Option(
+            help="The file to write, for --calibration of search and serve; default: calibration.json in "
+            "the model's folder, which is found by itself."
+        ),
     ] = None,
     device: Device = "auto",
     json_: Json = False,
@@ -151,7 +163,8 @@ def calibrate(
 def project(
     run: Model,
     data: Annotated[
-        Path, Option("--data", help="The dataset or CSV it was trained on, of whose training part it learns.")
+        Path,
+        Option("--data", help="The dataset or CSV it was trained on; its training images are learnt from."),
     ],
     dim: Annotated[int, Option(help="Values of an embedding.", min=1)],
     method: Annotated[str, Option(help="discriminant, or pca (more values than identities).")] = (
@@ -247,12 +260,15 @@ def export(
         bool, Option("--int8", help="Quantise to int8; refused when it loses more than 0.5 points of mAP.")
     ] = False,
     calibrate: Annotated[
-        Path | None, Option(help="For --int8: dataset or CSV that gives the ranges.")
+        Path | None, Option(help="For --int8: a dataset or CSV whose images give the ranges.")
     ] = None,
     data: Annotated[
-        Path | None, Option(help="A dataset or CSV to compare accuracy on; default: that of --calibrate.")
+        Path | None,
+        Option(help="A dataset or CSV to compare Rank-1 and mAP on; default: that of --calibrate."),
     ] = None,
-    images: Annotated[int | None, Option(help="For --int8: images used; default 256.", min=2)] = None,
+    images: Annotated[
+        int | None, Option(help="For --int8: images that ranges are learnt from; default 256.", min=2)
+    ] = None,
     out: Annotated[Path | None, Option(help="Folder to write; default RUN/onnx or RUN/onnx-int8.")] = None,
     force: Annotated[bool, Option("--force", help="With --int8: keep a model that loses too much.")] = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an export of another model.")] = False,

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 def search(
     gallery: GalleryPath,
     images: Annotated[list[Path], Argument(metavar="IMAGE...", help="One or several images of ONE person.")],
-    modality: Annotated[list[str], Option(help="visible or infrared, of all images or of each in order.")],
+    modality: Annotated[
+        list[str], Option(help="visible or infrared: one for all images, or repeated, one for each in order.")
+    ],
     model: GalleryModel = None,
     calibration: CalibrationFile = None,
     top: Annotated[int, Option(help="Most results.", min=1)] = 20,
@@ -59,10 +61,13 @@ def search(
         float | None, Option(help="Probability before comparing; default 1 / (entries compared + 1).")
     ] = None,
     group: Annotated[
-        str | None, Option(help="One result for each track (images pooled) or pid (best image).")
+        str | None,
+        Option(help="track: one result for each, its images pooled; pid: one for each, by its best image."),
     ] = None,
     range_: Range = None,
-    html: Annotated[Path | None, Option(help="Write a page of the ranked images (their sources).")] = None,
+    html: Annotated[
+        Path | None, Option(help="Write a page of the ranked images, read from their sources.")
+    ] = None,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:

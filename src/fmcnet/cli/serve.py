@@ -19,12 +19,22 @@ def serve(
     ],
     model: GalleryModel = None,
     calibration: CalibrationFile = None,
-    host: Annotated[str, Option(help="Address to listen at; all but loopback need API keys.")] = "127.0.0.1",
+    host: Annotated[
+        str, Option(help="Address to listen at; beyond this machine it needs API keys.")
+    ] = "127.0.0.1",
     port: Annotated[int, Option(help="Port to listen at; 0: any free one.", min=0, max=65535)] = 8000,
-    keys: Annotated[Path | None, Option(help="File made by fmcnet keys; or set $FMCNET_API_KEYS.")] = None,
-    keep_images: Annotated[Path | None, Option(help="Folder to keep added crops in; default: none.")] = None,
-    show_sources: Annotated[Path | None, Option(help="Show source files that lie below this folder.")] = None,
-    audit: Annotated[Path | None, Option(help="The audit log; default GALLERY.audit.jsonl.")] = None,
+    keys: Annotated[
+        Path | None, Option(help="File of API keys, as fmcnet keys makes it; or $FMCNET_API_KEYS.")
+    ] = None,
+    keep_images: Annotated[
+        Path | None, Option(help="Folder to keep added crops in; without it no image is kept.")
+    ] = None,
+    show_sources: Annotated[
+        Path | None, Option(help="Show the files that entries came from, if they lie below this folder.")
+    ] = None,
+    audit: Annotated[
+        Path | None, Option(help="The audit log; default GALLERY.audit.jsonl, beside the gallery.")
+    ] = None,
     certificate: Annotated[Path | None, Option(help="PEM certificate, for HTTPS.")] = None,
     certificate_key: Annotated[Path | None, Option(help="PEM key of the certificate.")] = None,
     read_only: Annotated[
@@ -37,7 +47,7 @@ def serve(
         list[str] | None,
         Option(
             metavar="ADDRESS",
-            help="Believe X-Forwarded-For and -Proto of 127.0.0.1, 10.0.0.0/24...; repeatable.",
+            help="A proxy whose X-Forwarded-For and -Proto are believed, as 127.0.0.1 or 10.0.0.0/24; repeatable.",
         ),
     ] = None,
     max_body: Annotated[int, Option(help="Most bytes of a request.", min=1024)] = 16 * 2**20,
@@ -45,7 +55,8 @@ def serve(
     max_pixels: Annotated[int, Option(help="Most pixels of an image, by its header.", min=1024)] = 25_000_000,
     max_images: Annotated[int, Option(help="Most images of a request.", min=1)] = 64,
     max_requests: Annotated[
-        int, Option(help="Requests at once, half for one of several callers; more get 503.", min=1)
+        int,
+        Option(help="Requests at work at once, half of one caller while others ask; more get 503.", min=1),
     ] = 16,
     max_queue: Annotated[int, Option(help="Most images that wait for the model; more get 503.", min=1)] = 512,
     batch: Annotated[int, Option(help="Most images of a batch.", min=1)] = 32,
@@ -117,7 +128,10 @@ KeyFile = Annotated[Path, Argument(help="File of API keys.")]
 def add_key(
     file: Annotated[Path, Argument(help="File of API keys, created where missing.")],
     name: Annotated[str, Option(help="Name of the caller in the audit log.")],
-    scope: Annotated[list[str], Option(help="read (search, look), write (add), admin (all); repeatable.")],
+    scope: Annotated[
+        list[str],
+        Option(help="read (embed, search, look), write (add) or admin (all, and remove); repeatable."),
+    ],
 ) -> None:
     """Make an API key: printed once, kept as a hash only. A service that runs takes it at once."""
     from fmcnet.server.keys import new_key

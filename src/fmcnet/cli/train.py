@@ -37,10 +37,16 @@ def train(
             autocompletion=complete_config,
         ),
     ] = None,
-    resume: Annotated[bool, Option("--resume", help="Continue the run, with its own settings.")] = False,
-    splits: Annotated[str, Option(help="RegDB: splits to train, as 1-10 or 1,3, in OUT/split-NN.")] = "",
+    resume: Annotated[
+        bool, Option("--resume", help="Continue from the newest checkpoint, with the run's own settings.")
+    ] = False,
+    splits: Annotated[
+        str, Option(help="RegDB: the splits to train, as 1-10 or 1,3; a run each in OUT/split-NN.")
+    ] = "",
     track: Annotated[list[str] | None, Option(help="tensorboard or wandb; repeatable.")] = None,
-    profile: Annotated[bool, Option("--profile", help="Profile a few steps into OUT/profile.")] = False,
+    profile: Annotated[
+        bool, Option("--profile", help="Profile a few steps: a trace and a table in OUT/profile.")
+    ] = False,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
