@@ -159,6 +159,14 @@ def test_heic_and_avif_are_read(tmp_path: Path) -> None:
     assert np.abs(load_image(tmp_path / "x.heic").astype(int) - (200, 40, 90)).max() < 8
 
 
+def test_an_avif_without_content_is_called_damaged_where_avif_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.avif"
+    path.write_bytes(b"\0\0\0\x1cftypavif\0\0\0\0mif1avif" + bytes(50))
+    said = "a damaged AVIF image" if features.check("avif") else "pip install"
+    with pytest.raises(DataError, match=said):
+        load_image(path)
+
+
 @pytest.mark.parametrize("kind", ["gif", "avif"])
 def test_damage_anywhere_is_an_error_that_names_the_file(tmp_path: Path, kind: str) -> None:
     """Pillow raises IndexError for some cut GIFs and RuntimeError for damaged AVIFs."""

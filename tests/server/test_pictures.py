@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from fmcnet.errors import FmcnetError
 from fmcnet.retrieval import Gallery, Where
@@ -160,6 +160,18 @@ def test_heic_without_its_package_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(UploadError, match=r"pip install 'fmcnet\[heic\]'"):
         decode(b"\0\0\0\x18ftypheic" + bytes(40), "a", 10_000)
+
+
+def test_a_damaged_avif_is_refused_wherever_the_damage_is():
+    if not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    whole, refused = encoded(picture(1), "AVIF"), 0
+    for at in range(12, len(whole), 5):
+        try:
+            decode(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :], "a", 10_000)
+        except UploadError:
+            refused += 1
+    assert refused > 10
 
 
 def test_other_formats_are_not_even_tried():

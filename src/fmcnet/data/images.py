@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from PIL import TiffImagePlugin as tiff
 
 from fmcnet.data.listing import AVIF_BRANDS, HEIC_BRANDS
@@ -46,10 +46,11 @@ _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 _WIDE = re.compile(r"(RGB|RGBA|RGBX|LA|CMYK);16([BLN])")
 REMARKS = "fmcnet.remarks"
 """Key of `Image.info`: kinds of `fmcnet.data.value_range` that a person should see."""
-_FAILURES = (
+FAILURES = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError,
     RuntimeError, struct.error, Image.DecompressionBombError,
 )  # fmt: skip
+"""What Pillow raises for files that are no image, or a damaged one."""
 
 
 def load_image(path: str | Path, value_range: ValueRange | None = None) -> NDArray[np.uint8]:
@@ -87,7 +88,7 @@ def open_rgb(path: str | Path, value_range: ValueRange | None = None) -> Image.I
             opened = Image.open(path)
         with opened as stored:
             return _to_rgb(stored, value_range)
-    except _FAILURES as error:
+    except FAILURES as error:
         raise DataError(f"cannot read the image {path}: {_reason(path, error)}") from error
 
 
@@ -95,7 +96,7 @@ def to_rgb(image: Image.Image, value_range: ValueRange | None = None) -> Image.I
     """Convert an image that Pillow opened or made to RGB, by the rules of `load_image` (DataError, too)."""
     try:
         return _to_rgb(image, value_range)
-    except _FAILURES as error:
+    except FAILURES as error:
         raise DataError(f"cannot read the image: {error or type(error).__name__}") from error
 
 
@@ -177,7 +178,7 @@ def _has_pages(image: Image.Image) -> bool:
         return False
     try:
         return int(getattr(image, "n_frames", 1)) > 1
-    except _FAILURES:  # damaged after the first page
+    except FAILURES:  # damaged after the first page
         return False
     finally:
         if image.format == "TIFF":
@@ -298,6 +299,8 @@ def _strips(stream: IO[bytes], tags: Any) -> bytes:
 def register_heic(head: bytes) -> bool:
     """Let Pillow read HEIC if the file is one, and return whether it is; ValueError where a package is missing."""
     brand = head[8:12] if head[4:8] == b"ftyp" else b""
+    if brand in AVIF_BRANDS and features.check("avif"):
+        raise ValueError("a damaged AVIF image")
     if brand in AVIF_BRANDS:
         raise ValueError("an AVIF image, which this Pillow cannot read: pip install 'fmcnet[heic]'")
     if brand not in HEIC_BRANDS:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
-from fmcnet.data.images import REMARKS, register_heic, to_rgb
+from fmcnet.data.images import FAILURES, REMARKS, register_heic, to_rgb
 from fmcnet.data.listing import AVIF_BRANDS
 from fmcnet.data.value_range import Remarks, ValueRange
 from fmcnet.errors import DataError
@@ -31,7 +31,6 @@ THUMBNAIL_SIZE = (512, 512)
 """Longest side of a kept picture, pixels."""
 _FRAME = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]..[\x08\x0c](....)", re.DOTALL)
 """Begins the frame of a JPEG: its height and width."""
-_FAILURES = (OSError, SyntaxError, ValueError, EOFError, TypeError, OverflowError, IndexError, MemoryError)
 
 
 class DecodeRules(NamedTuple):
@@ -147,7 +146,7 @@ def decode(data: bytes, name: str, most_pixels: int, value_range: ValueRange | N
         raise _large(name, f"far more than {most_pixels} pixels: a decompression bomb") from error
     except UnidentifiedImageError as error:
         raise _bad(name, f"is no image of {', '.join(FORMATS)}, HEIC, AVIF") from error
-    except (*_FAILURES, DataError) as error:
+    except (*FAILURES, MemoryError, DataError) as error:
         said = str(error).removeprefix("cannot read the image: ")
         raise _bad(name, f"cannot be decoded ({said or type(error).__name__})") from error
     plain = Image.new("RGB", decoded.size)  # without EXIF, GPS, comments
