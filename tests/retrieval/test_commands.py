@@ -440,6 +440,8 @@ def test_mistakes_are_one_clear_message(crops):
     assert "--on-error" in wrong("index", "g", crops, *RULES, "--on-error", "ignore")
     assert "does not match" in wrong("index", "g", crops, *RULES, "--track-from-name", "track")
     assert "there is no gallery" in wrong("search", "g", "night.png", "--modality", "ir")
+    assert "unknown modality 'blue'" in wrong("search", "g", "night.png", "--modality", "blue")
+    assert "2 modalities for 1" in wrong("search", "g", "night.png", "--modality=ir", "--modality=ir")
     run("index", "g", crops, *RULES)
     assert "no such" in wrong("search", "g", "gone.png", "--modality", "ir")
     assert "2 modalities for 1" in wrong(

@@ -1,10 +1,12 @@
 """Statistics of FeatureNorm over plain images: those of all features, and nothing else changes."""
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from fmcnet.config import load_config
 from fmcnet.data.loader import TrainingBatch
+from fmcnet.errors import DataError
 from fmcnet.models.build import build_model
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.selection import estimate_statistics
@@ -45,6 +47,22 @@ def test_a_standardised_descriptor_has_mean_0_and_deviation_1_of_the_training_im
         varies = deviation > 0.5  # a value that all images have alike stays constant
         assert varies.float().mean() > 0.9
         torch.testing.assert_close(deviation[varies], torch.ones(int(varies.sum())), atol=1e-3, rtol=0)
+
+
+def test_a_model_keeps_its_standardisation_when_an_image_cannot_be_read():
+    model = build_model(load_config("tiny", ["model.standardized=true"]).model, 6).eval()
+    standard, calls = model.standard, []
+
+    def load():
+        calls.append(1)
+        if len(calls) > 1:
+            raise DataError("broken")
+        return [TrainingBatch(*torch.rand(2, 8, 3, 64, 32), torch.arange(8))]
+
+    with pytest.raises(DataError, match="broken"):
+        estimate_statistics(model, load)
+    assert len(calls) == 2
+    assert model.standard is standard
 
 
 def test_training_takes_them(tiny_sysu, tmp_path):

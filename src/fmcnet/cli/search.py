@@ -78,7 +78,7 @@ def search(
     Ranked by cosine similarity. Probabilities need fmcnet calibrate; what they mean: fmcnet docs search.
     """
     from fmcnet.data.listing import Ignored, ignored_line
-    from fmcnet.inference.image_input import list_images
+    from fmcnet.inference.image_input import expand, list_images
     from fmcnet.retrieval import Gallery, Searcher
     from fmcnet.retrieval.answer import write_page
     from fmcnet.retrieval.gallery_model import open_model, range_of
@@ -93,12 +93,14 @@ def search(
     value_range = range_of(gallery, range_)
     ignored: list[Ignored] = []
     paths = list_images(images, ignored)
+    kinds = modality if len(modality) > 1 else modality[0]
+    expand(paths, kinds)  # a wrong modality is refused before a gallery is opened and a model is loaded
     with Gallery(gallery, read_only=True) as opened:  # before the model: a wrong path is said at once
         if opened.settings is None:
             raise FmcnetError(f"{gallery} never had an entry: fmcnet index adds pictures to it")
         answer = Searcher(open_model(gallery, model, device, calibration), opened).search(
             paths,
-            modality if len(modality) > 1 else modality[0],
+            kinds,
             top=top,
             where=None if where.unconditional else where,
             min_probability=min_probability,

@@ -180,10 +180,12 @@ def estimate_statistics(model: FMCNet, load: Callable[[], Iterable[TrainingBatch
     if (standard := model.standard) is not None:
         of_modality = {modality: Moments(standard.mean.shape[1]) for modality in Modality}
         model.standard = None  # the descriptor before it
-        for batch in load():
-            for modality, images in zip(Modality, (batch.visible, batch.infrared), strict=True):
-                of_modality[modality].add(model.embed(images, modality))
-        model.standard = standard
+        try:
+            for batch in load():
+                for modality, images in zip(Modality, (batch.visible, batch.infrared), strict=True):
+                    of_modality[modality].add(model.embed(images, modality))
+        finally:
+            model.standard = standard
         for modality, total in of_modality.items():
             standard.set(modality, *total.read(world, standard.mean.device))
 
