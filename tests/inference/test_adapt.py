@@ -112,6 +112,16 @@ def test_mistakes_are_one_line_each(folders, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_no_image_is_counted_and_named(folders, tmp_path):
+    night = tmp_path / "night"
+    shutil.copytree(folders / "infrared", night)
+    (night / "notes.txt").write_text("rain")
+    words = ("adapt", NAME, "--visible", folders / "visible", "--infrared", night, "--device", "cpu")
+    said = told(*words, "--out", tmp_path / "a", code=0)
+    assert "ignored 1: " in said
+    assert "notes.txt" in said
+
+
 def test_broken_images_are_left_out_and_named_or_refused_if_too_few_are_left(folders, tmp_path, caplog):
     mixed = tmp_path / "night"
     shutil.copytree(folders / "infrared", mixed)

@@ -54,6 +54,7 @@ def test_what_an_export_holds(tiny_onnx, tiny_run):
     for modality in Modality:
         graph = onnx.load(str(tiny_onnx / GRAPHS[modality]))
         onnx.checker.check_model(graph, full_check=True)
+        assert b"fmcnet/" not in (tiny_onnx / GRAPHS[modality]).read_bytes()  # no path of a source file
         (images,), (embedding,) = graph.graph.input, graph.graph.output
         shape = [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim]
         assert shape == ["batch", encoder.height, encoder.width, 3]

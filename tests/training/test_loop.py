@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from fmcnet.config import LossConfig, load_config
-from fmcnet.errors import CheckpointError, DataError, TrainingError
+from fmcnet.errors import CheckpointError, ConfigError, DataError, TrainingError
 from fmcnet.losses.criterion import TERMS, FMCNetLoss
 from fmcnet.models.build import build_model
 from fmcnet.synthetic import generate
@@ -120,6 +120,8 @@ def test_refusals(tiny_run, tiny_sysu, tmp_path):
         loop.train(load_config("tiny", ["data.identities=99"]), tiny_sysu, tmp_path / "many")
     with pytest.raises(DataError, match="does not exist"):
         loop.train(load_config("tiny"), tmp_path / "nowhere", tmp_path / "many")
+    with pytest.raises(ConfigError, match=r"data\.split is for RegDB; the data are sysu"):
+        loop.train(load_config("tiny", ["data.split=5"]), tiny_sysu, tmp_path / "many")
     assert not (tmp_path / "many").exists()  # a mistake leaves nothing that stands in the way of the next try
 
 

@@ -226,16 +226,18 @@ def adapt(
 
     The folder works wherever a run does. It is another model: index into a new gallery and calibrate again.
     """
+    from fmcnet.data.listing import Ignored, ignored_facts, ignored_line
     from fmcnet.data.readers import read_dataset
     from fmcnet.inference.adapt import Crops, adapt_model
     from fmcnet.inference.image_input import list_images
 
     if (data is None) == (not visible and not infrared):
         raise FmcnetError("give either a dataset or CSV, or --visible and --infrared")
+    ignored: list[Ignored] = []
     if data is not None:
         crops = Crops.of_table(read_dataset(data))
     elif visible and infrared:
-        crops = Crops.of(list_images(visible), list_images(infrared))
+        crops = Crops.of(list_images(visible, ignored), list_images(infrared, ignored))
     else:
         lacks = "--infrared" if visible else "--visible"
         raise FmcnetError(f"adapting needs images of both modalities: give {lacks}, too")
@@ -243,8 +245,10 @@ def adapt(
         run, crops, out, overwrite=overwrite, batch=batch, device=device, progress=False if json_ else None
     )
     if json_:
-        print_json({"out": str(found.folder), **asdict(found)})
+        print_json({"out": str(found.folder), **asdict(found), "ignored": ignored_facts(tuple(ignored))})
         return
+    if ignored:
+        echo(ignored_line(tuple(ignored)))
     echo(
         f"statistics of {found.images['visible']:,} visible and {found.images['infrared']:,} infrared images"
     )

@@ -33,7 +33,7 @@ def train(
     config: Annotated[
         str | None,
         Option(
-            help="A YAML file or sysu, regdb, llcm, paper, generated (default), tiny.",
+            help="A YAML file or sysu, regdb, llcm, paper, generated (default), pairs, tiny.",
             autocompletion=complete_config,
         ),
     ] = None,

@@ -140,7 +140,7 @@ def _pick_queries(judged: EvaluatedRun, protocol: Protocol, count: int) -> list[
         if e.pid[row] in e.pid[picked] or len(picked) == count:
             continue
         skipped = protocol.skip.hides(e.pid[row], e.camid[row], e.pid[gallery], e.camid[gallery])
-        if ((e.pid[gallery] == e.pid[row]) & ~skipped).any():
+        if ((e.pid[gallery] == e.pid[row]) & ~skipped & (gallery != row)).any():
             picked.append(row)
     return picked
 
@@ -154,7 +154,7 @@ def _show(ax: Any, table: Table, row: int, caption: str, colour: str) -> None:
 
 
 def similarity_histogram(result: Verification, path: Path) -> Path:
-    """Similarities of pairs of one identity and of two, across the modalities."""
+    """Similarities of a query and a gallery image, of one identity and of two."""
     figure, axes = new_axes(1, 1, (5.2, 3.6))
     ax = axes[0][0]
     width = np.diff(result.edges)
@@ -169,7 +169,7 @@ def similarity_histogram(result: Verification, path: Path) -> Path:
         ax.axvline(threshold, color=INK, linestyle=":", linewidth=1)
         title = f"AUC {result.auc:.3f}; {100 * found:.1f} % of true pairs pass at 1 % false ones"
         ax.set_title(title, fontsize=9)
-    ax.set(xlabel=f"similarity ({result.distance}), visible against infrared", ylabel="density")
+    ax.set(xlabel=f"similarity of query and gallery ({result.distance})", ylabel="density")
     ax.legend(fontsize=8)
     return write_png(figure, path)
 

@@ -19,6 +19,8 @@ from fmcnet.types import Modality, parse_modality
 VARIANTS = ("base", "sfd", "fmc", "full")
 """Rows of the paper's Table 2: Base; + SFD (shared feature only); + FMC by plain concatenation; full."""
 
+OVERSHOOT = 0.5
+"""Float images may leave 0..1 by this much, as bicubic resizing does; 0..255 and normalised values go further."""
 
 FLOOR, TINY = 1e-3, 1e-12
 """A value's deviation is at least this share of the mean deviation, and this: nothing is divided by 0."""
@@ -169,12 +171,20 @@ class FMCNet(nn.Module):
         """Images (B, 3, H, W), uint8 0..255 or float 0..1, to what the stems take.
 
         Raises:
-            ValueError: for another shape or type.
+            ValueError: for another shape or type, and in evaluation mode for float values outside 0..1.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"images must be uint8 0..255 or float 0..1, got {images.dtype}")
+        if (
+            images.is_floating_point()
+            and images.numel()
+            and not (self.training or torch.compiler.is_compiling())
+        ):
+            low, high = (float(value) for value in images.detach().aminmax())  # training waits for no GPU
+            if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+                raise ValueError(f"float images must be 0..1 and not normalised, got {low:.4g} to {high:.4g}")
         unit = 255.0 if images.dtype == torch.uint8 else 1.0
         scale, shift = 1.0 / (unit * self.std), -self.mean / self.std
         if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):

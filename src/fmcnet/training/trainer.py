@@ -32,7 +32,7 @@ from fmcnet.distributed import (
     mark_agreed,
     resident_bytes,
 )
-from fmcnet.errors import Interrupted, TrainingError, translate_errors
+from fmcnet.errors import ConfigError, Interrupted, TrainingError, translate_errors
 from fmcnet.losses.criterion import OwnTerm, check_own_terms
 from fmcnet.models.backbone import make_backbone
 from fmcnet.models.build import build_model
@@ -126,6 +126,10 @@ def train(
         with agree_on_errors(ctx):
             if not isinstance(data, Table):
                 data = read_dataset(data, layout=config.data.layout, trial=config.data.split)
+            if config.data.split != 1 and data.name != "regdb":
+                raise ConfigError(
+                    f"data.split is for RegDB; the data are {data.name}, which has one: leave it out"
+                )
             trainer = Trainer(config, data, run, ctx, resume=resume, progress=progress, terms=own_terms)
         with ExitStack() as stack:
             with agree_on_errors(ctx):  # only now, so that an error in data or settings leaves no run folder

@@ -78,9 +78,11 @@ def write_graph(
             dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=2**16)}},
         )
     assert program is not None
-    program.save(str(path), external_data=False)
+    written = program.model_proto
+    for owner in (written.graph, *written.graph.node, *written.graph.value_info):
+        owner.ClearField("metadata_props")  # paths of source files, which differ from machine to machine
+    onnx.save(written, str(path))
     onnx.checker.check_model(str(path), full_check=True)
-    written = onnx.load(str(path))
     free = [
         bool(one.type.tensor_type.shape.dim[0].dim_param)
         for one in (*written.graph.input, *written.graph.output)
