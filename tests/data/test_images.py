@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from fmcnet.data.images import decode_images, load_image, raise_unreadable
+from fmcnet.data.images import load_image, raise_unreadable, unreadable_images
 from fmcnet.data.table import Record, Table
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
@@ -109,7 +109,7 @@ def test_all_unreadable_images_are_listed_in_order(tmp_path: Path) -> None:
     for n, kind in enumerate(["", "truncated", "zero bytes", "", "text", "absent"]):
         damage(tmp_path / f"{n}.jpg", kind)
         paths.append(f"{n}.jpg")
-    faults = decode_images(_table(tmp_path, paths))
+    faults = unreadable_images(_table(tmp_path, paths))
     assert [path for path, _ in faults] == ["1.jpg", "2.jpg", "4.jpg", "5.jpg"]
     with pytest.raises(DataError) as caught:
         raise_unreadable(_table(tmp_path, paths), faults)
@@ -120,7 +120,7 @@ def test_all_unreadable_images_are_listed_in_order(tmp_path: Path) -> None:
 def test_a_long_list_ends_with_the_rest_counted(tmp_path: Path) -> None:
     table = _table(tmp_path, [f"{n:02d}.jpg" for n in range(25)])
     with pytest.raises(DataError, match=r"25 of 25 images(.|\n)*19.jpg(.|\n)*and 5 more") as caught:
-        raise_unreadable(table, decode_images(table))
+        raise_unreadable(table, unreadable_images(table))
     assert "20.jpg" not in str(caught.value)
 
 
@@ -129,10 +129,10 @@ def test_readable_images_raise_nothing_and_a_bar_can_be_shown(
 ) -> None:
     trees.write_image(tmp_path / "a.jpg")
     table = _table(tmp_path, ["a.jpg"])
-    assert decode_images(table) == []
+    assert unreadable_images(table) == []
     raise_unreadable(table, [])
     assert capfd.readouterr().err == ""
-    assert decode_images(table, progress=True) == []
+    assert unreadable_images(table, progress=True) == []
 
 
 def head_of(brand: bytes) -> bytes:
@@ -200,7 +200,7 @@ def test_doubtful_images_of_a_dataset_are_logged(tmp_path: Path, caplog: pytest.
         values = np.linspace(low, low + 500, 200).reshape(20, 10).astype(np.uint16)
         Image.fromarray(values).save(tmp_path / f"{name}.png")
     records = [Record(f"{name}.png", 1, Modality.INFRARED) for name in "ab"]
-    assert decode_images(Table.from_records("csv", tmp_path, records)) == []
+    assert unreadable_images(Table.from_records("csv", tmp_path, records)) == []
     (said,) = caplog.messages
     assert said.startswith("2 images with values of no usual range")
     assert "convert deep images to 8 bits first (the first is a.png)" in said

@@ -9,10 +9,12 @@ import re
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +100,22 @@ def to_rgb(image: Image.Image, value_range: ValueRange | None = None) -> Image.I
         return _to_rgb(image, value_range)
     except FAILURES as error:
         raise DataError(f"cannot read the image: {error or type(error).__name__}") from error
+
+
+def resize(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
+    """Resize an image, bilinear with antialiasing: the only resizing of model inputs.
+
+    Args:
+        image: of mode RGB.
+        height: H, in pixels.
+        width: W, in pixels.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image)
 
 
 def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
@@ -321,48 +339,92 @@ def _head(path: Path) -> bytes:
 
 
 def decode_images(
-    table: Table,
-    progress: bool | None = None,
-    label: str = "checking images",
-    use: Callable[[int, Image.Image], None] = lambda row, image: None,
-) -> list[tuple[str, str]]:
-    """Decode every image of a table in threads (Pillow releases the interpreter's lock); doubtful ones are logged.
+    table: Table, height: int, width: int, *, progress: bool | None = None
+) -> Generator[NDArray[np.uint8]]:
+    """Decode and resize the images of a table, in its order. Doubtful images are logged.
+
+    Close the iterator where you leave it early: it holds threads and a progress bar.
+
+    Args:
+        table: the images.
+        height: H, in pixels.
+        width: W, in pixels.
+        progress: show a bar; None: only on a terminal.
+
+    Yields:
+        (H, W, 3) uint8, image after image, until the first that cannot be read.
+
+    Raises:
+        DataError: at the end; it lists all images that cannot be read.
+    """
+    faults: list[tuple[str, str]] = []
+    for path, image, reason, _ in _decode_all(table, (height, width), "caching images", progress):
+        if reason:
+            faults.append((path, reason))
+        elif image is not None and not faults:
+            yield image
+    raise_unreadable(table, faults)
+
+
+def unreadable_images(table: Table, progress: bool | None = None) -> list[tuple[str, str]]:
+    """Decode every image of a table. Doubtful images are logged.
 
     Args:
         table: the images.
         progress: show a bar; None: only on a terminal.
-        label: text of the bar.
-        use: called with the row and its image of mode RGB, from several threads.
 
     Returns:
         (path, reason) of each image that cannot be read, in the table's order.
     """
+    decoded = _decode_all(table, None, "checking images", progress)
+    return [(path, reason) for path, _, reason, _ in decoded if reason]
+
+
+class _Decoded(NamedTuple):
+    path: str  # as in the table
+    image: NDArray[np.uint8] | None  # (H, W, 3); None where it cannot be read, and where no size is given
+    reason: str = ""  # why it cannot be read; "" where it can
+    remarks: tuple[str, ...] = ()  # kinds of `fmcnet.data.value_range`
+
+
+def _decode_all(
+    table: Table, size: tuple[int, int] | None, label: str, progress: bool | None
+) -> Iterator[_Decoded]:
+    """Decode in threads, for Pillow releases the interpreter's lock. Few images are in memory at a time."""
     remarks = Remarks()
-
-    def decode(row: int) -> str:
-        path = table.full_path(row)
-        try:
-            image = open_rgb(path)
-        except DataError as error:
-            return str(error).removeprefix(f"cannot read the image {path}: ")
-        for kind in image.info[REMARKS]:
-            remarks.add(kind, str(table.path[row]))
-        use(row, image)
-        return ""
-
-    faults: list[tuple[str, str]] = []
     threads = min(MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool, Progress(label, len(table), show=progress) as bar:
-        for row, reason in enumerate(pool.map(decode, range(len(table)))):
-            faults += [(str(table.path[row]), reason)] if reason else []
+        jobs = (pool.submit(_decode_one, table.root, path, size) for path in table.path.tolist())
+        running = deque(islice(jobs, 2 * threads))  # the jobs begun; those after them wait for the caller
+        while running:
+            decoded = running.popleft().result()
+            running.extend(islice(jobs, 1))
+            for kind in decoded.remarks:
+                remarks.add(kind, decoded.path)
+            yield decoded
             bar.advance()
     for line in remarks.lines(NO_RANGE):
         logger.warning("%s", line)
-    return faults
+
+
+def _decode_one(root: Path, path: str, size: tuple[int, int] | None) -> _Decoded:
+    try:
+        image = open_rgb(root / path)
+    except DataError as error:
+        return _Decoded(path, None, str(error).removeprefix(f"cannot read the image {root / path}: "))
+    return _Decoded(path, None if size is None else resize(image, *size), remarks=image.info[REMARKS])
 
 
 def raise_unreadable(table: Table, faults: Sequence[tuple[str, str]]) -> None:
-    """Raise the error that lists these faults of a table's images, if there is one."""
+    """Raise the error that lists these faults of a table's images, if there is one.
+
+    Args:
+        table: the images.
+        faults: (path, reason) of each image that cannot be read.
+
+    Raises:
+        DataError: where `faults` holds any.
+    """
     if not faults:
         return
     lines = fault_lines([f"{path}: {reason}" for path, reason in faults])
