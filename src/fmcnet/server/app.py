@@ -139,7 +139,8 @@ class RootPathMiddleware:
     """Strips the root path from requests, so that the service works whether or not the proxy strips it.
 
     Args:
-        app: ASGI. root_path: as `check_root_path` gives it.
+        app: the ASGI application.
+        root_path: as `check_root_path` gives it.
     """
 
     def __init__(self, app: ASGIApp, *, root_path: str) -> None:
