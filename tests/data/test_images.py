@@ -1,11 +1,13 @@
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, features
 
-from fmcnet.data.images import load_image, raise_unreadable, unreadable_images
+from fmcnet.data import images
+from fmcnet.data.images import decode_images, load_image, raise_unreadable, unreadable_images
 from fmcnet.data.table import Record, Table
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
@@ -133,6 +135,27 @@ def test_readable_images_raise_nothing_and_a_bar_can_be_shown(
     raise_unreadable(table, [])
     assert capfd.readouterr().err == ""
     assert unreadable_images(table, progress=True) == []
+
+
+def test_few_images_are_decoded_ahead_and_an_early_end_leaves_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    plain = images.open_rgb
+    monkeypatch.setattr(images, "open_rgb", lambda path: (opened.append(path), plain(path))[1])
+    monkeypatch.setattr(images, "MOST_THREADS", 2)
+    paths = [f"{n:02d}.jpg" for n in range(30)]
+    for n, path in enumerate(paths):
+        Image.new("RGB", (9, 5), (8 * n, 0, 0)).save(tmp_path / path, "BMP")
+    threads = threading.active_count()
+    decoded = decode_images(_table(tmp_path, paths), 4, 2)
+    assert [next(decoded)[0, 0, 0] for _ in range(3)] == [0, 8, 16]
+    decoded.close()
+    assert len(opened) <= 3 + 2 * 2
+    assert threading.active_count() == threads
+    assert [image[0, 0, 0] for image in decode_images(_table(tmp_path, paths), 4, 2)] == list(
+        range(0, 240, 8)
+    )
 
 
 def head_of(brand: bytes) -> bytes:
