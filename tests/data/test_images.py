@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, features
 
 from fmcnet.data import images
-from fmcnet.data.images import decode_images, load_image, raise_unreadable, unreadable_images
+from fmcnet.data.images import decode_images, load_image, unreadable_images
 from fmcnet.data.table import Record, Table
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
@@ -114,7 +114,7 @@ def test_all_unreadable_images_are_listed_in_order(tmp_path: Path) -> None:
     faults = unreadable_images(_table(tmp_path, paths))
     assert [path for path, _ in faults] == ["1.jpg", "2.jpg", "4.jpg", "5.jpg"]
     with pytest.raises(DataError) as caught:
-        raise_unreadable(_table(tmp_path, paths), faults)
+        list(decode_images(_table(tmp_path, paths), 4, 2))
     assert str(caught.value).startswith(f"4 of 6 images under {tmp_path} cannot be read:\n  1.jpg: ")
     assert "4.jpg: a text file" in str(caught.value)
 
@@ -122,7 +122,7 @@ def test_all_unreadable_images_are_listed_in_order(tmp_path: Path) -> None:
 def test_a_long_list_ends_with_the_rest_counted(tmp_path: Path) -> None:
     table = _table(tmp_path, [f"{n:02d}.jpg" for n in range(25)])
     with pytest.raises(DataError, match=r"25 of 25 images(.|\n)*19.jpg(.|\n)*and 5 more") as caught:
-        raise_unreadable(table, unreadable_images(table))
+        list(decode_images(table, 4, 2))
     assert "20.jpg" not in str(caught.value)
 
 
@@ -132,7 +132,7 @@ def test_readable_images_raise_nothing_and_a_bar_can_be_shown(
     trees.write_image(tmp_path / "a.jpg")
     table = _table(tmp_path, ["a.jpg"])
     assert unreadable_images(table) == []
-    raise_unreadable(table, [])
+    assert len(list(decode_images(table, 4, 2))) == 1
     assert capfd.readouterr().err == ""
     assert unreadable_images(table, progress=True) == []
 

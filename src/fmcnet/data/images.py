@@ -6,7 +6,7 @@ import logging
 import os
 import struct
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -253,13 +253,18 @@ def decode_images(
     Raises:
         DataError: at the end; it lists all images that cannot be read.
     """
-    faults: list[tuple[str, str]] = []
+    faults: list[str] = []
     for path, image, reason, _ in _decode_all(table, (height, width), "caching images", progress):
         if reason:
-            faults.append((path, reason))
+            faults.append(f"{path}: {reason}")
         elif image is not None and not faults:
             yield image
-    raise_unreadable(table, faults)
+    if faults:
+        lines = fault_lines(faults)
+        raise DataError(
+            f"{len(faults)} of {len(table)} images under {table.root} cannot be read:\n{lines}\n"
+            "Copy or download them again, or remove them."
+        )
 
 
 def unreadable_images(table: Table, progress: bool | None = None) -> list[tuple[str, str]]:
@@ -309,25 +314,6 @@ def _decode_one(root: Path, path: str, size: tuple[int, int] | None) -> _Decoded
     except DataError as error:
         return _Decoded(path, None, str(error).removeprefix(f"cannot read the image {root / path}: "))
     return _Decoded(path, None if size is None else resize(image, *size), remarks=image.info[REMARKS])
-
-
-def raise_unreadable(table: Table, faults: Sequence[tuple[str, str]]) -> None:
-    """Raise the error that lists these faults of a table's images, if there is one.
-
-    Args:
-        table: the images.
-        faults: (path, reason) of each image that cannot be read.
-
-    Raises:
-        DataError: where `faults` holds any.
-    """
-    if not faults:
-        return
-    lines = fault_lines([f"{path}: {reason}" for path, reason in faults])
-    raise DataError(
-        f"{len(faults)} of {len(table)} images under {table.root} cannot be read:\n{lines}\n"
-        "Copy or download them again, or remove them."
-    )
 
 
 def _reason(path: Path, error: BaseException) -> str:
