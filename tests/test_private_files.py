@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmcnet.data.cache_store import write_cache
+from fmcnet.data.cache import write_cache
 from fmcnet.data.crop import CropOptions, crop
 from fmcnet.data.table import Record, Table
 from fmcnet.inference import embed as embedding
@@ -50,9 +50,7 @@ WRITERS = {
         FEATURES, Table.from_records("t", path.parent, [Record("a", 0, Modality.VISIBLE)]), path
     ),
     "embed.npz": embed,
-    "cache.npy": lambda path, _: write_cache(
-        path, (1, 2, 2, 3), {}, lambda put: put(0, np.zeros((2, 2, 3), np.uint8))
-    ),
+    "cache.npy": lambda path, _: write_cache(path, (1, 2, 2, 3), {}, [np.zeros((2, 2, 3), np.uint8)]),
     "who.html": lambda path, _: write_page(
         path, Answer((), (), True, None, 1, 0, None, {}), [], lambda _: None
     ),

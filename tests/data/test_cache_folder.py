@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmcnet.data.cache import ImageCache, cache_folder, default_folder
-from fmcnet.data.cache_store import list_caches, lock_path, prune_caches
+from fmcnet.data.cache import ImageCache, cache_folder, default_folder, lock_path
+from fmcnet.data.cache_pruning import list_caches, prune_caches
 from fmcnet.data.check import check
 from fmcnet.data.readers import read_dataset, read_sysu
 from fmcnet.data.readers.csv import write_csv

@@ -1,11 +1,13 @@
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, features
 
-from fmcnet.data.images import decode_images, load_image, raise_unreadable
+from fmcnet.data import images
+from fmcnet.data.images import decode_images, load_image, unreadable_images
 from fmcnet.data.table import Record, Table
 from fmcnet.errors import DataError
 from fmcnet.types import Modality
@@ -109,10 +111,10 @@ def test_all_unreadable_images_are_listed_in_order(tmp_path: Path) -> None:
     for n, kind in enumerate(["", "truncated", "zero bytes", "", "text", "absent"]):
         damage(tmp_path / f"{n}.jpg", kind)
         paths.append(f"{n}.jpg")
-    faults = decode_images(_table(tmp_path, paths))
+    faults = unreadable_images(_table(tmp_path, paths))
     assert [path for path, _ in faults] == ["1.jpg", "2.jpg", "4.jpg", "5.jpg"]
     with pytest.raises(DataError) as caught:
-        raise_unreadable(_table(tmp_path, paths), faults)
+        list(decode_images(_table(tmp_path, paths), 4, 2))
     assert str(caught.value).startswith(f"4 of 6 images under {tmp_path} cannot be read:\n  1.jpg: ")
     assert "4.jpg: a text file" in str(caught.value)
 
@@ -120,7 +122,7 @@ def test_all_unreadable_images_are_listed_in_order(tmp_path: Path) -> None:
 def test_a_long_list_ends_with_the_rest_counted(tmp_path: Path) -> None:
     table = _table(tmp_path, [f"{n:02d}.jpg" for n in range(25)])
     with pytest.raises(DataError, match=r"25 of 25 images(.|\n)*19.jpg(.|\n)*and 5 more") as caught:
-        raise_unreadable(table, decode_images(table))
+        list(decode_images(table, 4, 2))
     assert "20.jpg" not in str(caught.value)
 
 
@@ -129,10 +131,31 @@ def test_readable_images_raise_nothing_and_a_bar_can_be_shown(
 ) -> None:
     trees.write_image(tmp_path / "a.jpg")
     table = _table(tmp_path, ["a.jpg"])
-    assert decode_images(table) == []
-    raise_unreadable(table, [])
+    assert unreadable_images(table) == []
+    assert len(list(decode_images(table, 4, 2))) == 1
     assert capfd.readouterr().err == ""
-    assert decode_images(table, progress=True) == []
+    assert unreadable_images(table, progress=True) == []
+
+
+def test_few_images_are_decoded_ahead_and_an_early_end_leaves_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    plain = images.open_rgb
+    monkeypatch.setattr(images, "open_rgb", lambda path: (opened.append(path), plain(path))[1])
+    monkeypatch.setattr(images, "MOST_THREADS", 2)
+    paths = [f"{n:02d}.jpg" for n in range(30)]
+    for n, path in enumerate(paths):
+        Image.new("RGB", (9, 5), (8 * n, 0, 0)).save(tmp_path / path, "BMP")
+    threads = threading.active_count()
+    decoded = decode_images(_table(tmp_path, paths), 4, 2)
+    assert [next(decoded)[0, 0, 0] for _ in range(3)] == [0, 8, 16]
+    decoded.close()
+    assert len(opened) <= 3 + 2 * 2
+    assert threading.active_count() == threads
+    assert [image[0, 0, 0] for image in decode_images(_table(tmp_path, paths), 4, 2)] == list(
+        range(0, 240, 8)
+    )
 
 
 def head_of(brand: bytes) -> bytes:
@@ -200,7 +223,7 @@ def test_doubtful_images_of_a_dataset_are_logged(tmp_path: Path, caplog: pytest.
         values = np.linspace(low, low + 500, 200).reshape(20, 10).astype(np.uint16)
         Image.fromarray(values).save(tmp_path / f"{name}.png")
     records = [Record(f"{name}.png", 1, Modality.INFRARED) for name in "ab"]
-    assert decode_images(Table.from_records("csv", tmp_path, records)) == []
+    assert unreadable_images(Table.from_records("csv", tmp_path, records)) == []
     (said,) = caplog.messages
     assert said.startswith("2 images with values of no usual range")
     assert "convert deep images to 8 bits first (the first is a.png)" in said

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from fmcnet import files
-from fmcnet.data.cache import ImageCache
-from fmcnet.data.cache_store import lock_path
+from fmcnet.data.cache import ImageCache, lock_path
 from fmcnet.data.readers.sysu import read_sysu
 from fmcnet.data.table import Table
 from fmcnet.files import lock_file
@@ -24,18 +23,19 @@ BUILDER = """
 import hashlib, json, logging, sys, time
 from pathlib import Path
 logging.basicConfig(level=logging.INFO)
-from fmcnet.data import cache
+from fmcnet.data import images
+from fmcnet.data.cache import ImageCache
 from fmcnet.data.readers.sysu import read_sysu
 root, folder, pause = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-plain = cache.resize
+plain = images.resize
 def slow(*arguments):
     time.sleep(pause)
     return plain(*arguments)
-cache.resize = slow
+images.resize = slow
 table = read_sysu(root)
 print("ready", flush=True)
 sys.stdin.readline()
-made = cache.ImageCache(table, 12, 6, folder=folder)
+made = ImageCache(table, 12, 6, folder=folder)
 print(json.dumps([made.built, made.path.name, hashlib.sha256(made.images.tobytes()).hexdigest()]))
 """
 

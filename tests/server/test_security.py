@@ -38,7 +38,7 @@ def locked(tmp_path_factory):
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
 def test_what_no_route_is_known_for_needs_the_scope_to_write(locked, method):
-    """A route that is added and not listed as reading is not open to readers."""
+    """A route that is added and not declared as reading is not open to readers."""
     assert ask(locked, method, "/v1/new", bearer("read")).status_code == 403
     assert ask(locked, method, "/v1/new", bearer("write")).status_code == 404
     assert ask(locked, method, "/new").status_code == 401

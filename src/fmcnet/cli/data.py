@@ -125,7 +125,7 @@ def cache(
 ) -> None:
     """List the caches of decoded images, and remove unused ones; they can always be built again."""
     from fmcnet.data.cache import default_folder
-    from fmcnet.data.cache_store import list_caches, prune_caches
+    from fmcnet.data.cache_pruning import list_caches, prune_caches
     from fmcnet.parsing import parse_duration
 
     folder = folder or default_folder()

@@ -1,1 +1,1 @@
-"""Part of fmcnet."""
+"""Datasets as tables: readers, checks, image decoding and cache, augmentation, batches for training."""

@@ -1,44 +1,56 @@
-"""The image cache: the images of a table, decoded once at one size and memory-mapped from one file."""
+"""The image cache: the images of a table, decoded once at one size and memory-mapped from one file.
+
+NAME.npy holds the pixels, NAME.json describes them.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
+import json
 import logging
 import os
+import re
+import shutil
+import time
 import zlib
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from fmcnet.data.cache_store import (
-    PutImage,
-    UnusableCacheError,
-    free_memory,
-    lock_path,
-    mib,
-    open_cache,
-    read_description,
-    remove_cache,
-    remove_left_overs,
-    require_disk,
-    write_cache,
-)
 from fmcnet.data.colours import colour_notes
-from fmcnet.data.images import decode_images, raise_unreadable
+from fmcnet.data.images import decode_images
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
-from fmcnet.files import file_state, lock_file
+from fmcnet.files import file_state, lock_file, private_mode, write_atomically
+from fmcnet.parsing import read_json
 
 VERSION = 2
 """Part of every key: raise it when decoding or resizing changes."""
-
+FORMAT = 2
+"""Of the .json file: a cache of another format is built again."""
+BLOCK = 16 * 2**20
+"""Bytes read at once for the checksum."""
+MAX_BLOCKS = 256
+"""Blocks in the checksum: a whole file of up to 4 GiB, evenly spread blocks of a larger one."""
 BESIDE = ".fmcnet-cache"
 """The folder inside a dataset's own that `data.cache: beside` means."""
-
 MEMORY_SHARE = 0.8
 """Of the free memory: more than that is not taken for images when they cannot be stored."""
+CGROUP = Path("/sys/fs/cgroup")
+"""A Linux container's limits (version 2)."""
+MEMINFO = Path("/proc/meminfo")
+
+STEM = re.compile(r".+-\d+x\d+-[0-9a-f]{24}")
+"""A cache's name: dataset, height x width, key."""
+_LEFT_OVER = re.compile(rf"\.({STEM.pattern})\.(?:.+\.(?:tmp|building)|lock)")
+"""Files of killed builders; `.building` is that of version 0.1.0."""
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +111,7 @@ class ImageCache:
             self.images = open_cache(target, self._shape)
         except (OSError, UnusableCacheError):
             try:
-                self._store(target)
+                self._build(target)
             except OSError as error:
                 self._warn_or_raise(folder, error.strerror or str(error))
                 self._hold_in_memory()
@@ -120,7 +132,7 @@ class ImageCache:
     def __len__(self) -> int:
         return len(self.images)
 
-    def _store(self, target: Path) -> None:
+    def _build(self, target: Path) -> None:
         """Build the file, unless another process builds it first; OSError when it cannot be stored."""
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         waiting = "another process builds this image cache: waiting for it"
@@ -140,15 +152,20 @@ class ImageCache:
             lines = [f"series {VERSION}", root, f"{self.height}x{self.width}", *self.table.path.tolist()]
             series = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:24]
             description = {"series": series, "root": root, "images": len(self.table)}
-            self.images = write_cache(target, self._shape, description, self._fill)
+            with closing(self._decode()) as images:
+                self.images = write_cache(target, self._shape, description, images)
             self.built = True
         for other in target.parent.glob(f"*-{self.height}x{self.width}-*.npy"):
             if other != target and (read_description(other) or {}).get("series") == series:
                 remove_cache(other)
 
+    def _decode(self) -> Generator[NDArray[np.uint8]]:
+        return decode_images(self.table, self.height, self.width, progress=self._progress)
+
     def _hold_in_memory(self) -> None:
         images = np.empty(self._shape, dtype=np.uint8)
-        self._fill(images.__setitem__)
+        for row, image in enumerate(self._decode()):
+            images[row] = image
         images.flags.writeable = False
         self.images, self.path, self.built = images, None, True
 
@@ -166,21 +183,6 @@ class ImageCache:
             f"the image cache folder {folder} cannot be used ({reason}): holding {count} images ({mib(need)}) in "
             "memory; set data.cache or FMCNET_CACHE to a folder with room"
         )
-
-    def _fill(self, put: PutImage) -> None:
-        """Decode every row and hand it to `put`."""
-
-        def store(row: int, image: Image.Image) -> None:
-            put(row, resize(image, self.height, self.width))
-
-        raise_unreadable(self.table, decode_images(self.table, self._progress, "caching images", store))
-
-
-def resize(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
-    """An image at (H, W, 3) uint8, bilinear with antialiasing: the one resizing all of fmcnet uses."""
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image)
 
 
 def default_folder() -> Path:
@@ -211,3 +213,177 @@ def cache_key(table: Table, height: int, width: int) -> str:
             state = "absent"
         digest.update(f"{path.as_posix()}\t{state}\n".encode())
     return digest.hexdigest()[:24]
+
+
+class UnusableCacheError(ValueError):
+    """A cache exists and cannot be used; the text says why."""
+
+
+def open_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Check the .npy file of (N, H, W, 3) images and map it, read-only; the .json's time, of last use, becomes now.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnusableCacheError: the .json is missing or describes something else, or the file is cut or damaged.
+    """
+    size = path.stat().st_size
+    description = read_description(path)
+    if description is None:
+        raise UnusableCacheError(f"{path.with_suffix('.json').name} is missing or cannot be read")
+    expected = {"version": FORMAT, "key": path.stem[-24:], "shape": list(shape), "bytes": size}
+    for name, value in expected.items():
+        if description.get(name) != value:
+            raise UnusableCacheError(f"its {name} should be {description.get(name)}, not {value}")
+    try:
+        checksum = _checksum(path)
+    except OSError as error:
+        raise UnusableCacheError(str(error)) from error
+    if description.get("crc32") != checksum:
+        raise UnusableCacheError(f"its checksum should be {description.get('crc32')}, not {checksum}")
+    images = _map(path, shape)
+    with contextlib.suppress(OSError):
+        os.utime(path.with_suffix(".json"))
+    return images
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    try:
+        images: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise UnusableCacheError(str(error)) from error
+    if images.shape != shape or images.dtype != np.uint8:
+        raise UnusableCacheError(f"it holds {images.dtype} {images.shape}")
+    return images
+
+
+def write_cache(
+    path: Path, shape: tuple[int, ...], description: dict[str, Any], images: Iterable[NDArray[np.uint8]]
+) -> NDArray[np.uint8]:
+    """Write NAME.npy and then NAME.json, each under a temporary name until it is whole.
+
+    Images go to the file one by one, so memory never holds all of them.
+
+    Args:
+        path: the .npy file.
+        shape: (N, H, W, 3).
+        description: further entries of the .json.
+        images: N images (H, W, 3) uint8.
+
+    Returns:
+        (N, H, W, 3) uint8, mapped from the file, read-only.
+
+    Raises:
+        OSError: the disk is full, cannot be written or does not hold what was written.
+    """
+
+    def write_pixels(temporary: Path) -> None:
+        with temporary.open("wb") as stream:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            for image in images:
+                stream.write(np.ascontiguousarray(image).data)
+
+    mode = private_mode(path.parent)
+    write_atomically(path, write_pixels, mode)
+    try:
+        content = {
+            "version": FORMAT,
+            "key": path.stem[-24:],
+            "shape": list(shape),
+            "bytes": path.stat().st_size,
+            "made": iso_time(time.time()),
+            "crc32": _checksum(path),
+            **description,
+        }
+        text = json.dumps(content, indent=1)
+        write_atomically(path.with_suffix(".json"), lambda to: to.write_text(text, encoding="utf-8"), mode)
+        return _map(path, shape)
+    except UnusableCacheError as error:
+        raise OSError(f"{path} does not hold what was written: {error}") from error
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _checksum(path: Path) -> str:
+    """CRC-32 of a file's blocks, 8 hex digits: it finds damage, not attacks, at 5 GB/s."""
+    blocks = -(-path.stat().st_size // BLOCK)
+    value = 0
+    with path.open("rb") as stream:
+        for block in np.linspace(0, blocks - 1, min(blocks, MAX_BLOCKS)).astype(np.int64).tolist():
+            stream.seek(block * BLOCK)
+            value = zlib.crc32(stream.read(BLOCK), value)
+    return f"{value:08x}"
+
+
+def read_description(path: Path) -> dict[str, Any] | None:
+    """The content of the .json beside a .npy, None where it is missing or damaged."""
+    try:
+        description = read_json(path.with_suffix(".json"))
+    except (OSError, ValueError):
+        return None
+    return description if isinstance(description, dict) else None
+
+
+def lock_path(path: Path) -> Path:
+    """The lock file of a cache."""
+    return path.with_name(f".{path.stem}.lock")
+
+
+def remove_cache(path: Path) -> bool:
+    """Remove a cache unless another process builds it; return whether it was removed.
+
+    A process that has it open keeps it on POSIX; elsewhere the system refuses, and it stays.
+    """
+    with contextlib.suppress(OSError), lock_file(lock_path(path), optional=True) as locked:
+        if locked:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".json").unlink(missing_ok=True)
+            return True
+    return False
+
+
+def remove_left_overs(path: Path) -> None:
+    """Remove what a killed builder of this cache left; the caller holds the lock."""
+    for file, cache in left_overs(path.parent):
+        if cache == path and file.suffix != ".lock":
+            file.unlink(missing_ok=True)
+
+
+def left_overs(folder: Path) -> list[tuple[Path, Path]]:
+    """Each temporary and lock file, and its cache."""
+    matches = ((path, _LEFT_OVER.fullmatch(path.name)) for path in folder.iterdir())
+    return [(path, folder / f"{match[1]}.npy") for path, match in matches if match]
+
+
+def iso_time(seconds: float) -> str:
+    """A time in seconds since 1970 as ISO 8601, UTC."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
+
+
+def mib(size: float) -> str:
+    """A number of bytes as text: "40 MiB", "0.3 MiB"."""
+    return f"{size / 2**20:.{0 if size >= 10 * 2**20 else 1}f} MiB"
+
+
+def require_disk(folder: Path, need: int) -> None:
+    """Raise OSError (ENOSPC) unless a folder has room for `need` bytes, and 2 % and 1 MiB more."""
+    need, free = need + need // 50 + 2**20, shutil.disk_usage(folder).free
+    if free < need:
+        raise OSError(errno.ENOSPC, f"{mib(need)} are needed, {mib(free)} are free")
+
+
+def free_memory() -> int | None:
+    """Bytes that this process can take without swapping; None where the system does not report them."""
+    limit, used = _number(CGROUP / "memory.max"), _number(CGROUP / "memory.stat", "anon")
+    available = _number(MEMINFO, "MemAvailable:")
+    rooms = [] if limit is None else [max(0, limit - (used or 0))]
+    return min(rooms + ([] if available is None else [available * 1024]), default=None)
+
+
+def _number(path: Path, key: str = "") -> int | None:
+    """The number after a key in a file of the system, or its first word; None where there is none."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        words = path.read_text(encoding="ascii").split()
+        return int(words[words.index(key) + 1 if key else 0])
+    return None

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from fmcnet.data.colours import colour_notes
-from fmcnet.data.images import decode_images, load_image
+from fmcnet.data.images import load_image, unreadable_images
 from fmcnet.data.overlap import copy_notes
-from fmcnet.data.readers import MARKERS, check_layout, detect_layout, read_dataset
+from fmcnet.data.readers import LAYOUTS, check_layout, detect_layout, read_dataset
 from fmcnet.data.readers.common import MANIFEST, DatasetFolder
 from fmcnet.data.readers.regdb import KINDS, TRIALS
 from fmcnet.data.readers.sysu import INFRARED_CAMERAS
@@ -181,7 +181,7 @@ def check(
     if images and tables:
         by_path = {record.path: record for table in tables for record in table.records()}
         each_once = Table.from_records(layout, tables[0].root, list(by_path.values()))
-        unreadable = decode_images(each_once, progress)
+        unreadable = unreadable_images(each_once, progress)
         paths = each_once.full_paths()
         notes += copy_notes(each_once)
         notes += colour_notes(each_once.modality, lambda row: load_image(paths[row]), each_once.camid)
@@ -194,7 +194,9 @@ def check(
 
 def _parts(exists: Callable[[str], bool], layout: str) -> list[LayoutPart]:
     """The folders and files of a layout."""
-    names = [name for name in MARKERS.get(layout, ()) if name != "exp"]
+    names = []
+    if known := LAYOUTS.get(layout):
+        names = [name for name in known.markers if name not in known.lists]
     if layout == "sysu":
         for split in SPLITS:
             matlab_only = exists(f"exp/{split}_id.mat") and not exists(f"exp/{split}_id.txt")

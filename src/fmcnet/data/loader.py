@@ -43,8 +43,7 @@ class TrainingBatch(NamedTuple):
 class TrainingImages(Dataset[Sample]):
     """Images of a training split, augmented.
 
-    An item is addressed by an `ImageIndex`: the row, the number of the batch, and the position in its half. The last
-    two select the random numbers of the augmentation.
+    The index of an item is an `ImageIndex`, of which the batch and the position select the random numbers.
 
     Args:
         images: (N, H, W, 3) uint8, usually memory-mapped.

@@ -17,7 +17,11 @@ from fmcnet.types import IntArray, Modality
 
 
 class ImageIndex(NamedTuple):
-    """One image of a batch."""
+    """One image of a batch: the sampler yields it, and `TrainingImages` takes it as the index of an item.
+
+    An image's random augmentation is a function of the seed and of `batch` and `position`. It is therefore the same
+    after a resume, and however many processes share a batch.
+    """
 
     row: int  # of the table
     batch: int  # number of the batch, counted from the start of the training
@@ -42,6 +46,7 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
         world: number of processes.
         steps: batches an epoch; default: as many as it takes for as many draws as the larger modality has
             images, `ceil(max(N_visible, N_infrared) / (world * P * K))` over the identities in use.
+        multiple: the default number of steps is rounded up to a multiple of it.
 
     Attributes:
         steps: batches an epoch.
@@ -63,6 +68,7 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
         rank: int = 0,
         world: int = 1,
         steps: int | None = None,
+        multiple: int = 1,
     ) -> None:
         if identities < 1 or images < 1 or (steps is not None and steps < 1):
             raise DataError(
@@ -93,7 +99,9 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
             )
         self._rows = [[by_pid[pid] for pid in self.pids] for by_pid in rows]
         larger = max(sum(map(len, half)) for half in self._rows)
-        self.steps = steps if steps is not None else ceil(larger / (needed * images))
+        if steps is None:
+            steps = ceil(larger / (needed * images * multiple)) * multiple
+        self.steps = steps
 
     def __len__(self) -> int:
         return self.steps - self._start
@@ -193,10 +201,18 @@ def make_sampler(
 ) -> IdentityModalitySampler:
     """Build the sampler of one process.
 
-    `training.accumulate` batches in a row make a step, and an epoch is a whole number of steps.
-    """
+    `training.accumulate` batches in a row make a step of training. An epoch is a whole number of these.
 
-    sampler = IdentityModalitySampler(
+    Args:
+        config: batch size, seed and steps of an epoch.
+        rows: N images to train on.
+        labels: (N,) int64, as `Table.labels`.
+        rank: this process, 0..world-1.
+        world: number of processes.
+    """
+    accumulate = config.training.accumulate
+    steps = config.training.steps_per_epoch
+    return IdentityModalitySampler(
         labels,
         rows.modality,
         identities=identities_of(config, world),
@@ -204,7 +220,6 @@ def make_sampler(
         seed=config.training.seed,
         rank=rank,
         world=world,
+        steps=steps * accumulate if steps else None,
+        multiple=accumulate,
     )
-    accumulate = config.training.accumulate
-    sampler.steps = (config.training.steps_per_epoch or ceil(sampler.steps / accumulate)) * accumulate
-    return sampler

@@ -97,7 +97,14 @@ class Table:
         pid_names: Sequence[str] = (),
         notes: Sequence[str] = (),
     ) -> Table:
-        """The table of the given rows, order kept.
+        """Make a table of rows; their order stays.
+
+        Args:
+            name: what was read: "sysu", "regdb", "llcm", "csv"...
+            root: the folder that the records' paths are relative to.
+            records: the rows.
+            pid_names: for identities that are not numbers: name of pid i at position i.
+            notes: sentences for the user, on what was corrected or left out.
 
         Raises:
             DataError: for an identity or camera that does not fit 64 bits.
@@ -133,13 +140,27 @@ class Table:
         )
 
     def take(self, rows: NDArray[Any]) -> Table:
-        """The given rows (indices or a mask), in the given order."""
+        """Take rows.
+
+        Args:
+            rows: (M,) integers, the rows in the wanted order; or (N,) bool, True for each row to keep.
+
+        Returns:
+            A table of these rows.
+        """
         return replace(self, **{name: getattr(self, name)[rows] for name in self.COLUMNS})
 
     def select(
         self, *, split: str | tuple[str, ...] | None = None, modality: Modality | str | None = None
     ) -> Table:
-        """The rows of the given split(s) and modality, order kept.
+        """Select the rows of one or several splits and of a modality; their order stays.
+
+        Args:
+            split: one or several of `SPLITS`; None: all.
+            modality: "visible" or "infrared"; None: both.
+
+        Returns:
+            A table of the rows that fit both; it may be empty.
 
         Raises:
             DataError: for a split that no table has.
@@ -156,11 +177,11 @@ class Table:
         return self.take(np.flatnonzero(mask))
 
     def of_split(self, split: str, source: str | Path | None = None) -> Table:
-        """As `select`, of one split that must have images.
+        """Select the rows of a split that must have images.
 
         Args:
-            split: its name.
-            source: what the user gave as the dataset, for the error; None: the folder.
+            split: one of `SPLITS`.
+            source: what the user gave as the dataset, for the error; None: `root`.
 
         Raises:
             DataError: when it has none.
@@ -175,7 +196,10 @@ class Table:
         return rows
 
     def labels(self) -> tuple[IntArray, IntArray]:
-        """Class labels 0..C-1 in sorted order of pid: (labels (N,), pids (C,)).
+        """Number the identities as classes 0..C-1, in sorted order of pid.
+
+        Returns:
+            labels (N,) int64, the class of each row; pids (C,) int64, the identity of each class.
 
         Raises:
             DataError: when an image has no identity: nobody known is not a person.

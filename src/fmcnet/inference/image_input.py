@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fmcnet.data.cache import resize
-from fmcnet.data.images import REMARKS, open_rgb, to_rgb
+from fmcnet.data.images import REMARKS, open_rgb, resize, to_rgb
 from fmcnet.data.listing import IMAGE_SUFFIXES, Ignored, has_image_head, is_hidden, list_folder
 from fmcnet.data.value_range import FLAT_8, FULL_FRAME, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError

@@ -22,12 +22,13 @@ from fmcnet.errors import FmcnetError
 from fmcnet.server.errors import api_error_of
 from fmcnet.server.keys import Keys
 from fmcnet.server.routes import gallery, info
-from fmcnet.server.security import SecurityMiddleware, scope_of
+from fmcnet.server.security import SecurityMiddleware, reading_paths, scope_of
 from fmcnet.server.service import Service
 
 Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 ROUTERS = (gallery.router, info.router)
-OWN = frozenset({"v1", "page", "healthz", "readyz", "metrics", "openapi.json", "docs"})
+ROUTES = tuple(route for router in ROUTERS for route in router.routes if isinstance(route, Route))
+OWN = frozenset({"openapi.json", *(route.path.split("/")[1] for route in ROUTES)})
 """First parts of the service's own addresses."""
 
 
@@ -74,7 +75,7 @@ def create_app(
         app.include_router(router)
     app.add_exception_handler(RequestValidationError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
-    app.add_middleware(SecurityMiddleware, keys=known, service=service)
+    app.add_middleware(SecurityMiddleware, reading=reading_paths(ROUTES), keys=known, service=service)
     app.openapi = lambda: _describe(app, bool(known))  # type: ignore[method-assign]
     if root_path:
         app.add_middleware(RootPathMiddleware, root_path=root_path)
@@ -94,8 +95,7 @@ async def _refuse(request: Request, error: Exception) -> JSONResponse:
 
 def _allowed(request: Request) -> str:
     """All methods of an address; Starlette names those of the first matching route only."""
-    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, Route)]
-    found = [route.methods or () for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    found = [route.methods or () for route in ROUTES if route.matches(request.scope)[0] is not Match.NONE]
     return ", ".join(sorted(set().union(*found)))
 
 
@@ -111,9 +111,10 @@ def _describe(app: FastAPI, locked: bool) -> dict[str, Any]:
     for name, schema in tree["components"]["schemas"].items():
         if name.startswith("Body_"):
             schema["additionalProperties"] = False
+    reading = reading_paths(ROUTES)
     for path, methods in tree["paths"].items():
         for method, operation in methods.items():
-            needed = scope_of(method.upper(), path)
+            needed = scope_of(method.upper(), path, reading)
             if needed is not None:
                 operation["security"] = [*([] if locked else [{}]), {"bearer": []}, {"header": []}]
                 operation["x-scope"] = needed
@@ -138,7 +139,8 @@ class RootPathMiddleware:
     """Strips the root path from requests, so that the service works whether or not the proxy strips it.
 
     Args:
-        app: ASGI. root_path: as `check_root_path` gives it.
+        app: the ASGI application.
+        root_path: as `check_root_path` gives it.
     """
 
     def __init__(self, app: ASGIApp, *, root_path: str) -> None:

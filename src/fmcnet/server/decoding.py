@@ -76,7 +76,8 @@ class _Queue:
     """Images in front of some processes. Callers take turns, and so do the requests of a caller.
 
     Args:
-        rules, limits: see `DecoderPool`.
+        rules: as `DecoderPool`.
+        limits: as `DecoderPool`.
         slow: of the queue of crops, the queue that takes those that took more than `CROP_SECONDS`. None: this is the
             queue of large images, which are refused after `decode_seconds`.
 

@@ -38,7 +38,10 @@ class ApiError(Exception):
     """A request that is not served.
 
     Attributes:
-        status: HTTP's. what: was wrong. where: the part of the request. do: what helps.
+        status: HTTP's, 400 to 599.
+        what: what was wrong.
+        where: the part of the request.
+        do: what helps.
         retry_after: seconds after which the same request may succeed; None: it will not.
     """
 

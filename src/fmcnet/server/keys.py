@@ -34,7 +34,9 @@ class Key:
     """One caller.
 
     Attributes:
-        name: for the audit log. scopes: of `SCOPES`. digest: SHA-256 of the secret, 64 hex digits.
+        name: for the audit log.
+        scopes: one or more of `SCOPES`.
+        digest: SHA-256 of the secret, 64 hex digits.
 
     Raises:
         FmcnetError: for a name or a scope that none can have.

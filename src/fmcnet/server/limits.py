@@ -14,10 +14,12 @@ class Limits:
     Its memory stays below about `requests * body_bytes * 2` and the images that are being decoded.
 
     Attributes:
-        head_seconds, body_seconds: in which the head and the body of a request must arrive.
+        head_seconds: in which the head of a request must arrive.
         answer_seconds: in which a caller must read an answer.
         peer_connections: open at once from one address.
-        body_bytes, images: of one request.
+        body_bytes: most bytes of the body of one request.
+        body_seconds: in which the body of a request must arrive.
+        images: most images of one request.
         pixels: of one image, read from its header before it is decoded.
         requests: at work at once, of all callers; one caller has its `share`. Further ones get 503.
         decoders: processes that decode large images; one more decodes crops.

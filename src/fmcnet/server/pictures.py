@@ -124,8 +124,9 @@ class Pictures:
     """What the page may show of an entry: the kept crop, else the gallery's own, else the source, else nothing.
 
     Args:
-        kept: crops of entries that this service added. stored: `Gallery.picture` of a gallery that holds pictures
-            (`fmcnet index --keep-images`). sources: the files that entries came from.
+        kept: crops of entries that this service added.
+        sources: the files that entries came from.
+        stored: `Gallery.picture` of a gallery that holds pictures (`fmcnet index --keep-images`).
     """
 
     def __init__(

@@ -48,14 +48,21 @@ class ServeOptions:
     Attributes:
         gallery: a folder or a milvus:// address.
         model: a folder or a shipped model's name; None: the gallery's.
-        host, port: where to listen; port 0: any free one.
+        host: address to listen at.
+        port: 0 to 65535; 0: any free one.
         keys: a file of API keys.
         audit: the log's file; None: beside the gallery.
-        keep_images, show_sources: folders, see `Pictures`.
-        certificate, certificate_key: PEM files for HTTPS.
-        root_path, proxies: as `create_app`, the proxies as texts.
+        keep_images: a folder for the crops of entries that are added; None: they are not kept.
+        show_sources: a folder; sources of entries below it may be shown. None: no source is.
+        certificate: a PEM file, for HTTPS.
+        certificate_key: its key, a PEM file.
+        root_path: as `create_app`.
+        proxies: addresses or networks of proxies that are believed.
         read_only: search only; a gallery that cannot be written is read-only anyway.
-        device, threads, calibration: as `Encoder.from_pretrained`.
+        device: as `Encoder.from_pretrained`.
+        threads: as `Encoder.from_pretrained`.
+        calibration: as `Encoder.from_pretrained`.
+        limits: bounds of the service.
     """
 
     gallery: str

@@ -13,10 +13,13 @@ import logging
 import secrets
 import time
 from collections import Counter
+from collections.abc import Container, Iterable
 from urllib.parse import urlsplit
 
+from fastapi.routing import APIRoute
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fmcnet.server.errors import ApiError, api_error_of, overloaded
@@ -43,15 +46,30 @@ ENDING = 4096
 
 FEWER = "send fewer or smaller images at once"
 
-READING = ("/v1/search", "/v1/embed")
-"""Paths whose POST changes nothing."""
+CHANGES_NOTHING = {"x-scope": "read"}
+"""`openapi_extra` of a POST route that a key with the scope read may call; all others need the scope write."""
 
 
-def scope_of(method: str, path: str) -> str | None:
-    """The scope a request needs; None: everybody may. A route that nothing here knows needs the scope to write."""
+def reading_paths(routes: Iterable[BaseRoute]) -> frozenset[str]:
+    """Paths of the POST routes that are declared with `CHANGES_NOTHING`."""
+    declared = (route for route in routes if isinstance(route, APIRoute))
+    return frozenset(route.path for route in declared if route.openapi_extra == CHANGES_NOTHING)
+
+
+def scope_of(method: str, path: str, reading: Container[str]) -> str | None:
+    """The scope that a request needs.
+
+    Args:
+        method: in capital letters.
+        path: of the request, or of a route.
+        reading: as `reading_paths`.
+
+    Returns:
+        One of `fmcnet.server.keys.SCOPES`; "write" for paths without a route. None: everybody may.
+    """
     if method in ("GET", "HEAD", "OPTIONS"):
         return "read" if path in ("/metrics", "/v1") or path.startswith("/v1/") else None
-    if method == "POST" and path.rstrip("/") in READING:
+    if method == "POST" and path.rstrip("/") in reading:
         return "read"
     return "admin" if method == "DELETE" else "write"
 
@@ -71,12 +89,13 @@ class SecurityMiddleware:
 
     Args:
         app: what it protects.
+        reading: as `reading_paths`.
         keys: without keys, Host must name this machine.
         service: its limits, metrics and audit log are used. If it is read-only, only the scope read is served.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, service: Service) -> None:
-        self.app, self.keys = app, keys
+    def __init__(self, app: ASGIApp, *, reading: Container[str], keys: Keys, service: Service) -> None:
+        self.app, self.reading, self.keys = app, reading, keys
         self.limits, self.metrics, self.audit = service.limits, service.metrics, service.audit
         self.read_only = service.read_only
         self._working = Counter[str]()
@@ -115,7 +134,7 @@ class SecurityMiddleware:
         headers = Headers(scope=scope)
         self._check_page(headers)
         state = scope["state"]
-        needed = scope_of(scope["method"], scope["path"])
+        needed = scope_of(scope["method"], scope["path"], self.reading)
         key = self._key(headers, needed)
         state["key"] = key.name if key is not None else None
         if self.read_only and needed not in (None, "read"):

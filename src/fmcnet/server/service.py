@@ -54,7 +54,8 @@ class Metrics:
     """Counters of one service.
 
     Args:
-        entries: how many the gallery has. waiting: images in the queue.
+        entries: gives the number of entries of the gallery.
+        waiting: gives the number of images in the queue.
 
     Attributes:
         cut_off: requests that a stop did not wait for.

@@ -38,7 +38,8 @@ class DecodeRules(NamedTuple):
 
     Attributes:
         pixels: most of one image, width times height, by its header.
-        height, width: of the model's input.
+        height: of the model's input, in pixels.
+        width: of the model's input, in pixels.
         value_range: as `fmcnet.data.images.load_image`.
         keep: make a picture to keep.
     """
@@ -122,7 +123,9 @@ def decode(data: bytes, name: str, most_pixels: int, value_range: ValueRange | N
     """One image, mode RGB, upright, with nothing of its file's metadata.
 
     Args:
-        data: the file. name: for messages. most_pixels: width times height, by the header.
+        data: the file.
+        name: for messages.
+        most_pixels: of width times height, as the header gives them.
         value_range: as `fmcnet.data.images.load_image`.
 
     Raises:

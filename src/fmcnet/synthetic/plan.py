@@ -318,7 +318,7 @@ def _regdb_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
     return files
 
 
-def _llcm_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
+def _llcm_files(plan: BenchmarkPlan) -> dict[str, bytes]:
     label = {pid: i for i, pid in enumerate(plan.train)}
     files = {"idx/test_id.txt": _line(plan.test)}
     for infrared, kind in ((False, "vis"), (True, "nir")):
@@ -332,7 +332,7 @@ def _llcm_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
     return files
 
 
-def _wild_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
+def _wild_files(plan: BenchmarkPlan) -> dict[str, bytes]:
     split = {pid: name for name in ("train", "val", "test") for pid in getattr(plan, name)}
     rows = [
         f"{path},{key.pid},{'infrared' if key.infrared else 'visible'},{key.camid},{split[key.pid]}\n"
@@ -343,5 +343,8 @@ def _wild_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
 
 def side_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
     """All files of a layout that are not images: relative path -> content."""
-    files = {"sysu": _sysu_files, "regdb": _regdb_files, "llcm": _llcm_files, "wild": _wild_files}
-    return files[plan.layout](plan, seed)
+    if plan.layout == "sysu":
+        return _sysu_files(plan, seed)
+    if plan.layout == "regdb":
+        return _regdb_files(plan, seed)
+    return _llcm_files(plan) if plan.layout == "llcm" else _wild_files(plan)

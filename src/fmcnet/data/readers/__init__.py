@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from fmcnet.data.readers.common import require_complete
 from fmcnet.data.readers.csv import read_csv
@@ -16,20 +17,40 @@ from fmcnet.errors import DataError, FmcnetError, one_line
 from fmcnet.plugins import READERS, load_plugin, plugins
 from fmcnet.types import Modality
 
-LAYOUTS = ("sysu", "regdb", "llcm", "csv")
 
-MARKERS = {
-    "sysu": ("exp", *CAMERAS),
-    "regdb": ("Visible", "Thermal"),
-    "llcm": ("vis", "nir", "test_vis", "test_nir"),
+class Layout(NamedTuple):
+    """How a dataset lies in its folder, and the function that reads it."""
+
+    read: Callable[..., Table]  # takes the dataset's path, and `options`
+    options: tuple[str, ...]  # keywords of `read`: some of "trial", "training" and "modality"
+    markers: tuple[str, ...] = ()  # names at the top of the folder; two, in any letter case, tell the layout
+    infrared: tuple[str, ...] = ()  # those of them that are folders of infrared images
+    lists: tuple[str, ...] = ()  # those that hold no images
+
+
+LAYOUTS = {
+    "sysu": Layout(
+        read_sysu,
+        options=("training",),
+        markers=("exp", *CAMERAS),
+        infrared=tuple(f"cam{number}" for number in INFRARED_CAMERAS),
+        lists=("exp",),
+    ),
+    "regdb": Layout(
+        read_regdb, options=("trial", "training"), markers=("Visible", "Thermal"), infrared=("Thermal",)
+    ),
+    "llcm": Layout(
+        read_llcm,
+        options=("training",),
+        markers=("vis", "nir", "test_vis", "test_nir"),
+        infrared=("nir", "test_nir"),
+    ),
+    "csv": Layout(read_csv, options=("training", "modality")),
 }
-"""Top-level names by which a layout is recognised; two of them (in any letter case) are enough."""
+"""The shipped layouts by name: a new one is one entry here."""
 
-
-_READERS: dict[str, tuple[Callable[..., Table], tuple[str, ...]]] = {}
-"""Function and markers of the layouts of `register_reader`."""
-
-_INFRARED_FOLDERS = {*(f"cam{number}" for number in INFRARED_CAMERAS), "thermal", "nir", "test_nir"}
+_READERS: dict[str, Layout] = {}
+"""The layouts of `register_reader`."""
 
 
 def register_reader(name: str, read: Callable[..., Table], markers: Sequence[str] = ()) -> None:
@@ -49,7 +70,7 @@ def register_reader(name: str, read: Callable[..., Table], markers: Sequence[str
         raise DataError(f"register_reader: '{name}' is not free: give the layout another name")
     if not callable(read) or isinstance(markers, str):
         raise DataError(f"register_reader('{name}'): give a function, and markers as a list of names")
-    _READERS[name] = read, tuple(markers)
+    _READERS[name] = Layout(read, _options(read), tuple(markers))
 
 
 def layouts() -> tuple[str, ...]:
@@ -76,6 +97,9 @@ def read_dataset(
             applies, every image stays, and a CSV needs no `pid`.
         modality: with `training` False, of those rows of a CSV that give none.
 
+    Returns:
+        One row per image. `notes` say what the reader corrected, left out or ignored.
+
     Raises:
         DataError: when nothing fits (names what was tried), a generated dataset is not complete, or the reader finds
             a fault.
@@ -86,19 +110,13 @@ def read_dataset(
     if layout == "auto":
         layout = detect_layout(path)
     require_complete(path if path.is_dir() else path.parent)
-    if layout == "regdb":
-        return read_regdb(path, trial, training=training)
-    if layout in ("sysu", "llcm"):
-        return (read_sysu if layout == "sysu" else read_llcm)(path, training=training)
-    if layout != "csv":
-        return _read_own(path, layout, training)
-    if path.is_dir():
-        files = _csv_files(path)
-        if len(files) != 1:
-            found = ", ".join(file.name for file in files) or "none"
-            raise DataError(f"{path} should hold exactly one CSV file, found {found}: give the file itself")
-        path = files[0]
-    return read_csv(path, training=training, modality=modality)
+    options = {"trial": trial, "training": training, "modality": modality}
+    if layout not in LAYOUTS:
+        return _read_own(path, layout, options)
+    if layout == "csv" and path.is_dir():
+        path = _only_csv(path)
+    found = LAYOUTS[layout]
+    return found.read(path, **{name: options[name] for name in found.options})
 
 
 def detect_layout(path: str | Path) -> str:
@@ -113,7 +131,7 @@ def detect_layout(path: str | Path) -> str:
     if len(_csv_files(path)) == 1:
         return "csv"
     children = sorted(path.iterdir())
-    tried = "; ".join(f"{name}: {', '.join(markers)}" for name, markers in _markers().items())
+    tried = "; ".join(f"{name}: {', '.join(markers)}" for name, markers in _marked().items())
     inside = next((child for child in children if child.is_dir() and _marked_layout(child)), None)
     hint = f"\nDid you mean {inside}?" if inside else ""
     holds = ", ".join(child.name for child in children[:12]) + (", ..." if len(children) > 12 else "")
@@ -132,31 +150,36 @@ def check_layout(layout: str) -> None:
         )
 
 
-def _read_own(path: Path, layout: str, training: bool) -> Table:
-    """Read by a registered reader, or one of another package."""
-    check_layout(layout)
+def _read_own(path: Path, name: str, options: dict[str, Any]) -> Table:
+    """Read by a registered reader, or one of another package, whose faults become a DataError."""
+    check_layout(name)
     if not path.exists():
         raise DataError(f"{path} does not exist: give a dataset's folder or a CSV file")
-    if layout not in _READERS:
-        _READERS[layout] = load_plugin(plugins(READERS)[layout]), ()
-    read, _ = _READERS[layout]
-    takes_training = "training" in inspect.signature(read).parameters
+    if name not in _READERS:
+        read = load_plugin(plugins(READERS)[name])
+        _READERS[name] = Layout(read, _options(read))
+    layout = _READERS[name]
     try:
-        table: object = read(path, training=training) if takes_training else read(path)
+        table: object = layout.read(path, **{option: options[option] for option in layout.options})
     except (FmcnetError, OSError):
         raise
     except Exception as error:
-        raise DataError(f"the reader of layout '{layout}' failed at {path} ({one_line(error)})") from error
+        raise DataError(f"the reader of layout '{name}' failed at {path} ({one_line(error)})") from error
     if not isinstance(table, Table):
-        raise DataError(f"the reader of layout '{layout}' gives a {type(table).__name__}, not a fmcnet.Table")
+        raise DataError(f"the reader of layout '{name}' gives a {type(table).__name__}, not a fmcnet.Table")
     if not len(table):
-        raise DataError(f"the reader of layout '{layout}' finds no image in {path}")
+        raise DataError(f"the reader of layout '{name}' finds no image in {path}")
     return table
 
 
-def _markers() -> dict[str, tuple[str, ...]]:
-    """Markers of all layouts that are recognised by them."""
-    return MARKERS | {name: markers for name, (_, markers) in _READERS.items() if markers}
+def _options(read: Callable[..., Table]) -> tuple[str, ...]:
+    return ("training",) if "training" in inspect.signature(read).parameters else ()
+
+
+def _marked() -> dict[str, tuple[str, ...]]:
+    """The markers of all layouts that have any."""
+    known = LAYOUTS | _READERS
+    return {name: layout.markers for name, layout in known.items() if layout.markers}
 
 
 def benchmark_layout(folder: Path) -> str | None:
@@ -166,15 +189,16 @@ def benchmark_layout(folder: Path) -> str | None:
         layout = _marked_layout(folder) if lists else None
     except OSError:
         return None
-    return layout if layout in MARKERS else None
+    return layout if layout in LAYOUTS else None
 
 
 def modality_of_folder(layout: str, name: str) -> Modality | None:
     """The modality of a folder at the top of a dataset, as "cam3" of "sysu"; None where its name gives none."""
-    name = name.lower()
-    if name == "exp" or name not in {marker.lower() for marker in MARKERS[layout]}:
-        return None
-    return Modality.INFRARED if name in _INFRARED_FOLDERS else Modality.VISIBLE
+    name, found = name.lower(), LAYOUTS[layout]
+    if name in {folder.lower() for folder in found.infrared}:
+        return Modality.INFRARED
+    image_folders = {marker.lower() for marker in found.markers if marker not in found.lists}
+    return Modality.VISIBLE if name in image_folders else None
 
 
 def _names(folder: Path) -> set[str]:
@@ -183,10 +207,18 @@ def _names(folder: Path) -> set[str]:
 
 def _marked_layout(folder: Path) -> str | None:
     """The layout with the most markers at the top of a folder, two at least."""
-    names, known = _names(folder), _markers()
+    names, known = _names(folder), _marked()
     scores = {layout: sum(m.lower() in names for m in markers) for layout, markers in known.items()}
     fits = [layout for layout, markers in known.items() if scores[layout] >= min(2, len(markers))]
     return max(fits, key=lambda layout: scores[layout], default=None)
+
+
+def _only_csv(folder: Path) -> Path:
+    files = _csv_files(folder)
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files) or "none"
+        raise DataError(f"{folder} should hold exactly one CSV file, found {found}: give the file itself")
+    return files[0]
 
 
 def _csv_files(folder: Path) -> list[Path]:

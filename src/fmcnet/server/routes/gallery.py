@@ -18,6 +18,7 @@ from fmcnet.retrieval.notes import filter_notes, near_notes
 from fmcnet.retrieval.times import check_clock, doubtful_times, parse_timezone
 from fmcnet.server import schemas
 from fmcnet.server.errors import ApiError, error_schema, refused_at
+from fmcnet.server.security import CHANGES_NOTHING
 from fmcnet.server.service import Service
 from fmcnet.server.validation import (
     Conditions,
@@ -45,7 +46,12 @@ FARTHEST = 100_000
 """Entries that a list can skip."""
 
 
-@router.post("/embed", response_model=schemas.EmbeddingsBody, summary="Images to embeddings; nothing is kept")
+@router.post(
+    "/embed",
+    response_model=schemas.EmbeddingsBody,
+    summary="Images to embeddings; nothing is kept",
+    openapi_extra=CHANGES_NOTHING,
+)
 async def embed(
     service: Running, sender: Sender, images: Images, modality: Kinds, value_range: RangeField = None
 ) -> dict[str, Any]:
@@ -60,7 +66,12 @@ async def embed(
     return {"model": model, "dimension": dimension, "embeddings": embeddings, "notes": notes}
 
 
-@router.post("/search", response_model=schemas.AnswerBody, summary="Who of the gallery is this?")
+@router.post(
+    "/search",
+    response_model=schemas.AnswerBody,
+    summary="Who of the gallery is this?",
+    openapi_extra=CHANGES_NOTHING,
+)
 async def search(
     service: Running,
     sender: Sender,

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from fmcnet.data import cache as cache_module
-from fmcnet.data import cache_store
 from fmcnet.data.cache import ImageCache
 from fmcnet.data.readers.sysu import read_sysu
 from fmcnet.data.table import Table
@@ -48,7 +47,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_store, "BLOCK", 1000)
+    monkeypatch.setattr(cache_module, "BLOCK", 1000)
 
 
 def rebuilt(table: Table, folder: Path, caplog: pytest.LogCaptureFixture) -> str:
@@ -66,7 +65,7 @@ def rebuilt(table: Table, folder: Path, caplog: pytest.LogCaptureFixture) -> str
 def test_the_description(tmp_path: Path, table: Table, small_blocks: None) -> None:
     path = ImageCache(table, 12, 6, folder=tmp_path / "cache").path
     facts = json.loads(path.with_suffix(".json").read_text())
-    assert (facts["version"], facts["shape"], facts["images"]) == (cache_store.FORMAT, [36, 12, 6, 3], 36)
+    assert (facts["version"], facts["shape"], facts["images"]) == (cache_module.FORMAT, [36, 12, 6, 3], 36)
     assert facts["root"] == str(table.root)
     assert facts["key"] in path.name
     assert facts["bytes"] == path.stat().st_size
@@ -125,7 +124,7 @@ def test_of_a_large_file_a_spread_is_checked(
     tmp_path: Path, table: Table, small_blocks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """8 blocks of 1000 bytes, of which the first, the fourth and the last are read."""
-    monkeypatch.setattr(cache_store, "MAX_BLOCKS", 3)
+    monkeypatch.setattr(cache_module, "MAX_BLOCKS", 3)
     path = ImageCache(table, 12, 6, folder=tmp_path / "cache").path
     whole = path.read_bytes()
     for at, found in ((3500, True), (len(whole) - 1, True), (1500, False)):
@@ -183,10 +182,10 @@ def test_a_write_that_fails_midway(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         in_memory(table, tmp_path / "cache", caplog)
-    plain = cache_store.write_atomically
+    plain = cache_module.write_atomically
     with monkeypatch.context() as patch:
         patch.setattr(
-            cache_store,
+            cache_module,
             "write_atomically",
             lambda to, *how: plain(to, *how) if to.suffix == ".npy" else full(),
         )
@@ -211,11 +210,11 @@ def test_neither_disk_nor_memory_has_room(
 
 def test_the_memory_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 90 kB\nMemAvailable:   50 kB\n")
-    monkeypatch.setattr(cache_store, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(cache_store, "CGROUP", tmp_path)
-    assert cache_store.free_memory() == 50 * 1024
+    monkeypatch.setattr(cache_module, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(cache_module, "CGROUP", tmp_path)
+    assert cache_module.free_memory() == 50 * 1024
     (tmp_path / "memory.max").write_text("max\n")
-    assert cache_store.free_memory() == 50 * 1024
+    assert cache_module.free_memory() == 50 * 1024
     (tmp_path / "memory.max").write_text("40960\n")
     (tmp_path / "memory.stat").write_text("anon 10000\nfile 9999999\n")
-    assert cache_store.free_memory() == 30960
+    assert cache_module.free_memory() == 30960
