@@ -28,7 +28,7 @@ from fmcnet.server.service import Service
 Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 ROUTERS = (gallery.router, info.router)
 ROUTES = tuple(route for router in ROUTERS for route in router.routes if isinstance(route, Route))
-OWN = frozenset({"openapi.json", *(route.path.split("/")[1] for route in ROUTES)})
+OWN = frozenset({"openapi.json", *(route.path.split("/")[1] for route in ROUTES)} - {""})
 """First parts of the service's own addresses."""
 
 
