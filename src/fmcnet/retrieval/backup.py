@@ -266,6 +266,9 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
         out: the new gallery's folder.
         model: digest of the model that made the embeddings (`Encoder.digest`).
 
+    Returns:
+        What was found, in numbers.
+
     Raises:
         GalleryDamagedError: when neither index nor database can be read.
         GalleryError: when `out` is not to be written to.

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from numpy.typing import ArrayLike
@@ -104,9 +103,7 @@ class Gallery:
     def __enter__(self) -> Gallery:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -134,15 +131,13 @@ class Gallery:
 
     def __repr__(self) -> str:
         try:
-            settings, entries = self.settings, f"{len(self):,} entries"
+            settings, entries = self.settings, len(self)
         except FmcnetError:
             return f"<Gallery {self.location}: closed, or not readable>"
-        model = (
-            f"{settings.dimension} values, {settings.dtype}, model {settings.model}"
-            if settings
-            else "no model yet"
-        )
-        return f"<Gallery {self.location}: {entries}, {model}>"
+        about = "no model yet"
+        if settings is not None:
+            about = f"{settings.dimension} values, {settings.dtype}, model {settings.model}"
+        return f"<Gallery {self.location}: {entries:,} entries, {about}>"
 
     def __contains__(self, entry_id: str) -> bool:
         return entry_id in self._store.fetch([entry_id])

@@ -138,6 +138,10 @@ class GalleryIndex:
         positions = state.forget(seqs)
         self._unerased += positions[positions < self.saved].tolist()
 
+    def invalidate(self) -> None:
+        """Let the next use start from the files and the database."""
+        self.state = None
+
     # ---- writing; the writer's lock is held ----
 
     def replaced(self) -> bool:

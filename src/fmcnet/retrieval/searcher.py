@@ -15,7 +15,7 @@ from fmcnet.data.value_range import RANGE_UNUSED, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.inference.calibration import Calibration
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, read_ahead
+from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand
 from fmcnet.retrieval.answer import Answer, thumbnail
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import column, tag_column
@@ -185,24 +185,15 @@ class Searcher:
                 remarks=remarks,
             )
         except DataError:
-            broken = self._unreadable(sources, kinds, value_range) if on_error == "skip" else []
-            if len(broken) < len(items):
+            if len(faults) < len(items):
                 raise
-            return Added((), 0, faults=tuple(broken))
+            return Added((), 0, faults=tuple(faults))  # none is left
         read = sorted(set(range(len(items))) - {fault.position for fault in faults})
         columns = {name: [values[at] for at in read] for name, values in columns.items()}
         if keep_images:
             columns["pictures"] = [thumbnail(sources[at], value_range) for at in read]
         done = self.add_embeddings(embeddings, **columns, on_duplicate=on_duplicate)
         return replace(done, faults=tuple(faults))
-
-    def _unreadable(
-        self, sources: list[Any], kinds: list[Modality], value_range: ValueRange | None
-    ) -> list[Fault]:
-        items = expand(sources, kinds)
-        size = self.encoder.height, self.encoder.width
-        batches = read_ahead(items, [range(len(items))], *size, 1, value_range)
-        return [one for _, batch in batches for one in batch if isinstance(one, Fault)]
 
     def add_embeddings(
         self, embeddings: Embeddings, *, on_duplicate: OnDuplicate = "refuse", **columns: Any

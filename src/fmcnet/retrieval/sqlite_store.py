@@ -92,7 +92,7 @@ class SqliteStore:
         self._in_log = 0  # entries added since the log was brought into the main file
         self._settings: GallerySettings | None = None
         self._mutex = threading.RLock()
-        self._prepare(options.create)
+        self._make_where_missing(options.create)
         check_loss(folder, self.timeout)
         self.database = Database(folder, read_only=self.read_only, timeout=self.timeout)
         try:
@@ -108,7 +108,8 @@ class SqliteStore:
             self.database.close()
             raise
 
-    def _prepare(self, create: bool) -> None:
+    def _make_where_missing(self, create: bool) -> None:
+        """Make the folder of a new gallery; refuse one that lost its database, or holds other files."""
         if (self.folder / NAME).exists():
             return
         if (known := IndexManifest.find(self.folder)) is not None and known.rows:
@@ -136,16 +137,16 @@ class SqliteStore:
         """Make the tables of a new gallery, and read the gallery's name."""
         with self.database.translated():
             tables = self.database.tables()
-        self._complete = tables >= TABLES
+        self._has_all_tables = tables >= TABLES
         if not self.read_only and not tables >= FIRST_TABLES:
             with writer_lock(self.folder, self.timeout):
-                self._complete_tables()
+                self._create_tables()
         with self.database.translated():
             self._name = self.database.name()
 
-    def _complete_tables(self) -> None:
+    def _create_tables(self) -> None:
         self.database.create()
-        self._complete = True
+        self._has_all_tables = True
 
     def _finish_for_killed_writer(self) -> None:
         """Do what a writer that died left undone, unless another one writes now, which does it."""
@@ -186,7 +187,7 @@ class SqliteStore:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[FaissIndex]:
         with self._mutex:
-            self._open()
+            self._check_open()
             with self.database.reading():
                 if self.database.name() != self._name:
                     raise self._replaced()
@@ -195,15 +196,15 @@ class SqliteStore:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         with self._mutex:
-            self._open()
+            self._check_open()
             if self.read_only:
                 raise GalleryError(
                     f"{self.folder} was opened read-only: open it without read_only to change it"
                 )
             with writer_lock(self.folder, self.timeout):
-                self._open()
-                if not self._complete:  # an earlier version did not have all tables
-                    self._complete_tables()
+                self._check_open()
+                if not self._has_all_tables:  # an earlier version did not have all tables
+                    self._create_tables()
                 self.index.adopt()
                 self._wrote = True
                 if self._log_due:
@@ -212,11 +213,11 @@ class SqliteStore:
                 try:
                     yield
                 except BaseException:
-                    self.index.state = None  # whatever it was, the next use starts from the database
+                    self.index.invalidate()
                     raise
-                self._open()  # what went into files that are gone is not acknowledged
+                self._check_open()  # what went into files that are gone is not acknowledged
 
-    def _open(self) -> None:
+    def _check_open(self) -> None:
         if self.database.replaced:
             raise self._replaced()
         if self._closed:
@@ -233,7 +234,7 @@ class SqliteStore:
     def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
         with self._mutex:
-            self._open()
+            self._check_open()
             if self._settings is None:
                 with self.database.reading():
                     self._settings = self.database.settings()
@@ -414,7 +415,7 @@ class SqliteStore:
     def check(self) -> list[str]:
         """Read and compare everything; what was wrong with the index's files, by name (a writer repairs it)."""
         with self._mutex:
-            self._open()
+            self._check_open()
             self.database.check()
             with self.database.reading():
                 self.index.sync(reload=True)
