@@ -220,6 +220,10 @@ def test_broken_images_are_skipped_and_named(encoder, with_broken, paths, caplog
     assert faults[1].name == "images[3]"
     with pytest.raises(DataError, match="2 of 2 images cannot be read"):
         encoder.encode(with_broken[3:5], "visible", on_error="skip")
+    faults.clear()
+    with pytest.raises(DataError, match="2 of 2 images cannot be read"):
+        encoder.encode(with_broken[3:5], "visible", on_error=faults.append)
+    assert [fault.position for fault in faults] == [0, 1]
     with pytest.raises(FmcnetError, match="say raise, skip"):
         encoder.encode(paths, "visible", on_error="ignore")
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fmcnet.retrieval import Gallery, Where, faiss_index
-from fmcnet.retrieval.faiss_index import EntryColumns, FaissIndex, ModalityIndex, empty_flat, exact, merged
+from fmcnet.retrieval.entry_columns import EntryColumns
+from fmcnet.retrieval.faiss_index import FaissIndex, ModalityIndex, empty_flat, exact, merged
 from tests.retrieval.people import Plain, add, answers, crops, entries
 
 
@@ -167,7 +168,10 @@ def test_graphs_and_the_rows_beside_them_are_searched_together(tmp_path):
         found = index.search(queries, 10, mask, only_exact=only_exact)[1]
         assert (found == right(codes, queries, 10, mask)).all()
     assert index.live == 896
-    assert not index.take_unsaved()[[row - 1 for row in gone]].any()
+    kept = index.codes_from(0)
+    assert not kept[[row - 1 for row in gone]].any()
+    assert np.array_equal(kept[index.columns.alive], codes[index.columns.alive])
+    assert np.array_equal(index.codes_from(600), kept[600:])
     assert index.search(queries, 10, ~everything, only_exact=False)[1].shape == (30, 0)
     assert index.indexed
     index.forget(list(range(1, 200)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from datetime import datetime, timedelta, timezone
 
 import numpy as np
 import pytest
@@ -164,3 +165,22 @@ def test_no_tags_are_no_condition_and_pids_are_texts_or_whole_numbers(tmp_path):
     for nobody in (-1, "unknown", "", None, float("nan")):
         with pytest.raises(GalleryError, match="nobody known"):
             Where(pids=[nobody])
+
+
+def test_expire_counts_without_removing_and_takes_durations(tmp_path):
+    now = datetime(2026, 3, 1, tzinfo=timezone.utc)
+    times = [
+        now - timedelta(days=40),
+        now - timedelta(days=20),
+        None,
+        datetime(1969, 1, 1, tzinfo=timezone.utc),
+    ]
+    with Gallery(tmp_path / "g", model="m") as gallery:
+        gallery.add(crops(4), modality="visible", ids=list("abcd"), time=times)
+        assert gallery.expire("30d", now=now, dry_run=True) == 1
+        assert gallery.expire(timedelta(days=10), now=now, dry_run=True) == 2
+        assert len(gallery) == 4
+        assert gallery.expire("30d", now=now) == 1
+        assert [entry.id for entry, _ in gallery.scan()] == list("bcd")
+    with Gallery(tmp_path / "g", read_only=True) as gallery:
+        assert gallery.expire("10d", now=now, dry_run=True) == 1

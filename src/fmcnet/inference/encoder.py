@@ -234,13 +234,13 @@ class Encoder:
         faults.sort()
         for line in noted.lines() if remarks is None else ():
             logger.warning("%s", line)
+        if callable(on_error):
+            for fault in faults:
+                on_error(fault)
         if faults and (on_error == "raise" or not rows):
             raise DataError(list_faults(faults, len(items)))
         if faults and on_error == "skip":
             logger.warning("left out: %s", list_faults(faults, len(items)))
-        if callable(on_error):
-            for fault in faults:
-                on_error(fault)
         order = np.argsort(rows)
         features = np.concatenate(parts)[order]
         kept = [items[rows[at]] for at in order]

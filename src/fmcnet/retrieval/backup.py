@@ -18,11 +18,12 @@ import numpy as np
 
 from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
 from fmcnet.files import make_private, private_mode, put_in_place, to_disk
-from fmcnet.retrieval.faiss_index import Codes, EntryColumns
+from fmcnet.retrieval.entry_columns import EntryColumns
+from fmcnet.retrieval.faiss_index import Codes
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.gallery_index import check_loss
 from fmcnet.retrieval.index_files import BLOCK, IndexManifest, InvalidIndexError, block_crc, discard
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
+from fmcnet.retrieval.loss_check import check_loss
 from fmcnet.retrieval.records import MADE_WITH, NONE, Entry, EntryBatch, from_micros
 from fmcnet.retrieval.sqlite_connection import NAME, read_mark
 from fmcnet.retrieval.sqlite_database import Database
@@ -44,13 +45,15 @@ def backup(location: str, out: str | Path) -> int:
     """Copy a gallery into a new folder, which is a gallery, too. Others may read and write meanwhile.
 
     Args:
-        location: the gallery's folder. out: a folder that does not exist.
+        location: the gallery's folder.
+        out: a folder that does not exist.
 
     Returns:
         How many entries it has: those at one moment of the copying.
 
     Raises:
-        GalleryDamagedError: when the gallery is damaged. GalleryError: when `out` exists or cannot be written.
+        GalleryDamagedError: when the gallery is damaged.
+        GalleryError: when `out` exists or cannot be written.
     """
     if "://" in location:
         raise GalleryError(f"{location}: back up a cluster with its own tools (milvus-backup)")
@@ -67,7 +70,8 @@ def restore(source: str | Path, folder: str | Path, *, replace: bool = False) ->
     """Make a gallery from a backup.
 
     Args:
-        source: the backup; nothing in it is changed. folder: the gallery.
+        source: the backup; nothing in it is changed.
+        folder: the gallery.
         replace: remove the gallery that is there. No process may have it open.
 
     Returns:
@@ -216,7 +220,8 @@ def remove_empty(folder: Path, *, whole: bool) -> None:
     """Remove a gallery that never had an entry and that nobody has open; another stays.
 
     Args:
-        folder: of the gallery. whole: remove the folder, too.
+        folder: of the gallery.
+        whole: remove the folder, too.
     """
     with contextlib.suppress(GalleryError, OSError):
         with writer_lock(folder, 0):
@@ -239,7 +244,8 @@ class Recovered:
     """What `recover` found.
 
     Attributes:
-        entries: written to the new gallery. renamed: those whose id and source were lost; they are "recovered-N".
+        entries: written to the new gallery.
+        renamed: those whose id and source were lost; they are "recovered-N".
         damaged: rows that neither the index nor the database gives back.
     """
 
@@ -259,6 +265,9 @@ def recover(folder: str | Path, out: str | Path, model: str) -> Recovered:
         folder: the damaged gallery; nothing in it is changed.
         out: the new gallery's folder.
         model: digest of the model that made the embeddings (`Encoder.digest`).
+
+    Returns:
+        What was found, in numbers.
 
     Raises:
         GalleryDamagedError: when neither index nor database can be read.

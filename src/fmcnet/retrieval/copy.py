@@ -49,8 +49,10 @@ class Copied:
     """What `copy_gallery` did.
 
     Attributes:
-        source, target: locations, without passwords.
-        copied: entries that this call wrote. already_there: those of an earlier call that was stopped.
+        source: location, without a password.
+        target: location, without a password.
+        copied: entries that this call wrote.
+        already_there: those of an earlier call that was stopped.
         entries: in the target now, each compared with the source's.
         pictures: kept with entries of the target. pictures_left_out: those that a cluster cannot keep.
     """
@@ -88,13 +90,21 @@ def copy_gallery(
     """
     if not _is_cluster(source) and Path(source).resolve() == Path(target).resolve():
         raise GalleryError(f"{source} and {target} are the same gallery: name another one to copy into")
-    options = OpenOptions(True, False, WAIT, None, None, "float32", BATCH)
+    options = OpenOptions(
+        read_only=True,
+        create=False,
+        timeout=WAIT,
+        index=None,
+        hnsw_above=None,
+        dtype="float32",
+        flush_rows=BATCH,
+    )
     with closing(open_store(source, options)) as there:
         settings = there.settings
         if settings is None or not there.count(None):
             raise GalleryError(f"{there.location} is empty: there is nothing to copy")
-        takes = not _is_cluster(target)
-        dtype = settings.dtype if takes else "float32"
+        takes_pictures = not _is_cluster(target)
+        dtype = settings.dtype if takes_pictures else "float32"
         options = replace(options, read_only=False, create=True, index=index, dtype=dtype)
         with closing(open_store(target, options)) as here:
             if here.location == there.location:
@@ -103,11 +113,11 @@ def copy_gallery(
                 check_settings(here.settings, settings.dimension, settings.model, here.location)
             before = _compare(there, here, progress) if here.count(None) else 0
             pictures = there.info().pictures
-            if pictures and not takes:
+            if pictures and not takes_pictures:
                 logger.warning(
                     "%s keeps no pictures: %d of %s are left out", here.location, pictures, there.location
                 )
-            written = _write(there, here, settings.model, takes and pictures > 0, progress)
+            written = _write(there, here, settings.model, takes_pictures and pictures > 0, progress)
             _note(source, target)
             _take_files(there, here)
             entries, total = _compare(there, here, progress), there.count(None)
@@ -116,7 +126,7 @@ def copy_gallery(
                     f"{there.location} has {total:,} entries and {here.location} {entries:,}: one of them changed "
                     "during the copy. Run the same command again; it continues."
                 )
-            kept, left_out = here.info().pictures, 0 if takes else pictures
+            kept, left_out = here.info().pictures, 0 if takes_pictures else pictures
             return Copied(there.location, here.location, written, before, entries, kept, left_out)
 
 

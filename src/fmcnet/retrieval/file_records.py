@@ -26,8 +26,10 @@ class FileRecord(NamedTuple):
     """A file as it was just before it was encoded.
 
     Attributes:
-        path: absolute. root: the folder that was indexed, which holds it.
-        state: as `fmcnet.files.file_state`. digest: as `fmcnet.files.file_digest`.
+        path: absolute.
+        root: the folder that was indexed, which holds it.
+        state: as `fmcnet.files.file_state`.
+        digest: as `fmcnet.files.file_digest`.
     """
 
     path: str
@@ -73,9 +75,10 @@ class FileRecords:
             last = found[-1][0]
 
     def put(self, records: Mapping[str, FileRecord], *, added: bool = False) -> None:
-        """Set the records of entries, by id; ids that are not there are passed over.
+        """Set the records of entries.
 
         Args:
+            records: by entry id; those of other ids are left out.
             added: these entries are new, so their content is not removed any more.
         """
         if records:

@@ -18,7 +18,7 @@ from fmcnet.retrieval.sources import Picture, path_id
 
 REMOVED_AT_ONCE = 10_000
 """Entries."""
-NAMED = 3
+MAX_NAMED = 3
 """Folders that a message names."""
 
 
@@ -84,7 +84,8 @@ def compare_files(
 
     Args:
         gallery: a cluster has no records: nothing is found there.
-        pictures: a portion. stored: the ids of those that the gallery holds.
+        pictures: a portion.
+        stored: the ids of those that the gallery holds.
         changes: is extended.
 
     Returns:
@@ -152,7 +153,10 @@ class GoneFiles:
     """Entries of one indexed folder whose files are gone.
 
     Attributes:
-        root: the folder. ids: of the entries. first: path of the first. entries: of that folder, in all.
+        root: the folder.
+        ids: of the entries.
+        first: path of the first.
+        entries: of that folder, in all.
     """
 
     root: str
@@ -229,8 +233,12 @@ def relocate(gallery: Gallery, old: str, new: str, *, dry_run: bool = False) -> 
 
     Args:
         gallery: in a folder.
-        old, new: a file or folder each; relative to the working folder, or an address (s3://...).
+        old: the file or folder that sources lie in now; relative to the working folder, or an address (s3://...).
+        new: its new place.
         dry_run: only count.
+
+    Returns:
+        How many entries are changed, and how many of their files are not at the new place.
 
     Raises:
         GalleryError: when no source lies below `old`, an entry of the new name exists, or the gallery is a cluster.
@@ -244,8 +252,8 @@ def relocate(gallery: Gallery, old: str, new: str, *, dry_run: bool = False) -> 
     renamed = {one.id: moved for one in origins if (moved := _moved(one, old, new)) is not None}
     if not renamed:
         roots = sorted({str(Path(one.source).parent) for one in origins if one.source})
-        more = ", ..." if len(roots) > NAMED else ""
-        some = f"; sources lie in {', '.join(roots[:NAMED])}{more}" if roots else ""
+        more = ", ..." if len(roots) > MAX_NAMED else ""
+        some = f"; sources lie in {', '.join(roots[:MAX_NAMED])}{more}" if roots else ""
         raise GalleryError(f"{gallery.location} has no entry whose source is {old} or lies below it{some}")
     _check_names(origins, renamed, gallery.location)
     missing = sum(is_gone(path) for one in renamed.values() if (path := indexed_path(one)) is not None)

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from numpy.typing import ArrayLike
 
 from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import inputs
+from fmcnet.retrieval.ranking import group, rank_pooled
 from fmcnet.retrieval.records import (
     EPOCH,
     Added,
@@ -27,8 +27,6 @@ from fmcnet.retrieval.records import (
     OpenOptions,
     Stored,
     Where,
-    group,
-    rank_pooled,
 )
 from fmcnet.retrieval.times import DayCount
 from fmcnet.types import FloatArray, Modality
@@ -40,10 +38,10 @@ if TYPE_CHECKING:
 
     Store: TypeAlias = SqliteStore | MilvusStore
 
-MOST = 100_000
-"""Hits a search may ask for."""
-POOLED = 3
-"""Times `top` groups, by their nearest entry, whose entries are pooled to find the `top`."""
+MAX_HITS = 100_000
+"""Hits that a search may ask for."""
+POOLED_GROUPS = 3
+"""Times `top` groups, those with the nearest entries, are pooled to find the `top` best."""
 
 
 class Gallery:
@@ -57,19 +55,24 @@ class Gallery:
             not be given to `add` and `search`.
         read_only: never write; the gallery must exist, and its folder need not be writable.
         create: make the gallery where there is none; otherwise that is an error.
-        timeout: seconds to wait for another process that writes.
+        timeout: seconds to wait for another process that writes, 0 or more.
         index: "exact" compares with every entry; "hnsw" uses a graph, fast and nearly exact; "auto" is exact up to
-            `hnsw_above` entries. hnsw_above: see there; 100,000 for a new gallery. Both are kept in the gallery: not
-            given, they are as they were.
+            `hnsw_above` entries. None: as the gallery keeps it; "auto" for a new one.
+        hnsw_above: entries, 0 or more, above which "auto" uses a graph. None: as the gallery keeps it; 100,000 for a
+            new one.
         dtype: "float32", or "float16" for half the space (similarities then differ by up to about 1e-3); for a new
             gallery.
-        flush_rows: the embedded index is written to disk after so many new rows (or 5 % of all), and when the
-            gallery is closed; the database at every add.
+        flush_rows: new rows, 1 or more, after which the embedded index is written to disk (or after 5 % of all, and
+            when the gallery is closed). The database is written at every add.
+
+    Attributes:
+        location: of the gallery, without a password.
 
     Raises:
+        GalleryError: when the location is no gallery or cannot be used.
+        GalleryDamagedError: when its database is damaged.
         GalleryReplacedError: by every method, after the folder was removed or replaced.
-        GalleryError: when the location is no gallery or cannot be used. GalleryDamagedError: when its database is
-            damaged. MissingDependencyError: without the extra `gallery` (or `milvus`).
+        MissingDependencyError: without the extra `gallery` (or `milvus`).
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class Gallery:
         self._model = None if model is None else inputs.text(model, "model")
         options = OpenOptions(read_only, create, timeout, index, hnsw_above, dtype, flush_rows)
         self._store = open_store(location, options)
-        self.location = self._store.location  # of a cluster: without a password
+        self.location = self._store.location
         try:
             settings = self._store.settings
             if settings is not None:
@@ -100,9 +103,7 @@ class Gallery:
     def __enter__(self) -> Gallery:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -130,25 +131,23 @@ class Gallery:
 
     def __repr__(self) -> str:
         try:
-            settings, entries = self.settings, f"{len(self):,} entries"
+            settings, entries = self.settings, len(self)
         except FmcnetError:
             return f"<Gallery {self.location}: closed, or not readable>"
-        model = (
-            f"{settings.dimension} values, {settings.dtype}, model {settings.model}"
-            if settings
-            else "no model yet"
-        )
-        return f"<Gallery {self.location}: {entries}, {model}>"
+        about = "no model yet"
+        if settings is not None:
+            about = f"{settings.dimension} values, {settings.dtype}, model {settings.model}"
+        return f"<Gallery {self.location}: {entries:,} entries, {about}>"
 
     def __contains__(self, entry_id: str) -> bool:
         return entry_id in self._store.fetch([entry_id])
 
     def count(self, where: Where | None = None) -> int:
-        """How many entries match."""
+        """How many entries match; all without `where`."""
         return self._store.count(where)
 
     def removed(self, ids: Sequence[str]) -> set[str]:
-        """Those of these ids that were removed or expired, and not added since; of a cluster none is known."""
+        """Those of these ids that were removed or expired, and not added since; a cluster knows none."""
         return set() if self.files is None else self.files.removed(ids)
 
     def cameras(self) -> list[str]:
@@ -164,7 +163,7 @@ class Gallery:
 
         Args:
             where: which entries to count.
-            zone: whose days they are.
+            zone: timezone of the days.
         """
         return self._store.days(where, zone)
 
@@ -199,7 +198,15 @@ class Gallery:
         return found[entry_id]
 
     def scan(self, where: Where | None = None, chunk: int = 4096) -> Iterator[tuple[Entry, FloatArray]]:
-        """All entries that match, with their embeddings, in the order of their adding, `chunk` in memory."""
+        """All entries that match, in the order of their adding; those removed meanwhile are left out.
+
+        Args:
+            where: which entries.
+            chunk: how many are in memory at once.
+
+        Yields:
+            An entry and its embedding, (D,) float32.
+        """
         for part in self._store.scan(where, chunk):
             yield from part
 
@@ -218,7 +225,10 @@ class Gallery:
 
         Args:
             query: (D,) embedding; or (N, D), several crops of one person, in any modalities, pooled into one query.
-            top: how many, 1 to 100,000. where: which entries to look at. model: checked against the gallery's.
+                Any length: it is brought to unit length.
+            top: how many, 1 to 100,000; of a cluster up to 16,368.
+            where: which entries to look at; None: all.
+            model: digest of the model that made the query, checked against the gallery's.
             exact: compare with every entry, whatever the index.
 
         Returns:
@@ -227,7 +237,9 @@ class Gallery:
         Raises:
             GalleryError: for a query of another dimension or model, NaN, or a zero vector.
         """
-        return self._search(inputs.pool(query)[None], top, where, model, exact)[0]
+        vector = inputs.pool(query)
+        self._check_query(vector, top, model)
+        return self._store.search(vector[None], top, where, exact)[0]
 
     def search_each(
         self,
@@ -238,8 +250,24 @@ class Gallery:
         model: str | None = None,
         exact: bool = False,
     ) -> list[list[Hit]]:
-        """`search` for each of (Q, D) queries, in one pass."""
-        return self._search(inputs.unit_vectors(queries, what="query"), top, where, model, exact)
+        """`search` for each of several queries, in one pass.
+
+        Args:
+            queries: (Q, D), one person a row.
+            top: as `search`, for each query.
+            where: as `search`.
+            model: as `search`.
+            exact: as `search`.
+
+        Returns:
+            Q lists of hits.
+
+        Raises:
+            GalleryError: as `search`.
+        """
+        vectors = inputs.unit_vectors(queries, what="query")
+        self._check_query(vectors, top, model)
+        return self._store.search(vectors, top, where, exact) if len(vectors) else []
 
     def search_groups(
         self,
@@ -252,20 +280,31 @@ class Gallery:
         exact: bool = False,
         pooled: bool = False,
     ) -> list[HitGroup]:
-        """As `search`, for the `top` best tracks or persons; a group holds those of its hits that were looked at.
-
-        An entry without a track (a pid) is a group of its own.
+        """As `search`, for the best tracks or persons; an entry without a track (a pid) is a group of its own.
 
         Args:
+            query: as `search`.
+            by: "track" or "pid".
+            top: how many groups, 1 to 100,000.
+            where: as `search`.
+            model: as `search`.
+            exact: as `search`.
             pooled: rank by the similarity to all entries of a group that pass `where`, pooled as several crops of a
-                query are: of the `3 top` groups that have the nearest single entries. Entries of the two
-                modalities are then two groups. Otherwise by the best entry.
+                query are; otherwise by the best entry. Pooled are the `3 top` groups that have the nearest single
+                entries, and entries of the two modalities are two groups.
+
+        Returns:
+            At most `top` groups, most similar first. A group holds those of its hits that were looked at.
+
+        Raises:
+            GalleryError: as `search`.
         """
-        _check_top(top)
-        wanted = POOLED * top if pooled else top
-        wide, whole, most = 5 * wanted, self.count(where), min(MOST, self._store.most)
+        vector = inputs.pool(query)
+        self._check_query(vector, top, model)
+        wanted = POOLED_GROUPS * top if pooled else top
+        wide, whole, most = 5 * wanted, self.count(where), min(MAX_HITS, self._store.most)
         while True:
-            hits = self.search(query, min(wide, most), where, model=model, exact=exact)
+            hits = self._store.search(vector[None], min(wide, most), where, exact)[0]
             near = group(hits, by, modalities_apart=pooled)[:wanted]
             if len(near) >= wanted or len(hits) >= whole or wide >= most:
                 break
@@ -275,17 +314,14 @@ class Gallery:
         keys: Any = [one.key for one in near if one.key is not None]
         scope = where or Where()  # all of these keys pass it
         members = replace(scope, tracks=keys) if by == "track" else replace(scope, pids=keys)
-        return rank_pooled(inputs.pool(query), near, self.scan(members) if keys else (), by)[:top]
+        return rank_pooled(vector, near, self.scan(members) if keys else (), by)[:top]
 
-    def _search(
-        self, queries: FloatArray, top: int, where: Where | None, model: str | None, exact: bool
-    ) -> list[list[Hit]]:
-        _check_top(top)
+    def _check_query(self, vectors: FloatArray, top: object, model: str | None) -> None:
+        if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MAX_HITS:
+            raise GalleryError(f"top={top} must be 1 to {MAX_HITS}")
         settings = self._store.settings
-        if settings is None or not len(queries):
-            return [[] for _ in queries]
-        inputs.check_settings(settings, queries.shape[1], model or self._model, self.location)
-        return self._store.search(queries, top, where, exact)
+        if settings is not None:
+            inputs.check_settings(settings, vectors.shape[-1], model or self._model, self.location)
 
     # ---- changing ----
 
@@ -309,19 +345,28 @@ class Gallery:
 
         Args:
             embeddings: (N, D) real numbers of any length; brought to unit length.
-            modality, pid, camera, time, source, track: one for all, or N of them. pid: texts or whole numbers, as
-                `parse_identity` reads them. time: aware datetimes.
+            modality: one for all, or N of them, as `parse_modality` reads them.
             ids: N texts of 1 to 256 bytes, without control characters, and without . or .. between slashes; made up
-                when not given. tags: texts for all, or N lists of texts.
-            pictures: bytes of small image files to keep with the entries, up to 1 MB each; None: none is kept. They
-                go when the entry goes, as provably as its embedding.
+                when not given.
+            pid: one for all, or N of them: texts or whole numbers, as `parse_identity` reads them.
+            camera: one for all, or N of them: texts of up to 256 bytes.
+            time: one for all, or N of them: when seen, aware datetimes.
+            source: one for all, or N of them: where the crop came from, up to 4096 bytes.
+            track: one for all, or N of them: texts of up to 256 bytes.
+            tags: up to 64 texts for all, or N lists of texts.
+            pictures: N image files as bytes, up to 1 MB each, to keep with the entries, or None for some; None: none
+                is kept. They go when the entry goes, as provably as its embedding.
             model: digest of the model that made the embeddings; needed unless the gallery was opened with it.
             on_duplicate: what to do with an id that is there: "refuse" the batch, "replace" the old entry (which is
                 removed as by `remove`), or "skip" the new one.
 
+        Returns:
+            The ids, and how many entries were added, replaced and skipped.
+
         Raises:
             GalleryError: for embeddings of another model or dimension, NaN, infinity, zero vectors, bad metadata; or
-                when the disk is full. DuplicateIdError: for an id that is there, or comes twice.
+                when the disk is full.
+            DuplicateIdError: for an id that is there, or comes twice.
             GalleryBusyError: when another process writes for longer than `timeout`.
         """
         if on_duplicate not in ("refuse", "replace", "skip"):
@@ -361,10 +406,24 @@ class Gallery:
         track: str | None = inputs.KEEP,
         tags: Sequence[str] | None = inputs.KEEP,
     ) -> int:
-        """Set metadata of entries, all or none; None clears it. How many entries there were.
+        """Set metadata of entries, all or none; a value not given stays, None clears it.
+
+        Args:
+            ids: of the entries.
+            pid: as `add`, one for all.
+            modality: as `add`, one for all; cannot be cleared.
+            camera: as `add`, one for all.
+            time: as `add`, one for all.
+            source: as `add`, one for all.
+            track: as `add`, one for all.
+            tags: as `add`, the same for all.
+
+        Returns:
+            How many entries were changed.
 
         Raises:
-            GalleryError: for an id that is not there, or a bad value. GalleryBusyError: as `add`.
+            GalleryError: for an id that is not there, or a bad value.
+            GalleryBusyError: as `add`.
         """
         if isinstance(ids, str):
             raise GalleryError(f"ids={ids!r}: give a list, as [{ids!r}]")
@@ -374,17 +433,21 @@ class Gallery:
         return self._store.update(list(dict.fromkeys(ids)), change)
 
     def remove(self, where: Where, *, remember: bool = True) -> int:
-        """Remove all entries that match, provably; how many they were.
+        """Remove all entries that match, provably.
 
         When it returns, no file of an embedded gallery holds their embeddings any more. docs/concepts/gallery.md
         says what of their metadata waits for `compact`.
 
         Args:
-            where: which.
+            where: which; at least one condition.
             remember: `fmcnet index` leaves them out from now on; a cluster never remembers.
 
+        Returns:
+            How many entries were removed.
+
         Raises:
-            GalleryError: when no condition is given. GalleryBusyError: as `add`; or when a reader keeps the log busy.
+            GalleryError: when no condition is given.
+            GalleryBusyError: as `add`; or when a reader keeps the log busy.
         """
         if where.unconditional:
             raise GalleryError(
@@ -392,20 +455,33 @@ class Gallery:
             )
         return self._store.remove(where, remember)
 
-    def expire(self, keep: str | timedelta, *, now: datetime | None = None) -> int:
-        """Remove entries seen longer ago than `keep` ("30d", "12h"); those without a time stay. How many.
+    def expire(self, keep: str | timedelta, *, now: datetime | None = None, dry_run: bool = False) -> int:
+        """Remove entries seen longer ago than `keep`; those without a time, or of before 1970, stay.
+
+        Args:
+            keep: a duration, or a whole number and s, m (minutes), h, d or w, as "30d".
+            now: what `keep` is counted back from, an aware datetime; None: the present.
+            dry_run: only count.
+
+        Returns:
+            How many entries were removed, or would be.
 
         Raises:
-            GalleryError: for a bad duration. GalleryBusyError: as `remove`.
+            GalleryError: for a bad duration.
+            GalleryBusyError: as `remove`.
         """
-        return self._store.remove(Where(since=EPOCH, until=inputs.expires_before(keep, now)))
+        old = Where(since=EPOCH, until=inputs.expires_before(keep, now))
+        return self._store.count(old) if dry_run else self._store.remove(old)
 
     def compact(self) -> None:
         """Give back the space of removed entries and bring the index up to date; may take minutes for millions."""
         self._store.compact()
 
     def check(self) -> list[str]:
-        """Read everything; what was wrong with the index, by name, which is repaired unless `read_only`.
+        """Read everything.
+
+        Returns:
+            What was wrong with the index, by name, which is repaired unless `read_only`.
 
         Raises:
             GalleryDamagedError: when the record of truth itself is damaged.
@@ -413,7 +489,14 @@ class Gallery:
         return self._store.check()
 
     def export(self, path: str | Path, where: Where | None = None) -> int:
-        """Write entries and embeddings to a .parquet or .npz file; how many.
+        """Write entries and embeddings to one file.
+
+        Args:
+            path: of the file, which ends in .parquet or .npz.
+            where: which entries; None: all.
+
+        Returns:
+            How many entries were written.
 
         Raises:
             GalleryError: for another ending, a gallery never added to, or a file that cannot be written.
@@ -426,21 +509,23 @@ class Gallery:
         return export(Path(path), settings, self._store.scan(where, 4096))
 
     def backup(self, path: str | Path) -> int:
-        """Copy the gallery of a folder into a new folder, also while others write; how many entries.
+        """Copy the gallery of a folder into a new folder, also while others write.
 
-        `fmcnet.retrieval.backup.restore` makes a gallery of it again. The copy is one, too.
+        The copy is a gallery, too; `fmcnet.retrieval.backup.restore` puts it in the place of another one.
+
+        Args:
+            path: a folder that does not exist.
+
+        Returns:
+            How many entries the copy has.
 
         Raises:
-            GalleryDamagedError: when the gallery is damaged. GalleryError: when `path` exists or cannot be written.
+            GalleryDamagedError: when the gallery is damaged.
+            GalleryError: when `path` exists or cannot be written.
         """
         from fmcnet.retrieval.backup import backup
 
         return backup(self.location, path)
-
-
-def _check_top(top: object) -> None:
-    if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MOST:
-        raise GalleryError(f"top={top} must be 1 to {MOST}")
 
 
 def open_store(location: str | Path, options: OpenOptions) -> Store:

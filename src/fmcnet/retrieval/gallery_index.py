@@ -1,4 +1,4 @@
-"""The index of one process, in step with the database; and whether its files prove that the database lost entries.
+"""The index of one process, in step with the database.
 
 Files that do not fit the database are not used. The log names what is missing, damaged or of another gallery, and it
 is made again from the database: in memory by a reader, on disk by the next writer.
@@ -6,21 +6,18 @@ is made again from the database: in memory by a reader, on disk by the next writ
 
 from __future__ import annotations
 
-import contextlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from fmcnet.errors import GalleryDamagedError, GalleryError
-from fmcnet.retrieval.faiss_index import FaissIndex
-from fmcnet.retrieval.index_files import FILES, FORMAT, IndexManifest, InvalidIndexError, discard
+from fmcnet.retrieval.faiss_index import Codes, FaissIndex
+from fmcnet.retrieval.index_files import FORMAT, IndexManifest, InvalidIndexError, discard
 from fmcnet.retrieval.index_files import NAME as INDEX
-from fmcnet.retrieval.records import GallerySettings, IndexChoice
-from fmcnet.retrieval.sqlite_connection import NAME, Mark, mark_path, read_mark
+from fmcnet.retrieval.records import Entry, GallerySettings, IndexChoice
 from fmcnet.retrieval.sqlite_database import Database
-from fmcnet.types import IntArray
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +34,9 @@ class GalleryIndex:
     """The index of one process over a gallery's folder.
 
     Attributes:
-        state: what is searched; None until it is loaded. manifest: of the files it is based on, or None.
+        state: what is searched; None until it is loaded.
+        generation: of the database, up to which `state` is complete.
+        manifest: of the files that `state` is based on, or None.
         faults: what was wrong with the files when they were loaded last, by name.
     """
 
@@ -47,9 +46,16 @@ class GalleryIndex:
     hnsw_above: int
     flush_rows: int
     state: FaissIndex | None = None
+    generation: int = -1
     manifest: IndexManifest | None = None
     faults: list[str] = field(default_factory=list)
     _unerased: list[int] = field(default_factory=list)
+    """Positions of removed rows whose embeddings may be in the file."""
+
+    @property
+    def saved(self) -> int:
+        """How many of the first rows are in the embeddings' file."""
+        return 0 if self.manifest is None else self.manifest.rows
 
     # ---- reading; a transaction is open ----
 
@@ -62,9 +68,9 @@ class GalleryIndex:
                 raise self.database.damaged("'settings' is missing")
             return FaissIndex(1, "float32")
         state = None if reload else self.state
-        if state is not None and state.generation == generation:
+        if state is not None and self.generation == generation:
             return state
-        if state is None or not self.database.number("floor") <= state.generation <= generation:
+        if state is None or not self.database.number("floor") <= self.generation <= generation:
             state = self._load(settings, generation)
         self.state = None  # should catching up fail, the next use loads anew
         self._catch_up(state, generation)
@@ -83,7 +89,7 @@ class GalleryIndex:
                 reason = str(error)
             if not self.replaced():
                 break
-        self.manifest = None
+        self.manifest, self.generation = None, -1
         if (self.folder / INDEX).exists():
             self.faults.append(reason)
             logger.warning("%s: %s; made anew", self.folder, reason)
@@ -102,11 +108,11 @@ class GalleryIndex:
             raise InvalidIndexError(
                 f"{INDEX} is of generation {manifest.generation}, the database of {generation}"
             )
-        codes, columns = manifest.verify(self.folder), manifest.load_columns(self.folder)
+        codes, columns = manifest.verify(self.folder)
         if len(columns) != manifest.rows:
             raise InvalidIndexError(f"{manifest.columns} has {len(columns)} rows, not {manifest.rows}")
         index = FaissIndex(manifest.dimension, manifest.dtype, columns)
-        index.generation = manifest.generation
+        self.generation = manifest.generation
         try:
             index.load(codes, self.folder / manifest.graph if manifest.graph else None)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -115,11 +121,9 @@ class GalleryIndex:
 
     def _catch_up(self, state: FaissIndex, generation: int) -> None:
         columns = state.columns
-        noted = dict(self.database.noted(state.generation))  # the last word on each row
+        noted = dict(self.database.noted(self.generation))  # the last word on each row
         known = columns.existing(list(noted))
-        if gone := [seq for seq in known if noted[seq]]:
-            positions = state.forget(gone)
-            self._unerased += positions[positions < state.saved].tolist()
+        self._forget(state, [seq for seq in known if noted[seq]])
         changed = [seq for seq in known if not noted[seq]]
         for seq, (entry, _) in self.database.stored(changed).items():
             columns.replace(seq, entry)
@@ -128,7 +132,15 @@ class GalleryIndex:
             codes = np.stack([vector for _, vector in rows.values()]).astype(state.dtype)
             state.append(list(rows), [entry for entry, _ in rows.values()], codes)
             last = int(columns.seq[-1])
-        state.generation = generation
+        self.generation = generation
+
+    def _forget(self, state: FaissIndex, seqs: Sequence[int]) -> None:
+        positions = state.forget(seqs)
+        self._unerased += positions[positions < self.saved].tolist()
+
+    def invalidate(self) -> None:
+        """Let the next use start from the files and the database."""
+        self.state = None
 
     # ---- writing; the writer's lock is held ----
 
@@ -146,7 +158,7 @@ class GalleryIndex:
         if self.state is None:
             return
         if self._unerased:
-            self.erase(np.array(self._unerased, np.int64))
+            self._erase()
         if self.faults or (self.manifest and self.manifest.format != FORMAT):
             self.flush()
         elif self.manifest is not None:
@@ -154,17 +166,43 @@ class GalleryIndex:
         elif not (self.folder / INDEX).exists():
             discard(self.folder)
 
-    def erase(self, positions: IntArray) -> None:
-        """Overwrite removed rows in the files; where that fails the files go, for they can be made again."""
+    def apply(
+        self,
+        generation: int,
+        *,
+        removed: Sequence[int],
+        added: Sequence[int] = (),
+        entries: Sequence[Entry] = (),
+        codes: Codes | None = None,
+    ) -> None:
+        """Follow a transaction of this process, in which `sync` was called; removed rows are erased in the files.
+
+        Args:
+            generation: that of the transaction.
+            removed: numbers of removed rows.
+            added: numbers of new rows.
+            entries: of the new rows.
+            codes: (len(added), D) embeddings of the new rows.
+        """
         state = self.state
-        self._unerased = []
-        if state is None or self.manifest is None:
+        if state is None:
+            return
+        self._forget(state, removed)
+        if codes is not None:
+            state.append(added, entries, codes)
+        self.generation = generation
+        if removed:
+            self._erase()
+
+    def _erase(self) -> None:
+        """Overwrite removed rows in the files; where that fails the files go, for they can be made again."""
+        positions, self._unerased = np.array(self._unerased, np.int64), []
+        if self.state is None or self.manifest is None:
             discard(self.folder)
-            self.state = None  # its unsaved embeddings are read again, without the removed ones
             return
         try:
-            self.manifest.erase(self.folder, positions[positions < self.manifest.rows])
-            self.manifest.commit(self.folder, state)
+            self.manifest.erase(self.folder, positions)
+            self.manifest.commit(self.folder, self.state, self.generation)
         except (OSError, InvalidIndexError) as error:
             logger.warning("%s: the index cannot be rewritten (%s); it is removed", self.folder, error)
             discard(self.folder)
@@ -175,10 +213,15 @@ class GalleryIndex:
         state = self.state
         if state is None:
             return
-        due = int(SHARE * state.saved)
+        due = int(SHARE * self.saved)
         if state.graph_rows:
-            due = min(due, BEHIND - (state.saved - state.graph_rows))
-        if len(state) - state.saved >= max(self.flush_rows, due):
+            due = min(due, BEHIND - (self.saved - state.graph_rows))
+        if len(state) - self.saved >= max(self.flush_rows, due):
+            self.flush()
+
+    def flush_unsaved(self) -> None:
+        """Write to disk what only memory has."""
+        if self.state is not None and len(self.state) > self.saved:
             self.flush()
 
     def flush(self, *, complete: bool = False) -> None:
@@ -188,9 +231,9 @@ class GalleryIndex:
             return
         try:
             manifest = self.manifest or IndexManifest(
-                self.database.name(), state.generation, state.dimension, str(state.dtype)
+                self.database.name(), self.generation, state.dimension, str(state.dtype)
             )
-            manifest.append(self.folder, state.take_unsaved())
+            manifest.append(self.folder, state.codes_from(manifest.rows))
             wanted = self.choice == "hnsw" or (self.choice == "auto" and state.live > self.hnsw_above)
             missing = len(state) - state.graph_rows
             if wanted and missing and (complete or not state.graph_rows or missing >= BEHIND):
@@ -200,9 +243,8 @@ class GalleryIndex:
                 manifest.graph = None
             elif manifest.graph is None:
                 manifest.put_graphs(self.folder, state)
-            manifest.commit(self.folder, state)
+            manifest.commit(self.folder, state, self.generation)
             self.manifest, self.faults = manifest, []
-            state.saved, state.unsaved = len(state), []
         except (OSError, MemoryError, RuntimeError, InvalidIndexError) as error:  # RuntimeError is FAISS's
             logger.warning("%s: the index cannot be written (%s); searches go on", self.folder, error)
             self.state = None  # the next use loads the files, or reads the database
@@ -216,73 +258,10 @@ class GalleryIndex:
         if state is None:
             return
         if state.clean:
-            state.generation = generation
+            self.generation = generation
         else:
-            self.manifest, self._unerased = None, []
+            self.manifest, self.generation, self._unerased = None, -1, []
             self.state = state = FaissIndex(state.dimension, str(state.dtype))
             with self.database.reading():
                 self._catch_up(state, generation)
         self.flush(complete=True)
-
-
-def check_loss(folder: Path, timeout: float) -> None:
-    """Refuse a database that lost what its mark or the index knows, before a writer changes anything.
-
-    Raises:
-        GalleryDamagedError: says what was lost, and what to do.
-    """
-    mark, index = (
-        read_mark(folder / NAME),
-        IndexManifest.find(folder),
-    )  # first: the database may only be newer
-    newest = [one for one in (mark, index) if one is not None]
-    proofs = _proofs(folder, mark is None, index is None)
-    main = _in_main_file(folder, timeout)
-    with contextlib.closing(Database(folder, read_only=True, timeout=timeout)) as database:
-        with database.translated():
-            if not database.tables():
-                if (len(newest) < 2 and proofs) or any(one.generation for one in newest):
-                    raise lost(folder, f"{NAME} is empty or missing", index)
-                return
-            name, generation = database.name(), database.number("generation")
-        if main is not None and (main.gallery != name or main.generation > generation):
-            raise database.damaged("its write-ahead log is another gallery's, or older")
-        if any(one.gallery == name and one.generation > generation for one in newest):
-            older = f"{NAME} is older than what was written last, so its write-ahead log was lost or damaged"
-            raise lost(folder, older, index)
-        if mark is not None and name not in {one.gallery for one in newest}:
-            raise lost(folder, f"{NAME} is another gallery's", index)
-        if index is not None and index.rows and name != index.gallery:
-            raise lost(folder, f"{NAME} or {INDEX} is another gallery's", index)
-
-
-def _in_main_file(folder: Path, timeout: float) -> Mark | None:
-    """How far the database goes without its log, where it has one; None where that cannot be read."""
-    with contextlib.suppress(GalleryError):
-        database = Database(folder, read_only=True, timeout=timeout, without_log=True)
-        with contextlib.closing(database), database.translated():
-            if database.has_log and "pictures" in database.tables():
-                return Mark(database.name(), database.number("generation"))
-    return None
-
-
-def _proofs(folder: Path, mark: bool = True, index: bool = True) -> list[Path]:
-    """The mark and the files of the index that are there; a new gallery has none."""
-    files = [path for name in FILES for path in sorted(folder.glob(name))] if index else []
-    at = mark_path(folder / NAME)
-    return [*files, *([at] if mark and at.exists() else [])]
-
-
-def lost(folder: Path, what: str, index: IndexManifest | None) -> GalleryDamagedError:
-    """The error of a gallery that lost entries."""
-    rows = f", and the index has {index.rows:,} rows" if index is not None else ""
-    recover = ""
-    if index is not None or ((folder / NAME).is_file() and (folder / NAME).stat().st_size):
-        recover = (
-            f", or write what is left into a new gallery: fmcnet gallery recover {folder} NEW --model MODEL"
-        )
-    proofs = " and ".join(map(str, _proofs(folder)))
-    return GalleryDamagedError(
-        f"{folder} lost entries: {what}{rows}. Nothing was changed. Restore a backup (fmcnet gallery "
-        f"restore){recover}. If this database is the one you want, delete {proofs}"
-    )

@@ -22,7 +22,8 @@ from pydantic import TypeAdapter
 
 from fmcnet.files import private_mode, remove_left, to_disk, write_atomically
 from fmcnet.parsing import parse_json, read_json
-from fmcnet.retrieval.faiss_index import Codes, EntryColumns, FaissIndex
+from fmcnet.retrieval.entry_columns import EntryColumns
+from fmcnet.retrieval.faiss_index import Codes, FaissIndex
 from fmcnet.types import IntArray
 
 NAME = "index.json"
@@ -44,9 +45,15 @@ class IndexManifest:
     """What `index.json` says, and the files that it names.
 
     Attributes:
-        gallery: name of the database it belongs to. generation: of the database, up to which it is complete.
-        rows: of the embeddings' file `vectors`. blocks: their CRC-32, `BLOCK` rows each.
-        columns, graph: files with the CRC-32 `columns_crc`, `graph_crc`.
+        gallery: name of the database it belongs to.
+        generation: of the database, up to which it is complete.
+        dimension: values in an embedding.
+        dtype: of the embeddings.
+        vectors: file of the embeddings.
+        rows: how many it has.
+        blocks: their CRC-32, `BLOCK` rows each.
+        columns: file of what filters need; `columns_crc` is its CRC-32.
+        graph: file of the graphs, or None; `graph_crc` is its CRC-32.
 
     Raises:
         InvalidIndexError: by all methods that read.
@@ -100,17 +107,16 @@ class IndexManifest:
             return IndexManifest.read(folder)
         return None
 
-    def verify(self, folder: Path) -> Codes:
-        """Read all files; the (rows, D) embeddings, mapped."""
+    def verify(self, folder: Path) -> tuple[Codes, EntryColumns]:
+        """Read and compare all files; the (rows, D) embeddings, mapped, and what filters need of the rows."""
         codes = self.map(folder)
         for block, crc in enumerate(self.blocks):
             if block_crc(codes, block) != crc:
                 first, last = block * BLOCK, min((block + 1) * BLOCK, self.rows) - 1
                 raise InvalidIndexError(f"{self.vectors}, rows {first} to {last}: checksum differs")
-        _verify_file(folder, self.columns, self.columns_crc)
         if self.graph:
             _verify_file(folder, self.graph, self.graph_crc)
-        return codes
+        return codes, self.load_columns(folder)
 
     def load_columns(self, folder: Path) -> EntryColumns:
         """What filters need."""
@@ -176,10 +182,10 @@ class IndexManifest:
         write_atomically(folder / name, index.save_graphs, private_mode(folder))
         self.graph, self.graph_crc = name, _crc(folder / name)
 
-    def commit(self, folder: Path, index: FaissIndex) -> None:
+    def commit(self, folder: Path, index: FaissIndex, generation: int) -> None:
         """Write columns and manifest, then remove the files that it no longer names."""
-        self.generation = index.generation
-        self.columns, self.format = f"columns-{_token()}.npz", FORMAT
+        self.generation, self.format = generation, FORMAT
+        self.columns = f"columns-{_token()}.npz"
         mode = private_mode(folder)
         write_atomically(folder / self.columns, lambda path: index.columns.save(path, self.rows), mode)
         self.columns_crc = _crc(folder / self.columns)

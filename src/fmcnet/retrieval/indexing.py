@@ -37,8 +37,11 @@ class Difference(NamedTuple):
     """A value given for a picture that differs from the one the gallery stores.
 
     Attributes:
-        source: its path. name: "modality", "camera", "time", "track", "pid", "tags"; "content" for a file that
-            changed; or "picture" for one that is to be kept and is not. stored, given: the two values.
+        source: the picture's path.
+        name: "modality", "camera", "time", "track", "pid" or "tags"; "content" for a file that changed; "picture" for
+            one that is to be kept and is not.
+        stored: the gallery's value.
+        given: the new value.
     """
 
     source: str
@@ -58,8 +61,10 @@ class IndexReport:
     Attributes:
         sources: what was listed, and what of it was left out.
         faults: those left out because they cannot be indexed, with the reason.
-        added: how many are new. already: how many were in the gallery.
-        updated, replaced: how many of those were changed, and how many encoded anew.
+        added: how many are new.
+        already: how many were in the gallery.
+        updated: how many of those were changed.
+        replaced: how many of those were encoded anew.
         differences: values given for the others that differ from those stored.
         removed_before: paths left out because they were removed or expired earlier.
         changes: files that changed, moved or are copies.
@@ -85,6 +90,13 @@ class IndexReport:
     def pictures(self) -> int:
         """How many were listed."""
         return len(self.sources.pictures) + len(self.sources.faults) + len(self.sources.same)
+
+    def count(self, done: Added) -> None:
+        """Count what one add did."""
+        self.added += done.added
+        self.replaced += done.replaced
+        self.already += done.skipped
+        self.faults += done.faults
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -133,13 +145,18 @@ def index(
             differ from those stored; "update": store the values given (for another modality, or a file that changed:
             encode anew); "replace": encode all anew. A value that is not given stays as it is stored.
         keep_images: keep small pictures, too, as `Searcher.add`.
-        batch_size: pictures encoded at once. progress: show a bar; None: on a terminal only.
+        batch_size: pictures encoded at once.
+        progress: show a bar; None: on a terminal only.
         value_range: as `Encoder.encode`.
         include_removed: add pictures that were removed or expired earlier, too; otherwise they are left out.
         missing_ok: leave out rows whose file is gone, whatever `on_error` says.
 
+    Returns:
+        What was done. `notes` and `entries` are set at the end.
+
     Raises:
-        DataError: naming pictures that cannot be taken. GalleryError: as `Gallery.add`.
+        DataError: naming pictures that cannot be taken.
+        GalleryError: as `Gallery.add`.
         KeyboardInterrupt: saying what was done.
     """
     if on_error not in ("raise", "skip"):
@@ -148,45 +165,34 @@ def index(
         raise FmcnetError(f"existing='{existing}': say keep, update or replace")
     if on_error == "raise":
         check_faults(sources, missing_ok=missing_ok)
-    gallery, report, remarks = searcher.gallery, IndexReport(sources, list(sources.faults)), Remarks()
-    identities, fresh = gallery.identities(), list[Picture]()
-    options = {"on_error": on_error, "batch_size": batch_size, "remarks": remarks}
+    gallery = searcher.gallery
+    report, remarks = IndexReport(sources, list(sources.faults)), Remarks()
+    identities = gallery.identities()
+    new: list[Picture] = []
     try:
         with Progress("indexing", len(sources.pictures), show=progress) as bar:
             for start in range(0, len(sources.pictures), PORTION):
-                portion = sources.pictures[start : start + PORTION]
-                wanted = Where(ids=[picture.id for picture in portion])
-                stored = {entry.id: entry for entry, _ in gallery.scan(wanted)}
-                report.already += len(stored)
-                records = compare_files(gallery, portion, stored, report.changes)
-                new = [one for one in portion if one.id not in stored and one.id not in report.changes.moved]
-                gone = set[str]() if include_removed else _removed(gallery, new, records)
-                report.removed_before += [str(one.path) for one in new if one.id in gone]
-                new = [one for one in new if one.id not in gone]
-                fresh += new
-                differing = {
-                    one.id: list(_differences(gallery, one, stored[one.id], keep_images, report.changes))
-                    for one in portion
-                    if one.id in stored
-                }
-                again: set[str] = set()
-                if existing == "keep":
-                    report.differences += [one for found in differing.values() for one in found]
-                elif existing == "update":
-                    again = {at for at, found in differing.items() if {one.name for one in found} & ENCODED}
-                    rest = {at: found for at, found in differing.items() if at not in again}
-                    report.updated += _update(gallery, rest)
-                else:
-                    again = set(differing)
-                new += [_completed(one, stored[one.id]) for one in portion if one.id in again]
-                for done in _add(searcher, new, keep_images, bool(again), value_range, options):
-                    report.added += done.added
-                    report.replaced += done.replaced
-                    report.already += done.skipped
-                    report.faults += done.faults
+                pictures = sources.pictures[start : start + PORTION]
+                portion = _compare(gallery, pictures, report, keep_images, include_removed)
+                new += portion.new
+                again = _apply_to_existing(gallery, portion, existing, report)
+                for done in _add(
+                    searcher,
+                    [*portion.new, *again],
+                    replace=bool(again),
+                    keep_images=keep_images,
+                    value_range=value_range,
+                    on_error=on_error,
+                    batch_size=batch_size,
+                    remarks=remarks,
+                ):
+                    report.count(done)
                     if gallery.files is not None:
-                        gallery.files.put({at: records[at] for at in done.ids if at in records}, added=True)
-                bar.advance(count=len(portion))
+                        records = {
+                            name: portion.records[name] for name in done.ids if name in portion.records
+                        }
+                        gallery.files.put(records, added=True)
+                bar.advance(count=len(pictures))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"{report.added} pictures were added; the same command goes on from there"
@@ -197,11 +203,69 @@ def index(
         ) from error
     if existing == "replace":
         report.changes.unwatched = 0  # all were encoded anew, changed or not
-    doubts = (*near_cameras(gallery.cameras()), *added_notes(gallery, identities, fresh))
+    doubts = (*near_cameras(gallery.cameras()), *added_notes(gallery, identities, new))
     notes = (*sources.notes, *doubts, *remarks.lines(), *report.changes.notes())
     report.notes = list(dict.fromkeys(notes))  # each once
     report.entries, report.ranged = len(gallery), remarks.ranged()
     return report
+
+
+class _Portion(NamedTuple):
+    """Some of the pictures, compared with the gallery.
+
+    Attributes:
+        new: those to add.
+        known: those that the gallery holds, each with its entry and what differs.
+        records: their files, by entry id, to be noted once they are encoded.
+    """
+
+    new: list[Picture]
+    known: list[tuple[Picture, Entry, list[Difference]]]
+    records: Mapping[str, FileRecord]
+
+
+def _compare(
+    gallery: Gallery,
+    pictures: Sequence[Picture],
+    report: IndexReport,
+    keep_images: bool,
+    include_removed: bool,
+) -> _Portion:
+    """Tell new pictures from known ones; what moved and what was removed before goes to the report alone."""
+    stored = {entry.id: entry for entry, _ in gallery.scan(Where(ids=[picture.id for picture in pictures]))}
+    report.already += len(stored)
+    changes = report.changes
+    records = compare_files(gallery, pictures, stored, changes)
+    new = [picture for picture in pictures if picture.id not in stored and picture.id not in changes.moved]
+    if not include_removed:
+        removed = _removed(gallery, new, records)
+        report.removed_before += [str(picture.path) for picture in new if picture.id in removed]
+        new = [picture for picture in new if picture.id not in removed]
+    known = []
+    for picture in pictures:
+        if picture.id in stored:
+            entry = stored[picture.id]
+            differences = list(_differences(gallery, picture, entry, keep_images, changes))
+            known.append((picture, entry, differences))
+    return _Portion(new, known, records)
+
+
+def _apply_to_existing(
+    gallery: Gallery, portion: _Portion, existing: Existing, report: IndexReport
+) -> list[Picture]:
+    """Report or store what differs for known pictures; those to encode anew, with all their values."""
+    if existing == "keep":
+        for _, _, differences in portion.known:
+            report.differences += differences
+        return []
+    again, updates = [], {}
+    for picture, entry, differences in portion.known:
+        if existing == "replace" or any(one.name in ENCODED for one in differences):
+            again.append(_completed(picture, entry))
+        else:
+            updates[picture.id] = differences
+    report.updated += _update(gallery, updates)
+    return again
 
 
 def _removed(gallery: Gallery, new: Sequence[Picture], records: Mapping[str, FileRecord]) -> set[str]:
@@ -217,7 +281,12 @@ def leave_out_expired(sources: Sources, until: datetime, option: str) -> Sources
     """The sources without pictures that `gallery expire` would remove.
 
     Args:
-        until: of `expires_before`. option: by which `Sources.not_chosen` counts them.
+        sources: what was listed.
+        until: the time that `expires_before` gives.
+        option: the name under which `Sources.not_chosen` counts them.
+
+    Returns:
+        The other pictures, with a note on those without a time.
     """
     kept = tuple(one for one in sources.pictures if one.time is None or not EPOCH <= one.time < until)
     not_chosen, notes = dict(sources.not_chosen), list(sources.notes)
@@ -231,7 +300,15 @@ def leave_out_expired(sources: Sources, until: datetime, option: str) -> Sources
 
 
 def check_faults(sources: Sources, *, missing_ok: bool = False) -> None:
-    """Refuse sources with faults by a DataError that names them; `missing_ok`: rows without a file are none."""
+    """Refuse sources with faults.
+
+    Args:
+        sources: what was listed.
+        missing_ok: a row whose file is gone is no fault.
+
+    Raises:
+        DataError: naming the faults.
+    """
     found = [one for one in sources.faults if not (missing_ok and one.reason == MISSING)]
     if found:
         total = len(sources.pictures) + len(sources.faults)
@@ -241,15 +318,16 @@ def check_faults(sources: Sources, *, missing_ok: bool = False) -> None:
 
 def _add(
     searcher: Searcher,
-    new: Sequence[Picture],
-    keep_images: bool,
+    pictures: Sequence[Picture],
+    *,
     replace: bool,
+    keep_images: bool,
     value_range: ValueRange | None,
-    options: dict[str, Any],
+    **options: Any,
 ) -> Iterator[Added]:
     """Those whose picture is to be kept, or was, and the others; of each range by itself."""
     groups: dict[tuple[bool, ValueRange | None], list[Picture]] = {}
-    for one in new:
+    for one in pictures:
         keep = keep_images or (replace and searcher.gallery.picture(one.id) is not None)
         groups.setdefault((keep, one.value_range or value_range), []).append(one)
     for (keep, chosen), group in groups.items():

@@ -7,6 +7,7 @@ import time as clock
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta, timezone
+from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
@@ -40,16 +41,23 @@ LONGEST = {
 }
 """Most bytes (UTF-8) of a text."""
 MOST_TAGS = 64
+"""Most tags of one entry."""
 LARGEST_PICTURE = 2**20
-"""Bytes."""
+"""Most bytes of a picture that is kept with an entry."""
 SMALLEST = 1e-12
 """A vector whose values are all smaller is a zero vector."""
 
 
 def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embedding") -> FloatArray:
-    """(N, D) float32 of unit length from any real (N, D) numbers; a single (D,) vector becomes (1, D).
+    """(N, D) float32 of unit length.
 
-    NaN, infinity and zero vectors are errors; `names` of the rows are for the message.
+    Args:
+        values: (N, D) real numbers of any length; a single (D,) vector becomes (1, D).
+        names: of the rows, for the message.
+        what: the rows are, for the message.
+
+    Raises:
+        GalleryError: for another shape, NaN, infinity and zero vectors.
     """
     try:
         wide = np.asarray(values)
@@ -79,7 +87,13 @@ def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embe
 
 
 def pool(embeddings: ArrayLike) -> FloatArray:
-    """One unit vector (D,) of several (N, D): the mean of their unit vectors, renormalised.
+    """The mean of the unit vectors of several embeddings, brought to unit length.
+
+    Args:
+        embeddings: (N, D), or a single (D,).
+
+    Returns:
+        (D,) float32.
 
     Raises:
         GalleryError: for bad embeddings, or when they cancel out.
@@ -100,7 +114,9 @@ def make_batch(
     """Entries of N embeddings.
 
     Args:
-        embeddings: (N, D). ids: N texts; made up where None. pictures: as `as_pictures`.
+        embeddings: (N, D).
+        ids: N texts; made up where None.
+        pictures: as `as_pictures`.
         metadata: a value for each of `CHECKS`: one for all, or N of them.
 
     Raises:
@@ -277,7 +293,14 @@ def expires_before(keep: str | timedelta, now: datetime | None = None) -> dateti
     return moment - duration if duration < moment - EPOCH else EPOCH
 
 
-KEEP: Any = type("Keep", (), {"__repr__": lambda _: "KEEP"})()
+class _Keep(Enum):
+    KEEP = "KEEP"
+
+    def __repr__(self) -> str:
+        return "KEEP"
+
+
+KEEP: Any = _Keep.KEEP
 """An attribute that `update` leaves alone."""
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "pid": as_pid,

@@ -48,7 +48,9 @@ class Collection:
             new collection, "hnsw", otherwise FLAT, which compares with every row.
 
     Attributes:
-        name: of the collection. location: as given, without user and password. timeout: in seconds.
+        name: of the collection.
+        location: as given, without user and password.
+        timeout: in seconds.
         numbers: the collection is of 0.1.0, and its field of identities holds whole numbers only.
 
     Raises:

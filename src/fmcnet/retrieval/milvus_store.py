@@ -27,10 +27,9 @@ from fmcnet.retrieval.milvus_client import (
     to_row,
     to_stored,
 )
+from fmcnet.retrieval.ranking import SPARE, ranked, ties_go_on
 from fmcnet.retrieval.records import (
-    NEAR,
     NONE,
-    SPARE,
     Added,
     EntryBatch,
     GalleryInfo,
@@ -41,7 +40,6 @@ from fmcnet.retrieval.records import (
     Stored,
     Where,
     from_micros,
-    ranked,
 )
 from fmcnet.retrieval.times import DayCount, count_days
 from fmcnet.types import FloatArray
@@ -123,7 +121,7 @@ class MilvusStore(Collection):
             for at, found, distances in self._nearest(queries, pending, wide, condition):
                 if len(found) < wide and self.index == "hnsw" and len(found) < self.count(where):
                     answers[at] = self._compared(queries[at], top, where)  # the graph did not reach them all
-                elif len(found) == wide < WIDEST and distances[-1] >= distances[top - 1] - NEAR:
+                elif len(found) == wide < WIDEST and ties_go_on(distances, top):
                     tied.append(at)
                 else:
                     answers[at] = ranked(queries[at], found, top)

@@ -30,7 +30,8 @@ def added_notes(gallery: Gallery, before: Collection[str], added: Sequence[Pictu
     """Notes on the identities of pictures that were added.
 
     Args:
-        gallery: as it is now. before: its identities before.
+        gallery: as it is now.
+        before: its identities before.
         added: the new pictures.
     """
     given = {picture.pid for picture in added if picture.pid is not None}
@@ -66,6 +67,7 @@ def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
     """What a filter asks for that no entry has, and spellings that it passes over.
 
     Args:
+        gallery: to look in.
         where: cameras, tracks, tags and identities of it are looked for, each by itself, whatever else it says.
     """
     if where is None:
@@ -132,12 +134,16 @@ def answer_notes(
     where: Where | None,
     model: Path | None,
 ) -> list[str]:
-    """The notes of an answer to a query of `images` images.
+    """The notes of an answer.
 
     Args:
+        scores: the calibration as seen from the query.
+        images: how many images made the query.
         candidates: all hits, each alone, or tracks, best first.
-        found: those that reach what was `asked`, grouped.
+        found: those that reach what was asked, grouped.
+        asked: a least probability or a false-match rate was given.
         group: "track", "pid", or None.
+        where: the filter.
         model: the folder of the encoder, where it has one.
     """
     notes: list[str] = []

@@ -1,9 +1,9 @@
-"""What goes into a gallery and what comes out: small frozen dataclasses, and how hits are ranked and grouped."""
+"""What goes into a gallery and what comes out: small frozen dataclasses, and their values."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,8 +26,12 @@ class Entry:
     """One stored crop, without its embedding.
 
     Attributes:
-        id: unique in the gallery. pid: the identity (`parse_identity`), None where unknown. modality: of the crop.
-        camera, source, track: None where unknown; `source` says where the crop came from (a path, a URL).
+        id: unique in the gallery.
+        modality: of the crop.
+        pid: the identity (`parse_identity`); None where unknown.
+        camera: None where unknown.
+        source: where the crop came from (a path, a URL); None where unknown.
+        track: None where unknown.
         time: when it was seen, in UTC, to the microsecond; None where unknown.
         tags: free labels, sorted, each once.
     """
@@ -77,7 +81,8 @@ class HitGroup:
 
     Attributes:
         key: the track or pid; None for a hit that has none (such a hit is a group of its own).
-        similarity, probability: what ranks the group: of the best hit, or of a track's entries pooled.
+        similarity: what ranks the group: of the best hit, or of a track's entries pooled.
+        probability: of that similarity.
         hits: at least one. Of a person, only those that reach what was asked.
         pooled: how many entries were pooled; 0: none were.
     """
@@ -119,11 +124,14 @@ class Where:
     """Which entries: all conditions that are given must hold; None is no condition.
 
     Attributes:
-        ids, pids, cameras, tracks: the entry's value is one of these; an empty collection matches nothing. Nobody
-            known is no identity, and cannot be asked for.
+        ids: the entry's id is one of these; an empty collection matches nothing.
+        pids: the entry's identity is one of these, as `parse_identity` reads them; empty: nothing. Entries without an
+            identity cannot be asked for.
+        cameras: the entry's camera is one of these; empty: nothing.
+        tracks: the entry's track is one of these; empty: nothing.
         modality: the entry's modality, or a word for it; kept as a `Modality`.
-        since, until: seen at or after `since`, and before `until` (aware datetimes); an entry without a time
-            matches neither.
+        since: seen at or after this aware datetime; an entry without a time does not match.
+        until: seen before this aware datetime; an entry without a time does not match.
         tags: the entry has all of these; none at all are no condition.
 
     Raises:
@@ -202,7 +210,9 @@ class GallerySettings:
     """What the first add fixes for good.
 
     Attributes:
-        dimension: values in an embedding. model: digest of the model that made them. dtype: how they are kept.
+        dimension: values in an embedding.
+        model: digest of the model that made them.
+        dtype: how they are kept.
     """
 
     dimension: int
@@ -215,7 +225,8 @@ class EntryBatch:
     """Checked entries to add.
 
     Attributes:
-        entries: N of them. vectors: (N, D) float32, unit length, in the same order.
+        entries: N of them.
+        vectors: (N, D) float32, unit length, in the same order.
         pictures: N encoded images or None; or nothing at all.
     """
 
@@ -229,8 +240,10 @@ class Added:
     """What an add did.
 
     Attributes:
-        ids: of all N entries given, in order, those that were made up included. added, replaced, skipped: counts;
-            they sum to N.
+        ids: of all N entries given, in order, those that were made up included.
+        added: how many are new. With `replaced` and `skipped`, it sums to N.
+        replaced: how many took the place of an entry with their id.
+        skipped: how many were left out, for an entry has their id.
         faults: images that could not be read and were left out, by `Searcher.add`; they are not among the N.
     """
 
@@ -246,10 +259,14 @@ class GalleryInfo:
     """A gallery in numbers.
 
     Attributes:
-        location: path or URL. entries: how many. settings: None before the first add.
-        index: "exact" or "hnsw": what an unfiltered search uses now. unindexed: entries that are searched one by
-            one beside the index. removed: rows whose space `compact` would give back.
-        bytes: on disk; 0 where the backend does not tell. pictures: how many entries have a picture with them.
+        location: path or URL.
+        entries: how many.
+        settings: None before the first add.
+        index: "exact" or "hnsw": what an unfiltered search uses now.
+        unindexed: entries that are searched one by one beside the index.
+        removed: rows whose space `compact` would give back.
+        bytes: on disk; 0 where the backend does not tell.
+        pictures: how many entries have a picture with them.
     """
 
     location: str
@@ -272,10 +289,6 @@ EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 EARLIEST = datetime.min.replace(tzinfo=timezone.utc)
 NONE = np.iinfo(np.int64).min
 """A time that is not known, in microseconds."""
-SPARE = 16
-"""Candidates asked for beyond `top`, to see ties at the end of the list."""
-NEAR = 1e-5
-"""Similarities of float32 sums that may be equal when computed exactly."""
 
 
 def as_modality(value: object) -> Modality:
@@ -325,70 +338,3 @@ def to_micros(value: datetime) -> int:
 def from_micros(value: int) -> datetime:
     """The inverse of `to_micros`."""
     return EPOCH + timedelta(microseconds=value)
-
-
-def ranked(query: FloatArray, stored: Sequence[Stored], top: int) -> list[Hit]:
-    """The `top` most similar of some stored entries to a unit query (D,), best first, ties by id.
-
-    Each similarity is a sum of its own in double precision, so equal embeddings have equal ones.
-    """
-    if not stored:
-        return []
-    vectors = np.stack([vector for _, vector in stored]).astype(np.float64)
-    exact = (vectors * query.astype(np.float64)).sum(axis=1)
-    similarity = np.clip(exact, -1.0, 1.0).astype(np.float32).tolist()
-    order = sorted(range(len(stored)), key=lambda i: (-similarity[i], stored[i][0].id))
-    return [Hit(similarity=similarity[i], **vars(stored[i][0])) for i in order[:top]]
-
-
-def group(
-    hits: Iterable[Hit], by: Literal["track", "pid"], *, modalities_apart: bool = False
-) -> list[HitGroup]:
-    """Hits (best first) that share a track or a pid together; groups by their best hit.
-
-    Args:
-        modalities_apart: visible and infrared hits of one track or pid are two groups.
-    """
-    if by not in ("track", "pid"):
-        raise GalleryError(f"hits are grouped by 'track' or 'pid', not {by!r}")
-    members: dict[object, list[Hit]] = {}
-    for hit in hits:
-        members.setdefault(_key(hit, by, modalities_apart), []).append(hit)
-    return [
-        HitGroup(getattr(best, by), best.similarity, (best, *rest), probability=best.probability)
-        for best, *rest in members.values()
-    ]
-
-
-def rank_pooled(
-    query: FloatArray, groups: Iterable[HitGroup], entries: Iterable[Stored], by: Literal["track", "pid"]
-) -> list[HitGroup]:
-    """Groups of one modality each, ranked by the similarity of the query to all their entries pooled.
-
-    A group's embedding is the mean of its entries' unit embeddings, brought to unit length, as `pool` makes it. A
-    group with no key is its one hit; one of which no entry is there any more is left out.
-
-    Args:
-        query: (D,), unit length. groups: of `group` with `modalities_apart`. entries: all that belong to them.
-    """
-    sums: dict[object, tuple[int, Any]] = {}
-    for entry, vector in entries:
-        key = _key(entry, by, apart=True)
-        count, total = sums.get(key, (0, 0.0))
-        sums[key] = count + 1, total + vector.astype(np.float64)
-    found = []
-    for one in groups:
-        count, total = sums.get(_key(one.hits[0], by, apart=True), (0, 0.0))
-        if one.key is None:
-            found.append(replace(one, pooled=1))
-        elif count:
-            length = float(np.linalg.norm(total))
-            cosine = float(np.dot(total, query.astype(np.float64))) / length if length > 1e-6 * count else 0.0
-            found.append(replace(one, similarity=max(-1.0, min(cosine, 1.0)), pooled=count))
-    return sorted(found, key=lambda one: (-one.similarity, one.hits[0].id))
-
-
-def _key(one: Hit | Entry, by: str, apart: bool) -> tuple[object, str, Modality | None]:
-    """What those have in common that are of one group."""
-    value = getattr(one, by)
-    return value, one.id if value is None else "", one.modality if apart else None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +15,18 @@ from fmcnet.data.value_range import RANGE_UNUSED, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.inference.calibration import Calibration
 from fmcnet.inference.encoder import Encoder
-from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, read_ahead
+from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand
 from fmcnet.retrieval.answer import Answer, thumbnail
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.inputs import column, pool, tag_column
+from fmcnet.retrieval.inputs import column, tag_column
 from fmcnet.retrieval.notes import answer_notes, filter_notes
+from fmcnet.retrieval.ranking import group as group_hits
 from fmcnet.retrieval.records import Added, Hit, HitGroup, OnDuplicate, Where
-from fmcnet.retrieval.records import group as group_hits
 from fmcnet.types import Embeddings, FloatArray, Modality
 
 Modalities = ModalityLike | Sequence[ModalityLike] | NDArray[np.uint8]
 GroupBy = Literal["track", "pid"]
+Scored = TypeVar("Scored", Hit, HitGroup)
 NO_LIMIT = float("-inf")
 
 
@@ -51,19 +52,20 @@ class CalibratedScores:
         calibration = self.calibration
         return calibration is not None and all(calibration.covers(kind, entry) for kind in self.query)
 
-    def with_probabilities(self, hits: Sequence[Hit]) -> list[Hit]:
-        """Hits with their probabilities, None where `covers` says no; order kept."""
-        found: dict[int, float] = {}
+    def with_probabilities(self, found: Sequence[Scored]) -> list[Scored]:
+        """The same with their probabilities, None where `covers` says no; order kept."""
+        probabilities: list[float | None] = [None] * len(found)
         for entry in Modality:
-            rows = [row for row, hit in enumerate(hits) if hit.modality is entry]
-            if self.calibration is not None and rows and self.covers(entry):
-                cosines = [hits[row].similarity for row in rows]
-                curves = [
-                    self.calibration.probability(cosines, kind, entry, prior=self.prior)
-                    for kind in self.query
-                ]
-                found.update(zip(rows, np.min(curves, axis=0).tolist(), strict=True))
-        return [replace(hit, probability=found.get(row)) for row, hit in enumerate(hits)]
+            rows = [row for row, one in enumerate(found) if one.modality is entry]
+            if self.calibration is None or not rows or not self.covers(entry):
+                continue
+            cosines = [found[row].similarity for row in rows]
+            curves = [
+                self.calibration.probability(cosines, kind, entry, prior=self.prior) for kind in self.query
+            ]
+            for row, probability in zip(rows, np.min(curves, axis=0).tolist(), strict=True):
+                probabilities[row] = probability
+        return [replace(one, probability=p) for one, p in zip(found, probabilities, strict=True)]
 
     def thresholds(self, entries: Sequence[Modality], fmr: float | None) -> dict[Modality, float]:
         """The least similarity, by the modality of entries that can be judged; `NO_LIMIT` without a rate."""
@@ -134,17 +136,31 @@ class Searcher:
         """Encode images and add them; they are on disk when this returns.
 
         Args:
-            images, modality: as `Encoder.encode` takes them.
-            ids, pid, camera, time, track, source, tags, on_duplicate: as `Gallery.add` takes them, one for all or one
-                for each image (folders expanded). source: None notes the absolute path of an image given by its
+            images: as `Encoder.encode` takes them: paths, folders, Pillow images or (H, W, 3) uint8 arrays, N in all.
+            modality: one for all, or one for each item of `images`.
+            ids: N texts, as `Gallery.add`.
+            pid: one for all, or N of them, as `Gallery.add`.
+            camera: one for all, or N of them, as `Gallery.add`.
+            time: one for all, or N of them, as `Gallery.add`.
+            track: one for all, or N of them, as `Gallery.add`.
+            source: one for all, or N of them, as `Gallery.add`. None: the absolute path of an image given by its
                 path, and nothing for others.
+            tags: texts for all, or N lists of texts.
+            on_error: "raise": one image that cannot be read refuses all; "skip": it is left out, see `Added.faults`.
+            on_duplicate: what to do with an id that is there, as `Gallery.add`.
             keep_images: keep a small JPEG of each image in the gallery, which goes when the entry goes; otherwise no
                 image is kept.
-            on_error: "raise": one image that cannot be read refuses all; "skip": it is left out, see `faults`.
-            batch_size, progress, value_range, remarks: as `Encoder.encode`.
+            batch_size: images encoded at once.
+            progress: show a bar; None: on a terminal only.
+            value_range: of images deeper than 8 bits, as `Encoder.encode`.
+            remarks: collects what is doubtful about the images, as `Encoder.encode`.
+
+        Returns:
+            The ids, the counts, and the images that were left out.
 
         Raises:
-            DataError: naming the images that cannot be read. GalleryError: as `Gallery.add`.
+            DataError: naming the images that cannot be read.
+            GalleryError: as `Gallery.add`.
         """
         if on_error not in ("raise", "skip"):
             raise FmcnetError(f"on_error='{on_error}': say raise or skip")
@@ -169,10 +185,9 @@ class Searcher:
                 remarks=remarks,
             )
         except DataError:
-            broken = self._unreadable(sources, kinds, value_range) if on_error == "skip" else []
-            if len(broken) < len(items):
+            if len(faults) < len(items):
                 raise
-            return Added((), 0, faults=tuple(broken))
+            return Added((), 0, faults=tuple(faults))  # none is left
         read = sorted(set(range(len(items))) - {fault.position for fault in faults})
         columns = {name: [values[at] for at in read] for name, values in columns.items()}
         if keep_images:
@@ -180,18 +195,22 @@ class Searcher:
         done = self.add_embeddings(embeddings, **columns, on_duplicate=on_duplicate)
         return replace(done, faults=tuple(faults))
 
-    def _unreadable(
-        self, sources: list[Any], kinds: list[Modality], value_range: ValueRange | None
-    ) -> list[Fault]:
-        items = expand(sources, kinds)
-        size = self.encoder.height, self.encoder.width
-        batches = read_ahead(items, [range(len(items))], *size, 1, value_range)
-        return [one for _, batch in batches for one in batch if isinstance(one, Fault)]
-
     def add_embeddings(
         self, embeddings: Embeddings, *, on_duplicate: OnDuplicate = "refuse", **columns: Any
     ) -> Added:
-        """Add what this searcher's encoder gave; `columns` as the keywords of `Gallery.add`."""
+        """Add what this searcher's encoder gave.
+
+        Args:
+            embeddings: N of them, with their modalities.
+            on_duplicate: what to do with an id that is there, as `Gallery.add`.
+            columns: metadata and pictures, by the keywords of `Gallery.add`.
+
+        Returns:
+            The ids and the counts.
+
+        Raises:
+            GalleryError: as `Gallery.add`.
+        """
         self._check()
         kinds = [Modality.from_code(int(code)) for code in embeddings.modality]
         return self.gallery.add(
@@ -223,22 +242,25 @@ class Searcher:
         Args:
             images: one or several of ONE person, in one or both modalities; several are pooled into one query.
             modality: one for all or one for each image.
-            top, where, exact: as `Gallery.search`.
-            min_probability: leave out entries less probable than this to show the same person; 0..1.
+            top: how many hits, 1 to 100,000.
+            where: which entries to look at; None: all.
+            min_probability: leave out entries less probable than this to show the same person; between 0 and 1.
             fmr: leave out entries below the calibrated threshold at this false-match rate, which is that of one
-                comparison.
-            prior: how probable it is, before comparing, that a given entry shows this person; None: 1 / (n + 1) for n
-                entries compared, as if each were another person and the one might be missing. Of a gallery with many
-                images of each of p persons, 1 / (p + 1) is the honest one.
-            value_range: as `Encoder.encode`; take the one that the gallery was indexed with.
+                comparison; between 0 and 1.
+            prior: how probable it is, before comparing, that a given entry shows this person, between 0 and 1. None:
+                1 / (n + 1) for n entries compared, as if each were another person and the one might be missing. Of a
+                gallery with many images of each of p persons, 1 / (p + 1) is the honest one.
             group: the `top` best tracks or persons instead of entries. A track is judged by its entries of one
                 modality pooled (see `Gallery.search_groups`), a person by the best entry.
+            exact: compare with every entry, whatever the index.
+            value_range: as `Encoder.encode`; take the one that the gallery was indexed with.
 
         Returns:
-            An `Answer`; hits are ranked by similarity.
+            Hits ranked by similarity, and notes for the reader.
 
         Raises:
-            DataError: for an image that cannot be read. GalleryError: as `Gallery.search`.
+            DataError: for an image that cannot be read.
+            GalleryError: as `Gallery.search`.
             FmcnetError: when a probability or rate is asked for and the model is not calibrated.
         """
         remarks = Remarks()
@@ -273,7 +295,25 @@ class Searcher:
         group: GroupBy | None = None,
         exact: bool = False,
     ) -> Answer:
-        """`search` for images that this searcher's encoder has encoded already."""
+        """`search` for images that this searcher's encoder has encoded already.
+
+        Args:
+            query: embeddings of one or several images of ONE person.
+            top: as `search`.
+            where: as `search`.
+            min_probability: as `search`.
+            fmr: as `search`.
+            prior: as `search`.
+            group: as `search`.
+            exact: as `search`.
+
+        Returns:
+            As `search`.
+
+        Raises:
+            GalleryError: as `Gallery.search`.
+            FmcnetError: as `search`.
+        """
         for value, name in ((min_probability, "min_probability"), (prior, "prior")):
             if value is not None and not 0.0 < value < 1.0:
                 raise FmcnetError(f"{name}={value} must be between 0 and 1")
@@ -284,19 +324,21 @@ class Searcher:
         calibration = self.encoder.calibration if self.encoder.calibrated else None
         scores = CalibratedScores(calibration, seen)
         asked = min_probability is not None or fmr is not None
-        thresholds = self._thresholds(scores, fmr, (where or Where()).modalities) if asked else {}
-        scopes = [replace(where or Where(), modality=kind) for kind in thresholds] if asked else [where]
+        thresholds: dict[Modality, float] = {}
+        scopes = [where]
+        if asked:
+            thresholds = self._thresholds(scores, fmr, (where or Where()).modalities)
+            scopes = [replace(where or Where(), modality=kind) for kind in thresholds]
         compared = sum(self.gallery.count(scope) for scope in scopes)
         scores = replace(scores, prior=prior if prior is not None else 1.0 / (max(compared, 1) + 1))
-        pooled = pool(query.features)
-        candidates = [
-            one for scope in scopes for one in self._nearest(scores, pooled, top, scope, exact, group)
-        ]
+        candidates: list[HitGroup] = []
+        for scope in scopes:
+            candidates += self._candidates(query.features, scores, scope, top, exact, group)
         candidates.sort(key=lambda one: (-one.similarity, one.best.id))
-        groups, least = candidates, min_probability or 0.0
+        groups = candidates
         if asked:
             reaching = [one for one in candidates if one.similarity >= thresholds[one.modality]]
-            groups = [one for one in reaching if (one.probability or 0.0) >= least]
+            groups = [one for one in reaching if (one.probability or 0.0) >= (min_probability or 0.0)]
         if group == "pid":
             groups = group_hits([one.best for one in groups], group)
         groups = groups[:top]
@@ -332,12 +374,12 @@ class Searcher:
             )
         return thresholds
 
-    def _nearest(
+    def _candidates(
         self,
-        scores: CalibratedScores,
         query: FloatArray,
-        top: int,
+        scores: CalibratedScores,
         where: Where | None,
+        top: int,
         exact: bool,
         group: GroupBy | None,
     ) -> list[HitGroup]:
@@ -346,18 +388,13 @@ class Searcher:
         if group is None:
             hits = self.gallery.search(query, top, where, model=model, exact=exact)
         else:
-            found = self.gallery.search_groups(
+            groups = self.gallery.search_groups(
                 query, group, top, where, model=model, exact=exact, pooled=group == "track"
             )
             if group == "track":
-                pooled = [replace(one.best, similarity=one.similarity) for one in found]
-                return [
-                    replace(
-                        one, hits=tuple(scores.with_probabilities(one.hits)), probability=lead.probability
-                    )
-                    for one, lead in zip(found, scores.with_probabilities(pooled), strict=True)
-                ]
-            hits = [hit for one in found for hit in one.hits]
+                groups = [replace(one, hits=tuple(scores.with_probabilities(one.hits))) for one in groups]
+                return scores.with_probabilities(groups)
+            hits = [hit for one in groups for hit in one.hits]
         return [
             HitGroup(None, hit.similarity, (hit,), probability=hit.probability)
             for hit in scores.with_probabilities(hits)

@@ -36,14 +36,17 @@ class Connection:
     no log, the file is opened as one that does not change (`immutable`), and anew as soon as it did.
 
     Args:
-        folder: of the gallery. timeout: seconds to wait for a lock.
+        folder: of the gallery.
+        read_only: refuse to write.
+        timeout: seconds to wait for a lock.
         without_log: see what is in the main file, without the write-ahead log.
 
     Attributes:
-        path: of the SQLite file. read_only: refuses to write.
+        path: of the SQLite file.
 
     Raises:
-        GalleryError: when the file cannot be opened. GalleryDamagedError: when it is no such database.
+        GalleryError: when the file cannot be opened.
+        GalleryDamagedError: when it is no such database.
     """
 
     def __init__(self, folder: Path, *, read_only: bool, timeout: float, without_log: bool = False) -> None:

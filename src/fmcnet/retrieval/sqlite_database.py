@@ -26,7 +26,7 @@ from fmcnet.retrieval.sqlite_connection import Connection, Mark, write_mark
 from fmcnet.types import Modality
 
 FORMAT = 1
-NAMED = 3
+TEXT_PID_FORMAT = 3
 """The format from the first identity on that is no number; 0.1.0 reads numbers only, and refuses it."""
 COLUMNS = "seq, id, pid, modality, camera, time, source, track, tags"
 Values = tuple[
@@ -72,7 +72,9 @@ class Database(Connection):
     All that is read is checked: GalleryDamagedError where it is not what was written, or a part is missing.
     """
 
-    _more: list[int]  # entries and pictures, since the transaction began
+    _new_entries: int
+    _new_pictures: int
+    """Added minus deleted, since the transaction began."""
 
     def tables(self) -> set[str]:
         """The names of the tables that are there: none, or at least those that every version has."""
@@ -86,14 +88,14 @@ class Database(Connection):
     def writing(self) -> Iterator[None]:
         """All or nothing; then it is noted how many entries there are, and beside the database how far it goes."""
         with super().writing():
-            self._more = [0, 0]
+            self._new_entries = self._new_pictures = 0
             known = self.counts()
             yield
             if generation := self.number("generation"):
                 if known is None:
                     entries, pictures = self.run("SELECT count(*) FROM rows")[0][0], self.pictures()
                 else:
-                    entries, pictures = known[0] + self._more[0], known[1] + self._more[1]
+                    entries, pictures = known[0] + self._new_entries, known[1] + self._new_pictures
                 self.put("counts", json.dumps([generation, entries, pictures]))
         with contextlib.suppress(GalleryError), self.translated():
             write_mark(self.path, Mark(self.name(), self.number("generation")))
@@ -156,18 +158,18 @@ class Database(Connection):
             version, _ = about["format"], about["name"]
         except (ValueError, KeyError, TypeError) as error:
             raise self.damaged("'gallery' is not what was written") from error
-        if version not in (FORMAT, NAMED):
+        if version not in (FORMAT, TEXT_PID_FORMAT):
             raise GalleryError(
-                f"{self.path} has format {version}, this fmcnet reads {FORMAT} and {NAMED}: update fmcnet"
+                f"{self.path} has format {version}, this fmcnet reads {FORMAT} and {TEXT_PID_FORMAT}: update fmcnet"
             )
         return about
 
-    def _note_names(self, stored: Sequence[Values]) -> None:
-        """Mark the gallery as one with `NAMED` identities, where these are the first."""
+    def _note_text_pids(self, stored: Sequence[Values]) -> None:
+        """Mark the gallery as one of `TEXT_PID_FORMAT`, where these hold the first such identity."""
         if any(isinstance(values[2], bytes) for values in stored):
             about = self._about()
-            if about["format"] != NAMED:
-                self.put("gallery", json.dumps(about | {"format": NAMED}))
+            if about["format"] != TEXT_PID_FORMAT:
+                self.put("gallery", json.dumps(about | {"format": TEXT_PID_FORMAT}))
 
     def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
@@ -191,7 +193,7 @@ class Database(Connection):
         top = self.run("SELECT seq FROM sqlite_sequence WHERE name = 'rows'")
         first = top[0][0] + 1 if top else 1
         stored = [to_values(first + i, entry) for i, entry in enumerate(entries)]
-        self._note_names(stored)
+        self._note_text_pids(stored)
         self.connection.executemany(
             f"INSERT INTO rows ({COLUMNS}, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             ((*values, checksum(*values)) for values in stored),
@@ -202,8 +204,8 @@ class Database(Connection):
         )
         kept = [(first + i, seal(first + i, picture)) for i, picture in enumerate(pictures) if picture]
         self.connection.executemany("INSERT INTO pictures VALUES (?, ?)", kept)
-        self._more[0] += len(stored)
-        self._more[1] += len(kept)
+        self._new_entries += len(stored)
+        self._new_pictures += len(kept)
         return [values[0] for values in stored]
 
     def picture(self, seq: int) -> bytes | None:
@@ -232,7 +234,7 @@ class Database(Connection):
     def rewrite(self, seq: int, entry: Entry) -> None:
         """Set all metadata of a row."""
         values = to_values(seq, entry)
-        self._note_names([values])
+        self._note_text_pids([values])
         self.connection.execute(
             "UPDATE rows SET id=?2, pid=?3, modality=?4, camera=?5, time=?6, source=?7, track=?8, tags=?9, crc=?10 "
             "WHERE seq=?1",
@@ -242,18 +244,20 @@ class Database(Connection):
     def delete(self, seqs: Iterable[int]) -> None:
         """Delete rows and overwrite their embeddings and pictures by zeros."""
         for seq in seqs:
-            changed = [self.connection.execute("DELETE FROM rows WHERE seq = ?", (seq,)).rowcount]
-            self.connection.execute(f"DELETE FROM {FILES} WHERE seq = ?", (seq,))
-            for table, name in (("vectors", "vector"), ("pictures", "picture")):
-                changed.append(
-                    self.connection.execute(
-                        f"UPDATE {table} SET {name} = zeroblob(length({name})) WHERE seq = ?", (seq,)
-                    ).rowcount
-                )
-            if changed[:2] != [1, 1]:
+            rows = self._change("DELETE FROM rows WHERE seq = ?", seq)
+            self._change(f"DELETE FROM {FILES} WHERE seq = ?", seq)
+            vectors = self._change("UPDATE vectors SET vector = zeroblob(length(vector)) WHERE seq = ?", seq)
+            pictures = self._change(
+                "UPDATE pictures SET picture = zeroblob(length(picture)) WHERE seq = ?", seq
+            )
+            if not rows or not vectors:
                 raise self.damaged(f"row {seq} is missing")
-            self._more[0] -= 1
-            self._more[1] -= changed[2]
+            self._new_entries -= 1
+            self._new_pictures -= pictures
+
+    def _change(self, statement: str, seq: int) -> int:
+        """How many rows the statement changed."""
+        return self.connection.execute(statement, (seq,)).rowcount
 
     def advance(self) -> int:
         """The next generation, which other processes notice."""

@@ -25,15 +25,15 @@ from fmcnet.errors import GalleryBusyError, GalleryError, GalleryReplacedError
 from fmcnet.files import lock_file, make_private, take_from_others
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
 from fmcnet.retrieval.file_records import FileRecords
-from fmcnet.retrieval.gallery_index import GalleryIndex, check_loss, lost
+from fmcnet.retrieval.gallery_index import GalleryIndex
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
 from fmcnet.retrieval.index_files import IndexManifest
 from fmcnet.retrieval.inputs import check_new, check_settings, check_there
+from fmcnet.retrieval.loss_check import check_loss, lost
+from fmcnet.retrieval.ranking import SPARE, may_be_among, ranked, ties_go_on
 from fmcnet.retrieval.records import (
     MADE_WITH,
-    NEAR,
     NONE,
-    SPARE,
     Added,
     EntryBatch,
     GalleryInfo,
@@ -45,12 +45,11 @@ from fmcnet.retrieval.records import (
     Stored,
     Where,
     from_micros,
-    ranked,
 )
 from fmcnet.retrieval.sqlite_connection import NAME, not_writable
 from fmcnet.retrieval.sqlite_database import FIRST_TABLES, TABLES, Database
 from fmcnet.retrieval.times import DayCount, count_days
-from fmcnet.types import BoolArray, FloatArray, IntArray
+from fmcnet.types import BoolArray, FloatArray
 
 logger = logging.getLogger(__name__)
 
@@ -85,51 +84,32 @@ class SqliteStore:
     def __init__(self, folder: Path, options: OpenOptions) -> None:
         faiss()
         self.folder, self.location = folder, str(folder)
-        self.read_only = read_only = options.read_only
-        self.timeout = timeout = options.timeout
-        self.dtype = options.dtype
+        self.read_only, self.timeout, self.dtype = options.read_only, options.timeout, options.dtype
+        self._closed = False
         self._wrote = False
         self._kind_changed = False  # another kind of index than the files have was asked for
         self._log_due = False  # the log may hold what was removed
         self._in_log = 0  # entries added since the log was brought into the main file
         self._settings: GallerySettings | None = None
-        self._closed = False
         self._mutex = threading.RLock()
-        self._prepare(options.create)
-        check_loss(folder, timeout)
-        self.database = Database(folder, read_only=read_only, timeout=timeout)
+        self._make_where_missing(options.create)
+        check_loss(folder, self.timeout)
+        self.database = Database(folder, read_only=self.read_only, timeout=self.timeout)
         try:
-            with self.database.translated():
-                tables = self.database.tables()
-            self._complete = tables >= TABLES
-            if not read_only and not tables >= FIRST_TABLES:
-                with writer_lock(folder, timeout):
-                    self.database.create()
-                self._complete = True
-            with self.database.translated():
-                self._name = self.database.name()
+            self._open_tables()
             self.files = FileRecords(self.database, self._reading, self._writing)
             choice, above = self._choice(options.index, options.hnsw_above)
             self.index = GalleryIndex(folder, self.database, choice, above, options.flush_rows)
             with self.database.reading():
                 self.index.sync()
-            if not read_only:
-                with contextlib.suppress(GalleryBusyError), writer_lock(folder, 0):
-                    own = (f"{NAME}*", MADE_WITH, *INDEX_FILES)
-                    if closed := take_from_others(path for name in own for path in folder.glob(name)):
-                        logger.info(
-                            "%s: others could read %d of its files, and cannot any more; to share them with a "
-                            "group: chmod g+s %s && chmod g+rw %s/*",
-                            *(folder, len(closed), folder, folder),
-                        )
-                    self.index.adopt()
-                    self._finish_index()  # of a writer that died: the index proves a loss, and saves entries from it
-                    self.database.truncate_log()  # a writer that died may have left what it removed
+            if not self.read_only:
+                self._finish_for_killed_writer()
         except BaseException:
             self.database.close()
             raise
 
-    def _prepare(self, create: bool) -> None:
+    def _make_where_missing(self, create: bool) -> None:
+        """Make the folder of a new gallery; refuse one that lost its database, or holds other files."""
         if (self.folder / NAME).exists():
             return
         if (known := IndexManifest.find(self.folder)) is not None and known.rows:
@@ -153,6 +133,42 @@ class SqliteStore:
         except OSError as error:
             raise GalleryError(f"{self.folder} cannot be made: {error.strerror}") from error
 
+    def _open_tables(self) -> None:
+        """Make the tables of a new gallery, and read the gallery's name."""
+        with self.database.translated():
+            tables = self.database.tables()
+        self._has_all_tables = tables >= TABLES
+        if not self.read_only and not tables >= FIRST_TABLES:
+            with writer_lock(self.folder, self.timeout):
+                self._create_tables()
+        with self.database.translated():
+            self._name = self.database.name()
+
+    def _create_tables(self) -> None:
+        self.database.create()
+        self._has_all_tables = True
+
+    def _finish_for_killed_writer(self) -> None:
+        """Do what a writer that died left undone, unless another one writes now, which does it."""
+        with contextlib.suppress(GalleryBusyError), writer_lock(self.folder, 0):
+            self._close_to_others()
+            self.index.adopt()
+            self._finish_index()  # the index proves a loss, and saves entries from it
+            self.database.truncate_log()  # it may hold what was removed
+
+    def _close_to_others(self) -> None:
+        own = (f"{NAME}*", MADE_WITH, *INDEX_FILES)
+        closed = take_from_others(path for name in own for path in self.folder.glob(name))
+        if closed:
+            logger.info(
+                "%s: others could read %d of its files, and cannot any more; to share them with a group: "
+                "chmod g+s %s && chmod g+rw %s/*",
+                self.folder,
+                len(closed),
+                self.folder,
+                self.folder,
+            )
+
     def _choice(self, index: IndexChoice | None, hnsw_above: int | None) -> tuple[IndexChoice, int]:
         """The kind of index: as given, and then kept in the gallery; or as kept."""
         with self.database.reading():
@@ -171,7 +187,7 @@ class SqliteStore:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[FaissIndex]:
         with self._mutex:
-            self._open()
+            self._check_open()
             with self.database.reading():
                 if self.database.name() != self._name:
                     raise self._replaced()
@@ -180,16 +196,15 @@ class SqliteStore:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         with self._mutex:
-            self._open()
+            self._check_open()
             if self.read_only:
                 raise GalleryError(
                     f"{self.folder} was opened read-only: open it without read_only to change it"
                 )
             with writer_lock(self.folder, self.timeout):
-                self._open()
-                if not self._complete:  # an earlier version did not have all tables
-                    self.database.create()
-                    self._complete = True
+                self._check_open()
+                if not self._has_all_tables:  # an earlier version did not have all tables
+                    self._create_tables()
                 self.index.adopt()
                 self._wrote = True
                 if self._log_due:
@@ -198,11 +213,11 @@ class SqliteStore:
                 try:
                     yield
                 except BaseException:
-                    self.index.state = None  # whatever it was, the next use starts from the database
+                    self.index.invalidate()
                     raise
-                self._open()  # what went into files that are gone is not acknowledged
+                self._check_open()  # what went into files that are gone is not acknowledged
 
-    def _open(self) -> None:
+    def _check_open(self) -> None:
         if self.database.replaced:
             raise self._replaced()
         if self._closed:
@@ -219,7 +234,7 @@ class SqliteStore:
     def settings(self) -> GallerySettings | None:
         """What the first add fixed."""
         with self._mutex:
-            self._open()
+            self._check_open()
             if self._settings is None:
                 with self.database.reading():
                     self._settings = self.database.settings()
@@ -231,7 +246,7 @@ class SqliteStore:
             size = sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
             settings = self.database.settings()
             indexed = 0 if self.index.choice == "exact" else state.indexed
-            unsaved = int(np.count_nonzero(state.columns.alive[state.saved :]))
+            unsaved = int(np.count_nonzero(state.columns.alive[self.index.saved :]))
             behind = state.live - indexed if indexed else unsaved
             removed = self.database.run("SELECT count(*) FROM vectors")[0][0] - state.live
             kind, pictures = "hnsw" if indexed else "exact", self.database.pictures()
@@ -243,18 +258,18 @@ class SqliteStore:
             mask = self._mask(state, where)
             allowed = int(np.count_nonzero(mask))
             only_exact = exact or self.index.choice == "exact"
+            nearest = zip(*state.search(queries, top + SPARE, mask, only_exact=only_exact), strict=True)
             found: list[list[Hit]] = []
-            similarity, position = state.search(queries, top + SPARE, mask, only_exact=only_exact)
-            for query, row, places in zip(queries, similarity, position, strict=True):
-                wide = len(row)
-                while top <= wide < allowed and row[-1] >= row[top - 1] - NEAR:  # ties go on
+            for query, (similarity, rows) in zip(queries, nearest, strict=True):
+                wide = len(similarity)
+                while wide < allowed and ties_go_on(similarity, top):
                     wide = min(4 * wide, allowed)
                     again = state.search(query[None], wide, mask, only_exact=only_exact)
-                    row, places = again[0][0], again[1][0]
-                    if len(row) < wide:
+                    similarity, rows = again[0][0], again[1][0]
+                    if len(similarity) < wide:
                         break
-                near = places[row >= row[min(top, len(row)) - 1] - NEAR] if len(row) else places
-                stored = self.database.stored(state.columns.seq[near[near >= 0]].tolist())
+                rows = rows[(rows >= 0) & may_be_among(similarity, top)]
+                stored = self.database.stored(state.columns.seq[rows].tolist())
                 found.append(ranked(query, list(stored.values()), top))
             return found
 
@@ -330,25 +345,18 @@ class SqliteStore:
                 if on_duplicate == "refuse":
                     check_new(there, ids, self.location)
                 skip = on_duplicate == "skip"
-                rows = [i for i, e in enumerate(batch.entries) if not (skip and e.id in there)]
-                entries = [batch.entries[i] for i in rows]
+                rows = [row for row, name in enumerate(ids) if not (skip and name in there)]
+                entries = [batch.entries[row] for row in rows]
                 vectors = batch.vectors[rows].astype(settings.dtype)
+                pictures = [batch.pictures[row] for row in rows] if batch.pictures else []
                 old = [] if skip else sorted(there.values())
                 self.database.delete(old)
                 generation = self.database.note(old, gone=True)
-                pictures = [batch.pictures[i] for i in rows] if batch.pictures else []
                 seqs = self.database.insert(entries, vectors, pictures)
                 self.files.forget_removed(entry.id for entry in entries)
-            state = self.index.state
-            if state is None:
-                with self.database.reading():
-                    self.index.sync()
-            else:
-                gone = state.forget(old)
-                state.append(seqs, entries, vectors)
-                state.generation = generation
-                if old:
-                    self._erase(gone)
+            self.index.apply(generation, removed=old, added=seqs, entries=entries, codes=vectors)
+            if old:
+                self._empty_log()
             self._in_log += len(entries)
             if self._in_log >= LOG_ROWS:
                 self.database.shorten_log()
@@ -380,17 +388,10 @@ class SqliteStore:
                         self.files.remember_removed(seqs)
                     self.database.delete(seqs)
                     generation = self.database.note(seqs, gone=True)
-            if not seqs:
-                self._empty_log()  # of what a removal before could not
-                return 0
-            positions = state.forget(seqs)
-            state.generation = generation
-            self._erase(positions)
+            if seqs:
+                self.index.apply(generation, removed=seqs)
+            self._empty_log()  # also of what a removal before could not
             return len(seqs)
-
-    def _erase(self, positions: IntArray) -> None:
-        self.index.erase(positions)
-        self._empty_log()
 
     def _empty_log(self) -> None:
         self._log_due = True
@@ -398,9 +399,11 @@ class SqliteStore:
         self._log_due = False
 
     def _finish_index(self) -> None:
-        """Write what only memory has of the index."""
-        if self.index.state is not None and (self.index.state.unsaved or self._kind_changed):
+        """Write what only memory has of the index, or all of it in another kind."""
+        if self._kind_changed:
             self.index.flush()
+        else:
+            self.index.flush_unsaved()
         self._kind_changed = False
 
     def compact(self) -> None:
@@ -412,7 +415,7 @@ class SqliteStore:
     def check(self) -> list[str]:
         """Read and compare everything; what was wrong with the index's files, by name (a writer repairs it)."""
         with self._mutex:
-            self._open()
+            self._check_open()
             self.database.check()
             with self.database.reading():
                 self.index.sync(reload=True)
