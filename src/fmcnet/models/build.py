@@ -70,11 +70,11 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
     compensation = None
     if config.variant in ("fmc", "full"):
         compensation = Compensation(
-            _generator(config, dim),
-            _generator(config, dim),
-            _discriminator(config, dim),
-            _discriminator(config, dim),
-            norm_specific,
+            to_infrared=_generator(config, dim),
+            to_visible=_generator(config, dim),
+            discriminator_infrared=_discriminator(config, dim),
+            discriminator_visible=_discriminator(config, dim),
+            norm_specific=norm_specific,
         )
     fusion = None
     if config.variant == "full":

@@ -53,7 +53,7 @@ class ModalityOutput(NamedTuple):
 
     def float(self) -> ModalityOutput:
         """Everything in float32."""
-        return self._make(part if part is None else part.float() for part in self)
+        return ModalityOutput._make(part if part is None else part.float() for part in self)
 
 
 class FMCNetOutput(NamedTuple):

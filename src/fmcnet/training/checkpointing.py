@@ -325,12 +325,19 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
+def _optimizers(train_step: TrainStep) -> dict[str, torch.optim.Optimizer]:
+    """The optimisers by the names that checkpoints have for them; "judge" is that of the discriminators."""
+    found = {"main": train_step.optimizer}
+    if train_step.discriminator_optimizer is not None:
+        found["judge"] = train_step.discriminator_optimizer
+    return found
+
+
 def _optimizer_states(train_step: TrainStep) -> dict[str, Tensor]:
     """The state of every parameter by "optimizer.index.name"; PyTorch's optimisers here keep tensors only."""
     found = {
         f"{name}.{index}.{key}": value
-        for name, optimizer in train_step.optimizers.items()
-        if optimizer
+        for name, optimizer in _optimizers(train_step).items()
         for index, entry in optimizer.state_dict()["state"].items()
         for key, value in entry.items()
         if value is not None
@@ -340,9 +347,7 @@ def _optimizer_states(train_step: TrainStep) -> dict[str, Tensor]:
 
 
 def _load_optimizers(train_step: TrainStep, tensors: dict[str, Tensor]) -> None:
-    for name, optimizer in train_step.optimizers.items():
-        if optimizer is None:
-            continue
+    for name, optimizer in _optimizers(train_step).items():
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
