@@ -30,7 +30,7 @@ from fmcnet.distributed import (
     synchronize_batchnorm,
 )
 from fmcnet.errors import FmcnetError
-from fmcnet.losses.criterion import LOSSES, FMCNetLoss, OwnTerm
+from fmcnet.losses.criterion import LOSSES, ExtraTerm, FMCNetLoss
 from fmcnet.models.backbone import make_backbone
 from fmcnet.models.build import build_model
 from fmcnet.models.decomposition import Decomposition
@@ -94,7 +94,7 @@ class TrainStep:
         ctx: DistributedContext,
         identities: int,
         steps: int,
-        terms: Mapping[str, OwnTerm] | None = None,
+        terms: Mapping[str, ExtraTerm] | None = None,
     ) -> None:
         training = config.training
         self.config, self.ctx, self.steps = config, ctx, steps

@@ -33,7 +33,7 @@ from fmcnet.distributed import (
     resident_bytes,
 )
 from fmcnet.errors import ConfigError, Interrupted, TrainingError, translate_errors
-from fmcnet.losses.criterion import OwnTerm, check_own_terms
+from fmcnet.losses.criterion import ExtraTerm, check_extra_terms
 from fmcnet.models.backbone import make_backbone
 from fmcnet.models.build import build_model
 from fmcnet.models.card import ModelCard
@@ -86,7 +86,7 @@ def train(
     description: str = "training",
     trackers: Sequence[str | Tracker] = (),
     profile: bool = False,
-    terms: Mapping[str, OwnTerm] | None = None,
+    terms: Mapping[str, ExtraTerm] | None = None,
 ) -> TrainingSummary:
     """Train FMCNet or a variant, and write a run folder that evaluates and embeds.
 
@@ -119,7 +119,7 @@ def train(
             keep_freed_memory()
         with agree_on_errors(ctx):
             make_backbone(config.model.arch)  # raises for an unknown name before images are read
-            own_terms = check_own_terms(terms, config.losses, {*MEASURED, *LOGGED})
+            extra_terms = check_extra_terms(terms, config.losses, {*MEASURED, *LOGGED})
             if ctx.main:
                 check_folder(run, config, resume)
                 check_trackers([name for name in trackers if isinstance(name, str)])
@@ -130,7 +130,7 @@ def train(
                 raise ConfigError(
                     f"data.split is for RegDB; the data are {data.name}, which has one: leave it out"
                 )
-            trainer = Trainer(config, data, run, ctx, resume=resume, progress=progress, terms=own_terms)
+            trainer = Trainer(config, data, run, ctx, resume=resume, progress=progress, terms=extra_terms)
         with ExitStack() as stack:
             with agree_on_errors(ctx):  # only now, so that an error in data or settings leaves no run folder
                 if ctx.main:
@@ -157,7 +157,7 @@ class Trainer:
         *,
         resume: bool,
         progress: bool | None,
-        terms: Mapping[str, OwnTerm],
+        terms: Mapping[str, ExtraTerm],
     ) -> None:
         self._config, self._run, self._ctx = config, run, ctx
         self._resume, self._progress, self._terms = resume, progress, terms
