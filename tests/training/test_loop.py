@@ -16,6 +16,7 @@ from fmcnet.synthetic import generate
 from fmcnet.training import trainer as loop
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.loggers import read_log
+from fmcnet.training.selection import hold_out
 from fmcnet.training.train_step import TrainStep
 from fmcnet.types import Modality
 
@@ -361,16 +362,16 @@ def test_where_a_dataset_names_no_validation_identities_a_share_is_held_out(tiny
 
     table = read_dataset(tiny_sysu)
     config = load_config("tiny", ["data.val_share=0.25"])
-    assert loop.hold_out(table, config) is table  # SYSU-MM01 has val_id
+    assert hold_out(table, config) is table  # SYSU-MM01 has val_id
     bare = replace(table, split=np.where(table.split == "val", "train", table.split))
-    held = loop.hold_out(bare, config)
+    held = hold_out(bare, config)
     train, val = (set(held.select(split=s).pid.tolist()) for s in ("train", "val"))
     assert len(val) == round(0.25 * len(train | val))
     assert not train & val
     assert train | val == set(bare.select(split="train").pid.tolist())
     assert np.array_equal(held.split == "test", bare.split == "test")
-    assert np.array_equal(loop.hold_out(bare, config).split, held.split)
-    assert loop.hold_out(bare, load_config("tiny", ["training.validate_every=0"])) is bare
+    assert np.array_equal(hold_out(bare, config).split, held.split)
+    assert hold_out(bare, load_config("tiny", ["training.validate_every=0"])) is bare
 
 
 @pytest.mark.parametrize(
