@@ -94,9 +94,12 @@ class Standardization(nn.Module):
 
     @torch.no_grad()
     def set(self, modality: Modality, mean: Tensor, variance: Tensor) -> None:
-        """Take the statistics of one modality: mean and variance (E,).
+        """Take the statistics of one modality.
 
-        A deviation is at least `FLOOR` of the mean deviation.
+        Args:
+            modality: whose.
+            mean: (E,).
+            variance: (E,); a deviation counts as at least `FLOOR` of the mean deviation.
         """
         deviation = variance.sqrt()
         self.mean[modality.code] = mean
@@ -122,7 +125,7 @@ class FMCNet(nn.Module):
         compensation: FMC or None.
         fusion: SFF or None.
         mean: of each channel of images in 0..1; a buffer, so it travels with the weights.
-        std: likewise.
+        std: deviation of each channel, likewise.
         after_neck: whether the descriptor is taken behind the classifiers' necks (ours), not before them.
         normalized: whether each D values of the descriptor (F_sh, F_fu) get unit length (ours).
         specific_weight: of the features behind F_sh in the descriptor, F_sp and F'_sp or their fusion (ours).
@@ -171,7 +174,13 @@ class FMCNet(nn.Module):
         return "sfd" if self.decomposition.has_specific else "base"
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), uint8 0..255 or float 0..1, to what the stems take.
+        """Normalise images for the stems.
+
+        Args:
+            images: (B, 3, H, W), uint8 0..255 or float 0..1.
+
+        Returns:
+            (B, 3, H, W) float, by `mean` and `std` of each channel.
 
         Raises:
             ValueError: for another shape or type, and in evaluation mode for float values outside 0..1.
@@ -197,6 +206,12 @@ class FMCNet(nn.Module):
         Args:
             config: settings, as `load_config("paper")` gives them.
             num_classes: number C of training identities.
+
+        Returns:
+            The model, in training mode on the CPU.
+
+        Raises:
+            ConfigError: for an unknown `model.arch`, or settings that do not fit it.
         """
         from fmcnet.models.build import build_model
 
@@ -209,6 +224,9 @@ class FMCNet(nn.Module):
         Args:
             source: a run folder, or the name of a shipped model (`fmcnet.models.shipped.shipped_models`).
             device: where the weights go.
+
+        Returns:
+            The model, on that device.
 
         Raises:
             CheckpointError: when there is no such model, its files are damaged, or the weights do not fit.

@@ -34,8 +34,11 @@ TRACKERS = {"tensorboard": "track", "wandb": "wandb"}
 class TrainingLog:
     """Appends records to `RUN/log.jsonl`; every record has the key "step" or "validated_step".
 
-    Records that do not fit on a full disk stay in memory and are written before the next ones. Those of steps after
-    `keep_until` are removed when it opens: the training resumes there.
+    Records that do not fit on a full disk stay in memory and are written before the next ones.
+
+    Args:
+        run: the run folder.
+        keep_until: records of later steps are removed when the log opens: the training resumes there.
     """
 
     def __init__(self, run: Path, keep_until: int = 0) -> None:
@@ -180,7 +183,11 @@ class StepLogger:
         self._monitor = health.HealthMonitor(math.ceil(config.training.warmup * steps))
 
     def open(self, trackers: Sequence[str | Tracker], first: int) -> None:
-        """Start to write after step `first`, to the log and to `trackers`: names in `TRACKERS`, or objects.
+        """Open the log and the trackers.
+
+        Args:
+            trackers: names in `TRACKERS`, or objects.
+            first: number of steps done; records of later ones are removed.
 
         Raises:
             DataError: when the log cannot be written.
@@ -213,9 +220,11 @@ class StepLogger:
         self.write(records, "step")
 
     def write(self, records: Sequence[dict[str, Any]], key: str) -> None:
-        """Write records to the log and the trackers; `key` names the number that is the step.
+        """Write records to the log and the trackers; a full disk does not end a training.
 
-        A full disk does not end a training.
+        Args:
+            records: numbers by name.
+            key: name of the number that is the step.
         """
         if not self._log or not records:
             return

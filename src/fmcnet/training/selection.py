@@ -60,6 +60,12 @@ class ModelSelection:
     The measure is mAP of infrared queries in a visible gallery, over the identities of split "val" (see `hold_out`).
     With `training.select=test` the test identities take their place, and every report of the run says so.
 
+    Args:
+        config: settings.
+        table: the dataset, with the identities to validate on (`hold_out`).
+        run: the run folder.
+        ctx: device and rank.
+
     Attributes:
         best: mAP and step of the best weights so far, for the checkpoint; empty before the first validation.
 
@@ -94,9 +100,17 @@ class ModelSelection:
         return bool(self.every) and epoch % self.every == 0
 
     def validate(self, model: FMCNet, card: ModelCard, step: int) -> dict[str, Any]:
-        """Measure, and remember the weights for `write` if they are the best so far; on rank 0 the log's record.
+        """Measure a model, and remember it for `write` if it is the best so far.
 
-        Every process must call with the same weights in evaluation mode, and embeds its share of the images.
+        Every process must call and embeds its share of the images.
+
+        Args:
+            model: in evaluation mode, with the same weights on every process.
+            card: what travels with them.
+            step: number of steps done.
+
+        Returns:
+            The log's record on rank 0, nothing elsewhere.
         """
         assert self.rows is not None
         encoder = Encoder(TorchBackend(model, self.ctx.device), card)

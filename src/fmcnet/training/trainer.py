@@ -48,7 +48,22 @@ LOGGED = ("loss", "rate", "lr", "step", "epoch", "validated_step")
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What `train` did; `steps` are those of the whole training, `seconds` the time of this call."""
+    """What `train` did.
+
+    Attributes:
+        run: the run folder.
+        variant: row of the paper's Table 2: "base", "sfd", "fmc" or "full".
+        dataset: name of the table.
+        steps: of the whole training.
+        resumed_from: steps done before this call.
+        seconds: time of this call.
+        images_per_second: of this call.
+        images: number of training images.
+        identities: number of training identities.
+        parameters: of the model.
+        last_terms: of the last step, by name.
+        selected: how the weights were picked: "last", "val" or "test".
+    """
 
     run: Path
     variant: str
