@@ -303,8 +303,8 @@ class Encoder:
             progress: show a bar; None: on a terminal only.
 
         Returns:
-            One row a row of the table: features (N, E) float32, not brought to unit length, with identity, camera,
-            modality, place and path.
+            One row a row of the table: features (N, E) float32, not brought to unit length, with identity, camera
+            and modality.
 
         Raises:
             DataError: when the table has no rows, or an image cannot be read.

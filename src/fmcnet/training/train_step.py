@@ -135,7 +135,7 @@ class TrainStep:
         for batch in batches:
             accumulates = self.ctx.world > 1 and len(measured) < len(batches) - 1
             with self._network.no_sync() if accumulates else nullcontext():
-                measured.append(self._backward(batch, len(batches)))
+                measured.append(self._forward_backward(batch, len(batches)))
         with record_function("fmcnet: optimizer"):
             norm = self._update()
         for scheduler in self.schedulers:
@@ -147,7 +147,7 @@ class TrainStep:
             values[SCALE] = cast(Any, self.scaler)._get_scale_async().float()
         self._measured.append((step, [*values], torch.stack([*values.values()])))
 
-    def _backward(self, batch: TrainingBatch, batches: int) -> dict[str, Tensor]:
+    def _forward_backward(self, batch: TrainingBatch, batches: int) -> dict[str, Tensor]:
         """Forward, the discriminators' turn, and the backward pass of all others; the measured values by name."""
         output = self._forward(batch)
         discriminators = self._train_discriminators(output)
