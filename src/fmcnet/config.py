@@ -12,7 +12,7 @@ import contextlib
 import inspect
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -33,7 +33,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 COLUMNS, INDENT = 120, "  "
 MOST_FAULTS = 50
-"""Shown of a file."""
+"""Number of faults of a configuration that a message lists."""
 
 REMOVED: dict[str, tuple[Any, str]] = {
     "data.hard": (0.0, "it filled a share of each batch with look-alikes"),
@@ -61,6 +61,11 @@ REMOVED_WEIGHTS = frozenset(
 """Those of them that changed the weights; the others mattered in training only."""
 
 
+def _has_numbers(kind: Any) -> bool:
+    """Whether int or float occurs in a type, as in `int | None` and `tuple[float, ...]`."""
+    return kind in (int, float) or any(_has_numbers(part) for part in get_args(kind))
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -68,9 +73,10 @@ class _Section(BaseModel):
     @classmethod
     def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse true where a number is meant, which pydantic reads as 1."""
-        kind = str(cls.model_fields[str(info.field_name)].annotation)
+        if not _has_numbers(cls.model_fields[str(info.field_name)].annotation):
+            return value
         for one in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(one, bool) and ("int" in kind or "float" in kind):
+            if isinstance(one, bool):
                 raise ValueError(f"{str(one).lower()} (as YAML reads yes, no, on and off, too) is no number")
         return value
 
@@ -418,8 +424,11 @@ def load_config(
     Args:
         source: a YAML file, the name of a shipped file (`shipped()`), a tree, or None for the defaults.
         overrides: "key.sub=value" each, the value read as YAML ("model.neck=false").
-        trained: it is of a finished model: removed settings that mattered in training only are dropped, whatever
-            their value.
+        trained: whether it is of a finished model: removed settings that mattered in training only are dropped,
+            whatever their value.
+
+    Returns:
+        The settings; those not given have their defaults.
 
     Raises:
         ConfigError: listing every fault with its path, the value given and the reason.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fmcnet.errors import FmcnetError, Interrupted
 
 _Item = TypeVar("_Item")
+_Model = TypeVar("_Model", bound=nn.Module)
 _Error = TypeVar("_Error", bound=FmcnetError | OSError)
 
 TIMEOUT = timedelta(hours=2)
@@ -276,13 +277,13 @@ def _all_reduce(x: Tensor) -> Tensor:
     return cast(Tensor, cast(Any, _AllReduce).apply(x))
 
 
-def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
+def synchronize_batchnorm(model: _Model, device: torch.device) -> _Model:
     """Make every batch normalisation take its statistics over all processes.
 
     PyTorch's `SyncBatchNorm` runs on GPUs only. Elsewhere two sums over the processes do the same.
     """
     if device.type == "cuda":
-        return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(model))
+        return cast(_Model, nn.SyncBatchNorm.convert_sync_batchnorm(model))
     for module in model.modules():
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
             module.__class__ = _SyncedBatchNorm

@@ -12,7 +12,8 @@ from fmcnet.data.readers import read_dataset
 from fmcnet.evaluation.evaluate_model import evaluate_model
 from fmcnet.experiments.rows import select_studies
 from fmcnet.experiments.study import StudyOptions, plan_runs
-from fmcnet.training.trainer import total_steps, train
+from fmcnet.training.prepare import total_steps
+from fmcnet.training.trainer import train
 from tests.data import trees
 
 LIGHT = [

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import CheckpointError, DataError, FmcnetError, GalleryError
-from fmcnet.inference.adapt import LEAST, Crops, adapt_model, moments
+from fmcnet.inference.adapt import MIN_IMAGES, Crops, adapt_model, moments
 from fmcnet.inference.encoder import Encoder, load
 from fmcnet.inference.fit_projection import project_model
 from fmcnet.models.card import WEIGHTS
@@ -31,7 +31,7 @@ def folders(tiny_sysu, tmp_path_factory):
     table = read_dataset(tiny_sysu)
     for modality in Modality:
         (root / str(modality)).mkdir()
-        for at, path in enumerate(table.select(modality=modality).full_paths()[: 2 * LEAST]):
+        for at, path in enumerate(table.select(modality=modality).full_paths()[: 2 * MIN_IMAGES]):
             shutil.copy(path, root / str(modality) / f"{at:03}{path.suffix}")
     return root
 
@@ -65,7 +65,7 @@ def test_only_statistics_change_and_they_are_those_of_the_crops(adapted, folders
     encoder = load(adapted.folder, "cpu")
     encoder.model.standard.stripes = 0  # the values before the parts get unit length
     assert encoder.digest == adapted.digest != load(NAME, "cpu").digest == adapted.source
-    assert adapted.images == {"visible": 2 * LEAST, "infrared": 2 * LEAST}
+    assert adapted.images == {"visible": 2 * MIN_IMAGES, "infrared": 2 * MIN_IMAGES}
     for modality in Modality:
         found = encoder.encode(folders / str(modality), modality, normalize=False).features
         assert found.mean(axis=0) == pytest.approx(0, abs=1e-3)
@@ -107,7 +107,7 @@ def test_mistakes_are_one_line_each(folders, tmp_path):
     (tmp_path / "few").mkdir()
     shutil.copy(folders / "infrared" / "000.jpg", tmp_path / "few")
     few = told("adapt", NAME, *both[:2], "--infrared", tmp_path / "few", *out)
-    assert f"1 infrared image: adapting needs at least {LEAST} of each modality" in few
+    assert f"1 infrared image: adapting needs at least {MIN_IMAGES} of each modality" in few
     assert "is no adapted model" in told("adapt", NAME, *both, "--out", folders, "--overwrite")
     assert not (tmp_path / "out").exists()
 
@@ -133,10 +133,10 @@ def test_broken_images_are_left_out_and_named_or_refused_if_too_few_are_left(fol
     assert [fault.name for fault in found.left_out] == [str(mixed / "broken.jpg")]
     assert "broken.jpg" in caplog.text
     assert caplog.text.count("1 image with colours, given as infrared") == 1
-    assert found.images["infrared"] == 2 * LEAST + 1
-    for path in sorted(mixed.glob("0*"))[: LEAST + 2]:
+    assert found.images["infrared"] == 2 * MIN_IMAGES + 1
+    for path in sorted(mixed.glob("0*"))[: MIN_IMAGES + 2]:
         path.write_bytes(b"no image")
-    with pytest.raises(DataError, match=rf"{LEAST - 1} infrared images(.|\n)*broken\.jpg"):
+    with pytest.raises(DataError, match=rf"{MIN_IMAGES - 1} infrared images(.|\n)*broken\.jpg"):
         adapt_model(NAME, Crops.of(folders / "visible", mixed), tmp_path / "b", device="cpu", progress=False)
     assert not (tmp_path / "b").exists()
 
@@ -144,7 +144,7 @@ def test_broken_images_are_left_out_and_named_or_refused_if_too_few_are_left(fol
 def test_images_that_do_not_differ_are_refused(folders, tmp_path):
     photo = sorted((folders / "infrared").iterdir())[0]
     for one in (Image.new("RGB", (48, 96), (90, 90, 90)), photo):
-        crops = Crops.of(folders / "visible", [one] * LEAST)
+        crops = Crops.of(folders / "visible", [one] * MIN_IMAGES)
         with pytest.raises(DataError, match="the infrared images do not differ"):
             adapt_model(NAME, crops, tmp_path / "a", device="cpu", progress=False)
 

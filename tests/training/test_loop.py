@@ -16,7 +16,9 @@ from fmcnet.synthetic import generate
 from fmcnet.training import trainer as loop
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.loggers import read_log
+from fmcnet.training.selection import hold_out
 from fmcnet.training.train_step import TrainStep
+from fmcnet.types import Modality
 
 
 def weights(run):
@@ -222,24 +224,28 @@ def test_one_step_updates_the_discriminators_first_and_the_others_with_the_updat
 ):
     """Who moves when: recorded inside the real step."""
     seen = []
-    update = TrainStep._update
 
-    def recording(self, optimizer):
-        name = "discriminators" if optimizer is self.optimizers["judge"] else "others"
-        parts = {
-            "discriminators": self.model.compensation.judge_infrared,
-            "generator": self.model.compensation.to_infrared,
-        }
-        before = {k: [p.clone() for p in m.parameters()] for k, m in parts.items()}
-        norm = update(self, optimizer)
-        moved = {
-            k: any(not torch.equal(a, b) for a, b in zip(before[k], m.parameters(), strict=True))
-            for k, m in parts.items()
-        }
-        seen.append((name, moved))
-        return norm
+    def record(name, who):
+        update = getattr(TrainStep, name)
 
-    monkeypatch.setattr(TrainStep, "_update", recording)
+        def recording(self):
+            parts = {
+                "discriminators": self.model.compensation.discriminator(Modality.INFRARED),
+                "generator": self.model.compensation.to_infrared,
+            }
+            before = {k: [p.clone() for p in m.parameters()] for k, m in parts.items()}
+            norm = update(self)
+            moved = {
+                k: any(not torch.equal(a, b) for a, b in zip(before[k], m.parameters(), strict=True))
+                for k, m in parts.items()
+            }
+            seen.append((who, moved))
+            return norm
+
+        monkeypatch.setattr(TrainStep, name, recording)
+
+    record("_update", "others")
+    record("_update_discriminators", "discriminators")
     settings = ["training.epochs=1", "training.steps_per_epoch=2", "training.validate_every=0"]
     loop.train(load_config("tiny", settings), tiny_sysu, tmp_path / "run", progress=False)
     turns = [
@@ -251,16 +257,17 @@ def test_one_step_updates_the_discriminators_first_and_the_others_with_the_updat
 
 @pytest.mark.parametrize("who", ["gradient", "discriminator gradient"])
 def test_after_a_gradient_that_is_not_finite_nothing_is_stored(tiny_sysu, tmp_path, monkeypatch, who):
-    update, calls = TrainStep._update, []
+    name = "_update" if who == "gradient" else "_update_discriminators"
+    update, calls = getattr(TrainStep, name), []
 
-    def poisoned(self, optimizer):
-        if optimizer is self.optimizers["judge" if who != "gradient" else "main"]:
-            calls.append(1)
-            if len(calls) == 5:
-                optimizer.param_groups[0]["params"][0].grad.fill_(float("nan"))
-        return update(self, optimizer)
+    def poisoned(self):
+        optimizer = self.optimizer if who == "gradient" else self.discriminator_optimizer
+        calls.append(1)
+        if len(calls) == 5:
+            optimizer.param_groups[0]["params"][0].grad.fill_(float("nan"))
+        return update(self)
 
-    monkeypatch.setattr(TrainStep, "_update", poisoned)
+    monkeypatch.setattr(TrainStep, name, poisoned)
     with pytest.raises(TrainingError, match=f"step 5: {who} became NaN.*step-000003"):
         loop.train(load_config("tiny", ["training.clip=0"]), tiny_sysu, tmp_path / "run", progress=False)
     [stored] = checkpoints(tmp_path / "run")
@@ -355,16 +362,16 @@ def test_where_a_dataset_names_no_validation_identities_a_share_is_held_out(tiny
 
     table = read_dataset(tiny_sysu)
     config = load_config("tiny", ["data.val_share=0.25"])
-    assert loop.hold_out(table, config) is table  # SYSU-MM01 has val_id
+    assert hold_out(table, config) is table  # SYSU-MM01 has val_id
     bare = replace(table, split=np.where(table.split == "val", "train", table.split))
-    held = loop.hold_out(bare, config)
+    held = hold_out(bare, config)
     train, val = (set(held.select(split=s).pid.tolist()) for s in ("train", "val"))
     assert len(val) == round(0.25 * len(train | val))
     assert not train & val
     assert train | val == set(bare.select(split="train").pid.tolist())
     assert np.array_equal(held.split == "test", bare.split == "test")
-    assert np.array_equal(loop.hold_out(bare, config).split, held.split)
-    assert loop.hold_out(bare, load_config("tiny", ["training.validate_every=0"])) is bare
+    assert np.array_equal(hold_out(bare, config).split, held.split)
+    assert hold_out(bare, load_config("tiny", ["training.validate_every=0"])) is bare
 
 
 @pytest.mark.parametrize(
@@ -391,17 +398,17 @@ def test_every_kind_of_training_ends_with_a_model_that_embeds(tiny_sysu, tmp_pat
 
 
 def test_learning_rates_rise_and_fall():
-    from fmcnet.training.optimizers import rate
+    from fmcnet.training.optimizers import lr_factor
 
     for schedule in ("onecycle", "cosine", "multistep", "constant"):
         config = load_config("tiny", [f"training.schedule={schedule}", "training.warmup=0.2"]).training
-        values = [rate(step, 100, config) for step in range(100)]
+        values = [lr_factor(step, 100, config) for step in range(100)]
         assert all(0 < v <= 1 for v in values)
         assert values[:20] == sorted(values[:20])
         assert max(values) == pytest.approx(1, abs=1e-3)
         assert values[20:] == sorted(values[20:], reverse=True)
     settings = ["training.schedule=multistep", "training.warmup=0", "training.milestones=[0.5, 0.75]"]
     config = load_config("tiny", settings).training
-    assert [rate(step, 100, config) for step in (0, 49, 50, 74, 75, 99)] == pytest.approx(
+    assert [lr_factor(step, 100, config) for step in (0, 49, 50, 74, 75, 99)] == pytest.approx(
         [1, 1, 0.1, 0.1, 0.01, 0.01]
     )

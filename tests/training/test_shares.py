@@ -10,7 +10,7 @@ from fmcnet.config import load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.samplers import identities_of, make_sampler
 from fmcnet.errors import ConfigError
-from fmcnet.training import trainer as loop
+from fmcnet.training.prepare import total_steps
 
 
 def test_processes_have_identities_each_or_share_them():
@@ -36,7 +36,7 @@ def test_an_epoch_is_a_whole_number_of_steps(tiny_sysu, world, steps):
         config = load_config("tiny", settings)
         samplers = [make_sampler(config, table, labels, rank, world) for rank in range(world)]
         assert len({sampler.steps for sampler in samplers}) == 1
-        assert loop.total_steps(config, read_dataset(tiny_sysu), world) == 2 * samplers[0].steps // accumulate
+        assert total_steps(config, read_dataset(tiny_sysu), world) == 2 * samplers[0].steps // accumulate
         return samplers[0].steps
 
     plain = length(1)

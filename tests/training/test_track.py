@@ -86,13 +86,13 @@ def test_tensorboard_holds_the_log_without_the_steps_that_a_resume_repeats(
     """Killed before the first checkpoint, and after one."""
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = tmp_path / "run"
-    after = loop.Trainer._after
+    after = loop.Trainer._after_step
 
     def reading_every_step(self, done, *rest):
-        self._read()
+        self._write_log(done)
         after(self, done, *rest)
 
-    monkeypatch.setattr(loop.Trainer, "_after", reading_every_step)
+    monkeypatch.setattr(loop.Trainer, "_after_step", reading_every_step)
     broken(monkeypatch, run, tiny_sysu, stop_at, trackers=["tensorboard"])
     assert logged(run)[-1][0] == stop_at > stop_at // 3 * 3  # the last checkpoint: steps after it come again
     train(load_config("tiny"), tiny_sysu, run, resume=True, progress=False, trackers=["tensorboard"] * 2)

@@ -15,9 +15,10 @@ from fmcnet.errors import FmcnetError
 from fmcnet.losses.criterion import TERMS, FMCNetLoss
 from fmcnet.models.build import build_model
 from fmcnet.training import health
-from fmcnet.training.optimizers import rate
+from fmcnet.training.optimizers import lr_factor
 from fmcnet.training.train_step import TrainStep, memory_format, precision
 from fmcnet.training.trainer import train
+from fmcnet.types import Modality
 
 CPU = torch.device("cpu")
 PLAIN = [
@@ -82,16 +83,22 @@ def test_accumulation_is_sgd_on_the_mean_of_the_batches_gradients():
 
 
 def test_with_accumulation_the_discriminators_move_on_every_batch(monkeypatch):
-    train_step, turns, update = made("training.accumulate=3"), [], TrainStep._update
+    train_step, turns = made("training.accumulate=3"), []
 
-    def recording(self, optimizer):
-        before = train_step.model.compensation.judge_visible.linear.weight.clone()
-        norm = update(self, optimizer)
-        moved = not torch.equal(before, train_step.model.compensation.judge_visible.linear.weight)
-        turns.append(("discriminators" if optimizer is train_step.optimizers["judge"] else "others", moved))
-        return norm
+    def record(name, who):
+        update = getattr(TrainStep, name)
 
-    monkeypatch.setattr(TrainStep, "_update", recording)
+        def recording(self):
+            weight = train_step.model.compensation.discriminator(Modality.VISIBLE).linear.weight
+            before = weight.clone()
+            norm = update(self)
+            turns.append((who, not torch.equal(before, weight)))
+            return norm
+
+        monkeypatch.setattr(TrainStep, name, recording)
+
+    record("_update", "others")
+    record("_update_discriminators", "discriminators")
     train_step.step([batch(n) for n in range(3)], 0)
     assert turns == [("discriminators", True)] * 3 + [("others", False)]
 
@@ -136,7 +143,7 @@ def test_what_a_step_measured_is_read_later_with_the_same_numbers(variant):
         assert record.keys() == {"step", "loss", "rate"} | terms | norms | weights
         assert record["step"] == step + 1
         assert record["loss"] == pytest.approx(sum(record[t] for t in terms - {"discriminator"}))
-        assert record["rate"] == once.config.training.lr * rate(step, 10, once.config.training)
+        assert record["rate"] == once.config.training.lr * lr_factor(step, 10, once.config.training)
         assert all(record[norm] > 0 for norm in norms)
     assert len({record["loss"] for record in records}) == 3
 
@@ -145,11 +152,11 @@ def test_the_norm_that_is_measured_is_that_before_clipping():
     free, clipped = made("training.clip=0"), made("training.clip=0.01")
     for train_step in (free, clipped):
         train_step.step([batch()], 0)
-    grads = [p.grad for group in free.optimizers["main"].param_groups for p in group["params"]]
+    grads = [p.grad for group in free.optimizer.param_groups for p in group["params"]]
     norm = sum(float((g.double() ** 2).sum()) for g in grads) ** 0.5
     assert free.read()[0]["gradient"] == pytest.approx(norm, rel=1e-5)
     assert clipped.read()[0]["gradient"] == pytest.approx(norm, rel=1e-5)
-    left = [p.grad for group in clipped.optimizers["main"].param_groups for p in group["params"]]
+    left = [p.grad for group in clipped.optimizer.param_groups for p in group["params"]]
     assert sum(float((g.double() ** 2).sum()) for g in left) ** 0.5 == pytest.approx(0.01, rel=1e-3)
 
 

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -58,6 +58,7 @@ def train(
     torchrun --nproc-per-node 4 -m fmcnet train ... (fmcnet docs train: from laptop to eight GPUs).
     """
     from fmcnet.config import load_config
+    from fmcnet.training import trainer
     from fmcnet.training.folder import resumed_config
     from fmcnet.training.splits import parse_splits, split_folder, train_splits, warn_of_other_benchmark
 
@@ -71,19 +72,18 @@ def train(
     if resume and own is None:
         logging.getLogger(__name__).info("there is no run in %s: starting one", out)
     warn_of_other_benchmark(config, data)
+    options: dict[str, Any] = {
+        "resume": resume,
+        "device": device,
+        "progress": False if json_ else None,
+        "trackers": track or (),
+        "profile": profile,
+    }
     try:
-        results = train_splits(
-            settings,
-            data,
-            out,
-            chosen or (settings.data.split,),
-            one=not splits,
-            resume=resume,
-            device=device,
-            progress=False if json_ else None,
-            trackers=track or (),
-            profile=profile,
-        )
+        if splits:
+            results = train_splits(settings, data, out, chosen, **options)
+        else:
+            results = [trainer.train(settings, data, out, **options)]
     except Interrupted as stop:
         raise Interrupted(f"{stop}. Go on with\n  {_resuming()}", stop.code) from None
     except KeyboardInterrupt:

@@ -27,7 +27,7 @@ from fmcnet.models.card import CARD
 from fmcnet.progress import Progress
 from fmcnet.synthetic import generate
 from fmcnet.training.loggers import read_log
-from fmcnet.training.trainer import total_steps
+from fmcnet.training.prepare import total_steps
 from fmcnet.types import Modality
 
 logger = logging.getLogger(__name__)

@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fmcnet.data.value_range import Remarks
 from fmcnet.errors import DataError, FmcnetError
+from fmcnet.inference.backends import TorchBackend
 from fmcnet.inference.calibration import CALIBRATION
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.image_input import Fault, ImageLike, expand, list_faults
-from fmcnet.models.card import CARD, WEIGHTS, model_digest, read_card
+from fmcnet.models.card import CARD, WEIGHTS, ModelCard, model_digest, read_card
 from fmcnet.models.shipped import check_target, replaced
 from fmcnet.types import NO_CAMERA, FloatArray, IntArray, Modality
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from fmcnet.data.table import Table
+    from fmcnet.models.decomposition import FeatureNorm
     from fmcnet.models.fmcnet import FMCNet
 
 logger = logging.getLogger(__name__)
 
-LEAST = 16
-"""Images of each modality that statistics are estimated from, at least."""
-FEWEST = 4
-"""Different images of each modality: of copies of one the deviations are rounding errors."""
+MIN_IMAGES = 16
+"""Fewest images of each modality that statistics are estimated from."""
+MIN_DIFFERENT_IMAGES = 4
+"""Fewest different images of each modality: of copies of one the deviations are rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,14 @@ class Crops:
 
     @staticmethod
     def of(visible: ImageLike | Iterable[ImageLike], infrared: ImageLike | Iterable[ImageLike]) -> Crops:
-        """Crops of two modalities: paths, folders, Pillow images, arrays or tensors.
+        """Crops of two modalities.
+
+        Args:
+            visible: one or several paths, folders, Pillow images, arrays or tensors.
+            infrared: likewise.
+
+        Returns:
+            The crops, of unknown cameras.
 
         Raises:
             DataError: for a modality without an image.
@@ -62,7 +70,11 @@ class Crops:
 
     @staticmethod
     def of_table(table: Table) -> Crops:
-        """All images of a dataset; its identities are not looked at."""
+        """All images of a dataset.
+
+        Args:
+            table: the dataset; its identities are not looked at.
+        """
         kinds = [Modality.from_code(code) for code in table.modality.tolist()]
         return Crops(table.full_paths(), kinds, table.camid)
 
@@ -72,8 +84,11 @@ class Adapted:
     """What `adapt_model` did.
 
     Attributes:
-        folder: of the adapted model. digest: its own. source: digest of the model that it was made from.
-        images: that were used, by modality. cameras: known ones, by modality.
+        folder: of the adapted model.
+        digest: of the adapted model.
+        source: digest of the model that it was made from.
+        images: number of images used, by modality.
+        cameras: number of known cameras, by modality.
         left_out: images that cannot be read.
     """
 
@@ -103,9 +118,15 @@ def adapt_model(
 
     Args:
         source: a run with weights, or a shipped model's name. It may be adapted before.
-        crops: of both modalities, at least `LEAST` of each. Images that cannot be read are left out and named.
-        out: the folder to write. overwrite: replace an adapted model that is there.
-        batch: images at once. device: where to embed. progress: show a bar; None: on a terminal only.
+        crops: of both modalities, at least `MIN_IMAGES` of each. Images that cannot be read are left out and named.
+        out: the folder to write.
+        overwrite: replace an adapted model that is there.
+        batch: images at once.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        progress: show a bar; None: on a terminal only.
+
+    Returns:
+        The folder, its digest, and what was used.
 
     Raises:
         CheckpointError: when there is no model with weights, or `out` is not to be written to.
@@ -116,6 +137,7 @@ def adapt_model(
 
     from fmcnet.models.build import build_model
     from fmcnet.models.checkpoint import load_weights, save_pretrained
+    from fmcnet.models.statistics import unstandardized
 
     encoder = Encoder.from_pretrained(source, device=device, runtime="torch")
     if encoder.projection is not None:
@@ -140,10 +162,9 @@ def adapt_model(
     assert not lacking.unexpected_keys
     assert set(lacking.missing_keys) <= {"standard.mean", "standard.std"}
     model = model.to(encoder.device).eval()
-    standard, model.standard = model.standard, None
-    assert standard is not None
-    encoder.backend.model = model  # type: ignore[attr-defined]
-    features, rows, faults = _normalize(encoder, model, crops, batch, progress)
+    assert model.standard is not None
+    with unstandardized(model):
+        features, rows, faults = _normalize(model, card, crops, batch, progress)
     used = [crops.modality[row] for row in rows]
     kinds = np.array([modality.code for modality in used])
     _check_count(used, faults, len(crops.images))
@@ -152,19 +173,11 @@ def adapt_model(
     for modality in Modality:
         mine = kinds == modality.code
         camera = crops.camera[rows][mine]
-        images[str(modality)], cameras[str(modality)] = len(camera), len({*camera.tolist()} - {NO_CAMERA})
+        images[str(modality)] = len(camera)
+        cameras[str(modality)] = len({*camera.tolist()} - {NO_CAMERA})
         mean, variance = moments(features[mine], camera)
-        spread = float(np.sqrt((features[mine] ** 2).mean()))  # of copies, rounding alone differs
-        different = len(np.unique(np.round(features[mine] / max(spread, 1e-12), 3), axis=0))
-        if different < FEWEST:
-            raise DataError(f"the {modality} images do not differ: give images of several people")
-        if different < LEAST:
-            logger.warning(
-                "only %d of %d %s images differ: some hundred of several people do better",
-                *(different, len(camera), modality),
-            )
-        standard.set(modality, torch.from_numpy(mean), torch.from_numpy(variance))
-    model.standard = standard
+        _check_different(features[mine], modality)
+        model.standard.set(modality, torch.from_numpy(mean), torch.from_numpy(variance))
     if faults:
         logger.warning("left out: %s", list_faults(faults, len(crops.images)))
     adapted = replace(
@@ -189,33 +202,28 @@ def moments(values: FloatArray, camera: IntArray) -> tuple[FloatArray, FloatArra
 
 
 def _normalize(
-    encoder: Encoder, model: FMCNet, crops: Crops, batch: int, progress: bool | None
+    model: FMCNet, card: ModelCard, crops: Crops, batch: int, progress: bool | None
 ) -> tuple[FloatArray, IntArray, list[Fault]]:
     """Set the statistics of `FeatureNorm`; then descriptors (N', E), their rows, and what cannot be read."""
     import torch
 
-    norms = [one for one in (model.decomposition.norm_shared, model.decomposition.norm_specific) if one]
-    seen: dict[nn.Module, list[FloatArray]] = {}
+    from fmcnet.models.statistics import watch_norms
 
-    def keep(module: nn.Module, given: tuple[Any, ...]) -> None:
-        seen.setdefault(module, []).append(cast(FloatArray, given[0].float().cpu().numpy()))
+    encoder = Encoder(TorchBackend(model, model.mean.device), card)
+    seen: dict[tuple[FeatureNorm, Modality], list[FloatArray]] = {}
 
-    with ExitStack() as hooks:
-        for norm in norms:
-            for statistics in norm.statistics:
-                hooks.callback(statistics.register_forward_pre_hook(keep).remove)
+    def keep(norm: FeatureNorm, modality: Modality, features: Tensor) -> None:
+        seen.setdefault((norm, modality), []).append(features.float().cpu().numpy())
+
+    with watch_norms(model, keep):
         features, rows, faults = _encode(encoder, crops, batch, progress)
-    if not norms:
+    if not seen:
         return features, rows, faults
     camera = crops.camera[rows]
     kinds = np.array([crops.modality[row].code for row in rows])
-    for norm in norms:
-        for modality in Modality:
-            statistics = norm.statistics[modality.code]
-            if statistics in seen:  # not F_sp of a variant whose descriptor lacks it
-                mean, variance = moments(np.concatenate(seen[statistics]), camera[kinds == modality.code])
-                cast("Tensor", statistics.running_mean).copy_(torch.from_numpy(mean))
-                cast("Tensor", statistics.running_var).copy_(torch.from_numpy(variance))
+    for (norm, modality), parts in seen.items():
+        mean, variance = moments(np.concatenate(parts), camera[kinds == modality.code])
+        norm.set(modality, torch.from_numpy(mean), torch.from_numpy(variance))
     return _encode(encoder, crops, batch, progress, Remarks())  # they were told the first time
 
 
@@ -236,12 +244,27 @@ def _encode(
     return found.features, rows.astype(np.int64), faults
 
 
+def _check_different(features: FloatArray, modality: Modality) -> None:
+    """Refuse or warn of descriptors (N, E) of one modality that are copies of few; of copies, rounding differs."""
+    spread = float(np.sqrt((features**2).mean()))
+    different = len(np.unique(np.round(features / max(spread, 1e-12), 3), axis=0))
+    if different < MIN_DIFFERENT_IMAGES:
+        raise DataError(f"the {modality} images do not differ: give images of several people")
+    if different < MIN_IMAGES:
+        logger.warning(
+            "only %d of %d %s images differ: some hundred of several people do better",
+            different,
+            len(features),
+            modality,
+        )
+
+
 def _check_count(modality: Sequence[Modality], faults: Sequence[Fault] = (), total: int = 0) -> None:
     for one in Modality:
         count = sum(kind is one for kind in modality)
-        if count < LEAST:
+        if count < MIN_IMAGES:
             why = f"\n{list_faults(faults, total)}" if faults else ""
             raise DataError(
-                f"{count or 'no'} {one} image{'s' * (count != 1)}: adapting needs at least {LEAST} of each modality, "
-                f"and some hundred do better{why}"
+                f"{count or 'no'} {one} image{'s' * (count != 1)}: adapting needs at least {MIN_IMAGES} of each "
+                f"modality, and some hundred do better{why}"
             )

@@ -53,8 +53,12 @@ class Manifest:
         digest: names the model; in fp32 it is the digest of the weights it was made from, whose embeddings it
             reproduces up to rounding, and another one in int8.
         source: the digest of those weights.
-        precision: "fp32" or "int8". kept: layers that int8 leaves in float32.
-        dim: E. height, width: of the input. opset: of ONNX.
+        precision: "fp32" or "int8".
+        kept: layers that int8 leaves in float32.
+        dim: E.
+        height: of the input, in pixels.
+        width: of the input, in pixels.
+        opset: version of ONNX's operators.
         sha256: of each graph's file, by file name.
         versions: of what made it.
     """
@@ -127,6 +131,7 @@ class Backend(Protocol):
 
         Args:
             images: (N, H, W, 3) uint8 of the model's input size; the network normalises them itself.
+            modality: of all images.
 
         Returns:
             (N, E) float32.
@@ -135,7 +140,13 @@ class Backend(Protocol):
 
 
 class TorchBackend:
-    """The network as it was trained: `model` in eval mode on `device`, and a projection of its embeddings, if any."""
+    """The network as it was trained.
+
+    Args:
+        model: in evaluation mode, on `device`.
+        device: where it computes.
+        projection: of its embeddings to fewer values; None: nothing projects.
+    """
 
     name = "torch"
 

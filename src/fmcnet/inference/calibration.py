@@ -35,10 +35,13 @@ class Curve:
     """How similarities of one direction translate.
 
     Attributes:
-        same, different: numbers of pairs it was learnt from.
-        similarity: (K,) ascending knots. evidence: (K,) not descending, the natural logarithm of how much likelier
-            such a similarity is for one person than for two; linear between knots, constant beyond.
-        false_match_rate: (M,) descending from 1. threshold: (M,) ascending: pairs of two persons reach it that often.
+        same: number of pairs of one person it was learnt from.
+        different: number of pairs of two persons.
+        similarity: (K,) ascending knots.
+        evidence: (K,) not descending, the natural logarithm of how much likelier such a similarity is for one person
+            than for two; linear between knots, constant beyond.
+        false_match_rate: (M,) descending from 1.
+        threshold: (M,) ascending: pairs of two persons reach it that often.
         true_match_rate: (M,) how often pairs of one person reach it.
     """
 
@@ -51,11 +54,18 @@ class Curve:
     true_match_rate: FloatVector
 
     def probability(self, similarity: ArrayLike, prior: float) -> FloatVector:
-        """How probable it is that both images show one person, 0..1, of the shape given.
+        """How probable it is that both images show one person.
 
         Args:
             similarity: cosine, any shape.
             prior: how probable it is before the images are compared, 0 < prior < 1.
+
+        Returns:
+            Of the shape of `similarity`, 0..1.
+
+        Raises:
+            FmcnetError: for a prior that is none.
+            DataError: when a similarity is NaN.
         """
         if not 0.0 < prior < 1.0:
             raise FmcnetError(f"a prior is a probability between 0 and 1, got {prior}")
@@ -66,7 +76,10 @@ class Curve:
         return np.asarray(1.0 / (1.0 + np.exp(-log_odds)))
 
     def at(self, fmr: float) -> float:
-        """The similarity that pairs of two persons reach at the rate `fmr`; linear in its logarithm between knots.
+        """The similarity that pairs of two persons reach at a given rate.
+
+        Args:
+            fmr: false-match rate, 0 < fmr <= 1; thresholds are linear in its logarithm between knots.
 
         Raises:
             FmcnetError: for a rate that is none, or below what the pairs can tell.
@@ -153,7 +166,12 @@ class Calibration:
     source: dict[str, Any] = field(default_factory=dict)
 
     def covers(self, query_modality: Modality | str, gallery_modality: Modality | str) -> bool:
-        """Whether this direction was learnt."""
+        """Whether a direction was learnt.
+
+        Args:
+            query_modality: of the query image.
+            gallery_modality: of the gallery image.
+        """
         return (Modality(query_modality), Modality(gallery_modality)) in self.curves
 
     def probability(
@@ -167,7 +185,9 @@ class Calibration:
         """How probable it is that query and gallery image show one person.
 
         Args:
-            similarity: cosine, any shape. query_modality, gallery_modality: of the two images.
+            similarity: cosine, any shape.
+            query_modality: of the query image.
+            gallery_modality: of the gallery image.
             prior: how probable it is before the comparison; None: the calibration's. In a gallery of n persons of
                 which any may be the one, and that may lack the one as well, 1 / (n + 1) is honest.
 
@@ -193,6 +213,8 @@ class Calibration:
         It is the rate of one comparison: a search of n persons makes n.
 
         Args:
+            query_modality: of the query image.
+            gallery_modality: of the gallery image.
             fmr: false-match rate, 0 < fmr <= 1; None: the calibration's.
 
         Raises:
@@ -202,6 +224,10 @@ class Calibration:
 
     def curve(self, query_modality: Modality | str, gallery_modality: Modality | str) -> Curve:
         """One direction.
+
+        Args:
+            query_modality: of the query image.
+            gallery_modality: of the gallery image.
 
         Raises:
             FmcnetError: when it was not learnt; says which were.
@@ -228,7 +254,14 @@ class Calibration:
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write it, whole or not at all."""
+        """Write the calibration, whole or not at all.
+
+        Args:
+            path: the file.
+
+        Returns:
+            Its path.
+        """
         text = json.dumps(self.to_dict(), indent=1) + "\n"
         return write_atomically(Path(path), lambda at: at.write_text(text, encoding="utf-8"))
 
@@ -237,7 +270,11 @@ class Calibration:
         """Read what `save` wrote.
 
         Args:
+            path: the file.
             model: the digest that it must be for; None: any.
+
+        Returns:
+            The calibration.
 
         Raises:
             CheckpointError: when it is missing, damaged (the field that is wrong is named), or of another model.

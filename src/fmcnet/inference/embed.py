@@ -121,10 +121,16 @@ def embed_files(
     """Embed images and folders and write `Embeddings` to an `.npz`; identity and camera are not known (-1).
 
     Args:
-        run, sources, modality, out: model, images and folders, what the images are, and the file.
-        batch, normalize, value_range, remarks: as `Encoder.encode`.
+        run: a run folder, an exported model, or a shipped model's name.
+        sources: images and folders.
+        modality: "visible" or "infrared", of all images.
+        out: the file to write.
+        batch: images at once.
+        normalize: to unit length.
         skip: leave out what cannot be read.
         device: where to compute.
+        value_range: as that of `Encoder.encode`.
+        remarks: likewise.
         ignored: gets what lies in the folders and is no image.
 
     Returns:

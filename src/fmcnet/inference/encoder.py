@@ -47,7 +47,19 @@ OnError = Literal["raise", "skip"] | Callable[[Fault], object]
 
 
 def load(run: str | Path, device: str = "auto") -> Encoder:
-    """`Encoder.from_pretrained`, in one word."""
+    """Load a trained model, ready to encode: `Encoder.from_pretrained` with its defaults.
+
+    Args:
+        run: a run folder, an exported model, a shipped model's name, or owner/name of the Hugging Face Hub.
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        CheckpointError: when there is no model, or a damaged one.
+        MissingDependencyError: when PyTorch or ONNX Runtime is needed and not there.
+    """
     return Encoder.from_pretrained(run, device=device)
 
 
@@ -251,7 +263,14 @@ class Encoder:
         )
 
     def similarity(self, a: Embeddings | ArrayLike, b: Embeddings | ArrayLike) -> FloatArray:
-        """Cosine similarities of embeddings (N, E) and (M, E): (N, M) float32, in -1..1.
+        """Cosine similarities of embeddings.
+
+        Args:
+            a: (N, E), of any length but zero.
+            b: (M, E), likewise.
+
+        Returns:
+            (N, M) float32, in -1..1.
 
         Raises:
             DataError: when their rows differ in length.
@@ -282,6 +301,13 @@ class Encoder:
             store: a folder that keeps the result, keyed by weights, preprocessing and the table with the
                 state of its files (`fmcnet.files.file_state`); a later call reads it back. None: nothing is kept.
             progress: show a bar; None: on a terminal only.
+
+        Returns:
+            One row a row of the table: features (N, E) float32, not brought to unit length, with identity, camera
+            and modality.
+
+        Raises:
+            DataError: when the table has no rows, or an image cannot be read.
         """
         kept = self.kept_at(table, flip, store)
         if kept is not None and kept.is_file():
@@ -295,12 +321,26 @@ class Encoder:
         return keep(features, table, kept)
 
     def read_dataset(self, data: str | Path) -> Table:
-        """The table of a dataset, read as the model's training read its own."""
+        """Read a dataset as the model's training read its own.
+
+        Args:
+            data: its folder or CSV.
+
+        Returns:
+            Its table.
+        """
         config = self.card.config.data
         return read_dataset(data, layout=config.layout, trial=config.split)
 
     def cached_images(self, table: Table, progress: bool | None = None) -> NDArray[np.uint8]:
-        """Every image of a table at the input size, (N, H, W, 3), decoded once and cached.
+        """Every image of a table at the input size, decoded once and cached.
+
+        Args:
+            table: the dataset.
+            progress: show a bar; None: on a terminal only.
+
+        Returns:
+            (N, H, W, 3) uint8.
 
         Raises:
             DataError: when one cannot be read.
@@ -325,7 +365,17 @@ class Encoder:
         flip: bool = False,
         progress: bool | None = None,
     ) -> FloatArray:
-        """Descriptors of some rows of a table, in their order: (len(rows), E) float32.
+        """Descriptors of some rows of a table.
+
+        Args:
+            table: the dataset.
+            rows: (R,) positions in the table.
+            batch_size: images at once.
+            flip: average with the descriptor of the mirrored image.
+            progress: show a bar; None: on a terminal only.
+
+        Returns:
+            (R, E) float32, in the order of `rows`, not brought to unit length.
 
         Raises:
             DataError: when there are no rows, or an image of the table cannot be read.

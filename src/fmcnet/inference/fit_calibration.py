@@ -60,9 +60,14 @@ def calibrate_model(
         data: a dataset's folder or CSV.
         split: of its images: "train", "val", "test", "all", or "auto": all of identities not trained on
             (of another dataset of the training's layout: all that its training splits do not hold).
-        fmr, prior: defaults of the calibration, see `Calibration`.
+        fmr: the calibration's default false-match rate, 0 < fmr <= 1.
+        prior: the calibration's default prior, 0 < prior < 1.
         out: the file; None: `calibration.json` in the model's folder.
-        device: where to embed. progress: show a bar; None: on a terminal only.
+        device: where to embed.
+        progress: show a bar; None: on a terminal only.
+
+    Returns:
+        The calibration and its file.
 
     Raises:
         DataError: when identities were trained on, or too few are there.
@@ -164,9 +169,12 @@ def fit_calibration(
     folds of identities; the curves kept are learnt from all.
 
     Args:
-        embeddings: (N,). model: their model's digest.
-        prior, fmr: see `Calibration`.
-        query_mask, gallery_mask: (N,) which rows may be queries, gallery; None: all.
+        embeddings: (N,) of known identities.
+        model: their model's digest.
+        prior: the calibration's default prior, 0 < prior < 1.
+        fmr: the calibration's default false-match rate, 0 < fmr <= 1.
+        query_mask: (N,) which rows may be queries; None: all.
+        gallery_mask: (N,) which rows may be in the gallery; None: all.
         source: what the embeddings are of, for people.
 
     Raises:
@@ -210,7 +218,8 @@ def calibration_error(
 
     Args:
         probability: (N,) given to N groups of pairs.
-        same, different: (N,) how many pairs of each group are of one person, of two.
+        same: (N,) how many pairs of each group are of one person.
+        different: (N,) how many are of two persons.
         prior: the share of the former among all pairs that the error is for; the counts are weighted to it.
     """
     same = prior * same / same.sum()
@@ -309,8 +318,11 @@ def count_pairs(
 
     Args:
         embeddings: (N,) of known identities, of any length but zero.
+        query_modality: of the queries.
+        gallery_modality: of the gallery.
         fold: (N,) 0..K-1, one value an identity.
-        query_mask, gallery_mask: (N,) which rows may be queries, gallery; None: all.
+        query_mask: (N,) which rows may be queries; None: all.
+        gallery_mask: (N,) which rows may be in the gallery; None: all.
 
     Returns:
         (K, K, 2, BINS): by the query's fold, the gallery's fold, different (0) or same (1) person, and bin.

@@ -38,10 +38,15 @@ def project_model(
         source: a run with weights, or a shipped model's name.
         data: a labelled dataset: a folder or CSV. Its training images are learnt from; of the dataset that the model
             was trained on, those of the identities that it was trained on.
-        dim, method: see `fit_projection`.
+        dim: D, values to keep, as that of `fit_projection`.
+        method: "discriminant" or "pca", as that of `fit_projection`.
         out: the folder; None: `projected-DIM` in the model's folder.
         overwrite: replace a projected model that is there.
-        device: where to embed. progress: show a bar; None: on a terminal only.
+        device: where to embed.
+        progress: show a bar; None: on a terminal only.
+
+    Returns:
+        The projection and the folder.
 
     Raises:
         CheckpointError: when there is no model with weights, or `out` is not to be written to.
@@ -137,12 +142,15 @@ def fit_projection(
     is 1, so that what does not tell persons apart adds no noise to a cosine similarity.
 
     Args:
-        features: (N, E), of any length but zero. pid: (N,) whose they are.
+        features: (N, E), of any length but zero.
+        pid: (N,) whose they are.
         dim: D, values to keep: at most E, and N - 1 or, discriminant, one less than there are persons.
+        method: "discriminant" or "pca".
 
     Raises:
-        FmcnetError: for another method. DataError: when `dim` is too large, somebody is not known, no person has
-            two images, or the descriptors do not differ.
+        FmcnetError: for another method.
+        DataError: when `dim` is too large, somebody is not known, no person has two images, or the descriptors do
+            not differ.
     """
     from scipy.linalg import eigh
 

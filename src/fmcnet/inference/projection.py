@@ -31,7 +31,8 @@ class Projection:
     """A linear map of unit-length descriptors x to fewer values: (x - mean) @ matrix.
 
     Attributes:
-        mean: (E,) float32. matrix: (E, D) float32, D <= E.
+        mean: (E,) float32.
+        matrix: (E, D) float32, D <= E.
         method: how it was learnt, one of `METHODS`.
         source: digest of the model without it.
         facts: what it was learnt from, for people.

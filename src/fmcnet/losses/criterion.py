@@ -14,7 +14,7 @@ from fmcnet.config import LossConfig
 from fmcnet.errors import ConfigError, TrainingError
 from fmcnet.losses import baselines
 from fmcnet.losses import functional as losses
-from fmcnet.models.compensation import Compensation
+from fmcnet.models.compensation import Compensation, Discriminator
 from fmcnet.models.fmcnet import FMCNetOutput, ModalityOutput
 from fmcnet.types import Modality
 
@@ -45,7 +45,7 @@ LOSSES = frozenset({*TERMS, *OTHER_TERMS} - {"discriminator"})
 """Names of the terms whose sum encoders, classifiers, generators and fusion minimise."""
 
 
-OwnTerm = Callable[[FMCNetOutput, Tensor], Tensor]
+ExtraTerm = Callable[[FMCNetOutput, Tensor], Tensor]
 """A loss of your own: takes the output of a batch and its labels (P*K,), and gives a scalar."""
 
 
@@ -74,14 +74,15 @@ class FMCNetLoss(nn.Module):
         identities: int,
         compensation: Compensation | None = None,
         gather: Callable[[Tensor], Tensor] | None = None,
-        terms: Mapping[str, OwnTerm] | None = None,
+        terms: Mapping[str, ExtraTerm] | None = None,
     ) -> None:
         super().__init__()
         self.config, self.identities, self.gather = config, identities, gather
-        self._own = dict(terms or {})
-        self._checked = False
-        self._constant = set[str]()  # names of those that were told to have no gradient
-        self._compensation = (compensation,)  # in a tuple: its weights are the model's, not the loss's
+        # The method, not the module: its weights are the model's, not the loss's.
+        self._discriminator = None if compensation is None else compensation.discriminator
+        self._extra = dict(terms or {})
+        self._labels_checked = False
+        self._warned = set[str]()  # names of extra terms without a gradient
 
     def forward(self, output: FMCNetOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute what encoders, classifiers, generators and fusion minimise.
@@ -100,25 +101,31 @@ class FMCNetLoss(nn.Module):
                 of a model that has one. On a GPU, where it would wait, labels are looked at once.
         """
         v, i = output.visible, output.infrared
-        [compensation] = self._compensation
         weighed = self.config.gan or self.config.fc or self.config.ic
-        if v.generated is not None and compensation is None and weighed:
+        if v.generated is not None and self._discriminator is None and weighed:
             raise ValueError(
                 "the model generates features: give FMCNetLoss(..., compensation=model.compensation)"
             )
-        if not torch.compiler.is_compiling() and (labels.device.type == "cpu" or not self._checked):
+        if not torch.compiler.is_compiling() and (labels.device.type == "cpu" or not self._labels_checked):
             self._check_labels(labels, centers=v.specific is not None or self.config.hc > 0)
-            self._checked = True
-        terms = {"id_shared": self._cross_entropy(labels, v.shared_scores, i.shared_scores)}  # (8)
+            self._labels_checked = True
+        identity_v = self._cross_entropy(v.shared_scores, labels)
+        identity_i = self._cross_entropy(i.shared_scores, labels)
+        terms = {"id_shared": identity_v + identity_i}  # (8)
         terms |= self._baseline_terms(v, i, labels)
         if v.specific is not None and i.specific is not None:
-            terms["id_specific"] = self._cross_entropy(labels, v.specific_scores, i.specific_scores)  # (8)
+            identity_v = self._cross_entropy(v.specific_scores, labels)
+            identity_i = self._cross_entropy(i.specific_scores, labels)
+            terms["id_specific"] = identity_v + identity_i  # (8)
             terms |= self._decomposition_terms(v, i)
-        if compensation is not None:
-            terms |= self._compensation_terms(compensation, output, labels)
+        if self._discriminator is not None:
+            terms |= self._compensation_terms(self._discriminator, output, labels)
         if v.fused is not None and i.fused is not None:
             terms |= self._fusion_terms(v, i, labels)
-        terms |= self._own_terms(output, labels, any(term.requires_grad for term in terms.values()))
+        extra = self._extra_terms(output, labels)
+        if any(term.requires_grad for term in terms.values()):
+            self._warn_without_gradient(extra)
+        terms |= extra
         return torch.stack([term.float() for term in terms.values()]).sum(), terms
 
     def discriminator_loss(self, output: FMCNetOutput) -> Tensor | None:
@@ -127,14 +134,13 @@ class FMCNetLoss(nn.Module):
         Returns:
             A scalar; None without discriminators.
         """
-        [compensation] = self._compensation
-        if compensation is None:
+        if self._discriminator is None:
             return None
         loss = output.visible.shared.new_zeros(())
         for target in (Modality.INFRARED, Modality.VISIBLE):
             real = cast(Tensor, output.of(target).specific).detach()
             fake = cast(Tensor, output.of(target.other).generated).detach()
-            discriminator = compensation.discriminator(target)
+            discriminator = self._discriminator(target)
             loss = loss - losses.adversarial_value(discriminator(real), discriminator(fake))  # (12)
         return loss
 
@@ -150,20 +156,16 @@ class FMCNetLoss(nn.Module):
                     "IdentityModalitySampler gives them"
                 )
 
-    def _cross_entropy(self, labels: Tensor, *scores: Tensor | None) -> Tensor:
-        """The sum of the cross-entropies of all `scores` (B, C)."""
-        smoothing = self.config.label_smoothing
-        each = [losses.identity_loss(cast(Tensor, one), labels, smoothing) for one in scores]
-        return sum(each[1:], each[0])
+    def _cross_entropy(self, scores: Tensor | None, labels: Tensor) -> Tensor:
+        """One term of (8), (14) or (18)."""
+        return losses.identity_loss(cast(Tensor, scores), labels, self.config.label_smoothing)
 
-    def _centers(
-        self, visible: Tensor | None, infrared: Tensor | None, scale: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """Eq. (3) of both halves, of all processes; `scale` is ours."""
-        v, i = (losses.centers(cast(Tensor, half), self.identities) for half in (visible, infrared))
+    def _centers(self, features: Tensor | None, scale: float = 1.0) -> Tensor:
+        """Eq. (3) of one half's features (P*K, D), of all processes; `scale` is ours."""
+        centers = losses.centers(cast(Tensor, features), self.identities)
         if scale != 1:
-            v, i = scale * v, scale * i
-        return (v, i) if self.gather is None else (self.gather(v), self.gather(i))
+            centers = scale * centers
+        return centers if self.gather is None else self.gather(centers)
 
     def _divisor(self, centers: Tensor) -> float:
         """Number that a sum over the identities is divided by: 1 is the paper, the mean is ours."""
@@ -171,14 +173,16 @@ class FMCNetLoss(nn.Module):
 
     def _decomposition_terms(self, v: ModalityOutput, i: ModalityOutput) -> dict[str, Tensor]:
         """L_MD, eq. (7), as its three weighted terms."""
-        config, terms = self.config, {}
-        sp_v, sp_i = self._centers(v.specific, i.specific, config.center_scale)
-        sh_v, sh_i = self._centers(v.shared, i.shared, config.center_scale)
+        config = self.config
+        terms = {}
+        sp_v = self._centers(v.specific, config.center_scale)
+        sp_i = self._centers(i.specific, config.center_scale)
+        sh_v = self._centers(v.shared, config.center_scale)
+        sh_i = self._centers(i.shared, config.center_scale)
         scale = config.md / self._divisor(sh_v)
         if config.shs:
-            terms["shs"] = scale * losses.cross_modality_center_loss(
-                sh_v, sh_i, config.alpha, config.rho3
-            )  # (6)
+            shs = losses.cross_modality_center_loss(sh_v, sh_i, config.alpha, config.rho3)  # (6)
+            terms["shs"] = scale * shs
         if config.dc:
             dc = losses.decomposition_loss(sp_v, sp_i, sh_v, sh_i, config.rho1)  # (4)
             terms["dc"] = scale * config.lambda1 * dc
@@ -188,7 +192,7 @@ class FMCNetLoss(nn.Module):
         return terms
 
     def _compensation_terms(
-        self, compensation: Compensation, output: FMCNetOutput, labels: Tensor
+        self, discriminator: Callable[[Modality], Discriminator], output: FMCNetOutput, labels: Tensor
     ) -> dict[str, Tensor]:
         """Eq. (12) for the generators, (13), (14), each summed over both directions."""
         config = self.config
@@ -196,33 +200,37 @@ class FMCNetLoss(nn.Module):
         for target in (Modality.INFRARED, Modality.VISIBLE):
             source = output.of(target.other)
             generated = cast(Tensor, source.generated)
-            fake = compensation.discriminator(target).as_constant(generated)
+            fake = discriminator(target).as_constant(generated)
             gan = gan + losses.generator_loss(fake, config.saturating)  # (12)
             real = losses.centers(cast(Tensor, output.of(target).specific), self.identities)
             real = real.detach() if config.detach_targets else real
             fc = fc + losses.feature_consistency_loss(generated, real)  # (13)
-            ic = ic + self._cross_entropy(labels, source.generated_scores)  # (14)
+            ic = ic + self._cross_entropy(source.generated_scores, labels)  # (14)
         weighted = {"gan": (config.gan, gan), "fc": (config.fc, fc), "ic": (config.ic, ic)}  # weights: ours
         return {name: weight * term for name, (weight, term) in weighted.items() if weight > 0}
 
     def _fusion_terms(self, v: ModalityOutput, i: ModalityOutput, labels: Tensor) -> dict[str, Tensor]:
         """L_SFF, eq. (19), as its two terms."""
         config = self.config
-        fused_v, fused_i = self._centers(v.fused, i.fused, config.center_scale)
+        fused_v = self._centers(v.fused, config.center_scale)
+        fused_i = self._centers(i.fused, config.center_scale)
         mc = losses.cross_modality_center_loss(fused_v, fused_i, config.beta, config.rho4)  # (17)
-        identity = self._cross_entropy(labels, v.fused_scores, i.fused_scores)  # (18)
-        return {"mc": config.mc / self._divisor(fused_v) * mc, "id_fused": identity}
+        identity_v = self._cross_entropy(v.fused_scores, labels)
+        identity_i = self._cross_entropy(i.fused_scores, labels)
+        return {"mc": config.mc / self._divisor(fused_v) * mc, "id_fused": identity_v + identity_i}  # (18)
 
     def _baseline_terms(self, v: ModalityOutput, i: ModalityOutput, labels: Tensor) -> dict[str, Tensor]:
         """`OTHER_TERMS`, on the shared features of both halves; none unless a setting asks for them."""
-        config, terms = self.config, {}
+        config = self.config
+        terms = {}
         if config.wrt > 0:
-            both, twice = torch.cat([v.shared, i.shared]), torch.cat([labels, labels])
+            features = torch.cat([v.shared, i.shared])
+            twice = torch.cat([labels, labels])
             if self.gather is not None:
-                both, twice = self.gather(both), self.gather(twice)
-            terms["wrt"] = config.wrt * baselines.weighted_regularized_triplet_loss(both, twice)
+                features, twice = self.gather(features), self.gather(twice)
+            terms["wrt"] = config.wrt * baselines.weighted_regularized_triplet_loss(features, twice)
         if config.hc > 0:
-            c_v, c_i = self._centers(v.shared, i.shared)
+            c_v, c_i = self._centers(v.shared), self._centers(i.shared)
             if config.hc_loss == "triplet":
                 loss = baselines.hetero_center_triplet_loss(c_v, c_i, config.hc_margin)
             else:
@@ -230,10 +238,10 @@ class FMCNetLoss(nn.Module):
             terms["hc"] = config.hc * loss / self._divisor(c_v)
         return terms
 
-    def _own_terms(self, output: FMCNetOutput, labels: Tensor, trains: bool) -> dict[str, Tensor]:
-        """The terms given to the constructor, weighted; `trains`: the others have a gradient."""
-        found = {}
-        for name, term in self._own.items():
+    def _extra_terms(self, output: FMCNetOutput, labels: Tensor) -> dict[str, Tensor]:
+        """The terms given to the constructor, weighted."""
+        weighted = {}
+        for name, term in self._extra.items():
             value: object = term(output, labels)
             if not isinstance(value, Tensor) or value.numel() != 1:
                 kind = type(value).__name__
@@ -241,23 +249,26 @@ class FMCNetLoss(nn.Module):
                 raise TrainingError(
                     f"the loss term '{name}' gives {shape}, not a scalar tensor: return its mean or its sum"
                 )
-            weight = self.config.terms.get(name, 1.0)
-            told = name in self._constant
-            if trains and weight and not value.requires_grad and not told and value.item():  # 0: no pair, say
-                self._constant.add(name)
-                logger.log(
-                    logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.DEBUG,  # one of a job
-                    "the loss term '%s' has no gradient, so it trains nothing: compute it from the output's tensors, "
-                    "without .item() and .detach()",
-                    name,
-                )
-            found[name] = weight * value.reshape(())
-        return found
+            weighted[name] = self.config.terms.get(name, 1.0) * value.reshape(())
+        return weighted
+
+    def _warn_without_gradient(self, terms: dict[str, Tensor]) -> None:
+        """Warn once of each term that trains nothing; one that is 0 may lack a pair in this batch."""
+        for name, term in terms.items():
+            if term.requires_grad or name in self._warned or not term.item():
+                continue
+            self._warned.add(name)
+            logger.log(
+                logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.DEBUG,  # one of a job
+                "the loss term '%s' has no gradient, so it trains nothing: compute it from the output's tensors, "
+                "without .item() and .detach()",
+                name,
+            )
 
 
-def check_own_terms(
-    terms: Mapping[str, OwnTerm] | None, config: LossConfig, taken: Set[str] = frozenset()
-) -> dict[str, OwnTerm]:
+def check_extra_terms(
+    terms: Mapping[str, ExtraTerm] | None, config: LossConfig, taken: Set[str] = frozenset()
+) -> dict[str, ExtraTerm]:
     """Check losses of your own against the settings; returns them in the order of their names.
 
     So floating-point sums do not depend on the caller's order. `taken` are names that the log has for other numbers.

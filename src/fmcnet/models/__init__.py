@@ -1,1 +1,1 @@
-"""Part of fmcnet."""
+"""Models: backbones, the modules of FMCNet, and a model on disk."""

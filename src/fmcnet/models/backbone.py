@@ -60,14 +60,25 @@ class Backbone(ABC):
 
     @abstractmethod
     def channels(self, index: int) -> int:
-        """Channels that block `index` gives."""
+        """Number of channels that a block gives.
+
+        Args:
+            index: which block, 0 to `depth` - 1.
+        """
 
     def rectified(self, index: int) -> bool:
-        """Whether block `index` ends with a ReLU, so that its map has no negative value."""
+        """Whether a block ends with a ReLU, so that its map has no negative value.
+
+        Args:
+            index: which block, 0 to `depth` - 1.
+        """
         return True
 
     def imagenet(self) -> dict[str, Tensor]:
-        """The published ImageNet weights, as published.
+        """The published ImageNet weights.
+
+        Returns:
+            The state dict, under the names of its publication.
 
         Raises:
             CheckpointError: when there are none, or when they are not at hand; the message says what to do.
@@ -78,7 +89,14 @@ class Backbone(ABC):
         )
 
     def rename(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A published state dict under the names of `block`; the same names unless a family says otherwise."""
+        """Translate a published state dict to the names of `block`; here the names are the same.
+
+        Args:
+            state: the published weights.
+
+        Returns:
+            The weights under the names that the layers of `block` have.
+        """
         return dict(state)
 
 
@@ -119,6 +137,11 @@ def backbones() -> tuple[str, ...]:
 
 def make_backbone(arch: str, width: int = 64, last_stride: int = 1) -> Backbone:
     """The backbone of a name.
+
+    Args:
+        arch: one of `backbones()`.
+        width: channels of the first block; 64 is the published network.
+        last_stride: of the last block, 1 or 2.
 
     Raises:
         ConfigError: for a name that is not registered, or one whose function gives no backbone.
@@ -203,6 +226,10 @@ class GeM(nn.Module):
     """Generalised-mean pooling with a learnable power (Radenovic et al., TPAMI 2019).
 
     Ours: FMCNet pools by the plain average. Between average (p = 1) and maximum (p large).
+
+    Args:
+        p: the power at the start.
+        eps: smaller values are raised to this.
     """
 
     def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:

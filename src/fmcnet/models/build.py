@@ -21,6 +21,12 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
     Args:
         config: `variant` selects the parts; a part has the same class in every variant.
         classes: number of training identities; 0 for a model that nothing was trained on.
+
+    Returns:
+        The model, in training mode on the CPU.
+
+    Raises:
+        ConfigError: for an unknown `arch`, or settings that do not fit it.
     """
     backbone = make_backbone(config.arch, config.width, config.last_stride)
     by_modality = config.normalization == "modality"
@@ -70,11 +76,11 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
     compensation = None
     if config.variant in ("fmc", "full"):
         compensation = Compensation(
-            _generator(config, dim),
-            _generator(config, dim),
-            _discriminator(config, dim),
-            _discriminator(config, dim),
-            norm_specific,
+            to_infrared=_generator(config, dim),
+            to_visible=_generator(config, dim),
+            discriminator_infrared=_discriminator(config, dim),
+            discriminator_visible=_discriminator(config, dim),
+            norm_specific=norm_specific,
         )
     fusion = None
     if config.variant == "full":

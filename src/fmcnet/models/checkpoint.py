@@ -19,7 +19,16 @@ from fmcnet.models.fmcnet import FMCNet
 
 
 def save_pretrained(model: FMCNet, card: ModelCard, folder: str | Path) -> Path:
-    """Write `model.safetensors` and `model.json`; each appears whole or not at all."""
+    """Write `model.safetensors` and `model.json`; each appears whole or not at all.
+
+    Args:
+        model: the weights.
+        card: what travels with them.
+        folder: is made if need be.
+
+    Returns:
+        The folder.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
@@ -38,7 +47,18 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def load_pretrained_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[FMCNet, ModelCard]:
-    """The model of a run, in eval mode, and its card; raises `CheckpointError` unless every weight fits."""
+    """Load the model of a run.
+
+    Args:
+        folder: of the run, or of a checkpoint.
+        device: where the weights go.
+
+    Returns:
+        The model in evaluation mode, and its card.
+
+    Raises:
+        CheckpointError: unless every weight fits.
+    """
     card = read_card(folder)
     model = build_described(card, Path(folder) / WEIGHTS)
     load_weights(model, Path(folder) / WEIGHTS)
@@ -55,9 +75,8 @@ def build_described(card: ModelCard, weights: Path) -> FMCNet:
     if not weights.is_file():
         raise CheckpointError(f"no weights at {weights}")
     config = card.config.model
-    if (
-        config.width > 64 or (config.dim or 0) > 4096 or card.classes > 5000
-    ):  # takes 2 s, so not of every model
+    large = config.width > 64 or (config.dim or 0) > 4096 or card.classes > 5000
+    if large:  # takes 2 s, so not of every model
         try:
             with torch.device("meta"):
                 described = build_model(config, card.classes)

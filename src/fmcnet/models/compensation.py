@@ -89,14 +89,14 @@ class Discriminator(nn.Module):
 class Compensation(nn.Module):
     """Feature-level modality compensation: the missing specific feature from the shared one, eq. (11).
 
-    Names give the modality of the features that a module makes or examines: `judge_infrared` sees F_sp,I as real.
-    Stored weights have these names.
+    Names give the modality of the features that a module makes or examines: `discriminator_infrared` sees F_sp,I as
+    real. Stored weights call the discriminators `judge_infrared` and `judge_visible`.
 
     Args:
         to_infrared: G_{V-I}.
         to_visible: G_{I-V}.
-        judge_infrared: D_{V-I}.
-        judge_visible: D_{I-V}.
+        discriminator_infrared: D_{V-I}.
+        discriminator_visible: D_{I-V}.
         norm_specific: gives generated features the length and the constant of real ones (ours); None: nothing does.
     """
 
@@ -104,16 +104,16 @@ class Compensation(nn.Module):
         self,
         to_infrared: nn.Module,
         to_visible: nn.Module,
-        judge_infrared: Discriminator,
-        judge_visible: Discriminator,
+        discriminator_infrared: Discriminator,
+        discriminator_visible: Discriminator,
         norm_specific: FeatureNorm | None = None,
     ) -> None:
         super().__init__()
         self._to_length = norm_specific.to_length if norm_specific else None
         self.to_infrared = to_infrared
         self.to_visible = to_visible
-        self.judge_infrared = judge_infrared
-        self.judge_visible = judge_visible
+        self.judge_infrared = discriminator_infrared
+        self.judge_visible = discriminator_visible
 
     def forward(self, shared: Tensor, modality: Modality) -> Tensor:
         """F_sh of images of `modality` (B, D) to the generated specific feature of the other (B, D)."""
@@ -133,3 +133,7 @@ class Compensation(nn.Module):
     def discriminator_parameters(self) -> list[nn.Parameter]:
         """Parameters that maximise eq. (12); all others minimise it."""
         return [*self.judge_infrared.parameters(), *self.judge_visible.parameters()]
+
+    def generator_parameters(self) -> list[nn.Parameter]:
+        """Parameters of both generators."""
+        return [*self.to_infrared.parameters(), *self.to_visible.parameters()]

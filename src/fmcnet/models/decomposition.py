@@ -54,12 +54,19 @@ class FeatureNorm(nn.Module):
 
     def __init__(self, dim: int, length: float = 1.0, offset: float = 0.0) -> None:
         super().__init__()
-        self.length, self.offset = length, offset
+        self.dim, self.length, self.offset = dim, length, offset
         self.statistics = nn.ModuleList(nn.BatchNorm1d(dim, affine=False) for _ in Modality)
 
     def forward(self, feature: Tensor, modality: Modality) -> Tensor:
         """Features of images of one modality (B, D) to (B, D) of length `length`."""
         return self.to_length(self.statistics[modality.code](feature), modality)
+
+    @torch.no_grad()
+    def set(self, modality: Modality, mean: Tensor, variance: Tensor) -> None:
+        """Take the statistics of one modality: mean and variance (D,)."""
+        norm = cast(nn.BatchNorm1d, self.statistics[modality.code])
+        cast(Tensor, norm.running_mean).copy_(mean)
+        cast(Tensor, norm.running_var).copy_(variance)
 
     def to_length(self, feature: Tensor, modality: Modality) -> Tensor:
         """Vectors (B, D) to features of `length` around the modality's constant; so are generated ones."""

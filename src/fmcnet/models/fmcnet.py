@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,10 @@ class ModalityOutput(NamedTuple):
     fused_scores: Tensor | None
     embedding: Tensor
 
+    def float(self) -> ModalityOutput:
+        """Everything in float32."""
+        return ModalityOutput._make(part if part is None else part.float() for part in self)
+
 
 class FMCNetOutput(NamedTuple):
     """The two aligned halves of a batch, in train and eval alike."""
@@ -64,8 +68,7 @@ class FMCNetOutput(NamedTuple):
 
     def float(self) -> FMCNetOutput:
         """Everything in float32, for the losses on centres, distances and the adversarial terms."""
-        lifted = ([part if part is None else part.float() for part in half] for half in self)
-        return FMCNetOutput(*(ModalityOutput(*cast(list[Any], half)) for half in lifted))
+        return FMCNetOutput(self.visible.float(), self.infrared.float())
 
 
 class Standardization(nn.Module):
@@ -91,9 +94,12 @@ class Standardization(nn.Module):
 
     @torch.no_grad()
     def set(self, modality: Modality, mean: Tensor, variance: Tensor) -> None:
-        """Take the statistics of one modality: mean and variance (E,).
+        """Take the statistics of one modality.
 
-        A deviation is at least `FLOOR` of the mean deviation.
+        Args:
+            modality: whose.
+            mean: (E,).
+            variance: (E,); a deviation counts as at least `FLOOR` of the mean deviation.
         """
         deviation = variance.sqrt()
         self.mean[modality.code] = mean
@@ -119,7 +125,7 @@ class FMCNet(nn.Module):
         compensation: FMC or None.
         fusion: SFF or None.
         mean: of each channel of images in 0..1; a buffer, so it travels with the weights.
-        std: likewise.
+        std: deviation of each channel, likewise.
         after_neck: whether the descriptor is taken behind the classifiers' necks (ours), not before them.
         normalized: whether each D values of the descriptor (F_sh, F_fu) get unit length (ours).
         specific_weight: of the features behind F_sh in the descriptor, F_sp and F'_sp or their fusion (ours).
@@ -168,23 +174,20 @@ class FMCNet(nn.Module):
         return "sfd" if self.decomposition.has_specific else "base"
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), uint8 0..255 or float 0..1, to what the stems take.
+        """Normalise images for the stems.
+
+        Args:
+            images: (B, 3, H, W), uint8 0..255 or float 0..1.
+
+        Returns:
+            (B, 3, H, W) float, by `mean` and `std` of each channel.
 
         Raises:
             ValueError: for another shape or type, and in evaluation mode for float values outside 0..1.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise ValueError(f"images must be uint8 0..255 or float 0..1, got {images.dtype}")
-        if (
-            images.is_floating_point()
-            and images.numel()
-            and not (self.training or torch.compiler.is_compiling())
-        ):
-            low, high = (float(value) for value in images.detach().aminmax())  # training waits for no GPU
-            if low < -OVERSHOOT or high > 1 + OVERSHOOT:
-                raise ValueError(f"float images must be 0..1 and not normalised, got {low:.4g} to {high:.4g}")
+        _check_images(images)
+        if not self.training and not torch.compiler.is_compiling():  # training waits for no GPU
+            _check_range(images)
         unit = 255.0 if images.dtype == torch.uint8 else 1.0
         scale, shift = 1.0 / (unit * self.std), -self.mean / self.std
         if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):
@@ -203,6 +206,12 @@ class FMCNet(nn.Module):
         Args:
             config: settings, as `load_config("paper")` gives them.
             num_classes: number C of training identities.
+
+        Returns:
+            The model, in training mode on the CPU.
+
+        Raises:
+            ConfigError: for an unknown `model.arch`, or settings that do not fit it.
         """
         from fmcnet.models.build import build_model
 
@@ -215,6 +224,9 @@ class FMCNet(nn.Module):
         Args:
             source: a run folder, or the name of a shipped model (`fmcnet.models.shipped.shipped_models`).
             device: where the weights go.
+
+        Returns:
+            The model, on that device.
 
         Raises:
             CheckpointError: when there is no such model, its files are damaged, or the weights do not fit.
@@ -236,29 +248,56 @@ class FMCNet(nn.Module):
             standardisation, which no loss looks at.
         """
         sfd = self.decomposition
-        (f_v, sh_v, sp_v), (f_i, sh_i, sp_i) = sfd(self.preprocess(visible), self.preprocess(infrared))  # (1)
-        scores_v, scores_i = _in_one_pass(sfd.classify_shared, sh_v, sh_i)  # (2): S_sh
-        generated_i = generated_v = fused_v = fused_i = fused_scores_v = fused_scores_i = None
+        v, i = sfd(self.preprocess(visible), self.preprocess(infrared))  # (1)
+        shared_scores_v, shared_scores_i = _in_one_pass(sfd.classify_shared, v.shared, i.shared)  # (2)
+
+        generated_v = generated_i = fused_v = fused_i = fused_scores_v = fused_scores_i = None
         if self.compensation is not None:  # (11)
-            generated_i = self.compensation(sh_v, Modality.VISIBLE)  # F'_sp,I from F_sh,V
-            generated_v = self.compensation(sh_i, Modality.INFRARED)  # F'_sp,V from F_sh,I
-        if self.fusion is not None:  # (15), (16)
-            fused_v = self.fusion(sh_v, sp_v, generated_i)
-            fused_i = self.fusion(sh_i, sp_i, generated_v)
-            fused_scores_v, fused_scores_i = _in_one_pass(
-                self.fusion.classify, fused_v, fused_i
-            )  # (18): S_fp
-        # (2): S_sp of real features; of generated ones the scores of (14).
-        real_v, fake_v = self._specific_scores(Modality.VISIBLE, sp_v, generated_v)
-        real_i, fake_i = self._specific_scores(Modality.INFRARED, sp_i, generated_i)
-        embedding_v = self._descriptor(Modality.VISIBLE, sh_v, sp_v, generated_i, fused_v)
-        embedding_i = self._descriptor(Modality.INFRARED, sh_i, sp_i, generated_v, fused_i)
+            generated_i = self.compensation(v.shared, Modality.VISIBLE)  # F'_sp,I from F_sh,V
+            generated_v = self.compensation(i.shared, Modality.INFRARED)  # F'_sp,V from F_sh,I
+        if self.fusion is not None:
+            fused_v = self.fusion(v.shared, v.specific, generated_i)  # (15), (16)
+            fused_i = self.fusion(i.shared, i.specific, generated_v)
+            fused_scores_v, fused_scores_i = _in_one_pass(self.fusion.classify, fused_v, fused_i)  # (18)
+
+        # P_sp^m scores the features of modality m: real ones (2) and generated ones (14).
+        specific_scores_v, generated_scores_v = self._specific_scores(
+            Modality.VISIBLE, v.specific, generated_v
+        )
+        specific_scores_i, generated_scores_i = self._specific_scores(
+            Modality.INFRARED, i.specific, generated_i
+        )
+
+        embedding_v = self._descriptor(Modality.VISIBLE, v.shared, v.specific, generated_i, fused_v)
+        embedding_i = self._descriptor(Modality.INFRARED, i.shared, i.specific, generated_v, fused_i)
         if not self.training:
-            embedding_v = self._standardized(Modality.VISIBLE, f_v, embedding_v)
-            embedding_i = self._standardized(Modality.INFRARED, f_i, embedding_i)
-        own_v = sh_v, scores_v, sp_v, real_v, generated_i, fake_i, fused_v, fused_scores_v, embedding_v
-        own_i = sh_i, scores_i, sp_i, real_i, generated_v, fake_v, fused_i, fused_scores_i, embedding_i
-        return FMCNetOutput(ModalityOutput(*own_v), ModalityOutput(*own_i))
+            embedding_v = self._standardized(Modality.VISIBLE, v.stem, embedding_v)
+            embedding_i = self._standardized(Modality.INFRARED, i.stem, embedding_i)
+
+        return FMCNetOutput(
+            visible=ModalityOutput(
+                shared=v.shared,
+                shared_scores=shared_scores_v,
+                specific=v.specific,
+                specific_scores=specific_scores_v,
+                generated=generated_i,  # from visible images, for the infrared modality
+                generated_scores=generated_scores_i,
+                fused=fused_v,
+                fused_scores=fused_scores_v,
+                embedding=embedding_v,
+            ),
+            infrared=ModalityOutput(
+                shared=i.shared,
+                shared_scores=shared_scores_i,
+                specific=i.specific,
+                specific_scores=specific_scores_i,
+                generated=generated_v,
+                generated_scores=generated_scores_v,
+                fused=fused_i,
+                fused_scores=fused_scores_i,
+                embedding=embedding_i,
+            ),
+        )
 
     def embed(self, images: Tensor, modality: Modality | str) -> Tensor:
         """The descriptor of images of ONE modality; computes nothing that it does not need.
@@ -357,6 +396,22 @@ class FMCNet(nn.Module):
                 feature, neck.running_mean, neck.running_var, neck.weight, neck.bias, False, 0.0, neck.eps
             )
         return feature
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"images must be uint8 0..255 or float 0..1, got {images.dtype}")
+
+
+def _check_range(images: Tensor) -> None:
+    """Refuse float images far outside 0..1; waits for the device."""
+    if not images.is_floating_point() or not images.numel():
+        return
+    low, high = (float(value) for value in images.detach().aminmax())
+    if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+        raise ValueError(f"float images must be 0..1 and not normalised, got {low:.4g} to {high:.4g}")
 
 
 def _in_one_pass(module: nn.Module, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

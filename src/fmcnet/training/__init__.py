@@ -1,1 +1,1 @@
-"""Part of fmcnet."""
+"""Training: the loop, one step of it, optimisers, checkpoints, logs."""

@@ -67,11 +67,14 @@ logger = logging.getLogger(__name__)
 class Checkpointer:
     """Writes and restores the checkpoints of one training, its best weights and its model.
 
-    `card` is the model's, without its step. The log of `step_logger` is brought to disk before a checkpoint.
-    `invariants` are the values of `INVARIANTS` in this training.
-
-    Attributes:
-        saved: when a checkpoint was last written or tried, in seconds of `time.monotonic()`.
+    Args:
+        run: the run folder.
+        ctx: device and rank.
+        train_step: model, optimisers, schedules and scaler.
+        card: the model's, without its step.
+        selection: the best weights so far.
+        step_logger: its log is brought to disk before a checkpoint, which holds its last terms.
+        invariants: the values of `INVARIANTS` in this training.
     """
 
     def __init__(
@@ -84,10 +87,10 @@ class Checkpointer:
         step_logger: StepLogger,
         invariants: dict[str, Any],
     ) -> None:
-        self._run, self._ctx, self._step, self._card = run, ctx, train_step, card
+        self._run, self._ctx, self._train_step, self._card = run, ctx, train_step, card
         self._selection, self._logger = selection, step_logger
         self._invariants, self._steps = invariants, int(invariants["steps"])
-        self.saved = 0.0
+        self._saved = time.monotonic()  # or tried
 
     def restore(self) -> int:
         """Restore the newest checkpoint that is readable and undamaged; returns the steps done, 0 without one.
@@ -108,7 +111,7 @@ class Checkpointer:
             if self._ctx.main:
                 logger.info("there is no checkpoint in %s: starting from the first step", self._run)
             return 0
-        self._logger.terms = facts["terms"]
+        self._logger.restore(facts["terms"])
         with agree_on_errors(self._ctx):
             self._selection.restore(facts["selection"])
         if self._ctx.main and done == self._steps:
@@ -128,7 +131,7 @@ class Checkpointer:
                     for key, now in self._invariants.items()
                     if facts.get(key) != now
                 ]  # before the weights, which other data may not fit
-                tensors = {} if changed else _read_tensors(folder, facts, self._step)
+                tensors = {} if changed else _read_tensors(folder, facts, self._train_step)
             except CheckpointError as error:
                 if not at:
                     raise CheckpointError(
@@ -147,31 +150,40 @@ class Checkpointer:
 
     def _load_state(self, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         rank = f"rank{self._ctx.rank}"
-        _load_optimizers(self._step, tensors)
-        for scheduler in self._step.schedulers:
+        _load_optimizers(self._train_step, tensors)
+        for scheduler in self._train_step.schedulers:
             restore_schedule(scheduler, facts["step"])
-        self._step.scaler.load_state_dict(facts["scaler"])
-        for key, buffer in self._step.model.named_buffers():
+        self._train_step.scaler.load_state_dict(facts["scaler"])
+        for key, buffer in self._train_step.model.named_buffers():
             if f"{rank}.buffer.{key}" in tensors:
                 buffer.copy_(tensors[f"{rank}.buffer.{key}"])
         torch.set_rng_state(tensors[f"{rank}.rng"])
         if f"{rank}.cuda_rng" in tensors and self._ctx.device.type == "cuda":
             torch.cuda.set_rng_state(tensors[f"{rank}.cuda_rng"], self._ctx.device)
 
+    def late(self) -> bool:
+        """Return whether `training.checkpoint_minutes` have passed since a checkpoint was written or tried."""
+        minutes = (time.monotonic() - self._saved) / 60
+        return 0 < self._card.config.training.checkpoint_minutes < minutes
+
     def save(self, done: int, must: bool) -> None:
-        """Write the checkpoint of step `done`; every process must call.
+        """Write a checkpoint; every process must call.
+
+        Args:
+            done: number of steps done.
+            must: whether the training cannot continue without it.
 
         Raises:
             CheckpointError: when it cannot be written and `must` be; otherwise that is a warning.
         """
-        self.saved = time.monotonic()
+        self._saved = time.monotonic()
         with agree_on_errors(self._ctx):
             # What differs between processes: the state of random numbers and, of several, running statistics.
             own = {"rng": torch.get_rng_state()}
             if self._ctx.device.type == "cuda":
                 own["cuda_rng"] = torch.cuda.get_rng_state(self._ctx.device)
             if self._ctx.world > 1:
-                own |= {f"buffer.{k}": v.detach().cpu() for k, v in self._step.model.named_buffers()}
+                own |= {f"buffer.{k}": v.detach().cpu() for k, v in self._train_step.model.named_buffers()}
             states = gather(own, self._ctx)
             if not self._ctx.main:
                 return
@@ -198,20 +210,19 @@ class Checkpointer:
 
     def _write(self, step: int, states: Sequence[dict[str, Tensor]]) -> None:
         """Write the checkpoint of `step`, then remove all but the newest; an `OSError` leaves the earlier ones."""
-        if self._logger.log:  # a checkpoint beyond the log's end would leave a gap there
-            self._logger.log.flush()
+        self._logger.flush()  # a checkpoint beyond the log's end would leave a gap there
         folder = self._run / "checkpoints" / f"step-{step:06d}"
         building = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(building, ignore_errors=True)
         try:
             building.mkdir(parents=True)
-            save_pretrained(self._step.model, replace(self._card, step=step), building)
-            tensors = _optimizer_states(self._step)
+            save_pretrained(self._train_step.model, replace(self._card, step=step), building)
+            tensors = _optimizer_states(self._train_step)
             tensors |= {f"rank{rank}.{k}": v for rank, own in enumerate(states) for k, v in own.items()}
             save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, building / STATE)
             facts = {
                 "step": step,
-                "scaler": self._step.scaler.state_dict(),
+                "scaler": self._train_step.scaler.state_dict(),
                 "digests": {name: file_digest(building / name) for name in (WEIGHTS, CARD, STATE)},
                 "terms": self._logger.terms,
                 "selection": dict(self._selection.best),
@@ -325,12 +336,19 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
+def _optimizers(train_step: TrainStep) -> dict[str, torch.optim.Optimizer]:
+    """The optimisers by the names that checkpoints have for them; "judge" is that of the discriminators."""
+    found = {"main": train_step.optimizer}
+    if train_step.discriminator_optimizer is not None:
+        found["judge"] = train_step.discriminator_optimizer
+    return found
+
+
 def _optimizer_states(train_step: TrainStep) -> dict[str, Tensor]:
     """The state of every parameter by "optimizer.index.name"; PyTorch's optimisers here keep tensors only."""
     found = {
         f"{name}.{index}.{key}": value
-        for name, optimizer in train_step.optimizers.items()
-        if optimizer
+        for name, optimizer in _optimizers(train_step).items()
         for index, entry in optimizer.state_dict()["state"].items()
         for key, value in entry.items()
         if value is not None
@@ -340,9 +358,7 @@ def _optimizer_states(train_step: TrainStep) -> dict[str, Tensor]:
 
 
 def _load_optimizers(train_step: TrainStep, tensors: dict[str, Tensor]) -> None:
-    for name, optimizer in train_step.optimizers.items():
-        if optimizer is None:
-            continue
+    for name, optimizer in _optimizers(train_step).items():
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():

@@ -33,6 +33,11 @@ MAY_CHANGE = (
 def check_folder(run: Path, config: Config, resume: bool) -> None:
     """Check that a training may write to the folder.
 
+    Args:
+        run: the run folder.
+        config: settings of the training.
+        resume: whether it may hold a run.
+
     Raises:
         CheckpointError: when it holds a run and `resume` is not set, or a run with other settings.
         DataError: when it holds other files.

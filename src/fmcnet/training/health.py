@@ -81,7 +81,8 @@ def measure(model: FMCNet, output: FMCNetOutput, labels: Tensor) -> dict[str, Te
 class HealthMonitor:
     """Warns once when the fusion, the compensation or its discriminators do nothing.
 
-    The `first` steps are left out, while the learning rate warms up.
+    Args:
+        first: number of first steps that are left out, while the learning rate warms up.
     """
 
     def __init__(self, first: int = 0) -> None:

@@ -34,8 +34,11 @@ TRACKERS = {"tensorboard": "track", "wandb": "wandb"}
 class TrainingLog:
     """Appends records to `RUN/log.jsonl`; every record has the key "step" or "validated_step".
 
-    Records that do not fit on a full disk stay in memory and are written before the next ones. Those of steps after
-    `keep_until` are removed when it opens: the training resumes there.
+    Records that do not fit on a full disk stay in memory and are written before the next ones.
+
+    Args:
+        run: the run folder.
+        keep_until: records of later steps are removed when the log opens: the training resumes there.
     """
 
     def __init__(self, run: Path, keep_until: int = 0) -> None:
@@ -163,33 +166,50 @@ def check_trackers(names: Sequence[str]) -> None:
 class StepLogger:
     """Writes the numbers of steps to the log and the trackers; rank 0 opens one.
 
+    Args:
+        run: the run folder.
+        config: settings.
+        steps: of the whole training.
+
     Attributes:
         terms: of the last step, by name.
-        log: the log; None before `open` and on other ranks.
     """
 
     def __init__(self, run: Path, config: Config, steps: int) -> None:
         self._run, self._config = run, config
         self._trackers: list[Tracker] = []
-        self.log: TrainingLog | None = None
+        self._log: TrainingLog | None = None
         self.terms: dict[str, float] = {}
         self._monitor = health.HealthMonitor(math.ceil(config.training.warmup * steps))
 
     def open(self, trackers: Sequence[str | Tracker], first: int) -> None:
-        """Start to write after step `first`, to the log and to `trackers`: names in `TRACKERS`, or objects.
+        """Open the log and the trackers.
+
+        Args:
+            trackers: names in `TRACKERS`, or objects.
+            first: number of steps done; records of later ones are removed.
 
         Raises:
             DataError: when the log cannot be written.
             ConfigError: when a tracker cannot start.
         """
         try:
-            self.log = TrainingLog(self._run, first)
+            self._log = TrainingLog(self._run, first)
         except OSError as error:
             raise unwritable(self._run, error) from error
         for name in dict.fromkeys(name for name in trackers if isinstance(name, str)):
             made = TensorBoard(self._run, first) if name == "tensorboard" else WandB(self._run, self._config)
             self._trackers.append(made)
         self._trackers += [tracker for tracker in trackers if not isinstance(tracker, str)]
+
+    def restore(self, terms: dict[str, float]) -> None:
+        """Restore `terms` from a checkpoint."""
+        self.terms = terms
+
+    def flush(self) -> None:
+        """Bring the log to disk; raises `OSError` when that fails."""
+        if self._log:
+            self._log.flush()
 
     def write_steps(self, records: Sequence[dict[str, Any]]) -> None:
         """Write the records of steps, keep the last one's terms, and warn of modules that do nothing."""
@@ -200,16 +220,18 @@ class StepLogger:
         self.write(records, "step")
 
     def write(self, records: Sequence[dict[str, Any]], key: str) -> None:
-        """Write records to the log and the trackers; `key` names the number that is the step.
+        """Write records to the log and the trackers; a full disk does not end a training.
 
-        A full disk does not end a training.
+        Args:
+            records: numbers by name.
+            key: name of the number that is the step.
         """
-        if not self.log or not records:
+        if not self._log or not records:
             return
         try:
-            self.log.write(*records)
+            self._log.write(*records)
         except OSError as error:
-            logger.warning("%s: %s; its last steps wait for room", self.log.path, error.strerror)
+            logger.warning("%s: %s; its last steps wait for room", self._log.path, error.strerror)
         for record in records:
             for tracker in self._trackers:
                 with _warn_only(tracker):
@@ -221,9 +243,9 @@ class StepLogger:
         for tracker in self._trackers:
             with _warn_only(tracker):
                 tracker.close()
-        if self.log:
-            self.log.close()
-            self.log = None
+        if self._log:
+            self._log.close()
+            self._log = None
 
 
 @contextlib.contextmanager

@@ -31,19 +31,17 @@ def build_optimizers(
         fused: one kernel for all parameters (PyTorch has it for CPUs and CUDA).
     """
     discriminators = model.compensation.discriminator_parameters() if model.compensation else []
-    discriminator_ids = {id(parameter) for parameter in discriminators}
-    backbone = {
-        id(parameter)
-        for name, child in model.decomposition.named_children()
-        if name.startswith(BACKBONE_PARTS)
-        for parameter in child.parameters()
-    }
-    fusion = {id(parameter) for parameter in ((model.fusion.w1, model.fusion.w2) if model.fusion else ())}
+    factors = dict.fromkeys(model.parameters(), 1.0)
+    for name, child in model.decomposition.named_children():
+        if name.startswith(BACKBONE_PARTS):
+            factors |= dict.fromkeys(child.parameters(), config.backbone_lr_factor)
+    if model.fusion is not None:
+        factors |= dict.fromkeys((model.fusion.w1, model.fusion.w2), config.fusion_lr_factor)
+    for parameter in discriminators:
+        del factors[parameter]
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        if parameter.requires_grad and id(parameter) not in discriminator_ids:
-            factor = config.backbone_lr_factor if id(parameter) in backbone else 1.0
-            factor = config.fusion_lr_factor if id(parameter) in fusion else factor
+    for parameter, factor in factors.items():
+        if parameter.requires_grad:
             groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
     described = [
         {
@@ -64,8 +62,17 @@ def build_optimizers(
     return main, torch.optim.Adam(discriminators, lr=config.discriminator_lr, betas=(0.5, 0.999), fused=fused)
 
 
-def rate(step: int, steps: int, config: TrainingConfig) -> float:
-    """Compute the factor of the base learning rate at `step` (0-based) of `steps`: in 0..1."""
+def lr_factor(step: int, steps: int, config: TrainingConfig) -> float:
+    """Compute what the schedule multiplies learning rates by.
+
+    Args:
+        step: from 0.
+        steps: of the whole training.
+        config: settings.
+
+    Returns:
+        A factor in 0..1.
+    """
     warm = config.warmup * steps
     if step < warm:
         start = 0.04 if config.schedule == "onecycle" else 0.1
@@ -81,20 +88,22 @@ def rate(step: int, steps: int, config: TrainingConfig) -> float:
 def build_schedulers(
     optimizers: Sequence[torch.optim.Optimizer | None], steps: int, config: TrainingConfig
 ) -> list[LambdaLR]:
-    """Build a schedule for each optimiser: `rate` of the step, so that a resume needs the step alone."""
+    """Build a schedule for each optimiser: `lr_factor` of the step, so that a resume needs the step alone."""
     return [
-        LambdaLR(optimizer, lambda step: rate(step, steps, config)) for optimizer in optimizers if optimizer
+        LambdaLR(optimizer, lambda step: lr_factor(step, steps, config))
+        for optimizer in optimizers
+        if optimizer
     ]
 
 
 def advance_schedule(scheduler: LambdaLR) -> None:
-    """Set the rates of the next step."""
+    """Set the learning rates of the next step."""
     with warnings.catch_warnings():  # the float16 scaler may have skipped the first step of the optimiser
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         scheduler.step()
 
 
 def restore_schedule(scheduler: LambdaLR, step: int) -> None:
-    """Set the rates of `step` (0-based), after a resume."""
+    """Set the learning rates of `step` (from 0), after a resume."""
     scheduler.last_epoch = step - 1
     advance_schedule(scheduler)

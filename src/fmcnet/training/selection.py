@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from fmcnet.config import Config
 from fmcnet.data.cache import ImageCache, cache_folder
@@ -27,8 +26,8 @@ from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import Encoder
 from fmcnet.models.card import WEIGHTS, ModelCard
 from fmcnet.models.checkpoint import load_weights, save_pretrained
-from fmcnet.models.decomposition import FeatureNorm
 from fmcnet.models.fmcnet import FMCNet
+from fmcnet.models.statistics import feature_norms, unstandardized, watch_norms
 from fmcnet.training.folder import writing
 from fmcnet.types import Modality
 
@@ -60,6 +59,12 @@ class ModelSelection:
 
     The measure is mAP of infrared queries in a visible gallery, over the identities of split "val" (see `hold_out`).
     With `training.select=test` the test identities take their place, and every report of the run says so.
+
+    Args:
+        config: settings.
+        table: the dataset, with the identities to validate on (`hold_out`).
+        run: the run folder.
+        ctx: device and rank.
 
     Attributes:
         best: mAP and step of the best weights so far, for the checkpoint; empty before the first validation.
@@ -95,9 +100,17 @@ class ModelSelection:
         return bool(self.every) and epoch % self.every == 0
 
     def validate(self, model: FMCNet, card: ModelCard, step: int) -> dict[str, Any]:
-        """Measure, and remember the weights for `write` if they are the best so far; on rank 0 the log's record.
+        """Measure a model, and remember it for `write` if it is the best so far.
 
-        Every process must call with the same weights in evaluation mode, and embeds its share of the images.
+        Every process must call and embeds its share of the images.
+
+        Args:
+            model: in evaluation mode, with the same weights on every process.
+            card: what travels with them.
+            step: number of steps done.
+
+        Returns:
+            The log's record on rank 0, nothing elsewhere.
         """
         assert self.rows is not None
         encoder = Encoder(TorchBackend(model, self.ctx.device), card)
@@ -159,35 +172,22 @@ def estimate_statistics(model: FMCNet, load: Callable[[], Iterable[TrainingBatch
         load: gives the same batches of images without augmentation at each call.
         world: number of processes; the features of all count (each process must call).
     """
-    norms = [
-        cast(nn.BatchNorm1d, norm)
-        for module in model.modules()
-        if isinstance(module, FeatureNorm)
-        for norm in module.statistics
-    ]
+    norms = feature_norms(model)
     if norms:
-        sums = {norm: Moments(norm.num_features) for norm in norms}
-        with ExitStack() as hooks:
-            for norm in norms:
-                hook = norm.register_forward_pre_hook(lambda norm, x: sums[norm].add(x[0]))
-                hooks.callback(hook.remove)
+        of_norm = {(norm, modality): Moments(norm.dim) for norm in norms for modality in Modality}
+        with watch_norms(model, lambda norm, modality, features: of_norm[norm, modality].add(features)):
             for batch in load():
                 model(batch.visible, batch.infrared)
-        for norm, total in sums.items():
-            mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-            for kept, value in zip((mean, variance), total.read(world, mean.device), strict=True):
-                kept.copy_(value)
+        for (norm, modality), total in of_norm.items():
+            norm.set(modality, *total.read(world, model.mean.device))
     if (standard := model.standard) is not None:
-        of_modality = {modality: Moments(standard.mean.shape[1]) for modality in Modality}
-        model.standard = None  # the descriptor before it
-        try:
+        of_descriptor = {modality: Moments(standard.mean.shape[1]) for modality in Modality}
+        with unstandardized(model):
             for batch in load():
-                for modality, images in zip(Modality, (batch.visible, batch.infrared), strict=True):
-                    of_modality[modality].add(model.embed(images, modality))
-        finally:
-            model.standard = standard
-        for modality, total in of_modality.items():
-            standard.set(modality, *total.read(world, standard.mean.device))
+                of_descriptor[Modality.VISIBLE].add(model.embed(batch.visible, Modality.VISIBLE))
+                of_descriptor[Modality.INFRARED].add(model.embed(batch.infrared, Modality.INFRARED))
+        for modality, total in of_descriptor.items():
+            standard.set(modality, *total.read(world, model.mean.device))
 
 
 class Moments:

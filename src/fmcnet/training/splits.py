@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from fmcnet.config import Config
@@ -47,7 +46,10 @@ def warn_of_other_benchmark(config: str | None, data: str | Path) -> None:
     if layout != config and layout in BENCHMARKS:  # a CSV is nobody's benchmark: any recipe may train on it
         logger.warning(
             "--config %s is for another benchmark: %s has the layout of %s. Take --config %s",
-            *(config, data, layout, layout),
+            config,
+            data,
+            layout,
+            layout,
         )
 
 
@@ -67,29 +69,45 @@ def train_splits(
     out: Path,
     splits: tuple[int, ...],
     *,
-    one: bool,
-    resume: bool,
+    resume: bool = False,
     device: str = "auto",
     progress: bool | None = None,
     trackers: Sequence[str] = (),
     profile: bool = False,
 ) -> list[TrainingSummary]:
-    """Train one run in `out` if `one`, else one for each split (1 to 10) in `out/split-NN`.
+    """Train one run for each split in `out/split-NN`.
 
-    With `resume` finished ones are kept. All other arguments are those of `train`.
+    Args:
+        config: all settings but `data.split`.
+        data: RegDB's folder.
+        out: the folder of all runs.
+        splits: numbers, 1 to 10.
+        resume: continue each run from its newest checkpoint; finished ones are kept.
+        device: as that of `train`, and so are the following.
+        progress: show a bar; None: on a terminal only.
+        trackers: names, beside the log.
+        profile: profile a few steps of each run.
 
     Raises:
-        ConfigError: when a dataset without splits is given several.
+        ConfigError: for a dataset without splits.
     """
-    run = partial(train, resume=resume, device=device, progress=progress, trackers=trackers, profile=profile)
-    if one:
-        return [run(config, data, out)]
     layout = config.data.layout if config.data.layout != "auto" else detect_layout(data)
     if layout != "regdb":
         raise ConfigError(f"--splits is for RegDB; {data} is {layout}, which has one split")
     summaries = []
     with distributed_context(device):  # joins the process group once, not once a split
         for split in splits:
-            changed = config.model_copy(update={"data": config.data.model_copy(update={"split": split})})
-            summaries.append(run(changed, data, split_folder(out, split), description=f"split {split}"))
+            data_config = config.data.model_copy(update={"split": split})
+            summary = train(
+                config.model_copy(update={"data": data_config}),
+                data,
+                split_folder(out, split),
+                resume=resume,
+                device=device,
+                progress=progress,
+                description=f"split {split}",
+                trackers=trackers,
+                profile=profile,
+            )
+            summaries.append(summary)
     return summaries

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -30,10 +30,9 @@ from fmcnet.distributed import (
     synchronize_batchnorm,
 )
 from fmcnet.errors import FmcnetError
-from fmcnet.losses.criterion import LOSSES, FMCNetLoss, OwnTerm
+from fmcnet.losses.criterion import LOSSES, ExtraTerm, FMCNetLoss
 from fmcnet.models.backbone import make_backbone
 from fmcnet.models.build import build_model
-from fmcnet.models.compensation import Compensation
 from fmcnet.models.decomposition import Decomposition
 from fmcnet.models.fmcnet import FMCNet, FMCNetOutput
 from fmcnet.training import health
@@ -42,7 +41,7 @@ from fmcnet.training.optimizers import (
     advance_schedule,
     build_optimizers,
     build_schedulers,
-    rate,
+    lr_factor,
 )
 
 GRADIENT, DISCRIMINATOR_GRADIENT = "gradient", "discriminator gradient"
@@ -82,7 +81,8 @@ class TrainStep:
     Attributes:
         model: the weights, by their plain names.
         criterion: the loss of both players of eq. (12).
-        optimizers: "main" and "judge", the discriminators' (None without any). Checkpoints hold these names.
+        optimizer: of all but the discriminators.
+        discriminator_optimizer: None without discriminators.
         schedulers: of the learning rates.
         scaler: of float16 gradients (disabled otherwise).
     """
@@ -94,26 +94,25 @@ class TrainStep:
         ctx: DistributedContext,
         identities: int,
         steps: int,
-        terms: Mapping[str, OwnTerm] | None = None,
+        terms: Mapping[str, ExtraTerm] | None = None,
     ) -> None:
         training = config.training
         self.config, self.ctx, self.steps = config, ctx, steps
         self.precision = precision(training.precision, ctx.device)
-        self.format = memory_format(config, ctx.device)
-        model = cast(FMCNet, cast(Any, model).to(ctx.device, memory_format=self.format))
+        self.memory_format = memory_format(config, ctx.device)
+        cast(Any, model).to(ctx.device, memory_format=self.memory_format)
         if training.sync_batchnorm and ctx.world > 1:
-            model = cast(FMCNet, synchronize_batchnorm(model, ctx.device))
+            model = synchronize_batchnorm(model, ctx.device)
         if training.recompute:
             _recompute_activations(model.decomposition)
         self.model = model
         gather = gather_centers if training.sync_centers and ctx.world > 1 else None
         self.criterion = FMCNetLoss(config.losses, identities, model.compensation, gather, terms)
         self._losses = LOSSES | set(terms or ())
-        self._main, self._discriminators = build_optimizers(
+        self.optimizer, self.discriminator_optimizer = build_optimizers(
             model, training, fused=ctx.device.type in ("cpu", "cuda")
         )
-        self.optimizers = {"main": self._main, "judge": self._discriminators}
-        self.schedulers = build_schedulers((self._main, self._discriminators), steps, training)
+        self.schedulers = build_schedulers((self.optimizer, self.discriminator_optimizer), steps, training)
         self.scaler = torch.amp.GradScaler(ctx.device.type, enabled=self.precision is torch.float16)
         if training.compile:
             model.compile()
@@ -131,25 +130,24 @@ class TrainStep:
             step: number of the step, from 0.
         """
         self.model.train()
-        self._main.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         measured: list[dict[str, Tensor]] = []
         for batch in batches:
             accumulates = self.ctx.world > 1 and len(measured) < len(batches) - 1
             with self._network.no_sync() if accumulates else nullcontext():
-                measured.append(self._backward(batch, len(batches)))
+                measured.append(self._forward_backward(batch, len(batches)))
         with record_function("fmcnet: optimizer"):
-            norm = self._update(self._main)
-        self.scaler.update()
+            norm = self._update()
         for scheduler in self.schedulers:
             advance_schedule(scheduler)
-        values = torch.stack([torch.stack([*one.values()]) for one in measured]).mean(dim=0)
-        extra = {GRADIENT: norm.detach().float()}
+        means = torch.stack([torch.stack([*one.values()]) for one in measured]).mean(dim=0)
+        values = dict(zip(measured[0], means, strict=True))
+        values[GRADIENT] = norm.detach().float()
         if self.scaler.is_enabled():
-            extra[SCALE] = cast(Any, self.scaler)._get_scale_async().float()
-        values = torch.cat([values, torch.stack([*extra.values()])])
-        self._measured.append((step, [*measured[0], *extra], values))
+            values[SCALE] = cast(Any, self.scaler)._get_scale_async().float()
+        self._measured.append((step, [*values], torch.stack([*values.values()])))
 
-    def _backward(self, batch: TrainingBatch, batches: int) -> dict[str, Tensor]:
+    def _forward_backward(self, batch: TrainingBatch, batches: int) -> dict[str, Tensor]:
         """Forward, the discriminators' turn, and the backward pass of all others; the measured values by name."""
         output = self._forward(batch)
         discriminators = self._train_discriminators(output)
@@ -163,7 +161,8 @@ class TrainStep:
     @record_function("fmcnet: forward")
     def _forward(self, batch: TrainingBatch) -> FMCNetOutput:
         mixed = self.precision is not torch.float32
-        visible, infrared = (x.contiguous(memory_format=self.format) for x in batch[:2])
+        visible = batch.visible.contiguous(memory_format=self.memory_format)
+        infrared = batch.infrared.contiguous(memory_format=self.memory_format)
         with torch.autocast(self.ctx.device.type, self.precision if mixed else None, enabled=mixed):
             output: FMCNetOutput = self._network(visible, infrared)
         return output.float() if mixed else output
@@ -171,35 +170,44 @@ class TrainStep:
     @record_function("fmcnet: discriminators")
     def _train_discriminators(self, output: FMCNetOutput) -> dict[str, Tensor]:
         """The discriminators' turn in eq. (12), on every batch; all others step once."""
-        if self._discriminators is None:
+        loss = self.criterion.discriminator_loss(output)
+        if loss is None or self.discriminator_optimizer is None:
             return {}
-        self._discriminators.zero_grad(set_to_none=True)
-        value = cast(Tensor, self.criterion.discriminator_loss(output))
-        value.backward()
-        return {"discriminator": value, DISCRIMINATOR_GRADIENT: self._update(self._discriminators)}
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return {"discriminator": loss, DISCRIMINATOR_GRADIENT: self._update_discriminators()}
 
-    def _update(self, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Take the optimiser's step; the norm of the gradient before clipping, a scalar on the device."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if optimizer is self._discriminators:
-            average_gradients(parameters, self.ctx.world)
-            norm = _norm(parameters)
-            optimizer.step()
-            cast(Compensation, self.model.compensation).renormalize_discriminators()
-            return norm
-        self.scaler.unscale_(optimizer)
+    def _update_discriminators(self) -> Tensor:
+        """Take the step of the discriminators' optimiser; returns the norm of the gradient, on the device."""
+        optimizer, compensation = self.discriminator_optimizer, self.model.compensation
+        assert optimizer is not None
+        assert compensation is not None
+        average_gradients(compensation.discriminator_parameters(), self.ctx.world)
+        norm = _norm(compensation.discriminator_parameters())
+        optimizer.step()
+        compensation.renormalize_discriminators()
+        return norm
+
+    def _update(self) -> Tensor:
+        """Take the step of all others; returns the norm of the gradient before clipping, on the device."""
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         clip = self.config.training.clip
         norm = nn.utils.clip_grad_norm_(parameters, clip) if clip else _norm(parameters)
-        self.scaler.step(optimizer)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return norm
 
     def _distribute(self, model: FMCNet) -> DistributedDataParallel:
         """The model with gradients averaged over the processes, but for what has its own turn or no gradient."""
-        ignored = [name for name, _ in model.named_parameters() if ".judge_" in name]
-        weights = self.config.losses
-        if model.variant == "fmc" and not (weights.gan or weights.fc or weights.ic):
-            ignored += [name for name, _ in model.named_parameters() if ".to_" in name]  # nothing trains them
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
+        ignored: set[nn.Parameter] = set()
+        if model.compensation is not None:
+            ignored |= {*model.compensation.discriminator_parameters()}
+            weights = self.config.losses
+            if model.fusion is None and not (weights.gan or weights.fc or weights.ic):
+                ignored |= {*model.compensation.generator_parameters()}  # nothing trains them
+        names = [name for name, parameter in model.named_parameters() if parameter in ignored]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
         device = [self.ctx.device.index] if self.ctx.device.type == "cuda" else None
         with warnings.catch_warnings():  # newer PyTorch would rename broadcast_buffers
             warnings.simplefilter("ignore", FutureWarning)
@@ -233,8 +241,8 @@ class TrainStep:
                 raise NotFinite(step + 1, bad)
             loss = sum(v for k, v in values.items() if k in self._losses)
             training = self.config.training
-            lr = training.lr * rate(step, self.steps, training)
-            records.append({"step": step + 1, "loss": loss, **values, "rate": lr})
+            learning_rate = training.lr * lr_factor(step, self.steps, training)
+            records.append({"step": step + 1, "loss": loss, **values, "rate": learning_rate})
         return records
 
     def export(self) -> FMCNet:
@@ -276,21 +284,29 @@ def memory_format(config: Config, device: torch.device) -> torch.memory_format:
 def _recompute_activations(decomposition: Decomposition) -> None:
     """Let the backward pass compute the activations of stems and tails anew, to save memory."""
     for name, module in decomposition.named_children():
-        if not name.startswith(BACKBONE_PARTS):
-            continue
+        if name.startswith(BACKBONE_PARTS):
+            module.forward = _recomputing(module)
 
-        def forward(x: Tensor, module: nn.Module = module, plain: Any = module.forward) -> Tensor:
-            if not (module.training and torch.is_grad_enabled()):
-                return cast(Tensor, plain(x))
-            contexts = lambda: (nullcontext(), _running_statistics_kept(module))  # noqa: E731
-            return cast(Tensor, checkpoint(plain, x, use_reentrant=False, context_fn=contexts))
 
-        module.forward = forward
+def _recomputing(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The `forward` of a module, by `torch.utils.checkpoint` in training."""
+    plain = module.forward
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Of the forward pass, and of the recomputation."""
+        return nullcontext(), _running_statistics_kept(module)
+
+    def forward(x: Tensor) -> Tensor:
+        if not (module.training and torch.is_grad_enabled()):
+            return cast(Tensor, plain(x))
+        return cast(Tensor, checkpoint(plain, x, use_reentrant=False, context_fn=contexts))
+
+    return forward
 
 
 @contextmanager
 def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    """They moved in the forward pass already."""
+    """Keep the running statistics of a module's batch normalisations, which the forward pass has updated already."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:  # track_running_stats stays: without it other tensors are saved than the first time

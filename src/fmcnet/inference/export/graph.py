@@ -55,7 +55,8 @@ def write_graph(
     Args:
         model: in eval mode, on the CPU.
         modality: which.
-        height, width: of the input.
+        height: of the input, in pixels.
+        width: of the input, in pixels.
         path: the .onnx file.
         projection: of the descriptors to fewer values, if there is one.
 

@@ -91,7 +91,11 @@ def rates(
     """Images/s of each backend, in turns, so that a busy machine is unfair to all alike.
 
     Args:
+        backends: what is measured.
         images: (N, H, W, 3) uint8 of the input size; repeated as needed.
+        modality: of all images.
+        batches: batch sizes.
+        rounds: number of measurements of each.
         seconds: at least so long is measured each time.
 
     Returns:
@@ -125,9 +129,11 @@ def compare(
 
     Args:
         forms: name, backend, size of the files in bytes, layers kept in float32.
-        images: (N, H, W, 3) uint8. modality: (N,) of each.
+        images: (N, H, W, 3) uint8.
+        modality: (N,) of each image.
         table: (N,) the labels of these images; None: nothing is scored.
-        config: of the evaluation. seconds: see `rates`.
+        config: of the evaluation.
+        seconds: as that of `rates`.
     """
     speeds = rates([backend for _, backend, *_ in forms], images, Modality.VISIBLE, seconds=seconds)
     found: list[BackendReport] = []

@@ -87,7 +87,8 @@ def export(
             model in the same precision is replaced.
         force: keep an int8 model that loses more than `MOST_LOST` points of mAP.
         overwrite: replace an export of another model or precision, too.
-        seconds: of each measurement of speed; None: `SECONDS`. progress: bars; None: on a terminal.
+        seconds: of each measurement of speed; None: `SECONDS`.
+        progress: show bars; None: on a terminal only.
 
     Raises:
         FmcnetError: when int8 loses too much and `force` is off: the folder then holds the report and no model, or
