@@ -17,7 +17,7 @@ from fmcnet.evaluation.reranking import Extra, rank_with_extras
 from fmcnet.types import BoolArray, Embeddings, IntArray
 
 METRICS = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
-NAMED = 5
+MAX_UNMATCHED_NAMED = 5
 """Queries without a match that a summary names; `Evaluation.to_dict` names all."""
 CURVE = 1000
 """Longest CMC curve kept."""
@@ -137,7 +137,7 @@ class Evaluation:
         if any(self._lost):
             lines.append(
                 f"  {_span(self._lost)} of {_span(self._probes)} probes have no match in the gallery and are not "
-                f"counted: {first_of(self._unmatched_names, NAMED)}"
+                f"counted: {first_of(self._unmatched_names, MAX_UNMATCHED_NAMED)}"
             )
         return "\n".join(lines)
 

@@ -68,7 +68,7 @@ def too_few(seeds: int) -> str:
 
 
 def paired_interval(
-    differences: Differences, *, crossed: bool = True, draws: int = DRAWS, seed: int = 0
+    differences: Differences, *, crossed: bool = True, draws: int = DRAWS
 ) -> PairedDifference:
     """The mean difference between two methods and its bootstrap interval.
 
@@ -76,7 +76,10 @@ def paired_interval(
         differences: for each training seed (Q_s,) differences, one a query, in the same order of queries.
         crossed: all seeds have the same queries (one test set), which are then drawn once for all seeds; False:
             each seed has queries of its own (another test set), drawn for each.
-        draws: of the bootstrap. seed: of the draws.
+        draws: number of bootstrap draws; they are the same in each call.
+
+    Returns:
+        The mean difference with its 95 percent interval.
 
     Raises:
         ProtocolError: when there is nothing to compare, or crossed seeds differ in their number of queries.
@@ -86,7 +89,7 @@ def paired_interval(
         raise ProtocolError("nothing to compare: no seed, or a seed without queries")
     if crossed and len(set(counts)) > 1:
         raise ProtocolError(f"the seeds have different numbers of queries ({counts}): not one test set")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     means = _crossed(differences, draws, rng) if crossed else _nested(differences, draws, rng)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, 1 - (1 - LEVEL) / 2])
     mean = float(np.mean([one.mean() for one in differences]))
