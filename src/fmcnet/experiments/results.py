@@ -40,8 +40,10 @@ class PairedDifference:
 
     Attributes:
         mean: over seeds of the mean over queries.
-        low, high: ends of the 95 percent interval.
-        seeds, queries: how many (the fewest queries of a seed).
+        low: lower end of the 95 percent interval.
+        high: upper end.
+        seeds: number of training seeds.
+        queries: number of queries, of the seed that has fewest.
     """
 
     mean: float
@@ -132,12 +134,12 @@ def study_facts(study: Study, runs: Runs, seeds: Sequence[int], *, crossed: bool
     """
     wanted = [(row.key, seed) for row in study.rows for seed in seeds]
     done = {key: runs[key] for key in wanted if runs[key].result() is not None}
-    pairs = [
-        pair
-        for row, other in study.pairs
-        for direction in DIRECTIONS
-        if (pair := _compare(study.row(row), study.row(other), direction, done, seeds, crossed))
-    ]
+    pairs = []
+    for row, other in study.pairs:
+        for direction in DIRECTIONS:
+            pair = _compare(study.row(row), study.row(other), direction, done, seeds, crossed)
+            if pair is not None:
+                pairs.append(pair)
     return {
         "name": study.name,
         "title": study.title,
@@ -230,12 +232,18 @@ def order_of(study: Study, pair: dict[str, Any]) -> str:
         theirs, ours = paper - other_paper, pair[metric]
         if theirs * ours["mean"] > 0:
             continue
-        sure = "the interval is clear of zero" if ours["clear"] else "the interval holds zero: undecided"
-        if ours["mean"] == ours["low"] == ours["high"] == 0:
-            sure = "equal to the last query: what the row adds changed nothing"
-        elif not ours["enough"]:
-            sure = too_few(ours["seeds"])
-        faults.append(f"{name} {interval(ours)}, the paper {theirs:+.2f} ({sure})")
+        faults.append(f"{name} {interval(ours)}, the paper {theirs:+.2f} ({_certainty(ours)})")
     if not faults:
         return ""
     return f"{pair['title']}, {DIRECTIONS[pair['direction']]}: {'; '.join(faults)}."
+
+
+def _certainty(difference: Mapping[str, Any]) -> str:
+    """What the interval of a paired difference allows to say."""
+    if difference["mean"] == difference["low"] == difference["high"] == 0:
+        return "equal to the last query: what the row adds changed nothing"
+    if not difference["enough"]:
+        return too_few(difference["seeds"])
+    if difference["clear"]:
+        return "the interval is clear of zero"
+    return "the interval holds zero: undecided"
