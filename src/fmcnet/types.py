@@ -223,15 +223,39 @@ class Embeddings:
         return out
 
     def take(self, rows: NDArray[Any]) -> Embeddings:
-        """The given rows (indices or a mask), in the given order."""
+        """Return the embeddings of some rows, in the order given.
+
+        Args:
+            rows: (M,) int positions, 0..N-1, or an (N,) bool mask.
+
+        Returns:
+            The M embeddings with their labels.
+        """
         return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
     def of(self, modality: Modality | str) -> Embeddings:
-        """The rows of one modality, order kept."""
+        """Return the embeddings of one modality, order kept.
+
+        Args:
+            modality: "visible" or "infrared", a synonym as "ir", or a `Modality`.
+
+        Returns:
+            The embeddings with their labels; none where no image is of that modality.
+
+        Raises:
+            FmcnetError: for an unknown modality.
+        """
         return self.take(np.flatnonzero(self.modality == parse_modality(modality).code))
 
     def save(self, path: str | Path) -> Path:
-        """Write all arrays to an `.npz` file and return its path."""
+        """Write all arrays to an `.npz` file.
+
+        Args:
+            path: the file; missing folders are made, an older file is replaced.
+
+        Returns:
+            The path.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         make_private(path)
@@ -242,6 +266,12 @@ class Embeddings:
     @staticmethod
     def load(path: str | Path) -> Embeddings:
         """Read a file written by `save`.
+
+        Args:
+            path: the `.npz` file.
+
+        Returns:
+            The embeddings.
 
         Raises:
             DataError: when the file is not such a file or lacks an array.

@@ -1,1 +1,1 @@
-"""Part of fmcnet."""
+"""The command line: one module a group of commands, which `app.py` joins."""

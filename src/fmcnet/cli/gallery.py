@@ -218,16 +218,19 @@ def expire(
     It counts them and asks; a daily timer says --yes. fmcnet index leaves out what expired. Entries from before 1970
     also stay, with a warning: their time was read wrongly.
     """
+    from datetime import datetime, timezone
+
     from fmcnet.retrieval.inputs import expires_before
     from fmcnet.retrieval.records import EARLIEST, EPOCH
 
-    old = retrieval.Where(since=EPOCH, until=expires_before(keep))
+    now = datetime.now(timezone.utc)
+    old = retrieval.Where(since=EPOCH, until=expires_before(keep, now))
     _check_answers(json_, yes, all_, dry_run)
     with retrieval.Gallery(gallery, create=False, read_only=dry_run) as opened:
         count = opened.count(old)
         if not dry_run:
             _confirm_removal(opened, count, f"were seen longer ago than {keep}", yes, all_)
-            count = opened.remove(old) if count else 0
+            count = opened.expire(keep, now=now) if count else 0
         entries = len(opened)
         timeless = entries - opened.count(retrieval.Where(since=EARLIEST))
         early = opened.count(retrieval.Where(until=EPOCH))
@@ -333,24 +336,6 @@ def copy_(
     _print_facts({"from": done.pop("source"), "to": done.pop("target"), **done}, json_, "copied")
 
 
-def _print_notes(opened: retrieval.Gallery, where: retrieval.Where) -> dict[str, Any]:
-    """Print notes on a filter, and return them as a fact for JSON, where there are any."""
-    from fmcnet.retrieval.notes import filter_notes
-
-    notes = filter_notes(opened, where)
-    for note in notes:
-        echo(f"note: {note}", err=True)
-    return {"notes": list(notes)} if notes else {}
-
-
-def _print_facts(facts: dict[str, Any], json_: bool, title: str) -> None:
-    if json_:
-        print_json(facts)
-        return
-    paths: dict[str, str] = {name: facts.pop(name) for name in PATHS if name in facts}
-    show(title, {name.replace("_", " "): value for name, value in facts.items()}, paths)
-
-
 @app.command()
 def backup(
     gallery: GalleryPath, out: Annotated[Path, Argument(help="The new folder.")], json_: Json = False
@@ -405,3 +390,21 @@ def recover(
     found = write(gallery, out, Encoder.from_pretrained(model).digest)
     facts = {"out": str(out), "entries": found.entries, "renamed": found.renamed, "damaged": found.damaged}
     _print_facts(facts, json_, "out")
+
+
+def _print_notes(opened: retrieval.Gallery, where: retrieval.Where) -> dict[str, Any]:
+    """Print notes on a filter, and return them as a fact for JSON, where there are any."""
+    from fmcnet.retrieval.notes import filter_notes
+
+    notes = filter_notes(opened, where)
+    for note in notes:
+        echo(f"note: {note}", err=True)
+    return {"notes": list(notes)} if notes else {}
+
+
+def _print_facts(facts: dict[str, Any], json_: bool, title: str) -> None:
+    if json_:
+        print_json(facts)
+        return
+    paths: dict[str, str] = {name: facts.pop(name) for name in PATHS if name in facts}
+    show(title, {name.replace("_", " "): value for name, value in facts.items()}, paths)

@@ -93,14 +93,14 @@ def search(
     value_range = range_of(gallery, range_)
     ignored: list[Ignored] = []
     paths = list_images(images, ignored)
-    kinds = modality if len(modality) > 1 else modality[0]
-    expand(paths, kinds)  # a wrong modality is refused before a gallery is opened and a model is loaded
+    # A wrong modality is refused before a gallery is opened and a model is loaded.
+    modalities = [item.modality for item in expand(paths, modality if len(modality) > 1 else modality[0])]
     with Gallery(gallery, read_only=True) as opened:  # before the model: a wrong path is said at once
         if opened.settings is None:
             raise FmcnetError(f"{gallery} never had an entry: fmcnet index adds pictures to it")
         answer = Searcher(open_model(gallery, model, device, calibration), opened).search(
             paths,
-            kinds,
+            modalities,
             top=top,
             where=None if where.unconditional else where,
             min_probability=min_probability,

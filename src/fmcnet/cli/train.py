@@ -93,25 +93,25 @@ def train(
     if json_:
         print_json([r.to_dict() for r in results] if splits else results[0].to_dict())
         return
+    verbose = logging.getLogger("fmcnet").isEnabledFor(logging.DEBUG)
     for result in results:
-        verbose = logging.getLogger("fmcnet").isEnabledFor(logging.DEBUG)
-        terms = {k: v for k, v in result.last_terms.items() if k != "rate" and (verbose or k == "loss")}
-        show(
-            "trained",
-            {
-                "variant": result.variant,
-                "identities": result.identities,
-                "images": result.images,
-                "parameters": f"{result.parameters:,}",
-                "steps": f"{result.steps} (from {result.resumed_from})",
-                "seconds": f"{result.seconds:.0f} ({result.images_per_second:.0f} images/s)",
-                "last terms" if verbose else "last loss": ", ".join(
-                    f"{k} {v:.3f}" if verbose else f"{v:.3f}" for k, v in terms.items()
-                ),
-                "selected": result.selected,
-            },
-            {"weights": result.run / "model.safetensors", "log": result.run / "log.jsonl"},
-        )
+        terms = {name: value for name, value in result.last_terms.items() if name != "rate"}
+        if verbose:
+            last = {"last terms": ", ".join(f"{name} {value:.3f}" for name, value in terms.items())}
+        else:
+            last = {"last loss": f"{terms['loss']:.3f}" if "loss" in terms else ""}
+        facts = {
+            "variant": result.variant,
+            "identities": result.identities,
+            "images": result.images,
+            "parameters": f"{result.parameters:,}",
+            "steps": f"{result.steps} (from {result.resumed_from})",
+            "seconds": f"{result.seconds:.0f} ({result.images_per_second:.0f} images/s)",
+            **last,
+            "selected": result.selected,
+        }
+        paths = {"weights": result.run / "model.safetensors", "log": result.run / "log.jsonl"}
+        show("trained", facts, paths)
 
 
 def config(

@@ -17,7 +17,7 @@ from fmcnet.evaluation.reranking import Extra, rank_with_extras
 from fmcnet.types import BoolArray, Embeddings, IntArray
 
 METRICS = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
-NAMED = 5
+MAX_UNMATCHED_NAMED = 5
 """Queries without a match that a summary names; `Evaluation.to_dict` names all."""
 CURVE = 1000
 """Longest CMC curve kept."""
@@ -137,7 +137,7 @@ class Evaluation:
         if any(self._lost):
             lines.append(
                 f"  {_span(self._lost)} of {_span(self._probes)} probes have no match in the gallery and are not "
-                f"counted: {first_of(self._unmatched_names, NAMED)}"
+                f"counted: {first_of(self._unmatched_names, MAX_UNMATCHED_NAMED)}"
             )
         return "\n".join(lines)
 
@@ -231,15 +231,25 @@ def evaluate_all(
         Evaluation(
             protocol=protocol.sentence(),
             distance=distance,
-            precision=used,
-            trials=tuple(scores(ranks, protocol.cmc, len(gallery)) for (_, gallery), ranks in trials),
-            unmatched=tuple(
-                tuple(str(embeddings.name[row]) or f"row {row}" for row in query[ranks.matches == 0].tolist())
-                for (query, _), ranks in trials
-            ),
+            precision=one.precision,
+            trials=tuple(scores(ranks, protocol.cmc, len(gallery)) for (_, gallery), ranks in one.trials),
+            unmatched=tuple(_unmatched(embeddings, query, ranks) for (query, _), ranks in one.trials),
         )
-        for protocol, (trials, used) in zip(protocols, ranked, strict=True)
+        for protocol, one in zip(protocols, ranked, strict=True)
     )
+
+
+def _unmatched(embeddings: Embeddings, query: IntArray, ranks: Ranks) -> tuple[str, ...]:
+    """The queries of a trial that have no true match, by name."""
+    return tuple(str(embeddings.name[row]) or f"row {row}" for row in query[ranks.matches == 0].tolist())
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """The trials of a protocol with their ranks, and the arithmetic used."""
+
+    trials: list[tuple[Trial, Ranks]]
+    precision: str
 
 
 def _rank(
@@ -249,8 +259,8 @@ def _rank(
     query_mask: BoolArray | None,
     gallery_mask: BoolArray | None,
     **options: Any,
-) -> list[tuple[list[tuple[Trial, Ranks]], str]]:
-    """The trials of each protocol with their ranks, and the arithmetic used; `options` are those of `rank_trials`."""
+) -> list[_Ranked]:
+    """Rank the trials of each protocol; `options` are those of `rank_trials`."""
     if not isinstance(embeddings, Embeddings):
         raise DataError(
             f"embeddings is of type {type(embeddings).__name__}: give fmcnet.Embeddings, which know identity, camera "
@@ -260,17 +270,22 @@ def _rank(
         if not isinstance(one, Protocol):
             raise ProtocolError(f"{one!r} is no protocol: give one of fmcnet.protocols, as protocols.sysu()")
     plans = [one.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask) for one in protocols]
+    # Trials of equal queries and skip rule share their similarities.
     groups: dict[tuple[bytes, SkipRule], list[tuple[int, int]]] = {}
-    for p, plan in enumerate(plans):
-        for t, (query, _) in enumerate(plan):
-            groups.setdefault((query.tobytes(), protocols[p].skip), []).append((p, t))
+    for number, plan in enumerate(plans):
+        for trial, (query, _) in enumerate(plan):
+            groups.setdefault((query.tobytes(), protocols[number].skip), []).append((number, trial))
     ranks: dict[tuple[int, int], Ranks] = {}
-    used: dict[int, str] = {}
+    precision: dict[int, str] = {}
     for (_, skip), members in groups.items():
-        found, arithmetic = rank_trials(embeddings, [plans[p][t] for p, t in members], skip, **options)
-        ranks.update(zip(members, found, strict=True))
-        used.update((p, arithmetic) for p, _ in members)
-    return [([(trial, ranks[p, t]) for t, trial in enumerate(plan)], used[p]) for p, plan in enumerate(plans)]
+        trials = [plans[number][trial] for number, trial in members]
+        found, used = rank_trials(embeddings, trials, skip, **options)
+        ranks |= dict(zip(members, found, strict=True))
+        precision |= {number: used for number, _ in members}
+    return [
+        _Ranked([(pair, ranks[number, trial]) for trial, pair in enumerate(plan)], precision[number])
+        for number, plan in enumerate(plans)
+    ]
 
 
 def scores(ranks: Ranks, cmc: str, gallery: int) -> Scores:
@@ -293,10 +308,19 @@ def scores(ranks: Ranks, cmc: str, gallery: int) -> Scores:
         )
     first = ranks.first(cmc)[counted]
     longest = max(20, min(int(first.max()), CURVE))
-    curve = np.cumsum(np.bincount(np.minimum(first, longest + 1), minlength=longest + 2)[1 : longest + 1]) / n
-    rank1, rank5, rank10, rank20 = (float(curve[k - 1]) for k in (1, 5, 10, 20))
-    means = float(ranks.ap[counted].mean()), float(ranks.inp[counted].mean())
-    return Scores(rank1, rank5, rank10, rank20, *means, n, gallery, curve)
+    queries_by_rank = np.bincount(first[first <= longest], minlength=longest + 1)[1:]
+    curve = np.cumsum(queries_by_rank) / n
+    return Scores(
+        rank1=float(curve[0]),
+        rank5=float(curve[4]),
+        rank10=float(curve[9]),
+        rank20=float(curve[19]),
+        mAP=float(ranks.ap[counted].mean()),
+        mINP=float(ranks.inp[counted].mean()),
+        queries=n,
+        gallery=gallery,
+        cmc=curve,
+    )
 
 
 def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
@@ -350,11 +374,11 @@ def query_scores(
 
     Arguments and errors as `evaluate`.
     """
-    [(trials, _)] = _rank(
+    [ranked] = _rank(
         embeddings, [protocol], query_mask=query_mask, gallery_mask=gallery_mask, distance=distance
     )
     times, ap, hit = np.zeros((3, len(embeddings)))
-    for (query, _), ranks in trials:
+    for (query, _), ranks in ranked.trials:
         counted = ranks.matches > 0
         times[query] += counted
         ap[query] += np.where(counted, ranks.ap, 0.0)

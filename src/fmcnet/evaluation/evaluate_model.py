@@ -43,8 +43,9 @@ class DirectionResult:
 
     Attributes:
         direction: "i2v" or "v2i" (RegDB: i is thermal); "custom" for a protocol of one's own.
-        result: the figures. chance: the Rank-1 that a random ranking expects, 0..1.
         protocol: what was evaluated.
+        result: the figures.
+        chance: the Rank-1 that a random ranking expects, 0..1.
     """
 
     direction: str
@@ -53,8 +54,13 @@ class DirectionResult:
     chance: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"direction": self.direction, "chance_rank1": self.chance, **self.result.to_dict()}
+        """For JSON; `fmcnet.experiments.compare` reads it again."""
+        return {
+            "direction": self.direction,
+            "chance_rank1": self.chance,
+            "settings": dict(self.protocol.settings),
+            **self.result.to_dict(),
+        }
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def protocols_for(table: Table, config: EvaluationConfig) -> dict[str, Protocol]
     and the seeded one where it does not; the protocol's sentence says which. A CSV's images are searched
     all against all in the other modality, minding the table's roles and, where cameras are known, nothing else.
     """
-    own = "v2i" if protocols.DIRECTIONS.get(table.name, "i2v").startswith("v") else "i2v"
+    own = "v2i" if protocols.DEFAULT_DIRECTIONS.get(table.name, "i2v").startswith("v") else "i2v"
     wanted = {"both": ("i2v", "v2i"), "auto": (own,)}.get(config.direction, (config.direction,))
     return {direction: _protocol(table, config, direction) for direction in wanted}
 
@@ -96,6 +102,7 @@ def check_settings(table: Table, names: Iterable[str]) -> None:
     """Refuse settings of another benchmark's protocol.
 
     Args:
+        table: the dataset.
         names: of the `EvaluationConfig` that were asked for.
 
     Raises:
@@ -174,13 +181,18 @@ def evaluate_model(
 
     Args:
         run: a run folder; embeddings are kept in its `embeddings/`, so a second evaluation takes seconds.
-        table: the whole dataset. split: which identities.
+        table: the whole dataset.
         config: protocol settings, or several that differ in the protocol; None: those of the run.
-        device: where to embed.
+        split: which identities: "train", "val" or "test".
+        device: where to embed: "auto", "cpu", "cuda", ...
         flip: average each embedding with its mirror image's; named in every report.
-        expand: average query expansion, likewise.
         rerank: k-reciprocal re-ranking; named in every report, the plain figure beside it.
+        expand: average query expansion, likewise.
+        progress: show a bar; None: on a terminal only.
         given: protocols by direction; None: those of the dataset (`protocols_for`).
+
+    Returns:
+        The embeddings of the split and an evaluation for each protocol, in their order.
 
     Raises:
         DataError: when the split is empty, or identities of it were trained on (of another file: more than a few).

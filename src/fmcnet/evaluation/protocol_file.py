@@ -27,7 +27,8 @@ from fmcnet.types import MODALITY_WORDS, NO_CAMERA, NO_PID, Embeddings
 
 SUFFIXES = (".yaml", ".yml")
 SKIPS = ("none", "same_camera", "same_identity_and_camera")
-_NAMED = 5
+MAX_FAULTS = 5
+"""Faults of a file that a message lists."""
 
 
 def read_protocol(path: str | Path, images: Table | Embeddings) -> Protocol:
@@ -76,8 +77,8 @@ def read_protocol(path: str | Path, images: Table | Embeddings) -> Protocol:
         except ProtocolError as error:
             faults.append(f"{key}: {error}")
     if faults:
-        more = f"\n  ... and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
-        raise ProtocolError(f"{path}:\n  " + "\n  ".join(faults[:_NAMED]) + more)
+        more = f"\n  ... and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
+        raise ProtocolError(f"{path}:\n  " + "\n  ".join(faults[:MAX_FAULTS]) + more)
     try:
         return custom(**given)
     except ProtocolError as error:

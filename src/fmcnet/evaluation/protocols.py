@@ -1,12 +1,14 @@
 """Evaluation protocols as data: what is searched in what, how it is drawn, skipped and counted.
 
+`SkipRule` is the same-camera rule: which gallery images a query skips. `fmcnet.evaluation.ranking` applies it.
+
 Source: shared protocols, section 2; docs/concepts/protocols.md explains the differences. What the sources leave
 open is chosen here and listed in `Protocol.ours`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -17,7 +19,7 @@ from fmcnet.errors import FmcnetError, ProtocolError, first_of
 from fmcnet.evaluation.draws import Draw
 from fmcnet.types import NO_CAMERA, NO_PID, BoolArray, Embeddings, IntArray, Modality, parse_modality
 
-DIRECTIONS = {"sysu": "i2v", "regdb": "v2t", "llcm": "v2i"}
+DEFAULT_DIRECTIONS = {"sysu": "i2v", "regdb": "v2t", "llcm": "v2i"}
 """Each benchmark's direction, where none is given; its first table is of it."""
 
 CmcRule = Literal["identity", "image"]
@@ -146,6 +148,7 @@ class Protocol:
         given: the sets were given with the embeddings; nothing is selected or drawn.
         distractors: identities whose images are all in every gallery, and never queries.
         junk: identities whose images take no part.
+        settings: the benchmark's settings by name, as `fmcnet evaluate` takes them: {"mode": "all", "shots": 1, ...}.
     """
 
     name: str
@@ -159,6 +162,7 @@ class Protocol:
     given: bool = False
     distractors: tuple[Identity, ...] = ()
     junk: tuple[Identity, ...] = ()
+    settings: Mapping[str, str | int] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         _one_of("CMC rule", self.cmc, ("image", "identity"))
@@ -190,6 +194,7 @@ class Protocol:
             gallery=Selection(self.gallery.modality),
             draw=Draw(),
             drawn="gallery",
+            settings={},
             ours=(),
             given=True,
         )
@@ -211,7 +216,8 @@ class Protocol:
         Raises:
             ProtocolError: when a set is empty or holds nobody known, or the draw does not fit.
         """
-        distractor, junk = (np.isin(embeddings.pid, [i for i, _ in s]) for s in (self.distractors, self.junk))
+        distractor = np.isin(embeddings.pid, [number for number, _ in self.distractors])
+        junk = np.isin(embeddings.pid, [number for number, _ in self.junk])
         nobody = embeddings.pid == NO_PID
         unknown = len(embeddings) if len(embeddings) and bool(nobody.all()) else 0
         if not unknown:
@@ -274,17 +280,20 @@ def sysu(
     direction: str = "i2v",
     seed: int = 0,
 ) -> Protocol:
-    """SYSU-MM01, ten trials.
+    """Return the protocol of SYSU-MM01: ten trials, CMC over identities.
 
     Args:
-        mode: "all" (gallery cameras 1, 2, 4, 5) or "indoor" (1, 2). Queries are cameras 3 and 6 in both.
-        shots: 1 or 10 gallery images per identity and camera.
+        mode: "all" (gallery of cameras 1, 2, 4 and 5) or "indoor" (1 and 2). Queries are of cameras 3 and 6 in both.
+        shots: gallery images per identity and camera, 1 or 10.
         draw: "official" (needs `permutation`) or "seeded" (AGW and its descendants).
-        permutation: path of `rand_perm_cam.mat`; see `find_permutation`.
-        trials: the first so many trials.
+        permutation: path of `rand_perm_cam.mat`, see `find_permutation`; None with the seeded draw.
+        trials: number of trials, 1..10 with the official draw, 1 or more with the seeded one.
         direction: "i2v", the benchmark's; "v2i", its mirror image, which is ours: visible queries of the mode's
             cameras, infrared gallery of cameras 3 and 6, a camera-2 query skips camera 3.
-        seed: of the first seeded trial.
+        seed: of the first trial of a seeded draw; trial t takes `seed + t`.
+
+    Returns:
+        The protocol. A camera-3 query skips the gallery images of camera 2, which stands at the same place.
 
     Raises:
         ProtocolError: on an unknown option, or when the official draw lacks its file.
@@ -315,16 +324,22 @@ def sysu(
             permutation=Path(permutation) if permutation is not None and draw == "official" else None,
         ),
         skip=SkipRule("camera_pairs", (pair,)),
+        settings={"mode": mode, "shots": shots, "draw": draw, "trials": trials},
         ours=ours,
     )
 
 
 def regdb(direction: str = "v2t", cmc: str = "image") -> Protocol:
-    """RegDB, one split: all against all, no camera rule. Ten splits are ten models; join them by `pool`.
+    """Return the protocol of one RegDB split: all against all, no camera rule, one trial.
+
+    Ten splits are ten models; `pool` joins their evaluations.
 
     Args:
         direction: "v2t" (visible queries, thermal gallery) or "t2v".
         cmc: "image" (AGW, DEEN, PMT) or "identity" (MPANet and its descendants); only R5, R10 and R20 differ.
+
+    Returns:
+        The protocol.
 
     Raises:
         ProtocolError: on an unknown option.
@@ -336,11 +351,12 @@ def regdb(direction: str = "v2t", cmc: str = "image") -> Protocol:
         query=Selection(probe),
         gallery=Selection(probe.other),
         cmc=cmc,  # type: ignore[arg-type]  # checked on construction
+        settings={"cmc": cmc},
     )
 
 
 def llcm(reading: str = "a", direction: str = "v2i", trials: int = 10, seed: int = 0) -> Protocol:
-    """LLCM, in one of the three readings that circulate.
+    """Return the protocol of LLCM, in one of the three readings that circulate.
 
     Args:
         reading: "a", the paper's: every test image of one modality searched in one random image per identity and
@@ -348,8 +364,11 @@ def llcm(reading: str = "a", direction: str = "v2i", trials: int = 10, seed: int
             infrared swaps those two sets (one random visible image per identity and camera searched in every
             infrared image); "c": all against all, nothing skipped, one trial.
         direction: "v2i" or "i2v".
-        trials: of the seeded draw; the paper's ten.
+        trials: number of trials of the seeded draw, 1 or more; the paper's ten.
         seed: of the first trial; `random.seed(seed + trial)` and `random.choice` over the sorted names.
+
+    Returns:
+        The protocol. In readings "a" and "b" a query skips its own identity's images of its own camera.
 
     Raises:
         ProtocolError: on an unknown option.
@@ -367,6 +386,7 @@ def llcm(reading: str = "a", direction: str = "v2i", trials: int = 10, seed: int
         draw=Draw() if everything else Draw("seeded", shots=1, trials=trials, seed=seed),
         skip=SkipRule() if everything else SkipRule("same_identity_and_camera"),
         drawn="query" if reading == "b" and direction == "v2i" else "gallery",
+        settings={"reading": reading, "trials": 1 if everything else trials},
         ours=("the counting of identities",) if everything else ("the seeds (0, 1, ... as on SYSU-MM01)",),
     )
 
@@ -384,28 +404,33 @@ def custom(
     distractors: Iterable[int | Identity] = (),
     junk: Iterable[int | Identity] = (),
 ) -> Protocol:
-    """A protocol for one's own data; cameras are optional. `fmcnet.evaluation.protocol_file` reads it from YAML.
+    """Return a protocol for your own data; `fmcnet.evaluation.protocol_file` reads one from YAML.
+
+    An image that is a query and in the gallery is never its own match.
 
     Args:
         query: modality of the queries; None takes both.
-        gallery: modality of the gallery; None takes both. An image is never its own match.
-        skip: None, "same_identity_and_camera", "same_camera", or pairs (query camera, gallery camera).
+        gallery: modality of the gallery; None takes both.
+        skip: None, "same_identity_and_camera", "same_camera", or pairs (query camera, gallery camera). Images
+            without a camera skip nothing.
         shots: gallery images per identity and camera, drawn by `random.seed(seed + trial)`; None takes all.
-        trials: of the draw; only with `shots`.
+        trials: number of trials, 1 or more; above 1 only with `shots`.
         seed: of the first trial.
         cmc: "image" or "identity".
-        name: how reports call it.
-        distractors: identities that are only in the gallery, whole whatever the draw.
+        name: the protocol's name in reports.
+        distractors: identities (numbers, or pairs of number and name) that are only in the gallery, with all their
+            images whatever the draw.
         junk: identities that take no part.
 
+    Returns:
+        The protocol.
+
     Raises:
-        ProtocolError: on an unknown option, or an identity that is both.
+        ProtocolError: on an unknown option, or an identity that is both a distractor and junk.
     """
-    only_gallery, left_out = (
-        tuple(one if isinstance(one, tuple) else (int(one), str(one)) for one in given)
-        for given in (distractors, junk)
-    )
-    both = [name for number, name in only_gallery if number in {junk for junk, _ in left_out}]
+    only_gallery, left_out = _named(distractors), _named(junk)
+    junk_numbers = {number for number, _ in left_out}
+    both = [name for number, name in only_gallery if number in junk_numbers]
     if both:
         raise ProtocolError(f"identity {both[0]} is a distractor and junk: give it once")
     if shots is None and trials != 1:
@@ -422,6 +447,10 @@ def custom(
         distractors=only_gallery,
         junk=left_out,
     )
+
+
+def _named(identities: Iterable[int | Identity]) -> tuple[Identity, ...]:
+    return tuple(one if isinstance(one, tuple) else (int(one), str(one)) for one in identities)
 
 
 def _modality(what: str, value: Modality | str | None) -> Modality | None:

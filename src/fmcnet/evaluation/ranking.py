@@ -7,6 +7,8 @@ Ranks are counted, not sorted: the k-th best true match of a query has rank
 A tie therefore counts against the query, whatever the order of the gallery's rows: a model whose embeddings
 collapse cannot score by luck of the order. Similarities that differ by less than the rounding of the
 arithmetic (`Similarity.tie`) count as equal.
+
+Which gallery images a query skips (the same-camera rule) is `SkipRule` in `fmcnet.evaluation.protocols`.
 """
 
 from __future__ import annotations
@@ -108,14 +110,14 @@ def rank_trials(
     )
     budget = max(1, chunk_bytes // (COPIES * (8 if similarity.precision == "float64" else 4)))
     if len(gallery) * width <= 4 * COPIES * budget:  # the gallery stays loaded
-        tall, wide = budget // len(gallery), len(gallery)
+        query_chunk, gallery_chunk = budget // len(gallery), len(gallery)
     else:
-        tall = max(64, min(4096, int(budget**0.5)))
-        wide = budget // max(min(tall, len(query)), width)
+        query_chunk = max(64, min(4096, int(budget**0.5)))
+        gallery_chunk = budget // max(min(query_chunk, len(query)), width)
     gallery = gallery[np.argsort(embeddings.pid[gallery], kind="stable")]
     blocks = _Products(embeddings, similarity, query, gallery)
     ranking = _Ranking(embeddings, skip, trials, gallery, blocks, similarity.tie)
-    return ranking.run(tall, wide), similarity.precision
+    return ranking.run(max(1, query_chunk), max(1, gallery_chunk)), similarity.precision
 
 
 def rank_given(
@@ -141,7 +143,8 @@ def rank_given(
     gallery = trial[1]
     order = np.argsort(embeddings.pid[gallery], kind="stable")
     ranking = _Ranking(embeddings, skip, [trial], gallery[order], _Given(similarities, order), tie)
-    return ranking.run(chunk_bytes // (COPIES * 8) // len(gallery), len(gallery))[0]
+    query_chunk = max(1, chunk_bytes // (COPIES * 8) // len(gallery))
+    return ranking.run(query_chunk, len(gallery))[0]
 
 
 class _Products:
@@ -153,9 +156,9 @@ class _Products:
         self.embeddings, self.similarity, self.query, self.gallery = embeddings, similarity, query, gallery
         self.loaded: tuple[slice, Tensor] | None = None
 
-    def load(self, at: IntArray) -> Tensor:
+    def load(self, positions: IntArray) -> Tensor:
         """(q, D) queries by their positions."""
-        return self.similarity.load(self.embeddings, self.query[at])
+        return self.similarity.load(self.embeddings, self.query[positions])
 
     def block(self, query: Tensor, columns: slice | IntArray) -> Tensor:
         """(q, g) similarities of loaded queries with gallery images by their columns, the caller's to change."""
@@ -173,11 +176,32 @@ class _Given:
     similarities: Callable[[IntArray], NDArray[np.float64]]
     order: IntArray
 
-    def load(self, at: IntArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(self.similarities(at)[:, self.order]))
+    def load(self, positions: IntArray) -> Tensor:
+        """(q, G) similarities of queries by their positions."""
+        return torch.from_numpy(np.ascontiguousarray(self.similarities(positions)[:, self.order]))
 
     def block(self, query: Tensor, columns: slice | IntArray) -> Tensor:
         return query[:, columns].clone()
+
+
+class _Better:
+    """For each true match of some queries in a trial: how many other images are at least as similar.
+
+    Args:
+        matches: (q, K) similarities of the true matches, best first, padded with -inf.
+        tie: similarities closer than this are equal.
+    """
+
+    def __init__(self, matches: Tensor, tie: float) -> None:
+        self.num_matches = (matches > -torch.inf).sum(dim=1)
+        self.thresholds = matches - tie
+        self.images = torch.zeros(matches.shape, dtype=torch.int64, device=matches.device)
+        self.identities = torch.zeros(len(matches), dtype=torch.int64, device=matches.device)
+
+    def count(self, others: Tensor, pid: IntArray) -> None:
+        """Count gallery images of other identities: their similarities (q, g), sorted in place, and `pid` (g,)."""
+        self.identities += _count_identities(others, self.thresholds[:, :1], pid)
+        self.images += others.shape[1] - torch.searchsorted(_sorted_rows(others), self.thresholds)
 
 
 @dataclass(frozen=True)
@@ -191,58 +215,62 @@ class _Ranking:
     blocks: _Products | _Given
     tie: float
 
-    def run(self, tall: int, wide: int) -> list[Ranks]:
-        """The ranks of every trial, from blocks of about `tall` queries by `wide` gallery images."""
-        query, pid = self.trials[0][0], self.embeddings.pid[self.gallery]
-        members = np.stack([np.isin(self.gallery, gallery) for _, gallery in self.trials])
+    def run(self, query_chunk: int, gallery_chunk: int) -> list[Ranks]:
+        """The ranks of every trial, from blocks of at most `query_chunk` queries by about `gallery_chunk` images."""
+        query = self.trials[0][0]
+        in_trial = np.stack([np.isin(self.gallery, gallery) for _, gallery in self.trials])  # (T, G)
+        spans = list(_spans(self.embeddings.pid[self.gallery], gallery_chunk))
         ranks = [Ranks.empty(len(query)) for _ in self.trials]
-        spans = list(_spans(pid, max(1, wide)))
         # Few identities in a block: few matches.
         order = np.argsort(self.embeddings.pid[query], kind="stable")
-        for start in range(0, len(order), max(1, tall)):
-            at = order[start : start + max(1, tall)]
-            loaded = self.blocks.load(at)
-            matches = self._matches(query[at], loaded, members)
-            above = [torch.zeros(m.shape, dtype=torch.int64, device=m.device) for m in matches]
-            identities = [torch.zeros(len(at), dtype=torch.int64, device=m.device) for m in matches]
-            for span in spans:
-                block = self._others(query[at], loaded, span)
-                for t, member in enumerate(members[:, span]):
-                    if not member.any():
-                        continue
-                    reach = matches[t] - self.tie
-                    columns = torch.from_numpy(np.flatnonzero(member)).to(block.device)
-                    others = block.index_select(1, columns)
-                    identities[t] += _count_identities(others, reach[:, :1], pid[span][member])
-                    above[t] += others.shape[1] - torch.searchsorted(_sorted_rows(others), reach)
-            for one, match, a, i in zip(ranks, matches, above, identities, strict=True):
-                number = (match > -torch.inf).sum(dim=1)
-                one.fill(at, number.cpu().numpy(), a.cpu().numpy(), i.cpu().numpy())
+        for start in range(0, len(order), query_chunk):
+            positions = order[start : start + query_chunk]
+            for trial_ranks, better in zip(ranks, self._count(positions, in_trial, spans), strict=True):
+                counts = (better.num_matches, better.images, better.identities)
+                trial_ranks.fill(positions, *(count.cpu().numpy() for count in counts))
         return ranks
 
-    def _matches(self, rows: IntArray, loaded: Tensor, members: BoolArray) -> list[Tensor]:
+    def _count(self, positions: IntArray, in_trial: BoolArray, spans: list[slice]) -> list[_Better]:
+        """Compare the queries at some positions with the whole gallery, for each trial."""
+        rows = self.trials[0][0][positions]
+        loaded = self.blocks.load(positions)
+        counts = [_Better(matches, self.tie) for matches in self._matches(rows, loaded, in_trial)]
+        for span in spans:
+            block = self._others(rows, loaded, span)
+            pid = self.embeddings.pid[self.gallery[span]]
+            for better, chosen in zip(counts, in_trial[:, span], strict=True):
+                if chosen.any():
+                    columns = torch.from_numpy(np.flatnonzero(chosen)).to(block.device)
+                    better.count(block.index_select(1, columns), pid[chosen])
+        return counts
+
+    def _matches(self, rows: IntArray, loaded: Tensor, in_trial: BoolArray) -> list[Tensor]:
         """Similarities of the true matches in each trial, best first: (q, K >= 1), padded with -inf."""
-        pid = self.embeddings.pid[self.gallery]
-        first, last = (np.searchsorted(pid, self.embeddings.pid[rows], side=s) for s in ("left", "right"))
-        columns = first[:, None] + np.arange(max(1, int((last - first).max())))  # (q, L)
-        present = columns < last[:, None]
+        pid, query_pid = self.embeddings.pid[self.gallery], self.embeddings.pid[rows]
+        first = np.searchsorted(pid, query_pid, side="left")
+        end = np.searchsorted(pid, query_pid, side="right")
+        columns = first[:, None] + np.arange(max(1, int((end - first).max())))  # (q, L)
+        is_match = columns < end[:, None]
         columns = np.minimum(columns, len(pid) - 1)
-        present &= ~self.skip.hidden(self.embeddings, rows[:, None], self.gallery[columns])
-        parts = []
-        for start in range(0, len(rows), SLICE):
-            few = slice(start, start + SLICE)
-            wanted, place = np.unique(columns[few], return_inverse=True)
-            block = self.blocks.block(loaded[few], wanted)
-            at = torch.from_numpy(place.reshape(columns[few].shape)).to(block.device)
-            parts.append(block.gather(1, at))
-        values = torch.cat(parts)
+        is_match &= ~self.skip.hidden(self.embeddings, rows[:, None], self.gallery[columns])
+        similarities = self._gather(loaded, columns)
         found = []
-        for member in members:
-            kept = torch.from_numpy(present & member[columns]).to(values.device)
+        for chosen in in_trial:
+            kept = torch.from_numpy(is_match & chosen[columns]).to(similarities.device)
             most = max(1, int(kept.sum(dim=1).max()))
-            best = values.masked_fill(~kept, -torch.inf).sort(dim=1, descending=True).values
+            best = similarities.masked_fill(~kept, -torch.inf).sort(dim=1, descending=True).values
             found.append(best[:, :most].contiguous())
         return found
+
+    def _gather(self, loaded: Tensor, columns: IntArray) -> Tensor:
+        """(q, L) similarities of each query with its own gallery columns (q, L)."""
+        parts = []
+        for start in range(0, len(columns), SLICE):
+            part = columns[start : start + SLICE]
+            distinct, place = np.unique(part, return_inverse=True)
+            block = self.blocks.block(loaded[start : start + SLICE], distinct)
+            parts.append(block.gather(1, torch.from_numpy(place.reshape(part.shape)).to(block.device)))
+        return torch.cat(parts)
 
     def _others(self, rows: IntArray, loaded: Tensor, span: slice) -> Tensor:
         """(q, g) similarities with a part of the gallery; -inf for the query's identity and what it must not see."""
@@ -274,9 +302,9 @@ def _sorted_rows(block: Tensor) -> Tensor:
     return block.sort(dim=1).values
 
 
-def _count_identities(others: Tensor, reach: Tensor, pid: IntArray) -> Tensor:
+def _count_identities(others: Tensor, thresholds: Tensor, pid: IntArray) -> Tensor:
     """(q,) how many identities have an image among (q, G) that reaches (q, 1); `pid` (G,) is ascending."""
-    reached = (others >= reach).view(torch.uint8).cumsum(dim=1, dtype=torch.int32)
+    reached = (others >= thresholds).view(torch.uint8).cumsum(dim=1, dtype=torch.int32)
     ends = np.append(np.flatnonzero(np.diff(pid)), len(pid) - 1)
     last = reached.index_select(1, torch.from_numpy(ends).to(reached.device))
     return (last.diff(dim=1, prepend=last.new_zeros(len(last), 1)) > 0).sum(dim=1)
@@ -339,7 +367,10 @@ def ranked_lists(
         queries: rows of `embeddings`, each a query of the protocol; None takes them all.
         k: length of a list; shorter where the skip rule leaves fewer.
         trial: which draw, from 0.
-        distance, query_mask, gallery_mask, chunk_bytes: see `evaluate.evaluate`.
+        distance: "cosine" or "euclidean".
+        query_mask: (N,) bool, which rows may be queries.
+        gallery_mask: (N,) bool, which rows may be searched.
+        chunk_bytes: bound of a block of similarities with its copies.
 
     Returns:
         A list per query, in the order asked for. Among equal similarities wrong answers come first (a tie counts
@@ -362,24 +393,41 @@ def ranked_lists(
         )
     gallery = np.sort(gallery)
     similarity = Similarity.prepare(embeddings, wanted, gallery, distance=distance)
-    pid = embeddings.pid
-    wide = max(1024, chunk_bytes // (64 * embeddings.features.shape[1]))
-    size = max(1, chunk_bytes // (64 * min(len(gallery), wide)))
+    gallery_chunk = max(1024, chunk_bytes // (64 * embeddings.features.shape[1]))
+    query_chunk = max(1, chunk_bytes // (64 * min(len(gallery), gallery_chunk)))
     found: list[RankedList] = []
-    for rows in (wanted[s : s + size] for s in range(0, len(wanted), size)):
-        loaded = similarity.load(embeddings, rows)
-        best = np.full((len(rows), 0), -np.inf)
-        where = np.full((len(rows), 0), -1, dtype=np.int64)
-        for part in (gallery[s : s + wide] for s in range(0, len(gallery), wide)):
-            block = similarity.between(loaded, similarity.load(embeddings, part))
-            values = similarity.readable(block.double().cpu().numpy())
-            values[protocol.skip.hidden(embeddings, rows[:, None], part)] = -np.inf
-            values = np.concatenate([best, values], axis=1)
-            places = np.concatenate([where, np.broadcast_to(part, block.shape)], axis=1)
-            columns = largest(values, k, last=pid[places] == pid[rows][:, None])
-            best = np.take_along_axis(values, columns, axis=1)
-            where = np.take_along_axis(places, columns, axis=1)
-        for row, values, places in zip(rows.tolist(), best, where, strict=True):
-            kept = values > -np.inf
-            found.append(RankedList(row, places[kept], values[kept], pid[places[kept]] == pid[row]))
+    for start in range(0, len(wanted), query_chunk):
+        rows = wanted[start : start + query_chunk]
+        found += _best_answers(embeddings, similarity, protocol.skip, rows, gallery, k, gallery_chunk)
+    return found
+
+
+def _best_answers(
+    embeddings: Embeddings,
+    similarity: Similarity,
+    skip: SkipRule,
+    queries: IntArray,
+    gallery: IntArray,
+    k: int,
+    gallery_chunk: int,
+) -> list[RankedList]:
+    """The best k answers to some queries, from blocks of `gallery_chunk` gallery images."""
+    pid = embeddings.pid
+    loaded = similarity.load(embeddings, queries)
+    best = np.full((len(queries), 0), -np.inf)
+    best_rows = np.full((len(queries), 0), -1, dtype=np.int64)
+    for start in range(0, len(gallery), gallery_chunk):
+        part = gallery[start : start + gallery_chunk]
+        block = similarity.between(loaded, similarity.load(embeddings, part))
+        values = similarity.readable(block.double().cpu().numpy())
+        values[skip.hidden(embeddings, queries[:, None], part)] = -np.inf
+        values = np.concatenate([best, values], axis=1)
+        rows = np.concatenate([best_rows, np.broadcast_to(part, block.shape)], axis=1)
+        columns = largest(values, k, last=pid[rows] == pid[queries][:, None])
+        best = np.take_along_axis(values, columns, axis=1)
+        best_rows = np.take_along_axis(rows, columns, axis=1)
+    found = []
+    for query, values, rows in zip(queries.tolist(), best, best_rows, strict=True):
+        kept = values > -np.inf
+        found.append(RankedList(query, rows[kept], values[kept], pid[rows[kept]] == pid[query]))
     return found

@@ -131,8 +131,8 @@ def rank_with_extras(
         else:
             reranked = k_reciprocal(query, gallery, extra.k1, extra.k2, extra.weight, chunk_bytes=chunk_bytes)
 
-    def similarities(at: IntArray) -> Matrix:
-        return query[at] @ gallery.T if reranked is None else -reranked.distances(at)
+    def similarities(positions: IntArray) -> Matrix:
+        return query[positions] @ gallery.T if reranked is None else -reranked.distances(positions)
 
     return rank_given(embeddings, trial, skip, similarities, tie=similarity.tie, chunk_bytes=chunk_bytes)
 
@@ -152,22 +152,23 @@ class Reranked:
     """The gallery's part of the encodings, by column: (Q + G, G) as CSC."""
     weight: float
 
-    def distances(self, at: IntArray) -> Matrix:
-        """(q, G) final distances of the queries at positions `at`: (1 - lambda) Jaccard + lambda original."""
+    def distances(self, positions: IntArray) -> Matrix:
+        """(q, G) final distances of the queries at some positions: (1 - lambda) Jaccard + lambda original."""
         gallery = len(self.images) - self.queries
-        original = squared_distances(self.images[at], self.images[self.queries :]) / self.farthest[at, None]
-        final = np.empty((len(at), gallery))
+        original = squared_distances(self.images[positions], self.images[self.queries :])
+        original /= self.farthest[positions, None]
+        jaccard = np.empty((len(positions), gallery))
         pointers, rows, values = self.columns.indptr, self.columns.indices, self.columns.data
-        for position, probe in enumerate(at.tolist()):
-            start, stop = self.encoding.indptr[probe], self.encoding.indptr[probe + 1]
+        for row, query in enumerate(positions.tolist()):
+            start, stop = self.encoding.indptr[query], self.encoding.indptr[query + 1]
             shared, own = self.encoding.indices[start:stop], self.encoding.data[start:stop]
             begin, length = pointers[shared], pointers[shared + 1] - pointers[shared]
             starts = begin - np.append(0, np.cumsum(length)[:-1])
             entries = np.repeat(starts, length) + np.arange(length.sum())
             smaller = np.minimum(values[entries], np.repeat(own, length))
             overlap = np.bincount(rows[entries], weights=smaller, minlength=gallery)
-            final[position] = 1 - overlap / (2 - overlap)  # rows of V sum to 1: sum max = 2 - sum min
-        return np.asarray((1 - self.weight) * final + self.weight * original)
+            jaccard[row] = 1 - overlap / (2 - overlap)  # rows of V sum to 1: sum max = 2 - sum min
+        return np.asarray((1 - self.weight) * jaccard + self.weight * original)
 
 
 def k_reciprocal(
@@ -184,8 +185,13 @@ def k_reciprocal(
     Args:
         query: (Q, D) float64 embeddings, of unit length for cosine.
         gallery: (G, D) float64.
-        k1, k2, weight: see `KReciprocal`.
+        k1: neighbours that must be mutual, 1 or more.
+        k2: neighbours over which the encoding is averaged, 1 or more.
+        weight: lambda, the share of the original distance in the final one, 0..1.
         chunk_bytes: bound of a block of distances.
+
+    Returns:
+        What the final distances of any query are computed from.
     """
     from scipy.sparse import csr_array
 

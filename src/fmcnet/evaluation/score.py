@@ -29,7 +29,7 @@ from fmcnet.errors import DataError, ProtocolError, first_of
 from fmcnet.evaluation.draws import Draw, find_permutation
 from fmcnet.evaluation.evaluate import Evaluation, evaluate
 from fmcnet.evaluation.protocol_file import SUFFIXES, read_protocol
-from fmcnet.evaluation.protocols import DIRECTIONS, Protocol, llcm, regdb, sysu
+from fmcnet.evaluation.protocols import DEFAULT_DIRECTIONS, Protocol, llcm, regdb, sysu
 from fmcnet.parsing import read_npz
 from fmcnet.types import MODALITY_WORDS, NO_CAMERA, BoolArray, Embeddings, IntArray, identity_numbers
 
@@ -50,9 +50,9 @@ ALIASES = {"camid": "cam", "camera": "cam", "embedding": "features", "source": "
 CAMERAS = {"sysu": 6, "regdb": 2, "llcm": 9}
 """Each benchmark's number of cameras, which count from 1."""
 OPTIONS = {"sysu": ("mode", "shots", "draw", "permutation"), "regdb": ("cmc",), "llcm": ("reading",)}
-"""Which options a protocol has; every other one is refused, since it would do nothing."""
+"""The options of each protocol; every other one is refused, since it would do nothing."""
 DRAWING = ("mode", "shots", "permutation", "draw")
-"""Those of them that choose and draw the sets, which a file may hold already."""
+"""Options that choose and draw the sets, which a file may hold already."""
 
 
 def score_file(
@@ -75,13 +75,15 @@ def score_file(
     Args:
         path: the `.npz`, whose arrays the head of this module lists.
         protocol: "sysu", "regdb", "llcm", or a YAML file (`protocol_file`), which states all but the distance.
-        mode, shots, draw: of SYSU-MM01, see `protocols.sysu`; None: all, 1, official.
+        mode: of SYSU-MM01, "all" or "indoor"; None: all.
+        shots: of SYSU-MM01, 1 or 10 gallery images per identity and camera; None: 1.
+        draw: of SYSU-MM01, "official" or "seeded"; None: official.
         permutation: `rand_perm_cam.mat` for the official draw; None looks beside the file and in `exp/`.
         direction: "i2v"/"v2i" (sysu, llcm), "v2t"/"t2v" (regdb); None takes the benchmark's: i2v, v2i and v2t.
-        reading: of LLCM, see `protocols.llcm`; None: a.
-        cmc: of RegDB, see `protocols.regdb`; None: image.
+        reading: of LLCM, "a", "b" or "c", see `protocols.llcm`; None: a.
+        cmc: of RegDB, "image" or "identity", see `protocols.regdb`; None: image.
         distance: "cosine" or "euclidean".
-        precision: see `evaluate.evaluate`.
+        precision: "float32", "float64" or "auto", see `evaluate.evaluate`.
         strict: refuse `draw`, too, where nothing is drawn by it.
 
     Raises:
@@ -89,55 +91,46 @@ def score_file(
             not of the modality that the direction says.
         ProtocolError: on an unknown option, one that would do nothing, or when embeddings and protocol do not fit.
     """
-    options = {"mode": mode, "shots": shots, "permutation": permutation, "reading": reading, "cmc": cmc}
-    own = Path(protocol).suffix.lower() in SUFFIXES or Path(protocol).is_file()
-    if own:
-        other = {**options, "draw": draw, "direction": direction}
-        if named := [name for name, value in other.items() if value is not None]:
+    options = {
+        "mode": mode,
+        "shots": shots,
+        "permutation": permutation,
+        "reading": reading,
+        "cmc": cmc,
+        "draw": draw,
+        "direction": direction,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    of_yaml = Path(protocol).suffix.lower() in SUFFIXES or Path(protocol).is_file()
+    if of_yaml:
+        if given:
             raise ProtocolError(
-                f"{', '.join(named)} beside the protocol {protocol}: the file states the protocol"
+                f"{', '.join(given)} beside the protocol {protocol}: the file states the protocol"
             )
-    elif protocol not in OPTIONS:
-        raise ProtocolError(f"unknown protocol '{protocol}': use {', '.join(OPTIONS)}, or a YAML file")
-    file = EmbeddingsFile(Path(path))
-    if own:
+        file = EmbeddingsFile(Path(path))
         sets = file.read("custom")
-        rules = read_protocol(protocol, sets.embeddings)
-        if file.has_two_sets and rules.draw != Draw():
-            raise ProtocolError(
-                f"{path} holds query and gallery as they were drawn, so shots, trials and seed of {protocol} would "
-                "do nothing: take them out, or give one set (features, pid, cam, index)"
-            )
-    else:
-        _refuse_unused(protocol, options | ({"draw": draw} if strict else {}), file.has_two_sets)
-        direction = direction or DIRECTIONS[protocol]
-        if protocol == "sysu":
-            draw = "seeded" if file.has_two_sets else draw or "official"
-            if draw == "official" and permutation is None:
-                permutation = find_permutation(file.path.resolve().parent)
-            elif draw == "seeded" and permutation is not None:
-                raise ProtocolError(
-                    "a permutation is for the official draw: leave it out, or the seeded draw"
-                )
-            shots = 1 if shots is None else shots
-            rules = sysu(mode or "all", shots, draw, permutation, direction=direction)
-        elif protocol == "regdb":
-            rules = regdb(direction, cmc or "image")
-        else:
-            rules = llcm(reading or "a", direction)
+        rules = _protocol_of_yaml(protocol, sets, file)
+        takes = protocol
+    elif protocol in OPTIONS:
+        file = EmbeddingsFile(Path(path))
+        _refuse_unused(protocol, given, two_sets=file.has_two_sets, strict=strict)
+        direction = direction or DEFAULT_DIRECTIONS[protocol]
+        rules = _protocol_of_benchmark(protocol, direction, given, file)
         sets = file.read(protocol)
+        takes = f"direction {direction} of {protocol}"
+    else:
+        raise ProtocolError(f"unknown protocol '{protocol}': use {', '.join(OPTIONS)}, or a YAML file")
     embeddings, of_query = sets.embeddings, sets.of_query
+    remarks = []
     if of_query is not None:
-        rules = replace(rules.as_given(), name=rules.name) if own else rules.as_given()
-        takes = protocol if own else f"direction {direction} of {protocol}"
-        embeddings = replace(embeddings, modality=_modalities_of(sets, rules, path, takes))
+        embeddings = _with_modalities(sets, of_query, rules, path, takes)
         if not sets.known.all():
-            rules = replace(rules, ours=("the modalities, which the file does not tell",))
-    if not own and (foreign := _foreign_cameras(embeddings.camid, protocol)):
-        rules = replace(rules, ours=(*rules.ours, foreign))
+            remarks.append("the modalities, which the file does not tell")
+    if not of_yaml and (foreign := _foreign_cameras(embeddings.camid, protocol)):
+        remarks.append(foreign)
     return evaluate(
         embeddings,
-        rules,
+        replace(rules, ours=(*rules.ours, *remarks)),
         distance=distance,
         precision=precision,
         query_mask=of_query,
@@ -145,12 +138,46 @@ def score_file(
     )
 
 
-def _modalities_of(sets: Sets, rules: Protocol, path: str | Path, takes: str) -> NDArray[np.uint8]:
-    """(N,) the modalities that the protocol takes in each of two sets; messages name `path` and `takes`."""
-    assert sets.of_query is not None
+def _protocol_of_yaml(protocol: str, sets: Sets, file: EmbeddingsFile) -> Protocol:
+    """The protocol that a YAML file states."""
+    rules = read_protocol(protocol, sets.embeddings)
+    if not file.has_two_sets:
+        return rules
+    if rules.draw != Draw():
+        raise ProtocolError(
+            f"{file.path} holds query and gallery as they were drawn, so shots, trials and seed of {protocol} would "
+            "do nothing: take them out, or give one set (features, pid, cam, index)"
+        )
+    return replace(rules.as_given(), name=rules.name)
+
+
+def _protocol_of_benchmark(
+    name: str, direction: str, given: Mapping[str, Any], file: EmbeddingsFile
+) -> Protocol:
+    """The protocol of a benchmark with the options given."""
+    if name == "regdb":
+        rules = regdb(direction, given.get("cmc") or "image")
+    elif name == "llcm":
+        rules = llcm(given.get("reading") or "a", direction)
+    else:
+        draw = "seeded" if file.has_two_sets else given.get("draw") or "official"
+        permutation = given.get("permutation")
+        if draw == "official" and permutation is None:
+            permutation = find_permutation(file.path.resolve().parent)
+        elif draw == "seeded" and permutation is not None:
+            raise ProtocolError("a permutation is for the official draw: leave it out, or the seeded draw")
+        mode, shots = given.get("mode") or "all", given.get("shots", 1)
+        rules = sysu(mode, shots, draw, permutation, direction=direction)
+    return rules.as_given() if file.has_two_sets else rules
+
+
+def _with_modalities(
+    sets: Sets, of_query: BoolArray, rules: Protocol, path: str | Path, takes: str
+) -> Embeddings:
+    """Two sets with the modalities that the protocol takes in each; messages name `path` and `takes`."""
     modality = sets.embeddings.modality.copy()
     wanted = (rules.query.modality, rules.gallery.modality)
-    for side, mask, kind in zip(SIDES, (sets.of_query, ~sets.of_query), wanted, strict=True):
+    for side, mask, kind in zip(SIDES, (of_query, ~of_query), wanted, strict=True):
         if kind is None:
             continue
         wrong = np.flatnonzero((sets.known & (modality != kind.code))[mask])
@@ -160,7 +187,7 @@ def _modalities_of(sets: Sets, rules: Protocol, path: str | Path, takes: str) ->
                 f"{wrong[0]}, but {takes} takes {kind} images there: give the other direction or protocol"
             )
         modality[mask] = kind.code
-    return modality
+    return replace(sets.embeddings, modality=modality)
 
 
 def _foreign_cameras(camid: IntArray, protocol: str) -> str:
@@ -172,18 +199,19 @@ def _foreign_cameras(camid: IntArray, protocol: str) -> str:
     return f"the camera{'s' * (len(odd) > 1)} {first_of([*map(str, odd)])}, which {TITLES[protocol]} does not have"
 
 
-def _refuse_unused(protocol: str, options: Mapping[str, Any], given: bool) -> None:
-    """Refuse options that would do nothing."""
-    wanted = [name for name, value in options.items() if value is not None]
-    others = [name for name in wanted if name not in OPTIONS[protocol]]
+def _refuse_unused(protocol: str, given: Mapping[str, Any], *, two_sets: bool, strict: bool) -> None:
+    """Refuse options that would do nothing, as those of a draw where the file holds two sets."""
+    names = [name for name in given if name != "direction" and (strict or name != "draw")]
+    others = [name for name in names if name not in OPTIONS[protocol]]
     if others:
         has = ", ".join(OPTIONS[protocol])
         raise ProtocolError(
             f"the {protocol} protocol has no {' and no '.join(others)} (it has {has}): leave it out"
         )
-    drawn = [name for name in wanted if name in DRAWING]
-    drawn += ["reading b, which draws otherwise than reading a,"] if options.get("reading") == "b" else []
-    if given and drawn:
+    drawn = [name for name in names if name in DRAWING]
+    if given.get("reading") == "b":
+        drawn.append("reading b, which draws otherwise than reading a,")
+    if two_sets and drawn:
         raise ProtocolError(
             f"the file holds query and gallery as they were drawn, so {' and '.join(drawn)} would do nothing: leave "
             "it out, or give one set (features, pid, cam, index)"

@@ -94,8 +94,11 @@ def verification(
     Args:
         embeddings: all images.
         protocol: its sets and skip rule; its draw is not used.
+        distance: "cosine" or "euclidean".
         bins: of the histograms.
-        distance, chunk_bytes, query_mask, gallery_mask: see `evaluate.evaluate`.
+        chunk_bytes: bound of a block of similarities with its copies.
+        query_mask: (N,) bool, which rows may be queries.
+        gallery_mask: (N,) bool, which rows may be searched.
 
     Raises:
         ProtocolError: when there is no true or no false pair.
@@ -168,12 +171,15 @@ def _pairs(
 ) -> Iterator[tuple[FloatVector, FloatVector]]:
     """Similarities of the true and of the false pairs that the skip rule leaves, block by block."""
     pid = embeddings.pid
-    wide = max(1, min(len(gallery), budget // min(len(query), 256)))
-    tall = max(1, budget // wide)
-    for part in (gallery[i : i + wide] for i in range(0, len(gallery), wide)):
-        near = similarity.load(embeddings, part)
-        for rows in (query[i : i + tall] for i in range(0, len(query), tall)):
-            values = similarity.between(similarity.load(embeddings, rows), near).double().cpu().numpy()
+    gallery_chunk = max(1, min(len(gallery), budget // min(len(query), 256)))
+    query_chunk = max(1, budget // gallery_chunk)
+    for column in range(0, len(gallery), gallery_chunk):
+        part = gallery[column : column + gallery_chunk]
+        gallery_loaded = similarity.load(embeddings, part)
+        for row in range(0, len(query), query_chunk):
+            rows = query[row : row + query_chunk]
+            block = similarity.between(similarity.load(embeddings, rows), gallery_loaded)
+            values = block.double().cpu().numpy()
             seen = ~protocol.skip.hidden(embeddings, rows[:, None], part)
             same = pid[rows][:, None] == pid[part]
             yield values[same & seen], values[~same & seen]

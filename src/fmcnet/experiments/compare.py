@@ -38,7 +38,8 @@ class ComparisonRow:
     """One method or run.
 
     Attributes:
-        name: method or run folder. where: year and venue, or "this run".
+        name: method or run folder.
+        where: year and venue, or "this run".
         figures: (Rank-1, mAP) in percent by key of `COLUMNS`; None where there is none.
         flags: what makes the figures differ from the others' protocol.
         model: what tells a run's weights and test set from others'; empty where that is not known.
@@ -145,16 +146,7 @@ def _row_of(run: str, facts: Any) -> ComparisonRow:
             name, way = evaluation["protocol"].partition(":")[0], DIRECTIONS.get(evaluation["direction"])
             flags.append(f"not a published setting, left out: {name}{f', {way}' if way else ''}")
     for evaluation in chosen.values():
-        flags += [str(extra) for extra in evaluation.get("extras", [])]
-        if evaluation.get("distance", "cosine") != "cosine":
-            flags.append(f"{evaluation['distance']} distance")
-        protocol, trials = evaluation["protocol"], len(evaluation["trials"])
-        if dataset["name"] in ("sysu", "llcm") and trials < 10 and "reading c" not in protocol:
-            flags.append(f"{trials} of ten trials")
-        if "official" not in protocol and dataset["name"] == "sysu":
-            flags.append("seeded gallery draw")
-        if "reading" in protocol and "reading a" not in protocol:
-            flags.append("another reading of LLCM's protocol than the paper's")
+        flags += _evaluation_flags(dataset["name"], evaluation)
     if dataset.get("generated"):
         flags.append("GENERATED data: not the published benchmark, comparable with none of these rows")
     if one["selected_on"] == "test":
@@ -168,26 +160,57 @@ def _row_of(run: str, facts: Any) -> ComparisonRow:
     return ComparisonRow(run, "this run", figures, tuple(dict.fromkeys(flags)), model)
 
 
+def _evaluation_flags(dataset: str, evaluation: dict[str, Any]) -> list[str]:
+    """How an evaluation's protocol differs from the published one."""
+    settings, trials = _settings(evaluation), len(evaluation["trials"])
+    flags = [str(extra) for extra in evaluation.get("extras", [])]
+    if evaluation.get("distance", "cosine") != "cosine":
+        flags.append(f"{evaluation['distance']} distance")
+    if dataset in ("sysu", "llcm") and trials < 10 and settings.get("reading") != "c":
+        flags.append(f"{trials} of ten trials")
+    if dataset == "sysu" and settings.get("draw") != "official":
+        flags.append("seeded gallery draw")
+    if settings.get("reading", "a") != "a":
+        flags.append("another reading of LLCM's protocol than the paper's")
+    return flags
+
+
+def _settings(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The protocol's settings by name; fmcnet 0.1.0 wrote them into the protocol's sentence only."""
+    if "settings" in evaluation:
+        return dict(evaluation["settings"])
+    name, _, rules = evaluation["protocol"].partition(":")
+    if name.startswith("SYSU-MM01"):
+        return {
+            "mode": "indoor" if "indoor-search" in name else "all",
+            "shots": 1 if "single-shot" in name else 10,
+            "draw": "official" if "official draw" in rules else "seeded",
+        }
+    if name.startswith("LLCM reading "):
+        return {"reading": name.removeprefix("LLCM reading ")[0]}
+    return {}
+
+
 def _closeness(evaluation: dict[str, Any]) -> tuple[bool, ...]:
     """Of several evaluations for one column the largest counts: plain, official draw, paper's reading, all trials."""
-    protocol = evaluation["protocol"]
+    settings = _settings(evaluation)
     return (
         not evaluation.get("extras"),
-        "official draw" in protocol,
-        "reading a" in protocol,
+        settings.get("draw") == "official",
+        settings.get("reading") == "a",
         len(evaluation["trials"]) >= 10,
     )
 
 
 def _key(dataset: str, evaluation: dict[str, Any]) -> str | None:
     """Which published column an evaluation belongs to."""
-    direction, sentence = evaluation["direction"], evaluation["protocol"]
+    direction, settings = evaluation["direction"], _settings(evaluation)
     if direction == "custom":
         return None
     if dataset == "sysu":
-        if direction != "i2v" or "single-shot" not in sentence:
+        if direction != "i2v" or settings.get("shots") != 1:
             return None
-        return "sysu_indoor" if "indoor-search" in sentence else "sysu_all"
+        return f"sysu_{settings.get('mode')}"
     if dataset == "regdb":
         return {"i2v": "regdb_t2v", "v2i": "regdb_v2t"}[direction]
     return f"llcm_{direction}" if dataset == "llcm" else None

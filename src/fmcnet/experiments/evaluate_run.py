@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from fmcnet.experiments.report import TITLES, write_report
 from fmcnet.experiments.runs import is_generated
 from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import load
-from fmcnet.models.card import CARD, read_card
+from fmcnet.models.card import CARD, ModelCard, read_card
 from fmcnet.models.shipped import find_model, is_shipped
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.splits import split_runs
@@ -94,88 +95,125 @@ def evaluate_run(
         data: the dataset.
         overrides: evaluation settings that differ from the run's, as "mode=indoor". Without mode, shots or direction:
             all standard protocols of the benchmark (SYSU-MM01: all-search and indoor-search, single-shot).
-        flip, rerank, expand: opt-in extras, named in every report.
+        flip: average each embedding with its mirror image's; named in every report, as the next two.
+        rerank: k-reciprocal re-ranking.
+        expand: average query expansion.
         out: where the report goes; None: `report` in the run's folder (none for a shipped model, as the package is
             not written to).
         report: whether to write one.
-        device: where to embed.
+        device: where to embed: "auto", "cpu", "cuda", ...
         progress: show a bar; None: on a terminal only.
         protocol: a YAML file (`fmcnet.evaluation.protocol_file`) in place of the dataset's protocols.
 
-    Started by `torchrun`, the processes share the embedding; rank 0 does the rest, the result is empty elsewhere.
+    Returns:
+        The figures and where the report is. Started by `torchrun`, the processes share the embedding; rank 0 does the
+        rest, and the result is empty elsewhere.
 
     Raises:
         CheckpointError: when there is no run.
         ConfigError: for settings that the protocol file states.
         DataError, ProtocolError: when data and protocol do not fit, or a setting is another benchmark's.
     """
-    asked = {item.partition("=")[0].strip().removeprefix("evaluation."): item for item in overrides or []}
-    for name, item in asked.items():
-        if protocol is not None and name in EvaluationConfig.model_fields and name not in BATCH_AND_DISTANCE:
-            raise ConfigError(
-                f"{item} beside --protocol {protocol}: the file states the protocol; only "
-                f"{' and '.join(BATCH_AND_DISTANCE)} may be given"
-            )
+    overrides = overrides or []
+    if protocol is not None:
+        _refuse_protocol_settings(overrides, protocol)
     run = find_model(run)
-    runs = (run,) if (run / CARD).is_file() else tuple(split_runs(run))
-    if not runs:
-        if under_way := checkpoints(run):
-            raise CheckpointError(
-                f"{run} is not finished (it stopped at {under_way[-1].name}): train on with --resume"
-            )
-        raise CheckpointError(f"{run} holds no finished run: give the --out folder of fmcnet train")
+    runs = _find_runs(run)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if not is_shipped(run):  # embeddings are not kept inside the package: rank 0 makes them
             _embed_together(runs, data, flip, device, progress)
         if int(os.environ["RANK"]):
             return EvaluateResult(run, runs, (), "", None)
-    items = [f"evaluation.{item.removeprefix('evaluation.')}" for item in overrides or []]
     options: dict[str, Any] = {"flip": flip, "rerank": rerank, "expand": expand}
     options |= {"device": device, "progress": progress}
     parts: list[EvaluatedRun] = []
-    stamp = ""
-    notes: dict[str, None] = {}  # each once, in their order
+    notes: list[str] = []
     for one in runs:
-        card = read_card(one)
-        stamp = STAMP if card.selected == "test" else stamp
-        table = _read(data, card.config.data, unknown=protocol is not None)
-        if protocol is not None and card.data != fingerprint(table):
-            table = _whole(table, data)
-        base = {"evaluation": card.config.evaluation.model_dump(mode="json")}
-        settings = load_config(base, items).evaluation
-        if is_shipped(one) and "direction" not in asked:  # made for several benchmarks: each has its own
-            settings = settings.model_copy(update={"direction": "auto"})
-        if is_generated(table):
-            notes["GENERATED data: these figures compare with no published one"] = None
-        notes |= dict.fromkeys(note for note in table.notes if not note.startswith(("train: ", "val: ")))
-        check_settings(table, asked)
-        chosen: tuple[EvaluationConfig, ...] = (settings,)
-        if protocol is not None:
-            rules = read_protocol(protocol, table.select(split="test"))
-            options["given"] = {"custom": rules}
-            cameras = camera_names(table)
-            notes |= {f"cameras: {cameras}": None} if rules.skip.pairs and cameras else {}
-        elif not asked.keys() & {"mode", "shots", "direction"}:
-            chosen = standard_settings(table, settings)
-        try:
-            parts.append(evaluate_model(one, table, chosen, **options))
-        except ProtocolError as error:  # a part of SYSU-MM01 may lack the indoor cameras
-            if len(chosen) == 1:
-                raise
-            parts.append(evaluate_model(one, table, settings, **options))
-            notes[f"indoor-search was left out: {error}"] = None
-    main = parts[-1]
-    if len(parts) > 1:
-        by_direction = zip(*(part.evaluations for part in parts), strict=True)
-        main = replace(main, evaluations=tuple(_pool(several) for several in by_direction))
-    written = None
+        part, found = _evaluate_one(one, data, overrides, protocol, options)
+        parts.append(part)
+        notes += [note for note in found if note not in notes]
+    stamp = STAMP if any(part.encoder.card.selected == "test" for part in parts) else ""
+    main = _pool(parts)
     if out is None and not is_shipped(run):
         out = run / "report"
+    written = None
     if out is not None and report:
         title = TITLES[main.encoder.model.variant]
         extra = {"splits": len(parts), "stamp": stamp} if len(parts) > 1 or stamp else {}
         written = write_report({title: main}, {title: runs[-1]}, out, extra=extra, keep=True)
     return EvaluateResult(run, runs, main.evaluations, stamp, written, tuple(notes))
+
+
+def _setting_names(overrides: Sequence[str]) -> dict[str, str]:
+    """Each override, as "mode=indoor", by the name of its evaluation setting."""
+    return {item.partition("=")[0].strip().removeprefix("evaluation."): item for item in overrides}
+
+
+def _refuse_protocol_settings(overrides: Sequence[str], protocol: str | Path) -> None:
+    """Refuse settings that a protocol file states."""
+    for name, item in _setting_names(overrides).items():
+        if name in EvaluationConfig.model_fields and name not in BATCH_AND_DISTANCE:
+            raise ConfigError(
+                f"{item} beside --protocol {protocol}: the file states the protocol; only "
+                f"{' and '.join(BATCH_AND_DISTANCE)} may be given"
+            )
+
+
+def _find_runs(run: Path) -> tuple[Path, ...]:
+    """The run itself, or the RegDB splits in its folder."""
+    if (run / CARD).is_file():
+        return (run,)
+    if runs := split_runs(run):
+        return tuple(runs)
+    if under_way := checkpoints(run):
+        raise CheckpointError(
+            f"{run} is not finished (it stopped at {under_way[-1].name}): train on with --resume"
+        )
+    raise CheckpointError(f"{run} holds no finished run: give the --out folder of fmcnet train")
+
+
+def _evaluate_one(
+    run: Path,
+    data: str | Path,
+    overrides: Sequence[str],
+    protocol: str | Path | None,
+    options: dict[str, Any],
+) -> tuple[EvaluatedRun, list[str]]:
+    """Evaluate one run, with `options` of `evaluate_model`; the notes are sentences for the user."""
+    card = read_card(run)
+    table = _read(data, card.config.data, unknown=protocol is not None)
+    if protocol is not None and card.data != fingerprint(table):
+        table = _whole(table, data)
+    settings = _settings(run, card, overrides)
+    names = _setting_names(overrides)
+    check_settings(table, names)
+    notes = ["GENERATED data: these figures compare with no published one"] if is_generated(table) else []
+    notes += [note for note in table.notes if not note.startswith(("train: ", "val: "))]
+    if protocol is not None:
+        rules = read_protocol(protocol, table.select(split="test"))
+        if rules.skip.pairs and (cameras := camera_names(table)):
+            notes.append(f"cameras: {cameras}")
+        return evaluate_model(run, table, settings, given={"custom": rules}, **options), notes
+    standard = standard_settings(table, settings)
+    if len(standard) == 1 or names.keys() & {"mode", "shots", "direction"}:
+        return evaluate_model(run, table, settings, **options), notes
+    try:
+        return evaluate_model(run, table, standard, **options), notes
+    except ProtocolError as error:  # a part of SYSU-MM01 may lack the indoor cameras
+        notes.append(f"indoor-search was left out: {error}")
+        return evaluate_model(run, table, settings, **options), notes
+
+
+def _settings(run: Path, card: ModelCard, overrides: Sequence[str]) -> EvaluationConfig:
+    """The run's evaluation settings with the overrides."""
+    own = {"evaluation": card.config.evaluation.model_dump(mode="json")}
+    settings = load_config(
+        own, [f"evaluation.{item.removeprefix('evaluation.')}" for item in overrides]
+    ).evaluation
+    if is_shipped(run) and "direction" not in _setting_names(overrides):
+        # Made for several benchmarks: each has its own direction.
+        return settings.model_copy(update={"direction": "auto"})
+    return settings
 
 
 def _read(data: str | Path, settings: DataConfig, *, unknown: bool) -> Table:
@@ -203,10 +241,15 @@ def _whole(table: Table, data: str | Path) -> Table:
     return replace(found, split=np.full(len(found), "test"), notes=notes)
 
 
-def _pool(evaluations: tuple[DirectionResult, ...]) -> DirectionResult:
-    """One direction of several splits as one evaluation."""
-    chance = sum(one.chance for one in evaluations) / len(evaluations)
-    return replace(evaluations[0], result=pool([one.result for one in evaluations]), chance=chance)
+def _pool(parts: Sequence[EvaluatedRun]) -> EvaluatedRun:
+    """The last run, with the trials of all runs in each of its evaluations."""
+    if len(parts) == 1:
+        return parts[0]
+    pooled = []
+    for several in zip(*(part.evaluations for part in parts), strict=True):
+        chance = sum(one.chance for one in several) / len(several)
+        pooled.append(replace(several[0], result=pool([one.result for one in several]), chance=chance))
+    return replace(parts[-1], evaluations=tuple(pooled))
 
 
 def _embed_together(

@@ -34,7 +34,8 @@ class Features:
 
     Attributes:
         pid: identities (N_m,) of each modality's images.
-        shared: F_sh (N_m, D). specific: F_sp (N_m, D), None where the model has none.
+        shared: F_sh (N_m, D).
+        specific: F_sp (N_m, D), None where the model has none.
         generated: F'_sp of the OTHER modality made from these images' F_sh (N_m, D), None where it has none.
     """
 
@@ -189,7 +190,12 @@ def probe(kinds: Pair, pid: Identities, splits: int = SPLITS) -> float:
     It is fitted on half of the identities and asked about the other half, mean over `splits` random halvings.
 
     Args:
-        kinds: features (N_m, D) of each modality. pid: their identities.
+        kinds: features (N_m, D) of the visible and of the infrared images.
+        pid: their identities, (N_m,) each.
+        splits: number of halvings, 1 or more.
+
+    Returns:
+        The balanced accuracy; 0.5 is chance.
     """
     linear = require("sklearn.linear_model", "plot")
     x, who = np.concatenate(kinds), np.concatenate(pid)

@@ -59,27 +59,32 @@ def training_curves(runs: dict[str, Path], path: Path) -> Path:
     figure, axes = new_axes(1, len(runs), (5.6 * len(runs), 4.4))
     for ax, (title, run) in zip(axes[0], runs.items(), strict=True):
         records = read_log(run)
-        steps = [r for r in records if "step" in r]
-        every = dict.fromkeys(name for record in steps for name in record)  # some terms begin later
-        names = [name for name in every if name not in ("step", "epoch", "rate", "loss", "w1", "w2")]
-        for number, name in enumerate(names):
-            at, values = np.array([(r["step"], r[name]) for r in steps if name in r], dtype=float).T
-            window = max(1, len(values) // 40)
-            smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-            style = "-" if number < 10 else "--"  # ten colours, then the same ones dashed
-            ax.plot(at[window - 1 :], smooth, style, label=name, color=f"C{number}", linewidth=1.4)
+        _plot_terms(ax, [record for record in records if "step" in record])
         ax.set(title=title, xlabel="step", ylabel="loss term (weighted, moving mean)")
         ax.grid(alpha=0.25)
-        validated = [r for r in records if "validated_step" in r]
         handles, labels = ax.get_legend_handles_labels()
+        validated = [record for record in records if "validated_step" in record]
         if validated:
             twin = ax.twinx()
-            measured = np.array([(r["validated_step"], 100 * r["mAP"]) for r in validated])
+            measured = np.array([(record["validated_step"], 100 * record["mAP"]) for record in validated])
             (line,) = twin.plot(*measured.T, "o--", color=INK, markersize=4)
             twin.set(ylabel="mAP on validation identities, %", ylim=(0, None))
             handles, labels = [*handles, line], [*labels, "validation mAP (right axis)"]
         ax.legend(handles, labels, fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return write_png(figure, path)
+
+
+def _plot_terms(ax: Any, steps: list[dict[str, Any]]) -> None:
+    """Draw the moving mean of each loss term against the step."""
+    every = dict.fromkeys(name for record in steps for name in record)  # some terms begin later
+    names = [name for name in every if name not in ("step", "epoch", "rate", "loss", "w1", "w2")]
+    for number, name in enumerate(names):
+        points = [(record["step"], record[name]) for record in steps if name in record]
+        at, values = np.array(points, dtype=float).T
+        window = max(1, len(values) // 40)
+        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+        style = "-" if number < 10 else "--"  # ten colours, then the same ones dashed
+        ax.plot(at[window - 1 :], smooth, style, label=name, color=f"C{number}", linewidth=1.4)
 
 
 def cmc_curves(judged: dict[str, EvaluatedRun], path: Path) -> Path:
@@ -133,14 +138,16 @@ def ranked_lists(judged: EvaluatedRun, path: Path) -> Path:
 
 
 def _pick_queries(judged: EvaluatedRun, protocol: Protocol, count: int) -> list[int]:
-    e = judged.embeddings
-    query, gallery = protocol.trials(e, **role_masks(judged.table))[0]
+    """Rows of queries drawn at random that have a true match in the first trial, one an identity."""
+    embeddings = judged.embeddings
+    pid = embeddings.pid
+    query, gallery = protocol.trials(embeddings, **role_masks(judged.table))[0]
     picked: list[int] = []
     for row in np.random.default_rng(0).permutation(query).tolist():
-        if e.pid[row] in e.pid[picked] or len(picked) == count:
-            continue
-        skipped = protocol.skip.hides(e.pid[row], e.camid[row], e.pid[gallery], e.camid[gallery])
-        if ((e.pid[gallery] == e.pid[row]) & ~skipped & (gallery != row)).any():
+        if len(picked) == count:
+            break
+        hidden = protocol.skip.hidden(embeddings, row, gallery)
+        if pid[row] not in pid[picked] and ((pid[gallery] == pid[row]) & ~hidden).any():
             picked.append(row)
     return picked
 
@@ -274,20 +281,26 @@ def rows_picture(study: dict[str, Any], path: Path) -> Path:
     figure, axes = new_axes(1, 2, (10.4, 0.42 * len(rows) + 1.6), sharey=True)
     for ax, (metric, title) in zip(axes[0], (("rank1", "Rank-1"), ("mAP", "mAP")), strict=True):
         for number, direction in enumerate(DIRECTIONS):
-            for line, row in enumerate(rows):
-                spread = row["figures"].get(direction, {}).get(metric)
-                if not spread:
-                    continue
-                at, colour = line + 0.16 * (2 * number - 1), f"C{number}"
-                style = {"fmt": "os"[number], "color": colour, "capsize": 3}
-                label = DIRECTIONS[direction] if line == 0 else None
-                ax.errorbar(spread["mean"], at, xerr=spread["std"] or 0, label=label, **style)
-                ax.scatter(spread["seeds"], [at] * len(spread["seeds"]), s=8, color=colour, alpha=0.5)
+            _plot_rows(ax, rows, metric, direction, number)
         ax.set(xlabel=f"{title}, %", yticks=range(len(rows)), yticklabels=[row["title"] for row in rows])
         ax.grid(alpha=0.25)
     axes[0][0].invert_yaxis()
     axes[0][1].legend(fontsize=8)
     return write_png(figure, path)
+
+
+def _plot_rows(ax: Any, rows: list[dict[str, Any]], metric: str, direction: str, number: int) -> None:
+    """Draw one direction's scores of each row; `number` of the direction, 0 or 1, gives colour, marker and height."""
+    colour, marker = f"C{number}", "os"[number]
+    for line, row in enumerate(rows):
+        spread = row["figures"].get(direction, {}).get(metric)
+        if not spread:
+            continue
+        height = line + 0.16 * (2 * number - 1)
+        label = DIRECTIONS[direction] if line == 0 else None
+        deviation = spread["std"] or 0
+        ax.errorbar(spread["mean"], height, xerr=deviation, label=label, fmt=marker, color=colour, capsize=3)
+        ax.scatter(spread["seeds"], [height] * len(spread["seeds"]), s=8, color=colour, alpha=0.5)
 
 
 def pairs_picture(study: dict[str, Any], path: Path) -> Path:
@@ -297,8 +310,9 @@ def pairs_picture(study: dict[str, Any], path: Path) -> Path:
     ax = axes[0][0]
     for line, pair in enumerate(pairs):
         one = pair["mAP"]
-        sure = one["clear"] and one["enough"]
-        colour = INK if not sure else RIGHT if one["low"] > 0 else WRONG
+        colour = INK
+        if one["clear"] and one["enough"]:
+            colour = RIGHT if one["low"] > 0 else WRONG
         ax.plot([one["low"], one["high"]], [line, line], color=colour)
         ax.plot(one["mean"], line, "o", color=colour)
     ax.axvline(0, color=INK, linestyle=":", linewidth=1)

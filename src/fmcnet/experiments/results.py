@@ -40,8 +40,10 @@ class PairedDifference:
 
     Attributes:
         mean: over seeds of the mean over queries.
-        low, high: ends of the 95 percent interval.
-        seeds, queries: how many (the fewest queries of a seed).
+        low: lower end of the 95 percent interval.
+        high: upper end.
+        seeds: number of training seeds.
+        queries: number of queries, of the seed that has fewest.
     """
 
     mean: float
@@ -68,7 +70,7 @@ def too_few(seeds: int) -> str:
 
 
 def paired_interval(
-    differences: Differences, *, crossed: bool = True, draws: int = DRAWS, seed: int = 0
+    differences: Differences, *, crossed: bool = True, draws: int = DRAWS
 ) -> PairedDifference:
     """The mean difference between two methods and its bootstrap interval.
 
@@ -76,7 +78,10 @@ def paired_interval(
         differences: for each training seed (Q_s,) differences, one a query, in the same order of queries.
         crossed: all seeds have the same queries (one test set), which are then drawn once for all seeds; False:
             each seed has queries of its own (another test set), drawn for each.
-        draws: of the bootstrap. seed: of the draws.
+        draws: number of bootstrap draws; they are the same in each call.
+
+    Returns:
+        The mean difference with its 95 percent interval.
 
     Raises:
         ProtocolError: when there is nothing to compare, or crossed seeds differ in their number of queries.
@@ -86,7 +91,7 @@ def paired_interval(
         raise ProtocolError("nothing to compare: no seed, or a seed without queries")
     if crossed and len(set(counts)) > 1:
         raise ProtocolError(f"the seeds have different numbers of queries ({counts}): not one test set")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     means = _crossed(differences, draws, rng) if crossed else _nested(differences, draws, rng)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, 1 - (1 - LEVEL) / 2])
     mean = float(np.mean([one.mean() for one in differences]))
@@ -129,12 +134,12 @@ def study_facts(study: Study, runs: Runs, seeds: Sequence[int], *, crossed: bool
     """
     wanted = [(row.key, seed) for row in study.rows for seed in seeds]
     done = {key: runs[key] for key in wanted if runs[key].result() is not None}
-    pairs = [
-        pair
-        for row, other in study.pairs
-        for direction in DIRECTIONS
-        if (pair := _compare(study.row(row), study.row(other), direction, done, seeds, crossed))
-    ]
+    pairs = []
+    for row, other in study.pairs:
+        for direction in DIRECTIONS:
+            pair = _compare(study.row(row), study.row(other), direction, done, seeds, crossed)
+            if pair is not None:
+                pairs.append(pair)
     return {
         "name": study.name,
         "title": study.title,
@@ -227,12 +232,18 @@ def order_of(study: Study, pair: dict[str, Any]) -> str:
         theirs, ours = paper - other_paper, pair[metric]
         if theirs * ours["mean"] > 0:
             continue
-        sure = "the interval is clear of zero" if ours["clear"] else "the interval holds zero: undecided"
-        if ours["mean"] == ours["low"] == ours["high"] == 0:
-            sure = "equal to the last query: what the row adds changed nothing"
-        elif not ours["enough"]:
-            sure = too_few(ours["seeds"])
-        faults.append(f"{name} {interval(ours)}, the paper {theirs:+.2f} ({sure})")
+        faults.append(f"{name} {interval(ours)}, the paper {theirs:+.2f} ({_certainty(ours)})")
     if not faults:
         return ""
     return f"{pair['title']}, {DIRECTIONS[pair['direction']]}: {'; '.join(faults)}."
+
+
+def _certainty(difference: Mapping[str, Any]) -> str:
+    """What the interval of a paired difference allows to say."""
+    if difference["mean"] == difference["low"] == difference["high"] == 0:
+        return "equal to the last query: what the row adds changed nothing"
+    if not difference["enough"]:
+        return too_few(difference["seeds"])
+    if difference["clear"]:
+        return "the interval is clear of zero"
+    return "the interval holds zero: undecided"

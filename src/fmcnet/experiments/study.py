@@ -225,14 +225,15 @@ def plan_runs(studies: Sequence[Study], options: StudyOptions, tables: Mapping[i
     for seed in options.seeds:
         data = data_digest(tables[seed])
         configs = {key: options.row_config(row, seed) for key, row in rows.items()}
-        keys: dict[str, list[str]] = {}
+        keys_by_digest: dict[str, list[str]] = {}
         for key, config in configs.items():
-            keys.setdefault(run_digest(config, data), []).append(key)
-        for digest, (first, *more) in keys.items():
-            if shown := tuple(key for key in (first, *more) if key in wanted):
-                name = f"{first}-seed{seed}-{digest[:8]}"
+            keys_by_digest.setdefault(run_digest(config, data), []).append(key)
+        for digest, keys in keys_by_digest.items():
+            shown = tuple(key for key in keys if key in wanted)
+            if shown:
+                name = f"{keys[0]}-seed{seed}-{digest[:8]}"
                 place = options.data or tables[seed].root
-                runs.append(StudyRun(name, digest, configs[first], place, options.out, shown, seed))
+                runs.append(StudyRun(name, digest, configs[keys[0]], place, options.out, shown, seed))
     return runs
 
 
@@ -250,11 +251,14 @@ def run_digest(config: Config, data: str) -> str:
     """
     first = json.loads(files("fmcnet.experiments").joinpath("digest_settings.json").read_text("utf-8"))
     now, default = (one.model_dump(mode="json") for one in (config, Config()))
-    hashed = {
-        section: values
-        | {k: v for k, v in now.get(section, {}).items() if k in values or v != default[section][k]}
-        for section, values in first.items()
-    }
+    hashed = {}
+    for section, values in first.items():
+        settings = now.get(section, {})
+        hashed[section] = values | {
+            name: value
+            for name, value in settings.items()
+            if name in values or value != default[section][name]
+        }
     return hashlib.sha256(to_json(hashed) + f"|{data}".encode()).hexdigest()[:16]
 
 

@@ -25,6 +25,10 @@ from fmcnet.training.loggers import read_log
 logger = logging.getLogger(__name__)
 
 STATISTICS_FILE = "numbers.json"
+RUN_FACTS = (
+    "name", "steps", "images_seen", "parameters", "device", "commands", "commit", "finished", "versions",
+)  # fmt: skip
+"""What results.json repeats of each run's result."""
 STATISTICS = {
     "shared_specific": ("specific centre to the nearest shared centre", "large"),
     "specific_spread": ("specific centre to the farthest specific one", "below the line above: (4)"),
@@ -75,17 +79,6 @@ def write_study(
     """
     by_row = {(key, run.seed): run for run in runs for key in run.rows}
     finished = [(run, result) for run in runs if (result := run.result()) is not None]
-    kept = [
-        "name",
-        "steps",
-        "images_seen",
-        "parameters",
-        "device",
-        "commands",
-        "commit",
-        "finished",
-        "versions",
-    ]
     facts: dict[str, Any] = {
         "command": command,
         "written": time.strftime("%Y-%m-%d"),
@@ -99,7 +92,7 @@ def write_study(
         "failed": failed,
         "studies": [study_facts(study, by_row, seeds, crossed=crossed) for study in studies],
         "runs": [
-            {**{key: result[key] for key in kept}, "rows": list(run.rows), "seed": run.seed}
+            {**{key: result[key] for key in RUN_FACTS}, "rows": list(run.rows), "seed": run.seed}
             for run, result in finished
         ],
         "pictures": {},
@@ -145,9 +138,10 @@ def _draw_maps(
         finished = [run for seed in seeds if (run := runs[row.key, seed]).result() is not None]
         if not finished:
             continue
-        maps[title] = _features(finished[0], progress)
-        given = [maps[title], *[None] * (len(finished) - 1)]
-        measured = [_statistics(run, one, progress) for run, one in zip(finished, given, strict=True)]
+        first, *others = finished
+        maps[title] = _features(first, progress)
+        measured = [_statistics(first, maps[title], progress)]
+        measured += [_statistics(run, None, progress) for run in others]
         statistics[title] = {name: _spread([one[name] for one in measured]) for name in measured[0]}
         logs |= {f"{title}, seed {run.seed}": read_log(run.folder) for run in finished}
     if not maps:
@@ -182,8 +176,11 @@ def _statistics(run: StudyRun, features: Features | None, progress: bool | None)
 
 
 def _spread(values: list[float | None]) -> dict[str, float | None] | None:
+    """Mean and deviation of the values that are known; None without any."""
     spread = spread_of([value for value in values if value is not None])
-    return spread and {"mean": spread["mean"], "std": spread["std"]}
+    if spread is None:
+        return None
+    return {"mean": spread["mean"], "std": spread["std"]}
 
 
 def study_page(facts: dict[str, Any]) -> str:
