@@ -96,7 +96,7 @@ class DataConfig(_Section):
     layout: str = Field(default="auto", min_length=1)
     """The dataset has this layout: auto (by its files), sysu, regdb, llcm, csv or a reader's of yours."""
     split: int = Field(default=1, ge=1, le=10)
-    """RegDB has ten splits; this one is read, 1 to 10."""
+    """RegDB has ten splits; this one is read, 1 to 10. Training refuses others than 1 for other data."""
     height: Positive = 288
     """The network takes images of this height in pixels (ours)"""
     width: Positive = 144

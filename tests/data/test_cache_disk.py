@@ -171,6 +171,18 @@ def test_a_disk_that_fills_up_meanwhile(
     assert "No space left on device" in in_memory(table, small_disk, caplog)
 
 
+def test_an_interrupted_checksum_leaves_no_file(
+    tmp_path: Path, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache_module, "_checksum", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ImageCache(table, 12, 6, folder=tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.npy"))
+
+
 def test_a_write_that_fails_midway(
     tmp_path: Path, table: Table, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ def written(folder, dataset: str, direction: str, protocol: Protocol, form: str)
     one = {
         "direction": direction,
         "protocol": "Another sentence." if form == "reworded" else protocol.sentence(),
-        "settings": dict(protocol.settings),
+        "settings": protocol.settings,
         "trials": [MEAN] * protocol.draw.trials,
         "mean": MEAN,
     }

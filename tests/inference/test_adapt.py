@@ -120,6 +120,13 @@ def test_what_is_no_image_is_counted_and_named(folders, tmp_path):
     said = told(*words, "--out", tmp_path / "a", code=0)
     assert "ignored 1: " in said
     assert "notes.txt" in said
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy(folders / "infrared" / "000.jpg", few)
+    (few / "night.raw").write_bytes(b"1")
+    said = told("adapt", NAME, "--visible", folders / "visible", "--infrared", few, "--out", tmp_path / "b")
+    assert "night.raw" in said
+    assert "adapting needs at least" in said
 
 
 def test_broken_images_are_left_out_and_named_or_refused_if_too_few_are_left(folders, tmp_path, caplog):

@@ -227,6 +227,7 @@ def test_images_of_another_kind_are_refused_and_words_for_the_modality_do():
         (images[:, :1], r"\(B, 3, H, W\), got \(2, 1, 32, 16\)"),
         (images[0], r"got \(3, 32, 16\)"),
         (images.float(), "0..1 and not normalised, got 0 to 255"),
+        (images / 255 * torch.nan, "not normalised, got nan to nan"),
         ((images / 255 - 0.45) / 0.22, r"not normalised, got -2\.04\d to 2\.5"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -235,4 +236,6 @@ def test_images_of_another_kind_are_refused_and_words_for_the_modality_do():
         assert torch.equal(model.embed(images, "ir"), model.embed(images, Modality.INFRARED))
         torch.testing.assert_close(model.embed(images / 255, "ir"), model.embed(images, "ir"))
         assert model.embed(images[:0] / 255, "ir").shape[0] == 0
+        apart = torch.func.vmap(lambda one: model.embed(one[None], "ir")[0])(images / 255)
+        torch.testing.assert_close(apart, model.embed(images, "ir"))
         assert torch.equal(model.features(images, "rgb")[0], model.features(images, Modality.VISIBLE)[0])

@@ -10,6 +10,7 @@ import pytest
 
 from fmcnet.errors import GalleryBusyError, GalleryError
 from fmcnet.retrieval import Gallery, Where
+from fmcnet.retrieval.faiss_index import FaissIndex
 from fmcnet.retrieval.index_files import IndexManifest
 from tests.retrieval.people import MODEL, add, crops, entries
 
@@ -150,6 +151,49 @@ def test_a_failed_index_write_brings_nothing_back(tmp_path, monkeypatch):
         assert not traces(tmp_path / "g", vector)
         assert gallery.check() == []
     assert not traces(tmp_path / "g", vector)
+
+
+@pytest.mark.parametrize("fault", [MemoryError, KeyboardInterrupt])
+def test_an_interrupted_reload_is_begun_anew(tmp_path, monkeypatch, fault):
+    """Another process has compacted, so rows have other positions than the interrupted one knows."""
+    folder = tmp_path / "g"
+    with Gallery(folder, flush_rows=1) as gallery:
+        add(gallery, crops(10, 64), entries(10))
+        vector = gallery.embedding("crop-00008")
+        with Gallery(folder, flush_rows=1) as other:
+            other.remove(Where(ids=[f"crop-{i:05d}" for i in range(3)]))
+            other.compact()
+
+        def interrupted(*_):
+            raise fault
+
+        with monkeypatch.context() as once:
+            once.setattr(FaissIndex, "load", interrupted)
+            with pytest.raises(fault):
+                gallery.search(vector, 1)
+        assert gallery.search(vector, 1)[0].id == "crop-00008"
+        assert gallery.remove(Where(ids=["crop-00008"])) == 1
+        assert len(gallery) == 6
+        assert traces(folder, vector) == set()
+    with Gallery(folder) as gallery:
+        assert len(gallery) == 6
+        assert gallery.check() == []
+
+
+def test_an_interrupted_erasing_is_done_by_the_next(tmp_path, monkeypatch):
+    with Gallery(tmp_path / "g", flush_rows=1) as gallery:
+        add(gallery, crops(10, 64), entries(10))
+        vector = gallery.embedding("crop-00004")
+
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as once:
+            once.setattr(IndexManifest, "erase", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                gallery.remove(Where(ids=["crop-00004"]))
+        gallery.remove(Where(ids=["crop-00005"]))
+        assert traces(tmp_path / "g", vector) == set()
 
 
 def test_no_tags_are_no_condition_and_pids_are_texts_or_whole_numbers(tmp_path):

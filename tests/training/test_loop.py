@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from fmcnet.config import LossConfig, load_config
 from fmcnet.errors import CheckpointError, ConfigError, DataError, TrainingError
+from fmcnet.experiments.study import StudyOptions, run_study
 from fmcnet.losses.criterion import TERMS, FMCNetLoss
 from fmcnet.models.build import build_model
 from fmcnet.synthetic import generate
@@ -124,6 +125,8 @@ def test_refusals(tiny_run, tiny_sysu, tmp_path):
         loop.train(load_config("tiny"), tmp_path / "nowhere", tmp_path / "many")
     with pytest.raises(ConfigError, match=r"data\.split is for RegDB; the data are sysu"):
         loop.train(load_config("tiny", ["data.split=5"]), tiny_sysu, tmp_path / "many")
+    with pytest.raises(ConfigError, match=r"data\.split is for RegDB"):  # before a world is generated
+        run_study(StudyOptions("table2", tmp_path / "many", preset="tiny", overrides=("data.split=5",)))
     assert not (tmp_path / "many").exists()  # a mistake leaves nothing that stands in the way of the next try
 
 

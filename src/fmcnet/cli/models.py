@@ -237,7 +237,10 @@ def adapt(
     if data is not None:
         crops = Crops.of_table(read_dataset(data))
     elif visible and infrared:
-        crops = Crops.of(list_images(visible, ignored), list_images(infrared, ignored))
+        sources = [list_images(visible, ignored), list_images(infrared, ignored)]
+        if ignored:
+            echo(ignored_line(tuple(ignored)), err=json_)
+        crops = Crops.of(*sources)
     else:
         lacks = "--infrared" if visible else "--visible"
         raise FmcnetError(f"adapting needs images of both modalities: give {lacks}, too")
@@ -247,8 +250,6 @@ def adapt(
     if json_:
         print_json({"out": str(found.folder), **asdict(found), "ignored": ignored_facts(tuple(ignored))})
         return
-    if ignored:
-        echo(ignored_line(tuple(ignored)))
     echo(
         f"statistics of {found.images['visible']:,} visible and {found.images['infrared']:,} infrared images"
     )

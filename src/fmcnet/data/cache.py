@@ -276,26 +276,22 @@ def write_cache(
         OSError: the disk is full, cannot be written or does not hold what was written.
     """
 
+    content: dict[str, Any] = {"version": FORMAT, "key": path.stem[-24:], "shape": list(shape)}
+
     def write_pixels(temporary: Path) -> None:
         with temporary.open("wb") as stream:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(stream, header)
             for image in images:
                 stream.write(np.ascontiguousarray(image).data)
+        content["bytes"] = temporary.stat().st_size
+        content["made"] = iso_time(time.time())
+        content["crc32"] = _checksum(temporary)
 
     mode = private_mode(path.parent)
     write_atomically(path, write_pixels, mode)
     try:
-        content = {
-            "version": FORMAT,
-            "key": path.stem[-24:],
-            "shape": list(shape),
-            "bytes": path.stat().st_size,
-            "made": iso_time(time.time()),
-            "crc32": _checksum(path),
-            **description,
-        }
-        text = json.dumps(content, indent=1)
+        text = json.dumps(content | description, indent=1)
         write_atomically(path.with_suffix(".json"), lambda to: to.write_text(text, encoding="utf-8"), mode)
         return _map(path, shape)
     except UnusableCacheError as error:

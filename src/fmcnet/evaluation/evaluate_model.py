@@ -58,7 +58,7 @@ class DirectionResult:
         return {
             "direction": self.direction,
             "chance_rank1": self.chance,
-            "settings": dict(self.protocol.settings),
+            "settings": self.protocol.settings,
             **self.result.to_dict(),
         }
 

@@ -8,7 +8,7 @@ open is chosen here and listed in `Protocol.ours`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -148,7 +148,8 @@ class Protocol:
         given: the sets were given with the embeddings; nothing is selected or drawn.
         distractors: identities whose images are all in every gallery, and never queries.
         junk: identities whose images take no part.
-        settings: the benchmark's settings by name, as `fmcnet evaluate` takes them: {"mode": "all", "shots": 1, ...}.
+        mode: of SYSU-MM01, "all" or "indoor"; else "".
+        reading: of LLCM's protocol, "a", "b" or "c"; else "".
     """
 
     name: str
@@ -162,7 +163,8 @@ class Protocol:
     given: bool = False
     distractors: tuple[Identity, ...] = ()
     junk: tuple[Identity, ...] = ()
-    settings: Mapping[str, str | int] = field(default_factory=dict, hash=False)
+    mode: str = ""
+    reading: str = ""
 
     def __post_init__(self) -> None:
         _one_of("CMC rule", self.cmc, ("image", "identity"))
@@ -185,6 +187,13 @@ class Protocol:
             text += f"; ours: {', '.join(self.ours)}"
         return text + "."
 
+    @property
+    def settings(self) -> dict[str, str | int]:
+        """The protocol's settings by name, as `fmcnet evaluate` takes them: {"mode": "all", "shots": 1, ...}."""
+        found = {"mode": self.mode, "reading": self.reading, "shots": self.draw.shots}
+        found |= {"draw": self.draw.kind, "trials": self.draw.trials, "cmc": self.cmc}
+        return {name: value for name, value in found.items() if value}
+
     def as_given(self) -> Protocol:
         """The same skip and CMC rules on sets that somebody else has chosen and drawn."""
         return replace(
@@ -194,7 +203,8 @@ class Protocol:
             gallery=Selection(self.gallery.modality),
             draw=Draw(),
             drawn="gallery",
-            settings={},
+            mode="",
+            reading="",
             ours=(),
             given=True,
         )
@@ -324,7 +334,7 @@ def sysu(
             permutation=Path(permutation) if permutation is not None and draw == "official" else None,
         ),
         skip=SkipRule("camera_pairs", (pair,)),
-        settings={"mode": mode, "shots": shots, "draw": draw, "trials": trials},
+        mode=mode,
         ours=ours,
     )
 
@@ -351,7 +361,6 @@ def regdb(direction: str = "v2t", cmc: str = "image") -> Protocol:
         query=Selection(probe),
         gallery=Selection(probe.other),
         cmc=cmc,  # type: ignore[arg-type]  # checked on construction
-        settings={"cmc": cmc},
     )
 
 
@@ -386,7 +395,7 @@ def llcm(reading: str = "a", direction: str = "v2i", trials: int = 10, seed: int
         draw=Draw() if everything else Draw("seeded", shots=1, trials=trials, seed=seed),
         skip=SkipRule() if everything else SkipRule("same_identity_and_camera"),
         drawn="query" if reading == "b" and direction == "v2i" else "gallery",
-        settings={"reading": reading, "trials": 1 if everything else trials},
+        reading=reading,
         ours=("the counting of identities",) if everything else ("the seeds (0, 1, ... as on SYSU-MM01)",),
     )
 

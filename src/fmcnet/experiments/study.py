@@ -28,6 +28,7 @@ from fmcnet.experiments.runs import StudyRun, is_generated
 from fmcnet.experiments.study_report import write_study
 from fmcnet.experiments.workers import LOGS, complete_runs
 from fmcnet.synthetic import MANIFEST, generate
+from fmcnet.training.prepare import check_split
 from fmcnet.training.splits import warn_of_other_benchmark
 
 logger = logging.getLogger(__name__)
@@ -286,7 +287,9 @@ def _read_tables(options: StudyOptions, config: Config, quiet: bool) -> dict[int
             raise FmcnetError("--worlds own is for the generated benchmark: real data have one world")
         warn_of_other_benchmark(options.config, options.data)
         table = read_dataset(options.data, layout=config.data.layout, trial=config.data.split)
+        check_split(config, table.name)
         return dict.fromkeys(options.seeds, table)
+    check_split(config, "sysu")
     worlds = {seed: 0 if options.worlds == "same" else seed for seed in options.seeds}
     tables: dict[int, Table] = {}
     for world in dict.fromkeys(worlds.values()):

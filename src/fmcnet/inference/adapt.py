@@ -162,6 +162,8 @@ def adapt_model(
     assert not lacking.unexpected_keys
     assert set(lacking.missing_keys) <= {"standard.mean", "standard.std"}
     model = model.to(encoder.device).eval()
+    source_digest = encoder.digest
+    del encoder  # its weights
     assert model.standard is not None
     with unstandardized(model):
         features, rows, faults = _normalize(model, card, crops, batch, progress)
@@ -183,12 +185,12 @@ def adapt_model(
     adapted = replace(
         card,
         config=card.config.model_copy(update={"model": settings}),
-        adapted={"source": encoder.digest, "images": images, "cameras": cameras},
+        adapted={"source": source_digest, "images": images, "cameras": cameras},
     )
     with replaced(target) as folder:
         save_pretrained(model, adapted, folder)
         load_weights(build_model(settings, card.classes), folder / WEIGHTS)
-    return Adapted(target, model_digest(target), encoder.digest, images, cameras, tuple(faults))
+    return Adapted(target, model_digest(target), source_digest, images, cameras, tuple(faults))
 
 
 def moments(values: FloatArray, camera: IntArray) -> tuple[FloatArray, FloatArray]:

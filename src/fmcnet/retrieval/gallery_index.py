@@ -70,9 +70,9 @@ class GalleryIndex:
         state = None if reload else self.state
         if state is not None and self.generation == generation:
             return state
+        self.state = None  # should what follows fail, the next use loads anew
         if state is None or not self.database.number("floor") <= self.generation <= generation:
             state = self._load(settings, generation)
-        self.state = None  # should catching up fail, the next use loads anew
         self._catch_up(state, generation)
         counts = self.database.counts()
         if counts is not None and counts[0] != state.live:
@@ -186,6 +186,9 @@ class GalleryIndex:
         """
         state = self.state
         if state is None:
+            if removed:  # the files can be made again, without them
+                discard(self.folder)
+                self.manifest = None
             return
         self._forget(state, removed)
         if codes is not None:
@@ -196,17 +199,17 @@ class GalleryIndex:
 
     def _erase(self) -> None:
         """Overwrite removed rows in the files; where that fails the files go, for they can be made again."""
-        positions, self._unerased = np.array(self._unerased, np.int64), []
         if self.state is None or self.manifest is None:
             discard(self.folder)
-            return
-        try:
-            self.manifest.erase(self.folder, positions)
-            self.manifest.commit(self.folder, self.state, self.generation)
-        except (OSError, InvalidIndexError) as error:
-            logger.warning("%s: the index cannot be rewritten (%s); it is removed", self.folder, error)
-            discard(self.folder)
-            self.manifest = self.state = None
+        else:
+            try:
+                self.manifest.erase(self.folder, np.array(self._unerased, np.int64))
+                self.manifest.commit(self.folder, self.state, self.generation)
+            except (OSError, InvalidIndexError) as error:
+                logger.warning("%s: the index cannot be rewritten (%s); it is removed", self.folder, error)
+                discard(self.folder)
+                self.manifest = self.state = None
+        self._unerased = []  # not before: what an interrupt left is erased next time
 
     def flush_if_due(self) -> None:
         """Write to disk what grew too long to be kept in memory only."""

@@ -59,17 +59,18 @@ def unit_vectors(values: ArrayLike, names: Sequence[str] = (), what: str = "embe
     Raises:
         GalleryError: for another shape, NaN, infinity and zero vectors.
     """
+    all_of_them = "queries" if what == "query" else f"{what}s"
     try:
         wide = np.asarray(values)
         if wide.dtype.kind not in "fiu":
-            raise GalleryError(f"{what}s must be real numbers, got {wide.dtype}")
+            raise GalleryError(f"{all_of_them} must be real numbers, got {wide.dtype}")
         wide = wide.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise GalleryError(f"{what}s are not a matrix of numbers: {error}") from error
+        raise GalleryError(f"{all_of_them} are not a matrix of numbers: {error}") from error
     if wide.ndim == 1:
         wide = wide[None]
     if wide.ndim != 2 or wide.shape[1] == 0:
-        raise GalleryError(f"{what}s must have shape (N, D), got {np.shape(values)}")
+        raise GalleryError(f"{all_of_them} must have shape (N, D), got {np.shape(values)}")
     finite = np.isfinite(wide).all(axis=1)
     largest = np.where(finite, np.abs(np.where(finite[:, None], wide, 1.0)).max(axis=1), 1.0)
     zero = finite & (largest < SMALLEST)

@@ -52,8 +52,16 @@ CHANGES_NOTHING = {"x-scope": "read"}
 
 def reading_paths(routes: Iterable[BaseRoute]) -> frozenset[str]:
     """Paths of the POST routes that are declared with `CHANGES_NOTHING`."""
-    declared = (route for route in routes if isinstance(route, APIRoute))
-    return frozenset(route.path for route in declared if route.openapi_extra == CHANGES_NOTHING)
+    declared = [
+        route
+        for route in routes
+        if isinstance(route, APIRoute)
+        and "POST" in (route.methods or ())
+        and route.openapi_extra == CHANGES_NOTHING
+    ]
+    if parts := [route.path for route in declared if "{" in route.path]:
+        raise ValueError(f"{parts[0]}: CHANGES_NOTHING is for paths without parameters")
+    return frozenset(route.path for route in declared)
 
 
 def scope_of(method: str, path: str, reading: Container[str]) -> str | None:

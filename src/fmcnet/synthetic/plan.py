@@ -347,4 +347,7 @@ def side_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
         return _sysu_files(plan, seed)
     if plan.layout == "regdb":
         return _regdb_files(plan, seed)
-    return _llcm_files(plan) if plan.layout == "llcm" else _wild_files(plan)
+    if plan.layout == "llcm":
+        return _llcm_files(plan)
+    assert plan.layout == "wild"
+    return _wild_files(plan)

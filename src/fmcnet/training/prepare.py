@@ -16,6 +16,7 @@ from fmcnet.data.overlap import sample_pictures
 from fmcnet.data.samplers import IdentityModalitySampler, make_sampler
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.distributed import DistributedContext
+from fmcnet.errors import ConfigError
 from fmcnet.models.build import build_model
 from fmcnet.models.card import ModelCard
 from fmcnet.models.fmcnet import FMCNet
@@ -93,6 +94,20 @@ def prepare(
         samples=sample_pictures(cache.table) if ctx.main else (),
     )
     return TrainingInputs(cache, labels, sampler, selection, model, card)
+
+
+def check_split(config: Config, dataset: str) -> None:
+    """Refuse `data.split` beside data that have one split.
+
+    Args:
+        config: settings.
+        dataset: the name of its table.
+
+    Raises:
+        ConfigError: for a split other than 1 of another benchmark than RegDB.
+    """
+    if config.data.split != 1 and dataset != "regdb":
+        raise ConfigError(f"data.split is for RegDB; the data are {dataset}, which has one: leave it out")
 
 
 def total_steps(config: Config, table: Table, world: int = 1) -> int:

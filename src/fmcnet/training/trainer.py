@@ -26,7 +26,7 @@ from fmcnet.distributed import (
     mark_agreed,
     resident_bytes,
 )
-from fmcnet.errors import ConfigError, Interrupted, TrainingError, translate_errors
+from fmcnet.errors import Interrupted, TrainingError, translate_errors
 from fmcnet.losses.criterion import ExtraTerm, check_extra_terms
 from fmcnet.models.backbone import make_backbone
 from fmcnet.models.fmcnet import FMCNet
@@ -34,7 +34,7 @@ from fmcnet.progress import Progress
 from fmcnet.training.checkpointing import Checkpointer, checkpoints, drop_others
 from fmcnet.training.folder import check_folder, open_folder
 from fmcnet.training.loggers import StepLogger, Tracker, check_trackers
-from fmcnet.training.prepare import TrainingInputs, prepare
+from fmcnet.training.prepare import TrainingInputs, check_split, prepare
 from fmcnet.training.profiler import StepProfile
 from fmcnet.training.selection import BATCHES, estimate_statistics
 from fmcnet.training.stop import StopAtStepEnd
@@ -135,10 +135,8 @@ def train(
             table = data
             if not isinstance(table, Table):
                 table = read_dataset(table, layout=config.data.layout, trial=config.data.split)
-            if config.data.split != 1 and table.name != "regdb":
-                raise ConfigError(
-                    f"data.split is for RegDB; the data are {table.name}, which has one: leave it out"
-                )
+            if not resume:  # an earlier version began such runs
+                check_split(config, table.name)
             inputs = prepare(config, table, run, ctx, resume=resume, progress=progress)
         with ExitStack() as stack:
             with agree_on_errors(ctx):  # only now, so that an error in data or settings leaves no run folder

@@ -173,7 +173,11 @@ def _read_own(path: Path, name: str, options: dict[str, Any]) -> Table:
 
 
 def _options(read: Callable[..., Table]) -> tuple[str, ...]:
-    return ("training",) if "training" in inspect.signature(read).parameters else ()
+    try:
+        parameters = inspect.signature(read).parameters
+    except ValueError:  # of a class or function in C
+        return ()
+    return ("training",) if "training" in parameters else ()
 
 
 def _marked() -> dict[str, tuple[str, ...]]:
