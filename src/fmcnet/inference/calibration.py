@@ -38,8 +38,8 @@ class Curve:
         same: number of pairs of one person it was learnt from.
         different: number of pairs of two persons.
         similarity: (K,) ascending knots.
-        evidence: (K,) not descending, the natural logarithm of how much likelier such a similarity is for one person
-            than for two; linear between knots, constant beyond.
+        evidence: (K,) not descending: the log likelihood ratio of one person against two, natural logarithm. It is
+            linear between knots and constant beyond.
         false_match_rate: (M,) descending from 1.
         threshold: (M,) ascending: pairs of two persons reach it that often.
         true_match_rate: (M,) how often pairs of one person reach it.

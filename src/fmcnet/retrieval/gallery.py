@@ -62,8 +62,8 @@ class Gallery:
             new one.
         dtype: "float32", or "float16" for half the space (similarities then differ by up to about 1e-3); for a new
             gallery.
-        flush_rows: new rows, 1 or more, after which the embedded index is written to disk (or after 5 % of all, and
-            when the gallery is closed). The database is written at every add.
+        flush_rows: new rows, 1 or more, after which the embedded index is written to disk. It is also written after
+            5 % of all rows, and when the gallery is closed. The database is written at every add.
 
     Attributes:
         location: of the gallery, without a password.
@@ -289,9 +289,9 @@ class Gallery:
             where: as `search`.
             model: as `search`.
             exact: as `search`.
-            pooled: rank by the similarity to all entries of a group that pass `where`, pooled as several crops of a
-                query are; otherwise by the best entry. Pooled are the `3 top` groups that have the nearest single
-                entries, and entries of the two modalities are two groups.
+            pooled: rank by the similarity to all entries of a group that pass `where`; otherwise by the best entry.
+                They are pooled as several crops of a query are. Pooled are the `3 top` groups that have the nearest
+                single entries. Entries of the two modalities are two groups.
 
         Returns:
             At most `top` groups, most similar first. A group holds those of its hits that were looked at.

@@ -1,7 +1,7 @@
 """How hits are ranked: by similarity, equal ones by id; alone, by track or by person.
 
-An index compares in float32, where equal embeddings may differ in the last bits. So a search takes some candidates
-more than asked for, further ones while ties may go on, and `ranked` compares those that may be among the best.
+An index compares in float32, where equal embeddings may differ in the last bits. So a search takes more candidates
+than asked for, and further ones while ties may go on. `ranked` compares those that may be among the best.
 """
 
 from __future__ import annotations
