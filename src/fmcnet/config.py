@@ -547,6 +547,8 @@ def _describe_fault(entry: Any) -> str:
         if len(entry["loc"]) > 1:
             fields = fields[entry["loc"][0]].annotation.model_fields  # type: ignore[union-attr]
         return f"{path}: no such setting; known here: {', '.join(fields)}"
+    if entry["type"] == "tuple_type":
+        return f"{path} = {entry['input']!r}: write a list in brackets, as [first,second]"
     if entry["type"] == "value_error":
         return reason if path == "configuration" else f"{path}: {reason}"
     return f"{path} = {entry['input']!r}: {reason[0].lower()}{reason[1:]}"
