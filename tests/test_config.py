@@ -94,7 +94,10 @@ def test_overrides_are_read_as_yaml():
         ("model.frozen_stripes=2.5", "model.frozen_stripes = 2.5: input should be a valid integer"),
         ("model.frozen_stripes=on", "model.frozen_stripes: true .* is no number"),
         ("model.frozen_stripes=2", "model: frozen_stripes needs maps .*: set frozen_blocks"),
-        ("data.train_splits=train,val", r"'train,val': write a list in brackets, as \[first,second\]"),
+        (
+            "data.train_splits=train,val",
+            r"data.train_splits = 'train,val': write a list in brackets, as \[first,second\]",
+        ),
         ("model.feature_weight=0", "model.feature_weight = 0: input should be greater than 0"),
         ("model.feature_weight=no", "model.feature_weight: false .* is no number"),
         ("model.feature_weight=2", "model: feature_weight weighs features .*: set frozen_stripes, too"),
