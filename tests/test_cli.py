@@ -453,6 +453,8 @@ def test_resume_takes_the_settings_of_the_run(tiny_sysu, tmp_path):
     as_json(*where, "--config", "tiny", *asked, "training.seed=7", "training.checkpoint_every=1")
     assert as_json(*where, "--resume")["resumed_from"] == 2
     assert as_json(*where, "--resume", "training.seed=7", "training.keep=3")["resumed_from"] == 2
+    printed = (*asked, "training.seed=7", "training.checkpoint_every=1")
+    assert "own settings" not in said(run(*where, "--resume", "--config", "tiny", *printed))
     told = said(run(*where, "--resume", "--config", "tiny"))
     assert "the run goes on with its own settings, not those of tiny:" in told
     assert "training.epochs 1 (not " in told

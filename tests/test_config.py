@@ -29,7 +29,7 @@ def test_a_file_with_three_mistakes_gives_one_message_with_all_three(tmp_path):
     said = str(caught.value)
     assert said.startswith(f"3 faults in {path}")
     assert "model.variant = 'huge': input should be 'base', 'sfd', 'fmc' or 'full'" in said
-    assert "model.nek: no such setting; known here: variant" in said
+    assert "model.nek: no such setting (did you mean neck?); known here: variant" in said
     assert "data.height = -96: input should be greater than 0" in said
 
 

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from fmcnet.errors import ConfigError
+from fmcnet.names import nearest
 from fmcnet.parsing import parse_yaml, read_yaml
 
 Positive = Annotated[int, Field(gt=0)]
@@ -546,7 +547,9 @@ def _describe_fault(entry: Any) -> str:
         fields = Config.model_fields
         if len(entry["loc"]) > 1:
             fields = fields[entry["loc"][0]].annotation.model_fields  # type: ignore[union-attr]
-        return f"{path}: no such setting; known here: {', '.join(fields)}"
+        near = nearest(str(entry["loc"][-1]), fields)
+        meant = f" (did you mean {near}?)" if near else ""
+        return f"{path}: no such setting{meant}; known here: {', '.join(fields)}"
     if entry["type"] == "tuple_type":
         return f"{path} = {entry['input']!r}: write a list in brackets, as [first,second]"
     if entry["type"] == "value_error":

@@ -1,12 +1,25 @@
-"""Ctrl-C before a command has started; pipes that break."""
+"""Ctrl-C before a command has started, pipes that break, workers whose parent is killed."""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator
+
+
+def end_with_parent() -> None:
+    """End this process, one of a pool, when the one that started it is killed; for a pool's `initializer`."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _leave(*_: object) -> None:

@@ -73,3 +73,4 @@ def test_the_column_and_the_flags_of_an_evaluation(
     else:
         assert row.figures == {column: (50.0, 25.0)}
         assert row.flags == flags
+    assert compare([tmp_path / "r" / "report.json"]).rows[-1].figures == row.figures

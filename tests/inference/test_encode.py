@@ -235,7 +235,7 @@ def test_broken_images_are_skipped_and_named(encoder, with_broken, paths, caplog
         (None, "images is a NoneType"),
         ([{"a": 1}], r"images\[0\] is a dict"),
         (3, "images is an int"),
-        (np.zeros((8, 8, 3), np.float32), r"must be \(H, W, 3\) or \(H, W\) uint8"),
+        (np.zeros((8, 8, 3), np.float32), r"must be \(H, W, 3\) or \(H, W\) uint8.*convert it with .astype"),
         (np.zeros((0, 8, 3), np.uint8), "no pixels"),
         (np.zeros((5,), np.uint8), "an image array must be"),
         (torch.zeros(8, 8, 3, dtype=torch.uint8), r"an image tensor must be \(3, H, W\)"),

@@ -93,7 +93,7 @@ def test_a_start_that_cannot_be(tmp_path, monkeypatch):
         assert "Traceback" not in done.output
     taken.close()
     done = runner.invoke(app, ["serve", gallery, "--port", "0"])
-    assert "say which model to use, with --model RUN" in " ".join(done.output.split())
+    assert "does not exist: check the path; a new gallery needs --model RUN" in " ".join(done.output.split())
     assert not (tmp_path / "g").exists()
 
 

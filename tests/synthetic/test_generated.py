@@ -282,6 +282,20 @@ def test_continues_where_it_was(tmp_path: Path) -> None:
     assert generate("sysu", "tiny", 1, root, workers=1, **SMALL).written == 0
 
 
+@pytest.mark.slow
+def test_killed_it_leaves_no_process(tmp_path: Path) -> None:
+    """A pipe ends when the last process that holds it has ended."""
+    root = tmp_path / "killed"
+    command = [sys.executable, "-m", "fmcnet", "data", "generate", "--out", str(root), "--preset", "small"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    end = time.monotonic() + 60
+    while not list(root.rglob("*.jpg")):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=30)
+
+
 def test_continues_after_a_kill(tmp_path: Path) -> None:
     root = tmp_path / "killed"
     code = f"from fmcnet.synthetic import generate; generate('sysu', 'tiny', 1, {str(root)!r}, workers=1)"

@@ -122,6 +122,8 @@ def _join(rows: list[ComparisonRow]) -> list[ComparisonRow]:
 
 
 def _run_row(run: Path) -> ComparisonRow:
+    if run.is_file():  # a file of the report
+        run = run.parent
     path = next((p for p in (run / "report" / REPORT, run / REPORT) if p.is_file()), run / "report" / REPORT)
     try:
         return _row_of(str(run), read_json(path))

@@ -162,8 +162,11 @@ def read_pixels(
     else:
         array = _from_tensor(source) if _is_tensor(source) else source
         if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))):
+            cure = (
+                ": scale it to 0..255 and convert it with .astype('uint8')" if array.dtype.kind == "f" else ""
+            )
             raise DataError(
-                f"an image array must be (H, W, 3) or (H, W) uint8, 0..255, got {array.shape} {array.dtype}"
+                f"an image array must be (H, W, 3) or (H, W) uint8, 0..255, got {array.shape} {array.dtype}{cure}"
             )
         if not array.size:
             raise DataError(f"it has no pixels: {array.shape}")

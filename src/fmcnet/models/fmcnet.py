@@ -304,7 +304,8 @@ class FMCNet(nn.Module):
         """The descriptor of images of ONE modality; computes nothing that it does not need.
 
         Args:
-            images: (B, 3, H, W), uint8 0..255 or float 0..1.
+            images: (B, 3, H, W), uint8 0..255 or float 0..1. Other sizes than those
+                of the training (`config.data`) give other descriptors; `Encoder.encode` resizes.
             modality: of all images.
 
         Returns:

@@ -78,8 +78,9 @@ def choose_model(gallery: str, source: str | Path | None) -> str | Path:
     noted = str(_read(gallery).get("model") or "")
     chosen = source or noted or (shipped[0] if len(shipped) == 1 else None)
     if chosen is None:
-        there = "" if "://" in gallery or Path(gallery).exists() else ", which does not exist"
-        raise FmcnetError(f"{gallery}{there}: say which model to use, with --model RUN")
+        if "://" not in gallery and not Path(gallery).exists():
+            raise FmcnetError(f"{gallery} does not exist: check the path; a new gallery needs --model RUN")
+        raise FmcnetError(f"{gallery}: say which model to use, with --model RUN")
     if source is None and noted and not Path(noted).exists() and noted not in shipped:
         raise GalleryError(
             f"{gallery} was indexed with the model at {noted}, which does not exist any more: say where it is, with "

@@ -24,7 +24,7 @@ from PIL import Image
 from fmcnet.data.readers.common import MANIFEST
 from fmcnet.errors import DataError
 from fmcnet.files import lock_file, named
-from fmcnet.interrupt import ignored_ctrl_c
+from fmcnet.interrupt import end_with_parent, ignored_ctrl_c
 from fmcnet.parsing import read_json
 from fmcnet.progress import Progress
 from fmcnet.synthetic.image import ImageKey, render_image
@@ -214,7 +214,7 @@ def _render(
     chunks = [images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK)]
     if processes > 1:
         # A broken pool: a script without `if __name__ == "__main__":`, or a killed process. This one continues.
-        pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+        pool = ProcessPoolExecutor(processes, get_context("spawn"), end_with_parent)
         with contextlib.suppress(BrokenProcessPool), pool:
             with ignored_ctrl_c():
                 counts = pool.map(write, chunks)

@@ -98,11 +98,12 @@ def resumed_config(run: Path, source: str | None, overrides: Sequence[str]) -> C
         return None
     if source is not None:
         own, named = load_config(stored).model_dump(), load_config(source)
+        overridden = {item.partition("=")[0].strip() for item in overrides}
         differing = [
             f"{section}.{key} {own[section][key]} (not {getattr(part, key)})"
             for section, part in named
             for key in sorted(part.model_fields_set)
-            if own[section][key] != getattr(part, key)
+            if own[section][key] != getattr(part, key) and f"{section}.{key}" not in overridden
         ]
         if differing:
             logger.warning(
