@@ -122,7 +122,7 @@ def _join(rows: list[ComparisonRow]) -> list[ComparisonRow]:
 
 
 def _run_row(run: Path) -> ComparisonRow:
-    if run.is_file():  # a file of the report
+    if run.is_file() and run.with_name(REPORT).is_file():  # a file of a report
         run = run.parent
     path = next((p for p in (run / "report" / REPORT, run / REPORT) if p.is_file()), run / "report" / REPORT)
     try:

@@ -79,7 +79,9 @@ def choose_model(gallery: str, source: str | Path | None) -> str | Path:
     chosen = source or noted or (shipped[0] if len(shipped) == 1 else None)
     if chosen is None:
         if "://" not in gallery and not Path(gallery).exists():
-            raise FmcnetError(f"{gallery} does not exist: check the path; a new gallery needs --model RUN")
+            raise FmcnetError(
+                f"{gallery} does not exist: check the path; for a new gallery say which model to use, with --model RUN"
+            )
         raise FmcnetError(f"{gallery}: say which model to use, with --model RUN")
     if source is None and noted and not Path(noted).exists() and noted not in shipped:
         raise GalleryError(
