@@ -93,7 +93,7 @@ def test_a_start_that_cannot_be(tmp_path, monkeypatch):
         assert "Traceback" not in done.output
     taken.close()
     done = runner.invoke(app, ["serve", gallery, "--port", "0"])
-    assert "does not exist: check the path; for a new gallery say which model to use" in " ".join(
+    assert "does not exist: check the path; for a new one say which model to use" in " ".join(
         done.output.split()
     )
     assert not (tmp_path / "g").exists()

@@ -80,7 +80,7 @@ def choose_model(gallery: str, source: str | Path | None) -> str | Path:
     if chosen is None:
         if "://" not in gallery and not Path(gallery).exists():
             raise FmcnetError(
-                f"{gallery} does not exist: check the path; for a new gallery say which model to use, with --model RUN"
+                f"{gallery} does not exist: check the path; for a new one say which model to use, with --model RUN"
             )
         raise FmcnetError(f"{gallery}: say which model to use, with --model RUN")
     if source is None and noted and not Path(noted).exists() and noted not in shipped:
