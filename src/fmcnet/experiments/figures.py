@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
@@ -21,13 +22,18 @@ from fmcnet.experiments.features import Features, collect, unit
 from fmcnet.experiments.rows import DIRECTIONS
 from fmcnet.files import make_private
 from fmcnet.inference.encoder import Encoder
+from fmcnet.training import health
 from fmcnet.training.loggers import read_log
+from fmcnet.training.train_step import DISCRIMINATOR_GRADIENT, GRADIENT
 from fmcnet.types import IntArray, Modality
 
 RIGHT, WRONG, INK = "#1a7f37", "#cf222e", "#24292f"
 COLOURS = {"shared": "#0969da", "specific": "#1a7f37", "generated": "#d4730b"}
 MAP_IDENTITIES, MAP_IMAGES = 16, 6
 """A map shows at most this many identities, and images of each in each modality."""
+
+NO_TERMS = {"step", "epoch", "rate", "loss", GRADIENT, DISCRIMINATOR_GRADIENT, *health.NAMES}
+"""What a training's log has beside the terms of the loss."""
 
 Clouds = dict[tuple[str, int], NDArray[Any]]
 
@@ -55,29 +61,31 @@ def write_png(figure: Any, path: Path) -> Path:
 
 
 def training_curves(runs: dict[str, Path], path: Path) -> Path:
-    """Loss terms of each run (by title) and the mAP on validation identities, where measured, against the step."""
-    figure, axes = new_axes(1, len(runs), (5.6 * len(runs), 4.4))
-    for ax, (title, run) in zip(axes[0], runs.items(), strict=True):
-        records = read_log(run)
-        _plot_terms(ax, [record for record in records if "step" in record])
-        ax.set(title=title, xlabel="step", ylabel="loss term (weighted, moving mean)")
-        ax.grid(alpha=0.25)
-        handles, labels = ax.get_legend_handles_labels()
+    """Loss terms of each run (by title), below them its health, with the mAP on validation identities, by step."""
+    logs = {title: read_log(run) for title, run in runs.items()}
+    healthy = any(name in record for records in logs.values() for record in records for name in health.NAMES)
+    figure, axes = new_axes(1 + healthy, len(runs), (5.6 * len(runs), 4.4 + 3.2 * healthy))
+    for column, (title, records) in zip(axes.T, logs.items(), strict=True):
+        steps = [record for record in records if "step" in record]
+        names = list(dict.fromkeys(name for record in steps for name in record))  # some terms begin later
+        terms = [name for name in names if name not in NO_TERMS]
         validated = [record for record in records if "validated_step" in record]
-        if validated:
-            twin = ax.twinx()
-            measured = np.array([(record["validated_step"], 100 * record["mAP"]) for record in validated])
-            (line,) = twin.plot(*measured.T, "o--", color=INK, markersize=4)
-            twin.set(ylabel="mAP on validation identities, %", ylim=(0, None))
-            handles, labels = [*handles, line], [*labels, "validation mAP (right axis)"]
-        ax.legend(handles, labels, fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+        _plot_means(column[0], steps, terms, "loss term (weighted, moving mean)", validated)
+        column[0].set(title=title)
+        if healthy:
+            shown = [name for name in names if name in health.NAMES]
+            _plot_means(column[1], steps, shown, "fusion and compensation (moving mean)")
     return write_png(figure, path)
 
 
-def _plot_terms(ax: Any, steps: list[dict[str, Any]]) -> None:
-    """Draw the moving mean of each loss term against the step."""
-    every = dict.fromkeys(name for record in steps for name in record)  # some terms begin later
-    names = [name for name in every if name not in ("step", "epoch", "rate", "loss", "w1", "w2")]
+def _plot_means(
+    ax: Any,
+    steps: list[dict[str, Any]],
+    names: list[str],
+    label: str,
+    validated: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Draw the moving mean of each named value against the step, and the validations' mAP on the right axis."""
     for number, name in enumerate(names):
         points = [(record["step"], record[name]) for record in steps if name in record]
         at, values = np.array(points, dtype=float).T
@@ -85,6 +93,19 @@ def _plot_terms(ax: Any, steps: list[dict[str, Any]]) -> None:
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
         style = "-" if number < 10 else "--"  # ten colours, then the same ones dashed
         ax.plot(at[window - 1 :], smooth, style, label=name, color=f"C{number}", linewidth=1.4)
+    if not names:
+        ax.axis("off")  # Base has no fusion and no compensation
+        return
+    handles, labels = ax.get_legend_handles_labels()
+    if validated:
+        twin = ax.twinx()
+        measured = np.array([(record["validated_step"], 100 * record["mAP"]) for record in validated])
+        (line,) = twin.plot(*measured.T, "o--", color=INK, markersize=4)
+        twin.set(ylabel="mAP on validation identities, %", ylim=(0, None))
+        handles, labels = [*handles, line], [*labels, "validation mAP (right axis)"]
+    ax.set(xlabel="step", ylabel=label)
+    ax.grid(alpha=0.25)
+    ax.legend(handles, labels, fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 def cmc_curves(judged: dict[str, EvaluatedRun], path: Path) -> Path:
