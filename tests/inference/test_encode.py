@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fmcnet.data.images import open_rgb
-from fmcnet.data.value_range import Remarks
+from fmcnet.data.pixels import Remarks
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference import image_input as reading
 from fmcnet.inference.encoder import Encoder, load

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.data.colours import colour_notes
 from fmcnet.data.images import decode_images
+from fmcnet.data.pixels import colour_notes
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
 from fmcnet.files import file_state, lock_file, private_mode, write_atomically

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fmcnet.data.colours import colour_notes
 from fmcnet.data.images import load_image, unreadable_images
 from fmcnet.data.overlap import copy_notes
+from fmcnet.data.pixels import colour_notes
 from fmcnet.data.readers import LAYOUTS, check_layout, detect_layout, read_dataset
 from fmcnet.data.readers.common import MANIFEST, DatasetFolder
 from fmcnet.data.readers.regdb import KINDS, TRIALS

@@ -17,7 +17,7 @@ from fmcnet.data.boxes import Box, Boxes, FrameKey, LeftOut, read_boxes
 from fmcnet.data.frames import Frame, open_frames
 from fmcnet.data.images import REMARKS
 from fmcnet.data.listing import Ignored, ignored_facts, list_folder
-from fmcnet.data.value_range import Remarks, ValueRange
+from fmcnet.data.pixels import Remarks, ValueRange
 from fmcnet.errors import DataError
 from fmcnet.files import (
     file_state,

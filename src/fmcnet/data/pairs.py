@@ -12,9 +12,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from fmcnet.data.colours import colour_notes
 from fmcnet.data.images import load_image
 from fmcnet.data.listing import Ignored, ignored_facts, ignored_line, list_folder
+from fmcnet.data.pixels import colour_notes
 from fmcnet.data.readers.csv import read_csv
 from fmcnet.errors import DataError, first_of
 from fmcnet.files import private_mode, write_rows

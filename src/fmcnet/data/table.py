@@ -54,7 +54,7 @@ class Table:
         track: (N,) str, as given, or "".
         tags: (N,) str, as given, between semicolons, or "".
         source: (N,) str, as given, or "".
-        range: (N,) str, "LOW:HIGH" as `fmcnet.data.value_range.parse_range` takes it, or "".
+        range: (N,) str, "LOW:HIGH" as `fmcnet.data.pixels.parse_range` takes it, or "".
         pid_names: for datasets whose identities are not numbers: name of pid i at position i, as written.
         notes: the reader's notes (identities dropped, files ignored).
     """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fmcnet.data.value_range import Remarks
+from fmcnet.data.pixels import Remarks
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.backends import TorchBackend
 from fmcnet.inference.calibration import CALIBRATION

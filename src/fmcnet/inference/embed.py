@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fmcnet.data.listing import Ignored
+from fmcnet.data.pixels import Remarks, ValueRange
 from fmcnet.data.table import SPLITS, Table
-from fmcnet.data.value_range import Remarks, ValueRange
 from fmcnet.errors import DataError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.encoder import Encoder, keep, load

@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fmcnet.data.cache import ImageCache, cache_folder, cache_key
-from fmcnet.data.colours import note_colours
+from fmcnet.data.pixels import Remarks, ValueRange, check_range, note_colours
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
-from fmcnet.data.value_range import Remarks, ValueRange, check_range
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.backends import Backend, RuntimeName, open_backend
@@ -207,7 +206,7 @@ class Encoder:
             workers: threads that decode the next batch meanwhile.
             progress: show a bar; None: on a terminal, for more than one batch.
             value_range: the values (low, high) that become 0 and 255, of images deeper than 8 bits; None: by the rule
-                of `fmcnet.data.value_range.eight_bits`, which may stretch each image by itself.
+                of `fmcnet.data.pixels.eight_bits`, which may stretch each image by itself.
             remarks: gets what is doubtful about images; None: it goes to the log.
 
         Returns:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fmcnet.data.images import REMARKS, open_rgb, resize, to_rgb
 from fmcnet.data.listing import IMAGE_SUFFIXES, Ignored, has_image_head, is_hidden, list_folder
-from fmcnet.data.value_range import FLAT_8, FULL_FRAME, Remarks, ValueRange
+from fmcnet.data.pixels import FLAT_8, FULL_FRAME, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.names import printable
 from fmcnet.types import Modality, parse_modality
