@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.data.overlap import seen_identities
-from fmcnet.data.table import SPLITS, Table, fingerprint
+from fmcnet.data.table import SPLITS, Table, fingerprint, seen_identities
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.calibration import CALIBRATION, DIRECTIONS, Calibration, Curve, FloatVector, direction
 from fmcnet.inference.encoder import Encoder
