@@ -199,7 +199,7 @@ def crop(
         return
     facts = {
         "frames": report.frames,
-        "without boxes": report.empty,
+        "without boxes": report.frames_without_boxes,
         "boxes": report.boxes,
         "crops": report.crops,
         "clipped at the edge": report.clipped,

@@ -290,11 +290,6 @@ def bins_of(similarity: NDArray[Any]) -> IntArray:
     return np.clip(place, 0, BINS - 1).astype(np.int64)
 
 
-def count(similarity: NDArray[Any]) -> IntArray:
-    """(BINS,) how many similarities fall into each bin."""
-    return np.bincount(bins_of(similarity).ravel(), minlength=BINS).astype(np.int64)
-
-
 def folds_of(pid: IntArray, folds: int, seed: int = 0) -> IntArray:
     """(N,) 0..folds-1: a random, equal partition of the identities."""
     known, which = np.unique(pid, return_inverse=True)

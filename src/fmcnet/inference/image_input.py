@@ -35,30 +35,19 @@ Pixels: TypeAlias = NDArray[np.uint8]
 
 
 class Item(NamedTuple):
-    """One image to embed.
+    """One image to embed."""
 
-    Attributes:
-        name: its path, or where it stood in the call: "images[3]".
-        source: a path, a Pillow image, an array or a tensor of one image.
-        modality: which stem sees it.
-    """
-
-    name: str
-    source: Any
-    modality: Modality
+    name: str  # its path, or where it stood in the call: "images[3]"
+    source: Any  # a path, a Pillow image, an array or a tensor of one image
+    modality: Modality  # which stem sees it
 
 
 class Fault(NamedTuple):
-    """An image that cannot be read.
+    """An image that cannot be read."""
 
-    Attributes:
-        position: among all images of the call, folders expanded, from 0.
-        name: as `Item.name`. reason: a sentence.
-    """
-
-    position: int
-    name: str
-    reason: str
+    position: int  # among all images of the call, folders expanded, from 0
+    name: str  # as `Item.name`
+    reason: str  # a sentence
 
 
 def list_images(sources: Sequence[str | Path], ignored: list[Ignored] | None = None) -> list[Path]:
