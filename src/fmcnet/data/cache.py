@@ -64,7 +64,7 @@ class ImageCache:
     - A .json beside the file holds its checksum, which is checked on opening. A damaged file is built again, with a
       warning.
     - Of several processes one builds, and the others wait and map the same file.
-    - Images whose colours contradict their modality (`colour_notes`) are told.
+    - Images whose colours contradict their modality (`colour_notes`) are logged.
 
     Args:
         table: the images; `images[i]` belongs to row i.

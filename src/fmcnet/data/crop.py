@@ -38,7 +38,7 @@ TABLE = "people.csv"
 JOURNAL, LOCK = ".crops.jsonl", ".crops.lock"
 CLIPPED, OUTSIDE = "clipped", "outside the frame"
 DOUBTFUL = 4
-"""Boxes from which it is told when most reach beyond their frame."""
+"""Fewest boxes for a note that most reach beyond their frame."""
 COLUMNS = ("path", "modality", "camera", "time", "track")
 
 
@@ -109,7 +109,7 @@ def crop(
         progress: show a bar; None: on a terminal only.
 
     Raises:
-        DataError: for faulty boxes, frames that cannot be told or read, or an `out` with other crops.
+        DataError: for faulty boxes, frames that cannot be found or read, or an `out` with other crops.
         MissingDependencyError: for a video without PyAV.
     """
     frames, out = Path(frames).expanduser(), Path(out).expanduser()

@@ -51,7 +51,7 @@ def open_frames(
         value_range: as `fmcnet.data.images.load_image`.
 
     Raises:
-        DataError: when there is none, or the boxes' frames cannot be told.
+        DataError: when there is none, or the boxes' frames cannot be found.
         MissingDependencyError: for a video without PyAV.
     """
     if path.is_dir():

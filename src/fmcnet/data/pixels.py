@@ -260,7 +260,7 @@ def colour_notes(
     Args:
         modality: (N,) codes.
         load: gives the (H, W, 3) pixels of an image by its number. `LOOKED_AT` of each camera are loaded; those
-            that raise DataError are passed over.
+            that raise DataError are left out.
         camera: (N,) numbers; None: one camera a modality.
     """
     codes = np.asarray(modality)

@@ -217,7 +217,7 @@ def _normalize(
     for (norm, modality), parts in seen.items():
         mean, variance = moments(np.concatenate(parts), camera[kinds == modality.code])
         norm.set(modality, torch.from_numpy(mean), torch.from_numpy(variance))
-    return _encode(encoder, crops, batch, progress, Remarks())  # they were told the first time
+    return _encode(encoder, crops, batch, progress, Remarks())  # they were logged the first time
 
 
 def _encode(

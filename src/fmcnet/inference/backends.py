@@ -211,7 +211,7 @@ class OnnxBackend:
                 if self.device != "cpu":
                     raise FmcnetError(_unusable(self.device, _line(error))) from error
                 raise CheckpointError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
-            if self.device != "cpu" and CUDA not in session.get_providers():  # it goes on without, in silence
+            if self.device != "cpu" and CUDA not in session.get_providers():  # no error of its own
                 raise FmcnetError(_unusable(self.device, "its CUDA provider did not start"))
             said = self.manifest
             for what, wanted, found in (

@@ -24,7 +24,6 @@ from fmcnet.inference.image_input import (
     Fault,
     ImageLike,
     ModalityLike,
-    batches_of,
     expand,
     list_faults,
     read_ahead,
@@ -202,7 +201,7 @@ class Encoder:
             normalize: to unit length, so that a dot product is the cosine similarity.
             flip: average with the descriptor of the mirrored image.
             on_error: "raise": images that cannot be read are refused, all named; "skip": they are left out and named
-                in the log; a function: it is told each `Fault` and they are left out.
+                in the log; a function: it gets each `Fault`, and they are left out.
             workers: threads that decode the next batch meanwhile.
             progress: show a bar; None: on a terminal, for more than one batch.
             value_range: the values (low, high) that become 0 and 255, of images deeper than 8 bits; None: by the rule
@@ -228,9 +227,8 @@ class Encoder:
         faults: list[Fault] = []
         shown = progress if progress is not None or len(items) > batch_size else False
         with Progress("embedding", len(items), show=shown) as bar:
-            batches = batches_of(items, batch_size)
             for batch, read in read_ahead(
-                items, batches, self.height, self.width, workers, value_range, noted
+                items, batch_size, self.height, self.width, workers, value_range, noted
             ):
                 faults += [one for one in read if isinstance(one, Fault)]
                 good = [(at, one) for at, one in zip(batch, read, strict=True) if not isinstance(one, Fault)]

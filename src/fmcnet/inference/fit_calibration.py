@@ -20,7 +20,7 @@ from fmcnet.types import NO_CAMERA, NO_PID, BoolArray, Embeddings, IntArray, Mod
 logger = logging.getLogger(__name__)
 
 BINS = 20_000
-"""Of equal width over -1..1: similarities are told apart in steps of 0.0001."""
+"""Of equal width over -1..1: similarities differ in steps of 0.0001."""
 
 BLOCK = 2**22
 """Pairs compared at a time."""

@@ -179,14 +179,21 @@ def is_full_frame(width: int, height: int) -> bool:
 
 def read_ahead(
     items: Sequence[Item],
-    batches: Sequence[Sequence[int]],
+    batch_size: int,
     height: int,
     width: int,
     workers: int,
     value_range: ValueRange | None = None,
     remarks: Remarks | None = None,
 ) -> Iterator[tuple[Sequence[int], list[Pixels | Fault]]]:
-    """Batch after batch, the next two decoded by `workers` threads while the caller computes on this one."""
+    """Positions and pixels of batch after batch, of one modality each, order kept within it.
+
+    Threads decode the next two batches while the caller computes on this one.
+    """
+    if batch_size < 1:
+        raise FmcnetError(f"batch_size must be 1 or more, got {batch_size}")
+    mine = [[at for at, item in enumerate(items) if item.modality is modality] for modality in Modality]
+    batches = [at[start : start + batch_size] for at in mine for start in range(0, len(at), batch_size)]
 
     def read(at: int) -> Pixels | Fault:
         try:
@@ -207,14 +214,6 @@ def read_ahead(
             yield batch, [future.result() for future in waiting.popleft()]
     finally:
         pool.shutdown(cancel_futures=True)  # a caller that stops does not wait for what is queued
-
-
-def batches_of(items: Sequence[Item], size: int) -> list[list[int]]:
-    """Positions, in batches of one modality each, order kept within it."""
-    if size < 1:
-        raise FmcnetError(f"batch_size must be 1 or more, got {size}")
-    mine = [[at for at, item in enumerate(items) if item.modality is modality] for modality in Modality]
-    return [rows[start : start + size] for rows in mine for start in range(0, len(rows), size)]
 
 
 def list_faults(faults: Sequence[Fault], total: int) -> str:
