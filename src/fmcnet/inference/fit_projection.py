@@ -138,9 +138,10 @@ def fit_projection(
     "pca": the directions of largest variance; `pid` is not used.
 
     "discriminant": linear discriminant analysis, weighted (ours). Its directions are those along which persons differ
-    most, for how much images of one person do. The scatter within persons is too small for images that a model was
-    trained on. It is therefore averaged with a round one of the same trace. Every direction then counts by b / (1 + b),
-    where b is the variance between persons if that within is 1: others would add noise to a cosine similarity.
+    most, relative to how much images of one person do. The scatter within persons is too small for images that a
+    model was trained on. It is therefore averaged with a round one of the same trace. Every direction then counts by
+    b / (1 + b), where b is the variance between persons if that within is 1. What does not separate persons thus adds
+    no noise to a cosine similarity.
 
     Args:
         features: (N, E), of any length but zero.
