@@ -131,11 +131,7 @@ class CheckReport:
 
 
 def check(
-    root: str | Path,
-    layout: str = "auto",
-    *,
-    images: bool = True,
-    progress: bool | None = None,
+    root: str | Path, layout: str = "auto", *, images: bool = True, progress: bool | None = None
 ) -> CheckReport:
     """Check a dataset and report everything found; a broken dataset raises nothing.
 

@@ -20,14 +20,7 @@ from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.backends import Backend, RuntimeName, open_backend
 from fmcnet.inference.calibration import CALIBRATION, Calibration
-from fmcnet.inference.image_input import (
-    Fault,
-    ImageLike,
-    ModalityLike,
-    expand,
-    list_faults,
-    read_ahead,
-)
+from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, list_faults, read_ahead
 from fmcnet.inference.projection import Projection, l2_normalize
 from fmcnet.models.card import ModelCard
 from fmcnet.models.shipped import find_model
