@@ -241,7 +241,7 @@ def open_backend(
                 f"{card.config.data.height} x {card.config.data.width}: export the model again"
             )
         return onnx, card, onnx.manifest.digest
-    if not _torch_is_here():
+    if not _importable("torch"):
         raise MissingDependencyError(
             f"{folder} holds weights for PyTorch, which is not installed: pip install torch, or make a form for "
             "ONNX Runtime with fmcnet export where it is"
@@ -276,13 +276,13 @@ def _choose(folder: Path, wanted: str) -> str:
             raise CheckpointError(f"{folder} holds no model for {wanted}: it lacks {lacks}")
         return wanted
     if all(has.values()):
-        return "torch" if _torch_is_here() else "onnxruntime"
+        return "torch" if _importable("torch") else "onnxruntime"
     return "onnxruntime" if has["onnxruntime"] else "torch"
 
 
-def _torch_is_here() -> bool:
+def _importable(module: str) -> bool:
     try:
-        return importlib.util.find_spec("torch") is not None
+        return importlib.util.find_spec(module) is not None
     except ImportError:
         return False
 
