@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader
 
 import fmcnet
 from fmcnet.data.cache import ImageCache
-from fmcnet.data.loader import TrainingImages, collate
-from fmcnet.data.samplers import IdentityModalitySampler
+from fmcnet.data.loader import IdentityModalitySampler, TrainingImages, collate
 from fmcnet.losses.criterion import FMCNetLoss
 
 

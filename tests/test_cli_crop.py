@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import fmcnet
-from fmcnet.data.value_range import Remarks
+from fmcnet.data.pixels import Remarks
 from fmcnet.inference.image_input import is_full_frame, read_pixels
 from tests.cli import run_command
 

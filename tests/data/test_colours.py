@@ -7,8 +7,8 @@ import pytest
 
 from fmcnet.data.cache import ImageCache
 from fmcnet.data.check import check
-from fmcnet.data.colours import LOOKED_AT, colour_notes
 from fmcnet.data.pairs import make_pairs
+from fmcnet.data.pixels import LOOKED_AT, colour_notes
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
 from fmcnet.errors import DataError

@@ -78,7 +78,13 @@ def test_boxes_are_cut_clipped_and_left_out(frames, tmp_path):
         "9,7,0,0,10,30,1",
     )
     report = crop(frames, found, tmp_path / "out", NIGHT)
-    assert (report.frames, report.empty, report.boxes, report.crops, report.clipped) == (6, 4, 7, 3, 2)
+    assert (report.frames, report.frames_without_boxes, report.boxes, report.crops, report.clipped) == (
+        6,
+        4,
+        7,
+        3,
+        2,
+    )
     assert report.left_out.to_dict() == {
         "empty boxes": {"count": 1, "first": ["frame 3, line 5"]},
         "less than 8 pixels wide or high": {"count": 1, "first": ["frame 3, line 4"]},

@@ -7,8 +7,8 @@ import os
 import pytest
 from PIL import Image
 
-from fmcnet.data.listing import ignored_facts, ignored_line, list_folder, number_of
-from fmcnet.data.readers.common import read_ids
+from fmcnet.data.listing import ignored_facts, ignored_line, list_folder
+from fmcnet.data.readers.common import number_of, read_ids
 from fmcnet.data.readers.csv import read_csv
 from fmcnet.data.table import Record, Table
 from fmcnet.errors import DataError

@@ -10,8 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from fmcnet.config import AugmentConfig
-from fmcnet.data.loader import TrainingImages, collate, load_batches
-from fmcnet.data.samplers import IdentityModalitySampler
+from fmcnet.data.loader import IdentityModalitySampler, TrainingImages, collate, load_batches
 from fmcnet.data.transforms import augment_image, draw_params
 from fmcnet.distributed import seeded_generator
 from fmcnet.types import Modality

@@ -9,9 +9,9 @@ from PIL import Image
 
 from fmcnet.config import load_config
 from fmcnet.data.check import check
-from fmcnet.data.overlap import sample_pictures, seen_identities
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import write_csv
+from fmcnet.data.table import sample_pictures, seen_identities
 from fmcnet.errors import DataError
 from fmcnet.evaluation.evaluate_model import evaluate_model
 from fmcnet.inference.fit_calibration import calibrate_model

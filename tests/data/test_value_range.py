@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fmcnet.data.images import REMARKS, load_image, open_rgb
-from fmcnet.data.value_range import (
+from fmcnet.data.pixels import (
     COARSE,
     DROPPED,
     OUTSIDE,

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmcnet.inference.fit_calibration import BINS, bins_of, count, count_pairs, edges, folds_of
+from fmcnet.inference.fit_calibration import BINS, bins_of, count_pairs, edges, folds_of
 from fmcnet.types import NO_CAMERA, Embeddings, Modality
+from tests.inference import count
 
 
 def slow(embeddings, query, gallery, fold, query_mask, gallery_mask):

@@ -8,7 +8,8 @@ from scipy.stats import norm
 
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.calibration import Curve
-from fmcnet.inference.fit_calibration import BINS, ENOUGH, calibration_error, count, edges, fit, held_out
+from fmcnet.inference.fit_calibration import BINS, ENOUGH, calibration_error, edges, fit, held_out
+from tests.inference import count
 
 SAME, DIFFERENT, SPREAD = 0.55, 0.15, 0.14
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fmcnet.data.images import open_rgb
-from fmcnet.data.value_range import Remarks
+from fmcnet.data.pixels import Remarks
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference import image_input as reading
 from fmcnet.inference.encoder import Encoder, load
@@ -292,7 +292,7 @@ def test_a_caller_that_stops_does_not_wait_for_what_is_queued(monkeypatch):
 
     monkeypatch.setattr(reading, "read_pixels", slow)
     items = reading.expand(np.zeros((150, 8, 8, 3), np.uint8), "visible")
-    ahead = reading.read_ahead(items, reading.batches_of(items, 50), 8, 8, 1)
+    ahead = reading.read_ahead(items, 50, 8, 8, 1)
     next(ahead)
     ahead.close()
     assert len(read) < 60

@@ -171,7 +171,7 @@ def crop(
     from fmcnet.data.crop import CropOptions
     from fmcnet.data.crop import crop as crop_boxes
     from fmcnet.data.listing import ignored_line
-    from fmcnet.data.value_range import parse_range
+    from fmcnet.data.pixels import parse_range
     from fmcnet.retrieval.inputs import optional_text
     from fmcnet.retrieval.times import Doubtful, parse_capture_time, parse_timezone
     from fmcnet.types import parse_modality
@@ -199,7 +199,7 @@ def crop(
         return
     facts = {
         "frames": report.frames,
-        "without boxes": report.empty,
+        "without boxes": report.frames_without_boxes,
         "boxes": report.boxes,
         "crops": report.crops,
         "clipped at the edge": report.clipped,

@@ -158,7 +158,7 @@ def index(
     The gallery stores embeddings and metadata; small pictures only with --keep-images. Ctrl-C or a kill loses no
     added picture: the same command continues.
     """
-    from fmcnet.data.value_range import RANGE_UNUSED
+    from fmcnet.data.pixels import RANGE_UNUSED
     from fmcnet.retrieval.gallery_model import open_model, range_of, remember
     from fmcnet.retrieval.indexing import Existing, check_faults, leave_out_expired
     from fmcnet.retrieval.indexing import index as add_new

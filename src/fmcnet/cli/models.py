@@ -65,7 +65,7 @@ def embed(
     Of images without --data identity and camera are unknown (-1).
     """
     from fmcnet.data.listing import Ignored, ignored_facts, ignored_line
-    from fmcnet.data.value_range import RANGE_UNUSED, Remarks, parse_range
+    from fmcnet.data.pixels import RANGE_UNUSED, Remarks, parse_range
     from fmcnet.inference.embed import embed_dataset, embed_files
 
     skip = check_choice("--on-error", on_error, ("raise", "skip")) == "skip" or skip_unreadable

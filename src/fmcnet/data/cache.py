@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.data.colours import colour_notes
 from fmcnet.data.images import decode_images
+from fmcnet.data.pixels import colour_notes
 from fmcnet.data.table import Table
 from fmcnet.errors import DataError
 from fmcnet.files import file_state, lock_file, private_mode, write_atomically
@@ -64,7 +64,7 @@ class ImageCache:
     - A .json beside the file holds its checksum, which is checked on opening. A damaged file is built again, with a
       warning.
     - Of several processes one builds, and the others wait and map the same file.
-    - Images whose colours contradict their modality (`colour_notes`) are told.
+    - Images whose colours contradict their modality (`colour_notes`) are logged.
 
     Args:
         table: the images; `images[i]` belongs to row i.

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fmcnet.data.colours import colour_notes
 from fmcnet.data.images import load_image, unreadable_images
-from fmcnet.data.overlap import copy_notes
+from fmcnet.data.pixels import colour_notes
 from fmcnet.data.readers import LAYOUTS, check_layout, detect_layout, read_dataset
 from fmcnet.data.readers.common import MANIFEST, DatasetFolder
 from fmcnet.data.readers.regdb import KINDS, TRIALS
 from fmcnet.data.readers.sysu import INFRARED_CAMERAS
-from fmcnet.data.table import SPLITS, Table
+from fmcnet.data.table import SPLITS, Table, file_content, file_size
 from fmcnet.errors import DataError
 from fmcnet.types import NO_CAMERA, NO_PID, Modality
 
@@ -131,11 +131,7 @@ class CheckReport:
 
 
 def check(
-    root: str | Path,
-    layout: str = "auto",
-    *,
-    images: bool = True,
-    progress: bool | None = None,
+    root: str | Path, layout: str = "auto", *, images: bool = True, progress: bool | None = None
 ) -> CheckReport:
     """Check a dataset and report everything found; a broken dataset raises nothing.
 
@@ -189,6 +185,30 @@ def check(
     counts = _counts(tables[0]) if tables else ()
     return CheckReport(
         str(root), layout, tuple(parts), counts, tuple(problems), tuple(unreadable), tuple(notes), homes
+    )
+
+
+def copy_notes(table: Table) -> Iterator[str]:
+    """A sentence on pictures that are there more than once, under whatever names."""
+    by_size = defaultdict[int, list[int]](list)
+    paths = table.full_paths()
+    for row, path in enumerate(paths):
+        by_size[file_size(path)].append(row)
+    by_content = defaultdict[str, list[int]](list)
+    for size, rows in by_size.items():
+        for row in rows if size > 0 and len(rows) > 1 else ():
+            by_content[file_content(paths[row])].append(row)
+    by_content.pop("", None)
+    copies = [rows for rows in by_content.values() if len(rows) > 1]
+    if not copies:
+        return
+    columns = (table.pid, table.modality, table.split)
+    apart = [rows for rows in copies if any(len(np.unique(column[rows])) > 1 for column in columns)]
+    first, second = ((apart or copies)[0])[:2]
+    how = f", {len(apart)} under another identity, modality or split" if apart else ""
+    yield (
+        f"pictures that are there more than once: {len(copies)}{how} (the first: {table.path[first]} and "
+        f"{table.path[second]}): a copy among queries and gallery, or train and test, makes figures too good"
     )
 
 

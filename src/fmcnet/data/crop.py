@@ -17,7 +17,7 @@ from fmcnet.data.boxes import Box, Boxes, FrameKey, LeftOut, read_boxes
 from fmcnet.data.frames import Frame, open_frames
 from fmcnet.data.images import REMARKS
 from fmcnet.data.listing import Ignored, ignored_facts, list_folder
-from fmcnet.data.value_range import Remarks, ValueRange
+from fmcnet.data.pixels import Remarks, ValueRange
 from fmcnet.errors import DataError
 from fmcnet.files import (
     file_state,
@@ -38,7 +38,7 @@ TABLE = "people.csv"
 JOURNAL, LOCK = ".crops.jsonl", ".crops.lock"
 CLIPPED, OUTSIDE = "clipped", "outside the frame"
 DOUBTFUL = 4
-"""Boxes from which it is told when most reach beyond their frame."""
+"""Fewest boxes for a note that most reach beyond their frame."""
 COLUMNS = ("path", "modality", "camera", "time", "track")
 
 
@@ -65,7 +65,7 @@ class CropReport:
     boxes: int  # in the file
     left_out: LeftOut  # boxes, by reason
     frames: int = 0  # of the folder or video
-    empty: int = 0  # frames without a box
+    frames_without_boxes: int = 0
     crops: int = 0  # written, now and before
     clipped: int = 0  # crops of boxes beyond the frame's edge
     not_chosen: int = 0  # boxes in frames that `every` passes over
@@ -75,16 +75,9 @@ class CropReport:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
+            **vars(self),
             "table": str(self.table),
-            "format": self.format,
-            "frames": self.frames,
-            "frames_without_boxes": self.empty,
-            "boxes": self.boxes,
-            "crops": self.crops,
-            "clipped": self.clipped,
-            "not_chosen": self.not_chosen,
             "left_out": self.left_out.to_dict(),
-            "notes": list(self.notes),
             "ignored": ignored_facts(self.ignored),
         }
 
@@ -116,7 +109,7 @@ def crop(
         progress: show a bar; None: on a terminal only.
 
     Raises:
-        DataError: for faulty boxes, frames that cannot be told or read, or an `out` with other crops.
+        DataError: for faulty boxes, frames that cannot be found or read, or an `out` with other crops.
         MissingDependencyError: for a video without PyAV.
     """
     frames, out = Path(frames).expanduser(), Path(out).expanduser()
@@ -174,7 +167,7 @@ class _Work:
             self.report.not_chosen += len(boxes)
             return None
         if not boxes:
-            self.report.empty += 1
+            self.report.frames_without_boxes += 1
             return None
         known = self.done.get(frame.name)
         if known is not None and all(_is_whole(self.out / row[0]) for row in known.rows):

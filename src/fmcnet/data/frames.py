@@ -15,7 +15,7 @@ from PIL import Image
 from fmcnet.data.boxes import Boxes, FrameKey
 from fmcnet.data.images import REMARKS, open_rgb
 from fmcnet.data.listing import Ignored, has_image_head, is_image, list_folder
-from fmcnet.data.value_range import ValueRange, eight_bits
+from fmcnet.data.pixels import ValueRange, eight_bit_image
 from fmcnet.errors import DataError, require
 
 
@@ -51,7 +51,7 @@ def open_frames(
         value_range: as `fmcnet.data.images.load_image`.
 
     Raises:
-        DataError: when there is none, or the boxes' frames cannot be told.
+        DataError: when there is none, or the boxes' frames cannot be found.
         MissingDependencyError: for a video without PyAV.
     """
     if path.is_dir():
@@ -222,15 +222,14 @@ def _video_numbers(path: Path, boxes: Boxes, first: int | None) -> dict[int, Fra
 
 def _convert(decoded: Any, value_range: ValueRange | None) -> Image.Image:
     """A decoded frame of PyAV, upright, as RGB."""
-    remarks: tuple[str, ...] = ()
+    remarks: list[str] = []
     if decoded.format.name.startswith("gray") and decoded.format.components[0].bits > 8:
         try:
-            values, remark = eight_bits(decoded.to_ndarray(), value_range)
+            image = eight_bit_image(decoded.to_ndarray(), value_range, remarks).convert("RGB")
         except ValueError as error:
             raise DataError(str(error)) from error
-        image, remarks = Image.fromarray(values).convert("RGB"), (remark,) if remark else ()
     else:
         image = decoded.to_image()
     turned: Image.Image = image.rotate(decoded.rotation, expand=True) if decoded.rotation else image
-    turned.info[REMARKS] = remarks
+    turned.info[REMARKS] = tuple(remarks)
     return turned

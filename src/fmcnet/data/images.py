@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import re
 import struct
+import sys
+import zlib
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from PIL import TiffImagePlugin as tiff
 
-from fmcnet.data.deep_formats import deep_ppm, lower_bytes, raw_mode, tiff_values
 from fmcnet.data.listing import AVIF_BRANDS, HEIC_BRANDS
-from fmcnet.data.table import Table
-from fmcnet.data.value_range import (
+from fmcnet.data.pixels import (
     DROPPED,
     NO_RANGE,
     PAGES,
     Remarks,
     ValueRange,
-    eight_bits,
+    eight_bit_image,
     eight_bits_of_alpha,
 )
+from fmcnet.data.table import Table
 from fmcnet.errors import DataError, fault_lines
 from fmcnet.progress import Progress
 
@@ -39,12 +42,18 @@ logger = logging.getLogger(__name__)
 
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 REMARKS = "fmcnet.remarks"
-"""Key of `Image.info`: kinds of `fmcnet.data.value_range` that a person should see."""
+"""Key of `Image.info`: kinds of `fmcnet.data.pixels` that a person should see."""
 FAILURES = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError,
     RuntimeError, struct.error, Image.DecompressionBombError,
 )  # fmt: skip
 """What Pillow raises for files that are no image, or a damaged one."""
+
+MOST_TIFF_VALUES = 2**27
+_TIFF_KINDS = {1: ("u", "unsigned"), 2: ("i", "signed"), 3: ("f", "float")}
+_TIFF_NUMBERS = frozenset({"u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"})
+_CUT = "truncated: the file ends before the last pixel"
+_WIDE = re.compile(r"(RGB|RGBA|RGBX|LA|CMYK);16([BLN])")
 
 
 def load_image(path: str | Path, value_range: ValueRange | None = None) -> NDArray[np.uint8]:
@@ -52,7 +61,7 @@ def load_image(path: str | Path, value_range: ValueRange | None = None) -> NDArr
 
     - One channel (infrared) is repeated in three. Of two channels the second is alpha or is dropped, of four the
       fourth. The EXIF orientation is applied.
-    - 8-bit values stay as they are. Deeper ones (16-bit, 32-bit, float) follow `fmcnet.data.value_range.eight_bits`.
+    - 8-bit values stay as they are. Deeper ones (16-bit, 32-bit, float) follow `fmcnet.data.pixels.eight_bits`.
     - Transparent pixels become black, half-transparent ones are darkened by their alpha.
     - Of several pages or frames the first is read.
 
@@ -112,8 +121,8 @@ def resize(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
 
 def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
     remarks = [PAGES] if _has_pages(image) else []
-    counts, lower = deep_ppm(image), lower_bytes(image)
-    pair = raw_mode(image).startswith("LA;16")
+    counts, lower = _deep_ppm(image), _lower_bytes(image)
+    pair = _raw_mode(image).startswith("LA;16")
     image.load()
     tags: Any = getattr(image, "tag_v2", None) or {}
     upright = ImageOps.exif_transpose(image)
@@ -123,7 +132,7 @@ def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
         remarks.append(DROPPED)
     alpha: NDArray[np.uint8] | None = None
     if counts is not None:
-        upright = _eight_bit_image(counts, value_range, remarks)
+        upright = eight_bit_image(counts, value_range, remarks)
     elif lower is not None:
         below = np.asarray(ImageOps.exif_transpose(lower))
         values = np.asarray(upright).astype(np.uint16) << 8
@@ -133,37 +142,20 @@ def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
         if pair or mode == "RGBA":
             alpha = None if fourth_is_no_alpha else _visible((values[..., -1] >> 8).astype(np.uint8))
             values = values[..., 0] if pair else values[..., :-1]
-        upright = _eight_bit_image(values, value_range, remarks, "CMYK" if mode == "CMYK" else "RGB")
+        upright = eight_bit_image(values, value_range, remarks, "CMYK" if mode == "CMYK" else "RGB")
     elif mode in _DEEP_MODES:
         values = np.asarray(upright)
         unsigned = tags.get(tiff.SAMPLEFORMAT, (1,))[0] == 1
         if mode == "I" and tags.get(tiff.BITSPERSAMPLE) == (32,) and unsigned:
             values = values.view(np.uint32)
         inverted = tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 0
-        upright = _eight_bit_image(values, value_range, remarks, inverted=inverted)
+        upright = eight_bit_image(values, value_range, remarks, inverted=inverted)
     elif not fourth_is_no_alpha and (
         mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info
     ):
         upright = (upright.convert("LA") if mode == "La" else upright).convert("RGBA")
         alpha = _visible(np.asarray(upright.getchannel("A")))
     return _blacken(upright, alpha, remarks)
-
-
-def _eight_bit_image(
-    values: NDArray[Any],
-    value_range: ValueRange | None,
-    remarks: list[str],
-    mode: str = "RGB",
-    *,
-    inverted: bool = False,
-) -> Image.Image:
-    """An image of values (H, W) or (H, W, C) of any depth; `remarks` gets the kind of a doubtful one."""
-    if values.dtype != np.uint8:
-        values, remark = eight_bits(values, value_range)
-        remarks += [remark] if remark else []
-    values = 255 - values if inverted else values
-    height, width = values.shape[:2]
-    return Image.frombytes("L" if values.ndim == 2 else mode, (width, height), values.tobytes())
 
 
 def _visible(alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -197,7 +189,7 @@ def _has_pages(image: Image.Image) -> bool:
 
 def _from_tiff(path: Path, value_range: ValueRange | None) -> Image.Image:
     """The first page of a TIFF that Pillow does not open: float RGB, float64, two channels, uint32."""
-    values, tags = tiff_values(path)
+    values, tags = _tiff_values(path)
     alpha = None
     if values.shape[2] in (2, 4) and tuple(tags.get(tiff.EXTRASAMPLES, ()))[:1] in ((1,), (2,)):
         alpha, values = _visible(eight_bits_of_alpha(values[..., -1])), values[..., :-1]
@@ -205,9 +197,106 @@ def _from_tiff(path: Path, value_range: ValueRange | None) -> Image.Image:
     remarks = [DROPPED] if values.shape[2] > (3 if colour else 1) else []
     values = values[..., :3] if colour else values[..., 0]
     inverted = tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 0
-    done = _blacken(_eight_bit_image(values, value_range, remarks, inverted=inverted), alpha, remarks)
+    done = _blacken(eight_bit_image(values, value_range, remarks, inverted=inverted), alpha, remarks)
     done.getexif()[ExifTags.Base.Orientation] = int(tags.get(ExifTags.Base.Orientation, 1))
     return ImageOps.exif_transpose(done)
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the file stores its pixels, by Pillow's name; "" where that is not known."""
+    tiles: Any = getattr(image, "tile", None) or []
+    if not tiles:
+        return ""
+    args = tiles[0][3]
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def _lower_bytes(image: Image.Image) -> Image.Image | None:
+    """The lower bytes of an image of several 16-bit channels, of which Pillow keeps the upper ones; None: others.
+
+    The same bytes are decoded in the other byte order.
+    """
+    stream: Any = getattr(image, "fp", None)
+    found = _WIDE.fullmatch(_raw_mode(image))
+    if found is None or stream is None:
+        return None
+    at = stream.tell()
+    stream.seek(0)
+    other = Image.open(io.BytesIO(stream.read()), formats=[str(image.format)])
+    stream.seek(at)
+    if found[1] == "LA":  # 32 bits a pixel: grey, its lower byte, alpha, its lower byte
+        other._mode = "RGBA"
+        wanted = "RGBA"
+    else:
+        swapped = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[found[2]]
+        wanted = f"{found[1]};16{swapped}"
+    modes = [(wanted, *tile.args[1:]) if isinstance(tile.args, tuple) else wanted for tile in other.tile]
+    other.tile = [tile._replace(args=args) for tile, args in zip(other.tile, modes, strict=True)]
+    other.load()
+    return other
+
+
+def _deep_ppm(image: Image.Image) -> NDArray[np.uint16] | None:
+    """The values of a binary PGM or PPM deeper than 8 bits, which Pillow scales or cuts; None for all others."""
+    stream: Any = getattr(image, "fp", None)
+    tiles: Any = getattr(image, "tile", None) or []
+    if image.format != "PPM" or stream is None or not tiles or tiles[0][0] not in ("raw", "ppm"):
+        return None
+    stream.seek(0)
+    header = re.sub(rb"#.*", b"", stream.read(tiles[0][2])).split()
+    if header[0] not in (b"P5", b"P6") or int(header[3]) < 256:
+        return None
+    width, height = image.size
+    shape = (height, width, 3) if header[0] == b"P6" else (height, width)
+    data = stream.read(2 * int(np.prod(shape)))
+    if len(data) < 2 * int(np.prod(shape)):
+        raise OSError(_CUT)
+    return np.frombuffer(data, dtype=">u2").reshape(shape).astype(np.uint16)
+
+
+def _tiff_values(path: Path) -> tuple[NDArray[Any], Any]:
+    """The values (H, W, C) of a TIFF in strips, stored as it is or deflated, and its tags."""
+    with path.open("rb") as stream:
+        header = stream.read(8)
+        tags: Any = tiff.ImageFileDirectory_v2(header)
+        stream.seek(tags.next)
+        tags.load(stream)
+        samples = int(tags.get(tiff.SAMPLESPERPIXEL, 1))
+        bits = tuple(tags.get(tiff.BITSPERSAMPLE, (1,)))
+        letter, word = _TIFF_KINDS.get(next(iter(tags.get(tiff.SAMPLEFORMAT, (1,)))), ("", "unknown"))
+        kind = f"a TIFF of {samples} channels of {bits[0]}-bit {word} values"
+        advice = "save it as 8- or 16-bit, uncompressed"
+        number = f"{letter}{bits[0] // 8}"
+        if number not in _TIFF_NUMBERS or bits[0] % 8 or len(set(bits)) != 1 or tiff.IMAGEWIDTH not in tags:
+            raise ValueError(f"{kind}, which cannot be read: {advice}")
+        stored = tags.get(tiff.COMPRESSION, 1) in (1, 8, 32946) and tags.get(tiff.PREDICTOR, 1) == 1
+        if not stored or ExifTags.Base.TileOffsets in tags:
+            raise ValueError(f"{kind}, in tiles or compressed, which cannot be read: {advice}")
+        width, height = int(tags[tiff.IMAGEWIDTH]), int(tags[tiff.IMAGELENGTH])
+        if not 0 < width * height * samples <= MOST_TIFF_VALUES:
+            raise ValueError(f"{kind}, of {width} x {height} pixels, which is too large")
+        order = "<" if header[:1] == b"I" else ">"
+        values = np.frombuffer(_strips(stream, tags), dtype=f"{order}{number}")
+    if values.size < height * width * samples:
+        raise OSError(_CUT)
+    values = values[: height * width * samples]
+    if tags.get(tiff.PLANAR_CONFIGURATION, 1) == 2:
+        return values.reshape(samples, height, width).transpose(1, 2, 0).astype(number), tags
+    return values.reshape(height, width, samples).astype(number), tags
+
+
+def _strips(stream: IO[bytes], tags: Any) -> bytes:
+    parts = []
+    for offset, count in zip(tags[tiff.STRIPOFFSETS], tags[tiff.STRIPBYTECOUNTS], strict=True):
+        stream.seek(offset)
+        part = stream.read(count)
+        if len(part) < count:
+            raise OSError(_CUT)
+        try:
+            parts.append(part if tags.get(tiff.COMPRESSION, 1) == 1 else zlib.decompress(part))
+        except zlib.error as error:
+            raise OSError(f"truncated or damaged: {error}") from error
+    return b"".join(parts)
 
 
 def register_heic(head: bytes) -> bool:
@@ -254,7 +343,7 @@ def decode_images(
         DataError: at the end; it lists all images that cannot be read.
     """
     faults: list[str] = []
-    for path, image, reason, _ in _decode_all(table, (height, width), "caching images", progress):
+    for path, image, reason in _decode_all(table, (height, width), "caching images", progress):
         if reason:
             faults.append(f"{path}: {reason}")
         elif image is not None and not faults:
@@ -278,42 +367,38 @@ def unreadable_images(table: Table, progress: bool | None = None) -> list[tuple[
         (path, reason) of each image that cannot be read, in the table's order.
     """
     decoded = _decode_all(table, None, "checking images", progress)
-    return [(path, reason) for path, _, reason, _ in decoded if reason]
-
-
-class _Decoded(NamedTuple):
-    path: str  # as in the table
-    image: NDArray[np.uint8] | None  # (H, W, 3); None where it cannot be read, and where no size is given
-    reason: str = ""  # why it cannot be read; "" where it can
-    remarks: tuple[str, ...] = ()  # kinds of `fmcnet.data.value_range`
+    return [(path, reason) for path, _, reason in decoded if reason]
 
 
 def _decode_all(
     table: Table, size: tuple[int, int] | None, label: str, progress: bool | None
-) -> Iterator[_Decoded]:
-    """Decode in threads, for Pillow releases the interpreter's lock. Few images are in memory at a time."""
+) -> Iterator[tuple[str, NDArray[np.uint8] | None, str]]:
+    """Path, pixels (H, W, 3) and why it cannot be read ("": it can), of each image; no pixels without a size.
+
+    Threads decode, for Pillow releases the interpreter's lock. Few images are in memory at a time.
+    """
     remarks = Remarks()
+
+    def decode(path: str) -> tuple[str, NDArray[np.uint8] | None, str]:
+        try:
+            image = open_rgb(table.root / path)
+        except DataError as error:
+            return path, None, str(error).removeprefix(f"cannot read the image {table.root / path}: ")
+        for kind in image.info[REMARKS]:
+            remarks.add(kind, path)
+        return path, None if size is None else resize(image, *size), ""
+
     threads = min(MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool, Progress(label, len(table), show=progress) as bar:
-        jobs = (pool.submit(_decode_one, table.root, path, size) for path in table.path.tolist())
+        jobs = (pool.submit(decode, path) for path in table.path.tolist())
         running = deque(islice(jobs, 2 * threads))  # the jobs begun; those after them wait for the caller
         while running:
             decoded = running.popleft().result()
             running.extend(islice(jobs, 1))
-            for kind in decoded.remarks:
-                remarks.add(kind, decoded.path)
             yield decoded
             bar.advance()
     for line in remarks.lines(NO_RANGE):
         logger.warning("%s", line)
-
-
-def _decode_one(root: Path, path: str, size: tuple[int, int] | None) -> _Decoded:
-    try:
-        image = open_rgb(root / path)
-    except DataError as error:
-        return _Decoded(path, None, str(error).removeprefix(f"cannot read the image {root / path}: "))
-    return _Decoded(path, None if size is None else resize(image, *size), remarks=image.info[REMARKS])
 
 
 def _reason(path: Path, error: BaseException) -> str:

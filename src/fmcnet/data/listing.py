@@ -141,11 +141,3 @@ def ignored_line(ignored: tuple[Ignored, ...]) -> str:
     reasons = ignored_facts(ignored)["reasons"]
     kinds = ", ".join(f"{count} {reason}" for reason, count in list(reasons.items())[:6])
     return f"ignored {len(ignored)}: {kinds}; {printable(first_of([one.path for one in ignored], 3))}"
-
-
-def number_of(text: str) -> int | None:
-    """A whole number of ASCII digits that fits 64 bits (0 to 9223372036854775807); None for any other text."""
-    if not (text.isascii() and text.isdigit()) or len(text.lstrip("0")) > 19:
-        return None
-    value = int(text.lstrip("0") or "0")
-    return value if value < 2**63 else None

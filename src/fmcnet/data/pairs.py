@@ -12,9 +12,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from fmcnet.data.colours import colour_notes
 from fmcnet.data.images import load_image
 from fmcnet.data.listing import Ignored, ignored_facts, ignored_line, list_folder
+from fmcnet.data.pixels import colour_notes
 from fmcnet.data.readers.csv import read_csv
 from fmcnet.errors import DataError, first_of
 from fmcnet.files import private_mode, write_rows
@@ -75,7 +75,7 @@ def make_pairs(
 
     Two crops are a pair if their paths below the two folders are equal but for the suffix, or differ only by a word
     for the modality (`MODALITY_WORDS`) in the file's name: `a/0001_vis.jpg` and `a/0001_ir.png`. Each pair is an
-    identity, because nobody knows who is on two of them. What says so joins pairs: a known `pid` or a `track` of a
+    identity, because nobody knows who is on two of them. Pairs are joined by a known `pid` or a `track` of a
     CSV, or, with `folders`, the folder that holds the crops.
 
     Args:

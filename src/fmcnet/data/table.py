@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -54,7 +56,7 @@ class Table:
         track: (N,) str, as given, or "".
         tags: (N,) str, as given, between semicolons, or "".
         source: (N,) str, as given, or "".
-        range: (N,) str, "LOW:HIGH" as `fmcnet.data.value_range.parse_range` takes it, or "".
+        range: (N,) str, "LOW:HIGH" as `fmcnet.data.pixels.parse_range` takes it, or "".
         pid_names: for datasets whose identities are not numbers: name of pid i at position i, as written.
         notes: the reader's notes (identities dropped, files ignored).
     """
@@ -269,6 +271,55 @@ def fingerprint(table: Table, *columns: NDArray[np.str_]) -> str:
         "\t".join(row) for row in zip(table.path.tolist(), names, *(c.tolist() for c in columns), strict=True)
     )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def sample_pictures(table: Table) -> tuple[str, ...]:
+    """What names the first and the last picture of each identity, by path: size and CRC-32 of the file, sorted.
+
+    A picture of two identities, as a black one, names nobody and is left out.
+    """
+    order = np.argsort(table.path, kind="stable").tolist()
+    first = {int(table.pid[row]): row for row in reversed(order)}
+    last = {int(table.pid[row]): row for row in order}
+    return tuple(sorted(_owners(table, {*first.values(), *last.values()})))
+
+
+def seen_identities(samples: tuple[str, ...], table: Table) -> IntArray:
+    """Identities of a table that have one of `sample_pictures`, sorted; files of other sizes are not read.
+
+    A picture of several identities of the table says nothing about them.
+    """
+    sizes = {sample.partition("-")[0] for sample in samples}
+    paths = table.full_paths() if samples else []
+    rows = [row for row, path in enumerate(paths) if str(file_size(path)) in sizes]
+    owners = _owners(table, rows)
+    return np.array(sorted({owners[one] for one in samples if one in owners}), dtype=np.int64)
+
+
+def _owners(table: Table, rows: Iterable[int]) -> dict[str, int]:
+    """The identity of each picture, by `file_content`, that has one alone."""
+    owners = defaultdict[str, set[int]](set)
+    for row in rows:
+        if table.pid[row] != NO_PID:
+            owners[file_content(table.full_path(row))].add(int(table.pid[row]))
+    return {content: pids.pop() for content, pids in owners.items() if content and len(pids) == 1}
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a file; -1 where it cannot be read."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def file_content(path: Path) -> str:
+    """ "SIZE-CRC" of a file; "" where it cannot be read."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return ""
+    return f"{len(data)}-{zlib.crc32(data):08x}"
 
 
 def positions(

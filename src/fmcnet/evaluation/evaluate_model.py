@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from fmcnet.config import EvaluationConfig
-from fmcnet.data.overlap import seen_identities
-from fmcnet.data.table import Table, fingerprint
+from fmcnet.data.table import Table, fingerprint, seen_identities
 from fmcnet.errors import DataError, ProtocolError
 from fmcnet.evaluation import protocols
 from fmcnet.evaluation.draws import find_permutation

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fmcnet.data.value_range import Remarks
+from fmcnet.data.pixels import Remarks
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.backends import TorchBackend
 from fmcnet.inference.calibration import CALIBRATION
@@ -81,23 +81,14 @@ class Crops:
 
 @dataclass(frozen=True)
 class Adapted:
-    """What `adapt_model` did.
+    """What `adapt_model` did."""
 
-    Attributes:
-        folder: of the adapted model.
-        digest: of the adapted model.
-        source: digest of the model that it was made from.
-        images: number of images used, by modality.
-        cameras: number of known cameras, by modality.
-        left_out: images that cannot be read.
-    """
-
-    folder: Path
-    digest: str
-    source: str
-    images: dict[str, int]
-    cameras: dict[str, int]
-    left_out: tuple[Fault, ...]
+    folder: Path  # of the adapted model
+    digest: str  # of the adapted model
+    source: str  # digest of the model that it was made from
+    images: dict[str, int]  # number of images used, by modality
+    cameras: dict[str, int]  # number of known cameras, by modality
+    left_out: tuple[Fault, ...]  # images that cannot be read
 
 
 def adapt_model(
@@ -226,7 +217,7 @@ def _normalize(
     for (norm, modality), parts in seen.items():
         mean, variance = moments(np.concatenate(parts), camera[kinds == modality.code])
         norm.set(modality, torch.from_numpy(mean), torch.from_numpy(variance))
-    return _encode(encoder, crops, batch, progress, Remarks())  # they were told the first time
+    return _encode(encoder, crops, batch, progress, Remarks())  # they were logged the first time
 
 
 def _encode(

@@ -49,30 +49,19 @@ Positive = Annotated[int, Field(gt=0)]
 class Manifest:
     """What an exported model is.
 
-    Attributes:
-        digest: names the model; in fp32 it is the digest of the weights it was made from, whose embeddings it
-            reproduces up to rounding, and another one in int8.
-        source: the digest of those weights.
-        precision: "fp32" or "int8".
-        kept: layers that int8 leaves in float32.
-        dim: E.
-        height: of the input, in pixels.
-        width: of the input, in pixels.
-        opset: version of ONNX's operators.
-        sha256: of each graph's file, by file name.
-        versions: of what made it.
+    In fp32 its digest is that of the weights, whose embeddings it reproduces up to rounding; in int8 it is another.
     """
 
-    digest: Digest
-    source: Digest
+    digest: Digest  # names the model
+    source: Digest  # of the weights it was made from
     precision: Literal["fp32", "int8"]
-    dim: Positive
-    height: Positive
-    width: Positive
-    opset: Positive
-    sha256: dict[str, Sha256]
-    versions: dict[str, str]
-    kept: tuple[str, ...] = ()
+    dim: Positive  # E
+    height: Positive  # of the input, in pixels
+    width: Positive  # of the input, in pixels
+    opset: Positive  # version of ONNX's operators
+    sha256: dict[str, Sha256]  # of each graph's file, by file name
+    versions: dict[str, str]  # of what made it
+    kept: tuple[str, ...] = ()  # layers that int8 leaves in float32
 
     def to_json(self) -> str:
         """As written to `export.json`."""
@@ -222,7 +211,7 @@ class OnnxBackend:
                 if self.device != "cpu":
                     raise FmcnetError(_unusable(self.device, _line(error))) from error
                 raise CheckpointError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
-            if self.device != "cpu" and CUDA not in session.get_providers():  # it goes on without, in silence
+            if self.device != "cpu" and CUDA not in session.get_providers():  # no error of its own
                 raise FmcnetError(_unusable(self.device, "its CUDA provider did not start"))
             said = self.manifest
             for what, wanted, found in (

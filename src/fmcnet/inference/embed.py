@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fmcnet.data.listing import Ignored
+from fmcnet.data.pixels import Remarks, ValueRange
 from fmcnet.data.table import SPLITS, Table
-from fmcnet.data.value_range import Remarks, ValueRange
 from fmcnet.errors import DataError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.encoder import Encoder, keep, load
@@ -67,11 +67,10 @@ def embed_dataset(
     batch: int = 64,
     normalize: bool = True,
     device: str = "auto",
-    progress: bool | None = None,
 ) -> tuple[int, int]:
     """Embed a dataset's images of `split` ("train", "val", "test" or "all") and write `Embeddings` to an `.npz`.
 
-    `fmcnet score` reads the file. `batch`, `normalize`, `device` and `progress` are as of `Encoder.encode`.
+    `fmcnet score` reads the file. `batch`, `normalize` and `device` are as of `Encoder.encode`.
 
     Returns:
         (N, E).
@@ -85,7 +84,7 @@ def embed_dataset(
     encoder = load(run, device)
     table = encoder.read_dataset(data)
     rows = table if split == "all" else table.of_split(split, data)
-    found = encoder.embed_table(rows, batch_size=batch, progress=progress)
+    found = encoder.embed_table(rows, batch_size=batch)
     if normalize:
         found = replace(found, features=l2_normalize(found.features))
     write_atomically(out, found.save, private_mode(out.parent))

@@ -13,23 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fmcnet.data.cache import ImageCache, cache_folder, cache_key
-from fmcnet.data.colours import note_colours
+from fmcnet.data.pixels import Remarks, ValueRange, check_range, note_colours
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
-from fmcnet.data.value_range import Remarks, ValueRange, check_range
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.backends import Backend, RuntimeName, open_backend
 from fmcnet.inference.calibration import CALIBRATION, Calibration
-from fmcnet.inference.image_input import (
-    Fault,
-    ImageLike,
-    ModalityLike,
-    batches_of,
-    expand,
-    list_faults,
-    read_ahead,
-)
+from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand, list_faults, read_ahead
 from fmcnet.inference.projection import Projection, l2_normalize
 from fmcnet.models.card import ModelCard
 from fmcnet.models.shipped import find_model
@@ -203,11 +194,11 @@ class Encoder:
             normalize: to unit length, so that a dot product is the cosine similarity.
             flip: average with the descriptor of the mirrored image.
             on_error: "raise": images that cannot be read are refused, all named; "skip": they are left out and named
-                in the log; a function: it is told each `Fault` and they are left out.
+                in the log; a function: it gets each `Fault`, and they are left out.
             workers: threads that decode the next batch meanwhile.
             progress: show a bar; None: on a terminal, for more than one batch.
             value_range: the values (low, high) that become 0 and 255, of images deeper than 8 bits; None: by the rule
-                of `fmcnet.data.value_range.eight_bits`, which may stretch each image by itself.
+                of `fmcnet.data.pixels.eight_bits`, which may stretch each image by itself.
             remarks: gets what is doubtful about images; None: it goes to the log.
 
         Returns:
@@ -229,9 +220,8 @@ class Encoder:
         faults: list[Fault] = []
         shown = progress if progress is not None or len(items) > batch_size else False
         with Progress("embedding", len(items), show=shown) as bar:
-            batches = batches_of(items, batch_size)
             for batch, read in read_ahead(
-                items, batches, self.height, self.width, workers, value_range, noted
+                items, batch_size, self.height, self.width, workers, value_range, noted
             ):
                 faults += [one for one in read if isinstance(one, Fault)]
                 good = [(at, one) for at, one in zip(batch, read, strict=True) if not isinstance(one, Fault)]

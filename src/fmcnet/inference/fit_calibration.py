@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.data.overlap import seen_identities
-from fmcnet.data.table import SPLITS, Table, fingerprint
+from fmcnet.data.table import SPLITS, Table, fingerprint, seen_identities
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.calibration import CALIBRATION, DIRECTIONS, Calibration, Curve, FloatVector, direction
 from fmcnet.inference.encoder import Encoder
@@ -21,7 +20,7 @@ from fmcnet.types import NO_CAMERA, NO_PID, BoolArray, Embeddings, IntArray, Mod
 logger = logging.getLogger(__name__)
 
 BINS = 20_000
-"""Of equal width over -1..1: similarities are told apart in steps of 0.0001."""
+"""Of equal width over -1..1: similarities differ in steps of 0.0001."""
 
 BLOCK = 2**22
 """Pairs compared at a time."""
@@ -291,15 +290,10 @@ def bins_of(similarity: NDArray[Any]) -> IntArray:
     return np.clip(place, 0, BINS - 1).astype(np.int64)
 
 
-def count(similarity: NDArray[Any]) -> IntArray:
-    """(BINS,) how many similarities fall into each bin."""
-    return np.bincount(bins_of(similarity).ravel(), minlength=BINS).astype(np.int64)
-
-
-def folds_of(pid: IntArray, folds: int, seed: int = 0) -> IntArray:
+def folds_of(pid: IntArray, folds: int) -> IntArray:
     """(N,) 0..folds-1: a random, equal partition of the identities."""
     known, which = np.unique(pid, return_inverse=True)
-    return np.asarray(np.random.default_rng(seed).permutation(len(known))[which] % folds, dtype=np.int64)
+    return np.asarray(np.random.default_rng(0).permutation(len(known))[which] % folds, dtype=np.int64)
 
 
 def count_pairs(

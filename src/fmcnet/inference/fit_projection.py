@@ -135,11 +135,13 @@ def fit_projection(
 ) -> Projection:
     """Learn a projection from descriptors of known persons.
 
-    "pca": the directions of largest variance; pid is not looked at. "discriminant" (linear discriminant analysis,
-    weighted: ours): the directions along which persons differ most for how much images of one person do. The scatter
-    within persons, too small where a model knows its training images by heart, is first averaged with a round one of
-    the same trace; then every direction counts by b / (1 + b), b being the variance between persons where that within
-    is 1, so that what does not tell persons apart adds no noise to a cosine similarity.
+    "pca": the directions of largest variance; `pid` is not used.
+
+    "discriminant": linear discriminant analysis, weighted (ours). Its directions are those along which persons differ
+    most, relative to how much images of one person do. The scatter within persons is too small for images that a
+    model was trained on. It is therefore averaged with a round one of the same trace. Every direction then counts by
+    b / (1 + b), where b is the variance between persons if that within is 1. What does not separate persons thus adds
+    no noise to a cosine similarity.
 
     Args:
         features: (N, E), of any length but zero.

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fmcnet.data.images import REMARKS, open_rgb, resize, to_rgb
 from fmcnet.data.listing import IMAGE_SUFFIXES, Ignored, has_image_head, is_hidden, list_folder
-from fmcnet.data.value_range import FLAT_8, FULL_FRAME, Remarks, ValueRange
+from fmcnet.data.pixels import FLAT_8, FULL_FRAME, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.names import printable
 from fmcnet.types import Modality, parse_modality
@@ -35,30 +35,19 @@ Pixels: TypeAlias = NDArray[np.uint8]
 
 
 class Item(NamedTuple):
-    """One image to embed.
+    """One image to embed."""
 
-    Attributes:
-        name: its path, or where it stood in the call: "images[3]".
-        source: a path, a Pillow image, an array or a tensor of one image.
-        modality: which stem sees it.
-    """
-
-    name: str
-    source: Any
-    modality: Modality
+    name: str  # its path, or where it stood in the call: "images[3]"
+    source: Any  # a path, a Pillow image, an array or a tensor of one image
+    modality: Modality  # which stem sees it
 
 
 class Fault(NamedTuple):
-    """An image that cannot be read.
+    """An image that cannot be read."""
 
-    Attributes:
-        position: among all images of the call, folders expanded, from 0.
-        name: as `Item.name`. reason: a sentence.
-    """
-
-    position: int
-    name: str
-    reason: str
+    position: int  # among all images of the call, folders expanded, from 0
+    name: str  # as `Item.name`
+    reason: str  # a sentence
 
 
 def list_images(sources: Sequence[str | Path], ignored: list[Ignored] | None = None) -> list[Path]:
@@ -190,14 +179,21 @@ def is_full_frame(width: int, height: int) -> bool:
 
 def read_ahead(
     items: Sequence[Item],
-    batches: Sequence[Sequence[int]],
+    batch_size: int,
     height: int,
     width: int,
     workers: int,
     value_range: ValueRange | None = None,
     remarks: Remarks | None = None,
 ) -> Iterator[tuple[Sequence[int], list[Pixels | Fault]]]:
-    """Batch after batch, the next two decoded by `workers` threads while the caller computes on this one."""
+    """Positions and pixels of batch after batch, of one modality each, order kept within it.
+
+    Threads decode the next two batches while the caller computes on this one.
+    """
+    if batch_size < 1:
+        raise FmcnetError(f"batch_size must be 1 or more, got {batch_size}")
+    mine = [[at for at, item in enumerate(items) if item.modality is modality] for modality in Modality]
+    batches = [at[start : start + batch_size] for at in mine for start in range(0, len(at), batch_size)]
 
     def read(at: int) -> Pixels | Fault:
         try:
@@ -218,14 +214,6 @@ def read_ahead(
             yield batch, [future.result() for future in waiting.popleft()]
     finally:
         pool.shutdown(cancel_futures=True)  # a caller that stops does not wait for what is queued
-
-
-def batches_of(items: Sequence[Item], size: int) -> list[list[int]]:
-    """Positions, in batches of one modality each, order kept within it."""
-    if size < 1:
-        raise FmcnetError(f"batch_size must be 1 or more, got {size}")
-    mine = [[at for at, item in enumerate(items) if item.modality is modality] for modality in Modality]
-    return [rows[start : start + size] for rows in mine for start in range(0, len(rows), size)]
 
 
 def list_faults(faults: Sequence[Fault], total: int) -> str:

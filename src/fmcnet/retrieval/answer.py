@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from fmcnet.data.images import open_rgb, to_rgb
-from fmcnet.data.value_range import ValueRange
+from fmcnet.data.pixels import ValueRange
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.names import printable

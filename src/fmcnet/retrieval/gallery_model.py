@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fmcnet.data.value_range import ValueRange, check_range, parse_range
+from fmcnet.data.pixels import ValueRange, check_range, parse_range
 from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.encoder import Encoder

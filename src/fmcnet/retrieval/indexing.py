@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple, get_args
 
 from fmcnet.data.listing import ignored_facts
+from fmcnet.data.pixels import Remarks, ValueRange
 from fmcnet.data.readers.csv import MISSING
-from fmcnet.data.value_range import Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.names import near_cameras

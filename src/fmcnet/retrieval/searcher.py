@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.data.value_range import RANGE_UNUSED, Remarks, ValueRange
+from fmcnet.data.pixels import RANGE_UNUSED, Remarks, ValueRange
 from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.inference.calibration import Calibration
 from fmcnet.inference.encoder import Encoder

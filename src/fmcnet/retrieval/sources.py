@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fmcnet.data.listing import Ignored
+from fmcnet.data.pixels import ValueRange, parse_range
 from fmcnet.data.readers import benchmark_layout, detect_layout, modality_of_folder, read_dataset
 from fmcnet.data.readers.csv import HELD_OUT, MISSING
 from fmcnet.data.table import Table
-from fmcnet.data.value_range import ValueRange, parse_range
 from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.identities import parse_identity
 from fmcnet.inference.image_input import Fault, list_images

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from pebble import ProcessExpired, ProcessPool
 from PIL import Image
 
-from fmcnet.data.value_range import ValueRange
+from fmcnet.data.pixels import ValueRange
 from fmcnet.server.errors import ApiError, overloaded
 from fmcnet.server.limits import Limits
 from fmcnet.server.uploads import (

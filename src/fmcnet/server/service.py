@@ -14,8 +14,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
-from fmcnet.data.colours import note_colours
-from fmcnet.data.value_range import RANGE_FIELD, RANGE_UNUSED, Remarks
+from fmcnet.data.pixels import RANGE_FIELD, RANGE_UNUSED, Remarks, note_colours
 from fmcnet.errors import FmcnetError, GalleryError, GalleryReplacedError
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.names import printable

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from fmcnet.data.images import FAILURES, REMARKS, register_heic, to_rgb
 from fmcnet.data.listing import AVIF_BRANDS
-from fmcnet.data.value_range import Remarks, ValueRange
+from fmcnet.data.pixels import Remarks, ValueRange
 from fmcnet.errors import DataError
 from fmcnet.inference.image_input import read_pixels
 from fmcnet.retrieval.answer import thumbnail
@@ -58,7 +58,7 @@ class DecodedUpload(NamedTuple):
         pixels: (H, W, 3) uint8 of the model's input size.
         picture: a JPEG to keep.
         source_pixels: how many pixels the upload had.
-        remarks: kinds of `fmcnet.data.value_range` that a person should see.
+        remarks: kinds of `fmcnet.data.pixels` that a person should see.
     """
 
     pixels: NDArray[np.uint8]

@@ -10,7 +10,7 @@ from fastapi import Depends, File, Form, Query, Request, UploadFile
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 from python_multipart.multipart import parse_options_header
 
-from fmcnet.data.value_range import parse_range
+from fmcnet.data.pixels import parse_range
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import Where
 from fmcnet.retrieval.records import as_known_pid, as_pid

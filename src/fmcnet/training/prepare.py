@@ -11,10 +11,14 @@ import torch
 
 from fmcnet.config import AugmentConfig, Config
 from fmcnet.data.cache import ImageCache, cache_folder
-from fmcnet.data.loader import TrainingBatch, TrainingImages, load_batches
-from fmcnet.data.overlap import sample_pictures
-from fmcnet.data.samplers import IdentityModalitySampler, make_sampler
-from fmcnet.data.table import Table, fingerprint
+from fmcnet.data.loader import (
+    IdentityModalitySampler,
+    TrainingBatch,
+    TrainingImages,
+    load_batches,
+    make_sampler,
+)
+from fmcnet.data.table import Table, fingerprint, sample_pictures
 from fmcnet.distributed import DistributedContext
 from fmcnet.errors import ConfigError
 from fmcnet.models.build import build_model

@@ -114,7 +114,11 @@ def read_dataset(
     if layout not in LAYOUTS:
         return _read_own(path, layout, options)
     if layout == "csv" and path.is_dir():
-        path = _only_csv(path)
+        files = _csv_files(path)
+        if len(files) != 1:
+            names = ", ".join(file.name for file in files) or "none"
+            raise DataError(f"{path} should hold exactly one CSV file, found {names}: give the file itself")
+        path = files[0]
     found = LAYOUTS[layout]
     return found.read(path, **{name: options[name] for name in found.options})
 
@@ -215,14 +219,6 @@ def _marked_layout(folder: Path) -> str | None:
     scores = {layout: sum(m.lower() in names for m in markers) for layout, markers in known.items()}
     fits = [layout for layout, markers in known.items() if scores[layout] >= min(2, len(markers))]
     return max(fits, key=lambda layout: scores[layout], default=None)
-
-
-def _only_csv(folder: Path) -> Path:
-    files = _csv_files(folder)
-    if len(files) != 1:
-        found = ", ".join(file.name for file in files) or "none"
-        raise DataError(f"{folder} should hold exactly one CSV file, found {found}: give the file itself")
-    return files[0]
 
 
 def _csv_files(folder: Path) -> list[Path]:

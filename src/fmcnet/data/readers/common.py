@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fmcnet.data.listing import is_image, number_of
+from fmcnet.data.listing import is_image
 from fmcnet.data.mat import read_mat
 from fmcnet.data.table import SPLITS, Record
 from fmcnet.errors import DataError, first_of
@@ -188,6 +188,14 @@ def _some_ids(path: Path, ids: Iterable[Any]) -> list[int]:
     if found := sorted({int(pid) for pid in ids}):
         return found
     raise DataError(f"{path} lists no identity: the split would be empty; restore the file")
+
+
+def number_of(text: str) -> int | None:
+    """A whole number of ASCII digits that fits 64 bits (0 to 9223372036854775807); None for any other text."""
+    if not (text.isascii() and text.isdigit()) or len(text.lstrip("0")) > 19:
+        return None
+    value = int(text.lstrip("0") or "0")
+    return value if value < 2**63 else None
 
 
 class ListedImage(NamedTuple):

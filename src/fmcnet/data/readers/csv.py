@@ -10,10 +10,9 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fmcnet.data.listing import number_of
-from fmcnet.data.readers.common import check_splits, read_lines
+from fmcnet.data.pixels import parse_range
+from fmcnet.data.readers.common import check_splits, number_of, read_lines
 from fmcnet.data.table import SPLITS, Record, Table
-from fmcnet.data.value_range import parse_range
 from fmcnet.errors import MOST_FAULTS, DataError, refuse_faults
 from fmcnet.files import write_rows
 from fmcnet.identities import near_identities, parse_identity

@@ -26,23 +26,15 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class BackendReport:
-    """One form of a model beside the eager one.
+    """One form of a model beside the eager one."""
 
-    Attributes:
-        name: for people. bytes: of its files.
-        largest_difference: between numbers of unit-length embeddings. smallest_cosine: between embeddings.
-        scores: by direction "rank1" and "mAP", in percent; empty without a table.
-        images_per_second: by batch size, the forward pass alone, median of the rounds.
-        kept: layers that int8 leaves in float32.
-    """
-
-    name: str
-    bytes: int
-    largest_difference: float
-    smallest_cosine: float
-    scores: dict[str, dict[str, float]]
-    images_per_second: dict[str, float]
-    kept: tuple[str, ...] = ()
+    name: str  # for people
+    bytes: int  # of its files
+    largest_difference: float  # between numbers of unit-length embeddings
+    smallest_cosine: float  # between embeddings
+    scores: dict[str, dict[str, float]]  # by direction "rank1" and "mAP", in percent; empty without a table
+    images_per_second: dict[str, float]  # by batch size, the forward pass alone, median of the rounds
+    kept: tuple[str, ...] = ()  # layers that int8 leaves in float32
 
     def loss(self, other: BackendReport) -> float:
         """Points of mAP (percent) that this form loses against `other`, in the worst direction; 0 without scores."""
