@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmcnet.config import Config, ModelConfig
-from fmcnet.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Tail, Triple
+from fmcnet.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Triple
 from fmcnet.models.compensation import Compensation
-from fmcnet.models.decomposition import Decomposition
+from fmcnet.models.decomposition import Decomposition, Tail
 from fmcnet.models.fusion import Fusion
 from fmcnet.types import Modality, parse_modality
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fmcnet.errors import CheckpointError, FmcnetError, first_of
-from fmcnet.models.backbone import make_backbone
+from fmcnet.models.backbones import make_backbone
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.shipped import find_model, shipped_models
 

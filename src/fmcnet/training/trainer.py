@@ -28,7 +28,7 @@ from fmcnet.distributed import (
 )
 from fmcnet.errors import Interrupted, TrainingError, translate_errors
 from fmcnet.losses.criterion import ExtraTerm, check_extra_terms
-from fmcnet.models.backbone import make_backbone
+from fmcnet.models.backbones import make_backbone
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.progress import Progress
 from fmcnet.training.checkpointing import Checkpointer, checkpoints, drop_others
