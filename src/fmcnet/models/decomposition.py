@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -357,3 +360,24 @@ class Decomposition(nn.Module):
         head = self.classify_visible if modality is Modality.VISIBLE else self.classify_infrared
         assert head is not None, "this variant has no specific branch"
         return head
+
+
+def feature_norms(model: nn.Module) -> list[FeatureNorm]:
+    """Every `FeatureNorm` of a model; none unless `model.normalization=modality`."""
+    return [module for module in model.modules() if isinstance(module, FeatureNorm)]
+
+
+@contextmanager
+def watch_norms(model: nn.Module, keep: Callable[[FeatureNorm, Modality, Tensor], object]) -> Iterator[None]:
+    """Within the block, give `keep` the features (B, D) that each `FeatureNorm` gets, with their modality."""
+
+    def watched(norm: FeatureNorm, modality: Modality, _: nn.Module, inputs: tuple[Tensor]) -> None:
+        keep(norm, modality, inputs[0])
+
+    with ExitStack() as hooks:
+        for norm in feature_norms(model):
+            for modality in Modality:
+                statistics = norm.statistics[modality.code]
+                handle = statistics.register_forward_pre_hook(partial(watched, norm, modality))
+                hooks.callback(handle.remove)
+        yield

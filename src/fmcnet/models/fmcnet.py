@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -329,6 +331,15 @@ class FMCNet(nn.Module):
         if self.frozen is not None:
             self.frozen.eval()
         return self
+
+    @contextmanager
+    def unstandardized(self) -> Iterator[None]:
+        """Within the block, `embed` gives the descriptor before its standardisation."""
+        standard, self.standard = self.standard, None
+        try:
+            yield
+        finally:
+            self.standard = standard
 
     def features(
         self, images: Tensor, modality: Modality | str

@@ -1,4 +1,4 @@
-"""The run folder: its settings, its lock, and the checks before a training writes to it."""
+"""The run folder: its settings, its lock, and the checks before a training writes to it; those of RegDB's splits."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from filelock import Timeout
 from fmcnet.config import Config, load_config
 from fmcnet.errors import CheckpointError, ConfigError, DataError
 from fmcnet.files import left_in, lock_file, remove_left, write_atomically
+from fmcnet.models.card import CARD
 from fmcnet.parsing import read_yaml
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,16 @@ def open_folder(run: Path, config: Config) -> Iterator[None]:
         except OSError as error:
             raise unwritable(run, error) from error
         yield
+
+
+def split_folder(out: Path, split: int) -> Path:
+    """Return the run folder of one split, below the folder of all."""
+    return out / f"split-{split:02d}"
+
+
+def split_runs(folder: Path) -> list[Path]:
+    """List the finished runs of a folder that `train_splits` wrote, by split."""
+    return [path for path in sorted(folder.glob("split-*")) if (path / CARD).is_file()]
 
 
 def unwritable(run: Path, error: OSError) -> DataError:

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fmcnet.config import AugmentConfig, Config
 from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.loader import TrainingBatch, TrainingImages, load_batches
 from fmcnet.data.overlap import sample_pictures
+from fmcnet.data.readers import detect_layout
 from fmcnet.data.samplers import IdentityModalitySampler, make_sampler
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.distributed import DistributedContext
-from fmcnet.errors import ConfigError
+from fmcnet.errors import ConfigError, DataError
 from fmcnet.models.build import build_model
 from fmcnet.models.card import ModelCard
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.pretrained import load_pretrained
 from fmcnet.training.checkpointing import checkpoints
-from fmcnet.training.selection import ModelSelection, hold_out
+from fmcnet.training.selection import ModelSelection
 from fmcnet.training.train_step import precision
 from fmcnet.types import IntArray
 
 logger = logging.getLogger(__name__)
+
+BENCHMARKS = ("sysu", "regdb", "llcm")
+"""Shipped configurations that are for the layout of their name."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,57 @@ def prepare(
         samples=sample_pictures(cache.table) if ctx.main else (),
     )
     return TrainingInputs(cache, labels, sampler, selection, model, card)
+
+
+def hold_out(table: Table, config: Config) -> Table:
+    """Move a share of the training identities to the split "val", where validation needs some and there are none.
+
+    RegDB, LLCM and most CSVs name no validation identities. The share is `data.val_share` of the training
+    identities, drawn by `training.seed`.
+    """
+    wanted = config.training.validate_every and config.training.select != "test"
+    if not wanted or (table.split == "val").any() or not config.data.val_share:
+        return table
+    pids = np.unique(table.pid[table.split == "train"])
+    count = max(1, round(config.data.val_share * len(pids)))
+    held = np.random.default_rng(config.training.seed).permutation(pids)[:count]
+    mask = (table.split == "train") & np.isin(table.pid, held)
+    note = f"{count} of {len(pids)} training identities are held out for validation (data.val_share)"
+    split = np.where(mask, "val", table.split.astype("<U5"))
+    return replace(table, split=split, notes=(*table.notes, note))
+
+
+def parse_splits(text: str) -> tuple[int, ...]:
+    """Parse "1-10" or "1,3,5-7"; raises `ConfigError` for anything else, or numbers outside 1..10."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            ends = int(first), int(last if dash else first)
+            numbers += range(min(ends), max(ends) + 1)
+        except ValueError:
+            raise ConfigError(f"--splits {text}: write numbers and ranges, as 1-10 or 1,3,5-7") from None
+    if not numbers or min(numbers) < 1 or max(numbers) > 10:
+        raise ConfigError(f"--splits {text}: RegDB's splits are 1 to 10")
+    return tuple(dict.fromkeys(numbers))
+
+
+def warn_of_other_benchmark(config: str | None, data: str | Path) -> None:
+    """Warn of a shipped configuration that is for another benchmark than the data."""
+    if config not in BENCHMARKS or int(os.environ.get("RANK", "0")):
+        return
+    try:
+        layout = detect_layout(data)
+    except DataError:
+        return  # the training says what is wrong
+    if layout != config and layout in BENCHMARKS:  # a CSV is nobody's benchmark: any recipe may train on it
+        logger.warning(
+            "--config %s is for another benchmark: %s has the layout of %s. Take --config %s",
+            config,
+            data,
+            layout,
+            layout,
+        )
 
 
 def check_split(config: Config, dataset: str) -> None:
