@@ -59,8 +59,7 @@ def train(
     """
     from fmcnet.config import load_config
     from fmcnet.training import trainer
-    from fmcnet.training.folder import resumed_config, split_folder
-    from fmcnet.training.prepare import parse_splits, warn_of_other_benchmark
+    from fmcnet.training.prepare import parse_splits, resumed_config, split_folder, warn_of_other_benchmark
 
     chosen = parse_splits(splits) if splits else ()
     if splits and any(item.startswith("data.split=") for item in overrides or ()):

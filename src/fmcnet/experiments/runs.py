@@ -25,7 +25,7 @@ from fmcnet.models.card import CARD, WEIGHTS, ModelCard, versions
 from fmcnet.models.checkpoint import weights_digest
 from fmcnet.parsing import read_json, read_npz
 from fmcnet.synthetic import MANIFEST
-from fmcnet.training.folder import CONFIG
+from fmcnet.training.prepare import CONFIG
 from fmcnet.training.trainer import train
 
 RESULT = "result.json"

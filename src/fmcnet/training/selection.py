@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,23 @@ from fmcnet.models.card import WEIGHTS, ModelCard
 from fmcnet.models.checkpoint import load_weights, save_pretrained
 from fmcnet.models.decomposition import feature_norms, watch_norms
 from fmcnet.models.fmcnet import FMCNet
-from fmcnet.training.folder import writing
 from fmcnet.types import Modality
 
 BATCHES = 50
 """Most batches that statistics are taken over: 3,200 images with the generated benchmark's batches of 64. A small
 training set is passed over once."""
+
+
+@contextmanager
+def writing(what: str, folder: Path, then: str) -> Iterator[None]:
+    """Turn an error of the disk into one that says how to continue."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{what} could not be written into {folder}: {error.strerror or error}. Nothing is lost: make room, then "
+            f"the same command with --resume {then}"
+        ) from error
 
 
 class ModelSelection:

@@ -34,10 +34,15 @@ from fmcnet.models.backbones import make_backbone
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.progress import Progress
 from fmcnet.training.checkpointing import Checkpointer, checkpoints, drop_others
-from fmcnet.training.folder import check_folder, open_folder, split_folder
-from fmcnet.training.loggers import StepLogger, Tracker, check_trackers
-from fmcnet.training.prepare import TrainingInputs, check_split, prepare
-from fmcnet.training.profiler import StepProfile
+from fmcnet.training.loggers import StepLogger, StepProfile, Tracker, check_trackers
+from fmcnet.training.prepare import (
+    TrainingInputs,
+    check_folder,
+    check_split,
+    open_folder,
+    prepare,
+    split_folder,
+)
 from fmcnet.training.selection import BATCHES, estimate_statistics
 from fmcnet.training.train_step import MEASURED, NotFinite, TrainStep
 
