@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from fmcnet.config import Config
 from fmcnet.errors import ConfigError, DataError, require
-from fmcnet.files import write_atomically
+from fmcnet.files import write_text
 from fmcnet.parsing import parse_json
 from fmcnet.training import health
 
@@ -61,7 +61,7 @@ class TrainingLog:
             for record in read_log(run)
             if int(record.get("step", record.get("validated_step", 0))) <= keep_until
         )
-        write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(self.path, text)
         self._stream = self.path.open("ab", buffering=0)  # at once: watchers see it
         self._waiting = b""
 

@@ -25,7 +25,7 @@ from fmcnet.data.samplers import IdentityModalitySampler, make_sampler
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.distributed import DistributedContext
 from fmcnet.errors import CheckpointError, ConfigError, DataError
-from fmcnet.files import left_in, lock_file, remove_left, write_atomically
+from fmcnet.files import left_in, lock_file, remove_left, write_text
 from fmcnet.models.build import build_model
 from fmcnet.models.card import CARD, ModelCard
 from fmcnet.models.fmcnet import FMCNet
@@ -304,7 +304,7 @@ def open_folder(run: Path, config: Config) -> Iterator[None]:
                 shutil.rmtree(path, ignore_errors=True)
             for path in (run / "checkpoints").glob("best-*"):
                 remove_left(path)
-            write_atomically(run / CONFIG, lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
+            write_text(run / CONFIG, config.to_yaml())
         except OSError as error:
             raise unwritable(run, error) from error
         yield
