@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fmcnet.data.readers import read_dataset
 from fmcnet.inference.encoder import Encoder
-from fmcnet.models.backbone import IMAGENET_MEAN, IMAGENET_STD
+from fmcnet.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from fmcnet.types import Modality
 
 HERE = Path(__file__).parent

@@ -56,7 +56,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fmcnet.config import Config
 from fmcnet.losses.criterion import FMCNetLoss
-from fmcnet.models.backbone import IMAGENET_MEAN, IMAGENET_STD
+from fmcnet.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from fmcnet.models.build import build_model
 from fmcnet.models.fmcnet import FMCNet
 

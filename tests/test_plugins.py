@@ -11,12 +11,12 @@ from fmcnet.config import load_config
 from fmcnet.data import readers
 from fmcnet.data.readers import layouts, read_dataset
 from fmcnet.errors import ConfigError
-from fmcnet.models.backbone import backbones, make_backbone
+from fmcnet.models.backbones import backbones, make_backbone
 from fmcnet.models.build import build_model
 from tests.cli import run_command
 
 CODE = """
-from fmcnet.models.resnet import ResNet
+from fmcnet.models.backbones.resnet import ResNet
 from fmcnet.data.readers.csv import read_csv
 
 class Thin(ResNet):

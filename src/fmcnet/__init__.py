@@ -22,8 +22,8 @@ _PUBLIC = {
     "load_config": "fmcnet.config",
     "FMCNet": "fmcnet.models.fmcnet",
     "build_model": "fmcnet.models.build",
-    "Backbone": "fmcnet.models.backbone",
-    "register_backbone": "fmcnet.models.backbone",
+    "Backbone": "fmcnet.models.backbones",
+    "register_backbone": "fmcnet.models.backbones",
     "train": "fmcnet.training.trainer",
     "Encoder": "fmcnet.inference.encoder",
     "load": "fmcnet.inference.encoder",
@@ -53,8 +53,8 @@ if TYPE_CHECKING:  # "as" tells type checkers that a name is exported
     from fmcnet.inference.adapt import adapt_model as adapt_model
     from fmcnet.inference.encoder import Encoder as Encoder
     from fmcnet.inference.encoder import load as load
-    from fmcnet.models.backbone import Backbone as Backbone
-    from fmcnet.models.backbone import register_backbone as register_backbone
+    from fmcnet.models.backbones import Backbone as Backbone
+    from fmcnet.models.backbones import register_backbone as register_backbone
     from fmcnet.models.build import build_model as build_model
     from fmcnet.models.fmcnet import FMCNet as FMCNet
     from fmcnet.retrieval.gallery import Gallery as Gallery

@@ -195,9 +195,9 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _plugins() -> Iterator[Finding]:
     """Backbones and readers of other packages, each loaded."""
     from fmcnet.data.readers import LAYOUTS
-    from fmcnet.models.backbone import SHIPPED
+    from fmcnet.models import backbones
 
-    for group, shipped in ((BACKBONES, SHIPPED), (READERS, LAYOUTS)):
+    for group, shipped in ((BACKBONES, backbones.shipped()), (READERS, LAYOUTS)):
         for name, point in plugins(group).items():
             try:
                 load_plugin(point)

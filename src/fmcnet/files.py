@@ -6,6 +6,7 @@ import contextlib
 import csv
 import errno
 import hashlib
+import json
 import logging
 import os
 import re
@@ -115,6 +116,17 @@ def write_atomically(path: Path, write: Callable[[Path], Any], mode: int | None 
         with contextlib.suppress(OSError):  # report the first error, not this one
             temporary.unlink()
     return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file as `write_atomically` does, in a folder that is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, content: object) -> Path:
+    """Write a JSON file, as `write_text`."""
+    return write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def write_rows(path: Path, rows: Iterable[Iterable[object]], mode: int | None = None) -> Path:

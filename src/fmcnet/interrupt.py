@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 
 def end_with_parent() -> None:
@@ -40,22 +41,18 @@ def end_early(on: bool) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@contextlib.contextmanager
-def ignored_broken_pipes() -> Iterator[None]:
+def ignored_broken_pipes() -> AbstractContextManager[None]:
     """A pipe or socket that breaks is an error of its writer, and does not end the process.
 
     The command line ends in silence when nobody reads its output, as in `fmcnet info RUN | head`. A command that
     talks to processes or callers needs the opposite.
     """
-    with _ignored("SIGPIPE"):
-        yield
+    return _ignored("SIGPIPE")
 
 
-@contextlib.contextmanager
-def ignored_ctrl_c() -> Iterator[None]:
+def ignored_ctrl_c() -> AbstractContextManager[None]:
     """Ctrl-C is ignored, for good by processes that are started meanwhile: who started them ends them."""
-    with _ignored("SIGINT"):
-        yield
+    return _ignored("SIGINT")
 
 
 @contextlib.contextmanager

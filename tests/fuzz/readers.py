@@ -127,8 +127,8 @@ def readers():
     from fmcnet.server.pictures import KeptImages
     from fmcnet.server.uploads import UploadError, decode
     from fmcnet.synthetic.generate import generate
-    from fmcnet.training.folder import check_folder
     from fmcnet.training.loggers import read_log
+    from fmcnet.training.prepare import check_folder
     from fmcnet.types import Embeddings
 
     def upload(path):

@@ -14,7 +14,7 @@ from fmcnet.evaluation.evaluate import evaluate
 from fmcnet.evaluation.evaluate_model import chance_rank1
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.info import model_info
-from fmcnet.models.backbone import make_backbone
+from fmcnet.models.backbones import make_backbone
 from fmcnet.models.shipped import shipped_models
 from fmcnet.synthetic import generate
 from fmcnet.types import Modality

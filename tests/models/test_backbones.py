@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import fmcnet
-import fmcnet.models.backbone as registry
+import fmcnet.models.backbones as registry
 from fmcnet.config import ModelConfig, load_config
 from fmcnet.errors import CheckpointError, ConfigError
-from fmcnet.models import resnet
-from fmcnet.models.backbone import Backbone, Stem, Tail, backbones, make_backbone, register_backbone
+from fmcnet.models.backbones import Backbone, backbones, make_backbone, register_backbone, resnet
 from fmcnet.models.build import build_model
+from fmcnet.models.decomposition import Stem, Tail
 from fmcnet.models.pretrained import load_pretrained
 
 CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
@@ -146,6 +147,19 @@ def test_a_function_that_gives_no_backbone_is_one_line(apart, make, said):
         make_backbone("mine")
 
 
+def test_a_shipped_backbone_is_one_new_file(tmp_path, monkeypatch):
+    text = EXAMPLE[: EXAMPLE.index("register_backbone(")] + 'ARCHITECTURES = {"plain5": Plain}\n'
+    (tmp_path / "plain.py").write_text(text.replace(", register_backbone", ""))
+    monkeypatch.setattr(registry, "__path__", [*registry.__path__, str(tmp_path)])
+    registry.shipped.cache_clear()
+    try:
+        assert build_model(ModelConfig(arch="plain5", width=8), 3).decomposition.shared.dim == 128
+        assert {"plain5", "resnet50", "efficientnet_lite2"} <= set(backbones())
+    finally:
+        registry.shipped.cache_clear()
+        sys.modules.pop("fmcnet.models.backbones.plain", None)
+
+
 @pytest.mark.parametrize("make", [3, nn.Linear, None])
 def test_what_is_no_backbone_is_refused_when_it_is_registered(apart, make):
     with pytest.raises(
@@ -154,7 +168,7 @@ def test_what_is_no_backbone_is_refused_when_it_is_registered(apart, make):
         register_backbone("mine", make)
 
 
-@pytest.mark.parametrize("name", registry.SHIPPED)
+@pytest.mark.parametrize("name", sorted(registry.shipped()))
 def test_the_name_of_a_shipped_backbone_is_refused(apart, name):
     with pytest.raises(
         ConfigError, match=f"'{name}' is an architecture of fmcnet: give the backbone another"

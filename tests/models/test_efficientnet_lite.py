@@ -13,9 +13,10 @@ from torch import nn
 
 from fmcnet.config import ModelConfig
 from fmcnet.errors import CheckpointError
-from fmcnet.models.backbone import Stem, Tail, make_backbone
+from fmcnet.models.backbones import make_backbone
+from fmcnet.models.backbones.efficientnet_lite import SamePadConv2d
 from fmcnet.models.build import build_model
-from fmcnet.models.efficientnet_lite import SamePadConv2d
+from fmcnet.models.decomposition import Stem, Tail
 from fmcnet.models.pretrained import load_pretrained
 from tests.reference.make_efficientnet_expected import pixels
 

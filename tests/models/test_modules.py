@@ -7,8 +7,9 @@ import torch
 
 from fmcnet.config import ModelConfig
 from fmcnet.errors import CheckpointError, ConfigError
-from fmcnet.models.backbone import Stem, Tail, make_backbone
+from fmcnet.models.backbones import make_backbone
 from fmcnet.models.build import build_model
+from fmcnet.models.decomposition import Stem, Tail
 from fmcnet.models.fmcnet import VARIANTS
 from fmcnet.models.pretrained import load_pretrained
 from fmcnet.types import Modality

@@ -17,7 +17,7 @@ from fmcnet.synthetic import generate
 from fmcnet.training import trainer as loop
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.loggers import read_log
-from fmcnet.training.selection import hold_out
+from fmcnet.training.prepare import hold_out
 from fmcnet.training.train_step import TrainStep
 from fmcnet.types import Modality
 

@@ -59,8 +59,7 @@ def train(
     """
     from fmcnet.config import load_config
     from fmcnet.training import trainer
-    from fmcnet.training.folder import resumed_config
-    from fmcnet.training.splits import parse_splits, split_folder, train_splits, warn_of_other_benchmark
+    from fmcnet.training.prepare import parse_splits, resumed_config, split_folder, warn_of_other_benchmark
 
     chosen = parse_splits(splits) if splits else ()
     if splits and any(item.startswith("data.split=") for item in overrides or ()):
@@ -81,7 +80,7 @@ def train(
     }
     try:
         if splits:
-            results = train_splits(settings, data, out, chosen, **options)
+            results = trainer.train_splits(settings, data, out, chosen, **options)
         else:
             results = [trainer.train(settings, data, out, **options)]
     except Interrupted as stop:

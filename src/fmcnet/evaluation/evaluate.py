@@ -181,23 +181,14 @@ def evaluate(
         ProtocolError: when protocol and embeddings do not fit, or no query has a true match.
         DataError: when an embedding is all zeros and the distance is cosine.
     """
-    plain = evaluate_all(
-        embeddings,
-        [protocol],
-        distance=distance,
-        device=device,
-        precision=precision,
-        chunk_bytes=chunk_bytes,
-        query_mask=query_mask,
-        gallery_mask=gallery_mask,
-    )[0]
+    masks: dict[str, Any] = {"query_mask": query_mask, "gallery_mask": gallery_mask}
+    options: dict[str, Any] = {"distance": distance, "chunk_bytes": chunk_bytes}
+    [plain] = evaluate_all(embeddings, [protocol], device=device, precision=precision, **masks, **options)
     if not extras:
         return plain
     trials = []
-    for trial in protocol.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask):
-        ranks = rank_with_extras(
-            embeddings, trial, protocol.skip, extras, distance=distance, chunk_bytes=chunk_bytes
-        )
+    for trial in protocol.trials(embeddings, **masks):
+        ranks = rank_with_extras(embeddings, trial, protocol.skip, extras, **options)
         trials.append(scores(ranks, protocol.cmc, len(trial[1])))
     return replace(plain, trials=tuple(trials), extras=tuple(e.describe() for e in extras), plain=plain)
 
@@ -207,35 +198,22 @@ def evaluate_all(
     protocols: Sequence[Protocol],
     *,
     distance: str = "cosine",
-    device: str | torch.device = "cpu",
-    precision: str = "auto",
-    chunk_bytes: int = CHUNK_BYTES,
-    query_mask: BoolArray | None = None,
-    gallery_mask: BoolArray | None = None,
+    **options: Any,
 ) -> tuple[Evaluation, ...]:
     """Score embeddings under several protocols, sharing similarities where queries and skip rule are equal.
 
-    Arguments and errors as in `evaluate`; one evaluation per protocol, in order.
+    Arguments and errors as in `evaluate`, without extras; one evaluation per protocol, in order.
     """
-    ranked = _rank(
-        embeddings,
-        protocols,
-        query_mask=query_mask,
-        gallery_mask=gallery_mask,
-        distance=distance,
-        device=device,
-        precision=precision,
-        chunk_bytes=chunk_bytes,
-    )
+    ranked = _rank(embeddings, protocols, distance=distance, **options)
     return tuple(
         Evaluation(
             protocol=protocol.sentence(),
             distance=distance,
-            precision=one.precision,
-            trials=tuple(scores(ranks, protocol.cmc, len(gallery)) for (_, gallery), ranks in one.trials),
-            unmatched=tuple(_unmatched(embeddings, query, ranks) for (query, _), ranks in one.trials),
+            precision=precision,
+            trials=tuple(scores(ranks, protocol.cmc, len(gallery)) for (_, gallery), ranks in trials),
+            unmatched=tuple(_unmatched(embeddings, query, ranks) for (query, _), ranks in trials),
         )
-        for protocol, one in zip(protocols, ranked, strict=True)
+        for protocol, (trials, precision) in zip(protocols, ranked, strict=True)
     )
 
 
@@ -244,23 +222,15 @@ def _unmatched(embeddings: Embeddings, query: IntArray, ranks: Ranks) -> tuple[s
     return tuple(str(embeddings.name[row]) or f"row {row}" for row in query[ranks.matches == 0].tolist())
 
 
-@dataclass(frozen=True)
-class _Ranked:
-    """The trials of a protocol with their ranks, and the arithmetic used."""
-
-    trials: list[tuple[Trial, Ranks]]
-    precision: str
-
-
 def _rank(
     embeddings: Embeddings,
     protocols: Sequence[Protocol],
     *,
-    query_mask: BoolArray | None,
-    gallery_mask: BoolArray | None,
+    query_mask: BoolArray | None = None,
+    gallery_mask: BoolArray | None = None,
     **options: Any,
-) -> list[_Ranked]:
-    """Rank the trials of each protocol; `options` are those of `rank_trials`."""
+) -> list[tuple[list[tuple[Trial, Ranks]], str]]:
+    """The trials of each protocol with their ranks, and the arithmetic used; `options` are of `rank_trials`."""
     if not isinstance(embeddings, Embeddings):
         raise DataError(
             f"embeddings is of type {type(embeddings).__name__}: give fmcnet.Embeddings, which know identity, camera "
@@ -283,7 +253,7 @@ def _rank(
         ranks |= dict(zip(members, found, strict=True))
         precision |= {number: used for number, _ in members}
     return [
-        _Ranked([(pair, ranks[number, trial]) for trial, pair in enumerate(plan)], precision[number])
+        ([(pair, ranks[number, trial]) for trial, pair in enumerate(plan)], precision[number])
         for number, plan in enumerate(plans)
     ]
 
@@ -374,11 +344,10 @@ def query_scores(
 
     Arguments and errors as `evaluate`.
     """
-    [ranked] = _rank(
-        embeddings, [protocol], query_mask=query_mask, gallery_mask=gallery_mask, distance=distance
-    )
+    masks = {"query_mask": query_mask, "gallery_mask": gallery_mask}
+    [(trials, _)] = _rank(embeddings, [protocol], distance=distance, **masks)
     times, ap, hit = np.zeros((3, len(embeddings)))
-    for (query, _), ranks in ranked.trials:
+    for (query, _), ranks in trials:
         counted = ranks.matches > 0
         times[query] += counted
         ap[query] += np.where(counted, ranks.ap, 0.0)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fmcnet.errors import DataError
-from fmcnet.experiments.rows import DIRECTIONS
-from fmcnet.experiments.writing import markdown_table, write_text
+from fmcnet.experiments.rows import DIRECTIONS, markdown_table
+from fmcnet.files import write_text
 from fmcnet.models.shipped import shipped_models
 from fmcnet.parsing import read_json
 

@@ -14,9 +14,9 @@ from fmcnet.evaluation.evaluate import METRICS
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, role_masks
 from fmcnet.evaluation.verification import Verification, verification
 from fmcnet.experiments import figures
-from fmcnet.experiments.rows import DIRECTIONS
+from fmcnet.experiments.rows import DIRECTIONS, markdown_table
 from fmcnet.experiments.runs import is_generated
-from fmcnet.experiments.writing import markdown_table, write_json, write_text
+from fmcnet.files import write_json, write_text
 from fmcnet.models.card import versions
 from fmcnet.parsing import read_json
 from fmcnet.types import Modality

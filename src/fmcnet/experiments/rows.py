@@ -6,12 +6,19 @@ A row has no code of its own: its settings override the study's configuration.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from fmcnet.errors import FmcnetError
 
 DIRECTIONS = {"i2v": "infrared to visible", "v2i": "visible to infrared"}
 """Both directions of search, in words."""
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """A table as lines of Markdown, with an empty line behind it."""
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows)]
+    return [lines[0].replace("|  |", "| |"), "|---" * len(head) + "|", *lines[1:], ""]
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,13 @@ from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import Table
 from fmcnet.evaluation.evaluate import query_scores
 from fmcnet.evaluation.evaluate_model import EvaluatedRun, evaluate_model, role_masks
-from fmcnet.experiments.rows import DIRECTIONS
-from fmcnet.experiments.writing import markdown_table, write_json, write_text
-from fmcnet.files import lock_file, write_atomically
+from fmcnet.experiments.rows import DIRECTIONS, markdown_table
+from fmcnet.files import lock_file, write_atomically, write_json, write_text
 from fmcnet.models.card import CARD, WEIGHTS, ModelCard, versions
 from fmcnet.models.checkpoint import weights_digest
 from fmcnet.parsing import read_json, read_npz
 from fmcnet.synthetic import MANIFEST
-from fmcnet.training.folder import CONFIG
+from fmcnet.training.prepare import CONFIG
 from fmcnet.training.trainer import train
 
 RESULT = "result.json"

@@ -28,8 +28,7 @@ from fmcnet.experiments.runs import StudyRun, is_generated
 from fmcnet.experiments.study_report import write_study
 from fmcnet.experiments.workers import LOGS, complete_runs
 from fmcnet.synthetic import MANIFEST, generate
-from fmcnet.training.prepare import check_split
-from fmcnet.training.splits import warn_of_other_benchmark
+from fmcnet.training.prepare import check_split, warn_of_other_benchmark
 
 logger = logging.getLogger(__name__)
 

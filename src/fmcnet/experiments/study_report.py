@@ -14,9 +14,9 @@ from typing import Any
 from fmcnet.experiments import figures
 from fmcnet.experiments.features import Features, collect, measure
 from fmcnet.experiments.results import COMPARED, FEWEST, Runs, interval, spread_of, study_facts, too_few
-from fmcnet.experiments.rows import DIRECTIONS, Study
+from fmcnet.experiments.rows import DIRECTIONS, Study, markdown_table
 from fmcnet.experiments.runs import StudyRun, commit
-from fmcnet.experiments.writing import markdown_table, write_json, write_text
+from fmcnet.files import write_json, write_text
 from fmcnet.inference.encoder import load
 from fmcnet.models.card import versions
 from fmcnet.parsing import read_json

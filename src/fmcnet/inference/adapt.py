@@ -128,7 +128,6 @@ def adapt_model(
 
     from fmcnet.models.build import build_model
     from fmcnet.models.checkpoint import load_weights, save_pretrained
-    from fmcnet.models.statistics import unstandardized
 
     encoder = Encoder.from_pretrained(source, device=device, runtime="torch")
     if encoder.projection is not None:
@@ -156,7 +155,7 @@ def adapt_model(
     source_digest = encoder.digest
     del encoder  # its weights
     assert model.standard is not None
-    with unstandardized(model):
+    with model.unstandardized():
         features, rows, faults = _normalize(model, card, crops, batch, progress)
     used = [crops.modality[row] for row in rows]
     kinds = np.array([modality.code for modality in used])
@@ -200,7 +199,7 @@ def _normalize(
     """Set the statistics of `FeatureNorm`; then descriptors (N', E), their rows, and what cannot be read."""
     import torch
 
-    from fmcnet.models.statistics import watch_norms
+    from fmcnet.models.decomposition import watch_norms
 
     encoder = Encoder(TorchBackend(model, model.mean.device), card)
     seen: dict[tuple[FeatureNorm, Modality], list[FloatArray]] = {}

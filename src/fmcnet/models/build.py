@@ -5,9 +5,16 @@ from __future__ import annotations
 import torch
 
 from fmcnet.config import ModelConfig
-from fmcnet.models.backbone import STEM_BLOCKS, Stem, Tail, make_backbone
+from fmcnet.models.backbones import make_backbone
 from fmcnet.models.compensation import Compensation, Discriminator, Generator
-from fmcnet.models.decomposition import Decomposition, FeatureNorm, IdentityClassifier
+from fmcnet.models.decomposition import (
+    STEM_BLOCKS,
+    Decomposition,
+    FeatureNorm,
+    IdentityClassifier,
+    Stem,
+    Tail,
+)
 from fmcnet.models.fmcnet import FMCNet, Standardization
 from fmcnet.models.fusion import Fusion
 

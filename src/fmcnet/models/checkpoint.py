@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fmcnet.errors import CheckpointError, first_of
-from fmcnet.files import as_os_error, write_atomically
+from fmcnet.files import as_os_error, write_atomically, write_json
 from fmcnet.models.build import build_model
 from fmcnet.models.card import CARD, WEIGHTS, ModelCard, read_card
 from fmcnet.models.fmcnet import FMCNet
@@ -33,8 +32,7 @@ def save_pretrained(model: FMCNet, card: ModelCard, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
     write_atomically(folder / WEIGHTS, lambda path: save_tensors(tensors, path))
-    text = json.dumps(card.to_dict(), indent=1) + "\n"
-    write_atomically(folder / CARD, lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(folder / CARD, card.to_dict())
     return folder
 
 

@@ -2,13 +2,184 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fmcnet.errors import ConfigError
+from fmcnet.models.backbones import Backbone, initialize
 from fmcnet.types import Modality
+
+STEM_BLOCKS = 3
+"""Blocks of E_V and E_I in the paper, of ResNet's five."""
+
+RESERVED = frozenset({"head", "pool", "norm", "dim", "maps", "stripes", "channels"})
+"""Names in `Stem` and `Tail` that no layer of a backbone may have."""
+
+
+class Stem(nn.Sequential):
+    """E_V or E_I of eq. (1): the backbone's first blocks, weights of one modality.
+
+    With fewer than three blocks (ours; AGW has one), another stem for both modalities has the rest of the three.
+
+    Args:
+        backbone: gives the blocks.
+        end: number of blocks up to the end of this stem, 1 to 3; 3 is the paper.
+        start: number of blocks before this stem; 0 is the paper.
+        frozen: number of blocks that keep their weights and running statistics (ours); 0 is the paper.
+
+    Raises:
+        ConfigError: for two layers of one name.
+    """
+
+    def __init__(self, backbone: Backbone, end: int = STEM_BLOCKS, start: int = 0, frozen: int = 0) -> None:
+        blocks = [backbone.block(index) for index in range(start, end)]
+        super().__init__(_layers(blocks))
+        self._frozen = [name for block in blocks[:frozen] for name in block]
+        for name in self._frozen:
+            self.get_submodule(name).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Stem:
+        """Set the training mode; frozen blocks stay in evaluation mode."""
+        super().train(mode)
+        for name in self._frozen:
+            self.get_submodule(name).eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to F_m (B, channels, h, w); h = H/8 and w = W/8 with three blocks."""
+        for name, layer in self.named_children():
+            if name in self._frozen:
+                with torch.no_grad():
+                    x = layer(x)
+            else:
+                x = layer(x)
+        return x
+
+
+class GeM(nn.Module):
+    """Generalised-mean pooling with a learnable power (Radenovic et al., TPAMI 2019).
+
+    Ours: FMCNet pools by the plain average. Between average (p = 1) and maximum (p large).
+
+    Args:
+        p: the power at the start.
+        eps: smaller values are raised to this.
+    """
+
+    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor(p))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C)."""
+        return x.clamp(min=self.eps).pow(self.p).mean(dim=(2, 3)).pow(1.0 / self.p)
+
+
+class AveragePool(nn.Module):
+    """Global average pooling, as the paper."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C)."""
+        return x.mean(dim=(2, 3))
+
+
+class Tail(nn.Module):
+    """E_sh, E_sp^V or E_sp^I of eq. (1): the backbone's last blocks and global pooling.
+
+    Args:
+        backbone: which.
+        blocks: how many blocks behind the third; None: all, as the paper.
+        dim: length D of the feature, by a 1x1 convolution with batch normalisation and ReLU; None: the last block's
+            channels, as the paper.
+        pooling: "avg" as the paper, or "gem" (ours).
+        unit: centre and scale each dimension by batch normalisation, then bring the feature to unit length (ours; of
+            `model.normalization=tail`).
+
+    Raises:
+        ConfigError: for an unknown pooling, gem on a map with negative values, more blocks than the backbone has, or
+            two layers of one name.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        blocks: int | None = None,
+        dim: int | None = None,
+        pooling: str = "avg",
+        unit: bool = False,
+    ) -> None:
+        super().__init__()
+        if pooling not in ("avg", "gem"):
+            raise ConfigError(f"unknown pooling '{pooling}': choose avg or gem")
+        end = backbone.depth if blocks is None else STEM_BLOCKS + blocks
+        if end > backbone.depth:
+            raise ConfigError(
+                f"model.tail_blocks={blocks}: this backbone has {backbone.depth - STEM_BLOCKS} behind its third block"
+            )
+        if pooling == "gem" and dim is None and not backbone.rectified(end - 1):
+            raise ConfigError(
+                f"model.pooling=gem takes values of 0 and more, and the map behind {end} blocks has negative "
+                "ones: set model.dim, whose layer ends with a ReLU, or model.pooling=avg"
+            )
+        own_blocks = [backbone.block(index) for index in range(STEM_BLOCKS, end)]
+        layers = _layers(own_blocks)
+        self._ends = tuple(list(block)[-1] for block in own_blocks)
+        self.channels = tuple(backbone.channels(index) for index in range(STEM_BLOCKS, end))
+        self.dim = self.channels[-1] if dim is None else dim
+        if dim is not None:
+            conv = nn.Conv2d(self.channels[-1], dim, 1, bias=False)
+            layers["head"] = initialize(nn.Sequential(conv, nn.BatchNorm2d(dim), nn.ReLU(inplace=True)))
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self._layers = tuple(layers)
+        self.pool: nn.Module = GeM() if pooling == "gem" else AveragePool()
+        self.norm = nn.BatchNorm1d(self.dim, affine=False) if unit else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """F_m (B, C, h, w) to a feature (B, dim)."""
+        feature = cast(Tensor, self.pool(self.maps(x)))
+        return feature if self.norm is None else F.normalize(self.norm(feature), dim=1)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """F_m (B, C, h, w) to the last map (B, dim, h', w')."""
+        for name in self._layers:
+            x = self.get_submodule(name)(x)
+        return x
+
+    def stripes(self, x: Tensor, count: int) -> Tensor:
+        """Averages of horizontal stripes of the map behind each block. Ours.
+
+        Args:
+            x: F_m (B, C, h, w).
+            count: of stripes a map.
+
+        Returns:
+            (B, count * sum(channels)): block after block, its stripes from top to bottom.
+        """
+        found = []
+        for name in self._layers:
+            x = self.get_submodule(name)(x)
+            if name in self._ends:
+                pooled = F.adaptive_avg_pool2d(x, (count, 1)).squeeze(3)  # (B, C, count)
+                found.append(pooled.transpose(1, 2).flatten(1))
+        return torch.cat(found, dim=1)
+
+
+def _layers(blocks: list[dict[str, nn.Module]]) -> OrderedDict[str, nn.Module]:
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, layer in (item for block in blocks for item in block.items()):
+        if name in layers or name in RESERVED or hasattr(nn.Sequential, name):
+            raise ConfigError(f"backbone: the layer name '{name}' is taken. Give this layer another name.")
+        layers[name] = layer
+    return layers
 
 
 class IdentityClassifier(nn.Module):
@@ -189,3 +360,24 @@ class Decomposition(nn.Module):
         head = self.classify_visible if modality is Modality.VISIBLE else self.classify_infrared
         assert head is not None, "this variant has no specific branch"
         return head
+
+
+def feature_norms(model: nn.Module) -> list[FeatureNorm]:
+    """Every `FeatureNorm` of a model; none unless `model.normalization=modality`."""
+    return [module for module in model.modules() if isinstance(module, FeatureNorm)]
+
+
+@contextmanager
+def watch_norms(model: nn.Module, keep: Callable[[FeatureNorm, Modality, Tensor], object]) -> Iterator[None]:
+    """Within the block, give `keep` the features (B, D) that each `FeatureNorm` gets, with their modality."""
+
+    def watched(norm: FeatureNorm, modality: Modality, _: nn.Module, inputs: tuple[Tensor]) -> None:
+        keep(norm, modality, inputs[0])
+
+    with ExitStack() as hooks:
+        for norm in feature_norms(model):
+            for modality in Modality:
+                statistics = norm.statistics[modality.code]
+                handle = statistics.register_forward_pre_hook(partial(watched, norm, modality))
+                hooks.callback(handle.remove)
+        yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -10,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmcnet.config import Config, ModelConfig
-from fmcnet.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Tail, Triple
+from fmcnet.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Triple
 from fmcnet.models.compensation import Compensation
-from fmcnet.models.decomposition import Decomposition
+from fmcnet.models.decomposition import Decomposition, Tail
 from fmcnet.models.fusion import Fusion
 from fmcnet.types import Modality, parse_modality
 
@@ -329,6 +331,15 @@ class FMCNet(nn.Module):
         if self.frozen is not None:
             self.frozen.eval()
         return self
+
+    @contextmanager
+    def unstandardized(self) -> Iterator[None]:
+        """Within the block, `embed` gives the descriptor before its standardisation."""
+        standard, self.standard = self.standard, None
+        try:
+            yield
+        finally:
+            self.standard = standard
 
     def features(
         self, images: Tensor, modality: Modality | str

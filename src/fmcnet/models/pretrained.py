@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fmcnet.errors import CheckpointError, FmcnetError, first_of
-from fmcnet.models.backbone import make_backbone
+from fmcnet.models.backbones import make_backbone
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.shipped import find_model, shipped_models
 
@@ -121,16 +121,15 @@ def load_model(model: FMCNet, source: str, arch: str) -> None:
 
 def _backbone_parts(model: FMCNet) -> dict[str, nn.Module]:
     """The stems and tails that a model has, by name."""
-    sfd = model.decomposition
-    parts = {
-        "stem_visible": sfd.stem_visible,
-        "stem_infrared": sfd.stem_infrared,
-        "stem_shared": sfd.stem_shared,
-        "shared": sfd.shared,
-        "specific_visible": sfd.specific_visible,
-        "specific_infrared": sfd.specific_infrared,
-        "frozen": model.frozen,
-    }
+    names = (
+        "stem_visible",
+        "stem_infrared",
+        "stem_shared",
+        "shared",
+        "specific_visible",
+        "specific_infrared",
+    )
+    parts = {name: getattr(model.decomposition, name) for name in names} | {"frozen": model.frozen}
     return {name: part for name, part in parts.items() if part is not None}
 
 

@@ -220,12 +220,7 @@ def _changing(path: Path) -> Iterator[None]:
 def _write_file(path: Path, keys: Sequence[Key]) -> None:
     rows = [{"name": k.name, "scopes": sorted(k.scopes), "sha256": k.digest} for k in keys]
     text = json.dumps({"format": "fmcnet-keys-1", "keys": rows}, indent=1) + "\n"
-
-    def write(at: Path) -> None:
-        at.touch(mode=0o600)
-        at.write_text(text, encoding="utf-8")
-
-    write_atomically(path, write)
+    write_atomically(path, lambda at: at.write_text(text, encoding="utf-8"), 0o600)
 
 
 def _plain(scopes: Iterable[str]) -> frozenset[str]:

@@ -40,10 +40,9 @@ from fmcnet.models.card import CARD, PROJECTION, WEIGHTS, ModelCard
 from fmcnet.models.checkpoint import load_weights, save_pretrained, save_tensors
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.parsing import read_json
-from fmcnet.training.folder import writing
 from fmcnet.training.loggers import StepLogger
 from fmcnet.training.optimizers import restore_schedule
-from fmcnet.training.selection import ModelSelection
+from fmcnet.training.selection import ModelSelection, writing
 from fmcnet.training.train_step import TrainStep
 
 STATE = "state.safetensors"
@@ -111,7 +110,7 @@ class Checkpointer:
             if self._ctx.main:
                 logger.info("there is no checkpoint in %s: starting from the first step", self._run)
             return 0
-        self._logger.restore(facts["terms"])
+        self._logger.terms = facts["terms"]
         with agree_on_errors(self._ctx):
             self._selection.restore(facts["selection"])
         if self._ctx.main and done == self._steps:
@@ -307,15 +306,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         facts: dict[str, Any] = read_json(folder / FACTS)
         if facts.pop("sha256") != _facts_digest(facts):
             raise CheckpointError(f"{FACTS} is not what was written")
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        CheckpointError,
-    ) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
         raise _unusable(folder, error) from error
     return facts
 

@@ -1,15 +1,22 @@
-"""What a training starts from: images in memory, batches, a model."""
+"""What a training starts from: the run folder with its checks, images in memory, batches, a model."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from filelock import Timeout
 
-from fmcnet.config import AugmentConfig, Config
+from fmcnet.config import AugmentConfig, Config, load_config
 from fmcnet.data.cache import ImageCache, cache_folder
 from fmcnet.data.loader import (
     IdentityModalitySampler,
@@ -18,19 +25,36 @@ from fmcnet.data.loader import (
     load_batches,
     make_sampler,
 )
+from fmcnet.data.readers import detect_layout
 from fmcnet.data.table import Table, fingerprint, sample_pictures
 from fmcnet.distributed import DistributedContext
-from fmcnet.errors import ConfigError
+from fmcnet.errors import CheckpointError, ConfigError, DataError
+from fmcnet.files import left_in, lock_file, remove_left, write_text
 from fmcnet.models.build import build_model
-from fmcnet.models.card import ModelCard
+from fmcnet.models.card import CARD, ModelCard
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.models.pretrained import load_pretrained
+from fmcnet.parsing import read_yaml
 from fmcnet.training.checkpointing import checkpoints
-from fmcnet.training.selection import ModelSelection, hold_out
+from fmcnet.training.loggers import unwritable
+from fmcnet.training.selection import ModelSelection
 from fmcnet.training.train_step import precision
 from fmcnet.types import IntArray
 
 logger = logging.getLogger(__name__)
+
+CONFIG = "config.yaml"
+MAY_CHANGE = (
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.checkpoint_minutes",
+    "training.keep",
+    "data.cache",
+)
+"""Settings that may differ on resume: they change when files are written, not what is computed."""
+
+BENCHMARKS = ("sysu", "regdb", "llcm")
+"""Shipped configurations that are for the layout of their name."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +124,57 @@ def prepare(
     return TrainingInputs(cache, labels, sampler, selection, model, card)
 
 
+def hold_out(table: Table, config: Config) -> Table:
+    """Move a share of the training identities to the split "val", where validation needs some and there are none.
+
+    RegDB, LLCM and most CSVs name no validation identities. The share is `data.val_share` of the training
+    identities, drawn by `training.seed`.
+    """
+    wanted = config.training.validate_every and config.training.select != "test"
+    if not wanted or (table.split == "val").any() or not config.data.val_share:
+        return table
+    pids = np.unique(table.pid[table.split == "train"])
+    count = max(1, round(config.data.val_share * len(pids)))
+    held = np.random.default_rng(config.training.seed).permutation(pids)[:count]
+    mask = (table.split == "train") & np.isin(table.pid, held)
+    note = f"{count} of {len(pids)} training identities are held out for validation (data.val_share)"
+    split = np.where(mask, "val", table.split.astype("<U5"))
+    return replace(table, split=split, notes=(*table.notes, note))
+
+
+def parse_splits(text: str) -> tuple[int, ...]:
+    """Parse "1-10" or "1,3,5-7"; raises `ConfigError` for anything else, or numbers outside 1..10."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            ends = int(first), int(last if dash else first)
+            numbers += range(min(ends), max(ends) + 1)
+        except ValueError:
+            raise ConfigError(f"--splits {text}: write numbers and ranges, as 1-10 or 1,3,5-7") from None
+    if not numbers or min(numbers) < 1 or max(numbers) > 10:
+        raise ConfigError(f"--splits {text}: RegDB's splits are 1 to 10")
+    return tuple(dict.fromkeys(numbers))
+
+
+def warn_of_other_benchmark(config: str | None, data: str | Path) -> None:
+    """Warn of a shipped configuration that is for another benchmark than the data."""
+    if config not in BENCHMARKS or int(os.environ.get("RANK", "0")):
+        return
+    try:
+        layout = detect_layout(data)
+    except DataError:
+        return  # the training says what is wrong
+    if layout != config and layout in BENCHMARKS:  # a CSV is nobody's benchmark: any recipe may train on it
+        logger.warning(
+            "--config %s is for another benchmark: %s has the layout of %s. Take --config %s",
+            config,
+            data,
+            layout,
+            layout,
+        )
+
+
 def check_split(config: Config, dataset: str) -> None:
     """Refuse `data.split` beside data that have one split.
 
@@ -125,3 +200,129 @@ def total_steps(config: Config, table: Table, world: int = 1) -> int:
     rows = hold_out(table, config).select(split=config.data.train_splits)
     sampler = make_sampler(config, rows, rows.labels()[0], 0, world)
     return config.training.epochs * sampler.steps // config.training.accumulate
+
+
+def check_folder(run: Path, config: Config, resume: bool) -> None:
+    """Check that a training may write to the folder.
+
+    Args:
+        run: the run folder.
+        config: settings of the training.
+        resume: whether it may hold a run.
+
+    Raises:
+        CheckpointError: when it holds a run and `resume` is not set, or a run with other settings.
+        DataError: when it holds other files.
+    """
+    stored = run / CONFIG
+    if stored.is_file():
+        if not resume:
+            begun = any((run / "checkpoints").glob("step-*"))
+            more = "" if begun else ". It has no checkpoint yet: its folder can be deleted"
+            raise CheckpointError(
+                f"{run} already holds a run: go on with --resume (in Python: resume=True), or give another "
+                f"--out{more}"
+            )
+        written, kept = _read(stored)
+        old, new = (_flat(tree.model_dump(mode="json")) for tree in (kept, config))
+        changed = [key for key in old if old[key] != new[key] and key not in MAY_CHANGE]
+        if lacking := [key for key in changed if key not in written]:
+            raise _damaged(stored, f"does not hold {', '.join(lacking[:5])}")
+        if changed:
+            listed = "; ".join(f"{key}: {old[key]} there, {new[key]} now" for key in changed[:5])
+            raise CheckpointError(f"{run} was started with other settings ({listed})")
+    elif resume and (run / "checkpoints").exists():
+        raise _damaged(stored, "is a folder" if stored.is_dir() else "is missing")
+    elif run.exists() and (not run.is_dir() or set(run.iterdir()) - {run / ".lock", *left_in(run)}):
+        raise DataError(f"{run} exists and is not an fmcnet run: give a new or empty folder as --out")
+
+
+def _read(stored: Path) -> tuple[dict[str, Any], Config]:
+    """The settings that the file of a run holds, as "section.key", and all of them."""
+    try:
+        tree = read_yaml(stored)
+        if not isinstance(tree, dict) or not tree:
+            raise _damaged(stored, "holds no sections" if tree else "is empty")
+        config = load_config(tree)
+    except OSError as error:
+        raise _damaged(stored, f"cannot be read: {error.strerror or error}") from error
+    except (ValueError, ConfigError) as error:
+        reason = " ".join(str(error).split())
+        raise _damaged(stored, f"is damaged ({reason[:200]})") from error
+    return _flat({name: values for name, values in tree.items() if isinstance(values, dict)}), config
+
+
+def _damaged(stored: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{stored} {what}: write it again with the settings of this training (fmcnet config NAME key=value > FILE), "
+        "or give another --out"
+    )
+
+
+def resumed_config(run: Path, source: str | None, overrides: Sequence[str]) -> Config | None:
+    """The settings that a run was started with, and `overrides`; None where there is no run yet.
+
+    What a configuration `source`, named beside the run, says otherwise is left out with a warning: it may have been
+    overridden when the run started.
+    """
+    stored = run / CONFIG
+    if not stored.is_file():
+        return None
+    if source is not None:
+        own, named = load_config(stored).model_dump(), load_config(source)
+        overridden = {item.partition("=")[0].strip() for item in overrides}
+        differing = [
+            f"{section}.{key} {own[section][key]} (not {getattr(part, key)})"
+            for section, part in named
+            for key in sorted(part.model_fields_set)
+            if own[section][key] != getattr(part, key) and f"{section}.{key}" not in overridden
+        ]
+        if differing:
+            logger.warning(
+                "the run goes on with its own settings, not those of %s: %s", source, "; ".join(differing)
+            )
+    return load_config(stored, list(overrides))
+
+
+@contextmanager
+def open_folder(run: Path, config: Config) -> Iterator[None]:
+    """Make and lock the run folder, write the settings, and remove half-written files of a killed training.
+
+    Raises:
+        CheckpointError: when another process (a job that was queued again, say) holds the lock.
+        DataError: when the folder cannot be made or written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(lock_file(run / ".lock"))
+            except Timeout:
+                raise CheckpointError(
+                    f"another process is training in {run}: wait for it, or give another --out"
+                ) from None
+            except (OSError, NotImplementedError):  # no locks here, or read-only: then the first write fails
+                pass
+            remove_left(run)
+            for path in (run / "checkpoints").glob(".step-*.tmp"):
+                shutil.rmtree(path, ignore_errors=True)
+            for path in (run / "checkpoints").glob("best-*"):
+                remove_left(path)
+            write_text(run / CONFIG, config.to_yaml())
+        except OSError as error:
+            raise unwritable(run, error) from error
+        yield
+
+
+def split_folder(out: Path, split: int) -> Path:
+    """Return the run folder of one split, below the folder of all."""
+    return out / f"split-{split:02d}"
+
+
+def split_runs(folder: Path) -> list[Path]:
+    """List the finished runs of a folder that `train_splits` wrote, by split."""
+    return [path for path in sorted(folder.glob("split-*")) if (path / CARD).is_file()]
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    return {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}

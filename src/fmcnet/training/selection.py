@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -26,9 +25,8 @@ from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import Encoder
 from fmcnet.models.card import WEIGHTS, ModelCard
 from fmcnet.models.checkpoint import load_weights, save_pretrained
+from fmcnet.models.decomposition import feature_norms, watch_norms
 from fmcnet.models.fmcnet import FMCNet
-from fmcnet.models.statistics import feature_norms, unstandardized, watch_norms
-from fmcnet.training.folder import writing
 from fmcnet.types import Modality
 
 BATCHES = 50
@@ -36,22 +34,16 @@ BATCHES = 50
 training set is passed over once."""
 
 
-def hold_out(table: Table, config: Config) -> Table:
-    """Move a share of the training identities to the split "val", where validation needs some and there are none.
-
-    RegDB, LLCM and most CSVs name no validation identities. The share is `data.val_share` of the training
-    identities, drawn by `training.seed`.
-    """
-    wanted = config.training.validate_every and config.training.select != "test"
-    if not wanted or (table.split == "val").any() or not config.data.val_share:
-        return table
-    pids = np.unique(table.pid[table.split == "train"])
-    count = max(1, round(config.data.val_share * len(pids)))
-    held = np.random.default_rng(config.training.seed).permutation(pids)[:count]
-    mask = (table.split == "train") & np.isin(table.pid, held)
-    note = f"{count} of {len(pids)} training identities are held out for validation (data.val_share)"
-    split = np.where(mask, "val", table.split.astype("<U5"))
-    return replace(table, split=split, notes=(*table.notes, note))
+@contextmanager
+def writing(what: str, folder: Path, then: str) -> Iterator[None]:
+    """Turn an error of the disk into one that says how to continue."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{what} could not be written into {folder}: {error.strerror or error}. Nothing is lost: make room, then "
+            f"the same command with --resume {then}"
+        ) from error
 
 
 class ModelSelection:
@@ -182,7 +174,7 @@ def estimate_statistics(model: FMCNet, load: Callable[[], Iterable[TrainingBatch
             norm.set(modality, *total.read(world, model.mean.device))
     if (standard := model.standard) is not None:
         of_descriptor = {modality: Moments(standard.mean.shape[1]) for modality in Modality}
-        with unstandardized(model):
+        with model.unstandardized():
             for batch in load():
                 of_descriptor[Modality.VISIBLE].add(model.embed(batch.visible, Modality.VISIBLE))
                 of_descriptor[Modality.INFRARED].add(model.embed(batch.infrared, Modality.INFRARED))

@@ -31,7 +31,7 @@ from fmcnet.distributed import (
 )
 from fmcnet.errors import FmcnetError
 from fmcnet.losses.criterion import LOSSES, ExtraTerm, FMCNetLoss
-from fmcnet.models.backbone import make_backbone
+from fmcnet.models.backbones import make_backbone
 from fmcnet.models.build import build_model
 from fmcnet.models.decomposition import Decomposition
 from fmcnet.models.fmcnet import FMCNet, FMCNetOutput

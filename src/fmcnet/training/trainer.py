@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -15,7 +17,7 @@ import torch
 from torch.profiler import record_function
 
 from fmcnet.config import AugmentConfig, Config
-from fmcnet.data.readers import read_dataset
+from fmcnet.data.readers import detect_layout, read_dataset
 from fmcnet.data.table import Table, fingerprint
 from fmcnet.distributed import (
     DistributedContext,
@@ -26,18 +28,22 @@ from fmcnet.distributed import (
     mark_agreed,
     resident_bytes,
 )
-from fmcnet.errors import Interrupted, TrainingError, translate_errors
+from fmcnet.errors import ConfigError, Interrupted, TrainingError, translate_errors
 from fmcnet.losses.criterion import ExtraTerm, check_extra_terms
-from fmcnet.models.backbone import make_backbone
+from fmcnet.models.backbones import make_backbone
 from fmcnet.models.fmcnet import FMCNet
 from fmcnet.progress import Progress
 from fmcnet.training.checkpointing import Checkpointer, checkpoints, drop_others
-from fmcnet.training.folder import check_folder, open_folder
-from fmcnet.training.loggers import StepLogger, Tracker, check_trackers
-from fmcnet.training.prepare import TrainingInputs, check_split, prepare
-from fmcnet.training.profiler import StepProfile
+from fmcnet.training.loggers import StepLogger, StepProfile, Tracker, check_trackers
+from fmcnet.training.prepare import (
+    TrainingInputs,
+    check_folder,
+    check_split,
+    open_folder,
+    prepare,
+    split_folder,
+)
 from fmcnet.training.selection import BATCHES, estimate_statistics
-from fmcnet.training.stop import StopAtStepEnd
 from fmcnet.training.train_step import MEASURED, NotFinite, TrainStep
 
 logger = logging.getLogger(__name__)
@@ -150,6 +156,41 @@ def train(
                 trackers=trackers,
                 profile=profile,
             )
+
+
+def train_splits(
+    config: Config,
+    data: str | Path,
+    out: Path,
+    splits: Sequence[int],
+    *,
+    device: str = "auto",
+    **options: Any,
+) -> list[TrainingSummary]:
+    """Train one run for each of RegDB's splits, in `out/split-NN`.
+
+    Args:
+        config: all settings but `data.split`.
+        data: RegDB's folder.
+        out: the folder of all runs.
+        splits: numbers, 1 to 10.
+        device: as that of `train`.
+        options: the others of `train`, of every run. With `resume` finished runs are kept.
+
+    Raises:
+        ConfigError: for a dataset without splits.
+    """
+    layout = config.data.layout if config.data.layout != "auto" else detect_layout(data)
+    if layout != "regdb":
+        raise ConfigError(f"--splits is for RegDB; {data} is {layout}, which has one split")
+    summaries = []
+    with distributed_context(device):  # joins the process group once, not once a split
+        for split in splits:
+            own = config.model_copy(update={"data": config.data.model_copy(update={"split": split})})
+            run = split_folder(out, split)
+            options["description"] = f"split {split}"
+            summaries.append(train(own, data, run, device=device, **options))
+    return summaries
 
 
 class Trainer:
@@ -340,6 +381,37 @@ class Trainer:
             last_terms=self._logger.terms,
             selected=self._checkpointer.selected(),
         )
+
+
+class StopAtStepEnd:
+    """Ctrl-C or SIGTERM ends the training after the current step, with a checkpoint; a third signal ends it at once.
+
+    Two signals count as one: a terminal and a parent process may both deliver the same Ctrl-C.
+
+    Attributes:
+        signals: number of signals received.
+        terminated: whether one was SIGTERM.
+    """
+
+    def __init__(self) -> None:
+        self.signals = 0
+        self.terminated = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopAtStepEnd:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, *_: object) -> None:
+        self.signals += 1
+        self.terminated |= number == signal.SIGTERM
+        if self.signals > 2:
+            raise KeyboardInterrupt
 
 
 def _memory(device: torch.device) -> str:

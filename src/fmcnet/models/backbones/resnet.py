@@ -7,13 +7,14 @@ Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from fmcnet.errors import CheckpointError, ConfigError
-from fmcnet.models.backbone import Backbone, initialize
+from fmcnet.models.backbones import Backbone, initialize
 
 ADDRESSES = {
     "resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
@@ -141,3 +142,6 @@ class ResNet(Backbone):
                 f"could not fetch {address} ({error}). Without network: fetch it elsewhere and set model.pretrained "
                 "to its path, or to null for random initialisation."
             ) from error
+
+
+ARCHITECTURES = {arch: partial(ResNet, arch) for arch in DEPTHS}

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmcnet.errors import CheckpointError
-from fmcnet.models.backbone import Backbone, Triple, initialize
+from fmcnet.models.backbones import Backbone, Triple, initialize
 
 EPSILON = 1e-3
 """Of every batch normalisation, as published."""
@@ -192,3 +192,6 @@ class EfficientNetLite2(EfficientNetLite0):
     scale = 2
     wider = 1.1
     deeper = 1.2
+
+
+ARCHITECTURES = {"efficientnet_lite0": EfficientNetLite0, "efficientnet_lite2": EfficientNetLite2}
