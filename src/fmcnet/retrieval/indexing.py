@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from fmcnet.data.listing import ignored_facts
 from fmcnet.data.readers.csv import MISSING
 from fmcnet.data.value_range import Remarks, ValueRange
-from fmcnet.errors import DataError, FmcnetError
+from fmcnet.errors import DataError, FmcnetError, first_of
+from fmcnet.identities import is_number, near_identities, near_spelling
 from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.names import near_cameras
 from fmcnet.progress import Progress
+from fmcnet.retrieval.answer import MOST_COMPARED
 from fmcnet.retrieval.file_records import FileRecord
 from fmcnet.retrieval.freshness import FileChanges, compare_files
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.notes import added_notes
 from fmcnet.retrieval.records import EPOCH, Added, Entry, Where, as_pid
 from fmcnet.retrieval.searcher import Searcher
 from fmcnet.retrieval.sources import Picture, Sources
 
+LOOKED_UP = 20
+"""Numbers whose earlier entries are looked at, and entries of each, on average."""
 PORTION = 256
 """Pictures added at once: what a kill may make to be encoded again."""
 
@@ -374,3 +380,40 @@ def _update(gallery: Gallery, differing: Mapping[str, Sequence[Difference]]) -> 
         if found:
             alike.setdefault(tuple((one.name, one.given) for one in found), []).append(entry_id)
     return sum(gallery.update(ids, **dict(change)) for change, ids in alike.items())
+
+
+def added_notes(gallery: Gallery, before: Collection[str], added: Sequence[Picture]) -> list[str]:
+    """Notes on the identities of pictures that were added.
+
+    Args:
+        gallery: as it is now.
+        before: its identities before.
+        added: the new pictures.
+    """
+    given = {picture.pid for picture in added if picture.pid is not None}
+    near = _near(before, given)
+    numbers = sorted((pid for pid in given & {*before} if is_number(pid)), key=int)
+    if not numbers:
+        return near
+    folder = Path(os.path.commonpath([picture.path.parent for picture in added]))
+    earlier = gallery.scan(Where(pids=numbers[:LOOKED_UP]), chunk=64)  # in the order of adding
+    for entry, _ in itertools.islice(earlier, LOOKED_UP**2):
+        if entry.source and Path(entry.source).is_absolute() and folder not in Path(entry.source).parents:
+            return [
+                *near,
+                f"the numbers {first_of(numbers, 3)} are persons of the gallery already, as of "
+                f"{entry.source}, and are taken as the same; if they are others, repeat with a --pid-prefix, as "
+                "regdb-, and --existing update",
+            ]
+    return near
+
+
+def near_notes(gallery: Gallery, given: Collection[str]) -> list[str]:
+    """Notes on near spellings of identities that were added; none beside more than `MOST_COMPARED` others."""
+    stored = gallery.identities() if given else []
+    return _near(stored if len(stored) <= MOST_COMPARED else [], {*given})
+
+
+def _near(stored: Collection[str], given: set[str]) -> list[str]:
+    keys = {near_spelling(name) for name in given}
+    return near_identities([name for name in {*stored, *given} if near_spelling(name) in keys])
