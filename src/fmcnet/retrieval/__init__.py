@@ -18,7 +18,7 @@ _PUBLIC = {
     "HitGroup": "records",
     "Searcher": "searcher",
     "Where": "records",
-    "group": "ranking",
+    "group": "records",
     "pool": "inputs",
 }
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:  # "as" tells type checkers that a name is exported
     from fmcnet.retrieval.gallery import Gallery as Gallery
     from fmcnet.retrieval.inputs import KEEP as KEEP
     from fmcnet.retrieval.inputs import pool as pool
-    from fmcnet.retrieval.ranking import group as group
     from fmcnet.retrieval.records import Added as Added
     from fmcnet.retrieval.records import Entry as Entry
     from fmcnet.retrieval.records import GalleryInfo as GalleryInfo
@@ -37,6 +36,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that a name is exported
     from fmcnet.retrieval.records import Hit as Hit
     from fmcnet.retrieval.records import HitGroup as HitGroup
     from fmcnet.retrieval.records import Where as Where
+    from fmcnet.retrieval.records import group as group
     from fmcnet.retrieval.searcher import Searcher as Searcher
 
 

@@ -18,12 +18,17 @@ import numpy as np
 
 from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
 from fmcnet.files import make_private, private_mode, put_in_place, to_disk
-from fmcnet.retrieval.entry_columns import EntryColumns
-from fmcnet.retrieval.faiss_index import Codes
+from fmcnet.retrieval.faiss_index import Codes, EntryColumns
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.index_files import BLOCK, IndexManifest, InvalidIndexError, block_crc, discard
+from fmcnet.retrieval.index_files import (
+    BLOCK,
+    IndexManifest,
+    InvalidIndexError,
+    block_crc,
+    check_loss,
+    discard,
+)
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
-from fmcnet.retrieval.loss_check import check_loss
 from fmcnet.retrieval.records import MADE_WITH, NONE, Entry, EntryBatch, from_micros
 from fmcnet.retrieval.sqlite_connection import NAME, read_mark
 from fmcnet.retrieval.sqlite_database import Database

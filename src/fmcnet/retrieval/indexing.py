@@ -20,12 +20,12 @@ from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.names import near_cameras
 from fmcnet.progress import Progress
 from fmcnet.retrieval.answer import MOST_COMPARED
-from fmcnet.retrieval.file_records import FileRecord
 from fmcnet.retrieval.freshness import FileChanges, compare_files
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.records import EPOCH, Added, Entry, Where, as_pid
 from fmcnet.retrieval.searcher import Searcher
 from fmcnet.retrieval.sources import Picture, Sources
+from fmcnet.retrieval.sqlite_database import FileRecord
 
 LOOKED_UP = 20
 """Numbers whose earlier entries are looked at, and entries of each, on average."""

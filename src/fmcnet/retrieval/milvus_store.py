@@ -27,9 +27,9 @@ from fmcnet.retrieval.milvus_client import (
     to_row,
     to_stored,
 )
-from fmcnet.retrieval.ranking import SPARE, ranked, ties_go_on
 from fmcnet.retrieval.records import (
     NONE,
+    SPARE,
     Added,
     EntryBatch,
     GalleryInfo,
@@ -40,6 +40,8 @@ from fmcnet.retrieval.records import (
     Stored,
     Where,
     from_micros,
+    ranked,
+    ties_go_on,
 )
 from fmcnet.retrieval.times import DayCount, count_days
 from fmcnet.types import FloatArray

@@ -23,8 +23,8 @@ from fmcnet.parsing import read_json
 from fmcnet.retrieval.answer import NO_LIMIT, Answer, CalibratedScores, answer_notes, filter_notes, thumbnail
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import column, tag_column
-from fmcnet.retrieval.ranking import group as group_hits
 from fmcnet.retrieval.records import MADE_WITH, Added, HitGroup, OnDuplicate, Where
+from fmcnet.retrieval.records import group as group_hits
 from fmcnet.types import Embeddings, FloatArray, Modality
 
 Modalities = ModalityLike | Sequence[ModalityLike] | NDArray[np.uint8]

@@ -24,16 +24,14 @@ from filelock import Timeout
 from fmcnet.errors import GalleryBusyError, GalleryError, GalleryReplacedError
 from fmcnet.files import lock_file, make_private, take_from_others
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
-from fmcnet.retrieval.file_records import FileRecords
 from fmcnet.retrieval.gallery_index import GalleryIndex
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
-from fmcnet.retrieval.index_files import IndexManifest
+from fmcnet.retrieval.index_files import IndexManifest, check_loss, lost
 from fmcnet.retrieval.inputs import check_new, check_settings, check_there
-from fmcnet.retrieval.loss_check import check_loss, lost
-from fmcnet.retrieval.ranking import SPARE, may_be_among, ranked, ties_go_on
 from fmcnet.retrieval.records import (
     MADE_WITH,
     NONE,
+    SPARE,
     Added,
     EntryBatch,
     GalleryInfo,
@@ -45,9 +43,12 @@ from fmcnet.retrieval.records import (
     Stored,
     Where,
     from_micros,
+    may_be_among,
+    ranked,
+    ties_go_on,
 )
-from fmcnet.retrieval.sqlite_connection import NAME, not_writable
-from fmcnet.retrieval.sqlite_database import FIRST_TABLES, TABLES, Database
+from fmcnet.retrieval.sqlite_connection import FIRST_TABLES, NAME, TABLES, not_writable
+from fmcnet.retrieval.sqlite_database import Database, FileRecords
 from fmcnet.retrieval.times import DayCount, count_days
 from fmcnet.types import BoolArray, FloatArray
 
