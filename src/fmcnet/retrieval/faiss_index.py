@@ -234,10 +234,7 @@ class EntryColumns:
         needed = self._n + len(seqs)
         if needed > len(self._arrays["seq"]):
             room = max(needed, 2 * self._n, 1024)
-            for name, array in self._arrays.items():
-                grown = np.empty(room, array.dtype)
-                grown[: self._n] = array[: self._n]
-                self._arrays[name] = grown
+            self._arrays = {name: np.resize(array, room) for name, array in self._arrays.items()}
         start, self._n = self._n, needed
         self._arrays["seq"][start:needed] = seqs
         self._arrays["alive"][start:needed] = True

@@ -193,7 +193,7 @@ class IndexManifest:
         write_atomically(folder / self.columns, lambda path: index.columns.save(path, self.rows), mode)
         self.columns_crc = _crc(folder / self.columns)
         self.write(folder)
-        discard(folder, {self.vectors, self.columns, self.graph})
+        discard(folder, {NAME, self.vectors, self.columns, self.graph})
 
     def write(self, folder: Path) -> None:
         """Write the manifest."""
@@ -206,19 +206,11 @@ class IndexManifest:
 
 def discard(folder: Path, keep: Collection[Any] = ()) -> None:
     """Remove the index's files, all but those named, and what killed writers left half-made."""
-    if not keep:
-        _remove(folder / NAME)
-    remove_left(folder)
-    for pattern in FILES[1:]:
+    for pattern in FILES:  # the manifest first
         for path in folder.glob(pattern):
-            if path.name not in keep:
-                _remove(path)
-
-
-def _remove(path: Path) -> None:
-    """A folder in the place of a file is left: it is none of ours."""
-    if not path.is_dir():
-        path.unlink(missing_ok=True)
+            if path.name not in keep and not path.is_dir():
+                path.unlink(missing_ok=True)
+    remove_left(folder)
 
 
 def _token() -> str:

@@ -179,12 +179,16 @@ def index(
         with Progress("indexing", len(sources.pictures), show=progress) as bar:
             for start in range(0, len(sources.pictures), PORTION):
                 pictures = sources.pictures[start : start + PORTION]
-                portion = _compare(gallery, pictures, report, keep_images, include_removed)
-                new += portion.new
-                again = _apply_to_existing(gallery, portion, existing, report)
+                ids = [picture.id for picture in pictures]
+                stored = {entry.id: entry for entry, _ in gallery.scan(Where(ids=ids))}
+                report.already += len(stored)
+                records = compare_files(gallery, pictures, stored, report.changes)
+                fresh = _new_pictures(gallery, pictures, stored, records, report, include_removed)
+                new += fresh
+                again = _apply_to_existing(gallery, pictures, stored, existing, report, keep_images)
                 for done in _add(
                     searcher,
-                    [*portion.new, *again],
+                    [*fresh, *again],
                     replace=bool(again),
                     keep_images=keep_images,
                     value_range=value_range,
@@ -194,10 +198,8 @@ def index(
                 ):
                     report.count(done)
                     if gallery.files is not None:
-                        records = {
-                            name: portion.records[name] for name in done.ids if name in portion.records
-                        }
-                        gallery.files.put(records, added=True)
+                        encoded = {name: records[name] for name in done.ids if name in records}
+                        gallery.files.put(encoded, added=True)
                 bar.advance(count=len(pictures))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -216,71 +218,47 @@ def index(
     return report
 
 
-class _Portion(NamedTuple):
-    """Some of the pictures, compared with the gallery.
-
-    Attributes:
-        new: those to add.
-        known: those that the gallery holds, each with its entry and what differs.
-        records: their files, by entry id, to be noted once they are encoded.
-    """
-
-    new: list[Picture]
-    known: list[tuple[Picture, Entry, list[Difference]]]
-    records: Mapping[str, FileRecord]
-
-
-def _compare(
+def _new_pictures(
     gallery: Gallery,
     pictures: Sequence[Picture],
+    stored: Collection[str],
+    records: Mapping[str, FileRecord],
     report: IndexReport,
-    keep_images: bool,
     include_removed: bool,
-) -> _Portion:
-    """Tell new pictures from known ones; what moved and what was removed before goes to the report alone."""
-    stored = {entry.id: entry for entry, _ in gallery.scan(Where(ids=[picture.id for picture in pictures]))}
-    report.already += len(stored)
-    changes = report.changes
-    records = compare_files(gallery, pictures, stored, changes)
-    new = [picture for picture in pictures if picture.id not in stored and picture.id not in changes.moved]
-    if not include_removed:
-        removed = _removed(gallery, new, records)
-        report.removed_before += [str(picture.path) for picture in new if picture.id in removed]
-        new = [picture for picture in new if picture.id not in removed]
-    known = []
-    for picture in pictures:
-        if picture.id in stored:
-            entry = stored[picture.id]
-            differences = list(_differences(gallery, picture, entry, keep_images, changes))
-            known.append((picture, entry, differences))
-    return _Portion(new, known, records)
+) -> list[Picture]:
+    """Those to add; what moved, and what was removed before, goes to the report alone."""
+    new = [one for one in pictures if one.id not in stored and one.id not in report.changes.moved]
+    if include_removed:
+        return new
+    keys = {one.id: {one.id} for one in new}  # of entries without a record, the id was remembered
+    for name in keys.keys() & records.keys():
+        keys[name].add(records[name].digest)
+    gone = gallery.removed([key for several in keys.values() for key in several])
+    report.removed_before += [str(one.path) for one in new if keys[one.id] & gone]
+    return [one for one in new if not keys[one.id] & gone]
 
 
 def _apply_to_existing(
-    gallery: Gallery, portion: _Portion, existing: Existing, report: IndexReport
+    gallery: Gallery,
+    pictures: Sequence[Picture],
+    stored: Mapping[str, Entry],
+    existing: Existing,
+    report: IndexReport,
+    keep_images: bool,
 ) -> list[Picture]:
     """Report or store what differs for known pictures; those to encode anew, with all their values."""
-    if existing == "keep":
-        for _, _, differences in portion.known:
-            report.differences += differences
-        return []
     again, updates = [], {}
-    for picture, entry, differences in portion.known:
-        if existing == "replace" or any(one.name in ENCODED for one in differences):
+    for picture in (one for one in pictures if one.id in stored):
+        entry = stored[picture.id]
+        differences = list(_differences(gallery, picture, entry, keep_images, report.changes))
+        if existing == "keep":
+            report.differences += differences
+        elif existing == "replace" or any(one.name in ENCODED for one in differences):
             again.append(_completed(picture, entry))
         else:
             updates[picture.id] = differences
     report.updated += _update(gallery, updates)
     return again
-
-
-def _removed(gallery: Gallery, new: Sequence[Picture], records: Mapping[str, FileRecord]) -> set[str]:
-    """Ids of pictures that were removed: by their content, or of old entries by their ids."""
-    keys = {one.id: [one.id] for one in new}
-    for name in keys.keys() & records.keys():
-        keys[name].append(records[name].digest)
-    gone = gallery.removed([key for several in keys.values() for key in several])
-    return {name for name, several in keys.items() if not gone.isdisjoint(several)}
 
 
 def leave_out_expired(sources: Sources, until: datetime, option: str) -> Sources:

@@ -214,7 +214,7 @@ class SqliteStore:
                 try:
                     yield
                 except BaseException:
-                    self.index.invalidate()
+                    self.index.state = None  # the next use starts from the files and the database
                     raise
                 self._check_open()  # what went into files that are gone is not acknowledged
 
@@ -401,10 +401,9 @@ class SqliteStore:
 
     def _finish_index(self) -> None:
         """Write what only memory has of the index, or all of it in another kind."""
-        if self._kind_changed:
+        state = self.index.state
+        if self._kind_changed or (state is not None and len(state) > self.index.saved):
             self.index.flush()
-        else:
-            self.index.flush_unsaved()
         self._kind_changed = False
 
     def compact(self) -> None:
