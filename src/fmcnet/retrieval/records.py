@@ -187,13 +187,13 @@ class OpenOptions:
         GalleryError: on construction, for a value that no gallery takes.
     """
 
-    read_only: bool
-    create: bool
-    timeout: float
-    index: IndexChoice | None
-    hnsw_above: int | None
-    dtype: Dtype
-    flush_rows: int
+    read_only: bool = False
+    create: bool = True
+    timeout: float = 5.0
+    index: IndexChoice | None = None
+    hnsw_above: int | None = None
+    dtype: Dtype = "float32"
+    flush_rows: int = 2048
 
     def __post_init__(self) -> None:
         if self.index not in (None, "auto", "exact", "hnsw"):
