@@ -346,7 +346,9 @@ class Connection:
 
     def create(self) -> None:
         """Make the tables where they are missing."""
-        with Connection.writing(self):
+        with Connection.writing(
+            self
+        ):  # not that of Database, which counts rows of tables that are not there yet
             for statement in SCHEMA.split(";\n"):
                 self.connection.execute(statement)
             if self.get("gallery") is None:
