@@ -28,15 +28,14 @@ from fmcnet.retrieval.index_files import (
     check_loss,
     discard,
 )
-from fmcnet.retrieval.index_files import FILES as INDEX_FILES
 from fmcnet.retrieval.records import MADE_WITH, NONE, Entry, EntryBatch, from_micros
 from fmcnet.retrieval.sqlite_connection import NAME, read_mark
 from fmcnet.retrieval.sqlite_database import Database
-from fmcnet.retrieval.sqlite_store import LOCK, writer_lock
+from fmcnet.retrieval.sqlite_store import CONTENTS, LOCK, writer_lock
 from fmcnet.types import FloatArray, Modality
 
-OWN = (f"{NAME}*", LOCK, MADE_WITH, *INDEX_FILES, ".*.tmp")
-"""Patterns of the names of a gallery's files."""
+OWN = (*CONTENTS, LOCK, ".*.tmp")
+"""Patterns of the names of all of a gallery's files."""
 WAIT = 30.0
 """Seconds to wait for a locked database."""
 CHUNK = 4096

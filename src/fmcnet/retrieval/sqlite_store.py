@@ -55,6 +55,8 @@ from fmcnet.types import BoolArray, FloatArray
 logger = logging.getLogger(__name__)
 
 LOCK = "writer.lock"
+CONTENTS = (f"{NAME}*", MADE_WITH, *INDEX_FILES)
+"""Patterns of the names of the files that hold what the gallery knows."""
 HNSW_ABOVE = 100_000
 """Entries above which a new gallery uses a graph."""
 LOG_ROWS = 256
@@ -158,8 +160,7 @@ class SqliteStore:
             self.database.truncate_log()  # it may hold what was removed
 
     def _close_to_others(self) -> None:
-        own = (f"{NAME}*", MADE_WITH, *INDEX_FILES)
-        closed = take_from_others(path for name in own for path in self.folder.glob(name))
+        closed = take_from_others(path for name in CONTENTS for path in self.folder.glob(name))
         if closed:
             logger.info(
                 "%s: others could read %d of its files, and cannot any more; to share them with a group: "
