@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from fmcnet.inference.encoder import Encoder
-from fmcnet.retrieval import Gallery, Searcher, gallery_model, indexing
-from fmcnet.retrieval.gallery_model import remembered_ranges
+from fmcnet.retrieval import Gallery, Searcher, indexing, searcher
+from fmcnet.retrieval.searcher import remembered_ranges
 from fmcnet.retrieval.sources import Rules, read_sources
 from fmcnet.types import Modality
 from tests.cli import run_command
@@ -47,7 +47,7 @@ def model(tmp_path, monkeypatch):
     """`--model run`, whatever it is, is the colour encoder."""
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(Encoder, "from_pretrained", staticmethod(lambda source, **_: encoder(tmp_path, ALL)))
-    monkeypatch.setattr(gallery_model, "shipped_models", dict)
+    monkeypatch.setattr(searcher, "shipped_models", dict)
     monkeypatch.setattr(indexing, "PORTION", 2)
     monkeypatch.chdir(tmp_path)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fmcnet.errors import CheckpointError
 from fmcnet.retrieval import Gallery, Where
-from fmcnet.retrieval.gallery_model import remember
+from fmcnet.retrieval.searcher import remember
 from fmcnet.server.limits import Limits
 from tests.server.service import DAY, NIGHT, calibration, encoded, files, picture, png, running
 

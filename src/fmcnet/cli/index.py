@@ -159,11 +159,11 @@ def index(
     added picture: the same command continues.
     """
     from fmcnet.data.pixels import RANGE_UNUSED
-    from fmcnet.retrieval.gallery_model import open_model, range_of, remember
     from fmcnet.retrieval.indexing import Existing, check_faults, leave_out_expired
     from fmcnet.retrieval.indexing import index as add_new
     from fmcnet.retrieval.inputs import expires_before
     from fmcnet.retrieval.records import Dtype, IndexChoice
+    from fmcnet.retrieval.searcher import open_model, range_of, remember
     from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
     from fmcnet.retrieval.times import Doubtful, TimePattern, parse_timezone
     from fmcnet.types import parse_modality

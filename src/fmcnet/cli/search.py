@@ -81,7 +81,7 @@ def search(
     from fmcnet.inference.image_input import expand, list_images
     from fmcnet.retrieval import Gallery, Searcher
     from fmcnet.retrieval.answer import write_page
-    from fmcnet.retrieval.gallery_model import open_model, range_of
+    from fmcnet.retrieval.searcher import open_model, range_of
     from fmcnet.retrieval.times import parse_timezone
 
     if html is not None and html.suffix.lower() not in (".html", ".htm"):

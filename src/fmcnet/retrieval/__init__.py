@@ -1,46 +1,42 @@
 """Retrieval: a gallery of embeddings, and the search in it.
 
-Names are imported on first use, so that the command line explains itself without NumPy.
+    a search:    searcher -> gallery -> sqlite_store -> faiss_index (candidates), sqlite_database (entries) -> answer
+    an indexing: sources -> indexing -> searcher -> gallery -> sqlite_store -> sqlite_database, gallery_index (files)
+
+`milvus_store` stands in the place of `sqlite_store` for a cluster. Names are imported on first use, so that the
+command line explains itself without NumPy.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-_PUBLIC = {
-    "KEEP": "inputs",
-    "Added": "records",
-    "Answer": "answer",
-    "Entry": "records",
-    "Gallery": "gallery",
-    "GalleryInfo": "records",
-    "GallerySettings": "records",
-    "Hit": "records",
-    "HitGroup": "records",
-    "Searcher": "searcher",
-    "Where": "records",
-    "group": "ranking",
-    "pool": "inputs",
-}
+if TYPE_CHECKING:
+    from fmcnet.retrieval.answer import Answer
+    from fmcnet.retrieval.gallery import Gallery
+    from fmcnet.retrieval.inputs import KEEP, pool
+    from fmcnet.retrieval.records import (
+        Added,
+        Entry,
+        GalleryInfo,
+        GallerySettings,
+        Hit,
+        HitGroup,
+        Where,
+        group,
+    )
+    from fmcnet.retrieval.searcher import Searcher
 
-__all__ = list(_PUBLIC)
-
-if TYPE_CHECKING:  # "as" tells type checkers that a name is exported
-    from fmcnet.retrieval.answer import Answer as Answer
-    from fmcnet.retrieval.gallery import Gallery as Gallery
-    from fmcnet.retrieval.inputs import KEEP as KEEP
-    from fmcnet.retrieval.inputs import pool as pool
-    from fmcnet.retrieval.ranking import group as group
-    from fmcnet.retrieval.records import Added as Added
-    from fmcnet.retrieval.records import Entry as Entry
-    from fmcnet.retrieval.records import GalleryInfo as GalleryInfo
-    from fmcnet.retrieval.records import GallerySettings as GallerySettings
-    from fmcnet.retrieval.records import Hit as Hit
-    from fmcnet.retrieval.records import HitGroup as HitGroup
-    from fmcnet.retrieval.records import Where as Where
-    from fmcnet.retrieval.searcher import Searcher as Searcher
+__all__ = [
+    "KEEP", "Added", "Answer", "Entry", "Gallery", "GalleryInfo", "GallerySettings", "Hit", "HitGroup", "Searcher",
+    "Where", "group", "pool",
+]  # fmt: skip
+_MODULES = {
+    "KEEP": "inputs", "pool": "inputs", "Answer": "answer", "Gallery": "gallery", "Searcher": "searcher"
+}  # fmt: skip
+"""Where those names are that are not in records.py."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    if name not in __all__:
         raise AttributeError(f"module 'fmcnet.retrieval' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"fmcnet.retrieval.{_PUBLIC[name]}"), name)
+    return getattr(importlib.import_module(f"fmcnet.retrieval.{_MODULES.get(name, 'records')}"), name)

@@ -1,33 +1,40 @@
-"""`Answer`: what a search returns, with calibrated scores and notes for the reader; and its page, which shows it.
-
-The page is one self-contained HTML file: the query, ranked pictures, how sure; no request goes out of it.
-"""
+"""`Answer`: what a search returns; its probabilities, its notes for the reader, and its page, one HTML file."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timezone, tzinfo
 from html import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from fmcnet.data.images import open_rgb, to_rgb
 from fmcnet.data.pixels import ValueRange
-from fmcnet.errors import DataError, FmcnetError
+from fmcnet.errors import DataError, FmcnetError, first_of
 from fmcnet.files import private_mode, write_atomically
-from fmcnet.names import printable
-from fmcnet.retrieval.records import Hit, HitGroup
+from fmcnet.identities import near_spelling
+from fmcnet.inference.calibration import Calibration
+from fmcnet.names import nearest, printable, spelling
+from fmcnet.retrieval.gallery import Gallery
+from fmcnet.retrieval.records import Hit, HitGroup, Where
 from fmcnet.retrieval.times import shown_time
 from fmcnet.types import Modality
 
+Scored = TypeVar("Scored", Hit, HitGroup)
+MOST_WORDS = 20
+"""Of so many values of a filter each is looked for by itself; of more, none is."""
+MOST_COMPARED = 20_000
+"""Identities beside which a filter looks for near spellings."""
+NO_LIMIT = float("-inf")
+"""The least similarity of an answer without a threshold."""
 THUMBNAIL = (192, 384)
 """Most width and height of a small picture, pixels."""
 STYLE = """
@@ -114,6 +121,174 @@ class Answer:
         }
 
 
+@dataclass(frozen=True)
+class CalibratedScores:
+    """A calibration as seen from one query.
+
+    A query of both modalities has two curves to an entry; it takes the more cautious one: the smaller
+    probability, the higher threshold.
+
+    Attributes:
+        calibration: the encoder's; None: there is none.
+        query: modalities of the query's images.
+        prior: probability, before comparing, that an entry shows the query's person.
+    """
+
+    calibration: Calibration | None
+    query: Sequence[Modality]
+    prior: float = 0.5
+
+    def covers(self, entry: Modality) -> bool:
+        """Whether a similarity to such an entry can be translated."""
+        calibration = self.calibration
+        return calibration is not None and all(calibration.covers(kind, entry) for kind in self.query)
+
+    def with_probabilities(self, found: Sequence[Scored]) -> list[Scored]:
+        """The same with their probabilities, None where `covers` says no; order kept."""
+        probabilities: list[float | None] = [None] * len(found)
+        for entry in Modality:
+            rows = [row for row, one in enumerate(found) if one.modality is entry]
+            if self.calibration is None or not rows or not self.covers(entry):
+                continue
+            cosines = [found[row].similarity for row in rows]
+            curves = [
+                self.calibration.probability(cosines, kind, entry, prior=self.prior) for kind in self.query
+            ]
+            for row, probability in zip(rows, np.min(curves, axis=0).tolist(), strict=True):
+                probabilities[row] = probability
+        return [replace(one, probability=p) for one, p in zip(found, probabilities, strict=True)]
+
+    def thresholds(self, entries: Sequence[Modality], fmr: float | None) -> dict[Modality, float]:
+        """The least similarity, by the modality of entries that can be judged; `NO_LIMIT` without a rate."""
+        calibration, covered = self.calibration, [kind for kind in entries if self.covers(kind)]
+        if calibration is None or fmr is None:
+            return dict.fromkeys(covered, NO_LIMIT)
+        return {
+            entry: max(calibration.threshold(kind, entry, fmr=fmr) for kind in self.query)
+            for entry in covered
+        }
+
+
+def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
+    """What a filter asks for that no entry has, and spellings that it passes over.
+
+    Args:
+        gallery: to look in.
+        where: cameras, tracks, tags and identities of it are looked for, each by itself, whatever else it says.
+    """
+    if where is None:
+        return ()
+    notes = list(_camera_notes(gallery, list(where.cameras or ())))
+    notes += [
+        f"no entry has the track '{t}'" for t in _few(where.tracks) if not gallery.count(Where(tracks=[t]))
+    ]
+    notes += [f"no entry has the tag '{t}'" for t in _few(where.tags) if not gallery.count(Where(tags=[t]))]
+    if (where.since or where.until) and gallery.times() is None and len(gallery):
+        notes.append("no entry has a time, so none passes a filter by time")
+    if pids := _few(where.pids):
+        notes += _identity_notes(gallery, [str(pid) for pid in pids])
+    return tuple(notes)
+
+
+def _few(values: Collection[Any] | None) -> Collection[Any]:
+    """The values of a filter, each of which is looked for; none of more than `MOST_WORDS`."""
+    return values if values is not None and len(values) <= MOST_WORDS else ()
+
+
+def _camera_notes(gallery: Gallery, cameras: Sequence[str]) -> Iterator[str]:
+    stored = gallery.cameras() if cameras else []
+    for camera in cameras[:MOST_WORDS]:
+        others = [name for name in stored if name not in cameras and spelling(name) == spelling(camera)]
+        if camera not in stored:
+            yield f"no entry has the camera '{camera}'{_instead(camera, stored)}"
+        elif others:
+            yield (
+                f"entries of the camera {', '.join(map(repr, others))} do not pass the filter, which may be "
+                f"'{camera}', too"
+            )
+
+
+def _instead(word: str, stored: Sequence[str]) -> str:
+    near = nearest(word, stored)
+    if near is not None:
+        return f": did you mean '{near}'?"
+    return f"; those that are: {first_of(stored)}" if stored else "; no entry has any"
+
+
+def _identity_notes(gallery: Gallery, pids: Collection[str]) -> Iterator[str]:
+    """Those that no entry has, and near spellings that do not pass the filter."""
+    stored = gallery.identities()
+    compared = stored if len(stored) <= MOST_COMPARED else []
+    for pid in pids:
+        key = near_spelling(pid)
+        others = ", ".join(repr(one) for one in compared if one not in pids and near_spelling(one) == key)
+        if not gallery.count(Where(pids=[pid])):
+            yield f"no entry has the pid '{pid}'" + (f": did you mean {others}?" if others else "")
+        elif others:
+            yield f"entries of the identity {others} do not pass the filter, which may be '{pid}', too"
+
+
+def answer_notes(
+    scores: CalibratedScores,
+    images: int,
+    candidates: Sequence[HitGroup],
+    found: Sequence[HitGroup],
+    asked: bool,
+    group: str | None,
+    where: Where | None,
+    model: Path | None,
+) -> list[str]:
+    """The notes of an answer.
+
+    Args:
+        scores: the calibration as seen from the query.
+        images: how many images made the query.
+        candidates: all hits, each alone, or tracks, best first.
+        found: those that reach what was asked, grouped.
+        asked: a least probability or a false-match rate was given.
+        group: "track", "pid", or None.
+        where: the filter.
+        model: the folder of the encoder, where it has one.
+    """
+    notes: list[str] = []
+    if scores.calibration is None:
+        notes.append(
+            "no probabilities: this model is not calibrated; make a calibration with fmcnet calibrate "
+            f"{model or 'RUN'} --data TABLE"
+        )
+    else:
+        query = " and ".join(str(kind) for kind in scores.query)
+        for kind in (where or Where()).modalities:
+            if scores.covers(kind):
+                continue
+            if asked:
+                notes.append(f"{kind} entries were left out: {query} to {kind} is not calibrated")
+            elif any(one.modality is kind for one in candidates):
+                notes.append(f"no probability for {kind} entries: {query} to {kind} is not calibrated")
+        if images > 1:
+            notes.append(
+                f"{images} images were pooled; probabilities were learnt from single images and are approximate here"
+            )
+        if any(one.pooled > 1 for one in found):
+            notes.append(
+                "the pictures of each track were pooled; probabilities were learnt from single images and are "
+                "approximate here"
+            )
+        if len(scores.query) > 1:
+            notes.append("the query has both modalities: the more cautious of two calibrations is shown")
+    if group and found and all(one.key is None for one in found):
+        notes.append("no entry found has what it was to be grouped by, so each is a group of its own")
+    if asked and not found and candidates:
+        best = candidates[0]
+        what = "track" if group == "track" else "entry"
+        likely = "" if best.probability is None else f", probability {best.probability:.3g}"
+        notes.append(
+            f"no match: no {what} reaches what was asked for; the nearest {what} has similarity "
+            f"{best.similarity:.3f}{likely}"
+        )
+    return notes
+
+
 def write_page(
     path: str | Path,
     answer: Answer,
@@ -121,7 +296,7 @@ def write_page(
     stored: Callable[[str], bytes | None] = lambda _: None,
     zone: tzinfo = timezone.utc,
 ) -> Path:
-    """Write the page, whole or not at all.
+    """Write the page, whole or not at all: one file, from which no request goes out.
 
     Args:
         path: the .html file.

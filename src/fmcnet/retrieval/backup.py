@@ -18,20 +18,24 @@ import numpy as np
 
 from fmcnet.errors import GalleryBusyError, GalleryDamagedError, GalleryError
 from fmcnet.files import make_private, private_mode, put_in_place, to_disk
-from fmcnet.retrieval.entry_columns import EntryColumns
-from fmcnet.retrieval.faiss_index import Codes
+from fmcnet.retrieval.faiss_index import Codes, EntryColumns
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.index_files import BLOCK, IndexManifest, InvalidIndexError, block_crc, discard
-from fmcnet.retrieval.index_files import FILES as INDEX_FILES
-from fmcnet.retrieval.loss_check import check_loss
+from fmcnet.retrieval.index_files import (
+    BLOCK,
+    IndexManifest,
+    InvalidIndexError,
+    block_crc,
+    check_loss,
+    discard,
+)
 from fmcnet.retrieval.records import MADE_WITH, NONE, Entry, EntryBatch, from_micros
 from fmcnet.retrieval.sqlite_connection import NAME, read_mark
 from fmcnet.retrieval.sqlite_database import Database
-from fmcnet.retrieval.sqlite_store import LOCK, writer_lock
+from fmcnet.retrieval.sqlite_store import CONTENTS, LOCK, writer_lock
 from fmcnet.types import FloatArray, Modality
 
-OWN = (f"{NAME}*", LOCK, MADE_WITH, *INDEX_FILES, ".*.tmp")
-"""Patterns of the names of a gallery's files."""
+OWN = (*CONTENTS, LOCK, ".*.tmp")
+"""Patterns of the names of all of a gallery's files."""
 WAIT = 30.0
 """Seconds to wait for a locked database."""
 CHUNK = 4096

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,23 +90,13 @@ def copy_gallery(
     """
     if not _is_cluster(source) and Path(source).resolve() == Path(target).resolve():
         raise GalleryError(f"{source} and {target} are the same gallery: name another one to copy into")
-    options = OpenOptions(
-        read_only=True,
-        create=False,
-        timeout=WAIT,
-        index=None,
-        hnsw_above=None,
-        dtype="float32",
-        flush_rows=BATCH,
-    )
-    with closing(open_store(source, options)) as there:
+    with closing(open_store(source, OpenOptions(read_only=True, timeout=WAIT))) as there:
         settings = there.settings
         if settings is None or not there.count(None):
             raise GalleryError(f"{there.location} is empty: there is nothing to copy")
         takes_pictures = not _is_cluster(target)
         dtype = settings.dtype if takes_pictures else "float32"
-        options = replace(options, read_only=False, create=True, index=index, dtype=dtype)
-        with closing(open_store(target, options)) as here:
+        with closing(open_store(target, OpenOptions(timeout=WAIT, index=index, dtype=dtype))) as here:
             if here.location == there.location:
                 raise GalleryError(f"{here.location} is the gallery itself: name another one to copy into")
             if here.settings is not None:

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from fmcnet.errors import GalleryError
 from fmcnet.files import file_digest, file_state
-from fmcnet.retrieval.file_records import FileRecord, Origin
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.records import Where
 from fmcnet.retrieval.sources import Picture, path_id
+from fmcnet.retrieval.sqlite_database import FileRecord, Origin
 
 REMOVED_AT_ONCE = 10_000
 """Entries."""
@@ -215,7 +215,7 @@ def indexed_path(origin: Origin) -> Path | None:
 
 def _origins(gallery: Gallery) -> Sequence[Origin]:
     if gallery.files is not None:
-        return list(gallery.files.origins())
+        return gallery.files.origins()
     return [Origin(entry.id, entry.source, None) for entry, _ in gallery.scan()]
 
 
@@ -248,7 +248,7 @@ def relocate(gallery: Gallery, old: str, new: str, *, dry_run: bool = False) -> 
             f"{gallery.location}: sources of a cluster's entries cannot be relocated; index again"
         )
     old, new = _place(old), _place(new)
-    origins = list(gallery.files.origins())
+    origins = gallery.files.origins()
     renamed = {one.id: moved for one in origins if (moved := _moved(one, old, new)) is not None}
     if not renamed:
         roots = sorted({str(Path(one.source).parent) for one in origins if one.source})

@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike
 
 from fmcnet.errors import FmcnetError, GalleryError
 from fmcnet.retrieval import inputs
-from fmcnet.retrieval.ranking import group, rank_pooled
 from fmcnet.retrieval.records import (
     EPOCH,
     Added,
@@ -27,13 +26,15 @@ from fmcnet.retrieval.records import (
     OpenOptions,
     Stored,
     Where,
+    group,
+    rank_pooled,
 )
 from fmcnet.retrieval.times import DayCount
 from fmcnet.types import FloatArray, Modality
 
 if TYPE_CHECKING:
-    from fmcnet.retrieval.file_records import FileRecords
     from fmcnet.retrieval.milvus_store import MilvusStore
+    from fmcnet.retrieval.sqlite_database import FileRecords
     from fmcnet.retrieval.sqlite_store import SqliteStore
 
     Store: TypeAlias = SqliteStore | MilvusStore

@@ -138,10 +138,6 @@ class GalleryIndex:
         positions = state.forget(seqs)
         self._unerased += positions[positions < self.saved].tolist()
 
-    def invalidate(self) -> None:
-        """Let the next use start from the files and the database."""
-        self.state = None
-
     # ---- writing; the writer's lock is held ----
 
     def replaced(self) -> bool:
@@ -220,11 +216,6 @@ class GalleryIndex:
         if state.graph_rows:
             due = min(due, BEHIND - (self.saved - state.graph_rows))
         if len(state) - self.saved >= max(self.flush_rows, due):
-            self.flush()
-
-    def flush_unsaved(self) -> None:
-        """Write to disk what only memory has."""
-        if self.state is not None and len(self.state) > self.saved:
             self.flush()
 
     def flush(self, *, complete: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 Every change ends by replacing the manifest `index.json`. It holds a checksum of every other file, the gallery's name
 and the database's generation. The embeddings' file only grows, and zeros overwrite removed rows in place. Other files
-get a new name each time, so readers of the old ones are not disturbed.
+get a new name each time, so readers of the old ones are not disturbed. The files also prove a loss of the database.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from fmcnet.errors import GalleryDamagedError, GalleryError
 from fmcnet.files import private_mode, remove_left, to_disk, write_atomically
 from fmcnet.parsing import parse_json, read_json
-from fmcnet.retrieval.entry_columns import EntryColumns
-from fmcnet.retrieval.faiss_index import Codes, FaissIndex
+from fmcnet.retrieval.faiss_index import Codes, EntryColumns, FaissIndex
+from fmcnet.retrieval.sqlite_connection import NAME as DATABASE
+from fmcnet.retrieval.sqlite_connection import Mark, mark_path, read_mark
+from fmcnet.retrieval.sqlite_database import Database
 from fmcnet.types import IntArray
 
 NAME = "index.json"
@@ -190,7 +193,7 @@ class IndexManifest:
         write_atomically(folder / self.columns, lambda path: index.columns.save(path, self.rows), mode)
         self.columns_crc = _crc(folder / self.columns)
         self.write(folder)
-        discard(folder, {self.vectors, self.columns, self.graph})
+        discard(folder, {NAME, self.vectors, self.columns, self.graph})
 
     def write(self, folder: Path) -> None:
         """Write the manifest."""
@@ -203,19 +206,11 @@ class IndexManifest:
 
 def discard(folder: Path, keep: Collection[Any] = ()) -> None:
     """Remove the index's files, all but those named, and what killed writers left half-made."""
-    if not keep:
-        _remove(folder / NAME)
-    remove_left(folder)
-    for pattern in FILES[1:]:
+    for pattern in FILES:  # the manifest first
         for path in folder.glob(pattern):
-            if path.name not in keep:
-                _remove(path)
-
-
-def _remove(path: Path) -> None:
-    """A folder in the place of a file is left: it is none of ours."""
-    if not path.is_dir():
-        path.unlink(missing_ok=True)
+            if path.name not in keep and not path.is_dir():
+                path.unlink(missing_ok=True)
+    remove_left(folder)
 
 
 def _token() -> str:
@@ -242,3 +237,66 @@ def block_crc(codes: Codes, block: int) -> int:
     """CRC-32 of a block of embeddings, to compare with the manifest's."""
     rows = np.ascontiguousarray(codes[block * BLOCK : (block + 1) * BLOCK])
     return zlib.crc32(rows.data.cast("B"))
+
+
+def check_loss(folder: Path, timeout: float) -> None:
+    """Refuse a database that lost what its mark or the index knows, before a writer changes anything.
+
+    Raises:
+        GalleryDamagedError: says what was lost, and what to do.
+    """
+    mark = read_mark(folder / DATABASE)  # mark and index first: the database may only be newer
+    index = IndexManifest.find(folder)
+    newest = [one for one in (mark, index) if one is not None]
+    proofs = _proofs(folder, mark is None, index is None)
+    main = _in_main_file(folder, timeout)
+    with contextlib.closing(Database(folder, read_only=True, timeout=timeout)) as database:
+        with database.translated():
+            if not database.tables():
+                if (len(newest) < 2 and proofs) or any(one.generation for one in newest):
+                    raise lost(folder, f"{DATABASE} is empty or missing", index)
+                return
+            name, generation = database.name(), database.number("generation")
+        if main is not None and (main.gallery != name or main.generation > generation):
+            raise database.damaged("its write-ahead log is another gallery's, or older")
+        if any(one.gallery == name and one.generation > generation for one in newest):
+            older = (
+                f"{DATABASE} is older than what was written last, so its write-ahead log was lost or damaged"
+            )
+            raise lost(folder, older, index)
+        if mark is not None and name not in {one.gallery for one in newest}:
+            raise lost(folder, f"{DATABASE} is another gallery's", index)
+        if index is not None and index.rows and name != index.gallery:
+            raise lost(folder, f"{DATABASE} or {NAME} is another gallery's", index)
+
+
+def _in_main_file(folder: Path, timeout: float) -> Mark | None:
+    """How far the database goes without its log, where it has one; None where that cannot be read."""
+    with contextlib.suppress(GalleryError):
+        database = Database(folder, read_only=True, timeout=timeout, without_log=True)
+        with contextlib.closing(database), database.translated():
+            if database.has_log and "pictures" in database.tables():
+                return Mark(database.name(), database.number("generation"))
+    return None
+
+
+def _proofs(folder: Path, mark: bool = True, index: bool = True) -> list[Path]:
+    """The mark and the files of the index that are there; a new gallery has none."""
+    files = [path for name in FILES for path in sorted(folder.glob(name))] if index else []
+    at = mark_path(folder / DATABASE)
+    return [*files, *([at] if mark and at.exists() else [])]
+
+
+def lost(folder: Path, what: str, index: IndexManifest | None) -> GalleryDamagedError:
+    """The error of a gallery that lost entries."""
+    rows = f", and the index has {index.rows:,} rows" if index is not None else ""
+    recover = ""
+    if index is not None or ((folder / DATABASE).is_file() and (folder / DATABASE).stat().st_size):
+        recover = (
+            f", or write what is left into a new gallery: fmcnet gallery recover {folder} NEW --model MODEL"
+        )
+    proofs = " and ".join(map(str, _proofs(folder)))
+    return GalleryDamagedError(
+        f"{folder} lost entries: {what}{rows}. Nothing was changed. Restore a backup (fmcnet gallery "
+        f"restore){recover}. If this database is the one you want, delete {proofs}"
+    )

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from fmcnet.data.listing import ignored_facts
 from fmcnet.data.pixels import Remarks, ValueRange
 from fmcnet.data.readers.csv import MISSING
-from fmcnet.errors import DataError, FmcnetError
+from fmcnet.errors import DataError, FmcnetError, first_of
+from fmcnet.identities import is_number, near_identities, near_spelling
 from fmcnet.inference.image_input import Fault, list_faults
 from fmcnet.names import near_cameras
 from fmcnet.progress import Progress
-from fmcnet.retrieval.file_records import FileRecord
+from fmcnet.retrieval.answer import MOST_COMPARED
 from fmcnet.retrieval.freshness import FileChanges, compare_files
 from fmcnet.retrieval.gallery import Gallery
-from fmcnet.retrieval.notes import added_notes
 from fmcnet.retrieval.records import EPOCH, Added, Entry, Where, as_pid
 from fmcnet.retrieval.searcher import Searcher
 from fmcnet.retrieval.sources import Picture, Sources
+from fmcnet.retrieval.sqlite_database import FileRecord
 
+LOOKED_UP = 20
+"""Numbers whose earlier entries are looked at, and entries of each, on average."""
 PORTION = 256
 """Pictures added at once: what a kill may make to be encoded again."""
 
@@ -173,12 +179,16 @@ def index(
         with Progress("indexing", len(sources.pictures), show=progress) as bar:
             for start in range(0, len(sources.pictures), PORTION):
                 pictures = sources.pictures[start : start + PORTION]
-                portion = _compare(gallery, pictures, report, keep_images, include_removed)
-                new += portion.new
-                again = _apply_to_existing(gallery, portion, existing, report)
+                ids = [picture.id for picture in pictures]
+                stored = {entry.id: entry for entry, _ in gallery.scan(Where(ids=ids))}
+                report.already += len(stored)
+                records = compare_files(gallery, pictures, stored, report.changes)
+                fresh = _new_pictures(gallery, pictures, stored, records, report, include_removed)
+                new += fresh
+                again = _apply_to_existing(gallery, pictures, stored, existing, report, keep_images)
                 for done in _add(
                     searcher,
-                    [*portion.new, *again],
+                    [*fresh, *again],
                     replace=bool(again),
                     keep_images=keep_images,
                     value_range=value_range,
@@ -188,10 +198,8 @@ def index(
                 ):
                     report.count(done)
                     if gallery.files is not None:
-                        records = {
-                            name: portion.records[name] for name in done.ids if name in portion.records
-                        }
-                        gallery.files.put(records, added=True)
+                        encoded = {name: records[name] for name in done.ids if name in records}
+                        gallery.files.put(encoded, added=True)
                 bar.advance(count=len(pictures))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -210,71 +218,47 @@ def index(
     return report
 
 
-class _Portion(NamedTuple):
-    """Some of the pictures, compared with the gallery.
-
-    Attributes:
-        new: those to add.
-        known: those that the gallery holds, each with its entry and what differs.
-        records: their files, by entry id, to be noted once they are encoded.
-    """
-
-    new: list[Picture]
-    known: list[tuple[Picture, Entry, list[Difference]]]
-    records: Mapping[str, FileRecord]
-
-
-def _compare(
+def _new_pictures(
     gallery: Gallery,
     pictures: Sequence[Picture],
+    stored: Collection[str],
+    records: Mapping[str, FileRecord],
     report: IndexReport,
-    keep_images: bool,
     include_removed: bool,
-) -> _Portion:
-    """Tell new pictures from known ones; what moved and what was removed before goes to the report alone."""
-    stored = {entry.id: entry for entry, _ in gallery.scan(Where(ids=[picture.id for picture in pictures]))}
-    report.already += len(stored)
-    changes = report.changes
-    records = compare_files(gallery, pictures, stored, changes)
-    new = [picture for picture in pictures if picture.id not in stored and picture.id not in changes.moved]
-    if not include_removed:
-        removed = _removed(gallery, new, records)
-        report.removed_before += [str(picture.path) for picture in new if picture.id in removed]
-        new = [picture for picture in new if picture.id not in removed]
-    known = []
-    for picture in pictures:
-        if picture.id in stored:
-            entry = stored[picture.id]
-            differences = list(_differences(gallery, picture, entry, keep_images, changes))
-            known.append((picture, entry, differences))
-    return _Portion(new, known, records)
+) -> list[Picture]:
+    """Those to add; what moved, and what was removed before, goes to the report alone."""
+    new = [one for one in pictures if one.id not in stored and one.id not in report.changes.moved]
+    if include_removed:
+        return new
+    keys = {one.id: {one.id} for one in new}  # of entries without a record, the id was remembered
+    for name in keys.keys() & records.keys():
+        keys[name].add(records[name].digest)
+    gone = gallery.removed([key for several in keys.values() for key in several])
+    report.removed_before += [str(one.path) for one in new if keys[one.id] & gone]
+    return [one for one in new if not keys[one.id] & gone]
 
 
 def _apply_to_existing(
-    gallery: Gallery, portion: _Portion, existing: Existing, report: IndexReport
+    gallery: Gallery,
+    pictures: Sequence[Picture],
+    stored: Mapping[str, Entry],
+    existing: Existing,
+    report: IndexReport,
+    keep_images: bool,
 ) -> list[Picture]:
     """Report or store what differs for known pictures; those to encode anew, with all their values."""
-    if existing == "keep":
-        for _, _, differences in portion.known:
-            report.differences += differences
-        return []
     again, updates = [], {}
-    for picture, entry, differences in portion.known:
-        if existing == "replace" or any(one.name in ENCODED for one in differences):
+    for picture in (one for one in pictures if one.id in stored):
+        entry = stored[picture.id]
+        differences = list(_differences(gallery, picture, entry, keep_images, report.changes))
+        if existing == "keep":
+            report.differences += differences
+        elif existing == "replace" or any(one.name in ENCODED for one in differences):
             again.append(_completed(picture, entry))
         else:
             updates[picture.id] = differences
     report.updated += _update(gallery, updates)
     return again
-
-
-def _removed(gallery: Gallery, new: Sequence[Picture], records: Mapping[str, FileRecord]) -> set[str]:
-    """Ids of pictures that were removed: by their content, or of old entries by their ids."""
-    keys = {one.id: [one.id] for one in new}
-    for name in keys.keys() & records.keys():
-        keys[name].append(records[name].digest)
-    gone = gallery.removed([key for several in keys.values() for key in several])
-    return {name for name, several in keys.items() if not gone.isdisjoint(several)}
 
 
 def leave_out_expired(sources: Sources, until: datetime, option: str) -> Sources:
@@ -374,3 +358,40 @@ def _update(gallery: Gallery, differing: Mapping[str, Sequence[Difference]]) -> 
         if found:
             alike.setdefault(tuple((one.name, one.given) for one in found), []).append(entry_id)
     return sum(gallery.update(ids, **dict(change)) for change, ids in alike.items())
+
+
+def added_notes(gallery: Gallery, before: Collection[str], added: Sequence[Picture]) -> list[str]:
+    """Notes on the identities of pictures that were added.
+
+    Args:
+        gallery: as it is now.
+        before: its identities before.
+        added: the new pictures.
+    """
+    given = {picture.pid for picture in added if picture.pid is not None}
+    near = _near(before, given)
+    numbers = sorted((pid for pid in given & {*before} if is_number(pid)), key=int)
+    if not numbers:
+        return near
+    folder = Path(os.path.commonpath([picture.path.parent for picture in added]))
+    earlier = gallery.scan(Where(pids=numbers[:LOOKED_UP]), chunk=64)  # in the order of adding
+    for entry, _ in itertools.islice(earlier, LOOKED_UP**2):
+        if entry.source and Path(entry.source).is_absolute() and folder not in Path(entry.source).parents:
+            return [
+                *near,
+                f"the numbers {first_of(numbers, 3)} are persons of the gallery already, as of "
+                f"{entry.source}, and are taken as the same; if they are others, repeat with a --pid-prefix, as "
+                "regdb-, and --existing update",
+            ]
+    return near
+
+
+def near_notes(gallery: Gallery, given: Collection[str]) -> list[str]:
+    """Notes on near spellings of identities that were added; none beside more than `MOST_COMPARED` others."""
+    stored = gallery.identities() if given else []
+    return _near(stored if len(stored) <= MOST_COMPARED else [], {*given})
+
+
+def _near(stored: Collection[str], given: set[str]) -> list[str]:
+    keys = {near_spelling(name) for name in given}
+    return near_identities([name for name in {*stored, *given} if near_spelling(name) in keys])

@@ -16,20 +16,9 @@ import numpy as np
 from fmcnet.errors import GalleryError
 from fmcnet.retrieval import milvus_client as milvus
 from fmcnet.retrieval.inputs import check_new, check_settings, check_there
-from fmcnet.retrieval.milvus_client import (
-    METADATA,
-    NO_TIME,
-    Collection,
-    expression,
-    parts,
-    text,
-    texts,
-    to_row,
-    to_stored,
-)
-from fmcnet.retrieval.ranking import SPARE, ranked, ties_go_on
 from fmcnet.retrieval.records import (
     NONE,
+    SPARE,
     Added,
     EntryBatch,
     GalleryInfo,
@@ -40,6 +29,8 @@ from fmcnet.retrieval.records import (
     Stored,
     Where,
     from_micros,
+    ranked,
+    ties_go_on,
 )
 from fmcnet.retrieval.times import DayCount, count_days
 from fmcnet.types import FloatArray
@@ -52,7 +43,7 @@ WIDEST = 16_384
 """Milvus gives no more rows in one answer."""
 
 
-class MilvusStore(Collection):
+class MilvusStore(milvus.Collection):
     """A gallery in a collection; its methods are those of `Gallery`, its arguments those of `Collection`."""
 
     most = WIDEST - SPARE
@@ -98,6 +89,10 @@ class MilvusStore(Collection):
 
     # ---- reading ----
 
+    def _condition(self, where: Where | None) -> str | None:
+        """As `milvus_client.expression`; None also before the first add."""
+        return None if self.settings is None else milvus.expression(where, numbers=self.numbers)
+
     def _query(self, condition: str, fields: list[str], **options: Any) -> list[dict[str, Any]]:
         with self.client() as client:
             found: list[dict[str, Any]] = client.query(
@@ -107,8 +102,8 @@ class MilvusStore(Collection):
 
     def search(self, queries: FloatArray, top: int, where: Where | None, exact: bool) -> list[list[Hit]]:
         """For each of (Q, D) queries its best entries; ties as in the embedded gallery."""
-        condition = expression(where, numbers=self.numbers)
-        if self.settings is None or condition is None:
+        condition = self._condition(where)
+        if condition is None:
             return [[] for _ in queries]
         if top > self.most:
             raise GalleryError(f"top={top} is more than Milvus gives in one answer: at most {self.most}")
@@ -137,14 +132,14 @@ class MilvusStore(Collection):
             part = which[start : start + together]
             whole = wide <= self._portion()  # their embeddings fit into the answer
             try:
-                answers = self._ask(queries[part], wide, condition, METADATA if whole else [])
+                answers = self._ask(queries[part], wide, condition, milvus.METADATA if whole else [])
             except GalleryError as error:
                 if RACE not in str(error):
                     raise
                 whole, answers = False, self._ask(queries[part], wide, condition, [])
             for at, rows in zip(part, answers, strict=True):
                 if whole:
-                    found = [to_stored(row["entity"] | {"id": row["id"]}) for row in rows]
+                    found = [milvus.to_stored(row["entity"] | {"id": row["id"]}) for row in rows]
                 else:
                     found = list(self.fetch([row["id"] for row in rows]).values())
                 yield at, found, [row["distance"] for row in rows]
@@ -173,13 +168,13 @@ class MilvusStore(Collection):
 
     def fetch(self, ids: Sequence[str]) -> dict[str, Stored]:
         """Entries and embeddings of those ids that are there."""
-        return {row["id"]: to_stored(row) for row in self._rows(ids)}
+        return {row["id"]: milvus.to_stored(row) for row in self._rows(ids)}
 
     def _rows(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         if self.settings is not None:
-            for part in parts(ids, self._portion()):
-                found += self._query(f"id in {texts(part)}", [*METADATA, "embedding"])
+            for part in milvus.parts(ids, self._portion()):
+                found += self._query(f"id in {milvus.texts(part)}", [*milvus.METADATA, "embedding"])
         return found
 
     def picture(self, entry_id: str) -> bytes | None:
@@ -188,8 +183,8 @@ class MilvusStore(Collection):
 
     def count(self, where: Where | None) -> int:
         """How many match."""
-        condition = expression(where, numbers=self.numbers)
-        if self.settings is None or condition is None:
+        condition = self._condition(where)
+        if condition is None:
             return 0
         return int(self._query(condition, ["count(*)"])[0]["count(*)"])
 
@@ -199,12 +194,12 @@ class MilvusStore(Collection):
 
     def _listed(self, where: Where | None, *fields: str) -> Iterator[dict[str, Any]]:
         """Rows that match, with their ids and these fields, in the order of ids."""
-        condition = expression(where, numbers=self.numbers)
-        if self.settings is None or condition is None:
+        condition = self._condition(where)
+        if condition is None:
             return
         last = ""
         while True:  # in the order of ids, as pymilvus's own iterator goes on, which does not escape them
-            after = f"id > {text(last)}" + (f" and {condition}" if condition else "")
+            after = f"id > {milvus.text(last)}" + (f" and {condition}" if condition else "")
             page = self._query(after, ["id", *fields], limit=PAGE)
             yield from page
             if len(page) < PAGE:
@@ -217,14 +212,14 @@ class MilvusStore(Collection):
         cameras, times = [], []
         for row in self._listed(where, "camera", "time"):
             cameras.append(numbers.setdefault(row["camera"], len(numbers)) if row["camera"] else -1)
-            times.append(int(NONE) if row["time"] == NO_TIME else row["time"])
+            times.append(int(NONE) if row["time"] == milvus.NO_TIME else row["time"])
         return count_days(np.array(cameras, np.int64), list(numbers), np.array(times, np.int64), zone)
 
     def texts(self, name: Literal["camera", "pid"]) -> set[str]:
         """The cameras, each looked for beside those known already; no pid: a cluster would have to read all rows."""
         found: set[str] = set()
         while name == "camera" and self.settings is not None:
-            others = 'camera != ""' + "".join(f" and camera != {text(one)}" for one in sorted(found))
+            others = 'camera != ""' + "".join(f" and camera != {milvus.text(one)}" for one in sorted(found))
             page = self._query(others, ["camera"], limit=PAGE)
             new = {str(row["camera"]) for row in page if row["camera"]} - found
             if not new:
@@ -245,7 +240,7 @@ class MilvusStore(Collection):
 
     def scan(self, where: Where | None, chunk: int) -> Iterator[list[Stored]]:
         """All that match; those removed meanwhile are left out."""
-        for part in parts(self._matching(where), min(chunk, self._portion())):
+        for part in milvus.parts(self._matching(where), min(chunk, self._portion())):
             stored = self.fetch(part)
             yield [stored[name] for name in part if name in stored]
 
@@ -267,7 +262,7 @@ class MilvusStore(Collection):
         replaced = 0 if on_duplicate == "skip" else len(there)
         now = clock.time_ns()
         rows = [
-            to_row(entry, vector, now + i, numbers=self.numbers)
+            milvus.to_row(entry, vector, now + i, numbers=self.numbers)
             for i, (entry, vector) in enumerate(zip(batch.entries, batch.vectors, strict=True))
             if not (on_duplicate == "skip" and entry.id in there)
         ]
@@ -281,9 +276,9 @@ class MilvusStore(Collection):
         check_there(there, ids, self.location)
         rows = []
         for name in ids:
-            entry, vector = to_stored(there[name])
+            entry, vector = milvus.to_stored(there[name])
             changed = replace(entry, **change)
-            rows.append(to_row(changed, vector, there[name]["seq"], numbers=self.numbers))
+            rows.append(milvus.to_row(changed, vector, there[name]["seq"], numbers=self.numbers))
         self._write(rows, there)
         return len(ids)
 
@@ -294,15 +289,15 @@ class MilvusStore(Collection):
         """
         tried: list[str] = []
         try:
-            for part in parts(rows, self._portion()):
+            for part in milvus.parts(rows, self._portion()):
                 tried += [row["id"] for row in part]
                 self._upsert(part)
         except BaseException as error:  # Ctrl-C too
             try:
                 self._delete([name for name in tried if name not in before])
                 old: Any = [before[name] for name in tried if name in before]
-                old = [to_row(*to_stored(row), row["seq"], numbers=self.numbers) for row in old]
-                for part in parts(old, self._portion()):
+                old = [milvus.to_row(*milvus.to_stored(row), row["seq"], numbers=self.numbers) for row in old]
+                for part in milvus.parts(old, self._portion()):
                     self._upsert(part)
             except GalleryError:
                 raise GalleryError(
@@ -317,9 +312,9 @@ class MilvusStore(Collection):
             client.upsert(self.name, rows, timeout=self.timeout)
 
     def _delete(self, ids: Sequence[str]) -> None:
-        for part in parts(ids, milvus.MOST_ROWS):
+        for part in milvus.parts(ids, milvus.MOST_ROWS):
             with self.client(write=True) as client:
-                client.delete(self.name, filter=f"id in {texts(part)}", timeout=self.timeout)
+                client.delete(self.name, filter=f"id in {milvus.texts(part)}", timeout=self.timeout)
 
     def remove(self, where: Where, remember: bool = True) -> int:
         """Remove what matches."""

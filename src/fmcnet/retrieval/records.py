@@ -1,9 +1,12 @@
-"""What goes into a gallery and what comes out: small frozen dataclasses, and their values."""
+"""What goes into a gallery and what comes out: small frozen dataclasses; and the ranking of hits.
+
+Hits are ranked by similarity, equal ones by id; alone, by track or by person.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +14,7 @@ import numpy as np
 
 from fmcnet.errors import DataError, FmcnetError, GalleryError
 from fmcnet.identities import parse_identity
-from fmcnet.types import FloatArray, Modality, parse_modality
+from fmcnet.types import BoolArray, FloatArray, Modality, parse_modality
 
 if TYPE_CHECKING:
     from fmcnet.inference.image_input import Fault
@@ -184,13 +187,13 @@ class OpenOptions:
         GalleryError: on construction, for a value that no gallery takes.
     """
 
-    read_only: bool
-    create: bool
-    timeout: float
-    index: IndexChoice | None
-    hnsw_above: int | None
-    dtype: Dtype
-    flush_rows: int
+    read_only: bool = False
+    create: bool = True
+    timeout: float = 5.0
+    index: IndexChoice | None = None
+    hnsw_above: int | None = None
+    dtype: Dtype = "float32"
+    flush_rows: int = 2048
 
     def __post_init__(self) -> None:
         if self.index not in (None, "auto", "exact", "hnsw"):
@@ -282,6 +285,12 @@ class GalleryInfo:
 MADE_WITH = "made-with.json"
 """In a gallery's folder: where its model is, and the ranges; it holds no embedding and nothing of a picture."""
 
+SPARE = 16
+"""Candidates asked for beyond `top`, to see ties at the end of the list: an index compares in float32, where equal
+embeddings may differ in the last bits."""
+NEAR = 1e-5
+"""Similarities of float32 sums that may be equal when computed exactly."""
+
 Stored = tuple[Entry, FloatArray]
 """An entry and its (D,) float32 embedding."""
 
@@ -338,3 +347,99 @@ def to_micros(value: datetime) -> int:
 def from_micros(value: int) -> datetime:
     """The inverse of `to_micros`."""
     return EPOCH + timedelta(microseconds=value)
+
+
+def ties_go_on(similarity: Sequence[float] | FloatArray, top: int) -> bool:
+    """Whether further candidates may be as similar as the `top`-th of these (K,), which are best first."""
+    return len(similarity) >= top and bool(similarity[-1] >= similarity[top - 1] - NEAR)
+
+
+def may_be_among(similarity: FloatArray, top: int) -> BoolArray:
+    """(K,) which of these candidates, best first, may be among the `top` best."""
+    if not len(similarity):
+        return np.empty(0, np.bool_)
+    among: BoolArray = similarity >= similarity[min(top, len(similarity)) - 1] - NEAR
+    return among
+
+
+def ranked(query: FloatArray, stored: Sequence[Stored], top: int) -> list[Hit]:
+    """The most similar of some stored entries, best first, ties by id.
+
+    Each similarity is a sum of its own in double precision, so equal embeddings have equal ones.
+
+    Args:
+        query: (D,), unit length.
+        stored: entries and embeddings.
+        top: at most so many hits.
+    """
+    if not stored:
+        return []
+    vectors = np.stack([vector for _, vector in stored]).astype(np.float64)
+    exact = (vectors * query.astype(np.float64)).sum(axis=1)
+    similarity = np.clip(exact, -1.0, 1.0).astype(np.float32).tolist()
+    order = sorted(range(len(stored)), key=lambda i: (-similarity[i], stored[i][0].id))
+    return [Hit(similarity=similarity[i], **vars(stored[i][0])) for i in order[:top]]
+
+
+def group(
+    hits: Iterable[Hit], by: Literal["track", "pid"], *, modalities_apart: bool = False
+) -> list[HitGroup]:
+    """Put hits that share a track or a pid together.
+
+    Args:
+        hits: best first.
+        by: "track" or "pid"; a hit that has none is a group of its own.
+        modalities_apart: visible and infrared hits of one track or pid are two groups.
+
+    Returns:
+        Groups ranked by their best hit.
+
+    Raises:
+        GalleryError: for another `by`.
+    """
+    if by not in ("track", "pid"):
+        raise GalleryError(f"hits are grouped by 'track' or 'pid', not {by!r}")
+    members: dict[object, list[Hit]] = {}
+    for hit in hits:
+        members.setdefault(_key(hit, by, modalities_apart), []).append(hit)
+    return [
+        HitGroup(getattr(best, by), best.similarity, (best, *rest), probability=best.probability)
+        for best, *rest in members.values()
+    ]
+
+
+def rank_pooled(
+    query: FloatArray, groups: Iterable[HitGroup], entries: Iterable[Stored], by: Literal["track", "pid"]
+) -> list[HitGroup]:
+    """Groups of one modality each, ranked by the similarity of the query to all their entries pooled.
+
+    A group's embedding is the mean of its entries' unit embeddings, brought to unit length, as `pool` makes it. A
+    group with no key is its one hit; one of which no entry is there any more is left out.
+
+    Args:
+        query: (D,), unit length.
+        groups: of `group` with `modalities_apart`.
+        entries: all that belong to them.
+        by: what they are grouped by.
+    """
+    sums: dict[object, tuple[int, Any]] = {}
+    for entry, vector in entries:
+        key = _key(entry, by, apart=True)
+        count, total = sums.get(key, (0, 0.0))
+        sums[key] = count + 1, total + vector.astype(np.float64)
+    found = []
+    for one in groups:
+        count, total = sums.get(_key(one.hits[0], by, apart=True), (0, 0.0))
+        if one.key is None:
+            found.append(replace(one, pooled=1))
+        elif count:
+            length = float(np.linalg.norm(total))
+            cosine = float(np.dot(total, query.astype(np.float64))) / length if length > 1e-6 * count else 0.0
+            found.append(replace(one, similarity=max(-1.0, min(cosine, 1.0)), pooled=count))
+    return sorted(found, key=lambda one: (-one.similarity, one.hits[0].id))
+
+
+def _key(one: Hit | Entry, by: str, apart: bool) -> tuple[object, str, Modality | None]:
+    """What those have in common that are of one group."""
+    value = getattr(one, by)
+    return value, one.id if value is None else "", one.modality if apart else None

@@ -1,81 +1,34 @@
-"""`Searcher`: an encoder and a gallery as one thing: images in, answers out."""
+"""`Searcher`: an encoder and a gallery as one thing: images in, answers out. And which encoder a gallery needs."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fmcnet.data.pixels import RANGE_UNUSED, Remarks, ValueRange
+from fmcnet.data.pixels import RANGE_UNUSED, Remarks, ValueRange, check_range, parse_range
 from fmcnet.errors import DataError, FmcnetError, GalleryError
-from fmcnet.inference.calibration import Calibration
+from fmcnet.files import private_mode, write_atomically
 from fmcnet.inference.encoder import Encoder
 from fmcnet.inference.image_input import Fault, ImageLike, ModalityLike, expand
-from fmcnet.retrieval.answer import Answer, thumbnail
+from fmcnet.models.shipped import shipped_models
+from fmcnet.parsing import read_json
+from fmcnet.retrieval.answer import NO_LIMIT, Answer, CalibratedScores, answer_notes, filter_notes, thumbnail
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.inputs import column, tag_column
-from fmcnet.retrieval.notes import answer_notes, filter_notes
-from fmcnet.retrieval.ranking import group as group_hits
-from fmcnet.retrieval.records import Added, Hit, HitGroup, OnDuplicate, Where
+from fmcnet.retrieval.records import MADE_WITH, Added, HitGroup, OnDuplicate, Where
+from fmcnet.retrieval.records import group as group_hits
 from fmcnet.types import Embeddings, FloatArray, Modality
 
 Modalities = ModalityLike | Sequence[ModalityLike] | NDArray[np.uint8]
 GroupBy = Literal["track", "pid"]
-Scored = TypeVar("Scored", Hit, HitGroup)
-NO_LIMIT = float("-inf")
-
-
-@dataclass(frozen=True)
-class CalibratedScores:
-    """A calibration as seen from one query.
-
-    A query of both modalities has two curves to an entry; it takes the more cautious one: the smaller
-    probability, the higher threshold.
-
-    Attributes:
-        calibration: the encoder's; None: there is none.
-        query: modalities of the query's images.
-        prior: probability, before comparing, that an entry shows the query's person.
-    """
-
-    calibration: Calibration | None
-    query: Sequence[Modality]
-    prior: float = 0.5
-
-    def covers(self, entry: Modality) -> bool:
-        """Whether a similarity to such an entry can be translated."""
-        calibration = self.calibration
-        return calibration is not None and all(calibration.covers(kind, entry) for kind in self.query)
-
-    def with_probabilities(self, found: Sequence[Scored]) -> list[Scored]:
-        """The same with their probabilities, None where `covers` says no; order kept."""
-        probabilities: list[float | None] = [None] * len(found)
-        for entry in Modality:
-            rows = [row for row, one in enumerate(found) if one.modality is entry]
-            if self.calibration is None or not rows or not self.covers(entry):
-                continue
-            cosines = [found[row].similarity for row in rows]
-            curves = [
-                self.calibration.probability(cosines, kind, entry, prior=self.prior) for kind in self.query
-            ]
-            for row, probability in zip(rows, np.min(curves, axis=0).tolist(), strict=True):
-                probabilities[row] = probability
-        return [replace(one, probability=p) for one, p in zip(found, probabilities, strict=True)]
-
-    def thresholds(self, entries: Sequence[Modality], fmr: float | None) -> dict[Modality, float]:
-        """The least similarity, by the modality of entries that can be judged; `NO_LIMIT` without a rate."""
-        calibration, covered = self.calibration, [kind for kind in entries if self.covers(kind)]
-        if calibration is None or fmr is None:
-            return dict.fromkeys(covered, NO_LIMIT)
-        return {
-            entry: max(calibration.threshold(kind, entry, fmr=fmr) for kind in self.query)
-            for entry in covered
-        }
 
 
 class Searcher:
@@ -399,3 +352,86 @@ class Searcher:
             HitGroup(None, hit.similarity, (hit,), probability=hit.probability)
             for hit in scores.with_probabilities(hits)
         ]
+
+
+def remember(gallery: str, model: str | Path | None = None, value_range: ValueRange | None = None) -> None:
+    """Note in an embedded gallery what its pictures were encoded with; of a cluster nothing is noted.
+
+    Args:
+        gallery: its location.
+        model: a folder (its absolute path is noted) or a shipped model's name; None: nothing to note.
+        value_range: as `fmcnet.data.images.load_image`; None: nothing to note.
+    """
+    folder = Path(gallery)
+    if not folder.is_dir():
+        return
+    noted = _read(gallery)
+    changed = dict(noted)
+    if model is not None:
+        path = Path(model).expanduser()
+        changed["model"] = str(path.absolute()) if path.exists() else str(model)
+    ranges = remembered_ranges(gallery)
+    if value_range is not None and value_range not in ranges:
+        changed["ranges"] = [*ranges, value_range]
+    if changed != noted:
+        text = json.dumps(changed) + "\n"
+        write_atomically(
+            folder / MADE_WITH, lambda at: at.write_text(text, encoding="utf-8"), private_mode(folder)
+        )
+
+
+def remembered_ranges(gallery: str) -> list[ValueRange]:
+    """The ranges that `remember` noted, in order."""
+    with contextlib.suppress(TypeError, DataError):
+        return [check_range(one) for one in _read(gallery).get("ranges", ())]
+    return []
+
+
+def range_of(gallery: str, option: str | None) -> ValueRange | None:
+    """The range of an option, or the only one that the gallery was indexed with, or None."""
+    if option is not None:
+        return parse_range(option)
+    ranges = remembered_ranges(gallery)
+    return ranges[0] if len(ranges) == 1 else None
+
+
+def open_model(
+    gallery: str, source: str | Path | None, device: str = "auto", calibration: Path | None = None
+) -> Encoder:
+    """The encoder for a gallery: that of `choose_model`, with the arguments of `Encoder.from_pretrained`."""
+    return Encoder.from_pretrained(choose_model(gallery, source), device=device, calibration=calibration)
+
+
+def choose_model(gallery: str, source: str | Path | None) -> str | Path:
+    """The model of a gallery: its folder or name.
+
+    Args:
+        gallery: the location of the gallery to search or to add to.
+        source: a model's folder or name; None: the one that was noted, or the shipped one if there is just one.
+
+    Raises:
+        FmcnetError: when there is no model to take, or it does not exist.
+    """
+    shipped = list(shipped_models())
+    noted = str(_read(gallery).get("model") or "")
+    chosen = source or noted or (shipped[0] if len(shipped) == 1 else None)
+    if chosen is None:
+        if "://" not in gallery and not Path(gallery).exists():
+            raise FmcnetError(
+                f"{gallery} does not exist: check the path; for a new one say which model to use, with --model RUN"
+            )
+        raise FmcnetError(f"{gallery}: say which model to use, with --model RUN")
+    if source is None and noted and not Path(noted).exists() and noted not in shipped:
+        raise GalleryError(
+            f"{gallery} was indexed with the model at {noted}, which does not exist any more: say where it is, with "
+            "--model RUN"
+        )
+    return chosen
+
+
+def _read(gallery: str) -> dict[str, Any]:
+    """What is noted; nothing where the note is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        found = read_json(Path(gallery) / MADE_WITH)
+        return found if isinstance(found, dict) else {}
+    return {}

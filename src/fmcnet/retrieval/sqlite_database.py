@@ -1,4 +1,4 @@
-"""SQLite, the record of truth: the tables, and a checksum on every row.
+"""SQLite, the record of truth: entries, embeddings, pictures and files, and a checksum on every row.
 
 `vectors` and `pictures` only ever grow at their end, and what is removed is overwritten by zeros in its place: SQLite
 then never moves it between pages, so no stale copy can be left in a page's slack. `secure_delete` zeroes what
@@ -8,57 +8,43 @@ is deleted from the other tables. `compact` drops the zeroed rows and rewrites t
 from __future__ import annotations
 
 import contextlib
-import functools
+import hashlib
 import json
-import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fmcnet.errors import GalleryError
 from fmcnet.identities import is_number
-from fmcnet.parsing import parse_json
-from fmcnet.retrieval.records import Entry, GallerySettings, Stored, from_micros, to_micros
-from fmcnet.retrieval.sqlite_connection import Connection, Mark, write_mark
+from fmcnet.retrieval.records import Entry, Stored, from_micros, to_micros
+from fmcnet.retrieval.sqlite_connection import (
+    FILES,
+    REMOVED,
+    TEXT_PID_FORMAT,
+    Connection,
+    Mark,
+    checksum,
+    write_mark,
+)
 from fmcnet.types import Modality
 
-FORMAT = 1
-TEXT_PID_FORMAT = 3
-"""The format from the first identity on that is no number; 0.1.0 reads numbers only, and refuses it."""
 COLUMNS = "seq, id, pid, modality, camera, time, source, track, tags"
 Values = tuple[
     int, str, "int | bytes | None", int, "str | None", "int | None", "str | None", "str | None", "str | None"
 ]
 """A row of `rows` without its checksum, in the order of `COLUMNS`."""
-FILES = "files"
-"""The table of `FileRecords`."""
-REMOVED = "removed"
-"""The table of digests of removed ids."""
+CHUNK = 4096
+"""Rows read at once."""
+NO_FILES = f"(SELECT NULL seq, NULL path, NULL root, NULL state, NULL digest, NULL crc LIMIT 0) AS {FILES}"
+"""Stands for the table in a gallery of 0.1.0."""
 LISTED = "(SELECT value FROM json_each(?))"
 """Follows IN: any number of values, as one parameter, which `listed` gives."""
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value, crc INTEGER) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS rows (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, pid INTEGER, modality INTEGER NOT NULL,
-    camera TEXT, time INTEGER, source TEXT, track TEXT, tags TEXT, crc INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS vectors (seq INTEGER PRIMARY KEY, vector BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS log (
-    generation INTEGER, seq INTEGER, gone INTEGER NOT NULL, crc INTEGER NOT NULL,
-    PRIMARY KEY (generation, seq)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS pictures (seq INTEGER PRIMARY KEY, picture BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS files (
-    seq INTEGER PRIMARY KEY, path TEXT NOT NULL, root TEXT NOT NULL, state TEXT NOT NULL, digest TEXT NOT NULL,
-    crc INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS files_digest ON files (digest);
-CREATE TABLE IF NOT EXISTS removed (digest BLOB PRIMARY KEY) WITHOUT ROWID;
-"""
-FIRST_TABLES = {"meta", "rows", "vectors", "log"}
-"""Those that every version made."""
-TABLES = FIRST_TABLES | {"pictures", FILES, REMOVED}
-"""All of them; a reader of a gallery of an earlier version may lack those that are newer."""
 
 
 def listed(values: Iterable[str | int]) -> str:
@@ -75,14 +61,6 @@ class Database(Connection):
     _new_entries: int
     _new_pictures: int
     """Added minus deleted, since the transaction began."""
-
-    def tables(self) -> set[str]:
-        """The names of the tables that are there: none, or at least those that every version has."""
-        names = {row[0] for row in self.run("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        missing = FIRST_TABLES - names
-        if missing and names:
-            raise self.damaged(f"no such table: {min(missing)}")
-        return names
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -106,80 +84,12 @@ class Database(Connection):
         generation, entries, pictures = json.loads(noted) if isinstance(noted, str) else (-1, 0, 0)
         return (entries, pictures) if generation == self.number("generation") else None
 
-    def create(self) -> None:
-        """Make the tables where they are missing."""
-        with Connection.writing(self):
-            for statement in SCHEMA.split(";\n"):
-                self.connection.execute(statement)
-            if self.get("gallery") is None:
-                self.rename()
-                self.put("generation", 0)
-                self.put("floor", 0)
-
-    def rename(self) -> str:
-        """Give the gallery a new name: a copy's index must not be taken for the original's."""
-        name = uuid.uuid4().hex
-        about = {"format": FORMAT} if self.get("gallery") is None else self._about()
-        self.put("gallery", json.dumps(about | {"name": name}))
-        return name
-
-    # ---- what is known of the gallery ----
-
-    def get(self, key: str) -> str | int | None:
-        """A value of `meta`."""
-        found = self.run("SELECT value, crc FROM meta WHERE key = ?", (key,))
-        if found and checksum(key, found[0][0]) != found[0][1]:
-            raise self.damaged(f"checksum of '{key}'")
-        return found[0][0] if found else None
-
-    def put(self, key: str, value: str | int) -> None:
-        """Set a value of `meta`."""
-        self.connection.execute(
-            "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (key, value, checksum(key, value))
-        )
-
-    def number(self, key: str) -> int:
-        """A number of `meta` that must be there."""
-        value = self.get(key)
-        if not isinstance(value, int):
-            raise self.damaged(f"'{key}' is missing")
-        return value
-
-    def name(self) -> str:
-        """What tells this gallery's index from another's; GalleryError where a newer fmcnet wrote the gallery."""
-        return str(self._about()["name"])
-
-    def _about(self) -> dict[str, Any]:
-        value = self.get("gallery")
-        if not isinstance(value, str):
-            raise self.damaged("'gallery' is missing")
-        try:
-            about: dict[str, Any] = parse_json(value)
-            version, _ = about["format"], about["name"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise self.damaged("'gallery' is not what was written") from error
-        if version not in (FORMAT, TEXT_PID_FORMAT):
-            raise GalleryError(
-                f"{self.path} has format {version}, this fmcnet reads {FORMAT} and {TEXT_PID_FORMAT}: update fmcnet"
-            )
-        return about
-
     def _note_text_pids(self, stored: Sequence[Values]) -> None:
         """Mark the gallery as one of `TEXT_PID_FORMAT`, where these hold the first such identity."""
         if any(isinstance(values[2], bytes) for values in stored):
             about = self._about()
             if about["format"] != TEXT_PID_FORMAT:
                 self.put("gallery", json.dumps(about | {"format": TEXT_PID_FORMAT}))
-
-    def settings(self) -> GallerySettings | None:
-        """What the first add fixed."""
-        value = self.get("settings")
-        if not isinstance(value, str):
-            return None
-        try:
-            return GallerySettings(**parse_json(value))
-        except (ValueError, TypeError) as error:
-            raise self.damaged("'settings' are not what was written") from error
 
     # ---- rows ----
 
@@ -324,14 +234,6 @@ class Database(Connection):
             out[seq] = to_entry(row), vector.astype(np.float32)
         return out
 
-    @functools.cached_property
-    def dtype(self) -> str:
-        """Of the stored embeddings; read once, for it never changes."""
-        settings = self.settings()
-        if settings is None:
-            raise self.damaged("rows without settings")
-        return settings.dtype
-
     # ---- upkeep ----
 
     def compact(self) -> int:
@@ -357,16 +259,11 @@ class Database(Connection):
             if self.settings() is None:
                 return
             seq = entries = pictures = 0
-            while rows := self.after(seq, 4096):
+            while rows := self.after(seq, CHUNK):
                 seq, entries = max(rows), entries + len(rows)
                 pictures += sum(self.picture(one) is not None for one in rows)
             if (counts := self.counts()) not in (None, (entries, pictures)):
                 raise self.damaged(f"{entries} entries and {pictures} pictures instead of {counts}")
-
-
-def checksum(*values: object) -> int:
-    """CRC-32 of values; texts hold no NUL and are not empty, so the joined text is unambiguous."""
-    return zlib.crc32("\0".join("" if v is None else str(v) for v in values).encode())
 
 
 def to_values(seq: int, entry: Entry) -> Values:
@@ -403,3 +300,155 @@ def to_entry(values: Sequence[Any]) -> Entry:
 def seal(seq: int, vector: bytes) -> bytes:
     """The bytes of an embedding and their checksum, bound to the row's number."""
     return vector + zlib.crc32(vector, seq & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+class FileRecord(NamedTuple):
+    """A file as it was just before it was encoded.
+
+    Attributes:
+        path: absolute.
+        root: the folder that was indexed, which holds it.
+        state: as `fmcnet.files.file_state`.
+        digest: as `fmcnet.files.file_digest`.
+    """
+
+    path: str
+    root: str
+    state: str
+    digest: str
+
+
+class Origin(NamedTuple):
+    """Where an entry came from; `record` is None for one that no record was made of."""
+
+    id: str
+    source: str | None
+    record: FileRecord | None
+
+
+@dataclass(frozen=True)
+class FileRecords:
+    """The files that a gallery's entries came from: where they lay, and their content when it was encoded.
+
+    A record goes when its entry goes; then only a digest tells that its content was removed. A gallery of 0.1.0 lacks
+    both tables until it is written to. `reading` and `writing` are the store's rules of locking.
+    """
+
+    database: Database
+    reading: Callable[[], AbstractContextManager[Any]]
+    writing: Callable[[], AbstractContextManager[Any]]
+
+    def of(self, ids: Iterable[str]) -> dict[str, FileRecord]:
+        """Those of entries, by id."""
+        found = self._select(f"rows.id IN {LISTED}", listed(ids))
+        return {one.id: one.record for one in found if one.record is not None}
+
+    def with_digest(self, digests: Iterable[str]) -> dict[str, list[FileRecord]]:
+        """Those with these digests, by digest."""
+        out = defaultdict[str, list[FileRecord]](list)
+        for one in self._select(f"{FILES}.digest IN {LISTED}", listed(sorted(set(digests)))):
+            if one.record is not None:
+                out[one.record.digest].append(one.record)
+        return out
+
+    def origins(self) -> list[Origin]:
+        """Of all entries, in the order of their adding."""
+        return self._select("TRUE ORDER BY rows.seq")
+
+    def put(self, records: Mapping[str, FileRecord], *, added: bool = False) -> None:
+        """Set the records of entries.
+
+        Args:
+            records: by entry id; those of other ids are left out.
+            added: these entries are new, so their content is not removed any more.
+        """
+        if records:
+            with self.writing(), self.database.writing():
+                if added:
+                    self.forget_removed(one.digest for one in records.values())
+                self._put({seq: records[name] for name, seq in self.database.seqs(list(records)).items()})
+
+    def rename(self, renamed: Mapping[str, Origin]) -> None:
+        """Give entries another id, source and record, all or nothing.
+
+        Args:
+            renamed: by the present id; the new ids must not be those of other entries.
+        """
+        with self.writing(), self.database.writing():
+            seqs = self.database.seqs(list(renamed))
+            new = {seq: renamed[name] for name, seq in seqs.items()}
+            before: dict[int, Entry] = {}
+            for seq in new:  # first away from all ids, since some may be taken by each other
+                before[seq], _ = self.database.stored([seq])[seq]
+                self.database.connection.execute("UPDATE rows SET id = ? WHERE seq = ?", (f"\0{seq}", seq))
+            for seq, one in new.items():
+                self.database.rewrite(seq, replace(before[seq], id=one.id, source=one.source))
+            self._put({seq: one.record for seq, one in new.items() if one.record is not None})
+            self.forget_removed(one.id for one in new.values())
+            self.database.note(new, gone=False)
+
+    def removed(self, ids: Iterable[str]) -> set[str]:
+        """Those of these ids, or digests of files, that were removed and not added since."""
+        with self.reading():
+            if REMOVED not in self.database.tables():
+                return set()
+            known = f"SELECT 1 FROM {REMOVED} WHERE digest = ?"
+            return {one for one in ids if self.database.run(known, (_hashed(one),))}
+
+    def remember_removed(self, seqs: Sequence[int]) -> None:
+        """Remember what goes, by the content of its file, or by its id where that is not recorded.
+
+        As `forget_removed`, in the caller's transaction.
+        """
+        found = self.database.run(
+            f"SELECT id, digest FROM rows LEFT JOIN {FILES} ON {FILES}.seq = rows.seq WHERE rows.seq IN {LISTED}",
+            (listed(seqs),),
+        )
+        self._remember(_hashed(name if digest is None else digest) for name, digest in found)
+
+    def forget_removed(self, ids: Iterable[str]) -> None:
+        """These ids, or digests of files, are there again."""
+        self.database.connection.executemany(
+            f"DELETE FROM {REMOVED} WHERE digest = ?", ((_hashed(one),) for one in ids)
+        )
+
+    def take(self, other: FileRecords) -> None:
+        """Copy what another gallery of the same entries knows of files, and of what was removed."""
+        self.put({one.id: one.record for one in other.origins() if one.record is not None})
+        with other.reading():
+            known = REMOVED in other.database.tables()
+            digests = other.database.run(f"SELECT digest FROM {REMOVED}") if known else []
+        if digests:
+            with self.writing(), self.database.writing():
+                self._remember(row[0] for row in digests)
+
+    def _remember(self, digests: Iterable[bytes]) -> None:
+        self.database.connection.executemany(
+            f"INSERT OR IGNORE INTO {REMOVED} VALUES (?)", ((one,) for one in digests)
+        )
+
+    def _put(self, records: Mapping[int, FileRecord]) -> None:
+        self.database.connection.executemany(
+            f"INSERT OR REPLACE INTO {FILES} VALUES (?, ?, ?, ?, ?, ?)",
+            ((seq, *record, checksum(seq, *record)) for seq, record in records.items()),
+        )
+
+    def _select(self, condition: str, *values: object) -> list[Origin]:
+        """Where entries came from."""
+        found: list[Origin] = []
+        with self.reading():
+            table = FILES if FILES in self.database.tables() else NO_FILES
+            for name, source, seq, *record, crc in self.database.run(
+                f"SELECT rows.id, rows.source, {FILES}.* FROM rows "
+                f"LEFT JOIN {table} ON {FILES}.seq = rows.seq WHERE {condition}",
+                values,
+            ):
+                if seq is not None and checksum(seq, *record) != crc:
+                    raise self.database.damaged(f"checksum of row {seq}, file")
+                found.append(Origin(name, source, None if seq is None else FileRecord(*record)))
+        return found
+
+
+def _hashed(name: str) -> bytes:
+    """Names what was removed without keeping its id, which may be a file's name."""
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:16]

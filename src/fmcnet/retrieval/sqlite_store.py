@@ -24,16 +24,14 @@ from filelock import Timeout
 from fmcnet.errors import GalleryBusyError, GalleryError, GalleryReplacedError
 from fmcnet.files import lock_file, make_private, take_from_others
 from fmcnet.retrieval.faiss_index import FaissIndex, faiss
-from fmcnet.retrieval.file_records import FileRecords
 from fmcnet.retrieval.gallery_index import GalleryIndex
 from fmcnet.retrieval.index_files import FILES as INDEX_FILES
-from fmcnet.retrieval.index_files import IndexManifest
+from fmcnet.retrieval.index_files import IndexManifest, check_loss, lost
 from fmcnet.retrieval.inputs import check_new, check_settings, check_there
-from fmcnet.retrieval.loss_check import check_loss, lost
-from fmcnet.retrieval.ranking import SPARE, may_be_among, ranked, ties_go_on
 from fmcnet.retrieval.records import (
     MADE_WITH,
     NONE,
+    SPARE,
     Added,
     EntryBatch,
     GalleryInfo,
@@ -45,15 +43,20 @@ from fmcnet.retrieval.records import (
     Stored,
     Where,
     from_micros,
+    may_be_among,
+    ranked,
+    ties_go_on,
 )
-from fmcnet.retrieval.sqlite_connection import NAME, not_writable
-from fmcnet.retrieval.sqlite_database import FIRST_TABLES, TABLES, Database
+from fmcnet.retrieval.sqlite_connection import FIRST_TABLES, NAME, TABLES, not_writable
+from fmcnet.retrieval.sqlite_database import Database, FileRecords
 from fmcnet.retrieval.times import DayCount, count_days
 from fmcnet.types import BoolArray, FloatArray
 
 logger = logging.getLogger(__name__)
 
 LOCK = "writer.lock"
+CONTENTS = (f"{NAME}*", MADE_WITH, *INDEX_FILES)
+"""Patterns of the names of the files that hold what the gallery knows."""
 HNSW_ABOVE = 100_000
 """Entries above which a new gallery uses a graph."""
 LOG_ROWS = 256
@@ -157,8 +160,7 @@ class SqliteStore:
             self.database.truncate_log()  # it may hold what was removed
 
     def _close_to_others(self) -> None:
-        own = (f"{NAME}*", MADE_WITH, *INDEX_FILES)
-        closed = take_from_others(path for name in own for path in self.folder.glob(name))
+        closed = take_from_others(path for name in CONTENTS for path in self.folder.glob(name))
         if closed:
             logger.info(
                 "%s: others could read %d of its files, and cannot any more; to share them with a group: "
@@ -213,7 +215,7 @@ class SqliteStore:
                 try:
                     yield
                 except BaseException:
-                    self.index.invalidate()
+                    self.index.state = None  # the next use starts from the files and the database
                     raise
                 self._check_open()  # what went into files that are gone is not acknowledged
 
@@ -400,10 +402,9 @@ class SqliteStore:
 
     def _finish_index(self) -> None:
         """Write what only memory has of the index, or all of it in another kind."""
-        if self._kind_changed:
+        state = self.index.state
+        if self._kind_changed or (state is not None and len(state) > self.index.saved):
             self.index.flush()
-        else:
-            self.index.flush_unsaved()
         self._kind_changed = False
 
     def compact(self) -> None:

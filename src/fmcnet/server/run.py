@@ -25,7 +25,7 @@ from fmcnet.inference.encoder import Encoder
 from fmcnet.interrupt import ignored_broken_pipes
 from fmcnet.names import nearest
 from fmcnet.retrieval import Gallery, Searcher
-from fmcnet.retrieval.gallery_model import choose_model
+from fmcnet.retrieval.searcher import choose_model
 from fmcnet.retrieval.sqlite_connection import NAME
 from fmcnet.server.app import Network, check_root_path, create_app
 from fmcnet.server.audit import AuditLog

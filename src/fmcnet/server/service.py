@@ -19,7 +19,7 @@ from fmcnet.errors import FmcnetError, GalleryError, GalleryReplacedError
 from fmcnet.inference.projection import l2_normalize
 from fmcnet.names import printable
 from fmcnet.retrieval import Entry, Gallery, Searcher
-from fmcnet.retrieval.gallery_model import range_of
+from fmcnet.retrieval.searcher import range_of
 from fmcnet.server.audit import AuditLog
 from fmcnet.server.batching import Batcher
 from fmcnet.server.decoding import DecoderPool, Upload

@@ -13,8 +13,9 @@ from fastapi.responses import Response
 from fmcnet.errors import GalleryError
 from fmcnet.names import near_cameras
 from fmcnet.retrieval import Entry, Where
+from fmcnet.retrieval.answer import filter_notes
+from fmcnet.retrieval.indexing import near_notes
 from fmcnet.retrieval.inputs import as_id
-from fmcnet.retrieval.notes import filter_notes, near_notes
 from fmcnet.retrieval.times import check_clock, doubtful_times, parse_timezone
 from fmcnet.server import schemas
 from fmcnet.server.errors import ApiError, error_schema, refused_at
