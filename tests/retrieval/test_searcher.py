@@ -106,6 +106,16 @@ def test_a_filter_by_time_where_no_entry_has_one_is_told(tmp_path):
         gallery.expire("0d")
 
 
+def test_a_modality_that_no_entry_has_is_told(tmp_path):
+    with Gallery(tmp_path / "g", model="0123456789abcdef") as gallery:
+        assert filter_notes(gallery, Where(modality="ir")) == ()
+        gallery.add(np.ones((1, 4), np.float32), modality="visible")
+        assert filter_notes(gallery, Where(modality="ir")) == (
+            "no entry is infrared, so none passes a filter by modality",
+        )
+        assert filter_notes(gallery, Where(modality="visible")) == ()
+
+
 def test_a_false_match_rate_sets_a_threshold_for_each_modality(searcher):
     answer = searcher.search(picture(*RED), "ir", fmr=0.01)
     assert answer.thresholds == {DAY: pytest.approx(0.98), NIGHT: pytest.approx(0.99)}

@@ -174,7 +174,7 @@ def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
 
     Args:
         gallery: to look in.
-        where: cameras, tracks, tags and identities of it are looked for, each by itself, whatever else it says.
+        where: its cameras, tracks, tags, identities, modality and times are looked for, each by itself.
     """
     if where is None:
         return ()
@@ -183,6 +183,8 @@ def filter_notes(gallery: Gallery, where: Where | None) -> tuple[str, ...]:
         f"no entry has the track '{t}'" for t in _few(where.tracks) if not gallery.count(Where(tracks=[t]))
     ]
     notes += [f"no entry has the tag '{t}'" for t in _few(where.tags) if not gallery.count(Where(tags=[t]))]
+    if where.modality is not None and not gallery.count(Where(modality=where.modality)) and len(gallery):
+        notes.append(f"no entry is {where.modality}, so none passes a filter by modality")
     if (where.since or where.until) and gallery.times() is None and len(gallery):
         notes.append("no entry has a time, so none passes a filter by time")
     if pids := _few(where.pids):
