@@ -127,6 +127,8 @@ def test_what_is_not_there(serving):
         assert reply.status_code == 404, path
         assert set(reply.json()["error"]) == {"status", "what", "where", "do"}
     assert serving.client.put("/v1/entries/crop-1").status_code == 405
+    for address, methods in (("/v1/entries/crop-1", {"GET", "DELETE"}), ("/openapi.json", {"GET", "HEAD"})):
+        assert set(serving.client.put(address).headers["Allow"].split(", ")) >= methods, address
 
 
 def test_health_metrics_and_the_gallery(serving):

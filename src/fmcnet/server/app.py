@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
-from starlette.routing import Match, Route
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
@@ -95,7 +95,8 @@ async def _refuse(request: Request, error: Exception) -> JSONResponse:
 
 def _allowed(request: Request) -> str:
     """All methods of an address; Starlette names those of the first matching route only."""
-    found = [route.methods or () for route in ROUTES if route.matches(request.scope)[0] is not Match.NONE]
+    routes: list[BaseRoute] = [*ROUTES, *request.app.routes]  # the app's own: the documentation
+    found = [getattr(one, "methods", ()) for one in routes if one.matches(request.scope)[0] is not Match.NONE]
     return ", ".join(sorted(set().union(*found)))
 
 

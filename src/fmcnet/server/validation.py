@@ -118,8 +118,10 @@ def conditions(
     pid: Annotated[list[KnownPerson], Query()] = [],  # noqa: B006
     tag: Annotated[list[str], Query(description="An entry must have all of these.")] = [],  # noqa: B006
     modality: Annotated[ModalityName | None, Query()] = None,
-    since: Annotated[Moment | None, Query(description="Seen at or after; with a time zone.")] = None,
-    until: Annotated[Moment | None, Query(description="Seen before; with a time zone.")] = None,
+    since: Annotated[
+        Moment | None, Query(description="Seen at or after, as 2026-03-01T22:15:00+01:00.")
+    ] = None,
+    until: Annotated[Moment | None, Query(description="Seen before, as since.")] = None,
 ) -> Where | None:
     """As `fmcnet gallery remove` has them."""
     return filter_of(

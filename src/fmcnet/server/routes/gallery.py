@@ -86,8 +86,10 @@ async def search(
     entry_modality: Annotated[
         str | None, Form(description="Only entries that are visible, or infrared.")
     ] = None,
-    since: Annotated[Moment | None, Form(description="Seen at or after; with a time zone.")] = None,
-    until: Annotated[Moment | None, Form(description="Seen before; with a time zone.")] = None,
+    since: Annotated[
+        Moment | None, Form(description="Seen at or after, as 2026-03-01T22:15:00+01:00.")
+    ] = None,
+    until: Annotated[Moment | None, Form(description="Seen before, as since.")] = None,
     min_probability: Annotated[float | None, Form(gt=0, lt=1)] = None,
     fmr: Annotated[float | None, Form(gt=0, le=1, description="False-match rate of one comparison.")] = None,
     prior: Annotated[
@@ -131,7 +133,7 @@ async def add(
     modality: Kinds,
     id: Annotated[list[str], Form(description="One each; made up when not given.")] = [],  # noqa: B006
     camera: Words = [],  # noqa: B006
-    time: Annotated[list[Moment], Form(description="When seen; with a time zone.")] = [],  # noqa: B006
+    time: Annotated[list[Moment], Form(description="When seen, as 2026-03-01T22:15:00+01:00.")] = [],  # noqa: B006
     track: Words = [],  # noqa: B006
     source: Words = [],  # noqa: B006
     pid: Annotated[list[Person], Form(description="Texts or numbers; empty: unknown.")] = [],  # noqa: B006
