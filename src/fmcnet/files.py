@@ -106,7 +106,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any], mode: int | None 
     try:
         with named(path, temporary):
             if mode is not None:
-                temporary.touch()
+                temporary.touch(mode & 0o600)  # never wider than it will be, not for a moment
                 temporary.chmod(mode)
             write(temporary)
             to_disk(temporary)

@@ -147,6 +147,11 @@ def test_a_function_that_gives_no_backbone_is_one_line(apart, make, said):
         make_backbone("mine")
 
 
+def test_these_are_shipped():
+    names = {"resnet18", "resnet34", "resnet50", "efficientnet_lite0", "efficientnet_lite2"}
+    assert set(registry.shipped()) == names
+
+
 def test_a_shipped_backbone_is_one_new_file(tmp_path, monkeypatch):
     text = EXAMPLE[: EXAMPLE.index("register_backbone(")] + 'ARCHITECTURES = {"plain5": Plain}\n'
     (tmp_path / "plain.py").write_text(text.replace(", register_backbone", ""))

@@ -181,14 +181,23 @@ def evaluate(
         ProtocolError: when protocol and embeddings do not fit, or no query has a true match.
         DataError: when an embedding is all zeros and the distance is cosine.
     """
-    masks: dict[str, Any] = {"query_mask": query_mask, "gallery_mask": gallery_mask}
-    options: dict[str, Any] = {"distance": distance, "chunk_bytes": chunk_bytes}
-    [plain] = evaluate_all(embeddings, [protocol], device=device, precision=precision, **masks, **options)
+    plain = evaluate_all(
+        embeddings,
+        [protocol],
+        distance=distance,
+        device=device,
+        precision=precision,
+        chunk_bytes=chunk_bytes,
+        query_mask=query_mask,
+        gallery_mask=gallery_mask,
+    )[0]
     if not extras:
         return plain
     trials = []
-    for trial in protocol.trials(embeddings, **masks):
-        ranks = rank_with_extras(embeddings, trial, protocol.skip, extras, **options)
+    for trial in protocol.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask):
+        ranks = rank_with_extras(
+            embeddings, trial, protocol.skip, extras, distance=distance, chunk_bytes=chunk_bytes
+        )
         trials.append(scores(ranks, protocol.cmc, len(trial[1])))
     return replace(plain, trials=tuple(trials), extras=tuple(e.describe() for e in extras), plain=plain)
 
@@ -198,22 +207,35 @@ def evaluate_all(
     protocols: Sequence[Protocol],
     *,
     distance: str = "cosine",
-    **options: Any,
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    chunk_bytes: int = CHUNK_BYTES,
+    query_mask: BoolArray | None = None,
+    gallery_mask: BoolArray | None = None,
 ) -> tuple[Evaluation, ...]:
     """Score embeddings under several protocols, sharing similarities where queries and skip rule are equal.
 
-    Arguments and errors as in `evaluate`, without extras; one evaluation per protocol, in order.
+    Arguments and errors as in `evaluate`; one evaluation per protocol, in order.
     """
-    ranked = _rank(embeddings, protocols, distance=distance, **options)
+    ranked = _rank(
+        embeddings,
+        protocols,
+        query_mask=query_mask,
+        gallery_mask=gallery_mask,
+        distance=distance,
+        device=device,
+        precision=precision,
+        chunk_bytes=chunk_bytes,
+    )
     return tuple(
         Evaluation(
             protocol=protocol.sentence(),
             distance=distance,
-            precision=precision,
-            trials=tuple(scores(ranks, protocol.cmc, len(gallery)) for (_, gallery), ranks in trials),
-            unmatched=tuple(_unmatched(embeddings, query, ranks) for (query, _), ranks in trials),
+            precision=one.precision,
+            trials=tuple(scores(ranks, protocol.cmc, len(gallery)) for (_, gallery), ranks in one.trials),
+            unmatched=tuple(_unmatched(embeddings, query, ranks) for (query, _), ranks in one.trials),
         )
-        for protocol, (trials, precision) in zip(protocols, ranked, strict=True)
+        for protocol, one in zip(protocols, ranked, strict=True)
     )
 
 
@@ -222,15 +244,23 @@ def _unmatched(embeddings: Embeddings, query: IntArray, ranks: Ranks) -> tuple[s
     return tuple(str(embeddings.name[row]) or f"row {row}" for row in query[ranks.matches == 0].tolist())
 
 
+@dataclass(frozen=True)
+class _Ranked:
+    """The trials of a protocol with their ranks, and the arithmetic used."""
+
+    trials: list[tuple[Trial, Ranks]]
+    precision: str
+
+
 def _rank(
     embeddings: Embeddings,
     protocols: Sequence[Protocol],
     *,
-    query_mask: BoolArray | None = None,
-    gallery_mask: BoolArray | None = None,
+    query_mask: BoolArray | None,
+    gallery_mask: BoolArray | None,
     **options: Any,
-) -> list[tuple[list[tuple[Trial, Ranks]], str]]:
-    """The trials of each protocol with their ranks, and the arithmetic used; `options` are of `rank_trials`."""
+) -> list[_Ranked]:
+    """Rank the trials of each protocol; `options` are those of `rank_trials`."""
     if not isinstance(embeddings, Embeddings):
         raise DataError(
             f"embeddings is of type {type(embeddings).__name__}: give fmcnet.Embeddings, which know identity, camera "
@@ -253,7 +283,7 @@ def _rank(
         ranks |= dict(zip(members, found, strict=True))
         precision |= {number: used for number, _ in members}
     return [
-        ([(pair, ranks[number, trial]) for trial, pair in enumerate(plan)], precision[number])
+        _Ranked([(pair, ranks[number, trial]) for trial, pair in enumerate(plan)], precision[number])
         for number, plan in enumerate(plans)
     ]
 
@@ -344,10 +374,11 @@ def query_scores(
 
     Arguments and errors as `evaluate`.
     """
-    masks = {"query_mask": query_mask, "gallery_mask": gallery_mask}
-    [(trials, _)] = _rank(embeddings, [protocol], distance=distance, **masks)
+    [ranked] = _rank(
+        embeddings, [protocol], query_mask=query_mask, gallery_mask=gallery_mask, distance=distance
+    )
     times, ap, hit = np.zeros((3, len(embeddings)))
-    for (query, _), ranks in trials:
+    for (query, _), ranks in ranked.trials:
         counted = ranks.matches > 0
         times[query] += counted
         ap[query] += np.where(counted, ranks.ap, 0.0)

@@ -24,7 +24,7 @@ from fmcnet.files import make_private
 from fmcnet.inference.encoder import Encoder
 from fmcnet.training import health
 from fmcnet.training.loggers import read_log
-from fmcnet.training.train_step import DISCRIMINATOR_GRADIENT, GRADIENT
+from fmcnet.training.train_step import MEASURED
 from fmcnet.types import IntArray, Modality
 
 RIGHT, WRONG, INK = "#1a7f37", "#cf222e", "#24292f"
@@ -32,7 +32,7 @@ COLOURS = {"shared": "#0969da", "specific": "#1a7f37", "generated": "#d4730b"}
 MAP_IDENTITIES, MAP_IMAGES = 16, 6
 """A map shows at most this many identities, and images of each in each modality."""
 
-NO_TERMS = {"step", "epoch", "rate", "loss", GRADIENT, DISCRIMINATOR_GRADIENT, *health.NAMES}
+NO_TERMS = {"step", "epoch", "rate", "loss", *MEASURED}
 """What a training's log has beside the terms of the loss."""
 
 Clouds = dict[tuple[str, int], NDArray[Any]]
@@ -93,7 +93,7 @@ def _plot_means(
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
         style = "-" if number < 10 else "--"  # ten colours, then the same ones dashed
         ax.plot(at[window - 1 :], smooth, style, label=name, color=f"C{number}", linewidth=1.4)
-    if not names:
+    if not names and not validated:
         ax.axis("off")  # Base has no fusion and no compensation
         return
     handles, labels = ax.get_legend_handles_labels()

@@ -81,14 +81,23 @@ class Crops:
 
 @dataclass(frozen=True)
 class Adapted:
-    """What `adapt_model` did."""
+    """What `adapt_model` did.
 
-    folder: Path  # of the adapted model
-    digest: str  # of the adapted model
-    source: str  # digest of the model that it was made from
-    images: dict[str, int]  # number of images used, by modality
-    cameras: dict[str, int]  # number of known cameras, by modality
-    left_out: tuple[Fault, ...]  # images that cannot be read
+    Attributes:
+        folder: of the adapted model.
+        digest: of the adapted model.
+        source: digest of the model that it was made from.
+        images: number of images used, by modality.
+        cameras: number of known cameras, by modality.
+        left_out: images that cannot be read.
+    """
+
+    folder: Path
+    digest: str
+    source: str
+    images: dict[str, int]
+    cameras: dict[str, int]
+    left_out: tuple[Fault, ...]
 
 
 def adapt_model(

@@ -234,7 +234,9 @@ class EntryColumns:
         needed = self._n + len(seqs)
         if needed > len(self._arrays["seq"]):
             room = max(needed, 2 * self._n, 1024)
-            self._arrays = {name: np.resize(array, room) for name, array in self._arrays.items()}
+            for name, array in self._arrays.items():
+                self._arrays[name] = np.empty(room, array.dtype)
+                self._arrays[name][: self._n] = array[: self._n]
         start, self._n = self._n, needed
         self._arrays["seq"][start:needed] = seqs
         self._arrays["alive"][start:needed] = True

@@ -215,7 +215,7 @@ def indexed_path(origin: Origin) -> Path | None:
 
 def _origins(gallery: Gallery) -> Sequence[Origin]:
     if gallery.files is not None:
-        return gallery.files.origins()
+        return list(gallery.files.origins())
     return [Origin(entry.id, entry.source, None) for entry, _ in gallery.scan()]
 
 
@@ -248,7 +248,7 @@ def relocate(gallery: Gallery, old: str, new: str, *, dry_run: bool = False) -> 
             f"{gallery.location}: sources of a cluster's entries cannot be relocated; index again"
         )
     old, new = _place(old), _place(new)
-    origins = gallery.files.origins()
+    origins = list(gallery.files.origins())
     renamed = {one.id: moved for one in origins if (moved := _moved(one, old, new)) is not None}
     if not renamed:
         roots = sorted({str(Path(one.source).parent) for one in origins if one.source})

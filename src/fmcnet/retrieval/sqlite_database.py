@@ -341,19 +341,22 @@ class FileRecords:
     def of(self, ids: Iterable[str]) -> dict[str, FileRecord]:
         """Those of entries, by id."""
         found = self._select(f"rows.id IN {LISTED}", listed(ids))
-        return {one.id: one.record for one in found if one.record is not None}
+        return {one.id: one.record for _, one in found if one.record is not None}
 
     def with_digest(self, digests: Iterable[str]) -> dict[str, list[FileRecord]]:
         """Those with these digests, by digest."""
         out = defaultdict[str, list[FileRecord]](list)
-        for one in self._select(f"{FILES}.digest IN {LISTED}", listed(sorted(set(digests)))):
+        for _, one in self._select(f"{FILES}.digest IN {LISTED}", listed(sorted(set(digests)))):
             if one.record is not None:
                 out[one.record.digest].append(one.record)
         return out
 
-    def origins(self) -> list[Origin]:
-        """Of all entries, in the order of their adding."""
-        return self._select("TRUE ORDER BY rows.seq")
+    def origins(self) -> Iterator[Origin]:
+        """Of all entries, in the order of their adding; between blocks of them others go on."""
+        last = 0
+        while found := self._select("rows.seq > ? ORDER BY rows.seq LIMIT ?", last, CHUNK):
+            yield from (one for _, one in found)
+            last = found[-1][0]
 
     def put(self, records: Mapping[str, FileRecord], *, added: bool = False) -> None:
         """Set the records of entries.
@@ -433,19 +436,19 @@ class FileRecords:
             ((seq, *record, checksum(seq, *record)) for seq, record in records.items()),
         )
 
-    def _select(self, condition: str, *values: object) -> list[Origin]:
-        """Where entries came from."""
-        found: list[Origin] = []
+    def _select(self, condition: str, *values: object) -> list[tuple[int, Origin]]:
+        """Row numbers of entries, and where they came from."""
+        found: list[tuple[int, Origin]] = []
         with self.reading():
             table = FILES if FILES in self.database.tables() else NO_FILES
-            for name, source, seq, *record, crc in self.database.run(
-                f"SELECT rows.id, rows.source, {FILES}.* FROM rows "
+            for at, name, source, seq, *record, crc in self.database.run(
+                f"SELECT rows.seq, rows.id, rows.source, {FILES}.* FROM rows "
                 f"LEFT JOIN {table} ON {FILES}.seq = rows.seq WHERE {condition}",
                 values,
             ):
                 if seq is not None and checksum(seq, *record) != crc:
                     raise self.database.damaged(f"checksum of row {seq}, file")
-                found.append(Origin(name, source, None if seq is None else FileRecord(*record)))
+                found.append((at, Origin(name, source, None if seq is None else FileRecord(*record))))
         return found
 
 

@@ -46,21 +46,35 @@ _SINGLE_PROCESS_BELOW = 300
 
 @dataclass(frozen=True)
 class GeneratedSummary:
-    """What `generate` did."""
+    """What `generate` did.
 
-    out: Path  # the dataset's root
-    layout: str  # "sysu", "regdb", "llcm" or "wild"
-    preset: str  # "tiny", "small" or "full"
-    seed: int  # seed of the world
-    identities: int  # how many
-    images: int  # images in the dataset
-    written: int  # images rendered by this call
-    reused: int  # images that earlier calls rendered
-    seconds: float  # wall time of this call
-    images_per_second: float  # written / seconds, 0 when none was written
-    workers: int  # processes used
-    # 64 hex digits that identify the world: SHA-256 over all paths and the pixels of eight of the images, rendered
-    # anew (independent of JPEG, of workers and of what was reused)
+    Attributes:
+        out: the dataset's root.
+        layout: "sysu", "regdb", "llcm" or "wild".
+        preset: "tiny", "small" or "full".
+        seed: seed of the world.
+        identities: how many.
+        images: images in the dataset.
+        written: images rendered by this call.
+        reused: images that earlier calls rendered.
+        seconds: wall time of this call.
+        images_per_second: written / seconds, 0 when none was written.
+        workers: processes used.
+        digest: 64 hex digits that identify the world: SHA-256 over all paths and the pixels of eight of the images,
+            rendered anew (independent of JPEG, of workers and of what was reused).
+    """
+
+    out: Path
+    layout: str
+    preset: str
+    seed: int
+    identities: int
+    images: int
+    written: int
+    reused: int
+    seconds: float
+    images_per_second: float
+    workers: int
     digest: str
 
     def to_dict(self) -> dict[str, Any]:

@@ -164,18 +164,24 @@ def train_splits(
     out: Path,
     splits: Sequence[int],
     *,
+    resume: bool = False,
     device: str = "auto",
-    **options: Any,
+    progress: bool | None = None,
+    trackers: Sequence[str] = (),
+    profile: bool = False,
 ) -> list[TrainingSummary]:
-    """Train one run for each of RegDB's splits, in `out/split-NN`.
+    """Train one run for each split in `out/split-NN`.
 
     Args:
         config: all settings but `data.split`.
         data: RegDB's folder.
         out: the folder of all runs.
         splits: numbers, 1 to 10.
-        device: as that of `train`.
-        options: the others of `train`, of every run. With `resume` finished runs are kept.
+        resume: continue each run from its newest checkpoint; finished ones are kept.
+        device: as that of `train`, and so are the following.
+        progress: show a bar; None: on a terminal only.
+        trackers: names, beside the log.
+        profile: profile a few steps of each run.
 
     Raises:
         ConfigError: for a dataset without splits.
@@ -186,10 +192,19 @@ def train_splits(
     summaries = []
     with distributed_context(device):  # joins the process group once, not once a split
         for split in splits:
-            own = config.model_copy(update={"data": config.data.model_copy(update={"split": split})})
-            run = split_folder(out, split)
-            options["description"] = f"split {split}"
-            summaries.append(train(own, data, run, device=device, **options))
+            data_config = config.data.model_copy(update={"split": split})
+            summary = train(
+                config.model_copy(update={"data": data_config}),
+                data,
+                split_folder(out, split),
+                resume=resume,
+                device=device,
+                progress=progress,
+                description=f"split {split}",
+                trackers=trackers,
+                profile=profile,
+            )
+            summaries.append(summary)
     return summaries
 
 

@@ -100,7 +100,7 @@ def shipped() -> dict[str, Callable[[int, int], Backbone]]:
     """Architectures of this package: what the files beside this one name in `ARCHITECTURES`."""
     found: dict[str, Callable[[int, int], Backbone]] = {}
     for file in iter_modules(__path__):
-        found |= import_module(f"{__name__}.{file.name}").ARCHITECTURES
+        found |= getattr(import_module(f"{__name__}.{file.name}"), "ARCHITECTURES", {})
     return found
 
 
