@@ -16,6 +16,7 @@ from fmcnet.errors import DataError
 from fmcnet.evaluation.evaluate_model import evaluate_model
 from fmcnet.inference.fit_calibration import calibrate_model
 from fmcnet.models.card import read_card
+from fmcnet.training.trainer import train
 
 
 def other_splits(table):
@@ -94,3 +95,29 @@ def test_pictures_that_are_there_twice_are_told(tiny_sysu, tmp_path):
     assert note.startswith(
         "pictures that are there more than once: 2, 1 under another identity, modality or split"
     )
+
+
+def test_what_a_training_started_from_is_remembered(tiny_run, tiny_sysu, tmp_path, caplog):
+    """Fine-tuned on other identities of one table, a run does not score those that its start was trained on."""
+    table = other_splits(read_dataset(tiny_sysu))
+    start, count = read_card(tiny_run), read_card(tiny_run).classes
+    settings = [f"model.pretrained={tiny_run}", "training.epochs=1", "training.steps_per_epoch=1"]
+    train(load_config("tiny", settings), table, tmp_path / "tuned", device="cpu", progress=False)
+    assert f"{count} of " in caplog.text
+    assert f"have pictures that {tiny_run} was trained on" in caplog.text
+    card = read_card(tmp_path / "tuned")
+    assert card.start_samples == start.samples
+    [checkpoint] = (tmp_path / "tuned" / "checkpoints").glob("step-*")
+    assert read_card(checkpoint).start_samples == start.samples
+    with pytest.raises(
+        DataError, match=rf"{count} of the test identities have pictures that .* started from"
+    ):
+        evaluate_model(tmp_path / "tuned", table, load_config("tiny").evaluation, progress=False)
+    caplog.clear()
+    file = write_csv(replace(table, name="csv"), tmp_path / "people.csv")
+    calibrate_model(tmp_path / "tuned", file, out=tmp_path / "c.json", progress=False)
+    assert "identities that have pictures of the model's training" in caplog.text
+
+    again = [f"model.pretrained={tmp_path / 'tuned'}", *settings[1:]]
+    train(load_config("tiny", again), table, tmp_path / "again", device="cpu", progress=False)
+    assert set(read_card(tmp_path / "again").start_samples) == {*start.samples, *card.samples}

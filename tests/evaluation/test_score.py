@@ -106,6 +106,8 @@ def test_faults_are_named(tmp_path, content, text):
 
 
 def test_files_and_options_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"is a folder: give an \.npz"):
+        score_file(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
         score_file(tmp_path / "no.npz")
     (tmp_path / "text.npz").write_text("hello")

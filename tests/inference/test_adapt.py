@@ -108,6 +108,8 @@ def test_mistakes_are_one_line_each(folders, tmp_path):
     shutil.copy(folders / "infrared" / "000.jpg", tmp_path / "few")
     few = told("adapt", NAME, *both[:2], "--infrared", tmp_path / "few", *out)
     assert f"1 infrared image: adapting needs at least {MIN_IMAGES} of each modality" in few
+    same = told("adapt", NAME, "--visible", folders / "visible", "--infrared", folders / "visible", *out)
+    assert "files are given as visible and as infrared" in same
     assert "is no adapted model" in told("adapt", NAME, *both, "--out", folders, "--overwrite")
     assert not (tmp_path / "out").exists()
 

@@ -52,6 +52,9 @@ def test_every_direction_has_its_own_curve(calibration):
     assert calibration.threshold(V, I) == calibration.threshold("visible", "infrared", fmr=0.01)
     assert calibration.threshold(V, I, fmr=0.1) < calibration.threshold(V, I)
     assert calibration.probability([0.1, 0.9], "infrared", "visible").shape == (2,)
+    assert calibration.probability(0.7, "rgb", "IR") == calibration.probability(0.7, V, I)
+    with pytest.raises(FmcnetError, match="unknown modality 'vis ible'"):
+        calibration.threshold("vis ible", "ir")
     even = calibration.probability(0.7, V, I, prior=0.5)
     assert even > calibration.probability(0.7, V, I) == calibration.probability(0.7, V, I, prior=0.3)
 

@@ -92,3 +92,14 @@ def test_the_runtime_is_what_the_folder_holds(run, tiny_onnx, monkeypatch):
     assert Encoder.from_pretrained(run).backend.name == "onnxruntime"
     with pytest.raises(FmcnetError, match="say auto, torch or onnxruntime"):
         Encoder.from_pretrained(run, runtime="tensorrt")
+
+
+def test_weights_that_are_not_those_that_were_written_are_told(run, caplog):
+    load(run, "cpu")
+    assert "it is damaged" not in caplog.text
+    weights = run / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1000] ^= 64  # one bit of a value
+    weights.write_bytes(content)
+    load(run, "cpu")
+    assert f"{weights} is not the file that model.json was written with" in caplog.text

@@ -221,17 +221,18 @@ def evaluate_model(
 
 def _check_unseen(encoder: Encoder, run: str | Path, table: Table, rows: Table, split: str) -> None:
     """Refuse identities that the run was trained on; of another file than the training's, a few are only told."""
-    if encoder.card.data == fingerprint(table):
+    data = fingerprint(table)
+    if encoder.card.data == data:
         known = np.intersect1d(rows.pid, np.array(encoder.card.pids, dtype=np.int64))
         if len(known):
             raise DataError(
                 f"{len(known)} of the {split} identities are among those that {run} was trained on, the first is "
                 f"{table.pid_name(int(known[0]))}: the splits of {table.root} have changed since"
             )
-    elif len(seen := seen_identities(encoder.card.samples, rows)):
+    if len(seen := seen_identities(encoder.card.seen_samples(data), rows)):
         told = (
-            f"{len(seen)} of the {split} identities have pictures that {run} was trained on, the first is "
-            f"{table.pid_name(int(seen[0]))}: leave them out of the {split} split"
+            f"{len(seen)} of the {split} identities have pictures that {run} was trained on, or what it started "
+            f"from, the first is {table.pid_name(int(seen[0]))}: leave them out of the {split} split"
         )
         if len(seen) > FEW_SEEN * len(np.unique(rows.pid)):
             raise DataError(told)

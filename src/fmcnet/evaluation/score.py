@@ -242,7 +242,9 @@ class EmbeddingsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise DataError(f"{path} does not exist")
+            raise DataError(
+                f"{path} is a folder: give an .npz" if path.is_dir() else f"{path} does not exist"
+            )
         if path.suffix.lower() == ".parquet":
             raise DataError(
                 f"{path}: score reads .npz files: fmcnet gallery export GALLERY {path.with_suffix('.npz')}"

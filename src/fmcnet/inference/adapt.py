@@ -62,9 +62,19 @@ class Crops:
             The crops, of unknown cameras.
 
         Raises:
-            DataError: for a modality without an image.
+            DataError: for a modality without an image, or files given as both.
         """
         items = [*expand(visible, Modality.VISIBLE), *expand(infrared, Modality.INFRARED)]
+        files = {
+            (item.modality, Path(item.source).resolve())
+            for item in items
+            if isinstance(item.source, (str, Path))
+        }
+        if twice := sorted(path for kind, path in files if (kind.other, path) in files):
+            raise DataError(
+                f"{len(twice) // 2} files are given as visible and as infrared, the first is {twice[0]}: give "
+                "crops of each camera once"
+            )
         cameras = np.full(len(items), NO_CAMERA, dtype=np.int64)
         return Crops([item.source for item in items], [item.modality for item in items], cameras)
 

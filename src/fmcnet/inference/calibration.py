@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from fmcnet.errors import CheckpointError, DataError, FmcnetError
 from fmcnet.files import write_atomically
 from fmcnet.parsing import read_json
-from fmcnet.types import Modality
+from fmcnet.types import Modality, parse_modality
 
 CALIBRATION = "calibration.json"
 FORMAT = "fmcnet-calibration-1"
@@ -172,7 +172,7 @@ class Calibration:
             query_modality: of the query image.
             gallery_modality: of the gallery image.
         """
-        return (Modality(query_modality), Modality(gallery_modality)) in self.curves
+        return (parse_modality(query_modality), parse_modality(gallery_modality)) in self.curves
 
     def probability(
         self,
@@ -232,7 +232,7 @@ class Calibration:
         Raises:
             FmcnetError: when it was not learnt; says which were.
         """
-        pair = Modality(query_modality), Modality(gallery_modality)
+        pair = parse_modality(query_modality), parse_modality(gallery_modality)
         if pair not in self.curves:
             known = ", ".join(direction(*one) for one in self.curves)
             raise FmcnetError(

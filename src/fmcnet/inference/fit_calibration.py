@@ -98,8 +98,8 @@ def _rows(encoder: Encoder, table: Table, split: str) -> Table:
     if split not in ("auto", "all", *SPLITS):
         raise FmcnetError(f"split '{split}': say auto, all, {', '.join(SPLITS)}")
     chosen = table if split in ("auto", "all") else table.select(split=split)
-    same = encoder.card.data == fingerprint(table)
-    if same:
+    data = fingerprint(table)
+    if encoder.card.data == data:
         known = np.isin(chosen.pid, np.array(encoder.card.pids, dtype=np.int64))
         if split == "auto":
             chosen = chosen.take(~known)
@@ -118,7 +118,7 @@ def _rows(encoder: Encoder, table: Table, split: str) -> Table:
                 " and ".join(encoder.card.config.data.train_splits),
             )
             chosen = chosen.take(~held)
-    if not same and len(seen := seen_identities(encoder.card.samples, chosen)):
+    if len(seen := seen_identities(encoder.card.seen_samples(data), chosen)):
         if split != "auto":
             raise DataError(
                 f"{len(seen)} identities of split '{split}' have pictures that the model was trained on, whose "

@@ -35,9 +35,11 @@ class ModelCard:
         step: optimisation steps done.
         data: the training dataset's `fingerprint`.
         samples: `fmcnet.data.table.sample_pictures` of the training images; a model of 0.1.0 has none.
+        start_samples: `samples` and `start_samples` of the model that the training started from.
         selected: how the weights were picked: "last", "val" or "test".
         similarity: what embeddings are compared by.
         adapted: what `fmcnet adapt` estimated statistics from; empty: it did not.
+        weights: `fmcnet.files.file_digest` of the weights' file as it was written; "" where nothing noted it.
         versions: of fmcnet, torch and Python.
     """
 
@@ -47,15 +49,21 @@ class ModelCard:
     step: int
     data: str = ""
     samples: tuple[str, ...] = ()
+    start_samples: tuple[str, ...] = ()
     selected: str = "last"
     similarity: str = "cosine"
     adapted: dict[str, Any] = field(default_factory=dict)
+    weights: str = ""
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
     @property
     def classes(self) -> int:
         """Number of training identities."""
         return len(self.pids)
+
+    def seen_samples(self, data: str) -> tuple[str, ...]:
+        """Samples of all pictures trained on, here and before; of the training's own dataset `data` those before."""
+        return self.start_samples if data == self.data else (*self.samples, *self.start_samples)
 
     def to_dict(self) -> dict[str, Any]:
         """As written to `model.json`."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fmcnet.errors import CheckpointError, first_of
-from fmcnet.files import as_os_error, write_atomically, write_json
+from fmcnet.files import as_os_error, file_digest, write_atomically, write_json
 from fmcnet.models.build import build_model
 from fmcnet.models.card import CARD, WEIGHTS, ModelCard, read_card
 from fmcnet.models.fmcnet import FMCNet
+
+logger = logging.getLogger(__name__)
 
 
 def save_pretrained(model: FMCNet, card: ModelCard, folder: str | Path) -> Path:
@@ -32,7 +36,7 @@ def save_pretrained(model: FMCNet, card: ModelCard, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
     write_atomically(folder / WEIGHTS, lambda path: save_tensors(tensors, path))
-    write_json(folder / CARD, card.to_dict())
+    write_json(folder / CARD, replace(card, weights=file_digest(folder / WEIGHTS)).to_dict())
     return folder
 
 
@@ -60,6 +64,12 @@ def load_pretrained_model(folder: str | Path, device: str | torch.device = "cpu"
     card = read_card(folder)
     model = build_described(card, Path(folder) / WEIGHTS)
     load_weights(model, Path(folder) / WEIGHTS)
+    if card.weights and file_digest(Path(folder) / WEIGHTS) != card.weights:
+        logger.warning(
+            "%s is not the file that %s was written with: unless you changed it, it is damaged; copy the model again",
+            Path(folder) / WEIGHTS,
+            CARD,
+        )
     return model.to(device).eval(), card
 
 

@@ -43,7 +43,7 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
             "model.pretrained=imagenet, or a path to a file of weights."
         )
         return
-    if source != "imagenet" and (source in shipped_models() or Path(source).expanduser().is_dir()):
+    if is_model(source):
         load_model(model, source, arch)
         return
     backbone = make_backbone(arch)
@@ -68,6 +68,11 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
         part.load_state_dict({key: state[key] for key in names if key in state}, strict=False)
     tails = sum(not name.startswith("stem") for name in parts)
     logger.info("initialised two stems and %d tails from %s", tails, source)
+
+
+def is_model(source: str) -> bool:
+    """Whether a source of weights is a trained model: a run's folder or the name of a shipped one."""
+    return source != "imagenet" and (source in shipped_models() or Path(source).expanduser().is_dir())
 
 
 def load_model(model: FMCNet, source: str, arch: str) -> None:

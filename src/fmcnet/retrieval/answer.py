@@ -267,10 +267,6 @@ def answer_notes(
                 notes.append(f"{kind} entries were left out: {query} to {kind} is not calibrated")
             elif any(one.modality is kind for one in candidates):
                 notes.append(f"no probability for {kind} entries: {query} to {kind} is not calibrated")
-        if images > 1:
-            notes.append(
-                f"{images} images were pooled; probabilities were learnt from single images and are approximate here"
-            )
         if any(one.pooled > 1 for one in found):
             notes.append(
                 "the pictures of each track were pooled; probabilities were learnt from single images and are "
@@ -278,6 +274,10 @@ def answer_notes(
             )
         if len(scores.query) > 1:
             notes.append("the query has both modalities: the more cautious of two calibrations is shown")
+    if images > 1:
+        known = scores.calibration is not None
+        doubt = "; probabilities were learnt from single images and are approximate here" if known else ""
+        notes.append(f"{images} images were taken as ONE person and pooled{doubt}")
     if group and found and all(one.key is None for one in found):
         notes.append("no entry found has what it was to be grouped by, so each is a group of its own")
     if asked and not found and candidates:

@@ -122,7 +122,7 @@ def check_access(settings: ServeOptions) -> Keys:
     if not keys and not is_loopback(settings.host):
         raise FmcnetError(
             f"--host {settings.host} is reached from other machines, which needs API keys: make one with "
-            f"fmcnet keys KEYS.json --name NAME --scope read and give --keys KEYS.json, or set ${VARIABLE}"
+            f"fmcnet keys add KEYS.json --name NAME --scope read and give --keys KEYS.json, or set ${VARIABLE}"
         )
     if (settings.certificate is None) != (settings.certificate_key is None):
         raise FmcnetError("--certificate and --certificate-key go together: give both, or none")

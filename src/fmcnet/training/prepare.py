@@ -26,14 +26,15 @@ from fmcnet.data.loader import (
     make_sampler,
 )
 from fmcnet.data.readers import detect_layout
-from fmcnet.data.table import Table, fingerprint, sample_pictures
+from fmcnet.data.table import Table, fingerprint, sample_pictures, seen_identities
 from fmcnet.distributed import DistributedContext
 from fmcnet.errors import CheckpointError, ConfigError, DataError
 from fmcnet.files import left_in, lock_file, remove_left, write_text
 from fmcnet.models.build import build_model
-from fmcnet.models.card import CARD, ModelCard
+from fmcnet.models.card import CARD, ModelCard, read_card
 from fmcnet.models.fmcnet import FMCNet
-from fmcnet.models.pretrained import load_pretrained
+from fmcnet.models.pretrained import is_model, load_pretrained
+from fmcnet.models.shipped import find_model
 from fmcnet.parsing import read_yaml
 from fmcnet.training.checkpointing import checkpoints
 from fmcnet.training.loggers import unwritable
@@ -120,8 +121,36 @@ def prepare(
         step=0,
         data=fingerprint(table),
         samples=sample_pictures(cache.table) if ctx.main else (),
+        start_samples=_start_samples(config, run, resume) if ctx.main else (),
     )
+    _warn_of_seen(card, table)
     return TrainingInputs(cache, labels, sampler, selection, model, card)
+
+
+def _start_samples(config: Config, run: Path, resume: bool) -> tuple[str, ...]:
+    """What the model that the training starts from was trained on; a resumed run's checkpoint knows it."""
+    for folder in reversed(checkpoints(run)) if resume else ():
+        with contextlib.suppress(CheckpointError):
+            return read_card(folder).start_samples
+    source = config.model.pretrained
+    if source is None or not is_model(source):
+        return ()
+    start = read_card(find_model(source))
+    return tuple(sorted({*start.samples, *start.start_samples}))
+
+
+def _warn_of_seen(card: ModelCard, table: Table) -> None:
+    """Warn of identities kept for evaluation that the model which the training starts from was trained on."""
+    kept = table.take(~np.isin(table.split, card.config.data.train_splits))
+    if card.start_samples and len(seen := seen_identities(card.start_samples, kept)):
+        logger.warning(
+            "%d of %d identities that are not trained on here have pictures that %s was trained on, the first is %s: "
+            "evaluate and calibrate on others, or move them to the split train",
+            len(seen),
+            len(np.unique(kept.pid)),
+            card.config.model.pretrained,
+            table.pid_name(int(seen[0])),
+        )
 
 
 def hold_out(table: Table, config: Config) -> Table:
