@@ -51,6 +51,13 @@ def test_broken_images_are_named_with_the_reason(tmp_path: Path, kind: str, suff
         load_image(path)
 
 
+def test_a_huge_image_is_told_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
+    path = trees.write_image(tmp_path / "x.png", size=(6, 12))
+    with pytest.raises(DataError, match="it is too large, more than 60 pixels: cut the person out"):
+        load_image(path)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "CMYK"])
 def test_every_mode_becomes_three_channels(tmp_path: Path, mode: str) -> None:
     suffix = "tif" if mode == "CMYK" else "png"

@@ -416,6 +416,9 @@ def _reason(path: Path, error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
         text = head.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in head)
         return "a text file, not an image" if text else "not an image in a known format"
+    if isinstance(error, Image.DecompressionBombError):
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's rule
+        return f"it is too large, more than {most:,} pixels: cut the person out, or make it smaller"
     if "truncated" in str(error).lower() or "end of" in str(error).lower():
         return f"the file is truncated ({error})"
     return str(error) or type(error).__name__
