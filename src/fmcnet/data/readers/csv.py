@@ -16,7 +16,7 @@ from fmcnet.data.table import SPLITS, Record, Table
 from fmcnet.errors import MOST_FAULTS, DataError, refuse_faults
 from fmcnet.files import write_rows
 from fmcnet.identities import near_identities, parse_identity
-from fmcnet.names import near_cameras, nearest
+from fmcnet.names import control_fault, near_cameras, nearest, printable
 from fmcnet.types import MODALITY_WORDS, NO_CAMERA, NO_PID, Modality
 
 REQUIRED = ("path", "pid", "modality")
@@ -80,6 +80,7 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     - Beside a column `date`, `time` may be a time of day. `tags` stand between semicolons.
     - A column of another name is ignored, with a note; those in `ALIASES` are read by another name.
     - An image stands in one row: other spellings of its path, and links, are the same image.
+    - A line break or another control character in a cell of these columns is a fault.
     - Comma, semicolon or tab; UTF-8 or UTF-16, with or without byte-order mark; any line ending.
 
     Args:
@@ -145,27 +146,34 @@ def _parse(
     separator = max(",;\t", key=lines[0].count)
     if stated := re.fullmatch(r"sep=([,;\t])", lines[0].strip(" ")):  # a line of Excel
         lines[0], separator = "", stated[1]
-    reader = csv.reader(lines, delimiter=separator, strict=True)
+    reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, strict=True)
     rows: list[_NamedRecord] = []
     faults: list[str] = []
     notes: list[str] = []
     first_line: dict[Hashable, tuple[int, str]] = {}
     columns: list[str] = []
+    end = 0
     try:
-        for cells in reader:
+        for written in reader:
             if len(faults) >= MOST_FAULTS:
                 return rows, faults, notes
-            line = reader.line_num
-            cells = [cell.strip() for cell in cells]
+            line, end = end + 1, reader.line_num  # a cell in quotes may hold line breaks
+            cells = [cell.strip() for cell in written]
             if not any(cells):
                 continue
             if not columns:
-                columns, notes = _own_names([cell.lower() for cell in cells[: MOST_COLUMNS + 1]])
+                header = [printable(cell.lower()) for cell in cells[: MOST_COLUMNS + 1]]
+                columns, notes = _own_names(header)
                 if fault := _header_fault(columns, len(cells), required):
                     return [], [f"line {line}: {fault}"], []
                 continue
             if len(cells) != len(columns):
                 faults.append(f"line {line}: {len(cells)} values for {len(columns)} columns")
+                continue
+            named = zip(columns, written, strict=True)
+            held = [control_fault(cell.strip(" \t"), name) for name, cell in named if name in COLUMNS]
+            if any(held):
+                faults += [f"line {line}: {fault}" for fault in held if fault]
                 continue
             values = dict(zip(columns, cells, strict=True))
             path, image, wrong = _find_file(values["path"], file.parent)
@@ -179,7 +187,7 @@ def _parse(
                 wrong.append(f"path '{path}' is the image '{spelt}' of line {first}: name an image once")
             faults += [f"line {line}: {fault:.500}" for fault in wrong]
     except csv.Error as error:
-        faults.append(f"line {reader.line_num}: {error}")
+        faults.append(f"line {end + 1}: {error}")  # where the row begins, as the quotes may be open since
     blank = [record.path for _, record in rows if not record.split]
     if "pid" in required and 0 < len(blank) < len(rows):
         faults.append(f"{len(blank)} rows have no split, the first is {blank[0]}: give all or none")
