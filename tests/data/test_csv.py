@@ -111,6 +111,29 @@ def test_all_columns_and_synonyms(file: Path) -> None:
     assert table.time[0] == "12:00"
 
 
+@pytest.mark.parametrize(("separator", "point"), [(",", "."), (";", ","), ("\t", ".")])
+def test_whole_numbers_may_be_written_as_decimals(file: Path, separator: str, point: str) -> None:
+    """As pandas and Excel write a column of which one cell is blank."""
+    rows = (
+        ("path", "pid", "modality", "camid"),
+        ("img/anna_visible_1.png", "a", f"0{point}0", f"1{point}0"),
+        ("img/anna_infrared_1.png", "a", f"1{point}0", f"-1{point}0"),
+        ("img/anna_visible_2.png", "a", "visible", f"cam12{point}00"),
+        ("img/anna_infrared_2.png", "a", "infrared", ""),
+    )
+    file.write_text("\n".join(separator.join(row) for row in rows))
+    table = read_csv(file)
+    assert table.camid.tolist() == [1, NO_CAMERA, 12, NO_CAMERA]
+    assert table.modality.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("camid", ["1.5", "1.05", "1.", ".0", "1,000", "1.0.0", "1,5"])
+def test_other_decimals_are_no_cameras(file: Path, camid: str) -> None:
+    file.write_text(f"path;pid;modality;camid\nimg/anna_visible_1.png;a;visible;{camid}\n")
+    with pytest.raises(DataError, match=f"line 2: camid '{camid}' is not a whole number"):
+        read_csv(file)
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

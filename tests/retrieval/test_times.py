@@ -50,6 +50,15 @@ def test_the_date_may_stand_in_the_folder_or_as_the_day_of_the_year():
     assert TimePattern("%y%j %H%M%S").find("a/26060 221530.jpg") == seen
 
 
+@pytest.mark.parametrize(
+    "text", ["1709294400", "1709294400.0", "1709294400,0", "1709294400000", "1709294400000.0"]
+)
+def test_a_table_may_write_times_since_1970_as_decimals(text):
+    assert parse_capture_time(text) == datetime(2024, 3, 1, 12, tzinfo=UTC)
+    with pytest.raises(DataError, match="is no time"):
+        parse_capture_time("1709294400000.5")
+
+
 def test_seconds_and_milliseconds_since_1970():
     seen = datetime(2024, 3, 1, 12, 0, 0, tzinfo=UTC)
     assert TimePattern("%s").find(f"cam1_{int(seen.timestamp())}_7.jpg") == seen

@@ -46,7 +46,7 @@ _NEEDS = (("%f", ("%S", "%s")), ("%S", ("%M",)), ("%M", ("%H",)))
 """A directive, and those of which it needs one."""
 _ISO = re.compile(r"\d{4}-?\d\d-?\d\d(?:[T _].+)?")
 _CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d)?([.,]\d+)?")
-_EPOCH = re.compile(r"(?P<s>\d{10})(?:\.(?P<f>\d{1,6})\d*)?|(?P<Q>\d{13})")
+_EPOCH = re.compile(r"(?P<s>\d{10})(?:[.,](?P<f>\d{1,6})\d*)?|(?P<Q>\d{13})(?:[.,]0+)?")
 
 
 def parse_timezone(name: str) -> tzinfo:

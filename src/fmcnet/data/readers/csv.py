@@ -50,6 +50,8 @@ _SPLITS = {name: name for name in ("", *SPLITS)}
 _SPLITS |= {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
 _ROLES = {"": "", "both": "", "query": "query", "probe": "query", "gallery": "gallery"}
 MISSING = "there is no file"
+_FRACTION = re.compile(r"(?<=[0-9])(?:\.0+|,00?)$")
+"""Of a whole number in a column that a spreadsheet or pandas took for decimals; 1,000 is a thousand."""
 _CAMERA = re.compile(r"(?:cam(?:era)?|c)?[ _]?([0-9]+)", re.IGNORECASE)
 
 EXPECTED = """
@@ -73,6 +75,7 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     - `pid` is any text, read by `parse_identity`: numbers stay as they are, names are numbered in sorted order
       (`Table.pid_names`).
     - `modality` is one of `MODALITY_WORDS`.
+    - `camid` and a `modality` of 0 or 1 may be written as decimals: 1.0, or 1,0, is 1.
     - Without a `split` column, `TEST_SHARE` of the identities (those with the smallest SHA-256 of their name,
       so the choice depends on nothing else) go to test, the rest to train, with a note.
     - `camera` is any text; without a `camid` column cameras are numbered: by their number ("cam3" is 3) where all
@@ -261,14 +264,15 @@ def _row(
         known = False
         wrong.append(str(error))
     word = cells.get("modality", "")
-    modality = MODALITY_WORDS.get(word.lower()) if word else default
+    modality = MODALITY_WORDS.get(_FRACTION.sub("", word.lower())) if word else default
     if modality is None:
         wrong.append(f"modality '{word}' is neither visible (vis, rgb) nor infrared (ir, nir, thermal)")
-    match = _CAMERA.fullmatch(camid)
+    whole = _FRACTION.sub("", camid)
+    match = _CAMERA.fullmatch(whole)
     number = number_of(match[1]) if match else None
     if match and number is None:
         wrong.append(f"camid '{camid[:40]}' is too large: numbers go up to {2**63 - 1}")
-    elif match is None and camid not in ("", str(NO_CAMERA)):
+    elif match is None and whole not in ("", str(NO_CAMERA)):
         advice = "leave it empty where unknown; names stand in a column camera"
         wrong.append(f"camid '{camid[:40]}' is not a whole number ({advice})")
     try:
