@@ -11,7 +11,7 @@ from fmcnet.errors import DataError, FmcnetError
 from fmcnet.retrieval.indexing import leave_out_expired
 from fmcnet.retrieval.inputs import expires_before
 from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
-from fmcnet.retrieval.times import TimePattern, parse_capture_time, parse_time, parse_timezone, shown_time
+from fmcnet.times import TimePattern, parse_capture_time, parse_time, parse_timezone, shown_time
 from fmcnet.types import Modality
 from tests.retrieval.fakes import picture
 
