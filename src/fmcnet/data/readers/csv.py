@@ -17,6 +17,7 @@ from fmcnet.errors import MOST_FAULTS, DataError, refuse_faults
 from fmcnet.files import write_rows
 from fmcnet.identities import near_identities, parse_identity
 from fmcnet.names import control_fault, near_cameras, nearest, printable
+from fmcnet.times import parse_capture_time
 from fmcnet.types import MODALITY_WORDS, NO_CAMERA, NO_PID, Modality
 
 REQUIRED = ("path", "pid", "modality")
@@ -155,6 +156,7 @@ def _parse(
     notes: list[str] = []
     first_line: dict[Hashable, tuple[int, str]] = {}
     columns: list[str] = []
+    refused: list[str] = []  # times of a table to learn from, which does not need them
     end = 0
     try:
         for written in reader:
@@ -183,6 +185,8 @@ def _parse(
             if "pid" not in required:  # to be searched: who indexes it leaves the row out, or refuses it
                 wrong = [fault for fault in wrong if not fault.startswith(MISSING)]
             rows.append(_row(values | {"path": path}, required, modality, wrong))
+            if "pid" in required and (fault := _time_fault(rows[-1].record.time)):
+                refused.append(f"line {line}: {fault:.300}")
             first, spelt = first_line.setdefault(image, (line, path))
             if first != line and path == spelt:
                 wrong.append(f"path '{path}' stands in line {first} already")
@@ -191,6 +195,11 @@ def _parse(
             faults += [f"line {line}: {fault:.500}" for fault in wrong]
     except csv.Error as error:
         faults.append(f"line {end + 1}: {error}")  # where the row begins, as the quotes may be open since
+    if refused:
+        notes.append(
+            f"fmcnet index will refuse the time of {len(refused)} row{'s' * (len(refused) > 1)}, the first in "
+            f"{refused[0]}"
+        )
     blank = [record.path for _, record in rows if not record.split]
     if "pid" in required and 0 < len(blank) < len(rows):
         faults.append(f"{len(blank)} rows have no split, the first is {blank[0]}: give all or none")
@@ -317,6 +326,16 @@ def _time(date: str, time: str) -> str:
     if date and re.match(r"\d{1,2}:\d\d", time):
         return f"{date}T{time if time[2] == ':' else '0' + time}"
     return time or date
+
+
+def _time_fault(time: str) -> str:
+    """Why a gallery refuses such a time; "" where it does not."""
+    try:
+        if time:
+            parse_capture_time(time)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def _number_cameras(records: list[Record]) -> list[Record]:
