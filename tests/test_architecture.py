@@ -18,6 +18,7 @@ LAYERS = [
         "interrupt",
         "files",
         "types",
+        "times",
         "identities",
         "names",
         "config",

@@ -10,6 +10,9 @@ from difflib import SequenceMatcher, get_close_matches
 
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories: control, format (with directions and zero width), surrogate, line and paragraph separator."""
+CONTROL = frozenset({"Cc", "Zl", "Zp"})
+"""Those of control characters and line breaks, which no cell of a table may hold."""
+LINE_BREAKS = "\n\r\v\f\x85\u2028\u2029"
 
 _IGNORABLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
@@ -40,6 +43,21 @@ def hidden_character(text: str) -> str:
     if text.isprintable() and not _IGNORABLE.search(text):  # nearly all names: ten times as quick
         return ""
     return next((one for at, one in enumerate(text) if _is_hidden(text, at)), "")
+
+
+def control_fault(text: str, what: str) -> str:
+    """What is wrong with a text that holds a line break or another control character; "" where nothing is.
+
+    Args:
+        text: a cell of a table, as written.
+        what: its column, for the message.
+    """
+    controls = () if text.isprintable() else [one for one in text if unicodedata.category(one) in CONTROL]
+    if not controls:
+        return ""
+    held = controls[0]
+    kind = "line break" if held in LINE_BREAKS else "control character"
+    return f"{what} '{printable(text[:80])}' holds the {kind} U+{ord(held):04X}: remove it"
 
 
 def printable(text: str, keep: str = "") -> str:

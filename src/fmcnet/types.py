@@ -72,7 +72,7 @@ class Modality(str, Enum):
 
 
 MODALITY_WORDS = {
-    **dict.fromkeys(("visible", "vis", "v", "rgb", "color", "colour", "0"), Modality.VISIBLE),
+    **dict.fromkeys(("visible", "vis", "vi", "v", "rgb", "color", "colour", "0"), Modality.VISIBLE),
     **dict.fromkeys(("infrared", "ir", "i", "nir", "thermal", "lwir", "1"), Modality.INFRARED),
 }
 """Words for the modalities in tables and commands, in lower case."""

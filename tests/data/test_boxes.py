@@ -147,6 +147,8 @@ def test_a_track_twice_in_a_frame_is_told(tmp_path):
         (f"{CSV},frame\n1,2,3,4,0,1\n", "line 2: not 8 values"),
         (f"{CSV},frame\n1,2,3,4,0,1,1,\n", "line 2: frame is empty"),
         (f"{CSV},frame\n1,2,inf,4,0,1,1,1\n", "line 2: 'inf' is no finite number"),
+        (f'{CSV},file_name\n1,2,3,4,0,1,1,"a\n1.jpg"\n', r"file_name 'a\n1.jpg' holds the line break U+000A"),
+        (f'{CSV},frame\n"1\n2",2,30,4,0,1,1,1\n', r"'1\n2' is no number"),
         (f"{CSV},frame\n", "holds no box"),
     ],
 )

@@ -84,6 +84,35 @@ def test_nothing_known(tmp_path: Path) -> None:
         check(tmp_path, "market")
 
 
+@pytest.mark.parametrize(
+    ("time", "said"),
+    [
+        ("1.03.2026 12:00", "time '1.03.2026 12:00' is no time: give it as 2026-03-01"),
+        ("3/1/2026 12:00", "time '3/1/2026 12:00' is no time"),
+        ("46000.5", "time '46000.5' is no time"),
+        ("12:00", "time '12:00' lacks the date"),
+        ("1970-01-01 00:05", "before 1971"),
+    ],
+)
+def test_times_that_index_refuses_are_noted(tmp_path: Path, time: str, said: str) -> None:
+    file = trees.csv_folder(tmp_path / "data")
+    header, good, *rows = file.read_text().splitlines()
+    lines = [
+        f"{header},time",
+        f"{good},2026-03-01T12:00",
+        *(f"{row},{time}" for row in rows[:-1]),
+        f"{rows[-1]},",
+    ]
+    file.write_text("\n".join(lines))
+    report = check(file)
+    assert report.ok
+    (note,) = [one for one in report.notes if "fmcnet index" in one]
+    assert note.startswith("fmcnet index will refuse the time of 14 rows, the first in line 3: ")
+    assert said in note
+    file.write_text("\n".join([f"{header},time", *(f"{row},1772400000" for row in (good, *rows))]))
+    assert not [one for one in check(file).notes if "fmcnet index" in one]
+
+
 def test_matlab_lists_count_as_present(tmp_path: Path) -> None:
     root = trees.sysu(tmp_path / "data")
     (root / "exp/val_id.txt").rename(root / "exp/val_id.mat")

@@ -111,6 +111,29 @@ def test_all_columns_and_synonyms(file: Path) -> None:
     assert table.time[0] == "12:00"
 
 
+@pytest.mark.parametrize(("separator", "point"), [(",", "."), (";", ","), ("\t", ".")])
+def test_whole_numbers_may_be_written_as_decimals(file: Path, separator: str, point: str) -> None:
+    """As pandas and Excel write a column of which one cell is blank."""
+    rows = (
+        ("path", "pid", "modality", "camid"),
+        ("img/anna_visible_1.png", "a", f"0{point}0", f"1{point}0"),
+        ("img/anna_infrared_1.png", "a", f"1{point}0", f"-1{point}0"),
+        ("img/anna_visible_2.png", "a", "visible", f"cam12{point}00"),
+        ("img/anna_infrared_2.png", "a", "infrared", ""),
+    )
+    file.write_text("\n".join(separator.join(row) for row in rows))
+    table = read_csv(file)
+    assert table.camid.tolist() == [1, NO_CAMERA, 12, NO_CAMERA]
+    assert table.modality.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("camid", ["1.5", "1.05", "1.", ".0", "1,000", "1.0.0", "1,5"])
+def test_other_decimals_are_no_cameras(file: Path, camid: str) -> None:
+    file.write_text(f"path;pid;modality;camid\nimg/anna_visible_1.png;a;visible;{camid}\n")
+    with pytest.raises(DataError, match=f"line 2: camid '{camid}' is not a whole number"):
+        read_csv(file)
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -150,6 +173,61 @@ def test_quoted_values_may_hold_the_separator(file: Path) -> None:
     trees.write_image(file.parent / "img/a, b.png")
     file.write_text('path,pid,modality\n"img/a, b.png",x,vis\nimg/anna_infrared_1.png,x,ir\n')
     assert read_csv(file).path[0] == "img/a, b.png"
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "shown", "held"),
+    [
+        ("pid", "A\n12", "A\\n12", "line break U+000A"),
+        ("pid", "A12\n", "A12\\n", "line break U+000A"),
+        ("pid", "A\t12", "A\\t12", "control character U+0009"),
+        ("camid", "1\n2", "1\\n2", "line break U+000A"),
+        ("camera", "ga\rte", "ga\\nte", "line break U+000A"),  # any line ending is read as one
+        ("track", "1\x852", "1\\x852", "line break U+0085"),
+        ("tags", "a\u2028b", "a\\u2028b", "line break U+2028"),
+        ("source", "a\x01b", "a\\x01b", "control character U+0001"),
+        ("time", "2026-\n03-01", "2026-\\n03-01", "line break U+000A"),
+        ("path", "img/anna_\nvisible_1.png", "img/anna_\\nvisible_1.png", "line break U+000A"),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_line_break_in_a_cell_is_a_fault_of_its_row(
+    file: Path, column, cell, shown, held, training
+) -> None:
+    columns = ("path", "pid", "modality", "camid", "camera", "track", "tags", "source", "time")
+    row = dict.fromkeys(columns, "") | {"path": "img/anna_visible_1.png", "pid": "a", "modality": "vis"}
+    wrong = row | {"path": "img/anna_infrared_1.png", column: f'"{cell}"'}
+    last = row | {"path": "img/none.png", "modality": "x-ray"}
+    file.write_text(
+        "\n".join(",".join(one) for one in (columns, row.values(), wrong.values(), last.values()))
+    )
+    with pytest.raises(DataError) as caught:
+        read_csv(file, training=training)
+    faults = str(caught.value).splitlines()[1:]
+    assert faults[0] == f"  line 3: {column} '{shown}' holds the {held}: remove it"
+    assert len([fault for fault in faults if "line 3" in fault]) == 1
+    assert f"  line {4 + cell.count(chr(10)) + cell.count(chr(13))}: modality 'x-ray'" in str(caught.value)
+
+
+def test_line_breaks_where_nothing_is_read_from(file: Path) -> None:
+    """In a column that is ignored, or around the name of one; blanks around a cell go as ever."""
+    header, first, *rows = file.read_text().splitlines()
+    rows = [f"{row}," for row in rows]
+    text = "\n".join(
+        [f'"{header.split(",")[0]}\n",pid ,modality,"re\nmark"', f'{first} ,"two\nlines"', *rows]
+    )
+    before = read_csv(file)
+    file.write_text(text)
+    table = read_csv(file)
+    assert table.path.tolist() == before.path.tolist()
+    assert table.pid_names == before.pid_names
+    assert any("the column 're\\nmark' is not read" in note for note in table.notes)
+
+
+def test_quotes_that_stay_open_are_told_by_the_row_that_opens_them(file: Path) -> None:
+    file.write_text(file.read_text().replace("img/bob_visible_1", '"img/bob_visible_1'))
+    with pytest.raises(DataError, match="line 6: unexpected end of data"):
+        read_csv(file)
 
 
 def test_all_faults_are_listed_with_their_lines(file: Path) -> None:

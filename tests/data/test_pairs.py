@@ -70,6 +70,7 @@ def test_a_folder_of_a_tracker_is_one_identity(cameras, tmp_path):
         ("vis_0007", "ir_0007", True),
         ("gate_rgb_0007", "gate_thermal_0007", True),
         ("0007 V", "0007 I", True),
+        ("0111_1716_M_0000_vi", "0111_1716_M_0000_ir", True),
         ("visible", "visible", True),
         ("rgb_0007", "0007", True),
         ("gate_i_0007", "gate_i_0007", True),
@@ -101,8 +102,10 @@ def test_tracks_of_cropped_frames_join_their_pairs(tmp_path):
 
 
 def test_what_cannot_be_paired(cameras, tmp_path):
-    with pytest.raises(DataError, match=r"0 identities in common.*one name in both"):
+    with pytest.raises(DataError, match=r"0 identities in common.*one name in both") as caught:
         make_pairs(cameras[0], save(tmp_path / "else", "x.png"), tmp_path / "p.csv")
+    words = "visible/vis/vi/v/rgb/color/colour and infrared/ir/i/nir/thermal/lwir"
+    assert f"but for a word as {words}. There are" in str(caught.value)
     with pytest.raises(DataError, match="nowhere does not exist: give a folder of infrared crops"):
         make_pairs(cameras[0], tmp_path / "nowhere", tmp_path / "p.csv")
     save(cameras[0], "a/1.jpg")

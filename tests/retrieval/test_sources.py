@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fmcnet.data.readers import read_dataset
 from fmcnet.errors import DataError, FmcnetError
 from fmcnet.retrieval.sources import NamePattern, Rules, _check_is_there, read_sources
-from fmcnet.retrieval.times import TimePattern, parse_time, parse_timezone
+from fmcnet.times import TimePattern, parse_time, parse_timezone
 from fmcnet.types import Modality
 from tests.retrieval.fakes import picture
 

@@ -11,7 +11,7 @@ from fmcnet.errors import DataError, FmcnetError
 from fmcnet.retrieval.indexing import leave_out_expired
 from fmcnet.retrieval.inputs import expires_before
 from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
-from fmcnet.retrieval.times import TimePattern, parse_capture_time, parse_time, parse_timezone, shown_time
+from fmcnet.times import TimePattern, parse_capture_time, parse_time, parse_timezone, shown_time
 from fmcnet.types import Modality
 from tests.retrieval.fakes import picture
 
@@ -48,6 +48,15 @@ def test_the_date_may_stand_in_the_folder_or_as_the_day_of_the_year():
     assert TimePattern("%Y-%m-%d/%H%M%S").find("2026-03-01/221530.jpg") == seen
     assert TimePattern("%Y-%m-%d/*_%H%M%S").find("2026-03-01/cam2/7_221530.jpg") == seen
     assert TimePattern("%y%j %H%M%S").find("a/26060 221530.jpg") == seen
+
+
+@pytest.mark.parametrize(
+    "text", ["1709294400", "1709294400.0", "1709294400,0", "1709294400000", "1709294400000.0"]
+)
+def test_a_table_may_write_times_since_1970_as_decimals(text):
+    assert parse_capture_time(text) == datetime(2024, 3, 1, 12, tzinfo=UTC)
+    with pytest.raises(DataError, match="is no time"):
+        parse_capture_time("1709294400000.5")
 
 
 def test_seconds_and_milliseconds_since_1970():

@@ -73,7 +73,7 @@ def make_filter(
     """The conditions that options give; an option that was not given is none."""
     from fmcnet.errors import DataError
     from fmcnet.retrieval import Where
-    from fmcnet.retrieval.times import parse_time, parse_timezone
+    from fmcnet.times import parse_time, parse_timezone
 
     zone = parse_timezone(timezone)
 

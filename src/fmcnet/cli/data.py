@@ -173,7 +173,7 @@ def crop(
     from fmcnet.data.listing import ignored_line
     from fmcnet.data.pixels import parse_range
     from fmcnet.retrieval.inputs import optional_text
-    from fmcnet.retrieval.times import Doubtful, parse_capture_time, parse_timezone
+    from fmcnet.times import Doubtful, parse_capture_time, parse_timezone
     from fmcnet.types import parse_modality
 
     if fps is not None and not 0 < fps < 1e6:

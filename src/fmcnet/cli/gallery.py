@@ -99,7 +99,7 @@ def list_(
 
     fmcnet gallery list people.gallery --camera gate2 --since 2026-03-01
     """
-    from fmcnet.retrieval.times import parse_timezone, shown_time
+    from fmcnet.times import parse_timezone, shown_time
 
     where = make_filter(
         camera, since, until, timezone, modality=modality, ids=id_, pids=pid, tracks=track, tags=tag

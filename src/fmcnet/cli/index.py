@@ -165,7 +165,7 @@ def index(
     from fmcnet.retrieval.records import Dtype, IndexChoice
     from fmcnet.retrieval.searcher import open_model, range_of, remember
     from fmcnet.retrieval.sources import NamePattern, Rules, read_sources
-    from fmcnet.retrieval.times import Doubtful, TimePattern, parse_timezone
+    from fmcnet.times import Doubtful, TimePattern, parse_timezone
     from fmcnet.types import parse_modality
 
     on_fault = check_choice("--on-error", on_error, ("raise", "skip"))

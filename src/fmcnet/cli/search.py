@@ -82,7 +82,7 @@ def search(
     from fmcnet.retrieval import Gallery, Searcher
     from fmcnet.retrieval.answer import write_page
     from fmcnet.retrieval.searcher import open_model, range_of
-    from fmcnet.retrieval.times import parse_timezone
+    from fmcnet.times import parse_timezone
 
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
         raise FmcnetError(
@@ -122,7 +122,7 @@ def search(
 
 
 def _print(answer: Answer, zone: tzinfo) -> None:
-    from fmcnet.retrieval.times import shown_time
+    from fmcnet.times import shown_time
 
     rows: list[dict[str, Any]] = [
         {

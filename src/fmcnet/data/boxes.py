@@ -7,6 +7,7 @@ https://supervision.roboflow.com (`CSVSink`).
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections import Counter
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from fmcnet.errors import MOST_FAULTS, DataError, refuse_faults
-from fmcnet.names import printable
+from fmcnet.names import control_fault, printable
 from fmcnet.parsing import BLOCK, parse_json, read_text
 
 FrameKey: TypeAlias = int | str
@@ -181,7 +182,7 @@ def _read_mot(path: Path, text: str) -> Boxes:
 def _read_csv(path: Path, text: str) -> Boxes:
     boxes, faults = Boxes("supervision", first=0), list[str]()
     first = next(line for line in text.split("\n") if line.strip())
-    reader = csv.DictReader(text.split("\n"), delimiter=max(",;\t", key=first.count))
+    reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
     columns = [name.strip() for name in reader.fieldnames or ()]
     reader.fieldnames = columns
     column = next((name for name in (*_NUMBER_COLUMNS, *_NAME_COLUMNS) if name in columns), None)
@@ -197,6 +198,9 @@ def _read_csv(path: Path, text: str) -> Boxes:
             try:
                 if None in cells or None in cells.values():
                     raise ValueError(f"not {len(columns)} values, as there are columns")
+                for name in (column, "class_name", "class_id"):
+                    if fault := control_fault(cells.get(name, "").strip(" \t"), name):
+                        raise ValueError(fault)
                 frame = cells[column].strip()
                 if not frame:
                     raise ValueError(f"{column} is empty")

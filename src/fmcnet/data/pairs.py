@@ -108,9 +108,14 @@ def make_pairs(
     identities = _identities([(day[name], night[name]) for name in names], sides, folders)
     if len(set(identities)) < 2:
         shown = [first_of([str(crop.path) for crop in side.crops], 2) for side in sides]
+        words = [
+            "/".join(word for word, of in MODALITY_WORDS.items() if of is kind and word.isalpha())
+            for kind in Modality
+        ]
         raise DataError(
             f"{visible} and {infrared} have {len(set(identities))} identities in common, training needs 2: crops of "
-            f"one moment must have one name in both. There are {' and '.join(shown)}"
+            f"one moment must have one name in both, but for a word as {' and '.join(words)}. "
+            f"There are {' and '.join(shown)}"
         )
     here = out.resolve().parent
     rows: list[tuple[object, ...]] = [COLUMNS]

@@ -25,7 +25,7 @@ from fmcnet.inference.calibration import Calibration
 from fmcnet.names import nearest, printable, spelling
 from fmcnet.retrieval.gallery import Gallery
 from fmcnet.retrieval.records import Hit, HitGroup, Where
-from fmcnet.retrieval.times import shown_time
+from fmcnet.times import shown_time
 from fmcnet.types import Modality
 
 Scored = TypeVar("Scored", Hit, HitGroup)

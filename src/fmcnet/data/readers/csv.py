@@ -16,7 +16,8 @@ from fmcnet.data.table import SPLITS, Record, Table
 from fmcnet.errors import MOST_FAULTS, DataError, refuse_faults
 from fmcnet.files import write_rows
 from fmcnet.identities import near_identities, parse_identity
-from fmcnet.names import near_cameras, nearest
+from fmcnet.names import control_fault, near_cameras, nearest, printable
+from fmcnet.times import parse_capture_time
 from fmcnet.types import MODALITY_WORDS, NO_CAMERA, NO_PID, Modality
 
 REQUIRED = ("path", "pid", "modality")
@@ -50,6 +51,8 @@ _SPLITS = {name: name for name in ("", *SPLITS)}
 _SPLITS |= {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
 _ROLES = {"": "", "both": "", "query": "query", "probe": "query", "gallery": "gallery"}
 MISSING = "there is no file"
+_FRACTION = re.compile(r"(?<=[0-9])(?:\.0+|,00?)$")
+"""Of a whole number in a column that a spreadsheet or pandas took for decimals; 1,000 is a thousand."""
 _CAMERA = re.compile(r"(?:cam(?:era)?|c)?[ _]?([0-9]+)", re.IGNORECASE)
 
 EXPECTED = """
@@ -73,6 +76,7 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     - `pid` is any text, read by `parse_identity`: numbers stay as they are, names are numbered in sorted order
       (`Table.pid_names`).
     - `modality` is one of `MODALITY_WORDS`.
+    - `camid` and a `modality` of 0 or 1 may be written as decimals: 1.0, or 1,0, is 1.
     - Without a `split` column, `TEST_SHARE` of the identities (those with the smallest SHA-256 of their name,
       so the choice depends on nothing else) go to test, the rest to train, with a note.
     - `camera` is any text; without a `camid` column cameras are numbered: by their number ("cam3" is 3) where all
@@ -80,6 +84,7 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
     - Beside a column `date`, `time` may be a time of day. `tags` stand between semicolons.
     - A column of another name is ignored, with a note; those in `ALIASES` are read by another name.
     - An image stands in one row: other spellings of its path, and links, are the same image.
+    - A line break or another control character in a cell of these columns is a fault.
     - Comma, semicolon or tab; UTF-8 or UTF-16, with or without byte-order mark; any line ending.
 
     Args:
@@ -145,33 +150,43 @@ def _parse(
     separator = max(",;\t", key=lines[0].count)
     if stated := re.fullmatch(r"sep=([,;\t])", lines[0].strip(" ")):  # a line of Excel
         lines[0], separator = "", stated[1]
-    reader = csv.reader(lines, delimiter=separator, strict=True)
+    reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, strict=True)
     rows: list[_NamedRecord] = []
     faults: list[str] = []
     notes: list[str] = []
     first_line: dict[Hashable, tuple[int, str]] = {}
     columns: list[str] = []
+    refused: list[str] = []  # times of a table to learn from, which does not need them
+    end = 0
     try:
-        for cells in reader:
+        for written in reader:
             if len(faults) >= MOST_FAULTS:
                 return rows, faults, notes
-            line = reader.line_num
-            cells = [cell.strip() for cell in cells]
+            line, end = end + 1, reader.line_num  # a cell in quotes may hold line breaks
+            cells = [cell.strip() for cell in written]
             if not any(cells):
                 continue
             if not columns:
-                columns, notes = _own_names([cell.lower() for cell in cells[: MOST_COLUMNS + 1]])
+                header = [printable(cell.lower()) for cell in cells[: MOST_COLUMNS + 1]]
+                columns, notes = _own_names(header)
                 if fault := _header_fault(columns, len(cells), required):
                     return [], [f"line {line}: {fault}"], []
                 continue
             if len(cells) != len(columns):
                 faults.append(f"line {line}: {len(cells)} values for {len(columns)} columns")
                 continue
+            named = zip(columns, written, strict=True)
+            held = [control_fault(cell.strip(" \t"), name) for name, cell in named if name in COLUMNS]
+            if any(held):
+                faults += [f"line {line}: {fault}" for fault in held if fault]
+                continue
             values = dict(zip(columns, cells, strict=True))
             path, image, wrong = _find_file(values["path"], file.parent)
             if "pid" not in required:  # to be searched: who indexes it leaves the row out, or refuses it
                 wrong = [fault for fault in wrong if not fault.startswith(MISSING)]
             rows.append(_row(values | {"path": path}, required, modality, wrong))
+            if "pid" in required and (fault := _time_fault(rows[-1].record.time)):
+                refused.append(f"line {line}: {fault:.300}")
             first, spelt = first_line.setdefault(image, (line, path))
             if first != line and path == spelt:
                 wrong.append(f"path '{path}' stands in line {first} already")
@@ -179,7 +194,12 @@ def _parse(
                 wrong.append(f"path '{path}' is the image '{spelt}' of line {first}: name an image once")
             faults += [f"line {line}: {fault:.500}" for fault in wrong]
     except csv.Error as error:
-        faults.append(f"line {reader.line_num}: {error}")
+        faults.append(f"line {end + 1}: {error}")  # where the row begins, as the quotes may be open since
+    if refused:
+        notes.append(
+            f"fmcnet index will refuse the time of {len(refused)} row{'s' * (len(refused) > 1)}, the first in "
+            f"{refused[0]}"
+        )
     blank = [record.path for _, record in rows if not record.split]
     if "pid" in required and 0 < len(blank) < len(rows):
         faults.append(f"{len(blank)} rows have no split, the first is {blank[0]}: give all or none")
@@ -253,14 +273,15 @@ def _row(
         known = False
         wrong.append(str(error))
     word = cells.get("modality", "")
-    modality = MODALITY_WORDS.get(word.lower()) if word else default
+    modality = MODALITY_WORDS.get(_FRACTION.sub("", word.lower())) if word else default
     if modality is None:
         wrong.append(f"modality '{word}' is neither visible (vis, rgb) nor infrared (ir, nir, thermal)")
-    match = _CAMERA.fullmatch(camid)
+    whole = _FRACTION.sub("", camid)
+    match = _CAMERA.fullmatch(whole)
     number = number_of(match[1]) if match else None
     if match and number is None:
         wrong.append(f"camid '{camid[:40]}' is too large: numbers go up to {2**63 - 1}")
-    elif match is None and camid not in ("", str(NO_CAMERA)):
+    elif match is None and whole not in ("", str(NO_CAMERA)):
         advice = "leave it empty where unknown; names stand in a column camera"
         wrong.append(f"camid '{camid[:40]}' is not a whole number ({advice})")
     try:
@@ -305,6 +326,16 @@ def _time(date: str, time: str) -> str:
     if date and re.match(r"\d{1,2}:\d\d", time):
         return f"{date}T{time if time[2] == ':' else '0' + time}"
     return time or date
+
+
+def _time_fault(time: str) -> str:
+    """Why a gallery refuses such a time; "" where it does not."""
+    try:
+        if time:
+            parse_capture_time(time)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def _number_cameras(records: list[Record]) -> list[Record]:

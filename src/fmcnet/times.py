@@ -1,0 +1,218 @@
+"""Times in texts and file names, complete and unambiguous."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Collection
+from datetime import datetime, timedelta, timezone, tzinfo
+from typing import Literal
+from zoneinfo import ZoneInfo
+
+from fmcnet.errors import DataError, FmcnetError
+
+Doubtful = Literal["refuse", "earlier", "later"]
+
+DIRECTIVES = {
+    "%Y": r"\d{4}",
+    "%m": r"\d{2}",
+    "%d": r"\d{2}",
+    "%H": r"\d{2}",
+    "%M": r"\d{2}",
+    "%S": r"\d{2}",
+    "%f": r"\d{1,6}",
+    "%j": r"\d{3}",
+    "%y": r"\d{2}",
+    "%z": r"(?:Z|[+-]\d{2}:?\d{2})",
+    "%s": r"\d{10}",
+    "%Q": r"\d{13}",
+    "%%": "%",
+}
+"""What a pattern may hold, as `datetime.strptime` defines it; `%s` are seconds and `%Q` milliseconds since 1970."""
+
+CLOCKS_FROM = datetime(1971, 1, 1, tzinfo=timezone.utc)
+"""A clock that was never set starts at the beginning of 1970."""
+
+_NEEDS = (("%f", ("%S", "%s")), ("%S", ("%M",)), ("%M", ("%H",)))
+"""A directive, and those of which it needs one."""
+_ISO = re.compile(r"\d{4}-?\d\d-?\d\d(?:[T _].+)?")
+_CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d)?([.,]\d+)?")
+_EPOCH = re.compile(r"(?P<s>\d{10})(?:[.,](?P<f>\d{1,6})\d*)?|(?P<Q>\d{13})(?:[.,]0+)?")
+
+
+def parse_timezone(name: str) -> tzinfo:
+    """A timezone by its name, as "UTC" or "Europe/Berlin"; FmcnetError for one that the system does not know."""
+    if name.upper() == "UTC":
+        return timezone.utc
+    try:
+        return ZoneInfo(name)
+    except (LookupError, OSError, ValueError) as error:
+        raise FmcnetError(f"--timezone {name}: unknown; say UTC or a name as Europe/Berlin") from error
+
+
+def shown_time(moment: datetime | None, zone: tzinfo, *, name: bool = False) -> str | None:
+    """The local time, to the second, with the name of its offset (CET, CEST) if asked for; None stays None."""
+    if moment is None:
+        return None
+    with contextlib.suppress(OverflowError):  # of a wrong clock, in the year 1
+        moment = moment.astimezone(zone)
+    return f"{moment:%Y-%m-%d %H:%M:%S}" + (f" {moment:%Z}" if name else "")
+
+
+def localize(naive: datetime, zone: tzinfo, doubtful: Doubtful = "refuse") -> datetime:
+    """A local time with its timezone.
+
+    Args:
+        naive: without a timezone.
+        zone: the timezone.
+        doubtful: for a time that comes twice (clocks go back) or never (clocks go forward): "refuse" it, or take
+            the "earlier" or "later" of the two possible times.
+
+    Raises:
+        DataError: for a doubtful time that is refused.
+    """
+    both = [naive.replace(tzinfo=zone, fold=fold) for fold in (0, 1)]
+    try:
+        first, second = (one.astimezone(timezone.utc) for one in both)
+    except OverflowError as error:
+        raise DataError(f"{naive:%Y-%m-%d} is outside the years 1 to 9999 in UTC") from error
+    if first == second:
+        return both[0]
+    if doubtful == "refuse":
+        how = "comes twice" if first < second else "does not exist"
+        raise DataError(
+            f"{naive:%Y-%m-%d %H:%M:%S} {how} in {zone}, where the clocks change: say --doubtful-times earlier or "
+            "later, or write the time with its offset"
+        )
+    return min(first, second) if doubtful == "earlier" else max(first, second)
+
+
+def parse_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "refuse") -> datetime:
+    """Read a time as a person or a table writes it.
+
+    Args:
+        text: ISO 8601, as "2026-03-01T22:15:00+01:00", or seconds (10 digits) or milliseconds (13) since 1970. A date
+            alone is its midnight.
+        zone: the timezone of a text that names none.
+        doubtful: as `localize`.
+
+    Raises:
+        DataError: for a doubtful time that is refused.
+        FmcnetError: for any other text.
+    """
+    text = text.strip()
+    if number := _EPOCH.fullmatch(text):
+        return _since_1970(**number.groupdict())
+    if _CLOCK.fullmatch(text):
+        raise FmcnetError(f"'{text}' lacks the date: give it as 2026-03-01T22:15:00")
+    try:
+        if not _ISO.fullmatch(text):
+            raise ValueError(text)
+        time = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError as error:
+        raise FmcnetError(
+            f"'{text}' is no time: give it as 2026-03-01 or 2026-03-01T22:15:00, or as seconds since 1970 (10 digits)"
+        ) from error
+    return time if time.utcoffset() is not None else localize(time, zone, doubtful)
+
+
+def parse_capture_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "refuse") -> datetime:
+    """`parse_time` and `check_clock` of a picture; DataError for a text that is no such time."""
+    try:
+        return check_clock(parse_time(text, zone, doubtful), f"time '{text}'")
+    except DataError:
+        raise
+    except FmcnetError as error:
+        raise DataError(f"time {error}") from error
+
+
+class TimePattern:
+    """A pattern of the time in file names, written with the directives of `datetime.strptime`, `%s` and `%Q`.
+
+    Args:
+        pattern: as "%Y%m%d_%H%M%S", found anywhere in a name; * stands for any characters, others for themselves.
+            It must hold the date: %Y (or %y) with %m and %d, or with %j; or else seconds (%s) or milliseconds (%Q)
+            since 1970.
+        zone: the timezone of names without one (%z).
+        doubtful: as `localize`.
+
+    Raises:
+        FmcnetError: for a directive that is not in `DIRECTIVES`, or a pattern without a complete date and time.
+    """
+
+    def __init__(self, pattern: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "refuse") -> None:
+        parts = re.split(r"(%.?)", pattern)
+        unknown = [part for part in parts if part.startswith("%") and part not in DIRECTIVES]
+        used = [part for part in parts if part in DIRECTIVES and part != "%%"]
+        if unknown or not used or len(set(used)) < len(used):
+            raise FmcnetError(
+                f"--time-from-name '{pattern}': write it with {', '.join(DIRECTIVES)}, each at most once, as "
+                "'%Y%m%d_%H%M%S'"
+            )
+        if fault := _fault(used):
+            raise FmcnetError(f"--time-from-name '{pattern}' {fault}")
+        self._pattern, self._zone, self._doubtful, self._used = pattern, zone, doubtful, used
+        self._epoch = bool({"%s", "%Q"} & set(used))
+        inner = "".join(
+            f"({DIRECTIVES[part]})"
+            if part in used
+            else DIRECTIVES.get(part) or ".*?".join(map(re.escape, part.split("*")))
+            for part in parts
+        )
+        self._regex = re.compile(rf"(?<!\d){inner}(?!\d)" if self._epoch else inner)
+
+    def find(self, name: str) -> datetime:
+        """The time in a name, with its timezone; DataError for none, one before 1971, or a doubtful one refused."""
+        for match in self._regex.finditer(name):
+            if self._epoch:
+                found = {key[1]: text for key, text in zip(self._used, match.groups(), strict=True)}
+                return check_clock(_since_1970(**found), f"its time '{match[0]}'")
+            try:
+                time = datetime.strptime(" ".join(match.groups()), " ".join(self._used))
+            except ValueError:
+                continue  # digits that are no time, as month 13
+            if time.utcoffset() is None:
+                time = localize(time, self._zone, self._doubtful)
+            return check_clock(time, f"its time '{match[0]}'")
+        raise DataError(f"its name holds no time as --time-from-name '{self._pattern}'")
+
+
+def _since_1970(s: str | None = None, f: str | None = None, Q: str | None = None) -> datetime:
+    """The time of seconds with their fraction, or of milliseconds, by the letters of the directives."""
+    start = datetime.fromtimestamp(0, timezone.utc)
+    if Q:
+        return start + timedelta(milliseconds=int(Q))
+    return start + timedelta(seconds=int(s or 0), microseconds=int((f or "0").ljust(6, "0")))
+
+
+def check_clock(time: datetime, what: str) -> datetime:
+    """The time of a picture; DataError for one before 1971, which is of a clock that was never set."""
+    if time < CLOCKS_FROM:
+        raise DataError(
+            f"{what} is of {time.year:04}-{time:%m-%d}, before 1971, as of a clock that was never set: mend it, or "
+            "leave the time out"
+        )
+    return time
+
+
+def _fault(used: Collection[str]) -> str:
+    """Why these directives do not give a complete time; "" where they do."""
+    has = set(used)
+    epoch = has & {"%s", "%Q"}
+    if epoch:
+        beside = has - epoch - ({"%f"} if "%s" in has else set())
+        if len(epoch) > 1 or beside:
+            return f"has {', '.join(sorted(has - {'%s'}))} beside the seconds since 1970: leave them out"
+        return ""
+    lacks = [] if has & {"%Y", "%y"} else ["%Y"]
+    if "%j" not in has:
+        lacks += [one for one in ("%m", "%d") if one not in has]
+    if lacks:
+        return (
+            f"lacks {' and '.join(lacks)}: without the whole date an entry would expire at once. The date may stand "
+            "in the folder, as '%Y-%m-%d/*%H%M%S'"
+        )
+    if has >= {"%Y", "%y"} or ("%j" in has and has & {"%m", "%d"}):
+        return "holds the year or the day twice: leave one out"
+    missing = [(one, needed[0]) for one, needed in _NEEDS if one in has and not has & set(needed)]
+    return f"has {missing[0][0]} without {missing[0][1]}" if missing else ""
