@@ -231,8 +231,8 @@ def _check_unseen(encoder: Encoder, run: str | Path, table: Table, rows: Table, 
             )
     if len(seen := seen_identities(encoder.card.seen_samples(data), rows)):
         told = (
-            f"{len(seen)} of the {split} identities have pictures that {run} was trained on, or what it started "
-            f"from, the first is {table.pid_name(int(seen[0]))}: leave them out of the {split} split"
+            f"{len(seen)} of the {split} identities have pictures that {run}, or the model that it started "
+            f"from, was trained on, the first is {table.pid_name(int(seen[0]))}: leave them out of the {split} split"
         )
         if len(seen) > FEW_SEEN * len(np.unique(rows.pid)):
             raise DataError(told)
