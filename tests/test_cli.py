@@ -356,6 +356,13 @@ def test_weights_of_another_model_and_damaged_files(tiny_run, tmp_path):
     (run_folder / "model.json").write_text(json.dumps(card))
     embed = ["embed", run_folder, tiny_run, "--modality", "visible", "--out", tmp_path / "e.npz"]
     assert "weights of another model" in said(run(*embed, code=2))
+    for key, section in (("depth", card["config"]["model"]), ("made_of", card)):
+        section[key] = 3
+        (run_folder / "model.json").write_text(json.dumps(card))
+        told = said(run("info", run_folder, code=2))
+        assert "another version wrote it, or it was edited since" in told
+        assert key in told
+        del section[key]
     (run_folder / "model.json").write_text("{")
     assert "damaged" in said(run("info", run_folder, code=2))
     shutil.copy(tiny_run / "model.json", run_folder)

@@ -165,6 +165,18 @@ def test_a_shipped_backbone_is_one_new_file(tmp_path, monkeypatch):
         sys.modules.pop("fmcnet.models.backbones.plain", None)
 
 
+def test_two_files_with_one_architecture_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "again.py").write_text('ARCHITECTURES = {"resnet50": None}\n')
+    monkeypatch.setattr(registry, "__path__", [*registry.__path__, str(tmp_path)])
+    registry.shipped.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match="'resnet50': rename this one"):
+            registry.shipped()
+    finally:
+        registry.shipped.cache_clear()
+        sys.modules.pop("fmcnet.models.backbones.again", None)
+
+
 @pytest.mark.parametrize("make", [3, nn.Linear, None])
 def test_what_is_no_backbone_is_refused_when_it_is_registered(apart, make):
     with pytest.raises(

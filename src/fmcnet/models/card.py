@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,8 @@ def read_card(folder: str | Path) -> ModelCard:
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             raise CheckpointError(f"{path} is not a model card of this version (format {FORMAT})")
         tree.pop("format")
+        if unknown := tree.keys() - {field.name for field in fields(ModelCard)}:
+            raise ConfigError(f"unknown entry '{min(unknown)}'")
         if not isinstance(tree["config"], dict):
             raise TypeError("config is no section")
         card = ModelCard(
@@ -106,7 +108,10 @@ def read_card(folder: str | Path) -> ModelCard:
         )
         return TypeAdapter(ModelCard).validate_python(card.__dict__)
     except ConfigError as error:
-        raise CheckpointError(f"{path} was written by another version of fmcnet: {error}") from error
+        raise CheckpointError(
+            f"{path} does not fit this version of fmcnet ({fmcnet.__version__}): another version wrote it, or it was "
+            f"edited since: {error}"
+        ) from error
     except ValidationError as error:
         raise CheckpointError(f"{path} is damaged: {first_fault(error)}") from error
     except (ValueError, KeyError, TypeError) as error:

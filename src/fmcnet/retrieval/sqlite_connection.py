@@ -372,8 +372,8 @@ def checksum(*values: object) -> int:
 def not_writable(folder: Path, reason: str | None) -> GalleryError:
     """The error of a folder where nothing may be written."""
     return GalleryError(
-        f"{folder} cannot be written ({reason}): open it with read_only=True (fmcnet search, gallery info and "
-        "gallery export do), or copy it to where it can be"
+        f"{folder} cannot be written ({reason}): to change it, copy it to where it can be; to read it, open it with "
+        "read_only=True, as fmcnet search, gallery info and gallery export do"
     )
 
 

@@ -97,11 +97,20 @@ _REGISTERED: dict[str, Callable[[int, int], Backbone]] = {}
 
 @cache
 def shipped() -> dict[str, Callable[[int, int], Backbone]]:
-    """Architectures of this package: what the files beside this one name in `ARCHITECTURES`."""
-    found: dict[str, Callable[[int, int], Backbone]] = {}
+    """Architectures of this package: what the files beside this one name in `ARCHITECTURES`.
+
+    Raises:
+        ConfigError: when two files have the same name.
+    """
+    architectures: dict[str, Callable[[int, int], Backbone]] = {}
     for file in iter_modules(__path__):
-        found |= getattr(import_module(f"{__name__}.{file.name}"), "ARCHITECTURES", {})
-    return found
+        family = getattr(import_module(f"{__name__}.{file.name}"), "ARCHITECTURES", {})
+        if taken := architectures.keys() & family.keys():
+            raise ConfigError(
+                f"{file.name}.py: another file has the architecture '{min(taken)}': rename this one"
+            )
+        architectures |= family
+    return architectures
 
 
 def register_backbone(name: str, make: Callable[[int, int], Backbone]) -> None:
