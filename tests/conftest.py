@@ -96,5 +96,5 @@ def lite_onnx(tmp_path_factory):
     return made_once(
         tmp_path_factory,
         "lite-onnx",
-        lambda out: export("fmcnet-lite", out=out, seconds=0.001, progress=False),
+        lambda out: export("fmcnet-lite", images=64, out=out, seconds=0.001, progress=False),
     )

@@ -37,11 +37,11 @@ def _server():
     )
 
 
-def _ask(cwd, timeout, **what):
-    """Exit code, standard output and standard error of a forked process."""
+def _ask(cwd, timeout, more=None, **what):
+    """Exit code, standard output and standard error of a forked process; `more` goes into its environment."""
     with tempfile.TemporaryDirectory() as folder:
         out, error = Path(folder, "out"), Path(folder, "error")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(more or {})}
         asked = {
             "cwd": cwd, "out": out, "error": error, "environment": environment, "timeout": timeout, **what
         }  # fmt: skip
@@ -57,9 +57,9 @@ def apart(function, timeout=300, **arguments):
     assert code == 0, out + error
 
 
-def script(path, *arguments, cwd, timeout=300):
+def script(path, *arguments, cwd, timeout=300, environment=None):
     """(exit code, standard output, standard error) of `python PATH ARGUMENTS`, started in a folder."""
-    return _ask(cwd, timeout, script=[str(path), *map(str, arguments)])
+    return _ask(cwd, timeout, environment, script=[str(path), *map(str, arguments)])
 
 
 def fmcnet(*arguments, processes=2, timeout=300):

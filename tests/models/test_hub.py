@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,9 +17,9 @@ from fmcnet.models import shipped
 from fmcnet.models.card import model_digest
 from fmcnet.models.hub import is_hub_name, push
 from fmcnet.models.shipped import find_model, shipped_models
+from tests import forked
 from tests.models.hub_stand_in import running
 
-ROOT = Path(__file__).parents[2]
 needs_hub = pytest.mark.skipif(
     importlib.util.find_spec("huggingface_hub") is None, reason="pip install fmcnet[hub]"
 )
@@ -55,17 +53,11 @@ def process(code, address, home, token="hf_stand_in", **more):
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         **more,
     }
-    settings["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-c", HEAD + code],
-        cwd=home,
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    path = home / "asked_of_the_hub.py"
+    path.write_text(HEAD + code)
+    exit_code, out, error = forked.script(path, cwd=home, environment=settings)
+    assert exit_code == 0, error
+    return json.loads(out.splitlines()[-1])
 
 
 @needs_hub
