@@ -140,7 +140,7 @@ class Encoder:
 
     @property
     def projection(self) -> Projection | None:
-        """The projection of this model's descriptors (`fmcnet project`); None also if an exported graph includes it."""
+        """The projection of this model's descriptors (`fmcnet project`), unless an exported graph includes it."""
         return getattr(self.backend, "projection", None)
 
     @property
@@ -254,7 +254,7 @@ class Encoder:
             logger.warning("left out: %s", list_faults(faults, len(items)))
         order = np.argsort(rows)
         features = np.concatenate(parts)[order]
-        kept = [items[rows[position]] for position in order]
+        kept = [items[rows[index]] for index in order]
         return Embeddings.unlabelled(
             l2_normalize(features) if normalize else features,
             np.array([item.modality.code for item in kept], dtype=np.uint8),

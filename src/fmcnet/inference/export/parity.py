@@ -48,18 +48,16 @@ class BackendReport:
 
 def embed_all(backend: Backend, images: NDArray[np.uint8], modality: NDArray[np.uint8]) -> FloatArray:
     """Unit-length embeddings (N, E) of images (N, H, W, 3), each by its own modality's path."""
-    embeddings: FloatArray | None = None
+    result: FloatArray | None = None
     for batch_modality in Modality:
         rows = np.flatnonzero(modality == batch_modality.code)
         for start in range(0, len(rows), BATCH):
             batch = rows[start : start + BATCH]
             part = l2_normalize(backend(images[batch], batch_modality))
-            embeddings = (
-                np.empty((len(images), part.shape[1]), dtype=np.float32) if embeddings is None else embeddings
-            )
-            embeddings[batch] = part
-    assert embeddings is not None
-    return embeddings
+            result = np.empty((len(images), part.shape[1]), dtype=np.float32) if result is None else result
+            result[batch] = part
+    assert result is not None
+    return result
 
 
 def scores(features: FloatArray, table: Table, config: EvaluationConfig) -> dict[str, dict[str, float]]:

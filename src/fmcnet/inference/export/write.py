@@ -154,15 +154,12 @@ def _choose_form(
     if not compared[0].scores:
         raise DataError("int8 is judged by mAP: the table has no test images of both modalities to score")
     acceptable = [index for index, loss in losses.items() if loss <= MOST_LOST]
-    losses_text = "; ".join(f"{compared[index].name} loses {loss:+.2f}" for index, loss in losses.items())
-    remarks.append(f"points of mAP, worse direction: {losses_text} (allowed: {MOST_LOST})")
+    lost = "; ".join(f"{compared[index].name} loses {loss:+.2f}" for index, loss in losses.items())
+    remarks.append(f"points of mAP, worse direction: {lost} (allowed: {MOST_LOST})")
     chosen = acceptable[0] if acceptable else min(losses, key=lambda index: losses[index])
     kept = compared[chosen].name + ("" if acceptable else ", by force") if acceptable or force else "none"
     remarks.append(f"kept: {kept}")
-    return (
-        chosen,
-        "" if acceptable or force else f"int8 loses more than {MOST_LOST} points of mAP ({losses_text})",
-    )
+    return chosen, "" if acceptable or force else f"int8 loses more than {MOST_LOST} points of mAP ({lost})"
 
 
 def _refusal_message(reason: str, result: Exported, folder: Path, report_folder: Path) -> str:
