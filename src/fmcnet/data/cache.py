@@ -40,7 +40,7 @@ BLOCK = 16 * 2**20
 MAX_BLOCKS = 256
 """Blocks in the checksum: a whole file of up to 4 GiB, evenly spread blocks of a larger one."""
 BESIDE = ".fmcnet-cache"
-"""The folder inside a dataset's own that `data.cache: beside` means."""
+"""The cache folder inside a dataset's folder with `data.cache: beside`."""
 MEMORY_SHARE = 0.8
 """Largest share of the free memory for images that cannot be stored on disk."""
 CGROUP = Path("/sys/fs/cgroup")
@@ -216,7 +216,7 @@ def cache_key(table: Table, height: int, width: int) -> str:
 
 
 class UnusableCacheError(ValueError):
-    """A cache exists and cannot be used; the text says why."""
+    """A cache exists and cannot be used; the message gives the reason."""
 
 
 def open_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -380,7 +380,7 @@ def free_memory() -> int | None:
 
 
 def _read_number(path: Path, key: str = "") -> int | None:
-    """The number after a key in a file of the system, or its first word; None where there is none."""
+    """The number after `key` in a system file, without a key its first word; None if there is none."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         words = path.read_text(encoding="ascii").split()
         return int(words[words.index(key) + 1 if key else 0])

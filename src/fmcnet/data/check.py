@@ -142,7 +142,7 @@ def check(
         progress: show a bar; None: only on a terminal.
 
     Raises:
-        DataError: `layout` is none of the known ones.
+        DataError: `layout` is unknown.
     """
     root = Path(root).expanduser()
     check_layout(layout)

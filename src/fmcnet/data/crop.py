@@ -51,7 +51,7 @@ class CropOptions:
     start: datetime | None = None  # the time of the first frame, with its timezone; None: crops have no time
     fps: float | None = None  # frames a second; None: by the video's own clock
     min_size: int = 8  # least width and height of a crop in pixels
-    every: int = 1  # take each frame whose place is a multiple of this
+    every: int = 1  # take each frame whose index is a multiple of this
     first: int | None = None  # number of the first frame in the boxes; None: by the format's rule
     value_range: ValueRange | None = None  # as `fmcnet.data.images.load_image`
 

@@ -138,9 +138,9 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
         The halves are aligned: position `p * K + k` holds the k-th image of the p-th identity in both.
         """
         visible, infrared = self.plan(epoch)
-        own = slice(self.rank * self.identities, (self.rank + 1) * self.identities)
+        rank_slice = slice(self.rank * self.identities, (self.rank + 1) * self.identities)
         for step in range(start, self.steps):
-            yield visible[step, own].reshape(-1), infrared[step, own].reshape(-1)
+            yield visible[step, rank_slice].reshape(-1), infrared[step, rank_slice].reshape(-1)
 
     def plan(self, epoch: int) -> tuple[IntArray, IntArray]:
         """Draw the rows of a whole epoch, all ranks: visible and infrared, each (steps, world * P, K)."""
@@ -160,9 +160,9 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
         if left_out := len(set(rows[0]) ^ set(rows[1])):
             notes.append(f"{left_out} identities lack a modality and are left out of the batches")
         for by_pid, modality in zip(rows, Modality, strict=True):
-            if few := sum(len(by_pid[pid]) < self.images for pid in self.pids):
+            if num_repeated := sum(len(by_pid[pid]) < self.images for pid in self.pids):
                 notes.append(
-                    f"{few} of {len(self.pids)} identities have fewer than {self.images} {modality} images: "
+                    f"{num_repeated} of {len(self.pids)} identities have fewer than {self.images} {modality} images: "
                     "theirs are repeated within a batch"
                 )
         return tuple(notes)

@@ -1,4 +1,4 @@
-"""MATLAB files, read by SciPy in a process of its own: some damaged ones end the process or fill its memory."""
+"""MATLAB files, read by SciPy in a subprocess: some damaged ones crash the process or fill its memory."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _read_in_subprocess(path: Path, name: str) -> dict[str, Any]:
 
 
 def limit_memory() -> None:
-    """Let this process take `MEMORY` more than it has; nothing where the system tells or limits nothing."""
+    """Limit this process to `MEMORY` more than it uses now, if the system supports it."""
     with contextlib.suppress(ImportError, OSError, ValueError, StopIteration):
         import resource
 

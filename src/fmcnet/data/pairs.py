@@ -101,7 +101,7 @@ def make_pairs(
     visible_crops, infrared_crops = _crops_by_name(sides)
     if not visible_crops.keys() & infrared_crops.keys():
         for side in sides:
-            if not side.source.is_dir():  # a CSV that was written by hand, beside the folder of its crops
+            if not side.source.is_dir():  # a CSV written by hand next to the folder of its crops
                 side.root = Path(os.path.commonpath([crop.path.parent for crop in side.crops]))
         visible_crops, infrared_crops = _crops_by_name(sides)
     names = sorted(visible_crops.keys() & infrared_crops.keys())

@@ -140,8 +140,8 @@ def eight_bits(
     floats = values.astype(np.float64)
     if not np.isfinite(floats).all():
         raise ValueError("holds NaN or infinite values: replace them, for example by the lowest value")
-    least, most = float(floats.min()), float(floats.max())
-    span_text = f"its values are {least:g} to {most:g}"
+    minimum, maximum = float(floats.min()), float(floats.max())
+    span_text = f"its values are {minimum:g} to {maximum:g}"
     remark = None
     if value_range is not None:
         low, high = value_range
@@ -149,11 +149,11 @@ def eight_bits(
         if outside.all():
             raise ValueError(f"no pixel is in the range {low:g}:{high:g}: {span_text}")
         remark = OUTSIDE if outside.mean() > 0.5 else RANGED
-    elif is_float and least >= 0 and most <= 1:
+    elif is_float and minimum >= 0 and maximum <= 1:
         low, high = 0.0, 1.0
-    elif not is_float and least >= 0 and 257 <= most <= 65535 and not (values % 257).any():
+    elif not is_float and minimum >= 0 and 257 <= maximum <= 65535 and not (values % 257).any():
         low, high = 0.0, 65535.0
-    elif least >= 0 and most <= 255 and most - least >= LEAST_SPAN:
+    elif minimum >= 0 and maximum <= 255 and maximum - minimum >= LEAST_SPAN:
         low, high = 0.0, 255.0
     else:
         low, high = (float(edge) for edge in np.percentile(floats, (0.5, 99.5)))
@@ -206,16 +206,16 @@ def _to_uint8(values: NDArray[np.float64]) -> NDArray[np.uint8]:
 COLOURLESS_BELOW, COLOURED_FROM = 1.5, 4.0
 """Grey levels of `colours_doubtful`: below the first an image has no colours, above the second it has."""
 LOOKED_AT = 16
-"""Images of a camera that `colour_notes` looks at, an even spread."""
+"""Images of a camera that `colour_notes` checks, evenly spaced."""
 MOST_CAMERAS = 64
-"""If a modality has more cameras, they are looked at as one."""
+"""If a modality has more cameras, they are checked as one."""
 
 
 def colours_doubtful(pixels: Pixels, modality: Modality) -> BoolArray:
     """Which images have colours that contradict their modality, by the rule of the page (`images.js`).
 
-    Measured is what differs in colour beyond one tint, in grey levels. Real and generated visible crops have 4 and
-    more, infrared ones at most 0.6, as JPEG blurs grey.
+    The measure is the colour variation beyond one tint, in grey levels. Real and generated visible crops have 4 and
+    more. Infrared ones have at most 0.6, from JPEG compression.
 
     Args:
         pixels: (N, H, W, 3) uint8.

@@ -112,10 +112,10 @@ class Table:
             DataError: for an identity or camera that does not fit 64 bits.
         """
         for record in records:
-            for kind, number in (("identity", record.pid), ("camera", record.camid)):
+            for label, number in (("identity", record.pid), ("camera", record.camid)):
                 if not -(2**63) <= number < 2**63:
                     raise DataError(
-                        f"{record.path}: the number of the {kind} does not fit 64 bits: {number:.4g}"
+                        f"{record.path}: the number of the {label} does not fit 64 bits: {number:.4g}"
                     )
         dtypes = {"pid": np.int64, "camid": np.int64}
         columns: dict[str, Any] = {
@@ -170,10 +170,10 @@ class Table:
         """
         mask = np.ones(len(self), dtype=bool)
         if split is not None:
-            wanted = [split] if isinstance(split, str) else list(split)
-            if unknown := [name for name in wanted if name not in (*SPLITS, *np.unique(self.split))]:
+            splits = [split] if isinstance(split, str) else list(split)
+            if unknown := [name for name in splits if name not in (*SPLITS, *np.unique(self.split))]:
                 raise DataError(f"unknown split '{unknown[0]}': use {', '.join(SPLITS)}, or None for all")
-            mask &= np.isin(self.split, wanted)
+            mask &= np.isin(self.split, splits)
         if modality is not None:
             mask &= self.modality == parse_modality(modality).code
         return self.take(np.flatnonzero(mask))

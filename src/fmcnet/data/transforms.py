@@ -156,7 +156,7 @@ def _apply_photometric(image: NDArray[np.uint8], params: PhotometricParams, inde
         small = max(1, round(width * sharpness)), max(1, round(height * sharpness))
         coarse = Image.fromarray(image).resize(small, Image.Resampling.BOX)
         image = np.asarray(coarse.resize((width, height), Image.Resampling.BILINEAR))
-    grey = bool((curve[:, :1] == curve).all())  # no cast: the channels stay alike
+    grey = bool((curve[:, :1] == curve).all())  # no colour cast: the channels stay equal
     toned = np.stack([curve[:, channel][image[..., channel]] for channel in range(3)], axis=-1)
     rng = np.random.default_rng(int(params.seed[index]))
     noise = rng.standard_normal((height, width, 1 if grey else 3), dtype=np.float32)

@@ -27,7 +27,7 @@ PERMUTATION_FILE = "rand_perm_cam.mat"
 
 @dataclass(frozen=True)
 class Draw:
-    """How many images per identity and camera enter a trial, and who picks them.
+    """How many images per identity and camera enter a trial, and how they are drawn.
 
     Attributes:
         kind: "all" (every image, one trial); "official" (`rand_perm_cam.mat`); "seeded" (Python's `random`).

@@ -75,12 +75,14 @@ class Evaluation:
     unmatched: tuple[tuple[str, ...], ...] = ()
 
     def __repr__(self) -> str:
-        mean, many = self.mean, len(self.trials)
+        mean, trials = self.mean, len(self.trials)
         figures = ", ".join(
             f"{title} {100 * mean[name]:.2f}"
             for title, name in (("Rank-1", "rank1"), ("mAP", "mAP"), ("mINP", "mINP"))
         )
-        return f"<Evaluation {self.protocol.partition(':')[0]}: {figures}; {many} trial{'s' * (many > 1)}>"
+        return (
+            f"<Evaluation {self.protocol.partition(':')[0]}: {figures}; {trials} trial{'s' * (trials > 1)}>"
+        )
 
     @property
     def mean(self) -> dict[str, float]:
@@ -111,7 +113,7 @@ class Evaluation:
         return list(dict.fromkeys(name for names in self.unmatched for name in names))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: protocol, trials, mean, std, and what else describes the numbers."""
+        """For JSON: protocol, trials, mean, std, and further facts about the numbers."""
         content: dict[str, Any] = {
             "protocol": self.protocol,
             "trials": [trial.to_dict() for trial in self.trials],
@@ -131,7 +133,7 @@ class Evaluation:
         return content
 
     def summary(self) -> str:
-        """A few lines for a person: the sentence, the mean and spread in percent, the plain figure beside extras."""
+        """A few lines of text: the protocol, mean and deviation in percent, with extras also the plain figures."""
         mean, std = self.mean, self.std
         figures = "  ".join(f"{name} {100 * mean[name]:.2f} ± {100 * std[name]:.2f}" for name in METRICS)
         lines = [self.protocol, f"  {' + '.join([self.distance, *self.extras])}: {figures}"]
@@ -174,11 +176,11 @@ def evaluate(
             the embeddings, whatever their number (one identity with more images than fit goes over it).
         query_mask: (N,) bool, which rows may be queries.
         gallery_mask: (N,) bool, which rows may be searched.
-        extras: `QueryExpansion` and `KReciprocal`, in the order of application: none unless asked for.
+        extras: `QueryExpansion` and `KReciprocal`, in the order of application; none by default.
 
     Returns:
         The scores of every trial. Ties count against the query (`ranking`). With extras, the evaluation names them
-        and holds the plain figure beside (`Evaluation.plain`).
+        and also holds the plain figures (`Evaluation.plain`).
 
     Raises:
         ProtocolError: when protocol and embeddings do not fit, or no query has a true match.

@@ -102,7 +102,7 @@ def check_settings(table: Table, names: Iterable[str]) -> None:
 
     Args:
         table: the dataset.
-        names: of the `EvaluationConfig` that were asked for.
+        names: of the fields of `EvaluationConfig` that the user set.
 
     Raises:
         ProtocolError: naming those that would do nothing on this table.
@@ -118,7 +118,7 @@ def check_settings(table: Table, names: Iterable[str]) -> None:
 
 
 def standard_settings(table: Table, config: EvaluationConfig) -> tuple[EvaluationConfig, ...]:
-    """The benchmark's standard protocols: `config`, and beside SYSU-MM01's all-search its indoor-search."""
+    """The benchmark's standard protocols: `config`, and for SYSU-MM01's all-search also its indoor-search."""
     if table.name != "sysu" or (config.mode, config.shots) != ("all", 1):
         return (config,)
     return config, config.model_copy(update={"mode": "indoor"})
@@ -187,8 +187,8 @@ def evaluate_model(
         split: which identities: "train", "val" or "test".
         device: where to embed: "auto", "cpu", "cuda", ...
         flip: average each embedding with its mirror image's; named in every report.
-        rerank: k-reciprocal re-ranking; named in every report, the plain figure beside it.
-        expand: average query expansion, likewise.
+        rerank: k-reciprocal re-ranking; named in every report, with the plain figures.
+        expand: average query expansion; reported in the same way.
         progress: show a bar; None: on a terminal only.
         given: protocols by direction; None: those of the dataset (`protocols_for`).
 

@@ -34,7 +34,7 @@ Identity: TypeAlias = tuple[int, str]
 
 @dataclass(frozen=True)
 class Selection:
-    """Which images form a set: one modality (None: both), some cameras (None: all of them)."""
+    """The images of a set: of one modality (None: both) and some cameras (None: all)."""
 
     modality: Modality | None = None
     cameras: tuple[int, ...] | None = None
@@ -147,7 +147,7 @@ class Protocol:
         ours: choices that no source prescribes.
         given: the sets were given with the embeddings; nothing is selected or drawn.
         distractors: identities whose images are all in every gallery, and never queries.
-        junk: identities whose images take no part.
+        junk: identities whose images are left out.
         mode: of SYSU-MM01, "all" or "indoor"; else "".
         reading: of LLCM's protocol, "a", "b" or "c"; else "".
     """
@@ -259,7 +259,7 @@ class Protocol:
     ) -> IntArray:
         """Rows of the set `side`, "query" or "gallery", that `mask` and `allowed` select."""
         selection: Selection = getattr(self, side)
-        chosen = selection.mask(embeddings) & allowed
+        selected = selection.mask(embeddings) & allowed
         if mask is not None:
             mask_array = np.asarray(mask)
             if mask_array.dtype != np.bool_ or mask_array.shape != (len(embeddings),):
@@ -267,8 +267,8 @@ class Protocol:
                     f"the {side} mask must hold one bool for each of the {len(embeddings)} embeddings, "
                     f"got {mask_array.dtype} of shape {mask_array.shape}"
                 )
-            chosen &= mask_array
-        rows = np.flatnonzero(chosen)
+            selected &= mask_array
+        rows = np.flatnonzero(selected)
         if not len(rows):
             visible = int((embeddings.modality == 0).sum())
             cameras = ", ".join(map(str, np.unique(embeddings.camid).tolist()[:20]))
@@ -306,7 +306,7 @@ def sysu(
         draw: "official" (needs `permutation`) or "seeded" (AGW and its descendants).
         permutation: path of `rand_perm_cam.mat`, see `find_permutation`; None with the seeded draw.
         trials: number of trials, 1..10 with the official draw, 1 or more with the seeded one.
-        direction: "i2v", the benchmark's; "v2i", its mirror image, which is ours: visible queries of the mode's
+        direction: "i2v", the benchmark's; "v2i", its mirror image, not published: visible queries of the mode's
             cameras, infrared gallery of cameras 3 and 6, a camera-2 query skips camera 3.
         seed: of the first trial of a seeded draw; trial t takes `seed + t`.
 

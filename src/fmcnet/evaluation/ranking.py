@@ -208,7 +208,7 @@ class _RankCounter:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """Trials of equal queries; `gallery` (G,) holds the gallery rows of any of them, sorted by identity."""
+    """Trials of equal queries; `gallery` (G,) holds the gallery rows of all trials, sorted by identity."""
 
     embeddings: Embeddings
     skip: SkipRule
@@ -382,7 +382,7 @@ def ranked_lists(
         chunk_bytes: bound of a block of similarities with its copies.
 
     Returns:
-        A list per query, in the order asked for. Among equal similarities wrong answers come first (a tie counts
+        A list per query, in the order of `queries`. Among equal similarities wrong answers come first (a tie counts
         against the query), then the order of the rows. Similarities are cosine, or minus the Euclidean distance.
 
     Raises:

@@ -73,7 +73,7 @@ def score_file(
     """Score the embeddings in a file.
 
     Args:
-        path: the `.npz`, whose arrays the head of this module lists.
+        path: the `.npz`; the module's docstring lists its arrays.
         protocol: "sysu", "regdb", "llcm", or a YAML file (`protocol_file`), which sets all but the distance.
         mode: of SYSU-MM01, "all" or "indoor"; None: all.
         shots: of SYSU-MM01, 1 or 10 gallery images per identity and camera; None: 1.
@@ -88,7 +88,7 @@ def score_file(
 
     Raises:
         DataError: when the file lacks arrays, shapes disagree, an embedding is NaN (names the row), or a camera is
-            not of the modality that the direction says.
+            not of the modality that the direction gives.
         ProtocolError: on an unknown option, one that would do nothing, or when embeddings and protocol do not fit.
     """
     options = {
@@ -228,7 +228,7 @@ class Sets:
 
     embeddings: Embeddings
     known: BoolArray
-    """(N,) whether the file tells the modality, which is 0 where it does not."""
+    """(N,) whether the file gives the modality; it is 0 where it does not."""
     of_query: BoolArray | None = None
     """(N,) the queries; None where the file leaves the choice to the protocol."""
 

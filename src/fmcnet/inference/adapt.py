@@ -42,8 +42,8 @@ class Crops:
     Attributes:
         images: paths, Pillow images, arrays or tensors, N of them.
         modality: of each image, (N,).
-        camera: of each image, (N,) int64; `NO_CAMERA` where unknown. Cameras of one modality count alike, however
-            many images each has.
+        camera: of each image, (N,) int64; `NO_CAMERA` where unknown. Cameras of one modality have equal weight,
+            however many images each has.
     """
 
     images: Sequence[ImageLike]
@@ -56,7 +56,7 @@ class Crops:
 
         Args:
             visible: one or several paths, folders, Pillow images, arrays or tensors.
-            infrared: likewise.
+            infrared: the same of the other modality.
 
         Returns:
             The crops, of unknown cameras.
@@ -130,7 +130,7 @@ def adapt_model(
         source: a run with weights, or a shipped model's name. It may be adapted before.
         crops: of both modalities, at least `MIN_IMAGES` of each. Images that cannot be read are left out and named.
         out: the folder to write.
-        overwrite: replace an adapted model that is there.
+        overwrite: replace an existing adapted model.
         batch: images at once.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         progress: show a bar; None: on a terminal only.
@@ -203,7 +203,7 @@ def adapt_model(
 
 
 def moments(values: FloatArray, camera: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Mean and variance (E,) float32 of rows (N, E), each `camera` (N,) counting alike."""
+    """Mean and variance (E,) float32 of rows (N, E), with equal weight for each `camera` (N,)."""
     _, index, count = np.unique(camera, return_inverse=True, return_counts=True)
     weight = (1.0 / count)[index] / len(count)
     doubles = values.astype(np.float64)

@@ -49,7 +49,7 @@ Positive = Annotated[int, Field(gt=0)]
 class Manifest:
     """What an exported model is.
 
-    In fp32 its digest is that of the weights, whose embeddings it reproduces up to rounding; in int8 it is another.
+    In fp32 it has the digest of the weights, whose embeddings it reproduces up to rounding; in int8 another one.
     """
 
     digest: Digest  # names the model
@@ -60,7 +60,7 @@ class Manifest:
     width: Positive  # of the input, in pixels
     opset: Positive  # version of ONNX's operators
     sha256: dict[str, Sha256]  # of each graph's file, by file name
-    versions: dict[str, str]  # of what made it
+    versions: dict[str, str]  # of the packages that made it
     kept: tuple[str, ...] = ()  # layers that int8 leaves in float32
 
     def to_json(self) -> str:
@@ -155,7 +155,7 @@ class TorchBackend:
 
 
 class OnnxBackend:
-    """The graphs of an exported model; a graph is loaded when first needed.
+    """The graphs of an exported model; on a CPU a graph is loaded when first needed.
 
     Args:
         folder: holds them.
@@ -165,7 +165,7 @@ class OnnxBackend:
 
     Raises:
         CheckpointError: when a file is missing, or is not the one that was exported.
-        FmcnetError: for a device that cannot be used here; on a GPU both graphs are loaded at once, to know.
+        FmcnetError: for a device that cannot be used here; on a GPU both graphs are loaded now, to test that.
         MissingDependencyError: without onnxruntime.
     """
 

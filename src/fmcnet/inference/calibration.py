@@ -1,4 +1,4 @@
-"""What a similarity means: probabilities and thresholds, a small JSON beside the weights. No PyTorch."""
+"""Calibration: probabilities and thresholds of similarities, a small JSON beside the weights. No PyTorch."""
 
 from __future__ import annotations
 
@@ -149,15 +149,15 @@ def _knots(values: Any, name: str) -> FloatVector:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What similarities of one model's embeddings mean, for each pair of modalities.
+    """Probabilities and thresholds for similarities of one model's embeddings, by pair of modalities.
 
     Attributes:
         model: digest of the model (`Encoder.digest`).
         curves: by query and gallery modality; a direction with too few pairs is missing.
         prior: how probable it is, before a comparison, that two images show one person; the default of `probability`.
         fmr: the false-match rate that `threshold` takes by default.
-        held_out: by direction ("infrared-visible"), what was found on identities that were not learnt from.
-        source: what it was learnt from, for people.
+        held_out: by direction ("infrared-visible"), errors on identities that were not learnt from.
+        source: what it was learnt from, for information.
     """
 
     model: str
@@ -232,7 +232,7 @@ class Calibration:
             gallery_modality: of the gallery image.
 
         Raises:
-            FmcnetError: when it was not learnt; says which were.
+            FmcnetError: when it was not learnt; names those that were.
         """
         pair = parse_modality(query_modality), parse_modality(gallery_modality)
         if pair not in self.curves:

@@ -39,7 +39,7 @@ def embed_shared(
     differ by one image: none is padded and none repeated, so nothing counts twice.
 
     Returns:
-        On rank 0 what one process would give (to rounding: batches are cut differently), elsewhere None.
+        On rank 0 what one process would give (up to rounding, as batches differ), elsewhere None.
     """
     from fmcnet.distributed import gather  # needs PyTorch, which embed_files does not
 
@@ -129,8 +129,8 @@ def embed_files(
         skip: leave out what cannot be read.
         device: where to compute.
         value_range: as that of `Encoder.encode`.
-        remarks: likewise.
-        ignored: gets what lies in the folders and is no image.
+        remarks: as that of `Encoder.encode`.
+        ignored: gets the files of the folders that are no images.
 
     Returns:
         (N, E).

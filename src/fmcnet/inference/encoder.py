@@ -59,7 +59,7 @@ class Encoder:
 
     Args:
         backend: the network, ready to embed (`TorchBackend`, `OnnxBackend`).
-        card: what travels with the weights; gives the input size.
+        card: the settings stored with the weights; gives the input size.
         digest: hash of what embeds (weights, architecture, input size, projection), the same for a model and its
             fp32 export: embeddings of equal digests compare. "" switches caching off.
         folder: the model's folder, if it has one.
@@ -198,7 +198,7 @@ class Encoder:
             workers: threads that decode the next batch meanwhile.
             progress: show a bar; None: on a terminal, for more than one batch.
             value_range: the values (low, high) that become 0 and 255, of images deeper than 8 bits; None: by the rule
-                of `fmcnet.data.pixels.eight_bits`, which may stretch each image by itself.
+                of `fmcnet.data.pixels.eight_bits`, which may stretch each image separately.
             remarks: gets the doubtful images; None: they are logged.
 
         Returns:
@@ -266,7 +266,7 @@ class Encoder:
 
         Args:
             a: (N, E), of any length but zero.
-            b: (M, E), likewise.
+            b: (M, E), of any length but zero.
 
         Returns:
             (N, M) float32, in -1..1.

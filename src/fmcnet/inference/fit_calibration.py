@@ -52,7 +52,7 @@ def calibrate_model(
     device: str = "auto",
     progress: bool | None = None,
 ) -> tuple[Calibration, Path]:
-    """Embed a labelled table, learn what similarities mean, and write that beside the weights.
+    """Embed a labelled table, learn a calibration, and write it beside the weights.
 
     Args:
         source: a run, an exported model, or a shipped one's name.
@@ -97,19 +97,19 @@ def _calibration_rows(encoder: Encoder, table: Table, split: str) -> Table:
     """The rows that a calibration is learnt from."""
     if split not in ("auto", "all", *SPLITS):
         raise FmcnetError(f"split '{split}': say auto, all, {', '.join(SPLITS)}")
-    chosen = table if split in ("auto", "all") else table.select(split=split)
+    rows = table if split in ("auto", "all") else table.select(split=split)
     data = fingerprint(table)
     if encoder.card.data == data:
-        trained = np.isin(chosen.pid, np.array(encoder.card.pids, dtype=np.int64))
+        trained = np.isin(rows.pid, np.array(encoder.card.pids, dtype=np.int64))
         if split == "auto":
-            chosen = chosen.take(~trained)
+            rows = rows.take(~trained)
         elif trained.any():
             raise DataError(
-                f"{len(np.unique(chosen.pid[trained]))} identities of split '{split}' are among those that the model "
+                f"{len(np.unique(rows.pid[trained]))} identities of split '{split}' are among those that the model "
                 "was trained on, whose similarities are too good to learn from: take --split auto"
             )
     elif split == "auto" and table.name == encoder.card.dataset:
-        in_training = np.isin(chosen.split, encoder.card.config.data.train_splits)
+        in_training = np.isin(rows.split, encoder.card.config.data.train_splits)
         if in_training.any() and not in_training.all():
             logger.warning(
                 "%s has the layout of the training dataset and other files: its %s images are left out, as they may "
@@ -117,18 +117,18 @@ def _calibration_rows(encoder: Encoder, table: Table, split: str) -> Table:
                 table.root,
                 " and ".join(encoder.card.config.data.train_splits),
             )
-            chosen = chosen.take(~in_training)
-    if len(seen := seen_identities(encoder.card.seen_samples(data), chosen)):
+            rows = rows.take(~in_training)
+    if len(seen := seen_identities(encoder.card.seen_samples(data), rows)):
         if split != "auto":
             raise DataError(
                 f"{len(seen)} identities of split '{split}' have pictures that the model was trained on, whose "
                 "similarities are too good to learn from: take --split auto"
             )
         logger.warning("left out: %d identities that have pictures of the model's training", len(seen))
-        chosen = chosen.take(~np.isin(chosen.pid, seen))
-    if not len(chosen):
+        rows = rows.take(~np.isin(rows.pid, seen))
+    if not len(rows):
         raise DataError(f"{table.root} has no image to calibrate on (split {split})")
-    return chosen
+    return rows
 
 
 def calibration_lines(found: Calibration) -> Iterator[str]:
@@ -167,8 +167,8 @@ def fit_calibration(
     """Learn a calibration from embeddings of known identities, none of which the model was trained on.
 
     Every direction is learnt from all its pairs (`count_pairs`). Cosine similarity is symmetric: without masks
-    visible-infrared and infrared-visible come out alike. What is reported as held out is found by cross-fitting over
-    folds of identities; the curves kept are learnt from all.
+    visible-infrared and infrared-visible come out alike. Held-out errors come from cross-fitting over folds of
+    identities; the stored curves are learnt from all.
 
     Args:
         embeddings: (N,) of known identities.
@@ -177,7 +177,7 @@ def fit_calibration(
         fmr: the calibration's default false-match rate, 0 < fmr <= 1.
         query_mask: (N,) which rows may be queries; None: all.
         gallery_mask: (N,) which rows may be in the gallery; None: all.
-        source: what the embeddings are of, for people.
+        source: what the embeddings are of, for information.
 
     Raises:
         DataError: when identities are missing, or no direction has enough pairs.

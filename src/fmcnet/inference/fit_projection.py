@@ -41,7 +41,7 @@ def project_model(
         dim: D, values to keep, as that of `fit_projection`.
         method: "discriminant" or "pca", as that of `fit_projection`.
         out: the folder; None: `projected-DIM` in the model's folder.
-        overwrite: replace a projected model that is there.
+        overwrite: replace an existing projected model.
         device: where to embed.
         progress: show a bar; None: on a terminal only.
 
@@ -118,13 +118,13 @@ def _learn_projection(
 
 def learnt_from(card: ModelCard, table: Table) -> Table:
     """The rows of a table that a projection is learnt from: no identity of a test set."""
-    chosen = table.select(split=card.config.data.train_splits)
+    rows = table.select(split=card.config.data.train_splits)
     if card.data == fingerprint(table):
-        chosen = chosen.take(np.isin(chosen.pid, np.array(card.pids, dtype=np.int64)))
-    if not len(chosen):
+        rows = rows.take(np.isin(rows.pid, np.array(card.pids, dtype=np.int64)))
+    if not len(rows):
         splits = " or ".join(card.config.data.train_splits)
         raise DataError(f"{table.root} has no image of split {splits}, which a projection is learnt from")
-    return chosen
+    return rows
 
 
 def _describe_model(folder: Path) -> str:
@@ -140,10 +140,10 @@ def fit_projection(
     "pca": the directions of largest variance; `pid` is not used.
 
     "discriminant": linear discriminant analysis, weighted (ours). Its directions are those along which persons differ
-    most, relative to how much images of one person do. The scatter within persons is too small for images that a
-    model was trained on. It is therefore averaged with a round one of the same trace. Every direction then counts by
-    b / (1 + b), where b is the variance between persons if that within is 1. What does not separate persons thus adds
-    no noise to a cosine similarity.
+    most, relative to how much images of one person do. On images that a model was trained on, the scatter within
+    persons is too small. It is therefore averaged with an isotropic one of the same trace. Every direction is then
+    weighted by b / (1 + b), where b is the variance between persons if that within is 1. Directions that do not
+    separate persons thus add no noise to a cosine similarity.
 
     Args:
         features: (N, E), of any length but zero.

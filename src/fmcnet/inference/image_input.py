@@ -37,7 +37,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 class Item(NamedTuple):
     """One image to embed."""
 
-    name: str  # its path, or where it stood in the call: "images[3]"
+    name: str  # its path, or its place in the call: "images[3]"
     source: Any  # a path, a Pillow image, an array or a tensor of one image
     modality: Modality  # which stem sees it
 
@@ -53,7 +53,7 @@ class Fault(NamedTuple):
 def list_images(sources: Sequence[str | Path], ignored: list[Ignored] | None = None) -> list[Path]:
     """The images named, and those below the folders named (`fmcnet.data.listing.list_folder`), sorted by path.
 
-    `ignored` gets what lies in the folders and is no image.
+    `ignored` gets the files of the folders that are no images.
 
     Raises:
         DataError: for a path that does not exist or a folder without images.
@@ -147,11 +147,11 @@ def read_pixels(
         height: H.
         width: W.
         value_range: as `fmcnet.data.images.load_image`.
-        remarks: gets what is doubtful, under `name`.
+        remarks: gets doubtful properties of the image, under `name`.
         name: of the image.
 
     Raises:
-        DataError: when it cannot be read, has no pixels or another shape or type than an image; says why.
+        DataError: when it cannot be read, has no pixels or not the shape or type of an image.
     """
     if isinstance(source, Image.Image):
         image = to_rgb(source, value_range)

@@ -19,11 +19,13 @@ from fmcnet.types import Modality
 
 
 class Layout(NamedTuple):
-    """How a dataset lies in its folder, and the function that reads it."""
+    """The structure of a dataset's folder, and the function that reads it."""
 
     read: Callable[..., Table]  # takes the dataset's path, and `options`
     options: tuple[str, ...]  # keywords of `read`: some of "trial", "training" and "modality"
-    markers: tuple[str, ...] = ()  # names at the top of the folder; two, in any letter case, tell the layout
+    markers: tuple[
+        str, ...
+    ] = ()  # names at the top of the folder; two, in any letter case, identify the layout
     infrared: tuple[str, ...] = ()  # those of them that are folders of infrared images
     lists: tuple[str, ...] = ()  # those that hold no images
 
@@ -191,7 +193,7 @@ def _markers_by_layout() -> dict[str, tuple[str, ...]]:
 
 
 def benchmark_layout(folder: Path) -> str | None:
-    """The benchmark whose layout a folder has, lists included; None for others, such as only cam1 and cam2."""
+    """The benchmark whose layout, with its list files, a folder has; None for others, such as only cam1 and cam2."""
     try:
         lists = {"exp", "idx", "thermal"} & (_lower_names(folder) if folder.is_dir() else set())
         layout = _layout_by_markers(folder) if lists else None

@@ -104,7 +104,7 @@ class DatasetFolder:
         return found if found is not None and (self.root / found).is_dir() else None
 
     def exists(self, relative: str) -> bool:
-        """Whether a path is there, in any letter case."""
+        """Whether a path exists, in any letter case."""
         try:
             return self.find(relative) is not None
         except DataError:  # two names that differ in case only
@@ -141,7 +141,9 @@ class DatasetFolder:
         """What was corrected or ignored so far, a sentence each."""
         notes = []
         if self._corrected:
-            pairs = [f"'{found}' read as '{wanted}'" for wanted, found in sorted(self._corrected.items())]
+            pairs = [
+                f"'{on_disk}' read as '{expected}'" for expected, on_disk in sorted(self._corrected.items())
+            ]
             notes.append(f"letter case differs from the published layout: {first_of(pairs, 6)}")
         if self._ignored:
             counts = Counter("._*" if name.startswith("._") else name for name in self._ignored.values())

@@ -81,9 +81,9 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
       so the choice depends on nothing else) go to test, the rest to train, with a note.
     - `camera` is any text; without a `camid` column cameras are numbered: by their number ("cam3" is 3) where all
       have one that no other has, else in sorted order.
-    - Beside a column `date`, `time` may be a time of day. `tags` stand between semicolons.
+    - With a column `date`, `time` may be a time of day. `tags` are separated by semicolons.
     - A column of another name is ignored, with a note; those in `ALIASES` are read by another name.
-    - An image stands in one row: other spellings of its path, and links, are the same image.
+    - An image may be in one row only: other spellings of its path, and links, are the same image.
     - A line break or another control character in a cell of these columns is a fault.
     - Comma, semicolon or tab; UTF-8 or UTF-16, with or without byte-order mark; any line ending.
 
@@ -330,7 +330,7 @@ def _unify_spellings(rows: list[_NamedRecord], notes: list[str]) -> list[_NamedR
 
 
 def _joined_time(date: str, time: str) -> str:
-    """A time, with the date where that stands in a column of its own."""
+    """A time, with the date if that is in a separate column."""
     if date and re.match(r"\d{1,2}:\d\d", time):
         return f"{date}T{time if time[2] == ':' else '0' + time}"
     return time or date

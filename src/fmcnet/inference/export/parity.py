@@ -1,4 +1,4 @@
-"""What a form of a model (eager PyTorch, ONNX float32, ONNX int8) costs and changes, beside the others."""
+"""Compare the forms of a model (eager PyTorch, ONNX float32, ONNX int8): size, speed, embeddings and scores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class BackendReport:
-    """One form of a model beside the eager one."""
+    """One form of a model, compared with the eager one."""
 
     name: str  # for people
     bytes: int  # of its files
@@ -63,9 +63,9 @@ def embed_all(backend: Backend, images: NDArray[np.uint8], modality: NDArray[np.
 def scores(features: FloatArray, table: Table, config: EvaluationConfig) -> dict[str, dict[str, float]]:
     """Rank-1 and mAP in percent, by direction, under the protocols of the table's benchmark."""
     embeddings = keep(features, table, None)
-    both = config.model_copy(update={"direction": "both"})
+    both_directions = config.model_copy(update={"direction": "both"})
     scores_by_direction = {}
-    for direction, protocol in protocols_for(table, both).items():
+    for direction, protocol in protocols_for(table, both_directions).items():
         mean = evaluate(embeddings, protocol, distance=config.distance, **role_masks(table)).mean
         scores_by_direction[direction] = {"rank1": 100 * mean["rank1"], "mAP": 100 * mean["mAP"]}
     return scores_by_direction
@@ -117,7 +117,7 @@ def compare(
     *,
     seconds: float = 0.3,
 ) -> list[BackendReport]:
-    """Set forms of one model side by side; the first is what the others are compared with.
+    """Compare forms of one model with the first of them.
 
     Args:
         forms: name, backend, size of the files in bytes, layers kept in float32.

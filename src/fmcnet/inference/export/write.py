@@ -40,7 +40,7 @@ SECONDS = 0.3
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export made: `forms`, the first of them eager PyTorch, and what was tried, on what, as `remarks`."""
+    """The result of an export: `forms`, the first of them eager PyTorch, and notes on the comparison as `remarks`."""
 
     out: Path
     manifest: Manifest
@@ -74,7 +74,7 @@ def export(
     seconds: float | None = None,
     progress: bool | None = None,
 ) -> Exported:
-    """Write a model as ONNX, with a report on what that changes; the folder appears whole or not at all.
+    """Write a model as ONNX, with a report on the differences; the folder appears whole or not at all.
 
     Args:
         run: a run folder, or a shipped model's name.
