@@ -137,7 +137,7 @@ def export(
         (folder / REPORT[0]).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
         (folder / REPORT[1]).write_text(markdown(result.forms, result.remarks), encoding="utf-8")
         if refusal:
-            raise FmcnetError(_refusal_message(refusal, result, folder, scratch / "refused"))
+            raise FmcnetError(_report_refusal(refusal, result, folder, scratch / "refused"))
         shutil.copy(encoder.folder / CARD, folder / CARD)
         _copy_calibration(encoder.folder, folder, result.manifest.digest)
         _move_into_place(folder, target)
@@ -162,7 +162,7 @@ def _choose_form(
     return chosen, "" if acceptable or force else f"int8 loses more than {MOST_LOST} points of mAP ({lost})"
 
 
-def _refusal_message(reason: str, result: Exported, folder: Path, report_folder: Path) -> str:
+def _report_refusal(reason: str, result: Exported, folder: Path, report_folder: Path) -> str:
     """The error message; writes the report where the model would be, unless an earlier model is there."""
     message = f"{reason}: no model was written"
     if (result.out / MANIFEST).exists():
