@@ -149,12 +149,12 @@ def form(name, lost, speed=10.0):
 def test_which_int8_is_kept(full, mixed, force, place, refused):
     forms = [form("eager", 0.0), form("fp32", 0.0), form("full", full), form("mixed", mixed)]
     remarks = []
-    chosen, reason = write._choose(forms, True, force, remarks)
+    chosen, reason = write._choose_form(forms, True, force, remarks)
     assert chosen == place
     assert bool(reason) is refused
     assert f"full loses {max(full, 0.0):+.2f}" in remarks[0]
     with pytest.raises(DataError, match="judged by mAP"):
-        write._choose([BackendReport("x", 1, 0, 1, {}, {})] * 4, True, force, [])
+        write._choose_form([BackendReport("x", 1, 0, 1, {}, {})] * 4, True, force, [])
 
 
 def test_the_worse_direction_counts():

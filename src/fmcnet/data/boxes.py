@@ -38,7 +38,7 @@ EXPECTED = """one of
 
 
 class Box(NamedTuple):
-    """A box in pixels from the frame's upper left corner; `name` says where it stands in the file."""
+    """A box in pixels from the frame's upper left corner; `name` is its place in the file."""
 
     left: float
     top: float
@@ -49,7 +49,7 @@ class Box(NamedTuple):
 
 
 class LeftOut:
-    """What is left out, by reason: how many, and the first `MAX_NAMED`."""
+    """What is left out, by reason: the count, and the first `MAX_NAMED` names."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
@@ -119,24 +119,28 @@ def read_boxes(path: str | Path) -> Boxes:
     except ValueError as error:
         raise DataError(f"{path} is no file of boxes: {error}; give {EXPECTED}") from error
     head = text.lstrip()[:1]
-    first = next((line for line in text.split("\n") if line.strip()), "")
+    first_line = next((line for line in text.split("\n") if line.strip()), "")
     if head and head in "[{":
         boxes = _read_coco(path, text)
-    elif long := next((at for at, line in enumerate(text.split("\n"), 1) if len(line) > BLOCK), 0):
-        raise DataError(f"{path} is no file of boxes: line {long} has more than {BLOCK >> 20} MiB")
-    elif all(name in first for name in CSV_HEADER):
+    elif long_line := next(
+        (number for number, line in enumerate(text.split("\n"), 1) if len(line) > BLOCK), 0
+    ):
+        raise DataError(f"{path} is no file of boxes: line {long_line} has more than {BLOCK >> 20} MiB")
+    elif all(name in first_line for name in CSV_HEADER):
         boxes = _read_csv(path, text)
-    elif re.match(r"\s*[-+]?\d+(\.0*)?\s*[,;\s]", first):
+    elif re.match(r"\s*[-+]?\d+(\.0*)?\s*[,;\s]", first_line):
         boxes = _read_mot(path, text)
     else:
         raise DataError(f"{path} is no file of boxes: give {EXPECTED}")
     if not boxes.total:
         raise DataError(f"{path} holds no box: give {EXPECTED}")
-    tracks = [(key, box.track) for key, found in boxes.of_frame.items() for box in found if box.track]
-    if twice := [one for one, count in Counter(tracks).items() if count > 1]:
+    tracks = [
+        (key, box.track) for key, frame_boxes in boxes.of_frame.items() for box in frame_boxes if box.track
+    ]
+    if repeated := [track for track, count in Counter(tracks).items() if count > 1]:
         boxes.notes.append(
-            f"{len(twice)} times a track has several boxes in one frame, the first track {twice[0][1]} in frame "
-            f"{twice[0][0]}: is the file of one recording?"
+            f"{len(repeated)} times a track has several boxes in one frame, the first track {repeated[0][1]} in "
+            f"frame {repeated[0][0]}: is the file of one recording?"
         )
     return boxes
 
@@ -156,10 +160,10 @@ def _read_mot(path: Path, text: str) -> Boxes:
         try:
             if len(cells) < 6:
                 raise ValueError(f"{len(cells)} values, but a box has frame,id,left,top,width,height")
-            frame, track = _whole(cells[0], "frame"), _whole(cells[1], "id")
+            frame, track = _whole_number(cells[0], "frame"), _whole_number(cells[1], "id")
             if frame < 0:
                 raise ValueError(f"frame {frame} is negative")
-            values = [_number(cell) for cell in cells[2:]]
+            values = [_finite_number(cell) for cell in cells[2:]]
         except ValueError as error:
             _add_fault(path, faults, f"line {line}", error)
             continue
@@ -170,7 +174,7 @@ def _read_mot(path: Path, text: str) -> Boxes:
         elif len(cells) == 9 and values[5] >= 0 and values[5] not in MOT_PERSONS:
             boxes.left_out.add("no person by its class", name)
         else:
-            _add(boxes, frame, values[:4], "" if track < 0 else str(track), name)
+            _add_box(boxes, frame, values[:4], "" if track < 0 else str(track), name)
         boxes.of_frame.setdefault(frame, [])
     refuse_faults(path, faults)
     if 0 in boxes.of_frame:
@@ -181,12 +185,12 @@ def _read_mot(path: Path, text: str) -> Boxes:
 
 def _read_csv(path: Path, text: str) -> Boxes:
     boxes, faults = Boxes("supervision", first=0), list[str]()
-    first = next(line for line in text.split("\n") if line.strip())
-    reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
+    first_line = next(line for line in text.split("\n") if line.strip())
+    reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first_line.count))
     columns = [name.strip() for name in reader.fieldnames or ()]
     reader.fieldnames = columns
-    column = next((name for name in (*_NUMBER_COLUMNS, *_NAME_COLUMNS) if name in columns), None)
-    if column is None:
+    frame_column = next((name for name in (*_NUMBER_COLUMNS, *_NAME_COLUMNS) if name in columns), None)
+    if frame_column is None:
         raise DataError(
             f"{path} has no column of the frame ({', '.join(columns):.400}): write one by "
             "sink.append(detections, custom_data={'frame_index': index}), or 'file_name' for images"
@@ -198,48 +202,50 @@ def _read_csv(path: Path, text: str) -> Boxes:
             try:
                 if None in cells or None in cells.values():
                     raise ValueError(f"not {len(columns)} values, as there are columns")
-                for name in (column, "class_name", "class_id"):
+                for name in (frame_column, "class_name", "class_id"):
                     if fault := control_fault(cells.get(name, "").strip(" \t"), name):
                         raise ValueError(fault)
-                frame = cells[column].strip()
+                frame = cells[frame_column].strip()
                 if not frame:
-                    raise ValueError(f"{column} is empty")
-                left, top, right, bottom = (_number(cells[name]) for name in CSV_HEADER)
+                    raise ValueError(f"{frame_column} is empty")
+                left, top, right, bottom = (_finite_number(cells[name]) for name in CSV_HEADER)
                 track = cells.get("tracker_id", "").strip()
-                track = "" if track in ("", "None") else str(_whole(track, "tracker_id"))
+                track = "" if track in ("", "None") else str(_whole_number(track, "tracker_id"))
             except ValueError as error:
                 _add_fault(path, faults, f"line {reader.line_num}", error)
                 continue
             boxes.total += 1
             name = f"frame {frame}, line {reader.line_num}"
-            word = cells.get("class_name", "").strip().lower()
-            if word and word not in PERSON_WORDS:
+            class_name = cells.get("class_name", "").strip().lower()
+            if class_name and class_name not in PERSON_WORDS:
                 boxes.left_out.add("no person by its class", name)
                 rows.append((frame, None))
                 continue
-            classes |= set() if word else {cells.get("class_id", "").strip()}
+            classes |= set() if class_name else {cells.get("class_id", "").strip()}
             rows.append((frame, Box(left, top, right, bottom, "" if track.startswith("-") else track, name)))
     except csv.Error as error:
         _add_fault(path, faults, f"line {reader.line_num}", error)
     numbered = all(frame.isascii() and frame.isdigit() for frame, _ in rows)
     for frame, box in rows:
-        found = boxes.of_frame.setdefault(int(frame) if numbered else frame, [])
+        frame_boxes = boxes.of_frame.setdefault(int(frame) if numbered else frame, [])
         if box is not None:
-            found.append(box)
+            frame_boxes.append(box)
     refuse_faults(path, faults)
     if not numbered:
         boxes.first = None
-    elif column != "frame_index" and min(map(int, boxes.of_frame), default=0) == 1:
+    elif frame_column != "frame_index" and min(map(int, boxes.of_frame), default=0) == 1:
         boxes.first = 1
-        boxes.notes.append(f"{column} begins with 1: frames count from 1; --first-frame 0 says otherwise")
+        boxes.notes.append(
+            f"{frame_column} begins with 1: frames count from 1; --first-frame 0 says otherwise"
+        )
     _note_classes(boxes, "class_id", classes, {"", "0"})
     return boxes
 
 
-def _note_classes(boxes: Boxes, column: str, found: set[str], usual: set[str]) -> None:
-    """A note on classes without a name that may be no persons: several, or one that detectors do not call person."""
-    if len(found) > 1 or found - usual:
-        shown = ", ".join(sorted(found)[:6])
+def _note_classes(boxes: Boxes, column: str, classes: set[str], usual: set[str]) -> None:
+    """Add a note if unnamed classes may not be persons: several, or one that detectors do not use for persons."""
+    if len(classes) > 1 or classes - usual:
+        shown = ", ".join(sorted(classes)[:6])
         boxes.notes.append(f"{column} is {shown}, without a name: every box is taken as a person's")
 
 
@@ -254,54 +260,56 @@ def _read_coco(path: Path, text: str) -> Boxes:
     if not isinstance(annotations, list) or not isinstance(images, list) or not (results or images):
         raise DataError(f"{path} is no COCO file: it lacks images or annotations; give {EXPECTED}")
     boxes, faults = Boxes("COCO"), list[str]()
-    keys = {} if results else _coco_images(path, boxes, images, faults)
-    persons, classes = _coco_persons(boxes, document.get("categories") or []), set[str]()
-    for at, one in enumerate(annotations):
-        where = f"annotation {at + 1}"
+    frame_keys = {} if results else _read_coco_images(path, boxes, images, faults)
+    person_ids, classes = _person_category_ids(boxes, document.get("categories") or []), set[str]()
+    for index, annotation in enumerate(annotations):
+        where = f"annotation {index + 1}"
         try:
-            if not isinstance(one, dict) or "image_id" not in one:
+            if not isinstance(annotation, dict) or "image_id" not in annotation:
                 raise ValueError("no image_id")
-            image_id = one["image_id"]
+            image_id = annotation["image_id"]
             if results and (
                 isinstance(image_id, bool) or not isinstance(image_id, (int, str)) or image_id == ""
             ):
                 raise ValueError(f"image_id {image_id!r} is neither a number nor a name")
-            key = image_id if results else keys.get(image_id)
+            key = image_id if results else frame_keys.get(image_id)
             if key is None:
                 raise ValueError(f"image_id {image_id} is that of no image")
-            given = one.get("bbox")
-            if not isinstance(given, list) or len(given) != 4:
+            bbox = annotation.get("bbox")
+            if not isinstance(bbox, list) or len(bbox) != 4:
                 raise ValueError("bbox is not [left, top, width, height]")
-            values = [_number(value) for value in given]
+            values = [_finite_number(value) for value in bbox]
         except (ValueError, TypeError) as error:
             _add_fault(path, faults, where, error)
             continue
         boxes.total += 1
         name = f"{key if isinstance(key, str) else f'frame {key}'}, {where}"
         boxes.of_frame.setdefault(key, [])
-        if one.get("iscrowd") or one.get("ignore"):
+        if annotation.get("iscrowd") or annotation.get("ignore"):
             boxes.left_out.add("a crowd, or marked as ignored", name)
-        elif persons is not None and one.get("category_id") not in persons:
+        elif person_ids is not None and annotation.get("category_id") not in person_ids:
             boxes.left_out.add("no person by its class", name)
         else:
-            classes.add(str(one.get("category_id", "")))
-            _add(boxes, key, values, _coco_track(one), name)
+            classes.add(str(annotation.get("category_id", "")))
+            _add_box(boxes, key, values, _coco_track(annotation), name)
     refuse_faults(path, faults)
-    if persons is None and not boxes.notes:
+    if person_ids is None and not boxes.notes:
         _note_classes(boxes, "category_id", classes, {"", "0", "1"})
     return boxes
 
 
-def _coco_images(path: Path, boxes: Boxes, images: Sequence[Any], faults: list[str]) -> dict[Any, FrameKey]:
+def _read_coco_images(
+    path: Path, boxes: Boxes, images: Sequence[Any], faults: list[str]
+) -> dict[Any, FrameKey]:
     """Frames by image id."""
     keys: dict[Any, FrameKey] = {}
-    for at, image in enumerate(images):
+    for index, image in enumerate(images):
         name = image.get("file_name") if isinstance(image, dict) else None
         if not isinstance(name, str) or not name or not isinstance(image.get("id"), (int, str)):
-            _add_fault(path, faults, f"image {at + 1}", "no id or file_name")
+            _add_fault(path, faults, f"image {index + 1}", "no id or file_name")
             continue
         if name in boxes.of_frame or image["id"] in keys:
-            _add_fault(path, faults, f"image {at + 1}", f"its id or file_name '{name}' stands there twice")
+            _add_fault(path, faults, f"image {index + 1}", f"its id or file_name '{name}' stands there twice")
             continue
         keys[image["id"]] = name
         boxes.of_frame[name] = []
@@ -314,44 +322,50 @@ def _coco_images(path: Path, boxes: Boxes, images: Sequence[Any], faults: list[s
     return keys
 
 
-def _coco_persons(boxes: Boxes, categories: Any) -> set[Any] | None:
+def _person_category_ids(boxes: Boxes, categories: Any) -> set[Any] | None:
     """Ids of the categories that are persons; None: all are taken."""
-    named = [one for one in categories if isinstance(one, dict) and isinstance(one.get("name"), str)]
-    found = {one.get("id") for one in named if one["name"].strip().lower() in PERSON_WORDS}
-    if named and not found:
+    named = [
+        category
+        for category in categories
+        if isinstance(category, dict) and isinstance(category.get("name"), str)
+    ]
+    person_ids = {
+        category.get("id") for category in named if category["name"].strip().lower() in PERSON_WORDS
+    }
+    if named and not person_ids:
         boxes.notes.append(
-            f"no category is called person ({', '.join(one['name'] for one in named[:6])}): every box is taken as a "
-            "person's"
+            f"no category is called person ({', '.join(category['name'] for category in named[:6])}): every box "
+            "is taken as a person's"
         )
-    return found or None
+    return person_ids or None
 
 
 def _coco_track(annotation: Mapping[str, Any]) -> str:
-    for place in (annotation, annotation.get("attributes")):
+    for fields in (annotation, annotation.get("attributes")):
         for name in ("track_id", "instance_id", "tracker_id"):
-            value = place.get(name) if isinstance(place, dict) else None
+            value = fields.get(name) if isinstance(fields, dict) else None
             if isinstance(value, (int, str)) and not isinstance(value, bool) and str(value) not in ("", "-1"):
                 return str(value)
     return ""
 
 
-def _add(boxes: Boxes, frame: FrameKey, values: Sequence[float], track: str, name: str) -> None:
+def _add_box(boxes: Boxes, frame: FrameKey, values: Sequence[float], track: str, name: str) -> None:
     left, top, width, height = values
     boxes.of_frame.setdefault(frame, []).append(Box(left, top, left + width, top + height, track, name))
 
 
-def _number(value: Any) -> float:
+def _finite_number(value: Any) -> float:
     try:
-        found = float("" if isinstance(value, bool) else value)
+        number = float("" if isinstance(value, bool) else value)
     except (ValueError, TypeError, OverflowError):
         raise ValueError(f"'{str(value)[:40]}' is no number") from None
-    if not math.isfinite(found):
+    if not math.isfinite(number):
         raise ValueError(f"'{str(value)[:40]}' is no finite number")
-    return found
+    return number
 
 
-def _whole(text: str, what: str) -> int:
-    found = _number(text)
-    if found != int(found) or abs(found) >= 2**53:
-        raise ValueError(f"{what} '{text[:40]}' is no whole number")
-    return int(found)
+def _whole_number(text: str, name: str) -> int:
+    number = _finite_number(text)
+    if number != int(number) or abs(number) >= 2**53:
+        raise ValueError(f"{name} '{text[:40]}' is no whole number")
+    return int(number)

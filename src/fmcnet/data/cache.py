@@ -34,15 +34,15 @@ from fmcnet.parsing import read_json
 VERSION = 2
 """Part of every key: raise it when decoding or resizing changes."""
 FORMAT = 2
-"""Of the .json file: a cache of another format is built again."""
+"""Version of the .json file; a cache of another version is built again."""
 BLOCK = 16 * 2**20
 """Bytes read at once for the checksum."""
 MAX_BLOCKS = 256
 """Blocks in the checksum: a whole file of up to 4 GiB, evenly spread blocks of a larger one."""
 BESIDE = ".fmcnet-cache"
-"""The folder inside a dataset's own that `data.cache: beside` means."""
+"""The cache folder inside a dataset's folder with `data.cache: beside`."""
 MEMORY_SHARE = 0.8
-"""Of the free memory: more than that is not taken for images when they cannot be stored."""
+"""Largest share of the free memory for images that cannot be stored on disk."""
 CGROUP = Path("/sys/fs/cgroup")
 """A Linux container's limits (version 2)."""
 MEMINFO = Path("/proc/meminfo")
@@ -148,7 +148,7 @@ class ImageCache:
                 remove_left_overs(target)
             require_disk(target.parent, self._bytes)
             root = str(self.table.root.resolve())
-            # As the key, of the images' paths alone: it stays when images change.
+            # Like the key, but of the images' paths alone, so that it stays when images change.
             lines = [f"series {VERSION}", root, f"{self.height}x{self.width}", *self.table.path.tolist()]
             series = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:24]
             description = {"series": series, "root": root, "images": len(self.table)}
@@ -171,12 +171,12 @@ class ImageCache:
 
     def _warn_or_raise(self, folder: Path, reason: str) -> None:
         """Log why memory holds the images; raise where they do not fit there either."""
-        count, need, room = len(self.table), self._bytes, free_memory()
-        each = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # every process of a job would hold its own
-        if room is not None and need * each > MEMORY_SHARE * room:
+        count, need, free = len(self.table), self._bytes, free_memory()
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # every process of a job would hold its own
+        if free is not None and need * processes > MEMORY_SHARE * free:
             raise DataError(
                 f"{count} images at {self.height} x {self.width} take {mib(need)}: the image cache folder {folder} "
-                f"cannot be used ({reason}), and only {mib(room)} of memory are free. Set data.cache or "
+                f"cannot be used ({reason}), and only {mib(free)} of memory are free. Set data.cache or "
                 f"FMCNET_CACHE to a folder with {mib(1.1 * need)} free, or make data.height and data.width smaller"
             )
         logger.warning(
@@ -187,8 +187,8 @@ class ImageCache:
 
 def default_folder() -> Path:
     """`$FMCNET_CACHE`, else `~/.cache/fmcnet`."""
-    given = os.environ.get("FMCNET_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "fmcnet"
+    folder = os.environ.get("FMCNET_CACHE")
+    return Path(folder).expanduser() if folder else Path.home() / ".cache" / "fmcnet"
 
 
 def cache_folder(setting: str, root: Path) -> Path:
@@ -216,7 +216,7 @@ def cache_key(table: Table, height: int, width: int) -> str:
 
 
 class UnusableCacheError(ValueError):
-    """A cache exists and cannot be used; the text says why."""
+    """A cache exists and cannot be used; the message gives the reason."""
 
 
 def open_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -240,13 +240,13 @@ def open_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         raise UnusableCacheError(str(error)) from error
     if description.get("crc32") != checksum:
         raise UnusableCacheError(f"its checksum should be {description.get('crc32')}, not {checksum}")
-    images = _map(path, shape)
+    images = _memory_map(path, shape)
     with contextlib.suppress(OSError):
         os.utime(path.with_suffix(".json"))
     return images
 
 
-def _map(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _memory_map(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     try:
         images: NDArray[np.uint8] = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
@@ -292,8 +292,10 @@ def write_cache(
     write_atomically(path, write_pixels, mode)
     try:
         text = json.dumps(content | description, indent=1)
-        write_atomically(path.with_suffix(".json"), lambda to: to.write_text(text, encoding="utf-8"), mode)
-        return _map(path, shape)
+        write_atomically(
+            path.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"), mode
+        )
+        return _memory_map(path, shape)
     except UnusableCacheError as error:
         raise OSError(f"{path} does not hold what was written: {error}") from error
     except OSError:
@@ -371,14 +373,14 @@ def require_disk(folder: Path, need: int) -> None:
 
 def free_memory() -> int | None:
     """Bytes that this process can take without swapping; None where the system does not report them."""
-    limit, used = _number(CGROUP / "memory.max"), _number(CGROUP / "memory.stat", "anon")
-    available = _number(MEMINFO, "MemAvailable:")
-    rooms = [] if limit is None else [max(0, limit - (used or 0))]
-    return min(rooms + ([] if available is None else [available * 1024]), default=None)
+    limit, used = _read_number(CGROUP / "memory.max"), _read_number(CGROUP / "memory.stat", "anon")
+    available = _read_number(MEMINFO, "MemAvailable:")
+    candidates = [] if limit is None else [max(0, limit - (used or 0))]
+    return min(candidates + ([] if available is None else [available * 1024]), default=None)
 
 
-def _number(path: Path, key: str = "") -> int | None:
-    """The number after a key in a file of the system, or its first word; None where there is none."""
+def _read_number(path: Path, key: str = "") -> int | None:
+    """The number after `key` in a system file, without a key its first word; None if there is none."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         words = path.read_text(encoding="ascii").split()
         return int(words[words.index(key) + 1 if key else 0])

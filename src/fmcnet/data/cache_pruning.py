@@ -35,9 +35,12 @@ class StoredCache:
     used: str  # ISO 8601, UTC; when it was last opened
 
     def __str__(self) -> str:
-        what = "no description, will be built again" if self.images is None else f"{self.images} images"
+        images = "no description, will be built again" if self.images is None else f"{self.images} images"
         root = f" of {self.root}" if self.root else ""
-        return f"  {self.name}: {what}{root}, {self.size}, {mib(self.bytes)}, made {self.made}, last used {self.used}"
+        return (
+            f"  {self.name}: {images}{root}, {self.size}, {mib(self.bytes)}, made {self.made}, "
+            f"last used {self.used}"
+        )
 
 
 @dataclass(frozen=True)
@@ -82,17 +85,17 @@ def prune_caches(folder: str | Path, age: timedelta) -> CacheFolder:
 
     A cache that is being built stays. DataError: the folder is a file.
     """
-    found = list_caches(folder)
+    listed = list_caches(folder)
     now = datetime.now(timezone.utc)
-    old = [cache for cache in found.caches if now - datetime.fromisoformat(cache.used) >= age]
-    removed = tuple(cache for cache in old if remove_cache(found.folder / cache.name))
-    kept = tuple(cache for cache in found.caches if cache not in removed)
-    left = left_overs(found.folder) if found.folder.is_dir() else []
-    for path in {cache for _, cache in left}:
+    old = [cache for cache in listed.caches if now - datetime.fromisoformat(cache.used) >= age]
+    removed = tuple(cache for cache in old if remove_cache(listed.folder / cache.name))
+    kept = tuple(cache for cache in listed.caches if cache not in removed)
+    left_files = left_overs(listed.folder) if listed.folder.is_dir() else []
+    for path in {cache for _, cache in left_files}:
         with contextlib.suppress(OSError), lock_file(lock_path(path), optional=True) as locked:
             if locked:
                 remove_left_overs(path)
-    return CacheFolder(found.folder, kept, removed, sum(not file.exists() for file, _ in left))
+    return CacheFolder(listed.folder, kept, removed, sum(not file.exists() for file, _ in left_files))
 
 
 def _stored_cache(path: Path) -> StoredCache | None:

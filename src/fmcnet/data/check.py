@@ -142,7 +142,7 @@ def check(
         progress: show a bar; None: only on a terminal.
 
     Raises:
-        DataError: `layout` is none of the known ones.
+        DataError: `layout` is unknown.
     """
     root = Path(root).expanduser()
     check_layout(layout)
@@ -155,11 +155,13 @@ def check(
     parts, trials = list[LayoutPart](), [1]
     if root.is_dir():
         exists = DatasetFolder(root, "").exists
-        parts = _parts(exists, layout)
+        parts = _layout_parts(exists, layout)
         if layout == "regdb":
             numbers = range(1, TRIALS + 1)
-            found = [n for n in numbers if any(exists(f"{name}_{n}.txt") for name in _REGDB_LISTS)]
-            trials = found or [1]
+            existing = [
+                number for number in numbers if any(exists(f"{name}_{number}.txt") for name in _REGDB_LISTS)
+            ]
+            trials = existing or [1]
             absent = [str(trial) for trial in numbers if trial not in trials]
             if absent and exists("idx"):
                 notes.append(f"idx/ has no files of the splits {', '.join(absent)}: they cannot be used")
@@ -171,25 +173,25 @@ def check(
         else:
             tables.append(table)
             notes += [note for note in table.notes if note not in notes]
-    # The expected layout once is enough.
-    problems = [p.partition("\nExpected:\n")[0] for p in problems[:-1]] + problems[-1:]
+    # Only the last problem keeps the expected layout.
+    problems = [problem.partition("\nExpected:\n")[0] for problem in problems[:-1]] + problems[-1:]
     unreadable: list[tuple[str, str]] = []
     if images and tables:
         by_path = {record.path: record for table in tables for record in table.records()}
-        each_once = Table.from_records(layout, tables[0].root, list(by_path.values()))
-        unreadable = unreadable_images(each_once, progress)
-        paths = each_once.full_paths()
-        notes += copy_notes(each_once)
-        notes += colour_notes(each_once.modality, lambda row: load_image(paths[row]), each_once.camid)
+        unique_images = Table.from_records(layout, tables[0].root, list(by_path.values()))
+        unreadable = unreadable_images(unique_images, progress)
+        paths = unique_images.full_paths()
+        notes += copy_notes(unique_images)
+        notes += colour_notes(unique_images.modality, lambda row: load_image(paths[row]), unique_images.camid)
     homes = () if layout not in HOMES or (root / MANIFEST).is_file() else (HOMES[layout],)
-    counts = _counts(tables[0]) if tables else ()
+    counts = _published_counts(tables[0]) if tables else ()
     return CheckReport(
         str(root), layout, tuple(parts), counts, tuple(problems), tuple(unreadable), tuple(notes), homes
     )
 
 
 def copy_notes(table: Table) -> Iterator[str]:
-    """A sentence on pictures that are there more than once, under whatever names."""
+    """A sentence on pictures of equal content, whatever their names."""
     by_size = defaultdict[int, list[int]](list)
     paths = table.full_paths()
     for row, path in enumerate(paths):
@@ -203,20 +205,20 @@ def copy_notes(table: Table) -> Iterator[str]:
     if not copies:
         return
     columns = (table.pid, table.modality, table.split)
-    apart = [rows for rows in copies if any(len(np.unique(column[rows])) > 1 for column in columns)]
-    first, second = ((apart or copies)[0])[:2]
-    how = f", {len(apart)} under another identity, modality or split" if apart else ""
+    conflicting = [rows for rows in copies if any(len(np.unique(column[rows])) > 1 for column in columns)]
+    first, second = ((conflicting or copies)[0])[:2]
+    detail = f", {len(conflicting)} under another identity, modality or split" if conflicting else ""
     yield (
-        f"pictures that are there more than once: {len(copies)}{how} (the first: {table.path[first]} and "
+        f"pictures that are there more than once: {len(copies)}{detail} (the first: {table.path[first]} and "
         f"{table.path[second]}): a copy among queries and gallery, or train and test, makes figures too good"
     )
 
 
-def _parts(exists: Callable[[str], bool], layout: str) -> list[LayoutPart]:
+def _layout_parts(exists: Callable[[str], bool], layout: str) -> list[LayoutPart]:
     """The folders and files of a layout."""
     names = []
-    if known := LAYOUTS.get(layout):
-        names = [name for name in known.markers if name not in known.lists]
+    if known_layout := LAYOUTS.get(layout):
+        names = [name for name in known_layout.markers if name not in known_layout.lists]
     if layout == "sysu":
         for split in SPLITS:
             matlab_only = exists(f"exp/{split}_id.mat") and not exists(f"exp/{split}_id.txt")
@@ -229,29 +231,31 @@ def _parts(exists: Callable[[str], bool], layout: str) -> list[LayoutPart]:
         remark = "only for the official gallery draw; in the authors' evaluation code"
         parts.append(LayoutPart(draw, exists(draw), "" if exists(draw) else remark))
     for name in _REGDB_LISTS if layout == "regdb" else ():
-        lacking = [trial for trial in range(1, TRIALS + 1) if not exists(f"{name}_{trial}.txt")]
-        remark = f"splits {', '.join(map(str, lacking))}" if 0 < len(lacking) < TRIALS else ""
-        parts.append(LayoutPart(f"{name}_1..{TRIALS}.txt", not lacking, remark))
+        missing = [trial for trial in range(1, TRIALS + 1) if not exists(f"{name}_{trial}.txt")]
+        remark = f"splits {', '.join(map(str, missing))}" if 0 < len(missing) < TRIALS else ""
+        parts.append(LayoutPart(f"{name}_1..{TRIALS}.txt", not missing, remark))
     return parts
 
 
-def _counts(table: Table) -> tuple[PublishedCount, ...]:
-    """What was found beside what was published; for RegDB in the first split that could be read."""
-    found: dict[str, int] = {}
+def _published_counts(table: Table) -> tuple[PublishedCount, ...]:
+    """The found and the published counts; for RegDB of the first split that could be read."""
+    counts: dict[str, int] = {}
     for split in SPLITS:
         part = table.select(split=split)
-        found[f"{split} identities"] = len(np.unique(part.pid[part.pid != NO_PID]))
+        counts[f"{split} identities"] = len(np.unique(part.pid[part.pid != NO_PID]))
         for modality in Modality:
-            found[f"{split} {modality} images"] = int((part.modality == modality.code).sum())
-    for kind in Modality:
-        found[f"train + val {kind} images"] = found[f"train {kind} images"] + found[f"val {kind} images"]
-    found["test visible images (gallery candidates)"] = found["test visible images"]
-    found["test infrared images (queries)"] = found["test infrared images"]
+            counts[f"{split} {modality} images"] = int((part.modality == modality.code).sum())
+    for modality in Modality:
+        counts[f"train + val {modality} images"] = (
+            counts[f"train {modality} images"] + counts[f"val {modality} images"]
+        )
+    counts["test visible images (gallery candidates)"] = counts["test visible images"]
+    counts["test infrared images (queries)"] = counts["test infrared images"]
     cameras = table.select(split="test").camid
     for camera in INFRARED_CAMERAS:
-        found[f"test images of cam{camera}"] = int((cameras == camera).sum())
+        counts[f"test images of cam{camera}"] = int((cameras == camera).sum())
     published = PUBLISHED.get(table.name, {})
-    return tuple(PublishedCount(name, found[name], number) for name, number in published.items())
+    return tuple(PublishedCount(name, counts[name], number) for name, number in published.items())
 
 
 @dataclass(frozen=True)
@@ -305,7 +309,7 @@ def summary(table: Table) -> Summary:
                 continue
             counts = np.unique(part.pid[part.pid != NO_PID], return_counts=True)[1]
             cameras = tuple(np.unique(part.camid[part.camid != NO_CAMERA]).tolist())
-            known = counts if len(counts) else np.zeros(1, int)
-            spread = int(known.min()), float(np.median(known)), int(known.max())
+            counts_or_zero = counts if len(counts) else np.zeros(1, int)
+            spread = int(counts_or_zero.min()), float(np.median(counts_or_zero)), int(counts_or_zero.max())
             groups.append(SplitSummary(split, str(modality), len(counts), len(part), cameras, *spread))
     return Summary(table.name, str(table.root), len(table), tuple(groups), table.notes)

@@ -38,7 +38,7 @@ TABLE = "people.csv"
 JOURNAL, LOCK = ".crops.jsonl", ".crops.lock"
 CLIPPED, OUTSIDE = "clipped", "outside the frame"
 DOUBTFUL = 4
-"""Fewest boxes for a note that most reach beyond their frame."""
+"""Fewest boxes for the note that most reach beyond their frame."""
 COLUMNS = ("path", "modality", "camera", "time", "track")
 
 
@@ -51,7 +51,7 @@ class CropOptions:
     start: datetime | None = None  # the time of the first frame, with its timezone; None: crops have no time
     fps: float | None = None  # frames a second; None: by the video's own clock
     min_size: int = 8  # least width and height of a crop in pixels
-    every: int = 1  # take each frame whose place is a multiple of this
+    every: int = 1  # take each frame whose index is a multiple of this
     first: int | None = None  # number of the first frame in the boxes; None: by the format's rule
     value_range: ValueRange | None = None  # as `fmcnet.data.images.load_image`
 
@@ -82,7 +82,7 @@ class CropReport:
         }
 
 
-class _Done(NamedTuple):
+class _CroppedFrame(NamedTuple):
     """A line of the journal: a frame whose crops are on disk."""
 
     frame: str
@@ -113,8 +113,8 @@ def crop(
         MissingDependencyError: for a video without PyAV.
     """
     frames, out = Path(frames).expanduser(), Path(out).expanduser()
-    found = read_boxes(boxes)
-    opened = open_frames(frames, found, options.first, options.value_range)
+    frame_boxes = read_boxes(boxes)
+    opened_frames = open_frames(frames, frame_boxes, options.first, options.value_range)
     if frames.is_dir() and out.resolve().is_relative_to(frames.resolve()):
         raise DataError(
             f"--out {out} lies in the folder of the frames: give another, so that crops are no frames"
@@ -123,42 +123,44 @@ def crop(
         raise DataError("a start time needs --fps for a folder of images: they have no clock")
     if options.fps is not None and options.start is None:
         raise DataError("--fps gives times only with --start-time")
-    wanted = _signature(frames, Path(boxes).expanduser(), options)
+    signature = _signature(frames, Path(boxes).expanduser(), options)
     try:
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
         with lock_file(out / LOCK, optional=True):
             for folder in (out, *(path for path in out.rglob("*") if path.is_dir())):
                 remove_left(folder)
-            done = _read_journal(out, wanted)
-            here = frames.resolve()
-            recording = printable(here.name if here.is_dir() else here.stem)
+            finished = _read_journal(out, signature)
+            source = frames.resolve()
+            recording = printable(source.name if source.is_dir() else source.stem)
             prefix = f"{options.camera}/{recording}" if options.camera else recording
-            work = _Work(out, options, found, done, prefix)
+            cropper = _Cropper(out, options, frame_boxes, finished, prefix)
             with (
                 (out / JOURNAL).open("a", encoding="utf-8") as stream,
-                Progress("cropping", found.total, show=progress) as bar,
+                Progress("cropping", frame_boxes.total, show=progress) as bar,
             ):
-                for frame in opened.read():
-                    if line := work.take(frame):
-                        stream.write(json.dumps(line) + "\n")
+                for frame in opened_frames.read():
+                    if cropped := cropper.crop_frame(frame):
+                        stream.write(json.dumps(cropped) + "\n")
                         stream.flush()
-                    bar.advance(count=len(found.of_frame.get(frame.key, ())))
-            return work.finish(opened.notes, opened.ignored)
+                    bar.advance(count=len(frame_boxes.of_frame.get(frame.key, ())))
+            return cropper.finish(opened_frames.notes, opened_frames.ignored)
     except Timeout:
         raise DataError(f"another process writes crops into {out}: wait for it") from None
 
 
-class _Work:
+class _Cropper:
     """Crops frame after frame, and counts."""
 
-    def __init__(self, out: Path, options: CropOptions, boxes: Boxes, done: dict[str, _Done], prefix: str):
-        self.out, self.options, self.boxes, self.done, self.prefix = out, options, boxes, done, prefix
+    def __init__(
+        self, out: Path, options: CropOptions, boxes: Boxes, finished: dict[str, _CroppedFrame], prefix: str
+    ):
+        self.out, self.options, self.boxes, self.finished, self.prefix = out, options, boxes, finished, prefix
         self.report = CropReport(out / TABLE, boxes.format, boxes.total, boxes.left_out)
         self.remarks = Remarks()
         self.rows: list[list[str]] = []
         self.seen: set[FrameKey] = set()
 
-    def take(self, frame: Frame) -> _Done | None:
+    def crop_frame(self, frame: Frame) -> _CroppedFrame | None:
         """Crop one frame; a line for the journal, None where there is nothing new."""
         self.report.frames += 1
         boxes = self.boxes.of_frame.get(frame.key, [])
@@ -169,9 +171,9 @@ class _Work:
         if not boxes:
             self.report.frames_without_boxes += 1
             return None
-        known = self.done.get(frame.name)
-        if known is not None and all(_is_whole(self.out / row[0]) for row in known.rows):
-            self._count(known)
+        earlier = self.finished.get(frame.name)
+        if earlier is not None and all(_is_complete_png(self.out / row[0]) for row in earlier.rows):
+            self._count(earlier)
             return None
         try:
             image = frame.open()
@@ -183,15 +185,15 @@ class _Work:
         except DataError as error:
             self.report.left_out.add(f"in a frame that cannot be used: {error}", frame.name, len(boxes))
             return None
-        made = self._crop(frame, image, boxes)
-        self._count(made)
-        return made
+        cropped = self._write_crops(frame, image, boxes)
+        self._count(cropped)
+        return cropped
 
-    def _crop(self, frame: Frame, image: Image.Image, boxes: list[Box]) -> _Done:
+    def _write_crops(self, frame: Frame, image: Image.Image, boxes: list[Box]) -> _CroppedFrame:
         rows, clipped, left_out = list[list[str]](), 0, list[list[str]]()
-        time = self._time(frame)
+        time = self._frame_time(frame)
         for number, box in enumerate(boxes):
-            area, reason = _inside(box, image.size, self.options.min_size)
+            area, reason = _clip_box(box, image.size, self.options.min_size)
             if area is None:
                 left_out.append([reason, box.name])
                 continue
@@ -202,9 +204,9 @@ class _Work:
             _save(image.crop(area), target)
             track = f"{self.prefix}/{box.track}" if box.track else ""
             rows.append([path, str(self.options.modality), self.options.camera or "", time, track])
-        return _Done(frame.name, rows, clipped, left_out, list(image.info.get(REMARKS, ())))
+        return _CroppedFrame(frame.name, rows, clipped, left_out, list(image.info.get(REMARKS, ())))
 
-    def _time(self, frame: Frame) -> str:
+    def _frame_time(self, frame: Frame) -> str:
         options = self.options
         if options.start is None:
             return ""
@@ -214,13 +216,13 @@ class _Work:
         start = options.start.astimezone(timezone.utc)  # local time would count a change of clocks as footage
         return (start + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
 
-    def _count(self, done: _Done) -> None:
-        self.rows += done.rows
-        self.report.clipped += done.clipped
-        for reason, name in done.left_out:
+    def _count(self, cropped: _CroppedFrame) -> None:
+        self.rows += cropped.rows
+        self.report.clipped += cropped.clipped
+        for reason, name in cropped.left_out:
             self.report.left_out.add(reason, name)
-        for kind in done.remarks:
-            self.remarks.add(kind, done.frame)
+        for kind in cropped.remarks:
+            self.remarks.add(kind, cropped.frame)
 
     def finish(self, notes: tuple[str, ...], ignored: tuple[Ignored, ...]) -> CropReport:
         """Write the table."""
@@ -230,15 +232,15 @@ class _Work:
         if not self.rows:
             reasons = "; ".join(self.report.left_out.lines()) or "no box lies in a chosen frame"
             raise DataError(f"no crop was made of {self.boxes.total} boxes: {reasons}")
-        kept = [at for at in range(len(COLUMNS)) if any(row[at] for row in self.rows)]
-        rows = ([row[at] for at in kept] for row in (COLUMNS, *self.rows))
+        used_columns = [column for column in range(len(COLUMNS)) if any(row[column] for row in self.rows)]
+        rows = ([row[column] for column in used_columns] for row in (COLUMNS, *self.rows))
         write_rows(self.report.table, rows, private_mode(self.out))
         self.report.crops, self.report.ignored = len(self.rows), ignored
-        self.report.notes = (*self.boxes.notes, *notes, *self._beyond(), *self.remarks.lines())
+        self.report.notes = (*self.boxes.notes, *notes, *self._beyond_frame_notes(), *self.remarks.lines())
         return self.report
 
-    def _beyond(self) -> list[str]:
-        """A note when most boxes reach beyond their frame, as corners in the place of widths and heights do."""
+    def _beyond_frame_notes(self) -> list[str]:
+        """A note if most boxes reach beyond their frame, as corners read as widths and heights do."""
         outside = self.report.left_out.counts.get(OUTSIDE, 0)
         beyond, boxes = self.report.clipped + outside, len(self.rows) + outside
         if boxes < DOUBTFUL or 2 * beyond <= boxes:
@@ -250,7 +252,7 @@ class _Work:
 
 
 def _save(image: Image.Image, target: Path) -> None:
-    """Write a crop whole or not at all; it need not be on disk yet, as `_is_whole` looks at it before it counts."""
+    """Write a crop whole or not at all, without flushing to disk: `_is_complete_png` checks it in the next run."""
     temporary = target.with_name(f".{target.name}.tmp")
     with named(target, temporary):
         make_private(temporary)
@@ -258,8 +260,8 @@ def _save(image: Image.Image, target: Path) -> None:
         temporary.replace(target)
 
 
-def _is_whole(crop: Path) -> bool:
-    """Whether a crop of an earlier run is a whole PNG, by its checksums: a power cut may have emptied it."""
+def _is_complete_png(crop: Path) -> bool:
+    """Whether a crop of an earlier run is a complete PNG, by its checksums: a power cut may have emptied it."""
     try:
         with Image.open(crop) as image:
             image.verify()
@@ -268,8 +270,8 @@ def _is_whole(crop: Path) -> bool:
     return True
 
 
-def _inside(box: Box, size: tuple[int, int], least: int) -> tuple[tuple[int, int, int, int] | None, str]:
-    """The whole pixels of a box inside a frame; or None, and why."""
+def _clip_box(box: Box, size: tuple[int, int], min_size: int) -> tuple[tuple[int, int, int, int] | None, str]:
+    """The whole pixels of a box inside a frame (None: it has none or too few), and a reason."""
     width, height = size
     if box.right <= box.left or box.bottom <= box.top:
         return None, "empty boxes"
@@ -279,41 +281,41 @@ def _inside(box: Box, size: tuple[int, int], least: int) -> tuple[tuple[int, int
     if inner[0] >= inner[2] or inner[1] >= inner[3]:
         beyond = left >= width or top >= height or right <= 0 or bottom <= 0
         return None, OUTSIDE if beyond else "empty boxes"
-    if min(inner[2] - inner[0], inner[3] - inner[1]) < least:
-        return None, f"less than {least} pixels wide or high"
+    if min(inner[2] - inner[0], inner[3] - inner[1]) < min_size:
+        return None, f"less than {min_size} pixels wide or high"
     return inner, CLIPPED if inner != (left, top, right, bottom) else ""
 
 
 def _signature(frames: Path, boxes: Path, options: CropOptions) -> str:
-    """Names the frames, boxes and options, so that crops of others are not mixed with these."""
+    """A hash of the frames, boxes and options, so that crops of other inputs are not mixed with these."""
     digest = hashlib.sha256(boxes.read_bytes())
     for file in list_folder(frames).images if frames.is_dir() else (frames,):
         digest.update(f"{file}\0{file_state(file)}\n".encode("utf-8", "surrogateescape"))
-    facts = {name: str(value) for name, value in asdict(options).items()}
-    digest.update(json.dumps([str(frames.resolve()), facts], sort_keys=True).encode())
+    settings = {name: str(value) for name, value in asdict(options).items()}
+    digest.update(json.dumps([str(frames.resolve()), settings], sort_keys=True).encode())
     return digest.hexdigest()
 
 
-def _read_journal(out: Path, wanted: str) -> dict[str, _Done]:
-    """The frames that are done; a journal is begun where there is none. DataError: `out` holds something else."""
+def _read_journal(out: Path, signature: str) -> dict[str, _CroppedFrame]:
+    """The frames already cropped, by name; starts a journal if none exists. DataError: `out` holds something else."""
     journal = out / JOURNAL
     lines = journal.read_bytes().split(b"\n") if journal.is_file() else []
     if len(lines) < 3:  # none, or no frame is done
         if others := [path for path in out.iterdir() if path.name not in (JOURNAL, LOCK)]:
             raise DataError(f"--out {out} holds other files ({others[0].name}): give a new folder")
-        begin = json.dumps({"crops": wanted}) + "\n"
-        write_atomically(journal, lambda file: file.write_text(begin), private_mode(out))
+        header = json.dumps({"crops": signature}) + "\n"
+        write_atomically(journal, lambda file: file.write_text(header), private_mode(out))
         return {}
     try:
-        begun = parse_json(lines[0].decode()).get("crops")
-        found = [_Done(*parse_json(line.decode())) for line in lines[1:-1]]
+        stored_signature = parse_json(lines[0].decode()).get("crops")
+        frames = [_CroppedFrame(*parse_json(line.decode())) for line in lines[1:-1]]
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{journal} is damaged ({error}): remove {out}, or give a new folder") from error
-    if begun != wanted:
+    if stored_signature != signature:
         raise DataError(
             f"--out {out} holds crops of other frames, boxes or options, or the frames' files were touched since: "
             "give a new folder, or remove it first"
         )
     with journal.open("r+b") as stream:  # a kill may leave half a line
         stream.truncate(sum(len(line) + 1 for line in lines[:-1]))
-    return {one.frame: one for one in found}
+    return {frame.frame: frame for frame in frames}

@@ -24,7 +24,7 @@ class Frame:
     """One frame."""
 
     name: str  # of its crops: the image's path below the folder without suffix, or the video frame's number
-    key: FrameKey  # how the boxes call it; "" where they do not
+    key: FrameKey  # its number or name in the file of boxes; "" where that lacks it
     index: int  # from 0, counted in frames of the recording
     seconds: float | None  # after the first frame, by the video's own clock; None for images
     open: Callable[[], Image.Image]  # decodes it, as RGB
@@ -46,7 +46,7 @@ def open_frames(
 
     Args:
         path: a folder, or a video that PyAV reads.
-        boxes: how the frames are called.
+        boxes: give the frames' numbers or names.
         first: number of the first frame in the boxes; None: by the format's rule.
         value_range: as `fmcnet.data.images.load_image`.
 
@@ -71,7 +71,7 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
     numbers = _numbers_of_names(names)
     order = sorted(names, key=lambda image: (numbers.get(image, 0), names[image]))
     lowest = min(numbers.values(), default=0)
-    places = {image: numbers[image] - lowest if numbers else at for at, image in enumerate(order)}
+    indices = {image: numbers[image] - lowest if numbers else index for index, image in enumerate(order)}
     keys, notes = _keys_by_name(names, boxes), list[str]()
     if any(isinstance(key, int) for key in boxes.of_frame):
         if len({image.parent for image in names}) > 1:
@@ -79,12 +79,12 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
                 f"the boxes number their frames, but the images of {folder} lie in several folders: give the folder "
                 "of one recording"
             )
-        keys, notes = _keys_by_number(order, numbers, places, boxes, first)
+        keys, notes = _keys_by_number(order, numbers, indices, boxes, first)
         if notes:
-            places = {image: at for at, image in enumerate(order)}
-        asked = {key for key in boxes.of_frame if isinstance(key, int)}
+            indices = {image: index for index, image in enumerate(order)}
+        requested = {key for key in boxes.of_frame if isinstance(key, int)}
         shifted = numbers and any(keys[image] != numbers[image] for image in order)
-        if shifted and not notes and first is None and asked <= set(numbers.values()):
+        if shifted and not notes and first is None and requested <= set(numbers.values()):
             notes.append(
                 f"frame {keys[order[0]]} of the boxes is taken as {names[order[0]]}, the first; where the numbers "
                 f"are those of the names: --first-frame {lowest}"
@@ -100,17 +100,17 @@ def _open_folder(folder: Path, boxes: Boxes, first: int | None, value_range: Val
         for image in order:
             name = stems[image] if counts[stems[image]] == 1 else names[image].replace(".", "_")
             decode = partial(open_rgb, image, value_range)
-            yield Frame(name, keys.get(image, ""), places[image], None, decode)
+            yield Frame(name, keys.get(image, ""), indices[image], None, decode)
 
     return Frames(read, tuple(notes), listing.ignored)
 
 
 def _numbers_of_names(names: dict[Path, str]) -> dict[Path, int]:
-    """The last number of each name; empty unless all images have one of their own, in one folder."""
-    found = {image: _last_number(image.stem) for image in names}
-    numbers = {image: number for image, number in found.items() if number is not None}
-    alone = len(set(numbers.values())) == len(names) and len({image.parent for image in names}) == 1
-    return numbers if alone else {}
+    """The last number of each name; empty unless all images are in one folder and have different numbers."""
+    last_numbers = {image: _last_number(image.stem) for image in names}
+    numbers = {image: number for image, number in last_numbers.items() if number is not None}
+    unique = len(set(numbers.values())) == len(names) and len({image.parent for image in names}) == 1
+    return numbers if unique else {}
 
 
 def _last_number(name: str) -> int | None:
@@ -122,9 +122,9 @@ def _keys_by_name(names: dict[Path, str], boxes: Boxes) -> dict[Path, FrameKey]:
     """By the path below the folder; else by the file's name or stem, where only one image has it."""
     by_name: dict[str, Path] = {}
     for part in ("stem", "name"):
-        spelt = {image: str(getattr(PurePosixPath(name), part)) for image, name in names.items()}
-        counts = Counter(spelt.values())
-        by_name |= {name: image for image, name in spelt.items() if counts[name] == 1}
+        spellings = {image: str(getattr(PurePosixPath(name), part)) for image, name in names.items()}
+        counts = Counter(spellings.values())
+        by_name |= {name: image for image, name in spellings.items() if counts[name] == 1}
     by_name |= {name: image for image, name in names.items()}
     keys: dict[Path, FrameKey] = {}
     for key in boxes.of_frame:
@@ -141,11 +141,11 @@ def _keys_by_name(names: dict[Path, str], boxes: Boxes) -> dict[Path, FrameKey]:
 
 
 def _keys_by_number(
-    order: list[Path], numbers: dict[Path, int], places: dict[Path, int], boxes: Boxes, first: int | None
+    order: list[Path], numbers: dict[Path, int], indices: dict[Path, int], boxes: Boxes, first: int | None
 ) -> tuple[dict[Path, FrameKey], list[str]]:
-    """Numbers from 0 or 1 in the names follow the boxes' first number; others are the frames' numbers.
+    """Names numbered from 0 or 1 count from the boxes' first frame; other numbers are frame numbers.
 
-    Where no frame of the boxes is among them, the images count in order.
+    If none of these is a frame of the boxes, the images are counted in order, with a note.
     """
     start = boxes.first if first is None else first
     lowest = min(numbers.values(), default=0)
@@ -157,9 +157,9 @@ def _keys_by_number(
             "the boxes number their frames, but the images' names hold no number each: say --first-frame 0 or 1"
         )
     else:
-        keys = {image: places[image] + start for image in order}
+        keys = {image: indices[image] + start for image in order}
     if start is not None and not any(key in boxes.of_frame for key in keys.values()):
-        keys = {image: at + start for at, image in enumerate(order)}
+        keys = {image: index + start for index, image in enumerate(order)}
         return keys, [
             "the images' names hold other numbers than the boxes' frames: they were counted in order"
         ]
@@ -168,7 +168,7 @@ def _keys_by_number(
 
 def _open_video(path: Path, boxes: Boxes, first: int | None, value_range: ValueRange | None) -> Frames:
     av = require("av", "video")
-    numbers = _video_numbers(path, boxes, first)
+    keys = _keys_by_index(path, boxes, first)
 
     def read() -> Iterator[Frame]:
         index, start = -1, None
@@ -181,10 +181,10 @@ def _open_video(path: Path, boxes: Boxes, first: int | None, value_range: ValueR
                 for index, decoded in enumerate(container.decode(stream)):
                     seconds = None if decoded.time is None else float(decoded.time)
                     start = seconds if start is None else start
-                    after = None if seconds is None or start is None else seconds - start
-                    key = numbers.get(index, "")
+                    elapsed = None if seconds is None or start is None else seconds - start
+                    key = keys.get(index, "")
                     name = f"{key if isinstance(key, int) else index:06d}"
-                    yield Frame(name, key, index, after, partial(_convert, decoded, value_range))
+                    yield Frame(name, key, index, elapsed, partial(_convert_frame, decoded, value_range))
         except (av.error.FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", error)
             if index < 0:
@@ -197,10 +197,10 @@ def _open_video(path: Path, boxes: Boxes, first: int | None, value_range: ValueR
     return Frames(read)
 
 
-def _video_numbers(path: Path, boxes: Boxes, first: int | None) -> dict[int, FrameKey]:
-    """The boxes' frames by index."""
+def _keys_by_index(path: Path, boxes: Boxes, first: int | None) -> dict[int, FrameKey]:
+    """The frames of the boxes, by their index in the video."""
     start = boxes.first if first is None else first
-    found: dict[int, FrameKey] = {}
+    keys: dict[int, FrameKey] = {}
     for key in boxes.of_frame:
         if isinstance(key, int) and start is not None:
             index = key - start
@@ -214,13 +214,13 @@ def _video_numbers(path: Path, boxes: Boxes, first: int | None) -> dict[int, Fra
                     "number of its first frame in these names, or give a folder of images"
                 )
             index = number - first
-        if index in found:
-            raise DataError(f"'{found[index]}' and '{key}' are the same frame of {path} by their numbers")
-        found[index] = key
-    return found
+        if index in keys:
+            raise DataError(f"'{keys[index]}' and '{key}' are the same frame of {path} by their numbers")
+        keys[index] = key
+    return keys
 
 
-def _convert(decoded: Any, value_range: ValueRange | None) -> Image.Image:
+def _convert_frame(decoded: Any, value_range: ValueRange | None) -> Image.Image:
     """A decoded frame of PyAV, upright, as RGB."""
     remarks: list[str] = []
     if decoded.format.name.startswith("gray") and decoded.format.components[0].bits > 8:
@@ -230,6 +230,6 @@ def _convert(decoded: Any, value_range: ValueRange | None) -> Image.Image:
             raise DataError(str(error)) from error
     else:
         image = decoded.to_image()
-    turned: Image.Image = image.rotate(decoded.rotation, expand=True) if decoded.rotation else image
-    turned.info[REMARKS] = tuple(remarks)
-    return turned
+    upright: Image.Image = image.rotate(decoded.rotation, expand=True) if decoded.rotation else image
+    upright.info[REMARKS] = tuple(remarks)
+    return upright

@@ -36,7 +36,7 @@ from fmcnet.errors import DataError, fault_lines
 from fmcnet.progress import Progress
 
 MOST_THREADS = 16
-"""That decode images at once."""
+"""Threads that decode images at once."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +51,9 @@ FAILURES = (
 
 MOST_TIFF_VALUES = 2**27
 _TIFF_KINDS = {1: ("u", "unsigned"), 2: ("i", "signed"), 3: ("f", "float")}
-_TIFF_NUMBERS = frozenset({"u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"})
-_CUT = "truncated: the file ends before the last pixel"
-_WIDE = re.compile(r"(RGB|RGBA|RGBX|LA|CMYK);16([BLN])")
+_TIFF_DTYPES = frozenset({"u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"})
+_TRUNCATED = "truncated: the file ends before the last pixel"
+_WIDE_RAW_MODE = re.compile(r"(RGB|RGBA|RGBX|LA|CMYK);16([BLN])")
 
 
 def load_image(path: str | Path, value_range: ValueRange | None = None) -> NDArray[np.uint8]:
@@ -83,7 +83,7 @@ def open_rgb(path: str | Path, value_range: ValueRange | None = None) -> Image.I
         try:
             opened = Image.open(path)
         except UnidentifiedImageError:
-            head = _head(path)
+            head = _read_head(path)
             if head[:4] in (b"II*\0", b"MM\0*"):
                 return _from_tiff(path, value_range)
             if not register_heic(head):
@@ -92,7 +92,7 @@ def open_rgb(path: str | Path, value_range: ValueRange | None = None) -> Image.I
         with opened as stored:
             return _to_rgb(stored, value_range)
     except FAILURES as error:
-        raise DataError(f"cannot read the image {path}: {_reason(path, error)}") from error
+        raise DataError(f"cannot read the image {path}: {_failure_reason(path, error)}") from error
 
 
 def to_rgb(image: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
@@ -121,8 +121,8 @@ def resize(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
 
 def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
     remarks = [PAGES] if _has_pages(image) else []
-    counts, lower = _deep_ppm(image), _lower_bytes(image)
-    pair = _raw_mode(image).startswith("LA;16")
+    ppm_values, lower_image = _read_deep_ppm(image), _lower_bytes(image)
+    grey_alpha = _raw_mode(image).startswith("LA;16")
     image.load()
     tags: Any = getattr(image, "tag_v2", None) or {}
     upright = ImageOps.exif_transpose(image)
@@ -131,17 +131,17 @@ def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
     if fourth_is_no_alpha:
         remarks.append(DROPPED)
     alpha: NDArray[np.uint8] | None = None
-    if counts is not None:
-        upright = eight_bit_image(counts, value_range, remarks)
-    elif lower is not None:
-        below = np.asarray(ImageOps.exif_transpose(lower))
+    if ppm_values is not None:
+        upright = eight_bit_image(ppm_values, value_range, remarks)
+    elif lower_image is not None:
+        lower_values = np.asarray(ImageOps.exif_transpose(lower_image))
         values = np.asarray(upright).astype(np.uint16) << 8
-        if pair:  # Pillow's mode is LA or RGBA
-            values, below = values[..., [0, -1]], below[..., [1, 3]]
-        values |= below
-        if pair or mode == "RGBA":
-            alpha = None if fourth_is_no_alpha else _visible((values[..., -1] >> 8).astype(np.uint8))
-            values = values[..., 0] if pair else values[..., :-1]
+        if grey_alpha:  # Pillow's mode is LA or RGBA
+            values, lower_values = values[..., [0, -1]], lower_values[..., [1, 3]]
+        values |= lower_values
+        if grey_alpha or mode == "RGBA":
+            alpha = None if fourth_is_no_alpha else _require_visible((values[..., -1] >> 8).astype(np.uint8))
+            values = values[..., 0] if grey_alpha else values[..., :-1]
         upright = eight_bit_image(values, value_range, remarks, "CMYK" if mode == "CMYK" else "RGB")
     elif mode in _DEEP_MODES:
         values = np.asarray(upright)
@@ -154,24 +154,26 @@ def _to_rgb(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
         mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info
     ):
         upright = (upright.convert("LA") if mode == "La" else upright).convert("RGBA")
-        alpha = _visible(np.asarray(upright.getchannel("A")))
-    return _blacken(upright, alpha, remarks)
+        alpha = _require_visible(np.asarray(upright.getchannel("A")))
+    return _composite_on_black(upright, alpha, remarks)
 
 
-def _visible(alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _require_visible(alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if not alpha.any():
         raise ValueError("every pixel is transparent: save it without its alpha channel")
     return alpha
 
 
-def _blacken(image: Image.Image, alpha: NDArray[np.uint8] | None, remarks: list[str]) -> Image.Image:
+def _composite_on_black(
+    image: Image.Image, alpha: NDArray[np.uint8] | None, remarks: list[str]
+) -> Image.Image:
     """The image as RGB on black, with its remarks."""
-    done = image.convert("RGB")
+    rgb = image.convert("RGB")
     if alpha is not None and alpha.min() < 255:
-        done = Image.composite(done, Image.new("RGB", done.size), Image.fromarray(alpha))
-    done.info.pop("transparency", None)
-    done.info[REMARKS] = tuple(remarks)
-    return done
+        rgb = Image.composite(rgb, Image.new("RGB", rgb.size), Image.fromarray(alpha))
+    rgb.info.pop("transparency", None)
+    rgb.info[REMARKS] = tuple(remarks)
+    return rgb
 
 
 def _has_pages(image: Image.Image) -> bool:
@@ -192,18 +194,20 @@ def _from_tiff(path: Path, value_range: ValueRange | None) -> Image.Image:
     values, tags = _tiff_values(path)
     alpha = None
     if values.shape[2] in (2, 4) and tuple(tags.get(tiff.EXTRASAMPLES, ()))[:1] in ((1,), (2,)):
-        alpha, values = _visible(eight_bits_of_alpha(values[..., -1])), values[..., :-1]
-    colour = values.shape[2] >= 3
-    remarks = [DROPPED] if values.shape[2] > (3 if colour else 1) else []
-    values = values[..., :3] if colour else values[..., 0]
+        alpha, values = _require_visible(eight_bits_of_alpha(values[..., -1])), values[..., :-1]
+    is_colour = values.shape[2] >= 3
+    remarks = [DROPPED] if values.shape[2] > (3 if is_colour else 1) else []
+    values = values[..., :3] if is_colour else values[..., 0]
     inverted = tags.get(tiff.PHOTOMETRIC_INTERPRETATION) == 0
-    done = _blacken(eight_bit_image(values, value_range, remarks, inverted=inverted), alpha, remarks)
-    done.getexif()[ExifTags.Base.Orientation] = int(tags.get(ExifTags.Base.Orientation, 1))
-    return ImageOps.exif_transpose(done)
+    rgb = _composite_on_black(
+        eight_bit_image(values, value_range, remarks, inverted=inverted), alpha, remarks
+    )
+    rgb.getexif()[ExifTags.Base.Orientation] = int(tags.get(ExifTags.Base.Orientation, 1))
+    return ImageOps.exif_transpose(rgb)
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How the file stores its pixels, by Pillow's name; "" where that is not known."""
+    """Pillow's raw mode of the file's pixels; "" if unknown."""
     tiles: Any = getattr(image, "tile", None) or []
     if not tiles:
         return ""
@@ -212,31 +216,36 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _lower_bytes(image: Image.Image) -> Image.Image | None:
-    """The lower bytes of an image of several 16-bit channels, of which Pillow keeps the upper ones; None: others.
+    """The lower bytes of an image of several 16-bit channels, where Pillow keeps the upper ones; else None.
 
-    The same bytes are decoded in the other byte order.
+    Decoding the same file in the other byte order gives them.
     """
     stream: Any = getattr(image, "fp", None)
-    found = _WIDE.fullmatch(_raw_mode(image))
-    if found is None or stream is None:
+    match = _WIDE_RAW_MODE.fullmatch(_raw_mode(image))
+    if match is None or stream is None:
         return None
-    at = stream.tell()
+    position = stream.tell()
     stream.seek(0)
-    other = Image.open(io.BytesIO(stream.read()), formats=[str(image.format)])
-    stream.seek(at)
-    if found[1] == "LA":  # 32 bits a pixel: grey, its lower byte, alpha, its lower byte
-        other._mode = "RGBA"
-        wanted = "RGBA"
+    swapped_image = Image.open(io.BytesIO(stream.read()), formats=[str(image.format)])
+    stream.seek(position)
+    if match[1] == "LA":  # 32 bits a pixel: grey, its lower byte, alpha, its lower byte
+        swapped_image._mode = "RGBA"
+        raw_mode = "RGBA"
     else:
-        swapped = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[found[2]]
-        wanted = f"{found[1]};16{swapped}"
-    modes = [(wanted, *tile.args[1:]) if isinstance(tile.args, tuple) else wanted for tile in other.tile]
-    other.tile = [tile._replace(args=args) for tile, args in zip(other.tile, modes, strict=True)]
-    other.load()
-    return other
+        byte_order = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[match[2]]
+        raw_mode = f"{match[1]};16{byte_order}"
+    tile_args = [
+        (raw_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else raw_mode
+        for tile in swapped_image.tile
+    ]
+    swapped_image.tile = [
+        tile._replace(args=args) for tile, args in zip(swapped_image.tile, tile_args, strict=True)
+    ]
+    swapped_image.load()
+    return swapped_image
 
 
-def _deep_ppm(image: Image.Image) -> NDArray[np.uint16] | None:
+def _read_deep_ppm(image: Image.Image) -> NDArray[np.uint16] | None:
     """The values of a binary PGM or PPM deeper than 8 bits, which Pillow scales or cuts; None for all others."""
     stream: Any = getattr(image, "fp", None)
     tiles: Any = getattr(image, "tile", None) or []
@@ -250,7 +259,7 @@ def _deep_ppm(image: Image.Image) -> NDArray[np.uint16] | None:
     shape = (height, width, 3) if header[0] == b"P6" else (height, width)
     data = stream.read(2 * int(np.prod(shape)))
     if len(data) < 2 * int(np.prod(shape)):
-        raise OSError(_CUT)
+        raise OSError(_TRUNCATED)
     return np.frombuffer(data, dtype=">u2").reshape(shape).astype(np.uint16)
 
 
@@ -263,35 +272,37 @@ def _tiff_values(path: Path) -> tuple[NDArray[Any], Any]:
         tags.load(stream)
         samples = int(tags.get(tiff.SAMPLESPERPIXEL, 1))
         bits = tuple(tags.get(tiff.BITSPERSAMPLE, (1,)))
-        letter, word = _TIFF_KINDS.get(next(iter(tags.get(tiff.SAMPLEFORMAT, (1,)))), ("", "unknown"))
-        kind = f"a TIFF of {samples} channels of {bits[0]}-bit {word} values"
+        type_letter, type_name = _TIFF_KINDS.get(
+            next(iter(tags.get(tiff.SAMPLEFORMAT, (1,)))), ("", "unknown")
+        )
+        description = f"a TIFF of {samples} channels of {bits[0]}-bit {type_name} values"
         advice = "save it as 8- or 16-bit, uncompressed"
-        number = f"{letter}{bits[0] // 8}"
-        if number not in _TIFF_NUMBERS or bits[0] % 8 or len(set(bits)) != 1 or tiff.IMAGEWIDTH not in tags:
-            raise ValueError(f"{kind}, which cannot be read: {advice}")
-        stored = tags.get(tiff.COMPRESSION, 1) in (1, 8, 32946) and tags.get(tiff.PREDICTOR, 1) == 1
-        if not stored or ExifTags.Base.TileOffsets in tags:
-            raise ValueError(f"{kind}, in tiles or compressed, which cannot be read: {advice}")
+        dtype = f"{type_letter}{bits[0] // 8}"
+        if dtype not in _TIFF_DTYPES or bits[0] % 8 or len(set(bits)) != 1 or tiff.IMAGEWIDTH not in tags:
+            raise ValueError(f"{description}, which cannot be read: {advice}")
+        is_plain = tags.get(tiff.COMPRESSION, 1) in (1, 8, 32946) and tags.get(tiff.PREDICTOR, 1) == 1
+        if not is_plain or ExifTags.Base.TileOffsets in tags:
+            raise ValueError(f"{description}, in tiles or compressed, which cannot be read: {advice}")
         width, height = int(tags[tiff.IMAGEWIDTH]), int(tags[tiff.IMAGELENGTH])
         if not 0 < width * height * samples <= MOST_TIFF_VALUES:
-            raise ValueError(f"{kind}, of {width} x {height} pixels, which is too large")
-        order = "<" if header[:1] == b"I" else ">"
-        values = np.frombuffer(_strips(stream, tags), dtype=f"{order}{number}")
+            raise ValueError(f"{description}, of {width} x {height} pixels, which is too large")
+        byte_order = "<" if header[:1] == b"I" else ">"
+        values = np.frombuffer(_read_strips(stream, tags), dtype=f"{byte_order}{dtype}")
     if values.size < height * width * samples:
-        raise OSError(_CUT)
+        raise OSError(_TRUNCATED)
     values = values[: height * width * samples]
     if tags.get(tiff.PLANAR_CONFIGURATION, 1) == 2:
-        return values.reshape(samples, height, width).transpose(1, 2, 0).astype(number), tags
-    return values.reshape(height, width, samples).astype(number), tags
+        return values.reshape(samples, height, width).transpose(1, 2, 0).astype(dtype), tags
+    return values.reshape(height, width, samples).astype(dtype), tags
 
 
-def _strips(stream: IO[bytes], tags: Any) -> bytes:
+def _read_strips(stream: IO[bytes], tags: Any) -> bytes:
     parts = []
     for offset, count in zip(tags[tiff.STRIPOFFSETS], tags[tiff.STRIPBYTECOUNTS], strict=True):
         stream.seek(offset)
         part = stream.read(count)
         if len(part) < count:
-            raise OSError(_CUT)
+            raise OSError(_TRUNCATED)
         try:
             parts.append(part if tags.get(tiff.COMPRESSION, 1) == 1 else zlib.decompress(part))
         except zlib.error as error:
@@ -318,7 +329,7 @@ def register_heic(head: bytes) -> bool:
     return True
 
 
-def _head(path: Path) -> bytes:
+def _read_head(path: Path) -> bytes:
     with path.open("rb") as stream:
         return stream.read(64)
 
@@ -373,9 +384,9 @@ def unreadable_images(table: Table, progress: bool | None = None) -> list[tuple[
 def _decode_all(
     table: Table, size: tuple[int, int] | None, label: str, progress: bool | None
 ) -> Iterator[tuple[str, NDArray[np.uint8] | None, str]]:
-    """Path, pixels (H, W, 3) and why it cannot be read ("": it can), of each image; no pixels without a size.
+    """(path, pixels (H, W, 3), fault or "") of each image; without a size there are no pixels.
 
-    Threads decode, for Pillow releases the interpreter's lock. Few images are in memory at a time.
+    Threads decode, since Pillow releases the interpreter's lock. Few images are in memory at a time.
     """
     remarks = Remarks()
 
@@ -391,7 +402,7 @@ def _decode_all(
     threads = min(MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool, Progress(label, len(table), show=progress) as bar:
         jobs = (pool.submit(decode, path) for path in table.path.tolist())
-        running = deque(islice(jobs, 2 * threads))  # the jobs begun; those after them wait for the caller
+        running = deque(islice(jobs, 2 * threads))  # later jobs start as the caller takes results
         while running:
             decoded = running.popleft().result()
             running.extend(islice(jobs, 1))
@@ -401,24 +412,24 @@ def _decode_all(
         logger.warning("%s", line)
 
 
-def _reason(path: Path, error: BaseException) -> str:
+def _failure_reason(path: Path, error: BaseException) -> str:
     """Why an image cannot be read."""
     if not path.exists():
         return "there is no such file"
     if path.is_dir():
         return "it is a folder"
     try:
-        head = _head(path)
+        head = _read_head(path)
     except OSError as denied:
         return f"{denied.strerror}"
     if not head:
         return "the file is empty (0 bytes)"
     if isinstance(error, UnidentifiedImageError):
-        text = head.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in head)
-        return "a text file, not an image" if text else "not an image in a known format"
+        is_text = head.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in head)
+        return "a text file, not an image" if is_text else "not an image in a known format"
     if isinstance(error, Image.DecompressionBombError):
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's rule
-        return f"it is too large, more than {most:,} pixels: cut the person out, or make it smaller"
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's rule
+        return f"it is too large, more than {limit:,} pixels: cut the person out, or make it smaller"
     if "truncated" in str(error).lower() or "end of" in str(error).lower():
         return f"the file is truncated ({error})"
     return str(error) or type(error).__name__

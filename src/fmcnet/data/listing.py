@@ -82,34 +82,34 @@ def list_folder(folder: str | Path) -> Listing:
     seen: set[tuple[int, int]] = set()
     top = Path(folder)
     folders, linked = [top], list[Path]()
-    while folders or linked:  # links last, so that a folder is read under its own name
-        here = folders.pop() if folders else linked.pop(0)
+    while folders or linked:  # linked folders last, so that each is read under its own name first
+        current = folders.pop() if folders else linked.pop(0)
         try:
-            status = here.stat()
-            names = sorted(os.listdir(here))  # noqa: PTH208 (names are all that is needed)
+            status = current.stat()
+            names = sorted(os.listdir(current))  # noqa: PTH208 (names are all that is needed)
         except OSError as error:
-            ignored.append(Ignored(str(here), f"cannot be listed ({error.strerror})"))
+            ignored.append(Ignored(str(current), f"cannot be listed ({error.strerror})"))
             continue
         if (status.st_dev, status.st_ino) in seen:
-            ignored.append(Ignored(str(here), "a link to a folder that was read already"))
+            ignored.append(Ignored(str(current), "a link to a folder that was read already"))
             continue
         seen.add((status.st_dev, status.st_ino))
-        for path in (here / name for name in names if not is_hidden(name)):
+        for path in (current / name for name in names if not is_hidden(name)):
             if not os.path.isdir(path):  # noqa: PTH112 (False for a loop of links)
-                if reason := _why_no_image(path):
+                if reason := _not_image_reason(path):
                     ignored.append(Ignored(str(path), reason))
                 else:
                     images.append(path)
             elif not path.is_symlink():
                 folders.append(path)
-            elif any(real.is_relative_to(path.resolve()) for real in (here.resolve(), top.resolve())):
+            elif any(real.is_relative_to(path.resolve()) for real in (current.resolve(), top.resolve())):
                 ignored.append(Ignored(str(path), "a link to a folder above it"))
             else:
                 linked.append(path)
-    return Listing(tuple(sorted(images)), tuple(sorted(ignored, key=lambda one: one.path)))
+    return Listing(tuple(sorted(images)), tuple(sorted(ignored, key=lambda entry: entry.path)))
 
 
-def _why_no_image(path: Path) -> str:
+def _not_image_reason(path: Path) -> str:
     """Why a file is no image; "" for one that is."""
     try:
         mode = path.stat().st_mode
@@ -126,11 +126,11 @@ def _why_no_image(path: Path) -> str:
 
 def ignored_facts(ignored: tuple[Ignored, ...]) -> dict[str, Any]:
     """For JSON: how many, how many of each reason, and the first `MAX_NAMED`."""
-    kinds = Counter(one.reason for one in ignored)
+    counts = Counter(entry.reason for entry in ignored)
     return {
         "count": len(ignored),
-        "reasons": dict(sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))),
-        "first": [one.path for one in ignored[:MAX_NAMED]],
+        "reasons": dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+        "first": [entry.path for entry in ignored[:MAX_NAMED]],
     }
 
 
@@ -139,5 +139,5 @@ def ignored_line(ignored: tuple[Ignored, ...]) -> str:
     if not ignored:
         return ""
     reasons = ignored_facts(ignored)["reasons"]
-    kinds = ", ".join(f"{count} {reason}" for reason, count in list(reasons.items())[:6])
-    return f"ignored {len(ignored)}: {kinds}; {printable(first_of([one.path for one in ignored], 3))}"
+    counts = ", ".join(f"{count} {reason}" for reason, count in list(reasons.items())[:6])
+    return f"ignored {len(ignored)}: {counts}; {printable(first_of([entry.path for entry in ignored], 3))}"

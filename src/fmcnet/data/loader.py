@@ -102,9 +102,9 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
         needed = identities * world
         if len(self.pids) < needed:
             ranks = f" x {world} processes" if world > 1 else ""
-            enough = len(self.pids) // world
-            lower = f"lower the number of identities in a batch (data.identities) to {enough} or less, or "
-            advice = lower if enough > 1 else ""
+            feasible = len(self.pids) // world
+            lower = f"lower the number of identities in a batch (data.identities) to {feasible} or less, or "
+            advice = lower if feasible > 1 else ""
             raise DataError(
                 f"a batch needs {identities} identities{ranks}, but only {len(self.pids)} of those to train on have "
                 f"both visible and infrared images: {advice}give more training identities"
@@ -127,7 +127,9 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
         for step, halves in enumerate(self.batches(self._epoch, self._start), self._start):
             batch = self._epoch * self.steps + step
             yield [
-                ImageIndex(row, batch, offset + at) for half in halves for at, row in enumerate(half.tolist())
+                ImageIndex(row, batch, offset + position)
+                for half in halves
+                for position, row in enumerate(half.tolist())
             ]
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[IntArray, IntArray]]:
@@ -136,60 +138,64 @@ class IdentityModalitySampler(Sampler[list[ImageIndex]]):
         The halves are aligned: position `p * K + k` holds the k-th image of the p-th identity in both.
         """
         visible, infrared = self.plan(epoch)
-        own = slice(self.rank * self.identities, (self.rank + 1) * self.identities)
+        rank_slice = slice(self.rank * self.identities, (self.rank + 1) * self.identities)
         for step in range(start, self.steps):
-            yield visible[step, own].reshape(-1), infrared[step, own].reshape(-1)
+            yield visible[step, rank_slice].reshape(-1), infrared[step, rank_slice].reshape(-1)
 
     def plan(self, epoch: int) -> tuple[IntArray, IntArray]:
         """Draw the rows of a whole epoch, all ranks: visible and infrared, each (steps, world * P, K)."""
         rng = np.random.default_rng([self.seed & (2**63 - 1), epoch])
-        stream = _Stream(np.arange(len(self.pids)), rng)
+        stream = _ShuffledStream(np.arange(len(self.pids)), rng)
         drawn = [stream.take(self.identities * self.world) for _ in range(self.steps)]
         halves = []
         for rows in self._rows:
-            streams = [_Stream(own, rng) for own in rows]
-            halves.append(np.array([[streams[i].take(self.images) for i in step] for step in drawn]))
+            streams = [_ShuffledStream(identity_rows, rng) for identity_rows in rows]
+            halves.append(
+                np.array([[streams[identity].take(self.images) for identity in step] for step in drawn])
+            )
         return halves[0], halves[1]
 
     def _notes(self, rows: Sequence[dict[int, IntArray]]) -> tuple[str, ...]:
         notes = []
         if left_out := len(set(rows[0]) ^ set(rows[1])):
             notes.append(f"{left_out} identities lack a modality and are left out of the batches")
-        for by_pid, kind in zip(rows, Modality, strict=True):
-            if few := sum(len(by_pid[pid]) < self.images for pid in self.pids):
+        for by_pid, modality in zip(rows, Modality, strict=True):
+            if num_repeated := sum(len(by_pid[pid]) < self.images for pid in self.pids):
                 notes.append(
-                    f"{few} of {len(self.pids)} identities have fewer than {self.images} {kind} images: "
+                    f"{num_repeated} of {len(self.pids)} identities have fewer than {self.images} {modality} images: "
                     "theirs are repeated within a batch"
                 )
         return tuple(notes)
 
 
-class _Stream:
+class _ShuffledStream:
     """Items in one shuffled pass after another; a draw holds no item twice unless there are too few."""
 
     def __init__(self, items: IntArray, rng: np.random.Generator) -> None:
         self._items, self._rng = items, rng
-        self._left: list[int] = []
+        self._remaining: list[int] = []
 
     def take(self, count: int) -> list[int]:
         taken: list[int] = []
         while len(taken) < count:
-            if not self._left:
-                fresh = self._items[self._rng.permutation(len(self._items))].tolist()
-                # At the seam between two passes, what this draw holds already goes to the end of the new one.
-                held = set(taken)
-                self._left = [i for i in fresh if i not in held] + [i for i in fresh if i in held]
-            want = count - len(taken)
-            taken += self._left[:want]
-            self._left = self._left[want:]
+            if not self._remaining:
+                shuffled = self._items[self._rng.permutation(len(self._items))].tolist()
+                # In a draw over two passes, items it has already go to the end of the second pass.
+                drawn = set(taken)
+                self._remaining = [i for i in shuffled if i not in drawn] + [
+                    i for i in shuffled if i in drawn
+                ]
+            missing = count - len(taken)
+            taken += self._remaining[:missing]
+            self._remaining = self._remaining[missing:]
         return taken
 
 
 def _rows_by_pid(pids: NDArray[np.integer], rows: IntArray) -> dict[int, IntArray]:
     """The rows of each identity, ascending."""
     order = rows[np.argsort(pids[rows], kind="stable")]
-    known, starts = np.unique(pids[order], return_index=True)
-    return dict(zip(known.tolist(), np.split(order, starts)[1:], strict=True))
+    unique_pids, starts = np.unique(pids[order], return_index=True)
+    return dict(zip(unique_pids.tolist(), np.split(order, starts)[1:], strict=True))
 
 
 def identities_of(config: Config, world: int) -> int:
@@ -320,7 +326,7 @@ def load_batches(
         batch_sampler=sampler,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # the default one would draw from the numbers of dropout
+        generator=torch.Generator(),  # the default one would change the random numbers of dropout
     )
     while first < last:
         sampler.set_epoch(*divmod(first, sampler.steps))

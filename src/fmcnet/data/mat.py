@@ -1,4 +1,4 @@
-"""MATLAB files, read by SciPy in a process of its own: some damaged ones end the process or fill its memory."""
+"""MATLAB files, read by SciPy in a subprocess: some damaged ones crash the process or fill its memory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MEMORY = 2**30
 SECONDS = 300
 _CODE = """import json, sys
 sys.path[:] = json.loads(sys.argv[3])
-from fmcnet.data.mat import _read, limit_memory
+from fmcnet.data.mat import _load_variable, limit_memory
 limit_memory()
-print(json.dumps(_read(*sys.argv[1:3]), default=str))"""
+print(json.dumps(_load_variable(*sys.argv[1:3]), default=str))"""
 _DAMAGED = "it is damaged, or unpacks to more than a list of images needs: copy it again"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -30,20 +30,20 @@ def read_mat(path: Path, name: str) -> list[Any]:
     Raises:
         ValueError: of one line: it is no such file, is damaged, or lacks the variable.
     """
-    alone = getattr(sys, "frozen", False) or not sys.executable  # there is no interpreter to start
-    answer = _read(str(path), name) if alone else _read_apart(path, name)
+    no_interpreter = getattr(sys, "frozen", False) or not sys.executable  # there is no interpreter to start
+    answer = _load_variable(str(path), name) if no_interpreter else _read_in_subprocess(path, name)
     if "fault" in answer:
         raise ValueError(answer["fault"])
     found: list[Any] = answer["found"]
     return found
 
 
-def _read_apart(path: Path, name: str) -> dict[str, Any]:
-    places = [str(Path(place).absolute()) for place in sys.path]  # "": the working folder, as here
-    command = [sys.executable, "-I", "-c", _CODE, str(path.absolute()), name, json.dumps(places)]
+def _read_in_subprocess(path: Path, name: str) -> dict[str, Any]:
+    import_paths = [str(Path(entry).absolute()) for entry in sys.path]  # "" is the working folder
+    command = [sys.executable, "-I", "-c", _CODE, str(path.absolute()), name, json.dumps(import_paths)]
     environment = {**os.environ, **dict.fromkeys(_THREADS, "1")}
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -53,38 +53,38 @@ def _read_apart(path: Path, name: str) -> dict[str, Any]:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"fault": f"it cannot be read ({error})"}
-    if done.returncode < 0:  # a signal
+    if process.returncode < 0:  # a signal
         return {"fault": _DAMAGED}
     try:
-        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        answer: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
         return answer
     except (ValueError, IndexError):
-        lines = done.stderr.decode(errors="replace").splitlines()
-        return {"fault": f"it cannot be read ({lines[-1] if lines else f'exit code {done.returncode}'})"}
+        lines = process.stderr.decode(errors="replace").splitlines()
+        return {"fault": f"it cannot be read ({lines[-1] if lines else f'exit code {process.returncode}'})"}
 
 
 def limit_memory() -> None:
-    """Let this process take `MEMORY` more than it has; nothing where the system tells or limits nothing."""
+    """Limit this process to `MEMORY` more than it uses now, if the system supports it."""
     with contextlib.suppress(ImportError, OSError, ValueError, StopIteration):
         import resource
 
-        import scipy.io  # noqa: F401  (what it takes is no part of the file)
+        import scipy.io  # noqa: F401  (so that SciPy's own memory is not counted)
 
         lines = Path("/proc/self/status").read_text().splitlines()
         used = next(int(line.split()[1]) for line in lines if line.startswith("VmData"))
         resource.setrlimit(resource.RLIMIT_DATA, (used * 1024 + MEMORY,) * 2)
 
 
-def _read(path: str, name: str) -> dict[str, Any]:
-    """What was found, or the fault."""
+def _load_variable(path: str, name: str) -> dict[str, Any]:
+    """{"found": the variable's value} or {"fault": why it cannot be read}."""
     from scipy.io import loadmat, whosmat
 
     try:
         stored = loadmat(path, variable_names=[name])
         if name in stored:
-            return {"found": _plain(stored[name])}
-        held = ", ".join(one for one, *_ in whosmat(path)) or "nothing"
-        return {"fault": f"it has no variable '{name}'; it holds {held}"}
+            return {"found": _to_lists(stored[name])}
+        stored_names = ", ".join(variable for variable, *_ in whosmat(path)) or "nothing"
+        return {"fault": f"it has no variable '{name}'; it holds {stored_names}"}
     except NotImplementedError:
         return {"fault": "it has the format of MATLAB 7.3: save it again with -v7"}
     except MemoryError:
@@ -93,7 +93,7 @@ def _read(path: str, name: str) -> dict[str, Any]:
         return {"fault": f"it is not a readable MATLAB file ({error}): copy it again"}
 
 
-def _plain(value: Any) -> Any:
+def _to_lists(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.kind == "O":
-        return [_plain(cell) for cell in value.ravel()]
+        return [_to_lists(cell) for cell in value.ravel()]
     return value.tolist() if hasattr(value, "tolist") else value

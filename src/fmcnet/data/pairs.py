@@ -49,7 +49,7 @@ class PairReport:
 
 
 class _Crop(NamedTuple):
-    """A crop, and what says who is on it: two crops with one of these show one person."""
+    """A crop, and labels of its person: two crops that share a label show one person."""
 
     path: Path
     person: tuple[str, ...]
@@ -57,7 +57,7 @@ class _Crop(NamedTuple):
 
 @dataclass
 class _Side:
-    """One camera's crops; below `root` a crop has its name."""
+    """One camera's crops; a crop's name is its path below `root`."""
 
     source: Path
     modality: Modality
@@ -94,57 +94,69 @@ def make_pairs(
     if out.exists() or out.is_symlink():
         raise DataError(f"--out {out} exists: give another name, or remove it first")
     sides = [
-        _read(Path(source).expanduser(), modality)
+        _read_side(Path(source).expanduser(), modality)
         for modality, source in ((Modality.VISIBLE, visible), (Modality.INFRARED, infrared))
     ]
-    _refuse_twice(sides)
-    day, night = _by_name(sides)
-    if not day.keys() & night.keys():
+    _refuse_duplicates(sides)
+    visible_crops, infrared_crops = _crops_by_name(sides)
+    if not visible_crops.keys() & infrared_crops.keys():
         for side in sides:
-            if not side.source.is_dir():  # a CSV that was written by hand, beside the folder of its crops
+            if not side.source.is_dir():  # a CSV written by hand next to the folder of its crops
                 side.root = Path(os.path.commonpath([crop.path.parent for crop in side.crops]))
-        day, night = _by_name(sides)
-    names = sorted(day.keys() & night.keys())
-    identities = _identities([(day[name], night[name]) for name in names], sides, folders)
+        visible_crops, infrared_crops = _crops_by_name(sides)
+    names = sorted(visible_crops.keys() & infrared_crops.keys())
+    identities = _identities([(visible_crops[name], infrared_crops[name]) for name in names], sides, folders)
     if len(set(identities)) < 2:
-        shown = [first_of([str(crop.path) for crop in side.crops], 2) for side in sides]
-        words = [
-            "/".join(word for word, of in MODALITY_WORDS.items() if of is kind and word.isalpha())
-            for kind in Modality
+        examples = [first_of([str(crop.path) for crop in side.crops], 2) for side in sides]
+        example_words = [
+            "/".join(
+                word for word, meaning in MODALITY_WORDS.items() if meaning is modality and word.isalpha()
+            )
+            for modality in Modality
         ]
         raise DataError(
             f"{visible} and {infrared} have {len(set(identities))} identities in common, training needs 2: crops of "
-            f"one moment must have one name in both, but for a word as {' and '.join(words)}. "
-            f"There are {' and '.join(shown)}"
+            f"one moment must have one name in both, but for a word as {' and '.join(example_words)}. "
+            f"There are {' and '.join(examples)}"
         )
-    here = out.resolve().parent
+    base = out.resolve().parent
     rows: list[tuple[object, ...]] = [COLUMNS]
     for name, identity in zip(names, identities, strict=True):
-        for camera, (side, crop) in enumerate(zip(sides, (day[name], night[name]), strict=True), start=1):
+        for camera, (side, crop) in enumerate(
+            zip(sides, (visible_crops[name], infrared_crops[name]), strict=True), start=1
+        ):
             path = crop.path.resolve()
-            path = path.relative_to(here) if path.is_relative_to(here) else path
+            path = path.relative_to(base) if path.is_relative_to(base) else path
             rows.append((path.as_posix(), identity, side.modality, camera, "train"))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_rows(out, rows, private_mode(out.parent))
     alone = {
-        Modality.VISIBLE: tuple(str(day[name].path) for name in sorted(day.keys() - night.keys())),
-        Modality.INFRARED: tuple(str(night[name].path) for name in sorted(night.keys() - day.keys())),
+        Modality.VISIBLE: tuple(
+            str(visible_crops[name].path) for name in sorted(visible_crops.keys() - infrared_crops.keys())
+        ),
+        Modality.INFRARED: tuple(
+            str(infrared_crops[name].path) for name in sorted(infrared_crops.keys() - visible_crops.keys())
+        ),
     }
-    crops = [*day.values(), *night.values()]
-    kinds = [Modality.VISIBLE.code] * len(day) + [Modality.INFRARED.code] * len(night)
-    one, other = sides
+    crops = [*visible_crops.values(), *infrared_crops.values()]
+    codes = [Modality.VISIBLE.code] * len(visible_crops) + [Modality.INFRARED.code] * len(infrared_crops)
+    visible_side, infrared_side = sides
     return PairReport(
         table=out,
         pairs=len(names),
         identities=len(set(identities)),
         alone=alone,
-        missing=(*one.missing, *other.missing),
-        notes=(*one.notes, *other.notes, *colour_notes(kinds, lambda row: load_image(crops[row].path))),
-        ignored=(*one.ignored, *other.ignored),
+        missing=(*visible_side.missing, *infrared_side.missing),
+        notes=(
+            *visible_side.notes,
+            *infrared_side.notes,
+            *colour_notes(codes, lambda row: load_image(crops[row].path)),
+        ),
+        ignored=(*visible_side.ignored, *infrared_side.ignored),
     )
 
 
-def _read(source: Path, modality: Modality) -> _Side:
+def _read_side(source: Path, modality: Modality) -> _Side:
     side = _Side(source, modality, (source if source.is_dir() else source.parent).absolute())
     if not source.exists():
         raise DataError(f"{source} does not exist: give a folder of {modality} crops, or their CSV")
@@ -160,22 +172,24 @@ def _read(source: Path, modality: Modality) -> _Side:
             )
         side.notes = table.notes
         for path, pid, track in zip(table.full_paths(), table.pid.tolist(), table.track, strict=True):
-            known = {f"pid {table.identity(pid)}": pid != NO_PID, f"{modality} track {track}": bool(track)}
+            labels = {f"pid {table.identity(pid)}": pid != NO_PID, f"{modality} track {track}": bool(track)}
             if path.is_file():
-                side.crops.append(_Crop(path.absolute(), tuple(one for one, said in known.items() if said)))
+                side.crops.append(
+                    _Crop(path.absolute(), tuple(label for label, present in labels.items() if present))
+                )
             else:
                 side.missing.append(str(path))
     if not side.crops:
-        why = f" ({ignored_line(side.ignored)})" if side.ignored else ""
-        why += f" ({len(side.missing)} files are gone)" if side.missing else ""
-        raise DataError(f"{source} has no {modality} crop{why}: give a folder of images, or their CSV")
+        reason = f" ({ignored_line(side.ignored)})" if side.ignored else ""
+        reason += f" ({len(side.missing)} files are gone)" if side.missing else ""
+        raise DataError(f"{source} has no {modality} crop{reason}: give a folder of images, or their CSV")
     for crop in side.crops:
         if not str(crop.path).isprintable():  # also a name that is not UTF-8, which no CSV can hold
             raise DataError(f"{printable(str(crop.path))}: a hidden character, or not UTF-8: rename the file")
     return side
 
 
-def _refuse_twice(sides: list[_Side]) -> None:
+def _refuse_duplicates(sides: list[_Side]) -> None:
     """Refuse an image that is given twice, also by a link."""
     seen: dict[Path, Path] = {}
     for path in (crop.path for side in sides for crop in side.crops):
@@ -184,33 +198,33 @@ def _refuse_twice(sides: list[_Side]) -> None:
             raise DataError(f"{first} and {path} are one image: give each image once")
 
 
-def _by_name(sides: list[_Side]) -> list[dict[str, _Crop]]:
-    """Each side's crops by what the two of a pair have in common; names that both sides have stay whole."""
-    whole = [
+def _crops_by_name(sides: list[_Side]) -> list[dict[str, _Crop]]:
+    """Each side's crops by the name that a pair shares: without the word for the modality, unless both have it."""
+    full_names = [
         # relpath: a CSV may name crops elsewhere
         {c.path: Path(os.path.relpath(c.path, side.root)).with_suffix("").as_posix() for c in side.crops}
         for side in sides
     ]
-    alike = set(whole[0].values()) & set(whole[1].values())
-    found: list[dict[str, _Crop]] = [{}, {}]
-    for side, names, mine in zip(sides, whole, found, strict=True):
+    shared = set(full_names[0].values()) & set(full_names[1].values())
+    crops_by_name: list[dict[str, _Crop]] = [{}, {}]
+    for side, names, side_crops in zip(sides, full_names, crops_by_name, strict=True):
         for crop in side.crops:
             name = names[crop.path]
-            name = name if name in alike else _without_modality(name, side.modality)
-            first = mine.setdefault(name, crop)
+            name = name if name in shared else _without_modality(name, side.modality)
+            first = side_crops.setdefault(name, crop)
             if first is not crop:
                 raise DataError(
                     f"{first.path} and {crop.path} have one name: which is the pair's? Remove one"
                 )
-    return found
+    return crops_by_name
 
 
 def _without_modality(name: str, modality: Modality) -> str:
     """A crop's name without the last word for its modality and the separator beside it."""
     folder, slash, stem = name.rpartition("/")
-    words = [one for one in _WORD.finditer(stem) if MODALITY_WORDS.get(one[1].lower()) is modality]
-    if words:
-        before, after = stem[: words[-1].start()], stem[words[-1].end() :]
+    matches = [match for match in _WORD.finditer(stem) if MODALITY_WORDS.get(match[1].lower()) is modality]
+    if matches:
+        before, after = stem[: matches[-1].start()], stem[matches[-1].end() :]
         stem = (before + after if before else after[1:]) or stem
     return folder + slash + stem
 
@@ -222,9 +236,9 @@ def _identities(pairs: list[tuple[_Crop, _Crop]], sides: list[_Side], folders: b
             "--folders: no crop lies in a folder of its own: leave it out, or give the folder above"
         )
     nodes: dict[str, int] = {}
-    ends: list[tuple[int, int]] = []
-    for at, pair in enumerate(pairs):
-        pids = {one for crop in pair for one in crop.person if one.startswith("pid ")}
+    edges: list[tuple[int, int]] = []
+    for index, pair in enumerate(pairs):
+        pids = {label for crop in pair for label in crop.person if label.startswith("pid ")}
         if len(pids) > 1:
             raise DataError(
                 f"{pair[0].path} and {pair[1].path} are of one moment, and of {' and '.join(sorted(pids))}: "
@@ -234,9 +248,14 @@ def _identities(pairs: list[tuple[_Crop, _Crop]], sides: list[_Side], folders: b
             person = crop.person
             if folders and crop.path.parent != side.root:
                 person += (f"folder {os.path.relpath(crop.path.parent, side.root)}",)
-            ends += [(at, len(pairs) + nodes.setdefault(one, len(nodes))) for one in person]
+            edges += [(index, len(pairs) + nodes.setdefault(label, len(nodes))) for label in person]
     size = len(pairs) + len(nodes)
-    of, joined = np.array(ends, dtype=np.int64).reshape(-1, 2).T
-    _, label = connected_components(coo_array((np.ones(len(of)), (of, joined)), (size, size)), directed=False)
+    pair_nodes, person_nodes = np.array(edges, dtype=np.int64).reshape(-1, 2).T
+    _, components = connected_components(
+        coo_array((np.ones(len(pair_nodes)), (pair_nodes, person_nodes)), (size, size)), directed=False
+    )
     numbers: dict[int, str] = {}
-    return [numbers.setdefault(one, f"person-{len(numbers) + 1}") for one in label[: len(pairs)].tolist()]
+    return [
+        numbers.setdefault(component, f"person-{len(numbers) + 1}")
+        for component in components[: len(pairs)].tolist()
+    ]

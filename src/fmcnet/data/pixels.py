@@ -21,12 +21,12 @@ ValueRange: TypeAlias = tuple[float, float]
 """The values that become 0 and 255, in the unit of the pixels (degrees, counts)."""
 
 LEAST_SPAN = 64
-"""Values in 0..255 of a deeper type are 8-bit values when they span this much."""
+"""Values in 0..255 of a deeper type are taken as 8-bit values when they span this much."""
 FLAT = 2
 """Grey levels: a deeper picture that spans less after mapping shows nothing."""
 
 FEW = 16
-"""Grey levels: a deeper picture of many values that keeps no more lies in a range far too wide for it."""
+"""Grey levels: if a deeper picture of many values keeps no more, the range is far too wide for it."""
 
 STRETCHED, OUTSIDE, PAGES, FLAT_8, DROPPED = "stretched", "outside", "pages", "flat", "dropped"
 COARSE, RANGED = "coarse", "ranged"
@@ -136,40 +136,40 @@ def eight_bits(
         ValueError: for NaN or infinite values, for a nearly constant image, and where values far from the others
             leave these no more than `FEW` levels; the text has the values.
     """
-    floating = values.dtype.kind == "f"
-    wide = values.astype(np.float64)
-    if not np.isfinite(wide).all():
+    is_float = values.dtype.kind == "f"
+    floats = values.astype(np.float64)
+    if not np.isfinite(floats).all():
         raise ValueError("holds NaN or infinite values: replace them, for example by the lowest value")
-    least, most = float(wide.min()), float(wide.max())
-    span = f"its values are {least:g} to {most:g}"
+    minimum, maximum = float(floats.min()), float(floats.max())
+    span_text = f"its values are {minimum:g} to {maximum:g}"
     remark = None
     if value_range is not None:
         low, high = value_range
-        outside = (wide < low) | (wide > high)
+        outside = (floats < low) | (floats > high)
         if outside.all():
-            raise ValueError(f"no pixel is in the range {low:g}:{high:g}: {span}")
+            raise ValueError(f"no pixel is in the range {low:g}:{high:g}: {span_text}")
         remark = OUTSIDE if outside.mean() > 0.5 else RANGED
-    elif floating and least >= 0 and most <= 1:
+    elif is_float and minimum >= 0 and maximum <= 1:
         low, high = 0.0, 1.0
-    elif not floating and least >= 0 and 257 <= most <= 65535 and not (values % 257).any():
+    elif not is_float and minimum >= 0 and 257 <= maximum <= 65535 and not (values % 257).any():
         low, high = 0.0, 65535.0
-    elif least >= 0 and most <= 255 and most - least >= LEAST_SPAN:
+    elif minimum >= 0 and maximum <= 255 and maximum - minimum >= LEAST_SPAN:
         low, high = 0.0, 255.0
     else:
-        low, high = (float(edge) for edge in np.percentile(wide, (0.5, 99.5)))
+        low, high = (float(edge) for edge in np.percentile(floats, (0.5, 99.5)))
         noise = max(abs(low), abs(high)) * 1e-3
-        if high - low <= (noise if floating else max(noise, 3.0)):
-            raise ValueError(f"is nearly constant and shows nothing: {span}")
+        if high - low <= (noise if is_float else max(noise, 3.0)):
+            raise ValueError(f"is nearly constant and shows nothing: {span_text}")
         remark = STRETCHED
-    mapped = _rounded((wide - low) * (255 / (high - low)))
+    mapped = _to_uint8((floats - low) * (255 / (high - low)))
     if int(mapped.max()) - int(mapped.min()) < FLAT:
-        raise ValueError(f"is nearly constant and shows nothing: {span}, of a range {low:g}:{high:g}")
+        raise ValueError(f"is nearly constant and shows nothing: {span_text}, of a range {low:g}:{high:g}")
     levels = int(np.count_nonzero(np.bincount(mapped.ravel(), minlength=256)))
-    if levels <= FEW and len(np.unique(wide)) >= 8 * levels:
+    if levels <= FEW and len(np.unique(floats)) >= 8 * levels:
         if remark == STRETCHED:
             raise ValueError(
-                f"shows nothing beside values far from the others, as of missing pixels: {span}; replace these, or "
-                "give --range LOW:HIGH"
+                f"shows nothing beside values far from the others, as of missing pixels: {span_text}; replace "
+                "these, or give --range LOW:HIGH"
             )
         remark = OUTSIDE if remark == OUTSIDE else COARSE
     return mapped, remark
@@ -195,27 +195,27 @@ def eight_bit_image(
 def eight_bits_of_alpha(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Alpha of any type as 0..255: floats are 0..1, integers are of full scale."""
     scale = 1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)
-    return _rounded(values.astype(np.float64) * (255 / scale))
+    return _to_uint8(values.astype(np.float64) * (255 / scale))
 
 
-def _rounded(values: NDArray[np.float64]) -> NDArray[np.uint8]:
+def _to_uint8(values: NDArray[np.float64]) -> NDArray[np.uint8]:
     rounded: NDArray[np.uint8] = np.rint(values.clip(0, 255)).astype(np.uint8)
     return rounded
 
 
 COLOURLESS_BELOW, COLOURED_FROM = 1.5, 4.0
-"""Grey levels of `colours_doubtful`: less are no colours, more are."""
+"""Grey levels of `colours_doubtful`: below the first an image has no colours, above the second it has."""
 LOOKED_AT = 16
-"""Images of a camera that `colour_notes` looks at, an even spread."""
+"""Images of a camera that `colour_notes` checks, evenly spaced."""
 MOST_CAMERAS = 64
-"""More of a modality are looked at as one."""
+"""If a modality has more cameras, they are checked as one."""
 
 
 def colours_doubtful(pixels: Pixels, modality: Modality) -> BoolArray:
     """Which images have colours that contradict their modality, by the rule of the page (`images.js`).
 
-    Measured is what differs in colour beyond one tint, in grey levels. Real and generated visible crops have 4 and
-    more, infrared ones at most 0.6, as JPEG blurs grey.
+    The measure is the colour variation beyond one tint, in grey levels. Real and generated visible crops have 4 and
+    more. Infrared ones have at most 0.6, from JPEG compression.
 
     Args:
         pixels: (N, H, W, 3) uint8.
@@ -224,30 +224,35 @@ def colours_doubtful(pixels: Pixels, modality: Modality) -> BoolArray:
     Returns:
         (N,): infrared images with colours, visible ones without.
     """
-    down, across = min(4, pixels.shape[1]), min(4, pixels.shape[2])
-    high, wide = pixels.shape[1] // down * down, pixels.shape[2] // across * across
-    small = np.zeros((len(pixels), high // down, wide // across, 3), np.uint16)
-    for row, column in itertools.product(range(down), range(across)):  # a sensor's noise of colour is none
-        small += pixels[:, row:high:down, column:wide:across]
-    values = small.reshape(len(pixels), -1, 3).astype(np.float32) / (down * across)
+    block_height, block_width = min(4, pixels.shape[1]), min(4, pixels.shape[2])
+    height, width = (
+        pixels.shape[1] // block_height * block_height,
+        pixels.shape[2] // block_width * block_width,
+    )
+    block_sums = np.zeros((len(pixels), height // block_height, width // block_width, 3), np.uint16)
+    # Sums over blocks, so that a sensor's colour noise does not count as colour.
+    for row, column in itertools.product(range(block_height), range(block_width)):
+        block_sums += pixels[:, row:height:block_height, column:width:block_width]
+    values = block_sums.reshape(len(pixels), -1, 3).astype(np.float32) / (block_height * block_width)
     light = values.mean(2) - values.mean((1, 2))[:, None]
-    spread = (light**2).mean(1)
-    beyond = np.zeros(len(pixels), dtype=np.float32)
+    light_variance = (light**2).mean(1)
+    colour_variance = np.zeros(len(pixels), dtype=np.float32)
     for channel in (0, 2):
         tint = values[..., channel] - values[..., 1]
         tint -= tint.mean(1, keepdims=True)
-        beyond += (tint**2).mean(1) - (tint * light).mean(1) ** 2 / np.maximum(spread, 1e-9)
+        colour_variance += (tint**2).mean(1) - (tint * light).mean(1) ** 2 / np.maximum(light_variance, 1e-9)
     if modality is Modality.INFRARED:
-        return np.asarray(beyond > COLOURED_FROM**2)
+        return np.asarray(colour_variance > COLOURED_FROM**2)
     grey = (pixels == pixels[..., :1]).all(axis=(1, 2, 3))
-    return np.asarray(grey | ((beyond < COLOURLESS_BELOW**2) & (spread > 64)))  # one even colour is no tint
+    # A flat image of one colour is not judged.
+    return np.asarray(grey | ((colour_variance < COLOURLESS_BELOW**2) & (light_variance > 64)))
 
 
 def note_colours(pixels: Pixels, modality: Modality, names: Sequence[str], remarks: Remarks) -> None:
     """Add the images of `colours_doubtful`, by their names, to the remarks, as `COLOURED` or `COLOURLESS`."""
     kind = COLOURED if modality is Modality.INFRARED else COLOURLESS
-    for at in np.flatnonzero(colours_doubtful(pixels, modality)).tolist():
-        remarks.add(kind, names[at])
+    for index in np.flatnonzero(colours_doubtful(pixels, modality)).tolist():
+        remarks.add(kind, names[index])
 
 
 def colour_notes(
@@ -266,24 +271,24 @@ def colour_notes(
     codes = np.asarray(modality)
     cameras = np.full(len(codes), NO_CAMERA) if camera is None else np.asarray(camera)
     for kind in Modality:
-        mine = codes == kind.code
-        found: dict[int, tuple[int, int]] = {}  # doubtful and all, by camera
-        numbers = np.unique(cameras[mine]).tolist()
-        for one in numbers if len(numbers) <= MOST_CAMERAS else [NO_CAMERA]:
-            rows = np.flatnonzero(mine & ((cameras == one) | (len(numbers) > MOST_CAMERAS)))
-            spread = rows[np.unique(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int))]
+        selected = codes == kind.code
+        contradictions: dict[int, tuple[int, int]] = {}  # doubtful and all, by camera
+        camera_numbers = np.unique(cameras[selected]).tolist()
+        for number in camera_numbers if len(camera_numbers) <= MOST_CAMERAS else [NO_CAMERA]:
+            rows = np.flatnonzero(selected & ((cameras == number) | (len(camera_numbers) > MOST_CAMERAS)))
+            sample = rows[np.unique(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int))]
             doubtful: list[bool] = []
-            for row in spread.tolist():  # one at a time: it may be a large frame
+            for row in sample.tolist():  # one at a time: it may be a large frame
                 with contextlib.suppress(DataError):
                     doubtful.append(bool(colours_doubtful(load(row)[None], kind)[0]))
             if 2 * sum(doubtful) > len(doubtful):
-                found[one] = sum(doubtful), len(doubtful)
-        if found:
-            count, looked_at = (sum(counts) for counts in zip(*found.values(), strict=True))
-            what = "have colours" if kind is Modality.INFRARED else "have no colour"
-            known = [str(one) for one in found if one != NO_CAMERA]
-            where = f" by camera {', '.join(known)}" if known else ""
+                contradictions[number] = sum(doubtful), len(doubtful)
+        if contradictions:
+            count, looked_at = (sum(counts) for counts in zip(*contradictions.values(), strict=True))
+            finding = "have colours" if kind is Modality.INFRARED else "have no colour"
+            named = [str(number) for number in contradictions if number != NO_CAMERA]
+            where = f" by camera {', '.join(named)}" if named else ""
             yield (
-                f"{count} of {looked_at} images looked at that are given as {kind}{where} {what}: are they "
+                f"{count} of {looked_at} images looked at that are given as {kind}{where} {finding}: are they "
                 f"{kind.other}? Then correct their modality"
             )

@@ -112,10 +112,10 @@ class Table:
             DataError: for an identity or camera that does not fit 64 bits.
         """
         for record in records:
-            for kind, number in (("identity", record.pid), ("camera", record.camid)):
+            for label, number in (("identity", record.pid), ("camera", record.camid)):
                 if not -(2**63) <= number < 2**63:
                     raise DataError(
-                        f"{record.path}: the number of the {kind} does not fit 64 bits: {number:.4g}"
+                        f"{record.path}: the number of the {label} does not fit 64 bits: {number:.4g}"
                     )
         dtypes = {"pid": np.int64, "camid": np.int64}
         columns: dict[str, Any] = {
@@ -170,10 +170,10 @@ class Table:
         """
         mask = np.ones(len(self), dtype=bool)
         if split is not None:
-            wanted = [split] if isinstance(split, str) else list(split)
-            if unknown := [one for one in wanted if one not in (*SPLITS, *np.unique(self.split))]:
+            splits = [split] if isinstance(split, str) else list(split)
+            if unknown := [name for name in splits if name not in (*SPLITS, *np.unique(self.split))]:
                 raise DataError(f"unknown split '{unknown[0]}': use {', '.join(SPLITS)}, or None for all")
-            mask &= np.isin(self.split, wanted)
+            mask &= np.isin(self.split, splits)
         if modality is not None:
             mask &= self.modality == parse_modality(modality).code
         return self.take(np.flatnonzero(mask))
@@ -190,10 +190,10 @@ class Table:
         """
         rows = self.select(split=split)
         if not len(rows):
-            there = [one for one in SPLITS if (self.split == one).any()]
+            available = [name for name in SPLITS if (self.split == name).any()]
             raise DataError(
                 f"{source or self.root.resolve()} has no images of split '{split}', only of "
-                f"{' and '.join(there) or 'none'}"
+                f"{' and '.join(available) or 'none'}"
             )
         return rows
 
@@ -204,7 +204,7 @@ class Table:
             labels (N,) int64, the class of each row; pids (C,) int64, the identity of each class.
 
         Raises:
-            DataError: when an image has no identity: nobody known is not a person.
+            DataError: when an image has no identity.
         """
         unknown = np.flatnonzero(self.pid == NO_PID)
         if len(unknown):
@@ -239,16 +239,16 @@ class Table:
 
     def identities(self) -> list[str | None]:
         """The identity of every row, as galleries keep it."""
-        found = {pid: self.identity(pid) for pid in np.unique(self.pid).tolist()}
-        return [found[pid] for pid in self.pid.tolist()]
+        by_pid = {pid: self.identity(pid) for pid in np.unique(self.pid).tolist()}
+        return [by_pid[pid] for pid in self.pid.tolist()]
 
     def identity_numbers(self) -> IntArray:
         """(N,) int64, equal for the same identity in every table; `pid` itself where identities are numbers."""
         if not self.pid_names:
             return self.pid
-        named = [parse_identity(name) for name in self.pid_names]
-        known = [NO_PID if name is None else identity_number(name) for name in named]
-        return np.array([*known, NO_PID], dtype=np.int64)[self.pid]
+        identities = [parse_identity(name) for name in self.pid_names]
+        numbers = [NO_PID if name is None else identity_number(name) for name in identities]
+        return np.array([*numbers, NO_PID], dtype=np.int64)[self.pid]
 
     def records(self) -> list[Record]:
         """The rows, one by one."""
@@ -268,36 +268,39 @@ def fingerprint(table: Table, *columns: NDArray[np.str_]) -> str:
     """
     names = [str(pid) if pid == NO_PID else table.pid_name(pid) for pid in table.pid.tolist()]
     lines = sorted(
-        "\t".join(row) for row in zip(table.path.tolist(), names, *(c.tolist() for c in columns), strict=True)
+        "\t".join(row)
+        for row in zip(table.path.tolist(), names, *(column.tolist() for column in columns), strict=True)
     )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def sample_pictures(table: Table) -> tuple[str, ...]:
-    """What names the first and the last picture of each identity, by path: size and CRC-32 of the file, sorted.
+    """`file_content` of the first and the last picture, by path, of each identity, sorted.
 
-    A picture of two identities, as a black one, names nobody and is left out.
+    A picture that two identities share, such as a black one, is left out.
     """
     order = np.argsort(table.path, kind="stable").tolist()
     first = {int(table.pid[row]): row for row in reversed(order)}
     last = {int(table.pid[row]): row for row in order}
-    return tuple(sorted(_owners(table, {*first.values(), *last.values()})))
+    return tuple(sorted(_owner_by_content(table, {*first.values(), *last.values()})))
 
 
 def seen_identities(samples: tuple[str, ...], table: Table) -> IntArray:
     """Identities of a table that have one of `sample_pictures`, sorted; files of other sizes are not read.
 
-    A picture of several identities of the table says nothing about them.
+    A picture that several identities of the table share is ignored.
     """
     sizes = {sample.partition("-")[0] for sample in samples}
     paths = table.full_paths() if samples else []
     rows = [row for row, path in enumerate(paths) if str(file_size(path)) in sizes]
-    owners = _owners(table, rows)
-    return np.array(sorted({owners[one] for one in samples if one in owners}), dtype=np.int64)
+    owner_by_content = _owner_by_content(table, rows)
+    return np.array(
+        sorted({owner_by_content[sample] for sample in samples if sample in owner_by_content}), dtype=np.int64
+    )
 
 
-def _owners(table: Table, rows: Iterable[int]) -> dict[str, int]:
-    """The identity of each picture, by `file_content`, that has one alone."""
+def _owner_by_content(table: Table, rows: Iterable[int]) -> dict[str, int]:
+    """`file_content` -> identity, of each picture that only one identity has."""
     owners = defaultdict[str, set[int]](set)
     for row in rows:
         if table.pid[row] != NO_PID:

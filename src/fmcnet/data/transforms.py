@@ -1,7 +1,7 @@
-"""Augmentation of uint8 images: tones, sharpness, noise, crop, flip, channel mixture, random erasing. All ours.
+"""Augmentation of uint8 images: tones, sharpness, noise, crop, flip, channel mixture, random erasing.
 
-The parameters of all images of a batch are drawn first, from a generator whose state is a function of seed and batch,
-for all processes at once: the same however many processes share the work.
+The parameters of all images of a batch are drawn first, for all processes at once, from a generator seeded with seed
+and batch. They are the same however many processes share the work.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def draw_params(
         mix = torch.nn.functional.one_hot(u[:, 4:7].argmax(dim=1), 3).float()
     coloured = modality is Modality.VISIBLE and config.channel != "none"
     grey = (u[:, 3] < config.channel_probability) & coloured
-    box = _boxes(u[:, 7:12], height, width, config.erase)
+    box = _draw_erased_boxes(u[:, 7:12], height, width, config.erase)
     photometric = None
     if config.photometric > 0:
         photometric = _draw_photometric(count, modality, config.photometric, generator)
@@ -94,22 +94,22 @@ def _draw_photometric(
     return PhotometricParams(
         (u[:, 6] < probability).numpy(),
         (255 * value).round().clamp(0, 255).to(torch.uint8).numpy(),
-        # Half of them stay as sharp as they are.
+        # Half of the images stay as sharp as they are.
         (1 - (1 - COARSEST) * (2 * u[:, 7] - 1).clamp(min=0)).numpy(),
         (NOISE * u[:, 8] ** 2).numpy(),
         (u[:, 9] * 2**24).long().numpy(),
     )
 
 
-def _boxes(u: Tensor, height: int, width: int, probability: float) -> Tensor:
+def _draw_erased_boxes(u: Tensor, height: int, width: int, probability: float) -> Tensor:
     """Random erasing (Zhong et al., AAAI 2020): (B, 5) uniform numbers to (B, 4) boxes."""
     area = (ERASE_AREA[0] + u[:, 0] * (ERASE_AREA[1] - ERASE_AREA[0])) * height * width
     aspect = torch.exp(torch.log(torch.tensor(ERASE_ASPECT)) * (1 - 2 * u[:, 1]))
-    tall = (area * aspect).sqrt().round().clamp(1, height)
-    wide = (area / aspect).sqrt().round().clamp(1, width)
-    top, left = (u[:, 2] * (height - tall + 1)).floor(), (u[:, 3] * (width - wide + 1)).floor()
+    box_height = (area * aspect).sqrt().round().clamp(1, height)
+    box_width = (area / aspect).sqrt().round().clamp(1, width)
+    top, left = (u[:, 2] * (height - box_height + 1)).floor(), (u[:, 3] * (width - box_width + 1)).floor()
     erased = (u[:, 4] < probability).float()
-    return torch.stack([top, left, top + tall * erased, left + wide * erased], dim=1).long()
+    return torch.stack([top, left, top + box_height * erased, left + box_width * erased], dim=1).long()
 
 
 def augment_image(
@@ -131,34 +131,34 @@ def augment_image(
     """
     height, width = image.shape[:2]
     if params.photometric is not None and params.photometric.hit[index]:
-        image = _photometric(image, params.photometric, index)
+        image = _apply_photometric(image, params.photometric, index)
     y, x = (params.shift[index] - pad).tolist()
     top, bottom = max(0, y), min(height, height + y)
     left, right = max(0, x), min(width, width + x)
-    crop, out, at = image[top:bottom, left:right], np.zeros_like(image), left - x
+    crop, out, column = image[top:bottom, left:right], np.zeros_like(image), left - x
     if params.grey[index]:
         mixed = np.rint(crop.reshape(-1, 3) @ params.mix[index]).astype(np.uint8).reshape(crop.shape[:2])
         crop = np.broadcast_to(mixed[..., None], crop.shape)
     if params.flip[index]:  # the mirrored crop is the crop of the mirrored image
-        crop, at = crop[:, ::-1], width - (right - x)
+        crop, column = crop[:, ::-1], width - (right - x)
     for channel in range(3):  # a plane at a time: mirrored crops are copied four times as quickly
-        out[top - y : bottom - y, at : at + right - left, channel] = crop[..., channel]
+        out[top - y : bottom - y, column : column + right - left, channel] = crop[..., channel]
     top, left, bottom, right = params.box[index].tolist()
     if bottom > top:
         out[top:bottom, left:right] = round(int(out.sum(dtype=np.uint32)) / out.size)
     return out
 
 
-def _photometric(image: NDArray[np.uint8], params: PhotometricParams, index: int) -> NDArray[np.uint8]:
+def _apply_photometric(image: NDArray[np.uint8], params: PhotometricParams, index: int) -> NDArray[np.uint8]:
     curve, sharpness = params.curve[index], float(params.sharpness[index])
     height, width = image.shape[:2]
     if sharpness < 1:
         small = max(1, round(width * sharpness)), max(1, round(height * sharpness))
         coarse = Image.fromarray(image).resize(small, Image.Resampling.BOX)
         image = np.asarray(coarse.resize((width, height), Image.Resampling.BILINEAR))
-    grey = bool((curve[:, :1] == curve).all())  # no cast: the channels stay alike
+    grey = bool((curve[:, :1] == curve).all())  # no colour cast: the channels stay equal
     toned = np.stack([curve[:, channel][image[..., channel]] for channel in range(3)], axis=-1)
-    random = np.random.default_rng(int(params.seed[index]))
-    noise = random.standard_normal((height, width, 1 if grey else 3), dtype=np.float32)
+    rng = np.random.default_rng(int(params.seed[index]))
+    noise = rng.standard_normal((height, width, 1 if grey else 3), dtype=np.float32)
     noisy: FloatArray = np.rint(toned + params.noise[index] * noise)
     return noisy.clip(0, 255).astype(np.uint8)

@@ -1,1 +1,1 @@
-"""Evaluation: protocols as data, one ranking for all of them, and what may be shown beside the plain figures."""
+"""Evaluation: protocols as data, one ranking for all of them, re-ranking, verification and external embeddings."""

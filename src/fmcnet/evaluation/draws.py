@@ -27,7 +27,7 @@ PERMUTATION_FILE = "rand_perm_cam.mat"
 
 @dataclass(frozen=True)
 class Draw:
-    """How many images per identity and camera enter a trial, and who picks them.
+    """How many images per identity and camera enter a trial, and how they are drawn.
 
     Attributes:
         kind: "all" (every image, one trial); "official" (`rand_perm_cam.mat`); "seeded" (Python's `random`).
@@ -60,28 +60,28 @@ class Draw:
         """The draw in words, as part of a protocol's sentence."""
         if self.kind == "all" or self.shots is None:
             return "every image, nothing drawn"
-        what = f"{self.shots} image{'s' * (self.shots > 1)} per identity and camera"
-        how = f"official draw ({PERMUTATION_FILE})"
+        shots_text = f"{self.shots} image{'s' * (self.shots > 1)} per identity and camera"
+        draw_text = f"official draw ({PERMUTATION_FILE})"
         if self.kind == "seeded":
-            how = f"seeded draw (Python's random, seeds {self.seed} to {self.seed + self.trials - 1})"
-        return f"{what}, {how}, {self.trials} trial{'s' * (self.trials > 1)}"
+            draw_text = f"seeded draw (Python's random, seeds {self.seed} to {self.seed + self.trials - 1})"
+        return f"{shots_text}, {draw_text}, {self.trials} trial{'s' * (self.trials > 1)}"
 
     def pick(self, embeddings: Embeddings, rows: IntArray) -> list[IntArray]:
         """The rows that each trial of a seeded or official draw keeps, sorted by identity, camera and index.
 
         Raises:
-            ProtocolError: when the draw does not fit the embeddings (images that are not there, `index` not unique).
+            ProtocolError: when the draw does not fit the embeddings (missing images, `index` not unique).
         """
         _check_index(embeddings, rows)
-        groups = _groups(embeddings, rows)
+        groups = _group_rows(embeddings, rows)
         if self.kind == "seeded":
-            return [self._seeded(groups, self.seed + t) for t in range(self.trials)]
-        return self._official(embeddings, groups)
+            return [self._seeded_trial(groups, self.seed + t) for t in range(self.trials)]
+        return self._official_trials(embeddings, groups)
 
-    def _seeded(self, groups: list[Group], seed: int) -> IntArray:
+    def _seeded_trial(self, groups: list[Group], seed: int) -> IntArray:
         """`random.choice` over the sorted file names, identity by identity, camera by camera (AGW, CAJ, DEEN, PMT).
 
-        Only the number of names matters to `random.choice`, so rows are drawn instead. More than one shot is ours.
+        Only the number of names matters to `random.choice`, so rows are drawn instead. No source has several shots.
         """
         generator = random.Random(seed)
         picked: list[int] = []
@@ -92,7 +92,7 @@ class Draw:
                 picked += generator.sample(rows.tolist(), min(self.shots or 1, len(rows)))
         return np.array(picked, dtype=np.int64)
 
-    def _official(self, embeddings: Embeddings, groups: list[Group]) -> list[IntArray]:
+    def _official_trials(self, embeddings: Embeddings, groups: list[Group]) -> list[IntArray]:
         """Row r of `rand_perm_cam{camera}{pid}` for trial r, its first `shots` entries, 1-based."""
         assert self.permutation is not None
         table = read_permutation(self.permutation)
@@ -105,22 +105,22 @@ class Draw:
                     f"{camera}, identity {pid}, of which the embeddings hold {len(rows)} images: it belongs to "
                     "another dataset or split"
                 )
-            wanted = permutation[: self.trials, : self.shots]
+            drawn = permutation[: self.trials, : self.shots]
             index = embeddings.index[rows]
-            place = np.minimum(np.searchsorted(index, wanted), len(index) - 1)
-            absent = np.argwhere(index[place] != wanted)
+            positions = np.minimum(np.searchsorted(index, drawn), len(index) - 1)
+            absent = np.argwhere(index[positions] != drawn)
             if len(absent):
                 trial, shot = absent[0].tolist()
                 raise ProtocolError(
-                    f"the official draw takes image {int(wanted[trial, shot])} of identity {pid}, camera {camera} "
+                    f"the official draw takes image {int(drawn[trial, shot])} of identity {pid}, camera {camera} "
                     f"(trial {trial + 1}), but the embeddings hold only {len(rows)} images there (the permutation "
                     f"counts {permutation.shape[1]}): embed every test image, with 1-based 'index' in sorted order"
                 )
-            picked.append(rows[place])
+            picked.append(rows[positions])
         return list(np.concatenate(picked, axis=1))
 
 
-def _groups(embeddings: Embeddings, rows: IntArray) -> list[Group]:
+def _group_rows(embeddings: Embeddings, rows: IntArray) -> list[Group]:
     """(pid, camid, rows sorted by index) for every identity, camera and modality, ascending."""
     if not len(rows):
         return []
@@ -128,19 +128,22 @@ def _groups(embeddings: Embeddings, rows: IntArray) -> list[Group]:
     order = np.lexsort((embeddings.index[rows], modality, embeddings.camid[rows], embeddings.pid[rows]))
     rows, modality = rows[order], modality[order]
     pid, camera = embeddings.pid[rows], embeddings.camid[rows]
-    new = np.flatnonzero((np.diff(pid) != 0) | (np.diff(camera) != 0) | (np.diff(modality) != 0)) + 1
-    parts = np.split(rows, new)
-    return [(int(pid[s]), int(camera[s]), part) for s, part in zip([0, *new.tolist()], parts, strict=True)]
+    boundaries = np.flatnonzero((np.diff(pid) != 0) | (np.diff(camera) != 0) | (np.diff(modality) != 0)) + 1
+    parts = np.split(rows, boundaries)
+    return [
+        (int(pid[start]), int(camera[start]), part)
+        for start, part in zip([0, *boundaries.tolist()], parts, strict=True)
+    ]
 
 
 def _check_index(embeddings: Embeddings, rows: IntArray) -> None:
-    """Raise unless `index` tells the images of an identity and camera apart, which a draw needs."""
+    """Raise unless `index` is unique within an identity and camera, as a draw needs."""
     columns = (embeddings.pid, embeddings.camid, embeddings.modality, embeddings.index)
     key = np.stack([column[rows].astype(np.int64) for column in columns], axis=1)
     order = np.lexsort(key.T[::-1])
-    same = np.flatnonzero((np.diff(key[order], axis=0) == 0).all(axis=1))
-    if len(same):
-        a, b = sorted((int(rows[order[same[0]]]), int(rows[order[same[0] + 1]])))
+    duplicates = np.flatnonzero((np.diff(key[order], axis=0) == 0).all(axis=1))
+    if len(duplicates):
+        a, b = sorted((int(rows[order[duplicates[0]]]), int(rows[order[duplicates[0] + 1]])))
         raise ProtocolError(
             f"rows {a} and {b} have the same pid ({int(embeddings.pid[a])}), camera ({int(embeddings.camid[a])}) and "
             f"index ({int(embeddings.index[a])}): a draw needs 'index', the 1-based position among the sorted images "
@@ -149,7 +152,7 @@ def _check_index(embeddings: Embeddings, rows: IntArray) -> None:
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path, state: str) -> dict[tuple[int, int], IntArray]:
+def _read_permutation_file(path: Path, state: str) -> dict[tuple[int, int], IntArray]:
     table: dict[tuple[int, int], IntArray] = {}
     try:
         for camera, cells in enumerate(read_mat(path, "rand_perm_cam"), start=1):
@@ -173,7 +176,7 @@ def read_permutation(path: str | Path) -> dict[tuple[int, int], IntArray]:
         raise ProtocolError(
             f"{path} does not exist: give the path of {PERMUTATION_FILE}, or use the seeded draw"
         )
-    return _read(path.resolve(), file_state(path))
+    return _read_permutation_file(path.resolve(), file_state(path))
 
 
 def find_permutation(root: str | Path) -> Path:

@@ -60,7 +60,7 @@ class Evaluation:
         distance: "cosine" or "euclidean".
         precision: "float32" or "float64", the arithmetic of the similarities.
         trials: the scores, in order.
-        extras: what was applied beyond the plain ranking, in words; empty for a plain figure.
+        extras: names of what was applied beyond the plain ranking; empty for a plain figure.
         plain: with extras, the evaluation without them: never show one without the other.
         unmatched: of each trial, the queries that have no true match in its gallery, and are not counted: names, or
             "row 7" (of the embeddings, from 0) of those without one.
@@ -75,12 +75,14 @@ class Evaluation:
     unmatched: tuple[tuple[str, ...], ...] = ()
 
     def __repr__(self) -> str:
-        mean, many = self.mean, len(self.trials)
+        mean, trials = self.mean, len(self.trials)
         figures = ", ".join(
             f"{title} {100 * mean[name]:.2f}"
             for title, name in (("Rank-1", "rank1"), ("mAP", "mAP"), ("mINP", "mINP"))
         )
-        return f"<Evaluation {self.protocol.partition(':')[0]}: {figures}; {many} trial{'s' * (many > 1)}>"
+        return (
+            f"<Evaluation {self.protocol.partition(':')[0]}: {figures}; {trials} trial{'s' * (trials > 1)}>"
+        )
 
     @property
     def mean(self) -> dict[str, float]:
@@ -93,14 +95,17 @@ class Evaluation:
         return {name: float(np.std([getattr(t, name) for t in self.trials])) for name in METRICS}
 
     @property
-    def _lost(self) -> list[int]:
-        """How many queries of each trial have no match."""
+    def _unmatched_counts(self) -> list[int]:
+        """Number of queries without a match, of each trial."""
         return [len(names) for names in self.unmatched] or [0] * len(self.trials)
 
     @property
-    def _probes(self) -> list[int]:
-        """How many queries each trial has, counted or not."""
-        return [trial.queries + lost for trial, lost in zip(self.trials, self._lost, strict=True)]
+    def _query_counts(self) -> list[int]:
+        """Number of queries, counted or not, of each trial."""
+        return [
+            trial.queries + unmatched
+            for trial, unmatched in zip(self.trials, self._unmatched_counts, strict=True)
+        ]
 
     @property
     def _unmatched_names(self) -> list[str]:
@@ -108,7 +113,7 @@ class Evaluation:
         return list(dict.fromkeys(name for names in self.unmatched for name in names))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: protocol, trials, mean, std, and what else describes the numbers."""
+        """For JSON: protocol, trials, mean, std, and further facts about the numbers."""
         content: dict[str, Any] = {
             "protocol": self.protocol,
             "trials": [trial.to_dict() for trial in self.trials],
@@ -119,8 +124,8 @@ class Evaluation:
             "queries": [trial.queries for trial in self.trials],
             "gallery": [trial.gallery for trial in self.trials],
             "extras": list(self.extras),
-            "probes": self._probes,
-            "unmatched": self._lost,
+            "probes": self._query_counts,
+            "unmatched": self._unmatched_counts,
             "unmatched_probes": self._unmatched_names,
         }
         if self.plain is not None:
@@ -128,21 +133,21 @@ class Evaluation:
         return content
 
     def summary(self) -> str:
-        """A few lines for a person: the sentence, the mean and spread in percent, the plain figure beside extras."""
+        """A few lines of text: the protocol, mean and deviation in percent, with extras also the plain figures."""
         mean, std = self.mean, self.std
         figures = "  ".join(f"{name} {100 * mean[name]:.2f} ± {100 * std[name]:.2f}" for name in METRICS)
         lines = [self.protocol, f"  {' + '.join([self.distance, *self.extras])}: {figures}"]
         if self.plain is not None:
             lines.append(self.plain.summary().splitlines()[1])
-        if any(self._lost):
+        if any(self._unmatched_counts):
             lines.append(
-                f"  {_span(self._lost)} of {_span(self._probes)} probes have no match in the gallery and are not "
-                f"counted: {first_of(self._unmatched_names, MAX_UNMATCHED_NAMED)}"
+                f"  {_range_text(self._unmatched_counts)} of {_range_text(self._query_counts)} probes have no match "
+                f"in the gallery and are not counted: {first_of(self._unmatched_names, MAX_UNMATCHED_NAMED)}"
             )
         return "\n".join(lines)
 
 
-def _span(counts: Sequence[int]) -> str:
+def _range_text(counts: Sequence[int]) -> str:
     low, high = min(counts), max(counts)
     return str(low) if low == high else f"{low} to {high}"
 
@@ -171,11 +176,11 @@ def evaluate(
             the embeddings, whatever their number (one identity with more images than fit goes over it).
         query_mask: (N,) bool, which rows may be queries.
         gallery_mask: (N,) bool, which rows may be searched.
-        extras: `QueryExpansion` and `KReciprocal`, in the order of application: none unless asked for.
+        extras: `QueryExpansion` and `KReciprocal`, in the order of application; none by default.
 
     Returns:
         The scores of every trial. Ties count against the query (`ranking`). With extras, the evaluation names them
-        and holds the plain figure beside (`Evaluation.plain`).
+        and also holds the plain figures (`Evaluation.plain`).
 
     Raises:
         ProtocolError: when protocol and embeddings do not fit, or no query has a true match.
@@ -217,7 +222,7 @@ def evaluate_all(
 
     Arguments and errors as in `evaluate`; one evaluation per protocol, in order.
     """
-    ranked = _rank(
+    ranked = _rank_protocols(
         embeddings,
         protocols,
         query_mask=query_mask,
@@ -231,11 +236,11 @@ def evaluate_all(
         Evaluation(
             protocol=protocol.sentence(),
             distance=distance,
-            precision=one.precision,
-            trials=tuple(scores(ranks, protocol.cmc, len(gallery)) for (_, gallery), ranks in one.trials),
-            unmatched=tuple(_unmatched(embeddings, query, ranks) for (query, _), ranks in one.trials),
+            precision=ranking.precision,
+            trials=tuple(scores(ranks, protocol.cmc, len(gallery)) for (_, gallery), ranks in ranking.trials),
+            unmatched=tuple(_unmatched(embeddings, query, ranks) for (query, _), ranks in ranking.trials),
         )
-        for protocol, one in zip(protocols, ranked, strict=True)
+        for protocol, ranking in zip(protocols, ranked, strict=True)
     )
 
 
@@ -245,31 +250,36 @@ def _unmatched(embeddings: Embeddings, query: IntArray, ranks: Ranks) -> tuple[s
 
 
 @dataclass(frozen=True)
-class _Ranked:
+class _RankedTrials:
     """The trials of a protocol with their ranks, and the arithmetic used."""
 
     trials: list[tuple[Trial, Ranks]]
     precision: str
 
 
-def _rank(
+def _rank_protocols(
     embeddings: Embeddings,
     protocols: Sequence[Protocol],
     *,
     query_mask: BoolArray | None,
     gallery_mask: BoolArray | None,
     **options: Any,
-) -> list[_Ranked]:
+) -> list[_RankedTrials]:
     """Rank the trials of each protocol; `options` are those of `rank_trials`."""
     if not isinstance(embeddings, Embeddings):
         raise DataError(
             f"embeddings is of type {type(embeddings).__name__}: give fmcnet.Embeddings, which know identity, camera "
             "and modality of each row"
         )
-    for one in protocols:
-        if not isinstance(one, Protocol):
-            raise ProtocolError(f"{one!r} is no protocol: give one of fmcnet.protocols, as protocols.sysu()")
-    plans = [one.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask) for one in protocols]
+    for protocol in protocols:
+        if not isinstance(protocol, Protocol):
+            raise ProtocolError(
+                f"{protocol!r} is no protocol: give one of fmcnet.protocols, as protocols.sysu()"
+            )
+    plans = [
+        protocol.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)
+        for protocol in protocols
+    ]
     # Trials of equal queries and skip rule share their similarities.
     groups: dict[tuple[bytes, SkipRule], list[tuple[int, int]]] = {}
     for number, plan in enumerate(plans):
@@ -279,11 +289,11 @@ def _rank(
     precision: dict[int, str] = {}
     for (_, skip), members in groups.items():
         trials = [plans[number][trial] for number, trial in members]
-        found, used = rank_trials(embeddings, trials, skip, **options)
-        ranks |= dict(zip(members, found, strict=True))
-        precision |= {number: used for number, _ in members}
+        trial_ranks, trial_precision = rank_trials(embeddings, trials, skip, **options)
+        ranks |= dict(zip(members, trial_ranks, strict=True))
+        precision |= {number: trial_precision for number, _ in members}
     return [
-        _Ranked([(pair, ranks[number, trial]) for trial, pair in enumerate(plan)], precision[number])
+        _RankedTrials([(pair, ranks[number, trial]) for trial, pair in enumerate(plan)], precision[number])
         for number, plan in enumerate(plans)
     ]
 
@@ -331,10 +341,10 @@ def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
     """
     if not evaluations:
         raise ProtocolError("no evaluation to pool")
-    kinds = {(e.protocol, e.distance, e.extras) for e in evaluations}
-    if len(kinds) > 1:
-        said = " | ".join(sorted(f"{protocol} ({distance})" for protocol, distance, _ in kinds))
-        raise ProtocolError(f"evaluations of different protocols cannot be pooled: {said}")
+    settings = {(e.protocol, e.distance, e.extras) for e in evaluations}
+    if len(settings) > 1:
+        descriptions = " | ".join(sorted(f"{protocol} ({distance})" for protocol, distance, _ in settings))
+        raise ProtocolError(f"evaluations of different protocols cannot be pooled: {descriptions}")
     plains = [e.plain for e in evaluations if e.plain is not None]
     return replace(
         evaluations[0],
@@ -374,7 +384,7 @@ def query_scores(
 
     Arguments and errors as `evaluate`.
     """
-    [ranked] = _rank(
+    [ranked] = _rank_protocols(
         embeddings, [protocol], query_mask=query_mask, gallery_mask=gallery_mask, distance=distance
     )
     times, ap, hit = np.zeros((3, len(embeddings)))

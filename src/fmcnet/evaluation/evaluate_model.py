@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 EMBEDDINGS = "embeddings"
 FEW_SEEN = 0.05
-"""Share of the identities up to which those that were trained on are told, not refused."""
+"""Up to this share of identities that were trained on there is a warning; above it, an error."""
 FLIP = "flip at test time"
 PROTOCOL_SETTINGS = {
     "sysu": ("mode", "shots", "draw", "trials"),
@@ -41,7 +41,7 @@ class DirectionResult:
     """One direction of one run.
 
     Attributes:
-        direction: "i2v" or "v2i" (RegDB: i is thermal); "custom" for a protocol of one's own.
+        direction: "i2v" or "v2i" (RegDB: i is thermal); "custom" for your own protocol.
         protocol: what was evaluated.
         result: the figures.
         chance: the Rank-1 that a random ranking expects, 0..1.
@@ -64,7 +64,7 @@ class DirectionResult:
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A run's embeddings of a test set and what the protocols say of them."""
+    """A run's embeddings of a test set and their evaluations."""
 
     encoder: Encoder
     table: Table
@@ -79,14 +79,14 @@ def protocols_for(table: Table, config: EvaluationConfig) -> dict[str, Protocol]
     and the seeded one where it does not; the protocol's sentence says which. A CSV's images are searched
     all against all in the other modality, minding the table's roles and, where cameras are known, nothing else.
     """
-    own = "v2i" if protocols.DEFAULT_DIRECTIONS.get(table.name, "i2v").startswith("v") else "i2v"
-    wanted = {"both": ("i2v", "v2i"), "auto": (own,)}.get(config.direction, (config.direction,))
-    return {direction: _protocol(table, config, direction) for direction in wanted}
+    default = "v2i" if protocols.DEFAULT_DIRECTIONS.get(table.name, "i2v").startswith("v") else "i2v"
+    directions = {"both": ("i2v", "v2i"), "auto": (default,)}.get(config.direction, (config.direction,))
+    return {direction: _benchmark_protocol(table, config, direction) for direction in directions}
 
 
-def _protocol(table: Table, config: EvaluationConfig, direction: str) -> Protocol:
+def _benchmark_protocol(table: Table, config: EvaluationConfig, direction: str) -> Protocol:
     if table.name == "sysu":
-        permutation = _permutation(table.root, config.draw)
+        permutation = _find_permutation(table.root, config.draw)
         draw = "official" if permutation else "seeded"
         return protocols.sysu(config.mode, config.shots, draw, permutation, config.trials, direction)
     if table.name == "regdb":
@@ -102,13 +102,15 @@ def check_settings(table: Table, names: Iterable[str]) -> None:
 
     Args:
         table: the dataset.
-        names: of the `EvaluationConfig` that were asked for.
+        names: of the fields of `EvaluationConfig` that the user set.
 
     Raises:
         ProtocolError: naming those that would do nothing on this table.
     """
-    others = {name for known in PROTOCOL_SETTINGS.values() for name in known}
-    unused = [name for name in names if name in others - set(PROTOCOL_SETTINGS.get(table.name, ()))]
+    benchmark_settings = {name for settings in PROTOCOL_SETTINGS.values() for name in settings}
+    unused = [
+        name for name in names if name in benchmark_settings - set(PROTOCOL_SETTINGS.get(table.name, ()))
+    ]
     if unused:
         raise ProtocolError(
             f"{table.root} ({table.name}) has no {' and no '.join(unused)} in its protocol: leave it out"
@@ -116,14 +118,14 @@ def check_settings(table: Table, names: Iterable[str]) -> None:
 
 
 def standard_settings(table: Table, config: EvaluationConfig) -> tuple[EvaluationConfig, ...]:
-    """The benchmark's standard protocols: `config`, and beside SYSU-MM01's all-search its indoor-search."""
+    """The benchmark's standard protocols: `config`, and for SYSU-MM01's all-search also its indoor-search."""
     if table.name != "sysu" or (config.mode, config.shots) != ("all", 1):
         return (config,)
     return config, config.model_copy(update={"mode": "indoor"})
 
 
-def _permutation(root: Path, draw: str) -> Path | None:
-    """The official draw's file, None for the seeded draw; "auto" takes the official one where the file lies."""
+def _find_permutation(root: Path, draw: str) -> Path | None:
+    """The official draw's file, None for the seeded draw; "auto" takes the official one if the file exists."""
     if draw == "seeded":
         return None
     try:
@@ -137,7 +139,7 @@ def _permutation(root: Path, draw: str) -> Path | None:
 def role_masks(table: Table) -> dict[str, Any]:
     """Masks (N,) of the rows that may be queries and gallery images: those of that role, and those of none.
 
-    They are named as the functions of evaluation take them.
+    The keys are the keyword arguments of the functions of evaluation.
     """
     return {f"{role}_mask": (table.role == role) | (table.role == "") for role in ("query", "gallery")}
 
@@ -149,17 +151,17 @@ def chance_rank1(embeddings: Embeddings, protocol: Protocol, table: Table) -> fl
     """
     means = []
     for query, gallery in protocol.trials(embeddings, **role_masks(table)):
-        g_pid, g_cam = embeddings.pid[gallery], embeddings.camid[gallery]
+        gallery_pid, gallery_cam = embeddings.pid[gallery], embeddings.camid[gallery]
         columns = (embeddings.pid[query], embeddings.camid[query], np.isin(query, gallery).astype(np.int64))
         keys, counts = np.unique(np.stack(columns, axis=1), axis=0, return_counts=True)
         pid, camid, itself = keys.T
-        skipped = protocol.skip.hides(pid[:, None], camid[:, None], g_pid, g_cam)
+        skipped = protocol.skip.hides(pid[:, None], camid[:, None], gallery_pid, gallery_cam)
         itself = itself * ~protocol.skip.hides(pid, camid, pid, camid)  # an image is never its own match
-        matches = ((pid[:, None] == g_pid) & ~skipped).sum(axis=1) - itself
-        seen = (~skipped).sum(axis=1) - itself
+        matches = ((pid[:, None] == gallery_pid) & ~skipped).sum(axis=1) - itself
+        remaining = (~skipped).sum(axis=1) - itself
         counted = matches > 0
         if counted.any():
-            means.append(np.average(matches[counted] / seen[counted], weights=counts[counted]))
+            means.append(np.average(matches[counted] / remaining[counted], weights=counts[counted]))
     return float(np.mean(means)) if means else 0.0
 
 
@@ -185,8 +187,8 @@ def evaluate_model(
         split: which identities: "train", "val" or "test".
         device: where to embed: "auto", "cpu", "cuda", ...
         flip: average each embedding with its mirror image's; named in every report.
-        rerank: k-reciprocal re-ranking; named in every report, the plain figure beside it.
-        expand: average query expansion, likewise.
+        rerank: k-reciprocal re-ranking; named in every report, with the plain figures.
+        expand: average query expansion; reported in the same way.
         progress: show a bar; None: on a terminal only.
         given: protocols by direction; None: those of the dataset (`protocols_for`).
 
@@ -197,8 +199,8 @@ def evaluate_model(
         DataError: when the split is empty, or identities of it were trained on (of another file: more than a few).
     """
     encoder = load(run, device)
-    several = config if isinstance(config, Sequence) else (config or encoder.card.config.evaluation,)
-    settings = several[0]
+    configs = config if isinstance(config, Sequence) else (config or encoder.card.config.evaluation,)
+    settings = configs[0]
     rows = table.of_split(split)
     _check_unseen(encoder, run, table, rows, split)
     store = None if encoder.folder is None or is_shipped(encoder.folder) else encoder.folder / EMBEDDINGS
@@ -207,33 +209,39 @@ def evaluate_model(
     embeddings = encoder.embed_table(rows, flip=True, **options) if flip else plain
     extras: list[Extra] = [QueryExpansion()] if expand else []
     extras += [KReciprocal()] if rerank else []
-    rules = given.items() if given else [pair for one in several for pair in protocols_for(rows, one).items()]
+    rules = (
+        given.items()
+        if given
+        else [
+            pair for evaluation_config in configs for pair in protocols_for(rows, evaluation_config).items()
+        ]
+    )
     rule_options = {"distance": settings.distance, **role_masks(rows)}
     results = []
     for direction, protocol in rules:
         result = evaluate(embeddings, protocol, extras=extras, **rule_options)
         if flip:
-            plainly = evaluate(plain, protocol, **rule_options)
-            result = replace(result, extras=(FLIP, *result.extras), plain=plainly)
+            plain_result = evaluate(plain, protocol, **rule_options)
+            result = replace(result, extras=(FLIP, *result.extras), plain=plain_result)
         results.append(DirectionResult(direction, protocol, result, chance_rank1(embeddings, protocol, rows)))
     return EvaluatedRun(encoder, rows, embeddings, tuple(results))
 
 
 def _check_unseen(encoder: Encoder, run: str | Path, table: Table, rows: Table, split: str) -> None:
-    """Refuse identities that the run was trained on; of another file than the training's, a few are only told."""
+    """Refuse identities that the run was trained on; in another dataset than its own, a few only give a warning."""
     data = fingerprint(table)
     if encoder.card.data == data:
-        known = np.intersect1d(rows.pid, np.array(encoder.card.pids, dtype=np.int64))
-        if len(known):
+        trained = np.intersect1d(rows.pid, np.array(encoder.card.pids, dtype=np.int64))
+        if len(trained):
             raise DataError(
-                f"{len(known)} of the {split} identities are among those that {run} was trained on, the first is "
-                f"{table.pid_name(int(known[0]))}: the splits of {table.root} have changed since"
+                f"{len(trained)} of the {split} identities are among those that {run} was trained on, the first is "
+                f"{table.pid_name(int(trained[0]))}: the splits of {table.root} have changed since"
             )
     if len(seen := seen_identities(encoder.card.seen_samples(data), rows)):
-        told = (
+        message = (
             f"{len(seen)} of the {split} identities have pictures that {run}, or the model that it started "
             f"from, was trained on, the first is {table.pid_name(int(seen[0]))}: leave them out of the {split} split"
         )
         if len(seen) > FEW_SEEN * len(np.unique(rows.pid)):
-            raise DataError(told)
-        logger.warning("%s", told)  # a few may be copies under a wrong name
+            raise DataError(message)
+        logger.warning("%s", message)  # a few may be copies under a wrong name

@@ -1,4 +1,4 @@
-"""One's own protocol as a YAML file: the arguments of `fmcnet.evaluation.protocols.custom`.
+"""Your own protocol as a YAML file: the arguments of `fmcnet.evaluation.protocols.custom`.
 
 query: infrared          # visible, infrared or both
 gallery: visible
@@ -35,8 +35,8 @@ def read_protocol(path: str | Path, images: Table | Embeddings) -> Protocol:
     """Read a protocol.
 
     Args:
-        path: the YAML file; without a `name` the protocol is called as the file.
-        images: those to be evaluated: their identities and cameras are what the file may name.
+        path: the YAML file; without a `name` the protocol has the file's name.
+        images: those to be evaluated; the file may name their identities and cameras.
 
     Raises:
         ProtocolError: when the file cannot be read, or listing all its faults.
@@ -49,49 +49,49 @@ def read_protocol(path: str | Path, images: Table | Embeddings) -> Protocol:
     except ValueError as error:
         raise ProtocolError(f"{path} is no valid YAML: {error}") from error
     readers: dict[str, Callable[[Any], Any]] = {
-        "name": _text,
-        "query": _modality,
-        "gallery": _modality,
-        "skip": lambda value: _skip(value, _cameras(images)),
-        "shots": lambda value: None if value is None else _whole(value, 1),
-        "trials": lambda value: _whole(value, 1),
-        "seed": lambda value: _whole(value, 0),
-        "cmc": lambda value: _one_of(value, ("image", "identity")),
-        "distractors": lambda value: _identities(value, images),
-        "junk": lambda value: _identities(value, images),
+        "name": _check_text,
+        "query": _parse_modality,
+        "gallery": _parse_modality,
+        "skip": lambda value: _parse_skip(value, _camera_numbers(images)),
+        "shots": lambda value: None if value is None else _check_whole_number(value, 1),
+        "trials": lambda value: _check_whole_number(value, 1),
+        "seed": lambda value: _check_whole_number(value, 0),
+        "cmc": lambda value: _check_choice(value, ("image", "identity")),
+        "distractors": lambda value: _parse_identities(value, images),
+        "junk": lambda value: _parse_identities(value, images),
     }
     if not isinstance(content, dict) or not content:
         raise ProtocolError(
             f"{path} holds no protocol: give lines as 'query: infrared', of {', '.join(readers)}"
         )
-    given: dict[str, Any] = {"name": path.stem}
+    arguments: dict[str, Any] = {"name": path.stem}
     faults: list[str] = []
     for key, value in content.items():
         if key not in readers:
-            near = nearest(str(key), readers)
-            hint = f"did you mean {near}?" if near else f"known are {', '.join(readers)}"
+            suggestion = nearest(str(key), readers)
+            hint = f"did you mean {suggestion}?" if suggestion else f"known are {', '.join(readers)}"
             faults.append(f"unknown key '{key}': {hint}")
             continue
         try:
-            given[key] = readers[key](value)
+            arguments[key] = readers[key](value)
         except ProtocolError as error:
             faults.append(f"{key}: {error}")
     if faults:
         more = f"\n  ... and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
         raise ProtocolError(f"{path}:\n  " + "\n  ".join(faults[:MAX_FAULTS]) + more)
     try:
-        return custom(**given)
+        return custom(**arguments)
     except ProtocolError as error:
         raise ProtocolError(f"{path}: {error}") from error
 
 
 def camera_names(table: Table) -> str:
     """ "1 is gate, 2 is hall", for a table whose cameras have names; "" for others."""
-    pairs = sorted({(number, name) for name, number in _cameras(table).items() if name != str(number)})
+    pairs = sorted({(number, name) for name, number in _camera_numbers(table).items() if name != str(number)})
     return ", ".join(f"{number} is {name}" for number, name in pairs)
 
 
-def _cameras(images: Table | Embeddings) -> dict[str, int]:
+def _camera_numbers(images: Table | Embeddings) -> dict[str, int]:
     """Camera numbers by number and by name."""
     numbers = {str(number): int(number) for number in np.unique(images.camid) if number != NO_CAMERA}
     if isinstance(images, Table):
@@ -100,30 +100,30 @@ def _cameras(images: Table | Embeddings) -> dict[str, int]:
     return numbers
 
 
-def _identities(value: Any, images: Table | Embeddings) -> tuple[Identity, ...]:
-    """Identities by the numbers that embeddings have; images of nobody known may be named "unknown"."""
+def _parse_identities(value: Any, images: Table | Embeddings) -> tuple[Identity, ...]:
+    """Identities by the numbers that embeddings have; "unknown" means images without an identity."""
     if isinstance(images, Table):
         numbers = set(images.identity_numbers().tolist())
         names = {name for name in images.identities() if name}
     else:
         numbers = set(images.pid.tolist())
         names = {str(number) for number in numbers}
-    found: list[Identity] = []
-    for one in value if isinstance(value, list) else [value]:
+    identities: list[Identity] = []
+    for entry in value if isinstance(value, list) else [value]:
         try:
-            name = parse_identity(one)
+            name = parse_identity(entry)
         except DataError as error:
-            raise ProtocolError(f"{_shown(one)} is no identity: {error}") from error
+            raise ProtocolError(f"{_short_repr(entry)} is no identity: {error}") from error
         number = NO_PID if name is None else identity_number(name)
         if number not in numbers:
-            near = nearest(str(one), names)
-            hint = f": did you mean '{near}'?" if near else ""
-            raise ProtocolError(f"no image to be evaluated shows '{one}'{hint}")
-        found.append((number, str(one) if name else "unknown"))
-    return tuple(dict.fromkeys(found))
+            suggestion = nearest(str(entry), names)
+            hint = f": did you mean '{suggestion}'?" if suggestion else ""
+            raise ProtocolError(f"no image to be evaluated shows '{entry}'{hint}")
+        identities.append((number, str(entry) if name else "unknown"))
+    return tuple(dict.fromkeys(identities))
 
 
-def _skip(value: Any, cameras: Mapping[str, int]) -> str | list[tuple[int, int]] | None:
+def _parse_skip(value: Any, cameras: Mapping[str, int]) -> str | list[tuple[int, int]] | None:
     if value is None or value == "none":
         return None
     if not cameras:
@@ -131,15 +131,19 @@ def _skip(value: Any, cameras: Mapping[str, int]) -> str | list[tuple[int, int]]
             "no image to be evaluated has a camera, so nothing would be skipped: give cameras, or leave it out"
         )
     if not isinstance(value, list):
-        return str(_one_of(value, SKIPS, "; or pairs of cameras, as [[3, 2]]"))
+        return str(_check_choice(value, SKIPS, "; or pairs of cameras, as [[3, 2]]"))
     pairs = []
     for pair in value:
         if not isinstance(pair, list) or len(pair) != 2:
-            raise ProtocolError(f"{_shown(pair)} is no pair: give [query camera, gallery camera]")
+            raise ProtocolError(f"{_short_repr(pair)} is no pair: give [query camera, gallery camera]")
         for camera in pair:
             if str(camera) not in cameras:
-                near = nearest(str(camera), cameras)
-                hint = f"did you mean '{near}'?" if near else f"known are {', '.join(sorted(cameras))}"
+                suggestion = nearest(str(camera), cameras)
+                hint = (
+                    f"did you mean '{suggestion}'?"
+                    if suggestion
+                    else f"known are {', '.join(sorted(cameras))}"
+                )
                 raise ProtocolError(f"no image to be evaluated is of camera '{camera}': {hint}")
         pairs.append((cameras[str(pair[0])], cameras[str(pair[1])]))
     if not pairs:
@@ -147,33 +151,33 @@ def _skip(value: Any, cameras: Mapping[str, int]) -> str | list[tuple[int, int]]
     return pairs
 
 
-def _modality(value: Any) -> Any:
+def _parse_modality(value: Any) -> Any:
     if value is None or value == "both":
         return None
-    found = MODALITY_WORDS.get(value.lower()) if isinstance(value, str) else None
-    return found or _one_of(value, ("visible", "infrared", "both"))
+    modality = MODALITY_WORDS.get(value.lower()) if isinstance(value, str) else None
+    return modality or _check_choice(value, ("visible", "infrared", "both"))
 
 
-def _one_of(value: Any, allowed: tuple[str, ...], more: str = "") -> Any:
+def _check_choice(value: Any, allowed: tuple[str, ...], advice: str = "") -> Any:
     if value not in allowed:
-        near = nearest(value, allowed) if isinstance(value, str) else None
-        hint = f": did you mean {near}?" if near else more
-        raise ProtocolError(f"{_shown(value)} is none of {', '.join(allowed)}{hint}")
+        suggestion = nearest(value, allowed) if isinstance(value, str) else None
+        hint = f": did you mean {suggestion}?" if suggestion else advice
+        raise ProtocolError(f"{_short_repr(value)} is none of {', '.join(allowed)}{hint}")
     return value
 
 
-def _whole(value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-        raise ProtocolError(f"{_shown(value)} is no whole number from {least}")
+def _check_whole_number(value: Any, minimum: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 2**31:
+        raise ProtocolError(f"{_short_repr(value)} is no whole number from {minimum}")
     return value
 
 
-def _text(value: Any) -> str:
+def _check_text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip() or "\n" in value or len(value) > 200:
-        raise ProtocolError(f"{_shown(value)} is no name: give a line of text")
+        raise ProtocolError(f"{_short_repr(value)} is no name: give a line of text")
     return value
 
 
-def _shown(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

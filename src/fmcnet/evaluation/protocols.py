@@ -1,4 +1,4 @@
-"""Evaluation protocols as data: what is searched in what, how it is drawn, skipped and counted.
+"""Evaluation protocols as data: query and gallery sets, the draw, the skip rule and the CMC rule.
 
 `SkipRule` is the same-camera rule: which gallery images a query skips. `fmcnet.evaluation.ranking` applies it.
 
@@ -20,7 +20,7 @@ from fmcnet.evaluation.draws import Draw
 from fmcnet.types import NO_CAMERA, NO_PID, BoolArray, Embeddings, IntArray, Modality, parse_modality
 
 DEFAULT_DIRECTIONS = {"sysu": "i2v", "regdb": "v2t", "llcm": "v2i"}
-"""Each benchmark's direction, where none is given; its first table is of it."""
+"""Each benchmark's default direction, that of its paper's first table."""
 
 CmcRule = Literal["identity", "image"]
 SkipKind = Literal["none", "same_identity_and_camera", "same_camera", "camera_pairs"]
@@ -29,12 +29,12 @@ Trial: TypeAlias = tuple[IntArray, IntArray]
 """(query rows, gallery rows) among the embeddings."""
 
 Identity: TypeAlias = tuple[int, str]
-"""An identity's number, and how the dataset calls it."""
+"""An identity's number, and its name in the dataset."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which images form a set: one modality (None: both), some cameras (None: all of them)."""
+    """The images of a set: of one modality (None: both) and some cameras (None: all)."""
 
     modality: Modality | None = None
     cameras: tuple[int, ...] | None = None
@@ -50,10 +50,10 @@ class Selection:
 
     def describe(self) -> str:
         """For example `infrared images of cameras 3, 6`."""
-        what = f"{self.modality} images" if self.modality is not None else "images"
+        images = f"{self.modality} images" if self.modality is not None else "images"
         if self.cameras is None:
-            return what
-        return f"{what} of camera{'s' * (len(self.cameras) > 1)} {', '.join(map(str, self.cameras))}"
+            return images
+        return f"{images} of camera{'s' * (len(self.cameras) > 1)} {', '.join(map(str, self.cameras))}"
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class SkipRule:
 
     def __post_init__(self) -> None:
         if self.kind not in ("none", "same_identity_and_camera", "same_camera", "camera_pairs"):
-            known = "none, same_camera, same_identity_and_camera or pairs of cameras"
-            raise ProtocolError(f"unknown skip rule '{self.kind}': use {known}")
+            choices = "none, same_camera, same_identity_and_camera or pairs of cameras"
+            raise ProtocolError(f"unknown skip rule '{self.kind}': use {choices}")
         if (self.kind == "camera_pairs") != bool(self.pairs):
             raise ProtocolError(
                 "the skip rule 'camera_pairs' goes with a list of (probe camera, gallery camera)"
@@ -116,7 +116,7 @@ class SkipRule:
         return hidden
 
     def hidden(self, embeddings: Embeddings, query: IntArray, gallery: IntArray) -> BoolArray:
-        """Where a query row does not see a gallery row: by the rule, or as it is the same image; rows broadcast."""
+        """True where a query row skips a gallery row: by the rule, or as the same image; rows broadcast."""
         pid, camid = embeddings.pid, embeddings.camid
         by_rule = self.hides(pid[query], camid[query], pid[gallery], camid[gallery])
         return np.asarray(by_rule | (query == gallery))
@@ -141,13 +141,13 @@ class Protocol:
         query: the queries.
         gallery: what is searched.
         draw: which of the drawn set's images enter each trial.
-        skip: which gallery images a query does not see.
+        skip: which gallery images a query skips.
         cmc: "identity" keeps each gallery identity's best image and ranks identities; "image" ranks images.
         drawn: the set the draw applies to.
         ours: choices that no source prescribes.
         given: the sets were given with the embeddings; nothing is selected or drawn.
         distractors: identities whose images are all in every gallery, and never queries.
-        junk: identities whose images take no part.
+        junk: identities whose images are left out.
         mode: of SYSU-MM01, "all" or "indoor"; else "".
         reading: of LLCM's protocol, "a", "b" or "c"; else "".
     """
@@ -167,7 +167,7 @@ class Protocol:
     reading: str = ""
 
     def __post_init__(self) -> None:
-        _one_of("CMC rule", self.cmc, ("image", "identity"))
+        _check_choice("CMC rule", self.cmc, ("image", "identity"))
 
     def sentence(self) -> str:
         """The protocol in one sentence, as every report prints it."""
@@ -180,9 +180,12 @@ class Protocol:
         counting = "identities (each gallery identity's best image)" if self.cmc == "identity" else "images"
         text = f"{self.name}: {direction}; {draw}; {self.skip.describe()}; CMC counts {counting}"
         if self.distractors:
-            text += f"; every image of the distractors {_called(self.distractors)} is in the gallery, none is a query"
+            text += (
+                f"; every image of the distractors {_first_names(self.distractors)} is in the gallery, "
+                "none is a query"
+            )
         if self.junk:
-            text += f"; images of the junk identities {_called(self.junk)} are left out"
+            text += f"; images of the junk identities {_first_names(self.junk)} are left out"
         if self.ours:
             text += f"; ours: {', '.join(self.ours)}"
         return text + "."
@@ -190,12 +193,12 @@ class Protocol:
     @property
     def settings(self) -> dict[str, str | int]:
         """The protocol's settings by name, as `fmcnet evaluate` takes them: {"mode": "all", "shots": 1, ...}."""
-        found = {"mode": self.mode, "reading": self.reading, "shots": self.draw.shots}
-        found |= {"draw": self.draw.kind, "trials": self.draw.trials, "cmc": self.cmc}
-        return {name: value for name, value in found.items() if value}
+        settings = {"mode": self.mode, "reading": self.reading, "shots": self.draw.shots}
+        settings |= {"draw": self.draw.kind, "trials": self.draw.trials, "cmc": self.cmc}
+        return {name: value for name, value in settings.items() if value}
 
     def as_given(self) -> Protocol:
-        """The same skip and CMC rules on sets that somebody else has chosen and drawn."""
+        """The same skip and CMC rules on sets that are already selected and drawn."""
         return replace(
             self,
             name=f"{self.name.split()[0]}'s rules",
@@ -224,16 +227,16 @@ class Protocol:
             gallery_mask: (N,) bool; only these rows may be searched.
 
         Raises:
-            ProtocolError: when a set is empty or holds nobody known, or the draw does not fit.
+            ProtocolError: when a set is empty or an image has no identity, or the draw does not fit.
         """
-        distractor = np.isin(embeddings.pid, [number for number, _ in self.distractors])
-        junk = np.isin(embeddings.pid, [number for number, _ in self.junk])
-        nobody = embeddings.pid == NO_PID
-        unknown = len(embeddings) if len(embeddings) and bool(nobody.all()) else 0
+        is_distractor = np.isin(embeddings.pid, [number for number, _ in self.distractors])
+        is_junk = np.isin(embeddings.pid, [number for number, _ in self.junk])
+        no_identity = embeddings.pid == NO_PID
+        unknown = len(embeddings) if len(embeddings) and bool(no_identity.all()) else 0
         if not unknown:
-            query = self._rows("query", embeddings, query_mask, ~(distractor | junk))
-            gallery = self._rows("gallery", embeddings, gallery_mask, ~junk)
-            unknown = int(nobody[np.union1d(query, gallery[~distractor[gallery]])].sum())
+            query = self._set_rows("query", embeddings, query_mask, ~(is_distractor | is_junk))
+            gallery = self._set_rows("gallery", embeddings, gallery_mask, ~is_junk)
+            unknown = int(no_identity[np.union1d(query, gallery[~is_distractor[gallery]])].sum())
         if unknown:
             raise ProtocolError(
                 f"{unknown} of {len(embeddings)} embeddings have no identity and cannot be scored: embed a labelled "
@@ -241,44 +244,49 @@ class Protocol:
             )
         if self.draw.kind == "all" or self.draw.shots is None:
             return [(query, gallery)] * self.draw.trials
-        rows = gallery[~distractor[gallery]] if self.drawn == "gallery" else query
+        rows = gallery[~is_distractor[gallery]] if self.drawn == "gallery" else query
         picks = self.draw.pick(embeddings, rows)
         if self.drawn == "gallery":
-            kept = gallery[distractor[gallery]]
-            return [(query, np.concatenate([pick, kept]) if len(kept) else pick) for pick in picks]
+            distractor_rows = gallery[is_distractor[gallery]]
+            return [
+                (query, np.concatenate([pick, distractor_rows]) if len(distractor_rows) else pick)
+                for pick in picks
+            ]
         return [(pick, gallery) for pick in picks]
 
-    def _rows(self, what: str, embeddings: Embeddings, mask: BoolArray | None, takes: BoolArray) -> IntArray:
-        """Rows of the set `what`, "query" or "gallery", that `mask` and `takes` allow."""
-        selection: Selection = getattr(self, what)
-        chosen = selection.mask(embeddings) & takes
+    def _set_rows(
+        self, side: str, embeddings: Embeddings, mask: BoolArray | None, allowed: BoolArray
+    ) -> IntArray:
+        """Rows of the set `side`, "query" or "gallery", that `mask` and `allowed` select."""
+        selection: Selection = getattr(self, side)
+        selected = selection.mask(embeddings) & allowed
         if mask is not None:
-            given = np.asarray(mask)
-            if given.dtype != np.bool_ or given.shape != (len(embeddings),):
+            mask_array = np.asarray(mask)
+            if mask_array.dtype != np.bool_ or mask_array.shape != (len(embeddings),):
                 raise ProtocolError(
-                    f"the {what} mask must hold one bool for each of the {len(embeddings)} embeddings, "
-                    f"got {given.dtype} of shape {given.shape}"
+                    f"the {side} mask must hold one bool for each of the {len(embeddings)} embeddings, "
+                    f"got {mask_array.dtype} of shape {mask_array.shape}"
                 )
-            chosen &= given
-        rows = np.flatnonzero(chosen)
+            selected &= mask_array
+        rows = np.flatnonzero(selected)
         if not len(rows):
             visible = int((embeddings.modality == 0).sum())
             cameras = ", ".join(map(str, np.unique(embeddings.camid).tolist()[:20]))
             raise ProtocolError(
-                f"{self.name}: no {what} image. It takes {selection.describe()}, but the {len(embeddings)} "
+                f"{self.name}: no {side} image. It takes {selection.describe()}, but the {len(embeddings)} "
                 f"embeddings hold {visible} visible and {len(embeddings) - visible} infrared images "
                 f"of cameras {cameras or 'none'}: check modality, camera numbers and masks"
             )
         return rows
 
 
-def _called(identities: tuple[Identity, ...]) -> str:
+def _first_names(identities: tuple[Identity, ...]) -> str:
     return first_of([name for _, name in identities], 5)
 
 
-def _one_of(what: str, value: object, allowed: Iterable[object]) -> None:
-    if value not in tuple(allowed):
-        raise ProtocolError(f"unknown {what} '{value}': use {' or '.join(map(str, allowed))}")
+def _check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    if value not in tuple(choices):
+        raise ProtocolError(f"unknown {name} '{value}': use {' or '.join(map(str, choices))}")
 
 
 def sysu(
@@ -298,7 +306,7 @@ def sysu(
         draw: "official" (needs `permutation`) or "seeded" (AGW and its descendants).
         permutation: path of `rand_perm_cam.mat`, see `find_permutation`; None with the seeded draw.
         trials: number of trials, 1..10 with the official draw, 1 or more with the seeded one.
-        direction: "i2v", the benchmark's; "v2i", its mirror image, which is ours: visible queries of the mode's
+        direction: "i2v", the benchmark's; "v2i", its mirror image, not published: visible queries of the mode's
             cameras, infrared gallery of cameras 3 and 6, a camera-2 query skips camera 3.
         seed: of the first trial of a seeded draw; trial t takes `seed + t`.
 
@@ -308,10 +316,10 @@ def sysu(
     Raises:
         ProtocolError: on an unknown option, or when the official draw lacks its file.
     """
-    _one_of("SYSU-MM01 mode", mode, ("all", "indoor"))
-    _one_of("draw", draw, ("official", "seeded"))
-    _one_of("SYSU-MM01 direction", direction, ("i2v", "v2i"))
-    _one_of("number of shots", shots, (1, 10))
+    _check_choice("SYSU-MM01 mode", mode, ("all", "indoor"))
+    _check_choice("draw", draw, ("official", "seeded"))
+    _check_choice("SYSU-MM01 direction", direction, ("i2v", "v2i"))
+    _check_choice("number of shots", shots, (1, 10))
     if draw == "official" and not 1 <= trials <= 10:
         raise ProtocolError(f"the official draw has ten trials, got trials={trials}")
     query = Selection(Modality.INFRARED, (3, 6))
@@ -354,12 +362,12 @@ def regdb(direction: str = "v2t", cmc: str = "image") -> Protocol:
     Raises:
         ProtocolError: on an unknown option.
     """
-    _one_of("RegDB direction", direction, ("v2t", "t2v"))
-    probe = Modality.VISIBLE if direction == "v2t" else Modality.INFRARED
+    _check_choice("RegDB direction", direction, ("v2t", "t2v"))
+    query_modality = Modality.VISIBLE if direction == "v2t" else Modality.INFRARED
     return Protocol(
         name=f"RegDB {'visible to thermal' if direction == 'v2t' else 'thermal to visible'}",
-        query=Selection(probe),
-        gallery=Selection(probe.other),
+        query=Selection(query_modality),
+        gallery=Selection(query_modality.other),
         cmc=cmc,  # type: ignore[arg-type]  # checked on construction
     )
 
@@ -382,21 +390,23 @@ def llcm(reading: str = "a", direction: str = "v2i", trials: int = 10, seed: int
     Raises:
         ProtocolError: on an unknown option.
     """
-    _one_of("LLCM reading", reading, ("a", "b", "c"))
-    _one_of("LLCM direction", direction, ("v2i", "i2v"))
-    probe = Modality.VISIBLE if direction == "v2i" else Modality.INFRARED
+    _check_choice("LLCM reading", reading, ("a", "b", "c"))
+    _check_choice("LLCM direction", direction, ("v2i", "i2v"))
+    query_modality = Modality.VISIBLE if direction == "v2i" else Modality.INFRARED
     title = {"a": "the paper's", "b": "the released script's", "c": "all against all"}[reading]
     arrow = "visible to infrared" if direction == "v2i" else "infrared to visible"
-    everything = reading == "c"
+    all_against_all = reading == "c"
     return Protocol(
         name=f"LLCM reading {reading} ({title}), {arrow}",
-        query=Selection(probe),
-        gallery=Selection(probe.other),
-        draw=Draw() if everything else Draw("seeded", shots=1, trials=trials, seed=seed),
-        skip=SkipRule() if everything else SkipRule("same_identity_and_camera"),
+        query=Selection(query_modality),
+        gallery=Selection(query_modality.other),
+        draw=Draw() if all_against_all else Draw("seeded", shots=1, trials=trials, seed=seed),
+        skip=SkipRule() if all_against_all else SkipRule("same_identity_and_camera"),
         drawn="query" if reading == "b" and direction == "v2i" else "gallery",
         reading=reading,
-        ours=("the counting of identities",) if everything else ("the seeds (0, 1, ... as on SYSU-MM01)",),
+        ours=("the counting of identities",)
+        if all_against_all
+        else ("the seeds (0, 1, ... as on SYSU-MM01)",),
     )
 
 
@@ -437,19 +447,19 @@ def custom(
     Raises:
         ProtocolError: on an unknown option, or an identity that is both a distractor and junk.
     """
-    only_gallery, left_out = _named(distractors), _named(junk)
+    only_gallery, left_out = _with_names(distractors), _with_names(junk)
     junk_numbers = {number for number, _ in left_out}
-    both = [name for number, name in only_gallery if number in junk_numbers]
-    if both:
-        raise ProtocolError(f"identity {both[0]} is a distractor and junk: give it once")
+    conflicting = [name for number, name in only_gallery if number in junk_numbers]
+    if conflicting:
+        raise ProtocolError(f"identity {conflicting[0]} is a distractor and junk: give it once")
     if shots is None and trials != 1:
         raise ProtocolError(
             f"trials={trials} without shots would repeat the same trial: give shots or trials=1"
         )
     return Protocol(
         name=name,
-        query=Selection(_modality("query", query)),
-        gallery=Selection(_modality("gallery", gallery)),
+        query=Selection(_parse_modality("query", query)),
+        gallery=Selection(_parse_modality("gallery", gallery)),
         draw=Draw() if shots is None else Draw("seeded", shots=shots, trials=trials, seed=seed),
         skip=SkipRule.of(skip),
         cmc=cmc,  # type: ignore[arg-type]  # checked on construction
@@ -458,12 +468,14 @@ def custom(
     )
 
 
-def _named(identities: Iterable[int | Identity]) -> tuple[Identity, ...]:
-    return tuple(one if isinstance(one, tuple) else (int(one), str(one)) for one in identities)
+def _with_names(identities: Iterable[int | Identity]) -> tuple[Identity, ...]:
+    return tuple(
+        identity if isinstance(identity, tuple) else (int(identity), str(identity)) for identity in identities
+    )
 
 
-def _modality(what: str, value: Modality | str | None) -> Modality | None:
+def _parse_modality(argument: str, value: Modality | str | None) -> Modality | None:
     try:
         return None if value is None else parse_modality(value)
     except FmcnetError as error:
-        raise ProtocolError(f"{what}: {error}, or None for both") from error
+        raise ProtocolError(f"{argument}: {error}, or None for both") from error

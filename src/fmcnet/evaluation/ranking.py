@@ -28,13 +28,13 @@ from fmcnet.evaluation.similarity import Similarity
 from fmcnet.types import BoolArray, Embeddings, IntArray
 
 CHUNK_BYTES = 32 * 2**20
-"""Bound of a block of similarities with its copies, unless told otherwise."""
+"""Default bound of a block of similarities with its copies."""
 
 COPIES = 4
 """Blocks of similarities alive at once, at most."""
 
 SLICE = 64
-"""Queries whose true matches are compared at once. Ordered by identity, so many have few."""
+"""Queries whose true matches are gathered at once. They are ordered by identity, so they share most of these."""
 
 
 @dataclass
@@ -76,13 +76,13 @@ class Ranks:
         """
         order = np.arange(1, above.shape[1] + 1)
         ranks = order + above
-        number = np.maximum(matches, 1)
+        clamped = np.maximum(matches, 1)
         self.matches[rows] = matches
         self.first_image[rows] = ranks[:, 0]
         self.first_identity[rows] = 1 + identities_above
-        self.ap[rows] = np.where(order <= matches[:, None], order / ranks, 0.0).sum(axis=1) / number
-        last = np.take_along_axis(ranks, number[:, None] - 1, axis=1)[:, 0]
-        self.inp[rows] = np.where(matches > 0, matches / last, 0.0)
+        self.ap[rows] = np.where(order <= matches[:, None], order / ranks, 0.0).sum(axis=1) / clamped
+        last_rank = np.take_along_axis(ranks, clamped[:, None] - 1, axis=1)[:, 0]
+        self.inp[rows] = np.where(matches > 0, matches / last_rank, 0.0)
 
 
 def rank_trials(
@@ -115,7 +115,7 @@ def rank_trials(
         query_chunk = max(64, min(4096, int(budget**0.5)))
         gallery_chunk = budget // max(min(query_chunk, len(query)), width)
     gallery = gallery[np.argsort(embeddings.pid[gallery], kind="stable")]
-    blocks = _Products(embeddings, similarity, query, gallery)
+    blocks = _EmbeddingSimilarities(embeddings, similarity, query, gallery)
     ranking = _Ranking(embeddings, skip, trials, gallery, blocks, similarity.tie)
     return ranking.run(max(1, query_chunk), max(1, gallery_chunk)), similarity.precision
 
@@ -129,10 +129,10 @@ def rank_given(
     tie: float = 0.0,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Ranks:
-    """Rank a trial from similarities that somebody else computes (re-ranking, another model's scores).
+    """Rank a trial from similarities computed elsewhere (re-ranking, another model's scores).
 
     Args:
-        embeddings: identities, cameras; the features are not looked at.
+        embeddings: identities, cameras; the features are not used.
         trial: (query rows, gallery rows).
         skip: the rule.
         similarities: given positions (q,) in the trial's query rows, their (q, G) similarities in the order of
@@ -142,12 +142,14 @@ def rank_given(
     """
     gallery = trial[1]
     order = np.argsort(embeddings.pid[gallery], kind="stable")
-    ranking = _Ranking(embeddings, skip, [trial], gallery[order], _Given(similarities, order), tie)
+    ranking = _Ranking(
+        embeddings, skip, [trial], gallery[order], _GivenSimilarities(similarities, order), tie
+    )
     query_chunk = max(1, chunk_bytes // (COPIES * 8) // len(gallery))
     return ranking.run(query_chunk, len(gallery))[0]
 
 
-class _Products:
+class _EmbeddingSimilarities:
     """Similarities computed from embeddings; the last slice of the gallery stays loaded."""
 
     def __init__(
@@ -161,7 +163,7 @@ class _Products:
         return self.similarity.load(self.embeddings, self.query[positions])
 
     def block(self, query: Tensor, columns: slice | IntArray) -> Tensor:
-        """(q, g) similarities of loaded queries with gallery images by their columns, the caller's to change."""
+        """(q, g) similarities of loaded queries with gallery images by their columns; the caller may change them."""
         if not isinstance(columns, slice):
             return self.similarity.block(query, self.similarity.load(self.embeddings, self.gallery[columns]))
         if self.loaded is None or self.loaded[0] != columns:
@@ -170,7 +172,7 @@ class _Products:
 
 
 @dataclass(frozen=True)
-class _Given:
+class _GivenSimilarities:
     """Similarities computed elsewhere, a few queries at a time; `order` (G,) sorts the gallery's columns."""
 
     similarities: Callable[[IntArray], NDArray[np.float64]]
@@ -184,7 +186,7 @@ class _Given:
         return query[:, columns].clone()
 
 
-class _Better:
+class _RankCounter:
     """For each true match of some queries in a trial: how many other images are at least as similar.
 
     Args:
@@ -206,13 +208,13 @@ class _Better:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """Trials of equal queries; `gallery` (G,) holds the gallery rows of any of them, sorted by identity."""
+    """Trials of equal queries; `gallery` (G,) holds the gallery rows of all trials, sorted by identity."""
 
     embeddings: Embeddings
     skip: SkipRule
     trials: Sequence[Trial]
     gallery: IntArray
-    blocks: _Products | _Given
+    blocks: _EmbeddingSimilarities | _GivenSimilarities
     tie: float
 
     def run(self, query_chunk: int, gallery_chunk: int) -> list[Ranks]:
@@ -221,30 +223,37 @@ class _Ranking:
         in_trial = np.stack([np.isin(self.gallery, gallery) for _, gallery in self.trials])  # (T, G)
         spans = list(_spans(self.embeddings.pid[self.gallery], gallery_chunk))
         ranks = [Ranks.empty(len(query)) for _ in self.trials]
-        # Few identities in a block: few matches.
+        # Ordered by identity, so that the queries of a block share their true matches.
         order = np.argsort(self.embeddings.pid[query], kind="stable")
         for start in range(0, len(order), query_chunk):
             positions = order[start : start + query_chunk]
-            for trial_ranks, better in zip(ranks, self._count(positions, in_trial, spans), strict=True):
-                counts = (better.num_matches, better.images, better.identities)
+            for trial_ranks, counter in zip(
+                ranks, self._count_ranks(positions, in_trial, spans), strict=True
+            ):
+                counts = (counter.num_matches, counter.images, counter.identities)
                 trial_ranks.fill(positions, *(count.cpu().numpy() for count in counts))
         return ranks
 
-    def _count(self, positions: IntArray, in_trial: BoolArray, spans: list[slice]) -> list[_Better]:
+    def _count_ranks(
+        self, positions: IntArray, in_trial: BoolArray, spans: list[slice]
+    ) -> list[_RankCounter]:
         """Compare the queries at some positions with the whole gallery, for each trial."""
         rows = self.trials[0][0][positions]
         loaded = self.blocks.load(positions)
-        counts = [_Better(matches, self.tie) for matches in self._matches(rows, loaded, in_trial)]
+        counts = [
+            _RankCounter(matches, self.tie)
+            for matches in self._true_match_similarities(rows, loaded, in_trial)
+        ]
         for span in spans:
-            block = self._others(rows, loaded, span)
+            block = self._other_similarities(rows, loaded, span)
             pid = self.embeddings.pid[self.gallery[span]]
-            for better, chosen in zip(counts, in_trial[:, span], strict=True):
-                if chosen.any():
-                    columns = torch.from_numpy(np.flatnonzero(chosen)).to(block.device)
-                    better.count(block.index_select(1, columns), pid[chosen])
+            for counter, trial_mask in zip(counts, in_trial[:, span], strict=True):
+                if trial_mask.any():
+                    columns = torch.from_numpy(np.flatnonzero(trial_mask)).to(block.device)
+                    counter.count(block.index_select(1, columns), pid[trial_mask])
         return counts
 
-    def _matches(self, rows: IntArray, loaded: Tensor, in_trial: BoolArray) -> list[Tensor]:
+    def _true_match_similarities(self, rows: IntArray, loaded: Tensor, in_trial: BoolArray) -> list[Tensor]:
         """Similarities of the true matches in each trial, best first: (q, K >= 1), padded with -inf."""
         pid, query_pid = self.embeddings.pid[self.gallery], self.embeddings.pid[rows]
         first = np.searchsorted(pid, query_pid, side="left")
@@ -254,26 +263,26 @@ class _Ranking:
         columns = np.minimum(columns, len(pid) - 1)
         is_match &= ~self.skip.hidden(self.embeddings, rows[:, None], self.gallery[columns])
         similarities = self._gather(loaded, columns)
-        found = []
-        for chosen in in_trial:
-            kept = torch.from_numpy(is_match & chosen[columns]).to(similarities.device)
-            most = max(1, int(kept.sum(dim=1).max()))
-            best = similarities.masked_fill(~kept, -torch.inf).sort(dim=1, descending=True).values
-            found.append(best[:, :most].contiguous())
-        return found
+        trial_matches = []
+        for trial_mask in in_trial:
+            is_kept = torch.from_numpy(is_match & trial_mask[columns]).to(similarities.device)
+            longest = max(1, int(is_kept.sum(dim=1).max()))
+            best = similarities.masked_fill(~is_kept, -torch.inf).sort(dim=1, descending=True).values
+            trial_matches.append(best[:, :longest].contiguous())
+        return trial_matches
 
     def _gather(self, loaded: Tensor, columns: IntArray) -> Tensor:
         """(q, L) similarities of each query with its own gallery columns (q, L)."""
         parts = []
         for start in range(0, len(columns), SLICE):
             part = columns[start : start + SLICE]
-            distinct, place = np.unique(part, return_inverse=True)
-            block = self.blocks.block(loaded[start : start + SLICE], distinct)
-            parts.append(block.gather(1, torch.from_numpy(place.reshape(part.shape)).to(block.device)))
+            unique_columns, inverse = np.unique(part, return_inverse=True)
+            block = self.blocks.block(loaded[start : start + SLICE], unique_columns)
+            parts.append(block.gather(1, torch.from_numpy(inverse.reshape(part.shape)).to(block.device)))
         return torch.cat(parts)
 
-    def _others(self, rows: IntArray, loaded: Tensor, span: slice) -> Tensor:
-        """(q, g) similarities with a part of the gallery; -inf for the query's identity and what it must not see."""
+    def _other_similarities(self, rows: IntArray, loaded: Tensor, span: slice) -> Tensor:
+        """(q, g) similarities with a part of the gallery; -inf for the query's identity and what it skips."""
         part = self.gallery[span]
         block = self.blocks.block(loaded, span)
         excluded = self.embeddings.pid[rows][:, None] == self.embeddings.pid[part]
@@ -287,11 +296,11 @@ def _spans(pid: IntArray, size: int) -> Iterator[slice]:
     ends = np.append(np.flatnonzero(np.diff(pid)) + 1, len(pid))
     start = 0
     while start < len(pid):
-        fit = int(np.searchsorted(ends, start + size, side="right")) - 1
-        if fit < 0 or ends[fit] <= start:  # one identity alone is larger than a block
-            fit = int(np.searchsorted(ends, start, side="right"))
-        yield slice(start, int(ends[fit]))
-        start = int(ends[fit])
+        last = int(np.searchsorted(ends, start + size, side="right")) - 1
+        if last < 0 or ends[last] <= start:  # one identity alone is larger than a block
+            last = int(np.searchsorted(ends, start, side="right"))
+        yield slice(start, int(ends[last]))
+        start = int(ends[last])
 
 
 def _sorted_rows(block: Tensor) -> Tensor:
@@ -335,15 +344,15 @@ def largest(values: NDArray[np.float64], k: int, last: NDArray[np.bool_] | None 
     n = values.shape[1]
     k = min(k, n)
     kth = np.partition(values, n - k, axis=1)[:, n - k, None]
-    most = int((values >= kth).sum(axis=1).max())
-    near = np.broadcast_to(np.arange(n), values.shape)
-    if most < n:
-        near = np.sort(np.argpartition(values, n - most, axis=1)[:, n - most :], axis=1)
-    keys: list[NDArray[Any]] = [near, -np.take_along_axis(values, near, axis=1)]
+    count = int((values >= kth).sum(axis=1).max())
+    candidates = np.broadcast_to(np.arange(n), values.shape)
+    if count < n:
+        candidates = np.sort(np.argpartition(values, n - count, axis=1)[:, n - count :], axis=1)
+    keys: list[NDArray[Any]] = [candidates, -np.take_along_axis(values, candidates, axis=1)]
     if last is not None:
-        keys.insert(1, np.take_along_axis(last, near, axis=1))
+        keys.insert(1, np.take_along_axis(last, candidates, axis=1))
     order = np.lexsort(tuple(np.ascontiguousarray(key) for key in keys), axis=1)[:, :k]
-    chosen: NDArray[np.int64] = np.take_along_axis(near, order, axis=1).astype(np.int64)
+    chosen: NDArray[np.int64] = np.take_along_axis(candidates, order, axis=1).astype(np.int64)
     return chosen
 
 
@@ -373,7 +382,7 @@ def ranked_lists(
         chunk_bytes: bound of a block of similarities with its copies.
 
     Returns:
-        A list per query, in the order asked for. Among equal similarities wrong answers come first (a tie counts
+        A list per query, in the order of `queries`. Among equal similarities wrong answers come first (a tie counts
         against the query), then the order of the rows. Similarities are cosine, or minus the Euclidean distance.
 
     Raises:
@@ -381,25 +390,26 @@ def ranked_lists(
     """
     if k < 1:
         raise ProtocolError(f"a ranked list needs k of 1 or more, got {k}")
-    plan = protocol.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)
-    if not 0 <= trial < len(plan):
-        raise ProtocolError(f"there is no trial {trial}: the protocol has {len(plan)}, counted from 0")
-    probes, gallery = plan[trial]
-    wanted = probes if queries is None else np.asarray(queries, dtype=np.int64)
-    odd = np.flatnonzero(~np.isin(wanted, probes))
-    if len(odd):
+    trials = protocol.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)
+    if not 0 <= trial < len(trials):
+        raise ProtocolError(f"there is no trial {trial}: the protocol has {len(trials)}, counted from 0")
+    query_rows, gallery = trials[trial]
+    requested = query_rows if queries is None else np.asarray(queries, dtype=np.int64)
+    invalid = np.flatnonzero(~np.isin(requested, query_rows))
+    if len(invalid):
         raise ProtocolError(
-            f"row {int(wanted[odd[0]])} is not a probe of {protocol.name}: it takes {protocol.query.describe()}"
+            f"row {int(requested[invalid[0]])} is not a probe of {protocol.name}: it takes "
+            f"{protocol.query.describe()}"
         )
     gallery = np.sort(gallery)
-    similarity = Similarity.prepare(embeddings, wanted, gallery, distance=distance)
+    similarity = Similarity.prepare(embeddings, requested, gallery, distance=distance)
     gallery_chunk = max(1024, chunk_bytes // (64 * embeddings.features.shape[1]))
     query_chunk = max(1, chunk_bytes // (64 * min(len(gallery), gallery_chunk)))
-    found: list[RankedList] = []
-    for start in range(0, len(wanted), query_chunk):
-        rows = wanted[start : start + query_chunk]
-        found += _best_answers(embeddings, similarity, protocol.skip, rows, gallery, k, gallery_chunk)
-    return found
+    ranked: list[RankedList] = []
+    for start in range(0, len(requested), query_chunk):
+        rows = requested[start : start + query_chunk]
+        ranked += _best_answers(embeddings, similarity, protocol.skip, rows, gallery, k, gallery_chunk)
+    return ranked
 
 
 def _best_answers(
@@ -426,8 +436,8 @@ def _best_answers(
         columns = largest(values, k, last=pid[rows] == pid[queries][:, None])
         best = np.take_along_axis(values, columns, axis=1)
         best_rows = np.take_along_axis(rows, columns, axis=1)
-    found = []
+    ranked = []
     for query, values, rows in zip(queries.tolist(), best, best_rows, strict=True):
         kept = values > -np.inf
-        found.append(RankedList(query, rows[kept], values[kept], pid[rows[kept]] == pid[query]))
-    return found
+        ranked.append(RankedList(query, rows[kept], values[kept], pid[rows[kept]] == pid[query]))
+    return ranked

@@ -1,7 +1,7 @@
 """Re-ranking and query expansion: opt-in, named, and never shown without the plain figure.
 
-Both look at the other images of a trial, which a plain evaluation does not: k-reciprocal re-ranking even
-at the other queries. Published tables that used them do not compare with tables that did not.
+Both use the other images of a trial, which a plain evaluation does not; k-reciprocal re-ranking also uses the other
+queries. Published tables that used them do not compare with tables that did not.
 
 k-reciprocal re-ranking is sparse and chunked: the N x N distances of queries and gallery are never held, only each
 image's nearest neighbours and its encoding (a few dozen numbers). tests/reference/reranking_slow.py computes the same
@@ -55,7 +55,7 @@ class QueryExpansion:
 
     With `alpha` above 0 each neighbour is weighted by max(cosine, 0)**alpha (Radenovic et al., TPAMI 2019), the
     query by 1. Embeddings are of unit length. Neighbours that a camera rule hides are left out; rules that would
-    need the query's identity are not used here, for that would look at the answer.
+    need the query's identity are not used here, since that would leak the answer.
     """
 
     k: int = 5
@@ -67,16 +67,18 @@ class QueryExpansion:
 
     def describe(self) -> str:
         """How reports name it."""
-        kind = f"alpha {self.alpha:g}" if self.alpha > 0 else "average"
-        return f"query expansion ({kind}, k={self.k})"
+        weighting = f"alpha {self.alpha:g}" if self.alpha > 0 else "average"
+        return f"query expansion ({weighting}, k={self.k})"
 
     def apply(self, query: Matrix, gallery: Matrix, hidden: BoolArray) -> Matrix:
         """(Q, D) expanded queries of unit length, from (Q, D) and (G, D) of unit length; `hidden` is (Q, G)."""
         values = np.where(hidden, -np.inf, query @ gallery.T)
-        near = largest(values, self.k)
-        close = np.take_along_axis(values, near, axis=1)
-        weight = np.where(close > -np.inf, np.maximum(close, 0.0) ** self.alpha, 0.0)
-        total = query + np.einsum("qk,qkd->qd", weight, gallery[near])
+        neighbours = largest(values, self.k)
+        neighbour_similarities = np.take_along_axis(values, neighbours, axis=1)
+        weight = np.where(
+            neighbour_similarities > -np.inf, np.maximum(neighbour_similarities, 0.0) ** self.alpha, 0.0
+        )
+        total = query + np.einsum("qk,qkd->qd", weight, gallery[neighbours])
         return np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12))
 
 
@@ -117,16 +119,16 @@ def rank_with_extras(
     )
     query = similarity.load(embeddings, query_rows).numpy()
     gallery = similarity.load(embeddings, gallery_rows).numpy()
-    size = max(1, chunk_bytes // (32 * len(gallery)))
-    # A rule that needs the query's identity hides no neighbour: that would look at the answer.
+    chunk = max(1, chunk_bytes // (32 * len(gallery)))
+    # A rule that needs the query's identity hides no neighbour: that would leak the answer.
     rule = skip if skip.hides_others else SkipRule()
     reranked: Reranked | None = None
     for extra in extras:
         if isinstance(extra, QueryExpansion):
             parts = []
-            for s in range(0, len(query), size):
-                hidden = rule.hidden(embeddings, query_rows[s : s + size, None], gallery_rows)
-                parts.append(extra.apply(query[s : s + size], gallery, hidden))
+            for start in range(0, len(query), chunk):
+                hidden = rule.hidden(embeddings, query_rows[start : start + chunk, None], gallery_rows)
+                parts.append(extra.apply(query[start : start + chunk], gallery, hidden))
             query = np.concatenate(parts)
         else:
             reranked = k_reciprocal(query, gallery, extra.k1, extra.k2, extra.weight, chunk_bytes=chunk_bytes)
@@ -161,11 +163,11 @@ class Reranked:
         pointers, rows, values = self.columns.indptr, self.columns.indices, self.columns.data
         for row, query in enumerate(positions.tolist()):
             start, stop = self.encoding.indptr[query], self.encoding.indptr[query + 1]
-            shared, own = self.encoding.indices[start:stop], self.encoding.data[start:stop]
+            shared, query_values = self.encoding.indices[start:stop], self.encoding.data[start:stop]
             begin, length = pointers[shared], pointers[shared + 1] - pointers[shared]
             starts = begin - np.append(0, np.cumsum(length)[:-1])
             entries = np.repeat(starts, length) + np.arange(length.sum())
-            smaller = np.minimum(values[entries], np.repeat(own, length))
+            smaller = np.minimum(values[entries], np.repeat(query_values, length))
             overlap = np.bincount(rows[entries], weights=smaller, minlength=gallery)
             jaccard[row] = 1 - overlap / (2 - overlap)  # rows of V sum to 1: sum max = 2 - sum min
         return np.asarray((1 - self.weight) * jaccard + self.weight * original)
@@ -197,25 +199,28 @@ def k_reciprocal(
 
     images = np.concatenate([query, gallery])
     n = len(images)
-    near, farthest = _neighbours(images, min(max(k1 + 1, k2), n), chunk_bytes)
-    mutual = _mutual(near[:, : k1 + 1])
-    narrow = _mutual(near[:, : int(np.around(k1 / 2)) + 1])
-    parts = [_expand(i, mutual, narrow) for i in range(n)]
+    neighbours, farthest = _nearest_neighbours(images, min(max(k1 + 1, k2), n), chunk_bytes)
+    mutual = _mutual_neighbours(neighbours[:, : k1 + 1])
+    narrow = _mutual_neighbours(neighbours[:, : int(np.around(k1 / 2)) + 1])
+    parts = [_expand_reciprocal(i, mutual, narrow) for i in range(n)]
     sizes = np.array([len(part) for part in parts])
     columns = np.concatenate(parts)
     rows = np.repeat(np.arange(n), sizes)
     distance = np.empty(len(columns))
     step = max(1, chunk_bytes // (16 * images.shape[1]))
-    for s in range(0, len(columns), step):
-        difference = images[rows[s : s + step]] - images[columns[s : s + step]]
-        distance[s : s + step] = np.einsum("nd,nd->n", difference, difference)
-    close = np.exp(-distance / farthest[rows])
-    close /= np.repeat(np.add.reduceat(close, np.append(0, np.cumsum(sizes)[:-1])), sizes)
-    encoding = csr_array((close, (rows, columns)), shape=(n, n))
+    for start in range(0, len(columns), step):
+        difference = images[rows[start : start + step]] - images[columns[start : start + step]]
+        distance[start : start + step] = np.einsum("nd,nd->n", difference, difference)
+    encoding_values = np.exp(-distance / farthest[rows])
+    encoding_values /= np.repeat(np.add.reduceat(encoding_values, np.append(0, np.cumsum(sizes)[:-1])), sizes)
+    encoding = csr_array((encoding_values, (rows, columns)), shape=(n, n))
     if k2 > 1:
-        few = near[:, :k2]
+        nearest = neighbours[:, :k2]
         average = csr_array(
-            (np.full(few.size, 1 / few.shape[1]), (np.repeat(np.arange(n), few.shape[1]), few.ravel())),
+            (
+                np.full(nearest.size, 1 / nearest.shape[1]),
+                (np.repeat(np.arange(n), nearest.shape[1]), nearest.ravel()),
+            ),
             shape=(n, n),
         )
         encoding = csr_array(average @ encoding)
@@ -228,29 +233,29 @@ def squared_distances(a: Matrix, b: Matrix) -> Matrix:
     return np.maximum(product, 0)
 
 
-def _neighbours(images: Matrix, k: int, chunk_bytes: int) -> tuple[IntArray, Matrix]:
+def _nearest_neighbours(images: Matrix, k: int, chunk_bytes: int) -> tuple[IntArray, Matrix]:
     """(N, k) nearest images, the image itself first, ties by position; (N,) the largest squared distance."""
-    near = np.empty((len(images), k), dtype=np.int64)
+    neighbours = np.empty((len(images), k), dtype=np.int64)
     farthest = np.empty(len(images))
     step = max(1, chunk_bytes // (48 * len(images)))
-    for s in range(0, len(images), step):
-        block = squared_distances(images[s : s + step], images)
-        farthest[s : s + step] = block.max(axis=1)
-        block[np.arange(len(block)), np.arange(s, s + len(block))] = -1.0
-        near[s : s + step] = largest(-block, k)
-    return near, np.where(farthest > 0, farthest, 1.0)
+    for start in range(0, len(images), step):
+        block = squared_distances(images[start : start + step], images)
+        farthest[start : start + step] = block.max(axis=1)
+        block[np.arange(len(block)), np.arange(start, start + len(block))] = -1.0
+        neighbours[start : start + step] = largest(-block, k)
+    return neighbours, np.where(farthest > 0, farthest, 1.0)
 
 
-def _mutual(near: IntArray) -> list[IntArray]:
+def _mutual_neighbours(neighbours: IntArray) -> list[IntArray]:
     """For every image, those of its neighbours that have it among theirs, nearest first."""
-    n, k = near.shape
-    own = np.repeat(np.arange(n), k)
-    pairs = own * n + near.ravel()
-    both = np.isin(near.ravel() * n + own, pairs).reshape(n, k)
-    return [row[keep] for row, keep in zip(near, both, strict=True)]
+    n, k = neighbours.shape
+    images = np.repeat(np.arange(n), k)
+    pairs = images * n + neighbours.ravel()
+    is_mutual = np.isin(neighbours.ravel() * n + images, pairs).reshape(n, k)
+    return [row[keep] for row, keep in zip(neighbours, is_mutual, strict=True)]
 
 
-def _expand(i: int, mutual: list[IntArray], narrow: list[IntArray]) -> IntArray:
+def _expand_reciprocal(i: int, mutual: list[IntArray], narrow: list[IntArray]) -> IntArray:
     """R*(i, k1): the reciprocal neighbours, joined by those of a neighbour that overlap by over two thirds."""
     base = mutual[i]
     members = set(base.tolist())

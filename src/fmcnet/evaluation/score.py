@@ -3,11 +3,11 @@
 Two forms of file:
 
 - one set: `features` (N, D), `pid` (N,) texts or whole numbers, `cam` (N,), `index` (N,) 1-based among the sorted
-  images of an identity and camera, and `modality` (N,) 0 visible, 1 infrared where cameras do not tell (they do on
+  images of an identity and camera, and `modality` (N,) 0 visible, 1 infrared where cameras do not give it (they do on
   SYSU-MM01). `fmcnet embed --data` and `Embeddings.save` write such a file; `fmcnet gallery export` writes one under
   other names. Without `index` the order of `name` (N,) counts;
-- two sets as somebody drew them: `query_features`, `query_pid`, `query_cam`, and the same with `gallery_`.
-  Camera arrays may end in the protocol's name (`query_cam_llcm`), `query_modality` may tell the modality where the
+- two sets, already drawn: `query_features`, `query_pid`, `query_cam`, and the same with `gallery_`.
+  Camera arrays may end in the protocol's name (`query_cam_llcm`), `query_modality` may give the modality where the
   camera does not.
 """
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 SIDES = ("query", "gallery")
 CAMERA_MODALITIES = {"sysu": {1: 0, 2: 0, 3: 1, 4: 0, 5: 0, 6: 1}, "regdb": {1: 0, 2: 1}}
-"""Modality of each camera, where a benchmark's cameras tell it."""
+"""Modality of each camera, where a benchmark's cameras determine it."""
 NEEDED = {
     "sysu": ("features", "pid", "cam", "index"),
     "regdb": ("features", "pid"),
@@ -73,8 +73,8 @@ def score_file(
     """Score the embeddings in a file.
 
     Args:
-        path: the `.npz`, whose arrays the head of this module lists.
-        protocol: "sysu", "regdb", "llcm", or a YAML file (`protocol_file`), which states all but the distance.
+        path: the `.npz`; the module's docstring lists its arrays.
+        protocol: "sysu", "regdb", "llcm", or a YAML file (`protocol_file`), which sets all but the distance.
         mode: of SYSU-MM01, "all" or "indoor"; None: all.
         shots: of SYSU-MM01, 1 or 10 gallery images per identity and camera; None: 1.
         draw: of SYSU-MM01, "official" or "seeded"; None: official.
@@ -88,7 +88,7 @@ def score_file(
 
     Raises:
         DataError: when the file lacks arrays, shapes disagree, an embedding is NaN (names the row), or a camera is
-            not of the modality that the direction says.
+            not of the modality that the direction gives.
         ProtocolError: on an unknown option, one that would do nothing, or when embeddings and protocol do not fit.
     """
     options = {
@@ -100,34 +100,34 @@ def score_file(
         "draw": draw,
         "direction": direction,
     }
-    given = {name: value for name, value in options.items() if value is not None}
-    of_yaml = Path(protocol).suffix.lower() in SUFFIXES or Path(protocol).is_file()
-    if of_yaml:
-        if given:
+    given_options = {name: value for name, value in options.items() if value is not None}
+    is_yaml = Path(protocol).suffix.lower() in SUFFIXES or Path(protocol).is_file()
+    if is_yaml:
+        if given_options:
             raise ProtocolError(
-                f"{', '.join(given)} beside the protocol {protocol}: the file states the protocol"
+                f"{', '.join(given_options)} beside the protocol {protocol}: the file states the protocol"
             )
         file = EmbeddingsFile(Path(path))
         sets = file.read("custom")
         rules = _protocol_of_yaml(protocol, sets, file)
-        takes = protocol
+        rules_name = protocol
     elif protocol in OPTIONS:
         file = EmbeddingsFile(Path(path))
-        _refuse_unused(protocol, given, two_sets=file.has_two_sets, strict=strict)
+        _refuse_unused(protocol, given_options, two_sets=file.has_two_sets, strict=strict)
         direction = direction or DEFAULT_DIRECTIONS[protocol]
-        rules = _protocol_of_benchmark(protocol, direction, given, file)
+        rules = _protocol_of_benchmark(protocol, direction, given_options, file)
         sets = file.read(protocol)
-        takes = f"direction {direction} of {protocol}"
+        rules_name = f"direction {direction} of {protocol}"
     else:
         raise ProtocolError(f"unknown protocol '{protocol}': use {', '.join(OPTIONS)}, or a YAML file")
     embeddings, of_query = sets.embeddings, sets.of_query
     remarks = []
     if of_query is not None:
-        embeddings = _with_modalities(sets, of_query, rules, path, takes)
+        embeddings = _with_modalities(sets, of_query, rules, path, rules_name)
         if not sets.known.all():
             remarks.append("the modalities, which the file does not tell")
-    if not of_yaml and (foreign := _foreign_cameras(embeddings.camid, protocol)):
-        remarks.append(foreign)
+    if not is_yaml and (remark := _foreign_cameras(embeddings.camid, protocol)):
+        remarks.append(remark)
     return evaluate(
         embeddings,
         replace(rules, ours=(*rules.ours, *remarks)),
@@ -152,64 +152,68 @@ def _protocol_of_yaml(protocol: str, sets: Sets, file: EmbeddingsFile) -> Protoc
 
 
 def _protocol_of_benchmark(
-    name: str, direction: str, given: Mapping[str, Any], file: EmbeddingsFile
+    name: str, direction: str, given_options: Mapping[str, Any], file: EmbeddingsFile
 ) -> Protocol:
-    """The protocol of a benchmark with the options given."""
+    """The protocol of a benchmark with the user's options."""
     if name == "regdb":
-        rules = regdb(direction, given.get("cmc") or "image")
+        rules = regdb(direction, given_options.get("cmc") or "image")
     elif name == "llcm":
-        rules = llcm(given.get("reading") or "a", direction)
+        rules = llcm(given_options.get("reading") or "a", direction)
     else:
-        draw = "seeded" if file.has_two_sets else given.get("draw") or "official"
-        permutation = given.get("permutation")
+        draw = "seeded" if file.has_two_sets else given_options.get("draw") or "official"
+        permutation = given_options.get("permutation")
         if draw == "official" and permutation is None:
             permutation = find_permutation(file.path.resolve().parent)
         elif draw == "seeded" and permutation is not None:
             raise ProtocolError("a permutation is for the official draw: leave it out, or the seeded draw")
-        mode, shots = given.get("mode") or "all", given.get("shots", 1)
+        mode, shots = given_options.get("mode") or "all", given_options.get("shots", 1)
         rules = sysu(mode, shots, draw, permutation, direction=direction)
     return rules.as_given() if file.has_two_sets else rules
 
 
 def _with_modalities(
-    sets: Sets, of_query: BoolArray, rules: Protocol, path: str | Path, takes: str
+    sets: Sets, of_query: BoolArray, rules: Protocol, path: str | Path, rules_name: str
 ) -> Embeddings:
-    """Two sets with the modalities that the protocol takes in each; messages name `path` and `takes`."""
+    """Two sets with the modalities that the protocol takes in each; messages name `path` and `rules_name`."""
     modality = sets.embeddings.modality.copy()
-    wanted = (rules.query.modality, rules.gallery.modality)
-    for side, mask, kind in zip(SIDES, (of_query, ~of_query), wanted, strict=True):
-        if kind is None:
+    modalities = (rules.query.modality, rules.gallery.modality)
+    for side, mask, expected in zip(SIDES, (of_query, ~of_query), modalities, strict=True):
+        if expected is None:
             continue
-        wrong = np.flatnonzero((sets.known & (modality != kind.code))[mask])
+        wrong = np.flatnonzero((sets.known & (modality != expected.code))[mask])
         if len(wrong):
             raise DataError(
-                f"{path}: {len(wrong)} of the {mask.sum()} images of the {side} are {kind.other}, the first in row "
-                f"{wrong[0]}, but {takes} takes {kind} images there: give the other direction or protocol"
+                f"{path}: {len(wrong)} of the {mask.sum()} images of the {side} are {expected.other}, the first in "
+                f"row {wrong[0]}, but {rules_name} takes {expected} images there: give the other direction or "
+                "protocol"
             )
-        modality[mask] = kind.code
+        modality[mask] = expected.code
     return replace(sets.embeddings, modality=modality)
 
 
 def _foreign_cameras(camid: IntArray, protocol: str) -> str:
-    """A remark on cameras that the benchmark does not have, so that no other data passes for it; "" without any."""
+    """A remark on cameras that the benchmark lacks, so that reports show it is other data; "" without any."""
     known = range(1, CAMERAS[protocol] + 1)
-    odd = [camera for camera in np.unique(camid).tolist() if camera != NO_CAMERA and camera not in known]
-    if not odd:
+    foreign = [camera for camera in np.unique(camid).tolist() if camera != NO_CAMERA and camera not in known]
+    if not foreign:
         return ""
-    return f"the camera{'s' * (len(odd) > 1)} {first_of([*map(str, odd)])}, which {TITLES[protocol]} does not have"
+    return (
+        f"the camera{'s' * (len(foreign) > 1)} {first_of([*map(str, foreign)])}, which {TITLES[protocol]} "
+        "does not have"
+    )
 
 
-def _refuse_unused(protocol: str, given: Mapping[str, Any], *, two_sets: bool, strict: bool) -> None:
+def _refuse_unused(protocol: str, given_options: Mapping[str, Any], *, two_sets: bool, strict: bool) -> None:
     """Refuse options that would do nothing, as those of a draw where the file holds two sets."""
-    names = [name for name in given if name != "direction" and (strict or name != "draw")]
-    others = [name for name in names if name not in OPTIONS[protocol]]
-    if others:
-        has = ", ".join(OPTIONS[protocol])
+    names = [name for name in given_options if name != "direction" and (strict or name != "draw")]
+    unsupported = [name for name in names if name not in OPTIONS[protocol]]
+    if unsupported:
+        supported = ", ".join(OPTIONS[protocol])
         raise ProtocolError(
-            f"the {protocol} protocol has no {' and no '.join(others)} (it has {has}): leave it out"
+            f"the {protocol} protocol has no {' and no '.join(unsupported)} (it has {supported}): leave it out"
         )
     drawn = [name for name in names if name in DRAWING]
-    if given.get("reading") == "b":
+    if given_options.get("reading") == "b":
         drawn.append("reading b, which draws otherwise than reading a,")
     if two_sets and drawn:
         raise ProtocolError(
@@ -224,7 +228,7 @@ class Sets:
 
     embeddings: Embeddings
     known: BoolArray
-    """(N,) whether the file tells the modality, which is 0 where it does not."""
+    """(N,) whether the file gives the modality; it is 0 where it does not."""
     of_query: BoolArray | None = None
     """(N,) the queries; None where the file leaves the choice to the protocol."""
 
@@ -264,55 +268,55 @@ class EmbeddingsFile:
         Raises:
             DataError: when arrays are missing, shapes disagree or a value is not usable.
         """
-        return self._two_sets(protocol) if self.has_two_sets else self._one_set(protocol)
+        return self._read_two_sets(protocol) if self.has_two_sets else self._read_one_set(protocol)
 
-    def _one_set(self, protocol: str) -> Sets:
+    def _read_one_set(self, protocol: str) -> Sets:
         arrays = {ALIASES.get(name, name): array for name, array in self.arrays.items()} | self.arrays
         names = arrays.get("name", np.empty(0))
-        ordered = names.dtype.kind == "U" and len(set(names.ravel().tolist())) == names.size
-        needed = [name for name in NEEDED[protocol] if name != "index" or not ordered]
+        has_unique_names = names.dtype.kind == "U" and len(set(names.ravel().tolist())) == names.size
+        needed = [name for name in NEEDED[protocol] if name != "index" or not has_unique_names]
         cameras = "cam" if "cam" in arrays else None
-        features, pid, camid, modality = self._columns("", arrays, protocol, needed, cameras)
+        features, pid, camid, modality = self._read_columns("", arrays, protocol, needed, cameras)
         n = len(features)
         name = names if names.dtype.kind == "U" and names.shape == (n,) else np.full(n, "")
         codes = modality.astype(np.uint8)
         if "index" in arrays:
-            index = self._integers(arrays["index"], "index", n)
-        elif ordered and name is names:
+            index = self._parse_integers(arrays["index"], "index", n)
+        elif has_unique_names and name is names:
             index = positions(name, codes, camid, pid)
         else:
             index = np.zeros(n, dtype=np.int64)
-        if twice := n - len(_row_hashes(features)):
-            self._warn_of_copies(f"{twice} of {n} rows have the features of another row")
+        if copies := n - len(_row_hashes(features)):
+            self._warn_of_copies(f"{copies} of {n} rows have the features of another row")
         return Sets(Embeddings(features, pid, camid, codes, index, name), np.ones(n, dtype=np.bool_))
 
-    def _two_sets(self, protocol: str) -> Sets:
+    def _read_two_sets(self, protocol: str) -> Sets:
         sides = []
         for side in SIDES:
             names = (f"{side}_cam_{protocol}", f"{side}_cam", f"{side}_camid")
             cameras = next((name for name in names if name in self.arrays), None)
             needed = [f"{side}_features", f"{side}_pid"]
             needed += [f"{side}_cam"] if cameras is None and protocol not in ("regdb", "custom") else []
-            sides.append(self._columns(f"{side}_", self.arrays, protocol, needed, cameras))
+            sides.append(self._read_columns(f"{side}_", self.arrays, protocol, needed, cameras))
         widths = [features.shape[1] for features, *_ in sides]
         if widths[0] != widths[1]:
             raise DataError(
                 f"{self.path}: query_features has {widths[0]} columns, gallery_features {widths[1]}: "
                 "both sets must come from one model"
             )
-        if both := _row_hashes(sides[0][0]) & _row_hashes(sides[1][0]):
-            self._warn_of_copies(f"{len(both)} rows of query_features are in gallery_features, too")
-        features, pid, camid, told = (np.concatenate(pair) for pair in zip(*sides, strict=True))
+        if shared := _row_hashes(sides[0][0]) & _row_hashes(sides[1][0]):
+            self._warn_of_copies(f"{len(shared)} rows of query_features are in gallery_features, too")
+        features, pid, camid, modality = (np.concatenate(pair) for pair in zip(*sides, strict=True))
         n = len(features)
-        codes, index = np.maximum(told, 0).astype(np.uint8), np.zeros(n, dtype=np.int64)
+        codes, index = np.maximum(modality, 0).astype(np.uint8), np.zeros(n, dtype=np.int64)
         embeddings = Embeddings(features, pid, camid, codes, index, np.full(n, ""))
-        return Sets(embeddings, told >= 0, np.arange(n) < len(sides[0][0]))
+        return Sets(embeddings, modality >= 0, np.arange(n) < len(sides[0][0]))
 
-    def _warn_of_copies(self, what: str) -> None:
-        end = "a picture that is there twice is its own match, and figures come out too good"
-        logger.warning("%s: %s: %s", self.path, what, end)
+    def _warn_of_copies(self, finding: str) -> None:
+        consequence = "a picture that is there twice is its own match, and figures come out too good"
+        logger.warning("%s: %s: %s", self.path, finding, consequence)
 
-    def _columns(
+    def _read_columns(
         self,
         prefix: str,
         arrays: Mapping[str, NDArray[Any]],
@@ -320,27 +324,27 @@ class EmbeddingsFile:
         needed: list[str],
         cameras: str | None,
     ) -> tuple[NDArray[Any], ...]:
-        """Features, identities, cameras and modalities (-1: not told) of a set whose arrays begin with `prefix`."""
+        """Features, identities, cameras and modalities (-1: unknown) of a set whose arrays begin with `prefix`."""
         missing = [name for name in needed if name not in arrays]
         if missing:
             raise DataError(
                 f"{self.path} lacks the array{'s' * (len(missing) > 1)} {', '.join(missing)}, which the {protocol} "
                 f"protocol needs; it holds {', '.join(arrays) or 'nothing'}"
             )
-        features = self._features(arrays[f"{prefix}features"], f"{prefix}features")
+        features = self._check_features(arrays[f"{prefix}features"], f"{prefix}features")
         n = len(features)
-        pid = self._identities(arrays[f"{prefix}pid"], f"{prefix}pid", n)
-        camid = self._integers(arrays[cameras], cameras, n) if cameras else np.full(n, NO_CAMERA)
+        pid = self._parse_identities(arrays[f"{prefix}pid"], f"{prefix}pid", n)
+        camid = self._parse_integers(arrays[cameras], cameras, n) if cameras else np.full(n, NO_CAMERA)
         name = f"{prefix}modality"
         if name in arrays:
-            modality = self._modalities(arrays[name], name, camid, protocol)
+            modality = self._parse_modalities(arrays[name], name, camid, protocol)
         elif not prefix or (cameras and protocol in CAMERA_MODALITIES):
             modality = self._camera_modalities(camid, protocol, cameras if prefix else None)
         else:
             modality = np.full(n, -1)
         return features, pid, camid, modality
 
-    def _features(self, array: NDArray[Any], name: str) -> NDArray[np.float32]:
+    def _check_features(self, array: NDArray[Any], name: str) -> NDArray[np.float32]:
         if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "fiu":
             raise DataError(
                 f"{self.path}: '{name}' must be a matrix of numbers (N, D) with N and D above 0, "
@@ -349,15 +353,15 @@ class EmbeddingsFile:
         with np.errstate(over="ignore"):
             return np.asarray(array, dtype=np.float32)
 
-    def _identities(self, array: NDArray[Any], name: str, n: int) -> IntArray:
+    def _parse_identities(self, array: NDArray[Any], name: str, n: int) -> IntArray:
         """Whole numbers, or texts as `identity_numbers`."""
-        flat = self._column(array, name, n)
+        flat = self._check_column(array, name, n)
         try:
             return identity_numbers(np.char.decode(flat, "utf-8") if flat.dtype.kind == "S" else flat)
         except (DataError, UnicodeDecodeError) as error:
             raise DataError(f"{self.path}: '{name}' must hold texts or whole numbers: {error}") from error
 
-    def _column(self, array: NDArray[Any], name: str, n: int) -> NDArray[Any]:
+    def _check_column(self, array: NDArray[Any], name: str, n: int) -> NDArray[Any]:
         flat = array.ravel() if array.ndim == 2 and 1 in array.shape else array
         if flat.shape != (n,):
             raise DataError(
@@ -365,58 +369,58 @@ class EmbeddingsFile:
             )
         return flat
 
-    def _integers(self, array: NDArray[Any], name: str, n: int) -> IntArray:
+    def _parse_integers(self, array: NDArray[Any], name: str, n: int) -> IntArray:
         if name == "cam" and array.dtype.kind == "U":  # of a gallery: "3", "cam3", or "" for none
-            numbers = [re.sub("^cam", "", one) or str(NO_CAMERA) for one in array.ravel().tolist()]
-            if all(re.fullmatch(r"-1|[0-9]{1,9}", one) for one in numbers):
+            numbers = [re.sub("^cam", "", camera) or str(NO_CAMERA) for camera in array.ravel().tolist()]
+            if all(re.fullmatch(r"-1|[0-9]{1,9}", camera) for camera in numbers):
                 array = np.array(numbers, dtype=np.int64)
-        flat = self._column(array, name, n)
+        flat = self._check_column(array, name, n)
         if flat.dtype.kind in "uf" and (np.abs(flat) >= 2.0**63).any():
             raise DataError(f"{self.path}: '{name}' holds a number that does not fit 64 bits")
         if flat.dtype.kind not in "iufb" or (flat.dtype.kind == "f" and not (flat == np.rint(flat)).all()):
             raise DataError(f"{self.path}: '{name}' must hold whole numbers, got {array.dtype}")
         return np.asarray(flat, dtype=np.int64)
 
-    def _modalities(self, array: NDArray[Any], name: str, camid: IntArray, protocol: str) -> IntArray:
+    def _parse_modalities(self, array: NDArray[Any], name: str, camid: IntArray, protocol: str) -> IntArray:
         """(N,) of 0 and 1, or words for them; on SYSU-MM01 they must not contradict the cameras."""
         if array.dtype.kind == "U":
             codes = {word: modality.code for word, modality in MODALITY_WORDS.items()}
             array = np.array([codes.get(word.lower(), -1) for word in array.tolist()], dtype=np.int64)
-        modality = self._integers(array, name, len(camid))
-        odd = np.flatnonzero((modality != 0) & (modality != 1))
-        if len(odd):
+        modality = self._parse_integers(array, name, len(camid))
+        invalid = np.flatnonzero((modality != 0) & (modality != 1))
+        if len(invalid):
             raise DataError(
-                f"{self.path}: '{name}' is {modality[odd[0]]} in row {odd[0]}: 0 is visible, 1 infrared"
+                f"{self.path}: '{name}' is {modality[invalid[0]]} in row {invalid[0]}: 0 is visible, 1 infrared"
             )
         if protocol == "sysu":
-            told = _lookup(camid, protocol)
-            odd = np.flatnonzero((told >= 0) & (told != modality))
-            if len(odd):
+            by_camera = _modality_of_cameras(camid, protocol)
+            invalid = np.flatnonzero((by_camera >= 0) & (by_camera != modality))
+            if len(invalid):
                 raise DataError(
-                    f"{self.path}: '{name}' is {modality[odd[0]]} in row {odd[0]}, whose camera {camid[odd[0]]} "
-                    "is of the other modality on sysu: correct one of them"
+                    f"{self.path}: '{name}' is {modality[invalid[0]]} in row {invalid[0]}, whose camera "
+                    f"{camid[invalid[0]]} is of the other modality on sysu: correct one of them"
                 )
         return modality
 
     def _camera_modalities(self, camid: IntArray, protocol: str, name: str | None = None) -> IntArray:
         """(N,) modalities by the cameras; with `name`, of one of two sets, -1 where there is no camera."""
-        told = _lookup(camid, protocol)
-        odd = np.flatnonzero(told < 0 if name is None else (told < 0) & (camid != NO_CAMERA))
-        if len(odd):
-            camera = "no camera" if camid[odd[0]] == NO_CAMERA else f"camera {camid[odd[0]]}"
+        modality = _modality_of_cameras(camid, protocol)
+        unknown = np.flatnonzero(modality < 0 if name is None else (modality < 0) & (camid != NO_CAMERA))
+        if len(unknown):
+            camera = "no camera" if camid[unknown[0]] == NO_CAMERA else f"camera {camid[unknown[0]]}"
             raise DataError(
-                f"{self.path}: row {odd[0]}{f' of {name}' if name else ''} has {camera}, but {protocol} has cameras "
-                f"{', '.join(map(str, CAMERA_MODALITIES[protocol]))}: give an array 'modality' (0 visible, "
+                f"{self.path}: row {unknown[0]}{f' of {name}' if name else ''} has {camera}, but {protocol} has "
+                f"cameras {', '.join(map(str, CAMERA_MODALITIES[protocol]))}: give an array 'modality' (0 visible, "
                 "1 infrared) or the benchmark's camera numbers"
             )
-        return told
+        return modality
 
 
 def _row_hashes(features: NDArray[np.float32]) -> set[int]:
     return {hash(row.tobytes()) for row in features}
 
 
-def _lookup(camid: IntArray, protocol: str) -> IntArray:
+def _modality_of_cameras(camid: IntArray, protocol: str) -> IntArray:
     """(N,) modality of each camera; -1 for cameras that the benchmark does not have."""
     known = CAMERA_MODALITIES[protocol]
     return np.array([known.get(camera, -1) for camera in camid.tolist()], dtype=np.int64)

@@ -13,10 +13,10 @@ from fmcnet.errors import DataError, ProtocolError
 from fmcnet.types import Embeddings, IntArray
 
 DOUBLE_BELOW = 2**33
-"""With "auto", products of up to this many multiplications are made in float64, larger ones in float32."""
+"""With "auto", products of up to this many multiplications use float64, larger ones float32."""
 
 ULPS = 4
-"""Similarities closer than so many units of rounding, at the largest magnitude there is, are equal."""
+"""Similarities closer than so many units of rounding, at the largest magnitude, are equal."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Similarity:
         device: str | torch.device = "cpu",
         precision: str = "auto",
     ) -> Similarity:
-        """The similarity of some images with others.
+        """The similarity of queries with gallery images.
 
         Args:
             embeddings: all images.
-            query: rows of the ones.
-            gallery: rows of the others.
+            query: rows of the queries.
+            gallery: rows of the gallery images.
             distance: "cosine" or "euclidean".
             device: of torch.
             precision: "float32", "float64", or "auto" (see `DOUBLE_BELOW`).
@@ -72,15 +72,15 @@ class Similarity:
             raise ProtocolError(f"unknown distance '{distance}': use cosine or euclidean")
         if precision not in ("auto", "float32", "float64"):
             raise ProtocolError(f"unknown precision '{precision}': use auto, float32 or float64")
-        place = torch.device(device)
+        torch_device = torch.device(device)
         products = len(query) * len(gallery) * embeddings.features.shape[1]
         double = precision == "float64" or (precision == "auto" and products <= DOUBLE_BELOW)
-        dtype = torch.float64 if double and place.type != "mps" else torch.float32
+        dtype = torch.float64 if double and torch_device.type != "mps" else torch.float32
         epsilon = float(torch.finfo(dtype).eps)
         if distance == "cosine":
-            return Similarity(distance, dtype, place, None, ULPS * epsilon)
+            return Similarity(distance, dtype, torch_device, None, ULPS * epsilon)
         centre, largest = _centre_and_largest(embeddings, np.union1d(query, gallery))
-        return Similarity(distance, dtype, place, centre, ULPS * epsilon * 1.5 * largest, largest**0.5)
+        return Similarity(distance, dtype, torch_device, centre, ULPS * epsilon * 1.5 * largest, largest**0.5)
 
     def load(self, embeddings: Embeddings, rows: IntArray) -> Tensor:
         """(n, D): the embeddings of `rows` as they enter the product.
@@ -88,8 +88,8 @@ class Similarity:
         Raises:
             DataError: when an embedding is all zeros and the distance is cosine (names the row).
         """
-        taken = np.take(embeddings.features, rows, axis=0)
-        block = torch.from_numpy(taken).to(self.device, self.dtype)
+        selected = np.take(embeddings.features, rows, axis=0)
+        block = torch.from_numpy(selected).to(self.device, self.dtype)
         if self.centre is not None:
             return block - torch.from_numpy(self.centre).to(self.device, self.dtype)
         length = torch.linalg.vector_norm(block, dim=1, keepdim=True)
@@ -103,21 +103,21 @@ class Similarity:
         return block.div_(length)
 
     def block(self, query: Tensor, gallery: Tensor) -> Tensor:
-        """(Q, G) similarities of loaded embeddings; those of one query compare with each other only."""
+        """(Q, G) similarities of loaded embeddings; they compare only within one query."""
         product = query @ gallery.T
-        return product if self.centre is None else product.sub_(_half_squares(gallery))
+        return product if self.centre is None else product.sub_(_half_squared_norms(gallery))
 
     def between(self, query: Tensor, gallery: Tensor) -> Tensor:
-        """(Q, G) similarities that compare between queries too: cosine, or minus half the squared distance."""
+        """(Q, G) similarities that also compare between queries: cosine, or minus half the squared distance."""
         values = self.block(query, gallery)
-        return values if self.centre is None else values.sub_(_half_squares(query)[:, None])
+        return values if self.centre is None else values.sub_(_half_squared_norms(query)[:, None])
 
     def readable(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Values of `between` as a person reads them: cosine in -1..1, or minus the Euclidean distance."""
+        """Values of `between` as reported: cosine in -1..1, or minus the Euclidean distance."""
         return values if self.centre is None else -np.sqrt(np.maximum(-2 * values, 0))
 
 
-def _half_squares(loaded: Tensor) -> Tensor:
+def _half_squared_norms(loaded: Tensor) -> Tensor:
     return (loaded * loaded).sum(1).div_(2)
 
 

@@ -1,4 +1,4 @@
-"""Is this the same person? ROC, true-match rate at fixed false-match rates, and the two histograms.
+"""Verification (same person or not): ROC, true-match rate at fixed false-match rates, and the two histograms.
 
 Every query is paired with every gallery image of the protocol's sets (nothing is drawn), except what the skip rule
 hides. A pair is accepted when its similarity reaches the threshold. The curve is exact: the true-match rate only
@@ -23,7 +23,7 @@ from fmcnet.types import BoolArray, Embeddings, IntArray
 
 FALSE_MATCH_RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 ENOUGH = 10
-"""A false-match rate is reported when at least so many false matches make it up."""
+"""Fewest false matches behind a reported false-match rate."""
 
 POINTS = 512
 """Points of a stored ROC curve."""
@@ -67,8 +67,8 @@ class Verification:
             "negatives": self.negatives,
             "auc": self.auc,
             "true_match_rate": {
-                f"{rate:g}": None if found is None else {"rate": found[0], "threshold": found[1]}
-                for rate, found in self.true_match_rates.items()
+                f"{rate:g}": None if point is None else {"rate": point[0], "threshold": point[1]}
+                for rate, point in self.true_match_rates.items()
             },
             "roc": {"false_match_rate": self.roc[0].tolist(), "true_match_rate": self.roc[1].tolist()},
             "histogram": {
@@ -104,64 +104,72 @@ def verification(
         ProtocolError: when there is no true or no false pair.
         DataError: when an embedding is all zeros and the distance is cosine.
     """
-    whole = replace(protocol, draw=Draw(), drawn="gallery", ours=())
-    query, gallery = whole.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)[0]
+    undrawn = replace(protocol, draw=Draw(), drawn="gallery", ours=())
+    query, gallery = undrawn.trials(embeddings, query_mask=query_mask, gallery_mask=gallery_mask)[0]
     similarity = Similarity.prepare(embeddings, query, gallery, distance=distance)
-    compared = (embeddings, whole, similarity, query, gallery, max(1024, chunk_bytes // 64))
-    positive = np.sort(np.concatenate([true for true, _ in _pairs(*compared)]))
+    pair_arguments = (embeddings, undrawn, similarity, query, gallery, max(1024, chunk_bytes // 64))
+    positive = np.sort(np.concatenate([true for true, _ in _pair_similarities(*pair_arguments)]))
     low, high = (-1.0, 1.0) if distance == "cosine" else (-2.0 * similarity.radius, 0.0)
     edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
     counts = np.zeros(bins, dtype=np.int64)
-    reaching, total = np.zeros((2, len(positive)), dtype=np.int64), 0
-    for _, negative in _pairs(*compared):
+    false_matches, total = np.zeros((2, len(positive)), dtype=np.int64), 0
+    for _, negative in _pair_similarities(*pair_arguments):
         negative.sort()
-        reaching[0] += len(negative) - np.searchsorted(negative, positive - similarity.tie, side="left")
-        reaching[1] += len(negative) - np.searchsorted(negative, positive + similarity.tie, side="right")
+        false_matches[0] += len(negative) - np.searchsorted(negative, positive - similarity.tie, side="left")
+        false_matches[1] += len(negative) - np.searchsorted(negative, positive + similarity.tie, side="right")
         counts += np.histogram(np.clip(similarity.readable(negative), low, edges[-1]), edges)[0]
         total += len(negative)
-    shown = similarity.readable(positive)
+    readable = similarity.readable(positive)
     if not len(positive) or not total:
         raise ProtocolError(
             f"{protocol.name}: {len(positive)} true and {total} false pairs: verification needs both. Check that the "
             "sets hold the same identities, more than one"
         )
     return Verification(
-        protocol=whole.sentence(),
+        protocol=undrawn.sentence(),
         distance=distance,
         positives=len(positive),
         negatives=total,
-        auc=float(1 - (reaching[0] + reaching[1]).sum() / 2 / len(positive) / total),
-        true_match_rates={rate: _at(rate, shown, reaching[0], total) for rate in FALSE_MATCH_RATES},
-        roc=_curve(positive, reaching[0], total),
+        auc=float(1 - (false_matches[0] + false_matches[1]).sum() / 2 / len(positive) / total),
+        true_match_rates={
+            rate: _true_match_rate(rate, readable, false_matches[0], total) for rate in FALSE_MATCH_RATES
+        },
+        roc=_roc_curve(positive, false_matches[0], total),
         edges=edges,
-        positive_histogram=np.histogram(np.clip(shown, low, edges[-1]), edges)[0].astype(np.int64),
+        positive_histogram=np.histogram(np.clip(readable, low, edges[-1]), edges)[0].astype(np.int64),
         negative_histogram=counts,
     )
 
 
-def _at(rate: float, positive: FloatVector, reaching: IntArray, total: int) -> tuple[float, float] | None:
+def _true_match_rate(
+    rate: float, positive: FloatVector, false_matches: IntArray, total: int
+) -> tuple[float, float] | None:
     """The true-match rate at the lowest threshold whose false-match rate is at most `rate`."""
     if rate * total < ENOUGH:
         return None
-    first = int(np.argmax(reaching <= rate * total)) if (reaching <= rate * total).any() else len(positive)
+    first = (
+        int(np.argmax(false_matches <= rate * total))
+        if (false_matches <= rate * total).any()
+        else len(positive)
+    )
     if first == len(positive):
         return 0.0, float(positive[-1])
     return (len(positive) - first) / len(positive), float(positive[first])
 
 
-def _curve(positive: FloatVector, reaching: IntArray, total: int) -> NDArray[np.float64]:
+def _roc_curve(positive: FloatVector, false_matches: IntArray, total: int) -> NDArray[np.float64]:
     """False- against true-match rate at the true matches' similarities, thinned evenly in both rates' ranks."""
     n = len(positive)
     # Equal similarities are one threshold: keep the first of each run, where all of them are accepted.
-    new = np.flatnonzero(np.append(True, np.diff(positive) > 0))[::-1]
-    false, true = reaching[new] / total, (n - new) / n
-    if len(new) > POINTS - 2:
-        kept = np.unique(np.linspace(0, len(new) - 1, POINTS - 2).round().astype(np.int64))
+    firsts = np.flatnonzero(np.append(True, np.diff(positive) > 0))[::-1]
+    false, true = false_matches[firsts] / total, (n - firsts) / n
+    if len(firsts) > POINTS - 2:
+        kept = np.unique(np.linspace(0, len(firsts) - 1, POINTS - 2).round().astype(np.int64))
         false, true = false[kept], true[kept]
     return np.stack([np.concatenate([[0.0], false, [1.0]]), np.concatenate([[0.0], true, [1.0]])])
 
 
-def _pairs(
+def _pair_similarities(
     embeddings: Embeddings,
     protocol: Protocol,
     similarity: Similarity,
@@ -180,6 +188,6 @@ def _pairs(
             rows = query[row : row + query_chunk]
             block = similarity.between(similarity.load(embeddings, rows), gallery_loaded)
             values = block.double().cpu().numpy()
-            seen = ~protocol.skip.hidden(embeddings, rows[:, None], part)
-            same = pid[rows][:, None] == pid[part]
-            yield values[same & seen], values[~same & seen]
+            compared = ~protocol.skip.hidden(embeddings, rows[:, None], part)
+            same_identity = pid[rows][:, None] == pid[part]
+            yield values[same_identity & compared], values[~same_identity & compared]

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 MIN_IMAGES = 16
 """Fewest images of each modality that statistics are estimated from."""
 MIN_DIFFERENT_IMAGES = 4
-"""Fewest different images of each modality: of copies of one the deviations are rounding errors."""
+"""Fewest different images of each modality: copies of one differ by rounding errors only."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Crops:
     Attributes:
         images: paths, Pillow images, arrays or tensors, N of them.
         modality: of each image, (N,).
-        camera: of each image, (N,) int64; `NO_CAMERA` where unknown. Cameras of one modality count alike, however
-            many images each has.
+        camera: of each image, (N,) int64; `NO_CAMERA` where unknown. Cameras of one modality have equal weight,
+            however many images each has.
     """
 
     images: Sequence[ImageLike]
@@ -56,7 +56,7 @@ class Crops:
 
         Args:
             visible: one or several paths, folders, Pillow images, arrays or tensors.
-            infrared: likewise.
+            infrared: the same of the other modality.
 
         Returns:
             The crops, of unknown cameras.
@@ -70,10 +70,10 @@ class Crops:
             for item in items
             if isinstance(item.source, (str, Path))
         }
-        if twice := sorted(path for kind, path in files if (kind.other, path) in files):
+        if conflicting := sorted(path for modality, path in files if (modality.other, path) in files):
             raise DataError(
-                f"{len(twice) // 2} files are given as visible and as infrared, the first is {twice[0]}: give "
-                "crops of each camera once"
+                f"{len(conflicting) // 2} files are given as visible and as infrared, the first is {conflicting[0]}: "
+                "give crops of each camera once"
             )
         cameras = np.full(len(items), NO_CAMERA, dtype=np.int64)
         return Crops([item.source for item in items], [item.modality for item in items], cameras)
@@ -83,10 +83,10 @@ class Crops:
         """All images of a dataset.
 
         Args:
-            table: the dataset; its identities are not looked at.
+            table: the dataset; its identities are not used.
         """
-        kinds = [Modality.from_code(code) for code in table.modality.tolist()]
-        return Crops(table.full_paths(), kinds, table.camid)
+        modalities = [Modality.from_code(code) for code in table.modality.tolist()]
+        return Crops(table.full_paths(), modalities, table.camid)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def adapt_model(
         source: a run with weights, or a shipped model's name. It may be adapted before.
         crops: of both modalities, at least `MIN_IMAGES` of each. Images that cannot be read are left out and named.
         out: the folder to write.
-        overwrite: replace an adapted model that is there.
+        overwrite: replace an existing adapted model.
         batch: images at once.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         progress: show a bar; None: on a terminal only.
@@ -167,27 +167,27 @@ def adapt_model(
     card = encoder.card
     settings = card.config.model.model_copy(update={"standardized": True})
     model = build_model(settings, card.classes)
-    lacking = model.load_state_dict(encoder.model.state_dict(), strict=False)
-    assert not lacking.unexpected_keys
-    assert set(lacking.missing_keys) <= {"standard.mean", "standard.std"}
+    incompatible_keys = model.load_state_dict(encoder.model.state_dict(), strict=False)
+    assert not incompatible_keys.unexpected_keys
+    assert set(incompatible_keys.missing_keys) <= {"standard.mean", "standard.std"}
     model = model.to(encoder.device).eval()
     source_digest = encoder.digest
     del encoder  # its weights
     assert model.standard is not None
     with model.unstandardized():
-        features, rows, faults = _normalize(model, card, crops, batch, progress)
-    used = [crops.modality[row] for row in rows]
-    kinds = np.array([modality.code for modality in used])
-    _check_count(used, faults, len(crops.images))
+        features, rows, faults = _adapt_norms_and_encode(model, card, crops, batch, progress)
+    used_modalities = [crops.modality[row] for row in rows]
+    codes = np.array([modality.code for modality in used_modalities])
+    _check_count(used_modalities, faults, len(crops.images))
     images: dict[str, int] = {}
     cameras: dict[str, int] = {}
     for modality in Modality:
-        mine = kinds == modality.code
-        camera = crops.camera[rows][mine]
+        selected = codes == modality.code
+        camera = crops.camera[rows][selected]
         images[str(modality)] = len(camera)
         cameras[str(modality)] = len({*camera.tolist()} - {NO_CAMERA})
-        mean, variance = moments(features[mine], camera)
-        _check_different(features[mine], modality)
+        mean, variance = moments(features[selected], camera)
+        _check_different(features[selected], modality)
         model.standard.set(modality, torch.from_numpy(mean), torch.from_numpy(variance))
     if faults:
         logger.warning("left out: %s", list_faults(faults, len(crops.images)))
@@ -203,37 +203,37 @@ def adapt_model(
 
 
 def moments(values: FloatArray, camera: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Mean and variance (E,) float32 of rows (N, E), each `camera` (N,) counting alike."""
-    _, which, count = np.unique(camera, return_inverse=True, return_counts=True)
-    weight = (1.0 / count)[which] / len(count)
-    wide = values.astype(np.float64)
-    mean = weight @ wide
-    variance = weight @ (wide - mean) ** 2
+    """Mean and variance (E,) float32 of rows (N, E), with equal weight for each `camera` (N,)."""
+    _, index, count = np.unique(camera, return_inverse=True, return_counts=True)
+    weight = (1.0 / count)[index] / len(count)
+    doubles = values.astype(np.float64)
+    mean = weight @ doubles
+    variance = weight @ (doubles - mean) ** 2
     return mean.astype(np.float32), variance.astype(np.float32)
 
 
-def _normalize(
+def _adapt_norms_and_encode(
     model: FMCNet, card: ModelCard, crops: Crops, batch: int, progress: bool | None
 ) -> tuple[FloatArray, IntArray, list[Fault]]:
-    """Set the statistics of `FeatureNorm`; then descriptors (N', E), their rows, and what cannot be read."""
+    """Set the statistics of `FeatureNorm`; then return descriptors (N', E), their rows, and faults."""
     import torch
 
     from fmcnet.models.decomposition import watch_norms
 
     encoder = Encoder(TorchBackend(model, model.mean.device), card)
-    seen: dict[tuple[FeatureNorm, Modality], list[FloatArray]] = {}
+    recorded: dict[tuple[FeatureNorm, Modality], list[FloatArray]] = {}
 
-    def keep(norm: FeatureNorm, modality: Modality, features: Tensor) -> None:
-        seen.setdefault((norm, modality), []).append(features.float().cpu().numpy())
+    def record(norm: FeatureNorm, modality: Modality, features: Tensor) -> None:
+        recorded.setdefault((norm, modality), []).append(features.float().cpu().numpy())
 
-    with watch_norms(model, keep):
+    with watch_norms(model, record):
         features, rows, faults = _encode(encoder, crops, batch, progress)
-    if not seen:
+    if not recorded:
         return features, rows, faults
     camera = crops.camera[rows]
-    kinds = np.array([crops.modality[row].code for row in rows])
-    for (norm, modality), parts in seen.items():
-        mean, variance = moments(np.concatenate(parts), camera[kinds == modality.code])
+    codes = np.array([crops.modality[row].code for row in rows])
+    for (norm, modality), parts in recorded.items():
+        mean, variance = moments(np.concatenate(parts), camera[codes == modality.code])
         norm.set(modality, torch.from_numpy(mean), torch.from_numpy(variance))
     return _encode(encoder, crops, batch, progress, Remarks())  # they were logged the first time
 
@@ -242,7 +242,7 @@ def _encode(
     encoder: Encoder, crops: Crops, batch: int, progress: bool | None, remarks: Remarks | None = None
 ) -> tuple[FloatArray, IntArray, list[Fault]]:
     faults: list[Fault] = []
-    found = encoder.encode(
+    embeddings = encoder.encode(
         crops.images,
         crops.modality,
         batch_size=batch,
@@ -252,30 +252,30 @@ def _encode(
         remarks=remarks,
     )
     rows = np.setdiff1d(np.arange(len(crops.images)), [fault.position for fault in faults])
-    return found.features, rows.astype(np.int64), faults
+    return embeddings.features, rows.astype(np.int64), faults
 
 
 def _check_different(features: FloatArray, modality: Modality) -> None:
-    """Refuse or warn of descriptors (N, E) of one modality that are copies of few; of copies, rounding differs."""
-    spread = float(np.sqrt((features**2).mean()))
-    different = len(np.unique(np.round(features / max(spread, 1e-12), 3), axis=0))
-    if different < MIN_DIFFERENT_IMAGES:
+    """Refuse, or warn of, descriptors (N, E) of one modality with few different rows, rounding errors aside."""
+    scale = float(np.sqrt((features**2).mean()))
+    num_different = len(np.unique(np.round(features / max(scale, 1e-12), 3), axis=0))
+    if num_different < MIN_DIFFERENT_IMAGES:
         raise DataError(f"the {modality} images do not differ: give images of several people")
-    if different < MIN_IMAGES:
+    if num_different < MIN_IMAGES:
         logger.warning(
             "only %d of %d %s images differ: some hundred of several people do better",
-            different,
+            num_different,
             len(features),
             modality,
         )
 
 
-def _check_count(modality: Sequence[Modality], faults: Sequence[Fault] = (), total: int = 0) -> None:
-    for one in Modality:
-        count = sum(kind is one for kind in modality)
+def _check_count(modalities: Sequence[Modality], faults: Sequence[Fault] = (), total: int = 0) -> None:
+    for modality in Modality:
+        count = sum(entry is modality for entry in modalities)
         if count < MIN_IMAGES:
-            why = f"\n{list_faults(faults, total)}" if faults else ""
+            details = f"\n{list_faults(faults, total)}" if faults else ""
             raise DataError(
-                f"{count or 'no'} {one} image{'s' * (count != 1)}: adapting needs at least {MIN_IMAGES} of each "
-                f"modality, and some hundred do better{why}"
+                f"{count or 'no'} {modality} image{'s' * (count != 1)}: adapting needs at least {MIN_IMAGES} of each "
+                f"modality, and some hundred do better{details}"
             )

@@ -1,7 +1,7 @@
 """What computes embeddings: PyTorch, or ONNX Runtime from a folder that `fmcnet export` wrote.
 
 Neither is imported before it is needed, so that an exported model runs without PyTorch. `export.json` (`Manifest`)
-says what the graphs of an exported model are.
+describes the graphs of an exported model.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Positive = Annotated[int, Field(gt=0)]
 class Manifest:
     """What an exported model is.
 
-    In fp32 its digest is that of the weights, whose embeddings it reproduces up to rounding; in int8 it is another.
+    In fp32 it has the digest of the weights, whose embeddings it reproduces up to rounding; in int8 another one.
     """
 
     digest: Digest  # names the model
@@ -60,7 +60,7 @@ class Manifest:
     width: Positive  # of the input, in pixels
     opset: Positive  # version of ONNX's operators
     sha256: dict[str, Sha256]  # of each graph's file, by file name
-    versions: dict[str, str]  # of what made it
+    versions: dict[str, str]  # of the packages that made it
     kept: tuple[str, ...] = ()  # layers that int8 leaves in float32
 
     def to_json(self) -> str:
@@ -79,9 +79,9 @@ def read_manifest(folder: str | Path) -> Manifest:
         tree = read_json(path)
         if tree.pop("format") != FORMAT:
             raise CheckpointError(f"{path} is not an exported model of this version (format {FORMAT})")
-        found = TypeAdapter(Manifest).validate_python(tree)
-        if set(found.sha256) != set(GRAPHS.values()):
-            names = ", ".join(found.sha256) or "nothing"
+        manifest = TypeAdapter(Manifest).validate_python(tree)
+        if set(manifest.sha256) != set(GRAPHS.values()):
+            names = ", ".join(manifest.sha256) or "nothing"
             raise CheckpointError(
                 f"{path} is damaged: sha256 names {names}, not {', '.join(GRAPHS.values())}; export the model again"
             )
@@ -89,17 +89,19 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise CheckpointError(f"{path} is damaged: {first_fault(error)}; export the model again") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is missing or damaged: {error}; export the model again") from error
-    made = found.source if found.precision == "fp32" else int8_digest(found.source, found.sha256)
-    if found.digest != made:
+    expected = (
+        manifest.source if manifest.precision == "fp32" else int8_digest(manifest.source, manifest.sha256)
+    )
+    if manifest.digest != expected:
         raise CheckpointError(
-            f"{path} is damaged: digest is {found.digest}, of this {found.precision} model it is {made}; export the "
-            "model again"
+            f"{path} is damaged: digest is {manifest.digest}, of this {manifest.precision} model it is {expected}; "
+            "export the model again"
         )
-    return found
+    return manifest
 
 
 def int8_digest(source: str, sha256: dict[str, str]) -> str:
-    """What names an int8 model: the digest of the weights it was made from, and its graphs."""
+    """The digest of an int8 model, from that of its source weights and its graphs."""
     content = "".join(sha256[GRAPHS[modality]] for modality in Modality)
     return hashlib.sha256(f"{source} int8 {content}".encode()).hexdigest()[:16]
 
@@ -153,7 +155,7 @@ class TorchBackend:
 
 
 class OnnxBackend:
-    """The graphs of an exported model; a graph is loaded when first needed.
+    """The graphs of an exported model; on a CPU a graph is loaded when first needed.
 
     Args:
         folder: holds them.
@@ -163,7 +165,7 @@ class OnnxBackend:
 
     Raises:
         CheckpointError: when a file is missing, or is not the one that was exported.
-        FmcnetError: for a device that cannot be used here; on a GPU both graphs are loaded at once, to know.
+        FmcnetError: for a device that cannot be used here; on a GPU both graphs are loaded now, to test that.
         MissingDependencyError: without onnxruntime.
     """
 
@@ -173,7 +175,7 @@ class OnnxBackend:
         self.folder = Path(folder)
         self.manifest = read_manifest(folder)
         self._runtime: Any = require("onnxruntime", "runtime")
-        self.device, self._providers = _providers(self._runtime, device)
+        self.device, self._providers = _select_providers(self._runtime, device)
         self._threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
         self._sessions: dict[Modality, Any] = {}
         for modality in Modality:
@@ -191,7 +193,7 @@ class OnnxBackend:
             out: FloatArray = session.run([OUTPUT], {INPUT: np.ascontiguousarray(images)})[0]
         except Exception as error:  # its errors have no public base class
             raise FmcnetError(
-                f"ONNX Runtime failed on {self.device} with {len(images)} images: {_line(error)}"
+                f"ONNX Runtime failed on {self.device} with {len(images)} images: {_first_line(error)}"
                 + ("" if self.device == "cpu" else "; try fewer at once, or say --device cpu")
             ) from error
         return out
@@ -209,19 +211,19 @@ class OnnxBackend:
                 )
             except Exception as error:
                 if self.device != "cpu":
-                    raise FmcnetError(_unusable(self.device, _line(error))) from error
+                    raise FmcnetError(_unusable_message(self.device, _first_line(error))) from error
                 raise CheckpointError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
-            if self.device != "cpu" and CUDA not in session.get_providers():  # no error of its own
-                raise FmcnetError(_unusable(self.device, "its CUDA provider did not start"))
-            said = self.manifest
-            for what, wanted, found in (
-                ("height, width", [said.height, said.width, 3], session.get_inputs()[0].shape[1:]),
-                ("dim", [said.dim], session.get_outputs()[0].shape[1:]),
+            if self.device != "cpu" and CUDA not in session.get_providers():  # ONNX Runtime raises nothing
+                raise FmcnetError(_unusable_message(self.device, "its CUDA provider did not start"))
+            manifest = self.manifest
+            for name, expected, actual in (
+                ("height, width", [manifest.height, manifest.width, 3], session.get_inputs()[0].shape[1:]),
+                ("dim", [manifest.dim], session.get_outputs()[0].shape[1:]),
             ):
-                if found != wanted:
+                if actual != expected:
                     raise CheckpointError(
-                        f"{self.folder / MANIFEST} is damaged: {what} should give {wanted} and {path.name} has "
-                        f"{found}; export the model again"
+                        f"{self.folder / MANIFEST} is damaged: {name} should give {expected} and {path.name} has "
+                        f"{actual}; export the model again"
                     )
             self._sessions[modality] = session
         return self._sessions[modality]
@@ -232,7 +234,7 @@ def open_backend(
 ) -> tuple[Backend, ModelCard, str]:
     """The backend of a model, its card and its digest; arguments and errors as `Encoder.from_pretrained`."""
     card = read_card(folder)
-    if _choose(folder, runtime) == "onnxruntime":
+    if _choose_runtime(folder, runtime) == "onnxruntime":
         onnx = OnnxBackend(folder, device, threads)
         size = (onnx.manifest.height, onnx.manifest.width)
         if size != (card.config.data.height, card.config.data.width):
@@ -253,31 +255,31 @@ def open_backend(
 
     if threads:
         torch.set_num_threads(threads)
-    chosen = pick_device(device)
-    model, card = load_pretrained_model(folder, chosen)
-    beside = folder / PROJECTION
-    projection = Projection.load(beside) if beside.exists() else None
+    torch_device = pick_device(device)
+    model, card = load_pretrained_model(folder, torch_device)
+    path = folder / PROJECTION
+    projection = Projection.load(path) if path.exists() else None
     if projection is None and card.config.model.descriptor == "discriminant":
         raise CheckpointError(
             f"{folder} lacks {PROJECTION}, the last thing that its training writes: finish it with "
             "fmcnet train --resume, or fetch the file from where the weights come from"
         )
-    return TorchBackend(model, chosen, projection), card, model_digest(folder)
+    return TorchBackend(model, torch_device, projection), card, model_digest(folder)
 
 
-def _choose(folder: Path, wanted: str) -> str:
-    """Which of the two a folder is for."""
-    has = {"torch": (folder / WEIGHTS).is_file(), "onnxruntime": (folder / MANIFEST).is_file()}
-    if wanted not in ("auto", *has):
-        raise FmcnetError(f"runtime='{wanted}': say auto, torch or onnxruntime")
-    if wanted != "auto":
-        if not has[wanted]:
-            lacks = WEIGHTS if wanted == "torch" else f"{MANIFEST} (fmcnet export makes it)"
-            raise CheckpointError(f"{folder} holds no model for {wanted}: it lacks {lacks}")
-        return wanted
-    if all(has.values()):
+def _choose_runtime(folder: Path, runtime: str) -> str:
+    """The runtime of a folder's model, "torch" or "onnxruntime"."""
+    available = {"torch": (folder / WEIGHTS).is_file(), "onnxruntime": (folder / MANIFEST).is_file()}
+    if runtime not in ("auto", *available):
+        raise FmcnetError(f"runtime='{runtime}': say auto, torch or onnxruntime")
+    if runtime != "auto":
+        if not available[runtime]:
+            missing = WEIGHTS if runtime == "torch" else f"{MANIFEST} (fmcnet export makes it)"
+            raise CheckpointError(f"{folder} holds no model for {runtime}: it lacks {missing}")
+        return runtime
+    if all(available.values()):
         return "torch" if _importable("torch") else "onnxruntime"
-    return "onnxruntime" if has["onnxruntime"] else "torch"
+    return "onnxruntime" if available["onnxruntime"] else "torch"
 
 
 def _importable(module: str) -> bool:
@@ -287,7 +289,7 @@ def _importable(module: str) -> bool:
         return False
 
 
-def _providers(runtime: Any, device: str) -> tuple[str, list[Any]]:
+def _select_providers(runtime: Any, device: str) -> tuple[str, list[Any]]:
     kind, colon, number = device.partition(":")
     if device in ("auto", "cpu"):
         return "cpu", ["CPUExecutionProvider"]
@@ -295,18 +297,18 @@ def _providers(runtime: Any, device: str) -> tuple[str, list[Any]]:
         raise FmcnetError(
             f"device '{device}' cannot be used by this ONNX Runtime: say auto, cpu, cuda or cuda:N"
         )
-    there = runtime.get_available_providers()
-    if CUDA not in there:
-        raise FmcnetError(_unusable(device, f"it has {', '.join(there)} only"))
+    available = runtime.get_available_providers()
+    if CUDA not in available:
+        raise FmcnetError(_unusable_message(device, f"it has {', '.join(available)} only"))
     return device, [(CUDA, {"device_id": int(number or 0)}), "CPUExecutionProvider"]
 
 
-def _unusable(device: str, why: str) -> str:
+def _unusable_message(device: str, reason: str) -> str:
     return (
-        f"device '{device}' cannot be used by this ONNX Runtime: {why}. Say --device cpu; or, for a GPU, install "
+        f"device '{device}' cannot be used by this ONNX Runtime: {reason}. Say --device cpu; or, for a GPU, install "
         "onnxruntime-gpu in the place of onnxruntime, with the CUDA and cuDNN that it names"
     )
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

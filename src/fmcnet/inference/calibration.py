@@ -1,4 +1,4 @@
-"""What a similarity means: probabilities and thresholds, a small JSON beside the weights. No PyTorch."""
+"""Calibration: probabilities and thresholds of similarities, a small JSON beside the weights. No PyTorch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KNOTS = {
 
 @dataclass(frozen=True)
 class Curve:
-    """How similarities of one direction translate.
+    """Probabilities and error rates of the similarities of one direction.
 
     Attributes:
         same: number of pairs of one person it was learnt from.
@@ -64,7 +64,7 @@ class Curve:
             Of the shape of `similarity`, 0..1.
 
         Raises:
-            FmcnetError: for a prior that is none.
+            FmcnetError: for a prior out of range.
             DataError: when a similarity is NaN.
         """
         if not 0.0 < prior < 1.0:
@@ -82,7 +82,7 @@ class Curve:
             fmr: false-match rate, 0 < fmr <= 1; thresholds are linear in its logarithm between knots.
 
         Raises:
-            FmcnetError: for a rate that is none, or below what the pairs can tell.
+            FmcnetError: for a rate out of range, or too low for the number of pairs.
         """
         lowest = float(self.false_match_rate[-1])
         if not 0.0 < fmr <= 1.0:
@@ -109,20 +109,22 @@ class Curve:
             if number(tree[name], name) < 1 or int(tree[name]) != tree[name]:
                 raise ValueError(f"{name} = {tree[name]} is no number of pairs")
         vectors = {name: _knots(tree[name], name) for name in KNOTS}
-        for one, other in (
+        for first, second in (
             ("similarity", "evidence"),
             ("threshold", "false_match_rate"),
             ("threshold", "true_match_rate"),
         ):
-            if len(vectors[one]) != len(vectors[other]):
-                raise ValueError(f"{other} has {len(vectors[other])} knots and {one} {len(vectors[one])}")
+            if len(vectors[first]) != len(vectors[second]):
+                raise ValueError(
+                    f"{second} has {len(vectors[second])} knots and {first} {len(vectors[first])}"
+                )
         if vectors["false_match_rate"][0] != 1:
             raise ValueError(f"false_match_rate begins with {vectors['false_match_rate'][0]}, not with 1")
         return Curve(int(tree["same"]), int(tree["different"]), **vectors)
 
 
 def number(value: Any, name: str) -> float:
-    """A finite number out of JSON, where true and "1" are none; raises ValueError naming the field."""
+    """A finite number from JSON, not true or "1"; raises ValueError naming the field."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
         raise ValueError(f"{name} = {value!r:.60} is no number")
     return float(value)
@@ -131,31 +133,31 @@ def number(value: Any, name: str) -> float:
 def _knots(values: Any, name: str) -> FloatVector:
     if not isinstance(values, list) or not values:
         raise ValueError(f"{name} = {values!r:.60} is no list of knots")
-    vector = np.array([number(value, f"{name}[{at}]") for at, value in enumerate(values)])
+    vector = np.array([number(value, f"{name}[{index}]") for index, value in enumerate(values)])
     sign, low, high = KNOTS[name]
     outside = np.flatnonzero((vector < low) | (vector > high))
     if len(outside):
-        at = int(outside[0])
-        raise ValueError(f"{name}[{at}] = {vector[at]} is not in {low:g}..{high:g}")
-    back = np.flatnonzero(np.diff(sign * vector) < 0)
-    if len(back):
-        at = int(back[0]) + 1
+        index = int(outside[0])
+        raise ValueError(f"{name}[{index}] = {vector[index]} is not in {low:g}..{high:g}")
+    unordered = np.flatnonzero(np.diff(sign * vector) < 0)
+    if len(unordered):
+        index = int(unordered[0]) + 1
         order = "descends" if sign > 0 else "ascends"
-        raise ValueError(f"{name}[{at}] = {vector[at]}: knots out of order, it {order}")
+        raise ValueError(f"{name}[{index}] = {vector[index]}: knots out of order, it {order}")
     return vector
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What similarities of one model's embeddings mean, for each pair of modalities.
+    """Probabilities and thresholds for similarities of one model's embeddings, by pair of modalities.
 
     Attributes:
         model: digest of the model (`Encoder.digest`).
-        curves: by query and gallery modality; a direction that had too few pairs is not there.
+        curves: by query and gallery modality; a direction with too few pairs is missing.
         prior: how probable it is, before a comparison, that two images show one person; the default of `probability`.
         fmr: the false-match rate that `threshold` takes by default.
-        held_out: by direction ("infrared-visible"), what was found on identities that were not learnt from.
-        source: what it was learnt from, for people.
+        held_out: by direction ("infrared-visible"), errors on identities that were not learnt from.
+        source: what it was learnt from, for information.
     """
 
     model: str
@@ -188,14 +190,14 @@ class Calibration:
             similarity: cosine, any shape.
             query_modality: of the query image.
             gallery_modality: of the gallery image.
-            prior: how probable it is before the comparison; None: the calibration's. In a gallery of n persons of
-                which any may be the one, and that may lack the one as well, 1 / (n + 1) is honest.
+            prior: how probable it is before the comparison; None: the calibration's. In a gallery of n persons
+                where each, or nobody, may be the query's person, take 1 / (n + 1).
 
         Returns:
             Of the shape of `similarity`, 0..1, never descending with it.
 
         Raises:
-            FmcnetError: for a direction that was not learnt, or a prior that is none.
+            FmcnetError: for a direction that was not learnt, or a prior out of range.
             DataError: when a similarity is NaN.
         """
         curve = self.curve(query_modality, gallery_modality)
@@ -218,7 +220,7 @@ class Calibration:
             fmr: false-match rate, 0 < fmr <= 1; None: the calibration's.
 
         Raises:
-            FmcnetError: for a direction that was not learnt, or a rate lower than its pairs can tell.
+            FmcnetError: for a direction that was not learnt, or a rate too low for its number of pairs.
         """
         return self.curve(query_modality, gallery_modality).at(self.fmr if fmr is None else fmr)
 
@@ -230,11 +232,11 @@ class Calibration:
             gallery_modality: of the gallery image.
 
         Raises:
-            FmcnetError: when it was not learnt; says which were.
+            FmcnetError: when it was not learnt; names those that were.
         """
         pair = parse_modality(query_modality), parse_modality(gallery_modality)
         if pair not in self.curves:
-            known = ", ".join(direction(*one) for one in self.curves)
+            known = ", ".join(direction(*known_pair) for known_pair in self.curves)
             raise FmcnetError(
                 f"{direction(*pair)} is not calibrated (only {known}): the table had too few pairs of it"
             )
@@ -263,7 +265,7 @@ class Calibration:
             Its path.
         """
         text = json.dumps(self.to_dict(), indent=1) + "\n"
-        return write_atomically(Path(path), lambda at: at.write_text(text, encoding="utf-8"))
+        return write_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     @staticmethod
     def load(path: str | Path, model: str | None = None) -> Calibration:
@@ -283,23 +285,23 @@ class Calibration:
             tree = read_json(Path(path))
             if not isinstance(tree, dict) or tree.get("format") != FORMAT:
                 raise CheckpointError(f"{path} is not a calibration of this version (format {FORMAT})")
-            found = _parse(tree)
+            calibration = _parse_calibration(tree)
         except KeyError as error:
             raise CheckpointError(f"{path} is damaged: {error} is missing; calibrate again") from error
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} is missing or damaged: {error}; calibrate again") from error
-        if model is not None and found.model != model:
+        if model is not None and calibration.model != model:
             raise CheckpointError(
-                f"{path} was made for another model (digest {found.model}, this one's is {model}): calibrate again "
-                "with fmcnet calibrate"
+                f"{path} was made for another model (digest {calibration.model}, this one's is {model}): calibrate "
+                "again with fmcnet calibrate"
             )
-        return found
+        return calibration
 
 
-def _parse(tree: dict[str, Any]) -> Calibration:
+def _parse_calibration(tree: dict[str, Any]) -> Calibration:
     """What `to_dict` gave; raises ValueError or KeyError that names the field that is wrong, or missing."""
-    for name, kind in (("model", str), ("curves", dict), ("held_out", dict), ("source", dict)):
-        if not isinstance(tree[name], kind) or (name in ("model", "curves") and not tree[name]):
+    for name, expected_type in (("model", str), ("curves", dict), ("held_out", dict), ("source", dict)):
+        if not isinstance(tree[name], expected_type) or (name in ("model", "curves") and not tree[name]):
             raise ValueError(f"{name} is {tree[name]!r:.60}")
     names = {direction(*pair): pair for pair in DIRECTIONS}
     curves = {}

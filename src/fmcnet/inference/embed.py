@@ -39,7 +39,7 @@ def embed_shared(
     differ by one image: none is padded and none repeated, so nothing counts twice.
 
     Returns:
-        On rank 0 what one process would give (to rounding: batches are cut differently), elsewhere None.
+        On rank 0 what one process would give (up to rounding, as batches differ), elsewhere None.
     """
     from fmcnet.distributed import gather  # needs PyTorch, which embed_files does not
 
@@ -47,15 +47,15 @@ def embed_shared(
         return encoder.embed_table(table, batch_size=batch_size, flip=flip, store=store, progress=progress)
     encoder.cached_images(table, progress)  # one file for all shares
     rows = np.arange(ctx.rank, len(table), ctx.world)
-    shown = progress if ctx.main else False
-    features = encoder.embed_rows(table, rows, batch_size=batch_size, flip=flip, progress=shown)
+    show = progress if ctx.main else False
+    features = encoder.embed_rows(table, rows, batch_size=batch_size, flip=flip, progress=show)
     shares = gather(features, ctx)
     if not ctx.main:
         return None
-    whole = np.empty((len(table), shares[0].shape[1]), dtype=np.float32)
+    merged = np.empty((len(table), shares[0].shape[1]), dtype=np.float32)
     for rank, share in enumerate(shares):
-        whole[rank :: ctx.world] = share
-    return keep(whole, table, encoder.kept_at(table, flip, store))
+        merged[rank :: ctx.world] = share
+    return keep(merged, table, encoder.kept_at(table, flip, store))
 
 
 def embed_dataset(
@@ -78,20 +78,20 @@ def embed_dataset(
     Raises:
         DataError: for a split without images, or an image that cannot be read.
     """
-    out = _npz(out)
+    out = _prepare_output(out)
     if split not in (*SPLITS, "all"):
         raise DataError(f"--split {split}: say all, {', '.join(SPLITS)}")
     encoder = load(run, device)
     table = encoder.read_dataset(data)
     rows = table if split == "all" else table.of_split(split, data)
-    found = encoder.embed_table(rows, batch_size=batch)
+    embeddings = encoder.embed_table(rows, batch_size=batch)
     if normalize:
-        found = replace(found, features=l2_normalize(found.features))
-    write_atomically(out, found.save, private_mode(out.parent))
-    return found.features.shape
+        embeddings = replace(embeddings, features=l2_normalize(embeddings.features))
+    write_atomically(out, embeddings.save, private_mode(out.parent))
+    return embeddings.features.shape
 
 
-def _npz(out: str | Path) -> Path:
+def _prepare_output(out: str | Path) -> Path:
     """The file to write, its folder made."""
     out = Path(out)
     if out.is_dir() or out.suffix != ".npz":
@@ -129,8 +129,8 @@ def embed_files(
         skip: leave out what cannot be read.
         device: where to compute.
         value_range: as that of `Encoder.encode`.
-        remarks: likewise.
-        ignored: gets what lies in the folders and is no image.
+        remarks: as that of `Encoder.encode`.
+        ignored: gets the files of the folders that are no images.
 
     Returns:
         (N, E).
@@ -138,14 +138,14 @@ def embed_files(
     Raises:
         DataError: listing every image that cannot be read (nothing is written then), unless `skip` leaves them out.
     """
-    out = _npz(out)
-    kind = parse_modality(modality)
+    out = _prepare_output(out)
+    image_modality = parse_modality(modality)
     encoder = load(run, device)
     paths = list_images(sources, ignored)
     try:
-        found = encoder.encode(
+        embeddings = encoder.encode(
             paths,
-            kind,
+            image_modality,
             batch_size=batch,
             normalize=normalize,
             on_error="skip" if skip else "raise",
@@ -154,5 +154,5 @@ def embed_files(
         )
     except DataError as error:
         raise error if skip else DataError(f"{error}\n--on-error skip leaves them out") from error
-    write_atomically(out, found.save, private_mode(out.parent))
-    return found.features.shape[0], found.features.shape[1]
+    write_atomically(out, embeddings.save, private_mode(out.parent))
+    return embeddings.features.shape[0], embeddings.features.shape[1]

@@ -1,4 +1,4 @@
-"""Images to embeddings with a trained model: load, encode, similarity; one face over PyTorch and ONNX Runtime."""
+"""Images to embeddings with a trained model: load, encode, similarity; one interface to PyTorch and ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def load(run: str | Path, device: str = "auto") -> Encoder:
 
     Raises:
         CheckpointError: when there is no model, or a damaged one.
-        MissingDependencyError: when PyTorch or ONNX Runtime is needed and not there.
+        MissingDependencyError: when PyTorch or ONNX Runtime is needed and not installed.
     """
     return Encoder.from_pretrained(run, device=device)
 
@@ -59,10 +59,10 @@ class Encoder:
 
     Args:
         backend: the network, ready to embed (`TorchBackend`, `OnnxBackend`).
-        card: what travels with the weights; gives the input size.
-        digest: names what embeds (weights, architecture, input size, projection), the same for a model and its
+        card: the settings stored with the weights; gives the input size.
+        digest: hash of what embeds (weights, architecture, input size, projection), the same for a model and its
             fp32 export: embeddings of equal digests compare. "" switches caching off.
-        folder: where the model lies, if it lies anywhere.
+        folder: the model's folder, if it has one.
         calibration: a calibration file; None: `calibration.json` in `folder`.
 
     Raises:
@@ -81,8 +81,8 @@ class Encoder:
         self.height, self.width = card.config.data.height, card.config.data.width
         if calibration is not None and not Path(calibration).is_file():
             raise CheckpointError(f"there is no calibration at {calibration}: check the path")
-        beside = folder / CALIBRATION if folder is not None else None
-        self._calibration = Path(calibration) if calibration is not None else beside
+        default_path = folder / CALIBRATION if folder is not None else None
+        self._calibration = Path(calibration) if calibration is not None else default_path
 
     @staticmethod
     def from_pretrained(
@@ -100,8 +100,8 @@ class Encoder:
                 needs no PyTorch), a shipped model's name, or owner/name of the Hugging Face Hub (extra `hub`).
             device: auto, cpu, cuda, cuda:N or mps; ONNX Runtime: cpu, or cuda where it can.
             runtime: "torch" or "onnxruntime", for a folder that holds both; "auto" takes PyTorch there if it can.
-            threads: that compute; None: as many as the library thinks, or $OMP_NUM_THREADS. PyTorch's number is one
-                for the whole process.
+            threads: that compute; None: the library's default, or $OMP_NUM_THREADS. PyTorch's number holds for the
+                whole process.
             calibration: a file of `fmcnet calibrate`; None: the one in the folder, if there is one.
 
         Raises:
@@ -114,7 +114,7 @@ class Encoder:
 
     def __repr__(self) -> str:
         card = self.card
-        facts = (
+        parts = (
             f"{card.config.model.variant} {card.config.model.arch}",
             f"{self.height} x {self.width}",
             f"trained on {card.dataset}",
@@ -122,7 +122,7 @@ class Encoder:
             f"digest {self.digest or 'none'}",
             "calibrated" if self.calibrated else "not calibrated",
         )
-        return f"<Encoder {self.folder or '(no folder)'}: {', '.join(facts)}>"
+        return f"<Encoder {self.folder or '(no folder)'}: {', '.join(parts)}>"
 
     @property
     def model(self) -> FMCNet:
@@ -140,7 +140,7 @@ class Encoder:
 
     @property
     def projection(self) -> Projection | None:
-        """What makes this model's descriptors smaller (`fmcnet project`); an exported graph holds it unseen."""
+        """The projection of this model's descriptors (`fmcnet project`), unless an exported graph includes it."""
         return getattr(self.backend, "projection", None)
 
     @property
@@ -165,7 +165,7 @@ class Encoder:
 
     @property
     def calibrated(self) -> bool:
-        """Whether there is a calibration (of these weights or not: `calibration` checks)."""
+        """Whether there is a calibration file (`calibration` checks that it is of these weights)."""
         return self._calibration is not None and self._calibration.is_file()
 
     def encode(
@@ -198,15 +198,15 @@ class Encoder:
             workers: threads that decode the next batch meanwhile.
             progress: show a bar; None: on a terminal, for more than one batch.
             value_range: the values (low, high) that become 0 and 255, of images deeper than 8 bits; None: by the rule
-                of `fmcnet.data.pixels.eight_bits`, which may stretch each image by itself.
-            remarks: gets what is doubtful about images; None: it goes to the log.
+                of `fmcnet.data.pixels.eight_bits`, which may stretch each image separately.
+            remarks: gets the doubtful images; None: they are logged.
 
         Returns:
-            One row an image, in the order given: features (N, E) float32, name (a path, or "images[3]" for what has
-            none) and modality; pid and camid are unknown. NumPy takes it for its features.
+            One row an image, in the order given: features (N, E) float32, name (a path, or "images[3]" for an image
+            without one) and modality; pid and camid are unknown. `np.asarray` gives the features.
 
         Raises:
-            DataError: naming the images that cannot be read; or when none is left, or none was given.
+            DataError: naming the images that cannot be read; or when there is no image.
         """
         items = expand(images, modality)
         if not callable(on_error) and on_error not in ("raise", "skip"):
@@ -214,27 +214,36 @@ class Encoder:
                 f"on_error='{on_error}': say raise, skip, or give a function that takes each fault"
             )
         value_range = None if value_range is None else check_range(value_range)
-        noted = Remarks() if remarks is None else remarks
+        all_remarks = Remarks() if remarks is None else remarks
         rows: list[int] = []
         parts: list[FloatArray] = []
         faults: list[Fault] = []
-        shown = progress if progress is not None or len(items) > batch_size else False
-        with Progress("embedding", len(items), show=shown) as bar:
-            for batch, read in read_ahead(
-                items, batch_size, self.height, self.width, workers, value_range, noted
+        show = progress if progress is not None or len(items) > batch_size else False
+        with Progress("embedding", len(items), show=show) as bar:
+            for batch, decoded in read_ahead(
+                items, batch_size, self.height, self.width, workers, value_range, all_remarks
             ):
-                faults += [one for one in read if isinstance(one, Fault)]
-                good = [(at, one) for at, one in zip(batch, read, strict=True) if not isinstance(one, Fault)]
-                refused = faults and on_error == "raise"  # then the rest is only read, to name all faults
-                if good and not refused:
-                    pixels = np.stack([one for _, one in good])
-                    kind = items[batch[0]].modality
-                    note_colours(pixels, kind, [items[at].name for at, _ in good], noted)
-                    parts.append(self._embed(pixels, kind, flip))
-                    rows += [at for at, _ in good]
+                faults += [image for image in decoded if isinstance(image, Fault)]
+                readable = [
+                    (position, image)
+                    for position, image in zip(batch, decoded, strict=True)
+                    if not isinstance(image, Fault)
+                ]
+                only_checking = faults and on_error == "raise"  # the rest is only read, to name all faults
+                if readable and not only_checking:
+                    pixels = np.stack([image for _, image in readable])
+                    batch_modality = items[batch[0]].modality
+                    note_colours(
+                        pixels,
+                        batch_modality,
+                        [items[position].name for position, _ in readable],
+                        all_remarks,
+                    )
+                    parts.append(self._embed(pixels, batch_modality, flip))
+                    rows += [position for position, _ in readable]
                 bar.advance(count=len(batch))
         faults.sort()
-        for line in noted.lines() if remarks is None else ():
+        for line in all_remarks.lines() if remarks is None else ():
             logger.warning("%s", line)
         if callable(on_error):
             for fault in faults:
@@ -245,7 +254,7 @@ class Encoder:
             logger.warning("left out: %s", list_faults(faults, len(items)))
         order = np.argsort(rows)
         features = np.concatenate(parts)[order]
-        kept = [items[rows[at]] for at in order]
+        kept = [items[rows[index]] for index in order]
         return Embeddings.unlabelled(
             l2_normalize(features) if normalize else features,
             np.array([item.modality.code for item in kept], dtype=np.uint8),
@@ -257,7 +266,7 @@ class Encoder:
 
         Args:
             a: (N, E), of any length but zero.
-            b: (M, E), likewise.
+            b: (M, E), of any length but zero.
 
         Returns:
             (N, M) float32, in -1..1.
@@ -299,16 +308,16 @@ class Encoder:
         Raises:
             DataError: when the table has no rows, or an image cannot be read.
         """
-        kept = self.kept_at(table, flip, store)
-        if kept is not None and kept.is_file():
+        stored_path = self.kept_at(table, flip, store)
+        if stored_path is not None and stored_path.is_file():
             try:
-                return Embeddings.load(kept)
+                return Embeddings.load(stored_path)
             except DataError:  # damaged: made again below
-                kept.unlink()
+                stored_path.unlink()
         features = self.embed_rows(
             table, np.arange(len(table)), batch_size=batch_size, flip=flip, progress=progress
         )
-        return keep(features, table, kept)
+        return keep(features, table, stored_path)
 
     def read_dataset(self, data: str | Path) -> Table:
         """Read a dataset as the model's training read its own.
@@ -376,9 +385,9 @@ class Encoder:
         features: NDArray[np.float32] | None = None
         with Progress("embedding", len(rows), show=progress) as bar:
             for modality in Modality:
-                mine = np.flatnonzero(table.modality[rows] == modality.code)
-                for at in range(0, len(mine), batch_size):
-                    batch = mine[at : at + batch_size]
+                positions = np.flatnonzero(table.modality[rows] == modality.code)
+                for start in range(0, len(positions), batch_size):
+                    batch = positions[start : start + batch_size]
                     part = self._embed(images[rows[batch]], modality, flip)
                     if features is None:
                         features = np.empty((len(rows), part.shape[1]), dtype=np.float32)
@@ -389,10 +398,10 @@ class Encoder:
 
     def _embed(self, images: NDArray[Any], modality: Modality, flip: bool) -> FloatArray:
         """(N, H, W, 3) uint8 to (N, E) float32."""
-        out = self.backend(images, modality)
+        features = self.backend(images, modality)
         if flip:
-            out = (out + self.backend(images[:, :, ::-1], modality)) * np.float32(0.5)
-        return out
+            features = (features + self.backend(images[:, :, ::-1], modality)) * np.float32(0.5)
+        return features
 
 
 def keep(features: FloatArray, table: Table, kept: Path | None) -> Embeddings:

@@ -1,4 +1,4 @@
-"""A calibration learnt from images of known identities: pairs counted by similarity, and a curve a direction."""
+"""A calibration learnt from images of known identities: pairs counted by similarity, one curve per direction."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BLOCK = 2**22
 FOLDS = 5
 
 ENOUGH = 10
-"""A false-match rate is offered where at least so many false matches make it up."""
+"""Fewest false matches behind a stored false-match rate."""
 
 MIN_PAIRS = 20
 """Fewer pairs of the same person, or of different ones, are not learnt from."""
@@ -52,7 +52,7 @@ def calibrate_model(
     device: str = "auto",
     progress: bool | None = None,
 ) -> tuple[Calibration, Path]:
-    """Embed a labelled table, learn what similarities mean, and write that beside the weights.
+    """Embed a labelled table, learn a calibration, and write it beside the weights.
 
     Args:
         source: a run, an exported model, or a shipped one's name.
@@ -69,17 +69,17 @@ def calibrate_model(
         The calibration and its file.
 
     Raises:
-        DataError: when identities were trained on, or too few are there.
+        DataError: when identities were trained on, or there are too few.
     """
     encoder = Encoder.from_pretrained(source, device=device)
     assert encoder.folder is not None
     if out is None:
         refuse_shipped(source, encoder.folder, "FILE")
     config = encoder.card.config
-    table = _rows(encoder, encoder.read_dataset(data), split)
+    table = _calibration_rows(encoder, encoder.read_dataset(data), split)
     embeddings = encoder.embed_table(table, batch_size=config.evaluation.batch, progress=progress)
     facts = {"table": table.name, "fingerprint": fingerprint(table), "split": split}
-    found = fit_calibration(
+    calibration = fit_calibration(
         embeddings,
         encoder.digest,
         prior=prior,
@@ -90,45 +90,45 @@ def calibrate_model(
     )
     path = Path(out) if out is not None else encoder.folder / CALIBRATION
     path.parent.mkdir(parents=True, exist_ok=True)
-    return found, found.save(path)
+    return calibration, calibration.save(path)
 
 
-def _rows(encoder: Encoder, table: Table, split: str) -> Table:
-    """The rows to learn from."""
+def _calibration_rows(encoder: Encoder, table: Table, split: str) -> Table:
+    """The rows that a calibration is learnt from."""
     if split not in ("auto", "all", *SPLITS):
         raise FmcnetError(f"split '{split}': say auto, all, {', '.join(SPLITS)}")
-    chosen = table if split in ("auto", "all") else table.select(split=split)
+    rows = table if split in ("auto", "all") else table.select(split=split)
     data = fingerprint(table)
     if encoder.card.data == data:
-        known = np.isin(chosen.pid, np.array(encoder.card.pids, dtype=np.int64))
+        trained = np.isin(rows.pid, np.array(encoder.card.pids, dtype=np.int64))
         if split == "auto":
-            chosen = chosen.take(~known)
-        elif known.any():
+            rows = rows.take(~trained)
+        elif trained.any():
             raise DataError(
-                f"{len(np.unique(chosen.pid[known]))} identities of split '{split}' are among those that the model "
+                f"{len(np.unique(rows.pid[trained]))} identities of split '{split}' are among those that the model "
                 "was trained on, whose similarities are too good to learn from: take --split auto"
             )
     elif split == "auto" and table.name == encoder.card.dataset:
-        held = np.isin(chosen.split, encoder.card.config.data.train_splits)
-        if held.any() and not held.all():
+        in_training = np.isin(rows.split, encoder.card.config.data.train_splits)
+        if in_training.any() and not in_training.all():
             logger.warning(
                 "%s has the layout of the training dataset and other files: its %s images are left out, as they may "
                 "be of people that the model was trained on; if they are not, say --split all",
                 table.root,
                 " and ".join(encoder.card.config.data.train_splits),
             )
-            chosen = chosen.take(~held)
-    if len(seen := seen_identities(encoder.card.seen_samples(data), chosen)):
+            rows = rows.take(~in_training)
+    if len(seen := seen_identities(encoder.card.seen_samples(data), rows)):
         if split != "auto":
             raise DataError(
                 f"{len(seen)} identities of split '{split}' have pictures that the model was trained on, whose "
                 "similarities are too good to learn from: take --split auto"
             )
         logger.warning("left out: %d identities that have pictures of the model's training", len(seen))
-        chosen = chosen.take(~np.isin(chosen.pid, seen))
-    if not len(chosen):
+        rows = rows.take(~np.isin(rows.pid, seen))
+    if not len(rows):
         raise DataError(f"{table.root} has no image to calibrate on (split {split})")
-    return chosen
+    return rows
 
 
 def calibration_lines(found: Calibration) -> Iterator[str]:
@@ -138,15 +138,18 @@ def calibration_lines(found: Calibration) -> Iterator[str]:
         yield f"{name}: {curve.same:,} pairs of one person, {curve.different:,} of two"
         try:
             threshold = found.threshold(*pair)
-            there = np.interp(-np.log(found.fmr), -np.log(curve.false_match_rate), curve.true_match_rate)
+            true_match_rate = np.interp(
+                -np.log(found.fmr), -np.log(curve.false_match_rate), curve.true_match_rate
+            )
             yield (
-                f"  threshold {threshold:.4f} at a false-match rate of {found.fmr:g}: true-match rate {there:.1%}"
+                f"  threshold {threshold:.4f} at a false-match rate of {found.fmr:g}: true-match rate "
+                f"{true_match_rate:.1%}"
             )
         except FmcnetError as error:
             yield f"  {error}"
         if name in found.held_out:
-            seen = found.held_out[name]["expected_calibration_error"]
-            yield f"  held-out identities: expected calibration error {seen:.3f} at prior {found.prior:g}"
+            expected_error = found.held_out[name]["expected_calibration_error"]
+            yield f"  held-out identities: expected calibration error {expected_error:.3f} at prior {found.prior:g}"
         else:
             yield "  too few identities to hold some out: nothing is known about its error"
 
@@ -164,8 +167,8 @@ def fit_calibration(
     """Learn a calibration from embeddings of known identities, none of which the model was trained on.
 
     Every direction is learnt from all its pairs (`count_pairs`). Cosine similarity is symmetric: without masks
-    visible-infrared and infrared-visible come out alike. What is reported as held out is found by cross-fitting over
-    folds of identities; the curves kept are learnt from all.
+    visible-infrared and infrared-visible come out alike. Held-out errors come from cross-fitting over folds of
+    identities; the stored curves are learnt from all.
 
     Args:
         embeddings: (N,) of known identities.
@@ -174,11 +177,11 @@ def fit_calibration(
         fmr: the calibration's default false-match rate, 0 < fmr <= 1.
         query_mask: (N,) which rows may be queries; None: all.
         gallery_mask: (N,) which rows may be in the gallery; None: all.
-        source: what the embeddings are of, for people.
+        source: what the embeddings are of, for information.
 
     Raises:
         DataError: when identities are missing, or no direction has enough pairs.
-        FmcnetError: for a prior or a rate that is none.
+        FmcnetError: for a prior or a rate out of range.
     """
     if not 0.0 < prior < 1.0 or not 0.0 < fmr <= 1.0:
         raise FmcnetError(f"prior must be between 0 and 1 and fmr above 0, at most 1; got {prior} and {fmr}")
@@ -191,29 +194,29 @@ def fit_calibration(
     identities = len(np.unique(embeddings.pid))
     fold = folds_of(embeddings.pid, min(FOLDS, max(1, identities // 4)))
     curves: dict[tuple[Modality, Modality], Curve] = {}
-    looked: dict[str, Any] = {}
+    held_out_results: dict[str, Any] = {}
     for pair in DIRECTIONS:
         counts = count_pairs(embeddings, *pair, fold=fold, query_mask=query_mask, gallery_mask=gallery_mask)
         total = counts.sum(axis=(0, 1))
         if total.sum(axis=1).min() < MIN_PAIRS:
             continue
         curves[pair] = fit(total[1], total[0])
-        found = held_out(counts, prior) if len(counts) > 1 else None
-        if found is not None:
-            looked[direction(*pair)] = found
+        result = held_out(counts, prior) if len(counts) > 1 else None
+        if result is not None:
+            held_out_results[direction(*pair)] = result
     if not curves:
         raise DataError(
             f"{len(embeddings)} images of {identities} identities make fewer than {MIN_PAIRS} pairs of one person "
             "(by two cameras) in every direction: calibrate on more"
         )
     facts = {"identities": identities, "images": len(embeddings), **(source or {})}
-    return Calibration(model, curves, prior, fmr, looked, facts)
+    return Calibration(model, curves, prior, fmr, held_out_results, facts)
 
 
 def calibration_error(
     probability: FloatVector, same: FloatVector, different: FloatVector, prior: float
 ) -> float:
-    """Expected calibration error: how far probabilities lie from shares, in the mean over pairs; 0 (right) to 1.
+    """Expected calibration error: mean distance over pairs between probabilities and shares; 0 (right) to 1.
 
     Args:
         probability: (N,) given to N groups of pairs.
@@ -223,47 +226,51 @@ def calibration_error(
     """
     same = prior * same / same.sum()
     different = (1 - prior) * different / different.sum()
-    part = np.minimum((probability * PARTS).astype(np.int64), PARTS - 1)
-    said = np.bincount(part, weights=probability * (same + different), minlength=PARTS)
-    was = np.bincount(part, weights=same, minlength=PARTS)
-    return float(np.abs(said - was).sum())
+    bin_index = np.minimum((probability * PARTS).astype(np.int64), PARTS - 1)
+    predicted = np.bincount(bin_index, weights=probability * (same + different), minlength=PARTS)
+    observed = np.bincount(bin_index, weights=same, minlength=PARTS)
+    return float(np.abs(predicted - observed).sum())
 
 
 def held_out(counts: IntArray, prior: float) -> dict[str, Any] | None:
-    """Learn from all folds of identities but one, look at that one; over all folds.
+    """Cross-validate over folds of identities: learn from all but one, measure on that one.
 
     Args:
         counts: (K, K, 2, BINS) of `count_pairs`.
         prior: of the calibration error.
 
     Returns:
-        `folds`; `same`, `different` (pairs looked at); `expected_calibration_error`; `brier`: the mean squared error
-        of the probabilities; and `rates`: for each false-match rate asked for, those found of false and of true
-        matches. None where the pairs are too few.
+        `folds`; `same`, `different` (pairs measured); `expected_calibration_error`; `brier`: the mean squared error
+        of the probabilities; and `rates`: for each false-match rate of `SHOWN`, the measured false- and true-match
+        rates. None where the pairs are too few.
     """
     k = len(counts)
     centres = (edges()[:-1] + edges()[1:]) / 2
     probability = np.zeros((k, BINS))
-    seen = np.stack([counts[fold, fold] for fold in range(k)])  # (K, 2, BINS)
+    held_out_counts = np.stack([counts[fold, fold] for fold in range(k)])  # (K, 2, BINS)
     reached = {rate: np.zeros(2, dtype=np.int64) for rate in SHOWN}
     for fold in range(k):
-        others = [one for one in range(k) if one != fold]
-        known = counts[np.ix_(others, others)].sum(axis=(0, 1))
-        if known.sum(axis=1).min() < MIN_PAIRS:
+        others = [other for other in range(k) if other != fold]
+        training_counts = counts[np.ix_(others, others)].sum(axis=(0, 1))
+        if training_counts.sum(axis=1).min() < MIN_PAIRS:
             return None
-        curve = fit(known[1], known[0])
+        curve = fit(training_counts[1], training_counts[0])
         probability[fold] = curve.probability(centres, prior)
         for rate in list(reached):
             try:
-                place = int(np.searchsorted(edges(), curve.at(rate) - 1e-9))
+                first_bin = int(np.searchsorted(edges(), curve.at(rate) - 1e-9))
             except FmcnetError:
                 del reached[rate]
                 continue
-            reached[rate] += seen[fold, :, place:].sum(axis=1)
-    different, same = seen.sum(axis=(0, 2))
+            reached[rate] += held_out_counts[fold, :, first_bin:].sum(axis=1)
+    different, same = held_out_counts.sum(axis=(0, 2))
     if min(same, different) < MIN_PAIRS:
         return None
-    p, d, s = probability.ravel(), seen[:, 0].ravel().astype(float), seen[:, 1].ravel().astype(float)
+    p, d, s = (
+        probability.ravel(),
+        held_out_counts[:, 0].ravel().astype(float),
+        held_out_counts[:, 1].ravel().astype(float),
+    )
     brier = prior * ((1 - p) ** 2 * s).sum() / same + (1 - prior) * (p**2 * d).sum() / different
     return {
         "folds": k,
@@ -285,15 +292,15 @@ def edges() -> FloatVector:
 
 
 def bins_of(similarity: NDArray[Any]) -> IntArray:
-    """The bin of each similarity, of any shape; what rounding puts outside -1..1 goes to the ends."""
-    place = np.floor((np.asarray(similarity, dtype=np.float64) + 1.0) * (BINS / 2))
-    return np.clip(place, 0, BINS - 1).astype(np.int64)
+    """The bin of each similarity, of any shape; values that rounding puts outside -1..1 go to the end bins."""
+    index = np.floor((np.asarray(similarity, dtype=np.float64) + 1.0) * (BINS / 2))
+    return np.clip(index, 0, BINS - 1).astype(np.int64)
 
 
 def folds_of(pid: IntArray, folds: int) -> IntArray:
     """(N,) 0..folds-1: a random, equal partition of the identities."""
-    known, which = np.unique(pid, return_inverse=True)
-    return np.asarray(np.random.default_rng(0).permutation(len(known))[which] % folds, dtype=np.int64)
+    identities, index = np.unique(pid, return_inverse=True)
+    return np.asarray(np.random.default_rng(0).permutation(len(identities))[index] % folds, dtype=np.int64)
 
 
 def count_pairs(
@@ -307,8 +314,8 @@ def count_pairs(
 ) -> IntArray:
     """Count the pairs of a query and a gallery image, by the folds of their identities.
 
-    Left out are pairs of an image with itself and of one person seen by one camera, where it is known: neighbouring
-    frames say nothing about recognising somebody elsewhere. Within a modality a pair counts once, not in both orders.
+    Left out are pairs of an image with itself and of one person seen by one known camera: neighbouring frames say
+    nothing about recognising somebody elsewhere. Within a modality a pair counts once, not in both orders.
 
     Args:
         embeddings: (N,) of known identities, of any length but zero.
@@ -321,26 +328,26 @@ def count_pairs(
     Returns:
         (K, K, 2, BINS): by the query's fold, the gallery's fold, different (0) or same (1) person, and bin.
     """
-    every = np.ones(len(embeddings), dtype=bool)
-    mine = [every if mask is None else mask for mask in (query_mask, gallery_mask)]
-    rows_q = np.flatnonzero(mine[0] & (embeddings.modality == query_modality.code))
-    rows_g = np.flatnonzero(mine[1] & (embeddings.modality == gallery_modality.code))
+    all_rows = np.ones(len(embeddings), dtype=bool)
+    masks = [all_rows if mask is None else mask for mask in (query_mask, gallery_mask)]
+    query_rows = np.flatnonzero(masks[0] & (embeddings.modality == query_modality.code))
+    gallery_rows = np.flatnonzero(masks[1] & (embeddings.modality == gallery_modality.code))
     k = int(fold.max(initial=0)) + 1
     counts = np.zeros(k * k * 2 * BINS, dtype=np.int64)
     features = embeddings.features / np.linalg.norm(embeddings.features, axis=1, keepdims=True)
-    both_ways = np.isin(rows_g, rows_q)  # these meet in both orders where the modality is one
-    step = max(1, BLOCK // max(1, len(rows_g)))
-    for start in range(0, len(rows_q), step):
-        q = rows_q[start : start + step]
-        same = embeddings.pid[q, None] == embeddings.pid[None, rows_g]
+    both_ways = np.isin(gallery_rows, query_rows)  # these meet in both orders where the modality is one
+    step = max(1, BLOCK // max(1, len(gallery_rows)))
+    for start in range(0, len(query_rows), step):
+        q = query_rows[start : start + step]
+        same = embeddings.pid[q, None] == embeddings.pid[None, gallery_rows]
         camera = embeddings.camid[q, None]
-        counted = ~(same & (camera == embeddings.camid[None, rows_g]) & (camera != NO_CAMERA))
-        counted &= q[:, None] != rows_g[None]
+        counted = ~(same & (camera == embeddings.camid[None, gallery_rows]) & (camera != NO_CAMERA))
+        counted &= q[:, None] != gallery_rows[None]
         if query_modality is gallery_modality:
-            reverse_too = both_ways[None] & np.isin(q, rows_g)[:, None]
-            counted &= ~(reverse_too & (q[:, None] > rows_g[None]))
-        key = (fold[q, None] * k + fold[None, rows_g]) * 2 + same
-        flat = key * BINS + bins_of(features[q] @ features[rows_g].T)
+            reverse_too = both_ways[None] & np.isin(q, gallery_rows)[:, None]
+            counted &= ~(reverse_too & (q[:, None] > gallery_rows[None]))
+        key = (fold[q, None] * k + fold[None, gallery_rows]) * 2 + same
+        flat = key * BINS + bins_of(features[q] @ features[gallery_rows].T)
         counts += np.bincount(flat[counted], minlength=len(counts))
     return counts.reshape(k, k, 2, BINS)
 
@@ -348,9 +355,9 @@ def count_pairs(
 def fit(same: IntArray, different: IntArray) -> Curve:
     """The curve of counts (BINS,) of pairs of one person and of two.
 
-    Evidence: isotonic regression of "same or not", both sides weighing one half, over up to 64 groups of equal mass
-    and, towards the ends, ever smaller ones; each step of it is a knot, with half a pair added on either side so that
-    nothing is certain.
+    Evidence is an isotonic regression of "same or not", where both sides weigh one half. It runs over up to 64 groups
+    of equal mass and, towards the ends, smaller ones. Each of its steps is a knot. Half a pair is added on either
+    side, so that nothing is certain.
 
     Raises:
         DataError: with fewer than `MIN_PAIRS` of either.
@@ -361,23 +368,23 @@ def fit(same: IntArray, different: IntArray) -> Curve:
             f"{total_same} pairs of one person and {total_different} of two are too few to learn from: "
             f"{MIN_PAIRS} of each are needed"
         )
-    similarity, evidence = _evidence(same, different)
-    rates, thresholds, found = _thresholds(same, different)
-    return Curve(total_same, total_different, similarity, evidence, rates, thresholds, found)
+    similarity, evidence = _fit_evidence(same, different)
+    rates, thresholds, true_rates = _fit_thresholds(same, different)
+    return Curve(total_same, total_different, similarity, evidence, rates, thresholds, true_rates)
 
 
-def _evidence(same: IntArray, different: IntArray) -> tuple[FloatVector, FloatVector]:
+def _fit_evidence(same: IntArray, different: IntArray) -> tuple[FloatVector, FloatVector]:
     from scipy.optimize import isotonic_regression
 
     n_same, n_different = int(same.sum()), int(different.sum())
     weight = (same / n_same + different / n_different) / 2
-    bounds = _bounds(n_same, n_different)
+    bounds = _group_bounds(n_same, n_different)
     groups = len(bounds) + 1
     group = np.searchsorted(bounds, np.cumsum(weight) - weight / 2, side="right").astype(np.int64)
     centres = (edges()[:-1] + edges()[1:]) / 2
 
-    def summed(values: NDArray[Any], of: IntArray, length: int) -> FloatVector:
-        return np.bincount(of, weights=values, minlength=length).astype(np.float64)
+    def summed(values: NDArray[Any], index: IntArray, length: int) -> FloatVector:
+        return np.bincount(index, weights=values, minlength=length).astype(np.float64)
 
     mass = summed(weight, group, groups)
     used = np.flatnonzero(mass > 0)
@@ -392,23 +399,23 @@ def _evidence(same: IntArray, different: IntArray) -> tuple[FloatVector, FloatVe
     return knots, np.maximum.accumulate(evidence)
 
 
-def _bounds(n_same: int, n_different: int) -> FloatVector:
+def _group_bounds(n_same: int, n_different: int) -> FloatVector:
     """Where groups end, as shares of all mass, ascending: equal parts, the first and the last halved while they hold
     `ENOUGH` pairs of the kind that is common there."""
-    equal = int(np.clip(min(n_same, n_different) // MIN_PAIRS, 4, 64))
+    num_equal = int(np.clip(min(n_same, n_different) // MIN_PAIRS, 4, 64))
     low, high = (
-        0.5 ** np.arange(1, max(1, int(np.log2(2 * n / equal / ENOUGH)) + 1)) / equal
+        0.5 ** np.arange(1, max(1, int(np.log2(2 * n / num_equal / ENOUGH)) + 1)) / num_equal
         for n in (n_different, n_same)
     )
-    return np.concatenate([low[::-1], np.arange(1, equal) / equal, 1 - high])
+    return np.concatenate([low[::-1], np.arange(1, num_equal) / num_equal, 1 - high])
 
 
-def _thresholds(same: IntArray, different: IntArray) -> tuple[FloatVector, FloatVector, FloatVector]:
+def _fit_thresholds(same: IntArray, different: IntArray) -> tuple[FloatVector, FloatVector, FloatVector]:
     # (BINS + 1,) pairs at or above each edge
     reached_different = np.append(np.cumsum(different[::-1])[::-1], 0)
     reached_same = np.append(np.cumsum(same[::-1])[::-1], 0)
     n = int(different.sum())
     decades = np.log10(max(n / ENOUGH, 1.0))
     rates = 10.0 ** (-np.arange(int(np.floor(decades * A_DECADE + 1e-9)) + 1) / A_DECADE)
-    place = np.searchsorted(-reached_different, -np.floor(rates * n + 1e-6), side="left").clip(max=BINS)
-    return rates, edges()[place], reached_same[place] / max(int(same.sum()), 1)
+    first_bin = np.searchsorted(-reached_different, -np.floor(rates * n + 1e-6), side="left").clip(max=BINS)
+    return rates, edges()[first_bin], reached_same[first_bin] / max(int(same.sum()), 1)

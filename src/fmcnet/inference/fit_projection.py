@@ -41,7 +41,7 @@ def project_model(
         dim: D, values to keep, as that of `fit_projection`.
         method: "discriminant" or "pca", as that of `fit_projection`.
         out: the folder; None: `projected-DIM` in the model's folder.
-        overwrite: replace a projected model that is there.
+        overwrite: replace an existing projected model.
         device: where to embed.
         progress: show a bar; None: on a terminal only.
 
@@ -50,7 +50,7 @@ def project_model(
 
     Raises:
         CheckpointError: when there is no model with weights, or `out` is not to be written to.
-        DataError: when the images do not do: none of a training split, too few for `dim`.
+        DataError: when no image is of a training split, or there are too few for `dim`.
     """
     encoder = Encoder.from_pretrained(source, device=device, runtime="torch")
     assert encoder.folder is not None
@@ -68,21 +68,21 @@ def project_model(
         lambda names: PROJECTION in names,
         {CARD, WEIGHTS, PROJECTION, CALIBRATION},
         overwrite,
-        lambda: _describe(target),
+        lambda: _describe_model(target),
     )
     table = learnt_from(encoder.card, encoder.read_dataset(data))
-    found = _learn(encoder, table, dim, method, progress)
+    projection = _learn_projection(encoder, table, dim, method, progress)
     with replaced(target) as folder:
         for name in (CARD, WEIGHTS):
             shutil.copy(encoder.folder / name, folder / name)
-        found.save(folder / PROJECTION)
-    return found, target
+        projection.save(folder / PROJECTION)
+    return projection, target
 
 
 def add_discriminant(folder: Path, table: Table, device: str, progress: bool | None) -> None:
-    """What `model.descriptor=discriminant` asks for: a projection of all directions, beside the weights. Ours.
+    """Write the projection of `model.descriptor=discriminant`, of all directions, beside the weights. Ours.
 
-    `folder` is a run with weights, `table` the images it was trained on. A projection that is there is made anew.
+    `folder` is a run with weights, `table` the images it was trained on. An existing projection is replaced.
 
     Raises:
         DataError: when every person has one image only.
@@ -92,13 +92,13 @@ def add_discriminant(folder: Path, table: Table, device: str, progress: bool | N
     from fmcnet.models.checkpoint import load_pretrained_model
 
     (folder / PROJECTION).unlink(missing_ok=True)
-    place = pick_device(device)
-    model, card = load_pretrained_model(folder, place)
-    encoder = Encoder(TorchBackend(model, place), card, model_digest(folder), folder)
-    _learn(encoder, table, None, "discriminant", progress).save(folder / PROJECTION)
+    torch_device = pick_device(device)
+    model, card = load_pretrained_model(folder, torch_device)
+    encoder = Encoder(TorchBackend(model, torch_device), card, model_digest(folder), folder)
+    _learn_projection(encoder, table, None, "discriminant", progress).save(folder / PROJECTION)
 
 
-def _learn(
+def _learn_projection(
     encoder: Encoder, table: Table, dim: int | None, method: Method, progress: bool | None
 ) -> Projection:
     batch = encoder.card.config.evaluation.batch
@@ -110,24 +110,26 @@ def _learn(
         "images": len(table),
         "identities": persons,
     }
-    kept = min(features.shape[1], persons - 1) if dim is None else dim
-    return replace(fit_projection(features, table.pid, kept, method), source=encoder.digest, facts=facts)
+    num_values = min(features.shape[1], persons - 1) if dim is None else dim
+    return replace(
+        fit_projection(features, table.pid, num_values, method), source=encoder.digest, facts=facts
+    )
 
 
 def learnt_from(card: ModelCard, table: Table) -> Table:
-    """The rows of a table that a projection is learnt from: nobody of a test set."""
-    chosen = table.select(split=card.config.data.train_splits)
+    """The rows of a table that a projection is learnt from: no identity of a test set."""
+    rows = table.select(split=card.config.data.train_splits)
     if card.data == fingerprint(table):
-        chosen = chosen.take(np.isin(chosen.pid, np.array(card.pids, dtype=np.int64)))
-    if not len(chosen):
-        wanted = " or ".join(card.config.data.train_splits)
-        raise DataError(f"{table.root} has no image of split {wanted}, which a projection is learnt from")
-    return chosen
+        rows = rows.take(np.isin(rows.pid, np.array(card.pids, dtype=np.int64)))
+    if not len(rows):
+        splits = " or ".join(card.config.data.train_splits)
+        raise DataError(f"{table.root} has no image of split {splits}, which a projection is learnt from")
+    return rows
 
 
-def _describe(folder: Path) -> str:
-    there = Projection.load(folder / PROJECTION)
-    return f"model {model_digest(folder)} (model {there.source} projected to {there.dim} values)"
+def _describe_model(folder: Path) -> str:
+    projection = Projection.load(folder / PROJECTION)
+    return f"model {model_digest(folder)} (model {projection.source} projected to {projection.dim} values)"
 
 
 def fit_projection(
@@ -138,20 +140,20 @@ def fit_projection(
     "pca": the directions of largest variance; `pid` is not used.
 
     "discriminant": linear discriminant analysis, weighted (ours). Its directions are those along which persons differ
-    most, relative to how much images of one person do. The scatter within persons is too small for images that a
-    model was trained on. It is therefore averaged with a round one of the same trace. Every direction then counts by
-    b / (1 + b), where b is the variance between persons if that within is 1. What does not separate persons thus adds
-    no noise to a cosine similarity.
+    most, relative to how much images of one person do. On images that a model was trained on, the scatter within
+    persons is too small. It is therefore averaged with an isotropic one of the same trace. Every direction is then
+    weighted by b / (1 + b), where b is the variance between persons if that within is 1. Directions that do not
+    separate persons thus add no noise to a cosine similarity.
 
     Args:
         features: (N, E), of any length but zero.
-        pid: (N,) whose they are.
+        pid: (N,) their identities.
         dim: D, values to keep: at most E, and N - 1 or, discriminant, one less than there are persons.
         method: "discriminant" or "pca".
 
     Raises:
         FmcnetError: for another method.
-        DataError: when `dim` is too large, somebody is not known, no person has two images, or the descriptors do
+        DataError: when `dim` is too large, an identity is unknown, no person has two images, or the descriptors do
             not differ.
     """
     from scipy.linalg import eigh
@@ -162,21 +164,21 @@ def fit_projection(
         raise DataError(f"{int((pid == NO_PID).sum())} descriptors have no identity: leave them out")
     _, person, images = np.unique(pid, return_inverse=True, return_counts=True)
     count, width = features.shape
-    most, of = (
+    limit, available = (
         (count - 1, f"{count} images") if method == "pca" else (len(images) - 1, f"{len(images)} persons")
     )
-    if not 0 < dim <= min(width, most):
-        other = "" if method == "pca" else "; --method pca knows no such bound"
+    if not 0 < dim <= min(width, limit):
+        hint = "" if method == "pca" else "; --method pca knows no such bound"
         raise DataError(
-            f"{dim} values cannot be learnt from descriptors of {width} values, {of}: at most {min(width, most)}"
-            + (other if dim <= width else "")
+            f"{dim} values cannot be learnt from descriptors of {width} values, {available}: at most "
+            f"{min(width, limit)}" + (hint if dim <= width else "")
         )
     units = l2_normalize(features)
     mean = units.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred = units - mean
-    last = (width - dim, width - 1)
+    largest = (width - dim, width - 1)
     if method == "pca":
-        _, vectors = eigh(_scatter(centred), subset_by_index=last)
+        _, vectors = eigh(_scatter(centred), subset_by_index=largest)
         return Projection(mean, vectors[:, ::-1].astype(np.float32), method)
     if images.max() < 2:
         raise DataError("every person has one image only: nothing shows how images of one person differ")
@@ -184,9 +186,9 @@ def fit_projection(
     sums = np.add.reduceat(centred[order], np.cumsum(images) - images, axis=0, dtype=np.float64)
     means = (sums / images[:, None]).astype(np.float32)
     within = _scatter(centred - means[person])
-    even = (within + np.eye(width) * (np.trace(within) / width)) / 2
+    regularized = (within + np.eye(width) * (np.trace(within) / width)) / 2
     try:
-        between, vectors = eigh(_scatter(means), even, subset_by_index=last)
+        between, vectors = eigh(_scatter(means), regularized, subset_by_index=largest)
     except np.linalg.LinAlgError as error:
         raise DataError(
             "the descriptors do not differ (or are no numbers), so nothing can be learnt from them: train the model "
@@ -197,5 +199,5 @@ def fit_projection(
 
 
 def _scatter(rows: FloatArray) -> NDArray[np.float64]:
-    """(N, E) to the mean of outer products (E, E)."""
+    """The mean (E, E) of the outer products of rows (N, E)."""
     return (rows.T @ rows).astype(np.float64) / len(rows)

@@ -1,4 +1,4 @@
-"""What `Encoder.encode` takes for images, as a list of named items, and how each becomes pixels, once."""
+"""The inputs of `Encoder.encode` as a list of named items, and their decoding to pixels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 class Item(NamedTuple):
     """One image to embed."""
 
-    name: str  # its path, or where it stood in the call: "images[3]"
+    name: str  # its path, or its place in the call: "images[3]"
     source: Any  # a path, a Pillow image, an array or a tensor of one image
     modality: Modality  # which stem sees it
 
@@ -53,28 +53,28 @@ class Fault(NamedTuple):
 def list_images(sources: Sequence[str | Path], ignored: list[Ignored] | None = None) -> list[Path]:
     """The images named, and those below the folders named (`fmcnet.data.listing.list_folder`), sorted by path.
 
-    `ignored` gets what lies in the folders and is no image.
+    `ignored` gets the files of the folders that are no images.
 
     Raises:
         DataError: for a path that does not exist or a folder without images.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     resources: list[Ignored] = []
     for source in map(Path, sources):
         if source.is_dir():
-            found += _inside(source, ignored)
+            paths += _images_in_folder(source, ignored)
         elif source.is_file():
             if is_hidden(source.name) and not has_image_head(source):
                 resources.append(Ignored(str(source), "a hidden or resource file"))
             else:
-                found.append(source)
+                paths.append(source)
         else:
             raise DataError(f"no such image or folder: {source}")
-    if resources and not found and ignored is None:
+    if resources and not paths and ignored is None:
         raise DataError(f"{resources[0].path} is a hidden or resource file, not an image: give images")
     if ignored is not None:
         ignored += resources
-    return found
+    return paths
 
 
 def expand(
@@ -96,9 +96,14 @@ def expand(
         images = images.tolist()
     single = isinstance(images, (str, bytes, Path, Image.Image, np.ndarray)) or _is_tensor(images)
     if not single and not isinstance(images, Iterable):
-        raise DataError(f"images is {_kind(images)}: give paths, folders, Pillow images, arrays or tensors")
-    given: list[Any] = [images] if single else list(cast("Iterable[Any]", images))
-    parts = [_parts(one, "images" if single else f"images[{at}]", single) for at, one in enumerate(given)]
+        raise DataError(
+            f"images is {_type_name(images)}: give paths, folders, Pillow images, arrays or tensors"
+        )
+    sources: list[Any] = [images] if single else list(cast("Iterable[Any]", images))
+    parts = [
+        _split_source(source, "images" if single else f"images[{index}]", single)
+        for index, source in enumerate(sources)
+    ]
     total = sum(len(part) for part in parts)
     if not total:
         raise DataError("no images to encode")
@@ -107,19 +112,23 @@ def expand(
         or getattr(modality, "ndim", None) == 0
         or not isinstance(modality, Iterable)
     ):
-        kinds = [parse_modality(modality)] * total
+        modalities = [parse_modality(modality)] * total
     else:
-        several = [parse_modality(one) for one in modality]
-        if len(several) == len(given):
-            kinds = [kind for kind, part in zip(several, parts, strict=True) for _ in part]
-        elif len(several) == total:
-            kinds = several
+        given_modalities = [parse_modality(source) for source in modality]
+        if len(given_modalities) == len(sources):
+            modalities = [
+                item_modality
+                for item_modality, part in zip(given_modalities, parts, strict=True)
+                for _ in part
+            ]
+        elif len(given_modalities) == total:
+            modalities = given_modalities
         else:
             raise DataError(
-                f"{len(several)} modalities for {total} images: give one for all, or one for each image"
+                f"{len(given_modalities)} modalities for {total} images: give one for all, or one for each image"
             )
-    flat = chain.from_iterable(parts)
-    return [Item(name, source, kind) for (name, source), kind in zip(flat, kinds, strict=True)]
+    named_sources = chain.from_iterable(parts)
+    return [Item(name, source, kind) for (name, source), kind in zip(named_sources, modalities, strict=True)]
 
 
 def read_pixels(
@@ -131,18 +140,18 @@ def read_pixels(
     remarks: Remarks | None = None,
     name: str = "",
 ) -> Pixels:
-    """One item's source as (H, W, 3) uint8 of the given size: the one way into every encoder.
+    """One item's source as (H, W, 3) uint8 of the given size; every encoder reads images with it.
 
     Args:
         source: a path, a Pillow image, an array or a tensor.
         height: H.
         width: W.
         value_range: as `fmcnet.data.images.load_image`.
-        remarks: gets what is doubtful, under `name`.
+        remarks: gets doubtful properties of the image, under `name`.
         name: of the image.
 
     Raises:
-        DataError: when it cannot be read, has no pixels or another shape or type than an image; says why.
+        DataError: when it cannot be read, has no pixels or not the shape or type of an image.
     """
     if isinstance(source, Image.Image):
         image = to_rgb(source, value_range)
@@ -151,11 +160,11 @@ def read_pixels(
     else:
         array = _from_tensor(source) if _is_tensor(source) else source
         if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))):
-            cure = (
+            advice = (
                 ": scale it to 0..255 and convert it with .astype('uint8')" if array.dtype.kind == "f" else ""
             )
             raise DataError(
-                f"an image array must be (H, W, 3) or (H, W) uint8, 0..255, got {array.shape} {array.dtype}{cure}"
+                f"an image array must be (H, W, 3) or (H, W) uint8, 0..255, got {array.shape} {array.dtype}{advice}"
             )
         if not array.size:
             raise DataError(f"it has no pixels: {array.shape}")
@@ -192,66 +201,77 @@ def read_ahead(
     """
     if batch_size < 1:
         raise FmcnetError(f"batch_size must be 1 or more, got {batch_size}")
-    mine = [[at for at, item in enumerate(items) if item.modality is modality] for modality in Modality]
-    batches = [at[start : start + batch_size] for at in mine for start in range(0, len(at), batch_size)]
+    positions_by_modality = [
+        [position for position, item in enumerate(items) if item.modality is modality]
+        for modality in Modality
+    ]
+    batches = [
+        positions[start : start + batch_size]
+        for positions in positions_by_modality
+        for start in range(0, len(positions), batch_size)
+    ]
 
-    def read(at: int) -> Pixels | Fault:
+    def read(position: int) -> Pixels | Fault:
         try:
-            item = items[at]
+            item = items[position]
             return read_pixels(
                 item.source, height, width, value_range=value_range, remarks=remarks, name=item.name
             )
         except DataError as error:
-            said = str(error).removeprefix("cannot read the image").removeprefix(f" {items[at].source}")
-            return Fault(at, items[at].name, said.removeprefix(": "))
+            reason = (
+                str(error).removeprefix("cannot read the image").removeprefix(f" {items[position].source}")
+            )
+            return Fault(position, items[position].name, reason.removeprefix(": "))
 
     pool = ThreadPoolExecutor(max(1, workers))
     try:
         waiting: deque[list[Future[Pixels | Fault]]] = deque()
         for number, batch in enumerate(batches):
             for following in batches[number + len(waiting) : number + 3]:
-                waiting.append([pool.submit(read, at) for at in following])
+                waiting.append([pool.submit(read, position) for position in following])
             yield batch, [future.result() for future in waiting.popleft()]
     finally:
-        pool.shutdown(cancel_futures=True)  # a caller that stops does not wait for what is queued
+        pool.shutdown(cancel_futures=True)  # a caller that stops early does not wait for queued images
 
 
 def list_faults(faults: Sequence[Fault], total: int) -> str:
-    """What to tell a person: how many of `total` images cannot be read, and which (the first 20)."""
+    """A message: how many of `total` images cannot be read, and which (the first 20)."""
     lines = "\n".join(f"  {printable(fault.name)}: {fault.reason}" for fault in faults[:MAX_LISTED])
     more = f"\n  ... and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
     return f"{len(faults)} of {total} images cannot be read:\n{lines}{more}"
 
 
-def _parts(one: Any, label: str, single: bool) -> list[tuple[str, Any]]:
-    """(name, source) of each image in one thing given."""
-    if isinstance(one, (str, Path)):
-        home = isinstance(one, str) and one.startswith("~/")
-        path = Path(one).expanduser() if home else Path(one)
-        return [(str(p), p) for p in _inside(path)] if path.is_dir() else [(str(one), path)]
-    if isinstance(one, Image.Image):
-        return [(str(getattr(one, "filename", "") or (f"{label}[0]" if single else label)), one)]
-    if isinstance(one, np.ndarray) or _is_tensor(one):
-        if one.ndim == 4:
-            return [(f"{label}[{at}]", image) for at, image in enumerate(one)]
-        return [(f"{label}[0]" if single else label, one)]
-    if isinstance(one, bytes):
+def _split_source(source: Any, label: str, single: bool) -> list[tuple[str, Any]]:
+    """(name, source) of each image of a source, which may be a folder or a batch."""
+    if isinstance(source, (str, Path)):
+        home = isinstance(source, str) and source.startswith("~/")
+        path = Path(source).expanduser() if home else Path(source)
+        return [(str(p), p) for p in _images_in_folder(path)] if path.is_dir() else [(str(source), path)]
+    if isinstance(source, Image.Image):
+        return [(str(getattr(source, "filename", "") or (f"{label}[0]" if single else label)), source)]
+    if isinstance(source, np.ndarray) or _is_tensor(source):
+        if source.ndim == 4:
+            return [(f"{label}[{index}]", image) for index, image in enumerate(source)]
+        return [(f"{label}[0]" if single else label, source)]
+    if isinstance(source, bytes):
         raise DataError(f"{label} is bytes: open them, as PIL.Image.open(io.BytesIO(data))")
-    raise DataError(f"{label} is {_kind(one)}: give a path, a folder, a Pillow image, an array or a tensor")
+    raise DataError(
+        f"{label} is {_type_name(source)}: give a path, a folder, a Pillow image, an array or a tensor"
+    )
 
 
-def _inside(folder: Path, ignored: list[Ignored] | None = None) -> list[Path]:
-    found = list_folder(folder)
-    if not found.images:
-        others = f"; {len(found.ignored)} other files lie there" if found.ignored else ""
+def _images_in_folder(folder: Path, ignored: list[Ignored] | None = None) -> list[Path]:
+    listing = list_folder(folder)
+    if not listing.images:
+        others = f"; {len(listing.ignored)} other files lie there" if listing.ignored else ""
         raise DataError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){others}")
     if ignored is not None:
-        ignored += found.ignored
-    return list(found.images)
+        ignored += listing.ignored
+    return list(listing.images)
 
 
 def _is_tensor(value: Any) -> bool:
-    """Without importing torch, which may not be there."""
+    """Whether a value is a torch tensor; does not import torch, which may be missing."""
     return type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach")
 
 
@@ -272,5 +292,5 @@ def _from_tensor(tensor: Any) -> NDArray[Any]:
     return np.asarray(array.permute(1, 2, 0).numpy())
 
 
-def _kind(value: Any) -> str:
+def _type_name(value: Any) -> str:
     return f"{'an' if type(value).__name__[:1] in 'aeiou' else 'a'} {type(value).__name__}"

@@ -23,10 +23,10 @@ def model_info(run: str | Path) -> dict[str, Any]:
     """
     folder = find_model(run)
     if not (folder / CARD).is_file():
-        stored = [
+        checkpoints = [
             p for p in (folder / "checkpoints").glob("step-*") if p.name.removeprefix("step-").isdecimal()
         ]
-        newest = max(stored, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+        newest = max(checkpoints, key=lambda path: int(path.name.removeprefix("step-")), default=None)
         folder = newest or folder
     card = read_card(folder)
     exported = (folder / MANIFEST).is_file() and not (folder / WEIGHTS).is_file()
@@ -38,7 +38,7 @@ def model_info(run: str | Path) -> dict[str, Any]:
         "trained_on": card.dataset,
         "identities": card.classes,
         "step": card.step,
-        **({"adapted": _said(card.adapted)} if card.adapted else {}),
+        **({"adapted": _adapted_text(card.adapted)} if card.adapted else {}),
         "finished": folder == find_model(run),
         "selected_on": card.selected,
         "similarity": card.similarity,
@@ -54,10 +54,10 @@ def _describe_weights(folder: Path, card: ModelCard) -> dict[str, Any]:
     weights, projected = folder / WEIGHTS, {}
     model = build_described(card, weights)
     if (folder / PROJECTION).exists():
-        found = Projection.load(folder / PROJECTION)
+        projection = Projection.load(folder / PROJECTION)
         projected = {
-            "embedding": found.dim,
-            "projected_from": f"{len(found.mean)} values of model {found.source}, {found.method}",
+            "embedding": projection.dim,
+            "projected_from": f"{len(projection.mean)} values of model {projection.source}, {projection.method}",
         }
     return {
         "variant": model.variant,
@@ -83,7 +83,7 @@ def _describe_export(folder: Path, card: ModelCard) -> dict[str, Any]:
     }
 
 
-def _said(adapted: dict[str, Any]) -> str:
+def _adapted_text(adapted: dict[str, Any]) -> str:
     try:
         images = ", ".join(f"{count:,} {modality}" for modality, count in adapted["images"].items())
         return f"from model {adapted['source']} by statistics of {images} images"

@@ -35,7 +35,7 @@ class Projection:
         matrix: (E, D) float32, D <= E.
         method: how it was learnt, one of `METHODS`.
         source: digest of the model without it.
-        facts: what it was learnt from, for people.
+        facts: what it was learnt from, for information.
     """
 
     mean: FloatArray
@@ -63,16 +63,16 @@ class Projection:
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
-        said = {"format": FORMAT, "method": self.method, "source": self.source, "facts": self.facts}
+        description = {"format": FORMAT, "method": self.method, "source": self.source, "facts": self.facts}
         # One entry: safetensors writes several in no fixed order, and the model's digest is of the bytes.
-        described = {"fmcnet": json.dumps(said, sort_keys=True)}
+        metadata = {"fmcnet": json.dumps(description, sort_keys=True)}
         tensors = {"mean": self.mean, "matrix": np.ascontiguousarray(self.matrix)}
 
-        def write(at: Path) -> None:
+        def write(temporary: Path) -> None:
             try:
-                save_file(tensors, at, described)
+                save_file(tensors, temporary, metadata)
             except SafetensorError as error:
-                raise as_os_error(error, at) from error
+                raise as_os_error(error, temporary) from error
 
         return write_atomically(path, write)
 
@@ -83,23 +83,25 @@ class Projection:
 
         try:
             with safe_open(path, framework="np") as stored:
-                said = parse_json((stored.metadata() or {}).get("fmcnet", "{}"))
+                description = parse_json((stored.metadata() or {}).get("fmcnet", "{}"))
                 mean, matrix = stored.get_tensor("mean"), stored.get_tensor("matrix")
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(
                 f"{path} is missing or damaged: {error}; make it again with fmcnet project"
             ) from error
-        fault = _fault(said, mean, matrix)
+        fault = _find_fault(description, mean, matrix)
         if fault:
             raise CheckpointError(f"{path}: {fault}; make it again with fmcnet project")
-        return Projection(mean, matrix, said["method"], said.get("source", ""), said.get("facts", {}))
+        return Projection(
+            mean, matrix, description["method"], description.get("source", ""), description.get("facts", {})
+        )
 
 
-def _fault(said: Any, mean: NDArray[Any], matrix: NDArray[Any]) -> str:
-    if not isinstance(said, dict) or said.get("format") != FORMAT:
+def _find_fault(description: Any, mean: NDArray[Any], matrix: NDArray[Any]) -> str:
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
         return f"it is not of format {FORMAT}"
-    if said.get("method") not in METHODS:
-        return f"method is {said.get('method')!r}, not one of {', '.join(METHODS)}"
+    if description.get("method") not in METHODS:
+        return f"method is {description.get('method')!r}, not one of {', '.join(METHODS)}"
     for name, array in (("mean", mean), ("matrix", matrix)):
         if array.dtype != np.float32 or not np.isfinite(array).all():
             return f"{name} must hold finite float32 numbers"

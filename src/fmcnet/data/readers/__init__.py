@@ -19,11 +19,13 @@ from fmcnet.types import Modality
 
 
 class Layout(NamedTuple):
-    """How a dataset lies in its folder, and the function that reads it."""
+    """The structure of a dataset's folder, and the function that reads it."""
 
     read: Callable[..., Table]  # takes the dataset's path, and `options`
     options: tuple[str, ...]  # keywords of `read`: some of "trial", "training" and "modality"
-    markers: tuple[str, ...] = ()  # names at the top of the folder; two, in any letter case, tell the layout
+    markers: tuple[
+        str, ...
+    ] = ()  # names at the top of the folder; two, in any letter case, identify the layout
     infrared: tuple[str, ...] = ()  # those of them that are folders of infrared images
     lists: tuple[str, ...] = ()  # those that hold no images
 
@@ -70,7 +72,7 @@ def register_reader(name: str, read: Callable[..., Table], markers: Sequence[str
         raise DataError(f"register_reader: '{name}' is not free: give the layout another name")
     if not callable(read) or isinstance(markers, str):
         raise DataError(f"register_reader('{name}'): give a function, and markers as a list of names")
-    _READERS[name] = Layout(read, _options(read), tuple(markers))
+    _READERS[name] = Layout(read, _reader_options(read), tuple(markers))
 
 
 def layouts() -> tuple[str, ...]:
@@ -112,36 +114,36 @@ def read_dataset(
     require_complete(path if path.is_dir() else path.parent)
     options = {"trial": trial, "training": training, "modality": modality}
     if layout not in LAYOUTS:
-        return _read_own(path, layout, options)
+        return _read_registered(path, layout, options)
     if layout == "csv" and path.is_dir():
         files = _csv_files(path)
         if len(files) != 1:
             names = ", ".join(file.name for file in files) or "none"
             raise DataError(f"{path} should hold exactly one CSV file, found {names}: give the file itself")
         path = files[0]
-    found = LAYOUTS[layout]
-    return found.read(path, **{name: options[name] for name in found.options})
+    shipped = LAYOUTS[layout]
+    return shipped.read(path, **{name: options[name] for name in shipped.options})
 
 
 def detect_layout(path: str | Path) -> str:
-    """Which of `layouts()` a path has, by the names at its top; a DataError says what was looked for in vain."""
+    """Which of `layouts()` a path has, by the names at its top. DataError: none; it lists what was looked for."""
     path = Path(path).expanduser()
     if path.is_file():
         return "csv"
     if not path.is_dir():
         raise DataError(f"{path} does not exist: give a dataset's folder or a CSV file")
-    if layout := _marked_layout(path):
+    if layout := _layout_by_markers(path):
         return layout
     if len(_csv_files(path)) == 1:
         return "csv"
     children = sorted(path.iterdir())
-    tried = "; ".join(f"{name}: {', '.join(markers)}" for name, markers in _marked().items())
-    inside = next((child for child in children if child.is_dir() and _marked_layout(child)), None)
+    tried = "; ".join(f"{name}: {', '.join(markers)}" for name, markers in _markers_by_layout().items())
+    inside = next((child for child in children if child.is_dir() and _layout_by_markers(child)), None)
     hint = f"\nDid you mean {inside}?" if inside else ""
-    holds = ", ".join(child.name for child in children[:12]) + (", ..." if len(children) > 12 else "")
+    contents = ", ".join(child.name for child in children[:12]) + (", ..." if len(children) > 12 else "")
     raise DataError(
         f"{path} has none of the known layouts. Looked for {tried}; csv: exactly one *.csv file. "
-        f"It holds: {holds or 'nothing'}. Give the folder itself, or the layout by name.{hint}"
+        f"It holds: {contents or 'nothing'}. Give the folder itself, or the layout by name.{hint}"
     )
 
 
@@ -154,14 +156,14 @@ def check_layout(layout: str) -> None:
         )
 
 
-def _read_own(path: Path, name: str, options: dict[str, Any]) -> Table:
-    """Read by a registered reader, or one of another package, whose faults become a DataError."""
+def _read_registered(path: Path, name: str, options: dict[str, Any]) -> Table:
+    """Read with a registered reader or a package's reader; an exception of it becomes a DataError."""
     check_layout(name)
     if not path.exists():
         raise DataError(f"{path} does not exist: give a dataset's folder or a CSV file")
     if name not in _READERS:
         read = load_plugin(plugins(READERS)[name])
-        _READERS[name] = Layout(read, _options(read))
+        _READERS[name] = Layout(read, _reader_options(read))
     layout = _READERS[name]
     try:
         table: object = layout.read(path, **{option: options[option] for option in layout.options})
@@ -176,7 +178,7 @@ def _read_own(path: Path, name: str, options: dict[str, Any]) -> Table:
     return table
 
 
-def _options(read: Callable[..., Table]) -> tuple[str, ...]:
+def _reader_options(read: Callable[..., Table]) -> tuple[str, ...]:
     try:
         parameters = inspect.signature(read).parameters
     except ValueError:  # of a class or function in C
@@ -184,17 +186,17 @@ def _options(read: Callable[..., Table]) -> tuple[str, ...]:
     return ("training",) if "training" in parameters else ()
 
 
-def _marked() -> dict[str, tuple[str, ...]]:
+def _markers_by_layout() -> dict[str, tuple[str, ...]]:
     """The markers of all layouts that have any."""
-    known = LAYOUTS | _READERS
-    return {name: layout.markers for name, layout in known.items() if layout.markers}
+    layouts_by_name = LAYOUTS | _READERS
+    return {name: layout.markers for name, layout in layouts_by_name.items() if layout.markers}
 
 
 def benchmark_layout(folder: Path) -> str | None:
-    """The benchmark whose layout a folder has, lists included; None for others, such as only cam1 and cam2."""
+    """The benchmark whose layout, with its list files, a folder has; None for others, such as only cam1 and cam2."""
     try:
-        lists = {"exp", "idx", "thermal"} & (_names(folder) if folder.is_dir() else set())
-        layout = _marked_layout(folder) if lists else None
+        lists = {"exp", "idx", "thermal"} & (_lower_names(folder) if folder.is_dir() else set())
+        layout = _layout_by_markers(folder) if lists else None
     except OSError:
         return None
     return layout if layout in LAYOUTS else None
@@ -202,23 +204,27 @@ def benchmark_layout(folder: Path) -> str | None:
 
 def modality_of_folder(layout: str, name: str) -> Modality | None:
     """The modality of a folder at the top of a dataset, as "cam3" of "sysu"; None where its name gives none."""
-    name, found = name.lower(), LAYOUTS[layout]
-    if name in {folder.lower() for folder in found.infrared}:
+    name, known = name.lower(), LAYOUTS[layout]
+    if name in {folder.lower() for folder in known.infrared}:
         return Modality.INFRARED
-    image_folders = {marker.lower() for marker in found.markers if marker not in found.lists}
+    image_folders = {marker.lower() for marker in known.markers if marker not in known.lists}
     return Modality.VISIBLE if name in image_folders else None
 
 
-def _names(folder: Path) -> set[str]:
+def _lower_names(folder: Path) -> set[str]:
     return {entry.name.lower() for entry in folder.iterdir()}
 
 
-def _marked_layout(folder: Path) -> str | None:
+def _layout_by_markers(folder: Path) -> str | None:
     """The layout with the most markers at the top of a folder, two at least."""
-    names, known = _names(folder), _marked()
-    scores = {layout: sum(m.lower() in names for m in markers) for layout, markers in known.items()}
-    fits = [layout for layout, markers in known.items() if scores[layout] >= min(2, len(markers))]
-    return max(fits, key=lambda layout: scores[layout], default=None)
+    names, markers_by_layout = _lower_names(folder), _markers_by_layout()
+    scores = {
+        layout: sum(m.lower() in names for m in markers) for layout, markers in markers_by_layout.items()
+    }
+    candidates = [
+        layout for layout, markers in markers_by_layout.items() if scores[layout] >= min(2, len(markers))
+    ]
+    return max(candidates, key=lambda layout: scores[layout], default=None)
 
 
 def _csv_files(folder: Path) -> list[Path]:

@@ -25,11 +25,11 @@ MANIFEST = "generated.json"
 
 
 def require_complete(folder: Path) -> None:
-    """Refuse (DataError) a generated dataset whose generation was interrupted: half would be taken for the whole."""
+    """Refuse (DataError) a generated dataset whose generation was interrupted."""
     with contextlib.suppress(OSError):
         if b'"complete": false' in (folder / MANIFEST).read_bytes():
-            again = "call the same fmcnet data generate again, which continues it"
-            raise DataError(f"{folder}: its generation was interrupted: {again}")
+            advice = "call the same fmcnet data generate again, which continues it"
+            raise DataError(f"{folder}: its generation was interrupted: {advice}")
 
 
 class DatasetFolder:
@@ -69,8 +69,8 @@ class DatasetFolder:
         """Sorted names in a folder (relative to the root, "" for the root) -> whether it is a folder."""
         if folder not in self._listings:
             try:
-                with os.scandir(self.root / folder) as found:
-                    self._listings[folder] = dict(sorted((entry.name, entry.is_dir()) for entry in found))
+                with os.scandir(self.root / folder) as listing:
+                    self._listings[folder] = dict(sorted((entry.name, entry.is_dir()) for entry in listing))
             except OSError as error:
                 raise DataError(f"cannot list {self.root / folder}: {error.strerror}") from error
         return self._listings[folder]
@@ -78,25 +78,25 @@ class DatasetFolder:
     def find(self, relative: str) -> str | None:
         """The path as written on disk: exact, or the only one (DataError: several) in other letter case; or None."""
         parts = [part for part in relative.replace("\\", "/").split("/") if part not in ("", ".")]
-        here = ""
+        folder = ""
         for depth, part in enumerate(parts):
-            last = depth == len(parts) - 1
-            names = self.entries(here)
+            is_last = depth == len(parts) - 1
+            names = self.entries(folder)
             if part not in names:
-                same = [name for name in names if name.lower() == part.lower()]
-                if len(same) > 1:
+                matches = [name for name in names if name.lower() == part.lower()]
+                if len(matches) > 1:
                     raise DataError(
-                        f"{self.root / here} holds {', '.join(same)}: which one is '{part}'? Keep one of them"
+                        f"{self.root / folder} holds {', '.join(matches)}: which one is '{part}'? Keep one of them"
                     )
-                if not same:
+                if not matches:
                     return None
-                if not last or names[same[0]]:
-                    self._corrected[f"{here}/{part}".lstrip("/")] = same[0]
-                part = same[0]
-            here = f"{here}/{part}" if here else part
-            if not last and not names[part]:
+                if not is_last or names[matches[0]]:
+                    self._corrected[f"{folder}/{part}".lstrip("/")] = matches[0]
+                part = matches[0]
+            folder = f"{folder}/{part}" if folder else part
+            if not is_last and not names[part]:
                 return None
-        return here
+        return folder
 
     def find_folder(self, relative: str) -> str | None:
         """Like `find`; None where the name is a file."""
@@ -104,7 +104,7 @@ class DatasetFolder:
         return found if found is not None and (self.root / found).is_dir() else None
 
     def exists(self, relative: str) -> bool:
-        """Whether a path is there, in any letter case."""
+        """Whether a path exists, in any letter case."""
         try:
             return self.find(relative) is not None
         except DataError:  # two names that differ in case only
@@ -123,32 +123,34 @@ class DatasetFolder:
 
     def identity_folders(self, folder: str) -> dict[int, str]:
         """Identity -> its folder, for the numbered folders inside `folder`; DataError: `7` and `0007`."""
-        found: dict[int, str] = {}
+        folders: dict[int, str] = {}
         for name, is_folder in self.entries(folder).items():
             pid = number_of(name)
             if not is_folder or pid is None:
                 self._ignored[f"{folder}/{name}"] = name
                 continue
-            if pid in found:
+            if pid in folders:
                 raise DataError(
                     f"{self.root / folder} holds two folders for identity {pid}: "
-                    f"'{found[pid].rpartition('/')[2]}' and '{name}': merge or remove one"
+                    f"'{folders[pid].rpartition('/')[2]}' and '{name}': merge or remove one"
                 )
-            found[pid] = f"{folder}/{name}"
-        return found
+            folders[pid] = f"{folder}/{name}"
+        return folders
 
     def notes(self) -> list[str]:
         """What was corrected or ignored so far, a sentence each."""
         notes = []
         if self._corrected:
-            pairs = [f"'{found}' read as '{wanted}'" for wanted, found in sorted(self._corrected.items())]
+            pairs = [
+                f"'{on_disk}' read as '{expected}'" for expected, on_disk in sorted(self._corrected.items())
+            ]
             notes.append(f"letter case differs from the published layout: {first_of(pairs, 6)}")
         if self._ignored:
-            kinds = Counter("._*" if name.startswith("._") else name for name in self._ignored.values())
-            names = sorted(kinds, key=lambda name: (-kinds[name], name))
+            counts = Counter("._*" if name.startswith("._") else name for name in self._ignored.values())
+            names = sorted(counts, key=lambda name: (-counts[name], name))
             total = len(self._ignored)
-            what = "1 entry that is" if total == 1 else f"{total} entries that are"
-            notes.append(f"ignored {what} no part of the dataset: {first_of(names, 5)}")
+            subject = "1 entry that is" if total == 1 else f"{total} entries that are"
+            notes.append(f"ignored {subject} no part of the dataset: {first_of(names, 5)}")
         return notes
 
 
@@ -168,7 +170,7 @@ def read_ids(path: Path) -> list[int]:
     words = [word for line in read_lines(path) for word in re.split(r"[,;\s]+", line) if word]
     if bad := [word[:40] for word in words if number_of(word) is None]:
         raise DataError(f"{path} should hold comma-separated identity numbers, but has {first_of(bad, 5)}")
-    return _some_ids(path, words)
+    return _sorted_ids(path, words)
 
 
 def read_mat_ids(path: Path) -> list[int]:
@@ -181,12 +183,12 @@ def read_mat_ids(path: Path) -> list[int]:
         0 <= x < 2**63 and x == int(x) for x in ids.tolist()
     ):
         raise DataError(f"{path}: 'id' should hold whole numbers from 0 to {2**63 - 1}")
-    return _some_ids(path, ids)
+    return _sorted_ids(path, ids)
 
 
-def _some_ids(path: Path, ids: Iterable[Any]) -> list[int]:
-    if found := sorted({int(pid) for pid in ids}):
-        return found
+def _sorted_ids(path: Path, ids: Iterable[Any]) -> list[int]:
+    if sorted_ids := sorted({int(pid) for pid in ids}):
+        return sorted_ids
     raise DataError(f"{path} lists no identity: the split would be empty; restore the file")
 
 
@@ -214,10 +216,10 @@ def read_idx(folder: DatasetFolder, relative: str) -> list[ListedImage]:
         DataError: the file is missing or empty, lines are malformed, images are absent (all counted, the first ten
             shown), or an image lies in a folder that is not a number.
     """
-    found = folder.find(relative)
-    if found is None:
+    path_on_disk = folder.find(relative)
+    if path_on_disk is None:
         raise folder.error(f"{folder.root} lacks {relative}")
-    file = folder.root / found
+    file = folder.root / path_on_disk
     listed, malformed, absent = [], [], []
     for number, line in enumerate(read_lines(file), start=1):
         if not line.strip():
@@ -281,29 +283,31 @@ def check_splits(
     Raises:
         DataError: splits share identities, a required split is empty, or training has nothing to learn from.
     """
-    seen = {split: defaultdict[int, set[Modality]](set) for split in SPLITS}
+    by_split = {split: defaultdict[int, set[Modality]](set) for split in SPLITS}
     for record in records:
-        seen[record.split][record.pid].add(record.modality)
+        by_split[record.split][record.pid].add(record.modality)
     for first, second in combinations(SPLITS, 2):
-        if both := sorted(seen[first].keys() & seen[second].keys()):
+        if shared := sorted(by_split[first].keys() & by_split[second].keys()):
             raise DataError(
-                f"{where}: {len(both)} identities are in both {first} and {second}: "
-                f"{first_of([name(pid) for pid in both])}; an identity belongs to one split"
+                f"{where}: {len(shared)} identities are in both {first} and {second}: "
+                f"{first_of([name(pid) for pid in shared])}; an identity belongs to one split"
             )
     for split in required:
-        if not seen[split]:
+        if not by_split[split]:
             raise DataError(f"{where}: the {split} split is empty: no image belongs to it")
     notes = []
-    single = {s: sorted(pid for pid, kinds in seen[s].items() if len(kinds) == 1) for s in SPLITS}
+    single = {
+        s: sorted(pid for pid, modalities in by_split[s].items() if len(modalities) == 1) for s in SPLITS
+    }
     for split, pids in single.items():
         if pids:
-            what = "1 identity" if len(pids) == 1 else f"{len(pids)} identities"
+            subject = "1 identity" if len(pids) == 1 else f"{len(pids)} identities"
             kept = "kept: a query of it has no match in the other modality"
             fate = "dropped from training" if split == "train" else kept
             names = first_of([name(pid) for pid in pids])
-            notes.append(f"{split}: {what} seen in one modality only, {fate}: {names}")
+            notes.append(f"{split}: {subject} seen in one modality only, {fate}: {names}")
     dropped = set(single["train"])
-    if dropped and len(dropped) == len(seen["train"]):
+    if dropped and len(dropped) == len(by_split["train"]):
         raise DataError(
             f"{where}: no training identity has both visible and infrared images, so there is nothing to "
             f"learn from ({len(dropped)} identities with one modality only); check the modality of each image"

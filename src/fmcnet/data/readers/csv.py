@@ -81,9 +81,9 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
       so the choice depends on nothing else) go to test, the rest to train, with a note.
     - `camera` is any text; without a `camid` column cameras are numbered: by their number ("cam3" is 3) where all
       have one that no other has, else in sorted order.
-    - Beside a column `date`, `time` may be a time of day. `tags` stand between semicolons.
+    - With a column `date`, `time` may be a time of day. `tags` are separated by semicolons.
     - A column of another name is ignored, with a note; those in `ALIASES` are read by another name.
-    - An image stands in one row: other spellings of its path, and links, are the same image.
+    - An image may be in one row only: other spellings of its path, and links, are the same image.
     - A line break or another control character in a cell of these columns is a fault.
     - Comma, semicolon or tab; UTF-8 or UTF-16, with or without byte-order mark; any line ending.
 
@@ -101,14 +101,14 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
         raise DataError(f"{file} does not exist or is no file: give a CSV like{EXPECTED}")
     modality = None if training else modality
     required = REQUIRED if training else ("path",) if modality else ("path", "modality")
-    rows, faults, notes = _parse(file, required, modality)
+    rows, faults, notes = _parse_rows(file, required, modality)
     refuse_faults(file, faults)
     if not rows:
         raise DataError(f"{file} has no row below its header: give a CSV like{EXPECTED}")
-    rows = _spell_alike(rows, notes)
+    rows = _unify_spellings(rows, notes)
     if not any(record.split for _, record in rows):
         rows = _hold_out(rows, notes)
-    names, numbers = _number({row.name for row in rows if row.name})
+    names, numbers = _number_identities({row.name for row in rows if row.name})
     records = _number_cameras([record._replace(pid=numbers[name]) for name, record in rows])
     notes += near_cameras({record.camera for record in records if record.camera})
     if training:
@@ -116,8 +116,8 @@ def read_csv(file: str | Path, *, training: bool = True, modality: Modality | No
             notes.append(
                 "the column 'range' is read by fmcnet index only: convert deep images to 8 bits first"
             )
-        called = {number: name for name, number in numbers.items()}
-        records, split_notes = check_splits(records, str(file), called.__getitem__, required=())
+        names_by_number = {number: name for name, number in numbers.items()}
+        records, split_notes = check_splits(records, str(file), names_by_number.__getitem__, required=())
         notes += split_notes
     return Table.from_records("csv", file.parent, records, pid_names=names, notes=notes)
 
@@ -142,10 +142,10 @@ def write_csv(table: Table, file: str | Path) -> Path:
     return write_rows(file, rows)
 
 
-def _parse(
+def _parse_rows(
     file: Path, required: Sequence[str], modality: Modality | None
 ) -> tuple[list[_NamedRecord], list[str], list[str]]:
-    """Rows, faults ("line 7: ..."), all of them, and notes."""
+    """Rows, faults ("line 7: ..."), and notes."""
     lines = read_lines(file)
     separator = max(",;\t", key=lines[0].count)
     if stated := re.fullmatch(r"sep=([,;\t])", lines[0].strip(" ")):  # a line of Excel
@@ -156,73 +156,79 @@ def _parse(
     notes: list[str] = []
     first_line: dict[Hashable, tuple[int, str]] = {}
     columns: list[str] = []
-    refused: list[str] = []  # times of a table to learn from, which does not need them
+    time_faults: list[str] = []  # times that an index would refuse; training does not need them
     end = 0
     try:
-        for written in reader:
+        for raw_cells in reader:
             if len(faults) >= MOST_FAULTS:
                 return rows, faults, notes
             line, end = end + 1, reader.line_num  # a cell in quotes may hold line breaks
-            cells = [cell.strip() for cell in written]
+            cells = [cell.strip() for cell in raw_cells]
             if not any(cells):
                 continue
             if not columns:
                 header = [printable(cell.lower()) for cell in cells[: MOST_COLUMNS + 1]]
-                columns, notes = _own_names(header)
+                columns, notes = _canonical_columns(header)
                 if fault := _header_fault(columns, len(cells), required):
                     return [], [f"line {line}: {fault}"], []
                 continue
             if len(cells) != len(columns):
                 faults.append(f"line {line}: {len(cells)} values for {len(columns)} columns")
                 continue
-            named = zip(columns, written, strict=True)
-            held = [control_fault(cell.strip(" \t"), name) for name, cell in named if name in COLUMNS]
-            if any(held):
-                faults += [f"line {line}: {fault}" for fault in held if fault]
+            named = zip(columns, raw_cells, strict=True)
+            control_faults = [
+                control_fault(cell.strip(" \t"), name) for name, cell in named if name in COLUMNS
+            ]
+            if any(control_faults):
+                faults += [f"line {line}: {fault}" for fault in control_faults if fault]
                 continue
             values = dict(zip(columns, cells, strict=True))
-            path, image, wrong = _find_file(values["path"], file.parent)
-            if "pid" not in required:  # to be searched: who indexes it leaves the row out, or refuses it
-                wrong = [fault for fault in wrong if not fault.startswith(MISSING)]
-            rows.append(_row(values | {"path": path}, required, modality, wrong))
+            path, image, row_faults = _find_file(values["path"], file.parent)
+            if "pid" not in required:  # to be searched: indexing leaves the row out, or refuses it
+                row_faults = [fault for fault in row_faults if not fault.startswith(MISSING)]
+            rows.append(_parse_row(values | {"path": path}, required, modality, row_faults))
             if "pid" in required and (fault := _time_fault(rows[-1].record.time)):
-                refused.append(f"line {line}: {fault:.300}")
-            first, spelt = first_line.setdefault(image, (line, path))
-            if first != line and path == spelt:
-                wrong.append(f"path '{path}' stands in line {first} already")
+                time_faults.append(f"line {line}: {fault:.300}")
+            first, first_path = first_line.setdefault(image, (line, path))
+            if first != line and path == first_path:
+                row_faults.append(f"path '{path}' stands in line {first} already")
             elif first != line and path:
-                wrong.append(f"path '{path}' is the image '{spelt}' of line {first}: name an image once")
-            faults += [f"line {line}: {fault:.500}" for fault in wrong]
+                row_faults.append(
+                    f"path '{path}' is the image '{first_path}' of line {first}: name an image once"
+                )
+            faults += [f"line {line}: {fault:.500}" for fault in row_faults]
     except csv.Error as error:
-        faults.append(f"line {end + 1}: {error}")  # where the row begins, as the quotes may be open since
-    if refused:
+        faults.append(f"line {end + 1}: {error}")  # where the row begins, as an open quote may span lines
+    if time_faults:
         notes.append(
-            f"fmcnet index will refuse the time of {len(refused)} row{'s' * (len(refused) > 1)}, the first in "
-            f"{refused[0]}"
+            f"fmcnet index will refuse the time of {len(time_faults)} row{'s' * (len(time_faults) > 1)}, "
+            f"the first in {time_faults[0]}"
         )
-    blank = [record.path for _, record in rows if not record.split]
-    if "pid" in required and 0 < len(blank) < len(rows):
-        faults.append(f"{len(blank)} rows have no split, the first is {blank[0]}: give all or none")
+    without_split = [record.path for _, record in rows if not record.split]
+    if "pid" in required and 0 < len(without_split) < len(rows):
+        faults.append(
+            f"{len(without_split)} rows have no split, the first is {without_split[0]}: give all or none"
+        )
     return rows, faults, notes
 
 
-def _own_names(columns: list[str]) -> tuple[list[str], list[str]]:
+def _canonical_columns(columns: list[str]) -> tuple[list[str], list[str]]:
     """The header with `ALIASES` replaced, and notes of those replaced or ignored."""
     names, notes = list[str](), list[str]()
     for name in columns:
-        own = ALIASES.get(name, name)
-        if own != name and own not in columns and own not in names:
-            notes.append(f"the column '{name}' is read as '{own}'")
-            names.append(own)
+        canonical = ALIASES.get(name, name)
+        if canonical != name and canonical not in columns and canonical not in names:
+            notes.append(f"the column '{name}' is read as '{canonical}'")
+            names.append(canonical)
             continue
         names.append(name)
         if name in COLUMNS or not name:
             continue
-        near = own if own != name else _HINTS.get(name) or nearest(name, COLUMNS)
-        if near in columns or near in names:
-            notes.append(f"the column '{name}' is not read; '{near}' is")
-        elif near is not None:
-            notes.append(f"the column '{name}' is not read: did you mean '{near}'?")
+        suggestion = canonical if canonical != name else _HINTS.get(name) or nearest(name, COLUMNS)
+        if suggestion in columns or suggestion in names:
+            notes.append(f"the column '{name}' is not read; '{suggestion}' is")
+        elif suggestion is not None:
+            notes.append(f"the column '{name}' is not read: did you mean '{suggestion}'?")
         else:
             notes.append(f"the column '{name}' is not read; those that are: {', '.join(COLUMNS)}")
     return names, notes
@@ -237,12 +243,12 @@ def _header_fault(columns: list[str], count: int, required: Sequence[str]) -> st
         return f"no column modality in the header ({header}): add it, or say --modality visible or infrared"
     if missing:
         return f"no column {', '.join(missing)} in the header ({header}); expected{EXPECTED.rstrip()}"
-    twice = sorted({name for name in columns if columns.count(name) > 1})
-    return f"the column {', '.join(twice)} stands twice in the header" if twice else ""
+    repeated = sorted({name for name in columns if columns.count(name) > 1})
+    return f"the column {', '.join(repeated)} stands twice in the header" if repeated else ""
 
 
 def _find_file(path: str, base: Path) -> tuple[str, Hashable, list[str]]:
-    """The path in POSIX form, relative where it can be; what all spellings of it share; and faults."""
+    """The path in POSIX form, relative where possible; a key that all its spellings share; and faults."""
     if not path:
         return "", "", ["path is empty"]
     for spelling in (path, path.replace("\\", "/")):
@@ -250,51 +256,53 @@ def _find_file(path: str, base: Path) -> tuple[str, Hashable, list[str]]:
             status = (base / spelling).stat()
         except (OSError, ValueError):
             continue
-        found = Path(spelling)
-        if found.is_absolute() and found.is_relative_to(base):
-            found = found.relative_to(base)
-        return found.as_posix(), (status.st_dev, status.st_ino), []
+        image_path = Path(spelling)
+        if image_path.is_absolute() and image_path.is_relative_to(base):
+            image_path = image_path.relative_to(base)
+        return image_path.as_posix(), (status.st_dev, status.st_ino), []
     return Path(path).as_posix(), path, [f"{MISSING} '{path}' (looked for {base / path})"]
 
 
-def _row(
-    cells: dict[str, str], required: Sequence[str], default: Modality | None, wrong: list[str]
+def _parse_row(
+    cells: dict[str, str], required: Sequence[str], default: Modality | None, faults: list[str]
 ) -> _NamedRecord:
-    """One row; `wrong` gets what is wrong with it."""
+    """One row; its faults are added to `faults`."""
     pid, camid = cells.get("pid", ""), cells.get("camid", "")
     try:
-        known = parse_identity(pid) is not None
-        if not known and "pid" in required:
-            nobody = (
+        is_known = parse_identity(pid) is not None
+        if not is_known and "pid" in required:
+            message = (
                 f"pid '{pid}' is nobody known: training and evaluation need an identity; take the row out"
             )
-            wrong.append(nobody if pid else "pid is empty")
+            faults.append(message if pid else "pid is empty")
     except DataError as error:
-        known = False
-        wrong.append(str(error))
-    word = cells.get("modality", "")
-    modality = MODALITY_WORDS.get(_FRACTION.sub("", word.lower())) if word else default
+        is_known = False
+        faults.append(str(error))
+    modality_text = cells.get("modality", "")
+    modality = MODALITY_WORDS.get(_FRACTION.sub("", modality_text.lower())) if modality_text else default
     if modality is None:
-        wrong.append(f"modality '{word}' is neither visible (vis, rgb) nor infrared (ir, nir, thermal)")
-    whole = _FRACTION.sub("", camid)
-    match = _CAMERA.fullmatch(whole)
+        faults.append(
+            f"modality '{modality_text}' is neither visible (vis, rgb) nor infrared (ir, nir, thermal)"
+        )
+    number_text = _FRACTION.sub("", camid)
+    match = _CAMERA.fullmatch(number_text)
     number = number_of(match[1]) if match else None
     if match and number is None:
-        wrong.append(f"camid '{camid[:40]}' is too large: numbers go up to {2**63 - 1}")
-    elif match is None and whole not in ("", str(NO_CAMERA)):
+        faults.append(f"camid '{camid[:40]}' is too large: numbers go up to {2**63 - 1}")
+    elif match is None and number_text not in ("", str(NO_CAMERA)):
         advice = "leave it empty where unknown; names stand in a column camera"
-        wrong.append(f"camid '{camid[:40]}' is not a whole number ({advice})")
+        faults.append(f"camid '{camid[:40]}' is not a whole number ({advice})")
     try:
-        if given := cells.get("range"):
-            parse_range(given)
+        if range_text := cells.get("range"):
+            parse_range(range_text)
     except DataError as error:
-        wrong.append(str(error).removeprefix("--"))
+        faults.append(str(error).removeprefix("--"))
     split, role = cells.get("split", "").lower(), cells.get("role", "").lower()
     if split not in _SPLITS:
         hint = "; queries and gallery have a column role" if split in ("query", "gallery") else ""
-        wrong.append(f"split '{split}' is none of {', '.join(SPLITS)}{hint}")
+        faults.append(f"split '{split}' is none of {', '.join(SPLITS)}{hint}")
     if role not in _ROLES:
-        wrong.append(f"role '{role}' is neither query nor gallery (leave it empty for both)")
+        faults.append(f"role '{role}' is neither query nor gallery (leave it empty for both)")
     record = Record(
         path=cells["path"],
         pid=NO_PID,
@@ -302,27 +310,27 @@ def _row(
         camid=NO_CAMERA if number is None else number,
         split=_SPLITS.get(split, split),
         role=_ROLES.get(role, ""),
-        time=_time(cells.get("date", ""), cells.get("time", "")),
+        time=_joined_time(cells.get("date", ""), cells.get("time", "")),
         **{name: cells.get(name, "") for name in Table.TEXTS},
     )
-    return _NamedRecord(pid if known else "", record)
+    return _NamedRecord(pid if is_known else "", record)
 
 
-def _spell_alike(rows: list[_NamedRecord], notes: list[str]) -> list[_NamedRecord]:
-    """Give each identity one spelling, the first in sorted order; `notes` get those that had several, or nearly."""
+def _unify_spellings(rows: list[_NamedRecord], notes: list[str]) -> list[_NamedRecord]:
+    """Give each identity its first spelling in sorted order; `notes` name equal and similar spellings."""
     spellings = defaultdict[str, list[str]](list)
     for name in sorted({row.name for row in rows if row.name}):
         spellings[parse_identity(name) or ""].append(name)
-    alike = [names for names in spellings.values() if len(names) > 1]
-    for names in alike[:MOST_NOTES]:
+    groups = [names for names in spellings.values() if len(names) > 1]
+    for names in groups[:MOST_NOTES]:
         notes.append(f"the identities {', '.join(map(repr, names))} are read as one person")
     notes += near_identities(spellings)
-    one = {name: names[0] for names in alike for name in names}
-    return [_NamedRecord(one.get(name, name), record) for name, record in rows]
+    unified = {name: names[0] for names in groups for name in names}
+    return [_NamedRecord(unified.get(name, name), record) for name, record in rows]
 
 
-def _time(date: str, time: str) -> str:
-    """A time, with the date where that stands in a column of its own."""
+def _joined_time(date: str, time: str) -> str:
+    """A time, with the date if that is in a separate column."""
     if date and re.match(r"\d{1,2}:\d\d", time):
         return f"{date}T{time if time[2] == ':' else '0' + time}"
     return time or date
@@ -349,7 +357,7 @@ def _number_cameras(records: list[Record]) -> list[Record]:
     return [record._replace(camid=numbers.get(record.camera, NO_CAMERA)) for record in records]
 
 
-def _number(names: set[str]) -> tuple[Sequence[str], dict[str, int]]:
+def _number_identities(names: set[str]) -> tuple[Sequence[str], dict[str, int]]:
     """Names by number (empty where the names are numbers already), and number by name; "" is `NO_PID`."""
     if all(str(number_of(name)) == name for name in names):
         return (), {"": NO_PID, **{name: int(name) for name in names}}
@@ -363,16 +371,16 @@ def _hold_out(rows: list[_NamedRecord], notes: list[str]) -> list[_NamedRecord]:
     for name, record in rows:
         if name:
             modalities[name].add(record.modality)
-    complete = [name for name, seen in modalities.items() if len(seen) == 2]
+    complete = [name for name, seen_modalities in modalities.items() if len(seen_modalities) == 2]
     order = sorted(complete, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     count = min(max(1, round(TEST_SHARE * len(order))), len(order) - 1) if order else 0
-    held = set(order[:count])
+    test_names = set(order[:count])
     note = (
         f"{count} of {len(modalities)} identities are held out for test (by the hash of their name; they stay the "
         "same while the identities do: before you add some, write a column split)"
     )
     if not complete:
-        held = {name for name, _ in rows}
+        test_names = {name for name, _ in rows}
         note = "all images are for test, because no identity has both modalities to learn from"
     notes.append(f"{HELD_OUT}: {note}")
-    return [_NamedRecord(n, r._replace(split="test" if n in held else "train")) for n, r in rows]
+    return [_NamedRecord(n, r._replace(split="test" if n in test_names else "train")) for n, r in rows]

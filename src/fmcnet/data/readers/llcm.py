@@ -42,14 +42,14 @@ def read_llcm(root: str | Path, *, training: bool = True) -> Table:
         [name for kind in _KINDS for name in (kind, f"test_{kind}")],
         [f"idx/{name}.txt" for name in ("train_vis", "train_nir", "test_id")],
     )
-    records = [*_training(folder), *_testing(folder)]
+    records = [*_training_records(folder), *_test_records(folder)]
     notes: list[str] = []
     if training:
         records, notes = check_splits(records, str(folder.root))
     return Table.from_records("llcm", folder.root, records, notes=[*notes, *folder.notes()])
 
 
-def _training(folder: DatasetFolder) -> list[Record]:
+def _training_records(folder: DatasetFolder) -> list[Record]:
     records, listed, no_camera = [], [], []
     for kind, modality in _KINDS.items():
         for image in read_idx(folder, f"idx/train_{kind}.txt"):
@@ -68,7 +68,7 @@ def _training(folder: DatasetFolder) -> list[Record]:
     return records
 
 
-def _testing(folder: DatasetFolder) -> list[Record]:
+def _test_records(folder: DatasetFolder) -> list[Record]:
     pids = read_ids(folder.root / (folder.find("idx/test_id.txt") or ""))
     records: list[Record] = []
     for kind, modality in _KINDS.items():
@@ -80,8 +80,8 @@ def _testing(folder: DatasetFolder) -> list[Record]:
         }
         if not cameras:
             raise folder.error(f"{folder.root / top} holds no camera folder (cam1, cam2, ...)")
-        for camera, path_of_camera in sorted(cameras.items()):
-            for pid, path in folder.identity_images(path_of_camera, pids):
+        for camera, camera_folder in sorted(cameras.items()):
+            for pid, path in folder.identity_images(camera_folder, pids):
                 records.append(Record(path, pid, modality, camera, "test"))
     absent = [str(pid) for pid in sorted(set(pids) - {record.pid for record in records})]
     if absent:

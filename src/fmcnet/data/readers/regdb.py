@@ -51,10 +51,10 @@ def read_regdb(root: str | Path, trial: int = 1, *, training: bool = True) -> Ta
         for kind, (modality, camera) in KINDS.items():
             name = lists[split, kind]
             images = read_idx(folder, name)
-            if wrong := [image for image in images if image.path.split("/")[0].lower() != kind]:
-                first = min(wrong, key=lambda image: image.line)
+            if misplaced := [image for image in images if image.path.split("/")[0].lower() != kind]:
+                first = min(misplaced, key=lambda image: image.line)
                 raise DataError(
-                    f"{folder.root / name}: {len(wrong)} lines name an image outside {kind.capitalize()}/, the "
+                    f"{folder.root / name}: {len(misplaced)} lines name an image outside {kind.capitalize()}/, the "
                     f"first is line {first.line}: {first.path}"
                 )
             listed += images

@@ -36,10 +36,10 @@ class ModalityGraph(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 to (B, E) float32."""
-        found = self.model.embed(images.permute(0, 3, 1, 2), self.modality)
+        embeddings = self.model.embed(images.permute(0, 3, 1, 2), self.modality)
         if not self.projected:
-            return found
-        return (nn.functional.normalize(found, dim=1) - self.mean) @ self.matrix
+            return embeddings
+        return (nn.functional.normalize(embeddings, dim=1) - self.mean) @ self.matrix
 
 
 def write_graph(
@@ -79,25 +79,25 @@ def write_graph(
             dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=2**16)}},
         )
     assert program is not None
-    written = program.model_proto
-    for owner in (written.graph, *written.graph.node, *written.graph.value_info):
+    proto = program.model_proto
+    for owner in (proto.graph, *proto.graph.node, *proto.graph.value_info):
         owner.ClearField("metadata_props")  # paths of source files, which differ from machine to machine
-    onnx.save(written, str(path))
+    onnx.save(proto, str(path))
     onnx.checker.check_model(str(path), full_check=True)
-    free = [
-        bool(one.type.tensor_type.shape.dim[0].dim_param)
-        for one in (*written.graph.input, *written.graph.output)
+    dynamic = [
+        bool(value.type.tensor_type.shape.dim[0].dim_param)
+        for value in (*proto.graph.input, *proto.graph.output)
     ]
-    if not all(free):  # the exporter says nothing when something in the model fixes the batch
+    if not all(dynamic):  # the exporter says nothing when something in the model fixes the batch
         raise CheckpointError(
             f"this model exports for batches of {len(example)} only: please report it with model.json"
         )
-    return max(int(entry.version) for entry in written.opset_import if entry.domain == "")
+    return max(int(entry.version) for entry in proto.opset_import if entry.domain == "")
 
 
 @contextmanager
 def _out_of_place(graph: nn.Module) -> Iterator[None]:
-    """Activations in place are traced through Python's decompositions, which takes twice as long."""
+    """Switch in-place activations off: tracing them goes through Python's decompositions and takes twice as long."""
     layers = [module for module in graph.modules() if getattr(module, "inplace", False)]
     for layer in layers:
         cast(Any, layer).inplace = False
@@ -110,7 +110,7 @@ def _out_of_place(graph: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the remarks of exporters and quantisers on how they go about it."""
+    """Silence the log messages and warnings of exporters and quantisers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -122,7 +122,7 @@ def quiet() -> Iterator[None]:
 
 
 SCHEMES = ("full", "mixed")
-"""In int8: every layer; every layer but the first and the last ones."""
+"""What becomes int8: every layer; every layer but the first and the last ones."""
 
 OPERATORS = ("Conv", "Gemm", "MatMul", "Add", "MaxPool", "Relu")
 BATCH = 16
@@ -138,45 +138,51 @@ def quantize(source: Path, target: Path, images: NDArray[np.uint8], scheme: str)
     """
     onnx, tools = require("onnx", "export"), require("onnxruntime.quantization", "export")
     nodes = list(onnx.load(str(source)).graph.node)
-    layers = _ends(nodes) if scheme == "mixed" else []
+    layers = _end_layers(nodes) if scheme == "mixed" else []
     with quiet():  # its advice to pre-process fails on graphs of PyTorch's exporter
         tools.quantize_static(
             str(source),
             str(target),
-            _reader(tools, images),
+            _calibration_reader(tools, images),
             quant_format=tools.QuantFormat.QDQ,
             per_channel=True,
             reduce_range=True,
             activation_type=tools.QuantType.QUInt8,
             weight_type=tools.QuantType.QInt8,
             op_types_to_quantize=list(OPERATORS),
-            nodes_to_exclude=[*_around(nodes), *layers],
+            nodes_to_exclude=[*_outer_nodes(nodes), *layers],
         )
     onnx.checker.check_model(str(target), full_check=True)
     return tuple(layers)
 
 
-def _around(nodes: list[Any]) -> list[str]:
-    """What comes before the first convolution (normalising the image) and adds features behind the last pooling."""
-    first = next(at for at, node in enumerate(nodes) if node.op_type == "Conv")
-    last = max(at for at, node in enumerate(nodes) if node.op_type == "Conv")
-    return [node.name for at, node in enumerate(nodes) if at < first or (at > last and node.op_type == "Add")]
+def _outer_nodes(nodes: list[Any]) -> list[str]:
+    """Nodes before the first convolution (image normalisation), and additions of features after the last one."""
+    first = next(index for index, node in enumerate(nodes) if node.op_type == "Conv")
+    last = max(index for index, node in enumerate(nodes) if node.op_type == "Conv")
+    return [
+        node.name
+        for index, node in enumerate(nodes)
+        if index < first or (index > last and node.op_type == "Add")
+    ]
 
 
-def _ends(nodes: list[Any]) -> list[str]:
+def _end_layers(nodes: list[Any]) -> list[str]:
     """The first convolution, the last one before each pooling at the end, and all fully connected layers."""
-    convolutions = [at for at, node in enumerate(nodes) if node.op_type == "Conv"]
-    pools = [at for at, node in enumerate(nodes) if node.op_type in ("ReduceMean", "GlobalAveragePool")]
-    last = {max(at for at in convolutions if at < pool) for pool in pools if pool > convolutions[0]}
+    convolutions = [index for index, node in enumerate(nodes) if node.op_type == "Conv"]
+    pools = [index for index, node in enumerate(nodes) if node.op_type in ("ReduceMean", "GlobalAveragePool")]
+    last = {max(index for index in convolutions if index < pool) for pool in pools if pool > convolutions[0]}
     kept = sorted({convolutions[0], *last})
-    return [nodes[at].name for at in kept] + [n.name for n in nodes if n.op_type in ("Gemm", "MatMul")]
+    return [nodes[index].name for index in kept] + [n.name for n in nodes if n.op_type in ("Gemm", "MatMul")]
 
 
-def _reader(tools: Any, images: NDArray[np.uint8]) -> Any:
+def _calibration_reader(tools: Any, images: NDArray[np.uint8]) -> Any:
     class Reader(tools.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             starts = range(0, len(images), BATCH)
-            self.batches = iter([{INPUT: np.ascontiguousarray(images[at : at + BATCH])} for at in starts])
+            self.batches = iter(
+                [{INPUT: np.ascontiguousarray(images[start : start + BATCH])} for start in starts]
+            )
 
         def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
             return next(self.batches, None)

@@ -1,4 +1,4 @@
-"""What a form of a model (eager PyTorch, ONNX float32, ONNX int8) costs and changes, beside the others."""
+"""Compare the forms of a model (eager PyTorch, ONNX float32, ONNX int8): size, speed, embeddings and scores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class BackendReport:
-    """One form of a model beside the eager one."""
+    """One form of a model, compared with the eager one."""
 
     name: str  # for people
     bytes: int  # of its files
@@ -38,7 +38,7 @@ class BackendReport:
 
     def loss(self, other: BackendReport) -> float:
         """Points of mAP (percent) that this form loses against `other`, in the worst direction; 0 without scores."""
-        lost = [other.scores[way]["mAP"] - self.scores[way]["mAP"] for way in self.scores]
+        lost = [other.scores[direction]["mAP"] - self.scores[direction]["mAP"] for direction in self.scores]
         return max(lost, default=0.0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -48,27 +48,27 @@ class BackendReport:
 
 def embed_all(backend: Backend, images: NDArray[np.uint8], modality: NDArray[np.uint8]) -> FloatArray:
     """Unit-length embeddings (N, E) of images (N, H, W, 3), each by its own modality's path."""
-    out: FloatArray | None = None
-    for kind in Modality:
-        rows = np.flatnonzero(modality == kind.code)
+    result: FloatArray | None = None
+    for batch_modality in Modality:
+        rows = np.flatnonzero(modality == batch_modality.code)
         for start in range(0, len(rows), BATCH):
             batch = rows[start : start + BATCH]
-            part = l2_normalize(backend(images[batch], kind))
-            out = np.empty((len(images), part.shape[1]), dtype=np.float32) if out is None else out
-            out[batch] = part
-    assert out is not None
-    return out
+            part = l2_normalize(backend(images[batch], batch_modality))
+            result = np.empty((len(images), part.shape[1]), dtype=np.float32) if result is None else result
+            result[batch] = part
+    assert result is not None
+    return result
 
 
 def scores(features: FloatArray, table: Table, config: EvaluationConfig) -> dict[str, dict[str, float]]:
     """Rank-1 and mAP in percent, by direction, under the protocols of the table's benchmark."""
     embeddings = keep(features, table, None)
-    both = config.model_copy(update={"direction": "both"})
-    found = {}
-    for way, protocol in protocols_for(table, both).items():
+    both_directions = config.model_copy(update={"direction": "both"})
+    scores_by_direction = {}
+    for direction, protocol in protocols_for(table, both_directions).items():
         mean = evaluate(embeddings, protocol, distance=config.distance, **role_masks(table)).mean
-        found[way] = {"rank1": 100 * mean["rank1"], "mAP": 100 * mean["mAP"]}
-    return found
+        scores_by_direction[direction] = {"rank1": 100 * mean["rank1"], "mAP": 100 * mean["mAP"]}
+    return scores_by_direction
 
 
 def rates(
@@ -80,7 +80,7 @@ def rates(
     rounds: int = 3,
     seconds: float = 0.3,
 ) -> list[dict[int, list[float]]]:
-    """Images/s of each backend, in turns, so that a busy machine is unfair to all alike.
+    """Images/s of each backend, measured in turns, so that a busy machine slows all alike.
 
     Args:
         backends: what is measured.
@@ -88,24 +88,24 @@ def rates(
         modality: of all images.
         batches: batch sizes.
         rounds: number of measurements of each.
-        seconds: at least so long is measured each time.
+        seconds: least length of each measurement.
 
     Returns:
         By backend and batch size, one figure a round.
     """
-    found: list[dict[int, list[float]]] = [{size: [] for size in batches} for _ in backends]
+    figures: list[dict[int, list[float]]] = [{size: [] for size in batches} for _ in backends]
     for size in batches:
         batch = images[np.arange(size) % len(images)]
         for backend in backends:
             backend(batch, modality)  # warm
         for _ in range(rounds):
-            for at, backend in enumerate(backends):
+            for index, backend in enumerate(backends):
                 count, start = 0, time.perf_counter()
                 while (spent := time.perf_counter() - start) < seconds or not count:
                     backend(batch, modality)
                     count += size
-                found[at][size].append(count / spent)
-    return found
+                figures[index][size].append(count / spent)
+    return figures
 
 
 def compare(
@@ -117,7 +117,7 @@ def compare(
     *,
     seconds: float = 0.3,
 ) -> list[BackendReport]:
-    """Set forms of one model side by side; the first is what the others are compared with.
+    """Compare forms of one model with the first of them.
 
     Args:
         forms: name, backend, size of the files in bytes, layers kept in float32.
@@ -128,12 +128,12 @@ def compare(
         seconds: as that of `rates`.
     """
     speeds = rates([backend for _, backend, *_ in forms], images, Modality.VISIBLE, seconds=seconds)
-    found: list[BackendReport] = []
+    reports: list[BackendReport] = []
     first: FloatArray | None = None
     for (name, backend, size, kept), speed in zip(forms, speeds, strict=True):
         features = embed_all(backend, images, modality)
         first = features if first is None else first
-        found.append(
+        reports.append(
             BackendReport(
                 name,
                 size,
@@ -144,7 +144,7 @@ def compare(
                 kept,
             )
         )
-    return found
+    return reports
 
 
 def choose(modality: NDArray[np.uint8], count: int, seed: int = 0) -> IntArray:
@@ -156,19 +156,20 @@ def choose(modality: NDArray[np.uint8], count: int, seed: int = 0) -> IntArray:
 
 def markdown(forms: Sequence[BackendReport], remarks: Sequence[str] = ()) -> str:
     """The forms as a table, with remarks below."""
-    ways = list(forms[0].scores)
+    directions = list(forms[0].scores)
     heads = ["form", "MiB", "largest difference", "smallest cosine"]
-    heads += [f"{label} {way}" for way in ways for label in ("Rank-1", "mAP")]
+    heads += [f"{label} {direction}" for direction in directions for label in ("Rank-1", "mAP")]
     heads += [f"images/s, batch {size}" for size in forms[0].images_per_second]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for form in forms:
         cells = [form.name, f"{form.bytes / 2**20:.1f}"]
         cells += [f"{form.largest_difference:.1e}", f"{form.smallest_cosine:.6f}"]
-        for way in ways:
+        for direction in directions:
             for key in ("rank1", "mAP"):
-                change = form.scores[way][key] - forms[0].scores[way][key]
+                change = form.scores[direction][key] - forms[0].scores[direction][key]
                 cells.append(
-                    f"{form.scores[way][key]:.2f}" + (f" ({change:+.2f})" if form is not forms[0] else "")
+                    f"{form.scores[direction][key]:.2f}"
+                    + (f" ({change:+.2f})" if form is not forms[0] else "")
                 )
         for size, rate in form.images_per_second.items():
             times = rate / forms[0].images_per_second[size]

@@ -35,12 +35,12 @@ MOST_LOST = 0.5
 """Points of mAP that int8 may lose."""
 
 SECONDS = 0.3
-"""Of each measurement of speed."""
+"""Length of each measurement of speed."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export made: `forms`, the first of them eager PyTorch, and what was tried, on what, as `remarks`."""
+    """The result of an export: `forms`, the first of them eager PyTorch, and notes on the comparison as `remarks`."""
 
     out: Path
     manifest: Manifest
@@ -74,7 +74,7 @@ def export(
     seconds: float | None = None,
     progress: bool | None = None,
 ) -> Exported:
-    """Write a model as ONNX, with a report on what that changes; the folder appears whole or not at all.
+    """Write a model as ONNX, with a report on the differences; the folder appears whole or not at all.
 
     Args:
         run: a run folder, or a shipped model's name.
@@ -108,7 +108,9 @@ def export(
         refuse_shipped(run, encoder.folder, "FOLDER")
     target = Path(out) if out is not None else encoder.folder / ("onnx-int8" if int8 else "onnx")
     _check_target(target, encoder.digest, "int8" if int8 else "fp32", overwrite)
-    seen, modality, table, remark = _images(encoder, data if data is not None else calibrate, progress)
+    pixels, modality, table, remark = _comparison_images(
+        encoder, data if data is not None else calibrate, progress
+    )
     with room_beside(target) as scratch:
         forms: list[tuple[str, Any, int, tuple[str, ...]]] = [
             ("PyTorch, eager", encoder.backend, (encoder.folder / WEIGHTS).stat().st_size, ())
@@ -117,70 +119,70 @@ def export(
         forms.append(_onnx_form("ONNX Runtime, fp32", built[0]))
         if int8:
             assert calibrate is not None
-            ranges = _ranges(encoder, calibrate, images, progress)
+            range_images = _range_images(encoder, calibrate, images, progress)
             for scheme in SCHEMES:
-                built.append(_int8_graphs(built[0], scratch / scheme, ranges, scheme))
+                built.append(_int8_graphs(built[0], scratch / scheme, range_images, scheme))
                 forms.append(_onnx_form(f"ONNX Runtime, int8 {scheme}", built[-1]))
         config = encoder.card.config.evaluation
         compared = compare(
-            forms, seen, modality, table, config, seconds=SECONDS if seconds is None else seconds
+            forms, pixels, modality, table, config, seconds=SECONDS if seconds is None else seconds
         )
         remarks = [
             remark,
             f"{torch.get_num_threads()} threads; speed: the forward pass, visible, median of 3 rounds",
         ]
-        chosen, refused = _choose(compared, int8, force, remarks)
-        folder = built[chosen - 1]
+        chosen_form, refusal = _choose_form(compared, int8, force, remarks)
+        folder = built[chosen_form - 1]
         result = Exported(target, read_manifest(folder), tuple(compared), tuple(remarks))
         (folder / REPORT[0]).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
         (folder / REPORT[1]).write_text(markdown(result.forms, result.remarks), encoding="utf-8")
-        if refused:
-            raise FmcnetError(_refuse(refused, result, folder, scratch / "refused"))
+        if refusal:
+            raise FmcnetError(_report_refusal(refusal, result, folder, scratch / "refused"))
         shutil.copy(encoder.folder / CARD, folder / CARD)
-        _take_calibration(encoder.folder, folder, result.manifest.digest)
-        _put(folder, target)
+        _copy_calibration(encoder.folder, folder, result.manifest.digest)
+        _move_into_place(folder, target)
     return result
 
 
-def _choose(
+def _choose_form(
     compared: Sequence[BackendReport], int8: bool, force: bool, remarks: list[str]
 ) -> tuple[int, str]:
-    """Which form is kept (its place among `compared`), and why it is refused, or ""."""
+    """The index in `compared` of the form to keep, and why it is refused ("": it is not)."""
     if not int8:
         return 1, ""
-    losses = {at: compared[at].loss(compared[0]) for at in range(2, len(compared))}
+    losses = {index: compared[index].loss(compared[0]) for index in range(2, len(compared))}
     if not compared[0].scores:
         raise DataError("int8 is judged by mAP: the table has no test images of both modalities to score")
-    fits = [at for at, loss in losses.items() if loss <= MOST_LOST]
-    said = "; ".join(f"{compared[at].name} loses {loss:+.2f}" for at, loss in losses.items())
-    remarks.append(f"points of mAP, worse direction: {said} (allowed: {MOST_LOST})")
-    chosen = fits[0] if fits else min(losses, key=lambda at: losses[at])
-    kept = compared[chosen].name + ("" if fits else ", by force") if fits or force else "none"
+    acceptable = [index for index, loss in losses.items() if loss <= MOST_LOST]
+    lost = "; ".join(f"{compared[index].name} loses {loss:+.2f}" for index, loss in losses.items())
+    remarks.append(f"points of mAP, worse direction: {lost} (allowed: {MOST_LOST})")
+    chosen = acceptable[0] if acceptable else min(losses, key=lambda index: losses[index])
+    kept = compared[chosen].name + ("" if acceptable else ", by force") if acceptable or force else "none"
     remarks.append(f"kept: {kept}")
-    return chosen, "" if fits or force else f"int8 loses more than {MOST_LOST} points of mAP ({said})"
+    return chosen, "" if acceptable or force else f"int8 loses more than {MOST_LOST} points of mAP ({lost})"
 
 
-def _refuse(reason: str, result: Exported, folder: Path, place: Path) -> str:
-    """What to tell; the report goes where the model would have gone, unless an earlier model is there, and stays."""
-    said = f"{reason}: no model was written"
+def _report_refusal(reason: str, result: Exported, folder: Path, report_folder: Path) -> str:
+    """The error message; writes the report where the model would be, unless an earlier model is there."""
+    message = f"{reason}: no model was written"
     if (result.out / MANIFEST).exists():
-        said += f", {result.out} is as it was"
+        message += f", {result.out} is as it was"
     else:
-        place.mkdir()
+        report_folder.mkdir()
         for name in REPORT:
-            shutil.copy(folder / name, place / name)
-        _put(place, result.out)
-        said += f", only {result.out / REPORT[1]}"
+            shutil.copy(folder / name, report_folder / name)
+        _move_into_place(report_folder, result.out)
+        message += f", only {result.out / REPORT[1]}"
     return (
-        f"{said}. Calibrate on other or more images (--images), or take it as it is with --force\n"
+        f"{message}. Calibrate on other or more images (--images), or take it as it is with --force\n"
         f"{markdown(result.forms, result.remarks)}"
     )
 
 
-def _images(
+def _comparison_images(
     encoder: Encoder, data: str | Path | None, progress: bool | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Table | None, str]:
-    """Images to compare on, their modalities, their labels if they are to be scored, and what they are."""
+    """Images to compare on, their modalities, their table if they are to be scored, and a description."""
     if data is not None:
         table = encoder.read_dataset(data).select(split="test")
         if set(table.modality.tolist()) != {0, 1}:
@@ -197,7 +199,7 @@ def _images(
     return images, table.modality, None, remark
 
 
-def _ranges(
+def _range_images(
     encoder: Encoder, calibrate: str | Path, count: int, progress: bool | None
 ) -> dict[Modality, NDArray[np.uint8]]:
     table = encoder.read_dataset(calibrate)
@@ -205,45 +207,45 @@ def _ranges(
     table = train if len(train) else table
     table = table.take(choose(table.modality, max(2, count)))
     images = encoder.cached_images(table, progress)
-    found = {kind: images[np.flatnonzero(table.modality == kind.code)] for kind in Modality}
-    for kind, several in found.items():
-        if not len(several):
-            raise DataError(f"{calibrate} has no {kind} image to learn int8 ranges from")
-    return found
+    by_modality = {modality: images[np.flatnonzero(table.modality == modality.code)] for modality in Modality}
+    for modality, modality_images in by_modality.items():
+        if not len(modality_images):
+            raise DataError(f"{calibrate} has no {modality} image to learn int8 ranges from")
+    return by_modality
 
 
-def _take_calibration(source: Path, folder: Path, digest: str) -> None:
-    """A calibration of the same embeddings goes along; int8 needs its own."""
-    with contextlib.suppress(CheckpointError):  # not there, of other weights, or damaged: no use to anyone
+def _copy_calibration(source: Path, folder: Path, digest: str) -> None:
+    """Copy a calibration of the same embeddings; int8 needs its own."""
+    with contextlib.suppress(CheckpointError):  # missing, damaged, or of other weights
         Calibration.load(source / CALIBRATION, model=digest).save(folder / CALIBRATION)
 
 
 def _check_target(target: Path, source: str, precision: str, overwrite: bool) -> None:
-    """Only an earlier export is replaced; one of another model or precision, when asked to."""
+    """Refuse to replace anything but an earlier export; with `overwrite` also of another model or precision."""
     if not target.exists():
         return
     names = {path.name for path in target.iterdir()} if target.is_dir() else {"?"}
-    ours = {MANIFEST, CARD, CALIBRATION, *REPORT, *GRAPHS.values()}
-    if not names <= ours:
+    own_files = {MANIFEST, CARD, CALIBRATION, *REPORT, *GRAPHS.values()}
+    if not names <= own_files:
         raise CheckpointError(f"--out {target} exists and is no exported model: give a new folder")
     if overwrite or MANIFEST not in names:
         return
     try:
-        there = read_manifest(target)
+        existing = read_manifest(target)
     except CheckpointError as error:
         raise CheckpointError(f"{error}, into a new folder or with --overwrite") from error
-    if (there.source, there.precision) != (source, precision):
+    if (existing.source, existing.precision) != (source, precision):
         raise CheckpointError(
-            f"--out {target} holds the {there.precision} export {there.digest} of model {there.source}, not the "
-            f"{precision} export of {source}: give a new folder, or replace it with --overwrite"
+            f"--out {target} holds the {existing.precision} export {existing.digest} of model {existing.source}, not "
+            f"the {precision} export of {source}: give a new folder, or replace it with --overwrite"
         )
 
 
-def _put(folder: Path, target: Path) -> None:
+def _move_into_place(folder: Path, target: Path) -> None:
     """Move a finished folder into place."""
     if target.exists() and not (folder / CALIBRATION).exists():
         with contextlib.suppress(CheckpointError):  # a report alone has no manifest
-            _take_calibration(target, folder, read_manifest(folder).digest)
+            _copy_calibration(target, folder, read_manifest(folder).digest)
     put_in_place(folder, target, folder.with_name("old"))
 
 
@@ -266,7 +268,8 @@ def _int8_graphs(floats: Path, folder: Path, ranges: dict[Modality, NDArray[np.u
     for modality in Modality:
         name = GRAPHS[modality]
         kept += [
-            f"{modality} {one}" for one in quantize(floats / name, folder / name, ranges[modality], scheme)
+            f"{modality} {layer}"
+            for layer in quantize(floats / name, folder / name, ranges[modality], scheme)
         ]
     manifest = read_manifest(floats)
     digest = int8_digest(manifest.source, _digests(folder))
