@@ -148,7 +148,7 @@ class TrainStep:
         self._measured.append((step, [*values], torch.stack([*values.values()])))
 
     def _forward_backward(self, batch: TrainingBatch, batches: int) -> dict[str, Tensor]:
-        """Forward pass, step of the discriminators, backward pass of the rest; returns the measured values by name."""
+        """Forward pass, step of the discriminators, backward pass of the rest; returns measured values by name."""
         output = self._forward(batch)
         discriminators = self._train_discriminators(output)
         with record_function("fmcnet: losses"):
