@@ -123,7 +123,7 @@ def _verification(judged: EvaluatedRun) -> Verification | None:
 
 
 def _across_modalities(judged: EvaluatedRun) -> str:
-    """ " across the modalities" if the first protocol compares them, otherwise ""."""
+    """The words " across the modalities" if the first protocol compares them, otherwise ""."""
     modalities = {
         judged.evaluations[0].protocol.query.modality,
         judged.evaluations[0].protocol.gallery.modality,
