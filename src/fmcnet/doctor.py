@@ -159,7 +159,7 @@ def _packages() -> Iterator[Finding]:
             advice = f"pip install '{requirement.partition(';')[0].strip()}'" if problem else ""
             yield Finding("packages", name, not problem, problem or version, advice)
     for extra in sorted(set(extras) - set(FOR_DEVELOPERS)):
-        installed = [_installed(one) for one in _extra_requirements(extra, needs)]
+        installed = [_installed(need) for need in _extra_requirements(extra, needs)]
         missing = [f"{name} {problem}" for name, problem, _ in installed if problem]
         present = ", ".join(f"{name} {version}" for name, problem, version in installed if not problem)
         status = "; ".join(filter(None, [", ".join(missing), present]))

@@ -115,8 +115,8 @@ def parse_yaml(text: str) -> Any:
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}: " if mark is not None else ""
-        raise ValueError(f"{place}{error.problem or error.context}") from error
+        line_prefix = f"line {mark.line + 1}: " if mark is not None else ""
+        raise ValueError(f"{line_prefix}{error.problem or error.context}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ValueError(f"line {line}: the character U+{int(error.character):04X} is not allowed") from error

@@ -385,9 +385,9 @@ class FMCNet(nn.Module):
             if specific is not None and generated is not None:
                 # "FMC by simple concatenation" (Table 2). Ours: the visible part, real or generated, comes first, so
                 # that positions mean the same for both modalities.
-                own = self._behind_neck(sfd.classifier(modality).neck, specific)
-                other = self._behind_neck(sfd.classifier(modality.other).neck, generated)
-                pair = (own, other) if modality is Modality.VISIBLE else (other, own)
+                real = self._behind_neck(sfd.classifier(modality).neck, specific)
+                fake = self._behind_neck(sfd.classifier(modality.other).neck, generated)
+                pair = (real, fake) if modality is Modality.VISIBLE else (fake, real)
                 descriptor = torch.cat([descriptor, *pair], dim=1)
         if self.normalized:
             descriptor = F.normalize(descriptor.unflatten(1, (-1, dim)), dim=2).flatten(1)

@@ -132,9 +132,9 @@ class EfficientNetLite0(Backbone):
         return group.repeats if index in (0, len(GROUPS) - 1) else math.ceil(group.repeats * self.deeper)
 
     def _scaled(self, channels: float) -> int:
-        wanted = channels * self._width / 64
-        nearest = max(8, int(wanted + 4) // 8 * 8)
-        return nearest if nearest >= 0.9 * wanted else nearest + 8
+        scaled = channels * self._width / 64
+        nearest = max(8, int(scaled + 4) // 8 * 8)
+        return nearest if nearest >= 0.9 * scaled else nearest + 8
 
     def block(self, index: int) -> dict[str, nn.Module]:
         """New layers of block `index`."""
