@@ -220,7 +220,7 @@ class FMCNetLoss(nn.Module):
         return {"mc": config.mc / self._divisor(fused_v) * mc, "id_fused": ce_v + ce_i}  # (18)
 
     def _baseline_terms(self, v: ModalityOutput, i: ModalityOutput, labels: Tensor) -> dict[str, Tensor]:
-        """`OTHER_TERMS`, on the shared features of both halves; as far as settings have them."""
+        """The `OTHER_TERMS` that settings switch on, of the shared features of both halves."""
         config = self.config
         terms = {}
         if config.wrt > 0:

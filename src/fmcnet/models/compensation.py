@@ -97,7 +97,7 @@ class Compensation(nn.Module):
         to_visible: G_{I-V}.
         discriminator_infrared: D_{V-I}.
         discriminator_visible: D_{I-V}.
-        norm_specific: gives generated features the length and the constant of real ones (ours); None: none.
+        norm_specific: gives generated features the length and the constant of real ones (ours); None: neither.
     """
 
     def __init__(

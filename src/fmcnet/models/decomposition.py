@@ -240,7 +240,7 @@ class FeatureNorm(nn.Module):
         cast(Tensor, norm.running_var).copy_(variance)
 
     def to_length(self, feature: Tensor, modality: Modality) -> Tensor:
-        """Vectors (B, D) to features of `length` around the modality's constant; for generated ones this is all."""
+        """Bring vectors (B, D) to `length`, with the modality's constant; generated features use only this step."""
         unit = F.normalize(feature, dim=1)
         if self.offset:
             sign = 1.0 if modality is Modality.VISIBLE else -1.0

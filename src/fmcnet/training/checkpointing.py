@@ -89,7 +89,7 @@ class Checkpointer:
         self._run, self._ctx, self._train_step, self._card = run, ctx, train_step, card
         self._selection, self._logger = selection, step_logger
         self._invariants, self._steps = invariants, int(invariants["steps"])
-        self._saved = time.monotonic()  # or failed
+        self._saved = time.monotonic()  # last attempt, successful or not
 
     def restore(self) -> int:
         """Restore the newest undamaged checkpoint; returns the steps done, 0 without one.

@@ -330,10 +330,7 @@ def open_folder(run: Path, config: Config) -> Iterator[None]:
                 raise CheckpointError(
                     f"another process is training in {run}: wait for it, or give another --out"
                 ) from None
-            except (
-                OSError,
-                NotImplementedError,
-            ):  # no locks on this file system, or read-only: then the first write fails
+            except (OSError, NotImplementedError):  # no locks, or read-only: then the first write fails
                 pass
             remove_left(run)
             for path in (run / "checkpoints").glob(".step-*.tmp"):
