@@ -31,9 +31,7 @@ class Progress:
         self._started = self._last = time.monotonic()
         if sys.stderr.isatty() if show is None else show:
             console = Console(stderr=True)
-            bar = (
-                [BarColumn(bar_width=10)] if console.width >= 80 else []
-            )  # a narrow terminal has no room for it
+            bar = [BarColumn(bar_width=10)] if console.width >= 80 else []  # narrow: no room for it
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
                 MofNCompleteColumn(),
