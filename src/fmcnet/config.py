@@ -1,9 +1,9 @@
-"""One typed tree of settings; YAML in and out; `key.sub=value` overrides; every fault reported at once.
+"""All settings, typed; read from YAML with `section.key=value` overrides; all faults are reported at once.
 
-A setting has one home, its field here: type, range, default and description (`fmcnet config NAME` prints them all).
-The paper's margins and weights are the defaults. A shipped file holds only what differs from them:
-`configs/paper.yaml` for the paper's literal equations, the others for a recipe each. What the paper does not say is
-marked "(ours)".
+Each setting is defined by its field here: type, range, default and description (`fmcnet config NAME` prints them).
+The paper's margins and weights are the defaults. A shipped file holds only the differences from them:
+`configs/paper.yaml` for the paper's literal equations, the others for a recipe each. Settings that the paper does
+not give are marked "(ours)".
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ REMOVED: dict[str, tuple[Any, str]] = {
     "model.w2": (0.5, "it was where w2 of eq. (15) starts"),
     "model.stripes": (0, "it made stripes of E_sh's maps the descriptor"),
 }
-"""Settings of 0.1.0 that are gone: the value with which they did nothing, and what they did with another."""
+"""Removed settings of 0.1.0: the value that switched each off, and the effect of other values."""
 
 REMOVED_WEIGHTS = frozenset(
     {"model.generator_hidden", "model.generator_norm", "model.parts", "model.stripes"}
 )
-"""Those of them that changed the weights; the others mattered in training only."""
+"""Removed settings that changed the weights; the others affected training only."""
 
 
-def _has_numbers(kind: Any) -> bool:
+def _has_numbers(annotation: Any) -> bool:
     """Whether int or float occurs in a type, as in `int | None` and `tuple[float, ...]`."""
-    return kind in (int, float) or any(_has_numbers(part) for part in get_args(kind))
+    return annotation in (int, float) or any(_has_numbers(part) for part in get_args(annotation))
 
 
 class _Section(BaseModel):
@@ -73,12 +73,12 @@ class _Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true where a number is meant, which pydantic reads as 1."""
+        """Refuse true for a number: pydantic would read it as 1."""
         if not _has_numbers(cls.model_fields[str(info.field_name)].annotation):
             return value
-        for one in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(one, bool):
-                raise ValueError(f"{str(one).lower()} (as YAML reads yes, no, on and off, too) is no number")
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(item, bool):
+                raise ValueError(f"{str(item).lower()} (as YAML reads yes, no, on and off, too) is no number")
         return value
 
 
@@ -210,7 +210,7 @@ class ModelConfig(_Section):
                 f"frozen_blocks={self.frozen_blocks} is more than specific_stages={self.specific_stages}: "
                 "only blocks of the stems can be frozen"
             )
-        # Without `pretrained` nothing is kept, and the stems learn: for trials only.
+        # Without `pretrained` the stems train all the same: for trials only.
         if self.frozen_stripes and not (self.frozen_blocks == 3 and self.standardized):
             raise ValueError(
                 "frozen_stripes needs maps that no training changes and comparable values: set frozen_blocks=3 and "
@@ -336,8 +336,8 @@ class TrainingConfig(_Section):
 
     @field_validator("channels_last", mode="before")
     @classmethod
-    def _word(cls, value: Any) -> Any:
-        if isinstance(value, bool):  # as YAML 1.1 reads yes and no
+    def _yes_or_no(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # YAML 1.1 reads yes and no as booleans
             return "yes" if value else "no"
         return value
 
@@ -398,18 +398,18 @@ class Config(_Section):
         """The whole tree as YAML that `load_config` reads back to an equal one.
 
         Args:
-            comments: before each section what it is for, before each setting its description.
+            comments: add the purpose of each section and the description of each setting.
         """
         tree = self.model_dump(mode="json")
         if not comments:
             return yaml.safe_dump(tree, sort_keys=False)
         lines: list[str] = []
         for section, values in tree.items():
-            kind: type[_Section] = type(getattr(self, section))
-            lines += [f"# {inspect.getdoc(kind)}", f"{section}:"]
+            section_class: type[_Section] = type(getattr(self, section))
+            lines += [f"# {inspect.getdoc(section_class)}", f"{section}:"]
             for name, value in values.items():
                 text = yaml.dump({name: value}, Dumper=_Dumper, width=COLUMNS - len(INDENT))
-                lines += [f"{INDENT}# {kind.model_fields[name].description}"]
+                lines += [f"{INDENT}# {section_class.model_fields[name].description}"]
                 lines += textwrap.indent(text, INDENT).splitlines()
         return "\n".join([*lines, ""])
 
@@ -425,7 +425,7 @@ def load_config(
     Args:
         source: a YAML file, the name of a shipped file (`shipped()`), a tree, or None for the defaults.
         overrides: "key.sub=value" each, the value read as YAML ("model.neck=false").
-        trained: whether it is of a finished model: removed settings that mattered in training only are dropped,
+        trained: whether it is of a finished model. Removed settings that affected training only are then dropped,
             whatever their value.
 
     Returns:
@@ -434,14 +434,14 @@ def load_config(
     Raises:
         ConfigError: listing every fault with its path, the value given and the reason.
     """
-    tree, where = _read(source)
+    tree, source_name = _read_tree(source)
     if not isinstance(tree, dict):
         raise ConfigError(
-            f"{where} must hold sections (data, model, losses, ...), not a {type(tree).__name__}"
+            f"{source_name} must hold sections (data, model, losses, ...), not a {type(tree).__name__}"
         )
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
-    of_overrides = {item: fault for item in overrides if (fault := _apply_override(tree, item))}
-    of_file: list[str] = []
+    override_faults = {item: fault for item in overrides if (fault := _apply_override(tree, item))}
+    file_faults: list[str] = []
     for key, (neutral, _) in REMOVED.items():
         section, name = key.split(".")
         values = tree.get(section)
@@ -454,17 +454,19 @@ def load_config(
     except ValidationError as error:
         for entry in error.errors():
             fault = _describe_fault(entry)
-            items = [item for item in overrides if item not in of_overrides and _is_about(item, entry, fault)]
+            items = [
+                item for item in overrides if item not in override_faults and _is_about(item, entry, fault)
+            ]
             if items:
-                of_overrides |= dict.fromkeys(items, "") | {items[-1]: fault}
+                override_faults |= dict.fromkeys(items, "") | {items[-1]: fault}
             else:
-                of_file.append(fault)
-    if faults := [*filter(None, of_overrides.values()), *of_file]:
+                file_faults.append(fault)
+    if faults := [*filter(None, override_faults.values()), *file_faults]:
         more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
         listed = "\n".join(f"  {fault:.500}" for fault in [*faults[:MOST_FAULTS], *more])
-        places = [where] if of_file else []
-        if of_overrides:
-            places.append(f"the override{'s' * (len(of_overrides) > 1)} {' '.join(of_overrides):.200}")
+        places = [source_name] if file_faults else []
+        if override_faults:
+            places.append(f"the override{'s' * (len(override_faults) > 1)} {' '.join(override_faults):.200}")
         raise ConfigError(
             f"{len(faults)} fault{'s' * (len(faults) > 1)} in {' and '.join(places)}:\n{listed}"
         )
@@ -478,12 +480,12 @@ def shipped() -> dict[str, Path]:
 
 
 def purpose(name: str) -> str:
-    """What a shipped file is for: the first line of its head comment."""
+    """The purpose of a shipped file: its first comment line."""
     return shipped()[name].read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
 
 
-def _read(source: str | Path | dict[str, Any] | None) -> tuple[Any, str]:
-    """The tree of `source` as it is, and where it is from, for messages."""
+def _read_tree(source: str | Path | dict[str, Any] | None) -> tuple[Any, str]:
+    """The tree of `source`, and its name for messages."""
     if source is None:
         return {}, "the defaults"
     if isinstance(source, dict):
@@ -502,7 +504,7 @@ def _read(source: str | Path | dict[str, Any] | None) -> tuple[Any, str]:
 
 
 def _apply_override(tree: dict[str, Any], item: str) -> str | None:
-    """Set one value in `tree`; what is wrong with the override, if anything."""
+    """Set one value in `tree`; returns the fault of the override, None if it has none."""
     key, equals, text = item.partition("=")
     parts = key.strip().split(".")
     if not equals or len(parts) != 2 or not all(parts):
@@ -511,7 +513,7 @@ def _apply_override(tree: dict[str, Any], item: str) -> str | None:
         value = parse_yaml(text)
     except ValueError as error:
         return f"override '{item:.80}': the value is not valid YAML: {error}"
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
         with contextlib.suppress(ValueError):
             value = float(value)
     section = tree.setdefault(parts[0], {})
@@ -525,7 +527,7 @@ def _apply_override(tree: dict[str, Any], item: str) -> str | None:
 
 
 def _is_about(item: str, entry: Any, fault: str) -> bool:
-    """Whether an override set what a fault is about; one between settings has no path, but names them."""
+    """Whether an override caused a fault. A fault between settings has no path, but its text names them."""
     key = item.partition("=")[0].strip()
     section, _, name = key.partition(".")
     path = ".".join(str(part) for part in entry["loc"][:2])
@@ -533,7 +535,7 @@ def _is_about(item: str, entry: Any, fault: str) -> bool:
 
 
 def _describe_fault(entry: Any) -> str:
-    """One line for an error of pydantic: the setting, its value, what is wrong."""
+    """One line for a pydantic error: the setting, its value, the reason."""
     path = ".".join(str(part) for part in entry["loc"]) or "configuration"
     reason = entry["msg"].removeprefix("Value error, ")
     if path in REMOVED:
@@ -547,9 +549,9 @@ def _describe_fault(entry: Any) -> str:
         fields = Config.model_fields
         if len(entry["loc"]) > 1:
             fields = fields[entry["loc"][0]].annotation.model_fields  # type: ignore[union-attr]
-        near = nearest(str(entry["loc"][-1]), fields)
-        meant = f" (did you mean {near}?)" if near else ""
-        return f"{path}: no such setting{meant}; known here: {', '.join(fields)}"
+        suggestion = nearest(str(entry["loc"][-1]), fields)
+        hint = f" (did you mean {suggestion}?)" if suggestion else ""
+        return f"{path}: no such setting{hint}; known here: {', '.join(fields)}"
     if entry["type"] == "tuple_type":
         return f"{path} = {entry['input']!r}: write a list in brackets, as [first,second]"
     if entry["type"] == "value_error":

@@ -1,4 +1,4 @@
-"""Device, seeds and process group of a training; what its processes agree on, gather, average and normalise."""
+"""Device, seeds and process group of a training, and the exchanges between its processes."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class DistributedContext:
         device: of this process.
         rank: 0..world-1.
         world: number of processes.
-        control: a gloo group of all processes, so that an exchange of flags or errors does not wait for a GPU's
-            queue; None for one process.
+        control: a gloo group of all processes, for flags and errors: it does not wait for a GPU's queue; None for
+            one process.
     """
 
     device: torch.device
@@ -49,7 +49,7 @@ class DistributedContext:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of a name; "auto" takes CUDA, then Apple's MPS, then the CPU.
+    """Choose a device by name; "auto" takes CUDA, then Apple's MPS, then the CPU.
 
     Raises:
         FmcnetError: for a device this machine does not have.
@@ -82,38 +82,38 @@ def pick_device(name: str = "auto") -> torch.device:
 def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
     """Join the process group when started by `torchrun`, and leave it at the end.
 
-    An error that leaves the block carries whether all processes raise it (`FmcnetError.agreed`).
+    An error that leaves the block has `FmcnetError.agreed` set: whether all processes raise it.
 
     Args:
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
     """
     try:
-        chosen = pick_device(device)
+        torch_device = pick_device(device)
     except FmcnetError as error:
         error.agreed = False
         raise
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield DistributedContext(chosen)
+        yield DistributedContext(torch_device)
         return
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    if dist.is_initialized():  # a training within a job: its caller owns the group
+    if torch_device.type == "cuda":
+        torch.cuda.set_device(torch_device)
+    if dist.is_initialized():  # the caller owns the group
         control = dist.new_group(backend="gloo", timeout=TIMEOUT)
         try:
-            yield DistributedContext(chosen, dist.get_rank(), dist.get_world_size(), control)
+            yield DistributedContext(torch_device, dist.get_rank(), dist.get_world_size(), control)
         finally:
             dist.destroy_process_group(control)
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if torch_device.type == "cuda" else "gloo")
     try:
         control = dist.new_group(backend="gloo", timeout=TIMEOUT)
-        yield DistributedContext(chosen, dist.get_rank(), dist.get_world_size(), control)
+        yield DistributedContext(torch_device, dist.get_rank(), dist.get_world_size(), control)
         dist.barrier()  # without it a rank sometimes aborts at exit (seen with gloo)
     except (FmcnetError, OSError, Interrupted) as error:
-        together = isinstance(error, Interrupted) or bool(getattr(error, "agreed", None))
+        agreed = isinstance(error, Interrupted) or bool(getattr(error, "agreed", None))
         if not isinstance(error, Interrupted):
-            error.agreed = together  # type: ignore[union-attr]
-        if together:  # the other processes are about to exit as well
+            error.agreed = agreed  # type: ignore[union-attr]
+        if agreed:  # the other processes are about to exit as well
             with contextlib.suppress(RuntimeError):
                 dist.barrier()
         raise
@@ -141,7 +141,7 @@ def keep_freed_memory() -> None:
 
 
 def resident_bytes() -> int:
-    """Memory of this process without pages that it shares; 0 on systems without /proc."""
+    """Memory of this process without shared pages; 0 on systems without /proc."""
     try:
         with open("/proc/self/statm", encoding="ascii") as stream:  # noqa: PTH123
             _, resident, shared, *_ = map(int, stream.read().split())
@@ -152,15 +152,15 @@ def resident_bytes() -> int:
 
 def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
     """Return a generator whose state is a function of `key` alone (seed, step, ...)."""
-    mixed = 0x9E3779B97F4A7C15
+    state = 0x9E3779B97F4A7C15
     for value in key:
-        mixed = ((mixed ^ value) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
-        mixed ^= mixed >> 31
-    return torch.Generator(device).manual_seed(mixed % 2**63)
+        state = ((state ^ value) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
+        state ^= state >> 31
+    return torch.Generator(device).manual_seed(state % 2**63)
 
 
 def agree(flags: Sequence[bool], ctx: DistributedContext) -> list[bool]:
-    """Set each flag on every process when one process sets it; waits for no GPU."""
+    """Set each flag on every process if any process sets it; does not wait for a GPU."""
     if ctx.world < 2:
         return list(flags)
     counts = torch.tensor([float(flag) for flag in flags])
@@ -172,23 +172,23 @@ def agree(flags: Sequence[bool], ctx: DistributedContext) -> list[bool]:
 def agree_on_errors(ctx: DistributedContext) -> Iterator[None]:
     """Raise an `FmcnetError` or `OSError` of one process on all processes.
 
-    Otherwise the others would wait in their next exchange for the process that is gone. Every process must enter the
+    Otherwise the others would wait in their next exchange for the failed process. Every process must enter the
     block. An exchange inside it must come before anything that can fail.
     """
-    own: FmcnetError | OSError | None = None
+    own_error: FmcnetError | OSError | None = None
     try:
         yield
     except (FmcnetError, OSError) as error:
         if ctx.world < 2:
             raise
-        own = error
+        own_error = error
     if ctx.world < 2:
         return
     errors: list[Any] = [None] * ctx.world
-    dist.all_gather_object(errors, own, group=ctx.control)
+    dist.all_gather_object(errors, own_error, group=ctx.control)
     first = next((error for error in errors if error is not None), None)
     if first is not None:
-        raise mark_agreed(own if own is not None and errors[ctx.rank] is first else first)
+        raise mark_agreed(own_error if own_error is not None and errors[ctx.rank] is first else first)
 
 
 def mark_agreed(error: _Error) -> _Error:
@@ -251,9 +251,9 @@ def gather_centers(centers: Tensor) -> Tensor:
     Returns:
         (world * P, D), by rank.
     """
-    whole = centers.new_zeros(dist.get_world_size(), *centers.shape)
-    whole[dist.get_rank()] = centers
-    return _all_reduce(whole).flatten(0, 1)
+    gathered = centers.new_zeros(dist.get_world_size(), *centers.shape)
+    gathered[dist.get_rank()] = centers
+    return _all_reduce(gathered).flatten(0, 1)
 
 
 class _AllReduce(torch.autograd.Function):
@@ -263,10 +263,10 @@ class _AllReduce(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        whole = own.contiguous().clone()
-        dist.all_reduce(whole)
-        return whole
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.contiguous().clone()
+        dist.all_reduce(total)
+        return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -280,7 +280,7 @@ def _all_reduce(x: Tensor) -> Tensor:
 def synchronize_batchnorm(model: _Model, device: torch.device) -> _Model:
     """Make every batch normalisation take its statistics over all processes.
 
-    PyTorch's `SyncBatchNorm` runs on GPUs only. Elsewhere two sums over the processes do the same.
+    PyTorch's `SyncBatchNorm` runs on GPUs only. On other devices, two sums over the processes do the same.
     """
     if device.type == "cuda":
         return cast(_Model, nn.SyncBatchNorm.convert_sync_batchnorm(model))
@@ -311,4 +311,4 @@ class _SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         return out * self.weight.view(shape) + self.bias.view(shape) if self.affine else out
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """The wrapped layer's check of the number of dimensions does not matter here."""
+        """Accept any number of dimensions, as both wrapped layers use this class."""

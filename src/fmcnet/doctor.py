@@ -24,18 +24,18 @@ FOR_DEVELOPERS = ("dev", "docs", "browser")
 """Extras that no user of the package needs."""
 
 WIDTH = 24
-"""Columns for a name; a longer one moves its line."""
+"""Columns for a name; a longer name shifts its line."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One checked item.
 
     Attributes:
         part: "system", "packages", "extras", "plugins", "model", "gallery" or "calibration".
-        name: of the thing.
-        ok: False: it must be mended; None: a fact, neither good nor bad.
-        found: what is there.
+        name: of the item.
+        ok: False: it must be fixed; None: a plain fact.
+        found: the result.
         advice: what to do, "" for nothing.
     """
 
@@ -48,32 +48,33 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings, in the order they were made."""
+    """All findings, in order."""
 
     findings: tuple[Finding, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing must be mended."""
-        return all(one.ok is not False for one in self.findings)
+        """Whether nothing must be fixed."""
+        return all(finding.ok is not False for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        return {"ok": self.ok, "findings": [asdict(one) for one in self.findings]}
+        return {"ok": self.ok, "findings": [asdict(finding) for finding in self.findings]}
 
     def lines(self) -> list[str]:
-        """A line a finding, under the name of its part; the verdict last."""
+        """One line per finding, under the name of its part; the verdict last."""
         lines: list[str] = []
-        width = min(max(len(one.name) for one in self.findings), WIDTH)
+        width = min(max(len(finding.name) for finding in self.findings), WIDTH)
         part = ""
-        for one in self.findings:
-            lines += [one.part] if one.part != part else []
-            part = one.part
-            mark = {True: "ok  ", False: "FAIL", None: "    "}[one.ok]
+        for finding in self.findings:
+            lines += [finding.part] if finding.part != part else []
+            part = finding.part
+            mark = {True: "ok  ", False: "FAIL", None: "    "}[finding.ok]
             lines.append(
-                f"  {mark} {one.name:{width}}  {one.found}" + (f" -> {one.advice}" if one.advice else "")
+                f"  {mark} {finding.name:{width}}  {finding.found}"
+                + (f" -> {finding.advice}" if finding.advice else "")
             )
-        faults = sum(one.ok is False for one in self.findings)
+        faults = sum(finding.ok is False for finding in self.findings)
         return [*lines, f"{faults} to mend" if faults else "all is well"]
 
 
@@ -83,18 +84,18 @@ def diagnose(
     calibration: str | Path | None = None,
     device: str = "auto",
 ) -> Diagnosis:
-    """Look at the installation and, if given, at a model, a gallery and a calibration together.
+    """Check the installation and, if given, whether a model, a gallery and a calibration fit together.
 
-    What cannot be read is a finding, not an error. Nothing is written.
+    An unreadable file is a finding, not an error. Nothing is written.
 
     Args:
-        model: a run folder, an exported model or a shipped model's name; None: the one that the gallery notes.
+        model: a run folder, an exported model or a shipped model's name; None: the one recorded in the gallery.
         gallery: a folder or milvus://host:port/name.
         calibration: a file of `fmcnet calibrate`; None: the one in the model's folder.
-        device: where the model is tried.
+        device: where the model runs.
 
     Raises:
-        FmcnetError: for a device that is not here.
+        FmcnetError: for a device that this machine lacks.
     """
     findings = [*_system(device), *_packages(), *_plugins()]
     encoder: Encoder | None = None
@@ -104,46 +105,48 @@ def diagnose(
         findings += found
         digest = encoder.digest if encoder is not None else None
     if gallery is not None:
-        of_gallery, found = _gallery(str(gallery), digest)
+        gallery_digest, found = _gallery(str(gallery), digest)
         findings += found
-        digest = digest or of_gallery
+        digest = digest or gallery_digest
     if calibration is not None or encoder is not None:
         findings += _calibration(calibration, encoder, digest)
     return Diagnosis(tuple(findings))
 
 
 def _system(device: str) -> Iterator[Finding]:
-    """Versions, devices and threads; raises `FmcnetError` for a device that is not here."""
+    """Versions, devices and threads; raises `FmcnetError` for a device that this machine lacks."""
     yield Finding("system", "fmcnet", None, f"{fmcnet.__version__} at {Path(fmcnet.__file__).parent}")
     yield Finding("system", "Python", None, f"{platform.python_version()} at {sys.executable}")
     yield Finding("system", "machine", None, f"{platform.platform()}, {platform.machine()}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = os.environ.get("OMP_NUM_THREADS")
-    said = f", OMP_NUM_THREADS={threads}" if threads else ""
+    threads_note = f", OMP_NUM_THREADS={threads}" if threads else ""
     try:
         import torch
     except Exception as error:
-        yield Finding("system", "CPU", None, f"{cores} cores{said}")
+        yield Finding("system", "CPU", None, f"{cores} cores{threads_note}")
         advice = "only exported models run without it: pip install torch"
-        yield Finding("system", "PyTorch", None, f"cannot be imported ({_short(error)})", advice)
+        yield Finding("system", "PyTorch", None, f"cannot be imported ({_one_line(error)})", advice)
         return
     yield Finding(
-        "system", "CPU", None, f"{cores} cores, PyTorch uses {torch.get_num_threads()} threads{said}"
+        "system", "CPU", None, f"{cores} cores, PyTorch uses {torch.get_num_threads()} threads{threads_note}"
     )
     yield Finding("system", "PyTorch", None, torch.__version__)
     from fmcnet.distributed import pick_device
 
     yield Finding("system", "device", None, f"{pick_device(device)} for --device {device}")
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        about = torch.cuda.get_device_properties(index)
-        memory = f"{about.total_memory / 2**30:.0f} GiB"
-        yield Finding("system", f"cuda:{index}", None, f"{about.name}, {memory}, CUDA {torch.version.cuda}")
+        properties = torch.cuda.get_device_properties(index)
+        memory = f"{properties.total_memory / 2**30:.0f} GiB"
+        yield Finding(
+            "system", f"cuda:{index}", None, f"{properties.name}, {memory}, CUDA {torch.version.cuda}"
+        )
     if torch.backends.mps.is_available():
         yield Finding("system", "mps", None, "available")
 
 
 def _packages() -> Iterator[Finding]:
-    """What fmcnet needs, then its extras with the pip command of those that are not complete."""
+    """Required packages, then the extras, with the pip command for incomplete ones."""
     try:
         needs = importlib.metadata.requires("fmcnet") or []
         extras = importlib.metadata.metadata("fmcnet").get_all("Provides-Extra") or []
@@ -156,39 +159,47 @@ def _packages() -> Iterator[Finding]:
             advice = f"pip install '{requirement.partition(';')[0].strip()}'" if problem else ""
             yield Finding("packages", name, not problem, problem or version, advice)
     for extra in sorted(set(extras) - set(FOR_DEVELOPERS)):
-        found = [_installed(one) for one in _of_extra(extra, needs)]
-        lacking = [f"{name} {problem}" for name, problem, _ in found if problem]
-        there = ", ".join(f"{name} {version}" for name, problem, version in found if not problem)
-        said = "; ".join(filter(None, [", ".join(lacking), there]))
-        advice = f"pip install 'fmcnet[{extra}]'" if lacking else ""
-        yield Finding("extras", extra, None if lacking else True, said, advice)
+        installed = [_installed(need) for need in _extra_requirements(extra, needs)]
+        missing = [f"{name} {problem}" for name, problem, _ in installed if problem]
+        present = ", ".join(f"{name} {version}" for name, problem, version in installed if not problem)
+        status = "; ".join(filter(None, [", ".join(missing), present]))
+        advice = f"pip install 'fmcnet[{extra}]'" if missing else ""
+        yield Finding("extras", extra, None if missing else True, status, advice)
 
 
-def _of_extra(extra: str, needs: list[str]) -> list[str]:
-    """The requirements of an extra, and of the extras that it names itself."""
-    own = [one for one in needs if re.search(rf"""extra == ['"]{re.escape(extra)}['"]""", one)]
-    found: list[str] = []
-    for one in own:
-        inner = re.match(r"fmcnet\[([^\]]+)\]", one)
-        parts = [_of_extra(name.strip(), needs) for name in inner[1].split(",")] if inner else [[one]]
-        found += [requirement for part in parts for requirement in part]
-    return found
+def _extra_requirements(extra: str, needs: list[str]) -> list[str]:
+    """The requirements of an extra, including those of extras that it refers to."""
+    requirements = [
+        requirement
+        for requirement in needs
+        if re.search(rf"""extra == ['"]{re.escape(extra)}['"]""", requirement)
+    ]
+    result: list[str] = []
+    for requirement in requirements:
+        inner = re.match(r"fmcnet\[([^\]]+)\]", requirement)
+        parts = (
+            [_extra_requirements(name.strip(), needs) for name in inner[1].split(",")]
+            if inner
+            else [[requirement]]
+        )
+        result += [requirement for part in parts for requirement in part]
+    return result
 
 
 def _installed(requirement: str) -> tuple[str, str, str]:
-    """Name of a required package, what is wrong with it ("" for nothing), and its version."""
+    """Name of a required package, its problem ("" for none), and its version."""
     name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
-    least = re.search(r">=([\d.]+)", requirement)
+    minimum = re.search(r">=([\d.]+)", requirement)
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return name, "is missing", ""
-    if least and _numbers(version) < _numbers(least[1]):
-        return name, f"is {version}, older than {least[1]}", version
+    if minimum and _version_numbers(version) < _version_numbers(minimum[1]):
+        return name, f"is {version}, older than {minimum[1]}", version
     return name, "", version
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(digits) for digits in re.findall(r"\d+", version.partition("+")[0])[:3])
 
 
@@ -212,7 +223,7 @@ def _plugins() -> Iterator[Finding]:
 def _model(
     model: str | Path | None, gallery: str | Path | None, device: str
 ) -> tuple[Encoder | None, list[Finding]]:
-    """The model, tried on one image of each modality; None where it does not work."""
+    """The model, tested on one image of each modality; None if it does not work."""
     import numpy as np
 
     from fmcnet.inference.encoder import Encoder
@@ -225,7 +236,7 @@ def _model(
             if model is not None
             else open_model(str(gallery), None, device)
         )
-        # An image without a picture, or without colours in visible light, would be a warning.
+        # A uniform image, or a visible one without colours, would log a warning.
         size = (encoder.height, encoder.width, 3)
         coloured = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
         grey = coloured[..., :1].repeat(3, axis=2)
@@ -235,15 +246,15 @@ def _model(
         encoder.encode(grey, Modality.INFRARED)
         milliseconds = 1000 * (perf_counter() - started)
     except Exception as error:
-        return None, [Finding("model", str(model or "noted"), False, _short(error))]
+        return None, [Finding("model", str(model or "noted"), False, _one_line(error))]
     card = encoder.card
     settings = card.config.model
     facts = f"{settings.variant}, {settings.arch}, trained on {card.dataset}, digest {encoder.digest}"
     finite = bool(np.isfinite(features).all())
-    tried = f"{features.shape[1]} values, {milliseconds:.0f} ms for one image on {encoder.device}"
+    trial = f"{features.shape[1]} values, {milliseconds:.0f} ms for one image on {encoder.device}"
     return encoder, [
         Finding("model", str(encoder.folder or model), True, facts),
-        Finding("model", "encodes", finite, tried, "" if finite else "its weights are damaged"),
+        Finding("model", "encodes", finite, trial, "" if finite else "its weights are damaged"),
     ]
 
 
@@ -255,39 +266,41 @@ def _gallery(location: str, digest: str | None) -> tuple[str | None, list[Findin
         with Gallery(location, read_only=True) as opened:
             info, settings = opened.info(), opened.settings
     except Exception as error:
-        return None, [Finding("gallery", location, False, _short(error))]
+        return None, [Finding("gallery", location, False, _one_line(error))]
     facts = f"{info.entries:,} entries, index {info.index}, {info.bytes / 2**20:,.1f} MiB"
     if settings is None:
         return None, [
             Finding("gallery", info.location, True, f"{facts}: no model yet, the first add fixes it")
         ]
     facts += f", {settings.dimension} values, {settings.dtype}, model {settings.model}"
-    found = [Finding("gallery", info.location, True, facts)]
+    findings = [Finding("gallery", info.location, True, facts)]
     if digest is not None:
         fits = digest == settings.model
-        said = "the gallery's" if fits else f"{digest}; the gallery was indexed with {settings.model}"
+        digests = "the gallery's" if fits else f"{digest}; the gallery was indexed with {settings.model}"
         advice = "" if fits else "give --model that model, or index the images anew into another gallery"
-        found.append(Finding("gallery", "model", fits, said, advice))
-    return settings.model, found
+        findings.append(Finding("gallery", "model", fits, digests, advice))
+    return settings.model, findings
 
 
 def _calibration(path: str | Path | None, encoder: Encoder | None, digest: str | None) -> list[Finding]:
-    """The calibration, and whether it is of the model (or, without one, of the gallery's)."""
+    """The calibration, and whether it belongs to the model (or, without one, to the gallery's model)."""
     from fmcnet.inference.calibration import CALIBRATION, Calibration, direction
 
-    beside = encoder.folder / CALIBRATION if encoder is not None and encoder.folder is not None else None
-    if path is None and (beside is None or not beside.is_file()):
+    model_calibration = (
+        encoder.folder / CALIBRATION if encoder is not None and encoder.folder is not None else None
+    )
+    if path is None and (model_calibration is None or not model_calibration.is_file()):
         advice = "fmcnet calibrate RUN --data TABLE makes one; without it there are no probabilities"
         return [Finding("calibration", "none", None, "the model has none", advice)]
-    chosen = path if path is not None else beside
+    file = path if path is not None else model_calibration
     try:
-        found = Calibration.load(str(chosen), model=digest)
+        loaded = Calibration.load(str(file), model=digest)
     except Exception as error:
-        return [Finding("calibration", str(chosen), False, _short(error))]
-    known = ", ".join(direction(*pair) for pair in found.curves)
-    return [Finding("calibration", str(chosen), True, f"of model {found.model}, for {known}")]
+        return [Finding("calibration", str(file), False, _one_line(error))]
+    directions = ", ".join(direction(*pair) for pair in loaded.curves)
+    return [Finding("calibration", str(file), True, f"of model {loaded.model}, for {directions}")]
 
 
-def _short(error: BaseException) -> str:
-    """An error on one line; what is not fmcnet's own with its kind."""
+def _one_line(error: BaseException) -> str:
+    """An error on one line, with its type unless it is an `FmcnetError`."""
     return " ".join(str(error).split()) if isinstance(error, FmcnetError) else one_line(error)

@@ -17,8 +17,8 @@ class FmcnetError(Exception):
     """A mistake in the input (data, configuration, checkpoint, arguments), not a bug in fmcnet.
 
     Attributes:
-        agreed: of a job of several processes: True, every process raises it (rank 0 says it); False, only this
-            one knows of it; None, it was found before they met, where all of a machine find the same.
+        agreed: for several processes: True, every process raises it (rank 0 prints it); False, only this one does;
+            None, it was raised before they connected, by every process of the machine.
     """
 
     agreed: bool | None = None
@@ -37,7 +37,7 @@ class CheckpointError(FmcnetError):
 
 
 class TrainingError(FmcnetError):
-    """Training cannot go on: a loss term became NaN or infinite, or the batches cannot be formed."""
+    """Training cannot continue: a loss term became NaN or infinite, or batches cannot be formed."""
 
 
 class ProtocolError(FmcnetError):
@@ -45,7 +45,7 @@ class ProtocolError(FmcnetError):
 
 
 class GalleryError(FmcnetError):
-    """A gallery, or what was asked of it, cannot be used as it is."""
+    """A gallery, or a request to it, that cannot be used as it is."""
 
 
 class GalleryBusyError(GalleryError):
@@ -53,7 +53,7 @@ class GalleryBusyError(GalleryError):
 
 
 class GalleryDamagedError(GalleryError):
-    """A gallery's record of truth is damaged: it refuses to answer rather than answer wrongly."""
+    """A gallery's database is damaged: it refuses to answer instead of answering wrongly."""
 
 
 class GalleryReplacedError(GalleryError):
@@ -69,7 +69,7 @@ class MissingDependencyError(FmcnetError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A training that was asked to stop did so: it wrote a checkpoint, and can go on.
+    """A training stopped on request: it wrote a checkpoint, and can be resumed.
 
     Attributes:
         code: exit code of the process: 130 after Ctrl-C, 143 after SIGTERM.
@@ -102,7 +102,7 @@ def translate_errors(*, compiled: bool) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """The kind and the text of an error that is not fmcnet's own."""
+    """The type and the text of an error on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
@@ -112,11 +112,11 @@ def first_of(names: Sequence[str], most: int = 10, separator: str = ", ") -> str
 
 
 MOST_FAULTS = 1000
-"""In a file, after which it is read no further."""
+"""Number of faults after which a file is read no further."""
 
 
 def refuse_faults(path: Path, faults: Sequence[str]) -> None:
-    """Raise a `DataError` that counts and lists the faults of a file, where there are any."""
+    """Raise a `DataError` that counts and lists the faults of a file, if there are any."""
     if not faults:
         return
     count = "1 fault" if len(faults) == 1 else f"{len(faults):,} faults"

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes, locks, private modes and digests of files."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUP
 """Error numbers of a file system without locks."""
 
 COARSE = 10_000_000
-"""Nanoseconds. Times of FAT, exFAT, SquashFS and CDs are multiples of it, those of other file systems hardly ever."""
+"""Nanoseconds. Times on FAT, exFAT, SquashFS and CDs are multiples of it; those of other file systems rarely are."""
 
 logger = logging.getLogger(__name__)
 
 
 def file_state(path: Path) -> str:
-    """A text that stays the same only while the content does: the one rule of all that is kept of a file's content.
+    """A text that changes whenever the content of a file does; every cache of file contents uses it as its key.
 
-    - It holds the size, the times of modification and of change (ctime), and the inode. Programs set the time of
-      modification as they like; the system alone sets the other two.
-    - Where the system keeps no exact time of change (`COARSE`, and Windows), it holds a digest of the content, too.
+    - It holds the size, the times of modification and of change (ctime), and the inode. Programs can set the time of
+      modification; only the system sets the other two.
+    - If the system keeps no exact time of change (`COARSE`, and Windows), it also holds a digest of the content.
 
-    The reverse does not hold: a copied, moved or touched file has another state and may have the same content, which
-    `file_digest` tells.
+    The reverse does not hold: a copied, moved or touched file has another state, but may have the same content
+    (`file_digest`).
 
     Raises:
         OSError: as of `Path.stat`.
     """
-    at = path.stat()
-    state = f"{at.st_size} {at.st_mtime_ns} {at.st_ctime_ns} {at.st_ino}"
-    exact = os.name == "posix" and at.st_ctime_ns % COARSE
+    info = path.stat()
+    state = f"{info.st_size} {info.st_mtime_ns} {info.st_ctime_ns} {info.st_ino}"
+    exact = os.name == "posix" and info.st_ctime_ns % COARSE
     return state if exact else f"{state} {file_digest(path)}"
 
 
@@ -58,7 +58,7 @@ def file_digest(path: Path) -> str:
 
 
 def as_os_error(error: Exception, path: Path) -> OSError:
-    """What safetensors could not write, as Python says it: its own error is no OSError."""
+    """Convert a write error of safetensors, which is no OSError, to one."""
     number = re.search(r"os error (\d+)", str(error))
     if number is None:
         return OSError(f"{path}: {error}")
@@ -66,13 +66,13 @@ def as_os_error(error: Exception, path: Path) -> OSError:
 
 
 def private_mode(folder: Path) -> int:
-    """The mode of files that hold a person: 0600, with the group bits of a set-group-ID folder (chmod g+s)."""
+    """The mode of files with personal data: 0600, with the group bits of a set-group-ID folder (chmod g+s)."""
     mode = folder.stat().st_mode
     return 0o600 | (mode & 0o060 if mode & stat.S_ISGID else 0)
 
 
 def make_private(path: Path) -> None:
-    """Make a file, where it is missing, and give it the mode of `private_mode`, before anything is in it."""
+    """Create a file if it is missing, and set its mode to `private_mode` before anything is written."""
     path.touch(mode=0o600)
     if path.is_file():  # not a device
         with contextlib.suppress(PermissionError):  # another user's: it stays as it is
@@ -80,24 +80,24 @@ def make_private(path: Path) -> None:
 
 
 def take_from_others(paths: Iterable[Path]) -> list[Path]:
-    """Take from files the rights that `private_mode` does not give, as of a version that gave more; those files."""
-    closed = []
+    """Remove permissions beyond `private_mode`, which an older version may have set; returns the changed files."""
+    changed = []
     for path in paths:
         with contextlib.suppress(OSError):  # another user's: it stays as it is
             mode = path.stat().st_mode
             if path.is_file() and mode & 0o077 & ~private_mode(path.parent):
                 path.chmod(mode & private_mode(path.parent))
-                closed.append(path)
-    return closed
+                changed.append(path)
+    return changed
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any], mode: int | None = None) -> Path:
-    """Let `write` fill a temporary file beside `path`, then rename it there; a kill leaves the old file.
+    """Let `write` fill a temporary file beside `path`, then rename it to `path`; a kill leaves the old file.
 
     Args:
         path: the file.
         write: fills the file that it is given.
-        mode: of the file; None: as the system makes files.
+        mode: of the file; None: the system's default.
 
     Raises:
         OSError: when it cannot be written; it names `path`, not the temporary file.
@@ -106,7 +106,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any], mode: int | None 
     try:
         with named(path, temporary):
             if mode is not None:
-                temporary.touch(mode & 0o600)  # never wider than it will be, not for a moment
+                temporary.touch(mode & 0o600)  # never more permissive than `mode`, not even briefly
                 temporary.chmod(mode)
             write(temporary)
             to_disk(temporary)
@@ -119,7 +119,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any], mode: int | None 
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a text file as `write_atomically` does, in a folder that is made where it is missing."""
+    """Write a text file by `write_atomically`; creates the folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
@@ -141,7 +141,7 @@ def write_rows(path: Path, rows: Iterable[Iterable[object]], mode: int | None = 
 
 @contextlib.contextmanager
 def named(path: Path, *temporary: Path) -> Iterator[None]:
-    """Errors of the system that name `temporary` name `path` instead, which the user knows."""
+    """Let OS errors about `temporary` name `path` instead, which the user knows."""
     try:
         yield
     except OSError as error:
@@ -151,13 +151,13 @@ def named(path: Path, *temporary: Path) -> Iterator[None]:
 
 
 def put_in_place(folder: Path, target: Path, old: Path) -> None:
-    """Rename a whole folder to `target`, and what is there to `old`; where that fails, all is as it was."""
+    """Rename a folder to `target`, and an existing target to `old`; if that fails, undo it."""
     replaces = target.exists()
     if replaces:
         target.rename(old)
     try:
         folder.rename(target)
-    except BaseException:  # Ctrl-C, too: what holds `old` may be removed
+    except BaseException:  # Ctrl-C, too: the caller may delete the folder of `old`
         if replaces and not target.exists():
             old.rename(target)
         raise
@@ -165,32 +165,32 @@ def put_in_place(folder: Path, target: Path, old: Path) -> None:
 
 @contextlib.contextmanager
 def room_beside(target: Path) -> Iterator[Path]:
-    """A temporary folder in that of `target`, from which what is whole can be renamed into place."""
+    """A temporary folder beside `target`, so that finished files can be renamed into place."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        room = TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
+        temporary_folder = TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
     except OSError as error:  # it names the temporary folder
         raise DataError(f"--out {target}: {error.strerror}") from error
-    with room as folder:
+    with temporary_folder as folder:
         yield Path(folder)
 
 
 def to_disk(path: Path) -> None:
-    """A file, or a folder's list of names, is on disk when this returns (where the system can)."""
+    """Flush a file, or a folder's list of names, to disk (if the system can)."""
     if path.is_dir() and os.name != "posix":
         return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError:
-        if not path.is_dir():  # some file systems have no such thing for folders
+        if not path.is_dir():  # some file systems cannot do this for folders
             raise
     finally:
         os.close(handle)
 
 
 def remove_left(folder: Path) -> None:
-    """Remove what writers that were killed left half-made in `folder`; for when nobody else writes there."""
+    """Remove temporary files that killed writers left in `folder`; call it only when nobody else writes there."""
     for path in left_in(folder):
         with contextlib.suppress(OSError):
             path.unlink()
@@ -205,13 +205,13 @@ def left_in(folder: Path) -> list[Path]:
 def lock_file(
     path: Path, *, timeout: float = 0.0, waiting: str = "", optional: bool = False
 ) -> Iterator[bool]:
-    """Hold the operating system's lock of `path`, one process at a time; a process that dies loses it.
+    """Hold the operating system's lock on `path`, one process at a time; a process that dies releases it.
 
     Args:
-        path: the lock file, made where missing; its folder must exist.
+        path: the lock file, created if missing; its folder must exist.
         timeout: seconds to wait for another process; -1: without end.
-        waiting: what to log before waiting without end; "": wait for `timeout`.
-        optional: for files that can be built again. A file system without locks is accepted with a warning, and the
+        waiting: message to log before waiting without end; "": wait for `timeout`.
+        optional: for files that can be rebuilt. A file system without locks is accepted with a warning, and the
             lock file is removed on release.
 
     Yields:
@@ -223,7 +223,7 @@ def lock_file(
     """
     lock = FileLock(path)
     try:
-        if not path.exists():  # filelock takes a file system that makes no files for a lock that is held
+        if not path.exists():  # filelock takes a read-only file system for a held lock
             path.touch(mode=0o644)
         _acquire(lock, timeout, waiting)
     except (OSError, NotImplementedError) as error:

@@ -1,8 +1,8 @@
-"""Who somebody is: the one rule by which an identity is read, wherever it is given.
+"""Parsing of identities: one rule for tables, commands and requests.
 
 An identity is a text. Two are one person if and only if `parse_identity` gives the same text for both. A variation
-selector, as of Japanese name variants, is part of the text, because Unicode's normal form NFC keeps it: names that
-differ by it alone are two persons, and `near_identities` has a note on them.
+selector, as in Japanese name variants, is part of the text, because Unicode's normal form NFC keeps it. Names that
+differ only by it are two people; `near_identities` gives a note on them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from fmcnet.errors import DataError
 from fmcnet.names import LEADING_ZEROS, SEPARATORS, hidden_character, quoted, without_selectors
 
 UNKNOWN = frozenset({"", "-", "?", "-1", "unknown", "none", "nan", "null", "n/a", "#n/a", "<na>"})
-"""What is read as nobody known, in any letter case; `NA` in capitals, None and NaN are, too."""
+"""Texts for an unknown identity, in any letter case; so are `NA` in capitals, None and NaN."""
 LONGEST = 256
-"""Most bytes (UTF-8)."""
+"""Maximum length in bytes (UTF-8)."""
 LARGEST = 2**63 - 1
 MOST_NOTES = 5
 
@@ -35,10 +35,10 @@ NEARLY_UNKNOWN = frozenset(
 
 
 def parse_identity(value: object) -> str | None:
-    """The identity that a text or number names; None where nobody is known (`UNKNOWN`).
+    """The identity for a text or number; None if it is unknown (`UNKNOWN`).
 
-    - Spaces around it go; Unicode becomes NFC; letter case stays.
-    - Whole numbers are written alike: 7, "7", "007", 7.0 and "7.0" are all "7".
+    - Surrounding spaces are removed; Unicode becomes NFC; letter case stays.
+    - Whole numbers are normalised: 7, "7", "007", 7.0 and "7.0" are all "7".
 
     Args:
         value: a text, a whole number of 64 bits, None or NaN.
@@ -61,15 +61,15 @@ def parse_identity(value: object) -> str | None:
             raise _too_large(f"{float(value):.4g}" if abs(int(value)) < 10**300 else "of over 300 digits")
         text = str(int(value))
     elif isinstance(value, str):
-        text = _checked(unicodedata.normalize("NFC", value.strip()))
+        text = _checked_text(unicodedata.normalize("NFC", value.strip()))
     else:
         raise DataError(f"pid must be a text or a whole number, not {value!r}")
-    if (found := _NUMBER.fullmatch(text)) is not None:
-        sign, digits = found.groups()
+    if (match := _NUMBER.fullmatch(text)) is not None:
+        sign, digits = match.groups()
         if len(digits) > 19 or int(digits) > LARGEST:
             raise _too_large(f"'{text[:40]}'")
         text = digits if digits == "0" else sign + digits
-    elif (found := _ROUNDED.fullmatch(text)) and (found[1] or int(found[2]) > 18):
+    elif (match := _ROUNDED.fullmatch(text)) and (match[1] or int(match[2]) > 18):
         raise DataError(
             f"pid '{text[:40]}' is a number in scientific notation, as spreadsheets round them: write all its digits"
         )
@@ -82,8 +82,8 @@ def _too_large(shown: str) -> DataError:
     )
 
 
-def _checked(text: str) -> str:
-    """A text without hidden characters, of at most `LONGEST` bytes."""
+def _checked_text(text: str) -> str:
+    """Return a text; refuse hidden characters and more than `LONGEST` bytes."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
@@ -120,7 +120,7 @@ def identity_number(identity: str) -> int:
 
 
 def near_identities(names: Iterable[str]) -> list[str]:
-    """A note for each group of identities with one `near_spelling`, and one for those that may mean nobody.
+    """A note for each group of identities with one `near_spelling`, and one for those that may mean unknown.
 
     Args:
         names: identities, each once.
@@ -129,14 +129,14 @@ def near_identities(names: Iterable[str]) -> list[str]:
     for name in names:
         groups[near_spelling(name)].append(name)
     letters = {name: re.sub(r"[\W_]+", "", name.casefold()) for group in groups.values() for name in group}
-    nobody = sorted(name for name, left in letters.items() if left in NEARLY_UNKNOWN)
-    found = sorted(sorted(group) for group in groups.values() if len(group) > 1)
+    nobody = sorted(name for name, remaining in letters.items() if remaining in NEARLY_UNKNOWN)
+    near_groups = sorted(sorted(group) for group in groups.values() if len(group) > 1)
     notes = [
         f"the identities {', '.join(map(quoted, group))} may be one person: they are taken as {len(group)}"
-        for group in found[:MOST_NOTES]
+        for group in near_groups[:MOST_NOTES]
     ]
-    if len(found) > MOST_NOTES:
-        notes.append(f"{len(found) - MOST_NOTES} more groups of identities are spelled nearly alike")
+    if len(near_groups) > MOST_NOTES:
+        notes.append(f"{len(near_groups) - MOST_NOTES} more groups of identities are spelled nearly alike")
     if nobody:
         notes.append(
             f"the identity {', '.join(map(repr, nobody[:MOST_NOTES]))} is taken as a person: where nobody is known, "
@@ -146,7 +146,7 @@ def near_identities(names: Iterable[str]) -> list[str]:
 
 
 def is_unknown(text: str) -> bool:
-    """Whether a text is one of `UNKNOWN`, as a track or camera, too."""
+    """Whether a text is one of `UNKNOWN`; for tracks and cameras, too."""
     try:
         return parse_identity(text) is None
     except DataError:
@@ -155,9 +155,9 @@ def is_unknown(text: str) -> bool:
 
 @functools.lru_cache(2**15)
 def near_spelling(name: str) -> str:
-    """What near spellings of one name share: "Anna B", "anna_b" and "ANNA-B" are all "annab".
+    """A key that near spellings of one name share: "Anna B", "anna_b" and "ANNA-B" all give "annab".
 
-    Letter case, separators, leading zeros, a plus, quotes, `,0`, width and variation selectors do not count.
+    Letter case, separators, leading zeros, a plus, quotes, `,0`, width and variation selectors are ignored.
     """
     folded = unicodedata.normalize("NFKC", without_selectors(name)).casefold().strip("'\"=#+ ")
     return LEADING_ZEROS.sub("", SEPARATORS.sub("", re.sub(r"(\d),0+$", r"\1", folded))).lstrip("+")

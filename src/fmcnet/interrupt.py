@@ -1,4 +1,4 @@
-"""Ctrl-C before a command has started, pipes that break, workers whose parent is killed."""
+"""Handling of Ctrl-C before a command starts, of broken pipes, and of workers whose parent is killed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 
 
 def end_with_parent() -> None:
-    """End this process, one of a pool, when the one that started it is killed; for a pool's `initializer`."""
+    """End this pool process when its parent is killed; for a pool's `initializer`."""
 
     def wait() -> None:
         parent = multiprocessing.parent_process()
@@ -23,47 +23,47 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _leave(*_: object) -> None:
+def _exit_interrupted(*_: object) -> None:
     os.write(2, b"fmcnet: interrupted\n")
     os._exit(130)
 
 
 def end_early(on: bool) -> None:
-    """Whether Ctrl-C ends the process at once, with one line and exit code 130: there is nothing to clean up yet.
+    """Set whether Ctrl-C ends the process at once, with one line and exit code 130: there is nothing to clean up yet.
 
-    An exception would not do: raised in the middle of an import it shows as a traceback, or is lost. Whoever else
-    handles or ignores the signal keeps it.
+    An exception would not do: during an import it prints a traceback, or is lost. Other handlers of the signal are
+    left in place.
     """
-    now = signal.getsignal(signal.SIGINT)
-    if on and now is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)
-    elif not on and now is _leave:
+    handler = signal.getsignal(signal.SIGINT)
+    if on and handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _exit_interrupted)
+    elif not on and handler is _exit_interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def ignored_broken_pipes() -> AbstractContextManager[None]:
-    """A pipe or socket that breaks is an error of its writer, and does not end the process.
+    """Let a broken pipe or socket raise an error in its writer, instead of ending the process.
 
-    The command line ends in silence when nobody reads its output, as in `fmcnet info RUN | head`. A command that
-    talks to processes or callers needs the opposite.
+    By default, a command ends silently when nobody reads its output, as in `fmcnet info RUN | head`. A command that
+    talks to other processes needs the opposite.
     """
     return _ignored("SIGPIPE")
 
 
 def ignored_ctrl_c() -> AbstractContextManager[None]:
-    """Ctrl-C is ignored, for good by processes that are started meanwhile: who started them ends them."""
+    """Ignore Ctrl-C. Processes started meanwhile ignore it until they end: their parent ends them."""
     return _ignored("SIGINT")
 
 
 @contextlib.contextmanager
 def _ignored(name: str) -> Iterator[None]:
-    """Ignore a signal, where the system has it and this thread may."""
+    """Ignore a signal, if the system has it and this is the main thread."""
     number = getattr(signal, name, None)
     if number is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(number, signal.SIG_IGN)
+    previous_handler = signal.signal(number, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(number, before)
+        signal.signal(number, previous_handler)

@@ -1,4 +1,4 @@
-"""Names as people see them: characters that hide or reorder others, and spellings that may be one name."""
+"""Hidden characters in names, and spellings that may be one name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from difflib import SequenceMatcher, get_close_matches
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories: control, format (with directions and zero width), surrogate, line and paragraph separator."""
 CONTROL = frozenset({"Cc", "Zl", "Zp"})
-"""Those of control characters and line breaks, which no cell of a table may hold."""
+"""Categories of control characters and line breaks, which are refused in tables."""
 LINE_BREAKS = "\n\r\v\f\x85\u2028\u2029"
 
 _IGNORABLE = re.compile(
@@ -29,55 +29,61 @@ _EMOJI = re.compile(
 _SELECTORS = re.compile(f"[{_MONGOLIAN_SELECTORS}\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 
 SEPARATORS = re.compile(r"(?<!\d)[\s_.\-]+|[\s_.\-]+(?!\d)")
-"""All but those between two numbers: gate_1 is gate1, 1_2 is not 12."""
+"""All except those between two digits: gate_1 is gate1, but 1_2 is not 12."""
 LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 _PREFIX = re.compile(r"^(?:camera|cam|c)(?=\d)")
 
 
 def hidden_character(text: str) -> str:
-    """The first hidden character of `text`; "" where there is none.
+    """The first hidden character of `text`; "" if there is none.
 
     A variation selector is not hidden behind a character whose form it selects: an ideograph (Japanese names), a
     Mongolian letter, a CJK stop, an emoji, a keycap's digit. Anywhere else it is invisible.
     """
-    if text.isprintable() and not _IGNORABLE.search(text):  # nearly all names: ten times as quick
+    if text.isprintable() and not _IGNORABLE.search(text):  # most names: ten times as fast
         return ""
-    return next((one for at, one in enumerate(text) if _is_hidden(text, at)), "")
+    return next((character for index, character in enumerate(text) if _is_hidden(text, index)), "")
 
 
 def control_fault(text: str, what: str) -> str:
-    """What is wrong with a text that holds a line break or another control character; "" where nothing is.
+    """The fault of a text that holds a line break or another control character; "" if there is none.
 
     Args:
         text: a cell of a table, as written.
         what: its column, for the message.
     """
-    controls = () if text.isprintable() else [one for one in text if unicodedata.category(one) in CONTROL]
+    controls = (
+        ()
+        if text.isprintable()
+        else [character for character in text if unicodedata.category(character) in CONTROL]
+    )
     if not controls:
         return ""
-    held = controls[0]
-    kind = "line break" if held in LINE_BREAKS else "control character"
-    return f"{what} '{printable(text[:80])}' holds the {kind} U+{ord(held):04X}: remove it"
+    control = controls[0]
+    kind = "line break" if control in LINE_BREAKS else "control character"
+    return f"{what} '{printable(text[:80])}' holds the {kind} U+{ord(control):04X}: remove it"
 
 
 def printable(text: str, keep: str = "") -> str:
     r"""Replace hidden characters by escapes, as \u202e, except those in `keep`."""
     return "".join(
-        one.encode("unicode_escape").decode("ascii") if one not in keep and _is_hidden(text, at) else one
-        for at, one in enumerate(text)
+        character.encode("unicode_escape").decode("ascii")
+        if character not in keep and _is_hidden(text, index)
+        else character
+        for index, character in enumerate(text)
     )
 
 
 def without_selectors(text: str) -> str:
-    """A text without its variation selectors: what the variants of its characters have in common."""
+    """Remove the variation selectors of a text."""
     return _SELECTORS.sub("", text)
 
 
-def _is_hidden(text: str, at: int) -> bool:
-    one = text[at]
-    if _SELECTORS.match(one):
-        return at == 0 or not _takes_selector(text[at - 1], one, text[at + 1 : at + 2])
-    return unicodedata.category(one) in HIDDEN or _IGNORABLE.match(one) is not None
+def _is_hidden(text: str, index: int) -> bool:
+    character = text[index]
+    if _SELECTORS.match(character):
+        return index == 0 or not _takes_selector(text[index - 1], character, text[index + 1 : index + 2])
+    return unicodedata.category(character) in HIDDEN or _IGNORABLE.match(character) is not None
 
 
 def _takes_selector(base: str, selector: str, after: str) -> bool:
@@ -94,30 +100,30 @@ def _takes_selector(base: str, selector: str, after: str) -> bool:
 
 
 def quoted(name: str) -> str:
-    """A name as messages show it beside near ones: its variation selectors as escapes."""
-    return _SELECTORS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), repr(name))
+    """The name in quotes, with variation selectors as escapes."""
+    return _SELECTORS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), repr(name))
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice that is spelled most like a word; None where none is near."""
+    """The choice with the nearest spelling; None if no spelling is near."""
     names = sorted(choices)
     if alike := [name for name in names if spelling(name) == spelling(word)]:
         return max(alike, key=lambda name: SequenceMatcher(None, name.casefold(), word.casefold()).ratio())
-    found = get_close_matches(word.casefold(), [name.casefold() for name in names], 1, 0.6)
-    return next((name for name in names if name.casefold() == found[0]), None) if found else None
+    matches = get_close_matches(word.casefold(), [name.casefold() for name in names], 1, 0.6)
+    return next((name for name in names if name.casefold() == matches[0]), None) if matches else None
 
 
 def spelling(name: str) -> str:
-    """What several spellings of one name share: "1", "01", "cam1", "Cam 01" and "camera_1" are all "1".
+    """A key that spellings of one camera share: "1", "01", "cam1", "Cam 01" and "camera_1" all give "1".
 
-    Letter case, width and variation selectors do not count.
+    Letter case, width and variation selectors are ignored.
     """
     folded = unicodedata.normalize("NFKC", without_selectors(name)).casefold()
     return LEADING_ZEROS.sub("", _PREFIX.sub("", SEPARATORS.sub("", folded)))
 
 
 def near_cameras(names: Iterable[str]) -> list[str]:
-    """A note for each group of two or more cameras that share a `spelling`, as they may be one."""
+    """A note for each group of cameras with the same `spelling`: they may be one."""
     groups = defaultdict[str, set[str]](set)
     for name in names:
         groups[spelling(name)].add(name)

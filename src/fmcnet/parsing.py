@@ -1,6 +1,6 @@
-"""Text, JSON, YAML and NPZ files from anywhere, read within bounds: no small file fills the memory; durations.
+"""Reads untrusted text, JSON, YAML and NPZ files within limits on size and memory; parses durations.
 
-A fault of the content is a `ValueError` of one line. It does not name the file, because the caller does.
+A fault of the content is a `ValueError` of one line, without the file's name: the caller adds it.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 BLOCK = 2**20
 """Bytes read at once."""
 JSON_BYTES = 16 * 2**20
-"""Of a JSON file; its objects take up to twenty times as much memory."""
+"""Maximum size of a JSON file; its objects take up to twenty times as much memory."""
 YAML_BYTES = 2**17
 DEPTH = 100
-"""Levels of lists and sections in one another."""
+"""Maximum nesting of lists and sections."""
 YAML_VALUES = 100_000
-"""Of a YAML document, with its aliases written out."""
+"""Maximum number of values in a YAML document, with aliases expanded."""
 LARGEST_INTEGER = 2**64
 NPZ_BYTES = 64 * 2**20
 NPZ_RATIO = 20
-"""An NPZ file may unpack to `NPZ_BYTES`, or to so many times its size."""
+"""An NPZ file may unpack to `NPZ_BYTES`, or to this many times its size."""
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-"""Of durations, in seconds."""
+"""Units of durations, in seconds."""
 
 
 def read_text(path: Path, most: float = math.inf, *, long_lines: bool = True) -> str:
@@ -47,8 +47,8 @@ def read_text(path: Path, most: float = math.inf, *, long_lines: bool = True) ->
 
     Args:
         path: the file.
-        most: bytes that it may have.
-        long_lines: a line may be of any length; False: it may have `BLOCK` bytes.
+        most: maximum size in bytes.
+        long_lines: allow lines of any length; False: up to `BLOCK` bytes.
 
     Raises:
         OSError: it cannot be read.
@@ -62,14 +62,16 @@ def read_text(path: Path, most: float = math.inf, *, long_lines: bool = True) ->
             raw += block
             if len(raw) > most:
                 raise ValueError(f"it has more than {most / 2**10:,.0f} KiB")
-    wide = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
+    is_utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        text = raw.decode("utf-16" if wide else "utf-8-sig")
+        text = raw.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        line, name = raw.count(10, 0, error.start) + 1, "UTF-16" if wide else "UTF-8"
+        line, name = raw.count(10, 0, error.start) + 1, "UTF-16" if is_utf16 else "UTF-8"
         raise ValueError(f"line {line} has bytes that are not {name}: save it as UTF-8") from error
-    if (at := text.find("\0")) >= 0:
-        raise ValueError(f"line {text.count(chr(10), 0, at) + 1} has a NUL character, so it is not text")
+    if (position := text.find("\0")) >= 0:
+        raise ValueError(
+            f"line {text.count(chr(10), 0, position) + 1} has a NUL character, so it is not text"
+        )
     return text
 
 
@@ -85,10 +87,10 @@ def parse_json(text: str) -> Any:
         ValueError: it is not JSON, has more than `DEPTH` levels or an integer of more than 64 bits.
     """
     try:
-        tree = json.loads(text, parse_int=_integer)
+        tree = json.loads(text, parse_int=_parse_integer)
     except RecursionError:
         raise ValueError(f"it has more than {DEPTH} levels of brackets") from None
-    _check_levels(tree, lambda one: one.values() if isinstance(one, dict) else one, (dict, list))
+    _check_levels(tree, lambda value: value.values() if isinstance(value, dict) else value, (dict, list))
     return tree
 
 
@@ -113,19 +115,19 @@ def parse_yaml(text: str) -> Any:
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}: " if mark is not None else ""
-        raise ValueError(f"{place}{error.problem or error.context}") from error
+        line_prefix = f"line {mark.line + 1}: " if mark is not None else ""
+        raise ValueError(f"{line_prefix}{error.problem or error.context}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ValueError(f"line {line}: the character U+{int(error.character):04X} is not allowed") from error
-    except ValueError as error:  # which may repeat a value of the file
+    except ValueError as error:  # it may repeat a value of the file, so cut it
         raise ValueError(f"{error!s:.200}") from error
-    except (AttributeError, KeyError, TypeError, OverflowError) as error:  # after a tag, as !!bool x
+    except (AttributeError, KeyError, TypeError, OverflowError) as error:  # a wrong tag, as !!bool x
         raise ValueError(f"a value does not fit its tag ({error})") from error
 
 
 class _Loader(yaml.SafeLoader):
-    """No dates: no setting is one, and PyYAML fails at impossible ones. No more levels than `DEPTH`.
+    """A loader without dates, as no setting is one and PyYAML fails on impossible ones. At most `DEPTH` levels.
 
     Whole numbers are those of YAML 1.2: 010 is 10 and 1:30 a text, where PyYAML reads 8 and 90.
     """
@@ -133,7 +135,7 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """One node, and those below it."""
+        """Compose one node and its children."""
         self.depth += 1
         if self.depth > DEPTH:  # PyYAML's time grows with the square of the levels
             raise ValueError(f"it has more than {DEPTH} levels of brackets")
@@ -143,7 +145,7 @@ class _Loader(yaml.SafeLoader):
             self.depth -= 1
 
     def compose_mapping_node(self, anchor: Any) -> Any:
-        """A section; PyYAML takes the last of two keys of one name, in silence."""
+        """Refuse a key that occurs twice; PyYAML would silently take the last."""
         node = super().compose_mapping_node(anchor)
         names = set()
         for key, _ in node.value:
@@ -164,7 +166,7 @@ class _Loader(yaml.SafeLoader):
 _INTEGER = "tag:yaml.org,2002:int"
 _Loader.add_implicit_resolver(_INTEGER, re.compile(r"(?:[-+]?[0-9]+|0x[0-9a-fA-F]+)\Z"), list("-+0123456789"))
 _Loader.add_constructor(
-    _INTEGER, lambda _, node: _integer(node.value, 16 if node.value.startswith("0x") else 10)
+    _INTEGER, lambda _, node: _parse_integer(node.value, 16 if node.value.startswith("0x") else 10)
 )
 
 
@@ -174,10 +176,10 @@ def _children(node: Any) -> list[Any]:
     return cast(list[Any], node.value)
 
 
-def _integer(digits: str, base: int = 10) -> int:
+def _parse_integer(digits: str, base: int = 10) -> int:
     try:
         value = int(digits, base)
-    except ValueError:  # Python's limit of digits
+    except ValueError:  # more digits than Python converts
         value = LARGEST_INTEGER
     if abs(value) >= LARGEST_INTEGER:
         raise ValueError("an integer in it has more than 64 bits")
@@ -187,31 +189,31 @@ def _integer(digits: str, base: int = 10) -> int:
 def _check_levels(
     root: Any, children: Callable[[Any], Iterable[Any]], kinds: Any, most: float = math.inf
 ) -> None:
-    """Count levels and values, those that an alias repeats each time."""
+    """Raise a `ValueError` for too many levels or values; an alias counts each time it is used."""
     level, levels, values = [root], 0, 0
-    while level := [one for one in level if isinstance(one, kinds)]:
+    while level := [value for value in level if isinstance(value, kinds)]:
         levels += 1
         if levels > DEPTH:
             raise ValueError(f"it has more than {DEPTH} levels of brackets")
-        below: list[Any] = []
-        for one in level:
-            below += children(one)
-            if values + len(below) > most:
+        next_level: list[Any] = []
+        for value in level:
+            next_level += children(value)
+            if values + len(next_level) > most:
                 raise ValueError(f"it has more than {most:,} values")
-        values += len(below)
-        level = below
+        values += len(next_level)
+        level = next_level
 
 
 def first_fault(error: ValidationError) -> str:
     """The first fault of a file's fields, as "field = value: reason"."""
     fault = error.errors()[0]
-    place = ".".join(str(part) for part in fault["loc"])
-    given = "" if fault["type"] == "missing" else f" = {fault['input']!r:.60}"
-    return f"{place}{given}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    field = ".".join(str(part) for part in fault["loc"])
+    value = "" if fault["type"] == "missing" else f" = {fault['input']!r:.60}"
+    return f"{field}{value}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """All arrays of an NPZ file. No header may claim more than the file holds.
+    """All arrays of an NPZ file; a header that claims more bytes than the file has is refused.
 
     Raises:
         OSError: it cannot be read.
@@ -221,8 +223,8 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
         with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
             members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
             names = [member.filename.removesuffix(".npy") for member in members]
-            if twice := [name for name, count in Counter(names).items() if count > 1]:
-                raise ValueError(f"it holds the array {twice[0]!r:.60} twice")
+            if duplicates := [name for name, count in Counter(names).items() if count > 1]:
+                raise ValueError(f"it holds the array {duplicates[0]!r:.60} twice")
             size, unpacked = path.stat().st_size, sum(member.file_size for member in members)
             if unpacked > max(NPZ_BYTES, NPZ_RATIO * size):
                 raise ValueError(
@@ -253,16 +255,16 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[A
                 raise ValueError(f"its version is {version[0]}.{version[1]}")
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             shape, _, dtype = read(stream)
-            room = member.file_size - stream.tell()
+            available = member.file_size - stream.tell()
         if dtype.hasobject:
             raise ValueError("it holds Python objects, which are not loaded")
-        if any(length < 0 for length in shape) or math.prod(shape) * max(dtype.itemsize, 1) > room:
-            raise ValueError(f"its header claims {dtype} of shape {shape}; it has {room:,} bytes")
+        if any(length < 0 for length in shape) or math.prod(shape) * max(dtype.itemsize, 1) > available:
+            raise ValueError(f"its header claims {dtype} of shape {shape}; it has {available:,} bytes")
         with archive.open(member) as stream:
             return npy.read_array(stream, allow_pickle=False)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, OverflowError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"the array {member.filename.removesuffix('.npy')!r:.60}: {first:.200}") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"the array {member.filename.removesuffix('.npy')!r:.60}: {reason:.200}") from error
 
 
 def parse_duration(text: str) -> timedelta:
@@ -271,10 +273,10 @@ def parse_duration(text: str) -> timedelta:
     Raises:
         ConfigError: for any other text.
     """
-    found = re.fullmatch(r"\s*(\d{1,9})\s*([smhdw])\s*", text)
-    if not found:
+    match = re.fullmatch(r"\s*(\d{1,9})\s*([smhdw])\s*", text)
+    if not match:
         raise ConfigError(f"'{text}' is no duration: write a whole number and a unit (s, m, h, d, w), as 30d")
     try:
-        return timedelta(seconds=int(found[1]) * UNITS[found[2]])
+        return timedelta(seconds=int(match[1]) * UNITS[match[2]])
     except OverflowError:
         return timedelta.max

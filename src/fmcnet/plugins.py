@@ -1,4 +1,4 @@
-"""What other installed packages add to fmcnet: backbones and readers, by entry points, loaded on first use.
+"""Plugins: backbones and readers of other installed packages, by entry points, loaded on first use.
 
 A package declares them in its `pyproject.toml`:
 
@@ -22,7 +22,7 @@ BACKBONES, READERS = "fmcnet.backbones", "fmcnet.readers"
 
 @cache
 def plugins(group: str) -> dict[str, EntryPoint]:
-    """The entry points of `BACKBONES` or `READERS` by name, none loaded; of several of one name, the first found."""
+    """The entry points of `BACKBONES` or `READERS` by name, not loaded; the first one of each name."""
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=group):
         found.setdefault(point.name, point)
@@ -38,12 +38,14 @@ def describe(point: EntryPoint) -> str:
 def load_plugin(point: EntryPoint) -> Any:
     """Import the object of an entry point; raises `ConfigError`, in one line, when that fails for any reason."""
     try:
-        made = point.load()
+        plugin = point.load()
     except Exception as error:
         reason = one_line(error)
         raise ConfigError(
             f"{describe(point)} cannot be loaded ({reason}). Mend or uninstall that package."
         ) from error
-    if not callable(made):
-        raise ConfigError(f"{describe(point)} is a {type(made).__name__}: it must be a function or a class.")
-    return made
+    if not callable(plugin):
+        raise ConfigError(
+            f"{describe(point)} is a {type(plugin).__name__}: it must be a function or a class."
+        )
+    return plugin

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, otherwise a log line now and then."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rich.table import Column
 
 logger = logging.getLogger(__name__)
 
-EVERY = 30.0  # seconds between two lines where there is no terminal
+EVERY = 30.0  # seconds between two log lines
 
 
 class Progress:
-    """Counts steps towards `total`, of which `done` are done already.
+    """Counts steps towards `total`; `done` of them are already finished.
 
     `show`: a bar; None: only when standard error is a terminal; False: nothing at all.
     """
@@ -31,7 +31,7 @@ class Progress:
         self._started = self._last = time.monotonic()
         if sys.stderr.isatty() if show is None else show:
             console = Console(stderr=True)
-            bar = [BarColumn(bar_width=10)] if console.width >= 80 else []  # gives way to the losses
+            bar = [BarColumn(bar_width=10)] if console.width >= 80 else []  # narrow: no room for it
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
                 MofNCompleteColumn(),
@@ -39,7 +39,7 @@ class Progress:
                 TimeRemainingColumn(),
                 TextColumn("left"),
                 *bar,
-                # The note alone gives way on a narrow terminal.
+                # On a narrow terminal only the note is cut.
                 TextColumn(
                     "{task.fields[note]}",
                     style="dim",
@@ -60,9 +60,9 @@ class Progress:
             self._bar.stop()
 
     def advance(self, note: str = "", count: int = 1, line: bool = False) -> None:
-        """`count` more steps are done; `note` is shown behind them until the next one.
+        """Add `count` finished steps; `note` is shown after them until the next note.
 
-        Where there is no bar, `line` writes a line now, as at the end of an epoch.
+        Without a bar, `line` writes a log line now, as at the end of an epoch.
         """
         self._done += count
         self._note = note or self._note
@@ -72,9 +72,9 @@ class Progress:
         now = time.monotonic()
         if self._lines and (line or now - self._last > EVERY):
             self._last = now
-            mine, left = self._done - self._first, "starting"
-            if mine:
-                seconds = (now - self._started) / mine * (self._total - self._done)
-                left = f"{100 * self._done / self._total:.0f} %, {timedelta(seconds=round(seconds))} left"
-            said = ", ".join(filter(None, (left, self._note)))
-            logger.info("%s %d/%d, %s", self._description, self._done, self._total, said)
+            steps_done, status = self._done - self._first, "starting"
+            if steps_done:
+                seconds = (now - self._started) / steps_done * (self._total - self._done)
+                status = f"{100 * self._done / self._total:.0f} %, {timedelta(seconds=round(seconds))} left"
+            text = ", ".join(filter(None, (status, self._note)))
+            logger.info("%s %d/%d, %s", self._description, self._done, self._total, text)

@@ -1,4 +1,4 @@
-"""Times in texts and file names, complete and unambiguous."""
+"""Parses times in texts and file names; incomplete and ambiguous ones are refused."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ DIRECTIVES = {
     "%Q": r"\d{13}",
     "%%": "%",
 }
-"""What a pattern may hold, as `datetime.strptime` defines it; `%s` are seconds and `%Q` milliseconds since 1970."""
+"""Directives of a pattern, as in `datetime.strptime`; `%s` are seconds and `%Q` milliseconds since 1970."""
 
 CLOCKS_FROM = datetime(1971, 1, 1, tzinfo=timezone.utc)
 """A clock that was never set starts at the beginning of 1970."""
 
 _NEEDS = (("%f", ("%S", "%s")), ("%S", ("%M",)), ("%M", ("%H",)))
-"""A directive, and those of which it needs one."""
+"""A directive, and directives of which it needs one."""
 _ISO = re.compile(r"\d{4}-?\d\d-?\d\d(?:[T _].+)?")
 _CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d)?([.,]\d+)?")
 _EPOCH = re.compile(r"(?P<s>\d{10})(?:[.,](?P<f>\d{1,6})\d*)?|(?P<Q>\d{13})(?:[.,]0+)?")
@@ -54,7 +54,7 @@ def shown_time(moment: datetime | None, zone: tzinfo, *, name: bool = False) -> 
     """The local time, to the second, with the name of its offset (CET, CEST) if asked for; None stays None."""
     if moment is None:
         return None
-    with contextlib.suppress(OverflowError):  # of a wrong clock, in the year 1
+    with contextlib.suppress(OverflowError):  # a wrong clock, in the year 1
         moment = moment.astimezone(zone)
     return f"{moment:%Y-%m-%d %H:%M:%S}" + (f" {moment:%Z}" if name else "")
 
@@ -71,24 +71,24 @@ def localize(naive: datetime, zone: tzinfo, doubtful: Doubtful = "refuse") -> da
     Raises:
         DataError: for a doubtful time that is refused.
     """
-    both = [naive.replace(tzinfo=zone, fold=fold) for fold in (0, 1)]
+    candidates = [naive.replace(tzinfo=zone, fold=fold) for fold in (0, 1)]
     try:
-        first, second = (one.astimezone(timezone.utc) for one in both)
+        first, second = (candidate.astimezone(timezone.utc) for candidate in candidates)
     except OverflowError as error:
         raise DataError(f"{naive:%Y-%m-%d} is outside the years 1 to 9999 in UTC") from error
     if first == second:
-        return both[0]
+        return candidates[0]
     if doubtful == "refuse":
-        how = "comes twice" if first < second else "does not exist"
+        fault = "comes twice" if first < second else "does not exist"
         raise DataError(
-            f"{naive:%Y-%m-%d %H:%M:%S} {how} in {zone}, where the clocks change: say --doubtful-times earlier or "
+            f"{naive:%Y-%m-%d %H:%M:%S} {fault} in {zone}, where the clocks change: say --doubtful-times earlier or "
             "later, or write the time with its offset"
         )
     return min(first, second) if doubtful == "earlier" else max(first, second)
 
 
 def parse_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "refuse") -> datetime:
-    """Read a time as a person or a table writes it.
+    """Parse a time of a command or a table.
 
     Args:
         text: ISO 8601, as "2026-03-01T22:15:00+01:00", or seconds (10 digits) or milliseconds (13) since 1970. A date
@@ -117,7 +117,7 @@ def parse_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "ref
 
 
 def parse_capture_time(text: str, zone: tzinfo = timezone.utc, doubtful: Doubtful = "refuse") -> datetime:
-    """`parse_time` and `check_clock` of a picture; DataError for a text that is no such time."""
+    """`parse_time` and `check_clock` for an image's time; raises `DataError` for any fault."""
     try:
         return check_clock(parse_time(text, zone, doubtful), f"time '{text}'")
     except DataError:
@@ -149,7 +149,7 @@ class TimePattern:
                 f"--time-from-name '{pattern}': write it with {', '.join(DIRECTIVES)}, each at most once, as "
                 "'%Y%m%d_%H%M%S'"
             )
-        if fault := _fault(used):
+        if fault := _pattern_fault(used):
             raise FmcnetError(f"--time-from-name '{pattern}' {fault}")
         self._pattern, self._zone, self._doubtful, self._used = pattern, zone, doubtful, used
         self._epoch = bool({"%s", "%Q"} & set(used))
@@ -165,12 +165,12 @@ class TimePattern:
         """The time in a name, with its timezone; DataError for none, one before 1971, or a doubtful one refused."""
         for match in self._regex.finditer(name):
             if self._epoch:
-                found = {key[1]: text for key, text in zip(self._used, match.groups(), strict=True)}
-                return check_clock(_since_1970(**found), f"its time '{match[0]}'")
+                values = {key[1]: text for key, text in zip(self._used, match.groups(), strict=True)}
+                return check_clock(_since_1970(**values), f"its time '{match[0]}'")
             try:
                 time = datetime.strptime(" ".join(match.groups()), " ".join(self._used))
             except ValueError:
-                continue  # digits that are no time, as month 13
+                continue  # not a time, as with month 13
             if time.utcoffset() is None:
                 time = localize(time, self._zone, self._doubtful)
             return check_clock(time, f"its time '{match[0]}'")
@@ -178,7 +178,7 @@ class TimePattern:
 
 
 def _since_1970(s: str | None = None, f: str | None = None, Q: str | None = None) -> datetime:
-    """The time of seconds with their fraction, or of milliseconds, by the letters of the directives."""
+    """The time for seconds (s) with their fraction (f), or for milliseconds (Q), since 1970."""
     start = datetime.fromtimestamp(0, timezone.utc)
     if Q:
         return start + timedelta(milliseconds=int(Q))
@@ -186,7 +186,7 @@ def _since_1970(s: str | None = None, f: str | None = None, Q: str | None = None
 
 
 def check_clock(time: datetime, what: str) -> datetime:
-    """The time of a picture; DataError for one before 1971, which is of a clock that was never set."""
+    """Return an image's time; raises `DataError` for one before 1971, when the clock was never set."""
     if time < CLOCKS_FROM:
         raise DataError(
             f"{what} is of {time.year:04}-{time:%m-%d}, before 1971, as of a clock that was never set: mend it, or "
@@ -195,24 +195,28 @@ def check_clock(time: datetime, what: str) -> datetime:
     return time
 
 
-def _fault(used: Collection[str]) -> str:
-    """Why these directives do not give a complete time; "" where they do."""
-    has = set(used)
-    epoch = has & {"%s", "%Q"}
+def _pattern_fault(used: Collection[str]) -> str:
+    """Why these directives do not give a complete time; "" if they do."""
+    present = set(used)
+    epoch = present & {"%s", "%Q"}
     if epoch:
-        beside = has - epoch - ({"%f"} if "%s" in has else set())
-        if len(epoch) > 1 or beside:
-            return f"has {', '.join(sorted(has - {'%s'}))} beside the seconds since 1970: leave them out"
+        others = present - epoch - ({"%f"} if "%s" in present else set())
+        if len(epoch) > 1 or others:
+            return f"has {', '.join(sorted(present - {'%s'}))} beside the seconds since 1970: leave them out"
         return ""
-    lacks = [] if has & {"%Y", "%y"} else ["%Y"]
-    if "%j" not in has:
-        lacks += [one for one in ("%m", "%d") if one not in has]
-    if lacks:
+    absent = [] if present & {"%Y", "%y"} else ["%Y"]
+    if "%j" not in present:
+        absent += [directive for directive in ("%m", "%d") if directive not in present]
+    if absent:
         return (
-            f"lacks {' and '.join(lacks)}: without the whole date an entry would expire at once. The date may stand "
+            f"lacks {' and '.join(absent)}: without the whole date an entry would expire at once. The date may stand "
             "in the folder, as '%Y-%m-%d/*%H%M%S'"
         )
-    if has >= {"%Y", "%y"} or ("%j" in has and has & {"%m", "%d"}):
+    if present >= {"%Y", "%y"} or ("%j" in present and present & {"%m", "%d"}):
         return "holds the year or the day twice: leave one out"
-    missing = [(one, needed[0]) for one, needed in _NEEDS if one in has and not has & set(needed)]
-    return f"has {missing[0][0]} without {missing[0][1]}" if missing else ""
+    unmet = [
+        (directive, needed[0])
+        for directive, needed in _NEEDS
+        if directive in present and not present & set(needed)
+    ]
+    return f"has {unmet[0][0]} without {unmet[0][1]}" if unmet else ""

@@ -1,4 +1,4 @@
-"""The value objects that travel through fmcnet: small, frozen, shapes stated once."""
+"""Value objects used throughout fmcnet, and the modalities."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BoolArray = NDArray[np.bool_]
 def identity_numbers(values: NDArray[Any]) -> IntArray:
     """(N,) int64 that stand for N identities, texts or whole numbers; `NO_PID` for those unknown.
 
-    Numbers stand for themselves, other texts for `identity_number`: equal in every array if and only if the
+    A number stays as it is, any other text becomes its `identity_number`. Two values are equal if and only if the
     identities are.
 
     Raises:
@@ -39,11 +39,11 @@ def identity_numbers(values: NDArray[Any]) -> IntArray:
     if values.dtype.kind == "i" or (values.dtype.kind == "u" and (values <= np.uint64(LARGEST)).all()):
         return values.astype(np.int64)
     texts = values.tolist()
-    known = {value: parse_identity(value) for value in set(texts)}
-    numbers = {name: NO_PID if name is None else identity_number(name) for name in {*known.values()}}
+    identities = {value: parse_identity(value) for value in set(texts)}
+    numbers = {name: NO_PID if name is None else identity_number(name) for name in {*identities.values()}}
     if len({*numbers.values()}) < len(numbers):
         raise DataError("two identities have the same 64-bit number: rename one of them")
-    return np.array([numbers[known[value]] for value in texts], dtype=np.int64)
+    return np.array([numbers[identities[value]] for value in texts], dtype=np.int64)
 
 
 class Modality(str, Enum):
@@ -94,7 +94,7 @@ def parse_modality(text: Any) -> Modality:
 
 
 def check_arrays(owner: object, names: Sequence[str]) -> None:
-    """Raise a `DataError` for lists and other objects where arrays are meant."""
+    """Raise a `DataError` for lists and other objects that are no arrays."""
     for name in names:
         value = getattr(owner, name)
         if not isinstance(value, np.ndarray):
@@ -104,16 +104,16 @@ def check_arrays(owner: object, names: Sequence[str]) -> None:
 
 
 def _camera_numbers(column: NDArray[Any]) -> IntArray:
-    """A column of whole numbers as int64; raises `DataError` naming the first row that is none."""
+    """A column of whole numbers as int64; raises `DataError` naming the first invalid row."""
     if column.dtype.kind in "iu":
         return column.astype(np.int64, copy=False)
     try:
         values = column.astype(np.float64)
     except (TypeError, ValueError):
         values = np.full(column.shape, np.nan)
-    odd = np.flatnonzero(~np.isfinite(values) | (values != np.rint(values)))
-    if len(odd) or column.dtype.kind not in "fbO":
-        row = int(odd[0]) if len(odd) else 0
+    invalid = np.flatnonzero(~np.isfinite(values) | (values != np.rint(values)))
+    if len(invalid) or column.dtype.kind not in "fbO":
+        row = int(invalid[0]) if len(invalid) else 0
         raise DataError(
             f"camid is {column.flat[row]} in row {row}: give whole numbers, {NO_CAMERA} where unknown"
         )
@@ -123,18 +123,20 @@ def _camera_numbers(column: NDArray[Any]) -> IntArray:
 def _modality_codes(column: NDArray[Any]) -> NDArray[np.uint8]:
     """A column of codes, or of words that `parse_modality` knows, as codes."""
     if column.dtype.kind in "UO":
-        words = (int(one) if isinstance(one, bool) else one for one in column.ravel())
+        words = (int(value) if isinstance(value, bool) else value for value in column.ravel())
         codes = [parse_modality(word).code for word in words]
         return np.array(codes, np.uint8).reshape(column.shape)
-    odd = np.flatnonzero((column != 0) & (column != 1))
-    if len(odd):
-        raise DataError(f"modality is {column.flat[odd[0]]} in row {odd[0]}: 0 is visible, 1 infrared")
+    invalid = np.flatnonzero((column != 0) & (column != 1))
+    if len(invalid):
+        raise DataError(
+            f"modality is {column.flat[invalid[0]]} in row {invalid[0]}: 0 is visible, 1 infrared"
+        )
     return column.astype(np.uint8, copy=False)
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Descriptors of N images with what a protocol needs to know of each image.
+    """Descriptors of N images with the labels that a protocol needs.
 
     NumPy functions take it for its features: `np.asarray(embeddings)` is (N, D) float32.
 
@@ -148,7 +150,7 @@ class Embeddings:
         name: (N,) str, the image's path (of a table: relative to its dataset), another name, or "" where unknown.
 
     Raises:
-        DataError: on construction, when lengths differ, a modality or camera is none, or a feature is NaN or
+        DataError: on construction, when lengths differ, a modality or camera is invalid, or a feature is NaN or
             infinite (names the row).
     """
 
@@ -177,12 +179,12 @@ class Embeddings:
                 raise DataError(
                     f"'{field.name}' has shape {column.shape}, but features has {n} rows: give one value for each row"
                 )
-        bad = np.flatnonzero(~np.isfinite(self.features).all(axis=1))
-        if len(bad):
-            row = int(bad[0])
+        bad_rows = np.flatnonzero(~np.isfinite(self.features).all(axis=1))
+        if len(bad_rows):
+            row = int(bad_rows[0])
             label = f" ({self.name[row]})" if self.name[row] else ""
             raise DataError(
-                f"{len(bad)} of {n} embeddings hold NaN or infinity, the first in row {row}{label}, "
+                f"{len(bad_rows)} of {n} embeddings hold NaN or infinity, the first in row {row}{label}, "
                 f"pid {int(self.pid[row])}: check the model or drop these rows"
             )
 
@@ -206,21 +208,21 @@ class Embeddings:
 
     def __repr__(self) -> str:
         infrared = int((self.modality == Modality.INFRARED.code).sum())
-        people = len(np.unique(self.pid[self.pid != NO_PID]))
+        identities = len(np.unique(self.pid[self.pid != NO_PID]))
         cameras = len(np.unique(self.camid[self.camid != NO_CAMERA]))
         return (
             f"<Embeddings {len(self)} x {self.features.shape[1]} {self.features.dtype}: {len(self) - infrared} "
-            f"visible, {infrared} infrared, {people} identities, {cameras} cameras>"
+            f"visible, {infrared} infrared, {identities} identities, {cameras} cameras>"
         )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """The features, for NumPy."""
-        out = self.features if dtype is None else self.features.astype(dtype, copy=False)
-        if out is self.features and copy:
-            return out.copy()
-        if copy is False and out is not self.features:
-            raise ValueError(f"features of type {self.features.dtype} become {out.dtype} by a copy only")
-        return out
+        features = self.features if dtype is None else self.features.astype(dtype, copy=False)
+        if features is self.features and copy:
+            return features.copy()
+        if copy is False and features is not self.features:
+            raise ValueError(f"features of type {self.features.dtype} become {features.dtype} by a copy only")
+        return features
 
     def take(self, rows: NDArray[Any]) -> Embeddings:
         """Return the embeddings of some rows, in the order given.

@@ -15,9 +15,9 @@ from fmcnet.types import Embeddings, Modality
 
 def test_crossed_means_are_those_of_a_loop_over_what_was_drawn():
     table = np.random.default_rng(0).normal(size=(3, 7))
-    fast = results._crossed(list(table), 40, np.random.default_rng(5))
+    fast = results._crossed_means(list(table), 40, np.random.default_rng(5))
     rng = np.random.default_rng(5)
-    seeds, queries = results._times(40, 3, rng), results._times(40, 7, rng)
+    seeds, queries = results._draw_counts(40, 3, rng), results._draw_counts(40, 7, rng)
     for draw in range(40):
         total, count = 0.0, 0
         for s in range(3):

@@ -121,7 +121,7 @@ def readers():
     from fmcnet.inference.encoder import Encoder
     from fmcnet.inference.info import model_info
     from fmcnet.inference.projection import Projection
-    from fmcnet.models.pretrained import _read as read_weights
+    from fmcnet.models.pretrained import _read_state_dict as read_weights
     from fmcnet.retrieval.searcher import remembered_ranges
     from fmcnet.server.keys import list_keys
     from fmcnet.server.pictures import KeptImages

@@ -21,7 +21,7 @@ from fmcnet.data.readers import read_dataset
 from fmcnet.data.table import SPLITS
 from fmcnet.errors import ConfigError, DataError
 from fmcnet.synthetic import GeneratedSummary, generate
-from fmcnet.synthetic.cameras import WILD, _moved, camera, develop_thermal
+from fmcnet.synthetic.cameras import WILD, _motion_blurred, camera, develop_thermal
 from fmcnet.synthetic.identity import LOWER, SKIN, UPPER, draw_identity, luminance
 from fmcnet.synthetic.image import ImageKey, render_image
 from fmcnet.synthetic.plan import make_plan, resolve_preset
@@ -244,7 +244,7 @@ def test_a_thermal_camera_of_the_other_polarity_shows_the_negative() -> None:
 def test_motion_blur_keeps_the_mean_and_takes_the_edges() -> None:
     stripes = np.zeros((64, 32), dtype=np.uint8)
     stripes[:, 8:16] = 200
-    out = np.asarray(_moved(Image.fromarray(stripes), 5))
+    out = np.asarray(_motion_blurred(Image.fromarray(stripes), 5))
     assert abs(float(out.mean()) - float(stripes.mean())) < 0.5
     assert out.max() == 200
     assert np.abs(np.diff(out[10].astype(int))).max() == 40

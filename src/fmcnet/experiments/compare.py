@@ -23,7 +23,7 @@ COLUMNS = {
     "llcm_i2v": "LLCM I to V",
     "llcm_v2i": "LLCM V to I",
 }
-"""Settings that the published table has, with their titles; each has a Rank-1 and an mAP."""
+"""Benchmark settings in the published table, with titles; each has a Rank-1 and an mAP."""
 
 REPORT = "report.json"
 
@@ -41,8 +41,8 @@ class ComparisonRow:
         name: method or run folder.
         where: year and venue, or "this run".
         figures: (Rank-1, mAP) in percent by key of `COLUMNS`; None where there is none.
-        flags: what makes the figures differ from the others' protocol.
-        model: what tells a run's weights and test set from others'; empty where that is not known.
+        flags: differences from the others' protocol.
+        model: identifies a run's weights and test set; empty if unknown.
     """
 
     name: str
@@ -73,7 +73,9 @@ def published() -> tuple[ComparisonRow, ...]:
     text = resources.files("fmcnet.experiments").joinpath("published.csv").read_text(encoding="utf-8")
     rows = []
     for line in csv.DictReader(io.StringIO(text)):
-        figures = {key: (_number(line[f"{key}_r1"]), _number(line[f"{key}_map"])) for key in COLUMNS}
+        figures = {
+            key: (_parse_number(line[f"{key}_r1"]), _parse_number(line[f"{key}_map"])) for key in COLUMNS
+        }
         flags = (line["note"],) if line["note"] and line["note"] != "the method implemented here" else ()
         rows.append(ComparisonRow(line["method"], f"{line['venue']} {line['year']}", figures, flags))
     return tuple(rows)
@@ -90,9 +92,11 @@ def compare(runs: list[Path] | tuple[Path, ...], out: str | Path | None = None) 
     Raises:
         DataError: for a run without a report, naming the command that makes one.
     """
-    rows = (*published(), *_join([_run_row(Path(run)) for run in runs]))
-    shown = [key for key in COLUMNS if any(row.figures.get(key, (None, None))[0] is not None for row in rows)]
-    rendered = (_markdown(rows, shown), _latex(rows, shown), _csv(rows, shown))
+    rows = (*published(), *_join_rows([_run_row(Path(run)) for run in runs]))
+    columns = [
+        key for key in COLUMNS if any(row.figures.get(key, (None, None))[0] is not None for row in rows)
+    ]
+    rendered = (_markdown(rows, columns), _latex(rows, columns), _csv(rows, columns))
     if out is None:
         return Comparison(rows, *rendered)
     files = zip(("md", "tex", "csv"), rendered, strict=True)
@@ -100,21 +104,23 @@ def compare(runs: list[Path] | tuple[Path, ...], out: str | Path | None = None) 
     return Comparison(rows, *rendered, tuple(written))
 
 
-def _number(text: str) -> float | None:
+def _parse_number(text: str) -> float | None:
     return float(text) if text else None
 
 
-def _join(rows: list[ComparisonRow]) -> list[ComparisonRow]:
-    """Rows of one model whose figures do not contradict each other as one row."""
+def _join_rows(rows: list[ComparisonRow]) -> list[ComparisonRow]:
+    """Join rows of one model whose figures do not contradict each other."""
     joined: list[ComparisonRow] = []
     for row in rows:
-        for at, other in enumerate(joined):
-            both = row.figures.keys() & other.figures.keys()
-            agree = all(row.figures[key] == other.figures[key] for key in both)
+        for index, other in enumerate(joined):
+            common = row.figures.keys() & other.figures.keys()
+            agree = all(row.figures[key] == other.figures[key] for key in common)
             if row.model and row.model == other.model and agree:
                 name = other.name if other.name == row.name else f"{other.name}, {row.name}"
                 flags = tuple(dict.fromkeys((*other.flags, *row.flags)))
-                joined[at] = replace(other, name=name, figures={**other.figures, **row.figures}, flags=flags)
+                joined[index] = replace(
+                    other, name=name, figures={**other.figures, **row.figures}, flags=flags
+                )
                 break
         else:
             joined.append(row)
@@ -122,42 +128,47 @@ def _join(rows: list[ComparisonRow]) -> list[ComparisonRow]:
 
 
 def _run_row(run: Path) -> ComparisonRow:
-    if run.is_file() and run.with_name(REPORT).is_file():  # a file of a report
+    if run.is_file() and run.with_name(REPORT).is_file():  # a file in a report folder
         run = run.parent
     path = next((p for p in (run / "report" / REPORT, run / REPORT) if p.is_file()), run / "report" / REPORT)
     try:
-        return _row_of(str(run), read_json(path))
+        return _row_from_report(str(run), read_json(path))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        into = f" --out {run}-report, and give that folder" if str(run) in shipped_models() else ""
+        out_hint = f" --out {run}-report, and give that folder" if str(run) in shipped_models() else ""
         raise DataError(
             f"{run} has no readable report/{REPORT} ({type(error).__name__}): "
-            f"run first: fmcnet evaluate {run} --data DATA{into}"
+            f"run first: fmcnet evaluate {run} --data DATA{out_hint}"
         ) from error
 
 
-def _row_of(run: str, facts: Any) -> ComparisonRow:
-    """The row of a report, which may lack anything."""
-    dataset, one = facts["dataset"], list(facts["runs"].values())[-1]
+def _row_from_report(run: str, facts: Any) -> ComparisonRow:
+    """The row of a report, in which keys may be missing."""
+    dataset, run_facts = facts["dataset"], list(facts["runs"].values())[-1]
     chosen: dict[str, dict[str, Any]] = {}
     flags: list[str] = []
-    oldest_first = list(reversed(one["evaluations"]))  # so that of equal ones the newest counts
+    oldest_first = list(reversed(run_facts["evaluations"]))  # so that the newest of equal ones counts
     for evaluation in sorted(oldest_first, key=_closeness):
-        if key := _key(dataset["name"], evaluation):
+        if key := _published_column(dataset["name"], evaluation):
             chosen[key] = evaluation
         else:
-            name, way = evaluation["protocol"].partition(":")[0], DIRECTIONS.get(evaluation["direction"])
-            flags.append(f"not a published setting, left out: {name}{f', {way}' if way else ''}")
+            name, direction = (
+                evaluation["protocol"].partition(":")[0],
+                DIRECTIONS.get(evaluation["direction"]),
+            )
+            flags.append(f"not a published setting, left out: {name}{f', {direction}' if direction else ''}")
     for evaluation in chosen.values():
         flags += _evaluation_flags(dataset["name"], evaluation)
     if dataset.get("generated"):
         flags.append("GENERATED data: not the published benchmark, comparable with none of these rows")
-    if one["selected_on"] == "test":
+    if run_facts["selected_on"] == "test":
         flags.append("selected on the test set")
     splits = facts.get("splits", 1)
     if dataset["name"] == "regdb" and splits < 10:
         flags.append(f"{splits} of RegDB's ten splits")
     figures = {key: (100 * e["mean"]["rank1"], 100 * e["mean"]["mAP"]) for key, e in chosen.items()}
-    weights = one.get("digest") or (f"{one['run']} step {one.get('step')}" if "run" in one else "")
+    weights = run_facts.get("digest") or (
+        f"{run_facts['run']} step {run_facts.get('step')}" if "run" in run_facts else ""
+    )
     model = (str(weights), str(dataset.get("root")), str(splits)) if weights else ()
     return ComparisonRow(run, "this run", figures, tuple(dict.fromkeys(flags)), model)
 
@@ -178,7 +189,7 @@ def _evaluation_flags(dataset: str, evaluation: dict[str, Any]) -> list[str]:
 
 
 def _settings(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """The protocol's settings by name; fmcnet 0.1.0 wrote them into the protocol's sentence only."""
+    """The protocol's settings by name; fmcnet 0.1.0 wrote them only into the protocol's text."""
     if "settings" in evaluation:
         return dict(evaluation["settings"])
     name, _, rules = evaluation["protocol"].partition(":")
@@ -194,7 +205,7 @@ def _settings(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _closeness(evaluation: dict[str, Any]) -> tuple[bool, ...]:
-    """Of several evaluations for one column the largest counts: plain, official draw, paper's reading, all trials."""
+    """Sort key; the largest of a column counts: plain, official draw, the paper's reading, all trials."""
     settings = _settings(evaluation)
     return (
         not evaluation.get("extras"),
@@ -204,7 +215,7 @@ def _closeness(evaluation: dict[str, Any]) -> tuple[bool, ...]:
     )
 
 
-def _key(dataset: str, evaluation: dict[str, Any]) -> str | None:
+def _published_column(dataset: str, evaluation: dict[str, Any]) -> str | None:
     """Which published column an evaluation belongs to."""
     direction, settings = evaluation["direction"], _settings(evaluation)
     if direction == "custom":
@@ -218,39 +229,39 @@ def _key(dataset: str, evaluation: dict[str, Any]) -> str | None:
     return f"llcm_{direction}" if dataset == "llcm" else None
 
 
-def _cells(row: ComparisonRow, shown: list[str]) -> list[str]:
-    values = (value for key in shown for value in row.figures.get(key, (None, None)))
+def _cells(row: ComparisonRow, columns: list[str]) -> list[str]:
+    values = (value for key in columns for value in row.figures.get(key, (None, None)))
     return ["-" if value is None else f"{value:.2f}" for value in values]
 
 
-def _markdown(rows: tuple[ComparisonRow, ...], shown: list[str]) -> str:
-    scores = [f"{COLUMNS[key]} {what}" for key in shown for what in ("R1", "mAP")]
-    cells = ([row.name, row.where, *_cells(row, shown), "; ".join(row.flags)] for row in rows)
+def _markdown(rows: tuple[ComparisonRow, ...], columns: list[str]) -> str:
+    scores = [f"{COLUMNS[key]} {metric}" for key in columns for metric in ("R1", "mAP")]
+    cells = ([row.name, row.where, *_cells(row, columns), "; ".join(row.flags)] for row in rows)
     return "\n".join([*markdown_table(["method", "where", *scores, "flags"], cells), SOURCE, ""])
 
 
-def _latex(rows: tuple[ComparisonRow, ...], shown: list[str]) -> str:
+def _latex(rows: tuple[ComparisonRow, ...], columns: list[str]) -> str:
     def safe(text: str) -> str:
         return "".join(f"\\{c}" if c in "_%&#$" else c for c in text)
 
-    lines = [f"% {SOURCE}", "\\begin{tabular}{ll" + "rr" * len(shown) + "}", "\\hline"]
-    titles = "".join(f" & \\multicolumn{{2}}{{c}}{{{safe(COLUMNS[key])}}}" for key in shown)
+    lines = [f"% {SOURCE}", "\\begin{tabular}{ll" + "rr" * len(columns) + "}", "\\hline"]
+    titles = "".join(f" & \\multicolumn{{2}}{{c}}{{{safe(COLUMNS[key])}}}" for key in columns)
     lines.append(f"method & where{titles} \\\\")
-    lines.append(" & " + " & R1 & mAP" * len(shown) + " \\\\\n\\hline")
+    lines.append(" & " + " & R1 & mAP" * len(columns) + " \\\\\n\\hline")
     for row in rows:
         mark = "$^*$" if row.flags else ""
-        lines.append(f"{safe(row.name)}{mark} & {safe(row.where)} & {' & '.join(_cells(row, shown))} \\\\")
+        lines.append(f"{safe(row.name)}{mark} & {safe(row.where)} & {' & '.join(_cells(row, columns))} \\\\")
     lines += ["\\hline", "\\end{tabular}"]
     lines += [f"% * {row.name}: {'; '.join(row.flags)}" for row in rows if row.flags]
     return "\n".join(lines) + "\n"
 
 
-def _csv(rows: tuple[ComparisonRow, ...], shown: list[str]) -> str:
+def _csv(rows: tuple[ComparisonRow, ...], columns: list[str]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    scores = [f"{key}_{what}" for key in shown for what in ("r1", "map")]
+    scores = [f"{key}_{metric}" for key in columns for metric in ("r1", "map")]
     writer.writerow(["method", "where", *scores, "flags"])
     for row in rows:
-        cells = (cell.replace("-", "") for cell in _cells(row, shown))
+        cells = (cell.replace("-", "") for cell in _cells(row, columns))
         writer.writerow([row.name, row.where, *cells, "; ".join(row.flags)])
     return stream.getvalue()

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 VARIANTS = ("base", "full")
 OWN = ("data", "base", "full", "base.log", "full.log", "report")
 LONGER = {"tiny": (), "small": ("training.epochs=10",)}
-"""Settings of the demo over the configuration: with 800 steps both trainings take nine minutes side by side."""
+"""Settings of the demo on top of the configuration: 800 steps, nine minutes for both trainings side by side."""
 
 
 def run_demo(
@@ -48,7 +48,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Run the whole path without data and without a GPU. The same call continues an interrupted demo.
 
-    Base and FMCNet train side by side, one process with one thread each: on a small CPU that is faster than one
+    Base and FMCNet train side by side, each in a process with one thread. On a small CPU that is faster than one
     after the other with two threads. Both have the same settings, seed, batches and number of steps.
 
     Args:
@@ -71,43 +71,46 @@ def run_demo(
     started = time.perf_counter()
     settings = [*LONGER[preset], *overrides, f"training.seed={seed}"]
     config = load_config(CONFIGS[preset], settings)  # faults are reported before any work
-    made = generate("sysu", preset, seed, out / "data", progress=not quiet)
+    summary = generate("sysu", preset, seed, out / "data", progress=not quiet)
     logger.info(
-        "%d images of %d identities in SYSU-MM01's layout: %s", made.images, made.identities, made.out
+        "%d images of %d identities in SYSU-MM01's layout: %s",
+        summary.images,
+        summary.identities,
+        summary.out,
     )
     table = read_dataset(out / "data")
     generated = time.perf_counter()
     progress = False if quiet else None
     runs = {variant: out / variant for variant in VARIANTS}
     unfinished = [variant for variant, run in runs.items() if not (run / CARD).is_file()]
-    with _trainings(unfinished, out, CONFIGS[preset], settings) as running:
-        _wait(running, out, total_steps(config, table), progress)
+    with _training_processes(unfinished, out, CONFIGS[preset], settings) as running:
+        _wait_for_trainings(running, out, total_steps(config, table), progress)
     seconds = {"generate": generated - started, "train": time.perf_counter() - generated}
     by_title = {TITLES[variant]: run for variant, run in runs.items()}
-    judged = {title: evaluate_model(run, table, progress=progress) for title, run in by_title.items()}
+    evaluated = {title: evaluate_model(run, table, progress=progress) for title, run in by_title.items()}
     extra = {"seed": seed, "preset": preset, "seconds": {k: round(v, 1) for k, v in seconds.items()}}
-    report = write_report(judged, by_title, out / "report", extra=extra)
+    report = write_report(evaluated, by_title, out / "report", extra=extra)
     result = {
         "report": str(report),
         "data": str(out / "data"),
         "runs": {title: str(run) for title, run in by_title.items()},
-        "figures": {title: one.evaluations[0].to_dict() for title, one in judged.items()},
+        "figures": {title: one.evaluations[0].to_dict() for title, one in evaluated.items()},
         "seconds": {**seconds, "all": time.perf_counter() - started},
     }
     if not quiet:
-        _show(judged, result)
+        _print_table(evaluated, result)
     return result
 
 
 @contextlib.contextmanager
-def _trainings(
+def _training_processes(
     variants: Sequence[str], out: Path, config: str, settings: Sequence[str]
 ) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """Train the variants in processes; whatever ends this block, each writes a checkpoint and ends."""
+    """Train each variant in a process. At the end of the block, or on an error, each writes a checkpoint and ends."""
     running: dict[str, subprocess.Popen[bytes]] = {}
-    before = None
+    previous_handler = None
     with contextlib.suppress(ValueError):  # outside the main thread
-        before = signal.signal(signal.SIGTERM, _interrupt)
+        previous_handler = signal.signal(signal.SIGTERM, _raise_interrupted)
     try:
         for variant in variants:
             command = [sys.executable, "-m", "fmcnet", "train", "--config", config, "--resume", "--json"]
@@ -125,18 +128,18 @@ def _trainings(
                 process.wait(timeout=30)
             except subprocess.TimeoutExpired:
                 process.kill()
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        if previous_handler is not None:
+            signal.signal(signal.SIGTERM, previous_handler)
 
 
-def _interrupt(*_: object) -> None:
+def _raise_interrupted(*_: object) -> None:
     raise Interrupted("terminated; the same command goes on", 143)
 
 
-def _wait(
+def _wait_for_trainings(
     running: Mapping[str, subprocess.Popen[bytes]], out: Path, steps: int, progress: bool | None
 ) -> None:
-    """Show one bar for all trainings until they end; raise with the end of the log when one fails."""
+    """Show one bar for all trainings until they end. If one fails, raise with the end of its log."""
     if not running:
         return
     names = " and ".join(TITLES[variant] for variant in running)
@@ -150,10 +153,12 @@ def _wait(
                 if process.poll():
                     log = (out / f"{variant}.log").read_text(errors="replace").strip().splitlines()
                     raise TrainingError(f"training {variant} failed: " + "\n".join(log[-3:]))
-            last = {variant: _last_step(out / variant) for variant in running}
-            note = ", ".join(f"{variant} loss {loss:.2f}" for variant, (step, loss) in last.items() if step)
-            bar.advance(note, sum(step for step, _ in last.values()) - done)
-            done = sum(step for step, _ in last.values())
+            last_steps = {variant: _last_step(out / variant) for variant in running}
+            note = ", ".join(
+                f"{variant} loss {loss:.2f}" for variant, (step, loss) in last_steps.items() if step
+            )
+            bar.advance(note, sum(step for step, _ in last_steps.values()) - done)
+            done = sum(step for step, _ in last_steps.values())
 
 
 def _last_step(run: Path) -> tuple[int, float]:
@@ -162,15 +167,15 @@ def _last_step(run: Path) -> tuple[int, float]:
     return (records[-1]["step"], records[-1]["loss"]) if records else (0, float("nan"))
 
 
-def _show(judged: dict[str, EvaluatedRun], result: dict[str, Any]) -> None:
-    first = next(iter(judged.values()))
+def _print_table(evaluated: dict[str, EvaluatedRun], result: dict[str, Any]) -> None:
+    first = next(iter(evaluated.values()))
     ids = len(set(first.table.select(modality=Modality.INFRARED).pid.tolist()))
     title = f"Infrared to visible, {ids} identities never seen in training, percent"
     table = RichTable(title=title, title_justify="left")
     for column in ("", *METRICS, "over chance"):
         table.add_column(column, justify="left" if not column else "right")
-    for title, one in judged.items():
-        mean, chance = one.evaluations[0].result.mean, one.evaluations[0].chance
+    for title, run in evaluated.items():
+        mean, chance = run.evaluations[0].result.mean, run.evaluations[0].chance
         scores = (f"{100 * mean[name]:.2f}" for name in METRICS)
         table.add_row(title, *scores, f"{mean['rank1'] / chance:.1f} x")
     console = Console()

@@ -38,7 +38,7 @@ from fmcnet.training.prepare import split_runs
 from fmcnet.types import NO_PID
 
 BATCH_AND_DISTANCE = ("batch", "distance")
-"""Evaluation settings that are no part of a protocol."""
+"""Evaluation settings that are not part of a protocol."""
 STAMP = "SELECTED ON THE TEST SET: optimistic, and comparable with no figure that is not."
 
 
@@ -52,7 +52,7 @@ class EvaluateResult:
         evaluations: by direction; trials of several splits are pooled.
         stamp: a warning that must stand beside the figures, or "".
         report: the path of report.md, None where none was written.
-        notes: what the dataset's reader left out or renamed, a sentence each.
+        notes: one sentence for each thing that the dataset's reader left out or renamed.
     """
 
     run: Path
@@ -67,7 +67,7 @@ class EvaluateResult:
         return {
             "run": str(self.run),
             "runs": [str(run) for run in self.runs],
-            "evaluations": [one.to_dict() for one in self.evaluations],
+            "evaluations": [evaluation.to_dict() for evaluation in self.evaluations],
             "stamp": self.stamp,
             "report": str(self.report) if self.report else None,
             "notes": list(self.notes),
@@ -99,7 +99,7 @@ def evaluate_run(
         rerank: k-reciprocal re-ranking.
         expand: average query expansion.
         out: where the report goes; None: `report` in the run's folder (none for a shipped model, as the package is
-            not written to).
+            read-only).
         report: whether to write one.
         device: where to embed: "auto", "cpu", "cuda", ...
         progress: show a bar; None: on a terminal only.
@@ -120,7 +120,7 @@ def evaluate_run(
     run = find_model(run)
     runs = _find_runs(run)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if not is_shipped(run):  # embeddings are not kept inside the package: rank 0 makes them
+        if not is_shipped(run):  # the package is read-only: rank 0 computes these embeddings
             _embed_together(runs, data, flip, device, progress)
         if int(os.environ["RANK"]):
             return EvaluateResult(run, runs, (), "", None)
@@ -128,20 +128,20 @@ def evaluate_run(
     options |= {"device": device, "progress": progress}
     parts: list[EvaluatedRun] = []
     notes: list[str] = []
-    for one in runs:
-        part, found = _evaluate_one(one, data, overrides, protocol, options)
+    for folder in runs:
+        part, run_notes = _evaluate_one(folder, data, overrides, protocol, options)
         parts.append(part)
-        notes += [note for note in found if note not in notes]
+        notes += [note for note in run_notes if note not in notes]
     stamp = STAMP if any(part.encoder.card.selected == "test" for part in parts) else ""
-    main = _pool(parts)
+    pooled = _pool(parts)
     if out is None and not is_shipped(run):
         out = run / "report"
-    written = None
+    report_path = None
     if out is not None and report:
-        title = TITLES[main.encoder.model.variant]
+        title = TITLES[pooled.encoder.model.variant]
         extra = {"splits": len(parts), "stamp": stamp} if len(parts) > 1 or stamp else {}
-        written = write_report({title: main}, {title: runs[-1]}, out, extra=extra, keep=True)
-    return EvaluateResult(run, runs, main.evaluations, stamp, written, tuple(notes))
+        report_path = write_report({title: pooled}, {title: runs[-1]}, out, extra=extra, keep=True)
+    return EvaluateResult(run, runs, pooled.evaluations, stamp, report_path, tuple(notes))
 
 
 def _setting_names(overrides: Sequence[str]) -> dict[str, str]:
@@ -165,9 +165,9 @@ def _find_runs(run: Path) -> tuple[Path, ...]:
         return (run,)
     if runs := split_runs(run):
         return tuple(runs)
-    if under_way := checkpoints(run):
+    if unfinished := checkpoints(run):
         raise CheckpointError(
-            f"{run} is not finished (it stopped at {under_way[-1].name}): train on with --resume"
+            f"{run} is not finished (it stopped at {unfinished[-1].name}): train on with --resume"
         )
     raise CheckpointError(f"{run} holds no finished run: give the --out folder of fmcnet train")
 
@@ -181,10 +181,10 @@ def _evaluate_one(
 ) -> tuple[EvaluatedRun, list[str]]:
     """Evaluate one run, with `options` of `evaluate_model`; the notes are sentences for the user."""
     card = read_card(run)
-    table = _read(data, card.config.data, unknown=protocol is not None)
+    table = _read_table(data, card.config.data, unknown=protocol is not None)
     if protocol is not None and card.data != fingerprint(table):
-        table = _whole(table, data)
-    settings = _settings(run, card, overrides)
+        table = _all_as_test(table, data)
+    settings = _run_settings(run, card, overrides)
     names = _setting_names(overrides)
     check_settings(table, names)
     notes = ["GENERATED data: these figures compare with no published one"] if is_generated(table) else []
@@ -204,66 +204,66 @@ def _evaluate_one(
         return evaluate_model(run, table, settings, **options), notes
 
 
-def _settings(run: Path, card: ModelCard, overrides: Sequence[str]) -> EvaluationConfig:
+def _run_settings(run: Path, card: ModelCard, overrides: Sequence[str]) -> EvaluationConfig:
     """The run's evaluation settings with the overrides."""
-    own = {"evaluation": card.config.evaluation.model_dump(mode="json")}
+    stored = {"evaluation": card.config.evaluation.model_dump(mode="json")}
     settings = load_config(
-        own, [f"evaluation.{item.removeprefix('evaluation.')}" for item in overrides]
+        stored, [f"evaluation.{item.removeprefix('evaluation.')}" for item in overrides]
     ).evaluation
     if is_shipped(run) and "direction" not in _setting_names(overrides):
-        # Made for several benchmarks: each has its own direction.
+        # It is for several benchmarks, each with its own direction.
         return settings.model_copy(update={"direction": "auto"})
     return settings
 
 
-def _read(data: str | Path, settings: DataConfig, *, unknown: bool) -> Table:
-    """The dataset; if `unknown`, also a CSV with rows of nobody known, which a protocol may name."""
+def _read_table(data: str | Path, settings: DataConfig, *, unknown: bool) -> Table:
+    """Read the dataset; with `unknown`, also a CSV with unknown identities, which a protocol may use."""
     try:
         return read_dataset(data, layout=settings.layout, trial=settings.split)
     except DataError:
-        found = None
+        table = None
         with contextlib.suppress(DataError):
-            found = read_dataset(data, layout=settings.layout, training=False) if unknown else None
-        if found is None or not (found.pid == NO_PID).any() or not all(map(Path.is_file, found.full_paths())):
+            table = read_dataset(data, layout=settings.layout, training=False) if unknown else None
+        if table is None or not (table.pid == NO_PID).any() or not all(map(Path.is_file, table.full_paths())):
             raise
-        return found
+        return table
 
 
-def _whole(table: Table, data: str | Path) -> Table:
-    """A CSV without splits that the model was not trained on: all of it is evaluated."""
+def _all_as_test(table: Table, data: str | Path) -> Table:
+    """The table; a CSV without splits with all rows as test rows, as the model was not trained on it."""
     if not any(note.startswith(HELD_OUT) for note in table.notes):
         return table
-    found = read_dataset(data, layout="csv", training=False)
+    all_rows = read_dataset(data, layout="csv", training=False)
     notes = (
-        *(note for note in found.notes if not note.startswith(HELD_OUT)),
+        *(note for note in all_rows.notes if not note.startswith(HELD_OUT)),
         f"{HELD_OUT}: all images are for test, as the model was not trained on this file",
     )
-    return replace(found, split=np.full(len(found), "test"), notes=notes)
+    return replace(all_rows, split=np.full(len(all_rows), "test"), notes=notes)
 
 
 def _pool(parts: Sequence[EvaluatedRun]) -> EvaluatedRun:
-    """The last run, with the trials of all runs in each of its evaluations."""
+    """The last run, with the trials of all runs pooled in each evaluation."""
     if len(parts) == 1:
         return parts[0]
     pooled = []
-    for several in zip(*(part.evaluations for part in parts), strict=True):
-        chance = sum(one.chance for one in several) / len(several)
-        pooled.append(replace(several[0], result=pool([one.result for one in several]), chance=chance))
+    for results in zip(*(part.evaluations for part in parts), strict=True):
+        chance = sum(result.chance for result in results) / len(results)
+        pooled.append(replace(results[0], result=pool([result.result for result in results]), chance=chance))
     return replace(parts[-1], evaluations=tuple(pooled))
 
 
 def _embed_together(
     runs: tuple[Path, ...], data: str | Path, flip: bool, device: str, progress: bool | None
 ) -> None:
-    """All processes fill the runs' stores of embeddings, which the evaluation then reads."""
+    """Compute the runs' embeddings on all processes and store them for the evaluation."""
     with distributed_context(device) as ctx:
-        for one in runs:
-            encoder = load(one, str(ctx.device))
+        for run in runs:
+            encoder = load(run, str(ctx.device))
             table = encoder.read_dataset(data).select(split="test")
-            batch, store = encoder.card.config.evaluation.batch, one / EMBEDDINGS
+            batch, store = encoder.card.config.evaluation.batch, run / EMBEDDINGS
             for mirror in (False, True) if flip else (False,):
-                kept = encoder.kept_at(table, mirror, store)
-                [missing] = agree([kept is None or not kept.is_file()], ctx)
+                embeddings_file = encoder.kept_at(table, mirror, store)
+                [missing] = agree([embeddings_file is None or not embeddings_file.is_file()], ctx)
                 if missing:
                     embed_shared(
                         encoder, table, ctx, batch_size=batch, flip=mirror, store=store, progress=progress

@@ -1,8 +1,8 @@
 """Shared, specific and generated features of test images, and statistics that quantify Figures 4 and 5.
 
 The paper shows maps. Each statistic has a value that follows from the claim: shared features of the modalities
-overlap, specific ones lie apart from them, generated ones coincide with the real ones. All of it is ours. Features
-are scaled to unit length first, as the cosine similarity does.
+overlap, specific ones lie apart from them, generated ones coincide with the real ones. The statistics are ours.
+Features have unit length, as for the cosine similarity.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Pair = tuple[Matrix, Matrix]
 
 Identities = tuple[IntArray, IntArray]
 SPLITS = 5
-"""Halvings of the identities that the linear probe is averaged over."""
+"""Number of random halvings of the identities for the linear probe."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def collect(
     Args:
         encoder: a trained model.
         table: test images of both modalities.
-        rows: positions of the wanted images; None: all.
-        batch: images at once.
+        rows: positions of the images; None: all.
+        batch: images per forward pass.
         progress: show a bar; None: on a terminal only.
 
     Raises:
@@ -71,16 +71,21 @@ def collect(
     halves: list[list[Matrix | None]] = []
     pids: list[IntArray] = []
     for modality in Modality:
-        half = rows[table.modality[rows] == modality.code]
-        if not len(half):
+        positions = rows[table.modality[rows] == modality.code]
+        if not len(positions):
             raise DataError(f"{table.root} has no {modality} test image")
         parts = []
-        for start in range(0, len(half), batch):
-            pixels = torch.from_numpy(np.ascontiguousarray(images[half[start : start + batch]]))
+        for start in range(0, len(positions), batch):
+            pixels = torch.from_numpy(np.ascontiguousarray(images[positions[start : start + batch]]))
             parts.append(encoder.model.features(pixels.permute(0, 3, 1, 2).to(encoder.device), modality))
-        kinds = zip(*parts, strict=True)
-        halves.append([None if one[0] is None else torch.cat(one).double().cpu().numpy() for one in kinds])
-        pids.append(table.pid[half])
+        feature_kinds = zip(*parts, strict=True)
+        halves.append(
+            [
+                None if batches[0] is None else torch.cat(batches).double().cpu().numpy()
+                for batches in feature_kinds
+            ]
+        )
+        pids.append(table.pid[positions])
     shared, specific, generated = (
         None if v is None or i is None else (v, i) for v, i in zip(*halves, strict=True)
     )
@@ -90,19 +95,19 @@ def collect(
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """What Figures 4 and 5 claim, as numbers; None where the model lacks what is measured.
+    """Figures 4 and 5 as numbers; None if the model lacks the features.
 
     Attributes:
         shared_specific: mean distance from a specific centre to the nearest shared centre of its modality, 0..2.
         specific_spread: mean distance from a specific centre to the farthest one of its modality, 0..2; (4) wants
             it smaller than `shared_specific`.
-        mixing: do visible and infrared shared features of one identity overlap? Share of features whose nearest
-            other feature of that identity is of the other modality, over what a blind draw gives: 1 mixed, 0 apart.
+        mixing: overlap of visible and infrared shared features of one identity. Share of features whose nearest
+            other feature of that identity is of the other modality, relative to chance: 1 mixed, 0 apart.
         cross_ratio: mean distance across the modalities over that within, of one identity's shared features; 1 mixed.
-        probe_shared, probe_specific: balanced accuracy of a linear probe that tells the modality, on identities that
-            it was not fitted on, 0..1; 0.5 is chance.
+        probe_shared, probe_specific: balanced accuracy of a linear probe that predicts the modality, on identities
+            that it was not fitted on, 0..1; 0.5 is chance.
         generated_rank: mean rank of the nearest real feature of the right identity among all real specific
-            features of that modality, as seen from a generated one; 1 is best. `generated_chance`: expected blindly.
+            features of that modality, by distance to a generated one; 1 is best. `generated_chance`: at random.
         generated_first: share of generated features at rank 1, 0..1.
         generated_distance: mean distance from a generated feature to its identity's real centre in that modality;
             `between_centers`: mean distance between two identities' real centres, to compare.
@@ -127,22 +132,24 @@ def measure(features: Features) -> FeatureStatistics:
     Raises:
         DataError: when fewer than four identities have both modalities.
     """
-    both = np.intersect1d(*features.pid)
-    if len(both) < 4:
-        raise DataError(f"only {len(both)} identities have both modalities: the probe needs at least 4")
-    keep_v, keep_i = (np.isin(pid, both) for pid in features.pid)
+    common_pids = np.intersect1d(*features.pid)
+    if len(common_pids) < 4:
+        raise DataError(
+            f"only {len(common_pids)} identities have both modalities: the probe needs at least 4"
+        )
+    keep_v, keep_i = (np.isin(pid, common_pids) for pid in features.pid)
     pid = features.pid[0][keep_v], features.pid[1][keep_i]
     shared, specific, generated = (
-        (unit(kind[0][keep_v]), unit(kind[1][keep_i])) if kind else None
-        for kind in (features.shared, features.specific, features.generated)
+        (unit(pair[0][keep_v]), unit(pair[1][keep_i])) if pair else None
+        for pair in (features.shared, features.specific, features.generated)
     )
     assert shared is not None
-    found: dict[str, float] = _overlap(shared, pid) | {"probe_shared": probe(shared, pid)}
+    statistics: dict[str, float] = _overlap(shared, pid) | {"probe_shared": probe(shared, pid)}
     if specific:
-        found |= _centre_distances(shared, specific, pid) | {"probe_specific": probe(specific, pid)}
+        statistics |= _centre_distances(shared, specific, pid) | {"probe_specific": probe(specific, pid)}
     if specific and generated:
-        found |= _generated_statistics(specific, generated, pid)
-    return FeatureStatistics(**found)
+        statistics |= _generated_statistics(specific, generated, pid)
+    return FeatureStatistics(**statistics)
 
 
 def unit(x: Matrix) -> Matrix:
@@ -157,8 +164,8 @@ def _centres(x: Matrix, pid: IntArray) -> Matrix:
 
 def _centre_distances(shared: Pair, specific: Pair, pid: Identities) -> dict[str, float]:
     nearest, widest = [], []
-    for sh, sp, who in zip(shared, specific, pid, strict=True):
-        c_sh, c_sp = _centres(sh, who), _centres(sp, who)
+    for sh, sp, pids in zip(shared, specific, pid, strict=True):
+        c_sh, c_sp = _centres(sh, pids), _centres(sp, pids)
         nearest.append(cdist(c_sp, c_sh).min(axis=1))
         widest.append(cdist(c_sp, c_sp).max(axis=1))
     return {"shared_specific": float(np.mean(nearest)), "specific_spread": float(np.mean(widest))}
@@ -168,26 +175,26 @@ def _overlap(shared: Pair, pid: Identities) -> dict[str, float]:
     """`mixing` and `cross_ratio`, means over identities."""
     mixing, ratios = [], []
     for p in np.unique(pid[0]):
-        v, i = (x[who == p] for x, who in zip(shared, pid, strict=True))
-        every, kind = np.concatenate([v, i]), np.repeat([0, 1], [len(v), len(i)])
-        gap = cdist(every, every)
-        np.fill_diagonal(gap, np.inf)
+        v, i = (x[pids == p] for x, pids in zip(shared, pid, strict=True))
+        features, modality = np.concatenate([v, i]), np.repeat([0, 1], [len(v), len(i)])
+        distances = cdist(features, features)
+        np.fill_diagonal(distances, np.inf)
         if len(v) + len(i) > 2:
-            other = kind[gap.argmin(axis=1)] != kind
-            blind = np.where(kind == 0, len(i), len(v)) / (len(every) - 1)
-            mixing.append(other.mean() / blind.mean())
-        within = gap[kind[:, None] == kind[None]]
-        inside = within[np.isfinite(within)]
-        if len(inside) and inside.mean() > 0:
-            ratios.append(gap[: len(v), len(v) :].mean() / inside.mean())
+            nearest_is_other = modality[distances.argmin(axis=1)] != modality
+            chance = np.where(modality == 0, len(i), len(v)) / (len(features) - 1)
+            mixing.append(nearest_is_other.mean() / chance.mean())
+        same_modality = distances[modality[:, None] == modality[None]]
+        finite = same_modality[np.isfinite(same_modality)]
+        if len(finite) and finite.mean() > 0:
+            ratios.append(distances[: len(v), len(v) :].mean() / finite.mean())
     means = (float(np.mean(x)) if x else float("nan") for x in (mixing, ratios))
     return dict(zip(("mixing", "cross_ratio"), means, strict=True))
 
 
 def probe(kinds: Pair, pid: Identities, splits: int = SPLITS) -> float:
-    """Balanced accuracy, 0..1, of a logistic regression that tells visible from infrared features.
+    """Balanced accuracy, 0..1, of a logistic regression that separates visible and infrared features.
 
-    It is fitted on half of the identities and asked about the other half, mean over `splits` random halvings.
+    It is fitted on half of the identities and tested on the other half; mean over `splits` random halvings.
 
     Args:
         kinds: features (N_m, D) of the visible and of the infrared images.
@@ -198,42 +205,42 @@ def probe(kinds: Pair, pid: Identities, splits: int = SPLITS) -> float:
         The balanced accuracy; 0.5 is chance.
     """
     linear = require("sklearn.linear_model", "plot")
-    x, who = np.concatenate(kinds), np.concatenate(pid)
+    x, pids = np.concatenate(kinds), np.concatenate(pid)
     y = np.repeat([0, 1], [len(kind) for kind in kinds])
-    people = np.unique(who)
-    found = []
+    identities = np.unique(pids)
+    accuracies = []
     for split in range(splits):
-        chosen = np.random.default_rng(split).permutation(people)[: len(people) // 2]
-        fit = np.isin(who, chosen)
-        # One scale for all dimensions: one a dimension would blow up those that only unseen identities use.
-        mean, std = x[fit].mean(axis=0), x[fit].std() + 1e-12
+        train_identities = np.random.default_rng(split).permutation(identities)[: len(identities) // 2]
+        train = np.isin(pids, train_identities)
+        # One scale for all dimensions: a scale per dimension would inflate those that only unseen identities use.
+        mean, std = x[train].mean(axis=0), x[train].std() + 1e-12
         model = linear.LogisticRegression(max_iter=500, class_weight="balanced")
-        model.fit((x[fit] - mean) / std, y[fit])
-        right = model.predict((x[~fit] - mean) / std) == y[~fit]
-        found.append(np.mean([right[y[~fit] == kind].mean() for kind in (0, 1)]))
-    return float(np.mean(found))
+        model.fit((x[train] - mean) / std, y[train])
+        correct = model.predict((x[~train] - mean) / std) == y[~train]
+        accuracies.append(np.mean([correct[y[~train] == kind].mean() for kind in (0, 1)]))
+    return float(np.mean(accuracies))
 
 
 def _generated_statistics(specific: Pair, generated: Pair, pid: Identities) -> dict[str, float]:
-    """Both directions: what is generated from images of one modality, against the real ones of the other."""
-    ranks, chances, gaps, between = [], [], [], []
+    """Both directions: features generated from one modality, against real ones of the other."""
+    ranks, chances, centre_distances, between = [], [], [], []
     for source, target in ((0, 1), (1, 0)):
         fake, real = generated[source], specific[target]
-        gap = cdist(fake, real)
-        own = pid[source][:, None] == pid[target][None]  # (N, M)
-        best = np.where(own, gap, np.inf).min(axis=1)
-        ranks.append(1 + ((gap <= best[:, None]) & ~own).sum(axis=1))
-        mine = own.sum(axis=1)
-        chances.append((len(real) + 1) / (mine + 1))  # the expected rank of the first of `mine` among all
-        centres, people = _centres(real, pid[target]), np.unique(pid[target])
-        at = np.searchsorted(people, pid[source])
-        gaps.append(np.linalg.norm(fake - centres[at], axis=1))
+        distances = cdist(fake, real)
+        same_identity = pid[source][:, None] == pid[target][None]  # (N, M)
+        nearest_match = np.where(same_identity, distances, np.inf).min(axis=1)
+        ranks.append(1 + ((distances <= nearest_match[:, None]) & ~same_identity).sum(axis=1))
+        matches = same_identity.sum(axis=1)
+        chances.append((len(real) + 1) / (matches + 1))  # expected rank of the first of `matches` among all
+        centres, identities = _centres(real, pid[target]), np.unique(pid[target])
+        index = np.searchsorted(identities, pid[source])
+        centre_distances.append(np.linalg.norm(fake - centres[index], axis=1))
         between.append(cdist(centres, centres)[~np.eye(len(centres), dtype=bool)])
     rank, chance = np.concatenate(ranks), np.concatenate(chances)
     return {
         "generated_rank": float(rank.mean()),
         "generated_chance": float(chance.mean()),
         "generated_first": float((rank == 1).mean()),
-        "generated_distance": float(np.concatenate(gaps).mean()),
+        "generated_distance": float(np.concatenate(centre_distances).mean()),
         "between_centers": float(np.concatenate(between).mean()),
     }

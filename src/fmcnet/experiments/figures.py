@@ -33,7 +33,7 @@ MAP_IDENTITIES, MAP_IMAGES = 16, 6
 """A map shows at most this many identities, and images of each in each modality."""
 
 NO_TERMS = {"step", "epoch", "rate", "loss", *MEASURED}
-"""What a training's log has beside the terms of the loss."""
+"""Keys of a training's log that are no loss terms."""
 
 Clouds = dict[tuple[str, int], NDArray[Any]]
 
@@ -88,20 +88,20 @@ def _plot_means(
     """Draw the moving mean of each named value against the step, and the validations' mAP on the right axis."""
     for number, name in enumerate(names):
         points = [(record["step"], record[name]) for record in steps if name in record]
-        at, values = np.array(points, dtype=float).T
+        positions, values = np.array(points, dtype=float).T
         window = max(1, len(values) // 40)
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-        style = "-" if number < 10 else "--"  # ten colours, then the same ones dashed
-        ax.plot(at[window - 1 :], smooth, style, label=name, color=f"C{number}", linewidth=1.4)
+        style = "-" if number < 10 else "--"  # ten colours, then the same dashed
+        ax.plot(positions[window - 1 :], smooth, style, label=name, color=f"C{number}", linewidth=1.4)
     if not names and not validated:
-        ax.axis("off")  # Base has no fusion and no compensation
+        ax.axis("off")  # as for Base, without fusion and compensation
         return
     handles, labels = ax.get_legend_handles_labels()
     if validated:
-        twin = ax.twinx()
-        measured = np.array([(record["validated_step"], 100 * record["mAP"]) for record in validated])
-        (line,) = twin.plot(*measured.T, "o--", color=INK, markersize=4)
-        twin.set(ylabel="mAP on validation identities, %", ylim=(0, None))
+        right_axis = ax.twinx()
+        validations = np.array([(record["validated_step"], 100 * record["mAP"]) for record in validated])
+        (line,) = right_axis.plot(*validations.T, "o--", color=INK, markersize=4)
+        right_axis.set(ylabel="mAP on validation identities, %", ylim=(0, None))
         handles, labels = [*handles, line], [*labels, "validation mAP (right axis)"]
     ax.set(xlabel="step", ylabel=label)
     ax.grid(alpha=0.25)
@@ -113,10 +113,10 @@ def cmc_curves(judged: dict[str, EvaluatedRun], path: Path) -> Path:
     figure, axes = new_axes(1, 1, (5.4, 4.4))
     ax = axes[0][0]
     lines = []
-    for title, one in judged.items():
-        result = one.evaluations[0].result
+    for title, run in judged.items():
+        result = run.evaluations[0].result
         lines.append((" + ".join([title, *result.extras]), result))
-        if result.plain is not None:  # never the extra without the plain figure
+        if result.plain is not None:  # scores with extras never stand without the plain ones
             lines.append((f"{title}, plain", result.plain))
     for number, (title, result) in enumerate(lines):
         length = min(50, *(len(trial.cmc) for trial in result.trials))
@@ -133,47 +133,51 @@ def cmc_curves(judged: dict[str, EvaluatedRun], path: Path) -> Path:
 
 
 def ranked_lists(judged: EvaluatedRun, path: Path) -> Path:
-    """Six queries and their ten best answers in the first trial; right ones framed green, wrong ones red.
+    """Six queries and their ten best answers in the first trial; correct ones framed green, wrong ones red.
 
-    The queries are drawn at random from those that have a match, one an identity: not the prettiest.
+    The queries are drawn at random from those that have a match, one per identity.
     """
-    one, table, distance = judged.evaluations[0], judged.table, judged.evaluations[0].result.distance
-    picked = _pick_queries(judged, one.protocol, 6)
-    lists = nearest(judged.embeddings, one.protocol, queries=picked, distance=distance, **role_masks(table))
+    evaluation, table, distance = judged.evaluations[0], judged.table, judged.evaluations[0].result.distance
+    query_rows = _pick_queries(judged, evaluation.protocol, 6)
+    lists = nearest(
+        judged.embeddings, evaluation.protocol, queries=query_rows, distance=distance, **role_masks(table)
+    )
     height = 1.62 * len(lists) + 0.3
     margins = {"left": 0.01, "right": 0.99, "bottom": 0.2 / height, "top": 1 - 0.25 / height}
-    room = {**margins, "wspace": 0.12, "hspace": 0.16}  # a layout of 66 axes takes as long as the rest
-    figure, axes = new_axes(len(lists), 11, (0.82 * 11, height), layout=None, gridspec_kw=room)
+    grid = {**margins, "wspace": 0.12, "hspace": 0.16}  # an automatic layout of 66 axes doubles the time
+    figure, axes = new_axes(len(lists), 11, (0.82 * 11, height), layout=None, gridspec_kw=grid)
     for ax, title in zip(axes[0], ("query", *range(1, 11)), strict=True):
         ax.set_title(title, fontsize=9)
-    for line, row, answers in zip(axes, picked, lists, strict=True):
-        _show(line[0], table, row, f"pid {table.pid_name(int(table.pid[row]))} cam {table.camid[row]}", INK)
-        found = zip(answers.gallery.tolist(), answers.similarity, answers.correct, strict=True)
-        for ax, (place, similarity, correct) in zip(line[1:], found, strict=False):
-            _show(ax, table, place, f"{similarity:.2f}", RIGHT if correct else WRONG)
+    for line, row, answers in zip(axes, query_rows, lists, strict=True):
+        _show_image(
+            line[0], table, row, f"pid {table.pid_name(int(table.pid[row]))} cam {table.camid[row]}", INK
+        )
+        hits = zip(answers.gallery.tolist(), answers.similarity, answers.correct, strict=True)
+        for ax, (gallery_row, similarity, correct) in zip(line[1:], hits, strict=False):
+            _show_image(ax, table, gallery_row, f"{similarity:.2f}", RIGHT if correct else WRONG)
         for ax in line[1 + len(answers.gallery) :]:
             ax.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
-    make_private(path)  # it shows persons
+    make_private(path)  # it shows people
     return write_png(figure, path)
 
 
 def _pick_queries(judged: EvaluatedRun, protocol: Protocol, count: int) -> list[int]:
-    """Rows of queries drawn at random that have a true match in the first trial, one an identity."""
+    """Rows of queries drawn at random that have a true match in the first trial, one per identity."""
     embeddings = judged.embeddings
     pid = embeddings.pid
     query, gallery = protocol.trials(embeddings, **role_masks(judged.table))[0]
-    picked: list[int] = []
+    rows: list[int] = []
     for row in np.random.default_rng(0).permutation(query).tolist():
-        if len(picked) == count:
+        if len(rows) == count:
             break
         hidden = protocol.skip.hidden(embeddings, row, gallery)
-        if pid[row] not in pid[picked] and ((pid[gallery] == pid[row]) & ~hidden).any():
-            picked.append(row)
-    return picked
+        if pid[row] not in pid[rows] and ((pid[gallery] == pid[row]) & ~hidden).any():
+            rows.append(row)
+    return rows
 
 
-def _show(ax: Any, table: Table, row: int, caption: str, colour: str) -> None:
+def _show_image(ax: Any, table: Table, row: int, caption: str, colour: str) -> None:
     ax.imshow(load_image(table.full_path(row)), aspect="auto")
     ax.set(xticks=[], yticks=[])
     ax.set_xlabel(caption, fontsize=6.5, labelpad=2)
@@ -182,7 +186,7 @@ def _show(ax: Any, table: Table, row: int, caption: str, colour: str) -> None:
 
 
 def similarity_histogram(result: Verification, path: Path) -> Path:
-    """Similarities of a query and a gallery image, of one identity and of two."""
+    """Histogram of query-gallery similarities: same identity against different identities."""
     figure, axes = new_axes(1, 1, (5.2, 3.6))
     ax = axes[0][0]
     width = np.diff(result.edges)
@@ -193,9 +197,9 @@ def similarity_histogram(result: Verification, path: Path) -> Path:
         density = counts / max(1, counts.sum()) / width
         ax.stairs(density, result.edges, fill=True, alpha=0.45, color=colour, label=name)
     if at_one_percent := result.true_match_rates[0.01]:
-        found, threshold = at_one_percent
+        true_match_rate, threshold = at_one_percent
         ax.axvline(threshold, color=INK, linestyle=":", linewidth=1)
-        title = f"AUC {result.auc:.3f}; {100 * found:.1f} % of true pairs pass at 1 % false ones"
+        title = f"AUC {result.auc:.3f}; {100 * true_match_rate:.1f} % of true pairs pass at 1 % false ones"
         ax.set_title(title, fontsize=9)
     ax.set(xlabel=f"similarity of query and gallery ({result.distance})", ylabel="density")
     ax.legend(fontsize=8)
@@ -217,14 +221,14 @@ def feature_map(encoder: Encoder, table: Table, path: Path) -> Path | None:
         The path; None where the model has no specific branch, or no identity is seen in both modalities.
     """
     infrared = table.modality == Modality.INFRARED.code
-    both = np.intersect1d(table.pid[infrared], table.pid[~infrared])[:MAP_IDENTITIES]
-    if not len(both) or not encoder.model.decomposition.has_specific:
+    common_pids = np.intersect1d(table.pid[infrared], table.pid[~infrared])[:MAP_IDENTITIES]
+    if not len(common_pids) or not encoder.model.decomposition.has_specific:
         return None
-    rows = [_first_images(np.where(half, table.pid, -1), both) for half in (infrared, ~infrared)]
+    rows = [_first_images(np.where(mask, table.pid, -1), common_pids) for mask in (infrared, ~infrared)]
     features = collect(encoder, table, np.concatenate(rows), progress=False)
     points = _tsne(_clouds(features))
     figure, axes = new_axes(1, 2, (10.4, 5.0), sharex=True, sharey=True)
-    real = {key: at for key, at in points.items() if key[0] != "generated"}
+    real = {key: positions for key, positions in points.items() if key[0] != "generated"}
     _scatter(axes[0][0], "shared and specific (the paper's Fig. 4)", real)
     _scatter(axes[0][1], "with generated (the paper's Fig. 5)", points)
     figure.legend(*axes[0][1].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
@@ -233,8 +237,10 @@ def feature_map(encoder: Encoder, table: Table, path: Path) -> Path | None:
 
 def figure4(features: dict[str, Features], path: Path) -> Path:
     """Draw a t-SNE map of shared and specific features for each model (the paper's Fig. 4)."""
-    panels = {title: _clouds(replace(one, generated=None)) for title, one in features.items()}
-    return _maps(panels, path)
+    panels = {
+        title: _clouds(replace(model_features, generated=None)) for title, model_features in features.items()
+    }
+    return _draw_maps(panels, path)
 
 
 def figure5(features: Features, path: Path) -> Path:
@@ -245,7 +251,7 @@ def figure5(features: Features, path: Path) -> Path:
     for target, title in titles.items():
         shown = ("shared", 1 - target), ("specific", target), ("generated", target)
         panels[title] = {key: clouds[key] for key in shown}
-    return _maps(panels, path)
+    return _draw_maps(panels, path)
 
 
 def _clouds(features: Features) -> Clouds:
@@ -262,7 +268,7 @@ def _clouds(features: Features) -> Clouds:
 
 def _first_images(pid: IntArray, identities: IntArray) -> IntArray:
     """Rows of the first `MAP_IMAGES` images of each identity."""
-    return np.concatenate([np.flatnonzero(pid == one)[:MAP_IMAGES] for one in identities])
+    return np.concatenate([np.flatnonzero(pid == identity)[:MAP_IMAGES] for identity in identities])
 
 
 def _tsne(clouds: Clouds) -> Clouds:
@@ -275,9 +281,9 @@ def _tsne(clouds: Clouds) -> Clouds:
 
 
 def _scatter(ax: Any, title: str, points: Clouds) -> None:
-    for (kind, modality), at in points.items():
+    for (kind, modality), positions in points.items():
         ax.scatter(
-            *at.T,
+            *positions.T,
             s=16,
             marker="o^"[modality],
             facecolors="none" if modality else COLOURS[kind],
@@ -288,7 +294,7 @@ def _scatter(ax: Any, title: str, points: Clouds) -> None:
     ax.set(title=title, xticks=[], yticks=[])
 
 
-def _maps(panels: dict[str, Clouds], path: Path) -> Path:
+def _draw_maps(panels: dict[str, Clouds], path: Path) -> Path:
     figure, axes = new_axes(1, len(panels), (5.2 * len(panels), 5.0))
     for ax, (title, clouds) in zip(axes[0], panels.items(), strict=True):
         _scatter(ax, title, _tsne(clouds))
@@ -330,12 +336,12 @@ def pairs_picture(study: dict[str, Any], path: Path) -> Path:
     figure, axes = new_axes(1, 1, (8.4, 0.36 * len(pairs) + 1.2))
     ax = axes[0][0]
     for line, pair in enumerate(pairs):
-        one = pair["mAP"]
+        difference = pair["mAP"]
         colour = INK
-        if one["clear"] and one["enough"]:
-            colour = RIGHT if one["low"] > 0 else WRONG
-        ax.plot([one["low"], one["high"]], [line, line], color=colour)
-        ax.plot(one["mean"], line, "o", color=colour)
+        if difference["clear"] and difference["enough"]:
+            colour = RIGHT if difference["low"] > 0 else WRONG
+        ax.plot([difference["low"], difference["high"]], [line, line], color=colour)
+        ax.plot(difference["mean"], line, "o", color=colour)
     ax.axvline(0, color=INK, linestyle=":", linewidth=1)
     labels = [f"{pair['title']} ({pair['direction']})" for pair in pairs]
     ax.set(xlabel="mAP difference, points, 95 %", yticks=range(len(pairs)), yticklabels=labels)
@@ -347,7 +353,7 @@ def pairs_picture(study: dict[str, Any], path: Path) -> Path:
 
 
 def fusion_picture(records: dict[str, list[dict[str, Any]]], path: Path) -> Path | None:
-    """w1 and w2 over training, a line a run; None where the logs do not hold them."""
+    """w1 and w2 over training, one line per run; None if the logs lack them."""
     logged = {name: [r for r in rows if "w1" in r and "w2" in r] for name, rows in records.items()}
     if not any(logged.values()):
         return None

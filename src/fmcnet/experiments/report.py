@@ -1,4 +1,4 @@
-"""The report folder: what was measured, how, and pictures of it."""
+"""The report folder: scores, protocols and figures."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def write_report(
     Pictures are drawn where matplotlib and scikit-learn (fmcnet[plot]) are installed.
 
     Args:
-        judged: embeddings and evaluations by title; the last is the one that ranked lists and maps are of.
+        judged: embeddings and evaluations by title; ranked lists and maps show the last one.
         runs: run folder by title, for training curves.
         out: the folder.
         extra: facts for both files (dataset, seeds, timings).
@@ -62,37 +62,41 @@ def write_report(
         pictures = {title: path.relative_to(out).as_posix() for title, path in drawn}
     else:
         logger.warning("no pictures in the report: pip install 'fmcnet[plot]' brings what draws them")
-    facts = _facts(judged, runs, extra or {})
+    facts = _report_facts(judged, runs, extra or {})
     if keep:
-        _keep_others(facts, out / "report.json")
+        _keep_other_protocols(facts, out / "report.json")
     facts["verification"] = verified.to_dict() if verified else None
     write_json(out / "report.json", {**facts, "figures": pictures})
-    return write_text(out / "report.md", _page(facts, pictures, _across(main)))
+    return write_text(out / "report.md", _page(facts, pictures, _across_modalities(main)))
 
 
-def _keep_others(facts: dict[str, Any], path: Path) -> None:
-    """Add to `facts` what an earlier report of the same models and data says of other protocols."""
+def _keep_other_protocols(facts: dict[str, Any], path: Path) -> None:
+    """Add to `facts` the evaluations by other protocols in an earlier report of the same models and data."""
     try:
         earlier = read_json(path)
         same = earlier["dataset"] == facts["dataset"] and earlier.get("splits") == facts.get("splits")
-        kept = {title: run for title, run in earlier["runs"].items() if same}
+        earlier_runs = {title: run for title, run in earlier["runs"].items() if same}
         for title, run in facts["runs"].items():
-            if kept.get(title, {}).get("digest") == run["digest"]:
-                new = [_key(one) for one in run["evaluations"]]
-                run["evaluations"] += [one for one in kept[title]["evaluations"] if _key(one) not in new]
+            if earlier_runs.get(title, {}).get("digest") == run["digest"]:
+                new_keys = [_evaluation_key(evaluation) for evaluation in run["evaluations"]]
+                run["evaluations"] += [
+                    evaluation
+                    for evaluation in earlier_runs[title]["evaluations"]
+                    if _evaluation_key(evaluation) not in new_keys
+                ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return  # no report, or a damaged one, which is written anew
+        return  # no report, or a damaged one, which is replaced
 
 
-def _key(evaluation: dict[str, Any]) -> tuple[str, ...]:
-    """What tells evaluations of one model on one dataset apart: protocol, distance, extras."""
+def _evaluation_key(evaluation: dict[str, Any]) -> tuple[str, ...]:
+    """Key of an evaluation of one model on one dataset: protocol, distance, extras."""
     return evaluation["protocol"], evaluation["distance"], *evaluation.get("extras", ())
 
 
 def _draw(
     judged: dict[str, EvaluatedRun], runs: dict[str, Path], verified: Verification | None, out: Path
 ) -> dict[str, Path]:
-    """All figures by title; those that the data do not allow are left out."""
+    """All figures by title, without those that the data do not allow."""
     main = list(judged.values())[-1]
     ranked = "Ranked lists (green: right, red: wrong; first trial, plain ranking, queries drawn at random)"
     drawn = {
@@ -101,7 +105,7 @@ def _draw(
         ranked: figures.ranked_lists(main, out / "ranked.png"),
     }
     if verified is not None:
-        title = f"Similarity of pairs{_across(main)}"
+        title = f"Similarity of pairs{_across_modalities(main)}"
         drawn[title] = figures.similarity_histogram(verified, out / "similarity.png")
     if path := figures.feature_map(main.encoder, main.table, out / "features.png"):
         drawn["Feature maps, test identities"] = path
@@ -109,7 +113,7 @@ def _draw(
 
 
 def _verification(judged: EvaluatedRun) -> Verification | None:
-    """Is this the same person? Rates of the first direction; None where no false pairs exist."""
+    """Verification rates of the first direction; None if there are no false pairs."""
     first, masks = judged.evaluations[0], role_masks(judged.table)
     try:
         return verification(judged.embeddings, first.protocol, distance=first.result.distance, **masks)
@@ -118,13 +122,18 @@ def _verification(judged: EvaluatedRun) -> Verification | None:
         return None
 
 
-def _across(judged: EvaluatedRun) -> str:
-    """In words, whether the first protocol compares the modalities."""
-    kinds = {judged.evaluations[0].protocol.query.modality, judged.evaluations[0].protocol.gallery.modality}
-    return " across the modalities" if kinds == set(Modality) else ""
+def _across_modalities(judged: EvaluatedRun) -> str:
+    """The words " across the modalities" if the first protocol compares them, otherwise ""."""
+    modalities = {
+        judged.evaluations[0].protocol.query.modality,
+        judged.evaluations[0].protocol.gallery.modality,
+    }
+    return " across the modalities" if modalities == set(Modality) else ""
 
 
-def _facts(judged: dict[str, EvaluatedRun], runs: dict[str, Path], extra: dict[str, Any]) -> dict[str, Any]:
+def _report_facts(
+    judged: dict[str, EvaluatedRun], runs: dict[str, Path], extra: dict[str, Any]
+) -> dict[str, Any]:
     table = list(judged.values())[-1].table
     return {
         "dataset": {
@@ -139,15 +148,15 @@ def _facts(judged: dict[str, EvaluatedRun], runs: dict[str, Path], extra: dict[s
         "runs": {
             title: {
                 "run": str(runs[title]),
-                "variant": one.encoder.model.variant,
-                "seed": one.encoder.card.config.training.seed,
-                "step": one.encoder.card.step,
-                "selected_on": one.encoder.card.selected,
-                "digest": one.encoder.digest,
-                "parameters": sum(p.numel() for p in one.encoder.model.parameters()),
-                "evaluations": [evaluation.to_dict() for evaluation in one.evaluations],
+                "variant": evaluated.encoder.model.variant,
+                "seed": evaluated.encoder.card.config.training.seed,
+                "step": evaluated.encoder.card.step,
+                "selected_on": evaluated.encoder.card.selected,
+                "digest": evaluated.encoder.digest,
+                "parameters": sum(p.numel() for p in evaluated.encoder.model.parameters()),
+                "evaluations": [evaluation.to_dict() for evaluation in evaluated.evaluations],
             }
-            for title, one in judged.items()
+            for title, evaluated in judged.items()
         },
         **extra,
     }
@@ -163,11 +172,15 @@ def _page(facts: dict[str, Any], pictures: dict[str, str], across: str) -> str:
         f"{data['visible']} visible and {data['infrared']} infrared images.",
         "",
     ]
-    found = [(title, one) for title, run in facts["runs"].items() for one in run["evaluations"]]
-    for protocol in dict.fromkeys(one["protocol"] for _, one in found):
-        rows = [(title, one) for title, one in found if one["protocol"] == protocol]
-        if len({one["distance"] for _, one in rows}) > 1:
-            rows = [(f"{title}, {one['distance']}", one) for title, one in rows]
+    evaluations = [
+        (title, evaluation) for title, run in facts["runs"].items() for evaluation in run["evaluations"]
+    ]
+    for protocol in dict.fromkeys(evaluation["protocol"] for _, evaluation in evaluations):
+        rows = [
+            (title, evaluation) for title, evaluation in evaluations if evaluation["protocol"] == protocol
+        ]
+        if len({evaluation["distance"] for _, evaluation in rows}) > 1:
+            rows = [(f"{title}, {evaluation['distance']}", evaluation) for title, evaluation in rows]
         name = protocol.partition(":")[0]
         direction = DIRECTIONS.get(rows[0][1]["direction"])
         head = f"{direction.capitalize()}: {name}" if direction else name.capitalize()
@@ -185,7 +198,10 @@ def _page(facts: dict[str, Any], pictures: dict[str, str], across: str) -> str:
     lines += ["Versions: " + ", ".join(f"{name} {number}" for name, number in facts["versions"].items()), ""]
     for key, value in facts.items():
         if key == "seconds":
-            lines += ["Seconds: " + ", ".join(f"{what} {took:.0f}" for what, took in value.items()), ""]
+            lines += [
+                "Seconds: " + ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in value.items()),
+                "",
+            ]
         elif isinstance(value, (str, int, float)):
             lines += [f"{key.replace('_', ' ')}: {value}", ""]
     for title, path in pictures.items():
@@ -197,10 +213,10 @@ def _verification_lines(title: str, verified: dict[str, Any] | None, across: str
     if not verified:
         return []
     rows = []
-    for rate, found in verified["true_match_rate"].items():
+    for rate, match_rate in verified["true_match_rate"].items():
         cells = ("too few false pairs", "-")
-        if found:
-            cells = (f"{100 * found['rate']:.2f} %", f"{found['threshold']:.3f}")
+        if match_rate:
+            cells = (f"{100 * match_rate['rate']:.2f} %", f"{match_rate['threshold']:.3f}")
         rows.append((f"{100 * float(rate):g} %", *cells))
     return [
         "## Same person or not",
@@ -213,16 +229,19 @@ def _verification_lines(title: str, verified: dict[str, Any] | None, across: str
 
 
 def _scores_table(evaluations: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Scores in percent, mean and deviation over trials. Extras never stand without the plain scores."""
+    """Scores in percent, mean and deviation over trials. Scores with extras stand beside the plain ones."""
     rows = []
-    for title, one in evaluations:
-        results = {title: one}
-        if "plain" in one:
-            results = {f"{title}, plain": one["plain"], f"{title} + {' + '.join(one['extras'])}": one}
-        chance = one["chance_rank1"]
+    for title, evaluation in evaluations:
+        results = {title: evaluation}
+        if "plain" in evaluation:
+            results = {
+                f"{title}, plain": evaluation["plain"],
+                f"{title} + {' + '.join(evaluation['extras'])}": evaluation,
+            }
+        chance = evaluation["chance_rank1"]
         for name, result in results.items():
             mean, std = result["mean"], result["std"]
             cells = [f"{100 * mean[metric]:.2f} ± {100 * std[metric]:.2f}" for metric in METRICS]
-            times = mean["rank1"] / chance if chance else float("nan")
-            rows.append([name, *cells, f"{times:.1f} x ({100 * chance:.2f} %)"])
+            over_chance = mean["rank1"] / chance if chance else float("nan")
+            rows.append([name, *cells, f"{over_chance:.1f} x ({100 * chance:.2f} %)"])
     return markdown_table(("", *METRICS, "Rank-1 over chance"), rows)

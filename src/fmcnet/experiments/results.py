@@ -1,7 +1,7 @@
 """Results of a study: figures by row, paired differences with bootstrap intervals, the order of the rows.
 
-Two methods answer the same queries in the same gallery draws, so each query gives a difference, and what makes a
-query hard cancels. Training seeds and queries are drawn again with replacement, 2,000 times. The interval holds the
+Two methods answer the same queries in the same gallery draws, so each query gives a difference, and its difficulty
+cancels. Training seeds and queries are resampled with replacement, 2,000 times. The interval holds the
 middle 95 percent of the means (percentile bootstrap, Efron and Tibshirani 1993, chapter 13; over two crossed
 factors as Owen, "The pigeonhole bootstrap", 2007). With three seeds, one draw in nine takes the same seed three
 times: an interval from few seeds is coarse, and wider than queries alone would give.
@@ -21,7 +21,7 @@ from fmcnet.experiments.rows import DIRECTIONS, Study, TableRow
 from fmcnet.experiments.runs import StudyRun
 
 COMPARED = {"rank1": ("Rank-1", "hit"), "mAP": ("mAP", "ap")}
-"""Metrics that are compared in pairs: title, and the column of `queries.npz` that each is the mean of."""
+"""Metrics that are compared in pairs: title, and the column of `queries.npz` with its value for each query."""
 
 Runs = Mapping[tuple[str, int], StudyRun]
 """Runs by (row's key, seed)."""
@@ -29,14 +29,14 @@ Runs = Mapping[tuple[str, int], StudyRun]
 DRAWS = 2000
 LEVEL = 0.95
 FEWEST = 3
-"""Seeds below which an interval says nothing about seeds, whatever it holds."""
+"""Fewest seeds for a statement about seeds."""
 
 Differences = Sequence[NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A mean difference and its interval, in the unit of what was compared.
+    """A mean difference and its interval, in the unit of the compared values.
 
     Attributes:
         mean: over seeds of the mean over queries.
@@ -58,12 +58,12 @@ class PairedDifference:
         return self.low > 0 or self.high < 0
 
     def to_dict(self) -> dict[str, float]:
-        """For JSON; "enough": whether there are `FEWEST` seeds, without which "clear" is of these runs alone."""
+        """For JSON; "enough": whether there are `FEWEST` seeds. Otherwise "clear" holds for these runs only."""
         return {**asdict(self), "clear": self.clear, "enough": self.seeds >= FEWEST}
 
 
 def too_few(seeds: int) -> str:
-    """What to say beside figures of so many training seeds; "" where there are enough."""
+    """Warning for figures of few training seeds; "" if there are enough."""
     if seeds >= FEWEST:
         return ""
     return f"{seeds} training seed{'' if seeds == 1 else 's'}: nothing can be concluded about seeds"
@@ -75,7 +75,7 @@ def paired_interval(
     """The mean difference between two methods and its bootstrap interval.
 
     Args:
-        differences: for each training seed (Q_s,) differences, one a query, in the same order of queries.
+        differences: for each training seed (Q_s,) differences, one per query, in the same order of queries.
         crossed: all seeds have the same queries (one test set), which are then drawn once for all seeds; False:
             each seed has queries of its own (another test set), drawn for each.
         draws: number of bootstrap draws; they are the same in each call.
@@ -84,42 +84,44 @@ def paired_interval(
         The mean difference with its 95 percent interval.
 
     Raises:
-        ProtocolError: when there is nothing to compare, or crossed seeds differ in their number of queries.
+        ProtocolError: without seeds or queries, or when crossed seeds differ in their number of queries.
     """
-    counts = [len(one) for one in differences]
-    if not counts or min(counts) == 0:
+    query_counts = [len(seed_differences) for seed_differences in differences]
+    if not query_counts or min(query_counts) == 0:
         raise ProtocolError("nothing to compare: no seed, or a seed without queries")
-    if crossed and len(set(counts)) > 1:
-        raise ProtocolError(f"the seeds have different numbers of queries ({counts}): not one test set")
+    if crossed and len(set(query_counts)) > 1:
+        raise ProtocolError(f"the seeds have different numbers of queries ({query_counts}): not one test set")
     rng = np.random.default_rng(0)
-    means = _crossed(differences, draws, rng) if crossed else _nested(differences, draws, rng)
+    means = _crossed_means(differences, draws, rng) if crossed else _nested_means(differences, draws, rng)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, 1 - (1 - LEVEL) / 2])
-    mean = float(np.mean([one.mean() for one in differences]))
-    return PairedDifference(mean, float(low), float(high), len(counts), min(counts))
+    mean = float(np.mean([seed_differences.mean() for seed_differences in differences]))
+    return PairedDifference(mean, float(low), float(high), len(query_counts), min(query_counts))
 
 
-def _times(draws: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """(draws, count): how often each of `count` things is taken in `count` takings with replacement."""
+def _draw_counts(draws: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(draws, count): how often each of `count` items is drawn in `count` draws with replacement."""
     return rng.multinomial(count, np.full(count, 1 / count), size=draws)
 
 
-def _crossed(differences: Differences, draws: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def _crossed_means(differences: Differences, draws: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """(draws,) means; seeds and queries drawn independently of each other."""
     table = np.stack(differences)  # (S, Q)
-    seeds = _times(draws, table.shape[0], rng)
-    queries = _times(draws, table.shape[1], rng)
+    seeds = _draw_counts(draws, table.shape[0], rng)
+    queries = _draw_counts(draws, table.shape[1], rng)
     return np.asarray(((seeds @ table) * queries).sum(axis=1) / table.size)
 
 
-def _nested(differences: Differences, draws: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def _nested_means(differences: Differences, draws: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """(draws,) means; each drawn seed has its own queries drawn."""
     count = len(differences)
-    picked = rng.integers(count, size=(draws, count))  # which seed stands in each place
+    drawn_seeds = rng.integers(count, size=(draws, count))  # the seed at each position
     means = np.zeros((draws, count))
-    for place in range(count):
-        for s, one in enumerate(differences):
-            rows = np.flatnonzero(picked[:, place] == s)
-            means[rows, place] = _times(len(rows), len(one), rng) @ one / len(one)
+    for position in range(count):
+        for s, seed_differences in enumerate(differences):
+            rows = np.flatnonzero(drawn_seeds[:, position] == s)
+            means[rows, position] = (
+                _draw_counts(len(rows), len(seed_differences), rng) @ seed_differences / len(seed_differences)
+            )
     return np.asarray(means.mean(axis=1))
 
 
@@ -133,18 +135,18 @@ def study_facts(study: Study, runs: Runs, seeds: Sequence[int], *, crossed: bool
         crossed: all seeds have one test set.
     """
     wanted = [(row.key, seed) for row in study.rows for seed in seeds]
-    done = {key: runs[key] for key in wanted if runs[key].result() is not None}
+    finished = {key: runs[key] for key in wanted if runs[key].result() is not None}
     pairs = []
     for row, other in study.pairs:
         for direction in DIRECTIONS:
-            pair = _compare(study.row(row), study.row(other), direction, done, seeds, crossed)
+            pair = _compare(study.row(row), study.row(other), direction, finished, seeds, crossed)
             if pair is not None:
                 pairs.append(pair)
     return {
         "name": study.name,
         "title": study.title,
         "maps": study.maps,
-        "rows": [_row_facts(row, done, seeds) for row in study.rows],
+        "rows": [_row_facts(row, finished, seeds) for row in study.rows],
         "pairs": pairs,
         "order": [sentence for pair in pairs if (sentence := order_of(study, pair))],
     }
@@ -154,14 +156,16 @@ def _row_facts(row: TableRow, done: Runs, seeds: Sequence[int]) -> dict[str, Any
     results = {seed: done[row.key, seed].result() or {} for seed in seeds if (row.key, seed) in done}
     figures: dict[str, Any] = {}
     for direction in DIRECTIONS:
-        each = [e for r in results.values() for e in r["evaluations"] if e["direction"] == direction]
-        if each:
+        evaluations = [e for r in results.values() for e in r["evaluations"] if e["direction"] == direction]
+        if evaluations:
             figures[direction] = {
-                "protocol": each[0]["protocol"],
-                "chance_rank1": 100 * float(np.mean([e["chance_rank1"] for e in each])),
+                "protocol": evaluations[0]["protocol"],
+                "chance_rank1": 100 * float(np.mean([e["chance_rank1"] for e in evaluations])),
             }
             for metric in ("rank1", "rank10", "mAP", "mINP"):
-                figures[direction][metric] = spread_of([100 * one["mean"][metric] for one in each])
+                figures[direction][metric] = spread_of(
+                    [100 * evaluation["mean"][metric] for evaluation in evaluations]
+                )
     return {
         "key": row.key,
         "title": row.title,
@@ -188,15 +192,15 @@ def _compare(
     row: TableRow, other: TableRow, direction: str, done: Runs, seeds: Sequence[int], crossed: bool
 ) -> dict[str, Any] | None:
     """The paired difference row minus other, percent points; None where no seed has both."""
-    both = [
+    seed_pairs = [
         (done[row.key, seed].queries()[direction], done[other.key, seed].queries()[direction])
         for seed in seeds
         if (row.key, seed) in done and (other.key, seed) in done
     ]
-    if not both:
+    if not seed_pairs:
         return None
     differences = {
-        metric: paired_interval([query_gap(a, b, column) for a, b in both], crossed=crossed).to_dict()
+        metric: paired_interval([query_gap(a, b, column) for a, b in seed_pairs], crossed=crossed).to_dict()
         for metric, (_, column) in COMPARED.items()
     }
     title = f"{row.title} minus {other.title}"
@@ -220,26 +224,28 @@ def interval(one: Mapping[str, float]) -> str:
 
 
 def order_of(study: Study, pair: dict[str, Any]) -> str:
-    """A sentence on a pair that the paper orders too; "" where it orders alike, or has no figures.
+    """A sentence on a pair that the paper orders otherwise; "" for the same order, or without the paper's figures.
 
-    The paper's figures are infrared to visible (SYSU-MM01, all-search); its order is asked of both directions.
+    The paper's figures are infrared to visible (SYSU-MM01, all-search); its order is compared in both directions.
     """
     row, other = study.row(pair["row"]), study.row(pair["other"])
     if row.paper is None or other.paper is None:
         return ""
-    faults = []
+    disagreements = []
     for (metric, (name, _)), paper, other_paper in zip(COMPARED.items(), row.paper, other.paper, strict=True):
-        theirs, ours = paper - other_paper, pair[metric]
-        if theirs * ours["mean"] > 0:
+        paper_difference, difference = paper - other_paper, pair[metric]
+        if paper_difference * difference["mean"] > 0:
             continue
-        faults.append(f"{name} {interval(ours)}, the paper {theirs:+.2f} ({_certainty(ours)})")
-    if not faults:
+        disagreements.append(
+            f"{name} {interval(difference)}, the paper {paper_difference:+.2f} ({_certainty(difference)})"
+        )
+    if not disagreements:
         return ""
-    return f"{pair['title']}, {DIRECTIONS[pair['direction']]}: {'; '.join(faults)}."
+    return f"{pair['title']}, {DIRECTIONS[pair['direction']]}: {'; '.join(disagreements)}."
 
 
 def _certainty(difference: Mapping[str, Any]) -> str:
-    """What the interval of a paired difference allows to say."""
+    """The conclusion that the interval of a paired difference allows."""
     if difference["mean"] == difference["low"] == difference["high"] == 0:
         return "equal to the last query: what the row adds changed nothing"
     if not difference["enough"]:

@@ -1,4 +1,4 @@
-"""A run of a study: one training, its evaluation, and the model card of the weights it leaves."""
+"""A run of a study: one training, its evaluation, and the model card of its weights."""
 
 from __future__ import annotations
 
@@ -93,23 +93,23 @@ class StudyRun:
     def result(self) -> dict[str, Any] | None:
         """The content of `result.json`; None while the run is not finished."""
         try:
-            found: dict[str, Any] = read_json(self.folder / RESULT)
+            result: dict[str, Any] = read_json(self.folder / RESULT)
         except (OSError, ValueError):
             return None
-        return found if found.get("digest") == self.digest else None
+        return result if result.get("digest") == self.digest else None
 
     def queries(self) -> dict[str, dict[str, NDArray[Any]]]:
         """The scores of each query by direction: "row", "ap" and "hit", each (Q,)."""
-        found: dict[str, dict[str, NDArray[Any]]] = {}
+        scores: dict[str, dict[str, NDArray[Any]]] = {}
         for name, values in read_npz(self.folder / QUERIES).items():
             direction, column = name.split("_")
-            found.setdefault(direction, {})[column] = values
-        return found
+            scores.setdefault(direction, {})[column] = values
+        return scores
 
     def complete(self, device: str = "auto", progress: bool | None = None) -> dict[str, Any]:
         """Train from the newest checkpoint if there is one, evaluate, write `result.json` and `queries.npz`.
 
-        A finished run is only read. A run that another process works on is waited for.
+        A finished run is only read. If another process works on the run, wait for it.
 
         Args:
             device: where to train and embed.
@@ -120,7 +120,7 @@ class StudyRun:
 
         Raises:
             FmcnetError: for unusable data or settings; `TrainingError` when training diverges.
-            KeyboardInterrupt: on Ctrl-C; the next call goes on from the checkpoint.
+            KeyboardInterrupt: on Ctrl-C; the next call continues from the checkpoint.
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with lock_file(self.folder.with_name(f".{self.name}.lock"), timeout=-1):
@@ -146,27 +146,27 @@ class StudyRun:
                 description=self.name,
             )
             seconds, steps = summary.seconds, summary.steps - summary.resumed_from
-        trained = time.perf_counter()
-        judged = evaluate_model(folder, table, device=device, progress=progress)
-        _write_queries(judged, folder / QUERIES)
-        card, model = judged.encoder.card, judged.encoder.model
+        evaluation_start = time.perf_counter()
+        evaluated = evaluate_model(folder, table, device=device, progress=progress)
+        _write_queries(evaluated, folder / QUERIES)
+        card, model = evaluated.encoder.card, evaluated.encoder.model
         result = {
             "name": self.name,
             "digest": self.digest,
             "commands": list(self.commands()),
             "commit": commit(),
             "split": "test",
-            "device": str(judged.encoder.device),
+            "device": str(evaluated.encoder.device),
             "versions": versions(),
             "variant": model.variant,
             "parameters": sum(p.numel() for p in model.parameters()),
-            "dimensions": int(judged.embeddings.features.shape[1]),
+            "dimensions": int(evaluated.embeddings.features.shape[1]),
             "steps": card.step,
             "images_seen": card.step * 2 * self.config.data.identities * self.config.data.images,
             "steps_of_last_call": steps,
-            "seconds_of_last_call": {"train": seconds, "evaluate": time.perf_counter() - trained},
+            "seconds_of_last_call": {"train": seconds, "evaluate": time.perf_counter() - evaluation_start},
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "evaluations": [one.to_dict() for one in judged.evaluations],
+            "evaluations": [evaluation.to_dict() for evaluation in evaluated.evaluations],
         }
         write_model_card(folder, card, result, generated=is_generated(table))
         write_json(folder / RESULT, result)
@@ -175,16 +175,20 @@ class StudyRun:
 
 
 def is_generated(table: Table) -> bool:
-    """Whether a dataset is of the generated benchmark, whose figures compare with no published one."""
+    """Whether a dataset is the generated benchmark, whose figures are not comparable with published ones."""
     return (table.root / MANIFEST).is_file()
 
 
-def _write_queries(judged: EvaluatedRun, path: Path) -> None:
+def _write_queries(evaluated: EvaluatedRun, path: Path) -> None:
     arrays: dict[str, NDArray[Any]] = {}
-    for one in judged.evaluations:
-        masks = role_masks(judged.table)
-        scores = query_scores(judged.embeddings, one.protocol, distance=one.result.distance, **masks)
-        arrays |= {f"{one.direction}_{column}": getattr(scores, column) for column in ("row", "ap", "hit")}
+    for evaluation in evaluated.evaluations:
+        masks = role_masks(evaluated.table)
+        scores = query_scores(
+            evaluated.embeddings, evaluation.protocol, distance=evaluation.result.distance, **masks
+        )
+        arrays |= {
+            f"{evaluation.direction}_{column}": getattr(scores, column) for column in ("row", "ap", "hit")
+        }
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as stream:
@@ -196,12 +200,12 @@ def _write_queries(judged: EvaluatedRun, path: Path) -> None:
 def commit() -> str:
     """The git commit of this code, "+ changes" where files differ from it, "" outside its repository."""
 
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # fails where another repository is around us
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # fails inside another repository
         changes = git("status", "--porcelain", "--untracked-files=no", "--", "..")
         return git("rev-parse", "--short=12", "HEAD") + (" + changes" if changes else "")
     except (OSError, subprocess.SubprocessError):
@@ -222,10 +226,12 @@ def write_model_card(run: Path, card: ModelCard, result: dict[str, Any], *, gene
     """
     digest, size = weights_digest(run / WEIGHTS), (run / WEIGHTS).stat().st_size
     config = card.config
-    what = "A baseline in FMCNet's engine: two stems, one shared tail, no FMCNet module (settings below)"
+    description = (
+        "A baseline in FMCNet's engine: two stems, one shared tail, no FMCNet module (settings below)"
+    )
     if result["variant"] != "base":
-        what = f"FMCNet (CVPR 2022), variant `{result['variant']}`"
-    kind = "the **generated** benchmark, in the layout of " if generated else ""
+        description = f"FMCNet (CVPR 2022), variant `{result['variant']}`"
+    benchmark = "the **generated** benchmark, in the layout of " if generated else ""
     lines = [
         "---",
         f"license: {'apache-2.0' if generated else 'other'}",
@@ -235,13 +241,13 @@ def write_model_card(run: Path, card: ModelCard, result: dict[str, Any], *, gene
         "",
         f"# {result['name']}",
         "",
-        f"{what}: {result['parameters']:,} weights, {size / 1e6:.1f} MB."
+        f"{description}: {result['parameters']:,} weights, {size / 1e6:.1f} MB."
         f" An image of one person ({config.data.height} x {config.data.width}, visible or infrared) becomes a "
         f"descriptor of {result['dimensions']:,} numbers, compared by {card.similarity}.",
         "",
         "| | |",
         "|---|---|",
-        f"| trained on | {kind}{card.dataset}, {card.classes} identities |",
+        f"| trained on | {benchmark}{card.dataset}, {card.classes} identities |",
         f"| command | `{result['commands'][0]}` |",
         f"| seed | {config.training.seed} |",
         f"| steps, images seen | {result['steps']:,}, {result['images_seen']:,} |",
@@ -259,12 +265,12 @@ def write_model_card(run: Path, card: ModelCard, result: dict[str, Any], *, gene
     ]
     head = ("direction", "Rank-1", "Rank-10", "Rank-20", "mAP", "mINP", "random order, Rank-1")
     rows = []
-    for one in result["evaluations"]:
-        scores = [one["mean"][key] for key in ("rank1", "rank10", "rank20", "mAP", "mINP")]
-        scores = [f"{100 * score:.2f}" for score in (*scores, one["chance_rank1"])]
-        rows.append([DIRECTIONS[one["direction"]], *scores])
+    for evaluation in result["evaluations"]:
+        scores = [evaluation["mean"][key] for key in ("rank1", "rank10", "rank20", "mAP", "mINP")]
+        scores = [f"{100 * score:.2f}" for score in (*scores, evaluation["chance_rank1"])]
+        rows.append([DIRECTIONS[evaluation["direction"]], *scores])
     lines += markdown_table(head, rows)
-    protocols = dict.fromkeys(one["protocol"] for one in result["evaluations"])
+    protocols = dict.fromkeys(evaluation["protocol"] for evaluation in result["evaluations"])
     lines += [*(f"- {protocol}" for protocol in protocols), "", _LIMITS if generated else _REAL_LIMITS]
     settings = json.dumps(config.model_dump(mode="json"), indent=1)
     lines += ["## Every setting", "", "```json", settings, "```", ""]

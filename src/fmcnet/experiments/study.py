@@ -42,14 +42,14 @@ class StudyOptions:
 
     Attributes:
         name: of the study, or "all".
-        out: the folder of everything.
+        out: the study's folder.
         data: a dataset's folder or CSV; None: the generated benchmark of `preset` in out/data.
         preset: of the generated benchmark.
-        config: a YAML file or the name of a shipped one; None: the one that goes with the data.
+        config: a YAML file or the name of a shipped one; None: the one for the data.
         overrides: settings of all rows. A row's own settings win.
         seeds: of training.
         budget: steps of each run; None: the configuration's.
-        rows: keys of the only rows wanted; empty: all.
+        rows: keys of the rows to run; empty: all.
         worlds: "same": all seeds train on generated world 0; "own": seed s on world s.
         jobs: number of processes.
         device: "auto" takes every GPU.
@@ -77,14 +77,14 @@ class StudyOptions:
 
     def command(self) -> str:
         """The command with these options."""
-        words = ["fmcnet", "study", self.name, "--out", str(self.out)]
-        words += ["--data", str(self.data)] if self.data else ["--preset", self.preset]
-        words += ["--config", self.config] if self.config else []
-        words += ["--seeds", ",".join(map(str, self.seeds))]
-        words += ["--budget", str(self.budget)] if self.budget else []
-        words += ["--rows", ",".join(self.rows)] if self.rows else []
-        words += ["--worlds", self.worlds] if self.worlds != "same" else []
-        return shlex.join([*words, *self.overrides])
+        arguments = ["fmcnet", "study", self.name, "--out", str(self.out)]
+        arguments += ["--data", str(self.data)] if self.data else ["--preset", self.preset]
+        arguments += ["--config", self.config] if self.config else []
+        arguments += ["--seeds", ",".join(map(str, self.seeds))]
+        arguments += ["--budget", str(self.budget)] if self.budget else []
+        arguments += ["--rows", ",".join(self.rows)] if self.rows else []
+        arguments += ["--worlds", self.worlds] if self.worlds != "same" else []
+        return shlex.join([*arguments, *self.overrides])
 
     @cached_property
     def source(self) -> str:
@@ -101,18 +101,18 @@ class StudyOptions:
         return layout if layout in shipped() else "generated"
 
     def row_config(self, row: TableRow | None = None, seed: int = 0) -> Config:
-        """Build the configuration of a row; None: of no row.
+        """Build the configuration of a row, or of the study without a row.
 
         Raises:
             ConfigError: for faults in any setting.
         """
-        items = [*self.overrides, *self._budget_settings, "evaluation.direction=both"]
-        items += [*(row.overrides if row else ()), f"training.seed={seed}"]
-        return load_config(self.source, items)
+        overrides = [*self.overrides, *self._budget_settings, "evaluation.direction=both"]
+        overrides += [*(row.overrides if row else ()), f"training.seed={seed}"]
+        return load_config(self.source, overrides)
 
     @cached_property
     def _budget_settings(self) -> list[str]:
-        """Settings that make a run `budget` steps long, in epochs of the configured length where that divides it."""
+        """Settings for a run of `budget` steps, in epochs of the configured length if that divides it."""
         if self.budget is None:
             return []
         if self.budget < 1:
@@ -205,7 +205,7 @@ def check_folder(out: Path, own: Sequence[str]) -> None:
 
 
 def plan_runs(studies: Sequence[Study], options: StudyOptions, tables: Mapping[int, Table]) -> list[StudyRun]:
-    """List the runs of some studies: each distinct configuration once, whatever number of rows shows it.
+    """List the runs of some studies: each distinct configuration once, even if several rows share it.
 
     Args:
         studies: whose rows are wanted.
@@ -229,11 +229,11 @@ def plan_runs(studies: Sequence[Study], options: StudyOptions, tables: Mapping[i
         for key, config in configs.items():
             keys_by_digest.setdefault(run_digest(config, data), []).append(key)
         for digest, keys in keys_by_digest.items():
-            shown = tuple(key for key in keys if key in wanted)
-            if shown:
+            row_keys = tuple(key for key in keys if key in wanted)
+            if row_keys:
                 name = f"{keys[0]}-seed{seed}-{digest[:8]}"
-                place = options.data or tables[seed].root
-                runs.append(StudyRun(name, digest, configs[keys[0]], place, options.out, shown, seed))
+                data_path = options.data or tables[seed].root
+                runs.append(StudyRun(name, digest, configs[keys[0]], data_path, options.out, row_keys, seed))
     return runs
 
 
@@ -246,13 +246,13 @@ def data_digest(table: Table) -> str:
 def run_digest(config: Config, data: str) -> str:
     """16 hex digits of a configuration and a dataset.
 
-    Settings are hashed in the order of `digest_settings.json`, and those removed since with their value there. A
-    later setting counts where it differs from its default. So a finished run keeps its digest in later versions.
+    Settings are hashed in the order of `digest_settings.json`; a removed setting has its value there. A setting that
+    is newer counts only if it differs from its default. So a finished run keeps its digest in later versions.
     """
-    first = json.loads(files("fmcnet.experiments").joinpath("digest_settings.json").read_text("utf-8"))
-    now, default = (one.model_dump(mode="json") for one in (config, Config()))
+    recorded = json.loads(files("fmcnet.experiments").joinpath("digest_settings.json").read_text("utf-8"))
+    now, default = (tree.model_dump(mode="json") for tree in (config, Config()))
     hashed = {}
-    for section, values in first.items():
+    for section, values in recorded.items():
         settings = now.get(section, {})
         hashed[section] = values | {
             name: value
@@ -276,7 +276,7 @@ def _data_facts(table: Table, config: Config) -> dict[str, Any]:
 
 
 def _read_tables(options: StudyOptions, config: Config, quiet: bool) -> dict[int, Table]:
-    """The dataset of each seed; generated worlds are made."""
+    """The dataset of each seed; generates worlds that are missing."""
     if any(item.startswith("training.seed=") for item in options.overrides):
         raise FmcnetError("--seeds gives the seeds, so training.seed would do nothing: leave it out")
     if options.worlds not in ("same", "own"):
@@ -298,16 +298,16 @@ def _read_tables(options: StudyOptions, config: Config, quiet: bool) -> dict[int
     return {seed: tables[world] for seed, world in worlds.items()}
 
 
-def _progress_report(before: int) -> Callable[[StudyRun, int, int], None]:
-    """Log each finished run with its scores and the time left; `before` runs were finished already."""
+def _progress_report(finished_before: int) -> Callable[[StudyRun, int, int], None]:
+    """Log each finished run with its scores and the time left; `finished_before`: runs finished earlier."""
     started = time.perf_counter()
 
     def report(run: StudyRun, done: int, total: int) -> None:
         scores = ", ".join(
-            f"{one['direction']} R1 {100 * one['mean']['rank1']:.2f} mAP {100 * one['mean']['mAP']:.2f}"
-            for one in (run.result() or {}).get("evaluations", [])
+            f"{result['direction']} R1 {100 * result['mean']['rank1']:.2f} mAP {100 * result['mean']['mAP']:.2f}"
+            for result in (run.result() or {}).get("evaluations", [])
         )
-        left = (time.perf_counter() - started) / max(1, done - before) * (total - done) / 60
-        logger.info("%d/%d %s: %s; about %.0f min left", done, total, run.name, scores, left)
+        minutes_left = (time.perf_counter() - started) / max(1, done - finished_before) * (total - done) / 60
+        logger.info("%d/%d %s: %s; about %.0f min left", done, total, run.name, scores, minutes_left)
 
     return report

@@ -28,7 +28,7 @@ STATISTICS_FILE = "numbers.json"
 RUN_FACTS = (
     "name", "steps", "images_seen", "parameters", "device", "commands", "commit", "finished", "versions",
 )  # fmt: skip
-"""What results.json repeats of each run's result."""
+"""Keys of each run's result that results.json repeats."""
 STATISTICS = {
     "shared_specific": ("specific centre to the nearest shared centre", "large"),
     "specific_spread": ("specific centre to the farthest specific one", "below the line above: (4)"),
@@ -44,7 +44,7 @@ STATISTICS = {
     "w1": ("w1 at the end", "-"),
     "w2": ("w2 at the end", "-"),
 }
-"""Title of each statistic, and what the paper's claim wants; in the order of the report."""
+"""Title of each statistic, and the value that the paper's claim implies; in the order of the report."""
 
 Pictures = list[tuple[str, Path]]
 
@@ -98,11 +98,11 @@ def write_study(
         "pictures": {},
     }
     if all(find_spec(module) for module in ("matplotlib", "sklearn")):
-        for study, found in zip(studies, facts["studies"], strict=True):
+        for study, content in zip(studies, facts["studies"], strict=True):
             if study.maps:
-                found["numbers"], pictures = _draw_maps(study, by_row, seeds, out / "figures", progress)
+                content["numbers"], pictures = _draw_maps(study, by_row, seeds, out / "figures", progress)
             else:
-                pictures = _draw_table(found, out / "figures")
+                pictures = _draw_table(content, out / "figures")
             facts["pictures"][study.name] = [
                 (title, path.relative_to(out).as_posix()) for title, path in pictures
             ]
@@ -115,13 +115,13 @@ def write_study(
     return {**facts, "report": str(report)}
 
 
-def _draw_table(found: dict[str, Any], out: Path) -> Pictures:
+def _draw_table(content: dict[str, Any], out: Path) -> Pictures:
     pictures: Pictures = []
-    if any(row["figures"] for row in found["rows"]):
-        path = figures.rows_picture(found, out / f"{found['name']}.png")
-        pictures.append((f"{found['title']}: mean, spread and each seed", path))
-    if found["pairs"]:
-        path = figures.pairs_picture(found, out / f"{found['name']}-paired.png")
+    if any(row["figures"] for row in content["rows"]):
+        path = figures.rows_picture(content, out / f"{content['name']}.png")
+        pictures.append((f"{content['title']}: mean, spread and each seed", path))
+    if content["pairs"]:
+        path = figures.pairs_picture(content, out / f"{content['name']}-paired.png")
         pictures.append(("Paired differences of mAP", path))
     return pictures
 
@@ -142,7 +142,7 @@ def _draw_maps(
         maps[title] = _features(first, progress)
         measured = [_statistics(first, maps[title], progress)]
         measured += [_statistics(run, None, progress) for run in others]
-        statistics[title] = {name: _spread([one[name] for one in measured]) for name in measured[0]}
+        statistics[title] = {name: _spread([values[name] for values in measured]) for name in measured[0]}
         logs |= {f"{title}, seed {run.seed}": read_log(run.folder) for run in finished}
     if not maps:
         return {}, []
@@ -150,8 +150,8 @@ def _draw_maps(
     if study.name != "figure5":
         return statistics, [(caption, figures.figure4(maps, out / f"{study.name}.png"))]
     pictures = [(caption, figures.figure5(list(maps.values())[-1], out / "figure5.png"))]
-    if weights := figures.fusion_picture(logs, out / "fusion.png"):
-        pictures.append(("w1 and w2 of (15) over training", weights))
+    if path := figures.fusion_picture(logs, out / "fusion.png"):
+        pictures.append(("w1 and w2 of (15) over training", path))
     return statistics, pictures
 
 
@@ -160,23 +160,23 @@ def _features(run: StudyRun, progress: bool | None) -> Features:
 
 
 def _statistics(run: StudyRun, features: Features | None, progress: bool | None) -> dict[str, float | None]:
-    """Statistics of a run's features and w1, w2; measured once and kept beside the run's result."""
-    kept = run.folder / STATISTICS_FILE
+    """Statistics of a run's features and w1, w2; computed once and stored in the run folder."""
+    path = run.folder / STATISTICS_FILE
     try:
-        stored: dict[str, Any] = read_json(kept)
+        stored: dict[str, Any] = read_json(path)
         if stored.pop("digest") == run.digest:
             return stored
     except (OSError, ValueError, KeyError):
         pass
     fusion = load(run.folder, "cpu").model.fusion
     w1, w2 = [float(weight.detach()) for weight in fusion.weights()] if fusion else [None, None]
-    found = {**asdict(measure(features or _features(run, progress))), "w1": w1, "w2": w2}
-    write_json(kept, {"digest": run.digest, **found})
-    return found
+    statistics = {**asdict(measure(features or _features(run, progress))), "w1": w1, "w2": w2}
+    write_json(path, {"digest": run.digest, **statistics})
+    return statistics
 
 
 def _spread(values: list[float | None]) -> dict[str, float | None] | None:
-    """Mean and deviation of the values that are known; None without any."""
+    """Mean and deviation of the values that are not None; None without any."""
     spread = spread_of([value for value in values if value is not None])
     if spread is None:
         return None
@@ -229,10 +229,10 @@ def _head(facts: dict[str, Any]) -> list[str]:
     if len(facts["images_seen"]) > 1:
         lines += ["**Not all runs saw equally many images: see the table of runs.**", ""]
     if not data["comparable"]:
-        said = "The paper's figures are of SYSU-MM01 and stand beside no figure here; its ORDER is compared."
-        lines += [said, ""]
-    if few := too_few(len(facts["seeds"])):
-        lines += [f"**{few}. Every difference and order below is of these runs alone.**", ""]
+        note = "The paper's figures are of SYSU-MM01 and stand beside no figure here; its ORDER is compared."
+        lines += [note, ""]
+    if warning := too_few(len(facts["seeds"])):
+        lines += [f"**{warning}. Every difference and order below is of these runs alone.**", ""]
     if facts["failed"]:
         lines += [f"**Not finished:** {facts['failed']}", ""]
     return lines
@@ -242,11 +242,11 @@ def _protocols(facts: dict[str, Any]) -> list[str]:
     """Each direction's protocol and chance, once."""
     rows = [row for study in facts["studies"] for row in study["rows"]]
     lines = []
-    for direction, words in DIRECTIONS.items():
+    for direction, direction_name in DIRECTIONS.items():
         scores = next((row["figures"][direction] for row in rows if direction in row["figures"]), None)
         if scores:
             chance = f"A random order expects Rank-1 {scores['chance_rank1']:.2f}."
-            lines.append(f"- {words.capitalize()}: {scores['protocol']} {chance}")
+            lines.append(f"- {direction_name.capitalize()}: {scores['protocol']} {chance}")
     return [*lines, ""]
 
 
@@ -271,13 +271,13 @@ def _table(study: dict[str, Any], comparable: bool) -> list[str]:
         done, missing = len(row["runs"]), len(row["missing"])
         cells = [row["title"] + (f" ({done} of {done + missing} seeds)" if missing else "")]
         for direction in DIRECTIONS:
-            found = row["figures"].get(direction, {})
-            cells += [_plus_minus(found.get(metric)) for metric in metrics]
+            figures = row["figures"].get(direction, {})
+            cells += [_plus_minus(figures.get(metric)) for metric in metrics]
         if paper:
             cells += [f"{value:.2f}" for value in row["paper"] or ()] or ["-", "-"]
         lines.append(cells)
-    few = too_few(min((len(row["runs"]) for row in rows if row["runs"]), default=FEWEST))
-    return [*markdown_table(head, lines), *([f"Rows of {few}.", ""] if few else [])]
+    warning = too_few(min((len(row["runs"]) for row in rows if row["runs"]), default=FEWEST))
+    return [*markdown_table(head, lines), *([f"Rows of {warning}.", ""] if warning else [])]
 
 
 def _pairs(study: dict[str, Any]) -> list[str]:
@@ -291,8 +291,8 @@ def _pairs(study: dict[str, Any]) -> list[str]:
             rows[-1].append(f"{bold}{interval(pair[metric])}{bold}")
     lines = markdown_table(("paired difference", "direction", "Rank-1", "mAP"), rows)
     lines += ["Bold: the interval is clear of zero.", ""]
-    if few := too_few(min(pair["mAP"]["seeds"] for pair in study["pairs"])):
-        lines += [f"Not bold in any case, differences of {few}.", ""]
+    if warning := too_few(min(pair["mAP"]["seeds"] for pair in study["pairs"])):
+        lines += [f"Not bold in any case, differences of {warning}.", ""]
     return lines
 
 
@@ -300,9 +300,9 @@ def _order(study: dict[str, Any]) -> list[str]:
     if study["order"]:
         return ["**Orders otherwise than in the paper:**", "", *(f"- {line}" for line in study["order"]), ""]
     if study["pairs"] and any(row["paper"] for row in study["rows"]):
-        few = too_few(min(pair["mAP"]["seeds"] for pair in study["pairs"]))
-        end = f" ({few})." if few else "."
-        return [f"Every row orders as in the paper, in both directions and both figures{end}", ""]
+        warning = too_few(min(pair["mAP"]["seeds"] for pair in study["pairs"]))
+        note = f" ({warning})." if warning else "."
+        return [f"Every row orders as in the paper, in both directions and both figures{note}", ""]
     return []
 
 
@@ -312,7 +312,7 @@ def _statistics_table(study: dict[str, Any]) -> list[str]:
         return []
     lines = []
     for name, (title, wanted) in STATISTICS.items():
-        spreads = [one.get(name) for one in measured.values()]
+        spreads = [values.get(name) for values in measured.values()]
         digits = 1 if name in ("generated_rank", "generated_chance") else 3
         if any(spreads):
             lines.append([title, wanted, *(_plus_minus(spread, digits, 3) for spread in spreads)])
@@ -324,8 +324,8 @@ def _sources(study: dict[str, Any]) -> list[str]:
     lines = []
     for row in study["rows"]:
         if row["source"]:
-            apart = f" Deviations: {'; '.join(row['deviations'])}." if row["deviations"] else ""
-            lines.append(f"- **{row['title']}**: {row['source']}.{apart} `{' '.join(row['settings'])}`")
+            deviations = f" Deviations: {'; '.join(row['deviations'])}." if row["deviations"] else ""
+            lines.append(f"- **{row['title']}**: {row['source']}.{deviations} `{' '.join(row['settings'])}`")
     return [*lines, ""] if lines else []
 
 
@@ -334,8 +334,8 @@ def _runs(facts: dict[str, Any]) -> list[str]:
     rows = []
     for run in facts["runs"]:
         counts = [f"{run[key]:,}" for key in ("steps", "images_seen", "parameters")]
-        first = [run["name"], ", ".join(run["rows"]), run["seed"]]
-        rows.append([*first, *counts, run["device"], run["commit"] or "-"])
+        names = [run["name"], ", ".join(run["rows"]), run["seed"]]
+        rows.append([*names, *counts, run["device"], run["commit"] or "-"])
     return [
         "## Runs",
         "",

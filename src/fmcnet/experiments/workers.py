@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 LOGS = "logs"
 SPAWN = multiprocessing.get_context("spawn")
 PATIENCE = 30.0
-"""Seconds that a worker has to write a checkpoint and end."""
+"""Seconds for a worker to write a checkpoint and end."""
 
 
 def find_devices(device: str) -> tuple[str, ...]:
@@ -57,21 +57,21 @@ def complete_runs(
             several needs `if __name__ == "__main__":`, as `multiprocessing` does.
         device: "auto" and "cuda" use all GPUs.
         progress: show a bar for each training (one worker only).
-        report: called after each run with the run, the number of finished runs and of all.
+        report: called after each run with the run, the number of finished runs, and the number of all.
 
     Raises:
         FmcnetError: at the end, when runs failed, with the reason of each.
         KeyboardInterrupt: on Ctrl-C, when all trainings have written a checkpoint.
     """
-    waiting = [run for run in runs if run.result() is None]
+    unfinished = [run for run in runs if run.result() is None]
     devices = find_devices(device)
-    workers = min(max(workers, len(devices)), len(waiting))
-    done, failures = len(runs) - len(waiting), {}
+    workers = min(max(workers, len(devices)), len(unfinished))
+    done, failures = len(runs) - len(unfinished), {}
     completed: Generator[tuple[StudyRun, str], None, None]
     if workers > 1:
-        completed = _complete_in_processes(waiting, workers, devices)
+        completed = _complete_in_processes(unfinished, workers, devices)
     else:
-        completed = ((run, _try(run, devices[0], progress)) for run in waiting)
+        completed = ((run, _complete_or_reason(run, devices[0], progress)) for run in unfinished)
     with contextlib.closing(completed):
         for run, error in completed:
             if error:
@@ -85,7 +85,7 @@ def complete_runs(
         raise FmcnetError(f"{len(failures)} of {len(runs)} runs failed; the others are done:\n{listed}")
 
 
-def _try(run: StudyRun, device: str, progress: bool | None) -> str:
+def _complete_or_reason(run: StudyRun, device: str, progress: bool | None) -> str:
     """Complete a run; the reason where it fails, else ""."""
     try:
         run.complete(device, progress)
@@ -100,38 +100,38 @@ def _complete_in_processes(
     """Complete runs in a process each, `workers` at a time; each run with the reason where it failed, else ""."""
     logs = runs[0].study / LOGS
     logs.mkdir(parents=True, exist_ok=True)
-    waiting, idle = deque(runs), list(range(workers))
+    queue, idle = deque(runs), list(range(workers))
     running: dict[Connection, tuple[StudyRun, int, BaseProcess]] = {}
     try:
-        while waiting or running:
-            while waiting and idle:
-                run, worker = waiting.popleft(), idle.pop(0)
-                answer, sender = SPAWN.Pipe(duplex=False)
-                work = (run, devices[worker % len(devices)], logs / f"worker-{worker}.log", sender)
-                process: BaseProcess = SPAWN.Process(target=_work, args=work)
+        while queue or running:
+            while queue and idle:
+                run, worker = queue.popleft(), idle.pop(0)
+                receiver, sender = SPAWN.Pipe(duplex=False)
+                arguments = (run, devices[worker % len(devices)], logs / f"worker-{worker}.log", sender)
+                process: BaseProcess = SPAWN.Process(target=_run_worker, args=arguments)
                 try:
                     with ignored_broken_pipes(), _one_thread_without_ctrl_c():
                         process.start()
-                        running[answer] = run, worker, process
-                except OSError as reason:
-                    answer.close()
+                        running[receiver] = run, worker, process
+                except OSError as failure:
+                    receiver.close()
                     idle.append(worker)
-                    yield run, f"its worker process cannot be started: {reason}"
+                    yield run, f"its worker process cannot be started: {failure}"
                 finally:
                     sender.close()
             ready = wait(list(running))
-            for answer in [one for one in running if one in ready]:
-                run, worker, process = running.pop(answer)
+            for receiver in [connection for connection in running if connection in ready]:
+                run, worker, process = running.pop(receiver)
                 try:
-                    error = answer.recv()
+                    error = receiver.recv()
                     process.join(PATIENCE)
-                    process.kill()  # one that hangs while it ends
+                    process.kill()  # if it hangs at exit
                 except (EOFError, OSError):  # it ended before or while it answered
                     process.join()
                     log = logs / f"worker-{worker}.log"
                     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-                    code, end = process.exitcode, " | ".join(lines[-3:])
-                    error = f"its worker process ended (exit code {code}); {log} ends with: {end}"
+                    code, last_lines = process.exitcode, " | ".join(lines[-3:])
+                    error = f"its worker process ended (exit code {code}); {log} ends with: {last_lines}"
                 idle.append(worker)
                 yield run, error
     finally:  # on Ctrl-C: each training writes a checkpoint and ends
@@ -146,10 +146,10 @@ def _complete_in_processes(
 @contextlib.contextmanager
 def _one_thread_without_ctrl_c() -> Iterator[None]:
     """Processes started here have one CPU thread and ignore Ctrl-C: this process ends them by SIGTERM."""
-    masks, threads = hasattr(signal, "pthread_sigmask"), os.environ.get("OMP_NUM_THREADS")
+    can_mask, threads = hasattr(signal, "pthread_sigmask"), os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
-    if masks:
-        resource_tracker.ensure_running()  # its start, else within the first process's, lifts the mask
+    if can_mask:
+        resource_tracker.ensure_running()  # its start would lift the mask, so start it first
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -158,11 +158,11 @@ def _one_thread_without_ctrl_c() -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = threads
-        if masks:
+        if can_mask:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
-def _work(run: StudyRun, device: str, log: Path, answer: Connection) -> None:
+def _run_worker(run: StudyRun, device: str, log: Path, sender: Connection) -> None:
     """Complete a run in this process of its own, and send the reason where it fails, else ""."""
     with log.open("ab") as stream:
         os.dup2(stream.fileno(), 1)
@@ -170,20 +170,20 @@ def _work(run: StudyRun, device: str, log: Path, answer: Connection) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        error = _try(run, device, progress=False)
+        error = _complete_or_reason(run, device, progress=False)
     except KeyboardInterrupt:  # SIGTERM: a checkpoint is written
         return
-    except Exception as fault:  # as a GPU that ran out of memory: the next run has a chance
+    except Exception as failure:  # such as GPU memory: the next run may succeed
         logger.exception("%s failed", run.name)
-        error = f"{type(fault).__name__}: {fault}"
-    answer.send(error)
+        error = f"{type(failure).__name__}: {failure}"
+    sender.send(error)
 
 
 def _end_with_parent() -> None:
-    """When the study is killed, training writes a checkpoint and this process ends."""
+    """If the study is killed, let the training write a checkpoint, and end this process."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    while True:  # a training that has just ended does not hear the first signal
+    while True:  # a training that has just ended ignores the first signal
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(PATIENCE)

@@ -25,7 +25,7 @@ def weighted_regularized_triplet_loss(features: Tensor, labels: Tensor) -> Tenso
         labels: (B,).
 
     Returns:
-        Scalar, at least 0; the mean over anchors that have a positive and a negative, 0 where none has.
+        Scalar, at least 0: the mean over anchors that have a positive and a negative; 0 if none has.
 
     Raises:
         ValueError: when there is not one label for each feature.
@@ -39,13 +39,13 @@ def weighted_regularized_triplet_loss(features: Tensor, labels: Tensor) -> Tenso
     same = labels[:, None] == labels[None, :]
     positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     usable = positive.any(dim=1) & ~same.all(dim=1)
-    # Anchors without one count nothing: masked, not taken out, which would wait for a GPU.
+    # Anchors without a positive or a negative are masked: to remove them would wait for the GPU.
     positive, same = positive | ~usable[:, None], same & usable[:, None]
     # The softmax subtracts the masked row's own maximum.
-    far = distances.masked_fill(~positive, -torch.inf).softmax(dim=1)
-    near = (-distances).masked_fill(same, -torch.inf).softmax(dim=1)
-    each = F.softplus((far * distances).sum(dim=1) - (near * distances).sum(dim=1))
-    return (each * usable).sum() / usable.sum().clamp(min=1)
+    w_positive = distances.masked_fill(~positive, -torch.inf).softmax(dim=1)
+    w_negative = (-distances).masked_fill(same, -torch.inf).softmax(dim=1)
+    anchor_losses = F.softplus((w_positive * distances).sum(dim=1) - (w_negative * distances).sum(dim=1))
+    return (anchor_losses * usable).sum() / usable.sum().clamp(min=1)
 
 
 def hetero_center_loss(center_v: Tensor, center_i: Tensor) -> Tensor:
@@ -80,5 +80,5 @@ def hetero_center_triplet_loss(center_v: Tensor, center_i: Tensor, margin: float
     Returns:
         Scalar, at least 0; 0 for P = 1. Symmetric under exchange of the modalities.
     """
-    own, near_v, near_i = distances_across(center_v, center_i)
-    return F.relu(margin + own - near_v).sum() + F.relu(margin + own - near_i).sum()
+    positive, negative_v, negative_i = distances_across(center_v, center_i)
+    return F.relu(margin + positive - negative_v).sum() + F.relu(margin + positive - negative_i).sum()

@@ -1,4 +1,4 @@
-"""FMCNet's loss, eq. (7), (10), (19): every term by name, weighted as it is summed."""
+"""FMCNet's loss, eq. (7), (10), (19): every weighted term by name, and their sum."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ OTHER_TERMS = {
     "wrt": "weighted regularised triplet, of the baseline AGW",
     "hc": "hetero-centre, plain or triplet, of a baseline",
 }
-"""Terms that are not the paper's, there only when their setting asks for them."""
+"""Terms that are not the paper's; computed only if their setting is above 0."""
 
 LOSSES = frozenset({*TERMS, *OTHER_TERMS} - {"discriminator"})
-"""Names of the terms whose sum encoders, classifiers, generators and fusion minimise."""
+"""Names of the terms whose sum the network minimises: all but that of the discriminators."""
 
 
 ExtraTerm = Callable[[FMCNetOutput, Tensor], Tensor]
@@ -52,7 +52,7 @@ ExtraTerm = Callable[[FMCNetOutput, Tensor], Tensor]
 class FMCNetLoss(nn.Module):
     """The losses of both players of eq. (12): `forward` for the network, `discriminator_loss` for the discriminators.
 
-    It has no parameters. A step takes the discriminators' turn first:
+    It has no parameters. In each step the discriminators come first:
 
         output = model(visible, infrared)
         criterion.discriminator_loss(output).backward()  # then the discriminators' optimiser steps
@@ -62,7 +62,7 @@ class FMCNetLoss(nn.Module):
     Args:
         config: margins and weights.
         identities: P, identities in a batch.
-        compensation: the model's, whose discriminators are read here; None for Base and + SFD.
+        compensation: that of the model, for its discriminators; None for Base and + SFD.
         gather: turns this process's centres (P, D) into those of all processes, so that (4), (5), (6) and (17)
             see every identity of the step; None: each process its own.
         terms: losses of your own by name, each weighed by `config.terms` (1 if not named there).
@@ -92,31 +92,31 @@ class FMCNetLoss(nn.Module):
             labels: (P*K,), the same for both halves, identity-major.
 
         Returns:
-            The total, a scalar; its terms by the names of `TERMS` and `OTHER_TERMS`, only those that variant and
-            settings have, then your own.
+            The total, a scalar; its terms by the names of `TERMS` and `OTHER_TERMS`, as far as variant and settings
+            have them, then your own.
 
         Raises:
             TrainingError: when a term of your own is not a scalar tensor.
             ValueError: for labels that are not identity-major or not of P identities, or without the `compensation`
-                of a model that has one. On a GPU, where it would wait, labels are looked at once.
+                of a model that has one. On a GPU, for which the check would wait, labels are checked once.
         """
         v, i = output.visible, output.infrared
-        weighed = self.config.gan or self.config.fc or self.config.ic
-        if v.generated is not None and self._discriminator is None and weighed:
+        uses_generated = self.config.gan or self.config.fc or self.config.ic
+        if v.generated is not None and self._discriminator is None and uses_generated:
             raise ValueError(
                 "the model generates features: give FMCNetLoss(..., compensation=model.compensation)"
             )
         if not torch.compiler.is_compiling() and (labels.device.type == "cpu" or not self._labels_checked):
             self._check_labels(labels, centers=v.specific is not None or self.config.hc > 0)
             self._labels_checked = True
-        identity_v = self._cross_entropy(v.shared_scores, labels)
-        identity_i = self._cross_entropy(i.shared_scores, labels)
-        terms = {"id_shared": identity_v + identity_i}  # (8)
+        ce_v = self._cross_entropy(v.shared_scores, labels)
+        ce_i = self._cross_entropy(i.shared_scores, labels)
+        terms = {"id_shared": ce_v + ce_i}  # (8)
         terms |= self._baseline_terms(v, i, labels)
         if v.specific is not None and i.specific is not None:
-            identity_v = self._cross_entropy(v.specific_scores, labels)
-            identity_i = self._cross_entropy(i.specific_scores, labels)
-            terms["id_specific"] = identity_v + identity_i  # (8)
+            ce_v = self._cross_entropy(v.specific_scores, labels)
+            ce_i = self._cross_entropy(i.specific_scores, labels)
+            terms["id_specific"] = ce_v + ce_i  # (8)
             terms |= self._decomposition_terms(v, i)
         if self._discriminator is not None:
             terms |= self._compensation_terms(self._discriminator, output, labels)
@@ -145,12 +145,12 @@ class FMCNetLoss(nn.Module):
         return loss
 
     def _check_labels(self, labels: Tensor, *, centers: bool) -> None:
-        """Refuse labels below 0, and where centres are formed those of another order or number of identities."""
+        """Refuse labels below 0 and, where centres are needed, a wrong order or number of identities."""
         if (labels < 0).any():
             raise ValueError(f"labels are 0 to C - 1, got {int(labels.min())}")
         if centers and len(labels) % self.identities == 0:  # else `centers` raises
-            rows = labels.view(self.identities, -1)
-            if (rows != rows[:, :1]).any() or len(rows[:, 0].unique()) != self.identities:
+            groups = labels.view(self.identities, -1)
+            if (groups != groups[:, :1]).any() or len(groups[:, 0].unique()) != self.identities:
                 raise ValueError(
                     f"labels must be identity-major: {self.identities} identities, the images of each in a row, as "
                     "IdentityModalitySampler gives them"
@@ -161,14 +161,14 @@ class FMCNetLoss(nn.Module):
         return losses.identity_loss(cast(Tensor, scores), labels, self.config.label_smoothing)
 
     def _centers(self, features: Tensor | None, scale: float = 1.0) -> Tensor:
-        """Eq. (3) of one half's features (P*K, D), of all processes; `scale` is ours."""
+        """Eq. (3): centres of one half's features (P*K, D), of all processes; `scale` is ours."""
         centers = losses.centers(cast(Tensor, features), self.identities)
         if scale != 1:
             centers = scale * centers
         return centers if self.gather is None else self.gather(centers)
 
     def _divisor(self, centers: Tensor) -> float:
-        """Number that a sum over the identities is divided by: 1 is the paper, the mean is ours."""
+        """Divisor of a sum over identities: 1 as the paper, or their number for the mean (ours)."""
         return len(centers) if self.config.reduction == "mean" else 1
 
     def _decomposition_terms(self, v: ModalityOutput, i: ModalityOutput) -> dict[str, Tensor]:
@@ -215,20 +215,20 @@ class FMCNetLoss(nn.Module):
         fused_v = self._centers(v.fused, config.center_scale)
         fused_i = self._centers(i.fused, config.center_scale)
         mc = losses.cross_modality_center_loss(fused_v, fused_i, config.beta, config.rho4)  # (17)
-        identity_v = self._cross_entropy(v.fused_scores, labels)
-        identity_i = self._cross_entropy(i.fused_scores, labels)
-        return {"mc": config.mc / self._divisor(fused_v) * mc, "id_fused": identity_v + identity_i}  # (18)
+        ce_v = self._cross_entropy(v.fused_scores, labels)
+        ce_i = self._cross_entropy(i.fused_scores, labels)
+        return {"mc": config.mc / self._divisor(fused_v) * mc, "id_fused": ce_v + ce_i}  # (18)
 
     def _baseline_terms(self, v: ModalityOutput, i: ModalityOutput, labels: Tensor) -> dict[str, Tensor]:
-        """`OTHER_TERMS`, on the shared features of both halves; none unless a setting asks for them."""
+        """The `OTHER_TERMS` that settings switch on, of the shared features of both halves."""
         config = self.config
         terms = {}
         if config.wrt > 0:
             features = torch.cat([v.shared, i.shared])
-            twice = torch.cat([labels, labels])
+            labels_of_both = torch.cat([labels, labels])
             if self.gather is not None:
-                features, twice = self.gather(features), self.gather(twice)
-            terms["wrt"] = config.wrt * baselines.weighted_regularized_triplet_loss(features, twice)
+                features, labels_of_both = self.gather(features), self.gather(labels_of_both)
+            terms["wrt"] = config.wrt * baselines.weighted_regularized_triplet_loss(features, labels_of_both)
         if config.hc > 0:
             c_v, c_i = self._centers(v.shared), self._centers(i.shared)
             if config.hc_loss == "triplet":
@@ -244,22 +244,22 @@ class FMCNetLoss(nn.Module):
         for name, term in self._extra.items():
             value: object = term(output, labels)
             if not isinstance(value, Tensor) or value.numel() != 1:
-                kind = type(value).__name__
-                shape = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else kind
+                type_name = type(value).__name__
+                description = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type_name
                 raise TrainingError(
-                    f"the loss term '{name}' gives {shape}, not a scalar tensor: return its mean or its sum"
+                    f"the loss term '{name}' gives {description}, not a scalar tensor: return its mean or its sum"
                 )
             weighted[name] = self.config.terms.get(name, 1.0) * value.reshape(())
         return weighted
 
     def _warn_without_gradient(self, terms: dict[str, Tensor]) -> None:
-        """Warn once of each term that trains nothing; one that is 0 may lack a pair in this batch."""
+        """Warn once of each term that trains nothing. A term of 0 is excepted: the batch may lack a pair for it."""
         for name, term in terms.items():
             if term.requires_grad or name in self._warned or not term.item():
                 continue
             self._warned.add(name)
             logger.log(
-                logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.DEBUG,  # one of a job
+                logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.DEBUG,  # once in a job
                 "the loss term '%s' has no gradient, so it trains nothing: compute it from the output's tensors, "
                 "without .item() and .detach()",
                 name,
@@ -271,11 +271,11 @@ def check_extra_terms(
 ) -> dict[str, ExtraTerm]:
     """Check losses of your own against the settings; returns them in the order of their names.
 
-    So floating-point sums do not depend on the caller's order. `taken` are names that the log has for other numbers.
+    So floating-point sums do not depend on the caller's order. `taken` are names that the log uses already.
 
     Raises:
-        ConfigError: for a name that is taken, what is no function, a loss with weights or buffers of its own, or a
-            weight of a term that is not given.
+        ConfigError: for a name that is taken, a term that is no function, a loss with weights or buffers of its own,
+            or a weight of a term that is not given.
     """
     if terms is not None and not isinstance(terms, Mapping):
         raise ConfigError(f"terms is of type {type(terms).__name__}: give a dict, as {{'mine': function}}")
@@ -290,10 +290,10 @@ def check_extra_terms(
                 f"terms: '{name}' has weights or buffers of its own, which no optimiser trains and no checkpoint "
                 "keeps. Give a function, or a loss without them."
             )
-    lacking = [name for name in config.terms if name not in terms]
-    if lacking:
+    missing = [name for name in config.terms if name not in terms]
+    if missing:
         raise ConfigError(
-            f"losses.terms weighs {', '.join(lacking)}, which this training does not have: give the function by "
+            f"losses.terms weighs {', '.join(missing)}, which this training does not have: give the function by "
             "fmcnet.train(terms={...}), as the script did that began the run"
         )
     return terms

@@ -37,7 +37,7 @@ def centers(features: Tensor, identities: int) -> Tensor:
 
 
 def check_alike(a: Tensor, b: Tensor) -> None:
-    """Refuse what PyTorch would broadcast.
+    """Refuse shapes that PyTorch would broadcast.
 
     Raises:
         ValueError: when the shapes differ.
@@ -49,7 +49,7 @@ def check_alike(a: Tensor, b: Tensor) -> None:
 
 
 def lift(values: Tensor) -> Tensor:
-    """Half precision to float32; other types stay."""
+    """Convert half precision to float32; other types stay."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
@@ -59,9 +59,9 @@ def pairwise_distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def nearest_other(distances: Tensor) -> Tensor:
-    """(P, P) distances to the smallest of each row off the diagonal (P,); infinite for P = 1."""
-    own = torch.eye(len(distances), dtype=torch.bool, device=distances.device)
-    return distances.masked_fill(own, torch.inf).min(dim=1).values
+    """The smallest distance (P,) of each row of (P, P), without the diagonal; infinite for P = 1."""
+    diagonal = torch.eye(len(distances), dtype=torch.bool, device=distances.device)
+    return distances.masked_fill(diagonal, torch.inf).min(dim=1).values
 
 
 def distances_across(center_v: Tensor, center_i: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,10 +73,12 @@ def distances_across(center_v: Tensor, center_i: Tensor) -> tuple[Tensor, Tensor
     """
     check_alike(center_v, center_i)
     across = pairwise_distances(center_v, center_i)
-    own = across.diagonal()
-    near_v = torch.minimum(nearest_other(pairwise_distances(center_v, center_v)), nearest_other(across))
-    near_i = torch.minimum(nearest_other(pairwise_distances(center_i, center_i)), nearest_other(across.t()))
-    return own, near_v, near_i
+    positive = across.diagonal()
+    negative_v = torch.minimum(nearest_other(pairwise_distances(center_v, center_v)), nearest_other(across))
+    negative_i = torch.minimum(
+        nearest_other(pairwise_distances(center_i, center_i)), nearest_other(across.t())
+    )
+    return positive, negative_v, negative_i
 
 
 def decomposition_loss(
@@ -140,8 +142,8 @@ def cross_modality_center_loss(
     Returns:
         Scalar, at least 0. Symmetric under exchange of the modalities.
     """
-    own, near_v, near_i = distances_across(center_v, center_i)
-    return weight * own.sum() + F.relu(margin - near_v).sum() + F.relu(margin - near_i).sum()
+    positive, negative_v, negative_i = distances_across(center_v, center_i)
+    return weight * positive.sum() + F.relu(margin - negative_v).sum() + F.relu(margin - negative_i).sum()
 
 
 def identity_loss(scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -171,7 +173,7 @@ def adversarial_value(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def generator_loss(fake: Tensor, saturating: bool = True) -> Tensor:
-    """What the generator minimises of eq. (12): (1/PK) sum log(1 - D(fake)), as the paper writes it.
+    """The part of eq. (12) that the generator minimises: (1/PK) sum log(1 - D(fake)), as the paper writes it.
 
     Args:
         fake: logits of D on generated features (PK,).
@@ -189,5 +191,5 @@ def feature_consistency_loss(generated: Tensor, specific_centers: Tensor) -> Ten
         specific_centers: C_sp of the target modality (P, D).
     """
     identities, dim = specific_centers.shape
-    gap = generated.view(identities, -1, dim) - specific_centers.unsqueeze(1)
-    return gap.abs().sum(dim=2).mean()
+    difference = generated.view(identities, -1, dim) - specific_centers.unsqueeze(1)
+    return difference.abs().sum(dim=2).mean()

@@ -1,4 +1,4 @@
-"""The one place where a configuration becomes a model."""
+"""Builds a model from a configuration."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
     """FMCNet or one of the variants of the paper's Table 2, randomly initialised.
 
     Both stems start from the same weights, and so do all tails. With ImageNet weights this follows from the paper.
-    With random weights it is ours: features of both modalities are comparable from the first step.
+    With random weights it is ours: it makes features of both modalities comparable from the first step.
 
     Args:
         config: `variant` selects the parts; a part has the same class in every variant.
-        classes: number of training identities; 0 for a model that nothing was trained on.
+        classes: number of training identities; 0 for a model without training.
 
     Returns:
         The model, in training mode on the CPU.
@@ -38,7 +38,7 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
     backbone = make_backbone(config.arch, config.width, config.last_stride)
     by_modality = config.normalization == "modality"
     has_specific = config.variant != "base"
-    frozen_blocks = config.frozen_blocks if config.pretrained else 0  # random weights are not worth keeping
+    frozen_blocks = config.frozen_blocks if config.pretrained else 0  # random weights are never frozen
 
     def stem() -> Stem:
         return Stem(backbone, config.specific_stages, frozen=frozen_blocks)
@@ -76,10 +76,10 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
             specific.load_state_dict(shared.state_dict())
     frozen = None
     if config.frozen_stripes:
-        with torch.random.fork_rng(devices=[]):  # the other parts start as they do without it
+        with torch.random.fork_rng(devices=[]):  # the other parts get the same random weights without it
             frozen = Tail(backbone, config.tail_blocks).requires_grad_(False)
-        own = frozen.state_dict()
-        frozen.load_state_dict({key: value for key, value in shared.state_dict().items() if key in own})
+        state = frozen.state_dict()
+        frozen.load_state_dict({key: value for key, value in shared.state_dict().items() if key in state})
     compensation = None
     if config.variant in ("fmc", "full"):
         compensation = Compensation(
@@ -95,9 +95,9 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
         fusion = Fusion(classifier(2 * dim), config.fusion == "softmax", length)
     standard = None
     if config.standardized:
-        stripes = config.frozen_stripes * sum(shared.channels)
-        features = {"base": 1, "sfd": 1, "fmc": 3, "full": 2}[config.variant]
-        standard = Standardization(stripes + features * dim, stripes, config.feature_weight)
+        stripe_values = config.frozen_stripes * sum(shared.channels)
+        feature_count = {"base": 1, "sfd": 1, "fmc": 3, "full": 2}[config.variant]
+        standard = Standardization(stripe_values + feature_count * dim, stripe_values, config.feature_weight)
     return FMCNet(
         decomposition,
         compensation,

@@ -1,4 +1,4 @@
-"""What travels with a model's weights, readable without PyTorch: `model.json`, and the model's digest."""
+"""The model card `model.json`, stored beside the weights and readable without PyTorch, and the model's digest."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FORMAT = "fmcnet-model-1"
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
 PROJECTION = "projection.safetensors"
-"""Beside the weights of a model whose descriptors are projected to fewer values; `inference/projection.py`."""
+"""Projection of the descriptors to fewer values, if the model has one; see `inference/projection.py`."""
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What travels with the weights.
+    """The model card: what is stored beside the weights.
 
     Attributes:
         config: the run's whole configuration; data.height and data.width are the input size.
@@ -38,8 +38,8 @@ class ModelCard:
         start_samples: `samples` and `start_samples` of the model that the training started from.
         selected: how the weights were picked: "last", "val" or "test".
         similarity: what embeddings are compared by.
-        adapted: what `fmcnet adapt` estimated statistics from; empty: it did not.
-        weights: `fmcnet.files.file_digest` of the weights' file as it was written; "" where nothing noted it.
+        adapted: what `fmcnet adapt` estimated statistics from; empty if it was not used.
+        weights: `fmcnet.files.file_digest` of the weights' file as it was written; "" if unknown.
         versions: of fmcnet, torch and Python.
     """
 
@@ -62,7 +62,7 @@ class ModelCard:
         return len(self.pids)
 
     def seen_samples(self, data: str) -> tuple[str, ...]:
-        """Samples of all pictures trained on, here and before; of the training's own dataset `data` those before."""
+        """Samples of all images trained on; for the training dataset itself, only those of earlier trainings."""
         return self.start_samples if data == self.data else (*self.samples, *self.start_samples)
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class ModelCard:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions that a number depends on: of fmcnet, torch, Python and `packages`; "" where one is not installed."""
+    """Versions of fmcnet, torch, Python and `packages`; "" for a package that is not installed."""
     return {
         "fmcnet": fmcnet.__version__,
         **{name: _version(name) for name in ("torch", *packages)},
@@ -88,7 +88,7 @@ def _version(package: str) -> str:
 
 
 def read_card(folder: str | Path) -> ModelCard:
-    """Read `model.json` alone; raises `CheckpointError` when it is missing, damaged, or not fmcnet's."""
+    """Read `model.json`; raises `CheckpointError` when it is missing, damaged, or not fmcnet's."""
     path = Path(folder) / CARD
     if not path.is_file():
         raise CheckpointError(
@@ -119,9 +119,9 @@ def read_card(folder: str | Path) -> ModelCard:
 
 
 def model_digest(folder: str | Path) -> str:
-    """16 hex digits that name what turns images into embeddings: weights, architecture, input size, projection.
+    """16 hex digits that identify what computes embeddings: weights, architecture, input size, projection.
 
-    Taken from the files as they are, so that it stays when a later version of fmcnet knows more settings.
+    The digest is of the files, so it stays the same when a later version of fmcnet has more settings.
     """
     card, weights, projection = (Path(folder) / name for name in (CARD, WEIGHTS, PROJECTION))
     try:

@@ -1,4 +1,4 @@
-"""A model on disk: `model.safetensors` beside `model.json` (`card.py`), which says everything the weights do not."""
+"""A model on disk: `model.safetensors` beside `model.json` (`card.py`), which holds everything else."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def save_pretrained(model: FMCNet, card: ModelCard, folder: str | Path) -> Path:
 
     Args:
         model: the weights.
-        card: what travels with them.
-        folder: is made if need be.
+        card: stored beside them.
+        folder: created if it does not exist.
 
     Returns:
         The folder.
@@ -41,7 +41,7 @@ def save_pretrained(model: FMCNet, card: ModelCard, folder: str | Path) -> Path:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """A safetensors file; raises `OSError` when it cannot be written (safetensors' own error is none)."""
+    """Write a safetensors file; raises `OSError` when that fails (safetensors has an error class of its own)."""
     try:
         save_file(tensors, path)
     except SafetensorError as error:
@@ -77,22 +77,22 @@ def build_described(card: ModelCard, weights: Path) -> FMCNet:
     """The model of a card, randomly initialised.
 
     Raises:
-        CheckpointError: when there is no file of weights, or it is too small for such a model. So a damaged card
-            cannot fill the memory.
+        CheckpointError: when the file of weights is missing, or too small for such a model. So a damaged card
+            cannot exhaust the memory.
     """
     if not weights.is_file():
         raise CheckpointError(f"no weights at {weights}")
     config = card.config.model
     large = config.width > 64 or (config.dim or 0) > 4096 or card.classes > 5000
-    if large:  # takes 2 s, so not of every model
+    if large:  # takes 2 s, so only for large models
         try:
             with torch.device("meta"):
-                described = build_model(config, card.classes)
+                meta_model = build_model(config, card.classes)
         except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
             raise CheckpointError(
                 f"{weights.with_name(CARD)} describes a model that cannot be built: {str(error).splitlines()[0]}"
             ) from error
-        needed, size = sum(value.nbytes for value in described.state_dict().values()), weights.stat().st_size
+        needed, size = sum(value.nbytes for value in meta_model.state_dict().values()), weights.stat().st_size
         if needed > 4 * size:  # weights may be stored in fewer bits
             raise CheckpointError(
                 f"{weights} is damaged or of another model: it has {size:,} bytes, and the model that {CARD} "
@@ -106,7 +106,7 @@ def weights_digest(path: Path) -> str:
 
     Two files with the same digest hold the same model, bit for bit, whatever else differs between the files.
     """
-    state = _read(path)
+    state = _read_weights(path)
     digest = hashlib.sha256()
     for name in sorted(state):
         value = state[name].contiguous()
@@ -117,13 +117,13 @@ def weights_digest(path: Path) -> str:
 
 def load_weights(model: FMCNet, path: Path) -> None:
     """Load a safetensors file strictly into `model`; raises `CheckpointError` naming the first keys that differ."""
-    state, wanted = _read(path), model.state_dict()
-    faults = [f"missing {key}" for key in wanted if key not in state]
-    faults += [f"unexpected {key}" for key in state if key not in wanted]
+    state, expected = _read_weights(path), model.state_dict()
+    faults = [f"missing {key}" for key in expected if key not in state]
+    faults += [f"unexpected {key}" for key in state if key not in expected]
     faults += [
-        f"{key} is {tuple(state[key].shape)}, should be {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in state and state[key].shape != wanted[key].shape
+        f"{key} is {tuple(state[key].shape)}, should be {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
     ]
     if faults:
         raise CheckpointError(
@@ -133,7 +133,7 @@ def load_weights(model: FMCNet, path: Path) -> None:
     model.load_state_dict(state)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"no weights at {path}")
     try:

@@ -15,14 +15,14 @@ from fmcnet.types import Modality
 class Generator(nn.Module):
     """G of eq. (11): three stacked fully connected layers, D to D.
 
-    The paper gives neither the hidden width nor what stands between the layers. Ours: hidden width D, ReLU
-    between. At the end a ReLU, because the real features are pooled ReLU outputs and so never negative.
+    The paper gives neither the hidden width nor the activations. Ours: hidden width D, ReLU
+    between the layers and, without `length`, at the end: real features are pooled ReLU outputs, so never negative.
 
     Args:
         dim: D.
-        length: length of the generated features, where the real ones have a fixed one; None: a ReLU ends G. Ours.
-        input_scale: what F_sh is multiplied by before the layers, so that values of a short feature are of the order
-            of 1 and outweigh the biases. Ours.
+        length: fixed length of the generated features, as the real ones have it; None: a ReLU ends G. Ours.
+        input_scale: factor of F_sh before the layers, so that values of a short feature are of the order of 1 and
+            outweigh the biases. Ours.
         residual: F' = F_sh + layers(F_sh) before the length is set. Ours.
     """
 
@@ -58,10 +58,10 @@ class Discriminator(nn.Module):
 
     Args:
         dim: D.
-        input_scale: what features are multiplied by first. Ours.
+        input_scale: factor of the features before the layer. Ours.
         unit_weight: the weight keeps unit length (its spectral norm is 1), so that logits, less the bias, stay within
-            the length of the scaled feature: D can neither saturate nor slow down as its weight grows.
-            `renormalize` after each step sees to it. Ours.
+            the length of the scaled feature: D can neither saturate nor slow down as its weight grows. Call
+            `renormalize` after each step. Ours.
     """
 
     def __init__(self, dim: int, input_scale: float = 1.0, unit_weight: bool = False) -> None:
@@ -75,13 +75,13 @@ class Discriminator(nn.Module):
         return cast(Tensor, self.linear(feature * self.input_scale)).squeeze(1)
 
     def as_constant(self, feature: Tensor) -> Tensor:
-        """The same logits (B,), with D's weights as constants: for the generators' turn."""
+        """The same logits (B,), with D's weights as constants: for the generators' step."""
         weight, bias = self.linear.weight.detach(), self.linear.bias.detach()
         return F.linear(feature * self.input_scale, weight, bias).squeeze(1)
 
     @torch.no_grad()
     def renormalize(self) -> None:
-        """Bring the weight to unit length, where `unit_weight` wants it."""
+        """Bring the weight to unit length, if `unit_weight`."""
         if self.unit_weight:
             self.linear.weight.copy_(F.normalize(self.linear.weight, dim=1))
 
@@ -89,15 +89,15 @@ class Discriminator(nn.Module):
 class Compensation(nn.Module):
     """Feature-level modality compensation: the missing specific feature from the shared one, eq. (11).
 
-    Names give the modality of the features that a module makes or examines: `discriminator_infrared` sees F_sp,I as
-    real. Stored weights call the discriminators `judge_infrared` and `judge_visible`.
+    A module is named after the modality of the features that it generates or judges: `discriminator_infrared` sees
+    F_sp,I as real. Stored weights call the discriminators `judge_infrared` and `judge_visible`.
 
     Args:
         to_infrared: G_{V-I}.
         to_visible: G_{I-V}.
         discriminator_infrared: D_{V-I}.
         discriminator_visible: D_{I-V}.
-        norm_specific: gives generated features the length and the constant of real ones (ours); None: nothing does.
+        norm_specific: gives generated features the length and the constant of real ones (ours); None: neither.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ RESERVED = frozenset({"head", "pool", "norm", "dim", "maps", "stripes", "channel
 class Stem(nn.Sequential):
     """E_V or E_I of eq. (1): the backbone's first blocks, weights of one modality.
 
-    With fewer than three blocks (ours; AGW has one), another stem for both modalities has the rest of the three.
+    With fewer than three blocks (ours; AGW has one), a stem shared by both modalities has the rest of the three.
 
     Args:
         backbone: gives the blocks.
@@ -66,11 +66,11 @@ class Stem(nn.Sequential):
 class GeM(nn.Module):
     """Generalised-mean pooling with a learnable power (Radenovic et al., TPAMI 2019).
 
-    Ours: FMCNet pools by the plain average. Between average (p = 1) and maximum (p large).
+    Ours: FMCNet uses average pooling. p = 1 is the average, a large p approaches the maximum.
 
     Args:
-        p: the power at the start.
-        eps: smaller values are raised to this.
+        p: initial power.
+        eps: lower limit of the values.
     """
 
     def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
@@ -95,8 +95,8 @@ class Tail(nn.Module):
     """E_sh, E_sp^V or E_sp^I of eq. (1): the backbone's last blocks and global pooling.
 
     Args:
-        backbone: which.
-        blocks: how many blocks behind the third; None: all, as the paper.
+        backbone: gives the blocks.
+        blocks: number of blocks after the third; None: all, as the paper.
         dim: length D of the feature, by a 1x1 convolution with batch normalisation and ReLU; None: the last block's
             channels, as the paper.
         pooling: "avg" as the paper, or "gem" (ours).
@@ -129,9 +129,9 @@ class Tail(nn.Module):
                 f"model.pooling=gem takes values of 0 and more, and the map behind {end} blocks has negative "
                 "ones: set model.dim, whose layer ends with a ReLU, or model.pooling=avg"
             )
-        own_blocks = [backbone.block(index) for index in range(STEM_BLOCKS, end)]
-        layers = _layers(own_blocks)
-        self._ends = tuple(list(block)[-1] for block in own_blocks)
+        tail_blocks = [backbone.block(index) for index in range(STEM_BLOCKS, end)]
+        layers = _layers(tail_blocks)
+        self._ends = tuple(list(block)[-1] for block in tail_blocks)
         self.channels = tuple(backbone.channels(index) for index in range(STEM_BLOCKS, end))
         self.dim = self.channels[-1] if dim is None else dim
         if dim is not None:
@@ -159,18 +159,18 @@ class Tail(nn.Module):
 
         Args:
             x: F_m (B, C, h, w).
-            count: of stripes a map.
+            count: number of stripes of each map.
 
         Returns:
-            (B, count * sum(channels)): block after block, its stripes from top to bottom.
+            (B, count * sum(channels)): block by block, stripes from top to bottom.
         """
-        found = []
+        features = []
         for name in self._layers:
             x = self.get_submodule(name)(x)
             if name in self._ends:
                 pooled = F.adaptive_avg_pool2d(x, (count, 1)).squeeze(3)  # (B, C, count)
-                found.append(pooled.transpose(1, 2).flatten(1))
-        return torch.cat(found, dim=1)
+                features.append(pooled.transpose(1, 2).flatten(1))
+        return torch.cat(features, dim=1)
 
 
 def _layers(blocks: list[dict[str, nn.Module]]) -> OrderedDict[str, nn.Module]:
@@ -190,7 +190,7 @@ class IdentityClassifier(nn.Module):
         classes: number C of training identities.
         neck: put a batch normalisation between feature and layer (BNNeck, Luo et al. 2019). Ours: with it
             the layer has no bias; without it is the paper's literal form.
-        dropout: share of the feature's values that are set to 0 before the layer, in training. Ours.
+        dropout: probability of dropout before the layer. Ours.
     """
 
     def __init__(self, dim: int, classes: int, neck: bool = False, dropout: float = 0.0) -> None:
@@ -211,14 +211,14 @@ class IdentityClassifier(nn.Module):
 class FeatureNorm(nn.Module):
     """Centres and scales features with statistics of each modality, and brings them to one length. Ours.
 
-    Margins of 0.7 and 1 mean something on features of a known length only. Statistics of each modality erase what
-    tells the modalities apart, which is right for F_sh. F_sp gets it back as a constant of fixed share, `offset`.
+    Margins of 0.7 and 1 need features of a known length. Statistics of each modality remove the difference between
+    the modalities, which is right for F_sh. F_sp gets a difference back as a constant of fixed share, `offset`.
     Specific features then have a mean of their own, which (4) needs, and neither (4) nor (13) can make that mean
     outweigh the identity. A learnt mean did: after 300 steps generated features had a mean cosine of 0.95.
 
     Args:
         dim: D.
-        length: of the features that it gives.
+        length: of the normalised features.
         offset: share of the length that is the modality's constant, 0 to 1; it is the same vector for both
             modalities, with opposite signs.
     """
@@ -234,24 +234,24 @@ class FeatureNorm(nn.Module):
 
     @torch.no_grad()
     def set(self, modality: Modality, mean: Tensor, variance: Tensor) -> None:
-        """Take the statistics of one modality: mean and variance (D,)."""
+        """Set the statistics of one modality: mean and variance (D,)."""
         norm = cast(nn.BatchNorm1d, self.statistics[modality.code])
         cast(Tensor, norm.running_mean).copy_(mean)
         cast(Tensor, norm.running_var).copy_(variance)
 
     def to_length(self, feature: Tensor, modality: Modality) -> Tensor:
-        """Vectors (B, D) to features of `length` around the modality's constant; so are generated ones."""
+        """Bring vectors (B, D) to `length`, with the modality's constant; generated features use only this step."""
         unit = F.normalize(feature, dim=1)
         if self.offset:
             sign = 1.0 if modality is Modality.VISIBLE else -1.0
-            identity = (1 - self.offset**2) ** 0.5
+            identity_share = (1 - self.offset**2) ** 0.5
             constant = sign * self.offset * feature.shape[1] ** -0.5  # the same in all D dimensions
-            unit = F.normalize(identity * unit + constant, dim=1)
+            unit = F.normalize(identity_share * unit + constant, dim=1)
         return self.length * unit
 
 
 class DecomposedFeatures(NamedTuple):
-    """What eq. (1) gives for images of one modality.
+    """Features of eq. (1) for images of one modality.
 
     Attributes:
         stem: F_m (B, C, h, w).
@@ -279,7 +279,7 @@ class Decomposition(nn.Module):
         classify_visible: P_sp^V.
         classify_infrared: P_sp^I.
         stem_shared: last blocks of both stems with one set of weights (ours); None: separate, as the paper.
-        norm_shared: normalises F_sh behind its tail (ours); None: nothing does.
+        norm_shared: normalises F_sh after its tail (ours); None: no normalisation.
         norm_specific: normalises F_sp likewise.
     """
 
@@ -339,9 +339,9 @@ class Decomposition(nn.Module):
 
     def stem(self, images: Tensor, modality: Modality) -> Tensor:
         """E_m of images of one modality: (B, 3, H, W) to F_m (B, C, h, w)."""
-        own = self.stem_visible if modality is Modality.VISIBLE else self.stem_infrared
-        out = own(images) if self.stem_shared is None else self.stem_shared(own(images))
-        return cast(Tensor, out)
+        stem = self.stem_visible if modality is Modality.VISIBLE else self.stem_infrared
+        stem_feature = stem(images) if self.stem_shared is None else self.stem_shared(stem(images))
+        return cast(Tensor, stem_feature)
 
     def share(self, stem_feature: Tensor, modality: Modality) -> Tensor:
         """E_sh of images of one modality: F_m (B, C, h, w) to F_sh,m (B, D)."""
@@ -357,9 +357,9 @@ class Decomposition(nn.Module):
 
     def classifier(self, modality: Modality) -> IdentityClassifier:
         """P_sp^m of eq. (2)."""
-        head = self.classify_visible if modality is Modality.VISIBLE else self.classify_infrared
-        assert head is not None, "this variant has no specific branch"
-        return head
+        classifier = self.classify_visible if modality is Modality.VISIBLE else self.classify_infrared
+        assert classifier is not None, "this variant has no specific branch"
+        return classifier
 
 
 def feature_norms(model: nn.Module) -> list[FeatureNorm]:
@@ -371,13 +371,13 @@ def feature_norms(model: nn.Module) -> list[FeatureNorm]:
 def watch_norms(model: nn.Module, keep: Callable[[FeatureNorm, Modality, Tensor], object]) -> Iterator[None]:
     """Within the block, give `keep` the features (B, D) that each `FeatureNorm` gets, with their modality."""
 
-    def watched(norm: FeatureNorm, modality: Modality, _: nn.Module, inputs: tuple[Tensor]) -> None:
+    def hook(norm: FeatureNorm, modality: Modality, _: nn.Module, inputs: tuple[Tensor]) -> None:
         keep(norm, modality, inputs[0])
 
     with ExitStack() as hooks:
         for norm in feature_norms(model):
             for modality in Modality:
                 statistics = norm.statistics[modality.code]
-                handle = statistics.register_forward_pre_hook(partial(watched, norm, modality))
+                handle = statistics.register_forward_pre_hook(partial(hook, norm, modality))
                 hooks.callback(handle.remove)
         yield

@@ -1,4 +1,4 @@
-"""The wiring of FMCNet and of the ablated variants of the paper's Table 2."""
+"""FMCNet and the ablated variants of the paper's Table 2, built from the three modules."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ VARIANTS = ("base", "sfd", "fmc", "full")
 """Rows of the paper's Table 2: Base; + SFD (shared feature only); + FMC by plain concatenation; full."""
 
 OVERSHOOT = 0.5
-"""Float images may leave 0..1 by this much, as bicubic resizing does; 0..255 and normalised values go further."""
+"""Float images may leave 0..1 by this much, as after bicubic resizing. Other ranges exceed that."""
 
 FLOOR, TINY = 1e-3, 1e-12
-"""A value's deviation is at least this share of the mean deviation, and this: nothing is divided by 0."""
+"""Least deviation of a value: as a share of the mean deviation, and absolute. So nothing is divided by 0."""
 
 
 class ModalityOutput(NamedTuple):
-    """Every feature and score of one half of the batch; what a variant does not have is None.
+    """Every feature and score of one half of the batch; None for those that a variant lacks.
 
     Attributes:
         shared: F_sh,m (B, D).
@@ -40,7 +40,7 @@ class ModalityOutput(NamedTuple):
         generated_scores: P_sp^other of `generated` (B, C).
         fused: F_fp,m (B, 2D).
         fused_scores: S_fp,m (B, C).
-        embedding: the descriptor that is searched by, (B, E).
+        embedding: the descriptor used for search, (B, E).
     """
 
     shared: Tensor
@@ -76,13 +76,13 @@ class FMCNetOutput(NamedTuple):
 class Standardization(nn.Module):
     """Centres and scales each value of a descriptor by statistics of the image's modality. Ours.
 
-    What all images of one pair of cameras have in common says nothing about a person; the statistics take it out.
-    Training estimates them from its images, `fmcnet adapt` from unlabelled ones.
+    What all images of one pair of cameras have in common says nothing about a person; standardising removes it.
+    Training estimates the statistics from its images, `fmcnet adapt` from unlabelled ones.
 
     Args:
         dim: E, values of the descriptor.
-        stripes: number of first values that are stripes of a frozen tail; they and the rest get unit length each.
-        weight: of the rest beside them.
+        stripes: number of leading values that are stripes of a frozen tail; they and the rest get unit length each.
+        weight: factor of the rest.
     """
 
     mean: Tensor
@@ -96,10 +96,10 @@ class Standardization(nn.Module):
 
     @torch.no_grad()
     def set(self, modality: Modality, mean: Tensor, variance: Tensor) -> None:
-        """Take the statistics of one modality.
+        """Set the statistics of one modality.
 
         Args:
-            modality: whose.
+            modality: that of the images.
             mean: (E,).
             variance: (E,); a deviation counts as at least `FLOOR` of the mean deviation.
         """
@@ -109,11 +109,11 @@ class Standardization(nn.Module):
 
     def forward(self, descriptor: Tensor, modality: Modality) -> Tensor:
         """Descriptors of images of one modality (B, E) to (B, E)."""
-        standard = (descriptor - self.mean[modality.code]) / self.std[modality.code]
+        standardized = (descriptor - self.mean[modality.code]) / self.std[modality.code]
         if not self.stripes:
-            return standard
-        first, rest = standard[:, : self.stripes], standard[:, self.stripes :]
-        return torch.cat([F.normalize(first), self.weight * F.normalize(rest)], dim=1)
+            return standardized
+        stripes, features = standardized[:, : self.stripes], standardized[:, self.stripes :]
+        return torch.cat([F.normalize(stripes), self.weight * F.normalize(features)], dim=1)
 
 
 class FMCNet(nn.Module):
@@ -128,12 +128,12 @@ class FMCNet(nn.Module):
         fusion: SFF or None.
         mean: of each channel of images in 0..1; a buffer, so it travels with the weights.
         std: deviation of each channel, likewise.
-        after_neck: whether the descriptor is taken behind the classifiers' necks (ours), not before them.
+        after_neck: take the descriptor after the classifiers' necks (ours), not before them.
         normalized: whether each D values of the descriptor (F_sh, F_fu) get unit length (ours).
-        specific_weight: of the features behind F_sh in the descriptor, F_sp and F'_sp or their fusion (ours).
-        frozen: a tail with pretrained weights, whose stripes stand before the features in the descriptor (ours).
+        specific_weight: factor of the features after F_sh in the descriptor, F_sp and F'_sp or their fusion (ours).
+        frozen: a tail with pretrained weights, whose stripes come first in the descriptor (ours).
         stripes: number of stripes of each of its maps.
-        standard: standardises the descriptor (ours); None: nothing does.
+        standard: standardises the descriptor (ours); None: no standardisation.
     """
 
     mean: Tensor
@@ -189,18 +189,18 @@ class FMCNet(nn.Module):
                 than `OVERSHOOT`, or NaN.
         """
         _check_images(images)
-        if not self.training and not torch.compiler.is_compiling():  # training waits for no GPU
+        if not self.training and not torch.compiler.is_compiling():  # it would make training wait for the GPU
             _check_range(images)
-        unit = 255.0 if images.dtype == torch.uint8 else 1.0
-        scale, shift = 1.0 / (unit * self.std), -self.mean / self.std
+        max_value = 255.0 if images.dtype == torch.uint8 else 1.0
+        scale, shift = 1.0 / (max_value * self.std), -self.mean / self.std
         if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):
             return torch.addcmul(shift, images.to(scale.dtype), scale)
-        # As (B, H, W * 3), in place: the same in long rows, ten times as quick on a CPU as a loop of three.
+        # channels_last: as rows (B, H, W * 3) in place, ten times as fast on a CPU as a loop over three channels.
         batch, channels, height, width = images.shape
         rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
         rows = rows.to(scale.dtype, copy=True).mul_(scale.flatten().repeat(width))
-        out = rows.add_(shift.flatten().repeat(width)).view(batch, height, width, channels)
-        return out.permute(0, 3, 1, 2)
+        normalized = rows.add_(shift.flatten().repeat(width)).view(batch, height, width, channels)
+        return normalized.permute(0, 3, 1, 2)
 
     @classmethod
     def from_config(cls, config: Config | ModelConfig, num_classes: int) -> FMCNet:
@@ -247,8 +247,7 @@ class FMCNet(nn.Module):
             infrared: (B_I, 3, H, W), likewise.
 
         Returns:
-            Both halves. In training the embeddings are the features alone, without frozen stripes and
-            standardisation, which no loss looks at.
+            Both halves. In training the embeddings lack frozen stripes and standardisation, which no loss needs.
         """
         sfd = self.decomposition
         v, i = sfd(self.preprocess(visible), self.preprocess(infrared))  # (1)
@@ -303,7 +302,7 @@ class FMCNet(nn.Module):
         )
 
     def embed(self, images: Tensor, modality: Modality | str) -> Tensor:
-        """The descriptor of images of ONE modality; computes nothing that it does not need.
+        """The descriptor of images of ONE modality; skips the parts of the model that it does not need.
 
         Args:
             images: (B, 3, H, W), uint8 0..255 or float 0..1. Other sizes than those
@@ -344,7 +343,7 @@ class FMCNet(nn.Module):
     def features(
         self, images: Tensor, modality: Modality | str
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What the descriptor of images of ONE modality is made of, for maps and studies.
+        """The features that the descriptor of images of ONE modality is made of, for maps and studies.
 
         Args:
             images: (B, 3, H, W), uint8 0..255 or float 0..1.
@@ -377,18 +376,18 @@ class FMCNet(nn.Module):
         generated: Tensor | None,
         fused: Tensor | None,
     ) -> Tensor:
-        """What is searched by: F_fp or its parts, normalised and weighted as the settings say (ours)."""
+        """F_fp or its parts, normalised and weighted by the settings (ours)."""
         sfd, dim = self.decomposition, shared.shape[1]
         if self.fusion is not None and fused is not None:
             descriptor = self._behind_neck(self.fusion.classify.neck, fused)
         else:
             descriptor = self._behind_neck(sfd.classify_shared.neck, shared)
             if specific is not None and generated is not None:
-                # "FMC by simple concatenation" (Table 2). Ours: real or generated, the visible part stands first, so
-                # that positions mean the same whatever the image's modality.
-                own = self._behind_neck(sfd.classifier(modality).neck, specific)
-                other = self._behind_neck(sfd.classifier(modality.other).neck, generated)
-                pair = (own, other) if modality is Modality.VISIBLE else (other, own)
+                # "FMC by simple concatenation" (Table 2). Ours: the visible part, real or generated, comes first, so
+                # that positions mean the same for both modalities.
+                real = self._behind_neck(sfd.classifier(modality).neck, specific)
+                fake = self._behind_neck(sfd.classifier(modality.other).neck, generated)
+                pair = (real, fake) if modality is Modality.VISIBLE else (fake, real)
                 descriptor = torch.cat([descriptor, *pair], dim=1)
         if self.normalized:
             descriptor = F.normalize(descriptor.unflatten(1, (-1, dim)), dim=2).flatten(1)
@@ -397,13 +396,13 @@ class FMCNet(nn.Module):
         return descriptor
 
     def _standardized(self, modality: Modality, stem: Tensor, descriptor: Tensor) -> Tensor:
-        """The descriptor behind `frozen`'s stripes of F_m, and standardised (ours); without either as it is."""
+        """The descriptor after the frozen stripes of F_m, standardised (ours); unchanged without these two parts."""
         if self.frozen is not None:
             descriptor = torch.cat([self.frozen.stripes(stem, self.stripes), descriptor], dim=1)
         return descriptor if self.standard is None else cast(Tensor, self.standard(descriptor, modality))
 
     def _behind_neck(self, neck: nn.Module, feature: Tensor) -> Tensor:
-        """With `after_neck` the neck by its running statistics, which only the scores may move."""
+        """With `after_neck`, apply the neck by its running statistics: only the scores may update these."""
         if self.after_neck and isinstance(neck, nn.modules.batchnorm._BatchNorm):
             return F.batch_norm(
                 feature, neck.running_mean, neck.running_var, neck.weight, neck.bias, False, 0.0, neck.eps
@@ -424,7 +423,7 @@ def _check_range(images: Tensor) -> None:
         return
     try:
         low, high = torch.stack(images.detach().aminmax()).tolist()
-    except RuntimeError:  # no values to look at: a meta or fake tensor, or one of vmap
+    except RuntimeError:  # a meta or fake tensor, or one of vmap, has no values
         return
     if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
         raise ValueError(f"float images must be 0..1 and not normalised, got {low:.4g} to {high:.4g}")
@@ -432,5 +431,5 @@ def _check_range(images: Tensor) -> None:
 
 def _in_one_pass(module: nn.Module, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """`module` of both batches in one pass, so that batch normalisation sees them together."""
-    both = module(torch.cat([first, second])).split([len(first), len(second)])
-    return cast(tuple[Tensor, Tensor], both)
+    outputs = module(torch.cat([first, second])).split([len(first), len(second)])
+    return cast(tuple[Tensor, Tensor], outputs)

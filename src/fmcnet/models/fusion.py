@@ -35,13 +35,13 @@ class Fusion(nn.Module):
         """The two scalars of eq. (15) as they are applied: of the own feature and of the generated one."""
         if not self.softmax:
             return self.w1, self.w2
-        both = torch.stack([self.w1, self.w2]).softmax(dim=0)
-        return both[0], both[1]
+        weights = torch.stack([self.w1, self.w2]).softmax(dim=0)
+        return weights[0], weights[1]
 
     def forward(self, shared: Tensor, specific: Tensor, generated: Tensor) -> Tensor:
         """F_sh, F_sp and the generated F'_sp of images, each (B, D), to F_fp (B, 2D)."""
-        own, other = self.weights()
-        fused = own * specific + other * generated  # (15)
+        w1, w2 = self.weights()
+        fused = w1 * specific + w2 * generated  # (15)
         if self.length is not None:
             fused = self.length * F.normalize(fused, dim=1)
         return torch.cat([shared, fused], dim=1)  # (16)

@@ -22,7 +22,7 @@ from fmcnet.parsing import read_json
 DIGESTS, README = "hub.json", "README.md"
 FORMAT = "fmcnet-hub-1"
 FILES = (CARD, WEIGHTS, PROJECTION, "calibration.json", "export.json", "*.onnx")
-"""What makes a model, and is fetched and pushed where it is there."""
+"""Files of a model: those that exist are fetched and pushed."""
 
 NAME = re.compile(r"([\w][\w.-]*/[\w][\w.-]*?)(?:@([\w./-]+))?")
 """owner/name, or owner/name@revision."""
@@ -32,7 +32,7 @@ FETCH = (
     "a model's folder."
 )
 PUSH = "the hub at {where} cannot be reached ({kind}). Connect, and push again."
-"""What is said without a connection."""
+"""Messages for a hub that cannot be reached."""
 
 README_TEXT = """\
 ---
@@ -70,7 +70,7 @@ def is_hub_name(source: str | Path) -> bool:
 
 def is_fetched(folder: str | Path) -> bool:
     """Whether a folder lies in the hub's cache, where nothing is to be written."""
-    hub = sys.modules.get("huggingface_hub")  # what was not imported has fetched nothing
+    hub = sys.modules.get("huggingface_hub")  # not imported: nothing was fetched
     return hub is not None and Path(folder).absolute().is_relative_to(
         Path(hub.constants.HF_HUB_CACHE).absolute()
     )
@@ -85,17 +85,17 @@ def fetch(source: str) -> Path:
         MissingDependencyError: without `huggingface_hub`.
     """
     hub: Any = require("huggingface_hub", "hub")
-    found = NAME.fullmatch(source)
-    if found is None:
+    match = NAME.fullmatch(source)
+    if match is None:
         raise CheckpointError(f"'{source}' is no name on the hub: write owner/name, or owner/name@revision")
-    name, revision = found.groups()
+    name, revision = match.groups()
     try:
         folder = hub.snapshot_download(
             name, revision=revision, allow_patterns=[*FILES, README, DIGESTS], library_name="fmcnet"
         )
     except Exception as error:
         raise CheckpointError(
-            _explain(hub, error, f"there is no folder '{source}' here, and", source, FETCH)
+            _error_message(hub, error, f"there is no folder '{source}' here, and", source, FETCH)
         ) from error
     _check_digests(Path(folder), source)
     return Path(folder)
@@ -106,23 +106,23 @@ def push(folder: str | Path, name: str, *, public: bool = False, message: str | 
 
     Args:
         folder: of the model. Only the files of `FILES` and a README.md are pushed: no images, logs, or checkpoints.
-        name: owner/name. A repository that is there gets a new commit.
-        public: make a new repository public; otherwise it is private. One that is there stays as it is.
+        name: owner/name. An existing repository gets a new commit.
+        public: make a new repository public; otherwise it is private. An existing one keeps its visibility.
         message: of the commit.
 
     Raises:
-        CheckpointError: for a folder without a whole model, a bad name, or what the hub refuses.
+        CheckpointError: for a folder without a whole model, a bad name, or when the hub refuses.
         MissingDependencyError: without `huggingface_hub`.
     """
     folder = Path(folder)
-    found = NAME.fullmatch(name)
-    if found is None or found[2]:
+    match = NAME.fullmatch(name)
+    if match is None or match[2]:
         raise CheckpointError(f"'{name}' is no name on the hub: write owner/name")
     readme = _readme(folder, name)
     if (folder / WEIGHTS).is_file():
         from fmcnet.models.checkpoint import weights_digest
 
-        weights_digest(folder / WEIGHTS)  # raises where they are damaged
+        weights_digest(folder / WEIGHTS)  # raises if they are damaged
     elif not (folder / "export.json").is_file():
         raise CheckpointError(
             f"{folder} holds no weights: give the folder of a finished run, or an exported one"
@@ -148,15 +148,15 @@ def push(folder: str | Path, name: str, *, public: bool = False, message: str | 
             name, operations, commit_message=message or f"Push {folder.name} by fmcnet"
         )
     except Exception as error:
-        raise CheckpointError(_explain(hub, error, f"'{name}' was not pushed:", name, PUSH)) from error
+        raise CheckpointError(_error_message(hub, error, f"'{name}' was not pushed:", name, PUSH)) from error
     return str(commit.commit_url)
 
 
 def _readme(folder: Path, name: str) -> str:
-    """The folder's own README.md if it has metadata of the hub, otherwise one made from its card."""
+    """The folder's README.md if it has the hub's metadata, otherwise one made from the model card."""
     card = read_card(folder)
-    own = folder / README
-    if own.is_file() and (text := own.read_text(encoding="utf-8")).startswith("---\n"):
+    own_readme = folder / README
+    if own_readme.is_file() and (text := own_readme.read_text(encoding="utf-8")).startswith("---\n"):
         return text
     config = card.config
     rows = {
@@ -174,45 +174,47 @@ def _readme(folder: Path, name: str) -> str:
 
 def _check_digests(folder: Path, source: str) -> None:
     """Raise a `CheckpointError` for files that differ from the digests pushed with them, or are missing."""
-    listed = folder / DIGESTS
-    if not listed.is_file():
+    digests_file = folder / DIGESTS
+    if not digests_file.is_file():
         logger.warning(
             "%s has no %s, so its files are not checked: it was not pushed by fmcnet", source, DIGESTS
         )
         return
     try:
-        tree = read_json(listed)
-        wanted = dict(tree["sha256"]) if tree["format"] == FORMAT else {}
+        tree = read_json(digests_file)
+        expected = dict(tree["sha256"]) if tree["format"] == FORMAT else {}
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{source}: {DIGESTS} is damaged: ask its owner to push again") from error
-    there = {path.name for pattern in FILES for path in folder.glob(pattern)}
+    present = {path.name for pattern in FILES for path in folder.glob(pattern)}
     wrong = [
         file
-        for file in sorted({*wanted, *there})
-        if file not in wanted or not (folder / file).is_file() or file_digest(folder / file) != wanted[file]
+        for file in sorted({*expected, *present})
+        if file not in expected
+        or not (folder / file).is_file()
+        or file_digest(folder / file) != expected[file]
     ]
-    if wrong or not wanted:
+    if wrong or not expected:
         raise CheckpointError(
             f"{source}: {', '.join(wrong) or DIGESTS} in {folder} is not what was pushed. Delete that folder to "
             "fetch it again, or ask the owner."
         )
 
 
-def _explain(hub: Any, error: Exception, begin: str, source: str, offline: str) -> str:
-    """One line for an error of the hub: what to do depends on its kind; `offline` is for no answer."""
+def _error_message(hub: Any, error: Exception, intro: str, source: str, offline: str) -> str:
+    """One line that says what to do about an error of the hub; `offline` is the text when it cannot be reached."""
     errors, where = hub.errors, hub.constants.ENDPOINT
-    said = " ".join(str(error).split())[:200]
+    text = " ".join(str(error).split())[:200]
     if isinstance(error, errors.GatedRepoError):
-        return f"{begin} {where} has '{source}' behind a form: ask for access on its page, then hf auth login"
+        return f"{intro} {where} has '{source}' behind a form: ask for access on its page, then hf auth login"
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
-            f"{begin} {where} has no model '{source}' that you may see: check the name, and hf auth login for a "
+            f"{intro} {where} has no model '{source}' that you may see: check the name, and hf auth login for a "
             "private one"
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{begin} {where} has no such revision of '{source}'"
+        return f"{intro} {where} has no such revision of '{source}'"
     if isinstance(error, errors.HfHubHTTPError):
-        return f"{begin} {where} refuses '{source}' ({said}): hf auth login, with a token that may do this"
+        return f"{intro} {where} refuses '{source}' ({text}): hf auth login, with a token that may do this"
     if isinstance(error, errors.HFValidationError):
-        return f"{begin} '{source}' is no name on the hub: write owner/name ({said})"
-    return f"{begin} {offline.format(where=where, source=source, kind=type(error).__name__)}"
+        return f"{intro} '{source}' is no name on the hub: write owner/name ({text})"
+    return f"{intro} {offline.format(where=where, source=source, kind=type(error).__name__)}"

@@ -19,9 +19,9 @@ from fmcnet.models.shipped import find_model, shipped_models
 logger = logging.getLogger(__name__)
 
 OWN = {"head", "pool", "norm"}
-"""Parts of a tail that no published file has."""
-_OWN_VALUES = re.compile(r"classify\w*\.linear\.|^standard\.")
-"""What belongs to a model's identities and cameras: classifiers and the statistics of its descriptor."""
+"""Parts of a tail that published weights lack."""
+_NOT_TRANSFERRED = re.compile(r"classify\w*\.linear\.|^standard\.")
+"""Depends on a model's identities and cameras: classifiers and the statistics of its descriptor."""
 
 
 def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
@@ -48,23 +48,23 @@ def load_pretrained(model: FMCNet, source: str | None, arch: str) -> None:
         return
     backbone = make_backbone(arch)
     if source != "imagenet":
-        published = _read(source)
+        published = _read_state_dict(source)
     else:
         try:
             published = backbone.imagenet()
         except FmcnetError:
             raise
-        except Exception as error:  # of another package
+        except Exception as error:  # from another package
             raise CheckpointError(
                 f"model.pretrained=imagenet: the backbone {arch} gave no weights ({type(error).__name__}: {error}). "
                 "Mend its imagenet(), or set model.pretrained to the path of a state dict, or to null."
             ) from error
     state = backbone.rename(published)
     parts = _backbone_parts(model)
-    wanted = {key: value for part in parts.values() for key, value in _of_backbone(part).items()}
-    _check(state, wanted, source, arch, list(published))
+    expected = {key: value for part in parts.values() for key, value in _backbone_state(part).items()}
+    _check_state(state, expected, source, arch, list(published))
     for part in parts.values():
-        names = _of_backbone(part)
+        names = _backbone_state(part)
         part.load_state_dict({key: state[key] for key in names if key in state}, strict=False)
     tails = sum(not name.startswith("stem") for name in parts)
     logger.info("initialised two stems and %d tails from %s", tails, source)
@@ -76,52 +76,67 @@ def is_model(source: str) -> bool:
 
 
 def load_model(model: FMCNet, source: str, arch: str) -> None:
-    """Initialise from a trained model: stems and tails, and of the rest whatever has the same name and shape.
+    """Initialise from a trained model: stems, tails, and all other tensors of the same name and shape.
 
-    A specific or frozen tail that the source lacks is its shared one. Classifiers start anew: identities differ. So
-    do the statistics of the descriptor. Arguments and errors as `load_pretrained`.
+    A specific or frozen tail that the source lacks is initialised from its shared tail. Classifiers and the
+    statistics of the descriptor start anew: identities differ. Arguments and errors as `load_pretrained`.
     """
     from fmcnet.models.checkpoint import load_pretrained_model
 
     trained, card = load_pretrained_model(find_model(source))
-    theirs, mine = trained.decomposition, model.decomposition
+    trained_sfd, sfd = trained.decomposition, model.decomposition
     if card.config.model.arch != arch:
         raise CheckpointError(
             f"model.pretrained={source} is of {card.config.model.arch}, not of {arch}: set "
             f"model.arch={card.config.model.arch}"
         )
-    stages, one_stream = card.config.model.specific_stages, theirs.stem_visible is theirs.stem_infrared
-    if (theirs.stem_shared is None) != (mine.stem_shared is None):
+    stages, one_stream = (
+        card.config.model.specific_stages,
+        trained_sfd.stem_visible is trained_sfd.stem_infrared,
+    )
+    if (trained_sfd.stem_shared is None) != (sfd.stem_shared is None):
         raise CheckpointError(f"model.pretrained={source} has model.specific_stages={stages}: set that")
-    if mine.stem_visible is mine.stem_infrared and not one_stream:
+    if sfd.stem_visible is sfd.stem_infrared and not one_stream:
         raise CheckpointError(
             f"model.pretrained={source} has a stem of each modality: set model.single_stream=false"
         )
-    given = _backbone_parts(trained)
-    parts = [(own, given.get(name, theirs.shared)) for name, own in _backbone_parts(model).items()]
+    trained_parts = _backbone_parts(trained)
+    pairs = [
+        (part, trained_parts.get(name, trained_sfd.shared)) for name, part in _backbone_parts(model).items()
+    ]
     try:
-        for own, other in parts:
-            _check(_of_backbone(other), _of_backbone(own), source, arch, list(other.state_dict()))
+        for part, trained_part in pairs:
+            _check_state(
+                _backbone_state(trained_part),
+                _backbone_state(part),
+                source,
+                arch,
+                list(trained_part.state_dict()),
+            )
     except CheckpointError as error:
-        had = card.config.model
-        blocks = "null" if had.tail_blocks is None else had.tail_blocks
+        settings = card.config.model
+        blocks = "null" if settings.tail_blocks is None else settings.tail_blocks
         raise CheckpointError(
-            f"model.pretrained={source} has other layers: set model.width={had.width} model.tail_blocks={blocks}"
+            f"model.pretrained={source} has other layers: set model.width={settings.width} model.tail_blocks={blocks}"
         ) from error
-    wanted = model.state_dict()
-    same = {
+    model_state = model.state_dict()
+    transferred = {
         key: value
         for key, value in trained.state_dict().items()
-        if key in wanted and value.shape == wanted[key].shape and not _OWN_VALUES.search(key)
+        if key in model_state and value.shape == model_state[key].shape and not _NOT_TRANSFERRED.search(key)
     }
-    model.load_state_dict(same, strict=False)
-    for own, other in parts:  # a specific tail takes pooling and head of the shared one, too
-        fits = own.state_dict()
-        own.load_state_dict(
-            {k: v for k, v in other.state_dict().items() if k in fits and v.shape == fits[k].shape},
+    model.load_state_dict(transferred, strict=False)
+    for part, trained_part in pairs:  # pooling and head, too, where the shapes fit
+        part_state = part.state_dict()
+        part.load_state_dict(
+            {
+                k: v
+                for k, v in trained_part.state_dict().items()
+                if k in part_state and v.shape == part_state[k].shape
+            },
             strict=False,
         )
-    logger.info("initialised %d of %d tensors from %s", len(same), len(wanted), source)
+    logger.info("initialised %d of %d tensors from %s", len(transferred), len(model_state), source)
 
 
 def _backbone_parts(model: FMCNet) -> dict[str, nn.Module]:
@@ -138,47 +153,49 @@ def _backbone_parts(model: FMCNet) -> dict[str, nn.Module]:
     return {name: part for name, part in parts.items() if part is not None}
 
 
-def _of_backbone(module: nn.Module) -> dict[str, Tensor]:
+def _backbone_state(module: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in module.state_dict().items() if key.partition(".")[0] not in OWN}
 
 
-def _check(
-    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str, arch: str, published: list[str]
+def _check_state(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, arch: str, published: list[str]
 ) -> None:
     """Raise a `CheckpointError` where layers of the model differ from those of the same names in `state`."""
-    layers = {key.partition(".")[0] for key in wanted}
-    there = {key: value for key, value in state.items() if key.partition(".")[0] in layers}
-    if not there:
+    layers = {key.partition(".")[0] for key in expected}
+    present = {key: value for key, value in state.items() if key.partition(".")[0] in layers}
+    if not present:
         raise CheckpointError(
-            f"{source} does not hold the weights of {arch}: no key fits. Its keys: {_some(published)}. "
+            f"{source} does not hold the weights of {arch}: no key fits. Its keys: {_first_three(published)}. "
             "Set model.arch to the network of the file."
         )
-    missing = sorted(key for key in wanted.keys() - there.keys() if not key.endswith("num_batches_tracked"))
-    extra = sorted(there.keys() - wanted.keys())
+    missing = sorted(
+        key for key in expected.keys() - present.keys() if not key.endswith("num_batches_tracked")
+    )
+    extra = sorted(present.keys() - expected.keys())
     if missing or extra:
         faults = [f"missing {key}" for key in missing] + [f"unexpected {key}" for key in extra]
         raise CheckpointError(
-            f"{source} does not hold the weights of {arch}: {_some(faults)}. "
+            f"{source} does not hold the weights of {arch}: {_first_three(faults)}. "
             "Set model.arch to the network of the file, or take a complete file."
         )
     shapes = [
-        f"{key} {tuple(there[key].shape)} in the file, {tuple(value.shape)} in the model"
-        for key, value in sorted(wanted.items())
-        if key in there and there[key].shape != value.shape
+        f"{key} {tuple(present[key].shape)} in the file, {tuple(value.shape)} in the model"
+        for key, value in sorted(expected.items())
+        if key in present and present[key].shape != value.shape
     ]
     if shapes:
         advice = "" if source == "imagenet" else "Set model.width to that of the file. "
         raise CheckpointError(
-            f"{source} holds weights of {arch} at another width: {_some(shapes)}. "
+            f"{source} holds weights of {arch} at another width: {_first_three(shapes)}. "
             f"{advice}Published weights have model.width=64."
         )
 
 
-def _some(texts: list[str]) -> str:
+def _first_three(texts: list[str]) -> str:
     return first_of(texts, 3, "; ")
 
 
-def _read(source: str) -> dict[str, Tensor]:
+def _read_state_dict(source: str) -> dict[str, Tensor]:
     path = Path(source).expanduser()
     if not path.is_file():
         raise CheckpointError(
@@ -193,7 +210,7 @@ def _read(source: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # PyTorch's text is of many lines and advises weights_only=False
+    except Exception as error:  # PyTorch's message is long and advises weights_only=False
         raise CheckpointError(
             f"model.pretrained: {path} is not a readable file of weights. It is damaged, or not a state dict in "
             "PyTorch's or safetensors' format."

@@ -1,4 +1,4 @@
-"""Models by name and folder: those of the package and of the hub, and where a model made from another goes."""
+"""Finds models by name or folder, shipped or on the hub, and checks the folder that a new model is written to."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def shipped_models() -> dict[str, Path]:
 
 
 def is_shipped(folder: str | Path) -> bool:
-    """Whether a folder lies inside the package or the hub's cache, where nothing is to be written."""
+    """Whether a folder lies inside the package or the hub's cache, which are read-only."""
     return Path(folder).resolve().is_relative_to(FOLDER.resolve()) or is_fetched(folder)
 
 
@@ -33,24 +33,24 @@ def find_model(source: str | Path) -> Path:
     A folder wins over a shipped model and one of the hub of the same name. The hub needs the extra `hub`.
 
     Raises:
-        CheckpointError: when there is none; says what there is.
+        CheckpointError: when there is none; the message lists the shipped models.
     """
     path, known = Path(source).expanduser(), shipped_models()
     if path.exists():
         return path
     if str(source) in known:
         return known[str(source)]
-    of_hub = ""
+    hub_hint = ""
     if is_hub_name(source):
         if importlib.util.find_spec("huggingface_hub"):
             return fetch(str(source))
-        of_hub = ". For a model of the Hugging Face Hub: pip install 'fmcnet[hub]'"
-    names = (
+        hub_hint = ". For a model of the Hugging Face Hub: pip install 'fmcnet[hub]'"
+    shipped_hint = (
         f", or a shipped model: {', '.join(known)}" if known else " (no model is shipped with this package)"
     )
     raise CheckpointError(
         f"there is no model '{source}': give the folder of a finished run (fmcnet train --out FOLDER) or of an "
-        f"exported one (fmcnet export){names}{of_hub}"
+        f"exported one (fmcnet export){shipped_hint}{hub_hint}"
     )
 
 

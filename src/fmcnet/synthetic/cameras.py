@@ -1,4 +1,4 @@
-"""Cameras: where they stand, what they see, and what their sensors do to it."""
+"""Generated cameras: place, light, lens and sensor."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Camera:
 
 
 LAYOUT_NUMBERS = {"sysu": 1, "regdb": 2, "llcm": 3, "wild": 4}
-"""Of the layouts, in seeds."""
+"""Numbers of the layouts in random seeds."""
 WILD = {"visible": range(1, 41), "nir": range(41, 61), "thermal": range(61, 81)}
 """Cameras of the layout wild."""
 _PLACEMENTS = {
@@ -52,7 +52,7 @@ _PLACEMENTS = {
     "regdb": {1: ("visible", 1, True), 2: ("thermal", 1, True)},
     "wild": {c: (kind, c, c % 2 == 0) for kind, cameras in WILD.items() for c in cameras},
 }  # fmt: skip
-"""Spectrum, place and whether it is outdoors, of each camera; those of LLCM are of both spectra."""
+"""Spectrum, place and outdoor flag of each camera; LLCM's places have a camera of each spectrum."""
 
 
 def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -61,10 +61,10 @@ def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
 
 @lru_cache(maxsize=64)
 def camera(layout: str, seed: int, camid: int, infrared: bool) -> Camera:
-    """Draw the camera of a number; `infrared` chooses one in LLCM's layout, whose places have two of a number."""
+    """Draw a camera by its number; in LLCM's layout, where two cameras share a number, `infrared` selects one."""
     number = LAYOUT_NUMBERS[layout]
-    of_llcm = ("nir" if infrared else "visible", camid, camid > 6)
-    spectrum, place, outdoor = _PLACEMENTS[layout][camid] if layout in _PLACEMENTS else of_llcm
+    llcm_placement = ("nir" if infrared else "visible", camid, camid > 6)
+    spectrum, place, outdoor = _PLACEMENTS[layout][camid] if layout in _PLACEMENTS else llcm_placement
     rng = np.random.default_rng([7201, seed, number, camid, int(infrared)])
     warmth = rng.normal(0.0, 0.11)
     tint = np.exp(np.array([warmth, 0.0, -warmth]))
@@ -102,7 +102,7 @@ def camera(layout: str, seed: int, camid: int, infrared: bool) -> Camera:
 
 
 def _randomized(cam: Camera, rng: np.random.Generator) -> Camera:
-    """A camera of the layout wild: domain randomisation, wider than any one real camera needs.
+    """A camera of the layout wild: domain randomisation, beyond the range of a single real camera.
 
     Ranges are ours: night to noon, sodium light, cheap sensors, compression, thermal cameras of either polarity.
     """
@@ -142,14 +142,14 @@ def _tone(linear: Float, gamma: float) -> Bytes:
     return np.asarray(table[index], dtype=np.uint8)
 
 
-def _sense(
+def _apply_sensor(
     image: Image.Image, cam: Camera, size: tuple[int, int], gain: float, rng: np.random.Generator
 ) -> Bytes:
     """Resample to the sensor's resolution, blur, add noise, resample to (width, height) `size`."""
     native = (max(8, round(size[0] * cam.native * gain)), max(16, round(size[1] * cam.native * gain)))
     image = image.resize(native, Image.Resampling.BILINEAR)
     if cam.motion > 0.0:
-        image = _moved(image, max(1, round(cam.motion * native[1] * rng.uniform(0.3, 1.0))))
+        image = _motion_blurred(image, max(1, round(cam.motion * native[1] * rng.uniform(0.3, 1.0))))
     blur = cam.blur * native[1] / 128.0
     if blur > 0.25:
         image = image.filter(ImageFilter.GaussianBlur(blur))
@@ -157,18 +157,18 @@ def _sense(
     if cam.noise > 0.0:
         noise = rng.standard_normal(pixels.shape, dtype=np.float32)
         pixels += noise * (cam.noise * (1.15 - 0.6 * pixels / 255.0))
-    out = Image.fromarray(np.clip(np.rint(pixels), 0.0, 255.0).astype(np.uint8))
+    result = Image.fromarray(np.clip(np.rint(pixels), 0.0, 255.0).astype(np.uint8))
     if cam.quality:
         stream = io.BytesIO()
-        out.save(stream, "JPEG", quality=cam.quality)
-        out = Image.open(stream)
-    if out.size != size:
-        out = out.resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(out)
+        result.save(stream, "JPEG", quality=cam.quality)
+        result = Image.open(stream)
+    if result.size != size:
+        result = result.resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(result)
 
 
-def _moved(image: Image.Image, length: int) -> Image.Image:
-    """Blurred along the rows, over `length` pixels."""
+def _motion_blurred(image: Image.Image, length: int) -> Image.Image:
+    """Blur along the rows, over `length` pixels."""
     pixels = np.asarray(image).astype(np.float32)
     edge = [(0, 0), (length // 2, length - 1 - length // 2)] + [(0, 0)] * (pixels.ndim - 2)
     total = np.cumsum(np.pad(pixels, edge, mode="edge"), axis=1)
@@ -177,14 +177,16 @@ def _moved(image: Image.Image, length: int) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(mean), 0.0, 255.0).astype(np.uint8))
 
 
-def _lit(radiance: Float, cam: Camera, rng: np.random.Generator) -> Float:
-    """The radiance with a shadow over a part of it and the glare of a light, where the camera has them."""
+def _apply_lighting(radiance: Float, cam: Camera, rng: np.random.Generator) -> Float:
+    """Add a shadow over a part of the image and the glare of a light, if the camera has them."""
     h, w = radiance.shape[:2]
     y, x = np.arange(h, dtype=np.float32)[:, None] / h, np.arange(w, dtype=np.float32)[None, :] / w
     if cam.shade > 0.0:
-        angle, place = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(-0.25, 0.25)
-        side = (np.cos(angle) * (x - 0.5) + np.sin(angle) * (y - 0.5) - place) / rng.uniform(0.01, 0.2)
-        dark = 1.0 - cam.shade / (1.0 + np.exp(-np.clip(side, -30.0, 30.0)))
+        angle, offset = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(-0.25, 0.25)
+        edge_distance = (np.cos(angle) * (x - 0.5) + np.sin(angle) * (y - 0.5) - offset) / rng.uniform(
+            0.01, 0.2
+        )
+        dark = 1.0 - cam.shade / (1.0 + np.exp(-np.clip(edge_distance, -30.0, 30.0)))
         radiance = radiance * (dark if radiance.ndim == 2 else dark[..., None])
     if cam.glare > 0.0:
         cx, cy, size = (rng.uniform(-0.2, 1.2), rng.uniform(-0.1, 1.1), rng.uniform(0.15, 0.5))
@@ -197,10 +199,10 @@ def _lit(radiance: Float, cam: Camera, rng: np.random.Generator) -> Float:
 def develop_visible(radiance: Float, cam: Camera, size: tuple[int, int], rng: np.random.Generator) -> Bytes:
     """Linear RGB (h, w, 3) to the written image, (height, width, 3) uint8."""
     gain = cam.exposure * float(np.exp(rng.normal(0.0, 0.08)))
-    radiance = _lit(radiance, cam, rng)
+    radiance = _apply_lighting(radiance, cam, rng)
     matrix = (np.array(cam.response, dtype=np.float32).reshape(3, 3) * np.float32(gain)).T
     image = Image.fromarray(_tone(radiance @ matrix, cam.gamma))
-    return _sense(image, cam, size, rng.uniform(0.88, 1.0), rng)
+    return _apply_sensor(image, cam, size, rng.uniform(0.88, 1.0), rng)
 
 
 def develop_nir(radiance: Float, cam: Camera, size: tuple[int, int], rng: np.random.Generator) -> Bytes:
@@ -210,9 +212,9 @@ def develop_nir(radiance: Float, cam: Camera, size: tuple[int, int], rng: np.ran
     x = (np.arange(w, dtype=np.float32) / w - 0.5 - 0.05 * rng.normal())[None, :]
     spot = 1.0 / (1.0 + 1.3 * (y * y) + 0.55 * (x * x))
     gain = 0.62 * float(np.exp(rng.normal(0.0, 0.08)))
-    radiance = _lit(radiance, cam, rng)
+    radiance = _apply_lighting(radiance, cam, rng)
     image = Image.fromarray(_tone(radiance * (spot * np.float32(gain)), cam.gamma + 0.10))
-    return _sense(image, cam, size, rng.uniform(0.88, 1.0), rng)
+    return _apply_sensor(image, cam, size, rng.uniform(0.88, 1.0), rng)
 
 
 def develop_thermal(celsius: Float, cam: Camera, size: tuple[int, int], rng: np.random.Generator) -> Bytes:
@@ -222,7 +224,7 @@ def develop_thermal(celsius: Float, cam: Camera, size: tuple[int, int], rng: np.
     level = np.clip((celsius - low) / (high - low), 0.0, 1.0)
     level = 1.0 - level if cam.inverted else level
     image = Image.fromarray(np.rint(level * 235.0 + 8.0).astype(np.uint8))
-    wide = np.asarray(image.filter(ImageFilter.BoxBlur(0.05 * image.size[1])), dtype=np.float32)
+    blurred = np.asarray(image.filter(ImageFilter.BoxBlur(0.05 * image.size[1])), dtype=np.float32)
     sharp = np.asarray(image, dtype=np.float32)
-    image = Image.fromarray(np.clip(sharp + 0.22 * (sharp - wide), 0.0, 255.0).astype(np.uint8))
-    return _sense(image, cam, size, rng.uniform(0.85, 1.0), rng)
+    image = Image.fromarray(np.clip(sharp + 0.22 * (sharp - blurred), 0.0, 255.0).astype(np.uint8))
+    return _apply_sensor(image, cam, size, rng.uniform(0.85, 1.0), rng)

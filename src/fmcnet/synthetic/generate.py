@@ -1,4 +1,4 @@
-"""Generate a benchmark on disk: deterministic, in several processes, continued where it was interrupted."""
+"""Generate a benchmark on disk: deterministic, in several processes, resumable."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from fmcnet.synthetic.image import ImageKey, render_image
 from fmcnet.synthetic.plan import BenchmarkPlan, Preset, make_plan, resolve_preset, side_files
 
 VERSION = 3
-"""Raised whenever the same seed would give other pixels or files."""
+"""Increased whenever the same seed gives other pixels or files."""
 LOCK = ".generating.lock"
 SCRATCH = ".part"
-"""Folder under the root for files being written; a file appears under its own name only when it is whole."""
+"""Folder for files being written; a finished file is renamed to its own path."""
 
 _JPEG_QUALITY = 92
 
@@ -111,7 +111,7 @@ def generate(
         ConfigError: an unknown layout, preset or override.
         DataError: `out` holds something else, or another process is writing to it.
     """
-    begin = time.perf_counter()
+    started = time.perf_counter()
     amounts = resolve_preset(layout, preset, overrides)
     if not 0 <= seed < 2**63:
         raise DataError(f"the seed must lie in 0..{2**63 - 1}, got {seed}")
@@ -120,20 +120,20 @@ def generate(
     root = Path(out)
     world = {"layout": layout, "preset": preset, "seed": seed}
     arguments = {"version": VERSION, **world, "amounts": asdict(amounts)}
-    with _claimed(root, arguments):
+    with _claim_folder(root, arguments):
         plan = make_plan(layout, amounts, seed)
         for path, content in side_files(plan, seed).items():
             if not (root / path).is_file():
                 _write_atomic(root, path, content)
         total = len(plan.images)
-        missing = _missing(root, plan.images.items())
+        missing = _missing_images(root, plan.images.items())
         if missing:
             _write_manifest(root, {**arguments, "complete": False})
         with Progress("generating", total, total - len(missing), show=None if progress else False) as bar:
-            processes = _render(root, missing, amounts, _processes(workers, len(missing)), bar)
+            processes = _render_images(root, missing, amounts, _process_count(workers, len(missing)), bar)
         digest = _world_digest(plan, amounts)
         _write_manifest(root, {**arguments, "complete": True, "images": total, "digest": digest})
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - started
     return GeneratedSummary(
         root,
         layout,
@@ -151,7 +151,7 @@ def generate(
 
 
 def _write_atomic(root: Path, path: str, data: bytes) -> None:
-    """Write a file of the dataset so that no reader, and no restart, ever sees half of it."""
+    """Write a file of the dataset atomically: no reader and no restart sees a partial file."""
     target = root / path
     scratch = root / SCRATCH / f"{os.getpid()}_{target.name}"
     with named(target, scratch, scratch.parent):
@@ -162,7 +162,7 @@ def _write_atomic(root: Path, path: str, data: bytes) -> None:
 
 
 def write_images(root: Path, height: int, width: int, images: Sequence[tuple[str, ImageKey]]) -> int:
-    """Render and write images, the task of a process; return how many.
+    """Render and write images (the task of one process); return their number.
 
     Infrared images get three equal channels, which all public code reads.
     """
@@ -185,12 +185,12 @@ def _world_digest(plan: BenchmarkPlan, amounts: Preset) -> str:
     return sha.hexdigest()
 
 
-def _missing(root: Path, images: Iterable[tuple[str, ImageKey]]) -> list[tuple[str, ImageKey]]:
+def _missing_images(root: Path, images: Iterable[tuple[str, ImageKey]]) -> list[tuple[str, ImageKey]]:
     return [(path, key) for path, key in images if not _is_image(root / path)]
 
 
 def _is_image(path: Path) -> bool:
-    """Whether a file begins as what this module writes, a JPEG or a bitmap."""
+    """Whether a file begins like a JPEG or a bitmap, the formats written here."""
     try:
         with path.open("rb") as file:
             return file.read(2) in (b"\xff\xd8", b"BM")
@@ -198,7 +198,7 @@ def _is_image(path: Path) -> bool:
         return False
 
 
-def _processes(workers: int | None, images: int) -> int:
+def _process_count(workers: int | None, images: int) -> int:
     if workers is None:
         affinity = getattr(os, "sched_getaffinity", None)
         available = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -206,14 +206,14 @@ def _processes(workers: int | None, images: int) -> int:
     return max(1, min(workers, -(-images // _CHUNK)))
 
 
-def _render(
+def _render_images(
     root: Path, images: Sequence[tuple[str, ImageKey]], amounts: Preset, processes: int, bar: Progress
 ) -> int:
-    """Render and write images; return the number of processes that did it."""
+    """Render and write images; return the number of processes used."""
     write = partial(write_images, root, amounts.height, amounts.width)
     chunks = [images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK)]
     if processes > 1:
-        # A broken pool: a script without `if __name__ == "__main__":`, or a killed process. This one continues.
+        # The pool breaks in a script without `if __name__ == "__main__":`, or if a process is killed: continue here.
         pool = ProcessPoolExecutor(processes, get_context("spawn"), end_with_parent)
         with contextlib.suppress(BrokenProcessPool), pool:
             with ignored_ctrl_c():
@@ -222,22 +222,22 @@ def _render(
                 for count in counts:
                     bar.advance(count=count)
             except BaseException:
-                with ignored_ctrl_c():  # a second one would leave processes that wait for ever
-                    pool.shutdown(cancel_futures=True)  # waits for the chunks at work, not for all
+                with ignored_ctrl_c():  # a second Ctrl-C would leave processes waiting for ever
+                    pool.shutdown(cancel_futures=True)  # waits for running chunks only
                 raise
             return processes
-        chunks = [_missing(root, chunk) for chunk in chunks]
+        chunks = [_missing_images(root, chunk) for chunk in chunks]
     for chunk in chunks:
         bar.advance(count=write(chunk))
     return 1
 
 
 @contextlib.contextmanager
-def _claimed(root: Path, arguments: dict[str, Any]) -> Iterator[None]:
+def _claim_folder(root: Path, arguments: dict[str, Any]) -> Iterator[None]:
     """Hold a folder for the benchmark of these arguments.
 
     Raises:
-        DataError: it holds something else, or another process is writing to it; nothing was touched.
+        DataError: it holds something else, or another process is writing to it; nothing was changed.
     """
     _check_folder(root, arguments)
     root.mkdir(parents=True, exist_ok=True)
@@ -249,7 +249,7 @@ def _claimed(root: Path, arguments: dict[str, Any]) -> Iterator[None]:
             raise DataError(
                 f"another process is generating into {root}: wait until it is done, or choose another folder"
             ) from None
-        _check_folder(root, arguments)  # another process may have been quicker
+        _check_folder(root, arguments)  # another process may have been faster
         if not (root / MANIFEST).is_file():
             _write_manifest(root, {**arguments, "complete": False})
         yield
@@ -268,17 +268,17 @@ def _check_folder(root: Path, arguments: dict[str, Any]) -> None:
         raise DataError(f"{root} is a file: give a folder to write the generated benchmark to")
     if manifest.is_file():
         try:
-            found = read_json(manifest)
-            differing = [key for key in arguments if found.get(key) != arguments[key]]
+            existing = read_json(manifest)
+            differing = [key for key in arguments if existing.get(key) != arguments[key]]
         except (OSError, ValueError, AttributeError) as error:
             raise DataError(
                 f"{manifest} is not readable ({error}): delete {root} or choose another folder"
             ) from error
         if differing:
-            has = ", ".join(f"{key} {found.get(key)}" for key in differing)
-            asked = ", ".join(f"{key} {arguments[key]}" for key in differing)
+            existing_values = ", ".join(f"{key} {existing.get(key)}" for key in differing)
+            requested_values = ", ".join(f"{key} {arguments[key]}" for key in differing)
             raise DataError(
-                f"{root} holds a generated benchmark with {has}; asked for {asked}. "
+                f"{root} holds a generated benchmark with {existing_values}; asked for {requested_values}. "
                 "Choose another folder, or delete this one to generate anew"
             )
     elif root.is_dir():

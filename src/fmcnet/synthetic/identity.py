@@ -52,7 +52,7 @@ cloth with a carbon pigment."""
 
 @dataclass(frozen=True)
 class Material:
-    """One material with up to two tones."""
+    """A material with one or two tones."""
 
     visible: tuple[RGB, RGB]  # two linear RGB albedos in [0, 1]
     nir: tuple[float, float]  # two near-infrared reflectances in [0, 1]
@@ -75,47 +75,52 @@ def luminance(rgb: RGB) -> float:
 
 
 def _weighted_index(rng: np.random.Generator, weights: Sequence[float]) -> int:
-    """A random index, as likely as its weight."""
+    """A random index, with probabilities proportional to the weights."""
     edges = np.cumsum(weights) / sum(weights)
     return min(int(np.searchsorted(edges, rng.random(), side="right")), len(weights) - 1)
 
 
-def _pick(rng: np.random.Generator, names: Sequence[str], weights: Sequence[float]) -> str:
+def _draw_name(rng: np.random.Generator, names: Sequence[str], weights: Sequence[float]) -> str:
     return names[_weighted_index(rng, weights)]
 
 
-def _dye(rng: np.random.Generator) -> tuple[RGB, float]:
-    """A dye's albedo, varied a little, and its near-infrared reflectance."""
+def _draw_dye(rng: np.random.Generator) -> tuple[RGB, float]:
+    """A random dye: albedo, slightly varied, and near-infrared reflectance."""
     rgb, nir, _ = _DYES[_weighted_index(rng, [w for _, _, w in _DYES])]
     gain = float(np.exp(rng.normal(0.0, 0.18)))
     r, g, b = (float(np.clip(c * gain * np.exp(rng.normal(0.0, 0.10)), 0.02, 0.92)) for c in rgb)
     return (r, g, b), nir
 
 
-def _nir(rng: np.random.Generator, rgb: RGB, dye: float, fibre: float) -> float:
-    """Near-infrared reflectance: the dye's, pulled by the lightness, shifted by the fibre, with some spread."""
-    pulled = 0.5 * dye + 0.5 * (0.02 + 1.05 * float(np.sqrt(luminance(rgb))))
-    return float(np.clip(pulled + fibre + rng.normal(0.0, 0.03), 0.05, 0.95))
+def _nir_reflectance(rng: np.random.Generator, rgb: RGB, dye: float, fibre: float) -> float:
+    """Near-infrared reflectance: mean of dye and lightness, shifted by the fibre, with noise."""
+    base = 0.5 * dye + 0.5 * (0.02 + 1.05 * float(np.sqrt(luminance(rgb))))
+    return float(np.clip(base + fibre + rng.normal(0.0, 0.03), 0.05, 0.95))
 
 
-def _garment(rng: np.random.Generator, *, warm: float, plain: float = 0.36, offset: float = 0.0) -> Material:
+def _draw_garment(
+    rng: np.random.Generator, *, warm: float, plain: float = 0.36, offset: float = 0.0
+) -> Material:
     """A garment of a random dye, fabric and pattern.
 
     `warm` is its insulation in kelvin, `plain` the probability of no pattern in visible light, `offset` a shift of
     the temperature (a bag hangs off the body and is cooler).
     """
-    (first, first_nir), (second, second_nir) = _dye(rng), _dye(rng)
+    (first, first_nir), (second, second_nir) = _draw_dye(rng), _draw_dye(rng)
     for _ in range(4):
         if abs(luminance(first) - luminance(second)) > 0.12:
             break
-        second, second_nir = _dye(rng)
+        second, second_nir = _draw_dye(rng)
     fibre, _, wool = _FABRICS[_weighted_index(rng, [w for _, w, _ in _FABRICS])]
-    nir_first, nir_second = _nir(rng, first, first_nir, fibre), _nir(rng, second, second_nir, fibre)
+    nir_first, nir_second = (
+        _nir_reflectance(rng, first, first_nir, fibre),
+        _nir_reflectance(rng, second, second_nir, fibre),
+    )
     if rng.random() < 0.22:  # dyed alike for the near infrared: the pattern vanishes there
         nir_second = float(np.clip(nir_first + rng.normal(0.0, 0.02), 0.05, 0.95))
     pattern = "plain"
     if rng.random() >= plain:
-        pattern = _pick(rng, _PATTERNS, (0.26, 0.16, 0.18, 0.18, 0.10, 0.12))
+        pattern = _draw_name(rng, _PATTERNS, (0.26, 0.16, 0.18, 0.18, 0.10, 0.12))
         if rng.random() < 0.08:  # tone in tone: visible only in the near infrared
             second = _scaled(first, 1.06)
     return Material(
@@ -134,7 +139,7 @@ def _scaled(rgb: RGB, gain: float) -> RGB:
     return (min(rgb[0] * gain, 1.0), min(rgb[1] * gain, 1.0), min(rgb[2] * gain, 1.0))
 
 
-def _skin(rng: np.random.Generator) -> Material:
+def _draw_skin(rng: np.random.Generator) -> Material:
     """Skin: visible tone from fair to dark, near-infrared reflectance high for all, 32.5 to 35 degrees."""
     depth = rng.beta(1.6, 2.2)
     fair, dark = np.array([0.62, 0.40, 0.30]), np.array([0.13, 0.07, 0.045])
@@ -143,13 +148,13 @@ def _skin(rng: np.random.Generator) -> Material:
     return Material.plain((r, g, b), nir, 33.8 + float(np.clip(rng.normal(0.0, 0.4), -1.2, 1.2)))
 
 
-def _dark(skin: Material) -> Material:
+def _eyes_and_mouth(skin: Material) -> Material:
     """Eyes and mouth: darker skin."""
     rgb = _scaled(skin.visible[0], 0.3)
     return Material.plain(rgb, 0.5 * skin.nir[0], skin.temperature - 0.2)
 
 
-def _hair(rng: np.random.Generator) -> Material:
+def _draw_hair(rng: np.random.Generator) -> Material:
     """Hair from black to blond or grey; melanin lets near-infrared light through, so it is brighter there."""
     tones: tuple[tuple[RGB, float], ...] = (
         ((0.02, 0.018, 0.016), 0.16),
@@ -164,9 +169,9 @@ def _hair(rng: np.random.Generator) -> Material:
     )
 
 
-def _leather(rng: np.random.Generator) -> Material:
+def _draw_shoes(rng: np.random.Generator) -> Material:
     """Shoes: dark, brown or light, two tones (upper and sole)."""
-    garment = _garment(rng, warm=2.6, plain=1.0)
+    garment = _draw_garment(rng, warm=2.6, plain=1.0)
     sole = (0.75, 0.75, 0.73) if rng.random() < 0.4 else (0.05, 0.05, 0.05)
     return replace(
         garment, visible=(garment.visible[0], sole), nir=(garment.nir[0], 0.6 if sole[0] > 0.5 else 0.12)
@@ -215,24 +220,24 @@ class Identity:
     activity: float  # warmth of the person in kelvin added to all clothes in thermal images, -1 to 1.5
 
 
-def _spread(rng: np.random.Generator) -> float:
+def _clipped_normal(rng: np.random.Generator) -> float:
     """A standard normal number, clipped to -2..2."""
     return float(np.clip(rng.normal(), -2.0, 2.0))
 
 
 def _draw_body(rng: np.random.Generator) -> Body:
-    tall = _spread(rng)
+    tall = _clipped_normal(rng)
     height = 1.72 + 0.095 * tall
     girth = float(np.clip(rng.normal(1.04, 0.14), 0.80, 1.40))
-    build = _spread(rng)
+    build = _clipped_normal(rng)
     return Body(
         height=height,
-        leg=0.515 + 0.014 * _spread(rng),
-        arm=1.0 + 0.03 * _spread(rng),
+        leg=0.515 + 0.014 * _clipped_normal(rng),
+        arm=1.0 + 0.03 * _clipped_normal(rng),
         shoulder=height * (0.112 + 0.008 * build) * (0.8 + 0.2 * girth),
         girth=girth,
         hip=height * (0.088 - 0.004 * build) * (0.55 + 0.45 * girth),
-        head=1.0 + 0.035 * _spread(rng),
+        head=1.0 + 0.035 * _clipped_normal(rng),
         stride=rng.uniform(0.30, 0.60),
         stoop=rng.uniform(0.0, 0.16),
     )
@@ -243,10 +248,10 @@ def draw_identity(seed: int, pid: int) -> Identity:
     """The identity `pid` of the world `seed`, two non-negative integers: the same in every layout."""
     rng = np.random.default_rng([7001, seed, pid])
     body = _draw_body(rng)
-    hair = _pick(rng, ("bald", "short", "bob", "long"), (0.07, 0.43, 0.22, 0.28))
-    hat = _pick(rng, ("none", "beanie", "cap", "brim"), (0.70, 0.11, 0.12, 0.07))
-    sleeves = _pick(rng, ("long", "short", "none"), (0.52, 0.36, 0.12))
-    bottom = _pick(rng, ("trousers", "shorts", "skirt", "dress"), (0.52, 0.20, 0.15, 0.13))
+    hair = _draw_name(rng, ("bald", "short", "bob", "long"), (0.07, 0.43, 0.22, 0.28))
+    hat = _draw_name(rng, ("none", "beanie", "cap", "brim"), (0.70, 0.11, 0.12, 0.07))
+    sleeves = _draw_name(rng, ("long", "short", "none"), (0.52, 0.36, 0.12))
+    bottom = _draw_name(rng, ("trousers", "shorts", "skirt", "dress"), (0.52, 0.20, 0.15, 0.13))
     coat = sleeves == "long" and bottom in ("trousers", "skirt") and rng.random() < 0.25
     hem = rng.uniform(0.17, 0.30) if coat else rng.uniform(0.04, 0.10)
     if bottom == "shorts":
@@ -256,19 +261,19 @@ def draw_identity(seed: int, pid: int) -> Identity:
     else:
         bottom_length = rng.uniform(0.14, 0.38)
     jacket = sleeves == "long" and bottom != "dress" and rng.random() < 0.25
-    upper = _garment(rng, warm=2.0 if coat else (0.9 if sleeves == "long" else 0.1), plain=0.42)
-    lower = _garment(rng, warm=0.6, plain=0.66)
-    skin = _skin(rng)
+    upper = _draw_garment(rng, warm=2.0 if coat else (0.9 if sleeves == "long" else 0.1), plain=0.42)
+    lower = _draw_garment(rng, warm=0.6, plain=0.66)
+    skin = _draw_skin(rng)
     materials = (
         skin,
-        _hair(rng),
+        _draw_hair(rng),
         upper,
         upper if bottom == "dress" else lower,
-        _leather(rng),
-        _garment(rng, warm=3.0, plain=0.84, offset=-3.5),
-        _garment(rng, warm=1.2, plain=0.75),
-        _dark(skin),
-        _garment(rng, warm=0.0, plain=0.70),
+        _draw_shoes(rng),
+        _draw_garment(rng, warm=3.0, plain=0.84, offset=-3.5),
+        _draw_garment(rng, warm=1.2, plain=0.75),
+        _eyes_and_mouth(skin),
+        _draw_garment(rng, warm=0.0, plain=0.70),
     )
     return Identity(
         pid=pid,
@@ -283,7 +288,7 @@ def draw_identity(seed: int, pid: int) -> Identity:
         loose=rng.uniform(1.0, 1.45),
         open_front=rng.uniform(0.22, 0.60) if jacket else 0.0,
         boots=rng.uniform(0.25, 0.75) if rng.random() < 0.22 else 0.0,
-        bag=_pick(rng, ("none", "backpack", "shoulder", "tote"), (0.40, 0.26, 0.20, 0.14)),
+        bag=_draw_name(rng, ("none", "backpack", "shoulder", "tote"), (0.40, 0.26, 0.20, 0.14)),
         bag_size=rng.uniform(0.8, 1.25),
         bag_side=1.0 if rng.random() < 0.5 else -1.0,
         materials=materials,

@@ -1,4 +1,4 @@
-"""One image, from its address (seed, layout, pid, camera, number) to pixels: a pure function."""
+"""Renders one image from its key (seed, layout, pid, camera, number): a pure function."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ImageKey:
 
 
 EVENTS = {"wild": (0.2, 0.3, 0.2)}
-"""Shares of crops that cut the person, hold another person's part, and have a thing in front; else `PLAIN_EVENTS`."""
+"""Shares of crops with a cut person, a part of another person, and an occluder; else `PLAIN_EVENTS`."""
 PLAIN_EVENTS = (0.05, 0.05, 0.06)
 
 
@@ -65,13 +65,13 @@ def _draw_pose(rng: np.random.Generator) -> Pose:
     )
 
 
-def _light(cam: Camera, rng: np.random.Generator) -> Light:
+def _draw_light(cam: Camera, rng: np.random.Generator) -> Light:
     azimuth = cam.light[0] + rng.normal(0.0, 0.35)
     elevation = float(np.clip(cam.light[1] + rng.normal(0.0, 0.12), 0.2, 1.45))
-    flat = cos(elevation)
+    horizontal = cos(elevation)
     gain = float(np.exp(rng.normal(0.0, 0.10)))
     key = (cam.key[0] * gain, cam.key[1] * gain, cam.key[2] * gain)
-    return Light((flat * sin(azimuth), sin(elevation), flat * cos(azimuth)), key, cam.ambient)
+    return Light((horizontal * sin(azimuth), sin(elevation), horizontal * cos(azimuth)), key, cam.ambient)
 
 
 def _background(scene: Scene, cam: Camera, height: int, width: int, rng: np.random.Generator) -> Float:
@@ -87,7 +87,7 @@ def _background(scene: Scene, cam: Camera, height: int, width: int, rng: np.rand
     return scene.thermal[window].copy()
 
 
-def _shadow(canvas: Float, row: float, column: float, scale: float, depth: float) -> None:
+def _draw_shadow(canvas: Float, row: float, column: float, scale: float, depth: float) -> None:
     """Darken the floor around the feet, in place."""
     height, width = canvas.shape[:2]
     rx, ry = 0.42 * scale, 0.12 * scale
@@ -101,13 +101,19 @@ def _shadow(canvas: Float, row: float, column: float, scale: float, depth: float
     canvas[y0:y1, x0:x1] *= dark if canvas.ndim == 2 else dark[..., None]
 
 
-def _paint(
-    canvas: Float, who: Identity, cam: Camera, light: Light, rng: np.random.Generator, scale: float, at: Point
+def _draw_person(
+    canvas: Float,
+    who: Identity,
+    cam: Camera,
+    light: Light,
+    rng: np.random.Generator,
+    scale: float,
+    origin: Point,
 ) -> None:
-    """Pose a person, draw it, and shade it in the camera's spectrum onto the canvas, in place."""
+    """Draw a person in a random pose onto the canvas, shaded in the camera's spectrum, in place."""
     buffer = GBuffer.empty(canvas.shape[0], canvas.shape[1], scale)
     pitch, distance = cam.pitch + rng.normal(0.0, 0.03), cam.distance * rng.uniform(0.85, 1.2)
-    rasterise(buffer, build_body(who, _draw_pose(rng), pitch, distance), who, at)
+    rasterise(buffer, build_body(who, _draw_pose(rng), pitch, distance), who, origin)
     surface = surface_of(buffer, who)
     if cam.spectrum == "visible":
         canvas.reshape(-1, 3)[surface.flat] = shade_visible(surface, who, light)
@@ -117,8 +123,8 @@ def _paint(
         canvas.reshape(-1)[surface.flat] = shade_thermal(surface, who)
 
 
-def _occlude(canvas: Float, cam: Camera, rng: np.random.Generator) -> None:
-    """A thing in front: a desk or railing from below, or a post at the side, in place."""
+def _draw_occluder(canvas: Float, cam: Camera, rng: np.random.Generator) -> None:
+    """Draw an occluder, in place: a desk or railing from below, or a post at the side."""
     height, width = canvas.shape[:2]
     if rng.random() < 0.6:
         rows, cols = slice(int(height * rng.uniform(0.70, 0.90)), height), slice(0, width)
@@ -151,8 +157,10 @@ def render_image(key: ImageKey, height: int, width: int) -> NDArray[np.uint8]:
     Returns:
         uint8, (height, width, 3) RGB from a visible camera, (height, width) grey from an infrared one.
     """
-    number = LAYOUT_NUMBERS[key.layout]
-    rng = np.random.default_rng([7301, key.seed, number, key.pid, key.camid, int(key.infrared), key.index])
+    layout_number = LAYOUT_NUMBERS[key.layout]
+    rng = np.random.default_rng(
+        [7301, key.seed, layout_number, key.pid, key.camid, int(key.infrared), key.index]
+    )
     cam = camera(key.layout, key.seed, key.camid, key.infrared)
     return _render(key, cam, rng, height, width)
 
@@ -160,7 +168,7 @@ def render_image(key: ImageKey, height: int, width: int) -> NDArray[np.uint8]:
 def render_pair(
     seed: int, pid: int, index: int, height: int, width: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Render one moment as two cameras side by side see it: RegDB's visible and thermal one, registered.
+    """Render one moment by two registered cameras side by side: RegDB's visible and thermal one.
 
     Args:
         seed: seed of the world.
@@ -186,11 +194,11 @@ def _render(
     key: ImageKey, cam: Camera, rng: np.random.Generator, height: int, width: int
 ) -> NDArray[np.uint8]:
     who = draw_identity(key.seed, key.pid)
-    factor = 2.0 if height <= 96 else (1.6 if height <= 160 else 1.15)  # rendered larger than written
+    factor = 2.0 if height <= 96 else (1.6 if height <= 160 else 1.15)  # rendered larger, then reduced
     h, w = round(height * factor), round(width * factor)
     scene = make_scene((key.seed, LAYOUT_NUMBERS[key.layout], cam.place), h, w, cam.outdoor)
     canvas = _background(scene, cam, h, w, rng)
-    light = _light(cam, rng)
+    light = _draw_light(cam, rng)
 
     stature = who.body.height * (cos(cam.pitch) + 0.10 * sin(cam.pitch))
     fill = float(np.clip(rng.normal(0.86, 0.085), 0.64, 1.06))
@@ -204,13 +212,13 @@ def _render(
     if event < crowd:  # another person's part in the crop
         other = draw_identity(key.seed, 100_000 + int(rng.integers(0, 2000)))
         side = 1.0 if rng.random() < 0.5 else -1.0
-        place = (origin[0] + side * w * rng.uniform(0.42, 0.62), origin[1] - 0.02 * h)
-        _paint(canvas, other, cam, light, rng, scale * rng.uniform(0.8, 0.97), place)
+        position = (origin[0] + side * w * rng.uniform(0.42, 0.62), origin[1] - 0.02 * h)
+        _draw_person(canvas, other, cam, light, rng, scale * rng.uniform(0.8, 0.97), position)
     if cam.spectrum != "thermal":
         depth = 0.5 if cam.spectrum == "visible" else 0.25
-        _shadow(canvas, origin[1] + 0.48 * stature * scale, origin[0], scale, depth)
-    _paint(canvas, who, cam, light, rng, scale, origin)
+        _draw_shadow(canvas, origin[1] + 0.48 * stature * scale, origin[0], scale, depth)
+    _draw_person(canvas, who, cam, light, rng, scale, origin)
     if event > 1 - hidden:
-        _occlude(canvas, cam, rng)
+        _draw_occluder(canvas, cam, rng)
     develop = {"visible": develop_visible, "nir": develop_nir, "thermal": develop_thermal}[cam.spectrum]
     return develop(canvas, cam, (width, height), rng)

@@ -1,4 +1,4 @@
-"""What a generated benchmark holds: presets, the images of each layout, and the files beside them."""
+"""Plans a generated benchmark: presets, the images of each layout, and the files beside them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PRESET_NAMES = ("tiny", "small", "full")
 
 @dataclass(frozen=True)
 class Preset:
-    """The amounts of one benchmark."""
+    """Numbers of identities and images of a benchmark, and the image size."""
 
     train_ids: int  # identities for training (RegDB: half of all, as its splits are halves)
     val_ids: int  # identities for validation; 0 in the layouts of RegDB and LLCM, which have none
@@ -73,30 +73,30 @@ def resolve_preset(layout: str, name: str, overrides: dict[str, int] | None = No
             faults.append(f"{key} must be a whole number, got {value!r}")
     if not faults:
         chosen = replace(_PRESETS[layout, name], **overrides)
-        faults = _faults(layout, chosen)
+        faults = _preset_faults(layout, chosen)
     if faults:
         raise ConfigError("; ".join(faults))
     return chosen
 
 
-def _faults(layout: str, chosen: Preset) -> list[str]:
+def _preset_faults(layout: str, preset: Preset) -> list[str]:
     limits = {"train_ids": (2, 4000), "test_ids": (2, 4000), "height": (32, 1024), "width": (16, 512)}
     if layout in ("sysu", "wild"):
         limits["val_ids"] = (1, 1000)
-    if not chosen.real_counts:
+    if not preset.real_counts:
         limits |= {"train_images": (1, 500), "test_images": (1, 500)}
     faults = [
-        f"{key} = {getattr(chosen, key)} must lie in {low}..{high}"
+        f"{key} = {getattr(preset, key)} must lie in {low}..{high}"
         for key, (low, high) in limits.items()
-        if not low <= getattr(chosen, key) <= high
+        if not low <= getattr(preset, key) <= high
     ]
-    if layout in ("regdb", "llcm") and chosen.val_ids:
+    if layout in ("regdb", "llcm") and preset.val_ids:
         faults.append(f"{layout} has no validation identities: val_ids must be 0")
-    if layout == "regdb" and chosen.train_ids != chosen.test_ids:
+    if layout == "regdb" and preset.train_ids != preset.test_ids:
         faults.append("regdb's splits are halves: train_ids and test_ids must be equal")
     full = _PRESETS[layout, "full"]
-    ids = [(p.train_ids, p.val_ids, p.test_ids) for p in (chosen, full)]
-    if chosen.real_counts and (not full.real_counts or ids[0] != ids[1]):
+    ids = [(p.train_ids, p.val_ids, p.test_ids) for p in (preset, full)]
+    if preset.real_counts and (not full.real_counts or ids[0] != ids[1]):
         faults.append(
             "the real dataset's numbers of images need its numbers of identities: set real_counts to 0 too"
         )
@@ -135,17 +135,17 @@ def make_plan(layout: str, amounts: Preset, seed: int) -> BenchmarkPlan:
     return plans[layout](amounts, seed)
 
 
-def _split(
+def _split_identities(
     rng: np.random.Generator, amounts: Preset
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Identities 1..N dealt to train, val and test; each sorted."""
+    """Split identities 1..N at random into train, val and test; each sorted."""
     total = amounts.train_ids + amounts.val_ids + amounts.test_ids
     order = [int(p) + 1 for p in rng.permutation(total)]
     first, second = amounts.train_ids, amounts.train_ids + amounts.val_ids
     return tuple(sorted(order[:first])), tuple(sorted(order[first:second])), tuple(sorted(order[second:]))
 
 
-def _share(rng: np.random.Generator, keys: list[tuple[int, int]], total: int) -> Counts:
+def _share_images(rng: np.random.Generator, keys: list[tuple[int, int]], total: int) -> Counts:
     """Share `total` images among the keys, unevenly (about 0.75 to 1.25 of the mean), exactly."""
     weights = rng.uniform(0.75, 1.25, len(keys))
     exact: NDArray[np.float64] = weights / weights.sum() * total
@@ -155,10 +155,10 @@ def _share(rng: np.random.Generator, keys: list[tuple[int, int]], total: int) ->
     return {key: int(n) for key, n in zip(keys, counts, strict=True)}
 
 
-def _present(order: list[int], counts: dict[int, int]) -> dict[int, list[int]]:
-    """Which identities each camera saw, in the given numbers, every identity in both modalities.
+def _identities_by_camera(order: list[int], counts: dict[int, int]) -> dict[int, list[int]]:
+    """The identities seen by each camera, in the given numbers; every identity is in both modalities.
 
-    Cameras that miss many see the same first part of the order; the few that others miss come from that part too.
+    Cameras that miss many see the same first part of the order; the few missing from others are in that part, too.
     """
     result, start = {}, 0
     for cam, count in counts.items():
@@ -173,14 +173,14 @@ def _present(order: list[int], counts: dict[int, int]) -> dict[int, list[int]]:
 
 def _sysu_real(rng: np.random.Generator, ids: tuple[int, ...], test: bool) -> Counts:
     order = [ids[int(i)] for i in rng.permutation(len(ids))]
-    present = _present(order, _SYSU_TEST_IDS if test else _SYSU_TRAIN_IDS)
+    present = _identities_by_camera(order, _SYSU_TEST_IDS if test else _SYSU_TRAIN_IDS)
     counts: Counts = {}
     if test:
         for cam, total in _SYSU_TEST_IMAGES.items():
-            counts |= _share(rng, [(pid, cam) for pid in present[cam]], total)
+            counts |= _share_images(rng, [(pid, cam) for pid in present[cam]], total)
     else:
         for cams, total in ((_SYSU_VISIBLE, 22258), (_SYSU_INFRARED, 11909)):
-            counts |= _share(rng, [(pid, cam) for cam in cams for pid in present[cam]], total)
+            counts |= _share_images(rng, [(pid, cam) for cam in cams for pid in present[cam]], total)
     return counts
 
 
@@ -201,7 +201,7 @@ def _sysu_even(rng: np.random.Generator, ids: tuple[int, ...], images: int, extr
 
 def _plan_sysu(amounts: Preset, seed: int) -> BenchmarkPlan:
     rng = np.random.default_rng([7401, seed, 1])
-    train, val, test = _split(rng, amounts)
+    train, val, test = _split_identities(rng, amounts)
     if amounts.real_counts:
         counts = _sysu_real(rng, tuple(sorted(train + val)), test=False) | _sysu_real(rng, test, test=True)
     else:
@@ -227,21 +227,25 @@ def _plan_regdb(amounts: Preset, seed: int) -> BenchmarkPlan:
 
 def _plan_llcm(amounts: Preset, seed: int) -> BenchmarkPlan:
     rng = np.random.default_rng([7401, seed, 3])
-    train, _, test = _split(rng, amounts)
+    train, _, test = _split_identities(rng, amounts)
     images = {}
     for split, ids, amount in (("train", train, amounts.train_images), ("test", test, amounts.test_images)):
         # Four to six visible cameras of nine, and the infrared ones of the same places (there is no infrared 3).
-        seen = {pid: sorted(rng.choice(np.arange(1, 10), rng.integers(4, 7), False).tolist()) for pid in ids}
-        for infrared, kind in ((False, "vis"), (True, "nir")):
-            keys = [(pid, cam) for pid in ids for cam in seen[pid] if not (infrared and cam == 3)]
+        cameras_of = {
+            pid: sorted(rng.choice(np.arange(1, 10), rng.integers(4, 7), False).tolist()) for pid in ids
+        }
+        for infrared, spectrum in ((False, "vis"), (True, "nir")):
+            keys = [(pid, cam) for pid in ids for cam in cameras_of[pid] if not (infrared and cam == 3)]
             if amounts.real_counts:
-                counts = _share(rng, keys, _LLCM_TOTALS[split][int(infrared)])
+                counts = _share_images(rng, keys, _LLCM_TOTALS[split][int(infrared)])
             else:
                 counts = dict.fromkeys(keys, amount)
             for pid, cam in keys:
-                folder = f"{kind}/{pid:04d}" if split == "train" else f"test_{kind}/cam{cam}/{pid:04d}"
+                folder = (
+                    f"{spectrum}/{pid:04d}" if split == "train" else f"test_{spectrum}/cam{cam}/{pid:04d}"
+                )
                 for i in range(1, counts[pid, cam] + 1):
-                    path = f"{folder}/{pid:04d}_c{cam:02d}_s{200000 + pid}_f{40 * i}_{kind}.jpg"
+                    path = f"{folder}/{pid:04d}_c{cam:02d}_s{200000 + pid}_f{40 * i}_{spectrum}.jpg"
                     images[path] = ImageKey(seed, "llcm", pid, cam, infrared, i)
     return BenchmarkPlan("llcm", images, train, (), test)
 
@@ -252,7 +256,7 @@ WILD_SEEN = {"visible": 4, "nir": 2, "thermal": 2}
 
 def _plan_wild(amounts: Preset, seed: int) -> BenchmarkPlan:
     rng = np.random.default_rng([7401, seed, 4])
-    train, val, test = _split(rng, amounts)
+    train, val, test = _split_identities(rng, amounts)
     images = {}
     for ids, count in ((train, amounts.train_images), (val + test, amounts.test_images)):
         for pid in ids:
@@ -261,29 +265,29 @@ def _plan_wild(amounts: Preset, seed: int) -> BenchmarkPlan:
                     for i in range(1, count + 1):
                         key = ImageKey(seed, "wild", pid, cam, spectrum != "visible", i)
                         images[f"images/{pid:04d}/c{cam:02d}_{i:04d}_{spectrum}.jpg"] = key
-    # By camera: a process keeps the scenes of a few.
+    # Sorted by camera: a process caches the scenes of a few cameras.
     images = dict(sorted(images.items(), key=lambda item: (item[1].camid, item[0])))
     return BenchmarkPlan("wild", images, train, val, test)
 
 
-def _mat(**variables: object) -> bytes:
+def _mat_file(**variables: object) -> bytes:
     stream = io.BytesIO()
     savemat(stream, variables)
     data = bytearray(stream.getvalue())
-    note = b"MATLAB 5.0 MAT-file, written by fmcnet's generated benchmark"  # scipy's note holds the date
+    note = b"MATLAB 5.0 MAT-file, written by fmcnet's generated benchmark"  # scipy's own header contains the date
     data[:116] = note.ljust(116)
     return bytes(data)
 
 
-def _line(ids: tuple[int, ...]) -> bytes:
+def _id_line(ids: tuple[int, ...]) -> bytes:
     return (",".join(str(pid) for pid in ids) + "\n").encode()
 
 
 def _sysu_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
     files = {}
     for name, ids in (("train", plan.train), ("val", plan.val), ("test", plan.test)):
-        files[f"exp/{name}_id.txt"] = _line(ids)
-        files[f"exp/{name}_id.mat"] = _mat(id=np.array([ids], dtype=np.uint16))
+        files[f"exp/{name}_id.txt"] = _id_line(ids)
+        files[f"exp/{name}_id.mat"] = _mat_file(id=np.array([ids], dtype=np.uint16))
     counts = Counter((key.pid, key.camid) for key in plan.images.values())
     rng = np.random.default_rng([7501, seed])
     cameras = np.empty((6, 1), dtype=object)
@@ -295,7 +299,7 @@ def _sysu_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
             rows = [rng.permutation(n) + 1 for _ in range(10)]
             cell[pid - 1, 0] = np.array(rows, dtype=np.uint8 if n < 256 else np.uint16).reshape(10, n)
         cameras[cam - 1, 0] = cell
-    files["exp/rand_perm_cam.mat"] = _mat(rand_perm_cam=cameras)
+    files["exp/rand_perm_cam.mat"] = _mat_file(rand_perm_cam=cameras)
     return files
 
 
@@ -308,27 +312,27 @@ def _regdb_files(plan: BenchmarkPlan, seed: int) -> dict[str, bytes]:
     for trial in range(1, 11):
         order = np.random.default_rng([7502, seed, trial]).permutation(len(pids))
         half = len(pids) // 2
-        for split, chosen in (("train", order[:half]), ("test", order[half:])):
-            ids = sorted(pids[int(i)] for i in chosen)
-            for infrared, kind in ((False, "visible"), (True, "thermal")):
+        for split, indices in (("train", order[:half]), ("test", order[half:])):
+            ids = sorted(pids[int(i)] for i in indices)
+            for infrared, spectrum in ((False, "visible"), (True, "thermal")):
                 lines = [
                     f"{path} {label}\n" for label, pid in enumerate(ids) for path in paths[pid, infrared]
                 ]
-                files[f"idx/{split}_{kind}_{trial}.txt"] = "".join(lines).encode()
+                files[f"idx/{split}_{spectrum}_{trial}.txt"] = "".join(lines).encode()
     return files
 
 
 def _llcm_files(plan: BenchmarkPlan) -> dict[str, bytes]:
     label = {pid: i for i, pid in enumerate(plan.train)}
-    files = {"idx/test_id.txt": _line(plan.test)}
-    for infrared, kind in ((False, "vis"), (True, "nir")):
+    files = {"idx/test_id.txt": _id_line(plan.test)}
+    for infrared, spectrum in ((False, "vis"), (True, "nir")):
         for split in ("train", "test"):
             lines = [
                 f"{path} {label.get(key.pid, key.pid)}\n"
                 for path, key in plan.images.items()
                 if key.infrared == infrared and (key.pid in label) == (split == "train")
             ]
-            files[f"idx/{split}_{kind}.txt"] = "".join(lines).encode()
+            files[f"idx/{split}_{spectrum}.txt"] = "".join(lines).encode()
     return files
 
 

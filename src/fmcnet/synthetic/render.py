@@ -1,8 +1,8 @@
 """Draw a body: geometry per pixel (a G-buffer), then the light of each spectrum where a body was hit.
 
 Every primitive is intersected analytically with parallel rays inside its own screen bounding box (z-buffered);
-perspective is in the primitives' sizes and places (see `body`). Patterns share their geometry between the spectra;
-their contrast is each spectrum's own.
+perspective is in the primitives' sizes and positions (see `body`). A pattern has the same geometry in all spectra,
+but a contrast of its own in each.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fmcnet.synthetic.body import (
 from fmcnet.synthetic.identity import BAG, DARK, HAIR, INNER, SHOE, UPPER, Identity, Material
 
 EMPTY = 255
-"""Slot of a pixel no body covers."""
+"""Slot of a pixel without a body."""
 
 Float = NDArray[np.float32]
 Point = tuple[float, float]
@@ -50,7 +50,7 @@ class GBuffer:
 
     @staticmethod
     def empty(height: int, width: int, scale: float) -> GBuffer:
-        """A buffer nothing was drawn into."""
+        """An empty buffer."""
         depth = np.full((height, width), -9.0, dtype=np.float32)
         planes = np.zeros((5, height, width), dtype=np.float32)
         return GBuffer(depth, planes, np.full((height, width), EMPTY, dtype=np.uint8), scale)
@@ -69,7 +69,7 @@ class GBuffer:
 def _window(
     buffer: GBuffer, origin: Point, x_low: float, x_high: float, y_low: float, y_high: float
 ) -> tuple[int, int, Float, Float] | None:
-    """The first row and column of a part of the view, and its x (1, w) and y (h, 1) in metres; None: outside."""
+    """First row and column of a part of the view, and its x (1, w) and y (h, 1) in metres; None if outside."""
     height, width = buffer.depth.shape
     scale = buffer.scale
     x0, x1 = max(0, floor(origin[0] + x_low * scale)), min(width, ceil(origin[0] + x_high * scale) + 1)
@@ -84,17 +84,22 @@ def _window(
 
 def _draw_limb(buffer: GBuffer, limb: Limb, origin: Point) -> None:
     (ax, ay, az), (bx, by, bz) = limb.a, limb.b
-    big = max(limb.ra, limb.rb)
+    largest_radius = max(limb.ra, limb.rb)
     window = _window(
-        buffer, origin, min(ax, bx) - big, max(ax, bx) + big, min(ay, by) - big, max(ay, by) + big
+        buffer,
+        origin,
+        min(ax, bx) - largest_radius,
+        max(ax, bx) + largest_radius,
+        min(ay, by) - largest_radius,
+        max(ay, by) + largest_radius,
     )
     if window is None:
         return
     y0, x0, px, py = window
     px, py = px - ax, py - ay
     dx, dy, dz = bx - ax, by - ay, bz - az
-    flat = dx * dx + dy * dy + 1e-6
-    along = np.clip(px * (dx / flat) + py * (dy / flat), 0.0, 1.0)
+    length_squared = dx * dx + dy * dy + 1e-6
+    along = np.clip(px * (dx / length_squared) + py * (dy / length_squared), 0.0, 1.0)
     ex, ey = px - along * dx, py - along * dy
     radius = limb.ra + (limb.rb - limb.ra) * along
     inside = radius * radius - ex * ex - ey * ey
@@ -104,9 +109,9 @@ def _draw_limb(buffer: GBuffer, limb: Limb, origin: Point) -> None:
         return
     r, u, ex, ey = radius[rows, cols], along[rows, cols], ex[rows, cols], ey[rows, cols]
     bulge = np.sqrt(inside[rows, cols])
-    length = sqrt(flat)
+    length = sqrt(length_squared)
     angle = np.arctan2(ex * (-dy / length) + ey * (dx / length), bulge)
-    around, height_on = (angle + limb.around) * float(big) + 50.0, limb.tex - u * limb.length
+    around, height_on = (angle + limb.around) * float(largest_radius) + 50.0, limb.tex - u * limb.length
     planes = (ex / r, ey / r, bulge / r, around, height_on)
     slot: Slots = limb.slot_a
     if limb.slot_a != limb.slot_b:
@@ -114,7 +119,7 @@ def _draw_limb(buffer: GBuffer, limb: Limb, origin: Point) -> None:
     buffer.store(rows + y0, cols + x0, front[rows, cols], planes, slot)
 
 
-def _extent(q: Quadric) -> tuple[float, float, float, float]:
+def _quadric_extent(q: Quadric) -> tuple[float, float, float, float]:
     """x low, x high, y low, y high of a quadric around its centre, in metres."""
     axes = np.linalg.inv(q.matrix)
     if q.shape in ("box", "ellipsoid"):
@@ -131,7 +136,7 @@ def _extent(q: Quadric) -> tuple[float, float, float, float]:
 
 def _draw_quadric(buffer: GBuffer, q: Quadric, origin: Point, who: Identity) -> None:
     cx, cy, cz = q.centre
-    left, right, low, high = _extent(q)
+    left, right, low, high = _quadric_extent(q)
     window = _window(buffer, origin, cx + left, cx + right, cy + low, cy + high)
     if window is None:
         return
@@ -140,10 +145,14 @@ def _draw_quadric(buffer: GBuffer, q: Quadric, origin: Point, who: Identity) -> 
     m = [[float(c) for c in row] for row in q.matrix]
     (d0, d1, d2), k = (m[0][2], m[1][2], m[2][2]), q.k
     o0, o1, o2 = (m[i][0] * px + m[i][1] * py for i in range(3))
-    solved = _box_ray(o0, o1, o2, (d0, d1, d2)) if q.shape == "box" else _ray(q, o0, o1, o2, (d0, d1, d2))
-    if solved is None:
+    intersection = (
+        _intersect_box(o0, o1, o2, (d0, d1, d2))
+        if q.shape == "box"
+        else _intersect_quadric(q, o0, o1, o2, (d0, d1, d2))
+    )
+    if intersection is None:
         return
-    ray, hit = solved
+    ray, hit = intersection
     front = ray + cz
     hit &= front > buffer.depth[y0 : y0 + len(py), x0 : x0 + px.shape[1]]
     rows, cols = np.nonzero(hit)
@@ -153,7 +162,7 @@ def _draw_quadric(buffer: GBuffer, q: Quadric, origin: Point, who: Identity) -> 
     qx, qy, qz = o0[rows, cols] + ray * d0, o1[rows, cols] + ray * d1, o2[rows, cols] + ray * d2
     slot: Slots = q.slot
     if q.rule != RULE_PLAIN:
-        slot, keep = _slots(q, who, qx, qy, qz)
+        slot, keep = _slots_by_rule(q, who, qx, qy, qz)
         if keep is not None:
             rows, cols, ray = rows[keep], cols[keep], ray[keep]
             qx, qy, qz = qx[keep], qy[keep], qz[keep]
@@ -171,8 +180,8 @@ def _draw_quadric(buffer: GBuffer, q: Quadric, origin: Point, who: Identity) -> 
     buffer.store(rows + y0, cols + x0, ray + cz, planes, slot)
 
 
-def _ray(q: Quadric, o0: Float, o1: Float, o2: Float, d: Vector) -> tuple[Float, Bool] | None:
-    """Nearest hits along z of an ellipsoid or frustum: (ray parameter, hit), or None when the ray runs along it."""
+def _intersect_quadric(q: Quadric, o0: Float, o1: Float, o2: Float, d: Vector) -> tuple[Float, Bool] | None:
+    """Nearest hits along z of an ellipsoid or frustum: (ray parameter, hit), or None if the ray is parallel to it."""
     k = q.k
     if q.shape == "frustum":
         rim = 1.0 + k * o1
@@ -194,7 +203,7 @@ def _ray(q: Quadric, o0: Float, o1: Float, o2: Float, d: Vector) -> tuple[Float,
     return ray, hit
 
 
-def _box_ray(o0: Float, o1: Float, o2: Float, d: Vector) -> tuple[Float, Bool]:
+def _intersect_box(o0: Float, o1: Float, o2: Float, d: Vector) -> tuple[Float, Bool]:
     """Nearest hits along z of a box [-1, 1]^3 rounded by a ball of radius 1.36."""
     a = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
     b = o0 * d[0] + o1 * d[1] + o2 * d[2]
@@ -209,8 +218,8 @@ def _box_ray(o0: Float, o1: Float, o2: Float, d: Vector) -> tuple[Float, Bool]:
     return leave, (inside > 0.0) & (leave > enter)
 
 
-def _slots(q: Quadric, who: Identity, qx: Float, qy: Float, qz: Float) -> tuple[Slots, Bool | None]:
-    """Slots of the hit points of a quadric with a rule, and which points exist (None: all)."""
+def _slots_by_rule(q: Quadric, who: Identity, qx: Float, qy: Float, qz: Float) -> tuple[Slots, Bool | None]:
+    """Material slots of the hit points of a quadric with a rule, and a mask of the points to keep (None: all)."""
     if q.rule == RULE_HEAD:
         slot = np.full(qx.shape, q.slot, dtype=np.uint8)
         face = (qz > 0.5) & (np.abs(qy - 0.10) < 0.075) & (np.abs(np.abs(qx) - 0.38) < 0.15)
@@ -330,14 +339,14 @@ def surface_of(buffer: GBuffer, who: Identity) -> Surface:
     return Surface(flat, slot, mix, normal, open_sky, fold, low)
 
 
-def _table(values: list[Any]) -> Float:
+def _float_array(values: list[Any]) -> Float:
     return np.asarray(values, dtype=np.float32)
 
 
 def shade_visible(surface: Surface, who: Identity, light: Light) -> Float:
     """Linear RGB radiance (M, 3): albedo * (ambient * occlusion + key * wrapped cosine)."""
-    low = _table([m.visible[0] for m in who.materials])
-    step = _table([m.visible[1] for m in who.materials]) - low
+    low = _float_array([m.visible[0] for m in who.materials])
+    step = _float_array([m.visible[1] for m in who.materials]) - low
     albedo = low[surface.slot] + step[surface.slot] * surface.mix[:, None]
     x, y, z = light.direction
     cosine = np.maximum(
@@ -346,15 +355,19 @@ def shade_visible(surface: Surface, who: Identity, light: Light) -> Float:
     key = cosine * (0.35 + 0.65 * surface.open_sky) * (1.0 + 0.11 * surface.fold)
     ambient = surface.open_sky * (0.75 + 0.25 * surface.normal[1])
     return np.asarray(
-        albedo * (key[:, None] * _table(list(light.key)) + ambient[:, None] * _table(list(light.ambient))),
+        albedo
+        * (
+            key[:, None] * _float_array(list(light.key))
+            + ambient[:, None] * _float_array(list(light.ambient))
+        ),
         np.float32,
     )
 
 
 def shade_nir(surface: Surface, who: Identity, power: float, ambient: float) -> Float:
     """Near-infrared radiance (M,), lamp beside the lens: reflectance * (ambient + power * cosine to the camera)."""
-    low = _table([m.nir[0] for m in who.materials])
-    step = _table([m.nir[1] for m in who.materials]) - low
+    low = _float_array([m.nir[0] for m in who.materials])
+    step = _float_array([m.nir[1] for m in who.materials]) - low
     reflectance = low[surface.slot] + step[surface.slot] * surface.mix
     cosine = (0.22 + 0.78 * surface.normal[2]) * (1.0 + 0.08 * surface.fold)
     return np.asarray(reflectance * surface.open_sky * (ambient + power * cosine), np.float32)
@@ -363,8 +376,8 @@ def shade_nir(surface: Surface, who: Identity, power: float, ambient: float) -> 
 def shade_thermal(surface: Surface, who: Identity) -> Float:
     """Surface temperature (M,) in degrees Celsius: grazing angles look cooler, hollows warmer."""
     warmth = [who.activity if slot >= UPPER else 0.2 * who.activity for slot in range(len(who.materials))]
-    base = _table([m.temperature + extra for m, extra in zip(who.materials, warmth, strict=True)])
-    tone = _table([m.temperature_tone for m in who.materials])
+    base = _float_array([m.temperature + extra for m, extra in zip(who.materials, warmth, strict=True)])
+    tone = _float_array([m.temperature_tone for m in who.materials])
     value = base[surface.slot] + tone[surface.slot] * surface.mix
     value += 0.8 * surface.fold - 1.2 * surface.low + 1.6 * (1.0 - surface.open_sky)
     return np.asarray(value - 2.2 * (1.0 - surface.normal[2]) ** 2, np.float32)

@@ -1,7 +1,7 @@
-"""The place behind a person: floor, wall, windows, furniture, in all three spectra.
+"""The background of a person: floor, wall, windows, furniture, in all three spectra.
 
-A scene is drawn once per camera and kept. Every image shows another part of it, so the background reveals the
-camera and never the identity.
+A scene is drawn once per place and cached. Each image shows another part of it, so the background reveals the
+camera but never the identity.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def _grey_colour(rng: np.random.Generator, low: float, high: float, tint: float)
 
 @lru_cache(maxsize=24)
 def make_scene(seed: tuple[int, ...], crop_height: int, crop_width: int, outdoor: bool) -> Scene:
-    """Draw the scene of a place; the process keeps the last ones.
+    """Draw the scene of a place; the last ones are cached.
 
     Args:
-        seed: what identifies the place; two cameras in one room share it.
+        seed: identifies the place; two cameras in one room share it.
         crop_height: rows of a crop in pixels; the panorama is 1.25 times as high and 7 crops wide.
         crop_width: columns of a crop in pixels.
         outdoor: sky, facade, trees and asphalt instead of wall, doors and tiles.
@@ -59,9 +59,9 @@ def make_scene(seed: tuple[int, ...], crop_height: int, crop_width: int, outdoor
     visible[:horizon], visible[horizon:] = wall, floor
     nir[:horizon], nir[horizon:] = rng.uniform(0.22, 0.40), rng.uniform(0.20, 0.40)
     thermal[:horizon], thermal[horizon:] = rng.uniform(17.0, 20.0), rng.uniform(16.0, 19.0)
-    raw = Scene(visible, nir, thermal)
-    _furnish(rng, raw, horizon, crop_width, outdoor)
-    _pave(rng, raw, horizon, crop_width)
+    scene = Scene(visible, nir, thermal)
+    _furnish(rng, scene, horizon, crop_width, outdoor)
+    _pave(rng, scene, horizon, crop_width)
     broad = _noise(rng, height, width, 3)
     fine = _noise(rng, height, width, 24)
     visible *= (1.0 + 0.16 * broad + 0.10 * fine)[..., None]
@@ -88,8 +88,8 @@ def _furnish(rng: np.random.Generator, scene: Scene, horizon: int, unit: int, ou
         nir[:sky] = 0.06
         thermal[:sky] = 9.0
     for _ in range(34):
-        wide = int(unit * rng.uniform(0.12, 0.75))
-        left = int(rng.uniform(-0.5 * wide, width - 0.5 * wide))
+        object_width = int(unit * rng.uniform(0.12, 0.75))
+        left = int(rng.uniform(-0.5 * object_width, width - 0.5 * object_width))
         kind = rng.random()
         tint = 0.22 if kind > 0.6 else 0.07
         if kind < 0.35:
@@ -100,11 +100,11 @@ def _furnish(rng: np.random.Generator, scene: Scene, horizon: int, unit: int, ou
         else:
             top = int(horizon - height * rng.uniform(0.05, 0.2))
             bottom = int(horizon + height * rng.uniform(0.0, 0.09))
-        window = (slice(max(0, top), bottom), slice(max(0, left), min(width, left + wide)))
+        window = (slice(max(0, top), bottom), slice(max(0, left), min(width, left + object_width)))
         colour = _grey_colour(rng, 0.04, 0.62, tint)
-        bright = float(colour.mean())
+        brightness = float(colour.mean())
         visible[window] = colour
-        nir[window] = 0.10 + 0.35 * bright + rng.uniform(0.0, 0.22)
+        nir[window] = 0.10 + 0.35 * brightness + rng.uniform(0.0, 0.22)
         thermal[window] += rng.normal(0.0, 1.0) + (2.5 if rng.random() < 0.10 else 0.0)
     if outdoor:
         for _ in range(7):
@@ -130,13 +130,13 @@ def _pave(rng: np.random.Generator, scene: Scene, horizon: int, unit: int) -> No
     visible, nir = scene.visible[horizon:], scene.nir[horizon:]
     height, width = scene.nir.shape
     depth = np.arange(1, height - horizon + 1, dtype=np.float32)
-    near = depth / depth[-1]
-    shade = (0.75 + 0.35 * near)[:, None]
+    nearness = depth / depth[-1]
+    shade = (0.75 + 0.35 * nearness)[:, None]
     visible *= shade[..., None]
     nir *= shade
-    rows = ((rng.uniform(2.0, 5.0) / (near + 0.25)) % 1.0 < 0.12)[:, None]
+    rows = ((rng.uniform(2.0, 5.0) / (nearness + 0.25)) % 1.0 < 0.12)[:, None]
     centre = (np.arange(width) % (2 * unit) - unit)[None, :]
-    cols = (centre / (unit * rng.uniform(0.25, 0.6) * (0.4 + near[:, None]))) % 1.0 < 0.07
+    cols = (centre / (unit * rng.uniform(0.25, 0.6) * (0.4 + nearness[:, None]))) % 1.0 < 0.07
     joint = (rows | cols) & (rng.random() < 0.8)
     dark = rng.uniform(0.7, 0.95)
     visible[joint] *= dark

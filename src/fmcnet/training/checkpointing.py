@@ -3,13 +3,13 @@
 A checkpoint is a folder `RUN/checkpoints/step-NNNNNN`:
 
 - `model.safetensors`, `model.json`: the weights as trained at that step, which load as a model;
-- `state.safetensors`: both optimisers, and of every process the state of its random numbers and, where there are
-  several, its running statistics;
-- `state.json`: the step (from which follow the sampler's position and the learning rates), the scaler, the best
+- `state.safetensors`: both optimisers, and of every process its random-number state and, with several processes,
+  its running statistics;
+- `state.json`: the step (it determines the sampler's position and the learning rates), the scaler, the best
   validated weights, `INVARIANTS`, and SHA-256 digests of the other files and of itself.
 
-It is written under another name, brought to disk, and renamed. A resume skips one that is damaged or cannot be read,
-and takes the one before.
+It is written under a temporary name, flushed to disk, and renamed. A resume skips checkpoints that are damaged or
+cannot be read.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Checkpointer:
         train_step: model, optimisers, schedules and scaler.
         card: the model's, without its step.
         selection: the best weights so far.
-        step_logger: its log is brought to disk before a checkpoint, which holds its last terms.
+        step_logger: its log is flushed to disk before each checkpoint, which stores its last terms.
         invariants: the values of `INVARIANTS` in this training.
     """
 
@@ -89,10 +89,10 @@ class Checkpointer:
         self._run, self._ctx, self._train_step, self._card = run, ctx, train_step, card
         self._selection, self._logger = selection, step_logger
         self._invariants, self._steps = invariants, int(invariants["steps"])
-        self._saved = time.monotonic()  # or tried
+        self._saved = time.monotonic()  # last attempt, successful or not
 
     def restore(self) -> int:
-        """Restore the newest checkpoint that is readable and undamaged; returns the steps done, 0 without one.
+        """Restore the newest undamaged checkpoint; returns the steps done, 0 without one.
 
         Raises:
             CheckpointError: when it is of other data, steps or processes, or all are damaged.
@@ -121,23 +121,23 @@ class Checkpointer:
 
     def _load_newest(self) -> dict[str, Any] | None:
         """Load the newest undamaged checkpoint; returns its facts, None without a checkpoint."""
-        found = checkpoints(self._run)
-        for at, folder in reversed(list(enumerate(found))):
+        folders = checkpoints(self._run)
+        for index, folder in reversed(list(enumerate(folders))):
             try:
                 facts = _read_facts(folder)
                 changed = [
-                    f"{INVARIANTS[key]} ({facts.get(key, 'not recorded')} there, {now} now)"
-                    for key, now in self._invariants.items()
-                    if facts.get(key) != now
-                ]  # before the weights, which other data may not fit
+                    f"{INVARIANTS[key]} ({facts.get(key, 'not recorded')} there, {value} now)"
+                    for key, value in self._invariants.items()
+                    if facts.get(key) != value
+                ]  # first, since the weights may not fit other data
                 tensors = {} if changed else _read_tensors(folder, facts, self._train_step)
             except CheckpointError as error:
-                if not at:
+                if not index:
                     raise CheckpointError(
                         f"{error}; there is no other checkpoint: start again in a new folder, or delete {self._run}"
                     ) from error
                 if self._ctx.main:
-                    logger.warning("%s: going back to the one before, %s", error, found[at - 1].name)
+                    logger.warning("%s: going back to the one before, %s", error, folders[index - 1].name)
                 continue
             if changed:
                 raise CheckpointError(
@@ -173,27 +173,27 @@ class Checkpointer:
             must: whether the training cannot continue without it.
 
         Raises:
-            CheckpointError: when it cannot be written and `must` be; otherwise that is a warning.
+            CheckpointError: when it cannot be written and `must` is true; otherwise a warning is logged.
         """
         self._saved = time.monotonic()
         with agree_on_errors(self._ctx):
-            # What differs between processes: the state of random numbers and, of several, running statistics.
-            own = {"rng": torch.get_rng_state()}
+            # These differ between processes: random-number states and, with several processes, running statistics.
+            state = {"rng": torch.get_rng_state()}
             if self._ctx.device.type == "cuda":
-                own["cuda_rng"] = torch.cuda.get_rng_state(self._ctx.device)
+                state["cuda_rng"] = torch.cuda.get_rng_state(self._ctx.device)
             if self._ctx.world > 1:
-                own |= {f"buffer.{k}": v.detach().cpu() for k, v in self._train_step.model.named_buffers()}
-            states = gather(own, self._ctx)
+                state |= {f"buffer.{k}": v.detach().cpu() for k, v in self._train_step.model.named_buffers()}
+            states = gather(state, self._ctx)
             if not self._ctx.main:
                 return
             try:
                 self._write(done, states)
             except OSError as error:
-                good = checkpoints(self._run)
-                last = f"The last one is {good[-1].name}" if good else "There is none yet"
+                existing = checkpoints(self._run)
+                newest = f"The last one is {existing[-1].name}" if existing else "There is none yet"
                 problem = (
                     f"no checkpoint of step {done} could be written into {self._run / 'checkpoints'}: "
-                    f"{error.strerror or error}. {last}"
+                    f"{error.strerror or error}. {newest}"
                 )
                 if must:
                     raise CheckpointError(
@@ -209,34 +209,34 @@ class Checkpointer:
 
     def _write(self, step: int, states: Sequence[dict[str, Tensor]]) -> None:
         """Write the checkpoint of `step`, then remove all but the newest; an `OSError` leaves the earlier ones."""
-        self._logger.flush()  # a checkpoint beyond the log's end would leave a gap there
+        self._logger.flush()  # a checkpoint newer than the log would leave a gap in it
         folder = self._run / "checkpoints" / f"step-{step:06d}"
-        building = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(building, ignore_errors=True)
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
         try:
-            building.mkdir(parents=True)
-            save_pretrained(self._train_step.model, replace(self._card, step=step), building)
+            temporary.mkdir(parents=True)
+            save_pretrained(self._train_step.model, replace(self._card, step=step), temporary)
             tensors = _optimizer_states(self._train_step)
-            tensors |= {f"rank{rank}.{k}": v for rank, own in enumerate(states) for k, v in own.items()}
-            save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, building / STATE)
+            tensors |= {f"rank{rank}.{k}": v for rank, state in enumerate(states) for k, v in state.items()}
+            save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / STATE)
             facts = {
                 "step": step,
                 "scaler": self._train_step.scaler.state_dict(),
-                "digests": {name: file_digest(building / name) for name in (WEIGHTS, CARD, STATE)},
+                "digests": {name: file_digest(temporary / name) for name in (WEIGHTS, CARD, STATE)},
                 "terms": self._logger.terms,
                 "selection": dict(self._selection.best),
                 **self._invariants,
             }
             text = json.dumps({**facts, "sha256": _facts_digest(facts)})
-            (building / FACTS).write_text(text, encoding="utf-8")
-            for path in (*building.iterdir(), building):
+            (temporary / FACTS).write_text(text, encoding="utf-8")
+            for path in (*temporary.iterdir(), temporary):
                 to_disk(path)
             if folder.exists():  # damaged, so the resume skipped it
-                _drop(folder)
-            building.rename(folder)
+                _remove(folder)
+            temporary.rename(folder)
             to_disk(folder.parent)
         finally:
-            shutil.rmtree(building, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
         drop_others(self._run, step, self._card.config.training.keep)
 
     def selected(self) -> str:
@@ -244,11 +244,11 @@ class Checkpointer:
         return self._card.config.training.select if self._selection.best else "last"
 
     def write_model(self, exported: FMCNet) -> None:
-        """Write the model of the run: the best weights, or the last, which are `exported`."""
-        chosen, at = self._selection.chosen(exported)
-        final = replace(self._card, step=at or self._steps, selected=self.selected())
+        """Write the model of the run: the best weights if some were selected, otherwise the last, `exported`."""
+        model, step = self._selection.chosen(exported)
+        card = replace(self._card, step=step or self._steps, selected=self.selected())
         with writing("the model", self._run, "writes it"):
-            save_pretrained(chosen, final, self._run)
+            save_pretrained(model, card, self._run)
 
     def write_projection(self, table: Table, progress: bool | None) -> None:
         """Fit the projection of `model.descriptor=discriminant` to the training images and write it."""
@@ -265,15 +265,15 @@ class Checkpointer:
 def drop_others(run: Path, step: int, keep: int) -> None:
     """Remove all checkpoints but the newest `keep` up to `step`, the last that was written or restored.
 
-    Newer ones are damaged. Counted among those to keep, they would replace undamaged ones.
+    Newer ones are damaged, so they do not count among those to keep.
     """
-    done = [path for path in checkpoints(run) if _step(path) <= step]
-    for path in set(checkpoints(run)) - set(done[-keep:]):
-        _drop(path)
+    undamaged = [path for path in checkpoints(run) if _step_number(path) <= step]
+    for path in set(checkpoints(run)) - set(undamaged[-keep:]):
+        _remove(path)
 
 
-def _drop(folder: Path) -> None:
-    """Remove a checkpoint; a kill meanwhile leaves no half of it under its name."""
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint; renamed first, so that a kill leaves no partial checkpoint under its name."""
     with contextlib.suppress(OSError):
         shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.old.tmp")))
 
@@ -282,14 +282,14 @@ def checkpoints(run: Path) -> list[Path]:
     """List the checkpoints of a run, oldest first; raises `CheckpointError` when their folder cannot be read."""
     folder = run / "checkpoints"
     try:
-        found = list(folder.iterdir()) if folder.exists() else []
+        entries = list(folder.iterdir()) if folder.exists() else []
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}") from error
-    return sorted((path for path in found if re.fullmatch(r"step-\d+", path.name)), key=_step)
+    return sorted((path for path in entries if re.fullmatch(r"step-\d+", path.name)), key=_step_number)
 
 
 def _read_tensors(folder: Path, facts: dict[str, Any], train_step: TrainStep) -> dict[str, Tensor]:
-    """The tensors of the state; the weights are loaded already."""
+    """Load the weights into the model, and return the tensors of `state.safetensors`."""
     try:
         for name, digest in facts["digests"].items():
             if file_digest(folder / name) != digest:
@@ -297,7 +297,7 @@ def _read_tensors(folder: Path, facts: dict[str, Any], train_step: TrainStep) ->
         tensors = load_file(folder / STATE)
         load_weights(train_step.model, folder / WEIGHTS)
     except (OSError, SafetensorError, CheckpointError) as error:
-        raise _unusable(folder, error) from error
+        raise _unusable_error(folder, error) from error
     return tensors
 
 
@@ -307,12 +307,12 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         if facts.pop("sha256") != _facts_digest(facts):
             raise CheckpointError(f"{FACTS} is not what was written")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
-        raise _unusable(folder, error) from error
+        raise _unusable_error(folder, error) from error
     return facts
 
 
-def _unusable(folder: Path, error: Exception) -> CheckpointError:
-    """The error of a checkpoint that is damaged, or that the system does not let us read."""
+def _unusable_error(folder: Path, error: Exception) -> CheckpointError:
+    """The error for a checkpoint that is damaged or cannot be read."""
     denied = isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, NotADirectoryError))
     return CheckpointError(
         f"the checkpoint {folder} {'cannot be read' if denied else 'is damaged'} ({error})"
@@ -323,29 +323,29 @@ def _facts_digest(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _step(folder: Path) -> int:
+def _step_number(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
 def _optimizers(train_step: TrainStep) -> dict[str, torch.optim.Optimizer]:
-    """The optimisers by the names that checkpoints have for them; "judge" is that of the discriminators."""
-    found = {"main": train_step.optimizer}
+    """The optimisers by their names in checkpoints; "judge" is that of the discriminators."""
+    optimizers = {"main": train_step.optimizer}
     if train_step.discriminator_optimizer is not None:
-        found["judge"] = train_step.discriminator_optimizer
-    return found
+        optimizers["judge"] = train_step.discriminator_optimizer
+    return optimizers
 
 
 def _optimizer_states(train_step: TrainStep) -> dict[str, Tensor]:
-    """The state of every parameter by "optimizer.index.name"; PyTorch's optimisers here keep tensors only."""
-    found = {
+    """The state of every parameter by "optimizer.index.name"; the optimisers used here store tensors only."""
+    tensors = {
         f"{name}.{index}.{key}": value
         for name, optimizer in _optimizers(train_step).items()
         for index, entry in optimizer.state_dict()["state"].items()
         for key, value in entry.items()
         if value is not None
     }
-    assert all(isinstance(value, Tensor) for value in found.values()), "a resume would not be exact"
-    return found
+    assert all(isinstance(value, Tensor) for value in tensors.values()), "a resume would not be exact"
+    return tensors
 
 
 def _load_optimizers(train_step: TrainStep, tensors: dict[str, Tensor]) -> None:
@@ -353,11 +353,11 @@ def _load_optimizers(train_step: TrainStep, tensors: dict[str, Tensor]) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
-            owner, _, place = key.partition(".")
-            if owner == name:
-                index, _, field = place.partition(".")
-                own = parameters[int(index)]
-                if value.shape == own.shape and value.dim():
-                    value = torch.empty_like(own).copy_(value)  # in the memory format of the weights
+            optimizer_name, _, entry = key.partition(".")
+            if optimizer_name == name:
+                index, _, field = entry.partition(".")
+                parameter = parameters[int(index)]
+                if value.shape == parameter.shape and value.dim():
+                    value = torch.empty_like(parameter).copy_(value)  # in the memory format of the weights
                 state.setdefault(int(index), {})[field] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,7 +1,7 @@
-"""Whether decomposition, compensation and fusion work: a few numbers a step, and one warning when one does not.
+"""Checks that compensation and fusion work: a few numbers per step, and one warning for each part that fails.
 
-A falling loss does not prove that the method works. No loss shows that fusion weights go to zero, or that generators
-give the same feature for all identities.
+A falling loss does not prove that the method works. No loss shows fusion weights that go to zero, or generators
+that give the same feature for all identities.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ WINDOW = 100
 """Steps over which a value is averaged before it is compared with its limits."""
 
 SMALLEST_WEIGHT, SMALLEST_RATIO, LARGEST_COSINE = 0.05, 0.1, 0.85
-"""Beyond these the fusion, or the compensation, is called dead. Chosen well outside what healthy runs show: weights
+"""Limits beyond which a warning is logged. Healthy runs stay far from them: weights
 of 0.3 to 0.7, a ratio of 0.3 to 2, a cosine below 0.5 (docs/findings.md)."""
 
 IDLE, WON = 0.51, 0.99
-"""At these accuracies D guesses, or is always right: G learns nothing from it."""
+"""Accuracies at which D guesses, or is always right: G learns nothing from it."""
 
 
 @torch.no_grad()
@@ -45,15 +45,15 @@ def measure(model: FMCNet, output: FMCNetOutput, labels: Tensor) -> dict[str, Te
         labels: (B,), of each half.
 
     Returns:
-        Scalars by name, only of the modules that the variant has. "generated cosine": mean cosine between generated
+        Scalars by name, of the modules that the variant has. "generated cosine": mean cosine between generated
         features of different identities, without the modality's constant that they share. "discriminator accuracy":
         share of real and generated features that D classifies correctly. "fused/shared": mean length of F_fu over
         that of F_sh. "w1" and "w2": of eq. (15) as they are applied.
     """
-    found: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     if model.compensation is not None:
-        cosines, right = [], []
-        other = labels[:, None] != labels[None, :]
+        cosines, accuracies = [], []
+        different = labels[:, None] != labels[None, :]
         for target in (Modality.INFRARED, Modality.VISIBLE):
             fake = cast(Tensor, output.of(target.other).generated)
             real = cast(Tensor, output.of(target).specific)
@@ -62,27 +62,27 @@ def measure(model: FMCNet, output: FMCNetOutput, labels: Tensor) -> dict[str, Te
                 unit = F.normalize(fake - fake.mean(dim=1, keepdim=True), dim=1)
             else:
                 unit = F.normalize(fake, dim=1)
-            cosines.append(((unit @ unit.T) * other).sum() / other.sum().clamp(min=1))
+            cosines.append(((unit @ unit.T) * different).sum() / different.sum().clamp(min=1))
             discriminator = model.compensation.discriminator(target)
-            right.append(
+            accuracies.append(
                 ((discriminator(real) > 0).float().mean() + (discriminator(fake) <= 0).float().mean()) / 2
             )
-        found |= {COSINE: torch.stack(cosines).mean(), ACCURACY: torch.stack(right).mean()}
+        values |= {COSINE: torch.stack(cosines).mean(), ACCURACY: torch.stack(accuracies).mean()}
     if model.fusion is not None:
         ratios = []
         for half in output:
             fused = cast(Tensor, half.fused)[:, half.shared.shape[1] :]
             ratios.append(fused.norm(dim=1).mean() / half.shared.norm(dim=1).mean().clamp(min=1e-12))
-        own, generated = model.fusion.weights()
-        found |= {FUSED: torch.stack(ratios).mean(), "w1": own, "w2": generated}
-    return found
+        w1, w2 = model.fusion.weights()
+        values |= {FUSED: torch.stack(ratios).mean(), "w1": w1, "w2": w2}
+    return values
 
 
 class HealthMonitor:
     """Warns once when the fusion, the compensation or its discriminators do nothing.
 
     Args:
-        first: number of first steps that are left out, while the learning rate warms up.
+        first: number of warm-up steps, which are ignored.
     """
 
     def __init__(self, first: int = 0) -> None:
@@ -97,7 +97,7 @@ class HealthMonitor:
         self._seen.append(record)
         if len(self._seen) < WINDOW:
             return
-        mean = {k: sum(one.get(k, 0.0) for one in self._seen) / WINDOW for k in NAMES if k in record}
+        mean = {k: sum(values.get(k, 0.0) for values in self._seen) / WINDOW for k in NAMES if k in record}
         step = int(record["step"])
         if "w1" in mean:
             smallest = min(abs(mean["w1"]), abs(mean["w2"]))

@@ -33,14 +33,14 @@ TRACKERS = {"tensorboard": "track", "wandb": "wandb"}
 """Names of trackers, which are those of their packages, and the extras that install these."""
 
 WARM, STEPS = 3, 8
-"""Steps before those that are profiled, and the number of these."""
+"""Number of steps before the profiled ones, and of profiled steps."""
 
 PHASES = ("data", "forward", "discriminators", "losses", "backward", "optimizer")
 """Parts of a step in a profile."""
 
 
 def unwritable(run: Path, error: OSError) -> DataError:
-    """Make the error of a run folder that cannot be written."""
+    """The error for a run folder that cannot be written."""
     return DataError(f"the run folder {run} cannot be written: {error.strerror or error}")
 
 
@@ -62,12 +62,12 @@ class TrainingLog:
             if int(record.get("step", record.get("validated_step", 0))) <= keep_until
         )
         write_text(self.path, text)
-        self._stream = self.path.open("ab", buffering=0)  # at once: watchers see it
+        self._stream = self.path.open("ab", buffering=0)  # unbuffered, so that others can follow the file
         self._waiting = b""
 
     def write(self, *records: dict[str, Any]) -> None:
         """Append records; raises `OSError` when they cannot be written now."""
-        self._waiting += "".join(_line(record) for record in records).encode()
+        self._waiting += "".join(_json_line(record) for record in records).encode()
         while self._waiting:
             self._waiting = self._waiting[self._stream.write(self._waiting) or 0 :]
 
@@ -77,7 +77,7 @@ class TrainingLog:
         os.fsync(self._stream.fileno())
 
     def close(self) -> None:
-        """Write what waits, if the disk has room by now, and close."""
+        """Write pending records if the disk has room, and close."""
         with contextlib.suppress(OSError):
             self.write()
         self._stream.close()
@@ -98,10 +98,10 @@ def read_log(run: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def _line(record: dict[str, Any]) -> str:
-    """One line of JSON, which has no infinity: a gradient that overflowed (float16) is null."""
-    whole = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    return json.dumps(whole) + "\n"
+def _json_line(record: dict[str, Any]) -> str:
+    """One line of JSON. Infinity becomes null, as of a gradient that overflowed in float16."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(finite) + "\n"
 
 
 class Tracker(Protocol):
@@ -125,7 +125,7 @@ class TensorBoard:
         self._writer = writer(str(run / "tensorboard"), purge_step=first + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one scalar a name."""
+        """Write one scalar for each name."""
         for name, value in values.items():
             self._writer.add_scalar(name.replace(" ", "_"), value, step)
 
@@ -142,14 +142,14 @@ class WandB:
 
     def __init__(self, run: Path, config: Config) -> None:
         wandb: Any = require("wandb", "wandb")
-        stored = run / "wandb-id"
-        if not stored.is_file():  # an id of this folder, not of its name: a new folder is another run
-            stored.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+        id_file = run / "wandb-id"
+        if not id_file.is_file():  # an id of this folder, not of its name: a new folder is another run
+            id_file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "fmcnet"),
                 name=run.name,
-                id=stored.read_text(encoding="utf-8").strip(),
+                id=id_file.read_text(encoding="utf-8").strip(),
                 resume="allow",
                 dir=str(run),
                 config=config.model_dump(mode="json"),
@@ -160,7 +160,7 @@ class WandB:
             ) from error
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one point a name."""
+        """Write one point for each name."""
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
@@ -185,7 +185,7 @@ class StepLogger:
         steps: of the whole training.
 
     Attributes:
-        terms: of the last step, by name; a resume sets those of its checkpoint.
+        terms: of the last step, by name; a resume restores them from its checkpoint.
     """
 
     def __init__(self, run: Path, config: Config, steps: int) -> None:
@@ -211,8 +211,10 @@ class StepLogger:
         except OSError as error:
             raise unwritable(self._run, error) from error
         for name in dict.fromkeys(name for name in trackers if isinstance(name, str)):
-            made = TensorBoard(self._run, first) if name == "tensorboard" else WandB(self._run, self._config)
-            self._trackers.append(made)
+            tracker = (
+                TensorBoard(self._run, first) if name == "tensorboard" else WandB(self._run, self._config)
+            )
+            self._trackers.append(tracker)
         self._trackers += [tracker for tracker in trackers if not isinstance(tracker, str)]
 
     def flush(self) -> None:
@@ -271,7 +273,7 @@ def _warn_only(tracker: Tracker) -> Iterator[None]:
 
 
 class StepProfile:
-    """Profiles `STEPS` steps (fewer where the training ends before) after `WARM` others, then writes `RUN/profile/`.
+    """Profiles `STEPS` steps (fewer if the training ends earlier) after `WARM` others, then writes `RUN/profile/`.
 
     The files are trace.json (chrome://tracing, Perfetto), where.md (PyTorch's table) and where.json.
 
@@ -314,22 +316,22 @@ class StepProfile:
             self._done += 1
             self._profile.step()
 
-    def _write(self, done: Any) -> None:
+    def _write(self, profiler: Any) -> None:
         steps = self._done - WARM
         if steps < 1:
             return
-        events, own_time = done.key_averages(), f"self_{'device' if self._cuda else 'cpu'}_time_total"
+        events, time_field = profiler.key_averages(), f"self_{'device' if self._cuda else 'cpu'}_time_total"
         phases = _phases(events, self._cuda, steps)
         kernels = [event for event in events if not event.key.startswith(("fmcnet:", "Profiler"))]
-        kernels.sort(key=lambda event: -getattr(event, own_time))  # what takes longest by itself
+        kernels.sort(key=lambda event: -getattr(event, time_field))  # slowest first
         facts = {
             "steps": steps,
             "device": torch.cuda.get_device_name(torch.cuda.current_device()) if self._cuda else "cpu",
             "threads": torch.get_num_threads(),
             "phases_ms": phases,
-            "kernels_ms": {e.key: round(getattr(e, own_time) / 1e3 / steps, 3) for e in kernels[:15]},
+            "kernels_ms": {e.key: round(getattr(e, time_field) / 1e3 / steps, 3) for e in kernels[:15]},
         }
-        columns = events.table(sort_by=own_time, row_limit=15, max_name_column_width=80)
+        columns = events.table(sort_by=time_field, row_limit=15, max_name_column_width=80)
         self.table = (
             f"# Where a step's time goes ({steps} steps, {facts['device']})\n\n"
             f"{_phase_table(phases)}\n\n```text\n{columns.rstrip()}\n```\n"
@@ -337,29 +339,31 @@ class StepProfile:
         try:
             (self.folder / "where.md").write_text(self.table, encoding="utf-8")
             (self.folder / "where.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-            done.export_chrome_trace(str(self.folder / "trace.json"))
+            profiler.export_chrome_trace(str(self.folder / "trace.json"))
         except (OSError, RuntimeError) as error:  # a full disk does not end a training
             logger.warning("the profile in %s is not whole: %s", self.folder, error)
 
 
 def _phases(events: Any, cuda: bool, steps: int) -> dict[str, dict[str, float]]:
     """Milliseconds a step of each named part: of the host, and of the GPU's kernels launched in it."""
-    kinds = {"host": "cpu_time_total"} | ({"device": "device_time_total"} if cuda else {})
+    time_fields = {"host": "cpu_time_total"} | ({"device": "device_time_total"} if cuda else {})
     phases = {}
     for name in PHASES:
-        own = [event for event in events if event.key == f"fmcnet: {name}"]
-        if own:
-            totals = {kind: max(getattr(event, field) for event in own) for kind, field in kinds.items()}
-            phases[name] = {kind: round(total / 1e3 / steps, 3) for kind, total in totals.items()}
+        matching = [event for event in events if event.key == f"fmcnet: {name}"]
+        if matching:
+            totals = {
+                side: max(getattr(event, field) for event in matching) for side, field in time_fields.items()
+            }
+            phases[name] = {side: round(total / 1e3 / steps, 3) for side, total in totals.items()}
     return phases
 
 
 def _phase_table(phases: dict[str, dict[str, float]]) -> str:
-    kinds = list(next(iter(phases.values()), {"host": 0.0}))
-    whole = {kind: sum(row[kind] for row in phases.values()) or 1.0 for kind in kinds}
-    lines = ["| part | " + " | ".join(f"{kind} ms | share" for kind in kinds) + " |"]
-    lines.append("|---|" + "---:|" * (2 * len(kinds)))
+    sides = list(next(iter(phases.values()), {"host": 0.0}))
+    totals = {side: sum(row[side] for row in phases.values()) or 1.0 for side in sides}
+    lines = ["| part | " + " | ".join(f"{side} ms | share" for side in sides) + " |"]
+    lines.append("|---|" + "---:|" * (2 * len(sides)))
     for name, row in phases.items():
-        cells = " | ".join(f"{row[kind]:.2f} | {100 * row[kind] / whole[kind]:.1f} %" for kind in kinds)
+        cells = " | ".join(f"{row[side]:.2f} | {100 * row[side] / totals[side]:.1f} %" for side in sides)
         lines.append(f"| {name} | {cells} |")
     return "\n".join(lines)

@@ -20,10 +20,10 @@ BACKBONE_PARTS = ("stem", "shared", "specific")
 def build_optimizers(
     model: FMCNet, config: TrainingConfig, fused: bool = False
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
-    """Build the optimiser of all but the discriminators, and that of the discriminators (None without any).
+    """Build the main optimiser, and that of the discriminators (None without any).
 
-    Stems and tails learn at `lr * backbone_lr_factor`, w1 and w2 at `lr * fusion_lr_factor`, all else at `lr`. Weight
-    decay is for matrices and kernels only.
+    Stems and tails learn at `lr * backbone_lr_factor`, w1 and w2 at `lr * fusion_lr_factor`, all else at `lr`. Only
+    matrices and kernels have weight decay.
 
     Args:
         model: on the device where it is trained.
@@ -43,7 +43,7 @@ def build_optimizers(
     for parameter, factor in factors.items():
         if parameter.requires_grad:
             groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
-    described = [
+    param_groups = [
         {
             "params": parameters,
             "lr": config.lr * factor,
@@ -51,19 +51,21 @@ def build_optimizers(
         }
         for (factor, decays), parameters in groups.items()
     ]
-    main: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
-        main = torch.optim.SGD(described, lr=config.lr, momentum=0.9, nesterov=True, fused=fused)
+        optimizer = torch.optim.SGD(param_groups, lr=config.lr, momentum=0.9, nesterov=True, fused=fused)
     else:
-        main = torch.optim.AdamW(described, lr=config.lr, fused=fused)
+        optimizer = torch.optim.AdamW(param_groups, lr=config.lr, fused=fused)
     if not discriminators:
-        return main, None
+        return optimizer, None
     # Always Adam, with the momentum of 0.5 that adversarial training uses (Radford et al., ICLR 2016). Ours.
-    return main, torch.optim.Adam(discriminators, lr=config.discriminator_lr, betas=(0.5, 0.999), fused=fused)
+    return optimizer, torch.optim.Adam(
+        discriminators, lr=config.discriminator_lr, betas=(0.5, 0.999), fused=fused
+    )
 
 
 def lr_factor(step: int, steps: int, config: TrainingConfig) -> float:
-    """Compute what the schedule multiplies learning rates by.
+    """Compute the factor of the learning rates at a step.
 
     Args:
         step: from 0.
@@ -73,13 +75,13 @@ def lr_factor(step: int, steps: int, config: TrainingConfig) -> float:
     Returns:
         A factor in 0..1.
     """
-    warm = config.warmup * steps
-    if step < warm:
+    warmup_steps = config.warmup * steps
+    if step < warmup_steps:
         start = 0.04 if config.schedule == "onecycle" else 0.1
-        return start + (1 - start) * (step + 1) / (warm + 1)
-    done = (step - warm) / max(1.0, steps - warm)
+        return start + (1 - start) * (step + 1) / (warmup_steps + 1)
+    progress = (step - warmup_steps) / max(1.0, steps - warmup_steps)
     if config.schedule in ("onecycle", "cosine"):
-        return 0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * done))
+        return 0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * progress))
     if config.schedule == "multistep":
         return float(0.1 ** sum(step >= milestone * steps for milestone in config.milestones))
     return 1.0
@@ -88,7 +90,7 @@ def lr_factor(step: int, steps: int, config: TrainingConfig) -> float:
 def build_schedulers(
     optimizers: Sequence[torch.optim.Optimizer | None], steps: int, config: TrainingConfig
 ) -> list[LambdaLR]:
-    """Build a schedule for each optimiser: `lr_factor` of the step, so that a resume needs the step alone."""
+    """Build a schedule for each optimiser: `lr_factor` of the step. So a resume needs only the step."""
     return [
         LambdaLR(optimizer, lambda step: lr_factor(step, steps, config))
         for optimizer in optimizers

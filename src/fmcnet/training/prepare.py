@@ -1,4 +1,4 @@
-"""What a training starts from: the run folder with its checks, images in memory, batches, a model."""
+"""Prepares a training: checks the run folder, reads the images, builds batches and model."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ MAY_CHANGE = (
 """Settings that may differ on resume: they change when files are written, not what is computed."""
 
 BENCHMARKS = ("sysu", "regdb", "llcm")
-"""Shipped configurations that are for the layout of their name."""
+"""Shipped configurations named after the dataset layout they are for."""
 
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """What a training starts from.
+    """Images, batches and model that a training starts from.
 
     Attributes:
         cache: the training images, (N, H, W, 3) uint8.
         labels: (N,) of the images, 0 to C - 1.
         sampler: of the batches of this process.
-        selection: validates, and remembers the best weights.
+        selection: validates, and keeps the best weights.
         model: before its first step.
         card: of the model, at step 0.
     """
@@ -102,7 +102,7 @@ def prepare(
     labels, pids = rows.labels()
     sampler = make_sampler(config, rows, labels, ctx.rank, ctx.world)
     selection = ModelSelection(config, table, run, ctx)
-    precision(config.training.precision, ctx.device)  # raises where the device lacks it
+    precision(config.training.precision, ctx.device)  # raises if the device lacks it
     if ctx.main:
         for note in (*table.notes, *sampler.notes):
             logger.info("%s", note)
@@ -123,49 +123,49 @@ def prepare(
         samples=sample_pictures(cache.table) if ctx.main else (),
         start_samples=_start_samples(config, run, resume) if ctx.main else (),
     )
-    _warn_of_seen(card, table)
+    _warn_of_seen_identities(card, table)
     return TrainingInputs(cache, labels, sampler, selection, model, card)
 
 
 def _start_samples(config: Config, run: Path, resume: bool) -> tuple[str, ...]:
-    """What the model that the training starts from was trained on; a resumed run's checkpoint knows it."""
+    """Training samples of the model that the training starts from; a resumed run reads them from its checkpoint."""
     for folder in reversed(checkpoints(run)) if resume else ():
         with contextlib.suppress(CheckpointError):
             return read_card(folder).start_samples
     source = config.model.pretrained
     if source is None or not is_model(source):
         return ()
-    start = read_card(find_model(source))
-    return tuple(sorted({*start.samples, *start.start_samples}))
+    start_card = read_card(find_model(source))
+    return tuple(sorted({*start_card.samples, *start_card.start_samples}))
 
 
-def _warn_of_seen(card: ModelCard, table: Table) -> None:
-    """Warn of identities kept for evaluation that the model which the training starts from was trained on."""
-    kept = table.take(~np.isin(table.split, card.config.data.train_splits))
-    if card.start_samples and len(seen := seen_identities(card.start_samples, kept)):
+def _warn_of_seen_identities(card: ModelCard, table: Table) -> None:
+    """Warn of evaluation identities that the pretrained model was trained on."""
+    evaluation_rows = table.take(~np.isin(table.split, card.config.data.train_splits))
+    if card.start_samples and len(seen := seen_identities(card.start_samples, evaluation_rows)):
         logger.warning(
             "%d of %d identities that are not trained on here have pictures that %s was trained on, the first is %s: "
             "evaluate and calibrate on others, or move them to the split train",
             len(seen),
-            len(np.unique(kept.pid)),
+            len(np.unique(evaluation_rows.pid)),
             card.config.model.pretrained,
             table.pid_name(int(seen[0])),
         )
 
 
 def hold_out(table: Table, config: Config) -> Table:
-    """Move a share of the training identities to the split "val", where validation needs some and there are none.
+    """Move a share of the training identities to the split "val", if validation needs some and there are none.
 
-    RegDB, LLCM and most CSVs name no validation identities. The share is `data.val_share` of the training
+    RegDB, LLCM and most CSVs have no validation identities. The share is `data.val_share` of the training
     identities, drawn by `training.seed`.
     """
-    wanted = config.training.validate_every and config.training.select != "test"
-    if not wanted or (table.split == "val").any() or not config.data.val_share:
+    needs_validation = config.training.validate_every and config.training.select != "test"
+    if not needs_validation or (table.split == "val").any() or not config.data.val_share:
         return table
     pids = np.unique(table.pid[table.split == "train"])
     count = max(1, round(config.data.val_share * len(pids)))
-    held = np.random.default_rng(config.training.seed).permutation(pids)[:count]
-    mask = (table.split == "train") & np.isin(table.pid, held)
+    held_out = np.random.default_rng(config.training.seed).permutation(pids)[:count]
+    mask = (table.split == "train") & np.isin(table.pid, held_out)
     note = f"{count} of {len(pids)} training identities are held out for validation (data.val_share)"
     split = np.where(mask, "val", table.split.astype("<U5"))
     return replace(table, split=split, notes=(*table.notes, note))
@@ -193,8 +193,8 @@ def warn_of_other_benchmark(config: str | None, data: str | Path) -> None:
     try:
         layout = detect_layout(data)
     except DataError:
-        return  # the training says what is wrong
-    if layout != config and layout in BENCHMARKS:  # a CSV is nobody's benchmark: any recipe may train on it
+        return  # the training reports the error
+    if layout != config and layout in BENCHMARKS:  # any configuration may train on a CSV
         logger.warning(
             "--config %s is for another benchmark: %s has the layout of %s. Take --config %s",
             config,
@@ -205,7 +205,7 @@ def warn_of_other_benchmark(config: str | None, data: str | Path) -> None:
 
 
 def check_split(config: Config, dataset: str) -> None:
-    """Refuse `data.split` beside data that have one split.
+    """Refuse `data.split` for data with one split.
 
     Args:
         config: settings.
@@ -243,47 +243,47 @@ def check_folder(run: Path, config: Config, resume: bool) -> None:
         CheckpointError: when it holds a run and `resume` is not set, or a run with other settings.
         DataError: when it holds other files.
     """
-    stored = run / CONFIG
-    if stored.is_file():
+    config_file = run / CONFIG
+    if config_file.is_file():
         if not resume:
-            begun = any((run / "checkpoints").glob("step-*"))
-            more = "" if begun else ". It has no checkpoint yet: its folder can be deleted"
+            has_checkpoint = any((run / "checkpoints").glob("step-*"))
+            hint = "" if has_checkpoint else ". It has no checkpoint yet: its folder can be deleted"
             raise CheckpointError(
                 f"{run} already holds a run: go on with --resume (in Python: resume=True), or give another "
-                f"--out{more}"
+                f"--out{hint}"
             )
-        written, kept = _read(stored)
-        old, new = (_flat(tree.model_dump(mode="json")) for tree in (kept, config))
+        stored_values, stored_config = _read_stored_config(config_file)
+        old, new = (_flatten(tree.model_dump(mode="json")) for tree in (stored_config, config))
         changed = [key for key in old if old[key] != new[key] and key not in MAY_CHANGE]
-        if lacking := [key for key in changed if key not in written]:
-            raise _damaged(stored, f"does not hold {', '.join(lacking[:5])}")
+        if missing := [key for key in changed if key not in stored_values]:
+            raise _damaged_error(config_file, f"does not hold {', '.join(missing[:5])}")
         if changed:
-            listed = "; ".join(f"{key}: {old[key]} there, {new[key]} now" for key in changed[:5])
-            raise CheckpointError(f"{run} was started with other settings ({listed})")
+            differences = "; ".join(f"{key}: {old[key]} there, {new[key]} now" for key in changed[:5])
+            raise CheckpointError(f"{run} was started with other settings ({differences})")
     elif resume and (run / "checkpoints").exists():
-        raise _damaged(stored, "is a folder" if stored.is_dir() else "is missing")
+        raise _damaged_error(config_file, "is a folder" if config_file.is_dir() else "is missing")
     elif run.exists() and (not run.is_dir() or set(run.iterdir()) - {run / ".lock", *left_in(run)}):
         raise DataError(f"{run} exists and is not an fmcnet run: give a new or empty folder as --out")
 
 
-def _read(stored: Path) -> tuple[dict[str, Any], Config]:
-    """The settings that the file of a run holds, as "section.key", and all of them."""
+def _read_stored_config(config_file: Path) -> tuple[dict[str, Any], Config]:
+    """The settings in a run's config.yaml by "section.key", and the whole configuration with defaults."""
     try:
-        tree = read_yaml(stored)
+        tree = read_yaml(config_file)
         if not isinstance(tree, dict) or not tree:
-            raise _damaged(stored, "holds no sections" if tree else "is empty")
+            raise _damaged_error(config_file, "holds no sections" if tree else "is empty")
         config = load_config(tree)
     except OSError as error:
-        raise _damaged(stored, f"cannot be read: {error.strerror or error}") from error
+        raise _damaged_error(config_file, f"cannot be read: {error.strerror or error}") from error
     except (ValueError, ConfigError) as error:
         reason = " ".join(str(error).split())
-        raise _damaged(stored, f"is damaged ({reason[:200]})") from error
-    return _flat({name: values for name, values in tree.items() if isinstance(values, dict)}), config
+        raise _damaged_error(config_file, f"is damaged ({reason[:200]})") from error
+    return _flatten({name: values for name, values in tree.items() if isinstance(values, dict)}), config
 
 
-def _damaged(stored: Path, what: str) -> CheckpointError:
+def _damaged_error(path: Path, problem: str) -> CheckpointError:
     return CheckpointError(
-        f"{stored} {what}: write it again with the settings of this training (fmcnet config NAME key=value > FILE), "
+        f"{path} {problem}: write it again with the settings of this training (fmcnet config NAME key=value > FILE), "
         "or give another --out"
     )
 
@@ -291,26 +291,26 @@ def _damaged(stored: Path, what: str) -> CheckpointError:
 def resumed_config(run: Path, source: str | None, overrides: Sequence[str]) -> Config | None:
     """The settings that a run was started with, and `overrides`; None where there is no run yet.
 
-    What a configuration `source`, named beside the run, says otherwise is left out with a warning: it may have been
-    overridden when the run started.
+    Settings of a configuration `source`, named beside the run, that differ are ignored with a warning: they may have
+    been overridden when the run started.
     """
-    stored = run / CONFIG
-    if not stored.is_file():
+    config_file = run / CONFIG
+    if not config_file.is_file():
         return None
     if source is not None:
-        own, named = load_config(stored).model_dump(), load_config(source)
+        run_config, source_config = load_config(config_file).model_dump(), load_config(source)
         overridden = {item.partition("=")[0].strip() for item in overrides}
         differing = [
-            f"{section}.{key} {own[section][key]} (not {getattr(part, key)})"
-            for section, part in named
+            f"{section}.{key} {run_config[section][key]} (not {getattr(part, key)})"
+            for section, part in source_config
             for key in sorted(part.model_fields_set)
-            if own[section][key] != getattr(part, key) and f"{section}.{key}" not in overridden
+            if run_config[section][key] != getattr(part, key) and f"{section}.{key}" not in overridden
         ]
         if differing:
             logger.warning(
                 "the run goes on with its own settings, not those of %s: %s", source, "; ".join(differing)
             )
-    return load_config(stored, list(overrides))
+    return load_config(config_file, list(overrides))
 
 
 @contextmanager
@@ -330,7 +330,7 @@ def open_folder(run: Path, config: Config) -> Iterator[None]:
                 raise CheckpointError(
                     f"another process is training in {run}: wait for it, or give another --out"
                 ) from None
-            except (OSError, NotImplementedError):  # no locks here, or read-only: then the first write fails
+            except (OSError, NotImplementedError):  # no locks, or read-only: then the first write fails
                 pass
             remove_left(run)
             for path in (run / "checkpoints").glob(".step-*.tmp"):
@@ -353,5 +353,5 @@ def split_runs(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.glob("split-*")) if (path / CARD).is_file()]
 
 
-def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
     return {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}

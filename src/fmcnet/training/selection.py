@@ -1,4 +1,4 @@
-"""What becomes of the weights: their statistics for search, their validation, and which of them a training keeps."""
+"""Validation, selection of the best weights, and the statistics of descriptors for search."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from fmcnet.models.fmcnet import FMCNet
 from fmcnet.types import Modality
 
 BATCHES = 50
-"""Most batches that statistics are taken over: 3,200 images with the generated benchmark's batches of 64. A small
-training set is passed over once."""
+"""Maximum number of batches for statistics: 3,200 images with the generated benchmark's batches of 64. A smaller
+training set is read once."""
 
 
 @contextmanager
 def writing(what: str, folder: Path, then: str) -> Iterator[None]:
-    """Turn an error of the disk into one that says how to continue."""
+    """Turn a disk error into a message that says how to continue."""
     try:
         yield
     except OSError as error:
@@ -47,7 +47,7 @@ def writing(what: str, folder: Path, then: str) -> Iterator[None]:
 
 
 class ModelSelection:
-    """Validates every `training.validate_every` epochs and remembers the best weights.
+    """Validates every `training.validate_every` epochs and keeps the best weights.
 
     The measure is mAP of infrared queries in a visible gallery, over the identities of split "val" (see `hold_out`).
     With `training.select=test` the test identities take their place, and every report of the run says so.
@@ -92,13 +92,13 @@ class ModelSelection:
         return bool(self.every) and epoch % self.every == 0
 
     def validate(self, model: FMCNet, card: ModelCard, step: int) -> dict[str, Any]:
-        """Measure a model, and remember it for `write` if it is the best so far.
+        """Measure a model, and keep it for `write` if it is the best so far.
 
         Every process must call and embeds its share of the images.
 
         Args:
             model: in evaluation mode, with the same weights on every process.
-            card: what travels with them.
+            card: the model's.
             step: number of steps done.
 
         Returns:
@@ -110,11 +110,11 @@ class ModelSelection:
         if embeddings is None:
             return {}
         protocol = protocols.custom(query=Modality.INFRARED, gallery=Modality.VISIBLE, name="validation")
-        mean = evaluate(embeddings, protocol).mean
-        if self.select != "last" and mean["mAP"] > self.best.get("mAP", -1.0):
-            self.best = {"mAP": mean["mAP"], "step": step}
+        metrics = evaluate(embeddings, protocol).mean
+        if self.select != "last" and metrics["mAP"] > self.best.get("mAP", -1.0):
+            self.best = {"mAP": metrics["mAP"], "step": step}
             self._unsaved = model, card
-        return {"validated_step": step, "mAP": mean["mAP"], "rank1": mean["rank1"]}
+        return {"validated_step": step, "mAP": metrics["mAP"], "rank1": metrics["rank1"]}
 
     def write(self) -> None:
         """Write the best weights, if they are new (rank 0); without them the training cannot continue."""
@@ -128,11 +128,11 @@ class ModelSelection:
         return self.folder / f"best-{int(step):06d}"
 
     def forget(self, recorded: Iterable[dict[str, float]]) -> None:
-        """Remove earlier best weights that no checkpoint names, given `best` of every checkpoint."""
-        named = {self._best(best["step"]) for best in recorded if best}
-        for old in self.folder.glob("best-*"):
-            if old not in named:
-                shutil.rmtree(old, ignore_errors=True)
+        """Remove earlier best weights that no checkpoint refers to; `recorded` is `best` of every checkpoint."""
+        referenced = {self._best(best["step"]) for best in recorded if best}
+        for folder in self.folder.glob("best-*"):
+            if folder not in referenced:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def restore(self, best: dict[str, float]) -> None:
         """Restore `best` from a checkpoint; raises `CheckpointError` when the weights that it names are missing."""
@@ -156,50 +156,50 @@ class ModelSelection:
 def estimate_statistics(model: FMCNet, load: Callable[[], Iterable[TrainingBatch]], world: int = 1) -> None:
     """Replace the statistics of every `FeatureNorm`, then those of a standardised descriptor. Ours.
 
-    During training those of `FeatureNorm` are running averages over a few noisy, augmented batches. The error of such
-    a mean tells the modalities apart (docs/findings.md).
+    During training, those of `FeatureNorm` are running averages over a few noisy, augmented batches. Their error is
+    a difference between the modalities (docs/findings.md).
 
     Args:
         model: in evaluation mode; everything else stays as it is.
         load: gives the same batches of images without augmentation at each call.
-        world: number of processes; the features of all count (each process must call).
+        world: number of processes; the statistics are over all of them (each process must call).
     """
     norms = feature_norms(model)
     if norms:
-        of_norm = {(norm, modality): Moments(norm.dim) for norm in norms for modality in Modality}
-        with watch_norms(model, lambda norm, modality, features: of_norm[norm, modality].add(features)):
+        norm_moments = {(norm, modality): Moments(norm.dim) for norm in norms for modality in Modality}
+        with watch_norms(model, lambda norm, modality, features: norm_moments[norm, modality].add(features)):
             for batch in load():
                 model(batch.visible, batch.infrared)
-        for (norm, modality), total in of_norm.items():
-            norm.set(modality, *total.read(world, model.mean.device))
+        for (norm, modality), moments in norm_moments.items():
+            norm.set(modality, *moments.read(world, model.mean.device))
     if (standard := model.standard) is not None:
-        of_descriptor = {modality: Moments(standard.mean.shape[1]) for modality in Modality}
+        descriptor_moments = {modality: Moments(standard.mean.shape[1]) for modality in Modality}
         with model.unstandardized():
             for batch in load():
-                of_descriptor[Modality.VISIBLE].add(model.embed(batch.visible, Modality.VISIBLE))
-                of_descriptor[Modality.INFRARED].add(model.embed(batch.infrared, Modality.INFRARED))
-        for modality, total in of_descriptor.items():
-            standard.set(modality, *total.read(world, model.mean.device))
+                descriptor_moments[Modality.VISIBLE].add(model.embed(batch.visible, Modality.VISIBLE))
+                descriptor_moments[Modality.INFRARED].add(model.embed(batch.infrared, Modality.INFRARED))
+        for modality, moments in descriptor_moments.items():
+            standard.set(modality, *moments.read(world, model.mean.device))
 
 
 class Moments:
-    """Mean and variance of rows of `dim` values that come in batches."""
+    """Mean and variance of rows of `dim` values, added in batches."""
 
     def __init__(self, dim: int) -> None:
         self._sums = torch.zeros(3, dim, dtype=torch.float64)
 
     def add(self, rows: Tensor) -> None:
-        """Count rows (B, D)."""
+        """Add rows (B, D)."""
         x = rows.cpu().double()  # float64 is not on every device
         self._sums += torch.stack([torch.full_like(x[0], len(x)), x.sum(0), x.square().sum(0)])
 
     def read(self, world: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean (D,) and unbiased variance (D,) of the rows of all processes, float64 on the CPU."""
-        total = self._sums
+        sums = self._sums
         if world > 1:
-            shared = total.to(device)
-            dist.all_reduce(shared)
-            total = shared.cpu()
-        count, first, second = total
-        mean = first / count
-        return mean, (second / count - mean.square()).clamp(min=0) * count / (count - 1).clamp(min=1)
+            device_sums = sums.to(device)
+            dist.all_reduce(device_sums)
+            sums = device_sums.cpu()
+        count, total, total_squares = sums
+        mean = total / count
+        return mean, (total_squares / count - mean.square()).clamp(min=0) * count / (count - 1).clamp(min=1)

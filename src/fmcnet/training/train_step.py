@@ -1,6 +1,6 @@
-"""One training step: forward, the discriminators' turn, everybody else's turn.
+"""One training step: forward pass, step of the discriminators, step of all other parts.
 
-Nothing in a step waits for the device. What a step measures stays there until `read`, which the trainer calls every
+No step waits for the device. Its measurements stay there until `read`, which the trainer calls every
 `training.log_every` steps and before it writes anything. `read` names the step and the term of the first value that
 is not finite, so nothing computed after that step is ever stored.
 """
@@ -48,7 +48,7 @@ GRADIENT, DISCRIMINATOR_GRADIENT = "gradient", "discriminator gradient"
 """Names of the gradients' norms among the measured values."""
 
 SCALE, SMALLEST_SCALE = "scale", 2.0**-14
-"""Name of the float16 scaler's factor among the measured values; a sane training does not fall below that."""
+"""Name of the float16 scaler's factor among the measured values, and its lower limit in a healthy training."""
 
 MEASURED = (*health.NAMES, GRADIENT, DISCRIMINATOR_GRADIENT, SCALE)
 """Names of the values that a step measures beside the terms of the loss."""
@@ -58,7 +58,7 @@ class NotFinite(Exception):
     """Some values of a step are NaN or infinite.
 
     Attributes:
-        step: which, counted from 1.
+        step: its number, from 1.
         names: of the values.
     """
 
@@ -122,8 +122,8 @@ class TrainStep:
     def step(self, batches: Sequence[TrainingBatch], step: int) -> None:
         """Take one step; `read` returns what it measures.
 
-        With several batches the discriminators take their turn on each (they see fresh features every time), all
-        others once, with the mean of the batches' gradients.
+        With several batches, the discriminators step after each batch. All other parts step once, with the mean of
+        the batches' gradients.
 
         Args:
             batches: `training.accumulate` whole batches.
@@ -140,7 +140,7 @@ class TrainStep:
             norm = self._update()
         for scheduler in self.schedulers:
             advance_schedule(scheduler)
-        means = torch.stack([torch.stack([*one.values()]) for one in measured]).mean(dim=0)
+        means = torch.stack([torch.stack([*batch_values.values()]) for batch_values in measured]).mean(dim=0)
         values = dict(zip(measured[0], means, strict=True))
         values[GRADIENT] = norm.detach().float()
         if self.scaler.is_enabled():
@@ -148,7 +148,7 @@ class TrainStep:
         self._measured.append((step, [*values], torch.stack([*values.values()])))
 
     def _forward_backward(self, batch: TrainingBatch, batches: int) -> dict[str, Tensor]:
-        """Forward, the discriminators' turn, and the backward pass of all others; the measured values by name."""
+        """Forward pass, step of the discriminators, backward pass of the rest; returns measured values by name."""
         output = self._forward(batch)
         discriminators = self._train_discriminators(output)
         with record_function("fmcnet: losses"):
@@ -169,7 +169,7 @@ class TrainStep:
 
     @record_function("fmcnet: discriminators")
     def _train_discriminators(self, output: FMCNetOutput) -> dict[str, Tensor]:
-        """The discriminators' turn in eq. (12), on every batch; all others step once."""
+        """The step of the discriminators, eq. (12); returns their measured values."""
         loss = self.criterion.discriminator_loss(output)
         if loss is None or self.discriminator_optimizer is None:
             return {}
@@ -183,43 +183,43 @@ class TrainStep:
         assert optimizer is not None
         assert compensation is not None
         average_gradients(compensation.discriminator_parameters(), self.ctx.world)
-        norm = _norm(compensation.discriminator_parameters())
+        norm = _gradient_norm(compensation.discriminator_parameters())
         optimizer.step()
         compensation.renormalize_discriminators()
         return norm
 
     def _update(self) -> Tensor:
-        """Take the step of all others; returns the norm of the gradient before clipping, on the device."""
+        """Take the step of the main optimiser; returns the norm of the gradient before clipping, on the device."""
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         clip = self.config.training.clip
-        norm = nn.utils.clip_grad_norm_(parameters, clip) if clip else _norm(parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, clip) if clip else _gradient_norm(parameters)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return norm
 
     def _distribute(self, model: FMCNet) -> DistributedDataParallel:
-        """The model with gradients averaged over the processes, but for what has its own turn or no gradient."""
+        """Wrap the model so that processes average its gradients, except those of discriminators and unused parts."""
         ignored: set[nn.Parameter] = set()
         if model.compensation is not None:
             ignored |= {*model.compensation.discriminator_parameters()}
-            weights = self.config.losses
-            if model.fusion is None and not (weights.gan or weights.fc or weights.ic):
-                ignored |= {*model.compensation.generator_parameters()}  # nothing trains them
+            losses = self.config.losses
+            if model.fusion is None and not (losses.gan or losses.fc or losses.ic):
+                ignored |= {*model.compensation.generator_parameters()}  # no loss trains them
         names = [name for name, parameter in model.named_parameters() if parameter in ignored]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
-        device = [self.ctx.device.index] if self.ctx.device.type == "cuda" else None
+        device_ids = [self.ctx.device.index] if self.ctx.device.type == "cuda" else None
         with warnings.catch_warnings():  # newer PyTorch would rename broadcast_buffers
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(
-                model, device_ids=device, broadcast_buffers=False, gradient_as_bucket_view=True
+                model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
             )
 
     def read(self) -> list[dict[str, float]]:
         """Return what the steps since the last call measured, means over the processes; waits for the device.
 
         Returns:
-            A record a step: "step" (from 1), every term by name, what `health.measure` gives, the gradients' norms,
+            One record per step: "step" (from 1), every term by name, the values of `health.measure`, gradient norms,
             "loss" (the sum of the terms that all but the discriminators minimise) and "rate" (the learning rate
             of heads, generators and fusion).
 
@@ -229,16 +229,16 @@ class TrainStep:
         if not self._measured:
             return []
         measured, self._measured = self._measured, []
-        flat = torch.cat([values for *_, values in measured]).cpu().double()  # the one wait for the device
+        flat = torch.cat([values for *_, values in measured]).cpu().double()  # the only wait for the device
         flat = mean_over_ranks(flat, self.ctx)
         records = []
         for (step, names, _), row in zip(measured, flat.split([len(v) for *_, v in measured]), strict=True):
             values: dict[str, float] = dict(zip(names, row.tolist(), strict=True))
-            bad = _first_not_finite(values, self._losses, ignore_gradient=self.scaler.is_enabled())
+            not_finite = _first_not_finite(values, self._losses, ignore_gradient=self.scaler.is_enabled())
             if values.get(SCALE, 1.0) < SMALLEST_SCALE:  # the scaler has halved its factor for a long time
-                bad = [GRADIENT]
-            if bad:
-                raise NotFinite(step + 1, bad)
+                not_finite = [GRADIENT]
+            if not_finite:
+                raise NotFinite(step + 1, not_finite)
             loss = sum(v for k, v in values.items() if k in self._losses)
             training = self.config.training
             learning_rate = training.lr * lr_factor(step, self.steps, training)
@@ -247,21 +247,21 @@ class TrainStep:
 
     def export(self) -> FMCNet:
         """Copy the model for inference, running statistics averaged over the processes (every process must call)."""
-        with torch.random.fork_rng([]):  # so that to validate or not changes no dropout
-            plain = build_model(
+        with torch.random.fork_rng([]):  # so that validation does not change the dropout
+            exported = build_model(
                 self.config.model, self.model.decomposition.classify_shared.linear.out_features
             )
-        plain.load_state_dict(self.model.state_dict())
-        plain = plain.to(self.ctx.device)
-        average_buffers(plain, self.ctx.world)
-        return plain.eval()
+        exported.load_state_dict(self.model.state_dict())
+        exported = exported.to(self.ctx.device)
+        average_buffers(exported, self.ctx.world)
+        return exported.eval()
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:
-    """The type that the network computes in; "auto": bfloat16 on GPUs that have it, float16 on others, else float32.
+    """The type for the forward pass; "auto": bfloat16 on GPUs that have it, float16 on others, else float32.
 
     Raises:
-        FmcnetError: for float16 elsewhere than on a GPU.
+        FmcnetError: for float16 without a GPU.
     """
     if name == "auto":
         if device.type != "cuda":
@@ -273,63 +273,65 @@ def precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def memory_format(config: Config, device: torch.device) -> torch.memory_format:
-    """`training.channels_last`; "auto": channels_last on GPUs and, for backbones that train faster in it, on CPUs."""
-    wanted = config.training.channels_last
-    if wanted == "auto":
+    """`training.channels_last`; "auto": channels_last on GPUs, and on CPUs for backbones that are faster with it."""
+    setting = config.training.channels_last
+    if setting == "auto":
         backbone = make_backbone(config.model.arch, config.model.width)
-        wanted = "no" if device.type == "cpu" and not backbone.channels_last else "yes"
-    return torch.channels_last if wanted == "yes" else torch.contiguous_format
+        setting = "no" if device.type == "cpu" and not backbone.channels_last else "yes"
+    return torch.channels_last if setting == "yes" else torch.contiguous_format
 
 
 def _recompute_activations(decomposition: Decomposition) -> None:
-    """Let the backward pass compute the activations of stems and tails anew, to save memory."""
+    """Recompute the activations of stems and tails in the backward pass, to save memory."""
     for name, module in decomposition.named_children():
         if name.startswith(BACKBONE_PARTS):
-            module.forward = _recomputing(module)
+            module.forward = _recomputing_forward(module)
 
 
-def _recomputing(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The `forward` of a module, by `torch.utils.checkpoint` in training."""
-    plain = module.forward
+def _recomputing_forward(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The `forward` of a module, through `torch.utils.checkpoint` in training."""
+    original_forward = module.forward
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Of the forward pass, and of the recomputation."""
-        return nullcontext(), _running_statistics_kept(module)
+        """Context managers of the forward pass and of the recomputation."""
+        return nullcontext(), _keep_running_statistics(module)
 
     def forward(x: Tensor) -> Tensor:
         if not (module.training and torch.is_grad_enabled()):
-            return cast(Tensor, plain(x))
-        return cast(Tensor, checkpoint(plain, x, use_reentrant=False, context_fn=contexts))
+            return cast(Tensor, original_forward(x))
+        return cast(Tensor, checkpoint(original_forward, x, use_reentrant=False, context_fn=contexts))
 
     return forward
 
 
 @contextmanager
-def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of a module's batch normalisations, which the forward pass has updated already."""
+def _keep_running_statistics(module: nn.Module) -> Iterator[None]:
+    """Do not update running statistics of batch normalisation again: the forward pass did it already."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:  # track_running_stats stays: without it other tensors are saved than the first time
+    saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for (
+        norm
+    ) in norms:  # not by track_running_stats=False: checkpoint would then save other tensors than before
         norm.momentum = 0.0
         norm.num_batches_tracked = torch.zeros_like(cast(Tensor, norm.num_batches_tracked))
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, kept, strict=True):
+        for norm, (momentum, count) in zip(norms, saved, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+def _gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def _first_not_finite(values: dict[str, float], losses: Set[str], ignore_gradient: bool) -> list[str]:
-    """Names of what is not finite, of the earliest part of the step that has any: the rest follows from it.
+    """Names of the values that are not finite, in the earliest such part of the step: the others follow from it.
 
-    With float16 a gradient that overflows is expected now and then: the scaler leaves such a step out.
+    With float16 a gradient may overflow now and then: the scaler skips such a step.
     """
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    not_finite = [name for name, value in values.items() if not math.isfinite(value)]
     terms = [name for name in values if name in losses]
     gradient = [] if ignore_gradient else [GRADIENT]
     parts = [["discriminator"], [DISCRIMINATOR_GRADIENT], terms, gradient, [*health.NAMES]]
-    return next((found for part in parts if (found := [name for name in bad if name in part])), [])
+    return next((found for part in parts if (found := [name for name in not_finite if name in part])), [])

