@@ -37,7 +37,7 @@ def main() -> None:
     sampler = IdentityModalitySampler(labels, table.modality, identities=p, images=k, steps=args.steps)
     loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
 
-    model = fmcnet.FMCNet.from_config(config.model, num_classes=len(pids)).train()
+    model = fmcnet.FMCNet.from_config(config, num_classes=len(pids), pretrained=True)
     criterion = FMCNetLoss(config.losses, identities=p, compensation=model.compensation)
     discriminators = model.compensation.discriminator_parameters()
     owned = {id(parameter) for parameter in discriminators}

@@ -58,6 +58,8 @@ def test_mistakes_in_overrides_and_file_are_listed_together(tmp_path):
             ["model.frozen_blocks=3", "model.specific_stages=1"],
             "1 fault in the overrides model.frozen_blocks=3 model",
         ),
+        (["training.milestones=[30,50]"], "2 faults in the override training.milestones=[30,50]:"),
+        ("training.seed=1", "overrides is a text: give a list, as ['training.seed=1']"),
         (["lr"], "1 fault in the override lr:"),
         (["colour.red=1"], "1 fault in the override colour.red=1:"),
     ],

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -165,7 +167,7 @@ class ModelConfig(_Section):
     specific_length: float = Field(default=1.0, gt=0)
     """F_sp and F'_sp have this length with normalization=modality (ours)"""
     specific_offset: float = Field(default=0.0, ge=0, lt=1)
-    """F_sp and F'_sp have a constant of their modality, this share of their length (ours)"""
+    """With normalization=modality F_sp and F'_sp have a modality's constant, this share of their length (ours)"""
     specific_weight: float = Field(default=1.0, ge=0, le=1)
     """The features behind F_sh in the descriptor, F_sp and F'_sp or their fusion, have this weight (ours)"""
     fusion: Literal["sum", "softmax"] = "sum"
@@ -416,7 +418,7 @@ class Config(_Section):
 
 def load_config(
     source: str | Path | dict[str, Any] | None = None,
-    overrides: list[str] | tuple[str, ...] = (),
+    overrides: Sequence[str] = (),
     *,
     trained: bool = False,
 ) -> Config:
@@ -434,13 +436,16 @@ def load_config(
     Raises:
         ConfigError: listing every fault with its path, the value given and the reason.
     """
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides is a text: give a list, as ['{overrides}']")
     tree, source_name = _read_tree(source)
     if not isinstance(tree, dict):
         raise ConfigError(
             f"{source_name} must hold sections (data, model, losses, ...), not a {type(tree).__name__}"
         )
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
-    override_faults = {item: fault for item in overrides if (fault := _apply_override(tree, item))}
+    override_faults = {item: [fault] for item in overrides if (fault := _apply_override(tree, item))}
+    not_applied = set(override_faults)
     file_faults: list[str] = []
     for key, (neutral, _) in REMOVED.items():
         section, name = key.split(".")
@@ -454,14 +459,11 @@ def load_config(
     except ValidationError as error:
         for entry in error.errors():
             fault = _describe_fault(entry)
-            items = [
-                item for item in overrides if item not in override_faults and _is_about(item, entry, fault)
-            ]
-            if items:
-                override_faults |= dict.fromkeys(items, "") | {items[-1]: fault}
-            else:
-                file_faults.append(fault)
-    if faults := [*filter(None, override_faults.values()), *file_faults]:
+            items = [item for item in overrides if item not in not_applied and _is_about(item, entry, fault)]
+            for item in items:
+                override_faults.setdefault(item, [])
+            (override_faults[items[-1]] if items else file_faults).append(fault)
+    if faults := [*itertools.chain(*override_faults.values()), *file_faults]:
         more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
         listed = "\n".join(f"  {fault:.500}" for fault in [*faults[:MOST_FAULTS], *more])
         places = [source_name] if file_faults else []

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from fmcnet.config import ModelConfig, load_config
-from fmcnet.errors import CheckpointError
+from fmcnet.errors import CheckpointError, ConfigError
 from fmcnet.models.build import build_model
 from fmcnet.models.card import ModelCard
 from fmcnet.models.checkpoint import load_pretrained_model, save_pretrained
@@ -87,6 +88,23 @@ def test_stripes_are_means_of_rows_of_the_maps_behind_each_block():
     out = model(visible, infrared)
     assert out.infrared.embedding.shape == (4, 2 * (32 + 64) + 64)
     assert torch.allclose(model.embed(infrared, Modality.INFRARED), out.infrared.embedding, atol=1e-5)
+
+
+def test_from_config_freezes_no_random_weights_and_loads_pretrained_ones_when_asked(tmp_path):
+    settings = ["model.frozen_blocks=2", f"model.pretrained={tmp_path / 'w.safetensors'}"]
+    config = load_config("tiny", settings)
+    model = FMCNet.from_config(config, 3)
+    assert all(parameter.requires_grad for parameter in model.decomposition.stem_visible.parameters())
+    with pytest.raises(CheckpointError, match="no file or run"):
+        FMCNet.from_config(config, 3, pretrained=True)
+    state = {k: v + 1 for k, v in model.decomposition.stem_visible.state_dict().items()}
+    state |= model.decomposition.shared.state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    stem = FMCNet.from_config(config, 3, pretrained=True).decomposition.stem_infrared
+    assert all(torch.equal(value, state[key]) for key, value in stem.state_dict().items())
+    assert not stem.conv1.weight.requires_grad
+    with pytest.raises(ConfigError, match="num_classes=0: a model needs at least one training identity"):
+        FMCNet.from_config(config, 0)
 
 
 def test_a_model_is_built_from_settings_and_loaded_by_folder_or_name(tmp_path):

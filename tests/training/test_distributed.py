@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
@@ -28,6 +29,8 @@ from fmcnet.distributed import (
 )
 from fmcnet.inference.embed import embed_shared
 from fmcnet.inference.encoder import load
+from fmcnet.losses.criterion import FMCNetLoss
+from fmcnet.models.fmcnet import FMCNet
 from fmcnet.training import health
 from fmcnet.training import trainer as loop
 from fmcnet.training.loggers import read_log
@@ -115,6 +118,47 @@ def test_two_synchronised_processes_train_as_one(tiny_sysu, tmp_path, settings):
 
     assert gap(b) < 0.05
     assert gap(alone) > 0.5  # each with statistics and centres of its own
+
+
+def own_loop(folder):
+    """Two steps of the loop that `FMCNetLoss` shows, in `DistributedDataParallel`; the weights of each rank."""
+
+    def work():
+        rank = int(os.environ["RANK"])
+        dist.init_process_group("gloo")
+        config = load_config("tiny")
+        torch.manual_seed(0)
+        model = FMCNet.from_config(config, num_classes=4)
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        criterion = FMCNetLoss(config.losses, identities=2, compensation=model.compensation)
+        discriminators = model.compensation.discriminator_parameters()
+        owned = {id(parameter) for parameter in discriminators}
+        others = [parameter for parameter in model.parameters() if id(parameter) not in owned]
+        optimizer, discriminator_optimizer = (
+            torch.optim.SGD(others, 0.01),
+            torch.optim.SGD(discriminators, 0.1),
+        )
+        torch.manual_seed(rank)
+        for _ in range(2):
+            visible, infrared = torch.randint(0, 256, (2, 4, 3, 32, 16), dtype=torch.uint8)
+            output = wrapped(visible, infrared)
+            discriminator_optimizer.zero_grad()
+            criterion.discriminator_loss(output).backward()
+            average_gradients(discriminators, 2)
+            discriminator_optimizer.step()
+            optimizer.zero_grad()
+            criterion(output, torch.tensor([0, 0, 1, 1]))[0].backward()
+            optimizer.step()
+        torch.save(dict(model.named_parameters()), Path(folder, str(rank)))
+        dist.destroy_process_group()
+
+    assert forked.ends(forked.job(work, 2)) == [0, 0]
+
+
+def test_a_loop_of_ones_own_in_distributed_data_parallel(tmp_path):
+    forked.apart(own_loop, folder=tmp_path)
+    first, second = (torch.load(tmp_path / rank) for rank in ("0", "1"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("variant", ["sfd", "fmc"])

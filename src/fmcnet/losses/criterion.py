@@ -59,6 +59,9 @@ class FMCNetLoss(nn.Module):
         loss, terms = criterion(output, labels)
         loss.backward()  # then the other optimiser steps
 
+    `DistributedDataParallel` averages gradients in the second backward pass alone. Before the discriminators'
+    optimiser steps, average theirs: `fmcnet.distributed.average_gradients(discriminators, world)`.
+
     Args:
         config: margins and weights.
         identities: P, identities in a batch.

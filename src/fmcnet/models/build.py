@@ -26,7 +26,8 @@ def build_model(config: ModelConfig, classes: int) -> FMCNet:
     With random weights it is ours: it makes features of both modalities comparable from the first step.
 
     Args:
-        config: `variant` selects the parts; a part has the same class in every variant.
+        config: `variant` selects the parts; a part has the same class in every variant. Where `pretrained` is set,
+            `frozen_blocks` are frozen: load the weights next (`load_pretrained`).
         classes: number of training identities; 0 for a model without training.
 
     Returns:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmcnet.config import Config, ModelConfig
+from fmcnet.errors import ConfigError
 from fmcnet.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Triple
 from fmcnet.models.compensation import Compensation
 from fmcnet.models.decomposition import Decomposition, Tail
@@ -203,22 +204,35 @@ class FMCNet(nn.Module):
         return normalized.permute(0, 3, 1, 2)
 
     @classmethod
-    def from_config(cls, config: Config | ModelConfig, num_classes: int) -> FMCNet:
-        """Build a model with random weights.
+    def from_config(
+        cls, config: Config | ModelConfig, num_classes: int, *, pretrained: bool = False
+    ) -> FMCNet:
+        """Build a model for your own training loop.
 
         Args:
             config: settings, as `load_config("paper")` gives them.
-            num_classes: number C of training identities.
+            num_classes: number C of training identities, at least 1.
+            pretrained: start from the weights that `model.pretrained` names, and freeze `model.frozen_blocks`. False:
+                all weights are random, and none is frozen.
 
         Returns:
             The model, in training mode on the CPU.
 
         Raises:
-            ConfigError: for an unknown `model.arch`, or settings that do not fit it.
+            ConfigError: for an unknown `model.arch`, settings that do not fit it, or no identity.
+            CheckpointError: when the pretrained weights are missing or do not fit.
         """
         from fmcnet.models.build import build_model
+        from fmcnet.models.pretrained import load_pretrained
 
-        return build_model(config.model if isinstance(config, Config) else config, num_classes)
+        settings = config.model if isinstance(config, Config) else config
+        if num_classes < 1:
+            raise ConfigError(f"num_classes={num_classes}: a model needs at least one training identity")
+        if not pretrained:
+            return build_model(settings.model_copy(update={"pretrained": None}), num_classes)
+        model = build_model(settings, num_classes)
+        load_pretrained(model, settings.pretrained, settings.arch)
+        return model
 
     @classmethod
     def from_pretrained(cls, source: str | Path, device: str | torch.device = "cpu") -> FMCNet:
