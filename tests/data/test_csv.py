@@ -276,6 +276,11 @@ def test_a_file_of_wrong_rows_is_not_read_to_its_end(file: Path, monkeypatch: py
     assert len(looked) == 1000
 
 
+def test_empty_columns_at_the_end_as_spreadsheets_write_them(file: Path) -> None:
+    file.write_text(file.read_text().replace("\n", ",,,\n"))
+    assert len(read_csv(file)) == len(read_csv(file).pid) > 0
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fmcnet.config import DataConfig, EvaluationConfig, load_config
+from fmcnet.config import Config, DataConfig, EvaluationConfig, load_config
 from fmcnet.data.readers import read_dataset
 from fmcnet.data.readers.csv import HELD_OUT
 from fmcnet.data.table import Table, fingerprint
@@ -146,6 +146,13 @@ def evaluate_run(
 
 def _setting_names(overrides: Sequence[str]) -> dict[str, str]:
     """Each override, as "mode=indoor", by the name of its evaluation setting."""
+    for item in overrides:
+        section, dot, _ = item.partition("=")[0].strip().partition(".")
+        if dot and section in Config.model_fields and section != "evaluation":
+            raise ConfigError(
+                f"override '{item}': an evaluation takes settings of the section evaluation alone, as shots=10; those "
+                f"of the section {section} are the run's"
+            )
     return {item.partition("=")[0].strip().removeprefix("evaluation."): item for item in overrides}
 
 
@@ -207,10 +214,11 @@ def _evaluate_one(
 def _run_settings(run: Path, card: ModelCard, overrides: Sequence[str]) -> EvaluationConfig:
     """The run's evaluation settings with the overrides."""
     stored = {"evaluation": card.config.evaluation.model_dump(mode="json")}
+    given = _setting_names(overrides)
     settings = load_config(
         stored, [f"evaluation.{item.removeprefix('evaluation.')}" for item in overrides]
     ).evaluation
-    if is_shipped(run) and "direction" not in _setting_names(overrides):
+    if is_shipped(run) and "direction" not in given:
         # It is for several benchmarks, each with its own direction.
         return settings.model_copy(update={"direction": "auto"})
     return settings

@@ -243,7 +243,7 @@ def _header_fault(columns: list[str], count: int, required: Sequence[str]) -> st
         return f"no column modality in the header ({header}): add it, or say --modality visible or infrared"
     if missing:
         return f"no column {', '.join(missing)} in the header ({header}); expected{EXPECTED.rstrip()}"
-    repeated = sorted({name for name in columns if columns.count(name) > 1})
+    repeated = sorted({name for name in columns if name and columns.count(name) > 1})
     return f"the column {', '.join(repeated)} stands twice in the header" if repeated else ""
 
 
