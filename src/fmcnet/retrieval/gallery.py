@@ -178,7 +178,7 @@ class Gallery:
         Raises:
             GalleryError: when it is not there.
         """
-        return self._stored(entry_id)[0]
+        return self._fetch_one(entry_id)[0]
 
     def embedding(self, entry_id: str) -> FloatArray:
         """Its embedding, (D,) float32 of unit length (float16's precision where so stored).
@@ -186,13 +186,13 @@ class Gallery:
         Raises:
             GalleryError: when it is not there.
         """
-        return self._stored(entry_id)[1]
+        return self._fetch_one(entry_id)[1]
 
     def picture(self, entry_id: str) -> bytes | None:
         """The picture kept with an entry, as it was given; None where none was, or there is no such entry."""
         return self._store.picture(entry_id)
 
-    def _stored(self, entry_id: str) -> Stored:
+    def _fetch_one(self, entry_id: str) -> Stored:
         found = self._store.fetch([entry_id])
         if entry_id not in found:
             raise GalleryError(f"{self.location} has no entry '{entry_id}'")
@@ -302,20 +302,20 @@ class Gallery:
         """
         vector = inputs.pool(query)
         self._check_query(vector, top, model)
-        wanted = POOLED_GROUPS * top if pooled else top
-        wide, whole, most = 5 * wanted, self.count(where), min(MAX_HITS, self._store.most)
+        group_count = POOLED_GROUPS * top if pooled else top
+        hit_count, matching, max_hits = 5 * group_count, self.count(where), min(MAX_HITS, self._store.most)
         while True:
-            hits = self._store.search(vector[None], min(wide, most), where, exact)[0]
-            near = group(hits, by, modalities_apart=pooled)[:wanted]
-            if len(near) >= wanted or len(hits) >= whole or wide >= most:
+            hits = self._store.search(vector[None], min(hit_count, max_hits), where, exact)[0]
+            groups = group(hits, by, modalities_apart=pooled)[:group_count]
+            if len(groups) >= group_count or len(hits) >= matching or hit_count >= max_hits:
                 break
-            wide *= 4
+            hit_count *= 4
         if not pooled:
-            return near
-        keys: Any = [one.key for one in near if one.key is not None]
+            return groups
+        keys: Any = [hit_group.key for hit_group in groups if hit_group.key is not None]
         scope = where or Where()  # all of these keys pass it
         members = replace(scope, tracks=keys) if by == "track" else replace(scope, pids=keys)
-        return rank_pooled(vector, near, self.scan(members) if keys else (), by)[:top]
+        return rank_pooled(vector, groups, self.scan(members) if keys else (), by)[:top]
 
     def _check_query(self, vectors: FloatArray, top: object, model: str | None) -> None:
         if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MAX_HITS:
@@ -372,13 +372,13 @@ class Gallery:
         """
         if on_duplicate not in ("refuse", "replace", "skip"):
             raise GalleryError(f"on_duplicate is 'refuse', 'replace' or 'skip', not {on_duplicate!r}")
-        by = self._model if model is None else inputs.text(model, "model")
-        if by is None:
+        digest = self._model if model is None else inputs.text(model, "model")
+        if digest is None:
             raise GalleryError(
                 "say which model made the embeddings: add(..., model=digest) or Gallery(..., model=)"
             )
-        if self._model is not None and by != self._model:
-            raise GalleryError(f"the gallery was opened for model '{self._model}', these are of '{by}'")
+        if self._model is not None and digest != self._model:
+            raise GalleryError(f"the gallery was opened for model '{self._model}', these are of '{digest}'")
         batch = inputs.make_batch(
             embeddings,
             modality=modality,
@@ -393,7 +393,7 @@ class Gallery:
         )
         if not batch.entries:
             return Added((), 0)
-        return self._store.add(batch, by, on_duplicate)
+        return self._store.add(batch, digest, on_duplicate)
 
     def update(
         self,

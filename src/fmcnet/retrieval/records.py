@@ -157,8 +157,8 @@ class Where:
             if isinstance(value, (str, bytes, int)):
                 raise GalleryError(f"Where({name}={value!r}): give a list, as {name}=[{value!r}]")
             if value is not None:
-                none = name == "tags" and not value  # every entry has all of no tags
-                object.__setattr__(self, name, None if none else frozenset(value))
+                no_condition = name == "tags" and not value  # every entry has all of no tags
+                object.__setattr__(self, name, None if no_condition else frozenset(value))
         if self.pids is not None:
             object.__setattr__(self, "pids", frozenset(as_known_pid(pid) for pid in self.pids))
         if self.modality is not None:
@@ -176,7 +176,7 @@ class Where:
     @property
     def unconditional(self) -> bool:
         """No condition is given: every entry matches."""
-        return all(getattr(self, f.name) is None for f in fields(self))
+        return all(getattr(self, field.name) is None for field in fields(self))
 
 
 @dataclass(frozen=True)
@@ -318,12 +318,12 @@ def as_pid(value: object) -> str | None:
 
 def as_known_pid(value: object) -> str:
     """`as_pid` of a filter; nobody known is an error, too."""
-    found = as_pid(value)
-    if found is None:
+    pid = as_pid(value)
+    if pid is None:
         raise GalleryError(
             f"pid {value!r} is nobody known: choose entries without an identity by other conditions"
         )
-    return found
+    return pid
 
 
 def as_utc(value: object, what: str) -> datetime:
@@ -401,7 +401,7 @@ def group(
         raise GalleryError(f"hits are grouped by 'track' or 'pid', not {by!r}")
     members: dict[object, list[Hit]] = {}
     for hit in hits:
-        members.setdefault(_key(hit, by, modalities_apart), []).append(hit)
+        members.setdefault(_group_key(hit, by, modalities_apart), []).append(hit)
     return [
         HitGroup(getattr(best, by), best.similarity, (best, *rest), probability=best.probability)
         for best, *rest in members.values()
@@ -424,22 +424,22 @@ def rank_pooled(
     """
     sums: dict[object, tuple[int, Any]] = {}
     for entry, vector in entries:
-        key = _key(entry, by, apart=True)
+        key = _group_key(entry, by, apart=True)
         count, total = sums.get(key, (0, 0.0))
         sums[key] = count + 1, total + vector.astype(np.float64)
-    found = []
-    for one in groups:
-        count, total = sums.get(_key(one.hits[0], by, apart=True), (0, 0.0))
-        if one.key is None:
-            found.append(replace(one, pooled=1))
+    results = []
+    for hit_group in groups:
+        count, total = sums.get(_group_key(hit_group.hits[0], by, apart=True), (0, 0.0))
+        if hit_group.key is None:
+            results.append(replace(hit_group, pooled=1))
         elif count:
             length = float(np.linalg.norm(total))
             cosine = float(np.dot(total, query.astype(np.float64))) / length if length > 1e-6 * count else 0.0
-            found.append(replace(one, similarity=max(-1.0, min(cosine, 1.0)), pooled=count))
-    return sorted(found, key=lambda one: (-one.similarity, one.hits[0].id))
+            results.append(replace(hit_group, similarity=max(-1.0, min(cosine, 1.0)), pooled=count))
+    return sorted(results, key=lambda hit_group: (-hit_group.similarity, hit_group.hits[0].id))
 
 
-def _key(one: Hit | Entry, by: str, apart: bool) -> tuple[object, str, Modality | None]:
+def _group_key(item: Hit | Entry, by: str, apart: bool) -> tuple[object, str, Modality | None]:
     """What those have in common that are of one group."""
-    value = getattr(one, by)
-    return value, one.id if value is None else "", one.modality if apart else None
+    value = getattr(item, by)
+    return value, item.id if value is None else "", item.modality if apart else None
